@@ -1,0 +1,186 @@
+"""The published numbers are those of the oracle, in the documented form, one for every clause."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpmath import mp, mpf
+
+from spec import generate, oracle
+
+SPEC = Path(__file__).parent
+FILES = sorted(generate.VECTORS.glob("*.json"))
+SCHEMA = json.loads((SPEC / "schema" / "vector.schema.json").read_text(encoding="utf-8"))
+PROSE = (SPEC / "SPEC.md").read_text(encoding="utf-8")
+CLAUSES = re.findall(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* \((MUST|SHOULD|MAY)\)", PROSE, re.MULTILINE)
+# Clauses that test_vectors.py holds at every record, so that no record needs to name them.
+HELD_EVERYWHERE = {"XPL-SEQ-006"}
+
+
+@pytest.mark.parametrize("name", generate.BUILDERS)
+def test_regenerated_record_equals_the_published_one(name: str) -> None:
+    published = (generate.VECTORS / f"{name}.json").read_text(encoding="utf-8")
+    assert generate.dumps(generate.record(name)) == published
+
+
+def test_every_file_has_a_builder() -> None:
+    assert [path.stem for path in FILES] == sorted(generate.BUILDERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_record_has_the_documented_form(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert violations(record, SCHEMA, path.stem) == []
+    assert record["name"] == path.stem
+    for group in ("inputs", "outputs", "cotangents", "gradients"):
+        for name, array in record.get(group, {}).items():
+            size = 1
+            for extent in array["shape"]:
+                size *= extent
+            assert len(array["data"]) == size, f"{group}.{name}"
+
+
+def test_schema_check_finds_faults() -> None:
+    record = json.loads(FILES[0].read_text(encoding="utf-8"))
+    assert violations({**record, "op": "gru"}, SCHEMA, "r")
+    assert violations({**record, "extra": 1}, SCHEMA, "r")
+    assert violations({key: value for key, value in record.items() if key != "clauses"}, SCHEMA, "r")
+    assert violations({**record, "clauses": ["XPL-SEQ-1"]}, SCHEMA, "r")
+    assert violations({**record, "inputs": {"x": {"shape": [1], "data": [0.5]}}}, SCHEMA, "r")
+
+
+def test_clauses_and_records_name_each_other() -> None:
+    ids = [clause for clause, _ in CLAUSES]
+    assert len(ids) == len(set(ids)) > 10
+    named = {c for path in FILES for c in json.loads(path.read_text(encoding="utf-8"))["clauses"]}
+    assert named | HELD_EVERYWHERE == set(ids)
+
+
+def test_dyadic_numbers_are_distinct_and_exact_in_half_precision() -> None:
+    numbers = generate.Dyadic(0).draw(508)
+    assert len(set(numbers)) == 508
+    assert all((n * 512) % 2 == 1 and abs(n) < 1 for n in numbers)
+
+
+@pytest.mark.parametrize("name", [name for name, b in generate.BUILDERS.items() if "worked" not in name])
+def test_sizes_and_input_values_are_all_different(name: str) -> None:
+    record = json.loads((generate.VECTORS / f"{name}.json").read_text(encoding="utf-8"))
+    config = record["config"]
+    T, B, input_size = record["inputs"]["x"]["shape"]
+    sizes = [T, B, input_size, config["hidden_size"], config["proj_size"]]
+    assert len(set(sizes)) == len(sizes)
+    data = [
+        v
+        for a in (*record["inputs"].values(), *record["cotangents"].values())
+        for v in a["data"]
+        if v != "nan"
+    ]
+    assert len(set(data)) == len(data)
+
+
+def test_oracle_gives_the_known_worked_example() -> None:
+    outputs = generate.record("worked-example-repaired")["outputs"]
+    known = {
+        "i": ["0.51249739648421034366"],
+        "f": ["0.54239794077435099188"],
+        "g": ["0.282134812669634126"],
+        "o": ["0.60108787884836977093"],
+        "c_n": ["0.57851170957022868595", "-0.18084540751386270268"],
+        "h_n": ["0.31351713969222643931", "-0.10753422599725260463"],
+    }
+    with mp.workdps(40):
+        for name, values in known.items():
+            for got, expected in zip(outputs[name]["data"], values, strict=False):
+                assert abs(mpf(got) - mpf(expected)) < mpf("1e-20"), name
+
+
+def test_oracle_gradients_agree_with_the_derivative_of_one_unit() -> None:
+    """One unit, one step: the derivatives written out by hand."""
+    with mp.workdps(oracle.DIGITS):
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+        p = dict(
+            zip(names, [[[v] for v in "1234"], [[v] for v in "5678"], [*"1357"], [*"2468"]], strict=True)
+        )
+        arrays = {name: scaled(value) for name, value in p.items()}
+        arrays |= {"x": [[[mpf("0.5")]]], "h_0": [[mpf("-0.25")]], "c_0": [[mpf("0.75")]]}
+        cotangents = {"dy": [[[mpf(2)]]], "dh_n": [[mpf(3)]], "dc_n": [[mpf("0.125")]]}
+        got = oracle.gradients(arrays, cotangents)
+
+        _, c, a = oracle.cell(arrays, arrays["x"][0][0], arrays["h_0"][0], arrays["c_0"][0])
+        i, f, g, o = (a[k][0] for k in "ifgo")
+        tanh_c = mp.tanh(c[0])
+        dc = 5 * o * (1 - tanh_c**2) + mpf("0.125")
+        dz = [
+            dc * g * i * (1 - i),
+            dc * mpf("0.75") * f * (1 - f),
+            dc * i * (1 - g**2),
+            5 * tanh_c * o * (1 - o),
+        ]
+        expected = {
+            "dbias_ih": dz,
+            "dbias_hh": dz,
+            "dweight_ih": [[v / 2] for v in dz],
+            "dweight_hh": [[-v / 4] for v in dz],
+            "dx": [[[sum(v * w[0] for v, w in zip(dz, arrays["weight_ih"], strict=True))]]],
+            "dh_0": [[sum(v * w[0] for v, w in zip(dz, arrays["weight_hh"], strict=True))]],
+            "dc_0": [[dc * f]],
+        }
+        for name, value in expected.items():
+            for left, right in zip(generate.flatten(got[name]), generate.flatten(value), strict=True):
+                assert abs(left - right) < mpf(10) ** -50, name
+
+
+def test_oracle_imports_mpmath_alone() -> None:
+    tree = ast.parse((SPEC / "oracle.py").read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"__future__", "collections.abc", "typing", "mpmath"}
+
+
+def scaled(value: Any) -> Any:
+    return [scaled(v) for v in value] if isinstance(value, list) else mpf(value) / 8
+
+
+TYPES = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
+ANNOTATIONS = {"$schema", "$defs", "title", "description"}
+
+
+def violations(value: Any, schema: Any, where: str) -> list[str]:
+    """Faults of `value` by the JSON Schema keywords in use; any other keyword is an error."""
+    found: list[str] = []
+    for keyword, rule in schema.items():
+        match keyword:
+            case "$ref":
+                found += violations(value, SCHEMA["$defs"][rule.removeprefix("#/$defs/")], where)
+            case "type":
+                kinds = tuple(TYPES[kind] for kind in ([rule] if isinstance(rule, str) else rule))
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    return [f"{where} is not of type {rule}"]
+            case "enum" if value not in rule:
+                found.append(f"{where} is none of {rule}")
+            case "pattern" if not re.search(rule, value):
+                found.append(f"{where} does not match {rule}")
+            case "minItems" if len(value) < rule:
+                found.append(f"{where} has fewer than {rule} items")
+            case "required":
+                found += [f"{where} lacks {key}" for key in rule if key not in value]
+            case "items" if value is not None:
+                for k, item in enumerate(value):
+                    found += violations(item, rule, f"{where}[{k}]")
+            case "properties":
+                for key in rule.keys() & value.keys():
+                    found += violations(value[key], rule[key], f"{where}.{key}")
+            case "additionalProperties":
+                for key in value.keys() - schema.get("properties", {}).keys():
+                    fault = f"{where}.{key} is not known"
+                    found += [fault] if rule is False else violations(value[key], rule, f"{where}.{key}")
+            case "enum" | "pattern" | "minItems" | "items":
+                pass
+            case _:
+                assert keyword in ANNOTATIONS, keyword
+    return found

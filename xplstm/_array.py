@@ -1,0 +1,273 @@
+"""The array library in use: finding it, naming it, probing it, and moving arrays between libraries.
+
+The only room that knows `array_api_compat`. A library is never imported to
+find out whether it is there: arrays tell by their type, names are looked up
+only when a user says them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from functools import cache
+
+import array_api_compat
+import numpy as np
+
+from xplstm._choice import Choice, Chosen
+from xplstm._errors import ArgumentError, BackendError, DTypeError
+from xplstm._typing import Array, Device, DType, Namespace
+
+# Backend name -> (module that holds its array API namespace, top-level package).
+BACKENDS = {
+    "numpy": ("numpy", "numpy"),
+    "cupy": ("array_api_compat.cupy", "cupy"),
+    "torch": ("array_api_compat.torch", "torch"),
+    "jax": ("jax.numpy", "jax"),
+    "dask": ("array_api_compat.dask.array", "dask"),
+    "array_api_strict": ("array_api_strict", "array_api_strict"),
+}
+
+_backend: Choice[str | None] = Choice("xplstm_backend", None)
+
+
+def use_backend(name: str) -> Chosen[str | None]:
+    """Choose where new parameters go when no ``xp=`` is given.
+
+    Data decide where a computation runs; this decides only where new arrays
+    are made. Takes effect at once for the whole process, or, as a context
+    manager, inside the block for the present thread or task alone.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "torch", "jax", "dask", "array_api_strict", "auto"}
+        ``"auto"`` takes CuPy where a CUDA device answers, else NumPy.
+
+    Returns
+    -------
+    context manager
+        Need not be entered; leaving its block restores what held before.
+
+    Raises
+    ------
+    ArgumentError
+        For another name.
+    BackendError
+        If the backend cannot run here; says what is missing.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> with xplstm.use_backend("numpy"):
+    ...     lstm = xplstm.LSTM(3, 2)
+    >>> type(lstm.params["weight_hh_l0"]).__name__
+    'ndarray'
+    """
+    resolve(name)
+    return Chosen(_backend, name)
+
+
+def default_namespace() -> Namespace:
+    """Namespace of new arrays: `use_backend`, else ``XPLSTM_BACKEND``, else NumPy."""
+    return resolve(_backend.get() or os.environ.get("XPLSTM_BACKEND") or "numpy")
+
+
+def resolve(xp: str | Namespace | None) -> Namespace:
+    """Namespace for what a user passes as ``xp=``: a backend's name, its module, or nothing."""
+    if xp is None:
+        return default_namespace()
+    if isinstance(xp, str):
+        if xp == "auto":
+            xp = "cupy" if why_unusable("cupy") is None else "numpy"
+        return named_namespace(xp)
+    name = getattr(xp, "__name__", "").removeprefix("array_api_compat.").partition(".")[0]
+    if name in BACKENDS:
+        return named_namespace(name)
+    if hasattr(xp, "__array_namespace_info__"):
+        return xp
+    msg = f"xp={xp!r} is neither an array API namespace nor one of {', '.join(BACKENDS)}, auto"
+    raise ArgumentError(msg)
+
+
+def named_namespace(name: str) -> Namespace:
+    """Namespace of the backend `name`, which must be able to run here."""
+    if name not in BACKENDS:
+        msg = f"backend {name!r} is unknown; known are {', '.join(BACKENDS)} and auto"
+        raise ArgumentError(msg)
+    reason = why_unusable(name)
+    if reason is not None:
+        msg = f"backend {name!r} was asked for and cannot run here: {reason}"
+        raise BackendError(msg)
+    return numpy_namespace() if name == "numpy" else importlib.import_module(BACKENDS[name][0])
+
+
+@cache
+def numpy_namespace() -> Namespace:
+    """NumPy itself where it speaks the standard; wrapping it would cost a second's tenth at first use."""
+    if hasattr(np, "__array_namespace_info__"):
+        return np
+    return importlib.import_module("array_api_compat.numpy")
+
+
+@cache
+def why_unusable(name: str) -> str | None:
+    """Say why backend `name` cannot run here, or None if it can; asked once a process."""
+    package = BACKENDS[name][1]
+    if importlib.util.find_spec(package) is None:
+        hint = (
+            "pip install 'xplstm[cuda12]' or 'xplstm[cuda13]'" if name == "cupy" else f"pip install {package}"
+        )
+        return f"the package {package!r} is not installed ({hint})"
+    return _why_cupy_unusable() if name == "cupy" else None
+
+
+def _why_cupy_unusable() -> str | None:
+    """Importable is not usable: count devices, allocate, run one kernel."""
+    try:
+        import cupy as cp
+    except ImportError as error:
+        return f"importing cupy failed: {error}"
+    try:
+        devices = cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        return f"the CUDA driver does not answer: {error}"
+    if devices == 0:
+        return "CUDA finds no device"
+    try:
+        total = int((cp.ones(4, dtype=cp.float32) * 2).sum())
+    except Exception as error:  # whatever a broken driver or compiler raises is the reason
+        return f"a CUDA device is there but a first kernel failed: {error}"
+    return None if total == 8 else f"a first kernel gave {total} instead of 8"
+
+
+def namespace(x: Array, name: str) -> Namespace:
+    """Namespace of the array `x`, called `name` in the error."""
+    if isinstance(x, np.ndarray):
+        return numpy_namespace()
+    if not array_api_compat.is_array_api_obj(x):
+        msg = f"{name} must be an array of an array API library, got {type(x).__name__}"
+        raise DTypeError(msg)
+    return array_api_compat.array_namespace(x)
+
+
+def backend_name(xp: Namespace) -> str:
+    """Short name of a namespace: ``"numpy"``, ``"cupy"``, ..., or its package's own name."""
+    name: str = xp.__name__
+    return name.removeprefix("array_api_compat.").partition(".")[0]
+
+
+def device(x: Array) -> Device:
+    """Device of an array; None while a compiler traces it."""
+    return "cpu" if isinstance(x, np.ndarray) else array_api_compat.device(x)
+
+
+def dtype_name(dtype: DType) -> str:
+    """``"float32"`` and the like, for the dtype objects of every library."""
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+
+
+def dtype_named(xp: Namespace, name: str) -> DType:
+    """The dtype object of `xp` called `name`; an ml_dtypes one where the library has none of its own."""
+    dtype = getattr(xp, name, None)
+    if dtype is None and name == "bfloat16" and backend_name(xp) in ("numpy", "cupy"):
+        if importlib.util.find_spec("ml_dtypes") is None:
+            msg = f"bfloat16 on {backend_name(xp)} needs the package ml_dtypes (pip install ml_dtypes)"
+            raise DTypeError(msg)
+        dtype = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    if dtype is None:
+        msg = f"dtype={name!r} does not exist in {backend_name(xp)}"
+        raise DTypeError(msg)
+    return dtype
+
+
+def native(x: Array) -> Array:
+    """`x` in the machine's byte order; the same array unless NumPy was handed another order."""
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    return x
+
+
+def is_traced(x: Array) -> bool:
+    """Whether a compiler traces `x`, so that its values cannot be looked at."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(x, jax.core.Tracer)
+
+
+def is_lazy(x: Array) -> bool:
+    """Whether looking at a value of `x` would start a computation or wait for a device."""
+    if isinstance(x, np.ndarray):
+        return False
+    if array_api_compat.is_torch_array(x):
+        return bool(x.device.type != "cpu")
+    if array_api_compat.is_jax_array(x):
+        return is_traced(x) or any(d.platform != "cpu" for d in x.devices())
+    return bool(array_api_compat.is_cupy_array(x) or array_api_compat.is_dask_array(x))
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Copy or view of `x` on the host; for CuPy and other devices this waits and copies, by request only."""
+    if array_api_compat.is_torch_array(x):
+        x = x.detach().cpu()
+        if dtype_name(x.dtype) == "bfloat16":
+            return np.asarray(x.float().numpy().astype(dtype_named(np, "bfloat16")))
+        return np.asarray(x.numpy())
+    if array_api_compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    if hasattr(x, "__array__"):
+        return np.asarray(x)
+    return np.asarray(np.from_dlpack(x))
+
+
+def asarray(x: Array, xp: Namespace, device: Device | None = None, dtype: str | None = None) -> Array:
+    """`x`, of any library, as an array of `xp` on `device` with the dtype called `dtype`."""
+    if array_api_compat.is_array_api_obj(x) and namespace(x, "x") is xp:
+        if device is not None and globals()["device"](x) != device:
+            x = array_api_compat.to_device(x, device)
+        return x if dtype is None else xp.astype(x, dtype_named(xp, dtype), copy=False)
+    host = np.asarray(x) if isinstance(x, np.ndarray | list | tuple) else to_numpy(x)
+    if dtype is not None:
+        host = host.astype(dtype_named(np, dtype), copy=False)
+    if dtype_name(host.dtype) == "bfloat16" and backend_name(xp) == "torch":
+        return xp.asarray(host.astype(np.float32), device=device, dtype=xp.bfloat16)
+    return xp.asarray(host, device=device, copy=True)
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    """`x` in another shape; Dask cannot reshape an array without elements, so that one is made anew."""
+    xp = namespace(x, "x")
+    if 0 in shape and not isinstance(x, np.ndarray):
+        return xp.zeros(shape, dtype=x.dtype, device=device(x))
+    return xp.reshape(x, shape)
+
+
+def copy(x: Array) -> Array:
+    """An array of the same library, device and dtype that shares no memory with `x`."""
+    return namespace(x, "x").asarray(x, copy=True)
+
+
+def sum_rows(ids: Array, rows: Array, count: int) -> Array:
+    """(count, N) array whose row k is the sum of the `rows` with id k; the same order of sums every time."""
+    xp = namespace(rows, "rows")
+    if isinstance(rows, np.ndarray):
+        order = np.argsort(ids, kind="stable")
+        present, starts = np.unique(ids[order], return_index=True)
+        total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
+        if present.size:
+            total[present] = np.add.reduceat(rows[order], starts, axis=0)
+        return total
+    numbers = xp.arange(count, dtype=ids.dtype, device=device(ids))
+    return xp.astype(numbers[:, None] == ids[None, :], rows.dtype) @ rows
+
+
+def version(package: str) -> str | None:
+    """Installed version of a package by its import name, without importing it."""
+    from importlib import metadata  # costs as much to import as the rest of this room together
+
+    names = metadata.packages_distributions().get(package, [package])
+    try:
+        return metadata.version(names[0])
+    except metadata.PackageNotFoundError:
+        return None

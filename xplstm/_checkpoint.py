@@ -1,0 +1,100 @@
+"""Memory for time: keep one state for every k steps and run the steps again when they are needed.
+
+The single-level scheme of Chen, Xu, Zhang and Guestrin (2016): O(T/k + k) steps
+are held instead of T, for one more forward pass. It wraps any kernel, a
+direction at a time, because two directions meet a segment from opposite ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._sequence import segments
+from xplstm._typing import Array
+
+if TYPE_CHECKING:
+    from xplstm._dispatch import Kernel
+
+
+class Residuals(NamedTuple):
+    """Inputs and the state before each segment; the steps inside are run again when they are needed."""
+
+    kernel: Kernel
+    every: int
+    problem: Problem
+    packed: tuple[Any, ...]
+    x: Array
+    valid: Array | None
+    states: tuple[list[LSTMState], ...]
+
+
+def forward(
+    kernel: Kernel,
+    every: int,
+    problem: Problem,
+    params: tuple[LSTMParams, ...],
+    x: Array,
+    state: LSTMState,
+    valid: Array | None,
+) -> tuple[Array, LSTMState, Residuals]:
+    """`kernel.forward` that keeps one state for every `every` steps of each direction."""
+    xp = problem.xp
+    ys, ends, starts, packed = [], [], [], []
+    for d, reverse in enumerate(problem.reverse):
+        segment_y: dict[int, Array] = {}
+        before: list[LSTMState] = []
+        end = LSTMState(state.h[d : d + 1, ...], state.c[d : d + 1, ...])
+        single = problem._replace(reverse=(reverse,), keep=False)
+        packed.append(kernel.prepare(single, params[d : d + 1]))
+        for lo, hi in segments(problem.T, every, reverse):
+            before.append(end)
+            part = single._replace(T=hi - lo)
+            segment_y[lo], end, _ = kernel.forward(
+                part, packed[d], x[lo:hi, ...], end, _cut(problem, valid, lo, hi)
+            )
+        ys.append(xp.concat([segment_y[lo] for lo in sorted(segment_y)], axis=0))
+        ends.append(end)
+        starts.append(before)
+    state_n = LSTMState(xp.concat([s.h for s in ends], axis=0), xp.concat([s.c for s in ends], axis=0))
+    residuals = Residuals(kernel, every, problem, tuple(packed), x, valid, tuple(starts))
+    return xp.concat(ys, axis=-1), state_n, residuals
+
+
+def backward(
+    residuals: Residuals, dy: Array, dstate_n: LSTMState
+) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+    """`kernel.backward` of each segment from the last to the first, after running it forward again."""
+    kernel, every, problem, packed, x, valid, states = residuals
+    xp, P = problem.xp, problem.output_size
+    dx = xp.zeros_like(x)
+    dstates, dparams = [], []
+    for d, reverse in enumerate(problem.reverse):
+        dstate = LSTMState(dstate_n.h[d : d + 1, ...], dstate_n.c[d : d + 1, ...])
+        segment_dx: dict[int, Array] = {}
+        total: LSTMParams | None = None
+        for (lo, hi), start in reversed(
+            list(zip(segments(problem.T, every, reverse), states[d], strict=True))
+        ):
+            part = problem._replace(T=hi - lo, reverse=(reverse,))
+            _, _, kept = kernel.forward(part, packed[d], x[lo:hi, ...], start, _cut(problem, valid, lo, hi))
+            dy_part = dy[lo:hi, :, d * P : (d + 1) * P]
+            segment_dx[lo], dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
+            total = dp if total is None else _add(total, dp)
+        dx = dx + xp.concat([segment_dx[lo] for lo in sorted(segment_dx)], axis=0)
+        dstates.append(dstate)
+        assert total is not None, "T = 0 never comes here"
+        dparams.append(total)
+    dstate_0 = LSTMState(xp.concat([s.h for s in dstates], axis=0), xp.concat([s.c for s in dstates], axis=0))
+    return dx, dstate_0, tuple(dparams)
+
+
+def _cut(problem: Problem, valid: Array | None, lo: int, hi: int) -> Array | None:
+    """The lengths or the mask as the steps ``lo:hi`` see them."""
+    if valid is None:
+        return None
+    return problem.xp.clip(valid - lo, 0, hi - lo) if problem.valid == "lengths" else valid[lo:hi, ...]
+
+
+def _add(a: LSTMParams, b: LSTMParams) -> LSTMParams:
+    return LSTMParams(*(None if u is None else u + v for u, v in zip(a, b, strict=True)))

@@ -1,0 +1,325 @@
+"""Every check of what a user passes, and its message: the argument's name, its value, the bound."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
+from xplstm._params import LSTMParams, LSTMState
+from xplstm._typing import Array, Device, Namespace
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+GATES = 4
+
+
+class Home(NamedTuple):
+    """Where the parameters live; whatever meets them must live there too."""
+
+    xp: Namespace
+    device: Device
+    dtype: str
+
+
+def size(name: str, value: int, low: int = 1) -> int:
+    """`value` as an int of at least `low`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        msg = f"{name}={value!r} must be an integer"
+        raise DTypeError(msg)
+    if number < low:
+        msg = f"{name}={number} must be at least {low}"
+        raise ArgumentError(msg)
+    return number
+
+
+def probability(name: str, value: float) -> float:
+    """`value` in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name}={value!r} must be a number in [0, 1)"
+        raise DTypeError(msg)
+    if not 0 <= value < 1:
+        msg = f"{name}={value} must be in [0, 1)"
+        raise ArgumentError(msg)
+    return float(value)
+
+
+def flag(name: str, value: bool) -> bool:
+    """`value`, which is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{name}={value!r} must be True or False"
+        raise DTypeError(msg)
+    return bool(value)
+
+
+def projection(proj_size: int, hidden_size: int) -> int:
+    """`proj_size` in [0, hidden_size), 0 meaning none."""
+    if size("proj_size", proj_size, 0) >= hidden_size:
+        msg = f"proj_size={proj_size} must be smaller than hidden_size={hidden_size}; 0 means no projection"
+        raise ArgumentError(msg)
+    return proj_size
+
+
+def dtype(name: str) -> str:
+    """`name` as one of the floating dtypes that an LSTM can have."""
+    if name not in FLOATS:
+        msg = f"dtype={name!r} must be one of {', '.join(FLOATS)}"
+        raise DTypeError(msg)
+    return name
+
+
+def home(params: Mapping[str, Array | None]) -> Home:
+    """Library, device and dtype that all of `params` share."""
+    found: dict[str, Home] = {}
+    for name, a in params.items():
+        if a is not None:
+            xp = _array.namespace(a, name)
+            found[name] = Home(xp, _array.device(a), _array.dtype_name(a.dtype))
+    first, expected = next(iter(found.items()))
+    if expected.dtype not in FLOATS:
+        msg = f"{first} has dtype {expected.dtype}, expected one of {', '.join(FLOATS)}"
+        raise DTypeError(msg)
+    for name, given in found.items():
+        _same_home(name, given, first, expected)
+    return expected
+
+
+def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meaning: str = "") -> Array:
+    """`a` if it lives at `where` and has `shape`, in which a string stands for any size."""
+    given = Home(_array.namespace(a, name), _array.device(a), _array.dtype_name(a.dtype))
+    _same_home(name, given, "the parameters", where)
+    if not _fits(a.shape, shape):
+        raise ShapeError(_shape_message(name, a.shape, shape, meaning))
+    return _array.native(a)
+
+
+def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
+    """Refuse an array of another library, device or dtype than `first`."""
+    ours, theirs = _array.backend_name(given.xp), _array.backend_name(expected.xp)
+    verb = "are" if first == "the parameters" else "is"
+    if given.xp is not expected.xp:
+        msg = (
+            f"{name} is an array of {ours}, but {first} {verb} of {theirs}; "
+            f"convert {name} or move the parameters with lstm.to(xp={ours!r})"
+        )
+        raise BackendError(msg)
+    if given.device is not None and expected.device is not None and given.device != expected.device:
+        msg = f"{name} is on device {given.device}, but {first} {verb} on {expected.device}"
+        raise BackendError(msg)
+    if given.dtype != expected.dtype:
+        msg = (
+            f"{name} has dtype {given.dtype}, but {first} {verb} {expected.dtype}; convert it with "
+            f"xp.astype({name}, xp.{expected.dtype}) or the parameters with lstm.to(dtype={given.dtype!r})"
+        )
+        raise DTypeError(msg)
+
+
+def _fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:
+    return len(given) == len(expected) and all(
+        isinstance(e, str) or g == e for g, e in zip(given, expected, strict=True)
+    )
+
+
+def _shape_message(name: str, given: tuple[int, ...], expected: Sequence[int | str], meaning: str) -> str:
+    wanted = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
+    return f"{name} has shape {tuple(given)}, expected {wanted}" + (f": {meaning}" if meaning else "")
+
+
+def parameter_shapes(
+    input_size: int, hidden_size: int, proj_size: int, bias: bool, suffix: str = ""
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one layer and direction."""
+    rows = GATES * hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        f"weight_ih{suffix}": (rows, input_size),
+        f"weight_hh{suffix}": (rows, proj_size or hidden_size),
+    }
+    if bias:
+        shapes |= {f"bias_ih{suffix}": (rows,), f"bias_hh{suffix}": (rows,)}
+    if proj_size:
+        shapes[f"weight_hr{suffix}"] = (proj_size, hidden_size)
+    return shapes
+
+
+def layer(params: LSTMParams) -> tuple[LSTMParams, tuple[int, int, int]]:
+    """One layer's parameters, and the input_size, hidden_size and proj_size that they imply."""
+    if not isinstance(params, LSTMParams):
+        msg = f"params must be an LSTMParams, got {type(params).__name__}"
+        raise DTypeError(msg)
+    named = params._asdict()
+    for name in ("weight_ih", "weight_hh"):
+        if named[name] is None:
+            msg = f"params.{name} is None; only biases and weight_hr can be left out"
+            raise ArgumentError(msg)
+    if (params.bias_ih is None) != (params.bias_hh is None):
+        missing = "bias_ih" if params.bias_ih is None else "bias_hh"
+        msg = f"params.{missing} is None and the other bias is not; give both or neither"
+        raise ArgumentError(msg)
+    home(named)
+    for name in ("weight_ih", "weight_hh", "weight_hr"):
+        if named[name] is not None and named[name].ndim != 2:
+            raise ShapeError(_shape_message(name, named[name].shape, ("rows", "columns"), ""))
+    proj, hidden = (0, params.weight_hh.shape[1]) if params.weight_hr is None else params.weight_hr.shape
+    for name, value, from_ in (
+        ("hidden_size", hidden, "weight_hh" if params.weight_hr is None else "weight_hr"),
+        ("input_size", params.weight_ih.shape[1], "weight_ih"),
+    ):
+        if value < 1:
+            shape = tuple(named[from_].shape)
+            msg = f"{from_} has shape {shape}, which makes {name}={value}; at least 1 is needed"
+            raise ShapeError(msg)
+    if params.weight_hr is not None:
+        projection(size("proj_size", proj), hidden)
+    shapes = parameter_shapes(params.weight_ih.shape[1], hidden, proj, params.bias_ih is not None)
+    parameters(named, shapes, f"four gates of hidden_size {hidden} rows each")
+    native = LSTMParams(*(None if a is None else _array.native(a) for a in params))
+    return native, (params.weight_ih.shape[1], hidden, proj)
+
+
+def parameters(
+    params: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]], meaning: str = ""
+) -> None:
+    """Refuse the first parameter with another shape than `shapes` says."""
+    for name, shape in shapes.items():
+        given = params[name]
+        if given is None or tuple(given.shape) != shape:
+            shown = () if given is None else given.shape
+            raise ShapeError(_shape_message(name, shown, shape, meaning))
+
+
+def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype_: str) -> None:
+    """Refuse a state dict, listing everything that is wrong with it in one error."""
+    wrong: list[tuple[type[XplstmError], str]] = []
+    wrong += [
+        (ArgumentError, f"{name} is missing, expected shape {shapes[name]}")
+        for name in shapes
+        if name not in given
+    ]
+    wrong += [(ArgumentError, f"{name} is unknown") for name in given if name not in shapes]
+    for name in (n for n in shapes if n in given):
+        a = given[name]
+        if not hasattr(a, "shape") or not hasattr(a, "dtype"):
+            wrong.append((DTypeError, f"{name} must be an array, got {type(a).__name__}"))
+            continue
+        if tuple(a.shape) != shapes[name]:
+            wrong.append((ShapeError, _shape_message(name, a.shape, shapes[name], "")))
+        if _array.dtype_name(a.dtype) != dtype_:
+            wrong.append((DTypeError, f"{name} has dtype {_array.dtype_name(a.dtype)}, expected {dtype_}"))
+    if wrong:
+        kinds = [kind for kind, _ in wrong]
+        kind = next(k for k in (ShapeError, ArgumentError, DTypeError) if k in kinds)
+        msg = f"{len(wrong)} problem(s) in the state dict:\n  " + "\n  ".join(text for _, text in wrong)
+        raise kind(msg)
+
+
+def state(value: object) -> LSTMState:
+    """`value` as (h, c)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        shown = f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
+        msg = f"state must be a pair (h, c), got {shown}"
+        raise DTypeError(msg)
+    return LSTMState(*value)
+
+
+class Valid(NamedTuple):
+    """Which steps exist."""
+
+    kind: Literal["all", "lengths", "mask"]
+    array: Array | None
+
+
+def valid(lengths: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
+    """`lengths` or a time-major `mask`, checked as far as looking does not wait for a device."""
+    if lengths is None and mask is None:
+        return Valid("all", None)
+    if lengths is not None and mask is not None:
+        msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
+        raise ArgumentError(msg)
+    return (
+        Valid("mask", _mask(mask, where, T, B))
+        if lengths is None
+        else Valid("lengths", _lengths(lengths, where, T, B))
+    )
+
+
+def _mask(mask: Array, where: Home, T: int, B: int) -> Array:
+    given = Home(_array.namespace(mask, "mask"), _array.device(mask), where.dtype)
+    if given.xp is not where.xp and isinstance(mask, np.ndarray):
+        given = given._replace(xp=where.xp, device=where.device)
+    _same_home("mask", given, "the parameters", where)
+    if _array.dtype_name(mask.dtype) != "bool":
+        msg = f"mask has dtype {_array.dtype_name(mask.dtype)}, expected bool (true where a step exists)"
+        raise DTypeError(msg)
+    if tuple(mask.shape) != (T, B):
+        raise ShapeError(_shape_message("mask", mask.shape, (T, B), "(T, B), or (B, T) with batch_first"))
+    return _array.asarray(mask, where.xp, where.device)
+
+
+def _lengths(lengths: Any, where: Home, T: int, B: int) -> Array:
+    """Integers on the parameters' device; a list or a NumPy array will do on every backend."""
+    if isinstance(lengths, list | tuple):
+        lengths = np.asarray(lengths if len(lengths) else np.zeros(0, dtype=np.int64))
+    if not isinstance(lengths, np.ndarray):
+        given = Home(_array.namespace(lengths, "lengths"), _array.device(lengths), where.dtype)
+        _same_home("lengths", given, "the parameters", where)
+    name = _array.dtype_name(lengths.dtype)
+    if not name.startswith(("int", "uint")):
+        msg = f"lengths has dtype {name}, expected integers"
+        raise DTypeError(msg)
+    if tuple(lengths.shape) != (B,):
+        raise ShapeError(_shape_message("lengths", lengths.shape, (B,), "one length a member of the batch"))
+    if not _array.is_lazy(lengths):
+        _length_bounds(_array.to_numpy(lengths), T)
+    return _array.asarray(lengths, where.xp, where.device, "int64")
+
+
+def _length_bounds(lengths: np.ndarray, T: int) -> None:
+    for row, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= T:
+            msg = f"lengths[{row}]={length} must be in [0, T={T}]"
+            raise ArgumentError(msg)
+
+
+def ids(name: str, a: Array, where: Home, count: int) -> Array:
+    """Integers in [0, count), looked at only where that does not wait for a device."""
+    given = Home(_array.namespace(a, name), _array.device(a), where.dtype)
+    _same_home(name, given, "the parameters", where)
+    kind = _array.dtype_name(a.dtype)
+    if not kind.startswith(("int", "uint")):
+        msg = f"{name} has dtype {kind}, expected integers"
+        raise DTypeError(msg)
+    if not _array.is_lazy(a):
+        host = _array.to_numpy(a)
+        if host.size and not 0 <= host.min() <= host.max() < count:
+            bad = int(host.min() if host.min() < 0 else host.max())
+            msg = f"{name} holds {bad}, which is not in [0, {count})"
+            raise ArgumentError(msg)
+    return a
+
+
+def checkpoint(value: int | None) -> int | None:
+    """`value` as None or a number of steps of at least 1."""
+    return None if value is None else size("checkpoint", value)
+
+
+def rng(value: object) -> int | np.random.Generator:
+    """A seed or a NumPy generator."""
+    if isinstance(value, np.random.Generator):
+        return value
+    return size("rng", value, 0)  # type: ignore[arg-type]
+
+
+def names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a dict of parameters with a name too many or too few."""
+    given, known = set(given), set(known)
+    if given != known:
+        missing, unknown = sorted(known - given), sorted(given - known)
+        msg = f"params: missing {missing}, unknown {unknown}; expected {sorted(known)}"
+        raise ArgumentError(msg)

@@ -1,0 +1,108 @@
+"""The seam between what is asked and the engine that runs it.
+
+A kernel runs one layer, all its directions, one whole sequence. The table is
+ordered from the fastest to the reference, which runs everything; the first
+kernel that supports a problem runs it. Forward and backward are registered
+together. A new kernel is a module in ``kernels/`` and a row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from xplstm._choice import Choice, Chosen
+from xplstm._errors import ArgumentError, KernelError
+from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._typing import Array
+
+Directions = tuple[LSTMParams, ...]
+
+
+class Kernel(NamedTuple):
+    """An engine. What `prepare` and `forward` hand on is the kernel's own business."""
+
+    name: str
+    supports: Callable[[Problem], str | None]
+    """None, or the reason why not."""
+    prepare: Callable[[Problem, Directions], Any]
+    """Pack the weights, one `LSTMParams` a direction, for `forward` at any T, B, lengths or mask."""
+    forward: Callable[[Problem, Any, Array, LSTMState, Array | None], tuple[Array, LSTMState, Any]]
+    """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals."""
+    backward: Callable[[Any, Array, LSTMState], tuple[Array, LSTMState, Directions]]
+    """residuals, dy, dstate_n -> dx, dstate_0, dparams."""
+    canonical_sums: bool
+    """Whether sums are added in the published order, the same bits for a row in every batch."""
+
+
+# Fastest first. Loaded when first asked.
+TABLE = {
+    "numpy_inplace": "xplstm.kernels.numpy_inplace",
+    "reference": "xplstm._sequence",
+}
+
+_pinned: Choice[str | None] = Choice("xplstm_kernel", None)
+
+
+def use_kernel(name: str | None) -> Chosen[str | None]:
+    """Pin the kernel that runs from here on; None chooses automatically again.
+
+    Takes effect at once for the whole process, or, as a context manager,
+    inside the block for the present thread or task alone. A pinned kernel that
+    cannot run a problem raises instead of handing it on.
+
+    Parameters
+    ----------
+    name : {"numpy_inplace", "reference"} or None
+
+    Returns
+    -------
+    context manager
+        Need not be entered; leaving its block restores what held before.
+
+    Raises
+    ------
+    ArgumentError
+        For another name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> lstm = xplstm.LSTM(3, 2, rng=0)
+    >>> x = np.ones((5, 4, 3), dtype="float32")
+    >>> with xplstm.use_kernel("reference"):
+    ...     y, state = lstm(x)
+    """
+    if name is not None and name not in TABLE:
+        msg = f"kernel {name!r} is unknown; known are {', '.join(TABLE)}"
+        raise ArgumentError(msg)
+    return Chosen(_pinned, name)
+
+
+@cache
+def load(name: str) -> Kernel:
+    """The kernel called `name`, its module imported at the first call."""
+    module = importlib.import_module(TABLE[name])
+    return Kernel(
+        name, module.supports, module.prepare, module.forward, module.backward, module.CANONICAL_SUMS
+    )
+
+
+def why_not(name: str, problem: Problem) -> str:
+    """Why the kernel called `name` does not run `problem`: its own reason, else that another is pinned."""
+    return load(name).supports(problem) or f"kernel {_pinned.get()!r} is pinned"
+
+
+def select(problem: Problem) -> Kernel:
+    """The pinned kernel, or the first of the table that supports `problem`."""
+    pinned = _pinned.get()
+    for name in TABLE if pinned is None else (pinned,):
+        kernel = load(name)
+        reason = kernel.supports(problem)
+        if reason is None:
+            return kernel
+    msg = f"kernel {pinned!r} is pinned and cannot run this problem: {reason}"
+    raise KernelError(msg)

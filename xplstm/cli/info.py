@@ -1,0 +1,17 @@
+"""``python -m xplstm info``: what is installed here and what of it can run."""
+
+from __future__ import annotations
+
+import argparse
+
+from xplstm._config import show_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:  # noqa: ARG001 - there are none
+    """Take no options."""
+
+
+def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - there are none
+    """Print the configuration."""
+    show_config()
+    return 0

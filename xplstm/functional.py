@@ -1,0 +1,143 @@
+"""One layer and direction as functions of arrays: `lstm` and `lstm_vjp`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xplstm import _checks, _stack
+from xplstm._dispatch import Kernel
+from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._stack import Stack
+from xplstm._typing import Array
+
+Pullback = Callable[..., tuple[Array, LSTMState, LSTMParams]]
+
+
+def lstm(
+    x: Array,
+    params: LSTMParams,
+    state: LSTMState | tuple[Array, Array] | None = None,
+    *,
+    lengths: Any = None,
+    mask: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, LSTMState]:
+    """Run one LSTM layer over a sequence.
+
+    The equations stand in :doc:`/equations`: Hochreiter and Schmidhuber (1997)
+    with the forget gate of Gers, Schmidhuber and Cummins (2000).
+
+    Parameters
+    ----------
+    x : array, shape (T, B, I) or (T, I)
+        Never written to. Any strides and, with NumPy, any byte order.
+    params : LSTMParams
+        Of x's array library, device and dtype: float64, float32, float16 or bfloat16.
+    state : (h, c), optional
+        Shapes (B, H) and (B, H), h (B, P) with a projection; without the B for (T, I). Zeros if left out.
+    lengths : integers, shape (B,), optional
+        Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
+        Values that are on a device or traced are not looked at: they act as if clipped to [0, T].
+    mask : boolean array, shape (T, B), optional
+        True where a row has a step; holes are allowed and hold the state.
+    reverse : bool, default False
+        Walk from each row's last valid step to its first.
+
+    Returns
+    -------
+    y : array, shape (T, B, H), or (T, B, P) with a projection
+        h after every step, in the order of x; exactly 0 where a row has no step.
+    state : LSTMState
+        After each row's last step; the initial state for a row without steps.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError, ArgumentError
+        Naming the argument, its value and the bound, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> rng = np.random.default_rng(0)
+    >>> params = xplstm.LSTMParams(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)))
+    >>> y, (h_n, c_n) = xplstm.lstm(rng.normal(size=(5, 4, 3)), params, lengths=[5, 0, 2, 5])
+    >>> y.shape, h_n.shape
+    ((5, 4, 2), (4, 2))
+    """
+    params, stack = _one_layer(params, reverse)
+    call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
+
+    def prepare(kernel: Kernel, problem: Problem, layer: int) -> Any:  # noqa: ARG001 - there is one layer
+        return kernel.prepare(problem, (params,))
+
+    return _stack.forward(stack, call, prepare)
+
+
+def lstm_vjp(
+    x: Array,
+    params: LSTMParams,
+    state: LSTMState | tuple[Array, Array] | None = None,
+    *,
+    lengths: Any = None,
+    mask: Array | None = None,
+    reverse: bool = False,
+    checkpoint: int | None = None,
+) -> tuple[Array, LSTMState, Pullback]:
+    """Run one LSTM layer and keep what its gradients need.
+
+    Truncated backpropagation is a call a window: pass the state on, and leave
+    the gradient of the window's initial state unused.
+
+    Parameters
+    ----------
+    x, params, state, lengths, mask, reverse
+        As for `lstm`.
+    checkpoint : int, optional
+        Keep one state for every `checkpoint` steps and run the steps again in
+        the pullback: O(T / checkpoint + checkpoint) steps of memory.
+
+    Returns
+    -------
+    y, state
+        As from `lstm`.
+    pullback : callable
+        ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``, with the
+        shapes of y and state, of x, state and params. None stands for zeros.
+        May be called more than once.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError, ArgumentError
+        Naming the argument, its value and the bound, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> rng = np.random.default_rng(0)
+    >>> params = xplstm.LSTMParams(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)))
+    >>> y, state, pullback = xplstm.lstm_vjp(rng.normal(size=(5, 4, 3)), params)
+    >>> dx, dstate_0, dparams = pullback(np.ones_like(y))
+    >>> dx.shape, dparams.weight_hh.shape
+    ((5, 4, 3), (8, 2))
+    """
+    params, stack = _one_layer(params, reverse)
+    every = _checks.checkpoint(checkpoint)
+    call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
+    y, state_n, pull_back = _stack.vjp(stack, call, ((params,),), None, every)
+
+    def pullback(
+        dy: Array | None = None, dstate_n: LSTMState | None = None
+    ) -> tuple[Array, LSTMState, LSTMParams]:
+        dx, dstate_0, dlayers = pull_back(dy, dstate_n)
+        return dx, dstate_0, dlayers[0][0]
+
+    return y, state_n, pullback
+
+
+def _one_layer(params: LSTMParams, reverse: bool) -> tuple[LSTMParams, Stack]:
+    """The parameters checked, and the stack of one layer that they are."""
+    params, sizes = _checks.layer(params)
+    return params, Stack(*sizes, params.bias_ih is not None, 1, (bool(reverse),), layer_axis=False)

@@ -1,0 +1,295 @@
+"""First values of parameters: one function a rule, each a dict of all of an LSTM's arrays.
+
+Everything is drawn in float64 on the host by a NumPy generator, whatever
+library the parameters go to, so that one seed gives one set of values on
+every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from xplstm._errors import ArgumentError, ShapeError
+
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Mapping[str, Shape]
+Seed: TypeAlias = "int | np.random.Generator | None"
+
+
+def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
+    """Draw from the uniform distribution on [-bound, bound).
+
+    Parameters
+    ----------
+    shape : tuple of int
+    bound : float
+        At least 0.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    numpy.ndarray, float64
+
+    Raises
+    ------
+    ArgumentError
+        If `bound` is negative.
+
+    Examples
+    --------
+    >>> from xplstm import init
+    >>> bool(abs(init.uniform((3, 2), 0.5, rng=0)).max() <= 0.5)
+    True
+    """
+    if not bound >= 0:
+        msg = f"bound={bound} must be at least 0"
+        raise ArgumentError(msg)
+    return np.random.default_rng(rng).uniform(-bound, bound, shape)
+
+
+def glorot_uniform(shape: Shape, rng: Seed = None) -> np.ndarray:
+    """Draw a weight whose outputs keep the variance of the inputs, forward and backward.
+
+    Uniform within ``sqrt(6 / (fan_in + fan_out))`` of zero: formula 16 of
+    Glorot and Bengio, "Understanding the difficulty of training deep
+    feedforward neural networks", 2010.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        ``(fan_out, fan_in)``, the layout of every weight in this library.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    numpy.ndarray, float64
+
+    Raises
+    ------
+    ShapeError
+        If `shape` is not two numbers.
+
+    Examples
+    --------
+    >>> from xplstm import init
+    >>> bool(abs(init.glorot_uniform((4, 2), rng=0)).max() <= 1.0)
+    True
+    """
+    fan_out, fan_in = _matrix(shape)
+    return uniform(shape, (6 / max(fan_in + fan_out, 1)) ** 0.5, rng)
+
+
+def orthogonal(shape: Shape, rng: Seed = None) -> np.ndarray:
+    """Draw a matrix with orthonormal rows, or columns where it has more rows than columns.
+
+    Every such matrix is equally likely: the signs of R's diagonal are moved into
+    the factor Q of a normal matrix's QR factorisation (Mezzadri, "How to
+    generate random matrices from the classical compact groups", 2007). That
+    orthogonal weights keep the length of a signal through many steps is shown
+    in Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics
+    of learning in deep linear neural networks", 2014.
+
+    Parameters
+    ----------
+    shape : (int, int)
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    numpy.ndarray, float64
+
+    Raises
+    ------
+    ShapeError
+        If `shape` is not two numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import init
+    >>> w = init.orthogonal((2, 3), rng=0)
+    >>> bool(np.allclose(w @ w.T, np.eye(2)))
+    True
+    """
+    rows, columns = _matrix(shape)
+    normal = np.random.default_rng(rng).standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(normal)
+    q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return np.ascontiguousarray(q if rows >= columns else q.T)
+
+
+def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw every parameter within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Raises
+    ------
+    ShapeError
+        If no parameter tells the hidden size.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm import init
+    >>> lstm = xplstm.LSTM(3, 2)
+    >>> lstm.initialize(init.lstm_uniform, rng=0)
+    """
+    hidden_size = _hidden_size(shapes)
+    rng = np.random.default_rng(rng)
+    return {name: uniform(shape, hidden_size**-0.5, rng) for name, shape in shapes.items()}
+
+
+def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw Glorot input weights and orthogonal recurrent weights, gate by gate; forget-gate bias 1.
+
+    Each gate's block of rows is a matrix of its own, because each gate reads
+    all inputs by itself. A projection stands on the recurrent path and is
+    orthogonal too. The forget gate's 1 stands in ``bias_ih``, all else in the
+    biases is 0 (Jozefowicz, Zaremba and Sutskever, "An empirical exploration of
+    recurrent network architectures", 2015, on why it should).
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Raises
+    ------
+    ShapeError
+        If a weight is not a matrix, or its rows are not those of four gates.
+
+    Examples
+    --------
+    >>> from xplstm import init
+    >>> init.lstm_glorot_orthogonal({"bias_ih_l0": (8,)})["bias_ih_l0"]
+    array([0., 0., 1., 1., 0., 0., 0., 0.])
+    """
+    hidden_size = _hidden_size(shapes)
+    rng = np.random.default_rng(rng)
+
+    def first(name: str, shape: Shape) -> np.ndarray:
+        if name.startswith("weight_ih"):
+            return _per_gate(glorot_uniform, shape, hidden_size, rng)
+        if name.startswith("weight_hh"):
+            return _per_gate(orthogonal, shape, hidden_size, rng)
+        if name.startswith("weight_hr"):
+            return orthogonal(shape, rng)
+        bias = np.zeros(shape)
+        if name.startswith("bias_ih"):
+            bias[hidden_size : 2 * hidden_size] = 1.0
+        return bias
+
+    return {name: first(name, shape) for name, shape in shapes.items()}
+
+
+def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw standard normal weights; zero biases. Two of the source documents begin so.
+
+    Kept to reproduce them: with weights of this size the gates of a wide layer
+    start saturated, and the documents themselves advise against it.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Examples
+    --------
+    >>> from xplstm import init
+    >>> init.lstm_normal({"bias_hh_l0": (4,)}, rng=0)
+    {'bias_hh_l0': array([0., 0., 0., 0.])}
+    """
+    rng = np.random.default_rng(rng)
+    return _weights_only(shapes, rng.standard_normal)
+
+
+def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw weights within 1e-4 of zero; zero biases. One of the source documents begins so.
+
+    Kept to reproduce it: every gate starts at one half and every candidate at
+    zero, and learning takes long to leave that point.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Examples
+    --------
+    >>> from xplstm import init
+    >>> bool(abs(init.lstm_small_uniform({"weight_ih_l0": (4, 3)})["weight_ih_l0"]).max() <= 1e-4)
+    True
+    """
+    rng = np.random.default_rng(rng)
+    return _weights_only(shapes, lambda shape: uniform(shape, 1e-4, rng))
+
+
+def _matrix(shape: Shape) -> tuple[int, int]:
+    """Return `shape` as rows and columns."""
+    if len(shape) != 2:
+        msg = f"shape={tuple(shape)} must have 2 dimensions, the rows and the columns of a weight"
+        raise ShapeError(msg)
+    return shape[0], shape[1]
+
+
+def _hidden_size(shapes: Shapes) -> int:
+    """H, from the rows of any parameter that has four gates of them."""
+    for name, shape in shapes.items():
+        if not name.startswith("weight_hr") and shape and shape[0] >= 4:
+            return shape[0] // 4
+    msg = f"shapes={dict(shapes)} name no parameter with the 4 * hidden_size rows of an LSTM's gates"
+    raise ShapeError(msg)
+
+
+def _per_gate(
+    rule: Callable[[Shape, Seed], np.ndarray], shape: Shape, hidden_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Stack one draw of `rule` for each gate's block of rows."""
+    rows, columns = _matrix(shape)
+    if rows != 4 * hidden_size:
+        msg = f"a weight has {rows} rows; four gates of hidden_size={hidden_size} have {4 * hidden_size}"
+        raise ShapeError(msg)
+    return np.concatenate([rule((hidden_size, columns), rng) for _ in range(4)])
+
+
+def _weights_only(shapes: Shapes, draw: Callable[[Shape], np.ndarray]) -> dict[str, np.ndarray]:
+    """Draw what is called a weight; leave the biases at zero."""
+    return {name: draw(s) if name.startswith("weight") else np.zeros(s) for name, s in shapes.items()}

@@ -1,0 +1,383 @@
+"""NumPy with kept buffers: the input projection hoisted, no temporaries in the loop.
+
+Buffers are feature-major, (features, batch): a gate is then a contiguous block
+of rows, and OpenBLAS multiplies ``W (4H, H) @ h (H, B)`` faster than the
+transposed product. The gates stand in the order i, f, o, g, and the rows of i, f
+and o are halved beforehand, since ``sigmoid(z) = (1 + tanh(z / 2)) / 2``: one
+tanh then serves all four.
+
+Ragged batches are packed. Rows are sorted by their number of steps, and step k
+holds only the rows that still have one, so that padding costs nothing. A mask
+with holes is the same thing: a row's valid steps moved together. So is a
+backward direction: a row's steps in the opposite order.
+
+Derived from the equations of `xplstm._cell`, clauses XPL-CELL and XPL-SEQ of
+the specification.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from xplstm._params import LSTMParams, LSTMState, Problem
+
+# BLAS decides the order of the sums.
+CANONICAL_SUMS = False
+
+# Rows of packed steps whose input projection, and whose gradients by z, are made by one product.
+BLOCK_ROWS = 512
+
+
+class Weights(NamedTuple):
+    """One direction's weights, gates in the order i, f, o, g; `_half` where i, f and o are halved."""
+
+    ih: np.ndarray
+    hh: np.ndarray
+    ih_half: np.ndarray
+    hh_half: np.ndarray
+    bias_half: np.ndarray | None
+    hr: np.ndarray | None
+
+
+class Packing(NamedTuple):
+    """Which rows have a k-th step, in the order in which one direction walks.
+
+    Step k of the walk owns the packed rows ``starts[k]:starts[k + 1]``. With
+    ragged rows, `order` sorts them by falling number of steps, and `times` and
+    `rows` say where in (T, B) each packed row stands; all are None where every
+    row has every step.
+    """
+
+    starts: list[int]
+    order: np.ndarray | None
+    times: np.ndarray | None
+    rows: np.ndarray | None
+    reverse: bool
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Bounds of runs of steps with about `BLOCK_ROWS` packed rows each."""
+        bounds, last = [0], len(self.starts) - 1
+        for k in range(1, last):
+            if self.starts[k + 1] - self.starts[bounds[-1]] > BLOCK_ROWS:
+                bounds.append(k)
+        return list(zip(bounds, [*bounds[1:], last], strict=True)) if last else []
+
+    def take(self, a: np.ndarray, lo: int, hi: int) -> np.ndarray:
+        """Packed rows of `a` (T, B, N) for the steps ``lo:hi``."""
+        if self.times is None or self.rows is None:
+            steps = a[::-1][lo:hi] if self.reverse else a[lo:hi]
+            return steps.reshape(-1, a.shape[2])
+        where = slice(self.starts[lo], self.starts[hi])
+        taken: np.ndarray = a[self.times[where], self.rows[where]]
+        return taken
+
+    def put(self, a: np.ndarray, lo: int, hi: int, packed: np.ndarray) -> None:
+        """Write packed rows of the steps ``lo:hi`` into `a` (T, B, N)."""
+        if self.times is None or self.rows is None:
+            steps = a[::-1][lo:hi] if self.reverse else a[lo:hi]
+            steps[...] = packed.reshape(steps.shape)
+        else:
+            where = slice(self.starts[lo], self.starts[hi])
+            a[self.times[where], self.rows[where]] = packed
+
+    def sort(self, a: np.ndarray) -> np.ndarray:
+        """(N, B) copy of `a` (B, N), the rows sorted."""
+        return np.array((a if self.order is None else a[self.order]).T, order="C")
+
+    def unsort(self, a: np.ndarray, out: np.ndarray, lo: int, hi: int) -> None:
+        """Write the columns ``lo:hi`` of `a` (N, ...) to their rows of `out` (B, N)."""
+        out[slice(lo, hi) if self.order is None else self.order[lo:hi]] = a[:, lo:hi].T
+
+
+class Kept(NamedTuple):
+    """One direction's part of the residuals."""
+
+    packing: Packing
+    gates: list[np.ndarray]
+    """i, f, o, g (4H, n_k) of each step."""
+    c: list[np.ndarray]
+    """c before the first and after every step, (H, n)."""
+    h: np.ndarray
+    """h as rows: the B of the initial state, then the packed ones."""
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs of a whole call."""
+
+    problem: Problem
+    weights: tuple[Weights, ...]
+    x: np.ndarray
+    kept: tuple[Kept, ...]
+
+
+def supports(problem: Problem) -> str | None:
+    """Run NumPy's own two fast dtypes."""
+    if problem.backend != "numpy":
+        return f"the arrays are of {problem.backend}, not of numpy"
+    if problem.dtype not in ("float32", "float64"):
+        return f"dtype {problem.dtype} is neither float32 nor float64"
+    return None
+
+
+def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[Weights, ...]:
+    """Reorder the gates and halve the rows of i, f and o."""
+    return tuple(_pack_weights(problem, p) for p in params)
+
+
+def _pack_weights(problem: Problem, p: LSTMParams) -> Weights:
+    H = problem.H
+    ih, hh = _reorder(p.weight_ih, H), _reorder(p.weight_hh, H)
+    bias = None if p.bias_ih is None else _halve(_reorder(p.bias_ih + p.bias_hh, H), H)[:, None]
+    return Weights(ih, hh, _halve(ih.copy(), H), _halve(hh.copy(), H), bias, p.weight_hr)
+
+
+def _reorder(a: np.ndarray, H: int) -> np.ndarray:
+    """Swap g and o: i, f, g, o to i, f, o, g, or back. Always a copy."""
+    return np.concatenate([a[: 2 * H], a[3 * H :], a[2 * H : 3 * H]])
+
+
+def _halve(a: np.ndarray, H: int) -> np.ndarray:
+    a[: 3 * H] *= 0.5
+    return a
+
+
+def _pack_steps(problem: Problem, valid: np.ndarray | None, reverse: bool) -> Packing:
+    """Sort the rows by their number of steps and list each step's rows."""
+    T, B = problem.T, problem.B
+    if valid is None:
+        return Packing([k * B for k in range(T + 1)] if B else [0], None, None, None, reverse)
+    times = np.broadcast_to(np.arange(T)[:, None], (T, B))
+    counts = valid
+    if problem.valid == "mask":
+        times = np.argsort(~valid, axis=0, kind="stable")
+        counts = np.count_nonzero(valid, axis=0)
+    order = np.argsort(-counts, kind="stable")
+    counts, times = counts[order], times[:, order]
+    steps = np.arange(T)[:, None]
+    if reverse:
+        times = np.take_along_axis(times, np.maximum(counts - 1 - steps, 0), axis=0)
+    exists = steps < counts
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(exists, axis=1))])
+    longest = int(counts.max(initial=0))
+    rows = np.broadcast_to(order, (T, B))[exists]
+    return Packing(starts[: longest + 1].tolist(), order, times[exists], rows, reverse)
+
+
+def forward(
+    problem: Problem,
+    weights: tuple[Weights, ...],
+    x: np.ndarray,
+    state: LSTMState,
+    valid: np.ndarray | None,
+) -> tuple[np.ndarray, LSTMState, Residuals | None]:
+    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    T, B, P = problem.T, problem.B, problem.output_size
+    y = (np.empty if valid is None else np.zeros)((T, B, P * len(weights)), x.dtype)
+    state_n = LSTMState(np.empty_like(state.h), np.empty_like(state.c))
+    kept = []
+    for d, w in enumerate(weights):
+        packing = _pack_steps(problem, valid, problem.reverse[d])
+        start, end = (LSTMState(s.h[d], s.c[d]) for s in (state, state_n))
+        kept.append(_walk(problem, w, packing, x, start, y[..., d * P : (d + 1) * P], end))
+    return y, state_n, Residuals(problem, weights, x, tuple(kept)) if problem.keep else None
+
+
+def _walk(
+    problem: Problem,
+    w: Weights,
+    packing: Packing,
+    x: np.ndarray,
+    start: LSTMState,
+    y: np.ndarray,
+    end: LSTMState,
+) -> Kept:
+    """Run one direction, writing `y` and `end`. Without `keep`, every step reuses the first one's buffers."""
+    H, P, B, starts, keep = problem.H, problem.output_size, problem.B, packing.starts, problem.keep
+    held = starts[-1] if keep else B
+    gates_held, c_held = np.empty(4 * H * held, x.dtype), np.empty(H * held, x.dtype)
+    m_buffer, h_buffer = np.empty(H * B, x.dtype), np.empty(P * B, x.dtype)
+    h, c = packing.sort(start.h), packing.sort(start.c)
+    kept = Kept(packing, [], [c], np.empty((B + held if keep else 0, P), x.dtype))
+    if keep:
+        kept.h[:B] = h.T
+    for lo, hi in packing.blocks():
+        first, last = starts[lo], starts[hi]
+        zx = w.ih_half @ packing.take(x, lo, hi).T
+        if w.bias_half is not None:
+            zx += w.bias_half
+        h_rows = kept.h[B + first : B + last] if keep else np.empty((last - first, P), x.dtype)
+        for k in range(lo, hi):
+            s, n = starts[k], starts[k + 1] - starts[k]
+            if n < h.shape[1]:
+                _finish(packing, h, c, n, end)
+                h, c = h[:, :n], c[:, :n]
+            z = _columns(gates_held, 4 * H, s if keep else 0, n)
+            c_new = _columns(c_held, H, s, n) if keep else c
+            m = _columns(m_buffer, H, 0, n)
+            np.matmul(w.hh_half, h, out=z)
+            z += zx[:, s - first : s - first + n]
+            c = _activate(z, c, c_new, m, H)
+            h = m if w.hr is None else np.matmul(w.hr, m, out=_columns(h_buffer, P, 0, n))
+            h_rows[s - first : s - first + n] = h.T
+            if keep:
+                kept.gates.append(z)
+                kept.c.append(c)
+        packing.put(y, lo, hi, h_rows)
+    _finish(packing, h, c, 0, end)
+    return kept
+
+
+def _activate(z: np.ndarray, c: np.ndarray, c_new: np.ndarray, m: np.ndarray, H: int) -> np.ndarray:
+    """Turn z into the gates i, f, o, g; write c' into `c_new` and o * tanh(c') into `m`."""
+    np.tanh(z, out=z)
+    ifo = z[: 3 * H]
+    ifo *= 0.5
+    ifo += 0.5
+    np.multiply(z[:H], z[3 * H :], out=m)
+    np.multiply(z[H : 2 * H], c, out=c_new)
+    c_new += m
+    np.tanh(c_new, out=m)
+    m *= z[2 * H : 3 * H]
+    return c_new
+
+
+def _columns(held: np.ndarray, size: int, start: int, n: int) -> np.ndarray:
+    """(size, n) view of a flat buffer, for the packed rows from `start` on."""
+    return held[size * start : size * (start + n)].reshape(size, n)
+
+
+def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMState) -> None:
+    """Rows from the n-th on have had their last step: their state is final."""
+    packing.unsort(h, end.h, n, h.shape[1])
+    packing.unsort(c, end.c, n, c.shape[1])
+
+
+def backward(
+    residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
+) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
+    """Gradients by x, by the initial state and by each direction's parameters."""
+    problem, weights, x, kept = residuals
+    P = problem.output_size
+    dx = np.zeros(x.shape, x.dtype)
+    dstate_0 = LSTMState(np.empty_like(dstate_n.h), np.empty_like(dstate_n.c))
+    dparams = []
+    for d, w in enumerate(weights):
+        start, end = (LSTMState(s.h[d], s.c[d]) for s in (dstate_0, dstate_n))
+        dparams.append(_walk_back(problem, w, kept[d], x, dy[..., d * P : (d + 1) * P], end, dx, start))
+    return dx, dstate_0, tuple(dparams)
+
+
+def _walk_back(
+    problem: Problem,
+    w: Weights,
+    kept: Kept,
+    x: np.ndarray,
+    dy: np.ndarray,
+    dend: LSTMState,
+    dx: np.ndarray,
+    dstart: LSTMState,
+) -> LSTMParams:
+    """Walk one direction back, adding to `dx` and writing `dstart`."""
+    H, P, B, packing, starts = problem.H, problem.output_size, problem.B, kept.packing, kept.packing.starts
+    total = _zeros(w)
+    dh_all, dc_all = packing.sort(dend.h), packing.sort(dend.c)
+    dz_buffer, buffers = np.empty(4 * H * B, x.dtype), np.empty((4, H * B), x.dtype)
+    w_hh_t = np.ascontiguousarray(w.hh.T)
+    for lo, hi in reversed(packing.blocks()):
+        first, last = starts[lo], starts[hi]
+        dz = np.empty((4 * H, last - first), x.dtype)
+        projected = last - first if w.hr is not None else 0
+        dh_block, m_block = np.empty((P, projected), x.dtype), np.empty((H, projected), x.dtype)
+        dy_block = packing.take(dy, lo, hi)
+        for k in range(hi - 1, lo - 1, -1):
+            s, n = starts[k], starts[k + 1] - starts[k]
+            now = slice(s - first, s - first + n)
+            dh, dc = dh_all[:, :n], dc_all[:, :n]
+            dh += dy_block[now].T
+            dm = dh if w.hr is None else w.hr.T @ dh
+            dz_k = _columns(dz_buffer, 4 * H, 0, n)
+            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz_k, buffers)
+            if w.hr is not None:
+                dh_block[:, now], m_block[:, now] = dh, m
+            np.matmul(w_hh_t, dz_k, out=dh)
+            dz[:, now] = dz_k
+        _accumulate(total, dz, packing.take(x, lo, hi), _previous(kept, lo, hi, B), dh_block, m_block)
+        packing.put(dx, lo, hi, packing.take(dx, lo, hi) + dz.T @ w.ih)
+    packing.unsort(dh_all, dstart.h, 0, B)
+    packing.unsort(dc_all, dstart.c, 0, B)
+    return _as_params(total, H)
+
+
+def _deactivate(
+    gates: np.ndarray,
+    c_prev: np.ndarray,
+    c: np.ndarray,
+    dm: np.ndarray,
+    dc: np.ndarray,
+    dz: np.ndarray,
+    buffers: np.ndarray,
+) -> np.ndarray:
+    """Write the gradient by z into `dz`, turn `dc` by c' into that by c; also gives o * tanh(c')."""
+    H, n = c.shape
+    ifo, g = gates[: 3 * H], gates[3 * H :]
+    i, f, o = ifo[:H], ifo[H : 2 * H], ifo[2 * H :]
+    tanh_c, slope = _columns(buffers[0], H, 0, n), _columns(buffers[1], H, 0, n)
+    np.tanh(c, out=tanh_c)
+    np.multiply(tanh_c, tanh_c, out=slope)
+    np.subtract(1, slope, out=slope)
+    slope *= o
+    slope *= dm
+    dc += slope
+    np.multiply(dc, g, out=dz[:H])
+    np.multiply(dc, c_prev, out=dz[H : 2 * H])
+    np.multiply(dm, tanh_c, out=dz[2 * H : 3 * H])
+    np.multiply(dc, i, out=dz[3 * H :])
+    slopes = _columns(buffers[1:].reshape(-1), 3 * H, 0, n)
+    np.subtract(1, ifo, out=slopes)
+    slopes *= ifo
+    dz[: 3 * H] *= slopes
+    slope = slopes[:H]
+    np.multiply(g, g, out=slope)
+    np.subtract(1, slope, out=slope)
+    dz[3 * H :] *= slope
+    dc *= f
+    tanh_c *= o
+    return tanh_c
+
+
+def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
+    """Packed rows of h before each of the steps ``lo:hi``."""
+    starts = kept.packing.starts
+    if kept.packing.order is None:
+        return kept.h[starts[lo] : starts[hi]]
+    before = [B + starts[k - 1] if k else 0 for k in range(lo, hi)]
+    sizes = [starts[k + 1] - starts[k] for k in range(lo, hi)]
+    return np.concatenate([kept.h[b : b + n] for b, n in zip(before, sizes, strict=True)])
+
+
+def _zeros(w: Weights) -> LSTMParams:
+    """Sums over blocks to come, the gates in the order i, f, o, g."""
+    shaped = (w.ih, w.hh, w.bias_half, None, w.hr)
+    return LSTMParams(*(None if a is None else np.zeros_like(a) for a in shaped))
+
+
+def _accumulate(
+    total: LSTMParams, dz: np.ndarray, x: np.ndarray, h_prev: np.ndarray, dh: np.ndarray, m: np.ndarray
+) -> None:
+    """Add a block's gradients to `total`, the gates in the order i, f, o, g."""
+    bias = None if total.bias_ih is None else dz.sum(axis=1, keepdims=True)
+    projection = None if total.weight_hr is None else dh @ m.T
+    for sum_, part in zip(total, (dz @ x, dz @ h_prev, bias, None, projection), strict=True):
+        if sum_ is not None:
+            sum_ += part
+
+
+def _as_params(total: LSTMParams, H: int) -> LSTMParams:
+    """Gates back in the order i, f, g, o; both biases have one gradient."""
+    dih, dhh = _reorder(total.weight_ih, H), _reorder(total.weight_hh, H)
+    if total.bias_ih is None:
+        return LSTMParams(dih, dhh, weight_hr=total.weight_hr)
+    db = _reorder(total.bias_ih[:, 0], H)
+    return LSTMParams(dih, dhh, db, db.copy(), total.weight_hr)

@@ -1,0 +1,312 @@
+"""Whole models: `CharLM`, which learns to write text character by character."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xplstm import _array, losses
+from xplstm._errors import ArgumentError
+from xplstm._params import LSTMState
+from xplstm._typing import Array, Device, Namespace
+from xplstm.nn import LSTM, Dropout, Embedding, Linear
+
+Params: TypeAlias = dict[str, Array]
+State: TypeAlias = "LSTMState | tuple[Array, ...] | None"
+
+
+class CharLM:
+    """Embedding, stacked LSTM, linear: the probability of each next character.
+
+    The source documents' CharLSTM, time-major. Trained by
+    `xplstm.training.fit`, whose `Model` it is.
+
+    Parameters
+    ----------
+    vocab : str or sequence of str
+        The characters, each once; character number k has the id k.
+    hidden_size : int
+        Units of each layer, at least 1.
+    num_layers : int, optional
+    embedding_dim : int, optional
+        `hidden_size` if left out, as in the documents.
+    dropout : float, optional
+        Probability, in [0, 1), to drop in training what each LSTM layer gives.
+    xp, device, dtype, optional
+        Where the parameters are made: as for `xplstm.LSTM`.
+    rng : int or numpy.random.Generator, optional
+        Of the first values.
+
+    Attributes
+    ----------
+    vocab : tuple of str
+    params : dict of str to array
+        All parameters, such as ``lstm.weight_ih_l0``; setting it sets those of the layers.
+
+    Raises
+    ------
+    ArgumentError
+        If `vocab` is empty or has a character twice; as `xplstm.LSTM` otherwise.
+
+    Examples
+    --------
+    >>> from xplstm.models import CharLM
+    >>> model = CharLM("abc", 8, rng=0)
+    >>> logits, state = model(model.encode("abba"))
+    >>> logits.shape
+    (4, 3)
+    >>> sorted(model.params)[:2]
+    ['embedding.weight', 'linear.bias']
+    """
+
+    def __init__(
+        self,
+        vocab: str | Sequence[str],
+        hidden_size: int,
+        num_layers: int = 2,
+        *,
+        embedding_dim: int | None = None,
+        dropout: float = 0.0,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+        dtype: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.vocab = tuple(vocab)
+        self._ids = {character: number for number, character in enumerate(self.vocab)}
+        if not self.vocab or len(self._ids) < len(self.vocab):
+            msg = f"vocab={vocab!r} must have at least 1 character, and none twice"
+            raise ArgumentError(msg)
+        width = hidden_size if embedding_dim is None else embedding_dim
+        rng = np.random.default_rng(rng)
+        where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
+        self.embedding = Embedding(len(self.vocab), width, **where)
+        self.lstm = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
+        self.dropout = Dropout(dropout)
+        self.linear = Linear(hidden_size, len(self.vocab), **where)
+
+    @property
+    def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
+        """The layers that have parameters, by their prefix."""
+        return {"embedding": self.embedding, "lstm": self.lstm, "linear": self.linear}
+
+    @property
+    def params(self) -> Params:
+        """All parameters by name."""
+        return _prefixed({prefix: layer.params for prefix, layer in self._layers.items()})
+
+    @params.setter
+    def params(self, params: Mapping[str, Array]) -> None:
+        for prefix, layer in self._layers.items():
+            layer.params = {name: params[f"{prefix}.{name}"] for name in layer.shapes}
+
+    def encode(self, text: str) -> Array:
+        """Ids of the characters of `text`.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        array of int64, shape (len(text),)
+            Where the parameters are.
+
+        Raises
+        ------
+        ArgumentError
+            If a character is not in `vocab`.
+
+        Examples
+        --------
+        >>> from xplstm.models import CharLM
+        >>> CharLM("abc", 8).encode("cab")
+        array([2, 0, 1])
+        """
+        strange = sorted(set(text) - self._ids.keys())
+        if strange:
+            msg = f"text has characters that vocab lacks: {''.join(strange)!r}"
+            raise ArgumentError(msg)
+        ids = np.asarray([self._ids[character] for character in text], dtype=np.int64)
+        weight = self.embedding.params["weight"]
+        return _array.asarray(ids, _array.namespace(weight, "weight"), _array.device(weight))
+
+    def __call__(self, ids: Array, state: State = None) -> tuple[Array, LSTMState]:
+        """Give the logits of the character after each one.
+
+        Parameters
+        ----------
+        ids : array of integers, shape (T, B) or (T,)
+        state : (h, c), optional
+            What the text before left; zeros if left out.
+
+        Returns
+        -------
+        logits : array, shape (T, B, V) or (T, V)
+        state : LSTMState
+            To go on with.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As `xplstm.Embedding` and `xplstm.LSTM`.
+        """
+        y, state = self.lstm(self.embedding(ids), state)
+        return self.linear(y), state
+
+    def loss(self, ids: Array, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
+        """Mean of ``-log p(target)`` in nats, nothing dropped and nothing kept for gradients.
+
+        Parameters
+        ----------
+        ids, targets : array of integers, shape (T, B) or (T,)
+            Characters, and the one after each.
+        state : (h, c), optional
+
+        Returns
+        -------
+        loss : array, shape ()
+        state : LSTMState
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As `xplstm.losses.softmax_cross_entropy`.
+
+        Examples
+        --------
+        >>> from xplstm.models import CharLM
+        >>> model = CharLM("abc", 8, rng=0)
+        >>> loss, state = model.loss(model.encode("abba"), model.encode("bbac"))
+        >>> 0.8 < float(loss) < 1.5
+        True
+        """
+        logits, state = self(ids, state)
+        return losses.softmax_cross_entropy(logits, targets)[0], state
+
+    def loss_vjp(
+        self, ids: Array, targets: Array, state: State = None, rng: int | np.random.Generator | None = None
+    ) -> tuple[Array, LSTMState, Callable[[], Params]]:
+        """Give the loss, and the function that gives its gradients.
+
+        Parameters
+        ----------
+        ids, targets : array of integers, shape (T, B) or (T,)
+            Characters, and the one after each.
+        state : (h, c), optional
+            Held constant: here backpropagation is cut.
+        rng : int or numpy.random.Generator, optional
+            Dropout is applied exactly when this is given.
+
+        Returns
+        -------
+        loss : array, shape ()
+        state : LSTMState
+        pullback : callable
+            ``pullback()`` gives the gradients of the loss, with the keys of `params`.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As `loss`.
+
+        Examples
+        --------
+        >>> from xplstm.models import CharLM
+        >>> model = CharLM("abc", 8, rng=0)
+        >>> loss, state, pullback = model.loss_vjp(model.encode("abba"), model.encode("bbac"), rng=1)
+        >>> pullback().keys() == model.params.keys()
+        True
+        """
+        rng = None if rng is None else np.random.default_rng(rng)
+        x, embedding_pullback = self.embedding.vjp(ids)
+        y, state, lstm_pullback = self.lstm.vjp(x, state, rng=rng)
+        y, dropout_pullback = self.dropout.vjp(y, rng=rng)
+        logits, linear_pullback = self.linear.vjp(y)
+        loss, loss_pullback = losses.softmax_cross_entropy(logits, targets)
+
+        def pullback() -> Params:
+            dy, dlinear = linear_pullback(loss_pullback())
+            dx, _, dlstm = lstm_pullback(dropout_pullback(dy))
+            return _prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
+
+        return loss, state, pullback
+
+    def generate(
+        self,
+        prompt: str,
+        length: int,
+        *,
+        temperature: float = 1.0,
+        rng: int | np.random.Generator | None = None,
+    ) -> str:
+        """Go on writing.
+
+        Parameters
+        ----------
+        prompt : str
+            At least one character; of the last one's successors the first is drawn.
+        length : int
+            Characters to write, at least 0.
+        temperature : float, optional
+            At least 0. Below 1 the likely becomes more likely; 0 always takes the likeliest.
+        rng : int or numpy.random.Generator, optional
+            What the characters are drawn with.
+
+        Returns
+        -------
+        str
+            `length` characters, without the prompt.
+
+        Raises
+        ------
+        ArgumentError
+            For an empty prompt, one with characters that `vocab` lacks, or a
+            value outside its range.
+
+        Examples
+        --------
+        >>> from xplstm.models import CharLM
+        >>> len(CharLM("abc", 8, rng=0).generate("ab", 5, rng=1))
+        5
+        """
+        if not prompt:
+            msg = "prompt='' must have at least 1 character"
+            raise ArgumentError(msg)
+        if length < 0:
+            msg = f"length={length} must be at least 0"
+            raise ArgumentError(msg)
+        if not 0 <= temperature < float("inf"):
+            msg = f"temperature={temperature} must be in [0, inf)"
+            raise ArgumentError(msg)
+        rng = np.random.default_rng(rng)
+        lstm = self.lstm.freeze()
+        logits, state = self(self.encode(prompt))
+        last, written = logits[-1, ...], ""
+        for _ in range(length):
+            written += self.vocab[_draw(_array.to_numpy(last), temperature, rng)]
+            y, state = lstm.step(self.embedding(self.encode(written[-1]))[0, ...], state)
+            last = self.linear(y)
+        return written
+
+
+def _prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
+    """One dict of several, with names such as ``lstm.weight_ih_l0``."""
+    return {f"{prefix}.{name}": a for prefix, named in groups.items() for name, a in named.items()}
+
+
+def _draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+    """Draw from softmax(logits / temperature).
+
+    The largest logit is taken off before the division, so that a temperature near
+    zero gives minus infinity for the others, never infinity minus infinity.
+    """
+    z = logits.astype(np.float64)
+    z -= z.max()
+    if temperature == 0:
+        return int(z.argmax())
+    with np.errstate(over="ignore"):
+        p = np.exp(z / temperature)
+    return int(rng.choice(len(p), p=p / p.sum()))

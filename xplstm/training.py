@@ -1,0 +1,732 @@
+"""Training with truncated backpropagation, and checkpoints from which a run goes on bit for bit.
+
+A checkpoint is one safetensors file: arrays as tensors, the rest as JSON. It is
+written beside its final name, forced to the disk and then renamed, so that at
+every moment, a power cut included, the old file or the new one is there whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, FormatError
+from xplstm._typing import Array
+from xplstm.optim import Optimizer, clip_by_global_norm
+
+Batch: TypeAlias = tuple[Any, Any]
+Batches: TypeAlias = Sequence[Batch]
+State: TypeAlias = "tuple[Array, ...] | None"
+
+_FORMAT = "xplstm-checkpoint-1"
+_METADATA = "xplstm"
+_EXTRA = "it comes with pip install 'xplstm[train]'"
+_SECONDS_BETWEEN_REPORTS = 0.5
+
+
+class Model(Protocol):
+    """What `fit` needs of a model, such as `xplstm.models.CharLM`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        Can be set; `fit` sets a new dict after each update.
+    """
+
+    params: dict[str, Array]
+
+    def loss_vjp(
+        self, inputs: Any, targets: Any, state: State, rng: np.random.Generator | None
+    ) -> tuple[Array, State, Callable[[], dict[str, Array]]]:
+        """Return the loss, the state to go on with, and the function that gives the gradients.
+
+        Parameters
+        ----------
+        inputs, targets : object
+            One batch, as the data gave it.
+        state : tuple of arrays or None
+            What the batch before returned; None at the beginning.
+        rng : numpy.random.Generator or None
+            What dropout draws from; None for no dropout.
+
+        Returns
+        -------
+        loss : array, shape ()
+        state : tuple of arrays or None
+            Its gradient is not asked for: here backpropagation is cut.
+        pullback : callable
+            ``pullback()`` gives a dict with the keys of `params`.
+        """
+        ...
+
+
+@dataclass
+class History:
+    """What happened in a run.
+
+    Attributes
+    ----------
+    losses : list of float
+        One for each update.
+    validations : list of (int, float)
+        Number of updates made, and what `validate` gave then.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The earliest of the lowest validations; NaN counts as infinity.
+
+        Raises
+        ------
+        ArgumentError
+            If nothing was validated.
+        """
+        if not self.validations:
+            msg = "history.validations is empty; fit was not given validate="
+            raise ArgumentError(msg)
+        return min(self.validations, key=lambda v: math.inf if math.isnan(v[1]) else v[1])
+
+
+class Checkpoint(NamedTuple):
+    """A run between two updates: all that the rest of the run depends on.
+
+    Attributes
+    ----------
+    update : int
+        Updates made.
+    epoch, position : int
+        Where in the data the next batch stands.
+    params, optimizer : dict
+        Of the model and of the optimiser (`Optimizer.state_dict`).
+    state : tuple of arrays or None
+        Carried from the batch before.
+    rng : mapping or None
+        ``bit_generator.state`` of the generator that dropout draws from.
+    history : History
+    best : dict or None
+        The parameters at `History.best`, where early stopping is on.
+    extra : dict
+        What the caller wants kept beside them; anything that JSON can hold.
+    """
+
+    update: int
+    epoch: int
+    position: int
+    params: dict[str, Array]
+    optimizer: dict[str, Array | int]
+    state: State
+    rng: Mapping[str, Any] | None
+    history: History
+    best: dict[str, Array] | None
+    extra: dict[str, Any]
+
+
+class Streams(Sequence[Batch]):
+    """Cut one long sequence into batches that continue each other.
+
+    The sequence is laid out as `batch_size` parallel streams, each walked `steps`
+    steps a batch; targets are the inputs one step later. So the state after a
+    batch is the state before the next: what truncated backpropagation carries.
+
+    Parameters
+    ----------
+    ids : array, shape (N,)
+        Of any library; N greater than `batch_size`. What does not fill a stream
+        is left out at the end: fewer than `batch_size` elements.
+    batch_size : int
+        B, at least 1.
+    steps : int
+        T of each batch, at least 1; the last batch may be shorter.
+
+    Raises
+    ------
+    ArgumentError
+        If a size is less than 1 or the sequence is too short.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.training import Streams
+    >>> batches = Streams(np.arange(9), batch_size=2, steps=3)
+    >>> inputs, targets = batches[0]
+    >>> inputs
+    array([[0, 4],
+           [1, 5],
+           [2, 6]])
+    >>> targets[:, 1]
+    array([5, 6, 7])
+    >>> len(batches), batches[1][0].shape
+    (2, (1, 2))
+    """
+
+    def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
+        _check_at_least_1(batch_size=batch_size, steps=steps)
+        length: int = (ids.shape[0] - 1) // batch_size
+        if length < 1:
+            msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"
+            raise ArgumentError(msg)
+        self._xp = _array.namespace(ids, "ids")
+        self._ids, self._batch_size, self._steps, self._length = ids, batch_size, steps, length
+
+    def __len__(self) -> int:
+        return math.ceil(self._length / self._steps)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            msg = f"index={index} must be in [0, {len(self)})"
+            raise IndexError(msg)
+        first = index * self._steps
+        last = min(first + self._steps, self._length)
+        return self._columns(0)[first:last, ...], self._columns(1)[first:last, ...]
+
+    def _columns(self, shift: int) -> Array:
+        """Lay the streams, beginning at `shift`, side by side: (length, batch_size)."""
+        used = self._ids[shift : shift + self._batch_size * self._length]
+        return self._xp.permute_dims(self._xp.reshape(used, (self._batch_size, self._length)), (1, 0))
+
+
+def fit(
+    model: Model,
+    data: Batches | Callable[[int], Batches],
+    optimizer: Optimizer,
+    *,
+    updates: int,
+    carry: bool = False,
+    max_norm: float | None = None,
+    rng: int | np.random.Generator | None = None,
+    validate: Callable[[], float] | None = None,
+    validate_every: int = 100,
+    patience: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    progress: bool | Callable[[History], str] = True,
+) -> History:
+    """Train a model, one update a batch.
+
+    Ctrl-C leaves the model as it was after the last whole update, writes the
+    checkpoint, and raises `KeyboardInterrupt` again. A run that is resumed with
+    the same arguments gives bit for bit what it would have given uninterrupted.
+
+    Parameters
+    ----------
+    model : Model
+        Trained in place: its ``params`` are set.
+    data : sequence of (inputs, targets), or callable
+        One epoch; or a function from the number of the epoch, from 0, to its
+        sequence, for data in another order each time. Batches are fetched by
+        index, so that a resumed run finds its place.
+    optimizer : Optimizer
+    updates : int
+        Updates in all, those before a resume included; at least 0.
+    carry : bool, optional
+        Whether the state after a batch goes into the next one of the epoch:
+        truncated backpropagation through time. Otherwise each batch begins anew.
+    max_norm : float, optional
+        Bound of the gradients' global norm (`xplstm.optim.clip_by_global_norm`).
+    rng : int or numpy.random.Generator, optional
+        A seed or a generator for dropout. Without it nothing is dropped.
+    validate : callable, optional
+        ``validate()`` gives a number that should fall; called every
+        `validate_every` updates, at the beginning and at the end.
+    validate_every : int, optional
+        At least 1.
+    patience : int, optional
+        Stop after this many validations in a row that are no new best, and
+        end with the parameters of the best validation.
+    checkpoint : path, optional
+        File that is written every `checkpoint_every` updates, at the end and on
+        Ctrl-C. Its folder must exist. Needs the package safetensors.
+    checkpoint_every : int, optional
+        At least 1.
+    resume : bool, optional
+        Go on from the file at `checkpoint`, which must exist.
+    extra : mapping, optional
+        Kept in the checkpoint; anything that JSON can hold.
+    progress : bool or callable, optional
+        Whether to show a bar, which needs the package tqdm; or a function from
+        the history to the text beside the bar.
+
+    Returns
+    -------
+    History
+        Of the whole run, what came before a resume included.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range, or arguments that do not go together.
+    FileNotFoundError
+        If there is nothing to resume from.
+    FormatError
+        If the file to resume from is no checkpoint of this model.
+    FloatingPointError
+        If the loss is no longer finite; the checkpoint on disk stays as it was.
+    ImportError
+        If a package that the arguments ask for is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses, optim, training
+    >>> class Line:
+    ...     params = {"slope": np.zeros((1, 1))}
+    ...
+    ...     def loss_vjp(self, inputs, targets, state, rng):
+    ...         loss, pullback = losses.mse(inputs @ self.params["slope"], targets)
+    ...         return loss, None, lambda: {"slope": inputs.T @ pullback()}
+    >>> line, x = Line(), np.asarray([[1.0], [2.0]])
+    >>> history = training.fit(line, [(x, 3 * x)], optim.SGD(0.1), updates=50, progress=False)
+    >>> round(float(line.params["slope"][0, 0]), 6)
+    3.0
+    """
+    _check_at_least_1(validate_every=validate_every, checkpoint_every=checkpoint_every)
+    _check_together(validate, patience, checkpoint, resume)
+    epochs = data if callable(data) else lambda _epoch: data
+    run = _Run(model, optimizer, epochs, None if rng is None else np.random.default_rng(rng), carry, max_norm)
+    if resume and checkpoint is not None:
+        run.restore(load_checkpoint(checkpoint))
+    if extra is not None:
+        run.at = run.at._replace(extra=dict(extra))
+    plan = _Plan(updates, validate, validate_every, patience, checkpoint, checkpoint_every)
+    with _bar(progress, run.at.update, updates) as report:
+        try:
+            _loop(run, plan, report)
+        except KeyboardInterrupt:
+            run.restore(run.at)
+            _save(run, plan)
+            raise
+    if run.at.best is not None:
+        model.params = run.at.best
+    return run.at.history
+
+
+class _Plan(NamedTuple):
+    """When `fit` stops, validates and saves."""
+
+    updates: int
+    validate: Callable[[], float] | None
+    validate_every: int
+    patience: int | None
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_every: int
+
+
+class _Run:
+    """The model, the optimiser and the generator, moved together from one update to the next.
+
+    `at` always describes the last whole update and is replaced in one
+    assignment: whatever interrupts, ``restore(at)`` brings all three back to it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        epochs: Callable[[int], Batches],
+        rng: np.random.Generator | None,
+        carry: bool,
+        max_norm: float | None,
+    ) -> None:
+        self.model, self.optimizer, self.rng = model, optimizer, rng
+        self._epochs, self._carry, self._max_norm = epochs, carry, max_norm
+        self._epoch, self._batches = 0, _epoch_of(epochs, 0)
+        self.at = Checkpoint(0, 0, 0, {}, {}, None, None, History(), None, {})
+        self.at = self._moved(update=0)
+
+    def advance(self) -> None:
+        """Make one update."""
+        at = self.at
+        if at.epoch != self._epoch:
+            self._epoch, self._batches = at.epoch, _epoch_of(self._epochs, at.epoch)
+        inputs, targets = self._batches[at.position]
+        loss, state, pullback = self.model.loss_vjp(inputs, targets, at.state, self.rng)
+        grads = pullback()
+        if self._max_norm is not None:
+            grads, _ = clip_by_global_norm(grads, self._max_norm)
+        self.model.params = self.optimizer.update(self.model.params, grads)
+        at.history.losses.append(loss)
+        if at.position + 1 == len(self._batches):
+            self.at = self._moved(update=at.update + 1, epoch=at.epoch + 1, position=0, state=None)
+        else:
+            state = state if self._carry else None
+            self.at = self._moved(update=at.update + 1, position=at.position + 1, state=state)
+
+    def _moved(self, **where: Any) -> Checkpoint:
+        """`at`, elsewhere, with what the model, the optimiser and the generator hold now."""
+        return self.at._replace(
+            params=dict(self.model.params),
+            optimizer=self.optimizer.state_dict(),
+            rng=None if self.rng is None else self.rng.bit_generator.state,
+            **where,
+        )
+
+    def judge(self, value: float, keep_best: bool) -> None:
+        """Note a validation of the present parameters."""
+        validations = [*self.at.history.validations, (self.at.update, value)]
+        history = History(self.at.history.losses, validations)
+        is_best = keep_best and history.best == validations[-1]
+        best = dict(self.model.params) if is_best else self.at.best
+        self.at = self.at._replace(history=history, best=best)
+
+    def settle(self) -> None:
+        """Turn the losses, which may wait for a device, into numbers, and look at them."""
+        losses = self.at.history.losses
+        del losses[self.at.update :]
+        first = len(losses)
+        while first > 0 and type(losses[first - 1]) is not float:
+            first -= 1
+        for index in range(first, len(losses)):
+            losses[index] = float(losses[index])
+            if not math.isfinite(losses[index]):
+                msg = f"the loss of update {index} is {losses[index]}; try a lower lr, or max_norm="
+                raise FloatingPointError(msg)
+
+    def restore(self, at: Checkpoint) -> None:
+        """Go back, or on, to where `at` stands."""
+        own = self.model.params
+        _check_same_parameters(own, at.params)
+        if (at.rng is None) != (self.rng is None):
+            msg = f"rng={self.rng}, but the run to resume had {'none' if at.rng is None else 'one'}"
+            raise ArgumentError(msg)
+        first = next(iter(own.values()))
+
+        def here(a: Array) -> Array:
+            return _array.asarray(a, _array.namespace(first, "params"), _array.device(first))
+
+        at = at._replace(
+            params={name: here(a) for name, a in at.params.items()},
+            optimizer={name: a if isinstance(a, int) else here(a) for name, a in at.optimizer.items()},
+            state=None if at.state is None else tuple(here(a) for a in at.state),
+            best=None if at.best is None else {name: here(a) for name, a in at.best.items()},
+        )
+        self.model.params = dict(at.params)
+        self.optimizer.load_state_dict(at.optimizer)
+        if self.rng is not None and at.rng is not None:
+            self.rng.bit_generator.state = at.rng
+        self.at = at
+
+
+def _loop(run: _Run, plan: _Plan, report: Callable[[_Run], None]) -> None:
+    """Update, validate and save until the plan says stop."""
+    while True:
+        _validate_if_due(run, plan)
+        if run.at.update >= plan.updates or _out_of_patience(run.at.history, plan.patience):
+            break
+        run.advance()
+        report(run)
+        if run.at.update % plan.checkpoint_every == 0:
+            _save(run, plan)
+    _save(run, plan)
+
+
+def _validate_if_due(run: _Run, plan: _Plan) -> None:
+    """Validate, unless that was done at this update before the run was interrupted."""
+    if plan.validate is None:
+        return
+    done = run.at.history.validations
+    due = run.at.update % plan.validate_every == 0 or run.at.update >= plan.updates
+    if due and not (done and done[-1][0] == run.at.update):
+        run.judge(float(plan.validate()), keep_best=plan.patience is not None)
+
+
+def _out_of_patience(history: History, patience: int | None) -> bool:
+    """Whether the last `patience` validations brought no new best."""
+    if patience is None or not history.validations:
+        return False
+    return len(history.validations) - 1 - history.validations.index(history.best) >= patience
+
+
+def _save(run: _Run, plan: _Plan) -> None:
+    """Write the checkpoint, if one is asked for."""
+    run.settle()
+    if plan.checkpoint is not None:
+        save_checkpoint(plan.checkpoint, run.at)
+
+
+def _epoch_of(epochs: Callable[[int], Batches], epoch: int) -> Batches:
+    """Batches of an epoch, of which there must be some."""
+    batches = epochs(epoch)
+    if len(batches) == 0:
+        msg = f"data has no batches in epoch {epoch}; at least 1 is needed"
+        raise ArgumentError(msg)
+    return batches
+
+
+@contextlib.contextmanager
+def _bar(
+    progress: bool | Callable[[History], str], done: int, updates: int
+) -> Iterator[Callable[[_Run], None]]:
+    """Give the function that moves the bar; its text is renewed seldom, as to read a loss may be to wait."""
+    if not progress:
+        yield lambda _run: None
+        return
+    text = progress if callable(progress) else _latest
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        msg = f"a progress bar needs the package tqdm: {_EXTRA}; or pass progress=False"
+        raise ImportError(msg) from error
+    # In a log file each repainted bar is a line of its own.
+    pause = _SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * _SECONDS_BETWEEN_REPORTS
+    told = -math.inf
+    with tqdm(initial=done, total=updates, unit="update", mininterval=pause, dynamic_ncols=True) as bar:
+
+        def report(run: _Run) -> None:
+            nonlocal told
+            bar.update()
+            if time.monotonic() - told >= pause or run.at.update == updates:
+                run.settle()
+                bar.set_postfix_str(text(run.at.history), refresh=False)
+                told = time.monotonic()
+
+        yield report
+
+
+def _latest(history: History) -> str:
+    """Text beside the bar: the mean of the last losses, and the last validation."""
+    recent = history.losses[-20:]
+    text = f"loss {sum(recent) / len(recent):.4f}"
+    return f"{text}, validation {history.validations[-1][1]:.4f}" if history.validations else text
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint: wholly, or not at all.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file; its folder must exist. What stood there is replaced.
+    checkpoint : Checkpoint
+        Of any array library; arrays on a device are copied to the host.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; the old one is then still whole.
+    ImportError
+        If the package safetensors is missing.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from xplstm import training
+    >>> params, history = {"weight": np.ones((2, 3), dtype="float32")}, training.History([0.5])
+    >>> point = training.Checkpoint(1, 0, 1, params, {"step": 1}, None, None, history, None, {"note": 1})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "run.safetensors")
+    ...     training.save_checkpoint(path, point)
+    ...     loaded = training.load_checkpoint(path)
+    >>> loaded.update, loaded.extra, loaded.params["weight"].dtype.name
+    (1, {'note': 1}, 'float32')
+    """
+    tensors = {name: _array.to_numpy(a) for name, a in _named_arrays(checkpoint)}
+    bfloat16 = [name for name, a in tensors.items() if _array.dtype_name(a.dtype) == "bfloat16"]
+    # NumPy has no bfloat16 for safetensors to read it back as; float32 holds each one exactly.
+    tensors |= {name: tensors[name].astype(np.float32) for name in bfloat16}
+    rest = {
+        "format": _FORMAT,
+        "update": checkpoint.update,
+        "epoch": checkpoint.epoch,
+        "position": checkpoint.position,
+        "optimizer": {name: v for name, v in checkpoint.optimizer.items() if isinstance(v, int)},
+        "rng": checkpoint.rng,
+        "extra": checkpoint.extra,
+        "bfloat16": bfloat16,
+    }
+    _import_safetensors()
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}
+    metadata = {_METADATA: json.dumps(rest, default=np.ndarray.tolist)}
+    _write_durably(os.fspath(path), save(contiguous, metadata))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint that `save_checkpoint` or `fit` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Checkpoint
+        With NumPy arrays, whatever library they came from.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If the file is damaged, or something else.
+    ImportError
+        If the package safetensors is missing.
+
+    Examples
+    --------
+    See `save_checkpoint`.
+    """
+    safetensors = _import_safetensors()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except safetensors.SafetensorError as error:
+        msg = f"{os.fspath(path)} is not a whole safetensors file: {error}"
+        raise FormatError(msg) from error
+    rest = json.loads(metadata.get(_METADATA, "{}"))
+    if rest.get("format") != _FORMAT:
+        msg = f"{os.fspath(path)} has the format {rest.get('format')}, not {_FORMAT}"
+        raise FormatError(msg)
+    for name in rest["bfloat16"]:
+        tensors[name] = tensors[name].astype(_array.dtype_named(np, "bfloat16"))
+    groups: dict[str, dict[str, Array]] = {}
+    for name, value in tensors.items():
+        group, _, key = name.partition(".")
+        groups.setdefault(group, {})[key] = value
+    history = groups["history"]
+    validations = [(int(update), value) for update, value in history["validations"].tolist()]
+    state = groups.get("state")
+    return Checkpoint(
+        rest["update"],
+        rest["epoch"],
+        rest["position"],
+        groups["params"],
+        {**rest["optimizer"], **groups.get("optimizer", {})},
+        None if state is None else tuple(state[str(i)] for i in range(len(state))),
+        rest["rng"],
+        History(history["losses"].tolist(), validations),
+        groups.get("best"),
+        rest["extra"],
+    )
+
+
+def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
+    """Each array of a checkpoint with its name in the file, ``group.key``."""
+    history = checkpoint.history
+    groups: dict[str, Mapping[str, Array]] = {
+        "params": checkpoint.params,
+        "optimizer": {name: v for name, v in checkpoint.optimizer.items() if not isinstance(v, int)},
+        "state": {str(i): a for i, a in enumerate(checkpoint.state or ())},
+        "best": checkpoint.best or {},
+        "history": {
+            "losses": np.asarray(history.losses, dtype=np.float64),
+            "validations": np.asarray(history.validations, dtype=np.float64).reshape(-1, 2),
+        },
+    }
+    for group, arrays in groups.items():
+        for key, a in arrays.items():
+            yield f"{group}.{key}", a
+
+
+def _import_safetensors() -> Any:
+    """Return the package safetensors."""
+    try:
+        import safetensors
+    except ImportError as error:
+        msg = f"checkpoints need the package safetensors: {_EXTRA}"
+        raise ImportError(msg) from error
+    return safetensors
+
+
+def _write_durably(path: str, content: bytes) -> None:
+    """Put `content` at `path` so that a crash at any moment leaves the old file or the new one.
+
+    The new file is forced to the disk before it takes the name, since file
+    systems may do the renaming first (Pillai et al., "All file systems are not
+    created equal", 2014); the folder is forced last, so that the name stays.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    beside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        try:
+            _write_all(file, content)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+    if os.name == "posix":
+        _sync_folder(folder)
+
+
+def _write_all(file: int, content: bytes) -> None:
+    """Write the whole of `content`; the system may take it in parts."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
+
+
+def _sync_folder(folder: str) -> None:
+    """Force a folder's list of names to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_at_least_1(**values: int) -> None:
+    """Refuse counts below 1."""
+    for name, value in values.items():
+        if value < 1:
+            msg = f"{name}={value} must be at least 1"
+            raise ArgumentError(msg)
+
+
+def _check_together(
+    validate: object, patience: int | None, checkpoint: str | os.PathLike[str] | None, resume: bool
+) -> None:
+    """Refuse arguments that need others, before any work."""
+    if patience is not None:
+        _check_at_least_1(patience=patience)
+        if validate is None:
+            msg = f"patience={patience} needs validate="
+            raise ArgumentError(msg)
+    if checkpoint is None:
+        if resume:
+            msg = "resume=True needs checkpoint="
+            raise ArgumentError(msg)
+        return
+    _import_safetensors()
+    folder = os.path.dirname(os.path.abspath(checkpoint))
+    if not os.path.isdir(folder):
+        msg = f"checkpoint={os.fspath(checkpoint)!r} lies in no folder: make {folder!r} first"
+        raise ArgumentError(msg)
+
+
+def _check_same_parameters(own: Mapping[str, Array], given: Mapping[str, Array]) -> None:
+    """Refuse the checkpoint of another model."""
+
+    def shown(params: Mapping[str, Array]) -> dict[str, str]:
+        return {name: f"{_array.dtype_name(a.dtype)}{tuple(a.shape)}" for name, a in params.items()}
+
+    ours, theirs = shown(own), shown(given)
+    if ours != theirs:
+        differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        lines = [
+            f"{name}: the model has {ours.get(name)}, the checkpoint {theirs.get(name)}" for name in differing
+        ]
+        msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
+        raise FormatError(msg)
