@@ -66,7 +66,7 @@ def read_only(_: Any, a: np.ndarray) -> np.ndarray:
 
 LIBRARIES = {
     "numpy": Library("numpy", as_array, np.asarray),
-    "numpy-read-only": Library("numpy", read_only, np.asarray),
+    "numpy_readonly": Library("numpy", read_only, np.asarray),
     "array_api_strict": Library("array_api_strict", as_array, np.asarray),
     "torch": Library("torch", as_array, lambda a: a.numpy()),
     "jax": Library("jax.numpy", as_array, np.asarray),
@@ -87,6 +87,7 @@ class Adapter:
 
     def __init__(self, library: str, kernel: str) -> None:
         self.library = library
+        self.backend = library.removesuffix("_readonly")
         self.kernel = kernel
 
     def describe(self) -> dict[str, str]:
@@ -100,7 +101,7 @@ class Adapter:
     def why_unavailable(self) -> str | None:
         """Say what is missing to run here at all, or None."""
         try:
-            with xplstm.use_backend(self.library.partition("-")[0]):
+            with xplstm.use_backend(self.backend):
                 return None
         except xplstm.BackendError as error:
             return str(error)
@@ -152,8 +153,8 @@ class Adapter:
 
     def module(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
         x, state = arrays.pop("x"), (arrays.pop("h_0"), arrays.pop("c_0"))
-        dtype = np.dtype(str(x.dtype).rpartition(".")[2]).name
-        lstm = xplstm.LSTM(**config, xp=self.library.partition("-")[0], dtype=dtype)
+        dtype = str(x.dtype).rpartition(".")[2]
+        lstm = xplstm.LSTM(**config, xp=self.backend, dtype=dtype)
         lstm.load_state_dict(arrays)
         y, (h_n, c_n) = lstm(x, state)
         gates = lstm.trace(x, state)

@@ -6,7 +6,11 @@ names are kept only where the name is the fault.
 
 from __future__ import annotations
 
+import argparse
+import doctest
 import json
+import re
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 
 import xplstm
 from xplstm.cli import example
+from xplstm.models import CharLM
 
 VECTORS = Path(__file__).parent.parent / "spec" / "vectors"
 
@@ -254,10 +259,12 @@ def test_001_our_gradients_are_the_full_ones():
     xs = [np.array([[1.0], [2.0], [3.0]]), np.array([[2.0], [3.0], [4.0]])]
     dh = np.array([[1.0], [2.0]])
     expected = built.differences(xs, dh)
-    stacked = {part: np.concatenate([built.w[part.format(g)] for g in "ifco"]) for part in ("W{}x", "W{}h", "b{}")}
+    stacked = {
+        part: np.concatenate([built.w[part.format(g)] for g in "ifco"]) for part in ("W{}x", "W{}h", "b{}")
+    }
     ours = xplstm.LSTMParams(stacked["W{}x"], stacked["W{}h"], stacked["b{}"][:, 0], np.zeros(8))
     x = np.stack([column.T for column in xs])
-    y, state, pullback = xplstm.lstm_vjp(x, ours)
+    y, _, pullback = xplstm.lstm_vjp(x, ours)
     np.testing.assert_allclose(y[-1, 0], built.h[-1][:, 0], rtol=0, atol=1e-15)
     _, _, dparams = pullback(np.zeros_like(y), xplstm.LSTMState(dh.T, np.zeros((1, 2))))
     for got, part in ((dparams.weight_ih, "W{}x"), (dparams.weight_hh, "W{}h"), (dparams.bias_ih, "b{}")):
@@ -329,12 +336,10 @@ def test_001_update_of_Wix_takes_the_gradient_of_another_matrix():
 
 
 def test_001_return_over_two_lines_ends_at_the_first():
-    def per_step():
-        return "Wfh", "bf", "Wih", "bi",
-        "Woh", "bo", "Wch", "bc"  # fmt: skip
-
+    names = {}
+    exec("def per_step():\n    return 'Wfh', 'bf', 'Wih', 'bi',\n    'Woh', 'bo', 'Wch', 'bc'", names)
     with pytest.raises(ValueError, match="expected 8, got 4"):
-        _a, _b, _c, _d, _e, _f, _g, _h = per_step()
+        _a, _b, _c, _d, _e, _f, _g, _h = names["per_step"]()
 
 
 def test_001_relu_cannot_take_an_array():
@@ -342,7 +347,7 @@ def test_001_relu_cannot_take_an_array():
     with pytest.raises(ValueError, match="ambiguous"):
         max(0, z)
     with pytest.raises(ValueError, match="ambiguous"):
-        1 if z > 0 else 0
+        bool(z > 0)
 
 
 def test_001_tanh_by_exponentials_cancels_and_overflows():
@@ -493,16 +498,37 @@ def test_003_worked_example_literal_shapes_are_refused():
 
 
 def test_003_worked_example_command_states_the_published_numbers():
-    outputs = record("worked-example-repaired")["outputs"]
-    for name, values in example.EXACT.items():
-        published = outputs[{"c": "c_n", "h": "h_n"}.get(name, name)]["data"] if name != "z" else None
-        if published is not None:
-            assert [p.startswith(v) for p, v in zip(published, values, strict=True)] == [True, True]
+    published = record("worked-example-repaired")["outputs"]
+    for name, exact in example.EXACT.items():
+        if name.startswith("z_"):
+            z = record("worked-example-transcript")["outputs"]["z"]["data"]
+            assert exact == (z["ifgo".index(name[2])],) * 2
+            continue
+        numbers = published[{"c": "c_n", "h": "h_n"}.get(name, name)]["data"]
+        for shown, number in zip(exact, numbers, strict=True):
+            assert abs(Decimal(shown) - Decimal(number)) <= Decimal("5e-21")
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="003's code is written for torch, which is not installed")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_003_worked_example_command_finds_every_number(dtype, capsys):
+    assert example.run(argparse.Namespace(backend="numpy", dtype=dtype)) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" u")]
+    assert len(rows) == 2 * len(example.EXACT)
+    assert len({len(row) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("wrong", ["0.16999999999999", "0.17000000000001"])
+def test_003_worked_example_command_fails_on_a_wrong_number(wrong, monkeypatch, capsys):
+    monkeypatch.setitem(example.EXACT, "z_f", ("0.17", wrong))
+    assert example.run(argparse.Namespace(backend="numpy", dtype="float64")) == 1
+    assert "NOT within 8 u" in capsys.readouterr().out
+
+
+@pytest.fixture(params=["torch"])  # a parameter, so that `-k torch` finds these tests
+def torch(request):
+    return pytest.importorskip(
+        request.param, reason="003's code is written for torch, which is not installed"
+    )
 
 
 def test_003_last_step_of_the_reversed_direction_has_seen_one_input(torch):
@@ -573,7 +599,11 @@ def test_003_function_on_a_comment_line_is_never_defined():
 def character_model(torch):
     """003's CharLSTM: output flattened to one row a step and member of the batch."""
     torch.manual_seed(2)
-    table, lstm, head = torch.nn.Embedding(5, 6), torch.nn.LSTM(6, 6, 2, batch_first=True), torch.nn.Linear(6, 5)
+    table, lstm, head = (
+        torch.nn.Embedding(5, 6),
+        torch.nn.LSTM(6, 6, 2, batch_first=True),
+        torch.nn.Linear(6, 5),
+    )
 
     def forward(ids, state):
         out, state = lstm(table(ids), state)
@@ -601,7 +631,9 @@ def printed_generation(torch, model, prompt, length):
 
 def test_003_generation_ignores_the_prompt_but_its_last_character(torch):
     model = character_model(torch)
-    assert printed_generation(torch, model, [0, 1, 2, 3], 20) == printed_generation(torch, model, [4, 4, 3], 20)
+    assert printed_generation(torch, model, [0, 1, 2, 3], 20) == printed_generation(
+        torch, model, [4, 4, 3], 20
+    )
     prompts = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 4, 2, 3]])
     with torch.no_grad():
         read, other = (model(prompt, None)[0][-1] for prompt in prompts)
@@ -612,6 +644,13 @@ def test_003_flattened_output_cannot_sample_after_more_than_one_step(torch):
     model = character_model(torch)
     with torch.no_grad(), pytest.raises(RuntimeError, match="4 elements"):
         sample(torch, model, torch.tensor([[0, 1, 2, 3]]), None)
+
+
+def test_003_our_generation_reads_the_whole_prompt():
+    model = CharLM("abcde", 6, rng=2)
+    for a in (*model.lstm.params.values(), *model.linear.params.values()):
+        a *= 8  # untrained weights hardly remember
+    assert model.generate("abcd", 20, rng=3) != model.generate("eed", 20, rng=3)
 
 
 TRANSLATOR = """
@@ -645,3 +684,35 @@ def test_003_translator_uses_a_module_that_it_never_imports(torch):
     # Position 0 is never predicted: a loss over all positions counts uniform guesses there.
     assert not scores[:, 0].any()
     assert scores[:, 1:].abs().min() > 0
+
+
+# ---- The pages --------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs"
+NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
+
+
+class NearlyEqual(doctest.OutputChecker):
+    """Numbers to 8 u of float64, for another processor may round their last digit; all else to the letter."""
+
+    def check_output(self, want, got, optionflags):
+        wanted, given = ([float(v) for v in NUMBER.findall(text)] for text in (want, got))
+        same_text = super().check_output(NUMBER.sub("#", want), NUMBER.sub("#", got), optionflags)
+        return same_text and all(abs(w - g) <= 8 * 2.0**-53 for w, g in zip(wanted, given, strict=True))
+
+
+def test_worked_example_page_shows_what_runs():
+    page = (DOCS / "worked_example.md").read_text(encoding="utf-8")
+    examples = doctest.DocTestParser().get_doctest(page, {}, "worked_example", "worked_example.md", 0)
+    assert len(examples.examples) > 20
+    runner = doctest.DocTestRunner(NearlyEqual(), optionflags=doctest.NORMALIZE_WHITESPACE)
+    printed = []
+    runner.run(examples, out=printed.append)
+    assert runner.failures == 0, "".join(printed)
+
+
+def test_errata_page_names_every_test_and_no_other():
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "errata.md").read_text(encoding="utf-8")))
+    here = {name for name in globals() if name.startswith("test_")}
+    assert named <= here
+    assert {name for name in here if re.match(r"test_00[0-4]_(?!worked_example_command)", name)} <= named

@@ -179,8 +179,14 @@ class Streams(Sequence[Batch]):
         if length < 1:
             msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"
             raise ArgumentError(msg)
-        self._xp = _array.namespace(ids, "ids")
-        self._ids, self._batch_size, self._steps, self._length = ids, batch_size, steps, length
+        xp = _array.namespace(ids, "ids")
+
+        def side_by_side(first: int) -> Array:
+            streams = xp.reshape(ids[first : first + batch_size * length], (batch_size, length))
+            return xp.permute_dims(streams, (1, 0))
+
+        self._inputs, self._targets = side_by_side(0), side_by_side(1)
+        self._steps, self._length = steps, length
 
     def __len__(self) -> int:
         return math.ceil(self._length / self._steps)
@@ -189,14 +195,8 @@ class Streams(Sequence[Batch]):
         if not 0 <= index < len(self):
             msg = f"index={index} must be in [0, {len(self)})"
             raise IndexError(msg)
-        first = index * self._steps
-        last = min(first + self._steps, self._length)
-        return self._columns(0)[first:last, ...], self._columns(1)[first:last, ...]
-
-    def _columns(self, shift: int) -> Array:
-        """Lay the streams, beginning at `shift`, side by side: (length, batch_size)."""
-        used = self._ids[shift : shift + self._batch_size * self._length]
-        return self._xp.permute_dims(self._xp.reshape(used, (self._batch_size, self._length)), (1, 0))
+        steps = slice(index * self._steps, (index + 1) * self._steps)
+        return self._inputs[steps, ...], self._targets[steps, ...]
 
 
 def fit(

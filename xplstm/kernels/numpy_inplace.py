@@ -26,18 +26,21 @@ from xplstm._params import LSTMParams, LSTMState, Problem
 # BLAS decides the order of the sums.
 CANONICAL_SUMS = False
 
-# Rows of packed steps whose input projection, and whose gradients by z, are made by one product.
-BLOCK_ROWS = 512
+# Packed rows whose input projection is made by one product: few enough that it is still in the cache when
+# the loop adds it. The products of the backward pass gain from more rows.
+FORWARD_ROWS = 256
+BACKWARD_ROWS = 1024
+
+# Elements; with rows of a power of two bytes every step's columns would evict each other.
+CACHE_LINE = 16
 
 
 class Weights(NamedTuple):
-    """One direction's weights, gates in the order i, f, o, g; `_half` where i, f and o are halved."""
+    """One direction's weights, gates in the order i, f, o, g, the rows of i, f and o halved."""
 
     ih: np.ndarray
     hh: np.ndarray
-    ih_half: np.ndarray
-    hh_half: np.ndarray
-    bias_half: np.ndarray | None
+    bias: np.ndarray | None
     hr: np.ndarray | None
 
 
@@ -56,11 +59,11 @@ class Packing(NamedTuple):
     rows: np.ndarray | None
     reverse: bool
 
-    def blocks(self) -> list[tuple[int, int]]:
-        """Bounds of runs of steps with about `BLOCK_ROWS` packed rows each."""
+    def blocks(self, size: int) -> list[tuple[int, int]]:
+        """Bounds of runs of steps with at most `size` packed rows each, or one step."""
         bounds, last = [0], len(self.starts) - 1
         for k in range(1, last):
-            if self.starts[k + 1] - self.starts[bounds[-1]] > BLOCK_ROWS:
+            if self.starts[k + 1] - self.starts[bounds[-1]] > size:
                 bounds.append(k)
         return list(zip(bounds, [*bounds[1:], last], strict=True)) if last else []
 
@@ -128,19 +131,17 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[Weights, 
 
 def _pack_weights(problem: Problem, p: LSTMParams) -> Weights:
     H = problem.H
-    ih, hh = _reorder(p.weight_ih, H), _reorder(p.weight_hh, H)
-    bias = None if p.bias_ih is None else _halve(_reorder(p.bias_ih + p.bias_hh, H), H)[:, None]
-    return Weights(ih, hh, _halve(ih.copy(), H), _halve(hh.copy(), H), bias, p.weight_hr)
+    bias = None if p.bias_ih is None else _halved(p.bias_ih + p.bias_hh, H)[:, None]
+    return Weights(_halved(p.weight_ih, H), _halved(p.weight_hh, H), bias, p.weight_hr)
 
 
-def _reorder(a: np.ndarray, H: int) -> np.ndarray:
-    """Swap g and o: i, f, g, o to i, f, o, g, or back. Always a copy."""
-    return np.concatenate([a[: 2 * H], a[3 * H :], a[2 * H : 3 * H]])
-
-
-def _halve(a: np.ndarray, H: int) -> np.ndarray:
-    a[: 3 * H] *= 0.5
-    return a
+def _halved(a: np.ndarray, H: int) -> np.ndarray:
+    """Gates i, f, g, o as i/2, f/2, o/2, g."""
+    packed = np.empty_like(a)
+    np.multiply(a[: 2 * H], 0.5, out=packed[: 2 * H])
+    np.multiply(a[3 * H :], 0.5, out=packed[2 * H : 3 * H])
+    packed[3 * H :] = a[2 * H : 3 * H]
+    return packed
 
 
 def _pack_steps(problem: Problem, valid: np.ndarray | None, reverse: bool) -> Packing:
@@ -202,11 +203,13 @@ def _walk(
     kept = Kept(packing, [], [c], np.empty((B + held if keep else 0, P), x.dtype))
     if keep:
         kept.h[:B] = h.T
-    for lo, hi in packing.blocks():
+    zx_buffer = _block_buffer(4 * H, max(FORWARD_ROWS, B), x.dtype)
+    for lo, hi in packing.blocks(FORWARD_ROWS):
         first, last = starts[lo], starts[hi]
-        zx = w.ih_half @ packing.take(x, lo, hi).T
-        if w.bias_half is not None:
-            zx += w.bias_half
+        zx = zx_buffer[:, : last - first]
+        np.matmul(w.ih, packing.take(x, lo, hi).T, out=zx)
+        if w.bias is not None:
+            zx += w.bias
         h_rows = kept.h[B + first : B + last] if keep else np.empty((last - first, P), x.dtype)
         for k in range(lo, hi):
             s, n = starts[k], starts[k + 1] - starts[k]
@@ -216,7 +219,7 @@ def _walk(
             z = _columns(gates_held, 4 * H, s if keep else 0, n)
             c_new = _columns(c_held, H, s, n) if keep else c
             m = _columns(m_buffer, H, 0, n)
-            np.matmul(w.hh_half, h, out=z)
+            np.matmul(w.hh, h, out=z)
             z += zx[:, s - first : s - first + n]
             c = _activate(z, c, c_new, m, H)
             h = m if w.hr is None else np.matmul(w.hr, m, out=_columns(h_buffer, P, 0, n))
@@ -246,6 +249,11 @@ def _activate(z: np.ndarray, c: np.ndarray, c_new: np.ndarray, m: np.ndarray, H:
 def _columns(held: np.ndarray, size: int, start: int, n: int) -> np.ndarray:
     """(size, n) view of a flat buffer, for the packed rows from `start` on."""
     return held[size * start : size * (start + n)].reshape(size, n)
+
+
+def _block_buffer(size: int, rows: int, dtype: np.dtype) -> np.ndarray:
+    """(size, rows) array whose lines do not all fall into one set of the cache."""
+    return np.empty((size, rows + CACHE_LINE), dtype)[:, :rows]
 
 
 def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMState) -> None:
@@ -281,13 +289,13 @@ def _walk_back(
 ) -> LSTMParams:
     """Walk one direction back, adding to `dx` and writing `dstart`."""
     H, P, B, packing, starts = problem.H, problem.output_size, problem.B, kept.packing, kept.packing.starts
-    total = _zeros(w)
+    total: list[np.ndarray] = []
     dh_all, dc_all = packing.sort(dend.h), packing.sort(dend.c)
-    dz_buffer, buffers = np.empty(4 * H * B, x.dtype), np.empty((4, H * B), x.dtype)
-    w_hh_t = np.ascontiguousarray(w.hh.T)
-    for lo, hi in reversed(packing.blocks()):
+    buffers = np.empty((4, H * B), x.dtype)
+    dz_buffer = _block_buffer(4 * H, min(starts[-1], max(BACKWARD_ROWS, B)), x.dtype)
+    for lo, hi in reversed(packing.blocks(BACKWARD_ROWS)):
         first, last = starts[lo], starts[hi]
-        dz = np.empty((4 * H, last - first), x.dtype)
+        dz = dz_buffer[:, : last - first]
         projected = last - first if w.hr is not None else 0
         dh_block, m_block = np.empty((P, projected), x.dtype), np.empty((H, projected), x.dtype)
         dy_block = packing.take(dy, lo, hi)
@@ -297,17 +305,21 @@ def _walk_back(
             dh, dc = dh_all[:, :n], dc_all[:, :n]
             dh += dy_block[now].T
             dm = dh if w.hr is None else w.hr.T @ dh
-            dz_k = _columns(dz_buffer, 4 * H, 0, n)
-            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz_k, buffers)
+            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz[:, now], buffers)
             if w.hr is not None:
                 dh_block[:, now], m_block[:, now] = dh, m
-            np.matmul(w_hh_t, dz_k, out=dh)
-            dz[:, now] = dz_k
-        _accumulate(total, dz, packing.take(x, lo, hi), _previous(kept, lo, hi, B), dh_block, m_block)
+            np.matmul(w.hh.T, dz[:, now], out=dh)
+        rows = packing.take(x, lo, hi), _previous(kept, lo, hi, B)
+        parts = [dz @ rows[0], dz @ rows[1], dz.sum(axis=1), dh_block @ m_block.T]
+        for part, sum_ in zip(parts, total, strict=False):
+            part += sum_
+        total = parts
         packing.put(dx, lo, hi, packing.take(dx, lo, hi) + dz.T @ w.ih)
     packing.unsort(dh_all, dstart.h, 0, B)
     packing.unsort(dc_all, dstart.c, 0, B)
-    return _as_params(total, H)
+    return _as_params(
+        problem, w, total or [np.zeros_like(a) for a in (w.ih, w.hh, w.hh[:, 0], np.empty((P, H)))]
+    )
 
 
 def _deactivate(
@@ -319,21 +331,23 @@ def _deactivate(
     dz: np.ndarray,
     buffers: np.ndarray,
 ) -> np.ndarray:
-    """Write the gradient by z into `dz`, turn `dc` by c' into that by c; also gives o * tanh(c')."""
+    """Write the gradient by the halved z into `dz`, turn `dc` by c' into that by c; also gives o * tanh(c')."""
     H, n = c.shape
     ifo, g = gates[: 3 * H], gates[3 * H :]
     i, f, o = ifo[:H], ifo[H : 2 * H], ifo[2 * H :]
-    tanh_c, slope = _columns(buffers[0], H, 0, n), _columns(buffers[1], H, 0, n)
+    tanh_c, twice = _columns(buffers[0], H, 0, n), _columns(buffers[1], H, 0, n)
     np.tanh(c, out=tanh_c)
-    np.multiply(tanh_c, tanh_c, out=slope)
-    np.subtract(1, slope, out=slope)
-    slope *= o
-    slope *= dm
-    dc += slope
-    np.multiply(dc, g, out=dz[:H])
-    np.multiply(dc, c_prev, out=dz[H : 2 * H])
-    np.multiply(dm, tanh_c, out=dz[2 * H : 3 * H])
+    np.multiply(tanh_c, tanh_c, out=twice)
+    np.subtract(1, twice, out=twice)
+    twice *= o
+    twice *= dm
+    dc += twice
     np.multiply(dc, i, out=dz[3 * H :])
+    np.add(dc, dc, out=twice)
+    np.multiply(twice, g, out=dz[:H])
+    np.multiply(twice, c_prev, out=dz[H : 2 * H])
+    np.add(dm, dm, out=twice)
+    np.multiply(twice, tanh_c, out=dz[2 * H : 3 * H])
     slopes = _columns(buffers[1:].reshape(-1), 3 * H, 0, n)
     np.subtract(1, ifo, out=slopes)
     slopes *= ifo
@@ -357,27 +371,20 @@ def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
     return np.concatenate([kept.h[b : b + n] for b, n in zip(before, sizes, strict=True)])
 
 
-def _zeros(w: Weights) -> LSTMParams:
-    """Sums over blocks to come, the gates in the order i, f, o, g."""
-    shaped = (w.ih, w.hh, w.bias_half, None, w.hr)
-    return LSTMParams(*(None if a is None else np.zeros_like(a) for a in shaped))
+def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMParams:
+    """Gradients by the user's weights from those by the halved and reordered ones."""
+    H = problem.H
+    dih, dhh, db, dhr = total
+    bias = None if w.bias is None else _unhalved(db, H)
+    projection = None if w.hr is None else dhr
+    twin = None if bias is None else bias.copy()
+    return LSTMParams(_unhalved(dih, H), _unhalved(dhh, H), bias, twin, projection)
 
 
-def _accumulate(
-    total: LSTMParams, dz: np.ndarray, x: np.ndarray, h_prev: np.ndarray, dh: np.ndarray, m: np.ndarray
-) -> None:
-    """Add a block's gradients to `total`, the gates in the order i, f, o, g."""
-    bias = None if total.bias_ih is None else dz.sum(axis=1, keepdims=True)
-    projection = None if total.weight_hr is None else dh @ m.T
-    for sum_, part in zip(total, (dz @ x, dz @ h_prev, bias, None, projection), strict=True):
-        if sum_ is not None:
-            sum_ += part
-
-
-def _as_params(total: LSTMParams, H: int) -> LSTMParams:
-    """Gates back in the order i, f, g, o; both biases have one gradient."""
-    dih, dhh = _reorder(total.weight_ih, H), _reorder(total.weight_hh, H)
-    if total.bias_ih is None:
-        return LSTMParams(dih, dhh, weight_hr=total.weight_hr)
-    db = _reorder(total.bias_ih[:, 0], H)
-    return LSTMParams(dih, dhh, db, db.copy(), total.weight_hr)
+def _unhalved(a: np.ndarray, H: int) -> np.ndarray:
+    """The chain rule of `_halved`, in place: gradients of i/2, f/2, o/2, g become those of i, f, g, o."""
+    a[: 3 * H] *= 0.5
+    o = a[2 * H : 3 * H].copy()
+    a[2 * H : 3 * H] = a[3 * H :]
+    a[3 * H :] = o
+    return a

@@ -1,0 +1,45 @@
+"""How Sphinx builds this documentation."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+
+import xplstm  # noqa: E402 - from the source tree, which has just been put first
+
+project = "xplstm"
+author = "the xplstm developers"
+copyright = "2026, the xplstm developers"
+version = release = xplstm.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+]
+exclude_patterns = ["_build"]
+# A name in single backticks becomes a link where the API has it.
+default_role = "autolink"
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+
+# The docstrings say types in words and with shapes; annotations would say them again, and less.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autosummary_generate = False
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {"all"}
+
+html_theme = "furo"
+html_title = f"xplstm {version}"
+
+# From the library's own numbers at every build, so that a picture never shows others than the library computes.
+for figure in sorted((DOCS / "figures").glob("*.py")):
+    runpy.run_path(str(figure))["draw"](figure.with_suffix(".svg"))

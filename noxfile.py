@@ -1,0 +1,121 @@
+"""What `nox` runs: by itself the checks of every change, by name or tag the other libraries and versions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+# A machine seldom has every Python; one that is missing shows as skipped.
+nox.options.error_on_missing_interpreters = False
+
+GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
+# pytest-xdist has a process for each core: a BLAS that takes all cores in each of them is slower by far.
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+HOST_BACKENDS = "numpy,numpy_readonly,array_api_strict"
+
+
+def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
+    """Run the tests and the specification; a backend in `require` that cannot run is a failure."""
+    env = {**ONE_THREAD, "XPLSTM_REQUIRE": require}
+    session.run("pytest", "-n", workers, *options, *session.posargs, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install(*GROUPS["lint"])
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, strictly."""
+    session.install(*GROUPS["types"])
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Tests and specification on NumPy, read-only NumPy and array-api-strict."""
+    session.install(".[test]")
+    run_tests(session, HOST_BACKENDS)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, in docs/_build/html; a warning is an error."""
+    session.install(".[docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
+
+
+@nox.session(tags=["backends"])
+def torch(session: nox.Session) -> None:
+    """Everything that PyTorch has a part in, as array library and as judge."""
+    session.install(".[test]", "torch==2.13.0")
+    run_tests(session, "torch", "-k", "torch")
+
+
+@nox.session(tags=["backends"])
+def jax(session: nox.Session) -> None:
+    """Everything that JAX has a part in."""
+    session.install(".[test]", "jax")
+    run_tests(session, "jax", "-k", "jax")
+
+
+@nox.session(tags=["backends"])
+def dask(session: nox.Session) -> None:
+    """Everything that Dask has a part in."""
+    session.install(".[test]", "dask[array]")
+    run_tests(session, "dask", "-k", "dask")
+
+
+@nox.session(python=["3.11", "3.12"], tags=["versions"])
+def oldest(session: nox.Session) -> None:
+    """The oldest NumPy and array-api-compat that pyproject.toml allows."""
+    session.install(".[test]", "numpy==1.26.*", "array-api-compat==1.10.*")
+    run_tests(session, "numpy,numpy_readonly")
+
+
+@nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])
+def python(session: nox.Session) -> None:
+    """Every supported Python."""
+    session.install(".[test]")
+    run_tests(session, HOST_BACKENDS)
+
+
+@nox.session(python=["3.13t", "3.14t"], tags=["versions"])
+def free_threading(session: nox.Session) -> None:
+    """Pythons without the global interpreter lock."""
+    session.install(".[test]")
+    run_tests(session, HOST_BACKENDS)
+
+
+@nox.session(tags=["gpu"])
+def cupy(session: nox.Session) -> None:
+    """CuPy on a CUDA device; without one skipped, or failed under XPLSTM_REQUIRE=cupy."""
+    version = cuda_version()
+    if version is None:
+        reason = "the CUDA driver shows no device, so that nothing of CuPy is tested"
+        if "cupy" in os.environ.get("XPLSTM_REQUIRE", ""):
+            session.error(f"XPLSTM_REQUIRE asks for cupy: {reason}")
+        session.skip(reason)
+    session.install(f".[test,cuda{version}]")
+    run_tests(session, "cupy", "-k", "cupy", workers="0")
+
+
+def cuda_version() -> int | None:
+    """Newest major CUDA version with a CuPy wheel that the driver serves; None without a device."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return None
+    count, version = ctypes.c_int(0), ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if failed or count.value == 0 or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return min(13, version.value // 1000) if version.value >= 12000 else None

@@ -1,0 +1,112 @@
+"""Random problems and the float64 answers that every backend and kernel is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import xplstm
+
+
+@dataclass
+class Case:
+    """A configuration with its arrays: distinct weights everywhere, nonzero distinct states."""
+
+    T: int = 5
+    B: int = 4
+    I: int = 3  # noqa: E741
+    H: int = 6
+    options: dict[str, Any] = field(default_factory=dict)
+    lengths: list[int] | None = None
+    holes: bool = False
+    seed: int = 7
+
+    def lstm(self, **where: Any) -> xplstm.LSTM:
+        where.setdefault("dtype", "float64")
+        return xplstm.LSTM(self.I, self.H, rng=self.seed, **self.options, **where)
+
+    @property
+    def output_size(self) -> int:
+        return self.options.get("proj_size", 0) or self.H
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.options.get("bidirectional") else 1
+
+    @property
+    def rows(self) -> int:
+        return self.options.get("num_layers", 1) * self.directions
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """x, h_0, c_0 and the gradients dy, dh_n, dc_n."""
+        rng = np.random.default_rng(self.seed)
+        shape = (self.B, self.T) if self.options.get("batch_first") else (self.T, self.B)
+        return {
+            "x": rng.normal(size=(*shape, self.I)),
+            "h_0": rng.normal(size=(self.rows, self.B, self.output_size)),
+            "c_0": rng.normal(size=(self.rows, self.B, self.H)),
+            "dy": rng.normal(size=(*shape, self.output_size * self.directions)),
+            "dh_n": rng.normal(size=(self.rows, self.B, self.output_size)),
+            "dc_n": rng.normal(size=(self.rows, self.B, self.H)),
+        }
+
+    def valid(self) -> dict[str, Any]:
+        """The keyword that makes the batch ragged, if any."""
+        if self.holes:
+            shape = (self.B, self.T) if self.options.get("batch_first") else (self.T, self.B)
+            return {"mask": np.random.default_rng(self.seed).random(shape) < 0.6}
+        return {} if self.lengths is None else {"lengths": self.lengths}
+
+
+CASES = {
+    "plain": Case(),
+    "no_bias": Case(options={"bias": False}),
+    "ragged": Case(lengths=[2, 5, 0, 3]),
+    "holes": Case(holes=True),
+    "bidirectional": Case(options={"bidirectional": True}),
+    "bidirectional_ragged": Case(options={"bidirectional": True, "num_layers": 2}, lengths=[3, 0, 5, 1]),
+    "bidirectional_holes": Case(options={"bidirectional": True}, holes=True),
+    "stacked": Case(options={"num_layers": 3}),
+    "projection": Case(options={"proj_size": 2, "num_layers": 2}),
+    "projection_ragged": Case(options={"proj_size": 2, "bidirectional": True}, lengths=[5, 1, 4, 0]),
+    "batch_first": Case(options={"batch_first": True}, lengths=[1, 5, 4, 2]),
+    "one_step": Case(T=1, B=1),
+    "one_unit": Case(H=1, I=2, B=3),
+}
+
+
+@dataclass
+class Answer:
+    """Outputs and gradients of one call."""
+
+    y: Any
+    h_n: Any
+    c_n: Any
+    dx: Any
+    dh_0: Any
+    dc_0: Any
+    dparams: dict[str, Any]
+
+    def flat(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "dparams"} | self.dparams
+
+
+def run(lstm: xplstm.LSTM, arrays: dict[str, Any], **options: Any) -> Answer:
+    """Forward and backward in one go."""
+    y, (h_n, c_n), pullback = lstm.vjp(arrays["x"], (arrays["h_0"], arrays["c_0"]), **options)
+    dx, dstate_0, dparams = pullback(arrays["dy"], (arrays["dh_n"], arrays["dc_n"]))
+    return Answer(y, h_n, c_n, dx, *dstate_0, dparams)
+
+
+def differences(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """Central differences of `f` by every element of `at`."""
+    gradient = np.zeros_like(at)
+    for place in np.ndindex(at.shape):
+        up, down = at.copy(), at.copy()
+        up[place] += step
+        down[place] -= step
+        gradient[place] = (f(up) - f(down)) / (2 * step)
+    return gradient

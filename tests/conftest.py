@@ -1,0 +1,98 @@
+"""One `xp` fixture over every backend, and the table that says what each of them ran."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+# JAX reads this once, when it is imported; without it there is no float64 to compare in.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+from xplstm import _array
+
+BACKENDS = ("numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library under test."""
+
+    name: str
+    xp: Any
+
+    def asarray(self, a: np.ndarray) -> Any:
+        """The host array `a` in this library; read-only where the backend is."""
+        a = np.asarray(a)
+        if self.name == "numpy_readonly":
+            a = a.copy()
+            a.setflags(write=False)
+            return a
+        return a.copy() if self.name == "numpy" else _array.asarray(a, self.xp)
+
+    def arrays(self, mapping: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Every value of `mapping` in this library."""
+        return {name: self.asarray(a) for name, a in mapping.items()}
+
+
+def required() -> set[str]:
+    return {name for name in os.environ.get("XPLSTM_REQUIRE", "").split(",") if name}
+
+
+def open_backend(name: str) -> Backend:
+    """The backend, or a skip with its reason, or a failure where it is required."""
+    library = "numpy" if name == "numpy_readonly" else name
+    reason = _array.why_unusable(library)
+    if reason is not None:
+        if name in required():
+            pytest.fail(f"XPLSTM_REQUIRE names {name}, which cannot run here: {reason}")
+        pytest.skip(f"{name}: {reason}")
+    if name == "array_api_strict":
+        import array_api_strict
+
+        array_api_strict.set_array_api_strict_flags(
+            boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
+        )
+    return Backend(name, _array.named_namespace(library))
+
+
+@pytest.fixture(params=BACKENDS)
+def xp(request: pytest.FixtureRequest) -> Backend:
+    request.node.user_properties.append(("backend", request.param))
+    return open_backend(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261)
+
+
+def pytest_configure() -> None:
+    unknown = required() - set(BACKENDS)
+    if unknown:
+        raise pytest.UsageError(f"XPLSTM_REQUIRE names {sorted(unknown)}; known are {', '.join(BACKENDS)}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Per backend: how many tests ran, passed and were skipped, and why."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in BACKENDS}
+    reasons: dict[str, str] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            name = dict(getattr(report, "user_properties", ())).get("backend")
+            if name in counts:
+                counts[name][outcome] += 1
+                if outcome == "skipped" and isinstance(report.longrepr, tuple):
+                    reasons.setdefault(name, report.longrepr[2].removeprefix("Skipped: "))
+    if not any(counts.values()):
+        return
+    terminalreporter.section("backends")
+    terminalreporter.write_line(f"{'backend':<18}{'passed':>8}{'failed':>8}{'skipped':>9}")
+    for name, count in counts.items():
+        failed = count["failed"] + count["error"]
+        row = f"{name:<18}{count['passed']:>8}{failed:>8}{count['skipped']:>9}"
+        terminalreporter.write_line(f"{row}  {reasons.get(name, '')}".rstrip())

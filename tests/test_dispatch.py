@@ -1,0 +1,82 @@
+"""The seam: which kernel runs, who can say so, and what the answer looks like."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from xplstm import _dispatch
+
+X = np.zeros((5, 4, 3), dtype=np.float32)
+
+
+def test_the_last_kernel_is_the_reference() -> None:
+    assert list(_dispatch.TABLE)[-1] == "reference"
+
+
+def test_the_fastest_that_can_is_chosen() -> None:
+    assert xplstm.LSTM(3, 2).explain(X).kernels == ("numpy_inplace",)
+
+
+def test_other_libraries_go_the_generic_way(xp: Any) -> None:
+    lstm = xplstm.LSTM(3, 2, num_layers=2, xp=xp.xp)
+    explanation = lstm.explain(xp.asarray(X))
+    if xp.name.startswith("numpy"):
+        assert explanation.kernels == ("numpy_inplace", "numpy_inplace")
+    else:
+        assert explanation.kernels == ("reference", "reference")
+        assert xp.name in explanation.reasons[0]["numpy_inplace"]
+    assert explanation.canonical_sums is False
+
+
+def test_a_block_pins_and_restores() -> None:
+    lstm = xplstm.LSTM(3, 2)
+    with xplstm.use_kernel("reference"):
+        assert lstm.explain(X).kernels == ("reference",)
+        assert "pinned" in lstm.explain(X).reasons[0]["numpy_inplace"]
+        with xplstm.use_kernel(None):
+            assert lstm.explain(X).kernels == ("numpy_inplace",)
+        assert lstm.explain(X).kernels == ("reference",)
+    assert lstm.explain(X).kernels == ("numpy_inplace",)
+
+
+def test_a_plain_call_holds_for_the_process() -> None:
+    lstm = xplstm.LSTM(3, 2)
+    xplstm.use_kernel("reference")
+    try:
+        seen: list[str] = []
+        thread = threading.Thread(target=lambda: seen.extend(lstm.explain(X).kernels))
+        thread.start()
+        thread.join()
+        assert seen == ["reference"]
+    finally:
+        xplstm.use_kernel(None)
+    assert lstm.explain(X).kernels == ("numpy_inplace",)
+
+
+def test_a_block_stays_in_its_thread() -> None:
+    lstm = xplstm.LSTM(3, 2)
+    seen: list[str] = []
+    with xplstm.use_kernel("reference"):
+        thread = threading.Thread(target=lambda: seen.extend(lstm.explain(X).kernels))
+        thread.start()
+        thread.join()
+    assert seen == ["numpy_inplace"]
+
+
+def test_a_pinned_kernel_that_cannot_raises_with_its_reason() -> None:
+    lstm = xplstm.LSTM(3, 2, dtype="float16")
+    with (
+        xplstm.use_kernel("numpy_inplace"),
+        pytest.raises(xplstm.KernelError, match=r"'numpy_inplace' is pinned .* float16"),
+    ):
+        lstm(X.astype("float16"))
+
+
+def test_an_unknown_kernel_is_refused_with_the_choices() -> None:
+    with pytest.raises(xplstm.ArgumentError, match="kernel 'cuda' is unknown; known are numpy_inplace, reference"):
+        xplstm.use_kernel("cuda")

@@ -1,0 +1,200 @@
+"""Who imports whom, read from the sources; and what `import xplstm` costs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A room may import the rooms of earlier rows, and no others. A name that ends in a dot is a folder, whose
+# rooms are siblings; the face of the package is "". A new room needs a place here.
+ROWS = (
+    ("_errors", "_typing", "_choice"),
+    ("_array", "_params"),
+    ("_dropout",),
+    ("_checks", "_cell", "init", "losses", "optim"),
+    ("_sequence", "kernels."),
+    ("_checkpoint", "_dispatch"),
+    ("_stack",),
+    ("functional", "_config"),
+    ("nn",),
+    ("io.",),
+    ("",),
+    ("models", "training", "testing", "cli.ngram"),
+    ("cli.",),
+    ("__main__",),
+)
+BASE = {room for row in ROWS[:3] for room in row}
+# Rooms that may see less than the rows before them, or that few may see.
+MAY_SEE = {
+    "losses": BASE,
+    "optim": BASE,
+    "init": BASE,
+    "kernels.": BASE | {"_checks", "_cell"},
+}
+MAY_BE_SEEN_BY = {"models": {"cli."}, "training": {"cli."}, "cli.": {"__main__"}, "__main__": set()}
+
+# What a function may import when it is called, beside the standard library and NumPy.
+OPTIONAL = {
+    "_array": {"cupy", "array_api_compat", "ml_dtypes"},
+    "training": {"tqdm", "safetensors"},
+    "cli.demo": {"matplotlib"},
+    "cli.bench": {"onnx", "onnxruntime", "threadpoolctl", "torch"},
+}
+
+
+class Import(NamedTuple):
+    room: str
+    name: str
+    at_top: bool
+
+
+def imports_of(room: str, path: Path) -> Iterator[Import]:
+    """Every import, those by a literal string included; `at_top` where loading the module runs it."""
+    pending = [(ast.parse(path.read_text(encoding="utf-8")), True)]
+    while pending:
+        node, at_top = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            pending += [(child, at_top) for child in node.orelse]
+            continue
+        for name in imported_names(node):
+            yield Import(room, name, at_top)
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        pending += [(child, at_top and not inside) for child in ast.iter_child_nodes(node)]
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert not node.level, "imports are absolute, so that a reader sees where a name comes from"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        return [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+    return []
+
+
+def rooms(package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name inside it; the package itself is ''."""
+    folder = ROOT / package
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+ROOMS = rooms("xplstm")
+IMPORTS = [found for room, path in ROOMS.items() for found in imports_of(room, path)]
+
+
+def place(room: str) -> str:
+    """The room as ROWS names it: itself, or its folder."""
+    named = any(room in row for row in ROWS)
+    return room if named else room.partition(".")[0] + "."
+
+
+def room_named(name: str) -> str | None:
+    """The room that an import of `name` reaches: a module, what a module holds, or nothing of xplstm."""
+    package, _, inner = name.partition(".")
+    while inner not in ROOMS:
+        inner = inner.rpartition(".")[0]
+    return inner if package == "xplstm" else None
+
+
+def row_of(room: str) -> int:
+    return next(number for number, row in enumerate(ROWS) if place(room) in row)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_has_a_place(room):
+    assert any(place(room) in row for row in ROWS), f"{room} has no place in ROWS"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_stands_below_it(room):
+    for found in IMPORTS:
+        other = room_named(found.name)
+        # The face is loaded before any other room, so that a version number can come from it at any time.
+        if found.room != room or other is None or (other == "" and not found.at_top):
+            continue
+        assert row_of(other) < row_of(room), f"{room} imports {found.name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may_see(room):
+    for found in IMPORTS:
+        other = room_named(found.name)
+        if found.room != room or other is None:
+            continue
+        assert place(other) in MAY_SEE.get(place(room), {place(other)}), f"{room} imports {found.name}"
+        assert place(room) in MAY_BE_SEEN_BY.get(place(other), {place(room)}), f"{room} imports {found.name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_only_numpy_is_imported_at_the_top(room):
+    allowed = {"xplstm", "numpy"} | ({"array_api_compat"} if room == "_array" else set())
+    for found in IMPORTS:
+        package = found.name.partition(".")[0]
+        if found.room == room and package not in sys.stdlib_module_names:
+            allowed_here = allowed if found.at_top else allowed | OPTIONAL.get(room, set())
+            assert package in allowed_here, f"{room} imports {found.name}, at the top: {found.at_top}"
+
+
+def test_the_specification_reaches_the_library_in_its_adapter_alone():
+    reaching = {
+        room
+        for room, path in rooms("spec").items()
+        for found in imports_of(room, path)
+        if found.name.partition(".")[0] == "xplstm"
+    }
+    assert reaching == {"adapter"}
+
+
+def test_the_adapter_uses_public_names_alone():
+    names = [found.name for found in imports_of("adapter", ROOT / "spec" / "adapter.py")]
+    assert not [name for name in names if name.startswith("xplstm.") and "._" in name]
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """What code prints in a new interpreter that sees this source tree and may keep its bytecode."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+
+    def run(code: str) -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=env, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    return run
+
+
+def test_import_loads_only_numpy_and_array_api_compat(fresh):
+    loaded = fresh(
+        "import sys; before = set(sys.modules); import xplstm; print(*{m.partition('.')[0] for m in "
+        "set(sys.modules) - before if getattr(sys.modules[m], '__file__', None)})"
+    ).split()
+    assert {"numpy", "array_api_compat", "xplstm"} <= set(loaded)
+    strange = set(loaded) - sys.stdlib_module_names - {"numpy", "array_api_compat", "xplstm"}
+    assert not strange, f"import xplstm also loads {sorted(strange)}"
+
+
+def test_import_costs_little_more_than_its_dependencies(fresh):
+    timed = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
+    code = {"with": timed.format("xplstm"), "without": timed.format("numpy, array_api_compat")}
+    best = dict.fromkeys(code, float("inf"))
+    # Interleaved, and the least of each: what other processes do only ever adds.
+    for _ in range(9):
+        for name in code:
+            best[name] = min(best[name], float(fresh(code[name])))
+    assert best["with"] <= 1.5 * best["without"], f"seconds of processor time: {best}"

@@ -1,0 +1,322 @@
+"""``python -m xplstm demo``: train a character model on real text, beside a 5-gram baseline."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from xplstm import _array, optim, training
+from xplstm._errors import ArgumentError, FormatError, XplstmError
+from xplstm.cli import ngram
+from xplstm.models import CharLM
+from xplstm.training import Checkpoint, History, Streams
+
+CHECKPOINT, CURVE, SAMPLE = "checkpoint.safetensors", "loss.png", "sample.txt"
+EMBEDDING_DIM = 64
+VALIDATIONS = 10
+MAX_NORM = 1.0
+# Held-out text is read as this many streams, so that few of its characters lack what stands before them.
+HELD_OUT_STREAMS, HELD_OUT_STEPS = 16, 256
+BITS = 1 / math.log(2)
+
+
+class Settings(NamedTuple):
+    """What decides a run; kept in its checkpoint."""
+
+    text: str | None
+    hidden_size: int
+    layers: int
+    dropout: float
+    batch_size: int
+    steps: int
+    lr: float
+    seed: int
+    updates: int
+
+
+class Corpus(NamedTuple):
+    """Text of which the end is held out."""
+
+    text: str
+    split: int
+
+    @property
+    def vocab(self) -> str:
+        """Every character, once."""
+        return "".join(sorted(set(self.text)))
+
+    @property
+    def digest(self) -> str:
+        """What tells this text from another."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    default = "default: %(default)s"
+    backends = [*_array.BACKENDS, "auto"]
+    add = parser.add_argument
+    add("--text", metavar="FILE", help="UTF-8 text to learn; default: the help topics that Python carries")
+    add("--backend", choices=backends, help="array library; default: XPLSTM_BACKEND, else numpy")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, default=80, help=f"train about so long; {default}")
+    length.add_argument("--updates", type=int, help="train exactly so long")
+    add("--hidden-size", type=int, default=256, help=f"units of a layer; {default}")
+    add("--layers", type=int, default=1, help=default)
+    add("--dropout", type=float, default=0.0, help=f"share dropped in training; {default}")
+    add("--batch-size", type=int, default=16, help=f"streams of text read at once; {default}")
+    add("--steps", type=int, default=64, help=f"characters that a gradient reaches back; {default}")
+    add("--lr", type=float, default=4e-3, help=f"highest learning rate; {default}")
+    add("--seed", type=int, default=0, help=default)
+    add("--out", metavar="FOLDER", type=Path, default=Path("runs/demo"), help=default)
+    add("--resume", action="store_true", help="go on with the run in --out, with its settings")
+    add("--temperature", type=float, default=0.6, help=f"0 writes the likeliest; {default}")
+    add("--prompt", help="what the written text goes on from; default: how the text begins")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, compare, draw and write; 130 after Ctrl-C, 1 after an error."""
+    checkpoint = args.out / CHECKPOINT
+    try:
+        if not args.resume:
+            _make_room(checkpoint)
+        _demo(args, training.load_checkpoint(checkpoint) if args.resume else None)
+    except KeyboardInterrupt:
+        how = f"; the run is saved. To go on:\n  {_resume_command(args)}"
+        print("\nInterrupted" + (how if checkpoint.exists() else " before there was anything to save."))
+        return 130
+    except (XplstmError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _make_room(checkpoint: Path) -> None:
+    """Make the folder; keep a run that is there already under another name."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        os.replace(checkpoint, checkpoint.with_name(f"previous-{CHECKPOINT}"))
+
+
+def _resume_command(args: argparse.Namespace) -> str:
+    """What to type in order to go on."""
+    command = ["python", "-m", "xplstm", "demo", "--resume", "--out", str(args.out)]
+    return shlex.join([*command, "--backend", args.backend] if args.backend else command)
+
+
+def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
+    """Do the whole job, or the rest of one that was begun."""
+    settings = _settings(args) if begun is None else Settings(**begun.extra["settings"])
+    corpus = _corpus(settings.text)
+    if begun is not None:
+        _check_same_text(corpus, begun)
+    model = _model(corpus, settings, args.backend)
+    prompt = corpus.text[:20] if args.prompt is None else args.prompt
+
+    def write(length: int) -> str:
+        return prompt + model.generate(prompt, length, temperature=args.temperature, rng=settings.seed)
+
+    baseline = ngram.bits_per_character(corpus.text, corpus.split)
+    _introduce(model, corpus, settings, baseline)
+    if begun is None:
+        print(f"Untrained, it writes {write(40)!r}.")
+    history = _fit(model, corpus, settings, args)
+    _conclude(history, baseline)
+    sample = write(600)
+    print(f"\n{sample}\n")
+    (args.out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
+    _draw(history, baseline, args.out / CURVE)
+    print(f"Wrote {CURVE}, {SAMPLE} and {CHECKPOINT} to {args.out}.")
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """Settings of a new run; the number of updates is measured where only a time is given."""
+    text = None if args.text is None else os.path.abspath(args.text)
+    settings = Settings(
+        text,
+        args.hidden_size,
+        args.layers,
+        args.dropout,
+        args.batch_size,
+        args.steps,
+        args.lr,
+        args.seed,
+        args.updates or 0,
+    )
+    if args.updates is None:
+        settings = settings._replace(updates=_updates_in(args.seconds, settings, args.backend))
+    return settings
+
+
+def _updates_in(seconds: float, settings: Settings, backend: str | None) -> int:
+    """How many updates fit into a time, from a trial with a model that is then thrown away."""
+    corpus = _corpus(settings.text)
+    model = _model(corpus, settings, backend)
+    batches, adam = _training_batches(model, corpus, settings), optim.Adam(settings.lr)
+
+    def update() -> None:
+        training.fit(model, batches, adam, updates=1, rng=settings.seed, max_norm=MAX_NORM, progress=False)
+
+    validation = _seconds(lambda: _held_out_bits(model, corpus), least=0)
+    return max(VALIDATIONS, int((seconds - VALIDATIONS * validation) / _seconds(update, least=3)))
+
+
+def _seconds(work: Callable[[], object], least: float) -> float:
+    """Time of one call, the median over `least` seconds; the first call, which may compile, apart."""
+    work()
+    times: list[float] = []
+    while not times or sum(times) < least:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def _corpus(file: str | None) -> Corpus:
+    """The text, of which the last tenth is held out."""
+    if file is None:
+        from pydoc_data.topics import topics
+
+        text = "".join(topics[name] for name in sorted(topics))
+    else:
+        text = Path(file).read_text(encoding="utf-8")
+    held_out = len(text) // 10 // HELD_OUT_STREAMS * HELD_OUT_STREAMS
+    if held_out == 0:
+        msg = f"the text has {len(text)} characters; at least {10 * HELD_OUT_STREAMS} are needed"
+        raise ArgumentError(msg)
+    return Corpus(text, len(text) - held_out)
+
+
+def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
+    """Refuse to go on with another text."""
+    if begun.extra["digest"] != corpus.digest:
+        msg = (
+            "the text has changed since the run was begun"
+            f" (with Python {begun.extra['python']}, whose help topics may differ from this one's)"
+        )
+        raise FormatError(msg)
+
+
+def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
+    """The untrained model."""
+    return CharLM(
+        corpus.vocab,
+        settings.hidden_size,
+        settings.layers,
+        embedding_dim=EMBEDDING_DIM,
+        dropout=settings.dropout,
+        xp=backend,
+        rng=settings.seed,
+    )
+
+
+def _training_batches(model: CharLM, corpus: Corpus, settings: Settings) -> Streams:
+    """The part that is learnt."""
+    return Streams(model.encode(corpus.text[: corpus.split]), settings.batch_size, settings.steps)
+
+
+def _held_out_bits(model: CharLM, corpus: Corpus) -> float:
+    """Bits per character of the held-out part, each character counted once."""
+    ids = model.encode(corpus.text[corpus.split - 1 :])
+    total, state = 0.0, None
+    for inputs, targets in Streams(ids, HELD_OUT_STREAMS, HELD_OUT_STEPS):
+        loss, state = model.loss(inputs, targets, state)
+        total += float(loss) * math.prod(targets.shape)
+    return total / (len(corpus.text) - corpus.split) * BITS
+
+
+def _introduce(model: CharLM, corpus: Corpus, settings: Settings, baseline: float) -> None:
+    """Say what is going to be done."""
+    held_out = len(corpus.text) - corpus.split
+    parameters = sum(math.prod(a.shape) for a in model.params.values())
+    backend = _array.backend_name(_array.namespace(model.params["linear.bias"], "linear.bias"))
+    print(f"Text: {len(corpus.text):,} characters, the last {held_out:,} of them held out.")
+    print(f"5-gram model (interpolated Kneser-Ney): {baseline:.3f} bits per held-out character.")
+    print(
+        f"LSTM: {settings.layers} layer(s) of {settings.hidden_size} units, {parameters:,} parameters,"
+        f" on {backend}; {settings.updates:,} updates of {settings.batch_size} x {settings.steps} characters."
+    )
+
+
+def _fit(model: CharLM, corpus: Corpus, settings: Settings, args: argparse.Namespace) -> History:
+    """Train, with one bar in bits per character."""
+
+    def text(history: History) -> str:
+        recent = history.losses[-50:]
+        learnt = sum(recent) / len(recent) * BITS
+        return f"bits per character {learnt:.3f}, held out {history.validations[-1][1]:.3f}"
+
+    schedule = optim.warmup_cosine(
+        settings.lr, settings.updates // 20, settings.updates, floor=settings.lr / 50
+    )
+    every = math.ceil(settings.updates / VALIDATIONS)
+    return training.fit(
+        model,
+        _training_batches(model, corpus, settings),
+        optim.Adam(schedule),
+        updates=settings.updates,
+        carry=True,
+        max_norm=MAX_NORM,
+        rng=settings.seed,
+        validate=lambda: _held_out_bits(model, corpus),
+        validate_every=every,
+        checkpoint=args.out / CHECKPOINT,
+        checkpoint_every=every,
+        resume=args.resume,
+        extra={"settings": settings._asdict(), "digest": corpus.digest, "python": platform.python_version()},
+        progress=text,
+    )
+
+
+def _conclude(history: History, baseline: float) -> None:
+    """Say what was reached, beside the baseline."""
+    first, last = history.validations[0][1], history.validations[-1][1]
+    verdict = "better" if last < baseline else "worse"
+    print(
+        f"Held-out text: from {first:.3f} to {last:.3f} bits per character,"
+        f" {abs(baseline - last):.3f} {verdict} than the 5-gram model's {baseline:.3f}."
+    )
+
+
+def _draw(history: History, baseline: float, file: Path) -> None:
+    """Draw the loss curve."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"No {file.name}: that needs matplotlib, pip install 'xplstm[plot]'.")
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    bits = [loss * BITS for loss in history.losses]
+    smooth, made = _smooth(bits), range(1, len(bits) + 1)
+    at, held_out = zip(*history.validations, strict=True)
+    axes.plot(made, bits, color="#b8cfe6", linewidth=0.8, label="training: each update")
+    axes.plot(made, smooth, color="#1f5a96", linewidth=1.6, label="training: running mean")
+    axes.plot(
+        at, held_out, "o-", color="#c4501b", markersize=5, label=f"held out, {held_out[-1]:.3f} at last"
+    )
+    axes.axhline(baseline, color="#444444", linestyle="--", label=f"held out, 5-gram model: {baseline:.3f}")
+    axes.set(title="Character model", xlabel="updates", ylabel="bits per character", xlim=(0, len(bits)))
+    axes.set_ylim(0.9 * min(*held_out, *smooth), 1.05 * max(held_out))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
+
+
+def _smooth(values: list[float], keep: float = 0.97) -> list[float]:
+    """Exponential running mean."""
+    smooth, mean = [], values[0]
+    for value in values:
+        mean = keep * mean + (1 - keep) * value
+        smooth.append(mean)
+    return smooth
