@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 import xplstm
@@ -98,7 +100,10 @@ def run(lstm: xplstm.LSTM, arrays: dict[str, Any], **options: Any) -> Answer:
     """Forward and backward in one go."""
     y, (h_n, c_n), pullback = lstm.vjp(arrays["x"], (arrays["h_0"], arrays["c_0"]), **options)
     dx, dstate_0, dparams = pullback(arrays["dy"], (arrays["dh_n"], arrays["dc_n"]))
-    return Answer(y, h_n, c_n, dx, *dstate_0, dparams)
+    results = [y, h_n, c_n, dx, *dstate_0, *dparams.values()]
+    if array_api_compat.is_dask_array(y):  # one computation for all instead of one for each
+        results = list(sys.modules["dask"].persist(*results))
+    return Answer(*results[:6], dict(zip(dparams, results[6:], strict=True)))
 
 
 def differences(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-6) -> np.ndarray:

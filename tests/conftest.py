@@ -57,6 +57,10 @@ def open_backend(name: str) -> Backend:
         array_api_strict.set_array_api_strict_flags(
             boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
         )
+    if name == "dask":
+        import dask
+
+        dask.config.set(scheduler="synchronous")  # threads gain nothing at these sizes
     return Backend(name, _array.named_namespace(library))
 
 

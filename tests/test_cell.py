@@ -35,7 +35,9 @@ def test_sigmoid_at_the_ends(xp) -> None:
     z = xp.asarray(np.asarray([-np.inf, -largest, largest, np.inf, np.nan], dtype=np.float32))
     from xplstm._array import to_numpy
 
-    np.testing.assert_array_equal(to_numpy(_cell.sigmoid(xp.xp, z)), np.asarray([0, 0, 1, 1, np.nan], np.float32))
+    np.testing.assert_array_equal(
+        to_numpy(_cell.sigmoid(xp.xp, z)), np.asarray([0, 0, 1, 1, np.nan], np.float32)
+    )
 
 
 @pytest.mark.parametrize("projected", [False, True])

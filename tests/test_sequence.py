@@ -42,7 +42,9 @@ def loss(case: Case, lstm: xplstm.LSTM, a: dict[str, np.ndarray]) -> float:
     return float(np.sum(y * a["dy"]) + np.sum(h_n * a["dh_n"]) + np.sum(c_n * a["dc_n"]))
 
 
-@pytest.mark.parametrize("name", ["plain", "bidirectional_ragged", "bidirectional_holes", "projection_ragged"])
+@pytest.mark.parametrize(
+    "name", ["plain", "bidirectional_ragged", "bidirectional_holes", "projection_ragged"]
+)
 def test_gradients_are_those_of_differences(name: str) -> None:
     case = CASES[name]
     lstm, a = case.lstm(), case.arrays()
@@ -79,7 +81,9 @@ def test_every_backend_gives_the_same(xp: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 9])
-@pytest.mark.parametrize("name", ["plain", "bidirectional_ragged", "bidirectional_holes", "projection_ragged"])
+@pytest.mark.parametrize(
+    "name", ["plain", "bidirectional_ragged", "bidirectional_holes", "projection_ragged"]
+)
 def test_checkpointing_changes_nothing(xp: Any, name: str, every: int) -> None:
     if xp.name in ("dask", "array_api_strict") and every not in (2,):
         pytest.skip(f"{xp.name}: one segment length is enough on a slow backend")
@@ -88,7 +92,9 @@ def test_checkpointing_changes_nothing(xp: Any, name: str, every: int) -> None:
     want = run(lstm, arrays, **case.valid())
     got = run(lstm, arrays, **case.valid(), checkpoint=every)
     for key, value in want.flat().items():
-        np.testing.assert_allclose(to_numpy(got.flat()[key]), to_numpy(value), rtol=0, atol=1e-12, err_msg=key)
+        np.testing.assert_allclose(
+            to_numpy(got.flat()[key]), to_numpy(value), rtol=0, atol=1e-12, err_msg=key
+        )
 
 
 def peak(work: Any) -> int:

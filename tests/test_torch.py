@@ -12,6 +12,9 @@ from tests.cases import Answer, Case, run
 from xplstm import _dispatch
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+)
 
 
 def random_case(seed: int) -> Case:

@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from xplstm._errors import XplstmError
+
 COMMANDS = {
     "info": "versions, backends, devices and kernels",
     "example": "the documents' worked example, gate by gate",
@@ -24,7 +26,11 @@ def main(argv: list[str] | None = None) -> int:
         if name in argv[:1]:
             importlib.import_module(f"xplstm.cli.{name}").add_arguments(command)
     args = parser.parse_args(argv)
-    return int(importlib.import_module(f"xplstm.cli.{args.command}").run(args))
+    try:
+        return int(importlib.import_module(f"xplstm.cli.{args.command}").run(args))
+    except XplstmError as error:
+        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -170,17 +170,24 @@ def dtype_name(dtype: DType) -> str:
 
 
 def dtype_named(xp: Namespace, name: str) -> DType:
-    """The dtype object of `xp` called `name`; an ml_dtypes one where the library has none of its own."""
+    """The dtype object of `xp` called `name`."""
     dtype = getattr(xp, name, None)
-    if dtype is None and name == "bfloat16" and backend_name(xp) in ("numpy", "cupy"):
-        if importlib.util.find_spec("ml_dtypes") is None:
-            msg = f"bfloat16 on {backend_name(xp)} needs the package ml_dtypes (pip install ml_dtypes)"
-            raise DTypeError(msg)
-        dtype = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    if dtype is None and backend_name(xp) in ("numpy", "cupy", "dask"):
+        dtype = _numpy_dtype_named(name)
     if dtype is None:
         msg = f"dtype={name!r} does not exist in {backend_name(xp)}"
         raise DTypeError(msg)
     return dtype
+
+
+def _numpy_dtype_named(name: str) -> DType:
+    """NumPy's own dtype, or for bfloat16 the one that ml_dtypes adds."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    if importlib.util.find_spec("ml_dtypes") is None:
+        msg = "dtype='bfloat16' needs the package ml_dtypes (pip install ml_dtypes)"
+        raise DTypeError(msg)
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
 
 
 def native(x: Array) -> Array:
@@ -221,18 +228,28 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.asarray(np.from_dlpack(x))
 
 
-def asarray(x: Array, xp: Namespace, device: Device | None = None, dtype: str | None = None) -> Array:
-    """`x`, of any library, as an array of `xp` on `device` with the dtype called `dtype`."""
+def asarray(x: Array, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
+    """`x`, of any library, as an array of `xp` on the device `on` with the dtype called `dtype`."""
     if array_api_compat.is_array_api_obj(x) and namespace(x, "x") is xp:
-        if device is not None and globals()["device"](x) != device:
-            x = array_api_compat.to_device(x, device)
-        return x if dtype is None else xp.astype(x, dtype_named(xp, dtype), copy=False)
-    host = np.asarray(x) if isinstance(x, np.ndarray | list | tuple) else to_numpy(x)
+        if on is not None and device(x) != on:
+            x = array_api_compat.to_device(x, on)
+        moved = x if dtype is None else xp.astype(x, dtype_named(xp, dtype), copy=False)
+    else:
+        moved = _from_host(np.asarray(x) if isinstance(x, list | tuple) else to_numpy(x), xp, on, dtype)
+    if dtype is not None and dtype_name(moved.dtype) != dtype:
+        hint = "; jax.config.update('jax_enable_x64', True) allows it" if backend_name(xp) == "jax" else ""
+        msg = f"dtype={dtype!r} was asked for, and {backend_name(xp)} made {dtype_name(moved.dtype)}{hint}"
+        raise DTypeError(msg)
+    return moved
+
+
+def _from_host(host: np.ndarray, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
+    """Copy `host` to `xp`."""
     if dtype is not None:
         host = host.astype(dtype_named(np, dtype), copy=False)
     if dtype_name(host.dtype) == "bfloat16" and backend_name(xp) == "torch":
         return xp.asarray(host.astype(np.float32), device=device, dtype=xp.bfloat16)
-    return xp.asarray(host, device=device, copy=True)
+    return xp.asarray(native(host), device=device, copy=True)
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:

@@ -265,7 +265,7 @@ def _mask(mask: Array, where: Home, T: int, B: int) -> Array:
 def _lengths(lengths: Any, where: Home, T: int, B: int) -> Array:
     """Integers on the parameters' device; a list or a NumPy array will do on every backend."""
     if isinstance(lengths, list | tuple):
-        lengths = np.asarray(lengths if len(lengths) else np.zeros(0, dtype=np.int64))
+        lengths = np.asarray(lengths if len(lengths) else np.zeros(0, dtype=np.int32))
     if not isinstance(lengths, np.ndarray):
         given = Home(_array.namespace(lengths, "lengths"), _array.device(lengths), where.dtype)
         _same_home("lengths", given, "the parameters", where)
@@ -277,7 +277,7 @@ def _lengths(lengths: Any, where: Home, T: int, B: int) -> Array:
         raise ShapeError(_shape_message("lengths", lengths.shape, (B,), "one length a member of the batch"))
     if not _array.is_lazy(lengths):
         _length_bounds(_array.to_numpy(lengths), T)
-    return _array.asarray(lengths, where.xp, where.device, "int64")
+    return _array.asarray(lengths, where.xp, where.device, "int32")
 
 
 def _length_bounds(lengths: np.ndarray, T: int) -> None:

@@ -324,7 +324,8 @@ def clip_by_global_norm(grads: Params, max_norm: float) -> tuple[dict[str, Array
     }
     xp = next(iter(names.values()))
     norm = xp.sqrt(sum(xp.sum(g * g) for g in wide.values()))
-    scale = float(max_norm) / xp.maximum(norm, xp.full_like(norm, float(max_norm)))
+    bound = xp.full_like(norm, float(max_norm))
+    scale = bound / xp.maximum(norm, bound)
     return {name: xp.astype(g * scale, grads[name].dtype, copy=False) for name, g in wide.items()}, norm
 
 

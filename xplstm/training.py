@@ -195,7 +195,8 @@ class Streams(Sequence[Batch]):
         if not 0 <= index < len(self):
             msg = f"index={index} must be in [0, {len(self)})"
             raise IndexError(msg)
-        steps = slice(index * self._steps, (index + 1) * self._steps)
+        first = index * self._steps
+        steps = slice(first, min(first + self._steps, self._length))
         return self._inputs[steps, ...], self._targets[steps, ...]
 
 
@@ -295,6 +296,9 @@ def fit(
     >>> round(float(line.params["slope"][0, 0]), 6)
     3.0
     """
+    if updates < 0:
+        msg = f"updates={updates} must be at least 0"
+        raise ArgumentError(msg)
     _check_at_least_1(validate_every=validate_every, checkpoint_every=checkpoint_every)
     _check_together(validate, patience, checkpoint, resume)
     epochs = data if callable(data) else lambda _epoch: data

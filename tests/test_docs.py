@@ -1,0 +1,81 @@
+"""The Python of every page runs, and a session shows what it prints."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+
+import pytest
+
+from tests.conftest import open_backend
+from tests.pages import PAGES, SNIPPETS, Snippet
+from xplstm import _array
+from xplstm.__main__ import COMMANDS
+
+PROGRAMS = [snippet for snippet in SNIPPETS if snippet.language == "python"]
+SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def backends_needed() -> dict[Snippet, frozenset[str]]:
+    """The backends that each program names, or that made what it takes over from its page's earlier ones."""
+    needs: dict[Snippet, frozenset[str]] = {}
+    made: dict[tuple[str, str], frozenset[str]] = {}
+    for snippet in PROGRAMS:
+        nodes = list(ast.walk(ast.parse(snippet.code)))
+        read = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+        written = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        written += [a.asname or a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        named = {b for b in _array.BACKENDS if re.search(rf"\bimport {b}\b|xp=\"{b}\"", snippet.code)}
+        inherited = [made.get((snippet.page, name), frozenset()) for name in {*read} - {*written}]
+        needs[snippet] = frozenset(named - {"numpy"}).union(*inherited)
+        made |= dict.fromkeys([(snippet.page, name) for name in written], needs[snippet])
+    return needs
+
+
+NEEDS = backends_needed()
+RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
+
+
+@pytest.mark.parametrize(
+    ("page", "backends"), RUNS, ids=[f"{page}-{'+'.join(backends) or 'numpy'}" for page, backends in RUNS]
+)
+def test_python_runs(page, backends, request, tmp_path, monkeypatch):
+    """A page's programs in order, in one namespace: all that need no other backend than these."""
+    request.node.user_properties.append(("backend", backends[0] if backends else "numpy"))
+    for backend in backends:
+        open_backend(backend)
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "snippet"}
+    for snippet in PROGRAMS:
+        if snippet.page == page and NEEDS[snippet] <= set(backends):
+            run(snippet, namespace)
+
+
+def run(snippet: Snippet, namespace: dict[str, object]) -> None:
+    """Run a program; compare what a session shows with what is printed."""
+    if not snippet.is_session:
+        # As many empty lines before it as in the page, so that an error names the page's own line.
+        exec(compile("\n" * snippet.line + snippet.text, snippet.page, "exec"), namespace)
+        return
+    test = doctest.DocTestParser().get_doctest(snippet.text, {}, snippet.page, snippet.page, snippet.line)
+    test.globs = namespace
+    report: list[str] = []
+    failed, _ = doctest.DocTestRunner(optionflags=SESSION).run(test, out=report.append, clear_globs=False)
+    assert not failed, "".join(report)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_told(name):
+    assert any(f"python -m xplstm {name}" in text for text in PAGES.values())
+
+
+@pytest.mark.parametrize("name", _array.BACKENDS)
+def test_every_backend_is_told(name):
+    assert f'`"{name}"`' in PAGES["docs/backends.md"]
+
+
+@pytest.mark.parametrize("name", _array.BACKENDS)
+def test_the_readme_names_every_backend(name):
+    spelled = {"numpy": "NumPy", "cupy": "CuPy", "torch": "PyTorch", "jax": "JAX", "dask": "Dask"}
+    assert spelled.get(name, name.replace("_", "-")) in PAGES["README.md"].partition("##")[0]
