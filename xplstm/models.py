@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, losses
+from xplstm import _array, _checks, losses
 from xplstm._errors import ArgumentError
 from xplstm._params import LSTMState
 from xplstm._typing import Array, Device, Namespace
@@ -99,6 +99,7 @@ class CharLM:
 
     @params.setter
     def params(self, params: Mapping[str, Array]) -> None:
+        _checks.names(params, self.params)
         for prefix, layer in self._layers.items():
             layer.params = {name: params[f"{prefix}.{name}"] for name in layer.shapes}
 

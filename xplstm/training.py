@@ -281,6 +281,11 @@ def fit(
     ImportError
         If a package that the arguments ask for is missing.
 
+    Notes
+    -----
+    Arrays that are computed only when they are looked at, such as Dask's, are
+    no place to train: each loss that is read computes the run from its start.
+
     Examples
     --------
     >>> import numpy as np

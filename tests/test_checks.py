@@ -1,0 +1,361 @@
+"""Everything that a user can pass wrongly: the error's class, and the name, value and bound in its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from xplstm import ArgumentError, DTypeError, LSTMParams, ShapeError
+
+T, B, I, H = 5, 4, 3, 2
+F = np.float32
+
+
+def lstm(**options: Any) -> xplstm.LSTM:
+    return xplstm.LSTM(I, H, rng=0, **options)
+
+
+def x(*shape: int, dtype: Any = F) -> np.ndarray:
+    return np.ones(shape or (T, B, I), dtype=dtype)
+
+
+def state(h: tuple[int, ...], c: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(h, dtype=F), np.zeros(c, dtype=F)
+
+
+def params(**changes: Any) -> LSTMParams:
+    whole = LSTMParams(x(4 * H, I), x(4 * H, H), x(4 * H), x(4 * H))
+    return whole._replace(**changes)
+
+
+def with_param(name: str, value: Any) -> xplstm.LSTM:
+    module = lstm()
+    module.params[name] = value
+    return module
+
+
+def without_param(name: str) -> xplstm.LSTM:
+    module = lstm()
+    del module.params[name]
+    return module
+
+
+CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "input_size 0": (lambda: xplstm.LSTM(0, 2), ArgumentError, "input_size=0 must be at least 1"),
+    "hidden_size -1": (lambda: xplstm.LSTM(3, -1), ArgumentError, "hidden_size=-1 must be at least 1"),
+    "hidden_size 2.5": (lambda: xplstm.LSTM(3, 2.5), DTypeError, "hidden_size=2.5 must be an integer"),
+    "hidden_size True": (lambda: xplstm.LSTM(3, True), DTypeError, "hidden_size=True must be an integer"),
+    "num_layers 0": (lambda: lstm(num_layers=0), ArgumentError, "num_layers=0 must be at least 1"),
+    "proj_size H": (
+        lambda: lstm(proj_size=2),
+        ArgumentError,
+        "proj_size=2 must be smaller than hidden_size=2",
+    ),
+    "proj_size -1": (lambda: lstm(proj_size=-1), ArgumentError, "proj_size=-1 must be at least 0"),
+    "dropout 1": (lambda: lstm(dropout=1.0), ArgumentError, r"dropout=1.0 must be in \[0, 1\)"),
+    "dropout nan": (lambda: lstm(dropout=float("nan")), ArgumentError, r"dropout=nan must be in \[0, 1\)"),
+    "dropout text": (lambda: lstm(dropout="0.5"), DTypeError, r"dropout='0.5' must be a number in \[0, 1\)"),
+    "bias None": (lambda: lstm(bias=None), DTypeError, "bias=None must be True or False"),
+    "batch_first 1": (lambda: lstm(batch_first=1), DTypeError, "batch_first=1 must be True or False"),
+    "bidirectional 2": (lambda: lstm(bidirectional=2), DTypeError, "bidirectional=2 must be True or False"),
+    "dtype int": (lambda: lstm(dtype="int32"), DTypeError, "dtype='int32' must be one of float64, float32"),
+    "xp unknown": (lambda: lstm(xp="numppy"), ArgumentError, "backend 'numppy' is unknown; known are numpy"),
+    "xp object": (
+        lambda: lstm(xp=3),
+        ArgumentError,
+        "xp=3 is neither an array API namespace nor one of numpy",
+    ),
+    "Dropout 2": (lambda: xplstm.Dropout(2), ArgumentError, r"p=2 must be in \[0, 1\)"),
+    "Linear 0": (lambda: xplstm.Linear(0, 1), ArgumentError, "in_features=0 must be at least 1"),
+    "Embedding 0": (lambda: xplstm.Embedding(0, 1), ArgumentError, "num_embeddings=0 must be at least 1"),
+}
+
+CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "x list": (lambda: lstm()([[1.0]]), DTypeError, "x must be an array of an array API library, got list"),
+    "x features": (lambda: lstm()(x(T, B, 7)), ShapeError, r"x has shape \(5, 4, 7\), expected \(T, B, 3\)"),
+    "x features, batch first": (
+        lambda: lstm(batch_first=True)(x(B, T, 7)),
+        ShapeError,
+        r"x has shape \(4, 5, 7\), expected \(B, T, 3\)",
+    ),
+    "x unbatched": (lambda: lstm()(x(T, 7)), ShapeError, r"x has shape \(5, 7\), expected \(T, 3\)"),
+    "x four axes": (
+        lambda: lstm()(x(1, T, B, I)),
+        ShapeError,
+        r"x has shape \(1, 5, 4, 3\), expected \(T, B, 3\)",
+    ),
+    "x one axis": (lambda: lstm()(x(I)), ShapeError, r"x has shape \(3,\), expected \(T, B, 3\)"),
+    "x float64": (
+        lambda: lstm()(x(dtype=np.float64)),
+        DTypeError,
+        r"x has dtype float64, but the parameters are float32; convert it with xp.astype\(x, xp.float32\)",
+    ),
+    "x int": (
+        lambda: lstm()(x(dtype=np.int64)),
+        DTypeError,
+        "x has dtype int64, but the parameters are float32",
+    ),
+    "state array": (lambda: lstm()(x(), x()), DTypeError, r"state must be a pair \(h, c\), got ndarray"),
+    "state of three": (lambda: lstm()(x(), (x(), x(), x())), DTypeError, r"pair \(h, c\), got 3 items"),
+    "h_0 shape": (
+        lambda: lstm()(x(), state((1, 9, H), (1, B, H))),
+        ShapeError,
+        r"h_0 has shape \(1, 9, 2\), expected \(1, 4, 2\): \(num_layers \* directions, B, output size\)",
+    ),
+    "c_0 shape": (
+        lambda: lstm()(x(), state((1, B, H), (1, B, 5))),
+        ShapeError,
+        r"c_0 has shape \(1, 4, 5\), expected \(1, 4, 2\)",
+    ),
+    "state swapped": (
+        lambda: xplstm.LSTM(I, 4, proj_size=2)(x(), state((1, B, 4), (1, B, 2))),
+        ShapeError,
+        r"h_0 has shape \(1, 4, 4\), expected \(1, 4, 2\)",
+    ),
+    "state unbatched": (
+        lambda: lstm()(x(T, I), state((1, B, H), (1, B, H))),
+        ShapeError,
+        r"h_0 has shape \(1, 4, 2\), expected \(1, 2\)",
+    ),
+    "h_0 dtype": (
+        lambda: lstm()(x(), (np.zeros((1, B, H)), np.zeros((1, B, H)))),
+        DTypeError,
+        "h_0 has dtype float64, but the parameters are float32",
+    ),
+    "lengths too long": (
+        lambda: lstm()(x(), lengths=[5, 6, 0, 1]),
+        ArgumentError,
+        r"lengths\[1\]=6 must be in \[0, T=5\]",
+    ),
+    "lengths negative": (
+        lambda: lstm()(x(), lengths=[5, 0, -1, 1]),
+        ArgumentError,
+        r"lengths\[2\]=-1 must be in \[0, T=5\]",
+    ),
+    "lengths too many": (
+        lambda: lstm()(x(), lengths=[1] * 9),
+        ShapeError,
+        r"lengths has shape \(9,\), expected \(4,\)",
+    ),
+    "lengths float": (
+        lambda: lstm()(x(), lengths=[1.0] * B),
+        DTypeError,
+        "lengths has dtype float64, expected integers",
+    ),
+    "lengths bool": (
+        lambda: lstm()(x(), lengths=[True] * B),
+        DTypeError,
+        "lengths has dtype bool, expected integers",
+    ),
+    "lengths text": (lambda: lstm()(x(), lengths="5555"), DTypeError, "lengths must be an array .* got str"),
+    "lengths unbatched": (
+        lambda: lstm()(x(T, I), lengths=6),
+        ArgumentError,
+        r"lengths\[0\]=6 must be in \[0, T=5\]",
+    ),
+    "mask shape": (
+        lambda: lstm()(x(), mask=np.ones((B, T), bool)),
+        ShapeError,
+        r"mask has shape \(4, 5\), expected \(5, 4\)",
+    ),
+    "mask axes": (
+        lambda: lstm()(x(), mask=np.ones(T, bool)),
+        ShapeError,
+        r"mask has shape \(5,\), expected \(5, 4\)",
+    ),
+    "mask dtype": (lambda: lstm()(x(), mask=x(T, B)), DTypeError, "mask has dtype float32, expected bool"),
+    "mask list": (lambda: lstm()(x(), mask=[[True]]), DTypeError, "mask must be an array .* got list"),
+    "both": (
+        lambda: lstm()(x(), lengths=[1] * B, mask=np.ones((T, B), bool)),
+        ArgumentError,
+        "lengths and mask were both given",
+    ),
+    "checkpoint 0": (lambda: lstm().vjp(x(), checkpoint=0), ArgumentError, "checkpoint=0 must be at least 1"),
+    "rng text": (lambda: lstm().vjp(x(), rng="seed"), DTypeError, "rng='seed' must be an integer"),
+    "rng negative": (lambda: lstm().vjp(x(), rng=-1), ArgumentError, "rng=-1 must be at least 0"),
+    "dy shape": (
+        lambda: lstm().vjp(x())[2](x(T, B, 7)),
+        ShapeError,
+        r"dy has shape \(5, 4, 7\), expected \(5, 4, 2\)",
+    ),
+    "dy dtype": (
+        lambda: lstm().vjp(x())[2](x(T, B, H, dtype=np.float64)),
+        DTypeError,
+        "dy has dtype float64",
+    ),
+    "dstate shape": (
+        lambda: lstm().vjp(x())[2](None, state((1, B, H), (1, 9, H))),
+        ShapeError,
+        r"c_n's gradient has shape \(1, 9, 2\), expected \(1, 4, 2\)",
+    ),
+    "step features": (lambda: lstm().step(x(B, 7)), ShapeError, r"x_t has shape \(4, 7\), expected \(B, 3\)"),
+    "step sequence": (lambda: lstm().step(x()), ShapeError, r"x_t has shape \(5, 4, 3\), expected \(B, 3\)"),
+    "step backward": (
+        lambda: lstm(bidirectional=True).step(x(B, I)),
+        ArgumentError,
+        "step needs bidirectional=False",
+    ),
+    "frozen x": (
+        lambda: lstm().freeze()(x(T, B, 7)),
+        ShapeError,
+        r"x has shape \(5, 4, 7\), expected \(T, B, 3\)",
+    ),
+    "frozen step": (
+        lambda: lstm().freeze().step(x(B, 7)),
+        ShapeError,
+        r"x_t has shape \(4, 7\), expected \(B, 3\)",
+    ),
+    "Linear x": (
+        lambda: xplstm.Linear(I, H)(x(T, 7)),
+        ShapeError,
+        r"x has shape \(5, 7\), expected \(n0, 3\)",
+    ),
+    "Embedding high": (
+        lambda: xplstm.Embedding(5, 2)(np.asarray([1, 5])),
+        ArgumentError,
+        r"ids holds 5, which is not in \[0, 5\)",
+    ),
+    "Embedding low": (
+        lambda: xplstm.Embedding(5, 2)(np.asarray([1, -1])),
+        ArgumentError,
+        r"ids holds -1, which is not in \[0, 5\)",
+    ),
+    "Embedding dtype": (
+        lambda: xplstm.Embedding(5, 2)(x(4)),
+        DTypeError,
+        "ids has dtype float32, expected integers",
+    ),
+}
+
+PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a name too many": (lambda: with_param("weight", x(1))(x()), ArgumentError, r"unknown \['weight'\]"),
+    "a name missing": (lambda: without_param("bias_hh_l0")(x()), ArgumentError, r"missing \['bias_hh_l0'\]"),
+    "a shape": (
+        lambda: with_param("weight_hh_l0", x(4, 2))(x()),
+        ShapeError,
+        r"weight_hh_l0 has shape \(4, 2\), expected \(8, 2\)",
+    ),
+    "a dtype": (
+        lambda: with_param("bias_ih_l0", x(8, dtype=np.float64))(x()),
+        DTypeError,
+        "bias_ih_l0 has dtype float64, but weight_ih_l0 is float32",
+    ),
+    "not an array": (
+        lambda: with_param("bias_ih_l0", [0.0])(x()),
+        DTypeError,
+        "bias_ih_l0 must be an array .* got list",
+    ),
+    "integers": (
+        lambda: xplstm.lstm(x(), LSTMParams(x(8, 3, dtype=int), x(8, 2, dtype=int))),
+        DTypeError,
+        "weight_ih has dtype int64, expected one of float64",
+    ),
+    "literal weight_ih": (
+        lambda: xplstm.lstm(x(), params(weight_ih=x(4, 3))),
+        ShapeError,
+        r"weight_ih has shape \(4, 3\), expected \(8, 3\): four gates of hidden_size 2 rows each",
+    ),
+    "literal weight_hh": (
+        lambda: xplstm.lstm(x(), params(weight_hh=x(4, 2))),
+        ShapeError,
+        r"weight_hh has shape \(4, 2\), expected \(8, 2\): four gates of hidden_size 2 rows each",
+    ),
+    "literal bias": (
+        lambda: xplstm.lstm(x(), params(bias_hh=x(4))),
+        ShapeError,
+        r"bias_hh has shape \(4,\), expected \(8,\)",
+    ),
+    "one bias": (
+        lambda: xplstm.lstm(x(), params(bias_hh=None)),
+        ArgumentError,
+        "params.bias_hh is None and the other bias is not",
+    ),
+    "no weight": (
+        lambda: xplstm.lstm(x(), params(weight_hh=None)),
+        ArgumentError,
+        "params.weight_hh is None",
+    ),
+    "flat weight": (
+        lambda: xplstm.lstm(x(), params(weight_hh=x(8))),
+        ShapeError,
+        r"weight_hh has shape \(8,\), expected \(rows, columns\)",
+    ),
+    "projection": (
+        lambda: xplstm.lstm(x(), params(weight_hr=x(2, 2))),
+        ArgumentError,
+        "proj_size=2 must be smaller than hidden_size=2",
+    ),
+    "no features": (lambda: xplstm.lstm(x(), params(weight_ih=x(8, 0))), ShapeError, "makes input_size=0"),
+    "a dict": (lambda: xplstm.lstm(x(), {}), DTypeError, "params must be an LSTMParams, got dict"),
+}
+
+
+@pytest.mark.parametrize(
+    "table", [CONSTRUCTION, CALLS, PARAMETERS], ids=["construction", "calls", "parameters"]
+)
+def test_every_wrong_argument_is_named_with_its_value_and_bound(
+    table: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    for what, (call, kind, text) in table.items():
+        with subtests.test(what), pytest.raises(kind, match=text):
+            call()
+
+
+def test_errors_are_also_the_builtins_that_people_catch() -> None:
+    for kind, builtin in (
+        (xplstm.ShapeError, ValueError),
+        (xplstm.ArgumentError, ValueError),
+        (xplstm.FormatError, ValueError),
+        (xplstm.DTypeError, TypeError),
+        (xplstm.BackendError, RuntimeError),
+        (xplstm.KernelError, RuntimeError),
+    ):
+        assert issubclass(kind, builtin)
+        assert issubclass(kind, xplstm.XplstmError)
+
+
+def test_a_state_dict_error_lists_everything() -> None:
+    module = lstm()
+    wrong = dict(module.state_dict())
+    del wrong["bias_hh_l0"]
+    wrong |= {
+        "weight": x(1),
+        "weight_hh_l0": x(4, 2),
+        "bias_ih_l0": x(8, dtype=np.float64),
+        "weight_ih_l0": [1.0],
+    }
+    with pytest.raises(ShapeError) as caught:
+        module.load_state_dict(wrong)
+    for text in (
+        "5 problem(s) in the state dict",
+        "bias_hh_l0 is missing, expected shape (8,)",
+        "weight is unknown",
+        "weight_hh_l0 has shape (4, 2), expected (8, 2)",
+        "bias_ih_l0 has dtype float64, expected float32",
+        "weight_ih_l0 must be an array, got list",
+    ):
+        assert text in str(caught.value)
+
+
+def test_nothing_is_done_before_the_checks() -> None:
+    """A failed load leaves the parameters as they were."""
+    module = lstm()
+    before = {k: v.copy() for k, v in module.params.items()}
+    with pytest.raises(DTypeError):
+        module.load_state_dict({k: v.astype(np.float64) for k, v in before.items()})
+    for key, value in before.items():
+        np.testing.assert_array_equal(module.params[key], value)
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+def test_lengths_on_the_host_are_checked_on_other_backends_too(kind: str) -> None:
+    pytest.importorskip(kind)
+    module = lstm(xp=kind)
+    from xplstm._array import asarray, resolve
+
+    with pytest.raises(ArgumentError, match=r"lengths\[3\]=9 must be in \[0, T=5\]"):
+        module(asarray(x(), resolve(kind)), lengths=np.asarray([1, 2, 3, 9]))
