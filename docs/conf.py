@@ -75,7 +75,7 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_title = f"xplstm {version}"
 
-# From the library's own numbers at every build, so that a picture never shows others than the library computes.
+# From the library's own numbers at every build: a picture never shows others than the library computes.
 for figure in sorted((DOCS / "figures").glob("*.py")):
     runpy.run_path(str(figure))["draw"](figure.with_suffix(".svg"))
 

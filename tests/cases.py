@@ -19,7 +19,7 @@ class Case:
 
     T: int = 5
     B: int = 4
-    I: int = 3  # noqa: E741
+    I: int = 3
     H: int = 6
     options: dict[str, Any] = field(default_factory=dict)
     lengths: list[int] | None = None

@@ -258,7 +258,7 @@ def test_dropout_is_the_same_on_every_backend(xp: Any) -> None:
 def test_two_libraries_in_one_call_are_refused(xp: Any) -> None:
     if xp.name.startswith("numpy"):
         pytest.skip("NumPy with NumPy is one library")
-    x = np.zeros((5, 4, 3), dtype=np.float32)
+    x, state = np.zeros((5, 4, 3), dtype=np.float32), np.zeros((1, 4, 2), dtype=np.float32)
     with pytest.raises(
         xplstm.BackendError, match=rf"x is an array of {xp.name}, but the parameters are of numpy"
     ):
@@ -266,7 +266,6 @@ def test_two_libraries_in_one_call_are_refused(xp: Any) -> None:
     with pytest.raises(
         xplstm.BackendError, match=rf"h_0 is an array of numpy, but the parameters are of {xp.name}"
     ):
-        state = np.zeros((1, 4, 2), dtype=np.float32)
         xplstm.LSTM(3, 2, xp=xp.xp)(xp.asarray(x), (state, state))
 
 

@@ -28,7 +28,7 @@ ROWS = (
     ("nn",),
     ("io.",),
     ("",),
-    ("models", "training", "testing", "cli.ngram"),
+    ("models", "training", "testing", "cli.engines", "cli.ngram"),
     ("cli.",),
     ("__main__",),
 )
@@ -46,8 +46,8 @@ MAY_BE_SEEN_BY = {"models": {"cli."}, "training": {"cli."}, "cli.": {"__main__"}
 OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "training": {"tqdm", "safetensors"},
-    "cli.demo": {"matplotlib"},
-    "cli.bench": {"onnx", "onnxruntime", "threadpoolctl", "torch"},
+    "cli.demo": {"matplotlib", "threadpoolctl"},
+    "cli.engines": {"onnx", "onnxruntime", "torch"},
 }
 
 

@@ -37,7 +37,7 @@ def test_help_lists_the_commands() -> None:
 def test_an_error_of_ours_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_array, "why_unusable", lambda name: "no such luck")
+    monkeypatch.setattr(_array, "why_unusable", lambda _: "no such luck")
     assert command.main(["example", "--backend", "cupy"]) == 2
     text = capsys.readouterr().err
     assert text.count("\n") == 1

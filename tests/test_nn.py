@@ -195,7 +195,7 @@ def test_a_backend_that_is_not_there_says_what_is_missing(monkeypatch: pytest.Mo
     from xplstm import _array
 
     _array.why_unusable.cache_clear()
-    monkeypatch.setattr(_array.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_array.importlib.util, "find_spec", lambda _: None)
     try:
         with pytest.raises(
             xplstm.BackendError, match=r"'cupy' .* package 'cupy' is not installed .*xplstm\[cuda12\]"

@@ -68,7 +68,7 @@ class Problem(NamedTuple):
     dtype: str
     T: int
     B: int
-    I: int  # noqa: E741 - the field's letter for the input size
+    I: int
     H: int
     proj_size: int
     bias: bool

@@ -79,7 +79,7 @@ class CharLM:
         if not self.vocab or len(self._ids) < len(self.vocab):
             msg = f"vocab={vocab!r} must have at least 1 character, and none twice"
             raise ArgumentError(msg)
-        width = hidden_size if embedding_dim is None else embedding_dim
+        width = _checks.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
         rng = np.random.default_rng(rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.embedding = Embedding(len(self.vocab), width, **where)

@@ -7,7 +7,7 @@ import argparse
 from xplstm._config import show_config
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:  # noqa: ARG001 - there are none
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Take no options."""
 
 

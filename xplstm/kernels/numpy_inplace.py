@@ -291,7 +291,7 @@ def _walk_back(
     H, P, B, packing, starts = problem.H, problem.output_size, problem.B, kept.packing, kept.packing.starts
     total: list[np.ndarray] = []
     dh_all, dc_all = packing.sort(dend.h), packing.sort(dend.c)
-    buffers = np.empty((4, H * B), x.dtype)
+    buffers, dz_k_buffer = np.empty((4, H * B), x.dtype), np.empty(4 * H * B, x.dtype)
     dz_buffer = _block_buffer(4 * H, min(starts[-1], max(BACKWARD_ROWS, B)), x.dtype)
     for lo, hi in reversed(packing.blocks(BACKWARD_ROWS)):
         first, last = starts[lo], starts[hi]
@@ -305,10 +305,12 @@ def _walk_back(
             dh, dc = dh_all[:, :n], dc_all[:, :n]
             dh += dy_block[now].T
             dm = dh if w.hr is None else w.hr.T @ dh
-            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz[:, now], buffers)
+            dz_k = _columns(dz_k_buffer, 4 * H, 0, n)
+            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz_k, buffers)
             if w.hr is not None:
                 dh_block[:, now], m_block[:, now] = dh, m
-            np.matmul(w.hh.T, dz[:, now], out=dh)
+            np.matmul(w.hh.T, dz_k, out=dh)
+            dz[:, now] = dz_k
         rows = packing.take(x, lo, hi), _previous(kept, lo, hi, B)
         parts = [dz @ rows[0], dz @ rows[1], dz.sum(axis=1), dh_block @ m_block.T]
         for part, sum_ in zip(parts, total, strict=False):
@@ -331,7 +333,7 @@ def _deactivate(
     dz: np.ndarray,
     buffers: np.ndarray,
 ) -> np.ndarray:
-    """Write the gradient by the halved z into `dz`, turn `dc` by c' into that by c; also gives o * tanh(c')."""
+    """Write the gradient by the halved z into `dz`, turn `dc` from c' to c, and give o * tanh(c')."""
     H, n = c.shape
     ifo, g = gates[: 3 * H], gates[3 * H :]
     i, f, o = ifo[:H], ifo[H : 2 * H], ifo[2 * H :]
