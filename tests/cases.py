@@ -62,6 +62,21 @@ class Case:
             return {"mask": np.random.default_rng(self.seed).random(shape) < 0.6}
         return {} if self.lengths is None else {"lengths": self.lengths}
 
+    def exists(self) -> np.ndarray:
+        """Which steps there are, with x's first two axes."""
+        valid = self.valid()
+        if "mask" in valid:
+            return np.asarray(valid["mask"])
+        lengths = np.asarray(valid.get("lengths", [self.T] * self.B))
+        exists = np.arange(self.T)[:, None] < lengths[None, :]
+        return exists.T if self.options.get("batch_first") else exists
+
+    def poisoned(self) -> dict[str, np.ndarray]:
+        """The arrays with NaN in x and dy wherever no step is."""
+        arrays = self.arrays()
+        exists = self.exists()[:, :, None]
+        return arrays | {k: np.where(exists, arrays[k], np.nan) for k in ("x", "dy")}
+
 
 CASES = {
     "plain": Case(),

@@ -29,6 +29,21 @@ def test_torch_autograd(name: str) -> None:
         np.testing.assert_allclose(value.numpy(), want.flat()[key], rtol=0, atol=1e-12, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["bidirectional_ragged", "bidirectional_holes"])
+def test_padding_of_nan_does_not_reach_torch_gradients(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    case = CASES[name]
+    lstm = case.lstm(xp="torch")
+    lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
+    x = torch.tensor(case.poisoned()["x"], requires_grad=True)
+    y, _ = lstm(x, **case.valid())
+    y.sum().backward()
+    exists = torch.tensor(case.exists())
+    assert torch.isfinite(x.grad[exists]).all()
+    assert not x.grad[~exists].any()
+    assert all(torch.isfinite(v.grad).all() for v in lstm.params.values())
+
+
 def jax_loss(jnp: Any, case: Case, lstm: xplstm.LSTM) -> Any:
     valid = {k: jnp.asarray(v) for k, v in case.valid().items()}
 

@@ -14,22 +14,14 @@ from tests.cases import CASES, Case, differences, run
 from xplstm._array import to_numpy
 
 
-def exists(case: Case) -> np.ndarray:
-    """(T, B) booleans: which steps there are."""
-    valid = case.valid()
-    if "mask" in valid:
-        return valid["mask"].T if case.options.get("batch_first") else valid["mask"]
-    lengths = np.asarray(valid.get("lengths", [case.T] * case.B))
-    return np.arange(case.T)[:, None] < lengths[None, :]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_oracle(name: str) -> None:
     case = CASES[name]
     lstm, a = case.lstm(), case.arrays()
     x = np.swapaxes(a["x"], 0, 1) if case.options.get("batch_first") else a["x"]
     layers = case.options.get("num_layers", 1)
-    expected = oracle.stack(x, lstm.params, a["h_0"], a["c_0"], layers, case.directions, exists(case))
+    exists = case.exists().T if case.options.get("batch_first") else case.exists()
+    expected = oracle.stack(x, lstm.params, a["h_0"], a["c_0"], layers, case.directions, exists)
     with xplstm.use_kernel("reference"):
         y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]), **case.valid())
     y = np.swapaxes(y, 0, 1) if case.options.get("batch_first") else y

@@ -165,8 +165,13 @@ def device(x: Array) -> Device:
 
 def dtype_name(dtype: DType) -> str:
     """``"float32"`` and the like, for the dtype objects of every library."""
-    name = getattr(dtype, "name", None)
-    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+    return _numpy_dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
+
+
+@cache
+def _numpy_dtype_name(dtype: np.dtype) -> str:
+    """NumPy works its names out anew at every look, which a stream of steps would feel."""
+    return dtype.name
 
 
 def dtype_named(xp: Namespace, name: str) -> DType:
@@ -254,6 +259,8 @@ def _from_host(host: np.ndarray, xp: Namespace, device: Device | None, dtype: st
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     """`x` in another shape; Dask cannot reshape an array without elements, so that one is made anew."""
+    if x.shape == shape:
+        return x
     xp = namespace(x, "x")
     if 0 in shape and not isinstance(x, np.ndarray):
         return xp.zeros(shape, dtype=x.dtype, device=device(x))

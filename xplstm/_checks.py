@@ -102,6 +102,8 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
 
 def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
     """Refuse an array of another library, device or dtype than `first`."""
+    if given == expected:
+        return
     ours, theirs = _array.backend_name(given.xp), _array.backend_name(expected.xp)
     verb = "are" if first == "the parameters" else "is"
     if given.xp is not expected.xp:
@@ -123,7 +125,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
 
 def _fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:
     return len(given) == len(expected) and all(
-        isinstance(e, str) or g == e for g, e in zip(given, expected, strict=True)
+        g == e or isinstance(e, str) for g, e in zip(given, expected, strict=True)
     )
 
 

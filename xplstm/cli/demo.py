@@ -27,7 +27,8 @@ CHECKPOINT, CURVE, SAMPLE = "checkpoint.safetensors", "loss.png", "sample.txt"
 EMBEDDING_DIM = 64
 VALIDATIONS = 10
 MAX_NORM = 1.0
-# Several threads of BLAS are chosen when they are so many times faster than one.
+# Several threads of BLAS wait for each other at every step: where other work shares the processor they are
+# many times slower than one. So they are chosen only when a trial finds them so many times faster.
 GAIN_OF_THREADS = 1.4
 # Held-out text is read as this many streams, so that few of its characters lack what stands before them.
 HELD_OUT_STREAMS, HELD_OUT_STEPS = 16, 256
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--updates", type=int, help="train exactly so long")
     add("--hidden-size", type=int, default=256, help=f"units of a layer; {default}")
     add("--layers", type=int, default=1, help=default)
-    add("--dropout", type=float, default=0.0, help=f"share dropped in training; {default}")
+    add("--dropout", type=float, default=0.2, help=f"share dropped in training; {default}")
     add("--batch-size", type=int, default=16, help=f"streams of text read at once; {default}")
     add("--steps", type=int, default=64, help=f"characters that a gradient reaches back; {default}")
     add("--lr", type=float, default=4e-3, help=f"highest learning rate; {default}")
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         how = f"; the run is saved. To go on:\n  {_resume_command(args)}"
         print("\nInterrupted" + (how if checkpoint.exists() else " before there was anything to save."))
         return 130
-    except (XplstmError, OSError, ImportError) as error:
+    except (XplstmError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -166,11 +167,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _measured(settings: Settings, seconds: float, backend: str | None) -> Settings:
-    """Choose updates and threads for a time, in a trial with a model that is then thrown away.
-
-    Several threads of BLAS wait for each other at every step: where other work
-    shares the processor, they are many times slower than one.
-    """
+    """Choose updates and threads for a time, in a trial with a model that is then thrown away."""
+    print(f"Measuring how many updates fit into {seconds:g} seconds ...", flush=True)
     corpus = _corpus(settings.text)
     model = _model(corpus, settings, backend)
     batches, adam = _training_batches(model, corpus, settings), optim.Adam(settings.lr)
