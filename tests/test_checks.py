@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from xplstm import ArgumentError, DTypeError, LSTMParams, ShapeError
+from xplstm import ArgumentError, BackendError, DTypeError, LSTMParams, ShapeError
 
 T, B, I, H = 5, 4, 3, 2
 F = np.float32
@@ -68,6 +68,11 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: lstm(xp=3),
         ArgumentError,
         "xp=3 is neither an array API namespace nor one of numpy",
+    ),
+    "device of another library": (
+        lambda: lstm(device="cuda:7"),
+        BackendError,
+        "device='cuda:7' cannot hold arrays of numpy here",
     ),
     "Dropout 2": (lambda: xplstm.Dropout(2), ArgumentError, r"p=2 must be in \[0, 1\)"),
     "Linear 0": (lambda: xplstm.Linear(0, 1), ArgumentError, "in_features=0 must be at least 1"),

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 
 import array_api_compat
@@ -236,11 +237,11 @@ def to_numpy(x: Array) -> np.ndarray:
 def asarray(x: Array, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
     """`x`, of any library, as an array of `xp` on the device `on` with the dtype called `dtype`."""
     if array_api_compat.is_array_api_obj(x) and namespace(x, "x") is xp:
-        if on is not None and device(x) != on:
-            x = array_api_compat.to_device(x, on)
-        moved = x if dtype is None else xp.astype(x, dtype_named(xp, dtype), copy=False)
+        moved = x if on is None or device(x) == on else _on_device(array_api_compat.to_device, x, xp, on)
+        moved = moved if dtype is None else xp.astype(moved, dtype_named(xp, dtype), copy=False)
     else:
-        moved = _from_host(np.asarray(x) if isinstance(x, list | tuple) else to_numpy(x), xp, on, dtype)
+        host = native(np.asarray(x) if isinstance(x, list | tuple) else to_numpy(x))
+        moved = _from_host(host if dtype is None else host.astype(dtype_named(np, dtype)), xp, on)
     if dtype is not None and dtype_name(moved.dtype) != dtype:
         hint = "; jax.config.update('jax_enable_x64', True) allows it" if backend_name(xp) == "jax" else ""
         msg = f"dtype={dtype!r} was asked for, and {backend_name(xp)} made {dtype_name(moved.dtype)}{hint}"
@@ -248,13 +249,23 @@ def asarray(x: Array, xp: Namespace, on: Device | None = None, dtype: str | None
     return moved
 
 
-def _from_host(host: np.ndarray, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
-    """Copy `host` to `xp`."""
-    if dtype is not None:
-        host = host.astype(dtype_named(np, dtype), copy=False)
-    if dtype_name(host.dtype) == "bfloat16" and backend_name(xp) == "torch":
-        return xp.asarray(host.astype(np.float32), device=device, dtype=xp.bfloat16)
-    return xp.asarray(native(host), device=device, copy=True)
+def _from_host(host: np.ndarray, xp: Namespace, on: Device | None) -> Array:
+    """Copy `host` to `xp`; PyTorch cannot read NumPy's bfloat16, so that goes by way of float32."""
+    if backend_name(xp) == "torch" and dtype_name(host.dtype) == "bfloat16":
+        wide = _from_host(host.astype(np.float32), xp, on)
+        return xp.astype(wide, xp.bfloat16)
+    if on is None:
+        return xp.asarray(host, copy=True)
+    return _on_device(lambda a, where: xp.asarray(a, device=where, copy=True), host, xp, on)
+
+
+def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, on: Device) -> Array:
+    """Move `x`; each library has its own way to refuse a device, this library has one."""
+    try:
+        return move(x, on)
+    except Exception as error:
+        msg = f"device={on!r} cannot hold arrays of {backend_name(xp)} here: {error}"
+        raise BackendError(msg) from error
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:

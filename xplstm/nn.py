@@ -280,8 +280,8 @@ class LSTM(_Module):
         ShapeError, DTypeError, BackendError, ArgumentError
             Naming the argument, its value and the bound, before any work.
         """
-        layers = self._layers()
-        call = _stack.enter(self._stack, _checks.home(self.params), x, state, lengths, mask)
+        home, layers = self._open()
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
         return _stack.forward(self._stack, call, _packing(layers))
 
     def vjp(
@@ -331,10 +331,10 @@ class LSTM(_Module):
         >>> dparams.keys() == lstm.params.keys()
         True
         """
-        layers = self._layers()
+        home, layers = self._open()
         every = _checks.checkpoint(checkpoint)
         key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
-        call = _stack.enter(self._stack, _checks.home(self.params), x, state, lengths, mask)
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
         y, state_n, pull_back = _stack.vjp(self._stack, call, layers, key, every)
 
         def pullback(
@@ -376,7 +376,8 @@ class LSTM(_Module):
         >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"))
         >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"), state)
         """
-        return _step(self._stack, _checks.home(self.params), x_t, state, _packing(self._layers()))
+        home, layers = self._open()
+        return _step(self._stack, home, x_t, state, _packing(layers))
 
     def freeze(self) -> FrozenLSTM:
         """Copy the parameters once and pack them at most once a kernel.
@@ -393,9 +394,12 @@ class LSTM(_Module):
         >>> fast = xplstm.LSTM(3, 2, rng=0).freeze()
         >>> y_t, state = fast.step(np.ones((4, 3), dtype="float32"))
         """
-        home = self._home()
-        copies = {name: _array.copy(a) for name, a in self.params.items()}
-        return FrozenLSTM(self._stack, home, self._layers(copies))
+        home, layers = self._open()
+        copies = tuple(
+            tuple(LSTMParams(*(None if a is None else _array.copy(a) for a in p)) for p in layer)
+            for layer in layers
+        )
+        return FrozenLSTM(self._stack, home, copies)
 
     def trace(
         self,
@@ -425,8 +429,8 @@ class LSTM(_Module):
         >>> lstm.trace(np.ones((5, 4, 3), dtype="float32")).f.shape
         (1, 5, 4, 2)
         """
-        layers = self._layers()
-        call = _stack.enter(self._stack, _checks.home(self.params), x, state, lengths, mask)
+        home, layers = self._open()
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
         return LSTMTrace(*_stack.trace(self._stack, call, layers))
 
     def explain(
@@ -461,13 +465,12 @@ class LSTM(_Module):
         call = _stack.enter(self._stack, self._home(), x, state, lengths, mask)
         return _stack.explain(self._stack, call)
 
-    def _layers(self, params: Mapping[str, Array] | None = None) -> _stack.Layers:
-        """The parameters by layer and direction."""
-        if params is None:
-            self._home()
-            params = {name: _array.native(a) for name, a in self.params.items()}
-        return tuple(
-            tuple(LSTMParams(*(params.get(name) for name in names)) for names in layer)
+    def _open(self) -> tuple[Home, _stack.Layers]:
+        """Where the parameters live, and they themselves by layer and direction, checked."""
+        home = self._home()
+        native = {name: _array.native(a) for name, a in self.params.items()}
+        return home, tuple(
+            tuple(LSTMParams(*(native.get(name) for name in names)) for names in layer)
             for layer in _stack.names(self._stack)
         )
 
