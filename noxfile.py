@@ -77,7 +77,7 @@ def dask(session: nox.Session) -> None:
 @nox.session(python=["3.11", "3.12"], tags=["versions"])
 def oldest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml allows."""
-    session.install(".[test]", "numpy==1.26.*", "array-api-compat==1.10.*")
+    session.install(".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
     run_tests(session, "numpy,numpy_readonly")
 
 

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--updates", type=int, help="train exactly so long")
     add("--hidden-size", type=int, default=256, help=f"units of a layer; {default}")
     add("--layers", type=int, default=1, help=default)
-    add("--dropout", type=float, default=0.2, help=f"share dropped in training; {default}")
+    add("--dropout", type=float, default=0.1, help=f"share dropped in training; {default}")
     add("--batch-size", type=int, default=16, help=f"streams of text read at once; {default}")
     add("--steps", type=int, default=64, help=f"characters that a gradient reaches back; {default}")
     add("--lr", type=float, default=4e-3, help=f"highest learning rate; {default}")
