@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms of earlier rows, and no others. A name that ends in a dot is a folder, whose
 # rooms are siblings; the face of the package is "". A new room needs a place here.
 ROWS = (
-    ("_errors", "_typing", "_choice"),
+    ("_errors", "_typing", "_choice", "_durable"),
     ("_array", "_params"),
     ("_dropout",),
     ("_checks", "_cell", "init", "losses", "optim"),
@@ -28,6 +28,7 @@ ROWS = (
     ("nn",),
     ("io.",),
     ("",),
+    ("_saved_run",),
     ("models", "training", "testing", "cli.engines", "cli.ngram"),
     ("cli.",),
     ("__main__",),
@@ -45,7 +46,8 @@ MAY_BE_SEEN_BY = {"models": {"cli."}, "training": {"cli."}, "cli.": {"__main__"}
 # What a function may import when it is called, beside the standard library and NumPy.
 OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
-    "training": {"tqdm", "safetensors"},
+    "_saved_run": {"safetensors"},
+    "training": {"tqdm"},
     "cli.demo": {"matplotlib", "threadpoolctl"},
     "cli.engines": {"onnx", "onnxruntime", "torch"},
 }

@@ -199,10 +199,6 @@ def test_characters_come_as_often_as_their_probability():
 
 
 def test_a_seed_decides_the_text_on_every_backend(xp, request):
-    if xp.name == "dask":
-        # The name of an array made from [0] is that of the offsets which Dask makes for itself.
-        reason = "Dask takes the index [0] for its own list of offsets, and gives the whole table"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     expected = make().generate("ba", 9, rng=7)
     assert make(xp=xp.xp).generate("ba", 9, rng=np.random.default_rng(7)) == expected
     assert make().generate("ba", 9, rng=8) != expected

@@ -145,7 +145,7 @@ def _why_cupy_unusable() -> str | None:
 
 def namespace(x: Array, name: str) -> Namespace:
     """Namespace of the array `x`, called `name` in the error."""
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray | np.generic):
         return numpy_namespace()
     if not array_api_compat.is_array_api_obj(x):
         msg = f"{name} must be an array of an array API library, got {type(x).__name__}"
@@ -194,6 +194,11 @@ def _numpy_dtype_named(name: str) -> DType:
         msg = "dtype='bfloat16' needs the package ml_dtypes (pip install ml_dtypes)"
         raise DTypeError(msg)
     return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+
+
+def wide_dtype(xp: Namespace, dtype: DType) -> DType:
+    """What sums over `dtype` are made in: float32 for half precision, else the dtype itself."""
+    return xp.float32 if dtype_name(dtype) in ("float16", "bfloat16") else dtype
 
 
 def native(x: Array) -> Array:
@@ -281,6 +286,15 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
 def copy(x: Array) -> Array:
     """An array of the same library, device and dtype that shares no memory with `x`."""
     return namespace(x, "x").asarray(x, copy=True)
+
+
+def take_rows(table: Array, ids: Array) -> Array:
+    """Rows of `table` (N, E) at `ids`, with one more axis than these."""
+    xp = namespace(table, "table")
+    flat = xp.reshape(ids, (-1,))
+    if array_api_compat.is_dask_array(flat):
+        flat = flat + 0  # Dask names an array [0] as its own list of offsets, and would take those
+    return xp.reshape(xp.take(table, flat, axis=0), (*ids.shape, table.shape[1]))
 
 
 def sum_rows(ids: Array, rows: Array, count: int) -> Array:

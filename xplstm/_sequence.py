@@ -206,9 +206,8 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
     xp = problem.xp
     if by_time:
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)
-    return xp.zeros(
-        (0, problem.B, size), dtype=_array.dtype_named(xp, _sum_dtype(problem)), device=problem.device
-    )
+    dtype = _array.wide_dtype(xp, _array.dtype_named(xp, problem.dtype))
+    return xp.zeros((0, problem.B, size), dtype=dtype, device=problem.device)
 
 
 def _rows(a: Array) -> Array:
@@ -216,22 +215,11 @@ def _rows(a: Array) -> Array:
     return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))
 
 
-def _sum_dtype(problem: Problem) -> str:
-    """Half precision accumulates, and keeps c, in float32."""
-    return "float32" if problem.dtype in ("float16", "bfloat16") else problem.dtype
-
-
 def _widen(problem: Problem, a: Array) -> Array:
-    """`a` in the dtype of the sums."""
-    return _cast(problem, a, _sum_dtype(problem))
+    """`a` in the dtype of the sums: half precision accumulates, and keeps c, in float32."""
+    return problem.xp.astype(a, _array.wide_dtype(problem.xp, a.dtype), copy=False)
 
 
 def _narrow(problem: Problem, a: Array) -> Array:
     """`a` in the dtype of the arrays that the user passed."""
-    return _cast(problem, a, problem.dtype)
-
-
-def _cast(problem: Problem, a: Array, dtype: str) -> Array:
-    if _array.dtype_name(a.dtype) == dtype:
-        return a
-    return problem.xp.astype(a, _array.dtype_named(problem.xp, dtype))
+    return problem.xp.astype(a, _array.dtype_named(problem.xp, problem.dtype), copy=False)

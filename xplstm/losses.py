@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
-from xplstm._typing import Array, DType, Namespace
+from xplstm._typing import Array, Namespace
 
 Pullback: TypeAlias = Callable[..., Array]
 
@@ -67,7 +67,7 @@ def softmax_cross_entropy(
     logits = _array.native(logits)
     _check_float("logits", logits)
     _check_classes(xp, logits, targets, mask)
-    wide = _wide(xp, logits.dtype)
+    wide = _array.wide_dtype(xp, logits.dtype)
     z = _counting(xp, xp.astype(logits, wide, copy=False), mask)
     # Dask finds no maximum of an empty array, even along an axis that is not empty.
     z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
@@ -129,7 +129,7 @@ def mse(pred: Array, target: Array, *, mask: Array | None = None) -> tuple[Array
     _check_float("pred", pred)
     _check_like_pred(pred, target)
     _check_mask(xp, mask, pred.shape[:-1])
-    wide = _wide(xp, pred.dtype)
+    wide = _array.wide_dtype(xp, pred.dtype)
     error = _counting(xp, xp.astype(pred, wide, copy=False), mask)
     error = error - _counting(xp, xp.astype(target, wide, copy=False), mask)
     share = _share(xp, error[..., 0], mask)[..., None] / float(pred.shape[-1])
@@ -159,11 +159,6 @@ def _one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
     """Boolean array, True at each target; a class outside is nowhere True."""
     index = xp.arange(classes, device=_array.device(targets))
     return xp.astype(targets, index.dtype)[..., None] == index
-
-
-def _wide(xp: Namespace, dtype: DType) -> DType:
-    """Dtype to sum in: float32 for half precision, else the dtype itself."""
-    return xp.float32 if _array.dtype_name(dtype) in ("float16", "bfloat16") else dtype
 
 
 def _common_namespace(**arrays: Array | None) -> Namespace:

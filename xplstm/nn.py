@@ -594,11 +594,8 @@ class Embedding(_Module):
 
     def __call__(self, ids: Array) -> Array:
         """Look up integers in [0, num_embeddings) of any shape: one more axis, of embedding_dim."""
-        home = self._home()
-        xp = home.xp
-        ids = _checks.ids("ids", ids, home, self.num_embeddings)
-        rows = xp.take(self.params["weight"], xp.reshape(ids, (-1,)), axis=0)
-        return xp.reshape(rows, (*ids.shape, self.embedding_dim))
+        ids = _checks.ids("ids", ids, self._home(), self.num_embeddings)
+        return _array.take_rows(self.params["weight"], ids)
 
     def vjp(self, ids: Array) -> tuple[Array, Callable[[Array], DParams]]:
         """Look up, and the function from dy to the gradient of ``weight``; numbers have none."""

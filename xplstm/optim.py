@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, ShapeError
-from xplstm._typing import Array, DType, Namespace, Params
+from xplstm._typing import Array, Params
 
 LearningRate: TypeAlias = "float | Callable[[int], float]"
 
@@ -71,7 +71,7 @@ class Optimizer(ABC):
         averages: dict[str, dict[str, Array]] = {kind: {} for kind in self._averages}
         for name, param in params.items():
             xp = _array.namespace(param, name)
-            wide = _wide(xp, param.dtype)
+            wide = _array.wide_dtype(xp, param.dtype)
             p, g = xp.astype(param, wide, copy=False), xp.astype(grads[name], wide, copy=False)
             before = {k: v[name] if name in v else xp.zeros_like(p) for k, v in self._averages.items()}
             p, after = self._rule(p, g, before, lr)
@@ -320,7 +320,8 @@ def clip_by_global_norm(grads: Params, max_norm: float) -> tuple[dict[str, Array
         raise ArgumentError(msg)
     names = {name: _array.namespace(g, name) for name, g in grads.items()}
     wide = {
-        name: xp.astype(grads[name], _wide(xp, grads[name].dtype), copy=False) for name, xp in names.items()
+        name: xp.astype(grads[name], _array.wide_dtype(xp, grads[name].dtype), copy=False)
+        for name, xp in names.items()
     }
     xp = next(iter(names.values()))
     norm = xp.sqrt(sum(xp.sum(g * g) for g in wide.values()))
@@ -401,8 +402,3 @@ def _check_alike(params: Params, grads: Params) -> None:
         if grads[name].shape != param.shape:
             msg = f"grads[{name!r}] has shape {tuple(grads[name].shape)}; params has {tuple(param.shape)}"
             raise ShapeError(msg)
-
-
-def _wide(xp: Namespace, dtype: DType) -> DType:
-    """Dtype to compute in: float32 for half precision, else the dtype itself."""
-    return xp.float32 if _array.dtype_name(dtype) in ("float16", "bfloat16") else dtype

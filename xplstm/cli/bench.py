@@ -29,6 +29,9 @@ SHAPES = (
 # Long enough for the thread pool of the engine before to fall asleep.
 PAUSE = 0.05
 
+# Seconds that an engine works when it is its turn.
+TURN = 0.03
+
 
 class UnequalError(XplstmError, AssertionError):
     """Two engines gave different numbers, so that their times cannot be compared."""
@@ -97,12 +100,12 @@ def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
 
 def _interleave(engines: list[Engine], what: str, shape: Shape, repeats: int) -> dict[str, list[float]]:
     """Microseconds a step by engine, one number a round."""
-    calls = max(1, 2000 // (shape.T * max(1, shape.B * shape.H // 1024)))
+    calls = {engine.name: max(1, int(TURN / engine.time(what, 1))) for engine in engines}
     times: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for turn in range(repeats):
         for engine in engines if turn % 2 else reversed(engines):
             time.sleep(PAUSE)
-            times[engine.name].append(engine.time(what, calls) / shape.T * 1e6)
+            times[engine.name].append(engine.time(what, calls[engine.name]) / shape.T * 1e6)
     return times
 
 
