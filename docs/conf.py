@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html import HTML5Translator
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import xplstm  # noqa: E402 - from the source tree, which has just been put first
+import xplstm
 
 project = "xplstm"
 author = "the xplstm developers"
@@ -68,16 +66,11 @@ numpydoc_validation_exclude = {
     )
 }
 
-
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_title = f"xplstm {version}"
-
-# From the library's own numbers at every build: a picture never shows others than the library computes.
-for figure in sorted((DOCS / "figures").glob("*.py")):
-    runpy.run_path(str(figure))["draw"](figure.with_suffix(".svg"))
 
 
 def setup(app: Sphinx) -> None:

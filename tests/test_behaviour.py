@@ -271,6 +271,8 @@ def test_two_devices_in_one_call_are_refused() -> None:
 
 def test_another_device_works_as_a_whole() -> None:
     strict = pytest.importorskip("array_api_strict")
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("array_api_strict's to_device needs NumPy 2")
     device = strict.Device("device1")
     case = CASES["bidirectional_ragged"]
     want = run(case.lstm(), case.arrays(), **case.valid(), rng=0).flat()

@@ -9,7 +9,9 @@ import pytest
 
 from tests.cases import differences
 from xplstm import LSTMParams, _cell
+from xplstm._array import numpy_namespace, to_numpy
 
+XP = numpy_namespace()
 B, I, H, P = 3, 2, 4, 3
 
 
@@ -26,15 +28,13 @@ def params(rng: np.random.Generator, projected: bool) -> LSTMParams:
 @pytest.mark.parametrize("z", [-745.0, -20.0, -1e-9, 0.0, 1e-9, 3.0, 40.0, 745.0])
 def test_sigmoid_is_accurate_on_both_sides(z: float) -> None:
     exact = 1 / (1 + math.exp(-z)) if z > -700 else math.exp(z)
-    got = float(_cell.sigmoid(np, np.asarray(z)))
+    got = float(_cell.sigmoid(XP, np.asarray(z)))
     assert got == pytest.approx(exact, rel=1e-15, abs=0)
 
 
 def test_sigmoid_at_the_ends(xp) -> None:
     largest = float(np.finfo(np.float32).max)
     z = xp.asarray(np.asarray([-np.inf, -largest, largest, np.inf, np.nan], dtype=np.float32))
-    from xplstm._array import to_numpy
-
     np.testing.assert_array_equal(
         to_numpy(_cell.sigmoid(xp.xp, z)), np.asarray([0, 0, 1, 1, np.nan], np.float32)
     )
@@ -49,11 +49,11 @@ def test_backward_is_the_derivative_of_forward(rng: np.random.Generator, project
     zx = _cell.project_input(x, p)
 
     def loss(zx_: np.ndarray, h_: np.ndarray, c_: np.ndarray) -> float:
-        h_new, c_new, _ = _cell.forward(np, zx_, h_, c_, p)
+        h_new, c_new, _ = _cell.forward(XP, zx_, h_, c_, p)
         return float(np.sum(h_new * dh) + np.sum(c_new * dc))
 
-    _, c_new, gates = _cell.forward(np, zx, h, c, p)
-    dz, dh_prev, dc_prev = _cell.backward(np, dh, dc, gates, c, c_new, p)
+    _, c_new, gates = _cell.forward(XP, zx, h, c, p)
+    dz, dh_prev, dc_prev = _cell.backward(XP, dh, dc, gates, c, c_new, p)
     np.testing.assert_allclose(dz, differences(lambda a: loss(a, h, c), zx), rtol=0, atol=1e-8)
     np.testing.assert_allclose(dh_prev, differences(lambda a: loss(zx, a, c), h), rtol=0, atol=1e-8)
     np.testing.assert_allclose(dc_prev, differences(lambda a: loss(zx, h, a), c), rtol=0, atol=1e-8)

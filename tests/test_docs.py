@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import runpy
 
+import matplotlib
 import pytest
 
 from tests.conftest import open_backend
-from tests.pages import PAGES, SNIPPETS, Snippet
+from tests.pages import PAGES, ROOT, SNIPPETS, Snippet
 from xplstm import _array
 from xplstm.__main__ import COMMANDS
 
@@ -63,6 +65,17 @@ def run(snippet: Snippet, namespace: dict[str, object]) -> None:
     report: list[str] = []
     failed, _ = doctest.DocTestRunner(optionflags=SESSION).run(test, out=report.append, clear_globs=False)
     assert not failed, "".join(report)
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "docs" / "figures").glob("*.py")), ids=lambda p: p.stem)
+def test_figure_shows_what_the_library_computes(program, tmp_path):
+    drawn = tmp_path / "drawn.svg"
+    runpy.run_path(str(program))["draw"](drawn)
+    kept = program.with_suffix(".svg")
+    # Names made of digests change with the last bit of a coordinate, and strokes with Matplotlib's version.
+    new, old = (re.sub(r"\b[mp][0-9a-f]{10}\b", "", p.read_text(encoding="utf-8")) for p in (drawn, kept))
+    if f"Matplotlib v{matplotlib.__version__}," in old:
+        assert new == old, f"python {program.relative_to(ROOT)} draws it anew"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

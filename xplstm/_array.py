@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 
 from xplstm._choice import Choice, Chosen
-from xplstm._errors import ArgumentError, BackendError, DTypeError
+from xplstm._errors import ArgumentError, BackendError, DTypeError, XplstmError
 from xplstm._typing import Array, Device, DType, Namespace
 
 # Backend name -> (module that holds its array API namespace, top-level package).
@@ -39,7 +39,8 @@ def use_backend(name: str) -> Chosen[str | None]:
 
     Data decide where a computation runs; this decides only where new arrays
     are made. Takes effect at once for the whole process, or, as a context
-    manager, inside the block for the present thread or task alone.
+    manager, inside the block for the present thread or task alone; a call
+    inside a block holds to the end of that block.
 
     Parameters
     ----------
@@ -72,7 +73,14 @@ def use_backend(name: str) -> Chosen[str | None]:
 
 def default_namespace() -> Namespace:
     """Namespace of new arrays: `use_backend`, else ``XPLSTM_BACKEND``, else NumPy."""
-    return resolve(_backend.get() or os.environ.get("XPLSTM_BACKEND") or "numpy")
+    chosen, variable = _backend.get(), os.environ.get("XPLSTM_BACKEND")
+    if chosen is not None or not variable:
+        return resolve(chosen or "numpy")
+    try:
+        return resolve(variable)
+    except XplstmError as error:
+        msg = f"XPLSTM_BACKEND={variable!r}: {error}"
+        raise type(error)(msg) from None
 
 
 def resolve(xp: str | Namespace | None) -> Namespace:
@@ -145,6 +153,11 @@ def _why_cupy_unusable() -> str | None:
 
 def namespace(x: Array, name: str) -> Namespace:
     """Namespace of the array `x`, called `name` in the error."""
+    if isinstance(x, np.ma.MaskedArray):
+        msg = (
+            f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0) and mask= or lengths="
+        )
+        raise DTypeError(msg)
     if isinstance(x, np.ndarray | np.generic):
         return numpy_namespace()
     if not array_api_compat.is_array_api_obj(x):
@@ -166,6 +179,8 @@ def device(x: Array) -> Device:
 
 def dtype_name(dtype: DType) -> str:
     """``"float32"`` and the like, for the dtype objects of every library."""
+    if isinstance(dtype, type):  # NumPy's and JAX's names for dtypes are classes of scalars
+        dtype = np.dtype(dtype)
     return _numpy_dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
 
 
@@ -202,10 +217,23 @@ def wide_dtype(xp: Namespace, dtype: DType) -> DType:
 
 
 def native(x: Array) -> Array:
-    """`x` in the machine's byte order; the same array unless NumPy was handed another order."""
-    if isinstance(x, np.ndarray) and not x.dtype.isnative:
-        return x.astype(x.dtype.newbyteorder("="))
-    return x
+    """`x` in the machine's byte order and no subclass of NumPy's array; else itself."""
+    if not isinstance(x, np.ndarray):
+        return x
+    plain = x if type(x) is np.ndarray else x.view(np.ndarray)
+    return plain if plain.dtype.isnative else plain.astype(plain.dtype.newbyteorder("="))
+
+
+def widen(x: Array) -> Array:
+    """`x` in the dtype that sums over it are made in."""
+    xp = namespace(x, "x")
+    return xp.astype(x, wide_dtype(xp, x.dtype), copy=False)
+
+
+def narrow(x: Array, dtype: str) -> Array:
+    """`x` in the dtype called `dtype`."""
+    xp = namespace(x, "x")
+    return xp.astype(x, dtype_named(xp, dtype), copy=False)
 
 
 def is_traced(x: Array) -> bool:
@@ -284,7 +312,9 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def copy(x: Array) -> Array:
-    """An array of the same library, device and dtype that shares no memory with `x`."""
+    """A copy in the same library, device and dtype, not tied to `x` by PyTorch's autograd either."""
+    if array_api_compat.is_torch_array(x):
+        return x.detach().clone()
     return namespace(x, "x").asarray(x, copy=True)
 
 

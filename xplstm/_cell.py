@@ -56,13 +56,17 @@ def unprojected(xp: Namespace, o: Array, c: Array) -> Array:
     return o * xp.tanh(c)
 
 
+def project_output(m: Array, p: LSTMParams) -> Array:
+    """``W_hr m``, or m itself where there is no projection."""
+    return m if p.weight_hr is None else m @ p.weight_hr.T
+
+
 def forward(xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams) -> tuple[Array, Array, Gates]:
     """One step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'`` and the gates."""
     gates = activate(xp, zx + h @ p.weight_hh.T)
     i, f, g, o = gates
     c = f * c + i * g
-    m = unprojected(xp, o, c)
-    return (m if p.weight_hr is None else m @ p.weight_hr.T), c, gates
+    return project_output(unprojected(xp, o, c), p), c, gates
 
 
 def backward(
@@ -89,5 +93,6 @@ def parameter_gradients(
     ``m`` is `unprojected`; it and ``dh`` are there only with a projection.
     """
     db = xp.sum(dz, axis=0) if bias else None
+    twin = None if db is None else xp.asarray(db, copy=True)
     dweight_hr = None if m is None or dh is None else dh.T @ m
-    return LSTMParams(dz.T @ x, dz.T @ h_prev, db, db, dweight_hr)
+    return LSTMParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr)

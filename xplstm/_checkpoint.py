@@ -3,12 +3,15 @@
 The single-level scheme of Chen, Xu, Zhang and Guestrin (2016): O(T/k + k) steps
 are held instead of T, for one more forward pass. It wraps any kernel, a
 direction at a time, because two directions meet a segment from opposite ends.
+Half precision is widened before it is cut, so that neither c nor a sum over
+segments is ever rounded to half inside a call.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from xplstm import _array
 from xplstm._params import LSTMParams, LSTMState, Problem
 from xplstm._sequence import segments
 from xplstm._typing import Array
@@ -17,12 +20,19 @@ if TYPE_CHECKING:
     from xplstm._dispatch import Kernel
 
 
+def widened(problem: Problem) -> Problem:
+    """The problem that a kernel is asked to run for each segment, but for its length."""
+    dtype = _array.wide_dtype(problem.xp, _array.dtype_named(problem.xp, problem.dtype))
+    return problem._replace(dtype=_array.dtype_name(dtype))
+
+
 class Residuals(NamedTuple):
     """Inputs and the state before each segment; the steps inside are run again when they are needed."""
 
     kernel: Kernel
     every: int
     problem: Problem
+    dtype: str
     packed: tuple[Any, ...]
     x: Array
     valid: Array | None
@@ -39,7 +49,10 @@ def forward(
     valid: Array | None,
 ) -> tuple[Array, LSTMState, Residuals]:
     """`kernel.forward` that keeps one state for every `every` steps of each direction."""
-    xp = problem.xp
+    xp, dtype = problem.xp, problem.dtype
+    problem, x = widened(problem), _array.widen(x)
+    state = LSTMState(*map(_array.widen, state))
+    params = tuple(LSTMParams(*(None if a is None else _array.widen(a) for a in p)) for p in params)
     ys, ends, starts, packed = [], [], [], []
     for d, reverse in enumerate(problem.reverse):
         segment_y: dict[int, Array] = {}
@@ -56,17 +69,17 @@ def forward(
         ys.append(xp.concat([segment_y[lo] for lo in sorted(segment_y)], axis=0))
         ends.append(end)
         starts.append(before)
-    state_n = LSTMState(xp.concat([s.h for s in ends], axis=0), xp.concat([s.c for s in ends], axis=0))
-    residuals = Residuals(kernel, every, problem, tuple(packed), x, valid, tuple(starts))
-    return xp.concat(ys, axis=-1), state_n, residuals
+    residuals = Residuals(kernel, every, problem, dtype, tuple(packed), x, valid, tuple(starts))
+    return _array.narrow(xp.concat(ys, axis=-1), dtype), _join(problem, ends, dtype), residuals
 
 
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
     """`kernel.backward` of each segment from the last to the first, after running it forward again."""
-    kernel, every, problem, packed, x, valid, states = residuals
+    kernel, every, problem, dtype, packed, x, valid, states = residuals
     xp, P = problem.xp, problem.output_size
+    dy, dstate_n = _array.widen(dy), LSTMState(*map(_array.widen, dstate_n))
     dx = xp.zeros_like(x)
     dstates, dparams = [], []
     for d, reverse in enumerate(problem.reverse):
@@ -84,9 +97,8 @@ def backward(
         dx = dx + xp.concat([segment_dx[lo] for lo in sorted(segment_dx)], axis=0)
         dstates.append(dstate)
         assert total is not None, "T = 0 never comes here"
-        dparams.append(total)
-    dstate_0 = LSTMState(xp.concat([s.h for s in dstates], axis=0), xp.concat([s.c for s in dstates], axis=0))
-    return dx, dstate_0, tuple(dparams)
+        dparams.append(LSTMParams(*(None if a is None else _array.narrow(a, dtype) for a in total)))
+    return _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
 
 def _cut(problem: Problem, valid: Array | None, lo: int, hi: int) -> Array | None:
@@ -94,6 +106,11 @@ def _cut(problem: Problem, valid: Array | None, lo: int, hi: int) -> Array | Non
     if valid is None:
         return None
     return problem.xp.clip(valid - lo, 0, hi - lo) if problem.valid == "lengths" else valid[lo:hi, ...]
+
+
+def _join(problem: Problem, states: list[LSTMState], dtype: str) -> LSTMState:
+    """One state of the states of single directions."""
+    return LSTMState(*(_array.narrow(problem.xp.concat(a, axis=0), dtype) for a in zip(*states, strict=True)))
 
 
 def _add(a: LSTMParams, b: LSTMParams) -> LSTMParams:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def size(name: str, value: int, low: int = 1) -> int:
 
 def probability(name: str, value: float) -> float:
     """`value` in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         msg = f"{name}={value!r} must be a number in [0, 1)"
         raise DTypeError(msg)
     if not 0 <= value < 1:
@@ -67,21 +68,25 @@ def projection(proj_size: int, hidden_size: int) -> int:
     return proj_size
 
 
-def dtype(name: str) -> str:
-    """`name` as one of the floating dtypes that an LSTM can have."""
+def dtype(value: Any) -> str:
+    """Name of one of the floating dtypes that an LSTM can have, from the name or from a library's dtype."""
+    name = value if isinstance(value, str) else _array.dtype_name(value)
     if name not in FLOATS:
-        msg = f"dtype={name!r} must be one of {', '.join(FLOATS)}"
+        msg = f"dtype={value!r} must be one of {', '.join(FLOATS)}"
         raise DTypeError(msg)
     return name
 
 
 def home(params: Mapping[str, Array | None]) -> Home:
-    """Library, device and dtype that all of `params` share."""
+    """Library, device and dtype that all of `params` share; None stands for one that is left out."""
     found: dict[str, Home] = {}
     for name, a in params.items():
         if a is not None:
             xp = _array.namespace(a, name)
             found[name] = Home(xp, _array.device(a), _array.dtype_name(a.dtype))
+    if not found:
+        msg = f"params={dict(params)!r} hold no array"
+        raise DTypeError(msg)
     first, expected = next(iter(found.items()))
     if expected.dtype not in FLOATS:
         msg = f"{first} has dtype {expected.dtype}, expected one of {', '.join(FLOATS)}"
@@ -116,9 +121,10 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         msg = f"{name} is on device {given.device}, but {first} {verb} on {expected.device}"
         raise BackendError(msg)
     if given.dtype != expected.dtype:
+        other = f" or the parameters with lstm.to(dtype={given.dtype!r})" if given.dtype in FLOATS else ""
         msg = (
             f"{name} has dtype {given.dtype}, but {first} {verb} {expected.dtype}; convert it with "
-            f"xp.astype({name}, xp.{expected.dtype}) or the parameters with lstm.to(dtype={given.dtype!r})"
+            f"xp.astype({name}, xp.{expected.dtype}){other}"
         )
         raise DTypeError(msg)
 
@@ -191,13 +197,16 @@ def parameters(
     """Refuse the first parameter with another shape than `shapes` says."""
     for name, shape in shapes.items():
         given = params[name]
-        if given is None or tuple(given.shape) != shape:
-            shown = () if given is None else given.shape
-            raise ShapeError(_shape_message(name, shown, shape, meaning))
+        if given is None:
+            msg = f"{name} is None, expected an array of shape {shape}"
+            raise DTypeError(msg)
+        if tuple(given.shape) != shape:
+            raise ShapeError(_shape_message(name, given.shape, shape, meaning))
 
 
 def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype_: str) -> None:
     """Refuse a state dict, listing everything that is wrong with it in one error."""
+    mapping("state_dict", given)
     wrong: list[tuple[type[XplstmError], str]] = []
     wrong += [
         (ArgumentError, f"{name} is missing, expected shape {shapes[name]}")
@@ -221,11 +230,11 @@ def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
         raise kind(msg)
 
 
-def state(value: object) -> LSTMState:
+def state(name: str, value: object) -> LSTMState:
     """`value` as (h, c)."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         shown = f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
-        msg = f"state must be a pair (h, c), got {shown}"
+        msg = f"{name} must be a pair (h, c), got {shown}"
         raise DTypeError(msg)
     return LSTMState(*value)
 
@@ -238,37 +247,40 @@ class Valid(NamedTuple):
 
 
 def valid(lengths: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
-    """`lengths` or a time-major `mask`, checked as far as looking does not wait for a device."""
+    """A time-major `mask` that is checked already, or `lengths`, looked at only where that does not wait."""
     if lengths is None and mask is None:
         return Valid("all", None)
     if lengths is not None and mask is not None:
         msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
         raise ArgumentError(msg)
-    return (
-        Valid("mask", _mask(mask, where, T, B))
-        if lengths is None
-        else Valid("lengths", _lengths(lengths, where, T, B))
-    )
+    return Valid("mask", mask) if lengths is None else Valid("lengths", _lengths(lengths, where, T, B))
 
 
-def _mask(mask: Array, where: Home, T: int, B: int) -> Array:
-    given = Home(_array.namespace(mask, "mask"), _array.device(mask), where.dtype)
-    if given.xp is not where.xp and isinstance(mask, np.ndarray):
-        given = given._replace(xp=where.xp, device=where.device)
-    _same_home("mask", given, "the parameters", where)
-    if _array.dtype_name(mask.dtype) != "bool":
-        msg = f"mask has dtype {_array.dtype_name(mask.dtype)}, expected bool (true where a step exists)"
+def mask(given: Array, where: Home, shape: tuple[int, ...]) -> Array:
+    """Booleans of `shape` on the parameters' device; a NumPy array will do on every backend."""
+    found = Home(_array.namespace(given, "mask"), _array.device(given), where.dtype)
+    if not isinstance(given, np.ndarray):
+        _same_home("mask", found, "the parameters", where)
+    if _array.dtype_name(given.dtype) != "bool":
+        msg = f"mask has dtype {_array.dtype_name(given.dtype)}, expected bool (true where a step exists)"
         raise DTypeError(msg)
-    if tuple(mask.shape) != (T, B):
-        raise ShapeError(_shape_message("mask", mask.shape, (T, B), "(T, B), or (B, T) with batch_first"))
-    return _array.asarray(mask, where.xp, where.device)
+    if tuple(given.shape) != shape:
+        raise ShapeError(_shape_message("mask", given.shape, shape, "x's axes of time and batch"))
+    return _array.asarray(_array.native(given), where.xp, where.device)
 
 
 def _lengths(lengths: Any, where: Home, T: int, B: int) -> Array:
     """Integers on the parameters' device; a list or a NumPy array will do on every backend."""
     if isinstance(lengths, list | tuple):
-        lengths = np.asarray(lengths if len(lengths) else np.zeros(0, dtype=np.int32))
-    if not isinstance(lengths, np.ndarray):
+        try:
+            lengths = np.asarray(lengths if len(lengths) else np.zeros(0, dtype=np.int32))
+        except ValueError as error:
+            msg = f"lengths={lengths!r} must hold one integer a member of the batch"
+            raise ShapeError(msg) from error
+    if isinstance(lengths, np.ndarray):
+        _array.namespace(lengths, "lengths")
+        lengths = _array.native(lengths)
+    else:
         given = Home(_array.namespace(lengths, "lengths"), _array.device(lengths), where.dtype)
         _same_home("lengths", given, "the parameters", where)
     name = _array.dtype_name(lengths.dtype)
@@ -303,7 +315,8 @@ def ids(name: str, a: Array, where: Home, count: int) -> Array:
             bad = int(host.min() if host.min() < 0 else host.max())
             msg = f"{name} holds {bad}, which is not in [0, {count})"
             raise ArgumentError(msg)
-    return a
+    # Other libraries take no smaller integers as an index.
+    return a if kind in ("int32", "int64") else where.xp.astype(a, where.xp.int32)
 
 
 def checkpoint(value: int | None) -> int | None:
@@ -316,6 +329,18 @@ def rng(value: object) -> int | np.random.Generator:
     if isinstance(value, np.random.Generator):
         return value
     return size("rng", value, 0)  # type: ignore[arg-type]
+
+
+def mapping(name: str, value: object) -> None:
+    """Refuse what does not go from names to arrays."""
+    if not isinstance(value, Mapping):
+        msg = f"{name} must be a mapping from names to arrays, got {type(value).__name__}"
+        raise DTypeError(msg)
+
+
+def seed(value: object) -> int | np.random.Generator | None:
+    """A seed, a NumPy generator, or None for fresh entropy."""
+    return None if value is None else rng(value)
 
 
 def names(given: Iterable[str], known: Iterable[str]) -> None:

@@ -50,8 +50,9 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     """Pin the kernel that runs from here on; None chooses automatically again.
 
     Takes effect at once for the whole process, or, as a context manager,
-    inside the block for the present thread or task alone. A pinned kernel that
-    cannot run a problem raises instead of handing it on.
+    inside the block for the present thread or task alone; a call inside a block
+    holds to the end of that block. A pinned kernel that cannot run a problem
+    raises instead of handing it on.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     >>> with xplstm.use_kernel("reference"):
     ...     y, state = lstm(x)
     """
-    if name is not None and name not in TABLE:
+    if name is not None and not (isinstance(name, str) and name in TABLE):
         msg = f"kernel {name!r} is unknown; known are {', '.join(TABLE)}"
         raise ArgumentError(msg)
     return Chosen(_pinned, name)
@@ -99,10 +100,11 @@ def why_not(name: str, problem: Problem) -> str:
 def select(problem: Problem) -> Kernel:
     """The pinned kernel, or the first of the table that supports `problem`."""
     pinned = _pinned.get()
-    for name in TABLE if pinned is None else (pinned,):
-        kernel = load(name)
+    if pinned is not None:
+        kernel = load(pinned)
         reason = kernel.supports(problem)
-        if reason is None:
-            return kernel
-    msg = f"kernel {pinned!r} is pinned and cannot run this problem: {reason}"
-    raise KernelError(msg)
+        if reason is not None:
+            msg = f"kernel {pinned!r} is pinned and cannot run this problem: {reason}"
+            raise KernelError(msg)
+        return kernel
+    return next(kernel for kernel in map(load, TABLE) if kernel.supports(problem) is None)

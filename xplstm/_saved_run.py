@@ -67,7 +67,7 @@ class Checkpoint(NamedTuple):
     epoch, position : int
         Where in the data the next batch stands.
     params, optimizer : dict
-        Of the model and of the optimiser (`Optimizer.state_dict`).
+        Of the model and of the optimiser (`xplstm.optim.Optimizer.state_dict`).
     state : tuple of arrays or None
         Carried from the batch before.
     rng : mapping or None

@@ -17,7 +17,7 @@ from xplstm._params import LSTMParams, LSTMState, Problem
 from xplstm._typing import Array, Namespace
 
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
-PROJECTION_BOUND = 2**22
+PROJECTION_BOUND = 2**20
 
 # The array library's own products decide the order of the sums.
 CANONICAL_SUMS = False
@@ -48,9 +48,12 @@ def supports(problem: Problem) -> str | None:  # noqa: ARG001 - the signature of
     return None
 
 
-def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[LSTMParams, ...]:
-    """Parameters in the dtype that the sums are made in."""
-    return tuple(LSTMParams(*(None if a is None else _widen(problem, a) for a in p)) for p in params)
+def prepare(
+    problem: Problem,  # noqa: ARG001 - the signature of every kernel
+    params: tuple[LSTMParams, ...],
+) -> tuple[LSTMParams, ...]:
+    """Parameters in the dtype of the sums: half precision accumulates, and keeps c, in float32."""
+    return tuple(LSTMParams(*(None if a is None else _array.widen(a) for a in p)) for p in params)
 
 
 def forward(
@@ -58,7 +61,7 @@ def forward(
 ) -> tuple[Array, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     xp = problem.xp
-    x, h_0, c_0 = (_widen(problem, a) for a in (x, *state))
+    x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
     x = _zero_where_invalid(xp, mask, x)
     ys, h_n, c_n, steps = [], [], [], []
@@ -68,8 +71,10 @@ def forward(
         h_n.append(h)
         c_n.append(c)
         steps.append(kept)
-    y = _narrow(problem, xp.concat(ys, axis=-1))
-    state_n = LSTMState(_narrow(problem, xp.stack(h_n)), _narrow(problem, xp.stack(c_n)))
+    y = _array.narrow(ys[0] if len(ys) == 1 else xp.concat(ys, axis=-1), problem.dtype)
+    state_n = LSTMState(
+        _array.narrow(xp.stack(h_n), problem.dtype), _array.narrow(xp.stack(c_n), problem.dtype)
+    )
     return y, state_n, Residuals(problem, params, x, mask, tuple(steps)) if problem.keep else None
 
 
@@ -110,7 +115,7 @@ def backward(
     """Gradients by x, by the initial state and by each direction's parameters."""
     problem, params, x, mask, _ = residuals
     xp, P = problem.xp, problem.output_size
-    dy, dh_n, dc_n = (_widen(problem, a) for a in (dy, *dstate_n))
+    dy, dh_n, dc_n = (_array.widen(a) for a in (dy, *dstate_n))
     dy = _zero_where_invalid(xp, mask, dy)
     dx = xp.zeros_like(x)
     dh_0, dc_0, dparams = [], [], []
@@ -120,9 +125,13 @@ def backward(
         dx = dx + dx_d
         dh_0.append(dh)
         dc_0.append(dc)
-        dparams.append(LSTMParams(*(None if a is None else _narrow(problem, a) for a in dp)))
-    dx = _narrow(problem, _zero_where_invalid(xp, mask, dx))
-    return dx, LSTMState(_narrow(problem, xp.stack(dh_0)), _narrow(problem, xp.stack(dc_0))), tuple(dparams)
+        dparams.append(LSTMParams(*(None if a is None else _array.narrow(a, problem.dtype) for a in dp)))
+    dx = _array.narrow(_zero_where_invalid(xp, mask, dx), problem.dtype)
+    return (
+        dx,
+        LSTMState(_array.narrow(xp.stack(dh_0), problem.dtype), _array.narrow(xp.stack(dc_0), problem.dtype)),
+        tuple(dparams),
+    )
 
 
 def _backward_direction(
@@ -136,16 +145,16 @@ def _backward_direction(
     h_prev: dict[int, Array] = {}
     m: dict[int, Array] = {}
     for t, gates, h_t, c_prev, c in reversed(residuals.steps[d]):
-        valid = None if mask is None else mask[t, ...]
+        exists = None if mask is None else mask[t, ...]
         dh = dh + dy[t, ...]
         dz_t, dh_prev, dc_prev = _cell.backward(xp, dh, dc, gates, c_prev, c, p)
-        dz[t] = _zero_where_invalid(xp, valid, dz_t)
-        h_prev[t] = _zero_where_invalid(xp, valid, h_t)
+        dz[t] = _zero_where_invalid(xp, exists, dz_t)
+        h_prev[t] = _zero_where_invalid(xp, exists, h_t)
         if p.weight_hr is not None:
-            dhs[t] = _zero_where_invalid(xp, valid, dh)
-            m[t] = _zero_where_invalid(xp, valid, _cell.unprojected(xp, gates.o, c))
-        dh = dh_prev if valid is None else xp.where(valid, dh_prev, dh)
-        dc = dc_prev if valid is None else xp.where(valid, dc_prev, dc)
+            dhs[t] = _zero_where_invalid(xp, exists, dh)
+            m[t] = _zero_where_invalid(xp, exists, _cell.unprojected(xp, gates.o, c))
+        dh = dh_prev if exists is None else xp.where(exists, dh_prev, dh)
+        dc = dc_prev if exists is None else xp.where(exists, dc_prev, dc)
 
     H, P = problem.H, problem.output_size
     dz_all = _stack_time(problem, dz, 4 * H)
@@ -168,13 +177,12 @@ def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
     xp, p = problem.xp, params[d]
     columns: tuple[dict[int, Array], ...] = ({}, {}, {}, {}, {}, {})
     for t, gates, _, _, c in steps[d]:
-        m = _cell.unprojected(xp, gates.o, c)
-        h = m if p.weight_hr is None else m @ p.weight_hr.T
+        h = _cell.project_output(_cell.unprojected(xp, gates.o, c), p)
         for column, value in zip(columns, (*gates, c, h), strict=True):
             column[t] = _zero_where_invalid(xp, None if mask is None else mask[t, ...], value)
     sizes = (*[problem.H] * 5, problem.output_size)
     return tuple(
-        _narrow(problem, _stack_time(problem, column, size))
+        _array.narrow(_stack_time(problem, column, size), problem.dtype)
         for column, size in zip(columns, sizes, strict=True)
     )
 
@@ -213,13 +221,3 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
 def _rows(a: Array) -> Array:
     """(T, B, N) as (T*B, N)."""
     return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))
-
-
-def _widen(problem: Problem, a: Array) -> Array:
-    """`a` in the dtype of the sums: half precision accumulates, and keeps c, in float32."""
-    return problem.xp.astype(a, _array.wide_dtype(problem.xp, a.dtype), copy=False)
-
-
-def _narrow(problem: Problem, a: Array) -> Array:
-    """`a` in the dtype of the arrays that the user passed."""
-    return problem.xp.astype(a, _array.dtype_named(problem.xp, problem.dtype), copy=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel
 from xplstm._params import Explanation, LSTMParams, LSTMState, Problem
 from xplstm._typing import Array, Namespace
+
+Size = TypeVar("Size", int, str)
 
 # (kernel, problem, layer) -> the layer's packed weights
 Prepare = Callable[[Kernel, Problem, int], Any]
@@ -43,6 +45,18 @@ class Stack(NamedTuple):
         """Features of h."""
         return self.proj_size or self.hidden_size
 
+    def arguments(self) -> str:
+        """What `LSTM` was called with, where it is not the default."""
+        sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        options = {
+            "bias=False": not self.bias,
+            "batch_first=True": self.batch_first,
+            f"dropout={self.dropout}": self.dropout,
+            "bidirectional=True": len(self.reverse) == 2,
+            f"proj_size={self.proj_size}": self.proj_size,
+        }
+        return f"({', '.join([sizes, *(text for text, used in options.items() if used)])})"
+
 
 class Call(NamedTuple):
     """What a user passed, checked and time-major, and the shapes to give back."""
@@ -69,18 +83,26 @@ def enter(
 ) -> Call:
     """Check every argument and bring it to (T, B, ·) and (L*D, B, ·)."""
     batched = getattr(x, "ndim", 3) != 2
-    axes = ("B", "T") if stack.batch_first else ("T", "B")
-    x = _checks.array(
-        "x", x, home, (*(axes if batched else ("T",)), stack.input_size), "the last is input_size"
-    )
+    shape: tuple[int | str, ...] = (*_axes(stack, "T", "B", batched), stack.input_size)
+    x = _checks.array("x", x, home, shape, "the last is input_size")
     x = _time_major(stack, home.xp, x, batched)
     T, B = x.shape[0], x.shape[1]
-    if mask is not None and getattr(mask, "ndim", 0) == (2 if batched else 1):
-        mask = _time_major(stack, _array.namespace(mask, "mask"), mask, batched)
-    if lengths is not None and not batched:
-        lengths = [lengths] if isinstance(lengths, int) else _array.reshape(lengths, (1,))
+    if mask is not None:
+        mask = _checks.mask(mask, home, _axes(stack, T, B, batched))
+        mask = _time_major(stack, home.xp, mask, batched)
+    if not batched and isinstance(lengths, int):
+        lengths = [lengths]
+    elif not batched and getattr(lengths, "shape", None) == ():
+        lengths = lengths[None]
     valid = _checks.valid(lengths, mask, home, T, B)
-    return Call(home, x, _enter_state(stack, home, state, B, batched, "_0"), valid, batched)
+    return Call(home, x, _enter_state(stack, home, state, B, batched, "_0", "state"), valid, batched)
+
+
+def _axes(stack: Stack, T: Size, B: Size, batched: bool) -> tuple[Size, ...]:
+    """The first axes of whatever has time, as the user passes it."""
+    if not batched:
+        return (T,)
+    return (B, T) if stack.batch_first else (T, B)
 
 
 def _enter_state(
@@ -90,6 +112,7 @@ def _enter_state(
     B: int,
     batched: bool,
     suffix: str,
+    name: str,
 ) -> LSTMState:
     """Zeros, or the state that was passed, as (L*D, B, ·)."""
     rows = stack.num_layers * len(stack.reverse)
@@ -99,11 +122,10 @@ def _enter_state(
         return LSTMState(*(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device) for n in sizes))
     meaning = ("num_layers * directions, " if stack.layer_axis else "") + ("B, " if batched else "")
     entered = []
-    for name, a, n, last in zip(
-        "hc", _checks.state(state), sizes, ("output size", "hidden_size"), strict=True
-    ):
+    lasts = ("output size", "hidden_size")
+    for letter, a, n, last in zip("hc", _checks.state(name, state), sizes, lasts, strict=True):
         shape = (*stack.lead, *([B] if batched else []), n)
-        a = _checks.array(name + suffix, a, home, shape, f"({meaning}{last})")
+        a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last})")
         entered.append(_array.reshape(a, (rows, B, n)))
     return LSTMState(*entered)
 
@@ -222,7 +244,7 @@ def _keep(
         kernel = _dispatch.select(asked)
         y, end, residuals = kernel.forward(asked, kernel.prepare(asked, params), x, state, valid)
         return y, end, lambda dy, dstate: kernel.backward(residuals, dy, dstate)
-    kernel = _dispatch.select(asked._replace(T=checkpoint))
+    kernel = _dispatch.select(_checkpoint.widened(asked)._replace(T=checkpoint))
     y, end, segments = _checkpoint.forward(kernel, checkpoint, asked, params, x, state, valid)
     return y, end, lambda dy, dstate: _checkpoint.backward(segments, dy, dstate)
 
@@ -248,7 +270,7 @@ def _pull_back(
     """Gradients by x, by the initial state and by each layer's parameters."""
     T, B = call.x.shape[0], call.x.shape[1]
     dx = _enter_dy(stack, call, dy, T, B)
-    dstate_n = _enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient")
+    dstate_n = _enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient", "dstate_n")
     starts: list[LSTMState] = []
     dlayers: list[Directions] = []
     for layer in reversed(range(stack.num_layers)):
@@ -266,8 +288,7 @@ def _enter_dy(stack: Stack, call: Call, dy: Array | None, T: int, B: int) -> Arr
     if dy is None:
         dtype = _array.dtype_named(call.xp, call.home.dtype)
         return call.xp.zeros((T, B, n), dtype=dtype, device=call.home.device)
-    times = (B, T) if stack.batch_first else (T, B)
-    dy = _checks.array("dy", dy, call.home, (*(times if call.batched else (T,)), n), "the shape of y")
+    dy = _checks.array("dy", dy, call.home, (*_axes(stack, T, B, call.batched), n), "the shape of y")
     return _time_major(stack, call.xp, dy, call.batched)
 
 

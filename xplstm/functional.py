@@ -105,7 +105,7 @@ def lstm_vjp(
     pullback : callable
         ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``, with the
         shapes of y and state, of x, state and params. None stands for zeros.
-        May be called more than once.
+        May be called more than once; until the last time, do not write into what was passed here.
 
     Raises
     ------
@@ -140,4 +140,6 @@ def lstm_vjp(
 def _one_layer(params: LSTMParams, reverse: bool) -> tuple[LSTMParams, Stack]:
     """The parameters checked, and the stack of one layer that they are."""
     params, sizes = _checks.layer(params)
-    return params, Stack(*sizes, params.bias_ih is not None, 1, (bool(reverse),), layer_axis=False)
+    return params, Stack(
+        *sizes, params.bias_ih is not None, 1, (_checks.flag("reverse", reverse),), layer_axis=False
+    )

@@ -195,12 +195,13 @@ def _check_classes(xp: Namespace, logits: Array, targets: Array, mask: Array | N
         msg = f"targets has shape {tuple(targets.shape)}; logits ask for {tuple(logits.shape[:-1])}"
         raise ShapeError(msg)
     _check_mask(xp, mask, targets.shape)
-    outside = (targets < 0) | (targets >= logits.shape[-1])
-    if mask is not None:
-        outside = outside & mask
-    if not _array.is_lazy(outside) and bool(xp.any(outside)):
-        worst = int(xp.max(xp.where(outside, targets, xp.full_like(targets, -1))))
-        msg = f"targets holds the class {worst}; classes are in [0, {logits.shape[-1]})"
+    if _array.is_lazy(targets) or (mask is not None and _array.is_lazy(mask)):
+        return
+    counted = _array.to_numpy(targets)
+    counted = counted if mask is None else counted[_array.to_numpy(mask)]
+    outside = counted[(counted < 0) | (counted >= logits.shape[-1])]
+    if outside.size:
+        msg = f"targets holds the class {outside[0]}; classes are in [0, {logits.shape[-1]})"
         raise ArgumentError(msg)
 
 

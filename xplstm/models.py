@@ -34,7 +34,7 @@ class CharLM:
         `hidden_size` if left out, as in the documents.
     dropout : float, optional
         Probability, in [0, 1), to drop in training what each LSTM layer gives.
-    xp, device, dtype, optional
+    xp, device, dtype : optional
         Where the parameters are made: as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
         Of the first values.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from xplstm._errors import ArgumentError
 from xplstm._params import Explanation, LSTMParams, LSTMState, LSTMTrace, Problem
 from xplstm._typing import Array, Device, Namespace
 
-Seed = int | np.random.Generator | None
+Seed: TypeAlias = "int | np.random.Generator | None"
 Shapes = dict[str, tuple[int, ...]]
 Rule = Callable[..., Mapping[str, np.ndarray]]
 DParams = dict[str, Array]
@@ -43,6 +43,7 @@ class _Module:
 
     def _home(self) -> Home:
         """Where the parameters live, after a look at all of them."""
+        _checks.mapping("params", self.params)
         if self.params.keys() != self.shapes.keys():
             _checks.names(self.params, self.shapes)
         home = _checks.home(self.params)
@@ -84,7 +85,7 @@ class _Module:
         >>> a, b = xplstm.LSTM(3, 2, rng=0), xplstm.LSTM(3, 2, rng=1)
         >>> b.load_state_dict(a.state_dict())
         """
-        home = _checks.home(self.params)
+        home = self._home()
         _checks.state_dict(state_dict, self.shapes, home.dtype)
         self.params = {
             name: _array.copy(_array.native(_array.asarray(state_dict[name], home.xp, home.device)))
@@ -102,7 +103,7 @@ class _Module:
             Backend to move to; the present one if left out.
         device : device, optional
             Of that backend; its default if left out and the backend changes.
-        dtype : {"float64", "float32", "float16", "bfloat16"}, optional
+        dtype : {"float64", "float32", "float16", "bfloat16"}, or a library's dtype, optional
             The present one if left out.
 
         Returns
@@ -122,7 +123,7 @@ class _Module:
         >>> xplstm.LSTM(3, 2).to(dtype="float64").params["bias_hh_l0"].dtype
         dtype('float64')
         """
-        home = _checks.home(self.params)
+        home = self._home()
         target = home.xp if xp is None else _array.resolve(xp)
         device = home.device if device is None and target is home.xp else device
         dtype = home.dtype if dtype is None else _checks.dtype(dtype)
@@ -155,7 +156,7 @@ class LSTM(_Module):
     xp : str or namespace, optional
         Where the parameters are made: see `use_backend`.
     device : device, optional
-    dtype : {"float32", "float64", "float16", "bfloat16"}, optional
+    dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
         float32 if left out.
     rng : int or numpy.random.Generator, optional
         Of the first values, uniform within 1 / sqrt(hidden_size); other rules
@@ -212,19 +213,10 @@ class LSTM(_Module):
             batch_first=_checks.flag("batch_first", batch_first),
         )
         self.shapes = _stack.shapes(self._stack)
-        self._allocate(init.lstm_uniform(self.shapes, rng), xp, device, dtype)
+        self._allocate(init.lstm_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
 
     def __repr__(self) -> str:
-        s = self._stack
-        sizes = f"{s.input_size}, {s.hidden_size}, num_layers={s.num_layers}"
-        options = {
-            "bias=False": not s.bias,
-            "batch_first=True": s.batch_first,
-            f"dropout={s.dropout}": s.dropout,
-            "bidirectional=True": len(s.reverse) == 2,
-            f"proj_size={s.proj_size}": s.proj_size,
-        }
-        return f"LSTM({', '.join([sizes, *(text for text, used in options.items() if used)])})"
+        return f"LSTM{self._stack.arguments()}"
 
     def initialize(self, rule: Rule, rng: Seed = None) -> None:
         """Draw all parameters anew by a rule of `xplstm.init`.
@@ -242,8 +234,9 @@ class LSTM(_Module):
         >>> lstm = xplstm.LSTM(3, 2)
         >>> lstm.initialize(init.lstm_glorot_orthogonal, rng=0)
         """
-        home = _checks.home(self.params)
-        values = rule(self.shapes, rng)
+        home = self._home()
+        values = rule(self.shapes, _checks.seed(rng))
+        _checks.state_dict(values, self.shapes, "float64")
         self._allocate(values, home.xp, home.device, home.dtype)
 
     def __call__(
@@ -314,7 +307,8 @@ class LSTM(_Module):
         pullback : callable
             ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``: the gradients of a scalar
             by y and by the final state in, its gradients by x, by the initial state and by the
-            parameters, with the keys of `params`, out. None stands for zeros.
+            parameters, with the keys of `params`, out. None stands for zeros. May be called more than
+            once; until the last time, do not write into what was passed to `vjp` or into `params`.
 
         Raises
         ------
@@ -495,6 +489,17 @@ class FrozenLSTM:
         self._layers = layers
         self._packed: dict[tuple[str, int], Any] = {}
 
+    def __repr__(self) -> str:
+        return f"FrozenLSTM{self._stack.arguments()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the array library's module, which is no value, and what can be packed again."""
+        return {"_stack": self._stack, "_layers": self._layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        first = state["_layers"][0][0]
+        self.__init__(state["_stack"], _checks.home(first._asdict()), state["_layers"])  # type: ignore[misc]
+
     def __call__(
         self,
         x: Array,
@@ -503,14 +508,40 @@ class FrozenLSTM:
         lengths: Any = None,
         mask: Array | None = None,
     ) -> tuple[Array, LSTMState]:
-        """Run all layers over a sequence, as `LSTM` does."""
+        """Run all layers over a sequence, as `LSTM` does.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call of `LSTM`.
+
+        Returns
+        -------
+        y : array
+            As from `LSTM`.
+        state : LSTMState
+            As from `LSTM`.
+        """
         call = _stack.enter(self._stack, self._where, x, state, lengths, mask)
         return _stack.forward(self._stack, call, self._prepare)
 
     def step(
         self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
     ) -> tuple[Array, LSTMState]:
-        """Run one step of all layers, as `LSTM.step` does."""
+        """Run one step of all layers, as `LSTM.step` does.
+
+        Parameters
+        ----------
+        x_t, state
+            As for `LSTM.step`.
+
+        Returns
+        -------
+        y_t : array
+            As from `LSTM.step`.
+        state : LSTMState
+            What the next step goes on from.
+        """
         return _step(self._stack, self._where, x_t, state, self._prepare)
 
     def explain(
@@ -521,7 +552,18 @@ class FrozenLSTM:
         lengths: Any = None,
         mask: Array | None = None,
     ) -> Explanation:
-        """Say which kernel would run this call, as `LSTM.explain` does."""
+        """Say which kernel would run this call, as `LSTM.explain` does.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        Explanation
+            Prints as a short text.
+        """
         call = _stack.enter(self._stack, self._where, x, state, lengths, mask)
         return _stack.explain(self._stack, call)
 
@@ -589,23 +631,51 @@ class Embedding(_Module):
         self.num_embeddings = _checks.size("num_embeddings", num_embeddings)
         self.embedding_dim = _checks.size("embedding_dim", embedding_dim)
         self.shapes = {"weight": (num_embeddings, embedding_dim)}
-        weight = np.random.default_rng(rng).standard_normal(self.shapes["weight"])
+        weight = np.random.default_rng(_checks.seed(rng)).standard_normal(self.shapes["weight"])
         self._allocate({"weight": weight}, xp, device, dtype)
 
     def __call__(self, ids: Array) -> Array:
-        """Look up integers in [0, num_embeddings) of any shape: one more axis, of embedding_dim."""
+        """Look up.
+
+        Parameters
+        ----------
+        ids : array of integers, shape (...)
+            In [0, num_embeddings); on a device or traced they are not looked at.
+
+        Returns
+        -------
+        array, shape (..., embedding_dim)
+
+        Raises
+        ------
+        DTypeError, BackendError, ArgumentError
+            Naming the argument, its value and the bound.
+        """
         ids = _checks.ids("ids", ids, self._home(), self.num_embeddings)
         return _array.take_rows(self.params["weight"], ids)
 
     def vjp(self, ids: Array) -> tuple[Array, Callable[[Array], DParams]]:
-        """Look up, and the function from dy to the gradient of ``weight``; numbers have none."""
+        """Look up and keep what the gradient needs.
+
+        Parameters
+        ----------
+        ids : array of integers, shape (...)
+            As for a call.
+
+        Returns
+        -------
+        y : array, shape (..., embedding_dim)
+        pullback : callable
+            ``pullback(dy) -> dparams``: the gradient of ``weight``; ids have none.
+        """
         y = self(ids)
 
         def pullback(dy: Array) -> DParams:
             home = self._home()
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
-            flat = home.xp.reshape(dy, (-1, self.embedding_dim))
-            return {"weight": _array.sum_rows(home.xp.reshape(ids, (-1,)), flat, self.num_embeddings)}
+            flat = _array.widen(home.xp.reshape(dy, (-1, self.embedding_dim)))
+            numbers = _checks.ids("ids", home.xp.reshape(ids, (-1,)), home, self.num_embeddings)
+            return {"weight": _array.narrow(_array.sum_rows(numbers, flat, self.num_embeddings), home.dtype)}
 
         return y, pullback
 
@@ -650,7 +720,7 @@ class Linear(_Module):
         self.shapes = {"weight": (out_features, in_features)}
         if _checks.flag("bias", bias):
             self.shapes["bias"] = (out_features,)
-        generator = np.random.default_rng(rng)
+        generator = np.random.default_rng(_checks.seed(rng))
         values = {
             name: init.uniform(shape, in_features**-0.5, generator) for name, shape in self.shapes.items()
         }
@@ -658,9 +728,10 @@ class Linear(_Module):
 
     def __call__(self, x: Array) -> Array:
         """Apply to x of shape (..., in_features)."""
-        self._check(x)
-        y = x @ self.params["weight"].T
-        return y + self.params["bias"] if "bias" in self.params else y
+        home = self._check(x)
+        y = _array.widen(x) @ _array.widen(self.params["weight"]).T
+        y = y + _array.widen(self.params["bias"]) if "bias" in self.params else y
+        return _array.narrow(y, home.dtype)
 
     def vjp(self, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, DParams]]]:
         """Apply, and the function from dy to dx and the parameters' gradients."""
@@ -670,18 +741,21 @@ class Linear(_Module):
             home = self._home()
             xp = home.xp
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
-            rows = xp.reshape(dy, (-1, self.out_features))
-            dparams = {"weight": rows.T @ xp.reshape(x, (-1, self.in_features))}
+            rows = _array.widen(xp.reshape(dy, (-1, self.out_features)))
+            dparams = {"weight": rows.T @ _array.widen(xp.reshape(x, (-1, self.in_features)))}
             if "bias" in self.params:
                 dparams["bias"] = xp.sum(rows, axis=0)
-            return dy @ self.params["weight"], dparams
+            dx = xp.reshape(rows @ _array.widen(self.params["weight"]), x.shape)
+            dparams = {name: _array.narrow(a, home.dtype) for name, a in dparams.items()}
+            return _array.narrow(dx, home.dtype), dparams
 
         return y, pullback
 
-    def _check(self, x: Array) -> None:
+    def _check(self, x: Array) -> Home:
         home = self._home()
         axes = tuple(f"n{k}" for k in range(max(0, getattr(x, "ndim", 1) - 1)))
         _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
+        return home
 
 
 class Dropout:
@@ -710,9 +784,9 @@ class Dropout:
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Callable[[Array], Array]]:
         """Drop exactly when given a seed or generator; also the function from dy to dx."""
-        if rng is None or self.p == 0:
-            return x, lambda dy: dy
         home = _checks.home({"x": x})
+        if rng is None or self.p == 0:
+            return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")
         key = _dropout.draw_key(_checks.rng(rng))
         mask = _dropout.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device)
         return x * mask, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x") * mask

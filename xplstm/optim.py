@@ -7,14 +7,16 @@ a copy of them.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, ShapeError
-from xplstm._typing import Array, Params
+from xplstm._typing import Array, Namespace, Params
 
 LearningRate: TypeAlias = "float | Callable[[int], float]"
 
@@ -324,10 +326,21 @@ def clip_by_global_norm(grads: Params, max_norm: float) -> tuple[dict[str, Array
         for name, xp in names.items()
     }
     xp = next(iter(names.values()))
-    norm = xp.sqrt(sum(xp.sum(g * g) for g in wide.values()))
+    norm = _global_norm(xp, list(wide.values()))
     bound = xp.full_like(norm, float(max_norm))
     scale = bound / xp.maximum(norm, bound)
     return {name: xp.astype(g * scale, grads[name].dtype, copy=False) for name, g in wide.items()}, norm
+
+
+def _global_norm(xp: Namespace, arrays: list[Array]) -> Array:
+    """Euclidean norm of all elements; scaled by the largest first, so that no square overflows."""
+    full = [a for a in arrays if 0 not in a.shape]
+    if not full:
+        return xp.sum(arrays[0])
+    largest = functools.reduce(xp.maximum, (xp.max(xp.abs(a)) for a in full))
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    squares = functools.reduce(operator.add, (xp.sum((a / scale) ** 2) for a in full))
+    return scale * xp.sqrt(squares) * xp.astype(largest > 0, largest.dtype)
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> Callable[[int], float]:
