@@ -183,6 +183,42 @@ def test_half_precision_sums_in_single() -> None:
     assert c == pytest.approx(0.5 * np.tanh(0.5), rel=2.0**-10)
 
 
+def test_half_precision_sums_in_single_over_checkpoints_too(xp: Any) -> None:
+    if xp.name == "array_api_strict":
+        pytest.skip("array_api_strict has no float16")
+    lstm = xplstm.LSTM(1, 1, xp=xp.xp, dtype="float16", rng=0)
+    x = xp.asarray(np.ones((300, 1, 1), dtype=np.float16))
+    plain, cut = lstm.vjp(x), lstm.vjp(x, checkpoint=7)
+    np.testing.assert_array_equal(to_numpy(plain[0]), to_numpy(cut[0]))
+    dy = xp.asarray(np.full((300, 1, 1), 30, dtype=np.float16))
+    want, got = plain[2](dy)[2], cut[2](dy)[2]
+    for name, value in want.items():
+        np.testing.assert_allclose(to_numpy(got[name]), to_numpy(value), rtol=2.0**-10, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_sums_in_single_beside_the_lstm(dtype: str) -> None:
+    """5000 ones: float16 alone stops counting at 2048, bfloat16 at 256."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    from xplstm._array import asarray, dtype_name
+
+    ones = (
+        asarray(np.ones((5000, 1)), np, None, dtype)
+        if dtype == "bfloat16"
+        else np.ones((5000, 1), np.float16)
+    )
+    y, pullback = xplstm.Linear(1, 1, dtype=dtype, rng=0).vjp(ones)
+    assert dtype_name(y.dtype) == dtype
+    dx, dparams = pullback(ones)
+    _, look_up = xplstm.Embedding(2, 1, dtype=dtype, rng=0).vjp(np.zeros(5000, dtype=np.int64))
+    found = {**dparams, "embedding": look_up(ones)["weight"][:1], "dx": dx}
+    for name, value in found.items():
+        assert dtype_name(value.dtype) == dtype, name
+    for name in ("weight", "bias", "embedding"):
+        assert float(found[name].reshape(-1)[0]) == pytest.approx(5000, rel=2.0**-8), name
+
+
 # Saturation and NaN
 
 

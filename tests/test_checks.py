@@ -74,6 +74,8 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         BackendError,
         "device='cuda:7' cannot hold arrays of numpy here",
     ),
+    "rng text": (lambda: xplstm.LSTM(3, 2, rng="seed"), DTypeError, "rng='seed' must be an integer"),
+    "rng negative": (lambda: xplstm.Linear(3, 2, rng=-1), ArgumentError, "rng=-1 must be at least 0"),
     "Dropout 2": (lambda: xplstm.Dropout(2), ArgumentError, r"p=2 must be in \[0, 1\)"),
     "Linear 0": (lambda: xplstm.Linear(0, 1), ArgumentError, "in_features=0 must be at least 1"),
     "Embedding 0": (lambda: xplstm.Embedding(0, 1), ArgumentError, "num_embeddings=0 must be at least 1"),
@@ -81,6 +83,36 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x list": (lambda: lstm()([[1.0]]), DTypeError, "x must be an array of an array API library, got list"),
+    "x masked array": (lambda: lstm()(np.ma.ones((T, B, I), F)), DTypeError, "x is a masked array"),
+    "x complex": (lambda: lstm()(x(dtype=complex)), DTypeError, r"x has dtype complex128, .* xp.float32\)$"),
+    "x None": (lambda: lstm()(None), DTypeError, "x must be an array of an array API library, got NoneType"),
+    "lengths ragged": (lambda: lstm()(x(), lengths=[[1], [2, 3], 1, 1]), ShapeError, "one integer a member"),
+    "lengths unbatched float": (
+        lambda: lstm()(x(T, I), lengths=3.0),
+        DTypeError,
+        "lengths must be an array .* got float",
+    ),
+    "lengths unbatched two": (
+        lambda: lstm()(x(T, I), lengths=[3, 4]),
+        ShapeError,
+        r"lengths has shape \(2,\), expected \(1,\)",
+    ),
+    "mask unbatched": (
+        lambda: lstm()(x(T, I), mask=np.ones((T, 1), bool)),
+        ShapeError,
+        r"mask has shape \(5, 1\), expected \(5,\)",
+    ),
+    "dstate number": (
+        lambda: lstm().vjp(x())[2](None, 1),
+        DTypeError,
+        r"dstate_n must be a pair \(h, c\), got int",
+    ),
+    "reverse text": (
+        lambda: xplstm.lstm(x(), params(), reverse="no"),
+        DTypeError,
+        "reverse='no' must be True or False",
+    ),
+    "kernel list": (lambda: xplstm.use_kernel([]), ArgumentError, r"kernel \[\] is unknown"),
     "x features": (lambda: lstm()(x(T, B, 7)), ShapeError, r"x has shape \(5, 4, 7\), expected \(T, B, 3\)"),
     "x features, batch first": (
         lambda: lstm(batch_first=True)(x(B, T, 7)),
@@ -239,6 +271,21 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a name too many": (lambda: with_param("weight", x(1))(x()), ArgumentError, r"unknown \['weight'\]"),
     "a name missing": (lambda: without_param("bias_hh_l0")(x()), ArgumentError, r"missing \['bias_hh_l0'\]"),
+    "a value None": (
+        lambda: with_param("bias_ih_l0", None)(x()),
+        DTypeError,
+        "bias_ih_l0 is None, expected an array",
+    ),
+    "no dict": (
+        lambda: lstm().load_state_dict(None),
+        DTypeError,
+        "state_dict must be a mapping .* got NoneType",
+    ),
+    "a rule of other shapes": (
+        lambda: lstm().initialize(lambda shapes, _: {name: np.zeros(1) for name in shapes}),
+        ShapeError,
+        r"weight_ih_l0 has shape \(1,\), expected \(8, 3\)",
+    ),
     "a shape": (
         lambda: with_param("weight_hh_l0", x(4, 2))(x()),
         ShapeError,

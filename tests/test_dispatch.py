@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -82,3 +83,38 @@ def test_an_unknown_kernel_is_refused_with_the_choices() -> None:
         xplstm.ArgumentError, match="kernel 'cuda' is unknown; known are numpy_inplace, reference"
     ):
         xplstm.use_kernel("cuda")
+
+
+def test_a_plain_call_in_a_block_holds_to_its_end() -> None:
+    lstm = xplstm.LSTM(3, 2)
+    with xplstm.use_kernel("reference"):
+        xplstm.use_kernel("numpy_inplace")
+        assert lstm.explain(X).kernels == ("numpy_inplace",)
+        xplstm.use_kernel(None)
+        assert lstm.explain(X).kernels == ("numpy_inplace",)
+        xplstm.use_kernel("reference")
+        assert lstm.explain(X).kernels == ("reference",)
+    assert _dispatch._pinned.get() is None
+
+
+def test_blocks_of_many_threads_leave_the_process_as_it_was() -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    wrong: list[str | None] = []
+
+    def work(name: str) -> None:
+        for _ in range(300):
+            with xplstm.use_kernel(name):
+                if _dispatch._pinned.get() != name:
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in list(_dispatch.TABLE) * 4]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+    assert _dispatch._pinned.get() is None

@@ -71,6 +71,17 @@ def test_residuals_do_not_alias_results(kernel: str) -> None:
     np.testing.assert_array_equal(dx, want.dx)
 
 
+@pytest.mark.parametrize("checkpoint", [None, 2])
+@pytest.mark.parametrize("name", ["plain", "bidirectional_ragged", "projection"])
+@pytest.mark.parametrize("kernel", _dispatch.TABLE)
+def test_no_two_results_share_memory(kernel: str, name: str, checkpoint: int | None) -> None:
+    case = CASES[name]
+    with xplstm.use_kernel(kernel):
+        results = list(run(case.lstm(), case.arrays(), **case.valid(), checkpoint=checkpoint).flat().values())
+    for position, one in enumerate(results):
+        assert not any(np.shares_memory(one, other) for other in results[position + 1 :])
+
+
 @pytest.mark.parametrize("steps", [1, 2, 300])
 def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers whatever number of packed rows one product takes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -208,9 +210,50 @@ def test_a_backend_that_is_not_there_says_what_is_missing(monkeypatch: pytest.Mo
         _array.why_unusable.cache_clear()
 
 
+def test_a_variable_that_names_no_backend_is_named_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPLSTM_BACKEND", "numppy")
+    with pytest.raises(xplstm.ArgumentError, match="XPLSTM_BACKEND='numppy': backend 'numppy' is unknown"):
+        xplstm.LSTM(3, 2)
+
+
 def test_repr_reads_as_the_call() -> None:
     text = repr(xplstm.LSTM(3, 4, 2, bias=False, bidirectional=True, proj_size=2))
     assert text == "LSTM(3, 4, num_layers=2, bias=False, bidirectional=True, proj_size=2)"
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))], ids=["copy", "pickle"]
+)
+def test_a_frozen_lstm_travels_to_another_process(way: Any) -> None:
+    fast = xplstm.LSTM(3, 2, num_layers=2, rng=0).freeze()
+    want, _ = fast(X)
+    other = way(fast)
+    np.testing.assert_array_equal(other(X)[0], want)
+    assert repr(other) == repr(fast) == "FrozenLSTM(3, 2, num_layers=2)"
+
+
+def test_a_frozen_lstm_is_not_on_the_tape_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    lstm = xplstm.LSTM(3, 2, xp="torch", rng=0)
+    lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
+    x = torch.tensor(X, requires_grad=True)
+    lstm.freeze()(x)[0].sum().backward()
+    assert x.grad is not None
+    assert all(v.grad is None for v in lstm.params.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.dtype("float64"), "float64"])
+def test_a_dtype_may_be_a_librarys_own(dtype: Any) -> None:
+    assert xplstm.LSTM(3, 2, dtype=dtype).params["bias_ih_l0"].dtype == np.float64
+    assert xplstm.LSTM(3, 2).to(dtype=dtype).params["bias_ih_l0"].dtype == np.float64
+
+
+def test_subclasses_of_numpy_arrays_are_taken_as_arrays() -> None:
+    lstm = xplstm.LSTM(3, 2, rng=0)
+    want, _ = lstm(X[:, 0])
+    got, _ = lstm(X[:, 0].view(np.matrix))
+    assert type(got) is np.ndarray
+    np.testing.assert_array_equal(got, want)
 
 
 # Dropout between layers
@@ -263,6 +306,16 @@ def test_embedding(xp: Any) -> None:
     want = np.zeros((6, 3))
     np.add.at(want, ids, dy)
     np.testing.assert_allclose(host(pullback(xp.asarray(dy))["weight"]), want, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_embedding_takes_integers_of_any_width(xp: Any, dtype: Any) -> None:
+    embedding = xplstm.Embedding(300, 2, xp=xp.xp, rng=0)
+    y, pullback = embedding.vjp(xp.asarray(np.asarray([5, 7, 5], dtype=dtype)))
+    gradient = host(pullback(xp.asarray(np.ones((3, 2), dtype=np.float32)))["weight"])
+    np.testing.assert_array_equal(host(y), host(embedding.params["weight"])[[5, 7, 5]])
+    assert np.nonzero(gradient[:, 0])[0].tolist() == [5, 7]
+    assert gradient[5, 0] == 2
 
 
 def test_embedding_of_nothing(xp: Any) -> None:

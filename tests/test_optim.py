@@ -241,3 +241,14 @@ BAD = [
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_clipping_survives_gradients_whose_squares_do_not():
+    huge = {"a": np.asarray([3e30, 0], dtype=np.float32), "b": np.asarray([4e30], dtype=np.float32)}
+    clipped, norm = optim.clip_by_global_norm(huge, 1.0)
+    assert float(norm) == pytest.approx(5e30)
+    np.testing.assert_allclose(clipped["a"], [0.6, 0], rtol=1e-6)
+    np.testing.assert_allclose(clipped["b"], [0.8], rtol=1e-6)
+    zero, norm = optim.clip_by_global_norm({"a": np.zeros(3, dtype=np.float32)}, 1.0)
+    assert float(norm) == 0
+    assert not zero["a"].any()

@@ -553,6 +553,8 @@ BAD = [
     (lambda: training.fit(MODEL, BATCHES, SGD, updates=1, resume=True), "resume=True needs checkpoint="),
     (lambda: training.fit(MODEL, BATCHES, SGD, updates=1, checkpoint="no/run"), "checkpoint='no/run'"),
     (lambda: training.fit(MODEL, BATCHES, SGD, updates=-1), "updates=-1 must be at least 0"),
+    (lambda: training.fit(MODEL, BATCHES, SGD, updates=1, extra={"a": {1}}), "must be what JSON can hold"),
+    (lambda: training.fit(MODEL, BATCHES, SGD, updates=1, checkpoint="."), "checkpoint='.' is a folder"),
     (lambda: training.fit(MODEL, [], SGD, updates=1), "no batches in epoch 0"),
     (lambda: training.fit(MODEL, BATCHES, SGD, updates=1, max_norm=0, progress=False), "max_norm=0"),
     (lambda: Streams(NUMBERS, 0, 2), "batch_size=0 must be at least 1"),

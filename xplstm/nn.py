@@ -727,14 +727,39 @@ class Linear(_Module):
         self._allocate(values, xp, device, dtype)
 
     def __call__(self, x: Array) -> Array:
-        """Apply to x of shape (..., in_features)."""
+        """Apply.
+
+        Parameters
+        ----------
+        x : array, shape (..., in_features)
+
+        Returns
+        -------
+        array, shape (..., out_features)
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError
+            Naming the argument, its value and the bound.
+        """
         home = self._check(x)
         y = _array.widen(x) @ _array.widen(self.params["weight"]).T
         y = y + _array.widen(self.params["bias"]) if "bias" in self.params else y
         return _array.narrow(y, home.dtype)
 
     def vjp(self, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, DParams]]]:
-        """Apply, and the function from dy to dx and the parameters' gradients."""
+        """Apply and keep what the gradients need.
+
+        Parameters
+        ----------
+        x : array, shape (..., in_features)
+
+        Returns
+        -------
+        y : array, shape (..., out_features)
+        pullback : callable
+            ``pullback(dy) -> dx, dparams``.
+        """
         y = self(x)
 
         def pullback(dy: Array) -> tuple[Array, DParams]:
@@ -779,11 +804,34 @@ class Dropout:
         self.p = _checks.probability("p", p)
 
     def __call__(self, x: Array) -> Array:
-        """`x` itself: nothing is dropped outside training."""
+        """Give `x` itself: nothing is dropped outside training.
+
+        Parameters
+        ----------
+        x : array
+
+        Returns
+        -------
+        array
+            `x`.
+        """
         return x
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Callable[[Array], Array]]:
-        """Drop exactly when given a seed or generator; also the function from dy to dx."""
+        """Drop exactly when given a seed or a generator.
+
+        Parameters
+        ----------
+        x : array
+        rng : int or numpy.random.Generator, optional
+            The mask is the same on every backend for one seed.
+
+        Returns
+        -------
+        y : array, shape of x
+        pullback : callable
+            ``pullback(dy) -> dx``, with the same mask.
+        """
         home = _checks.home({"x": x})
         if rng is None or self.p == 0:
             return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")

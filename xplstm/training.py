@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _checks
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._saved_run import (
     Checkpoint,
@@ -109,7 +110,8 @@ class Streams(Sequence[Batch]):
     """
 
     def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
-        _check_at_least_1(batch_size=batch_size, steps=steps)
+        _checks.size("batch_size", batch_size)
+        _checks.size("steps", steps)
         length: int = (ids.shape[0] - 1) // batch_size
         if length < 1:
             msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"
@@ -236,11 +238,12 @@ def fit(
     >>> round(float(line.params["slope"][0, 0]), 6)
     3.0
     """
-    if updates < 0:
-        msg = f"updates={updates} must be at least 0"
-        raise ArgumentError(msg)
-    _check_at_least_1(validate_every=validate_every, checkpoint_every=checkpoint_every)
+    _checks.size("updates", updates, 0)
+    _checks.size("validate_every", validate_every)
+    _checks.size("checkpoint_every", checkpoint_every)
+    rng = _checks.seed(rng)
     _check_together(validate, patience, checkpoint, resume)
+    _check_extra(extra)
     epochs = data if callable(data) else lambda _epoch: data
     run = _Run(model, optimizer, epochs, None if rng is None else np.random.default_rng(rng), carry, max_norm)
     if resume and checkpoint is not None:
@@ -449,12 +452,13 @@ def _latest(history: History) -> str:
     return f"{text}, validation {history.validations[-1][1]:.4f}" if history.validations else text
 
 
-def _check_at_least_1(**values: int) -> None:
-    """Refuse counts below 1."""
-    for name, value in values.items():
-        if value < 1:
-            msg = f"{name}={value} must be at least 1"
-            raise ArgumentError(msg)
+def _check_extra(extra: Mapping[str, Any] | None) -> None:
+    """Refuse, before any training, what no checkpoint could hold."""
+    try:
+        json.dumps(extra)
+    except TypeError as error:
+        msg = f"extra={extra!r} must be what JSON can hold: {error}"
+        raise ArgumentError(msg) from error
 
 
 def _check_together(
@@ -462,7 +466,7 @@ def _check_together(
 ) -> None:
     """Refuse arguments that need others, before any work."""
     if patience is not None:
-        _check_at_least_1(patience=patience)
+        _checks.size("patience", patience)
         if validate is None:
             msg = f"patience={patience} needs validate="
             raise ArgumentError(msg)
@@ -473,6 +477,9 @@ def _check_together(
         return
     import_safetensors()
     folder = os.path.dirname(os.path.abspath(checkpoint))
+    if os.path.isdir(checkpoint):
+        msg = f"checkpoint={os.fspath(checkpoint)!r} is a folder; it must be a file in one"
+        raise ArgumentError(msg)
     if not os.path.isdir(folder):
         msg = f"checkpoint={os.fspath(checkpoint)!r} lies in no folder: make {folder!r} first"
         raise ArgumentError(msg)
