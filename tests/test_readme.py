@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 import tomllib
@@ -71,7 +72,8 @@ def check_nox(words, _):
 
 
 def check_pytest(words, _):
-    for word in words[: words.index("-k")] if "-k" in words else words:
+    places = itertools.takewhile(lambda word: not word.startswith("-"), words)
+    for word in places:  # after the first option stand values
         assert (ROOT / word).exists(), word
 
 
