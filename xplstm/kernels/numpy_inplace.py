@@ -203,7 +203,7 @@ def _walk(
     kept = Kept(packing, [], [c], np.empty((B + held if keep else 0, P), x.dtype))
     if keep:
         kept.h[:B] = h.T
-    zx_buffer = _block_buffer(4 * H, max(FORWARD_ROWS, B), x.dtype)
+    zx_buffer = _block_buffer(4 * H, min(starts[-1], max(FORWARD_ROWS, B)), x.dtype)
     for lo, hi in packing.blocks(FORWARD_ROWS):
         first, last = starts[lo], starts[hi]
         zx = zx_buffer[:, : last - first]
@@ -319,9 +319,9 @@ def _walk_back(
         packing.put(dx, lo, hi, packing.take(dx, lo, hi) + dz.T @ w.ih)
     packing.unsort(dh_all, dstart.h, 0, B)
     packing.unsort(dc_all, dstart.c, 0, B)
-    return _as_params(
-        problem, w, total or [np.zeros_like(a) for a in (w.ih, w.hh, w.hh[:, 0], np.empty((P, H)))]
-    )
+    if not total:
+        total = [np.zeros(shape, x.dtype) for shape in (w.ih.shape, w.hh.shape, 4 * H, (P, H))]
+    return _as_params(problem, w, total)
 
 
 def _deactivate(
