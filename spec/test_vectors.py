@@ -8,30 +8,33 @@ from functools import cache
 import numpy as np
 import pytest
 
-from spec.adapter import Adapter, Arrays, Refused, Unsupported
-from spec.records import RECORDS, Record, arrays, errors, named
+from spec.records import RECORDS, VALID, Record, arrays, errors, named
+from spec.subject import Adapter, Arrays, Refused, Unsupported
 
-LAYERS = named("layer", "valid")
-MODULES = named("module", "valid")
+GRADIENTS = [name for name in VALID if "gradients" in RECORDS[name]]
+PADDED = [
+    name for name in GRADIENTS if RECORDS[name]["config"].get("lengths") or "mask" in RECORDS[name]["config"]
+]
 REFUSALS = named("module", "invalid")
 
 pytestmark = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
 @cache
-def run(subject: Adapter, op: str, name: str, dtype: str) -> tuple[Arrays, Arrays]:
+def run(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arrays, Arrays]:
     """What went in and what came out, once for all the tests that look at it."""
     record = RECORDS[name]
     inputs = arrays(record["inputs"], dtype)
-    if op == "layer_vjp":
+    if gradients:
         inputs |= arrays(record["cotangents"], dtype)
+    op = record["op"] + "_vjp" * gradients
     return inputs, subject.call(op, record["config"], dict(inputs))
 
 
-def call(subject: Adapter, op: str, record: Record, dtype: str) -> tuple[Arrays, Arrays]:
+def call(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arrays, Arrays]:
     """Run a record; a subject that does not offer it is skipped with its own words."""
     try:
-        return run(subject, op, record["name"], dtype)
+        return run(subject, name, gradients, dtype)
     except Unsupported as reason:
         pytest.skip(str(reason))
 
@@ -41,59 +44,62 @@ def assert_within(got: Arrays, record: Record, group: str, dtype: str) -> None:
     assert not missed, f"{record['name']}: errors in u * s: {missed}"
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layer(subject: Adapter, name: str, dtype: str) -> None:
+@pytest.mark.parametrize("name", [name for name in VALID if "dropout" not in RECORDS[name]["config"]])
+def test_outputs(subject: Adapter, name: str, dtype: str) -> None:
     record = RECORDS[name]
-    _, got = call(subject, "layer", record, dtype)
-    assert got.keys() == record["outputs"].keys()
+    _, got = call(subject, name, False, dtype)
+    assert got.keys() >= {"y", "h_n", "c_n"}
     assert_within(got, record, "outputs", dtype)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients(subject: Adapter, name: str, dtype: str) -> None:
     record = RECORDS[name]
-    _, got = call(subject, "layer_vjp", record, dtype)
+    _, got = call(subject, name, True, dtype)
     assert got.keys() == record["outputs"].keys() | record["gradients"].keys()
     assert_within(got, record, "outputs", dtype)
     assert_within(got, record, "gradients", dtype)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if RECORDS[name]["config"]["lengths"]])
+@pytest.mark.parametrize("name", PADDED)
 def test_padding_is_exact(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-SEQ-003, XPL-SEQ-007 and XPL-GRAD-002: zeros are exact, and so is a state that nothing changes."""
     record = RECORDS[name]
-    inputs, got = call(subject, "layer_vjp", record, dtype)
-    for b, length in enumerate(record["config"]["lengths"]):
-        assert not got["y"][length:, b].any()
-        assert not got["dx"][length:, b].any()
-        if length == 0:
-            np.testing.assert_array_equal(got["h_n"][b], inputs["h_0"][b])
-            np.testing.assert_array_equal(got["c_n"][b], inputs["c_0"][b])
+    inputs, got = call(subject, name, True, dtype)
+    exists = existing(record["config"], *inputs["x"].shape[:2])
+    assert not got["y"][~exists].any()
+    assert not got["dx"][~exists].any()
+    for b in np.flatnonzero(~exists.any(axis=0)):
+        np.testing.assert_array_equal(got["h_n"][..., b, :], inputs["h_0"][..., b, :])
+        np.testing.assert_array_equal(got["c_n"][..., b, :], inputs["c_0"][..., b, :])
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_module(subject: Adapter, name: str, dtype: str) -> None:
-    record = RECORDS[name]
-    _, got = call(subject, "module", record, dtype)
-    assert got.keys() >= {"y", "h_n", "c_n"}
-    assert_within(got, record, "outputs", dtype)
+def existing(config: Record, T: int, B: int) -> np.ndarray:
+    """(T, B), true where a step exists."""
+    if "mask" in config:
+        return np.asarray(config["mask"])
+    return np.arange(T)[:, None] < np.asarray(config["lengths"] or [T] * B)[None, :]
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *MODULES])
+@pytest.mark.parametrize("name", VALID)
 def test_inputs_are_not_written_to(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-SEQ-006."""
     record = RECORDS[name]
-    inputs, _ = call(subject, "layer_vjp" if name in LAYERS else "module", record, dtype)
-    before = arrays(record["inputs"] | record.get("cotangents", {}), dtype)
+    gradients = name in GRADIENTS
+    inputs, _ = call(subject, name, gradients, dtype)
+    before = arrays(record["inputs"] | (record["cotangents"] if gradients else {}), dtype)
     for key, a in before.items():
         np.testing.assert_array_equal(inputs[key], a, err_msg=key)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_with_the_shapes(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-ERR-001 and XPL-ERR-002."""
     with pytest.raises(Refused) as refusal:
-        call(subject, "module", RECORDS[name], dtype)
+        call(subject, name, False, dtype)
     assert refusal.value.kind == "shape"
-    named = [fault for fault in RECORDS[name]["errors"] if says(str(refusal.value), fault)]
-    assert named, f"no parameter is named with its expected and given shape in: {refusal.value}"
+    found = [fault for fault in RECORDS[name]["errors"] if says(str(refusal.value), fault)]
+    assert found, f"no parameter is named with its expected and given shape in: {refusal.value}"
 
 
 def says(message: str, fault: Record) -> bool:

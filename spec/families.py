@@ -1,0 +1,410 @@
+"""The cases by which an LSTM is known, and the oracle's answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+from mpmath import mp, mpf
+
+from spec import oracle
+from spec.dyadic import Dyadic, Record, encode_all
+
+Wanted: TypeAlias = Callable[[str, int], bool]
+Change: TypeAlias = Callable[[Record], None]
+
+TOLERANCE = {"outputs": 8, "gradients": 32}
+
+
+def parameters(numbers: Dyadic, input_size: int, config: Record, suffix: str = "") -> Record:
+    """Distinct parameters of one layer and direction."""
+    rows, proj_size = 4 * config["hidden_size"], config["proj_size"]
+    p = {
+        "weight_ih": numbers.draw(rows, input_size),
+        "weight_hh": numbers.draw(rows, proj_size or config["hidden_size"]),
+    }
+    if config["bias"]:
+        p |= {"bias_ih": numbers.draw(rows), "bias_hh": numbers.draw(rows)}
+    if proj_size:
+        p["weight_hr"] = numbers.draw(proj_size, config["hidden_size"])
+    return {name + suffix: a for name, a in p.items()}
+
+
+def scaled(a: Any, factor: Any) -> Any:
+    return [scaled(v, factor) for v in a] if isinstance(a, list) else a * factor
+
+
+def steps(config: Record, T: int, B: int) -> list[list[int]]:
+    """XPL-SEQ-003 and XPL-SEQ-007: the times of each row that exist."""
+    if config.get("mask") is not None:
+        return [[t for t in range(T) if config["mask"][t][b]] for b in range(B)]
+    return [list(range(n)) for n in config.get("lengths") or [T] * B]
+
+
+def blank_padding(inputs: Record, config: Record) -> None:
+    """NaN wherever x holds no step."""
+    existing = steps(config, len(inputs["x"]), len(inputs["x"][0]))
+    for t, rows in enumerate(inputs["x"]):
+        for b, row in enumerate(rows):
+            if t not in existing[b]:
+                rows[b] = [mp.nan] * len(row)
+
+
+def layer_config(input_size: int, hidden_size: int, **options: Any) -> Record:
+    defaults = {"proj_size": 0, "bias": True, "reverse": False, "lengths": None}
+    return {"input_size": input_size, "hidden_size": hidden_size, **defaults, **options}
+
+
+def module_config(input_size: int, hidden_size: int, **options: Any) -> Record:
+    defaults = {"num_layers": 1, "bidirectional": False, "proj_size": 0, "bias": True, "lengths": None}
+    return {"input_size": input_size, "hidden_size": hidden_size, **defaults, **options}
+
+
+def layer(
+    wanted: Wanted,
+    *,
+    start: int,
+    T: int,
+    B: int,
+    config: Record,
+    change: Change | None = None,
+    gradients: bool = True,
+    **about: Any,
+) -> Record:
+    """One layer and direction with outputs and, unless told otherwise, the gradients by every input."""
+    numbers = Dyadic(start)
+    P = config["proj_size"] or config["hidden_size"]
+    inputs = parameters(numbers, config["input_size"], config)
+    inputs |= {
+        "x": numbers.draw(T, B, config["input_size"]),
+        "h_0": numbers.draw(B, P),
+        "c_0": numbers.draw(B, config["hidden_size"]),
+    }
+    if change is not None:
+        change(inputs)
+    run = partial(oracle.lstm, steps=steps(config, T, B), reverse=config["reverse"])
+    cotangents = draw_cotangents(numbers, (T, B, P), (B, P), (B, config["hidden_size"]))
+    return answered({**about, "op": "layer"}, config, inputs, run, cotangents if gradients else None, wanted)
+
+
+def module(
+    wanted: Wanted, *, start: int, T: int, B: int, config: Record, change: Change | None = None, **about: Any
+) -> Record:
+    """Layers and directions with outputs and the gradients by every input."""
+    numbers = Dyadic(start)
+    L, H, P = config["num_layers"], config["hidden_size"], config["proj_size"] or config["hidden_size"]
+    suffixes = ("", "_reverse") if config["bidirectional"] else ("",)
+    width = len(suffixes) * P
+    inputs: Record = {}
+    for k in range(L):
+        for suffix in suffixes:
+            size = width if k else config["input_size"]
+            inputs |= parameters(numbers, size, config, f"_l{k}{suffix}")
+    rows = L * len(suffixes)
+    inputs |= {
+        "x": numbers.draw(T, B, config["input_size"]),
+        "h_0": numbers.draw(rows, B, P),
+        "c_0": numbers.draw(rows, B, H),
+    }
+    if change is not None:
+        change(inputs)
+    dropout = config.get("dropout")
+    masks = [
+        oracle.dropout_mask([int(k) for k in dropout["key"]], k, mpf(dropout["p"]), (T, B, width))
+        if dropout and k
+        else None
+        for k in range(L)
+    ]
+    run = partial(oracle.stack, steps=steps(config, T, B), num_layers=L, suffixes=suffixes, masks=masks)
+    cotangents = draw_cotangents(numbers, (T, B, width), (rows, B, P), (rows, B, H))
+    return answered({**about, "op": "module"}, config, inputs, run, cotangents, wanted)
+
+
+def draw_cotangents(numbers: Dyadic, y: tuple[int, ...], h: tuple[int, ...], c: tuple[int, ...]) -> Record:
+    return {"dy": numbers.draw(*y), "dh_n": numbers.draw(*h), "dc_n": numbers.draw(*c)}
+
+
+def answered(
+    about: Record, config: Record, inputs: Record, run: Any, cotangents: Record | None, wanted: Wanted
+) -> Record:
+    """The record with the oracle's answers."""
+    found = {
+        **about,
+        "result": "valid",
+        "config": config,
+        "inputs": encode_all(inputs),
+        "outputs": encode_all(run(inputs)),
+    }
+    if cotangents is not None:
+        found["cotangents"] = encode_all(cotangents)
+        found["gradients"] = encode_all(oracle.gradients(run, inputs, cotangents, wanted))
+    # Nested lists cannot say how wide an array without steps is.
+    for group, names in (("inputs", "x"), ("outputs", "y"), ("cotangents", "dy"), ("gradients", "dx")):
+        if found.get(group, {}).get(names, {}).get("shape") == [0]:
+            rows, size = len(inputs["h_0"]), len(inputs["h_0"][0])
+            found[group][names]["shape"] = [0, rows, config["input_size"] if names in ("x", "dx") else size]
+    return {**found, "tolerance": TOLERANCE}
+
+
+def cell(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=31,
+        T=1,
+        B=3,
+        config=layer_config(2, 4),
+        comment="A single step from nonzero states.",
+        clauses=["XPL-CELL-001", "XPL-CELL-002", "XPL-CELL-003", "XPL-SEQ-002", "XPL-GRAD-001"],
+    )
+
+
+def sequence(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=77,
+        T=5,
+        B=2,
+        config=layer_config(3, 4),
+        comment="Five steps with both biases.",
+        clauses=["XPL-SEQ-001", "XPL-SEQ-002", "XPL-GRAD-001"],
+    )
+
+
+def ragged_reverse(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=130,
+        T=6,
+        B=5,
+        config=layer_config(4, 3, reverse=True, lengths=[3, 0, 6, 1, 4]),
+        comment="A backward direction over rows of different lengths, one of them empty.",
+        clauses=["XPL-SEQ-003", "XPL-SEQ-004", "XPL-SEQ-005", "XPL-GRAD-001", "XPL-GRAD-002", "XPL-NUM-001"],
+    )
+
+
+def ragged_projection(wanted: Wanted) -> Record:
+    config = layer_config(5, 3, proj_size=2, bias=False, lengths=[4, 2, 0, 3, 1, 4])
+    return layer(
+        wanted,
+        start=300,
+        T=4,
+        B=6,
+        config=config,
+        comment="A projection, no biases, and NaN in the padding of x.",
+        clauses=["XPL-CELL-004", "XPL-CELL-005", "XPL-SEQ-003", "XPL-SEQ-004", "XPL-GRAD-002", "XPL-NUM-001"],
+        change=partial(blank_padding, config=config),
+    )
+
+
+HOLES = [
+    [True, False, False, True],
+    [False, True, False, True],
+    [True, True, False, False],
+    [True, False, False, True],
+    [False, True, False, False],
+    [True, True, False, False],
+]
+
+
+def mask_holes(wanted: Wanted, reverse: bool = False) -> Record:
+    config = layer_config(3, 2, reverse=reverse, mask=HOLES)
+    return layer(
+        wanted,
+        start=210 + 90 * reverse,
+        T=6,
+        B=4,
+        config=config,
+        comment="A mask with holes at both ends and between, a row without steps, NaN in all holes.",
+        clauses=["XPL-SEQ-007", "XPL-SEQ-004", "XPL-GRAD-002"] + ["XPL-SEQ-005"] * reverse,
+        change=partial(blank_padding, config=config),
+    )
+
+
+def projection(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=411,
+        T=6,
+        B=5,
+        config=layer_config(3, 4, proj_size=2),
+        comment="A projection with biases.",
+        clauses=["XPL-CELL-004", "XPL-GRAD-001"],
+    )
+
+
+def bidirectional(wanted: Wanted) -> Record:
+    return module(
+        wanted,
+        start=19,
+        T=4,
+        B=3,
+        config=module_config(5, 2, bidirectional=True, lengths=[4, 1, 3]),
+        comment="Two directions side by side over a ragged batch.",
+        clauses=["XPL-STK-002", "XPL-SEQ-005", "XPL-GRAD-001"],
+    )
+
+
+def stacked(wanted: Wanted) -> Record:
+    return module(
+        wanted,
+        start=255,
+        T=4,
+        B=5,
+        config=module_config(3, 2, num_layers=2),
+        comment="Two layers, one direction.",
+        clauses=["XPL-STK-001", "XPL-STK-003", "XPL-GRAD-001"],
+    )
+
+
+def stacked_bidirectional_projection(wanted: Wanted) -> Record:
+    config = module_config(
+        1, 3, num_layers=2, bidirectional=True, proj_size=2, bias=False, lengths=[2, 5, 0, 3]
+    )
+    return module(
+        wanted,
+        start=333,
+        T=5,
+        B=4,
+        config=config,
+        comment="Two layers and directions, a projection, no biases, a ragged batch with NaN padding.",
+        clauses=["XPL-STK-001", "XPL-STK-002", "XPL-STK-003", "XPL-CELL-004", "XPL-CELL-005", "XPL-SEQ-004"],
+        change=partial(blank_padding, config=config),
+    )
+
+
+def dropout(wanted: Wanted) -> Record:
+    drops = {"p": "0.25", "key": ["11400714819323198485", "15241578753238836750"]}
+    return module(
+        wanted,
+        start=144,
+        T=5,
+        B=4,
+        config=module_config(2, 3, num_layers=2, dropout=drops),
+        comment="Dropout between two layers with the masks of a given key.",
+        clauses=["XPL-DRP-001", "XPL-DRP-002", "XPL-DRP-003"],
+    )
+
+
+def long(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=5,
+        T=1000,
+        B=1,
+        config=layer_config(3, 2),
+        comment="A thousand steps.",
+        clauses=["XPL-SEQ-001", "XPL-NUM-001"],
+        gradients=False,
+    )
+
+
+def empty_time(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=60,
+        T=0,
+        B=3,
+        config=layer_config(2, 4),
+        comment="No steps: the final state is the initial one, and so are their gradients.",
+        clauses=["XPL-SEQ-008", "XPL-GRAD-003"],
+    )
+
+
+def saturate(inputs: Record) -> None:
+    """Pre-activations far outside what exp can take, beside ordinary rows."""
+    inputs["x"][0][0] = [mpf(60000), mpf(-3)]
+    inputs["x"][2][1] = [mpf(-60000), mpf(5)]
+    inputs["x"][3][2] = [mpf(0.5), mpf(30000)]
+
+
+def saturation(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=99,
+        T=5,
+        B=4,
+        config=layer_config(2, 3),
+        comment="Pre-activations of some ten thousand in single rows.",
+        clauses=["XPL-NUM-003"],
+        change=saturate,
+        gradients=False,
+    )
+
+
+def infinite(inputs: Record) -> None:
+    inputs["x"][1][0][0] = mp.inf
+    inputs["x"][2][1][0] = -mp.inf
+    inputs["x"][3][2][1] = mp.inf
+
+
+def infinity(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=401,
+        T=5,
+        B=4,
+        config=layer_config(2, 3),
+        comment="Infinities in x close and open gates; nothing becomes NaN.",
+        clauses=["XPL-NUM-003"],
+        change=infinite,
+        gradients=False,
+    )
+
+
+def nan_in_one_row(inputs: Record) -> None:
+    inputs["x"][2][1][0] = mp.nan
+
+
+def nan_containment(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=450,
+        T=5,
+        B=4,
+        config=layer_config(2, 3),
+        comment="One NaN in x: its row is NaN from that step on, and no other row is.",
+        clauses=["XPL-NUM-004"],
+        change=nan_in_one_row,
+        gradients=False,
+    )
+
+
+def shrink(inputs: Record) -> None:
+    """Inputs and states at and below the smallest normal number of float16."""
+    for name in ("x", "h_0", "c_0"):
+        inputs[name] = scaled(inputs[name], mpf(2) ** -15)
+
+
+def subnormal(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=480,
+        T=5,
+        B=4,
+        config=layer_config(2, 3),
+        comment="Inputs and states that float16 holds as subnormal numbers.",
+        clauses=["XPL-NUM-001"],
+        change=shrink,
+    )
+
+
+CASES: dict[str, Callable[[Wanted], Record]] = {
+    "bidirectional": bidirectional,
+    "cell": cell,
+    "dropout": dropout,
+    "empty-time": empty_time,
+    "extreme-infinity": infinity,
+    "extreme-nan": nan_containment,
+    "extreme-saturation": saturation,
+    "extreme-subnormal": subnormal,
+    "long": long,
+    "mask-holes": mask_holes,
+    "mask-holes-reverse": partial(mask_holes, reverse=True),
+    "projection": projection,
+    "ragged-projection": ragged_projection,
+    "ragged-reverse": ragged_reverse,
+    "sequence": sequence,
+    "stacked": stacked,
+    "stacked-bidirectional-projection": stacked_bidirectional_projection,
+}

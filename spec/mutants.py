@@ -1,0 +1,214 @@
+"""Wrong LSTMs by name, and what each record says of them: ``python -m spec.mutants`` writes spec/kills.json.
+
+An effect is the largest error that a mutant makes in a record, in the record's
+tolerances for float32: a mutant is killed where it reaches 100 of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from spec.records import RECORDS, VALID, Record, arrays
+from spec.subject import Arrays, Config
+from spec.wrong import LSTM
+
+Call: TypeAlias = Callable[[str, Config, Arrays], Arrays]
+Change: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+KILLS = Path(__file__).parent / "kills.json"
+MARGIN = 100
+UNIT = float(np.finfo("float32").eps) / 2
+
+FAULTS = (
+    "mask ignored",
+    "mask taken as lengths",
+    "lengths ignored",
+    "one step too many",
+    "rows sorted and not put back",
+    "empty rows take a step",
+    "both directions forward",
+    "directions swapped in y",
+    "directions share parameters",
+    "states by direction first",
+    "every layer starts from the first state",
+    "dropout ignored",
+    "dropout on x",
+    "dropout on the last output",
+    "dropout key swapped",
+    "dropout stream ignored",
+    "one dropout mask for all times",
+    "dropout keeps what it should drop",
+    "dropout not scaled",
+    "dropout not on the way back",
+    "reverse ignored",
+    "always reverse",
+    "masked by multiplication",
+    "padding walked through",
+    "holes reset the state",
+    "holes hold h alone",
+    "padding filled with ones",
+    "padding not zeroed",
+    "y in walking order",
+    "empty rows end at zero",
+    "h_n is the last y",
+    "pre-activations clipped at 3",
+    "forget bias added",
+    "sigmoid for g",
+    "relu for g",
+    "f coupled to i",
+    "c clipped at 0.5",
+    "i and f trade places in c",
+    "tanh(c) omitted",
+    "h from the old c",
+    "projection before the output gate",
+    "o sees the new c",
+    "state carries tanh(c)",
+    "hard sigmoid",
+    "tanh for the gates",
+    "dh_n ignored",
+    "dc_n ignored",
+    "dy of the last step only",
+    "slope of tanh(c) omitted",
+    "path from h to c cut",
+    "gradient of i cut",
+    "gradient of f cut",
+    "gradient of g cut",
+    "gradient of o cut",
+    "input weights see the last step only",
+    "dweight_hh with the new h",
+    "bias_hh not trained",
+    "path through h cut",
+    "path through c cut",
+    "gradients flow through the padding",
+    "dx of one direction only",
+)
+
+
+def given(prefixes: tuple[str, ...], change: Change) -> Call:
+    """An LSTM that spoils the arrays whose names start so."""
+
+    def call(op: str, config: Config, a: Arrays) -> Arrays:
+        return LSTM().call(op, config, {n: change(v) if n.startswith(prefixes) else v for n, v in a.items()})
+
+    return call
+
+
+def swapped(first: str, second: str, after: bool = False) -> Call:
+    """An LSTM that takes one array for another, where their shapes allow it."""
+
+    def exchange(a: Arrays) -> Arrays:
+        fits = first in a and a[first].shape == a[second].shape
+        return a | {first: a[second], second: a[first]} if fits else a
+
+    def call(op: str, config: Config, a: Arrays) -> Arrays:
+        return exchange(LSTM().call(op, config, a)) if after else LSTM().call(op, config, exchange(a))
+
+    return call
+
+
+def blocks_in(order: tuple[int, ...]) -> Change:
+    return lambda a: np.concatenate([np.split(a, 4)[k] for k in order])
+
+
+def transposed(a: np.ndarray) -> np.ndarray:
+    square = a.shape[0] == 4 * a.shape[1]
+    return np.concatenate([block.T for block in np.split(a, 4)]) if square else a
+
+
+def taken_as_columns(a: np.ndarray) -> np.ndarray:
+    """A (rows, columns) matrix read in Fortran's order."""
+    return a.reshape(a.shape[::-1]).T
+
+
+def flipped(a: np.ndarray) -> np.ndarray:
+    return a[::-1]
+
+
+def emptied(a: np.ndarray) -> np.ndarray:
+    """A sequence that loses its first step."""
+    return np.concatenate([np.zeros_like(a[:1]), a[1:]])
+
+
+GATES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+MUTANTS: dict[str, Call] = {
+    **{
+        f"gates {''.join('ifgo'[k] for k in order)}": given(GATES, blocks_in(order))
+        for order in permutations(range(4))
+        if order != (0, 1, 2, 3)
+    },
+    "weight_hh transposed": given(("weight_hh",), transposed),
+    "weight_ih in column order": given(("weight_ih",), taken_as_columns),
+    "weight_hr in column order": given(("weight_hr",), taken_as_columns),
+    "weight_hr upside down": given(("weight_hr",), flipped),
+    "weight_hh ignored": given(("weight_hh",), np.zeros_like),
+    "weight_hh's gates reversed alone": given(("weight_hh",), blocks_in((3, 2, 1, 0))),
+    "bias_hh's gates f and g swapped alone": given(("bias_hh",), blocks_in((0, 2, 1, 3))),
+    "bias_ih dropped": given(("bias_ih",), np.zeros_like),
+    "bias_hh dropped": given(("bias_hh",), np.zeros_like),
+    "biases counted twice": given(("bias",), lambda a: 2 * a),
+    "h_0 ignored": given(("h_0",), np.zeros_like),
+    "c_0 ignored": given(("c_0",), np.zeros_like),
+    "h_0 and c_0 swapped": swapped("h_0", "c_0"),
+    "h_n and c_n swapped": swapped("h_n", "c_n", after=True),
+    "dh_0 and dc_0 swapped": swapped("dh_0", "dc_0", after=True),
+    "first input lost": given(("x",), emptied),
+    **{fault: LSTM(fault).call for fault in FAULTS},
+}
+
+
+def effect(record: Record, call: Call) -> float:
+    """The largest error in tolerances; infinite where NaN, infinities or shapes differ."""
+    a = arrays(record["inputs"] | record.get("cotangents", {}), "float64")
+    op = record["op"] + "_vjp" * ("gradients" in record)
+    with np.errstate(all="ignore"):
+        got = call(op, {"bidirectional": False} | record["config"], a)
+        found = [
+            distance(got[name], expected) / record["tolerance"][group]
+            for group in ("outputs", "gradients")
+            for name, expected in arrays(record.get(group, {}), "float64").items()
+            if name in got
+        ]
+    return float(max(found))
+
+
+def distance(got: np.ndarray, expected: np.ndarray) -> float:
+    """Largest error in u * s of float32."""
+    finite = np.isfinite(expected)
+    if got.shape != expected.shape or not np.array_equal(got[~finite], expected[~finite], equal_nan=True):
+        return float("inf")
+    worst = np.abs(got[finite] - expected[finite]).max(initial=0.0)
+    scale = np.abs(expected[finite]).max(initial=1.0)
+    return float("inf") if np.isnan(worst) else float(worst / scale / UNIT)
+
+
+def kills(name: str) -> dict[str, float]:
+    """The mutants that a record kills, by the effect of each."""
+    found = {mutant: effect(RECORDS[name], call) for mutant, call in MUTANTS.items()}
+    return {mutant: e for mutant, e in found.items() if e >= MARGIN}
+
+
+def summary(name: str) -> Record:
+    """What is published about a record: its smallest effect, to two digits, and whom it kills."""
+    found = kills(name)
+    least = min(found.values(), default=float("nan"))
+    return {
+        "smallest_effect": float(f"{least:.2g}") if np.isfinite(least) else str(least),
+        "kills": sorted(found),
+    }
+
+
+def main() -> int:
+    KILLS.write_text(json.dumps({name: summary(name) for name in VALID}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

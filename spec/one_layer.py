@@ -1,0 +1,45 @@
+"""A program for ``pytest spec --stdio "python spec/one_layer.py"``: one forward layer, no more."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def answer(question: Any) -> Any:
+    """One forward layer over full rows, or what is missing here."""
+    config = question["config"]
+    absent = [name for name in ("mask", "lengths", "reverse", "proj_size") if config.get(name)]
+    if question["op"] != "layer" or absent or not config["bias"]:
+        return {"unsupported": "only one forward layer over full rows, with biases and without gradients"}
+    if missing := {"bias_ih", "bias_hh"} - question["arrays"].keys():
+        return {"refused": "other", "message": f"{missing} is missing"}
+    a = {name: read(tensor, question["dtype"]) for name, tensor in question["arrays"].items()}
+    h, c, y = a["h_0"], a["c_0"], np.zeros((*a["x"].shape[:2], config["hidden_size"]), question["dtype"])
+    for t, x_t in enumerate(a["x"]):
+        z = x_t @ a["weight_ih"].T + a["bias_ih"] + h @ a["weight_hh"].T + a["bias_hh"]
+        i, f, g, o = np.split(z, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        y[t] = h
+    return {"arrays": {name: written(value) for name, value in (("y", y), ("h_n", h), ("c_n", c))}}
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return np.asarray((1 + np.tanh(z / 2)) / 2)
+
+
+def read(tensor: Any, dtype: str) -> np.ndarray:
+    return np.array([float(v) for v in tensor["data"]], dtype).reshape(tensor["shape"])
+
+
+def written(a: np.ndarray) -> Any:
+    return {"shape": a.shape, "data": [str(v) for v in a.ravel().tolist()]}
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)

@@ -1,0 +1,58 @@
+"""What a clause asks for and no record can hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spec.records import RECORDS, Record, arrays
+from spec.subject import Adapter, Arrays, Refused, Unsupported
+
+RECORD = RECORDS["sequence"]
+
+
+def answer(subject: Adapter, op: str, config: Record, given: Arrays) -> Arrays:
+    """A result, or a skip in the subject's own words."""
+    try:
+        return subject.call(op, config, given)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+
+
+def test_batch_without_rows(subject: Adapter) -> None:
+    """XPL-SEQ-009: shapes stay, gradients of the parameters are zero."""
+    given = arrays(RECORD["inputs"] | RECORD["cotangents"], "float32")
+    batched = {name: a[:0] if a.ndim == 2 else a[:, :0] for name, a in given.items() if "bias" not in name}
+    given |= {name: batched[name] for name in ("x", "h_0", "c_0", "dy", "dh_n", "dc_n")}
+    got = answer(subject, "layer_vjp", RECORD["config"], given)
+    assert got["y"].shape == (5, 0, 4)
+    assert got["h_n"].shape == got["c_n"].shape == got["dc_0"].shape == (0, 4)
+    assert got["dx"].shape == (5, 0, 3)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        np.testing.assert_array_equal(got[f"d{name}"], np.zeros_like(given[name]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 6])
+def test_length_out_of_range_is_refused(subject: Adapter, wrong: int) -> None:
+    """XPL-ERR-003."""
+    with pytest.raises(Refused, match=str(wrong)):
+        answer(
+            subject, "layer", RECORD["config"] | {"lengths": [5, wrong]}, arrays(RECORD["inputs"], "float32")
+        )
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+def test_one_bias_is_refused(subject: Adapter, missing: str) -> None:
+    """XPL-ERR-004."""
+    given = arrays(RECORD["inputs"], "float32")
+    del given[missing]
+    with pytest.raises(Refused):
+        answer(subject, "layer", RECORD["config"], given)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_results_have_the_dtype_of_the_inputs(subject: Adapter, dtype: str) -> None:
+    """XPL-NUM-002."""
+    given = arrays(RECORD["inputs"] | RECORD["cotangents"], dtype)
+    got = answer(subject, "layer_vjp", RECORD["config"], given)
+    assert {str(a.dtype) for a in got.values()} == {dtype}
