@@ -111,13 +111,18 @@ class Answer:
         return {k: v for k, v in vars(self).items() if k != "dparams"} | self.dparams
 
 
+def settled(arrays: list[Any]) -> list[Any]:
+    """The arrays; Dask's computed, all in one go instead of each from the start."""
+    if array_api_compat.is_dask_array(arrays[0]):
+        return list(sys.modules["dask"].persist(*arrays))
+    return arrays
+
+
 def run(lstm: xplstm.LSTM, arrays: dict[str, Any], **options: Any) -> Answer:
     """Forward and backward in one go."""
     y, (h_n, c_n), pullback = lstm.vjp(arrays["x"], (arrays["h_0"], arrays["c_0"]), **options)
     dx, dstate_0, dparams = pullback(arrays["dy"], (arrays["dh_n"], arrays["dc_n"]))
-    results = [y, h_n, c_n, dx, *dstate_0, *dparams.values()]
-    if array_api_compat.is_dask_array(y):  # one computation for all instead of one for each
-        results = list(sys.modules["dask"].persist(*results))
+    results = settled([y, h_n, c_n, dx, *dstate_0, *dparams.values()])
     return Answer(*results[:6], dict(zip(dparams, results[6:], strict=True)))
 
 

@@ -201,10 +201,10 @@ def test_half_precision_sums_in_single_beside_the_lstm(dtype: str) -> None:
     """5000 ones: float16 alone stops counting at 2048, bfloat16 at 256."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
-    from xplstm._array import asarray, dtype_name
+    from xplstm._array import asarray, dtype_name, numpy_namespace
 
     ones = (
-        asarray(np.ones((5000, 1)), np, None, dtype)
+        asarray(np.ones((5000, 1)), numpy_namespace(), None, dtype)
         if dtype == "bfloat16"
         else np.ones((5000, 1), np.float16)
     )

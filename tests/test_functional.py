@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cases import Case
+from tests.cases import Case, settled
 from xplstm._array import to_numpy
 
 FIELDS = xplstm.LSTMParams._fields
@@ -31,6 +31,8 @@ def test_is_a_direction_of_the_class(xp: Any, options: dict[str, Any], reverse: 
     dy = np.zeros_like(host["dy"])
     dy[..., d * P : (d + 1) * P] = host["dy"][..., d * P : (d + 1) * P]
     dx, dstate, dparams = pullback(xp.asarray(dy))
+    y, h_n, c_n, dx, *values = settled([y, h_n, c_n, dx, *dstate, *dparams.values()])
+    dstate, dparams = xplstm.LSTMState(*values[:2]), dict(zip(dparams, values[2:], strict=True))
 
     params = as_params(lstm, "_l0_reverse" if reverse else "_l0")
     state = xp.asarray(host["h_0"][d]), xp.asarray(host["c_0"][d])
