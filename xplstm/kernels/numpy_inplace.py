@@ -36,11 +36,14 @@ CACHE_LINE = 16
 
 
 class Weights(NamedTuple):
-    """One direction's weights, gates in the order i, f, o, g, the rows of i, f and o halved."""
+    """One direction's weights, gates in the order i, f, o, g, the rows of i, f and o halved.
+
+    The bias is one more column of `ih`, for inputs with a one at their end: the
+    product then adds it, and its gradient comes out beside that of `ih`.
+    """
 
     ih: np.ndarray
     hh: np.ndarray
-    bias: np.ndarray | None
     hr: np.ndarray | None
 
 
@@ -131,8 +134,21 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[Weights, 
 
 def _pack_weights(problem: Problem, p: LSTMParams) -> Weights:
     H = problem.H
-    bias = None if p.bias_ih is None else _halved(p.bias_ih + p.bias_hh, H)[:, None]
-    return Weights(_halved(p.weight_ih, H), _halved(p.weight_hh, H), bias, p.weight_hr)
+    ih = p.weight_ih
+    if p.bias_ih is not None:
+        ih = np.concatenate([ih, (p.bias_ih + p.bias_hh)[:, None]], axis=1)
+    return Weights(_halved(ih, H), _halved(p.weight_hh, H), p.weight_hr)
+
+
+def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int) -> np.ndarray:
+    """Packed rows of x for the steps ``lo:hi``, with the one that a bias is multiplied by."""
+    rows = packing.take(x, lo, hi)
+    if not problem.bias:
+        return rows
+    ended = np.empty((rows.shape[0], problem.I + 1), x.dtype)
+    ended[:, :-1] = rows
+    ended[:, -1] = 1
+    return ended
 
 
 def _halved(a: np.ndarray, H: int) -> np.ndarray:
@@ -207,9 +223,7 @@ def _walk(
     for lo, hi in packing.blocks(FORWARD_ROWS):
         first, last = starts[lo], starts[hi]
         zx = zx_buffer[:, : last - first]
-        np.matmul(w.ih, packing.take(x, lo, hi).T, out=zx)
-        if w.bias is not None:
-            zx += w.bias
+        np.matmul(w.ih, _inputs(problem, packing, x, lo, hi).T, out=zx)
         h_rows = kept.h[B + first : B + last] if keep else np.empty((last - first, P), x.dtype)
         for k in range(lo, hi):
             s, n = starts[k], starts[k + 1] - starts[k]
@@ -311,16 +325,16 @@ def _walk_back(
                 dh_block[:, now], m_block[:, now] = dh, m
             np.matmul(w.hh.T, dz_k, out=dh)
             dz[:, now] = dz_k
-        rows = packing.take(x, lo, hi), _previous(kept, lo, hi, B)
-        parts = [dz @ rows[0], dz @ rows[1], dz.sum(axis=1), dh_block @ m_block.T]
+        inputs, h_prev = _inputs(problem, packing, x, lo, hi), _previous(kept, lo, hi, B)
+        parts = [dz @ inputs, dz @ h_prev, dh_block @ m_block.T]
         for part, sum_ in zip(parts, total, strict=False):
             part += sum_
         total = parts
-        packing.put(dx, lo, hi, packing.take(dx, lo, hi) + dz.T @ w.ih)
+        packing.put(dx, lo, hi, packing.take(dx, lo, hi) + dz.T @ w.ih[:, : problem.I])
     packing.unsort(dh_all, dstart.h, 0, B)
     packing.unsort(dc_all, dstart.c, 0, B)
     if not total:
-        total = [np.zeros(shape, x.dtype) for shape in (w.ih.shape, w.hh.shape, 4 * H, (P, H))]
+        total = [np.zeros(shape, x.dtype) for shape in (w.ih.shape, w.hh.shape, (P, H))]
     return _as_params(problem, w, total)
 
 
@@ -375,12 +389,11 @@ def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
 
 def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMParams:
     """Gradients by the user's weights from those by the halved and reordered ones."""
-    H = problem.H
-    dih, dhh, db, dhr = total
-    bias = None if w.bias is None else _unhalved(db, H)
-    projection = None if w.hr is None else dhr
-    twin = None if bias is None else bias.copy()
-    return LSTMParams(_unhalved(dih, H), _unhalved(dhh, H), bias, twin, projection)
+    dih, dhh = (_unhalved(a, problem.H) for a in total[:2])
+    dhr = None if w.hr is None else total[2]
+    if not problem.bias:
+        return LSTMParams(dih, dhh, weight_hr=dhr)
+    return LSTMParams(np.ascontiguousarray(dih[:, :-1]), dhh, dih[:, -1].copy(), dih[:, -1].copy(), dhr)
 
 
 def _unhalved(a: np.ndarray, H: int) -> np.ndarray:
