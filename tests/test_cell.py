@@ -52,8 +52,8 @@ def test_backward_is_the_derivative_of_forward(rng: np.random.Generator, project
         h_new, c_new, _ = _cell.forward(XP, zx_, h_, c_, p)
         return float(np.sum(h_new * dh) + np.sum(c_new * dc))
 
-    _, c_new, gates = _cell.forward(XP, zx, h, c, p)
-    dz, dh_prev, dc_prev = _cell.backward(XP, dh, dc, gates, c, c_new, p)
-    np.testing.assert_allclose(dz, differences(lambda a: loss(a, h, c), zx), rtol=0, atol=1e-8)
+    _, _, step = _cell.forward(XP, zx, h, c, p)
+    rows, dh_prev, dc_prev = _cell.backward(XP, dh, dc, step, p)
+    np.testing.assert_allclose(rows.dz, differences(lambda a: loss(a, h, c), zx), rtol=0, atol=1e-8)
     np.testing.assert_allclose(dh_prev, differences(lambda a: loss(zx, a, c), h), rtol=0, atol=1e-8)
     np.testing.assert_allclose(dc_prev, differences(lambda a: loss(zx, h, a), c), rtol=0, atol=1e-8)

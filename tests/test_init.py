@@ -9,7 +9,13 @@ import xplstm
 from xplstm import init
 
 H, FEATURES, P = 24, 17, 9
-RULES = [init.lstm_uniform, init.lstm_glorot_orthogonal, init.lstm_normal, init.lstm_small_uniform]
+RULES = [
+    init.lstm_uniform,
+    init.lstm_glorot_orthogonal,
+    init.lstm_glorot,
+    init.lstm_normal,
+    init.lstm_small_uniform,
+]
 
 
 def lstm_shapes(**options):
@@ -102,6 +108,17 @@ def test_glorot_orthogonal_opens_the_forget_gate_once():
         assert not values[f"bias_hh_{layer}"].any()
 
 
+def test_glorot_counts_both_weights_of_a_gate_as_one_matrix():
+    shapes = lstm_shapes(proj_size=P)
+    values = init.lstm_glorot(shapes, 0)
+    for suffix, features in (("l0", FEATURES), ("l1_reverse", 2 * P)):
+        bound = (6 / (H + P + features)) ** 0.5
+        for name in (f"weight_ih_{suffix}", f"weight_hh_{suffix}"):
+            assert 0.98 * bound < np.abs(values[name]).max() <= bound
+    assert np.abs(values["weight_hr_l0"]).max() <= (6 / (H + P)) ** 0.5
+    assert not any(a.any() for name, a in values.items() if name.startswith("bias"))
+
+
 def test_the_documents_rules():
     normal = init.lstm_normal(lstm_shapes(), 0)
     assert abs(normal["weight_ih_l1"].std() - 1) < 0.02
@@ -123,6 +140,11 @@ def test_the_documents_rules():
             lambda: init.lstm_glorot_orthogonal({"weight_ih_l0": (10, 3)}),
             xplstm.ShapeError,
             "10 rows; four gates of hidden_size=2 have 8",
+        ),
+        (
+            lambda: init.lstm_glorot({"weight_ih_l0": (8, 3)}),
+            xplstm.ShapeError,
+            "weight_ih_l0 and not weight_hh_l0, which count together",
         ),
     ],
 )

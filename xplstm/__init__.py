@@ -12,14 +12,15 @@ from xplstm._errors import (
     ShapeError,
     XplstmError,
 )
-from xplstm._params import Explanation, LSTMParams, LSTMState, LSTMTrace
+from xplstm._params import Explanation, LSTMParams, LSTMState, LSTMTrace, Variant
 from xplstm.functional import lstm, lstm_vjp
-from xplstm.nn import LSTM, Dropout, Embedding, FrozenLSTM, Linear
+from xplstm.nn import LSTM, RNN, Dropout, Embedding, FrozenLSTM, JordanRNN, Linear
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LSTM",
+    "RNN",
     "ArgumentError",
     "BackendError",
     "DTypeError",
@@ -28,12 +29,14 @@ __all__ = [
     "Explanation",
     "FormatError",
     "FrozenLSTM",
+    "JordanRNN",
     "KernelError",
     "LSTMParams",
     "LSTMState",
     "LSTMTrace",
     "Linear",
     "ShapeError",
+    "Variant",
     "XplstmError",
     "__version__",
     "lstm",

@@ -31,6 +31,28 @@ class Gates(NamedTuple):
     o: Array
 
 
+class Step(NamedTuple):
+    """What the backward pass needs of one step."""
+
+    gates: Gates
+    h_prev: Array
+    c_prev: Array
+    c: Array
+
+
+class Rows(NamedTuple):
+    """What one step gives to the parameters' gradients, a row for each member of the batch.
+
+    Rows of all steps are joined, and multiplied once. `m` is `unprojected` and
+    `dh` the gradient by its projection; both are there only with one.
+    """
+
+    dz: Array
+    h_prev: Array
+    m: Array | None
+    dh: Array | None
+
+
 def sigmoid(xp: Namespace, z: Array) -> Array:
     """``1 / (1 + exp(-z))`` whose exponent is never positive, so that nothing overflows."""
     positive = z >= 0
@@ -61,19 +83,17 @@ def project_output(m: Array, p: LSTMParams) -> Array:
     return m if p.weight_hr is None else m @ p.weight_hr.T
 
 
-def forward(xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams) -> tuple[Array, Array, Gates]:
-    """One step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'`` and the gates."""
+def forward(xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams) -> tuple[Array, Array, Step]:
+    """One step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
     gates = activate(xp, zx + h @ p.weight_hh.T)
     i, f, g, o = gates
-    c = f * c + i * g
-    return project_output(unprojected(xp, o, c), p), c, gates
+    c_new = f * c + i * g
+    return project_output(unprojected(xp, o, c_new), p), c_new, Step(gates, h, c, c_new)
 
 
-def backward(
-    xp: Namespace, dh: Array, dc: Array, gates: Gates, c_prev: Array, c: Array, p: LSTMParams
-) -> tuple[Array, Array, Array]:
-    """One step back: gradients by ``h'`` and ``c'`` -> gradients by z, h and c."""
-    i, f, g, o = gates
+def backward(xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams) -> tuple[Rows, Array, Array]:
+    """One step back: gradients by ``h'`` and ``c'`` -> rows, gradients by h and c."""
+    (i, f, g, o), h_prev, c_prev, c = step
     tanh_c = xp.tanh(c)
     dm = dh if p.weight_hr is None else dh @ p.weight_hr
     dc = dc + dm * o * (1 - tanh_c * tanh_c)
@@ -82,17 +102,19 @@ def backward(
     dz_g = dc * i * (1 - g * g)
     dz_o = dm * tanh_c * (o * (1 - o))
     dz = xp.concat([dz_i, dz_f, dz_g, dz_o], axis=-1)
-    return dz, dz @ p.weight_hh, dc * f
+    rows = Rows(dz, h_prev, None, None) if p.weight_hr is None else Rows(dz, h_prev, o * tanh_c, dh)
+    return rows, dz @ p.weight_hh, dc * f
 
 
-def parameter_gradients(
-    xp: Namespace, x: Array, h_prev: Array, dz: Array, m: Array | None, dh: Array | None, bias: bool
-) -> LSTMParams:
-    """Sum over all steps at once; every argument holds one row a step and member of the batch.
-
-    ``m`` is `unprojected`; it and ``dh`` are there only with a projection.
-    """
-    db = xp.sum(dz, axis=0) if bias else None
+def gradients(xp: Namespace, x: Array, rows: Rows, p: LSTMParams) -> tuple[Array, LSTMParams]:
+    """Sum over all steps at once: gradients by the rows of x, and by the parameters."""
+    dz, h_prev, m, dh = rows
+    db = None if p.bias_ih is None else xp.sum(dz, axis=0)
     twin = None if db is None else xp.asarray(db, copy=True)
     dweight_hr = None if m is None or dh is None else dh.T @ m
-    return LSTMParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr)
+    return dz @ p.weight_ih, LSTMParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr)
+
+
+def trace(xp: Namespace, step: Step, p: LSTMParams) -> tuple[Array, ...]:
+    """The gates i, f, g, o, and c and h, of one step."""
+    return (*step.gates, step.c, project_output(unprojected(xp, step.gates.o, step.c), p))

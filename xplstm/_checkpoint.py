@@ -9,10 +9,11 @@ segments is ever rounded to half inside a call.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xplstm import _array
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMState, Params, Problem, each
 from xplstm._sequence import segments
 from xplstm._typing import Array
 
@@ -43,7 +44,7 @@ def forward(
     kernel: Kernel,
     every: int,
     problem: Problem,
-    params: tuple[LSTMParams, ...],
+    params: tuple[Params, ...],
     x: Array,
     state: LSTMState,
     valid: Array | None,
@@ -52,17 +53,17 @@ def forward(
     xp, dtype = problem.xp, problem.dtype
     problem, x = widened(problem), _array.widen(x)
     state = LSTMState(*map(_array.widen, state))
-    params = tuple(LSTMParams(*(None if a is None else _array.widen(a) for a in p)) for p in params)
+    params = tuple(each(_array.widen, p) for p in params)
     ys, ends, starts, packed = [], [], [], []
     for d, reverse in enumerate(problem.reverse):
         segment_y: dict[int, Array] = {}
         before: list[LSTMState] = []
         end = LSTMState(state.h[d : d + 1, ...], state.c[d : d + 1, ...])
-        single = problem._replace(reverse=(reverse,), keep=False)
-        packed.append(kernel.prepare(single, params[d : d + 1]))
+        whole = problem.part(d, 0, problem.T)._replace(keep=False)
+        packed.append(kernel.prepare(whole, params[d : d + 1]))
         for lo, hi in segments(problem.T, every, reverse):
             before.append(end)
-            part = single._replace(T=hi - lo)
+            part = problem.part(d, lo, hi)._replace(keep=False)
             segment_y[lo], end, _ = kernel.forward(
                 part, packed[d], x[lo:hi, ...], end, _cut(problem, valid, lo, hi)
             )
@@ -75,21 +76,22 @@ def forward(
 
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
-) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+) -> tuple[Array, LSTMState, tuple[Params, ...]]:
     """`kernel.backward` of each segment from the last to the first, after running it forward again."""
     kernel, every, problem, dtype, packed, x, valid, states = residuals
     xp, P = problem.xp, problem.output_size
     dy, dstate_n = _array.widen(dy), LSTMState(*map(_array.widen, dstate_n))
     dx = xp.zeros_like(x)
-    dstates, dparams = [], []
+    dstates: list[LSTMState] = []
+    dparams: list[Params] = []
     for d, reverse in enumerate(problem.reverse):
         dstate = LSTMState(dstate_n.h[d : d + 1, ...], dstate_n.c[d : d + 1, ...])
         segment_dx: dict[int, Array] = {}
-        total: LSTMParams | None = None
+        total: Params | None = None
         for (lo, hi), start in reversed(
             list(zip(segments(problem.T, every, reverse), states[d], strict=True))
         ):
-            part = problem._replace(T=hi - lo, reverse=(reverse,))
+            part = problem.part(d, lo, hi)
             _, _, kept = kernel.forward(part, packed[d], x[lo:hi, ...], start, _cut(problem, valid, lo, hi))
             dy_part = dy[lo:hi, :, d * P : (d + 1) * P]
             segment_dx[lo], dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
@@ -97,7 +99,7 @@ def backward(
         dx = dx + xp.concat([segment_dx[lo] for lo in sorted(segment_dx)], axis=0)
         dstates.append(dstate)
         assert total is not None, "T = 0 never comes here"
-        dparams.append(LSTMParams(*(None if a is None else _array.narrow(a, dtype) for a in total)))
+        dparams.append(each(partial(_array.narrow, dtype=dtype), total))
     return _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
 
@@ -113,5 +115,5 @@ def _join(problem: Problem, states: list[LSTMState], dtype: str) -> LSTMState:
     return LSTMState(*(_array.narrow(problem.xp.concat(a, axis=0), dtype) for a in zip(*states, strict=True)))
 
 
-def _add(a: LSTMParams, b: LSTMParams) -> LSTMParams:
-    return LSTMParams(*(None if u is None else u + v for u, v in zip(a, b, strict=True)))
+def _add(a: Params, b: Params) -> Params:
+    return type(a)(*(None if u is None else u + v for u, v in zip(a, b, strict=True)))

@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _rows
+from xplstm._activations import FUNCTIONS
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
-from xplstm._params import LSTMParams, LSTMState
+from xplstm._merge import MERGES
+from xplstm._params import Activation, LSTMParams, LSTMState, Simple, Variant
 from xplstm._typing import Array, Device, Namespace
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -66,6 +68,89 @@ def projection(proj_size: int, hidden_size: int) -> int:
         msg = f"proj_size={proj_size} must be smaller than hidden_size={hidden_size}; 0 means no projection"
         raise ArgumentError(msg)
     return proj_size
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"{name}={value!r} must be a number above 0"
+        raise DTypeError(msg)
+    if not 0 < float(value) < float("inf"):
+        msg = f"{name}={value} must be above 0 and finite"
+        raise ArgumentError(msg)
+    return float(value)
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> str:
+    """`value`, which is one of some words."""
+    if value not in known:
+        msg = f"{name}={value!r} must be one of {', '.join(known)}"
+        raise ArgumentError(msg)
+    return value
+
+
+def merge(value: str, bidirectional: bool) -> str:
+    """A way to join two directions; with one direction there is nothing to join."""
+    if one_of("merge", value, MERGES) != "concat" and not bidirectional:
+        msg = f"merge={value!r} needs bidirectional=True: there is one direction to join"
+        raise ArgumentError(msg)
+    return value
+
+
+def variant(value: Variant | None, directions: int) -> Variant | None:
+    """`value` with its activations spelt out; None where it is the plain LSTM."""
+    if value is None:
+        return None
+    if not isinstance(value, Variant):
+        msg = f"variant must be a Variant, got {type(value).__name__}"
+        raise DTypeError(msg)
+    checked = Variant(
+        flag("variant.peepholes", value.peepholes),
+        flag("variant.coupled", value.coupled),
+        _activations(value.activations, directions),
+        None if value.gate_clip is None else positive("variant.gate_clip", value.gate_clip),
+        None if value.cell_clip is None else positive("variant.cell_clip", value.cell_clip),
+        flag("variant.layer_norm", value.layer_norm),
+        probability("variant.zoneout_h", value.zoneout_h),
+        probability("variant.zoneout_c", value.zoneout_c),
+        probability("variant.recurrent_dropout", value.recurrent_dropout),
+    )
+    plain = Variant(activations=_activations(Variant().activations, directions))
+    return None if checked == plain else checked
+
+
+def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
+    """Three for every direction, or three for each."""
+    counts = (3, 6) if directions == 2 else (3,)
+    if not isinstance(given, tuple | list) or len(given) not in counts:
+        msg = f"variant.activations={given!r} must hold {' or '.join(map(str, counts))} activations: F, G, H"
+        raise ArgumentError(msg)
+    found = tuple(_activation(f"variant.activations[{k}]", one) for k, one in enumerate(given))
+    return found[:3] if found[3:] == found[:3] else found
+
+
+def _activation(name: str, given: Any) -> Activation:
+    """A name, or a name with the constants that it has."""
+    word, *constants = (given,) if isinstance(given, str) else tuple(given)
+    function = FUNCTIONS[one_of(name, word, FUNCTIONS)]
+    if len(constants) > 2:
+        msg = f"{name}={given!r} must be a name, with alpha and beta at most"
+        raise ArgumentError(msg)
+    defaults = {"alpha": function.alpha, "beta": function.beta}
+    for (letter, default), constant in zip(defaults.items(), constants, strict=False):
+        if constant is not None:
+            _constant(f"{name}={given!r} has {letter}={constant!r}", constant, default, word, letter)
+    return Activation(word, *(None if c is None else float(c) for c in constants))
+
+
+def _constant(what: str, constant: Any, default: float | None, word: str, letter: str) -> None:
+    """Refuse a constant that is no finite number, or that the function does not take."""
+    if default is None:
+        msg = f"{what}, and {word} takes no {letter}"
+        raise ArgumentError(msg)
+    if isinstance(constant, bool) or not isinstance(constant, Real) or not np.isfinite(float(constant)):
+        msg = f"{what}; a finite number is needed"
+        raise DTypeError(msg)
 
 
 def dtype(value: Any) -> str:
@@ -141,22 +226,29 @@ def _shape_message(name: str, given: tuple[int, ...], expected: Sequence[int | s
 
 
 def parameter_shapes(
-    input_size: int, hidden_size: int, proj_size: int, bias: bool, suffix: str = ""
+    input_size: int, hidden_size: int, proj_size: int, bias: bool, variant: Variant | Simple | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one layer and direction."""
-    rows = GATES * hidden_size
+    """Names and shapes of one layer and direction, in the order of `LSTMParams` or `RNNParams`."""
+    rows = hidden_size if isinstance(variant, Simple) else GATES * hidden_size
     shapes: dict[str, tuple[int, ...]] = {
-        f"weight_ih{suffix}": (rows, input_size),
-        f"weight_hh{suffix}": (rows, proj_size or hidden_size),
+        "weight_ih": (rows, input_size),
+        "weight_hh": (rows, proj_size or hidden_size),
     }
     if bias:
-        shapes |= {f"bias_ih{suffix}": (rows,), f"bias_hh{suffix}": (rows,)}
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if proj_size:
-        shapes[f"weight_hr{suffix}"] = (proj_size, hidden_size)
+        shapes["weight_hr"] = (proj_size, hidden_size)
+    if isinstance(variant, Simple):
+        return shapes | ({"bias_hr": (proj_size,)} if proj_size and bias else {})
+    if variant is not None and variant.peepholes:
+        shapes["weight_ch"] = (3 * hidden_size,)
+    if variant is not None and variant.layer_norm:
+        shapes |= {"gain_ih": (rows,), "gain_hh": (rows,), "gain_c": (hidden_size,)}
+        shapes |= {"bias_c": (hidden_size,)} if bias else {}
     return shapes
 
 
-def layer(params: LSTMParams) -> tuple[LSTMParams, tuple[int, int, int]]:
+def layer(params: LSTMParams, variant: Variant | None) -> tuple[LSTMParams, tuple[int, int, int]]:
     """One layer's parameters, and the input_size, hidden_size and proj_size that they imply."""
     if not isinstance(params, LSTMParams):
         msg = f"params must be an LSTMParams, got {type(params).__name__}"
@@ -164,7 +256,7 @@ def layer(params: LSTMParams) -> tuple[LSTMParams, tuple[int, int, int]]:
     named = params._asdict()
     for name in ("weight_ih", "weight_hh"):
         if named[name] is None:
-            msg = f"params.{name} is None; only biases and weight_hr can be left out"
+            msg = f"params.{name} is None; every LSTM has one"
             raise ArgumentError(msg)
     if (params.bias_ih is None) != (params.bias_hh is None):
         missing = "bias_ih" if params.bias_ih is None else "bias_hh"
@@ -185,10 +277,23 @@ def layer(params: LSTMParams) -> tuple[LSTMParams, tuple[int, int, int]]:
             raise ShapeError(msg)
     if params.weight_hr is not None:
         projection(size("proj_size", proj), hidden)
-    shapes = parameter_shapes(params.weight_ih.shape[1], hidden, proj, params.bias_ih is not None)
+    bias = params.bias_ih is not None
+    shapes = parameter_shapes(params.weight_ih.shape[1], hidden, proj, bias, variant)
+    _as_the_variant_says(named, shapes)
     parameters(named, shapes, f"four gates of hidden_size {hidden} rows each")
     native = LSTMParams(*(None if a is None else _array.native(a) for a in params))
     return native, (params.weight_ih.shape[1], hidden, proj)
+
+
+def _as_the_variant_says(named: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a parameter that an option needs and that is left out, or that no option uses."""
+    for name, a in named.items():
+        if a is None and name in shapes:
+            msg = f"params.{name} is None; the variant's options need it, of shape {shapes[name]}"
+            raise ArgumentError(msg)
+        if a is not None and name not in shapes:
+            msg = f"params.{name} is given, and no option of the variant, or no bias, uses it"
+            raise ArgumentError(msg)
 
 
 def parameters(
@@ -232,11 +337,7 @@ def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
 
 def state(name: str, value: object) -> LSTMState:
     """`value` as (h, c)."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        shown = f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
-        msg = f"{name} must be a pair (h, c), got {shown}"
-        raise DTypeError(msg)
-    return LSTMState(*value)
+    return LSTMState(*_rows.pair(name, value))
 
 
 class Valid(NamedTuple):

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from xplstm._choice import Choice, Chosen
 from xplstm._errors import ArgumentError, KernelError
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMState, Params, Problem
 from xplstm._typing import Array
 
-Directions = tuple[LSTMParams, ...]
+Directions = tuple[Params, ...]
 
 
 class Kernel(NamedTuple):
@@ -28,7 +28,7 @@ class Kernel(NamedTuple):
     supports: Callable[[Problem], str | None]
     """None, or the reason why not."""
     prepare: Callable[[Problem, Directions], Any]
-    """Pack the weights, one `LSTMParams` a direction, for `forward` at any T, B, lengths or mask."""
+    """Pack the weights, one `Params` a direction, for `forward` at any T, B, lengths or mask."""
     forward: Callable[[Problem, Any, Array, LSTMState, Array | None], tuple[Array, LSTMState, Any]]
     """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals."""
     backward: Callable[[Any, Array, LSTMState], tuple[Array, LSTMState, Directions]]

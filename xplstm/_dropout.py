@@ -1,28 +1,71 @@
-"""Dropout masks from a counter-based generator, the same on every backend.
+"""Random masks from a counter-based generator, the same on every backend.
 
 Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011). Element n of a mask
-(row-major) is word n % 4 of the block whose counter is (n // 4 + 1, 0, stream,
-0); it is kept where the word's upper 53 bits, as a fraction of 2**53, are at
-least p. A GPU can therefore make any element by itself.
+(row-major) is word n % 4 of the block whose counter is (n // 4 + 1, t, stream,
+purpose); the word's upper 53 bits, as a fraction of 2**53, are a number in
+[0, 1). A GPU can therefore make any element by itself.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 import numpy as np
 
 from xplstm import _array
 from xplstm._typing import Array, Device, Namespace
 
+Key = tuple[int, int]
 
-def draw_key(rng: int | np.random.Generator) -> np.ndarray:
+
+class Purpose(IntEnum):
+    """What a mask is for; masks of different purposes never share a counter."""
+
+    BETWEEN_LAYERS = 0
+    RECURRENT = 1
+    ZONEOUT_H = 2
+    ZONEOUT_C = 3
+    INPUT = 4
+    WEIGHT = 5
+
+
+def draw_key(rng: int | np.random.Generator) -> Key:
     """The two words that a call's masks come from: the next of a generator, or those of a seed."""
-    return np.random.default_rng(rng).integers(0, 2**64, size=2, dtype=np.uint64)
+    low, high = np.random.default_rng(rng).integers(0, 2**64, size=2, dtype=np.uint64).tolist()
+    return low, high
+
+
+def uniform(shape: tuple[int, ...], key: Key, purpose: Purpose, stream: int, t: int = 0) -> np.ndarray:
+    """Numbers in [0, 1) of one purpose; `stream` is a layer, or ``layer * D + direction``."""
+    counter = np.asarray([0, t, stream, purpose], dtype=np.uint64)
+    philox = np.random.Philox(key=np.asarray(key, dtype=np.uint64), counter=counter)
+    return np.random.Generator(philox).random(shape)
 
 
 def scaled_mask(
-    xp: Namespace, shape: tuple[int, ...], p: float, key: np.ndarray, stream: int, dtype: str, device: Device
+    xp: Namespace,
+    shape: tuple[int, ...],
+    p: float,
+    key: Key,
+    stream: int,
+    dtype: str,
+    device: Device,
+    purpose: Purpose = Purpose.BETWEEN_LAYERS,
 ) -> Array:
     """Array of `shape`: 0 with probability p, else 1 / (1 - p)."""
-    philox = np.random.Philox(key=key, counter=np.asarray([0, 0, stream, 0], dtype=np.uint64))
-    keep = np.random.Generator(philox).random(shape) >= p
+    keep = uniform(shape, key, purpose, stream) >= p
     return _array.asarray(np.where(keep, 1 / (1 - p), 0.0), xp, device, dtype)
+
+
+def hold_mask(
+    xp: Namespace,
+    shape: tuple[int, ...],
+    p: float,
+    key: Key,
+    purpose: Purpose,
+    stream: int,
+    t: int,
+    device: Device,
+) -> Array:
+    """Booleans of `shape`, true with probability p: where a unit keeps its old value at time `t`."""
+    return _array.asarray(uniform(shape, key, purpose, stream, t) < p, xp, device)

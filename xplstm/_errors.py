@@ -29,3 +29,7 @@ class KernelError(XplstmError, RuntimeError):
 
 class FormatError(XplstmError, ValueError):
     """A file does not hold what its format promises."""
+
+
+class GradientError(XplstmError, AssertionError):
+    """A gradient is not what finite differences say."""

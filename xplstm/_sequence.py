@@ -9,11 +9,12 @@ Backward through time follows Werbos (1990).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from xplstm import _array, _cell
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMState, Params, Problem, Simple, each
 from xplstm._typing import Array, Namespace
 
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
@@ -23,24 +24,32 @@ PROJECTION_BOUND = 2**20
 CANONICAL_SUMS = False
 
 
-class Step(NamedTuple):
-    """What the backward pass needs of one step of one direction."""
+class Cell(Protocol):
+    """The equations of one step: those of `_cell`, which say what each of these gives, or a variant's."""
 
-    t: int
-    gates: _cell.Gates
-    h_prev: Array
-    c_prev: Array
-    c: Array
+    def project_input(self, x: Array, p: Any, /) -> Array: ...
+
+    def forward(
+        self, xp: Namespace, zx: Array, h: Array, c: Array, p: Any, /
+    ) -> tuple[Array, Array, Any]: ...
+
+    def backward(
+        self, xp: Namespace, dh: Array, dc: Array, step: Any, p: Any, /
+    ) -> tuple[Any, Array, Array]: ...
+
+    def gradients(self, xp: Namespace, x: Array, rows: Any, p: Any, /) -> tuple[Array, Any]: ...
+
+    def trace(self, xp: Namespace, step: Any, p: Any, /) -> tuple[Array, ...]: ...
 
 
 class Residuals(NamedTuple):
     """What the backward pass needs of a whole call; `steps` in the order in which they ran."""
 
     problem: Problem
-    params: tuple[LSTMParams, ...]
+    params: tuple[Params, ...]
     x: Array
     mask: Array | None
-    steps: tuple[list[Step], ...]
+    steps: tuple[list[tuple[int, Any]], ...]
 
 
 def supports(problem: Problem) -> str | None:  # noqa: ARG001 - the signature of every kernel
@@ -50,14 +59,14 @@ def supports(problem: Problem) -> str | None:  # noqa: ARG001 - the signature of
 
 def prepare(
     problem: Problem,  # noqa: ARG001 - the signature of every kernel
-    params: tuple[LSTMParams, ...],
-) -> tuple[LSTMParams, ...]:
+    params: tuple[Params, ...],
+) -> tuple[Params, ...]:
     """Parameters in the dtype of the sums: half precision accumulates, and keeps c, in float32."""
-    return tuple(LSTMParams(*(None if a is None else _array.widen(a) for a in p)) for p in params)
+    return tuple(each(_array.widen, p) for p in params)
 
 
 def forward(
-    problem: Problem, params: tuple[LSTMParams, ...], x: Array, state: LSTMState, valid: Array | None
+    problem: Problem, params: tuple[Params, ...], x: Array, state: LSTMState, valid: Array | None
 ) -> tuple[Array, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     xp = problem.xp
@@ -65,8 +74,8 @@ def forward(
     mask = step_mask(problem, valid)
     x = _zero_where_invalid(xp, mask, x)
     ys, h_n, c_n, steps = [], [], [], []
-    for d, (p, reverse) in enumerate(zip(params, problem.reverse, strict=True)):
-        y, h, c, kept = _forward_direction(problem, p, x, h_0[d, ...], c_0[d, ...], mask, reverse)
+    for d, p in enumerate(params):
+        y, h, c, kept = _forward_direction(problem, d, p, x, h_0[d, ...], c_0[d, ...], mask)
         ys.append(y)
         h_n.append(h)
         c_n.append(c)
@@ -78,40 +87,54 @@ def forward(
     return y, state_n, Residuals(problem, params, x, mask, tuple(steps)) if problem.keep else None
 
 
+def _cells(problem: Problem, d: int) -> Callable[[int], Cell]:
+    """The equations of direction `d` at each time: always the same, but for a variant's random masks."""
+    if problem.variant is None:
+        return lambda _: _cell
+    part = problem.part(d, 0, problem.T)
+    if isinstance(problem.variant, Simple):
+        from xplstm._simple import SimpleCell
+
+        return lambda _: SimpleCell(part)
+    from xplstm._variant import cells
+
+    return cells(part)
+
+
 def _forward_direction(
-    problem: Problem, p: LSTMParams, x: Array, h: Array, c: Array, mask: Array | None, reverse: bool
-) -> tuple[Array, Array, Array, list[Step]]:
-    """Run one direction: y (T, B, ·) in time order, the last state, and what was kept."""
-    xp = problem.xp
+    problem: Problem, d: int, p: Params, x: Array, h: Array, c: Array, mask: Array | None
+) -> tuple[Array, Array, Array, list[tuple[int, Any]]]:
+    """Run one direction: y (T, B, ·) in time order, the last state, and what was kept of each step."""
+    xp, cells = problem.xp, _cells(problem, d)
     y: dict[int, Array] = {}
-    kept: list[Step] = []
-    for t, zx in _projected_inputs(problem, p, x, reverse):
-        h_new, c_new, gates = _cell.forward(xp, zx, h, c, p)
+    steps: list[tuple[int, Any]] = []
+    for t, zx in _projected_inputs(problem, cells, p, x, problem.reverse[d]):
+        h_new, c_new, step = cells(t).forward(xp, zx, h, c, p)
         y[t] = h_new
         if mask is not None:
             y[t] = _zero_where_invalid(xp, mask[t, ...], h_new)
             h_new = xp.where(mask[t, ...], h_new, h)
             c_new = xp.where(mask[t, ...], c_new, c)
         if problem.keep:
-            kept.append(Step(t, gates, h, c, c_new))
+            steps.append((t, step))
         h, c = h_new, c_new
-    return _stack_time(problem, y, problem.output_size), h, c, kept
+    return _stack_time(problem, y, problem.output_size), h, c, steps
 
 
 def _projected_inputs(
-    problem: Problem, p: LSTMParams, x: Array, reverse: bool
+    problem: Problem, cells: Callable[[int], Cell], p: Params, x: Array, reverse: bool
 ) -> Iterator[tuple[int, Array]]:
     """Yield each step in walking order with its ``W_ih x + b``, projected many steps at a time."""
-    length = max(1, PROJECTION_BOUND // max(1, problem.B * 4 * problem.H))
+    length = max(1, PROJECTION_BOUND // max(1, problem.B * p.weight_ih.shape[0]))
     for lo, hi in segments(problem.T, length, reverse):
-        zx = _cell.project_input(x[lo:hi, ...], p)
+        zx = cells(lo).project_input(x[lo:hi, ...], p)
         for t in range(hi - 1, lo - 1, -1) if reverse else range(lo, hi):
             yield t, zx[t - lo, ...]
 
 
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
-) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+) -> tuple[Array, LSTMState, tuple[Params, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters."""
     problem, params, x, mask, _ = residuals
     xp, P = problem.xp, problem.output_size
@@ -125,7 +148,7 @@ def backward(
         dx = dx + dx_d
         dh_0.append(dh)
         dc_0.append(dc)
-        dparams.append(LSTMParams(*(None if a is None else _array.narrow(a, problem.dtype) for a in dp)))
+        dparams.append(each(partial(_array.narrow, dtype=problem.dtype), dp))
     dx = _array.narrow(_zero_where_invalid(xp, mask, dx), problem.dtype)
     return (
         dx,
@@ -136,54 +159,38 @@ def backward(
 
 def _backward_direction(
     residuals: Residuals, d: int, dy: Array, dh: Array, dc: Array
-) -> tuple[Array, Array, Array, LSTMParams]:
+) -> tuple[Array, Array, Array, Params]:
     """Walk one direction's steps back; the parameters' gradients are single products at the end."""
     problem, p, x, mask = residuals.problem, residuals.params[d], residuals.x, residuals.mask
-    xp = problem.xp
-    dz: dict[int, Array] = {}
-    dhs: dict[int, Array] = {}
-    h_prev: dict[int, Array] = {}
-    m: dict[int, Array] = {}
-    for t, gates, h_t, c_prev, c in reversed(residuals.steps[d]):
+    xp, cells = problem.xp, _cells(problem, d)
+    by_time: dict[int, Any] = {}
+    for t, step in reversed(residuals.steps[d]):
         exists = None if mask is None else mask[t, ...]
         dh = dh + dy[t, ...]
-        dz_t, dh_prev, dc_prev = _cell.backward(xp, dh, dc, gates, c_prev, c, p)
-        dz[t] = _zero_where_invalid(xp, exists, dz_t)
-        h_prev[t] = _zero_where_invalid(xp, exists, h_t)
-        if p.weight_hr is not None:
-            dhs[t] = _zero_where_invalid(xp, exists, dh)
-            m[t] = _zero_where_invalid(xp, exists, _cell.unprojected(xp, gates.o, c))
+        rows, dh_prev, dc_prev = cells(t).backward(xp, dh, dc, step, p)
+        by_time[t] = [None if a is None else _zero_where_invalid(xp, exists, a) for a in rows]
         dh = dh_prev if exists is None else xp.where(exists, dh_prev, dh)
         dc = dc_prev if exists is None else xp.where(exists, dc_prev, dc)
+    if not by_time:
+        return xp.zeros_like(x), dh, dc, each(xp.zeros_like, p)
 
-    H, P = problem.H, problem.output_size
-    dz_all = _stack_time(problem, dz, 4 * H)
-    projection = p.weight_hr is not None
-    dp = _cell.parameter_gradients(
-        xp,
-        _rows(x),
-        _rows(_stack_time(problem, h_prev, P)),
-        _rows(dz_all),
-        _rows(_stack_time(problem, m, H)) if projection else None,
-        _rows(_stack_time(problem, dhs, P)) if projection else None,
-        problem.bias,
-    )
-    return dz_all @ p.weight_ih, dh, dc, dp
+    columns = zip(*(by_time[t] for t in range(problem.T)), strict=True)
+    joined = rows._make(None if column[0] is None else xp.concat(column, axis=0) for column in columns)
+    dx, dp = cells(0).gradients(xp, _array.reshape(x, (problem.T * problem.B, problem.I)), joined, p)
+    return _array.reshape(dx, x.shape), dh, dc, dp
 
 
 def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
-    """i, f, g, o, c, h of direction `d`, each (T, B, H) in time order and 0 where a step is not valid."""
-    problem, params, _, mask, steps = residuals
-    xp, p = problem.xp, params[d]
-    columns: tuple[dict[int, Array], ...] = ({}, {}, {}, {}, {}, {})
-    for t, gates, _, _, c in steps[d]:
-        h = _cell.project_output(_cell.unprojected(xp, gates.o, c), p)
-        for column, value in zip(columns, (*gates, c, h), strict=True):
+    """i, f, g, o, c, h of direction `d`, each (T, B, ·) in time order and 0 where a step is not valid."""
+    problem, p, mask = residuals.problem, residuals.params[d], residuals.mask
+    xp, cells = problem.xp, _cells(problem, d)
+    columns: list[dict[int, Array]] = [{} for _ in problem.trace_sizes]
+    for t, step in residuals.steps[d]:
+        for column, value in zip(columns, cells(t).trace(xp, step, p), strict=True):
             column[t] = _zero_where_invalid(xp, None if mask is None else mask[t, ...], value)
-    sizes = (*[problem.H] * 5, problem.output_size)
     return tuple(
         _array.narrow(_stack_time(problem, column, size), problem.dtype)
-        for column, size in zip(columns, sizes, strict=True)
+        for column, size in zip(columns, problem.trace_sizes, strict=True)
     )
 
 
@@ -216,8 +223,3 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)
     dtype = _array.wide_dtype(xp, _array.dtype_named(xp, problem.dtype))
     return xp.zeros((0, problem.B, size), dtype=dtype, device=problem.device)
-
-
-def _rows(a: Array) -> Array:
-    """(T, B, N) as (T*B, N)."""
-    return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))

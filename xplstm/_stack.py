@@ -1,16 +1,16 @@
-"""Layers above the seam: dropout between them, and the shapes that users pass and get back."""
+"""Layers above the seam: what stands between them, and the shapes that users pass and get back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _sequence
+from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _sequence
 from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel
-from xplstm._params import Explanation, LSTMParams, LSTMState, Problem
+from xplstm._dropout import Key, Purpose
+from xplstm._errors import ArgumentError
+from xplstm._params import Explanation, LSTMParams, LSTMState, Noise, Problem, RNNParams, Simple, Variant
 from xplstm._typing import Array, Namespace
 
 Size = TypeVar("Size", int, str)
@@ -34,6 +34,10 @@ class Stack(NamedTuple):
     batch_first: bool = False
     layer_axis: bool = True
     """Whether states have the leading axis of layers and directions."""
+    variant: Variant | Simple | None = None
+    merge: str = "concat"
+    input_dropout: float = 0.0
+    weight_dropout: float = 0.0
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -45,15 +49,37 @@ class Stack(NamedTuple):
         """Features of h."""
         return self.proj_size or self.hidden_size
 
+    @property
+    def cell_size(self) -> int:
+        """Features of c: none in a simple recurrent network."""
+        return 0 if isinstance(self.variant, Simple) else self.hidden_size
+
+    @property
+    def width(self) -> int:
+        """Features of a layer's output inside the stack."""
+        return _merge.width(self.merge, self.output_size, len(self.reverse))
+
+    def layer_input(self, layer: int) -> int:
+        """Features of what a layer is given."""
+        return self.width if layer else self.input_size
+
     def arguments(self) -> str:
-        """What `LSTM` was called with, where it is not the default."""
-        sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        """What the layer was called with, where it is not the default."""
+        simple = self.variant if isinstance(self.variant, Simple) else None
+        sizes = f"{self.input_size}, {self.hidden_size}, "
+        sizes += f"{self.proj_size}, " if simple and simple.output else ""
+        sizes += f"num_layers={self.num_layers}"
         options = {
+            f"nonlinearity={simple and simple.nonlinearity!r}": simple and simple.nonlinearity != "tanh",
             "bias=False": not self.bias,
             "batch_first=True": self.batch_first,
             f"dropout={self.dropout}": self.dropout,
             "bidirectional=True": len(self.reverse) == 2,
-            f"proj_size={self.proj_size}": self.proj_size,
+            f"proj_size={self.proj_size}": self.proj_size and not simple,
+            f"variant=Variant({self.variant})": isinstance(self.variant, Variant),
+            f"merge={self.merge!r}": self.merge != "concat",
+            f"input_dropout={self.input_dropout}": self.input_dropout,
+            f"weight_dropout={self.weight_dropout}": self.weight_dropout,
         }
         return f"({', '.join([sizes, *(text for text, used in options.items() if used)])})"
 
@@ -116,7 +142,7 @@ def _enter_state(
 ) -> LSTMState:
     """Zeros, or the state that was passed, as (L*D, B, ·)."""
     rows = stack.num_layers * len(stack.reverse)
-    sizes = (stack.output_size, stack.hidden_size)
+    sizes = (stack.output_size, stack.cell_size)
     if state is None:
         dtype = _array.dtype_named(home.xp, home.dtype)
         return LSTMState(*(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device) for n in sizes))
@@ -154,10 +180,12 @@ def _leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
     return LSTMState(*(_array.reshape(a, shape) for a, shape in zip(state, shapes, strict=True)))
 
 
-def problem(stack: Stack, call: Call, layer: int, keep: bool) -> Problem:
-    """What a kernel is asked to run for one layer."""
+def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = None) -> Problem:
+    """What a kernel is asked to run for one layer; with a key, a variant's random masks are drawn."""
     T, B = call.x.shape[0], call.x.shape[1]
-    inner = stack.output_size * len(stack.reverse)
+    random = isinstance(stack.variant, Variant) and (
+        stack.variant.zoneout_h or stack.variant.zoneout_c or stack.variant.recurrent_dropout
+    )
     return Problem(
         call.xp,
         _array.backend_name(call.xp),
@@ -165,13 +193,15 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool) -> Problem:
         call.home.dtype,
         T,
         B,
-        inner if layer else stack.input_size,
+        stack.layer_input(layer),
         stack.hidden_size,
         stack.proj_size,
         stack.bias,
         stack.reverse,
         call.valid.kind,
         keep,
+        stack.variant,
+        Noise(key, layer * len(stack.reverse), 0) if random and key is not None else None,
     )
 
 
@@ -203,9 +233,36 @@ def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMStat
         asked = problem(stack, call, layer, keep=False)
         kernel = _dispatch.select(asked)
         state = _layer_state(stack, call.state, layer)
-        x, end, _ = kernel.forward(asked, prepare(kernel, asked, layer), x, state, call.valid.array)
+        y, end, _ = kernel.forward(asked, prepare(kernel, asked, layer), x, state, call.valid.array)
+        x = _merge.forward(stack.merge, y)
         ends.append(end)
-    return _user_major(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends))
+    return _leave_y(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends))
+
+
+def _leave_y(stack: Stack, call: Call, y: Array) -> Array:
+    """What the user gets of (T, B, ·): with merge="none" each direction by itself, on an axis of its own."""
+    if stack.merge != "none":
+        return _user_major(stack, call, y)
+    P = stack.output_size
+    return call.xp.stack([_user_major(stack, call, y[..., d * P : (d + 1) * P]) for d in range(2)], axis=0)
+
+
+def packing(layers: Layers) -> Prepare:
+    """Pack at every call: the user may have written to the parameters since the last."""
+    return lambda kernel, problem, layer: kernel.prepare(problem, layers[layer])
+
+
+def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> tuple[Array, LSTMState]:
+    """One step of all layers as a sequence of one."""
+    if len(stack.reverse) == 2:
+        msg = "step needs bidirectional=False: a backward direction starts at the end of the sequence"
+        raise ArgumentError(msg)
+    shape = (stack.input_size,) if getattr(x_t, "ndim", 2) == 1 else ("B", stack.input_size)
+    x_t = _checks.array("x_t", x_t, home, shape, "the last is input_size")
+    stack = stack._replace(batch_first=False)
+    call = enter(stack, home, x_t[None, ...], state, None, None)
+    y, state_n = forward(stack, call, prepare)
+    return y[0, ...], state_n
 
 
 def _concat(xp: Namespace, states: list[LSTMState]) -> LSTMState:
@@ -214,25 +271,42 @@ def _concat(xp: Namespace, states: list[LSTMState]) -> LSTMState:
     return LSTMState(xp.concat([s.h for s in states], axis=0), xp.concat([s.c for s in states], axis=0))
 
 
+class _Layer(NamedTuple):
+    """What the pullback needs of one layer."""
+
+    back: Callable[[Array, LSTMState], tuple[Array, LSTMState, Directions]]
+    masks: list[Array]
+    """What its input was multiplied by."""
+    weight_masks: list[Array | None]
+    """What each direction's weight_hh was multiplied by."""
+    y: Array
+    """Its output before the directions were merged."""
+
+
 def vjp(
-    stack: Stack, call: Call, layers: Layers, key: np.ndarray | None, checkpoint: int | None
+    stack: Stack, call: Call, layers: Layers, key: Key | None, checkpoint: int | None
 ) -> tuple[Array, LSTMState, Pullback]:
     """Output, final state, and the function that takes their gradients back."""
-    x, ends, kept, masks = call.x, [], [], []
+    x, ends, kept = call.x, [], []
     for layer, params in enumerate(layers):
-        masks.append(_dropout_mask(stack, call, key, layer))
-        x = x if masks[-1] is None else x * masks[-1]
+        masks = _input_masks(stack, call, key, layer)
+        for mask in masks:
+            x = x * mask
+        weight_masks = [_weight_mask(stack, call, key, layer, d, p) for d, p in enumerate(params)]
+        params = tuple(map(_masked, params, weight_masks))
         state = _layer_state(stack, call.state, layer)
-        x, end, residuals = _keep(problem(stack, call, layer, keep=True), params, x, state, call, checkpoint)
+        asked = problem(stack, call, layer, True, key)
+        y, end, back = _keep(asked, params, x, state, call, checkpoint)
+        kept.append(_Layer(back, masks, weight_masks, y))
+        x = _merge.forward(stack.merge, y)
         ends.append(end)
-        kept.append(residuals)
 
     def pullback(
         dy: Array | None = None, dstate_n: LSTMState | None = None
     ) -> tuple[Array, LSTMState, Layers]:
-        return _pull_back(stack, call, kept, masks, dy, dstate_n)
+        return _pull_back(stack, call, kept, dy, dstate_n)
 
-    return _user_major(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends)), pullback
+    return _leave_y(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends)), pullback
 
 
 def _keep(
@@ -249,23 +323,39 @@ def _keep(
     return y, end, lambda dy, dstate: _checkpoint.backward(segments, dy, dstate)
 
 
-def _dropout_mask(stack: Stack, call: Call, key: np.ndarray | None, layer: int) -> Array | None:
-    """The mask between the layer before and this one; the stream is this layer's number."""
-    if key is None or stack.dropout == 0 or layer == 0:
+def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[Array]:
+    """What a layer's input is multiplied by: one mask for all times, one of each time between layers."""
+    (T, B, _), features = call.x.shape, stack.layer_input(layer)
+    found = []
+    if key is not None and stack.input_dropout:
+        found.append(_mask(call, (B, features), stack.input_dropout, key, layer, Purpose.INPUT))
+    if key is not None and stack.dropout and layer:
+        found.append(_mask(call, (T, B, features), stack.dropout, key, layer, Purpose.BETWEEN_LAYERS))
+    return found
+
+
+def _weight_mask(
+    stack: Stack, call: Call, key: Key | None, layer: int, d: int, p: LSTMParams | RNNParams
+) -> Array | None:
+    """What a direction's weight_hh is multiplied by; Wan et al. (2013), Merity et al. (2018)."""
+    if key is None or stack.weight_dropout == 0:
         return None
-    T, B = call.x.shape[0], call.x.shape[1]
-    shape = (T, B, stack.output_size * len(stack.reverse))
+    stream = layer * len(stack.reverse) + d
+    return _mask(call, p.weight_hh.shape, stack.weight_dropout, key, stream, Purpose.WEIGHT)
+
+
+def _mask(call: Call, shape: tuple[int, ...], p: float, key: Key, stream: int, purpose: Purpose) -> Array:
     xp, device, dtype = call.home
-    return _dropout.scaled_mask(xp, shape, stack.dropout, key, layer, dtype, device)
+    return _dropout.scaled_mask(xp, shape, p, key, stream, dtype, device, purpose)
+
+
+def _masked(p: LSTMParams | RNNParams, mask: Array | None) -> LSTMParams | RNNParams:
+    """Parameters, or gradients, with weight_hh multiplied by a mask."""
+    return p if mask is None else p._replace(weight_hh=p.weight_hh * mask)
 
 
 def _pull_back(
-    stack: Stack,
-    call: Call,
-    kept: list[Callable[[Array, LSTMState], tuple[Array, LSTMState, Directions]]],
-    masks: list[Array | None],
-    dy: Array | None,
-    dstate_n: LSTMState | None,
+    stack: Stack, call: Call, kept: list[_Layer], dy: Array | None, dstate_n: LSTMState | None
 ) -> tuple[Array, LSTMState, Layers]:
     """Gradients by x, by the initial state and by each layer's parameters."""
     T, B = call.x.shape[0], call.x.shape[1]
@@ -274,22 +364,30 @@ def _pull_back(
     starts: list[LSTMState] = []
     dlayers: list[Directions] = []
     for layer in reversed(range(stack.num_layers)):
-        dx, dstate, dparams = kept[layer](dx, _layer_state(stack, dstate_n, layer))
-        mask = masks[layer]
-        dx = dx if mask is None else dx * mask
+        back, masks, weight_masks, y = kept[layer]
+        parts = _merge.backward(stack.merge, y, dx)
+        dx = parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-1)
+        dx, dstate, dparams = back(dx, _layer_state(stack, dstate_n, layer))
+        for mask in masks:
+            dx = dx * mask
         starts.insert(0, dstate)
-        dlayers.insert(0, dparams)
+        dlayers.insert(0, tuple(map(_masked, dparams, weight_masks)))
     dstate_0 = _leave_state(stack, call, _concat(call.xp, starts))
     return _user_major(stack, call, dx), dstate_0, tuple(dlayers)
 
 
 def _enter_dy(stack: Stack, call: Call, dy: Array | None, T: int, B: int) -> Array:
-    n = stack.output_size * len(stack.reverse)
+    """The gradient by y as (T, B, ·), the directions side by side."""
     if dy is None:
         dtype = _array.dtype_named(call.xp, call.home.dtype)
-        return call.xp.zeros((T, B, n), dtype=dtype, device=call.home.device)
-    dy = _checks.array("dy", dy, call.home, (*_axes(stack, T, B, call.batched), n), "the shape of y")
-    return _time_major(stack, call.xp, dy, call.batched)
+        return call.xp.zeros((T, B, stack.width), dtype=dtype, device=call.home.device)
+    axes = _axes(stack, T, B, call.batched)
+    if stack.merge != "none":
+        dy = _checks.array("dy", dy, call.home, (*axes, stack.width), "the shape of y")
+        return _time_major(stack, call.xp, dy, call.batched)
+    dy = _checks.array("dy", dy, call.home, (2, *axes, stack.output_size), "the shape of y")
+    parts = [_time_major(stack, call.xp, dy[d, ...], call.batched) for d in range(2)]
+    return call.xp.concat(parts, axis=-1)
 
 
 def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
@@ -299,8 +397,9 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
         asked = problem(stack, call, layer, keep=True)
         packed = _sequence.prepare(asked, params)
         state = _layer_state(stack, call.state, layer)
-        x, _, residuals = _sequence.forward(asked, packed, x, state, call.valid.array)
+        y, _, residuals = _sequence.forward(asked, packed, x, state, call.valid.array)
         assert residuals is not None
+        x = _merge.forward(stack.merge, y)
         directions += [_sequence.trace(residuals, d) for d in range(len(stack.reverse))]
     return tuple(_traced(stack, call, column) for column in zip(*directions, strict=True))
 
@@ -311,21 +410,27 @@ def _traced(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
 
 
 def names(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """Names of the parameters by layer and direction, each in the order of `LSTMParams`."""
+    """Names of the parameters by layer and direction, each in the order of their tuple."""
     suffixes = ("", "_reverse")[: len(stack.reverse)]
+    fields = params_type(stack)._fields
     return tuple(
-        tuple(tuple(f"{field}_l{layer}{suffix}" for field in LSTMParams._fields) for suffix in suffixes)
+        tuple(tuple(f"{field}_l{layer}{suffix}" for field in fields) for suffix in suffixes)
         for layer in range(stack.num_layers)
     )
+
+
+def params_type(stack: Stack) -> type[LSTMParams] | type[RNNParams]:
+    """The tuple that holds one layer and direction."""
+    return RNNParams if isinstance(stack.variant, Simple) else LSTMParams
 
 
 def shapes(stack: Stack) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter that the stack has, by name."""
     found: dict[str, tuple[int, ...]] = {}
     for layer in range(stack.num_layers):
-        size = stack.output_size * len(stack.reverse) if layer else stack.input_size
         for suffix in ("", "_reverse")[: len(stack.reverse)]:
-            found |= _checks.parameter_shapes(
-                size, stack.hidden_size, stack.proj_size, stack.bias, f"_l{layer}{suffix}"
+            of_one = _checks.parameter_shapes(
+                stack.layer_input(layer), stack.hidden_size, stack.proj_size, stack.bias, stack.variant
             )
+            found |= {f"{name}_l{layer}{suffix}": shape for name, shape in of_one.items()}
     return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xplstm import _checks, _stack
-from xplstm._dispatch import Kernel
-from xplstm._params import LSTMParams, LSTMState, Problem
+import numpy as np
+
+from xplstm import _checks, _dropout, _stack
+from xplstm._params import LSTMParams, LSTMState, Variant
 from xplstm._stack import Stack
 from xplstm._typing import Array
 
@@ -22,6 +23,7 @@ def lstm(
     lengths: Any = None,
     mask: Array | None = None,
     reverse: bool = False,
+    variant: Variant | None = None,
 ) -> tuple[Array, LSTMState]:
     """Run one LSTM layer over a sequence.
 
@@ -43,6 +45,8 @@ def lstm(
         True where a row has a step; holes are allowed and hold the state.
     reverse : bool, default False
         Walk from each row's last valid step to its first.
+    variant : Variant, optional
+        What this LSTM does otherwise than the plain one.
 
     Returns
     -------
@@ -66,13 +70,9 @@ def lstm(
     >>> y.shape, h_n.shape
     ((5, 4, 2), (4, 2))
     """
-    params, stack = _one_layer(params, reverse)
+    params, stack = _one_layer(params, reverse, variant)
     call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
-
-    def prepare(kernel: Kernel, problem: Problem, layer: int) -> Any:  # noqa: ARG001 - there is one layer
-        return kernel.prepare(problem, (params,))
-
-    return _stack.forward(stack, call, prepare)
+    return _stack.forward(stack, call, _stack.packing(((params,),)))
 
 
 def lstm_vjp(
@@ -83,6 +83,8 @@ def lstm_vjp(
     lengths: Any = None,
     mask: Array | None = None,
     reverse: bool = False,
+    variant: Variant | None = None,
+    rng: int | np.random.Generator | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Array, LSTMState, Pullback]:
     """Run one LSTM layer and keep what its gradients need.
@@ -92,8 +94,11 @@ def lstm_vjp(
 
     Parameters
     ----------
-    x, params, state, lengths, mask, reverse
+    x, params, state, lengths, mask, reverse, variant
         As for `lstm`.
+    rng : int or numpy.random.Generator, optional
+        Zoneout and recurrent dropout are drawn exactly when this is given. The
+        masks are the same on every backend for one seed.
     checkpoint : int, optional
         Keep one state for every `checkpoint` steps and run the steps again in
         the pullback: O(T / checkpoint + checkpoint) steps of memory.
@@ -123,23 +128,26 @@ def lstm_vjp(
     >>> dx.shape, dparams.weight_hh.shape
     ((5, 4, 3), (8, 2))
     """
-    params, stack = _one_layer(params, reverse)
+    params, stack = _one_layer(params, reverse, variant)
     every = _checks.checkpoint(checkpoint)
+    key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
     call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
-    y, state_n, pull_back = _stack.vjp(stack, call, ((params,),), None, every)
+    y, state_n, pull_back = _stack.vjp(stack, call, ((params,),), key, every)
 
     def pullback(
         dy: Array | None = None, dstate_n: LSTMState | None = None
     ) -> tuple[Array, LSTMState, LSTMParams]:
         dx, dstate_0, dlayers = pull_back(dy, dstate_n)
-        return dx, dstate_0, dlayers[0][0]
+        (dparams,) = dlayers[0]
+        assert isinstance(dparams, LSTMParams)
+        return dx, dstate_0, dparams
 
     return y, state_n, pullback
 
 
-def _one_layer(params: LSTMParams, reverse: bool) -> tuple[LSTMParams, Stack]:
+def _one_layer(params: LSTMParams, reverse: bool, variant: Variant | None) -> tuple[LSTMParams, Stack]:
     """The parameters checked, and the stack of one layer that they are."""
-    params, sizes = _checks.layer(params)
-    return params, Stack(
-        *sizes, params.bias_ih is not None, 1, (_checks.flag("reverse", reverse),), layer_axis=False
-    )
+    variant = _checks.variant(variant, directions=1)
+    params, sizes = _checks.layer(params, variant)
+    reversed_ = (_checks.flag("reverse", reverse),)
+    return params, Stack(*sizes, params.bias_ih is not None, 1, reversed_, layer_axis=False, variant=variant)

@@ -17,6 +17,7 @@ from xplstm._errors import ArgumentError, ShapeError
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
 Seed: TypeAlias = "int | np.random.Generator | None"
+Rule: TypeAlias = "Callable[..., dict[str, np.ndarray]]"
 
 
 def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
@@ -153,7 +154,83 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """
     hidden_size = _hidden_size(shapes)
     rng = np.random.default_rng(rng)
-    return {name: uniform(shape, hidden_size**-0.5, rng) for name, shape in shapes.items()}
+    return {
+        name: _neutral(name, shape) if _is_norm(name) else uniform(shape, hidden_size**-0.5, rng)
+        for name, shape in shapes.items()
+    }
+
+
+def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw every parameter of a simple network within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Raises
+    ------
+    ShapeError
+        If there is no ``weight_ih`` that tells the hidden size.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm import init
+    >>> rnn = xplstm.RNN(3, 2)
+    >>> rnn.initialize(init.rnn_uniform, rng=0)
+    """
+    rows = [shape[0] for name, shape in shapes.items() if name.startswith("weight_ih") and shape and shape[0]]
+    if not rows:
+        msg = f"shapes={dict(shapes)} name no weight_ih with hidden_size rows"
+        raise ShapeError(msg)
+    rng = np.random.default_rng(rng)
+    return {name: uniform(shape, rows[0] ** -0.5, rng) for name, shape in shapes.items()}
+
+
+def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
+    """Make a rule whose LSTM remembers at first: the forget gate's biases add up to `value`.
+
+    Gers, Schmidhuber and Cummins (2000) start it above zero; Jozefowicz, Zaremba
+    and Sutskever (2015) measure how much it helps.
+
+    Parameters
+    ----------
+    rule : callable
+        One of this module's rules for an LSTM.
+    value : float, default 1.0
+
+    Returns
+    -------
+    callable
+        ``rule(shapes, rng)``, as `LSTM.initialize` takes it.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm import init
+    >>> lstm = xplstm.LSTM(3, 2)
+    >>> lstm.initialize(init.forget_bias(init.lstm_uniform, 2.0), rng=0)
+    >>> lstm.params["bias_ih_l0"][2:4].tolist()
+    [2.0, 2.0]
+    """
+
+    def with_bias(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+        values = rule(shapes, rng)
+        for name, bias in values.items():
+            H = bias.shape[0] // 4
+            if name.startswith(("bias_ih", "bias_hh")):
+                bias[H : 2 * H] = value if name.startswith("bias_ih") else 0.0
+        return values
+
+    return with_bias
 
 
 def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
@@ -192,6 +269,10 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     rng = np.random.default_rng(rng)
 
     def first(name: str, shape: Shape) -> np.ndarray:
+        if _is_norm(name):
+            return _neutral(name, shape)
+        if name.startswith("weight_ch"):
+            return uniform(shape, hidden_size**-0.5, rng)
         if name.startswith("weight_ih"):
             return _per_gate(glorot_uniform, shape, hidden_size, rng)
         if name.startswith("weight_hh"):
@@ -202,6 +283,56 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
         if name.startswith("bias_ih"):
             bias[hidden_size : 2 * hidden_size] = 1.0
         return bias
+
+    return {name: first(name, shape) for name, shape in shapes.items()}
+
+
+def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw each gate's weights for h and x together as one Glorot matrix; zero biases.
+
+    What two of the source documents recommend for their matrices on [h, x], of shape
+    (H, H + I): uniform within ``sqrt(6 / (2 H + I))`` of zero, by formula 16 of
+    Glorot and Bengio, "Understanding the difficulty of training deep
+    feedforward neural networks", 2010, who call it the normalized
+    initialization; it is also known as Xavier's.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Raises
+    ------
+    ShapeError
+        If a weight is not a matrix, or one of a gate's two weights is missing.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm import init
+    >>> lstm = xplstm.LSTM(2, 2)
+    >>> lstm.initialize(init.lstm_glorot, rng=0)
+    >>> bool(abs(lstm.params["weight_hh_l0"]).max() <= 1)
+    True
+    """
+    hidden_size = _hidden_size(shapes)
+    rng = np.random.default_rng(rng)
+
+    def first(name: str, shape: Shape) -> np.ndarray:
+        if name.startswith(("weight_ih", "weight_hh")):
+            return uniform(shape, _joined_bound(shapes, name, hidden_size), rng)
+        if name.startswith("weight_hr"):
+            return glorot_uniform(shape, rng)
+        if name.startswith("weight_ch"):
+            return uniform(shape, hidden_size**-0.5, rng)
+        return _neutral(name, shape)
 
     return {name: first(name, shape) for name, shape in shapes.items()}
 
@@ -273,7 +404,8 @@ def _matrix(shape: Shape) -> tuple[int, int]:
 def _hidden_size(shapes: Shapes) -> int:
     """H, from the rows of any parameter that has four gates of them."""
     for name, shape in shapes.items():
-        if not name.startswith("weight_hr") and shape and shape[0] >= 4:
+        gates = name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        if gates and shape and shape[0] >= 4:
             return shape[0] // 4
     msg = f"shapes={dict(shapes)} name no parameter with the 4 * hidden_size rows of an LSTM's gates"
     raise ShapeError(msg)
@@ -290,6 +422,28 @@ def _per_gate(
     return np.concatenate([rule((hidden_size, columns), rng) for _ in range(4)])
 
 
+def _joined_bound(shapes: Shapes, name: str, hidden_size: int) -> float:
+    """Glorot's bound for the matrix that a weight would be part of if its gate had one on [h, x]."""
+    suffix = name[len("weight_ih") :]
+    fan_in = 0
+    for part in (f"weight_ih{suffix}", f"weight_hh{suffix}"):
+        if part not in shapes:
+            msg = f"shapes={dict(shapes)} have {name} and not {part}, which count together"
+            raise ShapeError(msg)
+        fan_in += _matrix(shapes[part])[1]
+    return float((6 / (hidden_size + fan_in)) ** 0.5)
+
+
 def _weights_only(shapes: Shapes, draw: Callable[[Shape], np.ndarray]) -> dict[str, np.ndarray]:
     """Draw what is called a weight; leave the biases at zero."""
-    return {name: draw(s) if name.startswith("weight") else np.zeros(s) for name, s in shapes.items()}
+    return {name: draw(s) if name.startswith("weight") else _neutral(name, s) for name, s in shapes.items()}
+
+
+def _is_norm(name: str) -> bool:
+    """Whether a parameter belongs to a layer normalisation, which is to change nothing at first."""
+    return name.startswith(("gain_", "bias_c"))
+
+
+def _neutral(name: str, shape: Shape) -> np.ndarray:
+    """Ones for a scale, zeros for whatever is added."""
+    return np.ones(shape) if name.startswith("gain_") else np.zeros(shape)

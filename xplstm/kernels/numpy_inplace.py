@@ -124,6 +124,8 @@ def supports(problem: Problem) -> str | None:
         return f"the arrays are of {problem.backend}, not of numpy"
     if problem.dtype not in ("float32", "float64"):
         return f"dtype {problem.dtype} is neither float32 nor float64"
+    if problem.variant is not None:
+        return f"it has the plain LSTM alone, not {problem.variant}"
     return None
 
 

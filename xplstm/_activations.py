@@ -1,0 +1,116 @@
+"""Functions of one number that gates can have, and their slopes: the list of ONNX's LSTM operator.
+
+What each computes, with its default alpha and beta, stands in the table; the
+formulas are those of the operator's documentation (https://onnx.ai/onnx/operators/onnx__LSTM.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from xplstm._cell import sigmoid
+from xplstm._params import Activation
+from xplstm._typing import Array, Namespace
+
+
+class Function(NamedTuple):
+    """A function and its derivative; neither overflows where its result does not."""
+
+    value: Callable[[Namespace, Array, float, float], Array]
+    """xp, z, alpha, beta -> a"""
+    slope: Callable[[Namespace, Array, Array, float, float], Array]
+    """xp, z, a, alpha, beta -> da / dz"""
+    alpha: float | None = None
+    beta: float | None = None
+
+
+def _zero_unless(xp: Namespace, where: Array, a: Array) -> Array:
+    """`a` where `where` is true, else 0."""
+    return xp.where(where, a, xp.zeros_like(a))
+
+
+def _step(xp: Namespace, where: Array, z: Array) -> Array:
+    """1 where `where` is true, else 0."""
+    return _zero_unless(xp, where, xp.ones_like(z))
+
+
+def _negative(xp: Namespace, z: Array) -> Array:
+    """The part of z below 0: an exponential of it cannot overflow."""
+    return _zero_unless(xp, z < 0, z)
+
+
+def _hard_slope(xp: Namespace, z: Array, _a: Array, alpha: float, beta: float) -> Array:
+    line = alpha * z + beta
+    return alpha * _step(xp, (line > 0) & (line < 1), z)
+
+
+FUNCTIONS = {
+    "sigmoid": Function(lambda xp, z, *_: sigmoid(xp, z), lambda xp, z, a, *_: a * (1 - a)),
+    "tanh": Function(lambda xp, z, *_: xp.tanh(z), lambda xp, z, a, *_: 1 - a * a),
+    "identity": Function(lambda xp, z, *_: z, lambda xp, z, *_: xp.ones_like(z)),
+    "relu": Function(
+        lambda xp, z, *_: _zero_unless(xp, z > 0, z),
+        lambda xp, z, *_: _step(xp, z > 0, z),
+    ),
+    "affine": Function(
+        lambda xp, z, alpha, beta: alpha * z + beta,
+        lambda xp, z, a, alpha, beta: alpha * xp.ones_like(z),
+        alpha=1.0,
+        beta=0.0,
+    ),
+    "leaky_relu": Function(
+        lambda xp, z, alpha, _: xp.where(z >= 0, z, alpha * z),
+        lambda xp, z, a, alpha, _: xp.where(z >= 0, xp.ones_like(z), alpha * xp.ones_like(z)),
+        alpha=0.01,
+    ),
+    "thresholded_relu": Function(
+        lambda xp, z, alpha, _: _zero_unless(xp, z >= alpha, z),
+        lambda xp, z, a, alpha, _: _step(xp, z >= alpha, z),
+        alpha=1.0,
+    ),
+    "scaled_tanh": Function(
+        lambda xp, z, alpha, beta: alpha * xp.tanh(beta * z),
+        lambda xp, z, a, alpha, beta: alpha * beta * (1 - xp.tanh(beta * z) ** 2),
+        alpha=1.0,
+        beta=1.0,
+    ),
+    "hard_sigmoid": Function(
+        lambda xp, z, alpha, beta: xp.clip(alpha * z + beta, 0.0, 1.0),
+        _hard_slope,
+        alpha=0.2,
+        beta=0.5,
+    ),
+    "elu": Function(
+        lambda xp, z, alpha, _: xp.where(z >= 0, z, alpha * xp.expm1(_negative(xp, z))),
+        lambda xp, z, a, alpha, _: xp.where(z >= 0, xp.ones_like(z), alpha * xp.exp(_negative(xp, z))),
+        alpha=1.0,
+    ),
+    "softsign": Function(
+        lambda xp, z, *_: z / (1 + xp.abs(z)),
+        lambda xp, z, *_: (1 / (1 + xp.abs(z))) ** 2,
+    ),
+    "softplus": Function(
+        lambda xp, z, *_: xp.log1p(xp.exp(-xp.abs(z))) + _zero_unless(xp, z > 0, z),
+        lambda xp, z, *_: sigmoid(xp, z),
+    ),
+}
+
+
+def value(xp: Namespace, activation: Activation, z: Array) -> Array:
+    """The function of `z`."""
+    function = FUNCTIONS[activation.name]
+    return function.value(xp, z, *_constants(activation, function))
+
+
+def slope(xp: Namespace, activation: Activation, z: Array, a: Array) -> Array:
+    """Its derivative at `z`, where its value is `a`."""
+    function = FUNCTIONS[activation.name]
+    return function.slope(xp, z, a, *_constants(activation, function))
+
+
+def _constants(activation: Activation, function: Function) -> tuple[float, float]:
+    """Alpha and beta: as given, else the function's own; 0 where it has none."""
+    alpha = function.alpha if activation.alpha is None else activation.alpha
+    beta = function.beta if activation.beta is None else activation.beta
+    return alpha or 0.0, beta or 0.0

@@ -1,0 +1,196 @@
+"""Rows of a state, the members of a batch: take, reset, stack and join them, on any array library.
+
+Works on one array at a time, called `name` in errors; `xplstm.LSTMState` has
+the methods that users call.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
+from xplstm._typing import Array
+
+_HOST = (np.ndarray, list, tuple, range)
+
+
+def pair(name: str, value: object) -> tuple[Array, Array]:
+    """`value` as (h, c)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        shown = f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
+        msg = f"{name} must be a pair (h, c), got {shown}"
+        raise DTypeError(msg)
+    return value[0], value[1]
+
+
+def axis_of(name: str, a: Array, axis: int | None) -> int:
+    """The axis of the rows: 1 of three axes, else what the caller says."""
+    if axis is None:
+        if a.ndim == 3:
+            return 1
+        msg = (
+            f"{name} has shape {tuple(a.shape)}, expected (L*D, B, size); say axis=0 if this is (B, size), "
+            "and stack states that have no rows"
+        )
+        raise ShapeError(msg)
+    if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < a.ndim - 1:
+        msg = f"axis={axis!r} must be in [0, {a.ndim - 1}), an axis of {name} {tuple(a.shape)} but the last"
+        raise ArgumentError(msg)
+    return axis
+
+
+def take(name: str, a: Array, rows: Any, axis: int) -> Array:
+    """The rows with these numbers, in this order; without the axis for a single integer."""
+    count = a.shape[axis]
+    if _is_scalar(rows):
+        row = _integer(rows)
+        if not 0 <= row < count:
+            msg = f"rows={row} must be in [0, {count}), the rows of {name}"
+            raise ArgumentError(msg)
+        return a[(*[slice(None)] * axis, row, ...)]
+    numbers = _entered(rows, a)
+    kind = _array.dtype_name(numbers.dtype)
+    if kind == "bool":
+        msg = "rows are booleans; their number must be known, so pass integers, as from numpy.flatnonzero"
+        raise DTypeError(msg)
+    _check_numbers(numbers, kind, count, name)
+    # Adding 0 gives the index a new name: Dask takes one called [0] for a list of offsets.
+    return _array.namespace(a, name).take(a, _array.narrow(numbers, "int32") + 0, axis=axis)
+
+
+def reset(name: str, a: Array, rows: Any, to: Array | None, axis: int) -> Array:
+    """`a` with zeros, or what `to` says, in these rows; selected, so that NaN vanishes too."""
+    xp = _array.namespace(a, name)
+    shape = [1] * a.ndim
+    shape[axis] = a.shape[axis]
+    mask = _array.reshape(_mask(name, a, rows, axis), tuple(shape))
+    return xp.where(mask, xp.zeros_like(a) if to is None else _broadcastable(name, a, to, axis), a)
+
+
+def join(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Array:
+    """All rows, one array's after another's."""
+    first = arrays[0]
+    for name, a in zip(names, arrays, strict=True):
+        wanted: list[int | str] = list(first.shape)
+        wanted[axis] = "rows"
+        _check_alike(name, a, names[0], first)
+        if a.ndim != first.ndim or any(
+            g != w for k, (g, w) in enumerate(zip(a.shape, wanted, strict=True)) if k != axis
+        ):
+            msg = f"{name} has shape {tuple(a.shape)}, expected ({', '.join(map(str, wanted))})"
+            raise ShapeError(msg)
+    return _array.namespace(first, names[0]).concat(list(arrays), axis=axis)
+
+
+def stack(names: Sequence[str], arrays: Sequence[Array]) -> Array:
+    """Arrays without rows as the rows of one."""
+    first = arrays[0]
+    for name, a in zip(names, arrays, strict=True):
+        _check_alike(name, a, names[0], first)
+        if a.shape != first.shape or a.ndim not in (1, 2):
+            wanted = tuple(first.shape) if first.ndim in (1, 2) else "(L*D, size) or (size,)"
+            msg = f"{name} has shape {tuple(a.shape)}, expected {wanted}: one member, without an axis of rows"
+            raise ShapeError(msg)
+    return _array.namespace(first, names[0]).stack(list(arrays), axis=first.ndim - 1)
+
+
+def zeros(name: str, a: Array, count: int, axis: int) -> Array:
+    """`count` rows of zeros like those of `a`."""
+    number = _integer(count, "count")
+    if number < 0:
+        msg = f"count={number} must be at least 0"
+        raise ArgumentError(msg)
+    shape = (*a.shape[:axis], number, *a.shape[axis + 1 :])
+    return _array.namespace(a, name).zeros(shape, dtype=a.dtype, device=_array.device(a))
+
+
+def _is_scalar(rows: Any) -> bool:
+    return isinstance(rows, np.generic) or not (isinstance(rows, _HOST) or hasattr(rows, "shape"))
+
+
+def _integer(value: Any, name: str = "rows") -> int:
+    """`value`, which is one integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        msg = f"{name}={value!r} must be an integer" + (" or an array of integers" if name == "rows" else "")
+        raise DTypeError(msg)
+    return number
+
+
+def _entered(rows: Any, like: Array) -> Array:
+    """`rows` as an array where `like` lives; a list or a NumPy array will do on every backend."""
+    xp = _array.namespace(like, "h")
+    if isinstance(rows, _HOST):
+        rows = np.asarray(rows if len(rows) else np.zeros(0, dtype=np.int32))
+        rows = _array.asarray(_array.native(rows), xp, _array.device(like))
+    if _array.namespace(rows, "rows") is not xp:
+        ours = _array.backend_name(_array.namespace(rows, "rows"))
+        msg = f"rows is an array of {ours}, but the state is of {_array.backend_name(xp)}"
+        raise BackendError(msg)
+    if rows.ndim != 1:
+        msg = f"rows has shape {tuple(rows.shape)}, expected one axis"
+        raise ShapeError(msg)
+    return rows
+
+
+def _check_numbers(numbers: Array, kind: str, count: int, name: str) -> None:
+    """Refuse what is no row, where looking at it does not wait for a device."""
+    if not kind.startswith(("int", "uint")):
+        msg = f"rows has dtype {kind}, expected integers"
+        raise DTypeError(msg)
+    if _array.is_lazy(numbers):
+        return
+    for place, row in enumerate(_array.to_numpy(numbers).tolist()):
+        if not 0 <= row < count:
+            msg = f"rows[{place}]={row} must be in [0, {count}), the rows of {name}"
+            raise ArgumentError(msg)
+
+
+def _mask(name: str, a: Array, rows: Any, axis: int) -> Array:
+    """(B,) booleans, from these or from row numbers."""
+    xp, count = _array.namespace(a, name), a.shape[axis]
+    rows = _entered([_integer(rows)] if _is_scalar(rows) else rows, a)
+    kind = _array.dtype_name(rows.dtype)
+    if kind == "bool":
+        if rows.shape[0] != count:
+            msg = f"rows has shape {tuple(rows.shape)}, expected ({count},): one boolean a row of {name}"
+            raise ShapeError(msg)
+        return rows
+    _check_numbers(rows, kind, count, name)
+    numbers = xp.arange(count, dtype=rows.dtype, device=_array.device(rows))
+    return xp.any(numbers[:, None] == rows[None, :], axis=1)
+
+
+def _broadcastable(name: str, a: Array, to: Array, axis: int) -> Array:
+    """`to` with as many rows as `a`, or one for all."""
+    _check_alike(f"to.{name}", to, name, a)
+    given = tuple(to.shape)
+    if to.ndim == a.ndim - 1:
+        to = _array.namespace(a, name).expand_dims(to, axis=axis)
+    one = (*a.shape[:axis], 1, *a.shape[axis + 1 :])
+    if tuple(to.shape) not in (tuple(a.shape), one):
+        msg = f"to.{name} has shape {given}, expected {tuple(a.shape)}, or {one} for all rows alike"
+        raise ShapeError(msg)
+    return to
+
+
+def _check_alike(name: str, a: Array, first_name: str, first: Array) -> None:
+    """Refuse an array of another library, device or dtype."""
+    given, wanted = (
+        (_array.backend_name(_array.namespace(b, n)), _array.device(b), _array.dtype_name(b.dtype))
+        for n, b in ((name, a), (first_name, first))
+    )
+    if given[:2] != wanted[:2]:
+        msg = f"{name} is of {given[0]} on {given[1]}, but {first_name} is of {wanted[0]} on {wanted[1]}"
+        raise BackendError(msg)
+    if given[2] != wanted[2]:
+        msg = f"{name} has dtype {given[2]}, but {first_name} is {wanted[2]}"
+        raise DTypeError(msg)

@@ -1,0 +1,257 @@
+"""What stands before and after an LSTM in a model: `Embedding`, `Linear`, `Dropout`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from xplstm import _array, _checks, _dropout, init
+from xplstm._checks import Home
+from xplstm._typing import Array, Device, Namespace
+from xplstm.nn._module import DParams, Module, Seed
+
+
+class Embedding(Module):
+    """A table of vectors looked up by number; what a one-hot vector times a weight gives, without the zeros.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        At least 1.
+    xp, device, dtype, rng
+        As for `LSTM`; the first values are standard normal.
+
+    Attributes
+    ----------
+    params : dict
+        ``weight`` of shape (num_embeddings, embedding_dim).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> xplstm.Embedding(10, 3, rng=0)(np.asarray([[1, 2], [9, 1]])).shape
+    (2, 2, 3)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+        dtype: str | None = None,
+        rng: Seed = None,
+    ) -> None:
+        self.num_embeddings = _checks.size("num_embeddings", num_embeddings)
+        self.embedding_dim = _checks.size("embedding_dim", embedding_dim)
+        self.shapes = {"weight": (num_embeddings, embedding_dim)}
+        weight = np.random.default_rng(_checks.seed(rng)).standard_normal(self.shapes["weight"])
+        self._allocate({"weight": weight}, xp, device, dtype)
+
+    def __call__(self, ids: Array) -> Array:
+        """Look up.
+
+        Parameters
+        ----------
+        ids : array of integers, shape (...)
+            In [0, num_embeddings); on a device or traced they are not looked at.
+
+        Returns
+        -------
+        array, shape (..., embedding_dim)
+
+        Raises
+        ------
+        DTypeError, BackendError, ArgumentError
+            Naming the argument, its value and the bound.
+        """
+        ids = _checks.ids("ids", ids, self._home(), self.num_embeddings)
+        return _array.take_rows(self.params["weight"], ids)
+
+    def vjp(self, ids: Array) -> tuple[Array, Callable[[Array], DParams]]:
+        """Look up and keep what the gradient needs.
+
+        Parameters
+        ----------
+        ids : array of integers, shape (...)
+            As for a call.
+
+        Returns
+        -------
+        y : array, shape (..., embedding_dim)
+        pullback : callable
+            ``pullback(dy) -> dparams``: the gradient of ``weight``; ids have none.
+        """
+        y = self(ids)
+
+        def pullback(dy: Array) -> DParams:
+            home = self._home()
+            dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
+            flat = _array.widen(home.xp.reshape(dy, (-1, self.embedding_dim)))
+            numbers = _checks.ids("ids", home.xp.reshape(ids, (-1,)), home, self.num_embeddings)
+            return {"weight": _array.narrow(_array.sum_rows(numbers, flat, self.num_embeddings), home.dtype)}
+
+        return y, pullback
+
+
+class Linear(Module):
+    """``y = x W^T + b`` on the last axis.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        At least 1.
+    bias : bool, default True
+    xp, device, dtype, rng
+        As for `LSTM`; the first values are uniform within 1 / sqrt(in_features).
+
+    Attributes
+    ----------
+    params : dict
+        ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> xplstm.Linear(3, 2, rng=0)(np.ones((5, 4, 3), dtype="float32")).shape
+    (5, 4, 2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+        dtype: str | None = None,
+        rng: Seed = None,
+    ) -> None:
+        self.in_features = _checks.size("in_features", in_features)
+        self.out_features = _checks.size("out_features", out_features)
+        self.shapes = {"weight": (out_features, in_features)}
+        if _checks.flag("bias", bias):
+            self.shapes["bias"] = (out_features,)
+        generator = np.random.default_rng(_checks.seed(rng))
+        values = {
+            name: init.uniform(shape, in_features**-0.5, generator) for name, shape in self.shapes.items()
+        }
+        self._allocate(values, xp, device, dtype)
+
+    def __call__(self, x: Array) -> Array:
+        """Apply.
+
+        Parameters
+        ----------
+        x : array, shape (..., in_features)
+
+        Returns
+        -------
+        array, shape (..., out_features)
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError
+            Naming the argument, its value and the bound.
+        """
+        home = self._check(x)
+        y = _array.widen(x) @ _array.widen(self.params["weight"]).T
+        y = y + _array.widen(self.params["bias"]) if "bias" in self.params else y
+        return _array.narrow(y, home.dtype)
+
+    def vjp(self, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, DParams]]]:
+        """Apply and keep what the gradients need.
+
+        Parameters
+        ----------
+        x : array, shape (..., in_features)
+
+        Returns
+        -------
+        y : array, shape (..., out_features)
+        pullback : callable
+            ``pullback(dy) -> dx, dparams``.
+        """
+        y = self(x)
+
+        def pullback(dy: Array) -> tuple[Array, DParams]:
+            home = self._home()
+            xp = home.xp
+            dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
+            rows = _array.widen(xp.reshape(dy, (-1, self.out_features)))
+            dparams = {"weight": rows.T @ _array.widen(xp.reshape(x, (-1, self.in_features)))}
+            if "bias" in self.params:
+                dparams["bias"] = xp.sum(rows, axis=0)
+            dx = xp.reshape(rows @ _array.widen(self.params["weight"]), x.shape)
+            dparams = {name: _array.narrow(a, home.dtype) for name, a in dparams.items()}
+            return _array.narrow(dx, home.dtype), dparams
+
+        return y, pullback
+
+    def _check(self, x: Array) -> Home:
+        home = self._home()
+        axes = tuple(f"n{k}" for k in range(max(0, getattr(x, "ndim", 1) - 1)))
+        _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
+        return home
+
+
+class Dropout:
+    """Zero elements at random and scale the others up; Srivastava et al. (2014).
+
+    Parameters
+    ----------
+    p : float
+        Probability to drop, in [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> y, pullback = xplstm.Dropout(0.5).vjp(np.ones(8, dtype="float32"), rng=0)
+    >>> sorted(set(y.tolist()))
+    [0.0, 2.0]
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = _checks.probability("p", p)
+
+    def __call__(self, x: Array) -> Array:
+        """Give `x` itself: nothing is dropped outside training.
+
+        Parameters
+        ----------
+        x : array
+
+        Returns
+        -------
+        array
+            `x`.
+        """
+        return x
+
+    def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Callable[[Array], Array]]:
+        """Drop exactly when given a seed or a generator.
+
+        Parameters
+        ----------
+        x : array
+        rng : int or numpy.random.Generator, optional
+            The mask is the same on every backend for one seed.
+
+        Returns
+        -------
+        y : array, shape of x
+        pullback : callable
+            ``pullback(dy) -> dx``, with the same mask.
+        """
+        home = _checks.home({"x": x})
+        if rng is None or self.p == 0:
+            return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")
+        key = _dropout.draw_key(_checks.rng(rng))
+        mask = _dropout.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device)
+        return x * mask, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x") * mask

@@ -1,0 +1,436 @@
+"""`LSTM`, and `FrozenLSTM` that is packed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xplstm import _array, _checks, _dropout, _stack, init
+from xplstm._checks import Home
+from xplstm._dispatch import Kernel
+from xplstm._params import Explanation, LSTMState, LSTMTrace, Problem, Variant, each
+from xplstm._typing import Array, Device, Namespace
+from xplstm.nn._module import DParams, Recurrent, Seed
+
+
+class LSTM(Recurrent):
+    """Long short-term memory, of one or more layers and one or two directions.
+
+    Names, shapes and defaults are those of ``torch.nn.LSTM``. The equations
+    stand in :doc:`/equations`: Hochreiter and Schmidhuber (1997) with the
+    forget gate of Gers, Schmidhuber and Cummins (2000); projection after Sak,
+    Senior and Beaufays (2014).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        At least 1.
+    num_layers : int, default 1
+    bias : bool, default True
+        Both bias_ih and bias_hh, or neither.
+    batch_first : bool, default False
+        x and y are (B, T, ·) instead of (T, B, ·). States never are.
+    dropout : float, default 0.0
+        Probability, in [0, 1), to drop an output between layers in `vjp`.
+    bidirectional : bool, default False
+    proj_size : int, default 0
+        Size of h after a projection, below hidden_size; 0 for none.
+    variant : Variant, optional
+        What this LSTM does otherwise than the plain one: peepholes, clips, coupled gates, other
+        activations, layer normalisation, zoneout, recurrent dropout.
+    merge : {"concat", "sum", "mean", "product", "none"}, default "concat"
+        How the outputs of two directions become each layer's. With "none" the last layer's stay
+        apart, on a first axis of y of length 2, and those of the layers before are side by side.
+    input_dropout : float, default 0.0
+        Probability, in [0, 1), to drop a feature of a layer's input in `vjp`, the same features at
+        every step; Gal and Ghahramani (2016).
+    weight_dropout : float, default 0.0
+        Probability, in [0, 1), to drop an element of weight_hh in `vjp`; Merity, Keskar and Socher (2018).
+    xp : str or namespace, optional
+        Where the parameters are made: see `use_backend`.
+    device : device, optional
+    dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
+        float32 if left out.
+    rng : int or numpy.random.Generator, optional
+        Of the first values, uniform within 1 / sqrt(hidden_size); other rules
+        stand in `xplstm.init`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, H or P), ``bias_ih_l0`` (4H,), ``bias_hh_l0`` (4H,),
+        ``weight_hr_l0`` (P, H); as the variant asks ``weight_ch_l0`` (3H,), ``gain_ih_l0`` (4H,),
+        ``gain_hh_l0`` (4H,), ``gain_c_l0`` (H,), ``bias_c_l0`` (H,). ``_l1`` and so on for layers,
+        ``_reverse`` for the backward direction.
+    shapes : dict of str to tuple
+        The shape of each.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, BackendError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> lstm = xplstm.LSTM(3, 2, num_layers=2, bidirectional=True, rng=0)
+    >>> x = np.ones((5, 4, 3), dtype="float32")
+    >>> y, (h_n, c_n) = lstm(x)
+    >>> y.shape, h_n.shape
+    ((5, 4, 4), (4, 4, 2))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        variant: Variant | None = None,
+        merge: str = "concat",
+        input_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+        dtype: str | None = None,
+        rng: Seed = None,
+    ) -> None:
+        reverse = (False, True) if _checks.flag("bidirectional", bidirectional) else (False,)
+        self._stack = _stack.Stack(
+            input_size=_checks.size("input_size", input_size),
+            hidden_size=_checks.size("hidden_size", hidden_size),
+            proj_size=_checks.projection(proj_size, hidden_size),
+            bias=_checks.flag("bias", bias),
+            num_layers=_checks.size("num_layers", num_layers),
+            reverse=reverse,
+            dropout=_checks.probability("dropout", dropout),
+            batch_first=_checks.flag("batch_first", batch_first),
+            variant=_checks.variant(variant, len(reverse)),
+            merge=_checks.merge(merge, len(reverse) == 2),
+            input_dropout=_checks.probability("input_dropout", input_dropout),
+            weight_dropout=_checks.probability("weight_dropout", weight_dropout),
+        )
+        self.shapes = _stack.shapes(self._stack)
+        self._allocate(init.lstm_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
+
+    def __call__(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, LSTMState]:
+        """Run all layers over a sequence; never drops anything.
+
+        Parameters
+        ----------
+        x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
+            Of the parameters' library, device and dtype; never written to.
+        state : (h, c), optional
+            h (L*D, B, H or P) and c (L*D, B, H), without the B for (T, I). Zeros if left out.
+        lengths : integers, shape (B,), optional
+            Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
+            Values that are on a device or traced are not looked at: they act as if clipped to [0, T].
+        mask : boolean array, with x's first two axes, optional
+            True where a row has a step; holes are allowed and hold the state.
+
+        Returns
+        -------
+        y : array, shape (T, B, D*H or D*P), axes as in x
+            The last layer's h, the directions side by side, or as `merge` says; exactly 0 where a row has
+            no step.
+        state : LSTMState
+            After each row's last step; the initial state for a row without steps.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            Naming the argument, its value and the bound, before any work.
+        """
+        home, layers = self._open()
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        return _stack.forward(self._stack, call, _stack.packing(layers))
+
+    def vjp(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+        rng: Seed = None,
+        checkpoint: int | None = None,
+    ) -> tuple[Array, LSTMState, Callable[..., tuple[Array, LSTMState, DParams]]]:
+        """Run all layers and keep what the gradients need.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call.
+        rng : int or numpy.random.Generator, optional
+            Dropout of every kind and zoneout are drawn exactly when this is given. The masks are the
+            same on every backend for one seed.
+        checkpoint : int, optional
+            Keep one state for every `checkpoint` steps and run the steps again
+            in the pullback: O(T / checkpoint + checkpoint) steps of memory.
+
+        Returns
+        -------
+        y, state
+            As from a call.
+        pullback : callable
+            ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``: the gradients of a scalar
+            by y and by the final state in, its gradients by x, by the initial state and by the
+            parameters, with the keys of `params`, out. None stands for zeros. May be called more than
+            once; until the last time, do not write into what was passed to `vjp` or into `params`.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            Naming the argument, its value and the bound, before any work.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> lstm = xplstm.LSTM(3, 2, num_layers=2, dropout=0.5, rng=0)
+        >>> y, state, pullback = lstm.vjp(np.ones((5, 4, 3), dtype="float32"), rng=1)
+        >>> dx, dstate_0, dparams = pullback(np.ones_like(y))
+        >>> dparams.keys() == lstm.params.keys()
+        True
+        """
+        home, layers = self._open()
+        every = _checks.checkpoint(checkpoint)
+        key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        y, state_n, pull_back = _stack.vjp(self._stack, call, layers, key, every)
+
+        def pullback(
+            dy: Array | None = None, dstate_n: LSTMState | None = None
+        ) -> tuple[Array, LSTMState, DParams]:
+            dx, dstate_0, dlayers = pull_back(dy, dstate_n)
+            return dx, dstate_0, self._by_name(dlayers)
+
+        return y, state_n, pullback
+
+    def step(
+        self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
+    ) -> tuple[Array, LSTMState]:
+        """Run one step of all layers, for streams.
+
+        Parameters
+        ----------
+        x_t : array, shape (B, I) or (I,)
+        state : (h, c), optional
+            As for a call: what the step before returned. Zeros if left out.
+
+        Returns
+        -------
+        y_t : array, shape (B, H or P) or (H or P,)
+        state : LSTMState
+
+        Raises
+        ------
+        ArgumentError
+            With bidirectional=True: a backward direction starts at the end.
+        ShapeError, DTypeError, BackendError
+            As for a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> lstm = xplstm.LSTM(3, 2, rng=0)
+        >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"))
+        >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"), state)
+        """
+        home, layers = self._open()
+        return _stack.step(self._stack, home, x_t, state, _stack.packing(layers))
+
+    def freeze(self) -> FrozenLSTM:
+        """Copy the parameters once and pack them at most once a kernel.
+
+        Returns
+        -------
+        FrozenLSTM
+            The same call, `step` and `explain`; later changes of `params` do not reach it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> fast = xplstm.LSTM(3, 2, rng=0).freeze()
+        >>> y_t, state = fast.step(np.ones((4, 3), dtype="float32"))
+        """
+        home, layers = self._open()
+        copies = tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
+        return FrozenLSTM(self._stack, home, copies)
+
+    def trace(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> LSTMTrace:
+        """Every gate and state of every step, layer and direction, by the reference kernel.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        LSTMTrace
+            i, f, g, o, c of shape (L*D, T, B, H) and h of (L*D, T, B, H or P); T and B as in x.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> lstm = xplstm.LSTM(3, 2, rng=0)
+        >>> lstm.trace(np.ones((5, 4, 3), dtype="float32")).f.shape
+        (1, 5, 4, 2)
+        """
+        home, layers = self._open()
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        return LSTMTrace(*_stack.trace(self._stack, call, layers))
+
+    def explain(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> Explanation:
+        """Say which kernel would run this call, and why not each faster one.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        Explanation
+            Prints as a short text.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> print(xplstm.LSTM(3, 2, dtype="float16").explain(np.ones((5, 4, 3), dtype="float16")))
+        layer 0: reference
+          not numpy_inplace: dtype float16 is neither float32 nor float64
+        canonical sums: no
+        """
+        call = _stack.enter(self._stack, self._home(), x, state, lengths, mask)
+        return _stack.explain(self._stack, call)
+
+
+class FrozenLSTM:
+    """An LSTM whose parameters are its own copies, packed for the kernels that have run.
+
+    Made by `LSTM.freeze`; read-only.
+    """
+
+    def __init__(self, stack: _stack.Stack, home: Home, layers: _stack.Layers) -> None:
+        self._stack = stack
+        self._where = home
+        self._layers = layers
+        self._packed: dict[tuple[str, int], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"FrozenLSTM{self._stack.arguments()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the array library's module, which is no value, and what can be packed again."""
+        return {"_stack": self._stack, "_layers": self._layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        first = state["_layers"][0][0]
+        self.__init__(state["_stack"], _checks.home(first._asdict()), state["_layers"])  # type: ignore[misc]
+
+    def __call__(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, LSTMState]:
+        """Run all layers over a sequence, as `LSTM` does.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call of `LSTM`.
+
+        Returns
+        -------
+        y : array
+            As from `LSTM`.
+        state : LSTMState
+            As from `LSTM`.
+        """
+        call = _stack.enter(self._stack, self._where, x, state, lengths, mask)
+        return _stack.forward(self._stack, call, self._prepare)
+
+    def step(
+        self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
+    ) -> tuple[Array, LSTMState]:
+        """Run one step of all layers, as `LSTM.step` does.
+
+        Parameters
+        ----------
+        x_t, state
+            As for `LSTM.step`.
+
+        Returns
+        -------
+        y_t : array
+            As from `LSTM.step`.
+        state : LSTMState
+            What the next step goes on from.
+        """
+        return _stack.step(self._stack, self._where, x_t, state, self._prepare)
+
+    def explain(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> Explanation:
+        """Say which kernel would run this call, as `LSTM.explain` does.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        Explanation
+            Prints as a short text.
+        """
+        call = _stack.enter(self._stack, self._where, x, state, lengths, mask)
+        return _stack.explain(self._stack, call)
+
+    def _prepare(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
+        """The layer's packed weights: safe to keep, because nobody else can write to these copies."""
+        key = (kernel.name, layer)
+        if key not in self._packed:
+            self._packed[key] = kernel.prepare(problem, self._layers[layer])
+        return self._packed[key]
