@@ -205,6 +205,49 @@ def test_zoneout_keeps_old_values_as_often_as_asked() -> None:
     np.testing.assert_allclose(expected, 0.3 * a["c_0"] + 0.7 * new, rtol=0, atol=1e-14)
 
 
+def test_each_direction_has_its_own_functions() -> None:
+    by_direction = VARIANTS["activations_by_direction"]
+    made = case(by_direction, "ragged")
+    lstm, a = made.lstm(), made.arrays()
+    y, (h_n, _) = lstm(a["x"], (a["h_0"], a["c_0"]), **made.valid())
+    for d, suffix in enumerate(("_l0", "_l0_reverse")):
+        p = xplstm.LSTMParams(*(lstm.params.get(f + suffix) for f in xplstm.LSTMParams._fields))
+        alone = Variant(activations=by_direction.activations[3 * d : 3 * d + 3])
+        state, H = (a["h_0"][d], a["c_0"][d]), made.H
+        want, end = xplstm.lstm(a["x"], p, state, reverse=d == 1, variant=alone, **made.valid())
+        np.testing.assert_array_equal(y[..., d * H : (d + 1) * H], want)
+        np.testing.assert_array_equal(h_n[d], end.h)
+
+
+def test_each_layer_and_direction_draws_its_own_masks() -> None:
+    """A unit of c that is held at the only step is the old one, bit for bit."""
+    made = Case(T=1, options={"bidirectional": True, "num_layers": 2, "variant": Variant(zoneout_c=0.5)})
+    a = made.arrays()
+    _, (_, c_n), _ = made.lstm().vjp(a["x"], (a["h_0"], a["c_0"]), rng=4)
+    for row in range(4):
+        held = uniform((made.B, made.H), draw_key(4), Purpose.ZONEOUT_C, row, 0) < 0.5
+        np.testing.assert_array_equal(c_n[row] == a["c_0"][row], held)
+
+
+def test_layer_normalisation_is_that_of_its_formula() -> None:
+    """Small inputs, so that the constant under the root is seen."""
+    made = case(Variant(layer_norm=True), "one direction")
+    lstm, a = distinct(made), made.arrays()
+    x, (h, c), p = 1e-3 * a["x"][:1], (1e-3 * a["h_0"], 1e-3 * a["c_0"]), lstm.params
+
+    def norm(v: np.ndarray) -> np.ndarray:
+        return (v - v.mean(-1, keepdims=True)) / np.sqrt(v.var(-1, keepdims=True) + 1e-5)
+
+    z = norm(x[0] @ p["weight_ih_l0"].T) * p["gain_ih_l0"] + p["bias_ih_l0"]
+    z = z + norm(h[0] @ p["weight_hh_l0"].T) * p["gain_hh_l0"] + p["bias_hh_l0"]
+    i, f, g, o = np.split(z, 4, axis=-1)
+    c_1 = c[0] / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+    want = np.tanh(norm(c_1) * p["gain_c_l0"] + p["bias_c_l0"]) / (1 + np.exp(-o))
+    y, (_, c_n) = lstm(x, (h, c))
+    np.testing.assert_allclose(y[0], want, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(c_n[0], c_1, rtol=0, atol=1e-14)
+
+
 def test_recurrent_dropout_drops_the_same_units_at_every_step() -> None:
     """With an identity for every function, no input and W_hh alone, a dropped unit never acts."""
     H = 6
