@@ -229,6 +229,19 @@ def test_each_layer_and_direction_draws_its_own_masks() -> None:
         np.testing.assert_array_equal(c_n[row] == a["c_0"][row], held)
 
 
+def test_each_direction_drops_its_own_weights_and_each_layer_its_own_inputs() -> None:
+    """What is dropped has no gradient, and by these masks no other."""
+    made = Case(options={"bidirectional": True, "num_layers": 2, "weight_dropout": 0.5, "input_dropout": 0.5})
+    a, key = made.arrays(), draw_key(4)
+    got = run(made.lstm(), a, rng=4)
+    for row, name in enumerate(("_l0", "_l0_reverse", "_l1", "_l1_reverse")):
+        dweight = got.dparams[f"weight_hh{name}"]
+        kept = uniform(dweight.shape, key, Purpose.WEIGHT, row) >= 0.5
+        np.testing.assert_array_equal(dweight != 0, kept)
+    kept = uniform((made.B, made.I), key, Purpose.INPUT, 0) >= 0.5
+    np.testing.assert_array_equal(got.dx != 0, np.broadcast_to(kept, got.dx.shape))
+
+
 def test_layer_normalisation_is_that_of_its_formula() -> None:
     """Small inputs, so that the constant under the root is seen."""
     made = case(Variant(layer_norm=True), "one direction")
