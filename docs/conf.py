@@ -57,12 +57,16 @@ numpydoc_validation_exclude = {
         "Checkpoint",
         "Explanation",
         "FrozenLSTM",
+        "GradientReport",
+        "GradientRow",
         "History",
+        "Hypothesis",
         "LSTMParams",
         "LSTMState",
         "LSTMTrace",
         "Model",
         "Optimizer",
+        "Ragged",
     )
 }
 

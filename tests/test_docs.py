@@ -35,6 +35,16 @@ def backends_needed() -> dict[Snippet, frozenset[str]]:
     return needs
 
 
+def packages_of(page: str) -> set[str]:
+    """Top-level packages that a page's programs import."""
+    nodes = [n for snippet in PROGRAMS if snippet.page == page for n in ast.walk(ast.parse(snippet.code))]
+    names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
+# What carries the data of the guides, and is not there for every Python that the tests run on.
+DATA = {"sklearn", "statsmodels"}
 NEEDS = backends_needed()
 RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
 
@@ -45,6 +55,8 @@ RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.
 def test_python_runs(page, backends, request, tmp_path, monkeypatch):
     """A page's programs in order, in one namespace: all that need no other backend than these."""
     request.node.user_properties.append(("backend", backends[0] if backends else "numpy"))
+    for package in DATA & packages_of(page):
+        pytest.importorskip(package, reason=f"{page} needs {package}: pip install 'xplstm[guides]'")
     for backend in backends:
         open_backend(backend)
     monkeypatch.chdir(tmp_path)
@@ -67,7 +79,11 @@ def run(snippet: Snippet, namespace: dict[str, object]) -> None:
     assert not failed, "".join(report)
 
 
-@pytest.mark.parametrize("program", sorted((ROOT / "docs" / "figures").glob("*.py")), ids=lambda p: p.stem)
+# A picture of a model that is trained has other numbers on every machine, and is no SVG.
+FIGURES = [p for p in sorted((ROOT / "docs" / "figures").glob("*.py")) if p.with_suffix(".svg").exists()]
+
+
+@pytest.mark.parametrize("program", FIGURES, ids=lambda p: p.stem)
 def test_figure_shows_what_the_library_computes(program, tmp_path):
     drawn = tmp_path / "drawn.svg"
     runpy.run_path(str(program))["draw"](drawn)
@@ -76,6 +92,14 @@ def test_figure_shows_what_the_library_computes(program, tmp_path):
     new, old = (re.sub(r"\b[mp][0-9a-f]{10}\b", "", p.read_text(encoding="utf-8")) for p in (drawn, kept))
     if f"Matplotlib v{matplotlib.__version__}," in old:
         assert new == old, f"python {program.relative_to(ROOT)} draws it anew"
+
+
+@pytest.mark.parametrize("page", sorted({s.page for s in PROGRAMS if ".savefig(" in s.text}))
+def test_a_page_shows_what_it_draws(page):
+    drawn = re.findall(r'\.savefig\("([^"]+)"', PAGES[page])
+    shown = re.findall(r"!\[[^\]]+\]\(\.\./figures/([^)]+)\)", PAGES[page])
+    assert drawn == shown
+    assert all((ROOT / "docs" / "figures" / name).exists() for name in shown)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

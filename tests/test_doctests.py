@@ -15,12 +15,16 @@ from tests.pages import PAGES
 
 MODULES = ["xplstm", *(info.name for info in pkgutil.walk_packages(xplstm.__path__, "xplstm."))]
 MODULES.remove("xplstm.__main__")
-FOR_USERS = ("xplstm", *(f"xplstm.{name}" for name in ("init", "losses", "models", "optim", "training")))
+ROOMS = ("init", "losses", "models", "optim", "training", "testing", "plots")
+FORMS = ("io.gates", "io.columns", "io.layers", "io.cell")
+FOR_USERS = ("xplstm", *(f"xplstm.{name}" for name in (*ROOMS, *FORMS)))
 # A user is handed these, or writes a class like them; the examples stand where that happens.
 ELSEWHERE = {
     "Checkpoint",
     "Explanation",
     "FrozenLSTM",
+    "GradientReport",
+    "GradientRow",
     "History",
     "LSTMTrace",
     "Model",

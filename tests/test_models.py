@@ -198,6 +198,35 @@ def test_characters_come_as_often_as_their_probability():
             assert abs(text.count(character) / 2000 - probability) < 4 * deviation + 1e-3
 
 
+@pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-9}, {"top_k": 1, "temperature": 50.0}])
+def test_of_the_likeliest_alone_only_one_text_can_come(opinionated, how):
+    assert opinionated.generate("ab", 12, **how, rng=0) == greedy(opinionated, "ab", 12)
+
+
+def test_what_top_k_and_top_p_cut_off_is_never_written():
+    model = make()
+    bias = np.log([0.4, 0.05, 0.3, 0.1, 0.05, 0.05, 0.05])
+    model.params = model.params | {"linear.weight": np.zeros((7, H)), "linear.bias": bias}
+    assert set(model.generate("a", 300, rng=1)) == set(VOCAB)
+    assert set(model.generate("a", 300, top_k=2, rng=1)) == {VOCAB[0], VOCAB[2]}
+    assert set(model.generate("a", 300, top_p=0.75, rng=1)) == {VOCAB[0], VOCAB[2], VOCAB[3]}
+    assert set(model.generate("a", 300, top_k=3, top_p=0.8, rng=1)) == {VOCAB[0], VOCAB[2]}
+
+
+def test_parameters_are_saved_and_taken_over(xp, ids):
+    other = make(xp=xp.xp, rng=4)
+    other.load_state_dict(make().state_dict())
+    logits = _array.to_numpy(other(xp.asarray(ids))[0])
+    np.testing.assert_allclose(logits, make()(ids)[0], atol=1e-13)
+    before = other.params
+    with pytest.raises(
+        xplstm.XplstmError, match=r"2 problem\(s\).*\n.*linear.bias is missing(.*\n)*.*w is unknown"
+    ):
+        other.load_state_dict({n: a for n, a in before.items() if n != "linear.bias"} | {"w": ids})
+    assert other.to(xp="numpy", dtype="float32") is other
+    assert {type(a) for a in other.params.values()} == {np.ndarray}
+
+
 def test_a_seed_decides_the_text_on_every_backend(xp, request):
     expected = make().generate("ba", 9, rng=7)
     assert make(xp=xp.xp).generate("ba", 9, rng=np.random.default_rng(7)) == expected
@@ -223,6 +252,8 @@ BAD = [
     (lambda: make().generate("a", -1), "length=-1 must be at least 0"),
     (lambda: make().generate("a", 3, temperature=-0.1), r"temperature=-0.1 must be in \[0, inf\)"),
     (lambda: make().generate("a", 3, temperature=math.nan), "temperature=nan"),
+    (lambda: make().generate("a", 3, top_k=0), "top_k=0 must be at least 1"),
+    (lambda: make().generate("a", 0, top_p=0.0), r"top_p=0.0 must be in \(0, 1\]"),
     (lambda: setattr(make(), "params", {"linear.bias": np.zeros(7)}), "missing .*embedding.weight"),
     (lambda: setattr(make(), "params", make().params | {"w": np.zeros(7)}), r"unknown \['w'\]"),
 ]

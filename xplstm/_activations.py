@@ -114,3 +114,13 @@ def _constants(activation: Activation, function: Function) -> tuple[float, float
     alpha = function.alpha if activation.alpha is None else activation.alpha
     beta = function.beta if activation.beta is None else activation.beta
     return alpha or 0.0, beta or 0.0
+
+
+def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
+    """`a` within the bound, if there is one."""
+    return a if bound is None else xp.clip(a, -bound, bound)
+
+
+def clipped_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:
+    """Nothing passes back where `a` was clipped."""
+    return da if bound is None else xp.where(xp.abs(a) <= bound, da, xp.zeros_like(da))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xplstm import _array
 from xplstm._typing import Array
 
 MERGES = ("concat", "sum", "mean", "product", "none")
@@ -18,20 +19,25 @@ def forward(merge: str, y: Array) -> Array:
         return y
     first, second = _halves(y)
     if merge == "product":
-        return first * second
-    return first + second if merge == "sum" else (first + second) * 0.5
+        merged = first * second
+    else:
+        merged = first + second if merge == "sum" else (first + second) * 0.5
+    return _array.narrow(merged, _array.dtype_name(y.dtype))
 
 
 def backward(merge: str, y: Array, dy: Array) -> tuple[Array, ...]:
-    """Gradients by each direction's part of `y`, side by side along the last axis."""
+    """Gradients by each direction's part of `y`, to stand side by side along the last axis."""
     if merge in ("concat", "none"):
         return (dy,)
-    if merge == "product":
-        first, second = _halves(y)
-        return dy * second, dy * first
-    return (dy, dy) if merge == "sum" else (dy * 0.5, dy * 0.5)
+    if merge == "sum":
+        return (dy, dy)
+    first, second = _halves(y)
+    wide = _array.widen(dy)
+    parts = (wide * second, wide * first) if merge == "product" else (wide * 0.5, wide * 0.5)
+    return tuple(_array.narrow(part, _array.dtype_name(dy.dtype)) for part in parts)
 
 
 def _halves(y: Array) -> tuple[Array, Array]:
-    P = y.shape[-1] // 2
+    """Each direction's part, half precision widened, so that a result is rounded once."""
+    P, y = y.shape[-1] // 2, _array.widen(y)
     return y[..., :P], y[..., P:]

@@ -22,9 +22,9 @@ class LSTMParams(NamedTuple):
     weight_hr : array, shape (P, H), or None
         The projection from the hidden units to the state h.
     weight_ch : array, shape (3H,), or None
-        Peepholes from c to the gates i, f and o, with `Variant.peepholes` alone.
+        Peepholes from c to the gates i, f and o, with the variant's peepholes alone.
     gain_ih, gain_hh : array, shape (4H,), or None
-        Scales after the normalisation of ``W_ih x`` and ``W_hh h``, with `Variant.layer_norm` alone.
+        Scales after the normalisation of ``W_ih x`` and ``W_hh h``, with the variant's layer_norm alone.
     gain_c, bias_c : array, shape (H,), or None
         Scale and shift after that of c, likewise; bias_c only beside the other biases.
 
@@ -98,7 +98,7 @@ class Variant(NamedTuple):
 
     The order of all of it within a step, with sources, stands in :doc:`/variants`.
 
-    Attributes
+    Parameters
     ----------
     peepholes : bool, default False
         i and f see the old c, o sees the new one, unit by unit; Gers and Schmidhuber (2000).
@@ -155,6 +155,11 @@ class Simple(NamedTuple):
     nonlinearity: str
     output: bool
     """Whether an output of the hidden units recurs (Jordan), or they themselves do (Elman)."""
+    alpha: float | None = None
+    beta: float | None = None
+    """The nonlinearity's constants, where it has them."""
+    clip: float | None = None
+    """Bound of what goes into it."""
 
     def __str__(self) -> str:
         return "a Jordan network" if self.output else "an Elman network"
@@ -280,7 +285,7 @@ class LSTMState(NamedTuple):
         Returns
         -------
         LSTMState
-            Of the same library, device, dtype and sizes, with `count` rows.
+            Of the same library, device, dtype and sizes.
 
         Raises
         ------

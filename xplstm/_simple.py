@@ -1,4 +1,4 @@
-"""The equations of simple recurrent networks: one tanh or ReLU a step, and no cell state.
+"""The equations of simple recurrent networks: one nonlinearity a step, and no cell state.
 
 Elman (1990)::
 
@@ -44,7 +44,8 @@ class SimpleCell:
 
     def __init__(self, problem: Problem) -> None:
         assert isinstance(problem.variant, Simple)
-        self.activation = Activation(problem.variant.nonlinearity)
+        nonlinearity, _, alpha, beta, self.clip = problem.variant
+        self.activation = Activation(nonlinearity, alpha, beta)
 
     def project_input(self, x: Array, p: RNNParams) -> Array:
         """``W_ih x + b_ih + b_hh``."""
@@ -56,7 +57,7 @@ class SimpleCell:
     ) -> tuple[Array, Array, Step]:
         """One step; `c` is empty and passes through."""
         z = zx + h @ p.weight_hh.T
-        a = _activations.value(xp, self.activation, z)
+        a = _activations.value(xp, self.activation, _activations.clipped(xp, z, self.clip))
         return self.output(a, p), c, Step(z, a, h)
 
     def output(self, a: Array, p: RNNParams) -> Array:
@@ -72,7 +73,10 @@ class SimpleCell:
         """One step back."""
         z, a, h_prev = step
         da = dh if p.weight_hr is None else dh @ p.weight_hr
-        dz = da * _activations.slope(xp, self.activation, z, a)
+        seen = _activations.clipped(xp, z, self.clip)
+        dz = _activations.clipped_back(
+            xp, da * _activations.slope(xp, self.activation, seen, a), z, self.clip
+        )
         rows = Rows(dz, h_prev, None, None) if p.weight_hr is None else Rows(dz, h_prev, a, dh)
         return rows, dz @ p.weight_hh, dc
 

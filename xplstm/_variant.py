@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from xplstm import _array
-from xplstm._activations import slope, value
+from xplstm._activations import clipped, clipped_back, slope, value
 from xplstm._cell import Gates, project_output
 from xplstm._dropout import Purpose, hold_mask, scaled_mask
 from xplstm._params import Activation, LSTMParams, Problem, Variant
@@ -224,16 +224,6 @@ def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Arra
     da = da * gain
     along = xp.mean(da * unit, axis=-1, keepdims=True)
     return (da - xp.mean(da, axis=-1, keepdims=True) - unit * along) / deviation
-
-
-def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
-    """`a` within the bound, if there is one."""
-    return a if bound is None else xp.clip(a, -bound, bound)
-
-
-def clipped_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:
-    """Nothing passes back where `a` was clipped."""
-    return da if bound is None else xp.where(xp.abs(a) <= bound, da, xp.zeros_like(da))
 
 
 def _blocks(a: Array, count: int) -> tuple[Array, ...]:

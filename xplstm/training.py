@@ -23,10 +23,20 @@ from xplstm._saved_run import (
     load_checkpoint,
     save_checkpoint,
 )
+from xplstm._stateful import StatefulTrainer
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
 
-__all__ = ["Checkpoint", "History", "Model", "Streams", "fit", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "History",
+    "Model",
+    "StatefulTrainer",
+    "Streams",
+    "fit",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 Batch: TypeAlias = tuple[Any, Any]
 Batches: TypeAlias = Sequence[Batch]

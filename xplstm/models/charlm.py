@@ -1,23 +1,22 @@
-"""Whole models: `CharLM`, which learns to write text character by character."""
+"""Many to many: a language model of characters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _checks, losses
+from xplstm import _checks, losses
 from xplstm._errors import ArgumentError
 from xplstm._params import LSTMState
 from xplstm._typing import Array, Device, Namespace
+from xplstm.models import _vocabulary, decoding
+from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
-Params: TypeAlias = dict[str, Array]
-State: TypeAlias = "LSTMState | tuple[Array, ...] | None"
 
-
-class CharLM:
+class CharLM(Composite):
     """Embedding, stacked LSTM, linear: the probability of each next character.
 
     The source documents' CharLSTM, time-major. Trained by
@@ -61,6 +60,8 @@ class CharLM:
     ['embedding.weight', 'linear.bias']
     """
 
+    _parts = ("embedding", "lstm", "linear")
+
     def __init__(
         self,
         vocab: str | Sequence[str],
@@ -75,10 +76,7 @@ class CharLM:
         rng: int | np.random.Generator | None = None,
     ) -> None:
         self.vocab = tuple(vocab)
-        self._ids = {character: number for number, character in enumerate(self.vocab)}
-        if not self.vocab or len(self._ids) < len(self.vocab):
-            msg = f"vocab={vocab!r} must have at least 1 character, and none twice"
-            raise ArgumentError(msg)
+        self._ids = _vocabulary.numbered("vocab", vocab)
         width = _checks.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
         rng = np.random.default_rng(rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
@@ -86,22 +84,6 @@ class CharLM:
         self.lstm = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
         self.dropout = Dropout(dropout)
         self.linear = Linear(hidden_size, len(self.vocab), **where)
-
-    @property
-    def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
-        """The layers that have parameters, by their prefix."""
-        return {"embedding": self.embedding, "lstm": self.lstm, "linear": self.linear}
-
-    @property
-    def params(self) -> Params:
-        """All parameters by name."""
-        return _prefixed({prefix: layer.params for prefix, layer in self._layers.items()})
-
-    @params.setter
-    def params(self, params: Mapping[str, Array]) -> None:
-        _checks.names(params, self.params)
-        for prefix, layer in self._layers.items():
-            layer.params = {name: params[f"{prefix}.{name}"] for name in layer.shapes}
 
     def encode(self, text: str) -> Array:
         """Ids of the characters of `text`.
@@ -126,13 +108,7 @@ class CharLM:
         >>> CharLM("abc", 8).encode("cab")
         array([2, 0, 1])
         """
-        strange = sorted(set(text) - self._ids.keys())
-        if strange:
-            msg = f"text has characters that vocab lacks: {''.join(strange)!r}"
-            raise ArgumentError(msg)
-        ids = np.asarray([self._ids[character] for character in text], dtype=np.int64)
-        weight = self.embedding.params["weight"]
-        return _array.asarray(ids, _array.namespace(weight, "weight"), _array.device(weight))
+        return self._here(_vocabulary.numbers(text, self._ids, "vocab"))
 
     def __call__(self, ids: Array, state: State = None) -> tuple[Array, LSTMState]:
         """Give the logits of the character after each one.
@@ -231,7 +207,7 @@ class CharLM:
         def pullback() -> Params:
             dy, dlinear = linear_pullback(loss_pullback())
             dx, _, dlstm = lstm_pullback(dropout_pullback(dy))
-            return _prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
+            return prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
 
         return loss, state, pullback
 
@@ -241,6 +217,8 @@ class CharLM:
         length: int,
         *,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> str:
         """Go on writing.
@@ -253,6 +231,11 @@ class CharLM:
             Characters to write, at least 0.
         temperature : float, optional
             At least 0. Below 1 the likely becomes more likely; 0 always takes the likeliest.
+        top_k : int, optional
+            Draw from the k likeliest characters alone; at least 1.
+        top_p : float, optional
+            Draw from the fewest characters that together reach this probability; in (0, 1].
+            How the three go together says `sample`.
         rng : int or numpy.random.Generator, optional
             What the characters are drawn with.
 
@@ -279,35 +262,14 @@ class CharLM:
         if length < 0:
             msg = f"length={length} must be at least 0"
             raise ArgumentError(msg)
-        if not 0 <= temperature < float("inf"):
-            msg = f"temperature={temperature} must be in [0, inf)"
-            raise ArgumentError(msg)
+        how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        decoding.check_sampling(**how)
         rng = np.random.default_rng(rng)
         lstm = self.lstm.freeze()
         logits, state = self(self.encode(prompt))
         last, written = logits[-1, ...], ""
         for _ in range(length):
-            written += self.vocab[_draw(_array.to_numpy(last), temperature, rng)]
+            written += self.vocab[int(decoding.sample(last, **how, rng=rng))]
             y, state = lstm.step(self.embedding(self.encode(written[-1]))[0, ...], state)
             last = self.linear(y)
         return written
-
-
-def _prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
-    """One dict of several, with names such as ``lstm.weight_ih_l0``."""
-    return {f"{prefix}.{name}": a for prefix, named in groups.items() for name, a in named.items()}
-
-
-def _draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
-    """Draw from softmax(logits / temperature).
-
-    The largest logit is taken off before the division, so that a temperature near
-    zero gives minus infinity for the others, never infinity minus infinity.
-    """
-    z = logits.astype(np.float64)
-    z -= z.max()
-    if temperature == 0:
-        return int(z.argmax())
-    with np.errstate(over="ignore"):
-        p = np.exp(z / temperature)
-    return int(rng.choice(len(p), p=p / p.sum()))

@@ -1,0 +1,175 @@
+"""One layer trained by hand: run, take gradients back, update, begin anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from xplstm import _checks
+from xplstm._errors import ArgumentError
+from xplstm._params import LSTMState
+from xplstm._typing import Array
+from xplstm.optim import Optimizer, clip_by_global_norm
+
+
+class Recurrent(Protocol):
+    """What `StatefulTrainer` needs of a layer, such as `xplstm.LSTM`."""
+
+    params: dict[str, Array]
+
+    def vjp(self, x: Array, state: Any = None, **options: Any) -> tuple[Array, Any, Callable[..., Any]]:
+        """Run from `state`, and return y, the state after, and the pullback of both."""
+        ...
+
+
+class StatefulTrainer:
+    """Train a recurrent layer by four calls: `forward`, `backward`, `update` and `reset_state`.
+
+    The state goes from one `forward` to the next, as in a stream, and `backward`
+    takes the error back through all of them: through time, one step a call or
+    many. What comes before the last `backward` is cut off: backpropagation is
+    truncated where it is called. For data in batches `fit` does the same,
+    with a progress bar and checkpoints.
+
+    Parameters
+    ----------
+    lstm : LSTM
+        Or any layer with `params`, and ``vjp(x, state, ...) -> y, state, pullback``.
+    optimizer : Optimizer
+    max_norm : float, optional
+        Bound of the gradients' global norm (`xplstm.optim.clip_by_global_norm`), above 0.
+
+    Attributes
+    ----------
+    state : LSTMState or None
+        Where the next `forward` goes on; None for zeros.
+    grads : dict of str to array, or None
+        Sum of the gradients since the last `update`.
+
+    Raises
+    ------
+    ArgumentError
+        If `max_norm` is not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm import optim
+    >>> from xplstm.training import StatefulTrainer
+    >>> trainer = StatefulTrainer(xplstm.LSTM(3, 2, rng=0), optim.Adam(0.1))
+    >>> for _ in range(100):
+    ...     trainer.reset_state()
+    ...     for x_t in np.eye(3, dtype="float32"):
+    ...         y = trainer.forward(x_t[None])
+    ...     dx = trainer.backward(y - np.asarray([[0.5, -0.5]], dtype="float32"))
+    ...     trainer.update()
+    >>> bool(abs(y - np.asarray([[0.5, -0.5]])).max() < 0.01)
+    True
+    """
+
+    def __init__(self, lstm: Recurrent, optimizer: Optimizer, *, max_norm: float | None = None) -> None:
+        self.lstm, self.optimizer = lstm, optimizer
+        self.max_norm = None if max_norm is None else _checks.positive("max_norm", max_norm)
+        self.state: Any = None
+        self.grads: dict[str, Array] | None = None
+        self._pullbacks: list[Callable[..., Any]] = []
+
+    def forward(self, x: Array, **options: Any) -> Array:
+        """Run from the present state, and remember the way back.
+
+        Parameters
+        ----------
+        x : array
+            As for the layer: one step or many.
+        **options
+            Of the layer's ``vjp``: ``lengths=``, ``mask=``, ``rng=`` for dropout, ``checkpoint=``.
+
+        Returns
+        -------
+        array
+            The layer's y.
+        """
+        y, self.state, pullback = self.lstm.vjp(x, self.state, **options)
+        self._pullbacks.append(pullback)
+        return y
+
+    def backward(self, dy: Array | Sequence[Array | None], dstate_n: Any = None) -> list[Array]:
+        """Take an error back through every `forward` since the last `backward` or `reset_state`.
+
+        The parameters' gradients are added to `grads`.
+
+        Parameters
+        ----------
+        dy : array, or list of array or None
+            Gradient by what the last `forward` gave; or a list with one for each `forward`.
+        dstate_n : LSTMState, optional
+            Gradient by the present state.
+
+        Returns
+        -------
+        list of array
+            Gradients by each x, in the order of the `forward` calls.
+
+        Raises
+        ------
+        ArgumentError
+            If there was no `forward`, or `dy` is a list of another length.
+        """
+        count = len(self._pullbacks)
+        if not count:
+            msg = "backward needs a forward since the last backward or reset_state"
+            raise ArgumentError(msg)
+        dys = list(dy) if isinstance(dy, list | tuple) else [*[None] * (count - 1), dy]
+        if len(dys) != count:
+            msg = f"dy has {len(dys)} gradients, expected {count}: one for each forward"
+            raise ArgumentError(msg)
+        dxs: list[Array] = []
+        for pullback, dy_t in zip(reversed(self._pullbacks), reversed(dys), strict=True):
+            dx, dstate_n, dparams = pullback(dy_t, dstate_n)
+            dxs.insert(0, dx)
+            self._add(dparams)
+        self._pullbacks = []
+        return dxs
+
+    def update(self) -> None:
+        """Let the optimiser move the parameters by what `backward` has added up since the last time.
+
+        Raises
+        ------
+        ArgumentError
+            If there was no `backward`, or a `forward` waits for its `backward`: its way back
+            belongs to the parameters that there are.
+        """
+        if self.grads is None:
+            msg = "update needs a backward since the last update"
+            raise ArgumentError(msg)
+        if self._pullbacks:
+            count = len(self._pullbacks)
+            msg = f"update would change the parameters of {count} forward calls not yet taken back"
+            raise ArgumentError(msg)
+        grads = self.grads
+        if self.max_norm is not None:
+            grads, _ = clip_by_global_norm(grads, self.max_norm)
+        self.lstm.params = self.optimizer.update(self.lstm.params, grads)
+        self.grads = None
+
+    def reset_state(self, rows: Any = None) -> None:
+        """Begin anew from zeros; what was not taken back is forgotten.
+
+        Parameters
+        ----------
+        rows : int, integers or booleans, optional
+            Members of the batch that begin anew, as for `LSTMState.reset`; all if left out.
+        """
+        self._pullbacks = []
+        if rows is None:
+            self.state = None
+        elif self.state is not None:
+            self.state = LSTMState(*self.state).reset(rows)
+
+    def _add(self, dparams: dict[str, Array]) -> None:
+        if self.grads is None:
+            self.grads = dparams
+        else:
+            self.grads = {name: a + dparams[name] for name, a in self.grads.items()}

@@ -1,0 +1,60 @@
+"""One step, called as the cell of PyTorch 0.4 was: weights as arguments, either bias or none."""
+
+from __future__ import annotations
+
+from xplstm import _array, _checks
+from xplstm._params import LSTMParams, LSTMState
+from xplstm._typing import Array
+from xplstm.functional import lstm
+
+
+def lstm_cell(
+    x: Array,
+    state: LSTMState | tuple[Array, Array],
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+) -> LSTMState:
+    """Run one step of one layer.
+
+    Takes by position what ``LSTMCell`` of PyTorch 0.4 called input, hidden,
+    w_ih, w_hh, b_ih and b_hh, and gives what it gave: hy and cy.
+
+    Parameters
+    ----------
+    x : array, shape (B, I)
+    state : (h, c)
+        Shapes (B, H).
+    weight_ih : array, shape (4H, I)
+    weight_hh : array, shape (4H, H)
+    bias_ih, bias_hh : array, shape (4H,), optional
+        Both, either or none.
+
+    Returns
+    -------
+    LSTMState
+        h and c after the step.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.io.cell import lstm_cell
+    >>> hidden = np.zeros((4, 2)), np.zeros((4, 2))
+    >>> hy, cy = lstm_cell(np.ones((4, 3)), hidden, np.ones((8, 3)), np.ones((8, 2)))
+    >>> hy.shape
+    (4, 2)
+    """
+    if (bias_ih is None) != (bias_hh is None):
+        xp = _array.namespace(weight_hh, "weight_hh")
+        zeros = xp.zeros(weight_hh.shape[:1], dtype=weight_hh.dtype, device=_array.device(weight_hh))
+        bias_ih, bias_hh = (zeros if bias is None else bias for bias in (bias_ih, bias_hh))
+    params = LSTMParams(weight_ih, weight_hh, bias_ih, bias_hh)
+    x = _checks.array("x", x, _checks.home(params._asdict()), ("B", "I"), "one step")
+    _, state_n = lstm(x[None, ...], params, state)
+    return state_n

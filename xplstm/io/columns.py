@@ -1,0 +1,160 @@
+"""Column vectors: states, steps and sequences in the shapes of hand-written LSTMs.
+
+Here each member of the batch is a row, there a column. The names are those of
+the source documents: `forward` is one step, `forward_sequence` a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xplstm import _array, _checks
+from xplstm._errors import ShapeError
+from xplstm._params import LSTMParams, LSTMState
+from xplstm._typing import Array
+from xplstm.functional import lstm
+
+
+def from_columns(h: Array, c: Array) -> LSTMState:
+    """Read a state whose rows of the batch stand as columns.
+
+    Parameters
+    ----------
+    h, c : array, shape (H, B)
+        B = 1 for a single column vector.
+
+    Returns
+    -------
+    LSTMState
+        h and c of shape (B, H), as `xplstm.lstm` takes them; with ``[None]`` in front, as `xplstm.LSTM` does.
+
+    Raises
+    ------
+    ShapeError
+        If one has not two axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.io import columns
+    >>> columns.from_columns(np.zeros((5, 1)), np.zeros((5, 1))).h.shape
+    (1, 5)
+    """
+    for name, a in (("h", h), ("c", c)):
+        if a.ndim != 2:
+            msg = f"{name} has shape {tuple(a.shape)}, expected (H, B): column vectors"
+            raise ShapeError(msg)
+    return LSTMState(h.T, c.T)
+
+
+def to_columns(state: LSTMState | tuple[Array, Array]) -> tuple[Array, Array]:
+    """Write a state of `xplstm.lstm` with the rows of the batch as columns.
+
+    Parameters
+    ----------
+    state : (h, c)
+        Shapes (B, H).
+
+    Returns
+    -------
+    h : array, shape (H, B)
+    c : array, shape (H, B)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.io import columns
+    >>> h, c = columns.to_columns((np.zeros((1, 5)), np.zeros((1, 5))))
+    >>> h.shape
+    (5, 1)
+    """
+    h, c = _checks.state("state", state)
+    return tuple(from_columns(h, c))  # a transpose is its own inverse
+
+
+def forward(x: Array, h_prev: Array, c_prev: Array, params: LSTMParams) -> tuple[Array, Array]:
+    """Run one step on column vectors.
+
+    Parameters
+    ----------
+    x : array, shape (I, 1), or (I, B) for several at once
+    h_prev, c_prev : array, shape (H, 1), or (H, B)
+    params : LSTMParams
+        As from `xplstm.io.gates`.
+
+    Returns
+    -------
+    h : array, shape of h_prev
+    c : array, shape of c_prev
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.io import columns
+    >>> params = xplstm.LSTMParams(np.ones((20, 3)), np.ones((20, 5)))
+    >>> h, c = columns.forward(np.ones((3, 1)), np.zeros((5, 1)), np.zeros((5, 1)), params)
+    >>> h.shape, c.shape
+    ((5, 1), (5, 1))
+    """
+    home = _checks.home(params._asdict())
+    x = _checks.array("x", x, home, (params.weight_ih.shape[1], "B"), "column vectors of input_size")
+    B, H, outputs = x.shape[1], params.weight_hh.shape[0] // 4, params.weight_hh.shape[1]
+    h_prev = _checks.array("h_prev", h_prev, home, (outputs, B), "column vectors, as many as x has")
+    c_prev = _checks.array("c_prev", c_prev, home, (H, B), "column vectors, as many as x has")
+    _, state = lstm(x.T[None, ...], params, from_columns(h_prev, c_prev))
+    return to_columns(state)
+
+
+def forward_sequence(X: Array | Sequence[Array], params: LSTMParams) -> Array:
+    """Run one sequence from a zero state.
+
+    Parameters
+    ----------
+    X : array, shape (T, I) or (T, I, 1), or sequence of T arrays, shape (I,) or (I, 1)
+    params : LSTMParams
+        As from `xplstm.io.gates`.
+
+    Returns
+    -------
+    array, shape (T, H)
+        h after every step, one row a step.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.io import columns
+    >>> params = xplstm.LSTMParams(np.ones((8, 3)), np.ones((8, 2)))
+    >>> x = [np.array([[1.0], [2.0], [3.0]]), np.array([[2.0], [3.0], [4.0]])]
+    >>> columns.forward_sequence(x, params).shape
+    (2, 2)
+    """
+    home = _checks.home(params._asdict())
+    I = params.weight_ih.shape[1]
+    if isinstance(X, list | tuple):
+        X = _stacked(X, home, I)
+    shape = ("T", I, 1) if getattr(X, "ndim", 2) == 3 else ("T", I)
+    X = _checks.array("X", X, home, shape, "the second is input_size")
+    y, _ = lstm(_array.reshape(X, (X.shape[0], I)), params)
+    return y
+
+
+def _stacked(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
+    """(T, I) from vectors or column vectors."""
+    if not X:
+        return home.xp.zeros((0, I), dtype=_array.dtype_named(home.xp, home.dtype), device=home.device)
+    for t, x_t in enumerate(X):
+        shape = (I, 1) if getattr(x_t, "ndim", 1) == 2 else (I,)
+        _checks.array(f"X[{t}]", x_t, home, shape, "input_size numbers")
+    return home.xp.stack([_array.reshape(x_t, (I,)) for x_t in X], axis=0)

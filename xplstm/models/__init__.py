@@ -1,0 +1,23 @@
+"""Whole models, and what turns their logits into tokens."""
+
+from xplstm.models.batching import Ragged, one_hot, pad, windows
+from xplstm.models.charlm import CharLM
+from xplstm.models.classifier import SequenceClassifier
+from xplstm.models.decoding import Hypothesis, beam_search, probabilities, sample
+from xplstm.models.forecaster import Forecaster
+from xplstm.models.seq2seq import Seq2Seq
+
+__all__ = [
+    "CharLM",
+    "Forecaster",
+    "Hypothesis",
+    "Ragged",
+    "Seq2Seq",
+    "SequenceClassifier",
+    "beam_search",
+    "one_hot",
+    "pad",
+    "probabilities",
+    "sample",
+    "windows",
+]

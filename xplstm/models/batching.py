@@ -1,0 +1,188 @@
+"""Arrays for a model: one-hot vectors, sequences of several lengths, windows of a series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm import _array, _checks
+from xplstm._checks import Home
+from xplstm._errors import ArgumentError, ShapeError
+from xplstm._typing import Array
+
+
+def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
+    """Vectors that are 1 at one place and 0 elsewhere.
+
+    A matrix times such a vector is one of its columns: `xplstm.Embedding` looks
+    that column up instead, and is what a large vocabulary needs.
+
+    Parameters
+    ----------
+    ids : array of integers, shape (...)
+        In [0, count); on a device or traced they are not looked at, and one outside gives zeros.
+    count : int
+        At least 1.
+    dtype : {"float32", "float64", "float16", "bfloat16"}, optional
+
+    Returns
+    -------
+    array, shape (..., count)
+        Of the library and on the device of `ids`.
+
+    Raises
+    ------
+    DTypeError, ArgumentError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import one_hot
+    >>> one_hot(np.asarray([2, 0]), 3)
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
+    """
+    count, dtype = _checks.size("count", count), _checks.dtype(dtype)
+    xp, device = _array.namespace(ids, "ids"), _array.device(ids)
+    ids = _checks.ids("ids", ids, Home(xp, device, dtype), count)
+    places = xp.arange(count, dtype=ids.dtype, device=device)
+    return xp.astype(ids[..., None] == places, _array.dtype_named(xp, dtype))
+
+
+class Ragged(NamedTuple):
+    """A batch whose sequences have several lengths.
+
+    Every model takes one where it takes an array (T, B, ...), as inputs or as
+    targets with a value for each step.
+
+    Attributes
+    ----------
+    x : array, shape (T, B, ...)
+        What stands past a row's length changes nothing.
+    lengths : integers, shape (B,)
+        Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import Ragged
+    >>> batch = Ragged(np.ones((5, 3, 2)), [2, 5, 0])
+    """
+
+    x: Array
+    lengths: Any
+
+
+def pad(sequences: Sequence[Array]) -> Ragged:
+    """Lay sequences side by side, zeros after the end of each; their order stays.
+
+    Parameters
+    ----------
+    sequences : sequence of arrays, shape (T_b, ...) each
+        At least 1, of one library, device and dtype, equal in all axes but the first.
+
+    Returns
+    -------
+    Ragged
+        x of shape (max(T_b), B, ...), lengths as a NumPy array of int32.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no sequence.
+    ShapeError
+        If the other axes differ.
+    DTypeError
+        If one is no array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import pad
+    >>> batch = pad([np.asarray([7, 8]), np.asarray([9]), np.asarray([1, 2, 3])])
+    >>> batch.x
+    array([[7, 9, 1],
+           [8, 0, 2],
+           [0, 0, 3]])
+    >>> batch.lengths
+    array([2, 1, 3], dtype=int32)
+    """
+    if len(sequences) == 0:
+        msg = "sequences is empty; at least 1 is needed"
+        raise ArgumentError(msg)
+    xp = _array.namespace(sequences[0], "sequences[0]")
+    rest = tuple(sequences[0].shape[1:])
+    for number, a in enumerate(sequences):
+        _array.namespace(a, f"sequences[{number}]")
+        if a.ndim == 0 or tuple(a.shape[1:]) != rest:
+            msg = f"sequences[{number}] has shape {tuple(a.shape)}, expected {('T', *rest)}"
+            raise ShapeError(msg)
+    lengths = np.asarray([a.shape[0] for a in sequences], dtype=np.int32)
+    steps = int(lengths.max())
+
+    def filled(a: Array) -> Array:
+        zeros = xp.zeros((steps - a.shape[0], *rest), dtype=a.dtype, device=_array.device(a))
+        return xp.concat([a, zeros], axis=0)
+
+    return Ragged(xp.stack([filled(a) for a in sequences], axis=1), lengths)
+
+
+def windows(series: Array, size: int) -> tuple[Array, Array]:
+    """Every window of a series, and what follows each of its steps.
+
+    Parameters
+    ----------
+    series : array, shape (N, F)
+        N greater than `size`.
+    size : int
+        Steps of a window, at least 1.
+
+    Returns
+    -------
+    inputs : array, shape (size, N - size, F)
+        ``inputs[t, k]`` is ``series[k + t]``.
+    targets : array, shape (size, N - size, F)
+        ``targets[t, k]`` is ``series[k + t + 1]``, one step later.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        If the series is too short for one window, or has not two axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import windows
+    >>> inputs, targets = windows(np.arange(6.0)[:, None], 3)
+    >>> inputs[:, 0, 0], targets[:, 0, 0], inputs.shape
+    (array([0., 1., 2.]), array([1., 2., 3.]), (3, 3, 1))
+    """
+    _checks.size("size", size)
+    xp = _array.namespace(series, "series")
+    if series.ndim != 2:
+        msg = f"series has shape {tuple(series.shape)}, expected (N, F)"
+        raise ShapeError(msg)
+    count = series.shape[0] - size
+    if count < 1:
+        msg = f"size={size} must be less than the {series.shape[0]} steps of the series"
+        raise ArgumentError(msg)
+    steps = xp.stack([series[t : t + count, ...] for t in range(size + 1)])
+    return steps[:-1, ...], steps[1:, ...]
+
+
+def opened(inputs: Array | tuple[Array, Any]) -> Ragged:
+    """The array and the lengths, which are None where all sequences are equally long."""
+    return Ragged(*inputs) if isinstance(inputs, tuple) else Ragged(inputs, None)
+
+
+def existing(batch: Ragged) -> Array | None:
+    """Booleans (T, B), True where a row has a step; None where all have."""
+    if batch.lengths is None:
+        return None
+    xp, device = _array.namespace(batch.x, "x"), _array.device(batch.x)
+    lengths = _array.asarray(batch.lengths, xp, device, "int32")
+    steps = xp.arange(batch.x.shape[0], dtype=lengths.dtype, device=device)
+    return steps[:, None] < lengths[None, :]

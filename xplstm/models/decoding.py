@@ -1,0 +1,344 @@
+"""From logits to tokens: sampling one at a time, and beam search for a whole sequence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from xplstm import _array, _checks, _rows
+from xplstm._errors import ArgumentError
+from xplstm._typing import Array
+
+States: TypeAlias = tuple[Array, ...]
+Step: TypeAlias = Callable[[np.ndarray, States], tuple[Array, States]]
+
+
+def probabilities(
+    logits: Array, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> np.ndarray:
+    """Probabilities that `sample` draws from.
+
+    ``softmax(logits / temperature)``, of which `top_k` keeps the k largest, and
+    `top_p` after that the fewest that together reach p (nucleus sampling:
+    Holtzman et al., 2020); what is left is brought to the sum 1. Where
+    probabilities are equal, lower tokens are kept first.
+
+    Parameters
+    ----------
+    logits : array, shape (..., V)
+        Of any library and float dtype. Minus infinity forbids a token.
+    temperature : float, optional
+        At least 0. Below 1 the likely becomes more likely; 0 leaves the likeliest alone.
+        However near to 0, nothing overflows.
+    top_k : int, optional
+        At least 1; all tokens if left out.
+    top_p : float, optional
+        In (0, 1]; all tokens if left out.
+
+    Returns
+    -------
+    numpy.ndarray of float64, shape (..., V)
+        On the host, so that one seed draws the same everywhere.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range, or logits of which one is NaN or infinity
+        or all are minus infinity.
+    DTypeError
+        If `top_k` is no integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import probabilities
+    >>> logits = np.log([0.5, 0.3, 0.15, 0.05])
+    >>> probabilities(logits, top_k=2).round(3)
+    array([0.625, 0.375, 0.   , 0.   ])
+    >>> probabilities(logits, top_p=0.9).round(3)
+    array([0.526, 0.316, 0.158, 0.   ])
+    >>> probabilities(logits, temperature=1e-300)
+    array([1., 0., 0., 0.])
+    """
+    check_sampling(temperature, top_k, top_p)
+    z = _on_host(logits)
+    if temperature == 0:
+        return np.asarray(np.arange(z.shape[-1]) == z.argmax(axis=-1)[..., None], dtype=np.float64)
+    # The largest logit is 0 already, so that near temperature 0 the others become minus infinity,
+    # never infinity minus infinity.
+    with np.errstate(over="ignore"):
+        p = _normalised(np.exp(z / temperature))
+    if top_k is None and top_p in (None, 1):
+        return p
+    order = np.argsort(-p, axis=-1, kind="stable")
+    ranked = np.take_along_axis(p, order, axis=-1)
+    if top_k is not None:
+        ranked[..., top_k:] = 0
+        ranked = _normalised(ranked)
+    if top_p not in (None, 1):
+        before = np.cumsum(ranked, axis=-1) - ranked
+        ranked = _normalised(np.where(before < top_p, ranked, 0))
+    np.put_along_axis(p, order, ranked, axis=-1)
+    return p
+
+
+def sample(
+    logits: Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rng: int | np.random.Generator | None = None,
+) -> np.ndarray:
+    """Draw a token for each row of logits, each from its own distribution.
+
+    Parameters
+    ----------
+    logits : array, shape (..., V)
+        As for `probabilities`.
+    temperature : float, optional
+        As for `probabilities`.
+    top_k : int, optional
+        As for `probabilities`.
+    top_p : float, optional
+        As for `probabilities`.
+    rng : int or numpy.random.Generator, optional
+        What the tokens are drawn with.
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (...)
+        In [0, V).
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        As `probabilities`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import sample
+    >>> logits = np.asarray([[0.0, 5.0, 1.0], [9.0, 0.0, 0.0]])
+    >>> sample(logits, temperature=0)
+    array([1, 0])
+    >>> np.bincount(sample(np.zeros((1000, 2)), rng=0), minlength=2)
+    array([473, 527])
+    """
+    p = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    generator = np.random.default_rng(_checks.seed(rng))
+    if temperature == 0:
+        return np.asarray(p.argmax(axis=-1), dtype=np.int64)
+    reached = np.cumsum(p, axis=-1)
+    drawn = generator.random(p.shape[:-1])[..., None] * reached[..., -1:]
+    return np.asarray((reached <= drawn).sum(axis=-1), dtype=np.int64)
+
+
+class Hypothesis(NamedTuple):
+    """A sequence that `beam_search` found.
+
+    Attributes
+    ----------
+    tokens : tuple of int
+        Without the end token.
+    score : float
+        What the search ranks by: the log-probability over a power of the length.
+    log_probability : float
+        Of all tokens, the end token included; natural logarithm.
+    ended : bool
+        Whether the end token came; otherwise the sequence was cut at `max_length`.
+
+    Examples
+    --------
+    >>> from xplstm.models import Hypothesis
+    >>> Hypothesis((3, 1), score=-0.2, log_probability=-0.6, ended=True).tokens
+    (3, 1)
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    log_probability: float
+    ended: bool
+
+
+def beam_search(
+    step: Step,
+    state: States,
+    first: Sequence[int] | np.ndarray,
+    *,
+    end: int,
+    width: int,
+    max_length: int,
+    length_penalty: float = 0.0,
+) -> list[list[Hypothesis]]:
+    """Search the likeliest continuations, from left to right.
+
+    Of all continuations of the sequences kept so far, the `width` likeliest are
+    kept; one that takes the end token is complete and leaves the beam (Sutskever,
+    Vinyals and Le, 2014, section 3.2). So a width of 1 is greedy decoding, and a
+    width of all sequences there are finds the best of them. The search stops when
+    nothing in the beam can still become one of the `width` best.
+
+    Parameters
+    ----------
+    step : callable
+        ``step(tokens, state) -> logits, state``: tokens is a NumPy array (N,) of int64, logits an
+        array (N, V) of any library. N changes from call to call.
+    state : tuple of arrays, shape (rows, B, ...) each
+        Before the first step; the second axis is that of the tokens.
+    first : integers, shape (B,)
+        The token that each sequence starts from, which is not part of it.
+    end : int
+        The token, in [0, V), that ends a sequence.
+    width : int
+        Sequences to keep for each of the B, at least 1.
+    max_length : int
+        Tokens after which a sequence counts as it stands, at least 1; the end token is one.
+    length_penalty : float, optional
+        Sequences are ranked by log-probability / length**length_penalty (Wu et al., 2016, section 7);
+        the end token counts. 0 ranks by probability, which favours short sequences; 1 by the mean.
+
+    Returns
+    -------
+    list of B lists of Hypothesis
+        At most `width` each, the best first.
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        For a value outside its range, or logits as `probabilities` refuses them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import beam_search
+    >>> start, end = 3, 2
+    >>> following = {start: [0.55, 0.45, 0, 0], 0: [0.4, 0.35, 0.25, 0], 1: [0.02, 0.02, 0.96, 0]}
+    >>> def step(tokens, state):
+    ...     with np.errstate(divide="ignore"):
+    ...         return np.log([following[token] for token in tokens.tolist()]), state
+    >>> for width in (1, 2):
+    ...     ((best, *_),) = beam_search(step, (), [start], end=end, width=width, max_length=4)
+    ...     print(best.tokens, round(np.exp(best.log_probability), 3))
+    (0, 0, 0, 0) 0.035
+    (1,) 0.432
+    """
+    _checks.size("width", width)
+    _checks.size("max_length", max_length)
+    if not 0 <= length_penalty < math.inf:
+        msg = f"length_penalty={length_penalty} must be in [0, inf)"
+        raise ArgumentError(msg)
+    beam = _Beam.of(np.asarray(first, dtype=np.int64), state)
+    found: list[list[Hypothesis]] = [[] for _ in beam.tokens]
+    for length in range(1, max_length + 1):
+        if not beam.owner.size:
+            break
+        logits, state = step(beam.tokens[:, -1], beam.state)
+        if not 0 <= end < logits.shape[-1]:
+            msg = f"end={end} must be in [0, {logits.shape[-1]})"
+            raise ArgumentError(msg)
+        beam = beam.grown(_log_softmax(logits), state, width)
+        over = (beam.tokens[:, -1] == end) | (length == max_length)
+        for owner, tokens, total in beam.rows(over):
+            ended = tokens[-1] == end
+            score = total / length**length_penalty
+            found[owner].append(Hypothesis(tokens[:-1] if ended else tokens, score, total, ended))
+        # A longer sequence is no likelier, and none is divided by more than this.
+        reachable = beam.total / max_length**length_penalty
+        beam = beam.kept(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
+    return [sorted(row, key=lambda h: -h.score)[:width] for row in found]
+
+
+class _Beam(NamedTuple):
+    """The sequences that grow: whose they are, log-probability, tokens (the first one included), state."""
+
+    owner: np.ndarray
+    total: np.ndarray
+    tokens: np.ndarray
+    state: States
+
+    @classmethod
+    def of(cls, first: np.ndarray, state: States) -> _Beam:
+        """One sequence for each of `first`."""
+        return cls(np.arange(len(first)), np.zeros(len(first)), first[:, None], state)
+
+    def grown(self, log_p: np.ndarray, state: States, width: int) -> _Beam:
+        """The `width` likeliest continuations for each owner, of log-probabilities (N, V)."""
+        total = self.total[:, None] + log_p
+        chosen: list[tuple[int, int]] = []
+        for owner in np.unique(self.owner):
+            (rows,) = np.nonzero(self.owner == owner)
+            candidates = total[rows].ravel()
+            best = np.argsort(-candidates, kind="stable")[:width]
+            best = best[candidates[best] > -math.inf]
+            chosen += [(int(rows[place // log_p.shape[1]]), int(place % log_p.shape[1])) for place in best]
+        rows, tokens = (np.asarray(numbers, dtype=np.int64) for numbers in zip(*chosen, strict=True))
+        longer = np.concatenate([self.tokens[rows], tokens[:, None]], axis=1)
+        return _Beam(self.owner[rows], total[rows, tokens], longer, _take(state, rows))
+
+    def kept(self, which: np.ndarray) -> _Beam:
+        """The sequences for which `which` is True."""
+        (rows,) = np.nonzero(which)
+        if len(rows) == len(which):
+            return self
+        return _Beam(self.owner[rows], self.total[rows], self.tokens[rows], _take(self.state, rows))
+
+    def rows(self, which: np.ndarray) -> list[tuple[int, tuple[int, ...], float]]:
+        """Owner, tokens without the first one, and log-probability where `which` is True."""
+        return [
+            (int(self.owner[row]), tuple(self.tokens[row, 1:].tolist()), float(self.total[row]))
+            for row in np.nonzero(which)[0]
+        ]
+
+
+def _take(state: States, rows: np.ndarray) -> States:
+    """The `rows` of the second axis of each array of a state."""
+    return tuple(_rows.take("state", a, rows, axis=1) for a in state)
+
+
+def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.ndarray:
+    """For each row the score that a further sequence must beat to be among the best `width`."""
+    scores = [sorted((h.score for h in row), reverse=True) for row in found]
+    return np.asarray([row[width - 1] if len(row) >= width else -math.inf for row in scores])
+
+
+def _on_host(logits: Array) -> np.ndarray:
+    """Logits in float64, the largest of each row brought to 0."""
+    _array.namespace(logits, "logits")
+    z = _array.to_numpy(logits).astype(np.float64)
+    if z.ndim == 0 or z.shape[-1] == 0:
+        msg = f"logits has shape {z.shape}; its last axis must have at least 1 element"
+        raise ArgumentError(msg)
+    largest = z.max(axis=-1, keepdims=True)
+    if not np.isfinite(largest).all():
+        bad = largest[~np.isfinite(largest)][0]
+        msg = f"the largest of a row of logits is {bad}; it must be finite"
+        raise ArgumentError(msg)
+    with np.errstate(over="ignore"):
+        return np.asarray(z - largest)
+
+
+def _log_softmax(logits: Array) -> np.ndarray:
+    """Logarithms of the probabilities, in float64 on the host."""
+    z = _on_host(logits)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
+
+
+def _normalised(p: np.ndarray) -> np.ndarray:
+    """`p` with the sum 1."""
+    return np.asarray(p / p.sum(axis=-1, keepdims=True))
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse values outside their ranges; NaN is in none."""
+    if not 0 <= temperature < math.inf:
+        msg = f"temperature={temperature} must be in [0, inf)"
+        raise ArgumentError(msg)
+    if top_k is not None:
+        _checks.size("top_k", top_k)
+    if top_p is not None and not 0 < top_p <= 1:
+        msg = f"top_p={top_p} must be in (0, 1]"
+        raise ArgumentError(msg)

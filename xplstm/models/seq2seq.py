@@ -1,0 +1,477 @@
+"""Many to many of another length: one sequence read, then another written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array, _checks, losses
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._params import LSTMState
+from xplstm._typing import Array, Device, Namespace
+from xplstm.models import _vocabulary, decoding
+from xplstm.models._composite import Composite, Params, State, prefixed
+from xplstm.models.batching import Ragged, existing, opened, pad
+from xplstm.models.decoding import Hypothesis
+from xplstm.nn import LSTM, Dropout, Embedding, Linear
+
+
+class Seq2Seq(Composite):
+    """Encoder and decoder, each an embedding and a stacked LSTM: one sequence into another.
+
+    The encoder's final state is the decoder's first (Sutskever, Vinyals and Le,
+    2014). The decoder reads the end token first, then what is written, and gives
+    the logits of the next token until that is the end token. Trained by
+    `xplstm.training.fit`, whose `Model` it is.
+
+    Parameters
+    ----------
+    source_vocab, target_vocab : str or sequence of str
+        The tokens, each once; token number k has the id k. The end token is not
+        one of them: its id is `end`.
+    hidden_size : int
+        Units of each layer, at least 1.
+    num_layers : int, optional
+        Of the encoder, and of the decoder.
+    embedding_dim : int, optional
+        `hidden_size` if left out.
+    dropout : float, optional
+        Probability, in [0, 1), to drop in training what each LSTM layer of the decoder gives, and each
+        of the encoder to the next.
+    teacher_forcing : float, optional
+        Probability, in [0, 1], that the decoder in training reads the token that
+        should have come before, not the one it finds likeliest itself; drawn anew
+        for each token (Bengio et al., 2015). Can be set between updates.
+    xp, device, dtype : optional
+        Where the parameters are made: as for `xplstm.LSTM`.
+    rng : int or numpy.random.Generator, optional
+        Of the first values.
+
+    Attributes
+    ----------
+    source_vocab, target_vocab : tuple of str
+    end : int
+        Id of the end token, ``len(target_vocab)``.
+    params : dict of str to array
+        All parameters, such as ``encoder.weight_ih_l0``; setting it sets those of the layers.
+
+    Raises
+    ------
+    ArgumentError
+        If a vocabulary is empty or has a token twice, or `teacher_forcing` is
+        outside its range; as `xplstm.LSTM` otherwise.
+
+    Examples
+    --------
+    >>> from xplstm.models import Seq2Seq
+    >>> model = Seq2Seq("0123456789", "abc", 8, rng=0)
+    >>> source, target = model.batch(["12", "345"], ["ab", "c"])
+    >>> logits, state = model(source, target)
+    >>> logits.shape  # the longest target has 2 tokens and its end, and there are 3 tokens and the end
+    (3, 2, 4)
+    >>> len(model.translate(["12", "345"], max_length=5, width=3))
+    2
+    """
+
+    _parts = ("encoder_embedding", "encoder", "decoder_embedding", "decoder", "linear")
+
+    def __init__(
+        self,
+        source_vocab: str | Sequence[str],
+        target_vocab: str | Sequence[str],
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        embedding_dim: int | None = None,
+        dropout: float = 0.0,
+        teacher_forcing: float = 1.0,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+        dtype: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.source_vocab, self.target_vocab = tuple(source_vocab), tuple(target_vocab)
+        self._source_ids = _vocabulary.numbered("source_vocab", source_vocab)
+        self._target_ids = _vocabulary.numbered("target_vocab", target_vocab)
+        self.end = len(self.target_vocab)
+        self.teacher_forcing = teacher_forcing
+        width = _checks.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
+        rng = np.random.default_rng(rng)
+        where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
+        self.encoder_embedding = Embedding(len(self.source_vocab), width, **where)
+        self.encoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
+        self.decoder_embedding = Embedding(self.end + 1, width, **where)
+        self.decoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
+        self.dropout = Dropout(dropout)
+        self.linear = Linear(hidden_size, self.end + 1, **where)
+
+    @property
+    def teacher_forcing(self) -> float:
+        """Probability that the decoder in training reads the token that should have come before."""
+        return self._teacher_forcing
+
+    @teacher_forcing.setter
+    def teacher_forcing(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            msg = f"teacher_forcing={value} must be in [0, 1]"
+            raise ArgumentError(msg)
+        self._teacher_forcing = float(value)
+
+    def encode(self, text: str | Sequence[str]) -> Array:
+        """Ids of the tokens of a source.
+
+        Parameters
+        ----------
+        text : str or sequence of str
+
+        Returns
+        -------
+        array of int64, shape (len(text),)
+            Where the parameters are.
+
+        Raises
+        ------
+        ArgumentError
+            If a token is not in `source_vocab`.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq
+        >>> Seq2Seq("abc", "xy", 8).encode("cab")
+        array([2, 0, 1])
+        """
+        return self._here(_vocabulary.numbers(text, self._source_ids, "source_vocab"))
+
+    def encode_target(self, text: str | Sequence[str]) -> Array:
+        """Ids of the tokens of a target, and of the end.
+
+        Parameters
+        ----------
+        text : str or sequence of str
+
+        Returns
+        -------
+        array of int64, shape (len(text) + 1,)
+            Where the parameters are.
+
+        Raises
+        ------
+        ArgumentError
+            If a token is not in `target_vocab`.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq
+        >>> Seq2Seq("abc", "xy", 8).encode_target("yx")
+        array([1, 0, 2])
+        """
+        ids = _vocabulary.numbers(text, self._target_ids, "target_vocab")
+        return self._here(np.append(ids, self.end))
+
+    def batch(
+        self, sources: Sequence[str | Sequence[str]], targets: Sequence[str | Sequence[str]]
+    ) -> tuple[Ragged, Ragged]:
+        """Lay texts side by side: a batch for `loss_vjp` and `xplstm.training.fit`.
+
+        Parameters
+        ----------
+        sources, targets : sequence of texts
+            As many of the one as of the other, at least 1.
+
+        Returns
+        -------
+        source : Ragged
+            Ids.
+        target : Ragged
+            Ids, with the end tokens.
+
+        Raises
+        ------
+        ArgumentError
+            If the numbers differ or are 0, or a token is unknown.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq
+        >>> source, target = Seq2Seq("abc", "xy", 8).batch(["ab", "c"], ["", "yx"])
+        >>> target.x.T.tolist(), target.lengths.tolist()
+        ([[2, 0, 0], [1, 0, 2]], [1, 3])
+        """
+        if len(sources) != len(targets):
+            msg = f"sources has {len(sources)} texts, targets {len(targets)}; there must be as many"
+            raise ArgumentError(msg)
+        return pad([self.encode(s) for s in sources]), pad([self.encode_target(t) for t in targets])
+
+    def __call__(
+        self, source: Array | Ragged, target: Array | Ragged, state: State = None
+    ) -> tuple[Array, LSTMState]:
+        """Give the logits of each token of a target, from the source and the target's tokens before it.
+
+        Parameters
+        ----------
+        source : array of integers, shape (S, B) or (S,), or Ragged
+        target : array of integers, shape (U, B) or (U,), or Ragged
+            With the end tokens.
+        state : (h, c), optional
+            Where the encoder begins; zeros if left out.
+
+        Returns
+        -------
+        logits : array, shape (U, B, V + 1) or (U, V + 1)
+        state : LSTMState
+            Where the encoder ended.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As `xplstm.Embedding` and `xplstm.LSTM`.
+        """
+        between = self._read(source, state)
+        y, _ = self.decoder(self.decoder_embedding(self._forced(target)), between)
+        return self.linear(y), between
+
+    def loss(
+        self, source: Array | Ragged, target: Array | Ragged, state: State = None
+    ) -> tuple[Array, LSTMState]:
+        """Mean over the target's tokens of ``-log p(token | source, tokens before)``, in nats.
+
+        Nothing is dropped and nothing kept for gradients.
+
+        Parameters
+        ----------
+        source, target : array of integers, or Ragged
+            As for a call.
+        state : (h, c), optional
+            Where the encoder begins; zeros if left out.
+
+        Returns
+        -------
+        loss : array, shape ()
+        state : LSTMState
+            Where the encoder ended.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As for a call.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq
+        >>> model = Seq2Seq("abc", "xy", 8, rng=0)
+        >>> loss, state = model.loss(*model.batch(["ab", "c"], ["", "yx"]))
+        >>> 0.5 < float(loss) < 2
+        True
+        """
+        logits, between = self(source, target, state)
+        opened_target = opened(target)
+        return losses.softmax_cross_entropy(logits, opened_target.x, mask=existing(opened_target))[0], between
+
+    def loss_vjp(
+        self,
+        inputs: Array | Ragged,
+        targets: Array | Ragged,
+        state: State = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[Array, LSTMState, Callable[[], Params]]:
+        """Give the loss, and the function that gives its gradients.
+
+        Where the decoder reads its own token, that token is the one it finds
+        likeliest with nothing dropped, and is held constant.
+
+        Parameters
+        ----------
+        inputs, targets : array of integers, or Ragged
+            Source and target, as for a call.
+        state : (h, c), optional
+            Where the encoder begins, held constant; zeros if left out.
+        rng : int or numpy.random.Generator, optional
+            Dropout is applied exactly when this is given. A `teacher_forcing`
+            between 0 and 1 needs it.
+
+        Returns
+        -------
+        loss : array, shape ()
+        state : LSTMState
+            Where the encoder ended.
+        pullback : callable
+            ``pullback()`` gives the gradients of the loss, with the keys of `params`.
+
+        Raises
+        ------
+        ArgumentError
+            If `teacher_forcing` needs `rng`.
+        ShapeError, DTypeError, BackendError
+            As for a call.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq
+        >>> model = Seq2Seq("abc", "xy", 8, teacher_forcing=0.5, rng=0)
+        >>> loss, state, pullback = model.loss_vjp(*model.batch(["ab", "c"], ["", "yx"]), rng=1)
+        >>> pullback().keys() == model.params.keys()
+        True
+        """
+        rng = None if rng is None else np.random.default_rng(rng)
+        source, target = opened(inputs), opened(targets)
+        x, source_pullback = self.encoder_embedding.vjp(_cleared(source))
+        _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)
+        read = self._forced(target) if self.teacher_forcing == 1 else self._mixed(target, between, rng)
+        x, target_pullback = self.decoder_embedding.vjp(read)
+        y, _, decoder_pullback = self.decoder.vjp(x, between, rng=rng)
+        y, dropout_pullback = self.dropout.vjp(y, rng=rng)
+        logits, linear_pullback = self.linear.vjp(y)
+        loss, loss_pullback = losses.softmax_cross_entropy(logits, target.x, mask=existing(target))
+
+        def pullback() -> Params:
+            dy, dlinear = linear_pullback(loss_pullback())
+            dx, dbetween, ddecoder = decoder_pullback(dropout_pullback(dy))
+            dx_source, _, dencoder = encoder_pullback(None, dbetween)
+            grads = (source_pullback(dx_source), dencoder, target_pullback(dx), ddecoder, dlinear)
+            return prefixed(dict(zip(self._parts, grads, strict=True)))
+
+        return loss, between, pullback
+
+    def decode(
+        self,
+        source: Array | Ragged,
+        *,
+        max_length: int,
+        width: int = 1,
+        length_penalty: float = 0.0,
+        state: State = None,
+    ) -> list[list[Hypothesis]]:
+        """Search the likeliest targets by `beam_search`.
+
+        Parameters
+        ----------
+        source : array of integers, shape (S, B), or Ragged
+        max_length : int
+            Tokens after which a target is cut, the end token included, at least 1.
+        width : int, optional
+            Targets to keep for each source, at least 1; 1 is greedy.
+        length_penalty : float, optional
+            As for `beam_search`.
+        state : (h, c), optional
+            Where the encoder begins; zeros if left out.
+
+        Returns
+        -------
+        list of B lists of Hypothesis
+            At most `width` each, the best first.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As for a call and for `beam_search`.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq, pad
+        >>> model = Seq2Seq("abc", "xy", 8, rng=0)
+        >>> found = model.decode(pad([model.encode("ab"), model.encode("c")]), max_length=4, width=3)
+        >>> [len(row) for row in found]
+        [3, 3]
+        """
+        shape = tuple(opened(source).x.shape)
+        if len(shape) != 2:
+            msg = f"source has shape {shape}, expected (S, B)"
+            raise ShapeError(msg)
+        decoder = self.decoder.freeze()
+
+        def step(tokens: np.ndarray, between: tuple[Array, ...]) -> tuple[Array, LSTMState]:
+            y, between = decoder.step(self.decoder_embedding(self._here(tokens)), between)
+            return self.linear(y), between
+
+        between = self._read(source, state)
+        return decoding.beam_search(
+            step,
+            between,
+            [self.end] * between.h.shape[1],
+            end=self.end,
+            width=width,
+            max_length=max_length,
+            length_penalty=length_penalty,
+        )
+
+    def translate(
+        self,
+        texts: Sequence[str | Sequence[str]],
+        *,
+        max_length: int,
+        width: int = 1,
+        length_penalty: float = 0.0,
+    ) -> list[str]:
+        """Write the best target of each source.
+
+        Parameters
+        ----------
+        texts : sequence of texts
+            At least 1.
+        max_length : int
+            As for `decode`.
+        width : int, optional
+            As for `decode`.
+        length_penalty : float, optional
+            As for `decode`.
+
+        Returns
+        -------
+        list of str
+            One for each source: its tokens put together.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no text or a token is unknown; as `decode` otherwise.
+
+        Examples
+        --------
+        >>> from xplstm.models import Seq2Seq
+        >>> Seq2Seq("abc", "xy", 8, rng=0).translate(["ab"], max_length=1)
+        ['x']
+        """
+        source = pad([self.encode(text) for text in texts])
+        found = self.decode(source, max_length=max_length, width=width, length_penalty=length_penalty)
+        return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in found]
+
+    def _read(self, source: Array | Ragged, state: State) -> LSTMState:
+        """What the encoder knows at the end."""
+        batch = opened(source)
+        return self.encoder(self.encoder_embedding(_cleared(batch)), state, lengths=batch.lengths)[1]
+
+    def _forced(self, target: Array | Ragged) -> Array:
+        """What the decoder reads if it is always told what should have come: the target, one step later."""
+        ids = _cleared(opened(target))
+        xp = _array.namespace(ids, "target")
+        return xp.concat([xp.full_like(ids[:1, ...], self.end), ids[:-1, ...]])
+
+    def _mixed(self, target: Ragged, state: LSTMState, rng: np.random.Generator | None) -> Array:
+        """What the decoder reads if a coin decides, for each token, whose it is."""
+        if rng is None and self.teacher_forcing > 0:
+            msg = f"teacher_forcing={self.teacher_forcing} needs rng=, which draws when it applies"
+            raise ArgumentError(msg)
+        forced, decoder = self._forced(target), self.decoder.freeze()
+        coins = np.zeros(forced.shape) if rng is None else rng.random(forced.shape)
+        told = self._here(coins < self.teacher_forcing)
+        xp = _array.namespace(forced, "target")
+        read = [forced[0, ...]]
+        for t in range(1, forced.shape[0]):
+            y, state = decoder.step(self.decoder_embedding(read[-1]), state)
+            own = xp.astype(xp.argmax(self.linear(y), axis=-1), forced.dtype)
+            read.append(xp.where(told[t, ...], forced[t, ...], own))
+        return xp.stack(read)
+
+
+def _cleared(batch: Ragged) -> Array:
+    """Ids of a batch, 0 past each row's length, where anything may stand."""
+    exists = existing(batch)
+    if exists is None:
+        return batch.x
+    xp = _array.namespace(batch.x, "ids")
+    if not xp.isdtype(batch.x.dtype, "integral"):
+        msg = f"ids has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
+        raise DTypeError(msg)
+    return xp.where(exists, batch.x, xp.zeros_like(batch.x))

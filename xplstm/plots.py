@@ -1,0 +1,267 @@
+"""Pictures of what an LSTM does at every step; needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xplstm import _array, _checks
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._params import LSTMTrace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "i": "input gate $i$: how much is written",
+    "f": "forget gate $f$: how much is kept",
+    "o": "output gate $o$: how much is shown",
+    "g": "candidate $g$: what would be written",
+    "c": "cell state $c$: what is remembered",
+    "h": "hidden state $h$: what is shown",
+}
+GATES, SIGNED = ("i", "f", "o"), ("g", "c", "h")
+# Both maps keep their order of brightness for every kind of colour blindness.
+GATE_COLOURS, SIGNED_COLOURS = "viridis", "RdBu_r"
+# The palette of Okabe and Ito, dark enough for lines.
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f7f7f")
+STYLES = ("-", "--", "-.", ":")
+# From so many steps on the panels stand one below another, and down to so few cells each tells its number.
+LONG, NUMBERED = 17, 32
+BLANKS = {
+    " ": "\N{OPEN BOX}",
+    "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
+    "\t": "\N{RIGHTWARDS ARROW TO BAR}",
+}
+
+
+def plot_trace(
+    trace: LSTMTrace,
+    *,
+    row: int = 0,
+    index: int = 0,
+    tokens: Sequence[str] | None = None,
+    units: Sequence[int] | None = None,
+    lines: bool = False,
+    batch_first: bool = False,
+) -> Figure:
+    """Draw the gates, the cell state and the hidden state of one sequence over time.
+
+    One panel each for i, f, o, g, c and h; time goes to the right. The three
+    gates share one scale of colours, so do g and h.
+
+    Parameters
+    ----------
+    trace : LSTMTrace
+        From `LSTM.trace`, of any array library.
+    row : int, default 0
+        Member of the batch, in [0, B); 0 for a trace without a batch axis.
+    index : int, default 0
+        ``layer * D + direction``, in [0, L*D).
+    tokens : sequence of str, optional
+        What each step reads, for the axis of time; of a ragged batch those of this row. Only as
+        many steps are drawn as there are tokens.
+    units : sequence of int, optional
+        Which hidden units, in this order; all if left out.
+    lines : bool, default False
+        Draw a line a unit, at most 8 of them, instead of rows of colours.
+    batch_first : bool, default False
+        Whether the trace is from an LSTM with ``batch_first=True``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        ``figure.savefig("gates.png")`` writes it to a file.
+
+    Raises
+    ------
+    ArgumentError, ShapeError, DTypeError
+        Naming the argument, its value and the bound.
+    ImportError
+        Without matplotlib: ``pip install 'xplstm[plot]'``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.plots import plot_trace
+    >>> lstm = xplstm.LSTM(3, 2, rng=0)
+    >>> x = np.eye(3, dtype="float32")
+    >>> figure = plot_trace(lstm.trace(x), tokens=["a", "b", "c"])
+    >>> figure.axes[0].get_title(loc="left")
+    'input gate $i$: how much is written'
+    """
+    values = _chosen(trace, row, index, tokens, units, batch_first)
+    numbers = range(values["i"].shape[1]) if units is None else units
+    if lines and len(numbers) > len(LINES):
+        msg = (
+            f"lines=True tells at most {len(LINES)} units apart, got {len(numbers)}; choose some with units="
+        )
+        raise ArgumentError(msg)
+    steps = values["i"].shape[0]
+    figure, panels = _panels(steps, lines)
+    if lines:
+        _draw_lines(figure, panels, values, list(numbers))
+    else:
+        _draw_maps(figure, panels, values, list(numbers))
+    for name, axes in panels.items():
+        _mark_time(axes, steps, tokens, last=name == "h" or (name == "o" and steps < LONG))
+    return figure
+
+
+def _chosen(
+    trace: LSTMTrace,
+    row: int,
+    index: int,
+    tokens: Sequence[str] | None,
+    units: Sequence[int] | None,
+    batch_first: bool,
+) -> dict[str, np.ndarray]:
+    """(T, H) of each quantity on the host: one row, layer and direction, as many steps as tokens."""
+    if not isinstance(trace, LSTMTrace):
+        msg = f"trace must be an LSTMTrace, as from LSTM.trace, got {type(trace).__name__}"
+        raise DTypeError(msg)
+    _below("index", index, trace.i.shape[0])
+    found = {}
+    for name, a in trace._asdict().items():
+        one = _array.to_numpy(a[index, ...])
+        if one.ndim not in (2, 3):
+            msg = f"trace.{name} has shape {tuple(a.shape)}, expected (L*D, T, B, H) or (L*D, T, H)"
+            raise ShapeError(msg)
+        if one.ndim == 2:
+            one = one[:, None]
+        elif batch_first:
+            one = one.swapaxes(0, 1)
+        _below("row", row, one.shape[1])
+        found[name] = np.asarray(one[:, row], dtype=np.float64)
+    T, H = found["i"].shape
+    if T == 0:
+        msg = "trace has no steps; at least 1 is needed"
+        raise ArgumentError(msg)
+    if tokens is not None and not 1 <= len(tokens) <= T:
+        msg = f"tokens has {len(tokens)} elements, expected 1 to {T}: one for each step that is to be drawn"
+        raise ArgumentError(msg)
+    for place, unit in enumerate([] if units is None else units):
+        _below(f"units[{place}]", unit, H if found["h"].shape[1] == H else min(H, found["h"].shape[1]))
+    steps = slice(None if tokens is None else len(tokens))
+    which = slice(None) if units is None else list(units)
+    return {name: a[steps, which] for name, a in found.items()}
+
+
+def _below(name: str, value: int, bound: int) -> None:
+    if not 0 <= _checks.size(name, value, 0) < bound:
+        msg = f"{name}={value} must be in [0, {bound})"
+        raise ArgumentError(msg)
+
+
+def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
+    """An empty figure with the six panels by name."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        msg = "plot_trace draws with the package matplotlib; it comes with pip install 'xplstm[plot]'"
+        raise ImportError(msg) from error
+    long = steps >= LONG
+    width = min(24.0, max(11.0, 2.5 + 0.2 * steps)) if long else 11.0
+    figure = Figure(
+        figsize=(width, 10.5 if long else 6.5), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+    )
+    grid = figure.subplots(6, 1, sharex=True) if long else figure.subplots(3, 2, sharex=True).T.flatten()
+    order = dict(zip((*GATES, *SIGNED), grid, strict=True))
+    for name, axes in order.items():
+        axes.set_title(TITLES[name], fontsize=11, loc="left")
+        axes.set_ylabel("value" if lines else "unit")
+    return figure, order
+
+
+def _scales(values: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Ends of each quantity's scale: the gates share one, so do g and h; variants may go beyond 0 and 1."""
+    gates = [values[name] for name in GATES]
+    low, high = min(0.0, *(a.min() for a in gates)), max(1.0, *(a.max() for a in gates))
+    shown = max(1.0, *(np.abs(values[name]).max() for name in ("g", "h")))
+    kept = max(np.abs(values["c"]).max(), 1e-12)
+    return {
+        **dict.fromkeys(GATES, (low, high)),
+        "g": (-shown, shown),
+        "h": (-shown, shown),
+        "c": (-kept, kept),
+    }
+
+
+def _draw_maps(
+    figure: Figure, panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]
+) -> None:
+    """Rows of colours; with few cells, their numbers too."""
+    scales, images = _scales(values), {}
+    for name, axes in panels.items():
+        a = values[name].T
+        low, high = scales[name]
+        images[name] = axes.imshow(
+            a,
+            cmap=GATE_COLOURS if name in GATES else SIGNED_COLOURS,
+            vmin=low,
+            vmax=high,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        _mark_units(axes, units[: a.shape[0]])
+        if a.size <= NUMBERED:
+            _write_numbers(axes, a, name in GATES, scales[name])
+    figure.colorbar(images["i"], ax=[panels[name] for name in GATES], pad=0.01, fraction=0.04)
+    for name in SIGNED:
+        figure.colorbar(images[name], ax=panels[name], pad=0.01, fraction=0.04)
+
+
+def _write_numbers(axes: Axes, a: np.ndarray, gate: bool, scale: tuple[float, float]) -> None:
+    """Each cell's number, light on dark and dark on light."""
+    low, high = scale
+    for (y, x), value in np.ndenumerate(a):
+        place = (value - low) / (high - low)
+        dark = place < 0.65 if gate else abs(place - 0.5) > 0.35
+        text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+
+
+def _draw_lines(
+    figure: Figure, panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]
+) -> None:
+    """A line a unit, told apart by colour and by dashes."""
+    scales = _scales(values)
+    # Nothing is compared with the colours of c, so that its lines may fill their panel.
+    scales["c"] = (min(0.0, float(values["c"].min())), max(1e-12, float(values["c"].max())))
+    for name, axes in panels.items():
+        low, high = scales[name]
+        margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+        axes.axhline(0, color="#999999", linewidth=0.8)
+        for k, line in enumerate(values[name].T):
+            style = STYLES[k % len(STYLES)]
+            axes.plot(line, style, color=LINES[k], marker="o", markersize=3, label=f"unit {units[k]}")
+        axes.grid(alpha=0.25)
+    handles, labels = panels["i"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(units), fontsize=10)
+
+
+def _mark_units(axes: Axes, units: list[int]) -> None:
+    """Number every unit, or of many every so many."""
+    every = max(1, -(-len(units) // 12))
+    places = range(0, len(units), every)
+    axes.set_yticks(places, [str(units[place]) for place in places], fontsize=8)
+
+
+def _mark_time(axes: Axes, steps: int, tokens: Sequence[str] | None, last: bool) -> None:
+    """Name every step by its token, with blanks made visible, or by its number."""
+    if tokens is None:
+        every = max(1, -(-steps // 20))
+        ticks, labels = range(0, steps, every), [str(step) for step in range(0, steps, every)]
+    else:
+        ticks, labels = range(steps), [BLANKS.get(token, token) for token in tokens]
+    axes.set_xlim(-0.5, steps - 0.5)
+    axes.set_xticks(ticks, labels, fontsize=10 if steps <= 80 else 7)
+    axes.tick_params(axis="x", labelbottom=last, length=2)
+    if last and tokens is None:
+        axes.set_xlabel("step")

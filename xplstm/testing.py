@@ -1,0 +1,319 @@
+"""Checking gradients: what a pullback gives, held against finite differences of what it pulls back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from xplstm import _array, _checks, _trees
+from xplstm._errors import ArgumentError, DTypeError, GradientError
+from xplstm._trees import Tree
+from xplstm._typing import Array
+
+__all__ = ["GradientError", "GradientReport", "GradientRow", "check_grad"]
+
+Gradients: TypeAlias = Callable[[Any], dict[str, "Array | None"]]
+Run: TypeAlias = Callable[[Mapping[str, Tree]], tuple[tuple[Tree, ...], Gradients]]
+
+# Units of rounding that the sums behind one output may be off by.
+ROUNDINGS = 64
+
+
+class Layer(Protocol):
+    """What has a `vjp` of its own: `xplstm.LSTM` and all the others."""
+
+    def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run, and return the outputs and the pullback."""
+        ...
+
+
+class GradientRow(NamedTuple):
+    """How one array's gradient compares, at the element where it is worst.
+
+    Attributes
+    ----------
+    name : str
+        The argument, such as ``x``, ``state.h`` or ``params.weight_ih_l0``.
+    shape : tuple of int
+    place : tuple of int
+        Index where analytic and measured gradient differ most.
+    analytic, measured : float
+        What the pullback and what the differences say there.
+    bound : float
+        How far apart they may be.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    place: tuple[int, ...]
+    analytic: float
+    measured: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether they are no further apart than that; NaN never is."""
+        return abs(self.analytic - self.measured) <= self.bound
+
+    def __str__(self) -> str:
+        index = f"[{', '.join(map(str, self.place))}]" if self.place else ""
+        verdict = "ok  " if self.passed else "FAIL"
+        return (
+            f"{verdict} {self.name}{index}: analytic {self.analytic:.9g}, measured {self.measured:.9g}, "
+            f"difference {abs(self.analytic - self.measured):.2g}, bound {self.bound:.2g}"
+        )
+
+
+class GradientReport(NamedTuple):
+    """One row for each array that a gradient was checked by; prints as a table.
+
+    Attributes
+    ----------
+    rows : tuple of GradientRow
+    """
+
+    rows: tuple[GradientRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row did."""
+        return all(row.passed for row in self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.rows))
+
+
+def check_grad(
+    vjp: Layer | Callable[..., tuple[Any, ...]],
+    arguments: Mapping[str, Tree],
+    *,
+    tolerance: float = 1e-6,
+    step: float = 1e-5,
+    entries: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> GradientReport:
+    """Hold a pullback against central differences, element by element.
+
+    The outputs are weighted by random numbers and added up. An element's
+    measured gradient is how far this sum moves when the element goes up and
+    down by `step`, divided by twice the step. Two runs an element: meant for
+    small sizes, where every mistake shows as well.
+
+    Parameters
+    ----------
+    vjp : layer or callable
+        ``vjp(**arguments, **options)`` returns the outputs and, last, the pullback, which takes the
+        gradients by the outputs and gives those by the arguments: in their order, as a mapping with their
+        names, or by itself for a single one. Or a layer, such as an `xplstm.LSTM`, whose ``vjp`` is called
+        and whose parameters are checked too.
+    arguments : mapping of str to array, or to tuple, list or mapping of arrays
+        What the gradient is taken by; float64, of any array library. None stays None.
+    tolerance : float, default 1e-6
+        Allowed difference, relative to the largest measured gradient of the same array; above 0. What
+        rounding can do to a difference is allowed on top.
+    step : float, default 1e-5
+        Above 0.
+    entries : int, optional
+        Elements of each array that are checked, drawn at random; all if left out.
+    seed : int, default 0
+        Of the weights of the outputs, and of the elements drawn.
+    **options
+        Passed on to `vjp`: ``lengths=``, a target, or an int as ``rng=`` for dropout, which must
+        drop the same elements in every run.
+
+    Returns
+    -------
+    GradientReport
+        A row for each array.
+
+    Raises
+    ------
+    GradientError
+        If a gradient is missing, of the wrong shape, or further off than its bound: the whole report,
+        with each array's worst element, its two values and the bound. It is an `AssertionError` too.
+    DTypeError
+        If an array is not float64.
+    ArgumentError
+        For a value outside its range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.testing import check_grad
+    >>> lstm = xplstm.LSTM(3, 2, dtype="float64", rng=0)
+    >>> x = np.random.default_rng(1).normal(size=(4, 2, 3))
+    >>> check_grad(lstm, {"x": x}, lengths=[4, 1]).passed
+    True
+    >>> check_grad(lambda x: (x**2, lambda dy: 2.1 * x * dy), {"x": np.ones(2)})
+    Traceback (most recent call last):
+    xplstm._errors.GradientError: 1 of 1 gradients are not what differences say:
+    FAIL x[1]: analytic -0.277420213, measured -0.264209727, difference 0.013, bound 2.6e-07
+    """
+    _checks.positive("tolerance", tolerance)
+    _checks.positive("step", step)
+    run, arguments = _opened(vjp, arguments, options)
+    leaves = dict(_trees.leaves(arguments))
+    _check_leaves(leaves)
+    rng = np.random.default_rng(_checks.size("seed", seed, 0))
+    outputs, pullback = run(arguments)
+    values = _numbers(outputs)
+    weights = {name: rng.standard_normal(a.shape) for name, a in values.items()}
+    gradients = pullback(_trees.replaced("", outputs, lambda name, a: _like(weights[name], a)))
+    rounding = ROUNDINGS * float(np.finfo(np.float64).eps) * _total(weights, values) / step
+    rows = []
+    for name, a in leaves.items():
+        analytic = _gradient(name, a, gradients[name])
+        places = _places(a.shape, entries, rng)
+        measured = np.asarray(
+            [_measure(run, arguments, name, a, place, step, weights) for place in places], dtype=np.float64
+        )
+        rows.append(_worst(name, analytic, measured, places, tolerance, rounding))
+    report = GradientReport(tuple(rows))
+    if not report.passed:
+        failed = sum(not row.passed for row in rows)
+        msg = f"{failed} of {len(rows)} gradients are not what differences say:\n{report}"
+        raise GradientError(msg)
+    return report
+
+
+def _opened(
+    vjp: Any, arguments: Mapping[str, Tree], options: Mapping[str, Any]
+) -> tuple[Run, dict[str, Tree]]:
+    """One function of all arguments, a layer's parameters among them, whose gradients have their names."""
+    _checks.mapping("arguments", arguments)
+    arguments = dict(arguments)
+    has_params = hasattr(vjp, "vjp") and hasattr(vjp, "params")
+    if has_params:
+        arguments["params"] = dict(vjp.params)
+
+    def run(given: Mapping[str, Tree]) -> tuple[tuple[Tree, ...], Gradients]:
+        call, passed = getattr(vjp, "vjp", vjp), dict(given)
+        if has_params:
+            layer = copy.copy(vjp)
+            layer.params = passed.pop("params")
+            call = layer.vjp
+        *outputs, pullback = call(**passed, **options)
+
+        def gradients(douts: Any) -> dict[str, Array | None]:
+            return dict(_trees.beside(given, _by_name(pullback(*douts), list(given), has_params)))
+
+        return tuple(outputs), gradients
+
+    return run, arguments
+
+
+def _by_name(gradients: Tree, names: list[str], has_params: bool) -> dict[str, Tree]:
+    """What a pullback returns, by the names of the arguments."""
+    if isinstance(gradients, Mapping) and gradients.keys() == {*names}:
+        return dict(gradients)
+    if len(names) == 1:
+        return {names[0]: gradients}
+    if not isinstance(gradients, tuple | list):
+        given = type(gradients).__name__
+        msg = f"the pullback gave a {given}, expected one gradient each by {', '.join(names)}"
+        raise GradientError(msg)
+    if has_params and len(gradients) > len(names):
+        # The gradients by what was left out, such as the initial state, stand before the parameters'.
+        gradients = (*gradients[: len(names) - 1], gradients[-1])
+    if len(gradients) != len(names):
+        msg = f"the pullback gave {len(gradients)} gradients, expected one each by {', '.join(names)}"
+        raise GradientError(msg)
+    return dict(zip(names, gradients, strict=True))
+
+
+def _check_leaves(leaves: Mapping[str, Array]) -> None:
+    """Refuse what no difference can be taken by."""
+    if not leaves:
+        msg = "arguments hold no array to take a gradient by"
+        raise ArgumentError(msg)
+    for name, a in leaves.items():
+        _array.namespace(a, name)
+        if _array.dtype_name(a.dtype) != "float64":
+            msg = (
+                f"{name} has dtype {_array.dtype_name(a.dtype)}, expected float64, which shows differences. "
+                "Convert a layer with .to(dtype='float64'), and pass as an option what has no gradient"
+            )
+            raise DTypeError(msg)
+
+
+def _numbers(outputs: Tree) -> dict[str, np.ndarray]:
+    """Every output's values."""
+    found = _trees.leaves({"": outputs})
+    return {name: np.asarray(_array.to_numpy(a), dtype=np.float64) for name, a in found}
+
+
+def _like(values: np.ndarray, a: Array) -> Array:
+    """Host values where and as `a` is."""
+    return _array.asarray(values, _array.namespace(a, "a"), _array.device(a), _array.dtype_name(a.dtype))
+
+
+def _total(weights: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
+    """Size of the numbers that the weighted sum adds."""
+    return float(sum(np.sum(np.abs(weights[name] * a)) for name, a in outputs.items()))
+
+
+def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
+    """What the pullback gave for one array."""
+    if given is None:
+        msg = f"the pullback gave no gradient by {name}"
+        raise GradientError(msg)
+    found = np.asarray(_array.to_numpy(given), dtype=np.float64)
+    if found.shape != tuple(a.shape):
+        msg = f"the gradient by {name} has shape {found.shape}, expected {tuple(a.shape)}"
+        raise GradientError(msg)
+    return found
+
+
+def _places(shape: tuple[int, ...], entries: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """The elements that are looked at."""
+    places = list(np.ndindex(*shape))
+    if entries is None or _checks.size("entries", entries) >= len(places):
+        return places
+    return [places[k] for k in np.sort(rng.choice(len(places), entries, replace=False))]
+
+
+def _measure(
+    run: Run,
+    arguments: Mapping[str, Tree],
+    name: str,
+    a: Array,
+    place: tuple[int, ...],
+    step: float,
+    weights: Mapping[str, np.ndarray],
+) -> float:
+    """The difference quotient at one element."""
+    ends, values = [], []
+    for signed in (step, -step):
+        moved = np.array(_array.to_numpy(a), dtype=np.float64)
+        moved[place] += signed
+        changed = _trees.changed(arguments, name, _like(moved, a))
+        ends.append(_numbers(run(changed)[0]))
+        values.append(float(moved[place]))
+    up, down = ends
+    total = sum(float(np.sum(weight * (up[key] - down[key]))) for key, weight in weights.items())
+    return total / (values[0] - values[1])
+
+
+def _worst(
+    name: str,
+    analytic: np.ndarray,
+    measured: np.ndarray,
+    places: list[tuple[int, ...]],
+    tolerance: float,
+    rounding: float,
+) -> GradientRow:
+    """The element that is furthest off; a NaN is further than any number."""
+    if not places:
+        return GradientRow(name, analytic.shape, (), 0.0, 0.0, rounding)
+    at_places = np.asarray([analytic[place] for place in places])
+    off = np.abs(at_places - measured)
+    worst = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
+    bound = tolerance * float(np.max(np.abs(measured))) + rounding
+    return GradientRow(
+        name, analytic.shape, places[worst], float(at_places[worst]), float(measured[worst]), bound
+    )
