@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from typing import NamedTuple
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10.9"
 nox.options.sessions = ["lint", "types", "tests", "docs"]
@@ -72,6 +75,87 @@ def dask(session: nox.Session) -> None:
     """Everything that Dask has a part in."""
     session.install(".[test]", "dask[array]")
     run_tests(session, "dask", "-k", "dask")
+
+
+class Subjects(NamedTuple):
+    """Subjects of the specification that need the same packages."""
+
+    names: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+
+SUBJECTS = {
+    "numpy": Subjects(("xplstm:numpy", "xplstm:numpy_readonly")),
+    "array_api_strict": Subjects(("xplstm:array_api_strict",)),
+    "torch": Subjects(("xplstm:torch", "torch"), ("torch==2.13.0",)),
+    "jax": Subjects(("xplstm:jax",), ("jax",)),
+    "dask": Subjects(("xplstm:dask",), ("dask[array]",)),
+    "onnxruntime": Subjects(("onnxruntime",), ("onnx", "onnxruntime")),
+    "flax": Subjects(("flax",), ("flax",)),
+    "keras": Subjects(("keras",), ("keras", "torch==2.13.0")),
+}
+
+
+@nox.session(tags=["spec"])
+@nox.parametrize("library", [nox.param(name, id=name) for name in SUBJECTS])
+def spec(session: nox.Session, library: str) -> None:
+    """The specification on one library alone, which has to be there."""
+    subjects = SUBJECTS[library]
+    session.install(".[test]", *subjects.packages)
+    chosen = [f"--subject={name}" for name in subjects.names]
+    run_tests(session, library, "spec", *chosen)
+
+
+@nox.session(tags=["backends"])
+def weights(session: nox.Session) -> None:
+    """Files and parameters that other libraries write; their guides."""
+    peers = ("torch==2.13.0", "flax", "equinox")
+    session.install(".[test,io]", *peers)
+    if sys.platform == "linux":
+        session.install("mlx[cpu]")
+    run_tests(session, "torch,jax", "-k", "test_io or from_")
+
+
+@nox.session(tags=["fuzz"])
+def fuzz(session: nox.Session) -> None:
+    """What reads files of weights, for two minutes or as long as libFuzzer is told after ``--``."""
+    session.install(".[test]")
+    try:
+        session.install("atheris")
+    except CommandFailed:
+        session.skip("atheris has no wheel for this Python and machine, and could not be built")
+    limits = ("-max_total_time=120", "-max_len=20000")
+    session.run("python", "-m", "tests.fuzz_weights", *limits, *session.posargs)
+
+
+@nox.session(tags=["sanitizers"])
+@nox.parametrize("sanitizer", ["address,undefined", "thread"])
+def sanitize(session: nox.Session, sanitizer: str) -> None:
+    """The compiled kernel's tests under GCC's sanitizers, with threads for the smallest problems too."""
+    flags = f"-fsanitize={sanitizer} -fno-omit-frame-pointer -g"
+    build = {"CFLAGS": f"{flags} -DXPLSTM_ALWAYS_THREADS", "LDFLAGS": flags}
+    session.install("--no-cache-dir", ".[test]", env=build)
+    names = {"address,undefined": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}[sanitizer]
+    found = [session.run("gcc", f"-print-file-name={name}", silent=True, external=True) for name in names]
+    preload = " ".join(str(path).strip() for path in found)
+    env = {
+        **ONE_THREAD,
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TSAN_OPTIONS": "report_thread_leaks=0 die_after_fork=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "XPLSTM_NUM_THREADS": "3",
+        "XPLSTM_REQUIRE": "native",
+    }
+    # Python's own address space layout is what ThreadSanitizer cannot live with on some kernels.
+    session.run("setarch", "-R", "pytest", "tests/test_native.py", *session.posargs, env=env, external=True)
+
+
+@nox.session(tags=["sources"])
+def cuda_sources(session: nox.Session) -> None:
+    """The CUDA sources, compiled by NVRTC for every GPU they are for; needs no GPU."""
+    session.install(".", "nvidia-cuda-nvrtc")
+    session.run("python", "-m", "tests.cuda_sources")
 
 
 @nox.session(python=["3.11", "3.12"], tags=["versions"])

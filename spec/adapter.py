@@ -12,7 +12,7 @@ import numpy as np
 import xplstm
 from spec.subject import Arrays, Config, Refused, Unsupported
 
-PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+PARAMETERS = xplstm.LSTMParams._fields
 
 
 class Library(NamedTuple):
@@ -33,11 +33,26 @@ def read_only(_: Any, a: np.ndarray) -> np.ndarray:
     return view
 
 
+def as_tensor(torch: Any, a: np.ndarray) -> Any:
+    """By way of float32 from NumPy's bfloat16, which torch does not know."""
+    return (
+        torch.asarray(a.astype("float32")).to(torch.bfloat16)
+        if a.dtype.name == "bfloat16"
+        else torch.asarray(a)
+    )
+
+
+def from_tensor(tensor: Any) -> np.ndarray:
+    if str(tensor.dtype) == "torch.bfloat16":
+        return np.asarray(tensor.float().numpy().astype("bfloat16"))
+    return np.asarray(tensor.numpy())
+
+
 LIBRARIES = {
     "numpy": Library("numpy", as_array, np.asarray),
     "numpy_readonly": Library("numpy", read_only, np.asarray),
     "array_api_strict": Library("array_api_strict", as_array, np.asarray),
-    "torch": Library("torch", as_array, lambda a: a.numpy()),
+    "torch": Library("torch", as_tensor, from_tensor),
     "jax": Library("jax.numpy", as_array, np.asarray),
     "dask": Library("dask.array", as_array, np.asarray),
     "cupy": Library("cupy", as_array, lambda a: a.get()),
@@ -78,7 +93,20 @@ class Xplstm:
             "version": xplstm.__version__,
             "library": self.library,
             "kernel": self.kernel,
+            "profiles": "exact" if self.adds_in_one_order() else "",
         }
+
+    def adds_in_one_order(self) -> bool:
+        """Whether this kernel says that it keeps the order of the profile exact."""
+        library = LIBRARIES[self.library]
+        if self.why_unavailable() is not None:
+            return False
+        x = library.enter(importlib.import_module(library.module), np.zeros((1, 1, 1), "float32"))
+        try:
+            with xplstm.use_kernel(self.kernel):
+                return xplstm.LSTM(1, 1, xp=self.backend).explain(x).canonical_sums
+        except xplstm.KernelError:
+            return False
 
     def why_unavailable(self) -> str | None:
         """Say what is missing to run here at all, or None."""
@@ -99,9 +127,16 @@ class Xplstm:
         if self.library in SLOW and len(arrays["x"]) > LONG:
             msg = f"{self.library} without compilation needs milliseconds a step: {LONG} steps at most here"
             raise Unsupported(msg)
+        if config.get("profile") == "exact" and not self.adds_in_one_order():
+            msg = f"kernel {self.kernel!r} adds in no published order"
+            raise Unsupported(msg)
         with self.settings(), xplstm.use_kernel(self.kernel):
             xp = importlib.import_module(library.module)
-            given = {name: library.enter(xp, a) for name, a in arrays.items()}
+            try:
+                given = {name: library.enter(xp, a) for name, a in arrays.items()}
+            except TypeError as error:
+                msg = f"{self.library} has no such numbers: {error}"
+                raise Unsupported(msg) from error
             try:
                 results = run(config, given)
             except xplstm.KernelError as error:
@@ -110,6 +145,10 @@ class Xplstm:
                 raise Refused(
                     "shape" if isinstance(error, xplstm.ShapeError) else "other", str(error)
                 ) from error
+            if self.library == "dask" and arrays["x"].size:
+                # All at once: each by itself is computed from the start. Of empty arrays Dask loses tasks so.
+                dask = importlib.import_module("dask")
+                results = dict(zip(results, dask.compute(*results.values()), strict=True))
             return {name: library.leave(a) for name, a in results.items()}
 
     @contextlib.contextmanager
@@ -132,7 +171,8 @@ class Xplstm:
         return {"y": y, "h_n": state.h, "c_n": state.c}
 
     def layer_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
-        y, state, pullback = xplstm.lstm_vjp(*self.arguments(arrays), **self.options(config))
+        rng = FixedKey(config["noise"]["key"]) if "noise" in config else None
+        y, state, pullback = xplstm.lstm_vjp(*self.arguments(arrays), **self.options(config), rng=rng)
         dx, dstate_0, dparams = pullback(arrays["dy"], xplstm.LSTMState(arrays["dh_n"], arrays["dc_n"]))
         gradients = {f"d{name}": getattr(dparams, name) for name in PARAMETERS if name in arrays}
         gradients |= {"dx": dx, "dh_0": dstate_0.h, "dc_0": dstate_0.c}
@@ -149,7 +189,8 @@ class Xplstm:
     def module_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
         dy, dstate_n = arrays.pop("dy"), xplstm.LSTMState(arrays.pop("dh_n"), arrays.pop("dc_n"))
         lstm, x, state = self.built(config, arrays)
-        rng = FixedKey(config["dropout"]["key"]) if "dropout" in config else None
+        noise = config.get("noise") or config.get("dropout")
+        rng = FixedKey(noise["key"]) if noise else None
         y, state_n, pullback = lstm.vjp(x, state, lengths=config.get("lengths"), rng=rng)
         dx, dstate_0, dparams = pullback(dy, dstate_n)
         gradients = {f"d{name}": a for name, a in dparams.items()}
@@ -161,9 +202,13 @@ class Xplstm:
         x, state = arrays.pop("x"), (arrays.pop("h_0"), arrays.pop("c_0"))
         names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
         sizes = {name: config[name] for name in names if name in config}
-        dropout = float(config["dropout"]["p"]) if "dropout" in config else 0.0
+        rates: dict[str, Any] = {n: float(config.get(n, 0)) for n in ("input_dropout", "weight_dropout")}
+        rates["dropout"] = float(config.get("dropout", {}).get("p", 0))
         dtype = str(x.dtype).rpartition(".")[2]
-        lstm = xplstm.LSTM(**sizes, dropout=dropout, xp=self.backend, dtype=dtype)
+        merge = config.get("merge", "concat")
+        lstm = xplstm.LSTM(
+            **sizes, **rates, merge=merge, variant=variant(config), xp=self.backend, dtype=dtype
+        )
         lstm.load_state_dict(arrays)
         return lstm, x, state
 
@@ -172,6 +217,20 @@ class Xplstm:
         return arrays["x"], params, (arrays["h_0"], arrays["c_0"])
 
     def options(self, config: Config) -> dict[str, Any]:
+        given = {"reverse": config["reverse"], "variant": variant(config)}
         if config.get("mask") is not None:
-            return {"mask": np.asarray(config["mask"]), "reverse": config["reverse"]}
-        return {"lengths": config["lengths"], "reverse": config["reverse"]}
+            return {"mask": np.asarray(config["mask"]), **given}
+        return {"lengths": config["lengths"], **given}
+
+
+def variant(config: Config) -> xplstm.Variant | None:
+    """A record's variant in xplstm's terms, its decimals as numbers."""
+    if "variant" not in config:
+        return None
+    given = config["variant"].items()
+    options: dict[str, Any] = {name: float(v) if isinstance(v, str) else v for name, v in given}
+    if "activations" in options:
+        options["activations"] = tuple(
+            (name, *map(float, settings)) if settings else name for name, *settings in options["activations"]
+        )
+    return xplstm.Variant(**options)

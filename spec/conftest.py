@@ -1,81 +1,110 @@
-"""The subjects: ``pytest spec --subject NAME``; a name's beginning, such as xplstm:numpy, will do."""
+"""The subjects: ``pytest spec --subject NAME``; a name's first parts, such as xplstm:numpy, will do."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
-from spec import peers
-from spec.adapter import LIBRARIES, SLOW, Xplstm, kernels
-from spec.deviations import DEVIATIONS
+from spec import deviations
+from spec.cases import Case, Chosen, case_of
 from spec.stdio import Stdio
 from spec.subject import Adapter
+from spec.subjects import is_slow, named, required, subjects
 
-REQUIRED = {name.strip() for name in os.environ.get("XPLSTM_REQUIRE", "").split(",")}
+FOLDER = Path(__file__).parent
+CHOSEN = pytest.StashKey[list[Chosen]]()
+# What a subject that is slow, and that nobody named, is tested by: a record of each kind, in float64.
+SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
+BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
+BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--subject", action="append", help="test these alone: xplstm:numpy, torch, onnxruntime")
-    parser.addoption(
-        "--stdio", metavar="COMMAND", help="test a program that answers JSON lines, and nothing else"
-    )
+    add = parser.getgroup("spec").addoption
+    add("--subject", action="append", help="test this alone: xplstm:numpy, torch, or module:class")
+    add("--stdio", metavar="COMMAND", help="test a program that answers JSON lines, and nothing else")
+    add("--deviations", metavar="FILE", type=Path, help="what the subject is known to do otherwise")
 
 
-def known() -> dict[str, Adapter]:
-    """Every subject by name, present or not."""
-    ours = {
-        f"xplstm:{library}:{kernel}": Xplstm(library, kernel) for library in LIBRARIES for kernel in kernels()
-    }
-    return ours | {"torch": peers.Torch(), "onnxruntime": peers.OnnxRuntime()}
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "clauses(*ids): clauses of SPEC.md beyond those in the docstring")
+    # Chosen once: what the tests remember of a subject's answers they remember together.
+    config.stash[CHOSEN] = chosen(config)
 
 
-def chosen(config: pytest.Config) -> dict[str, Adapter]:
+def chosen(config: pytest.Config) -> list[Chosen]:
     command, names = config.getoption("--stdio"), config.getoption("--subject")
     if command:
-        return {"stdio": Stdio(command)}
-    # Minutes each without compilation: tested where they are asked for.
-    late = tuple(f"xplstm:{library}:" for library in SLOW if library not in REQUIRED)
-    found = {
-        name: a
-        for name, a in known().items()
-        if (name.startswith(tuple(names)) if names else not name.startswith(late))
-    }
-    if not found:
-        msg = f"--subject {names}: none of {sorted(known())}"
-        raise pytest.UsageError(msg)
-    return found
+        return [Chosen("stdio", Stdio(command), BY_COMMAND.format(command))]
+    try:
+        found = named(names) if names else subjects()
+    except LookupError as error:
+        raise pytest.UsageError(error.args[0]) from None
+    return [Chosen(name, adapter, BY_NAME.format(name)) for name, adapter in found.items()]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
-        subjects = chosen(metafunc.config)
-        metafunc.parametrize("subject", subjects.values(), ids=subjects.keys(), indirect=True)
+        found = metafunc.config.stash[CHOSEN]
+        metafunc.parametrize("subject", found, ids=[c.name for c in found], indirect=True)
 
 
 @pytest.fixture
 def subject(request: pytest.FixtureRequest) -> Adapter:
     """An implementation under test; one that cannot run shows as skipped, or fails where it is required."""
-    adapter: Adapter = request.param
+    adapter: Adapter = request.param.adapter
     reason = adapter.why_unavailable()
-    if reason is not None and adapter.describe()["library"] in REQUIRED:
+    if reason is not None and adapter.describe()["library"] in required():
         pytest.fail(f"XPLSTM_REQUIRE asks for it: {reason}")
     if reason is not None:
         pytest.skip(reason)
     return adapter
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a subject is known to do otherwise; one that does not any more fails."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what a subject is known to do otherwise; one that does not any more fails.
+
+    Who names a subject wants to hear of it alone, and not of the suite itself.
+    """
+    if config.getoption("--subject") or config.getoption("--stdio"):
+        here = [item for item in items if item.path.parent == FOLDER and case_of(item) is None]
+        config.hook.pytest_deselected(items=here)
+        items[:] = [item for item in items if item not in here]
+    else:
+        late = [item for item in items if beyond_the_sample(case_of(item))]
+        config.hook.pytest_deselected(items=late)
+        items[:] = [item for item in items if item not in late]
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is None or "subject" not in callspec.params:
+        case = case_of(item)
+        if case is None:
             continue
-        case = [
-            item.name.partition("[")[0],
-            *(str(v) for k, v in sorted(callspec.params.items()) if k != "subject"),
-        ]
-        name = callspec.params["subject"].describe()["name"]
-        reason = DEVIATIONS.get(name, {}).get(" ".join(case))
-        if reason is not None:
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        entry = deviations.find(list_of(config, case), case.key)
+        if entry is not None:
+            item.add_marker(pytest.mark.xfail(reason=entry.reason, strict=True))
+
+
+def beyond_the_sample(case: Case | None) -> bool:
+    """Whether a case of a slow subject waits for somebody to name the subject."""
+    if case is None or not is_slow(case.subject.adapter):
+        return False
+    sampled = case.values.get("name", SAMPLE[0]) in SAMPLE
+    return not sampled or case.values.get("dtype", "float64") != "float64"
+
+
+def list_of(config: pytest.Config, case: Case) -> Path:
+    """The file with what the case's subject does otherwise."""
+    given: Path | None = config.getoption("--deviations")
+    return given or deviations.path_of(case.subject.adapter.describe()["name"])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Below a failure, a program that shows it alone, and the name that an entry in a list would give it."""
+    report = yield
+    case = case_of(item)
+    if report.failed and case is not None:
+        report.sections.append(("to see it alone", case.snippet))
+        report.sections.append(("as a deviation", f"{case.key}: REASON ({', '.join(case.clauses)})"))
+    return report

@@ -1,21 +1,67 @@
 """What implementations are known to do otherwise: spec/deviations/<name>.txt.
 
-A line is ``test dtype record: reason``; blank lines and lines that begin with #
-say nothing. An entry that no longer holds fails.
+A line is ``test value value: reason (XPL-..., XPL-...)``, with the values in the
+order of their names, as a failure prints them; * stands for any value. The
+clauses are those that are not kept; others of the case are then not judged by
+it. Empty lines and lines that begin with # say nothing. Every case that an
+entry names has to fail, and every entry has to name a case.
 """
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).parent / "deviations"
+FORM = re.compile(
+    r"(?P<case>\S[^:]*): (?P<reason>\S.*) \((?P<clauses>XPL-[A-Z]+-\d{3}(, XPL-[A-Z]+-\d{3})*)\)"
+)
 
 
-def read(path: Path) -> dict[str, str]:
-    """Reason by case."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    parts = [line.partition(": ") for line in lines if line.strip() and not line.startswith("#")]
-    return {case: reason for case, _, reason in parts}
+class Deviation(NamedTuple):
+    """One entry."""
+
+    case: str
+    reason: str
+    clauses: tuple[str, ...]
+
+    def means(self, key: str) -> bool:
+        """Whether the entry means a case, word by word."""
+        words, given = self.case.split(), key.split()
+        return len(words) == len(given) and all(map(fnmatchcase, given, words))
 
 
-DEVIATIONS = {path.stem: read(path) for path in sorted(FOLDER.glob("*.txt"))}
+@cache
+def read(path: Path) -> tuple[Deviation, ...]:
+    """The entries of a file; one that is not there has none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return tuple(parsed(path, line) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def parsed(path: Path, line: str) -> Deviation:
+    match = FORM.fullmatch(line.strip())
+    if match is None:
+        msg = f"{path.name}: {line!r} is not of the form 'test value value: reason (XPL-ABC-001)'"
+        raise ValueError(msg)
+    return Deviation(match["case"], match["reason"], tuple(match["clauses"].split(", ")))
+
+
+def path_of(subject: str) -> Path:
+    return FOLDER / f"{subject}.txt"
+
+
+def find(path: Path, key: str) -> Deviation | None:
+    """The entry that means a case, or None; two are an error."""
+    found = [entry for entry in read(path) if entry.means(key)]
+    if len(found) > 1:
+        msg = f"{path.name} has several entries for {key!r}: {[entry.case for entry in found]}"
+        raise ValueError(msg)
+    return found[0] if found else None
+
+
+def stale(path: Path, keys: set[str]) -> list[str]:
+    """The entries that mean none of these cases."""
+    return [entry.case for entry in read(path) if not any(entry.means(key) for key in keys)]

@@ -8,27 +8,33 @@ infinities are the strings nan, inf and -inf.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import shlex
 import shutil
 import subprocess
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
 
 import numpy as np
 
 from spec.subject import Arrays, Config, Refused, Unsupported
 
+PATIENCE = 60.0
+
 
 class Stdio:
     """A program, started with the first question."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, patience: float = PATIENCE) -> None:
         self.command = shlex.split(command)
+        self.patience = patience
         self.process: subprocess.Popen[str] | None = None
+        self.listener = ThreadPoolExecutor(1)
 
     def describe(self) -> dict[str, str]:
-        return {"name": "stdio", "version": "", "library": "stdio", "kernel": self.command[0]}
+        return {"name": "stdio", "version": "", "library": "stdio", "kernel": shlex.join(self.command)}
 
     def why_unavailable(self) -> str | None:
         found = shutil.which(self.command[0])
@@ -36,39 +42,60 @@ class Stdio:
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         dtype = str(next(iter(arrays.values())).dtype)
-        question = {
-            "op": op,
-            "config": config,
-            "dtype": dtype,
-            "arrays": {k: written(a) for k, a in arrays.items()},
-        }
-        answer = self.ask(json.dumps(question))
-        if "unsupported" in answer:
-            raise Unsupported(answer["unsupported"])
-        if "refused" in answer:
-            raise Refused(answer["refused"], answer["message"])
-        return {name: read(a, dtype) for name, a in answer["arrays"].items()}
+        given = {name: written(a) for name, a in arrays.items()}
+        line = self.ask(json.dumps({"op": op, "config": config, "dtype": dtype, "arrays": given}))
+        try:
+            answer = json.loads(line)
+            if "unsupported" in answer:
+                raise Unsupported(answer["unsupported"])
+            if "refused" in answer:
+                raise Refused(answer["refused"], answer["message"])
+            return {name: read(a, dtype) for name, a in answer["arrays"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"{self.command[0]} answered what is no answer, {line[:200]!r}: {error!r}"
+            raise RuntimeError(msg) from error
 
-    def ask(self, line: str) -> Any:
+    def ask(self, line: str) -> str:
+        process = self.started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            self.fail("ended")
+        heard = self.listener.submit(process.stdout.readline)
+        try:
+            answer = heard.result(self.patience)
+        except TimeoutError:
+            process.kill()
+            self.fail(f"gave no answer within {self.patience:g} s; does it flush its output after each line?")
+        return answer or self.fail("ended without an answer")
+
+    def started(self) -> subprocess.Popen[str]:
+        """The program, running."""
         if self.process is None:
+            atexit.register(self.close)
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
             )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            msg = f"{self.command[0]} ended without an answer, exit status {self.process.wait()}"
-            raise RuntimeError(msg)
-        return json.loads(answer)
+        return self.process
+
+    def fail(self, what: str) -> NoReturn:
+        """Give the program up; the next question starts it again."""
+        process, self.process = self.process, None
+        assert process is not None
+        process.communicate()
+        msg = f"{shlex.join(self.command)} {what}, exit status {process.returncode}"
+        raise RuntimeError(msg)
 
     def close(self) -> None:
         """End the program by the end of its input."""
+        atexit.unregister(self.close)
         if self.process is not None:
             self.process.communicate()
             self.process = None
+        self.listener.shutdown()
 
 
 def written(a: np.ndarray) -> Any:

@@ -13,6 +13,11 @@ module
 layer_vjp, module_vjp
     The same with dy, dh_n, dc_n among the arrays; gives also d<name> of every
     input.
+
+Beside the sizes, config holds what differs from the plain LSTM, real numbers as
+decimals: ``variant``, ``merge``, ``input_dropout`` and ``weight_dropout``. Where it
+has ``noise``, the masks of the call are those of its key; ``dropout`` has a key of
+its own. Only the operations that end in _vjp are called with noise.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import re
 from pathlib import Path
@@ -61,3 +62,20 @@ def test_every_clause_is_tested_and_every_test_has_a_clause() -> None:
         named |= set(re.findall(r"XPL-[A-Z]+-\d{3}", text))
     drafts = {name for name, clause in CLAUSES.items() if clause.status == "draft"}
     assert named == CLAUSES.keys() - drafts
+
+
+def test_examples_in_the_prose_run() -> None:
+    """Each one after those before it, as a reader would type them."""
+    blocks = re.findall(r"^```python\n(.*?)^```", PROSE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    assert PROSE.count("```") == 2 * len(blocks)
+    runner = doctest.DocTestRunner(verbose=False)
+    known: dict[str, object] = {}
+    said: list[str] = []
+    for number, block in enumerate(blocks):
+        test = doctest.DocTestParser().get_doctest(block, known, f"example {number}", "SPEC.md", 0)
+        assert test.examples
+        runner.run(test, out=said.append, clear_globs=False)
+        known = test.globs
+    assert runner.failures == 0, "".join(said)
+    assert runner.tries == sum(block.count(">>> ") for block in blocks)

@@ -1,7 +1,11 @@
-"""The suite reaches a program in another process, and believes what it says."""
+"""The suite reaches a program in another process, believes its words, and is not fooled by its numbers."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +16,19 @@ from spec.records import RECORDS, arrays, errors
 from spec.stdio import Stdio
 from spec.subject import Refused, Unsupported
 
-PROGRAM = Path(__file__).parent / "one_layer.py"
+FOLDER = Path(__file__).parent
+EXAMPLES = {
+    "python": f"{sys.executable} {FOLDER / 'examples' / 'one_layer.py'}",
+    "node": f"node {FOLDER / 'examples' / 'one_layer.mjs'}",
+}
+GUIDE = FOLDER.parent / "docs" / "guides" / "specification.md"
 
 
-@pytest.fixture
-def program() -> Iterator[Stdio]:
-    found = Stdio(f"{sys.executable} {PROGRAM}")
+@pytest.fixture(params=EXAMPLES)
+def program(request: pytest.FixtureRequest) -> Iterator[Stdio]:
+    if shutil.which(EXAMPLES[request.param].split()[0]) is None:
+        pytest.skip(f"{request.param} is not installed")
+    found = Stdio(EXAMPLES[request.param])
     yield found
     found.close()
 
@@ -33,21 +44,115 @@ def test_program_answers_a_record(program: Stdio, name: str) -> None:
 
 def test_program_declares_what_it_lacks(program: Stdio) -> None:
     record = RECORDS["projection"]
-    with pytest.raises(Unsupported, match="one forward layer"):
+    with pytest.raises(Unsupported, match=r"one forward layer|proj_size"):
         program.call("layer", record["config"], arrays(record["inputs"], "float64"))
 
 
+def answering(answer: str) -> Stdio:
+    """A program that always says the same."""
+    return Stdio(f"{sys.executable} -c \"input(); print('{answer}')\"", patience=20)
+
+
+def ask(subject: Stdio) -> None:
+    try:
+        subject.call("layer", {}, arrays(RECORDS["cell"]["inputs"], "float32"))
+    finally:
+        subject.close()
+
+
 def test_refusal_travels() -> None:
-    code = 'input(); print(\'{"refused": "shape", "message": "weight_ih"}\')'
-    refusing = Stdio(f'{sys.executable} -c "{code.replace(chr(34), chr(92) + chr(34))}"')
     with pytest.raises(Refused, match="weight_ih") as refusal:
-        refusing.call("layer", {}, arrays(RECORDS["cell"]["inputs"], "float32"))
+        ask(answering(r"{\"refused\": \"shape\", \"message\": \"weight_ih\"}"))
     assert refusal.value.kind == "shape"
-    refusing.close()
+
+
+@pytest.mark.parametrize(
+    "answer", ["hello", "[1]", "{}", r"{\"arrays\": {\"y\": {\"shape\": [2], \"data\": [1]}}}"]
+)
+def test_what_is_no_answer_is_shown(answer: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(answer.replace("\\", "")[:7])):
+        ask(answering(answer))
 
 
 def test_program_that_ends_is_an_error() -> None:
-    silent = Stdio(f"{sys.executable} -c 'input()'")
-    with pytest.raises(RuntimeError, match="exit status 0"):
-        silent.call("layer", {}, arrays(RECORDS["cell"]["inputs"], "float32"))
-    silent.close()
+    with pytest.raises(RuntimeError, match="ended without an answer, exit status 0"):
+        ask(Stdio(f"{sys.executable} -c 'input()'"))
+
+
+def test_program_that_does_not_flush_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no answer within 1 s; does it flush"):
+        ask(Stdio(f"{sys.executable} -c 'import sys; sys.stdin.read()'", patience=1))
+
+
+def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
+    assert Stdio("no-such-program --fast").why_unavailable() == "there is no program 'no-such-program'"
+
+
+def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The tests of records in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    files = [str(FOLDER / "test_vectors.py"), str(FOLDER / "test_behaviour.py")]
+    env = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": ""}
+    return subprocess.run(
+        [*command, *files, *arguments], capture_output=True, text=True, env=env, cwd=FOLDER.parent
+    )
+
+
+def program_of_the_guide() -> str:
+    blocks = re.findall(r"```\{code-block\} python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    return str(blocks[0])
+
+
+def test_program_of_the_guide_passes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(program_of_the_guide(), encoding="utf-8")
+    found = suite("--stdio", f"{sys.executable} {path}")
+    assert found.returncode == 0, found.stdout
+    assert re.search(r"\d\d passed", found.stdout)
+
+
+# A change to the right program, and a test that has to fail by it.
+FAULTS = {
+    "c before its gates": ("c = s(f) * c + s(i) * np.tanh(g)", "c = s(i) * c + s(f) * np.tanh(g)", "cell"),
+    "initial h ignored": ('h, c, y = a["h_0"],', 'h, c, y = 0 * a["h_0"],', "sequence"),
+    "a bias dropped": ("+ a[\"bias_hh\"]", "", "cell"),
+    "final state before the last step": (
+        '{"y": y, "h_n": h, ', '{"y": y, "h_n": y[-2] if len(y) > 1 else h, ', "sequence"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_program_fails_and_the_snippet_shows_it_alone(fault: str, tmp_path: Path) -> None:
+    right, wrong, record = FAULTS[fault]
+    source = program_of_the_guide()
+    assert source.count(right) == 1
+    path = tmp_path / "mine.py"
+    path.write_text(source.replace(right, wrong), encoding="utf-8")
+    found = suite("--stdio", f"{sys.executable} {path}", "-k", f"test_outputs and {record}-float64")
+    assert found.returncode == 1, found.stdout
+    assert f"FAILED spec/test_vectors.py::test_outputs[stdio-{record}-float64]" in found.stdout
+    snippet = re.search(r"-+ to see it alone -+\n(.*?)\n-+ as a deviation", found.stdout, re.DOTALL)
+    assert snippet is not None
+    alone = subprocess.run(
+        [sys.executable, "-c", snippet[1]], capture_output=True, text=True, cwd=FOLDER.parent
+    )
+    assert alone.returncode == 1
+    assert "AssertionError" in alone.stderr
+    missed = re.search(r"are allowed: \{('\w+'): ([^,}]+)", found.stdout)
+    assert missed is not None
+    assert f"{missed[1]}: ({missed[2]}, " in alone.stdout
+
+
+def test_own_list_of_deviations(tmp_path: Path) -> None:
+    right, wrong, _ = FAULTS["a bias dropped"]
+    path, own = tmp_path / "mine.py", tmp_path / "mine.txt"
+    path.write_text(program_of_the_guide().replace(right, wrong), encoding="utf-8")
+    options = ["--stdio", f"{sys.executable} {path}", "-k", "test_outputs and cell", "--deviations", str(own)]
+    own.write_text("test_outputs * cell: it has one bias (XPL-CELL-002)\n", encoding="utf-8")
+    assert suite(*options).returncode == 0
+    path.write_text(program_of_the_guide(), encoding="utf-8")
+    found = suite(*options)
+    assert found.returncode == 1
+    assert "XPASS(strict)" in found.stdout

@@ -175,8 +175,8 @@ def _backward_direction(
         return xp.zeros_like(x), dh, dc, each(xp.zeros_like, p)
 
     columns = zip(*(by_time[t] for t in range(problem.T)), strict=True)
-    joined = rows._make(None if column[0] is None else xp.concat(column, axis=0) for column in columns)
-    dx, dp = cells(0).gradients(xp, _array.reshape(x, (problem.T * problem.B, problem.I)), joined, p)
+    joined = rows._make(None if column[0] is None else _rows(xp.stack(column)) for column in columns)
+    dx, dp = cells(0).gradients(xp, _rows(x), joined, p)
     return _array.reshape(dx, x.shape), dh, dc, dp
 
 
@@ -223,3 +223,8 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)
     dtype = _array.wide_dtype(xp, _array.dtype_named(xp, problem.dtype))
     return xp.zeros((0, problem.B, size), dtype=dtype, device=problem.device)
+
+
+def _rows(a: Array) -> Array:
+    """(T, B, N) as (T*B, N)."""
+    return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))

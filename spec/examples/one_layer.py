@@ -1,4 +1,4 @@
-"""A program for ``pytest spec --stdio "python spec/one_layer.py"``: one forward layer, no more."""
+"""A program for ``pytest spec --stdio "python spec/examples/one_layer.py"``: one forward layer, no more."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+OFFERED = ("input_size", "hidden_size", "bias")
+
 
 def answer(question: Any) -> Any:
     """One forward layer over full rows, or what is missing here."""
     config = question["config"]
-    absent = [name for name in ("mask", "lengths", "reverse", "proj_size") if config.get(name)]
-    if question["op"] != "layer" or absent or not config["bias"]:
+    absent = [name for name, value in config.items() if value and name not in OFFERED]
+    if question["op"] != "layer" or question["dtype"] == "bfloat16" or absent or not config.get("bias"):
         return {"unsupported": "only one forward layer over full rows, with biases and without gradients"}
     if missing := {"bias_ih", "bias_hh"} - question["arrays"].keys():
         return {"refused": "other", "message": f"{missing} is missing"}

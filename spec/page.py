@@ -1,0 +1,194 @@
+"""The report as a page of the documentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+Report: TypeAlias = dict[str, Any]
+Result: TypeAlias = dict[str, Any]
+
+# The worst first: what the subjects of one implementation make together.
+MARKS = {
+    "failed": '<span class="broken">FAIL</span>',
+    "deviates": '<span class="broken">FAIL</span>',
+    "passed": '<span class="kept">PASS</span>',
+    "not offered": '<span class="open">N/A</span>',
+    "not run": '<span class="open">NOT RUN</span>',
+}
+MEASURED = tuple(
+    f"{group} {dtype}"
+    for group in ("outputs", "gradients")
+    for dtype in ("float64", "float32", "float16", "bfloat16")
+)
+TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "flax": "Flax", "keras": "Keras"}
+WIDTH = 70
+
+PAGE = """\
+# Conformance
+
+What each implementation keeps of the specification, version {version}, clause by clause.
+`python -m spec report` writes this page, and {{download}}`conformance.json`, which holds every number.
+[Testing another LSTM](guides/specification.md) says how to test one more.
+
+- **PASS**: every case of the clause passes that the implementation offers.
+- **FAIL**: the clause is not kept. [Below](#what-they-do-otherwise) stands how, each in a sentence that was
+  checked by hand.
+- **N/A**: the implementation, or its adapter, declares that it does not offer what the clause is about;
+  [below](#what-they-do-not-offer) stands what. That is no fault.
+- **NOT RUN**: nothing was found out, for a reason that stands [below](#what-was-not-run).
+
+A clause marked MAY binds only those who offer its subject; a draft may still change. Errors are the largest
+of all cases that pass, in u · s of XPL-NUM-001; what is allowed each record says, 8 at the least. The profile
+is `ieee` for float64 and float32, `fp16` for float16.
+
+{summary}
+
+Run with Python {python} on {system}, {packages}.
+
+## Clause by clause
+
+{matrix}
+
+## What they do otherwise
+
+{deviating}
+
+## What they do not offer
+
+{lacking}
+
+## What was not run
+
+{unknown}
+
+## xplstm by array library and kernel
+
+{engines}
+"""
+
+
+def rendered(report: Report) -> str:
+    """The Markdown of a report."""
+    packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
+    return PAGE.format(
+        version=report["specification"],
+        summary=summary(report),
+        **report["host"],
+        packages=packages,
+        matrix=matrix(report),
+        deviating=by_implementation(report, ("failed", "deviates")),
+        lacking=by_implementation(report, ("not offered",)),
+        unknown=by_implementation(report, ("not run",)),
+        engines=engines(report),
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def implementations(report: Report) -> dict[str, list[str]]:
+    """The subjects of each implementation."""
+    found: dict[str, list[str]] = {}
+    for subject, about in report["subjects"].items():
+        found.setdefault(about["name"], []).append(subject)
+    return found
+
+
+def title(name: str) -> str:
+    return TITLES.get(name, name)
+
+
+def joined(report: Report, subjects: Sequence[str], clause: str) -> Result:
+    """Several subjects' results of one clause as one: the worst status, and the reasons for it."""
+    found = [report["results"][s][clause] for s in subjects if s in report["results"]]
+    status = next((s for s in MARKS if any(r["status"] == s for r in found)), "not run")
+    given = [{*reason.split("; ")} for result in found for reason in result["reasons"].get(status, ())]
+    # What holds in every case of the clause is why; else there are several whys.
+    reasons = set.intersection(*given) or set.union(*given) if given else set()
+    asked = {report["subjects"][s]["not_run"] for s in subjects} - {None}
+    return {"status": status, "reasons": reasons or (asked if status == "not run" else set())}
+
+
+def largest(report: Report, subjects: Sequence[str], measured: str) -> str:
+    """The largest error of all that passes."""
+    found = [
+        result["errors"][measured]
+        for subject in subjects
+        for result in report["results"].get(subject, {}).values()
+        if measured in result["errors"]
+    ]
+    return f"{max(found):.1f}" if found else "–"
+
+
+def counted(report: Report, subjects: Sequence[str]) -> list[int]:
+    """How many clauses pass, fail, are not offered, were not run."""
+    found = [joined(report, subjects, clause)["status"] for clause in report["clauses"]]
+    fails = found.count("failed") + found.count("deviates")
+    return [found.count("passed"), fails, found.count("not offered"), found.count("not run")]
+
+
+COUNTS = ("PASS", "FAIL", "N/A", "NOT RUN")
+ERRORS = [name.replace(" ", "<br>") for name in MEASURED]
+
+
+def summary(report: Report) -> str:
+    """How many clauses each implementation keeps, and how exactly."""
+    counts, errors = [], []
+    for name, subjects in implementations(report).items():
+        version = report["subjects"][subjects[0]]["version"] or "not installed"
+        counts.append([f"{title(name)} {version}", *counted(report, subjects)])
+        errors.append([title(name), *(largest(report, subjects, measured) for measured in MEASURED)])
+    tables = table(("clauses", *COUNTS), counts), table(("largest errors", *ERRORS), errors)
+    return "\n\n".join(tables)
+
+
+def matrix(report: Report) -> str:
+    found = implementations(report)
+    rows = []
+    for clause, about in report["clauses"].items():
+        level = about["level"] + ", draft" * (about["status"] == "draft")
+        statuses = [joined(report, subjects, clause)["status"] for subjects in found.values()]
+        marks = [MARKS[status] for status in statuses]
+        rows.append([f"**{clause}** ({level})<br>{opening(about['text'])}", *marks])
+    return table(("clause", *map(title, found)), rows)
+
+
+def opening(text: str) -> str:
+    """The first words of a clause, as plain text."""
+    plain = re.sub(r"[`*]", "", text)
+    short = plain if len(plain) <= WIDTH else plain[:WIDTH].rsplit(" ", 1)[0] + " …"
+    return short.replace("|", "&#124;")
+
+
+def by_implementation(report: Report, statuses: Sequence[str]) -> str:
+    """Reasons with their clauses, for each implementation."""
+    parts = []
+    for name, subjects in implementations(report).items():
+        groups: dict[str, list[str]] = {}
+        for clause in report["clauses"]:
+            result = joined(report, subjects, clause)
+            if result["status"] in statuses:
+                groups.setdefault("; ".join(sorted(result["reasons"])), []).append(clause)
+        lines = [f"- {', '.join(of)}: {reasons}" for reasons, of in groups.items()]
+        parts.append("\n".join([f"### {title(name)}", "", *(lines or ["Nothing."])]))
+    return "\n\n".join(parts)
+
+
+def engines(report: Report) -> str:
+    """One line for each array library and kernel of xplstm."""
+    counts, errors = [], []
+    for subject in implementations(report)["xplstm"]:
+        about = report["subjects"][subject]
+        label = f"{about['library']}, {about['kernel']}"
+        counts.append([label, *counted(report, [subject]), about["not_run"] or ""])
+        if subject in report["results"] and not about["not_run"]:
+            errors.append([label, *(largest(report, [subject], measured) for measured in MEASURED)])
+    tables = (
+        table(("clauses", *COUNTS, "not run because"), counts),
+        table(("largest errors", *ERRORS), errors),
+    )
+    return "\n\n".join(tables)

@@ -1,0 +1,107 @@
+"""keras.layers.LSTM on its PyTorch backend, both directions in Bidirectional; gradients by PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import numpy as np
+
+from spec.peers.peer import Peer, as_layer, as_module, one_bias
+from spec.peers.torch import array, tensor
+from spec.subject import Arrays, Config, Refused
+
+
+class Subject(Peer):
+    """One layer; its one bias is the sum of the two, its mask is made of the lengths."""
+
+    name = "keras"
+    kernel = "keras.layers.LSTM on torch"
+    packages = ("keras", "torch")
+
+    def why_unavailable(self) -> str | None:
+        chosen = os.environ.get("KERAS_BACKEND", "torch")
+        other = f"KERAS_BACKEND is {chosen}, and this adapter takes its gradients from torch"
+        return super().why_unavailable() or (None if chosen == "torch" else other)
+
+    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        self.declare(
+            config,
+            arrays,
+            {
+                "keras.layers.LSTM has no projection": bool(config.get("proj_size")),
+                "Keras stacks layers by a model of several": config.get("num_layers", 1) > 1,
+                "Keras has dropout within a layer only": bool(config.get("dropout")),
+                "keras.layers.LSTM has one bias": one_bias(arrays),
+                "Keras takes masks, not lengths": any(
+                    not 0 <= n <= len(arrays["x"]) for n in config.get("lengths") or ()
+                ),
+            },
+        )
+        if op.startswith("layer"):
+            return as_layer(self.run(*as_module(config, arrays)))
+        return self.run(config, arrays)
+
+    def run(self, config: Config, arrays: Arrays) -> Arrays:
+        torch = importlib.import_module("torch")
+        given = {
+            n: tensor(torch, a).requires_grad_() for n, a in arrays.items() if n not in ("dy", "dh_n", "dc_n")
+        }
+        try:
+            results = self.outputs(torch, config, given)
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise Refused("shape", str(error)) from error
+        if "dy" in arrays:
+            cotangents = [tensor(torch, arrays[f"d{name}"]) for name in results]
+            torch.autograd.backward(list(results.values()), cotangents)
+            results |= {f"d{name}": a.grad for name, a in given.items()}
+        return {name: array(torch, a) for name, a in results.items()}
+
+    def outputs(self, torch: Any, config: Config, a: dict[str, Any]) -> dict[str, Any]:
+        T, B, I = a["x"].shape
+        layer = self.layer(config, str(a["x"].dtype).removeprefix("torch."))
+        layer.build((B, T, I))
+        suffixes = ("_l0", "_l0_reverse") if config.get("bidirectional") else ("_l0",)
+        states = [state for h, c in zip(a["h_0"], a["c_0"], strict=True) for state in (h, c)]
+        exists = self.exists(config, T)
+        (y, *ends), _ = layer.stateless_call(
+            [value for suffix in suffixes for value in self.parameters(a, suffix)],
+            [variable.value for variable in layer.non_trainable_variables],
+            a["x"].swapaxes(0, 1),
+            initial_state=states,
+            mask=None if exists is None else torch.from_numpy(exists.T.copy()),
+        )
+        # Going backwards alone, Keras leaves y in the order of its steps.
+        y = y.flip(1) if config.get("reverse") else y
+        return {"y": y.swapaxes(0, 1), "h_n": torch.stack(ends[::2]), "c_n": torch.stack(ends[1::2])}
+
+    def layer(self, config: Config, dtype: str) -> Any:
+        # Keras reads this once, when it is imported.
+        os.environ.setdefault("KERAS_BACKEND", "torch")
+        layers = importlib.import_module("keras").layers
+        lstm = layers.LSTM(
+            config["hidden_size"],
+            use_bias=config.get("bias", True),
+            go_backwards=bool(config.get("reverse")),
+            return_sequences=True,
+            return_state=True,
+            zero_output_for_mask=True,
+            # The other initializer is not there in half precision.
+            recurrent_initializer="zeros",
+            dtype=dtype,
+        )
+        return layers.Bidirectional(lstm, dtype=dtype) if config.get("bidirectional") else lstm
+
+    def parameters(self, a: dict[str, Any], suffix: str) -> list[Any]:
+        """Kernels with rows of x and h, and one bias."""
+        biases = [a[name + suffix] for name in ("bias_ih", "bias_hh") if name + suffix in a]
+        bias = [biases[0] + biases[1]] if biases else []
+        return [a[f"weight_ih{suffix}"].T, a[f"weight_hh{suffix}"].T, *bias]
+
+    def exists(self, config: Config, T: int) -> np.ndarray | None:
+        """(T, B), true where a step exists."""
+        if config.get("mask"):
+            return np.asarray(config["mask"], bool)
+        lengths = config.get("lengths")
+        return None if lengths is None else np.arange(T)[:, None] < np.asarray(lengths)[None, :]

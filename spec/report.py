@@ -1,0 +1,197 @@
+"""Run the suite and write what each implementation keeps of each clause: ``python -m spec report``.
+
+conformance.json holds everything; conformance.md is the page that `spec.page`
+makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import platform
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+
+from spec import clauses, deviations, page
+from spec.cases import Case, case_of
+from spec.subject import Adapter
+from spec.subjects import is_slow, named, subjects
+
+FOLDER = Path(__file__).parent
+DOCS = FOLDER.parent / "docs"
+PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
+
+
+class Progress(Protocol):
+    def update(self) -> object: ...
+
+    def close(self) -> object: ...
+
+
+class Silent:
+    """What shows the progress where tqdm is missing."""
+
+    def update(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def progress(total: int) -> Progress:
+    if importlib.util.find_spec("tqdm") is None:
+        return Silent()
+    # pytest captures the other stderr.
+    bar: Progress = importlib.import_module("tqdm").tqdm(total=total, unit=" cases", file=sys.__stderr__)
+    return bar
+
+
+class Outcome(NamedTuple):
+    """What became of a case: passed, failed, deviates, not offered or not run."""
+
+    case: Case
+    status: str
+    reason: str = ""
+    broken: tuple[str, ...] = ()
+    """The clauses not kept; the case's others were then not judged."""
+    errors: dict[str, float] = {}  # noqa: RUF012
+    """Largest error in u * s, by group and dtype."""
+
+
+class Recorder:
+    """A pytest plugin that keeps the outcome of every case."""
+
+    def __init__(self) -> None:
+        self.cases: dict[str, Case] = {}
+        self.outcomes: list[Outcome] = []
+        self.failures: list[str] = []
+        self.bar: Progress = Silent()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        found = {item.nodeid: case_of(item) for item in session.items}
+        self.cases = {name: case for name, case in found.items() if case is not None}
+        self.bar = progress(len(self.cases))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or (report.when == "setup" and not report.passed):
+            self.outcomes.append(self.outcome(self.cases[report.nodeid], report))
+            self.bar.update()
+
+    def pytest_sessionfinish(self) -> None:
+        self.bar.close()
+
+    def outcome(self, case: Case, report: pytest.TestReport) -> Outcome:
+        if hasattr(report, "wasxfail") and report.skipped:
+            name = case.subject.adapter.describe()["name"]
+            entry = deviations.find(deviations.path_of(name), case.key)
+            assert entry is not None
+            return Outcome(case, "deviates", entry.reason, entry.clauses)
+        if report.skipped:
+            assert isinstance(report.longrepr, tuple)
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            return Outcome(case, "not offered" if report.when == "call" else "not run", reason)
+        if report.failed:
+            self.failures.append(f"{report.nodeid}\n{report.longreprtext}")
+            return Outcome(case, "failed", f"{case.key} fails", case.clauses)
+        errors = {name: value for name, value in report.user_properties if isinstance(value, float)}
+        return Outcome(case, "passed", errors=errors)
+
+
+def run(names: Sequence[str]) -> Recorder:
+    """The suite on these subjects, quietly."""
+    recorder = Recorder()
+    files = [str(FOLDER / name) for name in ("test_vectors.py", "test_behaviour.py", "test_exact_bits.py")]
+    chosen = [f"--subject={name}" for name in names]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main([*files, *chosen, "--capture=sys", "-p", "no:cacheprovider"], plugins=[recorder])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(said.getvalue())
+    return recorder
+
+
+def judged(clause: str, outcomes: list[Outcome]) -> dict[str, Any]:
+    """What a subject's cases say of one clause."""
+    of_clause = [o for o in outcomes if clause in (*o.case.clauses, *o.broken)]
+    hidden = [o for o in of_clause if o.status == "deviates" and clause not in o.broken]
+    shown = [o for o in of_clause if o not in hidden]
+    counts = Counter(o.status for o in shown)
+    status = next((s for s in ("failed", "deviates", "passed", "not offered") if counts[s]), "not run")
+    if status == "not offered" and hidden:
+        status = "not run"
+    reasons = {s: sorted({o.reason for o in shown if o.status == s}) for s in counts if s != "passed"}
+    if status == "not run" and hidden:
+        reasons[status] = sorted({f"its cases fail by {broken}" for o in hidden for broken in o.broken})
+    if not of_clause:
+        reasons[status] = ["no test yet"]
+    errors: dict[str, float] = {}
+    for outcome in shown:
+        for name, value in outcome.errors.items():
+            errors[name] = max(round(value, 2), errors.get(name, 0.0))
+    return {
+        "status": status,
+        "cases": dict(sorted(counts.items())),
+        "reasons": reasons,
+        "errors": dict(sorted(errors.items())),
+    }
+
+
+def described(adapter: Adapter, asked: bool) -> dict[str, Any]:
+    """A subject, and why it was not run if it was not."""
+    missing = adapter.why_unavailable()
+    return {**adapter.describe(), "not_run": missing if missing or asked else "it was not asked for"}
+
+
+def made(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, Any]:
+    """The whole report."""
+    prose = clauses.SPEC.read_text(encoding="utf-8")
+    found = clauses.clauses(prose)
+    about = {name: described(a, name in names) for name, a in (subjects() | named(names)).items()}
+    by_subject: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if about[outcome.case.subject.name]["not_run"] is None:
+            by_subject.setdefault(outcome.case.subject.name, []).append(outcome)
+    return {
+        "specification": clauses.version(prose),
+        "host": {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"},
+        "packages": versions(),
+        "clauses": {c.id: {"level": c.level, "status": c.status, "text": c.text} for c in found.values()},
+        "subjects": about,
+        "results": {
+            name: {clause: judged(clause, of_subject) for clause in found}
+            for name, of_subject in by_subject.items()
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.util.find_spec(name.replace("-", "_")) for name in PACKAGES}
+    return {name: importlib.metadata.version(name) for name, spec in found.items() if spec}
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    (folder / "conformance.json").write_text(text, encoding="utf-8")
+    (folder / "conformance.md").write_text(page.rendered(report), encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, write, and return 1 where a case fails that no list knows."""
+    parser = argparse.ArgumentParser(prog="python -m spec report", description=__doc__)
+    parser.add_argument(
+        "--subject", action="append", help="these alone; by default all but JAX and Dask, which take minutes"
+    )
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files (default: docs)")
+    options = parser.parse_args(arguments)
+    quick = [name for name, adapter in subjects().items() if not is_slow(adapter)]
+    names = list(named(options.subject)) if options.subject else quick
+    recorder = run(names)
+    write(made(names, recorder.outcomes), options.out)
+    print(*recorder.failures, f"wrote {options.out}/conformance.json and .md", sep="\n\n")
+    return 1 if recorder.failures else 0

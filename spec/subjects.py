@@ -1,0 +1,55 @@
+"""Every subject by name, present or not, and those that a choice of names means."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache
+
+from spec.adapter import LIBRARIES, SLOW, Xplstm, kernels
+from spec.subject import Adapter
+
+PEERS = ("torch", "onnxruntime", "flax", "keras")
+
+
+@cache
+def subjects() -> dict[str, Adapter]:
+    """Adapters of xplstm, one for each array library and kernel, and of other libraries."""
+    ours = {
+        f"xplstm:{library}:{kernel}": Xplstm(library, kernel) for library in LIBRARIES for kernel in kernels()
+    }
+    return ours | {name: importlib.import_module(f"spec.peers.{name}").Subject() for name in PEERS}
+
+
+def named(choices: Sequence[str]) -> dict[str, Adapter]:
+    """The subjects that `choices` mean, each a name, its first parts, or module:class of an adapter."""
+    return {name: adapter for choice in choices for name, adapter in meant(choice).items()}
+
+
+def meant(choice: str) -> dict[str, Adapter]:
+    found = {
+        name: adapter
+        for name, adapter in subjects().items()
+        # By whole parts: xplstm:numpy does not mean xplstm:numpy_readonly.
+        if f"{name}:".startswith(f"{choice}:")
+    }
+    if found:
+        return found
+    module, colon, name = choice.partition(":")
+    if colon and importlib.util.find_spec(module) is not None:
+        made = getattr(importlib.import_module(module), name, None)
+        if made is not None:
+            return {choice: made()}
+    msg = f"subject {choice!r} is neither module:class nor one of {', '.join(subjects())}"
+    raise LookupError(msg)
+
+
+def required() -> set[str]:
+    """The libraries that have to be here, by the variable XPLSTM_REQUIRE."""
+    return {name.strip() for name in os.environ.get("XPLSTM_REQUIRE", "").split(",")}
+
+
+def is_slow(adapter: Adapter) -> bool:
+    """Whether all records would take minutes: its library compiles, or plans, every call anew."""
+    return adapter.describe()["library"] in SLOW

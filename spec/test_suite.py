@@ -1,0 +1,208 @@
+"""What the suite promises about itself: subjects, lists of deviations, cases and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from spec import clauses, deviations, page, report
+from spec.cases import CLAUSE, Case, Chosen
+from spec.records import RECORDS, arrays
+from spec.subject import Config, Unsupported
+from spec.subjects import PEERS, named, subjects
+
+FOLDER = Path(__file__).parent
+COLLECT = """\
+import sys, pytest
+from spec.cases import case_of
+
+class Collected:
+    def pytest_collection_finish(self, session):
+        for case in filter(None, map(case_of, session.items)):
+            print("case", case.subject.name, case.key, *case.clauses, sep="|")
+
+sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-qq", "-s", "-p", "no:cacheprovider"], [Collected()]))
+"""
+
+
+@cache
+def collected() -> dict[str, dict[str, list[str]]]:
+    """The clauses of each case of each peer, as pytest collects them."""
+    chosen = [f"--subject={name}" for name in PEERS]
+    run = subprocess.run(
+        [sys.executable, "-c", COLLECT, str(FOLDER), *chosen],
+        capture_output=True,
+        text=True,
+        cwd=FOLDER.parent,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in PEERS}
+    for line in run.stdout.splitlines():
+        if line.startswith("case|"):
+            _, subject, key, *said = line.split("|")
+            found[subject][key] = said
+    return found
+
+
+def test_every_case_has_a_clause_that_exists() -> None:
+    known = clauses.clauses(clauses.SPEC.read_text(encoding="utf-8"))
+    cases = collected()["torch"]
+    assert len(cases) > 100
+    for key, said in cases.items():
+        assert said, key
+        assert {*said} <= known.keys(), key
+
+
+def test_every_list_belongs_to_a_peer_and_names_cases_that_exist() -> None:
+    paths = sorted(deviations.FOLDER.glob("*.txt"))
+    assert {path.stem for path in paths} <= {*PEERS}
+    for path in paths:
+        assert deviations.read(path)
+        assert deviations.stale(path, {*collected()[path.stem]}) == []
+
+
+def test_entry_for_a_case_that_does_not_exist_is_stale(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("test_outputs * no-such-record: because (XPL-SEQ-001)\n", encoding="utf-8")
+    assert deviations.stale(path, {*collected()["torch"]}) == ["test_outputs * no-such-record"]
+
+
+@pytest.mark.parametrize(
+    "line", ["test_outputs float32 cell", "test_outputs float32 cell: because", ": why (XPL-SEQ-001)"]
+)
+def test_entry_without_reason_or_clause_is_an_error(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not of the form"):
+        deviations.read(path)
+
+
+def test_two_entries_for_a_case_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("test_a * b: c (XPL-SEQ-001)\ntest_a c b: c (XPL-SEQ-001)\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="several entries"):
+        deviations.find(path, "test_a c b")
+
+
+def test_a_name_means_whole_parts() -> None:
+    assert {name.split(":")[1] for name in named(["xplstm:numpy"])} == {"numpy"}
+    assert named(["torch"]).keys() == {"torch"}
+    assert [*named(["spec.peers.torch:Subject"])] == ["spec.peers.torch:Subject"]
+    with pytest.raises(LookupError, match="'xplstm:num' is neither"):
+        named(["xplstm:num"])
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(
+    ("config", "more"), [({"zoneout_of_tomorrow": "0.5"}, {}), ({}, {"weight_of_tomorrow": None})]
+)
+def test_what_a_peer_has_not_heard_of_it_does_not_offer(name: str, config: Config, more: Config) -> None:
+    record = RECORDS["cell"]
+    given = arrays(record["inputs"], "float32")
+    with pytest.raises(Unsupported, match="of_tomorrow"):
+        subjects()[name].call("layer", record["config"] | config, given | dict.fromkeys(more, given["x"]))
+
+
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+    whole = {**os.environ, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": "", **env}
+    return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent, env=whole)
+
+
+def test_missing_subject_is_skipped_with_a_reason_or_fails_where_required() -> None:
+    # The variable makes one that is not usable here, whatever is installed.
+    cases = ("spec/test_vectors.py", "--subject=keras", "-k", "test_outputs and cell-float32")
+    skipped = run(*cases, KERAS_BACKEND="numpy")
+    assert skipped.returncode == 0, skipped.stdout
+    assert re.search(r"SKIPPED \[1\].*(KERAS_BACKEND is numpy|not installed)", skipped.stdout)
+    failed = run(*cases, KERAS_BACKEND="numpy", XPLSTM_REQUIRE="keras")
+    assert failed.returncode == 1, failed.stdout
+    assert "XPLSTM_REQUIRE asks for it" in failed.stdout
+
+
+def test_unknown_subject_is_an_error_that_names_the_known() -> None:
+    found = run("spec/test_vectors.py", "--subject=pytroch")
+    assert found.returncode == 4
+    assert "'pytroch' is neither module:class nor one of xplstm:numpy" in found.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on two kernels."""
+    folder = tmp_path_factory.mktemp("report")
+    run_it = [sys.executable, "-m", "spec", "report", "--subject=xplstm:numpy", "--out", str(folder)]
+    found = subprocess.run(run_it, capture_output=True, text=True, cwd=FOLDER.parent)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return folder
+
+
+def test_report_says_what_every_clause_and_subject_came_to(made: Path) -> None:
+    found = json.loads((made / "conformance.json").read_text(encoding="utf-8"))
+    known = clauses.clauses(clauses.SPEC.read_text(encoding="utf-8"))
+    assert found["clauses"].keys() == known.keys()
+    assert found["subjects"].keys() == subjects().keys()
+    reference = found["results"]["xplstm:numpy:reference"]
+    assert reference.keys() == known.keys()
+    assert reference["XPL-CELL-003"]["status"] == "passed"
+    assert 0 < reference["XPL-NUM-001"]["errors"]["outputs float32"] < 100
+    assert found["subjects"]["torch"]["not_run"] in ("it was not asked for", "not installed: torch")
+    assert (made / "conformance.md").read_text(encoding="utf-8") == page.rendered(found)
+
+
+def outcome(status: str, *of: str, reason: str = "", broken: tuple[str, ...] = ()) -> report.Outcome:
+    chosen = Chosen("x", subjects()["torch"], "")
+    case = Case("test_a", "spec.test_a", chosen, {}, of)
+    return report.Outcome(case, status, reason, broken, {"outputs float32": 2.0})
+
+
+def test_report_joins_the_cases_of_a_clause() -> None:
+    both = ("XPL-A-001", "XPL-B-001")
+    passed, lacking = outcome("passed", *both), outcome("not offered", *both, reason="no masks")
+    deviates = outcome("deviates", *both, reason="it does", broken=("XPL-B-001",))
+    assert report.judged("XPL-A-001", [passed, lacking])["status"] == "passed"
+    assert report.judged("XPL-A-001", [lacking])["reasons"] == {"not offered": ["no masks"]}
+    assert report.judged("XPL-B-001", [passed, deviates])["status"] == "deviates"
+    # A case that deviates says nothing of the clauses that its entry does not name.
+    hidden = report.judged("XPL-A-001", [deviates, lacking])
+    assert hidden["status"] == "not run"
+    assert hidden["reasons"]["not run"] == ["its cases fail by XPL-B-001"]
+    assert report.judged("XPL-A-001", [deviates, passed])["status"] == "passed"
+    assert report.judged("XPL-B-001", [passed, outcome("failed", *both)])["status"] == "failed"
+    assert report.judged("XPL-C-001", [passed])["reasons"] == {"not run": ["no test yet"]}
+
+
+def test_published_report_is_of_the_present_specification() -> None:
+    found = json.loads((report.DOCS / "conformance.json").read_text(encoding="utf-8"))
+    prose = clauses.SPEC.read_text(encoding="utf-8")
+    texts = {c.id: c.text for c in clauses.clauses(prose).values()}
+    assert found["specification"] == clauses.version(prose), "run python -m spec report"
+    assert {clause: about["text"] for clause, about in found["clauses"].items()} == texts
+    assert (report.DOCS / "conformance.md").read_text(encoding="utf-8") == page.rendered(found)
+    failing = [
+        s for s, results in found["results"].items() for r in results.values() if r["status"] == "failed"
+    ]
+    assert failing == []
+
+
+def test_published_report_knows_the_deviations_of_today() -> None:
+    found = json.loads((report.DOCS / "conformance.json").read_text(encoding="utf-8"))
+    for name in PEERS:
+        said = {
+            (reason, clause)
+            for clause, result in found["results"].get(name, {}).items()
+            for reason in result["reasons"].get("deviates", ())
+        }
+        listed = {(e.reason, c) for e in deviations.read(deviations.path_of(name)) for c in e.clauses}
+        assert said == listed
+
+
+def test_clauses_of_a_docstring_are_found() -> None:
+    assert CLAUSE.findall("XPL-SEQ-001 and XPL-EXACT-002.") == ["XPL-SEQ-001", "XPL-EXACT-002"]
