@@ -86,10 +86,11 @@ def test_no_two_results_share_memory(kernel: str, name: str, checkpoint: int | N
 def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers whatever number of packed rows one product takes."""
     case = Case(T=11, B=3, lengths=[11, 4, 9], options={"bidirectional": True, "proj_size": 2})
-    want = run(case.lstm(), case.arrays(), **case.valid())
-    monkeypatch.setattr(numpy_inplace, "FORWARD_ROWS", steps)
-    monkeypatch.setattr(numpy_inplace, "BACKWARD_ROWS", steps)
-    got = run(case.lstm(), case.arrays(), **case.valid())
+    with xplstm.use_kernel("numpy_inplace"):
+        want = run(case.lstm(), case.arrays(), **case.valid())
+        monkeypatch.setattr(numpy_inplace, "FORWARD_ROWS", steps)
+        monkeypatch.setattr(numpy_inplace, "BACKWARD_ROWS", steps)
+        got = run(case.lstm(), case.arrays(), **case.valid())
     for key, value in want.flat().items():
         np.testing.assert_allclose(got.flat()[key], value, rtol=0, atol=1e-13, err_msg=key)
 
@@ -106,7 +107,8 @@ def test_padded_steps_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "matmul", counting)
     lengths = [2, 40, 0, 7]
     lstm = xplstm.LSTM(3, 5, dtype="float64", rng=0)
-    lstm(np.zeros((40, 4, 3)), lengths=lengths)
+    with xplstm.use_kernel("numpy_inplace"):
+        lstm(np.zeros((40, 4, 3)), lengths=lengths)
     assert sum(seen) == 2 * sum(lengths)
 
 

@@ -28,4 +28,5 @@ def show_config() -> None:
         print(f"  {name:<17} {_array.version(package) or '-':<12} {text}")
     print("kernels, fastest first")
     for name in _dispatch.TABLE:
-        print(f"  {name}")
+        reason = _dispatch.why_missing(name)
+        print(f"  {name:<17} not usable: {reason}" if reason else f"  {name}")

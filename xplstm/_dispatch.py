@@ -39,6 +39,7 @@ class Kernel(NamedTuple):
 
 # Fastest first. Loaded when first asked.
 TABLE = {
+    "native": "xplstm.kernels.native",
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
     "reference": "xplstm._sequence",
 }
@@ -56,7 +57,7 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
 
     Parameters
     ----------
-    name : {"numpy_inplace", "reference"} or None
+    name : {"native", "numpy_inplace", "reference"} or None
 
     Returns
     -------
@@ -95,6 +96,12 @@ def load(name: str) -> Kernel:
 def why_not(name: str, problem: Problem) -> str:
     """Why the kernel called `name` does not run `problem`: its own reason, else that another is pinned."""
     return load(name).supports(problem) or f"kernel {_pinned.get()!r} is pinned"
+
+
+def why_missing(name: str) -> str:
+    """Why the kernel called `name` runs nothing here, or nothing; it may need more than the package."""
+    reason: str = getattr(importlib.import_module(TABLE[name]), "WHY_NOT", "")
+    return reason
 
 
 def select(problem: Problem) -> Kernel:

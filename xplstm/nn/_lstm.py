@@ -331,6 +331,7 @@ class LSTM(Recurrent):
         >>> import xplstm
         >>> print(xplstm.LSTM(3, 2, dtype="float16").explain(np.ones((5, 4, 3), dtype="float16")))
         layer 0: reference
+          not native: dtype float16 is neither float32 nor float64
           not numpy_inplace: dtype float16 is neither float32 nor float64
         canonical sums: no
         """

@@ -1,0 +1,302 @@
+"""The compiled kernel: against the reference, bit for bit against itself, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.cases import Case, run
+from xplstm.kernels import native
+
+ROOT = Path(__file__).parent.parent
+if native.WHY_NOT and "native" not in os.environ.get("XPLSTM_REQUIRE", ""):
+    pytest.skip(native.WHY_NOT, allow_module_level=True)
+
+FUSED = [isa for isa, fused in native.ISAS.items() if fused]
+EXHAUSTIVE = os.environ.get("XPLSTM_EXHAUSTIVE") == "1"
+
+
+@pytest.fixture(autouse=True)
+def pinned() -> Iterator[None]:
+    with xplstm.use_kernel("native"):
+        yield
+
+
+@pytest.fixture(params=native.ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(native, "ISA", request.param)
+    return str(request.param)
+
+
+def drawn(seed: int) -> tuple[Case, str]:
+    """A configuration that few would think of, and a dtype."""
+    rng = np.random.default_rng(seed)
+    wide = seed % 4 == 0
+    T, B = int(rng.integers(0, 8)), int(rng.choice([1, 2, 7, 30] if wide else [0, 1, 2, 3, 5, 13, 40]))
+    I = int(rng.choice([129, 257] if wide else [1, 2, 7, 16, 33, 130]))
+    H = int(rng.choice([129, 140, 256] if wide else [1, 2, 5, 8, 17, 31, 64]))
+    options = {"bidirectional": bool(rng.random() < 0.4), "bias": bool(rng.random() < 0.8)}
+    options["proj_size"] = int(rng.integers(1, H)) if H > 1 and rng.random() < 0.3 else 0
+    ragged = rng.random()
+    lengths = rng.integers(0, T + 1, B).tolist() if ragged < 0.3 else None
+    return Case(T, B, I, H, options, lengths, 0.3 <= ragged < 0.5, seed), str(
+        rng.choice(["float32", "float64"])
+    )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_problem_agrees_with_the_reference(isa: str, seed: int) -> None:
+    case, dtype = drawn(seed)
+    poisoned = {k: a.astype(dtype) for k, a in case.poisoned().items()}
+    lstm = case.lstm(dtype=dtype)
+    with xplstm.use_kernel("reference"):
+        want = run(
+            case.lstm(dtype=dtype).to(dtype="float64"),
+            {k: a.astype("float64") for k, a in poisoned.items()},
+            **case.valid(),
+        )
+    got = run(lstm, poisoned, **case.valid())
+    unit = np.finfo(dtype).eps / 2
+    for key, value in want.flat().items():
+        scale = max(1.0, float(np.abs(value).max(initial=0)))
+        np.testing.assert_allclose(got.flat()[key], value, rtol=0, atol=32 * unit * scale, err_msg=key)
+    y, (h_n, c_n) = lstm(poisoned["x"], (poisoned["h_0"], poisoned["c_0"]), **case.valid())
+    for key, value in (("y", y), ("h_n", h_n), ("c_n", c_n)):
+        np.testing.assert_array_equal(value, got.flat()[key], err_msg=f"{key} with and without residuals")
+
+
+LARGE = {
+    "one row": Case(6, 1, 40, 150),
+    "few rows": Case(6, 5, 40, 150),
+    "many rows": Case(5, 61, 40, 70),
+    "projection": Case(6, 5, 40, 150, {"proj_size": 130}),
+    "two directions": Case(6, 9, 140, 60, {"bidirectional": True}, [6, 0, 3, 5, 1, 6, 6, 2, 4]),
+    "holes": Case(9, 40, 30, 80, holes=True),
+}
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("name", LARGE)
+def test_bits_do_not_depend_on_threads(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LARGE[name]
+    monkeypatch.setattr(native, "THREADS", 1)
+    want = run(case.lstm(dtype="float32"), as_float32(case), **case.valid()).flat()
+    monkeypatch.setattr(native, "THREADS", threads)
+    got = run(case.lstm(dtype="float32"), as_float32(case), **case.valid()).flat()
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
+def as_float32(case: Case) -> dict[str, np.ndarray]:
+    return {k: a.astype("float32") for k, a in case.arrays().items()}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_bits_do_not_depend_on_instructions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, results = LARGE[name], []
+    for isa in FUSED:
+        monkeypatch.setattr(native, "ISA", isa)
+        lstm, a = case.lstm(dtype="float32"), as_float32(case)
+        results.append(lstm(a["x"], (a["h_0"], a["c_0"]), **case.valid()))
+    for y, state in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(state.c, results[0][1].c)
+
+
+@pytest.mark.skipif(not native.CANONICAL_SUMS, reason="there are no fused multiply-adds here")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_has_the_same_bits_alone(dtype: str) -> None:
+    case = Case(4, 37, 140, 50)
+    lstm, a = case.lstm(dtype=dtype), {k: v.astype(dtype) for k, v in case.arrays().items()}
+    y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]))
+    for rows in (slice(0, 1), slice(7, 12), slice(36, 37)):
+        part, state = lstm(a["x"][:, rows], (a["h_0"][:, rows], a["c_0"][:, rows]))
+        np.testing.assert_array_equal(part, y[:, rows])
+        np.testing.assert_array_equal(state.h, h_n[:, rows])
+        np.testing.assert_array_equal(state.c, c_n[:, rows])
+    assert lstm.explain(a["x"]).canonical_sums
+
+
+@pytest.mark.parametrize("proj_size", [0, 3])
+def test_a_step_is_a_sequence_of_one(proj_size: int) -> None:
+    case = Case(1, 3, 9, 20, {"proj_size": proj_size})
+    lstm, a = case.lstm(dtype="float32"), as_float32(case)
+    y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]))
+    p = [lstm.params.get(f"{name}_l0") for name in xplstm.LSTMParams._fields[:5]]
+    handle = native._engine.pack(native.ISA, "float32", 9, 20, proj_size, *p)
+    packed = native.Packed((handle,), ())
+    got = native.step(packed, a["x"][0], a["h_0"][0], a["c_0"][0])
+    for value, expected in zip(got, (y[0], h_n[0], c_n[0]), strict=True):
+        np.testing.assert_array_equal(value, expected)
+    with pytest.raises(ValueError, match=r"x is not \(B, I\)"):
+        native.step(packed, a["x"][0, 0, :-1], a["h_0"][0], a["c_0"][0])
+
+
+def test_calls_of_many_threads_do_not_meet() -> None:
+    case = LARGE["few rows"]
+    lstm, a = case.lstm(dtype="float32"), as_float32(case)
+    want = lstm(a["x"])[0]
+    wrong: list[int] = []
+
+    def call(k: int) -> None:
+        with xplstm.use_kernel("native"):
+            for _ in range(20):
+                if not np.array_equal(lstm(a["x"])[0], want):
+                    wrong.append(k)
+
+    threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+FORK = """
+import os, numpy as np, xplstm
+from xplstm.kernels import native
+native.THREADS = 3
+lstm, x = xplstm.LSTM(40, 150, rng=0), np.ones((20, 5, 40), "float32")
+want = lstm(x)[0]
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(lstm(x)[0], want) else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert np.array_equal(lstm(x)[0], want)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_fork_with_threads_alive_is_safe() -> None:
+    started(FORK)
+
+
+def started(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter, which must end well and soon."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+
+
+def test_the_environment_pins_instructions_and_threads() -> None:
+    code = "from xplstm.kernels import native; print(native.ISA, native.THREADS, native.CANONICAL_SUMS)"
+    slowest, fused = list(native.ISAS.items())[-1]
+    told = started(code, XPLSTM_NATIVE_ISA=slowest, XPLSTM_NUM_THREADS="3").stdout.split()
+    assert told == [slowest, "3", str(fused)]
+    assert started(code, XPLSTM_NUM_THREADS="", OMP_NUM_THREADS="5").stdout.split()[1] == "5"
+
+
+def test_unknown_instructions_are_a_reason() -> None:
+    code = "from xplstm.kernels import native; print(native.WHY_NOT)"
+    text = started(code, XPLSTM_NATIVE_ISA="abacus").stdout
+    assert "XPLSTM_NATIVE_ISA='abacus'" in text
+    assert next(iter(native.ISAS)) in text
+
+
+WITHOUT = """
+import sys
+sys.modules["xplstm.kernels._engine"] = None
+import numpy as np, xplstm
+lstm, x = xplstm.LSTM(3, 2, rng=0), np.ones((5, 4, 3), "float32")
+lstm(x)
+print(lstm.explain(x))
+xplstm.show_config()
+"""
+
+
+def test_without_the_compiled_part_the_rest_works_and_says_so() -> None:
+    text = started(WITHOUT).stdout
+    assert "layer 0: numpy_inplace" in text
+    assert text.count("not compiled here") == 2
+    assert text.count("pip install --no-binary xplstm xplstm") == 2
+
+
+def bits(dtype: str) -> Iterator[np.ndarray]:
+    """All numbers of float32 that are not NaN, or a sample over all exponents of either dtype."""
+    if EXHAUSTIVE and dtype == "float32":
+        for first in range(0, 2**32, 2**24):
+            x = np.arange(first, first + 2**24, dtype=np.uint32).view(np.float32)
+            yield x[~np.isnan(x)]
+        return
+    rng = np.random.default_rng(0)
+    near = [rng.uniform(-s, s, 40000) for s in (0.3, 1, 4, 20)]
+    far = np.exp2(rng.uniform(-140, 11, 40000)) * rng.choice([-1, 1], 40000)
+    yield np.concatenate([*near, far, [0.0, 5e-324, 1e-45, 1e30, np.inf, -np.inf]]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", ["tanh", "sigmoid"])
+def test_functions_are_within_two_units(isa: str, function: str, dtype: str) -> None:
+    """The largest error over all numbers of float32 is measured under XPLSTM_EXHAUSTIVE=1."""
+    precision, least = (24, -149) if dtype == "float32" else (53, -1074)
+    worst = 0.0
+    for x in bits(dtype):
+        got = np.empty_like(x)
+        native._engine.apply(isa, dtype, function, x, got)
+        wide = x.astype(np.float64 if dtype == "float32" else np.longdouble)
+        e = np.exp(-abs(wide))
+        true = np.tanh(wide) if function == "tanh" else np.where(wide < 0, e, 1) / (1 + e)
+        assert abs(got).max() <= 1
+        unit = np.ldexp(np.ones_like(wide), np.maximum(np.frexp(true)[1] - precision, least))
+        worst = max(worst, float((abs(got - true) / unit).max()))
+    assert 1 < worst < 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
+    x = np.array([np.nan, -0.0, np.inf, -np.inf], dtype)
+    y = np.empty_like(x)
+    native._engine.apply(isa, dtype, "tanh", x, y)
+    assert np.isnan(y[0])
+    assert np.signbit(y).tolist()[1:] == [True, False, True]
+    native._engine.apply(isa, dtype, "sigmoid", x, y)
+    np.testing.assert_array_equal(y[1:], [0.5, 1, 0])
+    assert np.isnan(y[0])
+
+
+def forward_arguments() -> list[Any]:
+    """A right call of the extension module, to be made wrong."""
+    p = Case(3, 2, 4, 5).lstm(dtype="float32").params
+    handle = native._engine.pack(native.ISA, "float32", 4, 5, 0, *p.values(), None)
+    zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
+    outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
+    return [(handle,), (False,), *zeros, None, None, *outs, None, 1]
+
+
+@pytest.mark.parametrize("place", [2, 3, 4, 7, 8, 9])
+def test_a_buffer_of_the_wrong_size_is_refused(place: int) -> None:
+    arguments = forward_arguments()
+    native._engine.forward(*arguments)
+    arguments[place] = arguments[place][..., :-1].copy()
+    with pytest.raises(ValueError, match=r"bytes were expected|is not \(T, B, I\)"):
+        native._engine.forward(*arguments)
+
+
+def test_results_go_to_arrays_that_can_be_written_to() -> None:
+    arguments = forward_arguments()
+    arguments[7].flags.writeable = False
+    with pytest.raises((ValueError, BufferError)):
+        native._engine.forward(*arguments)
+
+
+def test_sizes_beyond_memory_are_refused() -> None:
+    with pytest.raises(OverflowError, match="no memory holds"):
+        native._engine.pack(native.ISA, "float32", 2**40, 2**40, 0, *[None] * 5)
+
+
+def test_reasons_against() -> None:
+    x = np.zeros((2, 4, 3), "float32")
+    with xplstm.use_kernel(None):
+        peephole = xplstm.LSTM(3, 5, variant=xplstm.Variant(peepholes=True))
+        assert "peepholes" in peephole.explain(x).reasons[0]["native"]
+        half = xplstm.LSTM(3, 5, dtype="float16").explain(x.astype("float16"))
+        assert "float16" in half.reasons[0]["native"]

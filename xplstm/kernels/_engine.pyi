@@ -1,0 +1,67 @@
+"""The extension module of `native`: its C is in `_native/module.c`."""
+
+from typing import TypeAlias
+
+import numpy as np
+
+_Handle: TypeAlias = object
+_Optional: TypeAlias = np.ndarray | None
+
+def isas() -> list[tuple[str, bool]]: ...
+def units(packed: _Handle, /) -> int: ...
+def apply(isa: str, dtype: str, function: str, x: np.ndarray, y: np.ndarray, /) -> None: ...
+def pack(
+    isa: str,
+    dtype: str,
+    I: int,
+    H: int,
+    proj_size: int,
+    weight_ih: _Optional,
+    weight_hh: _Optional,
+    bias_ih: _Optional,
+    bias_hh: _Optional,
+    weight_hr: _Optional,
+    /,
+) -> _Handle: ...
+def forward(
+    packed: tuple[_Handle, ...],
+    reverse: tuple[bool, ...],
+    x: np.ndarray,
+    h_0: np.ndarray,
+    c_0: np.ndarray,
+    lengths: _Optional,
+    mask: _Optional,
+    y: np.ndarray,
+    h_n: np.ndarray,
+    c_n: np.ndarray,
+    kept: tuple[tuple[np.ndarray, ...], ...] | None,
+    threads: int,
+    /,
+) -> None: ...
+def step(
+    packed: _Handle,
+    x: np.ndarray,
+    h: np.ndarray,
+    c: np.ndarray,
+    y: np.ndarray,
+    h_n: np.ndarray,
+    c_n: np.ndarray,
+    /,
+) -> None: ...
+def backward(
+    packed: tuple[_Handle, ...],
+    reverse: tuple[bool, ...],
+    weights: tuple[tuple[_Optional, ...], ...],
+    x: np.ndarray,
+    h_0: np.ndarray,
+    lengths: _Optional,
+    mask: _Optional,
+    dy: np.ndarray,
+    kept: tuple[tuple[np.ndarray, ...], ...],
+    dx: np.ndarray,
+    dh_0: np.ndarray,
+    dc_0: np.ndarray,
+    gradients: tuple[tuple[_Optional, ...], ...],
+    threads: int,
+    /,
+) -> None: ...

@@ -1,0 +1,258 @@
+/* Gradients. Backward through time follows Werbos (1990); the products over all steps wait for a block of them. */
+
+static Size NAME(state_width)(const Packed *p)
+{
+    Size outputs = NAME(outputs)(p->P) * PANEL;
+    return outputs > p->units ? outputs : p->units;
+}
+
+static size_t NAME(backward_packed)(const Backward *f, int direction, size_t parts[3])
+{
+    const Packed *p = f->packed[direction];
+    parts[0] = lines(sizeof(REAL) * (size_t)(NAME(outputs)(p->P) * PANEL * 4 * p->H));
+    parts[1] = lines(sizeof(REAL) * (size_t)(NAME(outputs)(p->I) * PANEL * 4 * p->H));
+    parts[2] = p->projected ? lines(sizeof(REAL) * (size_t)(NAME(outputs)(p->H) * PANEL * p->P)) : 0;
+    return parts[0] + parts[1] + parts[2];
+}
+
+static void NAME(pack_backward)(const Backward *f, int direction)
+{
+    const Packed *p = f->packed[direction];
+    NAME(pack_columns)(f->weight_hh[direction], 4 * p->H, p->P, p->P, f->hh[direction]);
+    NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, p->I, f->ih[direction]);
+    if (p->projected)
+        NAME(pack_columns)(f->weight_hr[direction], p->P, p->H, p->H, f->hr[direction]);
+}
+
+static size_t NAME(backward_scratch)(const Backward *f)
+{
+    const Packed *p = f->packed[0];
+    Size count = 0, widest = p->I > p->P ? p->I : p->P;
+    for (int d = 0; d < f->directions; d++)
+        count = f->rows[d].count > count ? f->rows[d].count : count;
+    count = count > f->B ? count : f->B;
+    widest = widest > p->H ? widest : p->H;
+    size_t outputs = (size_t)NAME(outputs)(widest) * PANEL, chunk = NAME(CHUNK);
+    size_t walk = lines((size_t)f->B * sizeof(Size)) * 2 + 4 * lines((size_t)f->B * sizeof(void *))
+                  + lines(chunk * outputs * sizeof(REAL));
+    size_t sums = 2 * lines((size_t)count * sizeof(void *)) + lines(chunk * PANEL * sizeof(REAL))
+                  + NAME(sum_scratch)(4 * p->H);
+    return (walk > sums ? walk : sums) + 64;
+}
+
+/* What one step leaves for one unit and row: dz of the four gates, dc of the step before, and o * tanh(c'). */
+INLINE V NAME(unit_back)(const REAL *gates, V c, V c_before, V dm, REAL *dc, V dz[4])
+{
+    V i = load(gates), f = load(gates + LANES), g = load(gates + 2 * LANES), o = load(gates + 3 * LANES);
+    V tanh_c = NAME(tanh)(c), one = all(1), dm_o = dm * o;
+    V total = fma(dm_o, fnma(tanh_c, tanh_c, one), load(dc));
+    V di = total * i;
+    dz[0] = total * g * fnma(i, i, i);
+    dz[1] = total * c_before * fnma(f, f, f);
+    dz[2] = di * fnma(g, g, one);
+    dz[3] = dm * tanh_c * fnma(o, o, o);
+    store(dc, total * f);
+    return o * tanh_c;
+}
+
+typedef struct NAME(Back) {
+    const Backward *f;
+    const Packed *p;
+    const Rows *rows;
+    int direction;
+    Size width, units;                   /* of dh and dc */
+    Size panel, panels, output, outputs;
+    Size *own, owned, *active;
+    const REAL **dz_rows, **dh_rows;
+    REAL *products;
+} NAME(Back);
+
+static void NAME(open_back)(NAME(Back) *w, const Backward *f, int direction, int member, char *at)
+{
+    const Packed *p = f->packed[direction];
+    *w = (NAME(Back)){.f = f, .p = p, .rows = &f->rows[direction], .direction = direction};
+    w->width = NAME(state_width)(p);
+    w->units = p->units;
+    w->panels = NAME(panels)(p->H);
+    w->outputs = NAME(outputs)(p->P);
+    w->own = take(&at, (size_t)f->B * sizeof(Size));
+    w->active = take(&at, (size_t)f->B * sizeof(Size));
+    w->dz_rows = take(&at, (size_t)f->B * sizeof(void *));
+    w->dh_rows = take(&at, (size_t)f->B * sizeof(void *));
+    w->products = (REAL *)at;
+    for (Size b = 0; b < f->B; b++)
+        if (!f->by_rows || b % f->team == member)
+            w->own[w->owned++] = b;
+    if (!f->by_rows) {
+        Size panels = w->panels, outputs = w->outputs;
+        w->panel = share(panels, member, f->team);
+        w->panels = share(panels, member + 1, f->team);
+        w->output = share(outputs, member, f->team);
+        w->outputs = share(outputs, member + 1, f->team);
+    }
+}
+
+static REAL *NAME(dh_of)(const NAME(Back) *w, Size b) { return (REAL *)w->f->dh[w->direction] + b * w->width; }
+
+/* Add dy to the projected state's gradient, keep it, and take it back through the projection. */
+static void NAME(unproject)(const NAME(Back) *w, Size t, Size n)
+{
+    const Backward *f = w->f;
+    Size P = w->p->P, H = w->p->H, wide = NAME(outputs)(H) * PANEL;
+    for (Size k = 0; k < n; k++) {
+        Size b = w->active[k], row = w->rows->index[(t - w->rows->first) * f->B + b];
+        const REAL *dy = (const REAL *)f->dy + ((t * f->B + b) * f->directions + w->direction) * P;
+        REAL *dh = (REAL *)w->rows->dh + row * P, *sum = NAME(dh_of)(w, b);
+        for (Size j = 0; j < P; j++)
+            dh[j] = sum[j] + dy[j];
+        w->dh_rows[k] = dh;
+    }
+    for (Size output = 0; output < NAME(outputs)(H); output++)
+        NAME(product)(w->dh_rows, n, P, (const REAL *)f->hr[w->direction] + output * P * PANEL,
+                      w->products + output * PANEL, wide, NULL, 0, NULL);
+}
+
+/* dz of own panels, in the gates' own order. */
+static void NAME(deactivate)(const NAME(Back) *w, Size t, Size from, Size n)
+{
+    const Backward *f = w->f;
+    const Packed *p = w->p;
+    Size H = p->H, wide = NAME(outputs)(H) * PANEL;
+    for (Size k = 0; k < n; k++) {
+        Size b = w->active[from + k], at = t * f->B + b;
+        Size before = step_before(&f->valid, f->T, f->B, f->reverse[w->direction], t, b);
+        Size row = w->rows->index[(t - w->rows->first) * f->B + b];
+        const REAL *cells = f->kept[w->direction].cells, *c = cells + at * p->units;
+        const REAL *c_before = cells + (before * f->B + b) * p->units;
+        const REAL *gates = (const REAL *)f->kept[w->direction].gates + at * 4 * p->units;
+        const REAL *dy = (const REAL *)f->dy + (at * f->directions + w->direction) * p->P;
+        REAL *dc = (REAL *)f->dc[w->direction] + b * p->units, *dz = (REAL *)w->rows->dz + row * 4 * H;
+        REAL *dh = NAME(dh_of)(w, b), *m = p->projected ? (REAL *)w->rows->m + row * H : NULL;
+        for (Size unit = w->panel * LANES; unit < w->panels * LANES; unit += LANES) {
+            Size width = H - unit < LANES ? H - unit : LANES;
+            V d[4], dm;
+            if (p->projected)
+                dm = load(w->products + k * wide + unit);
+            else
+                dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
+            V out = NAME(unit_back)(gates + 4 * unit, load(c + unit), load(c_before + unit), dm, dc + unit, d);
+            for (Size gate = 0; gate < 4; gate++)
+                if (width == LANES)
+                    store(dz + gate * H + unit, d[gate]);
+                else
+                    store_part(dz + gate * H + unit, d[gate], width);
+            if (m)
+                store_part(m + unit, out, width);
+        }
+        w->dz_rows[from + k] = dz;
+    }
+}
+
+/* The gradient by the state before: dz W_hh, own outputs. */
+static void NAME(recur)(const NAME(Back) *w, Size n)
+{
+    Size K = 4 * w->p->H;
+    const REAL *hh = w->f->hh[w->direction];
+    if (n == 1) {
+        NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output,
+                          NAME(dh_of)(w, w->active[0]) + w->output * PANEL, NULL, NULL);
+        return;
+    }
+    for (Size output = w->output; output < w->outputs; output++)
+        for (Size from = 0; from < n; from += NAME(CHUNK)) {
+            Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
+            NAME(product)(w->dz_rows + from, rows, K, hh + output * K * PANEL, w->products, PANEL, NULL, 0, NULL);
+            for (Size k = 0; k < rows; k++)
+                for (Size j = 0; j < 4; j++)
+                    store(NAME(dh_of)(w, w->active[from + k]) + output * PANEL + j * LANES,
+                          load(w->products + k * PANEL + j * LANES));
+        }
+}
+
+static void NAME(walk_back)(const Backward *f, int direction, int member, char *scratch)
+{
+    NAME(Back) w;
+    NAME(open_back)(&w, f, direction, member, scratch);
+    Barrier *barrier = f->by_rows ? NULL : (Barrier *)&f->barrier[direction];
+    Size steps = w.rows->last - w.rows->first;
+    for (Size s = 0; s < steps; s++) {
+        Size t = f->reverse[direction] ? w.rows->first + s : w.rows->last - 1 - s, n = 0;
+        for (Size k = 0; k < w.owned; k++)
+            if (exists(&f->valid, f->B, t, w.own[k]))
+                w.active[n++] = w.own[k];
+        if (w.p->projected)
+            for (Size from = 0; from < n; from += NAME(CHUNK)) {
+                Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
+                NAME(Back) part = w;
+                part.active += from;
+                NAME(unproject)(&part, t, rows);
+                NAME(deactivate)(&w, t, from, rows);
+            }
+        else
+            NAME(deactivate)(&w, t, 0, n);
+        if (barrier)
+            barrier_wait(barrier);
+        if (n)
+            NAME(recur)(&w, n);
+        if (barrier)
+            barrier_wait(barrier);
+    }
+}
+
+/* The products over a block's rows: own rows of the weights' gradients, own rows of dx. */
+static void NAME(accumulate)(const Backward *f, int direction, int member, int members, char *scratch)
+{
+    const Packed *p = f->packed[direction];
+    const Rows *rows = &f->rows[direction];
+    const Gradient *gradient = &f->gradient[direction];
+    Size K = 4 * p->H, I = p->I, count = rows->count;
+    Size first = share(K, member, members), last = share(K, member + 1, members);
+    const REAL *dz = rows->dz, **at = take(&scratch, (size_t)count * sizeof(void *));
+    const REAL **before = take(&scratch, (size_t)count * sizeof(void *));
+    for (Size n = 0; n < count; n++) {
+        Size t = rows->t[n], b = rows->b[n], last_t = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
+        at[n] = (const REAL *)f->x + t * f->x_step + b * f->x_row;
+        before[n] = last_t == f->T ? (const REAL *)f->h_0 + (direction * f->B + b) * p->P
+                                   : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
+    }
+    NAME(Sum) sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
+    NAME(sum_products)(dz, K, first, last, count, sums, 2, scratch);
+    if (p->biased) {
+        REAL *restrict bias = gradient->bias;
+        for (Size n = 0; n < count; n++)
+            for (Size k = first; k < last; k++)
+                bias[k] += dz[n * K + k];
+    }
+    if (p->projected) {
+        for (Size n = 0; n < count; n++)
+            at[n] = (const REAL *)rows->m + n * p->H;
+        NAME(Sum) projection = {at, p->H, gradient->hr};
+        NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members), count,
+                           &projection, 1, scratch);
+    }
+    REAL *products = take(&scratch, NAME(CHUNK) * PANEL * sizeof(REAL));
+    for (Size from = share(count, member, members), end = share(count, member + 1, members); from < end;) {
+        Size some = end - from < NAME(CHUNK) ? end - from : NAME(CHUNK);
+        for (Size k = 0; k < some; k++)
+            at[k] = dz + (from + k) * K;
+        for (Size output = 0; output < NAME(outputs)(I); output++) {
+            Size width = I - output * PANEL < PANEL ? I - output * PANEL : PANEL;
+            NAME(product)(at, some, K, (const REAL *)f->ih[direction] + output * K * PANEL, products, PANEL, NULL, 0, NULL);
+            for (Size k = 0; k < some; k++) {
+                REAL *dx = (REAL *)f->dx + (rows->t[from + k] * f->B + rows->b[from + k]) * I + output * PANEL;
+                for (Size j = 0; j < width; j++)
+                    dx[j] += products[k * PANEL + j];
+            }
+        }
+        from += some;
+    }
+}
+
+static void NAME(apply)(int function, Size n, const void *x, void *y)
+{
+    for (Size k = 0; k < n; k += LANES) {
+        Size width = n - k < LANES ? n - k : LANES;
+        V v = load_part((const REAL *)x + k, width);
+        store_part((REAL *)y + k, function ? NAME(tanh)(v) : NAME(sigmoid)(v), width);
+    }
+}

@@ -1,0 +1,339 @@
+/* One direction forward over all steps: XPL-EXACT-003 and XPL-EXACT-004. */
+
+/* Rows that go through a panel together, so that its pre-activations stay in the first cache. */
+enum { NAME(CHUNK) = 96 };
+
+/* Bytes of hoisted input products that stay in the second cache. */
+enum { NAME(HOISTED) = 1 << 19 };
+
+static Size NAME(panels)(Size n) { return (n + LANES - 1) / LANES; }
+static Size NAME(outputs)(Size n) { return (n + PANEL - 1) / PANEL; }
+
+static size_t NAME(packed_size)(const Packed *p)
+{
+    size_t rows = (size_t)NAME(panels)(p->H) * PANEL;
+    size_t hr = p->projected ? (size_t)NAME(outputs)(p->P) * PANEL * (size_t)p->H : 0;
+    return lines(rows * (size_t)p->I * sizeof(REAL)) + lines(rows * (size_t)p->P * sizeof(REAL))
+           + lines(rows * sizeof(REAL)) + lines(hr * sizeof(REAL)) + 64;
+}
+
+static void NAME(pack_gates)(const REAL *w, Size H, Size K, REAL *out)
+{
+    for (Size unit = 0; unit < H; unit += LANES, out += K * PANEL)
+        for (Size gate = 0; gate < 4; gate++)
+            NAME(pack_lanes)(w + (gate * H + unit) * K, H - unit < LANES ? H - unit : LANES, K, out + gate * LANES);
+}
+
+static void NAME(pack)(Packed *p, const void *ih, const void *hh, const void *bias_ih, const void *bias_hh, const void *hr)
+{
+    char *at = (char *)(((uintptr_t)p->memory + 63) & ~(uintptr_t)63);
+    Size rows = NAME(panels)(p->H) * PANEL;
+    p->units = NAME(panels)(p->H) * LANES;
+    p->ih = take(&at, sizeof(REAL) * (size_t)(rows * p->I));
+    p->hh = take(&at, sizeof(REAL) * (size_t)(rows * p->P));
+    p->bias = take(&at, sizeof(REAL) * (size_t)rows);
+    p->hr = at;
+    NAME(pack_gates)(ih, p->H, p->I, p->ih);
+    NAME(pack_gates)(hh, p->H, p->P, p->hh);
+    if (p->biased) {
+        REAL *bias = p->bias;
+        const REAL *one = bias_ih, *other = bias_hh;
+        for (Size unit = 0; unit < p->units; unit++)
+            for (Size gate = 0; gate < 4; gate++)
+                bias[unit / LANES * PANEL + gate * LANES + unit % LANES] =
+                    unit < p->H ? one[gate * p->H + unit] + other[gate * p->H + unit] : 0;
+    }
+    if (p->projected)
+        for (Size first = 0; first < p->P; first += LANES)
+            NAME(pack_lanes)((const REAL *)hr + first * p->H, p->P - first < LANES ? p->P - first : LANES, p->H,
+                             (REAL *)p->hr + first / PANEL * PANEL * p->H + first % PANEL);
+    /* The vectors of the last panel that no output has. */
+    if (p->projected)
+        for (Size first = round_up(p->P, LANES); first < NAME(outputs)(p->P) * PANEL; first += LANES)
+            NAME(pack_lanes)(NULL, 0, p->H, (REAL *)p->hr + first / PANEL * PANEL * p->H + first % PANEL);
+}
+
+/* Gates of one panel: z -> c', and o * tanh(c') to where `out` says. Only the first `width` units exist. */
+static void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c, REAL *const *c_new,
+                        REAL *const *out, REAL *const *copy, REAL *const *kept, Size unit)
+{
+    for (Size r = 0; r < rows; r++, z += z_step) {
+        V i = NAME(sigmoid)(load(z)), f = NAME(sigmoid)(load(z + LANES));
+        V g = NAME(tanh)(load(z + 2 * LANES)), o = NAME(sigmoid)(load(z + 3 * LANES));
+        V cell = fma(f, load(c[r] + unit), i * g);
+        V m = o * NAME(tanh)(cell);
+        store(c_new[r] + unit, cell);
+        if (width >= LANES)
+            store(out[r] + unit, m);
+        else
+            store_part(out[r] + unit, m, width);
+        if (kept) {
+            REAL *to = kept[r] + 4 * unit;
+            store(to, i);
+            store(to + LANES, f);
+            store(to + 2 * LANES, g);
+            store(to + 3 * LANES, o);
+        }
+        if (copy && width >= LANES)
+            store(copy[r] + unit, m);
+        else if (copy)
+            store_part(copy[r] + unit, m, width);
+    }
+}
+
+/* What one thread has of one direction. */
+typedef struct NAME(Walk) {
+    const Forward *f;
+    const Packed *p;
+    int direction, reverse;
+    Size panel, panels;                  /* its first panel of units, and the end */
+    Size output, outputs;                /* the same of the projection */
+    Size *own, owned;                    /* its rows */
+    const REAL **h, **c;                 /* of each row of the batch, the present state */
+    Size *active;
+    const REAL **x_rows, **h_rows, **c_rows, **m_rows;
+    REAL **c_new, **out, **copy, **kept;
+    REAL *cells, *m, *z, *hoisted;
+    Size hoisted_rows;
+} NAME(Walk);
+
+static Size NAME(hoisted_rows)(const Forward *f)
+{
+    const Packed *p = f->packed[0];
+    Size rows = f->by_rows ? (f->B + f->team - 1) / f->team : f->B;
+    Size panels = NAME(panels)(p->H), mine = f->by_rows ? panels : (panels + f->team - 1) / f->team;
+    if (rows == 0 || rows >= 4 * ROWS || f->T == 1)
+        return 0;
+    Size wanted = NAME(HOISTED) / (Size)sizeof(REAL) / (mine * PANEL);
+    wanted = wanted < 4 * ROWS ? 4 * ROWS : wanted > 32 * ROWS ? 32 * ROWS : wanted;
+    Size steps = wanted / rows < f->T ? wanted / rows : f->T;
+    return steps * rows;
+}
+
+static size_t NAME(forward_scratch)(const Forward *f)
+{
+    const Packed *p = f->packed[0];
+    size_t B = (size_t)f->B, chunk = NAME(CHUNK), hoisted = (size_t)NAME(hoisted_rows)(f);
+    size_t panels = (size_t)NAME(panels)(p->H), wide = panels > chunk ? panels : chunk;
+    size_t outputs = (size_t)NAME(outputs)(p->P), most = wide > outputs ? wide : outputs;
+    return lines(B * sizeof(Size)) * 2 + lines(B * sizeof(void *)) * 10 + lines(hoisted * sizeof(void *))
+           + 2 * lines(B * (size_t)p->units * sizeof(REAL)) + lines(most * PANEL * sizeof(REAL))
+           + lines(hoisted * panels * PANEL * sizeof(REAL)) + 64;
+}
+
+static void NAME(open_walk)(NAME(Walk) *w, const Forward *f, int direction, int member, char *at)
+{
+    const Packed *p = f->packed[direction];
+    size_t B = (size_t)f->B, chunk = NAME(CHUNK);
+    const char *start = at;
+    *w = (NAME(Walk)){.f = f, .p = p, .direction = direction, .reverse = f->reverse[direction]};
+    w->panels = NAME(panels)(p->H);
+    w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
+    w->hoisted_rows = NAME(hoisted_rows)(f);
+    w->own = take(&at, B * sizeof(Size));
+    w->active = take(&at, B * sizeof(Size));
+    REAL ***arrays[] = {(REAL ***)&w->h, (REAL ***)&w->c, (REAL ***)&w->h_rows, (REAL ***)&w->c_rows,
+                        (REAL ***)&w->m_rows, &w->c_new, &w->out, &w->copy, &w->kept};
+    for (size_t n = 0; n < sizeof arrays / sizeof *arrays; n++)
+        *arrays[n] = take(&at, B * sizeof(void *));
+    w->x_rows = take(&at, ((size_t)w->hoisted_rows + B) * sizeof(void *));
+    w->cells = take(&at, B * (size_t)p->units * sizeof(REAL));
+    w->m = take(&at, B * (size_t)p->units * sizeof(REAL));
+    /* Whoever has some outputs of a projection reads all units: those of the first of the team. */
+    if (f->team > 1 && !f->by_rows)
+        w->m = (REAL *)(f->scratch + (size_t)direction * f->scratch_size + ((char *)w->m - start));
+    size_t most = (size_t)w->panels > chunk ? (size_t)w->panels : chunk;
+    most = (size_t)NAME(outputs)(p->P) > most ? (size_t)NAME(outputs)(p->P) : most;
+    w->z = take(&at, most * PANEL * sizeof(REAL));
+    w->hoisted = (REAL *)at;
+    for (Size b = 0; b < f->B; b++)
+        if (!f->by_rows || b % f->team == member)
+            w->own[w->owned++] = b;
+    if (!f->by_rows) {
+        Size panels = w->panels, outputs = w->outputs;
+        w->panel = share(panels, member, f->team);
+        w->panels = share(panels, member + 1, f->team);
+        w->output = share(outputs, member, f->team);
+        w->outputs = share(outputs, member + 1, f->team);
+    }
+    REAL *first = f->keep ? (REAL *)f->kept[direction].cells + f->T * f->B * p->units : w->cells;
+    for (Size n = 0; n < w->owned; n++) {
+        Size b = w->own[n], from = w->panel * LANES, to = w->panels * LANES < p->H ? w->panels * LANES : p->H;
+        const REAL *c_0 = (const REAL *)f->c_0 + (direction * f->B + b) * p->H;
+        w->h[b] = (const REAL *)f->h_0 + (direction * f->B + b) * p->P;
+        w->c[b] = first + b * p->units;
+        for (Size unit = from; unit < w->panels * LANES; unit++)
+            first[b * p->units + unit] = unit < to ? c_0[unit] : 0;
+    }
+}
+
+static const REAL *NAME(x_at)(const Forward *f, Size t, Size b)
+{
+    return (const REAL *)f->x + t * f->x_step + b * f->x_row;
+}
+
+static REAL *NAME(y_at)(const NAME(Walk) *w, Size t, Size b)
+{
+    Size P = w->p->P, D = w->f->directions;
+    return (REAL *)w->f->y + ((t * w->f->B + b) * D + w->direction) * P;
+}
+
+static Size NAME(find_active)(const NAME(Walk) *w, Size t, Size *active)
+{
+    Size n = 0;
+    for (Size k = 0; k < w->owned; k++)
+        if (exists(&w->f->valid, w->f->B, t, w->own[k]))
+            active[n++] = w->own[k];
+    return n;
+}
+
+/* W_ih x + b of many steps at once, for own rows and panels; (rows, own panels). */
+static void NAME(hoist)(NAME(Walk) *w, Size from, Size to)
+{
+    Size n = 0, mine = w->panels - w->panel, I = w->p->I;
+    for (Size s = from; s < to; s++) {
+        Size t = w->reverse ? w->f->T - 1 - s : s, found = NAME(find_active)(w, t, w->active);
+        for (Size k = 0; k < found; k++)
+            w->x_rows[n++] = NAME(x_at)(w->f, t, w->active[k]);
+    }
+    for (Size panel = w->panel; panel < w->panels; panel++)
+        NAME(product)(w->x_rows, n, I, (const REAL *)w->p->ih + panel * I * PANEL,
+                      w->hoisted + (panel - w->panel) * PANEL, mine * PANEL, NULL, 0,
+                      w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
+}
+
+/* Where the rows of a step read and write. */
+static void NAME(aim)(NAME(Walk) *w, Size t, Size n)
+{
+    const Forward *f = w->f;
+    const Packed *p = w->p;
+    const Kept *kept = &f->kept[w->direction];
+    for (Size k = 0; k < n; k++) {
+        Size b = w->active[k], at = t * f->B + b;
+        w->h_rows[k] = w->h[b];
+        w->c_rows[k] = w->c[b];
+        w->c_new[k] = f->keep ? (REAL *)kept->cells + at * p->units : w->cells + b * p->units;
+        w->out[k] = p->projected ? w->m + b * p->units : NAME(y_at)(w, t, b);
+        w->m_rows[k] = w->out[k];
+        if (f->keep) {
+            w->copy[k] = (REAL *)kept->hidden + at * p->P;
+            w->kept[k] = (REAL *)kept->gates + at * 4 * p->units;
+        }
+    }
+}
+
+static void NAME(project)(NAME(Walk) *w, Size t, Size n)
+{
+    Size P = w->p->P, H = w->p->H;
+    for (Size output = w->output; output < w->outputs; output++) {
+        Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
+        for (Size from = 0; from < n; from += NAME(CHUNK)) {
+            Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
+            NAME(product)(w->m_rows + from, rows, H, (const REAL *)w->p->hr + output * H * PANEL, w->z, PANEL, NULL, 0, NULL);
+            for (Size k = 0; k < rows; k++) {
+                size_t bytes = (size_t)width * sizeof(REAL);
+                __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL, bytes);
+                if (w->f->keep)
+                    __builtin_memcpy(w->copy[from + k] + output * PANEL, w->z + k * PANEL, bytes);
+            }
+        }
+    }
+}
+
+/* One step of one row: all own panels, then their gates. */
+static void NAME(single)(NAME(Walk) *w, const REAL *hoisted, const REAL *x)
+{
+    const Packed *p = w->p;
+    const Forward *f = w->f;
+    Size mine = w->panels - w->panel;
+    if (!hoisted) {
+        NAME(row_product)(x, p->I, (const REAL *)p->ih + w->panel * p->I * PANEL, mine, w->z, NULL,
+                          p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
+        hoisted = w->z;
+    }
+    NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, w->z, hoisted, NULL);
+    for (Size n = 0; n < mine; n++) {
+        Size unit = (w->panel + n) * LANES;
+        NAME(gates)(w->z + n * PANEL, PANEL, 1, p->projected ? LANES : p->H - unit, w->c_rows, w->c_new, w->out,
+                    f->keep && !p->projected ? w->copy : NULL, f->keep ? w->kept : NULL, unit);
+    }
+}
+
+/* One step of many rows, panel by panel. */
+static void NAME(many)(NAME(Walk) *w, Size n, const REAL *hoisted)
+{
+    const Packed *p = w->p;
+    const Forward *f = w->f;
+    Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
+    for (Size chunk = 0; chunk < chunks; chunk++) {
+        Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
+        for (Size panel = w->panel; panel < w->panels; panel++) {
+            Size unit = panel * LANES, u_step = PANEL;
+            const REAL *u = w->z;
+            if (hoisted) {
+                u = hoisted + from * mine * PANEL + (panel - w->panel) * PANEL;
+                u_step = mine * PANEL;
+            } else {
+                NAME(product)(w->x_rows + from, rows, p->I, (const REAL *)p->ih + panel * p->I * PANEL, w->z, PANEL,
+                              NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
+            }
+            NAME(product)(w->h_rows + from, rows, p->P, (const REAL *)p->hh + panel * p->P * PANEL, w->z, PANEL, u, u_step,
+                          NULL);
+            NAME(gates)(w->z, PANEL, rows, p->projected ? LANES : p->H - unit, w->c_rows + from, w->c_new + from,
+                        w->out + from, f->keep && !p->projected ? w->copy + from : NULL,
+                        f->keep ? w->kept + from : NULL, unit);
+        }
+    }
+}
+
+static void NAME(close_walk)(const NAME(Walk) *w, int member)
+{
+    const Forward *f = w->f;
+    const Packed *p = w->p;
+    for (Size n = 0; n < w->owned; n++) {
+        Size b = w->own[n], row = w->direction * f->B + b;
+        Size from = w->panel * LANES, to = w->panels * LANES < p->H ? w->panels * LANES : p->H;
+        __builtin_memcpy((REAL *)f->c_n + row * p->H + from, w->c[b] + from, (size_t)(to - from) * sizeof(REAL));
+        if (f->by_rows || member == 0)
+            __builtin_memcpy((REAL *)f->h_n + row * p->P, w->h[b], (size_t)p->P * sizeof(REAL));
+    }
+}
+
+static void NAME(forward)(const Forward *f, int direction, int member, char *scratch)
+{
+    NAME(Walk) w;
+    NAME(open_walk)(&w, f, direction, member, scratch);
+    Barrier *barrier = f->by_rows ? NULL : (Barrier *)&f->barrier[direction];
+    Size most = w.owned ? w.hoisted_rows / w.owned : 0, mine = w.panels - w.panel, waiting = 0;
+    const REAL *hoisted = NULL;
+    for (Size s = 0; s < f->T; s++) {
+        Size t = w.reverse ? f->T - 1 - s : s;
+        if (most && waiting-- == 0) {
+            waiting = (s + most < f->T ? most : f->T - s) - 1;
+            NAME(hoist)(&w, s, s + waiting + 1);
+            hoisted = w.hoisted;
+        }
+        Size n = NAME(find_active)(&w, t, w.active);
+        NAME(aim)(&w, t, n);
+        if (!hoisted)
+            for (Size k = 0; k < n; k++)
+                w.x_rows[k] = NAME(x_at)(f, t, w.active[k]);
+        if (n == 1)
+            NAME(single)(&w, hoisted, w.x_rows[0]);
+        else
+            NAME(many)(&w, n, hoisted);
+        hoisted = hoisted ? hoisted + n * mine * PANEL : NULL;
+        if (w.p->projected) {
+            if (barrier)
+                barrier_wait(barrier);
+            NAME(project)(&w, t, n);
+        }
+        for (Size k = 0; k < n; k++) {
+            w.h[w.active[k]] = NAME(y_at)(&w, t, w.active[k]);
+            w.c[w.active[k]] = w.c_new[k];
+        }
+        if (barrier)
+            barrier_wait(barrier);
+    }
+    NAME(close_walk)(&w, member);
+}

@@ -1,0 +1,148 @@
+/* What the files of this folder share: a layer's packed weights, a job, and the functions of one instruction set. */
+#ifndef XPLSTM_LSTM_H
+#define XPLSTM_LSTM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pool.h"
+
+#if !defined(__GNUC__)
+#error "this kernel needs GCC or Clang: vector types and target attributes"
+#endif
+#ifdef __FAST_MATH__
+#error "-ffast-math breaks the order of sums and the treatment of NaN"
+#endif
+
+typedef ptrdiff_t Size;
+
+/* Terms of a sum that make one chain of fused multiply-adds: XPL-EXACT-002. */
+enum { BLOCK = 128 };
+
+struct Engine;
+
+/* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or that many
+   outputs of a projection. */
+typedef struct Packed {
+    const struct Engine *engine;
+    Size I, H, P;            /* P is what h has: H without a projection */
+    int projected, biased;
+    Size units;              /* H rounded up to whole vectors */
+    void *ih, *hh, *bias, *hr;
+    void *memory;
+} Packed;
+
+/* Which rows have a step. */
+typedef struct Valid {
+    const int32_t *lengths;
+    const uint8_t *mask;     /* (T, B) */
+} Valid;
+
+/* What a forward pass keeps for the way back, by direction and step. Slot T of `cells` is the first state. */
+typedef struct Kept {
+    void *gates, *cells, *hidden;
+} Kept;
+
+typedef struct Forward {
+    const Packed *packed[2];
+    int directions, reverse[2];
+    Size T, B;
+    Valid valid;
+    const void *x;
+    Size x_step, x_row;      /* elements from one step, one row to the next */
+    const void *h_0, *c_0;
+    void *y, *h_n, *c_n;
+    Kept kept[2];
+    int keep;
+    int team, by_rows;       /* threads of one direction, and whether they share out rows or panels */
+    Barrier barrier[2];
+    char *scratch;
+    size_t scratch_size;     /* of one thread */
+} Forward;
+
+typedef struct Gradient {
+    void *ih, *hh, *bias, *hr;
+} Gradient;
+
+/* Steps of one direction whose rows wait for the products over all of them. */
+typedef struct Rows {
+    Size first, last;        /* steps */
+    Size count;
+    int32_t *t, *b;          /* of each row */
+    int32_t *index;          /* (steps, B): the row, or -1 */
+    void *dz, *dh, *m;       /* (count, 4H), (count, P), (count, H); the last two with a projection */
+} Rows;
+
+typedef struct Backward {
+    const Packed *packed[2];
+    const void *weight_ih[2], *weight_hh[2], *weight_hr[2];
+    int directions, reverse[2];
+    Size T, B;
+    Valid valid;
+    const void *x;
+    Size x_step, x_row;
+    const void *h_0;
+    const void *dy;
+    Kept kept[2];
+    void *dx, *dh_0, *dc_0;  /* the states' hold the gradients by the last state at first */
+    Gradient gradient[2];
+    Rows rows[2];
+    void *hh[2], *ih[2], *hr[2];  /* packed for the way back */
+    void *dh[2], *dc[2];          /* (B, padded) */
+    int team, by_rows, threads;
+    int direction;                /* of the products at the end */
+    Barrier barrier[2];
+    char *scratch;
+    size_t scratch_size;
+} Backward;
+
+typedef struct Engine {
+    const char *isa, *dtype;
+    size_t size;             /* of a number */
+    Size lanes, rows;        /* numbers in a vector, rows of a tile */
+    int fused;               /* whether multiply-adds are, so that sums have the published bits */
+    size_t (*packed_size)(const Packed *);
+    void (*pack)(Packed *, const void *ih, const void *hh, const void *bias_ih, const void *bias_hh, const void *hr);
+    size_t (*forward_scratch)(const Forward *);
+    void (*forward)(const Forward *, int direction, int member, char *scratch);
+    size_t (*backward_packed)(const Backward *, int direction, size_t parts[3]);
+    void (*pack_backward)(const Backward *, int direction);
+    size_t (*backward_scratch)(const Backward *);
+    void (*walk_back)(const Backward *, int direction, int member, char *scratch);
+    void (*accumulate)(const Backward *, int direction, int member, int members, char *scratch);
+    void (*apply)(int function, Size n, const void *x, void *y);
+} Engine;
+
+static inline int exists(const Valid *v, Size B, Size t, Size b)
+{
+    if (v->lengths)
+        return t < v->lengths[b];
+    return !v->mask || v->mask[t * B + b];
+}
+
+/* The step that row b had before step t of the walk, or T where it had none. */
+static inline Size step_before(const Valid *v, Size T, Size B, int reverse, Size t, Size b)
+{
+    Size by = reverse ? -1 : 1;
+    for (t -= by; t >= 0 && t < T; t -= by)
+        if (exists(v, B, t, b))
+            return t;
+    return T;
+}
+
+static inline Size round_up(Size n, Size to) { return (n + to - 1) / to * to; }
+
+/* The part of n that member k of some has. */
+static inline Size share(Size n, int k, int members) { return n * k / members; }
+
+/* Take bytes from a scratch area, whole cache lines. */
+static inline void *take(char **from, size_t bytes)
+{
+    char *at = *from;
+    *from += (bytes + 63) & ~(size_t)63;
+    return at;
+}
+
+static inline size_t lines(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+#endif

@@ -1,0 +1,41 @@
+/* One instruction set in one dtype. */
+
+#include "vector.h"
+#include "functions.h"
+#include "products.h"
+#include "forward.h"
+#include "backward.h"
+
+const Engine JOIN(ENGINE, NAME(engine)) = {
+    .isa = ISA,
+    .dtype = DOUBLE ? "float64" : "float32",
+    .size = sizeof(REAL),
+    .lanes = LANES,
+    .rows = ROWS,
+    .fused = FUSED,
+    .packed_size = NAME(packed_size),
+    .pack = NAME(pack),
+    .forward_scratch = NAME(forward_scratch),
+    .forward = NAME(forward),
+    .backward_packed = NAME(backward_packed),
+    .pack_backward = NAME(pack_backward),
+    .backward_scratch = NAME(backward_scratch),
+    .walk_back = NAME(walk_back),
+    .accumulate = NAME(accumulate),
+    .apply = NAME(apply),
+};
+
+#undef load
+#undef store
+#undef load_part
+#undef store_part
+#undef all
+#undef fma
+#undef fnma
+#undef less
+#undef negative
+#undef INLINE
+#undef LANES
+#undef PANEL
+#undef TILE
+#undef ROW

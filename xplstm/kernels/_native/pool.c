@@ -1,0 +1,170 @@
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define relax() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define relax() __asm__ volatile("yield")
+#else
+#define relax() ((void)0)
+#endif
+
+/* Turns of a loop, some 20 to 50 microseconds, before a thread gives way or goes to sleep. */
+enum { SPINS = 1000, TURNS_AWAKE = 2000 };
+
+void barrier_init(Barrier *b, int members)
+{
+    atomic_init(&b->waiting, 0);
+    atomic_init(&b->phase, 0);
+    b->members = members;
+}
+
+/* Wait for one more turn of a loop: in vain for long, let others run. */
+static void turn(int n)
+{
+    if (n < SPINS)
+        relax();
+    else
+        sched_yield();
+}
+
+void barrier_wait(Barrier *b)
+{
+    if (b->members == 1)
+        return;
+    int phase = atomic_load_explicit(&b->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&b->waiting, 1, memory_order_acq_rel) == b->members - 1) {
+        atomic_store_explicit(&b->waiting, 0, memory_order_relaxed);
+        atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
+    } else {
+        for (int n = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; n++)
+            turn(n);
+    }
+}
+
+static struct {
+    pthread_mutex_t owner, lock;
+    pthread_cond_t wake;
+    int started, registered;
+    int seen[MAX_THREADS];   /* the job before the first that a thread takes part in */
+    atomic_int job;          /* counts up with every job */
+    atomic_int asleep, running;
+    atomic_int members;      /* of the job */
+    Work work;
+    void *context;
+    void *memory;
+    size_t bytes;
+} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+/* In the child of a fork there is one thread, whatever the others were doing. */
+static void forget_threads(void)
+{
+    pthread_mutex_init(&pool.owner, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pool.started = 0;
+    atomic_store(&pool.asleep, 0);
+    atomic_store(&pool.running, 0);
+}
+
+static int wait_for_job(int seen)
+{
+    int now;
+    for (int n = 0; n < TURNS_AWAKE; n++) {
+        now = atomic_load_explicit(&pool.job, memory_order_acquire);
+        if (now != seen)
+            return now;
+        relax();
+    }
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add(&pool.asleep, 1);
+    while ((now = atomic_load(&pool.job)) == seen)
+        pthread_cond_wait(&pool.wake, &pool.lock);
+    atomic_fetch_sub(&pool.asleep, 1);
+    pthread_mutex_unlock(&pool.lock);
+    return now;
+}
+
+static void *serve(void *argument)
+{
+    int k = (int)(size_t)argument, seen = pool.seen[k];
+    for (;;) {
+        seen = wait_for_job(seen);
+        if (k < atomic_load_explicit(&pool.members, memory_order_relaxed))
+            pool.work(pool.context, k);
+        atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
+    }
+    return NULL;
+}
+
+static int start(int wanted)
+{
+    if (!pool.registered)
+        pool.registered = pthread_atfork(NULL, NULL, forget_threads) == 0;
+    if (!pool.registered)
+        return 1;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes))
+        return 1;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    /* Signals are for the interpreter's own threads. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (pool.started < wanted - 1) {
+        pthread_t thread;
+        pool.seen[pool.started + 1] = atomic_load(&pool.job);
+        if (pthread_create(&thread, &attributes, serve, (void *)(size_t)(pool.started + 1)))
+            break;
+        pool.started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return pool.started + 1 < wanted ? pool.started + 1 : wanted;
+}
+
+int pool_acquire(int wanted)
+{
+    if (pthread_mutex_trylock(&pool.owner))
+        return 0;
+    if (wanted > MAX_THREADS)
+        wanted = MAX_THREADS;
+    return wanted <= 1 || pool.started + 1 >= wanted ? (wanted < 1 ? 1 : wanted) : start(wanted);
+}
+
+void pool_release(void) { pthread_mutex_unlock(&pool.owner); }
+
+void pool_run(Work work, void *context, int threads)
+{
+    if (threads > 1) {
+        pool.work = work;
+        pool.context = context;
+        atomic_store_explicit(&pool.members, threads, memory_order_relaxed);
+        atomic_store_explicit(&pool.running, pool.started, memory_order_relaxed);
+        atomic_fetch_add(&pool.job, 1);
+        if (atomic_load(&pool.asleep)) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_broadcast(&pool.wake);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+    work(context, 0);
+    if (threads > 1)
+        for (int n = 0; atomic_load_explicit(&pool.running, memory_order_acquire); n++)
+            turn(n);
+}
+
+void *pool_memory(size_t bytes)
+{
+    if (bytes > pool.bytes) {
+        free(pool.memory);
+        pool.memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+        pool.bytes = pool.memory ? bytes : 0;
+    }
+    return pool.memory;
+}

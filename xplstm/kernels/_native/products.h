@@ -1,0 +1,241 @@
+/* Products of rows with packed panels, in the order of XPL-EXACT-002, and the sums over rows that gradients are. */
+
+#define PANEL (4 * LANES)
+
+/* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms of a row
+   stand `step` apart. */
+#define TILE(R)                                                                                                         \
+    static __attribute__((noinline)) void NAME(tile##R)(const REAL *const *rows, Size step, const REAL *w, Size k,       \
+                                                        REAL *out, Size out_step, const REAL *u, Size u_step,            \
+                                                        const REAL *bias)                                                \
+    {                                                                                                                    \
+        const REAL *a[R];                                                                                                \
+        V sum[R][4];                                                                                                     \
+        for (int r = 0; r < R; r++) {                                                                                    \
+            a[r] = rows[r];                                                                                              \
+            for (int j = 0; j < 4; j++)                                                                                  \
+                sum[r][j] = all(0);                                                                                      \
+        }                                                                                                                \
+        for (Size n = 0; n < k; n++, w += PANEL) {                                                                       \
+            V w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES), w3 = load(w + 3 * LANES);                    \
+            _Pragma("GCC unroll 6") for (int r = 0; r < R; r++)                                                          \
+            {                                                                                                            \
+                V v = all(a[r][n * step]);                                                                               \
+                sum[r][0] = fma(v, w0, sum[r][0]);                                                                       \
+                sum[r][1] = fma(v, w1, sum[r][1]);                                                                       \
+                sum[r][2] = fma(v, w2, sum[r][2]);                                                                       \
+                sum[r][3] = fma(v, w3, sum[r][3]);                                                                       \
+            }                                                                                                            \
+        }                                                                                                                \
+        for (int r = 0; r < R; r++)                                                                                      \
+            for (int j = 0; j < 4; j++) {                                                                                \
+                V z = sum[r][j];                                                                                         \
+                if (u)                                                                                                   \
+                    z = load(u + r * u_step + j * LANES) + z;                                                            \
+                if (bias)                                                                                                \
+                    z = z + load(bias + j * LANES);                                                                      \
+                store(out + r * out_step + j * LANES, z);                                                                \
+            }                                                                                                            \
+    }
+
+TILE(1)
+TILE(2)
+TILE(3)
+#if ROWS > 3
+TILE(4)
+TILE(5)
+TILE(6)
+#endif
+
+typedef void (*NAME(Tile))(const REAL *const *, Size, const REAL *, Size, REAL *, Size, const REAL *, Size, const REAL *);
+
+static const NAME(Tile) NAME(tiles)[] = {
+    NULL,
+    NAME(tile1),
+    NAME(tile2),
+    NAME(tile3),
+#if ROWS > 3
+    NAME(tile4),
+    NAME(tile5),
+    NAME(tile6),
+#endif
+};
+
+/* One row by C panels that follow each other in w, `panel` apart: C times as many sums are under way at once. */
+#define ROW(C)                                                                                                          \
+    static __attribute__((noinline)) void NAME(row##C)(const REAL *a, const REAL *w, Size panel, Size k, REAL *out,       \
+                                                       const REAL *u, const REAL *bias)                                  \
+    {                                                                                                                    \
+        V sum[C][4];                                                                                                     \
+        const REAL *at[C];                                                                                               \
+        for (int c = 0; c < C; c++) {                                                                                    \
+            at[c] = w + c * panel;                                                                                       \
+            for (int j = 0; j < 4; j++)                                                                                  \
+                sum[c][j] = all(0);                                                                                      \
+        }                                                                                                                \
+        for (Size n = 0; n < k; n++) {                                                                       \
+            V v = all(a[n]);                                                                                             \
+            _Pragma("GCC unroll 4") for (int c = 0; c < C; c++)                                                          \
+                _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                      \
+                    sum[c][j] = fma(v, load(at[c] + n * PANEL + j * LANES), sum[c][j]);                                      \
+        }                                                                                                                \
+        for (int c = 0; c < C; c++)                                                                                      \
+            for (int j = 0; j < 4; j++) {                                                                                \
+                V z = sum[c][j];                                                                                         \
+                if (u)                                                                                                   \
+                    z = load(u + c * PANEL + j * LANES) + z;                                                             \
+                if (bias)                                                                                                \
+                    z = z + load(bias + c * PANEL + j * LANES);                                                          \
+                store(out + c * PANEL + j * LANES, z);                                                                   \
+            }                                                                                                            \
+    }
+
+ROW(2)
+#if ROWS > 3
+ROW(3)
+ROW(4)
+enum { NAME(WIDE) = 4 };
+#else
+enum { NAME(WIDE) = 2 };
+#endif
+
+/* out = ((u + block) + block) + ... + bias for one row and `panels` panels next to each other. */
+static void NAME(row_product)(const REAL *a, Size K, const REAL *w, Size panels, REAL *out, const REAL *u, const REAL *bias)
+{
+    while (panels > 0) {
+        Size c = panels > NAME(WIDE) ? NAME(WIDE) : panels;
+#if ROWS > 3
+        if (panels == 5)
+            c = 3;
+#endif
+        for (Size k = 0; k < K; k += BLOCK) {
+            Size n = K - k < BLOCK ? K - k : BLOCK;
+            const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL, *at = w + k * PANEL;
+            const REAL *row = a + k;
+            if (c == 1)
+                NAME(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last);
+            else if (c == 2)
+                NAME(row2)(row, at, K * PANEL, n, out, from, last);
+#if ROWS > 3
+            else if (c == 3)
+                NAME(row3)(row, at, K * PANEL, n, out, from, last);
+            else
+                NAME(row4)(row, at, K * PANEL, n, out, from, last);
+#endif
+        }
+        panels -= c;
+        w += c * K * PANEL;
+        out += c * PANEL;
+        u = u ? u + c * PANEL : NULL;
+        bias = bias ? bias + c * PANEL : NULL;
+    }
+}
+
+/* The same for many rows and one panel. */
+static void NAME(product)(const REAL *const *rows, Size count, Size K, const REAL *w, REAL *out, Size out_step,
+                          const REAL *u, Size u_step, const REAL *bias)
+{
+    Size tiles = (count + ROWS - 1) / ROWS;
+    for (Size k = 0; k < K; k += BLOCK) {
+        Size n = K - k < BLOCK ? K - k : BLOCK;
+        const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL;
+        Size from_step = k ? out_step : u_step;
+        for (Size t = 0; t < tiles; t++) {
+            Size first = count * t / tiles, r = count * (t + 1) / tiles - first;
+            const REAL *a[ROWS];
+            for (Size j = 0; j < r; j++)
+                a[j] = rows[first + j] + k;
+            NAME(tiles)[r](a, 1, w + k * PANEL, n, out + first * out_step, out_step,
+                           from ? from + first * from_step : NULL, from_step, last);
+        }
+    }
+}
+
+/* Pack a matrix (K, columns), its rows `stride` apart, into panels of consecutive columns. */
+static void NAME(pack_columns)(const REAL *w, Size K, Size columns, Size stride, REAL *out)
+{
+    for (Size first = 0; first < columns; first += PANEL) {
+        Size width = columns - first < PANEL ? columns - first : PANEL;
+        for (Size k = 0; k < K; k++, out += PANEL) {
+            __builtin_memcpy(out, w + k * stride + first, (size_t)width * sizeof(REAL));
+            __builtin_memset(out + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
+        }
+    }
+}
+
+/* Pack the rows of w (rows, K) named by lane for one vector of a panel. */
+static void NAME(pack_lanes)(const REAL *w, Size lanes, Size K, REAL *out)
+{
+    for (Size lane = 0; lane < LANES; lane++)
+        for (Size k = 0; k < K; k++)
+            out[k * PANEL + lane] = lane < lanes ? w[lane * K + k] : 0;
+}
+
+/* Rows of a product over all steps that wait in one block. */
+enum { NAME(DEPTH) = 256 };
+
+/* Columns first to last of a's rows, as tiles read them. */
+static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, Size depth, REAL *out)
+{
+    for (Size row = first; row < last; row += ROWS) {
+        Size height = last - row < ROWS ? last - row : ROWS;
+        const REAL *from = a + row;
+        if (height == ROWS)
+            for (Size n = 0; n < depth; n++, out += ROWS)
+                __builtin_memcpy(out, from + n * stride, ROWS * sizeof(REAL));
+        else
+            for (Size n = 0; n < depth; n++)
+                for (Size r = 0; r < ROWS; r++)
+                    *out++ = r < height ? from[n * stride + r] : 0;
+    }
+}
+
+/* One of the products below: b's rows by pointers, and where the result is added. */
+typedef struct NAME(Sum) {
+    const REAL **b;
+    Size columns;
+    REAL *c;
+} NAME(Sum);
+
+/* c (rows, columns) += a^T b for every sum: a (count, ...) holds columns first to last of each row, stride apart.
+   The order of a sum over rows does not depend on how c is shared out. */
+static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size last, Size count, const NAME(Sum) *sums,
+                               int how_many, char *scratch)
+{
+    REAL *packed_b = take(&scratch, sizeof(REAL) * NAME(DEPTH) * PANEL);
+    REAL *packed_a = take(&scratch, sizeof(REAL) * (size_t)(NAME(DEPTH) * round_up(last - first, ROWS)));
+    REAL *tile = take(&scratch, sizeof(REAL) * ROWS * PANEL);
+    for (Size from = 0; from < count; from += NAME(DEPTH)) {
+        Size depth = count - from < NAME(DEPTH) ? count - from : NAME(DEPTH);
+        NAME(pack_tall)(a + from * a_stride, a_stride, first, last, depth, packed_a);
+        for (const NAME(Sum) *sum = sums; sum < sums + how_many; sum++)
+            for (Size column = 0, columns = sum->columns; column < columns; column += PANEL) {
+                Size width = columns - column < PANEL ? columns - column : PANEL;
+                for (Size n = 0; n < depth; n++) {
+                    __builtin_memcpy(packed_b + n * PANEL, sum->b[from + n] + column, (size_t)width * sizeof(REAL));
+                    __builtin_memset(packed_b + n * PANEL + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
+                }
+                const REAL *at = packed_a;
+                for (Size row = first; row < last; row += ROWS, at += ROWS * depth) {
+                    Size height = last - row < ROWS ? last - row : ROWS;
+                    const REAL *rows[ROWS];
+                    for (Size r = 0; r < ROWS; r++)
+                        rows[r] = at + r;
+                    REAL *to = sum->c + row * columns + column;
+                    if (width == PANEL && height == ROWS) {
+                        NAME(tiles)[ROWS](rows, ROWS, packed_b, depth, to, columns, to, columns, NULL);
+                        continue;
+                    }
+                    NAME(tiles)[ROWS](rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL);
+                    for (Size r = 0; r < height; r++)
+                        for (Size n = 0; n < width; n++)
+                            to[r * columns + n] += tile[r * PANEL + n];
+                }
+            }
+    }
+}
+
+static size_t NAME(sum_scratch)(Size rows)
+{
+    return sizeof(REAL) * (size_t)(NAME(DEPTH) * (PANEL + round_up(rows, ROWS)) + ROWS * PANEL) + 256;
+}

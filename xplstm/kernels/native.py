@@ -1,0 +1,174 @@
+"""Compiled for the CPU: packed weights, tiles held in registers, threads, sums in the published order.
+
+The C of `_native/` runs a layer's directions as one call without the interpreter. It is there
+where a compiler was at installation; the instruction set is chosen when it is
+loaded, and ``XPLSTM_NATIVE_ISA`` pins one. Threads are ``XPLSTM_NUM_THREADS``,
+else ``OMP_NUM_THREADS``, else the processors this process may use.
+
+Derived from the equations of `xplstm._cell`, clauses XPL-CELL, XPL-SEQ and
+XPL-EXACT of the specification.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from xplstm._params import LSTMParams, LSTMState, Problem
+
+try:
+    from xplstm.kernels import _engine
+except ImportError as error:
+    _HINT = "with a C compiler, pip install --no-binary xplstm xplstm makes it"
+    _MISSING = f"it is not compiled here ({error}); {_HINT}"
+    ISAS: dict[str, bool] = {}
+else:
+    _MISSING = ""
+    ISAS = dict(_engine.isas())
+
+
+def _chosen_isa() -> tuple[str, str]:
+    """The instruction set, and why there is none."""
+    wanted = os.environ.get("XPLSTM_NATIVE_ISA", "")
+    if wanted and wanted not in ISAS:
+        return "", _MISSING or f"XPLSTM_NATIVE_ISA={wanted!r} is none of {', '.join(ISAS)}, which run here"
+    return wanted or next(iter(ISAS), ""), _MISSING
+
+
+def _thread_count() -> int:
+    """Threads that a call may use."""
+    for name in ("XPLSTM_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "").partition(",")[0]
+        if value.isdigit() and int(value):
+            return int(value)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+ISA, WHY_NOT = _chosen_isa()
+THREADS = _thread_count()
+CANONICAL_SUMS = ISAS.get(ISA, False)
+
+
+class Packed(NamedTuple):
+    """Every direction's weights: as the C code reads them forward, and as they were."""
+
+    handles: tuple[object, ...]
+    weights: tuple[tuple[np.ndarray | None, ...], ...]
+    """weight_ih, weight_hh and weight_hr of each."""
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs of a whole call."""
+
+    problem: Problem
+    packed: Packed
+    x: np.ndarray
+    h_0: np.ndarray
+    lengths: np.ndarray | None
+    mask: np.ndarray | None
+    kept: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
+
+
+def supports(problem: Problem) -> str | None:
+    """Run the plain LSTM on NumPy's own two fast dtypes, where the C code is."""
+    if problem.backend != "numpy":
+        return f"the arrays are of {problem.backend}, not of numpy"
+    if problem.dtype not in ("float32", "float64"):
+        return f"dtype {problem.dtype} is neither float32 nor float64"
+    if problem.variant is not None:
+        return f"it has the plain LSTM alone, not {problem.variant}"
+    return WHY_NOT or None
+
+
+def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
+    """Pack each direction's weights for the instruction set in use."""
+    arrays = [tuple(None if a is None else np.ascontiguousarray(a) for a in p[:5]) for p in params]
+    handles = [
+        _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, *direction)
+        for direction in arrays
+    ]
+    return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr in arrays))
+
+
+def forward(
+    problem: Problem, packed: Packed, x: np.ndarray, state: LSTMState, valid: np.ndarray | None
+) -> tuple[np.ndarray, LSTMState, Residuals | None]:
+    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
+    y = (np.empty if valid is None else np.zeros)(shape, x.dtype)
+    x, h_0, c_0 = _readable(x), np.ascontiguousarray(state.h), np.ascontiguousarray(state.c)
+    h_n, c_n = np.empty_like(h_0), np.empty_like(c_0)
+    lengths, mask = _which(problem, valid)
+    kept = _keep(problem, packed, x.dtype) if problem.keep else None
+    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, THREADS)
+    residuals = None if kept is None else Residuals(problem, packed, x, h_0, lengths, mask, kept)
+    return y, LSTMState(h_n, c_n), residuals
+
+
+def step(packed: Packed, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One step of one direction: contiguous x (B, I), h and c -> y, h', c'. Checks sizes alone."""
+    y, h_n, c_n = np.empty_like(h), np.empty_like(h), np.empty_like(c)
+    _engine.step(packed.handles[0], x, h, c, y, h_n, c_n)
+    return y, h_n, c_n
+
+
+def _readable(x: np.ndarray) -> np.ndarray:
+    """`x` itself if its features follow each other in memory, at whole numbers' distance; else a copy."""
+    whole = all(stride % x.itemsize == 0 for stride in x.strides)
+    return x if whole and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else np.ascontiguousarray(x)
+
+
+def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Lengths, mask."""
+    if valid is None:
+        return None, None
+    if problem.valid == "lengths":
+        return np.ascontiguousarray(valid, dtype=np.int32), None
+    return None, np.ascontiguousarray(valid)
+
+
+def _keep(
+    problem: Problem, packed: Packed, dtype: np.dtype
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
+    """Room for the gates, c and h of every step of each direction; c also of the one before the first."""
+    T, B = problem.T, problem.B
+    units = [_engine.units(handle) for handle in packed.handles]
+    return tuple(
+        (
+            np.empty((T, B, 4 * n), dtype),
+            np.empty((T + 1, B, n), dtype),
+            np.empty((T, B, problem.output_size), dtype),
+        )
+        for n in units
+    )
+
+
+def backward(
+    residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
+) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
+    """Gradients by x, by the initial state and by each direction's parameters."""
+    problem, packed, x, h_0, lengths, mask, kept = residuals
+    dx = np.zeros((problem.T, problem.B, problem.I), x.dtype)
+    dstate_0 = LSTMState(*(np.array(a, order="C") for a in dstate_n))
+    gradients = tuple(
+        (
+            np.zeros((4 * problem.H, problem.I), x.dtype),
+            np.zeros((4 * problem.H, problem.output_size), x.dtype),
+            np.zeros(4 * problem.H, x.dtype) if problem.bias else None,
+            np.zeros((problem.proj_size, problem.H), x.dtype) if problem.proj_size else None,
+        )
+        for _ in packed.weights
+    )
+    _engine.backward(
+        *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask),
+        *(np.ascontiguousarray(dy), kept, dx, *dstate_0, gradients, THREADS),
+    )
+    return dx, dstate_0, tuple(_as_params(*direction) for direction in gradients)
+
+
+def _as_params(ih: np.ndarray, hh: np.ndarray, bias: np.ndarray | None, hr: np.ndarray | None) -> LSTMParams:
+    """Both biases have the same gradient, and no memory in common."""
+    return LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), hr)
