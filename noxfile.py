@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import nox
@@ -109,11 +111,11 @@ def spec(session: nox.Session, library: str) -> None:
 @nox.session(tags=["backends"])
 def weights(session: nox.Session) -> None:
     """Files and parameters that other libraries write; their guides."""
-    peers = ("torch==2.13.0", "flax", "equinox")
+    peers = ("torch==2.13.0", "flax", "equinox", "keras", "onnxruntime")
     session.install(".[test,io]", *peers)
     if sys.platform == "linux":
         session.install("mlx[cpu]")
-    run_tests(session, "torch,jax", "-k", "test_io or from_")
+    run_tests(session, "torch,jax", "-k", "test_io or test_onnxruntime or from_ or onnx.md")
 
 
 @nox.session(tags=["fuzz"])
@@ -134,7 +136,15 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     """The compiled kernel's tests under GCC's sanitizers, with threads for the smallest problems too."""
     flags = f"-fsanitize={sanitizer} -fno-omit-frame-pointer -g"
     build = {"CFLAGS": f"{flags} -DXPLSTM_ALWAYS_THREADS", "LDFLAGS": flags}
-    session.install("--no-cache-dir", ".[test]", env=build)
+    # A copy, because the tests find the source tree before an installed package.
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    for name in ("xplstm", "spec", "tests"):
+        shutil.copytree(name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(name, tree)
+    session.chdir(tree)
+    session.install("--editable", ".[test]", env=build)
     names = {"address,undefined": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}[sanitizer]
     found = [session.run("gcc", f"-print-file-name={name}", silent=True, external=True) for name in names]
     preload = " ".join(str(path).strip() for path in found)

@@ -64,6 +64,7 @@ numpydoc_validation_exclude = {
         "LSTMParams",
         "LSTMState",
         "LSTMTrace",
+        "Prepared",
         "Model",
         "Optimizer",
         "Ragged",

@@ -12,6 +12,8 @@ import pytest
 
 # JAX reads this once, when it is imported; without it there is no float64 to compare in.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# Keras too; what it takes by itself is none of the libraries here.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 from xplstm import _array
 

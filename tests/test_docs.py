@@ -43,8 +43,10 @@ def packages_of(page: str) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-# What carries the data of the guides, and is not there for every Python that the tests run on.
-DATA = {"sklearn", "statsmodels"}
+# What carries the data of the guides or made the weights, and is not there for every Python of the tests.
+OTHERS = dict.fromkeys(("sklearn", "statsmodels"), "'xplstm[guides]'") | {
+    name: name for name in ("equinox", "flax", "h5py", "keras", "onnx", "onnxruntime", "safetensors")
+}
 NEEDS = backends_needed()
 RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
 
@@ -55,8 +57,8 @@ RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.
 def test_python_runs(page, backends, request, tmp_path, monkeypatch):
     """A page's programs in order, in one namespace: all that need no other backend than these."""
     request.node.user_properties.append(("backend", backends[0] if backends else "numpy"))
-    for package in DATA & packages_of(page):
-        pytest.importorskip(package, reason=f"{page} needs {package}: pip install 'xplstm[guides]'")
+    for package in OTHERS.keys() & packages_of(page):
+        pytest.importorskip(package, reason=f"{page} needs {package}: pip install {OTHERS[package]}")
     for backend in backends:
         open_backend(backend)
     monkeypatch.chdir(tmp_path)

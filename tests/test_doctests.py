@@ -16,7 +16,7 @@ from tests.pages import PAGES
 MODULES = ["xplstm", *(info.name for info in pkgutil.walk_packages(xplstm.__path__, "xplstm."))]
 MODULES.remove("xplstm.__main__")
 ROOMS = ("init", "losses", "models", "optim", "training", "testing", "plots")
-FORMS = ("io.gates", "io.columns", "io.layers", "io.cell")
+FORMS = ("io", "io.gates", "io.columns", "io.layers", "io.cell", "io.onnx")
 FOR_USERS = ("xplstm", *(f"xplstm.{name}" for name in (*ROOMS, *FORMS)))
 # A user is handed these, or writes a class like them; the examples stand where that happens.
 ELSEWHERE = {
@@ -26,9 +26,11 @@ ELSEWHERE = {
     "GradientReport",
     "GradientRow",
     "History",
+    "Inspection",
     "LSTMTrace",
     "Model",
     "Optimizer",
+    "Prepared",
     "load_checkpoint",
 }
 
@@ -43,6 +45,8 @@ def public(module):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
+    if name == "xplstm.io.onnx":
+        pytest.importorskip("onnx", reason="its examples make models: pip install 'xplstm[io]'")
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # rooms are siblings; the face of the package is "". A new room needs a place here.
 ROWS = (
     ("_errors", "_typing", "_choice", "_durable"),
-    ("_trees",),
+    ("_cuda", "_trees"),
     ("_array",),
     ("_rows",),
     ("_params",),
@@ -42,7 +42,8 @@ ROWS = (
     ("io._onnx_trace",),
     ("io._onnx_find",),
     ("io.",),
-    ("io._load",),
+    ("io._source",),
+    ("io._inspect", "io._load"),
     ("io",),
     ("",),
     ("_saved_run", "_stateful"),
@@ -62,9 +63,14 @@ MAY_SEE = {
 }
 MAY_BE_SEEN_BY = {"models": {"cli."}, "training": {"cli."}, "cli.": {"__main__"}, "__main__": set()}
 
+# Compiled from C, and so part of the room that imports it.
+COMPILED = {"kernels._engine"}
+
 # What a function may import when it is called, beside the standard library and NumPy.
 OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
+    "_cuda": {"cupy", "cupy_backends"},
+    "kernels.cupy_fused": {"cupy"},
     "_saved_run": {"safetensors"},
     "io._h5": {"h5py"},
     "io._onnx_graph": {"google", "onnx"},
@@ -129,6 +135,8 @@ def place(room: str) -> str:
 def room_named(name: str) -> str | None:
     """The room that an import of `name` reaches: a module, what a module holds, or nothing of xplstm."""
     package, _, inner = name.partition(".")
+    if inner in COMPILED:
+        return None
     while inner not in ROOMS:
         inner = inner.rpartition(".")[0]
     return inner if package == "xplstm" else None

@@ -1,5 +1,8 @@
 """xplstm: one LSTM, written against the Python array API, run by the fastest kernel your arrays allow."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from xplstm._array import use_backend
 from xplstm._config import show_config
 from xplstm._dispatch import use_kernel
@@ -45,3 +48,18 @@ __all__ = [
     "use_backend",
     "use_kernel",
 ]
+
+# Rooms that are loaded when they are first named, so that importing the package stays cheap.
+_LATE = ("io", "losses", "models", "optim", "plots", "testing", "training")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """Load one of the rooms that not everybody uses."""
+    if name not in _LATE:
+        msg = f"module 'xplstm' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return _importlib.import_module(f"xplstm.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_LATE, "init", "nn"})

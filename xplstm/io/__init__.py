@@ -1,0 +1,9 @@
+"""Weights from everywhere: `load` brings an LSTM in, `save` takes it out, `inspect` says what is there.
+
+Below them stands a room a format, and what reads hand-written LSTMs: `gates`, `columns`, `layers`, `cell`.
+"""
+
+from xplstm.io._inspect import Inspection, inspect
+from xplstm.io._load import arrays, from_state, load, save, to_mapping, to_state
+
+__all__ = ["Inspection", "arrays", "from_state", "inspect", "load", "save", "to_mapping", "to_state"]

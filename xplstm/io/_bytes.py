@@ -1,0 +1,84 @@
+"""Raw bytes as arrays: the dtypes that files know, by one name each, and how many bits they take."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import FormatError
+from xplstm.io._contents import shown
+
+_PLAIN = {
+    "bool": 8,
+    "uint8": 8,
+    "int8": 8,
+    "uint16": 16,
+    "int16": 16,
+    "uint32": 32,
+    "int32": 32,
+    "uint64": 64,
+    "int64": 64,
+    "float16": 16,
+    "float32": 32,
+    "float64": 64,
+    "complex64": 64,
+    "complex128": 128,
+}
+# Dtypes that NumPy has no name for; of these no array is made, but for bfloat16.
+BITS = _PLAIN | {
+    "bfloat16": 16,
+    "float8_e4m3fn": 8,
+    "float8_e5m2": 8,
+    "float8_e4m3fnuz": 8,
+    "float8_e5m2fnuz": 8,
+    "float8_e8m0fnu": 8,
+    "float6_e2m3": 6,
+    "float6_e3m2": 6,
+    "float4_e2m1": 4,
+}
+
+
+_MOST_AXES = 32
+_MOST = 1 << 48
+
+
+def check_numbers(where: str, name: str, numbers: Any) -> None:
+    """Refuse a shape, strides or a place that are no numbers of at least 0, or beyond any memory."""
+    if not isinstance(numbers, list | tuple) or not all(type(n) is int and 0 <= n <= _MOST for n in numbers):
+        msg = f"{where}: {shown(name)} has a shape or place that is no list of whole numbers in [0, 2**48]"
+        raise FormatError(msg)
+
+
+def count(where: str, name: str, shape: Any) -> int:
+    """Elements of a tensor whose shape a file says; refuse a shape that is none."""
+    check_numbers(where, name, shape)
+    if len(shape) > _MOST_AXES or math.prod(shape) > _MOST:
+        msg = f"{where}: {shown(name)} has a shape of more axes or elements than an array can have"
+        raise FormatError(msg)
+    return math.prod(shape)
+
+
+def size(where: str, name: str, dtype: str, shape: Any) -> int:
+    """Bytes that a tensor takes."""
+    return -(-count(where, name, shape) * BITS[dtype] // 8)
+
+
+def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array that `raw` holds, little end first: a view where NumPy can see it."""
+    if dtype == "bfloat16":
+        return _bfloat16(np.frombuffer(raw, dtype="<u2")).reshape(shape)
+    if dtype not in _PLAIN:
+        msg = f"{where}: {shown(name)} has dtype {dtype}, which no array here can have"
+        raise FormatError(msg)
+    return np.frombuffer(raw, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def _bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Numbers from their upper 16 bits; without ml_dtypes as float32, which holds each of them exactly."""
+    if importlib.util.find_spec("ml_dtypes") is not None:
+        return bits.astype(np.uint16, copy=False).view(_array.dtype_named(np, "bfloat16"))
+    return (bits.astype(np.uint32) << 16).view(np.float32)

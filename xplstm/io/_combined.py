@@ -1,0 +1,54 @@
+"""One network of several that were found apart: layers one upon the other, directions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from xplstm import _merge
+from xplstm._typing import Array
+from xplstm.io._contents import Found
+
+Stack = Sequence[tuple[Found, ...]]
+
+
+def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
+    """The network whose layers and directions these are, each of one layer and one direction."""
+    ones = [one for layer in stack for one in layer]
+    first = ones[0]
+    problem = next((one.problem for one in ones if one.problem), None) or _misfit(stack, merge)
+    options = dict(first.options) | {"num_layers": len(stack), "bidirectional": len(stack[0]) == 2}
+    names = tuple(name for one in ones for name in one.names)
+    return first._replace(
+        prefix=prefix, options=options, names=names, params=partial(_params, stack), problem=problem
+    )
+
+
+def _misfit(stack: Stack, merge: str) -> str | None:
+    """Why these cannot stand one upon the other."""
+    first = stack[0][0]
+    if len({len(layer) for layer in stack}) > 1 or len(stack[0]) > 2:
+        counts = [len(layer) for layer in stack]
+        return f"the layers have {counts} directions; each must have one, or each two"
+    outputs = first.options.get("proj_size") or first.options["hidden_size"]
+    width = _merge.width(merge, outputs, len(stack[0]))
+    for number, layer in enumerate(stack):
+        for one in layer:
+            single = one.options.get("num_layers", 1) == 1 and not one.options.get("bidirectional")
+            if one.kind != first.kind or not single:
+                return f"{one.prefix!r} is not an {first.kind} of one layer and one direction"
+            wanted = {**first.options, "input_size": width if number else first.options["input_size"]}
+            for name, value in wanted.items():
+                given = one.options.get(name)
+                if given != value:
+                    return f"{one.prefix!r} has {name}={given!r}, expected {value!r} in layer {number}"
+    return None
+
+
+def _params(stack: Stack) -> dict[str, Array]:
+    return {
+        f"{name.removesuffix('_l0')}_l{number}{suffix}": a
+        for number, layer in enumerate(stack)
+        for suffix, one in zip(("", "_reverse"), layer, strict=False)
+        for name, a in one.params().items()
+    }

@@ -1,0 +1,98 @@
+"""What a file or a mapping holds, before anything is made of it: tensors, and the networks among them.
+
+Every format, ours and others', speaks in these tuples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from xplstm._errors import FormatError
+from xplstm._typing import Array
+
+# No honest name is longer; without a bound a short file could spell a long name many times over.
+LONGEST_NAME = 1000
+
+
+class Opening(NamedTuple):
+    """What can be seen of a file without reading it."""
+
+    path: str
+    head: bytes
+    """Its first 64 bytes, or fewer."""
+    members: Collection[str]
+    """The names in the archive, if it is a zip file; else none."""
+
+
+class Tensor(NamedTuple):
+    """An array that is there, and perhaps not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    array: Callable[[], Array]
+    """The array itself: NumPy's for a file (a view of it will do), any library's for a mapping."""
+
+
+class Contents(NamedTuple):
+    """What stands in a file or a mapping."""
+
+    where: str
+    """How errors call it: the path, or "the mapping"."""
+    file: str
+    """Name of the file format, a key of `_registry.FILES`, or "mapping"."""
+    tensors: Mapping[str, Tensor]
+    """By name; the parts of a name, where it has some, are joined by dots: see `by_name`."""
+    metadata: Mapping[str, Any]
+    """Whatever else the format knows: a configuration, a graph."""
+    layout: str | None = None
+    """The only layout that this file can have; None where any could stand in it."""
+
+
+class Found(NamedTuple):
+    """A network among the contents: where, what, and how to get its parameters."""
+
+    prefix: str
+    """What the names of its tensors begin with, without the last dot; "" where they stand alone."""
+    layout: str
+    """A key of `_registry.LAYOUTS`."""
+    kind: str
+    """Name of its class in `xplstm`: "LSTM", "RNN" or "JordanRNN"."""
+    options: Mapping[str, Any]
+    """Arguments of that class: all sizes, and the options that the contents tell."""
+    gates: str
+    """How the gates stand, in words; two layouts with the same words read the same numbers."""
+    names: tuple[str, ...]
+    """The tensors that it is made of."""
+    params: Callable[[], dict[str, Array]]
+    """Parameters by the names of `LSTM.params`, of the shapes that `options` imply; called once, last."""
+    problem: str | None = None
+    """Why it cannot be loaded, in words that name tensor, shape and what was expected; else None."""
+    untold: tuple[str, ...] = ()
+    """Arguments that change the numbers and that the contents do not tell: a caller must give them."""
+
+
+def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors under names whose parts are joined by dots, each name once."""
+    found: dict[str, Tensor] = {}
+    for given, tensor in tensors:
+        name = dotted(given)
+        if len(name) > LONGEST_NAME:
+            start = shown(name[:40])
+            msg = f"{where} holds a name of {len(name)} letters, {start}...; {LONGEST_NAME} are allowed"
+            raise FormatError(msg)
+        if name in found:
+            msg = f"{where} holds {shown(name)} twice"
+            raise FormatError(msg)
+        found[name] = tensor
+    return found
+
+
+def dotted(name: str) -> str:
+    """`name` with a dot between its parts, whoever wrote it."""
+    return name.replace("/", ".").strip(".")
+
+
+def shown(name: str) -> str:
+    """`name` as text that a terminal can be given: a file's names are whatever its writer wanted."""
+    return name if name.isprintable() else ascii(name)[1:-1]

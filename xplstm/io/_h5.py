@@ -1,0 +1,166 @@
+"""HDF5 files from strangers: only what stands in the file itself is followed, and nothing is run.
+
+HDF5 can lead out of a file (external links, external and virtual datasets), to plugins (filters) and in
+circles (hard links). None of that is in a file of weights; all of it is refused before anything is read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import FormatError
+from xplstm.io._archive import GROWTH, SMALL
+from xplstm.io._contents import Tensor, shown
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Bounds on what no file of weights comes near.
+MOST_OBJECTS, DEEPEST, LONGEST_ATTRIBUTE = 100_000, 32, 4096
+# Deflate, shuffle, checksum and LZF come with h5py; any other filter would be a plugin.
+_FILTERS = {1, 2, 3, 32000}
+# What h5py raises at a file that is cut or made to confuse.
+_BROKEN = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+
+
+class Source(NamedTuple):
+    """Where an HDF5 file stands: a path, or bytes that were taken out of an archive."""
+
+    where: str
+    content: bytes | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """The file, opened for reading; whatever is wrong with it is named."""
+        import_h5py()
+        try:
+            with _file(self) as file:
+                yield file
+        except FormatError:
+            raise
+        except _BROKEN as error:
+            msg = f"{self.where} is no whole HDF5 file: {ascii(str(error))[1:-1][:200]}"
+            raise FormatError(msg) from error
+
+
+class Tree(NamedTuple):
+    """What stands in a file: tensors by path, and what the groups of variables are called."""
+
+    tensors: list[tuple[str, Tensor]]
+    names: dict[str, str]
+
+
+def import_h5py() -> Any:
+    """The package h5py."""
+    try:
+        import h5py
+    except ImportError as error:
+        msg = "files of Keras need the package h5py: it comes with pip install 'xplstm[io]'"
+        raise ImportError(msg) from error
+    return h5py
+
+
+@contextmanager
+def _file(source: Source) -> Iterator[Any]:
+    """An open h5py.File; a path that cannot be opened at all stays an OSError of the system."""
+    place = io.BytesIO(source.content) if source.content is not None else open(source.where, "rb")  # noqa: SIM115
+    with place, import_h5py().File(place, "r") as file:
+        yield file
+
+
+def read(source: Source) -> Tree:
+    """Everything in a file, datasets unread."""
+    with source.open() as file:
+        tree = Tree([], {})
+        seen: set[Any] = set()
+        pending: list[tuple[str, Any, int]] = [("", file["/"], 0)]
+        while pending:
+            path, group, depth = pending.pop()
+            _once(source, path, group, seen, depth)
+            name = _name(source, path, group)
+            if name is not None:
+                tree.names[path] = name
+            for key in reversed(group):
+                inner = f"{path}/{key}" if path else str(key)
+                _check_link(source, inner, group, key)
+                item = group[key]
+                if hasattr(item, "keys"):
+                    pending.append((inner, item, depth + 1))
+                elif hasattr(item, "shape"):
+                    _once(source, inner, item, seen, depth)
+                    tree.tensors.append((inner, _tensor(source, inner, item)))
+        return tree
+
+
+def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> None:
+    """Refuse what was met before: a link in a circle, or one more way to the same thing."""
+    info = import_h5py().h5o.get_info(item.id)
+    key = info.addr if hasattr(info, "addr") else info.token
+    if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
+        msg = f"{source.where}: {shown(path)} stands there twice, is too deep or one of too many"
+        raise FormatError(msg)
+    seen.add(key)
+
+
+def _check_link(source: Source, path: str, group: Any, key: str) -> None:
+    """Refuse a link that leads elsewhere."""
+    link = group.get(key, getlink=True)
+    if type(link) is not import_h5py().HardLink:
+        msg = f"{source.where}: {shown(path)} is a {type(link).__name__}; nothing outside its place is opened"
+        raise FormatError(msg)
+
+
+def _name(source: Source, path: str, group: Any) -> str | None:
+    """What a group says it is called."""
+    if "name" not in group.attrs:
+        return None
+    attribute = group.attrs.get_id("name")
+    if attribute.shape != () or attribute.get_storage_size() > LONGEST_ATTRIBUTE:
+        msg = f"{source.where}: {shown(path)} has an attribute 'name' that is no short text"
+        raise FormatError(msg)
+    name = group.attrs["name"]
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return text[:LONGEST_ATTRIBUTE]
+
+
+def _tensor(source: Source, path: str, dataset: Any) -> Tensor:
+    """A dataset, looked at but not read."""
+    h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
+    plan = dataset.id.get_create_plist()
+    if dataset.external or dataset.is_virtual:
+        msg = f"{where} stands in another file, which is not opened"
+        raise FormatError(msg)
+    if dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
+        return Tensor(
+            (), "unreadable", partial(_refuse, where, f"has dtype {ascii(str(dataset.dtype))[:80]}")
+        )
+    filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
+    if filters - _FILTERS:
+        return Tensor(dataset.shape, "unreadable", partial(_refuse, where, f"is packed by filters {filters}"))
+    stored = dataset.id.get_storage_size()
+    needed = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if needed > max(GROWTH * stored, SMALL) or (
+        not filters and needed > stored and plan.get_layout() != h5py.h5d.COMPACT
+    ):
+        msg = f"{where} has shape {dataset.shape} and {stored} bytes: fewer than it can honestly need"
+        raise FormatError(msg)
+    dtype = _array.dtype_name(dataset.dtype.newbyteorder("="))
+    return Tensor(tuple(dataset.shape), dtype, partial(_read, source, path))
+
+
+def _read(source: Source, path: str) -> np.ndarray:
+    """One dataset, in the machine's byte order."""
+    with source.open() as file:
+        found: np.ndarray = _array.native(np.asarray(file[path][()]))
+        return found
+
+
+def _refuse(where: str, why: str) -> Any:
+    msg = f"{where} {why}, which no array here can have"
+    raise FormatError(msg)

@@ -1,0 +1,96 @@
+"""`inspect`: what is in a file, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xplstm.io._contents import shown
+from xplstm.io._source import Path, candidates_in, dtypes_of, is_told, layouts_of, open_source, spelled
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; printed, a table.
+
+    Parameters
+    ----------
+    where, file : str
+        The path, and the format of the file.
+    networks : tuple of tuple of str
+        Prefix, format, dtype and what could be made of it, of each network; one that several formats fit
+        stands there once for each.
+    tensors : dict of str to tuple
+        Name -> shape and dtype, of everything.
+    metadata : tuple of str
+        What else there is, by name.
+    """
+
+    where: str
+    file: str
+    networks: tuple[tuple[str, str, str, str], ...]
+    tensors: dict[str, tuple[tuple[int, ...], str]]
+    metadata: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        count = f"{len(self.tensors)} tensor{'s' if len(self.tensors) != 1 else ''}"
+        lines = [f"{shown(self.where)}: {self.file}, {count}"]
+        if self.metadata:
+            lines.append(f"metadata: {', '.join(map(shown, self.metadata))}")
+        networks = [("prefix", "format", "dtype", "network"), *self.networks]
+        tensors = [(name, dtype, str(shape)) for name, (shape, dtype) in self.tensors.items()]
+        for rows in (networks, [("tensor", "dtype", "shape"), *tensors]):
+            lines += ["", *_table(rows)] if len(rows) > 1 else []
+        return "\n".join(lines)
+
+
+def inspect(source: Path | Mapping[str, Any]) -> Inspection:
+    """Say what is in a file or a mapping: every network that could be loaded, and every tensor.
+
+    Parameters
+    ----------
+    source : path, or mapping of str to array
+        As for `load`.
+
+    Returns
+    -------
+    Inspection
+        Prints as a table. A network that cannot be loaded has the reason in its place.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged or unknown.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import xplstm.io
+    >>> print(xplstm.io.inspect({"encoder": xplstm.LSTM(3, 2, bias=False).params}))
+    the mapping: mapping, 2 tensors
+    <BLANKLINE>
+    prefix   format  dtype    network
+    encoder  torch   float32  LSTM(3, 2, bias=False)
+    <BLANKLINE>
+    tensor                dtype    shape
+    encoder.weight_ih_l0  float32  (8, 3)
+    encoder.weight_hh_l0  float32  (8, 2)
+    """
+    contents = open_source(source)
+    candidates = candidates_in(contents, layouts_of(contents))
+    sure = {found.prefix for found in candidates if is_told(contents, found)}
+    rows = [
+        (shown(one.prefix) or '""', one.layout, dtypes_of(contents, one), one.problem or spelled(one))
+        for one in candidates
+        if is_told(contents, one) or one.prefix not in sure
+    ]
+    tensors = {shown(name): (t.shape, t.dtype) for name, t in contents.tensors.items()}
+    return Inspection(contents.where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines whose columns begin one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

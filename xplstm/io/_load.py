@@ -1,0 +1,352 @@
+"""`load`, `save` and what stands around them: whatever the format, one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from xplstm import _array, _checks, nn
+from xplstm._durable import write_durably
+from xplstm._errors import ArgumentError, FormatError, XplstmError
+from xplstm._params import LSTMState
+from xplstm._typing import Array, Device, Namespace
+from xplstm.io import _registry
+from xplstm.io._contents import Contents, Found, dotted
+from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
+
+Network: TypeAlias = "nn.LSTM | nn.RNN | nn.JordanRNN"
+
+
+def load(
+    source: Path | Mapping[str, Any],
+    *,
+    format: str | None = None,  # noqa: A002 - what everyone calls it
+    prefix: Prefix | None = None,
+    xp: str | Namespace | None = None,
+    device: Device | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> Any:
+    """Make the network whose weights stand in a file or a mapping.
+
+    A file is told by its bytes. Sizes, layers, directions, projection and
+    biases are read off the arrays, and options where the file tells them.
+    Where the same names could mean another order of gates, nothing is guessed:
+    the error says which formats fit. :doc:`/guides/weights` has the table.
+
+    Parameters
+    ----------
+    source : path, or mapping of str to array
+        A file of safetensors (``.safetensors``), NumPy (``.npz``), PyTorch (``.pt``, ``.pth``), Keras
+        (``.keras``, ``.weights.h5``) or ONNX (``.onnx``); or arrays of any library by name, nested or not, of
+        which whatever is no array is left aside.
+    format : str, optional
+        How the weights stand in it: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste",
+        "chainer", "keras", "onnx", "joined" or "parted".
+    prefix : str, or sequence of layers, optional
+        Which network, where there are several: what the names of its arrays begin with. Of cells that were
+        stacked by hand, the prefix of each layer, or a pair for the two directions.
+    xp, device : optional
+        Where the parameters go, as for `LSTM`.
+    dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
+        The arrays' own if left out.
+    **options
+        Arguments of `LSTM` or `RNN` that no array tells, such as ``batch_first``, ``dropout`` or, for an RNN,
+        ``nonlinearity``. One that the file tells must agree with it.
+
+    Returns
+    -------
+    LSTM, RNN or JordanRNN
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged, unknown, or holds no network; nothing in it is ever executed.
+    ArgumentError
+        If there are several networks, or several formats fit: the message lists them.
+    OSError
+        If the file cannot be read.
+    DTypeError, BackendError
+        As for `LSTM`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm.io
+    >>> rng = np.random.default_rng(0)
+    >>> theirs = {"Wx": rng.normal(size=(8, 3)), "Wh": rng.normal(size=(8, 2)), "bias": rng.normal(size=8)}
+    >>> xplstm.io.load(theirs, format="mlx", batch_first=True)
+    LSTM(3, 2, num_layers=1, batch_first=True)
+    """
+    contents = open_source(source)
+    if dtype is not None:
+        contents = cast(contents, _checks.dtype(dtype))
+    found = chosen(contents, format, prefix, options)
+    if found.problem is not None:
+        msg = f"{contents.where}: {called(found)}: {found.problem}"
+        raise FormatError(msg)
+    return _build(contents, found, xp, device, options)
+
+
+def arrays(
+    source: Path | Mapping[str, Any],
+    prefix: str = "",
+    *,
+    xp: str | Namespace | None = None,
+    device: Device | None = None,
+    dtype: str | None = None,
+) -> dict[str, Array]:
+    """Read the arrays of a file or a mapping as they are: what stands around an LSTM in a model.
+
+    Parameters
+    ----------
+    source : path, or mapping of str to array
+        As for `load`.
+    prefix : str, optional
+        Only what stands below it, and without it.
+    xp, device : optional
+        Where the arrays go, as for `LSTM`.
+    dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
+        Of those that are of floating point; their own if left out.
+
+    Returns
+    -------
+    dict of str to array
+        The parts of a name are joined by dots.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged or unknown, or an array is of a dtype that no library here has.
+    ArgumentError
+        If nothing stands below `prefix`.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import xplstm.io
+    >>> model = {"head": xplstm.Linear(3, 2, rng=0).params, "lstm": xplstm.LSTM(4, 3).params}
+    >>> head = xplstm.Linear(3, 2)
+    >>> head.load_state_dict(xplstm.io.arrays(model, "head"))
+    """
+    contents = open_source(source)
+    if dtype is not None:
+        contents = cast(contents, _checks.dtype(dtype))
+    namespace, start = _array.resolve(xp), f"{dotted(prefix)}." if prefix else ""
+    found = {
+        name.removeprefix(start): _placed(tensor.array(), namespace, device, None)
+        for name, tensor in contents.tensors.items()
+        if name.startswith(start)
+    }
+    if prefix and not found:
+        msg = f"prefix={prefix!r}: {contents.where} has nothing there; it holds {listed(contents)}"
+        raise ArgumentError(msg)
+    return found
+
+
+def save(
+    path: Path,
+    network: Network,
+    *,
+    format: str | None = None,  # noqa: A002
+    prefix: str = "",
+) -> None:
+    """Write a network's parameters: wholly, or not at all.
+
+    The new file is written beside the old one, forced to the disk and renamed:
+    at every moment, a power cut included, the old file or the new one is there.
+
+    Parameters
+    ----------
+    path : path
+        Its ending says which kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.weights.h5`` or
+        ``.onnx``. Its folder must exist; what stood there is replaced.
+    network : LSTM, RNN or JordanRNN
+        Of any array library; arrays on a device are copied to the host.
+    format : str, optional
+        How the weights stand in it, as for `load`; the names of PyTorch if left out, and those of Keras and
+        ONNX in their own files. Under PyTorch's names ``.safetensors`` and ``.npz`` also keep every
+        option that no shape tells, variants included; other formats hold parameters alone.
+    prefix : str, optional
+        What the names of the arrays begin with.
+
+    Raises
+    ------
+    ArgumentError
+        For another ending or format, or for what the format has no place for.
+    OSError
+        If the file cannot be written; the old one is then still whole.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import xplstm.io
+    >>> lstm = xplstm.LSTM(3, 2, variant=xplstm.Variant(peepholes=True), rng=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "weights.safetensors")
+    ...     xplstm.io.save(path, lstm)
+    ...     xplstm.io.load(path)
+    LSTM(3, 2, num_layers=1, variant=Variant(peepholes))
+    """
+    if not isinstance(network, nn.LSTM | nn.RNN | nn.JordanRNN):
+        msg = f"network must be an LSTM, an RNN or a JordanRNN, got {type(network).__name__}"
+        raise ArgumentError(msg)
+    place = os.fspath(path)
+    modules = [_registry.file_format(name) for name in _registry.FILES]
+    fitting = [module for module in modules if place.lower().endswith(module.SUFFIXES)]
+    if not fitting:
+        known = ", ".join(suffix for module in modules for suffix in module.SUFFIXES)
+        msg = f"path={place!r} must end in one of {known}"
+        raise ArgumentError(msg)
+    layout = fitting[0].LAYOUT if format is None else _checks.one_of("format", format, _registry.LAYOUTS)
+    write_durably(place, fitting[0].encode(network, layout, dotted(prefix)))
+
+
+def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
+    """Give a network's parameters by the names, axes and order of gates of another library.
+
+    Parameters
+    ----------
+    network : LSTM, RNN or JordanRNN
+    format : str
+        As for `load`.
+
+    Returns
+    -------
+    dict of str to array
+        Of the network's library, device and dtype; the parts of a name are joined by dots. Two biases are
+        added where the format has one. Several layers or directions of a format that knows one have
+        prefixes, ``l0``, ``l0_reverse``, ``l1`` and so on.
+
+    Raises
+    ------
+    ArgumentError
+        For another format, or for what the format has no place for.
+
+    Examples
+    --------
+    >>> import xplstm.io
+    >>> theirs = xplstm.io.to_mapping(xplstm.LSTM(3, 2), "flax")
+    >>> theirs["if.kernel"].shape, theirs["hf.kernel"].shape, theirs["hf.bias"].shape
+    ((3, 2), (2, 2), (2,))
+    """
+    layout = _registry.layout(_checks.one_of("format", format, _registry.LAYOUTS))
+    found: dict[str, Array] = layout.to_mapping(network)
+    return found
+
+
+def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002
+    """Read a state, or a carry, in the order that another library has it.
+
+    Parameters
+    ----------
+    state : sequence of two arrays
+        h and c of one shape a member, in the order of the format: Flax has (c, h), the others (h, c).
+    format : str
+        As for `load`.
+
+    Returns
+    -------
+    LSTMState
+        The arrays themselves.
+
+    Raises
+    ------
+    ArgumentError
+        For another format.
+    DTypeError
+        If `state` is not two arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm.io
+    >>> c, h = np.ones((4, 2)), np.zeros((4, 2))
+    >>> xplstm.io.from_state((c, h), "flax").h is h
+    True
+    """
+    order = _registry.layout(_checks.one_of("format", format, _registry.LAYOUTS)).STATE
+    pair = _checks.state("state", tuple(state))
+    return LSTMState(*(dict(zip(order, pair, strict=True))[letter] for letter in LSTMState._fields))
+
+
+def to_state(state: LSTMState | tuple[Array, Array], format: str) -> tuple[Array, Array]:  # noqa: A002
+    """Give a state in the order that another library has it.
+
+    Parameters
+    ----------
+    state : (h, c)
+    format : str
+        As for `load`.
+
+    Returns
+    -------
+    tuple of two arrays
+        (c, h) for Flax, (h, c) for the others; the arrays themselves.
+
+    Raises
+    ------
+    ArgumentError
+        For another format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> import xplstm.io
+    >>> state = xplstm.LSTMState(h=np.zeros((4, 2)), c=np.ones((4, 2)))
+    >>> carry = xplstm.io.to_state(state, "nnx")
+    >>> carry[0] is state.c
+    True
+    """
+    order = _registry.layout(_checks.one_of("format", format, _registry.LAYOUTS)).STATE
+    first, second = (getattr(_checks.state("state", state), letter) for letter in order)
+    return first, second
+
+
+def _build(
+    contents: Contents,
+    found: Found,
+    xp: str | Namespace | None,
+    device: Device | None,
+    options: Mapping[str, Any],
+) -> Network:
+    """The network itself."""
+    dtypes = {contents.tensors[name].dtype for name in found.names}
+    if len(dtypes) != 1 or not dtypes <= {*_checks.FLOATS}:
+        what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
+        msg = f"{contents.where}: {what}; expected one of {', '.join(_checks.FLOATS)}; of several, say dtype="
+        raise FormatError(msg)
+    arguments = {**found.options, **options}
+    untold = [name for name in found.untold if name not in arguments]
+    if untold:
+        what = f"{contents.where} does not tell it, and it changes the numbers"
+        msg = f"{untold[0]}: {what}; pass {'=, '.join(untold)}="
+        raise ArgumentError(msg)
+    try:
+        params = found.params()
+        kind = getattr(nn, found.kind)
+        network: Network = kind(**arguments, xp=xp, device=device, dtype=dtypes.pop(), rng=0)
+    except FormatError:
+        raise
+    except XplstmError as error:
+        msg = f"{contents.where}: {called(found)}: {error}"
+        raise type(error)(msg) from error
+    shapes = {name: tuple(a.shape) for name, a in params.items()}
+    if shapes != network.shapes:
+        msg = f"{contents.where}: {called(found)} has shapes {shapes}, expected {network.shapes}"
+        raise FormatError(msg)
+    home = network._home()
+    network.params = {
+        name: _placed(params[name], home.xp, home.device, home.dtype) for name in network.shapes
+    }
+    return network
+
+
+def _placed(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
+    """A copy of `a` elsewhere, made once."""
+    native = _array.native(a)
+    placed = _array.asarray(native, xp, device, dtype)
+    return _array.copy(placed) if _array.namespace(native, "a tensor") is xp else placed

@@ -1,0 +1,267 @@
+"""Our networks as ONNX models: one recurrent node a layer, and around them what keeps our contract.
+
+A runtime gives a row without steps a final state of zeros; here it holds its initial one, so the model
+chooses. Lengths and initial states are inputs with a value of their own, which a caller may leave out.
+
+The operator has no projection. With ``h = W_hr m`` it can recur m in the place of h: its R is
+``W_hh W_hr``, its outputs are multiplied by W_hr, and an initial h by the inverse of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._activations import FUNCTIONS
+from xplstm._errors import ArgumentError
+from xplstm._params import Activation, Simple, Variant, each
+from xplstm._stack import Layers, Stack
+from xplstm.io._onnx_graph import import_onnx
+from xplstm.io._onnx_operator import ACTIVATIONS, from_params
+from xplstm.nn._module import Recurrent
+
+# The runtimes of the last years know these.
+OPSET, IR_VERSION = 17, 8
+DTYPES = ("float32", "float64", "float16")
+# As late as a row can end; the model takes the smaller of this and T.
+# Beyond this much, the inverse of a projection would cost a float32 state more than half its digits.
+WORST_CONDITION = 1e4
+NO_END = np.asarray([np.iinfo(np.int32).max], dtype=np.int32)
+
+
+def model_of(network: Recurrent, prefix: str) -> Any:
+    """The ModelProto of a network; `prefix` begins the names of its nodes and weights."""
+    home, layers = network._open()
+    wrong = why_not_export(network._stack)
+    if wrong is None and home.dtype not in DTYPES:
+        wrong = f"has dtype {home.dtype}"
+    if wrong is not None:
+        msg = f"the network {wrong}, for which ONNX's operators LSTM and RNN have no place"
+        raise ArgumentError(msg)
+    return _Model(network._stack, home.dtype, prefix).of(layers)
+
+
+def why_not_export(stack: Stack) -> str | None:
+    """What of a network no recurrent node can say."""
+    variant = stack.variant
+    if isinstance(variant, Simple) and variant.output:
+        return "is a Jordan network"
+    strange = ("cell_clip", "layer_norm", "zoneout_h", "zoneout_c")
+    used = [f"variant.{name}" for name in strange if isinstance(variant, Variant) and getattr(variant, name)]
+    return f"has {', '.join(used)}" if used else None
+
+
+class _Model:
+    """A model in the making: nodes and constants, in their order."""
+
+    def __init__(self, stack: Stack, dtype: str, prefix: str) -> None:
+        self.stack, self.dtype = stack, dtype
+        self.start = prefix and f"{prefix}."
+        self.operator = "RNN" if isinstance(stack.variant, Simple) else "LSTM"
+        self.letters = "h" if self.operator == "RNN" else "hc"
+        self.sizes = {"h": stack.output_size, "c": stack.cell_size}
+        self.states = stack.num_layers * len(stack.reverse)
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def of(self, layers: Layers) -> Any:
+        """The whole model."""
+        x = self.add("Transpose", ["x"], "x_by_time", perm=[1, 0, 2]) if self.stack.batch_first else "x"
+        lengths, no_steps, starts = self._inputs(x)
+        ends: list[list[str]] = [[] for _ in self.letters]
+        for layer, params in enumerate(layers):
+            host = [each(_array.to_numpy, p) for p in params]
+            begins = [
+                self._part(start, letter, layer) for letter, start in zip(self.letters, starts, strict=True)
+            ]
+            if self.stack.proj_size:
+                Y, *last = self._projected(layer, host, [x, lengths, *begins])
+            else:
+                Y, *last = self._recurrent(layer, from_params(host)._asdict(), [x, lengths, *begins])
+            for k, (begin, end) in enumerate(zip(begins, last, strict=True)):
+                ends[k].append(self.add("Where", [no_steps, begin, end], f"held_{self.letters[k]}_l{layer}"))
+            x = self._merged(layer, Y)
+        self._leave(x)
+        for letter, parts in zip(self.letters, ends, strict=True):
+            self.add("Concat", parts, f"{letter}_n", made=f"{letter}_n", axis=0)
+        return self._model()
+
+    def constant(self, name: str, value: Any) -> str:
+        """Keep a constant."""
+        host = np.ascontiguousarray(value)
+        self.constants.append(import_onnx().numpy_helper.from_array(host, name))
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A list of integers, kept once."""
+        name = f"{self.start}integers_{'_'.join(map(str, values))}"
+        kept = any(constant.name == name for constant in self.constants)
+        return name if kept else self.constant(name, np.asarray(values, dtype=np.int64))
+
+    def add(self, op: str, inputs: Sequence[str], name: str, made: str = "", **attributes: Any) -> str:
+        """Add a node, which is called like what it makes."""
+        return self.add_many(op, inputs, name, [made or self.start + name], **attributes)[0]
+
+    def add_many(
+        self, op: str, inputs: Sequence[str], name: str, made: list[str], **attributes: Any
+    ) -> list[str]:
+        """Add a node of several outputs."""
+        helper = import_onnx().helper
+        self.nodes.append(helper.make_node(op, list(inputs), made, self.start + name, **attributes))
+        return made
+
+    def _inputs(self, x: str) -> tuple[str, str, list[str]]:
+        """Lengths of all rows, which of them are 0, and initial states: all as long as the batch."""
+        shape = self.add("Shape", [x], "shape")
+        T = self.add("Gather", [shape, self.integers(0)], "T")
+        B = self.add("Gather", [shape, self.integers(1)], "B")
+        most = self.add("Cast", [T], "T_as_length", to=import_onnx().TensorProto.INT32)
+        bounded = self.add("Min", [self.constant("lengths", NO_END), most], "bounded_lengths")
+        lengths = self.add("Expand", [bounded, B], "all_lengths")
+        none = self.constant(f"{self.start}no_steps", np.zeros(1, dtype=np.int32))
+        empty = self.add("Equal", [lengths, none], "empty_rows")
+        no_steps = self.add("Unsqueeze", [empty, self.integers(1)], "empty_rows_of_states")
+        return lengths, no_steps, [self._start(letter, B) for letter in self.letters]
+
+    def _start(self, letter: str, B: str) -> str:
+        """An initial state of the whole batch."""
+        size = self.sizes[letter]
+        shape = [self.integers(self.states), B, self.integers(size)]
+        wanted = self.add("Concat", shape, f"shape_of_{letter}_0", axis=0)
+        zeros = self.constant(f"{letter}_0", np.zeros((self.states, 1, size), dtype=self.dtype))
+        return self.add("Expand", [zeros, wanted], f"all_{letter}_0")
+
+    def _part(self, start: str, letter: str, layer: int) -> str:
+        """One layer's rows of the initial states."""
+        D = len(self.stack.reverse)
+        bounds = [self.integers(layer * D), self.integers((layer + 1) * D), self.integers(0)]
+        return self.add("Slice", [start, *bounds], f"{letter}_0_l{layer}")
+
+    def _recurrent(self, layer: int, weights: dict[str, Any], inputs: list[str]) -> list[str]:
+        """The node of one layer: Y and the final states."""
+        x, lengths, *begins = inputs
+        W, R, B, P = (
+            "" if a is None else self.constant(f"{self.start}{name}_l{layer}", _array.to_numpy(a))
+            for name, a in weights.items()
+        )
+        given = [x, W, R, B, lengths, *begins] + ([P] if P else [])
+        made = [f"{self.start}{name}_l{layer}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(begins)]]
+        attributes = _attributes(self.stack)
+        return self.add_many(self.operator, given, f"{self.operator.lower()}_l{layer}", made, **attributes)
+
+    def _projected(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
+        """The same of a layer with a projection, by way of what is projected."""
+        x, lengths, h, c = inputs
+        out = np.stack([p.weight_hr.T for p in params])
+        finite = np.isfinite(out).all()
+        worst = np.linalg.cond(out.astype(np.float64)).max() if finite else np.inf
+        if worst > WORST_CONDITION:
+            bound = f"above {WORST_CONDITION:.0e}: an initial h would lose its digits"
+            msg = f"weight_hr_l{layer} has the condition number {worst:.1e}, {bound}"
+            raise ArgumentError(msg)
+        back = np.linalg.pinv(out.astype(np.float64))
+        whole = [
+            p._replace(
+                weight_hh=(p.weight_hh.astype(np.float64) @ p.weight_hr).astype(self.dtype), weight_hr=None
+            )
+            for p in params
+        ]
+        inverse = self.constant(f"{self.start}projection_back_l{layer}", back.astype(self.dtype))
+        projection = self.constant(f"{self.start}projection_l{layer}", out)
+        m = self.add("MatMul", [h, inverse], f"m_0_l{layer}")
+        Y, Y_h, Y_c = self._recurrent(layer, from_params(whole)._asdict(), [x, lengths, m, c])
+        return [
+            self.add("MatMul", [Y, projection], f"projected_Y_l{layer}"),
+            self.add("MatMul", [Y_h, projection], f"projected_h_l{layer}"),
+            Y_c,
+        ]
+
+    def _merged(self, layer: int, Y: str) -> str:
+        """The directions' outputs as one, by time; those of the last layer are left apart by merge="none"."""
+        merge, D, P = self.stack.merge, len(self.stack.reverse), self.stack.output_size
+        if D == 1:
+            return self.add("Squeeze", [Y, self.integers(1)], f"y_l{layer}")
+        if merge == "none" and layer == self.stack.num_layers - 1:
+            return Y
+        if merge in ("concat", "none"):
+            beside = self.add("Transpose", [Y], f"beside_l{layer}", perm=[0, 2, 1, 3])
+            return self.add("Reshape", [beside, self.integers(0, 0, D * P)], f"y_l{layer}")
+        sides = self.add_many(
+            "Split", [Y, self.integers(1, 1)], f"split_l{layer}", [f"{Y}_{d}" for d in range(D)], axis=1
+        )
+        op = "Mul" if merge == "product" else "Add"
+        joined = self.add(
+            "Squeeze", [self.add(op, sides, f"joined_l{layer}"), self.integers(1)], f"y_l{layer}"
+        )
+        if merge != "mean":
+            return joined
+        half = self.constant(f"{self.start}half_l{layer}", np.asarray(0.5, dtype=self.dtype))
+        return self.add("Mul", [joined, half], f"mean_l{layer}")
+
+    def _leave(self, y: str) -> None:
+        """What the last layer gives, with the axes of x."""
+        if self.stack.merge == "none":
+            self.add(
+                "Transpose", [y], "y", made="y", perm=[1, 2, 0, 3] if self.stack.batch_first else [1, 0, 2, 3]
+            )
+        elif self.stack.batch_first:
+            self.add("Transpose", [y], "y", made="y", perm=[1, 0, 2])
+        else:
+            self.add("Identity", [y], "y", made="y")
+
+    def _model(self) -> Any:
+        """Everything together, with the inputs and outputs told."""
+        onnx, stack = import_onnx(), self.stack
+        helper = onnx.helper
+        number = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        axes = ["B", "T"] if stack.batch_first else ["T", "B"]
+        apart = stack.merge == "none"
+        y = [2, *axes, stack.output_size] if apart else [*axes, stack.width]
+        given = [helper.make_tensor_value_info("x", number, [*axes, stack.input_size])]
+        given.append(helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, ["rows"]))
+        given += [
+            helper.make_tensor_value_info(f"{k}_0", number, [self.states, "rows", self.sizes[k]])
+            for k in self.letters
+        ]
+        made = [helper.make_tensor_value_info("y", number, y)]
+        made += [
+            helper.make_tensor_value_info(f"{k}_n", number, [self.states, "B", self.sizes[k]])
+            for k in self.letters
+        ]
+        name = f"{self.start}{self.operator}"
+        graph = helper.make_graph(self.nodes, name, given, made, self.constants)
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="xplstm")
+
+
+def _attributes(stack: Stack) -> dict[str, Any]:
+    """The attributes of a recurrent node."""
+    D, variant = len(stack.reverse), stack.variant
+    told: dict[str, Any] = {"hidden_size": stack.hidden_size}
+    if D == 2:
+        told["direction"] = "bidirectional"
+    if isinstance(variant, Simple):
+        return told | _functions((Activation(variant.nonlinearity, variant.alpha, variant.beta),) * D)
+    if variant is None:
+        return told
+    told |= {"input_forget": 1} if variant.coupled else {}
+    told |= {} if variant.gate_clip is None else {"clip": variant.gate_clip}
+    return told | _functions(variant.activations * (D if len(variant.activations) == 3 else 1))
+
+
+def _functions(activations: Sequence[Activation]) -> dict[str, Any]:
+    """Names of functions, and the constants in the order in which they are taken; all of them are told."""
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
+    for activation in activations:
+        name = "affine" if activation.name == "identity" else activation.name
+        function = FUNCTIONS[name]
+        found["activations"].append(names[name])
+        for letter in ("alpha", "beta"):
+            default, given = getattr(function, letter), getattr(activation, letter)
+            if default is not None:
+                found[f"activation_{letter}"].append(default if given is None else given)
+    return {name: values for name, values in found.items() if values}

@@ -1,0 +1,289 @@
+"""The nodes that stand around recurrent ones: those that move numbers about, and a little arithmetic.
+
+Integers, such as shapes and indices, stay NumPy arrays on the host, so that no device is waited for; what
+floats is the array library's. Only where the two meet does the first follow the second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial, reduce
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, ShapeError
+from xplstm._typing import Array, Device, Namespace
+from xplstm.io._onnx_graph import DTYPES, Node
+
+
+class Place(NamedTuple):
+    """Where arrays live, and for which version of the operators the nodes were written."""
+
+    xp: Namespace
+    device: Device | None
+    opset: int
+
+
+class Operation(NamedTuple):
+    """How an operator runs, and what a node of it has."""
+
+    run: Callable[[Place, Node, list[Any]], list[Array]]
+    inputs: range
+    """How many there can be."""
+    attributes: frozenset[str] = frozenset()
+    """Those that it may have."""
+    needs: frozenset[str] = frozenset()
+    """Those that it must have."""
+
+
+def is_host(a: Array) -> bool:
+    """Whether `a` is an array of integers or truth values on the host, which may stay there."""
+    return isinstance(a, np.ndarray) and _array.dtype_name(a.dtype).startswith(("int", "uint", "bool"))
+
+
+def settled(place: Place, a: Array) -> Array:
+    """`a` where it belongs: an array of floats goes to the array library."""
+    if is_host(a) or not isinstance(a, np.ndarray):
+        return a
+    return _array.asarray(a, place.xp, place.device)
+
+
+def _together(place: Place, *arrays: Array) -> tuple[Namespace, list[Array]]:
+    """Arrays that meet, in one library: the host's if all are there."""
+    if all(isinstance(a, np.ndarray) for a in arrays):
+        return _array.named_namespace("numpy"), list(arrays)
+    moved = (_array.asarray(a, place.xp, place.device) if isinstance(a, np.ndarray) else a for a in arrays)
+    return place.xp, list(moved)
+
+
+def _numbers(a: Array) -> list[int]:
+    """Integers as Python's."""
+    return [int(n) for n in np.reshape(_array.to_numpy(a), (-1,))]
+
+
+def _axis(node: Node, axis: int, ndim: int) -> int:
+    """An axis counted from the front."""
+    if not -ndim <= axis < ndim:
+        msg = f"the {node.label} has axis {axis}, and its input {ndim} axes"
+        raise ShapeError(msg)
+    return axis % ndim
+
+
+def _axes(node: Node, values: list[Any]) -> list[int] | None:
+    """Axes, which were an attribute before opset 13 and are an input since."""
+    if len(values) > 1 and values[1] is not None:
+        return _numbers(values[1])
+    return node.attributes.get("axes")
+
+
+def _shape_array(shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(shape, dtype=np.int64)
+
+
+def _identity(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    return [values[0]]
+
+
+def _constant_of_shape(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    fill = node.attributes.get("value")
+    of = np.zeros(1, dtype=np.float32) if fill is None else fill.array()
+    return [settled(place, np.full(_numbers(values[0]), of.reshape(()), dtype=of.dtype))]
+
+
+def _shape(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    start, end = node.attributes.get("start", 0), node.attributes.get("end")
+    return [_shape_array(tuple(values[0].shape)[start:end])]
+
+
+def _size(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    return [np.asarray(math.prod(values[0].shape), dtype=np.int64)]
+
+
+def _gather(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    xp, (a, indices) = _together(place, *values)
+    axis = _axis(node, node.attributes.get("axis", 0), a.ndim)
+    n = a.shape[axis]
+    if isinstance(values[1], np.ndarray):
+        wrong = [k for k in _numbers(values[1]) if not -n <= k < n]
+        if wrong:
+            msg = f"the {node.label} asks for {wrong[0]} along an axis of {n}"
+            raise ShapeError(msg)
+    flat = xp.reshape(indices, (-1,))
+    flat = xp.where(flat < 0, flat + n, flat)
+    taken = xp.take(a, flat, axis=axis)
+    return [_array.reshape(taken, (*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :]))]
+
+
+def _concat(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    xp, arrays = _together(place, *values)
+    return [xp.concat(arrays, axis=_axis(node, node.attributes["axis"], arrays[0].ndim))]
+
+
+def _slice(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, *given = values
+    if given:
+        starts, ends, axes, steps = (None if v is None else _numbers(v) for v in [*given, None, None][:4])
+    else:
+        starts, ends, axes, steps = (
+            node.attributes.get(name) for name in ("starts", "ends", "axes", "steps")
+        )
+    for k, (start, end) in enumerate(zip(starts or [], ends or [], strict=True)):
+        axis = _axis(node, axes[k] if axes else k, a.ndim)
+        a = _sliced(node, a, axis, start, end, steps[k] if steps else 1)
+    return [a]
+
+
+def _sliced(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
+    """Along one axis; backwards by way of a flipped array, since some libraries have no other."""
+    if step == 0:
+        msg = f"the {node.label} has a step of 0"
+        raise ArgumentError(msg)
+    n = a.shape[axis]
+    chosen = range(n)[slice(start, end, step)]
+    if step < 0:
+        a = _array.namespace(a, "data").flip(a, axis=axis)
+        chosen = range(n - 1 - chosen.start, n - 1 - chosen.stop, -step)
+    index = [slice(None)] * a.ndim
+    index[axis] = slice(chosen.start, max(chosen.stop, chosen.start), chosen.step)
+    return a[tuple(index)]
+
+
+def _squeeze(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, axes = values[0], _axes(node, values)
+    gone = {_axis(node, k, a.ndim) for k in axes} if axes else {k for k in range(a.ndim) if a.shape[k] == 1}
+    wrong = [k for k in gone if a.shape[k] != 1]
+    if wrong:
+        msg = f"the {node.label} takes axis {wrong[0]} away, which has size {a.shape[wrong[0]]}, not 1"
+        raise ShapeError(msg)
+    return [_array.reshape(a, tuple(n for k, n in enumerate(a.shape) if k not in gone))]
+
+
+def _unsqueeze(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, axes = values[0], _axes(node, values) or []
+    ndim = a.ndim + len(axes)
+    new, sizes = {_axis(node, k, ndim) for k in axes}, iter(a.shape)
+    return [_array.reshape(a, tuple(1 if k in new else next(sizes) for k in range(ndim)))]
+
+
+def _transpose(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a = values[0]
+    order = tuple(node.attributes.get("perm") or reversed(range(a.ndim)))
+    if sorted(order) != list(range(a.ndim)):
+        msg = f"the {node.label} has perm={list(order)}, and its input {a.ndim} axes"
+        raise ShapeError(msg)
+    return [_array.namespace(a, "data").permute_dims(a, order)]
+
+
+def _reshape(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, wanted = values[0], _numbers(values[1])
+    keep = not node.attributes.get("allowzero", 0)
+    if keep and any(n == 0 and k >= a.ndim for k, n in enumerate(wanted)):
+        msg = f"the {node.label} keeps an axis of shape {tuple(a.shape)} that is not there: {wanted}"
+        raise ShapeError(msg)
+    shape = [a.shape[k] if n == 0 and keep else n for k, n in enumerate(wanted)]
+    known = math.prod(n for n in shape if n != -1)
+    if shape.count(-1) == 1 and known:
+        shape[shape.index(-1)] = math.prod(a.shape) // known
+    if min(shape, default=0) < 0 or math.prod(shape) != math.prod(a.shape):
+        msg = f"the {node.label} cannot make {wanted} of shape {tuple(a.shape)}"
+        raise ShapeError(msg)
+    return [_array.reshape(a, tuple(shape))]
+
+
+def _flatten(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, axis = values[0], node.attributes.get("axis", 1)
+    axis = axis + values[0].ndim if axis < 0 else axis
+    return [_array.reshape(a, (math.prod(a.shape[:axis]), math.prod(a.shape[axis:])))]
+
+
+def _split(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, count = values[0], len(node.outputs)
+    axis = _axis(node, node.attributes.get("axis", 0), a.ndim)
+    given = _numbers(values[1]) if len(values) > 1 and values[1] is not None else node.attributes.get("split")
+    n = a.shape[axis]
+    each = -(-n // count)
+    sizes = given or [min(each, n - k * each) for k in range(count)]
+    if len(sizes) != count or sum(sizes) != n or min(sizes) < 0:
+        msg = f"the {node.label} cuts an axis of {n} into {sizes}, for {count} outputs"
+        raise ShapeError(msg)
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [_sliced(node, a, axis, lo, hi, 1) for lo, hi in pairwise(ends)]
+
+
+def _cast(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    number = node.attributes["to"]
+    if number not in DTYPES:
+        msg = f"the {node.label} has to={number}, a data type that no array here can have"
+        raise ArgumentError(msg)
+    a, name = values[0], DTYPES[number][0]
+    xp = _array.namespace(a, "data")
+    return [settled(place, xp.astype(a, _array.dtype_named(xp, name)))]
+
+
+def _expand(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a = values[0]
+    try:
+        shape = np.broadcast_shapes(tuple(a.shape), tuple(_numbers(values[1])))
+    except ValueError as error:
+        msg = f"the {node.label} cannot expand {tuple(a.shape)}: {error}"
+        raise ShapeError(msg) from error
+    return [_array.namespace(a, "data").broadcast_to(a, shape)]
+
+
+def _where(place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    xp, arrays = _together(place, *values)
+    return [xp.where(*arrays)]
+
+
+def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
+    """An operation on two arrays or more, from the first to the last."""
+
+    def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
+        xp, arrays = _together(place, *values)
+        return [reduce(partial(compute, xp), arrays)]
+
+    return Operation(run, range(1, 1000))
+
+
+def _takes(
+    run: Callable[[Place, Node, list[Any]], list[Array]],
+    least: int,
+    most: int,
+    *attributes: str,
+    needs: str = "",
+) -> Operation:
+    return Operation(
+        run, range(least, most + 1), frozenset({*attributes, needs} - {""}), frozenset({needs} - {""})
+    )
+
+
+OPERATIONS = {
+    "Identity": _takes(_identity, 1, 1),
+    "Dropout": _takes(_identity, 1, 3, "ratio", "seed"),  # what it is outside training
+    "ConstantOfShape": _takes(_constant_of_shape, 1, 1, "value"),
+    "Shape": _takes(_shape, 1, 1, "start", "end"),
+    "Size": _takes(_size, 1, 1),
+    "Gather": _takes(_gather, 2, 2, "axis"),
+    "Concat": _takes(_concat, 1, 1000, needs="axis"),
+    "Slice": _takes(_slice, 1, 5, "starts", "ends", "axes"),
+    "Squeeze": _takes(_squeeze, 1, 2, "axes"),
+    "Unsqueeze": _takes(_unsqueeze, 1, 2, "axes"),
+    "Transpose": _takes(_transpose, 1, 1, "perm"),
+    "Reshape": _takes(_reshape, 2, 2, "allowzero"),
+    "Flatten": _takes(_flatten, 1, 1, "axis"),
+    "Split": _takes(_split, 1, 2, "axis", "split", "num_outputs"),
+    "Cast": _takes(_cast, 1, 1, "saturate", needs="to"),
+    "Expand": _takes(_expand, 2, 2),
+    "Where": _takes(_where, 3, 3),
+    "MatMul": _chained(lambda xp, a, b: xp.matmul(a, b)),
+    "Add": _chained(lambda _, a, b: a + b),
+    "Sub": _chained(lambda _, a, b: a - b),
+    "Mul": _chained(lambda _, a, b: a * b),
+    "Min": _chained(lambda xp, a, b: xp.minimum(a, b)),
+    "Max": _chained(lambda xp, a, b: xp.maximum(a, b)),
+    "Equal": _chained(lambda _, a, b: a == b),
+}

@@ -1,0 +1,329 @@
+"""ONNX's operators LSTM and RNN as layers of ours: their attributes, their axes, their order of gates.
+
+Both are told in https://onnx.ai/onnx/operators/onnx__LSTM.html and onnx__RNN.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from xplstm import _array, _checks, _stack
+from xplstm._activations import FUNCTIONS
+from xplstm._errors import ArgumentError
+from xplstm._params import Activation, LSTMParams, LSTMState, RNNParams, Simple, Variant
+from xplstm._typing import Array
+from xplstm.nn._lstm import FrozenLSTM
+
+REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+ACTIVATIONS = {
+    "Relu": "relu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Affine": "affine",
+    "LeakyRelu": "leaky_relu",
+    "ThresholdedRelu": "thresholded_relu",
+    "ScaledTanh": "scaled_tanh",
+    "HardSigmoid": "hard_sigmoid",
+    "Elu": "elu",
+    "Softsign": "softsign",
+    "Softplus": "softplus",
+}
+DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
+# Which of their blocks i, o, f, c stands at each place of ours i, f, g, o; and of ours at each of theirs.
+FROM_GATES, TO_GATES = (0, 2, 3, 1), (0, 3, 1, 2)
+# The same of i, o, f and i, f, o: this order is its own inverse.
+PEEPHOLES = (0, 2, 1)
+
+
+class Attributes(NamedTuple):
+    """What a node says beside its inputs; the names and defaults are the operators'."""
+
+    direction: str = "forward"
+    layout: int = 0
+    hidden_size: int | None = None
+    clip: float | None = None
+    input_forget: int = 0
+    activations: Sequence[str] | None = None
+    activation_alpha: Sequence[float] | None = None
+    activation_beta: Sequence[float] | None = None
+
+
+class Weights(NamedTuple):
+    """Inputs of a node that are parameters of the layer."""
+
+    W: Array
+    R: Array
+    B: Array | None = None
+    P: Array | None = None
+
+
+class Operator(NamedTuple):
+    """A node as layers of ours, its gates in our order: what can be done once for all calls."""
+
+    parts: tuple[FrozenLSTM, ...]
+    """One for all directions, or one for each."""
+    where: _checks.Home
+    sizes: tuple[int, int, int]
+    """D, I, H."""
+    layout: int
+
+    def __call__(
+        self,
+        X: Array,
+        sequence_lens: Any = None,
+        initial_h: Array | None = None,
+        initial_c: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Run the node: Y, Y_h, Y_c; the last has no columns for RNN."""
+        X, state = self.enter(X, initial_h, initial_c)
+        ys, ends, row = [], [], 0
+        for part in self.parts:
+            rows = len(part._stack.reverse)
+            piece = LSTMState(*(a[row : row + rows, ...] for a in state))
+            y, end = part(X, piece, lengths=sequence_lens)
+            ys.append(y)
+            ends.append(end)
+            row += rows
+        return self.leave(_join(ys, -1), LSTMState(*(_join(list(a), 0) for a in zip(*ends, strict=True))))
+
+    def enter(
+        self, X: Array, h: Array | None, c: Array | None, h_name: str = "initial_h", c_name: str = "initial_c"
+    ) -> tuple[Array, LSTMState]:
+        """X, and the state as (D, B, H), zeros where it is left out; checked."""
+        D, I, H = self.sizes
+        X = _checks.array("X", X, self.where, ("B", "T", I) if self.layout else ("T", "B", I), "as W has it")
+        B = X.shape[0 if self.layout else 1]
+        dtype = _array.dtype_named(self.where.xp, self.where.dtype)
+        entered = []
+        for name, a, n in ((h_name, h, H), (c_name, c, self._cell_size)):
+            if a is None:
+                a = self.where.xp.zeros((D, B, n), dtype=dtype, device=self.where.device)
+            else:
+                shape = (B, D, n) if self.layout else (D, B, n)
+                a = self._swapped(_checks.array(name, a, self.where, shape, "directions, B, hidden_size"))
+            entered.append(a)
+        return X, LSTMState(*entered)
+
+    def leave(self, y: Array, state: LSTMState) -> tuple[Array, Array, Array]:
+        """Y, Y_h and Y_c from our axes."""
+        D, _, H = self.sizes
+        y = _array.reshape(y, (*y.shape[:2], D, H))
+        Y = y if self.layout else self.where.xp.permute_dims(y, (0, 2, 1, 3))
+        return Y, self._swapped(state.h), self._swapped(state.c)
+
+    def enter_gradient(self, dY: Array | None) -> Array | None:
+        """The gradient by our y."""
+        if dY is None:
+            return None
+        D, _, H = self.sizes
+        axes: tuple[int | str, ...] = ("B", "T", D, H) if self.layout else ("T", D, "B", H)
+        dY = _checks.array("dY", dY, self.where, axes, "the shape of Y")
+        dy = dY if self.layout else self.where.xp.permute_dims(dY, (0, 2, 1, 3))
+        return _array.reshape(dy, (*dy.shape[:2], D * H))
+
+    def vjp(
+        self, X: Array, sequence_lens: Any, initial_h: Array | None, initial_c: Array | None
+    ) -> tuple[tuple[Array, Array, Array], Callable[..., dict[str, Array]]]:
+        """Run a node LSTM and keep what its gradients need: outputs, and the way back."""
+        (part,) = self.parts
+        X, state = self.enter(X, initial_h, initial_c)
+        call = _stack.enter(part._stack, self.where, X, state, sequence_lens, None)
+        y, state_n, back = _stack.vjp(part._stack, call, part._layers, None, None)
+
+        def pullback(
+            dY: Array | None = None, dY_h: Array | None = None, dY_c: Array | None = None
+        ) -> dict[str, Array]:
+            _, dstate_n = self.enter(X, dY_h, dY_c, "dY_h", "dY_c")
+            dX, dstate_0, dlayers = back(self.enter_gradient(dY), dstate_n)
+            dweights = from_params(dlayers[0])._asdict()
+            dstates = {"initial_h": self._swapped(dstate_0.h), "initial_c": self._swapped(dstate_0.c)}
+            return {"X": dX, **{name: a for name, a in dweights.items() if a is not None}, **dstates}
+
+        return self.leave(y, state_n), pullback
+
+    @property
+    def _cell_size(self) -> int:
+        return self.parts[0]._stack.cell_size
+
+    def _swapped(self, a: Array) -> Array:
+        """A state between their axes and ours."""
+        return self.where.xp.permute_dims(a, (1, 0, 2)) if self.layout else a
+
+
+def lstm(weights: Weights, attributes: Attributes) -> Operator:
+    """A node LSTM: one layer, all its directions at once."""
+    where, sizes, attributes = _opened(weights, attributes, 4)
+    layer = lstm_params(weights)
+    stack = _one(
+        sizes, attributes, REVERSE[attributes.direction], weights, lstm_variant(attributes, weights.P)
+    )
+    return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
+
+
+def rnn(weights: Weights, attributes: Attributes) -> Operator:
+    """A node RNN: each direction by itself, since each has a function of its own."""
+    where, sizes, attributes = _opened(weights, attributes, 1)
+    parts = [
+        FrozenLSTM(_one(sizes, attributes, (reverse,), weights, simple), where, ((p,),))
+        for reverse, simple, p in zip(
+            REVERSE[attributes.direction], simples(attributes), rnn_params(weights), strict=True
+        )
+    ]
+    return Operator(tuple(parts), where, sizes, attributes.layout)
+
+
+OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm, "RNN": rnn}
+
+
+def _opened(
+    weights: Weights, attributes: Attributes, gates: int
+) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
+    """Where the weights live, their sizes D, I and H, and the attributes; all checked."""
+    where = _checks.home(weights._asdict())
+    D = _directions(attributes)
+    if attributes.layout not in (0, 1):
+        msg = f"layout={attributes.layout!r} must be 0 or 1"
+        raise ArgumentError(msg)
+    H = weights.R.shape[-1] if attributes.hidden_size is None else attributes.hidden_size
+    _checks.size("hidden_size", H)
+    I = weights.W.shape[-1] if weights.W.ndim == 3 else 1
+    shapes = {
+        "W": (D, gates * H, _checks.size("input_size", I)),
+        "R": (D, gates * H, H),
+        "B": (D, 2 * gates * H),
+        "P": (D, 3 * H),
+    }
+    for name, a in weights._asdict().items():
+        if a is not None:
+            _checks.array(name, a, where, shapes[name], f"direction {attributes.direction}, hidden_size {H}")
+    return where, (D, I, H), attributes
+
+
+def _one(
+    sizes: tuple[int, int, int],
+    attributes: Attributes,
+    reverse: tuple[bool, ...],
+    weights: Weights,
+    variant: Variant | Simple | None,
+) -> _stack.Stack:
+    _, I, H = sizes
+    return _stack.Stack(
+        I, H, 0, weights.B is not None, 1, reverse, batch_first=bool(attributes.layout), variant=variant
+    )
+
+
+def _directions(attributes: Attributes) -> int:
+    """How many directions a node has."""
+    return len(REVERSE[_checks.one_of("direction", attributes.direction, REVERSE)])
+
+
+def lstm_variant(attributes: Attributes, P: Array | None) -> Variant | None:
+    """What the attributes ask of an LSTM beside the plain one."""
+    D = _directions(attributes)
+    if attributes.input_forget not in (0, 1):
+        msg = f"input_forget={attributes.input_forget!r} must be 0 or 1"
+        raise ArgumentError(msg)
+    variant = Variant(
+        peepholes=P is not None,
+        coupled=bool(attributes.input_forget),
+        activations=functions("LSTM", attributes, D),
+        gate_clip=None if attributes.clip is None else _checks.positive("clip", attributes.clip),
+    )
+    return _checks.variant(variant, D)
+
+
+def simples(attributes: Attributes) -> list[Simple]:
+    """Each direction's simple network."""
+    clip = None if attributes.clip is None else _checks.positive("clip", attributes.clip)
+    D = _directions(attributes)
+    return [Simple(f.name, False, f.alpha, f.beta, clip) for f in functions("RNN", attributes, D)]
+
+
+def functions(operator: str, attributes: Attributes, directions: int) -> tuple[Activation, ...]:
+    """The functions by our names, each with the constants that it takes off the two lists, or its own."""
+    count = len(DEFAULTS[operator]) * directions
+    names = attributes.activations
+    if names is None:
+        names = DEFAULTS[operator] * directions
+    elif operator == "RNN" and list(names) == ["Tanh", "Tanh"]:
+        names = names[:count]  # the schema's own default, whatever the direction
+    if isinstance(names, str) or len(names) != count:
+        msg = f"activations={names!r} must hold {count} names for direction={attributes.direction!r}"
+        raise ArgumentError(msg)
+    known = {name.lower(): ours for name, ours in ACTIVATIONS.items()}
+    left = {
+        "alpha": list(attributes.activation_alpha or ()),
+        "beta": list(attributes.activation_beta or ()),
+    }
+    found = []
+    for name in names:
+        if name.lower() not in known:
+            msg = f"activations={list(names)!r} has {name!r}, which is none of {', '.join(ACTIVATIONS)}"
+            raise ArgumentError(msg)
+        function = FUNCTIONS[known[name.lower()]]
+        constants = (("alpha", function.alpha), ("beta", function.beta))
+        taken = [float(left[k].pop(0)) if left[k] and own is not None else own for k, own in constants]
+        told = [None if value == own else value for value, (_, own) in zip(taken, constants, strict=True)]
+        found.append(Activation(known[name.lower()], *told))
+    for letter, values in left.items():
+        if values:
+            msg = f"activation_{letter} has {values} left over, which none of activations={list(names)} takes"
+            raise ArgumentError(msg)
+    return tuple(found)
+
+
+def lstm_params(weights: Weights) -> tuple[LSTMParams, ...]:
+    """Each direction's parameters, copied into our order of gates."""
+    found = []
+    for d in range(weights.W.shape[0]):
+        W, R, B, P = (None if a is None else _array.native(a[d, ...]) for a in weights)
+        b_ih, b_hh = (None, None) if B is None else (blocks(half, FROM_GATES) for half in _halves(B))
+        peepholes = None if P is None else blocks(P, PEEPHOLES)
+        found.append(
+            LSTMParams(blocks(W, FROM_GATES), blocks(R, FROM_GATES), b_ih, b_hh, weight_ch=peepholes)
+        )
+    return tuple(found)
+
+
+def rnn_params(weights: Weights) -> tuple[RNNParams, ...]:
+    """Each direction's parameters, copied."""
+    found = []
+    for d in range(weights.W.shape[0]):
+        W, R, B, _ = (None if a is None else _array.copy(_array.native(a[d, ...])) for a in weights)
+        found.append(RNNParams(W, R, *((None, None) if B is None else map(_array.copy, _halves(B)))))
+    return tuple(found)
+
+
+def from_params(layer: Sequence[LSTMParams | RNNParams]) -> Weights:
+    """One layer's parameters, or their gradients, as the operator keeps them."""
+    xp = _array.namespace(layer[0].weight_ih, "weight_ih")
+    simple = isinstance(layer[0], RNNParams)
+    order = (0,) if simple else TO_GATES
+    bias = layer[0].bias_ih is not None
+    return Weights(
+        xp.stack([blocks(p.weight_ih, order) for p in layer]),
+        xp.stack([blocks(p.weight_hh, order) for p in layer]),
+        xp.stack([xp.concat([blocks(b, order) for b in (p.bias_ih, p.bias_hh)]) for p in layer])
+        if bias
+        else None,
+        None
+        if simple or layer[0].weight_ch is None  # type: ignore[union-attr]
+        else xp.stack([blocks(p.weight_ch, PEEPHOLES) for p in layer]),  # type: ignore[union-attr]
+    )
+
+
+def blocks(a: Array, order: Sequence[int]) -> Array:
+    """`a` cut into as many blocks of rows as `order` is long, put into that order; copied."""
+    xp, n = _array.namespace(a, "weights"), a.shape[0] // len(order)
+    return xp.concat([a[k * n : (k + 1) * n, ...] for k in order], axis=0)
+
+
+def _halves(B: Array) -> tuple[Array, Array]:
+    n = B.shape[0] // 2
+    return B[:n], B[n:]
+
+
+def _join(arrays: list[Array], axis: int) -> Array:
+    xp = _array.namespace(arrays[0], "y")
+    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)

@@ -1,0 +1,227 @@
+"""Pickles from strangers, read without running them.
+
+A pickle is a program for a small stack machine; one of its instructions calls
+any function by name. Here is that machine with the instructions that build
+containers, and in place of the call a table of what PyTorch's files call:
+nothing is imported, and nothing that a file names is looked up anywhere else.
+Whatever is not in these tables is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from xplstm._errors import FormatError
+from xplstm.io._contents import shown
+
+
+class Global(NamedTuple):
+    """A name that a pickle asks for: never imported, only compared."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return shown(f"{self.module}.{self.name}")
+
+
+class _Mark:
+    """Where a container's items begin on the stack."""
+
+
+Calls = Mapping[Global, Callable[..., Any]]
+
+_MARK = _Mark()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": set,
+}
+_VALUES = {
+    *("BININT", "BININT1", "BININT2", "INT", "LONG1", "LONG4", "LONG"),
+    *("BINFLOAT", "FLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# What can be the key of a dict. Not tuples: one nested a million deep would lead Python off its stack.
+_KEYS = (str, int, float, type(None))
+
+
+def load(where: str, program: bytes, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
+    """What a pickle builds.
+
+    `calls` says what stands for the functions that it may name, `persistent`
+    for what lies outside it.
+    """
+    machine = _Machine(where, calls, persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            machine.step(opcode.name, argument)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(error, FormatError):
+            raise
+        msg = f"{where} is no whole pickle: {shown(str(error)[:200])}"
+        raise FormatError(msg) from error
+    return machine.result
+
+
+class _Machine:
+    """The stack, what it remembers, and one method an instruction."""
+
+    def __init__(self, where: str, calls: Calls, persistent: Callable[[Any], Any]) -> None:
+        self.where = where
+        self.calls = calls
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.result: Any = None
+
+    def step(self, name: str, argument: Any) -> None:
+        """Do one instruction."""
+        if name in _VALUES:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            self.stack.append(tuple(self._take(_TUPLES[name])))
+        else:
+            method = getattr(self, f"_do_{name.lower()}", None)
+            if method is None:
+                self._refuse(f"asks for the instruction {name}, which builds no tensor and no container")
+            elif argument is None:
+                method()
+            else:
+                method(argument)
+
+    def _take(self, count: int) -> list[Any]:
+        """The last `count` values, which leave the stack."""
+        taken = self.stack[-count:]
+        if len(taken) < count or any(value is _MARK for value in taken):
+            self._refuse("takes from its stack what is not there")
+        del self.stack[-count:]
+        return taken
+
+    def _since_mark(self) -> list[Any]:
+        """The values above the last mark, which leave the stack with it."""
+        for place in range(len(self.stack) - 1, -1, -1):
+            if self.stack[place] is _MARK:
+                taken = self.stack[place + 1 :]
+                del self.stack[place:]
+                return taken
+        self._refuse("takes from its stack what is not there")
+
+    def _refuse(self, what: str) -> NoReturn:
+        msg = f"{self.where} {what}; it was not executed"
+        raise FormatError(msg)
+
+    def _do_proto(self, argument: int) -> None:
+        if argument > 5:
+            self._refuse(f"is of pickle protocol {argument}, which is unknown")
+
+    def _do_frame(self, _length: int) -> None:
+        """A hint at the length of what follows."""
+
+    def _do_stop(self) -> None:
+        (self.result,) = self._take(1)
+
+    def _do_mark(self) -> None:
+        self.stack.append(_MARK)
+
+    def _do_tuple(self) -> None:
+        self.stack.append(tuple(self._since_mark()))
+
+    def _do_list(self) -> None:
+        self.stack.append(self._since_mark())
+
+    def _do_dict(self) -> None:
+        items = self._since_mark()
+        self.stack.append({})
+        self._set(items)
+
+    def _do_append(self) -> None:
+        items = self._take(1)
+        self._top(list).extend(items)
+
+    def _do_appends(self) -> None:
+        items = self._since_mark()
+        self._top(list).extend(items)
+
+    def _do_setitem(self) -> None:
+        self._set(self._take(2))
+
+    def _do_setitems(self) -> None:
+        self._set(self._since_mark())
+
+    def _do_additems(self) -> None:
+        items = self._since_mark()
+        self._top(set).update(self._key(item) for item in items)
+
+    def _do_memoize(self) -> None:
+        self.memo[len(self.memo)] = self._top(object)
+
+    def _do_binput(self, argument: int) -> None:
+        self.memo[argument] = self._top(object)
+
+    _do_long_binput = _do_put = _do_binput
+
+    def _do_binget(self, argument: int) -> None:
+        if argument not in self.memo:
+            self._refuse(f"remembers nothing under {argument}")
+        self.stack.append(self.memo[argument])
+
+    _do_long_binget = _do_get = _do_binget
+
+    def _do_global(self, argument: str) -> None:
+        self._name(*argument.split(" ", 1))
+
+    def _do_stack_global(self) -> None:
+        self._name(*self._take(2))
+
+    def _do_binpersid(self) -> None:
+        (given,) = self._take(1)
+        self.stack.append(self.persistent(given))
+
+    def _do_reduce(self) -> None:
+        function, arguments = self._take(2)
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            self._refuse(f"calls {type(function).__name__}, which is no function")
+        self.stack.append(self.calls[function](*arguments))
+
+    def _do_build(self) -> None:
+        """Attributes of a container, which none here needs: PyTorch keeps version numbers in them."""
+        (state,) = self._take(1)
+        if not isinstance(state, dict) or not isinstance(self._top(object), dict):
+            self._refuse(f"sets attributes of {type(self._top(object)).__name__}")
+
+    def _name(self, module: Any, name: Any) -> None:
+        """A name is only looked up in the table."""
+        given = Global(module, name)
+        if not isinstance(module, str) or not isinstance(name, str) or given not in self.calls:
+            self._refuse(f"asks for {given}, neither a tensor nor a container (a state_dict() has none)")
+        self.stack.append(given)
+
+    def _top(self, kind: type) -> Any:
+        """The last value, which stays."""
+        if not self.stack or not isinstance(self.stack[-1], kind) or self.stack[-1] is _MARK:
+            self._refuse(f"puts items into what is no {kind.__name__}")
+        return self.stack[-1]
+
+    def _key(self, key: Any) -> Any:
+        if not isinstance(key, _KEYS) or (isinstance(key, int) and key.bit_length() > 64):
+            self._refuse(f"has a {type(key).__name__} for a key")
+        return key
+
+    def _set(self, items: list[Any]) -> None:
+        """Put keys and values, one after the other, into the dict below them."""
+        if len(items) % 2:
+            self._refuse("has a key without a value")
+        target = self._top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self._key(key)] = value

@@ -1,0 +1,168 @@
+"""From a file or a mapping to the one network that is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from xplstm import _array, _checks
+from xplstm._errors import ArgumentError, FormatError
+from xplstm._typing import Array
+from xplstm.io import _mapping, _registry
+from xplstm.io._archive import Archive
+from xplstm.io._combined import combine
+from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
+
+Path: TypeAlias = "str | os.PathLike[str]"
+Prefix: TypeAlias = "str | Sequence[str | Sequence[str]]"
+
+_SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "output_size")
+_SHOWN = 12
+
+
+def open_source(source: Any) -> Contents:
+    """What stands in a mapping, or in a file of the format that its bytes tell."""
+    if isinstance(source, Mapping):
+        return _mapping.contents(source)
+    if not isinstance(source, str | os.PathLike):
+        msg = f"source must be a path or a mapping of arrays, got {type(source).__name__}"
+        raise ArgumentError(msg)
+    path = os.fspath(source)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    members = Archive(path).members if head.startswith(b"PK") else {}
+    for name in _registry.FILES:
+        module = _registry.file_format(name)
+        if module.recognises(Opening(path, head, members.keys())):
+            contents: Contents = module.read(path)
+            return contents
+    msg = f"{path} is no file of {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
+    raise FormatError(msg)
+
+
+def cast(contents: Contents, dtype: str) -> Contents:
+    """The same with every array of floating point in one dtype."""
+
+    def one(tensor: Tensor) -> Tensor:
+        if tensor.dtype not in _checks.FLOATS:
+            return tensor
+
+        def array() -> Array:
+            a = tensor.array()
+            return _array.asarray(a, _array.namespace(a, "a tensor"), None, dtype)
+
+        return Tensor(tensor.shape, dtype, array)
+
+    return contents._replace(tensors={name: one(tensor) for name, tensor in contents.tensors.items()})
+
+
+def layouts_of(contents: Contents) -> list[str]:
+    """The layouts that could stand there."""
+    return list(_registry.LAYOUTS) if contents.layout is None else [contents.layout]
+
+
+def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
+    """Whatever the layouts find; what reads the same numbers by two names, by the first alone."""
+    found: dict[tuple[str, str, bool], Found] = {}
+    for layout in layouts:
+        for one in _registry.layout(layout).find(contents):
+            key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
+            if key not in found or (found[key].problem and not one.problem):
+                found[key] = one
+    return list(found.values())
+
+
+def is_told(contents: Contents, found: Found) -> bool:
+    """Whether the contents alone tell the layout."""
+    return contents.layout is not None or _registry.layout(found.layout).SURE
+
+
+def chosen(
+    contents: Contents, layout: str | None, prefix: Prefix | None, options: Mapping[str, Any]
+) -> Found:
+    """The one network that is asked for, of cells that were stacked by hand if the prefix is a list."""
+    layouts = layouts_of(contents)
+    if layout is not None:
+        layouts = [name for name in layouts if name == _checks.one_of("format", layout, _registry.LAYOUTS)]
+    candidates = candidates_in(contents, layouts)
+    if prefix is None or isinstance(prefix, str):
+        return _one(contents, candidates, layout, prefix, options)
+    layers = [(layer,) if isinstance(layer, str) else tuple(layer) for layer in prefix]
+    if not all(layers) or not layers:
+        msg = f"prefix={prefix!r} must be a prefix, or one or two for each layer"
+        raise ArgumentError(msg)
+    stack = [tuple(_one(contents, candidates, layout, one, {}) for one in layer) for layer in layers]
+    return combine(" + ".join(one for layer in layers for one in layer), stack)
+
+
+def _one(
+    contents: Contents,
+    candidates: Sequence[Found],
+    layout: str | None,
+    prefix: str | None,
+    options: Mapping[str, Any],
+) -> Found:
+    """The one candidate that fits all that was said."""
+    if not candidates:
+        raise FormatError(_nothing(contents, layout))
+    here = [one for one in candidates if prefix is None or one.prefix == dotted(prefix)]
+    here = [one for one in here if one.problem is None] or here
+    names = list(dict.fromkeys(one.prefix for one in here))
+    if len(names) != 1:
+        what = f"{contents.where} holds {len(names)} networks" if here else f"{contents.where} has none there"
+        choices = "\n".join(f"  {called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
+        msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
+        raise ArgumentError(msg)
+    sizes = {name: value for name, value in options.items() if name in _SIZES}
+    fitting = [one for one in here if all(one.options.get(n, v) == v for n, v in sizes.items())]
+    if not fitting:
+        msg = f"{contents.where} holds {spelled(here[0])}, which {dict(options)} contradicts"
+        raise ArgumentError(msg)
+    told = [one for one in fitting if layout is not None or is_told(contents, one)]
+    if len(told) != 1:
+        raise ArgumentError(_unsure(contents, told or fitting))
+    return told[0]
+
+
+def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
+    """What a caller must say, and why."""
+    choices = "\n".join(f"  format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
+    if len({one.layout for one in fitting}) < len(fitting):
+        return f"{contents.where} could be, by its shapes; say bidirectional=\n{choices}"
+    return f"format=None: names in {contents.where} do not tell the order of gates; these fit\n{choices}"
+
+
+def _nothing(contents: Contents, layout: str | None) -> str:
+    """That there is no network, and what there is instead."""
+    of = f" of format {layout!r}" if layout is not None else ""
+    return f"{contents.where} holds no LSTM{of} that is known here; it holds {listed(contents)}"
+
+
+def listed(contents: Contents) -> str:
+    """The first tensors, and how many more there are."""
+    names = [f"{shown(name)} {t.shape} {t.dtype}" for name, t in contents.tensors.items()]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more
+
+
+def called(found: Found) -> str:
+    """The network by what tells it from others."""
+    return f"prefix={shown(found.prefix)!r}, format={found.layout!r}"
+
+
+def spelled(found: Found) -> str:
+    """The network as one would make it."""
+    options = dict(found.options)
+    first = ("input_size", "hidden_size", "output_size")
+    sizes = [str(options.pop(name)) for name in first if name in options]
+    plain = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0}
+    if "variant" in options:
+        options["variant"] = f"Variant({options['variant']})"
+    rest = [f"{n}={v if n == 'variant' else repr(v)}" for n, v in options.items() if plain.get(n) != v]
+    return f"{found.kind}({', '.join([*sizes, *rest])})"
+
+
+def dtypes_of(contents: Contents, found: Found) -> str:
+    """The dtypes of a network's tensors."""
+    return ", ".join(sorted({contents.tensors[name].dtype for name in found.names}))

@@ -1,0 +1,90 @@
+"""What of a network stands in a file beside its tensors: the options that no shape tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from xplstm import _checks
+from xplstm._errors import ArgumentError, FormatError
+from xplstm._params import Simple, Variant
+from xplstm._typing import Array
+from xplstm.io import _registry
+from xplstm.io._contents import Contents
+from xplstm.nn._module import Recurrent
+
+METADATA = "xplstm"
+
+_OPTIONS = {
+    "batch_first": False,
+    "dropout": 0.0,
+    "merge": "concat",
+    "input_dropout": 0.0,
+    "weight_dropout": 0.0,
+}
+SIMPLE = ("batch_first", "dropout", "nonlinearity")
+
+
+def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], str]:
+    """Arrays by name, and the options as JSON, or "" where all are the defaults."""
+    arrays = _registry.layout(layout).to_mapping(network)
+    options = told(network) if layout == "torch" else {}
+    start = prefix and f"{prefix}."
+    return {start + name: a for name, a in arrays.items()}, json.dumps({prefix: options}) if options else ""
+
+
+def told(network: Recurrent) -> dict[str, Any]:
+    """The options that are not the defaults, in what JSON can hold."""
+    stack = network._stack
+    options = {name: getattr(stack, name) for name, default in _OPTIONS.items()}
+    options = {name: value for name, value in options.items() if value != _OPTIONS[name]}
+    if isinstance(stack.variant, Simple):
+        return options | {"nonlinearity": stack.variant.nonlinearity}
+    if stack.variant is not None:
+        plain = Variant()._asdict()
+        given = stack.variant._asdict().items()
+        options["variant"] = {name: value for name, value in given if value != plain[name]}
+    return options
+
+
+def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
+    """What `written` put beside the network at `prefix`, as arguments of its class."""
+    if METADATA not in contents.metadata:
+        return {}
+    known = SIMPLE if kind != "LSTM" else (*_OPTIONS, "variant")
+    try:
+        by_prefix = json.loads(contents.metadata[METADATA])
+        options = by_prefix.get(prefix, {})
+        unknown = options.keys() - {*known}
+        if unknown:
+            msg = f"{contents.where} says of a network what none here has: {ascii(sorted(unknown))[:200]}"
+            raise FormatError(msg)
+        if "variant" in options:
+            options["variant"] = _checks.variant(Variant(**options["variant"]), 2)
+    except FormatError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        msg = f"{contents.where} says of a network what cannot be read: {ascii(str(error))[:200]}"
+        raise FormatError(msg) from error
+    return {**options}
+
+
+def plain(network: Recurrent, layout: str) -> Mapping[str, Array]:
+    """The parameters of `network`, which must be a plain LSTM without a projection."""
+    stack = network._stack
+    wrong = {
+        f"is {stack.variant}": isinstance(stack.variant, Simple),
+        f"has variant=Variant({stack.variant})": isinstance(stack.variant, Variant),
+        f"has proj_size={stack.proj_size}": stack.proj_size,
+        f"has merge={stack.merge!r}": stack.merge != "concat",
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise no_place(layout, what)
+    return network.params
+
+
+def no_place(layout: str, what: str) -> ArgumentError:
+    """The error for what a layout cannot hold."""
+    return ArgumentError(f"the network {what}, for which format {layout!r} has no place")

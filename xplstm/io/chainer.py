@@ -1,0 +1,50 @@
+"""The names of Chainer's ``NStepLSTM`` and ``NStepBiLSTM``: eight matrices a direction, by number."""
+
+from __future__ import annotations
+
+import re
+
+from xplstm._typing import Array
+from xplstm.io import layers
+from xplstm.io._combined import Stack, combine
+from xplstm.io._contents import Contents, Found
+from xplstm.io._written import no_place, plain
+from xplstm.io.single import CHAINER
+from xplstm.nn._module import Recurrent
+
+STATE = CHAINER.STATE
+SURE = True
+
+_PLACE = re.compile(r"(?:(.*)\.)?(0|[1-9]\d{0,5})")
+
+
+def find(contents: Contents) -> list[Found]:
+    """Every run of numbers from 0; where the shapes fit both, as one direction and as two."""
+    groups: dict[str, dict[int, Found]] = {}
+    for one in CHAINER.find(contents):
+        match = _PLACE.fullmatch(one.prefix)
+        if match is not None:
+            groups.setdefault(match[1] or "", {})[int(match[2])] = one
+    return [found for prefix, ones in groups.items() for found in _found(prefix, ones)]
+
+
+def to_mapping(network: Recurrent) -> dict[str, Array]:
+    """Layer after layer, in each the forward direction first."""
+    params = plain(network, "chainer")
+    if "bias_ih_l0" not in params:
+        raise no_place("chainer", "has no biases")
+    directions = [direction for layer in layers.split(params) for direction in layer]
+    return {f"{k}.{name}": a for k, one in enumerate(directions) for name, a in CHAINER.write(one).items()}
+
+
+def _found(prefix: str, ones: dict[int, Found]) -> list[Found]:
+    """The stacks that these cells can be: those that fit, else the first with its problem."""
+    count = len(ones)
+    if max(ones) != count - 1:
+        problem = f"there are {count} cells, and one has the number {max(ones)}"
+        return [ones[max(ones)]._replace(prefix=prefix, problem=problem)]
+    stacks: list[Stack] = [[(ones[k],) for k in range(count)]]
+    if count % 2 == 0:
+        stacks.append([(ones[k], ones[k + 1]) for k in range(0, count, 2)])
+    found = [combine(prefix, stack) for stack in stacks]
+    return [one for one in found if one.problem is None] or found[:1]

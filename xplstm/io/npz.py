@@ -1,0 +1,102 @@
+"""Files of NumPy: a zip file of arrays, each with a header. Never unpickles."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, FormatError
+from xplstm.io import _bytes
+from xplstm.io._archive import Archive
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
+from xplstm.io._written import METADATA, written
+from xplstm.nn._module import Recurrent
+
+SUFFIXES = (".npz",)
+LAYOUT = "torch"
+
+# NumPy's own bound, which keeps the parsing of a header cheap.
+LONGEST_HEADER = 10_000
+LONGEST_TEXT = 100_000
+
+
+def recognises(opening: Opening) -> bool:
+    """Every member is an array."""
+    return bool(opening.members) and all(name.endswith(".npy") for name in opening.members)
+
+
+def read(path: str) -> Contents:
+    """Arrays by name, without the ".npy"; each is unpacked when it is asked for."""
+    archive = Archive(path)
+    tensors, metadata = [], {}
+    for member in archive.members:
+        name = member.removesuffix(".npy")
+        shape, dtype, offset, fortran = _header(archive, member)
+        if name == METADATA and dtype.kind == "U" and shape == ():
+            metadata[METADATA] = _text(archive, member, dtype, offset)
+        else:
+            array = partial(_read, archive, member, dtype, shape, offset, fortran)
+            tensors.append((name, Tensor(shape, _array.dtype_name(dtype), array)))
+    return Contents(path, "npz", by_name(path, tensors), metadata)
+
+
+def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
+    """The bytes of a file that holds `network`."""
+    arrays, metadata = written(network, layout, prefix)
+    hosts = {name: _array.to_numpy(a) for name, a in arrays.items()}
+    for name, a in hosts.items():
+        if _array.dtype_name(a.dtype) == "bfloat16":
+            msg = f"{name} has dtype bfloat16, whose name is lost in an .npz file; use .safetensors"
+            raise ArgumentError(msg)
+    if metadata:
+        hosts[METADATA] = np.asarray(metadata)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **hosts)
+    return buffer.getvalue()
+
+
+def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, int, bool]:
+    """Shape, dtype, where the numbers begin, and whether columns come first."""
+    where = f"{archive.path}: {shown(member)}"
+    start = io.BytesIO(archive.read(member, 16 + LONGEST_HEADER))
+    try:
+        version = np.lib.format.read_magic(start)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[version](start, max_header_size=LONGEST_HEADER)
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, UnicodeError) as error:
+        msg = f"{where} is no array that NumPy wrote: {error}"
+        raise FormatError(msg) from error
+    if dtype.hasobject or dtype.names or dtype.subdtype:
+        msg = f"{where} has dtype {dtype}: objects and records are not read, and nothing is unpickled"
+        raise FormatError(msg)
+    wanted = start.tell() + _bytes.count(archive.path, member, shape) * dtype.itemsize
+    given = archive.members[member].file_size
+    if wanted != given:
+        msg = f"{where} has shape {shape} and dtype {dtype}, {wanted} bytes, and holds {given}"
+        raise FormatError(msg)
+    return shape, dtype, start.tell(), fortran
+
+
+def _read(
+    archive: Archive, member: str, dtype: np.dtype, shape: tuple[int, ...], offset: int, fortran: bool
+) -> np.ndarray:
+    """One array; its header has been checked."""
+    flat: np.ndarray = np.frombuffer(archive.read(member), dtype=dtype, offset=offset)
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+def _text(archive: Archive, member: str, dtype: np.dtype, offset: int) -> Any:
+    """What `encode` wrote beside the arrays."""
+    if dtype.itemsize > 4 * LONGEST_TEXT:
+        length = dtype.itemsize // 4
+        msg = f"{archive.path}: {shown(member)} is a text of {length} letters; {LONGEST_TEXT} are allowed"
+        raise FormatError(msg)
+    try:
+        return str(_read(archive, member, dtype, (), offset, False))
+    except ValueError as error:
+        msg = f"{archive.path}: {shown(member)} holds what is no letter: {error}"
+        raise FormatError(msg) from error

@@ -1,0 +1,502 @@
+"""ONNX: its operators LSTM and RNN, models made of them, and our own networks as such models.
+
+`lstm`, `lstm_vjp` and `rnn` are the operators as functions, on arrays of any library, without the package
+onnx. `prepare`, `run_model` and `run_node` are a backend in the sense of ``onnx.backend.base.Backend``.
+`export` writes a network as a model, and `xplstm.io.load` reads the networks of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xplstm import _array, _checks
+from xplstm._durable import write_durably
+from xplstm._errors import ArgumentError
+from xplstm._params import Variant
+from xplstm._typing import Array, Namespace
+from xplstm.io import _onnx_graph, _onnx_operator
+from xplstm.io._contents import Contents, Found, Opening, by_name
+from xplstm.io._onnx_export import model_of, why_not_export
+from xplstm.io._onnx_find import in_arrays, in_graph
+from xplstm.io._onnx_graph import Graph, Input
+from xplstm.io._onnx_model import Prepared, why_not
+from xplstm.io._onnx_nodes import Place
+from xplstm.io._onnx_operator import Attributes, Weights, from_params
+from xplstm.io._written import no_place
+from xplstm.nn import LSTM, RNN
+from xplstm.nn._module import Recurrent
+
+SUFFIXES = (".onnx",)
+LAYOUT = "onnx"
+STATE = ("h", "c")
+SURE = False
+
+__all__ = [
+    "Prepared",
+    "export",
+    "is_compatible",
+    "lstm",
+    "lstm_vjp",
+    "prepare",
+    "rnn",
+    "run_model",
+    "run_node",
+    "supports_device",
+]
+
+
+def recognises(opening: Opening) -> bool:
+    """A name that ends so; a model's own bytes begin with a version number, as those of much else do."""
+    return opening.path.lower().endswith(SUFFIXES)
+
+
+def read(path: str) -> Contents:
+    """The tensors of a model, and its graph."""
+    graph = _onnx_graph.as_graph(path, path)
+    return Contents(path, "onnx", by_name(path, graph.constants.items()), {"graph": graph}, "onnx")
+
+
+def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
+    """The bytes of a model of `network`."""
+    if layout != "onnx":
+        msg = f"format={layout!r} cannot stand in an ONNX model; leave it out, or save another kind of file"
+        raise ArgumentError(msg)
+    content: bytes = model_of(network, prefix).SerializeToString()
+    return content
+
+
+def find(contents: Contents) -> list[Found]:
+    """The recurrent nodes of a model, or arrays that are called as the operators' inputs are."""
+    if contents.file == "onnx":
+        return in_graph(contents, contents.metadata["graph"])
+    return in_arrays(contents)
+
+
+def to_mapping(network: Recurrent) -> dict[str, Array]:
+    """W, R, B and P of one layer, of several under ``l0``, ``l1`` and so on."""
+    stack = network._stack
+    variant = stack.variant._replace(peepholes=False) if isinstance(stack.variant, Variant) else None
+    wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
+    if wrong is None and (_checks.variant(variant, len(stack.reverse)) or stack.merge != "concat"):
+        wrong = f"is LSTM{stack.arguments()}"
+    if wrong is not None:
+        raise no_place("onnx", wrong)
+    _, layers = network._open()
+    return {
+        f"l{number}.{name}" if len(layers) > 1 else name: a
+        for number, layer in enumerate(layers)
+        for name, a in from_params(layer)._asdict().items()
+        if a is not None
+    }
+
+
+def lstm(
+    X: Array,
+    W: Array,
+    R: Array,
+    B: Array | None = None,
+    sequence_lens: Any = None,
+    initial_h: Array | None = None,
+    initial_c: Array | None = None,
+    P: Array | None = None,
+    *,
+    direction: str = "forward",
+    layout: int = 0,
+    hidden_size: int | None = None,
+    clip: float | None = None,
+    input_forget: int = 0,
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+) -> tuple[Array, Array, Array]:
+    """Run ONNX's operator LSTM.
+
+    D is 2 with ``direction="bidirectional"``, else 1. Rows of gates stand in the order i, o, f, c. The
+    operator is told in https://onnx.ai/onnx/operators/onnx__LSTM.html; a row without steps, of which that
+    says nothing, holds its initial state.
+
+    Parameters
+    ----------
+    X : array, shape (T, B, I), or (B, T, I) with layout=1
+        float64, float32, float16 or bfloat16, as all the others.
+    W : array, shape (D, 4H, I)
+    R : array, shape (D, 4H, H)
+    B : array, shape (D, 8H), optional
+        The biases beside W, then those beside R. Zeros if left out.
+    sequence_lens : integers, shape (B,), optional
+        Steps of each row, in [0, T].
+    initial_h, initial_c : array, shape (D, B, H), or (B, D, H) with layout=1, optional
+        Zeros if left out.
+    P : array, shape (D, 3H), optional
+        Peepholes in the order i, o, f. None if left out.
+    direction : {"forward", "reverse", "bidirectional"}, default "forward"
+    layout : {0, 1}, default 0
+    hidden_size : int, optional
+        R tells it.
+    clip : float, optional
+        Bound, above 0, of what goes into the functions of the gates.
+    input_forget : {0, 1}, default 0
+        With 1, f is 1 - i.
+    activations : sequence of str, optional
+        Of the gates i, o and f, of c, and of the hidden state; then the same of the backward direction.
+        Sigmoid, Tanh and Tanh if left out; Relu, Affine, LeakyRelu, ThresholdedRelu, ScaledTanh,
+        HardSigmoid, Elu, Softsign and Softplus are the others.
+    activation_alpha, activation_beta : sequence of float, optional
+        Taken in turn by those functions that have such a constant; the operators' own for whoever comes
+        too late. A value that none takes is refused.
+
+    Returns
+    -------
+    Y : array, shape (T, D, B, H), or (B, T, D, H) with layout=1
+        Exactly 0 where a row has no step.
+    Y_h, Y_c : array, shape of initial_h
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError, ArgumentError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.io import onnx
+    >>> rng = np.random.default_rng(0)
+    >>> X, W, R = rng.normal(size=(5, 4, 3)), rng.normal(size=(1, 8, 3)), rng.normal(size=(1, 8, 2))
+    >>> Y, Y_h, Y_c = onnx.lstm(X, W, R)
+    >>> Y.shape, Y_h.shape
+    ((5, 1, 4, 2), (1, 4, 2))
+    """
+    attributes = Attributes(
+        direction, layout, hidden_size, clip, input_forget, activations, activation_alpha, activation_beta
+    )
+    return _onnx_operator.lstm(Weights(W, R, B, P), attributes)(X, sequence_lens, initial_h, initial_c)
+
+
+def lstm_vjp(
+    X: Array,
+    W: Array,
+    R: Array,
+    B: Array | None = None,
+    sequence_lens: Any = None,
+    initial_h: Array | None = None,
+    initial_c: Array | None = None,
+    P: Array | None = None,
+    **attributes: Any,
+) -> tuple[Array, Array, Array, Callable[..., dict[str, Array]]]:
+    """Run ONNX's operator LSTM and keep what its gradients need.
+
+    Parameters
+    ----------
+    X, W, R, B, sequence_lens, initial_h, initial_c, P
+        As for `lstm`.
+    **attributes
+        direction, layout and so on, as for `lstm`.
+
+    Returns
+    -------
+    Y, Y_h, Y_c
+        As from `lstm`.
+    pullback : callable
+        ``pullback(dY=None, dY_h=None, dY_c=None)`` -> dict of the gradients by X, W, R, initial_h and
+        initial_c, and by B and P if they were given. None stands for zeros.
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError, ArgumentError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.io import onnx
+    >>> rng = np.random.default_rng(0)
+    >>> X, W, R = rng.normal(size=(5, 4, 3)), rng.normal(size=(2, 8, 3)), rng.normal(size=(2, 8, 2))
+    >>> Y, Y_h, Y_c, pullback = onnx.lstm_vjp(X, W, R, direction="bidirectional")
+    >>> pullback(np.ones_like(Y))["W"].shape
+    (2, 8, 3)
+    """
+    strange = sorted(attributes.keys() - {*Attributes._fields})
+    if strange:
+        msg = f"{strange[0]}= is no attribute of LSTM; known are {', '.join(Attributes._fields)}"
+        raise ArgumentError(msg)
+    ready = _onnx_operator.lstm(Weights(W, R, B, P), Attributes(**attributes))
+    outputs, pullback = ready.vjp(X, sequence_lens, initial_h, initial_c)
+    return *outputs, pullback
+
+
+def rnn(
+    X: Array,
+    W: Array,
+    R: Array,
+    B: Array | None = None,
+    sequence_lens: Any = None,
+    initial_h: Array | None = None,
+    *,
+    direction: str = "forward",
+    layout: int = 0,
+    hidden_size: int | None = None,
+    clip: float | None = None,
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+) -> tuple[Array, Array]:
+    """Run ONNX's operator RNN, told in https://onnx.ai/onnx/operators/onnx__RNN.html.
+
+    Parameters
+    ----------
+    X : array
+        As for `lstm`.
+    W : array, shape (D, H, I)
+    R : array, shape (D, H, H)
+    B : array, shape (D, 2H), optional
+    sequence_lens, initial_h, direction, layout, hidden_size, clip
+        As for `lstm`.
+    activations : sequence of str, optional
+        One for each direction; Tanh if left out.
+    activation_alpha, activation_beta
+        As for `lstm`.
+
+    Returns
+    -------
+    Y : array, shape (T, D, B, H), or (B, T, D, H) with layout=1
+    Y_h : array, shape of initial_h
+
+    Raises
+    ------
+    ShapeError, DTypeError, BackendError, ArgumentError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.io import onnx
+    >>> X, W, R = np.ones((5, 4, 3)), np.ones((1, 2, 3)), np.ones((1, 2, 2))
+    >>> Y, Y_h = onnx.rnn(X, W, R, activations=["Softsign"])
+    >>> Y.shape
+    (5, 1, 4, 2)
+    """
+    attributes = Attributes(
+        direction, layout, hidden_size, clip, 0, activations, activation_alpha, activation_beta
+    )
+    return _onnx_operator.rnn(Weights(W, R, B), attributes)(X, sequence_lens, initial_h)[:2]
+
+
+def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = None) -> Prepared:
+    """Make a model ready to run.
+
+    Parameters
+    ----------
+    model : ModelProto, bytes or path
+        Of nodes LSTM and RNN, and of those that only move numbers about or work with shapes. Its tensors
+        must stand inside it: no other file is opened.
+    device : str, default "CPU"
+        "CPU", "CUDA", or a device of the library that `xp` names.
+    xp : str or namespace, optional
+        The array library: see `use_backend`. If left out, CuPy for "CUDA".
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    ArgumentError
+        Naming the first node that cannot run here.
+    FormatError
+        If the model is damaged.
+    ShapeError, DTypeError, BackendError
+        Naming the tensor or the library.
+    ImportError
+        Without the package onnx.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.io import onnx
+    >>> model = onnx.prepare(onnx.export(xplstm.LSTM(3, 2, rng=0)))
+    >>> y, h_n, c_n = model.run([np.ones((5, 4, 3), dtype="float32")])
+    """
+    named = device in ("CPU", "CUDA")
+    if xp is None and device == "CUDA":
+        xp = "cupy"
+    graph = _onnx_graph.as_graph(model, "the model")
+    return Prepared(graph, Place(_array.resolve(xp), None if named else device, graph.opset))
+
+
+def run_model(
+    model: Any,
+    inputs: Sequence[Array] | Mapping[str, Array],
+    device: str = "CPU",
+    *,
+    xp: str | Namespace | None = None,
+) -> tuple[Array, ...]:
+    """Prepare a model and run it once.
+
+    Parameters
+    ----------
+    model
+        As for `prepare`.
+    inputs
+        As for `Prepared.run`.
+    device, xp
+        As for `prepare`.
+
+    Returns
+    -------
+    tuple of array
+        The model's outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.io import onnx
+    >>> model = onnx.export(xplstm.LSTM(3, 2, rng=0))
+    >>> [a.shape for a in onnx.run_model(model, [np.ones((5, 4, 3), dtype="float32")])]
+    [(5, 4, 2), (1, 4, 2), (1, 4, 2)]
+    """
+    return prepare(model, device, xp=xp).run(inputs)
+
+
+def run_node(
+    node: Any,
+    inputs: Sequence[Array],
+    device: str = "CPU",
+    outputs_info: Any = None,  # noqa: ARG001 - onnx's own signature
+    *,
+    xp: str | Namespace | None = None,
+) -> tuple[Array, ...]:
+    """Run one node, written for the newest opset.
+
+    Parameters
+    ----------
+    node : NodeProto
+    inputs : sequence of array
+        Those that the node names, in its order.
+    device
+        As for `prepare`.
+    outputs_info
+        Not looked at.
+    xp
+        As for `prepare`.
+
+    Returns
+    -------
+    tuple of array
+        The outputs that the node names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from onnx import helper
+    >>> from xplstm.io import onnx
+    >>> node = helper.make_node("RNN", ["X", "W", "R"], ["Y"], hidden_size=2)
+    >>> onnx.run_node(node, [np.ones((5, 4, 3)), np.ones((1, 2, 3)), np.ones((1, 2, 2))])[0].shape
+    (5, 1, 4, 2)
+    """
+    one = _onnx_graph.as_node("the node", node)
+    given = tuple(Input(name, None, None) for name in dict.fromkeys(filter(None, one.inputs)))
+    opset = _onnx_graph.import_onnx().defs.onnx_opset_version()
+    nodes, constants = _onnx_graph.lifted([one])
+    graph = Graph("the node", opset, given, tuple(filter(None, one.outputs)), nodes, constants)
+    if xp is None and device == "CUDA":
+        xp = "cupy"
+    return Prepared(graph, Place(_array.resolve(xp), None, opset)).run(inputs)
+
+
+def export(network: LSTM | RNN, path: str | os.PathLike[str] | None = None) -> Any:
+    """Write a network as an ONNX model of opset 17.
+
+    The model has the inputs x, lengths, h_0 and c_0 and the outputs y, h_n and c_n, all of the shapes that
+    the network has them in, batches and sequences of any size. lengths, h_0 and c_0 may be left out. In a
+    runtime too, y is 0 past a row's length, and a row without steps holds its initial state.
+    Dropout of any kind, which needs a generator here, has no place in it.
+
+    Parameters
+    ----------
+    network : LSTM or RNN
+        float32, float64 or float16, with any layers, directions, `merge`, projection, peepholes, `coupled`,
+        `activations` and `gate_clip`. ONNX Runtime runs float32 alone. A projection is multiplied into the
+        weights: the numbers are the same, and `load` finds an LSTM without one.
+    path : path, optional
+        Where to write the model; a crash leaves the old file or the new one whole.
+
+    Returns
+    -------
+    ModelProto
+
+    Raises
+    ------
+    ArgumentError
+        Naming what the operators LSTM and RNN have not: layer normalisation, cell_clip, zoneout, an output
+        that recurs; or a projection whose rows are nearly one another's sums.
+    OSError
+        If the file cannot be written.
+    ImportError
+        Without the package onnx.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm.io import onnx
+    >>> model = onnx.export(xplstm.LSTM(3, 2, num_layers=2, bidirectional=True))
+    >>> [i.name for i in model.graph.input], [o.name for o in model.graph.output]
+    (['x', 'lengths', 'h_0', 'c_0'], ['y', 'h_n', 'c_n'])
+    """
+    model = model_of(network, "")
+    if path is not None:
+        write_durably(os.fspath(path), model.SerializeToString())
+    return model
+
+
+def supports_device(device: str) -> bool:
+    """Tell whether models run on a device.
+
+    Parameters
+    ----------
+    device : str
+        "CPU", or "CUDA", which is CuPy; a number after a colon is not looked at.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> from xplstm.io import onnx
+    >>> onnx.supports_device("CPU")
+    True
+    """
+    kind = device.partition(":")[0]
+    return kind == "CPU" or (kind == "CUDA" and _array.why_unusable("cupy") is None)
+
+
+def is_compatible(model: Any, device: str = "CPU") -> bool:
+    """Tell whether every node of a model can run here.
+
+    Parameters
+    ----------
+    model : ModelProto, bytes or path
+    device : str, default "CPU"
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    FormatError
+        If the model is damaged.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm.io import onnx
+    >>> onnx.is_compatible(onnx.export(xplstm.LSTM(3, 2)))
+    True
+    """
+    graph = _onnx_graph.as_graph(model, "the model")
+    return supports_device(device) and why_not(graph) is None

@@ -1,0 +1,172 @@
+"""Files of safetensors: eight bytes that say how long the header is, the header as JSON, the tensors.
+
+Read and written here without the package of that name, whose way to NumPy has no bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import FormatError
+from xplstm._typing import Array
+from xplstm.io import _bytes
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
+from xplstm.io._written import METADATA, written
+from xplstm.nn._module import Recurrent
+
+SUFFIXES = (".safetensors",)
+LAYOUT = "torch"
+
+# The bound of the format itself.
+LONGEST_HEADER = 100_000_000
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F6_E2M3": "float6_e2m3",
+    "F6_E3M2": "float6_e3m2",
+    "F4": "float4_e2m1",
+}
+
+
+def recognises(opening: Opening) -> bool:
+    """A header's length, then JSON; or a file called so, for which errors will say what is wrong."""
+    return opening.head[8:9] == b"{" or opening.path.lower().endswith(SUFFIXES)
+
+
+def read(path: str) -> Contents:
+    """Tensors as views of the mapped file."""
+    length = os.path.getsize(path)
+    with open(path, "rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        if length < 8 or header_length > min(length - 8, LONGEST_HEADER):
+            msg = f"{path} has {length} bytes, and its header is said to have {header_length} of them"
+            raise FormatError(msg)
+        header = _parse(path, file.read(header_length))
+    start = 8 + header_length
+    metadata = _metadata(path, header.pop("__metadata__", None))
+    entries = {name: _entry(path, name, entry) for name, entry in header.items()}
+    _check_places(path, [(name, *entry[2:]) for name, entry in entries.items()], length - start)
+    data = np.memmap(path, dtype=np.uint8, mode="r") if entries else np.zeros(0, np.uint8)
+
+    def tensor(name: str, dtype: str, shape: tuple[int, ...], low: int, high: int) -> Tensor:
+        raw = data[start + low : start + high]
+        return Tensor(shape, dtype, partial(_bytes.as_array, path, name, raw, dtype, shape))
+
+    tensors = ((name, tensor(name, *entry)) for name, entry in entries.items())
+    return Contents(path, "safetensors", by_name(path, tensors), metadata)
+
+
+def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
+    """The bytes of a file that holds `network`."""
+    arrays, metadata = written(network, layout, prefix)
+    return pack(arrays, {METADATA: metadata} if metadata else {})
+
+
+def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a file that holds `arrays`; the widest dtypes first, so that each is aligned."""
+    hosts = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
+    names = sorted(hosts, key=lambda name: (-hosts[name].dtype.itemsize, name))
+    codes = {ours: theirs for theirs, ours in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name in names:
+        a = hosts[name]
+        header[name] = {
+            "dtype": codes[_array.dtype_name(a.dtype)],
+            "shape": list(a.shape),
+            "data_offsets": [place, place + a.nbytes],
+        }
+        place += a.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(hosts[name].tobytes() for name in names)])
+
+
+def _parse(path: str, text: bytes) -> dict[str, Any]:
+    """The header as a dict in which no name stands twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                msg = f"{path} holds {shown(name[:80])} twice"
+                raise FormatError(msg)
+            found[name] = value
+        return found
+
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=once)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        msg = f"{path} has a header that is no JSON: {error}"
+        raise FormatError(msg) from error
+    if not isinstance(header, dict):
+        msg = f"{path} has a header that is no JSON object"
+        raise FormatError(msg)
+    return header
+
+
+def _metadata(path: str, given: Any) -> dict[str, Any]:
+    """Text by name."""
+    if given is None:  # as MLX writes it
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+        msg = f"{path} has metadata that is not text by name"
+        raise FormatError(msg)
+    return given
+
+
+def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape and place of one tensor."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        msg = f"{path}: {shown(name)} has not dtype, shape and data_offsets alone"
+        raise FormatError(msg)
+    code, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        msg = f"{path}: {shown(name)} has an unknown dtype, {ascii(code)[:40]}"
+        raise FormatError(msg)
+    needed = _bytes.size(path, name, DTYPES[code], shape)
+    _bytes.check_numbers(path, name, place)
+    if len(place) != 2 or place[1] - place[0] != needed:
+        msg = f"{path}: {shown(name)}, {code} of shape {shape}, takes {needed} bytes, and stands at {place}"
+        raise FormatError(msg)
+    return DTYPES[code], tuple(shape), place[0], place[1]
+
+
+def _check_places(path: str, places: Iterable[tuple[str, int, int]], length: int) -> None:
+    """Refuse tensors that overlap, leave a hole or go past the end: together they are all there is."""
+    end = 0
+    for name, low, high in sorted(places, key=lambda place: place[1:]):
+        if low != end:
+            what = "overlaps another tensor" if low < end else "leaves a hole before it"
+            msg = f"{path}: {shown(name)} begins at byte {low} and {what}; {end} was expected"
+            raise FormatError(msg)
+        end = high
+    if end != length:
+        msg = f"{path} holds {length} bytes of tensors, and its header speaks of {end}"
+        raise FormatError(msg)

@@ -1,0 +1,120 @@
+"""The names of PyTorch's ``LSTM``, ``RNN`` and ``LSTMCell``; with what our own networks have beside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+from xplstm import _stack
+from xplstm._errors import XplstmError
+from xplstm._params import LSTMParams, RNNParams, Simple
+from xplstm._stack import Stack
+from xplstm._typing import Array
+from xplstm.io._contents import Contents, Found
+from xplstm.io._written import options_of
+from xplstm.io.single import ROWS, TORCH_CELL
+from xplstm.nn._module import Recurrent
+
+STATE = ("h", "c")
+SURE = True
+
+_FIELDS = "|".join(dict.fromkeys((*LSTMParams._fields, *RNNParams._fields)))
+_NAME = re.compile(rf"(?:(.*)\.)?({_FIELDS})_l(0|[1-9]\d{{0,5}})(_reverse)?")
+_GATES = {1: "RNN", 3: "GRU", 4: "LSTM"}
+
+# Our name -> the name in the contents.
+Names: TypeAlias = dict[str, str]
+
+
+def find(contents: Contents) -> list[Found]:
+    """Every stack of layers, and every cell."""
+    groups: dict[str, Names] = {}
+    for name in contents.tensors:
+        match = _NAME.fullmatch(name)
+        if match is not None:
+            prefix = match[1] or ""
+            groups.setdefault(prefix, {})[name[len(prefix) + 1 :] if match[1] is not None else name] = name
+    stacks = [_found(contents, prefix, names) for prefix, names in groups.items()]
+    return stacks + [found._replace(layout="torch") for found in TORCH_CELL.find(contents)]
+
+
+def to_mapping(network: Recurrent) -> dict[str, Array]:
+    """The parameters: their names are PyTorch's."""
+    return network.state_dict()
+
+
+def _found(contents: Contents, prefix: str, names: Names) -> Found:
+    """The network of one prefix, or why there is none."""
+    shapes = {ours: contents.tensors[name].shape for ours, name in names.items()}
+    kind, sizes, problem = _sizes(shapes)
+    options: dict[str, Any] = sizes
+    if problem is None:
+        try:
+            options = sizes | options_of(contents, prefix, kind)
+            problem = _misfit(shapes, _stack.shapes(_stack_of(kind, options)))
+        except XplstmError as error:
+            problem = str(error)
+    untold = ("nonlinearity",) if kind != "LSTM" else ()
+    params = partial(_params, contents, names)
+    return Found(prefix, "torch", kind, options, ROWS, tuple(names.values()), params, problem, untold)
+
+
+def _params(contents: Contents, names: Names) -> dict[str, Array]:
+    return {ours: contents.tensors[name].array() for ours, name in names.items()}
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], str | None]:
+    """Class and sizes that the first layer's shapes imply, or what is wrong with them."""
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        if len(shapes.get(name, ())) != 2 or 0 in shapes[name]:
+            what = f"has shape {shapes[name]}" if name in shapes else "is missing"
+            return "LSTM", {}, f"{name} {what}; a matrix was expected"
+    rows, outputs = shapes["weight_hh_l0"]
+    projection = shapes.get("weight_hr_l0")
+    hidden_size = outputs if projection is None else projection[-1] if projection else 0
+    kind = _GATES.get(rows // hidden_size) if hidden_size and rows % hidden_size == 0 else None
+    if kind not in ("LSTM", "RNN"):
+        whose = f", that of a {kind}" if kind else ""
+        wanted = f"4 * {hidden_size} rows for an LSTM, {hidden_size} for a simple network"
+        return "LSTM", {}, f"weight_hh_l0 has shape {(rows, outputs)}{whose}; {wanted}"
+    layers = {int(_NAME.fullmatch(name)[3]) for name in shapes}  # type: ignore[index]
+    if max(layers) != len(layers) - 1:
+        return kind, {}, f"there are {len(layers)} layers, and one has the number {max(layers)}"
+    sizes: dict[str, Any] = {
+        "input_size": shapes["weight_ih_l0"][1],
+        "hidden_size": hidden_size,
+        "num_layers": len(layers),
+        "bias": "bias_ih_l0" in shapes,
+        "bidirectional": "weight_ih_l0_reverse" in shapes,
+    }
+    if kind == "RNN" and projection is not None:
+        return "JordanRNN", sizes | {"output_size": outputs}, None
+    return kind, sizes | ({"proj_size": outputs} if projection is not None else {}), None
+
+
+def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
+    """What the options say of the parameters' shapes."""
+    reverse = (False, True) if options["bidirectional"] else (False,)
+    names = ("input_size", "hidden_size", "num_layers", "bias")
+    simple = Simple("tanh", output=kind == "JordanRNN")
+    return Stack(
+        **{name: options[name] for name in names},
+        proj_size=options.get("proj_size", options.get("output_size", 0)),
+        reverse=reverse,
+        variant=options.get("variant") if kind == "LSTM" else simple,
+        merge=options.get("merge", "concat"),
+    )
+
+
+def _misfit(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What of the names and shapes is not as the sizes imply."""
+    wrong = [f"{name} is missing" for name in wanted if name not in given]
+    wrong += [f"{name} belongs to no such network" for name in given if name not in wanted]
+    wrong += [
+        f"{name} has shape {given[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if name in given and given[name] != shape
+    ]
+    return "; ".join(wrong[:10]) or None
