@@ -151,3 +151,28 @@ def test_the_documents_rules():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "rule", [init.lstm_uniform, init.lstm_glorot_orthogonal, init.forget_bias(init.rnn_uniform)]
+)
+def test_a_rule_for_an_lstm_refuses_a_simple_network(rule):
+    for network in (xplstm.RNN(3, 8), xplstm.JordanRNN(3, 8, 2), xplstm.RNN(3, 2)):
+        with pytest.raises(xplstm.ShapeError, match="This rule is for an LSTM"):
+            network.initialize(rule, rng=0)
+
+
+def test_a_forget_bias_that_could_do_nothing_is_refused():
+    with pytest.raises(xplstm.ArgumentError, match="value=nan must be finite"):
+        init.forget_bias(init.lstm_uniform, float("nan"))
+    with pytest.raises(xplstm.ArgumentError, match="needs bias=True"):
+        xplstm.LSTM(3, 2, bias=False).initialize(init.forget_bias(init.lstm_uniform))
+
+
+def test_simple_networks_have_orthogonal_recurrence():
+    rnn = xplstm.RNN(3, 8, dtype="float64")
+    rnn.initialize(init.rnn_glorot_orthogonal, rng=0)
+    w = rnn.params["weight_hh_l0"]
+    np.testing.assert_allclose(w @ w.T, np.eye(8), rtol=0, atol=1e-12)
+    assert abs(rnn.params["weight_ih_l0"]).max() <= (6 / (3 + 8)) ** 0.5
+    assert not rnn.params["bias_ih_l0"].any()

@@ -207,6 +207,9 @@ def test_errors_name_the_argument() -> None:
         xplstm.JordanRNN(3, 2, 0)
     with pytest.raises(xplstm.ShapeError, match="h_0 has shape"):
         xplstm.RNN(3, 2)(np.ones((4, 1, 3), "float32"), np.ones((1, 1, 5), "float32"))
+    for wrong in ((np.ones((1, 1, 2)), np.ones((1, 1, 2))), [1], 3, np.zeros((), "float32")):
+        with pytest.raises(xplstm.DTypeError, match="h_0 must be an array of what recurs"):
+            xplstm.RNN(3, 2)(np.ones((4, 1, 3), "float32"), wrong)
     with pytest.raises(xplstm.ArgumentError, match="bidirectional=False"):
         xplstm.RNN(3, 2, bidirectional=True).step(np.ones((1, 3), "float32"))
 

@@ -125,3 +125,18 @@ def test_calls_in_the_wrong_order_are_refused():
         trainer.backward(DY)
     with pytest.raises(xplstm.ArgumentError, match="max_norm=0 must be above 0"):
         StatefulTrainer(lstm(), optim.SGD(0.1), max_norm=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_rows_of_a_simple_network_begin_anew(layers):
+    trainer = StatefulTrainer(xplstm.RNN(3, 2, layers, rng=0), optim.SGD(0.1))
+    trainer.forward(np.ones((5, 4, 3), dtype="float32"))
+    before = trainer.state
+    trainer.reset_state([1])
+    assert not trainer.state[:, 1].any()
+    np.testing.assert_array_equal(trainer.state[:, [0, 2, 3]], before[:, [0, 2, 3]])
+
+
+def test_what_is_no_layer_is_refused():
+    with pytest.raises(xplstm.DTypeError, match="lstm=3 must have params and vjp"):
+        StatefulTrainer(3, optim.SGD(0.1))

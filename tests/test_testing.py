@@ -144,3 +144,8 @@ WRONG = [
 def test_what_is_wrong_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_what_gives_no_pullback_is_refused():
+    with pytest.raises(xplstm.DTypeError, match="the outputs and, last, the pullback"):
+        check_grad(lambda x: x**2, {"x": np.arange(3.0)})

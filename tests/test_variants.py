@@ -314,6 +314,16 @@ def test_an_activation_at_the_ends(name: str) -> None:
     assert not np.isnan(slope).any()
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
+    """XPL-NUM-004: no function hides what has gone wrong."""
+    from xplstm import _activations
+
+    z = xp.asarray(np.asarray([np.nan, 1.0], dtype="float32"))
+    a = to_numpy(_activations.value(xp.xp, xplstm._params.Activation(name), z))
+    assert np.isnan(a).tolist() == [True, False]
+
+
 def test_half_precision_keeps_its_dtype() -> None:
     made = case(ALL, "ragged")
     a = {k: v.astype("float16") for k, v in made.arrays().items()}
@@ -336,6 +346,8 @@ def test_half_precision_keeps_its_dtype() -> None:
         ),
         ({"variant": Variant(activations=(("tanh", 2.0), "tanh", "tanh"))}, "tanh takes no alpha"),
         ({"variant": Variant(activations=(("elu", float("nan")), "tanh", "tanh"))}, "finite number"),
+        ({"variant": Variant(activations=(np.tanh, "tanh", "tanh"))}, "must be a name"),
+        ({"variant": Variant(activations=((), "tanh", "tanh"))}, "must be a name"),
         ({"merge": "sum"}, "needs bidirectional=True"),
         ({"merge": "max", "bidirectional": True}, r"merge='max' must be one of"),
         ({"weight_dropout": 1.0}, r"weight_dropout=1\.0 must be in \[0, 1\)"),
@@ -351,7 +363,15 @@ def test_functional_wants_what_the_options_use() -> None:
     x = np.ones((4, 1, 3))
     with pytest.raises(xplstm.ArgumentError, match=r"params\.weight_ch is None"):
         xplstm.lstm(x, p, variant=Variant(peepholes=True))
-    with pytest.raises(xplstm.ArgumentError, match=r"params\.weight_ch is given"):
+    with pytest.raises(xplstm.ArgumentError, match=r"params\.weight_ch has .*variant\.peepholes alone"):
         xplstm.lstm(x, p._replace(weight_ch=np.ones(6)))
+    with pytest.raises(xplstm.ShapeError, match=r"weight_ch has shape \(5,\), expected \(6,\)$"):
+        xplstm.lstm(x, p._replace(weight_ch=np.ones(5)), variant=Variant(peepholes=True))
     y, _ = xplstm.lstm(x, p._replace(weight_ch=np.ones(6)), variant=Variant(peepholes=True))
     assert y.shape == (4, 1, 2)
+
+
+def test_a_constant_shows_where_it_stands() -> None:
+    by_beta = Variant(activations=(("hard_sigmoid", None, 0.3), "tanh", "tanh"))
+    by_alpha = Variant(activations=(("hard_sigmoid", 0.3), "tanh", "tanh"))
+    assert str(by_beta) != str(by_alpha)

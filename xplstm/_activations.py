@@ -25,24 +25,24 @@ class Function(NamedTuple):
     beta: float | None = None
 
 
-def _zero_unless(xp: Namespace, where: Array, a: Array) -> Array:
-    """`a` where `where` is true, else 0."""
-    return xp.where(where, a, xp.zeros_like(a))
+def _zero_where(xp: Namespace, where: Array, a: Array) -> Array:
+    """`a`, but 0 where `where` is true. A NaN makes every comparison false, and so stays what it is."""
+    return xp.where(where, xp.zeros_like(a), a)
 
 
 def _step(xp: Namespace, where: Array, z: Array) -> Array:
-    """1 where `where` is true, else 0."""
-    return _zero_unless(xp, where, xp.ones_like(z))
+    """0 where `where` is true, else 1."""
+    return _zero_where(xp, where, xp.ones_like(z))
 
 
 def _negative(xp: Namespace, z: Array) -> Array:
     """The part of z below 0: an exponential of it cannot overflow."""
-    return _zero_unless(xp, z < 0, z)
+    return _zero_where(xp, z >= 0, z)
 
 
 def _hard_slope(xp: Namespace, z: Array, _a: Array, alpha: float, beta: float) -> Array:
     line = alpha * z + beta
-    return alpha * _step(xp, (line > 0) & (line < 1), z)
+    return alpha * _step(xp, (line <= 0) | (line >= 1), z)
 
 
 FUNCTIONS = {
@@ -50,8 +50,8 @@ FUNCTIONS = {
     "tanh": Function(lambda xp, z, *_: xp.tanh(z), lambda xp, z, a, *_: 1 - a * a),
     "identity": Function(lambda xp, z, *_: z, lambda xp, z, *_: xp.ones_like(z)),
     "relu": Function(
-        lambda xp, z, *_: _zero_unless(xp, z > 0, z),
-        lambda xp, z, *_: _step(xp, z > 0, z),
+        lambda xp, z, *_: _zero_where(xp, z <= 0, z),
+        lambda xp, z, *_: _step(xp, z <= 0, z),
     ),
     "affine": Function(
         lambda xp, z, alpha, beta: alpha * z + beta,
@@ -65,8 +65,8 @@ FUNCTIONS = {
         alpha=0.01,
     ),
     "thresholded_relu": Function(
-        lambda xp, z, alpha, _: _zero_unless(xp, z >= alpha, z),
-        lambda xp, z, a, alpha, _: _step(xp, z >= alpha, z),
+        lambda xp, z, alpha, _: _zero_where(xp, z < alpha, z),
+        lambda xp, z, a, alpha, _: _step(xp, z < alpha, z),
         alpha=1.0,
     ),
     "scaled_tanh": Function(
@@ -91,7 +91,7 @@ FUNCTIONS = {
         lambda xp, z, *_: (1 / (1 + xp.abs(z))) ** 2,
     ),
     "softplus": Function(
-        lambda xp, z, *_: xp.log1p(xp.exp(-xp.abs(z))) + _zero_unless(xp, z > 0, z),
+        lambda xp, z, *_: xp.log1p(xp.exp(-xp.abs(z))) + _zero_where(xp, z <= 0, z),
         lambda xp, z, *_: sigmoid(xp, z),
     ),
 }

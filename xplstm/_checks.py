@@ -18,6 +18,12 @@ from xplstm._typing import Array, Device, Namespace
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 GATES = 4
+# What of a variant uses a parameter that the plain LSTM has not.
+OPTION = {
+    "weight_ch": "variant.peepholes",
+    **dict.fromkeys(("gain_ih", "gain_hh", "gain_c"), "variant.layer_norm"),
+    "bias_c": "variant.layer_norm with biases",
+}
 
 
 class Home(NamedTuple):
@@ -131,7 +137,10 @@ def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
 
 def _activation(name: str, given: Any) -> Activation:
     """A name, or a name with the constants that it has."""
-    word, *constants = (given,) if isinstance(given, str) else tuple(given)
+    if not isinstance(given, str) and not (isinstance(given, tuple | list) and len(given) > 0):
+        msg = f"{name}={given!r} must be a name, or (name, alpha) or (name, alpha, beta)"
+        raise DTypeError(msg)
+    word, *constants = (given,) if isinstance(given, str) else given
     function = FUNCTIONS[one_of(name, word, FUNCTIONS)]
     if len(constants) > 2:
         msg = f"{name}={given!r} must be a name, with alpha and beta at most"
@@ -288,11 +297,12 @@ def layer(params: LSTMParams, variant: Variant | None) -> tuple[LSTMParams, tupl
 def _as_the_variant_says(named: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a parameter that an option needs and that is left out, or that no option uses."""
     for name, a in named.items():
+        option = OPTION.get(name, "a bias")
         if a is None and name in shapes:
-            msg = f"params.{name} is None; the variant's options need it, of shape {shapes[name]}"
+            msg = f"params.{name} is None; {option} needs it, of shape {shapes[name]}"
             raise ArgumentError(msg)
         if a is not None and name not in shapes:
-            msg = f"params.{name} is given, and no option of the variant, or no bias, uses it"
+            msg = f"params.{name} has shape {tuple(a.shape)}, and {option} alone uses it, which is off"
             raise ArgumentError(msg)
 
 
@@ -306,7 +316,8 @@ def parameters(
             msg = f"{name} is None, expected an array of shape {shape}"
             raise DTypeError(msg)
         if tuple(given.shape) != shape:
-            raise ShapeError(_shape_message(name, given.shape, shape, meaning))
+            of_gates = name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh"))
+            raise ShapeError(_shape_message(name, given.shape, shape, meaning if of_gates else ""))
 
 
 def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype_: str) -> None:

@@ -89,8 +89,9 @@ class Activation(NamedTuple):
 def _spelled(activation: Any) -> str:
     """An activation as text: its name, and its constants where they were given."""
     name, *constants = (activation,) if isinstance(activation, str) else activation
-    given = [str(c) for c in constants if c is not None]
-    return f"{name}({', '.join(given)})" if given else name
+    while constants and constants[-1] is None:
+        constants.pop()
+    return f"{name}({', '.join(map(str, constants))})" if constants else name
 
 
 class Variant(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from xplstm import _checks
-from xplstm._errors import ArgumentError
+from xplstm import _checks, _rows
+from xplstm._errors import ArgumentError, DTypeError
 from xplstm._params import LSTMState
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
@@ -69,6 +69,9 @@ class StatefulTrainer:
     """
 
     def __init__(self, lstm: Recurrent, optimizer: Optimizer, *, max_norm: float | None = None) -> None:
+        if not (hasattr(lstm, "vjp") and hasattr(lstm, "params")):
+            msg = f"lstm={lstm!r} must have params and vjp, as an LSTM has"
+            raise DTypeError(msg)
         self.lstm, self.optimizer = lstm, optimizer
         self.max_norm = None if max_norm is None else _checks.positive("max_norm", max_norm)
         self.state: Any = None
@@ -165,8 +168,10 @@ class StatefulTrainer:
         self._pullbacks = []
         if rows is None:
             self.state = None
-        elif self.state is not None:
+        elif isinstance(self.state, tuple):
             self.state = LSTMState(*self.state).reset(rows)
+        elif self.state is not None:
+            self.state = _rows.reset("state", self.state, rows, None, self.state.ndim - 2)
 
     def _add(self, dparams: dict[str, Array]) -> None:
         if self.grads is None:

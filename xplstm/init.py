@@ -7,6 +7,7 @@ every backend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -195,6 +196,43 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     return {name: uniform(shape, rows[0] ** -0.5, rng) for name, shape in shapes.items()}
 
 
+def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw Glorot (Xavier) weights for a simple network, orthogonal ones from h to h; zero biases.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_ih_l0: (H, I)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Raises
+    ------
+    ShapeError
+        If a weight is not a matrix.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm import init
+    >>> rnn = xplstm.RNN(3, 2)
+    >>> rnn.initialize(init.rnn_glorot_orthogonal, rng=0)
+    """
+    rng = np.random.default_rng(rng)
+
+    def first(name: str, shape: Shape) -> np.ndarray:
+        if name.startswith("bias"):
+            return np.zeros(shape)
+        return orthogonal(shape, rng) if name.startswith("weight_hh") else glorot_uniform(shape, rng)
+
+    return {name: first(name, shape) for name, shape in shapes.items()}
+
+
 def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     """Make a rule whose LSTM remembers at first: the forget gate's biases add up to `value`.
 
@@ -206,11 +244,17 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     rule : callable
         One of this module's rules for an LSTM.
     value : float, default 1.0
+        Finite. Coupled gates have no use for it: their f is 1 - i.
 
     Returns
     -------
     callable
         ``rule(shapes, rng)``, as `LSTM.initialize` takes it.
+
+    Raises
+    ------
+    ArgumentError
+        If `value` is not finite, or, when the rule is used, if there are no biases.
 
     Examples
     --------
@@ -221,13 +265,18 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     >>> lstm.params["bias_ih_l0"][2:4].tolist()
     [2.0, 2.0]
     """
+    if not math.isfinite(value):
+        msg = f"value={value} must be finite"
+        raise ArgumentError(msg)
 
     def with_bias(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-        values = rule(shapes, rng)
-        for name, bias in values.items():
-            H = bias.shape[0] // 4
-            if name.startswith(("bias_ih", "bias_hh")):
-                bias[H : 2 * H] = value if name.startswith("bias_ih") else 0.0
+        H, values = _hidden_size(shapes), rule(shapes, rng)
+        biases = [name for name in values if name.startswith(("bias_ih", "bias_hh"))]
+        if not biases:
+            msg = f"shapes={dict(shapes)} have no bias_ih and bias_hh; a forget bias needs bias=True"
+            raise ArgumentError(msg)
+        for name in biases:
+            values[name][H : 2 * H] = value if name.startswith("bias_ih") else 0.0
         return values
 
     return with_bias
@@ -404,11 +453,25 @@ def _matrix(shape: Shape) -> tuple[int, int]:
 def _hidden_size(shapes: Shapes) -> int:
     """H, from the rows of any parameter that has four gates of them."""
     for name, shape in shapes.items():
+        if name.startswith("weight_hh"):
+            after = shapes.get(name.replace("weight_hh", "weight_hr"), shape)
+            _check_gates(name, shape, after[-1])
+    for name, shape in shapes.items():
         gates = name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         if gates and shape and shape[0] >= 4:
             return shape[0] // 4
     msg = f"shapes={dict(shapes)} name no parameter with the 4 * hidden_size rows of an LSTM's gates"
     raise ShapeError(msg)
+
+
+def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
+    """Refuse a recurrent weight that has not four gates of rows, such as a simple network's."""
+    if shape[0] != 4 * hidden_size:
+        msg = (
+            f"{name} has shape {tuple(shape)}; four gates of hidden_size={hidden_size} have {4 * hidden_size} "
+            "rows. This rule is for an LSTM; those for simple networks begin with rnn_"
+        )
+        raise ShapeError(msg)
 
 
 def _per_gate(

@@ -197,7 +197,7 @@ def _opened(
             layer = copy.copy(vjp)
             layer.params = passed.pop("params")
             call = layer.vjp
-        *outputs, pullback = call(**passed, **options)
+        outputs, pullback = _parted(call(**passed, **options))
 
         def gradients(douts: Any) -> dict[str, Array | None]:
             return dict(_trees.beside(given, _by_name(pullback(*douts), list(given), has_params)))
@@ -205,6 +205,14 @@ def _opened(
         return tuple(outputs), gradients
 
     return run, arguments
+
+
+def _parted(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
+    """The outputs, and the pullback after them."""
+    if not isinstance(result, tuple | list) or len(result) < 2 or not callable(result[-1]):
+        msg = f"vjp gave a {type(result).__name__}; it must give the outputs and, last, the pullback"
+        raise DTypeError(msg)
+    return [*result[:-1]], result[-1]
 
 
 def _by_name(gradients: Tree, names: list[str], has_params: bool) -> dict[str, Tree]:

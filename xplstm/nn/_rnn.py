@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xplstm import _checks, _dropout, _stack, init
+from xplstm._errors import DTypeError
 from xplstm._params import LSTMState, Simple
 from xplstm._typing import Array, Device, Namespace
 from xplstm.nn._module import DParams, Recurrent, Seed
@@ -85,7 +86,7 @@ class _SimpleNetwork(Recurrent):
         y, state_n, pull_back = _stack.vjp(self._stack, call, layers, key, every)
 
         def pullback(dy: Array | None = None, dh_n: Array | None = None) -> tuple[Array, Array, DParams]:
-            dx, dstate_0, dlayers = pull_back(dy, _state(dh_n))
+            dx, dstate_0, dlayers = pull_back(dy, _state(dh_n, "dh_n"))
             return dx, dstate_0.h, self._by_name(dlayers)
 
         return y, state_n.h, pullback
@@ -112,7 +113,7 @@ class _SimpleNetwork(Recurrent):
             As for a call.
         """
         home, layers = self._open()
-        y_t, state = _stack.step(self._stack, home, x_t, _state(h), _stack.packing(layers))
+        y_t, state = _stack.step(self._stack, home, x_t, _state(h, "h"), _stack.packing(layers))
         return y_t, state.h
 
     def trace(
@@ -136,9 +137,15 @@ class _SimpleNetwork(Recurrent):
         return hidden
 
 
-def _state(h: Array | None) -> LSTMState | None:
+def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
     """A state whose c has no columns."""
-    return None if h is None else LSTMState(h, h[..., :0])
+    if h is None:
+        return None
+    if getattr(h, "ndim", 0) < 1:
+        shown = f"a {type(h).__name__}"
+        msg = f"{name} must be an array of what recurs, not {shown}: this network has no c"
+        raise DTypeError(msg)
+    return LSTMState(h, h[..., :0])
 
 
 class RNN(_SimpleNetwork):
