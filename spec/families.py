@@ -316,6 +316,42 @@ def stacked_bidirectional_projection(wanted: Wanted) -> Record:
     )
 
 
+def deep(wanted: Wanted) -> Record:
+    return module(
+        wanted,
+        start=77,
+        T=5,
+        B=2,
+        config=module_config(4, 1, num_layers=3),
+        comment="Three layers of one unit: the third is not the second, and nothing is broadcast.",
+        clauses=["XPL-STK-001", "XPL-STK-003", "XPL-GRAD-001"],
+    )
+
+
+def wide(wanted: Wanted) -> Record:
+    return layer(
+        wanted,
+        start=600,
+        T=2,
+        B=11,
+        config=layer_config(3, 19),
+        comment="More units and rows than a vector has; gradients of some numbers.",
+        clauses=["XPL-CELL-002", "XPL-CELL-003", "XPL-SEQ-001", "XPL-GRAD-001"],
+        change=soften,
+        gradients=scattered,
+    )
+
+
+def soften(inputs: Record) -> None:
+    """Weights so small that sums of many keep the gates from saturation, and errors from growth."""
+    inputs["weight_hh"] = scaled(inputs["weight_hh"], mpf(1) / 4)
+
+
+def scattered(_: str, index: int) -> bool:
+    """A number here and there, in the first units and in the last."""
+    return index % 97 == 23
+
+
 def dropout(wanted: Wanted) -> Record:
     drops = {"p": "0.25", "key": ["11400714819323198485", "15241578753238836750"]}
     return module(
@@ -460,6 +496,7 @@ def subnormal(wanted: Wanted) -> Record:
 CASES: dict[str, Callable[[Wanted], Record]] = {
     "bidirectional": bidirectional,
     "cell": cell,
+    "deep": deep,
     "dropout": dropout,
     "empty-time": empty_time,
     "extreme-infinity": infinity,
@@ -475,5 +512,6 @@ CASES: dict[str, Callable[[Wanted], Record]] = {
     "sequence": sequence,
     "stacked": stacked,
     "stress": stress,
+    "wide": wide,
     "stacked-bidirectional-projection": stacked_bidirectional_projection,
 }

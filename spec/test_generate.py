@@ -108,7 +108,8 @@ def test_sizes_and_input_values_are_all_different(name: str) -> None:
     assert len(set(sizes)) == len(sizes)
     groups = (*record["inputs"].values(), *record.get("cotangents", {}).values())
     data = [v for a in groups for v in a["data"] if v.strip("-") not in ("nan", "inf")]
-    assert len(set(data)) == len(data)
+    # There are 508 such numbers: a record that needs more begins again only when all have been.
+    assert len(set(data)) >= min(len(data), 508)
 
 
 def test_printed_gradients_are_wrong_where_the_erratum_says() -> None:
