@@ -24,8 +24,10 @@ HOST_BACKENDS = "numpy,numpy_readonly,array_api_strict"
 
 
 def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
-    """Run the tests and the specification; a backend in `require` that cannot run is a failure."""
-    env = {**ONE_THREAD, "XPLSTM_REQUIRE": require}
+    """Run the tests and the specification; what `require` names and cannot run is a failure."""
+    # The kernel `native` is built by an editable install, and only there do the tests find it.
+    native = ",native" if shutil.which(os.environ.get("CC", "cc").partition(" ")[0]) else ""
+    env = {**ONE_THREAD, "XPLSTM_REQUIRE": require + native}
     session.run("pytest", "-n", workers, *options, *session.posargs, env=env)
 
 
@@ -46,8 +48,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Tests and specification on NumPy, read-only NumPy and array-api-strict."""
-    session.install(".[test]")
+    """Tests and specification on NumPy, read-only NumPy and array-api-strict; the guide pages on models."""
+    session.install("-e", ".[test,guides]")
     run_tests(session, HOST_BACKENDS)
 
 
@@ -61,21 +63,21 @@ def docs(session: nox.Session) -> None:
 @nox.session(tags=["backends"])
 def torch(session: nox.Session) -> None:
     """Everything that PyTorch has a part in, as array library and as judge."""
-    session.install(".[test]", "torch==2.13.0")
+    session.install("-e", ".[test]", "torch==2.13.0")
     run_tests(session, "torch", "-k", "torch")
 
 
 @nox.session(tags=["backends"])
 def jax(session: nox.Session) -> None:
     """Everything that JAX has a part in."""
-    session.install(".[test]", "jax")
+    session.install("-e", ".[test]", "jax")
     run_tests(session, "jax", "-k", "jax")
 
 
 @nox.session(tags=["backends"])
 def dask(session: nox.Session) -> None:
     """Everything that Dask has a part in."""
-    session.install(".[test]", "dask[array]")
+    session.install("-e", ".[test]", "dask[array]")
     run_tests(session, "dask", "-k", "dask")
 
 
@@ -103,7 +105,7 @@ SUBJECTS = {
 def spec(session: nox.Session, library: str) -> None:
     """The specification on one library alone, which has to be there."""
     subjects = SUBJECTS[library]
-    session.install(".[test]", *subjects.packages)
+    session.install("-e", ".[test]", *subjects.packages)
     chosen = [f"--subject={name}" for name in subjects.names]
     run_tests(session, library, "spec", *chosen)
 
@@ -112,7 +114,7 @@ def spec(session: nox.Session, library: str) -> None:
 def weights(session: nox.Session) -> None:
     """Files and parameters that other libraries write; their guides."""
     peers = ("torch==2.13.0", "flax", "equinox", "keras", "onnxruntime")
-    session.install(".[test,io]", *peers)
+    session.install("-e", ".[test,io]", *peers)
     if sys.platform == "linux":
         session.install("mlx[cpu]")
     run_tests(session, "torch,jax", "-k", "test_io or test_onnxruntime or from_ or onnx.md")
@@ -121,7 +123,7 @@ def weights(session: nox.Session) -> None:
 @nox.session(tags=["fuzz"])
 def fuzz(session: nox.Session) -> None:
     """What reads files of weights, for two minutes or as long as libFuzzer is told after ``--``."""
-    session.install(".[test]")
+    session.install("-e", ".[test]")
     try:
         session.install("atheris")
     except CommandFailed:
@@ -141,7 +143,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     shutil.rmtree(tree, ignore_errors=True)
     for name in ("xplstm", "spec", "tests"):
         shutil.copytree(name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(name, tree)
     session.chdir(tree)
     session.install("--editable", ".[test]", env=build)
@@ -158,7 +160,18 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         "XPLSTM_REQUIRE": "native",
     }
     # Python's own address space layout is what ThreadSanitizer cannot live with on some kernels.
-    session.run("setarch", "-R", "pytest", "tests/test_native.py", *session.posargs, env=env, external=True)
+    tests = ("tests/test_native.py", "tests/test_steps.py")
+    session.run("setarch", "-R", "pytest", *tests, *session.posargs, env=env, external=True)
+
+
+@nox.session(tags=["benchmarks"])
+def instructions(session: nox.Session) -> None:
+    """Instruction counts of the compiled kernel, held against those stated; needs valgrind."""
+    if shutil.which("valgrind") is None:
+        session.skip("valgrind is not installed")
+    session.install("-e", ".[test]")
+    env = {**ONE_THREAD, "XPLSTM_REQUIRE": "native", "XPLSTM_INSTRUCTIONS": "1"}
+    session.run("pytest", "tests/benchmarks/test_instructions.py", *session.posargs, env=env)
 
 
 @nox.session(tags=["sources"])
@@ -171,21 +184,21 @@ def cuda_sources(session: nox.Session) -> None:
 @nox.session(python=["3.11", "3.12"], tags=["versions"])
 def oldest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml allows."""
-    session.install(".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
+    session.install("-e", ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
     run_tests(session, "numpy,numpy_readonly")
 
 
 @nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])
 def python(session: nox.Session) -> None:
     """Every supported Python."""
-    session.install(".[test]")
+    session.install("-e", ".[test]")
     run_tests(session, HOST_BACKENDS)
 
 
 @nox.session(python=["3.13t", "3.14t"], tags=["versions"])
 def free_threading(session: nox.Session) -> None:
     """Pythons without the global interpreter lock."""
-    session.install(".[test]")
+    session.install("-e", ".[test]")
     run_tests(session, HOST_BACKENDS)
 
 
@@ -198,8 +211,10 @@ def cupy(session: nox.Session) -> None:
         if "cupy" in os.environ.get("XPLSTM_REQUIRE", ""):
             session.error(f"XPLSTM_REQUIRE asks for cupy: {reason}")
         session.skip(reason)
-    session.install(f".[test,cuda{version}]")
-    run_tests(session, "cupy", "-k", "cupy", workers="0")
+    session.install("-e", f".[test,cuda{version}]")
+    session.env["XPLSTM_UNPROVEN"] = "1"
+    # The emulated kernels stand in for CuPy, which is here itself.
+    run_tests(session, "cupy", "-k", "cupy", "--ignore=tests/test_cupy_emulated.py", workers="0")
 
 
 def cuda_version() -> int | None:

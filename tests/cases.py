@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +10,22 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+import pytest
 
 import xplstm
+from xplstm import _dispatch
+
+
+def kernels() -> list[Any]:
+    """Every kernel for host arrays as a parameter; one that was not compiled is skipped, unless required."""
+    found = []
+    for name in _dispatch.TABLE:
+        missing = _dispatch.why_missing(name)
+        required = name in os.environ.get("XPLSTM_REQUIRE", "").split(",")
+        skip = pytest.mark.skipif(bool(missing) and not required, reason=f"{name}: {missing}")
+        if not name.startswith("cupy"):
+            found.append(pytest.param(name, marks=skip))
+    return found
 
 
 @dataclass

@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # Keras too; what it takes by itself is none of the libraries here.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-from xplstm import _array
+from xplstm import _array, _dispatch
 
 BACKENDS = ("numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy")
 
@@ -78,9 +78,10 @@ def rng() -> np.random.Generator:
 
 
 def pytest_configure() -> None:
-    unknown = required() - set(BACKENDS)
+    known = (*BACKENDS, *_dispatch.TABLE)
+    unknown = required().difference(known)
     if unknown:
-        raise pytest.UsageError(f"XPLSTM_REQUIRE names {sorted(unknown)}; known are {', '.join(BACKENDS)}")
+        raise pytest.UsageError(f"XPLSTM_REQUIRE names {sorted(unknown)}; known are {', '.join(known)}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cases import CASES, Case, run
-from xplstm import _dispatch
+from tests.cases import CASES, Case, kernels, run
 from xplstm._array import to_numpy
 
-KERNELS = list(_dispatch.TABLE)
+KERNELS = kernels()
 
 
 def build(case: Case, xp: Any, **options: Any) -> tuple[xplstm.LSTM, dict[str, Any]]:

@@ -22,7 +22,7 @@ ROWS = (
     ("_array",),
     ("_rows",),
     ("_params",),
-    ("_dropout",),
+    ("_cuda_layer", "_dropout"),
     ("_cell",),
     ("_activations", "_merge"),
     ("_checks", "init", "losses", "optim"),
@@ -49,7 +49,8 @@ ROWS = (
     ("_saved_run", "_stateful"),
     ("models._composite", "models._vocabulary", "models.batching", "models.decoding"),
     ("models.charlm", "models.classifier", "models.forecaster", "models.seq2seq"),
-    ("models", "training", "testing", "plots", "cli.engines", "cli.ngram"),
+    ("models", "training", "testing", "plots", "cli.peers", "cli.ngram"),
+    ("cli.engines", "cli.results"),
     ("cli.",),
     ("__main__",),
 )
@@ -70,14 +71,16 @@ COMPILED = {"kernels._engine"}
 OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "_cuda": {"cupy", "cupy_backends"},
-    "kernels.cupy_fused": {"cupy"},
+    "_cuda_layer": {"cupy"},
     "_saved_run": {"safetensors"},
     "io._h5": {"h5py"},
     "io._onnx_graph": {"google", "onnx"},
     "plots": {"matplotlib"},
     "training": {"tqdm"},
     "cli.demo": {"matplotlib", "threadpoolctl"},
-    "cli.engines": {"onnx", "onnxruntime", "torch"},
+    "cli.bench": {"tqdm"},
+    "cli.peers": {"jax", "onnx", "onnxruntime", "torch"},
+    "cli.results": {"matplotlib"},
 }
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cases import CASES, Case, run
-from xplstm import _dispatch
+from tests.cases import CASES, Case, kernels, run
 from xplstm.kernels import numpy_inplace
 
-FAST = [name for name in _dispatch.TABLE if name != "reference"]
+KERNELS = kernels()
+FAST = [kernel for kernel in KERNELS if kernel.values != ("reference",)]
 ULPS = 8
 
 
@@ -43,7 +43,7 @@ def test_agrees_with_the_reference(kernel: str, name: str, dtype: str) -> None:
         np.testing.assert_array_equal(value, got.flat()[key], err_msg=f"{key} with and without residuals")
 
 
-@pytest.mark.parametrize("kernel", _dispatch.TABLE)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_pullback_can_be_called_again(kernel: str) -> None:
     case = CASES["bidirectional_ragged"]
     a = case.arrays()
@@ -56,7 +56,7 @@ def test_a_pullback_can_be_called_again(kernel: str) -> None:
         np.testing.assert_array_equal(value, again[2][key])
 
 
-@pytest.mark.parametrize("kernel", _dispatch.TABLE)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_residuals_do_not_alias_results(kernel: str) -> None:
     """Writing to y, to the state or to x after the call does not reach the gradients."""
     case = Case()
@@ -73,7 +73,7 @@ def test_residuals_do_not_alias_results(kernel: str) -> None:
 
 @pytest.mark.parametrize("checkpoint", [None, 2])
 @pytest.mark.parametrize("name", ["plain", "bidirectional_ragged", "projection"])
-@pytest.mark.parametrize("kernel", _dispatch.TABLE)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_no_two_results_share_memory(kernel: str, name: str, checkpoint: int | None) -> None:
     case = CASES[name]
     with xplstm.use_kernel(kernel):

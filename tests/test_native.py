@@ -126,19 +126,26 @@ def test_a_row_has_the_same_bits_alone(dtype: str) -> None:
     assert lstm.explain(a["x"]).canonical_sums
 
 
-@pytest.mark.parametrize("proj_size", [0, 3])
-def test_a_step_is_a_sequence_of_one(proj_size: int) -> None:
-    case = Case(1, 3, 9, 20, {"proj_size": proj_size})
-    lstm, a = case.lstm(dtype="float32"), as_float32(case)
-    y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]))
-    p = [lstm.params.get(f"{name}_l0") for name in xplstm.LSTMParams._fields[:5]]
-    handle = native._engine.pack(native.ISA, "float32", 9, 20, proj_size, *p)
-    packed = native.Packed((handle,), ())
-    got = native.step(packed, a["x"][0], a["h_0"][0], a["c_0"][0])
-    for value, expected in zip(got, (y[0], h_n[0], c_n[0]), strict=True):
-        np.testing.assert_array_equal(value, expected)
-    with pytest.raises(ValueError, match=r"x is not \(B, I\)"):
-        native.step(packed, a["x"][0, 0, :-1], a["h_0"][0], a["c_0"][0])
+def unaligned(a: np.ndarray) -> np.ndarray:
+    """The same numbers, an odd number of bytes into a buffer."""
+    room = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    room[...] = a
+    return room
+
+
+def test_arrays_at_odd_addresses() -> None:
+    """UndefinedBehaviorSanitizer sees a number that is read from there."""
+    case = Case(4, 5, 3, 7, {"proj_size": 2})
+    arrays = as_float32(case)
+    want = run(case.lstm(dtype="float32"), arrays).flat()
+    lstm = case.lstm(dtype="float32")
+    lstm.params = {k: unaligned(a) for k, a in lstm.params.items()}
+    got = run(lstm, {k: unaligned(a) for k, a in arrays.items()}).flat()
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, err_msg=key)
+    lengths = np.asarray([4, 0, 2, 3, 4], np.int32)
+    y, _ = lstm(arrays["x"], lengths=unaligned(lengths))
+    np.testing.assert_array_equal(y, lstm(arrays["x"], lengths=lengths)[0])
 
 
 def test_calls_of_many_threads_do_not_meet() -> None:

@@ -68,7 +68,7 @@ def check_nox(words, _):
     sessions, tags = sessions_and_tags()
     own = words[: words.index("--")] if "--" in words else words
     for option, name in zip(own[::2], own[1::2], strict=True):
-        assert name in {"-s": sessions, "-t": tags}[option]
+        assert name.partition("(")[0] in {"-s": sessions, "-t": tags}[option]
 
 
 def check_pytest(words, _):
@@ -95,6 +95,14 @@ def test_a_command_names_what_exists(place, command, monkeypatch):
     program, *words = words_of(command)
     assert program in CHECKS, f"{place}: no test knows {program}"
     CHECKS[program](words, monkeypatch)
+
+
+def test_a_clone_is_installed_in_place():
+    """Python finds the clone's own sources first, and only so the compiled kernel beside them."""
+    installs = [words for _, c in commands() if (words := words_of(c))[:2] == ["pip", "install"]]
+    own = [words for words in installs if any(re.match(r"\.(\[|$)", word) for word in words)]
+    assert len(own) > 4
+    assert [words for words in own if "-e" not in words] in ([], [["pip", "install", "."]])
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: f"{snippet.page}:{snippet.line}")

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cases import Answer, Case, run
-from xplstm import _dispatch
+from tests.cases import Answer, Case, kernels, run
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
 )
+
+KERNELS = kernels()
 
 
 def random_case(seed: int) -> Case:
@@ -56,7 +57,7 @@ def torch_answer(case: Case, lstm: xplstm.LSTM, arrays: dict[str, np.ndarray]) -
     return found
 
 
-@pytest.mark.parametrize("kernel", _dispatch.TABLE)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("seed", range(40))
 def test_float64(seed: int, kernel: str) -> None:
     case = random_case(seed)
@@ -69,7 +70,7 @@ def test_float64(seed: int, kernel: str) -> None:
         np.testing.assert_allclose(got[key], value.numpy(), rtol=0, atol=1e-10, err_msg=key)
 
 
-@pytest.mark.parametrize("kernel", _dispatch.TABLE)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("seed", range(20))
 def test_float32_within_8_units_of_the_scale(seed: int, kernel: str) -> None:
     case = random_case(seed)

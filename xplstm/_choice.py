@@ -23,8 +23,8 @@ class Choice(Generic[V]):
 
     def get(self) -> V:
         """Return the innermost block's value, else that of the latest plain call."""
-        plain = self._plain[-1:]
-        return self.local.get(plain[0].value if plain else self.default)
+        plain = self._plain  # replaced, never changed
+        return self.local.get(plain[-1].value if plain else self.default)
 
     def add(self, chosen: Chosen[V]) -> None:
         """Let `chosen` hold for the process."""

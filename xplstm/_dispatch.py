@@ -19,6 +19,7 @@ from xplstm._params import LSTMState, Params, Problem
 from xplstm._typing import Array
 
 Directions = tuple[Params, ...]
+Stepper = Callable[[Any, Any], tuple[Array, LSTMState] | None]
 
 
 class Kernel(NamedTuple):
@@ -35,12 +36,18 @@ class Kernel(NamedTuple):
     """residuals, dy, dstate_n -> dx, dstate_0, dparams."""
     canonical_sums: bool
     """Whether sums are added in the published order, the same bits for a row in every batch."""
+    stepper: Callable[[Problem, tuple[Any, ...]], Stepper] | None = None
+    """For streams: the first layer's problem and the packed weights of all layers, of one direction each -> a
+    function of x_t and state as users pass them, which gives y_t and the next state as `forward` does for one
+    step; or None, before any work, for arguments that it does not know to be right. Who has this supports
+    such steps of every B."""
 
 
 # Fastest first. Loaded when first asked.
 TABLE = {
     "native": "xplstm.kernels.native",
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
+    "cupy_fused": "xplstm.kernels.cupy_fused",
     "reference": "xplstm._sequence",
 }
 
@@ -57,7 +64,7 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
 
     Parameters
     ----------
-    name : {"native", "numpy_inplace", "reference"} or None
+    name : {"native", "numpy_inplace", "cupy_fused", "reference"} or None
 
     Returns
     -------
@@ -88,9 +95,13 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
 def load(name: str) -> Kernel:
     """The kernel called `name`, its module imported at the first call."""
     module = importlib.import_module(TABLE[name])
-    return Kernel(
-        name, module.supports, module.prepare, module.forward, module.backward, module.CANONICAL_SUMS
-    )
+    parts = module.supports, module.prepare, module.forward, module.backward, module.CANONICAL_SUMS
+    return Kernel(name, *parts, getattr(module, "stepper", None))
+
+
+def pinned() -> str | None:
+    """The name of the pinned kernel."""
+    return _pinned.get()
 
 
 def why_not(name: str, problem: Problem) -> str:

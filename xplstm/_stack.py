@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _sequence
 from xplstm._checks import Home, Valid
-from xplstm._dispatch import Directions, Kernel
+from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
 from xplstm._errors import ArgumentError
 from xplstm._params import Explanation, LSTMParams, LSTMState, Noise, Problem, RNNParams, Simple, Variant
@@ -254,15 +254,30 @@ def packing(layers: Layers) -> Prepare:
 
 def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> tuple[Array, LSTMState]:
     """One step of all layers as a sequence of one."""
+    call = _enter_step(stack, home, x_t, state)
+    y, state_n = forward(stack._replace(batch_first=False), call, prepare)
+    return y[0, ...], state_n
+
+
+def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
+    """What the kernel that runs `x_t` has for single steps of all layers, from what the user passes."""
+    call = _enter_step(stack, home, x_t, None)
+    asked = [problem(stack, call, layer, keep=False) for layer in range(stack.num_layers)]
+    kernels = [_dispatch.select(each) for each in asked]
+    make = kernels[0].stepper
+    if make is None or len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis:
+        return None
+    return make(asked[0], tuple(map(prepare, kernels, asked, range(stack.num_layers))))
+
+
+def _enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
+    """Check the arguments of a step and make it a sequence."""
     if len(stack.reverse) == 2:
         msg = "step needs bidirectional=False: a backward direction starts at the end of the sequence"
         raise ArgumentError(msg)
     shape = (stack.input_size,) if getattr(x_t, "ndim", 2) == 1 else ("B", stack.input_size)
     x_t = _checks.array("x_t", x_t, home, shape, "the last is input_size")
-    stack = stack._replace(batch_first=False)
-    call = enter(stack, home, x_t[None, ...], state, None, None)
-    y, state_n = forward(stack, call, prepare)
-    return y[0, ...], state_n
+    return enter(stack._replace(batch_first=False), home, x_t[None, ...], state, None, None)
 
 
 def _concat(xp: Namespace, states: list[LSTMState]) -> LSTMState:

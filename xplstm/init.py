@@ -468,7 +468,8 @@ def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
     """Refuse a recurrent weight that has not four gates of rows, such as a simple network's."""
     if shape[0] != 4 * hidden_size:
         msg = (
-            f"{name} has shape {tuple(shape)}; four gates of hidden_size={hidden_size} have {4 * hidden_size} "
+            f"{name} has shape {tuple(shape)}; four gates of hidden_size={hidden_size} have "
+            f"{4 * hidden_size} "
             "rows. This rule is for an LSTM; those for simple networks begin with rnn_"
         )
         raise ShapeError(msg)

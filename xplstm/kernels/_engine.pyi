@@ -1,6 +1,7 @@
 """The extension module of `native`: its C is in `_native/module.c`."""
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -38,16 +39,15 @@ def forward(
     threads: int,
     /,
 ) -> None: ...
-def step(
-    packed: _Handle,
-    x: np.ndarray,
-    h: np.ndarray,
-    c: np.ndarray,
-    y: np.ndarray,
-    h_n: np.ndarray,
-    c_n: np.ndarray,
+def stepper(
+    packed: tuple[_Handle, ...],
+    threads: int,
+    array: type,
+    dtype: np.dtype,
+    empty: Callable[..., np.ndarray],
+    state: type,
     /,
-) -> None: ...
+) -> Callable[[Any, Any], Any]: ...
 def backward(
     packed: tuple[_Handle, ...],
     reverse: tuple[bool, ...],

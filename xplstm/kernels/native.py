@@ -12,7 +12,8 @@ XPL-EXACT of the specification.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def supports(problem: Problem) -> str | None:
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
-    arrays = [tuple(None if a is None else np.ascontiguousarray(a) for a in p[:5]) for p in params]
+    arrays = [tuple(None if a is None else _whole(a) for a in p[:5]) for p in params]
     handles = [
         _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, *direction)
         for direction in arrays
@@ -99,7 +100,7 @@ def forward(
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     y = (np.empty if valid is None else np.zeros)(shape, x.dtype)
-    x, h_0, c_0 = _readable(x), np.ascontiguousarray(state.h), np.ascontiguousarray(state.c)
+    x, h_0, c_0 = _readable(x), _whole(state.h), _whole(state.c)
     h_n, c_n = np.empty_like(h_0), np.empty_like(c_0)
     lengths, mask = _which(problem, valid)
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
@@ -108,17 +109,24 @@ def forward(
     return y, LSTMState(h_n, c_n), residuals
 
 
-def step(packed: Packed, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One step of one direction: contiguous x (B, I), h and c -> y, h', c'. Checks sizes alone."""
-    y, h_n, c_n = np.empty_like(h), np.empty_like(h), np.empty_like(c)
-    _engine.step(packed.handles[0], x, h, c, y, h_n, c_n)
-    return y, h_n, c_n
+def stepper(
+    problem: Problem, packed: tuple[Packed, ...]
+) -> Callable[[Any, Any], tuple[np.ndarray, LSTMState] | None]:
+    """Single steps of all layers; the C code looks at x_t and the state by itself."""
+    handles = tuple(layer.handles[0] for layer in packed)
+    return _engine.stepper(handles, THREADS, np.ndarray, np.dtype(problem.dtype), np.empty, LSTMState)
 
 
 def _readable(x: np.ndarray) -> np.ndarray:
     """`x` itself if its features follow each other in memory, at whole numbers' distance; else a copy."""
-    whole = all(stride % x.itemsize == 0 for stride in x.strides)
-    return x if whole and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else np.ascontiguousarray(x)
+    numbers = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
+    return x if numbers and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else _whole(x)
+
+
+def _whole(a: np.ndarray) -> np.ndarray:
+    """`a` in one piece, at an address where the processor takes numbers."""
+    a = np.ascontiguousarray(a)
+    return a if a.flags.aligned else a.copy()
 
 
 def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -126,7 +134,7 @@ def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | Non
     if valid is None:
         return None, None
     if problem.valid == "lengths":
-        return np.ascontiguousarray(valid, dtype=np.int32), None
+        return _whole(valid.astype(np.int32, copy=False)), None
     return None, np.ascontiguousarray(valid)
 
 
@@ -164,7 +172,7 @@ def backward(
     )
     _engine.backward(
         *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask),
-        *(np.ascontiguousarray(dy), kept, dx, *dstate_0, gradients, THREADS),
+        *(_whole(dy), kept, dx, *dstate_0, gradients, THREADS),
     )
     return dx, dstate_0, tuple(_as_params(*direction) for direction in gradients)
 

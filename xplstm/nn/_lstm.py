@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xplstm import _array, _checks, _dropout, _stack, init
+from xplstm import _array, _checks, _dispatch, _dropout, _stack, init
 from xplstm._checks import Home
-from xplstm._dispatch import Kernel
+from xplstm._dispatch import Kernel, Stepper
 from xplstm._params import Explanation, LSTMState, LSTMTrace, Problem, Variant, each
 from xplstm._typing import Array, Device, Namespace
 from xplstm.nn._module import DParams, Recurrent, Seed
@@ -333,6 +333,7 @@ class LSTM(Recurrent):
         layer 0: reference
           not native: dtype float16 is neither float32 nor float64
           not numpy_inplace: dtype float16 is neither float32 nor float64
+          not cupy_fused: the arrays are of numpy, not of cupy
         canonical sums: no
         """
         call = _stack.enter(self._stack, self._home(), x, state, lengths, mask)
@@ -350,6 +351,8 @@ class FrozenLSTM:
         self._where = home
         self._layers = layers
         self._packed: dict[tuple[str, int], Any] = {}
+        # By the pinned kernel; the checks of a step cost many times what a small step does.
+        self._steppers: dict[str | None, Stepper | None] = {}
 
     def __repr__(self) -> str:
         return f"FrozenLSTM{self._stack.arguments()}"
@@ -404,7 +407,15 @@ class FrozenLSTM:
         state : LSTMState
             What the next step goes on from.
         """
-        return _stack.step(self._stack, self._where, x_t, state, self._prepare)
+        pinned = _dispatch.pinned()
+        stepper = self._steppers.get(pinned)
+        found = None if stepper is None else stepper(x_t, state)
+        if found is not None:
+            return found
+        result = _stack.step(self._stack, self._where, x_t, state, self._prepare)
+        if pinned not in self._steppers:
+            self._steppers[pinned] = _stack.stepper(self._stack, self._where, x_t, self._prepare)
+        return result
 
     def explain(
         self,

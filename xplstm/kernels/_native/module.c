@@ -374,46 +374,7 @@ failed:
     Py_RETURN_NONE;
 }
 
-/* step(packed, x, h, c, y, h_n, c_n): one step of one direction, with as little around it as there can be. */
-static PyObject *step(PyObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    (void)self;
-    if (count != 7) {
-        PyErr_SetString(PyExc_TypeError, "step takes 7 arguments");
-        return NULL;
-    }
-    Forward f = {.directions = 1, .T = 1};
-    Views v = {.count = 0};
-    const Packed *p = f.packed[0] = PyCapsule_GetPointer(args[0], PACKED);
-    if (!p)
-        return NULL;
-    Py_buffer *x = open_view(&v, args[1], PyBUF_SIMPLE);
-    if (!x)
-        return NULL;
-    size_t size = p->engine->size;
-    f.x = x->buf;
-    f.x_row = p->I;
-    f.B = x->len / (p->I * (Py_ssize_t)size);
-    if (x->len != f.B * p->I * (Py_ssize_t)size) {
-        PyErr_SetString(PyExc_ValueError, "x is not (B, I)");
-        release(&v);
-        return NULL;
-    }
-    int bad = get(&v, args[2], f.B * p->P, size, 0, &f.h_0)
-              || get(&v, args[3], f.B * p->H, size, 0, &f.c_0) || get(&v, args[4], f.B * p->P, size, 1, &f.y)
-              || get(&v, args[5], f.B * p->P, size, 1, &f.h_n) || get(&v, args[6], f.B * p->H, size, 1, &f.c_n);
-    if (!bad) {
-        Py_BEGIN_ALLOW_THREADS
-        bad = run_forward(&f, 1);
-        Py_END_ALLOW_THREADS
-        if (bad)
-            PyErr_NoMemory();
-    }
-    release(&v);
-    if (bad)
-        return NULL;
-    Py_RETURN_NONE;
-}
+#include "stepper.h"
 
 static void walk_back_work(void *context, int k)
 {
@@ -658,7 +619,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyMethodDef METHODS[] = {
     {"pack", pack, METH_VARARGS, "Weights of one direction, packed for an instruction set."},
     {"forward", forward, METH_VARARGS, "Run all directions of a layer."},
-    {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, "Run one step of one direction."},
+    {"stepper", stepper, METH_VARARGS, "A function that runs one step of all layers."},
     {"backward", backward, METH_VARARGS, "Take gradients back through all directions of a layer."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},

@@ -37,5 +37,7 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
 #undef INLINE
 #undef LANES
 #undef PANEL
+#undef EACH
+#undef LINE
 #undef TILE
 #undef ROW

@@ -2,40 +2,46 @@
 
 #define PANEL (4 * LANES)
 
+/* Bytes of a cache line. */
+#define LINE 64
+
+/* A loop whose every turn is written out, so that what it goes over stays in registers. */
+#define EACH(n, count) _Pragma("GCC unroll 6") for (int n = 0; n < (count); n++)
+
 /* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms of a row
-   stand `step` apart. */
-#define TILE(R)                                                                                                         \
-    static __attribute__((noinline)) void NAME(tile##R)(const REAL *const *rows, Size step, const REAL *w, Size k,       \
-                                                        REAL *out, Size out_step, const REAL *u, Size u_step,            \
-                                                        const REAL *bias)                                                \
-    {                                                                                                                    \
-        const REAL *a[R];                                                                                                \
-        V sum[R][4];                                                                                                     \
-        for (int r = 0; r < R; r++) {                                                                                    \
-            a[r] = rows[r];                                                                                              \
-            for (int j = 0; j < 4; j++)                                                                                  \
-                sum[r][j] = all(0);                                                                                      \
-        }                                                                                                                \
-        for (Size n = 0; n < k; n++, w += PANEL) {                                                                       \
-            V w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES), w3 = load(w + 3 * LANES);                    \
-            _Pragma("GCC unroll 6") for (int r = 0; r < R; r++)                                                          \
-            {                                                                                                            \
-                V v = all(a[r][n * step]);                                                                               \
-                sum[r][0] = fma(v, w0, sum[r][0]);                                                                       \
-                sum[r][1] = fma(v, w1, sum[r][1]);                                                                       \
-                sum[r][2] = fma(v, w2, sum[r][2]);                                                                       \
-                sum[r][3] = fma(v, w3, sum[r][3]);                                                                       \
-            }                                                                                                            \
-        }                                                                                                                \
-        for (int r = 0; r < R; r++)                                                                                      \
-            for (int j = 0; j < 4; j++) {                                                                                \
-                V z = sum[r][j];                                                                                         \
-                if (u)                                                                                                   \
-                    z = load(u + r * u_step + j * LANES) + z;                                                            \
-                if (bias)                                                                                                \
-                    z = z + load(bias + j * LANES);                                                                      \
-                store(out + r * out_step + j * LANES, z);                                                                \
-            }                                                                                                            \
+   stand `step` apart. Each term asks for one more cache line of what comes `next`: weights that are too large for the
+   second cache would be waited for. */
+#define TILE(R)                                                                                                        \
+    static __attribute__((noinline)) void NAME(tile##R)(const REAL *const *rows, Size step, const REAL *w, Size k,     \
+                                                        REAL *out, Size out_step, const REAL *u, Size u_step,          \
+                                                        const REAL *bias, const char *next)                            \
+    {                                                                                                                  \
+        const REAL *a[R];                                                                                              \
+        V sum[R][4];                                                                                                   \
+        EACH(r, R)                                                                                                     \
+        {                                                                                                              \
+            a[r] = rows[r];                                                                                            \
+            EACH(j, 4) sum[r][j] = all(0);                                                                             \
+        }                                                                                                              \
+        if (u)                                                                                                         \
+            EACH(r, R) EACH(j, 4) __builtin_prefetch(u + r * u_step + j * LANES);                                      \
+        for (Size n = 0; n < k; n++, w += PANEL) {                                                                     \
+            V w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES), w3 = load(w + 3 * LANES);                  \
+            __builtin_prefetch(next + n * LINE, 0, 2);                                                                 \
+            EACH(r, R)                                                                                                 \
+            {                                                                                                          \
+                V v = all(a[r][n * step]);                                                                             \
+                sum[r][0] = fma(v, w0, sum[r][0]);                                                                     \
+                sum[r][1] = fma(v, w1, sum[r][1]);                                                                     \
+                sum[r][2] = fma(v, w2, sum[r][2]);                                                                     \
+                sum[r][3] = fma(v, w3, sum[r][3]);                                                                     \
+            }                                                                                                          \
+        }                                                                                                              \
+        if (u)                                                                                                         \
+            EACH(r, R) EACH(j, 4) sum[r][j] = load(u + r * u_step + j * LANES) + sum[r][j];                            \
+        if (bias)                                                                                                      \
+            EACH(r, R) EACH(j, 4) sum[r][j] = sum[r][j] + load(bias + j * LANES);                                      \
+        EACH(r, R) EACH(j, 4) store(out + r * out_step + j * LANES, sum[r][j]);                                        \
     }
 
 TILE(1)
@@ -47,7 +53,8 @@ TILE(5)
 TILE(6)
 #endif
 
-typedef void (*NAME(Tile))(const REAL *const *, Size, const REAL *, Size, REAL *, Size, const REAL *, Size, const REAL *);
+typedef void (*NAME(Tile))(const REAL *const *, Size, const REAL *, Size, REAL *, Size, const REAL *, Size, const REAL *,
+                           const char *);
 
 static const NAME(Tile) NAME(tiles)[] = {
     NULL,
@@ -62,32 +69,26 @@ static const NAME(Tile) NAME(tiles)[] = {
 };
 
 /* One row by C panels that follow each other in w, `panel` apart: C times as many sums are under way at once. */
-#define ROW(C)                                                                                                          \
-    static __attribute__((noinline)) void NAME(row##C)(const REAL *a, const REAL *w, Size panel, Size k, REAL *out,       \
-                                                       const REAL *u, const REAL *bias)                                  \
-    {                                                                                                                    \
-        V sum[C][4];                                                                                                     \
-        const REAL *at[C];                                                                                               \
-        for (int c = 0; c < C; c++) {                                                                                    \
-            at[c] = w + c * panel;                                                                                       \
-            for (int j = 0; j < 4; j++)                                                                                  \
-                sum[c][j] = all(0);                                                                                      \
-        }                                                                                                                \
-        for (Size n = 0; n < k; n++) {                                                                       \
-            V v = all(a[n]);                                                                                             \
-            _Pragma("GCC unroll 4") for (int c = 0; c < C; c++)                                                          \
-                _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                      \
-                    sum[c][j] = fma(v, load(at[c] + n * PANEL + j * LANES), sum[c][j]);                                      \
-        }                                                                                                                \
-        for (int c = 0; c < C; c++)                                                                                      \
-            for (int j = 0; j < 4; j++) {                                                                                \
-                V z = sum[c][j];                                                                                         \
-                if (u)                                                                                                   \
-                    z = load(u + c * PANEL + j * LANES) + z;                                                             \
-                if (bias)                                                                                                \
-                    z = z + load(bias + c * PANEL + j * LANES);                                                          \
-                store(out + c * PANEL + j * LANES, z);                                                                   \
-            }                                                                                                            \
+#define ROW(C)                                                                                                         \
+    static __attribute__((noinline)) void NAME(row##C)(const REAL *a, const REAL *w, Size panel, Size k, REAL *out,    \
+                                                       const REAL *u, const REAL *bias)                                \
+    {                                                                                                                  \
+        V sum[C][4];                                                                                                   \
+        const REAL *at[C];                                                                                             \
+        EACH(c, C)                                                                                                     \
+        {                                                                                                              \
+            at[c] = w + c * panel;                                                                                     \
+            EACH(j, 4) sum[c][j] = all(0);                                                                             \
+        }                                                                                                              \
+        for (Size n = 0; n < k; n++) {                                                                                 \
+            V v = all(a[n]);                                                                                           \
+            EACH(c, C) EACH(j, 4) sum[c][j] = fma(v, load(at[c] + n * PANEL + j * LANES), sum[c][j]);                  \
+        }                                                                                                              \
+        if (u)                                                                                                         \
+            EACH(c, C) EACH(j, 4) sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                             \
+        if (bias)                                                                                                      \
+            EACH(c, C) EACH(j, 4) sum[c][j] = sum[c][j] + load(bias + c * PANEL + j * LANES);                          \
+        EACH(c, C) EACH(j, 4) store(out + c * PANEL + j * LANES, sum[c][j]);                                           \
     }
 
 ROW(2)
@@ -113,7 +114,7 @@ static void NAME(row_product)(const REAL *a, Size K, const REAL *w, Size panels,
             const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL, *at = w + k * PANEL;
             const REAL *row = a + k;
             if (c == 1)
-                NAME(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last);
+                NAME(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last, (const char *)(at + n * PANEL));
             else if (c == 2)
                 NAME(row2)(row, at, K * PANEL, n, out, from, last);
 #if ROWS > 3
@@ -140,13 +141,14 @@ static void NAME(product)(const REAL *const *rows, Size count, Size K, const REA
         Size n = K - k < BLOCK ? K - k : BLOCK;
         const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL;
         Size from_step = k ? out_step : u_step;
+        const char *next = (const char *)(w + (k + n) * PANEL);
         for (Size t = 0; t < tiles; t++) {
             Size first = count * t / tiles, r = count * (t + 1) / tiles - first;
             const REAL *a[ROWS];
             for (Size j = 0; j < r; j++)
                 a[j] = rows[first + j] + k;
             NAME(tiles)[r](a, 1, w + k * PANEL, n, out + first * out_step, out_step,
-                           from ? from + first * from_step : NULL, from_step, last);
+                           from ? from + first * from_step : NULL, from_step, last, next + t * n * LINE);
         }
     }
 }
@@ -172,21 +174,22 @@ static void NAME(pack_lanes)(const REAL *w, Size lanes, Size K, REAL *out)
 }
 
 /* Rows of a product over all steps that wait in one block. */
-enum { NAME(DEPTH) = 256 };
+enum { NAME(DEPTH) = 128 };
+
+/* From one tile's rows to the next's: an odd number of cache lines, so that they do not share a few of its sets. */
+enum { NAME(TALL) = ROWS * NAME(DEPTH) + LINE / (int)sizeof(REAL) };
 
 /* Columns first to last of a's rows, as tiles read them. */
 static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, Size depth, REAL *out)
 {
-    for (Size row = first; row < last; row += ROWS) {
-        Size height = last - row < ROWS ? last - row : ROWS;
-        const REAL *from = a + row;
-        if (height == ROWS)
-            for (Size n = 0; n < depth; n++, out += ROWS)
-                __builtin_memcpy(out, from + n * stride, ROWS * sizeof(REAL));
-        else
-            for (Size n = 0; n < depth; n++)
-                for (Size r = 0; r < ROWS; r++)
-                    *out++ = r < height ? from[n * stride + r] : 0;
+    Size whole = (last - first) / ROWS, rest = (last - first) % ROWS;
+    for (Size n = 0; n < depth; n++, out += ROWS) {
+        const REAL *from = a + n * stride + first;
+        REAL *to = out;
+        for (Size tile = 0; tile < whole; tile++, from += ROWS, to += NAME(TALL))
+            __builtin_memcpy(to, from, ROWS * sizeof(REAL));
+        for (Size r = 0; r < ROWS && rest; r++)
+            to[r] = r < rest ? from[r] : 0;
     }
 }
 
@@ -203,7 +206,7 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
                                int how_many, char *scratch)
 {
     REAL *packed_b = take(&scratch, sizeof(REAL) * NAME(DEPTH) * PANEL);
-    REAL *packed_a = take(&scratch, sizeof(REAL) * (size_t)(NAME(DEPTH) * round_up(last - first, ROWS)));
+    REAL *packed_a = take(&scratch, sizeof(REAL) * NAME(TALL) * (size_t)((last - first + ROWS - 1) / ROWS));
     REAL *tile = take(&scratch, sizeof(REAL) * ROWS * PANEL);
     for (Size from = 0; from < count; from += NAME(DEPTH)) {
         Size depth = count - from < NAME(DEPTH) ? count - from : NAME(DEPTH);
@@ -216,17 +219,18 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
                     __builtin_memset(packed_b + n * PANEL + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
                 }
                 const REAL *at = packed_a;
-                for (Size row = first; row < last; row += ROWS, at += ROWS * depth) {
+                for (Size row = first; row < last; row += ROWS, at += NAME(TALL)) {
+                    const char *next = (const char *)(at + NAME(TALL));
                     Size height = last - row < ROWS ? last - row : ROWS;
                     const REAL *rows[ROWS];
                     for (Size r = 0; r < ROWS; r++)
                         rows[r] = at + r;
                     REAL *to = sum->c + row * columns + column;
                     if (width == PANEL && height == ROWS) {
-                        NAME(tiles)[ROWS](rows, ROWS, packed_b, depth, to, columns, to, columns, NULL);
+                        NAME(tiles)[ROWS](rows, ROWS, packed_b, depth, to, columns, to, columns, NULL, next);
                         continue;
                     }
-                    NAME(tiles)[ROWS](rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL);
+                    NAME(tiles)[ROWS](rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL, next);
                     for (Size r = 0; r < height; r++)
                         for (Size n = 0; n < width; n++)
                             to[r * columns + n] += tile[r * PANEL + n];
@@ -237,5 +241,5 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
 
 static size_t NAME(sum_scratch)(Size rows)
 {
-    return sizeof(REAL) * (size_t)(NAME(DEPTH) * (PANEL + round_up(rows, ROWS)) + ROWS * PANEL) + 256;
+    return sizeof(REAL) * (size_t)(NAME(DEPTH) * PANEL + NAME(TALL) * ((rows + ROWS - 1) / ROWS) + ROWS * PANEL) + 256;
 }

@@ -1,0 +1,51 @@
+"""``python -m tests.cuda_emulation KERNEL``: a kernel's emulation under a preloaded ThreadSanitizer."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from tests.cases import Case, run
+from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation.carried import emulated
+from xplstm import _array, _cuda, _dispatch
+from xplstm._params import Problem
+from xplstm.kernels import cupy_persistent
+
+RUNS = {
+    "cupy_fused": [
+        ("float32", Case(T=3, B=5, H=17, lengths=[3, 0, 2, 3, 1], options={"bidirectional": True})),
+        ("float32", Case(T=3, B=5, H=17, lengths=[3, 0, 2, 3, 1], options={"proj_size": 2})),
+    ],
+    "cupy_persistent": [
+        (
+            "float32",
+            Case(T=3, B=9, H=17, lengths=[3, 0, 2, 3, 1, 3, 2, 3, 3], options={"bidirectional": True}),
+        ),
+        ("bfloat16", Case(T=2, B=17, H=9, lengths=[2, 0, 1] * 5 + [2, 2])),
+    ],
+}
+
+
+def several_blocks(problem: Problem, backward: bool) -> cupy_persistent.Plan:
+    """A cut whose blocks have to wait for each other, in more than one pass."""
+    chip, size = cupy_persistent.Chip(12, 232448), _cuda.SIZES[problem.dtype]
+    sizes = (chip, len(problem.reverse), problem.B, problem.H, size)
+    plans = cupy_persistent._plans(*sizes, backward, cupy_persistent.COSTS)
+    return next(p for p in plans if p.unit_blocks > 1 and p.passes == 2)
+
+
+def main(name: str) -> None:
+    compiled.extra = ("-fsanitize=thread", "-g")
+    cupy_persistent._plan = several_blocks
+    _dispatch.select = lambda _: emulated(name)
+    with standin.installed():
+        for dtype, case in RUNS[name]:
+            cupy_persistent.THREADS = 64 if dtype == "float32" else 32
+            arrays = {key: _array.asarray(a, np, dtype=dtype) for key, a in case.arrays().items()}
+            run(case.lstm(dtype=dtype), arrays, **case.valid())
+    print("no race")
+
+
+main(sys.argv[1])

@@ -1,0 +1,54 @@
+"""CuPy's kernels behind the seam for NumPy's arrays, which are carried to the stand-in and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tests.cuda_emulation import standin
+from xplstm import _dispatch
+from xplstm._params import LSTMState, Problem, each
+from xplstm.kernels import cupy_fused, cupy_persistent
+
+ROOMS = {"cupy_fused": cupy_fused, "cupy_persistent": cupy_persistent}
+DEVICE = standin.Device(1)
+
+
+def there(problem: Problem) -> Problem:
+    return problem._replace(backend="cupy", device=DEVICE)
+
+
+def moved(a: Any) -> Any:
+    return None if a is None else standin.asarray(a)
+
+
+def emulated(name: str) -> _dispatch.Kernel:
+    """The kernel on the stand-in's second device; what it was given may not change."""
+    room = ROOMS[name]
+
+    def prepare(problem: Problem, params: Any) -> Any:
+        with DEVICE:
+            return room.prepare(there(problem), tuple(each(moved, p) for p in params))
+
+    def forward(problem: Problem, packed: Any, x: Any, state: LSTMState, valid: Any) -> Any:
+        with DEVICE:
+            arrays = [moved(a) for a in (x, *state, valid)]
+        y, end, residuals = room.forward(
+            there(problem), packed, arrays[0], LSTMState(*arrays[1:3]), arrays[3]
+        )
+        for there_now, before in zip(arrays, (x, *state, valid), strict=True):
+            assert before is None or there_now.tobytes() == before.tobytes(), "an input was written to"
+        return np.array(y), LSTMState(*map(np.array, end)), residuals
+
+    def backward(residuals: Any, dy: Any, dstate: LSTMState) -> Any:
+        with DEVICE:
+            arrays = [moved(a) for a in (dy, *dstate)]
+        dx, start, dparams = room.backward(residuals, arrays[0], LSTMState(*arrays[1:]))
+        for there_now, before in zip(arrays, (dy, *dstate), strict=True):
+            assert there_now.tobytes() == before.tobytes(), "an input was written to"
+        return np.array(dx), LSTMState(*map(np.array, start)), tuple(each(np.array, p) for p in dparams)
+
+    return _dispatch.Kernel(
+        name, lambda problem: room.supports(there(problem)), prepare, forward, backward, room.CANONICAL_SUMS
+    )

@@ -1,0 +1,98 @@
+"""Compiles the CUDA sources as C++20 against primitives.hpp: a library for each file and dtype."""
+
+from __future__ import annotations
+
+import ctypes
+import getpass
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from xplstm import _cuda
+
+HERE = Path(__file__).parent
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-pthread",
+)
+extra: tuple[str, ...] = ()
+"""Further flags of every library, such as a sanitizer's."""
+
+NAMES = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(")
+
+
+@cache
+def compiler() -> str | None:
+    """A compiler that knows what C++20 brought to threads, if one is here."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(
+            "#include <atomic>\nint main() { std::atomic<int> a(0); a.notify_all(); return 0; }\n"
+        )
+        for name in (os.environ.get("CXX"), "g++", "clang++"):
+            if name and shutil.which(name):
+                command = [name, "-std=c++20", "-pthread", str(source), "-o", str(Path(folder) / "probe")]
+                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                    return name
+    return None
+
+
+@cache
+def sanitizer() -> str | None:
+    """Path of ThreadSanitizer's library, if there is one that can be loaded into another program."""
+    name = compiler()
+    if name is None:
+        return None
+    found = subprocess.run([name, "-print-file-name=libtsan.so"], capture_output=True, text=True, check=False)
+    path = found.stdout.strip()
+    env = {**os.environ, "LD_PRELOAD": path}
+    runs = (
+        os.path.isabs(path)
+        and subprocess.run(["true"], env=env, capture_output=True, check=False).stderr == b""
+    )
+    return path if runs else None
+
+
+def text(file: str, dtype: str) -> str:
+    """The sources, with primitives.hpp in the place of primitives.cuh, and what calls the kernels."""
+    gpu, *others = [*_cuda.HEADERS, file]
+    assert gpu == "primitives.cuh"
+    sources = "\n".join((_cuda.SOURCES / part).read_text(encoding="utf-8") for part in others)
+    command = [str(compiler()), "-E", f"-D{dtype.upper()}", "-x", "c++", "-"]
+    left = subprocess.run(command, input=sources, capture_output=True, text=True, check=True).stdout
+    calls = (f"EXPORT({name})" for name in NAMES.findall(left))
+    return "\n".join(((HERE / "primitives.hpp").read_text(encoding="utf-8"), sources, *calls))
+
+
+def build(file: str, dtype: str) -> Path:
+    """Path of the shared library, made once for each content."""
+    name = compiler()
+    assert name is not None
+    content, options = text(file, dtype), (*FLAGS, f"-D{dtype.upper()}", *extra)
+    mark = hashlib.sha256(repr((name, content, options)).encode()).hexdigest()[:24]
+    folder = Path(tempfile.gettempdir()) / f"xplstm-emulation-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{Path(file).stem}-{dtype}-{mark}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            source, made = Path(fresh) / "source.cpp", Path(fresh) / "made"
+            source.write_text(content)
+            subprocess.run([name, *options, "-shared", "-fPIC", str(source), "-o", str(made)], check=True)
+            made.rename(path)
+    return path
+
+
+@cache
+def library(file: str, dtype: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build(file, dtype)))

@@ -1,0 +1,311 @@
+/* The words of xplstm/kernels/_cuda/primitives.cuh for a host compiler: a thread of the GPU is a thread here.
+
+   Launches run their blocks side by side, as many threads at a time as LARGEST allows; a cooperative launch
+   needs all of its blocks at once. Threads of a warp do not run in step: what a kernel may not rely on. */
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define DEVICE static inline
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+struct Index {
+    unsigned x, y, z;
+};
+
+inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+constexpr unsigned LARGEST = 512;   /* threads of one launch that run side by side */
+constexpr unsigned WARP = 32;
+
+/* std::barrier waits by a table that all barriers share, whose atomics would order what a kernel does not. */
+class Barrier {
+public:
+    explicit Barrier(unsigned threads) : all(threads) {}
+
+    void meet()
+    {
+        unsigned now = round.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
+            arrived.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+        }
+        while (round.load(std::memory_order_acquire) == now)
+            std::this_thread::yield();
+    }
+
+private:
+    const unsigned all;
+    std::atomic<unsigned> arrived{0}, round{0};
+};
+
+struct Warp {
+    Barrier meeting;
+    uint64_t words[WARP][4];
+    explicit Warp(unsigned lanes) : meeting(lanes) {}
+};
+
+struct Block {
+    Barrier meeting;
+    std::vector<uint64_t> shared;
+    std::vector<std::unique_ptr<Warp>> warps;
+
+    Block(unsigned threads, size_t bytes) : meeting(threads), shared(bytes / 8 + 2)
+    {
+        std::memset(shared.data(), 0xff, shared.size() * 8);     /* NaN, as fresh memory may hold anything */
+        for (unsigned first = 0; first < threads; first += WARP)
+            warps.push_back(std::make_unique<Warp>(threads - first < WARP ? threads - first : WARP));
+    }
+
+    unsigned char *bytes()
+    {
+        auto at = reinterpret_cast<uintptr_t>(shared.data());
+        return reinterpret_cast<unsigned char *>((at + 15) / 16 * 16);
+    }
+};
+
+inline thread_local Block *block;
+inline thread_local unsigned thread;
+
+inline Warp &warp() { return *block->warps[thread / WARP]; }
+inline unsigned lane() { return thread % WARP; }
+
+/* Threads that wait for work from one launch to the next. */
+class Pool {
+public:
+    ~Pool()
+    {
+        work = nullptr;
+        begin();
+    }
+
+    void run(unsigned count, void (*f)(void *, unsigned), void *with)
+    {
+        while (threads.size() < count)
+            threads.emplace_back([this, n = unsigned(threads.size()), seen = round.load()] { wait(n, seen); });
+        work = f;
+        argument = with;
+        active = count;
+        left = unsigned(threads.size());
+        begin();
+        for (unsigned rest = left.load(); rest; rest = left.load())
+            left.wait(rest);
+    }
+
+private:
+    std::atomic<unsigned> round{0}, left{0};
+    void (*work)(void *, unsigned) = nullptr;
+    void *argument = nullptr;
+    unsigned active = 0;
+    std::vector<std::jthread> threads;
+
+    void begin()
+    {
+        round++;
+        round.notify_all();
+    }
+
+    void wait(unsigned n, unsigned seen)
+    {
+        for (;;) {
+            round.wait(seen);
+            seen = round.load();
+            if (!work)
+                return;
+            if (n < active)
+                work(argument, n);
+            if (--left == 0)
+                left.notify_all();
+        }
+    }
+};
+
+struct Geometry {
+    Index grid, threads;
+    size_t shared;
+    bool cooperative;
+};
+
+template <typename... A>
+bool launch(void (*kernel)(A...), const Geometry &g, void **arguments)
+{
+    static Pool pool;
+    unsigned size = g.threads.x * g.threads.y * g.threads.z, blocks = g.grid.x * g.grid.y * g.grid.z;
+    unsigned together = g.cooperative ? blocks : std::max(1u, std::min(blocks, LARGEST / size));
+    if (g.cooperative && blocks * size > 4 * LARGEST)
+        return false;
+    for (unsigned first = 0; first < blocks; first += together) {
+        std::vector<std::unique_ptr<Block>> running;
+        for (unsigned n = first; n < std::min(blocks, first + together); n++)
+            running.push_back(std::make_unique<Block>(size, g.shared));
+        auto one = [&](unsigned n) {
+            unsigned b = first + n / size;
+            thread = n % size;
+            block = running[n / size].get();
+            gridDim = g.grid;
+            blockDim = g.threads;
+            blockIdx = {b % g.grid.x, b / g.grid.x % g.grid.y, b / g.grid.x / g.grid.y};
+            threadIdx = {thread % g.threads.x, thread / g.threads.x % g.threads.y, thread / g.threads.x / g.threads.y};
+            [&]<size_t... I>(std::index_sequence<I...>) {
+                kernel(*static_cast<std::remove_cvref_t<A> *>(arguments[I])...);
+            }(std::index_sequence_for<A...>{});
+        };
+        pool.run(unsigned(running.size()) * size, [](void *f, unsigned n) { (*static_cast<decltype(one) *>(f))(n); }, &one);
+    }
+    return true;
+}
+
+} // namespace emulation
+
+namespace emulation {
+
+template <typename... A>
+int sizes_of(void (*)(A...), unsigned *sizes)
+{
+    unsigned found[] = {unsigned(sizeof(A))...};
+    for (size_t n = 0; n < sizeof...(A); n++)
+        sizes[n] = found[n];
+    return sizeof...(A);
+}
+
+} // namespace emulation
+
+/* What the library offers for each kernel: a launch, and the number and sizes of its arguments. */
+#define EXPORT(name)                                                                                          \
+    extern "C" int launch_##name(const unsigned *sizes, size_t shared, int cooperative, void **arguments)     \
+    {                                                                                                         \
+        emulation::Geometry g{{sizes[0], sizes[1], sizes[2]}, {sizes[3], sizes[4], sizes[5]}, shared,         \
+                              cooperative != 0};                                                              \
+        return emulation::launch(name, g, arguments) ? 0 : 1;                                                 \
+    }                                                                                                         \
+    extern "C" int arguments_##name(unsigned *sizes) { return emulation::sizes_of(name, sizes); }
+
+inline void __syncthreads() { emulation::block->meeting.meet(); }
+
+DEVICE unsigned char *shared_memory() { return emulation::block->bytes(); }
+
+DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
+DEVICE double fused(double a, double b, double c) { return std::fma(a, b, c); }
+DEVICE float sum(float a, float b) { return a + b; }
+DEVICE double sum(double a, double b) { return a + b; }
+DEVICE float product(float a, float b) { return a * b; }
+DEVICE double product(double a, double b) { return a * b; }
+DEVICE float quotient(float a, float b) { return a / b; }
+DEVICE double quotient(double a, double b) { return a / b; }
+
+DEVICE unsigned bits_of(float a) { return std::bit_cast<unsigned>(a); }
+DEVICE unsigned long long bits_of(double a) { return std::bit_cast<unsigned long long>(a); }
+DEVICE float number_of(unsigned a) { return std::bit_cast<float>(a); }
+DEVICE double number_of(unsigned long long a) { return std::bit_cast<double>(a); }
+
+DEVICE float half_to_float(unsigned short a)
+{
+    unsigned sign = (a & 0x8000u) << 16, exponent = a >> 10 & 0x1fu, fraction = a & 0x3ffu;
+    if (exponent == 0x1f)
+        return number_of(sign | 0x7f800000u | fraction << 13);
+    if (exponent)
+        return number_of(sign | (exponent + 112) << 23 | fraction << 13);
+    float small = std::ldexp(float(fraction), -24);
+    return sign ? -small : small;
+}
+
+DEVICE unsigned short half_from_float(float a)
+{
+    unsigned sign = bits_of(a) >> 16 & 0x8000u;
+    float m = std::fabs(a);
+    if (!(m < 65520.0f))
+        return static_cast<unsigned short>(sign | (std::isnan(a) ? 0x7fffu : 0x7c00u));
+    int exponent = std::max(m == 0 ? -14 : std::ilogb(m), -14);
+    float steps = std::nearbyint(std::ldexp(m, 10 - exponent));       /* of 2**(exponent - 10), ties to even */
+    return static_cast<unsigned short>(sign | (unsigned(exponent + 14) * 1024 + unsigned(steps)));
+}
+
+DEVICE void store_release(unsigned *at, unsigned value)
+{
+    std::atomic_ref<unsigned>(*at).store(value, std::memory_order_release);
+}
+
+DEVICE unsigned load_acquire(const unsigned *at)
+{
+    return std::atomic_ref<unsigned>(*const_cast<unsigned *>(at)).load(std::memory_order_acquire);
+}
+
+DEVICE void rest() { std::this_thread::yield(); }
+
+DEVICE void copy_fresh(void *to, const void *from)
+{
+    bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
+    if (!aligned)
+        std::abort();
+    std::memcpy(to, from, 16);
+}
+
+DEVICE void copies_done() {}
+
+template <typename A> DEVICE A from_lane(A a, int lane)
+{
+    emulation::Warp &warp = emulation::warp();
+    std::memcpy(warp.words[emulation::lane()], &a, sizeof(A));
+    warp.meeting.meet();
+    std::memcpy(&a, warp.words[lane], sizeof(A));
+    warp.meeting.meet();
+    return a;
+}
+
+DEVICE unsigned two_at(const unsigned short *at)
+{
+    unsigned both;
+    std::memcpy(&both, at, 4);
+    return both;
+}
+
+#if defined(FLOAT16) || defined(BFLOAT16)
+DEVICE float one_of_two(uint64_t two, int which)
+{
+    unsigned short bits = static_cast<unsigned short>(two >> 16 * which);
+#ifdef FLOAT16
+    return half_to_float(bits);
+#else
+    return number_of(unsigned(bits) << 16);
+#endif
+}
+
+/* In scalar loops, by the places that the instruction gives every lane's numbers. */
+DEVICE void multiply_16_8_16(float *c, const unsigned *a, const unsigned *b)
+{
+    emulation::Warp &warp = emulation::warp();
+    unsigned lane = emulation::lane();
+    auto &own = warp.words[lane];
+    own[0] = uint64_t(a[1]) << 32 | a[0];
+    own[1] = uint64_t(a[3]) << 32 | a[2];
+    own[2] = uint64_t(b[1]) << 32 | b[0];
+    warp.meeting.meet();
+    for (int at = 0; at < 4; at++) {
+        int row = int(lane / 4) + at / 2 * 8, column = int(lane % 4) * 2 + at % 2;
+        for (int k = 0; k < 16; k++) {
+            int pair = k % 8 / 2, later = k / 8;
+            const auto &left = warp.words[row % 8 * 4 + pair], &right = warp.words[column * 4 + pair];
+            float x = one_of_two(left[later] >> (row / 8 * 32), k % 2);
+            c[at] += x * one_of_two(right[2] >> (later * 32), k % 2);
+        }
+    }
+    warp.meeting.meet();
+}
+#endif

@@ -1,0 +1,321 @@
+"""The few calls of CuPy that xplstm's kernels make, on the processor.
+
+A stand-in, and no GPU: arrays are NumPy's, products are NumPy's, kernels are the
+emulated ones. It is stricter than CuPy where a mistake could hide: fresh memory
+is NaN, memory around an array may not be written, a product's operands have to
+lie inside one array each, arguments have their kernel's sizes, and whatever
+would wait for a device raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import types
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tests.cuda_emulation import compiled
+from xplstm import _cuda
+from xplstm._array import dtype_named
+
+MARGIN = 1024
+MARK = 0xA5
+ATTRIBUTES = {
+    "MultiProcessorCount": 6,
+    "MaxSharedMemoryPerBlockOptin": 232448,
+    "MaxSharedMemoryPerMultiprocessor": 233472,
+    "ReservedSharedMemoryPerBlock": 1024,
+    "MaxRegistersPerMultiprocessor": 65536,
+    "MaxThreadsPerMultiProcessor": 2048,
+    "CooperativeLaunch": 1,
+    "ComputeCapabilityMajor": 9,
+    "ComputeCapabilityMinor": 0,
+}
+CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
+COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64")}
+
+launched: list[str] = []
+"""Names of the kernels and products since the last `clear`, in order."""
+
+
+class Memory:
+    """The bytes of one array, with marked ones on both sides."""
+
+    everything: ClassVar[weakref.WeakSet[Memory]] = weakref.WeakSet()
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.full(size + 2 * MARGIN + 256, MARK, np.uint8)
+        base = self.bytes.ctypes.data
+        self.first = -(-(base + MARGIN) // 256) * 256 - base
+        self.size = size
+        self.start = base + self.first
+        Memory.everything.add(self)
+
+    def inside(self) -> np.ndarray:
+        return self.bytes[self.first : self.first + self.size]
+
+    def unharmed(self) -> bool:
+        before, after = self.bytes[: self.first], self.bytes[self.first + self.size :]
+        return bool((before == MARK).all() and (after == MARK).all())
+
+
+def check_margins() -> None:
+    assert all(memory.unharmed() for memory in Memory.everything), "something wrote beside an array"
+
+
+class Pointer:
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class ndarray(np.ndarray):
+    """NumPy's array with an address, a device, and nothing that looks at its values."""
+
+    device: Any = None
+    memory: Memory | None = None
+
+    @property
+    def data(self) -> Pointer:  # type: ignore[override]
+        return Pointer(self.ctypes.data)
+
+    def __array_finalize__(self, other: Any) -> None:
+        same = isinstance(other, ndarray)
+        self.device, self.memory = (other.device, other.memory) if same else (Device.current, None)
+
+    def astype(self, dtype: Any, copy: bool = True) -> ndarray:  # type: ignore[override]
+        dtype = np.dtype(dtype)
+        return self if dtype == self.dtype and not copy else guarded(np.asarray(self).astype(dtype))
+
+    def copy(self) -> ndarray:  # type: ignore[override]
+        return guarded(np.asarray(self))
+
+    def _waits(self, *_: Any) -> Any:
+        msg = "a kernel looked at a value, which waits for the device"
+        raise AssertionError(msg)
+
+    __bool__ = __int__ = __float__ = __index__ = item = tolist = get = _waits
+
+
+def guarded(a: np.ndarray) -> ndarray:
+    """A copy of `a` with margins, on the current device."""
+    fresh = empty(a.shape, a.dtype)
+    np.asarray(fresh)[...] = a
+    return fresh
+
+
+def asarray(a: Any) -> ndarray:
+    """What a user would have on the GPU."""
+    return guarded(np.asarray(a))
+
+
+def empty(shape: Any, dtype: Any = np.float32) -> ndarray:
+    shape, dtype = (shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype)
+    memory = Memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    memory.inside()[...] = 0xFF
+    a = memory.inside().view(dtype).reshape(shape).view(ndarray)
+    a.memory, a.device = memory, Device.current
+    return a
+
+
+def zeros(shape: Any, dtype: Any = np.float32) -> ndarray:
+    a = empty(shape, dtype)
+    np.asarray(a)[...] = 0
+    return a
+
+
+def empty_like(a: ndarray) -> ndarray:
+    return empty(a.shape, a.dtype)
+
+
+def zeros_like(a: ndarray) -> ndarray:
+    return zeros(a.shape, a.dtype)
+
+
+def array(a: ndarray, dtype: Any, copy: bool, order: str) -> ndarray:
+    assert copy
+    assert order == "C"
+    return guarded(np.asarray(a).astype(dtype))
+
+
+def ascontiguousarray(a: ndarray) -> ndarray:
+    return a if a.flags.c_contiguous and a.memory is not None else guarded(np.asarray(a))
+
+
+def stack(arrays: list[ndarray]) -> ndarray:
+    return guarded(np.stack([np.asarray(a) for a in arrays]))
+
+
+class Device:
+    """A device by number; entered, the current one."""
+
+    current: Device
+
+    def __init__(self, number: int = -1) -> None:
+        self.id = Device.current.id if number < 0 else number
+        self.attributes = ATTRIBUTES
+        self.entered: list[Device] = []
+
+    def __enter__(self) -> Device:
+        self.entered.append(Device.current)
+        Device.current = self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        Device.current = self.entered.pop()
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+
+Device.current = Device(0)
+
+
+class Kernel:
+    """One emulated kernel."""
+
+    def __init__(self, file: str, name: str, dtype: str, cooperative: bool) -> None:
+        self.name, self.cooperative = name, cooperative
+        self.max_dynamic_shared_size_bytes = 48 * 1024
+        self.library = compiled.library(file, dtype)
+        sizes = (ctypes.c_uint * 64)()
+        self.sizes = list(sizes[: getattr(self.library, f"arguments_{name}")(sizes)])
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0
+    ) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes, (
+            f"{self.name}: more shared memory than allowed"
+        )
+        assert all(n > 0 for n in (*grid, *block)), f"{self.name}: an empty launch, which CuPy makes one of 1"
+        held = [_argument(a) for a in args]
+        assert [ctypes.sizeof(a) for a in held] == self.sizes, f"{self.name}: arguments of other sizes"
+        addresses = (ctypes.c_void_p * max(1, len(held)))(*(ctypes.addressof(a) for a in held))
+        sizes = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
+        launched.append(self.name)
+        launch = getattr(self.library, f"launch_{self.name}")
+        refused = launch(sizes, ctypes.c_size_t(shared_mem), int(self.cooperative), addresses)
+        assert not refused, f"{self.name}: more blocks than are there at once"
+        check_margins()
+
+
+def _argument(a: Any) -> Any:
+    """What CuPy hands a kernel: an array's address, a struct's bytes, a Python number as 64 bits."""
+    if isinstance(a, ndarray):
+        assert a.device == Device.current, "an array of another device than the current one"
+        return ctypes.c_uint64(a.data.ptr)
+    if isinstance(a, np.ndarray):
+        assert a.size == 1
+        return (ctypes.c_char * a.nbytes).from_buffer_copy(a.tobytes())
+    assert type(a) is int
+    return ctypes.c_int64(a)
+
+
+class RawModule:
+    def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
+        self.file = next(path.name for path in _cuda.SOURCES.glob("*.cu") if _cuda.source(path.name) == code)
+        (option,) = options
+        self.dtype = option.removeprefix("-D").lower()
+        self.cooperative = enable_cooperative_groups
+
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self.file, name, self.dtype, self.cooperative)
+
+
+def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
+    """A matrix of columns, as BLAS sees it, wholly inside one array."""
+    dtype = np.dtype(dtype_named(np, CODES[code]))
+    assert step >= rows
+    assert rows > 0
+    assert columns > 0
+    size = ((columns - 1) * step + rows) * dtype.itemsize
+    inside = [m for m in Memory.everything if m.start <= ptr and ptr + size <= m.start + m.size]
+    assert inside, "an operand of a product leaves its array"
+    start = ptr - inside[0].start
+    flat = inside[0].inside()[start : start + size].view(dtype)
+    return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, step * dtype.itemsize))
+
+
+def gemmEx(
+    handle: int, transa: int, transb: int, m: int, n: int, k: int,
+    alpha: int, a: int, a_type: int, a_step: int, b: int, b_type: int, b_step: int,
+    beta: int, c: int, c_type: int, c_step: int, compute: int, algo: int,
+) -> None:  # fmt: skip
+    """``c = alpha op(a) op(b) + beta c``, column-major, summed in the compute type."""
+    assert (handle, algo, a_type) == (7, -1, b_type)
+    dtype = COMPUTE[compute]
+    scalars = [ctypes.c_double if dtype.itemsize == 8 else ctypes.c_float] * 2
+    one, add = (kind.from_address(at).value for kind, at in zip(scalars, (alpha, beta), strict=True))
+    left = _matrix(a, a_type, *((k, m) if transa else (m, k)), a_step).astype(dtype)
+    right = _matrix(b, b_type, *((n, k) if transb else (k, n)), b_step).astype(dtype)
+    out = _matrix(c, c_type, m, n, c_step)
+    total = one * ((left.T if transa else left) @ (right.T if transb else right))
+    out[...] = total + add * out.astype(dtype) if add else total
+    launched.append("gemm")
+
+
+def gemmStridedBatchedEx(
+    handle: int, transa: int, transb: int, m: int, n: int, k: int,
+    alpha: int, a: int, a_type: int, a_step: int, a_apart: int,
+    b: int, b_type: int, b_step: int, b_apart: int,
+    beta: int, c: int, c_type: int, c_step: int, c_apart: int, count: int, compute: int, algo: int,
+) -> None:  # fmt: skip
+    assert min(a_apart, b_apart) >= 0
+    assert c_apart > 0
+    sizes = [np.dtype(dtype_named(np, CODES[code])).itemsize for code in (a_type, b_type, c_type)]
+    for d in range(count):
+        one, other, out = (
+            p + d * apart * size
+            for p, apart, size in zip((a, b, c), (a_apart, b_apart, c_apart), sizes, strict=True)
+        )
+        gemmEx(handle, transa, transb, m, n, k, alpha, one, a_type, a_step, other, b_type, b_step,
+               beta, out, c_type, c_step, compute, algo)  # fmt: skip
+    launched[-count:] = ["gemm"]
+
+
+def modules() -> dict[str, types.ModuleType]:
+    """What ``sys.modules`` has to hold for the kernels to find this in CuPy's place."""
+    made = (ndarray, empty, zeros, empty_like, zeros_like, array, ascontiguousarray, stack, RawModule)
+    cupy = types.ModuleType("cupy")
+    for offered in made:
+        setattr(cupy, offered.__name__, offered)
+    for name in ("float64", "float32", "float16", "int64", "uint32"):
+        setattr(cupy, name, getattr(np, name))
+    runtime = types.SimpleNamespace(CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
+    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
+    libs = types.ModuleType("cupy_backends.cuda.libs")
+    libs.cublas = types.SimpleNamespace(
+        gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,
+        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_GEMM_DEFAULT=-1,
+    )  # fmt: skip
+    found = {name: types.ModuleType(name) for name in ("cupy_backends", "cupy_backends.cuda")}
+    return {**found, "cupy": cupy, libs.__name__: libs}
+
+
+@contextmanager
+def installed() -> Iterator[types.ModuleType]:
+    """The stand-in in CuPy's place."""
+    stand_ins = modules()
+    before = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
+    _cuda.kernel.cache_clear()
+    _cuda._module.cache_clear()
+    launched.clear()
+    try:
+        yield stand_ins["cupy"]
+    finally:
+        check_margins()
+        _cuda.kernel.cache_clear()
+        _cuda._module.cache_clear()
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module

@@ -1,0 +1,246 @@
+"""CuPy's kernels, emulated on the processor: logic, buffers, launches and arguments; never a run on a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from spec import exact_cases
+from spec.ieee import FORMATS
+from tests.cases import CASES, Case, run
+from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
+from xplstm import _array, _cuda, _cuda_layer, _dispatch
+from xplstm._params import Problem, Simple
+from xplstm.kernels import cupy_persistent
+
+VECTORS = Path(__file__).parent.parent / "spec" / "vectors-exact"
+BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+ULPS = 8
+
+pytestmark = pytest.mark.skipif(
+    compiled.compiler() is None, reason="no C++20 compiler is here, so that the CUDA sources are not emulated"
+)
+
+
+@pytest.fixture(autouse=True)
+def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for what has not run on a GPU."""
+    monkeypatch.setenv("XPLSTM_UNPROVEN", "1")
+
+
+def only(name: str) -> Callable[[Problem], _dispatch.Kernel]:
+    """What selects the emulated kernel, and skips a test whose problem it does not run."""
+    kernel = emulated(name)
+
+    def select(problem: Problem) -> _dispatch.Kernel:
+        reason = kernel.supports(problem)
+        if reason is not None:
+            pytest.skip(f"{name}: {reason}")
+        return kernel
+
+    return select
+
+
+@pytest.fixture(params=ROOMS)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of the emulated kernel, which is in the place of every other."""
+    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only(request.param))
+        yield request.param
+
+
+def close(got: np.ndarray, want: np.ndarray, dtype: str, what: str) -> None:
+    u = 2.0 ** -BITS[dtype]
+    scale = max(1.0, float(np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(got.astype("float64"), want, rtol=0, atol=ULPS * u * scale, err_msg=what)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_reference(
+    kernel: Any, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    arrays = {k: _array.asarray(a, np, dtype=dtype) for k, a in case.poisoned().items()}
+    lstm = case.lstm(dtype=dtype)
+    got = run(lstm, arrays, **case.valid())
+    y, (h_n, c_n) = lstm(arrays["x"], (arrays["h_0"], arrays["c_0"]), **case.valid())
+    monkeypatch.undo()
+    with xplstm.use_kernel("reference"):
+        exact = {k: a.astype("float64") for k, a in arrays.items()}
+        want = run(lstm.to(dtype="float64"), exact, **case.valid())
+    for key, value in want.flat().items():
+        assert _array.dtype_name(got.flat()[key].dtype) == dtype
+        close(got.flat()[key], value, dtype, key)
+    for key, value in (("y", y), ("h_n", h_n), ("c_n", c_n)):
+        np.testing.assert_array_equal(value, got.flat()[key], err_msg=f"{key} with and without residuals")
+
+
+@pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0), (0, 0)])
+def test_nothing_to_do(T: int, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(T=T, B=B, options={"bidirectional": True, "proj_size": 2})
+    with standin.installed(), monkeypatch.context() as patch:
+        patch.setattr(_dispatch, "select", only("cupy_fused"))
+        got = run(case.lstm(), case.arrays())
+    with xplstm.use_kernel("reference"):
+        want = run(case.lstm(), case.arrays())
+    for key, value in want.flat().items():
+        np.testing.assert_array_equal(got.flat()[key], value, err_msg=key)
+
+
+def test_a_pullback_can_be_called_again(kernel: Any) -> None:
+    case = CASES["bidirectional_ragged"]
+    a = case.arrays()
+    _, _, pullback = case.lstm().vjp(a["x"], (a["h_0"], a["c_0"]), **case.valid())
+    first, again = (pullback(a["dy"], (a["dh_n"], a["dc_n"])) for _ in range(2))
+    np.testing.assert_array_equal(first[0], again[0])
+    for key, value in first[2].items():
+        np.testing.assert_array_equal(value, again[2][key])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits however many steps one input projection takes."""
+    case = Case(T=5, B=3, lengths=[5, 2, 4], options={"bidirectional": True, "proj_size": 2})
+    a = case.arrays()
+    answers = []
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_fused"))
+        for bound in (_cuda_layer.PROJECTION_BOUND, steps * 2 * case.B * 4 * case.H):
+            monkeypatch.setattr(_cuda_layer, "PROJECTION_BOUND", bound)
+            answers.append(case.lstm()(a["x"], (a["h_0"], a["c_0"]), **case.valid()))
+    (y, state), (y_2, state_2) = answers
+    for one, other in ((y, y_2), *zip(state, state_2, strict=True)):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)
+
+
+def test_a_step_is_one_product_and_one_kernel_for_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(T=3, options={"bidirectional": True})
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_fused"))
+        case.lstm()(case.arrays()["x"])
+        assert standin.launched == ["gemm", *["gemm", "forward_gates"] * 3]
+
+
+def test_sums_of_columns_over_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bias gradients whose rows fill several blocks, the last one in part."""
+    monkeypatch.setattr(_cuda_layer, "RUN_ROWS", 9)
+    case = Case(T=7, B=4, H=9)
+    with standin.installed(), monkeypatch.context() as patch:
+        patch.setattr(_dispatch, "select", only("cupy_fused"))
+        got = run(case.lstm(), case.arrays())
+    want = run(case.lstm(), case.arrays())
+    for key in ("bias_ih_l0", "bias_hh_l0"):
+        close(got.dparams[key], want.dparams[key], "float64", key)
+
+
+def test_checkpoints(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["projection_ragged"]
+    got = run(case.lstm(), case.arrays(), **case.valid(), checkpoint=2)
+    monkeypatch.undo()
+    want = run(case.lstm(), case.arrays(), **case.valid())
+    for key, value in want.flat().items():
+        close(got.flat()[key], value, "float64", key)
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("*.json")), ids=lambda path: path.stem)
+def test_published_bits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile `exact` of the specification, subnormal numbers and NaN included."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    config, dtype = record["config"], record["dtype"]
+    a = {name: np.asarray(value, dtype) for name, value in exact_cases.inputs(record).items()}
+    params = xplstm.LSTMParams(**{n: v for n, v in a.items() if n.startswith(("weight", "bias"))})
+    valid = {"lengths": config["lengths"], "mask": config.get("mask")}
+    valid = {key: np.asarray(value) for key, value in valid.items() if value is not None}
+    monkeypatch.setattr(cupy_persistent, "CANONICAL_SUMS", True)
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
+        y, (h_n, c_n) = xplstm.lstm(a["x"], params, (a["h_0"], a["c_0"]), reverse=config["reverse"], **valid)
+    for key, got in (("y", y), ("h_n", h_n), ("c_n", c_n)):
+        want = np.asarray(exact_cases.decoded(record["outputs"][key], FORMATS[dtype]), dtype)
+        np.testing.assert_array_equal(got, want, err_msg=key)
+
+
+# Several blocks of k, of units and of rows; mma in scalar loops takes its time, and has a smaller one.
+CUT = {
+    "float32": Case(T=3, B=9, I=5, H=133, options={"bidirectional": True}, lengths=[3, 0, 2] * 3),
+    "bfloat16": Case(T=2, B=18, I=5, H=23, lengths=[2, 0, 1] * 6),
+    "float16": Case(T=2, B=18, I=5, H=23, lengths=[2, 0, 1] * 6),
+}
+
+
+def cuts(case: Case, size: int) -> list[tuple[cupy_persistent.Plan, cupy_persistent.Plan]]:
+    """Every kind of cut over 12 processors, forward and backward."""
+    sizes = (cupy_persistent.Chip(12, 232448), case.directions, case.B, case.H, size)
+    forward, backward = (
+        cupy_persistent._plans(*sizes, back, cupy_persistent.COSTS) for back in (False, True)
+    )
+    return list(zip(forward, backward, strict=False))
+
+
+@pytest.mark.parametrize("dtype", CUT)
+def test_every_cut_gives_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of the forward walk know nothing of groups, tiles and passes, but for half precision."""
+    case = CUT[dtype]
+    a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.arrays().items()}
+    lstm, answers = case.lstm(dtype=dtype), []
+    plans = cuts(case, _cuda.SIZES[dtype])[:: 4 if dtype == "float32" else 3]
+    assert len({p.unit_blocks for p, _ in plans} - {1}) > 0
+    assert {p.passes for p, _ in plans} >= {1, 2}
+    assert len({p.groups for p, _ in plans}) > 1
+    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
+        for plan in plans:
+            monkeypatch.setattr(cupy_persistent, "_plan", lambda _, backward, plan=plan: plan[backward])
+            answers.append(run(lstm, a, **case.valid()))
+    monkeypatch.undo()
+    with xplstm.use_kernel("reference"):
+        exact = {k: v.astype("float64") for k, v in a.items()}
+        want = run(lstm.to(dtype="float64"), exact, **case.valid())
+    for answer in answers:
+        for key, value in want.flat().items():
+            close(answer.flat()[key], value, dtype, key)
+            if key in ("y", "h_n", "c_n") and dtype == "float32":
+                np.testing.assert_array_equal(answer.flat()[key], answers[0].flat()[key], err_msg=key)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_a_kernel_refuses(room: str) -> None:
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    supports = ROOMS[room].supports
+    assert supports(problem) is None
+    assert "numpy" in str(supports(problem._replace(backend="numpy")))
+    assert "float128" in str(supports(problem._replace(dtype="float128")))
+    assert "an Elman network" in str(supports(problem._replace(variant=Simple("tanh", False))))
+    assert "2147483647" in str(supports(problem._replace(T=2**30)))
+
+
+def test_a_kernel_that_no_gpu_has_run_waits_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    monkeypatch.delenv("XPLSTM_UNPROVEN")
+    assert "has not run on a GPU" in str(ROOMS["cupy_fused"].supports(problem))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_threads_do_not_race(room: str) -> None:
+    """The kernels under ThreadSanitizer, which sees every access of every emulated thread."""
+    sanitizer = compiled.sanitizer()
+    if sanitizer is None:
+        pytest.skip("the compiler has no ThreadSanitizer that runs here")
+    env = {**os.environ, "LD_PRELOAD": sanitizer, "TSAN_OPTIONS": "exitcode=66:report_bugs=1"}
+    command = [sys.executable, "-m", "tests.cuda_emulation", room]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip() == "no race"

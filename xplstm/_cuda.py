@@ -1,0 +1,130 @@
+"""CuPy's side of the kernels on NVIDIA GPUs: sources, launches, and products by cuBLAS.
+
+Everything runs on the current device and stream and waits for nothing. CuPy is
+imported when a kernel runs, never to find out whether it is there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm._typing import Array
+
+SOURCES = Path(__file__).parent / "kernels" / "_cuda"
+HEADERS = ("primitives.cuh", "functions.cuh", "layer.cuh")
+SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a number of each dtype that the kernels know."""
+
+
+@cache
+def source(name: str) -> str:
+    """One text: CuPy's cache of compiled kernels would not see a change in an included file."""
+    return "\n".join((SOURCES / part).read_text(encoding="utf-8") for part in (*HEADERS, name))
+
+
+@cache
+def kernel(file: str, name: str, dtype: str, cooperative: bool = False) -> Any:
+    """The kernel `name` of a source file for one dtype, compiled once for each device when first launched."""
+    return _module(file, dtype, cooperative).get_function(name)
+
+
+@cache
+def _module(file: str, dtype: str, cooperative: bool) -> Any:
+    import cupy as cp
+
+    return cp.RawModule(
+        code=source(file), options=(f"-D{dtype.upper()}",), enable_cooperative_groups=cooperative
+    )
+
+
+def wide(dtype: str) -> str:
+    """Name of the dtype that sums over `dtype` are made in."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def fields(spec: str) -> np.dtype:
+    """A C struct of pointers and 64-bit integers, named in order; `name:n` is an array of n."""
+    parts = (part.partition(":") for part in spec.split())
+    return np.dtype([(name, np.int64, (int(n),)) if n else (name, np.int64) for name, _, n in parts])
+
+
+def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
+    """One struct, which a launch passes by value; arrays stand for their addresses, None for null."""
+    packed = np.zeros(1, dtype)
+    for name, value in values.items():
+        packed[name] = address(value) if hasattr(value, "data") else (0 if value is None else value)
+    return packed
+
+
+def address(a: Array) -> int:
+    """Where the first element of `a` stands in the device's memory."""
+    return int(a.data.ptr)
+
+
+class Matrix(NamedTuple):
+    """How an operand of a product lies in memory, row after row.
+
+    `step` counts elements from one row to the next; a transposed operand is
+    the transpose of what lies there.
+    """
+
+    step: int
+    transposed: bool = False
+
+
+class Product:
+    """``c = a @ b``, or ``c += a @ b``, of sizes known beforehand, at addresses that each call gives.
+
+    a is (m, k) and b is (k, n), of the stored dtype; c is (m, n), of `out`. Sums are made in float32 for
+    half precision, and never in TF32.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        sizes: tuple[int, int, int],
+        a: Matrix,
+        b: Matrix,
+        c: Matrix,
+        *,
+        add: bool = False,
+        out: str = "",
+    ) -> None:
+        import cupy as cp
+        from cupy_backends.cuda.libs import cublas
+
+        codes = {
+            "float64": cp.cuda.runtime.CUDA_R_64F,
+            "float32": cp.cuda.runtime.CUDA_R_32F,
+            "float16": cp.cuda.runtime.CUDA_R_16F,
+            "bfloat16": cp.cuda.runtime.CUDA_R_16BF,
+        }
+        m, n, k = sizes
+        out = out or dtype
+        self._scalars = np.asarray([1, add], dtype=wide(dtype))
+        one = self._scalars.ctypes.data
+        self._gemm, self._batched = cublas.gemmEx, cublas.gemmStridedBatchedEx
+        # cuBLAS reads columns: its c is our c transposed, so that a and b change places.
+        self._shape = (cp.cuda.get_cublas_handle(), int(b.transposed), int(a.transposed), n, m, k, one)
+        self._a, self._b, self._c = (codes[dtype], a.step), (codes[dtype], b.step), (codes[out], c.step)
+        self._zero = one + self._scalars.itemsize
+        self._bytes = SIZES[dtype], SIZES[out]
+        compute = cublas.CUBLAS_COMPUTE_64F if dtype == "float64" else cublas.CUBLAS_COMPUTE_32F
+        self._how = (compute, cublas.CUBLAS_GEMM_DEFAULT)
+
+    def __call__(self, a: list[int], b: list[int], c: list[int]) -> None:
+        """One product for each address of c, of which there are one or two; those of a and b may repeat."""
+        size, out_size = self._bytes
+        apart = [(p[-1] - p[0]) // n for p, n in zip((a, b, c), (size, size, out_size), strict=True)]
+        if len(c) == 2 and min(apart) >= 0:  # cuBLAS says nothing of distances below 0
+            self._batched(
+                *(*self._shape, b[0], *self._b, apart[1], a[0], *self._a, apart[0]),
+                *(self._zero, c[0], *self._c, apart[2], 2, *self._how),
+            )
+            return
+        for left, right, out in zip(a, b, c, strict=True):
+            self._gemm(*self._shape, right, *self._b, left, *self._a, self._zero, out, *self._c, *self._how)

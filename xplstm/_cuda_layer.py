@@ -1,0 +1,314 @@
+"""What CuPy's kernels share: a layer's buffers, the input projection, and the gradients by the weights.
+
+A kernel of `kernels/` is what walks through time between these. Everything is indexed by time. Of h and
+c there are T + 1 slots: a forward direction's state before time t is in slot t, a
+backward one's in slot t + 1, so that the states before all steps follow each other in
+memory either way. Without residuals one slot serves all steps, and the input
+projection is made for some steps at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm import _cuda
+from xplstm._array import dtype_named
+from xplstm._cuda import Matrix, Product
+from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._typing import Array
+
+# Without residuals the hoisted input projection is made for as many steps as stay below this many elements.
+PROJECTION_BOUND = 2**24
+
+# What cuBLAS counts rows and columns in.
+LARGEST_SIZE = 2**31 - 1
+
+THREADS = 128
+WARP = 32
+
+# Rows that one block adds up of each column, at least, and how many runs of rows there are at most.
+RUN_ROWS = 64
+RUNS = 256
+
+LAYER = "lengths mask T B H P directions reverse"
+LAYER_ALONE = _cuda.fields(LAYER)
+
+
+class Packed(NamedTuple):
+    """Weights of all directions, one after another; the bias is the sum of both, in the wide dtype."""
+
+    weight_ih: Array
+    weight_hh: Array
+    bias: Array | None
+    weight_hr: Array | None
+
+
+class Buffers(NamedTuple):
+    """A call's arrays, D directions of each but y; without residuals some hold a step alone."""
+
+    y: Array
+    """(T, B, D * P)"""
+    z: Array
+    """(D, T, B, 4H) in the wide dtype: the input projection, and afterwards the gates."""
+    h: Array
+    """(D, T + 1, B, P)"""
+    c: Array
+    """(D, T + 1, B, H) in the wide dtype."""
+    m: Array | None
+    """(D, T, B, H): what a projection is applied to."""
+
+
+class Segment(NamedTuple):
+    """Steps that one input projection serves."""
+
+    start: int
+    stop: int
+    first: list[int]
+    """The earliest time of each direction."""
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs of a whole call."""
+
+    problem: Problem
+    packed: Packed
+    x: Array
+    valid: Array | None
+    buffers: Buffers
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why no kernel of CuPy's runs `problem`, or None."""
+    if problem.backend != "cupy":
+        return f"the arrays are of {problem.backend}, not of cupy"
+    if problem.dtype not in _cuda.SIZES:
+        return f"dtype {problem.dtype} is none of {', '.join(_cuda.SIZES)}"
+    if problem.variant is not None:
+        return f"it has the plain LSTM alone, not {problem.variant}"
+    largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
+    if largest > LARGEST_SIZE:
+        return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"
+    return None
+
+
+def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
+    """Stack the directions, and add the biases."""
+    import cupy as cp
+
+    def stacked(arrays: list[Array]) -> Array:
+        return cp.ascontiguousarray(arrays[0][None]) if len(arrays) == 1 else cp.stack(arrays)
+
+    wide = dtype_named(cp, _cuda.wide(problem.dtype))
+    with problem.device:
+        pairs = [(p.bias_ih, p.bias_hh) for p in params if p.bias_ih is not None and p.bias_hh is not None]
+        bias = stacked([ih.astype(wide) + hh.astype(wide) for ih, hh in pairs]) if pairs else None
+        hr = stacked([p.weight_hr for p in params]) if problem.proj_size else None
+        return Packed(
+            stacked([p.weight_ih for p in params]), stacked([p.weight_hh for p in params]), bias, hr
+        )
+
+
+class Call:
+    """Allocation, launches and products of one call; sizes and dtypes are the problem's."""
+
+    def __init__(self, problem: Problem, valid: Array | None) -> None:
+        import cupy as cp
+
+        self.cp, self.problem = cp, problem
+        self.D, self.P = len(problem.reverse), problem.output_size
+        self.stored = dtype_named(cp, problem.dtype)
+        self.wide = dtype_named(cp, _cuda.wide(problem.dtype))
+        if valid is not None:
+            kind = np.int64 if problem.valid == "lengths" else np.bool_
+            valid = cp.ascontiguousarray(valid.astype(kind, copy=False))
+        self.valid = valid
+        self.layer = {
+            "T": problem.T,
+            "B": problem.B,
+            "H": problem.H,
+            "P": self.P,
+            "directions": self.D,
+            "reverse": sum(back << d for d, back in enumerate(problem.reverse)),
+            "lengths": valid if problem.valid == "lengths" else None,
+            "mask": valid if problem.valid == "mask" else None,
+        }
+
+    def empty(self, *shape: int, wide: bool = False) -> Array:
+        return self.cp.empty(shape, self.wide if wide else self.stored)
+
+    def starts(self, a: Array, times: list[int] | None = None) -> list[int]:
+        """Address of ``a[d]`` for each direction, or of its element at a time."""
+        at = [0] * self.D if times is None else times
+        return [_cuda.address(a) + d * a.strides[0] + at[d] * a.strides[1] for d in range(self.D)]
+
+    def times(self, k: int) -> list[int]:
+        """The time of step k of each direction."""
+        return [self.problem.T - 1 - k if back else k for back in self.problem.reverse]
+
+    def before(self, k: int) -> list[int]:
+        """The slot of the state before step k of each direction."""
+        return [self.problem.T - k if back else k for back in self.problem.reverse]
+
+    def product(self, *arguments: Any, **options: Any) -> Product:
+        return Product(self.problem.dtype, *arguments, **options)
+
+    def launch(self, name: str, count: int, *arguments: Any) -> None:
+        """A thread for each of `count` elements of each direction."""
+        threads = min(THREADS, -(-count // WARP) * WARP)
+        self.kernel(name)((-(-count // threads), self.D), (threads,), arguments)
+
+    def launch_once(self, name: str, count: int, *arguments: Any) -> None:
+        """A thread for each of `count` elements."""
+        self.kernel(name)((-(-count // THREADS),), (THREADS,), arguments)
+
+    def kernel(self, name: str) -> Any:
+        return _cuda.kernel("fused.cu", name, self.problem.dtype)
+
+    def without_missing(self, a: Array, out: Array) -> Array:
+        """`a` (T, B, N) in `out`, with zeros where no step is, NaN gone too."""
+        self.launch_once("zero_missing", a.size, _cuda.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
+        return out
+
+    def column_sums(self, a: Array) -> Array:
+        """(D, N) sums over the rows of `a` (D, T, B, N)."""
+        rows, columns = self.problem.T * self.problem.B, a.shape[3]
+        height = max(RUN_ROWS, -(-rows // RUNS))
+        runs = -(-rows // height)
+        parts, out = self.empty(self.D, runs, columns, wide=True), self.empty(self.D, columns)
+        grid, shared = (-(-columns // WARP), runs, self.D), 256 * parts.itemsize
+        self.kernel("sum_runs")(grid, (WARP, 8), (a, parts, rows, columns, height), shared_mem=shared)
+        self.launch("add_runs", columns, parts, out, runs, columns)
+        return out
+
+
+Walk = Callable[[Call, Packed, Buffers, Segment], None]
+WalkBack = Callable[[Call, Residuals, Array, Array, Array], "tuple[Array, Array | None]"]
+ProjectInput = Callable[[Call, Packed, Array, Array, Segment], None]
+
+
+def project_input(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
+    """``W_ih x`` of a segment's steps by cuBLAS."""
+    H4, I, rows = z.shape[3], x.shape[2], (segment.stop - segment.start) * x.shape[1]
+    wide = _cuda.wide(call.problem.dtype)
+    product = call.product((rows, H4, I), Matrix(I), Matrix(I, True), Matrix(H4), out=wide)
+    starts = [_cuda.address(x) + t * x.strides[0] for t in segment.first]
+    product(starts, call.starts(packed.weight_ih), call.starts(z))
+
+
+def forward(
+    problem: Problem,
+    packed: Packed,
+    x: Array,
+    state: LSTMState,
+    valid: Array | None,
+    walk: Walk,
+    project: ProjectInput = project_input,
+) -> tuple[Array, LSTMState, Residuals | None]:
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), `walk` through each segment."""
+    with problem.device:
+        call = Call(problem, valid)
+        x = call.cp.ascontiguousarray(x)
+        if problem.keep and call.valid is not None and x.size:
+            x = call.without_missing(x, call.cp.empty_like(x))
+        buffers = _buffers(call, state)
+        for segment in _segments(problem, buffers.z.shape[1]):
+            project(call, packed, x, buffers.z, segment)
+            walk(call, packed, buffers, segment)
+        ends = [0 if back else buffers.h.shape[1] - 1 for back in problem.reverse]
+        h_n, c_n = (call.cp.stack([a[d, end] for d, end in enumerate(ends)]) for a in (buffers.h, buffers.c))
+        residuals = Residuals(problem, packed, x, call.valid, buffers) if problem.keep else None
+        return buffers.y, LSTMState(h_n, c_n.astype(call.stored, copy=False)), residuals
+
+
+def _buffers(call: Call, state: LSTMState) -> Buffers:
+    problem, D, P = call.problem, call.D, call.P
+    T, B, H, keep = problem.T, problem.B, problem.H, problem.keep
+    held = T if keep else min(T, max(1, PROJECTION_BOUND // max(1, D * B * 4 * H)))
+    slots = T + 1 if keep else 1
+    h, c = call.empty(D, slots, B, P), call.empty(D, slots, B, H, wide=True)
+    for d, back in enumerate(problem.reverse):
+        h[d, slots - 1 if back else 0] = state.h[d]
+        c[d, slots - 1 if back else 0] = state.c[d]
+    m = call.empty(D, T if keep else 1, B, H) if problem.proj_size else None
+    return Buffers(call.empty(T, B, D * P), call.empty(D, held, B, 4 * H, wide=True), h, c, m)
+
+
+def _segments(problem: Problem, held: int) -> list[Segment]:
+    T = problem.T
+    if T * problem.B == 0:
+        return []
+    bounds = [(lo, min(lo + held, T)) for lo in range(0, T, held)]
+    return [Segment(lo, hi, [T - hi if back else lo for back in problem.reverse]) for lo, hi in bounds]
+
+
+def backward(
+    residuals: Residuals, dy: Array, dstate_n: LSTMState, walk_back: WalkBack
+) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+    """Gradients by x, by the initial state and by each direction's parameters.
+
+    `walk_back` gives those by z and by the projected states of all steps, and turns those by the last
+    state into those by the first.
+    """
+    problem = residuals.problem
+    with problem.device:
+        call = Call(problem, residuals.valid)
+        dh, dc = (call.cp.array(a, dtype=call.wide, order="C", copy=True) for a in dstate_n)
+        if problem.T * problem.B == 0:
+            dx, dparams = call.cp.zeros_like(residuals.x), _zero_gradients(call, residuals.packed)
+        else:
+            dz, dprojected = walk_back(call, residuals, call.cp.ascontiguousarray(dy), dh, dc)
+            dx, dparams = _input_gradient(call, residuals, dz), _gradients(call, residuals, dz, dprojected)
+        return dx, LSTMState(*(a.astype(call.stored, copy=False) for a in (dh, dc))), dparams
+
+
+def _input_gradient(call: Call, residuals: Residuals, dz: Array) -> Array:
+    """The directions one after another, added in the wide dtype."""
+    problem, x = call.problem, residuals.x
+    rows, H4, I = problem.T * problem.B, 4 * problem.H, problem.I
+    alone = call.D == 1
+    dx = call.empty(*x.shape, wide=not alone)
+    for d, (step, weight) in enumerate(
+        zip(call.starts(dz), call.starts(residuals.packed.weight_ih), strict=True)
+    ):
+        out = problem.dtype if alone else _cuda.wide(problem.dtype)
+        product = call.product((rows, I, H4), Matrix(H4), Matrix(I), Matrix(I), add=d > 0, out=out)
+        product([step], [weight], [_cuda.address(dx)])
+    dx = dx.astype(call.stored, copy=False)
+    return dx if call.valid is None else call.without_missing(dx, dx)
+
+
+def _gradients(
+    call: Call, residuals: Residuals, dz: Array, dprojected: Array | None
+) -> tuple[LSTMParams, ...]:
+    """One product for each weight over the rows of all steps, one sum for the biases."""
+    problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
+    rows, I, H, H4 = problem.T * problem.B, problem.I, problem.H, 4 * problem.H
+    dih, dhh = call.cp.empty_like(packed.weight_ih), call.cp.empty_like(packed.weight_hh)
+    before = call.starts(residuals.buffers.h, [int(back) for back in problem.reverse])
+    over_steps = call.product((H4, I, rows), Matrix(H4, True), Matrix(I), Matrix(I))
+    over_steps(call.starts(dz), [_cuda.address(residuals.x)] * D, call.starts(dih))
+    over_steps = call.product((H4, P, rows), Matrix(H4, True), Matrix(P), Matrix(P))
+    over_steps(call.starts(dz), before, call.starts(dhh))
+    db = call.column_sums(dz) if problem.bias else None
+    twin = None if db is None else db.copy()
+    dhr = None
+    if residuals.buffers.m is not None and dprojected is not None:
+        dhr = call.cp.empty_like(packed.weight_hr)
+        over_steps = call.product((P, H, rows), Matrix(P, True), Matrix(H), Matrix(H))
+        over_steps(call.starts(dprojected), call.starts(residuals.buffers.m), call.starts(dhr))
+    return _by_direction(D, dih, dhh, db, twin, dhr)
+
+
+def _zero_gradients(call: Call, packed: Packed) -> tuple[LSTMParams, ...]:
+    zeros = call.cp.zeros_like
+    bias = None if packed.bias is None else call.cp.zeros(packed.bias.shape, call.stored)
+    twin = None if bias is None else bias.copy()
+    hr = None if packed.weight_hr is None else zeros(packed.weight_hr)
+    return _by_direction(call.D, zeros(packed.weight_ih), zeros(packed.weight_hh), bias, twin, hr)
+
+
+def _by_direction(D: int, *stacked: Array | None) -> tuple[LSTMParams, ...]:
+    return tuple(LSTMParams(*(None if a is None else a[d] for a in stacked)) for d in range(D))

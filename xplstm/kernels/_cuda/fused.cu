@@ -1,0 +1,185 @@
+/* Between two matrix products of a step: one kernel for the gates of all rows, units and directions.
+
+   A thread has one unit of one row; blockIdx.y is the direction. Directions are walked at the same time, each
+   from its own end. A step that is not valid holds the state and gives the output 0.
+
+   Derived from the equations of xplstm._cell, clauses XPL-CELL and XPL-SEQ of the specification. */
+
+/* z is (directions, held, B, 4H) with times from `first` of each direction on; h and c are
+   (directions, slots, B, .) with T + 1 slots or one; m is (directions, m_slots, B, H) with T or one. */
+struct Forward {
+    Layer layer;
+    Wide *z;
+    const Wide *bias;           /* (directions, 4H), or null */
+    Stored *h;
+    Wide *c;
+    Stored *m;                  /* null without a projection */
+    const Wide *projected;      /* (directions, B, P): W_hr m of this step */
+    Stored *y;                  /* (T, B, directions * P) */
+    Size first[2], held, slots, m_slots, keep;
+};
+
+struct Backward {
+    Layer layer;
+    const Wide *gates;          /* (directions, T, B, 4H) */
+    const Wide *c;              /* (directions, T + 1, B, H) */
+    const Stored *dy;           /* (T, B, directions * P) */
+    Wide *dh;                   /* (directions, B, P) */
+    Wide *dc;                   /* (directions, B, H) */
+    const Wide *dm;             /* (directions, B, H): gradient by o * tanh(c'); null without a projection */
+    Stored *dprojected;         /* (directions, T, B, P): gradient by W_hr m */
+    Stored *dz;                 /* (directions, T, B, 4H) */
+};
+
+struct Place {
+    Size d, b, unit;
+    bool inside;
+};
+
+DEVICE Place place_of(const Layer &layer, Size width)
+{
+    Size at = (Size)blockIdx.x * blockDim.x + threadIdx.x;
+    return {(Size)blockIdx.y, at / width, at % width, at < layer.B * width};
+}
+
+DEVICE void publish(const Forward &f, const Place &at, const Step &step, bool valid, Stored h_new)
+{
+    const Layer &layer = f.layer;
+    Size P = layer.P, y_row = (step.t * layer.B + at.b) * layer.directions + at.d;
+    Stored h_old = f.h[state_row(layer, f.slots, at.d, step.before, at.b) * P + at.unit];
+    f.h[state_row(layer, f.slots, at.d, step.after, at.b) * P + at.unit] = valid ? h_new : h_old;
+    f.y[y_row * P + at.unit] = valid ? h_new : narrowed(0);
+}
+
+/* z becomes the gates, c goes on, and o * tanh(c') is h' itself or what the projection takes. */
+extern "C" __global__ void __launch_bounds__(128) forward_gates(const Forward f, Size k)
+{
+    const Layer &layer = f.layer;
+    Size H = layer.H;
+    Place at = place_of(layer, H);
+    if (!at.inside)
+        return;
+    Step step = step_of(layer, at.d, k);
+    bool valid = exists(layer, step.t, at.b);
+    Wide *z = f.z + ((at.d * f.held + step.t - f.first[at.d]) * layer.B + at.b) * 4 * H + at.unit;
+    const Wide *bias = f.bias + at.d * 4 * H + at.unit;
+    Wide gate[4];
+    for (int n = 0; n < 4; n++) {
+        Wide sum_of_both = f.bias ? sum(z[n * H], bias[n * H]) : z[n * H];
+        gate[n] = n == 2 ? hyperbolic_tangent(sum_of_both) : sigmoid(sum_of_both);
+        if (f.keep)
+            z[n * H] = gate[n];
+    }
+    Wide c_old = f.c[state_row(layer, f.slots, at.d, step.before, at.b) * H + at.unit];
+    Wide c_new = fused(gate[1], c_old, product(gate[0], gate[2]));
+    Stored m = narrowed(product(gate[3], hyperbolic_tangent(c_new)));
+    f.c[state_row(layer, f.slots, at.d, step.after, at.b) * H + at.unit] = valid ? c_new : c_old;
+    if (f.m)
+        f.m[state_row(layer, f.m_slots, at.d, step.t, at.b) * H + at.unit] = valid ? m : narrowed(0);
+    else
+        publish(f, at, step, valid, m);
+}
+
+extern "C" __global__ void __launch_bounds__(128) forward_projected(const Forward f, Size k)
+{
+    const Layer &layer = f.layer;
+    Place at = place_of(layer, layer.P);
+    if (!at.inside)
+        return;
+    Step step = step_of(layer, at.d, k);
+    Wide h = f.projected[(at.d * layer.B + at.b) * layer.P + at.unit];
+    publish(f, at, step, exists(layer, step.t, at.b), narrowed(h));
+}
+
+/* The gradient by h' of a step that exists, taken out of dh: what the product adds there next is by h. */
+DEVICE Wide taken(const Backward &f, const Place &at, Size t)
+{
+    const Layer &layer = f.layer;
+    Wide *dh = f.dh + (at.d * layer.B + at.b) * layer.P + at.unit;
+    Wide total = sum(*dh, widened(f.dy[((t * layer.B + at.b) * layer.directions + at.d) * layer.P + at.unit]));
+    *dh = 0;
+    return total;
+}
+
+extern "C" __global__ void __launch_bounds__(128) backward_projected(const Backward f, Size k)
+{
+    const Layer &layer = f.layer;
+    Place at = place_of(layer, layer.P);
+    if (!at.inside)
+        return;
+    Size t = step_of(layer, at.d, k).t;
+    Wide total = exists(layer, t, at.b) ? taken(f, at, t) : 0;
+    f.dprojected[((at.d * layer.T + t) * layer.B + at.b) * layer.P + at.unit] = narrowed(total);
+}
+
+extern "C" __global__ void __launch_bounds__(128) backward_gates(const Backward f, Size k)
+{
+    const Layer &layer = f.layer;
+    Size H = layer.H;
+    Place at = place_of(layer, H);
+    if (!at.inside)
+        return;
+    Step step = step_of(layer, at.d, k);
+    Size row = (at.d * layer.T + step.t) * layer.B + at.b, state = (at.d * layer.B + at.b) * H + at.unit;
+    Stored *dz = f.dz + row * 4 * H + at.unit;
+    if (!exists(layer, step.t, at.b)) {
+        for (int n = 0; n < 4; n++)
+            dz[n * H] = narrowed(0);
+        return;
+    }
+    const Wide *gates = f.gates + row * 4 * H + at.unit;
+    Wide i = gates[0], f_ = gates[H], g = gates[2 * H], o = gates[3 * H];
+    Wide c_old = f.c[state_row(layer, layer.T + 1, at.d, step.before, at.b) * H + at.unit];
+    Wide tanh_c = hyperbolic_tangent(f.c[state_row(layer, layer.T + 1, at.d, step.after, at.b) * H + at.unit]);
+    Wide dm = f.dm ? f.dm[state] : taken(f, at, step.t);
+    Wide dc = f.dc[state] + dm * o * (1 - tanh_c * tanh_c);
+    dz[0] = narrowed(dc * g * (i * (1 - i)));
+    dz[H] = narrowed(dc * c_old * (f_ * (1 - f_)));
+    dz[2 * H] = narrowed(dc * i * (1 - g * g));
+    dz[3 * H] = narrowed(dm * tanh_c * (o * (1 - o)));
+    f.dc[state] = dc * f_;
+}
+
+/* out (T, B, N) is `in` with zeros where no step is; both may be the same. */
+extern "C" __global__ void __launch_bounds__(128)
+zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
+{
+    Size at = (Size)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= layer.T * layer.B * N)
+        return;
+    Size row = at / N;
+    out[at] = exists(layer, row / layer.B, row % layer.B) ? in[at] : narrowed(0);
+}
+
+/* Column sums of `in` (directions, rows, columns) in two rounds, in an order that only the sizes decide. A block
+   has 32 columns and a run of `height` rows, its lanes add every eighth row of it, and one adds these sums. */
+extern "C" __global__ void __launch_bounds__(256)
+sum_runs(const Stored *in, Wide *out, Size rows, Size columns, Size height)
+{
+    Wide *parts = (Wide *)shared_memory();
+    Size column = (Size)blockIdx.x * 32 + threadIdx.x, run = blockIdx.y, d = blockIdx.z;
+    Size end = (run + 1) * height < rows ? (run + 1) * height : rows;
+    Wide total = 0;
+    if (column < columns)
+        for (Size row = run * height + threadIdx.y; row < end; row += 8)
+            total = sum(total, widened(in[(d * rows + row) * columns + column]));
+    parts[threadIdx.y * 32 + threadIdx.x] = total;
+    __syncthreads();
+    if (threadIdx.y || column >= columns)
+        return;
+    for (int part = 1; part < 8; part++)
+        total = sum(total, parts[part * 32 + threadIdx.x]);
+    out[(d * gridDim.y + run) * columns + column] = total;
+}
+
+/* `in` is (directions, runs, columns). */
+extern "C" __global__ void __launch_bounds__(128) add_runs(const Wide *in, Stored *out, Size runs, Size columns)
+{
+    Size column = (Size)blockIdx.x * blockDim.x + threadIdx.x, d = blockIdx.y;
+    if (column >= columns)
+        return;
+    Wide total = 0;
+    for (Size run = 0; run < runs; run++)
+        total = sum(total, in[(d * runs + run) * columns + column]);
+    out[d * columns + column] = narrowed(total);
+}

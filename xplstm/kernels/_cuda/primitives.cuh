@@ -1,0 +1,133 @@
+/* What only a GPU has a word for. Everything else of the sources is C++ that a host compiler reads as well.
+
+   Arithmetic stands in PTX: CuPy compiles with -ftz=true, which would flush the subnormal numbers of
+   __fmaf_rn and its like, and a compiler may contract what is not spelled out. */
+
+#define DEVICE __device__ __forceinline__
+
+DEVICE float fused(float a, float b, float c)
+{
+    float d;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+    return d;
+}
+
+DEVICE double fused(double a, double b, double c)
+{
+    double d;
+    asm("fma.rn.f64 %0, %1, %2, %3;" : "=d"(d) : "d"(a), "d"(b), "d"(c));
+    return d;
+}
+
+DEVICE float sum(float a, float b)
+{
+    float d;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+DEVICE double sum(double a, double b)
+{
+    double d;
+    asm("add.rn.f64 %0, %1, %2;" : "=d"(d) : "d"(a), "d"(b));
+    return d;
+}
+
+DEVICE float product(float a, float b)
+{
+    float d;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+DEVICE double product(double a, double b)
+{
+    double d;
+    asm("mul.rn.f64 %0, %1, %2;" : "=d"(d) : "d"(a), "d"(b));
+    return d;
+}
+
+DEVICE float quotient(float a, float b)
+{
+    float d;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+DEVICE double quotient(double a, double b)
+{
+    double d;
+    asm("div.rn.f64 %0, %1, %2;" : "=d"(d) : "d"(a), "d"(b));
+    return d;
+}
+
+DEVICE unsigned bits_of(float a) { return __float_as_uint(a); }
+DEVICE unsigned long long bits_of(double a) { return (unsigned long long)__double_as_longlong(a); }
+DEVICE float number_of(unsigned a) { return __uint_as_float(a); }
+DEVICE double number_of(unsigned long long a) { return __longlong_as_double((long long)a); }
+
+DEVICE float half_to_float(unsigned short a)
+{
+    float d;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(a));
+    return d;
+}
+
+DEVICE unsigned short half_from_float(float a)
+{
+    unsigned short d;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(d) : "f"(a));
+    return d;
+}
+
+extern __shared__ __align__(16) unsigned char shared_bytes[];
+DEVICE unsigned char *shared_memory() { return shared_bytes; }
+
+/* Orders what this block's threads wrote before for whoever reads `value` with load_acquire. */
+DEVICE void store_release(unsigned *at, unsigned value)
+{
+    asm volatile("st.release.gpu.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
+}
+
+DEVICE unsigned load_acquire(const unsigned *at)
+{
+    unsigned value;
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    return value;
+}
+
+DEVICE void rest() { __nanosleep(20); }
+
+/* 16 bytes to shared memory past the first cache, which knows nothing of other blocks' writes. */
+DEVICE void copy_fresh(void *to, const void *from)
+{
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(from) : "memory");
+}
+
+/* The copies of this thread have arrived. */
+DEVICE void copies_done() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
+DEVICE float from_lane(float a, int lane) { return __shfl_sync(0xffffffffu, a, lane); }
+DEVICE double from_lane(double a, int lane) { return __shfl_sync(0xffffffffu, a, lane); }
+
+/* Two numbers of half precision that stand side by side. */
+DEVICE unsigned two_at(const unsigned short *at) { return *(const unsigned *)at; }
+
+#if defined(FLOAT16) || defined(BFLOAT16)
+#ifdef FLOAT16
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#endif
+
+/* c (16, 8) += a (16, 16) b (16, 8), each spread over the lanes of a warp as the instruction has it. */
+DEVICE void multiply_16_8_16(float *c, const unsigned *a, const unsigned *b)
+{
+#if __CUDA_ARCH__ >= 800
+    asm(MMA "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+#endif

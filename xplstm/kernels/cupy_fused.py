@@ -1,0 +1,114 @@
+"""CuPy with one fused kernel for the gates between two matrix products of cuBLAS.
+
+The input projection of all steps is one product. A step is then one product,
+which adds to it, and one kernel, both for both directions at once: the reverse one
+works at its own end of time. The gradients by the weights are single products
+over all steps afterwards.
+
+Derived from the equations of `xplstm._cell`, clauses XPL-CELL and XPL-SEQ of
+the specification.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xplstm import _cuda, _cuda_layer
+from xplstm._array import why_unusable
+from xplstm._cuda import Matrix
+from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
+from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._typing import Array
+
+# cuBLAS decides the order of the sums.
+CANONICAL_SUMS = False
+
+FORWARD = _cuda.fields(f"{LAYER} z bias h c m projected y first:2 held slots m_slots keep")
+BACKWARD = _cuda.fields(f"{LAYER} gates c dy dh dc dm dprojected dz")
+
+prepare = _cuda_layer.prepare
+
+
+def __getattr__(name: str) -> str:
+    """WHY_NOT, which is asked of CuPy and its driver, and so not before somebody wants it."""
+    if name == "WHY_NOT":
+        return why_unusable("cupy") or ""
+    raise AttributeError(name)
+
+
+def supports(problem: Problem) -> str | None:
+    """Run every plain LSTM on CuPy's arrays, where somebody asks for what no GPU has run yet."""
+    reason = _cuda_layer.why_not(problem)
+    if reason is None and os.environ.get("XPLSTM_UNPROVEN") != "1":
+        return "it is compiled and emulated but has not run on a GPU yet; XPLSTM_UNPROVEN=1 lets it"
+    return reason
+
+
+def forward(
+    problem: Problem, packed: Packed, x: Array, state: LSTMState, valid: Array | None
+) -> tuple[Array, LSTMState, Residuals | None]:
+    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    return _cuda_layer.forward(problem, packed, x, state, valid, _walk)
+
+
+def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
+    """A product and a kernel a step, and as much again for a projection."""
+    problem, (y, z, h, c, m) = call.problem, buffers
+    B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, _cuda.wide(problem.dtype)
+    projected = None if m is None else call.empty(call.D, B, P, wide=True)
+    arguments = _cuda.struct(
+        FORWARD,
+        **call.layer,
+        **{"z": z, "bias": packed.bias, "h": h, "c": c, "m": m, "projected": projected, "y": y},
+        **{"held": z.shape[1], "slots": h.shape[1], "m_slots": 1 if m is None else m.shape[1], "keep": keep},
+    )
+    arguments["first"][0, : call.D] = segment.first
+    recur = call.product((B, 4 * H, P), Matrix(P), Matrix(P, True), Matrix(4 * H), add=True, out=wide)
+    project = call.product((B, P, H), Matrix(H), Matrix(H, True), Matrix(P), out=wide)
+    weights = call.starts(packed.weight_hh)
+    for k in range(segment.start, segment.stop):
+        times, before = call.times(k), call.before(k)
+        at = [t - first for t, first in zip(times, segment.first, strict=True)]
+        recur(call.starts(h, before if keep else None), weights, call.starts(z, at))
+        call.launch("forward_gates", B * H, arguments, k)
+        if m is not None:
+            step = call.starts(m, times if keep else None)
+            project(step, call.starts(packed.weight_hr), call.starts(projected))
+            call.launch("forward_projected", B * P, arguments, k)
+
+
+def backward(
+    residuals: Residuals, dy: Array, dstate_n: LSTMState
+) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+    """Gradients by x, by the initial state and by each direction's parameters."""
+    return _cuda_layer.backward(residuals, dy, dstate_n, _walk_back)
+
+
+def _walk_back(
+    call: Call, residuals: Residuals, dy: Array, dh: Array, dc: Array
+) -> tuple[Array, Array | None]:
+    """Gradients by z and by the projected states of all steps; `dh` and `dc` end as those by the start."""
+    problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
+    T, B, H = problem.T, problem.B, problem.H
+    dz = call.empty(D, T, B, 4 * H)
+    projection = problem.proj_size > 0
+    dm = call.empty(D, B, H, wide=True) if projection else None
+    dprojected = call.empty(D, T, B, P) if projection else None
+    arguments = _cuda.struct(
+        BACKWARD,
+        **call.layer,
+        **{"gates": residuals.buffers.z, "c": residuals.buffers.c, "dy": dy, "dh": dh, "dc": dc},
+        **{"dm": dm, "dprojected": dprojected, "dz": dz},
+    )
+    wide = _cuda.wide(problem.dtype)
+    recur = call.product((B, P, 4 * H), Matrix(4 * H), Matrix(P), Matrix(P), add=True, out=wide)
+    project = call.product((B, H, P), Matrix(P), Matrix(H), Matrix(H), out=wide)
+    weights, sums = call.starts(packed.weight_hh), call.starts(dh)
+    for k in range(T - 1, -1, -1):
+        times = call.times(k)
+        if dprojected is not None and dm is not None:
+            call.launch("backward_projected", B * P, arguments, k)
+            project(call.starts(dprojected, times), call.starts(packed.weight_hr), call.starts(dm))
+        call.launch("backward_gates", B * H, arguments, k)
+        recur(call.starts(dz, times), weights, sums)
+    return dz, dprojected
