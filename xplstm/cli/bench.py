@@ -5,29 +5,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
-import time
-from contextlib import ExitStack
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from xplstm._errors import XplstmError
-from xplstm.cli.engines import Engine, Shape, available
+from xplstm.cli import results
+from xplstm.cli.engines import Engine
+from xplstm.cli.peers import Shape, available
 
-SHAPES = (
-    Shape(1, 1, 64, 64),
+FORWARD = (
+    Shape(100, 1, 3, 8),
+    Shape(100, 1, 16, 32),
+    Shape(100, 1, 64, 128),
+    Shape(100, 1, 256, 256),
+    Shape(100, 1, 512, 512),
+    Shape(50, 1, 1024, 1024),
+    Shape(100, 8, 64, 128),
+    Shape(100, 32, 128, 128),
+    Shape(100, 32, 256, 256),
+    Shape(50, 32, 512, 512),
+    Shape(50, 64, 512, 512),
+    Shape(25, 64, 1024, 1024),
+    Shape(20, 256, 512, 512),
+)
+TRAIN = (
     Shape(100, 1, 64, 128),
     Shape(100, 8, 64, 128),
-    Shape(50, 32, 128, 128),
-    Shape(50, 32, 256, 256),
-    Shape(25, 32, 512, 512),
+    Shape(100, 32, 128, 128),
+    Shape(100, 32, 256, 256),
+    Shape(50, 32, 512, 512),
+    Shape(50, 64, 512, 512),
+    Shape(25, 64, 1024, 1024),
 )
-
-# Long enough for the thread pool of the engine before to fall asleep.
-PAUSE = 0.05
+STEP = (Shape(1, 1, 3, 8), Shape(1, 1, 32, 32), Shape(1, 1, 64, 64), Shape(1, 1, 128, 128))
 
 # Seconds that an engine works when it is its turn.
 TURN = 0.03
@@ -38,15 +53,24 @@ class UnequalError(XplstmError, AssertionError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the shapes, threads and repeats."""
-    parser.add_argument(
-        "--shape", action="append", type=_shape, metavar="T,B,I,H", help="time this shape; may be repeated"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="threads of every engine (default 2)")
-    parser.add_argument(
-        "--repeats", type=int, default=15, help="rounds, each engine once a round (default 15)"
-    )
+    """Take the shapes, threads, rounds and files."""
+    shape_help = "time this shape instead of the usual ones; T = 1 is a step of a stream; may be repeated"
+    parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H", help=shape_help)
+    threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
+    parser.add_argument("--threads", type=_counts, default=(1, 2), metavar="N,...", help=threads_help)
+    rounds_help = "rounds, each engine once a round (default 15)"
+    parser.add_argument("--repeats", type=int, default=15, metavar="N", help=rounds_help)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios; needs matplotlib")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Numbers, separated by commas."""
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < 1:
+        msg = f"{text!r} must be positive integers, separated by commas"
+        raise argparse.ArgumentTypeError(msg)
+    return numbers
 
 
 def _shape(text: str) -> Shape:
@@ -58,32 +82,57 @@ def _shape(text: str) -> Shape:
     return Shape(*numbers)
 
 
+def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
+    """What to time of which shape."""
+    if not shapes:
+        return [
+            (w, s) for w, group in (("forward", FORWARD), ("train", TRAIN), ("step", STEP)) for s in group
+        ]
+    steps = [("step", s) for s in shapes if s.T == 1]
+    return [(w, s) for w in ("forward", "train") for s in shapes if s.T > 1] + steps
+
+
 def run(args: argparse.Namespace) -> int:
-    """Print a table for inference and one for training."""
-    # Every engine reads these when it is imported, which is in a process that does not exist yet.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(args.threads)
-    names, shapes = available(), args.shape or SHAPES
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, float32, one layer")
+    """Print a table for everything timed and each number of threads."""
+    names, cases = available(), _cases(args.shape)
+    print(f"{results.processor()}, {os.cpu_count()} cores, float32, one layer of one direction")
     print(f"microseconds a step: median of {args.repeats} interleaved rounds, results checked equal first")
-    print(
-        "x/peer: the peer's time over that of our fastest kernel, median of the rounds; above 1 we are faster"
-    )
-    found: dict[str, dict[str, dict[str, list[float]]]] = {"forward": {}, "train": {}}
+    print("x/peer: the peer's time over ours, median of the rounds; above 1 we are faster")
+    found: dict[int, results.Found] = {n: {what: {} for what, _ in cases} for n in args.threads}
     with ExitStack() as stack:
-        engines = [stack.enter_context(Engine(name, args.threads)) for name in names]
-        for shape in shapes:
-            trains = {engine.name: engine.build(shape) for engine in engines}
-            for what in found:
-                able = [engine for engine in engines if what == "forward" or trains[engine.name]]
-                if able:
-                    _check_equal(able, what, shape)
-                    found[what][",".join(map(str, shape))] = _interleave(able, what, shape, args.repeats)
-    for what, rows in found.items():
-        _print_table(what, rows, names)
+        # The processes that stand still must not outlive this one.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
+        engines = [stack.enter_context(Engine(name, n)) for n in args.threads for name in names]
+        peaks = {n: max(e.product() for e in engines if e.threads == n) for n in args.threads}
+        advance = stack.enter_context(_bar(len(cases) * args.repeats))
+        for what, shape in cases:
+            trains = [engine.build(shape) for engine in engines]
+            able = [e for e, train in zip(engines, trains, strict=True) if train or what != "train"]
+            _check_equal(able, what, shape)
+            for (n, name), times in _interleave(able, what, shape, args.repeats, advance).items():
+                found[n][what].setdefault(shape, {})[name] = times
+    for n, kinds in found.items():
+        for what, rows in kinds.items():
+            print(f"\n{results.table(what, n, rows, peaks[n])}")
+        peak = f"{peaks[n]:.0f} GFLOP/s in the fastest large product of matrices"
+        print(f"\npeak with {n} thread{'s' * (n > 1)}: {peak}")
     if args.json:
-        args.json.write_text(json.dumps(_report(args, found), indent=1) + "\n")
+        args.json.write_text(json.dumps(results.report(found, peaks, args.repeats), indent=1) + "\n")
+    if args.plot:
+        results.draw(found, args.plot)
     return 0
+
+
+@contextmanager
+def _bar(rounds: int) -> Iterator[Callable[[], object]]:
+    """Give what moves a progress bar on, where there are a terminal and the package tqdm."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda: None
+        return
+    with tqdm(total=rounds, unit="round", file=sys.stderr, disable=None, dynamic_ncols=True) as bar:
+        yield bar.update
 
 
 def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
@@ -94,49 +143,18 @@ def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
         result = engine.result(what)
         worst = float(np.abs(result - reference).max()) if result.shape == reference.shape else float("inf")
         if not worst <= 1e-4 * scale:
-            msg = f"{what} at {tuple(shape)}: {engine.name} and {engines[0].name} differ by {worst:.1e}"
+            msg = f"{what} at {shape}: {engine.name} and {engines[0].name} differ by {worst:.1e}"
             raise UnequalError(msg)
 
 
-def _interleave(engines: list[Engine], what: str, shape: Shape, repeats: int) -> dict[str, list[float]]:
-    """Microseconds a step by engine, one number a round."""
-    calls = {engine.name: max(1, int(TURN / engine.time(what, 1))) for engine in engines}
-    times: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    for turn in range(repeats):
+def _interleave(
+    engines: list[Engine], what: str, shape: Shape, rounds: int, advance: Callable[[], object]
+) -> dict[tuple[int, str], list[float]]:
+    """Microseconds a step by threads and engine, one number a round."""
+    calls = {engine: max(1, int(TURN / engine.time(what, 1))) for engine in engines}
+    times: dict[Engine, list[float]] = {engine: [] for engine in engines}
+    for turn in range(rounds):
         for engine in engines if turn % 2 else reversed(engines):
-            time.sleep(PAUSE)
-            times[engine.name].append(engine.time(what, calls[engine.name]) / shape.T * 1e6)
-    return times
-
-
-def _print_table(what: str, rows: dict[str, dict[str, list[float]]], names: list[str]) -> None:
-    """One row a shape: each engine's median, then our fastest kernel against each other engine."""
-    ours, others = names[0], [name for name in names[1:] if any(name in times for times in rows.values())]
-    header = [*(f"{name:>14}" for name in (ours, *others)), *(f"{'x/' + name:>14}" for name in others)]
-    print(f"\n{what}\n{'T,B,I,H':<18}{''.join(header)}")
-    for shape, times in rows.items():
-        cells = [
-            f"{statistics.median(times[name]):14.1f}" if name in times else f"{'-':>14}"
-            for name in (ours, *others)
-        ]
-        cells += [f"{_ratio(times, ours, name):14.2f}" if name in times else f"{'-':>14}" for name in others]
-        print(f"{shape:<18}{''.join(cells)}")
-
-
-def _ratio(times: dict[str, list[float]], ours: str, other: str) -> float:
-    """Median over the rounds of the other's time over ours."""
-    return statistics.median(b / a for a, b in zip(times[ours], times[other], strict=True))
-
-
-def _report(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
-    """Measurements with what is needed to repeat them."""
-    return {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "threads": args.threads,
-        "repeats": args.repeats,
-        "unit": "microseconds a step",
-        "times": found,
-    }
+            times[engine].append(engine.time(what, calls[engine]) / shape.T * 1e6)
+        advance()
+    return {(engine.threads, engine.name): rows for engine, rows in times.items()}

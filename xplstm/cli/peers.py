@@ -1,0 +1,195 @@
+"""What `bench` times: our kernels, and the peers that are installed, each as functions of one shape."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import xplstm
+from xplstm import _dispatch
+
+
+class Shape(NamedTuple):
+    """One layer, one direction, float32; T = 1 is a single step of a stream."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+    def multiply_adds(self) -> int:
+        """Of the products of one step."""
+        return self.B * 4 * self.H * (self.I + self.H)
+
+
+class Work(NamedTuple):
+    """What an engine can be asked for; None what it cannot do."""
+
+    forward: Callable[[], np.ndarray]
+    """y."""
+    train: Callable[[], np.ndarray] | None
+    """dx after a forward and a backward pass."""
+
+
+def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Parameters, x and dy, the same in every process."""
+    rng = np.random.default_rng(0)
+    params = xplstm.LSTM(shape.I, shape.H, rng=rng).params
+    x = rng.standard_normal((shape.T, shape.B, shape.I), dtype=np.float32)
+    return params, x, rng.standard_normal((shape.T, shape.B, shape.H), dtype=np.float32)
+
+
+def kernel(name: str) -> Callable[[Shape, int], Work]:
+    """One of our own kernels."""
+
+    def build(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it has read its environment already
+        xplstm.use_kernel(name)
+        params, x, dy = problem(shape)
+        lstm = xplstm.LSTM(shape.I, shape.H)
+        lstm.load_state_dict(params)
+        frozen = lstm.freeze()
+        if shape.T == 1:
+            first = x[0]
+            state = frozen.step(first)[1]
+            zeros = type(state)(np.zeros_like(state.h), np.zeros_like(state.c))
+            return Work(lambda: np.asarray(frozen.step(first, zeros)[0]), None)
+        return Work(lambda: np.asarray(frozen(x)[0]), lambda: np.asarray(lstm.vjp(x)[2](dy)[0]))
+
+    return build
+
+
+def torch(shape: Shape, threads: int) -> Work:
+    """PyTorch's LSTM on the CPU, for a single step its LSTMCell."""
+    import torch
+
+    torch.set_num_threads(threads)
+    params, x, dy = problem(shape)
+    inputs, gradient = torch.tensor(x), torch.tensor(dy)
+    if shape.T == 1:
+        cell = torch.nn.LSTMCell(shape.I, shape.H)
+        cell.load_state_dict({name[:-3]: torch.tensor(a) for name, a in params.items()})
+        first, zeros = inputs[0], torch.zeros(shape.B, shape.H)
+
+        def step() -> np.ndarray:
+            with torch.inference_mode():
+                return np.asarray(cell(first, (zeros, zeros))[0].numpy())
+
+        return Work(step, None)
+    module = torch.nn.LSTM(shape.I, shape.H)
+    module.load_state_dict({name: torch.tensor(a) for name, a in params.items()})
+
+    def forward() -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(module(inputs)[0].numpy())
+
+    def train() -> np.ndarray:
+        module.zero_grad()
+        leaf = inputs.detach().requires_grad_()
+        module(leaf)[0].backward(gradient)
+        return np.asarray(leaf.grad.numpy())
+
+    return Work(forward, train)
+
+
+def onnxruntime(shape: Shape, threads: int) -> Work:
+    """ONNX Runtime's LSTM on the CPU."""
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    params, x, _ = problem(shape)
+    H = shape.H
+
+    def iofc(a: np.ndarray) -> np.ndarray:
+        return np.concatenate([a[:H], a[3 * H :], a[H : 2 * H], a[2 * H : 3 * H]])
+
+    weights = {
+        "W": iofc(params["weight_ih_l0"])[None],
+        "R": iofc(params["weight_hh_l0"])[None],
+        "B": np.concatenate([iofc(params["bias_ih_l0"]), iofc(params["bias_hh_l0"])])[None],
+    }
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", *weights], ["y"], hidden_size=H)],
+        "lstm",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [shape.T, 1, shape.B, H])],
+        [numpy_helper.from_array(a, name) for name, a in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
+
+
+def jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the processors that the process has
+    """A loop of `jax.lax.scan`, compiled, the input's product before it."""
+    import jax
+    from jax import numpy as jnp
+
+    params, x, dy = problem(shape)
+    zeros = jnp.zeros((shape.B, shape.H))
+
+    def lstm(p: dict[str, Any], x: Any) -> Any:
+        def step(state: Any, u: Any) -> Any:
+            i, f, g, o = jnp.split(u + state[0] @ p["weight_hh_l0"].T, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        u = x @ p["weight_ih_l0"].T + (p["bias_ih_l0"] + p["bias_hh_l0"])
+        return jax.lax.scan(step, (zeros, zeros), u)[1]
+
+    p, inputs, gradient = jax.device_put((params, x, dy), jax.devices("cpu")[0])
+    forward = jax.jit(lstm)
+    train = jax.jit(lambda p, x, dy: jax.vjp(lstm, p, x)[1](dy))
+
+    def trained() -> np.ndarray:
+        gradients, dx = jax.block_until_ready(train(p, inputs, gradient))
+        assert len(gradients) == len(params)
+        return np.asarray(dx)
+
+    return Work(lambda: np.asarray(forward(p, inputs)), None if shape.T == 1 else trained)
+
+
+PEERS = {
+    "onnxruntime": (onnxruntime, ("onnx", "onnxruntime")),
+    "torch": (torch, ("torch",)),
+    "jax": (jax, ("jax",)),
+}
+
+
+def available() -> list[str]:
+    """Our kernels that run here, fastest first, then the peers that are installed."""
+    ours = [name for name in ("native", "numpy_inplace") if not _dispatch.why_missing(name)]
+    peers = [name for name, (_, needs) in PEERS.items() if all(importlib.util.find_spec(n) for n in needs)]
+    return [*ours, *peers]
+
+
+def builder(name: str) -> Callable[[Shape, int], Work]:
+    """What makes an engine ready for a shape and a number of threads."""
+    return PEERS[name][0] if name in PEERS else kernel(name)
+
+
+# Rows and columns of the matrices whose product is the machine's measure.
+PRODUCT = 768
+
+
+def product(name: str, threads: int) -> Callable[[], Any]:
+    """A large product of matrices: PyTorch's, or NumPy's."""
+    a = np.ones((PRODUCT, PRODUCT), dtype=np.float32)
+    if name != "torch":
+        return lambda: a @ a
+    import torch
+
+    torch.set_num_threads(threads)
+    b = torch.tensor(a)
+    return lambda: b @ b

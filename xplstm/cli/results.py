@@ -1,0 +1,156 @@
+"""What `bench` found: its table, its report and its picture."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from xplstm._errors import BackendError
+from xplstm.cli.peers import PEERS, Shape
+
+Times = dict[str, list[float]]
+"""Microseconds a step by engine, one number a round."""
+Found = dict[str, dict[Shape, Times]]
+"""By what was timed, and shape."""
+
+TITLES = {
+    "forward": "inference",
+    "train": "training: forward, backward and all gradients",
+    "step": "a stream",
+}
+
+
+def ratio(times: Times, ours: str, other: str) -> float:
+    """Median over the rounds of the other's time over ours."""
+    return statistics.median(b / a for a, b in zip(times[ours], times[other], strict=True))
+
+
+def mean_ratios(rows: dict[Shape, Times], ours: str) -> dict[str, float]:
+    """Geometric mean over the shapes of the ratio to each other engine."""
+    others = dict.fromkeys(name for times in rows.values() for name in times if name != ours)
+    return {
+        name: statistics.geometric_mean(ratio(t, ours, name) for t in rows.values() if name in t)
+        for name in others
+    }
+
+
+def speed(what: str, shape: Shape, times: list[float]) -> float:
+    """Operations of the products, in 1e9 a second; training has three times those of inference."""
+    passes = 3 if what == "train" else 1
+    return passes * 2e-3 * shape.multiply_adds() / statistics.median(times)
+
+
+def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str:
+    """One row a shape: each engine's median, ours against each other, and our part of the peak."""
+    ours = next(iter(next(iter(rows.values()))))
+    means = mean_ratios(rows, ours)
+    header = ["T,B,I,H", ours, *means, *(f"x/{name}" for name in means), "GFLOP/s", "of peak"]
+    lines = [header]
+    for shape, times in rows.items():
+        medians = [f"{statistics.median(times[n]):.1f}" if n in times else "-" for n in (ours, *means)]
+        ratios = [f"{ratio(times, ours, n):.2f}" if n in times else "-" for n in means]
+        reached = speed(what, shape, times[ours])
+        lines.append([str(shape), *medians, *ratios, f"{reached:.1f}", f"{reached / peak:.0%}"])
+    lines.append(["geometric mean", *[""] * (1 + len(means)), *(f"{m:.2f}" for m in means.values()), "", ""])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    text = [
+        line[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    ]
+    return "\n".join([f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}", *text])
+
+
+def report(found: dict[int, Found], peaks: dict[int, float], rounds: int) -> dict[str, Any]:
+    """Everything measured, with what is needed to measure it again."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", "xplstm", *sys.argv[1:]]),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "rounds": rounds,
+        "unit": "microseconds a step, float32, one layer of one direction",
+        "peak GFLOP/s": {str(threads): round(peak, 1) for threads, peak in peaks.items()},
+        "geometric means": {
+            str(threads): {what: _rounded(rows) for what, rows in kinds.items()}
+            for threads, kinds in found.items()
+        },
+        "times": {
+            str(threads): {
+                what: {
+                    str(shape): {name: [float(f"{t:.4g}") for t in ts] for name, ts in times.items()}
+                    for shape, times in rows.items()
+                }
+                for what, rows in kinds.items()
+            }
+            for threads, kinds in found.items()
+        },
+    }
+
+
+def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
+    """Mean ratios as a reader wants them."""
+    return {name: round(r, 3) for name, r in mean_ratios(rows, next(iter(next(iter(rows.values()))))).items()}
+
+
+def processor() -> str:
+    """The processor's name, as Linux says it, else its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Python's, ours and those of the peers that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("xplstm", "numpy", *PEERS):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def draw(found: dict[int, Found], file: Path) -> None:
+    """Draw how many times faster we are: a column for each thing timed, a row for each number of threads."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        msg = f"--plot {file.name} needs matplotlib: pip install 'xplstm[plot]'"
+        raise BackendError(msg) from error
+    kinds = list(dict.fromkeys(what for rows in found.values() for what in rows))
+    figure = Figure(figsize=(1 + 4.2 * len(kinds), 1 + 3.6 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), len(kinds), squeeze=False)
+    for line, (threads, by_kind) in zip(grid, found.items(), strict=True):
+        for axes, what in zip(line, kinds, strict=True):
+            _panel(axes, by_kind[what])
+            axes.set_title(f"{what}, {threads} thread{'s' * (threads > 1)}")
+    grid[0, 0].legend(fontsize=8)
+    figure.supxlabel("the other's time over ours: right of the line we are faster")
+    figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _panel(axes: Any, rows: dict[Shape, Times]) -> None:
+    """One dot for each shape and peer."""
+    ours = next(iter(next(iter(rows.values()))))
+    shapes = list(rows)
+    for name, marker in zip(mean_ratios(rows, ours), "osD^v", strict=False):
+        points = [(ratio(rows[s], ours, name), k) for k, s in enumerate(shapes) if name in rows[s]]
+        axes.plot(*zip(*points, strict=True), marker, markersize=5, label=name)
+    axes.axvline(1, color="#444444", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks(range(len(shapes)), [str(s) for s in shapes], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
