@@ -191,6 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     quick = [name for name, adapter in subjects().items() if not is_slow(adapter)]
     names = list(named(options.subject)) if options.subject else quick
+    options.out.mkdir(parents=True, exist_ok=True)  # what is wrong with it shows before minutes of tests
     recorder = run(names)
     write(made(names, recorder.outcomes), options.out)
     print(*recorder.failures, f"wrote {options.out}/conformance.json and .md", sep="\n\n")

@@ -179,6 +179,21 @@ def test_report_joins_the_cases_of_a_clause() -> None:
     assert report.judged("XPL-C-001", [passed])["reasons"] == {"not run": ["no test yet"]}
 
 
+def test_folder_of_the_report_is_there_before_the_suite_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new" / "report"
+
+    def run(_: list[str]) -> report.Recorder:
+        assert names
+        assert folder.is_dir()
+        return report.Recorder()
+
+    monkeypatch.setattr(report, "run", run)
+    assert report.main(["--subject", "xplstm:numpy:reference", "--out", str(folder)]) == 0
+    assert (folder / "conformance.json").exists()
+
+
 def test_published_report_is_of_the_present_specification() -> None:
     found = json.loads((report.DOCS / "conformance.json").read_text(encoding="utf-8"))
     prose = clauses.SPEC.read_text(encoding="utf-8")

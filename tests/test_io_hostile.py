@@ -20,6 +20,7 @@ import xplstm
 from tests import weightfiles
 from xplstm import io
 from xplstm._errors import ArgumentError, FormatError
+from xplstm.io._archive import Archive
 
 
 def safetensors(header, data=b"", length=None):
@@ -43,6 +44,12 @@ def npy(a):
     content = bytesio.BytesIO()
     np.save(content, a)
     return content.getvalue()
+
+
+def brackets(depth, end=b""):
+    """An array whose shape is `depth` tuples deep, with `end` closing each."""
+    text = b"{'descr':'<f4','fortran_order':False,'shape':(" + b"(" * depth + end * depth + b"),}"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
 def pt(program, *, folder="archive", extra=()):
@@ -149,6 +156,12 @@ BROKEN = {
     "objects": (".npz", zipped([("a.npy", npy(np.asarray([{}], dtype=object)))]), "nothing is unpickled"),
     "records": (".npz", zipped([("a.npy", npy(np.zeros(2, "f4,f4")))]), "objects and records"),
     "no array": (".npz", zipped([("a.npy", b"hello")]), "no array"),
+    "header that ends within brackets": (
+        ".npz",
+        zipped([("a.npy", brackets(2000))]),
+        "no array that NumPy wrote",
+    ),
+    "header nested deep": (".npz", zipped([("a.npy", brackets(300, b")"))]), "no array that NumPy wrote"),
     "array cut": (".npz", zipped([("a.npy", npy(np.ones(9))[:-1])]), "holds 199"),
     "array of a shape beyond its bytes": (
         ".npz",
@@ -175,7 +188,42 @@ BROKEN = {
     "pickle that calls what it made": (".pt", pt(b"\x80\x02})R."), "calls dict"),
     "pickle that calls a dtype": (".pt", pt(b"\x80\x02ctorch\nFloatStorage\n)R."), "a name alone"),
     "pickle that marks for ever": (".pt", pt(b"(" * 100_000 + b"."), "not there"),
-    "pickle with a key that is a tuple": (".pt", pt(b"\x80\x02})Ns."), "a tuple for a key"),
+    "pickle with a key that is a tuple": (".pt", pt(b"\x80\x02})\x85Ns."), "a tuple for a key"),
+    "pickle with a key that is a long tuple": (
+        ".pt",
+        pt(b"\x80\x02}(" + b"N" * 17 + b"tNs."),
+        "a tuple for a key",
+    ),
+    "pickle with a key of long texts": (
+        ".pt",
+        pt(b"\x80\x02}X\xe8\x03\x00\x00" + b"a" * 1000 + b"\x85Ns."),
+        "longer than 100 letters",
+    ),
+    "pickle of a counter of a list": (
+        ".pt",
+        pt(b"\x80\x02ccollections\nCounter\n]\x85R."),
+        "a counter is made of",
+    ),
+    "pickle of a default that is called": (
+        ".pt",
+        pt(b"\x80\x02c__builtin__\ndict\n)R."),
+        "a name alone",
+    ),
+    "pickle of a default by another name": (
+        ".pt",
+        pt(b"\x80\x02ccollections\ndefaultdict\ncos\nsystem\n\x85R."),
+        "asks for os.system",
+    ),
+    "pickle of a default that is no function": (
+        ".pt",
+        pt(b"\x80\x02ccollections\ndefaultdict\n]\x85R."),
+        "a default is made by",
+    ),
+    "pickle nested a million deep": (
+        ".pt",
+        pt(b"]" * 1_000_000 + b"a" * 999_999 + b"."),
+        "piles up more than",
+    ),
     "pickle that remembers far": (
         ".pt",
         pt(b"\x80\x02}r\xff\xff\xff\xffj\xfe\xff\xff\xff."),
@@ -197,7 +245,7 @@ BROKEN = {
         pt(in_dict(tensor(key=b"X\x0b\x00\x00\x00../data.pkl"))),
         "not there: '../data.pkl'",
     ),
-    "tensor upon itself": (".pt", pt(in_dict(tensor(strides=b"K\x00K\x01"))), "lies upon itself"),
+    "tensor upon itself": (".pt", pt(in_dict(tensor(strides=b"K\x01K\x01"))), "lies upon itself"),
     "tensor of negative strides": (
         ".pt",
         pt(in_dict(tensor(strides=b"K\x03J\xff\xff\xff\xff"))),
@@ -426,3 +474,93 @@ def test_names_do_not_reach_a_terminal_raw(tmp_path):
     with pytest.raises(FormatError) as raised:
         io.load(path)
     assert "\x1b" not in str(raised.value)
+
+
+def test_a_directory_is_parsed_at_most_twice(tmp_path, monkeypatch):
+    """Once to tell the format, once to read; not for each member, which would take time by its square."""
+    path = tmp_path / "many.npz"
+    np.savez(path, **{f"a{k}": np.full(2, k) for k in range(300)})
+    opened = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, *args, **kwargs):
+            opened.append(args)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    found = io.arrays(path)
+    assert [found[f"a{k}"][1] for k in (0, 150, 299)] == [0, 150, 299]
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_of_another_name_than_the_directory_says_is_refused(method, tmp_path):
+    path = tmp_path / "named.npz"
+    content = zipped([("a.npy", npy(np.ones(9)))], method)
+    path.write_bytes(content.replace(b"a.npy", b"b.npy", 1))
+    with pytest.raises(FormatError, match=r"another member than a\.npy"):
+        io.inspect(path)
+    path.write_bytes(content.replace(b"PK\x03\x04", b"PK\x03\x05", 1))
+    with pytest.raises(FormatError, match=r"another member than a\.npy"):
+        io.inspect(path)
+
+
+def test_names_of_members_in_other_letters(tmp_path):
+    path = tmp_path / "letters.npz"
+    np.savez(path, **{"größe": np.arange(3), "量": np.arange(2)})
+    assert {name: a.size for name, a in io.arrays(path).items()} == {"größe": 3, "量": 2}
+
+
+def many(count, *, size=b"J\x00\x00\x04\x00"):
+    """A file of `count` tensors over one storage of 2**18 float32."""
+    one = tensor(shape=size, strides=b"K\x01")
+    named = b"".join(b"X\x05\x00\x00\x00%05d" % k + one + b"s" for k in range(count))
+    return zipped([("archive/data.pkl", b"\x80\x02}" + named + b"."), ("archive/data/0", bytes(1 << 20))])
+
+
+def test_tensors_of_one_storage_are_bounded_together(tmp_path):
+    path = tmp_path / "shared.pt"
+    content = many(3000)
+    path.write_bytes(content)
+    assert len(io.inspect(path).tensors) == 3000
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="32 times the bytes"):
+            io.arrays(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * len(content)
+    path.write_bytes(many(24))  # layers that share their weights
+    assert len(io.arrays(path)) == 24
+
+
+def test_a_shared_storage_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "shared.pt"
+    path.write_bytes(many(500, size=b"K\x02"))
+    taken = []
+
+    def read(self, name, most=None, whole=Archive.read):
+        taken.append(name)
+        return whole(self, name, most)
+
+    monkeypatch.setattr(Archive, "read", read)
+    assert len(io.arrays(path)) == 500
+    assert taken == ["archive/data.pkl", "archive/data/0"]
+
+
+def test_a_tensor_expanded_beyond_its_storage_is_refused(tmp_path):
+    path = tmp_path / "expanded.pt"
+    path.write_bytes(pt(in_dict(tensor(shape=b"J\x00\x00\x00\x40", strides=b"K\x00"))))
+    assert io.inspect(path).tensors == {"weight_ih_l0": ((1 << 30,), "float32")}
+    with pytest.raises(FormatError, match="32 times the bytes"):
+        io.arrays(path)
+
+
+def test_a_file_of_many_networks_lists_a_few(tmp_path):
+    one = {"weight_ih_l0": np.ones((8, 3)), "weight_hh_l0": np.ones((8, 2))}
+    given = {f"n{k}": one for k in range(500)}
+    with pytest.raises(ArgumentError, match="holds 500 networks") as raised:
+        io.load(given)
+    assert str(raised.value).count("\n") == 13
+    assert str(raised.value).endswith("\n  and 488 more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -539,3 +540,46 @@ def test_the_arrays_around_an_lstm(tmp_path, xp):
         ArgumentError, match=r"prefix='tail': .* has nothing there; it holds .*headless \(2,\)"
     ):
         io.arrays(path, "tail")
+
+
+@pytest.mark.parametrize("name", ["params.msgpack", "params"])
+def test_what_flax_wrote_as_msgpack_is_told_the_way(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"\x81\xa6params\x81\xa6kernel\xc7")
+    with pytest.raises(FormatError, match=r"is no file of .*flatten the params and save them as \.npz"):
+        io.load(path)
+
+
+@pytest.mark.parametrize(("kind", "whose"), [("RNNCell", "a simple network"), ("GRUCell", "a GRU")])
+def test_a_cell_that_is_no_lstm_is_called_what_it_is(kind, whose):
+    torch = pytest.importorskip("torch")
+    cell = getattr(torch.nn, kind)(I, H)
+    with pytest.raises(FormatError, match=f"that of {whose}, of which no single cell is read"):
+        io.load(cell.state_dict())
+
+
+def test_checkpoints_hold_what_training_leaves(tmp_path):
+    """Counters, dicts with defaults, tuples as keys and expanded tensors stand around the weights."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.LSTM(I, H)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    row = torch.arange(4.0)
+    held = {
+        "model": model.state_dict(),
+        "schedule": schedule.state_dict(),
+        ("moments", 1): row,
+        "rows": row[1:].expand(2, 3),
+        "columns": row[:2, None].expand(2, 3),
+    }
+    path = tmp_path / "checkpoint.pt"
+    torch.save(held, path)
+    torch.load(path, weights_only=True)
+    found = io.arrays(path)
+    np.testing.assert_array_equal(found["('moments', 1)"], [0, 1, 2, 3])
+    np.testing.assert_array_equal(found["rows"], [[1, 2, 3]] * 2)
+    np.testing.assert_array_equal(found["columns"], [[0, 0, 0], [1, 1, 1]])
+    loaded = io.load(path)
+    np.testing.assert_array_equal(loaded.params["weight_hh_l0"], model.weight_hh_l0.detach().numpy())
+    torch.save({"found": defaultdict(list, {"a": [row]}), "none": defaultdict(None, {2: row})}, path)
+    assert sorted(io.arrays(path)) == ["found.a.0", "none.2"]

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from xplstm._errors import FormatError
 from xplstm.io._contents import shown
@@ -19,8 +20,10 @@ SMALL = 1 << 20
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
-# Bytes before a member's own, at least.
-_HEADER = 30
+_UTF8 = 0x800
+# What stands before a member's bytes: signature, eight numbers unused here, how long name and rest are.
+_HEADER = struct.Struct("<4s22xHH")
+_SIGNATURE = b"PK\x03\x04"
 # What the standard library raises at a zip file that is none, is cut, or is made to confuse.
 _BROKEN = (
     zipfile.BadZipFile,
@@ -50,10 +53,13 @@ class Archive:
         """A member's bytes, or the first `most` of them."""
         info = self.members[name]
         size = info.file_size if most is None else min(most, info.file_size)
-        with self._naming(), zipfile.ZipFile(self.path) as file, file.open(info) as member:
-            content = member.read(size)
-            if size == info.file_size:
-                member.read(1)  # at its end a member's checksum is compared
+        # ZipFile.open would parse the whole directory again, or keep the file open from the first read on.
+        with self._naming(), open(self.path, "rb") as file:
+            _seek(file, info)
+            with zipfile.ZipExtFile(file, "r", info) as member:
+                content = member.read(size)
+                if size == info.file_size:
+                    member.read(1)  # at its end a member's checksum is compared
         if len(content) != size:
             msg = f"{self.path}: {shown(name)} ends after {len(content)} of {size} bytes"
             raise FormatError(msg)
@@ -73,7 +79,7 @@ class Archive:
             if info.header_offset < end or info.header_offset + info.compress_size > length:
                 msg = f"{self.path}: {shown(info.filename)} lies upon another member, or outside the file"
                 raise FormatError(msg)
-            end = info.header_offset + _HEADER + info.compress_size
+            end = info.header_offset + _HEADER.size + info.compress_size
         if total > max(GROWTH * length, SMALL):
             msg = f"{self.path} has {length} bytes and says that it unpacks to {total}, which no weights do"
             raise FormatError(msg)
@@ -101,3 +107,14 @@ class Archive:
         except _BROKEN as error:
             msg = f"{self.path} is no whole zip file: {error}"
             raise FormatError(msg) from error
+
+
+def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:
+    """Go to a member's first byte; what stands before it must be of the name that the directory says."""
+    file.seek(info.header_offset)
+    signature, name_length, rest = _HEADER.unpack(file.read(_HEADER.size))
+    name = file.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    if signature != _SIGNATURE or name != info.orig_filename:
+        msg = f"at byte {info.header_offset} begins another member than {shown(info.orig_filename)}"
+        raise zipfile.BadZipFile(msg)
+    file.seek(rest, os.SEEK_CUR)

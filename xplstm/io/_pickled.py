@@ -48,8 +48,13 @@ _VALUES = {
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# What can be the key of a dict. Not tuples: one nested a million deep would lead Python off its stack.
+# What can be the key of a dict, or an item of a tuple that is one. Not tuples of tuples: one nested a million
+# deep would lead Python off its stack.
 _KEYS = (str, int, float, type(None))
+# A tuple as a key becomes part of a name, and the same text can stand in many.
+_LONGEST_TUPLE, _LONGEST_TEXT = 16, 100
+# Containers are written by a thousand items at a time: nothing honest piles up more.
+_HIGHEST_STACK = 100_000
 
 
 def load(where: str, program: bytes, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
@@ -83,6 +88,8 @@ class _Machine:
 
     def step(self, name: str, argument: Any) -> None:
         """Do one instruction."""
+        if len(self.stack) > _HIGHEST_STACK:
+            self._refuse(f"piles up more than {_HIGHEST_STACK} values before it uses them")
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -214,8 +221,11 @@ class _Machine:
         return self.stack[-1]
 
     def _key(self, key: Any) -> Any:
-        if not isinstance(key, _KEYS) or (isinstance(key, int) and key.bit_length() > 64):
-            self._refuse(f"has a {type(key).__name__} for a key")
+        parts = key if type(key) is tuple else (key,)
+        if len(parts) > _LONGEST_TUPLE or not all(map(_is_key, parts)):
+            self._refuse(f"has a {type(key).__name__} for a key; text, a number or a few of them can be one")
+        if parts is key and any(isinstance(part, str) and len(part) > _LONGEST_TEXT for part in parts):
+            self._refuse(f"has for a key a tuple of texts longer than {_LONGEST_TEXT} letters")
         return key
 
     def _set(self, items: list[Any]) -> None:
@@ -225,3 +235,7 @@ class _Machine:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self._key(key)] = value
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, _KEYS) and not (isinstance(value, int) and value.bit_length() > 64)

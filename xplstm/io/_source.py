@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 from xplstm import _array, _checks
@@ -19,6 +21,8 @@ Prefix: TypeAlias = "str | Sequence[str | Sequence[str]]"
 
 _SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "output_size")
 _SHOWN = 12
+# A map whose first key is text: how a tree of parameters begins.
+_MSGPACK = re.compile(rb"[\x81-\x8f][\xa0-\xbf]|\xde..[\xa0-\xbf]", re.DOTALL)
 
 
 def open_source(source: Any) -> Contents:
@@ -38,6 +42,8 @@ def open_source(source: Any) -> Contents:
             contents: Contents = module.read(path)
             return contents
     msg = f"{path} is no file of {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
+    if _MSGPACK.match(head) or path.endswith(".msgpack"):
+        msg += "; of msgpack, as Flax writes it: flatten the params and save them as .npz (the guide of Flax)"
     raise FormatError(msg)
 
 
@@ -111,7 +117,7 @@ def _one(
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
         what = f"{contents.where} holds {len(names)} networks" if here else f"{contents.where} has none there"
-        choices = "\n".join(f"  {called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
+        choices = _lines(f"{called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
         msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
         raise ArgumentError(msg)
     sizes = {name: value for name, value in options.items() if name in _SIZES}
@@ -127,7 +133,7 @@ def _one(
 
 def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
     """What a caller must say, and why."""
-    choices = "\n".join(f"  format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
+    choices = _lines(f"format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
     if len({one.layout for one in fitting}) < len(fitting):
         return f"{contents.where} could be, by its shapes; say bidirectional=\n{choices}"
     return f"format=None: names in {contents.where} do not tell the order of gates; these fit\n{choices}"
@@ -139,11 +145,19 @@ def _nothing(contents: Contents, layout: str | None) -> str:
     return f"{contents.where} holds no LSTM{of} that is known here; it holds {listed(contents)}"
 
 
+def _lines(choices: Iterable[str]) -> str:
+    """The first choices, one a line, and how many more there are."""
+    lines = [f"  {choice}" for choice in choices]
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join(lines[:_SHOWN] + more)
+
+
 def listed(contents: Contents) -> str:
     """The first tensors, and how many more there are."""
-    names = [f"{shown(name)} {t.shape} {t.dtype}" for name, t in contents.tensors.items()]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "nothing") + more
+    first = islice(contents.tensors.items(), _SHOWN)
+    names = [f"{shown(name)} {t.shape} {t.dtype}" for name, t in first]
+    rest = len(contents.tensors) - len(names)
+    return (", ".join(names) or "nothing") + (f" and {rest} more" if rest else "")
 
 
 def called(found: Found) -> str:

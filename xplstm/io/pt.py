@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io import _bytes, _pickled
-from xplstm.io._archive import Archive
+from xplstm.io._archive import SMALL, Archive
 from xplstm.io._contents import LONGEST_NAME, Contents, Opening, Tensor, by_name, shown
 from xplstm.io._pickled import Global
 from xplstm.io._written import told, written
@@ -32,6 +33,8 @@ LAYOUT = "torch"
 DEEPEST = 64
 MOST = 5_000_000
 _A_CONTAINER = 50
+# Layers can share a storage, and what was expanded repeats its own: how many bytes may be made of one.
+TIMES = 32
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 _STORAGES = {
@@ -94,9 +97,11 @@ def read(path: str) -> Contents:
     order = _byte_order(archive, folder)
     persistent = partial(_storage, archive, folder)
     whole = _pickled.load(path, archive.read(pickles[0]), _CALLS, persistent)
+    leaves = list(_leaves(path, whole))
+    storages = _Storages(archive, order, [lying for _, lying in leaves])
     tensors = (
-        (name, Tensor(lying.shape, lying.dtype, partial(_tensor, archive, name, lying, order)))
-        for name, lying in _leaves(path, whole)
+        (name, Tensor(lying.shape, lying.dtype, partial(storages.tensor, name, lying)))
+        for name, lying in leaves
     )
     return Contents(path, "pt", by_name(path, tensors), {})
 
@@ -199,6 +204,22 @@ def _ordered(items: Any = ()) -> dict[Any, Any]:
     return {}
 
 
+def _counted(counts: Any) -> dict[Any, Any]:
+    """Stand-in for a counter, which is made of a dict."""
+    if not isinstance(counts, dict):
+        msg = f"a counter is made of {type(counts).__name__}"
+        raise TypeError(msg)
+    return counts
+
+
+def _defaulting(factory: Any = None) -> dict[Any, Any]:
+    """Stand-in for a dict with a default, which is filled afterwards; nothing is asked for the default."""
+    if factory is not None and not isinstance(factory, Global):
+        msg = f"a default is made by {type(factory).__name__}"
+        raise TypeError(msg)
+    return {}
+
+
 def _items(items: Any) -> tuple[Any, ...]:
     """Stand-in for what makes a container of a list or a tuple; which one is all the same here."""
     if not isinstance(items, list | tuple):
@@ -212,13 +233,18 @@ def _not_called(*_: Any) -> Any:
     raise ValueError(msg)
 
 
+# The same by the names of Python 3 and 2, which protocol 2 writes.
+_BUILTINS = ("builtins", "__builtin__")
+_DEFAULTS = ("dict", "list", "int", "float")
 _CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch._utils", "_rebuild_tensor_v2"): _rebuild,
     Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_as,
     Global("torch._utils", "_rebuild_parameter"): _first,
     Global("collections", "OrderedDict"): _ordered,
-    Global("builtins", "set"): _items,
-    Global("__builtin__", "set"): _items,
+    Global("collections", "Counter"): _counted,
+    Global("collections", "defaultdict"): _defaulting,
+    **{Global(module, "set"): _items for module in _BUILTINS},
+    **{Global(module, name): _not_called for module in _BUILTINS for name in _DEFAULTS},
     Global("torch", "Size"): _items,
     Global("torch", "device"): _first,
     **{Global("torch", name): _not_called for name in (*_STORAGES, *_DTYPES)},
@@ -249,11 +275,12 @@ def _leaves(path: str, whole: Any) -> Iterator[tuple[str, Lying]]:
 
 
 def _checked(path: str, name: str, lying: Lying) -> Lying:
-    """A tensor whose numbers are all whole, and that does not lie upon itself."""
+    """A tensor whose numbers are all whole, and that does not lie upon itself, unless it was expanded."""
     numbers = _bytes.count(path, name, lying.shape)
     _bytes.check_numbers(path, name, lying.strides)
     _bytes.check_numbers(path, name, (lying.offset,))
-    axes = sorted((stride, n) for stride, n in zip(lying.strides, lying.shape, strict=False) if n > 1)
+    pairs = zip(lying.strides, lying.shape, strict=False)
+    axes = sorted((stride, n) for stride, n in pairs if n > 1 and stride)
     end = 1
     for stride, n in axes if numbers else ():
         if stride < end:
@@ -266,18 +293,51 @@ def _checked(path: str, name: str, lying: Lying) -> Lying:
     return lying._replace(shape=tuple(lying.shape), strides=tuple(lying.strides))
 
 
-def _tensor(archive: Archive, name: str, lying: Lying, order: str) -> np.ndarray:
-    """One tensor, from the bytes of its storage."""
-    raw = archive.read(lying.storage.member)
-    width = _bytes.BITS[lying.dtype] // 8
-    reach = sum((n - 1) * stride for n, stride in zip(lying.shape, lying.strides, strict=True))
-    end = lying.offset + reach + 1 if math.prod(lying.shape) else 0
-    if end * width > len(raw):
-        msg = f"{archive.path}: {shown(name)} reaches to byte {end * width} of a storage of {len(raw)}"
-        raise FormatError(msg)
-    numbers = np.frombuffer(raw, dtype=f"V{width}")
-    if order == "big":
-        numbers = numbers.view(np.uint8).reshape(-1, width)[:, ::-1].copy().view(f"V{width}")[:, 0]
-    strides = tuple(stride * width for stride in lying.strides)
-    lying_so = np.lib.stride_tricks.as_strided(numbers[lying.offset :], lying.shape, strides, writeable=False)
-    return _bytes.as_array(archive.path, name, np.ascontiguousarray(lying_so), lying.dtype, lying.shape)
+class _Storages:
+    """What the tensors of a file lie in."""
+
+    def __init__(self, archive: Archive, order: str, tensors: Sequence[Lying]) -> None:
+        self.archive = archive
+        self.order = order
+        self.users = Counter(lying.storage.member for lying in tensors)
+        self.shared: dict[str, bytes] = {}
+        self.given: set[str] = set()
+        self.left = max(TIMES * sum(archive.members[member].file_size for member in self.users), SMALL)
+
+    def tensor(self, name: str, lying: Lying) -> np.ndarray:
+        """One tensor, from the bytes of its storage."""
+        path, width = self.archive.path, _bytes.BITS[lying.dtype] // 8
+        self._spend(name, math.prod(lying.shape) * width)
+        raw = self._raw(lying.storage.member)
+        reach = sum((n - 1) * stride for n, stride in zip(lying.shape, lying.strides, strict=True))
+        end = lying.offset + reach + 1 if math.prod(lying.shape) else 0
+        if end * width > len(raw):
+            msg = f"{path}: {shown(name)} reaches to byte {end * width} of a storage of {len(raw)}"
+            raise FormatError(msg)
+        numbers = np.frombuffer(raw, dtype=f"V{width}", count=len(raw) // width)
+        strides = tuple(stride * width for stride in lying.strides)
+        lying_so = np.lib.stride_tricks.as_strided(
+            numbers[lying.offset :], lying.shape, strides, writeable=False
+        )
+        whole = np.ascontiguousarray(lying_so).reshape(-1)
+        if self.order == "big":
+            whole = whole.view(np.uint8).reshape(-1, width)[:, ::-1].copy().view(f"V{width}")[:, 0]
+        return _bytes.as_array(path, name, whole, lying.dtype, lying.shape)
+
+    def _spend(self, name: str, size: int) -> None:
+        """Refuse tensors that are together far more than their storages."""
+        if name not in self.given:
+            self.given.add(name)
+            self.left -= size
+        if self.left < 0:
+            what = f"with {shown(name)}, the tensors have more than {TIMES} times the bytes that they lie in"
+            msg = f"{self.archive.path}: {what}"
+            raise FormatError(msg)
+
+    def _raw(self, member: str) -> bytes:
+        """The bytes of a storage; of one that several tensors share, read once."""
+        if self.users[member] == 1:
+            return self.archive.read(member)
+        if member not in self.shared:
+            self.shared[member] = self.archive.read(member)
+        return self.shared[member]

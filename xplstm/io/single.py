@@ -168,6 +168,11 @@ class Single(NamedTuple):
                 return f"{name} has shape {shapes[name]}; a matrix was expected"
         sizes = self._sizes(shapes)
         H = sizes["hidden_size"]
+        rows = shapes[self.hh[0]][1 if self.columns else 0]
+        if len(self.hh) == 1 and rows in (H, 3 * H):
+            whose = "a simple network" if rows == H else "a GRU"
+            what = f"that of {whose}, of which no single cell is read"
+            return f"{self.hh[0]} has shape {shapes[self.hh[0]]}, {what}; an LSTM has 4 * {H}, not {rows}"
         for names, columns in ((self.ih, sizes["input_size"]), (self.hh, H)):
             out = H if len(names) == 4 else 4 * H
             wanted = (columns, out) if self.columns else (out, columns)
