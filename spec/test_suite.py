@@ -184,7 +184,7 @@ def test_folder_of_the_report_is_there_before_the_suite_runs(
 ) -> None:
     folder = tmp_path / "new" / "report"
 
-    def run(_: list[str]) -> report.Recorder:
+    def run(names: list[str]) -> report.Recorder:
         assert names
         assert folder.is_dir()
         return report.Recorder()

@@ -432,3 +432,115 @@ def test_a_file_cut_anywhere_is_refused(ending: str, tmp_path: Any) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(xplstm.FormatError):
             xplstm.io.load(path, variant=None)
+
+
+def test_a_state_from_elsewhere_ends_a_stack(keras: Any, tmp_path: Any) -> None:
+    make = keras.layers
+    x = keras.Input((None, I))
+    y, h, c = make.LSTM(H, return_sequences=True, return_state=True)(x)
+    decoded = make.LSTM(H, return_sequences=True)(y, initial_state=[h, c])
+    model = keras.Model(x, make.LSTM(H, return_sequences=True)(decoded))
+    with pytest.raises(xplstm.ArgumentError, match="holds 3 networks"):
+        loaded(model, tmp_path)
+    path = tmp_path / "model.keras"
+    encoder, decoder, top = (
+        xplstm.io.load(path, prefix=f"layers.lstm{end}", dtype="float64") for end in ("", "_1", "_2")
+    )
+    a = np.random.default_rng(0).normal(size=(B, T, I))
+    found, _ = top(decoder(*encoder(a))[0])
+    np.testing.assert_allclose(found, model(a.astype("float32")).detach().numpy(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["residual", "both outputs", "through dropout", "named outputs"])
+def test_an_output_that_is_used_again_is_no_inner_layer(keras: Any, kind: str, tmp_path: Any) -> None:
+    make = keras.layers
+    x = keras.Input((None, I))
+    a = make.LSTM(H, return_sequences=True)(x)
+    inner = make.Dropout(0.5)(a) if kind == "through dropout" else a
+    b = make.LSTM(H, return_sequences=True)(inner)
+    outputs: dict[str, Any] = {
+        "residual": lambda: make.Add()([a, b]),
+        "both outputs": lambda: [a, b],
+        "through dropout": lambda: [inner, b],
+        "named outputs": lambda: {"lower": a, "upper": b},
+    }
+    with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+        loaded(keras.Model(x, outputs[kind]()), tmp_path)
+
+
+def test_a_whole_model_of_keras_2_is_refused(keras: Any, tmp_path: Any) -> None:
+    make = keras.layers
+    path = tmp_path / "old.h5"
+    one = make.LSTM(H, activation="relu", return_sequences=True)
+    for layer in (one, make.Bidirectional(make.LSTM(H, activation="relu"))):
+        sequential(keras, layer).save(path)
+        with pytest.raises(xplstm.FormatError, match=r"a whole model as Keras 2 has it.*save it as \.keras"):
+            xplstm.io.load(path)
+        assert "save it as .keras" in repr(xplstm.io.inspect(path))
+    assert any(name.endswith("recurrent_kernel") for name in xplstm.io.arrays(path))
+
+
+def test_weights_by_name_tell_no_options(tmp_path: Any) -> None:
+    """As Keras 2 wrote weights alone."""
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        for name, shape in zip(("kernel", "recurrent_kernel", "bias"), SHAPES.values(), strict=True):
+            file[f"lstm/lstm/lstm_cell/{name}"] = np.zeros(shape, "float32")
+    with pytest.raises(xplstm.ArgumentError, match="pass variant="):
+        xplstm.io.load(tmp_path / "old.h5")
+    assert isinstance(xplstm.io.load(tmp_path / "old.h5", variant=None), xplstm.LSTM)
+
+
+UNREAD: dict[str, tuple[Any, str]] = {
+    "SimpleRNN": (lambda make: make.SimpleRNN(H), ": a SimpleRNN, which is not read"),
+    "GRU": (lambda make: make.GRU(H), ": a GRU, which is not read"),
+    "cells": (lambda make: make.RNN([make.LSTMCell(H)]), ": an RNN of StackedRNNCells, which is not read"),
+    "a GRU's cell": (lambda make: make.RNN(make.GRUCell(H)), ": an RNN of GRUCell, which is not read"),
+    "two RNNs": (
+        lambda make: make.Bidirectional(make.RNN(make.LSTMCell(H))),
+        ": a Bidirectional of RNN, which is not read",
+    ),
+    "a wrapper": (
+        lambda make: make.TimeDistributed(make.LSTM(H)),
+        ": a TimeDistributed around LSTM, which is not read",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_what_is_no_lstm_here_is_named(keras: Any, kind: str, tmp_path: Any) -> None:
+    make, (layer, message) = keras.layers, UNREAD[kind]
+    shape = (None, 4, I) if kind == "a wrapper" else (None, I)
+    model = keras.Sequential([keras.Input(shape), layer(make)])
+    with pytest.raises(xplstm.FormatError, match=message):
+        loaded(model, tmp_path)
+
+
+def test_other_recurrent_layers_do_not_hide_an_lstm(keras: Any, tmp_path: Any) -> None:
+    make = keras.layers
+    lstm = loaded(
+        sequential(keras, make.LSTM(H, return_sequences=True), make.GRU(H), make.Dense(2)), tmp_path
+    )
+    assert isinstance(lstm, xplstm.LSTM)
+
+
+def test_a_model_of_its_own_class_is_named(tmp_path: Any) -> None:
+    (tmp_path / "model.keras").write_bytes(archive(config={"class_name": "Mine", "config": {}}))
+    with pytest.raises(xplstm.FormatError, match="model: of class 'Mine', which is not read"):
+        xplstm.io.load(tmp_path / "model.keras")
+
+
+def test_bfloat16_is_read(tmp_path: Any) -> None:
+    dtype = pytest.importorskip("ml_dtypes").bfloat16
+    rng = np.random.default_rng(0)
+    wanted = [rng.normal(size=shape).astype(dtype) for shape in SHAPES.values()]
+
+    def shorten(file: Any) -> None:
+        for name, a in zip(SHAPES, wanted, strict=True):
+            del file[f"{CELL}/{name}"]
+            file.create_dataset(f"{CELL}/{name}", data=a.view("V2")).attrs["dtype"] = "bfloat16"
+
+    (tmp_path / "model.keras").write_bytes(archive(weights(shorten)))
+    lstm = xplstm.io.load(tmp_path / "model.keras")
+    assert lstm.params["weight_ih_l0"].dtype == dtype
+    found = (lstm.params[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih"))
+    assert all(np.array_equal(a, one.T) for a, one in zip(found, wanted, strict=True))

@@ -271,6 +271,55 @@ def test_exports_of_torch(layers: int, both: bool, batch_first: bool, fixed: boo
         np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_fixed_sizes_between_layers(
+    batch: int, D: int, batch_first: bool, spoiled: bool, rng: np.random.Generator, tmp_path: Any
+) -> None:
+    """Reshape with the sizes of one input, as exporters write it that are given no free ones."""
+    width, kept, nodes = D * H, {}, []
+    shape = (batch, T, I) if batch_first else (T, batch, I)
+    below = "x"
+    if batch_first:
+        nodes.append(make.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]))
+        below = "x_time"
+    kept["sizes"] = np.array([T, batch, width])
+    for k in range(2):
+        layer = weights(rng, D) | (
+            {} if k == 0 else {"W": rng.normal(size=(D, 4 * H, width)).astype("float32")}
+        )
+        kept |= {f"{name}{k}": a for name, a in layer.items()}
+        direction = "bidirectional" if D == 2 else "forward"
+        names = [below, f"W{k}", f"R{k}", f"B{k}"]
+        nodes.append(make.make_node("LSTM", names, [f"Y{k}"], hidden_size=H, direction=direction))
+        perm = [2, 0, 1, 3] if spoiled and k == 0 else [0, 2, 1, 3]
+        nodes.append(make.make_node("Transpose", [f"Y{k}"], [f"moved{k}"], perm=perm))
+        nodes.append(make.make_node("Reshape", [f"moved{k}", "sizes"], [f"y{k}"]))
+        below = f"y{k}"
+    if batch_first:
+        nodes.append(make.make_node("Transpose", ["y1"], ["y"], perm=[1, 0, 2]))
+        below = "y"
+    graph = make.make_graph(
+        nodes,
+        "fixed",
+        [make.make_tensor_value_info("x", FLOAT, shape)],
+        [make.make_tensor_value_info(below, FLOAT, None)],
+        [onnx.numpy_helper.from_array(a, name) for name, a in kept.items()],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "fixed.onnx")
+    if spoiled and batch > 1:
+        with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+            xplstm.io.load(tmp_path / "fixed.onnx")
+        return
+    lstm = xplstm.io.load(tmp_path / "fixed.onnx")
+    assert repr(lstm) == repr(xplstm.LSTM(I, H, 2, bidirectional=D == 2, batch_first=batch_first))
+    x = rng.normal(size=shape).astype("float32")
+    np.testing.assert_allclose(lstm(x)[0], ours.run_model(model, [x])[0], rtol=0, atol=1e-6)
+
+
 def test_a_node_with_its_options(rng: np.random.Generator, tmp_path: Any) -> None:
     model = lstm_model(
         {"X": np.zeros((B, T, I), "float32")},
@@ -449,7 +498,7 @@ HOSTILE = {
     ),
     "a negative shape": (
         spoiled(of_first(dims=[1, -8, 3])),
-        "W has a shape that is no list of whole numbers",
+        "W has a shape or place that is no list of whole numbers",
     ),
     "fewer bytes": (spoiled(of_first(raw_data=b"1234")), "W has 4 bytes, and float32"),
     "text for numbers": (spoiled(of_first(data_type=8)), "W has data type 8"),

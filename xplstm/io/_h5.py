@@ -17,6 +17,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
+from xplstm.io import _bytes
 from xplstm.io._archive import GROWTH, SMALL
 from xplstm.io._contents import Tensor, shown
 
@@ -54,6 +55,8 @@ class Tree(NamedTuple):
 
     tensors: list[tuple[str, Tensor]]
     names: dict[str, str]
+    attributes: set[str]
+    """Names of what is told of the file as a whole."""
 
 
 def import_h5py() -> Any:
@@ -77,13 +80,13 @@ def _file(source: Source) -> Iterator[Any]:
 def read(source: Source) -> Tree:
     """Everything in a file, datasets unread."""
     with source.open() as file:
-        tree = Tree([], {})
+        tree = Tree([], {}, set(file.attrs))
         seen: set[Any] = set()
         pending: list[tuple[str, Any, int]] = [("", file["/"], 0)]
         while pending:
             path, group, depth = pending.pop()
             _once(source, path, group, seen, depth)
-            name = _name(source, path, group)
+            name = _text(source, path, group, "name")
             if name is not None:
                 tree.names[path] = name
             for key in reversed(group):
@@ -116,16 +119,16 @@ def _check_link(source: Source, path: str, group: Any, key: str) -> None:
         raise FormatError(msg)
 
 
-def _name(source: Source, path: str, group: Any) -> str | None:
-    """What a group says it is called."""
-    if "name" not in group.attrs:
+def _text(source: Source, path: str, item: Any, name: str) -> str | None:
+    """A short attribute, such as what a group says it is called."""
+    if name not in item.attrs:
         return None
-    attribute = group.attrs.get_id("name")
+    attribute = item.attrs.get_id(name)
     if attribute.shape != () or attribute.get_storage_size() > LONGEST_ATTRIBUTE:
-        msg = f"{source.where}: {shown(path)} has an attribute 'name' that is no short text"
+        msg = f"{source.where}: {shown(path)} has an attribute {name!r} that is no short text"
         raise FormatError(msg)
-    name = group.attrs["name"]
-    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    told = item.attrs[name]
+    text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
     return text[:LONGEST_ATTRIBUTE]
 
 
@@ -136,7 +139,8 @@ def _tensor(source: Source, path: str, dataset: Any) -> Tensor:
     if dataset.external or dataset.is_virtual:
         msg = f"{where} stands in another file, which is not opened"
         raise FormatError(msg)
-    if dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
+    brain = dataset.dtype == np.dtype("V2") and _text(source, path, dataset, "dtype") == "bfloat16"
+    if not brain and (dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject):
         return Tensor(
             (), "unreadable", partial(_refuse, where, f"has dtype {ascii(str(dataset.dtype))[:80]}")
         )
@@ -150,15 +154,19 @@ def _tensor(source: Source, path: str, dataset: Any) -> Tensor:
     ):
         msg = f"{where} has shape {dataset.shape} and {stored} bytes: fewer than it can honestly need"
         raise FormatError(msg)
-    dtype = _array.dtype_name(dataset.dtype.newbyteorder("="))
-    return Tensor(tuple(dataset.shape), dtype, partial(_read, source, path))
+    dtype = "bfloat16" if brain else _array.dtype_name(dataset.dtype.newbyteorder("="))
+    return Tensor(tuple(dataset.shape), dtype, partial(_read, source, path, brain))
 
 
-def _read(source: Source, path: str) -> np.ndarray:
-    """One dataset, in the machine's byte order."""
+def _read(source: Source, path: str, brain: bool) -> np.ndarray:
+    """One dataset, in the machine's byte order; one of bfloat16 stands there as bytes."""
     with source.open() as file:
-        found: np.ndarray = _array.native(np.asarray(file[path][()]))
-        return found
+        found = np.asarray(file[path][()])
+    if not brain:
+        return np.asarray(_array.native(found))
+    return _bytes.as_array(
+        source.where, path, np.frombuffer(found.tobytes(), np.uint8), "bfloat16", found.shape
+    )
 
 
 def _refuse(where: str, why: str) -> Any:

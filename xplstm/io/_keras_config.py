@@ -23,6 +23,7 @@ _PASSING = (
     "InputLayer",
     "SpatialDropout1D",
 )
+_RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product", None: "none"}
 # Keras 3's own constants, where a function has some.
 ACTIVATIONS: dict[str, Any] = {
@@ -81,17 +82,29 @@ def parse(where: str, text: bytes) -> Mapping[str, Any]:
 def recurrent(where: str, config: Mapping[str, Any]) -> list[Recurrent]:
     """Every LSTM of a model, those of models inside it included."""
     try:
-        found = list(_of_model(config, "layers", 0))
+        found = list(_of_model(config, "layers", 0)) or list(_of_own_classes(config))
     except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         msg = f"{where}: config.json is not that of a Keras 3 model: {ascii(repr(error))[:200]}"
         raise FormatError(msg) from error
-    return _claimed_once(found)
+    return found
 
 
-def _claimed_once(found: list[Recurrent]) -> list[Recurrent]:
-    """An output that several LSTMs are given is the end of its stack."""
-    claims = Counter(one.below for one in found)
-    return [one if claims[one.below] == 1 else one._replace(below=None) for one in found]
+def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
+    """What has a class that Keras does not: the model itself, or layers of it."""
+    if model["class_name"] not in MODELS:
+        why = f"of class {ascii(model['class_name'])[:80]}, which is not read: it tells no layers"
+        yield _unread("", "model", f"{why}; save its weights as .weights.h5")
+        return
+    for layer in model["config"]["layers"]:
+        if not str(layer.get("module") or "").startswith("keras") and layer["class_name"] not in MODELS:
+            why = f"holds no LSTM that is known here; class {ascii(layer['class_name'])[:80]} is not read"
+            yield _unread("", str(layer["config"].get("name")), why)
+            return
+
+
+def _unread(path: str, name: str, problem: str) -> Recurrent:
+    """A layer that is no LSTM here."""
+    return Recurrent(path, name, None, {}, True, None, problem)
 
 
 def snake_case(name: str) -> str:
@@ -108,48 +121,86 @@ def _of_model(model: Mapping[str, Any], path: str, depth: int) -> Iterator[Recur
     # Name of a layer -> path of the LSTM whose outputs it hands on, in a Sequential by their order.
     above: dict[str, str | None] = {}
     before: str | None = None
+    uses = _uses(model)
     for layer in model["config"]["layers"]:
         kind, config = layer["class_name"], layer["config"]
         key = snake_case(kind)
         place = f"{path}/{key}_{counts[key]}" if counts[key] else f"{path}/{key}"
         counts[key] += 1
         name = config.get("name", layer.get("name"))
-        source = before if model["class_name"] == "Sequential" else _source(layer, above)
+        in_order = model["class_name"] == "Sequential"
+        source = before if in_order else _source(layer, above, uses)
         hands_on = source if layer.get("module") == "keras.layers" and kind in _PASSING else None
         if kind in MODELS:
             yield from _of_model(layer, f"{place}/layers", depth + 1)
-        elif layer.get("module") == "keras.layers" and kind in ("LSTM", "Bidirectional", "RNN"):
-            one = _layer(kind, config, place, name, source)
-            if one is not None:
-                yield one
-                hands_on = place
+        elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
+            if kind in ("LSTM", "Bidirectional", "RNN"):
+                one = _layer(kind, config, place, name, source)
+                hands_on = place if in_order or _given_one(layer) else None
+            else:
+                one = _unread(place, name, f"a {inner}, which is not read")
+            yield one
         above[name] = before = hands_on
 
 
-def _source(layer: Mapping[str, Any], above: Mapping[str, str | None]) -> str | None:
-    """The LSTM whose outputs alone a layer of a functional model is given."""
+def _uses(model: Mapping[str, Any]) -> Counter[str]:
+    """How often each layer's first output is used in a functional model, as an output of the model too."""
+    config = model["config"]
+    calls = [layer.get("inbound_nodes", []) for layer in config["layers"]]
+    histories = [*_histories(calls), *_histories(config.get("output_layers", []))]
+    return Counter(name for name, _, output in histories if output == 0)
+
+
+def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
+    """Layer, call and output of every tensor that is told of, at any depth."""
+    pending = [told]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending += one.values()
+        elif isinstance(one, list) and len(one) == 3 and [type(a) for a in one] == [str, int, int]:
+            yield one[0], one[1], one[2]
+        elif isinstance(one, list):
+            pending += one
+
+
+def _given_one(layer: Mapping[str, Any]) -> bool:
+    """Whether a layer of a functional model is called once, with one tensor: no state, no mask."""
     calls = layer.get("inbound_nodes", [])
-    if len(calls) != 1 or len(calls[0]["args"]) != 1 or not isinstance(calls[0]["args"][0], dict):
-        return None
-    tensor = calls[0]["args"][0]
-    if tensor.get("class_name") != "__keras_tensor__":
-        return None
-    name, call, output = tensor["config"]["keras_history"]
-    return above.get(name) if call == output == 0 else None
+    return len(calls) == 1 and len(calls[0]["args"]) == 1 and len([*_histories(calls)]) == 1
 
 
-def _layer(kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None) -> Recurrent | None:
-    """One layer, if it is an LSTM."""
+def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Counter[str]) -> str | None:
+    """The LSTM whose outputs alone a layer of a functional model is given, and nothing else is."""
+    if not _given_one(layer):
+        return None
+    name, call, output = next(_histories(layer["inbound_nodes"]))
+    return above.get(name) if call == output == 0 and uses[name] == 1 else None
+
+
+def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
+    """The classes from a layer to the first recurrent one in it, in words; None if it has none."""
+    kinds = [layer["class_name"]]
+    while kinds[-1] not in _RECURRENT:
+        layer = layer["config"].get("layer")
+        if not isinstance(layer, dict) or len(kinds) > DEEPEST:
+            return None
+        kinds.append(layer["class_name"])
+    return " around ".join(kinds)
+
+
+def _layer(kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None) -> Recurrent:
+    """One layer; if it is no LSTM, with what it is."""
     if kind == "Bidirectional":
         forward, backward = config["layer"], config.get("backward_layer") or config["layer"]
         if forward["class_name"] != "LSTM":
-            return None
+            return _unread(path, name, f"a Bidirectional of {forward['class_name']}, which is not read")
         options, use_bias, problem = _both(config, forward["config"], backward)
         return Recurrent(path, name, forward["config"]["units"], options, use_bias, below, problem)
     if kind == "RNN":
         cell = config["cell"]
         if cell["class_name"] != "LSTMCell":
-            return None
+            return _unread(path, name, f"an RNN of {cell['class_name']}, which is not read")
         config = {**cell["config"], **config}
     options, problem = _options(config, backwards=False)
     return Recurrent(path, name, config["units"], options, config["use_bias"], below, problem)

@@ -6,6 +6,7 @@ what the path does, however it is spelt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +17,15 @@ from xplstm._errors import XplstmError
 from xplstm.io._onnx_graph import Graph, Node
 from xplstm.io._onnx_model import why_not_node
 from xplstm.io._onnx_nodes import OPERATIONS, Place
+from xplstm.io._onnx_operator import OPERATORS
 
 # Between layers there are a handful of nodes, and only small constants. Bounds keep a hostile graph cheap.
 LONGEST_PATH = 64
 LARGEST_CONSTANT = 64
 _FOLLOWED = OPERATIONS.keys() - {"ConstantOfShape", "Expand", "MatMul"}
-# Sizes of the arrays that are tried: of time and of the batch.
-T, B = 2, 3
+# Sizes of the arrays that are tried, of time and of the batch, where the nodes have none of their own.
+FREE = (2, 3)
+LARGEST_TRIED = 1 << 22
 
 
 class Trace:
@@ -96,6 +99,8 @@ class Trace:
         origin = self.origin(end)
         if origin is None or origin[0] != Y:
             return None
+        node = self.graph.nodes[self._makers[Y]]
+        T, B = self._sizes(origin[1], node.inputs[0], layout, D * H)
         y = np.arange(1.0, T * B * D * H + 1, dtype=np.float32).reshape(T, B, D * H)
         apart = y.reshape(T, B, D, H)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
@@ -108,14 +113,56 @@ class Trace:
                 return merge
         return None
 
+    def _sizes(self, nodes: list[Node], X: str, layout: int, width: int) -> tuple[int, int]:
+        """Sizes of time and batch to try: any, or the model's own where a Reshape may have them in it."""
+        own = self._own_sizes(X, layout) if any(node.op == "Reshape" for node in nodes) else None
+        return own if own and math.prod(own) * width <= LARGEST_TRIED else FREE
+
+    def _own_sizes(self, X: str, layout: int, depth: int = 0) -> tuple[int, int] | None:
+        """Time and batch of what a recurrent node is given, where the model's input has them fixed."""
+        origin = self.origin(X)
+        shape = self._own_shape(origin[0], depth) if origin else None
+        if origin is None or shape is None or math.prod(shape) > LARGEST_TRIED:
+            return None
+        made = self.tried(origin[0], origin[1], np.zeros(shape, np.float32), X)
+        if made is None or made.ndim != 3:
+            return None
+        first, second, _ = made.shape
+        return (second, first) if layout else (first, second)
+
+    def _own_shape(self, name: str, depth: int) -> tuple[int, ...] | None:
+        """The fixed shape of an input of the model, or of the first output of a recurrent node."""
+        node = self.graph.nodes[self._makers[name]] if name in self._makers else None
+        if node is None:
+            shape = next((i.shape for i in self.graph.inputs if i.name == name), None) or ()
+            fixed = tuple(n for n in shape if isinstance(n, int) and n > 0)
+            return fixed if fixed and len(fixed) == len(shape) else None
+        if node.op not in OPERATORS or name != node.outputs[0] or why_not_node(node) or depth > LONGEST_PATH:
+            return None
+        layout = node.attributes.get("layout", 0)
+        sizes = self._own_sizes(node.inputs[0], layout, depth + 1)
+        recurrent = self.graph.constants.get(node.inputs[2])
+        if sizes is None or recurrent is None or len(recurrent.shape) != 3:
+            return None
+        (T, B), (D, _, H) = sizes, recurrent.shape
+        return (B, T, D, H) if layout else (T, D, B, H)
+
     def batch_first(self, X: str, I: int, layout: int) -> bool:
         """Whether the model is given the batch before time, as far as that can be seen."""
         origin = self.origin(X)
         if origin is None or all(i.name != origin[0] for i in self.graph.inputs):
             return bool(layout)
-        x = np.arange(T * B * I, dtype=np.float32).reshape(T, B, I)
+        first, second = self._sizes(origin[1], X, 1, I)
+        x = np.arange(first * second * I, dtype=np.float32).reshape(first, second, I)
         made = self.tried(origin[0], origin[1], x, X)
-        if made is not None and made.shape == (B, T, I) and np.array_equal(made, x.swapaxes(0, 1)):
+        moved = x.swapaxes(0, 1)
+        # Of one step and one row, both ways look alike.
+        if (
+            first * second > 1
+            and made is not None
+            and made.shape == moved.shape
+            and np.array_equal(made, moved)
+        ):
             return not layout
         return bool(layout)
 

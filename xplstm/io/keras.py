@@ -50,7 +50,8 @@ def read(path: str) -> Contents:
         archived = file.read(2) == b"PK"
     if not archived:
         tree = _h5.read(_h5.Source(path))
-        return Contents(path, "keras", by_name(path, tree.tensors), {}, "keras")
+        told = {name: "not read" for name in ("model_config",) if name in tree.attributes}
+        return Contents(path, "keras", by_name(path, tree.tensors), told, "keras")
     archive = Archive(path)
     missing = sorted({_WEIGHTS, _CONFIG} - archive.members.keys())
     if missing:
@@ -102,7 +103,15 @@ def find(contents: Contents) -> list[Found]:
         told = _keras_config.recurrent(contents.where, contents.metadata["config"])
         _check_names(contents, told)
         return [_stack(cells, stack) for stack in _stacks(told)]
-    return [*_untold(cells), *NAMED.find(contents)]
+    if "model_config" in contents.metadata:
+        problem = "a whole model as Keras 2 has it, whose configuration is not read: "
+        problem += "save it as .keras or .weights.h5"
+        return [Found("", "keras", "LSTM", {}, NAMED.gates, (), dict, problem)]
+    # A mapping is what a caller made of weights that are known; a file has it from elsewhere.
+    named = NAMED.find(contents)
+    if contents.file == "keras":
+        named = [one._replace(untold=("variant",)) for one in named]
+    return [*_untold(cells), *named]
 
 
 def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
