@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xplstm._params import LSTMParams
+from xplstm._params import LSTMParams, Params
 from xplstm._typing import Array, Namespace
 
 
@@ -60,7 +60,7 @@ def sigmoid(xp: Namespace, z: Array) -> Array:
     return xp.where(positive, 1 / (1 + e), e / (1 + e))
 
 
-def project_input(x: Array, p: LSTMParams) -> Array:
+def project_input(x: Array, p: Params) -> Array:
     """``W_ih x + b_ih + b_hh``: the part of z that does not wait for h."""
     zx = x @ p.weight_ih.T
     return zx if p.bias_ih is None else zx + (p.bias_ih + p.bias_hh)

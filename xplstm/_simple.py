@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xplstm import _activations
+from xplstm import _activations, _cell
 from xplstm._params import Activation, Problem, RNNParams, Simple
 from xplstm._typing import Array, Namespace
 
@@ -47,10 +47,7 @@ class SimpleCell:
         nonlinearity, _, alpha, beta, self.clip = problem.variant
         self.activation = Activation(nonlinearity, alpha, beta)
 
-    def project_input(self, x: Array, p: RNNParams) -> Array:
-        """``W_ih x + b_ih + b_hh``."""
-        zx = x @ p.weight_ih.T
-        return zx if p.bias_ih is None else zx + (p.bias_ih + p.bias_hh)
+    project_input = staticmethod(_cell.project_input)
 
     def forward(
         self, xp: Namespace, zx: Array, h: Array, c: Array, p: RNNParams

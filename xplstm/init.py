@@ -454,8 +454,7 @@ def _hidden_size(shapes: Shapes) -> int:
     """H, from the rows of any parameter that has four gates of them."""
     for name, shape in shapes.items():
         if name.startswith("weight_hh"):
-            after = shapes.get(name.replace("weight_hh", "weight_hr"), shape)
-            _check_gates(name, shape, after[-1])
+            _check_gates(name, shape, shapes.get(name.replace("weight_hh", "weight_hr"), shape)[-1])
     for name, shape in shapes.items():
         gates = name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         if gates and shape and shape[0] >= 4:
@@ -469,8 +468,7 @@ def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
     if shape[0] != 4 * hidden_size:
         msg = (
             f"{name} has shape {tuple(shape)}; four gates of hidden_size={hidden_size} have "
-            f"{4 * hidden_size} "
-            "rows. This rule is for an LSTM; those for simple networks begin with rnn_"
+            f"{4 * hidden_size} rows. This rule is for an LSTM; those for simple networks begin with rnn_"
         )
         raise ShapeError(msg)
 

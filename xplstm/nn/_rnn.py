@@ -17,6 +17,34 @@ NONLINEARITIES = ("tanh", "relu")
 class _SimpleNetwork(Recurrent):
     """What both have in common: a state of one array."""
 
+    def _set_up(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        num_layers: int,
+        nonlinearity: str,
+        *,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+    ) -> None:
+        """Check what both are called with; an output of size 0 is none."""
+        function = _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
+        self._stack = _stack.Stack(
+            input_size=_checks.size("input_size", input_size),
+            hidden_size=_checks.size("hidden_size", hidden_size),
+            proj_size=output_size,
+            bias=_checks.flag("bias", bias),
+            num_layers=_checks.size("num_layers", num_layers),
+            reverse=(False, True) if _checks.flag("bidirectional", bidirectional) else (False,),
+            dropout=_checks.probability("dropout", dropout),
+            batch_first=_checks.flag("batch_first", batch_first),
+            variant=Simple(function, output=output_size > 0),
+        )
+        self.shapes = _stack.shapes(self._stack)
+
     def __call__(
         self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
     ) -> tuple[Array, Array]:
@@ -201,18 +229,13 @@ class RNN(_SimpleNetwork):
         dtype: str | None = None,
         rng: Seed = None,
     ) -> None:
-        self._stack = _stack.Stack(
-            input_size=_checks.size("input_size", input_size),
-            hidden_size=_checks.size("hidden_size", hidden_size),
-            proj_size=0,
-            bias=_checks.flag("bias", bias),
-            num_layers=_checks.size("num_layers", num_layers),
-            reverse=(False, True) if _checks.flag("bidirectional", bidirectional) else (False,),
-            dropout=_checks.probability("dropout", dropout),
-            batch_first=_checks.flag("batch_first", batch_first),
-            variant=Simple(_checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES), output=False),
+        self._set_up(
+            *(input_size, hidden_size, 0, num_layers, nonlinearity),
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
         )
-        self.shapes = _stack.shapes(self._stack)
         self._allocate(init.rnn_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
 
 
@@ -269,16 +292,12 @@ class JordanRNN(_SimpleNetwork):
         dtype: str | None = None,
         rng: Seed = None,
     ) -> None:
-        self._stack = _stack.Stack(
-            input_size=_checks.size("input_size", input_size),
-            hidden_size=_checks.size("hidden_size", hidden_size),
-            proj_size=_checks.size("output_size", output_size),
-            bias=_checks.flag("bias", bias),
-            num_layers=_checks.size("num_layers", num_layers),
-            reverse=(False, True) if _checks.flag("bidirectional", bidirectional) else (False,),
-            dropout=_checks.probability("dropout", dropout),
-            batch_first=_checks.flag("batch_first", batch_first),
-            variant=Simple(_checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES), output=True),
+        output_size = _checks.size("output_size", output_size)
+        self._set_up(
+            *(input_size, hidden_size, output_size, num_layers, nonlinearity),
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
         )
-        self.shapes = _stack.shapes(self._stack)
         self._allocate(init.rnn_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
