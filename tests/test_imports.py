@@ -17,12 +17,15 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms of earlier rows, and no others. A name that ends in a dot is a folder, whose
 # rooms are siblings; the face of the package is "". A new room needs a place here.
 ROWS = (
-    ("_errors", "_typing", "_choice", "_durable"),
+    ("_errors", "_typing", "_choice", "_durable", "_recycled"),
     ("_cuda", "_trees"),
     ("_array",),
     ("_rows",),
     ("_params",),
-    ("_cuda_layer", "_dropout"),
+    ("_cuda_layer",),
+    ("_cuda_training",),
+    ("_parts",),
+    ("_dropout",),
     ("_cell",),
     ("_activations", "_merge"),
     ("_checks", "init", "losses", "optim"),
@@ -49,12 +52,15 @@ ROWS = (
     ("_saved_run", "_stateful"),
     ("models._composite", "models._vocabulary", "models.batching", "models.decoding"),
     ("models.charlm", "models.classifier", "models.forecaster", "models.seq2seq"),
-    ("models", "training", "testing", "plots", "cli.peers", "cli.ngram"),
-    ("cli.engines", "cli.results"),
+    ("models", "training", "testing", "plots", "cli.loop", "cli.peers", "cli.ngram"),
+    ("cli.cudnn", "cli.engines", "cli.results"),
+    ("cli.gpu_engines",),
+    ("cli.gpu_results", "cli.gpu_workers"),
+    ("cli.gpu_bench",),
     ("cli.",),
     ("__main__",),
 )
-BASE = {room for row in ROWS[:6] for room in row}
+BASE = {room for row in ROWS[:9] for room in row}
 # Rooms that may see less than the rows before them, or that few may see.
 MAY_SEE = {
     "losses": BASE,
@@ -72,6 +78,7 @@ OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "_cuda": {"cupy", "cupy_backends"},
     "_cuda_layer": {"cupy"},
+    "_cuda_training": {"cupy"},
     "_saved_run": {"safetensors"},
     "io._h5": {"h5py"},
     "io._onnx_graph": {"google", "onnx"},
@@ -79,6 +86,10 @@ OPTIONAL = {
     "training": {"tqdm"},
     "cli.demo": {"matplotlib", "threadpoolctl"},
     "cli.bench": {"tqdm"},
+    "cli.cudnn": {"torch"},
+    "cli.gpu_engines": {"cupy", "jax", "torch"},
+    "cli.gpu_results": {"matplotlib"},
+    "cli.gpu_workers": {"cupy", "torch"},
     "cli.peers": {"jax", "onnx", "onnxruntime", "torch"},
     "cli.results": {"matplotlib"},
 }

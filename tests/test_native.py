@@ -112,7 +112,7 @@ def test_bits_do_not_depend_on_instructions(name: str, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(state.c, results[0][1].c)
 
 
-@pytest.mark.skipif(not native.CANONICAL_SUMS, reason="there are no fused multiply-adds here")
+@pytest.mark.skipif(not native.ISAS.get(native.ISA), reason="there are no fused multiply-adds here")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_row_has_the_same_bits_alone(dtype: str) -> None:
     case = Case(4, 37, 140, 50)
@@ -195,7 +195,7 @@ def started(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_pins_instructions_and_threads() -> None:
-    code = "from xplstm.kernels import native; print(native.ISA, native.THREADS, native.CANONICAL_SUMS)"
+    code = "from xplstm.kernels import native as n; print(n.ISA, n.THREADS, n.canonical_sums(None))"
     slowest, fused = list(native.ISAS.items())[-1]
     told = started(code, XPLSTM_NATIVE_ISA=slowest, XPLSTM_NUM_THREADS="3").stdout.split()
     assert told == [slowest, "3", str(fused)]
@@ -273,7 +273,7 @@ def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
 def forward_arguments() -> list[Any]:
     """A right call of the extension module, to be made wrong."""
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    handle = native._engine.pack(native.ISA, "float32", 4, 5, 0, *p.values(), None)
+    handle = native._engine.pack(native.ISA, "float32", 4, 5, 0, native._room, 1, *p.values(), None)
     zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
     outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
     return [(handle,), (False,), *zeros, None, None, *outs, None, 1]
@@ -297,7 +297,29 @@ def test_results_go_to_arrays_that_can_be_written_to() -> None:
 
 def test_sizes_beyond_memory_are_refused() -> None:
     with pytest.raises(OverflowError, match="no memory holds"):
-        native._engine.pack(native.ISA, "float32", 2**40, 2**40, 0, *[None] * 5)
+        native._engine.pack(native.ISA, "float32", 2**40, 2**40, 0, native._room, 1, *[None] * 5)
+
+
+def test_weights_need_the_room_that_was_asked_for() -> None:
+    p = Case(3, 2, 4, 5).lstm(dtype="float32").params
+    rest = (1, *p.values(), None)
+    with pytest.raises(ValueError, match="less room than was asked for"):
+        native._engine.pack(native.ISA, "float32", 4, 5, 0, lambda size: np.empty(size - 1, np.uint8), *rest)
+    with pytest.raises(TypeError):
+        native._engine.pack(native.ISA, "float32", 4, 5, 0, lambda _: None, *rest)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_pack_the_same(dtype: str) -> None:
+    """1 MiB of weights and more, which two threads share."""
+    p = xplstm.LSTM(70, 301, proj_size=77, dtype=dtype, rng=0).params
+    rooms = [np.zeros(2**23, np.uint8) for _ in range(2)]
+    for threads, room in enumerate(rooms, 1):
+        native._engine.pack(native.ISA, dtype, 70, 301, 77, lambda _, room=room: room, threads, *p.values())
+    first = [-room.ctypes.data % 64 for room in rooms]
+    one, two = (room[start : start + 2**23 - 64] for room, start in zip(rooms, first, strict=True))
+    assert one.any()
+    np.testing.assert_array_equal(one, two)
 
 
 def test_reasons_against() -> None:

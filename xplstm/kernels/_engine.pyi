@@ -17,6 +17,8 @@ def pack(
     I: int,
     H: int,
     proj_size: int,
+    room: Callable[[int], np.ndarray],
+    threads: int,
     weight_ih: _Optional,
     weight_hh: _Optional,
     bias_ih: _Optional,

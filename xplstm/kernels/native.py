@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xplstm import _recycled
 from xplstm._params import LSTMParams, LSTMState, Problem
 
 try:
@@ -50,7 +51,6 @@ def _thread_count() -> int:
 
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _thread_count()
-CANONICAL_SUMS = ISAS.get(ISA, False)
 
 
 class Packed(NamedTuple):
@@ -84,14 +84,24 @@ def supports(problem: Problem) -> str | None:
     return WHY_NOT or None
 
 
+def canonical_sums(_: Problem) -> bool:
+    """Where the instruction set has fused multiply-adds."""
+    return ISAS.get(ISA, False)
+
+
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     arrays = [tuple(None if a is None else _whole(a) for a in p[:5]) for p in params]
     handles = [
-        _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, *direction)
+        _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, _room, THREADS, *direction)
         for direction in arrays
     ]
     return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr in arrays))
+
+
+def _room(size: int) -> np.ndarray:
+    """Memory for so many bytes."""
+    return _recycled.empty((size,), np.dtype(np.uint8))
 
 
 def forward(
@@ -99,7 +109,8 @@ def forward(
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
-    y = (np.empty if valid is None else np.zeros)(shape, x.dtype)
+    empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
+    y = (empty if valid is None else zeros)(shape, x.dtype)
     x, h_0, c_0 = _readable(x), _whole(state.h), _whole(state.c)
     h_n, c_n = np.empty_like(h_0), np.empty_like(c_0)
     lengths, mask = _which(problem, valid)
@@ -146,9 +157,9 @@ def _keep(
     units = [_engine.units(handle) for handle in packed.handles]
     return tuple(
         (
-            np.empty((T, B, 4 * n), dtype),
-            np.empty((T + 1, B, n), dtype),
-            np.empty((T, B, problem.output_size), dtype),
+            _recycled.empty((T, B, 4 * n), dtype),
+            _recycled.empty((T + 1, B, n), dtype),
+            _recycled.empty((T, B, problem.output_size), dtype),
         )
         for n in units
     )
@@ -159,14 +170,14 @@ def backward(
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters."""
     problem, packed, x, h_0, lengths, mask, kept = residuals
-    dx = np.zeros((problem.T, problem.B, problem.I), x.dtype)
+    dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dstate_0 = LSTMState(*(np.array(a, order="C") for a in dstate_n))
     gradients = tuple(
         (
-            np.zeros((4 * problem.H, problem.I), x.dtype),
-            np.zeros((4 * problem.H, problem.output_size), x.dtype),
-            np.zeros(4 * problem.H, x.dtype) if problem.bias else None,
-            np.zeros((problem.proj_size, problem.H), x.dtype) if problem.proj_size else None,
+            _recycled.zeros((4 * problem.H, problem.I), x.dtype),
+            _recycled.zeros((4 * problem.H, problem.output_size), x.dtype),
+            _recycled.zeros((4 * problem.H,), x.dtype) if problem.bias else None,
+            _recycled.zeros((problem.proj_size, problem.H), x.dtype) if problem.proj_size else None,
         )
         for _ in packed.weights
     )

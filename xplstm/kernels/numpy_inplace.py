@@ -21,10 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xplstm import _recycled
 from xplstm._params import LSTMParams, LSTMState, Problem
-
-# BLAS decides the order of the sums.
-CANONICAL_SUMS = False
 
 # Packed rows whose input projection is made by one product: few enough that it is still in the cache when
 # the loop adds it. The products of the backward pass gain from more rows.
@@ -193,7 +191,8 @@ def forward(
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     T, B, P = problem.T, problem.B, problem.output_size
-    y = (np.empty if valid is None else np.zeros)((T, B, P * len(weights)), x.dtype)
+    empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
+    y = (empty if valid is None else zeros)((T, B, P * len(weights)), x.dtype)
     state_n = LSTMState(np.empty_like(state.h), np.empty_like(state.c))
     kept = []
     for d, w in enumerate(weights):
@@ -215,10 +214,10 @@ def _walk(
     """Run one direction, writing `y` and `end`. Without `keep`, every step reuses the first one's buffers."""
     H, P, B, starts, keep = problem.H, problem.output_size, problem.B, packing.starts, problem.keep
     held = starts[-1] if keep else B
-    gates_held, c_held = np.empty(4 * H * held, x.dtype), np.empty(H * held, x.dtype)
+    gates_held, c_held = (_recycled.empty((n * held,), x.dtype) for n in (4 * H, H))
     m_buffer, h_buffer = np.empty(H * B, x.dtype), np.empty(P * B, x.dtype)
     h, c = packing.sort(start.h), packing.sort(start.c)
-    kept = Kept(packing, [], [c], np.empty((B + held if keep else 0, P), x.dtype))
+    kept = Kept(packing, [], [c], _recycled.empty((B + held if keep else 0, P), x.dtype))
     if keep:
         kept.h[:B] = h.T
     zx_buffer = _block_buffer(4 * H, min(starts[-1], max(FORWARD_ROWS, B)), x.dtype)
@@ -269,7 +268,7 @@ def _columns(held: np.ndarray, size: int, start: int, n: int) -> np.ndarray:
 
 def _block_buffer(size: int, rows: int, dtype: np.dtype) -> np.ndarray:
     """(size, rows) array whose lines do not all fall into one set of the cache."""
-    return np.empty((size, rows + CACHE_LINE), dtype)[:, :rows]
+    return _recycled.empty((size, rows + CACHE_LINE), dtype)[:, :rows]
 
 
 def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMState) -> None:
@@ -284,7 +283,7 @@ def backward(
     """Gradients by x, by the initial state and by each direction's parameters."""
     problem, weights, x, kept = residuals
     P = problem.output_size
-    dx = np.zeros(x.shape, x.dtype)
+    dx = _recycled.zeros(x.shape, x.dtype)
     dstate_0 = LSTMState(np.empty_like(dstate_n.h), np.empty_like(dstate_n.c))
     dparams = []
     for d, w in enumerate(weights):

@@ -15,13 +15,13 @@ static size_t NAME(backward_packed)(const Backward *f, int direction, size_t par
     return parts[0] + parts[1] + parts[2];
 }
 
-static void NAME(pack_backward)(const Backward *f, int direction)
+static void NAME(pack_backward)(const Backward *f, int direction, int member, int members)
 {
     const Packed *p = f->packed[direction];
-    NAME(pack_columns)(f->weight_hh[direction], 4 * p->H, p->P, p->P, f->hh[direction]);
-    NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, p->I, f->ih[direction]);
+    NAME(pack_columns)(f->weight_hh[direction], 4 * p->H, p->P, member, members, f->hh[direction]);
+    NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, member, members, f->ih[direction]);
     if (p->projected)
-        NAME(pack_columns)(f->weight_hr[direction], p->P, p->H, p->H, f->hr[direction]);
+        NAME(pack_columns)(f->weight_hr[direction], p->P, p->H, member, members, f->hr[direction]);
 }
 
 static size_t NAME(backward_scratch)(const Backward *f)
@@ -216,19 +216,13 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
                                    : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
     }
     NAME(Sum) sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
-    NAME(sum_products)(dz, K, first, last, count, sums, 2, scratch);
-    if (p->biased) {
-        REAL *restrict bias = gradient->bias;
-        for (Size n = 0; n < count; n++)
-            for (Size k = first; k < last; k++)
-                bias[k] += dz[n * K + k];
-    }
+    NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, scratch);
     if (p->projected) {
         for (Size n = 0; n < count; n++)
             at[n] = (const REAL *)rows->m + n * p->H;
         NAME(Sum) projection = {at, p->H, gradient->hr};
         NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members), count,
-                           &projection, 1, scratch);
+                           &projection, 1, NULL, scratch);
     }
     REAL *products = take(&scratch, NAME(CHUNK) * PANEL * sizeof(REAL));
     for (Size from = share(count, member, members), end = share(count, member + 1, members); from < end;) {

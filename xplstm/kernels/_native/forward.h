@@ -17,40 +17,55 @@ static size_t NAME(packed_size)(const Packed *p)
            + lines(rows * sizeof(REAL)) + lines(hr * sizeof(REAL)) + 64;
 }
 
-static void NAME(pack_gates)(const REAL *w, Size H, Size K, REAL *out)
+/* Where each part of the packed weights stands in `memory`. */
+static void NAME(place)(Packed *p, void *memory)
 {
-    for (Size unit = 0; unit < H; unit += LANES, out += K * PANEL)
-        for (Size gate = 0; gate < 4; gate++)
-            NAME(pack_lanes)(w + (gate * H + unit) * K, H - unit < LANES ? H - unit : LANES, K, out + gate * LANES);
-}
-
-static void NAME(pack)(Packed *p, const void *ih, const void *hh, const void *bias_ih, const void *bias_hh, const void *hr)
-{
-    char *at = (char *)(((uintptr_t)p->memory + 63) & ~(uintptr_t)63);
+    char *at = (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
     Size rows = NAME(panels)(p->H) * PANEL;
     p->units = NAME(panels)(p->H) * LANES;
     p->ih = take(&at, sizeof(REAL) * (size_t)(rows * p->I));
     p->hh = take(&at, sizeof(REAL) * (size_t)(rows * p->P));
     p->bias = take(&at, sizeof(REAL) * (size_t)rows);
     p->hr = at;
-    NAME(pack_gates)(ih, p->H, p->I, p->ih);
-    NAME(pack_gates)(hh, p->H, p->P, p->hh);
-    if (p->biased) {
-        REAL *bias = p->bias;
-        const REAL *one = bias_ih, *other = bias_hh;
-        for (Size unit = 0; unit < p->units; unit++)
-            for (Size gate = 0; gate < 4; gate++)
-                bias[unit / LANES * PANEL + gate * LANES + unit % LANES] =
-                    unit < p->H ? one[gate * p->H + unit] + other[gate * p->H + unit] : 0;
+}
+
+/* The four gates of panels first to last. */
+static void NAME(pack_gates)(const REAL *w, Size H, Size K, Size first, Size last, REAL *out)
+{
+    for (Size panel = first; panel < last; panel++)
+        for (Size gate = 0; gate < 4; gate++) {
+            Size unit = panel * LANES;
+            NAME(pack_lanes)(w + (gate * H + unit) * K, H - unit < LANES ? H - unit : LANES, K,
+                             out + panel * K * PANEL + gate * LANES);
+        }
+}
+
+static void NAME(pack_bias)(const REAL *one, const REAL *other, Size H, Size units, REAL *out)
+{
+    for (Size unit = 0; unit < units; unit++)
+        for (Size gate = 0; gate < 4; gate++)
+            out[unit / LANES * PANEL + gate * LANES + unit % LANES] =
+                unit < H ? one[gate * H + unit] + other[gate * H + unit] : 0;
+}
+
+/* The projection; vectors of the last panel that no output has are zero. */
+static void NAME(pack_projection)(const REAL *w, Size P, Size H, REAL *out)
+{
+    for (Size first = 0; first < NAME(outputs)(P) * PANEL; first += LANES) {
+        Size lanes = P - first < LANES ? P - first : LANES;
+        NAME(pack_lanes)(w + first * H, lanes < 0 ? 0 : lanes, H, out + first / PANEL * PANEL * H + first % PANEL);
     }
-    if (p->projected)
-        for (Size first = 0; first < p->P; first += LANES)
-            NAME(pack_lanes)((const REAL *)hr + first * p->H, p->P - first < LANES ? p->P - first : LANES, p->H,
-                             (REAL *)p->hr + first / PANEL * PANEL * p->H + first % PANEL);
-    /* The vectors of the last panel that no output has. */
-    if (p->projected)
-        for (Size first = round_up(p->P, LANES); first < NAME(outputs)(p->P) * PANEL; first += LANES)
-            NAME(pack_lanes)(NULL, 0, p->H, (REAL *)p->hr + first / PANEL * PANEL * p->H + first % PANEL);
+}
+
+static void NAME(pack)(const Packed *p, const Weights *w, int member, int members)
+{
+    Size panels = NAME(panels)(p->H), first = share(panels, member, members), last = share(panels, member + 1, members);
+    NAME(pack_gates)(w->ih, p->H, p->I, first, last, p->ih);
+    NAME(pack_gates)(w->hh, p->H, p->P, first, last, p->hh);
+    if (p->biased && member == 0)
+        NAME(pack_bias)(w->bias_ih, w->bias_hh, p->H, p->units, p->bias);
+    if (p->projected && member == members - 1)
+        NAME(pack_projection)(w->hr, p->P, p->H, p->hr);
 }
 
 /* Gates of one panel: z -> c', and o * tanh(c') to where `out` says. Only the first `width` units exist. */

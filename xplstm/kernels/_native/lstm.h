@@ -29,8 +29,12 @@ typedef struct Packed {
     int projected, biased;
     Size units;              /* H rounded up to whole vectors */
     void *ih, *hh, *bias, *hr;
-    void *memory;
 } Packed;
+
+/* The weights as users have them. */
+typedef struct Weights {
+    const void *ih, *hh, *bias_ih, *bias_hh, *hr;
+} Weights;
 
 /* Which rows have a step. */
 typedef struct Valid {
@@ -102,11 +106,12 @@ typedef struct Engine {
     Size lanes, rows;        /* numbers in a vector, rows of a tile */
     int fused;               /* whether multiply-adds are, so that sums have the published bits */
     size_t (*packed_size)(const Packed *);
-    void (*pack)(Packed *, const void *ih, const void *hh, const void *bias_ih, const void *bias_hh, const void *hr);
+    void (*place)(Packed *, void *memory);
+    void (*pack)(const Packed *, const Weights *, int member, int members);
     size_t (*forward_scratch)(const Forward *);
     void (*forward)(const Forward *, int direction, int member, char *scratch);
     size_t (*backward_packed)(const Backward *, int direction, size_t parts[3]);
-    void (*pack_backward)(const Backward *, int direction);
+    void (*pack_backward)(const Backward *, int direction, int member, int members);
     size_t (*backward_scratch)(const Backward *);
     void (*walk_back)(const Backward *, int direction, int member, char *scratch);
     void (*accumulate)(const Backward *, int direction, int member, int members, char *scratch);

@@ -20,11 +20,12 @@ extern const Engine baseline_engine_f32, baseline_engine_f64;
 
 #define PACKED "xplstm.kernels._engine.Packed"
 
-/* Multiply-adds below which a second thread costs more than it brings: of a whole call, and of a thread's step. */
+/* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step, and bytes
+   of packed weights. */
 #ifdef XPLSTM_ALWAYS_THREADS  /* a build for tests, in which small problems reach the threads */
-enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1 };
+enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1, WORTH_PACKING = 0, WORTH_WAKING = 0 };
 #else
-enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17 };
+enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 19, WORTH_WAKING = 1 << 25 };
 #endif
 
 /* Rows of a thread of its own that keep a tile of registers busy. */
@@ -140,57 +141,119 @@ static int check_size(Size a, Size b, Size c, Size d)
     return 0;
 }
 
+/* The threads of a call: the pool's where nobody else has them, and its memory. */
+typedef struct Crew {
+    int threads, owned;
+    char *memory;
+} Crew;
+
+static int hire(Crew *crew, int threads)
+{
+    int got = pool_acquire(threads);
+    crew->owned = got > 0;
+    crew->threads = got > 0 ? got : 1;
+    return crew->threads;
+}
+
+static int equip(Crew *crew, size_t bytes)
+{
+    crew->memory = crew->owned ? pool_memory(bytes) : aligned_alloc(64, lines(bytes));
+    return crew->memory ? 0 : -1;
+}
+
+static void dismiss(Crew *crew)
+{
+    if (!crew->owned)
+        free(crew->memory);
+    else
+        pool_release();
+}
+
+/* Packed weights and the memory that they are in. */
+typedef struct Held {
+    Packed packed;
+    Py_buffer room;
+} Held;
+
 static void free_packed(PyObject *capsule)
 {
-    Packed *p = PyCapsule_GetPointer(capsule, PACKED);
-    if (p) {
-        free(p->memory);
-        free(p);
+    Held *held = PyCapsule_GetPointer(capsule, PACKED);
+    if (held) {
+        PyBuffer_Release(&held->room);
+        free(held);
     }
 }
 
-/* pack(isa, dtype, I, H, proj_size, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) */
+typedef struct Packing {
+    const Packed *packed;
+    Weights weights;
+    int members;
+} Packing;
+
+static void pack_work(void *context, int k)
+{
+    const Packing *job = context;
+    unsigned before = (unsigned)enter_ieee();
+    job->packed->engine->pack(job->packed, &job->weights, k, job->members);
+    leave_ieee(before);
+}
+
+/* pack(isa, dtype, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *isa, *dtype;
-    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr;
+    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *room;
     Size I, H, proj;
-    if (!PyArg_ParseTuple(args, "ssnnnOOOOO", &isa, &dtype, &I, &H, &proj, &ih, &hh, &bias_ih, &bias_hh, &hr))
+    int threads;
+    if (!PyArg_ParseTuple(args, "ssnnnOiOOOOO", &isa, &dtype, &I, &H, &proj, &room, &threads, &ih, &hh, &bias_ih, &bias_hh,
+                          &hr))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
     if (!engine || check_size(H, 8, I > H ? I : H, (Size)engine->size * engine->lanes))
         return NULL;
-    Packed *p = calloc(1, sizeof *p);
-    if (!p)
+    Held *held = calloc(1, sizeof *held);
+    if (!held)
         return PyErr_NoMemory();
+    Packed *p = &held->packed;
     *p = (Packed){.engine = engine, .I = I, .H = H, .P = proj ? proj : H, .projected = proj != 0,
                   .biased = bias_ih != Py_None};
     Views v = {.count = 0};
-    const void *a[5];
+    Packing job = {.packed = p};
+    Weights *w = &job.weights;
     size_t size = engine->size;
-    if (get(&v, ih, 4 * H * I, size, 0, &a[0]) || get(&v, hh, 4 * H * p->P, size, 0, &a[1])
-        || get(&v, bias_ih, 4 * H, size, 0, &a[2]) || get(&v, bias_hh, 4 * H, size, 0, &a[3])
-        || get(&v, hr, p->P * H, size, 0, &a[4]))
+    if (get(&v, ih, 4 * H * I, size, 0, &w->ih) || get(&v, hh, 4 * H * p->P, size, 0, &w->hh)
+        || get(&v, bias_ih, 4 * H, size, 0, &w->bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w->bias_hh)
+        || get(&v, hr, p->P * H, size, 0, &w->hr))
         goto failed;
-    p->memory = malloc(engine->packed_size(p));
-    if (!p->memory) {
-        PyErr_NoMemory();
+    size_t bytes = engine->packed_size(p);
+    PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
+    if (!memory)
+        goto failed;
+    int refused = PyObject_GetBuffer(memory, &held->room, PyBUF_WRITABLE);
+    Py_DECREF(memory);
+    if (refused)
+        goto failed;
+    if ((size_t)held->room.len < bytes) {
+        PyErr_SetString(PyExc_ValueError, "less room than was asked for");
         goto failed;
     }
+    engine->place(p, held->room.buf);
     Py_BEGIN_ALLOW_THREADS
-    unsigned before = enter_ieee();
-    engine->pack(p, a[0], a[1], a[2], a[3], a[4]);
-    leave_ieee(before);
+    Crew crew;
+    job.members = hire(&crew, bytes < WORTH_PACKING ? 1 : threads);
+    pool_run(pack_work, &job, job.members);
+    if (crew.owned)
+        pool_release();
     Py_END_ALLOW_THREADS
     release(&v);
-    PyObject *capsule = PyCapsule_New(p, PACKED, free_packed);
+    PyObject *capsule = PyCapsule_New(held, PACKED, free_packed);
     if (capsule)
         return capsule;
 failed:
     release(&v);
-    free(p->memory);
-    free(p);
+    PyBuffer_Release(&held->room);
+    free(held);
     return NULL;
 }
 
@@ -268,34 +331,6 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     if (work / team < WORTH_A_BARRIER)
         team = (int)(work / WORTH_A_BARRIER);
     return team < 1 ? 1 : team;
-}
-
-/* The threads of a call: the pool's where nobody else has them, and its memory. */
-typedef struct Crew {
-    int threads, owned;
-    char *memory;
-} Crew;
-
-static int hire(Crew *crew, int threads)
-{
-    int got = pool_acquire(threads);
-    crew->owned = got > 0;
-    crew->threads = got > 0 ? got : 1;
-    return crew->threads;
-}
-
-static int equip(Crew *crew, size_t bytes)
-{
-    crew->memory = crew->owned ? pool_memory(bytes) : aligned_alloc(64, lines(bytes));
-    return crew->memory ? 0 : -1;
-}
-
-static void dismiss(Crew *crew)
-{
-    if (!crew->owned)
-        free(crew->memory);
-    else
-        pool_release();
 }
 
 /* Directions at once where there are threads for both, else one after the other. */
@@ -398,6 +433,13 @@ static void accumulate_work(void *context, int k)
     leave_ieee(before);
 }
 
+static void pack_backward_work(void *context, int k)
+{
+    const Backward *f = context;
+    for (int d = 0; d < f->directions; d++)
+        f->packed[d]->engine->pack_backward(f, d, k, f->threads);
+}
+
 /* List the rows of a block of steps. */
 static void list_rows(const Backward *f, int d, Size first, Size last)
 {
@@ -450,7 +492,8 @@ static int run_backward(Backward *f, int threads)
         f->team = (int)outputs;
     int together = f->directions == 1 || threads >= 2;
     int walkers = together ? f->team * f->directions : 1;
-    f->threads = threads;
+    /* Threads that slept through the walk are woken for much work alone. */
+    f->threads = walkers > 1 || T * B * 4 * p->H * (p->P + 2 * p->I) >= WORTH_WAKING ? threads : 1;
     Size steps = BLOCK_ROWS / (B ? B : 1);
     steps = steps < 1 ? 1 : steps > T ? T : steps;
     size_t rows = (size_t)(steps * B), size = engine->size, parts[3];
@@ -486,8 +529,8 @@ static int run_backward(Backward *f, int threads)
         }
         memset(f->dh[d], 0, (size_t)B * width * size);
         memset(f->dc[d], 0, (size_t)B * (size_t)p->units * size);
-        engine->pack_backward(f, d);
     }
+    pool_run(pack_backward_work, f, f->threads);
     move_states(f, (Size)width, 1);
     for (Size from = 0; from < T && B; from += steps) {
         Size some = T - from < steps ? T - from : steps;
@@ -498,7 +541,7 @@ static int run_backward(Backward *f, int threads)
         }
         pool_run(walk_back_work, f, walkers);
         for (f->direction = 0; f->direction < f->directions; f->direction++)
-            pool_run(accumulate_work, f, threads);
+            pool_run(accumulate_work, f, f->threads);
     }
     move_states(f, (Size)width, 0);
     dismiss(&crew);

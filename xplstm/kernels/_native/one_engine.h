@@ -14,6 +14,7 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
     .rows = ROWS,
     .fused = FUSED,
     .packed_size = NAME(packed_size),
+    .place = NAME(place),
     .pack = NAME(pack),
     .forward_scratch = NAME(forward_scratch),
     .forward = NAME(forward),

@@ -153,24 +153,39 @@ static void NAME(product)(const REAL *const *rows, Size count, Size K, const REA
     }
 }
 
-/* Pack a matrix (K, columns), its rows `stride` apart, into panels of consecutive columns. */
-static void NAME(pack_columns)(const REAL *w, Size K, Size columns, Size stride, REAL *out)
+/* One row of a panel: `width` numbers, and zeros. */
+INLINE void NAME(panel_row)(const REAL *from, Size width, REAL *out)
 {
-    for (Size first = 0; first < columns; first += PANEL) {
-        Size width = columns - first < PANEL ? columns - first : PANEL;
-        for (Size k = 0; k < K; k++, out += PANEL) {
-            __builtin_memcpy(out, w + k * stride + first, (size_t)width * sizeof(REAL));
-            __builtin_memset(out + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
-        }
+    if (width == PANEL) {
+        EACH(j, 4) store(out + j * LANES, load(from + j * LANES));
+        return;
     }
+    __builtin_memcpy(out, from, (size_t)width * sizeof(REAL));
+    __builtin_memset(out + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
 }
 
-/* Pack the rows of w (rows, K) named by lane for one vector of a panel. */
+/* Pack a member's rows k of a matrix (K, columns) into panels of consecutive columns. */
+static void NAME(pack_columns)(const REAL *w, Size K, Size columns, int member, int members, REAL *out)
+{
+    Size last = share(K, member + 1, members);
+    for (Size k = share(K, member, members); k < last; k++)
+        for (Size first = 0; first < columns; first += PANEL) {
+            Size width = columns - first < PANEL ? columns - first : PANEL;
+            NAME(panel_row)(w + k * columns + first, width, out + first * K + k * PANEL);
+        }
+}
+
+/* Pack the rows of w (rows, K) named by lane for one vector of a panel, a few columns at a time: their lines of
+   `out` stay in the first cache until every lane has been there. */
 static void NAME(pack_lanes)(const REAL *w, Size lanes, Size K, REAL *out)
 {
-    for (Size lane = 0; lane < LANES; lane++)
-        for (Size k = 0; k < K; k++)
-            out[k * PANEL + lane] = lane < lanes ? w[lane * K + k] : 0;
+    enum { COLUMNS = 32 };
+    for (Size first = 0; first < K; first += COLUMNS) {
+        Size last = K - first < COLUMNS ? K : first + COLUMNS;
+        for (Size lane = 0; lane < LANES; lane++)
+            for (Size k = first; k < last; k++)
+                out[k * PANEL + lane] = lane < lanes ? w[lane * K + k] : 0;
+    }
 }
 
 /* Rows of a product over all steps that wait in one block. */
@@ -179,17 +194,20 @@ enum { NAME(DEPTH) = 128 };
 /* From one tile's rows to the next's: an odd number of cache lines, so that they do not share a few of its sets. */
 enum { NAME(TALL) = ROWS * NAME(DEPTH) + LINE / (int)sizeof(REAL) };
 
-/* Columns first to last of a's rows, as tiles read them. */
+/* Columns first to last of a's rows, as tiles read them: some rows at a time, so that lines are written whole. */
 static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, Size depth, REAL *out)
 {
+    enum { SOME = 8 };
     Size whole = (last - first) / ROWS, rest = (last - first) % ROWS;
-    for (Size n = 0; n < depth; n++, out += ROWS) {
-        const REAL *from = a + n * stride + first;
-        REAL *to = out;
-        for (Size tile = 0; tile < whole; tile++, from += ROWS, to += NAME(TALL))
-            __builtin_memcpy(to, from, ROWS * sizeof(REAL));
-        for (Size r = 0; r < ROWS && rest; r++)
-            to[r] = r < rest ? from[r] : 0;
+    for (Size from = 0; from < depth; from += SOME) {
+        Size to = depth - from < SOME ? depth : from + SOME;
+        for (Size tile = 0; tile < whole; tile++)
+            for (Size n = from; n < to; n++)
+                __builtin_memcpy(out + tile * NAME(TALL) + n * ROWS, a + n * stride + first + tile * ROWS,
+                                 ROWS * sizeof(REAL));
+        for (Size n = from; n < to && rest; n++)
+            for (Size r = 0; r < ROWS; r++)
+                out[whole * NAME(TALL) + n * ROWS + r] = r < rest ? a[n * stride + first + whole * ROWS + r] : 0;
     }
 }
 
@@ -201,9 +219,10 @@ typedef struct NAME(Sum) {
 } NAME(Sum);
 
 /* c (rows, columns) += a^T b for every sum: a (count, ...) holds columns first to last of each row, stride apart.
+   And total += the sum of a's rows, where it is wanted, while they are in the cache.
    The order of a sum over rows does not depend on how c is shared out. */
 static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size last, Size count, const NAME(Sum) *sums,
-                               int how_many, char *scratch)
+                               int how_many, REAL *restrict total, char *scratch)
 {
     REAL *packed_b = take(&scratch, sizeof(REAL) * NAME(DEPTH) * PANEL);
     REAL *packed_a = take(&scratch, sizeof(REAL) * NAME(TALL) * (size_t)((last - first + ROWS - 1) / ROWS));
@@ -211,13 +230,14 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
     for (Size from = 0; from < count; from += NAME(DEPTH)) {
         Size depth = count - from < NAME(DEPTH) ? count - from : NAME(DEPTH);
         NAME(pack_tall)(a + from * a_stride, a_stride, first, last, depth, packed_a);
+        for (Size n = from; n < from + depth && total; n++)
+            for (Size column = first; column < last; column++)
+                total[column] += a[n * a_stride + column];
         for (const NAME(Sum) *sum = sums; sum < sums + how_many; sum++)
             for (Size column = 0, columns = sum->columns; column < columns; column += PANEL) {
                 Size width = columns - column < PANEL ? columns - column : PANEL;
-                for (Size n = 0; n < depth; n++) {
-                    __builtin_memcpy(packed_b + n * PANEL, sum->b[from + n] + column, (size_t)width * sizeof(REAL));
-                    __builtin_memset(packed_b + n * PANEL + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
-                }
+                for (Size n = 0; n < depth; n++)
+                    NAME(panel_row)(sum->b[from + n] + column, width, packed_b + n * PANEL);
                 const REAL *at = packed_a;
                 for (Size row = first; row < last; row += ROWS, at += NAME(TALL)) {
                     const char *next = (const char *)(at + NAME(TALL));
