@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 import threading
+import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import xplstm
-from xplstm import _dispatch
+from xplstm import _dispatch, _sequence
 
 X = np.zeros((5, 4, 3), dtype=np.float32)
 FASTEST = "numpy_inplace" if _dispatch.why_missing("native") else "native"
@@ -32,7 +36,7 @@ def test_other_libraries_go_the_generic_way(xp: Any) -> None:
     else:
         assert explanation.kernels == ("reference", "reference")
         assert xp.name in explanation.reasons[0]["numpy_inplace"]
-    assert explanation.canonical_sums is _dispatch.load(explanation.kernels[0]).canonical_sums
+        assert not explanation.canonical_sums
 
 
 def test_a_block_pins_and_restores() -> None:
@@ -81,7 +85,7 @@ def test_a_pinned_kernel_that_cannot_raises_with_its_reason() -> None:
 
 def test_an_unknown_kernel_is_refused_with_the_choices() -> None:
     with pytest.raises(
-        xplstm.ArgumentError, match="kernel 'cuda' is unknown; known are native, numpy_inplace, cupy_fused"
+        xplstm.ArgumentError, match="kernel 'cuda' is unknown; known are native, numpy_inplace, cupy_persist"
     ):
         xplstm.use_kernel("cuda")
 
@@ -119,3 +123,130 @@ def test_blocks_of_many_threads_leave_the_process_as_it_was() -> None:
         sys.setswitchinterval(before)
     assert not wrong
     assert _dispatch._pinned.get() is None
+
+
+@pytest.fixture
+def row(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a kernel before all of the table: the reference, but for the parts that are given."""
+    monkeypatch.setattr(_dispatch, "load", _dispatch.load.__wrapped__)
+
+    def put(**parts: Any) -> None:
+        module = types.ModuleType("another_kernel")
+        for name in ("supports", "prepare", "forward", "backward"):
+            setattr(module, name, getattr(_sequence, name))
+        vars(module).update(parts)
+        monkeypatch.setitem(sys.modules, "another_kernel", module)
+        monkeypatch.setattr(_dispatch, "TABLE", {"another": "another_kernel", **_dispatch.TABLE})
+
+    return put
+
+
+WAITS = {
+    "unproven": {"UNPROVEN": "no GPU has run it yet"},
+    "slower": {"slower": lambda _: "no GPU has run it yet"},
+}
+
+
+@pytest.mark.parametrize("parts", WAITS.values(), ids=WAITS)
+def test_what_waits_runs_when_it_is_pinned(row: Any, parts: dict[str, Any]) -> None:
+    row(**parts)
+    lstm = xplstm.LSTM(3, 2, rng=0)
+    explanation = lstm.explain(X)
+    assert explanation.kernels == (FASTEST,)
+    assert explanation.reasons[0]["another"] == "no GPU has run it yet; use_kernel('another') runs it"
+    with xplstm.use_kernel("another"):
+        assert lstm.explain(X).kernels == ("another",)
+        assert lstm(X)[0].shape == (5, 4, 2)
+    with xplstm.use_kernel("reference"):
+        assert lstm.explain(X).reasons[0]["another"] == "kernel 'reference' is pinned"
+
+
+def test_the_configuration_names_what_waits(row: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    row(UNPROVEN="no GPU has run it yet")
+    xplstm.show_config()
+    assert "  another           only when pinned: no GPU has run it yet\n" in capsys.readouterr().out
+
+
+def test_what_supports_and_does_not_wait_is_chosen(row: Any) -> None:
+    row(canonical_sums=lambda problem: problem.reproducible)
+    assert xplstm.LSTM(3, 2).explain(X) == (("another",), ({},), False)
+    assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [("float16", {}), ("float32", {"variant": xplstm.Variant(peepholes=True)})],
+    ids=["half precision", "variant"],
+)
+def test_a_demand_for_the_published_order_that_none_meets(dtype: str, options: dict[str, Any]) -> None:
+    lstm = xplstm.LSTM(3, 2, dtype=dtype, reproducible=True, **options)
+    with pytest.raises(xplstm.KernelError) as caught:
+        lstm(X.astype(dtype))
+    first, *lines = str(caught.value).splitlines()
+    assert first == "no kernel can run this problem:"
+    assert [line.split(":")[0] for line in lines] == [f"  not {name}" for name in _dispatch.TABLE]
+    why = ": its sums are not in the published order, which reproducible=True asks for"
+    assert lines[-1] == f"  not reference{why}"
+    assert (dtype if dtype == "float16" else "peepholes") in lines[0]
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (5, 0, 3)])
+def test_without_a_step_there_is_no_order(shape: tuple[int, ...]) -> None:
+    x = np.zeros(shape, np.float16)
+    lstm = xplstm.LSTM(3, 2, dtype="float16", reproducible=True)
+    assert lstm.explain(x).canonical_sums
+    assert lstm(x)[0].shape == (*shape[:2], 2)
+
+
+def test_the_demand_holds_for_a_pinned_kernel_too(row: Any) -> None:
+    row(canonical_sums=lambda _: True, UNPROVEN="no GPU has run it yet")
+    x = X.astype("float16")
+    lstm = xplstm.LSTM(3, 2, dtype="float16", reproducible=True)
+    with (
+        xplstm.use_kernel("reference"),
+        pytest.raises(xplstm.KernelError, match=r"pinned .* published order"),
+    ):
+        lstm(x)
+    with pytest.raises(xplstm.KernelError, match=r"not another: no GPU .*; use_kernel\('another'\) runs it"):
+        lstm(x)
+    with xplstm.use_kernel("another"):
+        assert lstm.explain(x).canonical_sums
+
+
+PARAMS = xplstm.LSTMParams(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32))
+WAYS: dict[str, Callable[..., Any]] = {
+    "call": lambda lstm, _: lstm(X),
+    "vjp": lambda lstm, _: lstm.vjp(X, rng=0)[2](),
+    "checkpoint": lambda lstm, _: lstm.vjp(X, checkpoint=2)[2](),
+    "explain": lambda lstm, _: lstm.explain(X),
+    "to": lambda lstm, _: lstm.to(dtype="float64")(X.astype("float64")),
+    "copy": lambda lstm, _: copy.deepcopy(lstm)(X),
+    "pickle": lambda lstm, _: pickle.loads(pickle.dumps(lstm))(X),
+    "freeze": lambda lstm, _: lstm.freeze()(X),
+    "a copy of the frozen": lambda lstm, _: copy.deepcopy(lstm.freeze()).explain(X),
+    "lstm": lambda _, how: xplstm.lstm(X, PARAMS, **how),
+    "lstm_vjp": lambda _, how: xplstm.lstm_vjp(X, PARAMS, **how)[2](),
+}
+
+
+@pytest.mark.parametrize("how", [{"precision": "tf32"}, {"reproducible": True}], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_asks_the_kernel_for_it(row: Any, way: str, how: dict[str, Any]) -> None:
+    asked: list[Any] = []
+    row(supports=asked.append, canonical_sums=lambda _: True)
+    WAYS[way](xplstm.LSTM(3, 2, 2, bidirectional=True, **how), how)
+    want = {"precision": None, "reproducible": False, **how}
+    assert asked
+    assert all(want.items() <= problem._asdict().items() for problem in asked)
+
+
+@pytest.mark.parametrize("how", [{"precision": "tf32"}, {"reproducible": True}], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_step_asks_the_kernel_for_it(row: Any, frozen: bool, how: dict[str, Any]) -> None:
+    asked: list[Any] = []
+    row(supports=asked.append, canonical_sums=lambda _: True)
+    lstm = xplstm.LSTM(3, 2, **how)
+    (lstm.freeze() if frozen else lstm).step(X[0])
+    want = {"precision": None, "reproducible": False, **how}
+    assert asked
+    assert all(want.items() <= problem._asdict().items() for problem in asked)

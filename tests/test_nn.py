@@ -11,8 +11,9 @@ import pytest
 
 import xplstm
 from tests.cases import CASES, Case, differences, run
-from xplstm import init
+from xplstm import _dispatch, init
 from xplstm._array import to_numpy
+from xplstm.kernels import native
 
 X = np.random.default_rng(1).normal(size=(5, 4, 3)).astype(np.float32)
 
@@ -128,8 +129,6 @@ def test_writing_into_a_parameter_reaches_the_next_call_but_not_the_frozen() -> 
 
 
 def test_frozen_packs_once_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from xplstm import _dispatch
-
     calls: list[str] = []
     load = _dispatch.load
 
@@ -219,6 +218,37 @@ def test_a_variable_that_names_no_backend_is_named_itself(monkeypatch: pytest.Mo
 def test_repr_reads_as_the_call() -> None:
     text = repr(xplstm.LSTM(3, 4, 2, bias=False, bidirectional=True, proj_size=2))
     assert text == "LSTM(3, 4, num_layers=2, bias=False, bidirectional=True, proj_size=2)"
+
+
+@pytest.mark.parametrize("how", [{"precision": "tf32"}, {"reproducible": True}], ids=str)
+def test_repr_tells_how_only_where_it_is_not_the_default(how: dict[str, Any]) -> None:
+    lstm = xplstm.LSTM(3, 4, **how)
+    ((name, value),) = how.items()
+    assert repr(lstm) == f"LSTM(3, 4, num_layers=1, {name}={value!r})"
+    assert repr(lstm.freeze()) == f"FrozenLSTM(3, 4, num_layers=1, {name}={value!r})"
+    assert lstm.state_dict().keys() == xplstm.LSTM(3, 4).state_dict().keys()
+
+
+ORDERED = not _dispatch.why_missing("native") and native.ISAS[native.ISA]
+
+
+@pytest.mark.skipif(not ORDERED, reason=f"no fused multiply-adds: {native.WHY_NOT or native.ISA}")
+def test_a_reproducible_row_has_the_same_bits_alone() -> None:
+    """In the published order on the one kernel that has it, with lengths, both ways and in two layers."""
+    case = Case(
+        T=5, B=7, I=131, H=9, options={"num_layers": 2, "bidirectional": True}, lengths=[5, 3, 0, 1, 5, 2, 4]
+    )
+    a = {name: value.astype("float32") for name, value in case.arrays().items()}
+    lstm = case.lstm(dtype="float32", reproducible=True)
+    explanation = lstm.explain(a["x"], lengths=case.lengths)
+    assert explanation == (("native", "native"), ({}, {}), True)
+    y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]), lengths=case.lengths)
+    assert np.abs(y).max() > 0
+    for b, length in enumerate(case.lengths or []):
+        row = slice(b, b + 1)
+        y_b, (h_b, c_b) = lstm(a["x"][:, row], (a["h_0"][:, row], a["c_0"][:, row]), lengths=[length])
+        for got, want in ((y_b, y[:, row]), (h_b, h_n[:, row]), (c_b, c_n[:, row])):
+            np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize(

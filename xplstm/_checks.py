@@ -103,6 +103,17 @@ def merge(value: str, bidirectional: bool) -> str:
     return value
 
 
+def precision(value: str | None, reproducible: bool) -> str | None:
+    """What products of float32 may be made in; a published order leaves nothing to choose."""
+    if value is not None and value != "tf32":
+        msg = f"precision={value!r} must be None or 'tf32'"
+        raise ArgumentError(msg)
+    if value is not None and reproducible:
+        msg = f"precision={value!r} and reproducible=True exclude each other: TF32 rounds what is added"
+        raise ArgumentError(msg)
+    return value
+
+
 def variant(value: Variant | None, directions: int) -> Variant | None:
     """`value` with its activations spelt out; None where it is the plain LSTM."""
     if value is None:

@@ -66,3 +66,7 @@ class Chosen(Generic[V]):
         if self._token is not None:
             self._choice.local.reset(self._token)
             self._token = None
+
+
+kernel: Choice[str | None] = Choice("xplstm_kernel", None)
+"""The kernel that is pinned; asked for below the seam too, by training's parts."""

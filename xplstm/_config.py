@@ -28,5 +28,6 @@ def show_config() -> None:
         print(f"  {name:<17} {_array.version(package) or '-':<12} {text}")
     print("kernels, fastest first")
     for name in _dispatch.TABLE:
-        reason = _dispatch.why_missing(name)
-        print(f"  {name:<17} not usable: {reason}" if reason else f"  {name}")
+        missing, unproven = _dispatch.why_missing(name), _dispatch.load(name).unproven
+        text = f"not usable: {missing}" if missing else unproven and f"only when pinned: {unproven}"
+        print(f"  {name:<17} {text}" if text else f"  {name}")

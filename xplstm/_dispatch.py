@@ -13,7 +13,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from xplstm._choice import Choice, Chosen
+from xplstm import _choice
+from xplstm._choice import Chosen
 from xplstm._errors import ArgumentError, KernelError
 from xplstm._params import LSTMState, Params, Problem
 from xplstm._typing import Array
@@ -34,8 +35,13 @@ class Kernel(NamedTuple):
     """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals."""
     backward: Callable[[Any, Array, LSTMState], tuple[Array, LSTMState, Directions]]
     """residuals, dy, dstate_n -> dx, dstate_0, dparams."""
-    canonical_sums: bool
-    """Whether sums are added in the published order, the same bits for a row in every batch."""
+    canonical_sums: Callable[[Problem], bool] = lambda _: False
+    """Whether sums are added in the published order, the same bits for a row in every batch; asked for what
+    it supports."""
+    slower: Callable[[Problem], str | None] = lambda _: None
+    """None, or why it is expected to be slower than the next in the table; asked for what it supports."""
+    unproven: str = ""
+    """Why it runs only when it is pinned, or nothing."""
     stepper: Callable[[Problem, tuple[Any, ...]], Stepper] | None = None
     """For streams: the first layer's problem and the packed weights of all layers, of one direction each -> a
     function of x_t and state as users pass them, which gives y_t and the next state as `forward` does for one
@@ -47,11 +53,15 @@ class Kernel(NamedTuple):
 TABLE = {
     "native": "xplstm.kernels.native",
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
+    "cupy_persistent": "xplstm.kernels.cupy_persistent",
     "cupy_fused": "xplstm.kernels.cupy_fused",
     "reference": "xplstm._sequence",
 }
 
-_pinned: Choice[str | None] = Choice("xplstm_kernel", None)
+# What a kernel may have beside what every one has.
+OPTIONAL = ("canonical_sums", "slower", "stepper")
+
+_pinned = _choice.kernel
 
 
 def use_kernel(name: str | None) -> Chosen[str | None]:
@@ -60,11 +70,14 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     Takes effect at once for the whole process, or, as a context manager,
     inside the block for the present thread or task alone; a call inside a block
     holds to the end of that block. A pinned kernel that cannot run a problem
-    raises instead of handing it on.
+    raises instead of handing it on. A kernel that no GPU has run yet runs only when it is pinned.
+
+    With one of CuPy's kernels pinned, losses, updates, dropout and embeddings of CuPy's arrays go through
+    CUDA kernels too, where there is one for them; with "reference", through none.
 
     Parameters
     ----------
-    name : {"native", "numpy_inplace", "cupy_fused", "reference"} or None
+    name : {"native", "numpy_inplace", "cupy_persistent", "cupy_fused", "reference"} or None
 
     Returns
     -------
@@ -95,8 +108,9 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
 def load(name: str) -> Kernel:
     """The kernel called `name`, its module imported at the first call."""
     module = importlib.import_module(TABLE[name])
-    parts = module.supports, module.prepare, module.forward, module.backward, module.CANONICAL_SUMS
-    return Kernel(name, *parts, getattr(module, "stepper", None))
+    optional = {part: getattr(module, part) for part in OPTIONAL if hasattr(module, part)}
+    parts = module.supports, module.prepare, module.forward, module.backward
+    return Kernel(name, *parts, unproven=getattr(module, "UNPROVEN", ""), **optional)
 
 
 def pinned() -> str | None:
@@ -104,9 +118,23 @@ def pinned() -> str | None:
     return _pinned.get()
 
 
-def why_not(name: str, problem: Problem) -> str:
-    """Why the kernel called `name` does not run `problem`: its own reason, else that another is pinned."""
-    return load(name).supports(problem) or f"kernel {_pinned.get()!r} is pinned"
+def why_not(name: str, problem: Problem) -> str | None:
+    """Why the kernel called `name` does not run `problem`, or None: its own reason before that of a pin."""
+    kernel, pinned = load(name), _pinned.get()
+    reason = kernel.supports(problem)
+    if reason is not None:
+        return reason
+    if problem.reproducible and not canonical_sums(kernel, problem):
+        return "its sums are not in the published order, which reproducible=True asks for"
+    if pinned is not None:
+        return None if pinned == name else f"kernel {pinned!r} is pinned"
+    reason = kernel.unproven or kernel.slower(problem)
+    return f"{reason}; use_kernel({name!r}) runs it" if reason else None
+
+
+def canonical_sums(kernel: Kernel, problem: Problem) -> bool:
+    """Whether `kernel` adds in the published order; without a step there is nothing to add."""
+    return problem.T * problem.B == 0 or kernel.canonical_sums(problem)
 
 
 def why_missing(name: str) -> str:
@@ -116,13 +144,17 @@ def why_missing(name: str) -> str:
 
 
 def select(problem: Problem) -> Kernel:
-    """The pinned kernel, or the first of the table that supports `problem`."""
+    """The pinned kernel, or the first of the table that runs `problem`."""
     pinned = _pinned.get()
+    reasons = {}
+    for name in TABLE if pinned is None else [pinned]:
+        reason = why_not(name, problem)
+        if reason is None:
+            return load(name)
+        reasons[name] = reason
     if pinned is not None:
-        kernel = load(pinned)
-        reason = kernel.supports(problem)
-        if reason is not None:
-            msg = f"kernel {pinned!r} is pinned and cannot run this problem: {reason}"
-            raise KernelError(msg)
-        return kernel
-    return next(kernel for kernel in map(load, TABLE) if kernel.supports(problem) is None)
+        msg = f"kernel {pinned!r} is pinned and cannot run this problem: {reasons[pinned]}"
+        raise KernelError(msg)
+    listed = "".join(f"\n  not {name}: {reason}" for name, reason in reasons.items())
+    msg = f"no kernel can run this problem:{listed}"
+    raise KernelError(msg)

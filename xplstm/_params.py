@@ -402,6 +402,10 @@ class Problem(NamedTuple):
     """None for the plain LSTM."""
     noise: Noise | None = None
     """None where nothing is random."""
+    precision: str | None = None
+    """What products of float32 may be made in on a GPU: "tf32", or None for float32 alone."""
+    reproducible: bool = False
+    """Whether sums must be in the published order."""
 
     @property
     def output_size(self) -> int:

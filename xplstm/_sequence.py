@@ -20,9 +20,6 @@ from xplstm._typing import Array, Namespace
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
 PROJECTION_BOUND = 2**20
 
-# The array library's own products decide the order of the sums.
-CANONICAL_SUMS = False
-
 
 class Cell(Protocol):
     """The equations of one step: those of `_cell`, which say what each of these gives, or a variant's."""

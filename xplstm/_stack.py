@@ -38,6 +38,8 @@ class Stack(NamedTuple):
     merge: str = "concat"
     input_dropout: float = 0.0
     weight_dropout: float = 0.0
+    precision: str | None = None
+    reproducible: bool = False
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -80,6 +82,8 @@ class Stack(NamedTuple):
             f"merge={self.merge!r}": self.merge != "concat",
             f"input_dropout={self.input_dropout}": self.input_dropout,
             f"weight_dropout={self.weight_dropout}": self.weight_dropout,
+            f"precision={self.precision!r}": self.precision,
+            "reproducible=True": self.reproducible,
         }
         return f"({', '.join([sizes, *(text for text, used in options.items() if used)])})"
 
@@ -202,6 +206,8 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = 
         keep,
         stack.variant,
         Noise(key, layer * len(stack.reverse), 0) if random and key is not None else None,
+        stack.precision,
+        stack.reproducible,
     )
 
 
@@ -212,18 +218,16 @@ def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
 
 def explain(stack: Stack, call: Call) -> Explanation:
     """What would run each layer, and why not each faster kernel."""
-    chosen, reasons = [], []
+    names = list(_dispatch.TABLE)
+    chosen, reasons, canonical = [], [], []
     for layer in range(stack.num_layers):
         asked = problem(stack, call, layer, keep=False)
-        chosen.append(_dispatch.select(asked))
-        names = list(_dispatch.TABLE)
-        faster = names[: names.index(chosen[-1].name)]
-        reasons.append({name: _dispatch.why_not(name, asked) for name in faster})
-    return Explanation(
-        tuple(kernel.name for kernel in chosen),
-        tuple(reasons),
-        all(kernel.canonical_sums for kernel in chosen),
-    )
+        kernel = _dispatch.select(asked)
+        faster = names[: names.index(kernel.name)]
+        reasons.append({name: why for name in faster if (why := _dispatch.why_not(name, asked))})
+        chosen.append(kernel.name)
+        canonical.append(_dispatch.canonical_sums(kernel, asked))
+    return Explanation(tuple(chosen), tuple(reasons), all(canonical))
 
 
 def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMState]:

@@ -24,6 +24,8 @@ def lstm(
     mask: Array | None = None,
     reverse: bool = False,
     variant: Variant | None = None,
+    precision: str | None = None,
+    reproducible: bool = False,
 ) -> tuple[Array, LSTMState]:
     """Run one LSTM layer over a sequence.
 
@@ -47,6 +49,10 @@ def lstm(
         Walk from each row's last valid step to its first.
     variant : Variant, optional
         What this LSTM does otherwise than the plain one.
+    precision : {None, "tf32"}, default None
+        "tf32" lets a kernel on a GPU make products of float32 in TF32, as for `LSTM`.
+    reproducible : bool, default False
+        Run only kernels that add in the one published order, as for `LSTM`.
 
     Returns
     -------
@@ -59,6 +65,8 @@ def lstm(
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
         Naming the argument, its value and the bound, before any work.
+    KernelError
+        If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
 
     Examples
     --------
@@ -70,7 +78,7 @@ def lstm(
     >>> y.shape, h_n.shape
     ((5, 4, 2), (4, 2))
     """
-    params, stack = _one_layer(params, reverse, variant)
+    params, stack = _one_layer(params, reverse, variant, precision, reproducible)
     call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
     return _stack.forward(stack, call, _stack.packing(((params,),)))
 
@@ -86,6 +94,8 @@ def lstm_vjp(
     variant: Variant | None = None,
     rng: int | np.random.Generator | None = None,
     checkpoint: int | None = None,
+    precision: str | None = None,
+    reproducible: bool = False,
 ) -> tuple[Array, LSTMState, Pullback]:
     """Run one LSTM layer and keep what its gradients need.
 
@@ -94,7 +104,7 @@ def lstm_vjp(
 
     Parameters
     ----------
-    x, params, state, lengths, mask, reverse, variant
+    x, params, state, lengths, mask, reverse, variant, precision, reproducible
         As for `lstm`.
     rng : int or numpy.random.Generator, optional
         Zoneout and recurrent dropout are drawn exactly when this is given. The
@@ -116,6 +126,8 @@ def lstm_vjp(
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
         Naming the argument, its value and the bound, before any work.
+    KernelError
+        If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
 
     Examples
     --------
@@ -128,7 +140,7 @@ def lstm_vjp(
     >>> dx.shape, dparams.weight_hh.shape
     ((5, 4, 3), (8, 2))
     """
-    params, stack = _one_layer(params, reverse, variant)
+    params, stack = _one_layer(params, reverse, variant, precision, reproducible)
     every = _checks.checkpoint(checkpoint)
     key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
     call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
@@ -145,9 +157,20 @@ def lstm_vjp(
     return y, state_n, pullback
 
 
-def _one_layer(params: LSTMParams, reverse: bool, variant: Variant | None) -> tuple[LSTMParams, Stack]:
+def _one_layer(
+    params: LSTMParams, reverse: bool, variant: Variant | None, precision: str | None, reproducible: bool
+) -> tuple[LSTMParams, Stack]:
     """The parameters checked, and the stack of one layer that they are."""
     variant = _checks.variant(variant, directions=1)
     params, sizes = _checks.layer(params, variant)
-    reversed_ = (_checks.flag("reverse", reverse),)
-    return params, Stack(*sizes, params.bias_ih is not None, 1, reversed_, layer_axis=False, variant=variant)
+    reproducible = _checks.flag("reproducible", reproducible)
+    return params, Stack(
+        *sizes,
+        bias=params.bias_ih is not None,
+        num_layers=1,
+        reverse=(_checks.flag("reverse", reverse),),
+        layer_axis=False,
+        variant=variant,
+        precision=_checks.precision(precision, reproducible),
+        reproducible=reproducible,
+    )

@@ -52,8 +52,8 @@ def load(
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
         The arrays' own if left out.
     **options
-        Arguments of `LSTM` or `RNN` that no array tells, such as ``batch_first``, ``dropout`` or, for an RNN,
-        ``nonlinearity``. One that the file tells must agree with it.
+        Arguments of `LSTM` or `RNN` that no array tells, such as ``batch_first``, ``dropout``,
+        ``reproducible`` or, for an RNN, ``nonlinearity``. One that the file tells must agree with it.
 
     Returns
     -------

@@ -54,6 +54,13 @@ class LSTM(Recurrent):
     rng : int or numpy.random.Generator, optional
         Of the first values, uniform within 1 / sqrt(hidden_size); other rules
         stand in `xplstm.init`.
+    precision : {None, "tf32"}, default None
+        "tf32" lets a kernel on a GPU make products of float32 in TF32: numbers of 11 bits, sums in float32.
+        A permission: whoever has no TF32 computes in float32. Other dtypes know nothing of it.
+    reproducible : bool, default False
+        Run only kernels that add in the one published order, by which y and the state of a row have the same
+        bits in every batch, on any number of threads, on CPU and GPU; a call that none of them can run
+        raises `KernelError`. See :doc:`/backends`. Not together with precision="tf32".
 
     Attributes
     ----------
@@ -100,8 +107,11 @@ class LSTM(Recurrent):
         device: Device | None = None,
         dtype: str | None = None,
         rng: Seed = None,
+        precision: str | None = None,
+        reproducible: bool = False,
     ) -> None:
         reverse = (False, True) if _checks.flag("bidirectional", bidirectional) else (False,)
+        reproducible = _checks.flag("reproducible", reproducible)
         self._stack = _stack.Stack(
             input_size=_checks.size("input_size", input_size),
             hidden_size=_checks.size("hidden_size", hidden_size),
@@ -115,6 +125,8 @@ class LSTM(Recurrent):
             merge=_checks.merge(merge, len(reverse) == 2),
             input_dropout=_checks.probability("input_dropout", input_dropout),
             weight_dropout=_checks.probability("weight_dropout", weight_dropout),
+            precision=_checks.precision(precision, reproducible),
+            reproducible=reproducible,
         )
         self.shapes = _stack.shapes(self._stack)
         self._allocate(init.lstm_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
@@ -153,6 +165,8 @@ class LSTM(Recurrent):
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
             Naming the argument, its value and the bound, before any work.
+        KernelError
+            If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
         """
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
@@ -195,6 +209,8 @@ class LSTM(Recurrent):
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
             Naming the argument, its value and the bound, before any work.
+        KernelError
+            If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
 
         Examples
         --------
@@ -283,6 +299,8 @@ class LSTM(Recurrent):
     ) -> LSTMTrace:
         """Every gate and state of every step, layer and direction, by the reference kernel.
 
+        Its sums are in no published order, not with ``reproducible=True`` either.
+
         Parameters
         ----------
         x, state, lengths, mask
@@ -325,6 +343,11 @@ class LSTM(Recurrent):
         Explanation
             Prints as a short text.
 
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError, KernelError
+            As for a call.
+
         Examples
         --------
         >>> import numpy as np
@@ -333,6 +356,7 @@ class LSTM(Recurrent):
         layer 0: reference
           not native: dtype float16 is neither float32 nor float64
           not numpy_inplace: dtype float16 is neither float32 nor float64
+          not cupy_persistent: the arrays are of numpy, not of cupy
           not cupy_fused: the arrays are of numpy, not of cupy
         canonical sums: no
         """
