@@ -1,7 +1,7 @@
 """``python -m tests.cuda_sources`` compiles every CUDA source for every GPU it has to run on; needs no GPU.
 
 NVRTC compiles as it does in CuPy's hands. A warning is an error, and so is a
-kernel with spilled registers, with more registers than its bound, or with arithmetic in
+kernel with more registers or more spilled bytes than its bound, or with arithmetic in
 float64 where the numbers are of half precision.
 """
 
@@ -26,17 +26,23 @@ OPTIONS = (
 
 
 class Source(NamedTuple):
-    """A file, the GPUs that it is for, the most registers that a thread may take, and the dtypes."""
+    """A file, the GPUs and kinds of numbers that it is for, and what a thread may take at most."""
 
     name: str
     architectures: tuple[int, ...]
     registers: int
-    dtypes: tuple[str, ...] = tuple(_cuda.SIZES)
+    spilled: int = 0
+    """Bytes."""
+    kinds: tuple[str, ...] = tuple(_cuda.SIZES)
 
 
 SOURCES = (
     Source("fused.cu", (75, 80, 90, 100, 120), 72),
-    Source("persistent.cu", (80, 90, 100, 120), 176),
+    Source("training.cu", (75, 80, 90, 100, 120), 72),
+    Source("persistent.cu", (80, 90, 100, 120), 184, kinds=("float64", "float32")),
+    # All registers there are, 128 of them for weights; a spilled one or two are read once a step.
+    Source("persistent_mma.cu", (80, 90, 100, 120), 255, 16, kinds=("float16", "bfloat16", "tf32")),
+    Source("project.cu", (80, 90, 100, 120), 184),
 )
 
 REPORT = re.compile(
@@ -105,19 +111,19 @@ def main() -> int:
     nvrtc, wrong = library(), []
     for source in SOURCES:
         for architecture in source.architectures:
-            for dtype in source.dtypes:
-                options = (*OPTIONS, f"-arch=sm_{architecture}", f"-D{dtype.upper()}")
+            for kind in source.kinds:
+                options = (*OPTIONS, f"-arch=sm_{architecture}", f"-D{kind.upper()}")
                 log, ptx = compiled(nvrtc, source.name, options)
-                found, where = uses(log), f"{source.name} sm_{architecture} {dtype}"
+                found, where = uses(log), f"{source.name} sm_{architecture} {kind}"
                 if not found:
                     wrong.append(f"{where}: the compiler reports no kernel: {log}")
                 for use in found:
                     spilled = use.stores + use.loads
                     line = f"{where} {use.name}: {use.registers} registers, {spilled} bytes spilled"
                     print(line)
-                    if use.registers > source.registers or spilled:
-                        wrong.append(f"{line}; the bounds are {source.registers} and 0")
-                if "16" in dtype and re.search(rb"\w\.f64\b", ptx):
+                    if use.registers > source.registers or spilled > source.spilled:
+                        wrong.append(f"{line}; the bounds are {source.registers} and {source.spilled}")
+                if "16" in kind and re.search(rb"\w\.f64\b", ptx):
                     wrong.append(f"{where}: arithmetic in float64")
     print("\n".join(wrong))
     return len(wrong) > 0

@@ -9,6 +9,7 @@ from xplstm._array import numpy_namespace
 
 XP = numpy_namespace()
 M = 2**64 - 1
+LAYERS = _dropout.Purpose.BETWEEN_LAYERS
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
@@ -29,7 +30,7 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 
 def test_every_element_can_be_made_by_itself() -> None:
     key, stream, p, shape = np.asarray([2**63 + 5, 77], dtype=np.uint64), 3, 0.3, (3, 5, 2)
-    mask = _dropout.scaled_mask(XP, shape, p, key, stream, "float64", "cpu").reshape(-1)
+    mask = _dropout.scaled_mask(XP, shape, p, key, stream, "float64", "cpu", LAYERS).reshape(-1)
     for n, value in enumerate(mask):
         word = philox([n // 4 + 1, 0, stream, 0], [int(k) for k in key])[n % 4]
         assert value == (1 / (1 - p) if (word >> 11) / 2**53 >= p else 0)
@@ -38,14 +39,16 @@ def test_every_element_can_be_made_by_itself() -> None:
 def test_the_share_that_is_dropped() -> None:
     key = _dropout.draw_key(0)
     for p in (0.1, 0.5, 0.9):
-        mask = _dropout.scaled_mask(XP, (400, 500), p, key, 1, "float32", "cpu")
+        mask = _dropout.scaled_mask(XP, (400, 500), p, key, 1, "float32", "cpu", LAYERS)
         assert abs((mask == 0).mean() - p) < 4 * (p * (1 - p) / mask.size) ** 0.5
         assert abs(mask.mean() - 1) < 0.02
 
 
 def test_streams_and_keys_differ() -> None:
     key = _dropout.draw_key(0)
-    one, two = (_dropout.scaled_mask(XP, (64,), 0.5, key, stream, "float32", "cpu") for stream in (1, 2))
+    one, two = (
+        _dropout.scaled_mask(XP, (64,), 0.5, key, stream, "float32", "cpu", LAYERS) for stream in (1, 2)
+    )
     assert (one != two).any()
     generator = np.random.default_rng(0)
     assert _dropout.draw_key(generator) != _dropout.draw_key(generator)

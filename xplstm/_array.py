@@ -327,20 +327,6 @@ def take_rows(table: Array, ids: Array) -> Array:
     return xp.reshape(xp.take(table, flat, axis=0), (*ids.shape, table.shape[1]))
 
 
-def sum_rows(ids: Array, rows: Array, count: int) -> Array:
-    """(count, N) array whose row k is the sum of the `rows` with id k; the same order of sums every time."""
-    xp = namespace(rows, "rows")
-    if isinstance(rows, np.ndarray):
-        order = np.argsort(ids, kind="stable")
-        present, starts = np.unique(ids[order], return_index=True)
-        total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
-        if present.size:
-            total[present] = np.add.reduceat(rows[order], starts, axis=0)
-        return total
-    numbers = xp.arange(count, dtype=ids.dtype, device=device(ids))
-    return xp.astype(numbers[:, None] == ids[None, :], rows.dtype) @ rows
-
-
 def version(package: str) -> str | None:
     """Installed version of a package by its import name, without importing it."""
     from importlib import metadata  # costs as much to import as the rest of this room together

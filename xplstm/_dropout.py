@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from xplstm import _array
+from xplstm._parts import part
 from xplstm._typing import Array, Device, Namespace
 
 Key = tuple[int, int]
@@ -42,6 +43,7 @@ def uniform(shape: tuple[int, ...], key: Key, purpose: Purpose, stream: int, t: 
     return np.random.Generator(philox).random(shape)
 
 
+@part
 def scaled_mask(
     xp: Namespace,
     shape: tuple[int, ...],
@@ -50,13 +52,14 @@ def scaled_mask(
     stream: int,
     dtype: str,
     device: Device,
-    purpose: Purpose = Purpose.BETWEEN_LAYERS,
+    purpose: Purpose,
 ) -> Array:
     """Array of `shape`: 0 with probability p, else 1 / (1 - p)."""
     keep = uniform(shape, key, purpose, stream) >= p
     return _array.asarray(np.where(keep, 1 / (1 - p), 0.0), xp, device, dtype)
 
 
+@part
 def hold_mask(
     xp: Namespace,
     shape: tuple[int, ...],

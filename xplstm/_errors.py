@@ -24,7 +24,7 @@ class BackendError(XplstmError, RuntimeError):
 
 
 class KernelError(XplstmError, RuntimeError):
-    """The kernel that was asked for cannot run this problem."""
+    """The kernel that was asked for cannot run this problem, or no kernel can as was asked for."""
 
 
 class FormatError(XplstmError, ValueError):

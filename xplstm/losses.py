@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
+from xplstm._parts import part
 from xplstm._typing import Array, Namespace
 
 Pullback: TypeAlias = Callable[..., Array]
@@ -53,6 +54,11 @@ def softmax_cross_entropy(
         If a target that counts is outside ``[0, V)``; looked at only where the
         values are at hand, that is not on a GPU and not while a compiler traces.
 
+    Notes
+    -----
+    Where `xplstm.use_kernel` lets CUDA kernels run, one pass over CuPy's logits gives the loss and
+    another one the gradient: `pullback` reads `logits` again, which must still be what they were.
+
     Examples
     --------
     >>> import numpy as np
@@ -67,22 +73,7 @@ def softmax_cross_entropy(
     logits = _array.native(logits)
     _check_float("logits", logits)
     _check_classes(xp, logits, targets, mask)
-    wide = _array.wide_dtype(xp, logits.dtype)
-    z = _counting(xp, xp.astype(logits, wide, copy=False), mask)
-    # Dask finds no maximum of an empty array, even along an axis that is not empty.
-    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
-    exp_z = xp.exp(z)
-    total = xp.sum(exp_z, axis=-1, keepdims=True)
-    hit = _one_hot(xp, targets, z.shape[-1])
-    z_target = xp.sum(xp.where(hit, z, xp.zeros_like(z)), axis=-1)
-    share = _share(xp, z[..., 0], mask)
-    loss = xp.sum((xp.log(total[..., 0]) - z_target) * share)
-
-    def pullback(dloss: Array | float = 1.0) -> Array:
-        dz = (exp_z / total - xp.astype(hit, wide)) * (share * dloss)[..., None]
-        return xp.astype(dz, logits.dtype, copy=False)
-
-    return xp.astype(loss, logits.dtype, copy=False), pullback
+    return _cross_entropy(xp, logits, targets, mask)
 
 
 def mse(pred: Array, target: Array, *, mask: Array | None = None) -> tuple[Array, Pullback]:
@@ -139,6 +130,29 @@ def mse(pred: Array, target: Array, *, mask: Array | None = None) -> tuple[Array
         return xp.astype(2.0 * error * (share * dloss), pred.dtype, copy=False)
 
     return xp.astype(loss, pred.dtype, copy=False), pullback
+
+
+@part
+def _cross_entropy(
+    xp: Namespace, logits: Array, targets: Array, mask: Array | None
+) -> tuple[Array, Pullback]:
+    """The loss and its pullback, of arguments that fit each other."""
+    wide = _array.wide_dtype(xp, logits.dtype)
+    z = _counting(xp, xp.astype(logits, wide, copy=False), mask)
+    # Dask finds no maximum of an empty array, even along an axis that is not empty.
+    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
+    exp_z = xp.exp(z)
+    total = xp.sum(exp_z, axis=-1, keepdims=True)
+    hit = _one_hot(xp, targets, z.shape[-1])
+    z_target = xp.sum(xp.where(hit, z, xp.zeros_like(z)), axis=-1)
+    share = _share(xp, z[..., 0], mask)
+    loss = xp.sum((xp.log(total[..., 0]) - z_target) * share)
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        dz = (exp_z / total - xp.astype(hit, wide)) * (share * dloss)[..., None]
+        return xp.astype(dz, logits.dtype, copy=False)
+
+    return xp.astype(loss, logits.dtype, copy=False), pullback
 
 
 def _counting(xp: Namespace, x: Array, mask: Array | None) -> Array:

@@ -12,13 +12,29 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, ShapeError
+from xplstm._parts import part
 from xplstm._typing import Array, Namespace, Params
 
 LearningRate: TypeAlias = "float | Callable[[int], float]"
+Averages: TypeAlias = dict[str, dict[str, Array]]
+"""Kind, then name of a parameter -> array; none yet for a parameter that is new."""
+
+
+class _Rule(Protocol):
+    """One update: its numbers, and what they make of one parameter."""
+
+    @property
+    def name(self) -> str:
+        """What a kernel that computes it is called after."""
+        ...
+
+    def __call__(self, p: Array, g: Array, before: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """Return the new value of the parameter and its new averages."""
+        ...
 
 
 class Optimizer(ABC):
@@ -32,7 +48,7 @@ class Optimizer(ABC):
 
     def __init__(self, lr: LearningRate, averages: tuple[str, ...]) -> None:
         self._lr = lr if callable(lr) else _in_range("lr", lr, 0, math.inf)
-        self._averages: dict[str, dict[str, Array]] = {kind: {} for kind in averages}
+        self._averages: Averages = {kind: {} for kind in averages}
         self.step = 0
 
     @property
@@ -61,6 +77,11 @@ class Optimizer(ABC):
         ShapeError
             If the shapes differ.
 
+        Notes
+        -----
+        Where `xplstm.use_kernel` lets CUDA kernels run, one launch updates up to 32 of CuPy's parameters
+        and gives the bits that NumPy gives.
+
         Examples
         --------
         >>> import numpy as np
@@ -69,25 +90,18 @@ class Optimizer(ABC):
         {'w': array([0.5, 0.5])}
         """
         _check_alike(params, grads)
-        lr, new = self.lr, {}
-        averages: dict[str, dict[str, Array]] = {kind: {} for kind in self._averages}
-        for name, param in params.items():
-            xp = _array.namespace(param, name)
-            wide = _array.wide_dtype(xp, param.dtype)
-            p, g = xp.astype(param, wide, copy=False), xp.astype(grads[name], wide, copy=False)
-            before = {k: v[name] if name in v else xp.zeros_like(p) for k, v in self._averages.items()}
-            p, after = self._rule(p, g, before, lr)
-            new[name] = xp.astype(p, param.dtype, copy=False)
-            for kind, value in after.items():
-                averages[kind][name] = value
-        self.step, self._averages = self.step + 1, averages
+        rule = self._rule(self.lr)
+        new: dict[str, Array] = {}
+        if params:
+            name, first = next(iter(params.items()))
+            xp = _array.namespace(first, name)
+            new, self._averages = _updated(xp, rule, params, grads, self._averages)
+        self.step += 1
         return new
 
     @abstractmethod
-    def _rule(
-        self, p: Array, g: Array, before: dict[str, Array], lr: float
-    ) -> tuple[Array, dict[str, Array]]:
-        """Return the new value of one parameter and its new averages."""
+    def _rule(self, lr: float) -> _Rule:
+        """Return the next update."""
 
     def state_dict(self) -> dict[str, Array | int]:
         """Everything that the next update depends on beside parameters, gradients and settings.
@@ -129,7 +143,7 @@ class Optimizer(ABC):
         >>> adam.step
         7
         """
-        averages: dict[str, dict[str, Array]] = {kind: {} for kind in self._averages}
+        averages: Averages = {kind: {} for kind in self._averages}
         arrays = {name: value for name, value in state.items() if name != "step"}
         strange = [name for name in arrays if name.partition(".")[0] not in averages]
         if strange or "step" not in state:
@@ -176,13 +190,8 @@ class SGD(Optimizer):
         self.momentum = _in_range("momentum", momentum, 0, 1)
         super().__init__(lr, ("momentum",) if self.momentum else ())
 
-    def _rule(
-        self, p: Array, g: Array, before: dict[str, Array], lr: float
-    ) -> tuple[Array, dict[str, Array]]:
-        if not self.momentum:
-            return p - lr * g, {}
-        m = self.momentum * before["momentum"] + g
-        return p - lr * m, {"momentum": m}
+    def _rule(self, lr: float) -> _Rule:
+        return _Descent(lr, self.momentum)
 
 
 class Adam(Optimizer):
@@ -221,16 +230,15 @@ class Adam(Optimizer):
         self.eps = _in_range("eps", eps, 0, math.inf)
         super().__init__(lr, ("m", "v"))
 
-    def _rule(
-        self, p: Array, g: Array, before: dict[str, Array], lr: float
-    ) -> tuple[Array, dict[str, Array]]:
-        xp = _array.namespace(p, "p")
+    def _rule(self, lr: float) -> _Rule:
+        return self._shrinking(lr, 1.0)
+
+    def _shrinking(self, lr: float, keep: float) -> _Rule:
+        """Return the next update, of parameters that are first multiplied by `keep`."""
         beta_m, beta_v = self.betas
-        m = beta_m * before["m"] + (1 - beta_m) * g
-        v = beta_v * before["v"] + (1 - beta_v) * (g * g)
         unbias_m, unbias_v = 1 - beta_m ** (self.step + 1), 1 - beta_v ** (self.step + 1)
-        step = m / (xp.sqrt(v) / math.sqrt(unbias_v) + self.eps)
-        return p - (lr / unbias_m) * step, {"m": m, "v": v}
+        rate, root = lr / unbias_m, math.sqrt(unbias_v)
+        return _Moments(rate, keep, beta_m, 1 - beta_m, beta_v, 1 - beta_v, root, self.eps)
 
 
 class AdamW(Adam):
@@ -274,10 +282,69 @@ class AdamW(Adam):
         super().__init__(lr, betas, eps)
         self.weight_decay = _in_range("weight_decay", weight_decay, 0, math.inf)
 
-    def _rule(
-        self, p: Array, g: Array, before: dict[str, Array], lr: float
-    ) -> tuple[Array, dict[str, Array]]:
-        return super()._rule(p * (1 - lr * self.weight_decay), g, before, lr)
+    def _rule(self, lr: float) -> _Rule:
+        return self._shrinking(lr, 1 - lr * self.weight_decay)
+
+
+class _Descent(NamedTuple):
+    """The rule of `SGD`."""
+
+    rate: float
+    momentum: float
+
+    @property
+    def name(self) -> str:
+        return "descent"
+
+    def __call__(self, p: Array, g: Array, before: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        if not before:
+            return p - self.rate * g, {}
+        m = self.momentum * before["momentum"] + g
+        return p - self.rate * m, {"momentum": m}
+
+
+class _Moments(NamedTuple):
+    """The rule of `Adam` and `AdamW`; `fresh` is one minus `decay`, `root` unbiases the root of v."""
+
+    rate: float
+    keep: float
+    decay_m: float
+    fresh_m: float
+    decay_v: float
+    fresh_v: float
+    root: float
+    eps: float
+
+    @property
+    def name(self) -> str:
+        return "moments"
+
+    def __call__(self, p: Array, g: Array, before: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        xp = _array.namespace(p, "p")
+        m = self.decay_m * before["m"] + self.fresh_m * g
+        v = self.decay_v * before["v"] + self.fresh_v * (g * g)
+        step = m / (xp.sqrt(v) / self.root + self.eps)
+        p = p if self.keep == 1 else p * self.keep
+        return p - self.rate * step, {"m": m, "v": v}
+
+
+@part
+def _updated(
+    xp: Namespace, rule: _Rule, params: Params, grads: Params, averages: Averages
+) -> tuple[dict[str, Array], Averages]:
+    """New parameters and averages, one parameter after another."""
+    new: dict[str, Array] = {}
+    after: Averages = {kind: {} for kind in averages}
+    for name, param in params.items():
+        xp = _array.namespace(param, name)
+        wide = _array.wide_dtype(xp, param.dtype)
+        p, g = xp.astype(param, wide, copy=False), xp.astype(grads[name], wide, copy=False)
+        before = {k: v[name] if name in v else xp.zeros_like(p) for k, v in averages.items()}
+        p, values = rule(p, g, before)
+        new[name] = xp.astype(p, param.dtype, copy=False)
+        for kind, value in values.items():
+            after[kind][name] = value
+    return new, after
 
 
 def clip_by_global_norm(grads: Params, max_norm: float) -> tuple[dict[str, Array], Array]:
@@ -306,6 +373,11 @@ def clip_by_global_norm(grads: Params, max_norm: float) -> tuple[dict[str, Array
     ArgumentError
         If `max_norm` is not greater than 0, or there are no gradients.
 
+    Notes
+    -----
+    Where `xplstm.use_kernel` lets CUDA kernels run, three launches do this for up to 32 of CuPy's arrays; the
+    order of their sums depends on the sizes of the arrays alone.
+
     Examples
     --------
     >>> import numpy as np
@@ -320,12 +392,18 @@ def clip_by_global_norm(grads: Params, max_norm: float) -> tuple[dict[str, Array
     if not grads:
         msg = "grads is empty; it must hold at least one array"
         raise ArgumentError(msg)
+    name, first = next(iter(grads.items()))
+    return _clipped(_array.namespace(first, name), grads, max_norm)
+
+
+@part
+def _clipped(xp: Namespace, grads: Params, max_norm: float) -> tuple[dict[str, Array], Array]:
+    """Clipped gradients, and their norm before."""
     names = {name: _array.namespace(g, name) for name, g in grads.items()}
     wide = {
         name: xp.astype(grads[name], _array.wide_dtype(xp, grads[name].dtype), copy=False)
         for name, xp in names.items()
     }
-    xp = next(iter(names.values()))
     norm = _global_norm(xp, list(wide.values()))
     bound = xp.full_like(norm, float(max_norm))
     scale = bound / xp.maximum(norm, bound)

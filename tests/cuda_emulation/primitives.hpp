@@ -63,11 +63,13 @@ struct Warp {
 };
 
 struct Block {
+    static constexpr size_t GUARD = 4096;       /* bytes behind shared memory that nobody may write to */
     Barrier meeting;
+    size_t size;
     std::vector<uint64_t> shared;
     std::vector<std::unique_ptr<Warp>> warps;
 
-    Block(unsigned threads, size_t bytes) : meeting(threads), shared(bytes / 8 + 2)
+    Block(unsigned threads, size_t bytes) : meeting(threads), size(bytes), shared(bytes / 8 + 2 + GUARD / 8)
     {
         std::memset(shared.data(), 0xff, shared.size() * 8);     /* NaN, as fresh memory may hold anything */
         for (unsigned first = 0; first < threads; first += WARP)
@@ -78,6 +80,11 @@ struct Block {
     {
         auto at = reinterpret_cast<uintptr_t>(shared.data());
         return reinterpret_cast<unsigned char *>((at + 15) / 16 * 16);
+    }
+
+    bool unharmed()
+    {
+        return std::all_of(bytes() + size, bytes() + size + GUARD, [](unsigned char a) { return a == 0xff; });
     }
 };
 
@@ -168,6 +175,9 @@ bool launch(void (*kernel)(A...), const Geometry &g, void **arguments)
             }(std::index_sequence_for<A...>{});
         };
         pool.run(unsigned(running.size()) * size, [](void *f, unsigned n) { (*static_cast<decltype(one) *>(f))(n); }, &one);
+        for (const auto &block : running)
+            if (!block->unharmed())
+                std::abort();
     }
     return true;
 }
@@ -198,6 +208,7 @@ int sizes_of(void (*)(A...), unsigned *sizes)
     extern "C" int arguments_##name(unsigned *sizes) { return emulation::sizes_of(name, sizes); }
 
 inline void __syncthreads() { emulation::block->meeting.meet(); }
+inline void __syncwarp() { emulation::warp().meeting.meet(); }
 
 DEVICE unsigned char *shared_memory() { return emulation::block->bytes(); }
 
@@ -209,6 +220,16 @@ DEVICE float product(float a, float b) { return a * b; }
 DEVICE double product(double a, double b) { return a * b; }
 DEVICE float quotient(float a, float b) { return a / b; }
 DEVICE double quotient(double a, double b) { return a / b; }
+
+DEVICE float square_root(float a) { return std::sqrt(a); }
+DEVICE double square_root(double a) { return std::sqrt(a); }
+
+using std::exp, std::log;
+
+DEVICE unsigned long long upper_product(unsigned long long a, unsigned long long b)
+{
+    return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 
 DEVICE unsigned bits_of(float a) { return std::bit_cast<unsigned>(a); }
 DEVICE unsigned long long bits_of(double a) { return std::bit_cast<unsigned long long>(a); }
@@ -257,7 +278,35 @@ DEVICE void copy_fresh(void *to, const void *from)
     std::memcpy(to, from, 16);
 }
 
+template <typename A> DEVICE void copy_soon(A *to, const A *from) { std::memcpy(to, from, sizeof(A)); }
+
 DEVICE void copies_done() {}
+
+struct Words {
+    unsigned at[4];
+};
+
+DEVICE Words read_fresh(const void *from)
+{
+    Words words;
+    if (reinterpret_cast<uintptr_t>(from) % 16)
+        std::abort();
+    std::memcpy(&words, from, 16);
+    return words;
+}
+
+struct Pair {
+    unsigned at[2];
+};
+
+DEVICE Pair pair_at(const unsigned *from)
+{
+    Pair pair;
+    if (reinterpret_cast<uintptr_t>(from) % 8)
+        std::abort();
+    std::memcpy(&pair, from, 8);
+    return pair;
+}
 
 template <typename A> DEVICE A from_lane(A a, int lane)
 {
@@ -269,26 +318,32 @@ template <typename A> DEVICE A from_lane(A a, int lane)
     return a;
 }
 
-DEVICE unsigned two_at(const unsigned short *at)
+#if defined(FLOAT16) || defined(BFLOAT16) || defined(TF32)
+#ifdef TF32
+DEVICE unsigned tf32_from_float(float a)
 {
-    unsigned both;
-    std::memcpy(&both, at, 4);
-    return both;
+    unsigned bits = bits_of(a);
+    bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return finite ? (bits + 0x1000u) & ~0x1fffu : std::isnan(a) ? bits | 0x400000u : bits;
 }
 
-#if defined(FLOAT16) || defined(BFLOAT16)
-DEVICE float one_of_two(uint64_t two, int which)
+constexpr int IN_WORD = 1;
+DEVICE float number_in(unsigned word, int) { return number_of(word & ~0x1fffu); }   /* as the hardware cuts */
+#else
+constexpr int IN_WORD = 2;
+DEVICE float number_in(unsigned word, int which)
 {
-    unsigned short bits = static_cast<unsigned short>(two >> 16 * which);
+    unsigned short bits = static_cast<unsigned short>(word >> 16 * which);
 #ifdef FLOAT16
     return half_to_float(bits);
 #else
     return number_of(unsigned(bits) << 16);
 #endif
 }
+#endif
 
 /* In scalar loops, by the places that the instruction gives every lane's numbers. */
-DEVICE void multiply_16_8_16(float *c, const unsigned *a, const unsigned *b)
+DEVICE void multiply_16_8(float *c, const unsigned *a, const unsigned *b)
 {
     emulation::Warp &warp = emulation::warp();
     unsigned lane = emulation::lane();
@@ -299,11 +354,12 @@ DEVICE void multiply_16_8_16(float *c, const unsigned *a, const unsigned *b)
     warp.meeting.meet();
     for (int at = 0; at < 4; at++) {
         int row = int(lane / 4) + at / 2 * 8, column = int(lane % 4) * 2 + at % 2;
-        for (int k = 0; k < 16; k++) {
-            int pair = k % 8 / 2, later = k / 8;
-            const auto &left = warp.words[row % 8 * 4 + pair], &right = warp.words[column * 4 + pair];
-            float x = one_of_two(left[later] >> (row / 8 * 32), k % 2);
-            c[at] += x * one_of_two(right[2] >> (later * 32), k % 2);
+        for (int word = 0; word < 8; word++) {
+            int later = word / 4;
+            unsigned left = unsigned(warp.words[row % 8 * 4 + word % 4][later] >> (row / 8 * 32));
+            unsigned right = unsigned(warp.words[column * 4 + word % 4][2] >> (later * 32));
+            for (int which = 0; which < IN_WORD; which++)
+                c[at] += number_in(left, which) * number_in(right, which);
         }
     }
     warp.meeting.meet();

@@ -37,7 +37,8 @@ ATTRIBUTES = {
     "ComputeCapabilityMinor": 0,
 }
 CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
-COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64")}
+COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
+TF32 = 77
 
 launched: list[str] = []
 """Names of the kernels and products since the last `clear`, in order."""
@@ -93,6 +94,10 @@ class ndarray(np.ndarray):
 
     def copy(self) -> ndarray:  # type: ignore[override]
         return guarded(np.asarray(self))
+
+    def argsort(self) -> ndarray:  # type: ignore[override]
+        """CuPy's is stable."""
+        return guarded(np.argsort(np.asarray(self), kind="stable"))
 
     def _waits(self, *_: Any) -> Any:
         msg = "a kernel looked at a value, which waits for the device"
@@ -178,13 +183,26 @@ class Device:
 Device.current = Device(0)
 
 
+class Stream:
+    """The current stream, which a test may say is captured."""
+
+    current: Stream
+    captured = False
+
+    def is_capturing(self) -> bool:
+        return self.captured
+
+
+Stream.current = Stream()
+
+
 class Kernel:
     """One emulated kernel."""
 
-    def __init__(self, file: str, name: str, dtype: str, cooperative: bool) -> None:
+    def __init__(self, file: str, name: str, kind: str, cooperative: bool) -> None:
         self.name, self.cooperative = name, cooperative
         self.max_dynamic_shared_size_bytes = 48 * 1024
-        self.library = compiled.library(file, dtype)
+        self.library = compiled.library(file, kind)
         sizes = (ctypes.c_uint * 64)()
         self.sizes = list(sizes[: getattr(self.library, f"arguments_{name}")(sizes)])
 
@@ -222,11 +240,11 @@ class RawModule:
     def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
         self.file = next(path.name for path in _cuda.SOURCES.glob("*.cu") if _cuda.source(path.name) == code)
         (option,) = options
-        self.dtype = option.removeprefix("-D").lower()
+        self.kind = option.removeprefix("-D").lower()
         self.cooperative = enable_cooperative_groups
 
     def get_function(self, name: str) -> Kernel:
-        return Kernel(self.file, name, self.dtype, self.cooperative)
+        return Kernel(self.file, name, self.kind, self.cooperative)
 
 
 def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
@@ -243,6 +261,11 @@ def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarr
     return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, step * dtype.itemsize))
 
 
+def tf32(a: np.ndarray) -> np.ndarray:
+    """The nearest numbers with 10 bits after the point."""
+    return ((a.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def gemmEx(
     handle: int, transa: int, transb: int, m: int, n: int, k: int,
     alpha: int, a: int, a_type: int, a_step: int, b: int, b_type: int, b_step: int,
@@ -253,8 +276,11 @@ def gemmEx(
     dtype = COMPUTE[compute]
     scalars = [ctypes.c_double if dtype.itemsize == 8 else ctypes.c_float] * 2
     one, add = (kind.from_address(at).value for kind, at in zip(scalars, (alpha, beta), strict=True))
+    assert not Stream.current.captured, "CuPy refuses cuBLAS while a stream is captured"
     left = _matrix(a, a_type, *((k, m) if transa else (m, k)), a_step).astype(dtype)
     right = _matrix(b, b_type, *((n, k) if transb else (k, n)), b_step).astype(dtype)
+    if compute == TF32:
+        left, right = tf32(left), tf32(right)
     out = _matrix(c, c_type, m, n, c_step)
     total = one * ((left.T if transa else left) @ (right.T if transb else right))
     out[...] = total + add * out.astype(dtype) if add else total
@@ -286,14 +312,16 @@ def modules() -> dict[str, types.ModuleType]:
     cupy = types.ModuleType("cupy")
     for offered in made:
         setattr(cupy, offered.__name__, offered)
-    for name in ("float64", "float32", "float16", "int64", "uint32"):
+    for name in ("float64", "float32", "float16", "int64", "uint8"):
         setattr(cupy, name, getattr(np, name))
     runtime = types.SimpleNamespace(CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
     cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
+    cupy.cuda.get_current_stream = lambda: Stream.current
     libs = types.ModuleType("cupy_backends.cuda.libs")
     libs.cublas = types.SimpleNamespace(
         gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,
-        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_GEMM_DEFAULT=-1,
+        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_COMPUTE_32F_FAST_TF32=TF32,
+        CUBLAS_GEMM_DEFAULT=-1,
     )  # fmt: skip
     found = {name: types.ModuleType(name) for name in ("cupy_backends", "cupy_backends.cuda")}
     return {**found, "cupy": cupy, libs.__name__: libs}

@@ -8,6 +8,7 @@ import numpy as np
 
 from xplstm import _array, _checks, _dropout, init
 from xplstm._checks import Home
+from xplstm._parts import part
 from xplstm._typing import Array, Device, Namespace
 from xplstm.nn._module import DParams, Module, Seed
 
@@ -90,11 +91,27 @@ class Embedding(Module):
         def pullback(dy: Array) -> DParams:
             home = self._home()
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
-            flat = _array.widen(home.xp.reshape(dy, (-1, self.embedding_dim)))
+            rows = home.xp.reshape(dy, (-1, self.embedding_dim))
             numbers = _checks.ids("ids", home.xp.reshape(ids, (-1,)), home, self.num_embeddings)
-            return {"weight": _array.narrow(_array.sum_rows(numbers, flat, self.num_embeddings), home.dtype)}
+            return {"weight": _sum_rows(home.xp, numbers, rows, self.num_embeddings)}
 
         return y, pullback
+
+
+@part
+def _sum_rows(xp: Namespace, ids: Array, rows: Array, count: int) -> Array:
+    """(count, N) array whose row k is the sum of the `rows` with id k; the same order of sums every time."""
+    wide = _array.widen(rows)
+    if isinstance(wide, np.ndarray):
+        order = np.argsort(ids, kind="stable")
+        present, starts = np.unique(ids[order], return_index=True)
+        total = np.zeros((count, wide.shape[1]), dtype=wide.dtype)
+        if present.size:
+            total[present] = np.add.reduceat(wide[order], starts, axis=0)
+    else:
+        numbers = xp.arange(count, dtype=ids.dtype, device=_array.device(ids))
+        total = xp.astype(numbers[:, None] == ids[None, :], wide.dtype) @ wide
+    return _array.narrow(total, _array.dtype_name(rows.dtype))
 
 
 class Linear(Module):
@@ -253,5 +270,6 @@ class Dropout:
         if rng is None or self.p == 0:
             return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")
         key = _dropout.draw_key(_checks.rng(rng))
-        mask = _dropout.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device)
+        between = _dropout.Purpose.BETWEEN_LAYERS
+        mask = _dropout.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device, between)
         return x * mask, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x") * mask

@@ -61,6 +61,23 @@ DEVICE double quotient(double a, double b)
     return d;
 }
 
+DEVICE float square_root(float a)
+{
+    float d;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(d) : "f"(a));
+    return d;
+}
+
+DEVICE double square_root(double a)
+{
+    double d;
+    asm("sqrt.rn.f64 %0, %1;" : "=d"(d) : "d"(a));
+    return d;
+}
+
+/* The upper 64 bits of the 128 of a * b. */
+DEVICE unsigned long long upper_product(unsigned long long a, unsigned long long b) { return __umul64hi(a, b); }
+
 DEVICE unsigned bits_of(float a) { return __float_as_uint(a); }
 DEVICE unsigned long long bits_of(double a) { return (unsigned long long)__double_as_longlong(a); }
 DEVICE float number_of(unsigned a) { return __uint_as_float(a); }
@@ -105,29 +122,62 @@ DEVICE void copy_fresh(void *to, const void *from)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(from) : "memory");
 }
 
+/* One number to shared memory, while this thread goes on. */
+template <typename A> DEVICE void copy_soon(A *to, const A *from)
+{
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(at), "l"(from), "n"(sizeof(A)) : "memory");
+}
+
 /* The copies of this thread have arrived. */
 DEVICE void copies_done() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
+struct Words {
+    unsigned at[4];
+};
+
+/* Past the first cache too. */
+DEVICE Words read_fresh(const void *from)
+{
+    Words w;
+    asm volatile("ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
+                 : "l"(from)
+                 : "memory");
+    return w;
+}
+
+struct __align__(8) Pair {
+    unsigned at[2];
+};
+
+DEVICE Pair pair_at(const unsigned *from) { return *(const Pair *)from; }
 
 DEVICE float from_lane(float a, int lane) { return __shfl_sync(0xffffffffu, a, lane); }
 DEVICE double from_lane(double a, int lane) { return __shfl_sync(0xffffffffu, a, lane); }
 
-/* Two numbers of half precision that stand side by side. */
-DEVICE unsigned two_at(const unsigned short *at) { return *(const unsigned *)at; }
-
-#if defined(FLOAT16) || defined(BFLOAT16)
-#ifdef FLOAT16
+#if defined(FLOAT16) || defined(BFLOAT16) || defined(TF32)
+#if defined(FLOAT16)
 #define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-#else
+#elif defined(BFLOAT16)
 #define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#else
+#define MMA "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+
+/* The nearest number of 10 bits after the point, the larger one of two: the instruction itself would cut. */
+DEVICE unsigned tf32_from_float(float a)
+{
+    unsigned d;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(a));
+    return d;
+}
 #endif
 
-/* c (16, 8) += a (16, 16) b (16, 8), each spread over the lanes of a warp as the instruction has it. */
-DEVICE void multiply_16_8_16(float *c, const unsigned *a, const unsigned *b)
+/* c (16, 8) += a b, of which a's rows and b's columns have 8 words of k, spread over the lanes of a warp. */
+DEVICE void multiply_16_8(float *c, const unsigned *a, const unsigned *b)
 {
-#if __CUDA_ARCH__ >= 800
     asm(MMA "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
 }
 #endif

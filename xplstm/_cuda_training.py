@@ -1,0 +1,263 @@
+"""Training's parts on NVIDIA GPUs: the launches of training.cu.
+
+Each public function stands beside the generic one that `_parts.part` marks, takes its arguments without the
+namespace, and gives the same up to rounding; updates and masks give the same bits. Everything runs on the
+arrays' device and CuPy's current stream, and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from xplstm import _cuda, _cuda_layer
+from xplstm._array import dtype_name, dtype_named
+from xplstm._typing import Array, Device, Params
+
+UNPROVEN = _cuda_layer.UNPROVEN
+
+THREADS = 256
+WARP = 32
+
+# Arrays that one launch goes through, and the blocks that each gets at most.
+TABLE = 32
+BLOCKS = 512
+
+# Elements of a gradient that a block looks at for the norm, and the blocks that each gradient gets at most.
+RUN = 4096
+RUNS = 256
+
+# Blocks that keep a GPU busy.
+BUSY = 2048
+
+UPDATE = _cuda.fields(f"p:{TABLE} g:{TABLE} before:{2 * TABLE} made:{TABLE} after:{2 * TABLE} size:{TABLE}")
+PARTS = _cuda.fields("largest squares first count")
+ENTROPY = _cuda.fields("logits targets mask largest total rows classes")
+DRAW = np.dtype(
+    [("key", np.uint64, (2,)), *((n, np.uint64) for n in ("t", "stream", "purpose", "threshold", "count"))]
+)
+
+Averages = dict[str, dict[str, Array]]
+
+
+def updated(
+    rule: Any, params: Params, grads: Params, averages: Averages
+) -> tuple[dict[str, Array], Averages] | None:
+    """One launch for up to 32 parameters of a dtype, by the kernel that `rule` names, with its numbers."""
+    if not _alike(params, grads, averages):
+        return None
+    import cupy as cp
+
+    made: dict[str, Array] = {}
+    after: Averages = {kind: {} for kind in averages}
+    with next(iter(params.values())).device:
+        for name, p in params.items():
+            made[name] = cp.empty(p.shape, p.dtype)
+            for new in after.values():
+                new[name] = cp.empty(p.shape, _wide(dtype_name(p.dtype)))
+        p, g, *before = (_contiguous(arrays) for arrays in (params, grads, *averages.values()))
+        for dtype, names in _tables(params):
+            table = _table(names, p=[p], g=[g], before=before, made=[made], after=after.values())
+            _launch(
+                f"update_{rule.name}",
+                dtype,
+                _grid(table, THREADS, BLOCKS),
+                table,
+                _numbers(_wide(dtype), rule),
+            )
+    return made, after
+
+
+def clipped(grads: Params, max_norm: float) -> tuple[dict[str, Array], Array] | None:
+    """Three launches for up to 32 gradients: the largest, the squares scaled by it, what is clipped."""
+    dtype = dtype_name(next(iter(grads.values())).dtype)
+    if not _alike(grads, grads, {}) or any(dtype_name(g.dtype) != dtype for g in grads.values()):
+        return None
+    import cupy as cp
+
+    with next(iter(grads.values())).device:
+        made = {name: cp.empty(g.shape, g.dtype) for name, g in grads.items()}
+        grads = _contiguous(grads)
+        tables = [_table(names, g=[grads], made=[made]) for _, names in _tables(grads)]
+        grids = [_grid(table, RUN, RUNS) for table in tables]
+        count = sum(math.prod(grid) for grid in grids)
+        largest, squares = cp.empty(count, _wide(dtype)), cp.empty(count, _wide(dtype))
+        norm = (cp.empty if count else cp.zeros)((), _wide(dtype))
+        rounds = {"find_largest": (), "sum_squares": (), "clip": (_numbers(_wide(dtype), [max_norm]), norm)}
+        for name, more in rounds.items():
+            first = 0
+            for table, grid in zip(tables, grids, strict=True):
+                parts = _cuda.struct(PARTS, largest=largest, squares=squares, first=first, count=count)
+                _launch(name, dtype, grid, table, parts, *more, shared=THREADS)
+                first += math.prod(grid)
+    return made, norm
+
+
+def cross_entropy(
+    logits: Array, targets: Array, mask: Array | None
+) -> tuple[Array, Callable[[Array | float], Array]]:
+    """A pass over the logits for the loss, and one for the gradient, if that is asked for."""
+    import cupy as cp
+
+    dtype, rows, device = dtype_name(logits.dtype), math.prod(logits.shape[:-1]), logits.device
+    sizes = {"rows": rows, "classes": logits.shape[-1]}
+    threads = min(THREADS, max(WARP, 1 << (sizes["classes"] // 4).bit_length()))
+    with device:
+        arrays = {
+            "logits": cp.ascontiguousarray(logits),
+            "targets": cp.ascontiguousarray(targets.astype(np.int64, copy=False)),
+            "mask": None if mask is None else cp.ascontiguousarray(mask),
+            "largest": cp.empty(rows, _wide(dtype)),
+            "total": cp.empty(rows, _wide(dtype)),
+        }
+        losses, share, mean = (
+            cp.empty(shape, kind)
+            for shape, kind in ((rows, _wide(dtype)), (1, _wide(dtype)), ((), logits.dtype))
+        )
+        entropy = _cuda.struct(ENTROPY, **arrays, **sizes)
+        if rows:
+            _launch("entropy_of_rows", dtype, (rows,), entropy, losses, threads=(threads,), shared=threads)
+        _launch("mean_entropy", dtype, (1,), entropy, losses, share, mean, shared=THREADS)
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        with device:
+            scale = (share * dloss).astype(share.dtype, copy=False)
+            dlogits, entropy = cp.empty(logits.shape, logits.dtype), _cuda.struct(ENTROPY, **arrays, **sizes)
+            if rows:
+                _launch("entropy_gradient", dtype, (rows,), entropy, scale, dlogits, threads=(threads,))
+        return dlogits
+
+    return mean, pullback
+
+
+def scaled_mask(
+    shape: tuple[int, ...],
+    p: float,
+    key: tuple[int, int],
+    stream: int,
+    dtype: str,
+    device: Device,
+    purpose: int,
+) -> Array:
+    """Array of `shape`: 0 with probability p, else 1 / (1 - p)."""
+    import cupy as cp
+
+    with device:
+        out = cp.empty(shape, dtype_named(cp, dtype))
+        _draw("scaled_mask", dtype, out, p, key, (0, stream, purpose), _numbers(out.dtype, [1 / (1 - p)]))
+        return out
+
+
+def hold_mask(
+    shape: tuple[int, ...], p: float, key: tuple[int, int], purpose: int, stream: int, t: int, device: Device
+) -> Array:
+    """Booleans of `shape`, true with probability p."""
+    import cupy as cp
+
+    with device:
+        out = cp.empty(shape, np.bool_)
+        _draw("hold_mask", "float32", out, p, key, (t, stream, purpose))
+        return out
+
+
+def _draw(
+    name: str,
+    dtype: str,
+    out: Array,
+    p: float,
+    key: tuple[int, int],
+    counter: tuple[int, int, int],
+    *more: np.ndarray,
+) -> None:
+    """A thread for four elements. The bound is exact: a number drawn is a whole one over 2**53."""
+    if out.size:
+        draw = np.array([(key, *counter, math.ceil(p * 2.0**53), out.size)], DRAW)
+        _launch(name, dtype, (-(-out.size // (4 * THREADS)),), draw, *more, out)
+
+
+def sum_rows(ids: Array, rows: Array, count: int) -> Array:
+    """Row k of the answer is the sum of the `rows` with id k, found in a stable order of the ids."""
+    import cupy as cp
+
+    dtype, (number, columns) = dtype_name(rows.dtype), rows.shape
+    with rows.device:
+        rows = cp.ascontiguousarray(rows)
+        ids = cp.ascontiguousarray(ids.astype(np.int64, copy=False))
+        order, starts = ids.argsort(), cp.empty(count + 1, np.int64)
+        out = cp.empty((count, columns), rows.dtype)
+        _launch("find_starts", dtype, (count // THREADS + 1,), ids, order, number, count, starts)
+        grid = count, min(-(-columns // WARP), max(1, BUSY // count))
+        arguments = rows, order, starts, columns, out
+        _launch("sum_rows", dtype, grid, *arguments, threads=(WARP, THREADS // WARP), shared=THREADS)
+        return out
+
+
+def _alike(params: Params, grads: Params, averages: Averages) -> bool:
+    """Whether all arrays are CuPy's, on one device, of the dtypes that the kernels expect together."""
+    import cupy as cp
+
+    pairs = [(p, g) for name, p in params.items() for g in (p, grads[name])]
+    wide = [(params[name], a) for values in averages.values() for name, a in values.items() if name in params]
+    return (
+        all(isinstance(a, cp.ndarray) for _, a in (*pairs, *wide))
+        and len({a.device for _, a in (*pairs, *wide)}) == 1
+        and all(dtype_name(p.dtype) in _cuda.SIZES and g.dtype == p.dtype for p, g in pairs)
+        and all(dtype_name(a.dtype) == _cuda.wide(dtype_name(p.dtype)) for p, a in wide)
+    )
+
+
+def _contiguous(arrays: Params) -> dict[str, Array]:
+    import cupy as cp
+
+    return {name: cp.ascontiguousarray(a) for name, a in arrays.items()}
+
+
+def _tables(arrays: Params) -> Iterator[tuple[str, list[str]]]:
+    """Names of arrays of one dtype that have elements, as many as one launch takes."""
+    for dtype in _cuda.SIZES:
+        names = [name for name, a in arrays.items() if a.size and dtype_name(a.dtype) == dtype]
+        for first in range(0, len(names), TABLE):
+            yield dtype, names[first : first + TABLE]
+
+
+def _table(names: list[str], **columns: Iterable[Params]) -> np.ndarray:
+    """Addresses of the arrays with these names, null for missing ones, and their sizes."""
+    table = np.zeros(1, UPDATE)
+    for field, values in columns.items():
+        for k, arrays in enumerate(values):
+            row = [_cuda.address(arrays[name]) if name in arrays else 0 for name in names]
+            table[field][0, k * TABLE : k * TABLE + len(names)] = row
+    table["size"][0, : len(names)] = [next(iter(columns["g"]))[name].size for name in names]
+    return table
+
+
+def _grid(table: np.ndarray, elements: int, blocks: int) -> tuple[int, int]:
+    """Blocks for each array of a table, one for so many elements of the largest."""
+    sizes = table["size"][0]
+    return min(blocks, -(-int(sizes.max()) // elements)), int(np.count_nonzero(sizes))
+
+
+def _numbers(dtype: Any, values: Iterable[float]) -> np.ndarray:
+    """Numbers of one dtype as a struct, rounded as an array library rounds Python's."""
+    rounded = np.array(tuple(values), np.float64).astype(dtype)
+    return rounded.view([(f"number_{k}", dtype) for k in range(rounded.size)])
+
+
+def _wide(dtype: str) -> np.dtype:
+    return np.dtype(_cuda.wide(dtype))
+
+
+def _launch(
+    name: str,
+    dtype: str,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    threads: tuple[int, ...] = (THREADS,),
+    shared: int = 0,
+) -> None:
+    """Launch a kernel of training.cu, with room for `shared` sums in each block."""
+    kernel = _cuda.kernel("training.cu", name, dtype)
+    kernel(grid, threads, arguments, shared_mem=shared * _wide(dtype).itemsize)
