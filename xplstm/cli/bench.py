@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from xplstm._errors import XplstmError
-from xplstm.cli import results
+from xplstm.cli import gpu_bench, results
 from xplstm.cli.engines import Engine
 from xplstm.cli.peers import Shape, available
 
@@ -44,6 +44,7 @@ TRAIN = (
 )
 STEP = (Shape(1, 1, 3, 8), Shape(1, 1, 32, 32), Shape(1, 1, 64, 64), Shape(1, 1, 128, 128))
 
+ROUNDS = 15
 # Seconds that an engine works when it is its turn.
 TURN = 0.03
 
@@ -53,15 +54,18 @@ class UnequalError(XplstmError, AssertionError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the shapes, threads, rounds and files."""
+    """Take the device, shapes, threads, rounds and files."""
+    device_help = "cuda: one GPU, which threads have no part in"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device_help)
     shape_help = "time this shape instead of the usual ones; T = 1 is a step of a stream; may be repeated"
     parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H", help=shape_help)
     threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
     parser.add_argument("--threads", type=_counts, default=(1, 2), metavar="N,...", help=threads_help)
-    rounds_help = "rounds, each engine once a round (default 15)"
-    parser.add_argument("--repeats", type=int, default=15, metavar="N", help=rounds_help)
+    rounds_help = f"rounds, each engine once a round (default {ROUNDS}, on a GPU {gpu_bench.ROUNDS})"
+    parser.add_argument("--repeats", type=int, metavar="N", help=rounds_help)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios; needs matplotlib")
+    gpu_bench.add_arguments(parser.add_argument_group("with --device cuda"))
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -93,10 +97,12 @@ def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table for everything timed and each number of threads."""
-    names, cases = available(), _cases(args.shape)
+    """Print a table for everything timed and each number of threads, or for a GPU."""
+    if args.device == "cuda":
+        return gpu_bench.run(args)
+    names, cases, rounds = available(), _cases(args.shape), args.repeats or ROUNDS
     print(f"{results.processor()}, {os.cpu_count()} cores, float32, one layer of one direction")
-    print(f"microseconds a step: median of {args.repeats} interleaved rounds, results checked equal first")
+    print(f"microseconds a step: median of {rounds} interleaved rounds, results checked equal first")
     print("x/peer: the peer's time over ours, median of the rounds; above 1 we are faster")
     found: dict[int, results.Found] = {n: {what: {} for what, _ in cases} for n in args.threads}
     with ExitStack() as stack:
@@ -104,12 +110,12 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
         engines = [stack.enter_context(Engine(name, n)) for n in args.threads for name in names]
         peaks = {n: max(e.product() for e in engines if e.threads == n) for n in args.threads}
-        advance = stack.enter_context(_bar(len(cases) * args.repeats))
+        advance = stack.enter_context(_bar(len(cases) * rounds))
         for what, shape in cases:
             trains = [engine.build(shape) for engine in engines]
             able = [e for e, train in zip(engines, trains, strict=True) if train or what != "train"]
             _check_equal(able, what, shape)
-            for (n, name), times in _interleave(able, what, shape, args.repeats, advance).items():
+            for (n, name), times in _interleave(able, what, shape, rounds, advance).items():
                 found[n][what].setdefault(shape, {})[name] = times
     for n, kinds in found.items():
         for what, rows in kinds.items():
@@ -117,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         peak = f"{peaks[n]:.0f} GFLOP/s in the fastest large product of matrices"
         print(f"\npeak with {n} thread{'s' * (n > 1)}: {peak}")
     if args.json:
-        args.json.write_text(json.dumps(results.report(found, peaks, args.repeats), indent=1) + "\n")
+        args.json.write_text(json.dumps(results.report(found, peaks, rounds), indent=1) + "\n")
     if args.plot:
         results.draw(found, args.plot)
     return 0

@@ -1,0 +1,137 @@
+"""``python -m tests.benchmarks.fit_costs FILE.json`` fits the costs that choose kernels to measurements.
+
+FILE is what ``python -m xplstm bench --device cuda --json FILE`` wrote. The logarithms of all costs are
+moved, by the method of Levenberg and Marquardt, until those of the predicted and of the measured times of a
+walk through time are closest. Prints the table for ``xplstm/kernels/cupy_persistent.py`` with how it was
+measured, how far predictions are off, and how often the table chooses what was faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm.cli import gpu_results
+from xplstm.cli.gpu_results import Row
+from xplstm.kernels import cupy_persistent
+from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost
+
+STEPS = 200
+
+
+class Measured(NamedTuple):
+    """A walk's microseconds a step, and what the model says of it."""
+
+    row: Row
+    time: float
+    predicted: Callable[[Costs], float]
+
+
+def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
+    """Walks of both kernels that the model knows, cut as `costs` had them cut when they were timed."""
+    found = []
+    for row in rows:
+        if row.walk is None:
+            continue
+        B, H, kind, backward = row.shape.B, row.shape.H, row.precision, row.what == "train"
+        if row.engine == "cupy_persistent":
+            plan = best_plan(chip, 1, B, H, kind, backward, costs)
+            assert plan is not None, "it was run"
+            found.append(Measured(row, row.walk, _walk_cost(plan, H, kind, backward)))
+        elif not backward:
+            found.append(Measured(row, row.walk, _fused_cost(B, H, kind)))
+    return found
+
+
+def _walk_cost(plan: Any, H: int, kind: str, backward: bool) -> Callable[[Costs], float]:
+    return lambda costs: cupy_persistent._cost(plan, H, kind, backward, costs)
+
+
+def _fused_cost(B: int, H: int, kind: str) -> Callable[[Costs], float]:
+    return lambda costs: fused_cost(1, B, H, kind, costs)
+
+
+def fit(found: list[Measured], start: Costs) -> Costs:
+    """The costs that predict best, in the least squares of relative errors."""
+    at, damping = np.log(np.asarray(start)), 1e-2
+    errors = _errors(found, at)
+    for _ in range(STEPS):
+        slopes = np.stack([(_errors(found, at + 1e-4 * e) - errors) / 1e-4 for e in np.eye(len(at))], axis=1)
+        square = slopes.T @ slopes
+        # Even where no measurement depends on a cost, which then stays where it is.
+        damped = square + damping * (np.diag(np.diag(square)) + 1e-9 * np.eye(len(at)))
+        moved = at + np.clip(np.linalg.solve(damped, -slopes.T @ errors), -1, 1)
+        new = _errors(found, moved)
+        if new @ new < errors @ errors:
+            at, errors, damping = moved, new, damping / 3
+        else:
+            damping *= 4
+        if damping > 1e12:
+            break
+    return Costs(*map(float, np.exp(at)))
+
+
+def _errors(found: list[Measured], at: np.ndarray) -> np.ndarray:
+    """Logarithms of predicted over measured times."""
+    costs = Costs(*map(float, np.exp(at)))
+    return np.log([m.predicted(costs) / m.time for m in found])
+
+
+def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, bool]]:
+    """Where both kernels were timed forward: the faster, the slower, and whether the faster is chosen."""
+    found = []
+    for (what, precision), shapes in gpu_results.timed(rows).items():
+        for shape, engines in shapes.items() if what == "forward" else ():
+            if not {"cupy_persistent", "cupy_fused"} <= set(engines):
+                continue
+            ours = sorted(
+                (engines["cupy_persistent"], engines["cupy_fused"]), key=lambda r: statistics.median(r.times)
+            )
+            plan = best_plan(chip, 1, shape.B, shape.H, precision, False, costs)
+            assert plan is not None, "it was run"
+            persists = plan.cost <= fused_cost(1, shape.B, shape.H, precision, costs)
+            found.append((*ours, persists == (ours[0].engine == "cupy_persistent")))
+    return found
+
+
+def table(costs: Costs, about: dict[str, Any]) -> str:
+    """The costs as Python, with how they were measured."""
+    values = "\n".join(f"    {name}={value:.3g}," for name, value in costs._asdict().items())
+    machine = f"{about['gpu']}, driver {about['driver']}, {about['date']}"
+    return f"# Fitted to {machine}: {' && '.join(about['commands'])}\nCOSTS = Costs(\n{values}\n)"
+
+
+def main(file: Path) -> int:
+    about, rows = gpu_results.load(file)
+    chip = Chip(about["multiprocessors"], about["shared bytes a block"])
+    before = Costs(**about["costs"])
+    found = measured(rows, chip, before)
+    if len(found) < len(before):
+        print(f"{file} has {len(found)} walks; {len(before)} costs need as many at least")
+        return 1
+    costs = fit(found, before)
+    print(table(costs, about))
+    for name, tried in (("before", before), ("fitted", costs)):
+        off = np.abs(_errors(found, np.log(np.asarray(tried))))
+        worst = found[int(off.argmax())].row
+        print(
+            f"{name}: off by {np.expm1(np.median(off)):.0%} in the median, {np.expm1(off.max()):.0%} at most "
+            f"({worst.engine} {worst.what} {worst.precision} at {worst.shape})"
+        )
+        chosen = choices(rows, chip, tried)
+        wrong = [gpu_results.ratio(fast, slow) for fast, slow, right in chosen if not right]
+        lost = f", at most {max(wrong):.2f} times slower for it" if wrong else ""
+        print(f"{name}: {len(chosen) - len(wrong)} of {len(chosen)} choices are the faster{lost}")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fit_costs")
+    parser.add_argument("file", type=Path, help="what bench --device cuda --json wrote")
+    sys.exit(main(parser.parse_args().file))

@@ -1,0 +1,173 @@
+"""``python -m tests.gpu [PART ...]`` checks on an NVIDIA GPU all that needs one, and closes with one table.
+
+Parts, in this order where none is named:
+
+- ``tests``: every test that has CuPy in it, on each kernel of CuPy in turn;
+- ``spec``: the specification on CuPy, each kernel pinned;
+- ``sanitizer``: small problems under NVIDIA's compute-sanitizer, its memcheck and its racecheck;
+- ``bench``: the quick benchmark, into ``--out``.
+
+It needs CuPy, NumPy, pytest and array-api-compat in this Python; a wheel of the last on PYTHONPATH will do.
+PyTorch, JAX, cuDNN and matplotlib are used where they are. Nothing is installed or fetched. Ends with 1 if
+anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from xplstm import _array
+
+ROOT = Path(__file__).parent.parent
+NEEDS = ("numpy", "array_api_compat", "pytest", "cupy")
+# Each run requires these kernels and so has them chosen; the second leaves to one what both can run.
+REQUIRED = {
+    "persistent and fused": "cupy,cupy_persistent,cupy_fused",
+    "fused": "cupy,cupy_fused",
+    "reference": "cupy",
+}
+SUBJECTS = ("cupy_persistent", "cupy_fused", "reference")
+SANITIZER = "compute-sanitizer"
+CHECKERS = ("memcheck", "racecheck")
+# One run of pytest after another in one process each; the reasons for skips would fill pages.
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--no-header")
+BENCH_MINUTES = 6
+
+
+class Step(NamedTuple):
+    """A command, or why there is none."""
+
+    part: str
+    name: str
+    command: tuple[str, ...] = ()
+    variables: dict[str, str] = {}  # noqa: RUF012 - never written to
+    reason: str = ""
+
+
+class Outcome(NamedTuple):
+    """What became of a step."""
+
+    step: Step
+    state: str
+    seconds: float
+    reason: str = ""
+
+
+def tests(_: Path) -> Iterator[Step]:
+    """The emulated kernels stand in for CuPy, which is here itself."""
+    command = (*PYTEST, "tests", "-k", "cupy", "--ignore=tests/test_cupy_emulated.py")
+    for name, required in REQUIRED.items():
+        yield Step("tests", name, command, {"XPLSTM_REQUIRE": required})
+
+
+def spec(_: Path) -> Iterator[Step]:
+    for kernel in SUBJECTS:
+        command = (*PYTEST, "spec", f"--subject=xplstm:cupy:{kernel}")
+        yield Step("spec", kernel, command, {"XPLSTM_REQUIRE": "cupy"})
+
+
+def sanitizer(_: Path) -> Iterator[Step]:
+    found, places = find_sanitizer()
+    for checker in CHECKERS:
+        if found is None:
+            yield Step("sanitizer", checker, reason=f"no {SANITIZER} in {', '.join(places)}")
+            continue
+        options = ("--tool", checker, "--error-exitcode", "9", "--target-processes", "all")
+        yield Step("sanitizer", checker, (found, *options, sys.executable, "-m", "tests.cupy_runs"))
+
+
+def bench(out: Path) -> Iterator[Step]:
+    """Anew each time: a file of kernels that have changed since would be refused."""
+    (out / "gpu.json").unlink(missing_ok=True)
+    command = (sys.executable, "-m", "xplstm", "bench", "--device", "cuda", "--quick")
+    command += ("--minutes", str(BENCH_MINUTES), "--json", str(out / "gpu.json"))
+    if importlib.util.find_spec("matplotlib"):
+        command += ("--plot", str(out / "gpu.svg"))
+    yield Step("bench", "quick", command)
+
+
+PARTS: dict[str, Callable[[Path], Iterator[Step]]] = {
+    "tests": tests,
+    "spec": spec,
+    "sanitizer": sanitizer,
+    "bench": bench,
+}
+
+
+def find_sanitizer() -> tuple[str | None, list[str]]:
+    """NVIDIA's checker of memory, and where it was looked for."""
+    roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [Path(root) for root in (*roots, "/usr/local/cuda") if root]
+    places = [place for folder in folders for place in (folder / "bin", folder / SANITIZER)]
+    found = shutil.which(SANITIZER) or next(
+        (str(place / SANITIZER) for place in places if os.access(place / SANITIZER, os.X_OK)), None
+    )
+    return found, ["PATH", *map(str, places)]
+
+
+def why_not_here() -> str:
+    """What is missing to check anything, or nothing."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}; a wheel on PYTHONPATH will do"
+    return _array.why_unusable("cupy") or ""
+
+
+def do(step: Step, end: float) -> Outcome:
+    """One step; what it prints goes where this does."""
+    begun = time.monotonic()
+    if step.reason or begun >= end:
+        return Outcome(step, "skipped", 0.0, step.reason or "the time is up")
+    print(f"\n=== {step.part}: {step.name}\n{' '.join(step.command)}", flush=True)
+    limit = None if end == float("inf") else end - begun
+    environment = {**os.environ, **step.variables}
+    try:
+        code = subprocess.run(step.command, check=False, cwd=ROOT, env=environment, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return Outcome(step, "failed", time.monotonic() - begun, "it had not ended when the time was up")
+    state, reason = ("failed", f"exit code {code}") if code else ("passed", "")
+    return Outcome(step, state, time.monotonic() - begun, reason)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    lines = [("part", "what", "outcome", "seconds", "why")]
+    lines += [(o.step.part, o.step.name, o.state, f"{o.seconds:.0f}", o.reason) for o in outcomes]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description="Check all that needs a GPU.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default all")
+    out_help = "folder of the benchmark's files (default runs)"
+    parser.add_argument("--out", type=Path, default=ROOT / "runs", metavar="FOLDER", help=out_help)
+    minutes_help = "end after so many; what has not begun by then is skipped"
+    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=minutes_help)
+    args = parser.parse_args(argv)
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"part {unknown[0]!r} is unknown; known are {', '.join(PARTS)}")
+    reason = why_not_here()
+    if reason:
+        print(f"nothing can be checked here: {reason}", file=sys.stderr)
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    steps = [step for part in args.parts or PARTS for step in PARTS[part](args.out)]
+    outcomes = [do(step, end) for step in steps]
+    print(f"\n{table(outcomes)}")
+    return any(outcome.state == "failed" for outcome in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

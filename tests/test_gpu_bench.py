@@ -1,0 +1,458 @@
+"""The benchmark on a GPU as far as it goes without one: engines on the processor, goals, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation.carried import emulated
+from xplstm import __main__ as command
+from xplstm import _dispatch
+from xplstm._errors import FormatError, KernelError
+from xplstm.cli import gpu_bench, gpu_engines, gpu_results, gpu_workers, loop
+from xplstm.cli.gpu_results import Report, Row
+from xplstm.cli.gpu_workers import Server, Worker
+from xplstm.cli.peers import Shape
+from xplstm.kernels import cupy_persistent
+
+SHAPE = Shape(4, 2, 3, 5)
+
+
+class Event:
+    """A moment of the processor's clock in the place of a device's."""
+
+    clock: ClassVar[float] = 0.0
+
+    def record(self) -> None:
+        Event.clock += 0.001
+        self.at = Event.clock
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Device:
+    id = 0
+    attributes: ClassVar[dict[str, int]] = {
+        "L2CacheSize": 1000,
+        "MultiProcessorCount": 7,
+        "MaxSharedMemoryPerBlockOptin": 4096,
+    }
+    compute_capability = "90"
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """NumPy under CuPy's name with what the benchmark asks of a device; no GPU, and no kernel of CuPy's."""
+    made = types.ModuleType("cupy")
+    names = ("asarray", "zeros", "zeros_like", "vstack", "stack", "concatenate", "dot", "exp", "tanh")
+    for name in (*names, "float32"):
+        setattr(made, name, getattr(np, name))
+    made.asnumpy, made.ndarray = np.asarray, type("ndarray", (), {})
+    pool = types.SimpleNamespace(free_all_blocks=lambda: None)
+    made.get_default_memory_pool = made.get_default_pinned_memory_pool = lambda: pool
+    runtime = types.SimpleNamespace(
+        getDeviceProperties=lambda _: {"name": b"no GPU"},
+        driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 13000,
+    )
+    made.cuda = types.SimpleNamespace(
+        Device=Device, Event=Event, runtime=runtime, get_elapsed_time=lambda a, b: 1e3 * (b.at - a.at)
+    )
+    monkeypatch.setitem(sys.modules, "cupy", made)
+    monkeypatch.setattr(gpu_engines, "LIBRARY", "numpy")
+    monkeypatch.setattr(gpu_engines, "DEVICE", "cpu")
+    yield made
+    xplstm.use_kernel(None)
+
+
+class Inline:
+    """A worker without a process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._server = Server(name)
+
+    def ask(self, op: str, **request: Any) -> Any:
+        # In a process of its own an engine has the pin for itself.
+        xplstm.use_kernel(self.name if self.name in _dispatch.TABLE else None)
+        try:
+            return json.loads(json.dumps(getattr(self._server, op)(**request)))
+        except Exception as error:
+            raise KernelError(gpu_workers._said(error)) from error
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_the_documents_loop_is_an_lstm() -> None:
+    rng = np.random.default_rng(3)
+    lstm = xplstm.LSTM(3, 5, rng=rng, dtype="float64")
+    x, dy = rng.normal(size=(4, 2, 3)), rng.normal(size=(4, 2, 5))
+    y, _, pullback = lstm.vjp(x)
+    np.testing.assert_allclose(loop.Forward(np, lstm.params)(x), y, atol=1e-14)
+    gradient = loop.Training(np, lstm.params)(x, dy)
+    np.testing.assert_allclose(gradient, pullback(dy)[2]["weight_hh_l0"], atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "documents"])
+def test_engines_compute_the_same(name: str, cupy: Any) -> None:
+    if name != "documents" and importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    given = gpu_engines.inputs(SHAPE, 1000)
+    works = {n: gpu_engines.ENGINES[n].build(given, "float32") for n in ("reference", name)}
+    assert given.sets > 2
+    for what in ("forward", "train"):
+        found = [[gpu_engines.sample(w, SHAPE, getattr(w, what)(k)) for w in works.values()] for k in (0, 1)]
+        for want, got in found:
+            assert got
+            for key, a in got.items():
+                np.testing.assert_allclose(a, want[key], atol=1e-5, err_msg=key)
+        assert not np.allclose(*(results[0][next(iter(results[0]))] for results in found)), "sets are alike"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("torch", "float16"), ("torch", "bfloat16"), ("jax", "bfloat16")]
+)
+def test_a_peer_in_half_precision_is_within_what_is_allowed(name: str, precision: str, cupy: Any) -> None:
+    pytest.importorskip(name)
+    given = gpu_engines.inputs(SHAPE, 1000)
+    judge = gpu_engines.ENGINES["reference"].build(given, "float32")
+    half = gpu_engines.ENGINES[name].build(given, precision)
+    for what in ("forward", "train"):
+        want, got = (gpu_engines.sample(w, SHAPE, getattr(w, what)(0)) for w in (judge, half))
+        worst = max(gpu_bench.difference(got[key], want[key]) for key in want)
+        assert 1e-5 < worst < gpu_bench.ALLOWED[precision]
+
+
+def test_torch_is_told_of_tf32_as_it_wants() -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.backends.cudnn.rnn.fp32_precision
+    try:
+        for allowed, said in ((False, "ieee"), (True, "tf32")):
+            gpu_engines._allow_tf32(torch, allowed)
+            assert torch.backends.cudnn.rnn.fp32_precision == said
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+    old = types.SimpleNamespace(backends=types.SimpleNamespace(cudnn=types.SimpleNamespace()))
+    gpu_engines._allow_tf32(old, False)
+    assert old.backends.cudnn.allow_tf32 is False
+
+
+def test_input_sets_outgrow_the_cache_and_do_not_overlap() -> None:
+    given = gpu_engines.inputs(SHAPE, 10_000)
+    x, dy = given.parts(given.numbers)
+    assert given.sets * given.stride * 4 >= 2 * 10_000
+    assert x(0).shape == (4, 2, 3)
+    assert dy(given.sets - 1).shape == (4, 2, 5)
+    assert not np.shares_memory(x(0), x(1))
+    assert not np.shares_memory(x(1), dy(1))
+    assert gpu_engines.inputs(Shape(512, 64, 512, 512), 1000).sets == 1
+    assert gpu_engines.inputs(SHAPE, 10**9).sets == gpu_engines.MOST_SETS
+
+
+def test_a_run_and_one_that_goes_on(
+    cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run itself, with engines on the processor: rows, reasons, a second run, a picture."""
+    monkeypatch.setattr(gpu_bench, "Worker", Inline)
+    monkeypatch.setattr(gpu_bench, "TURN", 0.002)
+    file, picture = tmp_path / "gpu.json", tmp_path / "gpu.svg"
+    argv = ["bench", "--device", "cuda", "--repeats", "3", "--json", str(file)]
+    argv += ["--engines", "reference,documents,cupy_fused"]
+    assert command.main([*argv, "--shape", "4,2,3,5"]) == 0
+    rows = gpu_results.load(file).rows
+    assert {(r.what, r.engine, bool(r.times)) for r in rows if r.precision == "float32"} == {
+        (what, engine, engine != "cupy_fused")
+        for what in ("forward", "train")
+        for engine in ("reference", "documents", "cupy_fused")
+    }
+    assert all(len(r.times) == 3 and r.host > 0 for r in rows if r.times)
+    refused = [r for r in rows if r.engine == "cupy_fused" and r.precision == "float16"]
+    assert refused
+    assert all("arrays are of numpy" in r.reason for r in refused)
+    assert command.main([*argv, "--shape", "4,2,3,5", "--shape", "2,3,5,7"]) == 0
+    report = gpu_results.load(file)
+    assert report.rows[: len(rows)] == rows
+    assert report.done() == {SHAPE, Shape(2, 3, 5, 7)}
+    assert len(report.about["commands"]) == 1
+    assert report.about["microseconds of Python"].startswith("not measured: AttributeError")
+    capsys.readouterr()
+    pytest.importorskip("matplotlib")
+    assert command.main([*argv, "--minutes", "0", "--plot", str(picture)]) == 0
+    assert gpu_results.load(file) == report
+    assert "float32" in picture.read_text()
+    out = capsys.readouterr().out
+    assert "inference, float32" in out
+    assert "not timed" in out
+    assert "under way\nreference" in out
+    assert "not measured" in out
+
+
+@pytest.mark.parametrize("about", [{"gpu": "another"}, {"engines": ["torch"]}, {"kernels": "changed"}])
+def test_another_machine_or_kernel_does_not_go_on(
+    about: dict[str, Any],
+    cupy: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(gpu_bench, "Worker", Inline)
+    file = tmp_path / "gpu.json"
+    Report(about, [Row(SHAPE, "float32", "forward", "torch", [1.0])]).save(file)
+    argv = ["bench", "--device", "cuda", "--json", str(file), "--engines", "documents"]
+    before = file.read_text()
+    assert command.main(argv) == 2
+    assert file.read_text() == before
+    assert (
+        f"has measurements with {next(iter(about))} {next(iter(about.values()))}" in capsys.readouterr().err
+    )
+
+
+class Wrong:
+    """An engine inside a worker that answers what it is told to."""
+
+    def __init__(self, name: str, y: float, seconds: float = 1e-3, fails: str = "") -> None:
+        self.name, self.y, self.seconds, self.fails = name, y, seconds, fails
+
+    def ask(self, op: str, **_: Any) -> Any:
+        if op == self.fails:
+            raise KernelError(f"no {op}")
+        return {
+            "results": {"y": [1.0, self.y]},
+            "time": {"device": self.seconds, "host": self.seconds / 2},
+            "facts": {"walk": [4.0, 8.0, 12.0], "launches": {"walk_16": 1}},
+        }.get(op)
+
+
+def test_a_wrong_result_is_not_timed_and_fails_the_command(tmp_path: Path) -> None:
+    workers: Any = {
+        "torch": Wrong("torch", 0.5),
+        "cupy_fused": Wrong("cupy_fused", 0.51),
+        "cupy_persistent": Wrong("cupy_persistent", 0.5, 1e-4),
+        "jax": Wrong("jax", float("nan")),
+        "documents": Wrong("documents", 0.5, fails="time"),
+    }
+    rows = {
+        r.engine: r for r in gpu_bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"
+    }
+    assert "differs in y by 1.0e-02" in rows["cupy_fused"].reason
+    assert "differs in y by inf" in rows["jax"].reason
+    assert rows["documents"].reason == "no time"
+    ours = rows["cupy_persistent"]
+    assert ours.times == pytest.approx([25.0] * 3)
+    assert (ours.walk, ours.launches, ours.host) == (2.0, {"walk_16": 1}, pytest.approx(50))
+    assert gpu_results.ratio(ours, rows["torch"]) == pytest.approx(10)
+    assert [r.engine for r in gpu_results.wrong(rows.values())] == ["cupy_fused"]
+    file = tmp_path / "gpu.json"
+    Report({}, list(rows.values())).save(file)
+    assert command.main(["bench", "--device", "cuda", "--json", str(file), "--minutes", "0"]) == 1
+
+
+def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
+    """Rows of one machine where everything takes the same time."""
+    found = []
+    for shape in (Shape(512, 16, 256, 256), Shape(512, 16, 768, 768), Shape(512, 16, 64, 64)):
+        for precision in gpu_engines.PRECISIONS:
+            for what in ("forward", "train"):
+                found.append(Row(shape, precision, what, "cupy_persistent", [ours], launches={"walk_16": 1}))
+                found.append(Row(shape, precision, what, "cupy_fused", [9.0]))
+                found.append(Row(shape, precision, what, "torch", [torch]))
+        found.append(Row(shape, "float32", "forward", "documents", [loop_time]))
+    return found
+
+
+def reached(rows: list[Row]) -> dict[str, bool | None]:
+    return {goal.text.partition(":")[0]: goal.reached for goal in gpu_results.goals(rows)}
+
+
+def test_goals() -> None:
+    good = reached(grid(1.0))
+    assert good.pop("train against the documents' loop at T 512, geometric mean") is None
+    assert all(good.values())
+    assert len(good) == 16
+    slow = reached(grid(1.9))
+    assert not slow["forward float32 against torch, H 256 to 1024, geometric mean"]
+    assert slow["train float32 against torch, H 256 to 1024, geometric mean"]
+    assert not slow["forward against the documents' loop at T 512, geometric mean"]
+    assert not reached(grid(3.1))["forward float16 against torch where it persists, least"]
+    assert reached(grid(3.1))["forward float32 against torch, least anywhere"]
+    assert not reached(grid(3.2))["forward float32 against torch, least anywhere"]
+    twice = [r._replace(launches={"walk_16": 2}) if r.launches else r for r in grid(1.0)]
+    assert not reached(twice)["launches of the persistent kernel a layer forward"]
+    assert set(reached([]).values()) == {None}
+
+
+def test_where_cudnn_persists() -> None:
+    assert gpu_results.persists(Shape(64, 16, 768, 768))
+    for B, I, H in ((12, 768, 768), (136, 768, 768), (16, 768, 1152), (16, 100, 768), (16, 768, 100)):
+        assert not gpu_results.persists(Shape(64, B, I, H))
+
+
+def test_tables_line_up_and_name_who_is_missing() -> None:
+    rows = [*grid(1.5), Row(SHAPE, "tf32", "train", "cudnn_static", reason="no such thing")]
+    for text in gpu_results.tables(rows).split("\n\n"):
+        lines = text.splitlines()
+        assert len({len(line) for line in lines[1:]}) == 1
+        assert lines[1].split()[:4] == ["T,B,I,H", "cupy_persistent", "cupy_fused", "torch"]
+        assert lines[2].split()[:4] == ["512,16,256,256", "1.50", "9.00", "3.00"]
+        assert "2.00" in lines[2]
+    assert gpu_results.reasons(rows) == ["cudnn_static tf32, 1 shapes from 4,2,3,5: no such thing"]
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    for text in ("[]", "{}", "nothing", '{"rows": [{"shape": "1"}]}'):
+        file.write_text(text)
+        with pytest.raises(FormatError, match=r"gpu\.json: it is no file of bench --device cuda"):
+            gpu_results.load(file)
+
+
+def serve_badly(name: str, connection: Any) -> None:
+    """A process that hangs, ends, or reports an error, as it is asked to."""
+    while True:
+        request = json.loads(connection.recv_bytes())
+        if request["op"] == "stop" or request["op"] == "end":
+            return
+        if request["op"] == "error":
+            connection.send_bytes(json.dumps({"error": "said so", "broken": request["broken"]}).encode())
+        if request["op"] == "answer":
+            connection.send_bytes(json.dumps({"value": name}).encode())
+
+
+def test_a_worker_outlives_what_its_process_does() -> None:
+    with Worker("a", serve_badly) as worker:
+        with pytest.raises(KernelError, match=r"no answer to hang within 0 s; its process was ended"):
+            worker.ask("hang", patience=0.2)
+        assert worker.ask("answer") == "a"
+        with pytest.raises(KernelError, match="its process ended with code 0 in end"):
+            worker.ask("end")
+        for broken in (True, False):
+            assert worker.ask("answer") == "a"
+            process = worker._process
+            with pytest.raises(KernelError, match="said so"):
+                worker.ask("error", broken=broken)
+            assert (worker._process is process) is not broken
+        with pytest.raises(KernelError, match="no answer to hang"):
+            worker.ask("hang", patience=0.2)
+        with pytest.raises(KernelError, match="it has given no answer 2 times and is asked no more"):
+            worker.ask("answer")
+    assert not process.is_alive()
+
+
+def test_without_a_gpu_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("cupy"):
+        pytest.skip("CuPy is installed")
+    assert command.main(["bench", "--device", "cuda", "--quick", "--engines", "documents"]) == 2
+    assert "--device cuda needs CuPy and a CUDA device: ModuleNotFoundError" in capsys.readouterr().err
+
+
+def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["bench", "--device", "cuda", "--engines", "torch,tensorflow"])
+    assert "engine 'tensorflow' is unknown; known are cupy_persistent" in capsys.readouterr().err
+
+
+def test_the_shapes_of_the_goals_come_first() -> None:
+    args = types.SimpleNamespace(shape=None, quick=False)
+    shapes = gpu_bench.shapes_of(args)
+    assert len(shapes) == len(set(shapes)) == 96 + 22 + 15
+    assert all(256 <= shape.H <= 1024 for shape in shapes[:24])
+    assert gpu_bench.kinds_of(Shape(25, 4, 512, 512), False) == ("forward",)
+    assert gpu_bench.kinds_of(Shape(25, 4, 512, 512), True) == ("forward", "train")
+
+
+def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from xplstm import _cuda
+
+    class Kernel:
+        max_dynamic_shared_size_bytes = 0
+
+        def __call__(self, *_: Any, **__: Any) -> None:
+            pass
+
+    real = Kernel()
+    monkeypatch.setattr(_cuda, "kernel", lambda *_, **__: real)
+    monkeypatch.setattr(_cuda.Product, "__call__", lambda *_: None)
+    with gpu_workers.counted() as counts:
+        for name in ("walk_16", "walk_16", "project"):
+            kernel = _cuda.kernel("file.cu", name, "float32", cooperative=True)
+            kernel.max_dynamic_shared_size_bytes = 9
+            kernel((1,), (2,), ())
+        object.__new__(_cuda.Product)([1], [2], [3])
+    assert counts == {"walk_16": 2, "project": 1, "product": 1}
+    assert real.max_dynamic_shared_size_bytes == 9
+    assert _cuda.kernel("file.cu", "walk", "float32") is real
+    room = types.SimpleNamespace(_walk=lambda a: a + 1)
+    cuda = types.SimpleNamespace(Event=Event)
+    with gpu_workers.timed_walks(room, "_walk", cuda) as spans:
+        assert room._walk(1) == 2
+    assert [end.at > start.at for start, end in spans] == [True]
+    assert room._walk(1) == 2
+    assert len(spans) == 1
+
+
+@pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here")
+@pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14")
+@pytest.mark.parametrize("name", gpu_engines.OURS)
+def test_facts_of_the_emulated_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted and timed is what the kernels' rooms do; the numbers are no GPU's."""
+    if importlib.util.find_spec("cupy"):
+        pytest.skip("CuPy itself is here")
+    monkeypatch.setattr(gpu_engines, "LIBRARY", "numpy")
+    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    monkeypatch.setattr(_dispatch, "select", lambda _: emulated(name))
+    monkeypatch.setattr(standin.Device, "synchronize", lambda _: None, raising=False)
+    monkeypatch.setitem(standin.ATTRIBUTES, "L2CacheSize", 1000)
+    try:
+        with standin.installed() as cp:
+            cp.asarray = cp.asnumpy = np.asarray
+            cp.cuda.Event, cp.cuda.get_elapsed_time = Event, lambda a, b: 1e3 * (b.at - a.at)
+            server = Server(name)
+            server.build(list(SHAPE), "float32")
+            facts = {what: server.facts(what, 3) for what in ("forward", "train")}
+            found = server.results("train")
+    finally:
+        xplstm.use_kernel(None)
+    assert set(found) == {"dx", "dweight_hh"}
+    for what in facts:
+        assert len(facts[what]["walk"]) == 3
+        assert min(facts[what]["walk"]) > 0
+    launches = facts["forward"]["launches"]
+    if name == "cupy_fused":
+        assert (launches["forward_gates"], launches["product"]) == (SHAPE.T, SHAPE.T + 1)
+    else:
+        assert sum(count for kernel, count in launches.items() if kernel.startswith("walk")) == 1
+        assert sum(facts["train"]["launches"].values()) < 15
+
+
+def test_a_server_changes_inputs_and_reads_events(cupy: Any) -> None:
+    server, seen = Server("documents"), []
+    waited: list[Any] = []
+    work = gpu_engines.Work(lambda k: seen.append(k) or {"y": k}, dict, np.take, 3)
+    server._work = work
+    took = server.time("forward", 4)
+    assert seen == [1, 2, 0, 1, 2], "a call to warm up, and four"
+    # The stand-in's clock moves by a millisecond an event.
+    assert took["device"] == pytest.approx(0.001 / 4)
+    assert 0 < took["host"] < 0.1
+    server._work = work._replace(wait=waited.append)
+    took = server.time("forward", 2)
+    assert [found["y"] for found in waited] == [0, 2], "after the first call and after the last"
+    assert took["device"] >= took["host"]

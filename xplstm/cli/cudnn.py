@@ -1,0 +1,257 @@
+"""cuDNN's LSTM by its own functions, one algorithm at a time: a peer of ``bench --device cuda``.
+
+PyTorch and JAX choose an algorithm of cuDNN by themselves; here each one is timed wherever it is allowed.
+The library is found through ctypes beside PyTorch or on the system, and nothing but the benchmark uses it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm._errors import BackendError, KernelError
+from xplstm.cli.peers import Shape
+
+NAME = "libcudnn.so.9"
+WHEELS = ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
+
+CODES = {
+    "p": ctypes.c_void_p,
+    "i": ctypes.c_int,
+    "u": ctypes.c_uint,
+    "z": ctypes.c_size_t,
+    "f": ctypes.c_float,
+    "q": ctypes.c_ulonglong,
+}
+# The arguments of each function, a letter each; all of them return a status.
+SIGNATURES = {
+    "cudnnCreate": "p",
+    "cudnnDestroy": "p",
+    "cudnnCreateDropoutDescriptor": "p",
+    "cudnnSetDropoutDescriptor": "ppfpzq",
+    "cudnnDestroyDropoutDescriptor": "p",
+    "cudnnCreateRNNDescriptor": "p",
+    "cudnnSetRNNDescriptor_v8": "piiiiiiiiiiiipu",
+    "cudnnDestroyRNNDescriptor": "p",
+    "cudnnBuildRNNDynamic": "ppi",
+    "cudnnCreateRNNDataDescriptor": "p",
+    "cudnnSetRNNDataDescriptor": "piiiiipp",
+    "cudnnDestroyRNNDataDescriptor": "p",
+    "cudnnCreateTensorDescriptor": "p",
+    "cudnnSetTensorNdDescriptor": "piipp",
+    "cudnnDestroyTensorDescriptor": "p",
+    "cudnnGetRNNWeightSpaceSize": "ppp",
+    "cudnnGetRNNTempSpaceSizes": "ppippp",
+    "cudnnGetRNNWeightParams": "ppizpipppp",
+    "cudnnRNNForward": "ppippppppppppp" + "zpzpzp",
+    "cudnnRNNBackwardData_v8": "pppppppppppppppp" + "zpzpzp",
+    "cudnnRNNBackwardWeights_v8": "ppippppppp" + "zpzpzp",
+}
+
+ALGORITHMS = {"standard": 0, "static": 1, "dynamic": 2, "small": 3}
+DYNAMIC = ALGORITHMS["dynamic"]
+LSTM, BOTH_BIASES, ONE_DIRECTION, LINEAR_INPUT, PADDED = 2, 2, 0, 0, 1
+INFERENCE, TRAINING = 0, 1
+BY_TIME = 0
+ADD = 0
+FLOAT, HALF, BFLOAT16 = 0, 2, 9
+DEFAULT_MATH, TENSOR_MATH, FMA_MATH = 0, 1, 3
+
+
+class Numbers(NamedTuple):
+    """What cuDNN calls a precision."""
+
+    data: int
+    math: int
+
+
+# What PyTorch takes: tensor cores wherever float32 without TF32 is not asked for.
+NUMBERS = {
+    "float32": Numbers(FLOAT, FMA_MATH),
+    "tf32": Numbers(FLOAT, DEFAULT_MATH),
+    "float16": Numbers(HALF, TENSOR_MATH),
+    "bfloat16": Numbers(BFLOAT16, DEFAULT_MATH),
+}
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load cuDNN and declare the types of its functions."""
+    if importlib.util.find_spec("torch"):
+        # Its import loads cuDNN, and what that needs, from wherever they are installed.
+        importlib.import_module("torch")
+    for path in (NAME, *_in_wheels()):
+        try:
+            found = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for name, arguments in SIGNATURES.items():
+            getattr(found, name).argtypes = [CODES[letter] for letter in arguments]
+        found.cudnnGetVersion.restype = ctypes.c_size_t
+        found.cudnnGetErrorString.restype = ctypes.c_char_p
+        return found
+    msg = f"{NAME} is neither on the system nor in a package: pip install {WHEELS[0]}"
+    raise BackendError(msg)
+
+
+def _in_wheels() -> list[str]:
+    """Where NVIDIA's packages keep the library."""
+    found = []
+    for wheel in WHEELS:
+        try:
+            files = importlib.metadata.files(wheel) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found += [str(file.locate()) for file in files if file.name == NAME]
+    return found
+
+
+def version() -> str:
+    """Version of cuDNN."""
+    number = int(library().cudnnGetVersion())
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+def call(name: str, *arguments: Any) -> None:
+    """One function; a status that is not success raises."""
+    status = getattr(library(), name)(*arguments)
+    if status:
+        msg = f"{name}: {library().cudnnGetErrorString(status).decode()}"
+        raise KernelError(msg)
+
+
+class Handle:
+    """An object of cuDNN's, destroyed with this one."""
+
+    def __init__(self, kind: str, *settings: Any) -> None:
+        self.value = ctypes.c_void_p()
+        self._destroy = getattr(library(), "cudnnDestroy" + kind)
+        call("cudnnCreate" + kind, ctypes.byref(self.value))
+        if settings:
+            call(settings[0], self.value, *settings[1:])
+
+    def __del__(self) -> None:
+        if self.value:
+            self._destroy(self.value)
+
+
+class Layer:
+    """One layer of one direction on arrays of CuPy, from a state of zeros, on CuPy's default stream."""
+
+    def __init__(
+        self, cp: Any, shape: Shape, algorithm: str, precision: str, params: dict[str, np.ndarray], dtype: Any
+    ) -> None:
+        T, B, I, H = shape
+        self._cp, self._dtype, self._shape = cp, dtype, shape
+        numbers, kind = NUMBERS[precision], ALGORITHMS[algorithm]
+        self._handle = Handle("")
+        self._dropout = Handle(
+            "DropoutDescriptor", "cudnnSetDropoutDescriptor", self._handle.value, 0.0, None, 0, 0
+        )
+        how = (kind, LSTM, BOTH_BIASES, ONE_DIRECTION, LINEAR_INPUT, numbers.data, FLOAT, numbers.math)
+        sizes = (I, H, H, 1, self._dropout.value, PADDED)
+        self._lstm = Handle("RNNDescriptor", "cudnnSetRNNDescriptor_v8", *how, *sizes)
+        if kind == DYNAMIC:
+            call("cudnnBuildRNNDynamic", self._handle.value, self._lstm.value, B)
+        lengths = (ctypes.c_int * B)(*[T] * B)
+        batch = ("cudnnSetRNNDataDescriptor", numbers.data, BY_TIME, T, B)
+        self._x = Handle("RNNDataDescriptor", *batch, I, lengths, None)
+        self._y = Handle("RNNDataDescriptor", *batch, H, lengths, None)
+        dims, strides = (ctypes.c_int * 3)(1, B, H), (ctypes.c_int * 3)(B * H, H, 1)
+        self._state = Handle("TensorDescriptor", "cudnnSetTensorNdDescriptor", numbers.data, 3, dims, strides)
+        self._weights = self._space(self._size("cudnnGetRNNWeightSpaceSize"))
+        self._gradients = self._space(self._weights.nbytes)
+        self._load(params)
+        self._work: dict[int, tuple[Any, Any]] = {}
+        self._kept = cp.empty((T, B, H), dtype)
+        self._zeros = cp.zeros((1, B, H), dtype)
+        self._ends = [cp.empty((1, B, H), dtype) for _ in range(2)]
+
+    def _space(self, size: int) -> Any:
+        """Memory for weights or gradients; what no weight fills is zero."""
+        return self._cp.zeros(size // np.dtype(self._dtype).itemsize, self._dtype)
+
+    def _size(self, name: str) -> int:
+        size = ctypes.c_size_t()
+        call(name, self._handle.value, self._lstm.value, ctypes.byref(size))
+        return size.value
+
+    def _spaces(self, mode: int) -> tuple[int, ...]:
+        """Memory that cuDNN works in and, for training, keeps things in."""
+        if mode not in self._work:
+            work, reserve = ctypes.c_size_t(), ctypes.c_size_t()
+            sizes = ctypes.byref(work), ctypes.byref(reserve)
+            call(
+                *("cudnnGetRNNTempSpaceSizes", self._handle.value, self._lstm.value, mode),
+                *(self._x.value, *sizes),
+            )
+            empty = self._cp.empty
+            self._work[mode] = empty(work.value, np.uint8), empty(reserve.value, np.uint8)
+        work_space, reserved = self._work[mode]
+        return work_space.nbytes, work_space.data.ptr, reserved.nbytes, reserved.data.ptr
+
+    def _place(self, space: Any, gate: int, bias: bool) -> int:
+        """Index of a gate's first weight, or bias; gates 4 to 7 are those of h."""
+        matrix, vector = Handle("TensorDescriptor"), Handle("TensorDescriptor")
+        at = ctypes.c_void_p(), ctypes.c_void_p()
+        call(
+            *("cudnnGetRNNWeightParams", self._handle.value, self._lstm.value, 0, space.nbytes),
+            *(space.data.ptr, gate, matrix.value, ctypes.byref(at[0]), vector.value, ctypes.byref(at[1])),
+        )
+        return ((at[bias].value or 0) - int(space.data.ptr)) // int(space.itemsize)
+
+    def _load(self, params: dict[str, np.ndarray]) -> None:
+        """Gates stand in cuDNN's order, which is ours."""
+        H = self._shape.H
+        for offset, side in ((0, "ih"), (4, "hh")):
+            for bias, kind in ((False, "weight"), (True, "bias")):
+                a = self._cp.asarray(params[f"{kind}_{side}_l0"])
+                for gate in range(4):
+                    rows = a[gate * H : (gate + 1) * H].reshape(-1)
+                    first = self._place(self._weights, offset + gate, bias)
+                    self._weights[first : first + rows.size] = rows.astype(self._dtype)
+
+    def gradient(self) -> Any:
+        """The last training step's gradient by weight_hh, (4H, H)."""
+        H = self._shape.H
+        firsts = [self._place(self._gradients, 4 + gate, False) for gate in range(4)]
+        return self._cp.concatenate([self._gradients[f : f + H * H].reshape(H, H) for f in firsts])
+
+    def forward(self, x: Any, mode: int = INFERENCE) -> Any:
+        """Give y (T, B, H); in training kept in one buffer, which the backward pass reads."""
+        y = self._kept if mode == TRAINING else self._cp.empty(self._kept.shape, self._dtype)
+        call(
+            *("cudnnRNNForward", self._handle.value, self._lstm.value, mode, None),
+            *(self._x.value, x.data.ptr, self._y.value, y.data.ptr),
+            *self._of_state(1),
+            *(self._weights.nbytes, self._weights.data.ptr, *self._spaces(mode)),
+        )
+        return y
+
+    def _of_state(self, zeros: int) -> list[Any]:
+        """For h and for c: the descriptor, so many arrays of zeros that are read, and one to write."""
+        read = [self._zeros.data.ptr] * zeros
+        return [a for end in self._ends for a in (self._state.value, *read, end.data.ptr)]
+
+    def train(self, x: Any, dy: Any) -> Any:
+        """Forward and backward: dx, and the gradients by the weights in a buffer of their own."""
+        y, dx = self.forward(x, TRAINING), self._cp.empty(x.shape, self._dtype)
+        engine, spaces = (self._handle.value, self._lstm.value), self._spaces(TRAINING)
+        call(
+            *("cudnnRNNBackwardData_v8", *engine, None, self._y.value, y.data.ptr, dy.data.ptr),
+            *(self._x.value, dx.data.ptr, *self._of_state(2)),
+            *(self._weights.nbytes, self._weights.data.ptr, *spaces),
+        )
+        # It knows no other way than to add.
+        self._gradients.fill(0)
+        call(
+            *("cudnnRNNBackwardWeights_v8", *engine, ADD, None, self._x.value, x.data.ptr),
+            *(self._state.value, self._zeros.data.ptr, self._y.value, y.data.ptr),
+            *(self._gradients.nbytes, self._gradients.data.ptr, *spaces),
+        )
+        return dx

@@ -1,0 +1,265 @@
+"""``python -m xplstm bench --device cuda``: our kernels beside their peers on one GPU.
+
+A shape and precision at a time: every engine is made ready, held against a judge, and timed by events in
+rounds, each engine once a round, on inputs that change from call to call. An engine that cannot run a shape,
+or runs it wrongly, is reported with the reason and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from xplstm._errors import ArgumentError, BackendError, KernelError
+from xplstm.cli import gpu_engines, gpu_results
+from xplstm.cli.gpu_engines import ENGINES, JUDGES, PRECISIONS
+from xplstm.cli.gpu_results import Report, Row
+from xplstm.cli.gpu_workers import Worker
+from xplstm.cli.peers import Shape
+
+ROUNDS = 7
+# Seconds that an engine works when it is its turn, and the most calls.
+TURN, MOST_CALLS = 0.02, 1000
+WALKS = 7
+
+BATCHES = (1, 16, 32, 64, 128, 256)
+# The goals' sizes first, so that a run that is cut short has them.
+SIZES = (256, 512, 768, 1024, 1536, 2048, 128, 64)
+GRID = tuple(Shape(T, B, H, H) for T in (512, 64) for H in SIZES for B in BATCHES)
+DEEPBENCH_TRAIN = (
+    *(Shape(25, B, H, H) for H in (512, 1024, 2048, 4096) for B in (16, 32, 64, 128)),
+    *(Shape(50, B, 1536, 1536) for B in (8, 16, 32)),
+    *(Shape(150, B, 256, 256) for B in (16, 32, 64)),
+)
+DEEPBENCH_INFERENCE = (
+    *(Shape(25, B, H, H) for H in (512, 1024, 2048) for B in (1, 2, 4)),
+    *(Shape(50, B, 1536, 1536) for B in (1, 2, 4)),
+    *(Shape(150, B, 256, 256) for B in (1, 2, 4)),
+)
+QUICK = (
+    Shape(64, 16, 256, 256),
+    Shape(512, 16, 768, 768),
+    Shape(64, 64, 1024, 1024),
+    Shape(64, 1, 512, 512),
+    Shape(64, 128, 128, 128),
+)
+
+# Largest differences that precisions allow, in parts of the judge's largest number; its own is float32.
+ALLOWED = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def add_arguments(parser: Any) -> None:
+    """Take what only a run on a GPU has."""
+    parser.add_argument("--quick", action="store_true", help="a few shapes that show most, in a few minutes")
+    engines_help = f"these alone, separated by commas: {', '.join(ENGINES)}"
+    parser.add_argument("--engines", type=_names, metavar="NAME,...", help=engines_help)
+    minutes_help = "begin no shape after so many; with --json a later run goes on from there. 0 only reports"
+    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=minutes_help)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Engines, separated by commas."""
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in ENGINES]
+    if unknown:
+        msg = f"engine {unknown[0]!r} is unknown; known are {', '.join(ENGINES)}"
+        raise argparse.ArgumentTypeError(msg)
+    return names
+
+
+def shapes_of(args: argparse.Namespace) -> list[Shape]:
+    """What to time, each shape once."""
+    if args.shape:
+        return list(dict.fromkeys(args.shape))
+    return list(dict.fromkeys(QUICK if args.quick else (*GRID, *DEEPBENCH_TRAIN, *DEEPBENCH_INFERENCE)))
+
+
+def kinds_of(shape: Shape, asked: bool) -> tuple[str, ...]:
+    """What to time of a shape: DeepBench has some for inference alone."""
+    return ("forward",) if shape in DEEPBENCH_INFERENCE and not asked else ("forward", "train")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what is not in the file yet, and print tables, goals and reasons; 1 if a result was wrong."""
+    report = gpu_results.load(args.json) if args.json and args.json.exists() else Report({}, [])
+    if args.minutes > 0:
+        report = _measured(args, report)
+    _print(report)
+    if args.plot:
+        gpu_results.draw(report.rows, args.plot)
+    return len(gpu_results.wrong(report.rows)) > 0
+
+
+def _measured(args: argparse.Namespace, report: Report) -> Report:
+    """The report with the shapes that it lacks, written to its file after each."""
+    end = time.monotonic() + 60 * args.minutes
+    names = args.engines or gpu_engines.available()
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name)) for name in names}
+        about = {**_about(next(iter(workers.values()))), "engines": list(workers)}
+        report = Report(_same(report.about, about), report.rows)
+        if "cupy_fused" in workers:
+            report.about["microseconds of Python"] = _overheads(workers["cupy_fused"])
+        report.about["rounds"] = args.repeats or ROUNDS
+        left = [shape for shape in shapes_of(args) if shape not in report.done()]
+        for number, shape in enumerate(left, 1):
+            if time.monotonic() > end:
+                print(f"the time is up: {len(left) - number + 1} shapes are left", file=sys.stderr)
+                break
+            print(f"{number} of {len(left)}: {shape}", file=sys.stderr, flush=True)
+            kinds = kinds_of(shape, bool(args.shape))
+            report.rows.extend(measure(workers, shape, kinds, args.repeats or ROUNDS))
+            if args.json:
+                report.save(args.json)
+    return report
+
+
+def _about(worker: Worker) -> dict[str, Any]:
+    """The machine, which has to be one with a GPU."""
+    try:
+        found: dict[str, Any] = worker.ask("about")
+    except KernelError as error:
+        msg = f"--device cuda needs CuPy and a CUDA device: {error}"
+        raise BackendError(msg) from error
+    return found
+
+
+def _overheads(worker: Worker) -> Any:
+    """What launches and products cost Python, or why nobody knows."""
+    try:
+        return worker.ask("overheads")
+    except KernelError as error:
+        return f"not measured: {error}"
+
+
+def _same(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What is said of the machine, one command more where a run goes on; never of another, or of others."""
+    command = shlex.join(["python", "-m", "xplstm", *sys.argv[1:]])
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            msg = f"--json has measurements with {name} {before[name]}, and here is {value}"
+            raise ArgumentError(msg)
+    commands = list(dict.fromkeys([*before.get("commands", []), command]))
+    return {"date": datetime.now(UTC).date().isoformat(), **now, **before, "commands": commands}
+
+
+def measure(workers: dict[str, Worker], shape: Shape, kinds: tuple[str, ...], rounds: int) -> list[Row]:
+    """Every engine at a shape, one precision at a time, so that few hold memory at once."""
+    rows = []
+    for what in kinds:
+        judge: Results = {}
+        for precision in PRECISIONS:
+            able = {name: w for name, w in workers.items() if precision in ENGINES[name].precisions}
+            cell = Cell(shape, precision, what, able)
+            judge = cell.compare(judge)
+            cell.interleave(rounds)
+            rows += cell.rows()
+            cell.release()
+    return rows
+
+
+Results = dict[str, np.ndarray]
+
+
+class Cell:
+    """The engines at one shape in one precision; whoever fails leaves with its reason."""
+
+    def __init__(self, shape: Shape, precision: str, what: str, workers: dict[str, Worker]) -> None:
+        self._shape, self._precision, self._what = shape, precision, what
+        self._workers, self._reasons = workers, dict[str, str]()
+        self._times: dict[str, list[float]] = {name: [] for name in workers}
+        self._host: dict[str, list[float]] = {name: [] for name in workers}
+        for name in workers:
+            self._ask(name, "build", shape=list(shape), precision=precision)
+
+    def _able(self) -> list[str]:
+        return [name for name in self._workers if name not in self._reasons]
+
+    def _ask(self, name: str, op: str, **request: Any) -> Any:
+        """An answer; or None, and the engine is out."""
+        try:
+            return self._workers[name].ask(op, **request)
+        except KernelError as error:
+            self._reasons.setdefault(name, str(error))
+            return None
+
+    def compare(self, judge: Results) -> Results:
+        """Put out whoever differs from the judge: the first of JUDGES that ran, where none is given yet."""
+        found: dict[str, Results] = {}
+        for name in self._able():
+            answer = self._ask(name, "results", what=self._what)
+            if answer is not None:
+                found[name] = {key: np.asarray(a) for key, a in answer.items()}
+        if not judge:
+            judge = next((found[name] for name in (*JUDGES, *found) if name in found), {})
+        for name, results in found.items():
+            worst, key = max((difference(a, judge[k]), k) for k, a in results.items() if k in judge)
+            if not worst <= ALLOWED[self._precision]:
+                allowed = f"{ALLOWED[self._precision]:.0e} allowed"
+                self._reasons[name] = f"differs in {key} by {worst:.1e} of the largest number, {allowed}"
+        return judge
+
+    def interleave(self, rounds: int) -> None:
+        """Seconds a call, a number a round, of each engine."""
+        calls = {}
+        for name in self._able():
+            trial = self._ask(name, "time", what=self._what, calls=1)
+            if trial is not None:
+                calls[name] = min(MOST_CALLS, max(1, int(TURN / trial["device"])))
+        for turn in range(rounds):
+            for name in self._able() if turn % 2 else reversed(self._able()):
+                took = self._ask(name, "time", what=self._what, calls=calls[name])
+                if took is not None:
+                    self._times[name].append(took["device"])
+                    self._host[name].append(took["host"])
+
+    def rows(self) -> list[Row]:
+        """One for each engine."""
+        found = []
+        for name in self._workers:
+            facts = self._ask(name, "facts", what=self._what, calls=WALKS) if name in self._able() else None
+            row = Row(self._shape, self._precision, self._what, name)
+            if name in self._reasons:
+                found.append(row._replace(reason=self._reasons[name]))
+                continue
+            times = [1e6 * t / self._shape.T for t in self._times[name]]
+            row = row._replace(times=times, host=1e6 * statistics.median(self._host[name]))
+            if facts:
+                walk = statistics.median(facts["walk"]) / self._shape.T
+                row = row._replace(walk=walk, launches=facts["launches"])
+            found.append(row)
+        return found
+
+    def release(self) -> None:
+        """Let every process give its memory back."""
+        for name in self._workers:
+            self._ask(name, "release")
+
+
+def difference(a: np.ndarray, judge: np.ndarray) -> float:
+    """The largest difference, in parts of the judge's largest number; infinite where one is not finite."""
+    worst = float(np.abs(a - judge).max() / np.abs(judge).max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _print(report: Report) -> None:
+    """What was measured where, tables, whoever is missing, and the goals."""
+    for name, value in report.about.items():
+        print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+    print(f"\nmedians in {gpu_results.UNIT}; x/peer: its time over that of the faster of our kernels\n")
+    print(gpu_results.tables(report.rows))
+    print("\nleast microseconds until Python has a call under way")
+    print(", ".join(f"{name} {least:.0f}" for name, least in gpu_results.hosts(report.rows).items()))
+    reasons = gpu_results.reasons(report.rows)
+    if reasons:
+        print("\n".join(["\nnot timed", *reasons]))
+    print("\n".join(["\ngoals", *map(str, gpu_results.goals(report.rows))]))

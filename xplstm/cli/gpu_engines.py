@@ -1,0 +1,265 @@
+"""What ``bench --device cuda`` times: our kernels and their peers, each as functions of one shape."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import xplstm
+from xplstm._array import dtype_named
+from xplstm.cli import cudnn, loop
+from xplstm.cli.peers import Shape
+
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+LIBRARY, DEVICE = "cupy", "cuda"
+# Input sets: until they outgrow what the cache holds, but no more than this.
+MOST_SETS = 256
+SAMPLES = 16384
+
+Results = dict[str, Any]
+"""Arrays by name, on the device: y, or dx and dweight_hh."""
+
+
+class Work(NamedTuple):
+    """What an engine can be asked for; the argument is which of the input sets to use."""
+
+    forward: Callable[[int], Results]
+    train: Callable[[int], Results]
+    host: Callable[[Any, np.ndarray], np.ndarray]
+    """Some elements of an array, as float32 on the host."""
+    sets: int
+    wait: Callable[[Results], object] | None = None
+    """What waits until results are there, for engines on streams of their own."""
+
+
+class Inputs(NamedTuple):
+    """Parameters, and numbers of which every input set is a part; the same in every process."""
+
+    shape: Shape
+    params: dict[str, np.ndarray]
+    numbers: np.ndarray
+    sets: int
+    stride: int
+
+    def parts(self, flat: Any) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+        """Views of `flat`, these numbers in some library and dtype: x and dy of a set."""
+        T, B, I, H = self.shape
+
+        def part(first: int, width: int) -> Any:
+            return flat[first : first + T * B * width].reshape(T, B, width)
+
+        return lambda k: part(k * self.stride, I), lambda k: part((k + 1) * self.stride, H)
+
+
+def inputs(shape: Shape, cache: int) -> Inputs:
+    """As many input sets as outgrow twice a cache of so many bytes."""
+    rng = np.random.default_rng(0)
+    params = xplstm.LSTM(shape.I, shape.H, rng=rng).params
+    # 64 numbers, so that every set begins as well aligned as an array of its own.
+    stride = -(-shape.T * shape.B * max(shape.I, shape.H) // 64) * 64
+    sets = min(MOST_SETS, max(1, -(-2 * cache // (4 * stride))))
+    # A prime number of them repeated: equal numbers never stand in the same column of neighbouring rows.
+    numbers = rng.standard_normal(1048583, dtype=np.float32)
+    return Inputs(shape, params, np.resize(numbers, (sets + 1) * stride), sets, stride)
+
+
+def dtype_of(precision: str) -> str:
+    """Name of the dtype that a precision is stored in."""
+    return "float32" if precision == "tf32" else precision
+
+
+def _from_cupy(a: Any, at: np.ndarray) -> np.ndarray:
+    """Some elements, as float32 on the host."""
+    import cupy as cp
+
+    return np.asarray(cp.asnumpy(a.reshape(-1)[cp.asarray(at)].astype(np.float32)))
+
+
+def _uploaded(given: Inputs, precision: str) -> Any:
+    """The numbers in CuPy."""
+    import cupy as cp
+
+    return cp.asarray(given.numbers).astype(dtype_named(cp, dtype_of(precision)), copy=False)
+
+
+def kernel(name: str) -> Callable[[Inputs, str], Work]:
+    """One of our own kernels."""
+
+    def build(given: Inputs, precision: str) -> Work:
+        import cupy as cp
+
+        xplstm.use_kernel(name)
+        I, H, dtype = given.shape.I, given.shape.H, dtype_of(precision)
+        lstm = xplstm.LSTM(I, H, xp=LIBRARY, dtype=dtype, precision="tf32" if precision == "tf32" else None)
+        stored = dtype_named(cp, dtype)
+        lstm.load_state_dict({n: cp.asarray(a).astype(stored, copy=False) for n, a in given.params.items()})
+        frozen = lstm.freeze()
+        x, dy = given.parts(_uploaded(given, precision))
+
+        def train(k: int) -> Results:
+            dx, _, gradients = lstm.vjp(x(k))[2](dy(k))
+            return {"dx": dx, "dweight_hh": gradients["weight_hh_l0"]}
+
+        return Work(lambda k: {"y": frozen(x(k))[0]}, train, _from_cupy, given.sets)
+
+    return build
+
+
+def direct(algorithm: str) -> Callable[[Inputs, str], Work]:
+    """One algorithm of cuDNN."""
+
+    def build(given: Inputs, precision: str) -> Work:
+        import cupy as cp
+
+        dtype = dtype_named(cp, dtype_of(precision))
+        layer = cudnn.Layer(cp, given.shape, algorithm, precision, given.params, dtype)
+        x, dy = given.parts(_uploaded(given, precision))
+
+        def train(k: int) -> Results:
+            return {"dx": layer.train(x(k), dy(k)), "dweight_hh": layer}
+
+        return Work(lambda k: {"y": layer.forward(x(k))}, train, _from_cudnn, given.sets)
+
+    return build
+
+
+def _from_cudnn(a: Any, at: np.ndarray) -> np.ndarray:
+    """Its gradients stand in one buffer, of which this takes what is asked for."""
+    return _from_cupy(a.gradient() if isinstance(a, cudnn.Layer) else a, at)
+
+
+def torch(given: Inputs, precision: str) -> Work:
+    """PyTorch's LSTM, which is cuDNN's; TF32 off for float32 alone, its default for the others."""
+    import torch
+
+    _allow_tf32(torch, precision != "float32")
+    dtype = getattr(torch, dtype_of(precision))
+    module = torch.nn.LSTM(given.shape.I, given.shape.H)
+    module.load_state_dict({name: torch.tensor(a) for name, a in given.params.items()})
+    module = module.to(DEVICE, dtype)
+    x, dy = given.parts(torch.tensor(given.numbers, device=DEVICE).to(dtype))
+
+    def forward(k: int) -> Results:
+        with torch.inference_mode():
+            return {"y": module(x(k))[0]}
+
+    def train(k: int) -> Results:
+        module.zero_grad()
+        leaf = x(k).detach().requires_grad_()
+        module(leaf)[0].backward(dy(k))
+        return {"dx": leaf.grad, "dweight_hh": module.weight_hh_l0.grad}
+
+    def host(a: Any, at: np.ndarray) -> np.ndarray:
+        return np.asarray(a.reshape(-1)[torch.tensor(at, device=DEVICE)].float().cpu().numpy())
+
+    return Work(forward, train, host, given.sets)
+
+
+def _allow_tf32(torch: Any, allowed: bool) -> None:
+    """Say it the way this version of PyTorch wants; it refuses a mixture."""
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "rnn"):
+        cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
+    else:
+        cudnn.allow_tf32 = allowed
+
+
+def jax(given: Inputs, precision: str) -> Work:
+    """A loop of `jax.lax.scan`, compiled, the input's product before it."""
+    import jax
+    from jax import numpy as jnp
+
+    dtype = dtype_of(precision)
+    device = jax.devices(DEVICE)[0]
+    params = {n: jax.device_put(a, device).astype(dtype) for n, a in given.params.items()}
+    zeros = jnp.zeros((given.shape.B, given.shape.H), dtype)
+    # By default it would make products of float32 in TF32.
+    accuracy = "highest" if precision == "float32" else "default"
+
+    def lstm(p: dict[str, Any], x: Any) -> Any:
+        def step(state: Any, u: Any) -> Any:
+            i, f, g, o = jnp.split(u + state[0] @ p["weight_hh_l0"].T, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        u = x @ p["weight_ih_l0"].T + (p["bias_ih_l0"] + p["bias_hh_l0"])
+        return jax.lax.scan(step, (zeros, zeros), u)[1]
+
+    forward = jax.jit(lstm)
+    train = jax.jit(lambda p, x, dy: jax.vjp(lstm, p, x)[1](dy))
+    x, dy = given.parts(jax.device_put(given.numbers, device).astype(dtype))
+    sets = [(x(k), dy(k)) for k in range(given.sets)]
+
+    def run_forward(k: int) -> Results:
+        with jax.default_matmul_precision(accuracy):
+            return {"y": forward(params, sets[k][0])}
+
+    def run_train(k: int) -> Results:
+        with jax.default_matmul_precision(accuracy):
+            gradients, dx = train(params, *sets[k])
+        return {"dx": dx, "dweight_hh": gradients["weight_hh_l0"]}
+
+    def host(a: Any, at: np.ndarray) -> np.ndarray:
+        return np.asarray(a.reshape(-1)[jnp.asarray(at)].astype("float32"))
+
+    return Work(run_forward, run_train, host, given.sets, jax.block_until_ready)
+
+
+def documents(given: Inputs, precision: str) -> Work:  # noqa: ARG001 - it has no precision but its arrays'
+    """The documents' loop in CuPy, in float32."""
+    import cupy as cp
+
+    x, dy = given.parts(cp.asarray(given.numbers))
+    forward, train = loop.Forward(cp, given.params), loop.Training(cp, given.params)
+    return Work(
+        lambda k: {"y": forward(x(k))},
+        lambda k: {"dweight_hh": train(x(k), dy(k))},
+        _from_cupy,
+        given.sets,
+    )
+
+
+class Engine(NamedTuple):
+    """What makes an engine ready, the packages that it needs, and the precisions that it is timed in."""
+
+    build: Callable[[Inputs, str], Work]
+    needs: tuple[str, ...]
+    precisions: tuple[str, ...] = PRECISIONS
+
+
+OURS = ("cupy_persistent", "cupy_fused")
+ENGINES = {
+    **{name: Engine(kernel(name), ()) for name in OURS},
+    "torch": Engine(torch, ("torch",)),
+    **{f"cudnn_{name}": Engine(direct(name), ()) for name in cudnn.ALGORITHMS},
+    # It compiles every shape anew, and these say how far away it is.
+    "jax": Engine(jax, ("jax",), ("float32", "bfloat16")),
+    "reference": Engine(kernel("reference"), (), ("float32",)),
+    "documents": Engine(documents, (), ("float32",)),
+}
+# Held against the first of these that ran: others' results before our own.
+JUDGES = ("torch", "cudnn_standard", "jax", "reference")
+
+
+def available() -> list[str]:
+    """The engines whose packages are installed; CuPy has to be there for all."""
+    return [name for name, engine in ENGINES.items() if all(map(importlib.util.find_spec, engine.needs))]
+
+
+def sample(work: Work, shape: Shape, found: Results) -> dict[str, np.ndarray]:
+    """Some elements of every result, the same in every process."""
+    T, B, I, H = shape
+    sizes = {"y": T * B * H, "dx": T * B * I, "dweight_hh": 4 * H * H}
+    rng = np.random.default_rng(0)
+    places = {name: rng.integers(0, size, SAMPLES) for name, size in sizes.items()}
+    return {name: work.host(a, places[name]) for name, a in found.items()}
+
+
+def before_import() -> None:
+    """What libraries read once: JAX would take most of the device's memory for itself."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

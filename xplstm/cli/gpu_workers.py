@@ -1,0 +1,347 @@
+"""The processes of ``bench --device cuda``: each serves one engine and uses the GPU only when it is told to.
+
+A process each, because a kernel that waits for ever, or breaks its CUDA context, must not take the others'
+measurements with it: it is ended and started anew. A context that has no work slows nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import json
+import multiprocessing
+import platform
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xplstm import _cuda, _cuda_layer, _dispatch
+from xplstm._errors import KernelError, XplstmError
+from xplstm.cli import cudnn, gpu_engines
+from xplstm.cli.gpu_engines import ENGINES, Results, Work
+from xplstm.cli.peers import Shape
+from xplstm.kernels import cupy_fused, cupy_persistent
+
+# Seconds after which an engine that gives no answer is taken for hung; compilers are among them.
+PATIENCE = 120.0
+# How often it may hang before it is asked no more.
+HANGS = 2
+PACKAGES = ("xplstm", "numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "array-api-compat")
+TINY = 64
+MANY = 500
+
+
+class Server:
+    """One engine inside its process: an attribute for every request that it answers."""
+
+    def __init__(self, name: str) -> None:
+        import cupy as cp
+
+        self._name, self._cp = name, cp
+        self._work: Work | None = None
+        self._turn = 0
+
+    @property
+    def _ready(self) -> Work:
+        assert self._work is not None, "build comes first"
+        return self._work
+
+    def about(self) -> dict[str, Any]:
+        """The device, and versions."""
+        cp = self._cp
+        device, runtime = cp.cuda.Device(), cp.cuda.runtime
+        attributes = device.attributes
+        return {
+            "gpu": runtime.getDeviceProperties(device.id)["name"].decode(),
+            "multiprocessors": attributes["MultiProcessorCount"],
+            "shared bytes a block": attributes["MaxSharedMemoryPerBlockOptin"],
+            "bytes of second cache": attributes["L2CacheSize"],
+            "compute capability": device.compute_capability,
+            "driver": _driver(),
+            "CUDA driver": runtime.driverGetVersion(),
+            "CUDA runtime": runtime.runtimeGetVersion(),
+            "versions": _versions(),
+            "costs": cupy_persistent.COSTS._asdict(),
+            "kernels": _digest(),
+        }
+
+    def build(self, shape: list[int], precision: str) -> int:
+        """Make ready; how many input sets there are."""
+        cache = self._cp.cuda.Device().attributes["L2CacheSize"]
+        self._work = None
+        self._shape, self._turn = Shape(*shape), 0
+        self._work = ENGINES[self._name].build(gpu_engines.inputs(self._shape, cache), precision)
+        return self._ready.sets
+
+    def release(self) -> None:
+        """Give the memory of the last shape back to the other processes."""
+        self._work = None
+        self._cp.get_default_memory_pool().free_all_blocks()
+        self._cp.get_default_pinned_memory_pool().free_all_blocks()
+        if self._name == "torch":
+            importlib.import_module("torch").cuda.empty_cache()
+
+    def results(self, what: str) -> dict[str, list[float]]:
+        """Elements of the first input set's results."""
+        found = gpu_engines.sample(self._ready, self._shape, getattr(self._ready, what)(0))
+        return {name: [float(v) for v in a] for name, a in found.items()}
+
+    def _call(self, what: str) -> Results:
+        """One call on the next input set."""
+        self._turn = (self._turn + 1) % self._ready.sets
+        found: Results = getattr(self._ready, what)(self._turn)
+        return found
+
+    def time(self, what: str, calls: int) -> dict[str, float]:
+        """Seconds a call on the device, and until Python had it under way, after a call to warm up."""
+        work, cp = self._ready, self._cp
+        (work.wait or (lambda _: None))(self._call(what))
+        cp.cuda.Device().synchronize()
+        start, end = cp.cuda.Event(), cp.cuda.Event()
+        begun = time.perf_counter()
+        start.record()
+        for _ in range(calls):
+            last = self._call(what)
+        host = time.perf_counter() - begun
+        end.record()
+        end.synchronize()
+        device = cp.cuda.get_elapsed_time(start, end) * 1e-3
+        if work.wait is not None:
+            # Events see CuPy's stream alone.
+            work.wait(last)
+            device = time.perf_counter() - begun
+        return {"device": device / calls, "host": host / calls}
+
+    def facts(self, what: str, calls: int) -> dict[str, Any]:
+        """Of our kernels: microseconds of a call's walk through time alone, and what one call launches.
+
+        The walk is the forward one, or in training that back.
+        """
+        if self._name not in gpu_engines.OURS:
+            return {}
+        room = importlib.import_module(_dispatch.TABLE[self._name])
+        with timed_walks(room, "_walk" if what == "forward" else "_walk_back", self._cp.cuda) as spans:
+            for _ in range(calls):
+                self._call(what)
+            self._cp.cuda.Device().synchronize()
+            took = [1e3 * self._cp.cuda.get_elapsed_time(*span) for span in spans]
+        with counted() as counts:
+            self._call(what)
+        # A long call without residuals walks in parts.
+        return {"walk": np.asarray(took).reshape(calls, -1).sum(axis=1).tolist(), "launches": counts}
+
+    def overheads(self) -> dict[str, float]:
+        """Microseconds that Python takes for a launch and for a product."""
+        cp = self._cp
+        empty = cp.RawKernel('extern "C" __global__ void nothing(long long) {}', "nothing")
+        a, b = cp.zeros((TINY, TINY), cp.float32), cp.zeros((TINY, TINY), cp.float32)
+        whole = _cuda.Matrix(TINY)
+        product = _cuda.Product("float32", (TINY, TINY, TINY), whole, whole, whole, out="float32")
+        at, out = [_cuda.address(a)], [_cuda.address(b)]
+        calls = {
+            "launch": lambda: empty((1,), (32,), (0,)),
+            "product by cublasGemmEx": lambda: product(at, at, out),
+            "product by cupy.matmul": lambda: cp.matmul(a, a),
+        }
+        return {name: 1e6 * _host_time(cp, call) for name, call in calls.items()}
+
+
+def _host_time(cp: Any, call: Callable[[], object]) -> float:
+    """Seconds that Python takes for a call that the device has done with sooner; the least of some trials."""
+    found = []
+    for _ in range(7):
+        cp.cuda.Device().synchronize()
+        begun = time.perf_counter()
+        for _ in range(MANY):
+            call()
+        found.append((time.perf_counter() - begun) / MANY)
+    return min(found)
+
+
+@contextlib.contextmanager
+def timed_walks(room: Any, name: str, cuda: Any) -> Iterator[list[tuple[Any, Any]]]:
+    """Events before and after every walk of a kernel's room inside the block."""
+    spans: list[tuple[Any, Any]] = []
+    real = getattr(room, name)
+
+    def walk(*arguments: Any) -> Any:
+        start, end = cuda.Event(), cuda.Event()
+        start.record()
+        found = real(*arguments)
+        end.record()
+        spans.append((start, end))
+        return found
+
+    setattr(room, name, walk)
+    try:
+        yield spans
+    finally:
+        setattr(room, name, real)
+
+
+class Counted:
+    """A kernel whose launches are counted; everything else is the kernel's own."""
+
+    _count: tuple[str, Any, dict[str, int]]
+
+    def __init__(self, name: str, real: Any, counts: dict[str, int]) -> None:
+        self.__dict__["_count"] = name, real, counts
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._count[1], name, value)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Launch it."""
+        name, real, counts = self._count
+        counts[name] = counts.get(name, 0) + 1
+        return real(*arguments, **options)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """How often our kernels, by name, and products are launched inside the block."""
+    counts: dict[str, int] = {}
+    find, multiply = _cuda.kernel, _cuda.Product.__call__
+
+    def counting(file: str, name: str, *rest: Any, **options: Any) -> Any:
+        return Counted(name, find(file, name, *rest, **options), counts)
+
+    def product(self: Any, *arguments: Any) -> None:
+        counts["product"] = counts.get("product", 0) + 1
+        multiply(self, *arguments)
+
+    _cuda.kernel, _cuda.Product.__call__ = counting, product  # type: ignore[assignment, method-assign]
+    try:
+        yield counts
+    finally:
+        _cuda.kernel, _cuda.Product.__call__ = find, multiply  # type: ignore[method-assign]
+
+
+def _driver() -> str:
+    """NVIDIA's driver version, as its own tool says it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown: no nvidia-smi is here"
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(query, check=False, capture_output=True, text=True)
+    return asked.stdout.strip().partition("\n")[0] or f"unknown: {asked.stderr.strip()}"
+
+
+def _digest() -> str:
+    """What tells these kernels from changed ones, whose times belong into another file."""
+    rooms = (cupy_persistent, cupy_fused, _cuda, _cuda_layer)
+    files = [*sorted(_cuda.SOURCES.iterdir()), *(Path(inspect.getfile(room)) for room in rooms)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+    """Python's, cuDNN's, and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    try:
+        found["cudnn"] = cudnn.version()
+    except XplstmError as error:
+        found["cudnn"] = str(error)
+    return found
+
+
+def serve(name: str, connection: Connection) -> None:
+    """Answer requests until told to stop; an error is an answer too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gpu_engines.before_import()
+    server: Server | None = None
+    while True:
+        try:
+            request: dict[str, Any] = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        op = request.pop("op")
+        if op == "stop":
+            return
+        try:
+            server = server or Server(name)
+            answer = {"value": getattr(server, op)(**request)}
+        except Exception as error:
+            # Whatever it is, the other engines' measurements go on, and the reason stands in the report.
+            answer = {"error": _said(error), "broken": not _harmless(error)}
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+def _said(error: Exception) -> str:
+    """An error as one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
+
+
+def _harmless(error: Exception) -> bool:
+    """Whether the process can go on: it was refused something, and no kernel went wrong."""
+    return isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
+
+
+class Worker(AbstractContextManager["Worker"]):
+    """A process that serves one engine, seen from outside; started when first asked."""
+
+    def __init__(self, name: str, serve: Callable[[str, Connection], None] = serve) -> None:
+        self.name, self._serve = name, serve
+        self._process: Any = None
+        self._hangs = 0
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=self._serve, args=(self.name, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _end(self) -> None:
+        """Whatever it is doing; what it held on the device goes with it."""
+        self._process.kill()
+        self._process.join()
+        self._process = None
+
+    def ask(self, op: str, *, patience: float = PATIENCE, **request: Any) -> Any:
+        """Give its answer; an error that it reports, no answer in time, and its end, all raise."""
+        if self._hangs == HANGS:
+            msg = f"it has given no answer {HANGS} times and is asked no more"
+            raise KernelError(msg)
+        if self._process is None:
+            self._start()
+        try:
+            self._connection.send_bytes(json.dumps({"op": op, **request}).encode())
+            if not self._connection.poll(patience):
+                self._end()
+                self._hangs += 1
+                msg = f"no answer to {op} within {patience:.0f} s; its process was ended"
+                raise KernelError(msg)
+            answer = json.loads(self._connection.recv_bytes())
+        except (EOFError, BrokenPipeError):
+            self._process.join()
+            msg = f"its process ended with code {self._process.exitcode} in {op}"
+            self._process = None
+            raise KernelError(msg) from None
+        if "error" in answer:
+            if answer["broken"]:
+                self._end()
+            raise KernelError(answer["error"])
+        return answer["value"]
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is None:
+            return
+        if self._process.is_alive():
+            self._connection.send_bytes(json.dumps({"op": "stop"}).encode())
+            self._process.join(10)
+        self._end()

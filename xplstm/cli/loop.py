@@ -1,0 +1,116 @@
+"""The documents' LSTM, step by step, on NumPy or CuPy: what `bench --device cuda` holds the kernels against.
+
+The same products, concatenations and element-wise operations in the same order as there, with rows of a batch
+as the columns of x and h, which they take as they stand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xplstm._typing import Array
+
+GATES = "ifgo"
+
+
+class Forward:
+    """The first document's class: one product a gate with the concatenation of h and x."""
+
+    def __init__(self, xp: Any, params: dict[str, np.ndarray]) -> None:
+        self._xp = xp
+        joined = np.concatenate([params["weight_hh_l0"], params["weight_ih_l0"]], axis=1)
+        bias = (params["bias_ih_l0"] + params["bias_hh_l0"])[:, None]
+        H = len(joined) // 4
+        rows = {gate: slice(k * H, (k + 1) * H) for k, gate in enumerate(GATES)}
+        self.weight = {gate: xp.asarray(np.ascontiguousarray(joined[r])) for gate, r in rows.items()}
+        self.bias = {gate: xp.asarray(bias[r]) for gate, r in rows.items()}
+
+    def sigmoid(self, z: Array) -> Array:
+        """As the document has it, which overflows to the right limit."""
+        return 1 / (1 + self._xp.exp(-z))
+
+    def step(self, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        """Columns x (I, B), h and c (H, B)."""
+        xp, weight, bias = self._xp, self.weight, self.bias
+        joined = xp.vstack((h, x))
+        f = self.sigmoid(xp.dot(weight["f"], joined) + bias["f"])
+        i = self.sigmoid(xp.dot(weight["i"], joined) + bias["i"])
+        g = xp.tanh(xp.dot(weight["g"], joined) + bias["g"])
+        c = f * c + i * g
+        o = self.sigmoid(xp.dot(weight["o"], joined) + bias["o"])
+        return o * xp.tanh(c), c
+
+    def __call__(self, x: Array) -> Array:
+        """Give y (T, B, H) of x (T, B, I)."""
+        xp, H = self._xp, len(self.bias["i"])
+        h = c = xp.zeros((H, x.shape[1]), x.dtype)
+        outputs = []
+        for columns in x:
+            h, c = self.step(columns.T, h, c)
+            outputs.append(h)
+        return xp.stack(outputs).transpose(0, 2, 1)
+
+
+class Training:
+    """The second document's class: two products a gate, and the errors of each step backwards.
+
+    As in the document there is no gradient by x. So that its gradient is the right one, it takes that by y of
+    every step, not of the last alone, and carries the error of c from step to step; the biases' sums are left
+    out.
+    """
+
+    def __init__(self, xp: Any, params: dict[str, np.ndarray]) -> None:
+        self._xp = xp
+        H = len(params["bias_ih_l0"]) // 4
+        bias = (params["bias_ih_l0"] + params["bias_hh_l0"])[:, None]
+
+        def of(a: np.ndarray, k: int) -> Array:
+            return xp.asarray(np.ascontiguousarray(a[k * H : (k + 1) * H]))
+
+        self.by_h = {gate: of(params["weight_hh_l0"], k) for k, gate in enumerate(GATES)}
+        self.by_x = {gate: of(params["weight_ih_l0"], k) for k, gate in enumerate(GATES)}
+        self.bias = {gate: of(bias, k) for k, gate in enumerate(GATES)}
+
+    def _gate(self, gate: str, x: Array, h: Array) -> Array:
+        xp = self._xp
+        net = xp.dot(self.by_h[gate], h) + xp.dot(self.by_x[gate], x) + self.bias[gate]
+        return 2 / (1 + xp.exp(-2 * net)) - 1 if gate == "g" else 1 / (1 + xp.exp(-net))
+
+    def _tanh(self, c: Array) -> Array:
+        return 2 / (1 + self._xp.exp(-2 * c)) - 1
+
+    def __call__(self, x: Array, dy: Array) -> Array:
+        """Give the gradient by weight_hh (4H, H) after a pass forward and one backward."""
+        xp, zeros = self._xp, self._xp.zeros((len(self.bias["i"]), x.shape[1]), x.dtype)
+        hs, cs, steps = [zeros], [zeros], []
+        for columns in x:
+            gates = {gate: self._gate(gate, columns.T, hs[-1]) for gate in "fiog"}
+            cs.append(gates["f"] * cs[-1] + gates["i"] * gates["g"])
+            hs.append(gates["o"] * self._tanh(cs[-1]))
+            steps.append(gates)
+        dh, dc = zeros, zeros
+        sums = {gate: xp.zeros_like(weight) for gate, weight in self.by_h.items()}
+        for k in range(len(steps), 0, -1):
+            deltas, dc = self._deltas(steps[k - 1], cs[k], cs[k - 1], dh + dy[k - 1].T, dc)
+            o, i, f, g = (xp.dot(deltas[gate].T, self.by_h[gate]) for gate in "oifg")
+            dh = (o + i + f + g).T
+            for gate, delta in deltas.items():
+                sums[gate] += xp.dot(delta, hs[k - 1].T)
+        return xp.concatenate([sums[gate] for gate in GATES])
+
+    def _deltas(
+        self, gates: dict[str, Array], c: Array, c_before: Array, dh: Array, dc: Array
+    ) -> tuple[dict[str, Array], Array]:
+        """Errors of a step's four sums, and that of the c before it."""
+        i, f, g, o = (gates[gate] for gate in GATES)
+        tanh_c = self._tanh(c)
+        dc = dc + dh * o * (1 - tanh_c * tanh_c)
+        deltas = {
+            "o": dh * tanh_c * (o * (1 - o)),
+            "f": dc * c_before * (f * (1 - f)),
+            "i": dc * g * (i * (1 - i)),
+            "g": dc * i * (1 - g * g),
+        }
+        return deltas, dc * f
