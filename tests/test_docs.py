@@ -16,6 +16,8 @@ from xplstm import _array
 from xplstm.__main__ import COMMANDS
 
 PROGRAMS = [snippet for snippet in SNIPPETS if snippet.language == "python"]
+# What a program needs beside array libraries; where it is missing, the others of its page run all the same.
+RAPIDS = ("cudf", "cuml")
 SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -28,7 +30,8 @@ def backends_needed() -> dict[Snippet, frozenset[str]]:
         read = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
         written = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
         written += [a.asname or a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
-        named = {b for b in _array.BACKENDS if re.search(rf"\bimport {b}\b|xp=\"{b}\"", snippet.code)}
+        known = (*_array.BACKENDS, *RAPIDS)
+        named = {b for b in known if re.search(rf"\bimport {b}\b|xp=\"{b}\"", snippet.code)}
         inherited = [made.get((snippet.page, name), frozenset()) for name in {*read} - {*written}]
         needs[snippet] = frozenset(named - {"numpy"}).union(*inherited)
         made |= dict.fromkeys([(snippet.page, name) for name in written], needs[snippet])
@@ -60,7 +63,10 @@ def test_python_runs(page, backends, request, tmp_path, monkeypatch):
     for package in OTHERS.keys() & packages_of(page):
         pytest.importorskip(package, reason=f"{page} needs {package}: pip install {OTHERS[package]}")
     for backend in backends:
-        open_backend(backend)
+        if backend in RAPIDS:
+            pytest.importorskip(backend, reason=f"{page} needs {backend}: https://docs.rapids.ai/install")
+        else:
+            open_backend(backend)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "snippet"}
     for snippet in PROGRAMS:
