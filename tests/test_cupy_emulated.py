@@ -24,7 +24,8 @@ from xplstm._params import Problem, Simple
 from xplstm.kernels import cupy_persistent
 
 VECTORS = Path(__file__).parent.parent / "spec" / "vectors-exact"
-BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8, "tf32": 11}
+"""Of what a product's factors are rounded to, by the kind of numbers."""
 ULPS = 8
 
 pytestmark = [
@@ -35,12 +36,6 @@ pytestmark = [
     # CuPy 14 has the array API's own functions, and so has NumPy since 2, which stands in for it.
     pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for what has not run on a GPU."""
-    monkeypatch.setenv("XPLSTM_UNPROVEN", "1")
 
 
 def only(name: str) -> Callable[[Problem], _dispatch.Kernel]:
@@ -65,20 +60,27 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield request.param
 
 
-def close(got: np.ndarray, want: np.ndarray, dtype: str, what: str) -> None:
-    u = 2.0 ** -BITS[dtype]
+def made(case: Case, kind: str) -> tuple[xplstm.LSTM, str]:
+    """A layer whose kernels have the kind of numbers, and its dtype."""
+    if kind == "tf32":
+        return case.lstm(dtype="float32", precision="tf32"), "float32"
+    return case.lstm(dtype=kind), kind
+
+
+def close(got: np.ndarray, want: np.ndarray, kind: str, what: str) -> None:
+    u = 2.0 ** -BITS[kind]
     scale = max(1.0, float(np.abs(want).max(initial=0)))
     np.testing.assert_allclose(got.astype("float64"), want, rtol=0, atol=ULPS * u * scale, err_msg=what)
 
 
-@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("kind", BITS)
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(
-    kernel: Any, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    kernel: Any, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
+    lstm, dtype = made(case, kind)
     arrays = {k: _array.asarray(a, np, dtype=dtype) for k, a in case.poisoned().items()}
-    lstm = case.lstm(dtype=dtype)
     got = run(lstm, arrays, **case.valid())
     y, (h_n, c_n) = lstm(arrays["x"], (arrays["h_0"], arrays["c_0"]), **case.valid())
     monkeypatch.undo()
@@ -87,9 +89,20 @@ def test_agrees_with_the_reference(
         want = run(lstm.to(dtype="float64"), exact, **case.valid())
     for key, value in want.flat().items():
         assert _array.dtype_name(got.flat()[key].dtype) == dtype
-        close(got.flat()[key], value, dtype, key)
+        close(got.flat()[key], value, kind, key)
     for key, value in (("y", y), ("h_n", h_n), ("c_n", c_n)):
         np.testing.assert_array_equal(value, got.flat()[key], err_msg=f"{key} with and without residuals")
+
+
+def test_tf32_is_used_where_it_is_asked_for(kernel: Any) -> None:
+    """And there alone: factors of 11 bits show in every output, forward and backward."""
+    case = Case(H=9, options={"bidirectional": True})
+    a = {k: _array.asarray(a, np, dtype="float32") for k, a in case.arrays().items()}
+    rounded, plain = (run(made(case, kind)[0], a).flat() for kind in ("tf32", "float32"))
+    for key, value in plain.items():
+        assert np.abs(rounded[key] - value).max() > 2.0**-18 * np.abs(value).max(), key
+    again = run(case.lstm(dtype="float32"), a).flat()
+    assert all(np.array_equal(again[key], value) for key, value in plain.items())
 
 
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0), (0, 0)])
@@ -138,6 +151,37 @@ def test_a_step_is_one_product_and_one_kernel_for_both_directions(monkeypatch: p
         assert standin.launched == ["gemm", *["gemm", "forward_gates"] * 3]
 
 
+def test_a_layer_is_one_product_and_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(T=3, lengths=[3, 0, 2, 1], options={"bidirectional": True})
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
+        case.lstm()(case.arrays()["x"], **case.valid())
+        assert standin.launched[0] == "gemm"
+        assert [name[:5] for name in standin.launched[1:]] == ["walk_"]
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_a_captured_stream_has_no_product_of_cublas(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(T=3, I=19)
+    lstm, dtype = made(case, kind)
+    a = {k: _array.asarray(v, np, dtype=dtype) for k, v in case.arrays().items()}
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
+        monkeypatch.setattr(standin.Stream, "captured", True)
+        y, _ = lstm(a["x"], (a["h_0"], a["c_0"]))
+        assert standin.launched[0] == "project_input"
+        assert [name[:5] for name in standin.launched[1:]] == ["walk_"]
+        problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False)
+        assert cupy_persistent.slower(problem) is None
+        assert "captured" in str(ROOMS["cupy_fused"].supports(problem))
+    monkeypatch.undo()
+    with xplstm.use_kernel("reference"):
+        want, _ = lstm.to(dtype="float64")(
+            *(a["x"].astype("f8"), tuple(a[k].astype("f8") for k in ("h_0", "c_0")))
+        )
+    close(y, want, kind, "y")
+
+
 def test_sums_of_columns_over_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bias gradients whose rows fill several blocks, the last one in part."""
     monkeypatch.setattr(_cuda_layer, "RUN_ROWS", 9)
@@ -168,10 +212,10 @@ def test_published_bits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = xplstm.LSTMParams(**{n: v for n, v in a.items() if n.startswith(("weight", "bias"))})
     valid = {"lengths": config["lengths"], "mask": config.get("mask")}
     valid = {key: np.asarray(value) for key, value in valid.items() if value is not None}
-    monkeypatch.setattr(cupy_persistent, "CANONICAL_SUMS", True)
+    options = {"reverse": config["reverse"], "reproducible": True, **valid}
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
-        y, (h_n, c_n) = xplstm.lstm(a["x"], params, (a["h_0"], a["c_0"]), reverse=config["reverse"], **valid)
+        y, (h_n, c_n) = xplstm.lstm(a["x"], params, (a["h_0"], a["c_0"]), **options)
     for key, got in (("y", y), ("h_n", h_n), ("c_n", c_n)):
         want = np.asarray(exact_cases.decoded(record["outputs"][key], FORMATS[dtype]), dtype)
         np.testing.assert_array_equal(got, want, err_msg=key)
@@ -182,29 +226,31 @@ CUT = {
     "float32": Case(T=3, B=9, I=5, H=133, options={"bidirectional": True}, lengths=[3, 0, 2] * 3),
     "bfloat16": Case(T=2, B=18, I=5, H=23, lengths=[2, 0, 1] * 6),
     "float16": Case(T=2, B=18, I=5, H=23, lengths=[2, 0, 1] * 6),
+    "tf32": Case(T=2, B=18, I=5, H=23, lengths=[2, 0, 1] * 6),
 }
 
 
-def cuts(case: Case, size: int) -> list[tuple[cupy_persistent.Plan, cupy_persistent.Plan]]:
+def cuts(case: Case, kind: str) -> list[tuple[cupy_persistent.Plan, cupy_persistent.Plan]]:
     """Every kind of cut over 12 processors, forward and backward."""
-    sizes = (cupy_persistent.Chip(12, 232448), case.directions, case.B, case.H, size)
+    sizes = (cupy_persistent.Chip(12, 232448), case.directions, case.B, case.H, kind)
     forward, backward = (
         cupy_persistent._plans(*sizes, back, cupy_persistent.COSTS) for back in (False, True)
     )
     return list(zip(forward, backward, strict=False))
 
 
-@pytest.mark.parametrize("dtype", CUT)
-def test_every_cut_gives_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums of the forward walk know nothing of groups, tiles and passes, but for half precision."""
-    case = CUT[dtype]
+@pytest.mark.parametrize("kind", CUT)
+def test_every_cut_gives_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of the forward walk know nothing of groups, tiles and passes; by mma nothing of units either."""
+    case = CUT[kind]
+    lstm, dtype = made(case, kind)
     a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.arrays().items()}
-    lstm, answers = case.lstm(dtype=dtype), []
-    plans = cuts(case, _cuda.SIZES[dtype])[:: 4 if dtype == "float32" else 3]
+    answers = []
+    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    plans = cuts(case, kind)[:: 4 if kind == "float32" else 5]
     assert len({p.unit_blocks for p, _ in plans} - {1}) > 0
     assert {p.passes for p, _ in plans} >= {1, 2}
     assert len({p.groups for p, _ in plans}) > 1
-    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
         for plan in plans:
@@ -216,9 +262,54 @@ def test_every_cut_gives_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -
         want = run(lstm.to(dtype="float64"), exact, **case.valid())
     for answer in answers:
         for key, value in want.flat().items():
-            close(answer.flat()[key], value, dtype, key)
-            if key in ("y", "h_n", "c_n") and dtype == "float32":
+            close(answer.flat()[key], value, kind, key)
+            if key in ("y", "h_n", "c_n"):
                 np.testing.assert_array_equal(answer.flat()[key], answers[0].flat()[key], err_msg=key)
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_no_more_blocks_than_run_at_the_same_time(kind: str) -> None:
+    """On whole devices and parts of them; and every row, unit and byte has its place."""
+    for processors, shared in ((132, 232448), (66, 232448), (14, 101376)):
+        for D, B, H in ((1, 1, 16), (2, 16, 96), (1, 64, 256), (2, 65, 130), (1, 256, 512), (2, 33, 1024)):
+            for backward in (False, True):
+                chip = cupy_persistent.Chip(processors, shared)
+                for p in cupy_persistent._plans(chip, D, B, H, kind, backward, cupy_persistent.COSTS):
+                    assert D * p.groups * p.unit_blocks <= processors
+                    assert 0 < p.shared <= shared
+                    assert p.units * p.unit_blocks >= H
+                    assert p.rows * p.groups >= B
+                    assert p.tiles * p.passes * p.tile_rows >= p.rows
+                    assert p.cost > 0
+
+
+@pytest.mark.parametrize(("units", "backward"), [(u, b) for b in (False, True) for u in (8, 16, 24, 32)])
+def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warp for all of k, whose first weights alone are in registers."""
+    case, kind = Case(T=2, B=3, I=2, H=150), "tf32"
+    lstm, dtype = made(case, kind)
+    a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.arrays().items()}
+    monkeypatch.setattr(cupy_persistent, "THREADS", 32)
+    chip, best = cupy_persistent.Chip(32, 10**6), cupy_persistent._plan
+
+    def plan(problem: Problem, back: bool) -> Any:
+        if back != backward:
+            return best(problem, back)
+        sizes = (chip, 1, problem.B, problem.H, kind, back, cupy_persistent.COSTS)
+        found = next(p for p in cupy_persistent._plans(*sizes) if p.units == units and p.tiles == 1)
+        assert cupy_persistent._sliced(found, problem.H, kind, back).rest > 0
+        return found
+
+    with standin.installed():
+        monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
+        monkeypatch.setattr(cupy_persistent, "_plan", plan)
+        monkeypatch.setitem(standin.ATTRIBUTES, "MaxSharedMemoryPerBlockOptin", chip.shared)
+        got = run(lstm, a)
+    monkeypatch.undo()
+    with xplstm.use_kernel("reference"):
+        want = run(lstm.to(dtype="float64"), {k: v.astype("float64") for k, v in a.items()})
+    for key, value in want.flat().items():
+        close(got.flat()[key], value, kind, key)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -232,10 +323,41 @@ def test_what_a_kernel_refuses(room: str) -> None:
     assert "2147483647" in str(supports(problem._replace(T=2**30)))
 
 
-def test_a_kernel_that_no_gpu_has_run_waits_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_kernel_that_no_gpu_has_run_waits_to_be_pinned(room: str) -> None:
     problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
-    monkeypatch.delenv("XPLSTM_UNPROVEN")
-    assert "has not run on a GPU" in str(ROOMS["cupy_fused"].supports(problem))
+    assert _dispatch.select(problem).name == "reference"
+    reason = f"it is compiled and emulated but has not run on a GPU yet; use_kernel({room!r}) runs it"
+    assert _dispatch.why_not(room, problem) == reason
+    with xplstm.use_kernel(room):
+        assert _dispatch.select(problem).name == room
+
+
+def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason to pass on what nobody pinned, but not where the order of sums decides."""
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    with standin.installed():
+        assert cupy_persistent.slower(problem) is None
+        monkeypatch.setattr(cupy_persistent, "COSTS", cupy_persistent.COSTS._replace(fused_step=0.0))
+        assert "by products of cuBLAS" in str(cupy_persistent.slower(problem))
+        assert cupy_persistent.supports(problem) is None
+        assert cupy_persistent.slower(problem._replace(reproducible=True)) is None
+
+
+@pytest.mark.parametrize("dtype", _cuda.SIZES)
+def test_which_sums_are_canonical(dtype: str) -> None:
+    problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False)
+    assert not cupy_persistent.canonical_sums(problem)
+    assert cupy_persistent.canonical_sums(problem._replace(reproducible=True)) is (BITS[dtype] > 11)
+    assert "published order" in str(_dispatch.why_not("cupy_fused", problem._replace(reproducible=True)))
+
+
+def test_what_is_reproducible_is_not_rounded() -> None:
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    asked = problem._replace(precision="tf32")
+    kinds = [_cuda_layer.kind(p) for p in (problem, asked, asked._replace(reproducible=True))]
+    assert kinds == ["float32", "tf32", "float32"]
+    assert _cuda_layer.kind(asked._replace(dtype="float64")) == "float64"
 
 
 @pytest.mark.parametrize("room", ROOMS)

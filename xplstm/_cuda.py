@@ -18,31 +18,39 @@ SOURCES = Path(__file__).parent / "kernels" / "_cuda"
 HEADERS = ("primitives.cuh", "functions.cuh", "layer.cuh")
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a number of each dtype that the kernels know."""
+KINDS = {**SIZES, "tf32": 4}
+"""Those, and float32 whose products may be rounded: what a kernel is compiled for."""
+WALK = ("persistent.cu", "persistent_mma.cu")
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """The files that a source consists of."""
+    return (*HEADERS, "walk.cuh", name) if name in WALK else (*HEADERS, name)
 
 
 @cache
 def source(name: str) -> str:
     """One text: CuPy's cache of compiled kernels would not see a change in an included file."""
-    return "\n".join((SOURCES / part).read_text(encoding="utf-8") for part in (*HEADERS, name))
+    return "\n".join((SOURCES / part).read_text(encoding="utf-8") for part in parts(name))
 
 
 @cache
-def kernel(file: str, name: str, dtype: str, cooperative: bool = False) -> Any:
-    """The kernel `name` of a source file for one dtype, compiled once for each device when first launched."""
-    return _module(file, dtype, cooperative).get_function(name)
+def kernel(file: str, name: str, kind: str, cooperative: bool = False) -> Any:
+    """The kernel `name` of a source file for one kind, compiled once for each device when first launched."""
+    return _module(file, kind, cooperative).get_function(name)
 
 
 @cache
-def _module(file: str, dtype: str, cooperative: bool) -> Any:
+def _module(file: str, kind: str, cooperative: bool) -> Any:
     import cupy as cp
 
     return cp.RawModule(
-        code=source(file), options=(f"-D{dtype.upper()}",), enable_cooperative_groups=cooperative
+        code=source(file), options=(f"-D{kind.upper()}",), enable_cooperative_groups=cooperative
     )
 
 
 def wide(dtype: str) -> str:
-    """Name of the dtype that sums over `dtype` are made in."""
+    """Name of the dtype that sums over numbers of a dtype or kind are made in."""
     return "float64" if dtype == "float64" else "float32"
 
 
@@ -80,19 +88,19 @@ class Product:
     """``c = a @ b``, or ``c += a @ b``, of sizes known beforehand, at addresses that each call gives.
 
     a is (m, k) and b is (k, n), of the stored dtype; c is (m, n), of `out`. Sums are made in float32 for
-    half precision, and never in TF32.
+    half precision, and factors are rounded to TF32 for that kind alone.
     """
 
     def __init__(
         self,
-        dtype: str,
+        kind: str,
         sizes: tuple[int, int, int],
         a: Matrix,
         b: Matrix,
         c: Matrix,
         *,
         add: bool = False,
-        out: str = "",
+        out: str,
     ) -> None:
         import cupy as cp
         from cupy_backends.cuda.libs import cublas
@@ -100,21 +108,21 @@ class Product:
         codes = {
             "float64": cp.cuda.runtime.CUDA_R_64F,
             "float32": cp.cuda.runtime.CUDA_R_32F,
+            "tf32": cp.cuda.runtime.CUDA_R_32F,
             "float16": cp.cuda.runtime.CUDA_R_16F,
             "bfloat16": cp.cuda.runtime.CUDA_R_16BF,
         }
         m, n, k = sizes
-        out = out or dtype
-        self._scalars = np.asarray([1, add], dtype=wide(dtype))
+        computes = {"float64": cublas.CUBLAS_COMPUTE_64F, "tf32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32}
+        self._scalars = np.asarray([1, add], dtype=wide(kind))
         one = self._scalars.ctypes.data
         self._gemm, self._batched = cublas.gemmEx, cublas.gemmStridedBatchedEx
         # cuBLAS reads columns: its c is our c transposed, so that a and b change places.
         self._shape = (cp.cuda.get_cublas_handle(), int(b.transposed), int(a.transposed), n, m, k, one)
-        self._a, self._b, self._c = (codes[dtype], a.step), (codes[dtype], b.step), (codes[out], c.step)
+        self._a, self._b, self._c = (codes[kind], a.step), (codes[kind], b.step), (codes[out], c.step)
         self._zero = one + self._scalars.itemsize
-        self._bytes = SIZES[dtype], SIZES[out]
-        compute = cublas.CUBLAS_COMPUTE_64F if dtype == "float64" else cublas.CUBLAS_COMPUTE_32F
-        self._how = (compute, cublas.CUBLAS_GEMM_DEFAULT)
+        self._bytes = KINDS[kind], SIZES[out]
+        self._how = (computes.get(kind, cublas.CUBLAS_COMPUTE_32F), cublas.CUBLAS_GEMM_DEFAULT)
 
     def __call__(self, a: list[int], b: list[int], c: list[int]) -> None:
         """One product for each address of c, of which there are one or two; those of a and b may repeat."""

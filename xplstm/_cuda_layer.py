@@ -9,6 +9,7 @@ projection is made for some steps at a time.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from xplstm._array import dtype_named
 from xplstm._cuda import Matrix, Product
 from xplstm._params import LSTMParams, LSTMState, Problem
 from xplstm._typing import Array
+
+UNPROVEN = "it is compiled and emulated but has not run on a GPU yet"
+"""Why the seam takes no kernel of CuPy's by itself."""
 
 # Without residuals the hoisted input projection is made for as many steps as stay below this many elements.
 PROJECTION_BOUND = 2**24
@@ -59,6 +63,9 @@ class Buffers(NamedTuple):
     """(D, T + 1, B, H) in the wide dtype."""
     m: Array | None
     """(D, T, B, H): what a projection is applied to."""
+    start: LSTMState
+    """(D, B, .): the state before the first step, and where that after the last one goes."""
+    end: LSTMState
 
 
 class Segment(NamedTuple):
@@ -92,6 +99,18 @@ def why_not(problem: Problem) -> str | None:
     if largest > LARGEST_SIZE:
         return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"
     return None
+
+
+def kind(problem: Problem) -> str:
+    """What the kernels for `problem` are compiled for: its dtype, or "tf32"."""
+    rounded = problem.precision == "tf32" and problem.dtype == "float32" and not problem.reproducible
+    return "tf32" if rounded else problem.dtype
+
+
+def capturing() -> bool:
+    """Whether the current stream is recorded for a CUDA graph; CuPy refuses every call of cuBLAS then."""
+    cp = sys.modules.get("cupy")
+    return cp is not None and bool(cp.cuda.get_current_stream().is_capturing())
 
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
@@ -152,8 +171,12 @@ class Call:
         """The slot of the state before step k of each direction."""
         return [self.problem.T - k if back else k for back in self.problem.reverse]
 
-    def product(self, *arguments: Any, **options: Any) -> Product:
-        return Product(self.problem.dtype, *arguments, **options)
+    def after_all(self) -> list[int]:
+        """The slot of the state after the last step of each direction."""
+        return [0 if back else self.problem.T for back in self.problem.reverse]
+
+    def product(self, *arguments: Any, out: str = "", add: bool = False) -> Product:
+        return Product(kind(self.problem), *arguments, add=add, out=out or self.problem.dtype)
 
     def launch(self, name: str, count: int, *arguments: Any) -> None:
         """A thread for each of `count` elements of each direction."""
@@ -213,27 +236,24 @@ def forward(
         x = call.cp.ascontiguousarray(x)
         if problem.keep and call.valid is not None and x.size:
             x = call.without_missing(x, call.cp.empty_like(x))
-        buffers = _buffers(call, state)
+        buffers = _buffers(call, LSTMState(*(call.cp.ascontiguousarray(a) for a in state)))
         for segment in _segments(problem, buffers.z.shape[1]):
             project(call, packed, x, buffers.z, segment)
             walk(call, packed, buffers, segment)
-        ends = [0 if back else buffers.h.shape[1] - 1 for back in problem.reverse]
-        h_n, c_n = (call.cp.stack([a[d, end] for d, end in enumerate(ends)]) for a in (buffers.h, buffers.c))
         residuals = Residuals(problem, packed, x, call.valid, buffers) if problem.keep else None
-        return buffers.y, LSTMState(h_n, c_n.astype(call.stored, copy=False)), residuals
+        return buffers.y, buffers.end, residuals
 
 
-def _buffers(call: Call, state: LSTMState) -> Buffers:
+def _buffers(call: Call, start: LSTMState) -> Buffers:
     problem, D, P = call.problem, call.D, call.P
     T, B, H, keep = problem.T, problem.B, problem.H, problem.keep
     held = T if keep else min(T, max(1, PROJECTION_BOUND // max(1, D * B * 4 * H)))
     slots = T + 1 if keep else 1
+    y, z = call.empty(T, B, D * P), call.empty(D, held, B, 4 * H, wide=True)
     h, c = call.empty(D, slots, B, P), call.empty(D, slots, B, H, wide=True)
-    for d, back in enumerate(problem.reverse):
-        h[d, slots - 1 if back else 0] = state.h[d]
-        c[d, slots - 1 if back else 0] = state.c[d]
     m = call.empty(D, T if keep else 1, B, H) if problem.proj_size else None
-    return Buffers(call.empty(T, B, D * P), call.empty(D, held, B, 4 * H, wide=True), h, c, m)
+    end = LSTMState(*(a.copy() if T * B == 0 else call.cp.empty_like(a) for a in start))
+    return Buffers(y, z, h, c, m, start, end)
 
 
 def _segments(problem: Problem, held: int) -> list[Segment]:

@@ -9,7 +9,7 @@ import numpy as np
 from tests.cases import Case, run
 from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import emulated
-from xplstm import _array, _cuda, _dispatch
+from xplstm import _array, _cuda_layer, _dispatch
 from xplstm._params import Problem
 from xplstm.kernels import cupy_persistent
 
@@ -30,8 +30,8 @@ RUNS = {
 
 def several_blocks(problem: Problem, backward: bool) -> cupy_persistent.Plan:
     """A cut whose blocks have to wait for each other, in more than one pass."""
-    chip, size = cupy_persistent.Chip(12, 232448), _cuda.SIZES[problem.dtype]
-    sizes = (chip, len(problem.reverse), problem.B, problem.H, size)
+    chip = cupy_persistent.Chip(12, 232448)
+    sizes = (chip, len(problem.reverse), problem.B, problem.H, _cuda_layer.kind(problem))
     plans = cupy_persistent._plans(*sizes, backward, cupy_persistent.COSTS)
     return next(p for p in plans if p.unit_blocks > 1 and p.passes == 2)
 

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources as C++20 against primitives.hpp: a library for each file and dtype."""
+"""Compiles the CUDA sources as C++20 against primitives.hpp: a library for each file and kind of numbers."""
 
 from __future__ import annotations
 
@@ -64,26 +64,26 @@ def sanitizer() -> str | None:
     return path if runs else None
 
 
-def text(file: str, dtype: str) -> str:
+def text(file: str, kind: str) -> str:
     """The sources, with primitives.hpp in the place of primitives.cuh, and what calls the kernels."""
-    gpu, *others = [*_cuda.HEADERS, file]
+    gpu, *others = _cuda.parts(file)
     assert gpu == "primitives.cuh"
     sources = "\n".join((_cuda.SOURCES / part).read_text(encoding="utf-8") for part in others)
-    command = [str(compiler()), "-E", f"-D{dtype.upper()}", "-x", "c++", "-"]
+    command = [str(compiler()), "-E", f"-D{kind.upper()}", "-x", "c++", "-"]
     left = subprocess.run(command, input=sources, capture_output=True, text=True, check=True).stdout
     calls = (f"EXPORT({name})" for name in NAMES.findall(left))
     return "\n".join(((HERE / "primitives.hpp").read_text(encoding="utf-8"), sources, *calls))
 
 
-def build(file: str, dtype: str) -> Path:
+def build(file: str, kind: str) -> Path:
     """Path of the shared library, made once for each content."""
     name = compiler()
     assert name is not None
-    content, options = text(file, dtype), (*FLAGS, f"-D{dtype.upper()}", *extra)
+    content, options = text(file, kind), (*FLAGS, f"-D{kind.upper()}", *extra)
     mark = hashlib.sha256(repr((name, content, options)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"xplstm-emulation-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{Path(file).stem}-{dtype}-{mark}.so"
+    path = folder / f"{Path(file).stem}-{kind}-{mark}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             source, made = Path(fresh) / "source.cpp", Path(fresh) / "made"
@@ -94,5 +94,5 @@ def build(file: str, dtype: str) -> Path:
 
 
 @cache
-def library(file: str, dtype: str) -> ctypes.CDLL:
-    return ctypes.CDLL(str(build(file, dtype)))
+def library(file: str, kind: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build(file, kind)))

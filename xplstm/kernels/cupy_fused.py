@@ -11,8 +11,6 @@ the specification.
 
 from __future__ import annotations
 
-import os
-
 from xplstm import _cuda, _cuda_layer
 from xplstm._array import why_unusable
 from xplstm._cuda import Matrix
@@ -20,8 +18,7 @@ from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 from xplstm._params import LSTMParams, LSTMState, Problem
 from xplstm._typing import Array
 
-# cuBLAS decides the order of the sums.
-CANONICAL_SUMS = False
+UNPROVEN = _cuda_layer.UNPROVEN
 
 FORWARD = _cuda.fields(f"{LAYER} z bias h c m projected y first:2 held slots m_slots keep")
 BACKWARD = _cuda.fields(f"{LAYER} gates c dy dh dc dm dprojected dz")
@@ -37,10 +34,10 @@ def __getattr__(name: str) -> str:
 
 
 def supports(problem: Problem) -> str | None:
-    """Run every plain LSTM on CuPy's arrays, where somebody asks for what no GPU has run yet."""
+    """Run every plain LSTM on CuPy's arrays, while the stream is not captured."""
     reason = _cuda_layer.why_not(problem)
-    if reason is None and os.environ.get("XPLSTM_UNPROVEN") != "1":
-        return "it is compiled and emulated but has not run on a GPU yet; XPLSTM_UNPROVEN=1 lets it"
+    if reason is None and _cuda_layer.capturing():
+        return "the stream is captured for a graph, and CuPy refuses products by cuBLAS then"
     return reason
 
 
@@ -53,7 +50,7 @@ def forward(
 
 def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
     """A product and a kernel a step, and as much again for a projection."""
-    problem, (y, z, h, c, m) = call.problem, buffers
+    problem, (y, z, h, c, m, start, end) = call.problem, buffers
     B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, _cuda.wide(problem.dtype)
     projected = None if m is None else call.empty(call.D, B, P, wide=True)
     arguments = _cuda.struct(
@@ -66,6 +63,9 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
     recur = call.product((B, 4 * H, P), Matrix(P), Matrix(P, True), Matrix(4 * H), add=True, out=wide)
     project = call.product((B, P, H), Matrix(H), Matrix(H, True), Matrix(P), out=wide)
     weights = call.starts(packed.weight_hh)
+    if segment.start == 0:
+        for d, first in enumerate(call.before(0) if keep else [0] * call.D):
+            h[d, first], c[d, first] = start.h[d], start.c[d]
     for k in range(segment.start, segment.stop):
         times, before = call.times(k), call.before(k)
         at = [t - first for t, first in zip(times, segment.first, strict=True)]
@@ -75,6 +75,9 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
             step = call.starts(m, times if keep else None)
             project(step, call.starts(packed.weight_hr), call.starts(projected))
             call.launch("forward_projected", B * P, arguments, k)
+    if segment.stop == problem.T:
+        for d, last in enumerate(call.after_all() if keep else [0] * call.D):
+            end.h[d], end.c[d] = h[d, last], c[d, last]
 
 
 def backward(

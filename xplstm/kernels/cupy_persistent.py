@@ -1,14 +1,15 @@
 """CuPy with one cooperative launch for a whole layer: weights stay on the chip from step to step.
 
-Each block holds some hidden units' rows of W_hh in shared memory; blocks wait for each other by
+Each block holds some hidden units' rows of W_hh; blocks wait for each other by
 counters. How the work is cut is chosen by a model of its cost on the device at
 hand, and never so that more blocks are launched than run at the same time, which would
 wait for ever.
 
-Under ``XPLSTM_REPRODUCIBLE=1`` the input projection is made with the published
-order of sums too, so that every bit of the outputs is that of XPL-EXACT.
-
-No row of the seam's table names it before it has run on a GPU; its tests run it emulated.
+Half precision, and float32 with ``precision="tf32"``, are multiplied by mma, with weights in
+registers; float32 and float64 by fused multiply-adds in the published order, with weights in
+shared memory. With ``reproducible=True`` the input projection is made in that order too, so that
+every bit of the outputs is that of XPL-EXACT. So it is while the stream is captured for
+a CUDA graph, since CuPy refuses every call of cuBLAS then.
 
 Derived from the equations of `xplstm._cell`, clauses XPL-CELL, XPL-SEQ and
 XPL-EXACT of the specification; weights that stay on the chip after Diamos et al. (2016).
@@ -16,20 +17,19 @@ XPL-EXACT of the specification; weights that stay on the chip after Diamos et al
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xplstm import _cuda, _cuda_layer
+from xplstm._array import why_unusable
 from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 from xplstm._params import LSTMParams, LSTMState, Problem
 from xplstm._typing import Array, Device
 
-# cuBLAS makes the input projection unless the order of its sums matters.
-CANONICAL_SUMS = os.environ.get("XPLSTM_REPRODUCIBLE", "") == "1"
+UNPROVEN = _cuda_layer.UNPROVEN
 
 THREADS = 256
 WARP = 32
@@ -37,14 +37,21 @@ BLOCK_OF_K = 128
 UNITS = 8
 LANE_ROWS = 4
 TILE_COLUMNS = 32
-HALF = 2  # bytes
+
+# Numbers of k that one instruction of mma takes of a row, 32 bytes, where products may be made by it.
+STEP_OF_K = {"float16": 16, "bfloat16": 16, "tf32": 8}
+STEP_BYTES = 32
+TILE_ROWS = 16
+MOST_UNITS = 32
 
 PLAN = "units unit_blocks groups rows tiles passes chunk"
 FORWARD = _cuda.fields(
-    f"{LAYER} {PLAN} weight z bias h c y exchange counters first:2 held slots keep from to"
+    f"{LAYER} {PLAN} weight z bias h_0 c_0 h_n c_n h c y exchange counters first:2 held slots keep from to"
 )
 BACKWARD = _cuda.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange counters")
 PROJECT = _cuda.fields("x weight z rows columns inputs held_rows first_row:2")
+PROJECT_TILE = 64
+PROJECT_STAGED = 16
 
 prepare = _cuda_layer.prepare
 
@@ -58,8 +65,10 @@ class Costs(NamedTuple):
     """Microseconds until all blocks of a group have a step's h."""
     step: float = 0.5
     """Microseconds of a step's gates and barriers."""
-    cache_bytes: float = 20.0
+    cache_bytes: float = 48.0
     """Bytes a cycle that one multiprocessor gets from the second cache."""
+    all_cache_bytes: float = 2600.0
+    """Bytes a cycle that all of them together get."""
     fused_step: float = 10.0
     """Microseconds of a step as a product and a kernel, whatever the sizes."""
     fused_operations: float = 3e7
@@ -79,7 +88,7 @@ class Chip(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How the work is cut; Plan in persistent.cu says what each number is."""
+    """How the work is cut; Plan in walk.cuh says what each number is."""
 
     tile_rows: int
     units: int
@@ -106,93 +115,145 @@ def _up(a: int, b: int) -> int:
 
 @cache
 def best_plan(
-    chip: Chip, directions: int, B: int, H: int, size: int, backward: bool, costs: Costs
+    chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Plan | None:
-    """The cheapest cut that fits the chip, if there is one; `size` is that of a number in bytes."""
-    return min(_plans(chip, directions, B, H, size, backward, costs), key=lambda p: p.cost, default=None)
+    """The cheapest cut that fits the chip, if there is one; `kind` is that of the numbers."""
+    return min(_plans(chip, directions, B, H, kind, backward, costs), key=lambda p: p.cost, default=None)
 
 
 def _plans(
-    chip: Chip, directions: int, B: int, H: int, size: int, backward: bool, costs: Costs
+    chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Iterator[Plan]:
-    """Every cut that fits; more units in a block than the processors ask for would leave some idle."""
-    for groups in range(1, min(_up(B, LANE_ROWS), chip.processors // directions) + 1):
-        unit_blocks = min(_up(H, UNITS), chip.processors // (directions * groups))
-        units = _up(_up(H, unit_blocks), UNITS) * UNITS
-        unit_blocks, rows = _up(H, units), _up(B, groups)
-        for tile_rows in (16,) if size == HALF else (4, 8, 16):
-            for tiles in (1, 2, 4, 8):
-                passes = _up(rows, tiles * tile_rows)
-                plan = Plan(tile_rows, units, unit_blocks, groups, rows, tiles, passes, 0, 0, 0.0)
-                sized = _sized_back(plan, chip, H, size) if backward else _sized(plan, H, size)
-                if sized.shared <= chip.shared and sized.chunk >= 0:
-                    yield sized._replace(cost=_cost(sized, H, size, backward, costs))
+    """Every cut that fits, of at most a block for each processor."""
+    mma = kind in STEP_OF_K
+    for groups in range(1, min(_up(B, TILE_ROWS if mma else LANE_ROWS), chip.processors // directions) + 1):
+        rows, most = _up(B, groups), chip.processors // (directions * groups)
+        if groups > 1 and rows == _up(B, groups - 1):
+            continue
+        for units in _units(H, most, mma):
+            for tile_rows in (TILE_ROWS,) if mma else (4, 8, 16):
+                for tiles in (1, 2, 4, 8):
+                    passes = _up(rows, tiles * tile_rows)
+                    plan = Plan(tile_rows, units, _up(H, units), groups, rows, tiles, passes, 0, 0, 0.0)
+                    sized = _sized(plan, chip, H, kind, backward)
+                    if 0 < sized.shared <= chip.shared:
+                        yield sized._replace(cost=_cost(sized, H, kind, backward, costs))
 
 
-def padded(k: int, size: int) -> int:
-    """Numbers from one row of k's to the next, as in persistent.cu."""
-    return _up(k, 16) * 16 + 8 if size == HALF else k
+def _units(H: int, most: int, mma: bool) -> Iterator[int]:
+    """Units of a block so that at most `most` blocks have all; by mma more of them are worth a thought."""
+    fewest = _up(_up(H, min(_up(H, UNITS), most)), UNITS) * UNITS
+    return iter(range(fewest, MOST_UNITS + 1, UNITS) if mma else (fewest,))
 
 
-def _slices(p: Plan, k: int, size: int, backward: bool) -> int:
-    """Into how many parts a sum over k is cut."""
-    columns = p.units if backward else 4 * p.units
-    if size != HALF and not backward:
-        return _up(k, BLOCK_OF_K)
-    return max(1, THREADS // WARP // (p.tiles * _up(columns, TILE_COLUMNS if size == HALF else UNITS)))
+def _sized(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
+    """With the bytes of shared memory that it takes, 0 where it can not be."""
+    if kind in STEP_OF_K:
+        return p._replace(shared=_mma_bytes(p, H, kind, backward))
+    return _sized_back(p, chip, H, kind) if backward else _sized_forward(p, H, kind)
 
 
-def _sized(p: Plan, H: int, size: int) -> Plan:
-    """With the shared memory that the forward walk takes: weights, h, sums of slices, c."""
-    columns, rows = 4 * p.units, p.tiles * p.tile_rows
-    held = padded(H, size) * (columns + rows)
-    wide = _slices(p, H, size, False) * rows * columns + p.passes * rows * p.units
-    return p._replace(shared=held * size + wide * max(size, 4))
+def _held(p: Plan, backward: bool, wide: int) -> int:
+    """Bytes of what a block holds of its cells: Held and HeldBack in walk.cuh."""
+    return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 1)
 
 
-def _sized_back(p: Plan, chip: Chip, H: int, size: int) -> Plan:
-    """With that of the backward walk: weights, sums of slices, dh and dc; as much of dz as is left."""
-    rows, (step, margin) = p.tiles * p.tile_rows, (16, 8) if size == HALF else (4, 0)
-    wide = _slices(p, 4 * H, size, True) * rows * p.units + 2 * p.passes * rows * p.units
-    fixed = padded(4 * H, size) * p.units * size + wide * max(size, 4)
-    room = (chip.shared - fixed) // (rows * size) - margin
-    chunk = min(_up(4 * H, step), room // step) * step
+def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
+    """Weights, h of one pass or of two by turns, sums of slices, biases, cells."""
+    columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, _cuda.KINDS[kind]
+    numbers = H * (columns + rows * min(p.passes, 2)) + _up(H, BLOCK_OF_K) * rows * columns + columns
+    return p._replace(shared=numbers * wide + _held(p, False, wide))
+
+
+def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
+    """Weights, sums of slices, cells; dz as a whole, or two chunks of it by turns in what is left."""
+    rows, wide = p.tiles * p.tile_rows, _cuda.KINDS[kind]
+    slices = max(1, THREADS // WARP // (p.tiles * (p.units // UNITS)))
+    fixed = (4 * H * p.units + slices * rows * p.units) * wide + _held(p, True, wide)
+    room = max(0, chip.shared - fixed) // (rows * wide)
+    whole = p.passes == 1 and room >= 4 * H
+    chunk = 4 * H if whole else min(4 * H, room // 8 * 4)
     if chunk < min(4 * H, WARP):
-        return p._replace(chunk=-1)
-    return p._replace(chunk=chunk, shared=fixed + rows * size * (chunk + margin))
+        return p
+    return p._replace(chunk=chunk, shared=fixed + rows * wide * chunk * (1 if whole else 2))
 
 
-def _cost(p: Plan, H: int, size: int, backward: bool, costs: Costs) -> float:
+class Slices(NamedTuple):
+    """How the steps of k are shared among warps, and how weights are held, as in persistent_mma.cu."""
+
+    steps: int
+    slices: int
+    columns: int
+    """Tiles of 8 columns."""
+    rest: int
+    """Steps of a warp whose weights are in shared memory."""
+
+
+def _sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
+    columns = p.units // 8 if backward else p.units // 2
+    batch = 8 if columns == 1 else 4 if columns <= 12 else 2
+    kept = (48 if columns <= 2 else 64) // columns // batch * batch
+    steps = _up(4 * H if backward else H, STEP_OF_K[kind])
+    share = _up(steps, THREADS // WARP)
+    return Slices(steps, _up(steps, share), columns, _up(max(0, share - kept), batch) * batch)
+
+
+def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
+    """Weights past the registers, sums of slices, biases, cells."""
+    s = _sliced(p, H, kind, backward)
+    rest = THREADS // WARP * s.rest * s.columns * WARP * 8
+    parts = s.slices * p.tiles * TILE_ROWS * 8 * s.columns * 4
+    return rest + parts + (0 if backward else 16 * p.units) + _held(p, backward, 4)
+
+
+def _cost(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
     """Microseconds a step: the slowest of arithmetic, shared memory and latency, reading, waiting."""
-    k = 4 * H if backward else H
-    product = _mma_cycles(p, k, backward) if size == HALF else _fma_cycles(p, k, size, backward)
-    staging = p.tiles * p.tile_rows * k * size / costs.cache_bytes
-    cycles = p.passes * (product + staging)
-    return cycles / costs.clock + costs.step * p.passes + (costs.exchange if p.unit_blocks > 1 else 0.0)
+    cycles = (_mma_cycles if kind in STEP_OF_K else _fma_cycles)(p, H, kind, backward, costs)
+    waiting = costs.exchange if p.unit_blocks > 1 else 0.0
+    return p.passes * (cycles / costs.clock + costs.step) + waiting
 
 
-def _fma_cycles(p: Plan, k: int, size: int, backward: bool) -> float:
-    """Cycles of a pass's product: a lane has 4 rows, and forward one column for each 4 rows of a tile."""
-    wide, lanes = size // 4, p.tile_rows // LANE_ROWS
-    columns, chains = (1, THREADS // WARP) if backward else (lanes, _up(k, BLOCK_OF_K))
+def _fma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
+    """Cycles of a pass: a lane has 4 rows, and 4 columns backward, or one for each 4 rows of a tile.
+
+    What one pass or chunk multiplies takes as long as the next one's staging where there is one.
+    """
+    k, wide, lanes = 4 * H if backward else H, _cuda.KINDS[kind] // 4, p.tile_rows // LANE_ROWS
+    columns, chains = (4, THREADS // WARP) if backward else (lanes, _up(k, BLOCK_OF_K))
     tiles = p.tiles * (p.units // UNITS)
-    work = tiles * k * lanes // 4 if backward else tiles * k
-    arithmetic = work * LANE_ROWS * columns * wide / 4
-    reading = work * (2 + (columns == 4)) * wide
+    turns = tiles * k * lanes / 16 if backward else tiles * k
+    arithmetic = turns * LANE_ROWS * columns * wide / 4
+    reading = turns * wide * ((4 / lanes + 2) if backward else (2 + (columns == 4)))
     latency = _up(tiles * chains, THREADS // WARP) * k / chains * max(LANE_ROWS * columns, 8) * wide
-    return max(arithmetic, reading, latency)
+    latency = latency * lanes / 16 if backward else latency
+    staging = _from_cache(p, p.tiles * p.tile_rows * k * 4 * wide, costs)
+    product = max(arithmetic, reading, latency)
+    alone = p.passes == 1 and p.chunk in (0, k)
+    return product + staging if alone else max(product, staging)
 
 
-def _mma_cycles(p: Plan, k: int, backward: bool) -> float:
-    """Cycles of a pass's product: 16 of k, 16 rows and up to 32 columns take 12 readings of shared memory."""
-    steps = p.tiles * _up(p.units if backward else 4 * p.units, TILE_COLUMNS) * _up(k, 16)
-    return max(12.0 * steps, 40.0 * _up(steps, THREADS // WARP))
+def _from_cache(p: Plan, size: int, costs: Costs) -> float:
+    """Cycles in which every block gets that many bytes from the second cache."""
+    return max(size / costs.cache_bytes, size * p.groups * p.unit_blocks / costs.all_cache_bytes)
 
 
-def fused_cost(directions: int, B: int, H: int, size: int, costs: Costs) -> float:
+def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
+    """Cycles of a pass: words of h come from the second cache while products are made; then the slices' sums.
+
+    One of four tensor cores takes 8 cycles for an instruction, and weights in shared memory 2 for each.
+    """
+    s = _sliced(p, H, kind, backward)
+    reading = _from_cache(p, p.tiles * TILE_ROWS * s.steps * STEP_BYTES, costs)
+    products = p.tiles * s.steps * s.columns * 2
+    weights = p.tiles * s.slices * s.rest * s.columns * 2
+    sums = s.slices * p.tiles * s.columns * 8
+    return max(reading, products, weights) + sums
+
+
+def fused_cost(directions: int, B: int, H: int, kind: str, costs: Costs) -> float:
     """Microseconds a step as a product and a kernel."""
-    operations = costs.fused_operations * (8 if size == HALF else 4 / size)
-    return costs.fused_step + directions * 4 * B * H * H / operations
+    faster = {"float64": 0.5, "float32": 1.0, "tf32": 4.0}.get(kind, 8.0)
+    return costs.fused_step + directions * 4 * B * H * H / (costs.fused_operations * faster)
 
 
 def _chip(device: Device) -> Chip:
@@ -201,12 +262,19 @@ def _chip(device: Device) -> Chip:
 
 
 def _plan(problem: Problem, backward: bool) -> Plan | None:
-    size = _cuda.SIZES[problem.dtype]
-    return best_plan(_chip(problem.device), len(problem.reverse), problem.B, problem.H, size, backward, COSTS)
+    sizes = len(problem.reverse), problem.B, problem.H, _cuda_layer.kind(problem)
+    return best_plan(_chip(problem.device), *sizes, backward, COSTS)
+
+
+def __getattr__(name: str) -> str:
+    """WHY_NOT, which is asked of CuPy and its driver, and so not before somebody wants it."""
+    if name == "WHY_NOT":
+        return why_unusable("cupy") or ""
+    raise AttributeError(name)
 
 
 def supports(problem: Problem) -> str | None:
-    """Run what fits the chip and is expected to be faster than products by cuBLAS."""
+    """Run what fits the chip."""
     reason = _cuda_layer.why_not(problem)
     if reason is not None:
         return reason
@@ -224,26 +292,44 @@ def supports(problem: Problem) -> str | None:
             f"hidden_size={problem.H} does not fit: {chip.processors} processors with "
             f"{chip.shared} bytes of shared memory hold W_hh of fewer units"
         )
-    cost = plans[0].cost if plans[0] is not None else 0.0
-    size = _cuda.SIZES[problem.dtype]
-    other = fused_cost(len(problem.reverse), problem.B, problem.H, size, COSTS)
-    if CANONICAL_SUMS and size == HALF:
-        return f"dtype {problem.dtype} has no published order of sums, which XPLSTM_REPRODUCIBLE asks for"
-    if cost > other and not CANONICAL_SUMS:
+    return None
+
+
+def slower(problem: Problem) -> str | None:
+    """Leave to products by cuBLAS what they are expected to run faster, where they may."""
+    if problem.reproducible or _cuda_layer.capturing():
+        return None
+    walks = (False, True) if problem.keep else (False,)
+    cost = sum(plan.cost for plan in (_plan(problem, backward) for backward in walks) if plan is not None)
+    kind = _cuda_layer.kind(problem)
+    other = len(walks) * fused_cost(len(problem.reverse), problem.B, problem.H, kind, COSTS)
+    if cost > other:
         return f"a step is expected to take {cost:.1f} us, and {other:.1f} us by products of cuBLAS"
     return None
+
+
+def canonical_sums(problem: Problem) -> bool:
+    """Where they are asked for; else cuBLAS makes the input projection."""
+    return problem.reproducible and _cuda_layer.kind(problem) not in STEP_OF_K
 
 
 def forward(
     problem: Problem, packed: Packed, x: Array, state: LSTMState, valid: Array | None
 ) -> tuple[Array, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
-    project = _project_input if CANONICAL_SUMS else _cuda_layer.project_input
-    return _cuda_layer.forward(problem, packed, x, state, valid, _walk, project)
+    return _cuda_layer.forward(problem, packed, x, state, valid, _walk, _project)
 
 
-def _project_input(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
-    """``W_ih x`` of a segment's steps in the published order of sums."""
+def _project(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
+    """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in the published order of sums."""
+    if call.problem.reproducible or _cuda_layer.capturing():
+        _project_in_order(call, packed, x, z, segment)
+    else:
+        _cuda_layer.project_input(call, packed, x, z, segment)
+
+
+def _project_in_order(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
+    """One launch."""
     B, rows, columns = x.shape[1], (segment.stop - segment.start) * x.shape[1], z.shape[3]
     arguments = _cuda.struct(
         PROJECT,
@@ -251,28 +337,30 @@ def _project_input(call: Call, packed: Packed, x: Array, z: Array, segment: Segm
         **{"inputs": x.shape[2], "held_rows": z.shape[1] * B},
     )
     arguments["first_row"][0, : call.D] = [first * B for first in segment.first]
-    kernel = _cuda.kernel("persistent.cu", "project_input", call.problem.dtype)
-    shared = (32 * 33 + 8 * 32) * z.itemsize
-    kernel((_up(columns, 32), _up(rows, 8), call.D), (32, 8), (arguments,), shared_mem=shared)
+    kernel = _cuda.kernel("project.cu", "project_input", call.problem.dtype)
+    shared = 2 * PROJECT_STAGED * (PROJECT_TILE + 4) * z.itemsize
+    grid = _up(columns, PROJECT_TILE), _up(rows, PROJECT_TILE), call.D
+    kernel(grid, (THREADS,), (arguments,), shared_mem=shared)
 
 
 def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
-    """One cooperative launch of as many blocks as the plan says, none of which has to wait for room."""
-    kernel = _cuda.kernel("persistent.cu", f"{name}_{plan.tile_rows}", call.problem.dtype, cooperative=True)
-    kernel.max_dynamic_shared_size_bytes = plan.shared
+    """One cooperative launch; where the driver has less room than the device says, it refuses the launch."""
+    kind = _cuda_layer.kind(call.problem)
+    file, each = ("persistent_mma.cu", plan.units) if kind in STEP_OF_K else ("persistent.cu", plan.tile_rows)
+    kernel = _cuda.kernel(file, f"{name}_{each}", kind, cooperative=True)
+    kernel.max_dynamic_shared_size_bytes = _chip(call.problem.device).shared
     blocks = call.D * plan.groups * plan.unit_blocks
     kernel((blocks,), (THREADS,), (arguments,), shared_mem=plan.shared)
 
 
-def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Array]:
-    """What blocks hand each other, and the counters by which they wait; mma reads the padding too."""
-    blocks = call.D * plan.groups
-    rows = plan.passes * plan.tiles * plan.tile_rows
-    height = padded(height, _cuda.SIZES[call.problem.dtype])
-    return {
-        "exchange": call.cp.zeros((2, blocks, rows, height), call.stored),
-        "counters": call.cp.zeros((blocks, plan.unit_blocks), np.uint32),
-    }
+def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
+    """Zeros for the counters by which blocks wait, and behind them for what they hand each other."""
+    kind, groups = _cuda_layer.kind(call.problem), call.D * plan.groups
+    row = _up(height, STEP_OF_K[kind]) * STEP_BYTES if kind in STEP_OF_K else height * _cuda.KINDS[kind]
+    sent = 2 * groups * plan.passes * plan.tiles * plan.tile_rows * row
+    counters = _up(groups * plan.unit_blocks * 4, 256) * 256
+    both = call.cp.zeros((counters + sent,), np.uint8)
+    return {"counters": both, "exchange": _cuda.address(both) + counters}
 
 
 def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
@@ -280,13 +368,14 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
     plan = _plan(call.problem, False)
     assert plan is not None, "supports has seen to it"
     shared = _exchange(call, plan, call.problem.H)
-    y, z, h, c, _ = buffers
+    z, h, c = buffers.z, buffers.h, buffers.c
     arguments = _cuda.struct(
         FORWARD,
         **call.layer,
         **plan.fields(),
         **shared,
-        **{"weight": packed.weight_hh, "z": z, "bias": packed.bias, "h": h, "c": c, "y": y},
+        **{"weight": packed.weight_hh, "z": z, "bias": packed.bias, "h": h, "c": c, "y": buffers.y},
+        **{"h_0": buffers.start.h, "c_0": buffers.start.c, "h_n": buffers.end.h, "c_n": buffers.end.c},
         **{"held": z.shape[1], "slots": h.shape[1], "keep": call.problem.keep},
         **{"from": segment.start, "to": segment.stop},
     )

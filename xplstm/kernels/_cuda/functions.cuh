@@ -1,5 +1,6 @@
 /* Numbers as they are stored and as they are computed with; sigmoid and tanh by the operations of
-   XPL-EXACT-005 to XPL-EXACT-007, one by one. FLOAT64, FLOAT32, FLOAT16 or BFLOAT16 is defined. */
+   XPL-EXACT-005 to XPL-EXACT-007, one by one. FLOAT64, FLOAT32, FLOAT16 or BFLOAT16 is defined, or TF32 for
+   float32 whose products may be rounded. */
 
 typedef long long Size;
 
@@ -37,7 +38,7 @@ typedef unsigned Bits;
 #if defined(FLOAT64)
 DEVICE Wide widened(Stored a) { return a; }
 DEVICE Stored narrowed(Wide a) { return a; }
-#elif defined(FLOAT32)
+#elif defined(FLOAT32) || defined(TF32)
 typedef float Stored;
 DEVICE Wide widened(Stored a) { return a; }
 DEVICE Stored narrowed(Wide a) { return a; }
