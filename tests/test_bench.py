@@ -140,3 +140,14 @@ def test_no_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["bench", "--threads", "1,0"])
     assert "must be positive integers" in capsys.readouterr().err
+
+
+def test_the_published_tables_are_of_the_published_measurements():
+    docs = Path(__file__).parent.parent / "docs"
+    text = (docs / "benchmarks.txt").read_text(encoding="utf-8")
+    report = json.loads((docs / "benchmarks.json").read_text(encoding="utf-8"))
+    for threads, kinds in report["times"].items():
+        for what, rows in kinds.items():
+            shapes = {Shape(*map(int, shape.split(","))): times for shape, times in rows.items()}
+            table = results.table(what, int(threads), shapes, report["peak GFLOP/s"][threads])
+            assert table in text

@@ -105,11 +105,12 @@ def test_tf32_is_used_where_it_is_asked_for(kernel: Any) -> None:
     assert all(np.array_equal(again[key], value) for key, value in plain.items())
 
 
+@pytest.mark.parametrize(("name", "proj_size"), [("cupy_fused", 2), ("cupy_persistent", 0)])
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0), (0, 0)])
-def test_nothing_to_do(T: int, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(T=T, B=B, options={"bidirectional": True, "proj_size": 2})
+def test_nothing_to_do(T: int, B: int, name: str, proj_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(T=T, B=B, options={"bidirectional": True, "proj_size": proj_size})
     with standin.installed(), monkeypatch.context() as patch:
-        patch.setattr(_dispatch, "select", only("cupy_fused"))
+        patch.setattr(_dispatch, "select", only(name))
         got = run(case.lstm(), case.arrays())
     with xplstm.use_kernel("reference"):
         want = run(case.lstm(), case.arrays())

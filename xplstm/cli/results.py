@@ -78,7 +78,7 @@ def report(found: dict[int, Found], peaks: dict[int, float], rounds: int) -> dic
         "versions": versions(),
         "rounds": rounds,
         "unit": "microseconds a step, float32, one layer of one direction",
-        "peak GFLOP/s": {str(threads): round(peak, 1) for threads, peak in peaks.items()},
+        "peak GFLOP/s": {str(threads): float(f"{peak:.7g}") for threads, peak in peaks.items()},
         "geometric means": {
             str(threads): {what: _rounded(rows) for what, rows in kinds.items()}
             for threads, kinds in found.items()
@@ -86,7 +86,7 @@ def report(found: dict[int, Found], peaks: dict[int, float], rounds: int) -> dic
         "times": {
             str(threads): {
                 what: {
-                    str(shape): {name: [float(f"{t:.4g}") for t in ts] for name, ts in times.items()}
+                    str(shape): {name: [float(f"{t:.7g}") for t in ts] for name, ts in times.items()}
                     for shape, times in rows.items()
                 }
                 for what, rows in kinds.items()

@@ -280,13 +280,11 @@ def supports(problem: Problem) -> str | None:
         return reason
     if problem.proj_size:
         return f"it has no projection, and proj_size is {problem.proj_size}"
-    if problem.T * problem.B == 0:
-        return "there is no step to run"
     known = problem.device.attributes
     if known["ComputeCapabilityMajor"] < 8 or not known["CooperativeLaunch"]:
         return "the device is older than compute capability 8.0 or launches nothing cooperatively"
     plans = [_plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
-    if None in plans:
+    if problem.T * problem.B and None in plans:
         chip = _chip(problem.device)
         return (
             f"hidden_size={problem.H} does not fit: {chip.processors} processors with "
