@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from xplstm import ArgumentError, BackendError, DTypeError, LSTMParams, ShapeError
+from xplstm import ArgumentError, BackendError, DTypeError, LSTMParams, ShapeError, _array, _checks
 
 T, B, I, H = 5, 4, 3, 2
 F = np.float32
@@ -429,3 +429,27 @@ def test_lengths_on_the_host_are_checked_on_other_backends_too(kind: str) -> Non
 
     with pytest.raises(ArgumentError, match=r"lengths\[3\]=9 must be in \[0, T=5\]"):
         module(asarray(x(), resolve(kind)), lengths=np.asarray([1, 2, 3, 9]))
+
+
+class Device:
+    """What of CuPy's devices the check looks at."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.id = number
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_arrays_of_another_than_the_current_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "__module__", "cupy.cuda.device")
+    devices = iter([Device(1), Device(0)])
+    monkeypatch.setattr(_array, "device", lambda _: next(devices))
+    a = np.zeros((2, 3), "float32")
+    xp = _array.namespace(a, "a")
+    words = r"x is on CUDA device 1, not on the current one; call in `with cupy\.cuda\.Device\(1\):`"
+    with pytest.raises(BackendError, match=words):
+        _checks.array("x", a, _checks.Home(xp, Device(1), "float32"), (2, 3))
+    assert _checks.array("x", a, _checks.Home(xp, Device(0), "float32"), (2, 3)) is a

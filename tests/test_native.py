@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -146,6 +148,29 @@ def test_arrays_at_odd_addresses() -> None:
     lengths = np.asarray([4, 0, 2, 3, 4], np.int32)
     y, _ = lstm(arrays["x"], lengths=unaligned(lengths))
     np.testing.assert_array_equal(y, lstm(arrays["x"], lengths=lengths)[0])
+
+
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine(), 0)  # FE_UPWARD of fenv.h
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not UPWARD, reason="how to round upward is not known here")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_callers_rounding_changes_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XPL-EXACT-001. Some libraries leave a processor that rounds otherwise, or has no subnormal numbers."""
+    monkeypatch.setattr(native, "THREADS", threads)
+    case = LARGE["few rows"]
+    lstm, arrays = case.lstm(dtype="float32"), as_float32(case)
+    want = run(lstm, arrays, **case.valid()).flat()
+    environment = ctypes.CDLL(None)
+    assert environment.fesetround(UPWARD) == 0
+    try:
+        got = run(lstm, arrays, **case.valid()).flat()
+        above = np.float32(1) + np.float32(2**-40)
+    finally:
+        environment.fesetround(0)
+    assert above > 1, "the caller's rounding is as it was"
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, err_msg=key)
 
 
 def test_calls_of_many_threads_do_not_meet() -> None:
@@ -311,7 +336,7 @@ def test_weights_need_the_room_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_threads_pack_the_same(dtype: str) -> None:
-    """1 MiB of weights and more, which two threads share."""
+    """Of weights large enough for two threads to share."""
     p = xplstm.LSTM(70, 301, proj_size=77, dtype=dtype, rng=0).params
     rooms = [np.zeros(2**23, np.uint8) for _ in range(2)]
     for threads, room in enumerate(rooms, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import sys
@@ -237,7 +238,10 @@ def test_steps_of_many_threads_do_not_meet() -> None:
 def test_steps_leave_no_references_behind() -> None:
     both = Both()
     x, state = both.random(5, 1, I), both.state(1)
-    watched = (x, *state, state, np.ndarray, xplstm.LSTMState, None)
+    watched = [x, *state, state, np.ndarray, xplstm.LSTMState]
+    if sys.version_info < (3, 12):  # later None is immortal, and its count says nothing
+        watched.append(None)
+    gc.collect()  # what earlier tests left is not counted while it goes
     before = [sys.getrefcount(a) for a in watched]
     for _ in range(200):
         both.short.step(x, state)

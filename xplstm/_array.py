@@ -177,6 +177,12 @@ def device(x: Array) -> Device:
     return "cpu" if isinstance(x, np.ndarray) else array_api_compat.device(x)
 
 
+def is_current(device: Device) -> bool:
+    """Whether work on its arrays is queued there; CuPy queues on its current one, wherever they are."""
+    kind = type(device)
+    return not kind.__module__.startswith("cupy") or device == kind()
+
+
 def dtype_name(dtype: DType) -> str:
     """``"float32"`` and the like, for the dtype objects of every library."""
     if isinstance(dtype, type):  # NumPy's and JAX's names for dtypes are classes of scalars

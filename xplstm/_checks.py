@@ -205,6 +205,10 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
     """`a` if it lives at `where` and has `shape`, in which a string stands for any size."""
     given = Home(_array.namespace(a, name), _array.device(a), _array.dtype_name(a.dtype))
     _same_home(name, given, "the parameters", where)
+    if not _array.is_current(given.device):
+        block = f"`with cupy.cuda.Device({given.device.id}):`"
+        msg = f"{name} is on CUDA device {given.device.id}, not on the current one; call in {block}"
+        raise BackendError(msg)
     if not _fits(a.shape, shape):
         raise ShapeError(_shape_message(name, a.shape, shape, meaning))
     return _array.native(a)

@@ -203,7 +203,7 @@ def _alike(params: Params, grads: Params, averages: Averages) -> bool:
     wide = [(params[name], a) for values in averages.values() for name, a in values.items() if name in params]
     return (
         all(isinstance(a, cp.ndarray) for _, a in (*pairs, *wide))
-        and len({a.device for _, a in (*pairs, *wide)}) == 1
+        and len({a.device.id for _, a in (*pairs, *wide)}) == 1
         and all(dtype_name(p.dtype) in _cuda.SIZES and g.dtype == p.dtype for p, g in pairs)
         and all(dtype_name(a.dtype) == _cuda.wide(dtype_name(p.dtype)) for p, a in wide)
     )

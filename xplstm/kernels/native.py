@@ -22,7 +22,7 @@ from xplstm._params import LSTMParams, LSTMState, Problem
 
 try:
     from xplstm.kernels import _engine
-except ImportError as error:
+except (ImportError, SystemError) as error:
     _HINT = "with a C compiler, pip install --no-binary xplstm xplstm makes it"
     _MISSING = f"it is not compiled here ({error}); {_HINT}"
     ISAS: dict[str, bool] = {}
@@ -108,6 +108,7 @@ def forward(
     problem: Problem, packed: Packed, x: np.ndarray, state: LSTMState, valid: np.ndarray | None
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    _recycled.pieces.let_go()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     y = (empty if valid is None else zeros)(shape, x.dtype)

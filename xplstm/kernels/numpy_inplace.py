@@ -191,6 +191,7 @@ def forward(
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     T, B, P = problem.T, problem.B, problem.output_size
+    _recycled.pieces.let_go()
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     y = (empty if valid is None else zeros)((T, B, P * len(weights)), x.dtype)
     state_n = LSTMState(np.empty_like(state.h), np.empty_like(state.c))

@@ -333,6 +333,8 @@ class LSTM(Recurrent):
     ) -> Explanation:
         """Say which kernel would run this call, and why not each faster one.
 
+        Of `vjp`, which keeps more, another may run where memory on the chip decides.
+
         Parameters
         ----------
         x, state, lengths, mask

@@ -2,6 +2,7 @@
 #ifndef XPLSTM_LSTM_H
 #define XPLSTM_LSTM_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,6 +13,12 @@
 #endif
 #ifdef __FAST_MATH__
 #error "-ffast-math breaks the order of sums and the treatment of NaN"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "numbers held in more digits than their dtype has, as the x87 does, break sigmoid and tanh"
+#endif
+#if UINTPTR_MAX < UINT64_MAX
+#error "this kernel is for 64-bit processors: its checks of sizes leave little of a smaller address space"
 #endif
 
 typedef ptrdiff_t Size;

@@ -10,29 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ieee.h"
+#include "jobs.h"
 #include "lstm.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 extern const Engine avx512_engine_f32, avx512_engine_f64, avx2_engine_f32, avx2_engine_f64;
 #endif
 extern const Engine baseline_engine_f32, baseline_engine_f64;
 
 #define PACKED "xplstm.kernels._engine.Packed"
-
-/* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step, and bytes
-   of packed weights. */
-#ifdef XPLSTM_ALWAYS_THREADS  /* a build for tests, in which small problems reach the threads */
-enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1, WORTH_PACKING = 0, WORTH_WAKING = 0 };
-#else
-enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 19, WORTH_WAKING = 1 << 25 };
-#endif
-
-/* Rows of a thread of its own that keep a tile of registers busy. */
-enum { WORTH_ROWS = 4 };
-
-/* Rows whose products over all steps are made together. */
-enum { BLOCK_ROWS = 1024 };
 
 static int runs_here(const Engine *engine)
 {
@@ -62,29 +49,6 @@ static const Engine *find_engine(const char *isa, const char *dtype)
     PyErr_Format(PyExc_ValueError, "no instructions %s for %s here", isa, dtype);
     return NULL;
 }
-
-/* Flush-to-zero and other rounding, which some libraries switch on, would change bits: XPL-EXACT-001. */
-#if defined(__x86_64__)
-static unsigned enter_ieee(void)
-{
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(0x1f80);
-    return before;
-}
-static void leave_ieee(unsigned before) { _mm_setcsr(before); }
-#elif defined(__aarch64__)
-static uint64_t enter_ieee(void)
-{
-    uint64_t before, none = 0;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"(none));
-    return before;
-}
-static void leave_ieee(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
-#else
-static int enter_ieee(void) { return 0; }
-static void leave_ieee(int before) { (void)before; }
-#endif
 
 /* Buffers of a call, all released together. */
 enum { MOST_VIEWS = 48 };
@@ -141,34 +105,6 @@ static int check_size(Size a, Size b, Size c, Size d)
     return 0;
 }
 
-/* The threads of a call: the pool's where nobody else has them, and its memory. */
-typedef struct Crew {
-    int threads, owned;
-    char *memory;
-} Crew;
-
-static int hire(Crew *crew, int threads)
-{
-    int got = pool_acquire(threads);
-    crew->owned = got > 0;
-    crew->threads = got > 0 ? got : 1;
-    return crew->threads;
-}
-
-static int equip(Crew *crew, size_t bytes)
-{
-    crew->memory = crew->owned ? pool_memory(bytes) : aligned_alloc(64, lines(bytes));
-    return crew->memory ? 0 : -1;
-}
-
-static void dismiss(Crew *crew)
-{
-    if (!crew->owned)
-        free(crew->memory);
-    else
-        pool_release();
-}
-
 /* Packed weights and the memory that they are in. */
 typedef struct Held {
     Packed packed;
@@ -182,20 +118,6 @@ static void free_packed(PyObject *capsule)
         PyBuffer_Release(&held->room);
         free(held);
     }
-}
-
-typedef struct Packing {
-    const Packed *packed;
-    Weights weights;
-    int members;
-} Packing;
-
-static void pack_work(void *context, int k)
-{
-    const Packing *job = context;
-    unsigned before = (unsigned)enter_ieee();
-    job->packed->engine->pack(job->packed, &job->weights, k, job->members);
-    leave_ieee(before);
 }
 
 /* pack(isa, dtype, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) */
@@ -219,12 +141,11 @@ static PyObject *pack(PyObject *self, PyObject *args)
     *p = (Packed){.engine = engine, .I = I, .H = H, .P = proj ? proj : H, .projected = proj != 0,
                   .biased = bias_ih != Py_None};
     Views v = {.count = 0};
-    Packing job = {.packed = p};
-    Weights *w = &job.weights;
+    Weights w;
     size_t size = engine->size;
-    if (get(&v, ih, 4 * H * I, size, 0, &w->ih) || get(&v, hh, 4 * H * p->P, size, 0, &w->hh)
-        || get(&v, bias_ih, 4 * H, size, 0, &w->bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w->bias_hh)
-        || get(&v, hr, p->P * H, size, 0, &w->hr))
+    if (get(&v, ih, 4 * H * I, size, 0, &w.ih) || get(&v, hh, 4 * H * p->P, size, 0, &w.hh)
+        || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
+        || get(&v, hr, p->P * H, size, 0, &w.hr))
         goto failed;
     size_t bytes = engine->packed_size(p);
     PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
@@ -240,11 +161,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
     }
     engine->place(p, held->room.buf);
     Py_BEGIN_ALLOW_THREADS
-    Crew crew;
-    job.members = hire(&crew, bytes < WORTH_PACKING ? 1 : threads);
-    pool_run(pack_work, &job, job.members);
-    if (crew.owned)
-        pool_release();
+    run_pack(p, &w, bytes, threads);
     Py_END_ALLOW_THREADS
     release(&v);
     PyObject *capsule = PyCapsule_New(held, PACKED, free_packed);
@@ -314,62 +231,6 @@ static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *con
     return 0;
 }
 
-/* Threads of one direction, and how they share it out, for steps of `work` multiply-adds. */
-static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, int *by_rows)
-{
-    Size panels = (p->H + p->engine->lanes - 1) / p->engine->lanes;
-    int team = threads / directions;
-    *by_rows = 1;
-    if (team <= 1 || T * work < WORTH_THREADS)
-        return 1;
-    /* Rows of one's own need no barrier, which a busy machine makes slow. */
-    if (B >= WORTH_ROWS * team)
-        return team;
-    *by_rows = 0;
-    if (team > panels)
-        team = (int)panels;
-    if (work / team < WORTH_A_BARRIER)
-        team = (int)(work / WORTH_A_BARRIER);
-    return team < 1 ? 1 : team;
-}
-
-/* Directions at once where there are threads for both, else one after the other. */
-static void forward_work(void *context, int k)
-{
-    Forward *f = context;
-    const Engine *engine = f->packed[0]->engine;
-    char *scratch = f->scratch + (size_t)k * f->scratch_size;
-    unsigned before = (unsigned)enter_ieee();
-    if (f->directions == 2 && f->barrier[0].members < 0)
-        for (int d = 0; d < 2; d++)
-            engine->forward(f, d, 0, scratch);
-    else
-        engine->forward(f, k % f->directions, k / f->directions, scratch);
-    leave_ieee(before);
-}
-
-static int run_forward(Forward *f, int threads)
-{
-    const Packed *p = f->packed[0];
-    Crew crew;
-    Size work = f->B * 4 * p->H * (p->P + p->I);
-    if (f->T * work * f->directions < WORTH_THREADS)
-        threads = 1;
-    threads = hire(&crew, threads);
-    f->team = plan(threads, f->directions, f->T, f->B, work, p, &f->by_rows);
-    int together = f->directions == 1 || threads >= 2;
-    for (int d = 0; d < 2; d++)
-        barrier_init(&f->barrier[d], together ? f->team : -1);
-    threads = together ? f->team * f->directions : 1;
-    f->scratch_size = lines(p->engine->forward_scratch(f));
-    int failed = equip(&crew, f->scratch_size * (size_t)threads);
-    f->scratch = crew.memory;
-    if (!failed)
-        pool_run(forward_work, f, threads);
-    dismiss(&crew);
-    return failed;
-}
-
 /* forward(packed, reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, threads) */
 static PyObject *forward(PyObject *self, PyObject *args)
 {
@@ -410,143 +271,6 @@ failed:
 }
 
 #include "stepper.h"
-
-static void walk_back_work(void *context, int k)
-{
-    Backward *f = context;
-    const Engine *engine = f->packed[0]->engine;
-    char *scratch = f->scratch + (size_t)k * f->scratch_size;
-    unsigned before = (unsigned)enter_ieee();
-    if (f->directions == 2 && f->barrier[0].members < 0)
-        for (int d = 0; d < 2; d++)
-            engine->walk_back(f, d, 0, scratch);
-    else
-        engine->walk_back(f, k % f->directions, k / f->directions, scratch);
-    leave_ieee(before);
-}
-
-static void accumulate_work(void *context, int k)
-{
-    Backward *f = context;
-    unsigned before = (unsigned)enter_ieee();
-    f->packed[0]->engine->accumulate(f, f->direction, k, f->threads, f->scratch + (size_t)k * f->scratch_size);
-    leave_ieee(before);
-}
-
-static void pack_backward_work(void *context, int k)
-{
-    const Backward *f = context;
-    for (int d = 0; d < f->directions; d++)
-        f->packed[d]->engine->pack_backward(f, d, k, f->threads);
-}
-
-/* List the rows of a block of steps. */
-static void list_rows(const Backward *f, int d, Size first, Size last)
-{
-    Rows *rows = (Rows *)&f->rows[d];
-    rows->first = first;
-    rows->last = last;
-    rows->count = 0;
-    for (Size t = first; t < last; t++)
-        for (Size b = 0; b < f->B; b++) {
-            int there = exists(&f->valid, f->B, t, b);
-            rows->index[(t - first) * f->B + b] = there ? (int32_t)rows->count : -1;
-            if (there) {
-                rows->t[rows->count] = (int32_t)t;
-                rows->b[rows->count++] = (int32_t)b;
-            }
-        }
-}
-
-/* Gradients by the states between the user's arrays and padded ones. */
-static void move_states(const Backward *f, Size width, int inward)
-{
-    const Packed *p = f->packed[0];
-    size_t size = p->engine->size;
-    for (int d = 0; d < f->directions; d++)
-        for (Size b = 0; b < f->B; b++) {
-            char *dh = (char *)f->dh[d] + (size_t)(b * width) * size, *dc = (char *)f->dc[d] + (size_t)(b * p->units) * size;
-            char *dh_0 = (char *)f->dh_0 + (size_t)((d * f->B + b) * p->P) * size;
-            char *dc_0 = (char *)f->dc_0 + (size_t)((d * f->B + b) * p->H) * size;
-            memcpy(inward ? dh : dh_0, inward ? dh_0 : dh, (size_t)p->P * size);
-            memcpy(inward ? dc : dc_0, inward ? dc_0 : dc, (size_t)p->H * size);
-        }
-}
-
-static int run_backward(Backward *f, int threads)
-{
-    const Packed *p = f->packed[0];
-    const Engine *engine = p->engine;
-    Size T = f->T, B = f->B, work = B * 4 * p->H * p->P;
-    Crew crew;
-    if (T * B * 4 * p->H * (2 * p->P + 2 * p->I) * f->directions < WORTH_THREADS)
-        threads = 1;
-    threads = hire(&crew, threads);
-    f->team = plan(threads, f->directions, T, B, work, p, &f->by_rows);
-    if (p->projected && !f->by_rows) {
-        f->team = 1;
-        f->by_rows = 1;
-    }
-    Size outputs = (p->P + 4 * engine->lanes - 1) / (4 * engine->lanes);
-    if (!f->by_rows && f->team > outputs)
-        f->team = (int)outputs;
-    int together = f->directions == 1 || threads >= 2;
-    int walkers = together ? f->team * f->directions : 1;
-    /* Threads that slept through the walk are woken for much work alone. */
-    f->threads = walkers > 1 || T * B * 4 * p->H * (p->P + 2 * p->I) >= WORTH_WAKING ? threads : 1;
-    Size steps = BLOCK_ROWS / (B ? B : 1);
-    steps = steps < 1 ? 1 : steps > T ? T : steps;
-    size_t rows = (size_t)(steps * B), size = engine->size, parts[3];
-    size_t width = (size_t)round_up(outputs * 4 * engine->lanes, 1);
-    width = width > (size_t)p->units ? width : (size_t)p->units;
-    for (int d = 0; d < f->directions; d++)
-        f->rows[d].count = (Size)rows;
-    f->scratch_size = lines(engine->backward_scratch(f));
-    size_t packed = engine->backward_packed(f, 0, parts);
-    size_t states = lines((size_t)B * width * size) + lines((size_t)B * (size_t)p->units * size);
-    size_t block = lines(rows * (size_t)(4 * p->H) * size) + 3 * lines(rows * sizeof(int32_t))
-                   + (p->projected ? lines(rows * (size_t)p->P * size) + lines(rows * (size_t)p->H * size) : 0);
-    if (equip(&crew, f->scratch_size * (size_t)threads + (packed + states + block) * (size_t)f->directions)) {
-        dismiss(&crew);
-        return -1;
-    }
-    char *at = crew.memory;
-    f->scratch = take(&at, f->scratch_size * (size_t)threads);
-    for (int d = 0; d < f->directions; d++) {
-        f->hh[d] = take(&at, parts[0]);
-        f->ih[d] = take(&at, parts[1]);
-        f->hr[d] = take(&at, parts[2]);
-        f->dh[d] = take(&at, (size_t)B * width * size);
-        f->dc[d] = take(&at, (size_t)B * (size_t)p->units * size);
-        Rows *r = &f->rows[d];
-        r->dz = take(&at, rows * (size_t)(4 * p->H) * size);
-        r->t = take(&at, rows * sizeof(int32_t));
-        r->b = take(&at, rows * sizeof(int32_t));
-        r->index = take(&at, rows * sizeof(int32_t));
-        if (p->projected) {
-            r->dh = take(&at, rows * (size_t)p->P * size);
-            r->m = take(&at, rows * (size_t)p->H * size);
-        }
-        memset(f->dh[d], 0, (size_t)B * width * size);
-        memset(f->dc[d], 0, (size_t)B * (size_t)p->units * size);
-    }
-    pool_run(pack_backward_work, f, f->threads);
-    move_states(f, (Size)width, 1);
-    for (Size from = 0; from < T && B; from += steps) {
-        Size some = T - from < steps ? T - from : steps;
-        for (int d = 0; d < f->directions; d++) {
-            Size first = f->reverse[d] ? from : T - from - some;
-            list_rows(f, d, first, first + some);
-            barrier_init(&f->barrier[d], together ? f->team : -1);
-        }
-        pool_run(walk_back_work, f, walkers);
-        for (f->direction = 0; f->direction < f->directions; f->direction++)
-            pool_run(accumulate_work, f, f->threads);
-    }
-    move_states(f, (Size)width, 0);
-    dismiss(&crew);
-    return 0;
-}
 
 static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Backward *f)
 {

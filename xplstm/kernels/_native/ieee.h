@@ -1,0 +1,34 @@
+/* Numbers as IEEE 754 has them, whatever a library has set. */
+#ifndef XPLSTM_IEEE_H
+#define XPLSTM_IEEE_H
+
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+/* Flush-to-zero and other rounding, which some libraries switch on, would change bits: XPL-EXACT-001. */
+#if defined(__x86_64__)
+static inline unsigned enter_ieee(void)
+{
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return before;
+}
+static inline void leave_ieee(unsigned before) { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+static inline uint64_t enter_ieee(void)
+{
+    uint64_t before, none = 0;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(none));
+    return before;
+}
+static inline void leave_ieee(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+static inline int enter_ieee(void) { return 0; }
+static inline void leave_ieee(int before) { (void)before; }
+#endif
+
+#endif
