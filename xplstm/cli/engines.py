@@ -51,9 +51,16 @@ def serve(name: str, threads: int, connection: Connection) -> None:
                 connection.send_bytes(json.dumps(_time(call, request["calls"])).encode())
 
 
+# Seconds in which a system finds a processor for every thread that has just been woken, and caches fill.
+WARM = 0.02
+
+
 def _time(call: Callable[[], Any], calls: int) -> float:
-    """Seconds a call, after one that wakes the threads and warms the caches."""
+    """Seconds a call, after some that warm up, one at least."""
+    end = time.perf_counter() + WARM
     call()
+    while time.perf_counter() < end:
+        call()
     start = time.perf_counter()
     for _ in range(calls):
         call()
