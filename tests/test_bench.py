@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import xplstm
 from xplstm import __main__ as command
 from xplstm._errors import KernelError
-from xplstm.cli import bench, results
+from xplstm.cli import bench, gpu_bench, peers, results
 from xplstm.cli.engines import VARIABLES, Engine
 from xplstm.cli.peers import Shape
 
@@ -140,6 +141,90 @@ def test_no_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["bench", "--threads", "1,0"])
     assert "must be positive integers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "many"])
+def test_rounds_are_at_least_one(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never_measure(monkeypatch)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["bench", f"--repeats={text}"])
+    assert f"--repeats: {text!r} must be an integer of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--quick"], "--quick: it has no part in --device cpu"),
+        (["--engines", "torch"], "--engines: it has no part in --device cpu"),
+        (["--minutes", "0"], "--minutes: it has no part in --device cpu"),
+        (["--device", "cuda", "--threads", "1,2"], "--threads: it has no part in --device cuda"),
+        (["--device", "cuda", "--quick", "--shape", "4,2,3,5"], "--quick: not allowed with argument --shape"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(
+    given: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never_measure(monkeypatch)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["bench", *given])
+    assert f"argument {named}" in capsys.readouterr().err
+
+
+def never_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where the command starts to measure."""
+    for room, name in ((bench, "available"), (gpu_bench, "Worker")):
+        monkeypatch.setattr(room, name, lambda *_: pytest.fail("it has begun to measure"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
+    option: str,
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    never_measure(monkeypatch)
+    argv, folder = ["bench", "--device", device, option], tmp_path / "missing"
+    shut = tmp_path / "shut.svg"
+    shut.touch()
+    for file, reason in (
+        (folder / "a.svg", f"there is no folder {str(folder)!r}"),
+        (tmp_path, "it is a folder"),
+        (shut, "it is not allowed"),
+    ):
+        # Root may write everywhere.
+        monkeypatch.setattr(os, "access", lambda path, _: path != shut)
+        with pytest.raises(SystemExit, match="2"):
+            command.main([*argv, str(file)])
+        assert f"argument {option}: {str(file)!r} cannot be written: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pictures_that_cannot_be_drawn_are_refused_before_anything_is_measured(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    never_measure(monkeypatch)
+    argv = ["bench", "--device", device, "--plot"]
+    assert command.main([*argv, str(tmp_path / "a.doc")]) == 2
+    assert "--plot a.doc: matplotlib draws no .doc; it draws " in capsys.readouterr().err
+    for name in ("a", "a.SVG"):
+        results.check_plot(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command.main([*argv, str(tmp_path / "a.svg")]) == 2
+    assert "--plot a.svg needs matplotlib: pip install 'xplstm[plot]'" in capsys.readouterr().err
+
+
+def test_the_loop_of_jax_is_an_lstm() -> None:
+    pytest.importorskip("jax")
+    rng = np.random.default_rng(3)
+    lstm = xplstm.LSTM(SHAPE.I, SHAPE.H, rng=rng)
+    x = rng.standard_normal((SHAPE.T, SHAPE.B, SHAPE.I), dtype=np.float32)
+    np.testing.assert_allclose(peers.scanned(lstm.params, x), lstm(x)[0], atol=1e-6)
 
 
 def test_the_published_tables_are_of_the_published_measurements():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import types
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from xplstm.cli.peers import Shape
 SHAPE = Shape(4, 2, 3, 5)
 # Bytes that the library asks for.
 WEIGHTS, WORK, RESERVE = 4096, 512, 384
+STREAM = 4711
 
 
 class Library:
@@ -26,8 +28,8 @@ class Library:
         self.called: list[tuple[str, tuple[Any, ...]]] = []
         self.alive: set[int] = set()
         for name, arguments in cudnn.SIGNATURES.items():
-            types = [cudnn.CODES[letter] for letter in arguments]
-            made = ctypes.CFUNCTYPE(ctypes.c_int, *types)(self._noting(name))
+            codes = [cudnn.CODES[letter] for letter in arguments]
+            made = ctypes.CFUNCTYPE(ctypes.c_int, *codes)(self._noting(name))
             setattr(self, name, made)
         self.fails = ""
 
@@ -72,7 +74,13 @@ def layer(
     params = xplstm.LSTM(SHAPE.I, SHAPE.H, rng=1).params
     cp = standin.modules()["cupy"]
     cp.asarray, cp.concatenate = standin.asarray, np.concatenate
+    cp.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=STREAM)
     return cudnn.Layer(cp, SHAPE, algorithm, precision, params, np.dtype("float32")), params
+
+
+def test_it_works_on_the_current_stream_of_cupy(library: Library) -> None:
+    made, _ = layer()
+    assert dict(library.called)["cudnnSetStream"] == (made._handle.value.value, STREAM)
 
 
 def test_weights_stand_where_the_library_says(library: Library) -> None:

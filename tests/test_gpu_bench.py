@@ -190,7 +190,7 @@ def test_a_run_and_one_that_goes_on(
     assert command.main([*argv, "--shape", "4,2,3,5", "--shape", "2,3,5,7"]) == 0
     report = gpu_results.load(file)
     assert report.rows[: len(rows)] == rows
-    assert report.done() == {SHAPE, Shape(2, 3, 5, 7)}
+    assert report.done() == {(s, w) for s in (SHAPE, Shape(2, 3, 5, 7)) for w in ("forward", "train")}
     assert len(report.about["commands"]) == 1
     assert report.about["microseconds of Python"].startswith("not measured: AttributeError")
     capsys.readouterr()
@@ -205,7 +205,9 @@ def test_a_run_and_one_that_goes_on(
     assert "not measured" in out
 
 
-@pytest.mark.parametrize("about", [{"gpu": "another"}, {"engines": ["torch"]}, {"kernels": "changed"}])
+@pytest.mark.parametrize(
+    "about", [{"gpu": "another"}, {"engines": ["torch"]}, {"kernels": "changed"}, {"rounds": 5}]
+)
 def test_another_machine_or_kernel_does_not_go_on(
     about: dict[str, Any],
     cupy: Any,
@@ -215,6 +217,7 @@ def test_another_machine_or_kernel_does_not_go_on(
 ) -> None:
     monkeypatch.setattr(gpu_bench, "Worker", Inline)
     file = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu_bench, "measure", lambda *_: pytest.fail("it has begun to measure"))
     Report(about, [Row(SHAPE, "float32", "forward", "torch", [1.0])]).save(file)
     argv = ["bench", "--device", "cuda", "--json", str(file), "--engines", "documents"]
     before = file.read_text()
@@ -225,17 +228,28 @@ def test_another_machine_or_kernel_does_not_go_on(
     )
 
 
+def test_what_was_not_timed_of_a_shape_is_timed_when_it_is_asked_for() -> None:
+    """A file has DeepBench's inference alone; who names the shape wants its training too."""
+    shape = Shape(25, 4, 512, 512)
+    report = Report({}, [Row(shape, "float32", "forward", "torch", [1.0])])
+    args = types.SimpleNamespace(shape=[shape, SHAPE, SHAPE], quick=None)
+    assert gpu_bench.left_of(args, report) == {shape: ("train",), SHAPE: ("forward", "train")}
+    args.shape = None
+    assert shape not in gpu_bench.left_of(args, report)
+    assert gpu_bench.left_of(args, Report({}, []))[shape] == ("forward",)
+
+
 class Wrong:
     """An engine inside a worker that answers what it is told to."""
 
-    def __init__(self, name: str, y: float, seconds: float = 1e-3, fails: str = "") -> None:
-        self.name, self.y, self.seconds, self.fails = name, y, seconds, fails
+    def __init__(self, name: str, y: float, seconds: float = 1e-3, fails: str = "", gives: str = "y") -> None:
+        self.name, self.y, self.seconds, self.fails, self.gives = name, y, seconds, fails, gives
 
     def ask(self, op: str, **_: Any) -> Any:
         if op == self.fails:
             raise KernelError(f"no {op}")
         return {
-            "results": {"y": [1.0, self.y]},
+            "results": {name: [1.0, self.y] for name in self.gives.split()},
             "time": {"device": self.seconds, "host": self.seconds / 2},
             "facts": {"walk": [4.0, 8.0, 12.0], "launches": {"walk_16": 1}},
         }.get(op)
@@ -263,6 +277,34 @@ def test_a_wrong_result_is_not_timed_and_fails_the_command(tmp_path: Path) -> No
     file = tmp_path / "gpu.json"
     Report({}, list(rows.values())).save(file)
     assert command.main(["bench", "--device", "cuda", "--json", str(file), "--minutes", "0"]) == 1
+
+
+def test_who_gives_nothing_to_compare_is_not_timed() -> None:
+    workers: Any = {
+        "torch": Wrong("torch", 0.5, gives=""),
+        "jax": Wrong("jax", 0.5, gives="dweight_hh"),
+        "reference": Wrong("reference", 0.5, gives="dx"),
+        "cupy_fused": Wrong("cupy_fused", 0.5, gives="dweight_hh dx"),
+    }
+    rows = {r.engine: r for r in gpu_bench.measure(workers, SHAPE, ("train",), 3) if r.precision == "float32"}
+    assert rows["torch"].reason == "gives nothing, and the judge dweight_hh: nothing to compare"
+    assert rows["reference"].reason == "gives dx, and the judge dweight_hh: nothing to compare"
+    assert [name for name, row in rows.items() if row.times] == ["jax", "cupy_fused"]
+    for name in ("jax", "reference", "cupy_fused"):
+        workers[name].gives = ""
+    assert not any(row.times for row in gpu_bench.measure(workers, SHAPE, ("train",), 3))
+
+
+def test_no_time_at_all_is_not_divided_by() -> None:
+    workers: Any = {"torch": Wrong("torch", 0.5), "cupy_fused": Wrong("cupy_fused", 0.5, seconds=0.0)}
+    rows = {
+        r.engine: r for r in gpu_bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"
+    }
+    assert rows["cupy_fused"].reason == f"events measured no time in {gpu_bench.MOST_CALLS} calls"
+    assert len(rows["torch"].times) == 3
+    turn, most = gpu_bench.TURN, gpu_bench.MOST_CALLS
+    for seconds, calls in ((0.0, most), (turn / most, most), (turn / 4, 4), (turn, 1), (9 * turn, 1)):
+        assert gpu_bench.calls_of(seconds) == calls
 
 
 def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
@@ -369,6 +411,16 @@ def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "engine 'tensorflow' is unknown; known are cupy_persistent" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["-1", "nan", "long"])
+def test_minutes_are_not_negative(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_bench, "Worker", lambda *_: pytest.fail("it has begun to measure"))
+    with pytest.raises(SystemExit):
+        command.main(["bench", "--device", "cuda", f"--minutes={text}"])
+    assert f"--minutes: {text!r} must be a number of at least 0" in capsys.readouterr().err
+
+
 def test_the_shapes_of_the_goals_come_first() -> None:
     args = types.SimpleNamespace(shape=None, quick=False)
     shapes = gpu_bench.shapes_of(args)
@@ -394,6 +446,9 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
         for name in ("walk_16", "walk_16", "project"):
             kernel = _cuda.kernel("file.cu", name, "float32", cooperative=True)
             kernel.max_dynamic_shared_size_bytes = 9
+            assert kernel.max_dynamic_shared_size_bytes == 9
+            with pytest.raises(AttributeError, match="'Kernel' object has no attribute 'nothing'"):
+                _ = kernel.nothing
             kernel((1,), (2,), ())
         object.__new__(_cuda.Product)([1], [2], [3])
     assert counts == {"walk_16": 2, "project": 1, "product": 1}

@@ -44,6 +44,7 @@ TRAIN = (
 )
 STEP = (Shape(1, 1, 3, 8), Shape(1, 1, 32, 32), Shape(1, 1, 64, 64), Shape(1, 1, 128, 128))
 
+THREADS = (1, 2)
 ROUNDS = 15
 # Seconds that an engine works when it is its turn.
 TURN = 0.03
@@ -59,13 +60,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device_help)
     shape_help = "time this shape instead of the usual ones; T = 1 is a step of a stream; may be repeated"
     parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H", help=shape_help)
-    threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
-    parser.add_argument("--threads", type=_counts, default=(1, 2), metavar="N,...", help=threads_help)
+    threads_help = "numbers of threads of every engine, separated by commas (default 1,2); on the CPU alone"
+    parser.add_argument("--threads", type=_counts, metavar="N,...", help=threads_help)
     rounds_help = f"rounds, each engine once a round (default {ROUNDS}, on a GPU {gpu_bench.ROUNDS})"
-    parser.add_argument("--repeats", type=int, metavar="N", help=rounds_help)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the ratios; needs matplotlib")
+    parser.add_argument("--repeats", type=_positive, metavar="N", help=rounds_help)
+    parser.add_argument("--json", type=_file, metavar="FILE", help="also write every measurement")
+    parser.add_argument("--plot", type=_file, metavar="FILE", help="also draw the ratios; needs matplotlib")
     gpu_bench.add_arguments(parser.add_argument_group("with --device cuda"))
+    parser.set_defaults(error=parser.error)
+
+
+def _positive(text: str) -> int:
+    """A number of times."""
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"{text!r} must be an integer of at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    """A file to write, refused before anything is measured for it."""
+    file = Path(text)
+    if not file.parent.is_dir():
+        msg = f"{text!r} cannot be written: there is no folder {str(file.parent)!r}"
+        raise argparse.ArgumentTypeError(msg)
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        msg = f"{text!r} cannot be written: it is {'a folder' if file.is_dir() else 'not allowed'}"
+        raise argparse.ArgumentTypeError(msg)
+    return file
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -96,20 +118,36 @@ def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
     return [(w, s) for w in ("forward", "train") for s in shapes if s.T > 1] + steps
 
 
+def _refuse_ignored(args: argparse.Namespace) -> None:
+    """Refuse what would change nothing."""
+    for name in ("threads",) if args.device == "cuda" else ("quick", "engines", "minutes"):
+        if getattr(args, name) is not None:
+            args.error(f"argument --{name}: it has no part in --device {args.device}")
+    if args.quick and args.shape:
+        args.error("argument --quick: not allowed with argument --shape, which names the shapes")
+
+
 def run(args: argparse.Namespace) -> int:
     """Print a table for everything timed and each number of threads, or for a GPU."""
-    if args.device == "cuda":
-        return gpu_bench.run(args)
-    names, cases, rounds = available(), _cases(args.shape), args.repeats or ROUNDS
+    _refuse_ignored(args)
+    if args.plot:
+        results.check_plot(args.plot)
+    return gpu_bench.run(args) if args.device == "cuda" else _run_on_cpu(args)
+
+
+def _run_on_cpu(args: argparse.Namespace) -> int:
+    """Print a table for everything timed and each number of threads."""
+    names, cases = available(), _cases(args.shape)
+    rounds, threads = args.repeats or ROUNDS, args.threads or THREADS
     print(f"{results.processor()}, {os.cpu_count()} cores, float32, one layer of one direction")
     print(f"microseconds a step: median of {rounds} interleaved rounds, results checked equal first")
     print("x/peer: the peer's time over ours, median of the rounds; above 1 we are faster")
-    found: dict[int, results.Found] = {n: {what: {} for what, _ in cases} for n in args.threads}
+    found: dict[int, results.Found] = {n: {what: {} for what, _ in cases} for n in threads}
     with ExitStack() as stack:
         # The processes that stand still must not outlive this one.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
-        engines = [stack.enter_context(Engine(name, n)) for n in args.threads for name in names]
-        peaks = {n: max(e.product() for e in engines if e.threads == n) for n in args.threads}
+        engines = [stack.enter_context(Engine(name, n)) for n in threads for name in names]
+        peaks = {n: max(e.product() for e in engines if e.threads == n) for n in threads}
         advance = stack.enter_context(_bar(len(cases) * rounds))
         for what, shape in cases:
             trains = [engine.build(shape) for engine in engines]

@@ -32,6 +32,7 @@ CODES = {
 SIGNATURES = {
     "cudnnCreate": "p",
     "cudnnDestroy": "p",
+    "cudnnSetStream": "pp",
     "cudnnCreateDropoutDescriptor": "p",
     "cudnnSetDropoutDescriptor": "ppfpzq",
     "cudnnDestroyDropoutDescriptor": "p",
@@ -141,7 +142,7 @@ class Handle:
 
 
 class Layer:
-    """One layer of one direction on arrays of CuPy, from a state of zeros, on CuPy's default stream."""
+    """One layer of one direction on arrays of CuPy, from a state of zeros, on CuPy's current stream."""
 
     def __init__(
         self, cp: Any, shape: Shape, algorithm: str, precision: str, params: dict[str, np.ndarray], dtype: Any
@@ -149,7 +150,7 @@ class Layer:
         T, B, I, H = shape
         self._cp, self._dtype, self._shape = cp, dtype, shape
         numbers, kind = NUMBERS[precision], ALGORITHMS[algorithm]
-        self._handle = Handle("")
+        self._handle = Handle("", "cudnnSetStream", cp.cuda.get_current_stream().ptr)
         self._dropout = Handle(
             "DropoutDescriptor", "cudnnSetDropoutDescriptor", self._handle.value, 0.0, None, 0, 0
         )

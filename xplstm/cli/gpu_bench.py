@@ -59,11 +59,25 @@ ALLOWED = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
 
 def add_arguments(parser: Any) -> None:
     """Take what only a run on a GPU has."""
-    parser.add_argument("--quick", action="store_true", help="a few shapes that show most, in a few minutes")
+    # None where it is not given, as the others: what has no part in a run is refused.
+    quick_help = "a few shapes that show most, in a few minutes"
+    parser.add_argument("--quick", action="store_true", default=None, help=quick_help)
     engines_help = f"these alone, separated by commas: {', '.join(ENGINES)}"
     parser.add_argument("--engines", type=_names, metavar="NAME,...", help=engines_help)
     minutes_help = "begin no shape after so many; with --json a later run goes on from there. 0 only reports"
-    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=minutes_help)
+    parser.add_argument("--minutes", type=_minutes, metavar="M", help=minutes_help)
+
+
+def _minutes(text: str) -> float:
+    """A time from now."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = float("nan")
+    if not minutes >= 0:
+        msg = f"{text!r} must be a number of at least 0"
+        raise argparse.ArgumentTypeError(msg)
+    return minutes
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -88,36 +102,44 @@ def kinds_of(shape: Shape, asked: bool) -> tuple[str, ...]:
     return ("forward",) if shape in DEEPBENCH_INFERENCE and not asked else ("forward", "train")
 
 
+def left_of(args: argparse.Namespace, report: Report) -> dict[Shape, tuple[str, ...]]:
+    """What a report lacks of each shape that is to be timed."""
+    done, left = report.done(), {}
+    for shape in shapes_of(args):
+        kinds = tuple(what for what in kinds_of(shape, bool(args.shape)) if (shape, what) not in done)
+        if kinds:
+            left[shape] = kinds
+    return left
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure what is not in the file yet, and print tables, goals and reasons; 1 if a result was wrong."""
     report = gpu_results.load(args.json) if args.json and args.json.exists() else Report({}, [])
-    if args.minutes > 0:
-        report = _measured(args, report)
+    minutes = float("inf") if args.minutes is None else args.minutes
+    if minutes > 0:
+        report = _measured(args, report, time.monotonic() + 60 * minutes)
     _print(report)
     if args.plot:
         gpu_results.draw(report.rows, args.plot)
     return len(gpu_results.wrong(report.rows)) > 0
 
 
-def _measured(args: argparse.Namespace, report: Report) -> Report:
-    """The report with the shapes that it lacks, written to its file after each."""
-    end = time.monotonic() + 60 * args.minutes
-    names = args.engines or gpu_engines.available()
+def _measured(args: argparse.Namespace, report: Report, end: float) -> Report:
+    """The report with what it lacks, written to its file after each shape."""
+    names, rounds = args.engines or gpu_engines.available(), args.repeats or ROUNDS
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name)) for name in names}
-        about = {**_about(next(iter(workers.values()))), "engines": list(workers)}
+        about = {**_about(next(iter(workers.values()))), "engines": list(workers), "rounds": rounds}
         report = Report(_same(report.about, about), report.rows)
         if "cupy_fused" in workers:
             report.about["microseconds of Python"] = _overheads(workers["cupy_fused"])
-        report.about["rounds"] = args.repeats or ROUNDS
-        left = [shape for shape in shapes_of(args) if shape not in report.done()]
-        for number, shape in enumerate(left, 1):
+        left = left_of(args, report)
+        for number, (shape, kinds) in enumerate(left.items(), 1):
             if time.monotonic() > end:
                 print(f"the time is up: {len(left) - number + 1} shapes are left", file=sys.stderr)
                 break
             print(f"{number} of {len(left)}: {shape}", file=sys.stderr, flush=True)
-            kinds = kinds_of(shape, bool(args.shape))
-            report.rows.extend(measure(workers, shape, kinds, args.repeats or ROUNDS))
+            report.rows.extend(measure(workers, shape, kinds, rounds))
             if args.json:
                 report.save(args.json)
     return report
@@ -200,13 +222,23 @@ class Cell:
             if answer is not None:
                 found[name] = {key: np.asarray(a) for key, a in answer.items()}
         if not judge:
-            judge = next((found[name] for name in (*JUDGES, *found) if name in found), {})
+            judge = next((found[name] for name in (*JUDGES, *found) if found.get(name)), {})
         for name, results in found.items():
-            worst, key = max((difference(a, judge[k]), k) for k, a in results.items() if k in judge)
-            if not worst <= ALLOWED[self._precision]:
-                allowed = f"{ALLOWED[self._precision]:.0e} allowed"
-                self._reasons[name] = f"differs in {key} by {worst:.1e} of the largest number, {allowed}"
+            reason = self._why_not(results, judge)
+            if reason:
+                self._reasons[name] = reason
         return judge
+
+    def _why_not(self, results: Results, judge: Results) -> str:
+        """What is wrong with an engine's results, or nothing."""
+        differences = {key: difference(a, judge[key]) for key, a in results.items() if key in judge}
+        if not differences:
+            return f"gives {_listed(results)}, and the judge {_listed(judge)}: nothing to compare"
+        key = max(differences, key=lambda k: differences[k])
+        if differences[key] <= ALLOWED[self._precision]:
+            return ""
+        allowed = f"{ALLOWED[self._precision]:.0e} allowed"
+        return f"differs in {key} by {differences[key]:.1e} of the largest number, {allowed}"
 
     def interleave(self, rounds: int) -> None:
         """Seconds a call, a number a round, of each engine."""
@@ -214,13 +246,16 @@ class Cell:
         for name in self._able():
             trial = self._ask(name, "time", what=self._what, calls=1)
             if trial is not None:
-                calls[name] = min(MOST_CALLS, max(1, int(TURN / trial["device"])))
+                calls[name] = calls_of(trial["device"])
         for turn in range(rounds):
             for name in self._able() if turn % 2 else reversed(self._able()):
                 took = self._ask(name, "time", what=self._what, calls=calls[name])
-                if took is not None:
-                    self._times[name].append(took["device"])
-                    self._host[name].append(took["host"])
+                if took is None:
+                    continue
+                if took["device"] <= 0:
+                    self._reasons[name] = f"events measured no time in {calls[name]} calls"
+                self._times[name].append(took["device"])
+                self._host[name].append(took["host"])
 
     def rows(self) -> list[Row]:
         """One for each engine."""
@@ -243,6 +278,16 @@ class Cell:
         """Let every process give its memory back."""
         for name in self._workers:
             self._ask(name, "release")
+
+
+def calls_of(seconds: float) -> int:
+    """How often to call what takes so long, which may be less than a clock can see."""
+    return MOST_CALLS if seconds * MOST_CALLS <= TURN else max(1, int(TURN / seconds))
+
+
+def _listed(results: Results) -> str:
+    """Which results there are."""
+    return ", ".join(results) or "nothing"
 
 
 def difference(a: np.ndarray, judge: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import xplstm
 from xplstm._array import dtype_named
 from xplstm.cli import cudnn, loop
-from xplstm.cli.peers import Shape
+from xplstm.cli.peers import Shape, scanned
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 LIBRARY, DEVICE = "cupy", "cuda"
@@ -132,7 +132,7 @@ def _from_cudnn(a: Any, at: np.ndarray) -> np.ndarray:
     return _from_cupy(a.gradient() if isinstance(a, cudnn.Layer) else a, at)
 
 
-def torch(given: Inputs, precision: str) -> Work:
+def build_torch(given: Inputs, precision: str) -> Work:
     """PyTorch's LSTM, which is cuDNN's; TF32 off for float32 alone, its default for the others."""
     import torch
 
@@ -168,30 +168,19 @@ def _allow_tf32(torch: Any, allowed: bool) -> None:
         cudnn.allow_tf32 = allowed
 
 
-def jax(given: Inputs, precision: str) -> Work:
-    """A loop of `jax.lax.scan`, compiled, the input's product before it."""
+def build_jax(given: Inputs, precision: str) -> Work:
+    """JAX's loop, compiled."""
     import jax
     from jax import numpy as jnp
 
     dtype = dtype_of(precision)
     device = jax.devices(DEVICE)[0]
     params = {n: jax.device_put(a, device).astype(dtype) for n, a in given.params.items()}
-    zeros = jnp.zeros((given.shape.B, given.shape.H), dtype)
     # By default it would make products of float32 in TF32.
     accuracy = "highest" if precision == "float32" else "default"
 
-    def lstm(p: dict[str, Any], x: Any) -> Any:
-        def step(state: Any, u: Any) -> Any:
-            i, f, g, o = jnp.split(u + state[0] @ p["weight_hh_l0"].T, 4, axis=-1)
-            c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
-
-        u = x @ p["weight_ih_l0"].T + (p["bias_ih_l0"] + p["bias_hh_l0"])
-        return jax.lax.scan(step, (zeros, zeros), u)[1]
-
-    forward = jax.jit(lstm)
-    train = jax.jit(lambda p, x, dy: jax.vjp(lstm, p, x)[1](dy))
+    forward = jax.jit(scanned)
+    train = jax.jit(lambda p, x, dy: jax.vjp(scanned, p, x)[1](dy))
     x, dy = given.parts(jax.device_put(given.numbers, device).astype(dtype))
     sets = [(x(k), dy(k)) for k in range(given.sets)]
 
@@ -235,10 +224,10 @@ class Engine(NamedTuple):
 OURS = ("cupy_persistent", "cupy_fused")
 ENGINES = {
     **{name: Engine(kernel(name), ()) for name in OURS},
-    "torch": Engine(torch, ("torch",)),
+    "torch": Engine(build_torch, ("torch",)),
     **{f"cudnn_{name}": Engine(direct(name), ()) for name in cudnn.ALGORITHMS},
     # It compiles every shape anew, and these say how far away it is.
-    "jax": Engine(jax, ("jax",), ("float32", "bfloat16")),
+    "jax": Engine(build_jax, ("jax",), ("float32", "bfloat16")),
     "reference": Engine(kernel("reference"), (), ("float32",)),
     "documents": Engine(documents, (), ("float32",)),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xplstm._durable import write_durably
-from xplstm._errors import BackendError, FormatError
+from xplstm._errors import FormatError
 from xplstm.cli.gpu_engines import OURS, PRECISIONS
 from xplstm.cli.peers import Shape
 
@@ -40,9 +40,9 @@ class Report(NamedTuple):
     about: dict[str, Any]
     rows: list[Row]
 
-    def done(self) -> set[Shape]:
-        """The shapes that have been measured."""
-        return {row.shape for row in self.rows}
+    def done(self) -> set[tuple[Shape, str]]:
+        """What has been measured of which shape."""
+        return {(row.shape, row.what) for row in self.rows}
 
     def save(self, file: Path) -> None:
         """Write it, as a whole or not at all."""
@@ -219,11 +219,8 @@ def wrong(rows: Iterable[Row]) -> list[Row]:
 
 def draw(rows: Iterable[Row], file: Path) -> None:
     """How many times faster than PyTorch we are: a panel for each precision and thing timed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        msg = f"--plot {file.name} needs matplotlib: pip install 'xplstm[plot]'"
-        raise BackendError(msg) from error
+    from matplotlib.figure import Figure
+
     table = timed(rows)
     precisions = [p for p in PRECISIONS if any(precision == p for _, precision in table)]
     if not precisions:

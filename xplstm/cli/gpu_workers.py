@@ -198,6 +198,9 @@ class Counted:
     def __init__(self, name: str, real: Any, counts: dict[str, int]) -> None:
         self.__dict__["_count"] = name, real, counts
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._count[1], name)
+
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._count[1], name, value)
 

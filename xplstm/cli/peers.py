@@ -64,7 +64,7 @@ def kernel(name: str) -> Callable[[Shape, int], Work]:
     return build
 
 
-def torch(shape: Shape, threads: int) -> Work:
+def build_torch(shape: Shape, threads: int) -> Work:
     """PyTorch's LSTM on the CPU, for a single step its LSTMCell."""
     import torch
 
@@ -97,7 +97,7 @@ def torch(shape: Shape, threads: int) -> Work:
     return Work(forward, train)
 
 
-def onnxruntime(shape: Shape, threads: int) -> Work:
+def build_onnxruntime(shape: Shape, threads: int) -> Work:
     """ONNX Runtime's LSTM on the CPU."""
     import onnx
     import onnxruntime
@@ -130,27 +130,30 @@ def onnxruntime(shape: Shape, threads: int) -> Work:
     return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
 
 
-def jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the processors that the process has
-    """A loop of `jax.lax.scan`, compiled, the input's product before it."""
+def scanned(p: dict[str, Any], x: Any) -> Any:
+    """JAX's y from a state of zeros: a loop of `jax.lax.scan`, the input's product before it."""
     import jax
     from jax import numpy as jnp
 
+    def step(state: Any, u: Any) -> Any:
+        i, f, g, o = jnp.split(u + state[0] @ p["weight_hh_l0"].T, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    zeros = jnp.zeros((x.shape[1], p["weight_hh_l0"].shape[1]), x.dtype)
+    u = x @ p["weight_ih_l0"].T + (p["bias_ih_l0"] + p["bias_hh_l0"])
+    return jax.lax.scan(step, (zeros, zeros), u)[1]
+
+
+def build_jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the process's processors
+    """JAX's loop, compiled."""
+    import jax
+
     params, x, dy = problem(shape)
-    zeros = jnp.zeros((shape.B, shape.H))
-
-    def lstm(p: dict[str, Any], x: Any) -> Any:
-        def step(state: Any, u: Any) -> Any:
-            i, f, g, o = jnp.split(u + state[0] @ p["weight_hh_l0"].T, 4, axis=-1)
-            c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
-
-        u = x @ p["weight_ih_l0"].T + (p["bias_ih_l0"] + p["bias_hh_l0"])
-        return jax.lax.scan(step, (zeros, zeros), u)[1]
-
     p, inputs, gradient = jax.device_put((params, x, dy), jax.devices("cpu")[0])
-    forward = jax.jit(lstm)
-    train = jax.jit(lambda p, x, dy: jax.vjp(lstm, p, x)[1](dy))
+    forward = jax.jit(scanned)
+    train = jax.jit(lambda p, x, dy: jax.vjp(scanned, p, x)[1](dy))
 
     def trained() -> np.ndarray:
         gradients, dx = jax.block_until_ready(train(p, inputs, gradient))
@@ -161,9 +164,9 @@ def jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the proc
 
 
 PEERS = {
-    "onnxruntime": (onnxruntime, ("onnx", "onnxruntime")),
-    "torch": (torch, ("torch",)),
-    "jax": (jax, ("jax",)),
+    "onnxruntime": (build_onnxruntime, ("onnx", "onnxruntime")),
+    "torch": (build_torch, ("torch",)),
+    "jax": (build_jax, ("jax",)),
 }
 
 

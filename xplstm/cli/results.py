@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from xplstm._errors import BackendError
+from xplstm._errors import ArgumentError, BackendError
 from xplstm.cli.peers import PEERS, Shape
 
 Times = dict[str, list[float]]
@@ -122,13 +122,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def draw(found: dict[int, Found], file: Path) -> None:
-    """Draw how many times faster we are: a column for each thing timed, a row for each number of threads."""
+def check_plot(file: Path) -> None:
+    """Refuse a picture that could not be drawn, before anything is measured for it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         msg = f"--plot {file.name} needs matplotlib: pip install 'xplstm[plot]'"
         raise BackendError(msg) from error
+    kinds = Figure().canvas.get_supported_filetypes()
+    if file.suffix and file.suffix[1:].lower() not in kinds:
+        msg = f"--plot {file.name}: matplotlib draws no {file.suffix}; it draws {', '.join(sorted(kinds))}"
+        raise ArgumentError(msg)
+
+
+def draw(found: dict[int, Found], file: Path) -> None:
+    """Draw how many times faster we are: a column for each thing timed, a row for each number of threads."""
+    from matplotlib.figure import Figure
+
     kinds = list(dict.fromkeys(what for rows in found.values() for what in rows))
     figure = Figure(figsize=(1 + 4.2 * len(kinds), 1 + 3.6 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), len(kinds), squeeze=False)
