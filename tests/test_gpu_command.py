@@ -10,6 +10,7 @@ import pytest
 
 from spec.subjects import named
 from tests import gpu
+from tests.cases import CASES
 from tests.gpu import Outcome, Step
 from xplstm import _dispatch
 
@@ -35,6 +36,18 @@ def test_steps_end_passed_failed_or_skipped_with_a_reason() -> None:
     outcome = gpu.do(late, time.monotonic() + 0.3)
     assert outcome[1:4:2] == ("failed", "it had not ended when the time was up")
     assert outcome.seconds < 30
+
+
+def test_a_step_that_waits_for_ever_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])"
+    gpu.do(Step("tests", "stuck", (sys.executable, "-c", code)), time.monotonic() + 3)
+    number = int((tmp_path / "pid").read_text())
+    status = Path(f"/proc/{number}/stat")
+    end = time.monotonic() + 10
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
 def test_a_step_has_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +94,8 @@ def test_the_steps_name_what_there_is(tmp_path: Path) -> None:
         ).exists()
     for step in steps["spec"]:
         assert named([step.command[-1].partition("=")[2]])
-    assert all(step.reason or step.command[-1] == "tests.cupy_runs" for step in steps["sanitizer"])
+    for step in steps["sanitizer"]:
+        assert step.reason or set(step.command[step.command.index("tests.cupy_runs") + 1 :]) <= set(CASES)
     assert "--quick" in steps["bench"][0].command
     assert not (tmp_path / "gpu.json").exists()
 
