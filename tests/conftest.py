@@ -13,6 +13,9 @@ import pytest
 
 # JAX reads this once, when it is imported; without it there is no float64 to compare in.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# On a GPU it would multiply float32 in TF32, and take most of the memory.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Keras too; what it takes by itself is none of the libraries here.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 

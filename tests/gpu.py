@@ -32,18 +32,28 @@ NEEDS = ("numpy", "array_api_compat", "ml_dtypes", "pytest", "cupy")
 ASK = "from xplstm import _array; print(_array.why_unusable('cupy') or '')"
 # Each run requires these kernels and so has them chosen; the second leaves to one what both can run.
 REQUIRED = {
-    "persistent and fused": "cupy,cupy_persistent,cupy_fused",
-    "fused": "cupy,cupy_fused",
     "reference": "cupy",
+    "fused": "cupy,cupy_fused",
+    "persistent and fused": "cupy,cupy_persistent,cupy_fused",
 }
-SUBJECTS = ("cupy_persistent", "cupy_fused", "reference")
+SUBJECTS = ("reference", "cupy_fused", "cupy_persistent")
+# Tests that pin their kernels, one kernel a process: after a broken one nothing else runs in its process.
+PINNED = {
+    "training's parts": ("tests/test_cuda_training.py", "cupy"),
+    "fused alone": ("tests/test_cupy.py", "cupy_fused"),
+    "persistent, float32 and float64": ("tests/test_cupy.py", "cupy_persistent and (float32 or float64)"),
+    "persistent, the rest": ("tests/test_cupy.py", "not cupy_fused and not float32 and not float64"),
+}
 SANITIZER = "compute-sanitizer"
 CHECKERS = ("memcheck", "racecheck")
-# Seconds after which pytest names the test that waits for ever, and after which a step is ended.
-STUCK, LONGEST = 120, 1800
+WARNINGS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
+# Seconds after which pytest names the test that waits for ever and ends, and after which a step is ended.
+STUCK, LONGEST = 60, 1800
 # One run of pytest after another in one process each; the reasons for skips would fill pages.
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--no-header")
-PYTEST += ("-o", f"faulthandler_timeout={STUCK}")
+PYTEST += ("--tb=short", "-o", f"faulthandler_timeout={STUCK}", "-o", "faulthandler_exit_on_timeout=true")
+# What other packages warn of while their tests are collected is not asked here.
+PYTEST += ("--continue-on-collection-errors", *(f"-Wdefault::{kind}" for kind in WARNINGS))
 BENCH_MINUTES = 6
 
 
@@ -67,8 +77,11 @@ class Outcome(NamedTuple):
 
 
 def tests(_: Path) -> Iterator[Step]:
-    """The emulated kernels stand in for CuPy, which is here itself."""
-    command = (*PYTEST, "tests", "-k", "cupy", "--ignore=tests/test_cupy_emulated.py")
+    """The emulated kernels stand in for CuPy, which is here; the kernel that may wait for ever is last."""
+    for name, (file, chosen) in PINNED.items():
+        yield Step("tests", name, (*PYTEST, file, "-k", chosen), {"XPLSTM_REQUIRE": "cupy"})
+    ignored = ("tests/test_cupy_emulated.py", *dict.fromkeys(file for file, _ in PINNED.values()))
+    command = (*PYTEST, "tests", "-k", "cupy", *(f"--ignore={file}" for file in ignored))
     for name, required in REQUIRED.items():
         yield Step("tests", name, command, {"XPLSTM_REQUIRE": required})
 

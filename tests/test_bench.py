@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,3 +237,17 @@ def test_the_published_tables_are_of_the_published_measurements():
             shapes = {Shape(*map(int, shape.split(","))): times for shape, times in rows.items()}
             table = results.table(what, int(threads), shapes, report["peak GFLOP/s"][threads])
             assert table in text
+
+
+def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    times = {"native": [1.0], "onnxruntime": [2.0], "torch": [3.0]}
+    trained = {name: t for name, t in times.items() if name != "onnxruntime"}
+    results.draw({1: {"forward": {SHAPE: times}, "train": {SHAPE: trained}}}, tmp_path / "a.svg")
+    looks = [
+        {line.get_label(): (line.get_marker(), line.get_color()) for line in axes.lines}
+        for axes in drawn[0].axes
+    ]
+    assert looks[0]["torch"] == looks[1]["torch"] != looks[0]["onnxruntime"]

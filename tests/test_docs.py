@@ -29,7 +29,8 @@ def backends_needed() -> dict[Snippet, frozenset[str]]:
         nodes = list(ast.walk(ast.parse(snippet.code)))
         read = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
         written = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-        written += [a.asname or a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+        written += [a.asname or a.name for n in imports for a in n.names]
         known = (*_array.BACKENDS, *RAPIDS)
         named = {b for b in known if re.search(rf"\bimport {b}\b|xp=\"{b}\"", snippet.code)}
         inherited = [made.get((snippet.page, name), frozenset()) for name in {*read} - {*written}]

@@ -82,7 +82,7 @@ def _file(text: str) -> Path:
     """A file to write, refused before anything is measured for it."""
     file = Path(text)
     if not file.parent.is_dir():
-        msg = f"{text!r} cannot be written: there is no folder {str(file.parent)!r}"
+        msg = f"{text!r} cannot be written: there is no folder {str(file.parent)!r}; make it first"
         raise argparse.ArgumentTypeError(msg)
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
         msg = f"{text!r} cannot be written: it is {'a folder' if file.is_dir() else 'not allowed'}"

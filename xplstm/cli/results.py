@@ -27,6 +27,10 @@ TITLES = {
 }
 
 
+# Of the engines in a picture, in their order.
+MARKERS = "*osD^v<>pX"
+
+
 def ratio(times: Times, ours: str, other: str) -> float:
     """Median over the rounds of the other's time over ours."""
     return statistics.median(b / a for a, b in zip(times[ours], times[other], strict=True))
@@ -85,11 +89,7 @@ def report(found: dict[int, Found], peaks: dict[int, float], rounds: int) -> dic
         },
         "times": {
             str(threads): {
-                what: {
-                    str(shape): {name: [float(f"{t:.7g}") for t in ts] for name, ts in times.items()}
-                    for shape, times in rows.items()
-                }
-                for what, rows in kinds.items()
+                what: {str(shape): times for shape, times in rows.items()} for what, rows in kinds.items()
             }
             for threads, kinds in found.items()
         },
@@ -140,24 +140,30 @@ def draw(found: dict[int, Found], file: Path) -> None:
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(what for rows in found.values() for what in rows))
+    engines = [name for rows in found.values() for ts in rows.values() for t in ts.values() for name in t]
+    # Who is missing in one panel keeps its colour in the others.
+    looks = {
+        name: f"{marker}C{k}"
+        for k, (name, marker) in enumerate(zip(dict.fromkeys(engines), MARKERS, strict=False))
+    }
     figure = Figure(figsize=(1 + 4.2 * len(kinds), 1 + 3.6 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), len(kinds), squeeze=False)
     for line, (threads, by_kind) in zip(grid, found.items(), strict=True):
         for axes, what in zip(line, kinds, strict=True):
-            _panel(axes, by_kind[what])
+            _panel(axes, by_kind[what], looks)
             axes.set_title(f"{what}, {threads} thread{'s' * (threads > 1)}")
     grid[0, 0].legend(fontsize=8)
     figure.supxlabel("the other's time over ours: right of the line we are faster")
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
-def _panel(axes: Any, rows: dict[Shape, Times]) -> None:
+def _panel(axes: Any, rows: dict[Shape, Times], looks: dict[str, str]) -> None:
     """One dot for each shape and peer."""
     ours = next(iter(next(iter(rows.values()))))
     shapes = list(rows)
-    for name, marker in zip(mean_ratios(rows, ours), "osD^v", strict=False):
+    for name in mean_ratios(rows, ours):
         points = [(ratio(rows[s], ours, name), k) for k, s in enumerate(shapes) if name in rows[s]]
-        axes.plot(*zip(*points, strict=True), marker, markersize=5, label=name)
+        axes.plot(*zip(*points, strict=True), looks[name], markersize=5, label=name)
     axes.axvline(1, color="#444444", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
