@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 import xplstm
 from tests.cases import CASES, Answer, Case, run
-from xplstm import _array, optim
+from xplstm import _array, _cuda_layer, optim
+from xplstm._params import Problem
+from xplstm.kernels import cupy_persistent
 from xplstm.models import CharLM
 
 KERNELS = ("cupy_persistent", "cupy_fused")
 KINDS = ("float64", "float32", "tf32", "float16", "bfloat16")
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}
 ULPS = 8
+
+# Small, and of more rows than a tile of any kind of numbers has.
+UNEVEN = Case(T=3, B=35, I=5, H=23, lengths=[3, 0, 2, 3, 1] * 7)
+
+
+def uneven_plan(problem: Problem, backward: bool) -> cupy_persistent.Plan:
+    """A cut whose blocks wait for each other, in passes that do not begin at the same thread."""
+    sizes = len(problem.reverse), problem.B, problem.H, _cuda_layer.kind(problem)
+    chip = cupy_persistent._chip(problem.device)
+    plans = cupy_persistent._plans(chip, *sizes, backward, cupy_persistent.COSTS)
+    uneven = (p for p in plans if p.tiles * p.tile_rows * p.units % cupy_persistent.THREADS)
+    return next(p for p in uneven if p.unit_blocks > 1 and p.passes > 1)
 
 
 def agree(kernel: str, case: Case, kind: str, ulps: float = ULPS) -> None:
@@ -41,13 +57,15 @@ def agree(kernel: str, case: Case, kind: str, ulps: float = ULPS) -> None:
     with xplstm.use_kernel("reference"):
         exact = {k: a.astype("float64") for k, a in host.items()}
         want = run(lstm.to(dtype="float64"), exact, **case.valid())
-    compare(got, want, ulps * 2.0 ** -BITS[kind])
+    part = ulps * 2.0 ** -BITS[kind]
+    compare(got, want, part)
+    # A step's product by cuBLAS may be another one at another address.
+    part = 0 if kernel == "cupy_persistent" else part
     for name, a in (("y", y), ("h_n", h_n), ("c_n", c_n)):
-        np.testing.assert_array_equal(
-            cp.asnumpy(a).astype("float64"),
-            cp.asnumpy(getattr(got, name)).astype("float64"),
-            err_msg=f"{name} with and without residuals",
-        )
+        alone, beside = (cp.asnumpy(v).astype("float64") for v in (a, getattr(got, name)))
+        scale = max(1.0, float(np.abs(beside).max(initial=0)))
+        message = f"{name} with and without residuals"
+        np.testing.assert_allclose(alone, beside, rtol=0, atol=part * scale, err_msg=message)
 
 
 def compare(got: Answer, want: Answer, part: float) -> None:
@@ -72,26 +90,32 @@ def learned(xp: Any) -> list[float]:
     return found
 
 
-def main() -> int:
+def main(names: list[str]) -> int:
+    """The named cases, or all; 1 if a kernel ran none or training's parts failed."""
     import cupy as cp
 
     cp.cuda.set_allocator(None)
+    cases = {name: CASES[name] for name in names or CASES}
     ran = dict.fromkeys(KERNELS, 0)
     for kernel in KERNELS:
         with xplstm.use_kernel(kernel):
             got = learned(cp)
         np.testing.assert_allclose(got, learned(np), rtol=1e-5)
         for kind in KINDS:
-            for name, case in CASES.items():
+            for name, case in cases.items():
                 try:
                     agree(kernel, case, kind)
                 except xplstm.KernelError as error:
                     print(f"{kernel} {kind} {name}: {error}")
                 else:
                     ran[kernel] += 1
+    with patch.object(cupy_persistent, "_plan", uneven_plan):
+        for kind in KINDS:
+            agree("cupy_persistent", UNEVEN, kind)
     print(", ".join(f"{kernel}: {count} problems" for kernel, count in ran.items()))
-    return min(ran.values()) == 0
+    parts = pytest.main(["-q", "-p", "no:cacheprovider", "-k", "cupy", "tests/test_cuda_training.py"])
+    return min(ran.values()) == 0 or parts != 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

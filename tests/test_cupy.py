@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import xplstm
 from tests.cases import CASES, Case, run
 from tests.conftest import open_backend
-from tests.cupy_runs import KERNELS, KINDS, agree, learned
+from tests.cupy_runs import KERNELS, KINDS, UNEVEN, agree, learned, uneven_plan
 from xplstm import _dispatch
+from xplstm.kernels import cupy_persistent
 
 # Sizes that no tile divides; blocks that exchange; more rows than one pass takes.
 LARGE = {
@@ -21,6 +23,9 @@ LARGE = {
     "one_row": Case(T=9, B=1, I=64, H=512),
     "wide": Case(T=4, B=33, I=40, H=1000),
     "long": Case(T=300, B=2, I=8, H=64),
+    "two_passes": Case(T=3, B=16, I=8, H=1024),
+    "many_passes": Case(T=3, B=128, I=8, H=512),
+    "passes_of_float64": Case(T=3, B=16, I=8, H=256),
 }
 
 
@@ -50,6 +55,15 @@ def test_agrees_with_the_reference(kernel: str, name: str, kind: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_agrees_at_sizes_that_are_cut(kernel: str, name: str, kind: str) -> None:
     held(kernel, LARGE[name], kind, ulps=32)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_that_begin_at_another_thread(
+    kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cupy_persistent, "_plan", uneven_plan)
+    held("cupy_persistent", UNEVEN if ragged else replace(UNEVEN, lengths=None), kind)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -120,6 +134,8 @@ def test_the_persistent_path_is_captured_in_a_graph(cupy: Any) -> None:
     with xplstm.use_kernel("cupy_persistent"), stream:
         x = cupy.zeros_like(numbers)
         lstm(x)
+        # Loads the input's product that a recording needs, which not every driver does while it records.
+        case.lstm(dtype="float32", reproducible=True, xp=cupy)(x)
         stream.begin_capture()
         y = lstm(x)[0]
         graph = stream.end_capture()

@@ -103,14 +103,16 @@ def why_not(problem: Problem) -> str | None:
 
 def kind(problem: Problem) -> str:
     """What the kernels for `problem` are compiled for: its dtype, or "tf32"."""
-    rounded = problem.precision == "tf32" and problem.dtype == "float32" and not problem.reproducible
-    return "tf32" if rounded else problem.dtype
+    return "tf32" if problem.precision == "tf32" and problem.dtype == "float32" else problem.dtype
 
 
-def capturing() -> bool:
-    """Whether the current stream is recorded for a CUDA graph; CuPy refuses every call of cuBLAS then."""
+def capturing(problem: Problem) -> bool:
+    """Whether its device's stream is recorded for a CUDA graph; CuPy refuses every call of cuBLAS then."""
     cp = sys.modules.get("cupy")
-    return cp is not None and bool(cp.cuda.get_current_stream().is_capturing())
+    if cp is None:
+        return False
+    with problem.device:
+        return bool(cp.cuda.get_current_stream().is_capturing())
 
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:

@@ -9,8 +9,8 @@ import numpy as np
 from tests.cases import Case, run
 from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import emulated
-from xplstm import _array, _cuda_layer, _dispatch
-from xplstm._params import Problem
+from tests.cupy_runs import uneven_plan
+from xplstm import _array, _dispatch
 from xplstm.kernels import cupy_persistent
 
 RUNS = {
@@ -28,21 +28,13 @@ RUNS = {
 }
 
 
-def several_blocks(problem: Problem, backward: bool) -> cupy_persistent.Plan:
-    """A cut whose blocks have to wait for each other, in more than one pass."""
-    chip = cupy_persistent.Chip(12, 232448)
-    sizes = (chip, len(problem.reverse), problem.B, problem.H, _cuda_layer.kind(problem))
-    plans = cupy_persistent._plans(*sizes, backward, cupy_persistent.COSTS)
-    return next(p for p in plans if p.unit_blocks > 1 and p.passes == 2)
-
-
 def main(name: str) -> None:
     compiled.extra = ("-fsanitize=thread", "-g")
-    cupy_persistent._plan = several_blocks
+    cupy_persistent._plan = uneven_plan
     _dispatch.select = lambda _: emulated(name)
     with standin.installed():
         for dtype, case in RUNS[name]:
-            cupy_persistent.THREADS = 64 if dtype == "float32" else 32
+            cupy_persistent.THREADS = 64 if dtype == "float32" else 96
             arrays = {key: _array.asarray(a, np, dtype=dtype) for key, a in case.arrays().items()}
             run(case.lstm(dtype=dtype), arrays, **case.valid())
     print("no race")

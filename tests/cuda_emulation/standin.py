@@ -33,9 +33,9 @@ ATTRIBUTES = {
     "MaxRegistersPerMultiprocessor": 65536,
     "MaxThreadsPerMultiProcessor": 2048,
     "CooperativeLaunch": 1,
-    "ComputeCapabilityMajor": 9,
-    "ComputeCapabilityMinor": 0,
 }
+CAPABILITY = "90"
+LARGEST_GRID = 65535
 CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
 TF32 = 77
@@ -162,7 +162,7 @@ class Device:
 
     def __init__(self, number: int = -1) -> None:
         self.id = Device.current.id if number < 0 else number
-        self.attributes = ATTRIBUTES
+        self.attributes, self.compute_capability = ATTRIBUTES, CAPABILITY
         self.entered: list[Device] = []
 
     def __enter__(self) -> Device:
@@ -183,16 +183,16 @@ Device.current = Device(0)
 
 
 class Stream:
-    """The current stream, which a test may say is captured."""
+    """The current stream of a device, which a test may say is captured."""
 
-    current: Stream
+    current: ClassVar[dict[int, Stream]]
     captured = False
 
     def is_capturing(self) -> bool:
         return self.captured
 
 
-Stream.current = Stream()
+Stream.current = {0: Stream(), 1: Stream()}
 
 
 class Kernel:
@@ -212,6 +212,7 @@ class Kernel:
             f"{self.name}: more shared memory than allowed"
         )
         assert all(n > 0 for n in (*grid, *block)), f"{self.name}: an empty launch, which CuPy makes one of 1"
+        assert max((0, *grid[1:])) <= LARGEST_GRID, f"{self.name}: more blocks along y or z than CUDA takes"
         held = [_argument(a) for a in args]
         assert [ctypes.sizeof(a) for a in held] == self.sizes, f"{self.name}: arguments of other sizes"
         addresses = (ctypes.c_void_p * max(1, len(held)))(*(ctypes.addressof(a) for a in held))
@@ -275,7 +276,7 @@ def gemmEx(
     dtype = COMPUTE[compute]
     scalars = [ctypes.c_double if dtype.itemsize == 8 else ctypes.c_float] * 2
     one, add = (kind.from_address(at).value for kind, at in zip(scalars, (alpha, beta), strict=True))
-    assert not Stream.current.captured, "CuPy refuses cuBLAS while a stream is captured"
+    assert not Stream.current[Device.current.id].captured, "CuPy refuses cuBLAS while a stream is captured"
     left = _matrix(a, a_type, *((k, m) if transa else (m, k)), a_step).astype(dtype)
     right = _matrix(b, b_type, *((n, k) if transb else (k, n)), b_step).astype(dtype)
     if compute == TF32:
@@ -315,7 +316,7 @@ def modules() -> dict[str, types.ModuleType]:
         setattr(cupy, name, getattr(np, name))
     runtime = types.SimpleNamespace(CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
     cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
-    cupy.cuda.get_current_stream = lambda: Stream.current
+    cupy.cuda.get_current_stream = lambda: Stream.current[Device.current.id]
     libs = types.ModuleType("cupy_backends.cuda.libs")
     libs.cublas = types.SimpleNamespace(
         gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,

@@ -36,7 +36,7 @@ def __getattr__(name: str) -> str:
 def supports(problem: Problem) -> str | None:
     """Run every plain LSTM on CuPy's arrays, while the stream is not captured."""
     reason = _cuda_layer.why_not(problem)
-    if reason is None and _cuda_layer.capturing():
+    if reason is None and _cuda_layer.capturing(problem):
         return "the stream is captured for a graph, and CuPy refuses products by cuBLAS then"
     return reason
 

@@ -36,7 +36,8 @@ WARP = 32
 BLOCK_OF_K = 128
 UNITS = 8
 LANE_ROWS = 4
-TILE_COLUMNS = 32
+OLDEST = 80
+"""Compute capability 8.0, as CuPy writes it."""
 
 # Numbers of k that one instruction of mma takes of a row, 32 bytes, where products may be made by it.
 STEP_OF_K = {"float16": 16, "bfloat16": 16, "tf32": 8}
@@ -280,8 +281,8 @@ def supports(problem: Problem) -> str | None:
         return reason
     if problem.proj_size:
         return f"it has no projection, and proj_size is {problem.proj_size}"
-    known = problem.device.attributes
-    if known["ComputeCapabilityMajor"] < 8 or not known["CooperativeLaunch"]:
+    device = problem.device
+    if int(device.compute_capability) < OLDEST or not device.attributes["CooperativeLaunch"]:
         return "the device is older than compute capability 8.0 or launches nothing cooperatively"
     plans = [_plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
     if problem.T * problem.B and None in plans:
@@ -295,7 +296,7 @@ def supports(problem: Problem) -> str | None:
 
 def slower(problem: Problem) -> str | None:
     """Leave to products by cuBLAS what they are expected to run faster, where they may."""
-    if problem.reproducible or _cuda_layer.capturing():
+    if problem.reproducible or _cuda_layer.capturing(problem):
         return None
     walks = (False, True) if problem.keep else (False,)
     cost = sum(plan.cost for plan in (_plan(problem, backward) for backward in walks) if plan is not None)
@@ -320,7 +321,7 @@ def forward(
 
 def _project(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
     """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in the published order of sums."""
-    if call.problem.reproducible or _cuda_layer.capturing():
+    if call.problem.reproducible or _cuda_layer.capturing(call.problem):
         _project_in_order(call, packed, x, z, segment)
     else:
         _cuda_layer.project_input(call, packed, x, z, segment)
@@ -337,18 +338,21 @@ def _project_in_order(call: Call, packed: Packed, x: Array, z: Array, segment: S
     arguments["first_row"][0, : call.D] = [first * B for first in segment.first]
     kernel = _cuda.kernel("project.cu", "project_input", call.problem.dtype)
     shared = 2 * PROJECT_STAGED * (PROJECT_TILE + 4) * z.itemsize
-    grid = _up(columns, PROJECT_TILE), _up(rows, PROJECT_TILE), call.D
+    grid = _up(rows, PROJECT_TILE), _up(columns, PROJECT_TILE), call.D
     kernel(grid, (THREADS,), (arguments,), shared_mem=shared)
 
 
 def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
-    """One cooperative launch; where the driver has less room than the device says, it refuses the launch."""
+    """One cooperative launch, refused where fewer blocks than these run at the same time.
+
+    They stand along y: of a grid along x alone CuPy would launch what fits, and the others be waited for.
+    """
     kind = _cuda_layer.kind(call.problem)
     file, each = ("persistent_mma.cu", plan.units) if kind in STEP_OF_K else ("persistent.cu", plan.tile_rows)
     kernel = _cuda.kernel(file, f"{name}_{each}", kind, cooperative=True)
     kernel.max_dynamic_shared_size_bytes = _chip(call.problem.device).shared
     blocks = call.D * plan.groups * plan.unit_blocks
-    kernel((blocks,), (THREADS,), (arguments,), shared_mem=plan.shared)
+    kernel((1, blocks), (THREADS,), (arguments,), shared_mem=plan.shared)
 
 
 def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:

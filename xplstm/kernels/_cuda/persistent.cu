@@ -107,12 +107,13 @@ template <int C> DEVICE void walk(const Walk &f)
                 stage(h + (pass + 1) % 2 * staged, in + (pass + 1) * staged, staged);
             multiply<C>(weights, h + pass % 2 * staged, parts, layer, cut);
             __syncthreads();
-            for (int n = threadIdx.x; n < cells; n += threads) {
-                int row = pass * pass_rows + n / units, unit = n % units;
+            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
+                int row = n / units, unit = n % units;
                 Cell cell = cell_of(layer, own, row, unit);
+                const Wide *sums = parts + 4 * (n - pass * cells);
                 if (cell.inside)
                     out[spot(row, cell.unit, H, tile_rows)] =
-                        advance(held, pass * cells + n, bias + 4 * unit, parts + 4 * n, slices, 4 * cells);
+                        advance(held, n, bias + 4 * unit, sums, slices, 4 * cells);
             }
         }
         if (k + 1 < f.to)
@@ -232,9 +233,9 @@ template <int R> DEVICE void walk_back(const WalkBack &f)
             if (next % chunks)
                 continue;
             __syncthreads();
-            for (int at = threadIdx.x; at < cells; at += threads)
+            for (int at = own_from(pass * cells); at < (pass + 1) * cells; at += threads)
                 for (int slice = 0; slice < slices; slice++)
-                    held.dh(pass * cells + at) = sum(held.dh(pass * cells + at), parts[slice * cells + at]);
+                    held.dh(at) = sum(held.dh(at), parts[(slice - pass) * cells + at]);
         }
     }
     for (int n = threadIdx.x; n < all_cells; n += threads)

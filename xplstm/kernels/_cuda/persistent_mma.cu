@@ -216,13 +216,13 @@ template <int N> DEVICE void walk(const Walk &f)
             copies_done();
             __syncthreads();
             out = exchanged<Sent>(f.exchange, layer, own, cut, k + 1, sent_words);
-            for (int n = threadIdx.x; n < cells; n += threads) {
+            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
                 int row;
-                Cell cell = cell_at<N>(layer, own, pass * cells + n, &row);
-                const Wide *biases = bias + 4 * (cell.unit - own.unit);
+                Cell cell = cell_at<N>(layer, own, n, &row);
+                const Wide *biases = bias + 4 * (cell.unit - own.unit), *sums = parts + 4 * (n - pass * cells);
                 if (cell.inside)
                     out[spot(row, cell.unit, slice.steps)] =
-                        sent(advance(held, pass * cells + n, biases, parts + 4 * n, slice.slices, 4 * cells));
+                        sent(advance(held, n, biases, sums, slice.slices, 4 * cells));
             }
             if (pass + 1 < cut.passes)
                 __syncthreads();
@@ -297,13 +297,13 @@ template <int N> DEVICE void walk_back(const WalkBack &f)
                     multiply<N>(weights, from + lane * 4 * A_WORD, slice.count, sums);
                     Run<4> *to = (Run<4> *)(parts + warp * cells) + tile * N * WARP + lane;
 #pragma unroll
-                    for (int n = 0; n < N; n++)
-                        to[n * WARP] = {{sums[n][0], sums[n][1], sums[n][2], sums[n][3]}};
+                    for (int at = 0; at < N; at++)
+                        to[at * WARP] = {{sums[at][0], sums[at][1], sums[at][2], sums[at][3]}};
                 }
             __syncthreads();
-            for (int n = threadIdx.x; n < cells; n += threads)
+            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads)
                 for (int at = 0; at < slice.slices; at++)
-                    held.dh(pass * cells + n) = sum(held.dh(pass * cells + n), parts[at * cells + n]);
+                    held.dh(n) = sum(held.dh(n), parts[(at - pass) * cells + n]);
             if (pass + 1 < cut.passes)
                 __syncthreads();
         }

@@ -24,7 +24,7 @@ DEVICE void stage(Wide (*to)[TILE + 4], const Stored *from, Size first, Size cou
 extern "C" __global__ void __launch_bounds__(256) project_input(const Project f)
 {
     Wide (*left)[TILE + 4] = (Wide (*)[TILE + 4])shared_memory(), (*right)[TILE + 4] = left + STAGED;
-    Size first_column = (Size)blockIdx.x * TILE, first_row = (Size)blockIdx.y * TILE, d = blockIdx.z;
+    Size first_row = (Size)blockIdx.x * TILE, first_column = (Size)blockIdx.y * TILE, d = blockIdx.z;
     const Stored *x = f.x + (d ? f.first_row[1] : f.first_row[0]) * f.inputs;
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     Wide totals[4][4] = {}, chains[4][4] = {};

@@ -11,9 +11,14 @@
    Why nobody writes too early: what is exchanged lies in two buffers by turns. Who writes turn k + 2 has seen, in
    one thread or another, every counter of turn k + 1, and each was raised by a block that was done reading turn k.
 
+   Why no barrier guards what a block holds of its cells: cell n is thread n % threads' own, from the first loop to
+   the last, in those over one pass's cells too, wherever these begin: see own_from. What threads hand each other in
+   a block are the sums of slices, between two barriers.
+
    Why nobody waits for ever: every block raises its counter for a turn before it waits for that turn's others,
    so that the one furthest behind never waits; and all blocks run at the same time, since the launch is a
-   cooperative one, of at most one block a multiprocessor. */
+   cooperative one, of at most one block a multiprocessor. The blocks stand along y of the
+   grid: with too many along x CuPy would launch those that fit, and warn. */
 
 #define WARP 32
 
@@ -73,7 +78,7 @@ struct Own {
 
 DEVICE Own own_part(const Layer &layer, const Cut &cut)
 {
-    int lot = (int)blockIdx.x / cut.unit_blocks, unit_block = (int)blockIdx.x % cut.unit_blocks;
+    int lot = (int)blockIdx.y / cut.unit_blocks, unit_block = (int)blockIdx.y % cut.unit_blocks;
     int row = lot % cut.groups * cut.rows, left = (int)layer.B - row;
     return {lot / cut.groups, lot, unit_block, unit_block * cut.units, row, left < cut.rows ? left : cut.rows};
 }
@@ -83,13 +88,13 @@ DEVICE void announce(unsigned *counters, unsigned epoch)
 {
     __syncthreads();
     if (threadIdx.x == 0)
-        store_release(counters + blockIdx.x, epoch);
+        store_release(counters + blockIdx.y, epoch);
 }
 
 /* Wait for a block of the group. */
 DEVICE void await_one(const unsigned *counters, const Own &own, int unit_block, unsigned epoch)
 {
-    while (load_acquire(counters + blockIdx.x - own.unit_block + unit_block) < epoch)
+    while (load_acquire(counters + blockIdx.y - own.unit_block + unit_block) < epoch)
         rest();
 }
 
@@ -118,7 +123,14 @@ DEVICE Cell cell_of(const Layer &layer, const Own &own, int row, int unit)
     return {own.row + row, own.unit + unit, row < own.rows && own.unit + unit < layer.H};
 }
 
-/* What a block holds of its cells in shared memory; each thread touches its own cells alone. */
+/* The first of this thread's cells that is not before `cell`. */
+DEVICE int own_from(int cell)
+{
+    int apart = (int)threadIdx.x - cell % (int)blockDim.x;
+    return cell + (apart < 0 ? apart + (int)blockDim.x : apart);
+}
+
+/* What a block holds of its cells in shared memory: cell n is touched by thread n % threads alone. */
 struct Held {
     Wide *z;                            /* (cells, 4): W_ih x of the step to come, then its gates */
     int cells;
@@ -223,7 +235,7 @@ DEVICE void hold_biases(const Walk &f, const Own &own, const Cut &cut, Wide *bia
     }
 }
 
-/* What a block holds of its cells on the way back. */
+/* What a block holds of its cells on the way back, owned likewise. */
 struct HeldBack {
     Wide *z;                            /* (cells, 4): the gates of the step to come, then dz */
     int cells;
