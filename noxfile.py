@@ -181,6 +181,14 @@ def cuda_sources(session: nox.Session) -> None:
     session.run("python", "-m", "tests.cuda_sources")
 
 
+@nox.session(tags=["sources"])
+def emulation(session: nox.Session) -> None:
+    """The CUDA kernels emulated on the processor, with what takes long: more cuts, and ThreadSanitizer."""
+    session.install("-e", ".[test]")
+    files = ("tests/test_cupy_emulated.py", "tests/test_cuda_training.py")
+    session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
+
+
 @nox.session(python=["3.11", "3.12"], tags=["versions"])
 def oldest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml allows."""

@@ -14,7 +14,7 @@ import pytest
 
 import xplstm
 from tests.conftest import open_backend
-from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.training import ROOM
 from xplstm import _array, _cuda_training, _dropout, _parts, losses, optim
 from xplstm.models import CharLM
@@ -341,6 +341,7 @@ def test_a_model_learns_the_same(on: On, generic: Any) -> None:
     np.testing.assert_allclose(losses_of(model, on.arrays(ids), on.arrays(ids[::-1])), want, rtol=1e-5)
 
 
+@thorough
 def test_threads_do_not_race() -> None:
     """The kernels under ThreadSanitizer, which sees every access of every emulated thread."""
     sanitizer = None if compiled.compiler() is None else compiled.sanitizer()

@@ -18,7 +18,7 @@ import xplstm
 from spec import exact_cases
 from spec.ieee import FORMATS
 from tests.cases import CASES, Case, run
-from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
 from xplstm import _array, _cuda, _cuda_layer, _dispatch
 from xplstm._params import Problem, Simple
@@ -266,8 +266,10 @@ def cuts(case: Case, kind: str, backward: bool) -> list[cupy_persistent.Plan]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("ragged", [pytest.param(False, marks=thorough), True])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("float32", "bfloat16") else thorough) for kind in CUT]
+)
 def test_every_kind_of_cut_gives_the_same(kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of the forward walk know nothing of groups, tiles and passes; by mma nothing of units either."""
     case = CUT[kind] if ragged else replace(CUT[kind], lengths=None)
@@ -421,6 +423,7 @@ def test_float32_alone_is_rounded() -> None:
     assert _cuda_layer.kind(asked._replace(dtype="float64")) == "float64"
 
 
+@thorough
 @pytest.mark.parametrize("room", ROOMS)
 def test_threads_do_not_race(room: str) -> None:
     """The kernels under ThreadSanitizer, which sees every access of every emulated thread."""
