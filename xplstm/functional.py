@@ -92,10 +92,10 @@ def lstm_vjp(
     mask: Array | None = None,
     reverse: bool = False,
     variant: Variant | None = None,
-    rng: int | np.random.Generator | None = None,
-    checkpoint: int | None = None,
     precision: str | None = None,
     reproducible: bool = False,
+    rng: int | np.random.Generator | None = None,
+    checkpoint: int | None = None,
 ) -> tuple[Array, LSTMState, Pullback]:
     """Run one LSTM layer and keep what its gradients need.
 
