@@ -60,6 +60,14 @@ LIBRARIES = {
 
 SLOW, LONG = ("jax", "dask"), 100
 
+# Kernels that know the arrays of one library alone; the others are tested on every one.
+HOMES = {
+    "native": ("numpy", "numpy_readonly"),
+    "numpy_inplace": ("numpy", "numpy_readonly"),
+    "cupy_persistent": ("cupy",),
+    "cupy_fused": ("cupy",),
+}
+
 
 def kernels() -> tuple[str, ...]:
     """Every kernel by name: pinned to the last resort, `explain` lists all that stand before it."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from spec.adapter import LIBRARIES, SLOW, Xplstm, kernels
+from spec.adapter import HOMES, LIBRARIES, SLOW, Xplstm, kernels
 from spec.subject import Adapter
 
 PEERS = ("torch", "onnxruntime", "flax", "keras")
@@ -15,9 +15,12 @@ PEERS = ("torch", "onnxruntime", "flax", "keras")
 
 @cache
 def subjects() -> dict[str, Adapter]:
-    """Adapters of xplstm, one for each array library and kernel, and of other libraries."""
+    """Adapters of xplstm, one for each array library and kernel for it, and of other libraries."""
     ours = {
-        f"xplstm:{library}:{kernel}": Xplstm(library, kernel) for library in LIBRARIES for kernel in kernels()
+        f"xplstm:{library}:{kernel}": Xplstm(library, kernel)
+        for library in LIBRARIES
+        for kernel in kernels()
+        if library in HOMES.get(kernel, LIBRARIES)
     }
     return ours | {name: importlib.import_module(f"spec.peers.{name}").Subject() for name in PEERS}
 

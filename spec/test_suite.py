@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from spec import clauses, deviations, page, report
+from spec.adapter import HOMES, LIBRARIES, Xplstm
 from spec.cases import CLAUSE, Case, Chosen
 from spec.records import RECORDS, arrays
 from spec.subject import Config, Unsupported
@@ -109,6 +110,17 @@ def test_what_a_peer_has_not_heard_of_it_does_not_offer(name: str, config: Confi
     given = arrays(record["inputs"], "float32")
     with pytest.raises(Unsupported, match="of_tomorrow"):
         subjects()[name].call("layer", record["config"] | config, given | dict.fromkeys(more, given["x"]))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("kernel", HOMES)
+def test_a_kernel_that_is_left_out_knows_no_such_arrays(kernel: str, library: str) -> None:
+    adapter, name = Xplstm(library, kernel), f"xplstm:{library}:{kernel}"
+    assert (name in subjects()) == (library in HOMES[kernel])
+    if name not in subjects() and adapter.why_unavailable() is None:
+        record = RECORDS["cell"]
+        with pytest.raises(Unsupported, match=f"the arrays are of {library}, not of"):
+            adapter.call("layer", record["config"], arrays(record["inputs"], "float32"))
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -125,22 +126,27 @@ def test_ctrl_c_before_the_training_has_nothing_to_save(monkeypatch, text, out, 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to another process")
 def test_a_real_ctrl_c(text, out):
     arguments = ["--text", text, "--updates", "1000000", *SMALL, "--out", str(out)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "xplstm", "demo", *arguments],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    # The bar's first words come after the first validation, when the training has begun.
-    shown = ""
-    while "update/s" not in shown:
-        character = process.stderr.read(1)
-        assert character, "the demo ended by itself"
-        shown += character
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+        # A program that a shell put into the background ignores the signal, and so does all it starts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            # The bar's first words come after the first validation, when the training has begun.
+            shown = ""
+            while "update/s" not in shown:
+                character = process.stderr.read(1)
+                assert character, "the demo ended by itself"
+                shown += character
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert f"--resume --out {shlex.quote(str(out))}" in printed
     assert training.load_checkpoint(out / demo.CHECKPOINT).update >= 0

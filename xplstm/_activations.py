@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from xplstm._array import bounded
 from xplstm._cell import sigmoid
 from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
@@ -76,7 +77,7 @@ FUNCTIONS = {
         beta=1.0,
     ),
     "hard_sigmoid": Function(
-        lambda xp, z, alpha, beta: xp.clip(alpha * z + beta, 0.0, 1.0),
+        lambda xp, z, alpha, beta: bounded(xp, alpha * z + beta, 0.0, 1.0),
         _hard_slope,
         alpha=0.2,
         beta=0.5,
@@ -118,7 +119,7 @@ def _constants(activation: Activation, function: Function) -> tuple[float, float
 
 def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
     """`a` within the bound, if there is one."""
-    return a if bound is None else xp.clip(a, -bound, bound)
+    return a if bound is None else bounded(xp, a, -bound, bound)
 
 
 def clipped_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:

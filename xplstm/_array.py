@@ -317,6 +317,12 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     return xp.reshape(x, shape)
 
 
+def bounded(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
+    """`x` within the bounds, NaN as it is; array-api-compat makes `clip` of masks, on CuPy a wait each."""
+    x = xp.where(x < lowest, xp.full_like(x, lowest), x)
+    return xp.where(x > highest, xp.full_like(x, highest), x)
+
+
 def copy(x: Array) -> Array:
     """A copy in the same library, device and dtype, not tied to `x` by PyTorch's autograd either."""
     if array_api_compat.is_torch_array(x):

@@ -107,7 +107,11 @@ def _cut(problem: Problem, valid: Array | None, lo: int, hi: int) -> Array | Non
     """The lengths or the mask as the steps ``lo:hi`` see them."""
     if valid is None:
         return None
-    return problem.xp.clip(valid - lo, 0, hi - lo) if problem.valid == "lengths" else valid[lo:hi, ...]
+    return (
+        _array.bounded(problem.xp, valid - lo, 0, hi - lo)
+        if problem.valid == "lengths"
+        else valid[lo:hi, ...]
+    )
 
 
 def _join(problem: Problem, states: list[LSTMState], dtype: str) -> LSTMState:
