@@ -15,7 +15,7 @@ from spec.subjects import is_slow, named, required, subjects
 
 FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
-# What a subject that is slow, and that nobody named, is tested by: a record of each kind, in float64.
+# What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
 BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
 BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
@@ -86,8 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def beyond_the_sample(case: Case | None) -> bool:
-    """Whether a case of a slow subject waits for somebody to name the subject."""
-    if case is None or not is_slow(case.subject.adapter):
+    """Whether a case of a slow or missing subject waits for somebody to name the subject."""
+    if case is None or not (is_slow(case.subject.adapter) or case.subject.adapter.why_unavailable()):
         return False
     sampled = case.values.get("name", SAMPLE[0]) in SAMPLE
     return not sampled or case.values.get("dtype", "float64") != "float64"
