@@ -28,7 +28,8 @@ def run_tests(session: nox.Session, require: str, *options: str, workers: str = 
     # The kernel `native` is built by an editable install, and only there do the tests find it.
     native = ",native" if shutil.which(os.environ.get("CC", "cc").partition(" ")[0]) else ""
     env = {**ONE_THREAD, "XPLSTM_REQUIRE": require + native}
-    session.run("pytest", "-n", workers, *options, *session.posargs, env=env)
+    # Tests that take seconds stand side by side: who has nothing left takes from who has.
+    session.run("pytest", "-n", workers, "--dist", "worksteal", *options, *session.posargs, env=env)
 
 
 @nox.session

@@ -169,9 +169,12 @@ def test_views_give_what_copies_give(on: On, rng: np.random.Generator) -> None:
         same_bits(one, _array.to_numpy(other), str(k))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [*((dtype, 0.5) for dtype in DTYPES), ("float32", 1e3)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bound", [0.5, 1e3])
 def test_clipping(dtype: str, bound: float, on: On, generic: Any, rng: np.random.Generator) -> None:
-    shapes = {**SHAPES, **{f"p{k}": (k,) for k in range(33)}, "large": (2 * _cuda_training.RUN + 5,)}
+    # More than a table takes, where it is of float32: each launch is emulated by hundreds of threads.
+    many = _cuda_training.TABLE + 1 if dtype == "float32" and bound < 1 else 0
+    shapes = {**SHAPES, **{f"p{k}": (k,) for k in range(many)}, "large": (2 * _cuda_training.RUN + 5,)}
     grads = {n: _array.asarray(a, np, dtype=dtype) for n, a in values_of(rng, shapes).items()}
     got, got_norm = optim.clip_by_global_norm(on.arrays(grads), bound)
     want, want_norm = generic(optim.clip_by_global_norm, grads, bound)
