@@ -154,7 +154,7 @@ static void NAME(recur)(const NAME(Back) *w, Size n)
     Size K = 4 * w->p->H;
     const REAL *hh = w->f->hh[w->direction];
     if (n == 1) {
-        NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output,
+        NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output, 0,
                           NAME(dh_of)(w, w->active[0]) + w->output * PANEL, NULL, NULL);
         return;
     }

@@ -261,12 +261,14 @@ static void NAME(single)(NAME(Walk) *w, const REAL *hoisted, const REAL *x)
     const Packed *p = w->p;
     const Forward *f = w->f;
     Size mine = w->panels - w->panel;
-    if (!hoisted) {
-        NAME(row_product)(x, p->I, (const REAL *)p->ih + w->panel * p->I * PANEL, mine, w->z, NULL,
+    int single = !hoisted;
+    if (single) {
+        NAME(row_product)(x, p->I, (const REAL *)p->ih + w->panel * p->I * PANEL, mine, single, w->z, NULL,
                           p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
         hoisted = w->z;
     }
-    NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, w->z, hoisted, NULL);
+    NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, single, w->z, hoisted,
+                      NULL);
     for (Size n = 0; n < mine; n++) {
         Size unit = (w->panel + n) * LANES;
         NAME(gates)(w->z + n * PANEL, PANEL, 1, p->projected ? LANES : p->H - unit, w->c_rows, w->c_new, w->out,

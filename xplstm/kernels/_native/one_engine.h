@@ -42,3 +42,5 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
 #undef LINE
 #undef TILE
 #undef ROW
+#undef ASK_NOT
+#undef ASK_AHEAD

@@ -68,10 +68,16 @@ static const NAME(Tile) NAME(tiles)[] = {
 #endif
 };
 
+/* Terms up to which a lone row asks for its weights itself, and how many of them ahead. */
+enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
+
+#define ASK_NOT(at) (void)0
+#define ASK_AHEAD(at) EACH(j, 4) __builtin_prefetch((at) + NAME(AHEAD) * PANEL + j * LANES)
+
 /* One row by C panels that follow each other in w, `panel` apart: C times as many sums are under way at once. */
-#define ROW(C)                                                                                                         \
-    static __attribute__((noinline)) void NAME(row##C)(const REAL *a, const REAL *w, Size panel, Size k, REAL *out,    \
-                                                       const REAL *u, const REAL *bias)                                \
+#define ROW(name, C, ASK)                                                                                              \
+    static __attribute__((noinline)) void NAME(name)(const REAL *a, const REAL *w, Size panel, Size k, REAL *out,      \
+                                                     const REAL *u, const REAL *bias)                                  \
     {                                                                                                                  \
         V sum[C][4];                                                                                                   \
         const REAL *at[C];                                                                                             \
@@ -82,7 +88,11 @@ static const NAME(Tile) NAME(tiles)[] = {
         }                                                                                                              \
         for (Size n = 0; n < k; n++) {                                                                                 \
             V v = all(a[n]);                                                                                           \
-            EACH(c, C) EACH(j, 4) sum[c][j] = fma(v, load(at[c] + n * PANEL + j * LANES), sum[c][j]);                  \
+            EACH(c, C)                                                                                                 \
+            {                                                                                                          \
+                ASK(at[c] + n * PANEL);                                                                                \
+                EACH(j, 4) sum[c][j] = fma(v, load(at[c] + n * PANEL + j * LANES), sum[c][j]);                         \
+            }                                                                                                          \
         }                                                                                                              \
         if (u)                                                                                                         \
             EACH(c, C) EACH(j, 4) sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                             \
@@ -91,18 +101,36 @@ static const NAME(Tile) NAME(tiles)[] = {
         EACH(c, C) EACH(j, 4) store(out + c * PANEL + j * LANES, sum[c][j]);                                           \
     }
 
-ROW(2)
+ROW(row2, 2, ASK_NOT)
+ROW(asking2, 2, ASK_AHEAD)
 #if ROWS > 3
-ROW(3)
-ROW(4)
+ROW(row3, 3, ASK_NOT)
+ROW(row4, 4, ASK_NOT)
+ROW(asking3, 3, ASK_AHEAD)
+ROW(asking4, 4, ASK_AHEAD)
 enum { NAME(WIDE) = 4 };
 #else
 enum { NAME(WIDE) = 2 };
 #endif
 
-/* out = ((u + block) + block) + ... + bias for one row and `panels` panels next to each other. */
-static void NAME(row_product)(const REAL *a, Size K, const REAL *w, Size panels, REAL *out, const REAL *u, const REAL *bias)
+typedef void (*NAME(Row))(const REAL *, const REAL *, Size, Size, REAL *, const REAL *, const REAL *);
+
+static const NAME(Row) NAME(rows)[2][5] = {
+#if ROWS > 3
+    {NULL, NULL, NAME(row2), NAME(row3), NAME(row4)},
+    {NULL, NULL, NAME(asking2), NAME(asking3), NAME(asking4)},
+#else
+    {NULL, NULL, NAME(row2)},
+    {NULL, NULL, NAME(asking2)},
+#endif
+};
+
+/* out = ((u + block) + block) + ... + bias for one row and `panels` panels next to each other. Of a single step no
+   weight is in the first cache yet, and few terms are over before the processor foresees the next. */
+static void NAME(row_product)(const REAL *a, Size K, const REAL *w, Size panels, int single, REAL *out, const REAL *u,
+                              const REAL *bias)
 {
+    const NAME(Row) *rows = NAME(rows)[single && K <= NAME(SHORT)];
     while (panels > 0) {
         Size c = panels > NAME(WIDE) ? NAME(WIDE) : panels;
 #if ROWS > 3
@@ -115,14 +143,8 @@ static void NAME(row_product)(const REAL *a, Size K, const REAL *w, Size panels,
             const REAL *row = a + k;
             if (c == 1)
                 NAME(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last, (const char *)(at + n * PANEL));
-            else if (c == 2)
-                NAME(row2)(row, at, K * PANEL, n, out, from, last);
-#if ROWS > 3
-            else if (c == 3)
-                NAME(row3)(row, at, K * PANEL, n, out, from, last);
             else
-                NAME(row4)(row, at, K * PANEL, n, out, from, last);
-#endif
+                rows[c](row, at, K * PANEL, n, out, from, last);
         }
         panels -= c;
         w += c * K * PANEL;

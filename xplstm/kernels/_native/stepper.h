@@ -102,14 +102,15 @@ static int run_layers(const Stepper *s, Size B, const void *x, const char *h, co
 /* (y, state). */
 static PyObject *as_results(const Stepper *s, PyObject *y, PyObject *h, PyObject *c)
 {
-    newfunc new = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-    PyObject *pair = PyTuple_Pack(2, h, c), *arguments = pair ? PyTuple_Pack(1, pair) : NULL, *result = NULL;
-    PyObject *state = arguments ? new((PyTypeObject *)s->state, arguments, NULL) : NULL;
-    if (state)
-        result = PyTuple_Pack(2, y, state);
-    Py_XDECREF(state);
-    Py_XDECREF(arguments);
-    Py_XDECREF(pair);
+    /* As the tuple's own `new` makes one of a subclass, without the tuples that it would take them from. */
+    PyObject *state = PyType_GenericAlloc((PyTypeObject *)s->state, 2);
+    if (!state)
+        return NULL;
+    Py_INCREF(h);
+    Py_INCREF(c);
+    int bad = PyTuple_SetItem(state, 0, h) || PyTuple_SetItem(state, 1, c);
+    PyObject *result = bad ? NULL : PyTuple_Pack(2, y, state);
+    Py_DECREF(state);
     return result;
 }
 
