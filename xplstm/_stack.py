@@ -179,6 +179,8 @@ def _swap(xp: Namespace, a: Array) -> Array:
 
 
 def _leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
+    if stack.layer_axis and call.batched:
+        return state
     B = call.x.shape[1]
     shapes = ((*stack.lead, *([B] if call.batched else []), a.shape[-1]) for a in state)
     return LSTMState(*(_array.reshape(a, shape) for a, shape in zip(state, shapes, strict=True)))
@@ -212,6 +214,8 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = 
 
 
 def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
+    if stack.num_layers == 1:
+        return state
     D = len(stack.reverse)
     return LSTMState(*(a[layer * D : (layer + 1) * D, ...] for a in state))
 

@@ -113,7 +113,7 @@ def forward(
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     y = (empty if valid is None else zeros)(shape, x.dtype)
     x, h_0, c_0 = _readable(x), _whole(state.h), _whole(state.c)
-    h_n, c_n = np.empty_like(h_0), np.empty_like(c_0)
+    h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
     lengths, mask = _which(problem, valid)
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
     _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, THREADS)
@@ -131,7 +131,10 @@ def stepper(
 
 def _readable(x: np.ndarray) -> np.ndarray:
     """`x` itself if its features follow each other in memory, at whole numbers' distance; else a copy."""
-    numbers = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned:
+        return x
+    numbers = flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
     return x if numbers and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else _whole(x)
 
 
