@@ -131,6 +131,8 @@ def test_the_persistent_path_is_captured_in_a_graph(cupy: Any) -> None:
     lstm = case.lstm(dtype="float32", xp=cupy).freeze()
     numbers = cupy.asarray(case.arrays()["x"].astype("float32"))
     stream = cupy.cuda.Stream(non_blocking=True)
+    # Such a stream does not wait for the one on which the numbers and the weights are made.
+    cupy.cuda.Device().synchronize()
     with xplstm.use_kernel("cupy_persistent"), stream:
         x = cupy.zeros_like(numbers)
         lstm(x)
