@@ -80,6 +80,7 @@ LARGE = {
     "one row": Case(6, 1, 40, 150),
     "few rows": Case(6, 5, 40, 150),
     "many rows": Case(5, 61, 40, 70),
+    "many weights": Case(3, 16, 30, 262, {}, [3, 0, 2, 3, 1, 3, 3, 2, 3, 3, 0, 1, 2, 3, 3, 3]),
     "projection": Case(6, 5, 40, 150, {"proj_size": 130}),
     "two directions": Case(6, 9, 140, 60, {"bidirectional": True}, [6, 0, 3, 5, 1, 6, 6, 2, 4]),
     "holes": Case(9, 40, 30, 80, holes=True),

@@ -17,6 +17,10 @@ enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 
 /* Rows of a thread of its own that keep a tile of registers busy. */
 enum { WORTH_ROWS = 4 };
 
+/* Bytes of a state's weights that are too many for a core's second cache, and units for each row of a thread from which
+   on reading its share of them for all rows is less than reading all of them for its rows. */
+enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32 };
+
 /* Rows whose products over all steps are made together. */
 enum { BLOCK_ROWS = 1024 };
 
@@ -79,8 +83,9 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     *by_rows = 1;
     if (team <= 1 || T * work < WORTH_THREADS)
         return 1;
-    /* Rows of one's own need no barrier, which a busy machine makes slow. */
-    if (B >= WORTH_ROWS * team)
+    /* Rows of one's own need no barrier, which a busy machine makes slow; a projection has a second one. */
+    int few = !p->projected && 4 * p->H * p->P * (Size)p->engine->size >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H;
+    if (B >= WORTH_ROWS * team && !few)
         return team;
     *by_rows = 0;
     if (team > panels)
