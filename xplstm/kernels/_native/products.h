@@ -72,7 +72,8 @@ static const NAME(Tile) NAME(tiles)[] = {
 enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
 
 #define ASK_NOT(at) (void)0
-#define ASK_AHEAD(at) EACH(j, 4) __builtin_prefetch((at) + NAME(AHEAD) * PANEL + j * LANES)
+#define ASK_AHEAD(at)                                                                                                  \
+    EACH(j, PANEL * (int)sizeof(REAL) / LINE) __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PANEL) + j * LINE)
 
 /* One row by C panels that follow each other in w, `panel` apart: C times as many sums are under way at once. */
 #define ROW(name, C, ASK)                                                                                              \
