@@ -80,7 +80,7 @@ LARGE = {
     "one row": Case(6, 1, 40, 150),
     "few rows": Case(6, 5, 40, 150),
     "many rows": Case(5, 61, 40, 70),
-    "many weights": Case(3, 16, 30, 262, {}, [3, 0, 2, 3, 1, 3, 3, 2, 3, 3, 0, 1, 2, 3, 3, 3]),
+    "many weights": Case(3, 16, 30, 256, {}, [3, 0, 2, 3, 1, 3, 3, 2, 3, 3, 0, 1, 2, 3, 3, 3]),
     "projection": Case(6, 5, 40, 150, {"proj_size": 130}),
     "two directions": Case(6, 9, 140, 60, {"bidirectional": True}, [6, 0, 3, 5, 1, 6, 6, 2, 4]),
     "holes": Case(9, 40, 30, 80, holes=True),
@@ -101,6 +101,16 @@ def test_bits_do_not_depend_on_threads(name: str, threads: int, monkeypatch: pyt
 
 def as_float32(case: Case) -> dict[str, np.ndarray]:
     return {k: a.astype("float32") for k, a in case.arrays().items()}
+
+
+@pytest.mark.parametrize(("I", "H"), [(3, 17), (9, 40), (64, 64), (65, 60), (5, 80), (7, 65), (20, 130)])
+def test_a_single_step_has_the_bits_of_a_sequence(isa: str, I: int, H: int) -> None:
+    """It asks for its weights otherwise, and a sequence has the input's products made before."""
+    lstm = Case(2, 1, I, H).lstm(dtype="float32")
+    x, h, c = (as_float32(Case(2, 1, I, H))[name] for name in ("x", "h_0", "c_0"))
+    y, _ = lstm(x, (h, c))
+    one, _ = lstm(x[:1], (h, c))
+    np.testing.assert_array_equal(one[0], y[0])
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -10,13 +10,13 @@
 
 /* Flush-to-zero and other rounding, which some libraries switch on, would change bits: XPL-EXACT-001. */
 #if defined(__x86_64__)
-static inline unsigned enter_ieee(void)
+static inline uint64_t enter_ieee(void)
 {
     unsigned before = _mm_getcsr();
     _mm_setcsr(0x1f80);
     return before;
 }
-static inline void leave_ieee(unsigned before) { _mm_setcsr(before); }
+static inline void leave_ieee(uint64_t before) { _mm_setcsr((unsigned)before); }
 #elif defined(__aarch64__)
 static inline uint64_t enter_ieee(void)
 {
@@ -27,8 +27,8 @@ static inline uint64_t enter_ieee(void)
 }
 static inline void leave_ieee(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
 #else
-static inline int enter_ieee(void) { return 0; }
-static inline void leave_ieee(int before) { (void)before; }
+static inline uint64_t enter_ieee(void) { return 0; }
+static inline void leave_ieee(uint64_t before) { (void)before; }
 #endif
 
 #endif

@@ -18,8 +18,9 @@ enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 
 enum { WORTH_ROWS = 4 };
 
 /* Bytes of a state's weights that are too many for a core's second cache, and units for each row of a thread from which
-   on reading its share of them for all rows is less than reading all of them for its rows. */
-enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32 };
+   on reading its share of them for all rows is less than reading all of them for its rows. Shares may differ by one panel
+   in EVEN. */
+enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32, EVEN = 16 };
 
 /* Rows whose products over all steps are made together. */
 enum { BLOCK_ROWS = 1024 };
@@ -61,7 +62,7 @@ typedef struct Packing {
 static void pack_work(void *context, int k)
 {
     const Packing *job = context;
-    unsigned before = (unsigned)enter_ieee();
+    uint64_t before = enter_ieee();
     job->packed->engine->pack(job->packed, &job->weights, k, job->members);
     leave_ieee(before);
 }
@@ -75,17 +76,26 @@ void run_pack(const Packed *packed, const Weights *weights, size_t bytes, int th
         pool_release();
 }
 
-/* Threads of one direction, and how they share it out, for steps of `work` multiply-adds. */
-static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, int *by_rows)
+/* Vectors of units that the way forward can share out, and panels of outputs that the way back can. */
+static Size panels_of(const Packed *p) { return (p->H + p->engine->lanes - 1) / p->engine->lanes; }
+static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 1) / (4 * p->engine->lanes); }
+
+/* Whether reading weights costs more than a barrier a step does and than uneven shares do. */
+static int rather_by_panels(const Packed *p, Size panels, int team, Size B)
 {
-    Size panels = (p->H + p->engine->lanes - 1) / p->engine->lanes;
+    Size bytes = 4 * p->H * p->P * (Size)p->engine->size, uneven = (panels + team - 1) / team * team - panels;
+    return !p->projected && bytes >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H && uneven * EVEN <= panels;
+}
+
+/* Threads of one direction, and whether they share out rows or panels, for steps of `work` multiply-adds. */
+static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, Size panels, int *by_rows)
+{
     int team = threads / directions;
     *by_rows = 1;
     if (team <= 1 || T * work < WORTH_THREADS)
         return 1;
-    /* Rows of one's own need no barrier, which a busy machine makes slow; a projection has a second one. */
-    int few = !p->projected && 4 * p->H * p->P * (Size)p->engine->size >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H;
-    if (B >= WORTH_ROWS * team && !few)
+    /* Rows of one's own need no barrier, which a busy machine makes slow. */
+    if (B >= WORTH_ROWS * team && !rather_by_panels(p, panels, team, B))
         return team;
     *by_rows = 0;
     if (team > panels)
@@ -101,7 +111,7 @@ static void forward_work(void *context, int k)
     Forward *f = context;
     const Engine *engine = f->packed[0]->engine;
     char *scratch = f->scratch + (size_t)k * f->scratch_size;
-    unsigned before = (unsigned)enter_ieee();
+    uint64_t before = enter_ieee();
     if (f->directions == 2 && f->barrier[0].members < 0)
         for (int d = 0; d < 2; d++)
             engine->forward(f, d, 0, scratch);
@@ -118,7 +128,7 @@ int run_forward(Forward *f, int threads)
     if (f->T * work * f->directions < WORTH_THREADS)
         threads = 1;
     threads = hire(&crew, threads);
-    f->team = plan(threads, f->directions, f->T, f->B, work, p, &f->by_rows);
+    f->team = plan(threads, f->directions, f->T, f->B, work, p, panels_of(p), &f->by_rows);
     int together = f->directions == 1 || threads >= 2;
     for (int d = 0; d < 2; d++)
         barrier_init(&f->barrier[d], together ? f->team : -1);
@@ -137,7 +147,7 @@ static void walk_back_work(void *context, int k)
     Backward *f = context;
     const Engine *engine = f->packed[0]->engine;
     char *scratch = f->scratch + (size_t)k * f->scratch_size;
-    unsigned before = (unsigned)enter_ieee();
+    uint64_t before = enter_ieee();
     if (f->directions == 2 && f->barrier[0].members < 0)
         for (int d = 0; d < 2; d++)
             engine->walk_back(f, d, 0, scratch);
@@ -149,7 +159,7 @@ static void walk_back_work(void *context, int k)
 static void accumulate_work(void *context, int k)
 {
     Backward *f = context;
-    unsigned before = (unsigned)enter_ieee();
+    uint64_t before = enter_ieee();
     f->packed[0]->engine->accumulate(f, f->direction, k, f->threads, f->scratch + (size_t)k * f->scratch_size);
     leave_ieee(before);
 }
@@ -202,8 +212,6 @@ typedef struct Room {
     size_t bytes;
 } Room;
 
-static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 1) / (4 * p->engine->lanes); }
-
 static Room measure(const Backward *f)
 {
     const Packed *p = f->packed[0];
@@ -248,13 +256,11 @@ static void settle(Backward *f, int d, const Room *room, char *at)
 static int share_out(Backward *f, int threads)
 {
     const Packed *p = f->packed[0];
-    f->team = plan(threads, f->directions, f->T, f->B, f->B * 4 * p->H * p->P, p, &f->by_rows);
+    f->team = plan(threads, f->directions, f->T, f->B, f->B * 4 * p->H * p->P, p, outputs_of(p), &f->by_rows);
     if (p->projected && !f->by_rows) {
         f->team = 1;
         f->by_rows = 1;
     }
-    if (!f->by_rows && f->team > outputs_of(p))
-        f->team = (int)outputs_of(p);
     int together = f->directions == 1 || threads >= 2;
     /* Threads that slept through the walk are woken for much work alone. */
     int awake = together && f->team * f->directions > 1;

@@ -353,7 +353,7 @@ static PyObject *apply(PyObject *self, PyObject *args)
     Py_buffer *from = open_view(&v, x, PyBUF_SIMPLE);
     void *to;
     if (from && !get(&v, y, from->len / (Py_ssize_t)engine->size, engine->size, 1, &to)) {
-        unsigned before = (unsigned)enter_ieee();
+        uint64_t before = enter_ieee();
         engine->apply(!strcmp(function, "tanh"), from->len / (Py_ssize_t)engine->size, from->buf, to);
         leave_ieee(before);
     }
