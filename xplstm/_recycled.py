@@ -1,7 +1,7 @@
 """Large arrays in memory that is used again.
 
 An operating system hands out memory in small pages and clears each: a training step that asks for its
-residuals and gradients anew spends up to a third of its time on that. Here a piece whose last array is gone
+residuals and gradients anew may spend much of its time on that. Here a piece whose last array is gone
 waits for the next that fits. Pieces that wait and those in use together are never more than was in use at
 one time, and what waited for long goes back when a kernel is called next.
 """
