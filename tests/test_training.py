@@ -360,15 +360,11 @@ def test_no_bar_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("package", "options"), [("tqdm", {}), ("safetensors", {"progress": False, "checkpoint": "run"})]
-)
-def test_a_missing_package_is_named_before_any_work(monkeypatch, tmp_path, package, options):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, package, None)
+def test_a_missing_package_is_named_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     spy = Spy()
-    with pytest.raises(ImportError, match=rf"{package}.*pip install 'xplstm\[train\]'"):
-        training.fit(spy, BATCHES, optim.SGD(0.0), updates=3, **options)
+    with pytest.raises(ImportError, match=r"tqdm.*pip install 'xplstm\[train\]'"):
+        training.fit(spy, BATCHES, optim.SGD(0.0), updates=3)
     assert not spy.calls
 
 

@@ -1,4 +1,4 @@
-"""Training with truncated backpropagation, and checkpoints from which a run goes on bit for bit."""
+"""`fit`: one update a batch, validation, early stopping and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,38 +8,17 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from xplstm import _array, _checks
-from xplstm._errors import ArgumentError, FormatError
-from xplstm._saved_run import (
-    Checkpoint,
-    History,
-    State,
-    import_safetensors,
-    load_checkpoint,
-    save_checkpoint,
-)
-from xplstm._stateful import StatefulTrainer
+from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
-
-__all__ = [
-    "Checkpoint",
-    "History",
-    "Model",
-    "StatefulTrainer",
-    "Streams",
-    "fit",
-    "load_checkpoint",
-    "save_checkpoint",
-]
-
-Batch: TypeAlias = tuple[Any, Any]
-Batches: TypeAlias = Sequence[Batch]
+from xplstm.training._data import Batches
+from xplstm.training._saved import Checkpoint, History, State, load_checkpoint, save_checkpoint
 
 _EXTRA = "it comes with pip install 'xplstm[train]'"
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -52,6 +31,11 @@ class Model(Protocol):
     ----------
     params : dict of str to array
         Can be set; `fit` sets a new dict after each update.
+
+    Notes
+    -----
+    A model may also have a method ``config()`` that returns a dict for JSON, such as its class and
+    options. `fit` keeps it in the checkpoint, as `Checkpoint.model`.
     """
 
     params: dict[str, Array]
@@ -79,72 +63,6 @@ class Model(Protocol):
             ``pullback()`` gives a dict with the keys of `params`.
         """
         ...
-
-
-class Streams(Sequence[Batch]):
-    """Cut one long sequence into batches that continue each other.
-
-    The sequence is laid out as `batch_size` parallel streams, each walked `steps`
-    steps a batch; targets are the inputs one step later. So the state after a
-    batch is the state before the next: what truncated backpropagation carries.
-
-    Parameters
-    ----------
-    ids : array, shape (N,)
-        Of any library; N greater than `batch_size`. What does not fill a stream
-        is left out at the end: fewer than `batch_size` elements.
-    batch_size : int
-        B, at least 1.
-    steps : int
-        T of each batch, at least 1; the last batch may be shorter.
-
-    Raises
-    ------
-    ArgumentError
-        If a size is less than 1 or the sequence is too short.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xplstm.training import Streams
-    >>> batches = Streams(np.arange(9), batch_size=2, steps=3)
-    >>> inputs, targets = batches[0]
-    >>> inputs
-    array([[0, 4],
-           [1, 5],
-           [2, 6]])
-    >>> targets[:, 1]
-    array([5, 6, 7])
-    >>> len(batches), batches[1][0].shape
-    (2, (1, 2))
-    """
-
-    def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
-        _checks.size("batch_size", batch_size)
-        _checks.size("steps", steps)
-        length: int = (ids.shape[0] - 1) // batch_size
-        if length < 1:
-            msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"
-            raise ArgumentError(msg)
-        xp = _array.namespace(ids, "ids")
-
-        def side_by_side(first: int) -> Array:
-            streams = xp.reshape(ids[first : first + batch_size * length], (batch_size, length))
-            return xp.permute_dims(streams, (1, 0))
-
-        self._inputs, self._targets = side_by_side(0), side_by_side(1)
-        self._steps, self._length = steps, length
-
-    def __len__(self) -> int:
-        return math.ceil(self._length / self._steps)
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            msg = f"index={index} must be in [0, {len(self)})"
-            raise IndexError(msg)
-        first = index * self._steps
-        steps = slice(first, min(first + self._steps, self._length))
-        return self._inputs[steps, ...], self._targets[steps, ...]
 
 
 def fit(
@@ -199,7 +117,7 @@ def fit(
         end with the parameters of the best validation.
     checkpoint : path, optional
         File that is written every `checkpoint_every` updates, at the end and on
-        Ctrl-C. Its folder must exist. Needs the package safetensors.
+        Ctrl-C. Its folder must exist.
     checkpoint_every : int, optional
         At least 1.
     resume : bool, optional
@@ -260,6 +178,7 @@ def fit(
         run.restore(load_checkpoint(checkpoint))
     if extra is not None:
         run.at = run.at._replace(extra=dict(extra))
+    run.at = run.at._replace(model=_config_of(model))
     plan = _Plan(updates, validate, validate_every, patience, checkpoint, checkpoint_every)
     with _bar(progress, run.at.update, updates) as report:
         try:
@@ -330,6 +249,7 @@ class _Run:
             params=dict(self.model.params),
             optimizer=self.optimizer.state_dict(),
             rng=None if self.rng is None else self.rng.bit_generator.state,
+            final="params",
             **where,
         )
 
@@ -389,6 +309,7 @@ def _loop(run: _Run, plan: _Plan, report: Callable[[_Run], None]) -> None:
         report(run)
         if run.at.update % plan.checkpoint_every == 0:
             _save(run, plan)
+    run.at = run.at._replace(final="params" if run.at.best is None else "best")
     _save(run, plan)
 
 
@@ -462,6 +383,23 @@ def _latest(history: History) -> str:
     return f"{text}, validation {history.validations[-1][1]:.4f}" if history.validations else text
 
 
+def _config_of(model: Model) -> dict[str, Any] | None:
+    """Return what the model says of itself, in what JSON can hold; None where it has no `config()`."""
+    config = getattr(model, "config", None)
+    if not callable(config):
+        return None
+    value = config()
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        msg = f"model.config() gave {value!r}, which JSON cannot hold: {error}"
+        raise ArgumentError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"model.config() gave {value!r}; a dict was expected"
+        raise DTypeError(msg)
+    return value
+
+
 def _check_extra(extra: Mapping[str, Any] | None) -> None:
     """Refuse, before any training, what no checkpoint could hold."""
     try:
@@ -485,7 +423,6 @@ def _check_together(
             msg = "resume=True needs checkpoint="
             raise ArgumentError(msg)
         return
-    import_safetensors()
     folder = os.path.dirname(os.path.abspath(checkpoint))
     if os.path.isdir(checkpoint):
         msg = f"checkpoint={os.fspath(checkpoint)!r} is a folder; it must be a file in one"

@@ -1,0 +1,382 @@
+"""A training run between two updates, and the file that holds it.
+
+One safetensors file: arrays as tensors, the rest as JSON in its metadata. It is
+written under a temporary name, forced to the disk and then renamed, so that at
+every moment the old file or the new one is complete, even after a power failure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._durable import write_durably
+from xplstm._errors import ArgumentError, DTypeError, FormatError
+from xplstm._typing import Array
+from xplstm.io import safetensors
+
+State: TypeAlias = "tuple[Array, ...] | None"
+
+FORMAT = "xplstm-checkpoint-2"
+METADATA = "xplstm"
+# What `config()` of the model gave, as JSON.
+MODEL = "xplstm.model"
+FINALS = ("params", "average", "best")
+
+
+@dataclass
+class History:
+    """What happened in a run.
+
+    Attributes
+    ----------
+    losses : list of float
+        One for each update.
+    validations : list of (int, float)
+        Number of updates made, and what `validate` gave then.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The earliest of the lowest validations; NaN counts as infinity.
+
+        Raises
+        ------
+        ArgumentError
+            If nothing was validated.
+        """
+        if not self.validations:
+            msg = "history.validations is empty; fit was not given validate="
+            raise ArgumentError(msg)
+        return min(self.validations, key=lambda v: math.inf if math.isnan(v[1]) else v[1])
+
+
+class Checkpoint(NamedTuple):
+    """A run between two updates: all that the rest of the run depends on.
+
+    Attributes
+    ----------
+    update : int
+        Updates made.
+    epoch, position : int
+        Place of the next batch in the data.
+    params, optimizer : dict
+        Of the model and of the optimiser (`xplstm.optim.Optimizer.state_dict`).
+    state : tuple of arrays or None
+        Carried from the batch before.
+    rng : mapping or None
+        ``bit_generator.state`` of the generator that dropout draws from.
+    history : History
+    best : dict or None
+        The parameters at `History.best`, where early stopping is on.
+    extra : dict
+        What the caller wants to keep in the same file; anything that JSON can hold.
+    model : dict or None
+        What the model's ``config()`` returned; None for a model without that method.
+    average : dict or None
+        Moving average of the parameters, where `fit` was asked for one.
+    settings : dict
+        Arguments of `fit` that a resumed run must share, and the sizes of its data.
+    final : {"params", "average", "best"}
+        Which of the three dicts the model had when `fit` ended.
+    """
+
+    update: int
+    epoch: int
+    position: int
+    params: dict[str, Array]
+    optimizer: dict[str, Any]
+    state: State
+    rng: Mapping[str, Any] | None
+    history: History
+    best: dict[str, Array] | None
+    extra: dict[str, Any]
+    model: dict[str, Any] | None = None
+    average: dict[str, Array] | None = None
+    settings: Mapping[str, Any] = {}
+    final: str = "params"
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint completely, or leave the old file as it was.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file in an existing folder. An existing file is replaced.
+    checkpoint : Checkpoint
+        Of any array library; arrays on a device are copied to the host.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; the old one is then still complete.
+    ArgumentError
+        If a number is below 0, or `extra`, `model` or `settings` is not what JSON can hold.
+    DTypeError
+        If a number is not an integer, or an array has a dtype that the format lacks.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from xplstm import training
+    >>> params, history = {"weight": np.ones((2, 3), dtype="float32")}, training.History([0.5])
+    >>> point = training.Checkpoint(1, 0, 1, params, {"step": 1}, None, None, history, None, {"note": 1})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "run.safetensors")
+    ...     training.save_checkpoint(path, point)
+    ...     loaded = training.load_checkpoint(path)
+    >>> loaded.update, loaded.extra, loaded.params["weight"].dtype.name
+    (1, {'note': 1}, 'float32')
+    """
+    tensors = {name: _array.to_numpy(a) for name, a in _named_arrays(checkpoint)}
+    for name, a in tensors.items():
+        if _array.dtype_name(a.dtype) not in safetensors.DTYPES.values():
+            msg = f"{name} has dtype {a.dtype}, which a safetensors file cannot hold; convert it first"
+            raise DTypeError(msg)
+    rest = {
+        "format": FORMAT,
+        **{name: _count(name, getattr(checkpoint, name)) for name in ("update", "epoch", "position")},
+        "optimizer": {name: v for name, v in checkpoint.optimizer.items() if isinstance(v, int)},
+        "rng": checkpoint.rng,
+        "extra": checkpoint.extra,
+        "settings": dict(checkpoint.settings),
+        "tied": tied(checkpoint.params),
+        "final": checkpoint.final,
+    }
+    metadata = {METADATA: _as_json(rest)}
+    if checkpoint.model is not None:
+        metadata[MODEL] = _as_json(checkpoint.model)
+    write_durably(os.fspath(path), safetensors.pack(tensors, metadata))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint that `save_checkpoint` or `fit` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Checkpoint
+        With NumPy arrays, whatever library they came from.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If the file is damaged, or something else; the error names the file.
+
+    Examples
+    --------
+    See `save_checkpoint`.
+    """
+    where = os.fspath(path)
+    contents = safetensors.read(where)
+    rest = _read_rest(where, contents.metadata)
+    groups: dict[str, dict[str, Array]] = {}
+    for name, tensor in contents.tensors.items():
+        group, _, key = name.partition(".")
+        # A copy: views of the mapped file would keep it open.
+        groups.setdefault(group, {})[_unescaped(key)] = np.array(tensor.array())
+    _check_groups(where, groups)
+    params = _tie(where, groups["params"], rest["tied"])
+    return Checkpoint(
+        rest["update"],
+        rest["epoch"],
+        rest["position"],
+        params,
+        {**rest["optimizer"], **groups.get("optimizer", {})},
+        _state(where, groups.get("state")),
+        rest["rng"],
+        _history(where, groups["history"]),
+        groups.get("best"),
+        rest["extra"],
+        _model(where, contents.metadata),
+        groups.get("average"),
+        rest["settings"],
+        rest["final"],
+    )
+
+
+def tied(params: Mapping[str, Array]) -> list[list[str]]:
+    """Groups of names that share one array object."""
+    by_object: dict[int, list[str]] = {}
+    for name, a in params.items():
+        by_object.setdefault(id(a), []).append(name)
+    return [names for names in by_object.values() if len(names) > 1]
+
+
+def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
+    """Each array of a checkpoint with its name in the file, ``group.key``."""
+    history = checkpoint.history
+    groups: dict[str, Mapping[str, Array]] = {
+        "params": checkpoint.params,
+        "optimizer": {name: v for name, v in checkpoint.optimizer.items() if not isinstance(v, int)},
+        "state": {str(i): a for i, a in enumerate(checkpoint.state or ())},
+        "best": checkpoint.best or {},
+        "average": checkpoint.average or {},
+        "history": {
+            "losses": np.asarray(history.losses, dtype=np.float64),
+            "validations": np.asarray(history.validations, dtype=np.float64).reshape(-1, 2),
+        },
+    }
+    for group, arrays in groups.items():
+        for key, a in arrays.items():
+            yield f"{group}.{_escaped(key)}", a
+
+
+def _escaped(key: str) -> str:
+    """`key` without what the reader of safetensors files takes for a separator."""
+    key = key.replace("%", "%25").replace("/", "%2F")
+    return key[:-1] + "%2E" if key.endswith(".") else key or "%00"
+
+
+def _unescaped(key: str) -> str:
+    """Undo `_escaped`."""
+    key = "" if key == "%00" else key
+    return key.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
+
+
+def _count(name: str, value: Any) -> int:
+    """Return `value` as an int of at least 0."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"{name}={value!r} must be an integer"
+        raise DTypeError(msg)
+    if operator.index(value) < 0:
+        msg = f"{name}={value} must be at least 0"
+        raise ArgumentError(msg)
+    return operator.index(value)
+
+
+def _as_json(value: Any) -> str:
+    """Return JSON; the states of some generators hold NumPy arrays and integers."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, np.ndarray | np.generic):
+            return part.tolist()
+        msg = f"{part!r} is of type {type(part).__name__}, which JSON cannot hold"
+        raise TypeError(msg)
+
+    try:
+        return json.dumps(value, default=plain)
+    except (TypeError, ValueError) as error:
+        msg = f"the checkpoint holds what JSON cannot: {error}"
+        raise ArgumentError(msg) from error
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "update": (int,),
+    "epoch": (int,),
+    "position": (int,),
+    "optimizer": (dict,),
+    "rng": (dict, type(None)),
+    "extra": (dict,),
+    "settings": (dict,),
+    "tied": (list,),
+    "final": (str,),
+}
+
+
+def _read_rest(where: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a checkpoint, each part of the type it must have."""
+    rest = _parsed(where, metadata.get(METADATA, "{}"))
+    if rest.get("format") != FORMAT:
+        msg = f"{where} has the format {_short(rest.get('format'))}, not {FORMAT}"
+        raise FormatError(msg)
+    for name, types in _TYPES.items():
+        if name not in rest:
+            msg = f"{where} does not hold {name!r} of the run; the file is damaged"
+            raise FormatError(msg)
+        value = rest[name]
+        if type(value) not in types or (type(value) is int and value < 0):
+            msg = f"{where} holds {_short(value)} as {name!r} of the run; the file is damaged"
+            raise FormatError(msg)
+    numbers = rest["optimizer"].values()
+    if not all(type(number) is int for number in numbers) or rest["final"] not in FINALS:
+        msg = f"{where} holds {_short(rest['optimizer'])} and {_short(rest['final'])}; the file is damaged"
+        raise FormatError(msg)
+    return rest
+
+
+def _parsed(where: str, text: str) -> dict[str, Any]:
+    """Return the object that JSON text holds."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{where} has metadata that is not JSON: {_short(error)}; the file is damaged"
+        raise FormatError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"{where} has metadata that is no JSON object but {_short(value)}; the file is damaged"
+        raise FormatError(msg)
+    return value
+
+
+def _model(where: str, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the model said of itself, if it did."""
+    return _parsed(where, metadata[MODEL]) if MODEL in metadata else None
+
+
+def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None:
+    """Refuse tensors of unknown groups, and a file without those that every checkpoint has."""
+    unknown = groups.keys() - {"params", "optimizer", "state", "best", "average", "history"}
+    missing = {"params", "history"} - groups.keys()
+    if unknown or missing:
+        what = f"unknown: {_short(sorted(unknown))}, missing: {sorted(missing)}"
+        msg = f"{where} does not hold the groups of tensors of a checkpoint; {what}"
+        raise FormatError(msg)
+
+
+def _tie(where: str, params: dict[str, Array], ties: list[Any]) -> dict[str, Array]:
+    """Give names that shared one array one array again."""
+    for names in ties:
+        known = isinstance(names, list) and all(isinstance(n, str) and n in params for n in names)
+        if not known or any(params[n].tobytes() != params[names[0]].tobytes() for n in names):
+            msg = f"{where} says that {_short(names)} share one array, and holds no such tensors"
+            raise FormatError(msg)
+        params.update(dict.fromkeys(names, params[names[0]]))
+    return params
+
+
+def _state(where: str, arrays: Mapping[str, Array] | None) -> State:
+    """Return the carried state in its order."""
+    if arrays is None:
+        return None
+    if arrays.keys() != {str(i) for i in range(len(arrays))}:
+        msg = f"{where} holds {_short(sorted(arrays))} as state.*; 0 to {len(arrays) - 1} were expected"
+        raise FormatError(msg)
+    return tuple(arrays[str(i)] for i in range(len(arrays)))
+
+
+def _history(where: str, arrays: Mapping[str, np.ndarray]) -> History:
+    """Return losses and validations."""
+    losses, validations = arrays.get("losses"), arrays.get("validations")
+    if losses is None or validations is None or losses.ndim != 1 or validations.shape[1:] != (2,):
+        shapes = {name: a.shape for name, a in arrays.items()}
+        msg = f"{where} holds {_short(shapes)} as history.*; losses (n,) and validations (m, 2) were expected"
+        raise FormatError(msg)
+    updates = validations[:, 0]
+    whole = np.isfinite(updates).all() and np.array_equal(updates, np.floor(abs(updates)))
+    if losses.dtype != np.float64 or validations.dtype != np.float64 or not whole:
+        msg = f"{where} holds a history of other numbers than float64, or of broken updates"
+        raise FormatError(msg)
+    return History(losses.tolist(), [(int(update), value) for update, value in validations.tolist()])
+
+
+def _short(value: Any) -> str:
+    """Return the start of a value from a file as text that any terminal can show."""
+    return ascii(value)[:200]
