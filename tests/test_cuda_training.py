@@ -186,6 +186,35 @@ def test_clipping(dtype: str, bound: float, on: On, generic: Any, rng: np.random
             same_bits(got[name], grads[name], name)
 
 
+def test_each_parameter_has_its_own_options_and_count(on: On, generic: Any, rng: np.random.Generator) -> None:
+    """Two groups, a tied pair and one that comes late, in half precision with its float32 copies."""
+
+    def run(arrays: Any) -> Any:
+        adam = optim.AdamW(0.1, weight_decay=0.1, groups=[optim.Group("lstm.weight", lr_scale=0.5)])
+        params = arrays(start)
+        params["tied"] = params["scale"]
+        for names in (("lstm.weight", "scale"), tuple(start), ("tied", "lstm.bias")):
+            params = adam.update(params, arrays({name: start.get(name, start["scale"]) for name in names}))
+        return params | {f"of {key}": a for key, a in adam.state_dict().items() if not isinstance(a, int)}
+
+    start = {name: _array.asarray(a, np, dtype="float16") for name, a in values_of(rng).items()}
+    got, want = run(on.arrays), generic(run, dict)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        same_bits(got[name], np.asarray(value), name)
+
+
+@pytest.mark.parametrize("bound", [0.5, np.inf])
+@pytest.mark.parametrize("value", [3e38, np.inf, np.nan])
+def test_clipping_norms_that_are_not_finite(value: float, bound: float, on: On, generic: Any) -> None:
+    grads = {"a": np.asarray([value, value, 0.0], "float32"), "b": np.asarray([1.0], "float32")}
+    got, norm = optim.clip_by_global_norm(on.arrays(grads), bound)
+    want, want_norm = generic(optim.clip_by_global_norm, grads, bound)
+    np.testing.assert_array_equal(host(norm), want_norm)
+    for name in grads:
+        np.testing.assert_allclose(host(got[name]), want[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e300, np.inf, np.nan])
 def test_clipping_what_is_far_away(value: float, on: On, generic: Any) -> None:
     grads = {"a": np.asarray([value, value / 2]), "b": np.asarray([1e-300])}

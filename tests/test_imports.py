@@ -28,7 +28,11 @@ ROWS = (
     ("_dropout",),
     ("_cell",),
     ("_activations", "_merge"),
-    ("_checks", "init", "losses", "optim"),
+    ("_checks", "init", "losses", "optim._schedules"),
+    ("optim._clip",),
+    ("optim._optimizer",),
+    ("optim._rules",),
+    ("optim",),
     ("_simple", "_variant"),
     ("_sequence", "kernels."),
     ("_checkpoint", "_dispatch"),
@@ -62,10 +66,12 @@ ROWS = (
     ("__main__",),
 )
 BASE = {room for row in ROWS[:9] for room in row}
+OPTIM = {"optim._schedules", "optim._clip", "optim._optimizer", "optim._rules"}
 # Rooms that may see less than the rows before them, or that few may see.
 MAY_SEE = {
     "losses": BASE,
-    "optim": BASE,
+    "optim": BASE | OPTIM,
+    **dict.fromkeys(OPTIM, BASE | OPTIM),
     "init": BASE,
     "kernels.": BASE | {"_checks", "_cell"},
 }

@@ -16,7 +16,7 @@ MAKE = {
     "sgd": lambda lr: optim.SGD(lr),
     "momentum": lambda lr: optim.SGD(lr, momentum=0.9),
     "adam": lambda lr: optim.Adam(lr, betas=(0.8, 0.95), eps=1e-6),
-    "adamw": lambda lr: optim.AdamW(lr, betas=(0.85, 0.99), eps=1e-7, weight_decay=0.1),
+    "adamw": lambda lr: optim.AdamW(lr, betas=(0.85, 0.99), eps=1e-7, weight_decay=0.1, no_decay=()),
 }
 
 
@@ -229,6 +229,9 @@ BAD = [
     (lambda: optim.Adam(0.1).load_state_dict({"m.w": W["w"]}), xplstm.ArgumentError, "'step'"),
     (lambda: optim.SGD(0.1).load_state_dict({"step": 1, "m.w": 1}), xplstm.ArgumentError, "given are"),
     (lambda: optim.clip_by_global_norm(W, 0), xplstm.ArgumentError, "max_norm=0 must be greater than 0"),
+    (lambda: optim.clip_by_global_norm({"w": np.ones(2, int)}, 1.0), xplstm.DTypeError, "int64"),
+    (lambda: optim.clip_by_global_norm(W, 1e-320), xplstm.ArgumentError, "max_norm=1e-320 is below"),
+    (lambda: optim.clip_by_global_norm(W, "1"), xplstm.DTypeError, "max_norm='1'"),
     (lambda: optim.clip_by_global_norm({}, 1.0), xplstm.ArgumentError, "grads is empty"),
     (lambda: optim.warmup_cosine(0.1, 5, 4), xplstm.ArgumentError, r"warmup=5 must be in \[0, total=4\]"),
     (lambda: optim.warmup_cosine(0.1, -1, 4), xplstm.ArgumentError, "warmup=-1"),
@@ -241,6 +244,43 @@ BAD = [
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("values", [[np.inf, 1.0], [np.nan, 1.0], [-np.inf, np.nan], [3.0, 4.0]])
+def test_clipping_what_is_not_finite_is_that_of_torch(values, xp):
+    torch = pytest.importorskip("torch")
+    theirs = torch.zeros(2, requires_grad=True)
+    theirs.grad = torch.tensor(values)
+    norm = torch.nn.utils.clip_grad_norm_([theirs], 2.0)
+    # Dask computes when it is looked at.
+    with np.errstate(all="ignore" if xp.name == "dask" else "warn"):
+        clipped, ours = optim.clip_by_global_norm({"w": xp.asarray(np.asarray(values, "float32"))}, 2.0)
+        found = _array.to_numpy(clipped["w"])
+        np.testing.assert_array_equal(float(ours), float(norm))
+    np.testing.assert_allclose(found, theirs.grad.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [np.inf, 1e39, 1e300])
+def test_a_bound_beyond_the_dtype_leaves_gradients_alone(xp, bound):
+    grads = {"w": np.asarray([3.0, 4.0], "float32")}
+    clipped, norm = optim.clip_by_global_norm(xp.arrays(grads), bound)
+    assert float(norm) == 5
+    np.testing.assert_array_equal(_array.to_numpy(clipped["w"]), grads["w"])
+
+
+def test_a_norm_beyond_the_dtype_keeps_the_direction(xp):
+    grads = {"w": np.asarray([3e38, 3e38, 0.0], "float32")}
+    with np.errstate(all="ignore" if xp.name == "dask" else "warn"):
+        clipped, norm = optim.clip_by_global_norm(xp.arrays(grads), 1.0)
+        assert float(norm) == math.inf
+        found = _array.to_numpy(clipped["w"])
+    np.testing.assert_allclose(found, [0.5**0.5, 0.5**0.5, 0], rtol=1e-6)
+
+
+def test_a_norm_that_is_not_finite_raises_if_that_is_asked_for():
+    with pytest.raises(xplstm.NonFiniteError, match="inf"):
+        optim.clip_by_global_norm({"w": np.asarray([math.inf])}, 1.0, error_if_nonfinite=True)
+    optim.clip_by_global_norm(W, 1.0, error_if_nonfinite=True)
 
 
 def test_clipping_survives_gradients_whose_squares_do_not():

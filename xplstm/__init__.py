@@ -12,6 +12,7 @@ from xplstm._errors import (
     DTypeError,
     FormatError,
     KernelError,
+    NonFiniteError,
     ShapeError,
     XplstmError,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "LSTMState",
     "LSTMTrace",
     "Linear",
+    "NonFiniteError",
     "ShapeError",
     "Variant",
     "XplstmError",

@@ -8,7 +8,7 @@ arrays' device and CuPy's current stream, and waits for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,12 @@ RUNS = 256
 # Blocks that keep a GPU busy.
 BUSY = 2048
 
-UPDATE = _cuda.fields(f"p:{TABLE} g:{TABLE} before:{2 * TABLE} made:{TABLE} after:{2 * TABLE} size:{TABLE}")
+UPDATE = _cuda.fields(
+    f"p:{TABLE} g:{TABLE} before:{2 * TABLE} master:{TABLE} "
+    f"made:{TABLE} after:{2 * TABLE} copy:{TABLE} size:{TABLE}"
+)
+# The kind of averages that are float32 copies of half-precision parameters.
+MASTER = "master"
 PARTS = _cuda.fields("largest squares first count")
 ENTROPY = _cuda.fields("logits targets mask largest total rows classes")
 DRAW = np.dtype(
@@ -44,9 +49,9 @@ Averages = dict[str, dict[str, Array]]
 
 
 def updated(
-    rule: Any, params: Params, grads: Params, averages: Averages
+    rules: Mapping[str, Any], params: Params, grads: Params, averages: Averages
 ) -> tuple[dict[str, Array], Averages] | None:
-    """One launch for up to 32 parameters of a dtype, by the kernel that `rule` names, with its numbers."""
+    """One launch for up to 32 parameters of a dtype and a rule, by the kernel that the rule names."""
     if not _alike(params, grads, averages):
         return None
     import cupy as cp
@@ -56,18 +61,18 @@ def updated(
     with next(iter(params.values())).device:
         for name, p in params.items():
             made[name] = cp.empty(p.shape, p.dtype)
-            for new in after.values():
-                new[name] = cp.empty(p.shape, _wide(dtype_name(p.dtype)))
+            wide = _wide(dtype_name(p.dtype))
+            for kind, new in after.items():
+                if kind != MASTER or wide != p.dtype:
+                    new[name] = cp.empty(p.shape, wide)
         p, g, *before = (_contiguous(arrays) for arrays in (params, grads, *averages.values()))
-        for dtype, names in _tables(params):
-            table = _table(names, p=[p], g=[g], before=before, made=[made], after=after.values())
-            _launch(
-                f"update_{rule.name}",
-                dtype,
-                _grid(table, THREADS, BLOCKS),
-                table,
-                _numbers(_wide(dtype), rule),
-            )
+        columns = {"before": before[:-1], "after": list(after.values())[:-1]}
+        columns |= {"p": [p], "g": [g], "made": [made], "master": before[-1:], "copy": [after[MASTER]]}
+        for rule in dict.fromkeys(rules.values()):
+            for dtype, names in _tables({name: a for name, a in params.items() if rules[name] == rule}):
+                table = _table(names, **columns)
+                grid = _grid(table, THREADS, BLOCKS)
+                _launch(f"update_{rule.name}", dtype, grid, table, _numbers(_wide(dtype), rule))
     return made, after
 
 

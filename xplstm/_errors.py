@@ -27,6 +27,10 @@ class KernelError(XplstmError, RuntimeError):
     """The kernel that was asked for cannot run this problem, or no kernel can as was asked for."""
 
 
+class NonFiniteError(XplstmError, FloatingPointError):
+    """A loss, a gradient or a parameter is infinite or NaN."""
+
+
 class FormatError(XplstmError, ValueError):
     """A file does not hold what its format promises."""
 

@@ -77,10 +77,10 @@ def main() -> None:
     """Each kernel over several blocks."""
     compiled.extra = ("-fsanitize=thread", "-g")
     params = {"a": np.ones((700, 2), "float32"), "b": np.ones(3, "float32")}
-    rule = Adam(0.1)._rule(0.1)
+    rules = dict.fromkeys(params, Adam(0.1)._rule(0.1, 1, None, "a"))
     with standin.installed():
-        _, averages = ROOM.updated(rule, params, params, {"m": {}, "v": {}})
-        ROOM.updated(rule, params, params, averages)
+        _, averages = ROOM.updated(rules, params, params, {"m": {}, "v": {}, "master": {}})
+        ROOM.updated(rules, params, params, averages)
         ROOM.clipped({**params, "c": np.ones(2 * _cuda_training.RUN, "float32")}, 1.0)
         targets = np.asarray([0, 299, 5])
         _, pullback = ROOM.cross_entropy(np.ones((3, 300), "float32"), targets, targets > 0)

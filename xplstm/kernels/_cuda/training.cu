@@ -29,8 +29,10 @@ template <Wide (*join)(Wide, Wide)> DEVICE Wide over_block(Wide value)
 struct Table {
     const Stored *p[32], *g[32];
     const Wide *before[2][32];  /* its averages, null while they are zeros */
+    const Wide *master[32];     /* its float32 copy, null while there is none */
     Stored *made[32];
     Wide *after[2][32];
+    Wide *copy[32];             /* the next float32 copy, null for wide dtypes */
     Size size[32];
 };
 
@@ -51,14 +53,29 @@ DEVICE Wide average(const Table &table, int kind, Size at, Wide decay, Wide fres
     return now;
 }
 
+/* The parameter in the dtype of its averages: its copy, unless other code replaced the parameter since. */
+DEVICE Wide present(const Table &table, Size at)
+{
+    Stored p = table.p[blockIdx.y][at];
+    const Wide *master = table.master[blockIdx.y];
+    return master && widened(narrowed(master[at])) == widened(p) ? master[at] : widened(p);
+}
+
+DEVICE void store(const Table &table, Size at, Wide p)
+{
+    table.made[blockIdx.y][at] = narrowed(p);
+    if (table.copy[blockIdx.y])
+        table.copy[blockIdx.y][at] = p;
+}
+
 extern "C" __global__ void __launch_bounds__(256) update_descent(const Table table, const Descent rule)
 {
     Size size = table.size[blockIdx.y];
     for (Size at = first_element(); at < size; at += all_threads()) {
-        Wide p = widened(table.p[blockIdx.y][at]), m = widened(table.g[blockIdx.y][at]);
+        Wide p = present(table, at), m = widened(table.g[blockIdx.y][at]);
         if (table.after[0][blockIdx.y])
             m = average(table, 0, at, rule.momentum, m);
-        table.made[blockIdx.y][at] = narrowed(sum(p, product(-rule.rate, m)));
+        store(table, at, sum(p, product(-rule.rate, m)));
     }
 }
 
@@ -66,11 +83,11 @@ extern "C" __global__ void __launch_bounds__(256) update_moments(const Table tab
 {
     Size size = table.size[blockIdx.y];
     for (Size at = first_element(); at < size; at += all_threads()) {
-        Wide p = product(widened(table.p[blockIdx.y][at]), rule.keep), g = widened(table.g[blockIdx.y][at]);
+        Wide p = product(present(table, at), rule.keep), g = widened(table.g[blockIdx.y][at]);
         Wide m = average(table, 0, at, rule.decay_m, product(rule.fresh_m, g));
         Wide v = average(table, 1, at, rule.decay_v, product(rule.fresh_v, product(g, g)));
         Wide step = quotient(m, sum(quotient(square_root(v), rule.root), rule.eps));
-        table.made[blockIdx.y][at] = narrowed(sum(p, product(-rule.rate, step)));
+        store(table, at, sum(p, product(-rule.rate, step)));
     }
 }
 
@@ -102,12 +119,19 @@ extern "C" __global__ void __launch_bounds__(256) find_largest(const Table table
         parts.largest[part_of(parts)] = largest;
 }
 
+DEVICE bool is_finite(Wide a) { return sum(a, -a) == 0; }
+DEVICE Wide scale_of(Wide largest)
+{
+    const Wide highest = (Wide)(sizeof(Wide) == 4 ? 0x1p120 : 0x1p1016);
+    return !(largest > 0 && is_finite(largest)) ? (Wide)1 : largest < highest ? largest : highest;
+}
+
 /* Scaled by the largest, so that no square overflows. */
 extern "C" __global__ void __launch_bounds__(256) sum_squares(const Table table, const Parts parts)
 {
     const Stored *g = table.g[blockIdx.y];
     Wide largest = joined<larger>(parts.largest, parts.count), total = 0;
-    Wide scale = largest > 0 ? largest : 1;
+    Wide scale = scale_of(largest);
     for (Size at = first_element(); at < table.size[blockIdx.y]; at += all_threads()) {
         Wide part = quotient(widened(g[at]), scale);
         total = fused(part, part, total);
@@ -121,11 +145,14 @@ extern "C" __global__ void __launch_bounds__(256)
 clip(const Table table, const Parts parts, Wide bound, Wide *norm)
 {
     Wide largest = joined<larger>(parts.largest, parts.count);
-    Wide total = square_root(joined<sum>(parts.squares, parts.count));
-    total = product(product(largest > 0 ? largest : 1, total), largest > 0 ? 1 : 0);
-    Wide scale = quotient(bound, larger(total, bound));
+    Wide root = square_root(joined<sum>(parts.squares, parts.count)), scale = scale_of(largest);
+    Wide total = product(scale, root);
+    bool fits = total <= bound, overflows = !fits && is_finite(largest) && !is_finite(total);
+    /* A power of two keeps the norm of finite numbers finite. */
+    Wide shift = overflows ? (Wide)0x1p-64 : (Wide)1;
+    Wide factor = fits ? (Wide)1 : quotient(bound, product(product(scale, shift), root));
     for (Size at = first_element(); at < table.size[blockIdx.y]; at += all_threads())
-        table.made[blockIdx.y][at] = narrowed(product(widened(table.g[blockIdx.y][at]), scale));
+        table.made[blockIdx.y][at] = narrowed(product(product(widened(table.g[blockIdx.y][at]), shift), factor));
     if (threadIdx.x == 0 && part_of(parts) == 0)
         *norm = total;
 }

@@ -1,0 +1,229 @@
+"""The rules of SGD, Adam and AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, DTypeError
+from xplstm._typing import Array
+from xplstm.optim._optimizer import Group, Optimizer, Rule, matches, patterns
+from xplstm.optim._schedules import LearningRate, in_range
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum.
+
+    ``m = momentum * m + g; p = p - lr * m``, beginning at m = 0 (Sutskever,
+    Martens, Dahl and Hinton, "On the importance of initialization and momentum
+    in deep learning", 2013, with the learning rate outside the average).
+
+    Parameters
+    ----------
+    lr : float or callable
+        The learning rate, at least 0, or a function from the number of updates
+        made so far (0 at the first) to it, such as `warmup_cosine`.
+    momentum : float, optional
+        In ``[0, 1)``.
+    groups : sequence of Group, optional
+        Other options for some parameters; of several that match, the first.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+    DTypeError
+        For a value of another type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import optim
+    >>> sgd = optim.SGD(0.5, momentum=0.5)
+    >>> params = sgd.update({"w": np.zeros(1)}, {"w": np.ones(1)})
+    >>> sgd.update(params, {"w": np.ones(1)})
+    {'w': array([-1.25])}
+    """
+
+    def __init__(self, lr: LearningRate, momentum: float = 0.0, *, groups: Sequence[Group] = ()) -> None:
+        self.momentum = in_range("momentum", momentum, 0, 1)
+        super().__init__(lr, ("momentum",) if self.momentum else (), groups)
+        _check_no_decay(self)
+
+    def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:  # noqa: ARG002
+        return _Descent(lr, self.momentum)
+
+
+class Adam(Optimizer):
+    """Steps scaled by running averages of the gradient and of its square.
+
+    Algorithm 1 of Kingma and Ba, "Adam: a method for stochastic optimization",
+    2015, with the corrections of both averages applied as written there.
+
+    Parameters
+    ----------
+    lr : float or callable
+        The learning rate, at least 0, or a function from the number of updates
+        made so far (0 at the first) to it, such as `warmup_cosine`.
+    betas : (float, float), optional
+        Decay of the two averages, each in ``[0, 1)``.
+    eps : float, optional
+        Added to the root of the second average; at least 0.
+    groups : sequence of Group, optional
+        Other options for some parameters; of several that match, the first.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+    DTypeError
+        For a value of another type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import optim
+    >>> optim.Adam(0.25, eps=0.0).update({"w": np.ones(2)}, {"w": np.asarray([3.0, -7.0])})
+    {'w': array([0.75, 1.25])}
+    """
+
+    def __init__(
+        self,
+        lr: LearningRate,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        groups: Sequence[Group] = (),
+    ) -> None:
+        self.betas = _two_decays(betas)
+        self.eps = in_range("eps", eps, 0, math.inf)
+        super().__init__(lr, ("m", "v"), groups)
+        _check_no_decay(self)
+
+    def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:  # noqa: ARG002
+        return self._shrinking(lr, step, 1.0)
+
+    def _shrinking(self, lr: float, step: int, keep: float) -> Rule:
+        """Return update number `step` of a parameter that is first multiplied by `keep`."""
+        beta_m, beta_v = self.betas
+        unbias_m, unbias_v = 1 - beta_m**step, 1 - beta_v**step
+        rate, root = lr / unbias_m, math.sqrt(unbias_v)
+        return _Moments(rate, keep, beta_m, 1 - beta_m, beta_v, 1 - beta_v, root, self.eps)
+
+
+class AdamW(Adam):
+    """`Adam` that also shrinks every parameter by ``lr * weight_decay`` of itself.
+
+    Algorithm 2 of Loshchilov and Hutter, "Decoupled weight decay
+    regularization", 2019, with their schedule multiplier inside `lr`.
+
+    Parameters
+    ----------
+    lr : float or callable
+        The learning rate, at least 0, or a function from the number of updates
+        made so far (0 at the first) to it, such as `warmup_cosine`.
+    betas : (float, float), optional
+        Decay of the two averages, each in ``[0, 1)``.
+    eps : float, optional
+        Added to the root of the second average; at least 0.
+    weight_decay : float, optional
+        At least 0.
+    no_decay : str or sequence of str, optional
+        Names or patterns, as in `Group`, of parameters that are not shrunk: biases if left out, as
+        is common. ``no_decay=()`` shrinks all parameters, as ``torch.optim.AdamW`` does.
+    groups : sequence of Group, optional
+        Other options for some parameters; of several that match, the first.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+    DTypeError
+        For a value of another type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import optim
+    >>> optim.AdamW(0.5, weight_decay=0.5).update({"w": np.ones(2)}, {"w": np.zeros(2)})
+    {'w': array([0.75, 0.75])}
+    """
+
+    def __init__(
+        self,
+        lr: LearningRate,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        no_decay: str | Sequence[str] = ("bias*",),
+        groups: Sequence[Group] = (),
+    ) -> None:
+        self.weight_decay = in_range("weight_decay", weight_decay, 0, math.inf)
+        self.no_decay = patterns("no_decay", no_decay)
+        super().__init__(lr, betas, eps, groups=groups)
+
+    def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:
+        if decay is None:
+            decay = 0.0 if matches(name, self.no_decay) else self.weight_decay
+        return self._shrinking(lr, step, 1 - lr * decay)
+
+
+class _Descent(NamedTuple):
+    """The rule of `SGD`."""
+
+    rate: float
+    momentum: float
+
+    @property
+    def name(self) -> str:
+        return "descent"
+
+    def __call__(self, p: Array, g: Array, before: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        if not before:
+            return p - self.rate * g, {}
+        m = self.momentum * before["momentum"] + g
+        return p - self.rate * m, {"momentum": m}
+
+
+class _Moments(NamedTuple):
+    """The rule of `Adam` and `AdamW`; `fresh` is one minus `decay`, `root` unbiases the root of v."""
+
+    rate: float
+    keep: float
+    decay_m: float
+    fresh_m: float
+    decay_v: float
+    fresh_v: float
+    root: float
+    eps: float
+
+    @property
+    def name(self) -> str:
+        return "moments"
+
+    def __call__(self, p: Array, g: Array, before: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        xp = _array.namespace(p, "p")
+        m = self.decay_m * before["m"] + self.fresh_m * g
+        v = self.decay_v * before["v"] + self.fresh_v * (g * g)
+        step = m / (xp.sqrt(v) / self.root + self.eps)
+        p = p if self.keep == 1 else p * self.keep
+        return p - self.rate * step, {"m": m, "v": v}
+
+
+def _two_decays(betas: Any) -> tuple[float, float]:
+    """Return the decays of two averages."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        msg = f"betas={betas!r} must be two numbers in [0, 1)"
+        raise DTypeError(msg)
+    return in_range("betas[0]", betas[0], 0, 1), in_range("betas[1]", betas[1], 0, 1)
+
+
+def _check_no_decay(optimizer: Optimizer) -> None:
+    """Refuse a weight decay in a group of an optimiser that has none."""
+    given = [group for group in optimizer.groups if group.weight_decay is not None]
+    if given and not isinstance(optimizer, AdamW):
+        msg = f"groups has {given[0]!r}, and {type(optimizer).__name__} has no weight decay; AdamW has"
+        raise ArgumentError(msg)

@@ -1,0 +1,265 @@
+"""Learning rates as functions of the updates made so far; all of them can be pickled."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeAlias
+
+from xplstm._errors import ArgumentError, DTypeError
+
+LearningRate: TypeAlias = "float | Callable[[int], float]"
+
+
+def number(name: str, value: Any) -> float:
+    """Return `value` as a Python float, which no array library lets decide the dtype."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"{name}={value!r} must be a number"
+        raise DTypeError(msg)
+    try:
+        return float(value)
+    except OverflowError as error:
+        msg = f"{name} is beyond {sys.float_info.max}, the largest number of a float"
+        raise ArgumentError(msg) from error
+
+
+def in_range(name: str, value: Any, least: float, below: float) -> float:
+    """Return `value` as a Python float in ``[least, below)``."""
+    converted = number(name, value)
+    if not least <= converted < below:
+        msg = f"{name}={value} must be in [{least}, {below})"
+        raise ArgumentError(msg)
+    return converted
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"{name}={value!r} must be an integer"
+        raise DTypeError(msg)
+    if operator.index(value) < least:
+        msg = f"{name}={value} must be at least {least}"
+        raise ArgumentError(msg)
+    return operator.index(value)
+
+
+@dataclass(frozen=True)
+class _WarmupCosine:
+    """The schedule of `warmup_cosine`."""
+
+    peak: float
+    warmup: int
+    total: int
+    floor: float
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        if step >= self.total:
+            return self.floor
+        share = (step - self.warmup) / (self.total - self.warmup)
+        return _between(self.peak, self.floor, share)
+
+
+@dataclass(frozen=True)
+class _OneCycle:
+    """The schedule of `one_cycle`."""
+
+    peak: float
+    rise: int
+    total: int
+    start: float
+    floor: float
+
+    def __call__(self, step: int) -> float:
+        if step < self.rise:
+            return _between(self.start, self.peak, step / self.rise)
+        if step >= self.total - 1:
+            return self.floor
+        return _between(self.peak, self.floor, (step - self.rise) / (self.total - 1 - self.rise))
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """Return a rate on half a cosine from `first` to `last`."""
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+
+
+def warmup_cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> Callable[[int], float]:
+    """Schedule a learning rate that rises in a line, then falls along half a cosine.
+
+    ``floor + (peak - floor) * (1 + cos(pi * s)) / 2`` with s from 0 to 1:
+    formula 5 of Loshchilov and Hutter, "SGDR: stochastic gradient descent with
+    warm restarts", 2017, without the restarts.
+
+    Parameters
+    ----------
+    peak : float
+        The rate after the rise; at least `floor`.
+    warmup : int
+        Updates of the rise, in ``[0, total]``; the first is made at ``peak / warmup``.
+    total : int
+        Updates until the rate is `floor`, where it stays.
+    floor : float, optional
+        At least 0.
+
+    Returns
+    -------
+    callable
+        From the number of updates made so far to the learning rate; what `SGD`,
+        `Adam` and `AdamW` take as `lr`. It can be pickled.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+
+    Examples
+    --------
+    >>> from xplstm import optim
+    >>> lr = optim.warmup_cosine(1.0, warmup=2, total=4)
+    >>> [round(lr(step), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    floor, peak = in_range("floor", floor, 0, math.inf), number("peak", peak)
+    warmup, total = count("warmup", warmup, 0), count("total", total, 0)
+    if not floor <= peak < math.inf:
+        msg = f"peak={peak} must be at least floor={floor}, and finite"
+        raise ArgumentError(msg)
+    if warmup > total:
+        msg = f"warmup={warmup} must be in [0, total={total}]"
+        raise ArgumentError(msg)
+    return _WarmupCosine(peak, warmup, total, floor)
+
+
+def one_cycle(
+    peak: float, total: int, *, rise: float = 0.3, start: float | None = None, floor: float | None = None
+) -> Callable[[int], float]:
+    """Schedule a learning rate that rises along half a cosine and falls along another.
+
+    Smith and Topin, "Super-convergence: very fast training of neural networks using large
+    learning rates", 2018, with cosines for lines.
+
+    Parameters
+    ----------
+    peak : float
+        The highest rate, above 0.
+    total : int
+        Updates of the whole cycle, at least 2; afterwards the rate stays at `floor`.
+    rise : float, optional
+        Share of the updates in which the rate rises, in ``[0, 1)``.
+    start, floor : float, optional
+        The first and the last rate, at least 0: ``peak / 25`` and ``start / 10_000`` if left out.
+
+    Returns
+    -------
+    callable
+        From the number of updates made so far to the learning rate. It can be pickled.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+    DTypeError
+        For a value that is not a number.
+
+    Examples
+    --------
+    >>> from xplstm import optim
+    >>> lr = optim.one_cycle(1.0, total=5, rise=0.4, floor=0.0)
+    >>> [round(lr(step), 3) for step in range(6)]
+    [0.04, 0.52, 1.0, 0.5, 0.0, 0.0]
+    """
+    peak, total = in_range("peak", peak, 0, math.inf), count("total", total, 2)
+    rise = in_range("rise", rise, 0, 1)
+    first = peak / 25 if start is None else in_range("start", start, 0, math.inf)
+    last = first / 10_000 if floor is None else in_range("floor", floor, 0, math.inf)
+    if first > peak or last > peak:
+        msg = f"peak={peak} must be at least start={first} and floor={last}"
+        raise ArgumentError(msg)
+    return _OneCycle(peak, int(rise * total), total, first, last)
+
+
+class Plateau:
+    """Lower the learning rate when the validation no longer improves.
+
+    `xplstm.training.fit` reports every validation to it, and after a resume all earlier ones. In a loop
+    of your own call `report`.
+
+    Parameters
+    ----------
+    lr : float
+        The first rate, above 0.
+    factor : float, optional
+        What the rate is multiplied by, in ``(0, 1)``.
+    patience : int, optional
+        Reports in a row without improvement that are tolerated; the next one lowers the rate. At least 0.
+    threshold : float, optional
+        An improvement is a value below ``best - threshold * abs(best)``; in ``[0, 1)``.
+    floor : float, optional
+        The lowest rate, at least 0.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+    DTypeError
+        For a value that is not a number.
+
+    Examples
+    --------
+    >>> from xplstm import optim
+    >>> plateau = optim.Plateau(1.0, factor=0.5, patience=1)
+    >>> sgd = optim.SGD(plateau)
+    >>> for value in (3.0, 3.0, 3.0):
+    ...     plateau.report(value)
+    >>> sgd.lr
+    0.5
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        *,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        floor: float = 0.0,
+    ) -> None:
+        self._first = in_range("lr", lr, 0, math.inf)
+        self._factor = in_range("factor", factor, 0, 1)
+        self._patience = count("patience", patience, 0)
+        self._threshold = in_range("threshold", threshold, 0, 1)
+        self._floor = in_range("floor", floor, 0, math.inf)
+        if self._factor == 0:
+            msg = f"factor={factor} must be above 0"
+            raise ArgumentError(msg)
+        self.reset()
+
+    def __call__(self, step: int) -> float:  # noqa: ARG002 - a schedule is given the step
+        """Return the present learning rate."""
+        return self._lr
+
+    def reset(self) -> None:
+        """Return to the first learning rate, and forget every report."""
+        self._lr, self._best, self._worse = self._first, math.inf, 0
+
+    def report(self, value: float) -> None:
+        """Take note of a validation; NaN counts as no improvement.
+
+        Parameters
+        ----------
+        value : float
+            A number that should fall.
+        """
+        value = number("value", value)
+        bound = self._best if math.isinf(self._best) else self._best - self._threshold * abs(self._best)
+        if value < bound:
+            self._best, self._worse = value, 0
+            return
+        self._worse += 1
+        if self._worse > self._patience:
+            self._lr, self._worse = max(self._lr * self._factor, min(self._floor, self._lr)), 0
