@@ -76,7 +76,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "precision='tf32' and reproducible=True exclude each other",
     ),
     "dropout nan": (lambda: lstm(dropout=float("nan")), ArgumentError, r"dropout=nan must be in \[0, 1\)"),
-    "dropout text": (lambda: lstm(dropout="0.5"), DTypeError, r"dropout='0.5' must be a number in \[0, 1\)"),
+    "dropout text": (lambda: lstm(dropout="0.5"), DTypeError, r"dropout='0.5' must be a number, in \[0, 1\)"),
     "bias None": (lambda: lstm(bias=None), DTypeError, "bias=None must be True or False"),
     "batch_first 1": (lambda: lstm(batch_first=1), DTypeError, "batch_first=1 must be True or False"),
     "bidirectional 2": (lambda: lstm(bidirectional=2), DTypeError, "bidirectional=2 must be True or False"),

@@ -22,7 +22,9 @@ from tests.cases import CASES, Case, run
 from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
 from xplstm import _array, _cuda, _cuda_layer, _dispatch
-from xplstm._params import Problem, Simple
+from xplstm._params import Problem
+from xplstm.cells.gru import GRUCell
+from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import cupy_persistent
 
 VECTORS = Path(__file__).parent.parent / "spec" / "vectors-exact"
@@ -179,7 +181,7 @@ def test_a_captured_stream_has_no_product_of_cublas(kind: str, monkeypatch: pyte
         y, _ = lstm(a["x"], (a["h_0"], a["c_0"]))
         assert standin.launched[0] == "project_input"
         assert [name[:5] for name in standin.launched[1:]] == ["walk_"]
-        problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False)
+        problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
         assert cupy_persistent.slower(problem) is None
         assert "captured" in str(ROOMS["cupy_fused"].supports(problem))
     monkeypatch.undo()
@@ -362,17 +364,19 @@ def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pyt
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_what_a_kernel_refuses(room: str) -> None:
-    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     supports = ROOMS[room].supports
     assert supports(problem) is None
     assert "numpy" in str(supports(problem._replace(backend="numpy")))
     assert "float128" in str(supports(problem._replace(dtype="float128")))
-    assert "an Elman network" in str(supports(problem._replace(variant=Simple("tanh", False))))
+    assert "the cell of GRU" in str(supports(problem._replace(cell=GRUCell())))
     assert "2147483647" in str(supports(problem._replace(T=2**30)))
 
 
 def test_devices_too_old_are_refused() -> None:
-    problem = Problem(np, "cupy", standin.Device(1), "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    problem = Problem(
+        np, "cupy", standin.Device(1), "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD
+    )
     problem.device.compute_capability = "75"
     assert "capability 8.0" in str(cupy_persistent.supports(problem))
     assert ROOMS["cupy_fused"].supports(problem) is None
@@ -381,7 +385,7 @@ def test_devices_too_old_are_refused() -> None:
 def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others end at 65535 blocks."""
     rows, grids = 2**22 + 64, []
-    problem = Problem(np, "cupy", DEVICE, "float32", rows, 1, 1, 6, 0, True, (False,), "all", False)
+    problem = Problem(np, "cupy", DEVICE, "float32", rows, 1, 1, 6, 0, True, (False,), "all", False, STANDARD)
     with standin.installed(), DEVICE, monkeypatch.context() as patch:
         patch.setattr(_cuda, "kernel", lambda *_: lambda grid, *_, **__: grids.append(grid))
         one = standin.empty((1, 1, 1, 1))
@@ -395,7 +399,7 @@ def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_kernel_that_no_gpu_has_run_waits_to_be_pinned(room: str) -> None:
-    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     assert _dispatch.select(problem).name == "reference"
     reason = f"it is compiled and emulated but has not run on a GPU yet; use_kernel({room!r}) runs it"
     assert _dispatch.why_not(room, problem) == reason
@@ -405,7 +409,7 @@ def test_a_kernel_that_no_gpu_has_run_waits_to_be_pinned(room: str) -> None:
 
 def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reason to pass on what nobody pinned, but not where the order of sums decides."""
-    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     with standin.installed():
         assert cupy_persistent.slower(problem) is None
         monkeypatch.setattr(cupy_persistent, "COSTS", cupy_persistent.COSTS._replace(fused_step=0.0))
@@ -416,14 +420,14 @@ def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("dtype", _cuda.SIZES)
 def test_which_sums_are_canonical(dtype: str) -> None:
-    problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False)
+    problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     assert not cupy_persistent.canonical_sums(problem)
     assert cupy_persistent.canonical_sums(problem._replace(reproducible=True)) is (BITS[dtype] > 11)
     assert "published order" in str(_dispatch.why_not("cupy_fused", problem._replace(reproducible=True)))
 
 
 def test_float32_alone_is_rounded() -> None:
-    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False)
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     asked = problem._replace(precision="tf32")
     assert [_cuda_layer.kind(p) for p in (problem, asked)] == ["float32", "tf32"]
     assert _cuda_layer.kind(asked._replace(dtype="float64")) == "float64"

@@ -15,7 +15,8 @@ import pytest
 
 import xplstm
 from tests.conftest import required
-from xplstm import _dispatch, _sequence
+from xplstm import _dispatch
+from xplstm.kernels import reference
 
 X = np.zeros((5, 4, 3), dtype=np.float32)
 FASTEST = "numpy_inplace" if _dispatch.why_missing("native") else "native"
@@ -135,7 +136,7 @@ def row(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def put(**parts: Any) -> None:
         module = types.ModuleType("another_kernel")
         for name in ("supports", "prepare", "forward", "backward"):
-            setattr(module, name, getattr(_sequence, name))
+            setattr(module, name, getattr(reference, name))
         vars(module).update(parts)
         monkeypatch.setitem(sys.modules, "another_kernel", module)
         monkeypatch.setattr(_dispatch, "TABLE", {"another": "another_kernel", **_dispatch.TABLE})

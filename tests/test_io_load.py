@@ -344,7 +344,10 @@ def test_a_simple_network_must_be_told_its_function():
 
 WRONG = {
     "a weight missing": ({"weight_ih_l0": (20, 3)}, "weight_hh_l0 is missing"),
-    "a gate too few": ({"weight_ih_l0": (15, 3), "weight_hh_l0": (15, 5)}, "that of a GRU"),
+    "gates of no cell": (
+        {"weight_ih_l0": (10, 3), "weight_hh_l0": (10, 5)},
+        "expected rows are 4 \\* 5 for LSTM",
+    ),
     "a bias missing": (
         {"weight_ih_l0": (20, 3), "weight_hh_l0": (20, 5), "bias_ih_l0": (20,)},
         "bias_hh_l0 is missing",

@@ -190,7 +190,7 @@ REFUSED = {
     "has variant.cell_clip, variant.zoneout_h": lambda: xplstm.LSTM(
         I, H, variant=Variant(cell_clip=1.0, zoneout_h=0.1)
     ),
-    "is a Jordan network": lambda: xplstm.JordanRNN(I, H, 1),
+    "is a JordanRNN": lambda: xplstm.JordanRNN(I, H, 1),
     "has dtype bfloat16": lambda: xplstm.LSTM(I, H, dtype="bfloat16"),
 }
 

@@ -10,9 +10,9 @@ import pytest
 import xplstm
 from tests.cases import Case, differences, run
 from xplstm import Variant
-from xplstm._activations import FUNCTIONS
 from xplstm._array import to_numpy
 from xplstm._dropout import Purpose, draw_key, uniform
+from xplstm.cells.activations import FUNCTIONS
 
 SMOOTH = ("softsign", ("scaled_tanh", 0.9, 1.2), "softplus")
 ALL = Variant(
@@ -288,7 +288,7 @@ def test_no_two_masks_share_a_counter() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_and_its_slope(xp: Any, name: str) -> None:
-    from xplstm import _activations
+    from xplstm.cells import activations as _activations
 
     z = np.asarray([-3.1, -0.7, -0.2, 0.3, 0.9, 2.9])
     kind = xplstm._params.Activation(name)
@@ -303,7 +303,7 @@ def test_an_activation_and_its_slope(xp: Any, name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_at_the_ends(name: str) -> None:
     """The largest numbers overflow nowhere: a warning is an error here."""
-    from xplstm import _activations
+    from xplstm.cells import activations as _activations
 
     numpy = xplstm._array.numpy_namespace()
     big = np.asarray([-1e30, 1e30], dtype="float32")
@@ -317,7 +317,7 @@ def test_an_activation_at_the_ends(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
     """XPL-NUM-004: no function hides what has gone wrong."""
-    from xplstm import _activations
+    from xplstm.cells import activations as _activations
 
     z = xp.asarray(np.asarray([np.nan, 1.0], dtype="float32"))
     a = to_numpy(_activations.value(xp.xp, xplstm._params.Activation(name), z))

@@ -16,13 +16,26 @@ from xplstm._errors import (
     ShapeError,
     XplstmError,
 )
-from xplstm._params import Explanation, LSTMParams, LSTMState, LSTMTrace, Variant
+from xplstm._params import Explanation, LSTMParams, LSTMTrace, Variant
+from xplstm._state import LSTMState
 from xplstm.functional import lstm, lstm_vjp
-from xplstm.nn import LSTM, RNN, Dropout, Embedding, FrozenLSTM, JordanRNN, Linear
+from xplstm.nn import (
+    GRU,
+    LSTM,
+    RNN,
+    Dropout,
+    Embedding,
+    FrozenLSTM,
+    FrozenRNN,
+    GRUTrace,
+    JordanRNN,
+    Linear,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "ArgumentError",
@@ -33,6 +46,8 @@ __all__ = [
     "Explanation",
     "FormatError",
     "FrozenLSTM",
+    "FrozenRNN",
+    "GRUTrace",
     "JordanRNN",
     "KernelError",
     "LSTMParams",

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _rows
-from xplstm._activations import FUNCTIONS
+from xplstm import _array, _state, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._merge import MERGES
-from xplstm._params import Activation, LSTMParams, LSTMState, Simple, Variant
+from xplstm._params import LSTMParams
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
+from xplstm.cells import Cell, Sizes
+from xplstm.cells.variant import OPTION
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-GATES = 4
-# What of a variant uses a parameter that the plain LSTM has not.
-OPTION = {
-    "weight_ch": "variant.peepholes",
-    **dict.fromkeys(("gain_ih", "gain_hh", "gain_c"), "variant.layer_norm"),
-    "bias_c": "variant.layer_norm with biases",
-}
 
 
 class Home(NamedTuple):
@@ -34,70 +27,18 @@ class Home(NamedTuple):
     dtype: str
 
 
-def size(name: str, value: int, low: int = 1) -> int:
-    """`value` as an int of at least `low`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        msg = f"{name}={value!r} must be an integer"
-        raise DTypeError(msg)
-    if number < low:
-        msg = f"{name}={number} must be at least {low}"
+def projection(proj_size: int, hidden_size: int) -> int:
+    """`proj_size` in [0, hidden_size), 0 meaning none."""
+    number = _values.size("proj_size", proj_size, 0)
+    if number >= hidden_size:
+        msg = f"proj_size={number} must be smaller than hidden_size={hidden_size}; 0 means no projection"
         raise ArgumentError(msg)
     return number
 
 
-def probability(name: str, value: float) -> float:
-    """`value` in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        msg = f"{name}={value!r} must be a number in [0, 1)"
-        raise DTypeError(msg)
-    if not 0 <= value < 1:
-        msg = f"{name}={value} must be in [0, 1)"
-        raise ArgumentError(msg)
-    return float(value)
-
-
-def flag(name: str, value: bool) -> bool:
-    """`value`, which is True or False."""
-    if not isinstance(value, bool | np.bool_):
-        msg = f"{name}={value!r} must be True or False"
-        raise DTypeError(msg)
-    return bool(value)
-
-
-def projection(proj_size: int, hidden_size: int) -> int:
-    """`proj_size` in [0, hidden_size), 0 meaning none."""
-    if size("proj_size", proj_size, 0) >= hidden_size:
-        msg = f"proj_size={proj_size} must be smaller than hidden_size={hidden_size}; 0 means no projection"
-        raise ArgumentError(msg)
-    return proj_size
-
-
-def positive(name: str, value: float) -> float:
-    """`value` as a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        msg = f"{name}={value!r} must be a number above 0"
-        raise DTypeError(msg)
-    if not 0 < float(value) < float("inf"):
-        msg = f"{name}={value} must be above 0 and finite"
-        raise ArgumentError(msg)
-    return float(value)
-
-
-def one_of(name: str, value: str, known: Iterable[str]) -> str:
-    """`value`, which is one of some words."""
-    if value not in known:
-        msg = f"{name}={value!r} must be one of {', '.join(known)}"
-        raise ArgumentError(msg)
-    return value
-
-
 def merge(value: str, bidirectional: bool) -> str:
     """A way to join two directions; with one direction there is nothing to join."""
-    if one_of("merge", value, MERGES) != "concat" and not bidirectional:
+    if _values.one_of("merge", value, MERGES) != "concat" and not bidirectional:
         msg = f"merge={value!r} needs bidirectional=True: there is one direction to join"
         raise ArgumentError(msg)
     return value
@@ -112,65 +53,6 @@ def precision(value: str | None, reproducible: bool) -> str | None:
         msg = f"precision={value!r} and reproducible=True exclude each other: TF32 rounds what is added"
         raise ArgumentError(msg)
     return value
-
-
-def variant(value: Variant | None, directions: int) -> Variant | None:
-    """`value` with its activations spelt out; None where it is the plain LSTM."""
-    if value is None:
-        return None
-    if not isinstance(value, Variant):
-        msg = f"variant must be a Variant, got {type(value).__name__}"
-        raise DTypeError(msg)
-    checked = Variant(
-        flag("variant.peepholes", value.peepholes),
-        flag("variant.coupled", value.coupled),
-        _activations(value.activations, directions),
-        None if value.gate_clip is None else positive("variant.gate_clip", value.gate_clip),
-        None if value.cell_clip is None else positive("variant.cell_clip", value.cell_clip),
-        flag("variant.layer_norm", value.layer_norm),
-        probability("variant.zoneout_h", value.zoneout_h),
-        probability("variant.zoneout_c", value.zoneout_c),
-        probability("variant.recurrent_dropout", value.recurrent_dropout),
-    )
-    plain = Variant(activations=_activations(Variant().activations, directions))
-    return None if checked == plain else checked
-
-
-def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
-    """Three for every direction, or three for each."""
-    counts = (3, 6) if directions == 2 else (3,)
-    if not isinstance(given, tuple | list) or len(given) not in counts:
-        msg = f"variant.activations={given!r} must hold {' or '.join(map(str, counts))} activations: F, G, H"
-        raise ArgumentError(msg)
-    found = tuple(_activation(f"variant.activations[{k}]", one) for k, one in enumerate(given))
-    return found[:3] if found[3:] == found[:3] else found
-
-
-def _activation(name: str, given: Any) -> Activation:
-    """A name, or a name with the constants that it has."""
-    if not isinstance(given, str) and not (isinstance(given, tuple | list) and len(given) > 0):
-        msg = f"{name}={given!r} must be a name, or (name, alpha) or (name, alpha, beta)"
-        raise DTypeError(msg)
-    word, *constants = (given,) if isinstance(given, str) else given
-    function = FUNCTIONS[one_of(name, word, FUNCTIONS)]
-    if len(constants) > 2:
-        msg = f"{name}={given!r} must be a name, with alpha and beta at most"
-        raise ArgumentError(msg)
-    defaults = {"alpha": function.alpha, "beta": function.beta}
-    for (letter, default), constant in zip(defaults.items(), constants, strict=False):
-        if constant is not None:
-            _constant(f"{name}={given!r} has {letter}={constant!r}", constant, default, word, letter)
-    return Activation(word, *(None if c is None else float(c) for c in constants))
-
-
-def _constant(what: str, constant: Any, default: float | None, word: str, letter: str) -> None:
-    """Refuse a constant that is no finite number, or that the function does not take."""
-    if default is None:
-        msg = f"{what}, and {word} takes no {letter}"
-        raise ArgumentError(msg)
-    if isinstance(constant, bool) or not isinstance(constant, Real) or not np.isfinite(float(constant)):
-        msg = f"{what}; a finite number is needed"
-        raise DTypeError(msg)
 
 
 def dtype(value: Any) -> str:
@@ -253,31 +135,8 @@ def _shape_message(name: str, given: tuple[int, ...], expected: Sequence[int | s
     return f"{name} has shape {tuple(given)}, expected {wanted}" + (f": {meaning}" if meaning else "")
 
 
-def parameter_shapes(
-    input_size: int, hidden_size: int, proj_size: int, bias: bool, variant: Variant | Simple | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one layer and direction, in the order of `LSTMParams` or `RNNParams`."""
-    rows = hidden_size if isinstance(variant, Simple) else GATES * hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "weight_ih": (rows, input_size),
-        "weight_hh": (rows, proj_size or hidden_size),
-    }
-    if bias:
-        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-    if proj_size:
-        shapes["weight_hr"] = (proj_size, hidden_size)
-    if isinstance(variant, Simple):
-        return shapes | ({"bias_hr": (proj_size,)} if proj_size and bias else {})
-    if variant is not None and variant.peepholes:
-        shapes["weight_ch"] = (3 * hidden_size,)
-    if variant is not None and variant.layer_norm:
-        shapes |= {"gain_ih": (rows,), "gain_hh": (rows,), "gain_c": (hidden_size,)}
-        shapes |= {"bias_c": (hidden_size,)} if bias else {}
-    return shapes
-
-
-def layer(params: LSTMParams, variant: Variant | None) -> tuple[LSTMParams, tuple[int, int, int]]:
-    """One layer's parameters, and the input_size, hidden_size and proj_size that they imply."""
+def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
+    """Check one layer's parameters; return them, and the sizes that they imply."""
     if not isinstance(params, LSTMParams):
         msg = f"params must be an LSTMParams, got {type(params).__name__}"
         raise DTypeError(msg)
@@ -304,16 +163,16 @@ def layer(params: LSTMParams, variant: Variant | None) -> tuple[LSTMParams, tupl
             msg = f"{from_} has shape {shape}, which makes {name}={value}; at least 1 is needed"
             raise ShapeError(msg)
     if params.weight_hr is not None:
-        projection(size("proj_size", proj), hidden)
-    bias = params.bias_ih is not None
-    shapes = parameter_shapes(params.weight_ih.shape[1], hidden, proj, bias, variant)
-    _as_the_variant_says(named, shapes)
+        projection(proj, hidden)
+    sizes = Sizes(params.weight_ih.shape[1], hidden, proj, params.bias_ih is not None)
+    shapes = cell.shapes(sizes)
+    _check_options(named, shapes)
     parameters(named, shapes, f"four gates of hidden_size {hidden} rows each")
     native = LSTMParams(*(None if a is None else _array.native(a) for a in params))
-    return native, (params.weight_ih.shape[1], hidden, proj)
+    return native, sizes
 
 
-def _as_the_variant_says(named: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_options(named: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a parameter that an option needs and that is left out, or that no option uses."""
     for name, a in named.items():
         option = OPTION.get(name, "a bias")
@@ -367,7 +226,7 @@ def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
 
 def state(name: str, value: object) -> LSTMState:
     """`value` as (h, c)."""
-    return LSTMState(*_rows.pair(name, value))
+    return LSTMState(*_state.pair(name, value))
 
 
 class Valid(NamedTuple):
@@ -452,14 +311,7 @@ def ids(name: str, a: Array, where: Home, count: int) -> Array:
 
 def checkpoint(value: int | None) -> int | None:
     """`value` as None or a number of steps of at least 1."""
-    return None if value is None else size("checkpoint", value)
-
-
-def rng(value: object) -> int | np.random.Generator:
-    """A seed or a NumPy generator."""
-    if isinstance(value, np.random.Generator):
-        return value
-    return size("rng", value, 0)  # type: ignore[arg-type]
+    return None if value is None else _values.size("checkpoint", value)
 
 
 def mapping(name: str, value: object) -> None:
@@ -467,11 +319,6 @@ def mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         msg = f"{name} must be a mapping from names to arrays, got {type(value).__name__}"
         raise DTypeError(msg)
-
-
-def seed(value: object) -> int | np.random.Generator | None:
-    """A seed, a NumPy generator, or None for fresh entropy."""
-    return None if value is None else rng(value)
 
 
 def names(given: Iterable[str], known: Iterable[str]) -> None:

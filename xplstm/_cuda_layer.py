@@ -18,7 +18,8 @@ import numpy as np
 from xplstm import _cuda
 from xplstm._array import dtype_named
 from xplstm._cuda import Matrix, Product
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMParams, Problem
+from xplstm._state import LSTMState
 from xplstm._typing import Array
 
 UNPROVEN = "it is compiled and emulated but has not run on a GPU yet"
@@ -93,8 +94,8 @@ def why_not(problem: Problem) -> str | None:
         return f"the arrays are of {problem.backend}, not of cupy"
     if problem.dtype not in _cuda.SIZES:
         return f"dtype {problem.dtype} is none of {', '.join(_cuda.SIZES)}"
-    if problem.variant is not None:
-        return f"it has the plain LSTM alone, not {problem.variant}"
+    if problem.cell.reason:
+        return problem.cell.reason
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
     if largest > LARGEST_SIZE:
         return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"

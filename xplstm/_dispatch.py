@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from xplstm import _choice
 from xplstm._choice import Chosen
 from xplstm._errors import ArgumentError, KernelError
-from xplstm._params import LSTMState, Params, Problem
+from xplstm._params import Params, Problem
+from xplstm._state import LSTMState
 from xplstm._typing import Array
 
 Directions = tuple[Params, ...]
@@ -55,7 +56,7 @@ TABLE = {
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
     "cupy_persistent": "xplstm.kernels.cupy_persistent",
     "cupy_fused": "xplstm.kernels.cupy_fused",
-    "reference": "xplstm._sequence",
+    "reference": "xplstm.kernels.reference",
 }
 
 # What a kernel may have beside what every one has.

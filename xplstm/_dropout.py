@@ -9,10 +9,11 @@ purpose); the word's upper 53 bits, as a fraction of 2**53, are a number in
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._parts import part
 from xplstm._typing import Array, Device, Namespace
 
@@ -30,9 +31,11 @@ class Purpose(IntEnum):
     WEIGHT = 5
 
 
-def draw_key(rng: int | np.random.Generator) -> Key:
-    """The two words that a call's masks come from: the next of a generator, or those of a seed."""
-    low, high = np.random.default_rng(rng).integers(0, 2**64, size=2, dtype=np.uint64).tolist()
+def draw_key(rng: Any) -> Key:
+    """Return the two words that a call's masks come from: the next of a generator, or those of a seed."""
+    low, high = (
+        np.random.default_rng(_values.seed("rng", rng)).integers(0, 2**64, size=2, dtype=np.uint64).tolist()
+    )
     return low, high
 
 

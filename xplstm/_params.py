@@ -1,13 +1,14 @@
-"""What travels through the house: parameters, states, and the description of a problem."""
+"""Parameters, the options of a cell, and the description of a problem that a kernel is asked to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from xplstm import _rows
-from xplstm._errors import ArgumentError
 from xplstm._typing import Array, Device, Namespace
+
+if TYPE_CHECKING:
+    from xplstm.cells import Cell
 
 
 class LSTMParams(NamedTuple):
@@ -49,33 +50,14 @@ class LSTMParams(NamedTuple):
     bias_c: Array | None = None
 
 
-class RNNParams(NamedTuple):
-    """Parameters of one layer and direction of a simple recurrent network.
-
-    Attributes
-    ----------
-    weight_ih : array, shape (H, I)
-    weight_hh : array, shape (H, H), or (H, O) with an output
-    bias_ih, bias_hh : array, shape (H,), or None
-    weight_hr, bias_hr : array, shapes (O, H) and (O,), or None
-        From the hidden units to the output that recurs.
-    """
-
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None = None
-    bias_hh: Array | None = None
-    weight_hr: Array | None = None
-    bias_hr: Array | None = None
-
-
-Params: TypeAlias = "LSTMParams | RNNParams"
-P = TypeVar("P", bound="LSTMParams | RNNParams")
+Params: TypeAlias = Any
+"""The parameters of one layer and direction: the tuple `Cell.Params` of its cell."""
+P = TypeVar("P", bound=NamedTuple)
 
 
 def each(change: Callable[[Array], Array], p: P) -> P:
-    """The parameters with every array that is there changed."""
-    return type(p)(*(None if a is None else change(a) for a in p))
+    """Return the parameters with every array changed; None stays."""
+    return p._make(None if a is None else change(a) for a in p)
 
 
 class Activation(NamedTuple):
@@ -86,12 +68,12 @@ class Activation(NamedTuple):
     beta: float | None = None
 
 
-def _spelled(activation: Any) -> str:
-    """An activation as text: its name, and its constants where they were given."""
+def _format_activation(activation: Any) -> Any:
+    """Return an activation as users pass it: a name, or the name and its constants."""
     name, *constants = (activation,) if isinstance(activation, str) else activation
     while constants and constants[-1] is None:
         constants.pop()
-    return f"{name}({', '.join(map(str, constants))})" if constants else name
+    return (name, *constants) if constants else name
 
 
 class Variant(NamedTuple):
@@ -141,29 +123,25 @@ class Variant(NamedTuple):
     zoneout_c: float = 0.0
     recurrent_dropout: float = 0.0
 
-    def __str__(self) -> str:
-        given = self._replace(activations=tuple(map(_spelled, self.activations)))
-        return ", ".join(
-            name if value is True else f"{name}={value}"
-            for (name, value), default in zip(given._asdict().items(), Variant(), strict=True)
-            if value != default
-        )
+    def changed(self) -> dict[str, Any]:
+        """Return the options that are not the defaults.
 
+        Returns
+        -------
+        dict of str to object
+            As `Variant` takes them.
 
-class Simple(NamedTuple):
-    """A simple recurrent network in the place of an LSTM: one gate, and no c."""
+        Examples
+        --------
+        >>> import xplstm
+        >>> xplstm.Variant(cell_clip=3.0).changed()
+        {'cell_clip': 3.0}
+        """
+        given = self._replace(activations=tuple(map(_format_activation, self.activations)))._asdict()
+        return {name: given[name] for name, default in self._field_defaults.items() if given[name] != default}
 
-    nonlinearity: str
-    output: bool
-    """Whether an output of the hidden units recurs (Jordan), or they themselves do (Elman)."""
-    alpha: float | None = None
-    beta: float | None = None
-    """The nonlinearity's constants, where it has them."""
-    clip: float | None = None
-    """Bound of what goes into it."""
-
-    def __str__(self) -> str:
-        return "a Jordan network" if self.output else "an Elman network"
+    def __repr__(self) -> str:
+        return f"Variant({', '.join(f'{name}={value!r}' for name, value in self.changed().items())})"
 
 
 class Noise(NamedTuple):
@@ -174,208 +152,6 @@ class Noise(NamedTuple):
     """Index ``layer * D + direction`` of the first direction."""
     start: int
     """Time of the first step."""
-
-
-class LSTMState(NamedTuple):
-    """State of an LSTM: always h first, then c.
-
-    Its methods change the members of a batch, for streams that come and go.
-    They find the rows on axis 1 of three axes. A state of two axes could be
-    (B, H), as `lstm` takes it, or (L*D, H), without rows: there they ask for
-    ``axis=0``, or for `stack`. Rows are given as integers: one, a list, or an array of
-    NumPy or of the state's library; they are never looked at on a device.
-
-    Attributes
-    ----------
-    h : array, shape (L*D, B, H), or (L*D, B, P) with a projection
-        Index ``layer * D + direction``.
-    c : array, shape (L*D, B, H)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import xplstm
-    >>> state = xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2)))
-    >>> h, c = state.reset([1, 2])
-    >>> h[0, :, 0]
-    array([1., 0., 0., 1.])
-    """
-
-    h: Array
-    c: Array
-
-    def take(self, rows: Any, *, axis: int | None = None) -> LSTMState:
-        """Give some rows, in the order asked for, repeated if asked for twice.
-
-        Parameters
-        ----------
-        rows : int, or integers of shape (N,)
-            In [0, B). A single int gives a state without rows.
-        axis : int, optional
-            Of the rows; 1 if left out, for which the state must have three axes.
-
-        Returns
-        -------
-        LSTMState
-            With N rows, or without the axis.
-
-        Raises
-        ------
-        ArgumentError, ShapeError, DTypeError, BackendError
-            Naming what is wrong and the bound.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> h = np.arange(4.0).reshape(1, 4, 1)
-        >>> xplstm.LSTMState(h, h).take([3, 0]).h[0, :, 0]
-        array([3., 0.])
-        """
-        return LSTMState(*(_rows.take(n, a, rows, _rows.axis_of(n, a, axis)) for n, a in self._named()))
-
-    def reset(self, rows: Any, to: Any = None, *, axis: int | None = None) -> LSTMState:
-        """Let some rows begin anew; the others keep their bits.
-
-        Parameters
-        ----------
-        rows : int, integers of shape (N,), or booleans of shape (B,)
-            Which rows.
-        to : (h, c), optional
-            What they become: of this state's shape, or with one row or no axis of rows, for all
-            alike. Zeros if left out.
-        axis : int, optional
-            Of the rows; 1 if left out, for which the state must have three axes.
-
-        Returns
-        -------
-        LSTMState
-            New arrays of the same shapes.
-
-        Raises
-        ------
-        ArgumentError, ShapeError, DTypeError, BackendError
-            Naming what is wrong and the bound.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> h = np.arange(4.0).reshape(1, 4, 1)
-        >>> xplstm.LSTMState(h, h).reset([True, False, False, True], to=(h + 10, h)).h[0, :, 0]
-        array([10.,  1.,  2., 13.])
-        """
-        tos = (None, None) if to is None else _rows.pair("to", to)
-        return LSTMState(
-            *(
-                _rows.reset(n, a, rows, b, _rows.axis_of(n, a, axis))
-                for (n, a), b in zip(self._named(), tos, strict=True)
-            )
-        )
-
-    def zeros(self, count: int, *, axis: int | None = None) -> LSTMState:
-        """Make rows of zeros like these: what a new member of the batch begins with.
-
-        Parameters
-        ----------
-        count : int
-            Number of rows, at least 0.
-        axis : int, optional
-            Of the rows; 1 if left out, for which the state must have three axes.
-
-        Returns
-        -------
-        LSTMState
-            Of the same library, device, dtype and sizes.
-
-        Raises
-        ------
-        ArgumentError, ShapeError, DTypeError
-            Naming what is wrong and the bound.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2))).zeros(3).h.shape
-        (1, 3, 2)
-        """
-        return LSTMState(*(_rows.zeros(n, a, count, _rows.axis_of(n, a, axis)) for n, a in self._named()))
-
-    @staticmethod
-    def concat(states: Sequence[LSTMState | tuple[Array, Array]], *, axis: int | None = None) -> LSTMState:
-        """Join the rows of several states to one batch.
-
-        Parameters
-        ----------
-        states : sequence of (h, c)
-            At least one; the same sizes but for the rows.
-        axis : int, optional
-            Of the rows; 1 if left out, for which the states must have three axes.
-
-        Returns
-        -------
-        LSTMState
-            The rows of the first, then those of the second, and so on.
-
-        Raises
-        ------
-        ArgumentError, ShapeError, DTypeError, BackendError
-            Naming the state and what is wrong with it.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> state = xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2)))
-        >>> xplstm.LSTMState.concat([state, state.zeros(1)]).h[0, :, 0]
-        array([1., 1., 1., 1., 0.])
-        """
-        return LSTMState(*(_rows.join(n, a, _rows.axis_of(n[0], a[0], axis)) for n, a in _columns(states)))
-
-    @staticmethod
-    def stack(states: Sequence[LSTMState | tuple[Array, Array]]) -> LSTMState:
-        """Make a batch of states that have no rows, as from calls without a batch axis.
-
-        Parameters
-        ----------
-        states : sequence of (h, c)
-            At least one; h and c of shape (L*D, ·) or (·,), the same for all.
-
-        Returns
-        -------
-        LSTMState
-            (L*D, B, ·) or (B, ·), one row a state; ``take`` with an int undoes it.
-
-        Raises
-        ------
-        ArgumentError, ShapeError, DTypeError, BackendError
-            Naming the state and what is wrong with it.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> one = xplstm.LSTMState(np.ones((3, 2)), np.ones((3, 2)))
-        >>> xplstm.LSTMState.stack([one, one, one, one]).h.shape
-        (3, 4, 2)
-        """
-        return LSTMState(*(_rows.stack(names, arrays) for names, arrays in _columns(states)))
-
-    def _named(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
-        return ("h", self.h), ("c", self.c)
-
-
-def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
-    """The h of all states, then the c, each with its names."""
-    pairs = [LSTMState(*_rows.pair(f"states[{k}]", state)) for k, state in enumerate(states)]
-    if not pairs:
-        msg = "states is empty; at least 1 is needed"
-        raise ArgumentError(msg)
-    return [
-        ([f"states[{k}].{letter}" for k in range(len(pairs))], [getattr(pair, letter) for pair in pairs])
-        for letter in LSTMState._fields
-    ]
 
 
 class Problem(NamedTuple):
@@ -398,8 +174,7 @@ class Problem(NamedTuple):
     reverse: tuple[bool, ...]
     valid: Literal["all", "lengths", "mask"]
     keep: bool
-    variant: Variant | Simple | None = None
-    """None for the plain LSTM."""
+    cell: Cell
     noise: Noise | None = None
     """None where nothing is random."""
     precision: str | None = None
@@ -412,20 +187,13 @@ class Problem(NamedTuple):
         """Features of h: P with a projection, else H."""
         return self.proj_size or self.H
 
-    @property
-    def trace_sizes(self) -> tuple[int, ...]:
-        """Features of what a trace shows of a step: i, f, g, o, c and h, or the hidden units alone."""
-        return (self.H,) if isinstance(self.variant, Simple) else (*[self.H] * 5, self.output_size)
-
     def part(self, d: int, lo: int, hi: int) -> Problem:
-        """Direction `d` alone, over the steps ``lo:hi``."""
-        variant, noise = self.variant, self.noise
-        if isinstance(variant, Variant):
-            a = variant.activations
-            variant = variant._replace(activations=a[3 * d : 3 * d + 3] if len(a) == 6 else a)
+        """Return direction `d` alone, over the steps ``lo:hi``."""
+        noise = self.noise
         if noise is not None:
             noise = Noise(noise.key, noise.stream + d, noise.start + lo)
-        return self._replace(T=hi - lo, reverse=self.reverse[d : d + 1], variant=variant, noise=noise)
+        cell, reverse = self.cell.direction(d), self.reverse[d : d + 1]
+        return self._replace(T=hi - lo, reverse=reverse, cell=cell, noise=noise)
 
 
 class LSTMTrace(NamedTuple):

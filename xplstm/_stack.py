@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _sequence
+from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge
 from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
 from xplstm._errors import ArgumentError
-from xplstm._params import Explanation, LSTMParams, LSTMState, Noise, Problem, RNNParams, Simple, Variant
+from xplstm._params import Explanation, Noise, Params, Problem
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Namespace
+from xplstm.cells import Cell, Sizes
+from xplstm.cells.lstm import STANDARD
+from xplstm.kernels import reference
 
 Size = TypeVar("Size", int, str)
 
@@ -22,19 +26,19 @@ Pullback = Callable[[Array | None, LSTMState | None], tuple[Array, LSTMState, La
 
 
 class Stack(NamedTuple):
-    """An LSTM of one or more layers: everything about it but the values of its parameters."""
+    """Recurrent layers: everything about them but the values of their parameters."""
 
     input_size: int
     hidden_size: int
-    proj_size: int
     bias: bool
     num_layers: int
     reverse: tuple[bool, ...]
+    proj_size: int = 0
     dropout: float = 0.0
     batch_first: bool = False
     layer_axis: bool = True
     """Whether states have the leading axis of layers and directions."""
-    variant: Variant | Simple | None = None
+    cell: Cell = STANDARD
     merge: str = "concat"
     input_dropout: float = 0.0
     weight_dropout: float = 0.0
@@ -52,11 +56,6 @@ class Stack(NamedTuple):
         return self.proj_size or self.hidden_size
 
     @property
-    def cell_size(self) -> int:
-        """Features of c: none in a simple recurrent network."""
-        return 0 if isinstance(self.variant, Simple) else self.hidden_size
-
-    @property
     def width(self) -> int:
         """Features of a layer's output inside the stack."""
         return _merge.width(self.merge, self.output_size, len(self.reverse))
@@ -65,27 +64,44 @@ class Stack(NamedTuple):
         """Features of what a layer is given."""
         return self.width if layer else self.input_size
 
+    def sizes(self, layer: int) -> Sizes:
+        """Return the sizes of one layer and direction."""
+        return Sizes(self.layer_input(layer), self.hidden_size, self.proj_size, self.bias)
+
     def arguments(self) -> str:
-        """What the layer was called with, where it is not the default."""
-        simple = self.variant if isinstance(self.variant, Simple) else None
+        """Return the arguments that make such a layer, as Python; those at their defaults are left out."""
+        cell = self.cell
         sizes = f"{self.input_size}, {self.hidden_size}, "
-        sizes += f"{self.proj_size}, " if simple and simple.output else ""
-        sizes += f"num_layers={self.num_layers}"
-        options = {
-            f"nonlinearity={simple and simple.nonlinearity!r}": simple and simple.nonlinearity != "tanh",
-            "bias=False": not self.bias,
-            "batch_first=True": self.batch_first,
-            f"dropout={self.dropout}": self.dropout,
-            "bidirectional=True": len(self.reverse) == 2,
-            f"proj_size={self.proj_size}": self.proj_size and not simple,
-            f"variant=Variant({self.variant})": isinstance(self.variant, Variant),
-            f"merge={self.merge!r}": self.merge != "concat",
-            f"input_dropout={self.input_dropout}": self.input_dropout,
-            f"weight_dropout={self.weight_dropout}": self.weight_dropout,
-            f"precision={self.precision!r}": self.precision,
-            "reproducible=True": self.reproducible,
+        sizes += f"{self.proj_size}, " if cell.output_required else ""
+        given = {
+            **cell.options(),
+            "bias": self.bias,
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "bidirectional": len(self.reverse) == 2,
+            "proj_size": 0 if cell.output_required else self.proj_size,
+            "merge": self.merge,
+            "input_dropout": self.input_dropout,
+            "weight_dropout": self.weight_dropout,
+            "precision": self.precision,
+            "reproducible": self.reproducible,
         }
-        return f"({', '.join([sizes, *(text for text, used in options.items() if used)])})"
+        defaults = _DEFAULTS | cell.defaults
+        named = [f"{name}={value!r}" for name, value in given.items() if value != defaults.get(name)]
+        return f"({sizes}{', '.join([f'num_layers={self.num_layers}', *named])})"
+
+
+_DEFAULTS: dict[str, Any] = {
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "proj_size": 0,
+    "merge": "concat",
+    "input_dropout": 0.0,
+    "weight_dropout": 0.0,
+    "reproducible": False,
+}
 
 
 class Call(NamedTuple):
@@ -146,7 +162,7 @@ def _enter_state(
 ) -> LSTMState:
     """Zeros, or the state that was passed, as (L*D, B, ·)."""
     rows = stack.num_layers * len(stack.reverse)
-    sizes = (stack.output_size, stack.cell_size)
+    sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     if state is None:
         dtype = _array.dtype_named(home.xp, home.dtype)
         return LSTMState(*(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device) for n in sizes))
@@ -189,27 +205,24 @@ def _leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
 def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = None) -> Problem:
     """What a kernel is asked to run for one layer; with a key, a variant's random masks are drawn."""
     T, B = call.x.shape[0], call.x.shape[1]
-    random = isinstance(stack.variant, Variant) and (
-        stack.variant.zoneout_h or stack.variant.zoneout_c or stack.variant.recurrent_dropout
-    )
     return Problem(
-        call.xp,
-        _array.backend_name(call.xp),
-        call.home.device,
-        call.home.dtype,
-        T,
-        B,
-        stack.layer_input(layer),
-        stack.hidden_size,
-        stack.proj_size,
-        stack.bias,
-        stack.reverse,
-        call.valid.kind,
-        keep,
-        stack.variant,
-        Noise(key, layer * len(stack.reverse), 0) if random and key is not None else None,
-        stack.precision,
-        stack.reproducible,
+        xp=call.xp,
+        backend=_array.backend_name(call.xp),
+        device=call.home.device,
+        dtype=call.home.dtype,
+        T=T,
+        B=B,
+        I=stack.layer_input(layer),
+        H=stack.hidden_size,
+        proj_size=stack.proj_size,
+        bias=stack.bias,
+        reverse=stack.reverse,
+        valid=call.valid.kind,
+        keep=keep,
+        cell=stack.cell,
+        noise=Noise(key, layer * len(stack.reverse), 0) if key and stack.cell.random else None,
+        precision=stack.precision,
+        reproducible=stack.reproducible,
     )
 
 
@@ -307,9 +320,11 @@ class _Layer(NamedTuple):
 
 
 def vjp(
-    stack: Stack, call: Call, layers: Layers, key: Key | None, checkpoint: int | None
+    stack: Stack, call: Call, layers: Layers, rng: Any = None, checkpoint: int | None = None
 ) -> tuple[Array, LSTMState, Pullback]:
-    """Output, final state, and the function that takes their gradients back."""
+    """Return the output, the final state, and the function that takes their gradients backward."""
+    checkpoint = _checks.checkpoint(checkpoint)
+    key = None if rng is None else _dropout.draw_key(rng)
     x, ends, kept = call.x, [], []
     for layer, params in enumerate(layers):
         masks = _input_masks(stack, call, key, layer)
@@ -357,9 +372,7 @@ def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[
     return found
 
 
-def _weight_mask(
-    stack: Stack, call: Call, key: Key | None, layer: int, d: int, p: LSTMParams | RNNParams
-) -> Array | None:
+def _weight_mask(stack: Stack, call: Call, key: Key | None, layer: int, d: int, p: Params) -> Array | None:
     """What a direction's weight_hh is multiplied by; Wan et al. (2013), Merity et al. (2018)."""
     if key is None or stack.weight_dropout == 0:
         return None
@@ -372,7 +385,7 @@ def _mask(call: Call, shape: tuple[int, ...], p: float, key: Key, stream: int, p
     return _dropout.scaled_mask(xp, shape, p, key, stream, dtype, device, purpose)
 
 
-def _masked(p: LSTMParams | RNNParams, mask: Array | None) -> LSTMParams | RNNParams:
+def _masked(p: Params, mask: Array | None) -> Params:
     """Parameters, or gradients, with weight_hh multiplied by a mask."""
     return p if mask is None else p._replace(weight_hh=p.weight_hh * mask)
 
@@ -418,12 +431,12 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
     x, directions = call.x, []
     for layer, params in enumerate(layers):
         asked = problem(stack, call, layer, keep=True)
-        packed = _sequence.prepare(asked, params)
+        packed = reference.prepare(asked, params)
         state = _layer_state(stack, call.state, layer)
-        y, _, residuals = _sequence.forward(asked, packed, x, state, call.valid.array)
+        y, _, residuals = reference.forward(asked, packed, x, state, call.valid.array)
         assert residuals is not None
         x = _merge.forward(stack.merge, y)
-        directions += [_sequence.trace(residuals, d) for d in range(len(stack.reverse))]
+        directions += [reference.trace(residuals, d) for d in range(len(stack.reverse))]
     return tuple(_traced(stack, call, column) for column in zip(*directions, strict=True))
 
 
@@ -433,27 +446,20 @@ def _traced(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
 
 
 def names(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """Names of the parameters by layer and direction, each in the order of their tuple."""
+    """Return the names of the parameters by layer and direction, each in the order of their tuple."""
     suffixes = ("", "_reverse")[: len(stack.reverse)]
-    fields = params_type(stack)._fields
+    fields = stack.cell.Params._fields
     return tuple(
         tuple(tuple(f"{field}_l{layer}{suffix}" for field in fields) for suffix in suffixes)
         for layer in range(stack.num_layers)
     )
 
 
-def params_type(stack: Stack) -> type[LSTMParams] | type[RNNParams]:
-    """The tuple that holds one layer and direction."""
-    return RNNParams if isinstance(stack.variant, Simple) else LSTMParams
-
-
 def shapes(stack: Stack) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter that the stack has, by name."""
+    """Return the shape of every parameter of the stack, by name."""
     found: dict[str, tuple[int, ...]] = {}
     for layer in range(stack.num_layers):
+        of_one = stack.cell.shapes(stack.sizes(layer))
         for suffix in ("", "_reverse")[: len(stack.reverse)]:
-            of_one = _checks.parameter_shapes(
-                stack.layer_input(layer), stack.hidden_size, stack.proj_size, stack.bias, stack.variant
-            )
             found |= {f"{name}_l{layer}{suffix}": shape for name, shape in of_one.items()}
     return found

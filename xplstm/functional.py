@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _checks, _dropout, _stack
-from xplstm._params import LSTMParams, LSTMState, Variant
+from xplstm import _checks, _stack, _values
+from xplstm._params import LSTMParams, Variant
 from xplstm._stack import Stack
+from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.cells.variant import lstm_cell
 
 Pullback = Callable[..., tuple[Array, LSTMState, LSTMParams]]
 
@@ -141,17 +143,14 @@ def lstm_vjp(
     ((5, 4, 3), (8, 2))
     """
     params, stack = _one_layer(params, reverse, variant, precision, reproducible)
-    every = _checks.checkpoint(checkpoint)
-    key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
     call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
-    y, state_n, pull_back = _stack.vjp(stack, call, ((params,),), key, every)
+    y, state_n, backward = _stack.vjp(stack, call, ((params,),), rng, checkpoint)
 
     def pullback(
         dy: Array | None = None, dstate_n: LSTMState | None = None
     ) -> tuple[Array, LSTMState, LSTMParams]:
-        dx, dstate_0, dlayers = pull_back(dy, dstate_n)
+        dx, dstate_0, dlayers = backward(dy, dstate_n)
         (dparams,) = dlayers[0]
-        assert isinstance(dparams, LSTMParams)
         return dx, dstate_0, dparams
 
     return y, state_n, pullback
@@ -160,17 +159,19 @@ def lstm_vjp(
 def _one_layer(
     params: LSTMParams, reverse: bool, variant: Variant | None, precision: str | None, reproducible: bool
 ) -> tuple[LSTMParams, Stack]:
-    """The parameters checked, and the stack of one layer that they are."""
-    variant = _checks.variant(variant, directions=1)
-    params, sizes = _checks.layer(params, variant)
-    reproducible = _checks.flag("reproducible", reproducible)
+    """Check the parameters; return them, and the description of their layer."""
+    cell = lstm_cell(variant, directions=1)
+    params, sizes = _checks.layer(params, cell)
+    reproducible = _values.flag("reproducible", reproducible)
     return params, Stack(
-        *sizes,
-        bias=params.bias_ih is not None,
+        sizes.input,
+        sizes.hidden,
+        proj_size=sizes.projection,
+        bias=sizes.bias,
         num_layers=1,
-        reverse=(_checks.flag("reverse", reverse),),
+        reverse=(_values.flag("reverse", reverse),),
         layer_axis=False,
-        variant=variant,
+        cell=cell,
         precision=_checks.precision(precision, reproducible),
         reproducible=reproducible,
     )

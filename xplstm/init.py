@@ -196,6 +196,41 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     return {name: uniform(shape, rows[0] ** -0.5, rng) for name, shape in shapes.items()}
 
 
+def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+    """Draw every parameter of a GRU within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes of the parameters, such as ``weight_hh_l0: (3H, H)``.
+    rng : int, numpy.random.Generator or None
+        A seed, a generator that is drawn from, or None for fresh entropy.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, float64
+        The names of `shapes`, in their order, which is the order of drawing.
+
+    Raises
+    ------
+    ShapeError
+        If there is no ``weight_hh`` with three gates of rows.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> from xplstm import init
+    >>> gru = xplstm.GRU(3, 2)
+    >>> gru.initialize(init.gru_uniform, rng=0)
+    """
+    weights = [shape for name, shape in shapes.items() if name.startswith("weight_hh")]
+    if not weights or any(len(shape) != 2 or shape[0] != 3 * shape[1] for shape in weights):
+        msg = f"shapes={dict(shapes)} must have weight_hh with 3 * hidden_size rows and hidden_size columns"
+        raise ShapeError(msg)
+    rng = np.random.default_rng(rng)
+    return {name: uniform(shape, weights[0][1] ** -0.5, rng) for name, shape in shapes.items()}
+
+
 def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw Glorot (Xavier) weights for a simple network, orthogonal ones from h to h; zero biases.
 

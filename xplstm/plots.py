@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xplstm import _array, _checks
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._params import LSTMTrace
 
@@ -152,7 +152,7 @@ def _chosen(
 
 
 def _below(name: str, value: int, bound: int) -> None:
-    if not 0 <= _checks.size(name, value, 0) < bound:
+    if not 0 <= _values.size(name, value, 0) < bound:
         msg = f"{name}={value} must be in [0, {bound})"
         raise ArgumentError(msg)
 

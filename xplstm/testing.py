@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _trees
+from xplstm import _array, _checks, _trees, _values
 from xplstm._errors import ArgumentError, DTypeError, GradientError
 from xplstm._trees import Tree
 from xplstm._typing import Array
@@ -154,12 +154,12 @@ def check_grad(
     xplstm._errors.GradientError: 1 of 1 gradients are not what differences say:
     FAIL x[1]: analytic -0.277420213, measured -0.264209727, difference 0.013, bound 2.6e-07
     """
-    _checks.positive("tolerance", tolerance)
-    _checks.positive("step", step)
+    _values.positive("tolerance", tolerance)
+    _values.positive("step", step)
     run, arguments = _opened(vjp, arguments, options)
     leaves = dict(_trees.leaves(arguments))
     _check_leaves(leaves)
-    rng = np.random.default_rng(_checks.size("seed", seed, 0))
+    rng = np.random.default_rng(_values.size("seed", seed, 0))
     outputs, pullback = run(arguments)
     values = _numbers(outputs)
     weights = {name: rng.standard_normal(a.shape) for name, a in values.items()}
@@ -280,7 +280,7 @@ def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
 def _places(shape: tuple[int, ...], entries: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """The elements that are looked at."""
     places = list(np.ndindex(*shape))
-    if entries is None or _checks.size("entries", entries) >= len(places):
+    if entries is None or _values.size("entries", entries) >= len(places):
         return places
     return [places[k] for k in np.sort(rng.choice(len(places), entries, replace=False))]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from tests.cuda_emulation import standin
 from xplstm import _dispatch
-from xplstm._params import LSTMState, Problem, each
+from xplstm._params import Problem, each
+from xplstm._state import LSTMState
 from xplstm.kernels import cupy_fused, cupy_persistent
 
 ROOMS = {"cupy_fused": cupy_fused, "cupy_persistent": cupy_persistent}

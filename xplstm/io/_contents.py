@@ -57,7 +57,7 @@ class Found(NamedTuple):
     layout: str
     """A key of `_registry.LAYOUTS`."""
     kind: str
-    """Name of its class in `xplstm`: "LSTM", "RNN" or "JordanRNN"."""
+    """Name of its class, as `nn.NETWORKS` lists it."""
     options: Mapping[str, Any]
     """Arguments of that class: all sizes, and the options that the contents tell."""
     gates: str

@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from xplstm import _array, _checks, nn
+from xplstm import _array, _checks, _values, nn
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, FormatError, XplstmError
-from xplstm._params import LSTMState
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
 
-Network: TypeAlias = "nn.LSTM | nn.RNN | nn.JordanRNN"
+Network: TypeAlias = "nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN"
 
 
 def load(
@@ -57,7 +57,7 @@ def load(
 
     Returns
     -------
-    LSTM, RNN or JordanRNN
+    LSTM, GRU, RNN or JordanRNN
 
     Raises
     ------
@@ -163,7 +163,7 @@ def save(
     path : path
         Its ending says which kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.weights.h5`` or
         ``.onnx``. Its folder must exist; what stood there is replaced.
-    network : LSTM, RNN or JordanRNN
+    network : LSTM, GRU, RNN or JordanRNN
         Of any array library; arrays on a device are copied to the host.
     format : str, optional
         How the weights stand in it, as for `load`; the names of PyTorch if left out, and those of Keras and
@@ -188,10 +188,10 @@ def save(
     ...     path = os.path.join(folder, "weights.safetensors")
     ...     xplstm.io.save(path, lstm)
     ...     xplstm.io.load(path)
-    LSTM(3, 2, num_layers=1, variant=Variant(peepholes))
+    LSTM(3, 2, num_layers=1, variant=Variant(peepholes=True))
     """
-    if not isinstance(network, nn.LSTM | nn.RNN | nn.JordanRNN):
-        msg = f"network must be an LSTM, an RNN or a JordanRNN, got {type(network).__name__}"
+    if not isinstance(network, nn.Recurrent):
+        msg = f"network must be one of {', '.join(nn.NETWORKS)}, got {type(network).__name__}"
         raise ArgumentError(msg)
     place = os.fspath(path)
     modules = [_registry.file_format(name) for name in _registry.FILES]
@@ -200,7 +200,7 @@ def save(
         known = ", ".join(suffix for module in modules for suffix in module.SUFFIXES)
         msg = f"path={place!r} must end in one of {known}"
         raise ArgumentError(msg)
-    layout = fitting[0].LAYOUT if format is None else _checks.one_of("format", format, _registry.LAYOUTS)
+    layout = fitting[0].LAYOUT if format is None else _values.one_of("format", format, _registry.LAYOUTS)
     write_durably(place, fitting[0].encode(network, layout, dotted(prefix)))
 
 
@@ -209,7 +209,7 @@ def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
 
     Parameters
     ----------
-    network : LSTM, RNN or JordanRNN
+    network : LSTM, GRU, RNN or JordanRNN
     format : str
         As for `load`.
 
@@ -232,7 +232,7 @@ def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
     >>> theirs["if.kernel"].shape, theirs["hf.kernel"].shape, theirs["hf.bias"].shape
     ((3, 2), (2, 2), (2,))
     """
-    layout = _registry.layout(_checks.one_of("format", format, _registry.LAYOUTS))
+    layout = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS))
     found: dict[str, Array] = layout.to_mapping(network)
     return found
 
@@ -267,7 +267,7 @@ def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002
     >>> xplstm.io.from_state((c, h), "flax").h is h
     True
     """
-    order = _registry.layout(_checks.one_of("format", format, _registry.LAYOUTS)).STATE
+    order = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS)).STATE
     pair = _checks.state("state", tuple(state))
     return LSTMState(*(dict(zip(order, pair, strict=True))[letter] for letter in LSTMState._fields))
 
@@ -301,7 +301,7 @@ def to_state(state: LSTMState | tuple[Array, Array], format: str) -> tuple[Array
     >>> carry[0] is state.c
     True
     """
-    order = _registry.layout(_checks.one_of("format", format, _registry.LAYOUTS)).STATE
+    order = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS)).STATE
     first, second = (getattr(_checks.state("state", state), letter) for letter in order)
     return first, second
 
@@ -327,7 +327,7 @@ def _build(
         raise ArgumentError(msg)
     try:
         params = found.params()
-        kind = getattr(nn, found.kind)
+        kind: Any = nn.NETWORKS[found.kind].cls
         network: Network = kind(**arguments, xp=xp, device=device, dtype=dtypes.pop(), rng=0)
     except FormatError:
         raise

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from xplstm import _array
-from xplstm._activations import FUNCTIONS
 from xplstm._errors import ArgumentError
-from xplstm._params import Activation, Simple, Variant, each
+from xplstm._params import Activation, each
 from xplstm._stack import Layers, Stack
+from xplstm.cells.activations import FUNCTIONS
 from xplstm.io._onnx_graph import import_onnx
 from xplstm.io._onnx_operator import ACTIVATIONS, from_params
 from xplstm.nn._module import Recurrent
@@ -46,11 +46,11 @@ def model_of(network: Recurrent, prefix: str) -> Any:
 
 def why_not_export(stack: Stack) -> str | None:
     """What of a network no recurrent node can say."""
-    variant = stack.variant
-    if isinstance(variant, Simple) and variant.output:
-        return "is a Jordan network"
+    if stack.cell.name not in ("LSTM", "RNN"):
+        return f"is a {stack.cell.name}"
+    variant = stack.cell.options().get("variant")
     strange = ("cell_clip", "layer_norm", "zoneout_h", "zoneout_c")
-    used = [f"variant.{name}" for name in strange if isinstance(variant, Variant) and getattr(variant, name)]
+    used = [f"variant.{name}" for name in strange if variant and getattr(variant, name)]
     return f"has {', '.join(used)}" if used else None
 
 
@@ -60,9 +60,9 @@ class _Model:
     def __init__(self, stack: Stack, dtype: str, prefix: str) -> None:
         self.stack, self.dtype = stack, dtype
         self.start = prefix and f"{prefix}."
-        self.operator = "RNN" if isinstance(stack.variant, Simple) else "LSTM"
+        self.operator = stack.cell.name
         self.letters = "h" if self.operator == "RNN" else "hc"
-        self.sizes = {"h": stack.output_size, "c": stack.cell_size}
+        self.sizes = {"h": stack.output_size, "c": stack.cell.cell_size(stack.hidden_size)}
         self.states = stack.num_layers * len(stack.reverse)
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -239,12 +239,13 @@ class _Model:
 
 def _attributes(stack: Stack) -> dict[str, Any]:
     """The attributes of a recurrent node."""
-    D, variant = len(stack.reverse), stack.variant
+    D, options = len(stack.reverse), stack.cell.options()
+    variant = options.get("variant")
     told: dict[str, Any] = {"hidden_size": stack.hidden_size}
     if D == 2:
         told["direction"] = "bidirectional"
-    if isinstance(variant, Simple):
-        return told | _functions((Activation(variant.nonlinearity, variant.alpha, variant.beta),) * D)
+    if "nonlinearity" in options:
+        return told | _functions((Activation(options["nonlinearity"]),) * D)
     if variant is None:
         return told
     told |= {"input_forget": 1} if variant.coupled else {}

@@ -19,10 +19,10 @@ from xplstm.io._onnx_operator import (
     REVERSE,
     Attributes,
     Weights,
+    elman_cells,
     lstm_params,
-    lstm_variant,
+    node_cell,
     rnn_params,
-    simples,
 )
 from xplstm.io._onnx_trace import Trace
 
@@ -208,9 +208,8 @@ def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
 def _variant(layer: Layer) -> dict[str, Any]:
     """The options that the attributes tell."""
     if layer.kind == "LSTM":
-        variant = lstm_variant(layer.attributes, layer.names.P)
-        return {} if variant is None else {"variant": variant}
-    return {"nonlinearity": simples(layer.attributes)[0].nonlinearity}
+        return node_cell(layer.attributes, layer.names.P).options()
+    return elman_cells(layer.attributes)[0].options()
 
 
 def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | None:
@@ -241,11 +240,11 @@ def _strange(layer: Layer, D: int, H: int) -> str | None:
     if told.direction == "reverse":
         return "direction='reverse' alone: no LSTM here has it; xplstm.lstm does, and xplstm.io.onnx.prepare"
     if layer.kind == "RNN":
-        first, *others = simples(told)
+        first, *others = elman_cells(told)
         if (
             first.clip is not None
             or others not in ([], [first])
-            or first.nonlinearity not in ("tanh", "relu")
+            or first.activation not in (("tanh", None, None), ("relu", None, None))
         ):
             return (
                 f"activations={told.activations}, clip={told.clip}: an RNN here has Tanh or Relu, and no clip"

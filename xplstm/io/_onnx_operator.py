@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from xplstm import _array, _checks, _stack
-from xplstm._activations import FUNCTIONS
+from xplstm import _array, _checks, _stack, _values
 from xplstm._errors import ArgumentError
-from xplstm._params import Activation, LSTMParams, LSTMState, RNNParams, Simple, Variant
+from xplstm._params import Activation, LSTMParams, Variant
+from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.cells import Cell
+from xplstm.cells.activations import FUNCTIONS
+from xplstm.cells.lstm import LSTMCell
+from xplstm.cells.rnn import ElmanCell, RNNParams
+from xplstm.cells.variant import lstm_cell
 from xplstm.nn._lstm import FrozenLSTM
 
 REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -144,7 +149,7 @@ class Operator(NamedTuple):
 
     @property
     def _cell_size(self) -> int:
-        return self.parts[0]._stack.cell_size
+        return self.parts[0]._stack.cell.cell_size(self.sizes[2])
 
     def _swapped(self, a: Array) -> Array:
         """A state between their axes and ours."""
@@ -155,9 +160,7 @@ def lstm(weights: Weights, attributes: Attributes) -> Operator:
     """A node LSTM: one layer, all its directions at once."""
     where, sizes, attributes = _opened(weights, attributes, 4)
     layer = lstm_params(weights)
-    stack = _one(
-        sizes, attributes, REVERSE[attributes.direction], weights, lstm_variant(attributes, weights.P)
-    )
+    stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, node_cell(attributes, weights.P))
     return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
 
 
@@ -165,9 +168,9 @@ def rnn(weights: Weights, attributes: Attributes) -> Operator:
     """A node RNN: each direction by itself, since each has a function of its own."""
     where, sizes, attributes = _opened(weights, attributes, 1)
     parts = [
-        FrozenLSTM(_one(sizes, attributes, (reverse,), weights, simple), where, ((p,),))
-        for reverse, simple, p in zip(
-            REVERSE[attributes.direction], simples(attributes), rnn_params(weights), strict=True
+        FrozenLSTM(_one(sizes, attributes, (reverse,), weights, cell), where, ((p,),))
+        for reverse, cell, p in zip(
+            REVERSE[attributes.direction], elman_cells(attributes), rnn_params(weights), strict=True
         )
     ]
     return Operator(tuple(parts), where, sizes, attributes.layout)
@@ -186,10 +189,10 @@ def _opened(
         msg = f"layout={attributes.layout!r} must be 0 or 1"
         raise ArgumentError(msg)
     H = weights.R.shape[-1] if attributes.hidden_size is None else attributes.hidden_size
-    _checks.size("hidden_size", H)
+    _values.size("hidden_size", H)
     I = weights.W.shape[-1] if weights.W.ndim == 3 else 1
     shapes = {
-        "W": (D, gates * H, _checks.size("input_size", I)),
+        "W": (D, gates * H, _values.size("input_size", I)),
         "R": (D, gates * H, H),
         "B": (D, 2 * gates * H),
         "P": (D, 3 * H),
@@ -205,21 +208,21 @@ def _one(
     attributes: Attributes,
     reverse: tuple[bool, ...],
     weights: Weights,
-    variant: Variant | Simple | None,
+    cell: Cell,
 ) -> _stack.Stack:
     _, I, H = sizes
     return _stack.Stack(
-        I, H, 0, weights.B is not None, 1, reverse, batch_first=bool(attributes.layout), variant=variant
+        I, H, weights.B is not None, 1, reverse, batch_first=bool(attributes.layout), cell=cell
     )
 
 
 def _directions(attributes: Attributes) -> int:
     """How many directions a node has."""
-    return len(REVERSE[_checks.one_of("direction", attributes.direction, REVERSE)])
+    return len(REVERSE[_values.one_of("direction", attributes.direction, REVERSE)])
 
 
-def lstm_variant(attributes: Attributes, P: Array | None) -> Variant | None:
-    """What the attributes ask of an LSTM beside the plain one."""
+def node_cell(attributes: Attributes, P: Array | None) -> LSTMCell:
+    """Return the cell that the attributes of an LSTM node describe."""
     D = _directions(attributes)
     if attributes.input_forget not in (0, 1):
         msg = f"input_forget={attributes.input_forget!r} must be 0 or 1"
@@ -228,16 +231,16 @@ def lstm_variant(attributes: Attributes, P: Array | None) -> Variant | None:
         peepholes=P is not None,
         coupled=bool(attributes.input_forget),
         activations=functions("LSTM", attributes, D),
-        gate_clip=None if attributes.clip is None else _checks.positive("clip", attributes.clip),
+        gate_clip=None if attributes.clip is None else _values.positive("clip", attributes.clip),
     )
-    return _checks.variant(variant, D)
+    return lstm_cell(variant, D)
 
 
-def simples(attributes: Attributes) -> list[Simple]:
-    """Each direction's simple network."""
-    clip = None if attributes.clip is None else _checks.positive("clip", attributes.clip)
+def elman_cells(attributes: Attributes) -> list[ElmanCell]:
+    """Return the cell of each direction of an RNN node."""
+    clip = None if attributes.clip is None else _values.positive("clip", attributes.clip)
     D = _directions(attributes)
-    return [Simple(f.name, False, f.alpha, f.beta, clip) for f in functions("RNN", attributes, D)]
+    return [ElmanCell(f, clip) for f in functions("RNN", attributes, D)]
 
 
 def functions(operator: str, attributes: Attributes, directions: int) -> tuple[Activation, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-from xplstm import _array, _checks
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._typing import Array
 from xplstm.io import _mapping, _registry
@@ -90,7 +90,7 @@ def chosen(
     """The one network that is asked for, of cells that were stacked by hand if the prefix is a list."""
     layouts = layouts_of(contents)
     if layout is not None:
-        layouts = [name for name in layouts if name == _checks.one_of("format", layout, _registry.LAYOUTS)]
+        layouts = [name for name in layouts if name == _values.one_of("format", layout, _registry.LAYOUTS)]
     candidates = candidates_in(contents, layouts)
     if prefix is None or isinstance(prefix, str):
         return _one(contents, candidates, layout, prefix, options)
@@ -171,9 +171,7 @@ def spelled(found: Found) -> str:
     first = ("input_size", "hidden_size", "output_size")
     sizes = [str(options.pop(name)) for name in first if name in options]
     plain = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0}
-    if "variant" in options:
-        options["variant"] = f"Variant({options['variant']})"
-    rest = [f"{n}={v if n == 'variant' else repr(v)}" for n, v in options.items() if plain.get(n) != v]
+    rest = [f"{n}={v!r}" for n, v in options.items() if plain.get(n) != v]
     return f"{found.kind}({', '.join([*sizes, *rest])})"
 
 

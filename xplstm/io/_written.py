@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from xplstm import _checks
 from xplstm._errors import ArgumentError, FormatError
-from xplstm._params import Simple, Variant
+from xplstm._params import Variant
 from xplstm._typing import Array
+from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
 from xplstm.io._contents import Contents
 from xplstm.nn._module import Recurrent
@@ -23,7 +23,12 @@ _OPTIONS = {
     "input_dropout": 0.0,
     "weight_dropout": 0.0,
 }
-SIMPLE = ("batch_first", "dropout", "nonlinearity")
+_KNOWN = {
+    "LSTM": (*_OPTIONS, "variant"),
+    "GRU": ("batch_first", "dropout", "reset_after"),
+    "RNN": ("batch_first", "dropout", "nonlinearity"),
+    "JordanRNN": ("batch_first", "dropout", "nonlinearity"),
+}
 
 
 def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], str]:
@@ -39,20 +44,17 @@ def told(network: Recurrent) -> dict[str, Any]:
     stack = network._stack
     options = {name: getattr(stack, name) for name, default in _OPTIONS.items()}
     options = {name: value for name, value in options.items() if value != _OPTIONS[name]}
-    if isinstance(stack.variant, Simple):
-        return options | {"nonlinearity": stack.variant.nonlinearity}
-    if stack.variant is not None:
-        plain = Variant()._asdict()
-        given = stack.variant._asdict().items()
-        options["variant"] = {name: value for name, value in given if value != plain[name]}
-    return options
+    cell = stack.cell.options()
+    if "variant" in cell:
+        cell["variant"] = cell["variant"].changed()
+    return options | cell
 
 
 def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
     """What `written` put beside the network at `prefix`, as arguments of its class."""
     if METADATA not in contents.metadata:
         return {}
-    known = SIMPLE if kind != "LSTM" else (*_OPTIONS, "variant")
+    known = _KNOWN[kind]
     try:
         by_prefix = json.loads(contents.metadata[METADATA])
         options = by_prefix.get(prefix, {})
@@ -61,7 +63,7 @@ def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
             msg = f"{contents.where} says of a network what none here has: {ascii(sorted(unknown))[:200]}"
             raise FormatError(msg)
         if "variant" in options:
-            options["variant"] = _checks.variant(Variant(**options["variant"]), 2)
+            options["variant"] = lstm_cell(Variant(**options["variant"]), 2).options().get("variant")
     except FormatError:
         raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -74,8 +76,8 @@ def plain(network: Recurrent, layout: str) -> Mapping[str, Array]:
     """The parameters of `network`, which must be a plain LSTM without a projection."""
     stack = network._stack
     wrong = {
-        f"is {stack.variant}": isinstance(stack.variant, Simple),
-        f"has variant=Variant({stack.variant})": isinstance(stack.variant, Variant),
+        f"is a {stack.cell.name}": stack.cell.name != "LSTM",
+        f"has variant={stack.cell.options().get('variant')}": "variant" in stack.cell.options(),
         f"has proj_size={stack.proj_size}": stack.proj_size,
         f"has merge={stack.merge!r}": stack.merge != "concat",
     }

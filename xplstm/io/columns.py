@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from xplstm import _array, _checks
 from xplstm._errors import ShapeError
-from xplstm._params import LSTMParams, LSTMState
+from xplstm._params import LSTMParams
+from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.functional import lstm
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from xplstm import _array, _checks
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._params import LSTMParams
 from xplstm._typing import Array
@@ -99,7 +99,7 @@ def to_joined(
     >>> theirs["WC"].shape, theirs["bC"].shape, float(theirs["bC"][0, 0])
     ((5, 8), (5, 1), 2.0)
     """
-    g = _checks.one_of("candidate", candidate, ("C", "c"))
+    g = _values.one_of("candidate", candidate, ("C", "c"))
     xp = _array.namespace(params.weight_hh, "weight_hh")
     joined = _blocks(xp.concat([params.weight_hh, params.weight_ih], axis=1), g)
     return {f"W{k}": a for k, a in joined.items()} | _written_biases(params, g, columns, gradient)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xplstm import _array, _checks
+from xplstm import _array
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError
 from xplstm._params import Variant
@@ -77,9 +77,9 @@ def find(contents: Contents) -> list[Found]:
 def to_mapping(network: Recurrent) -> dict[str, Array]:
     """W, R, B and P of one layer, of several under ``l0``, ``l1`` and so on."""
     stack = network._stack
-    variant = stack.variant._replace(peepholes=False) if isinstance(stack.variant, Variant) else None
+    options = {**stack.cell.options().get("variant", Variant()).changed(), "peepholes": False}
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
-    if wrong is None and (_checks.variant(variant, len(stack.reverse)) or stack.merge != "concat"):
+    if wrong is None and (Variant(**options).changed() or stack.merge != "concat"):
         wrong = f"is LSTM{stack.arguments()}"
     if wrong is not None:
         raise no_place("onnx", wrong)

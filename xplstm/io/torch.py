@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 
 from xplstm import _stack
 from xplstm._errors import XplstmError
-from xplstm._params import LSTMParams, RNNParams, Simple
+from xplstm._params import LSTMParams
 from xplstm._stack import Stack
 from xplstm._typing import Array
+from xplstm.cells.rnn import RNNParams
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import options_of
 from xplstm.io.single import ROWS, TORCH_CELL
+from xplstm.nn import NETWORKS
 from xplstm.nn._module import Recurrent
 
 STATE = ("h", "c")
@@ -22,7 +24,7 @@ SURE = True
 
 _FIELDS = "|".join(dict.fromkeys((*LSTMParams._fields, *RNNParams._fields)))
 _NAME = re.compile(rf"(?:(.*)\.)?({_FIELDS})_l(0|[1-9]\d{{0,5}})(_reverse)?")
-_GATES = {1: "RNN", 3: "GRU", 4: "LSTM"}
+_KINDS = {network.cell({}, 1).gates: name for name, network in NETWORKS.items() if name != "JordanRNN"}
 
 # Our name -> the name in the contents.
 Names: TypeAlias = dict[str, str]
@@ -56,7 +58,7 @@ def _found(contents: Contents, prefix: str, names: Names) -> Found:
             problem = _misfit(shapes, _stack.shapes(_stack_of(kind, options)))
         except XplstmError as error:
             problem = str(error)
-    untold = ("nonlinearity",) if kind != "LSTM" else ()
+    untold = ("nonlinearity",) if kind in ("RNN", "JordanRNN") else ()
     params = partial(_params, contents, names)
     return Found(prefix, "torch", kind, options, ROWS, tuple(names.values()), params, problem, untold)
 
@@ -74,11 +76,10 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], 
     rows, outputs = shapes["weight_hh_l0"]
     projection = shapes.get("weight_hr_l0")
     hidden_size = outputs if projection is None else projection[-1] if projection else 0
-    kind = _GATES.get(rows // hidden_size) if hidden_size and rows % hidden_size == 0 else None
-    if kind not in ("LSTM", "RNN"):
-        whose = f", that of a {kind}" if kind else ""
-        wanted = f"4 * {hidden_size} rows for an LSTM, {hidden_size} for a simple network"
-        return "LSTM", {}, f"weight_hh_l0 has shape {(rows, outputs)}{whose}; {wanted}"
+    kind = _KINDS.get(rows // hidden_size) if hidden_size and rows % hidden_size == 0 else None
+    if kind is None:
+        wanted = ", ".join(f"{gates} * {hidden_size} for {name}" for gates, name in _KINDS.items())
+        return "LSTM", {}, f"weight_hh_l0 has shape {(rows, outputs)}; expected rows are {wanted}"
     layers = {int(_NAME.fullmatch(name)[3]) for name in shapes}  # type: ignore[index]
     if max(layers) != len(layers) - 1:
         return kind, {}, f"there are {len(layers)} layers, and one has the number {max(layers)}"
@@ -98,12 +99,11 @@ def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
     """What the options say of the parameters' shapes."""
     reverse = (False, True) if options["bidirectional"] else (False,)
     names = ("input_size", "hidden_size", "num_layers", "bias")
-    simple = Simple("tanh", output=kind == "JordanRNN")
     return Stack(
         **{name: options[name] for name in names},
         proj_size=options.get("proj_size", options.get("output_size", 0)),
         reverse=reverse,
-        variant=options.get("variant") if kind == "LSTM" else simple,
+        cell=NETWORKS[kind].cell(options, len(reverse)),
         merge=options.get("merge", "concat"),
     )
 

@@ -15,7 +15,8 @@ from xplstm import _cuda, _cuda_layer
 from xplstm._array import why_unusable
 from xplstm._cuda import Matrix
 from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMParams, Problem
+from xplstm._state import LSTMState
 from xplstm._typing import Array
 
 UNPROVEN = _cuda_layer.UNPROVEN

@@ -26,7 +26,8 @@ import numpy as np
 from xplstm import _cuda, _cuda_layer
 from xplstm._array import why_unusable
 from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMParams, Problem
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device
 
 UNPROVEN = _cuda_layer.UNPROVEN

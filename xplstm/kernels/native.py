@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import _recycled
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMParams, Problem
+from xplstm._state import LSTMState
 
 try:
     from xplstm.kernels import _engine
@@ -79,8 +80,8 @@ def supports(problem: Problem) -> str | None:
         return f"the arrays are of {problem.backend}, not of numpy"
     if problem.dtype not in ("float32", "float64"):
         return f"dtype {problem.dtype} is neither float32 nor float64"
-    if problem.variant is not None:
-        return f"it has the plain LSTM alone, not {problem.variant}"
+    if problem.cell.reason:
+        return problem.cell.reason
     return WHY_NOT or None
 
 

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from xplstm import _recycled
-from xplstm._params import LSTMParams, LSTMState, Problem
+from xplstm._params import LSTMParams, Problem
+from xplstm._state import LSTMState
 
 # Packed rows whose input projection is made by one product: few enough that it is still in the cache when
 # the loop adds it. The products of the backward pass gain from more rows.
@@ -122,8 +123,8 @@ def supports(problem: Problem) -> str | None:
         return f"the arrays are of {problem.backend}, not of numpy"
     if problem.dtype not in ("float32", "float64"):
         return f"dtype {problem.dtype} is neither float32 nor float64"
-    if problem.variant is not None:
-        return f"it has the plain LSTM alone, not {problem.variant}"
+    if problem.cell.reason:
+        return problem.cell.reason
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from xplstm import _array, _checks
 from xplstm._checks import Home
-from xplstm._params import LSTMState
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.nn import LSTM, Embedding, Linear
 

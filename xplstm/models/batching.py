@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks
+from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array
@@ -45,7 +45,7 @@ def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
-    count, dtype = _checks.size("count", count), _checks.dtype(dtype)
+    count, dtype = _values.size("count", count), _checks.dtype(dtype)
     xp, device = _array.namespace(ids, "ids"), _array.device(ids)
     ids = _checks.ids("ids", ids, Home(xp, device, dtype), count)
     places = xp.arange(count, dtype=ids.dtype, device=device)
@@ -160,7 +160,7 @@ def windows(series: Array, size: int) -> tuple[Array, Array]:
     >>> inputs[:, 0, 0], targets[:, 0, 0], inputs.shape
     (array([0., 1., 2.]), array([1., 2., 3.]), (3, 3, 1))
     """
-    _checks.size("size", size)
+    _values.size("size", size)
     xp = _array.namespace(series, "series")
     if series.ndim != 2:
         msg = f"series has shape {tuple(series.shape)}, expected (N, F)"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _checks, losses
+from xplstm import _values, losses
 from xplstm._errors import ArgumentError
-from xplstm._params import LSTMState
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, prefixed
@@ -77,7 +77,7 @@ class CharLM(Composite):
     ) -> None:
         self.vocab = tuple(vocab)
         self._ids = _vocabulary.numbered("vocab", vocab)
-        width = _checks.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
+        width = _values.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
         rng = np.random.default_rng(rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.embedding = Embedding(len(self.vocab), width, **where)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _checks, losses
-from xplstm._params import LSTMState
+from xplstm import _array, _values, losses
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
@@ -77,15 +77,15 @@ class SequenceClassifier(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self.each_step = _checks.flag("each_step", each_step)
-        self._directions = 2 if _checks.flag("bidirectional", bidirectional) else 1
+        self.each_step = _values.flag("each_step", each_step)
+        self._directions = 2 if _values.flag("bidirectional", bidirectional) else 1
         rng = np.random.default_rng(rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.lstm = LSTM(
             input_size, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout, **where
         )
         self.dropout = Dropout(dropout)
-        classes = _checks.size("num_classes", num_classes)
+        classes = _values.size("num_classes", num_classes)
         self.linear = Linear(self._directions * hidden_size, classes, **where)
 
     def __call__(self, x: Array | Ragged, state: State = None) -> Array:

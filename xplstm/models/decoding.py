@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _rows
+from xplstm import _array, _state, _values
 from xplstm._errors import ArgumentError
 from xplstm._typing import Array
 
@@ -129,7 +129,7 @@ def sample(
     array([473, 527])
     """
     p = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    generator = np.random.default_rng(_checks.seed(rng))
+    generator = np.random.default_rng(_values.seed("rng", rng))
     if temperature == 0:
         return np.asarray(p.argmax(axis=-1), dtype=np.int64)
     reached = np.cumsum(p, axis=-1)
@@ -226,8 +226,8 @@ def beam_search(
     (0, 0, 0, 0) 0.035
     (1,) 0.432
     """
-    _checks.size("width", width)
-    _checks.size("max_length", max_length)
+    _values.size("width", width)
+    _values.size("max_length", max_length)
     if not 0 <= length_penalty < math.inf:
         msg = f"length_penalty={length_penalty} must be in [0, inf)"
         raise ArgumentError(msg)
@@ -296,7 +296,7 @@ class _Beam(NamedTuple):
 
 def _take(state: States, rows: np.ndarray) -> States:
     """The `rows` of the second axis of each array of a state."""
-    return tuple(_rows.take("state", a, rows, axis=1) for a in state)
+    return tuple(_state.take_entries("state", a, rows, axis=1) for a in state)
 
 
 def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.ndarray:
@@ -338,7 +338,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         msg = f"temperature={temperature} must be in [0, inf)"
         raise ArgumentError(msg)
     if top_k is not None:
-        _checks.size("top_k", top_k)
+        _values.size("top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
         msg = f"top_p={top_p} must be in (0, 1]"
         raise ArgumentError(msg)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _checks, losses
+from xplstm import _array, _checks, _values, losses
 from xplstm._errors import ArgumentError, ShapeError
-from xplstm._params import LSTMState
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
@@ -80,7 +80,7 @@ class Forecaster(Composite):
     ) -> None:
         rng = np.random.default_rng(rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
-        self.mean = _for_each("mean", mean, _checks.size("features", features))
+        self.mean = _for_each("mean", mean, _values.size("features", features))
         self.std = _for_each("std", std, features)
         if not (self.std > 0).all():
             msg = f"std={std} must be above 0"
@@ -144,7 +144,7 @@ class Forecaster(Composite):
         >>> model.forecast(np.ones((6, 3, 2), dtype="float32"), 4).shape
         (4, 3, 2)
         """
-        _checks.size("steps", steps, 0)
+        _values.size("steps", steps, 0)
         if x.shape[0] == 0:
             msg = f"x has shape {tuple(x.shape)}; there must be at least 1 step to go on from"
             raise ShapeError(msg)

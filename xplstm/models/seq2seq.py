@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _checks, losses
+from xplstm import _array, _values, losses
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
-from xplstm._params import LSTMState
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, prefixed
@@ -97,7 +97,7 @@ class Seq2Seq(Composite):
         self._target_ids = _vocabulary.numbered("target_vocab", target_vocab)
         self.end = len(self.target_vocab)
         self.teacher_forcing = teacher_forcing
-        width = _checks.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
+        width = _values.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
         rng = np.random.default_rng(rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.encoder_embedding = Embedding(len(self.source_vocab), width, **where)

@@ -1,7 +1,47 @@
-"""Layers with parameters: `LSTM`, the simple networks before it, and what stands around them in a model."""
+"""Layers with parameters: `LSTM`, `GRU`, the RNNs, and the other layers of a model."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from xplstm._params import Activation
+from xplstm.cells import Cell
+from xplstm.cells.gru import GRUCell
+from xplstm.cells.rnn import ElmanCell, JordanCell
+from xplstm.cells.variant import lstm_cell
 from xplstm.nn._layers import Dropout, Embedding, Linear
 from xplstm.nn._lstm import LSTM, FrozenLSTM
-from xplstm.nn._rnn import RNN, JordanRNN
+from xplstm.nn._module import Recurrent
+from xplstm.nn._rnn import GRU, RNN, FrozenRNN, GRUTrace, JordanRNN
 
-__all__ = ["LSTM", "RNN", "Dropout", "Embedding", "FrozenLSTM", "JordanRNN", "Linear"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Dropout",
+    "Embedding",
+    "FrozenLSTM",
+    "FrozenRNN",
+    "GRUTrace",
+    "JordanRNN",
+    "Linear",
+    "Recurrent",
+]
+
+
+class Network(NamedTuple):
+    """A class of recurrent layers, and how its options make its cell."""
+
+    cls: Callable[..., Recurrent]
+    cell: Callable[[Mapping[str, Any], int], Cell]
+    """Options by name, number of directions -> cell."""
+
+
+NETWORKS = {
+    "LSTM": Network(LSTM, lambda options, directions: lstm_cell(options.get("variant"), directions)),
+    "GRU": Network(GRU, lambda options, _: GRUCell(options.get("reset_after", True))),
+    "RNN": Network(RNN, lambda options, _: ElmanCell(Activation(options.get("nonlinearity", "tanh")))),
+    "JordanRNN": Network(
+        JordanRNN, lambda options, _: JordanCell(Activation(options.get("nonlinearity", "tanh")))
+    ),
+}
+"""By the name of the class, which is `Cell.name`."""

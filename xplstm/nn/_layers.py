@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xplstm import _array, _checks, _dropout, init
+from xplstm import _array, _checks, _dropout, _values, init
 from xplstm._checks import Home
 from xplstm._parts import part
 from xplstm._typing import Array, Device, Namespace
@@ -46,10 +46,10 @@ class Embedding(Module):
         dtype: str | None = None,
         rng: Seed = None,
     ) -> None:
-        self.num_embeddings = _checks.size("num_embeddings", num_embeddings)
-        self.embedding_dim = _checks.size("embedding_dim", embedding_dim)
+        self.num_embeddings = _values.size("num_embeddings", num_embeddings)
+        self.embedding_dim = _values.size("embedding_dim", embedding_dim)
         self.shapes = {"weight": (num_embeddings, embedding_dim)}
-        weight = np.random.default_rng(_checks.seed(rng)).standard_normal(self.shapes["weight"])
+        weight = np.random.default_rng(_values.seed("rng", rng)).standard_normal(self.shapes["weight"])
         self._allocate({"weight": weight}, xp, device, dtype)
 
     def __call__(self, ids: Array) -> Array:
@@ -149,12 +149,12 @@ class Linear(Module):
         dtype: str | None = None,
         rng: Seed = None,
     ) -> None:
-        self.in_features = _checks.size("in_features", in_features)
-        self.out_features = _checks.size("out_features", out_features)
+        self.in_features = _values.size("in_features", in_features)
+        self.out_features = _values.size("out_features", out_features)
         self.shapes = {"weight": (out_features, in_features)}
-        if _checks.flag("bias", bias):
+        if _values.flag("bias", bias):
             self.shapes["bias"] = (out_features,)
-        generator = np.random.default_rng(_checks.seed(rng))
+        generator = np.random.default_rng(_values.seed("rng", rng))
         values = {
             name: init.uniform(shape, in_features**-0.5, generator) for name, shape in self.shapes.items()
         }
@@ -235,7 +235,7 @@ class Dropout:
     """
 
     def __init__(self, p: float) -> None:
-        self.p = _checks.probability("p", p)
+        self.p = _values.probability("p", p)
 
     def __call__(self, x: Array) -> Array:
         """Give `x` itself: nothing is dropped outside training.
@@ -269,7 +269,7 @@ class Dropout:
         home = _checks.home({"x": x})
         if rng is None or self.p == 0:
             return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")
-        key = _dropout.draw_key(_checks.rng(rng))
+        key = _dropout.draw_key(rng)
         between = _dropout.Purpose.BETWEEN_LAYERS
         mask = _dropout.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device, between)
         return x * mask, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x") * mask

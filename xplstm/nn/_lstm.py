@@ -5,15 +5,143 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xplstm import _array, _checks, _dispatch, _dropout, _stack, init
+from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
-from xplstm._dispatch import Kernel, Stepper
-from xplstm._params import Explanation, LSTMState, LSTMTrace, Problem, Variant, each
+from xplstm._dispatch import Stepper
+from xplstm._params import Explanation, LSTMTrace, Variant
+from xplstm._stack import Layers, Prepare, Stack
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
-from xplstm.nn._module import DParams, Recurrent, Seed
+from xplstm.cells.variant import lstm_cell
+from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 
-class LSTM(Recurrent):
+class _Calls:
+    """The calls without gradients: the same for `LSTM` and `FrozenLSTM`."""
+
+    _stack: Stack
+    _ready: Callable[[], tuple[Home, Prepare]]
+
+    def __call__(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, LSTMState]:
+        """Run all layers over a sequence; never drops anything.
+
+        Parameters
+        ----------
+        x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
+            Of the parameters' library, device and dtype; never written to.
+        state : (h, c), optional
+            h (L*D, B, H or P) and c (L*D, B, H), without the B for (T, I). Zeros if left out.
+        lengths : integers, shape (B,), optional
+            Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
+            Values that are on a device or traced are not looked at: they act as if clipped to [0, T].
+        mask : boolean array, with x's first two axes, optional
+            True where a row has a step; holes are allowed and hold the state.
+
+        Returns
+        -------
+        y : array, shape (T, B, D*H or D*P), axes as in x
+            The last layer's h, the directions side by side, or as `merge` says; exactly 0 where a row has
+            no step.
+        state : LSTMState
+            After each row's last step; the initial state for a row without steps.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            Naming the argument, its value and the bound, before any work.
+        KernelError
+            If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
+        """
+        home, prepare = self._ready()
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        return _stack.forward(self._stack, call, prepare)
+
+    def step(
+        self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
+    ) -> tuple[Array, LSTMState]:
+        """Run one step of all layers, for streams.
+
+        Parameters
+        ----------
+        x_t : array, shape (B, I) or (I,)
+        state : (h, c), optional
+            As for a call: what the step before returned. Zeros if left out.
+
+        Returns
+        -------
+        y_t : array, shape (B, H or P) or (H or P,)
+        state : LSTMState
+
+        Raises
+        ------
+        ArgumentError
+            With bidirectional=True: a backward direction starts at the end.
+        ShapeError, DTypeError, BackendError
+            As for a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> lstm = xplstm.LSTM(3, 2, rng=0)
+        >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"))
+        >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"), state)
+        """
+        home, prepare = self._ready()
+        return _stack.step(self._stack, home, x_t, state, prepare)
+
+    def explain(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+    ) -> Explanation:
+        """Say which kernel would run this call, and why not each faster one.
+
+        Of `vjp`, which keeps more, another may run where memory on the chip decides.
+
+        Parameters
+        ----------
+        x, state, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        Explanation
+            Prints as a short text.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError, KernelError
+            As for a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> print(xplstm.LSTM(3, 2, dtype="float16").explain(np.ones((5, 4, 3), dtype="float16")))
+        layer 0: reference
+          not native: dtype float16 is neither float32 nor float64
+          not numpy_inplace: dtype float16 is neither float32 nor float64
+          not cupy_persistent: the arrays are of numpy, not of cupy
+          not cupy_fused: the arrays are of numpy, not of cupy
+        canonical sums: no
+        """
+        home, _ = self._ready()
+        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        return _stack.explain(self._stack, call)
+
+
+class LSTM(_Calls, Recurrent):
     """Long short-term memory, of one or more layers and one or two directions.
 
     Names, shapes and defaults are those of ``torch.nn.LSTM``. The equations
@@ -110,67 +238,19 @@ class LSTM(Recurrent):
         precision: str | None = None,
         reproducible: bool = False,
     ) -> None:
-        reverse = (False, True) if _checks.flag("bidirectional", bidirectional) else (False,)
-        reproducible = _checks.flag("reproducible", reproducible)
-        self._stack = _stack.Stack(
-            input_size=_checks.size("input_size", input_size),
-            hidden_size=_checks.size("hidden_size", hidden_size),
-            proj_size=_checks.projection(proj_size, hidden_size),
-            bias=_checks.flag("bias", bias),
-            num_layers=_checks.size("num_layers", num_layers),
-            reverse=reverse,
-            dropout=_checks.probability("dropout", dropout),
-            batch_first=_checks.flag("batch_first", batch_first),
-            variant=_checks.variant(variant, len(reverse)),
-            merge=_checks.merge(merge, len(reverse) == 2),
-            input_dropout=_checks.probability("input_dropout", input_dropout),
-            weight_dropout=_checks.probability("weight_dropout", weight_dropout),
+        directions = 2 if _values.flag("bidirectional", bidirectional) else 1
+        reproducible = _values.flag("reproducible", reproducible)
+        stack = describe(
+            lstm_cell(variant, directions),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            proj_size=_checks.projection(proj_size, _values.size("hidden_size", hidden_size)),
+            merge=_checks.merge(merge, directions == 2),
+            input_dropout=_values.probability("input_dropout", input_dropout),
+            weight_dropout=_values.probability("weight_dropout", weight_dropout),
             precision=_checks.precision(precision, reproducible),
             reproducible=reproducible,
         )
-        self.shapes = _stack.shapes(self._stack)
-        self._allocate(init.lstm_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
-
-    def __call__(
-        self,
-        x: Array,
-        state: LSTMState | tuple[Array, Array] | None = None,
-        *,
-        lengths: Any = None,
-        mask: Array | None = None,
-    ) -> tuple[Array, LSTMState]:
-        """Run all layers over a sequence; never drops anything.
-
-        Parameters
-        ----------
-        x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
-            Of the parameters' library, device and dtype; never written to.
-        state : (h, c), optional
-            h (L*D, B, H or P) and c (L*D, B, H), without the B for (T, I). Zeros if left out.
-        lengths : integers, shape (B,), optional
-            Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
-            Values that are on a device or traced are not looked at: they act as if clipped to [0, T].
-        mask : boolean array, with x's first two axes, optional
-            True where a row has a step; holes are allowed and hold the state.
-
-        Returns
-        -------
-        y : array, shape (T, B, D*H or D*P), axes as in x
-            The last layer's h, the directions side by side, or as `merge` says; exactly 0 where a row has
-            no step.
-        state : LSTMState
-            After each row's last step; the initial state for a row without steps.
-
-        Raises
-        ------
-        ShapeError, DTypeError, BackendError, ArgumentError
-            Naming the argument, its value and the bound, before any work.
-        KernelError
-            If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
-        """
-        home, layers = self._open()
-        call = _stack.enter(self._stack, home, x, state, lengths, mask)
-        return _stack.forward(self._stack, call, _stack.packing(layers))
+        self._set_up(stack, xp, device, dtype, rng)
 
     def vjp(
         self,
@@ -223,52 +303,16 @@ class LSTM(Recurrent):
         True
         """
         home, layers = self._open()
-        every = _checks.checkpoint(checkpoint)
-        key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
-        y, state_n, pull_back = _stack.vjp(self._stack, call, layers, key, every)
+        y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint)
 
         def pullback(
             dy: Array | None = None, dstate_n: LSTMState | None = None
         ) -> tuple[Array, LSTMState, DParams]:
-            dx, dstate_0, dlayers = pull_back(dy, dstate_n)
+            dx, dstate_0, dlayers = backward(dy, dstate_n)
             return dx, dstate_0, self._by_name(dlayers)
 
         return y, state_n, pullback
-
-    def step(
-        self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
-    ) -> tuple[Array, LSTMState]:
-        """Run one step of all layers, for streams.
-
-        Parameters
-        ----------
-        x_t : array, shape (B, I) or (I,)
-        state : (h, c), optional
-            As for a call: what the step before returned. Zeros if left out.
-
-        Returns
-        -------
-        y_t : array, shape (B, H or P) or (H or P,)
-        state : LSTMState
-
-        Raises
-        ------
-        ArgumentError
-            With bidirectional=True: a backward direction starts at the end.
-        ShapeError, DTypeError, BackendError
-            As for a call.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> lstm = xplstm.LSTM(3, 2, rng=0)
-        >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"))
-        >>> y_t, state = lstm.step(np.ones((4, 3), dtype="float32"), state)
-        """
-        home, layers = self._open()
-        return _stack.step(self._stack, home, x_t, state, _stack.packing(layers))
 
     def freeze(self) -> FrozenLSTM:
         """Copy the parameters once and pack them at most once a kernel.
@@ -285,9 +329,7 @@ class LSTM(Recurrent):
         >>> fast = xplstm.LSTM(3, 2, rng=0).freeze()
         >>> y_t, state = fast.step(np.ones((4, 3), dtype="float32"))
         """
-        home, layers = self._open()
-        copies = tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
-        return FrozenLSTM(self._stack, home, copies)
+        return FrozenLSTM(*self._copied())
 
     def trace(
         self,
@@ -323,98 +365,17 @@ class LSTM(Recurrent):
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
         return LSTMTrace(*_stack.trace(self._stack, call, layers))
 
-    def explain(
-        self,
-        x: Array,
-        state: LSTMState | tuple[Array, Array] | None = None,
-        *,
-        lengths: Any = None,
-        mask: Array | None = None,
-    ) -> Explanation:
-        """Say which kernel would run this call, and why not each faster one.
 
-        Of `vjp`, which keeps more, another may run where memory on the chip decides.
-
-        Parameters
-        ----------
-        x, state, lengths, mask
-            As for a call.
-
-        Returns
-        -------
-        Explanation
-            Prints as a short text.
-
-        Raises
-        ------
-        ShapeError, DTypeError, BackendError, ArgumentError, KernelError
-            As for a call.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import xplstm
-        >>> print(xplstm.LSTM(3, 2, dtype="float16").explain(np.ones((5, 4, 3), dtype="float16")))
-        layer 0: reference
-          not native: dtype float16 is neither float32 nor float64
-          not numpy_inplace: dtype float16 is neither float32 nor float64
-          not cupy_persistent: the arrays are of numpy, not of cupy
-          not cupy_fused: the arrays are of numpy, not of cupy
-        canonical sums: no
-        """
-        call = _stack.enter(self._stack, self._home(), x, state, lengths, mask)
-        return _stack.explain(self._stack, call)
-
-
-class FrozenLSTM:
+class FrozenLSTM(_Calls, Frozen):
     """An LSTM whose parameters are its own copies, packed for the kernels that have run.
 
     Made by `LSTM.freeze`; read-only.
     """
 
-    def __init__(self, stack: _stack.Stack, home: Home, layers: _stack.Layers) -> None:
-        self._stack = stack
-        self._where = home
-        self._layers = layers
-        self._packed: dict[tuple[str, int], Any] = {}
-        # By the pinned kernel; the checks of a step cost many times what a small step does.
+    def __init__(self, stack: Stack, home: Home, layers: Layers) -> None:
+        super().__init__(stack, home, layers)
+        # One for each pinned kernel; the checks of a step cost many times a small step.
         self._steppers: dict[str | None, Stepper | None] = {}
-
-    def __repr__(self) -> str:
-        return f"FrozenLSTM{self._stack.arguments()}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the array library's module, which is no value, and what can be packed again."""
-        return {"_stack": self._stack, "_layers": self._layers}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        first = state["_layers"][0][0]
-        self.__init__(state["_stack"], _checks.home(first._asdict()), state["_layers"])  # type: ignore[misc]
-
-    def __call__(
-        self,
-        x: Array,
-        state: LSTMState | tuple[Array, Array] | None = None,
-        *,
-        lengths: Any = None,
-        mask: Array | None = None,
-    ) -> tuple[Array, LSTMState]:
-        """Run all layers over a sequence, as `LSTM` does.
-
-        Parameters
-        ----------
-        x, state, lengths, mask
-            As for a call of `LSTM`.
-
-        Returns
-        -------
-        y : array
-            As from `LSTM`.
-        state : LSTMState
-            As from `LSTM`.
-        """
-        call = _stack.enter(self._stack, self._where, x, state, lengths, mask)
-        return _stack.forward(self._stack, call, self._prepare)
 
     def step(
         self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
@@ -431,7 +392,7 @@ class FrozenLSTM:
         y_t : array
             As from `LSTM.step`.
         state : LSTMState
-            What the next step goes on from.
+            The state that the next step needs.
         """
         pinned = _dispatch.pinned()
         stepper = self._steppers.get(pinned)
@@ -442,33 +403,3 @@ class FrozenLSTM:
         if pinned not in self._steppers:
             self._steppers[pinned] = _stack.stepper(self._stack, self._where, x_t, self._prepare)
         return result
-
-    def explain(
-        self,
-        x: Array,
-        state: LSTMState | tuple[Array, Array] | None = None,
-        *,
-        lengths: Any = None,
-        mask: Array | None = None,
-    ) -> Explanation:
-        """Say which kernel would run this call, as `LSTM.explain` does.
-
-        Parameters
-        ----------
-        x, state, lengths, mask
-            As for a call.
-
-        Returns
-        -------
-        Explanation
-            Prints as a short text.
-        """
-        call = _stack.enter(self._stack, self._where, x, state, lengths, mask)
-        return _stack.explain(self._stack, call)
-
-    def _prepare(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
-        """The layer's packed weights: safe to keep, because nobody else can write to these copies."""
-        key = (kernel.name, layer)
-        if key not in self._packed:
-            self._packed[key] = kernel.prepare(problem, self._layers[layer])
-        return self._packed[key]

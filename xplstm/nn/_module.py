@@ -1,16 +1,19 @@
-"""What every layer with parameters has: a plain dict of them, and the ways in and out of it."""
+"""What every layer with parameters has: a plain dict of them, and the methods that read and replace it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _stack
+from xplstm import _array, _checks, _stack, _values
 from xplstm._checks import Home
-from xplstm._stack import Layers, Stack
+from xplstm._dispatch import Kernel
+from xplstm._params import Problem, each
+from xplstm._stack import Layers, Prepare, Stack
 from xplstm._typing import Array, Device, Namespace
+from xplstm.cells import Cell
 
 Seed: TypeAlias = "int | np.random.Generator | None"
 Shapes = dict[str, tuple[int, ...]]
@@ -19,7 +22,7 @@ DParams = dict[str, Array]
 
 
 class Module:
-    """Parameters in a plain dict, and the ways in and out of it."""
+    """Parameters in a plain dict, and the methods that read and replace it."""
 
     params: dict[str, Array]
     """Name -> array; replace values freely, shapes are checked at every call."""
@@ -34,13 +37,13 @@ class Module:
         device: Device | None,
         dtype: str | None,
     ) -> None:
-        """Bring first values to where the caller asked; float32 unless told otherwise."""
+        """Move the initial values to the backend that the caller asked for; float32 by default."""
         xp = _array.resolve(xp)
         dtype = _checks.dtype("float32" if dtype is None else dtype)
         self.params = {name: _array.asarray(values[name], xp, device, dtype) for name in self.shapes}
 
     def _home(self) -> Home:
-        """Where the parameters live, after a look at all of them."""
+        """Check all parameters and return where they live."""
         _checks.mapping("params", self.params)
         if self.params.keys() != self.shapes.keys():
             _checks.names(self.params, self.shapes)
@@ -49,7 +52,7 @@ class Module:
         return home
 
     def state_dict(self) -> dict[str, Array]:
-        """Parameters by name.
+        """Return the parameters by name.
 
         Returns
         -------
@@ -65,7 +68,7 @@ class Module:
         return dict(self.params)
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replace all parameters by copies, brought to where the present ones live.
+        """Replace all parameters by copies on the backend and device of the present ones.
 
         Parameters
         ----------
@@ -92,7 +95,7 @@ class Module:
 
     def to(
         self, xp: str | Namespace | None = None, device: Device | None = None, dtype: str | None = None
-    ) -> Any:
+    ) -> Self:
         """Move the parameters, in place.
 
         Parameters
@@ -129,16 +132,48 @@ class Module:
         return self
 
 
+def describe(
+    cell: Cell,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    bidirectional: bool,
+    **others: Any,
+) -> Stack:
+    """Check what every recurrent layer is called with; `others` are checked already."""
+    return Stack(
+        input_size=_values.size("input_size", input_size),
+        hidden_size=_values.size("hidden_size", hidden_size),
+        num_layers=_values.size("num_layers", num_layers),
+        bias=_values.flag("bias", bias),
+        batch_first=_values.flag("batch_first", batch_first),
+        dropout=_values.probability("dropout", dropout),
+        reverse=(False, True) if _values.flag("bidirectional", bidirectional) else (False,),
+        cell=cell,
+        **others,
+    )
+
+
 class Recurrent(Module):
-    """Layers over time: what `LSTM` and the simple networks have in common."""
+    """Layers over time: what `LSTM`, `GRU` and the RNNs have in common."""
 
     _stack: Stack
+
+    def _set_up(
+        self, stack: Stack, xp: str | Namespace | None, device: Device | None, dtype: str | None, rng: Seed
+    ) -> None:
+        """Keep the description and make the parameters."""
+        self._stack, self.shapes = stack, _stack.shapes(stack)
+        self._allocate(stack.cell.init(self.shapes, _values.seed("rng", rng)), xp, device, dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self._stack.arguments()}"
 
     def initialize(self, rule: Rule, rng: Seed = None) -> None:
-        """Draw all parameters anew by a rule of `xplstm.init`.
+        """Initialise all parameters by a rule of `xplstm.init`.
 
         Parameters
         ----------
@@ -154,24 +189,66 @@ class Recurrent(Module):
         >>> lstm.initialize(init.lstm_glorot_orthogonal, rng=0)
         """
         home = self._home()
-        values = rule(self.shapes, _checks.seed(rng))
+        values = rule(self.shapes, _values.seed("rng", rng))
         _checks.state_dict(values, self.shapes, "float64")
         self._allocate(values, home.xp, home.device, home.dtype)
 
     def _open(self) -> tuple[Home, Layers]:
-        """Where the parameters live, and they themselves by layer and direction, checked."""
+        """Return where the parameters live, and the parameters by layer and direction, checked."""
         home = self._home()
-        fields = _stack.params_type(self._stack)
+        fields = self._stack.cell.Params
         native = {name: _array.native(a) for name, a in self.params.items()}
         return home, tuple(
             tuple(fields(*(native.get(name) for name in names)) for names in layer)
             for layer in _stack.names(self._stack)
         )
 
+    def _ready(self) -> tuple[Home, Prepare]:
+        """Return what a call needs: where the parameters live, and how each layer's are packed."""
+        home, layers = self._open()
+        return home, _stack.packing(layers)
+
+    def _copied(self) -> tuple[Stack, Home, Layers]:
+        """Return what `Frozen` is made of."""
+        home, layers = self._open()
+        return self._stack, home, tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
+
     def _by_name(self, layers: Layers) -> DParams:
-        """A dict with the keys of `params`, in their order."""
+        """Return a dict with the keys of `params`, in their order."""
         found: DParams = {}
         for layer_names, layer in zip(_stack.names(self._stack), layers, strict=True):
             for names, arrays in zip(layer_names, layer, strict=True):
                 found.update(zip(names, arrays, strict=True))
         return {name: found[name] for name in self.shapes}
+
+
+class Frozen:
+    """Layers over time whose parameters are their own copies, packed once for each kernel that has run."""
+
+    def __init__(self, stack: Stack, home: Home, layers: Layers) -> None:
+        self._stack = stack
+        self._where = home
+        self._layers = layers
+        self._packed: dict[tuple[str, int], Any] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._stack.arguments()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the array library's module, which cannot be pickled, and what can be packed again."""
+        return {"_stack": self._stack, "_layers": self._layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        first = state["_layers"][0][0]
+        self.__init__(state["_stack"], _checks.home(first._asdict()), state["_layers"])  # type: ignore[misc]
+
+    def _ready(self) -> tuple[Home, Prepare]:
+        """Return what a call needs: where the parameters live, and how each layer's are packed."""
+        return self._where, self._prepare
+
+    def _prepare(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
+        """Return the layer's packed weights, which stay valid: no other code can write to these copies."""
+        key = (kernel.name, layer)
+        if key not in self._packed:
+            self._packed[key] = kernel.prepare(problem, self._layers[layer])
+        return self._packed[key]

@@ -1,54 +1,34 @@
-"""Simple recurrent networks: the hidden units of an `RNN` recur, the output of a `JordanRNN`."""
+"""Networks whose whole state is h: `RNN`, `JordanRNN` and `GRU`; and `FrozenRNN`, which is packed once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from xplstm import _checks, _dropout, _stack, init
+from xplstm import _stack, _values
+from xplstm._checks import Home
 from xplstm._errors import DTypeError
-from xplstm._params import LSTMState, Simple
+from xplstm._params import Activation, Explanation
+from xplstm._stack import Prepare, Stack
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
-from xplstm.nn._module import DParams, Recurrent, Seed
+from xplstm.cells.gru import GRUCell
+from xplstm.cells.rnn import ElmanCell, JordanCell
+from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 NONLINEARITIES = ("tanh", "relu")
 
 
-class _SimpleNetwork(Recurrent):
-    """What both have in common: a state of one array."""
+class _Calls:
+    """The calls without gradients: the same for a network and its frozen copy."""
 
-    def _set_up(
-        self,
-        input_size: int,
-        hidden_size: int,
-        output_size: int,
-        num_layers: int,
-        nonlinearity: str,
-        *,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-    ) -> None:
-        """Check what both are called with; an output of size 0 is none."""
-        function = _checks.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
-        self._stack = _stack.Stack(
-            input_size=_checks.size("input_size", input_size),
-            hidden_size=_checks.size("hidden_size", hidden_size),
-            proj_size=output_size,
-            bias=_checks.flag("bias", bias),
-            num_layers=_checks.size("num_layers", num_layers),
-            reverse=(False, True) if _checks.flag("bidirectional", bidirectional) else (False,),
-            dropout=_checks.probability("dropout", dropout),
-            batch_first=_checks.flag("batch_first", batch_first),
-            variant=Simple(function, output=output_size > 0),
-        )
-        self.shapes = _stack.shapes(self._stack)
+    _stack: Stack
+    _ready: Callable[[], tuple[Home, Prepare]]
 
     def __call__(
         self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
     ) -> tuple[Array, Array]:
-        """Run all layers over a sequence; never drops anything.
+        """Run all layers over a sequence; dropout is never applied.
 
         Parameters
         ----------
@@ -71,10 +51,70 @@ class _SimpleNetwork(Recurrent):
         ShapeError, DTypeError, BackendError, ArgumentError
             Naming the argument, its value and the bound, before any work.
         """
-        home, layers = self._open()
+        home, prepare = self._ready()
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
-        y, state_n = _stack.forward(self._stack, call, _stack.packing(layers))
+        y, state_n = _stack.forward(self._stack, call, prepare)
         return y, state_n.h
+
+    def step(self, x_t: Array, h: Array | None = None) -> tuple[Array, Array]:
+        """Run one step of all layers, for streams.
+
+        Parameters
+        ----------
+        x_t : array, shape (B, I) or (I,)
+        h : array, optional
+            What the step before returned. Zeros if left out.
+
+        Returns
+        -------
+        y_t : array, shape (B, H or O) or (H or O,)
+        h : array, shape (L, B, H or O) or (L, H or O)
+
+        Raises
+        ------
+        ArgumentError
+            With bidirectional=True: a backward direction starts at the end.
+        ShapeError, DTypeError, BackendError
+            As for a call.
+        """
+        home, prepare = self._ready()
+        y_t, state = _stack.step(self._stack, home, x_t, _state(h, "h"), prepare)
+        return y_t, state.h
+
+    def explain(
+        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+    ) -> Explanation:
+        """Say which kernel would run this call, and why not each faster one.
+
+        Parameters
+        ----------
+        x, h_0, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        Explanation
+            Prints as a short text.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError, KernelError
+            As for a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> xplstm.GRU(3, 2).explain(np.ones((5, 4, 3), dtype="float32")).kernels
+        ('reference',)
+        """
+        home, _ = self._ready()
+        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
+        return _stack.explain(self._stack, call)
+
+
+class _HiddenNetwork(_Calls, Recurrent):
+    """What the networks of this module have in common: a state of one array."""
 
     def vjp(
         self,
@@ -108,61 +148,47 @@ class _SimpleNetwork(Recurrent):
             Naming the argument, its value and the bound, before any work.
         """
         home, layers = self._open()
-        every = _checks.checkpoint(checkpoint)
-        key = None if rng is None else _dropout.draw_key(_checks.rng(rng))
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
-        y, state_n, pull_back = _stack.vjp(self._stack, call, layers, key, every)
+        y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint)
 
         def pullback(dy: Array | None = None, dh_n: Array | None = None) -> tuple[Array, Array, DParams]:
-            dx, dstate_0, dlayers = pull_back(dy, _state(dh_n, "dh_n"))
+            dx, dstate_0, dlayers = backward(dy, _state(dh_n, "dh_n"))
             return dx, dstate_0.h, self._by_name(dlayers)
 
         return y, state_n.h, pullback
 
-    def step(self, x_t: Array, h: Array | None = None) -> tuple[Array, Array]:
-        """Run one step of all layers, for streams.
-
-        Parameters
-        ----------
-        x_t : array, shape (B, I) or (I,)
-        h : array, optional
-            What the step before returned. Zeros if left out.
+    def freeze(self) -> FrozenRNN:
+        """Copy the parameters once and pack them at most once a kernel.
 
         Returns
         -------
-        y_t : array, shape (B, H or O) or (H or O,)
-        h : array, shape (L, B, H or O) or (L, H or O)
+        FrozenRNN
+            The same call, `step` and `explain`; later changes of `params` do not reach it.
 
-        Raises
-        ------
-        ArgumentError
-            With bidirectional=True: a backward direction starts at the end.
-        ShapeError, DTypeError, BackendError
-            As for a call.
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> fast = xplstm.GRU(3, 2, rng=0).freeze()
+        >>> y_t, h = fast.step(np.ones((4, 3), dtype="float32"))
         """
-        home, layers = self._open()
-        y_t, state = _stack.step(self._stack, home, x_t, _state(h, "h"), _stack.packing(layers))
-        return y_t, state.h
+        return FrozenRNN(*self._copied())
 
-    def trace(
-        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
-    ) -> Array:
-        """Every layer's and direction's hidden units at every step.
-
-        Parameters
-        ----------
-        x, h_0, lengths, mask
-            As for a call.
-
-        Returns
-        -------
-        array, shape (L*D, T, B, H)
-            T and B as in x; exactly 0 where a row has no step.
-        """
+    def _trace(self, x: Array, h_0: Array | None, lengths: Any, mask: Array | None) -> tuple[Array, ...]:
+        """Return what the cell shows of every layer, direction and step, each (L*D, T, B, H)."""
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
-        (hidden,) = _stack.trace(self._stack, call, layers)
-        return hidden
+        return _stack.trace(self._stack, call, layers)
+
+
+class FrozenRNN(_Calls, Frozen):
+    """An `RNN`, `JordanRNN` or `GRU` whose parameters are its own copies, packed once for each kernel.
+
+    Made by their method ``freeze``; read-only.
+    """
+
+    def __repr__(self) -> str:
+        return f"FrozenRNN({self._stack.cell.name}{self._stack.arguments()})"
 
 
 def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
@@ -176,8 +202,35 @@ def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
     return LSTMState(h, h[..., :0])
 
 
-class RNN(_SimpleNetwork):
-    """A simple recurrent network, of one or more layers and one or two directions; Elman (1990).
+def _activation(nonlinearity: str) -> Activation:
+    """Check the nonlinearity of an RNN."""
+    return Activation(_values.one_of("nonlinearity", nonlinearity, NONLINEARITIES))
+
+
+class _HiddenUnits(_HiddenNetwork):
+    """An RNN, whose trace is its hidden units alone."""
+
+    def trace(
+        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+    ) -> Array:
+        """Return the hidden units of every layer, direction and step.
+
+        Parameters
+        ----------
+        x, h_0, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        array, shape (L*D, T, B, H)
+            T and B as in x; exactly 0 where a row has no step.
+        """
+        (hidden,) = self._trace(x, h_0, lengths, mask)
+        return hidden
+
+
+class RNN(_HiddenUnits):
+    """Elman RNN, of one or more layers and one or two directions; Elman (1990).
 
     ``h_t = act(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)``. Names, shapes and
     defaults are those of ``torch.nn.RNN``.
@@ -229,18 +282,15 @@ class RNN(_SimpleNetwork):
         dtype: str | None = None,
         rng: Seed = None,
     ) -> None:
-        self._set_up(
-            *(input_size, hidden_size, 0, num_layers, nonlinearity),
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
+        stack = describe(
+            ElmanCell(_activation(nonlinearity)),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
         )
-        self._allocate(init.rnn_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
+        self._set_up(stack, xp, device, dtype, rng)
 
 
-class JordanRNN(_SimpleNetwork):
-    """A simple recurrent network whose output recurs, not its hidden units; Jordan (1986).
+class JordanRNN(_HiddenUnits):
+    """Jordan RNN: its output recurs instead of its hidden units; Jordan (1986).
 
     ``h_t = act(W_ih x_t + b_ih + W_hh y_(t-1) + b_hh)`` and ``y_t = W_hr h_t + b_hr``.
 
@@ -292,12 +342,111 @@ class JordanRNN(_SimpleNetwork):
         dtype: str | None = None,
         rng: Seed = None,
     ) -> None:
-        output_size = _checks.size("output_size", output_size)
-        self._set_up(
-            *(input_size, hidden_size, output_size, num_layers, nonlinearity),
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
+        stack = describe(
+            JordanCell(_activation(nonlinearity)),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            proj_size=_values.size("output_size", output_size),
         )
-        self._allocate(init.rnn_uniform(self.shapes, _checks.seed(rng)), xp, device, dtype)
+        self._set_up(stack, xp, device, dtype, rng)
+
+
+class GRUTrace(NamedTuple):
+    """Every gate and state of every step of a `GRU`.
+
+    Attributes
+    ----------
+    r, z, n, h : array, shape (L*D, T, B, H)
+        Index ``layer * D + direction``; the other axes as x has them. Exactly
+        0 where a batch entry has no step.
+    """
+
+    r: Array
+    z: Array
+    n: Array
+    h: Array
+
+
+class GRU(_HiddenNetwork):
+    """Gated recurrent unit, of one or more layers and one or two directions; Cho et al. (2014).
+
+    ``r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)``, ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``,
+    ``h' = (1 - z) * n + z * h``. Names, shapes, defaults and gate order are those of ``torch.nn.GRU``.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        At least 1.
+    num_layers : int, default 1
+    reset_after : bool, default True
+        The reset gate scales ``W_hn h + b_hn``, as in PyTorch and in Keras's default; ONNX calls it
+        linear_before_reset. False: it scales h before the product, ``W_hn (r * h) + b_hn``, as in the paper.
+    bias, batch_first, dropout, bidirectional, xp, device, dtype, rng
+        As for `LSTM`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        ``weight_ih_l0`` (3H, I), ``weight_hh_l0`` (3H, H), ``bias_ih_l0`` (3H,), ``bias_hh_l0`` (3H,), the
+        gates in the order r, z, n; ``_l1`` and so on for layers, ``_reverse`` for the backward direction.
+    shapes : dict of str to tuple
+        The shape of each.
+
+    Raises
+    ------
+    ArgumentError, DTypeError, BackendError
+        Naming the argument, its value and the bound.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> y, h_n = xplstm.GRU(3, 2, bidirectional=True, rng=0)(np.ones((5, 4, 3), dtype="float32"))
+    >>> y.shape, h_n.shape
+    ((5, 4, 4), (2, 4, 2))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+        dtype: str | None = None,
+        rng: Seed = None,
+    ) -> None:
+        stack = describe(
+            GRUCell(_values.flag("reset_after", reset_after)),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+        )
+        self._set_up(stack, xp, device, dtype, rng)
+
+    def trace(
+        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+    ) -> GRUTrace:
+        """Return every gate and state of every layer, direction and step, by the reference kernel.
+
+        Parameters
+        ----------
+        x, h_0, lengths, mask
+            As for a call.
+
+        Returns
+        -------
+        GRUTrace
+            r, z, n and h, each (L*D, T, B, H).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> xplstm.GRU(3, 2, rng=0).trace(np.ones((5, 4, 3), dtype="float32")).z.shape
+        (1, 5, 4, 2)
+        """
+        return GRUTrace(*self._trace(x, h_0, lengths, mask))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from xplstm import _array, _checks
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError
 from xplstm._typing import Array
 
@@ -53,8 +53,8 @@ class Streams(Sequence[Batch]):
     """
 
     def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
-        _checks.size("batch_size", batch_size)
-        _checks.size("steps", steps)
+        _values.size("batch_size", batch_size)
+        _values.size("steps", steps)
         length: int = (ids.shape[0] - 1) // batch_size
         if length < 1:
             msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xplstm import _array, _checks
+from xplstm import _array
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
@@ -166,10 +166,10 @@ def fit(
     >>> round(float(line.params["slope"][0, 0]), 6)
     3.0
     """
-    _checks.size("updates", updates, 0)
-    _checks.size("validate_every", validate_every)
-    _checks.size("checkpoint_every", checkpoint_every)
-    rng = _checks.seed(rng)
+    _values.size("updates", updates, 0)
+    _values.size("validate_every", validate_every)
+    _values.size("checkpoint_every", checkpoint_every)
+    rng = _values.seed("rng", rng)
     _check_together(validate, patience, checkpoint, resume)
     _check_extra(extra)
     epochs = data if callable(data) else lambda _epoch: data
@@ -414,7 +414,7 @@ def _check_together(
 ) -> None:
     """Refuse arguments that need others, before any work."""
     if patience is not None:
-        _checks.size("patience", patience)
+        _values.size("patience", patience)
         if validate is None:
             msg = f"patience={patience} needs validate="
             raise ArgumentError(msg)

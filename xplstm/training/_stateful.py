@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from xplstm import _checks, _rows
+from xplstm import _state, _values
 from xplstm._errors import ArgumentError, DTypeError
-from xplstm._params import LSTMState
+from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
 
@@ -73,7 +73,7 @@ class StatefulTrainer:
             msg = f"lstm={lstm!r} must have params and vjp, as an LSTM has"
             raise DTypeError(msg)
         self.lstm, self.optimizer = lstm, optimizer
-        self.max_norm = None if max_norm is None else _checks.positive("max_norm", max_norm)
+        self.max_norm = None if max_norm is None else _values.positive("max_norm", max_norm)
         self.state: Any = None
         self.grads: dict[str, Array] | None = None
         self._pullbacks: list[Callable[..., Any]] = []
@@ -171,7 +171,7 @@ class StatefulTrainer:
         elif isinstance(self.state, tuple):
             self.state = LSTMState(*self.state).reset(rows)
         elif self.state is not None:
-            self.state = _rows.reset("state", self.state, rows, None, self.state.ndim - 2)
+            self.state = _state.reset_entries("state", self.state, rows, None, self.state.ndim - 2)
 
     def _add(self, dparams: dict[str, Array]) -> None:
         if self.grads is None:

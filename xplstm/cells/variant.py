@@ -1,7 +1,7 @@
-"""The equations of an LSTM's variants, forward and backward, all in one step.
+"""The equations of the LSTM with the options of `Variant`, forward and backward.
 
-Each option is off by itself; what is off leaves its line of `_cell` as it is.
-One step, in this order (the sources stand in `Variant`)::
+An option that is off leaves its line of `xplstm.cells.lstm` as it is. One step, in this order (`Variant`
+names the sources)::
 
     h~ = h * mask                                                recurrent dropout
     z = W_ih x + b_ih + W_hh h~ + b_hh                           layer_norm: norm(W_ih x), norm(W_hh h~)
@@ -16,16 +16,27 @@ One step, in this order (the sources stand in `Variant`)::
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from xplstm import _array
-from xplstm._activations import clipped, clipped_back, slope, value
-from xplstm._cell import Gates, project_output
+from xplstm import _array, _values
 from xplstm._dropout import Purpose, hold_mask, scaled_mask
+from xplstm._errors import ArgumentError, DTypeError
 from xplstm._params import Activation, LSTMParams, Problem, Variant
 from xplstm._typing import Array, Namespace
+from xplstm.cells import Cell, Equations, Sizes
+from xplstm.cells.activations import FUNCTIONS, clipped, clipped_back, slope, value
+from xplstm.cells.lstm import STANDARD, Gates, LSTMCell, project_output
 
 EPSILON = 1e-5
+
+
+# The option that uses a parameter which the standard LSTM lacks.
+OPTION = {
+    "weight_ch": "variant.peepholes",
+    **dict.fromkeys(("gain_ih", "gain_hh", "gain_c"), "variant.layer_norm"),
+    "bias_c": "variant.layer_norm with biases",
+}
 
 
 class Step(NamedTuple):
@@ -48,10 +59,10 @@ class Step(NamedTuple):
     c: Array
 
 
-class Rows(NamedTuple):
-    """What one step gives to the parameters' gradients, a row for each member of the batch.
+class StepGradients(NamedTuple):
+    """What one step contributes to the parameters' gradients, for each batch entry.
 
-    Rows of all steps are joined, then multiplied or summed once.
+    The kernel joins these over all steps, then multiplies or sums once.
     """
 
     dz: Array
@@ -65,18 +76,56 @@ class Rows(NamedTuple):
     dbias_c: Array | None
 
 
-def cells(problem: Problem) -> Callable[[int], VariantCell]:
-    """The equations at each time of the only direction of `problem`, with the random masks of that time."""
-    variant = problem.variant
-    assert isinstance(variant, Variant)
-    dropped = _recurrent_mask(problem, variant.recurrent_dropout)
+@dataclass(frozen=True, slots=True)
+class VariantCell(LSTMCell):
+    """An LSTM with at least one option of `Variant`."""
 
-    def cell(t: int) -> VariantCell:
-        hold_h = _hold(problem, variant.zoneout_h, Purpose.ZONEOUT_H, problem.output_size, t)
-        hold_c = _hold(problem, variant.zoneout_c, Purpose.ZONEOUT_C, problem.H, t)
-        return VariantCell(variant, hold_h, hold_c, dropped)
+    variant: Variant
 
-    return cell
+    @property
+    def reason(self) -> str:
+        """Why a kernel of the standard LSTM cannot run it."""
+        return f"supports only the standard LSTM, not {self.variant}"
+
+    @property
+    def random(self) -> bool:
+        """Whether a mask is drawn inside the step."""
+        variant = self.variant
+        return bool(variant.zoneout_h or variant.zoneout_c or variant.recurrent_dropout)
+
+    def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the standard LSTM, and of what peepholes and layer_norm add."""
+        shapes = LSTMCell.shapes(self, sizes)
+        H = sizes.hidden
+        if self.variant.peepholes:
+            shapes["weight_ch"] = (3 * H,)
+        if self.variant.layer_norm:
+            shapes |= {"gain_ih": (4 * H,), "gain_hh": (4 * H,), "gain_c": (H,)}
+            shapes |= {"bias_c": (H,)} if sizes.bias else {}
+        return shapes
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that are on."""
+        return {"variant": self.variant}
+
+    def direction(self, d: int) -> Cell:
+        """Return the cell with the activations of direction `d` alone."""
+        a = self.variant.activations
+        if len(a) == 3:
+            return self
+        return VariantCell(self.variant._replace(activations=a[3 * d : 3 * d + 3]))
+
+    def at(self, problem: Problem) -> Callable[[int], Equations]:
+        """Return the equations at each time, with the random masks of that time."""
+        variant = self.variant
+        dropped = _recurrent_mask(problem, variant.recurrent_dropout)
+
+        def equations(t: int) -> StepEquations:
+            hold_h = _hold(problem, variant.zoneout_h, Purpose.ZONEOUT_H, problem.output_size, t)
+            hold_c = _hold(problem, variant.zoneout_c, Purpose.ZONEOUT_C, problem.H, t)
+            return StepEquations(variant, hold_h, hold_c, dropped)
+
+        return equations
 
 
 def _recurrent_mask(problem: Problem, p: float) -> Array | None:
@@ -97,7 +146,7 @@ def _hold(problem: Problem, p: float, purpose: Purpose, size: int, t: int) -> Ar
     return hold_mask(problem.xp, shape, p, key, purpose, stream, start + t, problem.device)
 
 
-class VariantCell(NamedTuple):
+class StepEquations(NamedTuple):
     """The equations of one step, with the random masks of its time."""
 
     variant: Variant
@@ -106,7 +155,7 @@ class VariantCell(NamedTuple):
     dropped: Array | None
 
     def project_input(self, x: Array, p: LSTMParams) -> Array:
-        """``W_ih x``, normalised if asked, and both biases."""
+        """Return ``W_ih x``, normalised with layer_norm, plus both biases."""
         zx = x @ p.weight_ih.T
         if p.gain_ih is not None:
             zx = normalised(_array.namespace(x, "x"), zx)[0] * p.gain_ih
@@ -115,7 +164,7 @@ class VariantCell(NamedTuple):
     def forward(
         self, xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams
     ) -> tuple[Array, Array, Step]:
-        """One step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
+        """Run one step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
         F, G, H = self.variant.activations
         bound = self.variant.gate_clip
         w_i, w_f, w_o = _peepholes(p)
@@ -139,8 +188,8 @@ class VariantCell(NamedTuple):
 
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
-    ) -> tuple[Rows, Array, Array]:
-        """One step back: gradients by ``h'`` and ``c'`` -> rows, gradients by h and c."""
+    ) -> tuple[StepGradients, Array, Array]:
+        """Take gradients with respect to ``h'`` and ``c'`` to those with respect to h and c."""
         (i, f, g, o), z, c_prev = step.gates, step.z, step.c_prev
         F, G, H = self.variant.activations
         w_i, w_f, w_o = _peepholes(p)
@@ -167,7 +216,7 @@ class VariantCell(NamedTuple):
         dh_seen = dproduct @ p.weight_hh
         dh_prev = (dh_seen if self.dropped is None else dh_seen * self.dropped) + dh_old
         normal = p.gain_hh is not None
-        rows = Rows(
+        steps = StepGradients(
             dz,
             dproduct,
             step.h_seen,
@@ -178,16 +227,18 @@ class VariantCell(NamedTuple):
             dexposed * normalised(xp, c_new)[0] if normal else None,
             None if p.bias_c is None else dexposed,
         )
-        return rows, dh_prev, dc_prev
+        return steps, dh_prev, dc_prev
 
     def _through_gate(self, xp: Namespace, da: Array, activation: Activation, z: Array, a: Array) -> Array:
-        """Gradient by what a gate's function is given, before its clip."""
+        """Return the gradient with respect to the input of a gate's function, before its clip."""
         bound = self.variant.gate_clip
         return clipped_back(xp, da * slope(xp, activation, clipped(xp, z, bound), a), z, bound)
 
-    def gradients(self, xp: Namespace, x: Array, rows: Rows, p: LSTMParams) -> tuple[Array, LSTMParams]:
-        """Sum over all steps at once: gradients by the rows of x, and by the parameters."""
-        dz, dproduct, h_seen, m, dh, *summed = rows
+    def gradients(
+        self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
+    ) -> tuple[Array, LSTMParams]:
+        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        dz, dproduct, h_seen, m, dh, *summed = steps
         product = x @ p.weight_ih.T
         dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalised(xp, product)[0], axis=0)
         dzx = _gained_back(xp, dz, product, p.gain_ih)
@@ -200,24 +251,80 @@ class VariantCell(NamedTuple):
         )
 
     def trace(self, _xp: Namespace, step: Step, _p: LSTMParams) -> tuple[Array, ...]:
-        """The gates i, f, g, o, and c and h, of one step."""
+        """Return the gates i, f, g, o, and c and h, of one step."""
         return (*step.gates, step.c, step.h)
 
 
+def lstm_cell(variant: Variant | None, directions: int) -> LSTMCell:
+    """Return the cell of an LSTM with these options, checked: the standard one where none is on."""
+    if variant is None:
+        return STANDARD
+    if not isinstance(variant, Variant):
+        msg = f"variant must be a Variant, got {type(variant).__name__}"
+        raise DTypeError(msg)
+    checked = Variant(
+        _values.flag("variant.peepholes", variant.peepholes),
+        _values.flag("variant.coupled", variant.coupled),
+        _activations(variant.activations, directions),
+        None if variant.gate_clip is None else _values.positive("variant.gate_clip", variant.gate_clip),
+        None if variant.cell_clip is None else _values.positive("variant.cell_clip", variant.cell_clip),
+        _values.flag("variant.layer_norm", variant.layer_norm),
+        _values.probability("variant.zoneout_h", variant.zoneout_h),
+        _values.probability("variant.zoneout_c", variant.zoneout_c),
+        _values.probability("variant.recurrent_dropout", variant.recurrent_dropout),
+    )
+    return VariantCell(checked) if checked.changed() else STANDARD
+
+
+def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
+    """Three for every direction, or three for each."""
+    counts = (3, 6) if directions == 2 else (3,)
+    if not isinstance(given, tuple | list) or len(given) not in counts:
+        msg = f"variant.activations={given!r} must hold {' or '.join(map(str, counts))} activations: F, G, H"
+        raise ArgumentError(msg)
+    found = tuple(_activation(f"variant.activations[{k}]", one) for k, one in enumerate(given))
+    return found[:3] if found[3:] == found[:3] else found
+
+
+def _activation(name: str, given: Any) -> Activation:
+    """A name, or a name with the constants that it has."""
+    if not isinstance(given, str) and not (isinstance(given, tuple | list) and len(given) > 0):
+        msg = f"{name}={given!r} must be a name, or (name, alpha) or (name, alpha, beta)"
+        raise DTypeError(msg)
+    word, *constants = (given,) if isinstance(given, str) else given
+    function = FUNCTIONS[_values.one_of(name, word, FUNCTIONS)]
+    if len(constants) > 2:
+        msg = f"{name}={given!r} must be a name, with alpha and beta at most"
+        raise ArgumentError(msg)
+    defaults = {"alpha": function.alpha, "beta": function.beta}
+    for (letter, default), constant in zip(defaults.items(), constants, strict=False):
+        if constant is not None:
+            _constant(f"{name}={given!r} has {letter}={constant!r}", constant, default, word, letter)
+    return Activation(word, *(None if c is None else float(c) for c in constants))
+
+
+def _constant(what: str, constant: Any, default: float | None, word: str, letter: str) -> None:
+    """Refuse a constant that is no finite number, or that the function does not take."""
+    if default is None:
+        msg = f"{what}, and {word} takes no {letter}"
+        raise ArgumentError(msg)
+    _values.finite(what, constant)
+
+
 def normalised(xp: Namespace, a: Array) -> tuple[Array, Array]:
-    """Each row with mean 0 and variance 1, and the divisor that made it so."""
+    """Return each row scaled to mean 0 and variance 1, and its divisor."""
     centred = a - xp.mean(a, axis=-1, keepdims=True)
     deviation = xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + EPSILON)
     return centred / deviation, deviation
 
 
 def _gained(xp: Namespace, a: Array, gain: Array | None) -> Array:
-    """`a` normalised and scaled, where there is a gain."""
+    """Normalise and scale `a` where there is a gain."""
     return a if gain is None else normalised(xp, a)[0] * gain
 
 
 def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Array:
-    """Gradient by what went into `_gained`."""
+    """Return the gradient with respect to the input of `_gained`."""
     if gain is None:
         return da
     unit, deviation = normalised(xp, a)

@@ -1,14 +1,13 @@
-"""Rows of a state, the members of a batch: take, reset, stack and join them, on any array library.
+"""`LSTMState`, and what can be done with the batch entries of a state, on any array library.
 
-Works on one array at a time, called `name` in errors; `xplstm.LSTMState` has
-the methods that users call.
+The functions work on one array at a time, which errors call `name`.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +16,208 @@ from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._typing import Array
 
 _HOST = (np.ndarray, list, tuple, range)
+
+
+class LSTMState(NamedTuple):
+    """State of an LSTM: always h first, then c.
+
+    Its methods change the entries of a batch, for streams that start and end.
+    A row is one batch entry. The rows are on axis 1 of three axes. A state of two axes could be
+    (B, H), as `lstm` takes it, or (L*D, H), without a batch: there pass ``axis=0``, or use `stack`.
+    Rows are integers: one, a list, or an array of NumPy or of the state's library. Values on a
+    device are never read.
+
+    Attributes
+    ----------
+    h : array, shape (L*D, B, H), or (L*D, B, P) with a projection
+        Index ``layer * D + direction``.
+    c : array, shape (L*D, B, H)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> state = xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2)))
+    >>> h, c = state.reset([1, 2])
+    >>> h[0, :, 0]
+    array([1., 0., 0., 1.])
+    """
+
+    h: Array
+    c: Array
+
+    def take(self, rows: Any, *, axis: int | None = None) -> LSTMState:
+        """Give some rows, in the order asked for, repeated if asked for twice.
+
+        Parameters
+        ----------
+        rows : int, or integers of shape (N,)
+            In [0, B). A single int gives a state without rows.
+        axis : int, optional
+            Of the rows; 1 if left out, for which the state must have three axes.
+
+        Returns
+        -------
+        LSTMState
+            With N rows, or without the axis.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError, BackendError
+            Naming what is wrong and the bound.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> h = np.arange(4.0).reshape(1, 4, 1)
+        >>> xplstm.LSTMState(h, h).take([3, 0]).h[0, :, 0]
+        array([3., 0.])
+        """
+        return LSTMState(*(take_entries(n, a, rows, axis_of(n, a, axis)) for n, a in self._named()))
+
+    def reset(self, rows: Any, to: Any = None, *, axis: int | None = None) -> LSTMState:
+        """Let some rows begin anew; the others keep their bits.
+
+        Parameters
+        ----------
+        rows : int, integers of shape (N,), or booleans of shape (B,)
+            Which rows.
+        to : (h, c), optional
+            What they become: of this state's shape, or with one row or no axis of rows, for all
+            alike. Zeros if left out.
+        axis : int, optional
+            Of the rows; 1 if left out, for which the state must have three axes.
+
+        Returns
+        -------
+        LSTMState
+            New arrays of the same shapes.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError, BackendError
+            Naming what is wrong and the bound.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> h = np.arange(4.0).reshape(1, 4, 1)
+        >>> xplstm.LSTMState(h, h).reset([True, False, False, True], to=(h + 10, h)).h[0, :, 0]
+        array([10.,  1.,  2., 13.])
+        """
+        tos = (None, None) if to is None else pair("to", to)
+        return LSTMState(
+            *(
+                reset_entries(n, a, rows, b, axis_of(n, a, axis))
+                for (n, a), b in zip(self._named(), tos, strict=True)
+            )
+        )
+
+    def zeros(self, count: int, *, axis: int | None = None) -> LSTMState:
+        """Make rows of zeros like these: what a new member of the batch begins with.
+
+        Parameters
+        ----------
+        count : int
+            Number of rows, at least 0.
+        axis : int, optional
+            Of the rows; 1 if left out, for which the state must have three axes.
+
+        Returns
+        -------
+        LSTMState
+            Of the same library, device, dtype and sizes.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError
+            Naming what is wrong and the bound.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2))).zeros(3).h.shape
+        (1, 3, 2)
+        """
+        return LSTMState(*(zero_entries(n, a, count, axis_of(n, a, axis)) for n, a in self._named()))
+
+    @staticmethod
+    def concat(states: Sequence[LSTMState | tuple[Array, Array]], *, axis: int | None = None) -> LSTMState:
+        """Join the rows of several states to one batch.
+
+        Parameters
+        ----------
+        states : sequence of (h, c)
+            At least one; the same sizes but for the rows.
+        axis : int, optional
+            Of the rows; 1 if left out, for which the states must have three axes.
+
+        Returns
+        -------
+        LSTMState
+            The rows of the first, then those of the second, and so on.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError, BackendError
+            Naming the state and what is wrong with it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> state = xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2)))
+        >>> xplstm.LSTMState.concat([state, state.zeros(1)]).h[0, :, 0]
+        array([1., 1., 1., 1., 0.])
+        """
+        return LSTMState(*(join_entries(n, a, axis_of(n[0], a[0], axis)) for n, a in _columns(states)))
+
+    @staticmethod
+    def stack(states: Sequence[LSTMState | tuple[Array, Array]]) -> LSTMState:
+        """Make a batch of states that have no rows, as from calls without a batch axis.
+
+        Parameters
+        ----------
+        states : sequence of (h, c)
+            At least one; h and c of shape (L*D, ·) or (·,), the same for all.
+
+        Returns
+        -------
+        LSTMState
+            (L*D, B, ·) or (B, ·), one row a state; ``take`` with an int undoes it.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError, BackendError
+            Naming the state and what is wrong with it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import xplstm
+        >>> one = xplstm.LSTMState(np.ones((3, 2)), np.ones((3, 2)))
+        >>> xplstm.LSTMState.stack([one, one, one, one]).h.shape
+        (3, 4, 2)
+        """
+        return LSTMState(*(stack_entries(names, arrays) for names, arrays in _columns(states)))
+
+    def _named(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
+        return ("h", self.h), ("c", self.c)
+
+
+def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
+    """The h of all states, then the c, each with its names."""
+    pairs = [LSTMState(*pair(f"states[{k}]", state)) for k, state in enumerate(states)]
+    if not pairs:
+        msg = "states is empty; at least 1 is needed"
+        raise ArgumentError(msg)
+    return [
+        ([f"states[{k}].{letter}" for k in range(len(pairs))], [getattr(pair, letter) for pair in pairs])
+        for letter in LSTMState._fields
+    ]
 
 
 def pair(name: str, value: object) -> tuple[Array, Array]:
@@ -44,7 +245,7 @@ def axis_of(name: str, a: Array, axis: int | None) -> int:
     return axis
 
 
-def take(name: str, a: Array, rows: Any, axis: int) -> Array:
+def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
     """The rows with these numbers, in this order; without the axis for a single integer."""
     count = a.shape[axis]
     if _is_scalar(rows):
@@ -63,7 +264,7 @@ def take(name: str, a: Array, rows: Any, axis: int) -> Array:
     return _array.namespace(a, name).take(a, _array.narrow(numbers, "int32") + 0, axis=axis)
 
 
-def reset(name: str, a: Array, rows: Any, to: Array | None, axis: int) -> Array:
+def reset_entries(name: str, a: Array, rows: Any, to: Array | None, axis: int) -> Array:
     """`a` with zeros, or what `to` says, in these rows; selected, so that NaN vanishes too."""
     xp = _array.namespace(a, name)
     shape = [1] * a.ndim
@@ -72,7 +273,7 @@ def reset(name: str, a: Array, rows: Any, to: Array | None, axis: int) -> Array:
     return xp.where(mask, xp.zeros_like(a) if to is None else _broadcastable(name, a, to, axis), a)
 
 
-def join(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Array:
+def join_entries(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Array:
     """All rows, one array's after another's."""
     first = arrays[0]
     for name, a in zip(names, arrays, strict=True):
@@ -87,7 +288,7 @@ def join(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Array:
     return _array.namespace(first, names[0]).concat(list(arrays), axis=axis)
 
 
-def stack(names: Sequence[str], arrays: Sequence[Array]) -> Array:
+def stack_entries(names: Sequence[str], arrays: Sequence[Array]) -> Array:
     """Arrays without rows as the rows of one."""
     first = arrays[0]
     for name, a in zip(names, arrays, strict=True):
@@ -99,7 +300,7 @@ def stack(names: Sequence[str], arrays: Sequence[Array]) -> Array:
     return _array.namespace(first, names[0]).stack(list(arrays), axis=first.ndim - 1)
 
 
-def zeros(name: str, a: Array, count: int, axis: int) -> Array:
+def zero_entries(name: str, a: Array, count: int, axis: int) -> Array:
     """`count` rows of zeros like those of `a`."""
     number = _integer(count, "count")
     if number < 0:

@@ -10,9 +10,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from xplstm._array import bounded
-from xplstm._cell import sigmoid
 from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
+
+
+def sigmoid(xp: Namespace, z: Array) -> Array:
+    """Return ``1 / (1 + exp(-z))``; its exponent is never positive, so nothing overflows."""
+    positive = z >= 0
+    e = xp.exp(xp.where(positive, -z, z))
+    return xp.where(positive, 1 / (1 + e), e / (1 + e))
 
 
 class Function(NamedTuple):

@@ -2,7 +2,7 @@
 
 A step that is not valid holds the state and gives the output 0. A backward
 direction therefore needs no reversed copy: walking time downwards, it keeps its
-initial state until it meets a row's last valid step.
+initial state until it reaches the last valid step of a batch entry.
 
 Backward through time follows Werbos (1990).
 """
@@ -11,32 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from xplstm import _array, _cell
-from xplstm._params import LSTMState, Params, Problem, Simple, each
+from xplstm import _array
+from xplstm._params import Params, Problem, each
+from xplstm._state import LSTMState
 from xplstm._typing import Array, Namespace
+from xplstm.cells import Equations
 
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
 PROJECTION_BOUND = 2**20
-
-
-class Cell(Protocol):
-    """The equations of one step: those of `_cell`, which say what each of these gives, or a variant's."""
-
-    def project_input(self, x: Array, p: Any, /) -> Array: ...
-
-    def forward(
-        self, xp: Namespace, zx: Array, h: Array, c: Array, p: Any, /
-    ) -> tuple[Array, Array, Any]: ...
-
-    def backward(
-        self, xp: Namespace, dh: Array, dc: Array, step: Any, p: Any, /
-    ) -> tuple[Any, Array, Array]: ...
-
-    def gradients(self, xp: Namespace, x: Array, rows: Any, p: Any, /) -> tuple[Array, Any]: ...
-
-    def trace(self, xp: Namespace, step: Any, p: Any, /) -> tuple[Array, ...]: ...
 
 
 class Residuals(NamedTuple):
@@ -50,7 +34,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:  # noqa: ARG001 - the signature of every kernel
-    """Run everything."""
+    """Return None: the reference runs every problem."""
     return None
 
 
@@ -58,7 +42,7 @@ def prepare(
     problem: Problem,  # noqa: ARG001 - the signature of every kernel
     params: tuple[Params, ...],
 ) -> tuple[Params, ...]:
-    """Parameters in the dtype of the sums: half precision accumulates, and keeps c, in float32."""
+    """Widen half precision to float32, in which sums and c are kept inside a call."""
     return tuple(each(_array.widen, p) for p in params)
 
 
@@ -84,29 +68,21 @@ def forward(
     return y, state_n, Residuals(problem, params, x, mask, tuple(steps)) if problem.keep else None
 
 
-def _cells(problem: Problem, d: int) -> Callable[[int], Cell]:
-    """The equations of direction `d` at each time: always the same, but for a variant's random masks."""
-    if problem.variant is None:
-        return lambda _: _cell
+def _equations(problem: Problem, d: int) -> Callable[[int], Equations]:
+    """Return the equations of direction `d` at each time."""
     part = problem.part(d, 0, problem.T)
-    if isinstance(problem.variant, Simple):
-        from xplstm._simple import SimpleCell
-
-        return lambda _: SimpleCell(part)
-    from xplstm._variant import cells
-
-    return cells(part)
+    return part.cell.at(part)
 
 
 def _forward_direction(
     problem: Problem, d: int, p: Params, x: Array, h: Array, c: Array, mask: Array | None
 ) -> tuple[Array, Array, Array, list[tuple[int, Any]]]:
-    """Run one direction: y (T, B, ·) in time order, the last state, and what was kept of each step."""
-    xp, cells = problem.xp, _cells(problem, d)
+    """Run one direction; return y (T, B, ·) in time order, the last state, and what each step keeps."""
+    xp, at = problem.xp, _equations(problem, d)
     y: dict[int, Array] = {}
     steps: list[tuple[int, Any]] = []
-    for t, zx in _projected_inputs(problem, cells, p, x, problem.reverse[d]):
-        h_new, c_new, step = cells(t).forward(xp, zx, h, c, p)
+    for t, zx in _projected_inputs(problem, at, p, x, problem.reverse[d]):
+        h_new, c_new, step = at(t).forward(xp, zx, h, c, p)
         y[t] = h_new
         if mask is not None:
             y[t] = _zero_where_invalid(xp, mask[t, ...], h_new)
@@ -119,12 +95,12 @@ def _forward_direction(
 
 
 def _projected_inputs(
-    problem: Problem, cells: Callable[[int], Cell], p: Params, x: Array, reverse: bool
+    problem: Problem, at: Callable[[int], Equations], p: Params, x: Array, reverse: bool
 ) -> Iterator[tuple[int, Array]]:
-    """Yield each step in walking order with its ``W_ih x + b``, projected many steps at a time."""
+    """Yield each time in the direction's order with its ``W_ih x + b``, projected many steps at a time."""
     length = max(1, PROJECTION_BOUND // max(1, problem.B * p.weight_ih.shape[0]))
     for lo, hi in segments(problem.T, length, reverse):
-        zx = cells(lo).project_input(x[lo:hi, ...], p)
+        zx = at(lo).project_input(x[lo:hi, ...], p)
         for t in range(hi - 1, lo - 1, -1) if reverse else range(lo, hi):
             yield t, zx[t - lo, ...]
 
@@ -132,7 +108,7 @@ def _projected_inputs(
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[Params, ...]]:
-    """Gradients by x, by the initial state and by each direction's parameters."""
+    """Return gradients with respect to x, the initial state and each direction's parameters."""
     problem, params, x, mask, _ = residuals
     xp, P = problem.xp, problem.output_size
     dy, dh_n, dc_n = (_array.widen(a) for a in (dy, *dstate_n))
@@ -157,42 +133,43 @@ def backward(
 def _backward_direction(
     residuals: Residuals, d: int, dy: Array, dh: Array, dc: Array
 ) -> tuple[Array, Array, Array, Params]:
-    """Walk one direction's steps back; the parameters' gradients are single products at the end."""
+    """Run one direction backward; the parameters' gradients are single products at the end."""
     problem, p, x, mask = residuals.problem, residuals.params[d], residuals.x, residuals.mask
-    xp, cells = problem.xp, _cells(problem, d)
+    xp, at = problem.xp, _equations(problem, d)
     by_time: dict[int, Any] = {}
     for t, step in reversed(residuals.steps[d]):
         exists = None if mask is None else mask[t, ...]
         dh = dh + dy[t, ...]
-        rows, dh_prev, dc_prev = cells(t).backward(xp, dh, dc, step, p)
-        by_time[t] = [None if a is None else _zero_where_invalid(xp, exists, a) for a in rows]
+        step_gradients, dh_prev, dc_prev = at(t).backward(xp, dh, dc, step, p)
+        by_time[t] = [None if a is None else _zero_where_invalid(xp, exists, a) for a in step_gradients]
         dh = dh_prev if exists is None else xp.where(exists, dh_prev, dh)
         dc = dc_prev if exists is None else xp.where(exists, dc_prev, dc)
     if not by_time:
         return xp.zeros_like(x), dh, dc, each(xp.zeros_like, p)
 
     columns = zip(*(by_time[t] for t in range(problem.T)), strict=True)
-    joined = rows._make(None if column[0] is None else _rows(xp.stack(column)) for column in columns)
-    dx, dp = cells(0).gradients(xp, _rows(x), joined, p)
+    joined = step_gradients._make(None if a[0] is None else _flatten_time(xp.stack(a)) for a in columns)
+    dx, dp = at(0).gradients(xp, _flatten_time(x), joined, p)
     return _array.reshape(dx, x.shape), dh, dc, dp
 
 
 def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
-    """i, f, g, o, c, h of direction `d`, each (T, B, ·) in time order and 0 where a step is not valid."""
+    """Return what the cell shows of direction `d`, each (T, B, ·), 0 where a step is not valid."""
     problem, p, mask = residuals.problem, residuals.params[d], residuals.mask
-    xp, cells = problem.xp, _cells(problem, d)
-    columns: list[dict[int, Array]] = [{} for _ in problem.trace_sizes]
+    xp, at = problem.xp, _equations(problem, d)
+    sizes = problem.cell.trace_sizes(problem.H, problem.output_size)
+    columns: list[dict[int, Array]] = [{} for _ in sizes]
     for t, step in residuals.steps[d]:
-        for column, value in zip(columns, cells(t).trace(xp, step, p), strict=True):
+        for column, value in zip(columns, at(t).trace(xp, step, p), strict=True):
             column[t] = _zero_where_invalid(xp, None if mask is None else mask[t, ...], value)
     return tuple(
         _array.narrow(_stack_time(problem, column, size), problem.dtype)
-        for column, size in zip(columns, problem.trace_sizes, strict=True)
+        for column, size in zip(columns, sizes, strict=True)
     )
 
 
 def step_mask(problem: Problem, valid: Array | None) -> Array | None:
-    """(T, B, 1) booleans, true where a row has a step, or None where every row has all."""
+    """Return (T, B, 1) booleans, true where a batch entry has a step, or None where all have every step."""
     if valid is None:
         return None
     xp = problem.xp
@@ -203,18 +180,18 @@ def step_mask(problem: Problem, valid: Array | None) -> Array | None:
 
 
 def segments(T: int, every: int, reverse: bool) -> list[tuple[int, int]]:
-    """Bounds of the segments of `every` steps, in the order in which a direction meets them."""
+    """Return the bounds of the segments of `every` steps, in the order in which a direction runs them."""
     bounds = [(lo, min(lo + every, T)) for lo in range(0, T, every)]
     return bounds[::-1] if reverse else bounds
 
 
 def _zero_where_invalid(xp: Namespace, mask: Array | None, a: Array) -> Array:
-    """`a` with exact zeros where the mask is false: selected, not multiplied, so that NaN vanishes too."""
+    """Return `a` with exact zeros where the mask is false; selection removes NaN, a product would not."""
     return a if mask is None else xp.where(mask, a, xp.zeros_like(a))
 
 
 def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array:
-    """(T, B, size) from one array a step, T = 0 included."""
+    """Return (T, B, size) from one array a step, also for T = 0."""
     xp = problem.xp
     if by_time:
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)
@@ -222,6 +199,6 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
     return xp.zeros((0, problem.B, size), dtype=dtype, device=problem.device)
 
 
-def _rows(a: Array) -> Array:
-    """(T, B, N) as (T*B, N)."""
+def _flatten_time(a: Array) -> Array:
+    """Return (T, B, N) as (T*B, N)."""
     return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))

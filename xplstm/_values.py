@@ -1,0 +1,113 @@
+"""Checks of plain values: numbers, flags, words and seeds. Each returns the value as Python's own type.
+
+An error names the argument, its value and the bound: `DTypeError` for another type,
+`ArgumentError` for a value outside the bound.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from xplstm._errors import ArgumentError, DTypeError
+
+LARGEST = 2**31 - 1
+"""The largest size: kernels count in 32-bit integers."""
+LARGEST_SEED = 2**128 - 1
+
+
+def size(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
+    """Return an integer in [low, high]."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_ | np.ndarray):
+        msg = f"{name}={_shown(value)} must be an integer"
+        raise DTypeError(msg)
+    if number < low:
+        msg = f"{name}={_shown(number)} must be at least {low}"
+        raise ArgumentError(msg)
+    if number > high:
+        msg = f"{name}={_shown(number)} must be at most {high}"
+        raise ArgumentError(msg)
+    return number
+
+
+def finite(name: str, value: Any) -> float:
+    """Return a finite number."""
+    number = _number(name, value, "finite")
+    return _within(name, value, number, "finite", -math.inf < number < math.inf)
+
+
+def positive(name: str, value: Any) -> float:
+    """Return a finite number above 0."""
+    number = _number(name, value, "above 0 and finite")
+    return _within(name, value, number, "above 0 and finite", 0 < number < math.inf)
+
+
+def in_range(name: str, value: Any, low: float, below: float) -> float:
+    """Return a number in [low, below)."""
+    bound = f"in [{low}, {below})"
+    number = _number(name, value, bound)
+    return _within(name, value, number, bound, low <= number < below)
+
+
+def probability(name: str, value: Any) -> float:
+    """Return a number in [0, 1)."""
+    return in_range(name, value, 0, 1)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{name}={_shown(value)} must be True or False"
+        raise DTypeError(msg)
+    return bool(value)
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> str:
+    """Return one of the known words."""
+    if not isinstance(value, str) or value not in known:
+        msg = f"{name}={_shown(value)} must be one of {', '.join(known)}"
+        raise ArgumentError(msg) if isinstance(value, str) else DTypeError(msg)
+    return value
+
+
+def seed(name: str, value: Any) -> int | np.random.Generator | None:
+    """Return a seed, a NumPy generator, or None for fresh entropy."""
+    if value is None or isinstance(value, np.random.Generator):
+        return value
+    return size(name, value, 0, LARGEST_SEED)
+
+
+def _number(name: str, value: Any, bound: str) -> float:
+    """Return a real number as a float, which no array library lets decide a dtype."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"{name}={_shown(value)} must be a number, {bound}"
+        raise DTypeError(msg)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
+    """Return `number`, for which the bound must hold."""
+    if not holds:
+        msg = f"{name}={_shown(value)} must be {bound}"
+        raise ArgumentError(msg)
+    return number
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error message shows it, of bounded length."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

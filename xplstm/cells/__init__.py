@@ -1,0 +1,118 @@
+"""Recurrent cells: what the library asks of a cell, and one module for the equations of each.
+
+A layer, a problem and a kernel hold a cell and ask it. No module outside this folder asks which kind of cell
+it has. A new cell is one module here, and a row in the tables of `nn`, `io` and `spec`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from xplstm._typing import Array, Namespace
+
+if TYPE_CHECKING:
+    from xplstm._params import Params, Problem
+    from xplstm.init import Rule
+
+
+class Sizes(NamedTuple):
+    """What the shapes of one layer and direction depend on."""
+
+    input: int
+    hidden: int
+    projection: int
+    """Features of h where it is not the hidden units themselves, else 0."""
+    bias: bool
+
+    @property
+    def output(self) -> int:
+        """Features of h."""
+        return self.projection or self.hidden
+
+
+class Equations(Protocol):
+    """One step, forward and backward. Axis 0 of every array is the batch."""
+
+    def project_input(self, x: Array, p: Any, /) -> Array:
+        """Return the part of the step that does not depend on h: the kernel hoists it out of the loop."""
+        ...
+
+    def forward(self, xp: Namespace, zx: Array, h: Array, c: Array, p: Any, /) -> tuple[Array, Array, Any]:
+        """Run one step from `project_input`, h and c; return h', c' and what `backward` needs."""
+        ...
+
+    def backward(self, xp: Namespace, dh: Array, dc: Array, step: Any, p: Any, /) -> tuple[Any, Array, Array]:
+        """Take gradients with respect to h' and c' to a `StepGradients` and those with respect to h and c."""
+        ...
+
+    def gradients(self, xp: Namespace, x: Array, steps: Any, p: Any, /) -> tuple[Array, Any]:
+        """Sum the joined `StepGradients` of all steps: gradients with respect to x and the parameters."""
+        ...
+
+    def trace(self, xp: Namespace, step: Any, p: Any, /) -> tuple[Array, ...]:
+        """Return what users see of one step, in the order of `Cell.trace_sizes`."""
+        ...
+
+
+class Cell(ABC):
+    """A kind of recurrent cell with its options: immutable, comparable, hashable, and of no array library."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    """Of its class in `xplstm.nn`."""
+    gates: ClassVar[int]
+    """Blocks of hidden_size rows in weight_ih, weight_hh and their biases."""
+    Params: ClassVar[type[Params]]
+    """The tuple of one layer and direction's parameters."""
+    init: ClassVar[Rule]
+    """The default initialisation."""
+    output_required: ClassVar[bool] = False
+    """Whether every layer has a projection, which its class in `nn` takes as output_size."""
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Defaults of `options`."""
+
+    @property
+    def random(self) -> bool:
+        """Whether `xplstm.LSTM.vjp` draws masks inside its step."""
+        return False
+
+    @property
+    @abstractmethod
+    def reason(self) -> str:
+        """Why a kernel of the standard LSTM cannot run it, or nothing."""
+
+    @abstractmethod
+    def at(self, problem: Problem) -> Callable[[int], Equations]:
+        """Return the equations at each time of the only direction of `problem`."""
+
+    def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each parameter of one layer and direction, in the order of `Params`."""
+        rows = self.gates * sizes.hidden
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, sizes.input),
+            "weight_hh": (rows, sizes.output),
+        }
+        if sizes.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if sizes.projection:
+            shapes["weight_hr"] = (sizes.projection, sizes.hidden)
+        return shapes
+
+    def cell_size(self, hidden_size: int) -> int:  # noqa: ARG002 - the signature of every cell
+        """Return the features of c: none where h is the whole state."""
+        return 0
+
+    @abstractmethod
+    def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:
+        """Return the features of each array that `Equations.trace` returns."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of its class in `xplstm.nn` that say which cell it is."""
+        return {}
+
+    def direction(self, d: int) -> Cell:  # noqa: ARG002 - the signature of every cell
+        """Return the cell of direction `d`, where the directions differ."""
+        return self

@@ -1,0 +1,148 @@
+"""The equations of the GRU, forward and backward, each once.
+
+Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder", with the gates in the
+order r, z, n, each a block of H columns, and the sign of z as PyTorch, Keras and ONNX have it::
+
+    r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)
+    n = tanh(W_in x + b_in + r * (W_hn h + b_hn))        reset_after: the reset gate scales the product
+    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)        else it scales h before the product
+    h' = (1 - z) * n + z * h
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xplstm import init
+from xplstm._params import Problem
+from xplstm._typing import Array, Namespace
+from xplstm.cells import Cell
+from xplstm.cells.activations import sigmoid
+
+
+class GRUParams(NamedTuple):
+    """Parameters of one layer and direction, the gates in the order r, z, n.
+
+    Attributes
+    ----------
+    weight_ih : array, shape (3H, I)
+    weight_hh : array, shape (3H, H)
+    bias_ih, bias_hh : array, shape (3H,), or None
+    """
+
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None = None
+    bias_hh: Array | None = None
+
+
+class Step(NamedTuple):
+    """What the backward pass needs of one step."""
+
+    r: Array
+    z: Array
+    n: Array
+    product: Array
+    """``W_hn h + b_hn`` with reset_after, else r * h."""
+    h_prev: Array
+
+
+class StepGradients(NamedTuple):
+    """What one step contributes to the parameters' gradients, for each batch entry.
+
+    The gradients with respect to the sums of the gates as W_ih x meets them, and as W_hh h meets
+    them; and what the last block of W_hh was multiplied by.
+    """
+
+    dzx: Array
+    dzh: Array
+    h_prev: Array
+    h_n: Array
+
+
+@dataclass(frozen=True, slots=True)
+class GRUCell(Cell):
+    """The gated recurrent unit: the equations above."""
+
+    reset_after: bool = True
+
+    name = "GRU"
+    gates = 3
+    Params = GRUParams
+    init = staticmethod(init.gru_uniform)
+    defaults = {"reset_after": True}  # noqa: RUF012
+    reason = "supports only the standard LSTM, not the cell of GRU"
+
+    def project_input(self, x: Array, p: GRUParams) -> Array:
+        """Return ``W_ih x + b_ih``."""
+        zx = x @ p.weight_ih.T
+        return zx if p.bias_ih is None else zx + p.bias_ih
+
+    def forward(
+        self, xp: Namespace, zx: Array, h: Array, c: Array, p: GRUParams
+    ) -> tuple[Array, Array, Step]:
+        """Run one step: ``zx`` (B, 3H) from `project_input`, ``h`` -> ``h'``; `c` has no columns."""
+        H = h.shape[-1]
+        both = h @ p.weight_hh[: 2 * H, :].T
+        both = both if p.bias_hh is None else both + p.bias_hh[: 2 * H]
+        gates = sigmoid(xp, zx[..., : 2 * H] + both)
+        r, z = gates[..., :H], gates[..., H:]
+        scaled = h if self.reset_after else r * h
+        last = scaled @ p.weight_hh[2 * H :, :].T
+        last = last if p.bias_hh is None else last + p.bias_hh[2 * H :]
+        n = xp.tanh(zx[..., 2 * H :] + (r * last if self.reset_after else last))
+        product = last if self.reset_after else scaled
+        return (1 - z) * n + z * h, c, Step(r, z, n, product, h)
+
+    def backward(
+        self, xp: Namespace, dh: Array, dc: Array, step: Step, p: GRUParams
+    ) -> tuple[StepGradients, Array, Array]:
+        """Take the gradient with respect to ``h'`` to that with respect to h."""
+        r, z, n, product, h = step
+        H = h.shape[-1]
+        W_n = p.weight_hh[2 * H :, :]
+        dz_z = dh * (h - n) * (z * (1 - z))
+        dz_n = dh * (1 - z) * (1 - n * n)
+        dlast = dz_n * r if self.reset_after else dz_n
+        dscaled = dlast @ W_n
+        dr = dz_n * product if self.reset_after else dscaled * h
+        dz_r = dr * (r * (1 - r))
+        both = xp.concat([dz_r, dz_z], axis=-1)
+        dh_prev = dh * z + both @ p.weight_hh[: 2 * H, :] + (dscaled if self.reset_after else dscaled * r)
+        steps = StepGradients(
+            xp.concat([both, dz_n], axis=-1),
+            xp.concat([both, dlast], axis=-1),
+            h,
+            h if self.reset_after else product,
+        )
+        return steps, dh_prev, dc
+
+    def gradients(
+        self, xp: Namespace, x: Array, steps: StepGradients, p: GRUParams
+    ) -> tuple[Array, GRUParams]:
+        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        dzx, dzh, h_prev, h_n = steps
+        H = h_prev.shape[-1]
+        dweight_hh = xp.concat([dzh[..., : 2 * H].T @ h_prev, dzh[..., 2 * H :].T @ h_n], axis=0)
+        dbias_ih = None if p.bias_ih is None else xp.sum(dzx, axis=0)
+        dbias_hh = None if p.bias_hh is None else xp.sum(dzh, axis=0)
+        return dzx @ p.weight_ih, GRUParams(dzx.T @ x, dweight_hh, dbias_ih, dbias_hh)
+
+    def trace(self, _xp: Namespace, step: Step, _p: GRUParams) -> tuple[Array, ...]:
+        """Return the gates r, z, n, and h, of one step."""
+        r, z, n, _, h = step
+        return r, z, n, (1 - z) * n + z * h
+
+    def at(self, problem: Problem) -> Callable[[int], GRUCell]:  # noqa: ARG002 - the signature of every cell
+        """Return the same equations at every time."""
+        return lambda _: self
+
+    def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:  # noqa: ARG002
+        """Return the features of r, z, n and h."""
+        return (hidden_size,) * 4
+
+    def options(self) -> dict[str, Any]:
+        """Return the place of the reset gate."""
+        return {"reset_after": self.reset_after}

@@ -1,0 +1,148 @@
+"""The equations of the LSTM, forward and backward, each once.
+
+Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and
+Cummins (2000); projection after Sak, Senior and Beaufays (2014). One step, the
+gates in the order i, f, g, o, each a block of H columns of z::
+
+    z = W_ih x + b_ih + W_hh h + b_hh
+    i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);   g = tanh(z_g)
+    c' = f * c + i * g
+    h' = o * tanh(c')              with a projection  h' = W_hr (o * tanh(c'))
+
+Axis 0 is the batch, so every product appears transposed. The kernels in
+``kernels/`` restate this arithmetic for their engine; they derive, never define.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xplstm import init
+from xplstm._params import LSTMParams, Problem
+from xplstm._typing import Array, Namespace
+from xplstm.cells import Cell, Equations
+from xplstm.cells.activations import sigmoid
+
+
+class Gates(NamedTuple):
+    """The activated gates of one step, each of shape (B, H)."""
+
+    i: Array
+    f: Array
+    g: Array
+    o: Array
+
+
+class Step(NamedTuple):
+    """What the backward pass needs of one step."""
+
+    gates: Gates
+    h_prev: Array
+    c_prev: Array
+    c: Array
+
+
+class StepGradients(NamedTuple):
+    """What one step contributes to the parameters' gradients, for each batch entry.
+
+    The kernel joins these over all steps, and multiplies once. `m` is `unprojected`
+    and `dh` the gradient with respect to its projection; both are None without one.
+    """
+
+    dz: Array
+    h_prev: Array
+    m: Array | None
+    dh: Array | None
+
+
+def activate(xp: Namespace, z: Array) -> Gates:
+    """Split z into its four blocks and apply the function of each gate."""
+    H = z.shape[-1] // 4
+    z_i, z_f, z_g, z_o = (z[..., k * H : (k + 1) * H] for k in range(4))
+    return Gates(sigmoid(xp, z_i), sigmoid(xp, z_f), xp.tanh(z_g), sigmoid(xp, z_o))
+
+
+def unprojected(xp: Namespace, o: Array, c: Array) -> Array:
+    """Return ``o * tanh(c')``: h' itself, or what a projection is applied to."""
+    return o * xp.tanh(c)
+
+
+def project_output(m: Array, p: LSTMParams) -> Array:
+    """Return ``W_hr m``, or m itself where there is no projection."""
+    return m if p.weight_hr is None else m @ p.weight_hr.T
+
+
+@dataclass(frozen=True, slots=True)
+class LSTMCell(Cell):
+    """The standard LSTM: the equations above."""
+
+    name = "LSTM"
+    gates = 4
+    Params = LSTMParams
+    init = staticmethod(init.lstm_uniform)
+
+    @property
+    def reason(self) -> str:
+        """Return nothing: kernels are made for it."""
+        return ""
+
+    def project_input(self, x: Array, p: LSTMParams) -> Array:
+        """Return ``W_ih x + b_ih + b_hh``: the part of z that does not depend on h."""
+        zx = x @ p.weight_ih.T
+        return zx if p.bias_ih is None else zx + (p.bias_ih + p.bias_hh)
+
+    def forward(
+        self, xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams
+    ) -> tuple[Array, Array, Step]:
+        """Run one step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
+        gates = activate(xp, zx + h @ p.weight_hh.T)
+        i, f, g, o = gates
+        c_new = f * c + i * g
+        return project_output(unprojected(xp, o, c_new), p), c_new, Step(gates, h, c, c_new)
+
+    def backward(
+        self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
+    ) -> tuple[StepGradients, Array, Array]:
+        """Take gradients with respect to ``h'`` and ``c'`` to those with respect to h and c."""
+        (i, f, g, o), h_prev, c_prev, c = step
+        tanh_c = xp.tanh(c)
+        dm = dh if p.weight_hr is None else dh @ p.weight_hr
+        dc = dc + dm * o * (1 - tanh_c * tanh_c)
+        dz_i = dc * g * (i * (1 - i))
+        dz_f = dc * c_prev * (f * (1 - f))
+        dz_g = dc * i * (1 - g * g)
+        dz_o = dm * tanh_c * (o * (1 - o))
+        dz = xp.concat([dz_i, dz_f, dz_g, dz_o], axis=-1)
+        m, dh = (None, None) if p.weight_hr is None else (o * tanh_c, dh)
+        return StepGradients(dz, h_prev, m, dh), dz @ p.weight_hh, dc * f
+
+    def gradients(
+        self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
+    ) -> tuple[Array, LSTMParams]:
+        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        dz, h_prev, m, dh = steps
+        db = None if p.bias_ih is None else xp.sum(dz, axis=0)
+        twin = None if db is None else xp.asarray(db, copy=True)
+        dweight_hr = None if m is None or dh is None else dh.T @ m
+        return dz @ p.weight_ih, LSTMParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr)
+
+    def trace(self, xp: Namespace, step: Step, p: LSTMParams) -> tuple[Array, ...]:
+        """Return the gates i, f, g, o, and c and h, of one step."""
+        return (*step.gates, step.c, project_output(unprojected(xp, step.gates.o, step.c), p))
+
+    def at(self, problem: Problem) -> Callable[[int], Equations]:  # noqa: ARG002
+        """Return the same equations at every time."""
+        return lambda _: self
+
+    def cell_size(self, hidden_size: int) -> int:
+        """Return the features of c."""
+        return hidden_size
+
+    def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:
+        """Return the features of i, f, g, o, c and h."""
+        return (*[hidden_size] * 5, output_size)
+
+
+STANDARD = LSTMCell()

@@ -1,0 +1,150 @@
+"""The equations of the Elman and the Jordan RNN: one nonlinearity a step, and no c.
+
+Elman (1990)::
+
+    h' = act(W_ih x + b_ih + W_hh h + b_hh)
+
+Jordan (1986): the output recurs instead of the hidden units, so h is the previous output::
+
+    h' = W_hr act(W_ih x + b_ih + W_hh h + b_hh) + b_hr
+
+c has no columns, so the reference kernel needs no case for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xplstm import init
+from xplstm._params import Activation, Problem
+from xplstm._typing import Array, Namespace
+from xplstm.cells import Cell, Sizes
+from xplstm.cells.activations import clipped, clipped_back, slope, value
+from xplstm.cells.lstm import LSTMCell
+
+
+class RNNParams(NamedTuple):
+    """Parameters of one layer and direction of an RNN.
+
+    Attributes
+    ----------
+    weight_ih : array, shape (H, I)
+    weight_hh : array, shape (H, H), or (H, O) with an output
+    bias_ih, bias_hh : array, shape (H,), or None
+    weight_hr, bias_hr : array, shapes (O, H) and (O,), or None
+        From the hidden units to the output that recurs.
+    """
+
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None = None
+    bias_hh: Array | None = None
+    weight_hr: Array | None = None
+    bias_hr: Array | None = None
+
+
+class Step(NamedTuple):
+    """What the backward pass needs of one step."""
+
+    z: Array
+    a: Array
+    h_prev: Array
+
+
+class StepGradients(NamedTuple):
+    """What one step contributes to the parameters' gradients; `a` and `dh` with an output alone."""
+
+    dz: Array
+    h_prev: Array
+    a: Array | None
+    dh: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class ElmanCell(Cell):
+    """An RNN whose hidden units recur."""
+
+    activation: Activation
+    clip: float | None = None
+    """Bound of the input of the nonlinearity."""
+
+    name = "RNN"
+    gates = 1
+    Params = RNNParams
+    init = staticmethod(init.rnn_uniform)
+    defaults = {"nonlinearity": "tanh"}  # noqa: RUF012
+
+    @property
+    def reason(self) -> str:
+        """Why a kernel of the standard LSTM cannot run it."""
+        return f"supports only the standard LSTM, not the cell of {self.name}"
+
+    project_input = LSTMCell.project_input
+
+    def forward(
+        self, xp: Namespace, zx: Array, h: Array, c: Array, p: RNNParams
+    ) -> tuple[Array, Array, Step]:
+        """Run one step; `c` has no columns and is returned as it is."""
+        z = zx + h @ p.weight_hh.T
+        a = value(xp, self.activation, clipped(xp, z, self.clip))
+        return project_output(a, p), c, Step(z, a, h)
+
+    def backward(
+        self, xp: Namespace, dh: Array, dc: Array, step: Step, p: RNNParams
+    ) -> tuple[StepGradients, Array, Array]:
+        """Take the gradient with respect to ``h'`` through one step to that with respect to h."""
+        z, a, h_prev = step
+        da = dh if p.weight_hr is None else dh @ p.weight_hr
+        seen = clipped(xp, z, self.clip)
+        dz = clipped_back(xp, da * slope(xp, self.activation, seen, a), z, self.clip)
+        kept = (None, None) if p.weight_hr is None else (a, dh)
+        return StepGradients(dz, h_prev, *kept), dz @ p.weight_hh, dc
+
+    def gradients(
+        self, xp: Namespace, x: Array, steps: StepGradients, p: RNNParams
+    ) -> tuple[Array, RNNParams]:
+        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        dz, h_prev, a, dh = steps
+        db = None if p.bias_ih is None else xp.sum(dz, axis=0)
+        twin = None if db is None else xp.asarray(db, copy=True)
+        dweight_hr = None if a is None or dh is None else dh.T @ a
+        db_hr = None if p.bias_hr is None or dh is None else xp.sum(dh, axis=0)
+        return dz @ p.weight_ih, RNNParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr, db_hr)
+
+    def trace(self, _xp: Namespace, step: Step, _p: RNNParams) -> tuple[Array, ...]:
+        """Return the hidden units of one step."""
+        return (step.a,)
+
+    def at(self, problem: Problem) -> Callable[[int], ElmanCell]:  # noqa: ARG002 - the signature of every cell
+        """Return the same equations at every time."""
+        return lambda _: self
+
+    def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:  # noqa: ARG002
+        """Return the features of the hidden units."""
+        return (hidden_size,)
+
+    def options(self) -> dict[str, Any]:
+        """Return the nonlinearity."""
+        return {"nonlinearity": self.activation.name}
+
+
+@dataclass(frozen=True, slots=True)
+class JordanCell(ElmanCell):
+    """An RNN whose output recurs."""
+
+    name = "JordanRNN"
+    output_required = True
+
+    def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of `ElmanCell` with a projection, and of the output's bias."""
+        return Cell.shapes(self, sizes) | ({"bias_hr": (sizes.projection,)} if sizes.bias else {})
+
+
+def project_output(a: Array, p: RNNParams) -> Array:
+    """Return the hidden units themselves, or the output that recurs."""
+    if p.weight_hr is None:
+        return a
+    y = a @ p.weight_hr.T
+    return y if p.bias_hr is None else y + p.bias_hr
