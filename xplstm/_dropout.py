@@ -33,9 +33,8 @@ class Purpose(IntEnum):
 
 def draw_key(rng: Any) -> Key:
     """Return the two words that a call's masks come from: the next of a generator, or those of a seed."""
-    low, high = (
-        np.random.default_rng(_values.seed("rng", rng)).integers(0, 2**64, size=2, dtype=np.uint64).tolist()
-    )
+    generator = np.random.default_rng(_values.seed("rng", rng))
+    low, high = generator.integers(0, 2**64, size=2, dtype=np.uint64).tolist()
     return low, high
 
 

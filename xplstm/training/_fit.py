@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
