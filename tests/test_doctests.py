@@ -23,6 +23,8 @@ ELSEWHERE = {
     "Checkpoint",
     "Explanation",
     "FrozenLSTM",
+    "FrozenRNN",
+    "GRUTrace",
     "GradientReport",
     "GradientRow",
     "History",

@@ -438,7 +438,7 @@ def test_arguments_that_are_none(tmp_path):
     lstm = xplstm.LSTM(I, H)
     with pytest.raises(ArgumentError, match=r"must end in one of .*\.safetensors"):
         io.save(tmp_path / "weights.bin", lstm)
-    with pytest.raises(ArgumentError, match="network must be an LSTM"):
+    with pytest.raises(ArgumentError, match="network must be one of LSTM, GRU"):
         io.save(tmp_path / "weights.npz", lstm.params)
     with pytest.raises(ArgumentError, match="source must be a path or a mapping"):
         io.load(lstm)

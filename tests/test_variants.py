@@ -345,7 +345,10 @@ def test_half_precision_keeps_its_dtype() -> None:
             "'tank' must be one of",
         ),
         ({"variant": Variant(activations=(("tanh", 2.0), "tanh", "tanh"))}, "tanh takes no alpha"),
-        ({"variant": Variant(activations=(("elu", float("nan")), "tanh", "tanh"))}, "finite number"),
+        (
+            {"variant": Variant(activations=(("elu", float("nan")), "tanh", "tanh"))},
+            r"alpha of variant\.activations\[0\]=nan must be finite",
+        ),
         ({"variant": Variant(activations=(np.tanh, "tanh", "tanh"))}, "must be a name"),
         ({"variant": Variant(activations=((), "tanh", "tanh"))}, "must be a name"),
         ({"merge": "sum"}, "needs bidirectional=True"),

@@ -297,18 +297,13 @@ def _activation(name: str, given: Any) -> Activation:
         msg = f"{name}={given!r} must be a name, with alpha and beta at most"
         raise ArgumentError(msg)
     defaults = {"alpha": function.alpha, "beta": function.beta}
+    checked: list[float | None] = []
     for (letter, default), constant in zip(defaults.items(), constants, strict=False):
-        if constant is not None:
-            _constant(f"{name}={given!r} has {letter}={constant!r}", constant, default, word, letter)
-    return Activation(word, *(None if c is None else float(c) for c in constants))
-
-
-def _constant(what: str, constant: Any, default: float | None, word: str, letter: str) -> None:
-    """Refuse a constant that is no finite number, or that the function does not take."""
-    if default is None:
-        msg = f"{what}, and {word} takes no {letter}"
-        raise ArgumentError(msg)
-    _values.finite(what, constant)
+        if constant is not None and default is None:
+            msg = f"{name}={given!r} has {letter}={constant!r}, and {word} takes no {letter}"
+            raise ArgumentError(msg)
+        checked.append(None if constant is None else _values.finite(f"{letter} of {name}", constant))
+    return Activation(word, *checked)
 
 
 def normalised(xp: Namespace, a: Array) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ which adds to it, and one kernel, both for both directions at once: the reverse 
 works at its own end of time. The gradients by the weights are single products
 over all steps afterwards.
 
-Derived from the equations of `xplstm._cell`, clauses XPL-CELL and XPL-SEQ of
+Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL and XPL-SEQ of
 the specification.
 """
 

@@ -11,7 +11,7 @@ shared memory. With ``reproducible=True`` the input projection is made in that o
 every bit of the outputs is that of XPL-EXACT. So it is while the stream is captured for
 a CUDA graph, since CuPy refuses every call of cuBLAS then.
 
-Derived from the equations of `xplstm._cell`, clauses XPL-CELL, XPL-SEQ and
+Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL, XPL-SEQ and
 XPL-EXACT of the specification; weights that stay on the chip after Diamos et al. (2016).
 """
 

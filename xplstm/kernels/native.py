@@ -5,7 +5,7 @@ where a compiler was at installation; the instruction set is chosen when it is
 loaded, and ``XPLSTM_NATIVE_ISA`` pins one. Threads are ``XPLSTM_NUM_THREADS``,
 else ``OMP_NUM_THREADS``, else the processors this process may use.
 
-Derived from the equations of `xplstm._cell`, clauses XPL-CELL, XPL-SEQ and
+Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL, XPL-SEQ and
 XPL-EXACT of the specification.
 """
 

@@ -11,7 +11,7 @@ holds only the rows that still have one, so that padding costs nothing. A mask
 with holes is the same thing: a row's valid steps moved together. So is a
 backward direction: a row's steps in the opposite order.
 
-Derived from the equations of `xplstm._cell`, clauses XPL-CELL and XPL-SEQ of
+Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL and XPL-SEQ of
 the specification.
 """
 

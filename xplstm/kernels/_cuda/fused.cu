@@ -3,7 +3,7 @@
    A thread has one unit of one row; blockIdx.y is the direction. Directions are walked at the same time, each
    from its own end. A step that is not valid holds the state and gives the output 0.
 
-   Derived from the equations of xplstm._cell, clauses XPL-CELL and XPL-SEQ of the specification. */
+   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification. */
 
 /* z is (directions, held, B, 4H) with times from `first` of each direction on; h and c are
    (directions, slots, B, .) with T + 1 slots or one; m is (directions, m_slots, B, H) with T or one. */

@@ -4,7 +4,7 @@
    rows and 32 columns, and the blocks' results are added in ascending order, as XPL-EXACT-002 and
    XPL-EXACT-003 have it. The idea of weights that stay on the chip: Diamos et al. (2016).
 
-   Derived from the equations of xplstm._cell, clauses XPL-CELL, XPL-SEQ and XPL-EXACT of the specification. */
+   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL, XPL-SEQ and XPL-EXACT of the specification. */
 
 #define BLOCK_OF_K 128
 #define TILE_COLUMNS 32

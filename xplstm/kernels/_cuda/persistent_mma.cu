@@ -6,7 +6,7 @@
    lane, so that it goes from the second cache into registers past shared memory, which only the slices' sums cross.
    A warp waits for the blocks of its own slice alone.
 
-   Derived from the equations of xplstm._cell, clauses XPL-CELL and XPL-SEQ of the specification; the idea of weights
+   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification; the idea of weights
    that stay on the chip: Diamos et al. (2016). */
 
 #define TILE_ROWS 16
