@@ -152,7 +152,9 @@ def _why_cupy_unusable() -> str | None:
 
 
 def namespace(x: Array, name: str) -> Namespace:
-    """Namespace of the array `x`, called `name` in the error."""
+    """Return the namespace of the array `x`, called `name` in the error."""
+    if type(x) is np.ndarray:  # no subclass: small problems feel every check
+        return numpy_namespace()
     if isinstance(x, np.ma.MaskedArray):
         msg = (
             f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0) and mask= or lengths="
@@ -166,8 +168,9 @@ def namespace(x: Array, name: str) -> Namespace:
     return array_api_compat.array_namespace(x)
 
 
+@cache
 def backend_name(xp: Namespace) -> str:
-    """Short name of a namespace: ``"numpy"``, ``"cupy"``, ..., or its package's own name."""
+    """Return the short name of a namespace: ``"numpy"``, ``"cupy"``, ..., or its package's own name."""
     name: str = xp.__name__
     return name.removeprefix("array_api_compat.").partition(".")[0]
 

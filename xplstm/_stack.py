@@ -165,7 +165,11 @@ def _enter_state(
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     if state is None:
         dtype = _array.dtype_named(home.xp, home.dtype)
-        return LSTMState(*(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device) for n in sizes))
+        zeros, device = home.xp.zeros, home.device
+        return LSTMState(
+            zeros((rows, B, sizes[0]), dtype=dtype, device=device),
+            zeros((rows, B, sizes[1]), dtype=dtype, device=device),
+        )
     meaning = ("num_layers * directions, " if stack.layer_axis else "") + ("B, " if batched else "")
     entered = []
     lasts = ("output size", "hidden_size")
