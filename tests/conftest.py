@@ -19,7 +19,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Keras too; what it takes by itself is none of the libraries here.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-from xplstm import _array, _cuda_training, _dispatch, _parts
+from xplstm import _array, _dispatch, _parts
+from xplstm.kernels._cuda import training as training_parts
 
 BACKENDS = ("numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy")
 
@@ -90,7 +91,7 @@ def pytest_configure() -> None:
         # Who requires a kernel that no GPU has run yet wants it tested wherever it would be chosen.
         vars(importlib.import_module(_dispatch.TABLE[name])).pop("UNPROVEN", None)
     if required().intersection(_parts.KERNELS):
-        vars(_cuda_training).pop("UNPROVEN", None)
+        vars(training_parts).pop("UNPROVEN", None)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -13,7 +13,7 @@ import re
 import sys
 from typing import NamedTuple
 
-from xplstm import _cuda
+from xplstm.kernels._cuda import launch
 
 # What CuPy 14 hands to NVRTC, and what makes it strict.
 OPTIONS = (
@@ -33,7 +33,7 @@ class Source(NamedTuple):
     registers: int
     spilled: int = 0
     """Bytes."""
-    kinds: tuple[str, ...] = tuple(_cuda.SIZES)
+    kinds: tuple[str, ...] = tuple(launch.SIZES)
 
 
 SOURCES = (
@@ -84,7 +84,9 @@ def library() -> ctypes.CDLL:
 def compiled(nvrtc: ctypes.CDLL, file: str, options: tuple[str, ...]) -> tuple[str, bytes]:
     """NVRTC's log and the PTX."""
     program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), _cuda.source(file).encode(), file.encode(), 0, None, None)
+    nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), launch.source(file).encode(), file.encode(), 0, None, None
+    )
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
     log = text(nvrtc, "ProgramLog", program).decode()

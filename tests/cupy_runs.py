@@ -14,9 +14,10 @@ import pytest
 
 import xplstm
 from tests.cases import CASES, Answer, Case, run
-from xplstm import _array, _cuda_layer, optim
+from xplstm import _array, optim
 from xplstm._params import Problem
 from xplstm.kernels import cupy_persistent
+from xplstm.kernels._cuda import layer
 from xplstm.models import CharLM
 
 KERNELS = ("cupy_persistent", "cupy_fused")
@@ -30,7 +31,7 @@ UNEVEN = Case(T=3, B=35, I=5, H=23, lengths=[3, 0, 2, 3, 1] * 7)
 
 def uneven_plan(problem: Problem, backward: bool) -> cupy_persistent.Plan:
     """A cut whose blocks wait for each other, in passes that do not begin at the same thread."""
-    sizes = len(problem.reverse), problem.B, problem.H, _cuda_layer.kind(problem)
+    sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
     chip = cupy_persistent._chip(problem.device)
     plans = cupy_persistent._plans(chip, *sizes, backward, cupy_persistent.COSTS)
     uneven = (p for p in plans if p.tiles * p.tile_rows * p.units % cupy_persistent.THREADS)

@@ -109,7 +109,7 @@ def sanitizer(_: Path) -> Iterator[Step]:
 def bench(out: Path) -> Iterator[Step]:
     """Anew each time: a file of kernels that have changed since would be refused."""
     (out / "gpu.json").unlink(missing_ok=True)
-    command = (sys.executable, "-m", "xplstm", "bench", "--device", "cuda", "--quick")
+    command = (sys.executable, "-m", "tests.benchmarks.gpu", "--quick")
     command += ("--minutes", str(BENCH_MINUTES), "--json", str(out / "gpu.json"))
     if importlib.util.find_spec("matplotlib"):
         command += ("--plot", str(out / "gpu.svg"))

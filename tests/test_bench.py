@@ -17,7 +17,7 @@ import pytest
 import xplstm
 from xplstm import __main__ as command
 from xplstm._errors import KernelError
-from xplstm.cli import bench, gpu_bench, peers, results
+from xplstm.cli import bench, peers, results
 from xplstm.cli.engines import VARIABLES, Engine
 from xplstm.cli.peers import Shape
 
@@ -154,42 +154,20 @@ def test_rounds_are_at_least_one(
     assert f"--repeats: {text!r} must be an integer of at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        (["--quick"], "--quick: it has no part in --device cpu"),
-        (["--engines", "torch"], "--engines: it has no part in --device cpu"),
-        (["--minutes", "0"], "--minutes: it has no part in --device cpu"),
-        (["--device", "cuda", "--threads", "1,2"], "--threads: it has no part in --device cuda"),
-        (["--device", "cuda", "--quick", "--shape", "4,2,3,5"], "--quick: not allowed with argument --shape"),
-    ],
-)
-def test_what_would_change_nothing_is_refused(
-    given: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    never_measure(monkeypatch)
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["bench", *given])
-    assert f"argument {named}" in capsys.readouterr().err
-
-
 def never_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where the command starts to measure."""
-    for room, name in ((bench, "available"), (gpu_bench, "Worker")):
-        monkeypatch.setattr(room, name, lambda *_: pytest.fail("it has begun to measure"))
+    monkeypatch.setattr(bench, "available", lambda: pytest.fail("it has begun to measure"))
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("option", ["--json", "--plot"])
 def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
     option: str,
-    device: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     never_measure(monkeypatch)
-    argv, folder = ["bench", "--device", device, option], tmp_path / "missing"
+    argv, folder = ["bench", option], tmp_path / "missing"
     shut = tmp_path / "shut.svg"
     shut.touch()
     for file, reason in (
@@ -204,13 +182,12 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
         assert f"argument {option}: {str(file)!r} cannot be written: {reason}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_pictures_that_cannot_be_drawn_are_refused_before_anything_is_measured(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     never_measure(monkeypatch)
-    argv = ["bench", "--device", device, "--plot"]
+    argv = ["bench", "--plot"]
     assert command.main([*argv, str(tmp_path / "a.doc")]) == 2
     assert "--plot a.doc: matplotlib draws no .doc; it draws " in capsys.readouterr().err
     for name in ("a", "a.SVG"):

@@ -16,7 +16,8 @@ import xplstm
 from tests.conftest import open_backend
 from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.training import ROOM
-from xplstm import _array, _cuda_training, _dropout, _parts, losses, optim
+from xplstm import _array, _dropout, _parts, losses, optim
+from xplstm.kernels._cuda import training as training_parts
 from xplstm.models import CharLM
 from xplstm.nn import _layers
 
@@ -121,7 +122,7 @@ def test_more_parameters_than_a_launch_takes(
     kind: str, on: On, generic: Any, rng: np.random.Generator
 ) -> None:
     """Of two dtypes, one of them with an array of several blocks."""
-    shapes = {f"p{k}": (k % 5 + 1, 3) for k in range(2 * _cuda_training.TABLE + 3)} | {"large": (700,)}
+    shapes = {f"p{k}": (k % 5 + 1, 3) for k in range(2 * training_parts.TABLE + 3)} | {"large": (700,)}
     start, grads, ours, reference = (
         values_of(rng, shapes),
         values_of(rng, shapes),
@@ -173,8 +174,8 @@ def test_views_give_what_copies_give(on: On, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("bound", [0.5, 1e3])
 def test_clipping(dtype: str, bound: float, on: On, generic: Any, rng: np.random.Generator) -> None:
     # More than a table takes, where it is of float32: each launch is emulated by hundreds of threads.
-    many = _cuda_training.TABLE + 1 if dtype == "float32" and bound < 1 else 0
-    shapes = {**SHAPES, **{f"p{k}": (k,) for k in range(many)}, "large": (2 * _cuda_training.RUN + 5,)}
+    many = training_parts.TABLE + 1 if dtype == "float32" and bound < 1 else 0
+    shapes = {**SHAPES, **{f"p{k}": (k,) for k in range(many)}, "large": (2 * training_parts.RUN + 5,)}
     grads = {n: _array.asarray(a, np, dtype=dtype) for n, a in values_of(rng, shapes).items()}
     got, got_norm = optim.clip_by_global_norm(on.arrays(grads), bound)
     want, want_norm = generic(optim.clip_by_global_norm, grads, bound)
@@ -387,15 +388,15 @@ def test_threads_do_not_race() -> None:
 
 def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a GPU has proven the others and none is pinned."""
-    monkeypatch.setattr(_cuda_training, "UNPROVEN", "no GPU has run it yet", raising=False)
+    monkeypatch.setattr(training_parts, "UNPROVEN", "no GPU has run it yet", raising=False)
     cupy = types.SimpleNamespace(__name__="array_api_compat.cupy")
     numpy = _array.numpy_namespace()
     assert _parts.cuda_room(cupy) is None
     for name in _parts.KERNELS:
         with xplstm.use_kernel(name):
-            assert _parts.cuda_room(cupy) is _cuda_training
+            assert _parts.cuda_room(cupy) is training_parts
             assert _parts.cuda_room(numpy) is None
-    monkeypatch.delattr(_cuda_training, "UNPROVEN")
-    assert _parts.cuda_room(cupy) is _cuda_training
+    monkeypatch.delattr(training_parts, "UNPROVEN")
+    assert _parts.cuda_room(cupy) is training_parts
     with xplstm.use_kernel("reference"):
         assert _parts.cuda_room(cupy) is None

@@ -21,11 +21,12 @@ from spec.ieee import FORMATS
 from tests.cases import CASES, Case, run
 from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
-from xplstm import _array, _cuda, _cuda_layer, _dispatch
+from xplstm import _array, _dispatch
 from xplstm._params import Problem
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import cupy_persistent
+from xplstm.kernels._cuda import launch, layer
 
 VECTORS = Path(__file__).parent.parent / "spec" / "vectors-exact"
 BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8, "tf32": 11}
@@ -145,8 +146,8 @@ def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyP
     answers = []
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only("cupy_fused"))
-        for bound in (_cuda_layer.PROJECTION_BOUND, steps * 2 * case.B * 4 * case.H):
-            monkeypatch.setattr(_cuda_layer, "PROJECTION_BOUND", bound)
+        for bound in (layer.PROJECTION_BOUND, steps * 2 * case.B * 4 * case.H):
+            monkeypatch.setattr(layer, "PROJECTION_BOUND", bound)
             answers.append(case.lstm()(a["x"], (a["h_0"], a["c_0"]), **case.valid()))
     (y, state), (y_2, state_2) = answers
     for one, other in ((y, y_2), *zip(state, state_2, strict=True)):
@@ -194,7 +195,7 @@ def test_a_captured_stream_has_no_product_of_cublas(kind: str, monkeypatch: pyte
 
 def test_sums_of_columns_over_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bias gradients whose rows fill several blocks, the last one in part."""
-    monkeypatch.setattr(_cuda_layer, "RUN_ROWS", 9)
+    monkeypatch.setattr(layer, "RUN_ROWS", 9)
     case = Case(T=7, B=4, H=9)
     with standin.installed(), monkeypatch.context() as patch:
         patch.setattr(_dispatch, "select", only("cupy_fused"))
@@ -387,12 +388,12 @@ def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.Mo
     rows, grids = 2**22 + 64, []
     problem = Problem(np, "cupy", DEVICE, "float32", rows, 1, 1, 6, 0, True, (False,), "all", False, STANDARD)
     with standin.installed(), DEVICE, monkeypatch.context() as patch:
-        patch.setattr(_cuda, "kernel", lambda *_: lambda grid, *_, **__: grids.append(grid))
+        patch.setattr(launch, "kernel", lambda *_: lambda grid, *_, **__: grids.append(grid))
         one = standin.empty((1, 1, 1, 1))
         x, z = one[0], np.broadcast_to(one, (1, rows, 1, 24), subok=True)
         x = np.broadcast_to(x, (rows, 1, 1), subok=True)
-        packed = _cuda_layer.Packed(one, one, None, None)
-        call, segment = _cuda_layer.Call(problem, None), _cuda_layer.Segment(0, rows, [0])
+        packed = layer.Packed(one, one, None, None)
+        call, segment = layer.Call(problem, None), layer.Segment(0, rows, [0])
         cupy_persistent._project_in_order(call, packed, x, z, segment)
     assert grids == [(65537, 1, 1)]
 
@@ -418,7 +419,7 @@ def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) 
         assert cupy_persistent.slower(problem._replace(reproducible=True)) is None
 
 
-@pytest.mark.parametrize("dtype", _cuda.SIZES)
+@pytest.mark.parametrize("dtype", launch.SIZES)
 def test_which_sums_are_canonical(dtype: str) -> None:
     problem = Problem(np, "cupy", DEVICE, dtype, 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     assert not cupy_persistent.canonical_sums(problem)
@@ -429,8 +430,8 @@ def test_which_sums_are_canonical(dtype: str) -> None:
 def test_float32_alone_is_rounded() -> None:
     problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     asked = problem._replace(precision="tf32")
-    assert [_cuda_layer.kind(p) for p in (problem, asked)] == ["float32", "tf32"]
-    assert _cuda_layer.kind(asked._replace(dtype="float64")) == "float64"
+    assert [layer.kind(p) for p in (problem, asked)] == ["float32", "tf32"]
+    assert layer.kind(asked._replace(dtype="float64")) == "float64"
 
 
 @thorough

@@ -17,14 +17,14 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms of earlier rows, and no others. A name that ends in a dot is a folder, whose
 # rooms are siblings; the face of the package is "". A new room needs a place here.
 ROWS = (
-    ("_errors", "_typing", "_choice", "_durable", "_recycled"),
+    ("_errors", "_typing", "_choice", "_durable"),
     ("_values",),
-    ("_cuda", "_trees"),
+    ("_trees", "kernels._recycled", "kernels._cuda.launch"),
     ("_array",),
     ("_state",),
     ("_params",),
-    ("_cuda_layer",),
-    ("_cuda_training",),
+    ("kernels._cuda.layer",),
+    ("kernels._cuda.training",),
     ("_parts",),
     ("_dropout",),
     ("_merge", "init", "losses", "optim._schedules"),
@@ -60,11 +60,8 @@ ROWS = (
     ("training._fit",),
     ("models._composite", "models._vocabulary", "models.batching", "models.decoding"),
     ("models.charlm", "models.classifier", "models.forecaster", "models.seq2seq"),
-    ("models", "training", "testing", "plots", "cli.loop", "cli.peers", "cli.ngram"),
-    ("cli.cudnn", "cli.engines", "cli.results"),
-    ("cli.gpu_engines",),
-    ("cli.gpu_results", "cli.gpu_workers"),
-    ("cli.gpu_bench",),
+    ("models", "training", "testing", "plots", "cli.peers", "cli.ngram"),
+    ("cli.engines", "cli.results"),
     ("cli.",),
     ("__main__",),
 )
@@ -86,19 +83,15 @@ COMPILED = {"kernels._engine"}
 # What a function may import when it is called, beside the standard library and NumPy.
 OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
-    "_cuda": {"cupy", "cupy_backends"},
-    "_cuda_layer": {"cupy"},
-    "_cuda_training": {"cupy"},
     "io._h5": {"h5py"},
     "io._onnx_graph": {"google", "onnx"},
+    "kernels._cuda.launch": {"cupy", "cupy_backends"},
+    "kernels._cuda.layer": {"cupy"},
+    "kernels._cuda.training": {"cupy"},
     "plots": {"matplotlib"},
     "training._fit": {"tqdm"},
     "cli.demo": {"matplotlib", "threadpoolctl"},
     "cli.bench": {"tqdm"},
-    "cli.cudnn": {"torch"},
-    "cli.gpu_engines": {"cupy", "jax", "torch"},
-    "cli.gpu_results": {"matplotlib"},
-    "cli.gpu_workers": {"cupy", "torch"},
     "cli.peers": {"jax", "onnx", "onnxruntime", "torch"},
     "cli.results": {"matplotlib"},
 }
@@ -202,6 +195,14 @@ def test_only_numpy_is_imported_at_the_top(room):
         if found.room == room and package not in sys.stdlib_module_names:
             allowed_here = allowed if found.at_top else allowed | OPTIONAL.get(room, set())
             assert package in allowed_here, f"{room} imports {found.name}, at the top: {found.at_top}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.startswith("kernels.")])
+def test_an_engine_imports_the_underscore_rooms_of_its_family_alone(room):
+    family = "kernels._cuda" if "cupy" in room or "_cuda" in room else "kernels._recycled"
+    shared = [name for found in IMPORTS if found.room == room and (name := room_named(found.name))]
+    wrong = [name for name in shared if name.startswith("kernels._") and not name.startswith(family)]
+    assert not wrong, f"{room} imports {wrong}"
 
 
 def test_the_specification_reaches_the_library_in_its_adapter_alone():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from xplstm import _recycled
+from xplstm.kernels import _recycled
 
 FLOAT = np.dtype(np.float32)
 LARGE = _recycled.SMALLEST // FLOAT.itemsize
@@ -153,7 +153,7 @@ def test_arrays_that_live_to_the_end_of_the_interpreter_say_nothing():
     code = """
 import numpy as np
 import xplstm
-from xplstm import _recycled
+from xplstm.kernels import _recycled
 class Cycle: pass
 cycle = Cycle()
 cycle.self, cycle.a = cycle, _recycled.empty((2**20,), np.dtype("float32"))

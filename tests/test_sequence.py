@@ -11,8 +11,8 @@ import pytest
 import xplstm
 from tests import oracle
 from tests.cases import CASES, Case, differences, run
-from xplstm import _recycled
 from xplstm._array import to_numpy
+from xplstm.kernels import _recycled
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,7 +1,7 @@
 """Parts of training that have a CUDA kernel beside their generic code: the one place that chooses.
 
 The generic code is the definition and runs everywhere. On CuPy's arrays the
-function of the same name in `_cuda_training` runs instead while one of the
+function of the same name in `kernels._cuda.training` runs instead while one of the
 library's kernels for GPUs is pinned, and without a pin once a GPU has proven
 it. Another pin, as of the reference, keeps to the generic code.
 """
@@ -45,6 +45,6 @@ def cuda_room(xp: Namespace) -> ModuleType | None:
     """Where the CUDA kernels for arrays of `xp` are launched, or None where the generic code has to run."""
     if _array.backend_name(xp) != "cupy":
         return None
-    room, pinned = importlib.import_module("xplstm._cuda_training"), _choice.kernel.get()
+    room, pinned = importlib.import_module("xplstm.kernels._cuda.training"), _choice.kernel.get()
     proven = not getattr(room, "UNPROVEN", "")
     return room if pinned in KERNELS or (pinned is None and proven) else None

@@ -1,6 +1,6 @@
 """``python -m tests.benchmarks.fit_costs FILE.json`` fits the costs that choose kernels to measurements.
 
-FILE is what ``python -m xplstm bench --device cuda --json FILE`` wrote. The logarithms of all costs are
+FILE is what ``python -m tests.benchmarks.gpu --json FILE`` wrote. The logarithms of all costs are
 moved, by the method of Levenberg and Marquardt, until those of the predicted and of the measured times of a
 walk through time are closest. Prints the table for ``xplstm/kernels/cupy_persistent.py`` with how it was
 measured, how far predictions are off, and how often the table chooses what was faster.
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm.cli import gpu_results
-from xplstm.cli.gpu_results import Row
+from tests.benchmarks.gpu import results
+from tests.benchmarks.gpu.results import Row
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost
 
@@ -86,7 +86,7 @@ def _errors(found: list[Measured], at: np.ndarray) -> np.ndarray:
 def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, bool]]:
     """Where both kernels were timed forward: the faster, the slower, and whether the faster is chosen."""
     found = []
-    for (what, precision), shapes in gpu_results.timed(rows).items():
+    for (what, precision), shapes in results.timed(rows).items():
         for shape, engines in shapes.items() if what == "forward" else ():
             if not {"cupy_persistent", "cupy_fused"} <= set(engines):
                 continue
@@ -108,7 +108,7 @@ def table(costs: Costs, about: dict[str, Any]) -> str:
 
 
 def main(file: Path) -> int:
-    about, rows = gpu_results.load(file)
+    about, rows = results.load(file)
     chip = Chip(about["multiprocessors"], about["shared bytes a block"])
     before = Costs(**about["costs"])
     found = measured(rows, chip, before)
@@ -125,7 +125,7 @@ def main(file: Path) -> int:
             f"({worst.engine} {worst.what} {worst.precision} at {worst.shape})"
         )
         chosen = choices(rows, chip, tried)
-        wrong = [gpu_results.ratio(fast, slow) for fast, slow, right in chosen if not right]
+        wrong = [results.ratio(fast, slow) for fast, slow, right in chosen if not right]
         lost = f", at most {max(wrong):.2f} times slower for it" if wrong else ""
         print(f"{name}: {len(chosen) - len(wrong)} of {len(chosen)} choices are the faster{lost}")
     return 0
@@ -133,5 +133,5 @@ def main(file: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fit_costs")
-    parser.add_argument("file", type=Path, help="what bench --device cuda --json wrote")
+    parser.add_argument("file", type=Path, help="what tests.benchmarks.gpu --json wrote")
     sys.exit(main(parser.parse_args().file))

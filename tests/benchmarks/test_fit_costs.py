@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import fit_costs
-from xplstm.cli.gpu_results import Report, Row
+from tests.benchmarks.gpu.results import Report, Row
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels.cupy_persistent import COSTS, Chip, Costs, best_plan, fused_cost

@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from xplstm import _cuda
+from xplstm.kernels._cuda import launch
 
 HERE = Path(__file__).parent
 FLAGS = (
@@ -66,9 +66,9 @@ def sanitizer() -> str | None:
 
 def text(file: str, kind: str) -> str:
     """The sources, with primitives.hpp in the place of primitives.cuh, and what calls the kernels."""
-    gpu, *others = _cuda.parts(file)
+    gpu, *others = launch.parts(file)
     assert gpu == "primitives.cuh"
-    sources = "\n".join((_cuda.SOURCES / part).read_text(encoding="utf-8") for part in others)
+    sources = "\n".join((launch.SOURCES / part).read_text(encoding="utf-8") for part in others)
     command = [str(compiler()), "-E", f"-D{kind.upper()}", "-x", "c++", "-"]
     left = subprocess.run(command, input=sources, capture_output=True, text=True, check=True).stdout
     calls = (f"EXPORT({name})" for name in NAMES.findall(left))

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tests.cuda_emulation import compiled
-from xplstm import _cuda
 from xplstm._array import dtype_named
+from xplstm.kernels._cuda import launch
 
 MARGIN = 1024
 MARK = 0xA5
@@ -238,7 +238,9 @@ def _argument(a: Any) -> Any:
 
 class RawModule:
     def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
-        self.file = next(path.name for path in _cuda.SOURCES.glob("*.cu") if _cuda.source(path.name) == code)
+        self.file = next(
+            path.name for path in launch.SOURCES.glob("*.cu") if launch.source(path.name) == code
+        )
         (option,) = options
         self.kind = option.removeprefix("-D").lower()
         self.cooperative = enable_cooperative_groups
@@ -333,15 +335,15 @@ def installed() -> Iterator[types.ModuleType]:
     stand_ins = modules()
     before = {name: sys.modules.get(name) for name in stand_ins}
     sys.modules.update(stand_ins)
-    _cuda.kernel.cache_clear()
-    _cuda._module.cache_clear()
+    launch.kernel.cache_clear()
+    launch._module.cache_clear()
     launched.clear()
     try:
         yield stand_ins["cupy"]
     finally:
         check_margins()
-        _cuda.kernel.cache_clear()
-        _cuda._module.cache_clear()
+        launch.kernel.cache_clear()
+        launch._module.cache_clear()
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

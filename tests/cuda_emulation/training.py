@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import DEVICE
-from xplstm import _cuda_training
+from xplstm.kernels._cuda import training as training_parts
 from xplstm.optim import Adam
 
 
@@ -67,7 +67,7 @@ def there(function: Callable[..., Any]) -> Callable[..., Any]:
 
 ROOM = types.SimpleNamespace(
     **{
-        name: there(getattr(_cuda_training, name))
+        name: there(getattr(training_parts, name))
         for name in ("updated", "clipped", "cross_entropy", "scaled_mask", "hold_mask", "sum_rows")
     }
 )
@@ -81,7 +81,7 @@ def main() -> None:
     with standin.installed():
         _, averages = ROOM.updated(rules, params, params, {"m": {}, "v": {}, "master": {}})
         ROOM.updated(rules, params, params, averages)
-        ROOM.clipped({**params, "c": np.ones(2 * _cuda_training.RUN, "float32")}, 1.0)
+        ROOM.clipped({**params, "c": np.ones(2 * training_parts.RUN, "float32")}, 1.0)
         targets = np.asarray([0, 299, 5])
         _, pullback = ROOM.cross_entropy(np.ones((3, 300), "float32"), targets, targets > 0)
         pullback(2.0)

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xplstm._errors import XplstmError
-from xplstm.cli import gpu_bench, results
+from xplstm.cli import results
 from xplstm.cli.engines import Engine
 from xplstm.cli.peers import Shape, available
 
@@ -55,19 +56,25 @@ class UnequalError(XplstmError, AssertionError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the device, shapes, threads, rounds and files."""
-    device_help = "cuda: one GPU, which threads have no part in"
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device_help)
+    """Add the options: shapes, threads, rounds and files."""
+    add_shape(parser)
+    threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
+    parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
+    add_output(parser, ROUNDS)
+
+
+def add_shape(parser: Any) -> None:
+    """Add the option ``--shape``."""
     shape_help = "time this shape instead of the usual ones; T = 1 is a step of a stream; may be repeated"
     parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H", help=shape_help)
-    threads_help = "numbers of threads of every engine, separated by commas (default 1,2); on the CPU alone"
-    parser.add_argument("--threads", type=_counts, metavar="N,...", help=threads_help)
-    rounds_help = f"rounds, each engine once a round (default {ROUNDS}, on a GPU {gpu_bench.ROUNDS})"
-    parser.add_argument("--repeats", type=_positive, metavar="N", help=rounds_help)
+
+
+def add_output(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add the options ``--repeats`` (`rounds` by default), ``--json`` and ``--plot``."""
+    rounds_help = f"rounds, each engine once a round (default {rounds})"
+    parser.add_argument("--repeats", type=_positive, default=rounds, metavar="N", help=rounds_help)
     parser.add_argument("--json", type=_file, metavar="FILE", help="also write every measurement")
     parser.add_argument("--plot", type=_file, metavar="FILE", help="also draw the ratios; needs matplotlib")
-    gpu_bench.add_arguments(parser.add_argument_group("with --device cuda"))
-    parser.set_defaults(error=parser.error)
 
 
 def _positive(text: str) -> int:
@@ -118,27 +125,12 @@ def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
     return [(w, s) for w in ("forward", "train") for s in shapes if s.T > 1] + steps
 
 
-def _refuse_ignored(args: argparse.Namespace) -> None:
-    """Refuse what would change nothing."""
-    for name in ("threads",) if args.device == "cuda" else ("quick", "engines", "minutes"):
-        if getattr(args, name) is not None:
-            args.error(f"argument --{name}: it has no part in --device {args.device}")
-    if args.quick and args.shape:
-        args.error("argument --quick: not allowed with argument --shape, which names the shapes")
-
-
 def run(args: argparse.Namespace) -> int:
-    """Print a table for everything timed and each number of threads, or for a GPU."""
-    _refuse_ignored(args)
+    """Print a table for everything timed and each number of threads."""
     if args.plot:
         results.check_plot(args.plot)
-    return gpu_bench.run(args) if args.device == "cuda" else _run_on_cpu(args)
-
-
-def _run_on_cpu(args: argparse.Namespace) -> int:
-    """Print a table for everything timed and each number of threads."""
     names, cases = available(), _cases(args.shape)
-    rounds, threads = args.repeats or ROUNDS, args.threads or THREADS
+    rounds, threads = args.repeats, args.threads
     print(f"{results.processor()}, {os.cpu_count()} cores, float32, one layer of one direction")
     print(f"microseconds a step: median of {rounds} interleaved rounds, results checked equal first")
     print("x/peer: the peer's time over ours, median of the rounds; above 1 we are faster")

@@ -11,20 +11,20 @@ the specification.
 
 from __future__ import annotations
 
-from xplstm import _cuda, _cuda_layer
 from xplstm._array import why_unusable
-from xplstm._cuda import Matrix
-from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda.launch import Matrix
+from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 
-UNPROVEN = _cuda_layer.UNPROVEN
+UNPROVEN = layer.UNPROVEN
 
-FORWARD = _cuda.fields(f"{LAYER} z bias h c m projected y first:2 held slots m_slots keep")
-BACKWARD = _cuda.fields(f"{LAYER} gates c dy dh dc dm dprojected dz")
+FORWARD = launch.fields(f"{LAYER} z bias h c m projected y first:2 held slots m_slots keep")
+BACKWARD = launch.fields(f"{LAYER} gates c dy dh dc dm dprojected dz")
 
-prepare = _cuda_layer.prepare
+prepare = layer.prepare
 
 
 def __getattr__(name: str) -> str:
@@ -36,8 +36,8 @@ def __getattr__(name: str) -> str:
 
 def supports(problem: Problem) -> str | None:
     """Run every plain LSTM on CuPy's arrays, while the stream is not captured."""
-    reason = _cuda_layer.why_not(problem)
-    if reason is None and _cuda_layer.capturing(problem):
+    reason = layer.why_not(problem)
+    if reason is None and layer.capturing(problem):
         return "the stream is captured for a graph, and CuPy refuses products by cuBLAS then"
     return reason
 
@@ -46,15 +46,15 @@ def forward(
     problem: Problem, packed: Packed, x: Array, state: LSTMState, valid: Array | None
 ) -> tuple[Array, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
-    return _cuda_layer.forward(problem, packed, x, state, valid, _walk)
+    return layer.forward(problem, packed, x, state, valid, _walk)
 
 
 def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
     """A product and a kernel a step, and as much again for a projection."""
     problem, (y, z, h, c, m, start, end) = call.problem, buffers
-    B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, _cuda.wide(problem.dtype)
+    B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, launch.wide(problem.dtype)
     projected = None if m is None else call.empty(call.D, B, P, wide=True)
-    arguments = _cuda.struct(
+    arguments = launch.struct(
         FORWARD,
         **call.layer,
         **{"z": z, "bias": packed.bias, "h": h, "c": c, "m": m, "projected": projected, "y": y},
@@ -85,7 +85,7 @@ def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters."""
-    return _cuda_layer.backward(residuals, dy, dstate_n, _walk_back)
+    return layer.backward(residuals, dy, dstate_n, _walk_back)
 
 
 def _walk_back(
@@ -98,13 +98,13 @@ def _walk_back(
     projection = problem.proj_size > 0
     dm = call.empty(D, B, H, wide=True) if projection else None
     dprojected = call.empty(D, T, B, P) if projection else None
-    arguments = _cuda.struct(
+    arguments = launch.struct(
         BACKWARD,
         **call.layer,
         **{"gates": residuals.buffers.z, "c": residuals.buffers.c, "dy": dy, "dh": dh, "dc": dc},
         **{"dm": dm, "dprojected": dprojected, "dz": dz},
     )
-    wide = _cuda.wide(problem.dtype)
+    wide = launch.wide(problem.dtype)
     recur = call.product((B, P, 4 * H), Matrix(4 * H), Matrix(P), Matrix(P), add=True, out=wide)
     project = call.product((B, H, P), Matrix(P), Matrix(H), Matrix(H), out=wide)
     weights, sums = call.starts(packed.weight_hh), call.starts(dh)

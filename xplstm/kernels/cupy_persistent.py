@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _cuda, _cuda_layer
 from xplstm._array import why_unusable
-from xplstm._cuda_layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device
+from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 
-UNPROVEN = _cuda_layer.UNPROVEN
+UNPROVEN = layer.UNPROVEN
 
 THREADS = 256
 WARP = 32
@@ -47,15 +47,15 @@ TILE_ROWS = 16
 MOST_UNITS = 32
 
 PLAN = "units unit_blocks groups rows tiles passes chunk"
-FORWARD = _cuda.fields(
+FORWARD = launch.fields(
     f"{LAYER} {PLAN} weight z bias h_0 c_0 h_n c_n h c y exchange counters first:2 held slots keep from to"
 )
-BACKWARD = _cuda.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange counters")
-PROJECT = _cuda.fields("x weight z rows columns inputs held_rows first_row:2")
+BACKWARD = launch.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange counters")
+PROJECT = launch.fields("x weight z rows columns inputs held_rows first_row:2")
 PROJECT_TILE = 64
 PROJECT_STAGED = 16
 
-prepare = _cuda_layer.prepare
+prepare = layer.prepare
 
 
 class Costs(NamedTuple):
@@ -162,14 +162,14 @@ def _held(p: Plan, backward: bool, wide: int) -> int:
 
 def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
     """Weights, h of one pass or of two by turns, sums of slices, biases, cells."""
-    columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, _cuda.KINDS[kind]
+    columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, launch.KINDS[kind]
     numbers = H * (columns + rows * min(p.passes, 2)) + _up(H, BLOCK_OF_K) * rows * columns + columns
     return p._replace(shared=numbers * wide + _held(p, False, wide))
 
 
 def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
     """Weights, sums of slices, cells; dz as a whole, or two chunks of it by turns in what is left."""
-    rows, wide = p.tiles * p.tile_rows, _cuda.KINDS[kind]
+    rows, wide = p.tiles * p.tile_rows, launch.KINDS[kind]
     slices = max(1, THREADS // WARP // (p.tiles * (p.units // UNITS)))
     fixed = (4 * H * p.units + slices * rows * p.units) * wide + _held(p, True, wide)
     room = max(0, chip.shared - fixed) // (rows * wide)
@@ -220,7 +220,7 @@ def _fma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
     What one pass or chunk multiplies takes as long as the next one's staging where there is one.
     """
-    k, wide, lanes = 4 * H if backward else H, _cuda.KINDS[kind] // 4, p.tile_rows // LANE_ROWS
+    k, wide, lanes = 4 * H if backward else H, launch.KINDS[kind] // 4, p.tile_rows // LANE_ROWS
     columns, chains = (4, THREADS // WARP) if backward else (lanes, _up(k, BLOCK_OF_K))
     tiles = p.tiles * (p.units // UNITS)
     turns = tiles * k * lanes / 16 if backward else tiles * k
@@ -264,7 +264,7 @@ def _chip(device: Device) -> Chip:
 
 
 def _plan(problem: Problem, backward: bool) -> Plan | None:
-    sizes = len(problem.reverse), problem.B, problem.H, _cuda_layer.kind(problem)
+    sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
     return best_plan(_chip(problem.device), *sizes, backward, COSTS)
 
 
@@ -277,7 +277,7 @@ def __getattr__(name: str) -> str:
 
 def supports(problem: Problem) -> str | None:
     """Run what fits the chip."""
-    reason = _cuda_layer.why_not(problem)
+    reason = layer.why_not(problem)
     if reason is not None:
         return reason
     if problem.proj_size:
@@ -297,11 +297,11 @@ def supports(problem: Problem) -> str | None:
 
 def slower(problem: Problem) -> str | None:
     """Leave to products by cuBLAS what they are expected to run faster, where they may."""
-    if problem.reproducible or _cuda_layer.capturing(problem):
+    if problem.reproducible or layer.capturing(problem):
         return None
     walks = (False, True) if problem.keep else (False,)
     cost = sum(plan.cost for plan in (_plan(problem, backward) for backward in walks) if plan is not None)
-    kind = _cuda_layer.kind(problem)
+    kind = layer.kind(problem)
     other = len(walks) * fused_cost(len(problem.reverse), problem.B, problem.H, kind, COSTS)
     if cost > other:
         return f"a step is expected to take {cost:.1f} us, and {other:.1f} us by products of cuBLAS"
@@ -310,34 +310,34 @@ def slower(problem: Problem) -> str | None:
 
 def canonical_sums(problem: Problem) -> bool:
     """Where they are asked for; else cuBLAS makes the input projection."""
-    return problem.reproducible and _cuda_layer.kind(problem) not in STEP_OF_K
+    return problem.reproducible and layer.kind(problem) not in STEP_OF_K
 
 
 def forward(
     problem: Problem, packed: Packed, x: Array, state: LSTMState, valid: Array | None
 ) -> tuple[Array, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
-    return _cuda_layer.forward(problem, packed, x, state, valid, _walk, _project)
+    return layer.forward(problem, packed, x, state, valid, _walk, _project)
 
 
 def _project(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
     """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in the published order of sums."""
-    if call.problem.reproducible or _cuda_layer.capturing(call.problem):
+    if call.problem.reproducible or layer.capturing(call.problem):
         _project_in_order(call, packed, x, z, segment)
     else:
-        _cuda_layer.project_input(call, packed, x, z, segment)
+        layer.project_input(call, packed, x, z, segment)
 
 
 def _project_in_order(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
     """One launch."""
     B, rows, columns = x.shape[1], (segment.stop - segment.start) * x.shape[1], z.shape[3]
-    arguments = _cuda.struct(
+    arguments = launch.struct(
         PROJECT,
         **{"x": x, "weight": packed.weight_ih, "z": z, "rows": rows, "columns": columns},
         **{"inputs": x.shape[2], "held_rows": z.shape[1] * B},
     )
     arguments["first_row"][0, : call.D] = [first * B for first in segment.first]
-    kernel = _cuda.kernel("project.cu", "project_input", call.problem.dtype)
+    kernel = launch.kernel("project.cu", "project_input", call.problem.dtype)
     shared = 2 * PROJECT_STAGED * (PROJECT_TILE + 4) * z.itemsize
     grid = _up(rows, PROJECT_TILE), _up(columns, PROJECT_TILE), call.D
     kernel(grid, (THREADS,), (arguments,), shared_mem=shared)
@@ -348,9 +348,9 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
 
     They stand along y: of a grid along x alone CuPy would launch what fits, and the others be waited for.
     """
-    kind = _cuda_layer.kind(call.problem)
+    kind = layer.kind(call.problem)
     file, each = ("persistent_mma.cu", plan.units) if kind in STEP_OF_K else ("persistent.cu", plan.tile_rows)
-    kernel = _cuda.kernel(file, f"{name}_{each}", kind, cooperative=True)
+    kernel = launch.kernel(file, f"{name}_{each}", kind, cooperative=True)
     kernel.max_dynamic_shared_size_bytes = _chip(call.problem.device).shared
     blocks = call.D * plan.groups * plan.unit_blocks
     kernel((1, blocks), (THREADS,), (arguments,), shared_mem=plan.shared)
@@ -358,12 +358,12 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
 
 def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
     """Zeros for the counters by which blocks wait, and behind them for what they hand each other."""
-    kind, groups = _cuda_layer.kind(call.problem), call.D * plan.groups
-    row = _up(height, STEP_OF_K[kind]) * STEP_BYTES if kind in STEP_OF_K else height * _cuda.KINDS[kind]
+    kind, groups = layer.kind(call.problem), call.D * plan.groups
+    row = _up(height, STEP_OF_K[kind]) * STEP_BYTES if kind in STEP_OF_K else height * launch.KINDS[kind]
     sent = 2 * groups * plan.passes * plan.tiles * plan.tile_rows * row
     counters = _up(groups * plan.unit_blocks * 4, 256) * 256
     both = call.cp.zeros((counters + sent,), np.uint8)
-    return {"counters": both, "exchange": _cuda.address(both) + counters}
+    return {"counters": both, "exchange": launch.address(both) + counters}
 
 
 def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
@@ -372,7 +372,7 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
     assert plan is not None, "supports has seen to it"
     shared = _exchange(call, plan, call.problem.H)
     z, h, c = buffers.z, buffers.h, buffers.c
-    arguments = _cuda.struct(
+    arguments = launch.struct(
         FORWARD,
         **call.layer,
         **plan.fields(),
@@ -390,7 +390,7 @@ def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters."""
-    return _cuda_layer.backward(residuals, dy, dstate_n, _walk_back)
+    return layer.backward(residuals, dy, dstate_n, _walk_back)
 
 
 def _walk_back(
@@ -403,7 +403,7 @@ def _walk_back(
     dz = call.empty(call.D, problem.T, problem.B, 4 * problem.H)
     shared = _exchange(call, plan, 4 * problem.H)
     buffers = residuals.buffers
-    arguments = _cuda.struct(
+    arguments = launch.struct(
         BACKWARD,
         **call.layer,
         **plan.fields(),

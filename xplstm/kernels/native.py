@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _recycled
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
+from xplstm.kernels import _recycled
 
 try:
     from xplstm.kernels import _engine

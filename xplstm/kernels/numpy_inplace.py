@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xplstm import _recycled
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
+from xplstm.kernels import _recycled
 
 # Packed rows whose input projection is made by one product: few enough that it is still in the cache when
 # the loop adds it. The products of the backward pass gain from more rows.

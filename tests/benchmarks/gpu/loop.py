@@ -1,4 +1,4 @@
-"""The documents' LSTM, step by step, on NumPy or CuPy: what `bench --device cuda` holds the kernels against.
+"""The documents' LSTM, step by step, on NumPy or CuPy: what the GPU benchmark holds the kernels against.
 
 The same products, concatenations and element-wise operations in the same order as there, with rows of a batch
 as the columns of x and h, which they take as they stand.

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 
 import xplstm
+from tests.benchmarks.gpu import bench, engines, loop, results, workers
+from tests.benchmarks.gpu.results import Report, Row
+from tests.benchmarks.gpu.workers import Server, Worker
 from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import emulated
-from xplstm import __main__ as command
 from xplstm import _dispatch
 from xplstm._errors import FormatError, KernelError
-from xplstm.cli import gpu_bench, gpu_engines, gpu_results, gpu_workers, loop
-from xplstm.cli.gpu_results import Report, Row
-from xplstm.cli.gpu_workers import Server, Worker
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_persistent
 
@@ -73,8 +72,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
         Device=Device, Event=Event, runtime=runtime, get_elapsed_time=lambda a, b: 1e3 * (b.at - a.at)
     )
     monkeypatch.setitem(sys.modules, "cupy", made)
-    monkeypatch.setattr(gpu_engines, "LIBRARY", "numpy")
-    monkeypatch.setattr(gpu_engines, "DEVICE", "cpu")
+    monkeypatch.setattr(engines, "LIBRARY", "numpy")
+    monkeypatch.setattr(engines, "DEVICE", "cpu")
     yield made
     xplstm.use_kernel(None)
 
@@ -92,7 +91,7 @@ class Inline:
         try:
             return json.loads(json.dumps(getattr(self._server, op)(**request)))
         except Exception as error:
-            raise KernelError(gpu_workers._said(error)) from error
+            raise KernelError(workers._said(error)) from error
 
     def __enter__(self) -> Inline:
         return self
@@ -115,11 +114,11 @@ def test_the_documents_loop_is_an_lstm() -> None:
 def test_engines_compute_the_same(name: str, cupy: Any) -> None:
     if name != "documents" and importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    given = gpu_engines.inputs(SHAPE, 1000)
-    works = {n: gpu_engines.ENGINES[n].build(given, "float32") for n in ("reference", name)}
+    given = engines.inputs(SHAPE, 1000)
+    works = {n: engines.ENGINES[n].build(given, "float32") for n in ("reference", name)}
     assert given.sets > 2
     for what in ("forward", "train"):
-        found = [[gpu_engines.sample(w, SHAPE, getattr(w, what)(k)) for w in works.values()] for k in (0, 1)]
+        found = [[engines.sample(w, SHAPE, getattr(w, what)(k)) for w in works.values()] for k in (0, 1)]
         for want, got in found:
             assert got
             for key, a in got.items():
@@ -132,13 +131,13 @@ def test_engines_compute_the_same(name: str, cupy: Any) -> None:
 )
 def test_a_peer_in_half_precision_is_within_what_is_allowed(name: str, precision: str, cupy: Any) -> None:
     pytest.importorskip(name)
-    given = gpu_engines.inputs(SHAPE, 1000)
-    judge = gpu_engines.ENGINES["reference"].build(given, "float32")
-    half = gpu_engines.ENGINES[name].build(given, precision)
+    given = engines.inputs(SHAPE, 1000)
+    judge = engines.ENGINES["reference"].build(given, "float32")
+    half = engines.ENGINES[name].build(given, precision)
     for what in ("forward", "train"):
-        want, got = (gpu_engines.sample(w, SHAPE, getattr(w, what)(0)) for w in (judge, half))
-        worst = max(gpu_bench.difference(got[key], want[key]) for key in want)
-        assert 1e-5 < worst < gpu_bench.ALLOWED[precision]
+        want, got = (engines.sample(w, SHAPE, getattr(w, what)(0)) for w in (judge, half))
+        worst = max(bench.difference(got[key], want[key]) for key in want)
+        assert 1e-5 < worst < bench.ALLOWED[precision]
 
 
 def test_torch_is_told_of_tf32_as_it_wants() -> None:
@@ -146,38 +145,38 @@ def test_torch_is_told_of_tf32_as_it_wants() -> None:
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         for allowed, said in ((False, "ieee"), (True, "tf32")):
-            gpu_engines._allow_tf32(torch, allowed)
+            engines._allow_tf32(torch, allowed)
             assert torch.backends.cudnn.rnn.fp32_precision == said
     finally:
         torch.backends.cudnn.rnn.fp32_precision = before
     old = types.SimpleNamespace(backends=types.SimpleNamespace(cudnn=types.SimpleNamespace()))
-    gpu_engines._allow_tf32(old, False)
+    engines._allow_tf32(old, False)
     assert old.backends.cudnn.allow_tf32 is False
 
 
 def test_input_sets_outgrow_the_cache_and_do_not_overlap() -> None:
-    given = gpu_engines.inputs(SHAPE, 10_000)
+    given = engines.inputs(SHAPE, 10_000)
     x, dy = given.parts(given.numbers)
     assert given.sets * given.stride * 4 >= 2 * 10_000
     assert x(0).shape == (4, 2, 3)
     assert dy(given.sets - 1).shape == (4, 2, 5)
     assert not np.shares_memory(x(0), x(1))
     assert not np.shares_memory(x(1), dy(1))
-    assert gpu_engines.inputs(Shape(512, 64, 512, 512), 1000).sets == 1
-    assert gpu_engines.inputs(SHAPE, 10**9).sets == gpu_engines.MOST_SETS
+    assert engines.inputs(Shape(512, 64, 512, 512), 1000).sets == 1
+    assert engines.inputs(SHAPE, 10**9).sets == engines.MOST_SETS
 
 
 def test_a_run_and_one_that_goes_on(
     cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run itself, with engines on the processor: rows, reasons, a second run, a picture."""
-    monkeypatch.setattr(gpu_bench, "Worker", Inline)
-    monkeypatch.setattr(gpu_bench, "TURN", 0.002)
+    monkeypatch.setattr(bench, "Worker", Inline)
+    monkeypatch.setattr(bench, "TURN", 0.002)
     file, picture = tmp_path / "gpu.json", tmp_path / "gpu.svg"
-    argv = ["bench", "--device", "cuda", "--repeats", "3", "--json", str(file)]
+    argv = ["--repeats", "3", "--json", str(file)]
     argv += ["--engines", "reference,documents,cupy_fused"]
-    assert command.main([*argv, "--shape", "4,2,3,5"]) == 0
-    rows = gpu_results.load(file).rows
+    assert bench.main([*argv, "--shape", "4,2,3,5"]) == 0
+    rows = results.load(file).rows
     assert {(r.what, r.engine, bool(r.times)) for r in rows if r.precision == "float32"} == {
         (what, engine, engine != "cupy_fused")
         for what in ("forward", "train")
@@ -187,16 +186,16 @@ def test_a_run_and_one_that_goes_on(
     refused = [r for r in rows if r.engine == "cupy_fused" and r.precision == "float16"]
     assert refused
     assert all("arrays are of numpy" in r.reason for r in refused)
-    assert command.main([*argv, "--shape", "4,2,3,5", "--shape", "2,3,5,7"]) == 0
-    report = gpu_results.load(file)
+    assert bench.main([*argv, "--shape", "4,2,3,5", "--shape", "2,3,5,7"]) == 0
+    report = results.load(file)
     assert report.rows[: len(rows)] == rows
     assert report.done() == {(s, w) for s in (SHAPE, Shape(2, 3, 5, 7)) for w in ("forward", "train")}
     assert len(report.about["commands"]) == 1
     assert report.about["microseconds of Python"].startswith("not measured: AttributeError")
     capsys.readouterr()
     pytest.importorskip("matplotlib")
-    assert command.main([*argv, "--minutes", "0", "--plot", str(picture)]) == 0
-    assert gpu_results.load(file) == report
+    assert bench.main([*argv, "--minutes", "0", "--plot", str(picture)]) == 0
+    assert results.load(file) == report
     assert "float32" in picture.read_text()
     out = capsys.readouterr().out
     assert "inference, float32" in out
@@ -215,13 +214,13 @@ def test_another_machine_or_kernel_does_not_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(gpu_bench, "Worker", Inline)
+    monkeypatch.setattr(bench, "Worker", Inline)
     file = tmp_path / "gpu.json"
-    monkeypatch.setattr(gpu_bench, "measure", lambda *_: pytest.fail("it has begun to measure"))
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("it has begun to measure"))
     Report(about, [Row(SHAPE, "float32", "forward", "torch", [1.0])]).save(file)
-    argv = ["bench", "--device", "cuda", "--json", str(file), "--engines", "documents"]
+    argv = ["--json", str(file), "--engines", "documents"]
     before = file.read_text()
-    assert command.main(argv) == 2
+    assert bench.main(argv) == 2
     assert file.read_text() == before
     assert (
         f"has measurements with {next(iter(about))} {next(iter(about.values()))}" in capsys.readouterr().err
@@ -233,10 +232,10 @@ def test_what_was_not_timed_of_a_shape_is_timed_when_it_is_asked_for() -> None:
     shape = Shape(25, 4, 512, 512)
     report = Report({}, [Row(shape, "float32", "forward", "torch", [1.0])])
     args = types.SimpleNamespace(shape=[shape, SHAPE, SHAPE], quick=None)
-    assert gpu_bench.left_of(args, report) == {shape: ("train",), SHAPE: ("forward", "train")}
+    assert bench.left_of(args, report) == {shape: ("train",), SHAPE: ("forward", "train")}
     args.shape = None
-    assert shape not in gpu_bench.left_of(args, report)
-    assert gpu_bench.left_of(args, Report({}, []))[shape] == ("forward",)
+    assert shape not in bench.left_of(args, report)
+    assert bench.left_of(args, Report({}, []))[shape] == ("forward",)
 
 
 class Wrong:
@@ -263,20 +262,18 @@ def test_a_wrong_result_is_not_timed_and_fails_the_command(tmp_path: Path) -> No
         "jax": Wrong("jax", float("nan")),
         "documents": Wrong("documents", 0.5, fails="time"),
     }
-    rows = {
-        r.engine: r for r in gpu_bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"
-    }
+    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"}
     assert "differs in y by 1.0e-02" in rows["cupy_fused"].reason
     assert "differs in y by inf" in rows["jax"].reason
     assert rows["documents"].reason == "no time"
     ours = rows["cupy_persistent"]
     assert ours.times == pytest.approx([25.0] * 3)
     assert (ours.walk, ours.launches, ours.host) == (2.0, {"walk_16": 1}, pytest.approx(50))
-    assert gpu_results.ratio(ours, rows["torch"]) == pytest.approx(10)
-    assert [r.engine for r in gpu_results.wrong(rows.values())] == ["cupy_fused"]
+    assert results.ratio(ours, rows["torch"]) == pytest.approx(10)
+    assert [r.engine for r in results.wrong(rows.values())] == ["cupy_fused"]
     file = tmp_path / "gpu.json"
     Report({}, list(rows.values())).save(file)
-    assert command.main(["bench", "--device", "cuda", "--json", str(file), "--minutes", "0"]) == 1
+    assert bench.main(["--json", str(file), "--minutes", "0"]) == 1
 
 
 def test_who_gives_nothing_to_compare_is_not_timed() -> None:
@@ -286,32 +283,30 @@ def test_who_gives_nothing_to_compare_is_not_timed() -> None:
         "reference": Wrong("reference", 0.5, gives="dx"),
         "cupy_fused": Wrong("cupy_fused", 0.5, gives="dweight_hh dx"),
     }
-    rows = {r.engine: r for r in gpu_bench.measure(workers, SHAPE, ("train",), 3) if r.precision == "float32"}
+    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("train",), 3) if r.precision == "float32"}
     assert rows["torch"].reason == "gives nothing, and the judge dweight_hh: nothing to compare"
     assert rows["reference"].reason == "gives dx, and the judge dweight_hh: nothing to compare"
     assert [name for name, row in rows.items() if row.times] == ["jax", "cupy_fused"]
     for name in ("jax", "reference", "cupy_fused"):
         workers[name].gives = ""
-    assert not any(row.times for row in gpu_bench.measure(workers, SHAPE, ("train",), 3))
+    assert not any(row.times for row in bench.measure(workers, SHAPE, ("train",), 3))
 
 
 def test_no_time_at_all_is_not_divided_by() -> None:
     workers: Any = {"torch": Wrong("torch", 0.5), "cupy_fused": Wrong("cupy_fused", 0.5, seconds=0.0)}
-    rows = {
-        r.engine: r for r in gpu_bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"
-    }
-    assert rows["cupy_fused"].reason == f"events measured no time in {gpu_bench.MOST_CALLS} calls"
+    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"}
+    assert rows["cupy_fused"].reason == f"events measured no time in {bench.MOST_CALLS} calls"
     assert len(rows["torch"].times) == 3
-    turn, most = gpu_bench.TURN, gpu_bench.MOST_CALLS
+    turn, most = bench.TURN, bench.MOST_CALLS
     for seconds, calls in ((0.0, most), (turn / most, most), (turn / 4, 4), (turn, 1), (9 * turn, 1)):
-        assert gpu_bench.calls_of(seconds) == calls
+        assert bench.calls_of(seconds) == calls
 
 
 def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
     """Rows of one machine where everything takes the same time."""
     found = []
     for shape in (Shape(512, 16, 256, 256), Shape(512, 16, 768, 768), Shape(512, 16, 64, 64)):
-        for precision in gpu_engines.PRECISIONS:
+        for precision in engines.PRECISIONS:
             for what in ("forward", "train"):
                 found.append(Row(shape, precision, what, "cupy_persistent", [ours], launches={"walk_16": 1}))
                 found.append(Row(shape, precision, what, "cupy_fused", [9.0]))
@@ -321,7 +316,7 @@ def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
 
 
 def reached(rows: list[Row]) -> dict[str, bool | None]:
-    return {goal.text.partition(":")[0]: goal.reached for goal in gpu_results.goals(rows)}
+    return {goal.text.partition(":")[0]: goal.reached for goal in results.goals(rows)}
 
 
 def test_goals() -> None:
@@ -342,28 +337,28 @@ def test_goals() -> None:
 
 
 def test_where_cudnn_persists() -> None:
-    assert gpu_results.persists(Shape(64, 16, 768, 768))
+    assert results.persists(Shape(64, 16, 768, 768))
     for B, I, H in ((12, 768, 768), (136, 768, 768), (16, 768, 1152), (16, 100, 768), (16, 768, 100)):
-        assert not gpu_results.persists(Shape(64, B, I, H))
+        assert not results.persists(Shape(64, B, I, H))
 
 
 def test_tables_line_up_and_name_who_is_missing() -> None:
     rows = [*grid(1.5), Row(SHAPE, "tf32", "train", "cudnn_static", reason="no such thing")]
-    for text in gpu_results.tables(rows).split("\n\n"):
+    for text in results.tables(rows).split("\n\n"):
         lines = text.splitlines()
         assert len({len(line) for line in lines[1:]}) == 1
         assert lines[1].split()[:4] == ["T,B,I,H", "cupy_persistent", "cupy_fused", "torch"]
         assert lines[2].split()[:4] == ["512,16,256,256", "1.50", "9.00", "3.00"]
         assert "2.00" in lines[2]
-    assert gpu_results.reasons(rows) == ["cudnn_static tf32, 1 shapes from 4,2,3,5: no such thing"]
+    assert results.reasons(rows) == ["cudnn_static tf32, 1 shapes from 4,2,3,5: no such thing"]
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     for text in ("[]", "{}", "nothing", '{"rows": [{"shape": "1"}]}'):
         file.write_text(text)
-        with pytest.raises(FormatError, match=r"gpu\.json: it is no file of bench --device cuda"):
-            gpu_results.load(file)
+        with pytest.raises(FormatError, match=r"gpu\.json: it is no report of the GPU benchmark"):
+            results.load(file)
 
 
 def serve_badly(name: str, connection: Any) -> None:
@@ -401,13 +396,13 @@ def test_a_worker_outlives_what_its_process_does() -> None:
 def test_without_a_gpu_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("cupy"):
         pytest.skip("CuPy is installed")
-    assert command.main(["bench", "--device", "cuda", "--quick", "--engines", "documents"]) == 2
-    assert "--device cuda needs CuPy and a CUDA device: ModuleNotFoundError" in capsys.readouterr().err
+    assert bench.main(["--quick", "--engines", "documents"]) == 2
+    assert "the benchmark needs CuPy and a CUDA device: ModuleNotFoundError" in capsys.readouterr().err
 
 
 def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command.main(["bench", "--device", "cuda", "--engines", "torch,tensorflow"])
+        bench.main(["--engines", "torch,tensorflow"])
     assert "engine 'tensorflow' is unknown; known are cupy_persistent" in capsys.readouterr().err
 
 
@@ -415,23 +410,23 @@ def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 def test_minutes_are_not_negative(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_bench, "Worker", lambda *_: pytest.fail("it has begun to measure"))
+    monkeypatch.setattr(bench, "Worker", lambda *_: pytest.fail("it has begun to measure"))
     with pytest.raises(SystemExit):
-        command.main(["bench", "--device", "cuda", f"--minutes={text}"])
+        bench.main([f"--minutes={text}"])
     assert f"--minutes: {text!r} must be a number of at least 0" in capsys.readouterr().err
 
 
 def test_the_shapes_of_the_goals_come_first() -> None:
     args = types.SimpleNamespace(shape=None, quick=False)
-    shapes = gpu_bench.shapes_of(args)
+    shapes = bench.shapes_of(args)
     assert len(shapes) == len(set(shapes)) == 96 + 22 + 15
     assert all(256 <= shape.H <= 1024 for shape in shapes[:24])
-    assert gpu_bench.kinds_of(Shape(25, 4, 512, 512), False) == ("forward",)
-    assert gpu_bench.kinds_of(Shape(25, 4, 512, 512), True) == ("forward", "train")
+    assert bench.kinds_of(Shape(25, 4, 512, 512), False) == ("forward",)
+    assert bench.kinds_of(Shape(25, 4, 512, 512), True) == ("forward", "train")
 
 
 def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from xplstm import _cuda
+    from xplstm.kernels._cuda import launch
 
     class Kernel:
         max_dynamic_shared_size_bytes = 0
@@ -440,23 +435,23 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
             pass
 
     real = Kernel()
-    monkeypatch.setattr(_cuda, "kernel", lambda *_, **__: real)
-    monkeypatch.setattr(_cuda.Product, "__call__", lambda *_: None)
-    with gpu_workers.counted() as counts:
+    monkeypatch.setattr(launch, "kernel", lambda *_, **__: real)
+    monkeypatch.setattr(launch.Product, "__call__", lambda *_: None)
+    with workers.counted() as counts:
         for name in ("walk_16", "walk_16", "project"):
-            kernel = _cuda.kernel("file.cu", name, "float32", cooperative=True)
+            kernel = launch.kernel("file.cu", name, "float32", cooperative=True)
             kernel.max_dynamic_shared_size_bytes = 9
             assert kernel.max_dynamic_shared_size_bytes == 9
             with pytest.raises(AttributeError, match="'Kernel' object has no attribute 'nothing'"):
                 _ = kernel.nothing
             kernel((1,), (2,), ())
-        object.__new__(_cuda.Product)([1], [2], [3])
+        object.__new__(launch.Product)([1], [2], [3])
     assert counts == {"walk_16": 2, "project": 1, "product": 1}
     assert real.max_dynamic_shared_size_bytes == 9
-    assert _cuda.kernel("file.cu", "walk", "float32") is real
+    assert launch.kernel("file.cu", "walk", "float32") is real
     room = types.SimpleNamespace(_walk=lambda a: a + 1)
     cuda = types.SimpleNamespace(Event=Event)
-    with gpu_workers.timed_walks(room, "_walk", cuda) as spans:
+    with workers.timed_walks(room, "_walk", cuda) as spans:
         assert room._walk(1) == 2
     assert [end.at > start.at for start, end in spans] == [True]
     assert room._walk(1) == 2
@@ -465,12 +460,12 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here")
 @pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14")
-@pytest.mark.parametrize("name", gpu_engines.OURS)
+@pytest.mark.parametrize("name", engines.OURS)
 def test_facts_of_the_emulated_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted and timed is what the kernels' rooms do; the numbers are no GPU's."""
     if importlib.util.find_spec("cupy"):
         pytest.skip("CuPy itself is here")
-    monkeypatch.setattr(gpu_engines, "LIBRARY", "numpy")
+    monkeypatch.setattr(engines, "LIBRARY", "numpy")
     monkeypatch.setattr(cupy_persistent, "THREADS", 64)
     monkeypatch.setattr(_dispatch, "select", lambda _: emulated(name))
     monkeypatch.setattr(standin.Device, "synchronize", lambda _: None, raising=False)
@@ -500,7 +495,7 @@ def test_facts_of_the_emulated_kernels(name: str, monkeypatch: pytest.MonkeyPatc
 def test_a_server_changes_inputs_and_reads_events(cupy: Any) -> None:
     server, seen = Server("documents"), []
     waited: list[Any] = []
-    work = gpu_engines.Work(lambda k: seen.append(k) or {"y": k}, dict, np.take, 3)
+    work = engines.Work(lambda k: seen.append(k) or {"y": k}, dict, np.take, 3)
     server._work = work
     took = server.time("forward", 4)
     assert seen == [1, 2, 0, 1, 2], "a call to warm up, and four"
@@ -511,3 +506,22 @@ def test_a_server_changes_inputs_and_reads_events(cupy: Any) -> None:
     took = server.time("forward", 2)
     assert [found["y"] for found in waited] == [0, 2], "after the first call and after the last"
     assert took["device"] >= took["host"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "Worker", lambda *_: pytest.fail("it has begun to measure"))
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([option, str(tmp_path / "missing" / "a.svg")])
+    assert f"argument {option}: " in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    assert bench.main(["--plot", str(tmp_path / "a.doc")]) == 2
+    assert "--plot a.doc: matplotlib draws no .doc" in capsys.readouterr().err
+
+
+def test_quick_and_a_shape_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick", "--shape", "4,2,3,5"])
+    assert "--shape: not allowed with argument --quick" in capsys.readouterr().err

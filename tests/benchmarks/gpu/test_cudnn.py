@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import xplstm
+from tests.benchmarks.gpu import cudnn
 from tests.cuda_emulation import standin
 from xplstm._errors import BackendError, KernelError
-from xplstm.cli import cudnn
 from xplstm.cli.peers import Shape
 
 SHAPE = Shape(4, 2, 3, 5)

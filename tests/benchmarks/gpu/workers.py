@@ -1,4 +1,4 @@
-"""The processes of ``bench --device cuda``: each serves one engine and uses the GPU only when it is told to.
+"""The processes of the GPU benchmark: each serves one engine and uses the GPU only when it is told to.
 
 A process each, because a kernel that waits for ever, or breaks its CUDA context, must not take the others'
 measurements with it: it is ended and started anew. A context that has no work slows nobody.
@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _cuda, _cuda_layer, _dispatch
+from tests.benchmarks.gpu import cudnn, engines
+from tests.benchmarks.gpu.engines import ENGINES, Results, Work
+from xplstm import _dispatch
 from xplstm._errors import KernelError, XplstmError
-from xplstm.cli import cudnn, gpu_engines
-from xplstm.cli.gpu_engines import ENGINES, Results, Work
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_fused, cupy_persistent
+from xplstm.kernels._cuda import launch, layer
 
 # Seconds after which an engine that gives no answer is taken for hung; compilers are among them.
 PATIENCE = 120.0
@@ -81,7 +82,7 @@ class Server:
         cache = self._cp.cuda.Device().attributes["L2CacheSize"]
         self._work = None
         self._shape, self._turn = Shape(*shape), 0
-        self._work = ENGINES[self._name].build(gpu_engines.inputs(self._shape, cache), precision)
+        self._work = ENGINES[self._name].build(engines.inputs(self._shape, cache), precision)
         return self._ready.sets
 
     def release(self) -> None:
@@ -94,7 +95,7 @@ class Server:
 
     def results(self, what: str) -> dict[str, list[float]]:
         """Elements of the first input set's results."""
-        found = gpu_engines.sample(self._ready, self._shape, getattr(self._ready, what)(0))
+        found = engines.sample(self._ready, self._shape, getattr(self._ready, what)(0))
         return {name: [float(v) for v in a] for name, a in found.items()}
 
     def _call(self, what: str) -> Results:
@@ -128,7 +129,7 @@ class Server:
 
         The walk is the forward one, or in training that back.
         """
-        if self._name not in gpu_engines.OURS:
+        if self._name not in engines.OURS:
             return {}
         room = importlib.import_module(_dispatch.TABLE[self._name])
         with timed_walks(room, "_walk" if what == "forward" else "_walk_back", self._cp.cuda) as spans:
@@ -146,9 +147,9 @@ class Server:
         cp = self._cp
         empty = cp.RawKernel('extern "C" __global__ void nothing(long long) {}', "nothing")
         a, b = cp.zeros((TINY, TINY), cp.float32), cp.zeros((TINY, TINY), cp.float32)
-        whole = _cuda.Matrix(TINY)
-        product = _cuda.Product("float32", (TINY, TINY, TINY), whole, whole, whole, out="float32")
-        at, out = [_cuda.address(a)], [_cuda.address(b)]
+        whole = launch.Matrix(TINY)
+        product = launch.Product("float32", (TINY, TINY, TINY), whole, whole, whole, out="float32")
+        at, out = [launch.address(a)], [launch.address(b)]
         calls = {
             "launch": lambda: empty((1,), (32,), (0,)),
             "product by cublasGemmEx": lambda: product(at, at, out),
@@ -215,7 +216,7 @@ class Counted:
 def counted() -> Iterator[dict[str, int]]:
     """How often our kernels, by name, and products are launched inside the block."""
     counts: dict[str, int] = {}
-    find, multiply = _cuda.kernel, _cuda.Product.__call__
+    find, multiply = launch.kernel, launch.Product.__call__
 
     def counting(file: str, name: str, *rest: Any, **options: Any) -> Any:
         return Counted(name, find(file, name, *rest, **options), counts)
@@ -224,11 +225,11 @@ def counted() -> Iterator[dict[str, int]]:
         counts["product"] = counts.get("product", 0) + 1
         multiply(self, *arguments)
 
-    _cuda.kernel, _cuda.Product.__call__ = counting, product  # type: ignore[assignment, method-assign]
+    launch.kernel, launch.Product.__call__ = counting, product  # type: ignore[assignment, method-assign]
     try:
         yield counts
     finally:
-        _cuda.kernel, _cuda.Product.__call__ = find, multiply  # type: ignore[method-assign]
+        launch.kernel, launch.Product.__call__ = find, multiply  # type: ignore[method-assign]
 
 
 def _driver() -> str:
@@ -243,8 +244,8 @@ def _driver() -> str:
 
 def _digest() -> str:
     """What tells these kernels from changed ones, whose times belong into another file."""
-    rooms = (cupy_persistent, cupy_fused, _cuda, _cuda_layer)
-    files = [*sorted(_cuda.SOURCES.iterdir()), *(Path(inspect.getfile(room)) for room in rooms)]
+    rooms = (cupy_persistent, cupy_fused, launch, layer)
+    files = [*sorted(launch.SOURCES.iterdir()), *(Path(inspect.getfile(room)) for room in rooms)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
@@ -264,7 +265,7 @@ def _versions() -> dict[str, str]:
 def serve(name: str, connection: Connection) -> None:
     """Answer requests until told to stop; an error is an answer too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gpu_engines.before_import()
+    engines.before_import()
     server: Server | None = None
     while True:
         try:

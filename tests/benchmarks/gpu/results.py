@@ -1,4 +1,4 @@
-"""What ``bench --device cuda`` found: its rows, the goals, its tables, its file and its picture."""
+"""What the GPU benchmark found: its rows, the goals, its tables, its file and its picture."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.benchmarks.gpu.engines import OURS, PRECISIONS
 from xplstm._durable import write_durably
 from xplstm._errors import FormatError
-from xplstm.cli.gpu_engines import OURS, PRECISIONS
 from xplstm.cli.peers import Shape
 
 UNIT = "microseconds a step, one layer of one direction"
@@ -64,7 +64,7 @@ def load(file: Path) -> Report:
         about = json.loads(file.read_text(encoding="utf-8"))
         rows = [_read(row) for row in about.pop("rows")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{file}: it is no file of bench --device cuda: {error}"
+        msg = f"{file}: it is no report of the GPU benchmark: {error}"
         raise FormatError(msg) from error
     about.pop("unit", None)
     return Report(about, rows)

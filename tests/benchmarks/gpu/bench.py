@@ -1,4 +1,4 @@
-"""``python -m xplstm bench --device cuda``: our kernels beside their peers on one GPU.
+"""Time the CuPy kernels and their peers on one GPU.
 
 A shape and precision at a time: every engine is made ready, held against a judge, and timed by events in
 rounds, each engine once a round, on inputs that change from call to call. An engine that cannot run a shape,
@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from xplstm._errors import ArgumentError, BackendError, KernelError
-from xplstm.cli import gpu_engines, gpu_results
-from xplstm.cli.gpu_engines import ENGINES, JUDGES, PRECISIONS
-from xplstm.cli.gpu_results import Report, Row
-from xplstm.cli.gpu_workers import Worker
+from tests.benchmarks.gpu import engines, results
+from tests.benchmarks.gpu.engines import ENGINES, JUDGES, PRECISIONS
+from tests.benchmarks.gpu.results import Report, Row
+from tests.benchmarks.gpu.workers import Worker
+from xplstm._errors import ArgumentError, BackendError, KernelError, XplstmError
+from xplstm.cli import bench as cpu
 from xplstm.cli.peers import Shape
+from xplstm.cli.results import check_plot
 
 ROUNDS = 7
 # Seconds that an engine works when it is its turn, and the most calls.
@@ -57,15 +59,31 @@ QUICK = (
 ALLOWED = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
 
 
-def add_arguments(parser: Any) -> None:
-    """Take what only a run on a GPU has."""
-    # None where it is not given, as the others: what has no part in a run is refused.
-    quick_help = "a few shapes that show most, in a few minutes"
-    parser.add_argument("--quick", action="store_true", default=None, help=quick_help)
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    description = "Time the CuPy kernels and their peers on one GPU."
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=description)
+    shapes = parser.add_mutually_exclusive_group()
+    cpu.add_shape(shapes)
+    quick_help = "time a few shapes that show most, in a few minutes"
+    shapes.add_argument("--quick", action="store_true", help=quick_help)
+    cpu.add_output(parser, ROUNDS)
     engines_help = f"these alone, separated by commas: {', '.join(ENGINES)}"
     parser.add_argument("--engines", type=_names, metavar="NAME,...", help=engines_help)
-    minutes_help = "begin no shape after so many; with --json a later run goes on from there. 0 only reports"
-    parser.add_argument("--minutes", type=_minutes, metavar="M", help=minutes_help)
+    minutes_help = "begin no shape after M minutes; with --json a later run continues. 0 only reports"
+    parser.add_argument("--minutes", type=_minutes, metavar="M", default=float("inf"), help=minutes_help)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return 1 if a result was wrong and 2 if the run was refused."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except XplstmError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
 
 
 def _minutes(text: str) -> float:
@@ -114,19 +132,20 @@ def left_of(args: argparse.Namespace, report: Report) -> dict[Shape, tuple[str, 
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is not in the file yet, and print tables, goals and reasons; 1 if a result was wrong."""
-    report = gpu_results.load(args.json) if args.json and args.json.exists() else Report({}, [])
-    minutes = float("inf") if args.minutes is None else args.minutes
-    if minutes > 0:
-        report = _measured(args, report, time.monotonic() + 60 * minutes)
+    if args.plot:
+        check_plot(args.plot)
+    report = results.load(args.json) if args.json and args.json.exists() else Report({}, [])
+    if args.minutes > 0:
+        report = _measured(args, report, time.monotonic() + 60 * args.minutes)
     _print(report)
     if args.plot:
-        gpu_results.draw(report.rows, args.plot)
-    return len(gpu_results.wrong(report.rows)) > 0
+        results.draw(report.rows, args.plot)
+    return len(results.wrong(report.rows)) > 0
 
 
 def _measured(args: argparse.Namespace, report: Report, end: float) -> Report:
     """The report with what it lacks, written to its file after each shape."""
-    names, rounds = args.engines or gpu_engines.available(), args.repeats or ROUNDS
+    names, rounds = args.engines or engines.available(), args.repeats
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name)) for name in names}
         about = {**_about(next(iter(workers.values()))), "engines": list(workers), "rounds": rounds}
@@ -150,7 +169,7 @@ def _about(worker: Worker) -> dict[str, Any]:
     try:
         found: dict[str, Any] = worker.ask("about")
     except KernelError as error:
-        msg = f"--device cuda needs CuPy and a CUDA device: {error}"
+        msg = f"the benchmark needs CuPy and a CUDA device: {error}"
         raise BackendError(msg) from error
     return found
 
@@ -165,7 +184,7 @@ def _overheads(worker: Worker) -> Any:
 
 def _same(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """What is said of the machine, one command more where a run goes on; never of another, or of others."""
-    command = shlex.join(["python", "-m", "xplstm", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "tests.benchmarks.gpu", *sys.argv[1:]])
     for name, value in now.items():
         if name in before and before[name] != value:
             msg = f"--json has measurements with {name} {before[name]}, and here is {value}"
@@ -223,8 +242,8 @@ class Cell:
                 found[name] = {key: np.asarray(a) for key, a in answer.items()}
         if not judge:
             judge = next((found[name] for name in (*JUDGES, *found) if found.get(name)), {})
-        for name, results in found.items():
-            reason = self._why_not(results, judge)
+        for name, given in found.items():
+            reason = self._why_not(given, judge)
             if reason:
                 self._reasons[name] = reason
         return judge
@@ -300,11 +319,11 @@ def _print(report: Report) -> None:
     """What was measured where, tables, whoever is missing, and the goals."""
     for name, value in report.about.items():
         print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
-    print(f"\nmedians in {gpu_results.UNIT}; x/peer: its time over that of the faster of our kernels\n")
-    print(gpu_results.tables(report.rows))
+    print(f"\nmedians in {results.UNIT}; x/peer: its time over that of the faster of our kernels\n")
+    print(results.tables(report.rows))
     print("\nleast microseconds until Python has a call under way")
-    print(", ".join(f"{name} {least:.0f}" for name, least in gpu_results.hosts(report.rows).items()))
-    reasons = gpu_results.reasons(report.rows)
+    print(", ".join(f"{name} {least:.0f}" for name, least in results.hosts(report.rows).items()))
+    reasons = results.reasons(report.rows)
     if reasons:
         print("\n".join(["\nnot timed", *reasons]))
-    print("\n".join(["\ngoals", *map(str, gpu_results.goals(report.rows))]))
+    print("\n".join(["\ngoals", *map(str, results.goals(report.rows))]))

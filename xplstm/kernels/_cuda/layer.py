@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _cuda
 from xplstm._array import dtype_named
-from xplstm._cuda import Matrix, Product
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.kernels._cuda import launch
+from xplstm.kernels._cuda.launch import Matrix, Product
 
 UNPROVEN = "it is compiled and emulated but has not run on a GPU yet"
 """Why the seam takes no kernel of CuPy's by itself."""
@@ -39,7 +39,7 @@ RUN_ROWS = 64
 RUNS = 256
 
 LAYER = "lengths mask T B H P directions reverse"
-LAYER_ALONE = _cuda.fields(LAYER)
+LAYER_ALONE = launch.fields(LAYER)
 
 
 class Packed(NamedTuple):
@@ -92,8 +92,8 @@ def why_not(problem: Problem) -> str | None:
     """Why no kernel of CuPy's runs `problem`, or None."""
     if problem.backend != "cupy":
         return f"the arrays are of {problem.backend}, not of cupy"
-    if problem.dtype not in _cuda.SIZES:
-        return f"dtype {problem.dtype} is none of {', '.join(_cuda.SIZES)}"
+    if problem.dtype not in launch.SIZES:
+        return f"dtype {problem.dtype} is none of {', '.join(launch.SIZES)}"
     if problem.cell.reason:
         return problem.cell.reason
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
@@ -123,7 +123,7 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     def stacked(arrays: list[Array]) -> Array:
         return cp.ascontiguousarray(arrays[0][None]) if len(arrays) == 1 else cp.stack(arrays)
 
-    wide = dtype_named(cp, _cuda.wide(problem.dtype))
+    wide = dtype_named(cp, launch.wide(problem.dtype))
     with problem.device:
         pairs = [(p.bias_ih, p.bias_hh) for p in params if p.bias_ih is not None and p.bias_hh is not None]
         bias = stacked([ih.astype(wide) + hh.astype(wide) for ih, hh in pairs]) if pairs else None
@@ -142,7 +142,7 @@ class Call:
         self.cp, self.problem = cp, problem
         self.D, self.P = len(problem.reverse), problem.output_size
         self.stored = dtype_named(cp, problem.dtype)
-        self.wide = dtype_named(cp, _cuda.wide(problem.dtype))
+        self.wide = dtype_named(cp, launch.wide(problem.dtype))
         if valid is not None:
             kind = np.int64 if problem.valid == "lengths" else np.bool_
             valid = cp.ascontiguousarray(valid.astype(kind, copy=False))
@@ -164,7 +164,7 @@ class Call:
     def starts(self, a: Array, times: list[int] | None = None) -> list[int]:
         """Address of ``a[d]`` for each direction, or of its element at a time."""
         at = [0] * self.D if times is None else times
-        return [_cuda.address(a) + d * a.strides[0] + at[d] * a.strides[1] for d in range(self.D)]
+        return [launch.address(a) + d * a.strides[0] + at[d] * a.strides[1] for d in range(self.D)]
 
     def times(self, k: int) -> list[int]:
         """The time of step k of each direction."""
@@ -191,11 +191,11 @@ class Call:
         self.kernel(name)((-(-count // THREADS),), (THREADS,), arguments)
 
     def kernel(self, name: str) -> Any:
-        return _cuda.kernel("fused.cu", name, self.problem.dtype)
+        return launch.kernel("fused.cu", name, self.problem.dtype)
 
     def without_missing(self, a: Array, out: Array) -> Array:
         """`a` (T, B, N) in `out`, with zeros where no step is, NaN gone too."""
-        self.launch_once("zero_missing", a.size, _cuda.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
+        self.launch_once("zero_missing", a.size, launch.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
         return out
 
     def column_sums(self, a: Array) -> Array:
@@ -218,9 +218,9 @@ ProjectInput = Callable[[Call, Packed, Array, Array, Segment], None]
 def project_input(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
     """``W_ih x`` of a segment's steps by cuBLAS."""
     H4, I, rows = z.shape[3], x.shape[2], (segment.stop - segment.start) * x.shape[1]
-    wide = _cuda.wide(call.problem.dtype)
+    wide = launch.wide(call.problem.dtype)
     product = call.product((rows, H4, I), Matrix(I), Matrix(I, True), Matrix(H4), out=wide)
-    starts = [_cuda.address(x) + t * x.strides[0] for t in segment.first]
+    starts = [launch.address(x) + t * x.strides[0] for t in segment.first]
     product(starts, call.starts(packed.weight_ih), call.starts(z))
 
 
@@ -296,9 +296,9 @@ def _input_gradient(call: Call, residuals: Residuals, dz: Array) -> Array:
     for d, (step, weight) in enumerate(
         zip(call.starts(dz), call.starts(residuals.packed.weight_ih), strict=True)
     ):
-        out = problem.dtype if alone else _cuda.wide(problem.dtype)
+        out = problem.dtype if alone else launch.wide(problem.dtype)
         product = call.product((rows, I, H4), Matrix(H4), Matrix(I), Matrix(I), add=d > 0, out=out)
-        product([step], [weight], [_cuda.address(dx)])
+        product([step], [weight], [launch.address(dx)])
     dx = dx.astype(call.stored, copy=False)
     return dx if call.valid is None else call.without_missing(dx, dx)
 
@@ -312,7 +312,7 @@ def _gradients(
     dih, dhh = call.cp.empty_like(packed.weight_ih), call.cp.empty_like(packed.weight_hh)
     before = call.starts(residuals.buffers.h, [int(back) for back in problem.reverse])
     over_steps = call.product((H4, I, rows), Matrix(H4, True), Matrix(I), Matrix(I))
-    over_steps(call.starts(dz), [_cuda.address(residuals.x)] * D, call.starts(dih))
+    over_steps(call.starts(dz), [launch.address(residuals.x)] * D, call.starts(dih))
     over_steps = call.product((H4, P, rows), Matrix(H4, True), Matrix(P), Matrix(P))
     over_steps(call.starts(dz), before, call.starts(dhh))
     db = call.column_sums(dz) if problem.bias else None

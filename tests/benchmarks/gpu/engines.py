@@ -1,4 +1,4 @@
-"""What ``bench --device cuda`` times: our kernels and their peers, each as functions of one shape."""
+"""What the GPU benchmark times: our kernels and their peers, each as functions of one shape."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import xplstm
+from tests.benchmarks.gpu import cudnn, loop
 from xplstm._array import dtype_named
-from xplstm.cli import cudnn, loop
 from xplstm.cli.peers import Shape, scanned
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
@@ -199,7 +199,7 @@ def build_jax(given: Inputs, precision: str) -> Work:
     return Work(run_forward, run_train, host, given.sets, jax.block_until_ready)
 
 
-def documents(given: Inputs, precision: str) -> Work:  # noqa: ARG001 - it has no precision but its arrays'
+def documents(given: Inputs, precision: str) -> Work:
     """The documents' loop in CuPy, in float32."""
     import cupy as cp
 

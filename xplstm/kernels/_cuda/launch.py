@@ -14,7 +14,7 @@ import numpy as np
 
 from xplstm._typing import Array
 
-SOURCES = Path(__file__).parent / "kernels" / "_cuda"
+SOURCES = Path(__file__).parent
 HEADERS = ("primitives.cuh", "functions.cuh", "layer.cuh")
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a number of each dtype that the kernels know."""

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _cuda, _cuda_layer
 from xplstm._array import dtype_name, dtype_named
 from xplstm._typing import Array, Device, Params
+from xplstm.kernels._cuda import launch, layer
 
-UNPROVEN = _cuda_layer.UNPROVEN
+UNPROVEN = layer.UNPROVEN
 
 THREADS = 256
 WARP = 32
@@ -33,14 +33,14 @@ RUNS = 256
 # Blocks that keep a GPU busy.
 BUSY = 2048
 
-UPDATE = _cuda.fields(
+UPDATE = launch.fields(
     f"p:{TABLE} g:{TABLE} before:{2 * TABLE} master:{TABLE} "
     f"made:{TABLE} after:{2 * TABLE} copy:{TABLE} size:{TABLE}"
 )
 # The kind of averages that are float32 copies of half-precision parameters.
 MASTER = "master"
-PARTS = _cuda.fields("largest squares first count")
-ENTROPY = _cuda.fields("logits targets mask largest total rows classes")
+PARTS = launch.fields("largest squares first count")
+ENTROPY = launch.fields("logits targets mask largest total rows classes")
 DRAW = np.dtype(
     [("key", np.uint64, (2,)), *((n, np.uint64) for n in ("t", "stream", "purpose", "threshold", "count"))]
 )
@@ -95,7 +95,7 @@ def clipped(grads: Params, max_norm: float) -> tuple[dict[str, Array], Array] | 
         for name, more in rounds.items():
             first = 0
             for table, grid in zip(tables, grids, strict=True):
-                parts = _cuda.struct(PARTS, largest=largest, squares=squares, first=first, count=count)
+                parts = launch.struct(PARTS, largest=largest, squares=squares, first=first, count=count)
                 _launch(name, dtype, grid, table, parts, *more, shared=THREADS)
                 first += math.prod(grid)
     return made, norm
@@ -122,7 +122,7 @@ def cross_entropy(
             cp.empty(shape, kind)
             for shape, kind in ((rows, _wide(dtype)), (1, _wide(dtype)), ((), logits.dtype))
         )
-        entropy = _cuda.struct(ENTROPY, **arrays, **sizes)
+        entropy = launch.struct(ENTROPY, **arrays, **sizes)
         if rows:
             _launch("entropy_of_rows", dtype, (rows,), entropy, losses, threads=(threads,), shared=threads)
         _launch("mean_entropy", dtype, (1,), entropy, losses, share, mean, shared=THREADS)
@@ -130,7 +130,7 @@ def cross_entropy(
     def pullback(dloss: Array | float = 1.0) -> Array:
         with device:
             scale = (share * dloss).astype(share.dtype, copy=False)
-            dlogits, entropy = cp.empty(logits.shape, logits.dtype), _cuda.struct(ENTROPY, **arrays, **sizes)
+            dlogits, entropy = cp.empty(logits.shape, logits.dtype), launch.struct(ENTROPY, **arrays, **sizes)
             if rows:
                 _launch("entropy_gradient", dtype, (rows,), entropy, scale, dlogits, threads=(threads,))
         return dlogits
@@ -209,8 +209,8 @@ def _alike(params: Params, grads: Params, averages: Averages) -> bool:
     return (
         all(isinstance(a, cp.ndarray) for _, a in (*pairs, *wide))
         and len({a.device.id for _, a in (*pairs, *wide)}) == 1
-        and all(dtype_name(p.dtype) in _cuda.SIZES and g.dtype == p.dtype for p, g in pairs)
-        and all(dtype_name(a.dtype) == _cuda.wide(dtype_name(p.dtype)) for p, a in wide)
+        and all(dtype_name(p.dtype) in launch.SIZES and g.dtype == p.dtype for p, g in pairs)
+        and all(dtype_name(a.dtype) == launch.wide(dtype_name(p.dtype)) for p, a in wide)
     )
 
 
@@ -222,7 +222,7 @@ def _contiguous(arrays: Params) -> dict[str, Array]:
 
 def _tables(arrays: Params) -> Iterator[tuple[str, list[str]]]:
     """Names of arrays of one dtype that have elements, as many as one launch takes."""
-    for dtype in _cuda.SIZES:
+    for dtype in launch.SIZES:
         names = [name for name, a in arrays.items() if a.size and dtype_name(a.dtype) == dtype]
         for first in range(0, len(names), TABLE):
             yield dtype, names[first : first + TABLE]
@@ -233,7 +233,7 @@ def _table(names: list[str], **columns: Iterable[Params]) -> np.ndarray:
     table = np.zeros(1, UPDATE)
     for field, values in columns.items():
         for k, arrays in enumerate(values):
-            row = [_cuda.address(arrays[name]) if name in arrays else 0 for name in names]
+            row = [launch.address(arrays[name]) if name in arrays else 0 for name in names]
             table[field][0, k * TABLE : k * TABLE + len(names)] = row
     table["size"][0, : len(names)] = [next(iter(columns["g"]))[name].size for name in names]
     return table
@@ -252,7 +252,7 @@ def _numbers(dtype: Any, values: Iterable[float]) -> np.ndarray:
 
 
 def _wide(dtype: str) -> np.dtype:
-    return np.dtype(_cuda.wide(dtype))
+    return np.dtype(launch.wide(dtype))
 
 
 def _launch(
@@ -264,5 +264,5 @@ def _launch(
     shared: int = 0,
 ) -> None:
     """Launch a kernel of training.cu, with room for `shared` sums in each block."""
-    kernel = _cuda.kernel("training.cu", name, dtype)
+    kernel = launch.kernel("training.cu", name, dtype)
     kernel(grid, threads, arguments, shared_mem=shared * _wide(dtype).itemsize)
