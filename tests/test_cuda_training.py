@@ -389,7 +389,7 @@ def test_threads_do_not_race() -> None:
 def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a GPU has proven the others and none is pinned."""
     monkeypatch.setattr(training_parts, "UNPROVEN", "no GPU has run it yet", raising=False)
-    cupy = types.SimpleNamespace(__name__="array_api_compat.cupy")
+    cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()
     assert _parts.cuda_room(cupy) is None
     for name in _parts.KERNELS:
