@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -32,6 +33,8 @@ BACKENDS = {
 }
 
 _backend: Choice[str | None] = Choice("xplstm_backend", None)
+
+A = TypeVar("A")
 
 
 def use_backend(name: str) -> Chosen[str | None]:
@@ -151,7 +154,7 @@ def _why_cupy_unusable() -> str | None:
     return None if total == 8 else f"a first kernel gave {total} instead of 8"
 
 
-def namespace(x: Array, name: str) -> Namespace:
+def namespace(x: Any, name: str) -> Namespace:
     """Return the namespace of the array `x`, called `name` in the error."""
     if type(x) is np.ndarray:  # no subclass: small problems feel every check
         return numpy_namespace()
@@ -175,7 +178,7 @@ def backend_name(xp: Namespace) -> str:
     return name.removeprefix("array_api_compat.").partition(".")[0]
 
 
-def device(x: Array) -> Device:
+def device(x: Any) -> Device:
     """Device of an array; None while a compiler traces it."""
     return "cpu" if isinstance(x, np.ndarray) else array_api_compat.device(x)
 
@@ -225,11 +228,11 @@ def wide_dtype(xp: Namespace, dtype: DType) -> DType:
     return xp.float32 if dtype_name(dtype) in ("float16", "bfloat16") else dtype
 
 
-def native(x: Array) -> Array:
+def native(x: A) -> A:
     """`x` in the machine's byte order and no subclass of NumPy's array; else itself."""
     if not isinstance(x, np.ndarray):
         return x
-    plain = x if type(x) is np.ndarray else x.view(np.ndarray)
+    plain: Any = x if type(x) is np.ndarray else x.view(np.ndarray)
     return plain if plain.dtype.isnative else plain.astype(plain.dtype.newbyteorder("="))
 
 
@@ -245,13 +248,13 @@ def narrow(x: Array, dtype: str) -> Array:
     return xp.astype(x, dtype_named(xp, dtype), copy=False)
 
 
-def is_traced(x: Array) -> bool:
+def is_traced(x: Any) -> bool:
     """Whether a compiler traces `x`, so that its values cannot be looked at."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.core.Tracer)
 
 
-def is_lazy(x: Array) -> bool:
+def is_lazy(x: Any) -> bool:
     """Whether looking at a value of `x` would start a computation or wait for a device."""
     if isinstance(x, np.ndarray):
         return False
@@ -262,7 +265,7 @@ def is_lazy(x: Array) -> bool:
     return bool(array_api_compat.is_cupy_array(x) or array_api_compat.is_dask_array(x))
 
 
-def to_numpy(x: Array) -> np.ndarray:
+def to_numpy(x: Any) -> np.ndarray:
     """Copy or view of `x` on the host; for CuPy and other devices this waits and copies, by request only."""
     if array_api_compat.is_torch_array(x):
         x = x.detach().cpu()
@@ -276,7 +279,7 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.asarray(np.from_dlpack(x))
 
 
-def asarray(x: Array, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
+def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
     """`x`, of any library, as an array of `xp` on the device `on` with the dtype called `dtype`."""
     if array_api_compat.is_array_api_obj(x) and namespace(x, "x") is xp:
         moved = x if on is None or device(x) == on else _on_device(array_api_compat.to_device, x, xp, on)
@@ -326,7 +329,7 @@ def bounded(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
     return xp.where(x > highest, xp.full_like(x, highest), x)
 
 
-def copy(x: Array) -> Array:
+def copy(x: Any) -> Array:
     """A copy in the same library, device and dtype, not tied to `x` by PyTorch's autograd either."""
     if array_api_compat.is_torch_array(x):
         return x.detach().clone()

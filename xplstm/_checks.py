@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _state, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._merge import MERGES
-from xplstm._params import LSTMParams
+from xplstm._params import LSTMParams, each
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
 from xplstm.cells import Cell, Sizes
@@ -168,7 +168,7 @@ def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
     shapes = cell.shapes(sizes)
     _check_options(named, shapes)
     parameters(named, shapes, f"four gates of hidden_size {hidden} rows each")
-    native = LSTMParams(*(None if a is None else _array.native(a) for a in params))
+    native = each(_array.native, params)
     return native, sizes
 
 

@@ -115,8 +115,8 @@ class LSTMCell(Cell):
         dz_g = dc * i * (1 - g * g)
         dz_o = dm * tanh_c * (o * (1 - o))
         dz = xp.concat([dz_i, dz_f, dz_g, dz_o], axis=-1)
-        m, dh = (None, None) if p.weight_hr is None else (o * tanh_c, dh)
-        return StepGradients(dz, h_prev, m, dh), dz @ p.weight_hh, dc * f
+        projected = (None, None) if p.weight_hr is None else (o * tanh_c, dh)
+        return StepGradients(dz, h_prev, *projected), dz @ p.weight_hh, dc * f
 
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams

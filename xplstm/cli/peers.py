@@ -40,7 +40,7 @@ class Work(NamedTuple):
 def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Parameters, x and dy, the same in every process."""
     rng = np.random.default_rng(0)
-    params = xplstm.LSTM(shape.I, shape.H, rng=rng).params
+    params: dict[str, Any] = xplstm.LSTM(shape.I, shape.H, rng=rng).params
     x = rng.standard_normal((shape.T, shape.B, shape.I), dtype=np.float32)
     return params, x, rng.standard_normal((shape.T, shape.B, shape.H), dtype=np.float32)
 

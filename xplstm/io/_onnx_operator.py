@@ -55,12 +55,12 @@ class Attributes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Inputs of a node that are parameters of the layer."""
+    """Inputs of a node that are parameters of the layer: arrays, or their names."""
 
-    W: Array
-    R: Array
-    B: Array | None = None
-    P: Array | None = None
+    W: Any
+    R: Any
+    B: Any = None
+    P: Any = None
 
 
 class Operator(NamedTuple):
@@ -293,7 +293,9 @@ def rnn_params(weights: Weights) -> tuple[RNNParams, ...]:
     """Each direction's parameters, copied."""
     found = []
     for d in range(weights.W.shape[0]):
-        W, R, B, _ = (None if a is None else _array.copy(_array.native(a[d, ...])) for a in weights)
+        W, R, B = (None if a is None else _array.copy(_array.native(a[d, ...])) for a in weights[:3])
+        assert W is not None
+        assert R is not None
         found.append(RNNParams(W, R, *((None, None) if B is None else map(_array.copy, _halves(B)))))
     return tuple(found)
 
@@ -316,7 +318,7 @@ def from_params(layer: Sequence[LSTMParams | RNNParams]) -> Weights:
     )
 
 
-def blocks(a: Array, order: Sequence[int]) -> Array:
+def blocks(a: Any, order: Sequence[int]) -> Array:
     """`a` cut into as many blocks of rows as `order` is long, put into that order; copied."""
     xp, n = _array.namespace(a, "weights"), a.shape[0] // len(order)
     return xp.concat([a[k * n : (k + 1) * n, ...] for k in order], axis=0)

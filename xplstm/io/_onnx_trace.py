@@ -87,7 +87,7 @@ class Trace:
             one, seen = wanted.pop(), seen + 1
             if one in self.graph.constants:
                 tensor = self.graph.constants[one]
-                if tensor.dtype.startswith(("float", "bfloat")) and tensor.array().any():
+                if tensor.dtype.startswith(("float", "bfloat")) and np.any(np.asarray(tensor.array())):
                     return True
             elif one in self._makers:
                 node = self.graph.nodes[self._makers[one]]

@@ -7,6 +7,7 @@ the source documents: `forward` is one step, `forward_sequence` a sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from xplstm import _array, _checks
 from xplstm._errors import ShapeError
@@ -70,7 +71,8 @@ def to_columns(state: LSTMState | tuple[Array, Array]) -> tuple[Array, Array]:
     (5, 1)
     """
     h, c = _checks.state("state", state)
-    return tuple(from_columns(h, c))  # a transpose is its own inverse
+    h, c = from_columns(h, c)  # a transpose is its own inverse
+    return h, c
 
 
 def forward(x: Array, h_prev: Array, c_prev: Array, params: LSTMParams) -> tuple[Array, Array]:
@@ -143,11 +145,10 @@ def forward_sequence(X: Array | Sequence[Array], params: LSTMParams) -> Array:
     """
     home = _checks.home(params._asdict())
     I = params.weight_ih.shape[1]
-    if isinstance(X, list | tuple):
-        X = _stacked(X, home, I)
-    shape = ("T", I, 1) if getattr(X, "ndim", 2) == 3 else ("T", I)
-    X = _checks.array("X", X, home, shape, "the second is input_size")
-    y, _ = lstm(_array.reshape(X, (X.shape[0], I)), params)
+    joined: Any = _stacked(X, home, I) if isinstance(X, list | tuple) else X
+    shape = ("T", I, 1) if getattr(joined, "ndim", 2) == 3 else ("T", I)
+    joined = _checks.array("X", joined, home, shape, "the second is input_size")
+    y, _ = lstm(_array.reshape(joined, (joined.shape[0], I)), params)
     return y
 
 

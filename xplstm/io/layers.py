@@ -48,7 +48,7 @@ def split(params: Mapping[str, Array]) -> tuple[tuple[LSTMParams, ...], ...]:
     count = max(1, sum(f"weight_ih_l{layer}" in params for layer in range(len(params))))
     found = tuple(
         tuple(
-            LSTMParams(*(params.get(f"{field}_l{layer}{suffix}") for field in LSTMParams._fields))
+            LSTMParams._make(params.get(f"{field}_l{layer}{suffix}") for field in LSTMParams._fields)
             for suffix in _SUFFIXES[:directions]
         )
         for layer in range(count)

@@ -88,7 +88,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
 
 def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
     """The bytes of a file that holds `arrays`; the widest dtypes first, so that each is aligned."""
-    hosts = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
+    hosts: dict[str, np.ndarray] = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
     names = sorted(hosts, key=lambda name: (-hosts[name].dtype.itemsize, name))
     codes = {ours: theirs for theirs, ours in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

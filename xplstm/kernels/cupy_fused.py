@@ -14,7 +14,7 @@ from __future__ import annotations
 from xplstm._array import why_unusable
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm._typing import Array
+from xplstm._typing import CuPyArray
 from xplstm.kernels._cuda import launch, layer
 from xplstm.kernels._cuda.launch import Matrix
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
@@ -43,8 +43,8 @@ def supports(problem: Problem) -> str | None:
 
 
 def forward(
-    problem: Problem, packed: Packed, x: Array, state: LSTMState, valid: Array | None
-) -> tuple[Array, LSTMState, Residuals | None]:
+    problem: Problem, packed: Packed, x: CuPyArray, state: LSTMState, valid: CuPyArray | None
+) -> tuple[CuPyArray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     return layer.forward(problem, packed, x, state, valid, _walk)
 
@@ -82,15 +82,15 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
 
 
 def backward(
-    residuals: Residuals, dy: Array, dstate_n: LSTMState
-) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+    residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
+) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, _walk_back)
 
 
 def _walk_back(
-    call: Call, residuals: Residuals, dy: Array, dh: Array, dc: Array
-) -> tuple[Array, Array | None]:
+    call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
+) -> tuple[CuPyArray, CuPyArray | None]:
     """Gradients by z and by the projected states of all steps; `dh` and `dc` end as those by the start."""
     problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
     T, B, H = problem.T, problem.B, problem.H

@@ -26,7 +26,7 @@ import numpy as np
 from xplstm._array import why_unusable
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device
+from xplstm._typing import CuPyArray, Device
 from xplstm.kernels._cuda import launch, layer
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 
@@ -314,13 +314,13 @@ def canonical_sums(problem: Problem) -> bool:
 
 
 def forward(
-    problem: Problem, packed: Packed, x: Array, state: LSTMState, valid: Array | None
-) -> tuple[Array, LSTMState, Residuals | None]:
+    problem: Problem, packed: Packed, x: CuPyArray, state: LSTMState, valid: CuPyArray | None
+) -> tuple[CuPyArray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     return layer.forward(problem, packed, x, state, valid, _walk, _project)
 
 
-def _project(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
+def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
     """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in the published order of sums."""
     if call.problem.reproducible or layer.capturing(call.problem):
         _project_in_order(call, packed, x, z, segment)
@@ -328,7 +328,7 @@ def _project(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -
         layer.project_input(call, packed, x, z, segment)
 
 
-def _project_in_order(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
+def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
     """One launch."""
     B, rows, columns = x.shape[1], (segment.stop - segment.start) * x.shape[1], z.shape[3]
     arguments = launch.struct(
@@ -387,15 +387,15 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
 
 
 def backward(
-    residuals: Residuals, dy: Array, dstate_n: LSTMState
-) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+    residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
+) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, _walk_back)
 
 
 def _walk_back(
-    call: Call, residuals: Residuals, dy: Array, dh: Array, dc: Array
-) -> tuple[Array, Array | None]:
+    call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
+) -> tuple[CuPyArray, CuPyArray | None]:
     """One launch."""
     problem = call.problem
     plan = _plan(problem, True)

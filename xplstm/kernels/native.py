@@ -139,7 +139,7 @@ def _readable(x: np.ndarray) -> np.ndarray:
     return x if numbers and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else _whole(x)
 
 
-def _whole(a: np.ndarray) -> np.ndarray:
+def _whole(a: Any) -> np.ndarray:
     """`a` in one piece, at an address where the processor takes numbers."""
     a = np.ascontiguousarray(a)
     return a if a.flags.aligned else a.copy()
@@ -176,7 +176,7 @@ def backward(
     """Gradients by x, by the initial state and by each direction's parameters."""
     problem, packed, x, h_0, lengths, mask, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
-    dstate_0 = LSTMState(*(np.array(a, order="C") for a in dstate_n))
+    dh_0, dc_0 = (np.array(a, order="C") for a in dstate_n)
     gradients = tuple(
         (
             _recycled.zeros((4 * problem.H, problem.I), x.dtype),
@@ -188,9 +188,9 @@ def backward(
     )
     _engine.backward(
         *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask),
-        *(_whole(dy), kept, dx, *dstate_0, gradients, THREADS),
+        *(_whole(dy), kept, dx, dh_0, dc_0, gradients, THREADS),
     )
-    return dx, dstate_0, tuple(_as_params(*direction) for direction in gradients)
+    return dx, LSTMState(dh_0, dc_0), tuple(_as_params(*direction) for direction in gradients)
 
 
 def _as_params(ih: np.ndarray, hh: np.ndarray, bias: np.ndarray | None, hr: np.ndarray | None) -> LSTMParams:

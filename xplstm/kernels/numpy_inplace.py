@@ -17,7 +17,7 @@ the specification.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,11 +87,11 @@ class Packing(NamedTuple):
             where = slice(self.starts[lo], self.starts[hi])
             a[self.times[where], self.rows[where]] = packed
 
-    def sort(self, a: np.ndarray) -> np.ndarray:
+    def sort(self, a: Any) -> np.ndarray:
         """(N, B) copy of `a` (B, N), the rows sorted."""
         return np.array((a if self.order is None else a[self.order]).T, order="C")
 
-    def unsort(self, a: np.ndarray, out: np.ndarray, lo: int, hi: int) -> None:
+    def unsort(self, a: np.ndarray, out: Any, lo: int, hi: int) -> None:
         """Write the columns ``lo:hi`` of `a` (N, ...) to their rows of `out` (B, N)."""
         out[slice(lo, hi) if self.order is None else self.order[lo:hi]] = a[:, lo:hi].T
 
@@ -135,10 +135,11 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[Weights, 
 
 def _pack_weights(problem: Problem, p: LSTMParams) -> Weights:
     H = problem.H
-    ih = p.weight_ih
+    ih: Any = p.weight_ih
+    hr: Any = p.weight_hr
     if p.bias_ih is not None:
         ih = np.concatenate([ih, (p.bias_ih + p.bias_hh)[:, None]], axis=1)
-    return Weights(_halved(ih, H), _halved(p.weight_hh, H), p.weight_hr)
+    return Weights(_halved(ih, H), _halved(p.weight_hh, H), hr)
 
 
 def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int) -> np.ndarray:
@@ -152,7 +153,7 @@ def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int)
     return ended
 
 
-def _halved(a: np.ndarray, H: int) -> np.ndarray:
+def _halved(a: Any, H: int) -> np.ndarray:
     """Gates i, f, g, o as i/2, f/2, o/2, g."""
     packed = np.empty_like(a)
     np.multiply(a[: 2 * H], 0.5, out=packed[: 2 * H])

@@ -12,7 +12,7 @@ from xplstm._typing import Array, Device, Namespace
 from xplstm.nn import LSTM, Embedding, Linear
 
 Params: TypeAlias = dict[str, Array]
-State: TypeAlias = "LSTMState | tuple[Array, ...] | None"
+State: TypeAlias = "LSTMState | tuple[Array, Array] | None"
 
 
 class Composite:

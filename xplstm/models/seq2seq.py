@@ -381,7 +381,7 @@ class Seq2Seq(Composite):
             raise ShapeError(msg)
         decoder = self.decoder.freeze()
 
-        def step(tokens: np.ndarray, between: tuple[Array, ...]) -> tuple[Array, LSTMState]:
+        def step(tokens: np.ndarray, between: Any) -> tuple[Array, LSTMState]:
             y, between = decoder.step(self.decoder_embedding(self._here(tokens)), between)
             return self.linear(y), between
 

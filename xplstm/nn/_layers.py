@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class Embedding(Module):
 
 
 @part
-def _sum_rows(xp: Namespace, ids: Array, rows: Array, count: int) -> Array:
+def _sum_rows(xp: Namespace, ids: Any, rows: Array, count: int) -> Array:
     """(count, N) array whose row k is the sum of the `rows` with id k; the same order of sums every time."""
     wide = _array.widen(rows)
     if isinstance(wide, np.ndarray):

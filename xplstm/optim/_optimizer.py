@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
@@ -300,7 +300,7 @@ class Optimizer(ABC):
         for key, value in state.items():
             kind, dot, name = key.partition(".")
             if kind in averages:
-                averages[kind][name] = float_array(f"state[{key!r}]", value)
+                averages[kind][name] = float_array(f"state[{key!r}]", cast("Array", value))
                 steps.setdefault(name, step)
             elif dot:
                 steps[name] = count(key, value, 0)

@@ -41,7 +41,7 @@ class Model(Protocol):
     params: dict[str, Array]
 
     def loss_vjp(
-        self, inputs: Any, targets: Any, state: State, rng: np.random.Generator | None
+        self, inputs: Any, targets: Any, state: Any, rng: np.random.Generator | None
     ) -> tuple[Array, State, Callable[[], dict[str, Array]]]:
         """Return the loss, the state to go on with, and the function that gives the gradients.
 
@@ -236,7 +236,7 @@ class _Run:
         if self._max_norm is not None:
             grads, _ = clip_by_global_norm(grads, self._max_norm)
         self.model.params = self.optimizer.update(self.model.params, grads)
-        at.history.losses.append(loss)
+        at.history.losses.append(loss)  # type: ignore[arg-type]  # a number once `settle` has read it
         if at.position + 1 == len(self._batches):
             self.at = self._moved(update=at.update + 1, epoch=at.epoch + 1, position=0, state=None)
         else:

@@ -224,7 +224,7 @@ def tied(params: Mapping[str, Array]) -> list[list[str]]:
 def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
     """Each array of a checkpoint with its name in the file, ``group.key``."""
     history = checkpoint.history
-    groups: dict[str, Mapping[str, Array]] = {
+    groups: dict[str, Mapping[str, Any]] = {
         "params": checkpoint.params,
         "optimizer": {name: v for name, v in checkpoint.optimizer.items() if not isinstance(v, int)},
         "state": {str(i): a for i, a in enumerate(checkpoint.state or ())},
@@ -341,7 +341,7 @@ def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None
         raise FormatError(msg)
 
 
-def _tie(where: str, params: dict[str, Array], ties: list[Any]) -> dict[str, Array]:
+def _tie(where: str, params: dict[str, Any], ties: list[Any]) -> dict[str, Array]:
     """Give names that shared one array one array again."""
     for names in ties:
         known = isinstance(names, list) and all(isinstance(n, str) and n in params for n in names)
@@ -362,7 +362,7 @@ def _state(where: str, arrays: Mapping[str, Array] | None) -> State:
     return tuple(arrays[str(i)] for i in range(len(arrays)))
 
 
-def _history(where: str, arrays: Mapping[str, np.ndarray]) -> History:
+def _history(where: str, arrays: Mapping[str, Any]) -> History:
     """Return losses and validations."""
     losses, validations = arrays.get("losses"), arrays.get("validations")
     if losses is None or validations is None or losses.ndim != 1 or validations.shape[1:] != (2,):

@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
 def inputs(shape: Shape, cache: int) -> Inputs:
     """As many input sets as outgrow twice a cache of so many bytes."""
     rng = np.random.default_rng(0)
-    params = xplstm.LSTM(shape.I, shape.H, rng=rng).params
+    params: dict[str, Any] = xplstm.LSTM(shape.I, shape.H, rng=rng).params
     # 64 numbers, so that every set begins as well aligned as an array of its own.
     stride = -(-shape.T * shape.B * max(shape.I, shape.H) // 64) * 64
     sets = min(MOST_SETS, max(1, -(-2 * cache // (4 * stride))))

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from xplstm._typing import Array
-
 GATES = "ifgo"
 
 
@@ -27,11 +25,11 @@ class Forward:
         self.weight = {gate: xp.asarray(np.ascontiguousarray(joined[r])) for gate, r in rows.items()}
         self.bias = {gate: xp.asarray(bias[r]) for gate, r in rows.items()}
 
-    def sigmoid(self, z: Array) -> Array:
+    def sigmoid(self, z: Any) -> Any:
         """As the document has it, which overflows to the right limit."""
         return 1 / (1 + self._xp.exp(-z))
 
-    def step(self, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    def step(self, x: Any, h: Any, c: Any) -> tuple[Any, Any]:
         """Columns x (I, B), h and c (H, B)."""
         xp, weight, bias = self._xp, self.weight, self.bias
         joined = xp.vstack((h, x))
@@ -42,7 +40,7 @@ class Forward:
         o = self.sigmoid(xp.dot(weight["o"], joined) + bias["o"])
         return o * xp.tanh(c), c
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Any) -> Any:
         """Give y (T, B, H) of x (T, B, I)."""
         xp, H = self._xp, len(self.bias["i"])
         h = c = xp.zeros((H, x.shape[1]), x.dtype)
@@ -66,22 +64,22 @@ class Training:
         H = len(params["bias_ih_l0"]) // 4
         bias = (params["bias_ih_l0"] + params["bias_hh_l0"])[:, None]
 
-        def of(a: np.ndarray, k: int) -> Array:
+        def of(a: np.ndarray, k: int) -> Any:
             return xp.asarray(np.ascontiguousarray(a[k * H : (k + 1) * H]))
 
         self.by_h = {gate: of(params["weight_hh_l0"], k) for k, gate in enumerate(GATES)}
         self.by_x = {gate: of(params["weight_ih_l0"], k) for k, gate in enumerate(GATES)}
         self.bias = {gate: of(bias, k) for k, gate in enumerate(GATES)}
 
-    def _gate(self, gate: str, x: Array, h: Array) -> Array:
+    def _gate(self, gate: str, x: Any, h: Any) -> Any:
         xp = self._xp
         net = xp.dot(self.by_h[gate], h) + xp.dot(self.by_x[gate], x) + self.bias[gate]
         return 2 / (1 + xp.exp(-2 * net)) - 1 if gate == "g" else 1 / (1 + xp.exp(-net))
 
-    def _tanh(self, c: Array) -> Array:
+    def _tanh(self, c: Any) -> Any:
         return 2 / (1 + self._xp.exp(-2 * c)) - 1
 
-    def __call__(self, x: Array, dy: Array) -> Array:
+    def __call__(self, x: Any, dy: Any) -> Any:
         """Give the gradient by weight_hh (4H, H) after a pass forward and one backward."""
         xp, zeros = self._xp, self._xp.zeros((len(self.bias["i"]), x.shape[1]), x.dtype)
         hs, cs, steps = [zeros], [zeros], []
@@ -101,8 +99,8 @@ class Training:
         return xp.concatenate([sums[gate] for gate in GATES])
 
     def _deltas(
-        self, gates: dict[str, Array], c: Array, c_before: Array, dh: Array, dc: Array
-    ) -> tuple[dict[str, Array], Array]:
+        self, gates: dict[str, Any], c: Any, c_before: Any, dh: Any, dc: Any
+    ) -> tuple[dict[str, Any], Any]:
         """Errors of a step's four sums, and that of the c before it."""
         i, f, g, o = (gates[gate] for gate in GATES)
         tanh_c = self._tanh(c)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._typing import Array
+from xplstm._typing import CuPyArray
 
 SOURCES = Path(__file__).parent
 HEADERS = ("primitives.cuh", "functions.cuh", "layer.cuh")
@@ -68,7 +68,7 @@ def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
     return packed
 
 
-def address(a: Array) -> int:
+def address(a: CuPyArray) -> int:
     """Where the first element of `a` stands in the device's memory."""
     return int(a.data.ptr)
 

@@ -18,7 +18,7 @@ import numpy as np
 from xplstm._array import dtype_named
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm._typing import Array
+from xplstm._typing import CuPyArray
 from xplstm.kernels._cuda import launch
 from xplstm.kernels._cuda.launch import Matrix, Product
 
@@ -45,28 +45,28 @@ LAYER_ALONE = launch.fields(LAYER)
 class Packed(NamedTuple):
     """Weights of all directions, one after another; the bias is the sum of both, in the wide dtype."""
 
-    weight_ih: Array
-    weight_hh: Array
-    bias: Array | None
-    weight_hr: Array | None
+    weight_ih: CuPyArray
+    weight_hh: CuPyArray
+    bias: CuPyArray | None
+    weight_hr: CuPyArray | None
 
 
 class Buffers(NamedTuple):
     """A call's arrays, D directions of each but y; without residuals some hold a step alone."""
 
-    y: Array
+    y: CuPyArray
     """(T, B, D * P)"""
-    z: Array
+    z: CuPyArray
     """(D, T, B, 4H) in the wide dtype: the input projection, and afterwards the gates."""
-    h: Array
+    h: CuPyArray
     """(D, T + 1, B, P)"""
-    c: Array
+    c: CuPyArray
     """(D, T + 1, B, H) in the wide dtype."""
-    m: Array | None
+    m: CuPyArray | None
     """(D, T, B, H): what a projection is applied to."""
     start: LSTMState
     """(D, B, .): the state before the first step, and where that after the last one goes."""
-    end: LSTMState
+    end: Any
 
 
 class Segment(NamedTuple):
@@ -83,8 +83,8 @@ class Residuals(NamedTuple):
 
     problem: Problem
     packed: Packed
-    x: Array
-    valid: Array | None
+    x: CuPyArray
+    valid: CuPyArray | None
     buffers: Buffers
 
 
@@ -120,12 +120,14 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Stack the directions, and add the biases."""
     import cupy as cp
 
-    def stacked(arrays: list[Array]) -> Array:
+    def stacked(arrays: list[CuPyArray]) -> CuPyArray:
         return cp.ascontiguousarray(arrays[0][None]) if len(arrays) == 1 else cp.stack(arrays)
 
     wide = dtype_named(cp, launch.wide(problem.dtype))
     with problem.device:
-        pairs = [(p.bias_ih, p.bias_hh) for p in params if p.bias_ih is not None and p.bias_hh is not None]
+        pairs: list[Any] = [
+            (p.bias_ih, p.bias_hh) for p in params if p.bias_ih is not None and p.bias_hh is not None
+        ]
         bias = stacked([ih.astype(wide) + hh.astype(wide) for ih, hh in pairs]) if pairs else None
         hr = stacked([p.weight_hr for p in params]) if problem.proj_size else None
         return Packed(
@@ -136,7 +138,7 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
 class Call:
     """Allocation, launches and products of one call; sizes and dtypes are the problem's."""
 
-    def __init__(self, problem: Problem, valid: Array | None) -> None:
+    def __init__(self, problem: Problem, valid: CuPyArray | None) -> None:
         import cupy as cp
 
         self.cp, self.problem = cp, problem
@@ -158,10 +160,10 @@ class Call:
             "mask": valid if problem.valid == "mask" else None,
         }
 
-    def empty(self, *shape: int, wide: bool = False) -> Array:
+    def empty(self, *shape: int, wide: bool = False) -> CuPyArray:
         return self.cp.empty(shape, self.wide if wide else self.stored)
 
-    def starts(self, a: Array, times: list[int] | None = None) -> list[int]:
+    def starts(self, a: CuPyArray, times: list[int] | None = None) -> list[int]:
         """Address of ``a[d]`` for each direction, or of its element at a time."""
         at = [0] * self.D if times is None else times
         return [launch.address(a) + d * a.strides[0] + at[d] * a.strides[1] for d in range(self.D)]
@@ -193,12 +195,12 @@ class Call:
     def kernel(self, name: str) -> Any:
         return launch.kernel("fused.cu", name, self.problem.dtype)
 
-    def without_missing(self, a: Array, out: Array) -> Array:
+    def without_missing(self, a: CuPyArray, out: CuPyArray) -> CuPyArray:
         """`a` (T, B, N) in `out`, with zeros where no step is, NaN gone too."""
         self.launch_once("zero_missing", a.size, launch.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
         return out
 
-    def column_sums(self, a: Array) -> Array:
+    def column_sums(self, a: CuPyArray) -> CuPyArray:
         """(D, N) sums over the rows of `a` (D, T, B, N)."""
         rows, columns = self.problem.T * self.problem.B, a.shape[3]
         height = max(RUN_ROWS, -(-rows // RUNS))
@@ -211,11 +213,11 @@ class Call:
 
 
 Walk = Callable[[Call, Packed, Buffers, Segment], None]
-WalkBack = Callable[[Call, Residuals, Array, Array, Array], "tuple[Array, Array | None]"]
-ProjectInput = Callable[[Call, Packed, Array, Array, Segment], None]
+WalkBack = Callable[[Call, Residuals, CuPyArray, CuPyArray, CuPyArray], "tuple[CuPyArray, CuPyArray | None]"]
+ProjectInput = Callable[[Call, Packed, CuPyArray, CuPyArray, Segment], None]
 
 
-def project_input(call: Call, packed: Packed, x: Array, z: Array, segment: Segment) -> None:
+def project_input(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
     """``W_ih x`` of a segment's steps by cuBLAS."""
     H4, I, rows = z.shape[3], x.shape[2], (segment.stop - segment.start) * x.shape[1]
     wide = launch.wide(call.problem.dtype)
@@ -227,12 +229,12 @@ def project_input(call: Call, packed: Packed, x: Array, z: Array, segment: Segme
 def forward(
     problem: Problem,
     packed: Packed,
-    x: Array,
+    x: CuPyArray,
     state: LSTMState,
-    valid: Array | None,
+    valid: CuPyArray | None,
     walk: Walk,
     project: ProjectInput = project_input,
-) -> tuple[Array, LSTMState, Residuals | None]:
+) -> tuple[CuPyArray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·), `walk` through each segment."""
     with problem.device:
         call = Call(problem, valid)
@@ -255,7 +257,8 @@ def _buffers(call: Call, start: LSTMState) -> Buffers:
     y, z = call.empty(T, B, D * P), call.empty(D, held, B, 4 * H, wide=True)
     h, c = call.empty(D, slots, B, P), call.empty(D, slots, B, H, wide=True)
     m = call.empty(D, T if keep else 1, B, H) if problem.proj_size else None
-    end = LSTMState(*(a.copy() if T * B == 0 else call.cp.empty_like(a) for a in start))
+    begin: Any = start
+    end = LSTMState(*(a.copy() if T * B == 0 else call.cp.empty_like(a) for a in begin))
     return Buffers(y, z, h, c, m, start, end)
 
 
@@ -268,8 +271,8 @@ def _segments(problem: Problem, held: int) -> list[Segment]:
 
 
 def backward(
-    residuals: Residuals, dy: Array, dstate_n: LSTMState, walk_back: WalkBack
-) -> tuple[Array, LSTMState, tuple[LSTMParams, ...]]:
+    residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, walk_back: WalkBack
+) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
     """Gradients by x, by the initial state and by each direction's parameters.
 
     `walk_back` gives those by z and by the projected states of all steps, and turns those by the last
@@ -287,7 +290,7 @@ def backward(
         return dx, LSTMState(*(a.astype(call.stored, copy=False) for a in (dh, dc))), dparams
 
 
-def _input_gradient(call: Call, residuals: Residuals, dz: Array) -> Array:
+def _input_gradient(call: Call, residuals: Residuals, dz: CuPyArray) -> CuPyArray:
     """The directions one after another, added in the wide dtype."""
     problem, x = call.problem, residuals.x
     rows, H4, I = problem.T * problem.B, 4 * problem.H, problem.I
@@ -304,7 +307,7 @@ def _input_gradient(call: Call, residuals: Residuals, dz: Array) -> Array:
 
 
 def _gradients(
-    call: Call, residuals: Residuals, dz: Array, dprojected: Array | None
+    call: Call, residuals: Residuals, dz: CuPyArray, dprojected: CuPyArray | None
 ) -> tuple[LSTMParams, ...]:
     """One product for each weight over the rows of all steps, one sum for the biases."""
     problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
@@ -333,5 +336,5 @@ def _zero_gradients(call: Call, packed: Packed) -> tuple[LSTMParams, ...]:
     return _by_direction(call.D, zeros(packed.weight_ih), zeros(packed.weight_hh), bias, twin, hr)
 
 
-def _by_direction(D: int, *stacked: Array | None) -> tuple[LSTMParams, ...]:
-    return tuple(LSTMParams(*(None if a is None else a[d] for a in stacked)) for d in range(D))
+def _by_direction(D: int, *stacked: CuPyArray | None) -> tuple[LSTMParams, ...]:
+    return tuple(LSTMParams._make(None if a is None else a[d] for a in stacked) for d in range(D))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xplstm._array import dtype_name, dtype_named
-from xplstm._typing import Array, Device, Params
+from xplstm._typing import CuPyArray, Device
 from xplstm.kernels._cuda import launch, layer
 
 UNPROVEN = layer.UNPROVEN
@@ -45,18 +45,21 @@ DRAW = np.dtype(
     [("key", np.uint64, (2,)), *((n, np.uint64) for n in ("t", "stream", "purpose", "threshold", "count"))]
 )
 
-Averages = dict[str, dict[str, Array]]
+Averages = dict[str, dict[str, CuPyArray]]
 
 
 def updated(
-    rules: Mapping[str, Any], params: Params, grads: Params, averages: Averages
-) -> tuple[dict[str, Array], Averages] | None:
+    rules: Mapping[str, Any],
+    params: Mapping[str, CuPyArray],
+    grads: Mapping[str, CuPyArray],
+    averages: Averages,
+) -> tuple[dict[str, CuPyArray], Averages] | None:
     """One launch for up to 32 parameters of a dtype and a rule, by the kernel that the rule names."""
     if not _alike(params, grads, averages):
         return None
     import cupy as cp
 
-    made: dict[str, Array] = {}
+    made: dict[str, CuPyArray] = {}
     after: Averages = {kind: {} for kind in averages}
     with next(iter(params.values())).device:
         for name, p in params.items():
@@ -76,7 +79,7 @@ def updated(
     return made, after
 
 
-def clipped(grads: Params, max_norm: float) -> tuple[dict[str, Array], Array] | None:
+def clipped(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, CuPyArray], CuPyArray] | None:
     """Three launches for up to 32 gradients: the largest, the squares scaled by it, what is clipped."""
     dtype = dtype_name(next(iter(grads.values())).dtype)
     if not _alike(grads, grads, {}) or any(dtype_name(g.dtype) != dtype for g in grads.values()):
@@ -102,8 +105,8 @@ def clipped(grads: Params, max_norm: float) -> tuple[dict[str, Array], Array] | 
 
 
 def cross_entropy(
-    logits: Array, targets: Array, mask: Array | None
-) -> tuple[Array, Callable[[Array | float], Array]]:
+    logits: CuPyArray, targets: CuPyArray, mask: CuPyArray | None
+) -> tuple[CuPyArray, Callable[[CuPyArray | float], CuPyArray]]:
     """A pass over the logits for the loss, and one for the gradient, if that is asked for."""
     import cupy as cp
 
@@ -127,7 +130,7 @@ def cross_entropy(
             _launch("entropy_of_rows", dtype, (rows,), entropy, losses, threads=(threads,), shared=threads)
         _launch("mean_entropy", dtype, (1,), entropy, losses, share, mean, shared=THREADS)
 
-    def pullback(dloss: Array | float = 1.0) -> Array:
+    def pullback(dloss: CuPyArray | float = 1.0) -> CuPyArray:
         with device:
             scale = (share * dloss).astype(share.dtype, copy=False)
             dlogits, entropy = cp.empty(logits.shape, logits.dtype), launch.struct(ENTROPY, **arrays, **sizes)
@@ -146,8 +149,8 @@ def scaled_mask(
     dtype: str,
     device: Device,
     purpose: int,
-) -> Array:
-    """Array of `shape`: 0 with probability p, else 1 / (1 - p)."""
+) -> CuPyArray:
+    """CuPyArray of `shape`: 0 with probability p, else 1 / (1 - p)."""
     import cupy as cp
 
     with device:
@@ -158,7 +161,7 @@ def scaled_mask(
 
 def hold_mask(
     shape: tuple[int, ...], p: float, key: tuple[int, int], purpose: int, stream: int, t: int, device: Device
-) -> Array:
+) -> CuPyArray:
     """Booleans of `shape`, true with probability p."""
     import cupy as cp
 
@@ -171,7 +174,7 @@ def hold_mask(
 def _draw(
     name: str,
     dtype: str,
-    out: Array,
+    out: CuPyArray,
     p: float,
     key: tuple[int, int],
     counter: tuple[int, int, int],
@@ -183,7 +186,7 @@ def _draw(
         _launch(name, dtype, (-(-out.size // (4 * THREADS)),), draw, *more, out)
 
 
-def sum_rows(ids: Array, rows: Array, count: int) -> Array:
+def sum_rows(ids: CuPyArray, rows: CuPyArray, count: int) -> CuPyArray:
     """Row k of the answer is the sum of the `rows` with id k, found in a stable order of the ids."""
     import cupy as cp
 
@@ -200,7 +203,7 @@ def sum_rows(ids: Array, rows: Array, count: int) -> Array:
         return out
 
 
-def _alike(params: Params, grads: Params, averages: Averages) -> bool:
+def _alike(params: Mapping[str, CuPyArray], grads: Mapping[str, CuPyArray], averages: Averages) -> bool:
     """Whether all arrays are CuPy's, on one device, of the dtypes that the kernels expect together."""
     import cupy as cp
 
@@ -214,13 +217,13 @@ def _alike(params: Params, grads: Params, averages: Averages) -> bool:
     )
 
 
-def _contiguous(arrays: Params) -> dict[str, Array]:
+def _contiguous(arrays: Mapping[str, CuPyArray]) -> dict[str, CuPyArray]:
     import cupy as cp
 
     return {name: cp.ascontiguousarray(a) for name, a in arrays.items()}
 
 
-def _tables(arrays: Params) -> Iterator[tuple[str, list[str]]]:
+def _tables(arrays: Mapping[str, CuPyArray]) -> Iterator[tuple[str, list[str]]]:
     """Names of arrays of one dtype that have elements, as many as one launch takes."""
     for dtype in launch.SIZES:
         names = [name for name, a in arrays.items() if a.size and dtype_name(a.dtype) == dtype]
@@ -228,7 +231,7 @@ def _tables(arrays: Params) -> Iterator[tuple[str, list[str]]]:
             yield dtype, names[first : first + TABLE]
 
 
-def _table(names: list[str], **columns: Iterable[Params]) -> np.ndarray:
+def _table(names: list[str], **columns: Iterable[Mapping[str, CuPyArray]]) -> np.ndarray:
     """Addresses of the arrays with these names, null for missing ones, and their sizes."""
     table = np.zeros(1, UPDATE)
     for field, values in columns.items():
