@@ -337,4 +337,7 @@ def _zero_gradients(call: Call, packed: Packed) -> tuple[LSTMParams, ...]:
 
 
 def _by_direction(D: int, *stacked: CuPyArray | None) -> tuple[LSTMParams, ...]:
-    return tuple(LSTMParams._make(None if a is None else a[d] for a in stacked) for d in range(D))
+    def of(d: int) -> list[Any]:
+        return [None if a is None else a[d] for a in stacked]
+
+    return tuple(LSTMParams(*of(d)) for d in range(D))
