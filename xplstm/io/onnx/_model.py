@@ -12,9 +12,9 @@ from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.io._contents import Tensor
-from xplstm.io._onnx_graph import Graph, Input, Node
-from xplstm.io._onnx_nodes import OPERATIONS, Place, is_host, settled
-from xplstm.io._onnx_operator import OPERATORS, Attributes, Operator, Weights
+from xplstm.io.onnx._graph import Graph, Input, Node
+from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, settled
+from xplstm.io.onnx._operator import OPERATORS, Attributes, Operator, Weights
 
 # X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c and P.
 _INPUTS = {"LSTM": 8, "RNN": 6}

@@ -12,9 +12,9 @@ from xplstm._errors import FormatError, XplstmError
 from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.io._contents import Contents, Found
-from xplstm.io._onnx_graph import Graph, Node, dotted
-from xplstm.io._onnx_model import padded, weight_names, why_not_node
-from xplstm.io._onnx_operator import (
+from xplstm.io.onnx._graph import Graph, Node, dotted
+from xplstm.io.onnx._model import padded, weight_names, why_not_node
+from xplstm.io.onnx._operator import (
     OPERATORS,
     REVERSE,
     Attributes,
@@ -24,7 +24,7 @@ from xplstm.io._onnx_operator import (
     node_cell,
     rnn_params,
 )
-from xplstm.io._onnx_trace import Trace
+from xplstm.io.onnx._trace import Trace
 
 _ARRAY = re.compile(r"((?:.*\.)?)R")
 _LAYER = re.compile(r"((?:.*\.)?)l(0|[1-9]\d{0,5})\.")

@@ -19,8 +19,8 @@ from xplstm._errors import ArgumentError
 from xplstm._params import Activation, each
 from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
-from xplstm.io._onnx_graph import import_onnx
-from xplstm.io._onnx_operator import ACTIVATIONS, from_params
+from xplstm.io.onnx._graph import import_onnx
+from xplstm.io.onnx._operator import ACTIVATIONS, from_params
 from xplstm.nn._module import Recurrent
 
 # The runtimes of the last years know these.

@@ -17,7 +17,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Device, Namespace
-from xplstm.io._onnx_graph import DTYPES, Node
+from xplstm.io.onnx._graph import DTYPES, Node
 
 
 class Place(NamedTuple):

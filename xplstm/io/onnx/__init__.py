@@ -16,15 +16,15 @@ from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError
 from xplstm._params import Variant
 from xplstm._typing import Array, Namespace
-from xplstm.io import _onnx_graph, _onnx_operator
 from xplstm.io._contents import Contents, Found, Opening, by_name
-from xplstm.io._onnx_export import model_of, why_not_export
-from xplstm.io._onnx_find import in_arrays, in_graph
-from xplstm.io._onnx_graph import Graph, Input
-from xplstm.io._onnx_model import Prepared, why_not
-from xplstm.io._onnx_nodes import Place
-from xplstm.io._onnx_operator import Attributes, Weights, from_params
 from xplstm.io._written import no_place
+from xplstm.io.onnx import _graph, _operator
+from xplstm.io.onnx._export import model_of, why_not_export
+from xplstm.io.onnx._find import in_arrays, in_graph
+from xplstm.io.onnx._graph import Graph, Input
+from xplstm.io.onnx._model import Prepared, why_not
+from xplstm.io.onnx._nodes import Place
+from xplstm.io.onnx._operator import Attributes, Weights, from_params
 from xplstm.nn import LSTM, RNN
 from xplstm.nn._module import Recurrent
 
@@ -54,7 +54,7 @@ def recognises(opening: Opening) -> bool:
 
 def read(path: str) -> Contents:
     """The tensors of a model, and its graph."""
-    graph = _onnx_graph.as_graph(path, path)
+    graph = _graph.as_graph(path, path)
     return Contents(path, "onnx", by_name(path, graph.constants.items()), {"graph": graph}, "onnx")
 
 
@@ -171,7 +171,7 @@ def lstm(
     attributes = Attributes(
         direction, layout, hidden_size, clip, input_forget, activations, activation_alpha, activation_beta
     )
-    return _onnx_operator.lstm(Weights(W, R, B, P), attributes)(X, sequence_lens, initial_h, initial_c)
+    return _operator.lstm(Weights(W, R, B, P), attributes)(X, sequence_lens, initial_h, initial_c)
 
 
 def lstm_vjp(
@@ -221,7 +221,7 @@ def lstm_vjp(
     if strange:
         msg = f"{strange[0]}= is no attribute of LSTM; known are {', '.join(Attributes._fields)}"
         raise ArgumentError(msg)
-    ready = _onnx_operator.lstm(Weights(W, R, B, P), Attributes(**attributes))
+    ready = _operator.lstm(Weights(W, R, B, P), Attributes(**attributes))
     outputs, pullback = ready.vjp(X, sequence_lens, initial_h, initial_c)
     return *outputs, pullback
 
@@ -280,7 +280,7 @@ def rnn(
     attributes = Attributes(
         direction, layout, hidden_size, clip, 0, activations, activation_alpha, activation_beta
     )
-    return _onnx_operator.rnn(Weights(W, R, B), attributes)(X, sequence_lens, initial_h)[:2]
+    return _operator.rnn(Weights(W, R, B), attributes)(X, sequence_lens, initial_h)[:2]
 
 
 def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = None) -> Prepared:
@@ -322,7 +322,7 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     named = device in ("CPU", "CUDA")
     if xp is None and device == "CUDA":
         xp = "cupy"
-    graph = _onnx_graph.as_graph(model, "the model")
+    graph = _graph.as_graph(model, "the model")
     return Prepared(graph, Place(_array.resolve(xp), None if named else device, graph.opset))
 
 
@@ -397,10 +397,10 @@ def run_node(
     >>> onnx.run_node(node, [np.ones((5, 4, 3)), np.ones((1, 2, 3)), np.ones((1, 2, 2))])[0].shape
     (5, 1, 4, 2)
     """
-    one = _onnx_graph.as_node("the node", node)
+    one = _graph.as_node("the node", node)
     given = tuple(Input(name, None, None) for name in dict.fromkeys(filter(None, one.inputs)))
-    opset = _onnx_graph.import_onnx().defs.onnx_opset_version()
-    nodes, constants = _onnx_graph.lifted([one])
+    opset = _graph.import_onnx().defs.onnx_opset_version()
+    nodes, constants = _graph.lifted([one])
     graph = Graph("the node", opset, given, tuple(filter(None, one.outputs)), nodes, constants)
     if xp is None and device == "CUDA":
         xp = "cupy"
@@ -498,5 +498,5 @@ def is_compatible(model: Any, device: str = "CPU") -> bool:
     >>> onnx.is_compatible(onnx.export(xplstm.LSTM(3, 2)))
     True
     """
-    graph = _onnx_graph.as_graph(model, "the model")
+    graph = _graph.as_graph(model, "the model")
     return supports_device(device) and why_not(graph) is None

@@ -14,10 +14,10 @@ import numpy as np
 
 from xplstm import _array, _merge
 from xplstm._errors import XplstmError
-from xplstm.io._onnx_graph import Graph, Node
-from xplstm.io._onnx_model import why_not_node
-from xplstm.io._onnx_nodes import OPERATIONS, Place
-from xplstm.io._onnx_operator import OPERATORS
+from xplstm.io.onnx._graph import Graph, Node
+from xplstm.io.onnx._model import why_not_node
+from xplstm.io.onnx._nodes import OPERATIONS, Place
+from xplstm.io.onnx._operator import OPERATORS
 
 # Between layers there are a handful of nodes, and only small constants. Bounds keep a hostile graph cheap.
 LONGEST_PATH = 64
