@@ -10,7 +10,7 @@ import pytest
 
 import xplstm
 from xplstm import optim, training
-from xplstm.io import safetensors
+from xplstm.io.files import safetensors
 from xplstm.training import Checkpoint, History
 
 

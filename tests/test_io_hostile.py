@@ -20,7 +20,7 @@ import xplstm
 from tests import weightfiles
 from xplstm import io
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io._archive import Archive
+from xplstm.io.files.archive import Archive
 
 
 def safetensors(header, data=b"", length=None):

@@ -13,8 +13,8 @@ from tests import weightfiles
 from tests.conftest import open_backend
 from xplstm import _array, io
 from xplstm._errors import ArgumentError, DTypeError, FormatError
-from xplstm.io import safetensors
-from xplstm.io.single import CHAINER
+from xplstm.io.files import safetensors
+from xplstm.io.layouts.single import CHAINER
 
 T, B, I, H = 4, 2, 3, 5
 SINGLE = ("flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste")

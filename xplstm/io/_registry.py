@@ -36,27 +36,27 @@ from functools import cache
 from typing import Any
 
 FILES = {
-    "safetensors": "xplstm.io.safetensors",
-    "npz": "xplstm.io.npz",
-    "pt": "xplstm.io.pt",
-    "keras": "xplstm.io.keras",
+    "safetensors": "xplstm.io.files.safetensors",
+    "npz": "xplstm.io.files.npz",
+    "pt": "xplstm.io.files.pt",
+    "keras": "xplstm.io.files.keras",
     "onnx": "xplstm.io.onnx",
 }
 
 # A module, or an object after a colon in a module.
 LAYOUTS = {
-    "torch": "xplstm.io.torch",
-    "flax": "xplstm.io.single:FLAX",
-    "nnx": "xplstm.io.single:NNX",
-    "nnx_optimized": "xplstm.io.single:NNX_OPTIMIZED",
-    "equinox": "xplstm.io.single:EQUINOX",
-    "mlx": "xplstm.io.single:MLX",
-    "haste": "xplstm.io.single:HASTE",
-    "chainer": "xplstm.io.chainer",
-    "keras": "xplstm.io.keras",
+    "torch": "xplstm.io.layouts.torch",
+    "flax": "xplstm.io.layouts.single:FLAX",
+    "nnx": "xplstm.io.layouts.single:NNX",
+    "nnx_optimized": "xplstm.io.layouts.single:NNX_OPTIMIZED",
+    "equinox": "xplstm.io.layouts.single:EQUINOX",
+    "mlx": "xplstm.io.layouts.single:MLX",
+    "haste": "xplstm.io.layouts.single:HASTE",
+    "chainer": "xplstm.io.layouts.chainer",
+    "keras": "xplstm.io.layouts.keras",
     "onnx": "xplstm.io.onnx",
-    "joined": "xplstm.io.documents:JOINED",
-    "parted": "xplstm.io.documents:PARTED",
+    "joined": "xplstm.io.layouts.documents:JOINED",
+    "parted": "xplstm.io.layouts.documents:PARTED",
 }
 
 

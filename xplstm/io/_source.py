@@ -12,9 +12,9 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._typing import Array
 from xplstm.io import _mapping, _registry
-from xplstm.io._archive import Archive
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
+from xplstm.io.files.archive import Archive
 
 Path: TypeAlias = "str | os.PathLike[str]"
 Prefix: TypeAlias = "str | Sequence[str | Sequence[str]]"

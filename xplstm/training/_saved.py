@@ -21,7 +21,7 @@ from xplstm import _array
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
-from xplstm.io import safetensors
+from xplstm.io.files import safetensors
 
 State: TypeAlias = "tuple[Array, ...] | None"
 

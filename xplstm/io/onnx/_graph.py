@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm._errors import DTypeError, FormatError
-from xplstm.io import _bytes
 from xplstm.io._contents import Tensor, shown
+from xplstm.io.files import buffers
 
 # TensorProto.DataType -> our name of the dtype, and the field of what is not stored as raw bytes.
 DTYPES = {
@@ -268,7 +268,7 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     shape = tuple(tensor.dims)
     raw = tensor.HasField("raw_data")
     given = len(tensor.raw_data if raw else getattr(tensor, field))
-    needed = _bytes.size(where, name, dtype, shape) if raw else _bytes.count(where, name, shape)
+    needed = buffers.size(where, name, dtype, shape) if raw else buffers.count(where, name, shape)
     if given != needed:
         what = "bytes" if raw else "numbers"
         msg = f"{where}: {shown(name)} has {given} {what}, and {dtype} {shape} needs {needed}"
@@ -289,9 +289,9 @@ def _unreadable(where: str, name: str, why: str) -> Tensor:
 def _array_of(where: str, name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """The numbers of a TensorProto."""
     if tensor.HasField("raw_data"):
-        return _bytes.as_array(where, name, tensor.raw_data, dtype, shape)
+        return buffers.as_array(where, name, tensor.raw_data, dtype, shape)
     values = getattr(tensor, DTYPES[tensor.data_type][1])
     host = np.asarray(values, dtype=np.int64 if dtype in ("float16", "bfloat16") else dtype)
     if dtype in ("float16", "bfloat16"):  # stored as their bits
-        return _bytes.as_array(where, name, host.astype("<u2").tobytes(), dtype, shape)
+        return buffers.as_array(where, name, host.astype("<u2").tobytes(), dtype, shape)
     return host.reshape(shape)

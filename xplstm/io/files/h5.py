@@ -17,9 +17,9 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io import _bytes
-from xplstm.io._archive import GROWTH, SMALL
 from xplstm.io._contents import Tensor, shown
+from xplstm.io.files import buffers
+from xplstm.io.files.archive import GROWTH, SMALL
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Bounds on what no file of weights comes near.
@@ -164,7 +164,7 @@ def _read(source: Source, path: str, brain: bool) -> np.ndarray:
         found = np.asarray(file[path][()])
     if not brain:
         return np.asarray(_array.native(found))
-    return _bytes.as_array(
+    return buffers.as_array(
         source.where, path, np.frombuffer(found.tobytes(), np.uint8), "bfloat16", found.shape
     )
 

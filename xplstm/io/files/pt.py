@@ -19,11 +19,11 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io import _bytes, _pickled
-from xplstm.io._archive import SMALL, Archive
 from xplstm.io._contents import LONGEST_NAME, Contents, Opening, Tensor, by_name, shown
-from xplstm.io._pickled import Global
 from xplstm.io._written import told, written
+from xplstm.io.files import buffers, pickled
+from xplstm.io.files.archive import SMALL, Archive
+from xplstm.io.files.pickled import Global
 from xplstm.nn._module import Recurrent
 
 SUFFIXES = (".pt", ".pth")
@@ -51,7 +51,7 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-_DTYPES = [name for name, bits in _bytes.BITS.items() if bits % 8 == 0]
+_DTYPES = [name for name, bits in buffers.BITS.items() if bits % 8 == 0]
 
 
 class Storage(NamedTuple):
@@ -96,7 +96,7 @@ def read(path: str) -> Contents:
         raise FormatError(msg)
     order = _byte_order(archive, folder)
     persistent = partial(_storage, archive, folder)
-    whole = _pickled.load(path, archive.read(pickles[0]), _CALLS, persistent)
+    whole = pickled.load(path, archive.read(pickles[0]), _CALLS, persistent)
     leaves = list(_leaves(path, whole))
     storages = _Storages(archive, order, [lying for _, lying in leaves])
     tensors = (
@@ -276,9 +276,9 @@ def _leaves(path: str, whole: Any) -> Iterator[tuple[str, Lying]]:
 
 def _checked(path: str, name: str, lying: Lying) -> Lying:
     """A tensor whose numbers are all whole, and that does not lie upon itself, unless it was expanded."""
-    numbers = _bytes.count(path, name, lying.shape)
-    _bytes.check_numbers(path, name, lying.strides)
-    _bytes.check_numbers(path, name, (lying.offset,))
+    numbers = buffers.count(path, name, lying.shape)
+    buffers.check_numbers(path, name, lying.strides)
+    buffers.check_numbers(path, name, (lying.offset,))
     pairs = zip(lying.strides, lying.shape, strict=False)
     axes = sorted((stride, n) for stride, n in pairs if n > 1 and stride)
     end = 1
@@ -306,7 +306,7 @@ class _Storages:
 
     def tensor(self, name: str, lying: Lying) -> np.ndarray:
         """One tensor, from the bytes of its storage."""
-        path, width = self.archive.path, _bytes.BITS[lying.dtype] // 8
+        path, width = self.archive.path, buffers.BITS[lying.dtype] // 8
         self._spend(name, math.prod(lying.shape) * width)
         raw = self._raw(lying.storage.member)
         reach = sum((n - 1) * stride for n, stride in zip(lying.shape, lying.strides, strict=True))
@@ -322,7 +322,7 @@ class _Storages:
         whole = np.ascontiguousarray(lying_so).reshape(-1)
         if self.order == "big":
             whole = whole.view(np.uint8).reshape(-1, width)[:, ::-1].copy().view(f"V{width}")[:, 0]
-        return _bytes.as_array(path, name, whole, lying.dtype, lying.shape)
+        return buffers.as_array(path, name, whole, lying.dtype, lying.shape)
 
     def _spend(self, name: str, size: int) -> None:
         """Refuse tensors that are together far more than their storages."""

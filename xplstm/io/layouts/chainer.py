@@ -9,7 +9,7 @@ from xplstm.io import layers
 from xplstm.io._combined import Stack, combine
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import no_place, plain
-from xplstm.io.single import CHAINER
+from xplstm.io.layouts.single import CHAINER
 from xplstm.nn._module import Recurrent
 
 STATE = CHAINER.STATE

@@ -15,7 +15,7 @@ from xplstm._typing import Array
 from xplstm.cells.rnn import RNNParams
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import options_of
-from xplstm.io.single import ROWS, TORCH_CELL
+from xplstm.io.layouts.single import ROWS, TORCH_CELL
 from xplstm.nn import NETWORKS
 from xplstm.nn._module import Recurrent
 

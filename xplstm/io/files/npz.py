@@ -10,10 +10,10 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io import _bytes
-from xplstm.io._archive import Archive
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
 from xplstm.io._written import METADATA, written
+from xplstm.io.files import buffers
+from xplstm.io.files.archive import Archive
 from xplstm.nn._module import Recurrent
 
 SUFFIXES = (".npz",)
@@ -73,7 +73,7 @@ def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, i
     if dtype.hasobject or dtype.names or dtype.subdtype:
         msg = f"{where} has dtype {dtype}: objects and records are not read, and nothing is unpickled"
         raise FormatError(msg)
-    wanted = start.tell() + _bytes.count(archive.path, member, shape) * dtype.itemsize
+    wanted = start.tell() + buffers.count(archive.path, member, shape) * dtype.itemsize
     given = archive.members[member].file_size
     if wanted != given:
         msg = f"{where} has shape {shape} and dtype {dtype}, {wanted} bytes, and holds {given}"

@@ -16,9 +16,9 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
-from xplstm.io import _bytes
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
 from xplstm.io._written import METADATA, written
+from xplstm.io.files import buffers
 from xplstm.nn._module import Recurrent
 
 SUFFIXES = (".safetensors",)
@@ -74,7 +74,7 @@ def read(path: str) -> Contents:
 
     def tensor(name: str, dtype: str, shape: tuple[int, ...], low: int, high: int) -> Tensor:
         raw = data[start + low : start + high]
-        return Tensor(shape, dtype, partial(_bytes.as_array, path, name, raw, dtype, shape))
+        return Tensor(shape, dtype, partial(buffers.as_array, path, name, raw, dtype, shape))
 
     tensors = ((name, tensor(name, *entry)) for name, entry in entries.items())
     return Contents(path, "safetensors", by_name(path, tensors), metadata)
@@ -150,8 +150,8 @@ def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int,
     if not isinstance(code, str) or code not in DTYPES:
         msg = f"{path}: {shown(name)} has an unknown dtype, {ascii(code)[:40]}"
         raise FormatError(msg)
-    needed = _bytes.size(path, name, DTYPES[code], shape)
-    _bytes.check_numbers(path, name, place)
+    needed = buffers.size(path, name, DTYPES[code], shape)
+    buffers.check_numbers(path, name, place)
     if len(place) != 2 or place[1] - place[0] != needed:
         msg = f"{path}: {shown(name)}, {code} of shape {shape}, takes {needed} bytes, and stands at {place}"
         raise FormatError(msg)

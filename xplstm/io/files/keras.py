@@ -1,0 +1,76 @@
+"""Files of Keras 3, models (``.keras``) and weights (``.weights.h5``), read and written without Keras.
+
+A model's configuration is read as text: no class or function that it names is ever looked for.
+"""
+
+from __future__ import annotations
+
+import io
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, FormatError
+from xplstm.io import layers
+from xplstm.io._contents import Contents, Opening, by_name
+from xplstm.io._written import no_place, plain
+from xplstm.io.files import h5
+from xplstm.io.files.archive import Archive
+from xplstm.io.layouts import keras_config
+from xplstm.io.layouts.keras import NUMBERED, SIDES
+from xplstm.nn import _module
+
+SUFFIXES = (".weights.h5",)
+LAYOUT = "keras"
+
+# A configuration is a few kilobytes a layer.
+LONGEST_CONFIG = 1 << 24
+_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
+
+
+def recognises(opening: Opening) -> bool:
+    """An HDF5 file, or an archive with one and a configuration."""
+    archive = {_WEIGHTS, _CONFIG} <= {*opening.members} or opening.path.lower().endswith(".keras")
+    return archive or opening.head.startswith(h5.SIGNATURE) or opening.path.lower().endswith(SUFFIXES)
+
+
+def read(path: str) -> Contents:
+    """Variables by their paths, and the configuration of a model."""
+    with open(path, "rb") as file:
+        archived = file.read(2) == b"PK"
+    if not archived:
+        tree = h5.read(h5.Source(path))
+        told = {name: "not read" for name in ("model_config",) if name in tree.attributes}
+        return Contents(path, "keras", by_name(path, tree.tensors), told, "keras")
+    archive = Archive(path)
+    missing = sorted({_WEIGHTS, _CONFIG} - archive.members.keys())
+    if missing:
+        msg = f"{path} holds no {', '.join(missing)}: it is no model of Keras 3"
+        raise FormatError(msg)
+    if archive.members[_CONFIG].file_size > LONGEST_CONFIG:
+        msg = (
+            f"{path}: {_CONFIG} has {archive.members[_CONFIG].file_size} bytes; {LONGEST_CONFIG} are allowed"
+        )
+        raise FormatError(msg)
+    config = keras_config.parse(path, archive.read(_CONFIG))
+    tree = h5.read(h5.Source(path, archive.read(_WEIGHTS)))
+    metadata = {"config": config, "names": tree.names}
+    return Contents(path, "keras", by_name(path, tree.tensors), metadata, "keras")
+
+
+def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
+    """The bytes of a file of weights."""
+    if layout != "keras":
+        msg = f"format={layout!r} cannot stand in a file of Keras; leave it out, or save another kind of file"
+        raise ArgumentError(msg)
+    if _array.dtype_name(network.params["weight_hh_l0"].dtype) == "bfloat16":
+        raise no_place("keras", "has dtype bfloat16")
+    content = io.BytesIO()
+    with h5.import_h5py().File(content, "w") as file:
+        for number, directions in enumerate(layers.split(plain(network, "keras"))):
+            kind = "lstm" if len(directions) == 1 else "bidirectional"
+            place = "/".join(filter(None, [prefix.replace(".", "/"), "layers", kind]))
+            place += f"_{number}" if number else ""
+            sides = ("",) if len(directions) == 1 else tuple(f"/{side}" for side in SIDES)
+            for side, params in zip(sides, directions, strict=True):
+                for name, a in NUMBERED.write(params).items():
+                    file[f"{place}{side}/{name.replace('.', '/')}"] = _array.to_numpy(a)
+    return content.getvalue()
