@@ -321,3 +321,15 @@ def test_another_device_works_as_a_whole() -> None:
         np.testing.assert_allclose(
             np.asarray(got[key].to_device(strict.Device("CPU_DEVICE"))), value, rtol=0, atol=1e-12
         )
+
+
+def test_lengths_beyond_32_bits_are_refused_and_mixed_integers_are_read() -> None:
+    lstm = xplstm.LSTM(1, 1, rng=0)
+    long = np.lib.stride_tricks.as_strided(np.ones(1, "float32"), (2**31, 1, 1), (0, 0, 0))
+    with pytest.raises(xplstm.ArgumentError, match=r"T=2147483648 steps; .* at most 2147483647"):
+        lstm(long, lengths=[2**31])
+    x = np.ones((3, 2, 1), "float32")
+    want = lstm(x, lengths=[1, 2])[0]
+    np.testing.assert_array_equal(lstm(x, lengths=[np.int8(1), np.uint64(2)])[0], want)
+    with pytest.raises(xplstm.DTypeError, match="must hold integers"):
+        lstm(x, lengths=[True, 1])

@@ -242,7 +242,7 @@ def test_writing_nothing():
 
 
 BAD = [
-    (lambda: CharLM("", H), "vocab='' must have at least 1 character"),
+    (lambda: CharLM("", H), "vocab='' must have at least 1 token"),
     (lambda: CharLM("aba", H), "vocab='aba' must have .* none twice"),
     (lambda: CharLM("ab", 0), "hidden_size=0 must be at least 1"),
     (lambda: CharLM("ab", 3, dropout=1.0), "dropout=1.0"),
@@ -263,3 +263,35 @@ BAD = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(xplstm.ArgumentError, match=message):
         call()
+
+
+def test_a_vocabulary_of_characters_holds_single_characters() -> None:
+    for vocab, kind, message in (
+        (["a", "ab"], xplstm.ArgumentError, "holds 'ab'; each token must have exactly 1 character"),
+        (["a", ""], xplstm.ArgumentError, "holds ''"),
+        ([1, 2], xplstm.DTypeError, "holds 1, which is no str"),
+        (b"ab", xplstm.DTypeError, "must be a str or an iterable of str, got bytes"),
+        (7, xplstm.DTypeError, "got int"),
+        ("aa", xplstm.ArgumentError, "none twice"),
+    ):
+        with pytest.raises(kind, match=message):
+            xplstm.models.CharLM(vocab, 4)
+    assert xplstm.models.CharLM((c for c in "ab"), 4, rng=0).vocab == ("a", "b")
+
+
+def test_the_pullback_of_a_model_keeps_the_parameters_it_was_made_with() -> None:
+    model = xplstm.models.CharLM("abc", 4, 1, dtype="float64", rng=0)
+    _, _, pullback = model.loss_vjp(model.encode("abca"), model.encode("bcab"))
+    want = pullback()
+    model.params = {name: 2 * value for name, value in model.params.items()}
+    for name, value in pullback().items():
+        np.testing.assert_array_equal(value, want[name])
+
+
+def test_lengths_of_a_target_are_checked() -> None:
+    model = xplstm.models.Seq2Seq("abc", "xy", 6, rng=0)
+    source, target = model.batch(["a"], ["x"])[0], np.asarray([[0], [2]])
+    wrong = {5: r"lengths\[0\]=5 must be in \[0, T=2\]", -1: r"lengths\[0\]=-1", 1.7: "must hold integers"}
+    for length, message in wrong.items():
+        with pytest.raises(xplstm.XplstmError, match=message):
+            model.loss(source, xplstm.models.Ragged(target, [length]))

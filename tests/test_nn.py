@@ -383,3 +383,46 @@ def test_dropout(xp: Any) -> None:
         values, xplstm.Dropout(0.25).vjp(np.ones((50, 40), dtype=np.float32), rng=3)[0]
     )
     assert dropout.vjp(x)[0] is x
+
+
+PULLBACKS = {
+    "LSTM": lambda: (xplstm.LSTM(3, 2, rng=0), np.ones((5, 4, 3), "float32")),
+    "GRU": lambda: (xplstm.GRU(3, 2, rng=0), np.ones((5, 4, 3), "float32")),
+    "RNN": lambda: (xplstm.RNN(3, 2, rng=0), np.ones((5, 4, 3), "float32")),
+    "JordanRNN": lambda: (xplstm.JordanRNN(3, 4, 2, rng=0), np.ones((5, 4, 3), "float32")),
+    "Linear": lambda: (xplstm.Linear(3, 2, rng=0), np.ones((4, 3), "float32")),
+    "Embedding": lambda: (xplstm.Embedding(3, 2, rng=0), np.asarray([0, 2, 2])),
+}
+
+
+@pytest.mark.parametrize("name", PULLBACKS)
+def test_a_pullback_keeps_the_parameters_it_was_made_with(name: str) -> None:
+    layer, x = PULLBACKS[name]()
+    y, *_, pullback = layer.vjp(x)
+    want = pullback(np.ones_like(y))
+    layer.params = {key: 2 * value for key, value in layer.params.items()}
+    got = pullback(np.ones_like(y))
+    for a, b in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    """Every array of a gradient, in order."""
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in leaves(value)]
+    if isinstance(tree, tuple | list):
+        return [leaf for value in tree for leaf in leaves(value)]
+    return [tree]
+
+
+def test_a_matrix_of_numpy_is_an_array_in_dropout() -> None:
+    x = np.arange(1.0, 5.0, dtype="float32").reshape(2, 2)
+    with pytest.warns(PendingDeprecationWarning):
+        matrix = np.asmatrix(x)
+    want, back = xplstm.Dropout(0.5).vjp(x, rng=3)
+    got, pullback = xplstm.Dropout(0.5).vjp(matrix, rng=3)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(pullback(matrix), back(x))
+    assert type(xplstm.Dropout(0.5)(matrix)) is np.ndarray
+    with pytest.raises(xplstm.DTypeError, match="x must be an array"):
+        xplstm.Dropout(0.5)("text")

@@ -256,7 +256,7 @@ def test_decoding_nothing():
 
 BAD = [
     (lambda: make().decode(np.zeros(3, int), max_length=4), xplstm.ShapeError, r"source has shape \(3,\)"),
-    (lambda: Seq2Seq("", "x", H), xplstm.ArgumentError, "source_vocab='' must have at least 1 character"),
+    (lambda: Seq2Seq("", "x", H), xplstm.ArgumentError, "source_vocab='' must have at least 1 token"),
     (lambda: Seq2Seq("a", "xx", H), xplstm.ArgumentError, "target_vocab='xx' must have .* none twice"),
     (lambda: make(teacher_forcing=-0.1), xplstm.ArgumentError, "teacher_forcing=-0.1"),
     (lambda: make(teacher_forcing=math.nan), xplstm.ArgumentError, "teacher_forcing=nan"),

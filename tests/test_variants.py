@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_compat
 import numpy as np
 import pytest
 
 import xplstm
 from tests.cases import Case, differences, run
 from xplstm import Variant
-from xplstm._array import to_numpy
+from xplstm._array import numpy_namespace, to_numpy
 from xplstm._dropout import Purpose, draw_key, uniform
+from xplstm.cells import activations
 from xplstm.cells.activations import FUNCTIONS
 
 SMOOTH = ("softsign", ("scaled_tanh", 0.9, 1.2), "softplus")
@@ -288,27 +290,21 @@ def test_no_two_masks_share_a_counter() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_and_its_slope(xp: Any, name: str) -> None:
-    from xplstm.cells import activations as _activations
-
     z = np.asarray([-3.1, -0.7, -0.2, 0.3, 0.9, 2.9])
     kind = xplstm._params.Activation(name)
     wrapped = xp.asarray(z)
-    a = _activations.value(xp.xp, kind, wrapped)
-    slope = to_numpy(_activations.slope(xp.xp, kind, wrapped, a))
-    numpy = xplstm._array.numpy_namespace()
-    ahead, behind = (_activations.value(numpy, kind, z + step) for step in (1e-6, -1e-6))
+    a = activations.value(xp.xp, kind, wrapped)
+    slope = to_numpy(activations.slope(xp.xp, kind, wrapped, a))
+    ahead, behind = (activations.value(numpy_namespace(), kind, z + step) for step in (1e-6, -1e-6))
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_at_the_ends(name: str) -> None:
     """The largest numbers overflow nowhere: a warning is an error here."""
-    from xplstm.cells import activations as _activations
-
-    numpy = xplstm._array.numpy_namespace()
     big = np.asarray([-1e30, 1e30], dtype="float32")
-    a = _activations.value(numpy, xplstm._params.Activation(name), big)
-    slope = _activations.slope(numpy, xplstm._params.Activation(name), big, a)
+    a = activations.value(numpy_namespace(), xplstm._params.Activation(name), big)
+    slope = activations.slope(numpy_namespace(), xplstm._params.Activation(name), big, a)
     assert a.dtype == slope.dtype == np.float32
     assert not np.isnan(a).any()
     assert not np.isnan(slope).any()
@@ -317,11 +313,30 @@ def test_an_activation_at_the_ends(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
     """XPL-NUM-004: no function hides what has gone wrong."""
-    from xplstm.cells import activations as _activations
-
     z = xp.asarray(np.asarray([np.nan, 1.0], dtype="float32"))
-    a = to_numpy(_activations.value(xp.xp, xplstm._params.Activation(name), z))
+    a = to_numpy(activations.value(xp.xp, xplstm._params.Activation(name), z))
     assert np.isnan(a).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "softplus", "softsign", "elu", "scaled_tanh", "affine"])
+def test_autograd_of_a_smooth_activation_is_its_slope(name: str, library: str) -> None:
+    """Pieces with kinks can make a smooth function whose automatic derivative is wrong where they meet."""
+    places = np.asarray([-3.0, -1e-3, -0.0, 0.0, 1e-3, 3.0])
+    kind = xplstm._params.Activation(name)
+    numpy = numpy_namespace()
+    slopes = activations.slope(numpy, kind, places, activations.value(numpy, kind, places))
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        z = torch.asarray(places, requires_grad=True)
+        activations.value(array_api_compat.array_namespace(z), kind, z).sum().backward()
+        got = z.grad.numpy()
+    else:
+        jax = pytest.importorskip("jax")
+        with jax.enable_x64(True):
+            z = jax.numpy.asarray(places)
+            got = jax.grad(lambda z: activations.value(array_api_compat.array_namespace(z), kind, z).sum())(z)
+    np.testing.assert_allclose(np.asarray(got), slopes, rtol=1e-12, atol=0)
 
 
 def test_half_precision_keeps_its_dtype() -> None:

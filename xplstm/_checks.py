@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -236,14 +237,14 @@ class Valid(NamedTuple):
     array: Array | None
 
 
-def valid(lengths: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
+def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
     """A time-major `mask` that is checked already, or `lengths`, looked at only where that does not wait."""
-    if lengths is None and mask is None:
+    if given is None and mask is None:
         return Valid("all", None)
-    if lengths is not None and mask is not None:
+    if given is not None and mask is not None:
         msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
         raise ArgumentError(msg)
-    return Valid("mask", mask) if lengths is None else Valid("lengths", _lengths(lengths, where, T, B))
+    return Valid("mask", mask) if given is None else Valid("lengths", lengths(given, where, T, B))
 
 
 def mask(given: Array, where: Home, shape: tuple[int, ...]) -> Array:
@@ -259,35 +260,47 @@ def mask(given: Array, where: Home, shape: tuple[int, ...]) -> Array:
     return _array.asarray(_array.native(given), where.xp, where.device)
 
 
-def _lengths(lengths: Any, where: Home, T: int, B: int) -> Array:
-    """Integers on the parameters' device; a list or a NumPy array will do on every backend."""
-    if isinstance(lengths, list | tuple):
-        try:
-            lengths = np.asarray(lengths if len(lengths) else np.zeros(0, dtype=np.int32))
-        except ValueError as error:
-            msg = f"lengths={lengths!r} must hold one integer a member of the batch"
-            raise ShapeError(msg) from error
-    if isinstance(lengths, np.ndarray):
-        _array.namespace(lengths, "lengths")
-        lengths = _array.native(lengths)
+def lengths(given: Any, where: Home, T: int, B: int) -> Array:
+    """Return (B,) integers on the device of `where`; a list or a NumPy array may come from any backend."""
+    if T > _values.LARGEST:
+        msg = f"x has T={T} steps; with lengths T must be at most {_values.LARGEST}"
+        raise ArgumentError(msg)
+    if isinstance(given, list | tuple):
+        given = _integers("lengths", given)
+        _length_bounds(given, T)
+        given = np.asarray(given, dtype=np.int32)
+    if isinstance(given, np.ndarray):
+        _array.namespace(given, "lengths")
+        given = _array.native(given)
     else:
-        given = Home(_array.namespace(lengths, "lengths"), _array.device(lengths), where.dtype)
-        _same_home("lengths", given, "the parameters", where)
-    name = _array.dtype_name(lengths.dtype)
+        home = Home(_array.namespace(given, "lengths"), _array.device(given), where.dtype)
+        _same_home("lengths", home, "the parameters", where)
+    name = _array.dtype_name(given.dtype)
     if not name.startswith(("int", "uint")):
         msg = f"lengths has dtype {name}, expected integers"
         raise DTypeError(msg)
-    if tuple(lengths.shape) != (B,):
-        raise ShapeError(_shape_message("lengths", lengths.shape, (B,), "one length a member of the batch"))
-    if not _array.is_lazy(lengths):
-        _length_bounds(_array.to_numpy(lengths), T)
-    return _array.asarray(lengths, where.xp, where.device, "int32")
+    if tuple(given.shape) != (B,):
+        raise ShapeError(_shape_message("lengths", given.shape, (B,), "one length a batch entry"))
+    if not _array.is_lazy(given):
+        _length_bounds(_array.to_numpy(given).tolist(), T)
+    return _array.asarray(given, where.xp, where.device, "int32")
 
 
-def _length_bounds(lengths: np.ndarray, T: int) -> None:
-    for row, length in enumerate(lengths.tolist()):
+def _integers(name: str, given: Sequence[Any]) -> list[int]:
+    """Return Python integers; NumPy would make a float of int8 beside uint64."""
+    try:
+        if any(isinstance(value, bool | np.bool_) for value in given):
+            raise TypeError
+        return [operator.index(value) for value in given]
+    except TypeError:
+        msg = f"{name}={given!r} must hold integers, one a batch entry"
+        raise DTypeError(msg) from None
+
+
+def _length_bounds(lengths: Sequence[int], T: int) -> None:
+    for entry, length in enumerate(lengths):
         if not 0 <= length <= T:
-            msg = f"lengths[{row}]={length} must be in [0, T={T}]"
+            msg = f"lengths[{entry}]={length} must be in [0, T={T}]"
             raise ArgumentError(msg)
 
 

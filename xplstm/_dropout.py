@@ -33,7 +33,7 @@ class Purpose(IntEnum):
 
 def draw_key(rng: Any) -> Key:
     """Return the two words that a call's masks come from: the next of a generator, or those of a seed."""
-    generator = np.random.default_rng(_values.seed("rng", rng))
+    generator = _values.generator("rng", rng)
     low, high = generator.integers(0, 2**64, size=2, dtype=np.uint64).tolist()
     return low, high
 

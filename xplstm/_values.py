@@ -86,6 +86,11 @@ def seed(name: str, value: Any) -> int | np.random.Generator | None:
     return size(name, value, 0, LARGEST_SEED)
 
 
+def generator(name: str, value: Any) -> np.random.Generator:
+    """Return the generator of a seed, a generator itself, or a new one for None."""
+    return np.random.default_rng(seed(name, value))
+
+
 def _number(name: str, value: Any, bound: str) -> float:
     """Return a real number as a float, which no array library lets decide a dtype."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -94,7 +99,7 @@ def _number(name: str, value: Any, bound: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if int(value) > 0 else -math.inf
 
 
 def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from xplstm import _values
 from xplstm._errors import ArgumentError, ShapeError
 
 Shape: TypeAlias = tuple[int, ...]
@@ -47,10 +48,8 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     >>> bool(abs(init.uniform((3, 2), 0.5, rng=0)).max() <= 0.5)
     True
     """
-    if not bound >= 0:
-        msg = f"bound={bound} must be at least 0"
-        raise ArgumentError(msg)
-    return np.random.default_rng(rng).uniform(-bound, bound, shape)
+    bound = _values.in_range("bound", bound, 0, math.inf)
+    return _values.generator("rng", rng).uniform(-bound, bound, shape)
 
 
 def glorot_uniform(shape: Shape, rng: Seed = None) -> np.ndarray:
@@ -120,7 +119,7 @@ def orthogonal(shape: Shape, rng: Seed = None) -> np.ndarray:
     True
     """
     rows, columns = _matrix(shape)
-    normal = np.random.default_rng(rng).standard_normal((max(rows, columns), min(rows, columns)))
+    normal = _values.generator("rng", rng).standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(normal)
     q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
     return np.ascontiguousarray(q if rows >= columns else q.T)
@@ -154,7 +153,7 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> lstm.initialize(init.lstm_uniform, rng=0)
     """
     hidden_size = _hidden_size(shapes)
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
     return {
         name: _neutral(name, shape) if _is_norm(name) else uniform(shape, hidden_size**-0.5, rng)
         for name, shape in shapes.items()
@@ -192,7 +191,7 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     if not rows:
         msg = f"shapes={dict(shapes)} name no weight_ih with hidden_size rows"
         raise ShapeError(msg)
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
     return {name: uniform(shape, rows[0] ** -0.5, rng) for name, shape in shapes.items()}
 
 
@@ -227,7 +226,7 @@ def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     if not weights or any(len(shape) != 2 or shape[0] != 3 * shape[1] for shape in weights):
         msg = f"shapes={dict(shapes)} must have weight_hh with 3 * hidden_size rows and hidden_size columns"
         raise ShapeError(msg)
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
     return {name: uniform(shape, weights[0][1] ** -0.5, rng) for name, shape in shapes.items()}
 
 
@@ -258,7 +257,7 @@ def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndar
     >>> rnn = xplstm.RNN(3, 2)
     >>> rnn.initialize(init.rnn_glorot_orthogonal, rng=0)
     """
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
 
     def first(name: str, shape: Shape) -> np.ndarray:
         if name.startswith("bias"):
@@ -350,7 +349,7 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     array([0., 0., 1., 1., 0., 0., 0., 0.])
     """
     hidden_size = _hidden_size(shapes)
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
 
     def first(name: str, shape: Shape) -> np.ndarray:
         if _is_norm(name):
@@ -407,7 +406,7 @@ def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     True
     """
     hidden_size = _hidden_size(shapes)
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
 
     def first(name: str, shape: Shape) -> np.ndarray:
         if name.startswith(("weight_ih", "weight_hh")):
@@ -445,7 +444,7 @@ def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> init.lstm_normal({"bias_hh_l0": (4,)}, rng=0)
     {'bias_hh_l0': array([0., 0., 0., 0.])}
     """
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
     return _weights_only(shapes, rng.standard_normal)
 
 
@@ -473,7 +472,7 @@ def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray
     >>> bool(abs(init.lstm_small_uniform({"weight_ih_l0": (4, 3)})["weight_ih_l0"]).max() <= 1e-4)
     True
     """
-    rng = np.random.default_rng(rng)
+    rng = _values.generator("rng", rng)
     return _weights_only(shapes, lambda shape: uniform(shape, 1e-4, rng))
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from xplstm._errors import ArgumentError
+from xplstm._errors import ArgumentError, DTypeError
 
 
-def numbered(name: str, tokens: str | Sequence[str]) -> dict[str, int]:
-    """Token -> number, for a vocabulary that is the argument called `name`."""
+def numbered(name: str, tokens: Iterable[str], *, characters: bool = False) -> dict[str, int]:
+    """Return token -> number for the vocabulary called `name`; `characters` asks for single characters."""
+    if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | bytearray):
+        msg = f"{name} must be a str or an iterable of str, got {type(tokens).__name__}"
+        raise DTypeError(msg)
+    given, tokens = tokens, tuple(tokens)
+    for token in tokens:
+        if not isinstance(token, str):
+            msg = f"{name} holds {token!r}, which is no str"
+            raise DTypeError(msg)
+        if not token or (characters and len(token) > 1):
+            wanted = "exactly" if characters else "at least"
+            msg = f"{name} holds {token!r}; each token must have {wanted} 1 character"
+            raise ArgumentError(msg)
     ids = {token: number for number, token in enumerate(tokens)}
     if not ids or len(ids) < len(tokens):
-        msg = f"{name}={tokens!r} must have at least 1 character, and none twice"
+        shown = given if isinstance(given, str) else tokens
+        msg = f"{name}={shown!r} must have at least 1 token, and none twice"
         raise ArgumentError(msg)
     return ids
 

@@ -160,7 +160,7 @@ def windows(series: Array, size: int) -> tuple[Array, Array]:
     >>> inputs[:, 0, 0], targets[:, 0, 0], inputs.shape
     (array([0., 1., 2.]), array([1., 2., 3.]), (3, 3, 1))
     """
-    _values.size("size", size)
+    size = _values.size("size", size)
     xp = _array.namespace(series, "series")
     if series.ndim != 2:
         msg = f"series has shape {tuple(series.shape)}, expected (N, F)"
@@ -183,6 +183,7 @@ def existing(batch: Ragged) -> Array | None:
     if batch.lengths is None:
         return None
     xp, device = _array.namespace(batch.x, "x"), _array.device(batch.x)
-    lengths = _array.asarray(batch.lengths, xp, device, "int32")
+    where = Home(xp, device, _array.dtype_name(batch.x.dtype))
+    lengths = _checks.lengths(batch.lengths, where, batch.x.shape[0], batch.x.shape[1])
     steps = xp.arange(batch.x.shape[0], dtype=lengths.dtype, device=device)
     return steps[:, None] < lengths[None, :]

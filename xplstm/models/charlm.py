@@ -75,10 +75,11 @@ class CharLM(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self.vocab = tuple(vocab)
-        self._ids = _vocabulary.numbered("vocab", vocab)
-        width = _values.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
-        rng = np.random.default_rng(rng)
+        self._ids = _vocabulary.numbered("vocab", vocab, characters=True)
+        self.vocab = tuple(self._ids)
+        hidden_size = _values.size("hidden_size", hidden_size)
+        width = hidden_size if embedding_dim is None else _values.size("embedding_dim", embedding_dim)
+        rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.embedding = Embedding(len(self.vocab), width, **where)
         self.lstm = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
@@ -197,7 +198,7 @@ class CharLM(Composite):
         >>> pullback().keys() == model.params.keys()
         True
         """
-        rng = None if rng is None else np.random.default_rng(rng)
+        rng = None if rng is None else _values.generator("rng", rng)
         x, embedding_pullback = self.embedding.vjp(ids)
         y, state, lstm_pullback = self.lstm.vjp(x, state, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
@@ -259,12 +260,10 @@ class CharLM(Composite):
         if not prompt:
             msg = "prompt='' must have at least 1 character"
             raise ArgumentError(msg)
-        if length < 0:
-            msg = f"length={length} must be at least 0"
-            raise ArgumentError(msg)
+        length = _values.size("length", length, 0)
         how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         decoding.check_sampling(**how)
-        rng = np.random.default_rng(rng)
+        rng = _values.generator("rng", rng)
         lstm = self.lstm.freeze()
         logits, state = self(self.encode(prompt))
         last, written = logits[-1, ...], ""

@@ -79,7 +79,8 @@ class SequenceClassifier(Composite):
     ) -> None:
         self.each_step = _values.flag("each_step", each_step)
         self._directions = 2 if _values.flag("bidirectional", bidirectional) else 1
-        rng = np.random.default_rng(rng)
+        hidden_size = _values.size("hidden_size", hidden_size)
+        rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.lstm = LSTM(
             input_size, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout, **where
@@ -213,7 +214,7 @@ class SequenceClassifier(Composite):
         >>> pullback().keys() == model.params.keys()
         True
         """
-        rng = None if rng is None else np.random.default_rng(rng)
+        rng = None if rng is None else _values.generator("rng", rng)
         x, lengths = opened(inputs)
         y, state_n, lstm_pullback = self.lstm.vjp(x, state, lengths=lengths, rng=rng)
         features = y if self.each_step else self._last(state_n)

@@ -129,7 +129,7 @@ def sample(
     array([473, 527])
     """
     p = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    generator = np.random.default_rng(_values.seed("rng", rng))
+    generator = _values.generator("rng", rng)
     if temperature == 0:
         return np.asarray(p.argmax(axis=-1), dtype=np.int64)
     reached = np.cumsum(p, axis=-1)
@@ -226,8 +226,8 @@ def beam_search(
     (0, 0, 0, 0) 0.035
     (1,) 0.432
     """
-    _values.size("width", width)
-    _values.size("max_length", max_length)
+    width = _values.size("width", width)
+    max_length = _values.size("max_length", max_length)
     if not 0 <= length_penalty < math.inf:
         msg = f"length_penalty={length_penalty} must be in [0, inf)"
         raise ArgumentError(msg)

@@ -78,9 +78,10 @@ class Forecaster(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        rng = np.random.default_rng(rng)
+        features, hidden_size = _values.size("features", features), _values.size("hidden_size", hidden_size)
+        rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
-        self.mean = _for_each("mean", mean, _values.size("features", features))
+        self.mean = _for_each("mean", mean, features)
         self.std = _for_each("std", std, features)
         if not (self.std > 0).all():
             msg = f"std={std} must be above 0"
@@ -144,7 +145,7 @@ class Forecaster(Composite):
         >>> model.forecast(np.ones((6, 3, 2), dtype="float32"), 4).shape
         (4, 3, 2)
         """
-        _values.size("steps", steps, 0)
+        steps = _values.size("steps", steps, 0)
         if x.shape[0] == 0:
             msg = f"x has shape {tuple(x.shape)}; there must be at least 1 step to go on from"
             raise ShapeError(msg)
@@ -231,7 +232,7 @@ class Forecaster(Composite):
         >>> pullback().keys() == model.params.keys()
         True
         """
-        rng = None if rng is None else np.random.default_rng(rng)
+        rng = None if rng is None else _values.generator("rng", rng)
         x, lengths = opened(inputs)
         z = self._standardised(x)
         y, state_n, lstm_pullback = self.lstm.vjp(z, state, lengths=lengths, rng=rng)

@@ -92,13 +92,14 @@ class Seq2Seq(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self.source_vocab, self.target_vocab = tuple(source_vocab), tuple(target_vocab)
         self._source_ids = _vocabulary.numbered("source_vocab", source_vocab)
         self._target_ids = _vocabulary.numbered("target_vocab", target_vocab)
+        self.source_vocab, self.target_vocab = tuple(self._source_ids), tuple(self._target_ids)
         self.end = len(self.target_vocab)
         self.teacher_forcing = teacher_forcing
-        width = _values.size("hidden_size", hidden_size) if embedding_dim is None else embedding_dim
-        rng = np.random.default_rng(rng)
+        hidden_size = _values.size("hidden_size", hidden_size)
+        width = hidden_size if embedding_dim is None else _values.size("embedding_dim", embedding_dim)
+        rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.encoder_embedding = Embedding(len(self.source_vocab), width, **where)
         self.encoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
@@ -114,10 +115,11 @@ class Seq2Seq(Composite):
 
     @teacher_forcing.setter
     def teacher_forcing(self, value: float) -> None:
-        if not 0 <= value <= 1:
+        number = _values.finite("teacher_forcing", value)
+        if not 0 <= number <= 1:
             msg = f"teacher_forcing={value} must be in [0, 1]"
             raise ArgumentError(msg)
-        self._teacher_forcing = float(value)
+        self._teacher_forcing = number
 
     def encode(self, text: str | Sequence[str]) -> Array:
         """Ids of the tokens of a source.
@@ -314,7 +316,7 @@ class Seq2Seq(Composite):
         >>> pullback().keys() == model.params.keys()
         True
         """
-        rng = None if rng is None else np.random.default_rng(rng)
+        rng = None if rng is None else _values.generator("rng", rng)
         source, target = opened(inputs), opened(targets)
         x, source_pullback = self.encoder_embedding.vjp(_cleared(source))
         _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)

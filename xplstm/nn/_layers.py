@@ -49,8 +49,8 @@ class Embedding(Module):
     ) -> None:
         self.num_embeddings = _values.size("num_embeddings", num_embeddings)
         self.embedding_dim = _values.size("embedding_dim", embedding_dim)
-        self.shapes = {"weight": (num_embeddings, embedding_dim)}
-        weight = np.random.default_rng(_values.seed("rng", rng)).standard_normal(self.shapes["weight"])
+        self.shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
+        weight = _values.generator("rng", rng).standard_normal(self.shapes["weight"])
         self._allocate({"weight": weight}, xp, device, dtype)
 
     def __call__(self, ids: Array) -> Array:
@@ -87,10 +87,9 @@ class Embedding(Module):
         pullback : callable
             ``pullback(dy) -> dparams``: the gradient of ``weight``; ids have none.
         """
-        y = self(ids)
+        y, home = self(ids), self._home()
 
         def pullback(dy: Array) -> DParams:
-            home = self._home()
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
             rows = home.xp.reshape(dy, (-1, self.embedding_dim))
             numbers = _checks.ids("ids", home.xp.reshape(ids, (-1,)), home, self.num_embeddings)
@@ -152,12 +151,13 @@ class Linear(Module):
     ) -> None:
         self.in_features = _values.size("in_features", in_features)
         self.out_features = _values.size("out_features", out_features)
-        self.shapes = {"weight": (out_features, in_features)}
+        self.shapes = {"weight": (self.out_features, self.in_features)}
         if _values.flag("bias", bias):
-            self.shapes["bias"] = (out_features,)
-        generator = np.random.default_rng(_values.seed("rng", rng))
+            self.shapes["bias"] = (self.out_features,)
+        generator = _values.generator("rng", rng)
         values = {
-            name: init.uniform(shape, in_features**-0.5, generator) for name, shape in self.shapes.items()
+            name: init.uniform(shape, self.in_features**-0.5, generator)
+            for name, shape in self.shapes.items()
         }
         self._allocate(values, xp, device, dtype)
 
@@ -195,17 +195,16 @@ class Linear(Module):
         pullback : callable
             ``pullback(dy) -> dx, dparams``.
         """
-        y = self(x)
+        y, home = self(x), self._home()
+        xp, params = home.xp, dict(self.params)
 
         def pullback(dy: Array) -> tuple[Array, DParams]:
-            home = self._home()
-            xp = home.xp
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
             rows = _array.widen(xp.reshape(dy, (-1, self.out_features)))
             dparams = {"weight": rows.T @ _array.widen(xp.reshape(x, (-1, self.in_features)))}
-            if "bias" in self.params:
+            if "bias" in params:
                 dparams["bias"] = xp.sum(rows, axis=0)
-            dx = xp.reshape(rows @ _array.widen(self.params["weight"]), x.shape)
+            dx = xp.reshape(rows @ _array.widen(params["weight"]), x.shape)
             dparams = {name: _array.narrow(a, home.dtype) for name, a in dparams.items()}
             return _array.narrow(dx, home.dtype), dparams
 
@@ -249,8 +248,14 @@ class Dropout:
         -------
         array
             `x`.
+
+        Raises
+        ------
+        DTypeError
+            If `x` is no array of floats.
         """
-        return x
+        _checks.home({"x": x})
+        return _array.native(x)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Callable[[Array], Array]]:
         """Drop exactly when given a seed or a generator.
@@ -267,7 +272,7 @@ class Dropout:
         pullback : callable
             ``pullback(dy) -> dx``, with the same mask.
         """
-        home = _checks.home({"x": x})
+        home, x = _checks.home({"x": x}), _array.native(x)
         if rng is None or self.p == 0:
             return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")
         key = _dropout.draw_key(rng)
