@@ -20,7 +20,12 @@ def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
     options = dict(first.options) | {"num_layers": len(stack), "bidirectional": len(stack[0]) == 2}
     names = tuple(name for one in ones for name in one.names)
     return first._replace(
-        prefix=prefix, options=options, names=names, params=partial(_params, stack), problem=problem
+        prefix=prefix,
+        options=options,
+        names=names,
+        params=partial(_params, stack),
+        problem=problem,
+        parts=tuple(place for one in ones for place in one.places),
     )
 
 

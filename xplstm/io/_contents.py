@@ -70,6 +70,13 @@ class Found(NamedTuple):
     """Why it cannot be loaded, in words that name tensor, shape and what was expected; else None."""
     untold: tuple[str, ...] = ()
     """Arguments that change the numbers and that the contents do not tell: a caller must give them."""
+    parts: tuple[str, ...] = ()
+    """The prefixes of the cells that it is made of, where they are not its own."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The prefixes under which every tensor must be one of its own, or harmless."""
+        return self.parts or (self.prefix,)
 
 
 def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from xplstm.io._contents import shown
 from xplstm.io._source import Path, candidates_in, dtypes_of, is_told, layouts_of, open_source, spelled
+from xplstm.io.layouts.reparametrized import resolve
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
     encoder.weight_hh_l0  float32  (8, 2)
     """
     contents = open_source(source)
-    candidates = candidates_in(contents, layouts_of(contents))
+    resolved = resolve(contents)
+    candidates = candidates_in(resolved, layouts_of(resolved))
     sure = {found.prefix for found in candidates if is_told(contents, found)}
     rows = [
-        (shown(one.prefix) or '""', one.layout, dtypes_of(contents, one), one.problem or spelled(one))
+        (shown(one.prefix) or '""', one.layout, dtypes_of(resolved, one), one.problem or spelled(one))
         for one in candidates
         if is_told(contents, one) or one.prefix not in sure
     ]

@@ -14,6 +14,7 @@ from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
+from xplstm.io.layouts.reparametrized import resolve
 
 Network: TypeAlias = "nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN"
 
@@ -82,6 +83,7 @@ def load(
     contents = open_source(source)
     if dtype is not None:
         contents = cast(contents, _checks.dtype(dtype))
+    contents = resolve(contents)
     found = chosen(contents, format, prefix, options)
     if found.problem is not None:
         msg = f"{contents.where}: {called(found)}: {found.problem}"

@@ -14,6 +14,7 @@ from xplstm._typing import Array
 from xplstm.io import _mapping, _registry
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
+from xplstm.io._unused import check_unused
 from xplstm.io.files.archive import Archive
 
 Path: TypeAlias = "str | os.PathLike[str]"
@@ -76,7 +77,7 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
             key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
             if key not in found or (found[key].problem and not one.problem):
                 found[key] = one
-    return list(found.values())
+    return check_unused(contents, list(found.values()))
 
 
 def is_told(contents: Contents, found: Found) -> bool:

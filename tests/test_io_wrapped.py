@@ -1,0 +1,173 @@
+"""Wrapped weights, and cells with more tensors than a standard LSTM: computed, or refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xplstm
+from xplstm import _array, io
+from xplstm._errors import FormatError
+
+T, B, I, H = 6, 2, 3, 5
+
+
+@pytest.fixture
+def torch():
+    found = pytest.importorskip("torch")
+    found.manual_seed(0)
+    return found
+
+
+@pytest.fixture
+def x(torch):
+    return torch.randn(T, B, I)
+
+
+def pruned(torch, lstm, name):
+    from torch.nn.utils import prune
+
+    prune.l1_unstructured(lstm, name, 0.3)
+
+
+def weight_normed(torch, lstm, name):
+    torch.nn.utils.parametrizations.weight_norm(lstm, name)
+
+
+def weight_normed_by_columns(torch, lstm, name):
+    torch.nn.utils.parametrizations.weight_norm(lstm, name, dim=lstm.get_parameter(name).ndim - 1)
+
+
+def weight_normed_before_2(torch, lstm, name):
+    torch.nn.utils.weight_norm(lstm, name)
+
+
+def spectral_normed(torch, lstm, name):
+    torch.nn.utils.parametrizations.spectral_norm(lstm, name)
+
+
+def spectral_normed_before_2(torch, lstm, name):
+    torch.nn.utils.spectral_norm(lstm, name)
+
+
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0")
+BIASES = ("bias_ih_l0", "bias_hh_l0")
+WRAPPERS = [
+    (pruned, WEIGHTS + BIASES),
+    (weight_normed, WEIGHTS + BIASES),
+    (weight_normed_by_columns, WEIGHTS),
+    (weight_normed_before_2, WEIGHTS),
+    (spectral_normed, WEIGHTS),
+    (spectral_normed_before_2, WEIGHTS),
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("wrap", "names"), WRAPPERS)
+def test_a_wrapped_weight_is_computed(wrap, names, torch, x, tmp_path):
+    lstm = torch.nn.LSTM(I, H)
+    for name in names:
+        wrap(torch, lstm, name)
+    for name in names:
+        lstm(x)  # in training: wrappers that iterate do so
+        with torch.no_grad():
+            [p.mul_(1.25) for n, p in lstm.named_parameters() if name in n]
+    torch.save({"net": lstm.state_dict()}, tmp_path / "wrapped.pt")
+    expected = lstm.eval()(x)[0].detach().numpy()
+    for source in (lstm.state_dict(), tmp_path / "wrapped.pt"):
+        np.testing.assert_allclose(io.load(source)(x.numpy())[0], expected, rtol=0, atol=1e-6)
+    assert io.inspect(tmp_path / "wrapped.pt").networks[0][:2] == ("net", "torch")
+
+
+def test_a_wrapped_weight_is_computed_in_any_library(xp):
+    rng = np.random.default_rng(0)
+    ours = xplstm.LSTM(I, H, dtype="float64", rng=1).params
+    v = 3 * ours["weight_hh_l0"]
+    theirs = {name: a for name, a in ours.items() if name != "weight_hh_l0"}
+    g = np.sqrt((ours["weight_hh_l0"] ** 2).sum(axis=1, keepdims=True))
+    mask = rng.integers(0, 2, 4 * H).astype("float64")
+    theirs |= {"weight_hh_l0_g": g, "weight_hh_l0_v": v, "bias_ih_l0_orig": theirs.pop("bias_ih_l0")}
+    found = io.load(xp.arrays(theirs | {"bias_ih_l0_mask": mask}), xp=xp.xp)
+    np.testing.assert_allclose(
+        _array.to_numpy(found.params["weight_hh_l0"]), ours["weight_hh_l0"], atol=1e-14
+    )
+    np.testing.assert_array_equal(_array.to_numpy(found.params["bias_ih_l0"]), ours["bias_ih_l0"] * mask)
+
+
+@pytest.mark.parametrize("inner", ["module.", ""])
+@pytest.mark.parametrize("dropped", [True, False])
+def test_weight_dropout_loads_the_trained_weight(inner, dropped):
+    ours = xplstm.LSTM(I, H, rng=1).params
+    theirs = {f"0.rnns.0.{inner}{name}": a for name, a in ours.items()}
+    plain = theirs.pop(f"0.rnns.0.{inner}weight_hh_l0")
+    theirs["0.rnns.0.weight_hh_l0_raw"] = plain
+    if dropped:
+        theirs[f"0.rnns.0.{inner}weight_hh_l0"] = plain * 2
+    found = io.load(theirs)
+    np.testing.assert_array_equal(found.params["weight_hh_l0"], plain)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"weight_hh_l0_orig": (20, 5), "weight_hh_l0_mask": (20, 4)}, r"mask has shape \(20, 4\)"),
+        ({"weight_hh_l0_g": (20, 2), "weight_hh_l0_v": (20, 5)}, r"g has shape \(20, 2\)"),
+        ({"weight_hh_l0_orig": (20, 5), "weight_hh_l0_u": (19,), "weight_hh_l0_v": (5,)}, "u and v have 19"),
+        ({"parametrizations.weight_hh_l0.original": (20, 5)}, "a weight computed from other tensors"),
+        ({"weight_hh_l0": (20, 5), "weight_hh_l0_orig": (20, 5)}, "a weight computed from other tensors"),
+        (
+            {"weight_hh_l0": (20, 5), "weight_hh_l0_orig": (20, 5), "weight_hh_l0_mask": (20, 5)},
+            "a value of its own",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(wrong, words):
+    with pytest.raises(FormatError, match=words):
+        io.load({name: np.ones(shape) for name, shape in {"weight_ih_l0": (20, 3), **wrong}.items()})
+
+
+def test_an_orthogonal_weight_is_refused_by_name(torch):
+    lstm = torch.nn.LSTM(I, H)
+    torch.nn.utils.parametrizations.orthogonal(lstm, "weight_hh_l0")
+    with pytest.raises(FormatError, match=r"weight_hh_l0\.original,.*computed from other"):
+        io.load(lstm.state_dict())
+
+
+CELL = {"weight_ih": (20, 3), "weight_hh": (20, 5)}
+COLUMNS = {"kernel": (3, 20), "recurrent_kernel": (5, 20), "bias": (20,)}
+FLAX = {f"{k}.kernel": (3 if k[0] == "i" else 5, 5) for k in ("ii", "if", "ig", "io", "hi", "hf", "hg", "ho")}
+EXTRA = {
+    "layer norm of a module": (None, CELL, {"layernorm_i.weight": (20,)}, "layer normalisation"),
+    "peepholes by gate": (
+        None,
+        CELL,
+        {"weight_ci": (5,), "weight_cf": (5,)},
+        "_ci, .*_cf .peephole",
+    ),
+    "gains": ("haste", COLUMNS, {"gamma": (2, 20), "gamma_h": (5,), "beta_h": (5,)}, "layer normalisation"),
+    "peepholes": ("keras", COLUMNS, {"input_gate_peephole_weights": (5,)}, "peephole"),
+    "norm beside a kernel": ("keras", COLUMNS, {"kernel_norm.gamma": (20,)}, "layer normalisation"),
+    "norm of Flax": (None, FLAX, {"LayerNorm_0.scale": (5,)}, "layer normalisation"),
+    "another matrix": ("mlx", {"Wx": (20, 3), "Wh": (20, 5)}, {"Wc": (5, 5)}, "does not use Wc"),
+    "an initial state": (None, CELL, {"h0": (5,)}, "an initial state"),
+    "a gate too many": ("joined", {f"W{k}": (5, 8) for k in "fiCo"}, {"Wz": (5, 8)}, "does not use Wz"),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+@pytest.mark.parametrize("case", EXTRA)
+def test_a_tensor_that_no_layout_uses_is_refused(case, prefix):
+    layout, cell, extra, words = EXTRA[case]
+    plain = {prefix + name: np.ones(shape, "float32") for name, shape in cell.items()}
+    assert isinstance(io.load(plain, format=layout), xplstm.LSTM)
+    theirs = plain | {prefix + name: np.ones(shape, "float32") for name, shape in extra.items()}
+    with pytest.raises(FormatError, match=words):
+        io.load(theirs, format=layout)
+    assert "does not use" in str(io.inspect(theirs))
+
+
+def test_counters_and_other_networks_do_no_harm():
+    theirs = {name: np.ones(shape, "float32") for name, shape in CELL.items()}
+    inner = {f"inner.{name}": a for name, a in theirs.items()}
+    found = io.load(theirs | inner | {"rngs.count": np.asarray(3), "steps": np.asarray(2)}, prefix="")
+    assert repr(found) == "LSTM(3, 5, num_layers=1, bias=False)"

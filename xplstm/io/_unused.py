@@ -1,0 +1,62 @@
+"""The rule for tensors that a network does not use: each must be known to be harmless.
+
+A layout finds a network by the names that it knows. Another tensor under the same prefix, such as the gain of
+a layer normalisation, means that the network computes something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from xplstm.io._contents import Contents, Found, shown
+
+# What the extra tensors of known cells and wrappers mean.
+_MEANINGS = (
+    (r"parametrizations|_orig$|_mask$|_[gvu]$|_raw$|original\d?$", "a weight computed from other tensors"),
+    (r"norm|^ln|_ln|gamma|beta|gain", "layer normalisation"),
+    (r"peephole|(^|_)w?_?c[ifo]$|_diag$|weight_ch|^p[ifo]$", "peephole connections"),
+    (r"_hr|proj", "a projection"),
+    (r"bias|^b_?|_b$", "a bias"),
+    (r"^[hc]_?[0x]|init|state", "an initial state"),
+)
+_SHOWN = 6
+
+
+def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]:
+    """The candidates, each with a problem where tensors under its prefixes are not its own."""
+    if contents.file == "onnx":  # a graph tells which tensors a node uses
+        return list(candidates)
+    places = {place for one in candidates for place in one.places}
+    by_place: dict[str, list[str]] = {place: [] for place in places}
+    for name, tensor in contents.tensors.items():
+        place = name
+        while place and place not in places:
+            place = place.rpartition(".")[0]
+        if place in places and not _is_harmless(name, tensor.dtype):
+            by_place[place].append(name)
+    return [_checked(one, by_place) for one in candidates]
+
+
+def _is_harmless(name: str, dtype: str) -> bool:
+    """Whether a tensor is a counter, a key of random numbers or a mask: no parameter of a network."""
+    return not dtype.startswith(("float", "bfloat", "complex")) and not name.endswith("_mask")
+
+
+def _checked(one: Found, by_place: dict[str, list[str]]) -> Found:
+    used = {*one.names}
+    extra = [name for place in one.places for name in by_place[place] if name not in used]
+    if not extra:
+        return one
+    ends = [name.removeprefix(f"{one.prefix}.") for name in extra]
+    meanings = {
+        words: None for end in ends for pattern, words in _MEANINGS if re.search(pattern, end, re.IGNORECASE)
+    }
+    names = ", ".join(shown(end) for end in ends[:_SHOWN])
+    more = f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
+    meaning = f" ({', '.join(meanings)})" if meanings else ""
+    problem = (
+        f"format {one.layout!r} does not use {names}{more}{meaning}; if they do not belong to the network, "
+        "pass a mapping without them"
+    )
+    return one._replace(problem=f"{one.problem}; {problem}" if one.problem else problem)
