@@ -21,6 +21,7 @@ FOR_USERS = ("xplstm", *(f"xplstm.{name}" for name in (*ROOMS, *FORMS)))
 # A user is handed these, or writes a class like them; the examples stand where that happens.
 ELSEWHERE = {
     "Checkpoint",
+    "Event",
     "Explanation",
     "FrozenLSTM",
     "FrozenRNN",

@@ -140,3 +140,43 @@ def test_rows_of_a_simple_network_begin_anew(layers):
 def test_what_is_no_layer_is_refused():
     with pytest.raises(xplstm.DTypeError, match="lstm=3 must have params and vjp"):
         StatefulTrainer(3, optim.SGD(0.1))
+
+
+def test_a_refused_backward_adds_nothing():
+    def gradients(*attempts):
+        trainer = StatefulTrainer(lstm(), optim.SGD(0.1))
+        trainer.forward(X)
+        trainer.forward(X)
+        for dys in attempts[:-1]:
+            with pytest.raises(xplstm.ShapeError):
+                trainer.backward(dys)
+            assert trainer.grads is None
+        trainer.backward(attempts[-1])
+        return trainer.grads
+
+    plain = gradients([DY, DY])
+    for name, a in gradients([DY[..., :2], DY], [DY, DY]).items():
+        np.testing.assert_array_equal(a, plain[name])
+
+
+def test_an_update_that_ruins_the_parameters_is_refused():
+    trainer = StatefulTrainer(lstm(), optim.Adam(0.1))
+    trainer.forward(X)
+    trainer.backward(DY * np.nan)
+    before = trainer.lstm.params
+    with pytest.raises(xplstm.NonFiniteError, match="weight_ih_l0"):
+        trainer.update()
+    assert trainer.lstm.params is before
+    assert trainer.optimizer.state_dict() == {"step": 0}
+
+
+@pytest.mark.parametrize("optimizer", [None, optim.SGD, "adam"])
+def test_what_is_no_optimiser_is_refused(optimizer):
+    with pytest.raises(xplstm.DTypeError, match="optimizer="):
+        StatefulTrainer(lstm(), optimizer)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, float("nan")])
+def test_a_bound_below_0_is_refused(max_norm):
+    with pytest.raises(xplstm.ArgumentError, match="max_norm="):
+        StatefulTrainer(lstm(), optim.SGD(0.1), max_norm=max_norm)

@@ -32,6 +32,14 @@ def write_durably(path: str, content: bytes) -> None:
         _sync_folder(folder)
 
 
+def check_writable(path: str) -> None:
+    """Raise the OSError that `write_durably` would meet at `path`: make its temporary file, and remove it."""
+    folder, name = os.path.split(os.path.abspath(path))
+    beside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    os.unlink(beside)
+
+
 def _write_all(file: int, content: bytes) -> None:
     """Write the whole of `content`; the system may take it in parts."""
     left = memoryview(content)

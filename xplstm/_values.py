@@ -39,6 +39,11 @@ def size(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
     return number
 
 
+def number(name: str, value: Any) -> float:
+    """Return a number, infinity and NaN included."""
+    return _number(name, value, "finite or not")
+
+
 def finite(name: str, value: Any) -> float:
     """Return a finite number."""
     number = _number(name, value, "finite")
@@ -99,7 +104,7 @@ def _number(name: str, value: Any, bound: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if int(value) > 0 else -math.inf
+        return math.inf if value == abs(value) else -math.inf
 
 
 def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:

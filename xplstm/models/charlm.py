@@ -166,7 +166,7 @@ class CharLM(Composite):
 
     def loss_vjp(
         self, ids: Array, targets: Array, state: State = None, rng: int | np.random.Generator | None = None
-    ) -> tuple[Array, LSTMState, Callable[[], Params]]:
+    ) -> tuple[Array, LSTMState, Callable[..., Params]]:
         """Give the loss, and the function that gives its gradients.
 
         Parameters
@@ -183,7 +183,7 @@ class CharLM(Composite):
         loss : array, shape ()
         state : LSTMState
         pullback : callable
-            ``pullback()`` gives the gradients of the loss, with the keys of `params`.
+            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
@@ -205,8 +205,8 @@ class CharLM(Composite):
         logits, linear_pullback = self.linear.vjp(y)
         loss, loss_pullback = losses.softmax_cross_entropy(logits, targets)
 
-        def pullback() -> Params:
-            dy, dlinear = linear_pullback(loss_pullback())
+        def pullback(factor: float = 1.0) -> Params:
+            dy, dlinear = linear_pullback(loss_pullback(factor))
             dx, _, dlstm = lstm_pullback(dropout_pullback(dy))
             return prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
 

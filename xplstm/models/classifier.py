@@ -178,7 +178,7 @@ class SequenceClassifier(Composite):
         targets: Array,
         state: State = None,
         rng: int | np.random.Generator | None = None,
-    ) -> tuple[Array, LSTMState, Callable[[], Params]]:
+    ) -> tuple[Array, LSTMState, Callable[..., Params]]:
         """Give the loss, and the function that gives its gradients.
 
         Parameters
@@ -197,7 +197,7 @@ class SequenceClassifier(Composite):
         state : LSTMState
             After each row's last step.
         pullback : callable
-            ``pullback()`` gives the gradients of the loss, with the keys of `params`.
+            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
@@ -222,8 +222,8 @@ class SequenceClassifier(Composite):
         logits, linear_pullback = self.linear.vjp(features)
         loss, loss_pullback = losses.softmax_cross_entropy(logits, targets, mask=self._counting(inputs))
 
-        def pullback() -> Params:
-            dfeatures, dlinear = linear_pullback(loss_pullback())
+        def pullback(factor: float = 1.0) -> Params:
+            dfeatures, dlinear = linear_pullback(loss_pullback(factor))
             dfeatures = dropout_pullback(dfeatures)
             dy, dstate_n = (
                 (dfeatures, None) if self.each_step else (None, self._from_last(dfeatures, state_n))

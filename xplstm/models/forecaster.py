@@ -198,7 +198,7 @@ class Forecaster(Composite):
         targets: Array,
         state: State = None,
         rng: int | np.random.Generator | None = None,
-    ) -> tuple[Array, LSTMState, Callable[[], Params]]:
+    ) -> tuple[Array, LSTMState, Callable[..., Params]]:
         """Give the loss, and the function that gives its gradients.
 
         Parameters
@@ -216,7 +216,7 @@ class Forecaster(Composite):
         loss : array, shape ()
         state : LSTMState
         pullback : callable
-            ``pullback()`` gives the gradients of the loss, with the keys of `params`.
+            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
@@ -241,8 +241,8 @@ class Forecaster(Composite):
         happened = self._standardised(targets)
         loss, loss_pullback = losses.mse(z + change, happened, mask=existing(opened(inputs)))
 
-        def pullback() -> Params:
-            dy, dlinear = linear_pullback(loss_pullback())
+        def pullback(factor: float = 1.0) -> Params:
+            dy, dlinear = linear_pullback(loss_pullback(factor))
             _, _, dlstm = lstm_pullback(dropout_pullback(dy))
             return prefixed({"lstm": dlstm, "linear": dlinear})
 

@@ -277,7 +277,7 @@ class Seq2Seq(Composite):
         targets: Array | Ragged,
         state: State = None,
         rng: int | np.random.Generator | None = None,
-    ) -> tuple[Array, LSTMState, Callable[[], Params]]:
+    ) -> tuple[Array, LSTMState, Callable[..., Params]]:
         """Give the loss, and the function that gives its gradients.
 
         Where the decoder reads its own token, that token is the one it finds
@@ -299,7 +299,7 @@ class Seq2Seq(Composite):
         state : LSTMState
             Where the encoder ended.
         pullback : callable
-            ``pullback()`` gives the gradients of the loss, with the keys of `params`.
+            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
@@ -327,8 +327,8 @@ class Seq2Seq(Composite):
         logits, linear_pullback = self.linear.vjp(y)
         loss, loss_pullback = losses.softmax_cross_entropy(logits, target.x, mask=existing(target))
 
-        def pullback() -> Params:
-            dy, dlinear = linear_pullback(loss_pullback())
+        def pullback(factor: float = 1.0) -> Params:
+            dy, dlinear = linear_pullback(loss_pullback(factor))
             dx, dbetween, ddecoder = decoder_pullback(dropout_pullback(dy))
             dx_source, _, dencoder = encoder_pullback(None, dbetween)
             grads = (source_pullback(dx_source), dencoder, target_pullback(dx), ddecoder, dlinear)

@@ -8,11 +8,10 @@ import operator
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
 from xplstm._parts import part
 from xplstm._typing import Array, Namespace, Params
-from xplstm.optim._schedules import number
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 # Keeps a norm of finite numbers finite, and is exact.
@@ -69,7 +68,7 @@ def clip_by_global_norm(
     >>> clipped, float(norm)
     ({'a': array([0.3]), 'b': array([0.4])}, 5.0)
     """
-    bound = number("max_norm", max_norm)
+    bound = _values.number("max_norm", max_norm)
     if not bound > 0:
         msg = f"max_norm={max_norm} must be greater than 0"
         raise ArgumentError(msg)

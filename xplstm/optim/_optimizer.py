@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._parts import part
 from xplstm._typing import Array, Namespace, Params
 from xplstm.optim._clip import float_array
-from xplstm.optim._schedules import LearningRate, count, in_range
+from xplstm.optim._schedules import LearningRate
 
 Averages: TypeAlias = dict[str, dict[str, Array]]
 """Kind, then name of a parameter -> array; none yet for a parameter that is new."""
@@ -78,11 +78,11 @@ class Group:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", patterns("names", self.names))
-        in_range("lr_scale", self.lr_scale, 0, math.inf)
+        _values.in_range("lr_scale", self.lr_scale, 0, math.inf)
         if self.lr is not None:
             _checked_rate(self.lr)
         if self.weight_decay is not None:
-            in_range("weight_decay", self.weight_decay, 0, math.inf)
+            _values.in_range("weight_decay", self.weight_decay, 0, math.inf)
 
 
 def patterns(argument: str, given: str | Iterable[str]) -> tuple[str, ...]:
@@ -111,6 +111,9 @@ class Optimizer(ABC):
     step : int
         Updates made so far.
     """
+
+    _options: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that hold a class's own options."""
 
     def __init__(self, lr: LearningRate, averages: tuple[str, ...], groups: Sequence[Group]) -> None:
         self.lr = lr
@@ -224,7 +227,7 @@ class Optimizer(ABC):
 
     def _rate(self, lr: LearningRate) -> float:
         """Return the present value of a learning rate."""
-        return in_range("lr", lr(self.step), 0, math.inf) if callable(lr) else lr
+        return _values.in_range("lr", lr(self.step), 0, math.inf) if callable(lr) else lr
 
     def _state_of(self, p: Array, tied: list[str]) -> dict[str, Array]:
         """Return the averages of one parameter by kind, which fit it."""
@@ -236,6 +239,27 @@ class Optimizer(ABC):
                     _check_fits(f"{kind}.{name}", values[name], name, p)
                     break
         return found
+
+    def settings(self) -> dict[str, Any]:
+        """Return the class and the options, learning rates left out, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            ``class``, ``groups`` and the options by name.
+
+        Examples
+        --------
+        >>> from xplstm import optim
+        >>> optim.SGD(0.1, momentum=0.5).settings()
+        {'class': 'SGD', 'momentum': 0.5, 'groups': []}
+        """
+        options = {name: getattr(self, name) for name in self._options}
+        groups = [
+            {"names": list(g.names), "lr_scale": g.lr_scale, "weight_decay": g.weight_decay}
+            for g in self.groups
+        ]
+        return {"class": type(self).__name__, **options, "groups": groups}
 
     def state_dict(self) -> dict[str, Array | int]:
         """Return everything that the next update depends on besides parameters, gradients and settings.
@@ -295,7 +319,7 @@ class Optimizer(ABC):
             known = ", ".join(["'step'", *(f"'{kind}.<name>'" for kind in kinds)])
             msg = f"state of {type(self).__name__} has the names {known}; given are {list(state)}"
             raise ArgumentError(msg)
-        step, steps = count("step", state["step"], 0), dict[str, int]()
+        step, steps = _values.size("step", state["step"], 0), dict[str, int]()
         averages: Averages = {kind: {} for kind in kinds}
         for key, value in state.items():
             kind, dot, name = key.partition(".")
@@ -303,7 +327,7 @@ class Optimizer(ABC):
                 averages[kind][name] = float_array(f"state[{key!r}]", cast("Array", value))
                 steps.setdefault(name, step)
             elif dot:
-                steps[name] = count(key, value, 0)
+                steps[name] = _values.size(key, value, 0)
         _check_complete(kinds, averages, steps, step)
         self.step, self._averages, self._steps = step, averages, steps if self._counts else {}
 
@@ -367,7 +391,7 @@ def _checked_rate(lr: LearningRate) -> LearningRate:
     if isinstance(lr, type):
         msg = f"lr={lr!r} is a class; a number or a function of the step was expected"
         raise DTypeError(msg)
-    return lr if callable(lr) else in_range("lr", lr, 0, math.inf)
+    return lr if callable(lr) else _values.in_range("lr", lr, 0, math.inf)
 
 
 def _check_names(params: Params, grads: Params) -> None:

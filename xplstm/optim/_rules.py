@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm._typing import Array
 from xplstm.optim._optimizer import Group, Optimizer, Rule, matches, patterns
-from xplstm.optim._schedules import LearningRate, in_range
+from xplstm.optim._schedules import LearningRate
 
 
 class SGD(Optimizer):
@@ -47,8 +47,10 @@ class SGD(Optimizer):
     {'w': array([-1.25])}
     """
 
+    _options = ("momentum",)
+
     def __init__(self, lr: LearningRate, momentum: float = 0.0, *, groups: Sequence[Group] = ()) -> None:
-        self.momentum = in_range("momentum", momentum, 0, 1)
+        self.momentum = _values.in_range("momentum", momentum, 0, 1)
         super().__init__(lr, ("momentum",) if self.momentum else (), groups)
         _check_no_decay(self)
 
@@ -89,6 +91,8 @@ class Adam(Optimizer):
     {'w': array([0.75, 1.25])}
     """
 
+    _options: ClassVar[tuple[str, ...]] = ("betas", "eps")
+
     def __init__(
         self,
         lr: LearningRate,
@@ -98,7 +102,7 @@ class Adam(Optimizer):
         groups: Sequence[Group] = (),
     ) -> None:
         self.betas = _two_decays(betas)
-        self.eps = in_range("eps", eps, 0, math.inf)
+        self.eps = _values.in_range("eps", eps, 0, math.inf)
         super().__init__(lr, ("m", "v"), groups)
         _check_no_decay(self)
 
@@ -151,6 +155,8 @@ class AdamW(Adam):
     {'w': array([0.75, 0.75])}
     """
 
+    _options = (*Adam._options, "weight_decay", "no_decay")
+
     def __init__(
         self,
         lr: LearningRate,
@@ -161,7 +167,7 @@ class AdamW(Adam):
         no_decay: str | Sequence[str] = ("bias*",),
         groups: Sequence[Group] = (),
     ) -> None:
-        self.weight_decay = in_range("weight_decay", weight_decay, 0, math.inf)
+        self.weight_decay = _values.in_range("weight_decay", weight_decay, 0, math.inf)
         self.no_decay = patterns("no_decay", no_decay)
         super().__init__(lr, betas, eps, groups=groups)
 
@@ -218,7 +224,7 @@ def _two_decays(betas: Any) -> tuple[float, float]:
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         msg = f"betas={betas!r} must be two numbers in [0, 1)"
         raise DTypeError(msg)
-    return in_range("betas[0]", betas[0], 0, 1), in_range("betas[1]", betas[1], 0, 1)
+    return _values.in_range("betas[0]", betas[0], 0, 1), _values.in_range("betas[1]", betas[1], 0, 1)
 
 
 def _check_no_decay(optimizer: Optimizer) -> None:

@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 import math
-import operator
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from xplstm._errors import ArgumentError, DTypeError
+from xplstm import _values
+from xplstm._errors import ArgumentError
 
 LearningRate: TypeAlias = "float | Callable[[int], float]"
-
-
-def number(name: str, value: Any) -> float:
-    """Return `value` as a Python float, which no array library lets decide the dtype."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        msg = f"{name}={value!r} must be a number"
-        raise DTypeError(msg)
-    try:
-        return float(value)
-    except OverflowError as error:
-        msg = f"{name} is beyond {sys.float_info.max}, the largest number of a float"
-        raise ArgumentError(msg) from error
-
-
-def in_range(name: str, value: Any, least: float, below: float) -> float:
-    """Return `value` as a Python float in ``[least, below)``."""
-    converted = number(name, value)
-    if not least <= converted < below:
-        msg = f"{name}={value} must be in [{least}, {below})"
-        raise ArgumentError(msg)
-    return converted
-
-
-def count(name: str, value: Any, least: int) -> int:
-    """Return `value` as an int of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        msg = f"{name}={value!r} must be an integer"
-        raise DTypeError(msg)
-    if operator.index(value) < least:
-        msg = f"{name}={value} must be at least {least}"
-        raise ArgumentError(msg)
-    return operator.index(value)
 
 
 @dataclass(frozen=True)
@@ -124,10 +90,10 @@ def warmup_cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> C
     >>> [round(lr(step), 3) for step in range(6)]
     [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
-    floor, peak = in_range("floor", floor, 0, math.inf), number("peak", peak)
-    warmup, total = count("warmup", warmup, 0), count("total", total, 0)
-    if not floor <= peak < math.inf:
-        msg = f"peak={peak} must be at least floor={floor}, and finite"
+    floor, peak = _values.in_range("floor", floor, 0, math.inf), _values.finite("peak", peak)
+    warmup, total = _values.size("warmup", warmup, 0), _values.size("total", total, 0)
+    if peak < floor:
+        msg = f"peak={peak} must be at least floor={floor}"
         raise ArgumentError(msg)
     if warmup > total:
         msg = f"warmup={warmup} must be in [0, total={total}]"
@@ -173,10 +139,10 @@ def one_cycle(
     >>> [round(lr(step), 3) for step in range(6)]
     [0.04, 0.52, 1.0, 0.5, 0.0, 0.0]
     """
-    peak, total = in_range("peak", peak, 0, math.inf), count("total", total, 2)
-    rise = in_range("rise", rise, 0, 1)
-    first = peak / 25 if start is None else in_range("start", start, 0, math.inf)
-    last = first / 10_000 if floor is None else in_range("floor", floor, 0, math.inf)
+    peak, total = _values.in_range("peak", peak, 0, math.inf), _values.size("total", total, 2)
+    rise = _values.in_range("rise", rise, 0, 1)
+    first = peak / 25 if start is None else _values.in_range("start", start, 0, math.inf)
+    last = first / 10_000 if floor is None else _values.in_range("floor", floor, 0, math.inf)
     if first > peak or last > peak:
         msg = f"peak={peak} must be at least start={first} and floor={last}"
         raise ArgumentError(msg)
@@ -229,11 +195,11 @@ class Plateau:
         threshold: float = 1e-4,
         floor: float = 0.0,
     ) -> None:
-        self._first = in_range("lr", lr, 0, math.inf)
-        self._factor = in_range("factor", factor, 0, 1)
-        self._patience = count("patience", patience, 0)
-        self._threshold = in_range("threshold", threshold, 0, 1)
-        self._floor = in_range("floor", floor, 0, math.inf)
+        self._first = _values.in_range("lr", lr, 0, math.inf)
+        self._factor = _values.in_range("factor", factor, 0, 1)
+        self._patience = _values.size("patience", patience, 0)
+        self._threshold = _values.in_range("threshold", threshold, 0, 1)
+        self._floor = _values.in_range("floor", floor, 0, math.inf)
         if self._factor == 0:
             msg = f"factor={factor} must be above 0"
             raise ArgumentError(msg)
@@ -255,7 +221,7 @@ class Plateau:
         value : float
             A number that should fall.
         """
-        value = number("value", value)
+        value = _values.number("value", value)
         bound = self._best if math.isinf(self._best) else self._best - self._threshold * abs(self._best)
         if value < bound:
             self._best, self._worse = value, 0

@@ -1,17 +1,18 @@
-"""Batches: what `fit` trains on."""
+"""Batches: what `fit` trains on, and how it finds its place in them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, TypeAlias
 
-from xplstm import _array, _values
-from xplstm._errors import ArgumentError
+from xplstm import _array, _trees, _values
+from xplstm._errors import ArgumentError, DTypeError, FormatError, ShapeError
 from xplstm._typing import Array
 
 Batch: TypeAlias = tuple[Any, Any]
-Batches: TypeAlias = Sequence[Batch]
+Batches: TypeAlias = "Sequence[Batch] | Iterable[Batch]"
 
 
 class Streams(Sequence[Batch]):
@@ -35,6 +36,10 @@ class Streams(Sequence[Batch]):
     ------
     ArgumentError
         If a size is less than 1 or the sequence is too short.
+    ShapeError
+        If `ids` has other than one axis.
+    DTypeError
+        If `ids` is no array, or a size is no integer.
 
     Examples
     --------
@@ -53,13 +58,15 @@ class Streams(Sequence[Batch]):
     """
 
     def __init__(self, ids: Array, batch_size: int, steps: int) -> None:
-        _values.size("batch_size", batch_size)
-        _values.size("steps", steps)
+        batch_size, steps = _values.size("batch_size", batch_size), _values.size("steps", steps)
+        xp = _array.namespace(ids, "ids")
+        if len(ids.shape) != 1:
+            msg = f"ids has shape {tuple(ids.shape)}; one axis was expected"
+            raise ShapeError(msg)
         length: int = (ids.shape[0] - 1) // batch_size
         if length < 1:
             msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"
             raise ArgumentError(msg)
-        xp = _array.namespace(ids, "ids")
 
         def side_by_side(first: int) -> Array:
             streams = xp.reshape(ids[first : first + batch_size * length], (batch_size, length))
@@ -72,9 +79,157 @@ class Streams(Sequence[Batch]):
         return math.ceil(self._length / self._steps)
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            msg = f"index={index} must be in [0, {len(self)})"
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            msg = f"index={index} must be in [0, {len(self)}), or count from the end"
             raise IndexError(msg)
-        first = index * self._steps
+        first = number % len(self) * self._steps
         steps = slice(first, min(first + self._steps, self._length))
         return self._inputs[steps, ...], self._targets[steps, ...]
+
+
+class Place(NamedTuple):
+    """Where a batch is in the data."""
+
+    epoch: int
+    position: int
+
+    def __str__(self) -> str:
+        return f"batch {self.position} of epoch {self.epoch}"
+
+
+class Source:
+    """The batches of all epochs, by their place.
+
+    Sequences are read by index. What can only be iterated over is read in order, one batch ahead, so that
+    the last batch of an epoch is known.
+    """
+
+    def __init__(self, data: Batches | Callable[[int], Batches]) -> None:
+        self._data = data
+        self._epoch: int | None = None
+        self._batches: _Indexed | _Iterated
+
+    def batch(self, place: Place) -> tuple[Batch, bool]:
+        """Return one batch, and whether it is the last of its epoch."""
+        return self._of(place.epoch).get(place)
+
+    def size(self, epoch: int) -> int | None:
+        """Return the number of batches of an epoch, where it can be known."""
+        return self._of(epoch).size
+
+    def describe(self, epoch: int) -> dict[str, Any]:
+        """Return what a resumed run compares: the number of batches, and the shapes of the first one."""
+        batches = self._of(epoch)
+        return {"epoch": epoch, "batches": batches.size, "shapes": batches.shapes}
+
+    def check(self, recorded: Mapping[str, Any] | None, place: Place) -> None:
+        """Refuse data of other sizes than those of the run to resume, and a place that they lack."""
+        if recorded is not None:
+            epoch, ours = recorded["epoch"], self._of(recorded["epoch"])
+            if isinstance(ours, _Indexed):
+                ours.get(Place(epoch, 0))
+            if recorded["batches"] != ours.size:
+                before = recorded["batches"]
+                msg = f"the run to resume had {before} batches in epoch {epoch}; data has {ours.size}"
+                raise ArgumentError(msg)
+            if None not in (recorded["shapes"], ours.shapes) and recorded["shapes"] != ours.shapes:
+                before = recorded["shapes"]
+                msg = f"the first batch of epoch {epoch} had the shapes {before} in the run to resume; "
+                msg += f"data has {ours.shapes}"
+                raise ArgumentError(msg)
+        size = self._of(place.epoch).size
+        if size is not None and place.position >= size:
+            msg = f"the checkpoint is at {place}, and that epoch has {size} batches"
+            raise FormatError(msg)
+
+    def _of(self, epoch: int) -> _Indexed | _Iterated:
+        """Return the batches of an epoch, of which there must be some."""
+        if epoch != self._epoch:
+            given = self._data(epoch) if callable(self._data) else self._data
+            self._batches, self._epoch = _opened(given, epoch), epoch
+        return self._batches
+
+
+class _Indexed:
+    """Batches that are read by index."""
+
+    def __init__(self, batches: Any, epoch: int) -> None:
+        self._batches = batches
+        self.size: int = len(batches)
+        if self.size == 0:
+            raise _no_batches(epoch)
+        self.shapes: list[Any] | None = None
+
+    def get(self, place: Place) -> tuple[Batch, bool]:
+        batch = _pair(self._batches[place.position], place)
+        if place.position == 0:
+            self.shapes = _shapes(batch)
+        return batch, place.position + 1 == self.size
+
+
+class _Iterated:
+    """Batches that are read one after another."""
+
+    def __init__(self, batches: Iterable[Any], epoch: int) -> None:
+        self.size: int | None = len(batches) if isinstance(batches, Sized) else None
+        self._again = iter(batches) is not batches
+        self._batches = iter(batches)
+        self._next, self._ahead = 0, next(self._batches, _END)
+        if self._ahead is _END:
+            raise _no_batches(epoch, self._again)
+        self.shapes = _shapes(_pair(self._ahead, Place(epoch, 0)))
+
+    def get(self, place: Place) -> tuple[Batch, bool]:
+        while self._next <= place.position and self._ahead is not _END:
+            batch = self._ahead
+            self._next, self._ahead = self._next + 1, next(self._batches, _END)
+        if self._next != place.position + 1:
+            msg = f"data ended after {self._next} batches of epoch {place.epoch}; {place} was expected"
+            raise ArgumentError(msg)
+        return _pair(batch, place), self._ahead is _END
+
+
+_END = object()
+
+
+def _opened(batches: Any, epoch: int) -> _Indexed | _Iterated:
+    """Return the batches of one epoch behind one face."""
+    if not isinstance(batches, Mapping | str | bytes):
+        if hasattr(batches, "__len__") and hasattr(batches, "__getitem__"):
+            return _Indexed(batches, epoch)
+        if isinstance(batches, Iterable):
+            return _Iterated(batches, epoch)
+    msg = (
+        "data must be a sequence of pairs (inputs, targets), an iterable of them or a function from the "
+        f"epoch to one; got {type(batches).__name__}"
+    )
+    raise DTypeError(msg)
+
+
+def _no_batches(epoch: int, again: bool = True) -> ArgumentError:
+    """Return the error for an epoch without batches."""
+    msg = f"data has no batches in epoch {epoch}; at least 1 is needed"
+    if not again and epoch:
+        msg += ". An iterator can be read once: pass a list, or a function from the epoch to its batches"
+    return ArgumentError(msg)
+
+
+def _pair(batch: Any, place: Place) -> Batch:
+    """Return `batch`, a pair."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    count = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    msg = (
+        f"{place} must be a pair (inputs, targets), got {type(batch).__name__}{count}; "
+        "data with one batch is [(inputs, targets)]"
+    )
+    raise DTypeError(msg)
+
+
+def _shapes(batch: Batch) -> list[list[int]]:
+    """Return the shapes of all arrays of a batch."""
+    arrays = [a for _, a in _trees.leaves({"inputs": batch[0], "targets": batch[1]}) if hasattr(a, "shape")]
+    return [[int(size) for size in a.shape] for a in arrays]

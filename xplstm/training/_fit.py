@@ -1,68 +1,32 @@
-"""`fit`: one update a batch, validation, early stopping and checkpoints."""
+"""`fit`: one update after another, validation, early stopping and checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from xplstm import _array, _values
-from xplstm._errors import ArgumentError, DTypeError, FormatError
-from xplstm._typing import Array
-from xplstm.optim import Optimizer, clip_by_global_norm
-from xplstm.training._data import Batches
-from xplstm.training._saved import Checkpoint, History, State, load_checkpoint, save_checkpoint
+from xplstm._durable import check_writable
+from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
+from xplstm.nn import Dropout
+from xplstm.optim import Optimizer
+from xplstm.optim._clip import FLOATS
+from xplstm.optim._optimizer import matches, patterns
+from xplstm.training._data import Batches, Source
+from xplstm.training._progress import bar
+from xplstm.training._run import Event, Model, Options, Run
+from xplstm.training._saved import History, load_checkpoint, save_checkpoint, tied
+from xplstm.training._signals import sigterm_interrupts
 
-_EXTRA = "it comes with pip install 'xplstm[train]'"
-_SECONDS_BETWEEN_REPORTS = 0.5
-
-
-class Model(Protocol):
-    """What `fit` needs of a model, such as `xplstm.models.CharLM`.
-
-    Attributes
-    ----------
-    params : dict of str to array
-        Can be set; `fit` sets a new dict after each update.
-
-    Notes
-    -----
-    A model may also have a method ``config()`` that returns a dict for JSON, such as its class and
-    options. `fit` keeps it in the checkpoint, as `Checkpoint.model`.
-    """
-
-    params: dict[str, Array]
-
-    def loss_vjp(
-        self, inputs: Any, targets: Any, state: Any, rng: np.random.Generator | None
-    ) -> tuple[Array, State, Callable[[], dict[str, Array]]]:
-        """Return the loss, the state to go on with, and the function that gives the gradients.
-
-        Parameters
-        ----------
-        inputs, targets : object
-            One batch, as the data gave it.
-        state : tuple of arrays or None
-            What the batch before returned; None at the beginning.
-        rng : numpy.random.Generator or None
-            What dropout draws from; None for no dropout.
-
-        Returns
-        -------
-        loss : array, shape ()
-        state : tuple of arrays or None
-            Its gradient is not asked for: here backpropagation is cut.
-        pullback : callable
-            ``pullback()`` gives a dict with the keys of `params`.
-        """
-        ...
+Callback = Callable[[Event], object]
+Path = str | os.PathLike[str]
 
 
 def fit(
@@ -70,41 +34,60 @@ def fit(
     data: Batches | Callable[[int], Batches],
     optimizer: Optimizer,
     *,
-    updates: int,
+    updates: int | None = None,
+    epochs: int | None = None,
     carry: bool = False,
     max_norm: float | None = None,
+    accumulate: int = 1,
+    frozen: str | Sequence[str] = (),
+    average: float | None = None,
+    loss_scale: Literal["auto"] | None = "auto",
     rng: int | np.random.Generator | None = None,
     validate: Callable[[], float] | None = None,
     validate_every: int = 100,
     patience: int | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
-    resume: bool = False,
+    checkpoint_seconds: float | None = None,
+    resume: bool | Literal["auto"] = False,
     extra: Mapping[str, Any] | None = None,
+    callbacks: Callback | Sequence[Callback] = (),
     progress: bool | Callable[[History], str] = True,
 ) -> History:
     """Train a model, one update a batch.
 
-    Ctrl-C leaves the model as it was after the last whole update, writes the
-    checkpoint, and raises `KeyboardInterrupt` again. A run that is resumed with
-    the same arguments gives bit for bit what it would have given uninterrupted.
+    An update is kept only if the loss, the gradients' norm, the new parameters and the optimiser's averages
+    are finite. Ctrl-C, SIGTERM and every other error leave the model as it was after the last whole update,
+    and write the checkpoint. A run that is resumed with the same arguments gives bit for bit what it would
+    have given uninterrupted.
 
     Parameters
     ----------
     model : Model
         Trained in place: its ``params`` are set.
-    data : sequence of (inputs, targets), or callable
-        One epoch; or a function from the number of the epoch, from 0, to its
-        sequence, for data in another order each time. Batches are fetched by
-        index, so that a resumed run finds its place.
+    data : sequence of (inputs, targets), iterable of them, or callable
+        One epoch; or a function from the number of the epoch, from 0, to its batches, for data in another
+        order each time. Sequences are read by index. An iterable is read in order, one batch ahead, and at a
+        resume up to the place of the run; an iterator can be read once, so that it is one epoch.
     optimizer : Optimizer
-    updates : int
-        Updates in all, those before a resume included; at least 0.
+    updates, epochs : int
+        One of the two: how many there are in all, those before a resume included; at least 0.
     carry : bool, optional
         Whether the state after a batch goes into the next one of the epoch:
-        truncated backpropagation through time. Otherwise each batch begins anew.
+        truncated backpropagation through time. Otherwise each batch begins from zeros.
     max_norm : float, optional
         Bound of the gradients' global norm (`xplstm.optim.clip_by_global_norm`).
+    accumulate : int, optional
+        Batches for each update, which gets the mean of their gradients; at least 1.
+    frozen : str or sequence of str, optional
+        Names or patterns, as in `xplstm.optim.Group`, of parameters that stay as they are.
+    average : float, optional
+        Decay, in ``[0, 1)``, of a moving average of the parameters. `validate` then sees the model with the
+        average, and `fit` leaves it with the average.
+    loss_scale : {"auto", None}, optional
+        ``"auto"`` scales the loss where a parameter is float16, so that small gradients are not lost, and
+        skips each update whose gradients overflow. It starts at 65536, is halved after an overflow, and
+        doubled after 2000 updates without one. This reads a value in each update, which waits for a device.
     rng : int or numpy.random.Generator, optional
         A seed or a generator for dropout. Without it nothing is dropped.
     validate : callable, optional
@@ -116,17 +99,22 @@ def fit(
         Stop after this many validations in a row that are no new best, and
         end with the parameters of the best validation.
     checkpoint : path, optional
-        File that is written every `checkpoint_every` updates, at the end and on
-        Ctrl-C. Its folder must exist.
+        File that is written every `checkpoint_every` updates, at the end, on Ctrl-C, on SIGTERM and after
+        any other error. Its folder must exist.
     checkpoint_every : int, optional
         At least 1.
-    resume : bool, optional
-        Go on from the file at `checkpoint`, which must exist.
+    checkpoint_seconds : float, optional
+        Also write after an update when so many seconds have passed since the last write; above 0.
+    resume : bool or "auto", optional
+        Continue from the file at `checkpoint`, which must exist; ``"auto"`` starts a new run where it does
+        not.
     extra : mapping, optional
         Kept in the checkpoint; anything that JSON can hold.
+    callbacks : callable or sequence of callables, optional
+        Each is given an `Event` after every update and after every validation.
     progress : bool or callable, optional
         Whether to show a bar, which needs the package tqdm; or a function from
-        the history to the text beside the bar.
+        the history to the text next to the bar.
 
     Returns
     -------
@@ -136,18 +124,33 @@ def fit(
     Raises
     ------
     ArgumentError
-        For a value outside its range, or arguments that do not go together.
+        For a value outside its range, arguments that do not go together, or others than those of the run
+        to resume. All may change but the learning rate, `updates`, `epochs`, `rng`'s seed and what concerns
+        files and display.
+    DTypeError
+        For an argument of another type.
     FileNotFoundError
         If there is nothing to resume from.
     FormatError
         If the file to resume from is no checkpoint of this model.
-    FloatingPointError
-        If the loss is no longer finite; the checkpoint on disk stays as it was.
+    NonFiniteError
+        If a loss, a norm, a parameter or an average is not finite; also a `FloatingPointError`. The update is
+        not kept. The model is left with the parameters of the best validation under `patience`, else with
+        the last finite ones. The checkpoint on disk stays as it was.
     ImportError
         If a package that the arguments ask for is missing.
 
+    Warns
+    -----
+    UserWarning
+        If the model has dropout and `rng` is left out.
+
     Notes
     -----
+    On a device, judging an update does not wait: a flag is computed there, and parameters and averages are
+    kept by arithmetic from the first update on that is not finite. The flag is read at each validation,
+    checkpoint and report, and at least every five seconds; the error comes then.
+
     Arrays that are computed only when they are looked at, such as Dask's, are
     no place to train: each loss that is read computes the run from its start.
 
@@ -166,26 +169,27 @@ def fit(
     >>> round(float(line.params["slope"][0, 0]), 6)
     3.0
     """
-    _values.size("updates", updates, 0)
-    _values.size("validate_every", validate_every)
-    _values.size("checkpoint_every", checkpoint_every)
     rng = _values.seed("rng", rng)
-    _check_together(validate, patience, checkpoint, resume)
-    _check_extra(extra)
-    epochs = data if callable(data) else lambda _epoch: data
-    run = _Run(model, optimizer, epochs, None if rng is None else np.random.default_rng(rng), carry, max_norm)
-    if resume and checkpoint is not None:
-        run.restore(load_checkpoint(checkpoint))
+    plan = _plan_of(locals())
+    options, settings = _options_of(model, optimizer, locals())
+    _check_arguments(model, validate, patience, checkpoint, resume, extra, rng)
+    generator = None if rng is None else np.random.default_rng(rng)
+    run = Run(model, optimizer, Source(data), generator, options, settings)
+    if checkpoint is not None and (resume is True or (resume == "auto" and os.path.exists(checkpoint))):
+        run.resume(load_checkpoint(checkpoint))
     if extra is not None:
         run.at = run.at._replace(extra=dict(extra))
     run.at = run.at._replace(model=_config_of(model))
-    plan = _Plan(updates, validate, validate_every, patience, checkpoint, checkpoint_every)
-    with _bar(progress, run.at.update, updates) as report:
+    with bar(progress, run.at.update, updates) as report, sigterm_interrupts():
         try:
             _loop(run, plan, report)
-        except KeyboardInterrupt:
+        except NonFiniteError:
             run.restore(run.at)
-            _save(run, plan)
+            if run.at.best is not None:
+                model.params = run.at.best
+            raise
+        except BaseException as error:
+            _leave(run, plan, error)
             raise
     if run.at.best is not None:
         model.params = run.at.best
@@ -193,194 +197,276 @@ def fit(
 
 
 class _Plan(NamedTuple):
-    """When `fit` stops, validates and saves."""
+    """When `fit` stops, validates, saves and reports."""
 
-    updates: int
+    updates: int | None
+    epochs: int | None
     validate: Callable[[], float] | None
     validate_every: int
     patience: int | None
-    checkpoint: str | os.PathLike[str] | None
+    checkpoint: Path | None
     checkpoint_every: int
+    checkpoint_seconds: float
+    callbacks: tuple[Callback, ...]
+
+    def is_over(self, run: Run) -> bool:
+        """Return whether the last update has been made."""
+        if self.updates is not None:
+            return run.at.update >= self.updates
+        return self.epochs is not None and run.at.epoch >= self.epochs
 
 
-class _Run:
-    """The model, the optimiser and the generator, moved together from one update to the next.
-
-    `at` always describes the last whole update and is replaced in one
-    assignment: whatever interrupts, ``restore(at)`` brings all three back to it.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        optimizer: Optimizer,
-        epochs: Callable[[int], Batches],
-        rng: np.random.Generator | None,
-        carry: bool,
-        max_norm: float | None,
-    ) -> None:
-        self.model, self.optimizer, self.rng = model, optimizer, rng
-        self._epochs, self._carry, self._max_norm = epochs, carry, max_norm
-        self._epoch, self._batches = 0, _epoch_of(epochs, 0)
-        self.at = Checkpoint(0, 0, 0, {}, {}, None, None, History(), None, {})
-        self.at = self._moved(update=0)
-
-    def advance(self) -> None:
-        """Make one update."""
-        at = self.at
-        if at.epoch != self._epoch:
-            self._epoch, self._batches = at.epoch, _epoch_of(self._epochs, at.epoch)
-        inputs, targets = self._batches[at.position]
-        loss, state, pullback = self.model.loss_vjp(inputs, targets, at.state, self.rng)
-        grads = pullback()
-        if self._max_norm is not None:
-            grads, _ = clip_by_global_norm(grads, self._max_norm)
-        self.model.params = self.optimizer.update(self.model.params, grads)
-        at.history.losses.append(loss)  # type: ignore[arg-type]  # a number once `settle` has read it
-        if at.position + 1 == len(self._batches):
-            self.at = self._moved(update=at.update + 1, epoch=at.epoch + 1, position=0, state=None)
-        else:
-            state = state if self._carry else None
-            self.at = self._moved(update=at.update + 1, position=at.position + 1, state=state)
-
-    def _moved(self, **where: Any) -> Checkpoint:
-        """`at`, elsewhere, with what the model, the optimiser and the generator hold now."""
-        return self.at._replace(
-            params=dict(self.model.params),
-            optimizer=self.optimizer.state_dict(),
-            rng=None if self.rng is None else self.rng.bit_generator.state,
-            final="params",
-            **where,
-        )
-
-    def judge(self, value: float, keep_best: bool) -> None:
-        """Note a validation of the present parameters."""
-        validations = [*self.at.history.validations, (self.at.update, value)]
-        history = History(self.at.history.losses, validations)
-        is_best = keep_best and history.best == validations[-1]
-        best = dict(self.model.params) if is_best else self.at.best
-        self.at = self.at._replace(history=history, best=best)
-
-    def settle(self) -> None:
-        """Turn the losses, which may wait for a device, into numbers, and look at them."""
-        losses = self.at.history.losses
-        del losses[self.at.update :]
-        first = len(losses)
-        while first > 0 and type(losses[first - 1]) is not float:
-            first -= 1
-        for index in range(first, len(losses)):
-            losses[index] = float(losses[index])
-            if not math.isfinite(losses[index]):
-                msg = f"the loss of update {index} is {losses[index]}; try a lower lr, or max_norm="
-                raise FloatingPointError(msg)
-
-    def restore(self, at: Checkpoint) -> None:
-        """Go back, or on, to where `at` stands."""
-        own = self.model.params
-        _check_same_parameters(own, at.params)
-        if (at.rng is None) != (self.rng is None):
-            msg = f"rng={self.rng}, but the run to resume had {'none' if at.rng is None else 'one'}"
-            raise ArgumentError(msg)
-        first = next(iter(own.values()))
-
-        def here(a: Array) -> Array:
-            return _array.asarray(a, _array.namespace(first, "params"), _array.device(first))
-
-        at = at._replace(
-            params={name: here(a) for name, a in at.params.items()},
-            optimizer={name: a if isinstance(a, int) else here(a) for name, a in at.optimizer.items()},
-            state=None if at.state is None else tuple(here(a) for a in at.state),
-            best=None if at.best is None else {name: here(a) for name, a in at.best.items()},
-        )
-        self.model.params = dict(at.params)
-        self.optimizer.load_state_dict(at.optimizer)
-        if self.rng is not None and at.rng is not None:
-            self.rng.bit_generator.state = at.rng
-        self.at = at
+SECONDS_UNSETTLED = 5.0
 
 
-def _loop(run: _Run, plan: _Plan, report: Callable[[_Run], None]) -> None:
+def _loop(run: Run, plan: _Plan, report: Callable[[Run], None]) -> None:
     """Update, validate and save until the plan says stop."""
+    saved = settled = time.monotonic()
     while True:
         _validate_if_due(run, plan)
-        if run.at.update >= plan.updates or _out_of_patience(run.at.history, plan.patience):
+        if plan.is_over(run) or _is_out_of_patience(run.at.history, plan.patience):
             break
         run.advance()
         report(run)
-        if run.at.update % plan.checkpoint_every == 0:
+        _call_back(run, plan, None)
+        now = time.monotonic()
+        if run.at.update % plan.checkpoint_every == 0 or now - saved >= plan.checkpoint_seconds:
             _save(run, plan)
-    run.at = run.at._replace(final="params" if run.at.best is None else "best")
+            saved = settled = now
+        elif now - settled >= SECONDS_UNSETTLED:
+            run.settle()
+            settled = now
+    run.settle()
+    best = run.at.best if plan.patience is not None else run.average()
+    run.at = run.at._replace(best=best, final="params" if best is None else "best")
     _save(run, plan)
 
 
-def _validate_if_due(run: _Run, plan: _Plan) -> None:
+def _leave(run: Run, plan: _Plan, error: BaseException) -> None:
+    """Bring the model to the last whole update and write that; `error` is raised afterwards."""
+    try:
+        run.settle()
+        run.restore(run.at)
+        _save(run, plan)
+    except NonFiniteError as ruined:
+        run.restore(run.at)
+        error.add_note(f"the checkpoint was not written: {ruined}")
+    except OSError as failed:
+        error.add_note(f"the checkpoint was not written: {failed}")
+
+
+def _validate_if_due(run: Run, plan: _Plan) -> None:
     """Validate, unless that was done at this update before the run was interrupted."""
     if plan.validate is None:
         return
     done = run.at.history.validations
-    due = run.at.update % plan.validate_every == 0 or run.at.update >= plan.updates
+    due = run.at.update % plan.validate_every == 0 or plan.is_over(run)
     if due and not (done and done[-1][0] == run.at.update):
-        run.judge(float(plan.validate()), keep_best=plan.patience is not None)
+        value = run.validate(plan.validate, keep_best=plan.patience is not None)
+        _call_back(run, plan, value)
 
 
-def _out_of_patience(history: History, patience: int | None) -> bool:
-    """Whether the last `patience` validations brought no new best."""
+def _call_back(run: Run, plan: _Plan, validation: float | None) -> None:
+    """Tell every callback what happened."""
+    if plan.callbacks:
+        losses = run.at.history.losses
+        loss = losses[run.at.update - 1] if run.at.update else math.nan
+        event = Event(run.at.update, run.at.epoch, loss, run.lr, run.norm, validation)
+        for callback in plan.callbacks:
+            callback(event)
+
+
+def _is_out_of_patience(history: History, patience: int | None) -> bool:
+    """Return whether the last `patience` validations brought no new best."""
     if patience is None or not history.validations:
         return False
     return len(history.validations) - 1 - history.validations.index(history.best) >= patience
 
 
-def _save(run: _Run, plan: _Plan) -> None:
+def _save(run: Run, plan: _Plan) -> None:
     """Write the checkpoint, if one is asked for."""
     run.settle()
     if plan.checkpoint is not None:
         save_checkpoint(plan.checkpoint, run.at)
 
 
-def _epoch_of(epochs: Callable[[int], Batches], epoch: int) -> Batches:
-    """Batches of an epoch, of which there must be some."""
-    batches = epochs(epoch)
-    if len(batches) == 0:
-        msg = f"data has no batches in epoch {epoch}; at least 1 is needed"
+# What is checked before any work.
+
+
+def _plan_of(given: Mapping[str, Any]) -> _Plan:
+    """Return the plan that the arguments of `fit` ask for."""
+    if (given["updates"] is None) == (given["epochs"] is None):
+        msg = f"updates={given['updates']} and epochs={given['epochs']}: one of the two is needed"
         raise ArgumentError(msg)
-    return batches
+    ends = {n: None if given[n] is None else _values.size(n, given[n], 0) for n in ("updates", "epochs")}
+    seconds, callbacks = given["checkpoint_seconds"], given["callbacks"]
+    callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    if not all(callable(callback) for callback in callbacks):
+        msg = f"callbacks={given['callbacks']!r} must be a function of an Event, or a sequence of them"
+        raise DTypeError(msg)
+    if given["patience"] is not None:
+        _values.size("patience", given["patience"])
+    return _Plan(
+        updates=ends["updates"],
+        epochs=ends["epochs"],
+        validate_every=_values.size("validate_every", given["validate_every"]),
+        checkpoint_every=_values.size("checkpoint_every", given["checkpoint_every"]),
+        validate=given["validate"],
+        patience=given["patience"],
+        checkpoint=given["checkpoint"],
+        checkpoint_seconds=math.inf if seconds is None else _values.positive("checkpoint_seconds", seconds),
+        callbacks=callbacks,
+    )
 
 
-@contextlib.contextmanager
-def _bar(
-    progress: bool | Callable[[History], str], done: int, updates: int
-) -> Iterator[Callable[[_Run], None]]:
-    """Give the function that moves the bar; its text is renewed seldom, as to read a loss may be to wait."""
-    if not progress:
-        yield lambda _run: None
-        return
-    text = progress if callable(progress) else _latest
+def _options_of(
+    model: Model, optimizer: Optimizer, given: Mapping[str, Any]
+) -> tuple[Options, dict[str, Any]]:
+    """Return how updates are made, and what of the arguments a resumed run must share."""
+    _check_model(model)
+    _check_optimizer(optimizer, model)
+    params = model.params
+    chosen = patterns("frozen", given["frozen"])
+    frozen = _frozen(params, chosen)
+    max_norm, average, scale = given["max_norm"], given["average"], given["loss_scale"]
+    if max_norm is not None and not _values.number("max_norm", max_norm) > 0:
+        msg = f"max_norm={max_norm} must be greater than 0"
+        raise ArgumentError(msg)
+    if scale not in ("auto", None):
+        msg = f"loss_scale={scale!r} must be 'auto' or None"
+        raise ArgumentError(msg)
+    halves = [n for n, a in params.items() if _array.dtype_name(a.dtype) == "float16" and n not in frozen]
+    options = Options(
+        carry=_values.flag("carry", given["carry"]),
+        max_norm=None if max_norm is None else float(max_norm),
+        accumulate=_values.size("accumulate", given["accumulate"]),
+        frozen=frozen,
+        average=None if average is None else _values.probability("average", average),
+        scale=scale == "auto" and bool(halves),
+        measure=bool(given["callbacks"]),
+        epochs=given["epochs"],
+    )
+    shared = ("carry", "max_norm", "accumulate", "average", "scale")
+    settings = {name: getattr(options, name) for name in shared} | {"frozen": list(frozen)}
+    settings |= {"validate": given["validate"] is not None, "patience": given["patience"]}
+    if given["validate"] is not None:
+        settings["validate_every"] = given["validate_every"]
+    return options, json.loads(json.dumps(settings | {"optimizer": optimizer.settings()}))
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model, and say what to do."""
+    if isinstance(model, type):
+        msg = f"model={model.__name__} is a class; pass an instance of it"
+        raise DTypeError(msg)
+    if not (
+        callable(getattr(model, "loss_vjp", None)) and isinstance(getattr(model, "params", None), Mapping)
+    ):
+        msg = (
+            f"model={type(model).__name__} must have params, a dict of arrays, and loss_vjp; the models of "
+            "xplstm.models have both, and xplstm.training.Model says what a layer of your own needs around it"
+        )
+        raise DTypeError(msg)
+    if not model.params:
+        msg = "model.params is empty; it must hold at least one array"
+        raise ArgumentError(msg)
+    for name, a in model.params.items():
+        _array.namespace(a, f"params[{name!r}]")
+        if _array.dtype_name(a.dtype) not in FLOATS:
+            dtype = _array.dtype_name(a.dtype)
+            msg = f"params[{name!r}] has dtype {dtype}; it must be one of {', '.join(FLOATS)}"
+            raise DTypeError(msg)
+
+
+def _check_optimizer(optimizer: Any, model: Model) -> None:
+    """Refuse what is no optimiser of this library, and groups that match no parameter."""
+    if isinstance(optimizer, type):
+        msg = f"optimizer={optimizer.__name__} is a class; pass an instance, such as Adam(1e-3)"
+        raise DTypeError(msg)
+    if not isinstance(optimizer, Optimizer):
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        msg = f"optimizer is a {kind}; one of xplstm.optim was expected"
+        raise DTypeError(msg)
+    for group in optimizer.groups:
+        if not any(matches(name, group.names) for name in model.params):
+            msg = f"{group} matches no parameter; the model has {sorted(model.params)}"
+            raise ArgumentError(msg)
+
+
+def _frozen(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the frozen parameters."""
+    for pattern in chosen:
+        if not any(matches(name, (pattern,)) for name in params):
+            msg = f"frozen={pattern!r} matches no parameter; the model has {sorted(params)}"
+            raise ArgumentError(msg)
+    frozen = tuple(sorted(name for name in params if matches(name, chosen)))
+    if len(frozen) == len(params):
+        msg = f"frozen={list(chosen)} leaves no parameter to train"
+        raise ArgumentError(msg)
+    for names in tied(params):
+        if 0 < len({*names} & {*frozen}) < len(names):
+            msg = f"frozen has some of {names}, which share one array; freeze all of them or none"
+            raise ArgumentError(msg)
+    return frozen
+
+
+def _check_arguments(
+    model: Model,
+    validate: object,
+    patience: int | None,
+    checkpoint: Path | None,
+    resume: bool | str,
+    extra: Mapping[str, Any] | None,
+    rng: object,
+) -> None:
+    """Refuse arguments that need others, files that could not be written, and warn of what has no effect."""
+    if patience is not None and validate is None:
+        msg = f"patience={patience} needs validate="
+        raise ArgumentError(msg)
+    if validate is not None and not callable(validate):
+        msg = f"validate={validate!r} must be a function without arguments that gives a number"
+        raise DTypeError(msg)
+    if resume != "auto" and not isinstance(resume, bool):
+        msg = f"resume={resume!r} must be True, False or 'auto'"
+        raise ArgumentError(msg)
+    _check_extra(extra)
+    if checkpoint is not None:
+        _check_path(checkpoint)
+    elif resume:
+        msg = f"resume={resume!r} needs checkpoint="
+        raise ArgumentError(msg)
+    if rng is None and _has_dropout(model):
+        msg = f"{type(model).__name__} has dropout, and fit without rng= drops nothing; pass a seed as rng="
+        warnings.warn(msg, UserWarning, stacklevel=3)
+
+
+def _check_path(checkpoint: Path) -> None:
+    """Refuse a file that could not be written, before any training."""
+    path = os.fspath(checkpoint)
+    if not isinstance(path, str):
+        msg = f"checkpoint={checkpoint!r} must be a str or a path of str"
+        raise DTypeError(msg)
+    if os.path.isdir(path):
+        msg = f"checkpoint={path!r} is a folder; it must be a file in one"
+        raise ArgumentError(msg)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        msg = f"checkpoint={path!r} is in no folder: make {folder!r} first"
+        raise ArgumentError(msg)
     try:
-        from tqdm import tqdm
-    except ImportError as error:
-        msg = f"a progress bar needs the package tqdm: {_EXTRA}; or pass progress=False"
-        raise ImportError(msg) from error
-    # In a log file each repainted bar is a line of its own.
-    pause = _SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * _SECONDS_BETWEEN_REPORTS
-    told = -math.inf
-    with tqdm(initial=done, total=updates, unit="update", mininterval=pause, dynamic_ncols=True) as bar:
-
-        def report(run: _Run) -> None:
-            nonlocal told
-            bar.update()
-            if time.monotonic() - told >= pause or run.at.update == updates:
-                run.settle()
-                bar.set_postfix_str(text(run.at.history), refresh=False)
-                told = time.monotonic()
-
-        yield report
+        check_writable(path)
+    except (OSError, ValueError) as error:
+        msg = f"checkpoint={path!r} cannot be written: {error}"
+        raise ArgumentError(msg) from error
 
 
-def _latest(history: History) -> str:
-    """Text beside the bar: the mean of the last losses, and the last validation."""
-    recent = history.losses[-20:]
-    text = f"loss {sum(recent) / len(recent):.4f}"
-    return f"{text}, validation {history.validations[-1][1]:.4f}" if history.validations else text
+def _has_dropout(model: Model) -> bool:
+    """Return whether a layer of the model drops something."""
+    layers = [model, *getattr(model, "__dict__", {}).values()]
+    stacks = [getattr(layer, "_stack", None) for layer in layers]
+    of_stacks = ("dropout", "input_dropout", "weight_dropout")
+    chances = [getattr(stack, name, 0) for stack in stacks for name in of_stacks]
+    return any(chances) or any(isinstance(layer, Dropout) and layer.p for layer in layers)
 
 
 def _config_of(model: Model) -> dict[str, Any] | None:
@@ -407,42 +493,3 @@ def _check_extra(extra: Mapping[str, Any] | None) -> None:
     except TypeError as error:
         msg = f"extra={extra!r} must be what JSON can hold: {error}"
         raise ArgumentError(msg) from error
-
-
-def _check_together(
-    validate: object, patience: int | None, checkpoint: str | os.PathLike[str] | None, resume: bool
-) -> None:
-    """Refuse arguments that need others, before any work."""
-    if patience is not None:
-        _values.size("patience", patience)
-        if validate is None:
-            msg = f"patience={patience} needs validate="
-            raise ArgumentError(msg)
-    if checkpoint is None:
-        if resume:
-            msg = "resume=True needs checkpoint="
-            raise ArgumentError(msg)
-        return
-    folder = os.path.dirname(os.path.abspath(checkpoint))
-    if os.path.isdir(checkpoint):
-        msg = f"checkpoint={os.fspath(checkpoint)!r} is a folder; it must be a file in one"
-        raise ArgumentError(msg)
-    if not os.path.isdir(folder):
-        msg = f"checkpoint={os.fspath(checkpoint)!r} lies in no folder: make {folder!r} first"
-        raise ArgumentError(msg)
-
-
-def _check_same_parameters(own: Mapping[str, Array], given: Mapping[str, Array]) -> None:
-    """Refuse the checkpoint of another model."""
-
-    def shown(params: Mapping[str, Array]) -> dict[str, str]:
-        return {name: f"{_array.dtype_name(a.dtype)}{tuple(a.shape)}" for name, a in params.items()}
-
-    ours, theirs = shown(own), shown(given)
-    if ours != theirs:
-        differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-        lines = [
-            f"{name}: the model has {ours.get(name)}, the checkpoint {theirs.get(name)}" for name in differing
-        ]
-        msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
-        raise FormatError(msg)

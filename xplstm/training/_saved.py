@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
@@ -148,7 +147,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
             raise DTypeError(msg)
     rest = {
         "format": FORMAT,
-        **{name: _count(name, getattr(checkpoint, name)) for name in ("update", "epoch", "position")},
+        **{
+            name: _values.size(name, getattr(checkpoint, name), 0) for name in ("update", "epoch", "position")
+        },
         "optimizer": {name: v for name, v in checkpoint.optimizer.items() if isinstance(v, int)},
         "rng": checkpoint.rng,
         "extra": checkpoint.extra,
@@ -194,12 +195,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         # A copy: views of the mapped file would keep it open.
         groups.setdefault(group, {})[_unescaped(key)] = np.array(tensor.array())
     _check_groups(where, groups)
-    params = _tie(where, groups["params"], rest["tied"])
+    for group in ("params", "best", "average"):
+        _tie(where, group, groups.get(group, {}), rest["tied"])
     return Checkpoint(
         rest["update"],
         rest["epoch"],
         rest["position"],
-        params,
+        groups["params"],
         {**rest["optimizer"], **groups.get("optimizer", {})},
         _state(where, groups.get("state")),
         rest["rng"],
@@ -214,11 +216,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def tied(params: Mapping[str, Array]) -> list[list[str]]:
-    """Groups of names that share one array object."""
+    """Return the groups of names that share one array object, all in order."""
     by_object: dict[int, list[str]] = {}
     for name, a in params.items():
         by_object.setdefault(id(a), []).append(name)
-    return [names for names in by_object.values() if len(names) > 1]
+    return sorted(sorted(names) for names in by_object.values() if len(names) > 1)
 
 
 def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
@@ -250,17 +252,6 @@ def _unescaped(key: str) -> str:
     """Undo `_escaped`."""
     key = "" if key == "%00" else key
     return key.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
-
-
-def _count(name: str, value: Any) -> int:
-    """Return `value` as an int of at least 0."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        msg = f"{name}={value!r} must be an integer"
-        raise DTypeError(msg)
-    if operator.index(value) < 0:
-        msg = f"{name}={value} must be at least 0"
-        raise ArgumentError(msg)
-    return operator.index(value)
 
 
 def _as_json(value: Any) -> str:
@@ -341,15 +332,14 @@ def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None
         raise FormatError(msg)
 
 
-def _tie(where: str, params: dict[str, Any], ties: list[Any]) -> dict[str, Array]:
+def _tie(where: str, group: str, arrays: dict[str, Any], ties: list[Any]) -> None:
     """Give names that shared one array one array again."""
-    for names in ties:
-        known = isinstance(names, list) and all(isinstance(n, str) and n in params for n in names)
-        if not known or any(params[n].tobytes() != params[names[0]].tobytes() for n in names):
-            msg = f"{where} says that {_short(names)} share one array, and holds no such tensors"
+    for names in ties if arrays else ():
+        known = isinstance(names, list) and names and all(isinstance(n, str) and n in arrays for n in names)
+        if not known or any(arrays[n].tobytes() != arrays[names[0]].tobytes() for n in names):
+            msg = f"{where} says that {_short(names)} share one array, and holds no such {group}.*"
             raise FormatError(msg)
-        params.update(dict.fromkeys(names, params[names[0]]))
-    return params
+        arrays.update(dict.fromkeys(names, arrays[names[0]]))
 
 
 def _state(where: str, arrays: Mapping[str, Array] | None) -> State:

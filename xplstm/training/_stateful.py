@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from xplstm import _state, _values
-from xplstm._errors import ArgumentError, DTypeError
+import numpy as np
+
+from xplstm import _array, _state, _values
+from xplstm._errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
+from xplstm.training import _judge
 
 
 class Recurrent(Protocol):
@@ -50,6 +53,8 @@ class StatefulTrainer:
     ------
     ArgumentError
         If `max_norm` is not above 0.
+    DTypeError
+        If `lstm` is no such layer, or `optimizer` no optimiser of `xplstm.optim`.
 
     Examples
     --------
@@ -72,8 +77,14 @@ class StatefulTrainer:
         if not (hasattr(lstm, "vjp") and hasattr(lstm, "params")):
             msg = f"lstm={lstm!r} must have params and vjp, as an LSTM has"
             raise DTypeError(msg)
+        if not isinstance(optimizer, Optimizer):
+            msg = f"optimizer={optimizer!r} must be an optimiser of xplstm.optim, such as Adam(1e-3)"
+            raise DTypeError(msg)
+        if max_norm is not None and not _values.number("max_norm", max_norm) > 0:
+            msg = f"max_norm={max_norm} must be above 0"
+            raise ArgumentError(msg)
         self.lstm, self.optimizer = lstm, optimizer
-        self.max_norm = None if max_norm is None else _values.positive("max_norm", max_norm)
+        self.max_norm = None if max_norm is None else float(max_norm)
         self.state: Any = None
         self.grads: dict[str, Array] | None = None
         self._pullbacks: list[Callable[..., Any]] = []
@@ -93,7 +104,14 @@ class StatefulTrainer:
         array
             The layer's y.
         """
-        y, self.state, pullback = self.lstm.vjp(x, self.state, **options)
+        try:
+            y, state, pullback = self.lstm.vjp(x, self.state, **options)
+        except ShapeError as error:
+            if self.state is None or not any(name in str(error) for name in ("h_0", "c_0", "state")):
+                raise
+            msg = f"x does not fit the state of the last forward: {error}; reset_state() starts from zeros"
+            raise ShapeError(msg) from error
+        self.state = state
         self._pullbacks.append(pullback)
         return y
 
@@ -128,11 +146,13 @@ class StatefulTrainer:
             msg = f"dy has {len(dys)} gradients, expected {count}: one for each forward"
             raise ArgumentError(msg)
         dxs: list[Array] = []
+        total = self.grads
         for pullback, dy_t in zip(reversed(self._pullbacks), reversed(dys), strict=True):
             dx, dstate_n, dparams = pullback(dy_t, dstate_n)
             dxs.insert(0, dx)
-            self._add(dparams)
-        self._pullbacks = []
+            total = dparams if total is None else {name: a + dparams[name] for name, a in total.items()}
+        # Only now, so that a call that is refused half-way adds nothing.
+        self.grads, self._pullbacks = total, []
         return dxs
 
     def update(self) -> None:
@@ -141,8 +161,11 @@ class StatefulTrainer:
         Raises
         ------
         ArgumentError
-            If there was no `backward`, or a `forward` waits for its `backward`: its way back
-            belongs to the parameters that there are.
+            If there was no `backward`, or a `forward` waits for its `backward`, which belongs to the
+            present parameters.
+        NonFiniteError
+            If a parameter would be infinite or NaN; looked at only where that waits for no device. Nothing
+            changes then.
         """
         if self.grads is None:
             msg = "update needs a backward since the last update"
@@ -154,7 +177,15 @@ class StatefulTrainer:
         grads = self.grads
         if self.max_norm is not None:
             grads, _ = clip_by_global_norm(grads, self.max_norm)
-        self.lstm.params = self.optimizer.update(self.lstm.params, grads)
+        before = self.optimizer.state_dict()
+        with np.errstate(all="ignore"):  # what they would warn of is judged below
+            new = self.optimizer.update(self.lstm.params, grads)
+        if not any(map(_array.is_lazy, new.values())) and not _judge.are_finite(new.values()):
+            self.optimizer.load_state_dict(before)
+            bad = _judge.first_not_finite(self.grads) or _judge.first_not_finite(new)
+            msg = f"update would make parameters infinite or NaN, first by {bad!r}; nothing was changed"
+            raise NonFiniteError(msg)
+        self.lstm.params = new
         self.grads = None
 
     def reset_state(self, rows: Any = None) -> None:
@@ -172,9 +203,3 @@ class StatefulTrainer:
             self.state = LSTMState(*self.state).reset(rows)
         elif self.state is not None:
             self.state = _state.reset_entries("state", self.state, rows, None, self.state.ndim - 2)
-
-    def _add(self, dparams: dict[str, Array]) -> None:
-        if self.grads is None:
-            self.grads = dparams
-        else:
-            self.grads = {name: a + dparams[name] for name, a in self.grads.items()}

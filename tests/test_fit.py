@@ -1,0 +1,695 @@
+"""`fit` under attack: numbers that are not finite, signals, resumed runs that do not fit, odd arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import xplstm
+from xplstm import _array, optim, training
+from xplstm.io.files import safetensors
+from xplstm.models import CharLM, Forecaster
+from xplstm.training import History, StatefulTrainer, _fit
+
+
+class Line:
+    """Two weights; a batch says what is wrong with its loss, gradient or parameters."""
+
+    def __init__(self, xp=np, dtype="float64"):
+        self.xp = xp
+        self.params = {name: _array.asarray(np.ones(2), xp, dtype=dtype) for name in ("w", "b")}
+
+    def loss_vjp(self, fault, *_):
+        w = self.params["w"]
+        loss = self.xp.sum(w * w)
+        loss = loss * math.nan if fault == "loss" else loss
+
+        def pullback(factor=1.0):
+            bad = {"nan": math.nan, "inf": math.inf, "huge": 1e300}.get(fault, 1.0)
+            return {"w": w * (factor * bad), "b": self.xp.ones_like(w) * factor}
+
+        return loss, None, pullback
+
+
+def fit(model, data, optimizer=None, **options):
+    settings = {"progress": False} | options
+    return training.fit(model, data, optim.SGD(0.1) if optimizer is None else optimizer, **settings)
+
+
+def batches(faults):
+    return [(fault, None) for fault in faults]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.safetensors"
+
+
+def host(params):
+    return {name: _array.to_numpy(a) for name, a in params.items()}
+
+
+# What is not finite.
+
+
+class Reads:
+    """Torch's arrays as those of a device: lazy, and each look at a value is counted."""
+
+    def __init__(self, monkeypatch, torch):
+        self.count = 0
+        is_lazy = _array.is_lazy
+        monkeypatch.setattr(_array, "is_lazy", lambda a: isinstance(a, torch.Tensor) or is_lazy(a))
+        for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+            monkeypatch.setattr(torch.Tensor, name, self.counted(getattr(torch.Tensor, name)))
+
+    def counted(self, look):
+        def call(tensor, *args):
+            self.count += 1
+            return look(tensor, *args)
+
+        return call
+
+
+@pytest.fixture(params=["numpy", "deferred"])
+def place(request, monkeypatch):
+    if request.param == "numpy":
+        return np, None
+    torch = pytest.importorskip("torch")
+    return _array.named_namespace("torch"), Reads(monkeypatch, torch)
+
+
+@pytest.mark.parametrize("optimizer", [lambda: optim.SGD(0.1, momentum=0.5), lambda: optim.Adam(0.1)])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+@pytest.mark.parametrize("fault", ["loss", "nan", "inf"])
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_the_last_finite_parameters_are_restored(place, path, at, fault, max_norm, optimizer):
+    xp, _ = place
+    faults = [None] * 5
+    expected = Line(xp)
+    ours = optimizer()
+    fit(expected, batches(faults), ours, updates=at, max_norm=max_norm)
+    faults[at] = fault
+    model, again = Line(xp), optimizer()
+    with pytest.raises(xplstm.NonFiniteError, match=f"update {at} .*batch {at} of epoch 0"):
+        fit(model, batches(faults), again, updates=5, max_norm=max_norm, checkpoint=path)
+    for name, a in host(expected.params).items():
+        np.testing.assert_array_equal(host(model.params)[name], a)
+    assert again.step == ours.step
+    for name, a in ours.state_dict().items():
+        np.testing.assert_array_equal(_array.to_numpy(np.asarray(again.state_dict()[name])), np.asarray(a))
+    assert not path.exists()
+
+
+def test_averages_that_overflow_are_not_kept(place):
+    model = Line(place[0])
+    with pytest.raises(xplstm.NonFiniteError, match="update 1"):
+        fit(model, batches([None, "huge", None]), optim.Adam(0.1), updates=3)
+    assert all(np.isfinite(a).all() for a in host(model.params).values())
+
+
+def test_the_checkpoint_before_stays(place, path):
+    model = Line(place[0])
+    faults = batches([None, None, None, "nan", None])
+    with pytest.raises(xplstm.NonFiniteError, match="update 3"):
+        fit(model, faults, updates=5, checkpoint=path, checkpoint_every=2)
+    assert training.load_checkpoint(path).update == 2
+
+
+def test_the_best_parameters_are_restored_where_there_are_some(place):
+    model, values = Line(place[0]), iter([5.0, 1.0, 2.0, 3.0])
+    with pytest.raises(FloatingPointError, match="best validation"):
+        fit(
+            model,
+            batches([None, None, None, "nan"]),
+            updates=4,
+            validate=lambda: next(values),
+            validate_every=1,
+            patience=9,
+        )
+    np.testing.assert_allclose(host(model.params)["b"], 0.9)
+
+
+def test_no_update_waits_for_a_device(monkeypatch):
+    torch = pytest.importorskip("torch")
+    model, reads = Line(_array.named_namespace("torch")), Reads(monkeypatch, torch)
+    seen = []
+    model.loss_vjp = lambda *args, work=model.loss_vjp: (seen.append(reads.count), work(*args))[1]
+    fit(model, batches([None]), optim.Adam(0.1), updates=30, max_norm=1.0)
+    assert set(seen) == {0}
+    assert reads.count > 0
+
+
+def test_ctrl_c_while_the_loss_is_nan_stays_ctrl_c(place, path):
+    model = Line(place[0])
+    work, calls = model.loss_vjp, []
+
+    def interrupted(fault, *args):
+        calls.append(fault)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return work(fault, *args)
+
+    model.loss_vjp = interrupted
+    faults = [None, None, "nan" if place[1] else None, None]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(model, batches(faults), updates=4, checkpoint=path)
+    assert path.exists() == (place[1] is None)
+    assert bool(getattr(caught.value, "__notes__", [])) == (place[1] is not None)
+    assert all(np.isfinite(a).all() for a in host(model.params).values())
+
+
+def test_clipping_by_infinity_trains_as_without():
+    ours, plain = Line(), Line()
+    fit(ours, batches([None]), updates=5, max_norm=math.inf)
+    fit(plain, batches([None]), updates=5)
+    np.testing.assert_array_equal(ours.params["w"], plain.params["w"])
+
+
+# Half precision.
+
+
+class Small(Line):
+    """The gradient of one weight is below what float16 can hold."""
+
+    def loss_vjp(self, fault, *_):
+        w = self.params["w"]
+
+        def pullback(factor=1.0):
+            if fault == "overflow" and factor > 2.0**14:
+                return {"w": w * math.inf, "b": w}
+            return {name: (1e-8 * factor * np.ones(2)).astype(w.dtype) for name in ("w", "b")}
+
+        return np.asarray(1.0, w.dtype), None, pullback
+
+
+def test_small_gradients_of_float16_are_not_lost():
+    narrow, wide = Small(dtype="float16"), Small(dtype="float32")
+    fit(narrow, batches([None]), optim.SGD(1e5), updates=8)
+    fit(wide, batches([None]), optim.SGD(1e5), updates=8)
+    np.testing.assert_allclose(narrow.params["w"], wide.params["w"], rtol=1e-3)
+    unscaled = Small(dtype="float16")
+    fit(unscaled, batches([None]), optim.SGD(1e5), updates=8, loss_scale=None)
+    assert abs(float(unscaled.params["w"][0]) - float(wide.params["w"][0])) > 1e-3
+
+
+def test_an_update_that_overflows_is_skipped_and_the_scale_is_resumed(path):
+    model, adam = Small(dtype="float16"), optim.Adam(0.1)
+    history = fit(model, batches(["overflow"]), adam, updates=5, checkpoint=path)
+    assert (adam.step, len(history.losses)) == (3, 5)
+    assert training.load_checkpoint(path).settings["scale"] == [2.0**14, 3]
+    again = Small(dtype="float16")
+    fit(again, batches(["overflow"]), optim.Adam(0.1), updates=7, checkpoint=path, resume=True)
+    assert training.load_checkpoint(path).settings["scale"] == [2.0**14, 5]
+
+
+def test_gradients_that_no_scale_mends_stop_the_run():
+    model = Small(dtype="float16")
+    model.loss_vjp = lambda *_: (np.asarray(1.0), None, lambda _: {n: np.full(2, np.nan) for n in "wb"})
+    with pytest.raises(xplstm.NonFiniteError, match="without a loss scale"):
+        fit(model, batches([None]), updates=50)
+
+
+def test_a_pullback_that_takes_no_factor_is_named():
+    model = Line(dtype="float16")
+    model.loss_vjp = lambda *_: (np.asarray(1.0), None, lambda: {n: np.ones(2, "float16") for n in "wb"})
+    with pytest.raises(xplstm.ArgumentError, match=r"pullback\(factor=1.0\)"):
+        fit(model, batches([None]), updates=1)
+    fit(model, batches([None]), updates=1, loss_scale=None)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_model_in_half_precision_learns_as_in_float32(dtype):
+    pytest.importorskip("ml_dtypes")
+
+    def losses(dtype):
+        model = CharLM("abcd", 8, 1, dtype=dtype, rng=0)
+        data = training.Streams(model.encode("abcdabcaabcd" * 4), 2, 6)
+        return fit(model, data, optim.Adam(1e-3), updates=60).losses
+
+    np.testing.assert_allclose(losses(dtype)[-4:], losses("float32")[-4:], rtol=0.02)
+
+
+# Accumulation, averages, frozen and tied parameters.
+
+
+def test_accumulated_batches_are_one_large_batch():
+    rng = np.random.default_rng(0)
+    series = rng.normal(size=(6, 8, 2))
+
+    def trained(data, **options):
+        model = Forecaster(2, 3, 1, dtype="float64", rng=1)
+        history = fit(model, data, optim.Adam(0.1), **options)
+        return model.params, history.losses
+
+    halves = [(series[:-1, rows], series[1:, rows]) for rows in (slice(0, 4), slice(4, 8))]
+    one, one_losses = trained([(series[:-1], series[1:])], updates=3)
+    two, two_losses = trained(halves, updates=3, accumulate=2)
+    np.testing.assert_allclose(two_losses, one_losses, rtol=1e-12)
+    for name, a in one.items():
+        np.testing.assert_allclose(two[name], a, rtol=0, atol=1e-12)
+
+
+def test_accumulation_takes_the_next_batches_and_ends_with_the_last_epoch():
+    model, seen = Line(), []
+    model.loss_vjp = lambda fault, *args, work=model.loss_vjp: (seen.append(fault), work(fault, *args))[1]
+    history = fit(model, batches("abc"), epochs=3, accumulate=2)
+    assert "".join(seen) == "abcabcabc"
+    assert len(history.losses) == 5
+
+
+def test_the_average_is_validated_returned_and_resumed(path):
+    def run(updates, resume=False):
+        model, seen = Line(), []
+        options = {"average": 0.5, "validate_every": 1, "checkpoint": path, "resume": resume}
+        validate = lambda: seen.append(model.params["b"][0]) or 1.0  # noqa: E731
+        fit(model, batches([None]), updates=updates, validate=validate, **options)
+        return model, seen
+
+    model, seen = run(4)
+    b, average, expected = 1.0, 1.0, [1.0]
+    for _ in range(4):
+        b -= 0.1
+        average = 0.5 * average + 0.5 * b
+        expected.append(average)
+    np.testing.assert_allclose(seen, expected)
+    assert model.params["b"][0] == pytest.approx(average)
+    loaded = training.load_checkpoint(path)
+    assert loaded.final == "best"
+    assert loaded.best["b"][0] == pytest.approx(average)
+    assert loaded.params["b"][0] == pytest.approx(b)
+    path.unlink()
+    run(2)
+    resumed, _ = run(4, resume=True)
+    np.testing.assert_array_equal(resumed.params["b"], model.params["b"])
+
+
+@pytest.mark.parametrize("frozen", ["embedding", ["embedding.*"], "embedding.weight"])
+def test_a_part_can_be_frozen(frozen):
+    model = CharLM("abcd", 4, 1, rng=0)
+    before = model.params
+    fit(model, training.Streams(model.encode("abcdabcd"), 1, 3), updates=2, frozen=frozen)
+    assert model.params["embedding.weight"] is before["embedding.weight"]
+    assert not np.array_equal(model.params["linear.weight"], before["linear.weight"])
+
+
+class Tied(Line):
+    """Two names, one array."""
+
+    def __init__(self):
+        super().__init__()
+        self.params["b"] = self.params["w"]
+
+
+def test_tied_parameters_stay_one_array_through_a_checkpoint(path):
+    model = Tied()
+    fit(model, batches([None]), optim.Adam(0.1), updates=4)
+    again = Tied()
+    fit(again, batches([None]), optim.Adam(0.1), updates=2, checkpoint=path, average=0.9)
+    again = Tied()
+    fit(again, batches([None]), optim.Adam(0.1), updates=4, checkpoint=path, average=0.9, resume=True)
+    assert again.params["b"] is again.params["w"]
+    loaded = training.load_checkpoint(path).params
+    assert loaded["b"] is loaded["w"]
+    np.testing.assert_array_equal(loaded["w"], model.params["w"])
+    with pytest.raises(xplstm.FormatError, match="shares arrays"):
+        fit(Line(), batches([None]), optim.Adam(0.1), updates=4, checkpoint=path, average=0.9, resume=True)
+    with pytest.raises(xplstm.ArgumentError, match="share one array"):
+        fit(Tied(), batches([None]), updates=1, frozen="b")
+
+
+# Stopping and resuming.
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_writes_the_checkpoint(tmp_path, name):
+    program = """
+import sys, numpy as np
+from xplstm import optim, training
+class Line:
+    params = {"w": np.ones(1)}
+    def loss_vjp(self, *_):
+        print("on", flush=True)
+        return np.asarray(1.0), None, lambda: {"w": np.ones(1)}
+training.fit(Line(), [(0, 0)], optim.SGD(0.1), updates=10**9, checkpoint=sys.argv[1], progress=False)
+"""
+    path = tmp_path / "run.safetensors"
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines == ["on\n"] * 3
+        process.send_signal(getattr(signal, name))
+        _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in error
+    assert training.load_checkpoint(path).update > 0
+
+
+def test_handlers_of_signals_are_restored_and_those_of_the_program_stay():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+    model = Line()
+    work = model.loss_vjp
+
+    def looking(*args):
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return work(*args)
+
+    model.loss_vjp = looking
+    fit(model, batches([None]), updates=1)
+    assert seen[0] not in (before, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGTERM) is before
+    own = lambda *_: None  # noqa: E731
+    signal.signal(signal.SIGTERM, own)
+    try:
+        fit(model, batches([None]), updates=1)
+        assert seen[1] is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_resume_auto_starts_or_continues(path):
+    for updates in (2, 5):
+        model = Line()
+        history = fit(model, batches([None]), updates=updates, checkpoint=path, resume="auto")
+    assert len(history.losses) == 5
+    np.testing.assert_allclose(model.params["b"], 0.5)
+
+
+def test_a_checkpoint_is_written_by_time(path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    written = []
+    monkeypatch.setattr(_fit, "save_checkpoint", lambda _, point: written.append(point.update))
+
+    def later(event):
+        now[0] += 1.0
+
+    fit(Line(), batches([None]), updates=7, checkpoint=path, checkpoint_seconds=2.5, callbacks=later)
+    assert written == [3, 6, 7]
+
+
+def test_a_failing_disk_does_not_hide_the_error(path, monkeypatch):
+    def failing(*_):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(_fit, "save_checkpoint", failing)
+    model = Line()
+    with pytest.raises(ZeroDivisionError) as caught:
+        fit(model, batches([None]), updates=3, checkpoint=path, callbacks=lambda _: 1 / 0)
+    assert "no space left" in caught.value.__notes__[0]
+
+
+CHANGES = [
+    ({"carry": True}, "carry=False; carry=True is given"),
+    ({"max_norm": 2.0}, "max_norm=1.0; max_norm=2.0 is given"),
+    ({"max_norm": None}, "max_norm=1.0; max_norm=None is given"),
+    ({"accumulate": 2}, "accumulate=1; accumulate=2"),
+    ({"frozen": "b"}, r"frozen=\[\]; frozen=\['b'\]"),
+    ({"average": 0.5}, "average=None; average=0.5"),
+    ({"patience": 5}, "patience=3; patience=5"),
+    ({"patience": None}, "patience=3; patience=None"),
+    ({"validate_every": 7}, "validate_every=1; validate_every=7"),
+    ({"validate": None, "patience": None}, "validate=True; validate=False"),
+    ({"optimizer": optim.SGD(0.1, momentum=0.5)}, "'momentum': 0.0.*'momentum': 0.5"),
+    ({"optimizer": optim.Adam(0.1)}, "'class': 'SGD'.*'class': 'Adam'"),
+    ({"data": batches([None] * 2)}, "had 3 batches in epoch 0; data has 2"),
+    ({"data": batches([None] * 6)}, "had 3 batches in epoch 0; data has 6"),
+    ({"rng": 3}, "rng=Generator"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_a_resumed_run_refuses_what_does_not_fit_by_name(path, change, message):
+    def run(**options):
+        settings = {"data": batches([None] * 3), "optimizer": optim.SGD(0.1), "max_norm": 1.0, "rng": None}
+        settings |= {"validate": lambda: 1.0, "validate_every": 1, "patience": 3, **options}
+        settings = {"optimizer": settings.pop("optimizer"), "data": settings.pop("data"), **settings}
+        fit(Line(), settings.pop("data"), settings.pop("optimizer"), checkpoint=path, **settings)
+
+    run(updates=2)
+    before = path.read_bytes()
+    with pytest.raises(xplstm.ArgumentError, match=message):
+        run(updates=4, resume=True, **change)
+    assert path.read_bytes() == before
+    run(updates=3, resume=True, optimizer=optim.SGD(0.5))
+
+
+def series(batch_size, count):
+    return [(np.ones((4, batch_size, 2), "float32"),) * 2 for _ in range(count)]
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_another_batch_size_is_refused_by_name(path, carry):
+    def run(data, updates, **options):
+        fit(Forecaster(2, 3, 1), data, updates=updates, carry=carry, checkpoint=path, **options)
+
+    run(series(4, 3), 2)
+    with pytest.raises(xplstm.ArgumentError, match=r"\[4, 4, 2\].*data has \[\[4, 3, 2\]"):
+        run(series(3, 3), 4, resume=True)
+
+
+def test_a_carried_state_of_another_batch_size_is_named():
+    with pytest.raises(xplstm.ShapeError, match="batch 1 of epoch 0 does not fit the state"):
+        fit(Forecaster(2, 3, 1), [*series(4, 1), *series(3, 1)], updates=2, carry=True)
+    trainer = StatefulTrainer(xplstm.LSTM(2, 3), optim.SGD(0.1))
+    trainer.forward(np.ones((4, 5, 2), "float32"))
+    with pytest.raises(xplstm.ShapeError, match="reset_state"):
+        trainer.forward(np.ones((4, 3, 2), "float32"))
+
+
+DAMAGED = [
+    (lambda rest: rest.update(update=10**9), "at update 1000000000 and has 2 losses"),
+    (lambda rest: rest.update(position=999), "batch 999 of epoch 0, and that epoch has 3 batches"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGED)
+def test_a_checkpoint_that_contradicts_itself_is_refused(path, change, message):
+    fit(Line(), batches([None] * 3), updates=2, checkpoint=path)
+    contents = safetensors.read(str(path))
+    tensors = {name: np.array(t.array()) for name, t in contents.tensors.items()}
+    rest = json.loads(contents.metadata["xplstm"])
+    change(rest)
+    path.write_bytes(safetensors.pack(tensors, {"xplstm": json.dumps(rest)}))
+    with pytest.raises(xplstm.FormatError, match=message):
+        fit(Line(), batches([None] * 3), updates=4, checkpoint=path, resume=True)
+
+
+# Data, models and arguments of every kind.
+
+
+def test_a_generator_is_one_epoch():
+    model = Line()
+    history = fit(model, (pair for pair in batches([None] * 3)), epochs=1)
+    assert len(history.losses) == 3
+    history = fit(model, zip([None] * 3, [0] * 3, strict=True), updates=3)
+    assert len(history.losses) == 3
+    with pytest.raises(xplstm.ArgumentError, match=r"no batches in epoch 1.*list, or a function"):
+        fit(model, iter(batches([None] * 3)), updates=4)
+
+
+def test_an_iterable_is_read_in_order_and_resumed(path):
+    class Loader:
+        def __iter__(self):
+            return iter(batches("abcd"))
+
+    def seen(data, updates, resume=False):
+        model, found = Line(), []
+        model.loss_vjp = lambda fault, *args, work=model.loss_vjp: (found.append(fault), work(fault, *args))[
+            1
+        ]
+        fit(model, data, updates=updates, checkpoint=path, resume=resume)
+        return "".join(found)
+
+    assert seen(Loader(), 6) == "abcdab"
+    assert seen(Loader(), 9, resume=True) == "cda"
+    path.unlink()
+    assert seen(lambda epoch: (pair for pair in batches("abcd"[: epoch + 1])), 4) == "aaba"
+    assert seen(lambda epoch: (pair for pair in batches("abcd"[: epoch + 1])), 6, resume=True) == "bc"
+
+
+def test_a_loader_of_torch_feeds_a_model():
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import DataLoader, TensorDataset
+
+    x = torch.randn(8, 4, 2)
+    model = Forecaster(2, 3, 1, xp="torch")
+    history = fit(model, DataLoader(TensorDataset(x, x), batch_size=4), epochs=2)
+    assert len(history.losses) == 4
+
+
+X = np.ones((2, 3))
+REFUSED = [
+    (
+        lambda: fit(Line(), (X, X), updates=1),
+        xplstm.DTypeError,
+        r"batch 0 of epoch 0 must be a pair.*\[\(inputs",
+    ),
+    (lambda: fit(Line(), [(X, X, X)], updates=1), xplstm.DTypeError, "got tuple of 3"),
+    (lambda: fit(Line(), X, updates=1), xplstm.DTypeError, "must be a pair"),
+    (lambda: fit(Line(), {"a": 1}, updates=1), xplstm.DTypeError, "data must be a sequence of pairs"),
+    (lambda: fit(Line(), 3, updates=1), xplstm.DTypeError, "data must be a sequence of pairs"),
+    (lambda: fit(Line(), [], updates=1), xplstm.ArgumentError, "no batches in epoch 0"),
+    (lambda: fit(Line(), iter([]), updates=1), xplstm.ArgumentError, "no batches in epoch 0"),
+    (lambda: fit(Line, batches([None]), updates=1), xplstm.DTypeError, "model=Line is a class"),
+    (lambda: fit(xplstm.LSTM(2, 3), batches([None]), updates=1), xplstm.DTypeError, "model=LSTM must have"),
+    (lambda: fit(None, batches([None]), updates=1), xplstm.DTypeError, "model=NoneType must have"),
+    (lambda: fit(Line(), batches([None]), optim.SGD, updates=1), xplstm.DTypeError, "SGD is a class"),
+    (lambda: fit(Line(), batches([None]), 3, updates=1), xplstm.DTypeError, r"optimizer is a builtins\.int"),
+    (lambda: fit(Line(), batches([None])), xplstm.ArgumentError, "updates=None and epochs=None"),
+    (lambda: fit(Line(), batches([None]), updates=1, epochs=1), xplstm.ArgumentError, "one of the two"),
+    (
+        lambda: fit(Line(), batches([None]), updates=1, frozen="x"),
+        xplstm.ArgumentError,
+        "frozen='x' matches no",
+    ),
+    (
+        lambda: fit(Line(), batches([None]), updates=1, frozen="*"),
+        xplstm.ArgumentError,
+        "no parameter to train",
+    ),
+    (lambda: fit(Line(), batches([None]), updates=1, accumulate=0), xplstm.ArgumentError, "accumulate=0"),
+    (lambda: fit(Line(), batches([None]), updates=1, average=1.0), xplstm.ArgumentError, "average=1.0"),
+    (lambda: fit(Line(), batches([None]), updates=1, carry="x"), xplstm.DTypeError, "carry='x'"),
+    (lambda: fit(Line(), batches([None]), updates=1, loss_scale=3), xplstm.ArgumentError, "loss_scale=3"),
+    (lambda: fit(Line(), batches([None]), updates=1, resume="yes"), xplstm.ArgumentError, "resume='yes'"),
+    (lambda: fit(Line(), batches([None]), updates=1, callbacks=[3]), xplstm.DTypeError, "callbacks="),
+    (lambda: fit(Line(), batches([None]), updates=1, validate=3), xplstm.DTypeError, "validate=3"),
+    (
+        lambda: fit(Line(), batches([None]), updates=1, checkpoint=b"run"),
+        xplstm.DTypeError,
+        "checkpoint=b'run'",
+    ),
+    (
+        lambda: fit(Line(), batches([None]), updates=1, checkpoint="x" * 300),
+        xplstm.ArgumentError,
+        "cannot be",
+    ),
+    (lambda: fit(Line(), batches([None]), updates=1, checkpoint="a\0b"), xplstm.ArgumentError, "cannot be"),
+    (
+        lambda: fit(Line(), batches([None]), optim.SGD(0.1, groups=[optim.Group("x")]), updates=1),
+        xplstm.ArgumentError,
+        "matches no parameter",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED)
+def test_what_fit_cannot_use_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_an_optimiser_of_torch_is_named():
+    torch = pytest.importorskip("torch")
+    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(xplstm.DTypeError, match=r"optimizer is a torch\.optim\.sgd\.SGD"):
+        fit(Line(), batches([None]), theirs, updates=1)
+
+
+@pytest.mark.parametrize("value", ["nan", None, True, 1j, np.ones(2), [1.0]])
+def test_a_validation_that_is_no_number_is_named(value):
+    with pytest.raises(xplstm.DTypeError, match=r"validate\(\) gave"):
+        fit(Line(), batches([None]), updates=1, validate=lambda: value)
+
+
+RETURNED = [
+    ((np.asarray(1.0), None), "must return"),
+    ((np.asarray(1.0), None, {}), "must return"),
+    ((np.ones(2), None, dict), r"loss of shape \(2,\)"),
+    ((np.asarray(1.0), np.ones(2), dict), "state of type ndarray"),
+    ((np.asarray(1.0), None, list), "pullback"),
+    ((np.asarray(1.0), None, dict), r"no gradients of \['b', 'w'\]"),
+]
+
+
+@pytest.mark.parametrize(("returned", "message"), RETURNED)
+def test_what_a_model_returns_is_checked(returned, message):
+    model = Line()
+    model.loss_vjp = lambda *_: returned
+    with pytest.raises(xplstm.XplstmError, match=message):
+        fit(model, batches([None]), updates=1, carry=True)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path):
+    tmp_path.chmod(0o500)
+    model = Line()
+    with pytest.raises(xplstm.ArgumentError, match="cannot be written"):
+        fit(model, batches([None]), updates=1, checkpoint=tmp_path / "run")
+    tmp_path.chmod(0o700)
+    assert model.params["w"][0] == 1
+
+
+def test_nothing_is_left_of_looking_whether_a_file_can_be_written(tmp_path):
+    with pytest.raises(xplstm.DTypeError):
+        fit(Line(), 3, updates=1, checkpoint=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dropout_without_a_generator_is_warned_of():
+    data = series(4, 1)
+    with pytest.warns(UserWarning, match="Forecaster has dropout, and fit without rng= drops nothing"):
+        fit(Forecaster(2, 3, 2, dropout=0.5), data, updates=1)
+    fit(Forecaster(2, 3, 2, dropout=0.5), data, updates=1, rng=0)
+
+
+def test_callbacks_see_every_update_and_validation():
+    seen = []
+    model = Line()
+    schedule = optim.warmup_cosine(0.1, 2, 4)
+    history = fit(
+        model,
+        batches([None] * 2),
+        optim.SGD(schedule),
+        updates=3,
+        validate=lambda: 2.0,
+        validate_every=2,
+        callbacks=[seen.append],
+    )
+    assert [(e.update, e.epoch, e.validation) for e in seen] == [
+        (0, 0, 2.0),
+        (1, 0, None),
+        (2, 1, None),
+        (2, 1, 2.0),
+        (3, 1, None),
+        (3, 1, 2.0),
+    ]
+    assert [float(e.loss) for e in seen if e.validation is None] == history.losses
+    assert [e.lr for e in seen if e.validation is None] == [schedule(step) for step in range(3)]
+    assert float(seen[1].norm) == 2.0
+
+
+def test_a_plateau_follows_the_validations_and_is_replayed(path):
+    def run(updates, resume=False):
+        sgd, values = optim.SGD(optim.Plateau(1.0, factor=0.5, patience=0)), iter([1.0] * 9)
+        options = {"validate": lambda: next(values), "validate_every": 1, "checkpoint": path}
+        fit(Line(), batches([None]), sgd, updates=updates, resume=resume, **options)
+        return sgd.lr
+
+    assert run(2) == 0.25
+    assert run(3, resume=True) == 0.125
+
+
+def test_a_history_is_what_it_was_before():
+    assert fit(Line(), batches([None]), epochs=0, validate=lambda: 2.5) == History([], [(0, 2.5)])
+
+
+def test_streams_count_from_the_end_and_take_any_integer():
+    streams = training.Streams(np.arange(601), np.int8(2), np.int8(100))
+    assert [a.shape for a, _ in streams] == [(100, 2)] * 3
+    np.testing.assert_array_equal(streams[-1][0], streams[2][0])
+    assert [len(a) for a, _ in streams[1:]] == [100, 100]
+    with pytest.raises(xplstm.DTypeError, match="ids must be an array"):
+        training.Streams([1, 2, 3], 1, 1)
+    with pytest.raises(xplstm.ShapeError, match=r"ids has shape \(2, 2\)"):
+        training.Streams(np.ones((2, 2)), 1, 1)

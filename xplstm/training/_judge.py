@@ -1,0 +1,60 @@
+"""Whether numbers are finite: at once where values are at hand, and as a flag on the device elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._typing import Array
+
+
+def are_finite(arrays: Iterable[Array]) -> bool:
+    """Return whether all elements of all arrays are finite; this reads values."""
+    flag: Any = True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for a in arrays:
+            if not isinstance(a, np.ndarray):
+                flag = _finite(a) & flag
+            # A finite sum needs finite elements, and is found sooner than they are looked at one by one.
+            elif not (math.isfinite(np.add.reduce(a, axis=None)) or np.isfinite(a).all()):
+                return False
+    return bool(flag)
+
+
+def first_not_finite(arrays: Mapping[str, Array]) -> str | None:
+    """Return the name of the first array that holds infinity or NaN."""
+    return next((name for name, a in arrays.items() if not are_finite([a])), None)
+
+
+def still_finite(alive: Array, arrays: Iterable[Array]) -> Array:
+    """Return `alive`, and whether all elements are finite, as an array of shape () that nothing has read."""
+    for a in arrays:
+        alive = alive & _finite(a)
+    return alive
+
+
+def kept(alive: Array, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `new` where `alive`, else `old`; arrays that `old` lacks become 0. Shared arrays stay shared."""
+    chosen: dict[tuple[int, int], Any] = {}
+    result: dict[str, Any] = {}
+    for name, value in new.items():
+        before = old.get(name)
+        if value is before or isinstance(value, int):
+            result[name] = value
+            continue
+        key = id(value), id(before)
+        if key not in chosen:
+            xp = _array.namespace(value, name)
+            chosen[key] = xp.where(alive, value, xp.zeros_like(value) if before is None else before)
+        result[name] = chosen[key]
+    return result
+
+
+def _finite(a: Array) -> Array:
+    """Return whether all elements are finite, as an array of shape ()."""
+    xp = _array.namespace(a, "a")
+    return xp.all(xp.isfinite(a))

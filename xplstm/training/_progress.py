@@ -1,0 +1,52 @@
+"""The progress bar of `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from xplstm.training._run import Run
+from xplstm.training._saved import History
+
+_EXTRA = "it comes with pip install 'xplstm[train]'"
+SECONDS_BETWEEN_REPORTS = 0.5
+
+
+@contextlib.contextmanager
+def bar(
+    progress: bool | Callable[[History], str], done: int, updates: int | None
+) -> Iterator[Callable[[Run], None]]:
+    """Give the function that moves the bar; its text is renewed seldom, as to read a loss may be to wait."""
+    if not progress:
+        yield lambda _run: None
+        return
+    text = progress if callable(progress) else _latest
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        msg = f"a progress bar needs the package tqdm: {_EXTRA}; or pass progress=False"
+        raise ImportError(msg) from error
+    # In a log file each repainted bar is a line of its own.
+    pause = SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * SECONDS_BETWEEN_REPORTS
+    told = -math.inf
+    with tqdm(initial=done, total=updates, unit="update", mininterval=pause, dynamic_ncols=True) as shown:
+
+        def report(run: Run) -> None:
+            nonlocal told
+            shown.update()
+            if time.monotonic() - told >= pause or run.at.update == updates:
+                run.settle()
+                shown.set_postfix_str(text(run.at.history), refresh=False)
+                told = time.monotonic()
+
+        yield report
+
+
+def _latest(history: History) -> str:
+    """Text beside the bar: the mean of the last losses, and the last validation."""
+    recent = history.losses[-20:]
+    text = f"loss {sum(recent) / len(recent):.4f}"
+    return f"{text}, validation {history.validations[-1][1]:.4f}" if history.validations else text

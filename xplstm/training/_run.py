@@ -1,0 +1,554 @@
+"""The model, the optimiser and the generator, moved together from one whole update to the next."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, DTypeError, FormatError, NonFiniteError, ShapeError
+from xplstm._typing import Array
+from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
+from xplstm.optim._optimizer import MASTER
+from xplstm.training import _judge
+from xplstm.training._data import Place, Source
+from xplstm.training._saved import Checkpoint, History, State, tied
+
+Grads = dict[str, Array]
+
+# Dynamic loss scaling (Micikevicius et al., "Mixed precision training", 2018, section 3.2): halve after an
+# overflow, double after so many updates without one.
+FIRST_SCALE = 2.0**16
+UPDATES_BETWEEN_DOUBLINGS = 2000
+HIGHEST_SCALE = 2.0**24
+
+
+class Model(Protocol):
+    """What `fit` needs of a model, such as `xplstm.models.CharLM`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        Can be set; `fit` sets a new dict after each update.
+
+    Notes
+    -----
+    A model may also have a method ``config()`` that returns a dict for JSON, such as its class and
+    options. `fit` keeps it in the checkpoint, as `Checkpoint.model`.
+    """
+
+    params: dict[str, Array]
+
+    def loss_vjp(
+        self, inputs: Any, targets: Any, state: Any, rng: np.random.Generator | None
+    ) -> tuple[Array, State, Callable[..., dict[str, Array]]]:
+        """Return the loss, the state to go on with, and the function that gives the gradients.
+
+        Parameters
+        ----------
+        inputs, targets : object
+            One batch, as the data gave it.
+        state : tuple of arrays or None
+            What the batch before returned; None at the beginning.
+        rng : numpy.random.Generator or None
+            What dropout draws from; None for no dropout.
+
+        Returns
+        -------
+        loss : array, shape ()
+        state : tuple of arrays or None
+            Its gradient is not asked for: here backpropagation is truncated.
+        pullback : callable
+            ``pullback()`` gives a dict with the keys of `params`. For float16 with loss scaling,
+            ``pullback(factor)`` gives the gradients of ``factor * loss``.
+        """
+        ...
+
+
+class Event(NamedTuple):
+    """What a callback of `fit` is given, after each update and each validation.
+
+    Attributes
+    ----------
+    update, epoch : int
+        Updates made, and the epoch of the next batch.
+    loss : array or float
+        Of the last update, NaN before the first. On a device ``float(event.loss)`` waits for it.
+    lr : float
+        The learning rate of the last update.
+    norm : array or float
+        Global norm of the gradients before clipping, NaN before the first update.
+    validation : float or None
+        What ``validate()`` gave, in the event after a validation; otherwise None.
+    """
+
+    update: int
+    epoch: int
+    loss: Any
+    lr: float
+    norm: Any
+    validation: float | None = None
+
+
+class Options(NamedTuple):
+    """How an update is made."""
+
+    carry: bool
+    max_norm: float | None
+    accumulate: int
+    frozen: tuple[str, ...]
+    """Names of parameters that stay as they are."""
+    average: float | None
+    scale: bool
+    """Whether the loss is scaled."""
+    measure: bool
+    """Whether somebody wants the gradients' norm."""
+    epochs: int | None
+
+
+class _Gradients(NamedTuple):
+    """What the batches of one update gave."""
+
+    loss: Any
+    grads: Grads
+    state: State
+    first: Place
+    last: Place
+    next: Place
+
+
+class Run:
+    """One run of `fit`.
+
+    `at` always describes the last whole update and is replaced in one assignment: whatever interrupts,
+    ``restore(at)`` brings model, optimiser and generator back to it.
+
+    Where values are at hand, each update is judged before it is kept. On a device that would be a wait. There
+    a flag of shape () is carried along: once it is False, no later update changes a parameter or an average,
+    and `settle` reads it together with the losses.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        source: Source,
+        rng: np.random.Generator | None,
+        options: Options,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.model, self.optimizer, self.rng, self.source = model, optimizer, rng, source
+        self.options = options
+        self.lr = self.norm = math.nan
+        self._good: Array | None = None
+        self._places: list[Place] = []
+        self._scale, self._since_doubling = FIRST_SCALE if options.scale else 1.0, 0
+        self.at = Checkpoint(0, 0, 0, {}, {}, None, None, History(), None, {}, settings=dict(settings))
+        self._settled = 0
+        data = source.describe(0)
+        self.at = self._moved(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
+        if options.average is not None:
+            self.at = self.at._replace(average=_each_once(_array.widen, self.at.params))
+
+    # One update.
+
+    def advance(self) -> None:
+        """Make one update, and keep it if its numbers are finite."""
+        with np.errstate(all="ignore"):  # what they would warn of is judged below
+            made = self._gradients()
+            deferred = self._is_deferred(made)
+            if not deferred:
+                self._judge_loss(made)
+            grads, norm = self._clipped(made.grads)
+            if self.options.scale and not self._fits_scale(made, grads):
+                self._keep(made, self.model.params, self.at.optimizer)
+                return
+            self.lr, self.norm = self.optimizer.lr, norm
+            old = self.model.params
+            new = self.optimizer.update(old, grads)
+            state = self.optimizer.state_dict()
+            if deferred:
+                new, state = self._keep_where_finite(made, norm, (new, old), state)
+            else:
+                self._judge_update(made, norm, new, state)
+            self._keep(made, new, state)
+
+    def _gradients(self) -> _Gradients:
+        """Run the batches of one update, and average their losses and gradients."""
+        at, options = self.at, self.options
+        place, state = Place(at.epoch, at.position), at.state
+        first, losses, total = place, list[Any](), dict[str, list[Array]]()
+        while len(losses) < options.accumulate and place.epoch != options.epochs:
+            (inputs, targets), is_last = self.source.batch(place)
+            self._note_data(place)
+            loss, state, pullback = self._loss_vjp(inputs, targets, state, place)
+            losses.append(loss)
+            for name, g in self._pulled_back(pullback).items():
+                total.setdefault(name, []).append(g)
+            last, place = (
+                place,
+                Place(place.epoch + 1, 0) if is_last else Place(place.epoch, place.position + 1),
+            )
+            state = state if options.carry and not is_last else None
+        grads = {name: _mean(gs, self._scale) for name, gs in total.items()}
+        loss = losses[0] if len(losses) == 1 else functools.reduce(operator.add, losses) / len(losses)
+        return _Gradients(loss, grads, state, first, last, place)
+
+    def _loss_vjp(
+        self, inputs: Any, targets: Any, state: State, place: Place
+    ) -> tuple[Any, State, Callable[..., Grads]]:
+        """Run the model on one batch, and check what it returns."""
+        try:
+            made = self.model.loss_vjp(inputs, targets, state, self.rng)
+        except ShapeError as error:
+            if state is None:
+                raise
+            msg = f"{place} does not fit the state that the batch before left, under carry=True: {error}"
+            raise ShapeError(msg) from error
+        if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
+            msg = f"model.loss_vjp must return (loss, state, pullback), got {type(made).__name__}"
+            raise DTypeError(msg)
+        loss, after, pullback = made
+        if tuple(getattr(loss, "shape", ())) != ():
+            msg = f"model.loss_vjp gave a loss of shape {tuple(loss.shape)}; shape () was expected"
+            raise ShapeError(msg)
+        if self.options.carry and not isinstance(after, tuple | list | None):
+            kind = type(after).__name__
+            msg = f"model.loss_vjp gave a state of type {kind}; a tuple of arrays was expected"
+            raise DTypeError(msg)
+        return loss, after, pullback
+
+    def _pulled_back(self, pullback: Callable[..., Grads]) -> Grads:
+        """Return the gradients of one batch, of all parameters that are not frozen."""
+        if not self.options.scale:
+            grads = pullback()
+        elif _takes_factor(pullback):
+            grads = pullback(self._scale)
+        else:
+            msg = (
+                "loss scaling needs a model whose pullback takes a factor, pullback(factor=1.0); "
+                "loss_scale=None trains float16 without it"
+            )
+            raise ArgumentError(msg)
+        if not isinstance(grads, Mapping):
+            msg = f"pullback() gave {type(grads).__name__}; a dict of gradients by name was expected"
+            raise DTypeError(msg)
+        missing = sorted(self.model.params.keys() - grads.keys() - set(self.options.frozen))
+        if missing:
+            msg = f"pullback() gave no gradients of {missing}; frozen= leaves parameters as they are"
+            raise ArgumentError(msg)
+        return {name: g for name, g in grads.items() if name not in self.options.frozen}
+
+    def _clipped(self, grads: Grads) -> tuple[Grads, Any]:
+        """Return the gradients that the optimiser is given, and their norm where something asks for it."""
+        if self.options.max_norm is not None:
+            return clip_by_global_norm(grads, self.options.max_norm)
+        return grads, clip_by_global_norm(grads, math.inf)[1] if self.options.measure else math.nan
+
+    def _note_data(self, place: Place) -> None:
+        """Keep the sizes of the data, for a resumed run to compare."""
+        if place.position == 0:
+            data = self.source.describe(place.epoch)
+            self.at = self.at._replace(settings={**self.at.settings, "data": data})
+
+    # Judging it.
+
+    def _is_deferred(self, made: _Gradients) -> bool:
+        """Return whether to look at a value would be to wait; loss scaling waits in any case."""
+        first = next(iter(made.grads.values()))
+        return not self.options.scale and (_array.is_lazy(made.loss) or _array.is_lazy(first))
+
+    def _judge_loss(self, made: _Gradients) -> None:
+        """Refuse a loss that is not finite."""
+        loss = float(made.loss)
+        if not math.isfinite(loss):
+            raise self._ruined(f"the loss of update {self.at.update} is {loss}", made.first, made.last)
+
+    def _judge_update(self, made: _Gradients, norm: Any, new: Grads, state: Mapping[str, Any]) -> None:
+        """Refuse an update after which a number is not finite."""
+        state = {name: a for name, a in state.items() if _is_average(name, a)}
+        moved = {name: a for name, a in new.items() if name not in self.options.frozen}
+        known = self.options.max_norm is None or math.isfinite(float(norm))
+        if known and _judge.are_finite((*moved.values(), *state.values())):
+            return
+        update = self.at.update
+        bad = _judge.first_not_finite(made.grads)
+        if bad is not None:
+            what = f"the gradient of {bad!r} in update {update} is not finite"
+        elif not known:
+            what = f"the norm of the gradients of update {update} is {float(norm)}"
+        else:
+            bad = _judge.first_not_finite(moved) or _judge.first_not_finite(state)
+            what = f"update {update} makes {bad!r} infinite or NaN"
+        raise self._ruined(what, made.first, made.last)
+
+    def _keep_where_finite(
+        self, made: _Gradients, norm: Any, params: tuple[Grads, Grads], state: Mapping[str, Any]
+    ) -> tuple[Grads, dict[str, Any]]:
+        """Return the new parameters and averages if all is finite so far, else the old; nothing waits."""
+        new, old = params
+        xp, device = _array.namespace(made.loss, "loss"), _array.device(made.loss)
+        good = xp.zeros((), dtype=xp.int32, device=device) if self._good is None else self._good
+        judged = [made.loss, *([] if self.options.max_norm is None else [norm]), *new.values()]
+        averages = [a for name, a in state.items() if _is_average(name, a)]
+        alive = _judge.still_finite(good == len(self._places), [*judged, *averages])
+        self._good = good + xp.astype(alive, xp.int32)
+        self._places.append(made.first)
+        state = _judge.kept(alive, state, self.at.optimizer)
+        self.optimizer.load_state_dict(state)
+        return _judge.kept(alive, new, old), state
+
+    def _fits_scale(self, made: _Gradients, grads: Grads) -> bool:
+        """Return whether the scaled gradients are finite, and set the next scale."""
+        if _judge.are_finite(grads.values()):
+            self._since_doubling += 1
+            if self._since_doubling >= UPDATES_BETWEEN_DOUBLINGS:
+                self._scale, self._since_doubling = min(2 * self._scale, HIGHEST_SCALE), 0
+            return True
+        if self._scale <= 1:
+            bad = _judge.first_not_finite(made.grads)
+            what = f"the gradient of {bad!r} in update {self.at.update} is not finite without a loss scale"
+            raise self._ruined(what, made.first, made.last)
+        self._scale, self._since_doubling = self._scale / 2, 0
+        return False
+
+    def _ruined(self, what: str, first: Place, last: Place) -> NonFiniteError:
+        """Return the error that says what is not finite, and where."""
+        where = str(first) if first == last else f"{first} to {last}"
+        kept = "the best validation" if self.at.best is not None else f"{self.at.update} updates"
+        kept = f"the model has the parameters of {kept}"
+        return NonFiniteError(f"{what}, at {where}; {kept}; try a lower lr, or max_norm=")
+
+    # From one whole update to the next.
+
+    def _keep(self, made: _Gradients, params: Grads, state: dict[str, Any]) -> None:
+        """Give the model its new parameters, and move on."""
+        self.model.params = params
+        at, decay = self.at, self.options.average
+        average = at.average
+        if average is not None and decay is not None:
+            average = _averaged(average, params, decay)
+        at.history.losses.append(made.loss)
+        epoch, position = made.next
+        where = {"update": at.update + 1, "epoch": epoch, "position": position, "state": made.state}
+        self.at = self._moved(**where, average=average, optimizer=state)
+
+    def _moved(self, **where: Any) -> Checkpoint:
+        """Return `at`, elsewhere, with what the model, the optimiser and the generator hold now."""
+        settings = where.pop("settings", self.at.settings)
+        if self.options.scale:
+            settings = {**settings, "scale": [self._scale, self._since_doubling]}
+        return self.at._replace(
+            params=dict(self.model.params),
+            rng=None if self.rng is None else self.rng.bit_generator.state,
+            settings=settings,
+            final="params",
+            **where,
+        )
+
+    def validate(self, validate: Callable[[], Any], keep_best: bool) -> float:
+        """Validate the present parameters, or their average, and take note."""
+        self.settle()
+        params, average = self.model.params, self.average()
+        if average is not None:
+            self.model.params = average
+        try:
+            value = _as_number(validate())
+        finally:
+            self.model.params = params
+        validations = [*self.at.history.validations, (self.at.update, value)]
+        history = History(self.at.history.losses, validations)
+        is_best = keep_best and history.best == validations[-1]
+        best = dict(params if average is None else average) if is_best else self.at.best
+        if isinstance(self.optimizer.schedule, Plateau):
+            self.optimizer.schedule.report(value)
+        self.at = self.at._replace(history=history, best=best)
+        return value
+
+    def average(self) -> Grads | None:
+        """Return the moving average of the parameters, in their dtypes."""
+        if self.at.average is None:
+            return None
+        dtypes = {id(a): _array.dtype_name(self.at.params[name].dtype) for name, a in self.at.average.items()}
+        return _each_once(lambda a: _array.narrow(a, dtypes[id(a)]), self.at.average)
+
+    def settle(self) -> None:
+        """Turn the losses, which may wait for a device, into numbers, and read the flag."""
+        losses, update = self.at.history.losses, self.at.update
+        del losses[update:]
+        places = self._places[: update - self._settled]
+        good = len(places) if self._good is None else min(int(float(self._good)), len(places))
+        self._good, self._places, self._settled = None, [], update
+        first = len(losses)
+        while first > 0 and type(losses[first - 1]) is not float:
+            first -= 1
+        losses[first:] = [float(loss) for loss in losses[first:]]
+        if good < len(places):
+            self._step_back(len(places) - good, places[good])
+
+    def _step_back(self, updates: int, place: Place) -> None:
+        """Take back the updates that changed nothing, since one was not finite, and say so."""
+        at = self.at
+        update, loss = at.update - updates, at.history.losses[at.update - updates]
+        del at.history.losses[update:]
+        optimizer = _counted_back(at.optimizer, updates, self.options.frozen)
+        self.optimizer.load_state_dict(optimizer)
+        self._settled = update
+        self.at = at._replace(update=update, optimizer=optimizer, epoch=place.epoch, position=place.position)
+        what = f"the loss of update {update} is {loss}"
+        if math.isfinite(loss):
+            what = f"the gradients or the new parameters of update {update} are not finite"
+        raise self._ruined(what, place, place)
+
+    def restore(self, at: Checkpoint) -> None:
+        """Bring model, optimiser and generator to where `at` is."""
+        own = self.model.params
+        _check_same_parameters(own, at)
+        if (at.rng is None) != (self.rng is None):
+            msg = f"rng={self.rng}, but the run to resume had {'none' if at.rng is None else 'one'}"
+            raise ArgumentError(msg)
+        here = _brought(next(iter(own.values())))
+        at = at._replace(
+            params=here({name: at.params[name] for name in own}),
+            optimizer={
+                **at.optimizer,
+                **here({n: a for n, a in at.optimizer.items() if not isinstance(a, int)}),
+            },
+            state=None if at.state is None else tuple(here(dict(enumerate(at.state))).values()),
+            best=None if at.best is None else here(at.best),
+            average=None if at.average is None else here(at.average),
+        )
+        self.optimizer.load_state_dict(at.optimizer)
+        self.model.params = dict(at.params)
+        if self.rng is not None and at.rng is not None:
+            self.rng.bit_generator.state = at.rng
+        if self.options.scale:
+            self._scale, self._since_doubling = at.settings.get("scale", (self._scale, 0))
+        self._good, self._places, self._settled = None, [], at.update
+        self.at = at
+
+    def resume(self, at: Checkpoint) -> None:
+        """Continue from a file, which must fit the arguments of this run."""
+        _check_resumed(self, at)
+        self.restore(at)
+        if isinstance(self.optimizer.schedule, Plateau):
+            self.optimizer.schedule.reset()
+            for _, value in at.history.validations:
+                self.optimizer.schedule.report(value)
+
+
+def _mean(gs: list[Array], scale: float) -> Array:
+    """Return the mean of the gradients of some batches, made with a loss that was multiplied by `scale`."""
+    if len(gs) == 1 and scale == 1:
+        return gs[0]
+    return functools.reduce(operator.add, map(_array.widen, gs)) * (1 / (len(gs) * scale))
+
+
+def _averaged(average: Grads, params: Grads, decay: float) -> Grads:
+    """Return ``decay * average + (1 - decay) * params``; shared arrays stay shared."""
+    made: dict[tuple[int, int], Array] = {}
+    new: Grads = {}
+    for name, before in average.items():
+        key = id(before), id(params[name])
+        if key not in made:
+            made[key] = decay * before + (1 - decay) * _array.widen(params[name])
+        new[name] = made[key]
+    return new
+
+
+def _takes_factor(pullback: Callable[..., Any]) -> bool:
+    """Return whether a pullback can be called with one argument."""
+    try:
+        inspect.signature(pullback).bind(1.0)
+    except TypeError:
+        return False
+    return True
+
+
+def _counted_back(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
+    """Return the state of an optimiser with `updates` fewer counted; its arrays are those of then."""
+    step = state["step"] - updates
+    own = {
+        key.removeprefix("step."): value if key.removeprefix("step.") in frozen else value - updates
+        for key, value in state.items()
+        if key.startswith("step.")
+    }
+    arrays = {key: a for key, a in state.items() if not isinstance(a, int)}
+    arrays = {key: a for key, a in arrays.items() if own.get(key.partition(".")[2], step) > 0}
+    return {"step": step, **{f"step.{name}": n for name, n in own.items() if n > 0}, **arrays}
+
+
+def _is_average(name: str, a: Any) -> bool:
+    """Return whether an entry of an optimiser's state is judged; a copy is finite where its parameter is."""
+    return not isinstance(a, int) and not name.startswith(f"{MASTER}.")
+
+
+def _as_number(value: Any) -> float:
+    """Return what ``validate()`` gave as a float."""
+    is_array = tuple(getattr(value, "shape", (0,))) == () and hasattr(value, "__float__")
+    if (isinstance(value, Real) or is_array) and not isinstance(value, bool):
+        return float(value)
+    msg = f"validate() gave {value!r}; a number was expected"
+    raise DTypeError(msg)
+
+
+def _each_once(change: Callable[[Array], Array], arrays: Mapping[Any, Array]) -> dict[Any, Array]:
+    """Return every array changed; shared ones stay shared."""
+    changed: dict[int, Array] = {}
+    for a in arrays.values():
+        if id(a) not in changed:
+            changed[id(a)] = change(a)
+    return {name: changed[id(a)] for name, a in arrays.items()}
+
+
+def _brought(like: Array) -> Callable[[Mapping[Any, Array]], dict[Any, Array]]:
+    """Return a function that brings arrays to the library and device of `like`."""
+    xp, device = _array.namespace(like, "params"), _array.device(like)
+    return functools.partial(_each_once, lambda a: _array.asarray(a, xp, device))
+
+
+def _check_same_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
+    """Refuse the checkpoint of another model."""
+
+    def describe(params: Mapping[str, Array]) -> dict[str, str]:
+        return {name: f"{_array.dtype_name(a.dtype)}{tuple(a.shape)}" for name, a in params.items()}
+
+    ours = describe(own)
+    for kind, given in (("", at.params), ("best.", at.best or at.params)):
+        theirs = describe(given)
+        differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        if differing:
+            lines = [
+                f"{kind}{name}: the model has {ours.get(name)}, the checkpoint {theirs.get(name)}"
+                for name in differing
+            ]
+            msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
+            raise FormatError(msg)
+    if tied(own) != tied(at.params):
+        msg = f"the model shares arrays among {tied(own)}, the checkpoint among {tied(at.params)}"
+        raise FormatError(msg)
+
+
+def _check_resumed(run: Run, at: Checkpoint) -> None:
+    """Refuse a file that contradicts itself, or the arguments and the data of this run."""
+    if len(at.history.losses) != at.update or any(not 0 <= u <= at.update for u, _ in at.history.validations):
+        msg = (
+            f"the checkpoint is at update {at.update} and has {len(at.history.losses)} losses; it is damaged"
+        )
+        raise FormatError(msg)
+    for name, given in run.at.settings.items():
+        recorded = at.settings.get(name, given)
+        if name not in ("data", "scale") and recorded != given:
+            msg = f"the run to resume had {name}={recorded!r}; {name}={given!r} is given"
+            raise ArgumentError(msg)
+    if (at.average is None) != (run.at.average is None):
+        msg = "average= and the checkpoint do not fit: one of them has a moving average, the other has none"
+        raise ArgumentError(msg)
+    run.source.check(at.settings.get("data"), Place(at.epoch, at.position))
