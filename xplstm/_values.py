@@ -101,10 +101,11 @@ def _number(name: str, value: Any, bound: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         msg = f"{name}={_shown(value)} must be a number, {bound}"
         raise DTypeError(msg)
+    number: Any = value
     try:
-        return float(value)
+        return float(number)
     except OverflowError:
-        return math.inf if value == abs(value) else -math.inf
+        return math.inf if number > 0 else -math.inf
 
 
 def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
