@@ -63,6 +63,7 @@ ROWS = (
     ("io.",),
     ("io._source",),
     ("io._inspect", "io._load"),
+    ("io._models",),
     ("io",),
     ("",),
     ("training._data", "training._saved", "training._judge", "training._signals"),

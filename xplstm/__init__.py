@@ -2,6 +2,7 @@
 
 import importlib as _importlib
 from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from xplstm._array import use_backend
 from xplstm._config import show_config
@@ -31,6 +32,15 @@ from xplstm.nn import (
     JordanRNN,
     Linear,
 )
+
+if _TYPE_CHECKING:
+    from xplstm import io as io
+    from xplstm import losses as losses
+    from xplstm import models as models
+    from xplstm import optim as optim
+    from xplstm import plots as plots
+    from xplstm import testing as testing
+    from xplstm import training as training
 
 __version__ = "0.1.0"
 

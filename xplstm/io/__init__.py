@@ -5,5 +5,16 @@ Below them stands a room a format, and what reads hand-written LSTMs: `gates`, `
 
 from xplstm.io._inspect import Inspection, inspect
 from xplstm.io._load import arrays, from_state, load, save, to_mapping, to_state
+from xplstm.io._models import load_model
 
-__all__ = ["Inspection", "arrays", "from_state", "inspect", "load", "save", "to_mapping", "to_state"]
+__all__ = [
+    "Inspection",
+    "arrays",
+    "from_state",
+    "inspect",
+    "load",
+    "load_model",
+    "save",
+    "to_mapping",
+    "to_state",
+]

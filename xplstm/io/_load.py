@@ -16,7 +16,7 @@ from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
 from xplstm.io.layouts.reparametrized import resolve
 
-Network: TypeAlias = "nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN"
+Network: TypeAlias = nn.Recurrent
 
 
 def load(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from xplstm._errors import ArgumentError, FormatError
+from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.cells.variant import lstm_cell
@@ -54,22 +54,31 @@ def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
     """What `written` put beside the network at `prefix`, as arguments of its class."""
     if METADATA not in contents.metadata:
         return {}
-    known = _KNOWN[kind]
     try:
-        by_prefix = json.loads(contents.metadata[METADATA])
-        options = by_prefix.get(prefix, {})
-        unknown = options.keys() - {*known}
-        if unknown:
-            msg = f"{contents.where} says of a network what none here has: {ascii(sorted(unknown))[:200]}"
-            raise FormatError(msg)
-        if "variant" in options:
-            options["variant"] = lstm_cell(Variant(**options["variant"]), 2).options().get("variant")
-    except FormatError:
-        raise
+        options = json.loads(contents.metadata[METADATA]).get(prefix, {})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        msg = f"{contents.where} says of a network what cannot be read: {ascii(str(error))[:200]}"
+        msg = f"{contents.where} has options of networks that cannot be read: {ascii(str(error))[:200]}"
         raise FormatError(msg) from error
-    return {**options}
+    return parsed_options(contents.where, kind, options)
+
+
+def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
+    """Return options as `told` gives them, from JSON to arguments of the class."""
+    if not isinstance(options, dict):
+        msg = f"{where} has options of a network that are {type(options).__name__}, expected an object"
+        raise FormatError(msg)
+    unknown = options.keys() - {*_KNOWN[kind]}
+    if unknown:
+        msg = f"{where} has options that {kind} lacks: {ascii(sorted(unknown))[:200]}"
+        raise FormatError(msg)
+    if "variant" not in options:
+        return {**options}
+    try:
+        cell = lstm_cell(Variant(**options["variant"]), 2)
+    except (XplstmError, TypeError) as error:
+        msg = f"{where} has a variant that cannot be read: {ascii(str(error))[:200]}"
+        raise FormatError(msg) from error
+    return options | {"variant": cell.options().get("variant")}
 
 
 def plain(network: Recurrent, layout: str) -> Mapping[str, Array]:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, TypeAlias
 
 from xplstm import _array, _checks
 from xplstm._checks import Home
+from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Namespace
-from xplstm.nn import LSTM, Embedding, Linear
+from xplstm.io._contents import shown
+from xplstm.io._models import load_model, make_layer, save_model
+from xplstm.io._written import told
+from xplstm.nn import LSTM, Embedding, Linear, Recurrent
 
 Params: TypeAlias = dict[str, Array]
 State: TypeAlias = "LSTMState | tuple[Array, Array] | None"
 
 
-class Composite:
+class Composite(ABC):
     """A model whose parameters are those of its parts, each name with the part's before it."""
 
-    _parts: ClassVar[tuple[str, ...]]
-    """Names of the attributes that are layers with parameters."""
+    _parts: ClassVar[Mapping[str, type]]
+    """The attributes that are layers with parameters, and their classes."""
+
+    _set_options: Callable[..., None]
+    """Check and keep the options of the model itself, which are its arguments."""
 
     @property
     def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
@@ -116,6 +125,163 @@ class Composite:
         for layer in self._layers.values():
             layer.to(xp, device, dtype)
         return self
+
+    def config(self) -> dict[str, Any]:
+        """Return what makes the same model again beside its parameters, as JSON can hold it.
+
+        Returns
+        -------
+        dict
+            ``class``, ``options`` of the model, and ``networks``: the options of each recurrent part. Sizes
+            are those of the parameters.
+
+        Examples
+        --------
+        >>> from xplstm.models import CharLM
+        >>> CharLM("ab", 3, dropout=0.5).config()["options"]
+        {'vocab': ['a', 'b'], 'dropout': 0.5}
+        """
+        networks = {name: told(layer) for name, layer in self._layers.items() if isinstance(layer, Recurrent)}
+        return {"class": type(self).__name__, "options": self._options(), "networks": networks}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model atomically to one file; an existing file is overwritten.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.safetensors``, in an existing folder.
+
+        Raises
+        ------
+        ArgumentError
+            For another ending.
+        OSError
+            If the file cannot be written; the old one is then still complete.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from xplstm.models import CharLM
+        >>> model = CharLM("ab", 3, rng=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.safetensors")
+        ...     model.save(path)
+        ...     again = CharLM.load(path)
+        >>> again.generate("ab", 5, rng=1) == model.generate("ab", 5, rng=1)
+        True
+        """
+        save_model(path, self.config(), self.params)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+    ) -> Self:
+        """Read a model of this class that `save` wrote, or that a checkpoint of `xplstm.training.fit` holds.
+
+        Parameters
+        ----------
+        path : path
+            A checkpoint gives the model as `fit` left it: with the best parameters after early stopping.
+        xp, device : optional
+            Backend and device of the parameters, as for `xplstm.LSTM`.
+
+        Returns
+        -------
+        model
+            Of this class, in the dtype that was saved.
+
+        Raises
+        ------
+        FormatError
+            If the file is damaged, holds another class, or its parts do not fit.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        See `save`.
+        """
+        model = load_model(path, xp=xp, device=device)
+        if not isinstance(model, cls):
+            msg = f"{os.fspath(path)} holds a {type(model).__name__}, not a {cls.__name__}"
+            raise FormatError(msg)
+        return model
+
+    @classmethod
+    def from_config(
+        cls,
+        where: str,
+        config: Mapping[str, Any],
+        params: Mapping[str, Array],
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+    ) -> Self:
+        """Make the model that `config` and its parameters describe.
+
+        Parameters
+        ----------
+        where : str
+            What errors call the source of both.
+        config : mapping
+            What `config` returned.
+        params : mapping of str to array
+            What `params` held.
+        xp, device : optional
+            Backend and device of the parameters, as for `xplstm.LSTM`.
+
+        Returns
+        -------
+        model
+
+        Raises
+        ------
+        FormatError
+            If the options or the parameters do not fit this class.
+
+        Examples
+        --------
+        >>> from xplstm.models import CharLM
+        >>> model = CharLM("ab", 3, rng=0)
+        >>> CharLM.from_config("here", model.config(), model.params).vocab
+        ('a', 'b')
+        """
+        options, networks = config.get("options"), config.get("networks")
+        if not isinstance(options, dict) or not isinstance(networks, dict):
+            msg = f"{where}: the description of a {cls.__name__} must have the objects options and networks"
+            raise FormatError(msg)
+        model = cls.__new__(cls)
+        for part, kind in cls._parts.items():
+            own = {n.removeprefix(f"{part}."): a for n, a in params.items() if n.startswith(f"{part}.")}
+            setattr(model, part, make_layer(where, kind, own, networks.get(part, {}), xp, device))
+        try:
+            model._set_options(**options)
+        except (XplstmError, TypeError, ValueError, OverflowError) as error:
+            msg = f"{where}: options of {cls.__name__}: {shown(str(error)[:500])}"
+            raise FormatError(msg) from error
+        given = {name: tuple(a.shape) for name, a in params.items()}
+        wanted = model.shapes | {f"{part}.weight": shape for part, shape in model._fitting().items()}
+        if given != wanted:
+            wrong = sorted(name for name in {**given, **wanted} if given.get(name) != wanted.get(name))
+            first = wrong[0]
+            msg = (
+                f"{where}: {shown(first)} has shape {given.get(first)}, expected {wanted.get(first)}; "
+                f"{len(wrong)} parameters of the {cls.__name__} do not fit"
+            )
+            raise FormatError(msg)
+        return model
+
+    @abstractmethod
+    def _options(self) -> dict[str, Any]:
+        """Return the options of the model itself."""
+
+    @abstractmethod
+    def _fitting(self) -> dict[str, tuple[int, int]]:
+        """Return the shape of the weight of each part that is no network, as the options and networks ask."""
 
     def _home(self) -> Home:
         """Where the parameters live."""

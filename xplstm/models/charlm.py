@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class CharLM(Composite):
     ['embedding.weight', 'linear.bias']
     """
 
-    _parts = ("embedding", "lstm", "linear")
+    _parts = {"embedding": Embedding, "lstm": LSTM, "linear": Linear}  # noqa: RUF012
 
     def __init__(
         self,
@@ -75,16 +75,26 @@ class CharLM(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self._ids = _vocabulary.numbered("vocab", vocab, characters=True)
-        self.vocab = tuple(self._ids)
+        self._set_options(vocab, dropout)
         hidden_size = _values.size("hidden_size", hidden_size)
         width = hidden_size if embedding_dim is None else _values.size("embedding_dim", embedding_dim)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.embedding = Embedding(len(self.vocab), width, **where)
         self.lstm = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
-        self.dropout = Dropout(dropout)
         self.linear = Linear(hidden_size, len(self.vocab), **where)
+
+    def _set_options(self, vocab: Iterable[str], dropout: float) -> None:
+        self._ids = _vocabulary.numbered("vocab", vocab, characters=True)
+        self.vocab = tuple(self._ids)
+        self.dropout = Dropout(_values.probability("dropout", dropout))
+
+    def _options(self) -> dict[str, Any]:
+        return {"vocab": list(self.vocab), "dropout": self.dropout.p}
+
+    def _fitting(self) -> dict[str, tuple[int, int]]:
+        count = len(self.vocab)
+        return {"embedding": (count, self.lstm.input_size), "linear": (count, self.lstm._stack.width)}
 
     def encode(self, text: str) -> Array:
         """Ids of the characters of `text`.

@@ -60,7 +60,7 @@ class SequenceClassifier(Composite):
     ((2, 4), (2, 4))
     """
 
-    _parts = ("lstm", "linear")
+    _parts = {"lstm": LSTM, "linear": Linear}  # noqa: RUF012
 
     def __init__(
         self,
@@ -77,17 +77,28 @@ class SequenceClassifier(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self.each_step = _values.flag("each_step", each_step)
-        self._directions = 2 if _values.flag("bidirectional", bidirectional) else 1
+        self._set_options(each_step, dropout)
         hidden_size = _values.size("hidden_size", hidden_size)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.lstm = LSTM(
             input_size, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout, **where
         )
-        self.dropout = Dropout(dropout)
-        classes = _values.size("num_classes", num_classes)
-        self.linear = Linear(self._directions * hidden_size, classes, **where)
+        self.linear = Linear(self.lstm._stack.width, _values.size("num_classes", num_classes), **where)
+
+    def _set_options(self, each_step: bool, dropout: float) -> None:
+        self.each_step = _values.flag("each_step", each_step)
+        self.dropout = Dropout(_values.probability("dropout", dropout))
+
+    def _options(self) -> dict[str, Any]:
+        return {"each_step": self.each_step, "dropout": self.dropout.p}
+
+    def _fitting(self) -> dict[str, tuple[int, int]]:
+        return {"linear": (self.linear.out_features, self.lstm._stack.width)}
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.lstm.bidirectional else 1
 
     def __call__(self, x: Array | Ragged, state: State = None) -> Array:
         """Give the logits of the classes.

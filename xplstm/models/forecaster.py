@@ -15,6 +15,9 @@ from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
 
+# Smaller divisors overflow.
+_SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
+
 
 class Forecaster(Composite):
     """Stacked LSTM, linear: at each step, the next values of a series.
@@ -62,7 +65,7 @@ class Forecaster(Composite):
     ((50, 1, 1), (12, 1, 1))
     """
 
-    _parts = ("lstm", "linear")
+    _parts = {"lstm": LSTM, "linear": Linear}  # noqa: RUF012
 
     def __init__(
         self,
@@ -81,14 +84,32 @@ class Forecaster(Composite):
         features, hidden_size = _values.size("features", features), _values.size("hidden_size", hidden_size)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
-        self.mean = _for_each("mean", mean, features)
-        self.std = _for_each("std", std, features)
+        self.lstm = LSTM(features, hidden_size, num_layers, dropout=dropout, **where)
+        self.linear = Linear(hidden_size, features, **where)
+        self._set_options(mean, std, dropout)
+
+    def _set_options(
+        self,
+        mean: float | Sequence[float] | np.ndarray,
+        std: float | Sequence[float] | np.ndarray,
+        dropout: float,
+    ) -> None:
+        features = self.lstm.input_size
+        self.mean, self.std = _for_each("mean", mean, features), _for_each("std", std, features)
+        smallest = _SMALLEST[self._home().dtype]
         if not (self.std > 0).all():
             msg = f"std={std} must be above 0"
             raise ArgumentError(msg)
-        self.lstm = LSTM(features, hidden_size, num_layers, dropout=dropout, **where)
-        self.dropout = Dropout(dropout)
-        self.linear = Linear(hidden_size, features, **where)
+        if not (self.std > smallest).all():
+            msg = f"std={std} must be above {smallest}, whose inverse {self._home().dtype} can hold"
+            raise ArgumentError(msg)
+        self.dropout = Dropout(_values.probability("dropout", dropout))
+
+    def _options(self) -> dict[str, Any]:
+        return {"mean": self.mean.tolist(), "std": self.std.tolist(), "dropout": self.dropout.p}
+
+    def _fitting(self) -> dict[str, tuple[int, int]]:
+        return {"linear": (self.lstm.input_size, self.lstm._stack.width)}
 
     def __call__(self, x: Array | Ragged, state: State = None) -> tuple[Array, LSTMState]:
         """Give for each step a forecast of the next.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,13 @@ class Seq2Seq(Composite):
     2
     """
 
-    _parts = ("encoder_embedding", "encoder", "decoder_embedding", "decoder", "linear")
+    _parts = {  # noqa: RUF012
+        "encoder_embedding": Embedding,
+        "encoder": LSTM,
+        "decoder_embedding": Embedding,
+        "decoder": LSTM,
+        "linear": Linear,
+    }
 
     def __init__(
         self,
@@ -92,11 +98,7 @@ class Seq2Seq(Composite):
         dtype: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self._source_ids = _vocabulary.numbered("source_vocab", source_vocab)
-        self._target_ids = _vocabulary.numbered("target_vocab", target_vocab)
-        self.source_vocab, self.target_vocab = tuple(self._source_ids), tuple(self._target_ids)
-        self.end = len(self.target_vocab)
-        self.teacher_forcing = teacher_forcing
+        self._set_options(source_vocab, target_vocab, dropout, teacher_forcing)
         hidden_size = _values.size("hidden_size", hidden_size)
         width = hidden_size if embedding_dim is None else _values.size("embedding_dim", embedding_dim)
         rng = _values.generator("rng", rng)
@@ -105,8 +107,32 @@ class Seq2Seq(Composite):
         self.encoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
         self.decoder_embedding = Embedding(self.end + 1, width, **where)
         self.decoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
-        self.dropout = Dropout(dropout)
         self.linear = Linear(hidden_size, self.end + 1, **where)
+
+    def _set_options(
+        self, source_vocab: Iterable[str], target_vocab: Iterable[str], dropout: float, teacher_forcing: float
+    ) -> None:
+        self._source_ids = _vocabulary.numbered("source_vocab", source_vocab)
+        self._target_ids = _vocabulary.numbered("target_vocab", target_vocab)
+        self.source_vocab, self.target_vocab = tuple(self._source_ids), tuple(self._target_ids)
+        self.end = len(self.target_vocab)
+        self.dropout = Dropout(_values.probability("dropout", dropout))
+        self.teacher_forcing = teacher_forcing
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "source_vocab": list(self.source_vocab),
+            "target_vocab": list(self.target_vocab),
+            "dropout": self.dropout.p,
+            "teacher_forcing": self.teacher_forcing,
+        }
+
+    def _fitting(self) -> dict[str, tuple[int, int]]:
+        return {
+            "encoder_embedding": (len(self.source_vocab), self.encoder.input_size),
+            "decoder_embedding": (self.end + 1, self.decoder.input_size),
+            "linear": (self.end + 1, self.decoder._stack.width),
+        }
 
     @property
     def teacher_forcing(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeAlias
 
@@ -10,6 +11,7 @@ import numpy as np
 from xplstm import _array, _checks, _stack, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Kernel
+from xplstm._errors import ArgumentError, FormatError
 from xplstm._params import Problem, each
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._typing import Array, Device, Namespace
@@ -171,6 +173,113 @@ class Recurrent(Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self._stack.arguments()}"
+
+    @property
+    def input_size(self) -> int:
+        """Features of x."""
+        return self._stack.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Hidden units of each layer and direction."""
+        return self._stack.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return self._stack.num_layers
+
+    @property
+    def bias(self) -> bool:
+        """Whether there are biases."""
+        return self._stack.bias
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x and y are (B, T, ·)."""
+        return self._stack.batch_first
+
+    @property
+    def dropout(self) -> float:
+        """Probability to drop an output between layers in `vjp`."""
+        return self._stack.dropout
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether there are two directions."""
+        return len(self._stack.reverse) == 2
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer atomically to one safetensors file; an existing file is overwritten.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.safetensors``; `xplstm.io.save` writes other formats.
+
+        Raises
+        ------
+        ArgumentError
+            For another ending.
+        OSError
+            If the file cannot be written; the old one is then still complete.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import xplstm
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "lstm.safetensors")
+        ...     xplstm.LSTM(3, 2, batch_first=True).save(path)
+        ...     xplstm.LSTM.load(path)
+        LSTM(3, 2, num_layers=1, batch_first=True)
+        """
+        import xplstm
+
+        if not os.fspath(path).lower().endswith(".safetensors"):
+            msg = f"path={os.fspath(path)!r} must end in .safetensors; xplstm.io.save writes other formats"
+            raise ArgumentError(msg)
+        xplstm.io.save(path, self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        xp: str | Namespace | None = None,
+        device: Device | None = None,
+    ) -> Self:
+        """Read a layer of this class that `save` wrote; `xplstm.io.load` reads other formats.
+
+        Parameters
+        ----------
+        path : path
+        xp, device : optional
+            Backend and device of the parameters, as for `LSTM`.
+
+        Returns
+        -------
+        layer
+            Of this class, with all its options, in the dtype that was saved.
+
+        Raises
+        ------
+        FormatError
+            If the file is damaged or holds another class.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        See `save`.
+        """
+        import xplstm
+
+        found = xplstm.io.load_model(path, xp=xp, device=device)
+        if not isinstance(found, cls):
+            msg = f"{os.fspath(path)} holds a {type(found).__name__}, not a {cls.__name__}"
+            raise FormatError(msg)
+        return found
 
     def initialize(self, rule: Rule, rng: Seed = None) -> None:
         """Initialise all parameters by a rule of `xplstm.init`.

@@ -1,0 +1,132 @@
+"""Whole models in one safetensors file: their parameters, and what makes the same model of them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+from xplstm import _array
+from xplstm._durable import write_durably
+from xplstm._errors import ArgumentError, FormatError, XplstmError
+from xplstm._typing import Array, Device, Namespace
+from xplstm.io import _load
+from xplstm.io._contents import shown
+from xplstm.io._written import METADATA, parsed_options
+from xplstm.io.files import safetensors
+from xplstm.nn import Linear, Recurrent
+
+Path: TypeAlias = "str | os.PathLike[str]"
+
+MODEL = "xplstm.model"
+"""Metadata of a file: what `Composite.config` returned, as JSON."""
+CHECKPOINT = "xplstm-checkpoint-"
+"""Beginning of the format of a file that `xplstm.training` wrote."""
+
+
+def save_model(path: Path, config: Mapping[str, Any], params: Mapping[str, Array]) -> None:
+    """Write a model atomically; an existing file is overwritten."""
+    place = os.fspath(path)
+    if not place.lower().endswith(safetensors.SUFFIXES):
+        msg = f"path={place!r} must end in {' or '.join(safetensors.SUFFIXES)}"
+        raise ArgumentError(msg)
+    metadata = {METADATA: json.dumps(config["networks"]), MODEL: json.dumps(config)}
+    write_durably(place, safetensors.pack(params, metadata))
+
+
+def load_model(path: Path, *, xp: str | Namespace | None = None, device: Device | None = None) -> Any:
+    """Make the model that a file holds: its class, options and parameters.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file that ``save`` of a model or layer wrote, or a checkpoint of `xplstm.training.fit`.
+        A checkpoint gives the model as `fit` left it: with the best parameters after early stopping.
+    xp, device : optional
+        Backend and device of the parameters, as for `xplstm.LSTM`.
+
+    Returns
+    -------
+    model
+        Of the class that was saved, in the dtype that was saved.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged, or holds no description of a model, or its parts do not fit.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import xplstm.io
+    >>> from xplstm.models import CharLM
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model.safetensors")
+    ...     CharLM("abc", 8, rng=0).save(path)
+    ...     xplstm.io.load_model(path).vocab
+    ('a', 'b', 'c')
+    """
+    import xplstm
+
+    where = os.fspath(path)
+    contents = safetensors.read(where)
+    about = _json(where, contents.metadata.get(METADATA, "{}"))
+    if str(about.get("format", "")).startswith(CHECKPOINT):
+        point = xplstm.training.load_checkpoint(where)
+        config, params = point.model, getattr(point, point.final)
+        if config is None:
+            msg = f"{where} is a checkpoint of a model without config(); load its params with load_checkpoint"
+            raise FormatError(msg)
+    elif MODEL in contents.metadata:
+        config = _json(where, contents.metadata[MODEL])
+        params = {name: tensor.array() for name, tensor in contents.tensors.items()}
+    else:
+        return _load.load(where, xp=xp, device=device)
+    known = {name: getattr(xplstm.models, name) for name in xplstm.models.__all__}
+    kind = known.get(str(config.get("class")))
+    if not hasattr(kind, "from_config"):
+        name = shown(str(config.get("class"))[:80])
+        msg = f"{where} holds a model of class {name}, which xplstm.models lacks"
+        raise FormatError(msg)
+    return kind.from_config(where, config, params, xp, device)  # type: ignore[union-attr]
+
+
+def make_layer(
+    where: str, kind: type, params: Mapping[str, Array], options: Any, xp: Any, device: Any
+) -> Any:
+    """Make one layer of a model from its parameters; `options` are those of a network."""
+    try:
+        if issubclass(kind, Recurrent):
+            told = parsed_options(where, kind.__name__, options)
+            network = _load.load(params, format="torch", xp=xp, device=device, **told)
+            if type(network) is not kind:
+                msg = f"its parameters are of {type(network).__name__}"
+                raise FormatError(msg)
+            return network
+        dtype = _array.dtype_name(params["weight"].dtype)
+        rows, columns = params["weight"].shape
+        sizes: dict[str, Any] = {"num_embeddings": rows, "embedding_dim": columns}
+        if kind is Linear:
+            sizes = {"in_features": columns, "out_features": rows, "bias": "bias" in params}
+        layer: Any = cast("Any", kind)(**sizes, xp=xp, device=device, dtype=dtype, rng=0)
+        layer.load_state_dict(params)
+    except (XplstmError, TypeError, ValueError, KeyError) as error:
+        msg = f"{where}: a part that should be {kind.__name__}: {shown(str(error)[:500])}"
+        raise FormatError(msg) from error
+    return layer
+
+
+def _json(where: str, text: str) -> dict[str, Any]:
+    """Return the object that JSON metadata describes."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{where} has metadata that is no JSON: {shown(str(error)[:200])}"
+        raise FormatError(msg) from error
+    if not isinstance(found, dict):
+        msg = f"{where} has metadata of type {type(found).__name__}, expected an object"
+        raise FormatError(msg)
+    return found
