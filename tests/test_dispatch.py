@@ -253,3 +253,34 @@ def test_every_step_asks_the_kernel_for_it(row: Any, frozen: bool, how: dict[str
     want = {"precision": None, "reproducible": False, **how}
     assert asked
     assert all(want.items() <= problem._asdict().items() for problem in asked)
+
+
+def test_a_block_inside_itself_restores_the_outer_block() -> None:
+    block = xplstm.use_kernel("reference")
+    with block:
+        with block:
+            assert _dispatch.pinned() == "reference"
+        assert _dispatch.pinned() == "reference"
+    assert _dispatch.pinned() is None
+    with block:
+        assert _dispatch.pinned() == "reference"
+    assert _dispatch.pinned() is None
+
+
+def test_blocks_left_in_the_wrong_order_leave_nothing_pinned() -> None:
+    first, second = xplstm.use_kernel("reference"), None
+    first.__enter__()
+    second = xplstm.use_kernel("numpy_inplace")
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _dispatch.pinned() == "numpy_inplace"
+    second.__exit__(None, None, None)
+    assert _dispatch.pinned() is None
+
+
+def test_a_block_that_was_not_entered_here_cannot_be_left() -> None:
+    with xplstm.use_kernel("reference"):
+        other = xplstm.use_kernel("numpy_inplace")
+        with pytest.raises(RuntimeError, match="leave it where it was entered"):
+            other.__exit__(None, None, None)
+    assert _dispatch.pinned() is None

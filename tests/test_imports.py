@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = (
     ("_errors", "_typing", "_choice", "_durable"),
     ("_values",),
-    ("_trees", "kernels._recycled", "kernels._cuda.launch"),
+    ("_trees", "kernels._recycled", "kernels._threads", "kernels._cuda.launch"),
     ("_array",),
     ("_state",),
     ("_params",),
@@ -40,7 +40,7 @@ ROWS = (
     ("kernels.",),
     ("_checkpoint", "_dispatch"),
     ("_stack",),
-    ("functional", "_config"),
+    ("functional", "_config", "_resources"),
     ("nn._module",),
     ("nn._lstm", "nn._rnn", "nn._layers"),
     ("nn",),
@@ -211,7 +211,9 @@ def test_only_numpy_is_imported_at_the_top(room):
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room.startswith("kernels.")])
 def test_an_engine_imports_the_underscore_rooms_of_its_family_alone(room):
-    family = "kernels._cuda" if "cupy" in room or "_cuda" in room else "kernels._recycled"
+    family = (
+        ("kernels._cuda",) if "cupy" in room or "_cuda" in room else ("kernels._recycled", "kernels._threads")
+    )
     shared = [name for found in IMPORTS if found.room == room and (name := room_named(found.name))]
     wrong = [name for name in shared if name.startswith("kernels._") and not name.startswith(family)]
     assert not wrong, f"{room} imports {wrong}"

@@ -109,3 +109,61 @@ def test_killed_at_any_moment_the_file_is_whole(suffix, tmp_path):
         (which,) = [k for k, lstm in enumerate(both) if np.array_equal(found, lstm.params["weight_hh_l1"])]
         seen.add(which)
     assert seen <= {0, 1}
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions and pipes are POSIX's")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_a_file_keeps_its_permissions(mode, tmp_path):
+    path = tmp_path / "weights.npz"
+    path.touch()
+    path.chmod(mode)
+    io.save(path, weightfiles.lstm(rng=1))
+    assert path.stat().st_mode & 0o777 == mode
+
+
+@posix
+def test_a_link_stays_and_its_target_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk" / "weights.npz", tmp_path / "link.npz"
+    link.symlink_to(target)
+    for rng in (1, 2):
+        io.save(link, weightfiles.lstm(rng=rng))
+        assert link.is_symlink()
+        assert target.is_file()
+        assert [other.name for other in target.parent.iterdir()] == [target.name]
+
+
+@posix
+def test_a_pipe_is_refused(tmp_path):
+    path = tmp_path / "weights.npz"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a plain file"):
+        io.save(path, weightfiles.lstm(rng=1))
+    assert path.is_fifo()
+
+
+@posix
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    path = tmp_path / "weights.npz"
+    old, young, locked, foreign = (
+        tmp_path / name
+        for name in (
+            ".weights.npz.01234567.tmp",
+            ".weights.npz.12345678.tmp",
+            ".weights.npz.23456789.tmp",
+            ".weights.npz.mine.tmp",
+        )
+    )
+    for file in (old, young, locked, foreign):
+        file.touch()
+        if file != young:
+            os.utime(file, (0, 0))
+    import fcntl
+
+    with locked.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        io.save(path, weightfiles.lstm(rng=1))
+    assert sorted(tmp_path.iterdir()) == sorted([path, young, locked, foreign])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 import xplstm
 from tests.cases import Case, run
-from xplstm.kernels import native
+from xplstm.kernels import _recycled, _threads, native
 
 ROOT = Path(__file__).parent.parent
 if native.WHY_NOT and "native" not in os.environ.get("XPLSTM_REQUIRE", ""):
@@ -365,3 +366,140 @@ def test_reasons_against() -> None:
         assert "peepholes" in peephole.explain(x).reasons[0]["native"]
         half = xplstm.LSTM(3, 5, dtype="float16").explain(x.astype("float16"))
         assert "float16" in half.reasons[0]["native"]
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "²", "1.5", "9" * 30, "9" * 5000])
+def test_a_wrong_number_of_threads_is_refused_by_name(value: str) -> None:
+    code = "import xplstm\ntry: from xplstm.kernels import native\nexcept xplstm.XplstmError as e: print(e)"
+    assert "XPLSTM_NUM_THREADS=" in started(code, XPLSTM_NUM_THREADS=value).stdout
+
+
+@pytest.mark.parametrize(("value", "count"), [(" 4 ", 4), ("007", 7)])
+def test_spaces_around_a_number_of_threads(value: str, count: int) -> None:
+    code = "from xplstm.kernels import native; print(native.THREADS)"
+    assert int(started(code, XPLSTM_NUM_THREADS=value).stdout) == count
+
+
+@pytest.mark.parametrize("value", ["abc", "²", "-3", "9" * 5000])
+def test_what_other_libraries_misread_is_left_to_them(value: str) -> None:
+    code = "from xplstm.kernels import native; print(native.THREADS)"
+    assert started(code, XPLSTM_NUM_THREADS="", OMP_NUM_THREADS=value).stdout.strip() == "0"
+
+
+def test_threads_are_chosen_at_run_time() -> None:
+    with xplstm.use_threads(3):
+        assert _threads.count(7) == 3
+    assert _threads.count(7) == 7
+    assert _threads.count(0) < 0
+    for wrong in (0, -1, True, 1.5, "2", 2**70):
+        with pytest.raises(xplstm.XplstmError, match="count="):
+            xplstm.use_threads(wrong)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/gone", {"cpu.max": "400000 100000"}, 4),
+        ("3:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 3),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 2**31 - 1),
+        ("", {}, 2**31 - 1),
+    ],
+)
+def test_the_quota_of_control_groups(cgroup, files, expected, monkeypatch, tmp_path):
+    for name, text in {
+        "proc/self/cgroup": cgroup,
+        **{f"sys/fs/cgroup/{n}": t for n, t in files.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(_threads, "ROOT", tmp_path)
+    assert _threads.quota() == expected
+
+
+AFFINITY = """
+import os, numpy as np, xplstm
+lstm, x = xplstm.LSTM(256, 256, rng=0), np.ones((50, 8, 256), "float32")
+allowed = os.sched_getaffinity(0)
+os.sched_setaffinity(0, {min(allowed)})
+want = lstm(x)[0]
+print(len(os.listdir("/proc/self/task")))
+os.sched_setaffinity(0, allowed)
+assert np.array_equal(lstm(x)[0], want)
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity cannot be set here")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one processor")
+def test_processors_taken_away_get_no_threads() -> None:
+    one, several = started(
+        AFFINITY, XPLSTM_NUM_THREADS="", OMP_NUM_THREADS="", OPENBLAS_NUM_THREADS="1"
+    ).stdout.split()
+    assert int(one) == 1
+    assert int(several) > 1
+
+
+def test_released_memory_is_taken_again(monkeypatch) -> None:
+    lstm, x = xplstm.LSTM(64, 64, rng=0), np.ones((100, 64, 64), "float32")
+    y, _, pullback = lstm.vjp(x)
+    want = pullback(y)[0].copy()
+    del pullback
+    assert _recycled.pieces.waiting
+    xplstm.release_memory()
+    assert not _recycled.pieces.waiting
+    y, _, pullback = lstm.vjp(x)
+    np.testing.assert_array_equal(pullback(y)[0], want)
+
+
+SLOW_FREE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <malloc.h>
+#include <stdlib.h>
+#include <unistd.h>
+void free(void *p)
+{
+    static void (*real)(void *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "free");
+    int large = p && malloc_usable_size(p) > 100000 && getenv("SLOW");
+    real(p);
+    if (large)
+        usleep(300000);
+}
+"""
+
+FORK_IN_FREE = """
+import os, threading, time, numpy as np, xplstm
+from xplstm.kernels import native
+lstm = xplstm.LSTM(40, 150, rng=0)
+small, large = np.ones((4, 200, 40), "float32"), np.ones((4, 2000, 40), "float32")
+native.THREADS = 2
+want = lstm(small)[0]
+os.environ["SLOW"] = "1"
+os.putenv("SLOW", "1")
+other = threading.Thread(target=lstm, args=(large,))
+other.start()
+children = []
+for _ in range(12):
+    child = os.fork()
+    if child == 0:
+        os.unsetenv("SLOW")
+        os._exit(0 if np.array_equal(lstm(small)[0], want) else 3)
+    children.append(child)
+    time.sleep(0.03)
+print(*(os.waitpid(child, 0)[1] for child in children))
+other.join()
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not shutil.which("cc"), reason="needs Linux and cc"
+)
+def test_a_fork_while_memory_is_freed_is_safe(tmp_path) -> None:
+    (tmp_path / "free.c").write_text(SLOW_FREE)
+    library = tmp_path / "free.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "free.c", "-ldl"], check=True)
+    assert set(started(FORK_IN_FREE, LD_PRELOAD=str(library)).stdout.split()) == {"0"}

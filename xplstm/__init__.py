@@ -18,6 +18,7 @@ from xplstm._errors import (
     XplstmError,
 )
 from xplstm._params import Explanation, LSTMParams, LSTMTrace, Variant
+from xplstm._resources import release_memory, use_threads
 from xplstm._state import LSTMState
 from xplstm.functional import lstm, lstm_vjp
 from xplstm.nn import (
@@ -71,9 +72,11 @@ __all__ = [
     "__version__",
     "lstm",
     "lstm_vjp",
+    "release_memory",
     "show_config",
     "use_backend",
     "use_kernel",
+    "use_threads",
 ]
 
 # Rooms that are loaded when they are first named, so that importing the package stays cheap.

@@ -59,6 +59,11 @@ class Pieces:
             self.waiting.pop(key, None)
             excess -= piece.size
 
+    def release(self) -> None:
+        """Give back all that waits, and keep no more than what is used now."""
+        self.waiting.clear()
+        self.most = sum(list(self.used.values()))
+
     def let_go(self) -> None:
         """Give back what waited for long."""
         if self.waiting:

@@ -2,8 +2,7 @@
 
 The C of `_native/` runs a layer's directions as one call without the interpreter. It is there
 where a compiler was at installation; the instruction set is chosen when it is
-loaded, and ``XPLSTM_NATIVE_ISA`` pins one. Threads are ``XPLSTM_NUM_THREADS``,
-else ``OMP_NUM_THREADS``, else the processors this process may use.
+loaded, and ``XPLSTM_NATIVE_ISA`` pins one. `_threads` counts the threads.
 
 Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL, XPL-SEQ and
 XPL-EXACT of the specification.
@@ -19,7 +18,7 @@ import numpy as np
 
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm.kernels import _recycled
+from xplstm.kernels import _recycled, _threads
 
 try:
     from xplstm.kernels import _engine
@@ -40,18 +39,9 @@ def _chosen_isa() -> tuple[str, str]:
     return wanted or next(iter(ISAS), ""), _MISSING
 
 
-def _thread_count() -> int:
-    """Threads that a call may use."""
-    for name in ("XPLSTM_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "").partition(",")[0]
-        if value.isdigit() and int(value):
-            return int(value)
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 ISA, WHY_NOT = _chosen_isa()
-THREADS = _thread_count()
+THREADS = _threads.from_environment()
+"""Threads that the environment asks for, or 0."""
 
 
 class Packed(NamedTuple):
@@ -93,8 +83,9 @@ def canonical_sums(_: Problem) -> bool:
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     arrays = [tuple(None if a is None else _whole(a) for a in p[:5]) for p in params]
+    threads = _threads.count(THREADS)
     handles = [
-        _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, _room, THREADS, *direction)
+        _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, _room, threads, *direction)
         for direction in arrays
     ]
     return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr in arrays))
@@ -117,7 +108,8 @@ def forward(
     h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
     lengths, mask = _which(problem, valid)
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
-    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, THREADS)
+    threads = _threads.count(THREADS)
+    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, threads)
     residuals = None if kept is None else Residuals(problem, packed, x, h_0, lengths, mask, kept)
     return y, LSTMState(h_n, c_n), residuals
 
@@ -127,7 +119,8 @@ def stepper(
 ) -> Callable[[Any, Any], tuple[np.ndarray, LSTMState] | None]:
     """Single steps of all layers; the C code looks at x_t and the state by itself."""
     handles = tuple(layer.handles[0] for layer in packed)
-    return _engine.stepper(handles, THREADS, np.ndarray, np.dtype(problem.dtype), np.empty, LSTMState)
+    threads = _threads.count(THREADS)
+    return _engine.stepper(handles, threads, np.ndarray, np.dtype(problem.dtype), np.empty, LSTMState)
 
 
 def _readable(x: np.ndarray) -> np.ndarray:
@@ -188,7 +181,7 @@ def backward(
     )
     _engine.backward(
         *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask),
-        *(_whole(dy), kept, dx, dh_0, dc_0, gradients, THREADS),
+        *(_whole(dy), kept, dx, dh_0, dc_0, gradients, _threads.count(THREADS)),
     )
     return dx, LSTMState(dh_0, dc_0), tuple(_as_params(*direction) for direction in gradients)
 
@@ -196,3 +189,9 @@ def backward(
 def _as_params(ih: np.ndarray, hh: np.ndarray, bias: np.ndarray | None, hr: np.ndarray | None) -> LSTMParams:
     """Both biases have the same gradient, and no memory in common."""
     return LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), hr)
+
+
+def release_memory() -> None:
+    """Give back the scratch that is kept from call to call."""
+    if not _MISSING:
+        _engine.release_memory()

@@ -383,11 +383,19 @@ static PyObject *isas(PyObject *self, PyObject *unused)
     return found;
 }
 
+static PyObject *release_memory(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    pool_forget_memory();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef METHODS[] = {
     {"pack", pack, METH_VARARGS, "Weights of one direction, packed for an instruction set."},
     {"forward", forward, METH_VARARGS, "Run all directions of a layer."},
     {"stepper", stepper, METH_VARARGS, "A function that runs one step of all layers."},
     {"backward", backward, METH_VARARGS, "Take gradients back through all directions of a layer."},
+    {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},
     {"isas", isas, METH_NOARGS, "Instruction sets that run here, fastest first."},

@@ -5,6 +5,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define relax() __builtin_ia32_pause()
@@ -57,8 +60,8 @@ static struct {
     atomic_int members;      /* of the job */
     Work work;
     void *context;
-    void *memory;
-    size_t bytes;
+    _Atomic(void *) memory;  /* NULL or `bytes` long at every instant: a fork may copy it at any */
+    atomic_size_t bytes;
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 /* In the child of a fork there is one thread, whatever the others were doing. */
@@ -128,10 +131,23 @@ static int start(int wanted)
     return pool.started + 1 < wanted ? pool.started + 1 : wanted;
 }
 
+/* Of `most` processors, those that this process may use now: its affinity can change between calls. */
+static int processors(int most)
+{
+#ifdef __linux__
+    cpu_set_t set;
+    if (most > 1 && sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < most)
+        return CPU_COUNT(&set);
+#endif
+    return most;
+}
+
 int pool_acquire(int wanted)
 {
     if (pthread_mutex_trylock(&pool.owner))
         return 0;
+    if (wanted < 0)
+        wanted = processors(-wanted);
     if (wanted > MAX_THREADS)
         wanted = MAX_THREADS;
     return wanted <= 1 || pool.started + 1 >= wanted ? (wanted < 1 ? 1 : wanted) : start(wanted);
@@ -159,10 +175,28 @@ void pool_run(Work work, void *context, int threads)
             turn(n);
 }
 
+/* Forget the memory before it is freed, so that a child forked in between cannot use it. */
+static void free_memory(void)
+{
+    pool.bytes = 0;
+    free(atomic_exchange(&pool.memory, NULL));
+}
+
+void pool_forget_memory(void)
+{
+    if (pool_acquire(1)) {
+        free_memory();
+        pool_release();
+    }
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
 void *pool_memory(size_t bytes)
 {
     if (bytes > pool.bytes) {
-        free(pool.memory);
+        free_memory();
         pool.memory = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
         pool.bytes = pool.memory ? bytes : 0;
     }

@@ -19,12 +19,16 @@ void barrier_wait(Barrier *b);
 typedef void (*Work)(void *context, int k);
 
 /* How many threads of at most `wanted` there are for the caller, who has them until pool_release: 1 while another has
-   them, or where none can be started. */
+   them, or where none can be started. A negative number asks for at most its magnitude, and for no more threads than
+   there are processors for this thread now. */
 int pool_acquire(int wanted);
 void pool_run(Work work, void *context, int threads);
 void pool_release(void);
 
 /* Memory that stays from call to call, for who has the pool; NULL where there is none. */
 void *pool_memory(size_t bytes);
+
+/* Give that memory back, unless a call is using it. */
+void pool_forget_memory(void);
 
 #endif
