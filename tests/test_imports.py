@@ -27,7 +27,9 @@ ROWS = (
     ("kernels._cuda.training",),
     ("_parts",),
     ("_dropout",),
-    ("_merge", "init", "losses", "optim._schedules"),
+    ("_merge", "init", "losses._shares", "optim._schedules"),
+    ("losses._classes", "losses._ctc", "losses._numbers"),
+    ("losses",),
     ("optim._clip",),
     ("optim._optimizer",),
     ("optim._rules",),
@@ -78,10 +80,12 @@ ROWS = (
     ("__main__",),
 )
 BASE = {room for row in ROWS[:9] for room in row}
+LOSSES = {"losses._shares", "losses._classes", "losses._ctc", "losses._numbers"}
 OPTIM = {"optim._schedules", "optim._clip", "optim._optimizer", "optim._rules"}
 # Rooms that may see less than the rows before them, or that few may see.
 MAY_SEE = {
-    "losses": BASE,
+    "losses": BASE | LOSSES,
+    **dict.fromkeys(LOSSES, BASE | LOSSES),
     "optim": BASE | OPTIM,
     **dict.fromkeys(OPTIM, BASE | OPTIM),
     "init": BASE,

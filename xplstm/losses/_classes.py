@@ -1,0 +1,263 @@
+"""Losses of classes: softmax and binary cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError
+from xplstm._parts import part
+from xplstm._typing import Array, Namespace
+from xplstm.losses._shares import (
+    Pullback,
+    check_classes,
+    check_float,
+    check_like,
+    check_mask,
+    check_reduction,
+    check_weights,
+    common_namespace,
+    counting,
+    one_hot,
+    reduced,
+    share,
+    weighted_share,
+)
+
+
+def softmax_cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    mask: Array | None = None,
+    weights: Array | None = None,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> tuple[Array, Pullback]:
+    """Mean negative log-probability, in nats, of the target classes under softmax of the logits.
+
+    ``-log softmax(z)[k] = log(sum(exp(z - max z))) - (z_k - max z)``, which
+    neither overflows nor loses small probabilities; its gradient is
+    ``softmax(z) - onehot(k)`` (Goodfellow, Bengio and Courville, "Deep
+    Learning", 2016, section 6.2.2.3).
+
+    Parameters
+    ----------
+    logits : array, shape (..., V)
+        Any floating dtype; float16 and bfloat16 are summed in float32. V at least 1.
+    targets : array of integers, shape (...)
+        Classes in ``[0, V)``. Where `mask` is False anything may stand here and in `logits`.
+    mask : array of bool, shape (...), optional
+        Which elements count. With none of them the loss is 0 and so is its gradient.
+    weights : array of floats, optional
+        How much each element counts, at least 0. The shape must broadcast to that of `targets`, as
+        ``(B,)`` for samples and ``(T, 1)`` for steps does.
+    class_weights : array of floats, shape (V,), optional
+        At least 0; the mean is then divided by the sum of the targets' weights.
+    label_smoothing : float, optional
+        In ``[0, 1)``: the share of each target's probability that is spread over all classes (Szegedy et
+        al., "Rethinking the Inception architecture for computer vision", 2016, section 7).
+    ignore_index : int, optional
+        Elements with this target do not count.
+    reduction : {"mean", "sum", "none"}, optional
+        The mean over what counts, weighted; the weighted sum; or the weighted elements themselves.
+
+    Returns
+    -------
+    loss : array, shape (), or (...) for ``reduction="none"``
+        In the dtype of `logits`.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+
+    Raises
+    ------
+    DTypeError
+        If the dtypes are not a float, an integer, bool, and floats for weights.
+    ShapeError
+        If the shapes do not fit each other, or V is 0.
+    BackendError
+        If the arrays are of several libraries or devices.
+    ArgumentError
+        If `label_smoothing` or `reduction` is outside its bounds, a weight is negative or not finite, or a
+        target that counts is outside ``[0, V)``; looked at only where the
+        values are at hand, that is not on a GPU and not while a compiler traces.
+
+    Notes
+    -----
+    Where `xplstm.use_kernel` lets CUDA kernels run, and no option but `mask` is given, one pass over CuPy's
+    logits gives the loss and another one the gradient: `pullback` reads `logits` again, which must still be
+    what they were.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.softmax_cross_entropy(np.zeros((1, 2)), np.asarray([1]))
+    >>> round(float(loss), 4)
+    0.6931
+    >>> pullback()
+    array([[ 0.5, -0.5]])
+    """
+    given = {"mask": mask, "weights": weights, "class_weights": class_weights}
+    xp = common_namespace(logits=logits, targets=targets, **given)
+    logits = _array.native(logits)
+    check_float("logits", logits)
+    check_reduction(reduction)
+    smoothing = _values.probability("label_smoothing", label_smoothing)
+    if ignore_index is not None:
+        kept: Any = targets != ignore_index
+        mask = kept if mask is None else mask & kept
+    check_classes(xp, logits, targets, mask)
+    check_weights("weights", weights, targets.shape)
+    check_weights("class_weights", class_weights, logits.shape[-1:])
+    if weights is None and class_weights is None and smoothing == 0 and reduction == "mean":
+        return _cross_entropy(xp, logits, targets, mask)
+    return _weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction)
+
+
+def binary_cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    mask: Array | None = None,
+    weights: Array | None = None,
+    positive_weights: Array | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> tuple[Array, Pullback]:
+    """Negative log-probability, in nats, of yes-or-no targets under the logistic function of the logits.
+
+    ``t softplus(-z) + (1 - t) softplus(z)``, which neither overflows nor loses small probabilities;
+    its gradient is ``sigmoid(z) - t``.
+
+    Parameters
+    ----------
+    logits : array, shape (..., O)
+        Any floating dtype; float16 and bfloat16 are summed in float32.
+    targets : array, shape (..., O), of the same dtype
+        In ``[0, 1]``. Where `mask` is False anything may be here and in `logits`.
+    mask : array of bool, shape (...), optional
+        Which rows of O numbers count. With none of them the loss is 0 and so is its gradient.
+    weights : array of floats, optional
+        How much each element counts, at least 0. The shape must broadcast to that of `mask`, as
+        ``(B,)`` for samples and ``(T, 1)`` for steps does.
+    positive_weights : array of floats, shape (O,), optional
+        At least 0; multiplies the part of the targets that are 1, for rare ones.
+    reduction : {"mean", "sum", "none"}, optional
+        The mean over what counts, weighted; the weighted sum; or the weighted elements themselves.
+
+    Returns
+    -------
+    loss : array, shape (), or (..., O) for ``reduction="none"``
+        In the dtype of `logits`.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+
+    Raises
+    ------
+    DTypeError
+        If the dtypes are not floats, equal, and bool for `mask`.
+    ShapeError
+        If the shapes do not fit each other, or have no last axis, or O is 0.
+    BackendError
+        If the arrays are of several libraries or devices.
+    ArgumentError
+        If `reduction` is another word, a weight is negative or not finite, or a target that counts is
+        outside ``[0, 1]``; values are looked at only where they are at hand.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.binary_cross_entropy(np.zeros((1, 2)), np.asarray([[1.0, 0.0]]))
+    >>> round(float(loss), 4)
+    0.6931
+    >>> pullback()
+    array([[-0.25,  0.25]])
+    """
+    given = {"mask": mask, "weights": weights, "positive_weights": positive_weights}
+    xp = common_namespace(logits=logits, targets=targets, **given)
+    logits, targets = _array.native(logits), _array.native(targets)
+    check_float("logits", logits)
+    check_reduction(reduction)
+    check_like("targets", targets, "logits", logits)
+    check_mask(xp, mask, logits.shape[:-1])
+    check_weights("weights", weights, logits.shape[:-1])
+    check_weights("positive_weights", positive_weights, logits.shape[-1:])
+    wide = _array.wide_dtype(xp, logits.dtype)
+    z, t = (counting(xp, xp.astype(a, wide, copy=False), mask) for a in (logits, targets))
+    if not _array.is_lazy(t) and not bool(xp.all((t >= 0) & (t <= 1))):
+        msg = "targets has elements outside [0, 1]"
+        raise ArgumentError(msg)
+    yes = t if positive_weights is None else t * xp.astype(positive_weights, wide)
+    part = weighted_share(xp, z[..., 0], mask, weights, reduction)[..., None]
+    part = part / float(z.shape[-1]) if reduction == "mean" else part
+    small = xp.exp(-xp.abs(z))
+    rest = xp.log1p(small)
+    zero = xp.zeros_like(z)
+    each = yes * (rest + xp.where(z < 0, -z, zero)) + (1.0 - t) * (rest + xp.where(z > 0, z, zero))
+    sigmoid = xp.where(z < 0, small, xp.ones_like(z)) / (1.0 + small)
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        dz = (sigmoid * (1.0 - t + yes) - yes) * (part * dloss)
+        return xp.astype(dz, logits.dtype, copy=False)
+
+    return xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback
+
+
+@part
+def _cross_entropy(
+    xp: Namespace, logits: Array, targets: Array, mask: Array | None
+) -> tuple[Array, Pullback]:
+    """Return the mean over all elements that count, and its pullback."""
+    wide = _array.wide_dtype(xp, logits.dtype)
+    z = counting(xp, xp.astype(logits, wide, copy=False), mask)
+    # Dask finds no maximum of an empty array, even along an axis that is not empty.
+    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
+    exp_z = xp.exp(z)
+    total = xp.sum(exp_z, axis=-1, keepdims=True)
+    hit = one_hot(xp, targets, z.shape[-1])
+    z_target = xp.sum(xp.where(hit, z, xp.zeros_like(z)), axis=-1)
+    each = share(xp, z[..., 0], mask)
+    loss = xp.sum((xp.log(total[..., 0]) - z_target) * each)
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        dz = (exp_z / total - xp.astype(hit, wide)) * (each * dloss)[..., None]
+        return xp.astype(dz, logits.dtype, copy=False)
+
+    return xp.astype(loss, logits.dtype, copy=False), pullback
+
+
+def _weighted_entropy(
+    xp: Namespace,
+    logits: Array,
+    targets: Array,
+    mask: Array | None,
+    weights: Array | None,
+    class_weights: Array | None,
+    smoothing: float,
+    reduction: str,
+) -> tuple[Array, Pullback]:
+    """Return the loss with every option, and its pullback."""
+    wide = _array.wide_dtype(xp, logits.dtype)
+    z = counting(xp, xp.astype(logits, wide, copy=False), mask)
+    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
+    exp_z = xp.exp(z)
+    total = xp.sum(exp_z, axis=-1, keepdims=True)
+    log_p = z - xp.log(total)
+    classes = z.shape[-1]
+    hit = xp.astype(one_hot(xp, targets, classes), wide)
+    wanted = hit * (1 - smoothing) + smoothing / classes
+    of_target = None
+    if class_weights is not None:
+        of_class = xp.astype(class_weights, wide)
+        wanted, of_target = wanted * of_class, xp.sum(hit * of_class, axis=-1)
+    each = -xp.sum(xp.where(wanted > 0, wanted * log_p, xp.zeros_like(z)), axis=-1)
+    part = weighted_share(xp, each, mask, weights, reduction, of_target)
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        dz = exp_z / total * xp.sum(wanted, axis=-1, keepdims=True) - wanted
+        return xp.astype(dz * (part * dloss)[..., None], logits.dtype, copy=False)
+
+    return xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback

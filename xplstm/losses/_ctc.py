@@ -1,0 +1,244 @@
+"""Connectionist temporal classification: labels of a sequence whose steps carry none."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import numpy as np
+
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._typing import Array, Namespace
+from xplstm.losses._shares import Pullback, check_float, check_reduction, common_namespace, one_hot
+
+# Stands for log 0: far below any sum of log-probabilities, and its differences are finite.
+LOWEST = -1e30
+
+
+def ctc(
+    logits: Array,
+    targets: Array,
+    *,
+    lengths: Array | None = None,
+    target_lengths: Array | None = None,
+    blank: int = 0,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> tuple[Array, Pullback]:
+    """Negative log-probability, in nats, of label sequences, added over all their alignments.
+
+    Graves, Fernandez, Gomez and Schmidhuber, "Connectionist temporal classification", 2006: the forward and
+    backward variables of equations 6 to 10 in logarithms, the gradient of equation 16.
+
+    Parameters
+    ----------
+    logits : array, shape (T, B, V)
+        Any floating dtype; float16 and bfloat16 are summed in float32. T at least 1.
+    targets : array of integers, shape (B, U)
+        Labels in ``[0, V)`` other than `blank`. Past a target's length anything may be here.
+    lengths : array of integers, shape (B,), optional
+        Steps of each sequence, in ``[1, T]``; T if left out.
+    target_lengths : array of integers, shape (B,), optional
+        Labels of each target, in ``[0, U]``; U if left out.
+    blank : int, optional
+        The class that stands for no label, in ``[0, V)``.
+    reduction : {"mean", "sum", "none"}, optional
+        The mean of each loss divided by the number of its labels, at least 1; the sum; or all losses.
+
+    Returns
+    -------
+    loss : array, shape (), or (B,) for ``reduction="none"``
+        In the dtype of `logits`. A target that is too long for its sequence has no alignment: its loss is
+        infinite, and its gradient 0.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+
+    Raises
+    ------
+    DTypeError, ShapeError, BackendError, ArgumentError
+        Naming the argument, its value and the bound. Values of labels and lengths are looked at only where
+        they are at hand.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.ctc(np.zeros((2, 1, 2)), np.asarray([[1]]))
+    >>> round(float(loss), 4)  # three of the four paths are alignments
+    0.2877
+    """
+    xp = common_namespace(logits=logits, targets=targets, lengths=lengths, target_lengths=target_lengths)
+    logits = _array.native(logits)
+    check_float("logits", logits)
+    check_reduction(reduction)
+    if len(logits.shape) != 3 or logits.shape[0] == 0:
+        msg = f"logits has shape {tuple(logits.shape)}; (T, B, V) was expected, T at least 1"
+        raise ShapeError(msg)
+    steps, rows, classes = logits.shape
+    blank = _values.size("blank", blank, 0, classes - 1)
+    _check_labels(xp, targets, rows)
+    device, width = _array.device(logits), targets.shape[1]
+    lengths = _counts(xp, "lengths", lengths, rows, 1, steps, device)
+    target_lengths = _counts(xp, "target_lengths", target_lengths, rows, 0, width, device)
+    _check_values(targets, target_lengths, classes, blank)
+    wide = _array.wide_dtype(xp, logits.dtype)
+    z = xp.astype(logits, wide, copy=False)
+    exists = xp.arange(steps, device=device)[:, None] < lengths[None, :]
+    z = xp.where(exists[..., None], z, xp.zeros_like(z))
+    z = z - xp.max(z, axis=-1, keepdims=True)
+    log_p = z - xp.log(xp.sum(xp.exp(z), axis=-1, keepdims=True))
+    inside = xp.arange(width, device=device)[None, :] < target_lengths[:, None]
+    labels = xp.where(inside, targets, xp.full_like(targets, blank))
+    states = _with_blanks(xp, labels, blank)
+    log_q = _of_states(xp, log_p, states)
+    forward = _forward(xp, log_q, states, blank)
+    last = 2 * target_lengths
+    log_total = _final(xp, forward, lengths, last)
+    possible = log_total > LOWEST / 2
+    losses = xp.where(possible, -log_total, xp.full_like(log_total, xp.inf))
+    share = xp.ones_like(losses)
+    if reduction == "mean":
+        floor = xp.where(target_lengths > 0, target_lengths, xp.ones_like(target_lengths))
+        share = share / (xp.astype(floor, wide) * max(rows, 1))
+    loss = losses * share if reduction != "none" else losses
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        backward = _backward(xp, log_q, states, blank, lengths, last)
+        total = xp.where(possible, log_total, xp.zeros_like(log_total))
+        occupied = xp.exp(forward + backward - total[None, :, None])
+        of_class = xp.matmul(
+            xp.permute_dims(occupied, (1, 0, 2)), xp.astype(one_hot(xp, states, classes), wide)
+        )
+        dz = xp.exp(log_p) - xp.permute_dims(of_class, (1, 0, 2))
+        counts = xp.astype(exists & possible[None, :], wide) * (share * dloss)[None, :]
+        return xp.astype(dz * counts[..., None], logits.dtype, copy=False)
+
+    loss = loss if reduction == "none" else xp.sum(loss)
+    return xp.astype(loss, logits.dtype, copy=False), pullback
+
+
+def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:
+    """Return a blank, then each label with a blank after it: shape (B, 2U + 1)."""
+    rows, width = labels.shape
+    blanks = xp.full((rows, width, 1), blank, dtype=labels.dtype, device=_array.device(labels))
+    pairs = xp.reshape(xp.concat([labels[..., None], blanks], axis=-1), (rows, 2 * width))
+    first = xp.full((rows, 1), blank, dtype=labels.dtype, device=_array.device(labels))
+    return xp.concat([first, pairs], axis=1)
+
+
+def _of_states(xp: Namespace, log_p: Array, states: Array) -> Array:
+    """Return the log-probabilities of the states' classes, (T, B, S)."""
+    steps, rows, classes = log_p.shape
+    table = xp.reshape(xp.permute_dims(log_p, (1, 2, 0)), (rows * classes, steps))
+    row = xp.arange(rows, device=_array.device(log_p))[:, None] * classes
+    chosen = _array.take_rows(table, row + xp.astype(states, row.dtype))
+    return xp.permute_dims(chosen, (2, 0, 1))
+
+
+def _forward(xp: Namespace, log_q: Array, states: Array, blank: int) -> Array:
+    """Return the log-probability of all ways to each state at each step."""
+    width = states.shape[1]
+    skips = _may_skip(xp, states, blank)
+    low = xp.full_like(log_q[0, ...], LOWEST)
+    column = xp.arange(width, device=_array.device(states))[None, :]
+    now = xp.where(column < 2, log_q[0, ...], low)
+    found = [now]
+    for t in range(1, log_q.shape[0]):
+        one = xp.concat([low[:, :1], now[:, :-1]], axis=1)
+        two = xp.where(skips, xp.concat([low[:, :2], now[:, :-2]], axis=1)[:, :width], low)
+        now = _floored(xp, _log_sum(xp, (now, one, two)) + log_q[t, ...])
+        found.append(now)
+    return xp.stack(found)
+
+
+def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: Array, last: Array) -> Array:
+    """Return the log-probability of all ways from each state at each step to the end, that step left out."""
+    width = states.shape[1]
+    low = xp.full_like(log_q[0, ...], LOWEST)
+    skips = _may_skip(xp, states, blank)
+    skips = xp.concat([skips[:, 2:], xp.zeros_like(skips[:, :2])], axis=1)[:, :width]
+    column = xp.arange(width, device=_array.device(states))[None, :]
+    is_last = (column == last[:, None]) | (column == last[:, None] - 1)
+    ends = xp.where(is_last, xp.zeros_like(low), low)
+    now, found = low, list[Array]()
+    for t in range(log_q.shape[0] - 1, -1, -1):
+        if t + 1 < log_q.shape[0]:
+            step = now + log_q[t + 1, ...]
+            one = xp.concat([step[:, 1:], low[:, :1]], axis=1)
+            two = xp.where(skips, xp.concat([step[:, 2:], low[:, :2]], axis=1)[:, :width], low)
+            now = _floored(xp, _log_sum(xp, (step, one, two)))
+        now = xp.where((lengths == t + 1)[:, None], ends, now)
+        found.insert(0, now)
+    return xp.stack(found)
+
+
+def _may_skip(xp: Namespace, states: Array, blank: int) -> Array:
+    """Return whether each state can follow the one two before it: a label other than that one."""
+    before = xp.concat([xp.full_like(states[:, :2], blank), states[:, :-2]], axis=1)[:, : states.shape[1]]
+    return (states != blank) & (states != before)
+
+
+def _final(xp: Namespace, forward: Array, lengths: Array, last: Array) -> Array:
+    """Return the log-probability of all alignments: of the last two states at each sequence's last step."""
+    low = xp.full_like(forward[0, :, 0], LOWEST)
+    at_end = xp.arange(forward.shape[0], device=_array.device(forward))[:, None] == lengths[None, :] - 1
+    column = xp.arange(forward.shape[2], device=_array.device(forward))[None, :]
+    of_row = xp.max(xp.where(at_end[..., None], forward, low[None, :, None]), axis=0)
+    ends = [
+        xp.max(xp.where(column == place[:, None], of_row, low[:, None]), axis=1) for place in (last, last - 1)
+    ]
+    return _log_sum(xp, ends)
+
+
+def _log_sum(xp: Namespace, terms: tuple[Array, ...] | list[Array]) -> Array:
+    """Return the logarithm of the sum of exponentials."""
+    largest = functools.reduce(xp.maximum, terms)
+    return largest + xp.log(functools.reduce(lambda a, b: a + b, [xp.exp(t - largest) for t in terms]))
+
+
+def _floored(xp: Namespace, x: Array) -> Array:
+    """Return `x`, of which nothing is below log 0."""
+    return xp.maximum(x, xp.full_like(x, LOWEST))
+
+
+def _check_labels(xp: Namespace, targets: Array, rows: int) -> None:
+    """Refuse targets that are no rows of integers."""
+    if not xp.isdtype(targets.dtype, "integral"):
+        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}; it must hold integers"
+        raise DTypeError(msg)
+    if len(targets.shape) != 2 or targets.shape[0] != rows:
+        msg = f"targets has shape {tuple(targets.shape)}; (B, U) was expected, B = {rows} as in logits"
+        raise ShapeError(msg)
+
+
+def _counts(
+    xp: Namespace, name: str, given: Array | None, rows: int, least: int, most: int, device: object
+) -> Array:
+    """Return a number for each row, in its bounds."""
+    if given is None:
+        return xp.full((rows,), most, dtype=xp.int64, device=device)
+    if not xp.isdtype(given.dtype, "integral"):
+        msg = f"{name} has dtype {_array.dtype_name(given.dtype)}; it must hold integers"
+        raise DTypeError(msg)
+    if tuple(given.shape) != (rows,):
+        msg = f"{name} has shape {tuple(given.shape)}; ({rows},) was expected"
+        raise ShapeError(msg)
+    if not _array.is_lazy(given):
+        values = _array.to_numpy(given)
+        outside = values[(values < least) | (values > most)]
+        if outside.size:
+            msg = f"{name} holds {outside[0]}; numbers in [{least}, {most}] were expected"
+            raise ArgumentError(msg)
+    return given
+
+
+def _check_values(targets: Array, target_lengths: Array, classes: int, blank: int) -> None:
+    """Refuse labels that are no classes, or the blank."""
+    if _array.is_lazy(targets) or _array.is_lazy(target_lengths):
+        return
+    values, counts = _array.to_numpy(targets), _array.to_numpy(target_lengths)
+    inside = np.arange(values.shape[1])[None, :] < counts[:, None]
+    wrong = values[inside & ((values < 0) | (values >= classes) | (values == blank))]
+    if wrong.size:
+        msg = f"targets holds {wrong[0]}; labels are in [0, {classes}) and not blank={blank}"
+        raise ArgumentError(msg)

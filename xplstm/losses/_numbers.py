@@ -1,0 +1,276 @@
+"""Losses of numbers: squared, absolute, Huber's and quantiles'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError, ShapeError
+from xplstm._typing import Array, Namespace
+from xplstm.losses._shares import (
+    Pullback,
+    check_float,
+    check_like,
+    check_mask,
+    check_reduction,
+    check_weights,
+    common_namespace,
+    counting,
+    reduced,
+    weighted_share,
+)
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+OfError: TypeAlias = Callable[[Namespace, Array], Array]
+
+
+def mse(
+    pred: Array,
+    target: Array,
+    *,
+    mask: Array | None = None,
+    weights: Array | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Pullback]:
+    """Mean squared error.
+
+    ``mean((pred - target)**2)`` over all n numbers that count; its gradient is
+    ``2 (pred - target) / n``.
+
+    Parameters
+    ----------
+    pred : array, shape (..., O)
+        Any floating dtype; float16 and bfloat16 are summed in float32.
+    target : array, shape (..., O), of the same dtype
+        Where `mask` is False anything may stand here and in `pred`.
+    mask : array of bool, shape (...), optional
+        Which rows of O numbers count. With none of them the loss is 0 and so is its gradient.
+    weights : array of floats, optional
+        How much each element counts, at least 0. The shape must broadcast to that of `mask`, as
+        ``(B,)`` for samples and ``(T, 1)`` for steps does.
+    reduction : {"mean", "sum", "none"}, optional
+        The mean over what counts, weighted; the weighted sum; or the weighted elements themselves.
+
+    Returns
+    -------
+    loss : array, shape (), or (..., O) for ``reduction="none"``
+        In the dtype of `pred`.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+
+    Raises
+    ------
+    DTypeError
+        If the dtypes are not floats, equal, and bool for `mask`.
+    ShapeError
+        If the shapes do not fit each other, or have no last axis, or O is 0.
+    BackendError
+        If the arrays are of several libraries or devices.
+    ArgumentError
+        If `reduction` is another word, or a weight is negative or not finite, where its value is at hand.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.mse(np.asarray([[1.0, 3.0]]), np.asarray([[1.0, 1.0]]))
+    >>> float(loss), pullback()
+    (2.0, array([[0., 2.]]))
+    """
+    return _of_errors(pred, target, mask, weights, reduction, lambda _, e: e * e, lambda _, e: 2.0 * e)
+
+
+def mae(
+    pred: Array,
+    target: Array,
+    *,
+    mask: Array | None = None,
+    weights: Array | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Pullback]:
+    """Mean absolute error, ``mean(abs(pred - target))``; its gradient at an error of 0 is 0.
+
+    Parameters
+    ----------
+    pred, target, mask, weights, reduction
+        As for `mse`.
+
+    Returns
+    -------
+    loss : array, shape (), or (..., O) for ``reduction="none"``
+        In the dtype of `pred`.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+
+    Raises
+    ------
+    DTypeError, ShapeError, BackendError, ArgumentError
+        As `mse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.mae(np.asarray([[1.0, 3.0]]), np.asarray([[1.0, 1.0]]))
+    >>> float(loss), pullback()
+    (1.0, array([[0. , 0.5]]))
+    """
+    return _of_errors(
+        pred, target, mask, weights, reduction, lambda xp, e: xp.abs(e), lambda xp, e: xp.sign(e)
+    )
+
+
+def huber(
+    pred: Array,
+    target: Array,
+    delta: float = 1.0,
+    *,
+    mask: Array | None = None,
+    weights: Array | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Pullback]:
+    """Squared error where it is small, absolute error where it is large.
+
+    ``e**2 / 2`` where ``abs(e) <= delta``, else ``delta * (abs(e) - delta / 2)``: Huber, "Robust estimation
+    of a location parameter", 1964.
+
+    Parameters
+    ----------
+    pred, target, mask, weights, reduction
+        As for `mse`.
+    delta : float, optional
+        Above 0.
+
+    Returns
+    -------
+    loss : array, shape (), or (..., O) for ``reduction="none"``
+        In the dtype of `pred`.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+
+    Raises
+    ------
+    DTypeError, ShapeError, BackendError, ArgumentError
+        As `mse`, and if `delta` is not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.huber(np.asarray([[0.5, 3.0]]), np.zeros((1, 2)))
+    >>> float(loss), pullback()
+    (1.3125, array([[0.25, 0.5 ]]))
+    """
+    bound = _values.positive("delta", delta)
+
+    def value(xp: Namespace, e: Array) -> Array:
+        size = xp.abs(e)
+        return xp.where(size <= bound, 0.5 * e * e, bound * (size - 0.5 * bound))
+
+    return _of_errors(
+        pred, target, mask, weights, reduction, value, lambda xp, e: _array.bounded(xp, e, -bound, bound)
+    )
+
+
+def quantile(
+    pred: Array,
+    target: Array,
+    quantiles: float | Sequence[float],
+    *,
+    mask: Array | None = None,
+    weights: Array | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Array, Pullback]:
+    """Quantile loss, also called pinball loss: least where `pred` is a quantile of the targets.
+
+    ``q * d`` where ``d = target - pred`` is above 0, else ``(q - 1) * d``: Koenker and Bassett, "Regression
+    quantiles", 1978. Its gradient at ``d = 0`` is 0.
+
+    Parameters
+    ----------
+    pred : array, shape (..., O), or (..., O, Q) for a sequence of quantiles
+    target : array, shape (..., O), of the same dtype
+    quantiles : float or sequence of Q floats
+        Each in ``(0, 1)``.
+    mask, weights, reduction
+        As for `mse`; of the rows of O numbers.
+
+    Returns
+    -------
+    loss : array, shape (), or that of `pred` for ``reduction="none"``
+        In the dtype of `pred`.
+    pullback : callable
+        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+
+    Raises
+    ------
+    DTypeError, ShapeError, BackendError, ArgumentError
+        As `mse`, and for quantiles outside their range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import losses
+    >>> loss, pullback = losses.quantile(np.asarray([[[1.0, 1.0]]]), np.asarray([[3.0]]), [0.5, 0.75])
+    >>> float(loss), pullback()
+    (1.25, array([[[-0.25 , -0.375]]]))
+    """
+    several = isinstance(quantiles, Sequence)
+    given = quantiles if isinstance(quantiles, Sequence) else (quantiles,)
+    numbers = [_values.in_range(f"quantiles[{k}]", q, 0, 1) for k, q in enumerate(given)]
+    if not numbers or 0 in numbers:
+        msg = f"quantiles={quantiles!r} must be one or more numbers in (0, 1)"
+        raise ArgumentError(msg)
+    xp = common_namespace(pred=pred, target=target)
+    wide = _array.wide_dtype(xp, pred.dtype)
+    q = xp.asarray(numbers, dtype=wide, device=_array.device(pred))
+    if several:
+        if tuple(pred.shape) != (*target.shape, len(numbers)):
+            msg = f"pred has shape {tuple(pred.shape)}; {(*target.shape, len(numbers))} was expected"
+            raise ShapeError(msg)
+        target = xp.broadcast_to(target[..., None], pred.shape)
+
+    def value(xp: Namespace, e: Array) -> Array:
+        return xp.where(e < 0, -q * e, (1.0 - q) * e)
+
+    def slope(xp: Namespace, e: Array) -> Array:
+        return xp.where(e < 0, -q * xp.ones_like(e), (1.0 - q) * xp.sign(e))
+
+    return _of_errors(pred, target, mask, weights, reduction, value, slope, axes=1 + several)
+
+
+def _of_errors(
+    pred: Array,
+    target: Array,
+    mask: Array | None,
+    weights: Array | None,
+    reduction: str,
+    value: OfError,
+    slope: OfError,
+    axes: int = 1,
+) -> tuple[Array, Pullback]:
+    """Return a loss that is a function of each error, and its pullback; a mask is of all but `axes` axes."""
+    xp = common_namespace(pred=pred, target=target, mask=mask, weights=weights)
+    pred, target = _array.native(pred), _array.native(target)
+    check_float("pred", pred)
+    check_reduction(reduction)
+    check_like("target", target, "pred", pred)
+    rows = pred.shape[: len(pred.shape) - axes]
+    check_mask(xp, mask, rows)
+    check_weights("weights", weights, rows)
+    wide = _array.wide_dtype(xp, pred.dtype)
+    inner = mask if mask is None or axes == 1 else mask[..., None]
+    error = counting(xp, xp.astype(pred, wide, copy=False), inner)
+    error = error - counting(xp, xp.astype(target, wide, copy=False), inner)
+    last = (0,) * axes
+    part = weighted_share(xp, error[(..., *last)], mask, weights, reduction)[(..., *(None,) * axes)]
+    if reduction == "mean":
+        part = part / float(math.prod(pred.shape[len(rows) :]))
+    loss = reduced(xp, value(xp, error) * part, reduction)
+
+    def pullback(dloss: Array | float = 1.0) -> Array:
+        return xp.astype(slope(xp, error) * (part * dloss), pred.dtype, copy=False)
+
+    return xp.astype(loss, pred.dtype, copy=False), pullback

@@ -1,0 +1,160 @@
+"""What all losses share: checks, and how much each element counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
+from xplstm._typing import Array, Namespace
+
+Pullback: TypeAlias = Callable[..., Array]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def counting(xp: Namespace, x: Array, mask: Array | None) -> Array:
+    """Put zeros where the mask is False, so that infinities in the padding raise no warning."""
+    return x if mask is None else xp.where(mask[..., None], x, xp.zeros_like(x))
+
+
+def share(xp: Namespace, like: Array, mask: Array | None) -> Array:
+    """Return the weight of each element in the mean: one over their number where they count, else 0."""
+    if mask is None:
+        return xp.full_like(like, 1.0 / max(math.prod(like.shape), 1))
+    counts = xp.astype(mask, like.dtype)
+    return counts / positive(xp, xp.sum(counts))
+
+
+def positive(xp: Namespace, total: Array) -> Array:
+    """Return a sum of weights, and 1 for a sum of 0, which divides nothing but zeros."""
+    return xp.where(total > 0, total, xp.ones_like(total))
+
+
+def weighted_share(
+    xp: Namespace,
+    like: Array,
+    mask: Array | None,
+    weights: Array | None,
+    reduction: str,
+    of_each: Array | None = None,
+) -> Array:
+    """Return what each element of the shape of `like` is multiplied by before they are added.
+
+    `of_each` are further weights that divide the mean without multiplying the elements.
+    """
+    if weights is None and of_each is None and reduction == "mean":
+        return share(xp, like, mask)
+    counts = xp.ones_like(like) if mask is None else xp.astype(mask, like.dtype)
+    if weights is not None:
+        counts = counts * xp.astype(weights, like.dtype)
+    if reduction != "mean":
+        return counts
+    return counts / positive(xp, xp.sum(counts if of_each is None else counts * of_each))
+
+
+def reduced(xp: Namespace, values: Array, reduction: str) -> Array:
+    """Return the values, or their sum where they are shares of a mean or a sum."""
+    return values if reduction == "none" else xp.sum(values)
+
+
+def check_reduction(reduction: Any) -> str:
+    """Return a word that says how elements become one loss."""
+    return _values.one_of("reduction", reduction, REDUCTIONS)
+
+
+def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> None:
+    """Refuse weights that are no floats of at least 0, or do not broadcast to the elements."""
+    if weights is None:
+        return
+    if _array.dtype_name(weights.dtype) not in FLOATS:
+        msg = f"{name} has dtype {_array.dtype_name(weights.dtype)}; it must be one of {', '.join(FLOATS)}"
+        raise DTypeError(msg)
+    given = tuple(weights.shape)
+    aligned = zip(reversed(given), reversed(shape), strict=False)
+    if len(given) > len(shape) or any(ours not in (1, theirs) for ours, theirs in aligned):
+        msg = f"{name} has shape {given}; it must broadcast to {tuple(shape)}"
+        raise ShapeError(msg)
+    if not _array.is_lazy(weights):
+        values = _array.to_numpy(weights)
+        if not np.all((values >= 0) & np.isfinite(values)):
+            msg = f"{name} has elements that are negative, infinite or NaN; all must be at least 0 and finite"
+            raise ArgumentError(msg)
+
+
+def one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
+    """Boolean array, True at each target; a class outside is nowhere True."""
+    index = xp.arange(classes, device=_array.device(targets))
+    return xp.astype(targets, index.dtype)[..., None] == index
+
+
+def common_namespace(**arrays: Array | None) -> Namespace:
+    """Namespace of the given arrays, all of one library and device."""
+    given = {name: x for name, x in arrays.items() if x is not None}
+    where = {name: (_array.namespace(x, name), _array.device(x)) for name, x in given.items()}
+    (first, (xp, device)), *others = where.items()
+    for name, (its_xp, its_device) in others:
+        if its_xp is not xp or (None not in (device, its_device) and its_device != device):
+            msg = (
+                f"{name} is of {_array.backend_name(its_xp)} on {its_device}, "
+                f"{first} of {_array.backend_name(xp)} on {device}; move one of them"
+            )
+            raise BackendError(msg)
+    return xp
+
+
+def check_float(name: str, x: Array) -> None:
+    """Refuse other dtypes than floats, and arrays without a last axis."""
+    if _array.dtype_name(x.dtype) not in FLOATS:
+        msg = f"{name} has dtype {_array.dtype_name(x.dtype)}; it must be one of {', '.join(FLOATS)}"
+        raise DTypeError(msg)
+    if len(x.shape) == 0 or x.shape[-1] == 0:
+        msg = f"{name} has shape {tuple(x.shape)}; its last axis must have at least 1 element"
+        raise ShapeError(msg)
+
+
+def check_classes(xp: Namespace, logits: Array, targets: Array, mask: Array | None) -> None:
+    """Refuse targets that are no classes of these logits."""
+    if not xp.isdtype(targets.dtype, "integral"):
+        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}; it must hold integers"
+        raise DTypeError(msg)
+    if targets.shape != logits.shape[:-1]:
+        msg = f"targets has shape {tuple(targets.shape)}; logits ask for {tuple(logits.shape[:-1])}"
+        raise ShapeError(msg)
+    check_mask(xp, mask, targets.shape)
+    if _array.is_lazy(targets) or (mask is not None and _array.is_lazy(mask)):
+        return
+    counted = _array.to_numpy(targets)
+    counted = counted if mask is None else counted[_array.to_numpy(mask)]
+    outside = counted[(counted < 0) | (counted >= logits.shape[-1])]
+    if outside.size:
+        msg = f"targets holds the class {outside[0]}; classes are in [0, {logits.shape[-1]})"
+        raise ArgumentError(msg)
+
+
+def check_like(name: str, x: Array, other_name: str, other: Array) -> None:
+    """Refuse an array of another shape or dtype than the other one."""
+    if x.shape != other.shape:
+        msg = f"{name} has shape {tuple(x.shape)}; {other_name} has {tuple(other.shape)}"
+        raise ShapeError(msg)
+    if x.dtype != other.dtype:
+        ours, theirs = _array.dtype_name(x.dtype), _array.dtype_name(other.dtype)
+        msg = f"{name} has dtype {ours}; {other_name} has {theirs}"
+        raise DTypeError(msg)
+
+
+def check_mask(xp: Namespace, mask: Array | None, shape: tuple[int, ...]) -> None:
+    """Refuse a mask that does not say yes or no for each element."""
+    if mask is None:
+        return
+    if not xp.isdtype(mask.dtype, "bool"):
+        msg = f"mask has dtype {_array.dtype_name(mask.dtype)}; it must hold booleans"
+        raise DTypeError(msg)
+    if mask.shape != shape:
+        msg = f"mask has shape {tuple(mask.shape)}; it must have {tuple(shape)}"
+        raise ShapeError(msg)
