@@ -350,9 +350,9 @@ HOSTILE_ARCHIVES = {
     "no JSON": (archive(config=b"{"), "config.json is no JSON"),
     "deep JSON": (archive(config=b"[" * 100_000 + os.urandom(40_000)), "config.json is no JSON"),
     "a list": (archive(config=b"[]"), "config.json is no JSON object"),
-    "no layers": (archive(config={"class_name": "Sequential", "config": {}}), "not that of a Keras 3 model"),
-    "layers that are none": (archive(config=model_of(3)), "not that of a Keras 3 model"),
-    "no units": (archive(config=model_of(layer(units=None))), "lstm has units=None"),
+    "no layers": (archive(config={"class_name": "Sequential", "config": {}}), "not that of a Keras model"),
+    "layers that are none": (archive(config=model_of(3)), "not that of a Keras model"),
+    "no units": (archive(config=model_of(layer(units=None))), "units=None must be"),
     "other units": (
         archive(config=model_of(layer(units=7))),
         "lstm has units=7 and use_bias=True, its weights",

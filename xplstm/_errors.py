@@ -32,7 +32,25 @@ class NonFiniteError(XplstmError, FloatingPointError):
 
 
 class FormatError(XplstmError, ValueError):
-    """A file does not hold what its format promises."""
+    """A file does not hold what its format promises.
+
+    The message quotes the file, so it is escaped and bounded: see `printable`.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+
+LONGEST_MESSAGE = 2000
+
+
+def printable(message: str) -> str:
+    """Return a message that quotes a file, escaped and cut to 2,000 characters."""
+    start = message[:LONGEST_MESSAGE]
+    lines = (line if line.isprintable() else ascii(line)[1:-1] for line in start.split("\n"))
+    text = "\n".join(lines)
+    cut = len(text) > LONGEST_MESSAGE or len(message) > LONGEST_MESSAGE
+    return text[: LONGEST_MESSAGE - 4] + " ..." if cut else text
 
 
 class GradientError(XplstmError, AssertionError):

@@ -100,6 +100,21 @@ def dotted(name: str) -> str:
     return name.replace("/", ".").strip(".")
 
 
+# How much of a file's name or value is shown in a message.
+_LONGEST_SHOWN = 200
+
+
 def shown(name: str) -> str:
-    """`name` as text that a terminal can be given: a file's names are whatever its writer wanted."""
-    return name if name.isprintable() else ascii(name)[1:-1]
+    """Return the start of a name of a file as text that a terminal can be given."""
+    start = name[:_LONGEST_SHOWN]
+    start = start if start.isprintable() else ascii(start)[1:-1]
+    return start if len(name) <= _LONGEST_SHOWN else f"{start[:_LONGEST_SHOWN]}..."
+
+
+def quoted(value: object) -> str:
+    """Return a value of a file as text; only its type where its text could be long."""
+    if isinstance(value, str | bytes):
+        return ascii(value[:_LONGEST_SHOWN])
+    if value is None or isinstance(value, bool | float) or (type(value) is int and abs(value) < 1 << 64):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xplstm.io._contents import shown
+from xplstm._errors import printable
+from xplstm.io._contents import Found, shown
 from xplstm.io._source import Path, candidates_in, dtypes_of, is_told, layouts_of, open_source, spelled
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -84,12 +85,22 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
     candidates = candidates_in(resolved, layouts_of(resolved))
     sure = {found.prefix for found in candidates if is_told(contents, found)}
     rows = [
-        (shown(one.prefix) or '""', one.layout, dtypes_of(resolved, one), one.problem or spelled(one))
+        (
+            shown(one.prefix) or '""',
+            one.layout,
+            dtypes_of(resolved, one),
+            printable(one.problem or spelled(one)),
+        )
         for one in candidates
         if is_told(contents, one) or one.prefix not in sure
     ]
     tensors = {shown(name): (t.shape, t.dtype) for name, t in contents.tensors.items()}
     return Inspection(contents.where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
+
+
+def _words(one: Found) -> str:
+    """Return what could be made of a network, or why it cannot be loaded."""
+    return printable(one.problem or spelled(one))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

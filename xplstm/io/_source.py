@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from xplstm import _array, _checks, _values
-from xplstm._errors import ArgumentError, FormatError
+from xplstm._errors import ArgumentError, FormatError, printable
 from xplstm._typing import Array
 from xplstm.io import _mapping, _registry
 from xplstm.io._combined import combine
@@ -21,7 +21,7 @@ Path: TypeAlias = "str | os.PathLike[str]"
 Prefix: TypeAlias = "str | Sequence[str | Sequence[str]]"
 
 _SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "output_size")
-_SHOWN = 12
+_SHOWN, _LONGEST_LINE = 12, 130
 # A map whose first key is text: how a tree of parameters begins.
 _MSGPACK = re.compile(rb"[\x81-\x8f][\xa0-\xbf]|\xde..[\xa0-\xbf]", re.DOTALL)
 
@@ -120,15 +120,15 @@ def _one(
         what = f"{contents.where} holds {len(names)} networks" if here else f"{contents.where} has none there"
         choices = _lines(f"{called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
         msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
-        raise ArgumentError(msg)
+        raise ArgumentError(printable(msg))
     sizes = {name: value for name, value in options.items() if name in _SIZES}
     fitting = [one for one in here if all(one.options.get(n, v) == v for n, v in sizes.items())]
     if not fitting:
         msg = f"{contents.where} holds {spelled(here[0])}, which {dict(options)} contradicts"
-        raise ArgumentError(msg)
+        raise ArgumentError(printable(msg))
     told = [one for one in fitting if layout is not None or is_told(contents, one)]
     if len(told) != 1:
-        raise ArgumentError(_unsure(contents, told or fitting))
+        raise ArgumentError(printable(_unsure(contents, told or fitting)))
     return told[0]
 
 
@@ -148,7 +148,7 @@ def _nothing(contents: Contents, layout: str | None) -> str:
 
 def _lines(choices: Iterable[str]) -> str:
     """The first choices, one a line, and how many more there are."""
-    lines = [f"  {choice}" for choice in choices]
+    lines = [f"  {choice[:_LONGEST_LINE]}" for choice in choices]
     more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n".join(lines[:_SHOWN] + more)
 
@@ -156,7 +156,7 @@ def _lines(choices: Iterable[str]) -> str:
 def listed(contents: Contents) -> str:
     """The first tensors, and how many more there are."""
     first = islice(contents.tensors.items(), _SHOWN)
-    names = [f"{shown(name)} {t.shape} {t.dtype}" for name, t in first]
+    names = [f"{shown(name)[:_LONGEST_LINE]} {t.shape} {t.dtype}" for name, t in first]
     rest = len(contents.tensors) - len(names)
     return (", ".join(names) or "nothing") + (f" and {rest} more" if rest else "")
 

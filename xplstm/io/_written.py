@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from xplstm import _merge, _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
-from xplstm.io._contents import Contents
+from xplstm.io._contents import Contents, quoted
 from xplstm.nn._module import Recurrent
+from xplstm.nn._rnn import NONLINEARITIES
 
 METADATA = "xplstm"
 
@@ -22,6 +25,12 @@ _OPTIONS = {
     "merge": "concat",
     "input_dropout": 0.0,
     "weight_dropout": 0.0,
+}
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("batch_first", "reset_after"), _values.flag),
+    **dict.fromkeys(("dropout", "input_dropout", "weight_dropout"), _values.probability),
+    "merge": partial(_values.one_of, known=_merge.MERGES),
+    "nonlinearity": partial(_values.one_of, known=NONLINEARITIES),
 }
 _KNOWN = {
     "LSTM": (*_OPTIONS, "variant"),
@@ -57,7 +66,7 @@ def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
     try:
         options = json.loads(contents.metadata[METADATA]).get(prefix, {})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        msg = f"{contents.where} has options of networks that cannot be read: {ascii(str(error))[:200]}"
+        msg = f"{contents.where} has options of networks that cannot be read: {quoted(str(error))}"
         raise FormatError(msg) from error
     return parsed_options(contents.where, kind, options)
 
@@ -71,12 +80,18 @@ def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
     if unknown:
         msg = f"{where} has options that {kind} lacks: {ascii(sorted(unknown))[:200]}"
         raise FormatError(msg)
+    try:
+        for name in _CHECKS.keys() & options.keys():
+            _CHECKS[name](name, options[name])
+    except XplstmError as error:
+        msg = f"{where} has an option of a network that cannot be read: {error}"
+        raise FormatError(msg) from error
     if "variant" not in options:
         return {**options}
     try:
         cell = lstm_cell(Variant(**options["variant"]), 2)
-    except (XplstmError, TypeError) as error:
-        msg = f"{where} has a variant that cannot be read: {ascii(str(error))[:200]}"
+    except (XplstmError, TypeError, RecursionError) as error:
+        msg = f"{where} has a variant that cannot be read: {quoted(str(error))}"
         raise FormatError(msg) from error
     return options | {"variant": cell.options().get("variant")}
 

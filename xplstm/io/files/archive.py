@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import shown
+from xplstm.io._contents import quoted, shown
 
 # What a zip file may grow to. Weights hardly shrink; zeros shrink a thousandfold, and a bomb is made of them.
 GROWTH = 100
@@ -24,19 +24,11 @@ _UTF8 = 0x800
 # What stands before a member's bytes: signature, eight numbers unused here, how long name and rest are.
 _HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\x03\x04"
-# What the standard library raises at a zip file that is none, is cut, or is made to confuse.
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-)
+# The directory: an entry without its texts; then the end, after two records where the archive is a zip64.
+_ENTRY, _END, _ENDS64 = 46, 22, 76
+_DESCRIBED = 0x8
+# What follows a member whose size was not known first: with a signature or not, 4 or 8 bytes for a size.
+_DESCRIPTORS = (12, 16, 20, 24)
 
 
 class Archive:
@@ -45,9 +37,11 @@ class Archive:
     def __init__(self, path: str) -> None:
         self.path = path
         with self._naming(), zipfile.ZipFile(path) as file:
-            infos = file.infolist()
+            infos, start = file.infolist(), file.start_dir
         self.members = {info.filename: info for info in infos}
         self._check(infos)
+        with self._naming(), open(path, "rb") as content:
+            self._check_places(content, infos, start)
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """A member's bytes, or the first `most` of them."""
@@ -74,15 +68,39 @@ class Archive:
         for info in infos:
             self._check_member(info)
         length, total = os.path.getsize(self.path), sum(info.file_size for info in infos)
-        end = 0
-        for info in sorted(infos, key=lambda info: info.header_offset):
-            if info.header_offset < end or info.header_offset + info.compress_size > length:
-                msg = f"{self.path}: {shown(info.filename)} lies upon another member, or outside the file"
-                raise FormatError(msg)
-            end = info.header_offset + _HEADER.size + info.compress_size
         if total > max(GROWTH * length, SMALL):
             msg = f"{self.path} has {length} bytes and says that it unpacks to {total}, which no weights do"
             raise FormatError(msg)
+
+    def _check_places(self, file: BinaryIO, infos: list[zipfile.ZipInfo], start: int) -> None:
+        """Refuse overlaps, gaps, and bytes before the first member or after the directory.
+
+        Readers differ in which directory they take and from where they count. They agree where the members,
+        the directory and its end fill the file.
+        """
+        end = 0
+        for info in sorted(infos, key=lambda info: info.header_offset):
+            gap = info.header_offset - end
+            if gap:
+                what = "overlaps another member" if gap < 0 else f"has {gap} unknown bytes before it"
+                msg = f"{self.path}: {shown(info.filename)} {what}{self._advice()}"
+                raise FormatError(msg)
+            _seek(file, info)
+            end = file.tell() + info.compress_size
+            if info.flag_bits & _DESCRIBED:
+                end += _descriptor(file, info, end)
+        texts = sum(len(_encoded(info)) + len(info.extra) + len(info.comment) for info in infos)
+        tail = start + len(infos) * _ENTRY + texts
+        length = os.path.getsize(self.path)
+        if start != end or length - tail not in (_END, _END + _ENDS64) or not _is_end(file, tail, start):
+            what = "unknown bytes between its members, its directory and its end"
+            msg = f"{self.path} has {what}{self._advice()}"
+            raise FormatError(msg)
+
+    def _advice(self) -> str:
+        if self.path.lower().endswith(".distcp"):
+            return "; it is a part of a checkpoint of torch.distributed: combine it with dcp_to_torch_save"
+        return ": several zip files in one, or a damaged one"
 
     def _check_member(self, info: zipfile.ZipInfo) -> None:
         name = info.filename
@@ -104,9 +122,48 @@ class Archive:
         """Name the file in whatever the standard library says about it."""
         try:
             yield
-        except _BROKEN as error:
-            msg = f"{self.path} is no whole zip file: {error}"
+        except FormatError:
+            raise
+        except Exception as error:  # the standard library raises errors of many kinds at a damaged file
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            msg = f"{self.path} is no whole zip file: {type(error).__name__} {quoted(str(error))}"
             raise FormatError(msg) from error
+
+
+def _encoded(info: zipfile.ZipInfo) -> bytes:
+    """Return the name as it is in the file."""
+    return info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+
+
+def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
+    """Return the length of what repeats the checksum and sizes of a member after it; 0 if it is not there."""
+    file.seek(place)
+    found = file.read(max(_DESCRIPTORS))
+    crc = struct.pack("<I", info.CRC)
+    for size in ("<II", "<QQ"):
+        try:
+            wanted = crc + struct.pack(size, info.compress_size, info.file_size)
+        except struct.error:  # larger than four bytes
+            continue
+        for form in (b"PK\x07\x08" + wanted, wanted):
+            if found.startswith(form):
+                return len(form)
+    return 0
+
+
+def _is_end(file: BinaryIO, tail: int, start: int) -> bool:
+    """Whether the directory's end follows at `tail` and says that the directory begins at `start`."""
+    file.seek(tail)
+    found = file.read()
+    end = found[-_END:]
+    (place,) = struct.unpack("<I", end[16:20])
+    if not end.startswith(b"PK\x05\x06") or place not in (start, 0xFFFFFFFF):
+        return False
+    if len(found) == _END:
+        return place == start
+    (place,) = struct.unpack("<Q", found[48:56])
+    return found.startswith(b"PK\x06\x06") and place == start
 
 
 def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:

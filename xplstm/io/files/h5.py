@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import Tensor, shown
+from xplstm.io._contents import Tensor, quoted, shown
 from xplstm.io.files import buffers
 from xplstm.io.files.archive import GROWTH, SMALL
 
@@ -26,8 +27,6 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_OBJECTS, DEEPEST, LONGEST_ATTRIBUTE = 100_000, 32, 4096
 # Deflate, shuffle, checksum and LZF come with h5py; any other filter would be a plugin.
 _FILTERS = {1, 2, 3, 32000}
-# What h5py raises at a file that is cut or made to confuse.
-_BROKEN = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
 class Source(NamedTuple):
@@ -35,6 +34,8 @@ class Source(NamedTuple):
 
     where: str
     content: bytes | None = None
+    length: int = 0
+    """Bytes of the archive that it was taken from; 0 if it is a file of its own."""
 
     @contextmanager
     def open(self) -> Iterator[Any]:
@@ -45,8 +46,8 @@ class Source(NamedTuple):
                 yield file
         except FormatError:
             raise
-        except _BROKEN as error:
-            msg = f"{self.where} is no whole HDF5 file: {ascii(str(error))[1:-1][:200]}"
+        except Exception as error:  # h5py has no error of its own
+            msg = f"{self.where} is no whole HDF5 file: {quoted(str(error))}"
             raise FormatError(msg) from error
 
 
@@ -57,6 +58,26 @@ class Tree(NamedTuple):
     names: dict[str, str]
     attributes: set[str]
     """Names of what is told of the file as a whole."""
+
+
+class _Budget:
+    """How many bytes all datasets of a file together may have: a multiple of the file on the disk."""
+
+    def __init__(self, source: Source) -> None:
+        self.where = source.where
+        content = source.content or b""
+        self.length = source.length or len(content) or os.path.getsize(source.where)
+        self.left = max(GROWTH * self.length - (len(content) if source.length else 0), SMALL)
+
+    def spend(self, path: str, needed: int) -> None:
+        """Take the bytes of one dataset."""
+        self.left -= needed
+        if self.left < 0:
+            msg = (
+                f"{self.where} has {self.length} bytes; with {shown(path)}, its datasets have more than "
+                f"{GROWTH} times as many, which no weights need"
+            )
+            raise FormatError(msg)
 
 
 def import_h5py() -> Any:
@@ -81,6 +102,7 @@ def read(source: Source) -> Tree:
     """Everything in a file, datasets unread."""
     with source.open() as file:
         tree = Tree([], {}, set(file.attrs))
+        budget = _Budget(source)
         seen: set[Any] = set()
         pending: list[tuple[str, Any, int]] = [("", file["/"], 0)]
         while pending:
@@ -97,7 +119,7 @@ def read(source: Source) -> Tree:
                     pending.append((inner, item, depth + 1))
                 elif hasattr(item, "shape"):
                     _once(source, inner, item, seen, depth)
-                    tree.tensors.append((inner, _tensor(source, inner, item)))
+                    tree.tensors.append((inner, _tensor(source, inner, item, budget)))
         return tree
 
 
@@ -132,7 +154,7 @@ def _text(source: Source, path: str, item: Any, name: str) -> str | None:
     return text[:LONGEST_ATTRIBUTE]
 
 
-def _tensor(source: Source, path: str, dataset: Any) -> Tensor:
+def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
     """A dataset, looked at but not read."""
     h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
     plan = dataset.id.get_create_plist()
@@ -154,6 +176,7 @@ def _tensor(source: Source, path: str, dataset: Any) -> Tensor:
     ):
         msg = f"{where} has shape {dataset.shape} and {stored} bytes: fewer than it can honestly need"
         raise FormatError(msg)
+    budget.spend(path, needed)
     dtype = "bfloat16" if brain else _array.dtype_name(dataset.dtype.newbyteorder("="))
     return Tensor(tuple(dataset.shape), dtype, partial(_read, source, path, brain))
 

@@ -6,11 +6,13 @@ A model's configuration is read as text: no class or function that it names is e
 from __future__ import annotations
 
 import io
+import os
+import re
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io import layers
-from xplstm.io._contents import Contents, Opening, by_name
+from xplstm.io._contents import Contents, Opening, by_name, quoted
 from xplstm.io._written import no_place, plain
 from xplstm.io.files import h5
 from xplstm.io.files.archive import Archive
@@ -23,7 +25,8 @@ LAYOUT = "keras"
 
 # A configuration is a few kilobytes a layer.
 LONGEST_CONFIG = 1 << 24
-_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
+LONGEST_METADATA = 1 << 16
+_WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
 
 
 def recognises(opening: Opening) -> bool:
@@ -51,9 +54,22 @@ def read(path: str) -> Contents:
         )
         raise FormatError(msg)
     config = keras_config.parse(path, archive.read(_CONFIG))
-    tree = h5.read(h5.Source(path, archive.read(_WEIGHTS)))
-    metadata = {"config": config, "names": tree.names}
+    tree = h5.read(h5.Source(path, archive.read(_WEIGHTS), os.path.getsize(path)))
+    metadata = {"config": config, "names": tree.names, "version": _version(archive)}
     return Contents(path, "keras", by_name(path, tree.tensors), metadata, "keras")
+
+
+def _version(archive: Archive) -> int | None:
+    """Return the major version of Keras that wrote a model, 2 or 3; None if the archive does not have it."""
+    if _METADATA not in archive.members:
+        return None
+    told = keras_config.parse(archive.path, archive.read(_METADATA, LONGEST_METADATA), _METADATA)
+    version = told.get("keras_version")
+    major = re.match("[23](?=[.])", version) if isinstance(version, str) else None
+    if major is None:
+        msg = f"{archive.path} was written by version {quoted(version)} of Keras; 2 and 3 are known"
+        raise FormatError(msg)
+    return int(major[0])
 
 
 def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import shown
+from xplstm.io._contents import quoted, shown
 
 
 class Global(NamedTuple):
@@ -67,10 +67,10 @@ def load(where: str, program: bytes, calls: Calls, persistent: Callable[[Any], A
     try:
         for opcode, argument, _ in pickletools.genops(program):
             machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        if isinstance(error, FormatError):
-            raise
-        msg = f"{where} is no whole pickle: {shown(str(error)[:200])}"
+    except FormatError:
+        raise
+    except Exception as error:  # a damaged program can make every instruction fail in its own way
+        msg = f"{where} is no whole pickle: {type(error).__name__} {quoted(str(error))}"
         raise FormatError(msg) from error
     return machine.result
 
@@ -209,8 +209,10 @@ class _Machine:
 
     def _name(self, module: Any, name: Any) -> None:
         """A name is only looked up in the table."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            self._refuse("asks for a name that is not text")
         given = Global(module, name)
-        if not isinstance(module, str) or not isinstance(name, str) or given not in self.calls:
+        if given not in self.calls:
             self._refuse(f"asks for {given}, neither a tensor nor a container (a state_dict() has none)")
         self.stack.append(given)
 

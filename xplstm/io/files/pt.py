@@ -19,7 +19,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io._contents import LONGEST_NAME, Contents, Opening, Tensor, by_name, shown
+from xplstm.io._contents import LONGEST_NAME, Contents, Opening, Tensor, by_name, quoted, shown
 from xplstm.io._written import told, written
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
@@ -162,13 +162,18 @@ def _byte_order(archive: Archive, folder: str) -> str:
 
 def _storage(archive: Archive, folder: str, given: Any) -> Storage:
     """The storage that a persistent id means."""
-    if not isinstance(given, tuple) or len(given) != 5 or given[0] != "storage":
+    if (
+        not isinstance(given, tuple)
+        or len(given) != 5
+        or not isinstance(given[0], str)
+        or given[0] != "storage"
+    ):
         msg = f"{archive.path} refers to something outside its pickle that is no storage"
         raise FormatError(msg)
     _, kind, key, _, _ = given
-    member = f"{folder}data/{key}"
-    if not isinstance(kind, Global) or not isinstance(key, str) or member not in archive.members:
-        msg = f"{archive.path} speaks of a storage that is not there: {ascii(key)[:40]}"
+    member = f"{folder}data/{key}" if isinstance(key, str) else None
+    if not isinstance(kind, Global) or member is None or member not in archive.members:
+        msg = f"{archive.path} refers to a storage that is not there: {quoted(key)}"
         raise FormatError(msg)
     return Storage(member, _STORAGES.get(kind.name))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 from xplstm.io._combined import combine
-from xplstm.io._contents import Contents, Found
+from xplstm.io._contents import Contents, Found, quoted, shown
 from xplstm.io.layouts import keras_config
 from xplstm.io.layouts.keras_config import Recurrent
 from xplstm.io.layouts.single import Single
@@ -37,7 +37,9 @@ def find(contents: Contents) -> list[Found]:
         for found in NUMBERED.find(contents)
     }
     if "config" in contents.metadata:
-        told = keras_config.recurrent(contents.where, contents.metadata["config"])
+        told = keras_config.recurrent(
+            contents.where, contents.metadata["config"], contents.metadata["version"]
+        )
         _check_names(contents, told)
         return [_stack(cells, stack) for stack in _stacks(told)]
     if "model_config" in contents.metadata:
@@ -56,7 +58,9 @@ def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
     for one in told:
         name = contents.metadata["names"].get(f"{one.path}/vars", one.name)
         if name != one.name:
-            whose = f"the weights at {one.path} are those of {name!a}, the model's of {one.name!r}"
+            whose = (
+                f"the weights at {one.path} are those of {quoted(name)}, the model's of {quoted(one.name)}"
+            )
             msg = f"{contents.where}: {whose}"
             raise FormatError(msg)
 
@@ -85,7 +89,7 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     sides = tuple(f".{side}" for side in SIDES) if stack[0].bidirectional else ("",)
     paths = [[one.path.replace("/", ".") + side for side in sides] for one in stack]
     missing = [path for layer in paths for path in layer if path not in cells]
-    problem = next((f"{one.name}: {one.problem}" for one in stack if one.problem), None)
+    problem = next((f"{shown(one.name)}: {one.problem}" for one in stack if one.problem), None)
     if missing:
         return Found(
             prefix, "keras", "LSTM", {}, NUMBERED.gates, (), dict, problem or f"{missing[0]} has no weights"
@@ -95,9 +99,8 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     problem = problem or found.problem
     for one in stack:
         if not problem and (found.options["hidden_size"], found.options["bias"]) != (one.units, one.use_bias):
-            problem = (
-                f"{one.name} has units={one.units!r} and use_bias={one.use_bias!r}, its weights have not"
-            )
+            given = f"units={one.units!r} and use_bias={one.use_bias!r}"
+            problem = f"{shown(one.name)} has {given}, its weights have not"
     options = {k: v for k, v in stack[0].options.items() if (k, v) != ("merge", "concat")}
     return found._replace(options={**found.options, **options}, problem=problem)
 

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from xplstm import _values
 from xplstm._errors import FormatError
 from xplstm._params import Variant
+from xplstm.io._contents import quoted, shown
 
 DEEPEST = 16
 MODELS = ("Sequential", "Functional", "Model")
@@ -25,8 +27,8 @@ _PASSING = (
 )
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product", None: "none"}
-# Keras 3's own constants, where a function has some.
-ACTIVATIONS: dict[str, Any] = {
+# Constants of Keras 3, where a function has some.
+_ACTIVATIONS: dict[str, Any] = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
     "linear": "identity",
@@ -37,13 +39,27 @@ ACTIVATIONS: dict[str, Any] = {
     "leaky_relu": ("leaky_relu", 0.2),
     "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5),
 }
+# By the major version of Keras that wrote the file; only what no version changed, if that is unknown.
+ACTIVATIONS: dict[int | None, dict[str, Any]] = {
+    3: _ACTIVATIONS,
+    2: _ACTIVATIONS | {"hard_sigmoid": ("hard_sigmoid", 0.2, 0.5)},
+    None: {name: function for name, function in _ACTIVATIONS.items() if name != "hard_sigmoid"},
+}
 # What changes training or the first values alone, or what a call hands back; an LSTM here always has y and
 # the state.
 _ASIDE = re.compile(
     r"name|trainable|dtype|return_sequences|return_state|stateful|unroll|seed|units|unit_forget_bias|zero_output_for_mask"
-    r"|implementation|batch_input_shape|.*_(initializer|regularizer|constraint)|cell|use_cudnn|time_major"
+    r"|implementation|batch_input_shape|.*_(initializer|regularizer|constraint)|cell|use_cudnn"
 )
-_READ = ("activation", "recurrent_activation", "use_bias", "go_backwards", "dropout", "recurrent_dropout")
+_READ = (
+    "activation",
+    "recurrent_activation",
+    "use_bias",
+    "go_backwards",
+    "dropout",
+    "recurrent_dropout",
+    "time_major",
+)
 
 
 class Recurrent(NamedTuple):
@@ -66,25 +82,26 @@ class Recurrent(NamedTuple):
         return "merge" in self.options
 
 
-def parse(where: str, text: bytes) -> Mapping[str, Any]:
-    """A configuration as a dict."""
+def parse(where: str, text: bytes, name: str = "config.json") -> Mapping[str, Any]:
+    """Return a JSON object as a dict."""
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"{where}: config.json is no JSON: {ascii(str(error))[1:-1][:200]}"
+        msg = f"{where}: {name} is no JSON: {quoted(str(error))}"
         raise FormatError(msg) from error
     if not isinstance(config, dict):
-        msg = f"{where}: config.json is no JSON object"
+        msg = f"{where}: {name} is no JSON object"
         raise FormatError(msg)
     return config
 
 
-def recurrent(where: str, config: Mapping[str, Any]) -> list[Recurrent]:
+def recurrent(where: str, config: Mapping[str, Any], version: int | None) -> list[Recurrent]:
     """Every LSTM of a model, those of models inside it included."""
     try:
-        found = list(_of_model(config, "layers", 0)) or list(_of_own_classes(config))
-    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
-        msg = f"{where}: config.json is not that of a Keras 3 model: {ascii(repr(error))[:200]}"
+        found = list(_of_model(config, "layers", 0, version)) or list(_of_own_classes(config))
+    except Exception as error:  # any part of a configuration can be another object than Keras writes
+        what = f"{type(error).__name__} {quoted(str(error))}"
+        msg = f"{where}: config.json is not that of a Keras model: {what}"
         raise FormatError(msg) from error
     return found
 
@@ -92,12 +109,12 @@ def recurrent(where: str, config: Mapping[str, Any]) -> list[Recurrent]:
 def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
     """What has a class that Keras does not: the model itself, or layers of it."""
     if model["class_name"] not in MODELS:
-        why = f"of class {ascii(model['class_name'])[:80]}, which is not read: it tells no layers"
+        why = f"of class {quoted(model['class_name'])}, which is not read: it tells no layers"
         yield _unread("", "model", f"{why}; save its weights as .weights.h5")
         return
     for layer in model["config"]["layers"]:
         if not str(layer.get("module") or "").startswith("keras") and layer["class_name"] not in MODELS:
-            why = f"holds no LSTM that is known here; class {ascii(layer['class_name'])[:80]} is not read"
+            why = f"holds no LSTM that is known here; class {quoted(layer['class_name'])} is not read"
             yield _unread("", str(layer["config"].get("name")), why)
             return
 
@@ -113,8 +130,8 @@ def snake_case(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _of_model(model: Mapping[str, Any], path: str, depth: int) -> Iterator[Recurrent]:
-    """The LSTMs of a model whose layers' weights stand under `path`."""
+def _of_model(model: Mapping[str, Any], path: str, depth: int, version: int | None) -> Iterator[Recurrent]:
+    """Find the LSTMs of a model whose layers' weights are under `path`."""
     if model["class_name"] not in MODELS or depth > DEEPEST:
         return
     counts: Counter[str] = Counter()
@@ -128,14 +145,17 @@ def _of_model(model: Mapping[str, Any], path: str, depth: int) -> Iterator[Recur
         place = f"{path}/{key}_{counts[key]}" if counts[key] else f"{path}/{key}"
         counts[key] += 1
         name = config.get("name", layer.get("name"))
+        if not isinstance(name, str):
+            msg = f"the name of a layer is {quoted(name)}, expected text"
+            raise TypeError(msg)
         in_order = model["class_name"] == "Sequential"
         source = before if in_order else _source(layer, above, uses)
         hands_on = source if layer.get("module") == "keras.layers" and kind in _PASSING else None
         if kind in MODELS:
-            yield from _of_model(layer, f"{place}/layers", depth + 1)
+            yield from _of_model(layer, f"{place}/layers", depth + 1, version)
         elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
             if kind in ("LSTM", "Bidirectional", "RNN"):
-                one = _layer(kind, config, place, name, source)
+                one = _layer(kind, config, place, name, source, version)
                 hands_on = place if in_order or _given_one(layer) else None
             else:
                 one = _unread(place, name, f"a {inner}, which is not read")
@@ -189,61 +209,77 @@ def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
     return " around ".join(kinds)
 
 
-def _layer(kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None) -> Recurrent:
+def _layer(
+    kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None, version: int | None
+) -> Recurrent:
     """One layer; if it is no LSTM, with what it is."""
     if kind == "Bidirectional":
         forward, backward = config["layer"], config.get("backward_layer") or config["layer"]
         if forward["class_name"] != "LSTM":
             return _unread(path, name, f"a Bidirectional of {forward['class_name']}, which is not read")
-        options, use_bias, problem = _both(config, forward["config"], backward)
-        return Recurrent(path, name, forward["config"]["units"], options, use_bias, below, problem)
+        options, use_bias, problem = _both(config, forward["config"], backward, version)
+        return Recurrent(path, name, _units(forward["config"]), options, use_bias, below, problem)
     if kind == "RNN":
         cell = config["cell"]
         if cell["class_name"] != "LSTMCell":
             return _unread(path, name, f"an RNN of {cell['class_name']}, which is not read")
         config = {**cell["config"], **config}
-    options, problem = _options(config, backwards=False)
-    return Recurrent(path, name, config["units"], options, config["use_bias"], below, problem)
+    options, problem = _options(config, version, backwards=False)
+    return Recurrent(path, name, _units(config), options, _use_bias(config), below, problem)
+
+
+def _units(config: Mapping[str, Any]) -> int:
+    return _values.size("units", config["units"])
+
+
+def _use_bias(config: Mapping[str, Any]) -> bool:
+    return _values.flag("use_bias", config["use_bias"])
 
 
 def _both(
-    config: Mapping[str, Any], forward: Mapping[str, Any], backward: Mapping[str, Any]
+    config: Mapping[str, Any], forward: Mapping[str, Any], backward: Mapping[str, Any], version: int | None
 ) -> tuple[dict[str, Any], bool, str | None]:
     """The options of two directions, or what is wrong with them."""
-    options, problem = _options(forward, backwards=False)
+    options, problem = _options(forward, version, backwards=False)
     if backward is not config["layer"]:
-        of_backward, of_backward_problem = _options(backward["config"], backwards=True)
+        of_backward, of_backward_problem = _options(backward["config"], version, backwards=True)
         problem = problem or of_backward_problem
         alike = backward["class_name"] == "LSTM" and of_backward == options
         alike = alike and all(backward["config"][k] == forward[k] for k in ("units", "use_bias"))
         problem = problem or (None if alike else "backward_layer is another layer than the forward one")
     merge = config.get("merge_mode", "concat")
     if merge not in MERGES:
-        return {}, True, f"merge_mode={merge!r} is unknown"
-    return options | {"merge": MERGES[merge]}, forward["use_bias"], problem
+        return {}, True, f"merge_mode={quoted(merge)} is unknown"
+    return options | {"merge": MERGES[merge]}, _use_bias(forward), problem
 
 
-def _options(config: Mapping[str, Any], backwards: bool) -> tuple[dict[str, Any], str | None]:
+def _options(
+    config: Mapping[str, Any], version: int | None, backwards: bool
+) -> tuple[dict[str, Any], str | None]:
     """Arguments of `LSTM` for a layer's configuration, or what of it no LSTM here can do."""
     unknown = [k for k in config if k not in _READ and not _ASIDE.fullmatch(k) and config[k]]
     if unknown:
-        return {}, f"{unknown[0]}={config[unknown[0]]!r} is unknown"
+        return {}, f"{shown(unknown[0])}={quoted(config[unknown[0]])} is unknown"
     if config.get("go_backwards", False) is not backwards:
-        told = f"go_backwards={config.get('go_backwards')!r}"
+        told = f"go_backwards={quoted(config.get('go_backwards'))}"
         return (
             {},
             f"{told}: no LSTM here has the backward direction alone; xplstm.lstm has, with reverse=True",
         )
+    activations = ACTIVATIONS[version]
     names = [config["recurrent_activation"], config["activation"]]
     for name in names:
-        if not isinstance(name, str) or name not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            return {}, f"activation {ascii(name)[:80]} is none of {known}"
-    gates, candidate = (ACTIVATIONS[name] for name in names)
+        if not isinstance(name, str) or name not in activations:
+            known = ", ".join(activations)
+            unknown_version = "" if version else "; the file does not say which version of Keras wrote it"
+            return {}, f"activation {quoted(name)} is none of {known}{unknown_version}"
+    gates, candidate = (activations[name] for name in names)
     variant = Variant(
         activations=(gates, candidate, candidate),
-        recurrent_dropout=float(config.get("recurrent_dropout", 0.0)),
+        recurrent_dropout=_values.probability("recurrent_dropout", config.get("recurrent_dropout", 0.0)),
     )
     options: dict[str, Any] = {} if variant == Variant() else {"variant": variant}
-    dropout = float(config.get("dropout", 0.0))
+    if config.get("time_major"):
+        options["batch_first"] = False
+    dropout = _values.probability("dropout", config.get("dropout", 0.0))
     return options | ({"input_dropout": dropout} if dropout else {}), None

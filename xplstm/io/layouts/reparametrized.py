@@ -92,11 +92,11 @@ def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
 
 def _spectral_normed(xp: Any, weight: Array, u: Array, v: Array) -> Array:
     """``W / (u . W v)`` with the vectors as they were saved; u goes with the rows, or with the columns."""
-    shape = tuple(weight.shape)
-    if len(shape) != 2 or (len(u), len(v)) not in (shape, shape[::-1]):
-        msg = f"u and v have {len(u)} and {len(v)} elements, expected those of a matrix of shape {shape}"
+    shape, given = tuple(weight.shape), (*u.shape, *v.shape)
+    if len(shape) != 2 or given not in (shape, shape[::-1]):
+        msg = f"u and v have {u.shape} and {v.shape}, expected vectors for a matrix of shape {shape}"
         raise ValueError(msg)
-    matrix = weight if (len(u), len(v)) == shape else weight.T
+    matrix = weight if given == shape else weight.T
     return weight / xp.sum(u * (matrix @ v))
 
 

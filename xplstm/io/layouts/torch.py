@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from xplstm import _stack
+from xplstm import _checks, _stack
 from xplstm._errors import XplstmError
 from xplstm._params import LSTMParams
 from xplstm._stack import Stack
@@ -55,6 +55,7 @@ def _found(contents: Contents, prefix: str, names: Names) -> Found:
     if problem is None:
         try:
             options = sizes | options_of(contents, prefix, kind)
+            _checks.merge(options.get("merge", "concat"), options["bidirectional"])
             problem = _misfit(shapes, _stack.shapes(_stack_of(kind, options)))
         except XplstmError as error:
             problem = str(error)
