@@ -284,3 +284,116 @@ def test_longer_contexts_help():
     bits = [ngram.bits_per_character(TEXT, split, order) for order in (1, 2, 3, 5)]
     assert bits == sorted(bits, reverse=True)
     assert bits[-1] < 0.7
+
+
+def test_two_starts_keep_a_finished_run(monkeypatch, text, out):
+    for updates in (2, 3):
+        assert run_demo("--text", text, "--updates", updates, *SMALL, out=out) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert run_demo("--text", text, "--updates", 5, *SMALL, out=out) == 130
+    found = {file.name: training.load_checkpoint(file).update for file in out.glob("*.safetensors")}
+    expected = {f"previous-{demo.CHECKPOINT}": 2, f"previous-2-{demo.CHECKPOINT}": 3, demo.CHECKPOINT: 1}
+    assert found == expected
+
+
+WRONG = [
+    ("--lr", "nan"),
+    ("--lr", "-1"),
+    ("--seconds", "nan"),
+    ("--seconds", "inf"),
+    ("--seconds", "0"),
+    ("--updates", "0"),
+    ("--seed", "-1"),
+    ("--temperature", "nan"),
+    ("--prompt", "日本"),
+    ("--dropout", "1"),
+    ("--hidden-size", "0"),
+    ("--steps", "-1"),
+    ("--batch-size", str(10**9)),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_wrong_option_is_refused_before_any_work(option, value, resume, text, out, capsys, monkeypatch):
+    assert run_demo("--text", text, "--updates", 2, *SMALL, out=out) == 0
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    capsys.readouterr()
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("the training began"))
+    arguments = [*SMALL, *(("--updates", 3) if option != "--seconds" else ())]
+    assert run_demo("--text", text, *arguments, option, value, *(["--resume"] * resume), out=out) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_resume_prolongs_a_finished_run(text, out, capsys):
+    assert run_demo("--text", text, "--updates", 3, *SMALL, out=out) == 0
+    assert run_demo("--resume", "--updates", 6, out=out) == 0
+    assert training.load_checkpoint(out / demo.CHECKPOINT).update == 6
+    assert run_demo("--resume", "--updates", 5, out=out) == 1
+    assert "updates=5 must be at least 6" in capsys.readouterr().err
+    assert run_demo("--resume", "--hidden-size", 99, out=out) == 1
+    assert "hidden_size=99" in capsys.readouterr().err
+
+
+def test_resume_refuses_what_is_no_run_of_the_demo(text, out, capsys):
+    model = demo.CharLM("ab", 4, rng=0)
+    out.mkdir()
+    batches = training.Streams(model.encode("ab" * 40), 2, 4)
+    training.fit(
+        model, batches, demo.optim.SGD(0.1), updates=1, checkpoint=out / demo.CHECKPOINT, progress=False
+    )
+    assert run_demo("--resume", out=out) == 1
+    assert "not of this demo" in capsys.readouterr().err
+
+
+def test_text_that_is_not_utf_8_is_refused_by_name(out, tmp_path, capsys):
+    file = tmp_path / "latin.txt"
+    file.write_bytes((TEXT + "é").encode("latin-1"))
+    assert run_demo("--text", file, "--updates", 2, *SMALL, out=out) == 1
+    assert "latin.txt is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path):
+    file = tmp_path / "windows.txt"
+    file.write_text(TEXT, encoding="utf-8-sig")
+    assert demo._corpus(str(file)).text == TEXT
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to another process")
+def test_sigterm_saves_the_run(text, out):
+    arguments = ["--text", text, "--updates", "1000000", *SMALL, "--out", str(out)]
+    command = [sys.executable, "-m", "xplstm", "demo", *arguments]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            shown = ""
+            while "update/s" not in shown:
+                character = process.stderr.read(1)
+                assert character, "the demo ended by itself"
+                shown += character
+            time.sleep(0.5)
+            process.terminate()
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert training.load_checkpoint(out / demo.CHECKPOINT).update >= 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="encodings of terminals are POSIX's")
+def test_a_terminal_without_the_characters_shows_escapes(out, tmp_path):
+    file = tmp_path / "greek.txt"
+    file.write_text(TEXT.replace("odd", "ωδδ"), encoding="utf-8")
+    command = [sys.executable, "-m", "xplstm", "demo", "--text", str(file), "--updates", "2", *SMALL]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command += ["--out", str(out), "--prompt", "ω"]
+    done = subprocess.run(
+        command, env=env, cwd=Path(__file__).parent.parent, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u03c9" in done.stdout

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import xplstm
 from xplstm import __main__ as command
 from xplstm import _array, _dispatch
+from xplstm.cli import info
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_show_config_names_every_backend_and_kernel(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,3 +49,55 @@ def test_an_error_of_ours_is_one_line(
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert "no such luck" in text
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell's line that has {xplstm} for the command."""
+    line = command.format(xplstm=f"{shlex.quote(sys.executable)} -m xplstm")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=120, env=env, check=False
+    )
+
+
+posix = pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="needs a POSIX shell")
+
+
+@posix
+@pytest.mark.parametrize("name", ["info", "example"])
+def test_a_reader_that_has_enough_ends_it_in_silence(name: str) -> None:
+    done = shell(f"{{xplstm}} {name} | head -1; exit ${{{{PIPESTATUS[0]}}}}", PYTHONUNBUFFERED="1")
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    assert done.returncode in (0, 141)
+
+
+@posix
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(unbuffered: str) -> None:
+    done = shell("{xplstm} info > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "run", interrupted)
+    assert command.main(["info"]) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted."
+
+
+@pytest.mark.parametrize(
+    "shape", ["99999999999,1,1,1", "1,1,1,40000", f"1,1,1,{10**400}", "2,100000,10000,1"]
+)
+def test_bench_refuses_a_shape_that_memory_cannot_hold(
+    shape: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["bench", "--shape", shape]) == 2
+    text = capsys.readouterr().err
+    assert f"shape={shape}" in text
+    assert text.count("\n") == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 
 from xplstm._errors import XplstmError
@@ -26,11 +28,42 @@ def main(argv: list[str] | None = None) -> int:
         if name in argv[:1]:
             importlib.import_module(f"xplstm.cli.{name}").add_arguments(command)
     args = parser.parse_args(argv)
+    _show_what_the_encoding_lacks()
     try:
-        return int(importlib.import_module(f"xplstm.cli.{args.command}").run(args))
+        code = int(importlib.import_module(f"xplstm.cli.{args.command}").run(args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has what it wanted, as `head` does; nothing more can be said to it.
+        _discard_output()
+        return 141
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
     except XplstmError as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        _discard_output()
+        return 1
+    return code
+
+
+def _show_what_the_encoding_lacks() -> None:
+    """Print characters that the terminal's encoding lacks as escapes instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Send what standard output still holds nowhere, so that the interpreter's exit does not fail on it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from xplstm._errors import XplstmError
+from xplstm import _values
+from xplstm._errors import ArgumentError, XplstmError
 from xplstm.cli import results
 from xplstm.cli.engines import Engine
 from xplstm.cli.peers import Shape, available
@@ -47,6 +48,8 @@ STEP = (Shape(1, 1, 3, 8), Shape(1, 1, 32, 32), Shape(1, 1, 64, 64), Shape(1, 1,
 
 THREADS = (1, 2)
 ROUNDS = 15
+# Bytes of one layer with what its training keeps, of which every engine has its own.
+MOST_BYTES = 4 * 2**30
 # Seconds that an engine works when it is its turn.
 TURN = 0.03
 
@@ -115,6 +118,17 @@ def _shape(text: str) -> Shape:
     return Shape(*numbers)
 
 
+def _check_size(shapes: list[Shape] | None) -> None:
+    """Refuse a shape whose numbers would fill the memory of this machine before an engine is built."""
+    for T, B, I, H in shapes or []:
+        most = _values.LARGEST
+        numbers = T * B * (I + 6 * H) + 4 * H * (I + H)
+        if max(T, B, I, H) > most or 4 * numbers > MOST_BYTES:
+            shown = f"{4 * numbers / 2**30:.3g} GiB" if numbers < 2**200 else "an absurd amount of memory"
+            msg = f"shape={T},{B},{I},{H} needs about {shown} an engine, more than {MOST_BYTES // 2**30} GiB"
+            raise ArgumentError(msg)
+
+
 def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
     """What to time of which shape."""
     if not shapes:
@@ -129,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     """Print a table for everything timed and each number of threads."""
     if args.plot:
         results.check_plot(args.plot)
+    _check_size(args.shape)
     names, cases = available(), _cases(args.shape)
     rounds, threads = args.repeats, args.threads
     print(f"{results.processor()}, {os.cpu_count()} cores, float32, one layer of one direction")

@@ -13,11 +13,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from xplstm import _array, optim, training
+from xplstm import _array, _values, optim, training
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm.cli import ngram
 from xplstm.models import CharLM
@@ -67,16 +68,32 @@ class Corpus(NamedTuple):
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+class Given(argparse.Action):
+    """Store an option, and that it was given."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        """Store it."""
+        del parser, option
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     default = "default: %(default)s"
     backends = [*_array.BACKENDS, "auto"]
-    add = parser.add_argument
+    add = partial(parser.add_argument, action=Given)
     add("--text", metavar="FILE", help="UTF-8 text to learn; default: the help topics that Python carries")
     add("--backend", choices=backends, help="array library; default: XPLSTM_BACKEND, else numpy")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, default=80, help=f"train about so long; {default}")
-    length.add_argument("--updates", type=int, help="train exactly so long")
+    length.add_argument(
+        "--seconds", action=Given, type=float, default=80, help=f"train about so long; {default}"
+    )
+    length.add_argument(
+        "--updates", action=Given, type=int, help="train exactly so long, or with --resume until so many"
+    )
     add("--hidden-size", type=int, default=256, help=f"units of a layer; {default}")
     add("--layers", type=int, default=1, help=default)
     add("--dropout", type=float, default=0.1, help=f"share dropped in training; {default}")
@@ -85,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=4e-3, help=f"highest learning rate; {default}")
     add("--seed", type=int, default=0, help=default)
     add("--out", metavar="FOLDER", type=Path, default=Path("runs/demo"), help=default)
-    add("--resume", action="store_true", help="go on with the run in --out, with its settings")
+    resume_help = "go on with the run in --out, with its settings; --updates prolongs it"
+    parser.add_argument("--resume", action="store_true", help=resume_help)
     add("--temperature", type=float, default=0.6, help=f"0 writes the likeliest; {default}")
     add("--prompt", help="what the written text goes on from; default: how the text begins")
 
@@ -94,24 +112,46 @@ def run(args: argparse.Namespace) -> int:
     """Train, compare, draw and write; 130 after Ctrl-C, 1 after an error."""
     checkpoint = args.out / CHECKPOINT
     try:
-        if not args.resume:
-            _make_room(checkpoint)
+        _check(args)
         _demo(args, training.load_checkpoint(checkpoint) if args.resume else None)
     except KeyboardInterrupt:
         how = f"; the run is saved. To go on:\n  {_resume_command(args)}"
         print("\nInterrupted" + (how if checkpoint.exists() else " before there was anything to save."))
         return 130
+    except BrokenPipeError:
+        raise
     except (XplstmError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse wrong options before there is any work."""
+    _values.positive("seconds", args.seconds)
+    for name in ("hidden_size", "layers", "batch_size", "steps"):
+        _values.size(name, getattr(args, name))
+    if args.updates is not None:
+        _values.size("updates", args.updates)
+    _values.seed("seed", args.seed)
+    _values.probability("dropout", args.dropout)
+    _values.positive("lr", args.lr)
+    _values.in_range("temperature", args.temperature, 0, math.inf)
+    if importlib.util.find_spec("tqdm") is None:
+        msg = "the demo needs the package tqdm for its bar: pip install 'xplstm[demo]'"
+        raise ImportError(msg)
+
+
 def _make_room(checkpoint: Path) -> None:
-    """Make the folder; keep a run that is there already under another name."""
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
-        os.replace(checkpoint, checkpoint.with_name(f"previous-{CHECKPOINT}"))
+    """Keep a run that is there already under a name that no other run has."""
+    if not checkpoint.exists():
+        return
+    kept, number = checkpoint.with_name(f"previous-{CHECKPOINT}"), 1
+    while kept.exists():
+        number += 1
+        kept = checkpoint.with_name(f"previous-{number}-{CHECKPOINT}")
+    os.rename(checkpoint, kept)
+    print(f"The run that was in {checkpoint.parent} is kept as {kept.name}.")
 
 
 def _resume_command(args: argparse.Namespace) -> str:
@@ -122,7 +162,8 @@ def _resume_command(args: argparse.Namespace) -> str:
 
 def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     """Do the whole job, or the rest of one that was begun."""
-    settings = _settings(args) if begun is None else Settings(**begun.extra["settings"])
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = _settings(args) if begun is None else _resumed(args, begun)
     corpus = _corpus(settings.text)
     if begun is not None:
         _check_same_text(corpus, begun)
@@ -132,25 +173,25 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     def write(length: int) -> str:
         return prompt + model.generate(prompt, length, temperature=args.temperature, rng=settings.seed)
 
+    write(1)  # refuses a prompt of other characters before the training
+    _training_batches(model, corpus, settings)
     baseline = ngram.bits_per_character(corpus.text, corpus.split)
     _introduce(model, corpus, settings, baseline)
     if begun is None:
         print(f"Untrained, it writes {write(40)!r}.")
+        _make_room(args.out / CHECKPOINT)
     with _blas(settings.threads):
         history = _fit(model, corpus, settings, args)
     _conclude(history, baseline)
     sample = write(600)
     print(f"\n{sample}\n")
     (args.out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
-    _draw(history, baseline, args.out / CURVE)
-    print(f"Wrote {CURVE}, {SAMPLE} and {CHECKPOINT} to {args.out}.")
+    drawn = _draw(history, baseline, args.out / CURVE)
+    print(f"Wrote {f'{CURVE}, ' if drawn else ''}{SAMPLE} and {CHECKPOINT} to {args.out}.")
 
 
 def _settings(args: argparse.Namespace) -> Settings:
     """Settings of a new run; how many updates it has is measured where only a time is given."""
-    if args.updates is not None and args.updates < 1:
-        msg = f"updates={args.updates} must be at least 1"
-        raise ArgumentError(msg)
     settings = Settings(
         text=None if args.text is None else os.path.abspath(args.text),
         hidden_size=args.hidden_size,
@@ -164,6 +205,26 @@ def _settings(args: argparse.Namespace) -> Settings:
         threads=None,
     )
     return settings if args.updates else _measured(settings, args.seconds, args.backend)
+
+
+def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
+    """Return the settings of a run that was begun, with more updates where they are asked for."""
+    try:
+        settings = Settings(**begun.extra["settings"])
+    except (KeyError, TypeError) as error:
+        msg = f"{args.out / CHECKPOINT} is a checkpoint, but not of this demo"
+        raise FormatError(msg) from error
+    for name in sorted(getattr(args, "given", set()) & {*Settings._fields, "seconds"} - {"updates"}):
+        given = getattr(args, name)
+        given = os.path.abspath(given) if name == "text" else given
+        if name == "seconds" or given != getattr(settings, name):
+            before = "--updates prolongs a run" if name == "seconds" else f"{getattr(settings, name)!r} there"
+            msg = f"{name}={given!r} cannot change a run that is resumed ({before}); leave out --resume"
+            raise ArgumentError(msg)
+    if args.updates is None:
+        return settings
+    _values.size("updates", args.updates, settings.updates)
+    return settings._replace(updates=args.updates)
 
 
 def _measured(settings: Settings, seconds: float, backend: str | None) -> Settings:
@@ -216,7 +277,11 @@ def _corpus(file: str | None) -> Corpus:
 
         text = "".join(topics[name] for name in sorted(topics))
     else:
-        text = Path(file).read_text(encoding="utf-8")
+        try:
+            text = Path(file).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            msg = f"{file} is not UTF-8: {error.reason} at byte {error.start}; convert it to UTF-8"
+            raise FormatError(msg) from error
     held_out = len(text) // 10 // HELD_OUT_STREAMS * HELD_OUT_STREAMS
     if held_out == 0:
         msg = f"the text has {len(text)} characters; at least {10 * HELD_OUT_STREAMS} are needed"
@@ -315,13 +380,13 @@ def _conclude(history: History, baseline: float) -> None:
     )
 
 
-def _draw(history: History, baseline: float, file: Path) -> None:
-    """Draw the loss curve."""
+def _draw(history: History, baseline: float, file: Path) -> bool:
+    """Draw the loss curve; return whether matplotlib is there to do it."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print(f"No {file.name}: that needs matplotlib, pip install 'xplstm[plot]'.")
-        return
+        return False
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     bits = [loss * BITS for loss in history.losses]
@@ -332,10 +397,11 @@ def _draw(history: History, baseline: float, file: Path) -> None:
     axes.plot(at, held_out, "o-", color="#c4501b", markersize=5, label=f"held out: {held_out[-1]:.3f}")
     axes.axhline(baseline, color="#444444", linestyle="--", label=f"5-gram model, held out: {baseline:.3f}")
     axes.set(title="Character model", xlabel="updates", ylabel="bits per character", xlim=(0, len(bits)))
-    axes.set_ylim(0.9 * min(*held_out, *smooth), 1.05 * max(held_out))
+    axes.set_ylim(0.9 * min(*held_out, *smooth, baseline), 1.05 * max(*held_out, baseline) or 1.0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
+    return True
 
 
 def _smooth(values: list[float], keep: float = 0.97) -> list[float]:
