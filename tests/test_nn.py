@@ -426,3 +426,24 @@ def test_a_matrix_of_numpy_is_an_array_in_dropout() -> None:
     assert type(xplstm.Dropout(0.5)(matrix)) is np.ndarray
     with pytest.raises(xplstm.DTypeError, match="x must be an array"):
         xplstm.Dropout(0.5)("text")
+
+
+@pytest.mark.parametrize("padding", [0, 3, -1])
+def test_the_vector_of_padding_begins_as_zeros_and_has_no_gradient(padding, xp):
+    plain = xplstm.Embedding(4, 2, xp=xp.xp, dtype="float64", rng=0)
+    padded = xplstm.Embedding(4, 2, padding_idx=padding, xp=xp.xp, dtype="float64", rng=0)
+    ids, dy = xp.asarray(np.asarray([0, 3, 3, 1])), xp.asarray(np.ones((4, 2)))
+    for found, expected in (
+        (padded.params["weight"], plain.params["weight"]),
+        (padded.vjp(ids)[1](dy)["weight"], plain.vjp(ids)[1](dy)["weight"]),
+    ):
+        expected = to_numpy(expected).copy()
+        assert expected[padding].any()
+        expected[padding] = 0
+        np.testing.assert_array_equal(to_numpy(found), expected)
+
+
+@pytest.mark.parametrize("padding", [4, -5])
+def test_an_id_of_padding_outside_the_table_is_named(padding):
+    with pytest.raises(xplstm.ArgumentError, match=f"padding_idx={padding}"):
+        xplstm.Embedding(4, 2, padding_idx=padding)

@@ -21,6 +21,9 @@ class Embedding(Module):
     ----------
     num_embeddings, embedding_dim : int
         At least 1.
+    padding_idx : int, optional
+        An id in [0, num_embeddings), or counted from the end, whose vector begins as zeros and has a gradient
+        of zero.
     xp, device, dtype, rng
         As for `LSTM`; the first values are standard normal.
 
@@ -42,6 +45,7 @@ class Embedding(Module):
         num_embeddings: int,
         embedding_dim: int,
         *,
+        padding_idx: int | None = None,
         xp: str | Namespace | None = None,
         device: Device | None = None,
         dtype: str | None = None,
@@ -49,8 +53,14 @@ class Embedding(Module):
     ) -> None:
         self.num_embeddings = _values.size("num_embeddings", num_embeddings)
         self.embedding_dim = _values.size("embedding_dim", embedding_dim)
+        self.padding_idx: int | None = None
+        if padding_idx is not None:
+            count = self.num_embeddings
+            self.padding_idx = _values.size("padding_idx", padding_idx, -count, count - 1) % count
         self.shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
         weight = _values.generator("rng", rng).standard_normal(self.shapes["weight"])
+        if self.padding_idx is not None:
+            weight[self.padding_idx] = 0.0
         self._allocate({"weight": weight}, xp, device, dtype)
 
     def __call__(self, ids: Array) -> Array:
@@ -93,7 +103,11 @@ class Embedding(Module):
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
             rows = home.xp.reshape(dy, (-1, self.embedding_dim))
             numbers = _checks.ids("ids", home.xp.reshape(ids, (-1,)), home, self.num_embeddings)
-            return {"weight": _sum_rows(home.xp, numbers, rows, self.num_embeddings)}
+            dweight = _sum_rows(home.xp, numbers, rows, self.num_embeddings)
+            if self.padding_idx is not None:
+                row = home.xp.arange(self.num_embeddings, device=home.device)[:, None]
+                dweight = home.xp.where(row == self.padding_idx, home.xp.zeros_like(dweight), dweight)
+            return {"weight": dweight}
 
         return y, pullback
 
