@@ -114,7 +114,7 @@ def main() -> int:
     for source in SOURCES:
         for architecture in source.architectures:
             for kind in source.kinds:
-                options = (*OPTIONS, f"-arch=sm_{architecture}", f"-D{kind.upper()}")
+                options = (*OPTIONS, f"-arch=sm_{architecture}", f"-D{kind.upper()}", *launch.DEFINES)
                 log, ptx = compiled(nvrtc, source.name, options)
                 found, where = uses(log), f"{source.name} sm_{architecture} {kind}"
                 if not found:

@@ -29,7 +29,7 @@ FLAGS = (
 extra: tuple[str, ...] = ()
 """Further flags of every library, such as a sanitizer's."""
 
-NAMES = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(")
+NAMES = re.compile(r"__global__\s+void\s+(?:(?:__launch_bounds__\([^)]*\)|BOUNDS)\s+)?(\w+)\s*\(")
 
 
 @cache
@@ -69,7 +69,7 @@ def text(file: str, kind: str) -> str:
     gpu, *others = launch.parts(file)
     assert gpu == "primitives.cuh"
     sources = "\n".join((launch.SOURCES / part).read_text(encoding="utf-8") for part in others)
-    command = [str(compiler()), "-E", f"-D{kind.upper()}", "-x", "c++", "-"]
+    command = [str(compiler()), "-E", f"-D{kind.upper()}", *launch.DEFINES, "-x", "c++", "-"]
     left = subprocess.run(command, input=sources, capture_output=True, text=True, check=True).stdout
     calls = (f"EXPORT({name})" for name in NAMES.findall(left))
     return "\n".join(((HERE / "primitives.hpp").read_text(encoding="utf-8"), sources, *calls))
@@ -79,7 +79,7 @@ def build(file: str, kind: str) -> Path:
     """Path of the shared library, made once for each content."""
     name = compiler()
     assert name is not None
-    content, options = text(file, kind), (*FLAGS, f"-D{kind.upper()}", *extra)
+    content, options = text(file, kind), (*FLAGS, f"-D{kind.upper()}", *launch.DEFINES, *extra)
     mark = hashlib.sha256(repr((name, content, options)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"xplstm-emulation-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)

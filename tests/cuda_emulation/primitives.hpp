@@ -33,7 +33,6 @@ inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr unsigned LARGEST = 512;   /* threads of one launch that run side by side */
-constexpr unsigned WARP = 32;
 
 /* std::barrier waits by a table that all barriers share, whose atomics would order what a kernel does not. */
 class Barrier {

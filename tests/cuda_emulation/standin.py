@@ -241,8 +241,9 @@ class RawModule:
         self.file = next(
             path.name for path in launch.SOURCES.glob("*.cu") if launch.source(path.name) == code
         )
-        (option,) = options
-        self.kind = option.removeprefix("-D").lower()
+        kind, *defines = options
+        assert tuple(defines) == launch.DEFINES
+        self.kind = kind.removeprefix("-D").lower()
         self.cooperative = enable_cooperative_groups
 
     def get_function(self, name: str) -> Kernel:

@@ -28,22 +28,20 @@ from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Device
 from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda.launch import CONSTANTS
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 
 UNPROVEN = layer.UNPROVEN
 
-THREADS = 256
-WARP = 32
-BLOCK_OF_K = 128
+THREADS, WARP, BLOCK_OF_K = CONSTANTS.WALK_THREADS, CONSTANTS.WARP, CONSTANTS.BLOCK_OF_K
+LANE_ROWS, TILE_ROWS, STEP_BYTES = CONSTANTS.LANE_ROWS, CONSTANTS.TILE_ROWS, CONSTANTS.STEP_BYTES
+PROJECT_TILE, PROJECT_STAGED = CONSTANTS.PROJECT_TILE, CONSTANTS.PROJECT_STAGED
 UNITS = 8
-LANE_ROWS = 4
 OLDEST = 80
 """Compute capability 8.0, as CuPy writes it."""
 
-# Numbers of k that one instruction of mma takes of a row, 32 bytes, where products may be made by it.
-STEP_OF_K = {"float16": 16, "bfloat16": 16, "tf32": 8}
-STEP_BYTES = 32
-TILE_ROWS = 16
+# Numbers of k that one mma instruction takes of a row, for the kinds whose products it makes.
+STEP_OF_K = {kind: STEP_BYTES // launch.KINDS[kind] for kind in ("float16", "bfloat16", "tf32")}
 MOST_UNITS = 32
 
 PLAN = "units unit_blocks groups rows tiles passes chunk"
@@ -52,8 +50,6 @@ FORWARD = launch.fields(
 )
 BACKWARD = launch.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange counters")
 PROJECT = launch.fields("x weight z rows columns inputs held_rows first_row:2")
-PROJECT_TILE = 64
-PROJECT_STAGED = 16
 
 prepare = layer.prepare
 

@@ -1,7 +1,7 @@
-/* Between two matrix products of a step: one kernel for the gates of all rows, units and directions.
+/* Between two matrix products of a step: one kernel for the gates of all batch entries, units and directions.
 
-   A thread has one unit of one row; blockIdx.y is the direction. Directions are walked at the same time, each
-   from its own end. A step that is not valid holds the state and gives the output 0.
+   A thread has one unit of one batch entry; blockIdx.y is the direction. Both directions run at the same time,
+   each from its own end. A step that is not valid holds the state and gives the output 0.
 
    Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification. */
 
@@ -26,8 +26,8 @@ struct Backward {
     const Stored *dy;           /* (T, B, directions * P) */
     Wide *dh;                   /* (directions, B, P) */
     Wide *dc;                   /* (directions, B, H) */
-    const Wide *dm;             /* (directions, B, H): gradient by o * tanh(c'); null without a projection */
-    Stored *dprojected;         /* (directions, T, B, P): gradient by W_hr m */
+    const Wide *dm;             /* (directions, B, H): gradient with respect to o * tanh(c'); null without a projection */
+    Stored *dprojected;         /* (directions, T, B, P): gradient with respect to W_hr m */
     Stored *dz;                 /* (directions, T, B, 4H) */
 };
 
@@ -51,8 +51,8 @@ DEVICE void publish(const Forward &f, const Place &at, const Step &step, bool va
     f.y[y_row * P + at.unit] = valid ? h_new : narrowed(0);
 }
 
-/* z becomes the gates, c goes on, and o * tanh(c') is h' itself or what the projection takes. */
-extern "C" __global__ void __launch_bounds__(128) forward_gates(const Forward f, Size k)
+/* Overwrite z by the gates and c by c'. o * tanh(c') is h' itself, or the input of the projection. */
+extern "C" __global__ void __launch_bounds__(THREADS) forward_gates(const Forward f, Size k)
 {
     const Layer &layer = f.layer;
     Size H = layer.H;
@@ -64,15 +64,13 @@ extern "C" __global__ void __launch_bounds__(128) forward_gates(const Forward f,
     Wide *z = f.z + ((at.d * f.held + step.t - f.first[at.d]) * layer.B + at.b) * 4 * H + at.unit;
     const Wide *bias = f.bias + at.d * 4 * H + at.unit;
     Wide gate[4];
-    for (int n = 0; n < 4; n++) {
-        Wide sum_of_both = f.bias ? sum(z[n * H], bias[n * H]) : z[n * H];
-        gate[n] = n == 2 ? hyperbolic_tangent(sum_of_both) : sigmoid(sum_of_both);
-        if (f.keep)
+    for (int n = 0; n < 4; n++)
+        gate[n] = f.bias ? sum(z[n * H], bias[n * H]) : z[n * H];
+    Wide c_old = f.c[state_row(layer, f.slots, at.d, step.before, at.b) * H + at.unit], c_new = c_old;
+    Stored m = forward_cell(gate, c_new);
+    if (f.keep)
+        for (int n = 0; n < 4; n++)
             z[n * H] = gate[n];
-    }
-    Wide c_old = f.c[state_row(layer, f.slots, at.d, step.before, at.b) * H + at.unit];
-    Wide c_new = fused(gate[1], c_old, product(gate[0], gate[2]));
-    Stored m = narrowed(product(gate[3], hyperbolic_tangent(c_new)));
     f.c[state_row(layer, f.slots, at.d, step.after, at.b) * H + at.unit] = valid ? c_new : c_old;
     if (f.m)
         f.m[state_row(layer, f.m_slots, at.d, step.t, at.b) * H + at.unit] = valid ? m : narrowed(0);
@@ -80,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(128) forward_gates(const Forward f,
         publish(f, at, step, valid, m);
 }
 
-extern "C" __global__ void __launch_bounds__(128) forward_projected(const Forward f, Size k)
+extern "C" __global__ void __launch_bounds__(THREADS) forward_projected(const Forward f, Size k)
 {
     const Layer &layer = f.layer;
     Place at = place_of(layer, layer.P);
@@ -91,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) forward_projected(const Forwar
     publish(f, at, step, exists(layer, step.t, at.b), narrowed(h));
 }
 
-/* The gradient by h' of a step that exists, taken out of dh: what the product adds there next is by h. */
+/* Move the gradient with respect to h' of a step that exists out of dh: the next product adds that of h there. */
 DEVICE Wide taken(const Backward &f, const Place &at, Size t)
 {
     const Layer &layer = f.layer;
@@ -101,7 +99,7 @@ DEVICE Wide taken(const Backward &f, const Place &at, Size t)
     return total;
 }
 
-extern "C" __global__ void __launch_bounds__(128) backward_projected(const Backward f, Size k)
+extern "C" __global__ void __launch_bounds__(THREADS) backward_projected(const Backward f, Size k)
 {
     const Layer &layer = f.layer;
     Place at = place_of(layer, layer.P);
@@ -112,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(128) backward_projected(const Backw
     f.dprojected[((at.d * layer.T + t) * layer.B + at.b) * layer.P + at.unit] = narrowed(total);
 }
 
-extern "C" __global__ void __launch_bounds__(128) backward_gates(const Backward f, Size k)
+extern "C" __global__ void __launch_bounds__(THREADS) backward_gates(const Backward f, Size k)
 {
     const Layer &layer = f.layer;
     Size H = layer.H;
@@ -128,20 +126,17 @@ extern "C" __global__ void __launch_bounds__(128) backward_gates(const Backward 
         return;
     }
     const Wide *gates = f.gates + row * 4 * H + at.unit;
-    Wide i = gates[0], f_ = gates[H], g = gates[2 * H], o = gates[3 * H];
+    Wide gate[4] = {gates[0], gates[H], gates[2 * H], gates[3 * H]};
     Wide c_old = f.c[state_row(layer, layer.T + 1, at.d, step.before, at.b) * H + at.unit];
-    Wide tanh_c = hyperbolic_tangent(f.c[state_row(layer, layer.T + 1, at.d, step.after, at.b) * H + at.unit]);
+    Wide c_new = f.c[state_row(layer, layer.T + 1, at.d, step.after, at.b) * H + at.unit];
     Wide dm = f.dm ? f.dm[state] : taken(f, at, step.t);
-    Wide dc = f.dc[state] + dm * o * (1 - tanh_c * tanh_c);
-    dz[0] = narrowed(dc * g * (i * (1 - i)));
-    dz[H] = narrowed(dc * c_old * (f_ * (1 - f_)));
-    dz[2 * H] = narrowed(dc * i * (1 - g * g));
-    dz[3 * H] = narrowed(dm * tanh_c * (o * (1 - o)));
-    f.dc[state] = dc * f_;
+    backward_cell(gate, c_old, c_new, dm, f.dc[state]);
+    for (int n = 0; n < 4; n++)
+        dz[n * H] = narrowed(gate[n]);
 }
 
 /* out (T, B, N) is `in` with zeros where no step is; both may be the same. */
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(THREADS)
 zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
 {
     Size at = (Size)blockIdx.x * blockDim.x + threadIdx.x;
@@ -152,28 +147,28 @@ zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
 }
 
 /* Column sums of `in` (directions, rows, columns) in two rounds, in an order that only the sizes decide. A block
-   has 32 columns and a run of `height` rows, its lanes add every eighth row of it, and one adds these sums. */
-extern "C" __global__ void __launch_bounds__(256)
+   has WARP columns and a run of `height` rows; RUN_LANES lanes add every RUN_LANES-th row, and one adds these sums. */
+extern "C" __global__ void __launch_bounds__(WARP * RUN_LANES)
 sum_runs(const Stored *in, Wide *out, Size rows, Size columns, Size height)
 {
     Wide *parts = (Wide *)shared_memory();
-    Size column = (Size)blockIdx.x * 32 + threadIdx.x, run = blockIdx.y, d = blockIdx.z;
+    Size column = (Size)blockIdx.x * WARP + threadIdx.x, run = blockIdx.y, d = blockIdx.z;
     Size end = (run + 1) * height < rows ? (run + 1) * height : rows;
     Wide total = 0;
     if (column < columns)
-        for (Size row = run * height + threadIdx.y; row < end; row += 8)
+        for (Size row = run * height + threadIdx.y; row < end; row += RUN_LANES)
             total = sum(total, widened(in[(d * rows + row) * columns + column]));
-    parts[threadIdx.y * 32 + threadIdx.x] = total;
+    parts[threadIdx.y * WARP + threadIdx.x] = total;
     __syncthreads();
     if (threadIdx.y || column >= columns)
         return;
-    for (int part = 1; part < 8; part++)
-        total = sum(total, parts[part * 32 + threadIdx.x]);
+    for (int part = 1; part < RUN_LANES; part++)
+        total = sum(total, parts[part * WARP + threadIdx.x]);
     out[(d * gridDim.y + run) * columns + column] = total;
 }
 
 /* `in` is (directions, runs, columns). */
-extern "C" __global__ void __launch_bounds__(128) add_runs(const Wide *in, Stored *out, Size runs, Size columns)
+extern "C" __global__ void __launch_bounds__(THREADS) add_runs(const Wide *in, Stored *out, Size runs, Size columns)
 {
     Size column = (Size)blockIdx.x * blockDim.x + threadIdx.x, d = blockIdx.y;
     if (column >= columns)

@@ -16,6 +16,36 @@ from xplstm._typing import CuPyArray
 
 SOURCES = Path(__file__).parent
 HEADERS = ("primitives.cuh", "functions.cuh", "layer.cuh")
+
+
+class Constants(NamedTuple):
+    """Numbers that the sources and the launches share: each is a macro of its name in the sources."""
+
+    WARP: int = 32
+    THREADS: int = 128
+    """Of a block of fused.cu, at most."""
+    RUN_LANES: int = 8
+    """Of sum_runs, along the rows."""
+    TRAINING_THREADS: int = 256
+    """Of a block of training.cu, at most."""
+    TABLE: int = 32
+    """Arrays that one launch of training.cu takes."""
+    WALK_THREADS: int = 256
+    """Of a block of a persistent kernel, at most, and of project.cu."""
+    BLOCK_OF_K: int = 128
+    """Numbers that one chain of fused multiply-adds sums."""
+    LANE_ROWS: int = 4
+    """Rows of a lane of persistent.cu."""
+    TILE_ROWS: int = 16
+    """Rows of an mma instruction."""
+    STEP_BYTES: int = 32
+    """Bytes of k that an mma instruction takes of a row."""
+    PROJECT_TILE: int = 64
+    PROJECT_STAGED: int = 16
+
+
+CONSTANTS = Constants()
+DEFINES = tuple(f"-D{name}={value}" for name, value in CONSTANTS._asdict().items())
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a number of each dtype that the kernels know."""
 KINDS = {**SIZES, "tf32": 4}
@@ -25,7 +55,9 @@ WALK = ("persistent.cu", "persistent_mma.cu")
 
 def parts(name: str) -> tuple[str, ...]:
     """The files that a source consists of."""
-    return (*HEADERS, "walk.cuh", name) if name in WALK else (*HEADERS, name)
+    cell = ("cell.cuh",) if name in ("fused.cu", *WALK) else ()
+    walk = ("walk.cuh",) if name in WALK else ()
+    return (*HEADERS, *cell, *walk, name)
 
 
 @cache
@@ -44,9 +76,8 @@ def kernel(file: str, name: str, kind: str, cooperative: bool = False) -> Any:
 def _module(file: str, kind: str, cooperative: bool) -> Any:
     import cupy as cp
 
-    return cp.RawModule(
-        code=source(file), options=(f"-D{kind.upper()}",), enable_cooperative_groups=cooperative
-    )
+    options = (f"-D{kind.upper()}", *DEFINES)
+    return cp.RawModule(code=source(file), options=options, enable_cooperative_groups=cooperative)
 
 
 def wide(dtype: str) -> str:

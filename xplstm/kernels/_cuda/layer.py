@@ -20,7 +20,9 @@ from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
 from xplstm.kernels._cuda import launch
-from xplstm.kernels._cuda.launch import Matrix, Product
+from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
+
+WARP = CONSTANTS.WARP
 
 UNPROVEN = "it is compiled and emulated but has not run on a GPU yet"
 """Why the seam takes no kernel of CuPy's by itself."""
@@ -30,9 +32,6 @@ PROJECTION_BOUND = 2**24
 
 # What cuBLAS counts rows and columns in.
 LARGEST_SIZE = 2**31 - 1
-
-THREADS = 128
-WARP = 32
 
 # Rows that one block adds up of each column, at least, and how many runs of rows there are at most.
 RUN_ROWS = 64
@@ -185,12 +184,12 @@ class Call:
 
     def launch(self, name: str, count: int, *arguments: Any) -> None:
         """A thread for each of `count` elements of each direction."""
-        threads = min(THREADS, -(-count // WARP) * WARP)
+        threads = min(CONSTANTS.THREADS, -(-count // WARP) * WARP)
         self.kernel(name)((-(-count // threads), self.D), (threads,), arguments)
 
     def launch_once(self, name: str, count: int, *arguments: Any) -> None:
         """A thread for each of `count` elements."""
-        self.kernel(name)((-(-count // THREADS),), (THREADS,), arguments)
+        self.kernel(name)((-(-count // CONSTANTS.THREADS),), (CONSTANTS.THREADS,), arguments)
 
     def kernel(self, name: str) -> Any:
         return launch.kernel("fused.cu", name, self.problem.dtype)
@@ -206,8 +205,9 @@ class Call:
         height = max(RUN_ROWS, -(-rows // RUNS))
         runs = -(-rows // height)
         parts, out = self.empty(self.D, runs, columns, wide=True), self.empty(self.D, columns)
-        grid, shared = (-(-columns // WARP), runs, self.D), 256 * parts.itemsize
-        self.kernel("sum_runs")(grid, (WARP, 8), (a, parts, rows, columns, height), shared_mem=shared)
+        block = WARP, CONSTANTS.RUN_LANES
+        grid, shared = (-(-columns // WARP), runs, self.D), block[0] * block[1] * parts.itemsize
+        self.kernel("sum_runs")(grid, block, (a, parts, rows, columns, height), shared_mem=shared)
         self.launch("add_runs", columns, parts, out, runs, columns)
         return out
 

@@ -1,25 +1,20 @@
-/* A whole walk through time in one cooperative launch by mma instructions, weights held in registers and, where
-   these are full, in shared memory. For float16, bfloat16, and float32 rounded to TF32; sums are of float32.
+/* The walk with mma instructions of the tensor cores, weights in registers and, where these are full, in shared
+   memory. For float16, bfloat16, and float32 rounded to TF32; sums are of float32.
 
-   A warp has a slice of k for all of the block's columns. What a lane of it takes of the weights never changes,
-   and lies in its registers. What it takes of h or dz is exchanged just as the instruction wants it, 16 bytes a
-   lane, so that it goes from the second cache into registers past shared memory, which only the slices' sums cross.
-   A warp waits for the blocks of its own slice alone.
+   A warp has a slice of k for all of the block's columns. The weights that a lane needs never change, and stay in
+   its registers. h and dz are exchanged in the layout of the instruction, 16 bytes a lane, so that they go from the
+   L2 cache into registers. Shared memory carries the sums of the slices alone. A warp waits for the blocks of its
+   own slice only.
 
-   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification; the idea of weights
-   that stay on the chip: Diamos et al. (2016). */
+   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ; the idea of weights that stay
+   on-chip: Diamos et al. (2016). */
 
-#define TILE_ROWS 16
-#define WORDS 8                         /* of a row or column, of 32 bits, that one instruction takes */
+#define WORDS (STEP_BYTES / 4)          /* of 32 bits, of a row or column, that one instruction takes */
 
 #ifdef TF32
 #define A_WORD 1                        /* numbers in a word */
-typedef unsigned Sent;
-DEVICE Sent sent(Wide a) { return tf32_from_float(a); }
 #else
 #define A_WORD 2
-typedef Stored Sent;
-DEVICE Sent sent(Wide a) { return narrowed(a); }
 #endif
 #define STEP_OF_K (WORDS * A_WORD)
 
@@ -37,13 +32,6 @@ DEVICE Slice slice_of(int height)
     int warps = blockDim.x / WARP, steps = (height + STEP_OF_K - 1) / STEP_OF_K, share = (steps + warps - 1) / warps;
     int begin = (int)threadIdx.x / WARP * share, left = steps - begin;
     return {steps, share, (steps + share - 1) / share, begin, left < 0 ? 0 : left < share ? left : share};
-}
-
-/* Where number k of a row stands in what is exchanged: (tiles, steps, lanes, 4 words). */
-DEVICE int spot(int row, int k, int steps)
-{
-    int word = k % STEP_OF_K / A_WORD, lane = row % 8 * 4 + word % 4, place = row % TILE_ROWS / 8 + word / 4 * 2;
-    return (((row / TILE_ROWS * steps + k / STEP_OF_K) * WARP + lane) * 4 + place) * A_WORD + k % A_WORD;
 }
 
 /* Weights of a block's column for number k: forward the four gates of a unit stand side by side, in two tiles of
@@ -141,186 +129,98 @@ template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *fro
     }
 }
 
-/* Wait for the blocks whose units are this warp's slice of k. */
-DEVICE void await(const unsigned *counters, const Own &own, const Cut &cut, int H, const Slice &slice, int height, unsigned epoch)
-{
-    int begin = slice.begin * STEP_OF_K, end = (slice.begin + slice.count) * STEP_OF_K;
-    end = (end < height ? end : height) - 1;
-    bool one_gate = begin / H == end / H;
-    int first = one_gate ? begin % H / cut.units : 0, last = one_gate ? end % H / cut.units : cut.unit_blocks - 1;
-    if (slice.count)
-        for (int n = first + (int)threadIdx.x % WARP; n <= last; n += WARP)
-            await_one(counters, own, n, epoch);
-    __syncwarp();
-}
-
-/* Row and unit of a cell forward: 32 cells are 8 rows of 4 units, as the lanes have their sums. */
-template <int N> DEVICE Cell cell_at(const Layer &layer, const Own &own, int n, int *row)
-{
-    int eight = n / WARP / (N / 2);
-    *row = eight * 8 + n % WARP / 4;
-    return cell_of(layer, own, *row, n / WARP % (N / 2) * 4 + n % 4);
-}
-
-/* Where the 4 gates of cell n of a pass stand in every slice's parts: n-th. */
-template <int N> DEVICE void keep_parts(Wide *parts, int tile, Wide (*sums)[4])
-{
-    int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int m = 0; m < N / 2; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            Run<4> *to = (Run<4> *)parts + ((tile * 2 + half) * (N / 2) + m) * WARP + lane;
-            *to = {{sums[2 * m][2 * half], sums[2 * m][2 * half + 1], sums[2 * m + 1][2 * half],
-                    sums[2 * m + 1][2 * half + 1]}};
-        }
-}
-
-template <int N> DEVICE void walk(const Walk &f)
-{
-    const Layer &layer = f.layer;
-    const Cut cut = cut_by(f.plan);
-    const Own own = own_part(layer, cut);
-    const int H = (int)layer.H, threads = blockDim.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int cells = cut.tiles * TILE_ROWS * 2 * N, all_cells = cut.passes * cells;
-    const Slice slice = slice_of(H);
-    const int sent_words = cut.passes * cut.tiles * slice.steps * WARP * 4 * A_WORD;
-    Wide *parts = (Wide *)(shared_memory() + threads / WARP * rest_of(slice.share, N));
-    Wide *bias = parts + slice.slices * cells * 4, *own_cells = bias + 8 * N;
-    const Held held = {own_cells, all_cells};
+/* N tiles of 8 columns. Forward two tiles are the four gates of 4 units, backward a tile is 8 units. */
+template <int N, bool BACK> struct Mma : Block {
+    int height;                         /* numbers of a row that are exchanged */
+    Slice slice;                        /* of this warp */
     Weights<N> weights;
-    hold<N, false>(weights, f.weight + (Size)own.d * 4 * H * H, H, own.unit, slice);
-    hold_biases(f, own, cut, bias);
-    Sent *out = exchanged<Sent>(f.exchange, layer, own, cut, f.from, sent_words);
-    for (int n = threadIdx.x; n < all_cells; n += threads) {
-        int row;
-        Cell cell = cell_at<N>(layer, own, n, &row);
-        begin(f, own, cell, held, n);
-        if (cell.inside)
-            out[spot(row, cell.unit, slice.steps)] = sent(held.h(n));
-        fetch(f, own, cell, held, n, step_of(layer, own.d, f.from).t);
+
+    template <class F> __device__ __forceinline__ explicit Mma(const F &f) : Block(f.layer, f.plan)
+    {
+        height = BACK ? 4 * H : H;
+        slice = slice_of(height);
+        cells = part.tiles * TILE_ROWS * N * (BACK ? 8 : 2);
+        slices = slice.slices;
+        numbers = part.passes * part.tiles * slice.steps * WARP * 4 * A_WORD;
+        parts = (Wide *)(shared_memory() + (int)blockDim.x / WARP * rest_of(slice.share, N));
+        bias = parts + slices * part.tiles * TILE_ROWS * 8 * N;
+        held = BACK ? bias : bias + 8 * N;
+        hold<N, BACK>(weights, f.weight + (Size)d * 4 * H * H, H, unit, slice);
     }
-    announce(f.counters, 1);
-    for (int k = (int)f.from; k < (int)f.to; k++) {
-        unsigned epoch = (unsigned)(k - (int)f.from + 1);
-        const Sent *in = exchanged<Sent>(f.exchange, layer, own, cut, k, sent_words);
-        await(f.counters, own, cut, H, slice, H, epoch);
-        for (int pass = 0; pass < cut.passes; pass++) {
-            if (slice.count)
-                for (int tile = 0; tile < cut.tiles; tile++) {
-                    Wide sums[N][4] = {};
-                    const Sent *from = in + ((pass * cut.tiles + tile) * slice.steps + slice.begin) * WARP * 4 * A_WORD;
-                    multiply<N>(weights, from + lane * 4 * A_WORD, slice.count, sums);
-                    keep_parts<N>(parts + warp * cells * 4, tile, sums);
-                }
-            copies_done();
+
+    /* Forward 32 cells are 8 rows of 4 units, backward 16 rows of 8 units: a lane's sums are those of its cells. */
+    __device__ __forceinline__ Cell cell_at(int n) const
+    {
+        if (BACK) {
+            int lane = n / 4 % WARP, at = n % 4, tile = n / 4 / WARP;
+            return cell(tile / N * TILE_ROWS + lane / 4 + at / 2 * 8, tile % N * 8 + lane % 4 * 2 + at % 2);
+        }
+        constexpr int across = N / 2 > 0 ? N / 2 : 1;
+        return cell(n / WARP / across * 8 + n % WARP / 4, n / WARP % across * 4 + n % 4);
+    }
+
+    /* The layout is (tiles, steps, lanes, 4 words). */
+    __device__ __forceinline__ int spot(int r, int k) const
+    {
+        int word = k % STEP_OF_K / A_WORD, lane = r % 8 * 4 + word % 4, place = r % TILE_ROWS / 8 + word / 4 * 2;
+        int step = r / TILE_ROWS * slice.steps + k / STEP_OF_K;
+        return ((step * WARP + lane) * 4 + place) * A_WORD + k % A_WORD;
+    }
+
+    /* Wait for the blocks whose units are in this warp's slice of k. */
+    __device__ __forceinline__ void await(const unsigned *counters, unsigned step) const
+    {
+        int begin = slice.begin * STEP_OF_K, end = (slice.begin + slice.count) * STEP_OF_K;
+        end = (end < height ? end : height) - 1;
+        bool one_gate = begin / H == end / H;
+        int first = one_gate ? begin % H / part.units : 0;
+        int last = one_gate ? end % H / part.units : part.unit_blocks - 1;
+        if (slice.count)
+            for (int n = first + (int)threadIdx.x % WARP; n <= last; n += WARP)
+                await_one(counters, n, step);
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void multiply(const Sent *in, int pass) const
+    {
+        if (pass)
             __syncthreads();
-            out = exchanged<Sent>(f.exchange, layer, own, cut, k + 1, sent_words);
-            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
-                int row;
-                Cell cell = cell_at<N>(layer, own, n, &row);
-                const Wide *biases = bias + 4 * (cell.unit - own.unit), *sums = parts + 4 * (n - pass * cells);
-                if (cell.inside)
-                    out[spot(row, cell.unit, slice.steps)] =
-                        sent(advance(held, n, biases, sums, slice.slices, 4 * cells));
+        if (slice.count)
+            for (int tile = 0; tile < part.tiles; tile++) {
+                Wide sums[N][4] = {};
+                int first = (pass * part.tiles + tile) * slice.steps + slice.begin;
+                const Sent *from = in + (first * WARP + (int)threadIdx.x % WARP) * 4 * A_WORD;
+                ::multiply<N>(weights, from, slice.count, sums);
+                keep(tile, sums);
             }
-            if (pass + 1 < cut.passes)
-                __syncthreads();
-        }
-        if (k + 1 < f.to)
-            announce(f.counters, epoch + 1);
-        for (int n = threadIdx.x; n < all_cells; n += threads) {
-            int row;
-            Cell cell = cell_at<N>(layer, own, n, &row);
-            write_out(f, own, cell, held, n, k);
-            if (k + 1 < f.to)
-                fetch(f, own, cell, held, n, step_of(layer, own.d, k + 1).t);
-        }
-    }
-}
-
-/* Row and unit of a cell backward: a lane's four sums are four cells. */
-template <int N> DEVICE Cell cell_back_at(const Layer &layer, const Own &own, int n, int *row)
-{
-    int lane = n / 4 % WARP, at = n % 4, tile = n / 4 / WARP;
-    *row = tile / N * TILE_ROWS + lane / 4 + at / 2 * 8;
-    return cell_of(layer, own, *row, tile % N * 8 + lane % 4 * 2 + at % 2);
-}
-
-template <int N> DEVICE void walk_back(const WalkBack &f)
-{
-    const Layer &layer = f.layer;
-    const Cut cut = cut_by(f.plan);
-    const Own own = own_part(layer, cut);
-    const int H = (int)layer.H, threads = blockDim.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int cells = cut.tiles * TILE_ROWS * 8 * N, all_cells = cut.passes * cells;
-    const Slice slice = slice_of(4 * H);
-    const int sent_words = cut.passes * cut.tiles * slice.steps * WARP * 4 * A_WORD;
-    Wide *parts = (Wide *)(shared_memory() + threads / WARP * rest_of(slice.share, N));
-    Wide *own_cells = parts + slice.slices * cells;
-    const HeldBack held = {own_cells, all_cells};
-    Weights<N> weights;
-    hold<N, true>(weights, f.weight + (Size)own.d * 4 * H * H, H, own.unit, slice);
-    for (int n = threadIdx.x; n < all_cells; n += threads) {
-        int row;
-        Cell cell = cell_back_at<N>(layer, own, n, &row);
-        begin_back(f, own, cell, held, n);
-        fetch_back(f, own, cell, held, n, layer.T - 1);
-    }
-    for (int k = (int)layer.T - 1; k >= 0; k--) {
-        Sent *out = exchanged<Sent>(f.exchange, layer, own, cut, k, sent_words);
         copies_done();
-        for (int n = threadIdx.x; n < all_cells; n += threads) {
-            int row;
-            Cell cell = cell_back_at<N>(layer, own, n, &row);
-            if (!cell.inside)
-                continue;
-            retreat(held, n);
-            for (int gate = 0; gate < 4; gate++)
-                out[spot(row, gate * H + cell.unit, slice.steps)] = sent(held.z[4 * n + gate]);
-        }
-        unsigned epoch = (unsigned)((int)layer.T - k);
-        announce(f.counters, epoch);
-        for (int n = threadIdx.x; n < all_cells; n += threads) {
-            int row;
-            Cell cell = cell_back_at<N>(layer, own, n, &row);
-            write_out_back(f, own, cell, held, n, k);
-            if (k)
-                fetch_back(f, own, cell, held, n, k - 1);
-        }
-        await(f.counters, own, cut, H, slice, 4 * H, epoch);
-        for (int pass = 0; pass < cut.passes; pass++) {
-            if (slice.count)
-                for (int tile = 0; tile < cut.tiles; tile++) {
-                    Wide sums[N][4] = {};
-                    const Sent *from = out + ((pass * cut.tiles + tile) * slice.steps + slice.begin) * WARP * 4 * A_WORD;
-                    multiply<N>(weights, from + lane * 4 * A_WORD, slice.count, sums);
-                    Run<4> *to = (Run<4> *)(parts + warp * cells) + tile * N * WARP + lane;
+    }
+
+    /* Store the sums of a warp so that those of cell n of a pass are n-th. */
+    __device__ __forceinline__ void keep(int tile, Wide (*sums)[4]) const
+    {
+        const int lane = threadIdx.x % WARP;
+        Run<4> *to = (Run<4> *)parts + ((int)threadIdx.x / WARP * part.tiles + tile) * N * WARP + lane;
 #pragma unroll
-                    for (int at = 0; at < N; at++)
-                        to[at * WARP] = {{sums[at][0], sums[at][1], sums[at][2], sums[at][3]}};
-                }
-            __syncthreads();
-            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads)
-                for (int at = 0; at < slice.slices; at++)
-                    held.dh(n) = sum(held.dh(n), parts[(at - pass) * cells + n]);
-            if (pass + 1 < cut.passes)
-                __syncthreads();
+        for (int n = 0; n < N; n++) {
+            if (BACK)
+                to[n * WARP] = {{sums[n][0], sums[n][1], sums[n][2], sums[n][3]}};
+            else {
+                int one = n / 2 * 2, half = n % 2, at = 2 * half;
+                to[(half * (N / 2) + n / 2) * WARP] =
+                    {{sums[one][at], sums[one][at + 1], sums[one + 1][at], sums[one + 1][at + 1]}};
+            }
         }
     }
-    for (int n = threadIdx.x; n < all_cells; n += threads) {
-        int row;
-        Cell cell = cell_back_at<N>(layer, own, n, &row);
-        end_back(f, own, cell, held, n);
-    }
-}
+};
 
 /* By the units of a block. */
-extern "C" __global__ void __launch_bounds__(256, 1) walk_8(const Walk f) { walk<4>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_16(const Walk f) { walk<8>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_24(const Walk f) { walk<12>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_32(const Walk f) { walk<16>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_back_8(const WalkBack f) { walk_back<1>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_back_16(const WalkBack f) { walk_back<2>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_back_24(const WalkBack f) { walk_back<3>(f); }
-extern "C" __global__ void __launch_bounds__(256, 1) walk_back_32(const WalkBack f) { walk_back<4>(f); }
+#define BOUNDS __launch_bounds__(WALK_THREADS, 1)
+extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Mma<4, false>>(f); }
+extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Mma<8, false>>(f); }
+extern "C" __global__ void BOUNDS walk_24(const Walk f) { walk<Mma<12, false>>(f); }
+extern "C" __global__ void BOUNDS walk_32(const Walk f) { walk<Mma<16, false>>(f); }
+extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Mma<1, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Mma<2, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_24(const WalkBack f) { walk_back<Mma<3, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_32(const WalkBack f) { walk_back<Mma<4, true>>(f); }

@@ -1,8 +1,7 @@
 /* z (directions, rows, 4H) = W_ih x with the canonical sums of XPL-EXACT-002. */
 
-#define BLOCK_OF_K 128
-#define TILE 64                         /* rows and columns of a block of 256 threads, 4 by 4 of each thread */
-#define STAGED 16                       /* of k */
+/* A block of 256 threads has PROJECT_TILE rows and columns, a thread 4 by 4 of them; PROJECT_STAGED numbers of k
+   are in shared memory at once. */
 
 /* x of direction d begins at its first_row. */
 struct Project {
@@ -12,32 +11,32 @@ struct Project {
     Size rows, columns, inputs, held_rows, first_row[2];
 };
 
-/* `to` (STAGED, TILE), turned, with zeros where `from` (count, inputs) ends. */
-DEVICE void stage(Wide (*to)[TILE + 4], const Stored *from, Size first, Size count, Size k, Size inputs)
+/* `to` (PROJECT_STAGED, PROJECT_TILE), turned, with zeros where `from` (count, inputs) ends. */
+DEVICE void stage(Wide (*to)[PROJECT_TILE + 4], const Stored *from, Size first, Size count, Size k, Size inputs)
 {
-    for (int n = threadIdx.x; n < TILE * STAGED; n += (int)blockDim.x) {
-        Size row = first + n / STAGED, at = k + n % STAGED;
-        to[n % STAGED][n / STAGED] = row < count && at < inputs ? widened(from[row * inputs + at]) : 0;
+    for (int n = threadIdx.x; n < PROJECT_TILE * PROJECT_STAGED; n += (int)blockDim.x) {
+        Size row = first + n / PROJECT_STAGED, at = k + n % PROJECT_STAGED;
+        to[n % PROJECT_STAGED][n / PROJECT_STAGED] = row < count && at < inputs ? widened(from[row * inputs + at]) : 0;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) project_input(const Project f)
+extern "C" __global__ void __launch_bounds__(WALK_THREADS) project_input(const Project f)
 {
-    Wide (*left)[TILE + 4] = (Wide (*)[TILE + 4])shared_memory(), (*right)[TILE + 4] = left + STAGED;
-    Size first_row = (Size)blockIdx.x * TILE, first_column = (Size)blockIdx.y * TILE, d = blockIdx.z;
+    Wide (*left)[PROJECT_TILE + 4] = (Wide (*)[PROJECT_TILE + 4])shared_memory(), (*right)[PROJECT_TILE + 4] = left + PROJECT_STAGED;
+    Size first_row = (Size)blockIdx.x * PROJECT_TILE, first_column = (Size)blockIdx.y * PROJECT_TILE, d = blockIdx.z;
     const Stored *x = f.x + (d ? f.first_row[1] : f.first_row[0]) * f.inputs;
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     Wide totals[4][4] = {}, chains[4][4] = {};
-    for (Size k = 0; k < f.inputs; k += STAGED) {
+    for (Size k = 0; k < f.inputs; k += PROJECT_STAGED) {
         stage(left, f.weight + d * f.columns * f.inputs, first_column, f.columns, k, f.inputs);
         stage(right, x, first_row, f.rows, k, f.inputs);
         __syncthreads();
-        int count = f.inputs - k < STAGED ? (int)(f.inputs - k) : STAGED;
+        int count = f.inputs - k < PROJECT_STAGED ? (int)(f.inputs - k) : PROJECT_STAGED;
         for (int at = 0; at < count; at++)
 #pragma unroll
             for (int n = 0; n < 16; n++)
                 chains[n / 4][n % 4] = fused(left[at][column + n % 4], right[at][row + n / 4], chains[n / 4][n % 4]);
-        if ((k + STAGED) % BLOCK_OF_K == 0 || k + STAGED >= f.inputs)
+        if ((k + PROJECT_STAGED) % BLOCK_OF_K == 0 || k + PROJECT_STAGED >= f.inputs)
 #pragma unroll
             for (int n = 0; n < 16; n++) {
                 Wide *total = &totals[n / 4][n % 4], *chain = &chains[n / 4][n % 4];

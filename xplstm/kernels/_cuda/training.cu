@@ -27,13 +27,13 @@ template <Wide (*join)(Wide, Wide)> DEVICE Wide over_block(Wide value)
 
 /* Some arrays of an update, blockIdx.y counts them; what an optimiser does not have is null. */
 struct Table {
-    const Stored *p[32], *g[32];
-    const Wide *before[2][32];  /* its averages, null while they are zeros */
-    const Wide *master[32];     /* its float32 copy, null while there is none */
-    Stored *made[32];
-    Wide *after[2][32];
-    Wide *copy[32];             /* the next float32 copy, null for wide dtypes */
-    Size size[32];
+    const Stored *p[TABLE], *g[TABLE];
+    const Wide *before[2][TABLE];  /* its averages, null while they are zeros */
+    const Wide *master[TABLE];     /* its float32 copy, null while there is none */
+    Stored *made[TABLE];
+    Wide *after[2][TABLE];
+    Wide *copy[TABLE];             /* the next float32 copy, null for wide dtypes */
+    Size size[TABLE];
 };
 
 struct Descent {
@@ -68,7 +68,7 @@ DEVICE void store(const Table &table, Size at, Wide p)
         table.copy[blockIdx.y][at] = p;
 }
 
-extern "C" __global__ void __launch_bounds__(256) update_descent(const Table table, const Descent rule)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) update_descent(const Table table, const Descent rule)
 {
     Size size = table.size[blockIdx.y];
     for (Size at = first_element(); at < size; at += all_threads()) {
@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(256) update_descent(const Table tab
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) update_moments(const Table table, const Moments rule)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) update_moments(const Table table, const Moments rule)
 {
     Size size = table.size[blockIdx.y];
     for (Size at = first_element(); at < size; at += all_threads()) {
@@ -108,7 +108,7 @@ template <Wide (*join)(Wide, Wide)> DEVICE Wide joined(const Wide *parts, Size c
     return over_block<join>(all);
 }
 
-extern "C" __global__ void __launch_bounds__(256) find_largest(const Table table, const Parts parts)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) find_largest(const Table table, const Parts parts)
 {
     const Stored *g = table.g[blockIdx.y];
     Wide largest = 0;
@@ -127,7 +127,7 @@ DEVICE Wide scale_of(Wide largest)
 }
 
 /* Scaled by the largest, so that no square overflows. */
-extern "C" __global__ void __launch_bounds__(256) sum_squares(const Table table, const Parts parts)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) sum_squares(const Table table, const Parts parts)
 {
     const Stored *g = table.g[blockIdx.y];
     Wide largest = joined<larger>(parts.largest, parts.count), total = 0;
@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(256) sum_squares(const Table table,
         parts.squares[part_of(parts)] = total;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
 clip(const Table table, const Parts parts, Wide bound, Wide *norm)
 {
     Wide largest = joined<larger>(parts.largest, parts.count);
@@ -168,7 +168,7 @@ struct Entropy {
 
 DEVICE bool counts(const Entropy &e, Size row) { return !e.mask || e.mask[row]; }
 
-extern "C" __global__ void __launch_bounds__(256) entropy_of_rows(const Entropy e, Wide *losses)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) entropy_of_rows(const Entropy e, Wide *losses)
 {
     Size row = blockIdx.x, target = e.targets[row];
     if (!counts(e, row)) {
@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(256) entropy_of_rows(const Entropy 
 }
 
 /* One block: the mean over the rows that count, and the share of each of them in it. */
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
 mean_entropy(const Entropy e, const Wide *losses, Wide *share, Stored *mean)
 {
     Wide number = 0, total = 0;
@@ -211,7 +211,7 @@ mean_entropy(const Entropy e, const Wide *losses, Wide *share, Stored *mean)
     *mean = narrowed(total);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
 entropy_gradient(const Entropy e, const Wide *scale, Stored *dlogits)
 {
     Size row = blockIdx.x, target = e.targets[row];
@@ -253,18 +253,18 @@ template <typename Number> DEVICE void choose(const Draw &draw, Number low, Numb
             out[4 * first + n] = c[n] >> 11 < draw.threshold ? low : high;
 }
 
-extern "C" __global__ void __launch_bounds__(256) scaled_mask(const Draw draw, Stored kept, Stored *out)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) scaled_mask(const Draw draw, Stored kept, Stored *out)
 {
     choose<Stored>(draw, narrowed(0), kept, out);
 }
 
-extern "C" __global__ void __launch_bounds__(256) hold_mask(const Draw draw, unsigned char *out)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) hold_mask(const Draw draw, unsigned char *out)
 {
     choose<unsigned char>(draw, 1, 0, out);
 }
 
 /* Where the rows of each number begin in the order of their numbers; of numbers outside [0, count) nowhere. */
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
 find_starts(const long long *ids, const long long *order, Size rows, Size count, Size *starts)
 {
     Size id = first_element(), low = 0, high = rows;
@@ -281,22 +281,22 @@ find_starts(const long long *ids, const long long *order, Size rows, Size count,
 }
 
 /* A block has one number; its eight lanes of each of 32 columns add every eighth row, and one adds these sums. */
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
 sum_rows(const Stored *rows, const long long *order, const Size *starts, Size columns, Stored *out)
 {
     Wide *parts = (Wide *)shared_memory();
     Size id = blockIdx.x, last = starts[id + 1];
-    for (Size from = (Size)blockIdx.y * 32; from < columns; from += (Size)gridDim.y * 32) {
+    for (Size from = (Size)blockIdx.y * WARP; from < columns; from += (Size)gridDim.y * WARP) {
         Size column = from + threadIdx.x;
         Wide total = 0;
         if (column < columns)
             for (Size at = starts[id] + threadIdx.y; at < last; at += 8)
                 total = sum(total, widened(rows[order[at] * columns + column]));
-        parts[threadIdx.y * 32 + threadIdx.x] = total;
+        parts[threadIdx.y * WARP + threadIdx.x] = total;
         __syncthreads();
         if (threadIdx.y == 0 && column < columns) {
             for (int part = 1; part < 8; part++)
-                total = sum(total, parts[part * 32 + threadIdx.x]);
+                total = sum(total, parts[part * WARP + threadIdx.x]);
             out[id * columns + column] = narrowed(total);
         }
         __syncthreads();

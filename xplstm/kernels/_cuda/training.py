@@ -16,15 +16,14 @@ import numpy as np
 from xplstm._array import dtype_name, dtype_named
 from xplstm._typing import CuPyArray, Device
 from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda.launch import CONSTANTS
 
 UNPROVEN = layer.UNPROVEN
 
-THREADS = 256
-WARP = 32
+THREADS, WARP = CONSTANTS.TRAINING_THREADS, CONSTANTS.WARP
 
-# Arrays that one launch goes through, and the blocks that each gets at most.
-TABLE = 32
-BLOCKS = 512
+# Arrays that one launch takes, and the blocks that each gets at most.
+TABLE, BLOCKS = CONSTANTS.TABLE, 512
 
 # Elements of a gradient that a block looks at for the norm, and the blocks that each gradient gets at most.
 RUN = 4096

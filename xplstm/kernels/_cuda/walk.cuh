@@ -1,59 +1,70 @@
-/* What both walks through time in one launch share: how the work is cut, how blocks wait for each other, and
-   what happens to one unit of one row in a step.
+/* The walk through all time steps in one launch: `walk` forward and `walk_back` backward.
 
-   A block owns some hidden units of one direction for one group of the batch's rows: their rows of W_hh, and
-   their c and h. Every step it reads all of its group's h, multiplies, applies the gates, and publishes its own
-   units' h; backward it is dz. Only blocks of one group and direction wait for each other, by one counter each.
+   A block owns some hidden units of one direction for one group of batch entries: the rows of W_hh of these
+   units, and their c and h. In every step it reads h of its whole group, multiplies, applies the gates and
+   publishes h of its own units; backward it publishes dz. Only the blocks of one group and direction wait for
+   each other. Each has one counter, which holds the number of the last step that it has published.
 
-   Why nobody reads too early: a block's stores come before its __syncthreads, and that before the release store
-   of its counter; a reader's acquire load of it comes before the barrier that its other threads pass.
+   How the product is made is up to an engine, a struct derived from Block (persistent.cu by fused
+   multiply-adds, persistent_mma.cu by tensor cores). The constructor of an engine fills Block and copies the
+   block's weights on-chip. An engine has
 
-   Why nobody writes too early: what is exchanged lies in two buffers by turns. Who writes turn k + 2 has seen, in
-   one thread or another, every counter of turn k + 1, and each was raised by a block that was done reading turn k.
+     cell_at(n)           the batch entry and unit of cell n of this block
+     spot(row, k)         the place of number k of a row of the group in the exchange buffer
+     await(counters, s)   wait until the blocks whose numbers this thread's warp reads have published step s
+     multiply(in, pass)   the partial sums of a pass in `parts`. It begins with a barrier where `parts` may
+                          still be read by the pass before, and ends with this thread's copies done.
 
-   Why no barrier guards what a block holds of its cells: cell n is thread n % threads' own, from the first loop to
-   the last, in those over one pass's cells too, wherever these begin: see own_from. What threads hand each other in
-   a block are the sums of slices, between two barriers.
+   Why this is safe:
 
-   Why nobody waits for ever: every block raises its counter for a turn before it waits for that turn's others,
-   so that the one furthest behind never waits; and all blocks run at the same time, since the launch is a
-   cooperative one, of at most one block a multiprocessor. The blocks stand along y of the
-   grid: with too many along x CuPy would launch those that fit, and warn. */
+   - Read after write, between blocks: release and acquire. A block's stores precede its __syncthreads, and
+     that precedes the release store of its counter. A reader's acquire load of the counter precedes the
+     barrier that the other threads of its block pass.
+   - Write after read, between blocks: double buffering. Before a block writes step k + 2 it has observed, in
+     one thread or another, all counters of step k + 1, each raised after its block finished reading step k.
+   - Between the threads of a block: cell n belongs to thread n % threads in every loop, also where the cells
+     of a pass begin at another thread (own_from). Threads exchange only `parts`, between two barriers.
+   - No deadlock: a block raises its counter for a step before it waits for the same step of others, so the
+     block that is furthest behind never waits. All blocks are resident, because the launch is cooperative
+     with at most one block for each SM. Blocks are numbered along y of the grid: where too many are along x,
+     CuPy would launch only those that fit, and warn. */
 
-#define WARP 32
+/* How numbers are exchanged between blocks. */
+#ifdef TF32
+typedef unsigned Sent;
+DEVICE Sent sent(Wide a) { return tf32_from_float(a); }
+#else
+typedef Stored Sent;
+DEVICE Sent sent(Wide a) { return narrowed(a); }
+#endif
 
-/* How the work is cut; the Python side chooses it by the device's attributes. */
+/* How the work is partitioned; the Python side chooses it from the attributes of the device. */
 struct Plan {
     Size units;                         /* of a block: a multiple of 8 */
     Size unit_blocks, groups;           /* blocks = directions * groups * unit_blocks */
-    Size rows;                          /* of a group, the last one may have fewer */
-    Size tiles;                         /* row tiles that are on the chip at once */
-    Size passes;                        /* times that as many tiles make up the group's rows */
-    Size chunk;                         /* of k that is on the chip at once; backward without mma alone */
+    Size rows;                          /* batch entries of a group; the last group may have fewer */
+    Size tiles;                         /* row tiles that are on-chip at once */
+    Size passes;                        /* times that as many tiles make up the rows of a group */
+    Size chunk;                         /* of k that is on-chip at once; backward without mma alone */
 };
 
-/* The same in numbers that a GPU divides fast. */
-struct Cut {
+/* The same in 32 bits, which a GPU divides fast. */
+struct Partition {
     int units, unit_blocks, groups, rows, tiles, passes, chunk;
 };
-
-DEVICE Cut cut_by(const Plan &p)
-{
-    return {(int)p.units, (int)p.unit_blocks, (int)p.groups, (int)p.rows, (int)p.tiles, (int)p.passes, (int)p.chunk};
-}
 
 struct Walk {
     Layer layer;
     Plan plan;
     const Stored *weight;               /* (directions, 4H, H) */
-    Wide *z;                            /* (directions, held, B, 4H): W_ih x, and the gates afterwards */
+    Wide *z;                            /* (directions, held, B, 4H): W_ih x, overwritten by the gates */
     const Wide *bias;                   /* (directions, 4H), or null */
     const Stored *h_0, *c_0;            /* (directions, B, H) */
     Stored *h_n, *c_n;
     Stored *h;                          /* (directions, slots, B, H) */
     Wide *c;
     Stored *y;                          /* (T, B, directions * H) */
-    void *exchange;                     /* (2, directions, groups, what one group sends) */
+    void *exchange;                     /* (2, directions, groups, numbers of a group) */
     unsigned *counters;                 /* (directions, groups, unit_blocks), zeros */
     Size first[2], held, slots, keep, from, to;
 };
@@ -65,44 +76,67 @@ struct WalkBack {
     const Wide *gates;                  /* (directions, T, B, 4H) */
     const Wide *c;                      /* (directions, T + 1, B, H) */
     const Stored *dy;
-    Wide *dh, *dc;                      /* (directions, B, H): by the end, and then by the start */
+    Wide *dh, *dc;                      /* (directions, B, H): of the final state, then of the initial one */
     Stored *dz;                         /* (directions, T, B, 4H) */
     void *exchange;
     unsigned *counters;
 };
 
-/* The part of the work that this block has; `lot` counts the groups of all directions. */
-struct Own {
-    int d, lot, unit_block, unit, row, rows;
+/* One unit of one batch entry. */
+struct Cell {
+    int row, unit;                      /* in the batch and in the layer */
+    bool inside;
 };
 
-DEVICE Own own_part(const Layer &layer, const Cut &cut)
-{
-    int lot = (int)blockIdx.y / cut.unit_blocks, unit_block = (int)blockIdx.y % cut.unit_blocks;
-    int row = lot % cut.groups * cut.rows, left = (int)layer.B - row;
-    return {lot / cut.groups, lot, unit_block, unit_block * cut.units, row, left < cut.rows ? left : cut.rows};
-}
+/* What of the work this block has, and where its arrays are in shared memory. */
+struct Block {
+    const Layer &layer;
+    Partition part;
+    int d, group, unit_block;           /* `group` counts through all directions */
+    int H, unit, row, rows;             /* the first unit, the first batch entry, and the number of these */
+    int cells, slices, numbers;         /* of a pass; partial sums of each z or dh; exchanged by the group */
+    Wide *parts;                        /* (slices, cells, 4), backward (slices, cells) */
+    Wide *bias, *held;                  /* (units, 4); Held or HeldBack */
 
-/* Say that this block has written what it owes for `epoch`. */
-DEVICE void announce(unsigned *counters, unsigned epoch)
+    __device__ __forceinline__ Block(const Layer &l, const Plan &p)
+        : layer(l), part{(int)p.units, (int)p.unit_blocks, (int)p.groups, (int)p.rows,
+                         (int)p.tiles, (int)p.passes, (int)p.chunk}
+    {
+        group = (int)blockIdx.y / part.unit_blocks;
+        unit_block = (int)blockIdx.y % part.unit_blocks;
+        d = group / part.groups;
+        H = (int)layer.H;
+        unit = unit_block * part.units;
+        row = group % part.groups * part.rows;
+        int left = (int)layer.B - row;
+        rows = left < part.rows ? left : part.rows;
+    }
+
+    __device__ __forceinline__ Cell cell(int r, int u) const
+    {
+        return {row + r, unit + u, r < rows && unit + u < H};
+    }
+
+    /* The exchange buffer of step k: two take turns. */
+    __device__ __forceinline__ Sent *buffer(void *exchange, int k) const
+    {
+        return (Sent *)exchange + ((k & 1) * layer.directions * part.groups + group) * numbers;
+    }
+
+    /* Wait for one block of the group. */
+    __device__ __forceinline__ void await_one(const unsigned *counters, int other, unsigned step) const
+    {
+        while (load_acquire(counters + group * part.unit_blocks + other) < step)
+            rest();
+    }
+};
+
+/* Publish what this block has written for a step. */
+DEVICE void publish(unsigned *counters, unsigned step)
 {
     __syncthreads();
     if (threadIdx.x == 0)
-        store_release(counters + blockIdx.y, epoch);
-}
-
-/* Wait for a block of the group. */
-DEVICE void await_one(const unsigned *counters, const Own &own, int unit_block, unsigned epoch)
-{
-    while (load_acquire(counters + blockIdx.y - own.unit_block + unit_block) < epoch)
-        rest();
-}
-
-/* Where the exchange of one turn begins, of `count` numbers a group. */
-template <typename Sent>
-DEVICE Sent *exchanged(void *exchange, const Layer &layer, const Own &own, const Cut &cut, Size turn, Size count)
-{
-    return (Sent *)exchange + ((turn & 1) * layer.directions * cut.groups + own.lot) * count;
+        store_release(counters + blockIdx.y, step);
 }
 
 /* N numbers that are read at once. */
@@ -112,47 +146,36 @@ template <int N> struct __align__(N * sizeof(Wide) < 16 ? N * sizeof(Wide) : 16)
 
 template <int N> DEVICE Run<N> run_at(const Wide *from) { return *(const Run<N> *)from; }
 
-/* One unit of one row: where it stands in the batch and in the layer. */
-struct Cell {
-    int row, unit;
-    bool inside;
-};
-
-DEVICE Cell cell_of(const Layer &layer, const Own &own, int row, int unit)
-{
-    return {own.row + row, own.unit + unit, row < own.rows && own.unit + unit < layer.H};
-}
-
-/* The first of this thread's cells that is not before `cell`. */
+/* The first cell of this thread that is not before `cell`. */
 DEVICE int own_from(int cell)
 {
     int apart = (int)threadIdx.x - cell % (int)blockDim.x;
     return cell + (apart < 0 ? apart + (int)blockDim.x : apart);
 }
 
-/* What a block holds of its cells in shared memory: cell n is touched by thread n % threads alone. */
+/* The cells of a block in shared memory: cell n is touched by thread n % threads alone. */
 struct Held {
-    Wide *z;                            /* (cells, 4): W_ih x of the step to come, then its gates */
+    Wide *z;                            /* (cells, 4): W_ih x of the next step, then the gates */
     int cells;
 
     __device__ Wide &c(int n) const { return z[4 * cells + n]; }
     __device__ Wide &h(int n) const { return z[5 * cells + n]; }
-    __device__ unsigned char &lives(int n) const { return ((unsigned char *)(z + 6 * cells))[n]; }  /* has the step */
+    __device__ unsigned char &exists(int n) const { return ((unsigned char *)(z + 6 * cells))[n]; }
 };
 
-DEVICE Wide *input_of(const Walk &f, const Own &own, const Cell &cell, Size t)
+DEVICE Wide *input_of(const Walk &f, const Block &own, const Cell &cell, Size t)
 {
     return f.z + ((own.d * f.held + t - f.first[own.d]) * f.layer.B + cell.row) * 4 * f.layer.H + cell.unit;
 }
 
-/* Where h and c stand of a cell, before or after a step. */
-DEVICE Size state_of(const Walk &f, const Own &own, const Cell &cell, Size slot)
+/* The place of h and c of a cell, before or after a step. */
+DEVICE Size state_of(const Walk &f, const Block &own, const Cell &cell, Size slot)
 {
     return state_row(f.layer, f.slots, own.d, slot, cell.row) * f.layer.H + cell.unit;
 }
 
-/* c and h of a cell before the first step of this launch. */
-DEVICE void begin(const Walk &f, const Own &own, const Cell &cell, const Held &held, int n)
+/* Load c and h of a cell before the first step of this launch. */
+DEVICE void begin(const Walk &f, const Block &own, const Cell &cell, const Held &held, int n)
 {
     held.c(n) = held.h(n) = 0;
     if (!cell.inside)
@@ -167,42 +190,43 @@ DEVICE void begin(const Walk &f, const Own &own, const Cell &cell, const Held &h
     }
 }
 
-/* Have a cell's W_ih x brought, while others still compute. */
-DEVICE void fetch(const Walk &f, const Own &own, const Cell &cell, const Held &held, int n, Size t)
+/* Prefetch W_ih x of step k of a cell, while other threads still compute. */
+DEVICE void fetch(const Walk &f, const Block &own, const Cell &cell, const Held &held, int n, Size k)
 {
     if (!cell.inside)
         return;
+    Size t = step_of(f.layer, own.d, k).t;
     const Wide *from = input_of(f, own, cell, t);
     for (int gate = 0; gate < 4; gate++)
         copy_soon(held.z + 4 * n + gate, from + gate * f.layer.H);
-    held.lives(n) = exists(f.layer, t, cell.row);
+    held.exists(n) = exists(f.layer, t, cell.row);
 }
 
-/* The gates of one cell, and its h'; `apart` lies between two slices' parts. */
-DEVICE Wide advance(const Held &held, int n, const Wide *bias, const Wide *parts, int slices, int apart)
+/* Run the step of one cell and return h'. `bias` and `parts` are those of this cell, a slice's parts are
+   `apart` numbers behind those of the slice before. */
+DEVICE Wide forward_step(const Held &held, int n, const Wide *bias, const Wide *parts, int slices, int apart)
 {
-    Wide *gate = held.z + 4 * n, c_old = held.c(n);
-    Run<4> total = run_at<4>(gate), biases = run_at<4>(bias);
+    Wide *z = held.z + 4 * n, c = held.c(n);
+    Run<4> gate = run_at<4>(z), biases = run_at<4>(bias);
     for (int at = 0; at < 4; at++)
-        total.at[at] = sum(total.at[at], biases.at[at]);
+        gate.at[at] = sum(gate.at[at], biases.at[at]);
     for (int slice = 0; slice < slices; slice++) {
         Run<4> part = run_at<4>(parts + slice * apart);
         for (int at = 0; at < 4; at++)
-            total.at[at] = sum(total.at[at], part.at[at]);
+            gate.at[at] = sum(gate.at[at], part.at[at]);
     }
+    Stored h = forward_cell(gate.at, c);
     for (int at = 0; at < 4; at++)
-        gate[at] = total.at[at] = at == 2 ? hyperbolic_tangent(total.at[at]) : sigmoid(total.at[at]);
-    Wide c_new = fused(total.at[1], c_old, product(total.at[0], total.at[2]));
-    Stored m = narrowed(product(total.at[3], hyperbolic_tangent(c_new)));
-    if (held.lives(n)) {
-        held.c(n) = c_new;
-        held.h(n) = widened(m);
+        z[at] = gate.at[at];
+    if (held.exists(n)) {
+        held.c(n) = c;
+        held.h(n) = widened(h);
     }
     return held.h(n);
 }
 
-/* What nobody waits for. */
-DEVICE void write_out(const Walk &f, const Own &own, const Cell &cell, const Held &held, int n, Size k)
+/* Store the results of step k, off the critical path. */
+DEVICE void write_out(const Walk &f, const Block &own, const Cell &cell, const Held &held, int n, Size k)
 {
     const Layer &layer = f.layer;
     Step step = step_of(layer, own.d, k);
@@ -210,7 +234,7 @@ DEVICE void write_out(const Walk &f, const Own &own, const Cell &cell, const Hel
     if (!cell.inside)
         return;
     f.y[((step.t * layer.B + cell.row) * layer.directions + own.d) * layer.H + cell.unit] =
-        narrowed(held.lives(n) ? held.h(n) : 0);
+        narrowed(held.exists(n) ? held.h(n) : 0);
     if (f.keep)
         for (int gate = 0; gate < 4; gate++)
             input_of(f, own, cell, step.t)[gate * layer.H] = held.z[4 * n + gate];
@@ -226,18 +250,59 @@ DEVICE void write_out(const Walk &f, const Own &own, const Cell &cell, const Hel
     }
 }
 
-/* The biases of a block's units, gate by gate, or zeros. */
-DEVICE void hold_biases(const Walk &f, const Own &own, const Cut &cut, Wide *bias)
+/* Copy the biases of a block's units to shared memory, the four gates of a unit together, or zeros. */
+DEVICE void hold_biases(const Walk &f, const Block &own)
 {
-    for (int n = threadIdx.x; n < 4 * cut.units; n += (int)blockDim.x) {
+    for (int n = threadIdx.x; n < 4 * own.part.units; n += (int)blockDim.x) {
         bool there = f.bias && own.unit + n / 4 < f.layer.H;
-        bias[n] = there ? f.bias[(own.d * 4 + n % 4) * f.layer.H + own.unit + n / 4] : 0;
+        own.bias[n] = there ? f.bias[(own.d * 4 + n % 4) * f.layer.H + own.unit + n / 4] : 0;
     }
 }
 
-/* What a block holds of its cells on the way back, owned likewise. */
+template <class Engine> DEVICE void walk(const Walk &f)
+{
+    const Engine own(f);
+    const int threads = blockDim.x, cells = own.cells, all_cells = own.part.passes * cells;
+    const Held held = {own.held, all_cells};
+    hold_biases(f, own);
+    Sent *out = own.buffer(f.exchange, (int)f.from);
+    for (int n = threadIdx.x; n < all_cells; n += threads) {
+        Cell cell = own.cell_at(n);
+        begin(f, own, cell, held, n);
+        if (cell.inside)
+            out[own.spot(cell.row - own.row, cell.unit)] = sent(held.h(n));
+        fetch(f, own, cell, held, n, f.from);
+    }
+    publish(f.counters, 1);
+    for (int k = (int)f.from; k < (int)f.to; k++) {
+        unsigned step = (unsigned)(k - (int)f.from + 1);
+        own.await(f.counters, step);
+        for (int pass = 0; pass < own.part.passes; pass++) {
+            own.multiply(own.buffer(f.exchange, k), pass);
+            __syncthreads();
+            out = own.buffer(f.exchange, k + 1);
+            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
+                Cell cell = own.cell_at(n);
+                const Wide *bias = own.bias + 4 * (cell.unit - own.unit), *sums = own.parts + 4 * (n - pass * cells);
+                if (cell.inside)
+                    out[own.spot(cell.row - own.row, cell.unit)] =
+                        sent(forward_step(held, n, bias, sums, own.slices, 4 * cells));
+            }
+        }
+        if (k + 1 < f.to)
+            publish(f.counters, step + 1);
+        for (int n = threadIdx.x; n < all_cells; n += threads) {
+            Cell cell = own.cell_at(n);
+            write_out(f, own, cell, held, n, k);
+            if (k + 1 < f.to)
+                fetch(f, own, cell, held, n, k + 1);
+        }
+    }
+}
+
+/* The same backward, owned likewise. */
 struct HeldBack {
-    Wide *z;                            /* (cells, 4): the gates of the step to come, then dz */
+    Wide *z;                            /* (cells, 4): the gates of the next step, then dz */
     int cells;
 
     __device__ Wide &c_old(int n) const { return z[4 * cells + n]; }
@@ -245,23 +310,24 @@ struct HeldBack {
     __device__ Wide &dy(int n) const { return z[6 * cells + n]; }
     __device__ Wide &dh(int n) const { return z[7 * cells + n]; }
     __device__ Wide &dc(int n) const { return z[8 * cells + n]; }
-    __device__ unsigned char &lives(int n) const { return ((unsigned char *)(z + 9 * cells))[n]; }
+    __device__ unsigned char &exists(int n) const { return ((unsigned char *)(z + 9 * cells))[n]; }
 };
 
-DEVICE void begin_back(const WalkBack &f, const Own &own, const Cell &cell, const HeldBack &held, int n)
+DEVICE void begin_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n)
 {
     const Layer &layer = f.layer;
     held.dh(n) = held.dc(n) = 0;
     if (!cell.inside)
         return;
-    Size row = (own.d * layer.B + cell.row) * layer.H + cell.unit, slot = step_of(layer, own.d, layer.T - 1).after;
+    Size row = (own.d * layer.B + cell.row) * layer.H + cell.unit;
+    Size slot = step_of(layer, own.d, layer.T - 1).after;
     held.dh(n) = f.dh[row];
     held.dc(n) = f.dc[row];
     held.c_new(n) = f.c[state_row(layer, layer.T + 1, own.d, slot, cell.row) * layer.H + cell.unit];
 }
 
-/* Have brought what the gradient of one cell's step needs, while others still compute. */
-DEVICE void fetch_back(const WalkBack &f, const Own &own, const Cell &cell, const HeldBack &held, int n, Size k)
+/* Prefetch what the gradients of one cell's step need. */
+DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n, Size k)
 {
     const Layer &layer = f.layer;
     Size H = layer.H, B = layer.B;
@@ -273,29 +339,26 @@ DEVICE void fetch_back(const WalkBack &f, const Own &own, const Cell &cell, cons
         copy_soon(held.z + 4 * n + gate, gates + gate * H);
     copy_soon(&held.c_old(n), f.c + state_row(layer, layer.T + 1, own.d, step.before, cell.row) * H + cell.unit);
     held.dy(n) = widened(f.dy[((step.t * B + cell.row) * layer.directions + own.d) * H + cell.unit]);
-    held.lives(n) = exists(layer, step.t, cell.row);
+    held.exists(n) = exists(layer, step.t, cell.row);
 }
 
-/* dz of one cell in the place of its gates; dh is left for what comes by h. */
-DEVICE void retreat(const HeldBack &held, int n)
+/* Replace the gates of one cell by dz. dh is zero afterwards, and the product adds what comes through h. */
+DEVICE void backward_step(const HeldBack &held, int n)
 {
-    Wide *z = held.z + 4 * n, i = z[0], f = z[1], g = z[2], o = z[3];
+    Wide *z = held.z + 4 * n, gate[4] = {z[0], z[1], z[2], z[3]};
     z[0] = z[1] = z[2] = z[3] = 0;
-    if (held.lives(n)) {
-        Wide tanh_c = hyperbolic_tangent(held.c_new(n)), dm = sum(held.dh(n), held.dy(n));
-        Wide dc_new = held.dc(n) + dm * o * (1 - tanh_c * tanh_c);
-        z[0] = dc_new * g * (i * (1 - i));
-        z[1] = dc_new * held.c_old(n) * (f * (1 - f));
-        z[2] = dc_new * i * (1 - g * g);
-        z[3] = dm * tanh_c * (o * (1 - o));
-        held.dc(n) = dc_new * f;
+    if (held.exists(n)) {
+        Wide dm = sum(held.dh(n), held.dy(n));
+        backward_cell(gate, held.c_old(n), held.c_new(n), dm, held.dc(n));
+        for (int at = 0; at < 4; at++)
+            z[at] = gate[at];
         held.dh(n) = 0;
     }
     held.c_new(n) = held.c_old(n);
 }
 
-/* What nobody waits for: dz for the gradients by the weights. */
-DEVICE void write_out_back(const WalkBack &f, const Own &own, const Cell &cell, const HeldBack &held, int n, Size k)
+/* Store dz, which the gradients with respect to the weights need, off the critical path. */
+DEVICE void write_out_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n, Size k)
 {
     Size H = f.layer.H, t = step_of(f.layer, own.d, k).t;
     if (cell.inside)
@@ -304,10 +367,52 @@ DEVICE void write_out_back(const WalkBack &f, const Own &own, const Cell &cell, 
                 narrowed(held.z[4 * n + gate]);
 }
 
-DEVICE void end_back(const WalkBack &f, const Own &own, const Cell &cell, const HeldBack &held, int n)
+DEVICE void end_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n)
 {
     if (!cell.inside)
         return;
     f.dh[(own.d * f.layer.B + cell.row) * f.layer.H + cell.unit] = held.dh(n);
     f.dc[(own.d * f.layer.B + cell.row) * f.layer.H + cell.unit] = held.dc(n);
+}
+
+template <class Engine> DEVICE void walk_back(const WalkBack &f)
+{
+    const Engine own(f);
+    const int T = (int)f.layer.T, threads = blockDim.x, cells = own.cells, all_cells = own.part.passes * cells;
+    const HeldBack held = {own.held, all_cells};
+    for (int n = threadIdx.x; n < all_cells; n += threads) {
+        Cell cell = own.cell_at(n);
+        begin_back(f, own, cell, held, n);
+        fetch_back(f, own, cell, held, n, T - 1);
+    }
+    for (int k = T - 1; k >= 0; k--) {
+        Sent *out = own.buffer(f.exchange, k);
+        copies_done();
+        for (int n = threadIdx.x; n < all_cells; n += threads) {
+            Cell cell = own.cell_at(n);
+            if (!cell.inside)
+                continue;
+            backward_step(held, n);
+            for (int gate = 0; gate < 4; gate++)
+                out[own.spot(cell.row - own.row, gate * own.H + cell.unit)] = sent(held.z[4 * n + gate]);
+        }
+        unsigned step = (unsigned)(T - k);
+        publish(f.counters, step);
+        for (int n = threadIdx.x; n < all_cells; n += threads) {
+            Cell cell = own.cell_at(n);
+            write_out_back(f, own, cell, held, n, k);
+            if (k)
+                fetch_back(f, own, cell, held, n, k - 1);
+        }
+        own.await(f.counters, step);
+        for (int pass = 0; pass < own.part.passes; pass++) {
+            own.multiply(out, pass);
+            __syncthreads();
+            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads)
+                for (int slice = 0; slice < own.slices; slice++)
+                    held.dh(n) = sum(held.dh(n), own.parts[(slice - pass) * cells + n]);
+        }
+    }
+    for (int n = threadIdx.x; n < all_cells; n += threads)
+        end_back(f, own, own.cell_at(n), held, n);
 }
