@@ -34,8 +34,10 @@ def run_tests(session: nox.Session, require: str, *options: str, workers: str = 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and formatting."""
+    """Style and formatting, of C and CUDA too."""
     session.install(*GROUPS["lint"])
+    sources = [str(p) for p in Path("xplstm/kernels").glob("_*/*") if p.suffix in (".c", ".h", ".cu", ".cuh")]
+    session.run("clang-format", "--dry-run", "-Werror", *sources)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
 

@@ -61,7 +61,7 @@ DEVICE Stored narrowed(Wide a)
 #endif
 
 struct Reduced {
-    Wide n, r, r2, q;           /* n still has MAGIC added: its lowest bits are the whole number */
+    Wide n, r, r2, q; /* n still has MAGIC added: its lowest bits are the whole number */
 };
 
 DEVICE Reduced reduced(Wide v)

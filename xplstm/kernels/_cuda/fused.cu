@@ -1,7 +1,7 @@
 /* Between two matrix products of a step: one kernel for the gates of all batch entries, units and directions.
 
-   A thread has one unit of one batch entry; blockIdx.y is the direction. Both directions run at the same time,
-   each from its own end. A step that is not valid holds the state and gives the output 0.
+   A thread has one unit of one batch entry; blockIdx.y is the direction. Both directions run at the same
+   time, each from its own end. A step that is not valid holds the state and gives the output 0.
 
    Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification. */
 
@@ -10,25 +10,25 @@
 struct Forward {
     Layer layer;
     Wide *z;
-    const Wide *bias;           /* (directions, 4H), or null */
+    const Wide *bias; /* (directions, 4H), or null */
     Stored *h;
     Wide *c;
-    Stored *m;                  /* null without a projection */
-    const Wide *projected;      /* (directions, B, P): W_hr m of this step */
-    Stored *y;                  /* (T, B, directions * P) */
+    Stored *m;             /* null without a projection */
+    const Wide *projected; /* (directions, B, P): W_hr m of this step */
+    Stored *y;             /* (T, B, directions * P) */
     Size first[2], held, slots, m_slots, keep;
 };
 
 struct Backward {
     Layer layer;
-    const Wide *gates;          /* (directions, T, B, 4H) */
-    const Wide *c;              /* (directions, T + 1, B, H) */
-    const Stored *dy;           /* (T, B, directions * P) */
-    Wide *dh;                   /* (directions, B, P) */
-    Wide *dc;                   /* (directions, B, H) */
-    const Wide *dm;             /* (directions, B, H): gradient with respect to o * tanh(c'); null without a projection */
-    Stored *dprojected;         /* (directions, T, B, P): gradient with respect to W_hr m */
-    Stored *dz;                 /* (directions, T, B, 4H) */
+    const Wide *gates; /* (directions, T, B, 4H) */
+    const Wide *c;     /* (directions, T + 1, B, H) */
+    const Stored *dy;  /* (T, B, directions * P) */
+    Wide *dh;          /* (directions, B, P) */
+    Wide *dc;          /* (directions, B, H) */
+    const Wide *dm; /* (directions, B, H): gradient with respect to o * tanh(c'); null without a projection */
+    Stored *dprojected; /* (directions, T, B, P): gradient with respect to W_hr m */
+    Stored *dz;         /* (directions, T, B, 4H) */
 };
 
 struct Place {
@@ -89,12 +89,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward_projected(const Fo
     publish(f, at, step, exists(layer, step.t, at.b), narrowed(h));
 }
 
-/* Move the gradient with respect to h' of a step that exists out of dh: the next product adds that of h there. */
+/* Move the gradient with respect to h' of a step that exists out of dh: the next product adds that of h
+   there. */
 DEVICE Wide taken(const Backward &f, const Place &at, Size t)
 {
     const Layer &layer = f.layer;
     Wide *dh = f.dh + (at.d * layer.B + at.b) * layer.P + at.unit;
-    Wide total = sum(*dh, widened(f.dy[((t * layer.B + at.b) * layer.directions + at.d) * layer.P + at.unit]));
+    Wide total =
+        sum(*dh, widened(f.dy[((t * layer.B + at.b) * layer.directions + at.d) * layer.P + at.unit]));
     *dh = 0;
     return total;
 }
@@ -137,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_gates(const Backw
 
 /* out (T, B, N) is `in` with zeros where no step is; both may be the same. */
 extern "C" __global__ void __launch_bounds__(THREADS)
-zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
+    zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
 {
     Size at = (Size)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= layer.T * layer.B * N)
@@ -146,29 +148,31 @@ zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
     out[at] = exists(layer, row / layer.B, row % layer.B) ? in[at] : narrowed(0);
 }
 
-/* Column sums of `in` (directions, rows, columns) in two rounds, in an order that only the sizes decide. A block
-   has WARP columns and a run of `height` rows; RUN_LANES lanes add every RUN_LANES-th row, and one adds these sums. */
-extern "C" __global__ void __launch_bounds__(WARP * RUN_LANES)
-sum_runs(const Stored *in, Wide *out, Size rows, Size columns, Size height)
+/* Column sums of `in` (directions, rows, columns) in two rounds, in an order that only the sizes decide. A
+   block has WARP columns and a run of `height` rows; blockDim.y lanes add every blockDim.y-th row, and one
+   adds these sums. */
+extern "C" __global__ void __launch_bounds__(RUN_THREADS)
+    sum_runs(const Stored *in, Wide *out, Size rows, Size columns, Size height)
 {
     Wide *parts = (Wide *)shared_memory();
     Size column = (Size)blockIdx.x * WARP + threadIdx.x, run = blockIdx.y, d = blockIdx.z;
     Size end = (run + 1) * height < rows ? (run + 1) * height : rows;
     Wide total = 0;
     if (column < columns)
-        for (Size row = run * height + threadIdx.y; row < end; row += RUN_LANES)
+        for (Size row = run * height + threadIdx.y; row < end; row += blockDim.y)
             total = sum(total, widened(in[(d * rows + row) * columns + column]));
     parts[threadIdx.y * WARP + threadIdx.x] = total;
     __syncthreads();
     if (threadIdx.y || column >= columns)
         return;
-    for (int part = 1; part < RUN_LANES; part++)
+    for (int part = 1; part < (int)blockDim.y; part++)
         total = sum(total, parts[part * WARP + threadIdx.x]);
     out[(d * gridDim.y + run) * columns + column] = total;
 }
 
 /* `in` is (directions, runs, columns). */
-extern "C" __global__ void __launch_bounds__(THREADS) add_runs(const Wide *in, Stored *out, Size runs, Size columns)
+extern "C" __global__ void __launch_bounds__(THREADS)
+    add_runs(const Wide *in, Stored *out, Size runs, Size columns)
 {
     Size column = (Size)blockIdx.x * blockDim.x + threadIdx.x, d = blockIdx.y;
     if (column >= columns)

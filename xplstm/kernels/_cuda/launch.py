@@ -24,8 +24,8 @@ class Constants(NamedTuple):
     WARP: int = 32
     THREADS: int = 128
     """Of a block of fused.cu, at most."""
-    RUN_LANES: int = 8
-    """Of sum_runs, along the rows."""
+    RUN_THREADS: int = 256
+    """Of a block of sum_runs."""
     TRAINING_THREADS: int = 256
     """Of a block of training.cu, at most."""
     TABLE: int = 32

@@ -5,7 +5,7 @@ struct Layer {
     const long long *lengths;
     const unsigned char *mask;
     Size T, B, H, P, directions;
-    Size reverse;               /* bit d is set where direction d walks from the end */
+    Size reverse; /* bit d is set where direction d walks from the end */
 };
 
 DEVICE bool walks_back(const Layer &layer, Size d) { return layer.reverse >> d & 1; }

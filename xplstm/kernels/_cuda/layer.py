@@ -205,8 +205,8 @@ class Call:
         height = max(RUN_ROWS, -(-rows // RUNS))
         runs = -(-rows // height)
         parts, out = self.empty(self.D, runs, columns, wide=True), self.empty(self.D, columns)
-        block = WARP, CONSTANTS.RUN_LANES
-        grid, shared = (-(-columns // WARP), runs, self.D), block[0] * block[1] * parts.itemsize
+        block = WARP, CONSTANTS.RUN_THREADS // WARP
+        grid, shared = (-(-columns // WARP), runs, self.D), CONSTANTS.RUN_THREADS * parts.itemsize
         self.kernel("sum_runs")(grid, block, (a, parts, rows, columns, height), shared_mem=shared)
         self.launch("add_runs", columns, parts, out, runs, columns)
         return out

@@ -2,7 +2,8 @@
 
    A sum over k is cut into blocks of 128: a warp makes one block's chain of fused multiply-adds for a tile of
    rows and 32 columns, and the results of the blocks are added in ascending order, as XPL-EXACT-002 and
-   XPL-EXACT-003 have it. Backward the order is free. The idea of weights that stay on-chip: Diamos et al. (2016).
+   XPL-EXACT-003 have it. Backward the order is free. The idea of weights that stay on-chip: Diamos et al.
+   (2016).
 
    Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL, XPL-SEQ and XPL-EXACT. */
 
@@ -10,8 +11,8 @@
 
 /* What both directions share. A tile has ROWS rows; h and dz are exchanged as (tiles, height, ROWS). */
 template <int ROWS> struct Staged : Block {
-    int height, pass_rows;              /* numbers of a row that are exchanged; rows of a pass */
-    Wide *weights, *staged;             /* (height, columns); what was exchanged, of a pass or chunk */
+    int height, pass_rows;  /* numbers of a row that are exchanged; rows of a pass */
+    Wide *weights, *staged; /* (height, columns); what was exchanged, of a pass or chunk */
 
     __device__ __forceinline__ Staged(const Layer &l, const Plan &p, int h) : Block(l, p), height(h)
     {
@@ -23,7 +24,10 @@ template <int ROWS> struct Staged : Block {
 
     __device__ __forceinline__ Cell cell_at(int n) const { return cell(n / part.units, n % part.units); }
 
-    __device__ __forceinline__ int spot(int r, int k) const { return (r / ROWS * height + k) * ROWS + r % ROWS; }
+    __device__ __forceinline__ int spot(int r, int k) const
+    {
+        return (r / ROWS * height + k) * ROWS + r % ROWS;
+    }
 
     __device__ __forceinline__ void await(const unsigned *counters, unsigned step) const
     {
@@ -74,8 +78,10 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
         if (pass + 1 < part.passes)
             this->stage(staged + (pass + 1) % 2 * size, in + (pass + 1) * size, size);
         const Wide *h = staged + pass % 2 * size;
-        const int column_lanes = TILE_COLUMNS / C, columns = 4 * part.units, column_tiles = columns / TILE_COLUMNS;
-        const int lane = threadIdx.x % WARP, column = lane % column_lanes * C, row = lane / column_lanes * LANE_ROWS;
+        const int column_lanes = TILE_COLUMNS / C, columns = 4 * part.units,
+                  column_tiles = columns / TILE_COLUMNS;
+        const int lane = threadIdx.x % WARP, column = lane % column_lanes * C,
+                  row = lane / column_lanes * LANE_ROWS;
         const int items = this->slices * part.tiles * column_tiles;
         for (int item = threadIdx.x / WARP; item < items; item += (int)blockDim.x / WARP) {
             int at = item / (part.tiles * column_tiles), tile = item / column_tiles % part.tiles;
@@ -103,17 +109,19 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
     }
 };
 
-/* Backward: parts[slice][tile row][unit]. dz of a pass is read in chunks of k. A warp has one slice of a chunk for
-   one tile and 8 units, and a lane 4 rows and 4 units. R is the number of a warp's lanes along the rows, and a
-   tile has 4 * R of these. Two lanes are along the units; the others split the slice once more, and shuffles
-   add their sums. */
+/* Backward: parts[slice][tile row][unit]. dz of a pass is read in chunks of k. A warp has one slice of a
+   chunk for one tile and 8 units, and a lane 4 rows and 4 units. R is the number of a warp's lanes along the
+   rows, and a tile has 4 * R of these. Two lanes are along the units; the others split the slice once more,
+   and shuffles add their sums. */
 template <int R> struct Backward : Staged<LANE_ROWS * R> {
     using Base = Staged<LANE_ROWS * R>;
-    using Base::part, Base::H, Base::pass_rows, Base::weights, Base::staged, Base::parts, Base::slices, Base::height;
+    using Base::part, Base::H, Base::pass_rows, Base::weights, Base::staged, Base::parts, Base::slices,
+        Base::height;
     static constexpr int tile_rows = LANE_ROWS * R;
-    int chunks;                         /* of a pass */
+    int chunks; /* of a pass */
 
-    __device__ __forceinline__ explicit Backward(const WalkBack &f) : Base(f.layer, f.plan, 4 * (int)f.layer.H)
+    __device__ __forceinline__ explicit Backward(const WalkBack &f)
+        : Base(f.layer, f.plan, 4 * (int)f.layer.H)
     {
         int share = part.tiles * (part.units / 8), warps = (int)blockDim.x / WARP;
         slices = warps / share > 0 ? warps / share : 1;
@@ -155,7 +163,8 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
     __device__ __forceinline__ void multiply_chunk(const Wide *dz, int first) const
     {
         const int k_lanes = WARP / (2 * R), units = part.units, unit_tiles = units / 8;
-        const int rest = height - first < part.chunk ? height - first : part.chunk, share = (rest + slices - 1) / slices;
+        const int rest = height - first < part.chunk ? height - first : part.chunk,
+                  share = (rest + slices - 1) / slices;
         const int lane = threadIdx.x % WARP, column = lane % 2 * 4, row = lane / 2 % R * LANE_ROWS;
         const int phase = lane / (2 * R), items = slices * part.tiles * unit_tiles;
         for (int item = threadIdx.x / WARP; item < items; item += (int)blockDim.x / WARP) {

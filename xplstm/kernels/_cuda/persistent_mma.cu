@@ -1,24 +1,25 @@
-/* The walk with mma instructions of the tensor cores, weights in registers and, where these are full, in shared
-   memory. For float16, bfloat16, and float32 rounded to TF32; sums are of float32.
+/* The walk with mma instructions of the tensor cores, weights in registers and, where these are full, in
+   shared memory. For float16, bfloat16, and float32 rounded to TF32; sums are of float32.
 
-   A warp has a slice of k for all of the block's columns. The weights that a lane needs never change, and stay in
-   its registers. h and dz are exchanged in the layout of the instruction, 16 bytes a lane, so that they go from the
-   L2 cache into registers. Shared memory carries the sums of the slices alone. A warp waits for the blocks of its
-   own slice only.
+   A warp has a slice of k for all of the block's columns. The weights that a lane needs never change, and
+   stay in its registers. h and dz are exchanged in the layout of the instruction, 16 bytes a lane, so that
+   they go from the L2 cache into registers. Shared memory carries the sums of the slices alone. A warp waits
+   for the blocks of its own slice only.
 
-   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ; the idea of weights that stay
-   on-chip: Diamos et al. (2016). */
+   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ; the idea of weights that
+   stay on-chip: Diamos et al. (2016). */
 
-#define WORDS (STEP_BYTES / 4)          /* of 32 bits, of a row or column, that one instruction takes */
+#define WORDS (STEP_BYTES / 4) /* of 32 bits, of a row or column, that one instruction takes */
 
 #ifdef TF32
-#define A_WORD 1                        /* numbers in a word */
+#define A_WORD 1 /* numbers in a word */
 #else
 #define A_WORD 2
 #endif
 #define STEP_OF_K (WORDS * A_WORD)
 
-/* Steps of k whose numbers a warp reads at once, and steps whose weights it has in registers, for 8 * N columns. */
+/* Steps of k whose numbers a warp reads at once, and steps whose weights it has in registers, for 8 * N
+   columns. */
 DEVICE constexpr int batch(int N) { return N == 1 ? 8 : N <= 12 ? 4 : 2; }
 DEVICE constexpr int kept(int N) { return (N <= 2 ? 48 : 64) / N / batch(N) * batch(N); }
 
@@ -29,13 +30,14 @@ struct Slice {
 
 DEVICE Slice slice_of(int height)
 {
-    int warps = blockDim.x / WARP, steps = (height + STEP_OF_K - 1) / STEP_OF_K, share = (steps + warps - 1) / warps;
+    int warps = blockDim.x / WARP, steps = (height + STEP_OF_K - 1) / STEP_OF_K,
+        share = (steps + warps - 1) / warps;
     int begin = (int)threadIdx.x / WARP * share, left = steps - begin;
     return {steps, share, (steps + share - 1) / share, begin, left < 0 ? 0 : left < share ? left : share};
 }
 
-/* Weights of a block's column for number k: forward the four gates of a unit stand side by side, in two tiles of
-   8 columns; backward a column is a unit. */
+/* Weights of a block's column for number k: forward the four gates of a unit stand side by side, in two tiles
+   of 8 columns; backward a column is a unit. */
 template <bool BACK> DEVICE Sent weight_at(const Stored *weight, int H, int unit, int tile, int column, int k)
 {
     unit += BACK ? tile * 8 + column : tile / 2 * 4 + column / 2;
@@ -45,7 +47,8 @@ template <bool BACK> DEVICE Sent weight_at(const Stored *weight, int H, int unit
     return sent(widened(weight[row * H + (BACK ? unit : k)]));
 }
 
-template <bool BACK> DEVICE unsigned word_at(const Stored *weight, int H, int unit, int tile, int column, int k)
+template <bool BACK>
+DEVICE unsigned word_at(const Stored *weight, int H, int unit, int tile, int column, int k)
 {
     unsigned word = weight_at<BACK>(weight, H, unit, tile, column, k);
 #ifndef TF32
@@ -57,7 +60,7 @@ template <bool BACK> DEVICE unsigned word_at(const Stored *weight, int H, int un
 /* One lane's weights: in registers those of the warp's first steps, in shared memory those of the rest. */
 template <int N> struct Weights {
     unsigned kept[::kept(N)][N][2];
-    unsigned *rest;                     /* (steps, N, lanes, 2) */
+    unsigned *rest; /* (steps, N, lanes, 2) */
 };
 
 /* Bytes of shared memory that one warp takes for the rest. */
@@ -67,7 +70,8 @@ DEVICE int rest_of(int share, int N)
     return left <= 0 ? 0 : (left + batch(N) - 1) / batch(N) * batch(N) * N * WARP * 8;
 }
 
-template <int N, bool BACK> DEVICE void hold(Weights<N> &held, const Stored *weight, int H, int unit, const Slice &own)
+template <int N, bool BACK>
+DEVICE void hold(Weights<N> &held, const Stored *weight, int H, int unit, const Slice &own)
 {
     int lane = threadIdx.x % WARP, column = lane / 4, rest = rest_of(own.share, N) / (N * WARP * 8);
     held.rest = (unsigned *)(shared_memory() + (int)threadIdx.x / WARP * rest_of(own.share, N));
@@ -76,7 +80,8 @@ template <int N, bool BACK> DEVICE void hold(Weights<N> &held, const Stored *wei
 #pragma unroll
         for (int at = 0; at < 2 * N; at++) {
             int k = (own.begin + step) * STEP_OF_K + (lane % 4 + at % 2 * 4) * A_WORD;
-            held.kept[step][at / 2][at % 2] = step < own.count ? word_at<BACK>(weight, H, unit, at / 2, column, k) : 0;
+            held.kept[step][at / 2][at % 2] =
+                step < own.count ? word_at<BACK>(weight, H, unit, at / 2, column, k) : 0;
         }
     for (int n = 0; n < rest * 2 * N; n++) {
         int step = kept(N) + n / (2 * N), at = n % (2 * N);
@@ -131,8 +136,8 @@ template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *fro
 
 /* N tiles of 8 columns. Forward two tiles are the four gates of 4 units, backward a tile is 8 units. */
 template <int N, bool BACK> struct Mma : Block {
-    int height;                         /* numbers of a row that are exchanged */
-    Slice slice;                        /* of this warp */
+    int height;  /* numbers of a row that are exchanged */
+    Slice slice; /* of this warp */
     Weights<N> weights;
 
     template <class F> __device__ __forceinline__ explicit Mma(const F &f) : Block(f.layer, f.plan)
@@ -148,7 +153,8 @@ template <int N, bool BACK> struct Mma : Block {
         hold<N, BACK>(weights, f.weight + (Size)d * 4 * H * H, H, unit, slice);
     }
 
-    /* Forward 32 cells are 8 rows of 4 units, backward 16 rows of 8 units: a lane's sums are those of its cells. */
+    /* Forward 32 cells are 8 rows of 4 units, backward 16 rows of 8 units: a lane's sums are those of its
+       cells. */
     __device__ __forceinline__ Cell cell_at(int n) const
     {
         if (BACK) {
@@ -162,7 +168,8 @@ template <int N, bool BACK> struct Mma : Block {
     /* The layout is (tiles, steps, lanes, 4 words). */
     __device__ __forceinline__ int spot(int r, int k) const
     {
-        int word = k % STEP_OF_K / A_WORD, lane = r % 8 * 4 + word % 4, place = r % TILE_ROWS / 8 + word / 4 * 2;
+        int word = k % STEP_OF_K / A_WORD, lane = r % 8 * 4 + word % 4,
+            place = r % TILE_ROWS / 8 + word / 4 * 2;
         int step = r / TILE_ROWS * slice.steps + k / STEP_OF_K;
         return ((step * WARP + lane) * 4 + place) * A_WORD + k % A_WORD;
     }
@@ -207,8 +214,8 @@ template <int N, bool BACK> struct Mma : Block {
                 to[n * WARP] = {{sums[n][0], sums[n][1], sums[n][2], sums[n][3]}};
             else {
                 int one = n / 2 * 2, half = n % 2, at = 2 * half;
-                to[(half * (N / 2) + n / 2) * WARP] =
-                    {{sums[one][at], sums[one][at + 1], sums[one + 1][at], sums[one + 1][at + 1]}};
+                to[(half * (N / 2) + n / 2) * WARP] = {
+                    {sums[one][at], sums[one][at + 1], sums[one + 1][at], sums[one + 1][at + 1]}};
             }
         }
     }

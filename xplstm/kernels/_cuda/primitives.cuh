@@ -76,7 +76,10 @@ DEVICE double square_root(double a)
 }
 
 /* The upper 64 bits of the 128 of a * b. */
-DEVICE unsigned long long upper_product(unsigned long long a, unsigned long long b) { return __umul64hi(a, b); }
+DEVICE unsigned long long upper_product(unsigned long long a, unsigned long long b)
+{
+    return __umul64hi(a, b);
+}
 
 DEVICE unsigned bits_of(float a) { return __float_as_uint(a); }
 DEVICE unsigned long long bits_of(double a) { return (unsigned long long)__double_as_longlong(a); }
@@ -126,7 +129,10 @@ DEVICE void copy_fresh(void *to, const void *from)
 template <typename A> DEVICE void copy_soon(A *to, const A *from)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(at), "l"(from), "n"(sizeof(A)) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+                 :
+                 : "r"(at), "l"(from), "n"(sizeof(A))
+                 : "memory");
 }
 
 /* The copies of this thread have arrived. */

@@ -1,29 +1,33 @@
 /* z (directions, rows, 4H) = W_ih x with the canonical sums of XPL-EXACT-002. */
 
-/* A block of 256 threads has PROJECT_TILE rows and columns, a thread 4 by 4 of them; PROJECT_STAGED numbers of k
-   are in shared memory at once. */
+/* A block of 256 threads has PROJECT_TILE rows and columns, a thread 4 by 4 of them; PROJECT_STAGED numbers
+   of k are in shared memory at once. */
 
 /* x of direction d begins at its first_row. */
 struct Project {
-    const Stored *x;                    /* (T * B, I) */
-    const Stored *weight;               /* (directions, columns, I) */
+    const Stored *x;      /* (T * B, I) */
+    const Stored *weight; /* (directions, columns, I) */
     Wide *z;
     Size rows, columns, inputs, held_rows, first_row[2];
 };
 
 /* `to` (PROJECT_STAGED, PROJECT_TILE), turned, with zeros where `from` (count, inputs) ends. */
-DEVICE void stage(Wide (*to)[PROJECT_TILE + 4], const Stored *from, Size first, Size count, Size k, Size inputs)
+DEVICE void stage(Wide (*to)[PROJECT_TILE + 4], const Stored *from, Size first, Size count, Size k,
+                  Size inputs)
 {
     for (int n = threadIdx.x; n < PROJECT_TILE * PROJECT_STAGED; n += (int)blockDim.x) {
         Size row = first + n / PROJECT_STAGED, at = k + n % PROJECT_STAGED;
-        to[n % PROJECT_STAGED][n / PROJECT_STAGED] = row < count && at < inputs ? widened(from[row * inputs + at]) : 0;
+        to[n % PROJECT_STAGED][n / PROJECT_STAGED] =
+            row < count && at < inputs ? widened(from[row * inputs + at]) : 0;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(WALK_THREADS) project_input(const Project f)
 {
-    Wide (*left)[PROJECT_TILE + 4] = (Wide (*)[PROJECT_TILE + 4])shared_memory(), (*right)[PROJECT_TILE + 4] = left + PROJECT_STAGED;
-    Size first_row = (Size)blockIdx.x * PROJECT_TILE, first_column = (Size)blockIdx.y * PROJECT_TILE, d = blockIdx.z;
+    Wide(*left)[PROJECT_TILE + 4] = (Wide(*)[PROJECT_TILE + 4]) shared_memory(),
+                               (*right)[PROJECT_TILE + 4] = left + PROJECT_STAGED;
+    Size first_row = (Size)blockIdx.x * PROJECT_TILE, first_column = (Size)blockIdx.y * PROJECT_TILE,
+         d = blockIdx.z;
     const Stored *x = f.x + (d ? f.first_row[1] : f.first_row[0]) * f.inputs;
     const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     Wide totals[4][4] = {}, chains[4][4] = {};
@@ -35,7 +39,8 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS) project_input(const P
         for (int at = 0; at < count; at++)
 #pragma unroll
             for (int n = 0; n < 16; n++)
-                chains[n / 4][n % 4] = fused(left[at][column + n % 4], right[at][row + n / 4], chains[n / 4][n % 4]);
+                chains[n / 4][n % 4] =
+                    fused(left[at][column + n % 4], right[at][row + n / 4], chains[n / 4][n % 4]);
         if ((k + PROJECT_STAGED) % BLOCK_OF_K == 0 || k + PROJECT_STAGED >= f.inputs)
 #pragma unroll
             for (int n = 0; n < 16; n++) {

@@ -28,11 +28,11 @@ template <Wide (*join)(Wide, Wide)> DEVICE Wide over_block(Wide value)
 /* Some arrays of an update, blockIdx.y counts them; what an optimiser does not have is null. */
 struct Table {
     const Stored *p[TABLE], *g[TABLE];
-    const Wide *before[2][TABLE];  /* its averages, null while they are zeros */
-    const Wide *master[TABLE];     /* its float32 copy, null while there is none */
+    const Wide *before[2][TABLE]; /* its averages, null while they are zeros */
+    const Wide *master[TABLE];    /* its float32 copy, null while there is none */
     Stored *made[TABLE];
     Wide *after[2][TABLE];
-    Wide *copy[TABLE];             /* the next float32 copy, null for wide dtypes */
+    Wide *copy[TABLE]; /* the next float32 copy, null for wide dtypes */
     Size size[TABLE];
 };
 
@@ -68,7 +68,8 @@ DEVICE void store(const Table &table, Size at, Wide p)
         table.copy[blockIdx.y][at] = p;
 }
 
-extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) update_descent(const Table table, const Descent rule)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
+    update_descent(const Table table, const Descent rule)
 {
     Size size = table.size[blockIdx.y];
     for (Size at = first_element(); at < size; at += all_threads()) {
@@ -79,7 +80,8 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) update_descent(co
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) update_moments(const Table table, const Moments rule)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
+    update_moments(const Table table, const Moments rule)
 {
     Size size = table.size[blockIdx.y];
     for (Size at = first_element(); at < size; at += all_threads()) {
@@ -91,8 +93,8 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) update_moments(co
     }
 }
 
-/* The norm of all gradients in three rounds. A block of the first two leaves its part at its place from `first`
-   on, of `count` in all; every block of the next round joins all parts again. */
+/* The norm of all gradients in three rounds. A block of the first two leaves its part at its place from
+   `first` on, of `count` in all; every block of the next round joins all parts again. */
 struct Parts {
     Wide *largest, *squares;
     Size first, count;
@@ -108,7 +110,8 @@ template <Wide (*join)(Wide, Wide)> DEVICE Wide joined(const Wide *parts, Size c
     return over_block<join>(all);
 }
 
-extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) find_largest(const Table table, const Parts parts)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
+    find_largest(const Table table, const Parts parts)
 {
     const Stored *g = table.g[blockIdx.y];
     Wide largest = 0;
@@ -127,7 +130,8 @@ DEVICE Wide scale_of(Wide largest)
 }
 
 /* Scaled by the largest, so that no square overflows. */
-extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) sum_squares(const Table table, const Parts parts)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
+    sum_squares(const Table table, const Parts parts)
 {
     const Stored *g = table.g[blockIdx.y];
     Wide largest = joined<larger>(parts.largest, parts.count), total = 0;
@@ -142,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) sum_squares(const
 }
 
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
-clip(const Table table, const Parts parts, Wide bound, Wide *norm)
+    clip(const Table table, const Parts parts, Wide bound, Wide *norm)
 {
     Wide largest = joined<larger>(parts.largest, parts.count);
     Wide root = square_root(joined<sum>(parts.squares, parts.count)), scale = scale_of(largest);
@@ -152,17 +156,18 @@ clip(const Table table, const Parts parts, Wide bound, Wide *norm)
     Wide shift = overflows ? (Wide)0x1p-64 : (Wide)1;
     Wide factor = fits ? (Wide)1 : quotient(bound, product(product(scale, shift), root));
     for (Size at = first_element(); at < table.size[blockIdx.y]; at += all_threads())
-        table.made[blockIdx.y][at] = narrowed(product(product(widened(table.g[blockIdx.y][at]), shift), factor));
+        table.made[blockIdx.y][at] =
+            narrowed(product(product(widened(table.g[blockIdx.y][at]), shift), factor));
     if (threadIdx.x == 0 && part_of(parts) == 0)
         *norm = total;
 }
 
 /* A block has one row of logits. */
 struct Entropy {
-    const Stored *logits;       /* (rows, classes) */
+    const Stored *logits; /* (rows, classes) */
     const long long *targets;
-    const unsigned char *mask;  /* null where every row counts */
-    Wide *largest, *total;      /* of each row: max z, and the sum of exp(z - max z) */
+    const unsigned char *mask; /* null where every row counts */
+    Wide *largest, *total;     /* of each row: max z, and the sum of exp(z - max z) */
     Size rows, classes;
 };
 
@@ -195,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) entropy_of_rows(c
 
 /* One block: the mean over the rows that count, and the share of each of them in it. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
-mean_entropy(const Entropy e, const Wide *losses, Wide *share, Stored *mean)
+    mean_entropy(const Entropy e, const Wide *losses, Wide *share, Stored *mean)
 {
     Wide number = 0, total = 0;
     for (Size row = threadIdx.x; row < e.rows; row += blockDim.x)
@@ -212,7 +217,7 @@ mean_entropy(const Entropy e, const Wide *losses, Wide *share, Stored *mean)
 }
 
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
-entropy_gradient(const Entropy e, const Wide *scale, Stored *dlogits)
+    entropy_gradient(const Entropy e, const Wide *scale, Stored *dlogits)
 {
     Size row = blockIdx.x, target = e.targets[row];
     bool counted = counts(e, row);
@@ -253,7 +258,8 @@ template <typename Number> DEVICE void choose(const Draw &draw, Number low, Numb
             out[4 * first + n] = c[n] >> 11 < draw.threshold ? low : high;
 }
 
-extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) scaled_mask(const Draw draw, Stored kept, Stored *out)
+extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
+    scaled_mask(const Draw draw, Stored kept, Stored *out)
 {
     choose<Stored>(draw, narrowed(0), kept, out);
 }
@@ -263,9 +269,9 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) hold_mask(const D
     choose<unsigned char>(draw, 1, 0, out);
 }
 
-/* Where the rows of each number begin in the order of their numbers; of numbers outside [0, count) nowhere. */
+/* Where the rows of each id begin in the order of the ids; ids outside [0, count) are left out. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
-find_starts(const long long *ids, const long long *order, Size rows, Size count, Size *starts)
+    find_starts(const long long *ids, const long long *order, Size rows, Size count, Size *starts)
 {
     Size id = first_element(), low = 0, high = rows;
     if (id > count)
@@ -280,9 +286,10 @@ find_starts(const long long *ids, const long long *order, Size rows, Size count,
     starts[id] = low;
 }
 
-/* A block has one number; its eight lanes of each of 32 columns add every eighth row, and one adds these sums. */
+/* A block has one number; its eight lanes of each of 32 columns add every eighth row, and one adds these
+   sums. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
-sum_rows(const Stored *rows, const long long *order, const Size *starts, Size columns, Stored *out)
+    sum_rows(const Stored *rows, const long long *order, const Size *starts, Size columns, Stored *out)
 {
     Wide *parts = (Wide *)shared_memory();
     Size id = blockIdx.x, last = starts[id + 1];

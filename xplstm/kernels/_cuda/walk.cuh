@@ -40,12 +40,12 @@ DEVICE Sent sent(Wide a) { return narrowed(a); }
 
 /* How the work is partitioned; the Python side chooses it from the attributes of the device. */
 struct Plan {
-    Size units;                         /* of a block: a multiple of 8 */
-    Size unit_blocks, groups;           /* blocks = directions * groups * unit_blocks */
-    Size rows;                          /* batch entries of a group; the last group may have fewer */
-    Size tiles;                         /* row tiles that are on-chip at once */
-    Size passes;                        /* times that as many tiles make up the rows of a group */
-    Size chunk;                         /* of k that is on-chip at once; backward without mma alone */
+    Size units;               /* of a block: a multiple of 8 */
+    Size unit_blocks, groups; /* blocks = directions * groups * unit_blocks */
+    Size rows;                /* batch entries of a group; the last group may have fewer */
+    Size tiles;               /* row tiles that are on-chip at once */
+    Size passes;              /* times that as many tiles make up the rows of a group */
+    Size chunk;               /* of k that is on-chip at once; backward without mma alone */
 };
 
 /* The same in 32 bits, which a GPU divides fast. */
@@ -56,16 +56,16 @@ struct Partition {
 struct Walk {
     Layer layer;
     Plan plan;
-    const Stored *weight;               /* (directions, 4H, H) */
-    Wide *z;                            /* (directions, held, B, 4H): W_ih x, overwritten by the gates */
-    const Wide *bias;                   /* (directions, 4H), or null */
-    const Stored *h_0, *c_0;            /* (directions, B, H) */
+    const Stored *weight;    /* (directions, 4H, H) */
+    Wide *z;                 /* (directions, held, B, 4H): W_ih x, overwritten by the gates */
+    const Wide *bias;        /* (directions, 4H), or null */
+    const Stored *h_0, *c_0; /* (directions, B, H) */
     Stored *h_n, *c_n;
-    Stored *h;                          /* (directions, slots, B, H) */
+    Stored *h; /* (directions, slots, B, H) */
     Wide *c;
-    Stored *y;                          /* (T, B, directions * H) */
-    void *exchange;                     /* (2, directions, groups, numbers of a group) */
-    unsigned *counters;                 /* (directions, groups, unit_blocks), zeros */
+    Stored *y;          /* (T, B, directions * H) */
+    void *exchange;     /* (2, directions, groups, numbers of a group) */
+    unsigned *counters; /* (directions, groups, unit_blocks), zeros */
     Size first[2], held, slots, keep, from, to;
 };
 
@@ -73,18 +73,18 @@ struct WalkBack {
     Layer layer;
     Plan plan;
     const Stored *weight;
-    const Wide *gates;                  /* (directions, T, B, 4H) */
-    const Wide *c;                      /* (directions, T + 1, B, H) */
+    const Wide *gates; /* (directions, T, B, 4H) */
+    const Wide *c;     /* (directions, T + 1, B, H) */
     const Stored *dy;
-    Wide *dh, *dc;                      /* (directions, B, H): of the final state, then of the initial one */
-    Stored *dz;                         /* (directions, T, B, 4H) */
+    Wide *dh, *dc; /* (directions, B, H): of the final state, then of the initial one */
+    Stored *dz;    /* (directions, T, B, 4H) */
     void *exchange;
     unsigned *counters;
 };
 
 /* One unit of one batch entry. */
 struct Cell {
-    int row, unit;                      /* in the batch and in the layer */
+    int row, unit; /* in the batch and in the layer */
     bool inside;
 };
 
@@ -92,15 +92,15 @@ struct Cell {
 struct Block {
     const Layer &layer;
     Partition part;
-    int d, group, unit_block;           /* `group` counts through all directions */
-    int H, unit, row, rows;             /* the first unit, the first batch entry, and the number of these */
-    int cells, slices, numbers;         /* of a pass; partial sums of each z or dh; exchanged by the group */
-    Wide *parts;                        /* (slices, cells, 4), backward (slices, cells) */
-    Wide *bias, *held;                  /* (units, 4); Held or HeldBack */
+    int d, group, unit_block;   /* `group` counts through all directions */
+    int H, unit, row, rows;     /* the first unit, the first batch entry, and the number of these */
+    int cells, slices, numbers; /* of a pass; partial sums of each z or dh; exchanged by the group */
+    Wide *parts;                /* (slices, cells, 4), backward (slices, cells) */
+    Wide *bias, *held;          /* (units, 4); Held or HeldBack */
 
     __device__ __forceinline__ Block(const Layer &l, const Plan &p)
         : layer(l), part{(int)p.units, (int)p.unit_blocks, (int)p.groups, (int)p.rows,
-                         (int)p.tiles, (int)p.passes, (int)p.chunk}
+                         (int)p.tiles, (int)p.passes,      (int)p.chunk}
     {
         group = (int)blockIdx.y / part.unit_blocks;
         unit_block = (int)blockIdx.y % part.unit_blocks;
@@ -155,7 +155,7 @@ DEVICE int own_from(int cell)
 
 /* The cells of a block in shared memory: cell n is touched by thread n % threads alone. */
 struct Held {
-    Wide *z;                            /* (cells, 4): W_ih x of the next step, then the gates */
+    Wide *z; /* (cells, 4): W_ih x of the next step, then the gates */
     int cells;
 
     __device__ Wide &c(int n) const { return z[4 * cells + n]; }
@@ -283,7 +283,8 @@ template <class Engine> DEVICE void walk(const Walk &f)
             out = own.buffer(f.exchange, k + 1);
             for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
                 Cell cell = own.cell_at(n);
-                const Wide *bias = own.bias + 4 * (cell.unit - own.unit), *sums = own.parts + 4 * (n - pass * cells);
+                const Wide *bias = own.bias + 4 * (cell.unit - own.unit),
+                           *sums = own.parts + 4 * (n - pass * cells);
                 if (cell.inside)
                     out[own.spot(cell.row - own.row, cell.unit)] =
                         sent(forward_step(held, n, bias, sums, own.slices, 4 * cells));
@@ -302,7 +303,7 @@ template <class Engine> DEVICE void walk(const Walk &f)
 
 /* The same backward, owned likewise. */
 struct HeldBack {
-    Wide *z;                            /* (cells, 4): the gates of the next step, then dz */
+    Wide *z; /* (cells, 4): the gates of the next step, then dz */
     int cells;
 
     __device__ Wide &c_old(int n) const { return z[4 * cells + n]; }
@@ -327,7 +328,8 @@ DEVICE void begin_back(const WalkBack &f, const Block &own, const Cell &cell, co
 }
 
 /* Prefetch what the gradients of one cell's step need. */
-DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n, Size k)
+DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n,
+                       Size k)
 {
     const Layer &layer = f.layer;
     Size H = layer.H, B = layer.B;
@@ -337,7 +339,8 @@ DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, co
     const Wide *gates = f.gates + ((own.d * layer.T + step.t) * B + cell.row) * 4 * H + cell.unit;
     for (int gate = 0; gate < 4; gate++)
         copy_soon(held.z + 4 * n + gate, gates + gate * H);
-    copy_soon(&held.c_old(n), f.c + state_row(layer, layer.T + 1, own.d, step.before, cell.row) * H + cell.unit);
+    copy_soon(&held.c_old(n),
+              f.c + state_row(layer, layer.T + 1, own.d, step.before, cell.row) * H + cell.unit);
     held.dy(n) = widened(f.dy[((step.t * B + cell.row) * layer.directions + own.d) * H + cell.unit]);
     held.exists(n) = exists(layer, step.t, cell.row);
 }
@@ -358,7 +361,8 @@ DEVICE void backward_step(const HeldBack &held, int n)
 }
 
 /* Store dz, which the gradients with respect to the weights need, off the critical path. */
-DEVICE void write_out_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n, Size k)
+DEVICE void write_out_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n,
+                           Size k)
 {
     Size H = f.layer.H, t = step_of(f.layer, own.d, k).t;
     if (cell.inside)
@@ -378,7 +382,8 @@ DEVICE void end_back(const WalkBack &f, const Block &own, const Cell &cell, cons
 template <class Engine> DEVICE void walk_back(const WalkBack &f)
 {
     const Engine own(f);
-    const int T = (int)f.layer.T, threads = blockDim.x, cells = own.cells, all_cells = own.part.passes * cells;
+    const int T = (int)f.layer.T, threads = blockDim.x, cells = own.cells,
+              all_cells = own.part.passes * cells;
     const HeldBack held = {own.held, all_cells};
     for (int n = threadIdx.x; n < all_cells; n += threads) {
         Cell cell = own.cell_at(n);

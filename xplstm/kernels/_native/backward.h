@@ -1,4 +1,5 @@
-/* Gradients. Backward through time follows Werbos (1990); the products over all steps wait for a block of them. */
+/* Gradients. Backward through time follows Werbos (1990); the products over all steps wait for a block of
+   them. */
 
 static Size NAME(state_width)(const Packed *p)
 {
@@ -6,13 +7,14 @@ static Size NAME(state_width)(const Packed *p)
     return outputs > p->units ? outputs : p->units;
 }
 
-static size_t NAME(backward_packed)(const Backward *f, int direction, size_t parts[3])
+/* Carve the weights that the products of the backward pass read. */
+static void NAME(place_backward)(Backward *f, int direction, Arena *arena)
 {
     const Packed *p = f->packed[direction];
-    parts[0] = lines(sizeof(REAL) * (size_t)(NAME(outputs)(p->P) * PANEL * 4 * p->H));
-    parts[1] = lines(sizeof(REAL) * (size_t)(NAME(outputs)(p->I) * PANEL * 4 * p->H));
-    parts[2] = p->projected ? lines(sizeof(REAL) * (size_t)(NAME(outputs)(p->H) * PANEL * p->P)) : 0;
-    return parts[0] + parts[1] + parts[2];
+    Size gates = 4 * p->H, projection = p->projected ? NAME(outputs)(p->H) * PANEL * p->P : 0;
+    f->hh[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->P) * PANEL * gates));
+    f->ih[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->I) * PANEL * gates));
+    f->hr[direction] = take(arena, sizeof(REAL) * (size_t)projection);
 }
 
 static void NAME(pack_backward)(const Backward *f, int direction, int member, int members)
@@ -24,23 +26,8 @@ static void NAME(pack_backward)(const Backward *f, int direction, int member, in
         NAME(pack_columns)(f->weight_hr[direction], p->P, p->H, member, members, f->hr[direction]);
 }
 
-static size_t NAME(backward_scratch)(const Backward *f)
-{
-    const Packed *p = f->packed[0];
-    Size count = 0, widest = p->I > p->P ? p->I : p->P;
-    for (int d = 0; d < f->directions; d++)
-        count = f->rows[d].count > count ? f->rows[d].count : count;
-    count = count > f->B ? count : f->B;
-    widest = widest > p->H ? widest : p->H;
-    size_t outputs = (size_t)NAME(outputs)(widest) * PANEL, chunk = NAME(CHUNK);
-    size_t walk = lines((size_t)f->B * sizeof(Size)) * 2 + 4 * lines((size_t)f->B * sizeof(void *))
-                  + lines(chunk * outputs * sizeof(REAL));
-    size_t sums = 2 * lines((size_t)count * sizeof(void *)) + lines(chunk * PANEL * sizeof(REAL))
-                  + NAME(sum_scratch)(4 * p->H);
-    return (walk > sums ? walk : sums) + 64;
-}
-
-/* What one step leaves for one unit and row: dz of the four gates, dc of the step before, and o * tanh(c'). */
+/* The pointwise step backward for one vector of units: dz of the four gates, dc overwritten by the gradient
+   with respect to the c before. Return o * tanh(c'). */
 INLINE V NAME(unit_back)(const REAL *gates, V c, V c_before, V dm, REAL *dc, V dz[4])
 {
     V i = load(gates), f = load(gates + LANES), g = load(gates + 2 * LANES), o = load(gates + 3 * LANES);
@@ -55,31 +42,41 @@ INLINE V NAME(unit_back)(const REAL *gates, V c, V c_before, V dm, REAL *dc, V d
     return o * tanh_c;
 }
 
-typedef struct NAME(Back) {
+#define Back NAME(Back)
+typedef struct Back {
     const Backward *f;
     const Packed *p;
     const Rows *rows;
     int direction;
-    Size width, units;                   /* of dh and dc */
+    Size width, units; /* of dh and dc */
     Size panel, panels, output, outputs;
     Size *own, owned, *active;
     const REAL **dz_rows, **dh_rows;
     REAL *products;
-} NAME(Back);
+} Back;
 
-static void NAME(open_back)(NAME(Back) *w, const Backward *f, int direction, int member, char *at)
+static size_t NAME(carve_back)(Back *w, char *memory)
+{
+    Arena arena = {memory, 0};
+    const Packed *p = w->p;
+    size_t B = (size_t)w->f->B, wide = (size_t)NAME(outputs)(p->H > p->P ? p->H : p->P) * PANEL;
+    w->own = take(&arena, B * sizeof(Size));
+    w->active = take(&arena, B * sizeof(Size));
+    w->dz_rows = take(&arena, B * sizeof(void *));
+    w->dh_rows = take(&arena, B * sizeof(void *));
+    w->products = take(&arena, NAME(CHUNK) * wide * sizeof(REAL));
+    return arena.used;
+}
+
+static void NAME(open_back)(Back *w, const Backward *f, int direction, int member, char *memory)
 {
     const Packed *p = f->packed[direction];
-    *w = (NAME(Back)){.f = f, .p = p, .rows = &f->rows[direction], .direction = direction};
+    *w = (Back){.f = f, .p = p, .rows = &f->rows[direction], .direction = direction};
     w->width = NAME(state_width)(p);
     w->units = p->units;
     w->panels = NAME(panels)(p->H);
     w->outputs = NAME(outputs)(p->P);
-    w->own = take(&at, (size_t)f->B * sizeof(Size));
-    w->active = take(&at, (size_t)f->B * sizeof(Size));
-    w->dz_rows = take(&at, (size_t)f->B * sizeof(void *));
-    w->dh_rows = take(&at, (size_t)f->B * sizeof(void *));
-    w->products = (REAL *)at;
+    NAME(carve_back)(w, memory);
     for (Size b = 0; b < f->B; b++)
         if (!f->by_rows || b % f->team == member)
             w->own[w->owned++] = b;
@@ -92,10 +89,11 @@ static void NAME(open_back)(NAME(Back) *w, const Backward *f, int direction, int
     }
 }
 
-static REAL *NAME(dh_of)(const NAME(Back) *w, Size b) { return (REAL *)w->f->dh[w->direction] + b * w->width; }
+static REAL *NAME(dh_of)(const Back *w, Size b) { return (REAL *)w->f->dh[w->direction] + b * w->width; }
 
-/* Add dy to the projected state's gradient, keep it, and take it back through the projection. */
-static void NAME(unproject)(const NAME(Back) *w, Size t, Size n)
+/* Add dy to the gradient with respect to the projected state, keep the sum for the gradient of weight_hr, and
+   multiply it by weight_hr. */
+static void NAME(unproject)(const Back *w, Size t, Size n)
 {
     const Backward *f = w->f;
     Size P = w->p->P, H = w->p->H, wide = NAME(outputs)(H) * PANEL;
@@ -112,8 +110,8 @@ static void NAME(unproject)(const NAME(Back) *w, Size t, Size n)
                       w->products + output * PANEL, wide, NULL, 0, NULL);
 }
 
-/* dz of own panels, in the gates' own order. */
-static void NAME(deactivate)(const NAME(Back) *w, Size t, Size from, Size n)
+/* dz of own panels, from the layout of panels back to the order i, f, g, o. */
+static void NAME(deactivate)(const Back *w, Size t, Size from, Size n)
 {
     const Backward *f = w->f;
     const Packed *p = w->p;
@@ -135,7 +133,8 @@ static void NAME(deactivate)(const NAME(Back) *w, Size t, Size from, Size n)
                 dm = load(w->products + k * wide + unit);
             else
                 dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
-            V out = NAME(unit_back)(gates + 4 * unit, load(c + unit), load(c_before + unit), dm, dc + unit, d);
+            V out =
+                NAME(unit_back)(gates + 4 * unit, load(c + unit), load(c_before + unit), dm, dc + unit, d);
             for (Size gate = 0; gate < 4; gate++)
                 if (width == LANES)
                     store(dz + gate * H + unit, d[gate]);
@@ -148,8 +147,8 @@ static void NAME(deactivate)(const NAME(Back) *w, Size t, Size from, Size n)
     }
 }
 
-/* The gradient by the state before: dz W_hh, own outputs. */
-static void NAME(recur)(const NAME(Back) *w, Size n)
+/* The gradient with respect to the h before: dz W_hh, own outputs. */
+static void NAME(recur)(const Back *w, Size n)
 {
     Size K = 4 * w->p->H;
     const REAL *hh = w->f->hh[w->direction];
@@ -161,7 +160,8 @@ static void NAME(recur)(const NAME(Back) *w, Size n)
     for (Size output = w->output; output < w->outputs; output++)
         for (Size from = 0; from < n; from += NAME(CHUNK)) {
             Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-            NAME(product)(w->dz_rows + from, rows, K, hh + output * K * PANEL, w->products, PANEL, NULL, 0, NULL);
+            NAME(product)(w->dz_rows + from, rows, K, hh + output * K * PANEL, w->products, PANEL, NULL, 0,
+                          NULL);
             for (Size k = 0; k < rows; k++)
                 for (Size j = 0; j < 4; j++)
                     store(NAME(dh_of)(w, w->active[from + k]) + output * PANEL + j * LANES,
@@ -171,7 +171,7 @@ static void NAME(recur)(const NAME(Back) *w, Size n)
 
 static void NAME(walk_back)(const Backward *f, int direction, int member, char *scratch)
 {
-    NAME(Back) w;
+    Back w;
     NAME(open_back)(&w, f, direction, member, scratch);
     Barrier *barrier = f->by_rows ? NULL : (Barrier *)&f->barrier[direction];
     Size steps = w.rows->last - w.rows->first;
@@ -183,7 +183,7 @@ static void NAME(walk_back)(const Backward *f, int direction, int member, char *
         if (w.p->projected)
             for (Size from = 0; from < n; from += NAME(CHUNK)) {
                 Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-                NAME(Back) part = w;
+                Back part = w;
                 part.active += from;
                 NAME(unproject)(&part, t, rows);
                 NAME(deactivate)(&w, t, from, rows);
@@ -199,43 +199,75 @@ static void NAME(walk_back)(const Backward *f, int direction, int member, char *
     }
 }
 
+/* Scratch memory of the products over all steps of a block. */
+#define Products NAME(Products)
+typedef struct Products {
+    const REAL **at, **before; /* (count): rows of x, m or dz, and of h before each step */
+    REAL *products;            /* (CHUNK, PANEL) */
+    SumScratch sums;
+} Products;
+
+static size_t NAME(carve_products)(Products *w, const Packed *p, Size count, char *memory)
+{
+    Arena arena = {memory, 0};
+    w->at = take(&arena, (size_t)count * sizeof(void *));
+    w->before = take(&arena, (size_t)count * sizeof(void *));
+    w->products = take(&arena, NAME(CHUNK) * PANEL * sizeof(REAL));
+    NAME(carve_sums)(&w->sums, 4 * p->H > p->P ? 4 * p->H : p->P, &arena);
+    return arena.used;
+}
+
+/* A thread uses its scratch memory for the walk, then for the products. */
+static size_t NAME(backward_scratch)(const Backward *f)
+{
+    Back back = {.f = f, .p = f->packed[0]};
+    Products products;
+    Size count = f->rows[0].count > f->rows[1].count ? f->rows[0].count : f->rows[1].count;
+    size_t walk = NAME(carve_back)(&back, NULL);
+    size_t sums = NAME(carve_products)(&products, f->packed[0], count, NULL);
+    return walk > sums ? walk : sums;
+}
+
 /* The products over a block's rows: own rows of the weights' gradients, own rows of dx. */
-static void NAME(accumulate)(const Backward *f, int direction, int member, int members, char *scratch)
+static void NAME(accumulate)(const Backward *f, int direction, int member, int members, char *memory)
 {
     const Packed *p = f->packed[direction];
     const Rows *rows = &f->rows[direction];
     const Gradient *gradient = &f->gradient[direction];
     Size K = 4 * p->H, I = p->I, count = rows->count;
     Size first = share(K, member, members), last = share(K, member + 1, members);
-    const REAL *dz = rows->dz, **at = take(&scratch, (size_t)count * sizeof(void *));
-    const REAL **before = take(&scratch, (size_t)count * sizeof(void *));
+    Products w;
+    NAME(carve_products)(&w, p, count, memory);
+    const REAL *dz = rows->dz, **at = w.at, **before = w.before;
     for (Size n = 0; n < count; n++) {
-        Size t = rows->t[n], b = rows->b[n], last_t = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
+        Size t = rows->t[n], b = rows->b[n],
+             last_t = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
         at[n] = (const REAL *)f->x + t * f->x_step + b * f->x_row;
         before[n] = last_t == f->T ? (const REAL *)f->h_0 + (direction * f->B + b) * p->P
                                    : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
     }
-    NAME(Sum) sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
-    NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, scratch);
+    Sum sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
+    NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, &w.sums);
     if (p->projected) {
         for (Size n = 0; n < count; n++)
             at[n] = (const REAL *)rows->m + n * p->H;
-        NAME(Sum) projection = {at, p->H, gradient->hr};
-        NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members), count,
-                           &projection, 1, NULL, scratch);
+        Sum projection = {at, p->H, gradient->hr};
+        NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members),
+                           count, &projection, 1, NULL, &w.sums);
     }
-    REAL *products = take(&scratch, NAME(CHUNK) * PANEL * sizeof(REAL));
     for (Size from = share(count, member, members), end = share(count, member + 1, members); from < end;) {
         Size some = end - from < NAME(CHUNK) ? end - from : NAME(CHUNK);
         for (Size k = 0; k < some; k++)
             at[k] = dz + (from + k) * K;
         for (Size output = 0; output < NAME(outputs)(I); output++) {
             Size width = I - output * PANEL < PANEL ? I - output * PANEL : PANEL;
-            NAME(product)(at, some, K, (const REAL *)f->ih[direction] + output * K * PANEL, products, PANEL, NULL, 0, NULL);
+            NAME(product)(at, some, K, (const REAL *)f->ih[direction] + output * K * PANEL, w.products, PANEL,
+                          NULL, 0, NULL);
             for (Size k = 0; k < some; k++) {
-                REAL *dx = (REAL *)f->dx + (rows->t[from + k] * f->B + rows->b[from + k]) * I + output * PANEL;
+                REAL *dx =
+                    (REAL *)f->dx + (rows->t[from + k] * f->B + rows->b[from + k]) * I + output * PANEL;
                 for (Size j = 0; j < width; j++)
-                    dx[j] += products[k * PANEL + j];
+                    dx[j] += w.products[k * PANEL + j];
             }
         }
         from += some;

@@ -1,4 +1,5 @@
-/* Vectors of 16 bytes, which every 64-bit processor has: NEON on Arm, SSE2 without fused multiply-adds on x86-64. */
+/* Vectors of 16 bytes, which every 64-bit processor has: NEON on Arm, SSE2 without fused multiply-adds on
+   x86-64. */
 #include "lstm.h"
 
 #define VECTOR_BYTES 16

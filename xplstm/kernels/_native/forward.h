@@ -1,32 +1,25 @@
 /* One direction forward over all steps: XPL-EXACT-003 and XPL-EXACT-004. */
 
-/* Rows that go through a panel together, so that its pre-activations stay in the first cache. */
+/* Rows that go through a panel together, so that its pre-activations stay in the L1 cache. */
 enum { NAME(CHUNK) = 96 };
 
-/* Bytes of hoisted input products that stay in the second cache. */
+/* Bytes of hoisted input products that stay in the L2 cache. */
 enum { NAME(HOISTED) = 1 << 19 };
 
 static Size NAME(panels)(Size n) { return (n + LANES - 1) / LANES; }
 static Size NAME(outputs)(Size n) { return (n + PANEL - 1) / PANEL; }
 
-static size_t NAME(packed_size)(const Packed *p)
+/* Carve the packed weights from `memory`, which may begin anywhere in a cache line. */
+static size_t NAME(place)(Packed *p, void *memory)
 {
-    size_t rows = (size_t)NAME(panels)(p->H) * PANEL;
-    size_t hr = p->projected ? (size_t)NAME(outputs)(p->P) * PANEL * (size_t)p->H : 0;
-    return lines(rows * (size_t)p->I * sizeof(REAL)) + lines(rows * (size_t)p->P * sizeof(REAL))
-           + lines(rows * sizeof(REAL)) + lines(hr * sizeof(REAL)) + 64;
-}
-
-/* Where each part of the packed weights stands in `memory`. */
-static void NAME(place)(Packed *p, void *memory)
-{
-    char *at = (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
-    Size rows = NAME(panels)(p->H) * PANEL;
+    Arena arena = {(char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), 0};
+    Size rows = NAME(panels)(p->H) * PANEL, outputs = p->projected ? NAME(outputs)(p->P) * PANEL : 0;
     p->units = NAME(panels)(p->H) * LANES;
-    p->ih = take(&at, sizeof(REAL) * (size_t)(rows * p->I));
-    p->hh = take(&at, sizeof(REAL) * (size_t)(rows * p->P));
-    p->bias = take(&at, sizeof(REAL) * (size_t)rows);
-    p->hr = at;
+    p->ih = take(&arena, sizeof(REAL) * (size_t)(rows * p->I));
+    p->hh = take(&arena, sizeof(REAL) * (size_t)(rows * p->P));
+    p->bias = take(&arena, sizeof(REAL) * (size_t)rows);
+    p->hr = take(&arena, sizeof(REAL) * (size_t)(outputs * p->H));
+    return arena.used + 63;
 }
 
 /* The four gates of panels first to last. */
@@ -53,13 +46,15 @@ static void NAME(pack_projection)(const REAL *w, Size P, Size H, REAL *out)
 {
     for (Size first = 0; first < NAME(outputs)(P) * PANEL; first += LANES) {
         Size lanes = P - first < LANES ? P - first : LANES;
-        NAME(pack_lanes)(w + first * H, lanes < 0 ? 0 : lanes, H, out + first / PANEL * PANEL * H + first % PANEL);
+        NAME(pack_lanes)(w + first * H, lanes < 0 ? 0 : lanes, H,
+                         out + first / PANEL * PANEL * H + first % PANEL);
     }
 }
 
 static void NAME(pack)(const Packed *p, const Weights *w, int member, int members)
 {
-    Size panels = NAME(panels)(p->H), first = share(panels, member, members), last = share(panels, member + 1, members);
+    Size panels = NAME(panels)(p->H), first = share(panels, member, members),
+         last = share(panels, member + 1, members);
     NAME(pack_gates)(w->ih, p->H, p->I, first, last, p->ih);
     NAME(pack_gates)(w->hh, p->H, p->P, first, last, p->hh);
     if (p->biased && member == 0)
@@ -68,9 +63,10 @@ static void NAME(pack)(const Packed *p, const Weights *w, int member, int member
         NAME(pack_projection)(w->hr, p->P, p->H, p->hr);
 }
 
-/* Gates of one panel: z -> c', and o * tanh(c') to where `out` says. Only the first `width` units exist. */
-static void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c, REAL *const *c_new,
-                        REAL *const *out, REAL *const *copy, REAL *const *kept, Size unit)
+/* The pointwise step forward for one panel: c' to `c_new`, o * tanh(c') to `out` and to `copy`, gates to
+   `kept`. Only the first `width` units exist; units past them are padding. */
+static void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
+                        REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept, Size unit)
 {
     for (Size r = 0; r < rows; r++, z += z_step) {
         V i = NAME(sigmoid)(load(z)), f = NAME(sigmoid)(load(z + LANES));
@@ -97,20 +93,21 @@ static void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const
 }
 
 /* What one thread has of one direction. */
-typedef struct NAME(Walk) {
+#define Walk NAME(Walk)
+typedef struct Walk {
     const Forward *f;
     const Packed *p;
     int direction, reverse;
-    Size panel, panels;                  /* its first panel of units, and the end */
-    Size output, outputs;                /* the same of the projection */
-    Size *own, owned;                    /* its rows */
-    const REAL **h, **c;                 /* of each row of the batch, the present state */
+    Size panel, panels;   /* its first panel of units, and the end */
+    Size output, outputs; /* the same of the projection */
+    Size *own, owned;     /* its rows */
+    const REAL **h, **c;  /* of each row of the batch, the present state */
     Size *active;
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
     REAL **c_new, **out, **copy, **kept;
     REAL *cells, *m, *z, *hoisted;
     Size hoisted_rows;
-} NAME(Walk);
+} Walk;
 
 static Size NAME(hoisted_rows)(const Forward *f)
 {
@@ -125,42 +122,56 @@ static Size NAME(hoisted_rows)(const Forward *f)
     return steps * rows;
 }
 
-static size_t NAME(forward_scratch)(const Forward *f)
+/* Carve the scratch memory of one thread. */
+static size_t NAME(carve_walk)(Walk *w, char *memory)
 {
-    const Packed *p = f->packed[0];
-    size_t B = (size_t)f->B, chunk = NAME(CHUNK), hoisted = (size_t)NAME(hoisted_rows)(f);
-    size_t panels = (size_t)NAME(panels)(p->H), wide = panels > chunk ? panels : chunk;
-    size_t outputs = (size_t)NAME(outputs)(p->P), most = wide > outputs ? wide : outputs;
-    return lines(B * sizeof(Size)) * 2 + lines(B * sizeof(void *)) * 10 + lines(hoisted * sizeof(void *))
-           + 2 * lines(B * (size_t)p->units * sizeof(REAL)) + lines(most * PANEL * sizeof(REAL))
-           + lines(hoisted * panels * PANEL * sizeof(REAL)) + 64;
+    const Packed *p = w->p;
+    Arena arena = {memory, 0};
+    size_t B = (size_t)w->f->B, pointers = B * sizeof(void *), hoisted = (size_t)w->hoisted_rows;
+    size_t panels = (size_t)NAME(panels)(p->H), outputs = (size_t)NAME(outputs)(p->P), most = NAME(CHUNK);
+    most = panels > most ? panels : most;
+    most = outputs > most ? outputs : most;
+    w->own = take(&arena, B * sizeof(Size));
+    w->active = take(&arena, B * sizeof(Size));
+    w->h = take(&arena, pointers);
+    w->c = take(&arena, pointers);
+    w->h_rows = take(&arena, pointers);
+    w->c_rows = take(&arena, pointers);
+    w->m_rows = take(&arena, pointers);
+    w->c_new = take(&arena, pointers);
+    w->out = take(&arena, pointers);
+    w->copy = take(&arena, pointers);
+    w->kept = take(&arena, pointers);
+    w->x_rows = take(&arena, pointers + hoisted * sizeof(void *));
+    w->cells = take(&arena, B * (size_t)p->units * sizeof(REAL));
+    w->m = take(&arena, B * (size_t)p->units * sizeof(REAL));
+    w->z = take(&arena, most * PANEL * sizeof(REAL));
+    w->hoisted = take(&arena, hoisted * panels * PANEL * sizeof(REAL));
+    return arena.used;
 }
 
-static void NAME(open_walk)(NAME(Walk) *w, const Forward *f, int direction, int member, char *at)
+static size_t NAME(forward_scratch)(const Forward *f)
+{
+    Walk w;
+    w.f = f;
+    w.p = f->packed[0];
+    w.hoisted_rows = NAME(hoisted_rows)(f);
+    return NAME(carve_walk)(&w, NULL);
+}
+
+/* Batch entries, panels and outputs of one thread, and its first states. */
+static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member, char *memory)
 {
     const Packed *p = f->packed[direction];
-    size_t B = (size_t)f->B, chunk = NAME(CHUNK);
-    const char *start = at;
-    *w = (NAME(Walk)){.f = f, .p = p, .direction = direction, .reverse = f->reverse[direction]};
+    *w = (Walk){.f = f, .p = p, .direction = direction, .reverse = f->reverse[direction]};
     w->panels = NAME(panels)(p->H);
     w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
     w->hoisted_rows = NAME(hoisted_rows)(f);
-    w->own = take(&at, B * sizeof(Size));
-    w->active = take(&at, B * sizeof(Size));
-    REAL ***arrays[] = {(REAL ***)&w->h, (REAL ***)&w->c, (REAL ***)&w->h_rows, (REAL ***)&w->c_rows,
-                        (REAL ***)&w->m_rows, &w->c_new, &w->out, &w->copy, &w->kept};
-    for (size_t n = 0; n < sizeof arrays / sizeof *arrays; n++)
-        *arrays[n] = take(&at, B * sizeof(void *));
-    w->x_rows = take(&at, ((size_t)w->hoisted_rows + B) * sizeof(void *));
-    w->cells = take(&at, B * (size_t)p->units * sizeof(REAL));
-    w->m = take(&at, B * (size_t)p->units * sizeof(REAL));
-    /* Whoever has some outputs of a projection reads all units: those of the first of the team. */
+    NAME(carve_walk)(w, memory);
+    /* A thread that has some outputs of a projection reads all units: the team shares one m. Writers and
+       readers are separated by the barrier before `project`. */
     if (f->team > 1 && !f->by_rows)
-        w->m = (REAL *)(f->scratch + (size_t)direction * f->scratch_size + ((char *)w->m - start));
-    size_t most = (size_t)w->panels > chunk ? (size_t)w->panels : chunk;
-    most = (size_t)NAME(outputs)(p->P) > most ? (size_t)NAME(outputs)(p->P) : most;
-    w->z = take(&at, most * PANEL * sizeof(REAL));
-    w->hoisted = (REAL *)at;
+        w->m = (REAL *)(f->scratch + (size_t)direction * f->scratch_size + ((char *)w->m - memory));
     for (Size b = 0; b < f->B; b++)
         if (!f->by_rows || b % f->team == member)
             w->own[w->owned++] = b;
@@ -187,13 +198,13 @@ static const REAL *NAME(x_at)(const Forward *f, Size t, Size b)
     return (const REAL *)f->x + t * f->x_step + b * f->x_row;
 }
 
-static REAL *NAME(y_at)(const NAME(Walk) *w, Size t, Size b)
+static REAL *NAME(y_at)(const Walk *w, Size t, Size b)
 {
     Size P = w->p->P, D = w->f->directions;
     return (REAL *)w->f->y + ((t * w->f->B + b) * D + w->direction) * P;
 }
 
-static Size NAME(find_active)(const NAME(Walk) *w, Size t, Size *active)
+static Size NAME(find_active)(const Walk *w, Size t, Size *active)
 {
     Size n = 0;
     for (Size k = 0; k < w->owned; k++)
@@ -203,7 +214,7 @@ static Size NAME(find_active)(const NAME(Walk) *w, Size t, Size *active)
 }
 
 /* W_ih x + b of many steps at once, for own rows and panels; (rows, own panels). */
-static void NAME(hoist)(NAME(Walk) *w, Size from, Size to)
+static void NAME(hoist)(Walk *w, Size from, Size to)
 {
     Size n = 0, mine = w->panels - w->panel, I = w->p->I;
     for (Size s = from; s < to; s++) {
@@ -217,8 +228,9 @@ static void NAME(hoist)(NAME(Walk) *w, Size from, Size to)
                       w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
 }
 
-/* Where the rows of a step read and write. */
-static void NAME(aim)(NAME(Walk) *w, Size t, Size n)
+/* Point to what the batch entries of step t read and write. c' is written beside c while the gates are kept,
+   so that the backward pass finds the c of every step. */
+static void NAME(aim)(Walk *w, Size t, Size n)
 {
     const Forward *f = w->f;
     const Packed *p = w->p;
@@ -237,17 +249,19 @@ static void NAME(aim)(NAME(Walk) *w, Size t, Size n)
     }
 }
 
-static void NAME(project)(NAME(Walk) *w, Size t, Size n)
+static void NAME(project)(Walk *w, Size t, Size n)
 {
     Size P = w->p->P, H = w->p->H;
     for (Size output = w->output; output < w->outputs; output++) {
         Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
         for (Size from = 0; from < n; from += NAME(CHUNK)) {
             Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-            NAME(product)(w->m_rows + from, rows, H, (const REAL *)w->p->hr + output * H * PANEL, w->z, PANEL, NULL, 0, NULL);
+            NAME(product)(w->m_rows + from, rows, H, (const REAL *)w->p->hr + output * H * PANEL, w->z, PANEL,
+                          NULL, 0, NULL);
             for (Size k = 0; k < rows; k++) {
                 size_t bytes = (size_t)width * sizeof(REAL);
-                __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL, bytes);
+                __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL,
+                                 bytes);
                 if (w->f->keep)
                     __builtin_memcpy(w->copy[from + k] + output * PANEL, w->z + k * PANEL, bytes);
             }
@@ -255,8 +269,8 @@ static void NAME(project)(NAME(Walk) *w, Size t, Size n)
     }
 }
 
-/* One step of one row: all own panels, then their gates. */
-static void NAME(single)(NAME(Walk) *w, const REAL *hoisted, const REAL *x)
+/* One step of one batch entry: the products of all own panels, then their gates. */
+static void NAME(single)(Walk *w, const REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
     const Forward *f = w->f;
@@ -267,17 +281,18 @@ static void NAME(single)(NAME(Walk) *w, const REAL *hoisted, const REAL *x)
                           p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
         hoisted = w->z;
     }
-    NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, single, w->z, hoisted,
-                      NULL);
+    NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, single, w->z,
+                      hoisted, NULL);
     for (Size n = 0; n < mine; n++) {
         Size unit = (w->panel + n) * LANES;
-        NAME(gates)(w->z + n * PANEL, PANEL, 1, p->projected ? LANES : p->H - unit, w->c_rows, w->c_new, w->out,
-                    f->keep && !p->projected ? w->copy : NULL, f->keep ? w->kept : NULL, unit);
+        NAME(gates)(w->z + n * PANEL, PANEL, 1, p->projected ? LANES : p->H - unit, w->c_rows, w->c_new,
+                    w->out, f->keep && !p->projected ? w->copy : NULL, f->keep ? w->kept : NULL, unit);
     }
 }
 
-/* One step of many rows, panel by panel. */
-static void NAME(many)(NAME(Walk) *w, Size n, const REAL *hoisted)
+/* One step of many batch entries, panel by panel: the gates follow the product of a panel while
+   z is in the L1 cache. */
+static void NAME(many)(Walk *w, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
     const Forward *f = w->f;
@@ -291,26 +306,27 @@ static void NAME(many)(NAME(Walk) *w, Size n, const REAL *hoisted)
                 u = hoisted + from * mine * PANEL + (panel - w->panel) * PANEL;
                 u_step = mine * PANEL;
             } else {
-                NAME(product)(w->x_rows + from, rows, p->I, (const REAL *)p->ih + panel * p->I * PANEL, w->z, PANEL,
-                              NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
+                NAME(product)(w->x_rows + from, rows, p->I, (const REAL *)p->ih + panel * p->I * PANEL, w->z,
+                              PANEL, NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
             }
-            NAME(product)(w->h_rows + from, rows, p->P, (const REAL *)p->hh + panel * p->P * PANEL, w->z, PANEL, u, u_step,
-                          NULL);
-            NAME(gates)(w->z, PANEL, rows, p->projected ? LANES : p->H - unit, w->c_rows + from, w->c_new + from,
-                        w->out + from, f->keep && !p->projected ? w->copy + from : NULL,
+            NAME(product)(w->h_rows + from, rows, p->P, (const REAL *)p->hh + panel * p->P * PANEL, w->z,
+                          PANEL, u, u_step, NULL);
+            NAME(gates)(w->z, PANEL, rows, p->projected ? LANES : p->H - unit, w->c_rows + from,
+                        w->c_new + from, w->out + from, f->keep && !p->projected ? w->copy + from : NULL,
                         f->keep ? w->kept + from : NULL, unit);
         }
     }
 }
 
-static void NAME(close_walk)(const NAME(Walk) *w, int member)
+static void NAME(close_walk)(const Walk *w, int member)
 {
     const Forward *f = w->f;
     const Packed *p = w->p;
     for (Size n = 0; n < w->owned; n++) {
         Size b = w->own[n], row = w->direction * f->B + b;
         Size from = w->panel * LANES, to = w->panels * LANES < p->H ? w->panels * LANES : p->H;
-        __builtin_memcpy((REAL *)f->c_n + row * p->H + from, w->c[b] + from, (size_t)(to - from) * sizeof(REAL));
+        __builtin_memcpy((REAL *)f->c_n + row * p->H + from, w->c[b] + from,
+                         (size_t)(to - from) * sizeof(REAL));
         if (f->by_rows || member == 0)
             __builtin_memcpy((REAL *)f->h_n + row * p->P, w->h[b], (size_t)p->P * sizeof(REAL));
     }
@@ -318,7 +334,7 @@ static void NAME(close_walk)(const NAME(Walk) *w, int member)
 
 static void NAME(forward)(const Forward *f, int direction, int member, char *scratch)
 {
-    NAME(Walk) w;
+    Walk w;
     NAME(open_walk)(&w, f, direction, member, scratch);
     Barrier *barrier = f->by_rows ? NULL : (Barrier *)&f->barrier[direction];
     Size most = w.owned ? w.hoisted_rows / w.owned : 0, mine = w.panels - w.panel, waiting = 0;

@@ -6,9 +6,9 @@
 
 #include "ieee.h"
 
-/* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step, and bytes
-   of packed weights. */
-#ifdef XPLSTM_ALWAYS_THREADS  /* a build for tests, in which small problems reach the threads */
+/* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step,
+   and bytes of packed weights. */
+#ifdef XPLSTM_ALWAYS_THREADS /* a build for tests, in which small problems reach the threads */
 enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1, WORTH_PACKING = 0, WORTH_WAKING = 0 };
 #else
 enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 19, WORTH_WAKING = 1 << 25 };
@@ -17,9 +17,9 @@ enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 
 /* Rows of a thread of its own that keep a tile of registers busy. */
 enum { WORTH_ROWS = 4 };
 
-/* Bytes of a state's weights that are too many for a core's second cache, and units for each row of a thread from which
-   on reading its share of them for all rows is less than reading all of them for its rows. Shares may differ by one panel
-   in EVEN. */
+/* Bytes of a state's weights that are too many for a core's second cache, and units for each row of a thread
+   from which on reading its share of them for all rows is less than reading all of them for its rows. Shares
+   may differ by one panel in EVEN. */
 enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32, EVEN = 16 };
 
 /* Rows whose products over all steps are made together. */
@@ -84,11 +84,13 @@ static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 
 static int rather_by_panels(const Packed *p, Size panels, int team, Size B)
 {
     Size bytes = 4 * p->H * p->P * (Size)p->engine->size, uneven = (panels + team - 1) / team * team - panels;
-    return !p->projected && bytes >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H && uneven * EVEN <= panels;
+    return !p->projected && bytes >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H
+           && uneven * EVEN <= panels;
 }
 
 /* Threads of one direction, and whether they share out rows or panels, for steps of `work` multiply-adds. */
-static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, Size panels, int *by_rows)
+static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, Size panels,
+                int *by_rows)
 {
     int team = threads / directions;
     *by_rows = 1;
@@ -160,7 +162,8 @@ static void accumulate_work(void *context, int k)
 {
     Backward *f = context;
     uint64_t before = enter_ieee();
-    f->packed[0]->engine->accumulate(f, f->direction, k, f->threads, f->scratch + (size_t)k * f->scratch_size);
+    f->packed[0]->engine->accumulate(f, f->direction, k, f->threads,
+                                     f->scratch + (size_t)k * f->scratch_size);
     leave_ieee(before);
 }
 
@@ -189,70 +192,58 @@ static void list_rows(const Backward *f, int d, Size first, Size last)
         }
 }
 
-/* Gradients by the states between the user's arrays and padded ones. */
-static void move_states(const Backward *f, Size width, int inward)
+/* Features of a row of dh: h, padded as the products of the backward pass write it. */
+static Size width_of(const Packed *p)
+{
+    Size width = outputs_of(p) * 4 * p->engine->lanes;
+    return width > p->units ? width : p->units;
+}
+
+/* Copy the gradients with respect to the states into zeroed padded arrays, or back. */
+static void move_states(const Backward *f, int inward)
 {
     const Packed *p = f->packed[0];
-    size_t size = p->engine->size;
-    for (int d = 0; d < f->directions; d++)
-        for (Size b = 0; b < f->B; b++) {
-            char *dh = (char *)f->dh[d] + (size_t)(b * width) * size, *dc = (char *)f->dc[d] + (size_t)(b * p->units) * size;
-            char *dh_0 = (char *)f->dh_0 + (size_t)((d * f->B + b) * p->P) * size;
-            char *dc_0 = (char *)f->dc_0 + (size_t)((d * f->B + b) * p->H) * size;
-            memcpy(inward ? dh : dh_0, inward ? dh_0 : dh, (size_t)p->P * size);
-            memcpy(inward ? dc : dc_0, inward ? dc_0 : dc, (size_t)p->H * size);
+    size_t size = p->engine->size, h = (size_t)p->P * size, c = (size_t)p->H * size;
+    size_t padded_h = (size_t)width_of(p) * size, padded_c = (size_t)p->units * size, B = (size_t)f->B;
+    for (int d = 0; d < f->directions; d++) {
+        if (inward) {
+            memset(f->dh[d], 0, B * padded_h);
+            memset(f->dc[d], 0, B * padded_c);
         }
-}
-
-/* The memory of one direction. */
-typedef struct Room {
-    Size steps;              /* whose rows wait for their products together */
-    size_t rows, width;      /* the most rows of so many steps; of dh, in numbers */
-    size_t parts[3];         /* weights packed for the way back */
-    size_t bytes;
-} Room;
-
-static Room measure(const Backward *f)
-{
-    const Packed *p = f->packed[0];
-    size_t B = (size_t)f->B, size = p->engine->size, H = (size_t)p->H, P = (size_t)p->P, units = (size_t)p->units;
-    Size steps = BLOCK_ROWS / (f->B ? f->B : 1);
-    Room room = {.steps = steps < 1 ? 1 : steps > f->T ? f->T : steps};
-    room.rows = (size_t)room.steps * B;
-    room.width = (size_t)(outputs_of(p) * 4 * p->engine->lanes);
-    room.width = room.width > units ? room.width : units;
-    size_t states = lines(B * room.width * size) + lines(B * units * size);
-    size_t block = lines(room.rows * 4 * H * size) + 3 * lines(room.rows * sizeof(int32_t))
-                   + (p->projected ? lines(room.rows * P * size) + lines(room.rows * H * size) : 0);
-    room.bytes = p->engine->backward_packed(f, 0, room.parts) + states + block;
-    return room;
-}
-
-/* Give direction d its part of the memory; its states' gradients are zero at first, in the padding too. */
-static void settle(Backward *f, int d, const Room *room, char *at)
-{
-    const Packed *p = f->packed[0];
-    size_t size = p->engine->size, states = (size_t)f->B * size;
-    Rows *r = &f->rows[d];
-    f->hh[d] = take(&at, room->parts[0]);
-    f->ih[d] = take(&at, room->parts[1]);
-    f->hr[d] = take(&at, room->parts[2]);
-    f->dh[d] = take(&at, states * room->width);
-    f->dc[d] = take(&at, states * (size_t)p->units);
-    r->dz = take(&at, room->rows * (size_t)(4 * p->H) * size);
-    r->t = take(&at, room->rows * sizeof(int32_t));
-    r->b = take(&at, room->rows * sizeof(int32_t));
-    r->index = take(&at, room->rows * sizeof(int32_t));
-    if (p->projected) {
-        r->dh = take(&at, room->rows * (size_t)p->P * size);
-        r->m = take(&at, room->rows * (size_t)p->H * size);
+        for (size_t b = 0; b < B; b++) {
+            char *dh = (char *)f->dh[d] + b * padded_h, *dh_0 = (char *)f->dh_0 + ((size_t)d * B + b) * h;
+            char *dc = (char *)f->dc[d] + b * padded_c, *dc_0 = (char *)f->dc_0 + ((size_t)d * B + b) * c;
+            memcpy(inward ? dh : dh_0, inward ? dh_0 : dh, h);
+            memcpy(inward ? dc : dc_0, inward ? dc_0 : dc, c);
+        }
     }
-    memset(f->dh[d], 0, states * room->width);
-    memset(f->dc[d], 0, states * (size_t)p->units);
 }
 
-/* Decide on the threads that walk each direction and on those that make the products over its rows; whether the
-   directions walk together. */
+/* Carve the memory of all directions. A block of `steps` steps has at most so many rows for the products. */
+static size_t place_backward(Backward *f, Size steps, char *memory)
+{
+    Arena arena = {memory, 0};
+    size_t size = f->packed[0]->engine->size, count = (size_t)(steps * f->B);
+    for (int d = 0; d < f->directions; d++) {
+        const Packed *p = f->packed[d];
+        Rows *r = &f->rows[d];
+        size_t projected = p->projected ? count * size : 0;
+        p->engine->place_backward(f, d, &arena);
+        f->dh[d] = take(&arena, (size_t)(f->B * width_of(p)) * size);
+        f->dc[d] = take(&arena, (size_t)(f->B * p->units) * size);
+        r->dz = take(&arena, count * (size_t)(4 * p->H) * size);
+        r->t = take(&arena, count * sizeof(int32_t));
+        r->b = take(&arena, count * sizeof(int32_t));
+        r->index = take(&arena, count * sizeof(int32_t));
+        r->dh = take(&arena, projected * (size_t)p->P);
+        r->m = take(&arena, projected * (size_t)p->H);
+        r->count = (Size)count;
+    }
+    return arena.used;
+}
+
+/* Decide on the threads that walk each direction and on those that make the products over its rows; whether
+   the directions walk together. */
 static int share_out(Backward *f, int threads)
 {
     const Packed *p = f->packed[0];
@@ -268,7 +259,8 @@ static int share_out(Backward *f, int threads)
     return together;
 }
 
-/* From the last steps of the walk to the first, a block at a time: the walk, then the products over its rows. */
+/* From the last steps of the walk to the first, a block at a time: the walk, then the products over its
+   rows. Each pool_run is a barrier: the products read what all threads of the walk wrote. */
 static void run_blocks(Backward *f, Size steps, int together)
 {
     for (Size from = 0; from < f->T && f->B; from += steps) {
@@ -291,20 +283,19 @@ int run_backward(Backward *f, int threads)
     Size work = f->T * f->B * 4 * p->H * 2 * (p->P + p->I) * f->directions;
     threads = hire(&crew, work < WORTH_THREADS ? 1 : threads);
     int together = share_out(f, threads);
-    Room room = measure(f);
-    for (int d = 0; d < f->directions; d++)
-        f->rows[d].count = (Size)room.rows;
+    Size steps = BLOCK_ROWS / (f->B ? f->B : 1);
+    steps = steps < 1 ? 1 : steps > f->T ? f->T : steps;
+    size_t room = place_backward(f, steps, NULL);
     f->scratch_size = lines(p->engine->backward_scratch(f));
     size_t scratch = f->scratch_size * (size_t)threads;
-    int failed = equip(&crew, scratch + room.bytes * (size_t)f->directions);
+    int failed = equip(&crew, scratch + room);
     if (!failed) {
         f->scratch = crew.memory;
-        for (int d = 0; d < f->directions; d++)
-            settle(f, d, &room, crew.memory + scratch + room.bytes * (size_t)d);
+        place_backward(f, steps, crew.memory + scratch);
         pool_run(pack_backward_work, f, f->threads);
-        move_states(f, (Size)room.width, 1);
-        run_blocks(f, room.steps, together);
-        move_states(f, (Size)room.width, 0);
+        move_states(f, 1);
+        run_blocks(f, steps, together);
+        move_states(f, 0);
     }
     dismiss(&crew);
     return failed;

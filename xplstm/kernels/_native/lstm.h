@@ -1,4 +1,5 @@
-/* What the files of this folder share: a layer's packed weights, a job, and the functions of one instruction set. */
+/* What the files of this folder share: a layer's packed weights, a job, and the functions of one instruction
+   set. */
 #ifndef XPLSTM_LSTM_H
 #define XPLSTM_LSTM_H
 
@@ -28,13 +29,13 @@ enum { BLOCK = 128 };
 
 struct Engine;
 
-/* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or that many
-   outputs of a projection. */
+/* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or
+   that many outputs of a projection. */
 typedef struct Packed {
     const struct Engine *engine;
-    Size I, H, P;            /* P is what h has: H without a projection */
+    Size I, H, P; /* P is what h has: H without a projection */
     int projected, biased;
-    Size units;              /* H rounded up to whole vectors */
+    Size units; /* H rounded up to whole vectors */
     void *ih, *hh, *bias, *hr;
 } Packed;
 
@@ -46,7 +47,7 @@ typedef struct Weights {
 /* Which rows have a step. */
 typedef struct Valid {
     const int32_t *lengths;
-    const uint8_t *mask;     /* (T, B) */
+    const uint8_t *mask; /* (T, B) */
 } Valid;
 
 /* What a forward pass keeps for the way back, by direction and step. Slot T of `cells` is the first state. */
@@ -60,15 +61,15 @@ typedef struct Forward {
     Size T, B;
     Valid valid;
     const void *x;
-    Size x_step, x_row;      /* elements from one step, one row to the next */
+    Size x_step, x_row; /* elements from one step, one row to the next */
     const void *h_0, *c_0;
     void *y, *h_n, *c_n;
     Kept kept[2];
     int keep;
-    int team, by_rows;       /* threads of one direction, and whether they share out rows or panels */
+    int team, by_rows; /* threads of one direction, and whether they share out rows or panels */
     Barrier barrier[2];
     char *scratch;
-    size_t scratch_size;     /* of one thread */
+    size_t scratch_size; /* of one thread */
 } Forward;
 
 typedef struct Gradient {
@@ -77,11 +78,11 @@ typedef struct Gradient {
 
 /* Steps of one direction whose rows wait for the products over all of them. */
 typedef struct Rows {
-    Size first, last;        /* steps */
+    Size first, last; /* steps */
     Size count;
-    int32_t *t, *b;          /* of each row */
-    int32_t *index;          /* (steps, B): the row, or -1 */
-    void *dz, *dh, *m;       /* (count, 4H), (count, P), (count, H); the last two with a projection */
+    int32_t *t, *b;    /* of each row */
+    int32_t *index;    /* (steps, B): the row, or -1 */
+    void *dz, *dh, *m; /* (count, 4H), (count, P), (count, H); the last two with a projection */
 } Rows;
 
 typedef struct Backward {
@@ -95,29 +96,45 @@ typedef struct Backward {
     const void *h_0;
     const void *dy;
     Kept kept[2];
-    void *dx, *dh_0, *dc_0;  /* the states' hold the gradients by the last state at first */
+    void *dx, *dh_0, *dc_0; /* the states' hold the gradients by the last state at first */
     Gradient gradient[2];
     Rows rows[2];
-    void *hh[2], *ih[2], *hr[2];  /* packed for the way back */
-    void *dh[2], *dc[2];          /* (B, padded) */
+    void *hh[2], *ih[2], *hr[2]; /* packed for the way back */
+    void *dh[2], *dc[2];         /* (B, padded) */
     int team, by_rows, threads;
-    int direction;                /* of the products at the end */
+    int direction; /* of the products at the end */
     Barrier barrier[2];
     char *scratch;
     size_t scratch_size;
 } Backward;
 
+static inline size_t lines(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+/* A scratch area, handed out in whole cache lines. With a NULL base it only counts: the function that carves
+   an area also says how large it must be. */
+typedef struct Arena {
+    char *base;
+    size_t used;
+} Arena;
+
+static inline void *take(Arena *arena, size_t bytes)
+{
+    char *at = arena->base ? arena->base + arena->used : NULL;
+    arena->used += lines(bytes);
+    return at;
+}
+
 typedef struct Engine {
     const char *isa, *dtype;
-    size_t size;             /* of a number */
-    Size lanes, rows;        /* numbers in a vector, rows of a tile */
-    int fused;               /* whether multiply-adds are, so that sums have the published bits */
-    size_t (*packed_size)(const Packed *);
-    void (*place)(Packed *, void *memory);
+    size_t size;      /* of a number */
+    Size lanes, rows; /* numbers in a vector, rows of a tile */
+    int fused;        /* whether multiply-adds are, so that sums have the published bits */
+    /* Each returns the bytes of what it carves; with no memory it only counts. */
+    size_t (*place)(Packed *, void *memory);
     void (*pack)(const Packed *, const Weights *, int member, int members);
     size_t (*forward_scratch)(const Forward *);
     void (*forward)(const Forward *, int direction, int member, char *scratch);
-    size_t (*backward_packed)(const Backward *, int direction, size_t parts[3]);
+    void (*place_backward)(Backward *, int direction, Arena *);
     void (*pack_backward)(const Backward *, int direction, int member, int members);
     size_t (*backward_scratch)(const Backward *);
     void (*walk_back)(const Backward *, int direction, int member, char *scratch);
@@ -146,15 +163,5 @@ static inline Size round_up(Size n, Size to) { return (n + to - 1) / to * to; }
 
 /* The part of n that member k of some has. */
 static inline Size share(Size n, int k, int members) { return n * k / members; }
-
-/* Take bytes from a scratch area, whole cache lines. */
-static inline void *take(char **from, size_t bytes)
-{
-    char *at = *from;
-    *from += (bytes + 63) & ~(size_t)63;
-    return at;
-}
-
-static inline size_t lines(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 #endif

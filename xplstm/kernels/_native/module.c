@@ -1,8 +1,8 @@
-/* The extension module: arguments, threads, and which instruction set runs. Shapes are checked before, in native.py;
-   here every buffer's length is held against them once more. */
+/* The extension module: arguments, threads, and which instruction set runs. Shapes are checked before, in
+   native.py; here every buffer's length is held against them once more. */
 #define PY_SSIZE_T_CLEAN
 #include <pyconfig.h>
-#ifndef Py_GIL_DISABLED  /* without the global lock Python has no stable ABI yet */
+#ifndef Py_GIL_DISABLED /* without the global lock Python has no stable ABI yet */
 #define Py_LIMITED_API 0x030B0000
 #endif
 #include <Python.h>
@@ -36,7 +36,7 @@ static int runs_here(const Engine *engine)
 
 static const Engine *const ENGINES[] = {
 #if defined(__x86_64__)
-    &avx512_engine_f32, &avx512_engine_f64, &avx2_engine_f32, &avx2_engine_f64,
+    &avx512_engine_f32,   &avx512_engine_f64,   &avx2_engine_f32, &avx2_engine_f64,
 #endif
     &baseline_engine_f32, &baseline_engine_f64,
 };
@@ -75,21 +75,23 @@ static Py_buffer *open_view(Views *v, PyObject *array, int flags)
     return &v->view[v->count++];
 }
 
-/* The data of a C-contiguous array of `count` numbers; NULL, without an error, for None. */
+/* The address of a C-contiguous array of `count` numbers, copied to the pointer at `to`, of whatever type
+   that is; NULL, without an error, for None. */
 static int get(Views *v, PyObject *array, Size count, size_t size, int writable, void *to)
 {
-    *(void **)to = NULL;
-    if (array == Py_None)
+    if (array == Py_None) {
+        memset(to, 0, sizeof(void *));
         return 0;
+    }
     Py_buffer *view = open_view(v, array, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE);
     if (!view)
         return -1;
     if ((size_t)view->len != (size_t)count * size) {
-        PyErr_Format(PyExc_ValueError, "an array has %zd bytes where %zd numbers of %zu bytes were expected", view->len,
-                     (Py_ssize_t)count, size);
+        PyErr_Format(PyExc_ValueError, "an array has %zd bytes where %zd numbers of %zu bytes were expected",
+                     view->len, (Py_ssize_t)count, size);
         return -1;
     }
-    *(void **)to = view->buf;
+    memcpy(to, &view->buf, sizeof view->buf);
     return 0;
 }
 
@@ -97,9 +99,10 @@ static int get(Views *v, PyObject *array, Size count, size_t size, int writable,
 static int check_size(Size a, Size b, Size c, Size d)
 {
     Size n;
-    if (a < 0 || b < 0 || c < 0 || d < 0 || __builtin_mul_overflow(a, b, &n) || __builtin_mul_overflow(n, c, &n)
-        || __builtin_mul_overflow(n, d, &n) || n > PTRDIFF_MAX / 64) {
-        PyErr_Format(PyExc_OverflowError, "sizes %zd, %zd, %zd, %zd make an array that no memory holds", a, b, c, d);
+    if (a < 0 || b < 0 || c < 0 || d < 0 || __builtin_mul_overflow(a, b, &n)
+        || __builtin_mul_overflow(n, c, &n) || __builtin_mul_overflow(n, d, &n) || n > PTRDIFF_MAX / 64) {
+        PyErr_Format(PyExc_OverflowError, "sizes %zd, %zd, %zd, %zd make an array that no memory holds", a, b,
+                     c, d);
         return -1;
     }
     return 0;
@@ -128,8 +131,8 @@ static PyObject *pack(PyObject *self, PyObject *args)
     PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *room;
     Size I, H, proj;
     int threads;
-    if (!PyArg_ParseTuple(args, "ssnnnOiOOOOO", &isa, &dtype, &I, &H, &proj, &room, &threads, &ih, &hh, &bias_ih, &bias_hh,
-                          &hr))
+    if (!PyArg_ParseTuple(args, "ssnnnOiOOOOO", &isa, &dtype, &I, &H, &proj, &room, &threads, &ih, &hh,
+                          &bias_ih, &bias_hh, &hr))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
     if (!engine || check_size(H, 8, I > H ? I : H, (Size)engine->size * engine->lanes))
@@ -138,7 +141,11 @@ static PyObject *pack(PyObject *self, PyObject *args)
     if (!held)
         return PyErr_NoMemory();
     Packed *p = &held->packed;
-    *p = (Packed){.engine = engine, .I = I, .H = H, .P = proj ? proj : H, .projected = proj != 0,
+    *p = (Packed){.engine = engine,
+                  .I = I,
+                  .H = H,
+                  .P = proj ? proj : H,
+                  .projected = proj != 0,
                   .biased = bias_ih != Py_None};
     Views v = {.count = 0};
     Weights w;
@@ -147,7 +154,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
         || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
         || get(&v, hr, p->P * H, size, 0, &w.hr))
         goto failed;
-    size_t bytes = engine->packed_size(p);
+    size_t bytes = engine->place(p, NULL);
     PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
     if (!memory)
         goto failed;
@@ -192,7 +199,8 @@ static int get_packed(PyObject *tuple, PyObject *reverse, const Packed **packed,
 }
 
 /* x of any strides whose features follow each other. */
-static int get_x(Views *v, PyObject *array, Size I, size_t size, const void **x, Size *T, Size *B, Size *step, Size *row)
+static int get_x(Views *v, PyObject *array, Size I, size_t size, const void **x, Size *T, Size *B, Size *step,
+                 Size *row)
 {
     Py_buffer *view = open_view(v, array, PyBUF_STRIDES);
     if (!view)
@@ -216,7 +224,8 @@ static int get_valid(Views *v, PyObject *lengths, PyObject *mask, Size T, Size B
     return get(v, lengths, B, sizeof(int32_t), 0, &valid->lengths) || get(v, mask, T * B, 1, 0, &valid->mask);
 }
 
-static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *const *p, Size T, Size B, Kept *kept)
+static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *const *p, Size T, Size B,
+                    Kept *kept)
 {
     size_t size = p[0]->engine->size;
     for (int d = 0; d < directions; d++) {
@@ -237,8 +246,8 @@ static PyObject *forward(PyObject *self, PyObject *args)
     (void)self;
     PyObject *packed, *reverse, *x, *h_0, *c_0, *lengths, *mask, *y, *h_n, *c_n, *kept;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOOi", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &x, &h_0, &c_0, &lengths,
-                          &mask, &y, &h_n, &c_n, &kept, &threads))
+    if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOOi", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &x, &h_0,
+                          &c_0, &lengths, &mask, &y, &h_n, &c_n, &kept, &threads))
         return NULL;
     Forward f = {.T = 0};
     Views v = {.count = 0};
@@ -283,9 +292,9 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
             || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOO", &dih, &dhh, &dbias, &dhr)
             || get(v, ih, 4 * p->H * p->I, size, 0, &f->weight_ih[d])
             || get(v, hh, 4 * p->H * p->P, size, 0, &f->weight_hh[d])
-            || get(v, hr, p->P * p->H, size, 0, &f->weight_hr[d]) || get(v, dih, 4 * p->H * p->I, size, 1, &g->ih)
-            || get(v, dhh, 4 * p->H * p->P, size, 1, &g->hh) || get(v, dbias, 4 * p->H, size, 1, &g->bias)
-            || get(v, dhr, p->P * p->H, size, 1, &g->hr))
+            || get(v, hr, p->P * p->H, size, 0, &f->weight_hr[d])
+            || get(v, dih, 4 * p->H * p->I, size, 1, &g->ih) || get(v, dhh, 4 * p->H * p->P, size, 1, &g->hh)
+            || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->H, size, 1, &g->hr))
             return -1;
     }
     return 0;
@@ -295,11 +304,12 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
 static PyObject *backward(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *packed, *reverse, *weights, *x, *h_0, *lengths, *mask, *dy, *kept, *dx, *dh_0, *dc_0, *gradients;
+    PyObject *packed, *reverse, *weights, *x, *h_0, *lengths, *mask, *dy, *kept, *dx, *dh_0, *dc_0,
+        *gradients;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &PyTuple_Type,
-                          &weights, &x, &h_0, &lengths, &mask, &dy, &PyTuple_Type, &kept, &dx, &dh_0, &dc_0, &PyTuple_Type,
-                          &gradients, &threads))
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse,
+                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &dy, &PyTuple_Type, &kept, &dx,
+                          &dh_0, &dc_0, &PyTuple_Type, &gradients, &threads))
         return NULL;
     Backward f = {.T = 0};
     Views v = {.count = 0};
@@ -313,7 +323,8 @@ static PyObject *backward(PyObject *self, PyObject *args)
         goto failed;
     Size D = f.directions, T = f.T, B = f.B;
     if (get(&v, h_0, D * B * p->P, size, 0, &f.h_0) || get_valid(&v, lengths, mask, T, B, &f.valid)
-        || get(&v, dy, T * B * D * p->P, size, 0, &f.dy) || get_kept(&v, kept, f.directions, f.packed, T, B, f.kept)
+        || get(&v, dy, T * B * D * p->P, size, 0, &f.dy)
+        || get_kept(&v, kept, f.directions, f.packed, T, B, f.kept)
         || get(&v, dx, T * B * p->I, size, 1, &f.dx) || get(&v, dh_0, D * B * p->P, size, 1, &f.dh_0)
         || get(&v, dc_0, D * B * p->H, size, 1, &f.dc_0) || get_directions(&v, weights, gradients, &f))
         goto failed;
@@ -363,7 +374,7 @@ static PyObject *apply(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* isas(): (name, whether multiply-adds are fused) of each set of instructions that runs here, fastest first. */
+/* isas(): (name, whether multiply-adds are fused) of each instruction set that runs here, fastest first. */
 static PyObject *isas(PyObject *self, PyObject *unused)
 {
     (void)self;

@@ -13,12 +13,11 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
     .lanes = LANES,
     .rows = ROWS,
     .fused = FUSED,
-    .packed_size = NAME(packed_size),
     .place = NAME(place),
     .pack = NAME(pack),
     .forward_scratch = NAME(forward_scratch),
     .forward = NAME(forward),
-    .backward_packed = NAME(backward_packed),
+    .place_backward = NAME(place_backward),
     .pack_backward = NAME(pack_backward),
     .backward_scratch = NAME(backward_scratch),
     .walk_back = NAME(walk_back),
@@ -26,6 +25,11 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
     .apply = NAME(apply),
 };
 
+#undef Walk
+#undef Back
+#undef Products
+#undef Sum
+#undef SumScratch
 #undef load
 #undef store
 #undef load_part

@@ -54,15 +54,17 @@ static struct {
     pthread_mutex_t owner, lock;
     pthread_cond_t wake;
     int started, registered;
-    int seen[MAX_THREADS];   /* the job before the first that a thread takes part in */
-    atomic_int job;          /* counts up with every job */
+    int seen[MAX_THREADS]; /* the job before the first that a thread takes part in */
+    atomic_int job;        /* counts up with every job */
     atomic_int asleep, running;
-    atomic_int members;      /* of the job */
+    atomic_int members; /* of the job */
     Work work;
     void *context;
-    _Atomic(void *) memory;  /* NULL or `bytes` long at every instant: a fork may copy it at any */
+    _Atomic(void *) memory; /* NULL or `bytes` long at every instant: a fork may copy it at any */
     atomic_size_t bytes;
-} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool = {.owner = PTHREAD_MUTEX_INITIALIZER,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER};
 
 /* In the child of a fork there is one thread, whatever the others were doing. */
 static void forget_threads(void)

@@ -18,9 +18,9 @@ void barrier_wait(Barrier *b);
 /* Run work(context, k) for k in [0, threads), k = 0 on the calling thread. */
 typedef void (*Work)(void *context, int k);
 
-/* How many threads of at most `wanted` there are for the caller, who has them until pool_release: 1 while another has
-   them, or where none can be started. A negative number asks for at most its magnitude, and for no more threads than
-   there are processors for this thread now. */
+/* How many threads of at most `wanted` there are for the caller, who has them until pool_release: 1 while
+   another has them, or where none can be started. A negative number asks for at most its magnitude, and for
+   no more threads than there are processors for this thread now. */
 int pool_acquire(int wanted);
 void pool_run(Work work, void *context, int threads);
 void pool_release(void);

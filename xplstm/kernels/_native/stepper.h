@@ -1,5 +1,5 @@
-/* One step of all layers from Python, for streams: arrays are looked at once, and anything out of the ordinary is left to
-   the caller, who has the words for it. */
+/* One step of all layers from Python, for streams: arrays are looked at once, and anything out of the
+   ordinary is left to the caller, who has the words for it. */
 
 #define STEPPER "xplstm.kernels._engine.Stepper"
 
@@ -10,10 +10,10 @@ enum { RESULTS = 3 };
 
 typedef struct Stepper {
     PyObject *handles, *array, *dtype, *empty, *state;
-    PyObject *one[2][RESULTS];  /* arguments of `empty` for a row without and with the axis of rows */
+    PyObject *one[2][RESULTS]; /* arguments of `empty` for a row without and with the axis of rows */
     const Packed **packed;
-    void *zeros;                /* a row's first h or c */
-    Size layers, work;          /* of a row: multiply-adds */
+    void *zeros;       /* a row's first h or c */
+    Size layers, work; /* of a row: multiply-adds */
     int threads;
     char format;
 } Stepper;
@@ -42,11 +42,12 @@ static PyObject *shape_of(const Stepper *s, int result, int batched, Size B)
     Size layers = s->layers, n = result == 2 ? s->packed[0]->H : s->packed[0]->P;
     if (result == 0)
         return batched ? Py_BuildValue("((nn)O)", B, n, s->dtype) : Py_BuildValue("((n)O)", n, s->dtype);
-    return batched ? Py_BuildValue("((nnn)O)", layers, B, n, s->dtype) : Py_BuildValue("((nn)O)", layers, n, s->dtype);
+    return batched ? Py_BuildValue("((nnn)O)", layers, B, n, s->dtype)
+                   : Py_BuildValue("((nn)O)", layers, n, s->dtype);
 }
 
 /* A new array and its memory. */
-static PyObject *make(const Stepper *s, Views *v, int result, int batched, Size B, void *to)
+static PyObject *make(const Stepper *s, Views *v, int result, int batched, Size B, char **to)
 {
     PyObject *arguments = B == 1 ? s->one[batched][result] : shape_of(s, result, batched, B);
     PyObject *array = arguments ? PyObject_Call(s->empty, arguments, NULL) : NULL;
@@ -54,7 +55,7 @@ static PyObject *make(const Stepper *s, Views *v, int result, int batched, Size 
         Py_XDECREF(arguments);
     Py_buffer *view = array ? open_view(v, array, PyBUF_WRITABLE) : NULL;
     if (view)
-        *(void **)to = view->buf;
+        *to = view->buf;
     else
         Py_CLEAR(array);
     return array;
@@ -81,17 +82,29 @@ static const char *part(const Stepper *s, Views *v, PyObject *state, int k, int 
         return B == 1 ? s->zeros : NULL;
     Py_buffer *view = plain(s, v, PyTuple_GetItem(state, k), 2 + batched);
     Size n = k ? s->packed[0]->H : s->packed[0]->P;
-    int fits = view && view->shape[0] == s->layers && (!batched || view->shape[1] == B) && view->shape[1 + batched] == n;
+    int fits = view && view->shape[0] == s->layers && (!batched || view->shape[1] == B)
+               && view->shape[1 + batched] == n;
     return fits ? view->buf : NULL;
 }
 
-static int run_layers(const Stepper *s, Size B, const void *x, const char *h, const char *c, void *y, char *h_n, char *c_n)
+static int run_layers(const Stepper *s, Size B, const void *x, const char *h, const char *c, void *y,
+                      char *h_n, char *c_n)
 {
     for (Size layer = 0; layer < s->layers; layer++) {
         const Packed *p = s->packed[layer];
-        size_t size = p->engine->size, h_at = (size_t)(layer * B * p->P) * size, c_at = (size_t)(layer * B * p->H) * size;
-        Forward f = {.packed = {p}, .directions = 1, .T = 1, .B = B, .x = x, .x_row = p->I, .h_0 = h + h_at,
-                     .c_0 = c + c_at, .y = y, .h_n = h_n + h_at, .c_n = c_n + c_at};
+        size_t size = p->engine->size, h_at = (size_t)(layer * B * p->P) * size,
+               c_at = (size_t)(layer * B * p->H) * size;
+        Forward f = {.packed = {p},
+                     .directions = 1,
+                     .T = 1,
+                     .B = B,
+                     .x = x,
+                     .x_row = p->I,
+                     .h_0 = h + h_at,
+                     .c_0 = c + c_at,
+                     .y = y,
+                     .h_n = h_n + h_at,
+                     .c_n = c_n + c_at};
         if (run_forward(&f, s->threads))
             return -1;
         x = h_n + h_at;
@@ -124,7 +137,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
         PyErr_SetString(PyExc_TypeError, "step takes 2 arguments");
         return NULL;
     }
-    Views v;  /* not a field of it is worth zeroing */
+    Views v; /* not a field of it is worth zeroing */
     v.count = 0;
     PyObject *state = args[1], *results[RESULTS] = {NULL, NULL, NULL};
     int known = state == Py_None || (PyObject *)Py_TYPE(state) == s->state
@@ -159,9 +172,11 @@ other:
     Py_RETURN_NONE;
 }
 
-static PyMethodDef STEP = {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, "One step of all layers."};
+static PyMethodDef STEP = {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL,
+                           "One step of all layers."};
 
-/* stepper(packed, threads, array, dtype, empty, state): a function of x and (h, c) for layers of one direction. */
+/* stepper(packed, threads, array, dtype, empty, state): a function of x and (h, c) for layers of one
+   direction. */
 static PyObject *stepper(PyObject *self, PyObject *args)
 {
     (void)self;

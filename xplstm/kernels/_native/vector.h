@@ -1,4 +1,5 @@
-/* One vector of REAL for the instruction set ISA; included once for each of both. Undefines what it is given anew. */
+/* One vector of REAL for the instruction set ISA; included once for each of both. Undefines what it is given
+   anew. */
 
 #undef V
 #undef VI
@@ -62,7 +63,10 @@ INLINE V NAME(less)(V a, V b, V yes, V no)
 {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), no, yes);
 }
-INLINE V NAME(negative)(V a, V yes, V no) { return _mm512_mask_blend_pd(_mm512_movepi64_mask((__m512i)a), no, yes); }
+INLINE V NAME(negative)(V a, V yes, V no)
+{
+    return _mm512_mask_blend_pd(_mm512_movepi64_mask((__m512i)a), no, yes);
+}
 #elif VECTOR_BYTES == 64
 INLINE V NAME(all)(REAL x) { return _mm512_set1_ps(x); }
 INLINE V NAME(fma)(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
@@ -71,18 +75,27 @@ INLINE V NAME(less)(V a, V b, V yes, V no)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
-INLINE V NAME(negative)(V a, V yes, V no) { return _mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)a), no, yes); }
+INLINE V NAME(negative)(V a, V yes, V no)
+{
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)a), no, yes);
+}
 #elif VECTOR_BYTES == 32 && DOUBLE
 INLINE V NAME(all)(REAL x) { return _mm256_set1_pd(x); }
 INLINE V NAME(fma)(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
 INLINE V NAME(fnma)(V a, V b, V c) { return _mm256_fnmadd_pd(a, b, c); }
-INLINE V NAME(less)(V a, V b, V yes, V no) { return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ)); }
+INLINE V NAME(less)(V a, V b, V yes, V no)
+{
+    return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
+}
 INLINE V NAME(negative)(V a, V yes, V no) { return _mm256_blendv_pd(no, yes, a); }
 #elif VECTOR_BYTES == 32
 INLINE V NAME(all)(REAL x) { return _mm256_set1_ps(x); }
 INLINE V NAME(fma)(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE V NAME(fnma)(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
-INLINE V NAME(less)(V a, V b, V yes, V no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+INLINE V NAME(less)(V a, V b, V yes, V no)
+{
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 INLINE V NAME(negative)(V a, V yes, V no) { return _mm256_blendv_ps(no, yes, a); }
 #else
 INLINE V NAME(all)(REAL x)
