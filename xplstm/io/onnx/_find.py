@@ -12,8 +12,10 @@ from xplstm._errors import FormatError, XplstmError
 from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.io._contents import Contents, Found
+from xplstm.io.onnx._entry import Entry, entry_of, fit_together
+from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import Graph, Node, dotted
-from xplstm.io.onnx._model import padded, weight_names, why_not_node
+from xplstm.io.onnx._model import weight_names, why_not_node
 from xplstm.io.onnx._operator import (
     OPERATORS,
     REVERSE,
@@ -39,22 +41,73 @@ class Layer(NamedTuple):
     attributes: Attributes
 
 
+class Part(NamedTuple):
+    """A recurrent node, and what was found of it."""
+
+    node: Node
+    prefix: str
+    layer: Layer | None
+    entry: Entry | None
+    problem: str | None
+
+
 def in_graph(contents: Contents, graph: Graph) -> list[Found]:
-    """Every recurrent node; those that stand one upon the other, together."""
+    """Return every recurrent node as a network; those of which one is given the other's output, together."""
+    try:
+        return _in_scope(contents, graph)
+    except BudgetError as error:
+        return [Found("", "onnx", "LSTM", {}, "", (), dict, str(error))]
+
+
+def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
     trace = Trace(graph)
-    nodes = {node.outputs[0]: node for node in graph.nodes if node.op in OPERATORS and node.outputs}
-    below = {Y: _below(trace, nodes, node) for Y, node in nodes.items()}
-    # An output that several recurrent nodes take is the end of its stack.
-    claims = Counter(under[0] for under in below.values() if under is not None)
-    stacks: dict[str, tuple[list[Node], list[str]]] = {}
-    for Y, node in nodes.items():
-        under = below[Y]
+    parts = _parts(contents, trace)
+    below = [_below(trace, parts, part) for part in parts]
+    # An output that several recurrent nodes are given is the end of its stack.
+    claims = Counter(under[0] for under in below if under is not None)
+    stacks: dict[int, tuple[list[Part], list[str]]] = {}
+    for k, (part, under) in enumerate(zip(parts, below, strict=True)):
         if under is not None and claims[under[0]] == 1 and under[0] in stacks:
-            stack, merges = stacks.pop(under[0])
-            stacks[Y] = ([*stack, node], [*merges, under[1]])
-        else:
-            stacks[Y] = ([node], [])
-    return [one for stack, merges in stacks.values() for one in _apart(contents, trace, stack, merges)]
+            lower, merges = stacks[under[0]]
+            if fit_together([p.entry for p in (*lower, part) if p.entry]):
+                del stacks[under[0]]
+                stacks[k] = ([*lower, part], [*merges, under[1]])
+                continue
+        stacks[k] = ([part], [])
+    found = [one for stack, merges in stacks.values() for one in _apart(contents, trace, stack, merges)]
+    return found
+
+
+def _parts(contents: Contents, trace: Trace) -> list[Part]:
+    """Return every recurrent node, with what is wrong with it alone."""
+    parts: list[Part] = []
+    names = Counter(_prefix(node) for node in trace.graph.nodes if node.op in OPERATORS)
+    known: dict[str, bool] = {}
+    for node in (n for n in trace.graph.nodes if n.op in OPERATORS):
+        prefix = _prefix(node)
+        if names[prefix] > 1:  # two nodes of one name: outputs have names of their own
+            prefix = dotted(next(filter(None, node.outputs), "")) or prefix
+        layer, entry, problem = _of_node(node), None, None
+        if isinstance(layer, str):
+            parts.append(Part(node, prefix, None, None, layer))
+            continue
+        shapes = [contents.tensors[n].shape if n in contents.tensors else () for n in layer.names[:2]]
+        if all(len(shape) == 3 for shape in shapes):
+            (D, _, I), (_, _, H) = shapes
+            try:
+                entry = entry_of(trace, node, D, H, I, known)
+            except BudgetError:
+                raise
+            except FormatError as error:
+                problem = str(error)
+            if node.outputs and node.outputs[0]:
+                known[node.outputs[0]] = entry is not None and entry.batch_first is False
+        parts.append(Part(node, prefix, layer, entry, problem))
+    return parts
+
+
+def _prefix(node: Node) -> str:
+    return dotted(node.name) or dotted(next(filter(None, node.outputs), ""))
 
 
 def in_arrays(contents: Contents) -> list[Found]:
@@ -88,35 +141,38 @@ def _of_arrays(contents: Contents, prefix: str) -> Layer:
     return Layer(kind, names, Attributes("bidirectional" if W[:1] == (2,) else "forward"))
 
 
-def _below(trace: Trace, nodes: dict[str, Node], node: Node) -> tuple[str, str] | None:
-    """The output of the node that this one stands upon, and how its directions were merged; or None."""
-    origin = trace.origin(node.inputs[0]) if node.inputs else None
-    if origin is None or origin[0] not in nodes:
+def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] | None:
+    """Return which part this one is given the output of, and how its directions were merged; or None."""
+    node = part.node
+    path = trace.path(node.inputs[0]) if node.inputs and part.layer else None
+    k = next(
+        (k for k, p in enumerate(parts) if path and path.start and p.node.outputs[0] == path.start), None
+    )
+    if path is None or k is None or parts[k].problem or part.problem:
         return None
-    under = nodes[origin[0]]
+    under = parts[k].node
     alike = under.op == node.op and under.attributes == node.attributes
     alike = alike and [bool(n) for n in weight_names(under)] == [bool(n) for n in weight_names(node)]
     shape = trace.graph.constants[under.inputs[2]].shape if under.inputs[2] in trace.graph.constants else ()
-    if not alike or why_not_node(under) or len(shape) != 3:
+    if not alike or len(shape) != 3 or not trace.is_alone(path.start, path.nodes, node):
         return None
     layout = under.attributes.get("layout", 0)
-    merge = trace.merge_after(origin[0], shape[0], shape[2], node.inputs[0], layout)
-    return None if merge in (None, "none") else (origin[0], str(merge))
+    merge = trace.merge_after(path.start, shape[0], shape[2], node.inputs[0], layout)
+    return None if merge in (None, "none") else (k, str(merge))
 
 
-def _apart(contents: Contents, trace: Trace, stack: list[Node], merges: list[str]) -> list[Found]:
-    """One network, or several where one cannot say what the graph does between its layers."""
-    layers = [_of_node(node) for node in stack]
-    last = _last_merge(contents, trace, stack[-1], layers[-1])
+def _apart(contents: Contents, trace: Trace, stack: list[Part], merges: list[str]) -> list[Found]:
+    """Return one network, or several where one cannot say what the graph does between its layers."""
+    last = _last_merge(contents, trace, stack[-1].node, stack[-1].layer)
     ways = {*merges, last or (merges or ["concat"])[-1]}
     if len(ways) > 1 and ways != {"concat", "none"}:
-        return [_in_graph(contents, trace, [n], [k], "concat") for n, k in zip(stack, layers, strict=True)]
-    return [_in_graph(contents, trace, stack, layers, "none" if "none" in ways else ways.pop())]
+        return [_network(contents, [part], "concat") for part in stack]
+    return [_network(contents, stack, "none" if "none" in ways else ways.pop())]
 
 
-def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | str) -> str | None:
+def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | None) -> str | None:
     """How the directions stand in an output of the model, if one is made of this node's alone."""
-    if isinstance(layer, str) or layer.attributes.direction != "bidirectional":
+    if layer is None or layer.attributes.direction != "bidirectional":
         return None
     shape = contents.tensors[layer.names.R].shape if layer.names.R in contents.tensors else ()
     if len(shape) != 3 or shape[0] != 2:
@@ -140,30 +196,21 @@ def _of_node(node: Node) -> Layer | str:
     )
 
 
-def _in_graph(
-    contents: Contents, trace: Trace, stack: Sequence[Node], layers: Sequence[Layer | str], merge: str
-) -> Found:
-    """The network of some nodes."""
-    prefix = dotted(stack[0].name) or dotted(stack[0].outputs[0])
-    wrong = next((layer for layer in layers if isinstance(layer, str)), None)
-    good = [layer for layer in layers if isinstance(layer, Layer)]
-    if wrong is not None:
-        return Found(prefix, "onnx", stack[0].op, {}, "rows i, o, f, c", (), dict, wrong)
-    for node in stack:
-        for name in padded(node)[5:7]:
-            if trace.own_start(name):
-                wrong = (
-                    f"the {node.label} begins with a state of the model's own, {name!r}: pass it at a call"
-                )
-    shape = contents.tensors[good[0].names.W].shape if good[0].names.W in contents.tensors else ()
-    layout = good[0].attributes.layout
-    first = trace.batch_first(stack[0].inputs[0], shape[2], layout) if len(shape) == 3 else bool(layout)
-    options = {} if merge == "concat" else {"merge": merge}
+def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
+    """Return the network of some nodes, or why there is none."""
+    first = stack[0]
+    prefix, layers = first.prefix, [part.layer for part in stack if part.layer is not None]
+    problem = next((part.problem for part in stack if part.problem), None)
+    if not layers:
+        return Found(prefix, "onnx", first.node.op, {}, "", (), dict, problem)
+    options: dict[str, Any] = {} if merge == "concat" else {"merge": merge}
+    batch_first = first.entry.batch_first if first.entry else False
     try:
-        options |= _variant(good[0]) | ({"batch_first": True} if first else {})
+        options |= _variant(layers[0]) | ({"batch_first": True} if batch_first else {})
     except XplstmError as error:
-        wrong = str(error)
-    return _found(contents, prefix, good, options, wrong)
+        problem = str(error)
+    found = _found(contents, prefix, layers, options, problem)
+    return found._replace(untold=("batch_first",)) if batch_first is None else found
 
 
 def _found(
@@ -179,6 +226,7 @@ def _found(
     problem = (
         problem or _unreadable(contents, names) or _misfit(contents, layers, options.get("merge", "concat"))
     )
+    names = tuple(name for name in names if name in contents.tensors)
     told = {} if problem else _sizes(contents, layers) | options
     return Found(prefix, "onnx", kind, told, gates, names, partial(_params, contents, layers), problem)
 

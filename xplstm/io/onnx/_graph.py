@@ -36,6 +36,16 @@ DTYPES = {
 OLDEST_OPSET = 7
 
 
+# Letters of a name that a message shows.
+SHOWN_NAME = 120
+
+
+def brief(name: str) -> str:
+    """Return a name for a message: printable, and not longer than one can read."""
+    text = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}..."
+    return shown(text)
+
+
 class Node(NamedTuple):
     """One operation; an input or output that is left out is ""."""
 
@@ -50,11 +60,8 @@ class Node(NamedTuple):
     def label(self) -> str:
         """How errors call it."""
         made = next((name for name in self.outputs if name), "nothing")
-        return (
-            f"{self.op} node {shown(self.name)!r}"
-            if self.name
-            else f"{self.op} node that makes {shown(made)!r}"
-        )
+        name = f"{brief(self.name)!r}" if self.name else f"that makes {brief(made)!r}"
+        return f"{brief(self.op)} node {name}"
 
 
 class Input(NamedTuple):
@@ -75,6 +82,10 @@ class Graph(NamedTuple):
     nodes: tuple[Node, ...]
     constants: Mapping[str, Tensor]
     """The initialisers."""
+    size: int = 0
+    """Bytes of the model, those of its other files included."""
+    captured: frozenset[str] = frozenset()
+    """Values that the graphs inside of its nodes use."""
 
 
 def read_model(path: str) -> Any:
@@ -129,12 +140,12 @@ def _graph(model: Any, where: str) -> Graph:
         constants[name] = tensor_of(where, name, tensor)
     for sparse in graph.sparse_initializer:
         name = text(where, sparse.values.name)
-        constants[name] = _unreadable(where, name, "is sparse")
+        constants[name] = refusal(where, name, "is sparse")
     nodes, made = lifted([as_node(where, node) for node in graph.node])
     inputs = tuple(_input(where, value) for value in graph.input)
     outputs = tuple(text(where, value.name) for value in graph.output)
     _check_names(where, [i.name for i in inputs], constants, made, nodes, outputs)
-    return Graph(where, _opset(where, model), inputs, outputs, nodes, constants | made)
+    return Graph(where, _opset(where, model), inputs, outputs, nodes, constants | made, model.ByteSize())
 
 
 def text(where: str, value: Any) -> str:
@@ -261,9 +272,9 @@ def _written(number: float) -> float:
 def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     """A TensorProto: that it holds as many numbers as it says is looked at now, what it holds later."""
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-        return _unreadable(where, name, "stands in another file; save the model with its tensors inside")
+        return refusal(where, name, "stands in another file; save the model with its tensors inside")
     if tensor.data_type not in DTYPES:
-        return _unreadable(where, name, f"has data type {tensor.data_type}, which no array here can have")
+        return refusal(where, name, f"has data type {tensor.data_type}, which no array here can have")
     dtype, field = DTYPES[tensor.data_type]
     shape = tuple(tensor.dims)
     raw = tensor.HasField("raw_data")
@@ -276,7 +287,7 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     return Tensor(shape, dtype, partial(_array_of, where, name, tensor, dtype, shape))
 
 
-def _unreadable(where: str, name: str, why: str) -> Tensor:
+def refusal(where: str, name: str, why: str) -> Tensor:
     """A tensor that is refused when it is asked for."""
 
     def refuse() -> Any:

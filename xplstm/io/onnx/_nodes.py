@@ -249,6 +249,59 @@ def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
     return Operation(run, range(1, 1000))
 
 
+def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    """Divide; of integers towards zero, as C does."""
+    xp, (a, b) = _together(place, *values)
+    if not _array.dtype_name(a.dtype).startswith(("int", "uint")):
+        return [a / b]
+    quotient = xp.abs(a) // xp.abs(b)
+    return [xp.where((a < 0) != (b < 0), -1 * quotient, quotient)]
+
+
+def _tile(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a, repeats = values[0], _numbers(values[1])
+    if len(repeats) != a.ndim or min(repeats, default=0) < 0:
+        msg = f"the {node.label} has repeats {repeats}, and its input {a.ndim} axes"
+        raise ShapeError(msg)
+    return [_array.namespace(a, "data").tile(a, tuple(repeats))]
+
+
+def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """``(x - zero_point) * scale``, both one number or one for each place along an axis."""
+    a, scale, zero = [*values, None][:3]
+    scale = _array.to_numpy(scale)
+    axis = _axis(node, node.attributes.get("axis", 1), a.ndim) if scale.size > 1 else 0
+    if scale.ndim > 1 or (scale.size > 1 and scale.shape[0] != a.shape[axis]):
+        msg = f"the {node.label} has a scale of shape {scale.shape}, and its input {tuple(a.shape)}"
+        raise ShapeError(msg)
+    along = tuple(scale.size if k == axis else 1 for k in range(a.ndim))
+    whole = _array.to_numpy(a).astype(np.int64)
+    if zero is not None:
+        zero = _array.to_numpy(zero)
+        if zero.size != scale.size:
+            msg = f"the {node.label} has {zero.size} zero points and {scale.size} scales"
+            raise ShapeError(msg)
+        whole = whole - zero.astype(np.int64).reshape(along)
+    return [settled(place, whole.astype(scale.dtype) * scale.reshape(along))]
+
+
+def _reverse_sequence(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Turn round the first steps of each batch entry."""
+    xp, (a, lengths) = _together(place, *values)
+    time, batch = node.attributes.get("time_axis", 0), node.attributes.get("batch_axis", 1)
+    if {time, batch} != {0, 1} or a.ndim < 2 or lengths.shape != (a.shape[batch],):
+        msg = f"the {node.label} has lengths {tuple(lengths.shape)}, and its input {tuple(a.shape)}"
+        raise ShapeError(msg)
+    host = _array.to_numpy(lengths).astype(np.int64)
+    steps = np.arange(a.shape[time], dtype=np.int64)
+    places = np.where(steps < host[:, None], host[:, None] - 1 - steps, steps)
+    entries = [
+        xp.take(a[:, k, ...] if time == 0 else a[k, ...], _array.asarray(places[k], xp, place.device), axis=0)
+        for k in range(a.shape[batch])
+    ]
+    return [xp.stack(entries, axis=batch)]
+
+
 def _takes(
     run: Callable[[Place, Node, list[Any]], list[Array]],
     least: int,
@@ -279,11 +332,47 @@ OPERATIONS = {
     "Cast": _takes(_cast, 1, 1, "saturate", needs="to"),
     "Expand": _takes(_expand, 2, 2),
     "Where": _takes(_where, 3, 3),
+    "Tile": _takes(_tile, 2, 2),
+    "DequantizeLinear": _takes(_dequantize, 2, 3, "axis"),
+    "ReverseSequence": _takes(_reverse_sequence, 2, 2, "batch_axis", "time_axis"),
     "MatMul": _chained(lambda xp, a, b: xp.matmul(a, b)),
     "Add": _chained(lambda _, a, b: a + b),
     "Sub": _chained(lambda _, a, b: a - b),
     "Mul": _chained(lambda _, a, b: a * b),
+    "Div": _takes(_div, 2, 2),
     "Min": _chained(lambda xp, a, b: xp.minimum(a, b)),
     "Max": _chained(lambda xp, a, b: xp.maximum(a, b)),
     "Equal": _chained(lambda _, a, b: a == b),
 }
+
+
+def most_numbers(node: Node, values: list[Any]) -> int:
+    """Return a bound of how many numbers a node makes of NumPy arrays, before it runs."""
+    shapes = [tuple(a.shape) for a in values if a is not None]
+    given = sum(math.prod(shape) for shape in shapes)
+    if node.op == "ConstantOfShape":
+        return _product(_numbers(values[0]))
+    if node.op == "Tile":
+        return given * _product(_numbers(values[1]))
+    if node.op == "Gather":
+        axis = node.attributes.get("axis", 0)
+        along = shapes[0][axis] if -len(shapes[0]) <= axis < len(shapes[0]) else 1
+        return math.prod(shapes[0]) * math.prod(shapes[1]) // max(along, 1)
+    if node.op == "MatMul":
+        return math.prod(shapes[0]) * math.prod(shapes[-1])
+    if node.op == "Expand":
+        shapes = [shapes[0], tuple(max(n, 1) for n in _numbers(values[1]))]
+    if node.op == "Expand" or node.op in BROADCASTING:
+        try:
+            return math.prod(np.broadcast_shapes(*shapes))
+        except ValueError:  # the node itself says what does not fit
+            return given
+    return given
+
+
+def _product(sizes: list[int]) -> int:
+    """Return the product, where a size of 0 counts as 1: the list itself was paid for."""
+    return math.prod(max(abs(n), 1) for n in sizes)
+
+
+BROADCASTING = frozenset({"Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Pow"})

@@ -1,110 +1,211 @@
-"""What stands between the recurrent nodes of a graph: found by following names, understood by trying it out.
+"""Find what a graph does around its recurrent nodes, by following names and by trials.
 
-A path of nodes that only move numbers about is run once on an array of distinct numbers. What comes out says
-what the path does, however it is spelt.
+A path of nodes that move numbers is run once on an array of distinct numbers. The result shows what the path
+does, however it is written. Nothing is taken for harmless because it is not understood.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _merge
+from xplstm import _merge
 from xplstm._errors import XplstmError
+from xplstm.io.onnx._fold import BudgetError, Evaluator
 from xplstm.io.onnx._graph import Graph, Node
 from xplstm.io.onnx._model import why_not_node
-from xplstm.io.onnx._nodes import OPERATIONS, Place
+from xplstm.io.onnx._nodes import OPERATIONS
 from xplstm.io.onnx._operator import OPERATORS
 
-# Between layers there are a handful of nodes, and only small constants. Bounds keep a hostile graph cheap.
+# Between layers there are a handful of nodes, and only small constants.
 LONGEST_PATH = 64
 LARGEST_CONSTANT = 64
-_FOLLOWED = OPERATIONS.keys() - {"ConstantOfShape", "Expand", "MatMul"}
-# Sizes of the arrays that are tried, of time and of the batch, where the nodes have none of their own.
+# Sizes of time and of the batch in trials, where the model has none of its own.
 FREE = (2, 3)
-LARGEST_TRIED = 1 << 22
+LARGEST_TRIED = 1 << 20
+# Operators that only move the numbers of their first input.
+MOVERS = {
+    "Identity",
+    "Cast",
+    "Dropout",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Expand",
+    "Tile",
+    "Slice",
+    "Gather",
+    "Split",
+    "ReverseSequence",
+}
+# Of these, the ones that can drop, repeat or reorder what they move.
+_CHOOSING = {"Slice", "Gather", "Split", "ReverseSequence", "Expand", "Tile"}
+# With one operand that is constant, these change the numbers and keep their places.
+_SCALING = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Where"}
+# These make each place of their output of the same place of their inputs.
+_IN_PLACE = _SCALING | {
+    "Identity",
+    "Cast",
+    "Dropout",
+    "Relu",
+    "Tanh",
+    "Sigmoid",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Softplus",
+    "Softsign",
+    "HardSigmoid",
+    "HardSwish",
+    "Gelu",
+    "Erf",
+    "Sqrt",
+    "Pow",
+    "Clip",
+    "Abs",
+    "Exp",
+    "Neg",
+    "PRelu",
+}
+_MEASURING = {"Shape", "Size"}
+
+
+class Path(NamedTuple):
+    """The one value that another is made of, and how."""
+
+    start: str
+    nodes: tuple[Node, ...]
+    """In the order in which they run."""
+    measured: frozenset[str]
+    """Values of which only the shape is used."""
 
 
 class Trace:
-    """A graph whose names can be followed back."""
+    """A graph whose names can be followed backwards and forwards."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._origins: dict[str, tuple[str, list[Node]] | None] = {}
-        self._makers = {name: k for k, node in enumerate(graph.nodes) for name in node.outputs}
+        self.evaluator = Evaluator(graph)
+        self.inputs = {i.name: i for i in graph.inputs}
+        self.lengths: dict[str, str] = {}
+        """Which input of the model each sequence_lens was proved to be."""
+        self._paths: dict[str, Path | None] = {}
+        self._makers = {name: k for k, node in enumerate(graph.nodes) for name in node.outputs if name}
+        self._users: dict[str, set[int]] = defaultdict(set)
+        for k, node in enumerate(graph.nodes):
+            for name in node.inputs:
+                self._users[name].add(k)
 
-    def origin(self, name: str) -> tuple[str, list[Node]] | None:
-        """The one value that `name` is made of, beside constants, and the nodes that make it; or None."""
-        if name not in self._origins:
-            self._origins[name] = self._followed(name)
-        return self._origins[name]
+    def maker(self, name: str) -> Node | None:
+        """Return the node that makes a value."""
+        return self.graph.nodes[self._makers[name]] if name in self._makers else None
 
-    def _followed(self, name: str) -> tuple[str, list[Node]] | None:
-        """The same, found anew."""
-        wanted, found, origins = [name], set(), set()
+    def is_constant(self, name: str) -> bool:
+        """Tell whether a value depends on initialisers alone."""
+        return name == "" or name in self.evaluator.constant
+
+    def path(self, name: str) -> Path | None:
+        """Return the one value that `name` is made of, constants apart; None if there are several."""
+        if name not in self._paths:
+            self._paths[name] = self._followed(name)
+        return self._paths[name]
+
+    def _followed(self, name: str) -> Path | None:
+        wanted, found, starts, measured = [name], set(), set(), set()
         while wanted:
             one = wanted.pop()
-            k = self._makers.get(one)
-            if one == "" or one in self.graph.constants:
+            if self.is_constant(one):
+                # Its nodes are run with the others: their cost is in the same budget.
+                k = self._makers.get(one)
+                if k is not None and k not in found and one not in self.graph.constants:
+                    found.add(k)
+                    wanted += self.graph.nodes[k].inputs
                 continue
-            if k is None or self.graph.nodes[k].op not in _FOLLOWED or why_not_node(self.graph.nodes[k]):
-                origins.add(one)
-            elif k not in found:
-                found.add(k)
-                wanted += self.graph.nodes[k].inputs
-            if len(found) > LONGEST_PATH or len(origins) > 1:
+            node = self.maker(one)
+            if node is None or node.op not in OPERATIONS or why_not_node(node) or self._is_table(node):
+                starts.add(one)
+            elif self._makers[one] not in found:
+                found.add(self._makers[one])
+                if node.op in _MEASURING:
+                    measured.add(node.inputs[0])
+                else:
+                    wanted += node.inputs
+            if len(found) > LONGEST_PATH or len(starts) > 1:
                 return None
-        return (origins.pop(), [self.graph.nodes[k] for k in sorted(found)]) if origins else None
+        nodes = tuple(self.graph.nodes[k] for k in sorted(found))
+        # Without a start it is made of shapes alone.
+        return (
+            Path(starts.pop() if starts else "", nodes, frozenset(measured)) if starts or measured else None
+        )
 
-    def tried(self, start: str, nodes: list[Node], a: np.ndarray, end: str) -> np.ndarray | None:
-        """What the nodes make of `a`; None if that fails, or takes large constants."""
-        place = Place(_array.named_namespace("numpy"), None, self.graph.opset)
-        values: dict[str, Any] = {"": None, start: a}
-        used = {name for node in nodes for name in node.inputs if name in self.graph.constants}
-        if any(np.prod(self.graph.constants[name].shape) > LARGEST_CONSTANT for name in used):
-            return None
-        try:
-            values |= {name: self.graph.constants[name].array() for name in used}
-            for node in nodes:
-                made = OPERATIONS[node.op].run(place, node, [values[name] for name in node.inputs])
-                values |= dict(zip(node.outputs, made, strict=False))
-        except (
-            XplstmError,
-            ValueError,
-            TypeError,
-        ):  # then these nodes are none of those that stand between layers
-            return None
-        found: np.ndarray = values[end]
-        return found
+    def _is_table(self, node: Node) -> bool:
+        """Tell whether a node is a layer with weights: a look-up in a table, or a product with a matrix."""
+        large = [name for name in node.inputs if self._is_large(name)]
+        return node.op == "MatMul" or (
+            node.op == "Gather" and (bool(large) or self.is_constant(node.inputs[0]))
+        )
 
-    def own_start(self, name: str) -> bool:
-        """Whether `name` is made of constants that are not zero: a state that a model brings along."""
-        wanted, seen = [name], 0
-        while wanted and seen <= LONGEST_PATH:
-            one, seen = wanted.pop(), seen + 1
-            if one in self.graph.constants:
-                tensor = self.graph.constants[one]
-                if tensor.dtype.startswith(("float", "bfloat")) and np.any(np.asarray(tensor.array())):
-                    return True
-            elif one in self._makers:
-                node = self.graph.nodes[self._makers[one]]
-                wanted += node.inputs if node.op == "Concat" else node.inputs[: node.op in _MOVING]
-        return False
+    def _is_large(self, name: str) -> bool:
+        constant = self.graph.constants.get(name)
+        return constant is not None and math.prod(constant.shape) > LARGEST_CONSTANT
+
+    def tried(self, path: Path, a: np.ndarray, end: str) -> np.ndarray | None:
+        """Return what a path makes of `a`; None if that fails, or takes large constants."""
+        if any(self._is_large(name) for node in path.nodes for name in node.inputs):
+            return None
+        for measured in self._measured(path, a):
+            try:
+                made: np.ndarray = self.evaluator.run(path.nodes, {path.start: a, **measured})[end]
+            except BudgetError:
+                raise
+            # Then these nodes are none of those that belong between layers.
+            except (XplstmError, ValueError, TypeError, IndexError):
+                continue
+            return made
+        return None
+
+    def _measured(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Return arrays for the values of which only the shape is used: of this time and batch."""
+        made = {name for node in path.nodes for name in node.outputs} | {path.start}
+        free = path.measured - made
+        if not free:
+            return [{}]
+        if a.ndim < 3:
+            return []
+        shapes = [(a.shape[0], a.shape[-2], 1), (a.shape[-2], a.shape[0], 1)]
+        return [{name: np.zeros(shape, np.float32) for name in free} for shape in shapes]
+
+    def is_alone(self, start: str, path: Iterable[Node], user: Node) -> bool:
+        """Tell whether `start`, and what `path` makes of it, is used for the input X of `user` alone."""
+        inside = [*path]
+        moved = {start, *(name for node in inside if node.op not in _MEASURING for name in node.outputs)}
+        data = {name for name in moved if not self.is_constant(name)}
+        allowed = {id(node) for node in inside}
+        for name in data:
+            if name in self.graph.outputs or name in self.graph.captured or name in user.inputs[1:]:
+                return False
+            others = (self.graph.nodes[k] for k in self._users[name])
+            if any(o is not user and id(o) not in allowed and o.op not in _MEASURING for o in others):
+                return False
+        return True
 
     def merge_after(self, Y: str, D: int, H: int, end: str, layout: int) -> str | None:
-        """How the directions of `Y` stand in `end`, with time or the batch first; None if untold."""
-        origin = self.origin(end)
-        if origin is None or origin[0] != Y:
+        """Return how the directions of `Y` are merged in `end`, in either order of axes; None if unknown."""
+        path = self.path(end)
+        if path is None or path.start != Y:
             return None
         node = self.graph.nodes[self._makers[Y]]
-        T, B = self._sizes(origin[1], node.inputs[0], layout, D * H)
+        T, B = self._sizes(path.nodes, node.inputs[0], layout, D * H)
         y = np.arange(1.0, T * B * D * H + 1, dtype=np.float32).reshape(T, B, D * H)
         apart = y.reshape(T, B, D, H)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
-        made = self.tried(Y, origin[1], given, end)
+        made = self.tried(path, given, end)
         if made is None:
             return None
         for merge, wanted in _ways(y, apart).items():
@@ -113,77 +214,108 @@ class Trace:
                 return merge
         return None
 
-    def _sizes(self, nodes: list[Node], X: str, layout: int, width: int) -> tuple[int, int]:
-        """Sizes of time and batch to try: any, or the model's own where a Reshape may have them in it."""
-        own = self._own_sizes(X, layout) if any(node.op == "Reshape" for node in nodes) else None
+    def _sizes(self, nodes: Iterable[Node], X: str, layout: int, width: int) -> tuple[int, int]:
+        """Return sizes of time and batch for a trial: the model's own where a Reshape may contain them."""
+        own = self.own_sizes(X, layout) if any(node.op == "Reshape" for node in nodes) else None
         return own if own and math.prod(own) * width <= LARGEST_TRIED else FREE
 
-    def _own_sizes(self, X: str, layout: int, depth: int = 0) -> tuple[int, int] | None:
-        """Time and batch of what a recurrent node is given, where the model's input has them fixed."""
-        origin = self.origin(X)
-        shape = self._own_shape(origin[0], depth) if origin else None
-        if origin is None or shape is None or math.prod(shape) > LARGEST_TRIED:
+    def own_sizes(self, X: str, layout: int, depth: int = 0) -> tuple[int, int] | None:
+        """Return time and batch of the input of a recurrent node, where the model fixes them."""
+        path = self.path(X)
+        shape = self._own_shape(path.start, depth) if path else None
+        if path is None or shape is None or math.prod(shape) > LARGEST_TRIED:
             return None
-        made = self.tried(origin[0], origin[1], np.zeros(shape, np.float32), X)
+        made = self.tried(path, np.zeros(shape, np.float32), X)
         if made is None or made.ndim != 3:
             return None
         first, second, _ = made.shape
         return (second, first) if layout else (first, second)
 
     def _own_shape(self, name: str, depth: int) -> tuple[int, ...] | None:
-        """The fixed shape of an input of the model, or of the first output of a recurrent node."""
-        node = self.graph.nodes[self._makers[name]] if name in self._makers else None
+        """Return the fixed shape of an input of the model, or of the first output of a recurrent node."""
+        node = self.maker(name)
         if node is None:
-            shape = next((i.shape for i in self.graph.inputs if i.name == name), None) or ()
+            shape = (self.inputs[name].shape if name in self.inputs else None) or ()
             fixed = tuple(n for n in shape if isinstance(n, int) and n > 0)
             return fixed if fixed and len(fixed) == len(shape) else None
         if node.op not in OPERATORS or name != node.outputs[0] or why_not_node(node) or depth > LONGEST_PATH:
             return None
         layout = node.attributes.get("layout", 0)
-        sizes = self._own_sizes(node.inputs[0], layout, depth + 1)
+        sizes = self.own_sizes(node.inputs[0], layout, depth + 1)
         recurrent = self.graph.constants.get(node.inputs[2])
         if sizes is None or recurrent is None or len(recurrent.shape) != 3:
             return None
         (T, B), (D, _, H) = sizes, recurrent.shape
         return (B, T, D, H) if layout else (T, D, B, H)
 
-    def batch_first(self, X: str, I: int, layout: int) -> bool:
-        """Whether the model is given the batch before time, as far as that can be seen."""
-        origin = self.origin(X)
-        if origin is None or all(i.name != origin[0] for i in self.graph.inputs):
-            return bool(layout)
-        first, second = self._sizes(origin[1], X, 1, I)
-        x = np.arange(first * second * I, dtype=np.float32).reshape(first, second, I)
-        made = self.tried(origin[0], origin[1], x, X)
-        moved = x.swapaxes(0, 1)
-        # Of one step and one row, both ways look alike.
-        if (
-            first * second > 1
-            and made is not None
-            and made.shape == moved.shape
-            and np.array_equal(made, moved)
-        ):
-            return not layout
-        return bool(layout)
+    def moved_from(self, name: str) -> tuple[str, list[Node]]:
+        """Follow first inputs back through nodes that only move numbers: the value before, and the nodes."""
+        nodes: list[Node] = []
+        while len(nodes) <= LONGEST_PATH:
+            node = self.maker(name)
+            if node is None or node.op not in MOVERS or self._is_table(node) or self.is_constant(name):
+                break
+            nodes.append(node)
+            name = node.inputs[0]
+        return name, nodes
 
+    def scaled_from(self, name: str) -> str | None:
+        """Return the input of the model that movers and arithmetic with constants make `name` of, if one."""
+        for _ in range(LONGEST_PATH):
+            node = self.maker(name)
+            if node is None:
+                return name if name in self.inputs else None
+            if node.op not in MOVERS | _SCALING or self._is_table(node):
+                return None
+            data = [one for one in node.inputs if not self.is_constant(one)]
+            if node.op in MOVERS:
+                data = data[:1]
+            if len(data) != 1:
+                return None
+            name = data[0]
+        return None
 
-# What passes the numbers of its first input on.
-_MOVING = {
-    "Identity",
-    "Expand",
-    "Slice",
-    "Gather",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Reshape",
-    "Split",
-    "Cast",
-}
+    def chooses(self, nodes: Iterable[Node]) -> Node | None:
+        """Return the first of some nodes that may drop, repeat or reorder numbers."""
+        return next((node for node in nodes if node.op in _CHOOSING), None)
+
+    def keeps_order(self, name: str, ends: Mapping[str, bool]) -> bool:
+        """Tell whether `name` has the axes of the model's inputs, and nothing on the way moves one.
+
+        `ends` are outputs of recurrent nodes of which the same is known, or not.
+        """
+        wanted, seen = [name], set()
+        while wanted:
+            one = wanted.pop()
+            if self.is_constant(one) or one in seen or ends.get(one):
+                continue
+            seen.add(one)
+            node = self.maker(one)
+            if node is None:
+                if one not in self.inputs or len(seen) > LONGEST_PATH:
+                    return False
+                continue
+            if not self._is_in_place(node) or len(seen) > LONGEST_PATH:
+                return False
+            wanted += node.inputs[:1] if node.op == "Squeeze" else node.inputs
+        return True
+
+    def _is_in_place(self, node: Node) -> bool:
+        """Tell whether a node keeps time and batch where they are."""
+        if node.op == "Gather":
+            return self.is_constant(node.inputs[0]) and node.attributes.get("axis", 0) == 0
+        if node.op == "MatMul":
+            return len(node.inputs) == 2 and self.is_constant(node.inputs[1])
+        if node.op == "LayerNormalization":
+            return node.attributes.get("axis", -1) == -1
+        if node.op == "Squeeze":  # of the directions of Y
+            before = self.maker(node.inputs[0])
+            return before is not None and before.op in OPERATORS
+        return node.op in _IN_PLACE
 
 
 def _ways(y: np.ndarray, apart: np.ndarray) -> Mapping[str, np.ndarray]:
-    """What each merge makes of two directions side by side; of one there is nothing to make."""
+    """Return what each merge makes of two directions; of one there is nothing to merge."""
     if apart.shape[2] == 1:
         return {"concat": y}
     ways = {merge: _merge.forward(merge, y) for merge in ("concat", "sum", "mean", "product")}

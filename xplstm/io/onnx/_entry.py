@@ -1,0 +1,307 @@
+"""Judge what the inputs of a recurrent node are: the sequence, its lengths, and the initial state.
+
+An input passes if it is proved to be what a network of ours is given at a call. Anything else is refused, in
+words that name the node.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from xplstm._errors import FormatError, XplstmError
+from xplstm.io.onnx._fold import BudgetError
+from xplstm.io.onnx._graph import Node, brief
+from xplstm.io.onnx._model import padded
+from xplstm.io.onnx._operator import OPERATORS
+from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MOVERS, Path, Trace
+
+# Zero if all inputs are: these keep zeros.
+_KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
+_PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
+_BETWEEN = {"Identity", "Cast", "Dropout"}
+
+RUN_IT = "xplstm.io.onnx.prepare runs such a model, and xplstm.io.arrays reads its weights"
+
+
+class Start(NamedTuple):
+    """Where an initial state comes from: zeros, or consecutive numbers of an input of the model."""
+
+    name: str = ""
+    """Of the input; "" for zeros."""
+    offset: int = 0
+    length: int = 0
+
+
+class Entry(NamedTuple):
+    """What a recurrent node is given."""
+
+    batch_first: bool | None
+    """None if the graph does not show it."""
+    lengths: str
+    """The model's input with the lengths; "" if there are none."""
+    starts: tuple[Start, Start]
+
+
+class Refused(FormatError):
+    """An input of a node is nothing that a network here can be given."""
+
+
+def entry_of(trace: Trace, node: Node, D: int, H: int, I: int, known: dict[str, bool]) -> Entry:
+    """Judge the inputs of a node; `known` tells of outputs whether time is their first axis for certain."""
+    names = padded(node)
+    first = _batch_first(trace, node, I, known)
+    lengths = _lengths(trace, node, names[4], I)
+    starts = [_start(trace, node, name, D, H) for name in names[5:7]]
+    return Entry(first, lengths, (starts[0], starts[1]))
+
+
+def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bool | None:
+    """Return whether the network is given the batch first; None if the graph does not show it."""
+    layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
+    _, nodes = trace.moved_from(X)
+    swapped = _is_swapped(nodes)
+    source = trace.scaled_from(X)
+    if source is not None:
+        return _from_input(trace, node, source, I, swapped)
+    chooser = next((one for one in nodes if _reorders(trace, one)), None)
+    if chooser is not None:
+        msg = f"the {node.label} is given what the {chooser.label} reversed or reordered"
+        raise Refused(msg)
+    if swapped:
+        return not layout
+    return layout if trace.keeps_order(X, known) else None
+
+
+def _is_swapped(nodes: list[Node]) -> bool:
+    """Tell whether the last node that moves an axis swaps time and the batch."""
+    last = next((node for node in nodes if node.op not in _BETWEEN), None)
+    return last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
+
+
+def _reorders(trace: Trace, node: Node) -> bool:
+    """Tell whether a node may put numbers in another order."""
+    if node.op != "Slice":
+        return node.op in ("Gather", "ReverseSequence")
+    if len(node.inputs) < 5 or not node.inputs[4]:
+        return False
+    steps = node.inputs[4]
+    return not trace.is_constant(steps) or bool(np.min(trace.evaluator.value(steps), initial=1) < 1)
+
+
+def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) -> bool | None:
+    """Return the same of a node whose X is made of one input of the model."""
+    layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
+    path, shape = trace.path(X), trace.inputs[source].shape
+    changed = path is None or path.start != source or any(n.op not in MOVERS for n in _data(trace, X))
+    made = x = None
+    if path is not None and path.start == source and (shape is None or len(shape) == 3):
+        own = tuple(n for n in (shape or ())[:2] if isinstance(n, int) and n > 0)
+        fixed = len(own) == 2 and any(n.op == "Reshape" for n in path.nodes)
+        first, second = own if fixed and math.prod(own) * I <= LARGEST_TRIED else FREE
+        x = np.arange(1.0, first * second * I + 1, dtype=np.float32).reshape(first, second, I)
+        made = trace.tried(path, x, X)
+    if made is not None and x is not None:
+        if made.shape == x.shape and np.array_equal(made, x):
+            return layout
+        moved = x.swapaxes(0, 1)
+        if made.shape == moved.shape and np.array_equal(made, moved):
+            return not layout
+    elif not changed and trace.chooses(trace.moved_from(X)[1]) is None:
+        return not layout if swapped else None
+    msg = (
+        f"the {node.label} is not given {brief(source)!r} as the model is: nodes between them reverse, "
+        f"reorder or change its numbers; {RUN_IT}"
+    )
+    raise Refused(msg)
+
+
+def _data(trace: Trace, name: str) -> list[Node]:
+    """Return the nodes from a value back to an input of the model, along what is not constant."""
+    nodes: list[Node] = []
+    while (node := trace.maker(name)) is not None and len(nodes) <= LONGEST_PATH:
+        nodes.append(node)
+        name = next((one for one in node.inputs if not trace.is_constant(one)), "")
+    return nodes
+
+
+def _lengths(trace: Trace, node: Node, name: str, I: int) -> str:
+    """Return which input of the model tells the lengths; "" if all sequences are whole."""
+    path = trace.path(node.inputs[0])
+    under = trace.maker(path.start) if path else None
+    if under is not None and under.op in OPERATORS and padded(under)[4] == name and name in trace.lengths:
+        return trace.lengths[name]  # both are given the same, and have as many steps
+    leaves = set()
+    wanted, seen = [name] if name else [], 0
+    while wanted:
+        one, seen = wanted.pop(), seen + 1
+        made = trace.maker(one)
+        if one in trace.inputs:
+            leaves.add(one)
+        elif made is not None and made.op == "Min":
+            wanted += made.inputs
+        elif made is not None and made.op in _PASS_ON:
+            wanted.append(made.inputs[0])
+        elif not _is_full(trace, node, one, I):
+            msg = f"the {node.label} has sequence_lens {brief(name)!r}, which the model makes itself"
+            raise Refused(f"{msg}; expected an input of the model, or none: {RUN_IT}")
+        if seen > LONGEST_PATH:
+            msg = f"the {node.label} has sequence_lens {brief(name)!r}, made by too many nodes to follow"
+            raise Refused(msg)
+    if len(leaves) > 1:
+        msg = f"the {node.label} has sequence_lens of several inputs: {', '.join(map(brief, sorted(leaves)))}"
+        raise Refused(msg)
+    trace.lengths[name] = next(iter(leaves), "")
+    return trace.lengths[name]
+
+
+def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
+    """Tell whether lengths are proved to be those of whole sequences."""
+    X, layout = node.inputs[0], node.attributes.get("layout", 0)
+    if trace.is_constant(name):
+        own = trace.own_sizes(X, layout)
+        value = _constant(trace, name)
+        return own is not None and value is not None and bool(np.all(value == own[0]))
+    way, made = trace.path(X), trace.path(name)
+    if way is None or made is None or made.start:
+        return False
+    inside = {way.start, *(one for n in way.nodes for one in n.outputs)}
+    if not made.measured <= inside:
+        return False
+    nodes = {id(n): n for n in (*way.nodes, *made.nodes)}
+    ordered = [n for n in trace.graph.nodes if id(n) in nodes]
+    for first, second in (FREE, FREE[::-1]):
+        whole = Path(way.start, tuple(ordered), frozenset())
+        x = np.zeros((first, second, I), np.float32)
+        found, given = trace.tried(whole, x, name), trace.tried(whole, x, X)
+        if found is None or given is None or given.ndim != 3:
+            return False
+        if not np.all(found == given.shape[1 if layout else 0]):
+            return False
+    return True
+
+
+def _constant(trace: Trace, name: str) -> np.ndarray | None:
+    """Return a value that depends on initialisers alone; None if it cannot be evaluated."""
+    try:
+        return trace.evaluator.value(name)
+    except BudgetError:
+        raise
+    except (XplstmError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
+    """Return where an initial state comes from."""
+    if not name:
+        return Start()
+    layout = bool(node.attributes.get("layout", 0))
+    if name in trace.inputs and name not in trace.graph.constants:
+        return Start(name)
+    if _is_zero(trace, name):
+        shape = _zero_shape(trace, name)
+        wanted = [shape[1] if layout else shape[0], shape[2]] if len(shape) == 3 else list(shape)
+        if shape and wanted != [D, H]:
+            msg = f"the {node.label} has an initial state {brief(name)!r} of shape {shape}, expected "
+            raise Refused(msg + f"{D} directions and hidden_size {H}")
+        return Start()
+    part = _part_of_input(trace, name, D, H, layout)
+    if part is not None:
+        return part
+    what = f"the {node.label} begins with a state of the model's own, {brief(name)!r}"
+    raise Refused(f"{what}, neither zero nor an input of the model: {RUN_IT}")
+
+
+def _is_zero(trace: Trace, name: str) -> bool:
+    """Tell whether a value is proved to be zeros."""
+    wanted, seen = [name], set()
+    while wanted:
+        one = wanted.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if len(seen) > LONGEST_PATH:
+            return False
+        if trace.is_constant(one):
+            value = _constant(trace, one)
+            if value is None or np.any(value):
+                return False
+            continue
+        node = trace.maker(one)
+        if node is None:
+            return False
+        if node.op == "ConstantOfShape":
+            fill = node.attributes.get("value")
+            if fill is not None and np.any(np.asarray(fill.array())):
+                return False
+        elif node.op in MOVERS:
+            wanted.append(node.inputs[0])
+        elif node.op in _KEEP_ZERO:
+            wanted += node.inputs
+        elif node.op == "Where":
+            wanted += node.inputs[1:]
+        elif node.op in ("Mul", "MatMul"):
+            factors = [one for one in node.inputs if trace.is_constant(one)]
+            others = [one for one in node.inputs if one not in factors]
+            values = [_constant(trace, one) for one in factors]
+            if not others or any(v is None or not np.all(np.isfinite(v)) for v in values):
+                return False
+            wanted += others
+        else:
+            return False
+    return True
+
+
+def _zero_shape(trace: Trace, name: str) -> tuple[int, ...]:
+    """Return the shape of zeros, in which the batch may be any; () if it cannot be seen."""
+    if trace.is_constant(name):
+        value = _constant(trace, name)
+        return () if value is None else value.shape
+    path = trace.path(name)
+    if path is None or path.start:
+        return ()
+    made = trace.tried(path, np.zeros((*FREE, 1), np.float32), name)
+    return () if made is None else made.shape
+
+
+def _part_of_input(trace: Trace, name: str, D: int, H: int, layout: bool) -> Start | None:
+    """Return which consecutive numbers of an input of the model a state is, if it is that."""
+    path = trace.path(name)
+    told = trace.inputs.get(path.start) if path else None
+    if path is None or told is None or told.shape is None:
+        return None
+    shape = tuple(n if isinstance(n, int) and n > 0 else 3 for n in told.shape)
+    if math.prod(shape) > LARGEST_TRIED:
+        return None
+    made = trace.tried(path, np.arange(math.prod(shape), dtype=np.float32).reshape(shape), name)
+    if made is None or made.ndim != 3 or not made.size:
+        return None
+    state = made.swapaxes(0, 1) if layout else made
+    flat = state.reshape(-1)
+    if state.shape[0] != D or state.shape[2] != H or np.any(np.diff(flat) != 1):
+        return None
+    return Start(path.start, int(flat[0]), flat.size)
+
+
+def fit_together(entries: list[Entry]) -> bool:
+    """Tell whether layers, each with what it is given, can be one network that is given the same."""
+    first = entries[0]
+    if any(entry.lengths != first.lengths for entry in entries):
+        return False
+    for starts in zip(*(entry.starts for entry in entries), strict=True):
+        names = [start.name for start in starts]
+        if len({*names}) == len(names) and all(names):
+            if any(start.offset for start in starts):
+                return False
+            continue
+        if len({*names}) > 1:
+            return False
+        consecutive = all(
+            low.length and low.offset + low.length == high.offset for low, high in pairwise(starts)
+        )
+        if names[0] and not consecutive:
+            return False
+    return True

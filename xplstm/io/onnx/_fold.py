@@ -1,0 +1,106 @@
+"""Evaluate parts of a graph on the host, within one budget for the whole file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import FormatError, XplstmError
+from xplstm.io._contents import Tensor, shown
+from xplstm.io.onnx._graph import Graph, Node, refusal
+from xplstm.io.onnx._model import why_not_node
+from xplstm.io.onnx._nodes import OPERATIONS, Place, most_numbers
+
+# Allowed beside a multiple of the file's size: the trial arrays of an honest small model.
+FLOOR = 1 << 26
+TIMES_FILE = 8
+# What a node costs however small its arrays are.
+NODE = 1 << 10
+
+
+class BudgetError(FormatError):
+    """The graph takes more to evaluate than a file of its size may ask for."""
+
+
+class Evaluator:
+    """The constants of a graph, what nodes make of them, and the budget for all of it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.left = FLOOR + TIMES_FILE * graph.size
+        self._place = Place(_array.named_namespace("numpy"), None, graph.opset)
+        self._makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        self._kept: dict[str, np.ndarray] = {}
+        self.constant = self._constant_names()
+
+    def _constant_names(self) -> set[str]:
+        """Find every value that depends on initialisers alone."""
+        known = {"", *self.graph.constants}
+        for node in self.graph.nodes:
+            if node.op in OPERATIONS and known.issuperset(node.inputs) and why_not_node(node) is None:
+                known |= {*node.outputs}
+        return known - {""}
+
+    def value(self, name: str) -> np.ndarray:
+        """Return a value that depends on initialisers alone; `name` is in `constant`."""
+        needed: dict[int, Node] = {}
+        wanted = [name]
+        while wanted:
+            one = wanted.pop()
+            node = self._makers.get(one)
+            if one and one not in self._kept and node is not None and id(node) not in needed:
+                needed[id(node)] = node
+                wanted += node.inputs
+        nodes = [node for node in self.graph.nodes if id(node) in needed] if needed else []
+        values = self.run(nodes, {})
+        self._kept |= {one: values[one] for node in nodes for one in node.outputs if one}
+        return self._own(name)
+
+    def _own(self, name: str) -> np.ndarray:
+        """Return an initialiser, or a value that was evaluated before."""
+        if name not in self._kept:
+            self.spend(math.prod(self.graph.constants[name].shape), name)
+            self._kept[name] = np.asarray(self.graph.constants[name].array())
+        return self._kept[name]
+
+    def run(self, nodes: Iterable[Node], values: dict[str, Any]) -> dict[str, Any]:
+        """Run nodes, each after those that it depends on; what `values` has not is an initialiser."""
+        values = {"": None, **values}
+        for node in nodes:
+            given = [values[name] if name in values else self._own(name) for name in node.inputs]
+            self.spend(most_numbers(node, given), node.label)
+            made = OPERATIONS[node.op].run(self._place, node, given)
+            values |= dict(zip(node.outputs, made, strict=False))
+        return values
+
+    def spend(self, numbers: int, what: str) -> None:
+        """Take the cost of some numbers off the budget, before they are made."""
+        self.left -= NODE + 8 * numbers
+        if self.left < 0:
+            allowed = FLOOR + TIMES_FILE * self.graph.size
+            msg = (
+                f"{self.graph.where}: evaluating the graph as far as {shown(what)} takes more than "
+                f"{allowed} bytes, the most that is allowed for a file of {self.graph.size}"
+            )
+            raise BudgetError(msg)
+
+
+def folded(graph: Graph, names: Iterable[str]) -> Graph:
+    """Return the graph with those of `names` that nodes make of initialisers among its constants."""
+    made: dict[str, Tensor] = {}
+    evaluator = Evaluator(graph)
+    for name in dict.fromkeys(names):
+        if not name or name in graph.constants or name not in evaluator.constant:
+            continue
+        try:
+            a = evaluator.value(name)
+        except (XplstmError, ValueError, TypeError, IndexError) as error:
+            made[name] = refusal(graph.where, name, f"cannot be evaluated: {error}")
+        else:
+            made[name] = Tensor(a.shape, _array.dtype_name(a.dtype), partial(np.asarray, a))
+    return graph._replace(constants={**graph.constants, **made})
