@@ -38,6 +38,8 @@ def compare(case: Case, values: dict[str, np.ndarray], net: Any, first: str, see
     last = case.nodes[case.nodes.index(first) + layers - 1]
     given = case.layer_input if first == "first" else by_name(case, first).input[0]
     x, lengths = values[given], case.feed.get("lengths")
+    if first == "second" and net._stack.batch_first:
+        x = x.swapaxes(0, 1)  # before the Transpose right before the node
     D, states = len(net._stack.reverse), []
     for letter, place in (("h", 5), ("c", 6)):
         names = [by_name(case, name).input for name in case.nodes]
@@ -66,10 +68,10 @@ def check(seed: int, path: Path, seen: Counter[str]) -> None:
     xplstm.io.inspect(path)
     try:
         values = values_of(onnx, onnxruntime, case)
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class for each of its errors
+    except Exception:
         seen["invalid"] += 1
-        known = ("wrong_size", "'first_steps'", "'reversed_gather'")
-        assert any(word in case.what for word in known), error
+        if not any(word in case.what for word in ("wrong_size", "'first_steps'", "'reversed_gather'")):
+            raise
         return
     for prefix in (None, *case.nodes):
         try:

@@ -14,7 +14,7 @@ from xplstm._typing import Array
 from xplstm.io._contents import Contents, Found
 from xplstm.io.onnx._entry import Entry, entry_of, fit_together
 from xplstm.io.onnx._fold import BudgetError
-from xplstm.io.onnx._graph import Graph, Node, dotted
+from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, dotted, shortened
 from xplstm.io.onnx._model import weight_names, why_not_node
 from xplstm.io.onnx._operator import (
     OPERATORS,
@@ -69,7 +69,8 @@ def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
     for k, (part, under) in enumerate(zip(parts, below, strict=True)):
         if under is not None and claims[under[0]] == 1 and under[0] in stacks:
             lower, merges = stacks[under[0]]
-            if fit_together([p.entry for p in (*lower, part) if p.entry]):
+            entries = [p.entry for p in (*lower, part) if p.entry]
+            if len(entries) > len(lower) and fit_together(entries):
                 del stacks[under[0]]
                 stacks[k] = ([*lower, part], [*merges, under[1]])
                 continue
@@ -81,12 +82,14 @@ def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
 def _parts(contents: Contents, trace: Trace) -> list[Part]:
     """Return every recurrent node, with what is wrong with it alone."""
     parts: list[Part] = []
-    names = Counter(_prefix(node) for node in trace.graph.nodes if node.op in OPERATORS)
+    names = Counter(name for node in trace.graph.nodes if node.op in OPERATORS for name in _names(node)[:1])
     known: dict[str, bool] = {}
-    for node in (n for n in trace.graph.nodes if n.op in OPERATORS):
-        prefix = _prefix(node)
-        if names[prefix] > 1:  # two nodes of one name: outputs have names of their own
-            prefix = dotted(next(filter(None, node.outputs), "")) or prefix
+    for k, node in enumerate(trace.graph.nodes):
+        if node.op not in OPERATORS:
+            continue
+        # Two nodes can have one name. Outputs have names of their own.
+        own = (name for place, name in enumerate(_names(node)) if place or names[name] == 1)
+        prefix = next(own, f"{node.op}_{k}")
         layer, entry, problem = _of_node(node), None, None
         if isinstance(layer, str):
             parts.append(Part(node, prefix, None, None, layer))
@@ -106,8 +109,10 @@ def _parts(contents: Contents, trace: Trace) -> list[Part]:
     return parts
 
 
-def _prefix(node: Node) -> str:
-    return dotted(node.name) or dotted(next(filter(None, node.outputs), ""))
+def _names(node: Node) -> list[str]:
+    """Return what a node can be called by: its name, then its outputs, if a message can show them."""
+    names = [dotted(name) for name in (node.name, *node.outputs)]
+    return [name for name in names if 0 < len(name) <= SHOWN_NAME]
 
 
 def in_arrays(contents: Contents) -> list[Found]:
@@ -146,9 +151,9 @@ def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] |
     node = part.node
     path = trace.path(node.inputs[0]) if node.inputs and part.layer else None
     k = next(
-        (k for k, p in enumerate(parts) if path and path.start and p.node.outputs[0] == path.start), None
+        (k for k, p in enumerate(parts) if path and path.start and p.node.outputs[:1] == (path.start,)), None
     )
-    if path is None or k is None or parts[k].problem or part.problem:
+    if path is None or k is None or parts[k].problem:
         return None
     under = parts[k].node
     alike = under.op == node.op and under.attributes == node.attributes
@@ -200,7 +205,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
     """Return the network of some nodes, or why there is none."""
     first = stack[0]
     prefix, layers = first.prefix, [part.layer for part in stack if part.layer is not None]
-    problem = next((part.problem for part in stack if part.problem), None)
+    problem = next((shortened(part.problem) for part in stack if part.problem), None)
     if not layers:
         return Found(prefix, "onnx", first.node.op, {}, "", (), dict, problem)
     options: dict[str, Any] = {} if merge == "concat" else {"merge": merge}

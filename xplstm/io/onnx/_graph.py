@@ -38,12 +38,19 @@ OLDEST_OPSET = 7
 
 # Letters of a name that a message shows.
 SHOWN_NAME = 120
+# Letters of a message, a path and a prefix before it apart.
+SHOWN_MESSAGE = 1000
 
 
 def brief(name: str) -> str:
     """Return a name for a message: printable, and not longer than one can read."""
     text = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}..."
     return shown(text)
+
+
+def shortened(message: str) -> str:
+    """Return a message of which one can read the whole."""
+    return message if len(message) <= SHOWN_MESSAGE else f"{message[:SHOWN_MESSAGE]}..."
 
 
 class Node(NamedTuple):
@@ -135,7 +142,7 @@ def _graph(model: Any, where: str) -> Graph:
     constants = {}
     for name, tensor in ((text(where, t.name), t) for t in graph.initializer):
         if not name or name in constants:
-            msg = f"{where} holds a tensor named {shown(name)!r} twice, or one without a name"
+            msg = f"{where} holds a tensor named {brief(name)!r} twice, or one without a name"
             raise FormatError(msg)
         constants[name] = tensor_of(where, name, tensor)
     for sparse in graph.sparse_initializer:
@@ -203,22 +210,22 @@ def _check_names(
     known = {"", *constants}
     for name in [*(n for n in inputs if n not in constants), *made]:
         if name in known:
-            msg = f"{where} holds {shown(name)!r} twice"
+            msg = f"{where} holds {brief(name)!r} twice"
             raise FormatError(msg)
         known.add(name)
     for node in nodes:
         for name in node.inputs:
             if name not in known:
-                msg = f"{where}: the {node.label} uses {shown(name)!r}, which nothing before it makes"
+                msg = f"{where}: the {node.label} uses {brief(name)!r}, which nothing before it makes"
                 raise FormatError(msg)
         for name in filter(None, node.outputs):
             if name in known:
-                msg = f"{where}: the {node.label} makes {shown(name)!r}, which is there already"
+                msg = f"{where}: the {node.label} makes {brief(name)!r}, which is there already"
                 raise FormatError(msg)
             known.add(name)
     missing = [name for name in outputs if name not in known]
     if missing:
-        msg = f"{where} has the outputs {missing}, which nothing makes"
+        msg = f"{where} has the outputs {', '.join(map(brief, missing[:3]))}, which nothing makes"
         raise FormatError(msg)
 
 
@@ -282,7 +289,7 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     needed = buffers.size(where, name, dtype, shape) if raw else buffers.count(where, name, shape)
     if given != needed:
         what = "bytes" if raw else "numbers"
-        msg = f"{where}: {shown(name)} has {given} {what}, and {dtype} {shape} needs {needed}"
+        msg = f"{where}: {brief(name)} has {given} {what}, and {dtype} {shape} needs {needed}"
         raise FormatError(msg)
     return Tensor(shape, dtype, partial(_array_of, where, name, tensor, dtype, shape))
 
@@ -291,7 +298,7 @@ def refusal(where: str, name: str, why: str) -> Tensor:
     """A tensor that is refused when it is asked for."""
 
     def refuse() -> Any:
-        msg = f"{where}: {shown(name)} {why}"
+        msg = f"{where}: {brief(name)} {why}"
         raise FormatError(msg)
 
     return Tensor((), "unreadable", refuse)

@@ -12,7 +12,7 @@ from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.io._contents import Tensor
-from xplstm.io.onnx._graph import Graph, Input, Node
+from xplstm.io.onnx._graph import Graph, Input, Node, shortened
 from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, settled
 from xplstm.io.onnx._operator import OPERATORS, Attributes, Operator, Weights
 
@@ -27,7 +27,7 @@ class Prepared:
     def __init__(self, graph: Graph, place: Place) -> None:
         reason = why_not(graph)
         if reason is not None:
-            raise ArgumentError(reason)
+            raise ArgumentError(shortened(reason))
         self._graph = graph
         self._place = place
         # By the names of their outputs: those nodes whose weights no caller can change.

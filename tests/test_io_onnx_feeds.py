@@ -1,0 +1,251 @@
+"""What feeds a recurrent node of a model: read rightly, asked for, or refused with the name of the node."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+import xplstm.io
+from xplstm.io import onnx as ours
+
+onnx = pytest.importorskip("onnx")
+torch: Any = pytest.importorskip("torch")
+
+I, H, BATCH, STEPS = 3, 5, 2, 6
+
+
+def exported(model: Any, inputs: tuple[Any, ...], path: Path, **options: Any) -> Any:
+    """Write a model with the older exporter, which needs no other package."""
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, inputs, str(path), dynamo=False, opset_version=17, **options)
+    return model
+
+
+def loaded(path: Path, batch_first: bool) -> Any:
+    """The network, after the order of axes was told if it was asked for."""
+    try:
+        return xplstm.io.load(path)
+    except xplstm.ArgumentError as error:
+        if not str(error).startswith("batch_first: "):
+            raise
+    return xplstm.io.load(path, batch_first=batch_first)
+
+
+class Front(torch.nn.Module):  # type: ignore[misc]
+    """A layer before an LSTM."""
+
+    def __init__(self, front: Any, batch_first: bool) -> None:
+        super().__init__()
+        self.front, self.lstm = front, torch.nn.LSTM(I, H, batch_first=batch_first)
+
+    def forward(self, x: Any) -> Any:
+        return self.lstm(self.front(x))[0]
+
+
+class Convolved(torch.nn.Module):  # type: ignore[misc]
+    """A convolution along time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv1d(I, I, 3, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Turned(torch.nn.Module):  # type: ignore[misc]
+    """Time backwards."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        return x.flip(self.axis)
+
+
+FRONTS = {
+    "embedding": lambda: torch.nn.Embedding(11, I),
+    "norm": lambda: torch.nn.LayerNorm(I),
+    "linear": lambda: torch.nn.Linear(I, I),
+    "relu": torch.nn.ReLU,
+    "convolution": Convolved,
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_layer_before_the_lstm(front: str, batch_first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Front(FRONTS[front](), batch_first), tmp_path / "m.onnx"
+    shape = (BATCH, STEPS) if batch_first else (STEPS, BATCH)
+    x = torch.randint(0, 11, shape) if front == "embedding" else torch.randn(*shape, I)
+    exported(model, (x,), path)
+    net = loaded(path, batch_first)
+    assert net._stack.batch_first == batch_first
+    with torch.no_grad():
+        given, wanted = model.front(x).numpy(), model(x).numpy()
+    np.testing.assert_allclose(net(given)[0], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("first", [torch.nn.Identity, torch.nn.ReLU])
+def test_a_turned_sequence_is_refused(axis: int, first: Any, tmp_path: Path) -> None:
+    model = Front(torch.nn.Sequential(first(), Turned(axis)), False)
+    exported(model, (torch.randn(STEPS, BATCH, I),), tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match=r"the LSTM node '/lstm/LSTM' is .*(reverse|reorder)"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
+class Packed(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.lstm, self.first = torch.nn.LSTM(I, H, 2, batch_first=batch_first), batch_first
+
+    def forward(self, x: Any, lengths: Any) -> Any:
+        rnn = torch.nn.utils.rnn
+        packed = rnn.pack_padded_sequence(x, lengths, batch_first=self.first)
+        return rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=self.first)[0]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_packed_sequences(batch_first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = (BATCH, STEPS, I) if batch_first else (STEPS, BATCH, I)
+    x, lengths = torch.randn(*shape), torch.tensor([STEPS, 3])
+    model = exported(Packed(batch_first), (x, lengths), tmp_path / "m.onnx")
+    net = loaded(tmp_path / "m.onnx", batch_first)
+    with torch.no_grad():
+        wanted = model(x, lengths).numpy()
+    assert net._stack.num_layers == 2
+    np.testing.assert_allclose(net(x.numpy(), lengths=lengths.numpy())[0], wanted, rtol=0, atol=1e-6)
+
+
+class Learned(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, spread: Any) -> None:
+        super().__init__()
+        self.lstm, self.spread = torch.nn.LSTM(I, H), spread
+        self.h = torch.nn.Parameter(torch.randn(1, 1, H))
+
+    def forward(self, x: Any) -> Any:
+        h = self.spread(self.h, x.shape[1])
+        return self.lstm(x, (h, torch.zeros_like(h)))[0]
+
+
+SPREADS = {
+    "repeat": lambda h, B: h.repeat(1, B, 1),
+    "tile": lambda h, B: torch.tile(h, (1, B, 1)),
+    "expand": lambda h, B: h.expand(1, B, H),
+    "tanh": lambda h, B: torch.tanh(h).repeat(1, B, 1),
+    "add": lambda h, B: torch.zeros(1, B, H) + h,
+    "stack": lambda h, B: torch.cat([h] * B, 1),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_learned_state_is_refused(spread: str, dynamic: bool, tmp_path: Path) -> None:
+    axes = {"dynamic_axes": {"x": {1: "B"}}} if dynamic else {}
+    x = torch.randn(STEPS, BATCH, I)
+    exported(Learned(SPREADS[spread]), (x,), tmp_path / "m.onnx", input_names=["x"], **axes)
+    with pytest.raises(xplstm.FormatError, match="the LSTM node '/lstm/LSTM' begins with a state"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
+class Twice(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(I, I)
+
+    def forward(self, x: Any) -> Any:
+        return self.lstm(self.lstm(x)[0])[0]
+
+
+def test_one_lstm_used_twice(tmp_path: Path) -> None:
+    x = torch.randn(STEPS, BATCH, I)
+    model = exported(Twice(), (x,), tmp_path / "m.onnx")
+    net = xplstm.io.load(tmp_path / "m.onnx")
+    np.testing.assert_allclose(net(x.numpy())[0], model(x).detach().numpy(), rtol=0, atol=1e-6)
+    assert "num_layers=2" in repr(xplstm.io.inspect(tmp_path / "m.onnx"))
+
+
+def bomb(*between: Any, kept: dict[str, np.ndarray] | None = None) -> bytes:
+    """Two LSTMs, and nodes between them that make much of little."""
+    make, node = onnx.helper, onnx.helper.make_node
+    rng = np.random.default_rng(0)
+    weights = {"W": (1, 8, 3), "R": (1, 8, 2), "W2": (1, 8, 2)}
+    tensors = {name: rng.normal(size=shape).astype("float32") for name, shape in weights.items()}
+    tensors |= {"one": np.asarray([1]), **(kept or {})}
+    nodes = [node("LSTM", ["x", "W", "R"], ["Y0"], hidden_size=2), node("Squeeze", ["Y0", "one"], ["t0"])]
+    end = between[-1].output[0]
+    nodes += [*between, node("LSTM", [end, "W2", "R"], ["Y"], hidden_size=2)]
+    given = [make.make_tensor_value_info("x", 1, ["T", "B", 3])]
+    made = [make.make_tensor_value_info("Y", 1, None)]
+    initial = [onnx.numpy_helper.from_array(a, name) for name, a in tensors.items()]
+    model = make.make_model(make.make_graph(nodes, "bomb", given, made, initial))
+    model.opset_import[0].version = 17
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def bombs() -> dict[str, bytes]:
+    node, many = onnx.helper.make_node, 40
+    places = {"places": np.zeros((8, 8), "int64")}
+    huge = {"huge": np.asarray([1 << 20, 1 << 20, 1, 1, 1])}
+    doubled = [node("Concat", [f"t{k}"] * 2, [f"t{k + 1}"], axis=0) for k in range(many)]
+    taken = [node("Gather", [f"t{k}", "places"], [f"t{k + 1}"], axis=0) for k in range(many)]
+    tiled = [node("Tile", [f"t{k}", "ten"], [f"t{k + 1}"]) for k in range(many)]
+    return {
+        "concat": bomb(*doubled),
+        "gather": bomb(*taken, kept=places),
+        "tile": bomb(*tiled, kept={"ten": np.asarray([10, 10, 10])}),
+        "expand": bomb(node("Expand", ["t0", "huge"], ["t1"]), kept=huge),
+        "constant": bomb(
+            node("ConstantOfShape", ["huge"], ["zeros"]),
+            node("ReduceSum", ["zeros"], ["sum"]),
+            node("Add", ["t0", "zeros"], ["t1"]),
+            kept=huge,
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["concat", "gather", "tile", "expand", "constant"])
+def test_evaluation_has_a_budget(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.onnx"
+    path.write_bytes(bombs()[kind])
+    with pytest.raises(xplstm.FormatError, match=r"more than \d+ bytes, the most that is allowed"):
+        xplstm.io.load(path)
+    assert "the most that is allowed" in repr(xplstm.io.inspect(path))
+
+
+def test_two_nodes_of_one_name_are_two_networks(tmp_path: Path) -> None:
+    model = ours.export(xplstm.LSTM(I, H, 2, rng=0))
+    for node in model.graph.node:
+        if node.op_type == "LSTM":
+            node.name = "lstm"
+            node.attribute.append(onnx.helper.make_attribute("clip", 1.0 + node.output[0].count("1")))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+        xplstm.io.load(tmp_path / "m.onnx")
+    assert xplstm.io.load(tmp_path / "m.onnx", prefix="Y_l1")._stack.input_size == H
+
+
+def test_a_name_of_control_characters_is_shown_escaped(tmp_path: Path) -> None:
+    model = ours.export(xplstm.LSTM(I, H, rng=0))
+    lstm = next(node for node in model.graph.node if node.op_type == "LSTM")
+    lstm.name = "\x1b[31m" + "x" * 5000
+    lstm.attribute.append(onnx.helper.make_attribute("\x1b]0;title\x07" * 400, 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    for call in (xplstm.io.load, ours.prepare):
+        with pytest.raises(xplstm.XplstmError) as error:
+            call(tmp_path / "m.onnx")
+        assert "\x1b" not in str(error.value)
+        assert len(str(error.value)) <= 2000
+    assert "\x1b" not in repr(xplstm.io.inspect(tmp_path / "m.onnx"))
