@@ -443,6 +443,15 @@ def test_a_resumed_run_refuses_what_does_not_fit_by_name(path, change, message):
     run(updates=3, resume=True, optimizer=optim.SGD(0.5))
 
 
+def test_a_file_without_averages_is_refused(path):
+    fit(Line(), batches([None]), optim.Adam(0.1), updates=2, checkpoint=path)
+    point = training.load_checkpoint(path)
+    optimizer = {name: a for name, a in point.optimizer.items() if not name.endswith(".w")}
+    training.save_checkpoint(path, point._replace(optimizer=optimizer))
+    with pytest.raises(xplstm.FormatError, match=r"no averages of \['w'\]"):
+        fit(Line(), batches([None]), optim.Adam(0.1), updates=4, checkpoint=path, resume=True)
+
+
 def series(batch_size, count):
     return [(np.ones((4, batch_size, 2), "float32"),) * 2 for _ in range(count)]
 
@@ -563,6 +572,12 @@ REFUSED = [
     (lambda: fit(Line(), batches([None]), updates=1, loss_scale=3), xplstm.ArgumentError, "loss_scale=3"),
     (lambda: fit(Line(), batches([None]), updates=1, resume="yes"), xplstm.ArgumentError, "resume='yes'"),
     (lambda: fit(Line(), batches([None]), updates=1, callbacks=[3]), xplstm.DTypeError, "callbacks="),
+    (lambda: fit(Line(), batches([None]), updates=1, progress=3), xplstm.DTypeError, "progress=3"),
+    (
+        lambda: fit(Line(), batches([None]), optim.SGD(optim.Plateau(1.0)), updates=1),
+        xplstm.ArgumentError,
+        "Plateau",
+    ),
     (lambda: fit(Line(), batches([None]), updates=1, validate=3), xplstm.DTypeError, "validate=3"),
     (
         lambda: fit(Line(), batches([None]), updates=1, checkpoint=b"run"),

@@ -115,7 +115,7 @@ class Optimizer(ABC):
     _options: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that hold a class's own options."""
 
-    def __init__(self, lr: LearningRate, averages: tuple[str, ...], groups: Sequence[Group]) -> None:
+    def __init__(self, lr: LearningRate, averages: tuple[str, ...], groups: Sequence[Group] = ()) -> None:
         self.lr = lr
         self.groups = tuple(groups) if isinstance(groups, Sequence) else (groups,)
         for group in self.groups:
@@ -281,6 +281,26 @@ class Optimizer(ABC):
         }
         own = {f"step.{name}": step for name, step in self._steps.items() if step != self.step}
         return {"step": self.step, **own, **arrays}
+
+    def without_state(self, names: Iterable[str]) -> list[str]:
+        """Return the names of parameters that this optimiser has no averages of, though its class has some.
+
+        Parameters
+        ----------
+        names : iterable of str
+
+        Returns
+        -------
+        list of str
+
+        Examples
+        --------
+        >>> from xplstm import optim
+        >>> optim.Adam(0.1).without_state(["w"]), optim.SGD(0.1).without_state(["w"])
+        (['w'], [])
+        """
+        kinds = [values for kind, values in self._averages.items() if kind != MASTER]
+        return [name for name in names if any(name not in values for values in kinds)]
 
     def load_state_dict(self, state: Mapping[str, Array | int]) -> None:
         """Continue from the state of another optimiser.

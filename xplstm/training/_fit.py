@@ -16,7 +16,7 @@ from xplstm import _array, _values
 from xplstm._durable import check_writable
 from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
 from xplstm.nn import Dropout
-from xplstm.optim import Optimizer
+from xplstm.optim import Optimizer, Plateau
 from xplstm.optim._clip import FLOATS
 from xplstm.optim._optimizer import matches, patterns
 from xplstm.training._data import Batches, Source
@@ -125,8 +125,8 @@ def fit(
     ------
     ArgumentError
         For a value outside its range, arguments that do not go together, or others than those of the run
-        to resume. All may change but the learning rate, `updates`, `epochs`, `rng`'s seed and what concerns
-        files and display.
+        to resume. Only the learning rate, `updates`, `epochs`, the seed, and what concerns files and display
+        may change.
     DTypeError
         For an argument of another type.
     FileNotFoundError
@@ -172,7 +172,7 @@ def fit(
     rng = _values.seed("rng", rng)
     plan = _plan_of(locals())
     options, settings = _options_of(model, optimizer, locals())
-    _check_arguments(model, validate, patience, checkpoint, resume, extra, rng)
+    _check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
     generator = None if rng is None else np.random.default_rng(rng)
     run = Run(model, optimizer, Source(data), generator, options, settings)
     if checkpoint is not None and (resume is True or (resume == "auto" and os.path.exists(checkpoint))):
@@ -412,14 +412,22 @@ def _frozen(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ..
 
 def _check_arguments(
     model: Model,
+    optimizer: Optimizer,
     validate: object,
     patience: int | None,
     checkpoint: Path | None,
     resume: bool | str,
     extra: Mapping[str, Any] | None,
     rng: object,
+    progress: object,
 ) -> None:
     """Refuse arguments that need others, files that could not be written, and warn of what has no effect."""
+    if isinstance(optimizer.schedule, Plateau) and validate is None:
+        msg = "the learning rate is a Plateau, which needs validate="
+        raise ArgumentError(msg)
+    if not isinstance(progress, bool) and not callable(progress):
+        msg = f"progress={progress!r} must be True, False or a function of the history"
+        raise DTypeError(msg)
     if patience is not None and validate is None:
         msg = f"patience={patience} needs validate="
         raise ArgumentError(msg)

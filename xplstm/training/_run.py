@@ -438,6 +438,11 @@ class Run:
         """Continue from a file, which must fit the arguments of this run."""
         _check_resumed(self, at)
         self.restore(at)
+        trained = [name for name in at.params if name not in self.options.frozen]
+        missing = self.optimizer.without_state(trained)
+        if at.update > 0 and missing and not self.options.scale:
+            msg = f"the checkpoint is at update {at.update} and holds no averages of {missing}; it is damaged"
+            raise FormatError(msg)
         if isinstance(self.optimizer.schedule, Plateau):
             self.optimizer.schedule.reset()
             for _, value in at.history.validations:
