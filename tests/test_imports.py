@@ -52,6 +52,7 @@ ROWS = (
     (
         "io.layouts.single",
         "io.files.h5",
+        "io.files.torch_objects",
         "io.layouts.keras_config",
         "io.layouts.reparametrized",
         "io.onnx._graph",

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import dataclasses
+import datetime
+import enum
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -161,14 +168,113 @@ def test_a_file_of_torch_with_the_other_end_first(torch, tmp_path, monkeypatch):
     np.testing.assert_array_equal(found, model.weight_hh_l0.detach().numpy(), strict=True)
 
 
-def test_whole_models_and_old_files_of_torch_are_refused_by_name(torch, tmp_path):
-    model = torch_model(torch, {})
-    torch.save(model, tmp_path / "whole.pt")
-    with pytest.raises(FormatError, match=r"asks for torch\.nn\.modules\.rnn\.LSTM"):
+def test_a_whole_model_of_torch_is_refused_by_name(torch, tmp_path):
+    torch.save(torch_model(torch, {}), tmp_path / "whole.pt")
+    with pytest.raises(FormatError, match=r"only objects of torch\.nn\.modules\.rnn\.LSTM"):
         io.load(tmp_path / "whole.pt")
-    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(FormatError, match=r"before 1\.6"):
-        io.load(tmp_path / "old.pt")
+
+
+def test_a_file_from_before_torch_1_6_loads(torch, tmp_path):
+    model = torch_model(torch, {"num_layers": 2})
+    model.lower = model.weight_ih_l0[3:]  # a view that begins later in its storage
+    given = {"state": model.state_dict(), "lower": model.lower, "epoch": 3}
+    torch.save(given, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    found = io.load(tmp_path / "old.pt", prefix="state")
+    for name, a in model.state_dict().items():
+        np.testing.assert_array_equal(found.params[name], a.numpy())
+    np.testing.assert_array_equal(io.arrays(tmp_path / "old.pt")["lower"], model.lower.detach().numpy())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_program_of_torchscript_gives_its_parameters(torch, tmp_path):
+    model = torch.nn.Sequential()
+    model.encoder = torch_model(torch, {"num_layers": 2})
+    torch.jit.save(torch.jit.script(model), tmp_path / "program.pt")
+    found = io.load(tmp_path / "program.pt", prefix="encoder")
+    for name, a in model.encoder.state_dict().items():
+        np.testing.assert_array_equal(found.params[name], a.numpy())
+
+
+class Level(enum.Enum):
+    LOW = 1
+
+
+@dataclasses.dataclass
+class Options:
+    size: int = 3
+
+
+class Settings(dict):
+    """A dict of a class of its own, as Lightning keeps hyperparameters."""
+
+
+BYSTANDERS = {
+    "scalar": np.float64(0.3),
+    "array": np.arange(3.0),
+    "namespace": argparse.Namespace(lr=1e-3),
+    "path": pathlib.PurePosixPath("a/b"),
+    "frozenset": frozenset({1}),
+    "enum": Level.LOW,
+    "key": {Level.LOW: 1, b"a": 2, (1, (2, "a")): 3, (): 4},
+    "dataclass": Options(),
+    "date": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+    "deque": collections.deque([1, 2], maxlen=3),
+    "bytes": [b"a", bytearray(b"a"), 1j],
+    "ordered": collections.OrderedDict(a=1),
+    "settings": Settings(a=1),
+    "function": collections.defaultdict(collections.OrderedDict, a=1),
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", BYSTANDERS)
+def test_what_is_no_tensor_does_not_hide_the_weights(name, old, torch, tmp_path):
+    model = torch_model(torch, {})
+    given = {"extra": BYSTANDERS[name], "state_dict": model.state_dict()}
+    torch.save(given, tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=not old)
+    found = io.load(tmp_path / "checkpoint.pt")
+    np.testing.assert_array_equal(found.params["weight_hh_l0"], model.weight_hh_l0.detach().numpy())
+    assert io.inspect(tmp_path / "checkpoint.pt").networks[0][0] == "state_dict"
+
+
+def odd_tensors(torch):
+    """Tensors that `torch.load` reads with weights_only=True, and whether their numbers are read here."""
+    ones = torch.ones(2, 2)
+    attributed = torch.nn.Parameter(torch.ones(2))
+    attributed.note = 3
+    return {
+        "sparse": (ones.to_sparse(), False),
+        "meta": (torch.ones(2, device="meta"), False),
+        "complex32": (torch.ones(2, dtype=torch.complex32), False),
+        "conjugated": (torch.ones(2, dtype=torch.complex64).conj(), False),
+        "negated": (torch.ones(2, dtype=torch.complex64).conj().imag, False),
+        "buffer": (torch.nn.Buffer(ones), True),
+        "attributed": (attributed, True),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_odd_tensors_do_not_hide_the_weights(torch, tmp_path):
+    model = torch_model(torch, {})
+    for name, (tensor, is_read) in odd_tensors(torch).items():
+        torch.save({"state": model.state_dict(), "odd": {"one": tensor}}, tmp_path / "odd.pt")
+        found = io.load(tmp_path / "odd.pt")
+        np.testing.assert_array_equal(found.params["weight_hh_l0"], model.weight_hh_l0.detach().numpy())
+        assert "odd.one" in io.inspect(tmp_path / "odd.pt").tensors, name
+        if is_read:
+            np.testing.assert_array_equal(
+                io.arrays(tmp_path / "odd.pt", "odd")["one"], tensor.detach().numpy()
+            )
+        else:
+            with pytest.raises(FormatError, match="whose numbers are not read"):
+                io.arrays(tmp_path / "odd.pt", "odd")
+
+
+def test_an_object_by_the_name_of_a_parameter_is_refused(torch, tmp_path):
+    given = {**torch_model(torch, {}).state_dict(), "bias_ih_l0": Level.LOW}
+    torch.save(given, tmp_path / "object.pt")
+    with pytest.raises(FormatError, match=r"bias_ih_l0 is an object of .*Level"):
+        io.load(tmp_path / "object.pt")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])

@@ -40,7 +40,8 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
 
 def _is_harmless(name: str, dtype: str) -> bool:
     """Whether a tensor is a counter, a key of random numbers or a mask: no parameter of a network."""
-    return not dtype.startswith(("float", "bfloat", "complex")) and not name.endswith("_mask")
+    is_real = dtype.startswith(("float", "bfloat", "complex", "q", "unreadable"))
+    return not is_real and not name.endswith("_mask")
 
 
 def _checked(one: Found, by_place: dict[str, list[str]]) -> Found:

@@ -1,20 +1,23 @@
-"""Pickles from strangers, read without running them.
+"""Read untrusted pickles without running them.
 
-A pickle is a program for a small stack machine; one of its instructions calls
-any function by name. Here is that machine with the instructions that build
-containers, and in place of the call a table of what PyTorch's files call:
-nothing is imported, and nothing that a file names is looked up anywhere else.
-Whatever is not in these tables is refused by name.
+A pickle is a program for a small stack machine. One of its instructions calls
+any function by name. This machine implements the instructions that build
+containers. A table replaces the functions that PyTorch's files call. Every
+other object becomes an `Inert` stand-in that remembers the name of its class:
+nothing is imported, looked up or called.
 """
 
 from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from xplstm._errors import FormatError
 from xplstm.io._contents import quoted, shown
+
+# Names of modules and classes are shorter.
+_LONGEST_GLOBAL = 400
 
 
 class Global(NamedTuple):
@@ -25,6 +28,21 @@ class Global(NamedTuple):
 
     def __str__(self) -> str:
         return shown(f"{self.module}.{self.name}")
+
+
+class Inert:
+    """A stand-in for an object of a class that is not read.
+
+    It compares and hashes by identity, and its text is the name of the class.
+    """
+
+    def __init__(self, name: Global) -> None:
+        self.name = name
+        self.items: dict[Any, Any] = {}
+        self.state: Any = None
+
+    def __repr__(self) -> str:
+        return str(self.name)
 
 
 class _Mark:
@@ -41,27 +59,27 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_SET": set,
 }
+_NO_CONTAINER = "which builds no tensor and no container"
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "INT", "LONG1", "LONG4", "LONG"),
     *("BINFLOAT", "FLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING", "SHORT_BINSTRING", "STRING"),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# What can be the key of a dict, or an item of a tuple that is one. Not tuples of tuples: one nested a million
-# deep would lead Python off its stack.
-_KEYS = (str, int, float, type(None))
-# A tuple as a key becomes part of a name, and the same text can stand in many.
-_LONGEST_TUPLE, _LONGEST_TEXT = 16, 100
+# What can be the key of a dict, or a part of a tuple that is one.
+_KEYS = (str, bytes, int, float, type(None), Inert, Global)
+# A tuple as a key becomes part of a name, and the same text can be in many.
+_DEEPEST_TUPLE, _LONGEST_TUPLE, _LONGEST_TEXT = 4, 16, 100
 # Containers are written by a thousand items at a time: nothing honest piles up more.
 _HIGHEST_STACK = 100_000
 
 
-def load(where: str, program: bytes, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
-    """What a pickle builds.
+def load(where: str, program: BinaryIO | bytes, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
+    """Return what a pickle builds; a file is left after its last instruction.
 
-    `calls` says what stands for the functions that it may name, `persistent`
-    for what lies outside it.
+    `calls` maps the functions that are known to their stand-ins. `persistent`
+    resolves references to what is outside the pickle.
     """
     machine = _Machine(where, calls, persistent)
     try:
@@ -101,7 +119,7 @@ class _Machine:
         else:
             method = getattr(self, f"_do_{name.lower()}", None)
             if method is None:
-                self._refuse(f"asks for the instruction {name}, which builds no tensor and no container")
+                self._refuse(f"asks for the instruction {name}, {_NO_CONTAINER}")
             elif argument is None:
                 method()
             else:
@@ -153,12 +171,10 @@ class _Machine:
         self._set(items)
 
     def _do_append(self) -> None:
-        items = self._take(1)
-        self._top(list).extend(items)
+        self._extend(self._take(1))
 
     def _do_appends(self) -> None:
-        items = self._since_mark()
-        self._top(list).extend(items)
+        self._extend(self._since_mark())
 
     def _do_setitem(self) -> None:
         self._set(self._take(2))
@@ -169,6 +185,9 @@ class _Machine:
     def _do_additems(self) -> None:
         items = self._since_mark()
         self._top(set).update(self._key(item) for item in items)
+
+    def _do_frozenset(self) -> None:
+        self.stack.append(tuple(self._since_mark()))
 
     def _do_memoize(self) -> None:
         self.memo[len(self.memo)] = self._top(object)
@@ -197,36 +216,76 @@ class _Machine:
 
     def _do_reduce(self) -> None:
         function, arguments = self._take(2)
+        if isinstance(function, Inert):
+            function = function.name
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             self._refuse(f"calls {type(function).__name__}, which is no function")
-        self.stack.append(self.calls[function](*arguments))
+        call = self.calls.get(function)
+        self.stack.append(Inert(function) if call is None else call(*arguments))
+
+    def _do_newobj(self) -> None:
+        self._instance(self._take(2)[0])
+
+    def _do_newobj_ex(self) -> None:
+        self._instance(self._take(3)[0])
+
+    def _do_obj(self) -> None:
+        self._instance((self._since_mark() or [None])[0])
+
+    def _do_inst(self, argument: str) -> None:
+        self._since_mark()
+        self._name(*argument.split(" ", 1))
+        self._instance(*self._take(1))
 
     def _do_build(self) -> None:
-        """Attributes of a container, which none here needs: PyTorch keeps version numbers in them."""
+        """Keep the state of a stand-in; containers need none: PyTorch keeps version numbers there."""
         (state,) = self._take(1)
-        if not isinstance(state, dict) or not isinstance(self._top(object), dict):
-            self._refuse(f"sets attributes of {type(self._top(object)).__name__}")
+        target = self._top(object)
+        if isinstance(target, Inert):
+            target.state = state
+        elif not isinstance(target, dict):
+            self._refuse(f"sets attributes of {type(target).__name__}")
+
+    def _instance(self, kind: Any) -> None:
+        """Push a stand-in for an object of a class."""
+        if not isinstance(kind, Global | Inert):
+            self._refuse(f"makes an object of {type(kind).__name__}, which is no class")
+        self.stack.append(Inert(kind if isinstance(kind, Global) else kind.name))
 
     def _name(self, module: Any, name: Any) -> None:
-        """A name is only looked up in the table."""
-        if not isinstance(module, str) or not isinstance(name, str):
-            self._refuse("asks for a name that is not text")
-        given = Global(module, name)
-        if given not in self.calls:
-            self._refuse(f"asks for {given}, neither a tensor nor a container (a state_dict() has none)")
-        self.stack.append(given)
+        """Push a name, which is never imported."""
+        for part in (module, name):
+            if not isinstance(part, str) or len(part) > _LONGEST_GLOBAL:
+                self._refuse(f"asks for a {type(part).__name__} where the short name of a class was expected")
+        self.stack.append(Global(module, name))
 
     def _top(self, kind: type) -> Any:
-        """The last value, which stays."""
+        """Return the last value, which stays."""
         if not self.stack or not isinstance(self.stack[-1], kind) or self.stack[-1] is _MARK:
             self._refuse(f"puts items into what is no {kind.__name__}")
         return self.stack[-1]
 
+    def _extend(self, items: list[Any]) -> None:
+        """Append items to the list below them; a stand-in does not keep them."""
+        if not isinstance(self._top(object), Inert):
+            self._top(list).extend(items)
+
     def _key(self, key: Any) -> Any:
-        parts = key if type(key) is tuple else (key,)
+        """Return a key that can be hashed and printed in bounded time."""
+        parts: list[Any] = []
+        pending = [(key, 0)]
+        while pending and len(parts) <= _LONGEST_TUPLE:
+            part, depth = pending.pop()
+            if not part and type(part) is tuple:
+                parts.append(None)
+            elif type(part) is tuple and len(part) <= _LONGEST_TUPLE and depth < _DEEPEST_TUPLE:
+                pending += [(inner, depth + 1) for inner in part]
+            else:
+                parts.append(part)
         if len(parts) > _LONGEST_TUPLE or not all(map(_is_key, parts)):
             self._refuse(f"has a {type(key).__name__} for a key; text, a number or a few of them can be one")
-        if parts is key and any(isinstance(part, str) and len(part) > _LONGEST_TEXT for part in parts):
+        long = any(isinstance(part, str | bytes) and len(part) > _LONGEST_TEXT for part in parts)
+        if long and type(key) is not str:
             self._refuse(f"has for a key a tuple of texts longer than {_LONGEST_TEXT} letters")
         return key
 
@@ -234,7 +293,8 @@ class _Machine:
         """Put keys and values, one after the other, into the dict below them."""
         if len(items) % 2:
             self._refuse("has a key without a value")
-        target = self._top(dict)
+        top = self._top(object)
+        target = top.items if isinstance(top, Inert) else self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self._key(key)] = value
 

@@ -1,109 +1,108 @@
-"""Files of PyTorch since 1.6: a zip file of storages, and a pickle that says how tensors lie in them.
+"""Files of PyTorch, read without PyTorch: zip files since 1.6, what was written before, and TorchScript.
 
-Read without PyTorch. Tensors and containers alone are known: a file that
-holds a whole model, as ``torch.save(model)`` writes it, names the model's
-class, and is refused by that name; ``torch.save(model.state_dict())`` does not.
+A pickle says how tensors are laid out in storages. `torch_objects` knows what
+it may name; everything else in a checkpoint is a stand-in. A program of
+TorchScript is not run: its parameters are read.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import os
+import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io._contents import LONGEST_NAME, Contents, Opening, Tensor, by_name, quoted, shown
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
 from xplstm.io._written import told, written
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
-from xplstm.io.files.pickled import Global
+from xplstm.io.files.pickled import Inert
+from xplstm.io.files.torch_objects import (
+    CALLS,
+    STORAGES,
+    Leaf,
+    Opaque,
+    Quantised,
+    Storage,
+    View,
+    leaves,
+    storage_of,
+)
 from xplstm.nn._module import Recurrent
 
 SUFFIXES = (".pt", ".pth")
 LAYOUT = "torch"
 
-# How deep checkpoints are nested at most; how much there is to look at, since what is shared is met again.
-DEEPEST = 64
-MOST = 5_000_000
-_A_CONTAINER = 50
 # Layers can share a storage, and what was expanded repeats its own: how many bytes may be made of one.
 TIMES = 32
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
-
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
-_DTYPES = [name for name, bits in buffers.BITS.items() if bits % 8 == 0]
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_SHOWN = 5
+# An object by the name of a parameter may be one: without this it would be left out in silence.
+_PARAMETER = re.compile(r"(weight|bias|kernel)\w*$")
 
 
-class Storage(NamedTuple):
-    """A run of numbers, in a member of its own; of bytes, where `dtype` is None."""
+class Store(Protocol):
+    """Where the storages of a file are."""
 
-    member: str
-    dtype: str | None
+    @property
+    def path(self) -> str:
+        """Return the path of the file."""
 
+    @property
+    def order(self) -> str:
+        """Return "little" or "big", the byte order of numbers."""
 
-class Lying(NamedTuple):
-    """How a tensor lies in its storage, counted in elements."""
+    def size(self, key: str) -> int:
+        """Return how many bytes a storage has."""
 
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    def read(self, key: str) -> bytes:
+        """Return the bytes of a storage."""
 
 
 def recognises(opening: Opening) -> bool:
-    """An archive with a pickle called data, or what earlier versions of PyTorch wrote."""
+    """Return whether a file is an archive with a pickle called data, or what PyTorch wrote before 1.6."""
     return opening.head.startswith(_LEGACY) or any(name.endswith("/data.pkl") for name in opening.members)
 
 
 def read(path: str) -> Contents:
-    """Every tensor by its place in the containers; each is read when it is asked for."""
+    """Return every tensor by its place in the containers; each is read when it is asked for."""
     with open(path, "rb") as file:
-        if file.read(len(_LEGACY)) == _LEGACY:
-            msg = (
-                f"{path} was written by PyTorch before 1.6, or as it wrote then; "
-                f"torch.save(torch.load(path, weights_only=True), path) writes it anew"
-            )
-            raise FormatError(msg)
-    archive = Archive(path)
-    pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        msg = f"{path} holds {len(pickles)} pickles; a file of PyTorch has 1"
+        legacy = file.read(len(_LEGACY)) == _LEGACY
+    whole, store = _read_legacy(path) if legacy else _read_archive(path)
+    named = list(leaves(path, whole))
+    tensors = [(name, leaf) for name, leaf in named if not isinstance(leaf, Inert)]
+    objects = _objects(path, named)
+    if objects and not tensors:
+        some = ", ".join(list(dict.fromkeys(objects.values()))[:_SHOWN])
+        msg = f"{path} holds no tensor, only objects of {some}; none is made or called: save a state_dict()"
         raise FormatError(msg)
-    folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in archive.members:
-        msg = f"{path} holds a program of TorchScript; save the state_dict() of its model instead"
-        raise FormatError(msg)
-    order = _byte_order(archive, folder)
-    persistent = partial(_storage, archive, folder)
-    whole = pickled.load(path, archive.read(pickles[0]), _CALLS, persistent)
-    leaves = list(_leaves(path, whole))
-    storages = _Storages(archive, order, [lying for _, lying in leaves])
-    tensors = (
-        (name, Tensor(lying.shape, lying.dtype, partial(storages.tensor, name, lying)))
-        for name, lying in leaves
-    )
-    return Contents(path, "pt", by_name(path, tensors), {})
+    storages = _Storages(store, [leaf for _, leaf in tensors])
+    found = by_name(path, ((name, storages.entry(name, leaf)) for name, leaf in tensors))
+    return Contents(path, "pt", found, objects)
+
+
+def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
+    """Return the class of every object that is no tensor, by name."""
+    objects = {}
+    for name, leaf in named:
+        if isinstance(leaf, Inert):
+            if _PARAMETER.search(name) and not leaf.items:
+                what = f"{shown(name.strip('.'))} is an object of {leaf}, which is neither made nor called"
+                msg = f"{path}: {what}; a tensor was expected"
+                raise FormatError(msg)
+            if leaf.name.module.partition(".")[0] != "__torch__":
+                objects[name.strip(".") or "the whole"] = str(leaf)
+    return objects
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
@@ -126,7 +125,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
 
 def _program(hosts: Mapping[str, np.ndarray]) -> bytes:
     """The pickle of a dict of tensors, instruction by instruction."""
-    classes = {ours: theirs for theirs, ours in _STORAGES.items()}
+    classes = {ours: theirs for theirs, ours in STORAGES.items()}
     parts = [b"\x80\x02}"]
     for number, (name, a) in enumerate(hosts.items()):
         strides = [math.prod(a.shape[axis + 1 :]) for axis in range(a.ndim)]
@@ -150,8 +149,126 @@ def _number(number: int) -> bytes:
     return b"\x8a\x08" + number.to_bytes(8, "little", signed=True)
 
 
+class _ZipStore(NamedTuple):
+    """Storages that are members of an archive."""
+
+    archive: Archive
+    folder: str
+    order: str
+
+    @property
+    def path(self) -> str:
+        return self.archive.path
+
+    def size(self, key: str) -> int:
+        return self.archive.members[f"{self.folder}data/{key}"].file_size
+
+    def read(self, key: str) -> bytes:
+        return self.archive.read(f"{self.folder}data/{key}")
+
+
+class _LegacyStore(NamedTuple):
+    """Storages that follow the pickles, one after the other: key -> first byte, count of bytes."""
+
+    path: str
+    order: str
+    places: Mapping[str, tuple[int, int]]
+
+    def size(self, key: str) -> int:
+        return self.places[key][1]
+
+    def read(self, key: str) -> bytes:
+        first, count = self.places[key]
+        with open(self.path, "rb") as file:
+            file.seek(first)
+            return file.read(count)
+
+
+def _read_archive(path: str) -> tuple[Any, Store]:
+    """Return what the pickle of an archive builds, and its storages."""
+    archive = Archive(path)
+    pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        msg = f"{path} holds {len(pickles)} pickles; a file of PyTorch has 1"
+        raise FormatError(msg)
+    folder = pickles[0].removesuffix("data.pkl")
+    store = _ZipStore(archive, folder, _byte_order(archive, folder))
+
+    def persistent(given: Any) -> Storage:
+        if not isinstance(given, tuple) or len(given) != 5 or not _is_text(given[0], "storage"):
+            msg = f"{path} refers to something outside its pickle that is no storage"
+            raise FormatError(msg)
+        return storage_of(path, given[1], given[2], lambda key: f"{folder}data/{key}" in archive.members)
+
+    return pickled.load(path, archive.read(pickles[0]), CALLS, persistent), store
+
+
+def _read_legacy(path: str) -> tuple[Any, Store]:
+    """Return what the fourth pickle of an old file builds, and the storages that follow the fifth."""
+    kinds: dict[str, Storage] = {}
+
+    def persistent(given: Any) -> Any:
+        if isinstance(given, tuple) and len(given) == 4 and _is_text(given[0], "module"):
+            return given[1]
+        if not isinstance(given, tuple) or len(given) != 6 or not _is_text(given[0], "storage"):
+            msg = f"{path} refers to something outside its pickle that is no storage"
+            raise FormatError(msg)
+        one = storage_of(path, given[1], given[2], lambda _: True)
+        if kinds.setdefault(one.key, one) != one:
+            msg = f"{path} has two dtypes for the storage {shown(one.key[:40])}"
+            raise FormatError(msg)
+        part = given[5]
+        if part is None:
+            return one
+        if not isinstance(part, tuple) or len(part) != 3 or type(part[1]) is not int or part[1] < 0:
+            msg = f"{path} has a part of a storage that is no view of it"
+            raise FormatError(msg)
+        return one._replace(start=part[1])
+
+    with open(path, "rb") as file:
+        magic, protocol, system = (pickled.load(path, file, {}, persistent) for _ in range(3))
+        little = system.get("little_endian", True) if isinstance(system, dict) else None
+        if (magic, protocol) != (_MAGIC, _PROTOCOL) or little is not True:
+            msg = f"{path} does not begin as PyTorch's files do, or has the high byte of numbers first"
+            raise FormatError(msg)
+        whole = pickled.load(path, file, CALLS, persistent)
+        keys = pickled.load(path, file, {}, persistent)
+        return whole, _LegacyStore(path, "little", _places(path, file, keys, kinds))
+
+
+def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) -> dict[str, tuple[int, int]]:
+    """Return where each storage begins and ends: a count of elements, then the elements."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in kinds for key in keys):
+        msg = f"{path} lists storages that its pickle does not name"
+        raise FormatError(msg)
+    length, first = os.path.getsize(path), file.tell()
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        file.seek(first)
+        count = int.from_bytes(file.read(8), "little")
+        size = count * buffers.BITS[kinds[key].dtype or "uint8"] // 8
+        if key in places or first + 8 + size > length:
+            msg = (
+                f"{path} ends before the {count} elements of the storage {shown(key[:40])}, or lists it twice"
+            )
+            raise FormatError(msg)
+        places[key] = (first + 8, size)
+        first += 8 + size
+    if first != length or places.keys() != kinds.keys():
+        msg = (
+            f"{path} has {length} bytes; {len(places)} of {len(kinds)} storages are there and end at {first}"
+        )
+        raise FormatError(msg)
+    return places
+
+
+def _is_text(given: Any, wanted: str) -> bool:
+    """Return whether a value is a short text; Python 2 wrote bytes."""
+    return isinstance(given, str | bytes) and given in (wanted, wanted.encode())
+
+
 def _byte_order(archive: Archive, folder: str) -> str:
-    """Which end of a number comes first; files before 2.1 do not say, and were written little end first."""
+    """Return the byte order; files before PyTorch 2.1 do not say it, and are little-endian."""
     name = f"{folder}byteorder"
     order = archive.read(name, 16) if name in archive.members else b"little"
     if order not in (b"little", b"big"):
@@ -160,189 +277,70 @@ def _byte_order(archive: Archive, folder: str) -> str:
     return order.decode()
 
 
-def _storage(archive: Archive, folder: str, given: Any) -> Storage:
-    """The storage that a persistent id means."""
-    if (
-        not isinstance(given, tuple)
-        or len(given) != 5
-        or not isinstance(given[0], str)
-        or given[0] != "storage"
-    ):
-        msg = f"{archive.path} refers to something outside its pickle that is no storage"
-        raise FormatError(msg)
-    _, kind, key, _, _ = given
-    member = f"{folder}data/{key}" if isinstance(key, str) else None
-    if not isinstance(kind, Global) or member is None or member not in archive.members:
-        msg = f"{archive.path} refers to a storage that is not there: {quoted(key)}"
-        raise FormatError(msg)
-    return Storage(member, _STORAGES.get(kind.name))
-
-
-def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_rest: Any) -> Lying:
-    """Stand-in for what makes a tensor of a storage that knows its dtype."""
-    if not isinstance(storage, Storage) or storage.dtype is None:
-        msg = "a tensor lies in what is no storage of numbers"
-        raise ValueError(msg)
-    return Lying(storage, storage.dtype, offset, shape, strides)
-
-
-def _rebuild_as(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
-) -> Lying:
-    """Stand-in for what makes a tensor of a storage of bytes."""
-    if not isinstance(storage, Storage) or not isinstance(dtype, Global) or dtype.name not in _DTYPES:
-        msg = "a tensor lies in what is no storage, or has no dtype"
-        raise ValueError(msg)
-    return Lying(storage, dtype.name, offset, shape, strides)
-
-
-def _first(data: Any, *_rest: Any) -> Any:
-    """Stand-in for what makes a parameter of a tensor, a device of its name."""
-    return data
-
-
-def _ordered(items: Any = ()) -> dict[Any, Any]:
-    """Stand-in for an ordered dict, which torch writes empty and then fills."""
-    if items:
-        msg = "an ordered dict is made of items"
-        raise ValueError(msg)
-    return {}
-
-
-def _counted(counts: Any) -> dict[Any, Any]:
-    """Stand-in for a counter, which is made of a dict."""
-    if not isinstance(counts, dict):
-        msg = f"a counter is made of {type(counts).__name__}"
-        raise TypeError(msg)
-    return counts
-
-
-def _defaulting(factory: Any = None) -> dict[Any, Any]:
-    """Stand-in for a dict with a default, which is filled afterwards; nothing is asked for the default."""
-    if factory is not None and not isinstance(factory, Global):
-        msg = f"a default is made by {type(factory).__name__}"
-        raise TypeError(msg)
-    return {}
-
-
-def _items(items: Any) -> tuple[Any, ...]:
-    """Stand-in for what makes a container of a list or a tuple; which one is all the same here."""
-    if not isinstance(items, list | tuple):
-        msg = f"a container is made of {type(items).__name__}"
-        raise TypeError(msg)
-    return tuple(items)
-
-
-def _not_called(*_: Any) -> Any:
-    msg = "calls what is a name alone"
-    raise ValueError(msg)
-
-
-# The same by the names of Python 3 and 2, which protocol 2 writes.
-_BUILTINS = ("builtins", "__builtin__")
-_DEFAULTS = ("dict", "list", "int", "float")
-_CALLS: dict[Global, Callable[..., Any]] = {
-    Global("torch._utils", "_rebuild_tensor_v2"): _rebuild,
-    Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_as,
-    Global("torch._utils", "_rebuild_parameter"): _first,
-    Global("collections", "OrderedDict"): _ordered,
-    Global("collections", "Counter"): _counted,
-    Global("collections", "defaultdict"): _defaulting,
-    **{Global(module, "set"): _items for module in _BUILTINS},
-    **{Global(module, name): _not_called for module in _BUILTINS for name in _DEFAULTS},
-    Global("torch", "Size"): _items,
-    Global("torch", "device"): _first,
-    **{Global("torch", name): _not_called for name in (*_STORAGES, *_DTYPES)},
-    Global("torch.storage", "UntypedStorage"): _not_called,
-}
-
-
-# A storage or a name by itself is walked into as well, and has nothing inside.
-_NOT_LEAVES = (dict, list, tuple)
-
-
-def _leaves(path: str, whole: Any) -> Iterator[tuple[str, Lying]]:
-    """Every tensor with the keys that lead to it; each place is looked at, and none for ever."""
-    pending = [("", 0, whole)] if isinstance(whole, _NOT_LEAVES) else []
-    looked_at = 0
-    while pending:
-        name, depth, value = pending.pop()
-        looked_at += _A_CONTAINER
-        if looked_at > MOST or depth > DEEPEST or len(name) > LONGEST_NAME:
-            msg = f"{path} is nested deeper, or names more, than any checkpoint: {shown(name[:80])}"
-            raise FormatError(msg)
-        if isinstance(value, Lying):
-            yield name, _checked(path, name, value)
-            continue
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        pending += reversed([(f"{name}.{k}", depth + 1, v) for k, v in items if isinstance(v, _NOT_LEAVES)])
-        looked_at += len(value)
-
-
-def _checked(path: str, name: str, lying: Lying) -> Lying:
-    """A tensor whose numbers are all whole, and that does not lie upon itself, unless it was expanded."""
-    numbers = buffers.count(path, name, lying.shape)
-    buffers.check_numbers(path, name, lying.strides)
-    buffers.check_numbers(path, name, (lying.offset,))
-    pairs = zip(lying.strides, lying.shape, strict=False)
-    axes = sorted((stride, n) for stride, n in pairs if n > 1 and stride)
-    end = 1
-    for stride, n in axes if numbers else ():
-        if stride < end:
-            msg = f"{path}: {shown(name)} lies upon itself: shape {lying.shape}, strides {lying.strides}"
-            raise FormatError(msg)
-        end = (n - 1) * stride + end
-    if len(lying.strides) != len(lying.shape):
-        msg = f"{path}: {shown(name)} has {len(lying.shape)} axes and {len(lying.strides)} strides"
-        raise FormatError(msg)
-    return lying._replace(shape=tuple(lying.shape), strides=tuple(lying.strides))
-
-
 class _Storages:
-    """What the tensors of a file lie in."""
+    """The storages of a file, and the tensors that are views of them."""
 
-    def __init__(self, archive: Archive, order: str, tensors: Sequence[Lying]) -> None:
-        self.archive = archive
-        self.order = order
-        self.users = Counter(lying.storage.member for lying in tensors)
+    def __init__(self, store: Store, found: Sequence[View | Opaque | Quantised]) -> None:
+        self.store = store
+        views = [leaf.view if isinstance(leaf, Quantised) else leaf for leaf in found]
+        self.users = Counter(view.storage.key for view in views if isinstance(view, View))
         self.shared: dict[str, bytes] = {}
         self.given: set[str] = set()
-        self.left = max(TIMES * sum(archive.members[member].file_size for member in self.users), SMALL)
+        self.left = max(TIMES * sum(map(store.size, self.users)), SMALL)
 
-    def tensor(self, name: str, lying: Lying) -> np.ndarray:
-        """One tensor, from the bytes of its storage."""
-        path, width = self.archive.path, buffers.BITS[lying.dtype] // 8
-        self._spend(name, math.prod(lying.shape) * width)
-        raw = self._raw(lying.storage.member)
-        reach = sum((n - 1) * stride for n, stride in zip(lying.shape, lying.strides, strict=True))
-        end = lying.offset + reach + 1 if math.prod(lying.shape) else 0
+    def entry(self, name: str, leaf: View | Opaque | Quantised) -> Tensor:
+        """Return a tensor that is not read yet."""
+        if isinstance(leaf, View):
+            return Tensor(leaf.shape, leaf.dtype, partial(self.tensor, name, leaf))
+        if isinstance(leaf, Quantised):
+            return Tensor(leaf.view.shape, f"q{leaf.view.dtype}", partial(self.dequantised, name, leaf))
+        return Tensor(leaf.shape, "unreadable", partial(self.refuse, name, leaf))
+
+    def tensor(self, name: str, view: View) -> np.ndarray:
+        """Return one tensor, from the bytes of its storage."""
+        path, width = self.store.path, buffers.BITS[view.dtype] // 8
+        self._spend(name, math.prod(view.shape) * width)
+        raw = self._raw(view.storage.key)
+        reach = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
+        end = view.offset + reach + 1 if math.prod(view.shape) else 0
         if end * width > len(raw):
             msg = f"{path}: {shown(name)} reaches to byte {end * width} of a storage of {len(raw)}"
             raise FormatError(msg)
         numbers = np.frombuffer(raw, dtype=f"V{width}", count=len(raw) // width)
-        strides = tuple(stride * width for stride in lying.strides)
-        lying_so = np.lib.stride_tricks.as_strided(
-            numbers[lying.offset :], lying.shape, strides, writeable=False
+        strides = tuple(stride * width for stride in view.strides)
+        strided = np.lib.stride_tricks.as_strided(
+            numbers[view.offset :], view.shape, strides, writeable=False
         )
-        whole = np.ascontiguousarray(lying_so).reshape(-1)
-        if self.order == "big":
+        whole = np.ascontiguousarray(strided).reshape(-1)
+        if self.store.order == "big":
             whole = whole.view(np.uint8).reshape(-1, width)[:, ::-1].copy().view(f"V{width}")[:, 0]
-        return buffers.as_array(path, name, whole, lying.dtype, lying.shape)
+        return buffers.as_array(path, name, whole, view.dtype, view.shape)
+
+    def dequantised(self, name: str, leaf: Quantised) -> np.ndarray:
+        """Return the real numbers of a quantised tensor, as float32."""
+        # int64 holds the difference of any two int32 exactly.
+        integers = self.tensor(name, leaf.view).astype(np.int64) - leaf.zero_point
+        return (integers * leaf.scale).astype(np.float32)
+
+    def refuse(self, name: str, leaf: Opaque) -> np.ndarray:
+        """Refuse to read a tensor."""
+        msg = f"{self.store.path}: {shown(name)} is {leaf.kind}, whose numbers are not read"
+        raise FormatError(msg)
 
     def _spend(self, name: str, size: int) -> None:
-        """Refuse tensors that are together far more than their storages."""
+        """Refuse tensors that are together much larger than their storages."""
         if name not in self.given:
             self.given.add(name)
             self.left -= size
         if self.left < 0:
-            what = f"with {shown(name)}, the tensors have more than {TIMES} times the bytes that they lie in"
-            msg = f"{self.archive.path}: {what}"
+            what = f"with {shown(name)}, the tensors have more than {TIMES} times the bytes of their storages"
+            msg = f"{self.store.path}: {what}"
             raise FormatError(msg)
 
-    def _raw(self, member: str) -> bytes:
-        """The bytes of a storage; of one that several tensors share, read once."""
-        if self.users[member] == 1:
-            return self.archive.read(member)
-        if member not in self.shared:
-            self.shared[member] = self.archive.read(member)
-        return self.shared[member]
+    def _raw(self, key: str) -> bytes:
+        """Return the bytes of a storage; of one that several tensors share, read once."""
+        if self.users[key] == 1:
+            return self.store.read(key)
+        if key not in self.shared:
+            self.shared[key] = self.store.read(key)
+        return self.shared[key]

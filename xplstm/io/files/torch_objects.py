@@ -1,0 +1,296 @@
+"""The objects of PyTorch's pickles: tensors as views of storages, and stand-ins for everything else.
+
+Nothing is called: `CALLS` maps the names that PyTorch writes to functions of
+this module. What is no tensor of numbers in one storage (sparse, quantised,
+on the meta device, of an unknown subclass) becomes an `Opaque` entry, which
+`inspect` lists and which does not hinder its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from xplstm._errors import FormatError
+from xplstm.io._contents import LONGEST_NAME, shown
+from xplstm.io.files import buffers
+from xplstm.io.files.pickled import Global, Inert
+
+# How deep checkpoints are nested at most, and how much there is to look at: shared containers are met again.
+DEEPEST = 64
+MOST = 5_000_000
+_A_CONTAINER = 50
+
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
+# Storages of integers that stand for real numbers by a scale.
+_QUANTISED = {"QInt8Storage": "int8", "QUInt8Storage": "uint8", "QInt32Storage": "int32"}
+_DTYPES = [name for name, bits in buffers.BITS.items() if bits % 8 == 0]
+
+
+class Storage(NamedTuple):
+    """A run of numbers by its key; of bytes, where `dtype` is None."""
+
+    key: str
+    dtype: str | None
+    start: int = 0
+    """Where this view of the storage begins, in elements."""
+
+
+class View(NamedTuple):
+    """How a tensor is laid out in its storage, counted in elements."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Opaque(NamedTuple):
+    """A tensor whose numbers are not read."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+
+class Quantised(NamedTuple):
+    """Integers in a storage, and the scale and zero point of all of them."""
+
+    view: View
+    scale: float
+    zero_point: int
+
+
+def storage_of(where: str, kind: Any, key: Any, is_known: Callable[[str], bool]) -> Storage:
+    """Return the storage that a persistent id means."""
+    if not isinstance(kind, Global) or not isinstance(key, str) or not is_known(key):
+        what = ascii(key[:40]) if isinstance(key, str) else f"a {type(key).__name__} for its key"
+        msg = f"{where} refers to a storage that is not there: {what}"
+        raise FormatError(msg)
+    return Storage(key, STORAGES.get(kind.name) or _QUANTISED.get(kind.name))
+
+
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
+    """Replace the function that makes a tensor from a storage that has a dtype."""
+    if not isinstance(storage, Storage) or storage.dtype is None:
+        msg = "a tensor has no storage of numbers"
+        raise ValueError(msg)
+    # Flags that change every number: conjugated, negated.
+    if len(rest) > 2 and rest[2]:
+        return Opaque("a conjugated or negated view", _shape(shape))
+    return View(storage, storage.dtype, offset, shape, strides)
+
+
+def _rebuild_as(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+) -> Any:
+    """Replace the function that makes a tensor from a storage of bytes."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, Global):
+        msg = "a tensor has no storage, or no dtype"
+        raise ValueError(msg)
+    if dtype.name not in _DTYPES or (rest and rest[0]):
+        return Opaque(str(dtype), _shape(shape))
+    return View(storage, dtype.name, offset, shape, strides)
+
+
+def _rebuild_quantised(storage: Any, offset: Any, shape: Any, strides: Any, scheme: Any, *_rest: Any) -> Any:
+    """Replace the function that makes a quantised tensor; one scale for all numbers is understood."""
+    affine = Global("torch", "per_tensor_affine")
+    if (
+        isinstance(storage, Storage)
+        and storage.dtype is not None
+        and isinstance(scheme, tuple)
+        and len(scheme) == 3
+        and scheme[0] == affine
+        and isinstance(scheme[1], float)
+        and isinstance(scheme[2], int)
+    ):
+        return Quantised(View(storage, storage.dtype, offset, shape, strides), scheme[1], scheme[2])
+    return Opaque("a quantised tensor", _shape(shape))
+
+
+def _rebuild_meta(_dtype: Any, shape: Any, *_rest: Any) -> Opaque:
+    return Opaque("a tensor on the meta device", _shape(shape))
+
+
+def _rebuild_sparse(*_: Any) -> Opaque:
+    return Opaque("a sparse tensor", ())
+
+
+def _rebuild_other(*_: Any) -> Opaque:
+    return Opaque("a tensor of another device or layout", ())
+
+
+# Classes of tensors whose numbers are those of a plain one.
+_PLAIN = {
+    Global("torch", "Tensor"),
+    Global("torch.nn.parameter", "Parameter"),
+    Global("torch.nn.parameter", "Buffer"),
+}
+
+
+def _rebuild_typed(function: Any, kind: Any, arguments: Any, *_state: Any) -> Any:
+    """Replace the function that makes a tensor of a subclass, or with attributes."""
+    if isinstance(function, Global) and function in CALLS and isinstance(arguments, tuple) and kind in _PLAIN:
+        return CALLS[function](*arguments)
+    return Opaque(str(kind) if isinstance(kind, Global) else "a tensor of another class", ())
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    """Return a shape for display alone: () where it is none."""
+    whole = isinstance(shape, tuple) and len(shape) <= 64 and all(type(n) is int for n in shape)
+    return shape if whole and all(0 <= n < 1 << 48 for n in shape) else ()
+
+
+def _first(data: Any, *_rest: Any) -> Any:
+    """Replace what wraps a value: a parameter of a tensor, a device of its name."""
+    return data
+
+
+def _pairs(items: Any = ()) -> dict[Any, Any]:
+    """Replace an ordered dict, which PyTorch writes empty and fills; Python 2 writes its items."""
+    if not isinstance(items, list | tuple | dict):
+        msg = f"an ordered dict is made of {type(items).__name__}"
+        raise TypeError(msg)
+    found = {}
+    for key, value in items.items() if isinstance(items, dict) else items:
+        if not isinstance(key, str | int):
+            msg = f"an ordered dict has a {type(key).__name__} for a key"
+            raise TypeError(msg)
+        found[key] = value
+    return found
+
+
+def _counted(counts: Any = None) -> dict[Any, Any]:
+    """Replace a counter, which is made of a dict."""
+    if counts is not None and not isinstance(counts, dict):
+        msg = f"a counter is made of {type(counts).__name__}"
+        raise TypeError(msg)
+    return {} if counts is None else counts
+
+
+def _defaulting(factory: Any = None) -> dict[Any, Any]:
+    """Replace a dict with a default, which is filled afterwards; the default is never made."""
+    if factory is not None and not isinstance(factory, Global | Inert):
+        msg = f"a default is made by {type(factory).__name__}"
+        raise TypeError(msg)
+    return {}
+
+
+def _items(items: Any = (), *_rest: Any) -> list[Any]:
+    """Replace what makes a container of a list or a tuple; every one is a list here."""
+    if not isinstance(items, list | tuple):
+        msg = f"a container is made of {type(items).__name__}"
+        raise TypeError(msg)
+    return list(items)
+
+
+def _not_called(*_: Any) -> Any:
+    msg = "calls what is a name alone"
+    raise ValueError(msg)
+
+
+# The same by the names of Python 3 and 2, which protocol 2 writes.
+_BUILTINS = ("builtins", "__builtin__")
+_DEFAULTS = ("dict", "list", "int", "float")
+_OTHERS = ("_rebuild_device_tensor_from_numpy", "_rebuild_device_tensor_from_cpu_tensor")
+CALLS: dict[Global, Callable[..., Any]] = {
+    Global("torch._utils", "_rebuild_tensor"): _rebuild,
+    Global("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_as,
+    Global("torch._utils", "_rebuild_parameter"): _first,
+    Global("torch._utils", "_rebuild_parameter_with_state"): _first,
+    Global("torch._utils", "_rebuild_qtensor"): _rebuild_quantised,
+    Global("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuild_meta,
+    Global("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse,
+    Global("torch._utils", "_rebuild_nested_tensor"): _rebuild_other,
+    Global("torch._utils", "_rebuild_wrapper_subclass"): _rebuild_other,
+    **{Global("torch._utils", name): _rebuild_other for name in _OTHERS},
+    Global("torch._tensor", "_rebuild_from_type_v2"): _rebuild_typed,
+    Global("torch.jit._pickle", "restore_type_tag"): _first,
+    **{Global("torch.jit._pickle", f"build_{of}list"): _first for of in ("int", "tensor", "double", "bool")},
+    Global("collections", "OrderedDict"): _pairs,
+    Global("collections", "Counter"): _counted,
+    Global("collections", "defaultdict"): _defaulting,
+    Global("collections", "deque"): _items,
+    **{Global(module, name): _items for module in _BUILTINS for name in ("set", "frozenset")},
+    **{Global(module, name): _not_called for module in _BUILTINS for name in _DEFAULTS},
+    Global("torch", "Size"): _items,
+    Global("torch", "device"): _first,
+    **{Global("torch", name): _not_called for name in (*STORAGES, *_DTYPES)},
+    Global("torch.storage", "UntypedStorage"): _not_called,
+}
+
+
+Leaf = View | Opaque | Quantised | Inert
+_LEAVES = (View, Opaque, Quantised)
+_CONTAINERS = (dict, list, tuple)
+
+
+def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
+    """Yield every tensor and stand-in with the keys that lead to it, in bounded time."""
+    pending = [("", 0, whole)] if isinstance(whole, (*_CONTAINERS, Inert)) else []
+    looked_at = 0
+    while pending:
+        name, depth, value = pending.pop()
+        looked_at += _A_CONTAINER
+        if looked_at > MOST or depth > DEEPEST or len(name) > LONGEST_NAME:
+            msg = f"{path} is nested deeper, or names more, than any checkpoint: {shown(name[:80])}"
+            raise FormatError(msg)
+        if isinstance(value, _LEAVES):
+            yield name, _checked(path, name, value)
+            continue
+        if isinstance(value, Inert):
+            yield name, value
+            value = _inside(value)
+        if isinstance(value, Storage | Global):
+            continue
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = [(f"{name}.{k}", depth + 1, v) for k, v in items if isinstance(v, (*_CONTAINERS, Inert))]
+        pending += reversed(inner)
+        looked_at += len(value)
+
+
+def _inside(one: Inert) -> dict[Any, Any]:
+    """Return what is read of a stand-in: the items of a dict, the attributes of a module of TorchScript."""
+    if one.name.module.partition(".")[0] == "__torch__" and isinstance(one.state, dict):
+        # A second list of an LSTM's weights, which its code uses; the names are there as well.
+        return {key: value for key, value in one.state.items() if key != "_flat_weights"}
+    return one.items
+
+
+def _checked(path: str, name: str, leaf: Any) -> Any:
+    """Return a tensor whose places are whole numbers, none used twice unless the tensor was expanded."""
+    if isinstance(leaf, Opaque):
+        return leaf
+    if isinstance(leaf, Quantised):
+        return leaf._replace(view=_checked(path, name, leaf.view))
+    numbers = buffers.count(path, name, leaf.shape)
+    buffers.check_numbers(path, name, leaf.strides)
+    buffers.check_numbers(path, name, (leaf.offset,))
+    pairs = zip(leaf.strides, leaf.shape, strict=False)
+    axes = sorted((stride, n) for stride, n in pairs if n > 1 and stride)
+    end = 1
+    for stride, n in axes if numbers else ():
+        if stride < end:
+            msg = f"{path}: {shown(name)} overlaps itself: shape {leaf.shape}, strides {leaf.strides}"
+            raise FormatError(msg)
+        end = (n - 1) * stride + end
+    if len(leaf.strides) != len(leaf.shape):
+        msg = f"{path}: {shown(name)} has {len(leaf.shape)} axes and {len(leaf.strides)} strides"
+        raise FormatError(msg)
+    offset = leaf.offset + leaf.storage.start
+    return leaf._replace(offset=offset, shape=tuple(leaf.shape), strides=tuple(leaf.strides))
