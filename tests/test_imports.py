@@ -48,7 +48,7 @@ ROWS = (
     ("nn",),
     ("io.layers", "io.gates", "io._contents", "io._registry"),
     ("io._combined", "io._mapping", "io._unused", "io._written"),
-    ("io.files.archive", "io.files.buffers", "io.files.pickled"),
+    ("io.files.archive", "io.files.buffers", "io.files.pickled", "io.files.shards"),
     (
         "io.layouts.single",
         "io.files.h5",

@@ -15,6 +15,7 @@ from xplstm.io import _mapping, _registry
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
 from xplstm.io._unused import check_unused
+from xplstm.io.files import shards
 from xplstm.io.files.archive import Archive
 
 Path: TypeAlias = "str | os.PathLike[str]"
@@ -34,6 +35,16 @@ def open_source(source: Any) -> Contents:
         msg = f"source must be a path or a mapping of arrays, got {type(source).__name__}"
         raise ArgumentError(msg)
     path = os.fspath(source)
+    shards.refuse_shard(path)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if shards.is_index(Opening(path, head, ())):
+        return shards.read(path, _read_one)
+    return _read_one(path)
+
+
+def _read_one(path: str) -> Contents:
+    """What is in one file."""
     with open(path, "rb") as file:
         head = file.read(64)
     members = Archive(path).members if head.startswith(b"PK") else {}

@@ -1,0 +1,119 @@
+"""A model in several files, and the index that lists them, as JSON: of safetensors, PyTorch and Keras.
+
+The index maps the name of each tensor, or of each group of tensors for Keras, to the name of its file. Each
+file must be in the folder of the index. A shard is not read alone: without the others it could be taken for a
+smaller model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from xplstm._errors import FormatError
+from xplstm.io._contents import Contents, Opening, Tensor, dotted, quoted, shown
+
+# An index has a hundred bytes for each tensor.
+LONGEST_INDEX = 1 << 26
+MOST_SHARDS = 10_000
+_INDEX = (".index.json", ".weights.json")
+_SHARD = re.compile(r"(.*?)-(\d{1,6})-of-(\d{1,6})\.([\w.]+)", re.DOTALL)
+_KERAS_SHARD = re.compile(r"(.*)_\d{5}\.weights\.h5", re.DOTALL)
+
+
+def is_index(opening: Opening) -> bool:
+    """Whether a file is called as an index is, and begins as JSON does."""
+    return opening.path.lower().endswith(_INDEX) and opening.head.lstrip().startswith(b"{")
+
+
+def refuse_shard(path: str) -> None:
+    """Refuse a file that is one of several, by its name."""
+    folder, name = os.path.split(path)
+    match = _SHARD.fullmatch(name)
+    if match is not None and int(match[3]) > 1:
+        index = f"{match[1]}.{match[4]}.index.json"
+        msg = f"{path} is part {int(match[2])} of {int(match[3])} of a model; load {index}, which lists them"
+        raise FormatError(msg)
+    match = _KERAS_SHARD.fullmatch(name)
+    if match is not None and os.path.exists(os.path.join(folder, f"{match[1]}.weights.json")):
+        msg = f"{path} is one part of a model; load {match[1]}.weights.json, which lists the parts"
+        raise FormatError(msg)
+
+
+def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
+    """Every tensor of every shard; `read_one` reads one file."""
+    places = _places(path)
+    given = {name for names in places.values() for name in names if _inside(path, name)}
+    files = sorted(given)
+    if not 0 < len(files) <= MOST_SHARDS:
+        msg = f"{path} lists {len(files) or 'no'} files; from 1 to {MOST_SHARDS} are allowed"
+        raise FormatError(msg)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, Any] = {}
+    layouts, kinds = set(), set()
+    for file in files:
+        part = read_one(_inside(path, file))
+        layouts.add(part.layout)
+        kinds.add(part.file)
+        metadata = {**part.metadata, **metadata}
+        for name, tensor in part.tensors.items():
+            if name in tensors or not _is_listed(name, file, places):
+                unlisted = f"is in {shown(file)}, but the index does not say so"
+                what = "is in two files" if name in tensors else unlisted
+                msg = f"{path}: {shown(name)} {what}"
+                raise FormatError(msg)
+            tensors[name] = tensor
+    if len(kinds) != 1:
+        msg = f"{path} lists files of different formats: {', '.join(sorted(kinds))}"
+        raise FormatError(msg)
+    missing = [name for name in places if name not in tensors] if layouts == {None} else []
+    if missing:
+        msg = f"{path} lists {shown(missing[0])}, which is in none of its files"
+        raise FormatError(msg)
+    return Contents(path, kinds.pop(), tensors, metadata, layouts.pop())
+
+
+def _is_listed(name: str, file: str, places: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether the index has a tensor in a file, by its own name or by that of a group around it."""
+    while name:
+        if name in places:
+            return file in places[name]
+        name = name.rpartition(".")[0]
+    return False
+
+
+def _places(path: str) -> dict[str, tuple[str, ...]]:
+    """The files of each name."""
+    if os.path.getsize(path) > LONGEST_INDEX:
+        msg = f"{path} has {os.path.getsize(path)} bytes; {LONGEST_INDEX} are allowed for an index"
+        raise FormatError(msg)
+    try:
+        with open(path, "rb") as file:
+            index = json.loads(file.read())
+        given = index["weight_map"]
+        found: dict[str, tuple[str, ...]] = {}
+        for name, files in given.items():
+            found[dotted(name)] = tuple(files) if isinstance(files, list) else (files,)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        msg = f"{path} has no weight_map from names to files: {type(error).__name__} {quoted(str(error))}"
+        raise FormatError(msg) from error
+    return found
+
+
+def _inside(path: str, file: Any) -> str:
+    """The path of a shard, which must have a plain name."""
+    plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
+    if not plain or any(letter in file for letter in "\\:\0"):
+        msg = f"{path} refers to the file {quoted(file)}; a name inside its folder was expected"
+        raise FormatError(msg)
+    found = os.path.join(os.path.dirname(path), file)
+    if not os.path.isfile(found):
+        msg = f"{path} lists the file {quoted(file)}, which is not in its folder"
+        raise FormatError(msg)
+    if found.lower().endswith(_INDEX):
+        msg = f"{path} lists the file {quoted(file)}, which is an index itself"
+        raise FormatError(msg)
+    return found
