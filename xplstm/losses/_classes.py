@@ -48,7 +48,7 @@ def softmax_cross_entropy(
     logits : array, shape (..., V)
         Any floating dtype; float16 and bfloat16 are summed in float32. V at least 1.
     targets : array of integers, shape (...)
-        Classes in ``[0, V)``. Where `mask` is False anything may stand here and in `logits`.
+        Classes in ``[0, V)``. Where `mask` is False anything may be here and in `logits`.
     mask : array of bool, shape (...), optional
         Which elements count. With none of them the loss is 0 and so is its gradient.
     weights : array of floats, optional

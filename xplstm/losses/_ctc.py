@@ -41,7 +41,7 @@ def ctc(
     target_lengths : array of integers, shape (B,), optional
         Labels of each target, in ``[0, U]``; U if left out.
     blank : int, optional
-        The class that stands for no label, in ``[0, V)``.
+        The class that means no label, in ``[0, V)``.
     reduction : {"mean", "sum", "none"}, optional
         The mean of each loss divided by the number of its labels, at least 1; the sum; or all losses.
 

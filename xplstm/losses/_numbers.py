@@ -44,7 +44,7 @@ def mse(
     pred : array, shape (..., O)
         Any floating dtype; float16 and bfloat16 are summed in float32.
     target : array, shape (..., O), of the same dtype
-        Where `mask` is False anything may stand here and in `pred`.
+        Where `mask` is False anything may be here and in `pred`.
     mask : array of bool, shape (...), optional
         Which rows of O numbers count. With none of them the loss is 0 and so is its gradient.
     weights : array of floats, optional

@@ -31,22 +31,22 @@ def bar(
         raise ImportError(msg) from error
     # In a log file each repainted bar is a line of its own.
     pause = SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * SECONDS_BETWEEN_REPORTS
-    told = -math.inf
+    reported = -math.inf
     with tqdm(initial=done, total=updates, unit="update", mininterval=pause, dynamic_ncols=True) as shown:
 
         def report(run: Run) -> None:
-            nonlocal told
+            nonlocal reported
             shown.update()
-            if time.monotonic() - told >= pause or run.at.update == updates:
+            if time.monotonic() - reported >= pause or run.at.update == updates:
                 run.settle()
                 shown.set_postfix_str(text(run.at.history), refresh=False)
-                told = time.monotonic()
+                reported = time.monotonic()
 
         yield report
 
 
 def _latest(history: History) -> str:
-    """Text beside the bar: the mean of the last losses, and the last validation."""
+    """Return the text next to the bar: the mean of the last losses, and the last validation."""
     recent = history.losses[-20:]
     text = f"loss {sum(recent) / len(recent):.4f}"
     return f"{text}, validation {history.validations[-1][1]:.4f}" if history.validations else text

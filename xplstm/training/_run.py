@@ -109,7 +109,7 @@ class Options(NamedTuple):
     scale: bool
     """Whether the loss is scaled."""
     measure: bool
-    """Whether somebody wants the gradients' norm."""
+    """Whether a callback is given the gradients' norm."""
     epochs: int | None
 
 

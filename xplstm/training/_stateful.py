@@ -1,4 +1,4 @@
-"""One layer trained by hand: run, take gradients back, update, begin anew."""
+"""One layer trained by hand: forward, backward, update and reset."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StatefulTrainer:
     Attributes
     ----------
     state : LSTMState or None
-        Where the next `forward` goes on; None for zeros.
+        The initial state of the next `forward`; None for zeros.
     grads : dict of str to array, or None
         Sum of the gradients since the last `update`.
 
@@ -90,7 +90,7 @@ class StatefulTrainer:
         self._pullbacks: list[Callable[..., Any]] = []
 
     def forward(self, x: Array, **options: Any) -> Array:
-        """Run from the present state, and remember the way back.
+        """Run from the present state, and keep what `backward` needs.
 
         Parameters
         ----------
@@ -189,12 +189,12 @@ class StatefulTrainer:
         self.grads = None
 
     def reset_state(self, rows: Any = None) -> None:
-        """Begin anew from zeros; what was not taken back is forgotten.
+        """Set the state to zeros, and drop every `forward` that waits for its `backward`.
 
         Parameters
         ----------
         rows : int, integers or booleans, optional
-            Members of the batch that begin anew, as for `LSTMState.reset`; all if left out.
+            Batch entries whose state is reset, as for `LSTMState.reset`; all if left out.
         """
         self._pullbacks = []
         if rows is None:
