@@ -47,6 +47,7 @@ def types(session: nox.Session) -> None:
     """Types, strictly."""
     session.install(*GROUPS["types"])
     session.run("mypy")
+    session.run("pytest", "--noconftest", "tests/types")
 
 
 @nox.session

@@ -213,7 +213,7 @@ class Xplstm:
         sizes = {name: config[name] for name in names if name in config}
         rates: dict[str, Any] = {n: float(config.get(n, 0)) for n in ("input_dropout", "weight_dropout")}
         rates["dropout"] = float(config.get("dropout", {}).get("p", 0))
-        dtype = str(x.dtype).rpartition(".")[2]
+        dtype: Any = str(x.dtype).rpartition(".")[2]
         merge = config.get("merge", "concat")
         lstm = xplstm.LSTM(
             **sizes, **rates, merge=merge, variant=variant(config), xp=self.backend, dtype=dtype

@@ -83,12 +83,14 @@ __all__ = [
 _LATE = ("io", "losses", "models", "optim", "plots", "testing", "training")
 
 
-def __getattr__(name: str) -> _ModuleType:
-    """Load one of the rooms that not everybody uses."""
-    if name not in _LATE:
-        msg = f"module 'xplstm' has no attribute {name!r}"
-        raise AttributeError(msg)
-    return _importlib.import_module(f"xplstm.{name}")
+if not _TYPE_CHECKING:  # a type checker sees the imports above, so that a misspelt room is an error
+
+    def __getattr__(name: str) -> _ModuleType:
+        """Load one of the rooms that not everybody uses."""
+        if name not in _LATE:
+            msg = f"module 'xplstm' has no attribute {name!r}"
+            raise AttributeError(msg)
+        return _importlib.import_module(f"xplstm.{name}")
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from xplstm._dropout import Key, Purpose
 from xplstm._errors import ArgumentError
 from xplstm._params import Explanation, Noise, Params, Problem
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Namespace
+from xplstm._typing import Array, Lengths, Merge, Namespace
 from xplstm.cells import Cell, Sizes
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import reference
@@ -39,7 +39,7 @@ class Stack(NamedTuple):
     layer_axis: bool = True
     """Whether states have the leading axis of layers and directions."""
     cell: Cell = STANDARD
-    merge: str = "concat"
+    merge: Merge = "concat"
     input_dropout: float = 0.0
     weight_dropout: float = 0.0
     precision: str | None = None
@@ -124,7 +124,7 @@ def enter(
     home: Home,
     x: Array,
     state: LSTMState | tuple[Array, Array] | None,
-    lengths: Any,
+    lengths: Lengths,
     mask: Array | None,
 ) -> Call:
     """Check every argument and bring it to (T, B, ·) and (L*D, B, ·)."""
@@ -136,11 +136,12 @@ def enter(
     if mask is not None:
         mask = _checks.mask(mask, home, _axes(stack, T, B, batched))
         mask = _time_major(stack, home.xp, mask, batched)
-    if not batched and isinstance(lengths, int):
-        lengths = [lengths]
-    elif not batched and getattr(lengths, "shape", None) == ():
-        lengths = lengths[None]
-    valid = _checks.valid(lengths, mask, home, T, B)
+    entries: Any = lengths
+    if not batched and isinstance(entries, int):
+        entries = [entries]
+    elif not batched and getattr(entries, "shape", None) == ():
+        entries = entries[None]
+    valid = _checks.valid(entries, mask, home, T, B)
     return Call(home, x, _enter_state(stack, home, state, B, batched, "_0", "state"), valid, batched)
 
 

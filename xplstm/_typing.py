@@ -6,9 +6,11 @@ arrays of NumPy, CuPy, PyTorch, JAX, Dask and array-api-strict have all of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias
+
+import numpy as np
 
 
 class Array(Protocol):
@@ -75,3 +77,21 @@ Namespace: TypeAlias = ModuleType
 Device: TypeAlias = Any
 DType: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Array]
+Merge: TypeAlias = Literal["concat", "sum", "mean", "product", "none"]
+Nonlinearity: TypeAlias = Literal["tanh", "relu"]
+Precision: TypeAlias = Literal["tf32"]
+
+
+class _TorchDType(Protocol):
+    """A dtype of PyTorch."""
+
+    @property
+    def is_floating_point(self) -> bool: ...
+
+
+FloatDType: TypeAlias = (
+    Literal["float32", "float64", "float16", "bfloat16"] | np.dtype[Any] | type[Any] | _TorchDType
+)
+"""What names a dtype of a layer: a word, or a dtype of a library."""
+Lengths: TypeAlias = Array | Sequence[SupportsIndex] | SupportsIndex | None
+"""Steps of each batch entry; one number without a batch."""

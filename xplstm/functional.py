@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from xplstm import _checks, _stack, _values
 from xplstm._params import LSTMParams, Variant
 from xplstm._stack import Stack
 from xplstm._state import LSTMState
-from xplstm._typing import Array
+from xplstm._typing import Array, Lengths, Precision
 from xplstm.cells.variant import lstm_cell
 
 Pullback = Callable[..., tuple[Array, LSTMState, LSTMParams]]
@@ -22,11 +21,11 @@ def lstm(
     params: LSTMParams,
     state: LSTMState | tuple[Array, Array] | None = None,
     *,
-    lengths: Any = None,
+    lengths: Lengths = None,
     mask: Array | None = None,
     reverse: bool = False,
     variant: Variant | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     reproducible: bool = False,
 ) -> tuple[Array, LSTMState]:
     """Run one LSTM layer over a sequence.
@@ -90,11 +89,11 @@ def lstm_vjp(
     params: LSTMParams,
     state: LSTMState | tuple[Array, Array] | None = None,
     *,
-    lengths: Any = None,
+    lengths: Lengths = None,
     mask: Array | None = None,
     reverse: bool = False,
     variant: Variant | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     reproducible: bool = False,
     rng: int | np.random.Generator | None = None,
     checkpoint: int | None = None,
@@ -157,7 +156,11 @@ def lstm_vjp(
 
 
 def _one_layer(
-    params: LSTMParams, reverse: bool, variant: Variant | None, precision: str | None, reproducible: bool
+    params: LSTMParams,
+    reverse: bool,
+    variant: Variant | None,
+    precision: str | None,
+    reproducible: bool,
 ) -> tuple[LSTMParams, Stack]:
     """Check the parameters; return them, and the description of their layer."""
     cell = lstm_cell(variant, directions=1)

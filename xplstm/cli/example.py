@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if worst <= TOLERANCE else 1
 
 
-def setting(backend: str | None, dtype: str) -> tuple[xplstm.LSTM, Array, xplstm.LSTMState]:
+def setting(backend: str | None, dtype: Any) -> tuple[xplstm.LSTM, Array, xplstm.LSTMState]:
     """The LSTM with the example's weights, x of shape (1, 1, 3) and the state before."""
     lstm = xplstm.LSTM(3, 2, xp=backend, dtype=dtype)
     xp = _array.namespace(lstm.params["weight_ih_l0"], "weight_ih_l0")

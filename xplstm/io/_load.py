@@ -10,13 +10,13 @@ from xplstm import _array, _checks, _values, nn
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
 from xplstm.io.layouts.reparametrized import resolve
 
-Network: TypeAlias = nn.Recurrent
+Network: TypeAlias = nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN
 
 
 def load(
@@ -26,9 +26,9 @@ def load(
     prefix: Prefix | None = None,
     xp: str | Namespace | None = None,
     device: Device | None = None,
-    dtype: str | None = None,
+    dtype: FloatDType | None = None,
     **options: Any,
-) -> Any:
+) -> Network:
     """Make the network whose weights stand in a file or a mapping.
 
     A file is told by its bytes. Sizes, layers, directions, projection and
@@ -97,7 +97,7 @@ def arrays(
     *,
     xp: str | Namespace | None = None,
     device: Device | None = None,
-    dtype: str | None = None,
+    dtype: FloatDType | None = None,
 ) -> dict[str, Array]:
     """Read the arrays of a file or a mapping as they are: what stands around an LSTM in a model.
 

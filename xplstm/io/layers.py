@@ -137,6 +137,7 @@ def to_lstm(layers: Layers, **options: Any) -> LSTM:
     proj_size, hidden_size = (
         (0, first.weight_hh.shape[1]) if first.weight_hr is None else first.weight_hr.shape
     )
+    dtype: Any = home.dtype
     lstm = LSTM(
         first.weight_ih.shape[1],
         hidden_size,
@@ -146,7 +147,7 @@ def to_lstm(layers: Layers, **options: Any) -> LSTM:
         proj_size=proj_size,
         xp=home.xp,
         device=home.device,
-        dtype=home.dtype,
+        dtype=dtype,
         rng=0,
         **options,
     )

@@ -11,7 +11,7 @@ from xplstm import _array, _checks
 from xplstm._checks import Home
 from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io._contents import shown
 from xplstm.io._models import load_model, make_layer, save_model
 from xplstm.io._written import told
@@ -92,7 +92,7 @@ class Composite(ABC):
             layer.load_state_dict({name: state_dict[f"{part}.{name}"] for name in layer.shapes})
 
     def to(
-        self, xp: str | Namespace | None = None, device: Device | None = None, dtype: str | None = None
+        self, xp: str | Namespace | None = None, device: Device | None = None, dtype: FloatDType | None = None
     ) -> Self:
         """Move the parameters, in place.
 

@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _values, losses
 from xplstm._errors import ArgumentError
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
@@ -72,7 +72,7 @@ class CharLM(Composite):
         dropout: float = 0.0,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         self._set_options(vocab, dropout)

@@ -9,7 +9,7 @@ import numpy as np
 
 from xplstm import _array, _values, losses
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
@@ -74,7 +74,7 @@ class SequenceClassifier(Composite):
         dropout: float = 0.0,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         self._set_options(each_step, dropout)

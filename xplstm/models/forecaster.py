@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _checks, _values, losses
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
@@ -78,7 +78,7 @@ class Forecaster(Composite):
         dropout: float = 0.0,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         features, hidden_size = _values.size("features", features), _values.size("hidden_size", hidden_size)

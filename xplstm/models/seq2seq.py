@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _values, losses
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened, pad
@@ -95,7 +95,7 @@ class Seq2Seq(Composite):
         teacher_forcing: float = 1.0,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         self._set_options(source_vocab, target_vocab, dropout, teacher_forcing)

@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _checks, _dropout, _values, init
 from xplstm._checks import Home
 from xplstm._parts import part
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.nn._module import DParams, Module, Seed
 
 
@@ -48,7 +48,7 @@ class Embedding(Module):
         padding_idx: int | None = None,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: Seed = None,
     ) -> None:
         self.num_embeddings = _values.size("num_embeddings", num_embeddings)
@@ -160,7 +160,7 @@ class Linear(Module):
         bias: bool = True,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: Seed = None,
     ) -> None:
         self.in_features = _values.size("in_features", in_features)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
@@ -11,7 +10,7 @@ from xplstm._dispatch import Stepper
 from xplstm._params import Explanation, LSTMTrace, Variant
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
 from xplstm.cells.variant import lstm_cell
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
@@ -27,7 +26,7 @@ class _Calls:
         x: Array,
         state: LSTMState | tuple[Array, Array] | None = None,
         *,
-        lengths: Any = None,
+        lengths: Lengths = None,
         mask: Array | None = None,
     ) -> tuple[Array, LSTMState]:
         """Run all layers over a sequence; never drops anything.
@@ -102,7 +101,7 @@ class _Calls:
         x: Array,
         state: LSTMState | tuple[Array, Array] | None = None,
         *,
-        lengths: Any = None,
+        lengths: Lengths = None,
         mask: Array | None = None,
     ) -> Explanation:
         """Say which kernel would run this call, and why not each faster one.
@@ -228,14 +227,14 @@ class LSTM(_Calls, Recurrent):
         bidirectional: bool = False,
         proj_size: int = 0,
         variant: Variant | None = None,
-        merge: str = "concat",
+        merge: Merge = "concat",
         input_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: Seed = None,
-        precision: str | None = None,
+        precision: Precision | None = None,
         reproducible: bool = False,
     ) -> None:
         directions = 2 if _values.flag("bidirectional", bidirectional) else 1
@@ -257,7 +256,7 @@ class LSTM(_Calls, Recurrent):
         x: Array,
         state: LSTMState | tuple[Array, Array] | None = None,
         *,
-        lengths: Any = None,
+        lengths: Lengths = None,
         mask: Array | None = None,
         rng: Seed = None,
         checkpoint: int | None = None,
@@ -336,7 +335,7 @@ class LSTM(_Calls, Recurrent):
         x: Array,
         state: LSTMState | tuple[Array, Array] | None = None,
         *,
-        lengths: Any = None,
+        lengths: Lengths = None,
         mask: Array | None = None,
     ) -> LSTMTrace:
         """Every gate and state of every step, layer and direction, by the reference kernel.

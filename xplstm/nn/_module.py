@@ -14,7 +14,7 @@ from xplstm._dispatch import Kernel
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._params import Problem, each
 from xplstm._stack import Layers, Prepare, Stack
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.cells import Cell
 
 Seed: TypeAlias = "int | np.random.Generator | None"
@@ -37,12 +37,12 @@ class Module:
         values: Mapping[str, np.ndarray],
         xp: str | Namespace | None,
         device: Device | None,
-        dtype: str | None,
+        dtype: Any,
     ) -> None:
         """Move the initial values to the backend that the caller asked for; float32 by default."""
         xp = _array.resolve(xp)
-        dtype = _checks.dtype("float32" if dtype is None else dtype)
-        self.params = {name: _array.asarray(values[name], xp, device, dtype) for name in self.shapes}
+        kind = _checks.dtype("float32" if dtype is None else dtype)
+        self.params = {name: _array.asarray(values[name], xp, device, kind) for name in self.shapes}
 
     def _home(self) -> Home:
         """Check all parameters and return where they live."""
@@ -96,7 +96,7 @@ class Module:
         }
 
     def to(
-        self, xp: str | Namespace | None = None, device: Device | None = None, dtype: str | None = None
+        self, xp: str | Namespace | None = None, device: Device | None = None, dtype: FloatDType | None = None
     ) -> Self:
         """Move the parameters, in place.
 
@@ -129,8 +129,8 @@ class Module:
         home = self._home()
         target = home.xp if xp is None else _array.resolve(xp)
         device = home.device if device is None and target is home.xp else device
-        dtype = home.dtype if dtype is None else _checks.dtype(dtype)
-        self.params = {name: _array.asarray(a, target, device, dtype) for name, a in self.params.items()}
+        kind = home.dtype if dtype is None else _checks.dtype(dtype)
+        self.params = {name: _array.asarray(a, target, device, kind) for name, a in self.params.items()}
         return self
 
 
@@ -165,7 +165,12 @@ class Recurrent(Module):
     _stack: Stack
 
     def _set_up(
-        self, stack: Stack, xp: str | Namespace | None, device: Device | None, dtype: str | None, rng: Seed
+        self,
+        stack: Stack,
+        xp: str | Namespace | None,
+        device: Device | None,
+        dtype: Any,
+        rng: Seed,
     ) -> None:
         """Keep the description and make the parameters."""
         self._stack, self.shapes = stack, _stack.shapes(stack)
@@ -236,10 +241,11 @@ class Recurrent(Module):
         """
         import xplstm
 
+        layer: Any = self
         if not os.fspath(path).lower().endswith(".safetensors"):
             msg = f"path={os.fspath(path)!r} must end in .safetensors; xplstm.io.save writes other formats"
             raise ArgumentError(msg)
-        xplstm.io.save(path, self)
+        xplstm.io.save(path, layer)
 
     @classmethod
     def load(

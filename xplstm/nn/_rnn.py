@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xplstm import _stack, _values
 from xplstm._checks import Home
@@ -11,7 +11,7 @@ from xplstm._errors import DTypeError
 from xplstm._params import Activation, Explanation
 from xplstm._stack import Prepare, Stack
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, FloatDType, Lengths, Namespace, Nonlinearity
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.rnn import ElmanCell, JordanCell
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
@@ -26,7 +26,7 @@ class _Calls:
     _ready: Callable[[], tuple[Home, Prepare]]
 
     def __call__(
-        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
     ) -> tuple[Array, Array]:
         """Run all layers over a sequence; dropout is never applied.
 
@@ -82,7 +82,7 @@ class _Calls:
         return y_t, state.h
 
     def explain(
-        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
     ) -> Explanation:
         """Say which kernel would run this call, and why not each faster one.
 
@@ -121,7 +121,7 @@ class _HiddenNetwork(_Calls, Recurrent):
         x: Array,
         h_0: Array | None = None,
         *,
-        lengths: Any = None,
+        lengths: Lengths = None,
         mask: Array | None = None,
         rng: Seed = None,
         checkpoint: int | None = None,
@@ -174,7 +174,7 @@ class _HiddenNetwork(_Calls, Recurrent):
         """
         return FrozenRNN(*self._copied())
 
-    def _trace(self, x: Array, h_0: Array | None, lengths: Any, mask: Array | None) -> tuple[Array, ...]:
+    def _trace(self, x: Array, h_0: Array | None, lengths: Lengths, mask: Array | None) -> tuple[Array, ...]:
         """Return what the cell shows of every layer, direction and step, each (L*D, T, B, H)."""
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
@@ -202,7 +202,7 @@ def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
     return LSTMState(h, h[..., :0])
 
 
-def _activation(nonlinearity: str) -> Activation:
+def _activation(nonlinearity: Nonlinearity) -> Activation:
     """Check the nonlinearity of an RNN."""
     return Activation(_values.one_of("nonlinearity", nonlinearity, NONLINEARITIES))
 
@@ -211,7 +211,7 @@ class _HiddenUnits(_HiddenNetwork):
     """An RNN, whose trace is its hidden units alone."""
 
     def trace(
-        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
     ) -> Array:
         """Return the hidden units of every layer, direction and step.
 
@@ -272,14 +272,14 @@ class RNN(_HiddenUnits):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
+        nonlinearity: Nonlinearity = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: Seed = None,
     ) -> None:
         stack = describe(
@@ -332,14 +332,14 @@ class JordanRNN(_HiddenUnits):
         output_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
+        nonlinearity: Nonlinearity = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: Seed = None,
     ) -> None:
         stack = describe(
@@ -418,7 +418,7 @@ class GRU(_HiddenNetwork):
         bidirectional: bool = False,
         xp: str | Namespace | None = None,
         device: Device | None = None,
-        dtype: str | None = None,
+        dtype: FloatDType | None = None,
         rng: Seed = None,
     ) -> None:
         stack = describe(
@@ -428,7 +428,7 @@ class GRU(_HiddenNetwork):
         self._set_up(stack, xp, device, dtype, rng)
 
     def trace(
-        self, x: Array, h_0: Array | None = None, *, lengths: Any = None, mask: Array | None = None
+        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
     ) -> GRUTrace:
         """Return every gate and state of every layer, direction and step, by the reference kernel.
 

@@ -90,7 +90,7 @@ def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
     return v * (g / xp.sqrt(xp.sum(v * v, axis=axes, keepdims=True)))
 
 
-def _spectral_normed(xp: Any, weight: Array, u: Array, v: Array) -> Array:
+def _spectral_normed(xp: Any, weight: Array, u: Any, v: Any) -> Array:
     """``W / (u . W v)`` with the vectors as they were saved; u goes with the rows, or with the columns."""
     shape, given = tuple(weight.shape), (*u.shape, *v.shape)
     if len(shape) != 2 or given not in (shape, shape[::-1]):

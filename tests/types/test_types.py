@@ -1,0 +1,46 @@
+"""The types check: the type checker reports each of a list of wrong uses, and swapped arguments inside."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mypy", reason="the type checker comes with nox -s types")
+
+ROOT = Path(__file__).parent.parent.parent
+WRONG = Path(__file__).parent / "wrong_uses.py"
+
+
+def reported(folder: Path, *files: str) -> str:
+    """What mypy prints of files in `folder`, by the project's own settings."""
+    settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(folder / ".mypy_cache")]
+    command = [sys.executable, "-m", "mypy", *settings, *files]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+def test_every_wrong_use_is_reported_and_no_right_one() -> None:
+    lines = WRONG.read_text(encoding="utf-8").splitlines()
+    wanted = {number for number, line in enumerate(lines, 1) if line.endswith("# wrong")}
+    found = {int(line) for line in re.findall(r"wrong_uses\.py:(\d+): error", reported(ROOT, str(WRONG)))}
+    assert len(wanted) >= 25
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("forward(xp, zx, h, c, p)", "forward(zx, xp, h, c, p)"), (".cell.at(part)", ".cell.att(part)")],
+)
+def test_arguments_swapped_inside_a_kernel_are_reported(right: str, wrong: str, tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "xplstm", tmp_path / "xplstm", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    changed = tmp_path / "xplstm" / "kernels" / "reference.py"
+    text = changed.read_text(encoding="utf-8")
+    assert right in text
+    changed.write_text(text.replace(right, wrong), encoding="utf-8")
+    assert "kernels/reference.py" in reported(tmp_path, "xplstm/kernels/reference.py")
