@@ -1,8 +1,8 @@
 """xplstm: one LSTM, written against the Python array API, run by the fastest kernel your arrays allow."""
 
 import importlib as _importlib
+import typing as _t
 from types import ModuleType as _ModuleType
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from xplstm._array import use_backend
 from xplstm._config import show_config
@@ -34,7 +34,7 @@ from xplstm.nn import (
     Linear,
 )
 
-if _TYPE_CHECKING:
+if _t.TYPE_CHECKING:
     from xplstm import io as io
     from xplstm import losses as losses
     from xplstm import models as models
@@ -83,7 +83,7 @@ __all__ = [
 _LATE = ("io", "losses", "models", "optim", "plots", "testing", "training")
 
 
-if not _TYPE_CHECKING:  # a type checker sees the imports above, so that a misspelt room is an error
+if not _t.TYPE_CHECKING:  # a type checker sees the imports above, so that a misspelt room is an error
 
     def __getattr__(name: str) -> _ModuleType:
         """Load one of the rooms that not everybody uses."""

@@ -1,4 +1,4 @@
-"""Wrong uses of the public face: the type checker must report every line that ends in `# wrong`, and no other."""
+"""Uses of the public face: the type checker must report each line that ends in `# wrong`, and no other."""
 
 from __future__ import annotations
 
