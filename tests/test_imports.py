@@ -23,6 +23,7 @@ ROWS = (
     ("_array",),
     ("_state",),
     ("_params",),
+    ("kernels._support",),
     ("kernels._cuda.layer",),
     ("kernels._cuda.training",),
     ("_parts",),
@@ -82,7 +83,7 @@ ROWS = (
     ("cli.",),
     ("__main__",),
 )
-BASE = {room for row in ROWS[:9] for room in row}
+BASE = {room for row in ROWS[:10] for room in row}
 LOSSES = {"losses._shares", "losses._classes", "losses._ctc", "losses._numbers"}
 OPTIM = {"optim._schedules", "optim._clip", "optim._optimizer", "optim._rules"}
 # Rooms that may see less than the rows before them, or that few may see.
@@ -218,9 +219,8 @@ def test_only_numpy_is_imported_at_the_top(room):
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room.startswith("kernels.")])
 def test_an_engine_imports_the_underscore_rooms_of_its_family_alone(room):
-    family = (
-        ("kernels._cuda",) if "cupy" in room or "_cuda" in room else ("kernels._recycled", "kernels._threads")
-    )
+    gpu, cpu = ("kernels._cuda",), ("kernels._recycled", "kernels._threads")
+    family = ("kernels._support", *(gpu if "cupy" in room or "_cuda" in room else cpu))
     shared = [name for found in IMPORTS if found.room == room and (name := room_named(found.name))]
     wrong = [name for name in shared if name.startswith("kernels._") and not name.startswith(family)]
     assert not wrong, f"{room} imports {wrong}"

@@ -11,7 +11,6 @@ the specification.
 
 from __future__ import annotations
 
-from xplstm._array import why_unusable
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
@@ -25,13 +24,7 @@ FORWARD = launch.fields(f"{LAYER} z bias h c m projected y first:2 held slots m_
 BACKWARD = launch.fields(f"{LAYER} gates c dy dh dc dm dprojected dz")
 
 prepare = layer.prepare
-
-
-def __getattr__(name: str) -> str:
-    """WHY_NOT, which is asked of CuPy and its driver, and so not before somebody wants it."""
-    if name == "WHY_NOT":
-        return why_unusable("cupy") or ""
-    raise AttributeError(name)
+__getattr__ = layer.lazy_why_not
 
 
 def supports(problem: Problem) -> str | None:

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._array import why_unusable
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Device
@@ -52,6 +51,7 @@ BACKWARD = launch.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange co
 PROJECT = launch.fields("x weight z rows columns inputs held_rows first_row:2")
 
 prepare = layer.prepare
+__getattr__ = layer.lazy_why_not
 
 
 class Costs(NamedTuple):
@@ -262,13 +262,6 @@ def _chip(device: Device) -> Chip:
 def _plan(problem: Problem, backward: bool) -> Plan | None:
     sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
     return best_plan(_chip(problem.device), *sizes, backward, COSTS)
-
-
-def __getattr__(name: str) -> str:
-    """WHY_NOT, which is asked of CuPy and its driver, and so not before somebody wants it."""
-    if name == "WHY_NOT":
-        return why_unusable("cupy") or ""
-    raise AttributeError(name)
 
 
 def supports(problem: Problem) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm.kernels import _recycled, _threads
+from xplstm.kernels import _recycled, _support, _threads
 
 try:
     from xplstm.kernels import _engine
@@ -39,6 +39,7 @@ def _chosen_isa() -> tuple[str, str]:
     return wanted or next(iter(ISAS), ""), _MISSING
 
 
+DTYPES = ("float32", "float64")
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
@@ -66,13 +67,7 @@ class Residuals(NamedTuple):
 
 def supports(problem: Problem) -> str | None:
     """Run the plain LSTM on NumPy's own two fast dtypes, where the C code is."""
-    if problem.backend != "numpy":
-        return f"the arrays are of {problem.backend}, not of numpy"
-    if problem.dtype not in ("float32", "float64"):
-        return f"dtype {problem.dtype} is neither float32 nor float64"
-    if problem.cell.reason:
-        return problem.cell.reason
-    return WHY_NOT or None
+    return _support.why_not(problem, "numpy", DTYPES) or problem.cell.reason or WHY_NOT or None
 
 
 def canonical_sums(_: Problem) -> bool:

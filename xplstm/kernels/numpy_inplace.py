@@ -23,7 +23,7 @@ import numpy as np
 
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm.kernels import _recycled
+from xplstm.kernels import _recycled, _support
 
 # Packed rows whose input projection is made by one product: few enough that it is still in the cache when
 # the loop adds it. The products of the backward pass gain from more rows.
@@ -119,13 +119,7 @@ class Residuals(NamedTuple):
 
 def supports(problem: Problem) -> str | None:
     """Run NumPy's own two fast dtypes."""
-    if problem.backend != "numpy":
-        return f"the arrays are of {problem.backend}, not of numpy"
-    if problem.dtype not in ("float32", "float64"):
-        return f"dtype {problem.dtype} is neither float32 nor float64"
-    if problem.cell.reason:
-        return problem.cell.reason
-    return None
+    return _support.why_not(problem, "numpy", ("float32", "float64")) or problem.cell.reason or None
 
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[Weights, ...]:

@@ -129,8 +129,8 @@ class _Calls:
         >>> import xplstm
         >>> print(xplstm.LSTM(3, 2, dtype="float16").explain(np.ones((5, 4, 3), dtype="float16")))
         layer 0: reference
-          not native: dtype float16 is neither float32 nor float64
-          not numpy_inplace: dtype float16 is neither float32 nor float64
+          not native: dtype float16 is none of float32, float64
+          not numpy_inplace: dtype float16 is none of float32, float64
           not cupy_persistent: the arrays are of numpy, not of cupy
           not cupy_fused: the arrays are of numpy, not of cupy
         canonical sums: no

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._array import dtype_named
+from xplstm._array import dtype_named, why_unusable
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
+from xplstm.kernels import _support
 from xplstm.kernels._cuda import launch
 from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
 
@@ -89,16 +90,20 @@ class Residuals(NamedTuple):
 
 def why_not(problem: Problem) -> str | None:
     """Why no kernel of CuPy's runs `problem`, or None."""
-    if problem.backend != "cupy":
-        return f"the arrays are of {problem.backend}, not of cupy"
-    if problem.dtype not in launch.SIZES:
-        return f"dtype {problem.dtype} is none of {', '.join(launch.SIZES)}"
-    if problem.cell.reason:
-        return problem.cell.reason
+    reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason
+    if reason:
+        return reason
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
     if largest > LARGEST_SIZE:
         return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"
     return None
+
+
+def lazy_why_not(name: str) -> str:
+    """Serve as ``__getattr__`` of a module for WHY_NOT: ask CuPy and its driver when it is first read."""
+    if name == "WHY_NOT":
+        return why_unusable("cupy") or ""
+    raise AttributeError(name)
 
 
 def kind(problem: Problem) -> str:
