@@ -283,6 +283,10 @@ class Composite(ABC):
     def _fitting(self) -> dict[str, tuple[int, int]]:
         """Return the shape of the weight of each part that is no network, as the options and networks ask."""
 
+    def __repr__(self) -> str:
+        parts = [f"{name}={part!r}" for name, part in {**self._layers, **self._options()}.items()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     def _home(self) -> Home:
         """Where the parameters live."""
         return _checks.home(next(iter(self._layers.values())).params)

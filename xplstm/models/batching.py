@@ -9,7 +9,7 @@ import numpy as np
 
 from xplstm import _array, _checks, _values
 from xplstm._checks import Home
-from xplstm._errors import ArgumentError, ShapeError
+from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 
 
@@ -96,7 +96,7 @@ def pad(sequences: Sequence[Array]) -> Ragged:
     ShapeError
         If the other axes differ.
     DTypeError
-        If one is no array.
+        If one is no array, or the dtypes differ.
 
     Examples
     --------
@@ -117,6 +117,10 @@ def pad(sequences: Sequence[Array]) -> Ragged:
     rest = tuple(sequences[0].shape[1:])
     for number, a in enumerate(sequences):
         _array.namespace(a, f"sequences[{number}]")
+        if a.dtype != sequences[0].dtype:
+            first = _array.dtype_name(sequences[0].dtype)
+            msg = f"sequences[{number}] has dtype {_array.dtype_name(a.dtype)}, sequences[0] {first}"
+            raise DTypeError(msg)
         if a.ndim == 0 or tuple(a.shape[1:]) != rest:
             msg = f"sequences[{number}] has shape {tuple(a.shape)}, expected {('T', *rest)}"
             raise ShapeError(msg)
@@ -143,7 +147,8 @@ def windows(series: Array, size: int) -> tuple[Array, Array]:
     Returns
     -------
     inputs : array, shape (size, N - size, F)
-        ``inputs[t, k]`` is ``series[k + t]``.
+        ``inputs[t, k]`` is ``series[k + t]``. Of a NumPy array a read-only view, which takes
+        no memory; else a copy.
     targets : array, shape (size, N - size, F)
         ``targets[t, k]`` is ``series[k + t + 1]``, one step later.
 
@@ -169,21 +174,37 @@ def windows(series: Array, size: int) -> tuple[Array, Array]:
     if count < 1:
         msg = f"size={size} must be less than the {series.shape[0]} steps of the series"
         raise ArgumentError(msg)
-    steps = xp.stack([series[t : t + count, ...] for t in range(size + 1)])
+    if isinstance(series, np.ndarray):
+        view = np.lib.stride_tricks.sliding_window_view(_array.native(series), size + 1, axis=0)
+        steps = view.transpose(2, 0, 1)
+    else:
+        steps = xp.stack([series[t : t + count, ...] for t in range(size + 1)])
     return steps[:-1, ...], steps[1:, ...]
 
 
 def opened(inputs: Array | tuple[Array, Any]) -> Ragged:
-    """The array and the lengths, which are None where all sequences are equally long."""
-    return Ragged(*inputs) if isinstance(inputs, tuple) else Ragged(inputs, None)
+    """Return the array and the lengths, which are None where all sequences are equally long."""
+    if not isinstance(inputs, tuple):
+        return Ragged(inputs, None)
+    if len(inputs) != 2:
+        msg = f"a tuple of {len(inputs)} was given for a batch; expected an array, or Ragged(x, lengths)"
+        raise ArgumentError(msg)
+    return Ragged(*inputs)
 
 
-def existing(batch: Ragged) -> Array | None:
-    """Booleans (T, B), True where a row has a step; None where all have."""
+def existing(batch: Ragged, name: str = "x") -> Array | None:
+    """Return booleans (T, B), True where an entry of the argument `name` has a step; None where all have."""
     if batch.lengths is None:
         return None
-    xp, device = _array.namespace(batch.x, "x"), _array.device(batch.x)
-    where = Home(xp, device, _array.dtype_name(batch.x.dtype))
-    lengths = _checks.lengths(batch.lengths, where, batch.x.shape[0], batch.x.shape[1])
-    steps = xp.arange(batch.x.shape[0], dtype=lengths.dtype, device=device)
-    return steps[:, None] < lengths[None, :]
+    xp, device = _array.namespace(batch.x, name), _array.device(batch.x)
+    if batch.x.ndim < 2:
+        msg = f"{name} has shape {tuple(batch.x.shape)}; with lengths, (T, B, ...) is expected"
+        raise ShapeError(msg)
+    steps, entries = batch.x.shape[:2]
+    try:
+        lengths = _checks.lengths(batch.lengths, Home(xp, device, "float32"), steps, entries)
+    except XplstmError as error:
+        msg = f"{name}: {error}"
+        raise type(error)(msg) from error
+    numbers = xp.arange(steps, dtype=lengths.dtype, device=device)
+    return numbers[:, None] < lengths[None, :]

@@ -141,7 +141,7 @@ class CharLM(Composite):
         ShapeError, DTypeError, BackendError, ArgumentError
             As `xplstm.Embedding` and `xplstm.LSTM`.
         """
-        y, state = self.lstm(self.embedding(ids), state)
+        y, state = self._forward_only()(self.embedding(ids), state)
         return self.linear(y), state
 
     def loss(self, ids: Array, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
@@ -210,7 +210,7 @@ class CharLM(Composite):
         """
         rng = None if rng is None else _values.generator("rng", rng)
         x, embedding_pullback = self.embedding.vjp(ids)
-        y, state, lstm_pullback = self.lstm.vjp(x, state, rng=rng)
+        y, state, lstm_pullback = self._forward_only().vjp(x, state, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         logits, linear_pullback = self.linear.vjp(y)
         loss, loss_pullback = losses.softmax_cross_entropy(logits, targets)
@@ -274,7 +274,7 @@ class CharLM(Composite):
         how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         decoding.check_sampling(**how)
         rng = _values.generator("rng", rng)
-        lstm = self.lstm.freeze()
+        lstm = self._forward_only().freeze()
         logits, state = self(self.encode(prompt))
         last, written = logits[-1, ...], ""
         for _ in range(length):
@@ -282,3 +282,10 @@ class CharLM(Composite):
             y, state = lstm.step(self.embedding(self.encode(written[-1]))[0, ...], state)
             last = self.linear(y)
         return written
+
+    def _forward_only(self) -> LSTM:
+        """Return the LSTM, which must not see the characters that are to be predicted."""
+        if self.lstm.bidirectional or self.lstm.batch_first:
+            msg = f"lstm={self.lstm!r} must have one direction and be time-major, to predict what follows"
+            raise ArgumentError(msg)
+        return self.lstm

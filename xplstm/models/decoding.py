@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _state, _values
-from xplstm._errors import ArgumentError
+from xplstm import _array, _checks, _state, _values
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array
 
 States: TypeAlias = tuple[Array, ...]
@@ -226,21 +226,21 @@ def beam_search(
     (0, 0, 0, 0) 0.035
     (1,) 0.432
     """
-    width = _values.size("width", width)
-    max_length = _values.size("max_length", max_length)
-    if not 0 <= length_penalty < math.inf:
-        msg = f"length_penalty={length_penalty} must be in [0, inf)"
-        raise ArgumentError(msg)
-    beam = _Beam.of(np.asarray(first, dtype=np.int64), state)
+    width, max_length = _values.size("width", width), _values.size("max_length", max_length)
+    end = _values.size("end", end, 0)
+    length_penalty = _penalty(length_penalty, max_length)
+    beam = _Beam.of(_first(first), state)
     found: list[list[Hypothesis]] = [[] for _ in beam.tokens]
     for length in range(1, max_length + 1):
         if not beam.owner.size:
             break
         logits, state = step(beam.tokens[:, -1], beam.state)
-        if not 0 <= end < logits.shape[-1]:
-            msg = f"end={end} must be in [0, {logits.shape[-1]})"
-            raise ArgumentError(msg)
-        beam = beam.grown(_log_softmax(logits), state, width)
+        log_p = _log_softmax(logits)
+        if log_p.ndim != 2 or log_p.shape[0] != len(beam.tokens):
+            msg = f"step gave logits of shape {log_p.shape}, expected ({len(beam.tokens)}, V)"
+            raise ShapeError(msg)
+        _values.size("end", end, 0, log_p.shape[1] - 1)
+        beam = beam.grown(log_p, state, width)
         over = (beam.tokens[:, -1] == end) | (length == max_length)
         for owner, tokens, total in beam.rows(over):
             ended = tokens[-1] == end
@@ -250,6 +250,28 @@ def beam_search(
         reachable = beam.total / max_length**length_penalty
         beam = beam.kept(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
     return [sorted(row, key=lambda h: -h.score)[:width] for row in found]
+
+
+def _first(first: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the first tokens, checked."""
+    tokens = np.asarray(first)
+    if tokens.ndim != 1:
+        msg = f"first has shape {tokens.shape}, expected (B,)"
+        raise ShapeError(msg)
+    if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+        msg = f"first has dtype {tokens.dtype}, expected integers"
+        raise DTypeError(msg)
+    return tokens.astype(np.int64)
+
+
+def _penalty(length_penalty: float, max_length: int) -> float:
+    """Return a length penalty under which every score is finite."""
+    number = _values.finite("length_penalty", length_penalty)
+    largest = 700 / max(math.log(max_length), 1)
+    if not 0 <= number <= largest:
+        msg = f"length_penalty={length_penalty} must be in [0, {largest:g}] with max_length={max_length}"
+        raise ArgumentError(msg)
+    return number
 
 
 class _Beam(NamedTuple):
@@ -308,7 +330,12 @@ def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.
 def _on_host(logits: Array) -> np.ndarray:
     """Logits in float64, the largest of each row brought to 0."""
     _array.namespace(logits, "logits")
-    z = _array.to_numpy(logits).astype(np.float64)
+    if _array.dtype_name(logits.dtype) not in _checks.FLOATS:
+        msg = (
+            f"logits has dtype {_array.dtype_name(logits.dtype)}, expected one of {', '.join(_checks.FLOATS)}"
+        )
+        raise DTypeError(msg)
+    z = _array.native(_array.to_numpy(logits)).astype(np.float64)
     if z.ndim == 0 or z.shape[-1] == 0:
         msg = f"logits has shape {z.shape}; its last axis must have at least 1 element"
         raise ArgumentError(msg)
@@ -334,11 +361,9 @@ def _normalised(p: np.ndarray) -> np.ndarray:
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Refuse values outside their ranges; NaN is in none."""
-    if not 0 <= temperature < math.inf:
-        msg = f"temperature={temperature} must be in [0, inf)"
-        raise ArgumentError(msg)
+    _values.in_range("temperature", temperature, 0, math.inf)
     if top_k is not None:
         _values.size("top_k", top_k)
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and not 0 < _values.finite("top_p", top_p) <= 1:
         msg = f"top_p={top_p} must be in (0, 1]"
         raise ArgumentError(msg)

@@ -19,6 +19,9 @@ from xplstm.nn import LSTM, Dropout, Linear
 _SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
 
 
+_LARGEST = {"float64": 1.7e308, "float32": 3.4e38, "bfloat16": 3.3e38, "float16": 65504.0}
+
+
 class Forecaster(Composite):
     """Stacked LSTM, linear: at each step, the next values of a series.
 
@@ -210,7 +213,7 @@ class Forecaster(Composite):
         True
         """
         expected, state_n = self._expected(x, state)
-        happened = self._standardised(targets)
+        happened = self._standardised(targets, "targets")
         return losses.mse(expected, happened, mask=existing(opened(x)))[0], state_n
 
     def loss_vjp(
@@ -259,7 +262,7 @@ class Forecaster(Composite):
         y, state_n, lstm_pullback = self.lstm.vjp(z, state, lengths=lengths, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         change, linear_pullback = self.linear.vjp(y)
-        happened = self._standardised(targets)
+        happened = self._standardised(targets, "targets")
         loss, loss_pullback = losses.mse(z + change, happened, mask=existing(opened(inputs)))
 
         def pullback(factor: float = 1.0) -> Params:
@@ -276,21 +279,28 @@ class Forecaster(Composite):
         y, state_n = self.lstm(z, state, lengths=lengths)
         return z + self.linear(y), state_n
 
-    def _standardised(self, x: Array) -> Array:
-        """`x` as the network sees it."""
-        mean, std = self._scale(x)
+    def _standardised(self, x: Array, name: str = "x") -> Array:
+        """Return `x`, the argument called `name`, as the network sees it."""
+        axes = ("T", "B")[: max(0, getattr(x, "ndim", 1) - 1)]
+        x = _checks.array(name, x, self._home(), (*axes, len(self.mean)), "the last is features")
+        mean, std = self._scale()
         return (x - mean) / std
 
     def _original(self, z: Array) -> Array:
         """What the network gives, in the units of the series."""
-        mean, std = self._scale(z)
+        mean, std = self._scale()
         return z * std + mean
 
-    def _scale(self, x: Array) -> tuple[Array, Array]:
-        """`mean` and `std` beside `x`, which must be as the parameters are."""
+    def _scale(self) -> tuple[Array, Array]:
+        """Return `mean` and `std` where the parameters live."""
         home = self._home()
-        axes = tuple(f"n{k}" for k in range(x.ndim - 1))
-        _checks.array("x", x, home, (*axes, len(self.mean)), "the last is features")
+        smallest, largest = _SMALLEST[home.dtype], _LARGEST[home.dtype]
+        if self.std.min() < smallest or max(self.std.max(), np.abs(self.mean).max()) > largest:
+            what = f"mean={self.mean.tolist()} and std={self.std.tolist()} do not fit {home.dtype}"
+            msg = (
+                f"{what}: std must be in [{smallest}, {largest}] and mean at most as large; scale the series"
+            )
+            raise ArgumentError(msg)
         return (
             _array.asarray(self.mean, home.xp, home.device, home.dtype),
             _array.asarray(self.std, home.xp, home.device, home.dtype),

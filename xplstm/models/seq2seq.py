@@ -227,6 +227,8 @@ class Seq2Seq(Composite):
         >>> target.x.T.tolist(), target.lengths.tolist()
         ([[2, 0, 0], [1, 0, 2]], [1, 3])
         """
+        for name, texts in (("sources", sources), ("targets", targets)):
+            _check_texts(name, texts)
         if len(sources) != len(targets):
             msg = f"sources has {len(sources)} texts, targets {len(targets)}; there must be as many"
             raise ArgumentError(msg)
@@ -256,6 +258,7 @@ class Seq2Seq(Composite):
         ShapeError, DTypeError, BackendError, ArgumentError
             As `xplstm.Embedding` and `xplstm.LSTM`.
         """
+        _check_pair(source, target)
         between = self._read(source, state)
         y, _ = self.decoder(self.decoder_embedding(self._forced(target)), between)
         return self.linear(y), between
@@ -295,7 +298,9 @@ class Seq2Seq(Composite):
         """
         logits, between = self(source, target, state)
         opened_target = opened(target)
-        return losses.softmax_cross_entropy(logits, opened_target.x, mask=existing(opened_target))[0], between
+        return losses.softmax_cross_entropy(logits, opened_target.x, mask=existing(opened_target, "target"))[
+            0
+        ], between
 
     def loss_vjp(
         self,
@@ -343,15 +348,15 @@ class Seq2Seq(Composite):
         True
         """
         rng = None if rng is None else _values.generator("rng", rng)
-        source, target = opened(inputs), opened(targets)
-        x, source_pullback = self.encoder_embedding.vjp(_cleared(source))
+        source, target = _check_pair(inputs, targets)
+        x, source_pullback = self.encoder_embedding.vjp(_cleared(source, "source"))
         _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)
         read = self._forced(target) if self.teacher_forcing == 1 else self._mixed(target, between, rng)
         x, target_pullback = self.decoder_embedding.vjp(read)
         y, _, decoder_pullback = self.decoder.vjp(x, between, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         logits, linear_pullback = self.linear.vjp(y)
-        loss, loss_pullback = losses.softmax_cross_entropy(logits, target.x, mask=existing(target))
+        loss, loss_pullback = losses.softmax_cross_entropy(logits, target.x, mask=existing(target, "target"))
 
         def pullback(factor: float = 1.0) -> Params:
             dy, dlinear = linear_pullback(loss_pullback(factor))
@@ -461,6 +466,7 @@ class Seq2Seq(Composite):
         >>> Seq2Seq("abc", "xy", 8, rng=0).translate(["ab"], max_length=1)
         ['x']
         """
+        _check_texts("texts", texts)
         source = pad([self.encode(text) for text in texts])
         found = self.decode(source, max_length=max_length, width=width, length_penalty=length_penalty)
         return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in found]
@@ -468,11 +474,13 @@ class Seq2Seq(Composite):
     def _read(self, source: Array | Ragged, state: State) -> LSTMState:
         """What the encoder knows at the end."""
         batch = opened(source)
-        return self.encoder(self.encoder_embedding(_cleared(batch)), state, lengths=batch.lengths)[1]
+        return self.encoder(self.encoder_embedding(_cleared(batch, "source")), state, lengths=batch.lengths)[
+            1
+        ]
 
     def _forced(self, target: Array | Ragged) -> Array:
         """What the decoder reads if it is always told what should have come: the target, one step later."""
-        ids = _cleared(opened(target))
+        ids = _cleared(opened(target), "target")
         xp = _array.namespace(ids, "target")
         return xp.concat([xp.full_like(ids[:1, ...], self.end), ids[:-1, ...]])
 
@@ -493,13 +501,34 @@ class Seq2Seq(Composite):
         return xp.stack(read)
 
 
-def _cleared(batch: Ragged) -> Array:
-    """Ids of a batch, 0 past each row's length, where anything may stand."""
-    exists = existing(batch)
+def _check_texts(name: str, texts: Any) -> None:
+    """Refuse one text where a sequence of texts is expected."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        msg = f"{name}={texts!r} must be a sequence of texts, such as a list with one"
+        raise DTypeError(msg)
+
+
+def _check_pair(source: Array | Ragged, target: Array | Ragged) -> tuple[Ragged, Ragged]:
+    """Return source and target, which must be of one batch."""
+    pair = opened(source), opened(target)
+    shapes = []
+    for name, batch in zip(("source", "target"), pair, strict=True):
+        _array.namespace(batch.x, name)
+        shapes.append(tuple(batch.x.shape))
+    if len(shapes[0]) != len(shapes[1]) or not 1 <= len(shapes[0]) <= 2 or shapes[0][1:] != shapes[1][1:]:
+        found = f"source has shape {shapes[0]} and target {shapes[1]}"
+        msg = f"{found}, expected (S, B) and (U, B), or (S,) and (U,)"
+        raise ShapeError(msg)
+    return pair
+
+
+def _cleared(batch: Ragged, name: str) -> Array:
+    """Return the ids of the argument `name`, 0 past the length of each entry."""
+    exists = existing(batch, name)
     if exists is None:
         return batch.x
-    xp = _array.namespace(batch.x, "ids")
+    xp = _array.namespace(batch.x, name)
     if not xp.isdtype(batch.x.dtype, "integral"):
-        msg = f"ids has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
+        msg = f"{name} has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
         raise DTypeError(msg)
     return xp.where(exists, batch.x, xp.zeros_like(batch.x))

@@ -63,6 +63,9 @@ class Embedding(Module):
             weight[self.padding_idx] = 0.0
         self._allocate({"weight": weight}, xp, device, dtype)
 
+    def __repr__(self) -> str:
+        return f"Embedding({self.num_embeddings}, {self.embedding_dim})"
+
     def __call__(self, ids: Array) -> Array:
         """Look up.
 
@@ -175,6 +178,10 @@ class Linear(Module):
         }
         self._allocate(values, xp, device, dtype)
 
+    def __repr__(self) -> str:
+        options = "" if "bias" in self.shapes else ", bias=False"
+        return f"Linear({self.in_features}, {self.out_features}{options})"
+
     def __call__(self, x: Array) -> Array:
         """Apply.
 
@@ -191,9 +198,10 @@ class Linear(Module):
         ShapeError, DTypeError, BackendError
             Naming the argument, its value and the bound.
         """
-        home = self._check(x)
-        y = _array.widen(x) @ _array.widen(self.params["weight"]).T
-        y = y + _array.widen(self.params["bias"]) if "bias" in self.params else y
+        home, x = self._check(x)
+        params = {name: _array.native(a) for name, a in self.params.items()}
+        y = _array.widen(x) @ _array.widen(params["weight"]).T
+        y = y + _array.widen(params["bias"]) if "bias" in params else y
         return _array.narrow(y, home.dtype)
 
     def vjp(self, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, DParams]]]:
@@ -209,8 +217,8 @@ class Linear(Module):
         pullback : callable
             ``pullback(dy) -> dx, dparams``.
         """
-        y, home = self(x), self._home()
-        xp, params = home.xp, dict(self.params)
+        home, x = self._check(x)
+        y, xp, params = self(x), home.xp, {name: _array.native(a) for name, a in self.params.items()}
 
         def pullback(dy: Array) -> tuple[Array, DParams]:
             dy = _checks.array("dy", dy, home, y.shape, "the shape of y")
@@ -224,11 +232,11 @@ class Linear(Module):
 
         return y, pullback
 
-    def _check(self, x: Array) -> Home:
+    def _check(self, x: Array) -> tuple[Home, Array]:
+        """Check the parameters and x, and return where they live, and x."""
         home = self._home()
         axes = tuple(f"n{k}" for k in range(max(0, getattr(x, "ndim", 1) - 1)))
-        _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
-        return home
+        return home, _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
 
 
 class Dropout:
@@ -250,6 +258,9 @@ class Dropout:
 
     def __init__(self, p: float) -> None:
         self.p = _values.probability("p", p)
+
+    def __repr__(self) -> str:
+        return f"Dropout({self.p})"
 
     def __call__(self, x: Array) -> Array:
         """Give `x` itself: nothing is dropped outside training.
