@@ -60,6 +60,7 @@ ROWS = (
         "io.onnx._operator",
     ),
     ("io.onnx._export", "io.onnx._nodes"),
+    ("io.onnx._whole",),
     ("io.onnx._model",),
     ("io.onnx._fold",),
     ("io.onnx._trace",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
+
+if TYPE_CHECKING:
+    from xplstm.io.onnx._whole import ModelGraph
 
 
 class CharLM(Composite):
@@ -95,6 +98,23 @@ class CharLM(Composite):
     def _fitting(self) -> dict[str, tuple[int, int]]:
         count = len(self.vocab)
         return {"embedding": (count, self.lstm.input_size), "linear": (count, self.lstm._stack.width)}
+
+    def export_to(self, graph: ModelGraph, softmax: bool) -> None:
+        """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
+
+        Parameters
+        ----------
+        graph : ModelGraph
+        softmax : bool
+            Give probabilities in the place of logits.
+
+        Examples
+        --------
+        See `xplstm.io.onnx.export`.
+        """
+        self._forward_only()
+        y = graph.recur(graph.embed(self.embedding, graph.ids("ids")))
+        graph.leave_logits(graph.linear(self.linear, y), ["T", "B", len(self.vocab)], softmax)
 
     def encode(self, text: str) -> Array:
         """Ids of the characters of `text`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
+
+if TYPE_CHECKING:
+    from xplstm.io.onnx._whole import ModelGraph
 
 
 class SequenceClassifier(Composite):
@@ -99,6 +102,24 @@ class SequenceClassifier(Composite):
     @property
     def _directions(self) -> int:
         return 2 if self.lstm.bidirectional else 1
+
+    def export_to(self, graph: ModelGraph, softmax: bool) -> None:
+        """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
+
+        Parameters
+        ----------
+        graph : ModelGraph
+        softmax : bool
+            Give probabilities in the place of logits.
+
+        Examples
+        --------
+        See `xplstm.io.onnx.export`.
+        """
+        y = graph.recur(graph.features("x"))
+        logits = graph.linear(self.linear, y if self.each_step else graph.last())
+        axes = ["T", "B"] if self.each_step else ["B"]
+        graph.leave_logits(logits, [*axes, self.linear.out_features], softmax)
 
     def __call__(self, x: Array | Ragged, state: State = None) -> Array:
         """Give the logits of the classes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
+
+if TYPE_CHECKING:
+    from xplstm.io.onnx._whole import ModelGraph
 
 # Smaller divisors overflow.
 _SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
@@ -113,6 +116,33 @@ class Forecaster(Composite):
 
     def _fitting(self) -> dict[str, tuple[int, int]]:
         return {"linear": (self.lstm.input_size, self.lstm._stack.width)}
+
+    def export_to(self, graph: ModelGraph, softmax: bool) -> None:
+        """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
+
+        Parameters
+        ----------
+        graph : ModelGraph
+        softmax : bool
+            Must be False.
+
+        Raises
+        ------
+        ArgumentError
+            With `softmax`.
+
+        Examples
+        --------
+        See `xplstm.io.onnx.export`.
+        """
+        if softmax:
+            msg = "softmax=True needs a model with logits, got Forecaster"
+            raise ArgumentError(msg)
+        mean, std = (graph.number(name, a) for name, a in zip(("mean", "std"), self._scale(), strict=True))
+        z = graph.scaled("Div", graph.scaled("Sub", graph.features("x"), mean, "centred"), std, "z")
+        expected = graph.scaled("Add", z, graph.linear(self.linear, graph.recur(z)), "expected")
+        following = graph.scaled("Add", graph.scaled("Mul", expected, std, "wide"), mean, "original")
+        graph.leave(following, "following", ["T", "B", self.linear.out_features])
 
     def __call__(self, x: Array | Ragged, state: State = None) -> tuple[Array, LSTMState]:
         """Give for each step a forecast of the next.

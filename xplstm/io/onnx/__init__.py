@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError
 from xplstm._params import Variant
@@ -26,8 +26,8 @@ from xplstm.io.onnx._graph import Graph, Input
 from xplstm.io.onnx._model import Prepared, weight_names, why_not
 from xplstm.io.onnx._nodes import Place
 from xplstm.io.onnx._operator import OPERATORS, Attributes, Weights, from_params
-from xplstm.nn import LSTM, RNN
-from xplstm.nn._module import Recurrent
+from xplstm.io.onnx._whole import Exportable, whole
+from xplstm.nn._module import Frozen, Recurrent
 
 SUFFIXES = (".onnx",)
 LAYOUT = "onnx"
@@ -411,22 +411,33 @@ def run_node(
     return Prepared(graph, Place(_array.resolve(xp), None, opset)).run(inputs)
 
 
-def export(network: LSTM | RNN, path: str | os.PathLike[str] | None = None) -> Any:
-    """Write a network as an ONNX model of opset 17.
+def export(
+    model: Recurrent | Frozen | Exportable,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    softmax: bool = False,
+) -> Any:
+    """Write a network or a whole model as an ONNX model of opset 17.
 
-    The model has the inputs x, lengths, h_0 and c_0 and the outputs y, h_n and c_n, all of the shapes that
-    the network has them in, batches and sequences of any size. lengths, h_0 and c_0 may be left out. In a
-    runtime too, y is 0 past a row's length, and a row without steps holds its initial state.
+    A `CharLM` becomes a graph from ids to logits, a `SequenceClassifier` one from x to logits, a
+    `Forecaster` one from x to following, with its scaling. Each also has the inputs lengths, h_0 and c_0,
+    and the outputs h_n and c_n.
+
+    The graph of a network has the inputs x, lengths, h_0 and c_0 and the outputs y, h_n and c_n, all of
+    the shapes that the network has them in, batches and sequences of any size. lengths, h_0 and c_0 may be
+    left out. In a runtime too, y is 0 past a row's length, and a row without steps holds its initial state.
     Dropout of any kind, which needs a generator here, has no place in it.
 
     Parameters
     ----------
-    network : LSTM or RNN
+    model : LSTM, RNN, FrozenLSTM, CharLM, SequenceClassifier or Forecaster
         float32, float64 or float16, with any layers, directions, `merge`, projection, peepholes, `coupled`,
         `activations` and `gate_clip`. ONNX Runtime runs float32 alone. A projection is multiplied into the
         weights: the numbers are the same, and `load` finds an LSTM without one.
     path : path, optional
         Where to write the model; a crash leaves the old file or the new one whole.
+    softmax : bool, default False
+        Give probabilities in the place of logits.
 
     Returns
     -------
@@ -436,7 +447,8 @@ def export(network: LSTM | RNN, path: str | os.PathLike[str] | None = None) -> A
     ------
     ArgumentError
         Naming what the operators LSTM and RNN have not: layer normalisation, cell_clip, zoneout, an output
-        that recurs; or a projection whose rows are nearly one another's sums.
+        that recurs; or a projection whose rows are nearly one another's sums; or an object that has no graph,
+        such as a `Seq2Seq`, whose decoding is a loop: export its encoder and decoder.
     OSError
         If the file cannot be written.
     ImportError
@@ -450,10 +462,17 @@ def export(network: LSTM | RNN, path: str | os.PathLike[str] | None = None) -> A
     >>> [i.name for i in model.graph.input], [o.name for o in model.graph.output]
     (['x', 'lengths', 'h_0', 'c_0'], ['y', 'h_n', 'c_n'])
     """
-    model = model_of(network, "")
+    softmax = _values.flag("softmax", softmax)
+    if isinstance(model, Exportable):
+        made = whole(model, softmax)
+    elif softmax:
+        msg = f"softmax=True needs a model with logits, got {type(model).__name__}"
+        raise ArgumentError(msg)
+    else:
+        made = model_of(model, "")
     if path is not None:
-        write_durably(os.fspath(path), model.SerializeToString())
-    return model
+        write_durably(os.fspath(path), made.SerializeToString())
+    return made
 
 
 def supports_device(device: str) -> bool:

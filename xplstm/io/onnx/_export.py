@@ -9,7 +9,7 @@ The operator has no projection. With ``h = W_hr m`` it can recur m in the place 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
 from xplstm.io.onnx._graph import import_onnx
 from xplstm.io.onnx._operator import ACTIVATIONS, from_params
-from xplstm.nn._module import Recurrent
+from xplstm.nn._module import Frozen, Recurrent
 
 # The runtimes of the last years know these.
 OPSET, IR_VERSION = 17, 8
@@ -32,16 +32,30 @@ WORST_CONDITION = 1e4
 NO_END = np.asarray([np.iinfo(np.int32).max], dtype=np.int32)
 
 
-def model_of(network: Recurrent, prefix: str) -> Any:
-    """The ModelProto of a network; `prefix` begins the names of its nodes and weights."""
-    home, layers = network._open()
+def model_of(network: Recurrent | Frozen, prefix: str) -> Any:
+    """Return the ModelProto of a network; `prefix` begins the names of its nodes and weights."""
+    model, layers = opened(network, prefix)
+    return model.of(layers)
+
+
+def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Layers]:
+    """Return a graph that has the network's description, and the parameters that it will run with."""
+    if not isinstance(network, Recurrent | Frozen):
+        msg = (
+            f"model must be a network, a frozen one or a model of xplstm.models, got {type(network).__name__}"
+        )
+        raise ArgumentError(msg)
+    if isinstance(network, Frozen):
+        home, layers = network._where, network._layers
+    else:
+        home, layers = network._open()
     wrong = why_not_export(network._stack)
     if wrong is None and home.dtype not in DTYPES:
         wrong = f"has dtype {home.dtype}"
     if wrong is not None:
         msg = f"the network {wrong}, for which ONNX's operators LSTM and RNN have no place"
         raise ArgumentError(msg)
-    return _Model(network._stack, home.dtype, prefix).of(layers)
+    return GraphBuilder(network._stack, home.dtype, prefix), layers
 
 
 def why_not_export(stack: Stack) -> str | None:
@@ -54,7 +68,7 @@ def why_not_export(stack: Stack) -> str | None:
     return f"has {', '.join(used)}" if used else None
 
 
-class _Model:
+class GraphBuilder:
     """A model in the making: nodes and constants, in their order."""
 
     def __init__(self, stack: Stack, dtype: str, prefix: str) -> None:
@@ -68,8 +82,17 @@ class _Model:
         self.constants: list[Any] = []
 
     def of(self, layers: Layers) -> Any:
-        """The whole model."""
-        x = self.add("Transpose", ["x"], "x_by_time", perm=[1, 0, 2]) if self.stack.batch_first else "x"
+        """Return the model of the network alone."""
+        self._leave(self.run(layers, "x"))
+        stack = self.stack
+        axes = ["B", "T"] if stack.batch_first else ["T", "B"]
+        apart = stack.merge == "none"
+        y = [2, *axes, stack.output_size] if apart else [*axes, stack.width]
+        return self.model(self.operator, {"x": [*axes, stack.input_size]}, {"y": y})
+
+    def run(self, layers: Layers, x: str) -> str:
+        """Run all layers on `x`, whose final states are outputs of the model; return y by time."""
+        x = self.add("Transpose", [x], "x_by_time", perm=[1, 0, 2]) if self.stack.batch_first else x
         lengths, no_steps, starts = self._inputs(x)
         ends: list[list[str]] = [[] for _ in self.letters]
         for layer, params in enumerate(layers):
@@ -84,10 +107,9 @@ class _Model:
             for k, (begin, end) in enumerate(zip(begins, last, strict=True)):
                 ends[k].append(self.add("Where", [no_steps, begin, end], f"held_{self.letters[k]}_l{layer}"))
             x = self._merged(layer, Y)
-        self._leave(x)
         for letter, parts in zip(self.letters, ends, strict=True):
             self.add("Concat", parts, f"{letter}_n", made=f"{letter}_n", axis=0)
-        return self._model()
+        return x
 
     def constant(self, name: str, value: Any) -> str:
         """Keep a constant."""
@@ -212,27 +234,30 @@ class _Model:
         else:
             self.add("Identity", [y], "y", made="y")
 
-    def _model(self) -> Any:
-        """Everything together, with the inputs and outputs told."""
-        onnx, stack = import_onnx(), self.stack
+    def model(
+        self,
+        name: str,
+        inputs: Mapping[str, list[Any]],
+        outputs: Mapping[str, list[Any]],
+        integers: bool = False,
+    ) -> Any:
+        """Return everything together; inputs and outputs are name -> shape, `integers`: what inputs hold."""
+        onnx = import_onnx()
         helper = onnx.helper
         number = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
-        axes = ["B", "T"] if stack.batch_first else ["T", "B"]
-        apart = stack.merge == "none"
-        y = [2, *axes, stack.output_size] if apart else [*axes, stack.width]
-        given = [helper.make_tensor_value_info("x", number, [*axes, stack.input_size])]
+        kind = onnx.TensorProto.INT64 if integers else number
+        given = [helper.make_tensor_value_info(key, kind, shape) for key, shape in inputs.items()]
         given.append(helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, ["rows"]))
         given += [
             helper.make_tensor_value_info(f"{k}_0", number, [self.states, "rows", self.sizes[k]])
             for k in self.letters
         ]
-        made = [helper.make_tensor_value_info("y", number, y)]
+        made = [helper.make_tensor_value_info(key, number, shape) for key, shape in outputs.items()]
         made += [
             helper.make_tensor_value_info(f"{k}_n", number, [self.states, "B", self.sizes[k]])
             for k in self.letters
         ]
-        name = f"{self.start}{self.operator}"
-        graph = helper.make_graph(self.nodes, name, given, made, self.constants)
+        graph = helper.make_graph(self.nodes, f"{self.start}{name}", given, made, self.constants)
         opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="xplstm")
 
