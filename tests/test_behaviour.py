@@ -10,6 +10,7 @@ import pytest
 
 import xplstm
 from tests.cases import CASES, Case, kernels, run
+from xplstm import _dispatch
 from xplstm._array import to_numpy
 
 KERNELS = kernels()
@@ -333,3 +334,17 @@ def test_lengths_beyond_32_bits_are_refused_and_mixed_integers_are_read() -> Non
     np.testing.assert_array_equal(lstm(x, lengths=[np.int8(1), np.uint64(2)])[0], want)
     with pytest.raises(xplstm.DTypeError, match="must hold integers"):
         lstm(x, lengths=[True, 1])
+
+
+@pytest.mark.parametrize("kernel", ["native", "numpy_inplace", "reference"])
+@pytest.mark.parametrize("network", [xplstm.LSTM, xplstm.GRU, xplstm.RNN])
+@pytest.mark.parametrize("x", [0.0, 1e-40, 3.0, -90.0, 1e4, -1e30])
+def test_underflow_is_no_error_where_numpy_raises(kernel, network, x):
+    if _dispatch.why_missing(kernel):
+        pytest.skip(_dispatch.why_missing(kernel))
+    layer = network(3, 5, 2, bidirectional=True, rng=0)
+    given = np.full((4, 2, 3), x, "float32")
+    with np.errstate(all="raise"), xplstm.use_kernel(kernel if network is xplstm.LSTM else "reference"):
+        y, _, pullback = layer.vjp(given)
+        pullback(np.full_like(y, 1e-38))
+        layer(given)

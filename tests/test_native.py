@@ -503,3 +503,14 @@ def test_a_fork_while_memory_is_freed_is_safe(tmp_path) -> None:
     library = tmp_path / "free.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "free.c", "-ldl"], check=True)
     assert set(started(FORK_IN_FREE, LD_PRELOAD=str(library)).stdout.split()) == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("H", "B", "expected"), [(2, 500, "numpy_inplace"), (3, 500, "native"), (2, 9, "native")]
+)
+def test_few_units_of_a_large_batch_are_left_to_numpy(H: int, B: int, expected: str) -> None:
+    x = np.zeros((2, B, 3), "float32")
+    with xplstm.use_kernel(None):
+        assert xplstm.LSTM(3, H).explain(x).kernels == (expected,)
+        assert xplstm.LSTM(3, H, reproducible=True).explain(x).kernels == ("native",)
+    assert xplstm.LSTM(3, H).explain(x).kernels == ("native",)

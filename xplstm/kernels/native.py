@@ -45,6 +45,10 @@ THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
 
 
+# Units are padded to whole vectors, of up to 16 lanes: measured with H = 1, 2, 3 and 4.
+NARROW, MANY = 2, 500
+
+
 class Packed(NamedTuple):
     """Every direction's weights: as the C code reads them forward, and as they were."""
 
@@ -68,6 +72,13 @@ class Residuals(NamedTuple):
 def supports(problem: Problem) -> str | None:
     """Run the plain LSTM on NumPy's own two fast dtypes, where the C code is."""
     return _support.why_not(problem, "numpy", DTYPES) or problem.cell.reason or WHY_NOT or None
+
+
+def slower(problem: Problem) -> str | None:
+    """Leave layers of one or two units to NumPy where the batch fills its vectors better."""
+    if problem.H <= NARROW and problem.B >= MANY:
+        return f"H={problem.H} leaves most lanes of its vectors empty, and B={problem.B} is large"
+    return None
 
 
 def canonical_sums(_: Problem) -> bool:

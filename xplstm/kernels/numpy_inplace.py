@@ -33,6 +33,9 @@ BACKWARD_ROWS = 1024
 # Elements; with rows of a power of two bytes every step's columns would evict each other.
 CACHE_LINE = 16
 
+# A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.
+_UNDERFLOWS = np.errstate(under="ignore")
+
 
 class Weights(NamedTuple):
     """One direction's weights, gates in the order i, f, o, g, the rows of i, f and o halved.
@@ -122,6 +125,7 @@ def supports(problem: Problem) -> str | None:
     return _support.why_not(problem, "numpy", ("float32", "float64")) or problem.cell.reason or None
 
 
+@_UNDERFLOWS
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> tuple[Weights, ...]:
     """Reorder the gates and halve the rows of i, f and o."""
     return tuple(_pack_weights(problem, p) for p in params)
@@ -178,6 +182,7 @@ def _pack_steps(problem: Problem, valid: np.ndarray | None, reverse: bool) -> Pa
     return Packing(starts[: longest + 1].tolist(), order, times[exists], rows, reverse)
 
 
+@_UNDERFLOWS
 def forward(
     problem: Problem,
     weights: tuple[Weights, ...],
@@ -274,6 +279,7 @@ def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMSta
     packing.unsort(c, end.c, n, c.shape[1])
 
 
+@_UNDERFLOWS
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xplstm import _array
 from xplstm._params import Params, Problem, each
 from xplstm._state import LSTMState
@@ -21,6 +23,9 @@ from xplstm.cells import Equations
 
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
 PROJECTION_BOUND = 2**20
+
+# A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.
+_UNDERFLOWS = np.errstate(under="ignore")
 
 
 class Residuals(NamedTuple):
@@ -38,6 +43,7 @@ def supports(problem: Problem) -> str | None:  # noqa: ARG001 - the signature of
     return None
 
 
+@_UNDERFLOWS
 def prepare(
     problem: Problem,  # noqa: ARG001 - the signature of every kernel
     params: tuple[Params, ...],
@@ -46,6 +52,7 @@ def prepare(
     return tuple(each(_array.widen, p) for p in params)
 
 
+@_UNDERFLOWS
 def forward(
     problem: Problem, params: tuple[Params, ...], x: Array, state: LSTMState, valid: Array | None
 ) -> tuple[Array, LSTMState, Residuals | None]:
@@ -105,6 +112,7 @@ def _projected_inputs(
             yield t, zx[t - lo, ...]
 
 
+@_UNDERFLOWS
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[Params, ...]]:
