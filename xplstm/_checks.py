@@ -47,7 +47,7 @@ def merge(value: str, bidirectional: bool) -> str:
 
 def precision(value: str | None, reproducible: bool) -> str | None:
     """What products of float32 may be made in; a published order leaves nothing to choose."""
-    if value is not None and value != "tf32":
+    if value is not None and not (isinstance(value, str) and value == "tf32"):
         msg = f"precision={value!r} must be None or 'tf32'"
         raise ArgumentError(msg)
     if value is not None and reproducible:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from xplstm import _values
-from xplstm._errors import ArgumentError, ShapeError
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
@@ -299,9 +299,7 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     >>> lstm.params["bias_ih_l0"][2:4].tolist()
     [2.0, 2.0]
     """
-    if not math.isfinite(value):
-        msg = f"value={value} must be finite"
-        raise ArgumentError(msg)
+    value = _values.finite("value", value)
 
     def with_bias(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
         H, values = _hidden_size(shapes), rule(shapes, rng)
@@ -478,10 +476,14 @@ def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray
 
 def _matrix(shape: Shape) -> tuple[int, int]:
     """Return `shape` as rows and columns."""
+    if not isinstance(shape, tuple | list):
+        msg = f"shape={shape!r} must be a tuple, the rows and the columns of a weight"
+        raise DTypeError(msg)
     if len(shape) != 2:
         msg = f"shape={tuple(shape)} must have 2 dimensions, the rows and the columns of a weight"
         raise ShapeError(msg)
-    return shape[0], shape[1]
+    rows, columns = shape
+    return _values.size("rows", rows, 0), _values.size("columns", columns, 0)
 
 
 def _hidden_size(shapes: Shapes) -> int:
