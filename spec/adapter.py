@@ -13,6 +13,23 @@ import xplstm
 from spec.subject import Arrays, Config, Refused, Unsupported
 
 PARAMETERS = xplstm.LSTMParams._fields
+# Everything that a call can hold; what is not listed here is not offered.
+OPTIONS = (
+    *("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse"),
+    *(
+        "lengths",
+        "mask",
+        "variant",
+        "merge",
+        "input_dropout",
+        "weight_dropout",
+        "noise",
+        "dropout",
+        "profile",
+    ),
+)
+VARIANT = xplstm.Variant._fields
+ARRAYS = (*PARAMETERS, "x", "h_0", "c_0", "dy", "dh_n", "dc_n")
 
 
 class Library(NamedTuple):
@@ -133,6 +150,10 @@ class Xplstm:
             "module_vjp": self.module_vjp,
         }[op]
         library = LIBRARIES[self.library]
+        unknown = [name for name in (*config, *config.get("variant", {})) if name not in (*OPTIONS, *VARIANT)]
+        unknown += [name for name in arrays if name.partition("_l")[0] not in ARRAYS]
+        if unknown:
+            raise Unsupported(f"xplstm does not offer {', '.join(unknown)}")
         if self.library in SLOW and len(arrays["x"]) > LONG:
             msg = f"{self.library} without compilation needs milliseconds a step: {LONG} steps at most here"
             raise Unsupported(msg)
@@ -189,10 +210,10 @@ class Xplstm:
 
     def module(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
         lstm, x, state = self.built(config, arrays)
-        y, (h_n, c_n) = lstm(x, state, lengths=config.get("lengths"))
+        y, (h_n, c_n) = lstm(x, state, **self.valid(config))
         if config["num_layers"] > 1 or config["bidirectional"]:
             return {"y": y, "h_n": h_n, "c_n": c_n}
-        gates = lstm.trace(x, state)
+        gates = lstm.trace(x, state, **self.valid(config))
         return {"y": y, "h_n": h_n, "c_n": c_n, **{name: getattr(gates, name)[0, ...] for name in "ifgo"}}
 
     def module_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +221,7 @@ class Xplstm:
         lstm, x, state = self.built(config, arrays)
         noise = config.get("noise") or config.get("dropout")
         rng = FixedKey(noise["key"]) if noise else None
-        y, state_n, pullback = lstm.vjp(x, state, lengths=config.get("lengths"), rng=rng)
+        y, state_n, pullback = lstm.vjp(x, state, **self.valid(config), rng=rng)
         dx, dstate_0, dparams = pullback(dy, dstate_n)
         gradients = {f"d{name}": a for name, a in dparams.items()}
         gradients |= {"dx": dx, "dh_0": dstate_0.h, "dc_0": dstate_0.c}
@@ -216,7 +237,13 @@ class Xplstm:
         dtype: Any = str(x.dtype).rpartition(".")[2]
         merge = config.get("merge", "concat")
         lstm = xplstm.LSTM(
-            **sizes, **rates, merge=merge, variant=variant(config), xp=self.backend, dtype=dtype
+            **sizes,
+            **rates,
+            merge=merge,
+            variant=variant(config),
+            xp=self.backend,
+            dtype=dtype,
+            reproducible=config.get("profile") == "exact",
         )
         lstm.load_state_dict(arrays)
         return lstm, x, state
@@ -228,9 +255,13 @@ class Xplstm:
     def options(self, config: Config) -> dict[str, Any]:
         given = {"reverse": config["reverse"], "variant": variant(config)}
         given["reproducible"] = config.get("profile") == "exact"
+        return given | self.valid(config)
+
+    def valid(self, config: Config) -> dict[str, Any]:
+        """Which steps exist, as keywords of a call."""
         if config.get("mask") is not None:
-            return {"mask": np.asarray(config["mask"]), **given}
-        return {"lengths": config["lengths"], **given}
+            return {"mask": np.asarray(config["mask"])}
+        return {"lengths": config.get("lengths")}
 
 
 def variant(config: Config) -> xplstm.Variant | None:

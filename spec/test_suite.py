@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spec import clauses, deviations, page, report
@@ -101,15 +102,34 @@ def test_a_name_means_whole_parts() -> None:
         named(["xplstm:num"])
 
 
-@pytest.mark.parametrize("name", PEERS)
+OURS = ("xplstm:numpy:reference", "xplstm:numpy_readonly:numpy_inplace")
+
+
+@pytest.mark.parametrize("name", [*PEERS, *OURS])
 @pytest.mark.parametrize(
     ("config", "more"), [({"zoneout_of_tomorrow": "0.5"}, {}), ({}, {"weight_of_tomorrow": None})]
 )
-def test_what_a_peer_has_not_heard_of_it_does_not_offer(name: str, config: Config, more: Config) -> None:
+def test_what_a_subject_does_not_know_it_does_not_offer(name: str, config: Config, more: Config) -> None:
     record = RECORDS["cell"]
     given = arrays(record["inputs"], "float32")
     with pytest.raises(Unsupported, match="of_tomorrow"):
         subjects()[name].call("layer", record["config"] | config, given | dict.fromkeys(more, given["x"]))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_mask_reaches_a_module(gradients: bool) -> None:
+    """A module of one layer and direction gives what the layer gives, for a mask with holes as for any."""
+    record = RECORDS["mask-holes"]
+    given = arrays(record["inputs"] | (record["cotangents"] if gradients else {}), "float64")
+    subject, suffix = subjects()[OURS[0]], "_vjp" if gradients else ""
+    layer = subject.call(f"layer{suffix}", record["config"], dict(given))
+    states = {name: given[name][None] for name in ("h_0", "c_0", "dh_n", "dc_n") if name in given}
+    named = {f"{n}_l0" if n.startswith(("weight", "bias")) else n: a for n, a in given.items()} | states
+    config = record["config"] | {"num_layers": 1, "bidirectional": False}
+    module = subject.call(f"module{suffix}", {k: v for k, v in config.items() if k != "reverse"}, named)
+    assert any(not all(row) for row in record["config"]["mask"])
+    np.testing.assert_array_equal(module["y"], layer["y"])
+    np.testing.assert_array_equal(module["c_n"][0], layer["c_n"])
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
