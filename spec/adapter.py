@@ -14,20 +14,9 @@ from spec.subject import Arrays, Config, Refused, Unsupported
 
 PARAMETERS = xplstm.LSTMParams._fields
 # Everything that a call can hold; what is not listed here is not offered.
-OPTIONS = (
-    *("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse"),
-    *(
-        "lengths",
-        "mask",
-        "variant",
-        "merge",
-        "input_dropout",
-        "weight_dropout",
-        "noise",
-        "dropout",
-        "profile",
-    ),
-)
+SIZES = ("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse")
+NUMBERS = ("variant", "merge", "input_dropout", "weight_dropout", "noise", "dropout", "profile")
+OPTIONS = (*SIZES, "lengths", "mask", *NUMBERS)
 VARIANT = xplstm.Variant._fields
 ARRAYS = (*PARAMETERS, "x", "h_0", "c_0", "dy", "dh_n", "dc_n")
 

@@ -82,6 +82,18 @@ def test_no_two_results_share_memory(kernel: str, name: str, checkpoint: int | N
         assert not any(np.shares_memory(one, other) for other in results[position + 1 :])
 
 
+@pytest.mark.parametrize("kernel", FAST)
+def test_two_directions_over_more_rows_than_one_block(kernel: str) -> None:
+    """Each direction's gradients are summed in its own order, block after block."""
+    case = Case(T=45, B=32, I=3, H=6, options={"bidirectional": True})
+    with xplstm.use_kernel("reference"):
+        want = run(case.lstm(), case.arrays())
+    with xplstm.use_kernel(kernel):
+        got = run(case.lstm(), case.arrays())
+    for key, value in want.flat().items():
+        np.testing.assert_allclose(got.flat()[key], value, rtol=0, atol=1e-11, err_msg=key)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 300])
 def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers whatever number of packed rows one product takes."""
