@@ -105,6 +105,12 @@ def test_a_checkpoint_gives_the_model_as_fit_left_it(tmp_path: Path) -> None:
         model, [(X, targets)], optim.Adam(0.1), updates=9, validate=validate, validate_every=1, patience=2,
         checkpoint=path, progress=False,
     )  # fmt: skip
+    point = training.load_checkpoint(path)
+    np.testing.assert_array_equal(models.SequenceClassifier.load(point)(X), model(X))
+    with pytest.raises(xplstm.FormatError, match="the checkpoint holds a SequenceClassifier, not a CharLM"):
+        models.CharLM.load(point)
+    with pytest.raises(xplstm.FormatError, match=r"the checkpoint lacks config\(\)"):
+        io.load_model(point._replace(model=None))
     again = models.SequenceClassifier.load(path)
     for name, best in seen[1].items():
         np.testing.assert_array_equal(again.params[name], best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from xplstm import _array
 from xplstm._durable import write_durably
@@ -16,6 +16,9 @@ from xplstm.io._contents import shown
 from xplstm.io._written import METADATA, parsed_options
 from xplstm.io.files import safetensors
 from xplstm.nn import Linear, Recurrent
+
+if TYPE_CHECKING:
+    from xplstm.training import Checkpoint
 
 Path: TypeAlias = "str | os.PathLike[str]"
 
@@ -35,13 +38,16 @@ def save_model(path: Path, config: Mapping[str, Any], params: Mapping[str, Array
     write_durably(place, safetensors.pack(params, metadata))
 
 
-def load_model(path: Path, *, xp: str | Namespace | None = None, device: Device | None = None) -> Any:
+def load_model(
+    path: Path | Checkpoint, *, xp: str | Namespace | None = None, device: Device | None = None
+) -> Any:
     """Make the model that a file holds: its class, options and parameters.
 
     Parameters
     ----------
-    path : path
-        A safetensors file that ``save`` of a model or layer wrote, or a checkpoint of `xplstm.training.fit`.
+    path : path or Checkpoint
+        A safetensors file that ``save`` of a model or layer wrote, or a checkpoint of `xplstm.training.fit`,
+        as a file or as `xplstm.training.load_checkpoint` returned it.
         A checkpoint gives the model as `fit` left it: with the best parameters after early stopping.
     xp, device : optional
         Backend and device of the parameters, as for `xplstm.LSTM`.
@@ -71,20 +77,32 @@ def load_model(path: Path, *, xp: str | Namespace | None = None, device: Device 
     """
     import xplstm
 
+    if isinstance(path, xplstm.training.Checkpoint):
+        return _from_checkpoint("the checkpoint", path, xp, device)
     where = os.fspath(path)
     contents = safetensors.read(where)
     about = _json(where, contents.metadata.get(METADATA, "{}"))
     if str(about.get("format", "")).startswith(CHECKPOINT):
-        point = xplstm.training.load_checkpoint(where)
-        config, params = point.model, getattr(point, point.final)
-        if config is None:
-            msg = f"{where} is a checkpoint of a model without config(); load its params with load_checkpoint"
-            raise FormatError(msg)
-    elif MODEL in contents.metadata:
-        config = _json(where, contents.metadata[MODEL])
-        params = {name: tensor.array() for name, tensor in contents.tensors.items()}
-    else:
+        return _from_checkpoint(where, xplstm.training.load_checkpoint(where), xp, device)
+    if MODEL not in contents.metadata:
         return _load.load(where, xp=xp, device=device)
+    params = {name: tensor.array() for name, tensor in contents.tensors.items()}
+    return _made(where, _json(where, contents.metadata[MODEL]), params, xp, device)
+
+
+def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any:
+    """Make the model of a checkpoint as `fit` left it."""
+    params = getattr(point, point.final)
+    if point.model is None or params is None:
+        msg = f"{where} lacks config() of its model, or the parameters {point.final!r} that it should have"
+        raise FormatError(msg)
+    return _made(where, point.model, params, xp, device)
+
+
+def _made(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp: Any, device: Any) -> Any:
+    """Make the model that a description and its parameters are of."""
+    import xplstm
+
     known = {name: getattr(xplstm.models, name) for name in xplstm.models.__all__}
     kind = known.get(str(config.get("class")))
     if not hasattr(kind, "from_config"):

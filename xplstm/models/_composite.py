@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from xplstm import _array, _checks
 from xplstm._checks import Home
@@ -16,6 +16,9 @@ from xplstm.io._contents import shown
 from xplstm.io._models import load_model, make_layer, save_model
 from xplstm.io._written import told
 from xplstm.nn import LSTM, Embedding, Linear, Recurrent
+
+if TYPE_CHECKING:
+    from xplstm.training import Checkpoint
 
 Params: TypeAlias = dict[str, Array]
 State: TypeAlias = "LSTMState | tuple[Array, Array] | None"
@@ -176,7 +179,7 @@ class Composite(ABC):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Checkpoint,
         *,
         xp: str | Namespace | None = None,
         device: Device | None = None,
@@ -185,7 +188,7 @@ class Composite(ABC):
 
         Parameters
         ----------
-        path : path
+        path : path or Checkpoint
             A checkpoint gives the model as `fit` left it: with the best parameters after early stopping.
         xp, device : optional
             Backend and device of the parameters, as for `xplstm.LSTM`.
@@ -208,7 +211,8 @@ class Composite(ABC):
         """
         model = load_model(path, xp=xp, device=device)
         if not isinstance(model, cls):
-            msg = f"{os.fspath(path)} holds a {type(model).__name__}, not a {cls.__name__}"
+            where = os.fspath(path) if isinstance(path, str | os.PathLike) else "the checkpoint"
+            msg = f"{where} holds a {type(model).__name__}, not a {cls.__name__}"
             raise FormatError(msg)
         return model
 
