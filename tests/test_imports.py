@@ -61,6 +61,7 @@ ROWS = (
     ),
     ("io.onnx._export", "io.onnx._nodes"),
     ("io.onnx._whole",),
+    ("io.onnx._math",),
     ("io.onnx._model",),
     ("io.onnx._fold",),
     ("io.onnx._trace",),

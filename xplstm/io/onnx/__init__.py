@@ -293,8 +293,8 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     Parameters
     ----------
     model : ModelProto, bytes or path
-        Of nodes LSTM and RNN, and of those that only move numbers about or work with shapes. Its tensors
-        must stand inside it: no other file is opened.
+        Of nodes LSTM and RNN, and of the small operators around them; the guide lists them. Its tensors must
+        be inside the file: no other file is opened.
     device : str, default "CPU"
         "CPU", "CUDA", or a device of the library that `xp` names.
     xp : str or namespace, optional

@@ -61,7 +61,7 @@ class Node(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    """Numbers, text, lists of them, `Tensor`; None for anything else."""
+    """Numbers, text, lists of them, `Tensor`, `Graph`; None for anything else."""
 
     @property
     def label(self) -> str:
@@ -69,6 +69,11 @@ class Node(NamedTuple):
         made = next((name for name in self.outputs if name), "nothing")
         name = f"{brief(self.name)!r}" if self.name else f"that makes {brief(made)!r}"
         return f"{brief(self.op)} node {name}"
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The graphs that it holds, such as the branches of an If."""
+        return [value for value in self.attributes.values() if isinstance(value, Graph)]
 
 
 class Input(NamedTuple):
@@ -133,12 +138,13 @@ def as_graph(model: Any, where: str) -> Graph:
     elif not hasattr(model, "graph") or not hasattr(model, "opset_import"):
         msg = f"model must be a ModelProto, its bytes or a path, got {type(model).__name__}"
         raise DTypeError(msg)
-    return _graph(model, where)
+    graph = _body(where, model.graph)
+    _check_names(graph, {""})
+    return graph._replace(opset=_opset(where, model), size=model.ByteSize())
 
 
-def _graph(model: Any, where: str) -> Graph:
-    """The parts of a ModelProto."""
-    graph = model.graph
+def _body(where: str, graph: Any) -> Graph:
+    """Return the parts of a GraphProto, whose names are not checked yet; opset 0 is that of the model."""
     constants = {}
     for name, tensor in ((text(where, t.name), t) for t in graph.initializer):
         if not name or name in constants:
@@ -151,8 +157,17 @@ def _graph(model: Any, where: str) -> Graph:
     nodes, made = lifted([as_node(where, node) for node in graph.node])
     inputs = tuple(_input(where, value) for value in graph.input)
     outputs = tuple(text(where, value.name) for value in graph.output)
-    _check_names(where, [i.name for i in inputs], constants, made, nodes, outputs)
-    return Graph(where, _opset(where, model), inputs, outputs, nodes, constants | made, model.ByteSize())
+    twice = next((name for name in made if name in constants), None)
+    if twice is not None:
+        msg = f"{where} holds {brief(twice)!r} twice"
+        raise FormatError(msg)
+    captured = frozenset(name for node in nodes for inner in node.graphs for name in _used(inner))
+    return Graph(where, 0, inputs, outputs, nodes, constants | made, captured=captured)
+
+
+def _used(graph: Graph) -> set[str]:
+    """Return the values that a graph uses, those of graphs inside its nodes included."""
+    return {*graph.captured, *graph.outputs}.union(*(node.inputs for node in graph.nodes))
 
 
 def text(where: str, value: Any) -> str:
@@ -198,32 +213,28 @@ def _opset(where: str, model: Any) -> int:
     return int(versions[0])
 
 
-def _check_names(
-    where: str,
-    inputs: list[str],
-    constants: Mapping[str, Any],
-    made: Mapping[str, Any],
-    nodes: Iterable[Node],
-    outputs: Iterable[str],
-) -> None:
-    """Refuse a value that is made twice, or used before it is made."""
-    known = {"", *constants}
-    for name in [*(n for n in inputs if n not in constants), *made]:
-        if name in known:
+def _check_names(graph: Graph, outer: set[str]) -> None:
+    """Refuse a value that is made twice, or used before it is made; a graph inside a node sees `outer`."""
+    where, known = graph.where, {*outer}
+    given = [i.name for i in graph.inputs]
+    for name in [*graph.constants, *(n for n in given if n not in graph.constants)]:
+        if name in known or given.count(name) > 1:
             msg = f"{where} holds {brief(name)!r} twice"
             raise FormatError(msg)
         known.add(name)
-    for node in nodes:
+    for node in graph.nodes:
         for name in node.inputs:
             if name not in known:
                 msg = f"{where}: the {node.label} uses {brief(name)!r}, which nothing before it makes"
                 raise FormatError(msg)
+        for inner in node.graphs:
+            _check_names(inner, known)
         for name in filter(None, node.outputs):
             if name in known:
                 msg = f"{where}: the {node.label} makes {brief(name)!r}, which is there already"
                 raise FormatError(msg)
             known.add(name)
-    missing = [name for name in outputs if name not in known]
+    missing = [name for name in graph.outputs if name not in known]
     if missing:
         msg = f"{where} has the outputs {', '.join(map(brief, missing[:3]))}, which nothing makes"
         raise FormatError(msg)
@@ -268,6 +279,8 @@ def _attribute(where: str, a: Any) -> Any:
     if kind in ("STRING", "STRINGS"):
         texts = [value.decode(errors="replace") for value in ([a.s] if kind == "STRING" else a.strings)]
         return texts[0] if kind == "STRING" else texts
+    if kind == "GRAPH":
+        return _body(where, a.g)
     return tensor_of(where, a.name, a.t) if kind == "TENSOR" else None
 
 

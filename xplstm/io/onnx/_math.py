@@ -1,0 +1,307 @@
+"""The arithmetic around recurrent nodes: products, convolutions, norms, reductions, functions of one number.
+
+Formulas and defaults are those of https://onnx.ai/onnx/operators/. No path between layers is followed through
+these nodes, because each changes numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._errors import ArgumentError, ShapeError
+from xplstm._typing import Array, Namespace
+from xplstm.cells.activations import sigmoid
+from xplstm.io.onnx._graph import Node
+from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _takes, _together, settled
+
+
+def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
+    """Return the operation of a function of one number."""
+
+    def run(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
+        return [compute(_array.namespace(values[0], "X"), values[0])]
+
+    return _takes(run, 1, 1)
+
+
+def _of_two(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
+    """Return the operation of a function of two numbers."""
+
+    def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
+        xp, (a, b) = _together(place, *values)
+        return [compute(xp, a, b)]
+
+    return _takes(run, 2, 2)
+
+
+def _relu(xp: Namespace, x: Array) -> Array:
+    """Return the positive part; a NaN stays."""
+    return xp.where(x < 0, xp.zeros_like(x), x)
+
+
+def _pow(place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    """Raise to a power; the result has the dtype of the base."""
+    xp, (a, b) = _together(place, *values)
+    if not _is_float(a):
+        if not _is_float(b) and np.any(_array.to_numpy(b) < 0):
+            msg = "Y holds a negative power of an integer, which is no integer"
+            raise ArgumentError(msg)
+        a, dtype = _array.asarray(a, xp, None, "float64"), a.dtype
+        return [xp.astype(xp.pow(a, xp.astype(b, a.dtype)), dtype)]
+    return [xp.pow(a, xp.astype(b, a.dtype))]
+
+
+def _is_float(a: Array) -> bool:
+    return _array.dtype_name(a.dtype).startswith(("float", "bfloat"))
+
+
+def _leaky_relu(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    xp = _array.namespace(values[0], "X")
+    return [xp.where(values[0] < 0, node.attributes.get("alpha", 0.01) * values[0], values[0])]
+
+
+def _clip(place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    """Bound by the inputs min and max, each of which can be left out."""
+    x, low, high = [*values, None, None][:3]
+    if low is not None:
+        xp, (x, low) = _together(place, x, low)
+        x = xp.where(x < low, low, x)
+    if high is not None:
+        xp, (x, high) = _together(place, x, high)
+        x = xp.where(x > high, high, x)
+    return [x]
+
+
+def _softmax(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Return ``exp(x) / sum(exp(x))``; before opset 13 over all axes from the given one on."""
+    x = values[0]
+    xp, shape = _array.namespace(x, "input"), x.shape
+    axis = _axis(node, node.attributes.get("axis", -1 if place.opset >= 13 else 1), x.ndim)
+    if place.opset < 13:
+        x = _array.reshape(x, (math.prod(shape[:axis]), math.prod(shape[axis:])))
+        axis = 1
+    x = x - xp.max(x, axis=axis, keepdims=True)
+    if node.op == "LogSoftmax":
+        x = x - xp.log(xp.sum(xp.exp(x), axis=axis, keepdims=True))
+    else:
+        x = xp.exp(x)
+        x = x / xp.sum(x, axis=axis, keepdims=True)
+    return [_array.reshape(x, shape)]
+
+
+def _gemm(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Return ``alpha * A @ B + beta * C``."""
+    a, b, c = [*values, None][:3]
+    xp = _array.namespace(a, "A")
+    if a.ndim != 2 or b.ndim != 2:
+        msg = f"the {node.label} multiplies {tuple(a.shape)} and {tuple(b.shape)}, expected matrices"
+        raise ShapeError(msg)
+    a = xp.permute_dims(a, (1, 0)) if node.attributes.get("transA", 0) else a
+    b = xp.permute_dims(b, (1, 0)) if node.attributes.get("transB", 0) else b
+    y = node.attributes.get("alpha", 1.0) * xp.matmul(a, b)
+    if c is None:
+        return [y]
+    xp, (y, c) = _together(place, y, c)
+    return [y + node.attributes.get("beta", 1.0) * c]
+
+
+def _layer_norm(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Return ``(x - mean) / sqrt(variance + epsilon) * scale + bias``, mean and inverse deviation."""
+    x, scale, bias = [*values, None][:3]
+    xp = _array.namespace(x, "X")
+    axes = tuple(range(_axis(node, node.attributes.get("axis", -1), x.ndim), x.ndim))
+    mean = xp.mean(x, axis=axes, keepdims=True)
+    centred = x - mean
+    inverse = 1 / xp.sqrt(
+        xp.mean(centred * centred, axis=axes, keepdims=True) + node.attributes.get("epsilon", 1e-5)
+    )
+    y = centred * inverse * scale
+    return [y if bias is None else y + bias, mean, inverse]
+
+
+def _reduced(name: str) -> Operation:
+    """Return the operation that takes axes away by a function of the array namespace."""
+
+    def run(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+        x = values[0]
+        given = _numbers(values[1]) if len(values) > 1 and values[1] is not None else None
+        axes = node.attributes.get("axes") if given is None else given
+        if not axes and node.attributes.get("noop_with_empty_axes", 0):
+            return [x]
+        chosen = tuple(_axis(node, k, x.ndim) for k in axes) if axes else tuple(range(x.ndim))
+        xp = _array.namespace(x, "data")
+        options = {"dtype": x.dtype} if name in ("sum", "prod") else {}
+        keep = bool(node.attributes.get("keepdims", 1))
+        return [getattr(xp, name)(x, axis=chosen, keepdims=keep, **options)]
+
+    return _takes(run, 1, 2, "axes", "keepdims", "noop_with_empty_axes")
+
+
+def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Add numbers before and after along axes: of one value, of the edge, mirrored, or from the other end."""
+    x, pads, value, axes = [*values, None, None][:4]
+    counts = _numbers(pads)
+    chosen = [_axis(node, k, x.ndim) for k in (range(x.ndim) if axes is None else _numbers(axes))]
+    mode = node.attributes.get("mode", "constant")
+    if len(counts) != 2 * len(chosen) or mode not in _PADDED:
+        msg = f"the {node.label} has {len(counts)} pads for {len(chosen)} axes, and mode={mode!r}"
+        raise ShapeError(msg)
+    for k, axis in enumerate(chosen):
+        x = _padded_along(place, node, x, axis, (counts[k], counts[k + len(chosen)]), mode, value)
+    return [x]
+
+
+# What stands at place k of an axis of n, before the axis begins and after it ends.
+_PADDED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "constant": lambda k, n: np.where((k < 0) | (k >= n), n, k),
+    "edge": lambda k, n: np.clip(k, 0, n - 1),
+    "reflect": lambda k, n: n - 1 - abs(k % max(2 * n - 2, 1) - (n - 1)),
+    "wrap": lambda k, n: k % n,
+}
+
+
+def _padded_along(
+    place: Place, node: Node, x: Array, axis: int, counts: tuple[int, int], mode: str, value: Array | None
+) -> Array:
+    """Pad one axis; negative counts cut."""
+    before, after = counts
+    n = x.shape[axis]
+    if before == after == 0:
+        return x
+    if n + before + after < 0 or (n == 0 and mode != "constant"):
+        msg = f"the {node.label} pads an axis of {n} by {before} and {after}"
+        raise ShapeError(msg)
+    xp, (x,) = _together(place, x)
+    if mode == "constant":
+        x = xp.concat([x, _filled(place, xp, x, axis, value)], axis=axis)
+    places = _PADDED[mode](np.arange(-before, n + after), n).astype(np.int64)
+    index = places if xp is _array.named_namespace("numpy") else _array.asarray(places, xp, place.device)
+    return xp.take(x, index, axis=axis)
+
+
+def _filled(place: Place, xp: Namespace, x: Array, axis: int, value: Array | None) -> Array:
+    """Return one slice along `axis` that holds `value` everywhere."""
+    shape = tuple(1 if k == axis else size for k, size in enumerate(x.shape))
+    if value is None:
+        return xp.zeros(shape, dtype=x.dtype, device=_array.device(x))
+    _, (_, fill) = _together(place, x, value)
+    return xp.broadcast_to(_array.reshape(fill, (1,) * x.ndim), shape)
+
+
+def _conv(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Correlate along the one axis after batch and channels, as one product of matrices for each group."""
+    x, w, bias = [*values, None][:3]
+    groups = node.attributes.get("group", 1)
+    if x.ndim != 3 or w.ndim != 3 or groups < 1 or w.shape[0] % groups or x.shape[1] != groups * w.shape[1]:
+        msg = (
+            f"the {node.label} has X {tuple(x.shape)}, W {tuple(w.shape)} and group={groups}; "
+            "expected (B, C, L) and (M, C / group, kernel)"
+        )
+        raise ShapeError(msg)
+    xp = _array.namespace(x, "X")
+    columns = _columns(xp, node, x, w.shape[2])
+    B, _, _, L = columns.shape
+    M, C, kernel = w.shape
+    size = M // groups
+    made = [
+        xp.matmul(
+            _array.reshape(w[g * size : (g + 1) * size, ...], (size, C * kernel)),
+            _array.reshape(columns[:, g * C : (g + 1) * C, ...], (B, C * kernel, L)),
+        )
+        for g in range(groups)
+    ]
+    y = made[0] if groups == 1 else xp.concat(made, axis=1)
+    return [y if bias is None else y + _array.reshape(bias, (1, M, 1))]
+
+
+def _columns(xp: Namespace, node: Node, x: Array, kernel: int) -> Array:
+    """Return what each place of the kernel meets: (B, C, kernel, L)."""
+    stride, dilation = (_single(node, name, 1) for name in ("strides", "dilations"))
+    if node.attributes.get("kernel_shape", [kernel]) != [kernel] or stride < 1 or dilation < 1:
+        msg = f"the {node.label} has {dict(node.attributes)}, and W a kernel of {kernel}"
+        raise ShapeError(msg)
+    reach = dilation * (kernel - 1) + 1
+    before, after = _edges(node, x.shape[2], reach, stride)
+    edges = [
+        xp.zeros((*x.shape[:2], count), dtype=x.dtype, device=_array.device(x)) for count in (before, after)
+    ]
+    x = xp.concat([edges[0], x, edges[1]], axis=2) if before or after else x
+    L = (x.shape[2] - reach) // stride + 1
+    if L < 1:
+        msg = f"the {node.label} reaches over {reach} places, and its padded input has {x.shape[2]}"
+        raise ShapeError(msg)
+    starts = (k * dilation for k in range(kernel))
+    return xp.stack([x[:, :, s : s + (L - 1) * stride + 1 : stride] for s in starts], axis=2)
+
+
+def _single(node: Node, name: str, default: int) -> int:
+    """Return an attribute that holds one number for each axis, of which there is one."""
+    values: Sequence[int] = node.attributes.get(name, [default])
+    if len(values) != 1:
+        msg = f"the {node.label} has {name}={list(values)}, expected one number"
+        raise ShapeError(msg)
+    return values[0]
+
+
+def _edges(node: Node, n: int, reach: int, stride: int) -> tuple[int, int]:
+    """Return how many zeros a convolution adds before and after."""
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        pads = node.attributes.get("pads", [0, 0])
+        if len(pads) != 2 or min(pads) < 0:
+            msg = f"the {node.label} has pads={list(pads)}, expected two numbers of at least 0"
+            raise ShapeError(msg)
+        return pads[0], pads[1]
+    if auto not in ("VALID", "SAME_UPPER", "SAME_LOWER"):
+        msg = f"the {node.label} has auto_pad={auto!r}"
+        raise ArgumentError(msg)
+    total = 0 if auto == "VALID" else max((-(-n // stride) - 1) * stride + reach - n, 0)
+    less = total // 2
+    return (less, total - less) if auto == "SAME_UPPER" else (total - less, less)
+
+
+def _range(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    given: list[Any] = [_array.to_numpy(a).reshape(())[()] for a in values]
+    start, limit, step = given
+    if step == 0:
+        msg = f"the {node.label} has a step of 0"
+        raise ArgumentError(msg)
+    return [settled(place, np.arange(start, limit, step, dtype=start.dtype))]
+
+
+MATH = {
+    "Abs": _of_one(lambda xp, x: xp.abs(x)),
+    "Neg": _of_one(lambda _, x: -x),
+    "Exp": _of_one(lambda xp, x: xp.exp(x)),
+    "Log": _of_one(lambda xp, x: xp.log(x)),
+    "Sqrt": _of_one(lambda xp, x: xp.sqrt(x)),
+    "Relu": _of_one(_relu),
+    "Tanh": _of_one(lambda xp, x: xp.tanh(x)),
+    "Sigmoid": _of_one(sigmoid),
+    "Not": _of_one(lambda xp, x: xp.logical_not(x)),
+    "And": _of_two(lambda xp, a, b: xp.logical_and(a, b)),
+    "Or": _of_two(lambda xp, a, b: xp.logical_or(a, b)),
+    "Less": _of_two(lambda _, a, b: a < b),
+    "LessOrEqual": _of_two(lambda _, a, b: a <= b),
+    "Greater": _of_two(lambda _, a, b: a > b),
+    "GreaterOrEqual": _of_two(lambda _, a, b: a >= b),
+    "Pow": _takes(_pow, 2, 2),
+    "LeakyRelu": _takes(_leaky_relu, 1, 1, "alpha"),
+    "Clip": _takes(_clip, 1, 3),
+    "Softmax": _takes(_softmax, 1, 1, "axis"),
+    "LogSoftmax": _takes(_softmax, 1, 1, "axis"),
+    "Gemm": _takes(_gemm, 2, 3, "alpha", "beta", "transA", "transB"),
+    "LayerNormalization": _takes(_layer_norm, 2, 3, "axis", "epsilon", "stash_type"),
+    "ReduceMean": _reduced("mean"),
+    "ReduceSum": _reduced("sum"),
+    "ReduceMax": _reduced("max"),
+    "ReduceMin": _reduced("min"),
+    "Pad": _takes(_pad, 2, 4, "mode"),
+    "Conv": _takes(_conv, 2, 3, "auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"),
+    "Range": _takes(_range, 3, 3),
+}
