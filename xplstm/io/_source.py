@@ -125,8 +125,8 @@ def _one(
     if not candidates:
         raise FormatError(_nothing(contents, layout))
     here = [one for one in candidates if prefix is None or one.prefix == dotted(prefix)]
-    if contents.layout is None or prefix is not None:
-        # Names alone may look like several layouts. In a file that has one, no network is left aside.
+    if contents.file != "onnx" or prefix is not None:
+        # Names alone may look like several layouts. In a graph no network is left aside.
         here = [one for one in here if one.problem is None] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:

@@ -96,11 +96,11 @@ def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
     return options | {"variant": cell.options().get("variant")}
 
 
-def plain(network: Recurrent, layout: str) -> Mapping[str, Array]:
-    """The parameters of `network`, which must be a plain LSTM without a projection."""
+def plain(network: Recurrent, layout: str, kind: str = "LSTM") -> Mapping[str, Array]:
+    """Return the parameters of `network`: a standard LSTM without a projection, or another `kind`."""
     stack = network._stack
     wrong = {
-        f"is a {stack.cell.name}": stack.cell.name != "LSTM",
+        f"is a {stack.cell.name}": stack.cell.name != kind,
         f"has variant={stack.cell.options().get('variant')}": "variant" in stack.cell.options(),
         f"has proj_size={stack.proj_size}": stack.proj_size,
         f"has merge={stack.merge!r}": stack.merge != "concat",

@@ -81,12 +81,14 @@ def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
         raise no_place("keras", "has dtype bfloat16")
     content = io.BytesIO()
     with h5.import_h5py().File(content, "w") as file:
-        for number, directions in enumerate(layers.split(plain(network, "keras"))):
-            kind = "lstm" if len(directions) == 1 else "bidirectional"
+        row = NUMBERED.row_of(network)
+        reset_after = network._stack.cell.options().get("reset_after", True)
+        for number, directions in enumerate(layers.split(plain(network, "keras", row.kind))):
+            kind = row.kind.lower() if len(directions) == 1 else "bidirectional"
             place = "/".join(filter(None, [prefix.replace(".", "/"), "layers", kind]))
             place += f"_{number}" if number else ""
             sides = ("",) if len(directions) == 1 else tuple(f"/{side}" for side in SIDES)
             for side, params in zip(sides, directions, strict=True):
-                for name, a in NUMBERED.write(params).items():
+                for name, a in row.write(params, reset_after).items():
                     file[f"{place}{side}/{name.replace('.', '/')}"] = _array.to_numpy(a)
     return content.getvalue()

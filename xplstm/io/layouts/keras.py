@@ -17,9 +17,15 @@ from xplstm.nn import _module
 STATE = ("h", "c")
 SURE = False
 
+
 # One direction's variables by their numbers, as files have them, and by their names.
-NUMBERED = Single("keras", ("cell.vars.0",), ("cell.vars.1",), (("cell.vars.2",),), columns=True)
-NAMED = Single("keras", ("kernel",), ("recurrent_kernel",), (("bias",),), columns=True)
+def _rows(kernel: str, recurrent_kernel: str, bias: str) -> Single:
+    lstm = Single("keras", (kernel,), (recurrent_kernel,), ((bias,),), columns=True)
+    return lstm._replace(also=(lstm._replace(order="zrn", kind="GRU", paired=True),))
+
+
+NUMBERED = _rows("cell.vars.0", "cell.vars.1", "cell.vars.2")
+NAMED = _rows("kernel", "recurrent_kernel", "bias")
 
 SIDES = ("forward_layer", "backward_layer")
 _NUMBER = re.compile(r"(.*?)(?:_([1-9]\d{0,5}))?")
@@ -49,7 +55,7 @@ def find(contents: Contents) -> list[Found]:
     # A mapping is what a caller made of weights that are known; a file has it from elsewhere.
     named = NAMED.find(contents)
     if contents.file == "keras":
-        named = [one._replace(untold=("variant",)) for one in named]
+        named = [one._replace(untold=_open(one)) for one in named]
     return [*_untold(cells), *named]
 
 
@@ -78,8 +84,9 @@ def _stacks(told: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
 
 
 def _alike(a: Recurrent, b: Recurrent) -> bool:
-    """Whether two layers can be layers of one LSTM."""
-    same = (a.units, a.use_bias, a.options, a.problem) == (b.units, b.use_bias, b.options, b.problem)
+    """Whether two layers can be layers of one network."""
+    alike = ("kind", "units", "use_bias", "options", "problem")
+    same = all(getattr(a, name) == getattr(b, name) for name in alike)
     return same and a.options.get("merge") != "none"
 
 
@@ -97,12 +104,22 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     merge = stack[0].options.get("merge", "concat")
     found = combine(prefix, [tuple(cells[path] for path in layer) for layer in paths], merge)
     problem = problem or found.problem
+    after = [o.get("reset_after", True) for o in (found.options, stack[0].options)]
+    if not problem and (found.kind != stack[0].kind or (found.options["bias"] and after[0] != after[1])):
+        problem = f"the configuration has {stack[0].kind}, reset_after={after[1]}; the weights do not fit it"
     for one in stack:
         if not problem and (found.options["hidden_size"], found.options["bias"]) != (one.units, one.use_bias):
             given = f"units={one.units!r} and use_bias={one.use_bias!r}"
             problem = f"{shown(one.name)} has {given}, its weights have not"
     options = {k: v for k, v in stack[0].options.items() if (k, v) != ("merge", "concat")}
     return found._replace(options={**found.options, **options}, problem=problem)
+
+
+def _open(cell: Found, *more: str) -> tuple[str, ...]:
+    """Return what the variables of a cell do not tell; our GRU has neither other functions nor a merge."""
+    if cell.kind == "LSTM":
+        return ("variant", *more)
+    return () if cell.options.get("bias") else ("reset_after",)
 
 
 def _untold(cells: Mapping[str, Found]) -> list[Found]:
@@ -113,9 +130,9 @@ def _untold(cells: Mapping[str, Found]) -> list[Found]:
         other = cells.get(f"{place}.{SIDES[1]}")
         if side == SIDES[0] and other is not None:
             both = combine(place, [(cell, other)])
-            found[place] = both._replace(untold=("variant", "merge"))
+            found[place] = both._replace(untold=_open(cell, "merge"))
         elif side != SIDES[1] or f"{place}.{SIDES[0]}" not in cells:
-            found[path] = cell._replace(untold=("variant",))
+            found[path] = cell._replace(untold=_open(cell))
     return [*found.values(), *_numbered(cells, found)]
 
 

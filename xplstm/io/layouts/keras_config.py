@@ -52,18 +52,19 @@ _ASIDE = re.compile(
     r"|implementation|batch_input_shape|.*_(initializer|regularizer|constraint)|cell|use_cudnn"
 )
 _READ = (
-    "activation",
-    "recurrent_activation",
-    "use_bias",
-    "go_backwards",
-    "dropout",
-    "recurrent_dropout",
-    "time_major",
+    *("activation", "recurrent_activation", "use_bias", "go_backwards", "time_major", "reset_after"),
+    *("dropout", "recurrent_dropout"),
 )
 
 
+_CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU"}
+
+
 class Recurrent(NamedTuple):
-    """One LSTM of a model, with one direction or two."""
+    """One LSTM or GRU of a model, with one direction or two."""
+
+    kind: str
+    """Name of our class."""
 
     path: str
     """Of its weights, in the file of weights."""
@@ -121,7 +122,7 @@ def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
 
 def _unread(path: str, name: str, problem: str) -> Recurrent:
     """A layer that is no LSTM here."""
-    return Recurrent(path, name, None, {}, True, None, problem)
+    return Recurrent("LSTM", path, name, None, {}, True, None, problem)
 
 
 def snake_case(name: str) -> str:
@@ -154,7 +155,7 @@ def _of_model(model: Mapping[str, Any], path: str, depth: int, version: int | No
         if kind in MODELS:
             yield from _of_model(layer, f"{place}/layers", depth + 1, version)
         elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
-            if kind in ("LSTM", "Bidirectional", "RNN"):
+            if kind in ("LSTM", "GRU", "Bidirectional", "RNN"):
                 one = _layer(kind, config, place, name, source, version)
                 hands_on = place if in_order or _given_one(layer) else None
             else:
@@ -215,17 +216,19 @@ def _layer(
     """One layer; if it is no LSTM, with what it is."""
     if kind == "Bidirectional":
         forward, backward = config["layer"], config.get("backward_layer") or config["layer"]
-        if forward["class_name"] != "LSTM":
+        if forward["class_name"] not in ("LSTM", "GRU"):
             return _unread(path, name, f"a Bidirectional of {forward['class_name']}, which is not read")
-        options, use_bias, problem = _both(config, forward["config"], backward, version)
-        return Recurrent(path, name, _units(forward["config"]), options, use_bias, below, problem)
+        options, use_bias, problem = _both(config, forward, backward, version)
+        return Recurrent(
+            forward["class_name"], path, name, _units(forward["config"]), options, use_bias, below, problem
+        )
     if kind == "RNN":
         cell = config["cell"]
-        if cell["class_name"] != "LSTMCell":
+        if cell["class_name"] not in _CELLS:
             return _unread(path, name, f"an RNN of {cell['class_name']}, which is not read")
-        config = {**cell["config"], **config}
-    options, problem = _options(config, version, backwards=False)
-    return Recurrent(path, name, _units(config), options, _use_bias(config), below, problem)
+        kind, config = _CELLS[cell["class_name"]], {**cell["config"], **config}
+    options, problem = _options(kind, config, version, backwards=False)
+    return Recurrent(kind, path, name, _units(config), options, _use_bias(config), below, problem)
 
 
 def _units(config: Mapping[str, Any]) -> int:
@@ -237,26 +240,29 @@ def _use_bias(config: Mapping[str, Any]) -> bool:
 
 
 def _both(
-    config: Mapping[str, Any], forward: Mapping[str, Any], backward: Mapping[str, Any], version: int | None
+    config: Mapping[str, Any], layer: Mapping[str, Any], backward: Mapping[str, Any], version: int | None
 ) -> tuple[dict[str, Any], bool, str | None]:
     """The options of two directions, or what is wrong with them."""
-    options, problem = _options(forward, version, backwards=False)
+    kind, forward = layer["class_name"], layer["config"]
+    options, problem = _options(kind, forward, version, backwards=False)
     if backward is not config["layer"]:
-        of_backward, of_backward_problem = _options(backward["config"], version, backwards=True)
+        of_backward, of_backward_problem = _options(kind, backward["config"], version, backwards=True)
         problem = problem or of_backward_problem
-        alike = backward["class_name"] == "LSTM" and of_backward == options
+        alike = backward["class_name"] == kind and of_backward == options
         alike = alike and all(backward["config"][k] == forward[k] for k in ("units", "use_bias"))
         problem = problem or (None if alike else "backward_layer is another layer than the forward one")
     merge = config.get("merge_mode", "concat")
     if merge not in MERGES:
         return {}, True, f"merge_mode={quoted(merge)} is unknown"
+    if kind == "GRU" and merge != "concat":
+        problem = problem or f"merge_mode={quoted(merge)}, and a GRU here has concat alone"
     return options | {"merge": MERGES[merge]}, _use_bias(forward), problem
 
 
 def _options(
-    config: Mapping[str, Any], version: int | None, backwards: bool
+    kind: str, config: Mapping[str, Any], version: int | None, backwards: bool
 ) -> tuple[dict[str, Any], str | None]:
-    """Arguments of `LSTM` for a layer's configuration, or what of it no LSTM here can do."""
+    """Return arguments of our class for a layer's configuration, or what of it the class cannot do."""
     unknown = [k for k in config if k not in _READ and not _ASIDE.fullmatch(k) and config[k]]
     if unknown:
         return {}, f"{shown(unknown[0])}={quoted(config[unknown[0]])} is unknown"
@@ -264,7 +270,7 @@ def _options(
         told = f"go_backwards={quoted(config.get('go_backwards'))}"
         return (
             {},
-            f"{told}: no LSTM here has the backward direction alone; xplstm.lstm has, with reverse=True",
+            f"{told}: no {kind} here has the backward direction alone; xplstm.lstm has, with reverse=True",
         )
     activations = ACTIVATIONS[version]
     names = [config["recurrent_activation"], config["activation"]]
@@ -279,7 +285,15 @@ def _options(
         recurrent_dropout=_values.probability("recurrent_dropout", config.get("recurrent_dropout", 0.0)),
     )
     options: dict[str, Any] = {} if variant == Variant() else {"variant": variant}
+    if kind == "GRU":
+        if (gates, candidate) != ("sigmoid", "tanh"):
+            return {}, f"activations {gates!r} and {candidate!r}, and a GRU here has sigmoid and tanh alone"
+        options = (
+            {} if _values.flag("reset_after", config.get("reset_after", False)) else {"reset_after": False}
+        )
     if config.get("time_major"):
         options["batch_first"] = False
+    if kind == "GRU":
+        return options, None
     dropout = _values.probability("dropout", config.get("dropout", 0.0))
     return options | ({"input_dropout": dropout} if dropout else {}), None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xplstm import _array, _checks
 from xplstm._errors import ArgumentError, ShapeError
@@ -16,30 +16,39 @@ from xplstm._params import LSTMParams
 from xplstm._typing import Array
 from xplstm.io import layers
 from xplstm.io._contents import Contents, Found
-from xplstm.io._written import plain
+from xplstm.io._written import no_place, plain
 from xplstm.nn._module import Recurrent
 
-GATES = "ifgo"
+# The gates of our parameters, in their order.
+GATES = {"LSTM": "ifgo", "GRU": "rzn"}
 ROWS = "rows i, f, g, o"
 
 
 class Single(NamedTuple):
-    """How one layer and direction of a plain LSTM stands in arrays of certain names."""
+    """How one layer and direction of a standard LSTM or GRU is kept in arrays of certain names."""
 
     name: str
     ih: tuple[str, ...]
-    """The weights of x: one array for all gates, or four, in `order`."""
+    """The weights of x: one array for all gates, or one for each, in `order`."""
     hh: tuple[str, ...]
     """Those of h."""
     biases: tuple[tuple[str, ...], ...]
     """One group, or two to be added; each is left out wholly in a layer without biases."""
-    order: str = GATES
+    order: str = "ifgo"
     columns: bool = False
     """Whether weights are (inputs, outputs); else (outputs, inputs)."""
     STATE: tuple[str, str] = ("h", "c")
     SURE: bool = True
     foreign: tuple[str, ...] = ()
     """Names beside which it is another layout."""
+    kind: str = "LSTM"
+    """Name of the class."""
+    paired: bool = False
+    """Whether the bias is (2, 3H), for x and for h, where the reset gate scales the product; else (3H,)."""
+    tail: bool = False
+    """Whether the second group of biases is for the last gate alone."""
+    also: tuple[Single, ...] = ()
+    """The rows of other classes in the same layout."""
 
     @property
     def gates(self) -> str:
@@ -51,8 +60,31 @@ class Single(NamedTuple):
         """All names but the biases."""
         return self.ih + self.hh
 
+    @property
+    def ours(self) -> str:
+        """The gates of our parameters."""
+        return GATES[self.kind]
+
     def find(self, contents: Contents) -> list[Found]:
-        """Every prefix under which the first weights of x and of h stand."""
+        """Find every prefix that has the first weights of x and of h."""
+        found: dict[str, Found] = {}
+        for row in (*self.also, self):
+            for one in row._find(contents):
+                shape = contents.tensors[f"{one.prefix}.{row.hh[0]}".removeprefix(".")].shape
+                if row is self or len(row.hh) > 1 or row._has_gates(shape):
+                    found.setdefault(one.prefix, one)
+        return list(found.values())
+
+    def _has_gates(self, shape: tuple[int, ...]) -> bool:
+        """Whether a recurrent matrix for all gates has as many as this row."""
+        sizes = shape if self.columns else shape[::-1]
+        return len(sizes) == 2 and sizes[1] == len(self.ours) * sizes[0]
+
+    def row_of(self, network: Recurrent) -> Single:
+        """Return the row of a network's class; that of the LSTM where there is none."""
+        return next((row for row in self.also if row.kind == network._stack.cell.name), self)
+
+    def _find(self, contents: Contents) -> list[Found]:
         found = []
         for name in contents.tensors:
             prefix, _, _ = name.rpartition(self.ih[0])
@@ -65,14 +97,16 @@ class Single(NamedTuple):
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
         """One layer and direction under its own names, more under ``l0``, ``l0_reverse``, ``l1`` ..."""
-        parted = layers.split(plain(network, self.name))
+        row = self.row_of(network)
+        parted = layers.split(plain(network, self.name, row.kind))
+        write = partial(row.write, reset_after=network._stack.cell.options().get("reset_after", True))
         if len(parted) == len(parted[0]) == 1:
-            return self.write(parted[0][0])
+            return write(parted[0][0])
         return {
             f"l{layer}{suffix}.{name}": a
             for layer, directions in enumerate(parted)
             for suffix, params in zip(("", "_reverse"), directions, strict=False)
-            for name, a in self.write(params).items()
+            for name, a in write(params).items()
         }
 
     def read(self, arrays: Mapping[str, Array]) -> LSTMParams:
@@ -104,18 +138,32 @@ class Single(NamedTuple):
         if wrong:
             raise ShapeError(wrong)
         weights = [self._gathered([arrays[name] for name in names]) for names in (self.ih, self.hh)]
-        biases = [self._gathered([arrays[name] for name in names]) for names in self.biases if groups]
-        if len(biases) == 1:
-            biases.append(_array.namespace(biases[0], "bias").zeros_like(biases[0]))
+        biases = self._read_biases(arrays) if groups else []
         return LSTMParams(*weights, *biases)
 
-    def write(self, params: LSTMParams) -> dict[str, Array]:
+    def _read_biases(self, arrays: Mapping[str, Array]) -> list[Array]:
+        """Return our two biases; what the layout has no place for is zero."""
+        given = [[arrays[name] for name in names] for names in self.biases]
+        if self.paired and given[0][0].ndim == 2:
+            given = [[given[0][0][k, :]] for k in range(2)]
+        first = self._gathered(given[0])
+        xp = _array.namespace(first, "bias")
+        if len(given) == 1:
+            return [first, xp.zeros_like(first)]
+        if self.tail:
+            (last,) = given[1]
+            return [first, xp.concat([xp.zeros_like(first)[: first.shape[0] - last.shape[0]], last], axis=0)]
+        return [first, self._gathered(given[1])]
+
+    def write(self, params: LSTMParams, reset_after: bool = True) -> dict[str, Array]:
         """Arrays by their names there from our parameters; two biases are added where there is place for one.
 
         Parameters
         ----------
         params : LSTMParams
-            Of a plain LSTM without a projection.
+            Of a standard LSTM without a projection, or a GRU.
+        reset_after : bool, default True
+            Of the GRU.
 
         Returns
         -------
@@ -130,15 +178,29 @@ class Single(NamedTuple):
         if extra:
             msg = f"params has {', '.join(extra)}, for which format {self.name!r} has no place"
             raise ArgumentError(msg)
+        if not (reset_after or self.paired):
+            raise no_place(self.name, "has reset_after=False")
         found = self._spread(self.ih, params.weight_ih) | self._spread(self.hh, params.weight_hh)
         if params.bias_ih is None or params.bias_hh is None:
             return found
-        both = [params.bias_ih, params.bias_hh]
-        for names, bias in zip(
-            self.biases, both if len(self.biases) == 2 else [both[0] + both[1]], strict=True
-        ):
-            found |= self._spread(names, bias)
-        return found
+        return found | self._write_biases(params.bias_ih, params.bias_hh, reset_after)
+
+    def _write_biases(self, bias_ih: Array, bias_hh: Array, reset_after: bool) -> dict[str, Array]:
+        xp = _array.namespace(bias_ih, "bias_ih")
+        cut = bias_hh.shape[0] // len(self.ours) * (len(self.ours) - 1)
+        last = bias_hh[cut:]
+        if self.paired and reset_after:
+            (name,) = self.biases[0]
+            both = [self._spread((name,), bias)[name] for bias in (bias_ih, bias_hh)]
+            return {name: xp.stack(both, axis=0)}
+        if self.tail:
+            summed = bias_ih + xp.concat([bias_hh[:cut], xp.zeros_like(last)], axis=0)
+            return self._spread(self.biases[0], summed) | dict(zip(self.biases[1], [last], strict=True))
+        if len(self.biases) == 2:
+            return self._spread(self.biases[0], bias_ih) | self._spread(self.biases[1], bias_hh)
+        if self.kind == "GRU" and reset_after and bool(xp.any(last != 0)):
+            raise no_place(self.name, "has a bias_hh of the gate n that is not zero")
+        return self._spread(self.biases[0], bias_ih + bias_hh)
 
     def _found(self, contents: Contents, prefix: str) -> Found:
         """The layer whose names begin with `prefix`, a dot at its end included."""
@@ -147,10 +209,12 @@ class Single(NamedTuple):
         missing = [name for name in names if prefix + name not in contents.tensors]
         shapes = {name: contents.tensors[prefix + name].shape for name in names if name not in missing}
         problem = f"{missing[0]} is missing" if missing else self._misfit(shapes)
-        options = {} if problem else self._sizes(shapes) | {"bias": bool(groups)}
+        options: dict[str, Any] = {} if problem else self._sizes(shapes) | {"bias": bool(groups)}
+        if self.paired and groups and not problem and len(shapes[self.biases[0][0]]) == 1:
+            options["reset_after"] = False
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
-        return Found(prefix[:-1], self.name, "LSTM", options, self.gates, there, params, problem)
+        return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem)
 
     def _params(self, contents: Contents, prefix: str, names: tuple[str, ...]) -> dict[str, Array]:
         arrays = {name: _array.native(contents.tensors[prefix + name].array()) for name in names}
@@ -169,38 +233,43 @@ class Single(NamedTuple):
         sizes = self._sizes(shapes)
         H = sizes["hidden_size"]
         rows = shapes[self.hh[0]][1 if self.columns else 0]
-        if len(self.hh) == 1 and rows in (H, 3 * H):
+        gates = len(self.ours)
+        if len(self.hh) == 1 and rows in (H, 3 * H) and rows != gates * H:
             whose = "a simple network" if rows == H else "a GRU"
-            what = f"that of {whose}, of which no single cell is read"
-            return f"{self.hh[0]} has shape {shapes[self.hh[0]]}, {what}; an LSTM has 4 * {H}, not {rows}"
+            what = f"that of {whose}, which format {self.name!r} does not have"
+            given = f"{self.hh[0]} has shape {shapes[self.hh[0]]}"
+            return f"{given}, {what}; an {self.kind} has {gates} * {H}, not {rows}"
         for names, columns in ((self.ih, sizes["input_size"]), (self.hh, H)):
-            out = H if len(names) == 4 else 4 * H
+            out = H if len(names) > 1 else gates * H
             wanted = (columns, out) if self.columns else (out, columns)
             for name in names:
                 if shapes[name] != wanted:
                     return f"{name} has shape {shapes[name]}, expected {wanted} for hidden_size {H}"
-        for name in (name for group in self.biases for name in group if name in shapes):
-            wanted_bias = (H,) if len(self.biases[0]) == 4 else (4 * H,)
-            if shapes[name] != wanted_bias:
-                return f"{name} has shape {shapes[name]}, expected {wanted_bias} for hidden_size {H}"
+        for number, group in enumerate(self.biases):
+            each = len(group) > 1 or (self.tail and number == 1)
+            wanted_bias = (H,) if each else (gates * H,)
+            for name in group:
+                fits = shapes.get(name) in (None, wanted_bias, (2, *wanted_bias) if self.paired else None)
+                if not fits:
+                    return f"{name} has shape {shapes[name]}, expected {wanted_bias} for hidden_size {H}"
         return None
 
     def _gathered(self, arrays: list[Array]) -> Array:
-        """One array with the gates as rows i, f, g, o."""
+        """Return one array with the gates as rows in our order."""
         if self.columns:
             arrays = [a.T if a.ndim == 2 else a for a in arrays]
-        if len(arrays) == 1 and self.order == GATES:
+        if len(arrays) == 1 and self.order == self.ours:
             return arrays[0]
-        blocks = arrays if len(arrays) == 4 else _blocks(arrays[0])
+        blocks = arrays if len(arrays) > 1 else _blocks(arrays[0], len(self.ours))
         xp = _array.namespace(blocks[0], "a gate's array")
-        return xp.concat([blocks[self.order.index(gate)] for gate in GATES], axis=0)
+        return xp.concat([blocks[self.order.index(gate)] for gate in self.ours], axis=0)
 
     def _spread(self, names: tuple[str, ...], a: Array) -> dict[str, Array]:
-        """The rows i, f, g, o of `a` as this layout has them."""
-        blocks = [_blocks(a)[GATES.index(gate)] for gate in self.order]
+        """Return the rows of `a`, in our order, as this layout has them."""
+        blocks = [_blocks(a, len(self.ours))[self.ours.index(gate)] for gate in self.order]
         if len(names) == 1:
             xp = _array.namespace(a, "a parameter")
-            blocks = [a if self.order == GATES else xp.concat(blocks, axis=0)]
+            blocks = [a if self.order == self.ours else xp.concat(blocks, axis=0)]
         turned = [block.T if self.columns and block.ndim == 2 else block for block in blocks]
         return dict(zip(names, turned, strict=True))
 
@@ -208,25 +277,48 @@ class Single(NamedTuple):
 _PLAIN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _blocks(a: Array) -> list[Array]:
-    """The rows of each gate."""
-    H = a.shape[0] // len(GATES)
-    return [a[k * H : (k + 1) * H, ...] for k in range(len(GATES))]
+def _blocks(a: Array, gates: int) -> list[Array]:
+    """Return the rows of each gate."""
+    H = a.shape[0] // gates
+    return [a[k * H : (k + 1) * H, ...] for k in range(gates)]
 
 
 def _dense(f: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The names of Flax's cells, which have a dense layer a gate; `f` is that from x to the forget gate."""
     return (
         ("ii.kernel", f"{f}.kernel", "ig.kernel", "io.kernel"),
-        tuple(f"h{gate}.kernel" for gate in GATES),
-        (tuple(f"h{gate}.bias" for gate in GATES),),
+        tuple(f"h{gate}.kernel" for gate in "ifgo"),
+        (tuple(f"h{gate}.bias" for gate in "ifgo"),),
     )
 
 
 TORCH_CELL = Single("torch", ("weight_ih",), ("weight_hh",), (("bias_ih",), ("bias_hh",)), foreign=("bias",))
+TORCH_CELL = TORCH_CELL._replace(also=(TORCH_CELL._replace(order="rzn", kind="GRU"),))
 EQUINOX = Single("equinox", ("weight_ih",), ("weight_hh",), (("bias",),), foreign=("bias_ih", "bias_hh"))
-FLAX = Single("flax", *_dense("if"), columns=True, STATE=("c", "h"))
-NNX = Single("nnx", *_dense("if_"), columns=True, STATE=("c", "h"))
+EQUINOX = EQUINOX._replace(
+    also=(EQUINOX._replace(biases=(("bias",), ("bias_n",)), tail=True, order="rzn", kind="GRU"),)
+)
+FLAX_GRU = Single(
+    "flax",
+    ("ir.kernel", "iz.kernel", "in.kernel"),
+    ("hr.kernel", "hz.kernel", "hn.kernel"),
+    (("ir.bias", "iz.bias", "in.bias"), ("hn.bias",)),
+    order="rzn",
+    columns=True,
+    kind="GRU",
+    tail=True,
+)
+NNX_GRU = Single(
+    "nnx",
+    ("dense_i.kernel",),
+    ("dense_h.kernel",),
+    (("dense_i.bias",),),
+    order="rzn",
+    columns=True,
+    kind="GRU",
+)
+FLAX = Single("flax", *_dense("if"), columns=True, STATE=("c", "h"), also=(FLAX_GRU,))
+NNX = Single("nnx", *_dense("if_"), columns=True, STATE=("c", "h"), also=(NNX_GRU,))
 NNX_OPTIMIZED = Single(
     "nnx_optimized",
     ("dense_i.kernel",),
@@ -234,6 +326,7 @@ NNX_OPTIMIZED = Single(
     (("dense_h.bias",),),
     columns=True,
     STATE=("c", "h"),
+    also=(NNX_GRU,),
 )
 # Others call theirs so too, with the gates in another order.
 MLX = Single("mlx", ("Wx",), ("Wh",), (("bias",),), SURE=False)

@@ -39,7 +39,7 @@ def find(contents: Contents) -> list[Found]:
             prefix = match[1] or ""
             groups.setdefault(prefix, {})[name[len(prefix) + 1 :] if match[1] is not None else name] = name
     stacks = [_found(contents, prefix, names) for prefix, names in groups.items()]
-    return stacks + [found._replace(layout="torch") for found in TORCH_CELL.find(contents)]
+    return stacks + TORCH_CELL.find(contents)
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
