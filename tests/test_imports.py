@@ -48,7 +48,8 @@ ROWS = (
     ("nn._lstm", "nn._rnn", "nn._layers"),
     ("nn",),
     ("io.layers", "io.gates", "io._contents", "io._registry"),
-    ("io._combined", "io._mapping", "io._unused", "io._written"),
+    ("io._combined", "io._foreign", "io._mapping", "io._unused", "io._written"),
+    ("io._given",),
     ("io.files.archive", "io.files.buffers", "io.files.pickled", "io.files.shards"),
     (
         "io.layouts.single",

@@ -85,7 +85,7 @@ def old_tensor():
 GOOD = {"weight_ih_l0": entry(), "weight_hh_l0": entry("F32", (8, 2), (96, 160))}
 
 BROKEN = {
-    "empty": (".safetensors", b"", "0 bytes"),
+    "empty": (".safetensors", b"", "is empty"),
     "eight bytes": (".safetensors", bytes(8), "no JSON"),
     "header longer than the file": (".safetensors", safetensors(GOOD, bytes(160), 1 << 40), "header is said"),
     "header longer than allowed": (

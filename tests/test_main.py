@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import xplstm
+import xplstm.io
 from xplstm import __main__ as command
 from xplstm import _array, _dispatch
 from xplstm.cli import info
@@ -31,6 +32,16 @@ def test_info_is_show_config(capsys: pytest.CaptureFixture[str]) -> None:
     want = capsys.readouterr().out
     assert command.main(["info"]) == 0
     assert capsys.readouterr().out == want
+
+
+def test_inspect_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    xplstm.io.save(path, xplstm.LSTM(3, 2))
+    assert command.main(["inspect", str(path)]) == 0
+    assert capsys.readouterr().out == f"{xplstm.io.inspect(path)}\n"
+    path.write_bytes(b"<!DOCTYPE html>")
+    assert command.main(["inspect", str(path)]) == 2
+    assert "a web page" in capsys.readouterr().err
 
 
 def test_help_lists_the_commands() -> None:

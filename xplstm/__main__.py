@@ -1,4 +1,4 @@
-"""``python -m xplstm info | example | demo | bench``."""
+"""``python -m xplstm info | inspect | example | demo | bench``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xplstm._errors import XplstmError
 
 COMMANDS = {
     "info": "versions, backends, devices and kernels",
+    "inspect": "the networks and arrays of a file of weights",
     "example": "the documents' worked example, gate by gate",
     "demo": "train a character model on real text",
     "bench": "time the kernels beside the peers that are installed",

@@ -8,6 +8,7 @@ from typing import Any
 
 from xplstm._errors import printable
 from xplstm.io._contents import Found, shown
+from xplstm.io._given import as_path
 from xplstm.io._source import Path, candidates_in, dtypes_of, is_told, layouts_of, open_source, spelled
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -52,7 +53,7 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
 
     Parameters
     ----------
-    source : path, or mapping of str to array
+    source : path, open binary file, bytes, mapping of str to array, or module
         As for `load`.
 
     Returns
@@ -80,22 +81,19 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
     encoder.weight_ih_l0  float32  (8, 3)
     encoder.weight_hh_l0  float32  (8, 2)
     """
-    contents = open_source(source)
-    resolved = resolve(contents)
-    candidates = candidates_in(resolved, layouts_of(resolved))
-    sure = {found.prefix for found in candidates if is_told(contents, found)}
-    rows = [
-        (
-            shown(one.prefix) or '""',
-            one.layout,
-            dtypes_of(resolved, one),
-            printable(one.problem or spelled(one)),
-        )
-        for one in candidates
-        if is_told(contents, one) or one.prefix not in sure
-    ]
-    tensors = {shown(name): (t.shape, t.dtype) for name, t in contents.tensors.items()}
-    return Inspection(contents.where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
+    with as_path(source) as given:
+        contents = open_source(given)
+        resolved = resolve(contents)
+        candidates = candidates_in(resolved, layouts_of(resolved))
+        sure = {found.prefix for found in candidates if is_told(contents, found)}
+        rows = [
+            (shown(one.prefix) or '""', one.layout, dtypes_of(resolved, one), _words(one))
+            for one in candidates
+            if is_told(contents, one) or one.prefix not in sure
+        ]
+        tensors = {shown(name): (t.shape, t.dtype) for name, t in contents.tensors.items()}
+        where = contents.where if given is source else f"the {type(source).__name__}"
+        return Inspection(where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
 
 
 def _words(one: Found) -> str:

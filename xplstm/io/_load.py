@@ -13,6 +13,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
+from xplstm.io._given import as_path
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -38,10 +39,12 @@ def load(
 
     Parameters
     ----------
-    source : path, or mapping of str to array
+    source : path, open binary file, bytes, mapping of str to array, or module
         A file of safetensors (``.safetensors``), NumPy (``.npz``), PyTorch (``.pt``, ``.pth``), Keras
         (``.keras``, ``.weights.h5``) or ONNX (``.onnx``); or arrays of any library by name, nested or not, of
-        which whatever is no array is left aside.
+        which whatever is no array is left aside. Bytes and open files hold such a file. A module of PyTorch,
+        Flax or Equinox, or a train state of Flax, gives its own arrays; ``batch_first``, ``dropout`` and
+        ``nonlinearity`` come with those of PyTorch.
     format : str, optional
         How the weights stand in it: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste",
         "chainer", "keras", "onnx", "joined" or "parted".
@@ -80,15 +83,16 @@ def load(
     >>> xplstm.io.load(theirs, format="mlx", batch_first=True)
     LSTM(3, 2, num_layers=1, batch_first=True)
     """
-    contents = open_source(source)
-    if dtype is not None:
-        contents = cast(contents, _checks.dtype(dtype))
-    contents = resolve(contents)
-    found = chosen(contents, format, prefix, options)
-    if found.problem is not None:
-        msg = f"{contents.where}: {called(found)}: {found.problem}"
-        raise FormatError(msg)
-    return _build(contents, found, xp, device, options)
+    with as_path(source) as given:
+        contents = open_source(given)
+        if dtype is not None:
+            contents = cast(contents, _checks.dtype(dtype))
+        contents = resolve(contents)
+        found = chosen(contents, format, prefix, options)
+        if found.problem is not None:
+            msg = f"{contents.where}: {called(found)}: {found.problem}"
+            raise FormatError(msg)
+        return _build(contents, found, xp, device, options)
 
 
 def arrays(
@@ -103,7 +107,7 @@ def arrays(
 
     Parameters
     ----------
-    source : path, or mapping of str to array
+    source : path, open binary file, bytes, mapping of str to array, or module
         As for `load`.
     prefix : str, optional
         Only what stands below it, and without it.
@@ -133,19 +137,20 @@ def arrays(
     >>> head = xplstm.Linear(3, 2)
     >>> head.load_state_dict(xplstm.io.arrays(model, "head"))
     """
-    contents = open_source(source)
-    if dtype is not None:
-        contents = cast(contents, _checks.dtype(dtype))
-    namespace, start = _array.resolve(xp), f"{dotted(prefix)}." if prefix else ""
-    found = {
-        name.removeprefix(start): _placed(tensor.array(), namespace, device, None)
-        for name, tensor in contents.tensors.items()
-        if name.startswith(start)
-    }
-    if prefix and not found:
-        msg = f"prefix={prefix!r}: {contents.where} has nothing there; it holds {listed(contents)}"
-        raise ArgumentError(msg)
-    return found
+    with as_path(source) as given:
+        contents = open_source(given)
+        if dtype is not None:
+            contents = cast(contents, _checks.dtype(dtype))
+        namespace, start = _array.resolve(xp), f"{dotted(prefix)}." if prefix else ""
+        found = {
+            name.removeprefix(start): _placed(tensor.array(), namespace, device, None)
+            for name, tensor in contents.tensors.items()
+            if name.startswith(start)
+        }
+        if prefix and not found:
+            msg = f"prefix={prefix!r}: {contents.where} has nothing there; it holds {listed(contents)}"
+            raise ArgumentError(msg)
+        return found
 
 
 def save(

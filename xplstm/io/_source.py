@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias
 from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, printable
 from xplstm._typing import Array
-from xplstm.io import _mapping, _registry
+from xplstm.io import _foreign, _given, _mapping, _registry
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
 from xplstm.io._unused import check_unused
@@ -23,8 +22,6 @@ Prefix: TypeAlias = "str | Sequence[str | Sequence[str]]"
 
 _SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "output_size")
 _SHOWN, _LONGEST_LINE = 12, 130
-# A map whose first key is text: how a tree of parameters begins.
-_MSGPACK = re.compile(rb"[\x81-\x8f][\xa0-\xbf]|\xde..[\xa0-\xbf]", re.DOTALL)
 
 
 def open_source(source: Any) -> Contents:
@@ -32,9 +29,14 @@ def open_source(source: Any) -> Contents:
     if isinstance(source, Mapping):
         return _mapping.contents(source)
     if not isinstance(source, str | os.PathLike):
-        msg = f"source must be a path or a mapping of arrays, got {type(source).__name__}"
-        raise ArgumentError(msg)
+        found = _given.of_module(source)
+        if found is None:
+            what = "a path, an open binary file, bytes, a mapping of arrays or a module of another library"
+            msg = f"source must be {what}, got {type(source).__name__}"
+            raise ArgumentError(msg)
+        return found
     path = os.fspath(source)
+    _foreign.refuse_folder(path)
     shards.refuse_shard(path)
     with open(path, "rb") as file:
         head = file.read(64)
@@ -47,6 +49,7 @@ def _read_one(path: str) -> Contents:
     """What is in one file."""
     with open(path, "rb") as file:
         head = file.read(64)
+    _foreign.refuse_foreign(path, head)
     members = Archive(path).members if head.startswith(b"PK") else {}
     for name in _registry.FILES:
         module = _registry.file_format(name)
@@ -54,8 +57,7 @@ def _read_one(path: str) -> Contents:
             contents: Contents = module.read(path)
             return contents
     msg = f"{path} is no file of {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
-    if _MSGPACK.match(head) or path.endswith(".msgpack"):
-        msg += "; of msgpack, as Flax writes it: flatten the params and save them as .npz (the guide of Flax)"
+    msg += _foreign.hint(head, members.keys())
     raise FormatError(msg)
 
 

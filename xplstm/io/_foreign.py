@@ -1,0 +1,98 @@
+"""Say what a file or folder is that holds no weights which are read here, and which command helps."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+
+from xplstm._errors import FormatError
+
+# First bytes that no file of weights here can have: what it is, what to do.
+_BEGINNINGS = (
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
+    (
+        rb"\s*<(!doctype html|html|head|\?xml)",
+        "a web page, saved in place of the file",
+        "download the file itself, such as the raw file of a repository",
+    ),
+    (rb"GGUF", "a model in GGUF", "convert the original weights, or save the LSTM's arrays as .npz"),
+    (rb".{4}TFL3", "a model of TFLite", "save the weights of the original Keras model as .weights.h5"),
+    (rb".{4}ORTM", "a model in the format of ONNX Runtime", "load the .onnx file that it was made from"),
+    (rb"\x1f\x8b", "packed with gzip", "unpack a copy with gunzip -k"),
+    (rb"BZh[1-9]", "packed with bzip2", "unpack a copy with bunzip2 -k"),
+    (rb"\xfd7zXZ\0", "packed with xz", "unpack a copy with unxz -k"),
+    (rb"\x28\xb5\x2f\xfd", "packed with zstd", "unpack a copy with unzstd"),
+)
+# The same where another format could begin so: asked last.
+_HINTS = (
+    (
+        rb"[\x81-\x8f][\xa0-\xbf]|\xde..[\xa0-\xbf]",
+        "msgpack, as Flax writes it",
+        "flatten the params and save them as .npz (the guide of Flax)",
+    ),
+    (
+        rb"\x93NUMPY",
+        "one array of NumPy, or a file of Equinox (.eqx), which has no names",
+        "for Equinox pass the module itself: io.load(model)",
+    ),
+    (rb"\x80[\x02-\x05]", "a pickle that PyTorch did not write", "save the arrays with numpy.savez"),
+    (rb"\s*[{\[]", "JSON", "load the file of weights that belongs to it"),
+)
+_TAR_AT = 257
+# A member of an archive or folder that tells what it is: what, what to do.
+_SIGNS = (
+    (
+        "saved_model.pb",
+        "a SavedModel of TensorFlow",
+        "load it there and save_weights('x.weights.h5')",
+    ),
+    (
+        ".metadata",
+        "a distributed checkpoint of PyTorch",
+        "run python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER new.pt",
+    ),
+    ("model.weights.h5", "an unpacked model of Keras", "load model.weights.h5 in it"),
+    ("checkpoint", "a folder of checkpoints of TensorFlow", "save the variables by name with numpy.savez"),
+    ("policy.pth", "a model of Stable Baselines 3", "unpack it, and load policy.pth"),
+)
+
+
+def refuse_folder(path: str) -> None:
+    """Refuse a folder, by what is in it."""
+    if os.path.isdir(path):
+        names = sorted(os.listdir(path))[:10_000]
+        msg = f"{path} is {_by_members(names) or 'a folder; name a file in it'}"
+        raise FormatError(msg)
+
+
+def refuse_foreign(path: str, head: bytes) -> None:
+    """Refuse a file whose first bytes are those of something else."""
+    with open(path, "rb") as file:
+        file.seek(_TAR_AT)
+        is_tar = file.read(5) == b"ustar"
+    what = "a tar archive; unpack it with tar -xf, and load the file of weights in it" if is_tar else None
+    what = what or ("empty; copy or download it again" if not head else _by_beginning(_BEGINNINGS, head))
+    if what:
+        msg = f"{path} is {what}"
+        raise FormatError(msg)
+
+
+def hint(head: bytes, members: Collection[str]) -> str:
+    """Return what a file of no known format may be, to be put behind a message; "" if nothing tells."""
+    what = _by_members(members) or _by_beginning(_HINTS, head)
+    return f"; it is {what}" if what else ""
+
+
+def _by_beginning(table: tuple[tuple[bytes, str, str], ...], head: bytes) -> str | None:
+    for pattern, what, remedy in table:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return f"{what}; {remedy}"
+    return None
+
+
+def _by_members(names: Collection[str]) -> str | None:
+    for sign, what, remedy in _SIGNS:
+        if any(name == sign or name.endswith(f"/{sign}") for name in names):
+            return f"{what}; {remedy}"
+    return None

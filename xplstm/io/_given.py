@@ -1,0 +1,95 @@
+"""Turn whatever a caller gives into a path or a mapping: bytes, open files, and modules of other libraries.
+
+A module is recognised by what it has, and nothing is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from xplstm._errors import ArgumentError, FormatError
+from xplstm.io._contents import Contents
+from xplstm.io._mapping import contents
+from xplstm.io._written import METADATA
+
+# Libraries whose modules keep their arrays as attributes.
+_BY_ATTRIBUTES = {"equinox", "flax"}
+_DEEPEST = 32
+_OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
+
+
+@contextmanager
+def as_path(source: Any) -> Iterator[Any]:
+    """Give bytes and open binary files a path for the time of a call; anything else stays what it is."""
+    is_file = not isinstance(source, str | os.PathLike) and callable(getattr(source, "read", None))
+    if not is_file and not isinstance(source, bytes | bytearray | memoryview):
+        yield source
+        return
+    content = source.read() if is_file else source
+    if not isinstance(content, bytes | bytearray | memoryview):
+        msg = f"source gives {type(content).__name__}, expected bytes: open the file with mode 'rb'"
+        raise ArgumentError(msg)
+    where = "the open file" if is_file else "the bytes"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = os.path.join(folder, "given")
+        with open(path, "wb") as file:
+            file.write(content)
+        try:
+            yield path
+        except (FormatError, ArgumentError) as error:
+            raise type(error)(str(error).replace(path, where)) from error
+
+
+def of_module(source: Any) -> Contents | None:
+    """Return what a module, a train state or a tree of one holds; None if it is none of them."""
+    where = f"the {type(source).__name__}"
+    if "xplstm" in _libraries(source):
+        return None
+    if callable(getattr(source, "state_dict", None)):
+        options = _options_of(source)
+        metadata = {METADATA: json.dumps(options)} if options else {}
+        return contents(source.state_dict())._replace(where=where, metadata=metadata)
+    if isinstance(getattr(source, "params", None), Mapping):
+        return contents(source.params)._replace(where=where)
+    if _libraries(source) & _BY_ATTRIBUTES:
+        return contents(_tree(source, 0))._replace(where=where)
+    return None
+
+
+def _libraries(value: Any) -> set[str]:
+    """Return the packages of a value's classes."""
+    return {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
+
+
+def _options_of(module: Any) -> dict[str, dict[str, Any]]:
+    """Return the options of every recurrent module of PyTorch by its prefix: no array tells them."""
+    if not callable(getattr(module, "named_modules", None)):
+        return {}
+    found = {}
+    for prefix, one in module.named_modules():
+        if hasattr(one, "weight_ih_l0"):
+            given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
+            found[prefix] = {name: value for name, value in given.items() if value}
+    return found
+
+
+def _tree(value: Any, depth: int) -> Any:
+    """Return the attributes of a module as a mapping, those of the modules in it included."""
+    if depth > _DEEPEST:
+        msg = f"source is nested deeper than {_DEEPEST}"
+        raise ArgumentError(msg)
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        # A variable of nnx holds its array.
+        return value[...] if type(value).__module__.startswith("flax") else value
+    if isinstance(value, Mapping):
+        return {str(key): _tree(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(key): _tree(inner, depth + 1) for key, inner in enumerate(value)}
+    if _libraries(value) & _BY_ATTRIBUTES and hasattr(value, "__dict__"):
+        return {name: _tree(inner, depth + 1) for name, inner in vars(value).items()}
+    return None
