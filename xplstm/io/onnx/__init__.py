@@ -294,7 +294,7 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     ----------
     model : ModelProto, bytes or path
         Of nodes LSTM and RNN, and of the small operators around them; the guide lists them. Its tensors must
-        be inside the file: no other file is opened.
+        be inside the file, or in a file of the same folder.
     device : str, default "CPU"
         "CPU", "CUDA", or a device of the library that `xp` names.
     xp : str or namespace, optional

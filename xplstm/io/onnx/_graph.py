@@ -1,14 +1,18 @@
 """ONNX models as plain tuples: nodes, inputs, and constants that are read when they are asked for.
 
-Nothing outside the model is ever opened: a tensor that stands in another file is refused.
+The graphs inside of nodes, and functions of the model, become part of one list of nodes: their names get a
+prefix, which is the name of the node that contains them. Another file is opened only if it has a plain name
+and is in the folder of the model.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +36,9 @@ DTYPES = {
     13: ("uint64", "uint64_data"),
     16: ("bfloat16", "int32_data"),
 }
+# Bounds of the graphs inside of graphs: of nodes altogether, and of levels.
+LEAST_NODES, NODES_PER_BYTE, DEEPEST = 1000, 1, 64
+LONGEST_PREFIX = 300
 # LSTM has had its present inputs and outputs since then.
 OLDEST_OPSET = 7
 
@@ -61,7 +68,7 @@ class Node(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    """Numbers, text, lists of them, `Tensor`, `Graph`; None for anything else."""
+    """Numbers, text, lists of them, `Tensor`; None for anything else."""
 
     @property
     def label(self) -> str:
@@ -69,11 +76,6 @@ class Node(NamedTuple):
         made = next((name for name in self.outputs if name), "nothing")
         name = f"{brief(self.name)!r}" if self.name else f"that makes {brief(made)!r}"
         return f"{brief(self.op)} node {name}"
-
-    @property
-    def graphs(self) -> list[Graph]:
-        """The graphs that it holds, such as the branches of an If."""
-        return [value for value in self.attributes.values() if isinstance(value, Graph)]
 
 
 class Input(NamedTuple):
@@ -96,8 +98,6 @@ class Graph(NamedTuple):
     """The initialisers."""
     size: int = 0
     """Bytes of the model, those of its other files included."""
-    captured: frozenset[str] = frozenset()
-    """Values that the graphs inside of its nodes use."""
 
 
 def read_model(path: str) -> Any:
@@ -129,45 +129,154 @@ def import_onnx() -> Any:
 
 
 def as_graph(model: Any, where: str) -> Graph:
-    """A ModelProto, or what says where to find one, as a graph; checked as far as names go."""
+    """Return a ModelProto, or what says where to find one, as a graph; checked as far as names go."""
+    folder = None
     if isinstance(model, str | os.PathLike):
         where = os.fspath(model)
+        folder = os.path.dirname(where)
         model = read_model(where)
     elif isinstance(model, bytes):
         model = parse_model(where, model)
     elif not hasattr(model, "graph") or not hasattr(model, "opset_import"):
         msg = f"model must be a ModelProto, its bytes or a path, got {type(model).__name__}"
         raise DTypeError(msg)
-    graph = _body(where, model.graph)
-    _check_names(graph, {""})
-    return graph._replace(opset=_opset(where, model), size=model.ByteSize())
+    return _graph(model, where, Beside(where, folder))
 
 
-def _body(where: str, graph: Any) -> Graph:
-    """Return the parts of a GraphProto, whose names are not checked yet; opset 0 is that of the model."""
-    constants = {}
-    for name, tensor in ((text(where, t.name), t) for t in graph.initializer):
-        if not name or name in constants:
-            msg = f"{where} holds a tensor named {brief(name)!r} twice, or one without a name"
+def _graph(model: Any, where: str, beside: Beside) -> Graph:
+    """Return the parts of a ModelProto."""
+    flat = _Flat(where, model, beside)
+    outputs = tuple(flat.add_graph(model.graph, "", ChainMap(), {}))
+    nodes, made = lifted(flat.nodes)
+    inputs = tuple(_input(where, value) for value in model.graph.input)
+    free = [*(i.name for i in inputs), *flat.free]
+    _check_names(where, free, flat.constants, made, nodes, outputs)
+    size = model.ByteSize() + beside.size
+    return Graph(where, _opset(where, model), inputs, outputs, nodes, flat.constants | made, size)
+
+
+class _Flat:
+    """The nodes of a graph and of the graphs inside of it, in one list and each value with one name."""
+
+    def __init__(self, where: str, model: Any, beside: Beside) -> None:
+        self.where, self.beside = where, beside
+        self.nodes: list[Node] = []
+        self.constants: dict[str, Tensor] = {}
+        self.free: list[str] = []
+        """Inputs of inner graphs, which the node around them provides."""
+        self._functions = {(f.domain, f.name): f for f in model.functions}
+        # A function that calls another twice, and so on, would double at each level.
+        self._most = LEAST_NODES + NODES_PER_BYTE * model.ByteSize()
+        self._prefixes: set[str] = set()
+        self._depth = 0
+
+    def add_graph(
+        self, graph: Any, prefix: str, names: ChainMap[str, str], given: Mapping[str, Any]
+    ) -> list[str]:
+        """Add the nodes of a graph; return what its outputs are called. `given` are a call's attributes."""
+        for tensor in graph.initializer:
+            self._constant(text(self.where, tensor.name), prefix, names, tensor)
+        for sparse in graph.sparse_initializer:
+            name = prefix + text(self.where, sparse.values.name)
+            names[text(self.where, sparse.values.name)] = name
+            self.constants[name] = refusal(self.where, name, "is sparse")
+        if prefix:
+            for value in graph.input:
+                self._free(text(self.where, value.name), prefix, names)
+        for node in graph.node:
+            self._node(node, prefix, names, given)
+        outputs = (text(self.where, value.name) for value in graph.output)
+        return [names.get(name, name) for name in outputs]
+
+    def _constant(self, name: str, prefix: str, names: ChainMap[str, str], tensor: Any) -> None:
+        if not name or prefix + name in self.constants:
+            msg = f"{self.where} holds a tensor named {brief(prefix + name)!r} twice, or one without a name"
             raise FormatError(msg)
-        constants[name] = tensor_of(where, name, tensor)
-    for sparse in graph.sparse_initializer:
-        name = text(where, sparse.values.name)
-        constants[name] = refusal(where, name, "is sparse")
-    nodes, made = lifted([as_node(where, node) for node in graph.node])
-    inputs = tuple(_input(where, value) for value in graph.input)
-    outputs = tuple(text(where, value.name) for value in graph.output)
-    twice = next((name for name in made if name in constants), None)
-    if twice is not None:
-        msg = f"{where} holds {brief(twice)!r} twice"
-        raise FormatError(msg)
-    captured = frozenset(name for node in nodes for inner in node.graphs for name in _used(inner))
-    return Graph(where, 0, inputs, outputs, nodes, constants | made, captured=captured)
+        names[name] = prefix + name
+        self.constants[prefix + name] = self.beside.tensor(prefix + name, tensor)
+
+    def _free(self, name: str, prefix: str, names: ChainMap[str, str]) -> None:
+        names[name] = prefix + name
+        if prefix + name not in self.constants:
+            self.free.append(prefix + name)
+
+    def _node(self, node: Any, prefix: str, names: ChainMap[str, str], given: Mapping[str, Any]) -> None:
+        if len(self.nodes) >= self._most or self._depth > DEEPEST:
+            msg = (
+                f"{self.where} has more than {self._most} nodes inside of nodes, or {DEEPEST} levels of them"
+            )
+            raise FormatError(msg)
+        attributes = [_resolved(a, given) for a in node.attribute]
+        one = as_node(self.where, node, [a for a in attributes if a is not None])
+        inputs = [names.get(name, name) for name in one.inputs]
+        function = self._functions.get((node.domain, node.op_type))
+        if function is not None:
+            self._call(function, one, inputs, prefix, names, [a for a in attributes if a is not None])
+            return
+        graphs = {a.name: a.g for a in attributes if a is not None and a.type == a.GRAPH}
+        start = self._inside(one, prefix) if graphs else ""
+        self._depth += 1
+        for name in sorted(graphs, reverse=True):  # then_branch before else_branch
+            inputs += self.add_graph(graphs[name], f"{start}{name}.", names.new_child(), given)
+        self._depth -= 1
+        for name in filter(None, one.outputs):
+            names[name] = prefix + name
+        self.nodes.append(
+            Node(
+                one.op,
+                prefix + one.name.lstrip("/") if prefix and one.name else one.name,
+                tuple(inputs),
+                tuple(names[name] if name else "" for name in one.outputs),
+                {name: value for name, value in one.attributes.items() if name not in graphs},
+            )
+        )
+
+    def _inside(self, node: Node, prefix: str) -> str:
+        """Return the prefix of what is inside of a node."""
+        made = next(filter(None, node.outputs), "")
+        starts = (f"{prefix}{name}." for name in (node.name, made) if name)
+        free = (start for start in starts if start not in self._prefixes and len(start) <= LONGEST_PREFIX)
+        start = next(free, f"inside{len(self._prefixes)}.")
+        self._prefixes.add(start)
+        return start
+
+    def _call(
+        self,
+        function: Any,
+        node: Node,
+        inputs: list[str],
+        prefix: str,
+        names: ChainMap[str, str],
+        attributes: list[Any],
+    ) -> None:
+        """Add the nodes of a function in the place of a node that calls it."""
+        inside = self._inside(node, prefix)
+        local: ChainMap[str, str] = ChainMap()
+        for k, name in enumerate(function.input):
+            local[text(self.where, name)] = inputs[k] if k < len(inputs) else ""
+        given = {a.name: a for a in (*function.attribute_proto, *attributes)}
+        self._depth += 1
+        for one in function.node:
+            self._node(one, inside, local, given)
+        self._depth -= 1
+        for name, made in zip(function.output, node.outputs, strict=False):
+            if made:
+                names[made] = prefix + made
+                source = local.get(text(self.where, name), inside + name)
+                self.nodes.append(Node("Identity", "", (source,), (prefix + made,), {}))
 
 
-def _used(graph: Graph) -> set[str]:
-    """Return the values that a graph uses, those of graphs inside its nodes included."""
-    return {*graph.captured, *graph.outputs}.union(*(node.inputs for node in graph.nodes))
+def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
+    """Return an attribute; of one that stands for an attribute of the call, that; None if there is none."""
+    if not a.ref_attr_name:
+        return a
+    actual = given.get(a.ref_attr_name)
+    if actual is None:
+        return None
+    copy = type(a)()
+    copy.CopyFrom(actual)
+    copy.name = a.name
+    return copy
 
 
 def text(where: str, value: Any) -> str:
@@ -213,28 +322,32 @@ def _opset(where: str, model: Any) -> int:
     return int(versions[0])
 
 
-def _check_names(graph: Graph, outer: set[str]) -> None:
-    """Refuse a value that is made twice, or used before it is made; a graph inside a node sees `outer`."""
-    where, known = graph.where, {*outer}
-    given = [i.name for i in graph.inputs]
-    for name in [*graph.constants, *(n for n in given if n not in graph.constants)]:
-        if name in known or given.count(name) > 1:
+def _check_names(
+    where: str,
+    inputs: list[str],
+    constants: Mapping[str, Any],
+    made: Mapping[str, Any],
+    nodes: Iterable[Node],
+    outputs: Iterable[str],
+) -> None:
+    """Refuse a value that is made twice, or used before it is made."""
+    known = {"", *constants}
+    for name in [*(n for n in inputs if n not in constants), *made]:
+        if name in known:
             msg = f"{where} holds {brief(name)!r} twice"
             raise FormatError(msg)
         known.add(name)
-    for node in graph.nodes:
+    for node in nodes:
         for name in node.inputs:
             if name not in known:
                 msg = f"{where}: the {node.label} uses {brief(name)!r}, which nothing before it makes"
                 raise FormatError(msg)
-        for inner in node.graphs:
-            _check_names(inner, known)
         for name in filter(None, node.outputs):
             if name in known:
                 msg = f"{where}: the {node.label} makes {brief(name)!r}, which is there already"
                 raise FormatError(msg)
             known.add(name)
-    missing = [name for name in graph.outputs if name not in known]
+    missing = [name for name in outputs if name not in known]
     if missing:
         msg = f"{where} has the outputs {', '.join(map(brief, missing[:3]))}, which nothing makes"
         raise FormatError(msg)
@@ -255,14 +368,18 @@ def _input(where: str, value: Any) -> Input:
     return Input(name, dtype, tuple(sizes))
 
 
-def as_node(where: str, node: Any) -> Node:
-    """A NodeProto; an operator of another domain than ONNX's own keeps that in its name."""
+def as_node(where: str, node: Any, given: Sequence[Any] | None = None) -> Node:
+    """Return a NodeProto; an operator of another domain than ONNX's own keeps that in its name.
+
+    `given` are its attributes, if they are not its own.
+    """
+    protos = node.attribute if given is None else given
     domain, op, name = (text(where, value) for value in (node.domain, node.op_type, node.name))
     op = op if domain in ("", "ai.onnx") else f"{domain}.{op}"
     inputs, outputs = (tuple(text(where, value) for value in values) for values in (node.input, node.output))
     made = Node(op, name, inputs, outputs, {})
-    attributes = {text(where, a.name): _attribute(f"{where}: the {made.label}", a) for a in node.attribute}
-    if len(attributes) != len(node.attribute):
+    attributes = {text(where, a.name): _attribute(f"{where}: the {made.label}", a) for a in protos}
+    if len(attributes) != len(protos):
         msg = f"{where}: the {made.label} has an attribute twice"
         raise FormatError(msg)
     return made._replace(attributes=attributes)
@@ -279,8 +396,6 @@ def _attribute(where: str, a: Any) -> Any:
     if kind in ("STRING", "STRINGS"):
         texts = [value.decode(errors="replace") for value in ([a.s] if kind == "STRING" else a.strings)]
         return texts[0] if kind == "STRING" else texts
-    if kind == "GRAPH":
-        return _body(where, a.g)
     return tensor_of(where, a.name, a.t) if kind == "TENSOR" else None
 
 
@@ -289,10 +404,94 @@ def _written(number: float) -> float:
     return float(str(np.float32(number)))
 
 
+KEEP_INSIDE = "save the model with its tensors inside, onnx.save(onnx.load(path), path)"
+
+
+class Beside:
+    """The files of tensors that a model names: only those in its own folder are opened."""
+
+    def __init__(self, where: str, folder: str | None) -> None:
+        self.where, self._folder = where, folder
+        self._sizes: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all files together."""
+        return sum(self._sizes.values())
+
+    def tensor(self, name: str, tensor: Any) -> Tensor:
+        """Return a TensorProto, whether its numbers are inside of the model or in another file."""
+        if tensor.data_location != tensor.EXTERNAL and not tensor.external_data:
+            return tensor_of(self.where, name, tensor)
+        told = {text(self.where, e.key): text(self.where, e.value) for e in tensor.external_data}
+        try:
+            return self._outside(name, tensor, told)
+        except FormatError as error:
+            return refusal(self.where, name, str(error))
+
+    def _outside(self, name: str, tensor: Any, told: Mapping[str, str]) -> Tensor:
+        location = told.get("location", "")
+        what = f"is in another file, {brief(location)!r}"
+        if self._folder is None:
+            msg = f"{what}, and only a model that is read from a path has a folder: {KEEP_INSIDE}"
+            raise FormatError(msg)
+        if location in ("", ".", "..") or not location.isprintable() or {*location} & {*"/\\:"}:
+            msg = f"{what}; expected a plain name of a file in the folder of the model: {KEEP_INSIDE}"
+            raise FormatError(msg)
+        if tensor.data_type not in DTYPES:
+            msg = f"has data type {tensor.data_type}, which no array here can have"
+            raise FormatError(msg)
+        dtype, shape = DTYPES[tensor.data_type][0], tuple(tensor.dims)
+        needed = buffers.size(self.where, name, dtype, shape)
+        offset, length = (
+            _whole(told.get(key, str(default))) for key, default in (("offset", 0), ("length", needed))
+        )
+        size = self._size(location, what)
+        if length != needed or offset is None or offset + needed > size:
+            place = f"offset {told.get('offset', 0)!a:.30} and length {told.get('length', needed)!a:.30}"
+            msg = f"{what} of {size} bytes, at {place}; {dtype} {shape} needs {needed} bytes"
+            raise FormatError(msg)
+        return Tensor(shape, dtype, partial(self._array, name, location, offset, dtype, shape))
+
+    def _size(self, location: str, what: str) -> int:
+        if location not in self._sizes:
+            with self._opened(location, what) as file:
+                self._sizes[location] = os.fstat(file.fileno()).st_size
+        return self._sizes[location]
+
+    def _opened(self, location: str, what: str) -> IO[bytes]:
+        """Open a file in the folder of the model; a link could lead out of it."""
+        path = os.path.join(self._folder or "", location)
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                msg = f"{what}, which is a link or no regular file"
+                raise FormatError(msg)
+            return os.fdopen(os.open(path, flags), "rb")
+        except OSError as error:
+            msg = f"{what}, which cannot be opened: {error.strerror}"
+            raise FormatError(msg) from error
+
+    def _array(self, name: str, location: str, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        needed = buffers.size(self.where, name, dtype, shape)
+        with self._opened(location, f"{self.where}: {brief(name)}") as file:
+            file.seek(offset)
+            raw = file.read(needed)
+        if len(raw) != needed:
+            msg = f"{self.where}: {brief(name)} has {len(raw)} bytes in {location}, expected {needed}"
+            raise FormatError(msg)
+        return buffers.as_array(self.where, name, raw, dtype, shape)
+
+
+def _whole(told: str) -> int | None:
+    """Return a whole number that is written in digits; None if it is not."""
+    return int(told) if told.isascii() and told.isdigit() and len(told) <= 18 else None
+
+
 def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     """A TensorProto: that it holds as many numbers as it says is looked at now, what it holds later."""
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-        return refusal(where, name, "stands in another file; save the model with its tensors inside")
+        return refusal(where, name, f"is in another file: {KEEP_INSIDE}")
     if tensor.data_type not in DTYPES:
         return refusal(where, name, f"has data type {tensor.data_type}, which no array here can have")
     dtype, field = DTYPES[tensor.data_type]

@@ -17,12 +17,11 @@ from xplstm.io.onnx._math import MATH
 from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, settled
 from xplstm.io.onnx._operator import OPERATORS, Attributes, Operator, Weights
 
+# What runs here, apart from recurrent nodes and If.
+RUNNABLE = OPERATIONS | MATH
 # X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c and P.
 _INPUTS = {"LSTM": 8, "RNN": 6}
 _WEIGHTS = (1, 2, 3, 7)
-# What runs here beside recurrent nodes and If.
-_RUN = OPERATIONS | MATH
-_BRANCHES = ("else_branch", "then_branch")
 
 
 class Prepared:
@@ -34,8 +33,17 @@ class Prepared:
             raise ArgumentError(shortened(reason))
         self._graph = graph
         self._place = place
-        given = {i.name for i in graph.inputs}
-        self._body = _Body(graph, place, {}, given)
+        self._makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        # By the names of their outputs: those nodes whose weights no caller can change.
+        self._operators: dict[tuple[str, ...], Operator] = {}
+        fixed = {*graph.constants} - {i.name for i in graph.inputs}
+        for node in (n for n in graph.nodes if n.op in OPERATORS):
+            if fixed.issuperset(name for name in weight_names(node) if name):
+                with naming(node):
+                    weights = Weights(*(self._constant(name) for name in weight_names(node)))
+                    self._operators[node.outputs] = operator(node, weights)
+        used = {name for node in graph.nodes for name in self._inputs(node)} | {*graph.outputs}
+        self._constants = {name: self._constant(name) for name in graph.constants if name in used}
 
     def run(self, inputs: Sequence[Array] | Mapping[str, Array]) -> tuple[Array, ...]:
         """Run the model.
@@ -56,8 +64,45 @@ class Prepared:
         ArgumentError, ShapeError, DTypeError, BackendError
             Naming the input or node and what is wrong with it.
         """
-        made = self._body.run({"": None}, self._given(inputs))
-        return tuple(self._left(a) for a in made)
+        values: dict[str, Any] = {"": None, **self._constants, **self._given(inputs)}
+        wanted = [*reversed(self._graph.outputs)]
+        while wanted:
+            if wanted[-1] in values:
+                wanted.pop()
+                continue
+            node = self._makers[wanted[-1]]
+            needed = self._needed(node, values)
+            missing = [name for name in needed if name not in values]
+            wanted += missing
+            if not missing:
+                made = [values[n] for n in needed] if node.op == "If" else self._run(node, values)
+                values |= {name: value for name, value in zip(node.outputs, made, strict=False) if name}
+        return tuple(self._left(values[name]) for name in self._graph.outputs)
+
+    def _needed(self, node: Node, values: Mapping[str, Any]) -> list[str]:
+        """Return what a node needs; of one with branches, what makes the outputs of the branch taken."""
+        if node.op != "If":
+            return self._inputs(node)
+        condition, *branches = node.inputs
+        if condition not in values:
+            return [condition]
+        half = len(branches) // 2
+        chosen = _array.to_numpy(values[condition])
+        if chosen.size != 1 or chosen.dtype != bool:
+            msg = f"the {node.label} has a condition of shape {chosen.shape} and dtype {chosen.dtype}"
+            raise ShapeError(msg)
+        return branches[:half] if chosen.all() else branches[half:]
+
+    def _run(self, node: Node, values: Mapping[str, Any]) -> Sequence[Array]:
+        """The outputs of one node."""
+        with naming(node):
+            if node.op in RUNNABLE:
+                return RUNNABLE[node.op].run(self._place, node, [values[name] for name in node.inputs])
+            ready = self._operators.get(node.outputs)
+            if ready is None:
+                ready = operator(node, Weights(*(values[name] for name in weight_names(node))))
+            others = (values[name] for k, name in enumerate(padded(node)) if k not in _WEIGHTS)
+            return ready(*others)[: len(node.outputs)]
 
     def _given(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
         """What was passed, by name and checked."""
@@ -97,70 +142,18 @@ class Prepared:
         """An output in the array library, whatever it is."""
         return _array.asarray(a, self._place.xp, self._place.device) if isinstance(a, np.ndarray) else a
 
-
-class _Body:
-    """A graph, or a branch of one: its constants, and its recurrent nodes with weights in our order."""
-
-    def __init__(self, graph: Graph, place: Place, outer: Mapping[str, Tensor], given: set[str]) -> None:
-        self._graph, self._place = graph, place
-        constants = {**outer, **graph.constants}
-        # By the names of their outputs: those nodes whose weights no caller can change.
-        self._operators: dict[tuple[str, ...], Operator] = {}
-        fixed = {*constants} - given
-        for node in (n for n in graph.nodes if n.op in OPERATORS):
-            if fixed.issuperset(name for name in weight_names(node) if name):
-                with naming(node):
-                    weights = Weights(*(_constant(place, constants, name) for name in weight_names(node)))
-                    self._operators[node.outputs] = operator(node, weights)
-        self._branches = {
-            node.outputs: [_Body(node.attributes[name], place, constants, given) for name in _BRANCHES]
-            for node in graph.nodes
-            if node.op == "If"
-        }
-        used = self.needed()
-        self._constants = {
-            name: _constant(place, constants, name) for name in graph.constants if name in used
-        }
-
-    def needed(self) -> set[str]:
-        """Return the values that the nodes use when they run, those of branches included."""
-        inner = (body.needed() for branches in self._branches.values() for body in branches)
-        own = {name for node in self._graph.nodes for name in self._inputs(node)}
-        return own.union(self._graph.outputs, *inner)
-
-    def run(self, outer: Mapping[str, Any], given: Mapping[str, Any]) -> list[Any]:
-        """Return the outputs; `outer` is what the graph around it has made so far."""
-        values = {**outer, **self._constants, **given}
-        for node in self._graph.nodes:
-            values |= zip(node.outputs, self._run(node, values), strict=False)
-        return [values[name] for name in self._graph.outputs]
-
-    def _run(self, node: Node, values: Mapping[str, Any]) -> Sequence[Array]:
-        """The outputs of one node."""
-        if node.op == "If":
-            chosen = _array.to_numpy(values[node.inputs[0]])
-            if chosen.size != 1 or chosen.dtype != bool:
-                msg = f"the {node.label} has a condition of shape {chosen.shape} and dtype {chosen.dtype}"
-                raise ShapeError(msg)
-            return self._branches[node.outputs][int(chosen.reshape(())[()])].run(values, {})
-        with naming(node):
-            if node.op in _RUN:
-                return _RUN[node.op].run(self._place, node, [values[name] for name in node.inputs])
-            ready = self._operators.get(node.outputs)
-            if ready is None:
-                ready = operator(node, Weights(*(values[name] for name in weight_names(node))))
-            others = (values[name] for k, name in enumerate(padded(node)) if k not in _WEIGHTS)
-            return ready(*others)[: len(node.outputs)]
+    def _constant(self, name: str) -> Array | None:
+        """An initialiser in its place; None for what is left out or no initialiser."""
+        return (
+            settled(self._place, self._graph.constants[name].array())
+            if name in self._graph.constants
+            else None
+        )
 
     def _inputs(self, node: Node) -> list[str]:
         """What a node still needs: not the weights of one that has them in our order."""
         ready = node.outputs in self._operators
         return [name for k, name in enumerate(node.inputs) if not (ready and k in _WEIGHTS)]
-
-
-def _constant(place: Place, constants: Mapping[str, Tensor], name: str) -> Array | None:
-    """Return an initialiser in its place; None for what is left out."""
-    return settled(place, constants[name].array()) if name else None
 
 
 def _fits(given: tuple[int, ...], told: tuple[int | str, ...]) -> bool:
@@ -172,13 +165,7 @@ def _fits(given: tuple[int, ...], told: tuple[int | str, ...]) -> bool:
 
 def why_not(graph: Graph) -> str | None:
     """Why a model cannot run here: the first node that cannot."""
-    for node in graph.nodes:
-        why = why_not_node(node)
-        reasons = [f"{graph.where} has {why}" if why else None, *map(why_not, node.graphs)]
-        reason = next(filter(None, reasons), None)
-        if reason is not None:
-            return reason
-    return None
+    return next((f"{graph.where} has {why}" for why in map(why_not_node, graph.nodes) if why), None)
 
 
 def why_not_node(node: Node) -> str | None:
@@ -188,11 +175,11 @@ def why_not_node(node: Node) -> str | None:
         known = frozenset(Attributes._fields) - ({"input_forget"} if node.op == "RNN" else set())
         counts = range(3, _INPUTS[node.op] + 1)
     elif node.op == "If":
-        counts, known, needs = range(1, 2), frozenset(_BRANCHES), frozenset(_BRANCHES)
-    elif node.op in _RUN:
-        _, counts, known, needs = _RUN[node.op]
+        counts, known = range(1 + 2 * len(node.outputs), 2 + 2 * len(node.outputs)), frozenset()
+    elif node.op in RUNNABLE:
+        _, counts, known, needs = RUNNABLE[node.op]
     else:
-        return f"the {node.label}; what runs here is {', '.join([*OPERATORS, 'If', *_RUN])}"
+        return f"the {node.label}; what runs here is {', '.join([*OPERATORS, *RUNNABLE, 'If'])}"
     strange, missing = sorted(node.attributes.keys() - known), sorted(needs - node.attributes.keys())
     if strange or missing:
         return f"the {node.label} with attributes unknown: {strange}, missing: {missing}"
@@ -208,15 +195,15 @@ def why_not_node(node: Node) -> str | None:
 
 # Types of the attributes that are read, and of the elements of those that are lists.
 _KINDS: dict[str, tuple[type, type | None]] = {
-    **dict.fromkeys(("direction", "auto_pad", "mode"), (str, None)),
-    **dict.fromkeys(("clip", "ratio", "alpha", "beta", "epsilon"), (float, None)),
+    **dict.fromkeys(("direction",), (str, None)),
+    **dict.fromkeys(("clip", "ratio", "epsilon", "alpha", "beta"), (float, None)),
+    **dict.fromkeys(("mode", "auto_pad"), (str, None)),
     **dict.fromkeys(("activations",), (list, str)),
     **dict.fromkeys(("activation_alpha", "activation_beta"), (list, float)),
     **dict.fromkeys(
-        ("axes", "perm", "starts", "ends", "split", "dilations", "kernel_shape", "pads", "strides"),
+        ("axes", "perm", "starts", "ends", "split", "pads", "strides", "dilations", "kernel_shape"),
         (list, int),
     ),
-    **dict.fromkeys(_BRANCHES, (Graph, None)),
     "value": (Tensor, None),
 }
 

@@ -375,4 +375,4 @@ def _product(sizes: list[int]) -> int:
     return math.prod(max(abs(n), 1) for n in sizes)
 
 
-BROADCASTING = frozenset({"Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Pow"})
+BROADCASTING = frozenset({"Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal"})

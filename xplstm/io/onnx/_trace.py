@@ -188,7 +188,7 @@ class Trace:
         data = {name for name in moved if not self.is_constant(name)}
         allowed = {id(node) for node in inside}
         for name in data:
-            if name in self.graph.outputs or name in self.graph.captured or name in user.inputs[1:]:
+            if name in self.graph.outputs or name in user.inputs[1:]:
                 return False
             others = (self.graph.nodes[k] for k in self._users[name])
             if any(o is not user and id(o) not in allowed and o.op not in _MEASURING for o in others):

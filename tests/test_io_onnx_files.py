@@ -1,0 +1,190 @@
+"""ONNX files as exporters write them: tensors in other files, nodes inside of nodes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+import xplstm.io
+from xplstm.io import onnx as ours
+
+onnx = pytest.importorskip("onnx")
+make, FLOAT = onnx.helper, onnx.TensorProto.FLOAT
+node = make.make_node
+
+
+def outside(path: Path, location: str = "weights.data", **changes: Any) -> None:
+    """Write an LSTM whose tensors are in another file."""
+    model = ours.export(xplstm.LSTM(3, 16, rng=0))
+    onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.name == "W_l0":
+            told |= {"location": location} | {key: str(value) for key, value in changes.items()}
+        del tensor.external_data[:]
+        for key, value in told.items():
+            tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_tensors_in_a_file_of_the_same_folder(tmp_path: Path) -> None:
+    outside(tmp_path / "m.onnx")
+    net, wanted = xplstm.io.load(tmp_path / "m.onnx"), xplstm.LSTM(3, 16, rng=0)
+    assert all(np.array_equal(net.params[name], a) for name, a in wanted.params.items())
+    x = np.ones((4, 2, 3), "float32")
+    y = ours.prepare(tmp_path / "m.onnx").run({"x": x})[0]
+    np.testing.assert_allclose(y, wanted(x)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"location": "../weights.data"}, "expected a plain name"),
+        ({"location": "/etc/passwd"}, "expected a plain name"),
+        ({"location": "sub\\weights.data"}, "expected a plain name"),
+        ({"location": "C:weights.data"}, "expected a plain name"),
+        ({"location": ".."}, "expected a plain name"),
+        ({"location": "\x1b[31m"}, "expected a plain name"),
+        ({"location": "link"}, "is a link or no regular file"),
+        ({"location": "folder"}, "is a link or no regular file"),
+        ({"location": "gone"}, "cannot be opened"),
+        ({"offset": 10**9}, "of .* bytes, at offset"),
+        ({"offset": -4}, "of .* bytes, at offset"),
+        ({"offset": "9" * 4000}, "of .* bytes, at offset"),
+        ({"length": 8}, "of .* bytes, at offset"),
+    ],
+)
+def test_another_file_that_is_refused(changes: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.symlink(tmp_path / "weights.data", tmp_path / "link")
+    outside(tmp_path / "m.onnx", **changes)
+    with pytest.raises(xplstm.FormatError, match=message) as error:
+        xplstm.io.load(tmp_path / "m.onnx")
+    assert len(str(error.value)) < 2000
+    assert str(error.value).isprintable()
+    xplstm.io.inspect(tmp_path / "m.onnx")
+
+
+def tensors(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = {"W": (1, 8, 3), "R": (1, 8, 2), "B": (1, 16)}
+    return {name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+
+
+def model_of(nodes: Any, inputs: Any, outputs: Any, kept: Any, **options: Any) -> Any:
+    graph = make.make_graph(
+        nodes,
+        "g",
+        [make.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
+        [make.make_tensor_value_info(name, FLOAT, None) for name in outputs],
+        [onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in kept.items()],
+    )
+    options.setdefault("opset_imports", [make.make_opsetid("", 17)])
+    return make.make_model(graph, ir_version=8, **options)
+
+
+def branch(name: str, kept: dict[str, np.ndarray]) -> Any:
+    """A graph inside of a node; both branches use the same names."""
+    lstm = node("LSTM", ["x", "W_in", "R_in", "B_in"], ["Y_in"], "lstm", hidden_size=2)
+    made = [make.make_tensor_value_info("Y_in", FLOAT, None)]
+    initial = [onnx.numpy_helper.from_array(a, f"{k}_in") for k, a in kept.items()]
+    return make.make_graph([lstm], name, [], made, initial)
+
+
+def by_runtime(model: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    runtime = pytest.importorskip("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return list(session.run(None, feed))
+
+
+def test_an_lstm_in_each_branch(tmp_path: Path) -> None:
+    branches = {"then_branch": branch("a", tensors(1)), "else_branch": branch("b", tensors(2))}
+    model = model_of(
+        [node("If", ["first"], ["Y"], "choice", **branches)],
+        [("x", FLOAT, ["T", "B", 3]), ("first", onnx.TensorProto.BOOL, [])],
+        ["Y"],
+        {},
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(5, 4, 3)).astype("float32")
+    for first, name in ((True, "then_branch"), (False, "else_branch")):
+        feed = {"x": x, "first": np.asarray(first)}
+        wanted = by_runtime(model, feed)[0]
+        np.testing.assert_allclose(ours.prepare(model).run(feed)[0], wanted, rtol=0, atol=1e-6)
+        net = xplstm.io.load(tmp_path / "m.onnx", prefix=f"choice.{name}.lstm")
+        np.testing.assert_allclose(net(x)[0], wanted[:, 0], rtol=0, atol=1e-6)
+    with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
+def test_an_lstm_in_a_function(tmp_path: Path) -> None:
+    """Attributes and weights are those of the call."""
+    lstm = node("LSTM", ["X", "W", "R", "B"], ["Y"], "lstm")
+    lstm.attribute.append(onnx.AttributeProto(name="hidden_size", type="INT", ref_attr_name="size"))
+    domain = make.make_opsetid("own", 1)
+    versions = [make.make_opsetid("", 17)]
+    function = make.make_function("own", "Layer", ["X", "W", "R", "B"], ["Y"], [lstm], versions, ["size"])
+    calls = [node("Layer", ["x", "W", "R", "B"], ["Y"], "call", domain="own", size=2)]
+    model = model_of(
+        calls,
+        [("x", FLOAT, ["T", "B", 3])],
+        ["Y"],
+        tensors(),
+        functions=[function],
+        opset_imports=[*versions, domain],
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(5, 4, 3)).astype("float32")
+    wanted = by_runtime(model, {"x": x})[0]
+    np.testing.assert_allclose(ours.prepare(model).run({"x": x})[0], wanted, rtol=0, atol=1e-6)
+    net = xplstm.io.load(tmp_path / "m.onnx", prefix="call.lstm")
+    np.testing.assert_allclose(net(x)[0], wanted[:, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("calls_itself", [False, True])
+def test_functions_that_grow_without_end(calls_itself: bool, tmp_path: Path) -> None:
+    functions, domain = [], make.make_opsetid("own", 1)
+    for k in range(40):
+        below = f"F{k if calls_itself else k - 1}"
+        body = [node(below, ["X"], ["a"], domain="own"), node(below, ["a"], ["Y"], domain="own")]
+        body = [node("Relu", ["X"], ["Y"])] if k == 0 and not calls_itself else body
+        functions.append(
+            make.make_function("own", f"F{k}", ["X"], ["Y"], body, [make.make_opsetid("", 17), domain])
+        )
+    call = [node("F39", ["x"], ["Y"], domain="own")]
+    inputs = [("x", FLOAT, ["T", "B", 3])]
+    opsets = [make.make_opsetid("", 17), domain]
+    model = model_of(call, inputs, ["Y"], {}, functions=functions, opset_imports=opsets)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(xplstm.FormatError, match="nodes inside of nodes"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
+def test_a_loop_holds_an_lstm_and_is_not_run(tmp_path: Path) -> None:
+    body = make.make_graph(
+        [
+            node("Identity", ["on"], ["on_out"]),
+            node("LSTM", ["x", "W", "R", "B", "", "h"], ["", "h_out"], "cell", hidden_size=2),
+        ],
+        "body",
+        [make.make_tensor_value_info(name, kind, None) for name, kind in (("i", 7), ("on", 9), ("h", FLOAT))],
+        [make.make_tensor_value_info(name, kind, None) for name, kind in (("on_out", 9), ("h_out", FLOAT))],
+    )
+    kept = tensors() | {"n": np.asarray(3), "h_0": np.zeros((1, 4, 2), "float32")}
+    loop = node("Loop", ["n", "", "h_0"], ["h_n"], "loop", body=body)
+    model = model_of([loop], [("x", FLOAT, [5, 4, 3])], ["h_n"], kept)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "loop.body.cell" in repr(xplstm.io.inspect(tmp_path / "m.onnx"))
+    with pytest.raises(xplstm.FormatError, match=r"LSTM node 'loop\.body\.cell' begins with a state"):
+        xplstm.io.load(tmp_path / "m.onnx")
+    with pytest.raises(xplstm.ArgumentError, match="has the Loop node 'loop'"):
+        ours.prepare(model)
