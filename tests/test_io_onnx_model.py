@@ -491,7 +491,7 @@ def of_first(**fields: Any) -> Any:
 HOSTILE = {
     "truncated": (spoiled(lambda _: None)[:200], "is no ONNX model, or not a whole one"),
     "no protobuf": (b"\x08" + b"\xff" * 64, "is no ONNX model"),
-    "external data": (spoiled(external), "W stands in another file"),
+    "external data": (spoiled(external), "W is in another file"),
     "a huge shape": (
         spoiled(of_first(dims=[1, 4 * H, 1 << 40])),
         r"W has 96 bytes, and float32 \(1, 8, 1099511627776\) needs",
@@ -526,7 +526,7 @@ def test_hostile_models(kind: str, tmp_path: Any) -> None:
 
 
 def test_prepare_opens_no_other_file() -> None:
-    with pytest.raises(xplstm.FormatError, match="W stands in another file"):
+    with pytest.raises(xplstm.FormatError, match="W is in another file"):
         ours.prepare(HOSTILE["external data"][0])
 
 
