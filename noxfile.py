@@ -127,7 +127,7 @@ def weights(session: nox.Session) -> None:
 @nox.session(tags=["fuzz"])
 def fuzz(session: nox.Session) -> None:
     """What reads files of weights, for two minutes or as long as libFuzzer is told after ``--``."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test,io]")
     try:
         session.install("atheris")
     except CommandFailed:

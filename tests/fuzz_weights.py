@@ -1,12 +1,14 @@
 """Fuzzing what reads files of weights: any bytes are loaded, or refused with an error raised on purpose.
 
-``nox -s fuzz`` runs it; what follows ``--`` goes to libFuzzer.
+``nox -s fuzz`` runs it; what follows ``--`` goes to libFuzzer. Every kind of file goes through `load`,
+`inspect` and `arrays`, and safetensors also through `load_checkpoint`. Inputs that take 10 seconds or 1 GiB
+are findings. ``XPLSTM_FUZZ`` lists the suffixes of the kinds to fuzz, with commas; all if it is not set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io as bytesio
+import os
 import sys
 import tempfile
 import warnings
@@ -16,10 +18,11 @@ from pathlib import Path
 import atheris
 import numpy as np
 
-with atheris.instrument_imports(include=["xplstm.io"]):
+with atheris.instrument_imports(include=["xplstm.io", "xplstm.training"]):
     from xplstm import io
-    from xplstm._errors import ArgumentError, FormatError
+    from xplstm._errors import LONGEST_MESSAGE, ArgumentError, FormatError
     from xplstm.io import _registry
+    from xplstm.training import load_checkpoint
 
     # Here, since what is loaded later is not watched.
     for name in _registry.FILES:
@@ -30,41 +33,64 @@ with atheris.instrument_imports(include=["xplstm.io"]):
 from tests import weightfiles
 
 # Behind a whole zip file's checksums, where changed bytes would not come otherwise.
-INSIDE = {".pt": "archive/data.pkl", ".npz": "weight_ih_l0.npy"}
-KINDS = [(suffix, None) for suffix in weightfiles.SUFFIXES] + list(INSIDE.items())
+INSIDE = {
+    ".pt": "archive/data.pkl",
+    ".npz": "weight_ih_l0.npy",
+    ".keras": "config.json",
+    ".keras.h5": "model.weights.h5",
+}
+CHOSEN = os.environ.get("XPLSTM_FUZZ", ",".join([*weightfiles.ALL_SUFFIXES, ".keras.h5"])).split(",")
+KINDS = [(suffix, None) for suffix in weightfiles.ALL_SUFFIXES if suffix in CHOSEN]
+KINDS += [kind for kind in INSIDE.items() if kind[0] in CHOSEN]
 
 
 def packed(member: str, content: bytes) -> bytes:
     """A zip file with `content` as one of its members."""
     archive = bytesio.BytesIO()
+    others = (
+        {"archive/data/0": bytes(4096)} if member.endswith((".pkl", ".npy")) else weightfiles.keras_parts()
+    )
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(member, content)
-        file.writestr("archive/data/0", bytes(4096))
+        for name, data in (others | {member: content}).items():
+            file.writestr(name, data)
     return archive.getvalue()
 
 
 def check(data: bytes, folder: Path) -> None:
-    """Load `data` as the kind of file that its first byte chooses."""
+    """Read `data` as the kind of file that its first byte chooses."""
     suffix, member = KINDS[data[0] % len(KINDS)] if data else KINDS[0]
     content = data[1:]
-    path = folder / f"fuzzed{suffix}"
+    path = folder / f"fuzzed{suffix.removesuffix('.h5') if member else suffix}"
     path.write_bytes(content if member is None else packed(member, content))
-    with contextlib.suppress(FormatError, ArgumentError):
-        io.inspect(path)
-    with contextlib.suppress(FormatError, ArgumentError):
-        io.load(path, dtype="float32")
+    calls = [io.inspect, io.arrays, lambda path: io.load(path, dtype="float32")]
+    calls += [load_checkpoint] if suffix == ".safetensors" else []
+    for call in calls:
+        try:
+            call(path)
+        except (FormatError, ArgumentError) as error:
+            check_message(error, path)
+
+
+def check_message(error: Exception, path: Path) -> None:
+    """Hold a message to what is promised: bounded, printable, and with the path if the file is to blame."""
+    text = str(error)
+    assert len(text) <= LONGEST_MESSAGE, len(text)
+    assert all(line.isprintable() for line in text.split("\n")), text
+    assert isinstance(error, ArgumentError) or text.startswith(str(path)), text
 
 
 def seeds(folder: Path) -> None:
-    """Whole files to begin with."""
-    for name, content in weightfiles.whole().items():
-        suffix = Path(name).suffix
-        (folder / name).write_bytes(bytes([KINDS.index((suffix, None))]) + content)
-        if suffix in INSIDE:
-            with zipfile.ZipFile(bytesio.BytesIO(content)) as file:
-                member = next(m for m in file.namelist() if m.endswith((".pkl", "weight_ih_l0.npy")))
-                inner = bytes([KINDS.index((suffix, INSIDE[suffix]))]) + file.read(member)
-                (folder / f"{name}.inner").write_bytes(inner)
+    """Whole files to begin with, of the kinds that are chosen."""
+    for name, content in (weightfiles.whole() | weightfiles.more()).items():
+        for number, (suffix, member) in enumerate(KINDS):
+            if not name.endswith(suffix.removesuffix(".h5") if member else suffix):
+                continue
+            seed = content
+            if member is not None:
+                with zipfile.ZipFile(bytesio.BytesIO(content)) as file:
+                    end = ".npy" if member.endswith(".npy") else member.rpartition("/")[2]
+                    seed = file.read(next(m for m in file.namelist() if m.endswith(end)))
+            (folder / f"{name}.{number}").write_bytes(bytes([number]) + seed)
 
 
 def main() -> None:
@@ -73,9 +99,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as corpus:
         seeds(Path(corpus))
-        atheris.Setup(
-            [sys.argv[0], "-rss_limit_mb=1024", *sys.argv[1:], corpus], lambda d: check(d, Path(work))
-        )
+        limits = ["-rss_limit_mb=1024", "-timeout=10"]
+        atheris.Setup([sys.argv[0], *limits, *sys.argv[1:], corpus], lambda d: check(d, Path(work)))
         atheris.Fuzz()
 
 
