@@ -1,4 +1,4 @@
-"""What `nox` runs: by itself the checks of every change, by name or tag the other libraries and versions."""
+"""Sessions of nox: by default the checks of every change, by name or tag other libraries and versions."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10.9"
 nox.options.sessions = ["lint", "types", "tests", "docs"]
-# A machine seldom has every Python; one that is missing shows as skipped.
+# A missing Python is skipped, because few machines have every version.
 nox.options.error_on_missing_interpreters = False
 
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
-# pytest-xdist has a process for each core: a BLAS that takes all cores in each of them is slower by far.
+# pytest-xdist starts a process for each core. A BLAS with all cores in each process would be much slower.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 HOST_BACKENDS = "numpy,numpy_readonly,array_api_strict"
 
 
 def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
-    """Run the tests and the specification; what `require` names and cannot run is a failure."""
-    # The kernel `native` is built by an editable install, and only there do the tests find it.
+    """Run the tests and the specification; fail if a library in `require` cannot run."""
+    # Only an editable install builds the kernel `native` where the tests find it.
     native = ",native" if shutil.which(os.environ.get("CC", "cc").partition(" ")[0]) else ""
     env = {**ONE_THREAD, "XPLSTM_REQUIRE": require + native}
-    # Tests that take seconds stand side by side: who has nothing left takes from who has.
+    # Idle workers steal tests from busy ones.
     session.run("pytest", "-n", workers, "--dist", "worksteal", *options, *session.posargs, env=env)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and formatting, of C and CUDA too."""
+    """Check style, formatting and wording of Python, C, CUDA and documents."""
     session.install(*GROUPS["lint"])
     sources = [str(p) for p in Path("xplstm/kernels").glob("_*/*") if p.suffix in (".c", ".h", ".cu", ".cuh")]
     session.run("clang-format", "--dry-run", "-Werror", *sources)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("python", "-m", "tests.words")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types, strictly."""
+    """Check types with mypy, strict."""
     session.install(*GROUPS["types"])
     session.run("mypy")
     session.run("pytest", "--noconftest", "tests/types")
@@ -52,35 +53,35 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Tests and specification on NumPy, read-only NumPy and array-api-strict; the guide pages on models."""
+    """Run tests, specification and model guides on NumPy, read-only NumPy and array-api-strict."""
     session.install("-e", ".[test,guides]")
     run_tests(session, HOST_BACKENDS)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, in docs/_build/html; a warning is an error."""
+    """Build the documentation in docs/_build/html; a warning is an error."""
     session.install(".[docs]")
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
 
 
 @nox.session(tags=["backends"])
 def torch(session: nox.Session) -> None:
-    """Everything that PyTorch has a part in, as array library and as judge."""
+    """Run the tests that use PyTorch, as array library and as reference."""
     session.install("-e", ".[test]", "torch==2.13.0")
     run_tests(session, "torch", "-k", "torch")
 
 
 @nox.session(tags=["backends"])
 def jax(session: nox.Session) -> None:
-    """Everything that JAX has a part in."""
+    """Run the tests that use JAX."""
     session.install("-e", ".[test]", "jax")
     run_tests(session, "jax", "-k", "jax")
 
 
 @nox.session(tags=["backends"])
 def dask(session: nox.Session) -> None:
-    """Everything that Dask has a part in."""
+    """Run the tests that use Dask."""
     session.install("-e", ".[test]", "dask[array]")
     run_tests(session, "dask", "-k", "dask")
 
@@ -107,7 +108,7 @@ SUBJECTS = {
 @nox.session(tags=["spec"])
 @nox.parametrize("library", [nox.param(name, id=name) for name in SUBJECTS])
 def spec(session: nox.Session, library: str) -> None:
-    """The specification on one library alone, which has to be there."""
+    """Run the specification on one library, which must be installed."""
     subjects = SUBJECTS[library]
     session.install("-e", ".[test]", *subjects.packages)
     chosen = [f"--subject={name}" for name in subjects.names]
@@ -116,7 +117,7 @@ def spec(session: nox.Session, library: str) -> None:
 
 @nox.session(tags=["backends"])
 def weights(session: nox.Session) -> None:
-    """Files and parameters that other libraries write; their guides."""
+    """Test files and parameters of other libraries, and their guides."""
     peers = ("torch==2.13.0", "flax", "equinox", "keras", "onnxruntime")
     session.install("-e", ".[test,io]", *peers)
     if sys.platform == "linux":
@@ -126,7 +127,7 @@ def weights(session: nox.Session) -> None:
 
 @nox.session(tags=["fuzz"])
 def fuzz(session: nox.Session) -> None:
-    """What reads files of weights, for two minutes or as long as libFuzzer is told after ``--``."""
+    """Fuzz the readers of weight files for two minutes; options of libFuzzer go after ``--``."""
     session.install("-e", ".[test,io]")
     try:
         session.install("atheris")
@@ -139,10 +140,10 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(tags=["sanitizers"])
 @nox.parametrize("sanitizer", ["address,undefined", "thread"])
 def sanitize(session: nox.Session, sanitizer: str) -> None:
-    """The compiled kernel's tests under GCC's sanitizers, with threads for the smallest problems too."""
+    """Test the compiled kernel with GCC's sanitizers, with threads even for the smallest problems."""
     flags = f"-fsanitize={sanitizer} -fno-omit-frame-pointer -g"
     build = {"CFLAGS": f"{flags} -DXPLSTM_ALWAYS_THREADS", "LDFLAGS": flags}
-    # A copy, because the tests find the source tree before an installed package.
+    # A copy is needed, because the tests import the source tree before an installed package.
     tree = Path(session.create_tmp()) / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     for name in ("xplstm", "spec", "tests"):
@@ -163,14 +164,14 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         "XPLSTM_NUM_THREADS": "3",
         "XPLSTM_REQUIRE": "native",
     }
-    # Python's own address space layout is what ThreadSanitizer cannot live with on some kernels.
+    # ThreadSanitizer fails with address space randomisation on some Linux kernels.
     tests = ("tests/test_native.py", "tests/test_steps.py")
     session.run("setarch", "-R", "pytest", *tests, *session.posargs, env=env, external=True)
 
 
 @nox.session(tags=["benchmarks"])
 def instructions(session: nox.Session) -> None:
-    """Instruction counts of the compiled kernel, held against those stated; needs valgrind."""
+    """Compare the instruction counts of the compiled kernel with the stated ones; needs valgrind."""
     if shutil.which("valgrind") is None:
         session.skip("valgrind is not installed")
     session.install("-e", ".[test]")
@@ -180,14 +181,14 @@ def instructions(session: nox.Session) -> None:
 
 @nox.session(tags=["sources"])
 def cuda_sources(session: nox.Session) -> None:
-    """The CUDA sources, compiled by NVRTC for every GPU they are for; needs no GPU."""
+    """Compile the CUDA sources with NVRTC for every supported GPU; needs no GPU."""
     session.install(".", "nvidia-cuda-nvrtc")
     session.run("python", "-m", "tests.cuda_sources")
 
 
 @nox.session(tags=["sources"])
 def emulation(session: nox.Session) -> None:
-    """The CUDA kernels emulated on the processor, with what takes long: more cuts, and ThreadSanitizer."""
+    """Test the CUDA kernels in CPU emulation, with the long cases: more tilings, and ThreadSanitizer."""
     session.install("-e", ".[test]")
     files = ("tests/test_cupy_emulated.py", "tests/test_cuda_training.py")
     session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
@@ -195,44 +196,44 @@ def emulation(session: nox.Session) -> None:
 
 @nox.session(python=["3.11", "3.12"], tags=["versions"])
 def oldest(session: nox.Session) -> None:
-    """The oldest NumPy and array-api-compat that pyproject.toml allows."""
+    """Test the oldest NumPy and array-api-compat that pyproject.toml allows."""
     session.install("-e", ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
     run_tests(session, "numpy,numpy_readonly")
 
 
 @nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])
 def python(session: nox.Session) -> None:
-    """Every supported Python."""
+    """Test every supported Python."""
     session.install("-e", ".[test]")
     run_tests(session, HOST_BACKENDS)
 
 
 @nox.session(python=["3.13t", "3.14t"], tags=["versions"])
 def free_threading(session: nox.Session) -> None:
-    """Pythons without the global interpreter lock."""
+    """Test Pythons without the global interpreter lock."""
     session.install("-e", ".[test]")
     run_tests(session, HOST_BACKENDS)
 
 
 @nox.session(tags=["gpu"])
 def cupy(session: nox.Session) -> None:
-    """CuPy on a CUDA device; without one skipped, or failed under XPLSTM_REQUIRE=cupy."""
+    """Test CuPy on a CUDA device; without one, skip, or fail if XPLSTM_REQUIRE=cupy."""
     version = cuda_version()
     if version is None:
-        reason = "the CUDA driver shows no device, so that nothing of CuPy is tested"
+        reason = "the CUDA driver reports no device, so CuPy is not tested"
         if "cupy" in os.environ.get("XPLSTM_REQUIRE", ""):
-            session.error(f"XPLSTM_REQUIRE asks for cupy: {reason}")
+            session.error(f"XPLSTM_REQUIRE names cupy, but {reason}")
         session.skip(reason)
     session.install("-e", f".[test,cuda{version}]")
-    # The emulated kernels stand in for CuPy, which is here itself.
+    # The emulation replaces CuPy, which is installed here.
     options = ("-k", "cupy", "--ignore=tests/test_cupy_emulated.py")
-    # What is required is chosen though no GPU has run it; the second leaves to one what both can run.
+    # A required kernel is selected although no GPU has run it. The second run tests cupy_fused alone.
     for kernels in ("cupy_persistent,cupy_fused", "cupy_fused"):
         run_tests(session, f"cupy,{kernels}", *options, workers="0")
 
 
 def cuda_version() -> int | None:
-    """Newest major CUDA version with a CuPy wheel that the driver serves; None without a device."""
+    """Return the newest major CUDA version with a CuPy wheel for this driver; None without a device."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:

@@ -188,7 +188,7 @@ def test_a_demand_for_the_published_order_that_none_meets(dtype: str, options: d
     first, *lines = str(caught.value).splitlines()
     assert first == "no kernel can run this problem:"
     assert [line.split(":")[0] for line in lines] == [f"  not {name}" for name in _dispatch.TABLE]
-    why = ": its sums are not in the published order, which reproducible=True asks for"
+    why = ": it does not use the reproducible summation order, which reproducible=True requires"
     assert lines[-1] == f"  not reference{why}"
     assert (dtype if dtype == "float16" else "peepholes") in lines[0]
 
@@ -207,7 +207,7 @@ def test_the_demand_holds_for_a_pinned_kernel_too(row: Any) -> None:
     lstm = xplstm.LSTM(3, 2, dtype="float16", reproducible=True)
     with (
         xplstm.use_kernel("reference"),
-        pytest.raises(xplstm.KernelError, match=r"pinned .* published order"),
+        pytest.raises(xplstm.KernelError, match=r"pinned .* reproducible summation order"),
     ):
         lstm(x)
     with pytest.raises(xplstm.KernelError, match=r"not another: no GPU .*; use_kernel\('another'\) runs it"):

@@ -125,7 +125,7 @@ def why_not(name: str, problem: Problem) -> str | None:
     if reason is not None:
         return reason
     if problem.reproducible and not canonical_sums(kernel, problem):
-        return "its sums are not in the published order, which reproducible=True asks for"
+        return "it does not use the reproducible summation order, which reproducible=True requires"
     if pinned is not None:
         return None if pinned == name else f"kernel {pinned!r} is pinned"
     # Sums in the published order leave no choice of a faster kernel.

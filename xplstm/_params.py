@@ -238,5 +238,5 @@ class Explanation(NamedTuple):
         for layer, (kernel, reasons) in enumerate(zip(self.kernels, self.reasons, strict=True)):
             lines.append(f"layer {layer}: {kernel}")
             lines += [f"  not {name}: {reason}" for name, reason in reasons.items()]
-        lines.append(f"canonical sums: {'yes' if self.canonical_sums else 'no'}")
+        lines.append(f"reproducible summation order: {'yes' if self.canonical_sums else 'no'}")
         return "\n".join(lines)

@@ -133,7 +133,7 @@ class _Calls:
           not numpy_inplace: dtype float16 is none of float32, float64
           not cupy_persistent: the arrays are of numpy, not of cupy
           not cupy_fused: the arrays are of numpy, not of cupy
-        canonical sums: no
+        reproducible summation order: no
         """
         home, _ = self._ready()
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
