@@ -82,7 +82,7 @@ def jax(session: nox.Session) -> None:
 @nox.session(tags=["backends"])
 def dask(session: nox.Session) -> None:
     """Run the tests that use Dask."""
-    session.install("-e", ".[test]", "dask[array]")
+    session.install("-e", ".[test]", "dask[array,distributed]")
     run_tests(session, "dask", "-k", "dask")
 
 

@@ -43,6 +43,7 @@ ROWS = (
     ("kernels.",),
     ("_checkpoint", "_dispatch"),
     ("_stack",),
+    ("_blocks",),
     ("functional", "_config", "_resources"),
     ("nn._module",),
     ("nn._lstm", "nn._rnn", "nn._layers"),
@@ -105,6 +106,7 @@ COMPILED = {"kernels._engine"}
 
 # What a function may import when it is called, beside the standard library and NumPy.
 OPTIONAL = {
+    "_blocks": {"dask"},
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "io.files.h5": {"h5py"},
     "io.onnx._graph": {"google", "onnx"},

@@ -354,3 +354,10 @@ def version(package: str) -> str | None:
         return metadata.version(names[0])
     except metadata.PackageNotFoundError:
         return None
+
+
+def nbytes(x: Any) -> int:
+    """Return the bytes of the elements of `x`."""
+    if hasattr(x, "nbytes"):
+        return int(x.nbytes)
+    return int(np.prod(x.shape)) * int(x.dtype.itemsize)

@@ -103,6 +103,12 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         return
     ours, theirs = _array.backend_name(given.xp), _array.backend_name(expected.xp)
     verb = "are" if first == "the parameters" else "is"
+    if given.xp is not expected.xp and ours == "dask":
+        msg = (
+            f"{name} is a Dask array, which only a call of a layer takes; use {name}.compute(), or "
+            f"dask.array.map_blocks with a frozen layer"
+        )
+        raise BackendError(msg)
     if given.xp is not expected.xp:
         msg = (
             f"{name} is an array of {ours}, but {first} {verb} of {theirs}; "

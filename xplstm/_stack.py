@@ -278,6 +278,52 @@ def packing(layers: Layers) -> Prepare:
     return lambda kernel, problem, layer: kernel.prepare(problem, layers[layer])
 
 
+class Packed:
+    """Layers with their own copies of the parameters, packed once for each kernel that has run; pickles."""
+
+    def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
+        self._stack = stack
+        self._where = _checks.home(layers[0][0]._asdict()) if home is None else home
+        self._layers = layers
+        self._packed: dict[tuple[str, int], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the array library's module, which cannot be pickled, and what can be packed again."""
+        return {"_stack": self._stack, "_layers": self._layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_stack"], None, state["_layers"])  # type: ignore[misc]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters."""
+        return sum(_array.nbytes(a) for layer in self._layers for p in layer for a in p if a is not None)
+
+    def __sizeof__(self) -> int:
+        """Return the bytes by which Dask places and spills objects."""
+        return object.__sizeof__(self) + self.nbytes
+
+    def _ready(self) -> tuple[Home, Prepare]:
+        """Return what a call needs: where the parameters live, and how each layer's are packed."""
+        return self._where, self._prepare
+
+    def _prepare(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
+        """Return the layer's packed weights, which stay valid: no other code can write to these copies."""
+        key = (kernel.name, layer)
+        if key not in self._packed:
+            self._packed[key] = kernel.prepare(problem, self._layers[layer])
+        return self._packed[key]
+
+    def _own_layers(self) -> Layers:
+        """Return the parameters, which no other code can change."""
+        return self._layers
+
+    def run(self, x: Array, state: Any, lengths: Any, mask: Any) -> tuple[Array, LSTMState]:
+        """Run all layers over a sequence."""
+        call = enter(self._stack, self._where, x, state, lengths, mask)
+        return forward(self._stack, call, self._prepare)
+
+
 def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> tuple[Array, LSTMState]:
     """One step of all layers as a sequence of one."""
     call = _enter_step(stack, home, x_t, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xplstm import _checks, _dispatch, _stack, _values
+from xplstm import _blocks, _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Stepper
 from xplstm._params import Explanation, LSTMTrace, Variant
@@ -20,6 +20,7 @@ class _Calls:
 
     _stack: Stack
     _ready: Callable[[], tuple[Home, Prepare]]
+    _own_layers: Callable[[], Layers]
 
     def __call__(
         self,
@@ -34,7 +35,8 @@ class _Calls:
         Parameters
         ----------
         x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
-            Of the parameters' library, device and dtype; never written to.
+            Of the parameters' library, device and dtype; never written to. A Dask array with chunks of that
+            library gives Dask arrays, one task for each chunk: :doc:`/guides/dask`.
         state : (h, c), optional
             h (L*D, B, H or P) and c (L*D, B, H), without the B for (T, I). Zeros if left out.
         lengths : integers, shape (B,), optional
@@ -59,6 +61,8 @@ class _Calls:
             If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
         """
         home, prepare = self._ready()
+        if _blocks.takes(x, home):
+            return _blocks.forward(self._stack, home, self._own_layers(), x, state, lengths, mask)
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
         return _stack.forward(self._stack, call, prepare)
 
@@ -136,6 +140,8 @@ class _Calls:
         reproducible summation order: no
         """
         home, _ = self._ready()
+        if _blocks.takes(x, home):
+            return _blocks.explain(self._stack, home, x, lengths, mask)
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
         return _stack.explain(self._stack, call)
 
@@ -371,7 +377,7 @@ class FrozenLSTM(_Calls, Frozen):
     Made by `LSTM.freeze`; read-only.
     """
 
-    def __init__(self, stack: Stack, home: Home, layers: Layers) -> None:
+    def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
         super().__init__(stack, home, layers)
         # One for each pinned kernel; the checks of a step cost many times a small step.
         self._steppers: dict[str | None, Stepper | None] = {}

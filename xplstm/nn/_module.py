@@ -10,10 +10,9 @@ import numpy as np
 
 from xplstm import _array, _checks, _stack, _values
 from xplstm._checks import Home
-from xplstm._dispatch import Kernel
 from xplstm._errors import ArgumentError, FormatError
-from xplstm._params import Problem, each
-from xplstm._stack import Layers, Prepare, Stack
+from xplstm._params import each
+from xplstm._stack import Layers, Packed, Prepare, Stack
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.cells import Cell
 
@@ -52,6 +51,15 @@ class Module:
         home = _checks.home(self.params)
         _checks.parameters(self.params, self.shapes)
         return home
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters."""
+        return sum(_array.nbytes(a) for a in self.params.values())
+
+    def __sizeof__(self) -> int:
+        """Return the bytes by which Dask places and spills objects."""
+        return object.__sizeof__(self) + self.nbytes
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters by name.
@@ -323,6 +331,10 @@ class Recurrent(Module):
         home, layers = self._open()
         return home, _stack.packing(layers)
 
+    def _own_layers(self) -> Layers:
+        """Return copies of the parameters that later changes do not reach."""
+        return self._copied()[2]
+
     def _copied(self) -> tuple[Stack, Home, Layers]:
         """Return what `Frozen` is made of."""
         home, layers = self._open()
@@ -337,33 +349,8 @@ class Recurrent(Module):
         return {name: found[name] for name in self.shapes}
 
 
-class Frozen:
-    """Layers over time whose parameters are their own copies, packed once for each kernel that has run."""
-
-    def __init__(self, stack: Stack, home: Home, layers: Layers) -> None:
-        self._stack = stack
-        self._where = home
-        self._layers = layers
-        self._packed: dict[tuple[str, int], Any] = {}
+class Frozen(Packed):
+    """Layers over time that `freeze` has copied and packed."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self._stack.arguments()}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the array library's module, which cannot be pickled, and what can be packed again."""
-        return {"_stack": self._stack, "_layers": self._layers}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        first = state["_layers"][0][0]
-        self.__init__(state["_stack"], _checks.home(first._asdict()), state["_layers"])  # type: ignore[misc]
-
-    def _ready(self) -> tuple[Home, Prepare]:
-        """Return what a call needs: where the parameters live, and how each layer's are packed."""
-        return self._where, self._prepare
-
-    def _prepare(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
-        """Return the layer's packed weights, which stay valid: no other code can write to these copies."""
-        key = (kernel.name, layer)
-        if key not in self._packed:
-            self._packed[key] = kernel.prepare(problem, self._layers[layer])
-        return self._packed[key]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from xplstm import _stack, _values
+from xplstm import _blocks, _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import DTypeError
 from xplstm._params import Activation, Explanation
-from xplstm._stack import Prepare, Stack
+from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Lengths, Namespace, Nonlinearity
 from xplstm.cells.gru import GRUCell
@@ -24,6 +24,7 @@ class _Calls:
 
     _stack: Stack
     _ready: Callable[[], tuple[Home, Prepare]]
+    _own_layers: Callable[[], Layers]
 
     def __call__(
         self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
@@ -33,7 +34,8 @@ class _Calls:
         Parameters
         ----------
         x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
-            Of the parameters' library, device and dtype; never written to.
+            Of the parameters' library, device and dtype; never written to. A Dask array with chunks of that
+            library gives Dask arrays, one task for each chunk: :doc:`/guides/dask`.
         h_0 : array, shape (L*D, B, H or O), optional
             What recurs before the first step; without the B for (T, I). Zeros if left out.
         lengths, mask
@@ -52,6 +54,9 @@ class _Calls:
             Naming the argument, its value and the bound, before any work.
         """
         home, prepare = self._ready()
+        if _blocks.takes(x, home):
+            y, state_n = _blocks.forward(self._stack, home, self._own_layers(), x, _state(h_0), lengths, mask)
+            return y, state_n.h
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
         y, state_n = _stack.forward(self._stack, call, prepare)
         return y, state_n.h
@@ -109,6 +114,8 @@ class _Calls:
         ('reference',)
         """
         home, _ = self._ready()
+        if _blocks.takes(x, home):
+            return _blocks.explain(self._stack, home, x, lengths, mask)
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
         return _stack.explain(self._stack, call)
 

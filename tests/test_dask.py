@@ -1,0 +1,180 @@
+"""Dask arrays: the bits of one call over the whole array, in a graph of one task a block."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+
+da = pytest.importorskip("dask.array", reason="dask is not installed")
+
+T, B, I = 11, 8, 3
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(T, B, I)).astype("float32")
+LENGTHS = [11, 0, 5, 4, 8, 1, 11, 3]
+HOLES = RNG.random((T, B)) < 0.6
+CHUNKS = [(4, 3, 2), (11, 8, 3), (1, 5, 1), ((3, 8), (8,), 3)]
+LAYERS: dict[str, Any] = {
+    "plain": {},
+    "stacked": {"num_layers": 2},
+    "projected": {"num_layers": 2, "proj_size": 2},
+    "bidirectional": {"num_layers": 2, "bidirectional": True},
+    "merged": {"num_layers": 2, "bidirectional": True, "merge": "sum"},
+    "apart": {"bidirectional": True, "merge": "none"},
+    "batch first": {"batch_first": True, "bidirectional": True},
+}
+
+
+def given(valid: str, chunked: bool) -> dict[str, Any]:
+    """Keywords of a call; `chunked` ones as Dask arrays in chunks of their own."""
+    if valid == "lengths":
+        return {"lengths": da.from_array(np.asarray(LENGTHS), chunks=5) if chunked else LENGTHS}
+    if valid == "mask":
+        return {"mask": da.from_array(HOLES, chunks=3) if chunked else HOLES}
+    return {}
+
+
+def same(got: Any, want: Any) -> None:
+    assert isinstance(got, da.Array)
+    assert got.shape == want.shape
+    np.testing.assert_array_equal(got.compute(scheduler="threads"), want)
+
+
+@pytest.mark.parametrize("valid", ["full", "lengths", "mask"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_bits_of_one_call(name: str, chunks: Any, valid: str) -> None:
+    if not xplstm.LSTM(1, 1).explain(np.zeros((1, 1, 1), "float32")).canonical_sums:
+        pytest.skip("a kernel that calls a BLAS has other bits in other batches")
+    lstm = xplstm.LSTM(I, 5, rng=1, **LAYERS[name])
+    first = lstm.batch_first
+    x = X.swapaxes(0, 1) if first else X
+    cut = (chunks[1], chunks[0], chunks[2]) if first else chunks
+    keywords = given(valid, chunked=False)
+    if first and "mask" in keywords:
+        keywords = {"mask": HOLES.T}
+    chunked = given(valid, chunked=True) if not first or valid != "mask" else {"mask": da.from_array(HOLES.T)}
+    rows = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    h = RNG.normal(size=(rows, B, LAYERS[name].get("proj_size", 5))).astype("float32")
+    c = RNG.normal(size=(rows, B, 5)).astype("float32")
+    y, state = lstm(x, (h, c), **keywords)
+    for network in (lstm, lstm.freeze()):
+        got, ends = network(da.from_array(x, chunks=cut), (da.from_array(h, chunks=2), c), **chunked)
+        same(got, y)
+        same(ends.h, state.h)
+        same(ends.c, state.c)
+
+
+@pytest.mark.parametrize("network", [xplstm.GRU, xplstm.RNN])
+def test_networks_without_c_take_the_same_door(network: Any) -> None:
+    rnn = network(I, 5, 2, bidirectional=True, rng=1)
+    y, h_n = rnn(X, lengths=LENGTHS)
+    got, end = rnn(da.from_array(X, chunks=(4, 3, 3)), lengths=LENGTHS)
+    np.testing.assert_allclose(got.compute(), y, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(end.compute(), h_n, rtol=0, atol=1e-6)
+
+
+def test_one_sequence_without_a_batch_and_no_steps() -> None:
+    lstm = xplstm.LSTM(I, 5, rng=1)
+    y, state = lstm(X[:, 0], lengths=7)
+    got, ends = lstm(da.from_array(X[:, 0], chunks=(4, 3)), lengths=7)
+    same(got, y)
+    same(ends.c, state.c)
+    got, ends = lstm(da.zeros((0, B, I), dtype="float32"))
+    same(got, lstm(X[:0])[0])
+    same(ends.h, lstm(X[:0])[1].h)
+
+
+def test_later_changes_of_the_parameters_do_not_reach_a_graph() -> None:
+    lstm = xplstm.LSTM(I, 5, rng=1)
+    want, (got, _) = lstm(X)[0], lstm(da.from_array(X, chunks=(4, 3, 3)))
+    lstm.params = {name: 2 * a for name, a in lstm.params.items()}
+    same(got, want)
+    other, _ = lstm(da.from_array(X, chunks=(4, 3, 3)))
+    assert other.name != got.name
+
+
+def test_chunks_of_unknown_size() -> None:
+    keep = np.asarray([1, 1, 0, 1, 1, 1, 0, 1], dtype=bool)
+    x, lstm = da.from_array(X, chunks=(4, 3, 3)), xplstm.LSTM(I, 5, rng=1)
+    picked = x[:, da.from_array(keep, chunks=3), :]
+    lengths = da.from_array(np.asarray(LENGTHS), chunks=3)[da.from_array(keep, chunks=3)]
+    y, state = lstm(X[:, keep], lengths=np.asarray(LENGTHS)[keep])
+    got, ends = lstm(picked, lengths=lengths)
+    np.testing.assert_allclose(got.compute(), y, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ends.h.compute(), state.h, rtol=0, atol=1e-6)
+    with pytest.raises(xplstm.ShapeError, match="must be a Dask array in the chunks of x"):
+        lstm(picked, lengths=[1] * 6)
+    with pytest.raises(xplstm.ShapeError, match=r"unknown size along time; call x\.compute_chunk_sizes"):
+        lstm(x[da.from_array(np.ones(T, dtype=bool), chunks=4)])
+
+
+def test_the_graph_is_small_and_holds_the_model_once() -> None:
+    lstm = xplstm.LSTM(16, 32, rng=0)
+    x = da.zeros((1000, 10_000, 16), dtype="float32", chunks=(100, 1000, 16))
+    y, state = lstm(x)
+    blocks = 100
+    assert y.chunks == (*x.chunks[:2], (32,))
+    assert state.h.chunks == ((1,), x.chunks[1], (32,))
+    assert len(y.dask) - len(x.dask) == 2 * blocks + 1
+    assert sum("Packed object" in repr(task) for task in dict(y.dask).values()) == 1
+
+
+def test_a_layer_tells_its_size_to_dask() -> None:
+    lstm = xplstm.LSTM(16, 32)
+    for thing in (lstm, lstm.freeze(), pickle.loads(pickle.dumps(lstm.freeze()))):
+        assert thing.nbytes == sum(a.nbytes for a in lstm.params.values())
+        assert sys.getsizeof(thing) > thing.nbytes
+
+
+def test_explain_names_the_kernel_of_a_block() -> None:
+    x = da.from_array(X, chunks=(4, 3, 3))
+    lstm = xplstm.LSTM(I, 5)
+    assert lstm.explain(x, lengths=LENGTHS).kernels == lstm.explain(X, lengths=LENGTHS).kernels
+    assert xplstm.GRU(I, 5).explain(x).kernels == ("reference",)
+
+
+REFUSED: list[tuple[Any, type[Exception], str]] = [
+    (lambda m, x: m(x[..., :2]), xplstm.ShapeError, r"x has shape \(11, 8, 2\), expected \(T, B, 3\)"),
+    (lambda m, x: m(x.astype("float64")), xplstm.DTypeError, r"expected float32; convert it with x\.astype"),
+    (lambda m, x: m(x, lengths=[12] * 8), xplstm.ArgumentError, r"lengths\[0\]=12 must be in \[0, T=11\]"),
+    (lambda m, x: m(x, lengths=[1] * 7), xplstm.ShapeError, "lengths has shape"),
+    (lambda m, x: m(x, lengths=da.ones(8)), xplstm.DTypeError, "lengths has dtype float64"),
+    (lambda m, x: m(x, mask=da.ones((11, 8))), xplstm.DTypeError, "mask has dtype float64, expected bool"),
+    (lambda m, x: m(x, mask=HOLES.T), xplstm.ShapeError, r"mask has shape \(8, 11\), expected \(11, 8\)"),
+    (lambda m, x: m(x, lengths=[1] * 8, mask=HOLES), xplstm.ArgumentError, "both given"),
+    (lambda m, x: m(x, (np.ones((1, 8, 4), "f4"),) * 2), xplstm.ShapeError, "h_0 has shape"),
+    (lambda m, x: m.vjp(x), xplstm.BackendError, "only a call of a layer takes"),
+    (lambda m, x: m.step(x[0]), xplstm.BackendError, "only a call of a layer takes"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_what_does_not_fit_is_refused_before_any_work(number: int) -> None:
+    call, kind, message = REFUSED[number]
+    with pytest.raises(kind, match=message):
+        call(xplstm.LSTM(I, 5), da.from_array(X, chunks=(4, 3, 3)))
+
+
+def test_two_worker_processes_one_of_them_killed() -> None:
+    """Work that a dead worker held is done again by the other, to the same bits."""
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    lstm = xplstm.LSTM(I, 64, 2, rng=1)
+    x = np.random.default_rng(5).normal(size=(400, 64, I)).astype("float32")
+    want, state = lstm(x)
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster, distributed.Client(cluster) as client:
+        y, ends = lstm(da.from_array(x, chunks=(20, 8, I)))
+        results = client.compute([y, ends.h])
+        worker = next(iter(cluster.workers.values()))
+        os.kill(worker.process.process.pid, signal.SIGKILL)
+        got_y, got_h = client.gather(results)
+    np.testing.assert_array_equal(got_y, want)
+    np.testing.assert_array_equal(got_h, state.h)

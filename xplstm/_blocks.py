@@ -1,0 +1,306 @@
+"""Dask arrays: one task for each chunk of time and batch, the state carried along time inside the graph.
+
+The parameters stay NumPy's or CuPy's, and are one node of the graph: a worker unpickles and packs them once.
+Each task runs the kernel that `explain` names on one block, so the numbers have the bits of one call over the
+whole array. Two directions run layer by layer, the backward one in a second chain from the end of time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xplstm import _array, _checks, _merge, _stack
+from xplstm._checks import Home
+from xplstm._choice import Chosen, threads
+from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
+from xplstm._params import Explanation
+from xplstm._stack import Layers, Packed, Stack
+from xplstm._state import LSTMState
+
+
+def takes(x: Any, home: Home) -> bool:
+    """Whether `x` is a Dask array and the parameters are not: then a call builds tasks for its chunks."""
+    dask = sys.modules.get("dask.array")
+    return dask is not None and isinstance(x, dask.Array) and _array.backend_name(home.xp) != "dask"
+
+
+class _Blocks(NamedTuple):
+    """What a user passed, checked, time-major, and cut along the chunks of x."""
+
+    x: Any
+    state: tuple[Any, Any] | None
+    lengths: Any
+    mask: Any
+    batched: bool
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """Steps of each chunk of time."""
+        return tuple(self.x.chunks[0])
+
+    @property
+    def batches(self) -> tuple[Any, ...]:
+        """Entries of each chunk of the batch; NaN where Dask does not know it."""
+        return tuple(self.x.chunks[1])
+
+
+def forward(
+    stack: Stack, home: Home, layers: Layers, x: Any, state: Any, lengths: Any, mask: Any
+) -> tuple[Any, LSTMState]:
+    """Return y, in the chunks of x, and the final state, in its chunks of the batch; nothing is computed."""
+    import dask.array as da
+
+    blocks = _enter(stack, home, x, state, lengths, mask)
+    if len(stack.reverse) == 1:
+        y, ends = _run(stack._replace(batch_first=False), layers, blocks, blocks.state)
+    else:
+        y, ends = _two_directions(stack, layers, blocks)
+    h, c = (da.concatenate(parts, axis=0) for parts in zip(*ends, strict=True))
+    if not blocks.batched:
+        axis = 2 if stack.merge == "none" else 1
+        return y[(slice(None),) * axis + (0,)], LSTMState(h[:, 0], c[:, 0])
+    if stack.batch_first:
+        y = da.swapaxes(y, -3, -2)
+    return y, LSTMState(h, c)
+
+
+def explain(stack: Stack, home: Home, x: Any, lengths: Any, mask: Any) -> Explanation:
+    """Say which kernel would run the largest block of x."""
+    blocks = _enter(stack, home, x, None, lengths, mask)
+    sizes = max(blocks.times, default=0), _largest(blocks.batches), stack.input_size
+    dtype = _array.dtype_named(home.xp, home.dtype)
+    block = home.xp.zeros(sizes, dtype=dtype, device=home.device)
+    T, B, _ = sizes
+    steps = None if lengths is None else np.zeros(B, dtype=np.int32)
+    holes = None if mask is None else home.xp.zeros((T, B), dtype=home.xp.bool, device=home.device)
+    stack = stack._replace(batch_first=False)
+    return _stack.explain(stack, _stack.enter(stack, home, block, None, steps, holes))
+
+
+def _largest(sizes: tuple[Any, ...]) -> int:
+    """Return the largest size that is known."""
+    return int(max((n for n in sizes if n == n), default=1))
+
+
+def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any) -> _Blocks:
+    """Check every argument and bring it to (T, B, .) in chunks that fit those of x."""
+    import dask.array as da
+
+    batched = x.ndim != 2
+    if x.ndim not in (2, 3) or x.shape[-1] != stack.input_size:
+        msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}), the last is input_size"
+        raise ShapeError(msg)
+    _check_kind("x", x, home, home.dtype)
+    x = x if batched else x[:, None, :]
+    x = da.swapaxes(x, 0, 1) if batched and stack.batch_first else x
+    x = x.rechunk({2: -1})
+    if any(n != n for n in x.chunks[0]):
+        msg = "x has chunks of unknown size along time; call x.compute_chunk_sizes() first"
+        raise ShapeError(msg)
+    if lengths is not None and mask is not None:
+        msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
+        raise ArgumentError(msg)
+    T, B = x.shape[0], x.shape[1]
+    if mask is not None:
+        mask = _masked(stack, mask, x, batched)
+    if lengths is not None:
+        lengths = _lengths(home, lengths, x, T, B)
+    return _Blocks(x, _states(stack, home, state, x, batched), lengths, mask, batched)
+
+
+def _check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
+    """Refuse a Dask array whose chunks are of another library or dtype than the parameters."""
+    xp = _array.namespace(a._meta, name)
+    if xp is not home.xp:
+        ours, theirs = _array.backend_name(xp), _array.backend_name(home.xp)
+        msg = (
+            f"{name} has chunks of {ours}, but the parameters are of {theirs}; move them with to(xp={ours!r})"
+        )
+        raise BackendError(msg)
+    given = _array.dtype_name(a.dtype)
+    if given != dtype:
+        msg = f"{name} has dtype {given}, expected {dtype}; convert it with {name}.astype({dtype!r})"
+        raise DTypeError(msg)
+
+
+def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
+    """Return lengths as a Dask array in the chunks of the batch; a list or NumPy array is checked at once."""
+    import dask.array as da
+
+    if not isinstance(lengths, da.Array):
+        if B != B:
+            msg = "lengths of a batch of unknown size must be a Dask array in the chunks of x"
+            raise ShapeError(msg)
+        numpy = Home(_array.numpy_namespace(), "cpu", home.dtype)
+        entries = [lengths] if isinstance(lengths, int) else lengths
+        lengths = da.from_array(_array.to_numpy(_checks.lengths(entries, numpy, T, B)), chunks=-1)
+    if lengths.dtype.kind not in "iu":
+        msg = f"lengths has dtype {lengths.dtype}, expected integers"
+        raise DTypeError(msg)
+    return _aligned("lengths", lengths, (x.shape[1],), (x.chunks[1],))
+
+
+def _masked(stack: Stack, mask: Any, x: Any, batched: bool) -> Any:
+    """Return the mask as a time-major Dask array in the chunks of x."""
+    import dask.array as da
+
+    mask = mask if isinstance(mask, da.Array) else da.asarray(mask)
+    if mask.dtype != bool:
+        msg = f"mask has dtype {mask.dtype}, expected bool (true where a step exists)"
+        raise DTypeError(msg)
+    mask = mask if batched else mask[:, None]
+    mask = da.swapaxes(mask, 0, 1) if batched and stack.batch_first else mask
+    return _aligned("mask", mask, x.shape[:2], x.chunks[:2])
+
+
+def _states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple[Any, Any] | None:
+    """Return h and c as Dask arrays (L*D, B, .) in the chunks of the batch."""
+    import dask.array as da
+
+    if state is None:
+        return None
+    rows = stack.num_layers * len(stack.reverse)
+    sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
+    found = []
+    for name, a, n in zip(("h_0", "c_0"), _checks.state("state", state), sizes, strict=True):
+        if not isinstance(a, da.Array):
+            where = (rows, x.shape[1], n) if batched else (rows, n)
+            a = da.from_array(_checks.array(name, a, home, where), chunks=-1)
+        _check_kind(name, a, home, home.dtype)
+        a = a if batched else a[:, None, :]
+        found.append(_aligned(name, a, (rows, x.shape[1], n), ((rows,), x.chunks[1], (n,))))
+    return found[0], found[1]
+
+
+def _aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
+    """Return `a` in these chunks, or refuse another shape; unknown sizes must come in as many chunks."""
+    known = all(n == n for sizes in chunks for n in sizes) and all(n == n for n in a.shape)
+    if a.ndim != len(shape) or (known and a.shape != tuple(shape)):
+        msg = f"{name} has shape {a.shape}, expected {tuple(shape)}"
+        raise ShapeError(msg)
+    if known:
+        return a.rechunk(chunks) if a.chunks != tuple(chunks) else a
+    if a.numblocks != tuple(len(sizes) for sizes in chunks):
+        wanted = tuple(map(len, chunks))
+        msg = f"{name} has {a.numblocks} chunks, expected {wanted}, as x has; their sizes are unknown"
+        raise ShapeError(msg)
+    return a
+
+
+def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Run layer by layer: one chain of tasks forward in time, one from the end; then merge the blocks."""
+    ends: list[tuple[Any, Any]] = []
+    y: Any = blocks.x
+    for layer, directions in enumerate(layers):
+        ys = []
+        for d, params in enumerate(directions):
+            row = layer * len(directions) + d
+            start = None if blocks.state is None else tuple(a[row : row + 1] for a in blocks.state)
+            one = stack._replace(
+                num_layers=1,
+                input_size=stack.layer_input(layer),
+                reverse=(stack.reverse[d],),
+                cell=stack.cell.direction(d),
+                merge="concat",
+                batch_first=False,
+            )
+            y_d, ends_d = _run(one, ((params,),), blocks._replace(x=y), start)
+            ys.append(y_d)
+            ends += ends_d
+        y = _merged(stack, ys, last=layer == stack.num_layers - 1)
+    return y, ends
+
+
+def _merged(stack: Stack, ys: list[Any], last: bool) -> Any:
+    """Return both directions as the layer's output."""
+    import dask.array as da
+
+    if stack.merge == "none" and last:
+        return da.stack(ys, axis=0)
+    joined = da.concatenate(ys, axis=-1).rechunk({2: -1})
+    return da.map_blocks(
+        lambda y: _merge.forward("concat" if stack.merge == "none" else stack.merge, y),
+        joined,
+        dtype=joined.dtype,
+        chunks=(*joined.chunks[:2], (stack.width,)),
+        meta=joined._meta,
+    )
+
+
+def _run(
+    stack: Stack, layers: Layers, blocks: _Blocks, start: tuple[Any, Any] | None
+) -> tuple[Any, list[tuple[Any, Any]]]:
+    """One direction: a chain of tasks along time for each chunk of the batch."""
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
+
+    x = blocks.x
+    given = [a for a in (x, *(start or ()), blocks.lengths, blocks.mask) if a is not None]
+    arrays = [None if a is None else _array.to_numpy(a) for layer in layers for p in layer for a in p]
+    token = tokenize(stack, arrays, *(a.name for a in given))
+    model, run = f"lstm-model-{token}", f"lstm-{token}"
+    graph: dict[Any, Any] = {model: Packed(stack, None, layers)}
+    bounds = np.concatenate([[0], np.cumsum(blocks.times)]).astype(int).tolist()
+    order = range(len(blocks.times))[:: -1 if stack.reverse[0] else 1]
+    for b in range(len(blocks.batches)):
+        before: Any = None if start is None else [(a.name, 0, b, 0) for a in start]
+        for t in order:
+            exists: Any = None
+            if blocks.lengths is not None:
+                exists = (blocks.lengths.name, b)
+            elif blocks.mask is not None:
+                exists = (blocks.mask.name, t, b)
+            graph[run, t, b] = (_block, model, (x.name, t, b, 0), before, exists, bounds[t])
+            before = (run, t, b)
+    base = HighLevelGraph.from_collections(run, graph, dependencies=given)
+    last = order[-1] if len(order) else None
+
+    def array(part: str, keys: Iterator[tuple[Any, Any]], chunks: tuple[Any, ...]) -> Any:
+        name = f"lstm-{part}-{token}"
+        named = {(name, *key): task for key, task in keys}
+        layered = {**base.layers, name: named}
+        return da.Array(
+            HighLevelGraph(layered, {**base.dependencies, name: {run}}), name, chunks=chunks, meta=x._meta
+        )
+
+    times, batches = range(len(blocks.times)), range(len(blocks.batches))
+    width, rows = stack.width, stack.num_layers
+    y = array(
+        "y",
+        (((t, b, 0), (_part, (run, t, b), 0)) for t in times for b in batches),
+        (blocks.times, blocks.batches, (width,)),
+    )
+    sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
+    ends = [
+        array(
+            letter,
+            (((0, b, 0), (_part, (run, last, b), k)) for b in batches),
+            ((rows,), blocks.batches, (n,)),
+        )
+        for k, letter, n in zip((1, 2), "hc", sizes, strict=True)
+    ]
+    return y, [(ends[0], ends[1])]
+
+
+def _block(model: Packed, x: Any, before: Any, exists: Any, first: int) -> tuple[Any, Any, Any]:
+    """Run one block from the state that the block before it left, or from the initial one; y, h and c."""
+    state = None if before is None else LSTMState(*before[-2:])
+    lengths = mask = None
+    if exists is not None and exists.ndim == 2:
+        mask = exists
+    elif exists is not None:
+        lengths = np.clip(_array.to_numpy(exists).astype(np.int64) - first, 0, x.shape[0])
+    # Dask's workers are threads themselves.
+    with Chosen(threads, 1):
+        y, end = model.run(x, state, lengths, mask)
+    return y, end.h, end.c
+
+
+def _part(parts: tuple[Any, Any, Any], k: int) -> Any:
+    """Return one of the results of a block."""
+    return parts[k]
