@@ -379,7 +379,7 @@ def test_an_unknown_node_is_refused_by_name_before_anything_runs() -> None:
     model = graph_of(node("Transpose", ["x"], ["t"]), node("Einsum", ["t"], ["Y"], "the_einsum"))
     assert not ours.is_compatible(model)
     with pytest.raises(
-        xplstm.ArgumentError, match="has the Einsum node 'the_einsum'; what runs here is LSTM, RNN"
+        xplstm.ArgumentError, match="has the Einsum node 'the_einsum'; what runs here is LSTM, GRU, RNN"
     ):
         ours.prepare(model)
     with pytest.raises(xplstm.ArgumentError, match=r"Dropout node .* with a mask"):

@@ -104,7 +104,7 @@ REFUSED = [
     (lambda: xplstm.Linear(3, 2), {}, "got Linear"),
     (lambda: None, {}, "got NoneType"),
     (lambda: {"a": 1}, {}, "got dict"),
-    (lambda: xplstm.GRU(3, 2), {}, "is a GRU"),
+    (lambda: xplstm.JordanRNN(3, 2, 1), {}, "is a JordanRNN"),
     (lambda: xplstm.LSTM(3, 2), {"softmax": True}, "needs a model with logits, got LSTM"),
     (lambda: Forecaster(1, 2), {"softmax": True}, "needs a model with logits, got Forecaster"),
     (lambda: CharLM("ab", 3, dtype="bfloat16"), {}, "has dtype bfloat16"),

@@ -1,4 +1,4 @@
-"""ONNX: its operators LSTM and RNN, models made of them, and our own networks as such models.
+"""ONNX: its operators LSTM, GRU and RNN, models made of them, and our own networks as such models.
 
 `lstm`, `lstm_vjp` and `rnn` are the operators as functions, on arrays of any library, without the package
 onnx. `prepare`, `run_model` and `run_node` are a backend in the sense of ``onnx.backend.base.Backend``.
@@ -83,6 +83,8 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
     stack = network._stack
     options = {**stack.cell.options().get("variant", Variant()).changed(), "peepholes": False}
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
+    if wrong is None and stack.cell.name == "GRU":
+        wrong = "is a GRU, and no array says whether its reset gate is before the product"
     if wrong is None and (Variant(**options).changed() or stack.merge != "concat"):
         wrong = f"is LSTM{stack.arguments()}"
     if wrong is not None:
@@ -221,9 +223,10 @@ def lstm_vjp(
     >>> pullback(np.ones_like(Y))["W"].shape
     (2, 8, 3)
     """
-    strange = sorted(attributes.keys() - {*Attributes._fields})
+    known = [name for name in Attributes._fields if name not in _operator.KINDS["GRU"].own]
+    strange = sorted(attributes.keys() - {*known})
     if strange:
-        msg = f"{strange[0]}= is no attribute of LSTM; known are {', '.join(Attributes._fields)}"
+        msg = f"{strange[0]}= is no attribute of LSTM; known are {', '.join(known)}"
         raise ArgumentError(msg)
     ready = _operator.lstm(Weights(W, R, B, P), Attributes(**attributes))
     outputs, pullback = ready.vjp(X, sequence_lens, initial_h, initial_c)
@@ -293,8 +296,8 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     Parameters
     ----------
     model : ModelProto, bytes or path
-        Of nodes LSTM and RNN, and of the small operators around them; the guide lists them. Its tensors must
-        be inside the file, or in a file of the same folder.
+        Of nodes LSTM, GRU and RNN, and of the small operators around them; the guide lists them. Its
+        tensors must be inside the file, or in a file of the same folder.
     device : str, default "CPU"
         "CPU", "CUDA", or a device of the library that `xp` names.
     xp : str or namespace, optional
@@ -446,8 +449,9 @@ def export(
     Raises
     ------
     ArgumentError
-        Naming what the operators LSTM and RNN have not: layer normalisation, cell_clip, zoneout, an output
-        that recurs; or a projection whose rows are nearly one another's sums; or an object that has no graph,
+        Naming what the operators LSTM, GRU and RNN have not: layer normalisation, cell_clip, zoneout, an
+        output that recurs; or tensors of more than 2 GiB, the most that an ONNX file can hold; or a
+        projection whose rows are nearly one another's sums; or an object that has no graph,
         such as a `Seq2Seq`, whose decoding is a loop: export its encoder and decoder.
     OSError
         If the file cannot be written.

@@ -20,12 +20,14 @@ from xplstm._params import Activation, each
 from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
 from xplstm.io.onnx._graph import import_onnx
-from xplstm.io.onnx._operator import ACTIVATIONS, from_params
+from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, from_params
 from xplstm.nn._module import Frozen, Recurrent
 
 # The runtimes of the last years know these.
 OPSET, IR_VERSION = 17, 8
 DTYPES = ("float32", "float64", "float16")
+# A protobuf message holds less than 2 GiB; nodes and names need some of it.
+LARGEST = (1 << 31) - (1 << 20)
 # As late as a row can end; the model takes the smaller of this and T.
 # Beyond this much, the inverse of a projection would cost a float32 state more than half its digits.
 WORST_CONDITION = 1e4
@@ -53,14 +55,14 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
     if wrong is None and home.dtype not in DTYPES:
         wrong = f"has dtype {home.dtype}"
     if wrong is not None:
-        msg = f"the network {wrong}, for which ONNX's operators LSTM and RNN have no place"
+        msg = f"the network {wrong}, for which ONNX's operators LSTM, GRU and RNN have no place"
         raise ArgumentError(msg)
     return GraphBuilder(network._stack, home.dtype, prefix), layers
 
 
 def why_not_export(stack: Stack) -> str | None:
     """What of a network no recurrent node can say."""
-    if stack.cell.name not in ("LSTM", "RNN"):
+    if stack.cell.name not in KINDS:
         return f"is a {stack.cell.name}"
     variant = stack.cell.options().get("variant")
     strange = ("cell_clip", "layer_norm", "zoneout_h", "zoneout_c")
@@ -75,11 +77,12 @@ class GraphBuilder:
         self.stack, self.dtype = stack, dtype
         self.start = prefix and f"{prefix}."
         self.operator = stack.cell.name
-        self.letters = "h" if self.operator == "RNN" else "hc"
+        self.letters = "hc" if self.operator == "LSTM" else "h"
         self.sizes = {"h": stack.output_size, "c": stack.cell.cell_size(stack.hidden_size)}
         self.states = stack.num_layers * len(stack.reverse)
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.size = 0
 
     def of(self, layers: Layers) -> Any:
         """Return the model of the network alone."""
@@ -114,6 +117,11 @@ class GraphBuilder:
     def constant(self, name: str, value: Any) -> str:
         """Keep a constant."""
         host = np.ascontiguousarray(value)
+        self.size += host.nbytes
+        if self.size > LARGEST:
+            what = f"the tensors as far as {name} have {self.size} bytes, and an ONNX file holds {LARGEST}"
+            msg = f"{what}: save the parameters as .safetensors, with xplstm.io.save"
+            raise ArgumentError(msg)
         self.constants.append(import_onnx().numpy_helper.from_array(host, name))
         return name
 
@@ -269,6 +277,8 @@ def _attributes(stack: Stack) -> dict[str, Any]:
     told: dict[str, Any] = {"hidden_size": stack.hidden_size}
     if D == 2:
         told["direction"] = "bidirectional"
+    if "reset_after" in options:
+        return told | {"linear_before_reset": int(options["reset_after"])}
     if "nonlinearity" in options:
         return told | _functions((Activation(options["nonlinearity"]),) * D)
     if variant is None:

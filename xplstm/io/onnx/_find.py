@@ -17,14 +17,15 @@ from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, dotted, shortened
 from xplstm.io.onnx._model import weight_names, why_not_node
 from xplstm.io.onnx._operator import (
+    KINDS,
     OPERATORS,
     REVERSE,
     Attributes,
     Weights,
     elman_cells,
-    lstm_params,
+    gru_cell,
     node_cell,
-    rnn_params,
+    params_of,
 )
 from xplstm.io.onnx._trace import Trace
 
@@ -224,7 +225,7 @@ def _found(
     """The network of some layers, or why it cannot be loaded."""
     kind = layers[0].kind
     names = tuple(name for layer in layers for name in layer.names if name is not None)
-    gates = "rows i, o, f, c" if kind == "LSTM" else "rows"
+    gates = {"LSTM": "rows i, o, f, c", "GRU": "rows z, r, h"}.get(kind, "rows")
     outside = next((name for name in names if name not in contents.tensors), None)
     if outside is not None:
         problem = f"{outside!r} is no tensor of the model: something makes it at run time"
@@ -262,12 +263,14 @@ def _variant(layer: Layer) -> dict[str, Any]:
     """The options that the attributes tell."""
     if layer.kind == "LSTM":
         return node_cell(layer.attributes, layer.names.P).options()
+    if layer.kind == "GRU":
+        return gru_cell(layer.attributes).options()
     return elman_cells(layer.attributes)[0].options()
 
 
 def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | None:
     """Why the layers are no network of ours."""
-    gates = 4 if layers[0].kind == "LSTM" else 1
+    gates = len(KINDS[layers[0].kind].to_gates)
     first, second = (contents.tensors[name].shape for name in layers[0].names[:2])
     if not len(first) == len(second) == 3 or 0 in (*first, *second):
         return f"W has shape {first} and R {second}, expected three axes, at least 1 of each"
@@ -291,7 +294,9 @@ def _strange(layer: Layer, D: int, H: int) -> str | None:
     ):
         return f"W has {D} directions and R hidden_size {H}, the node {told.direction} and {told.hidden_size}"
     if told.direction == "reverse":
-        return "direction='reverse' alone: no LSTM here has it; xplstm.lstm does, and xplstm.io.onnx.prepare"
+        return (
+            "direction='reverse' alone: no network here has it; xplstm.lstm does, and xplstm.io.onnx.prepare"
+        )
     if layer.kind == "RNN":
         first, *others = elman_cells(told)
         if (
@@ -310,8 +315,7 @@ def _params(contents: Contents, layers: Sequence[Layer]) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for number, layer in enumerate(layers):
         weights = Weights(*(None if n is None else contents.tensors[n].array() for n in layer.names))
-        directions: Sequence[Any] = lstm_params(weights) if layer.kind == "LSTM" else rnn_params(weights)
-        for suffix, params in zip(("", "_reverse"), directions, strict=False):
+        for suffix, params in zip(("", "_reverse"), params_of(layer.kind, weights), strict=False):
             named = params._asdict().items()
             found |= {f"{field}_l{number}{suffix}": a for field, a in named if a is not None}
     return found

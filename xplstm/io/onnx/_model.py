@@ -15,12 +15,11 @@ from xplstm.io._contents import Tensor
 from xplstm.io.onnx._graph import Graph, Input, Node, shortened
 from xplstm.io.onnx._math import MATH
 from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, settled
-from xplstm.io.onnx._operator import OPERATORS, Attributes, Operator, Weights
+from xplstm.io.onnx._operator import KINDS, OPERATORS, Attributes, Operator, Weights
 
 # What runs here, apart from recurrent nodes and If.
 RUNNABLE = OPERATIONS | MATH
 # X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c and P.
-_INPUTS = {"LSTM": 8, "RNN": 6}
 _WEIGHTS = (1, 2, 3, 7)
 
 
@@ -172,8 +171,9 @@ def why_not_node(node: Node) -> str | None:
     """Why a node cannot run here, in words that begin with it."""
     needs: frozenset[str] = frozenset()
     if node.op in OPERATORS:
-        known = frozenset(Attributes._fields) - ({"input_forget"} if node.op == "RNN" else set())
-        counts = range(3, _INPUTS[node.op] + 1)
+        others = (kind.own for name, kind in KINDS.items() if name != node.op)
+        known = frozenset(Attributes._fields).difference(*others)
+        counts = range(3, KINDS[node.op].inputs + 1)
     elif node.op == "If":
         counts, known = range(1 + 2 * len(node.outputs), 2 + 2 * len(node.outputs)), frozenset()
     elif node.op in RUNNABLE:

@@ -1,6 +1,6 @@
-"""ONNX's operators LSTM and RNN as layers of ours: their attributes, their axes, their order of gates.
+"""ONNX's operators LSTM, GRU and RNN as layers of ours: their attributes, their axes, their order of gates.
 
-Both are told in https://onnx.ai/onnx/operators/onnx__LSTM.html and onnx__RNN.html.
+They are described in https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html and onnx__RNN.html.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Cell
 from xplstm.cells.activations import FUNCTIONS
+from xplstm.cells.gru import GRUCell, GRUParams
 from xplstm.cells.lstm import LSTMCell
 from xplstm.cells.rnn import ElmanCell, RNNParams
 from xplstm.cells.variant import lstm_cell
@@ -34,9 +35,38 @@ ACTIVATIONS = {
     "Softsign": "softsign",
     "Softplus": "softplus",
 }
-DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
-# Which of their blocks i, o, f, c stands at each place of ours i, f, g, o; and of ours at each of theirs.
-FROM_GATES, TO_GATES = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+class Kind(NamedTuple):
+    """How an operator keeps its parameters."""
+
+    from_gates: tuple[int, ...]
+    """Which of their blocks is at each place of ours."""
+    to_gates: tuple[int, ...]
+    """Which of our blocks is at each place of theirs."""
+    params: type[LSTMParams | GRUParams | RNNParams]
+    activations: tuple[str, ...]
+    """Its default functions in one direction."""
+    inputs: int
+    """The most that a node has."""
+    own: frozenset[str] = frozenset()
+    """Attributes that no other operator has."""
+
+
+KINDS = {
+    # i, o, f, c there and i, f, g, o here
+    "LSTM": Kind(
+        (0, 2, 3, 1),
+        (0, 3, 1, 2),
+        LSTMParams,
+        ("Sigmoid", "Tanh", "Tanh"),
+        8,
+        frozenset({"input_forget"}),
+    ),
+    # z, r, h there and r, z, n here
+    "GRU": Kind((1, 0, 2), (1, 0, 2), GRUParams, ("Sigmoid", "Tanh"), 6, frozenset({"linear_before_reset"})),
+    "RNN": Kind((0,), (0,), RNNParams, ("Tanh",), 6),
+}
 # The same of i, o, f and i, f, o: this order is its own inverse.
 PEEPHOLES = (0, 2, 1)
 
@@ -52,6 +82,7 @@ class Attributes(NamedTuple):
     activations: Sequence[str] | None = None
     activation_alpha: Sequence[float] | None = None
     activation_beta: Sequence[float] | None = None
+    linear_before_reset: int = 0
 
 
 class Weights(NamedTuple):
@@ -158,32 +189,40 @@ class Operator(NamedTuple):
 
 def lstm(weights: Weights, attributes: Attributes) -> Operator:
     """A node LSTM: one layer, all its directions at once."""
-    where, sizes, attributes = _opened(weights, attributes, 4)
-    layer = lstm_params(weights)
+    where, sizes, attributes = _opened(weights, attributes, "LSTM")
+    layer = tuple(params_of("LSTM", weights))
     stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, node_cell(attributes, weights.P))
     return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
 
 
 def rnn(weights: Weights, attributes: Attributes) -> Operator:
     """A node RNN: each direction by itself, since each has a function of its own."""
-    where, sizes, attributes = _opened(weights, attributes, 1)
+    where, sizes, attributes = _opened(weights, attributes, "RNN")
     parts = [
         FrozenLSTM(_one(sizes, attributes, (reverse,), weights, cell), where, ((p,),))
         for reverse, cell, p in zip(
-            REVERSE[attributes.direction], elman_cells(attributes), rnn_params(weights), strict=True
+            REVERSE[attributes.direction], elman_cells(attributes), params_of("RNN", weights), strict=True
         )
     ]
     return Operator(tuple(parts), where, sizes, attributes.layout)
 
 
-OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm, "RNN": rnn}
+def gru(weights: Weights, attributes: Attributes) -> Operator:
+    """Return a GRU node: one layer, all its directions at once."""
+    where, sizes, attributes = _opened(weights, attributes, "GRU")
+    stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, gru_cell(attributes))
+    layer = tuple(params_of("GRU", weights))
+    return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
+
+
+OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm, "GRU": gru, "RNN": rnn}
 
 
 def _opened(
-    weights: Weights, attributes: Attributes, gates: int
+    weights: Weights, attributes: Attributes, operator: str
 ) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
     """Where the weights live, their sizes D, I and H, and the attributes; all checked."""
-    where = _checks.home(weights._asdict())
+    where, gates = _checks.home(weights._asdict()), len(KINDS[operator].to_gates)
     D = _directions(attributes)
     if attributes.layout not in (0, 1):
         msg = f"layout={attributes.layout!r} must be 0 or 1"
@@ -243,12 +282,26 @@ def elman_cells(attributes: Attributes) -> list[ElmanCell]:
     return [ElmanCell(f, clip) for f in functions("RNN", attributes, D)]
 
 
+def gru_cell(attributes: Attributes) -> GRUCell:
+    """Return the cell that the attributes of a GRU node describe."""
+    D = _directions(attributes)
+    if attributes.linear_before_reset not in (0, 1):
+        msg = f"linear_before_reset={attributes.linear_before_reset!r} must be 0 or 1"
+        raise ArgumentError(msg)
+    own = (Activation("sigmoid"), Activation("tanh")) * D
+    if attributes.clip is not None or functions("GRU", attributes, D) != own:
+        msg = f"activations={attributes.activations}, clip={attributes.clip}: a GRU here has Sigmoid and Tanh"
+        raise ArgumentError(f"{msg}, and no clip")
+    return GRUCell(bool(attributes.linear_before_reset))
+
+
 def functions(operator: str, attributes: Attributes, directions: int) -> tuple[Activation, ...]:
     """The functions by our names, each with the constants that it takes off the two lists, or its own."""
-    count = len(DEFAULTS[operator]) * directions
+    defaults = KINDS[operator].activations
+    count = len(defaults) * directions
     names = attributes.activations
     if names is None:
-        names = DEFAULTS[operator] * directions
+        names = defaults * directions
     elif operator == "RNN" and list(names) == ["Tanh", "Tanh"]:
         names = names[:count]  # the schema's own default, whatever the direction
     if isinstance(names, str) or len(names) != count:
@@ -276,45 +329,30 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
     return tuple(found)
 
 
-def lstm_params(weights: Weights) -> tuple[LSTMParams, ...]:
-    """Each direction's parameters, copied into our order of gates."""
-    found = []
+def params_of(operator: str, weights: Weights) -> list[Any]:
+    """Return the parameters of each direction, copied into our order of gates."""
+    kind, found = KINDS[operator], []
     for d in range(weights.W.shape[0]):
         W, R, B, P = (None if a is None else _array.native(a[d, ...]) for a in weights)
-        b_ih, b_hh = (None, None) if B is None else (blocks(half, FROM_GATES) for half in _halves(B))
-        peepholes = None if P is None else blocks(P, PEEPHOLES)
-        found.append(
-            LSTMParams(blocks(W, FROM_GATES), blocks(R, FROM_GATES), b_ih, b_hh, weight_ch=peepholes)
-        )
-    return tuple(found)
+        halves = () if B is None else tuple(blocks(half, kind.from_gates) for half in _halves(B))
+        own = {"weight_ch": blocks(P, PEEPHOLES)} if P is not None else {}
+        found.append(kind.params(blocks(W, kind.from_gates), blocks(R, kind.from_gates), *halves, **own))
+    return found
 
 
-def rnn_params(weights: Weights) -> tuple[RNNParams, ...]:
-    """Each direction's parameters, copied."""
-    found = []
-    for d in range(weights.W.shape[0]):
-        W, R, B = (None if a is None else _array.copy(_array.native(a[d, ...])) for a in weights[:3])
-        assert W is not None
-        assert R is not None
-        found.append(RNNParams(W, R, *((None, None) if B is None else map(_array.copy, _halves(B)))))
-    return tuple(found)
-
-
-def from_params(layer: Sequence[LSTMParams | RNNParams]) -> Weights:
-    """One layer's parameters, or their gradients, as the operator keeps them."""
-    xp = _array.namespace(layer[0].weight_ih, "weight_ih")
-    simple = isinstance(layer[0], RNNParams)
-    order = (0,) if simple else TO_GATES
-    bias = layer[0].bias_ih is not None
+def from_params(layer: Sequence[Any]) -> Weights:
+    """Return one layer's parameters, or their gradients, as the operator keeps them."""
+    first = layer[0]
+    xp = _array.namespace(first.weight_ih, "weight_ih")
+    order = next(kind.to_gates for kind in KINDS.values() if isinstance(first, kind.params))
+    peepholes = isinstance(first, LSTMParams) and first.weight_ch is not None
     return Weights(
         xp.stack([blocks(p.weight_ih, order) for p in layer]),
         xp.stack([blocks(p.weight_hh, order) for p in layer]),
-        xp.stack([xp.concat([blocks(b, order) for b in (p.bias_ih, p.bias_hh)]) for p in layer])
-        if bias
-        else None,
         None
-        if simple or layer[0].weight_ch is None  # type: ignore[union-attr]
-        else xp.stack([blocks(p.weight_ch, PEEPHOLES) for p in layer]),  # type: ignore[union-attr]
+        if first.bias_ih is None
+        else xp.stack([xp.concat([blocks(b, order) for b in (p.bias_ih, p.bias_hh)]) for p in layer]),
+        xp.stack([blocks(p.weight_ch, PEEPHOLES) for p in layer]) if peepholes else None,
     )
 
 
