@@ -153,6 +153,12 @@ def test_a_message_keeps_its_lines_and_letters():
     assert len(printable("\x1b" * 1999)) == LONGEST_MESSAGE
 
 
+def test_inspect_lists_names_that_begin_alike(tmp_path):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(safetensors({"a" * 900 + end: EMPTY for end in "bc"}))
+    assert len(io.inspect(path).tensors) == 2
+
+
 def test_inspect_shows_a_problem_as_printable_text(tmp_path):
     path = tmp_path / "a.keras"
     path.write_bytes(CONTROL["a layer"][1])

@@ -104,11 +104,11 @@ def dotted(name: str) -> str:
 _LONGEST_SHOWN = 200
 
 
-def shown(name: str) -> str:
+def shown(name: str, longest: int = _LONGEST_SHOWN) -> str:
     """Return the start of a name of a file as text that a terminal can be given."""
-    start = name[:_LONGEST_SHOWN]
+    start = name[:longest]
     start = start if start.isprintable() else ascii(start)[1:-1]
-    return start if len(name) <= _LONGEST_SHOWN else f"{start[:_LONGEST_SHOWN]}..."
+    return start if len(name) <= longest else f"{start[:longest]}..."
 
 
 def quoted(value: object) -> str:

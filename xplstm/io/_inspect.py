@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xplstm._errors import printable
-from xplstm.io._contents import Found, shown
+from xplstm.io._contents import LONGEST_NAME, Found, shown
 from xplstm.io._given import as_path
 from xplstm.io._source import Path, candidates_in, dtypes_of, is_told, layouts_of, open_source, spelled
 from xplstm.io.layouts.reparametrized import resolve
@@ -38,7 +38,7 @@ class Inspection:
 
     def __repr__(self) -> str:
         count = f"{len(self.tensors)} tensor{'s' if len(self.tensors) != 1 else ''}"
-        lines = [f"{shown(self.where)}: {self.file}, {count}"]
+        lines = [f"{shown(self.where, LONGEST_NAME)}: {self.file}, {count}"]
         if self.metadata:
             lines.append(f"metadata: {', '.join(map(shown, self.metadata))}")
         networks = [("prefix", "format", "dtype", "network"), *self.networks]
@@ -87,11 +87,11 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
         candidates = candidates_in(resolved, layouts_of(resolved))
         sure = {found.prefix for found in candidates if is_told(contents, found)}
         rows = [
-            (shown(one.prefix) or '""', one.layout, dtypes_of(resolved, one), _words(one))
+            (shown(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _words(one))
             for one in candidates
             if is_told(contents, one) or one.prefix not in sure
         ]
-        tensors = {shown(name): (t.shape, t.dtype) for name, t in contents.tensors.items()}
+        tensors = {shown(name, LONGEST_NAME): (t.shape, t.dtype) for name, t in contents.tensors.items()}
         where = contents.where if given is source else f"the {type(source).__name__}"
         return Inspection(where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
 

@@ -17,7 +17,8 @@ _MEANINGS = (
     (r"norm|^ln|_ln|gamma|beta|gain", "layer normalisation"),
     (r"peephole|(^|_)w?_?c[ifo]$|_diag$|weight_ch|^p[ifo]$", "peephole connections"),
     (r"_hr|proj", "a projection"),
-    (r"bias|^b_?|_b$", "a bias"),
+    (r"lora_", "an adapter"),
+    (r"bias|^b\d?$", "a bias"),
     (r"^[hc]_?[0x]|init|state", "an initial state"),
 )
 _SHOWN = 6

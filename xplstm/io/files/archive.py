@@ -99,7 +99,7 @@ class Archive:
 
     def _advice(self) -> str:
         if self.path.lower().endswith(".distcp"):
-            return "; it is a part of a checkpoint of torch.distributed: combine it with dcp_to_torch_save"
+            return "; it is part of a distributed checkpoint: load what dcp_to_torch_save makes of its folder"
         return ": several zip files in one, or a damaged one"
 
     def _check_member(self, info: zipfile.ZipInfo) -> None:
