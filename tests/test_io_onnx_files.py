@@ -188,3 +188,30 @@ def test_a_loop_holds_an_lstm_and_is_not_run(tmp_path: Path) -> None:
         xplstm.io.load(tmp_path / "m.onnx")
     with pytest.raises(xplstm.ArgumentError, match="has the Loop node 'loop'"):
         ours.prepare(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the quantiser
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("kind", ["QInt8", "QUInt8"])
+def test_weights_of_8_bits(both: bool, per_channel: bool, kind: str, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    net = xplstm.LSTM(16, 24, 2, bidirectional=both, rng=0)
+    ours.export(net, tmp_path / "float.onnx")
+    quantization.quantize_dynamic(
+        tmp_path / "float.onnx",
+        tmp_path / "q.onnx",
+        per_channel=per_channel,
+        weight_type=getattr(quantization.QuantType, kind),
+    )
+    assert any(n.op_type == "DynamicQuantizeLSTM" for n in onnx.load(tmp_path / "q.onnx").graph.node)
+    found = xplstm.io.load(tmp_path / "q.onnx")
+    assert repr(found) == repr(net)
+    for name, a in net.params.items():
+        step = np.abs(a).max() / 127
+        np.testing.assert_allclose(found.params[name], a, rtol=0, atol=1.1 * step, err_msg=name)
+    x = np.random.default_rng(0).normal(size=(5, 4, 16)).astype("float32")
+    theirs = by_runtime(onnx.load(tmp_path / "q.onnx"), {"x": x})[0]
+    np.testing.assert_allclose(found(x)[0], theirs, rtol=0, atol=2e-2)
+    with pytest.raises(xplstm.ArgumentError, match="DynamicQuantizeLSTM"):
+        ours.prepare(tmp_path / "q.onnx")

@@ -21,7 +21,7 @@ from xplstm.io._written import no_place
 from xplstm.io.onnx import _graph, _operator
 from xplstm.io.onnx._export import model_of, why_not_export
 from xplstm.io.onnx._find import in_arrays, in_graph
-from xplstm.io.onnx._fold import folded
+from xplstm.io.onnx._fold import dequantized, folded
 from xplstm.io.onnx._graph import Graph, Input
 from xplstm.io.onnx._model import Prepared, weight_names, why_not
 from xplstm.io.onnx._nodes import Place
@@ -55,7 +55,7 @@ def recognises(opening: Opening) -> bool:
 
 def read(path: str) -> Contents:
     """The tensors of a model, and its graph."""
-    graph = _graph.as_graph(path, path)
+    graph = dequantized(_graph.as_graph(path, path))
     graph = folded(
         graph, (name for node in graph.nodes if node.op in OPERATORS for name in weight_names(node))
     )

@@ -90,6 +90,50 @@ class Evaluator:
             raise BudgetError(msg)
 
 
+QUANTIZED = "com.microsoft.DynamicQuantizeLSTM"
+
+
+def dequantized(graph: Graph) -> Graph:
+    """Return the graph with an LSTM in the place of each node that keeps its weights in 8 bits.
+
+    W and R are (D, I, 4H) and (D, H, 4H) there, with a scale and a zero point for each direction, or for each
+    row of the gates. The operator is described in ONNX Runtime's list of contributed operators.
+    """
+    taken = {*graph.constants, *(i.name for i in graph.inputs), *(o for n in graph.nodes for o in n.outputs)}
+    nodes: list[Node] = []
+    constants = dict(graph.constants)
+    for k, node in enumerate(graph.nodes):
+        if node.op != QUANTIZED or len(node.inputs) != 12 or not all(node.inputs[8:]):
+            nodes.append(node)
+            continue
+        X, W, R, *others = node.inputs[:8]
+        start = f"dequantized_{k}"
+        while any(name.startswith(start) for name in taken):
+            start += "_"
+        shape = np.asarray([0, 1, -1], dtype=np.int64)
+        constants[f"{start}.shape"] = Tensor((3,), "int64", partial(np.asarray, shape))
+        made = []
+        for letter, name, scale, zero in (("W", W, *node.inputs[8:10]), ("R", R, *node.inputs[10:])):
+            nodes += _float_nodes(f"{start}.{letter}", name, scale, zero, f"{start}.shape")
+            made.append(f"{start}.{letter}.whole")
+        nodes.append(node._replace(op="LSTM", inputs=(X, *made, *others)))
+    return graph._replace(nodes=tuple(nodes), constants=constants)
+
+
+def _float_nodes(start: str, name: str, scale: str, zero: str, shape: str) -> list[Node]:
+    """Return the nodes that make ``(a - zero) * scale`` of 8 bits, with the last two axes swapped."""
+    steps: list[tuple[str, tuple[str, ...], str, dict[str, Any]]] = [
+        ("Cast", (zero,), "zero_float", {"to": 1}),
+        ("Cast", (name,), "float", {"to": 1}),
+        ("Reshape", (f"{start}.zero_float", shape), "zero", {}),
+        ("Reshape", (scale, shape), "scale", {}),
+        ("Sub", (f"{start}.float", f"{start}.zero"), "centred", {}),
+        ("Mul", (f"{start}.centred", f"{start}.scale"), "scaled", {}),
+        ("Transpose", (f"{start}.scaled",), "whole", {"perm": [0, 2, 1]}),
+    ]
+    return [Node(op, "", given, (f"{start}.{end}",), told) for op, given, end, told in steps]
+
+
 def folded(graph: Graph, names: Iterable[str]) -> Graph:
     """Return the graph with those of `names` that nodes make of initialisers among its constants."""
     made: dict[str, Tensor] = {}
