@@ -31,7 +31,37 @@ def refusal(content, name, tmp_path):
 WHOLE = weightfiles.whole()["whole.npz"]
 END = WHOLE.index(b"PK\x05\x06")
 START = WHOLE.index(b"PK\x01\x02")
+
+
+def with_a_gap():
+    """Two members with unknown bytes between them; the directory does not mention them."""
+    content = bytesio.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("a.npy", npy(np.zeros(3)))
+        file.fp.write(b"unknown")
+        file.start_dir = file.fp.tell()
+        file.writestr("b.npy", npy(np.zeros(3)))
+    return content.getvalue()
+
+
+def shifted(distance):
+    """Every offset of the directory is wrong by as much: some readers correct that, and some do not."""
+    content = bytearray(WHOLE)
+    place = START
+    while (place := content.find(b"PK\x01\x02", place)) >= 0:
+        content[place + 42 : place + 46] = struct.pack("<I", read_offset(content, place + 42) + distance)
+        place += 4
+    content[END + 16 : END + 20] = struct.pack("<I", START + distance)
+    return bytes(content)
+
+
+def read_offset(content, place):
+    return struct.unpack("<I", content[place : place + 4])[0]
+
+
 ARCHIVES = {
+    "a gap between members": with_a_gap(),
+    "offsets that are wrong together": shifted(9),
     "two archives": zipped([("a.npy", npy(np.zeros(3)))]) + zipped([("a.npy", npy(np.ones(3)))]),
     "bytes before": b"PK" + bytes(998) + WHOLE,
     "a header before": b"PK\x03\x04" + bytes(96) + WHOLE,
@@ -151,6 +181,7 @@ def test_a_message_keeps_its_lines_and_letters():
     assert printable("a\x1bb\tc") == r"a\x1bb\tc"
     assert printable("x" * 9999) == "x" * 1996 + " ..."
     assert len(printable("\x1b" * 1999)) == LONGEST_MESSAGE
+    assert str(FormatError("\x1b" + "x" * 9999)) == printable("\x1b" + "x" * 9999)
 
 
 def test_inspect_lists_names_that_begin_alike(tmp_path):

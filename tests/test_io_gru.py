@@ -136,6 +136,14 @@ def test_names_alone_tell_a_gru(case):
     )
 
 
+@pytest.mark.parametrize("layout", ["equinox", "keras", "flax"])
+def test_two_biases_become_what_the_layout_has(layout):
+    gru = xplstm.GRU(I, H, dtype="float64", rng=1)
+    x = np.random.default_rng(1).standard_normal((T, B, I))
+    again = io.load(io.to_mapping(gru, layout), format=layout)
+    np.testing.assert_allclose(again(x)[0], gru(x)[0], rtol=0, atol=1e-14)
+
+
 def test_what_a_layout_has_no_place_for_is_refused():
     for layout in ("equinox", "flax", "nnx"):
         with pytest.raises(ArgumentError, match="reset_after=False, for which format"):
