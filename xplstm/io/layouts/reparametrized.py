@@ -11,7 +11,7 @@ Each wrapper renames the parameter that it replaces. Here the parameter is compu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,12 +43,13 @@ def resolve(contents: Contents) -> Contents:
     if not groups:
         return contents
     tensors = dict(contents.tensors)
+    places = {name.rpartition(".")[0] for name in tensors}
     for target, parts in groups.items():
         rule = next((rule for rule in _RULES if {*rule.parts} == parts.keys()), None)
         if rule is None:
             continue
         given = [tensors.pop(parts[part]) for part in rule.parts]
-        place = _inner(target, contents.tensors) if rule.parts == ("raw",) else target
+        place = _inner(target, places) if rule.parts == ("raw",) else target
         if place in tensors and rule.parts != ("raw",):
             msg = f"{contents.where}: {shown(place)} has a value of its own and {', '.join(parts)} as well"
             raise FormatError(msg)
@@ -58,11 +59,11 @@ def resolve(contents: Contents) -> Contents:
     return contents._replace(tensors=tensors)
 
 
-def _inner(target: str, tensors: Mapping[str, Tensor]) -> str:
+def _inner(target: str, places: Collection[str]) -> str:
     """Where a wrapped module keeps the weight: weight dropout is a module around the LSTM, or in it."""
     start, _, name = target.rpartition(".")
-    inner = f"{start}.module." if start else "module."
-    return inner + name if any(other.startswith(inner) for other in tensors) else target
+    inner = f"{start}.module" if start else "module"
+    return f"{inner}.{name}" if inner in places else target
 
 
 def _compute(rule: _Rule, where: str, name: str, given: list[Tensor]) -> Array:
