@@ -97,7 +97,7 @@ MAY_SEE = {
     "optim": BASE | OPTIM,
     **dict.fromkeys(OPTIM, BASE | OPTIM),
     "init": BASE,
-    "kernels.": BASE | {"_checks", "cells"},
+    "kernels.": BASE | {"_checks", "cells", "cells.lstm"},
 }
 MAY_BE_SEEN_BY = {"models": {"cli."}, "training": {"cli."}, "cli.": {"__main__"}, "__main__": set()}
 

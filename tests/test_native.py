@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
 import shutil
@@ -18,6 +19,8 @@ import pytest
 
 import xplstm
 from tests.cases import Case, run
+from xplstm import Variant
+from xplstm.cells.activations import FUNCTIONS
 from xplstm.kernels import _recycled, _threads, native
 
 ROOT = Path(__file__).parent.parent
@@ -232,7 +235,7 @@ def started(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_pins_instructions_and_threads() -> None:
-    code = "from xplstm.kernels import native as n; print(n.ISA, n.THREADS, n.canonical_sums(None))"
+    code = "from xplstm.kernels import native as n; print(n.ISA, n.THREADS, n.ISAS[n.ISA])"
     slowest, fused = list(native.ISAS.items())[-1]
     told = started(code, XPLSTM_NATIVE_ISA=slowest, XPLSTM_NUM_THREADS="3").stdout.split()
     assert told == [slowest, "3", str(fused)]
@@ -310,7 +313,9 @@ def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
 def forward_arguments() -> list[Any]:
     """A right call of the extension module, to be made wrong."""
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    handle = native._engine.pack(native.ISA, "float32", 4, 5, 0, native._room, 1, *p.values(), None)
+    handle = native._engine.pack(
+        native.ISA, "float32", 4, 5, 0, native._room, 1, *p.values(), None, None, None
+    )
     zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
     outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
     return [(handle,), (False,), *zeros, None, None, *outs, None, 1]
@@ -334,12 +339,12 @@ def test_results_go_to_arrays_that_can_be_written_to() -> None:
 
 def test_sizes_beyond_memory_are_refused() -> None:
     with pytest.raises(OverflowError, match="no memory holds"):
-        native._engine.pack(native.ISA, "float32", 2**40, 2**40, 0, native._room, 1, *[None] * 5)
+        native._engine.pack(native.ISA, "float32", 2**40, 2**40, 0, native._room, 1, *[None] * 7)
 
 
 def test_weights_need_the_room_that_was_asked_for() -> None:
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    rest = (1, *p.values(), None)
+    rest = (1, *p.values(), None, None, None)
     with pytest.raises(ValueError, match="less room than was asked for"):
         native._engine.pack(native.ISA, "float32", 4, 5, 0, lambda size: np.empty(size - 1, np.uint8), *rest)
     with pytest.raises(TypeError):
@@ -352,7 +357,9 @@ def test_threads_pack_the_same(dtype: str) -> None:
     p = xplstm.LSTM(70, 301, proj_size=77, dtype=dtype, rng=0).params
     rooms = [np.zeros(2**23, np.uint8) for _ in range(2)]
     for threads, room in enumerate(rooms, 1):
-        native._engine.pack(native.ISA, dtype, 70, 301, 77, lambda _, room=room: room, threads, *p.values())
+        native._engine.pack(
+            native.ISA, dtype, 70, 301, 77, lambda _, room=room: room, threads, *p.values(), None, None
+        )
     first = [-room.ctypes.data % 64 for room in rooms]
     one, two = (room[start : start + 2**23 - 64] for room, start in zip(rooms, first, strict=True))
     assert one.any()
@@ -362,8 +369,8 @@ def test_threads_pack_the_same(dtype: str) -> None:
 def test_reasons_against() -> None:
     x = np.zeros((2, 4, 3), "float32")
     with xplstm.use_kernel(None):
-        peephole = xplstm.LSTM(3, 5, variant=xplstm.Variant(peepholes=True))
-        assert "peepholes" in peephole.explain(x).reasons[0]["native"]
+        normal = xplstm.LSTM(3, 5, variant=xplstm.Variant(layer_norm=True))
+        assert "layer_norm" in normal.explain(x).reasons[0]["native"]
         half = xplstm.LSTM(3, 5, dtype="float16").explain(x.astype("float16"))
         assert "float16" in half.reasons[0]["native"]
 
@@ -514,3 +521,81 @@ def test_few_units_of_a_large_batch_are_left_to_numpy(H: int, B: int, expected: 
         assert xplstm.LSTM(3, H).explain(x).kernels == (expected,)
         assert xplstm.LSTM(3, H, reproducible=True).explain(x).kernels == ("native",)
     assert xplstm.LSTM(3, H).explain(x).kernels == ("native",)
+
+
+ACTIVATIONS = [
+    "sigmoid",
+    "tanh",
+    "identity",
+    "relu",
+    ("affine", 0.7, 0.1),
+    ("leaky_relu", 0.2),
+    ("thresholded_relu", 0.1),
+    ("scaled_tanh", 0.8, 1.3),
+    "hard_sigmoid",
+    ("elu", 0.7),
+    "softsign",
+    "softplus",
+]
+VARIANTS = {
+    "peepholes": Variant(peepholes=True),
+    "coupled": Variant(coupled=True),
+    "gate_clip": Variant(gate_clip=0.5),
+    "cell_clip": Variant(cell_clip=0.3),
+    "recurrent_dropout, without noise": Variant(recurrent_dropout=0.3),
+    "four": Variant(peepholes=True, coupled=True, gate_clip=0.7, cell_clip=0.4),
+    **{f"gates {a}": Variant(activations=(a, "tanh", "sigmoid"), peepholes=True) for a in ACTIVATIONS},
+    **{f"g, h {a}": Variant(activations=("hard_sigmoid", a, a)) for a in ACTIVATIONS},
+}
+
+
+def test_every_activation_has_a_kind() -> None:
+    assert set(native.ACTIVATIONS) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_composed_step_agrees_with_the_reference(isa: str, name: str, dtype: str) -> None:
+    """Forward, backward and a single step; ragged, in two directions, with a projection, over many panels."""
+    cases = [
+        Case(T=6, B=7, H=13, lengths=[3, 0, 6, 2, 5, 6, 1]),
+        Case(T=3, B=2, H=37, options={"bidirectional": True, "proj_size": 5}, holes=True),
+        Case(T=4, B=1, H=9, options={"bias": False, "num_layers": 2}),
+    ]
+    for case in cases:
+        case.options["variant"] = VARIANTS[name]
+        a = {key: value.astype(dtype) for key, value in case.arrays().items()}
+        lstm = case.lstm(dtype=dtype)
+        got = run(lstm, a, **case.valid()).flat()
+        with xplstm.use_kernel("reference"):
+            wide = {key: value.astype("float64") for key, value in a.items()}
+            want = run(case.lstm(dtype=dtype).to(dtype="float64"), wide, **case.valid()).flat()
+        for key, value in want.items():
+            scale = max(1.0, float(np.abs(value).max(initial=0)))
+            bound = 2e-5 if dtype == "float32" else 1e-12
+            np.testing.assert_allclose(got[key], value, rtol=0, atol=bound * scale, err_msg=f"{case} {key}")
+        if case.directions == 1:
+            state = (a["h_0"], a["c_0"])
+            y, _ = lstm(a["x"][:1], state)
+            np.testing.assert_array_equal(lstm.freeze().step(a["x"][0], state)[0], y[0])
+
+
+@pytest.mark.parametrize("name", ["four", "g, h softplus", "gates ('elu', 0.7)"])
+def test_a_composed_step_has_the_same_bits_on_any_threads_and_vectors(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(T=5, B=9, I=70, H=130, options={"variant": VARIANTS[name], "bidirectional": True})
+    answers = []
+    for isa, threads in itertools.product(FUSED, (1, 2, 3)):
+        monkeypatch.setattr(native, "ISA", isa)
+        monkeypatch.setattr(native, "THREADS", threads)
+        answers.append(run(case.lstm(), case.arrays()).flat())
+    for other in answers[1:]:
+        for key, value in answers[0].items():
+            np.testing.assert_array_equal(other[key], value, err_msg=key)
+
+
+def test_a_variant_that_is_not_pointwise_is_refused_by_name() -> None:
+    lstm = xplstm.LSTM(3, 4, rng=0, variant=Variant(layer_norm=True))
+    with pytest.raises(xplstm.KernelError, match=r"composes peepholes.*not Variant\(layer_norm=True\)"):
+        lstm(np.ones((2, 1, 3), "float32"))

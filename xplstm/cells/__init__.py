@@ -32,6 +32,20 @@ class Sizes(NamedTuple):
         return self.projection or self.hidden
 
 
+class Pointwise(NamedTuple):
+    """The pointwise step of an LSTM, for kernels that compose it from options.
+
+    Peepholes are on where the parameters have weight_ch.
+    """
+
+    coupled: bool
+    activations: tuple[tuple[str, float, float], ...]
+    """(name, alpha, beta) of F, G and H, of each direction where they differ."""
+    gate_clip: float
+    """Infinite where there is none, as is cell_clip."""
+    cell_clip: float
+
+
 class Equations(Protocol):
     """One step, forward and backward. Axis 0 of every array is the batch."""
 
@@ -83,6 +97,10 @@ class Cell(ABC):
     @abstractmethod
     def reason(self) -> str:
         """Why a kernel of the standard LSTM cannot run it, or nothing."""
+
+    def pointwise(self, problem: Problem) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+        """Return how a kernel composes the pointwise step of `problem`, or None where none can."""
+        return None
 
     @abstractmethod
     def at(self, problem: Problem) -> Callable[[int], Equations]:

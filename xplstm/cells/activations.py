@@ -114,17 +114,18 @@ FUNCTIONS = {
 def value(xp: Namespace, activation: Activation, z: Array) -> Array:
     """The function of `z`."""
     function = FUNCTIONS[activation.name]
-    return function.value(xp, z, *_constants(activation, function))
+    return function.value(xp, z, *constants(activation))
 
 
 def slope(xp: Namespace, activation: Activation, z: Array, a: Array) -> Array:
     """Its derivative at `z`, where its value is `a`."""
     function = FUNCTIONS[activation.name]
-    return function.slope(xp, z, a, *_constants(activation, function))
+    return function.slope(xp, z, a, *constants(activation))
 
 
-def _constants(activation: Activation, function: Function) -> tuple[float, float]:
-    """Alpha and beta: as given, else the function's own; 0 where it has none."""
+def constants(activation: Activation) -> tuple[float, float]:
+    """Return alpha and beta: as given, else the function's own; 0 where it has none."""
+    function = FUNCTIONS[activation.name]
     alpha = function.alpha if activation.alpha is None else activation.alpha
     beta = function.beta if activation.beta is None else activation.beta
     return alpha or 0.0, beta or 0.0

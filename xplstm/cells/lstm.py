@@ -22,8 +22,12 @@ from typing import NamedTuple
 from xplstm import init
 from xplstm._params import LSTMParams, Problem
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Equations
+from xplstm.cells import Cell, Equations, Pointwise
 from xplstm.cells.activations import sigmoid
+
+STANDARD_STEP = Pointwise(
+    False, (("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("tanh", 0.0, 0.0)), float("inf"), float("inf")
+)
 
 
 class Gates(NamedTuple):
@@ -87,6 +91,10 @@ class LSTMCell(Cell):
     def reason(self) -> str:
         """Return nothing: kernels are made for it."""
         return ""
+
+    def pointwise(self, problem: Problem) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+        """Return the pointwise step above."""
+        return STANDARD_STEP
 
     def project_input(self, x: Array, p: LSTMParams) -> Array:
         """Return ``W_ih x + b_ih + b_hh``: the part of z that does not depend on h."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from xplstm import _array, _values
@@ -24,8 +25,8 @@ from xplstm._dropout import Purpose, hold_mask, scaled_mask
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm._params import Activation, LSTMParams, Problem, Variant
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Equations, Sizes
-from xplstm.cells.activations import FUNCTIONS, clipped, clipped_back, slope, value
+from xplstm.cells import Cell, Equations, Pointwise, Sizes
+from xplstm.cells.activations import FUNCTIONS, clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import STANDARD, Gates, LSTMCell, project_output
 
 EPSILON = 1e-5
@@ -93,6 +94,14 @@ class VariantCell(LSTMCell):
         variant = self.variant
         return bool(variant.zoneout_h or variant.zoneout_c or variant.recurrent_dropout)
 
+    def pointwise(self, problem: Problem) -> Pointwise | None:
+        """Return the options of its step, or None with one that is more than pointwise, or random."""
+        variant = self.variant
+        if variant.recurrent_dropout and problem.noise is not None:
+            return None
+        mixed = variant.layer_norm or variant.zoneout_h or variant.zoneout_c
+        return None if mixed else _pointwise(variant)
+
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the standard LSTM, and of what peepholes and layer_norm add."""
         shapes = LSTMCell.shapes(self, sizes)
@@ -126,6 +135,16 @@ class VariantCell(LSTMCell):
             return StepEquations(variant, hold_h, hold_c, dropped)
 
         return equations
+
+
+@cache
+def _pointwise(variant: Variant) -> Pointwise:
+    """Return the options of its pointwise step, with every constant filled in."""
+    activations = tuple((a.name, *constants(a)) for a in variant.activations)
+    gate_clip, cell_clip = (
+        float("inf") if bound is None else float(bound) for bound in (variant.gate_clip, variant.cell_clip)
+    )
+    return Pointwise(variant.coupled, activations, gate_clip, cell_clip)
 
 
 def _recurrent_mask(problem: Problem, p: float) -> Array | None:

@@ -25,6 +25,8 @@ def pack(
     bias_ih: _Optional,
     bias_hh: _Optional,
     weight_hr: _Optional,
+    weight_ch: _Optional,
+    pointwise: tuple[Any, ...] | None,
     /,
 ) -> _Handle: ...
 def forward(

@@ -18,6 +18,8 @@ import numpy as np
 
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
+from xplstm.cells import Sizes
+from xplstm.cells.lstm import STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
 
 try:
@@ -40,6 +42,11 @@ def _chosen_isa() -> tuple[str, str]:
 
 
 DTYPES = ("float32", "float64")
+# In the order of the kinds of lstm.h.
+ACTIVATIONS = (
+    *("sigmoid", "tanh", "identity", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh"),
+    *("hard_sigmoid", "elu", "softsign", "softplus"),
+)
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
@@ -70,13 +77,20 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run the plain LSTM on NumPy's own two fast dtypes, where the C code is."""
-    return _support.why_not(problem, "numpy", DTYPES) or problem.cell.reason or WHY_NOT or None
+    """Run the LSTM, and options of its pointwise step, in float32 and float64, where the C code is."""
+    return _support.why_not(problem, "numpy", DTYPES) or _why_not_cell(problem) or WHY_NOT or None
+
+
+def _why_not_cell(problem: Problem) -> str | None:
+    """Return why the C code cannot compose the pointwise step of `problem`, or None."""
+    if problem.cell.pointwise(problem) is None:
+        return f"composes peepholes, coupled gates, activations and clips; {problem.cell.reason}"
+    return None
 
 
 def slower(problem: Problem) -> str | None:
     """Leave layers of one or two units to NumPy where the batch fills its vectors better."""
-    if problem.H <= NARROW and problem.B >= MANY:
+    if problem.H <= NARROW and problem.B >= MANY and not problem.cell.reason:
         return f"H={problem.H} leaves most lanes of its vectors empty, and B={problem.B} is large"
     return None
 
@@ -88,13 +102,22 @@ def canonical_sums(_: Problem) -> bool:
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
-    arrays = [tuple(None if a is None else _whole(a) for a in p[:5]) for p in params]
-    threads = _threads.count(THREADS)
-    handles = [
-        _engine.pack(ISA, problem.dtype, problem.I, problem.H, problem.proj_size, _room, threads, *direction)
-        for direction in arrays
-    ]
-    return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr in arrays))
+    arrays: list[Any] = [tuple(None if a is None else _whole(a) for a in p[:6]) for p in params]
+    threads, sizes = _threads.count(THREADS), (problem.I, problem.H, problem.proj_size)
+    start = (ISA, problem.dtype, *sizes, _room, threads)
+    arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
+    handles = [_engine.pack(*each) for each in arguments]
+    return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr, _ in arrays))
+
+
+def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
+    """Return the options of the pointwise step of direction `d` for the C code, or None where none is on."""
+    step = problem.cell.direction(d).pointwise(problem)
+    assert step is not None, "supports has refused it"
+    if step is STANDARD_STEP:
+        return None
+    kinds = ((ACTIVATIONS.index(name), alpha, beta) for name, alpha, beta in step.activations)
+    return (step.coupled, *kinds, step.gate_clip, step.cell_clip)
 
 
 def _room(size: int) -> np.ndarray:
@@ -176,13 +199,10 @@ def backward(
     problem, packed, x, h_0, lengths, mask, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dh_0, dc_0 = (np.array(a, order="C") for a in dstate_n)
+    shapes = problem.cell.shapes(Sizes(problem.I, problem.H, problem.proj_size, problem.bias))
+    names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch")
     gradients = tuple(
-        (
-            _recycled.zeros((4 * problem.H, problem.I), x.dtype),
-            _recycled.zeros((4 * problem.H, problem.output_size), x.dtype),
-            _recycled.zeros((4 * problem.H,), x.dtype) if problem.bias else None,
-            _recycled.zeros((problem.proj_size, problem.H), x.dtype) if problem.proj_size else None,
-        )
+        tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)
         for _ in packed.weights
     )
     _engine.backward(
@@ -192,9 +212,9 @@ def backward(
     return dx, LSTMState(dh_0, dc_0), tuple(_as_params(*direction) for direction in gradients)
 
 
-def _as_params(ih: np.ndarray, hh: np.ndarray, bias: np.ndarray | None, hr: np.ndarray | None) -> LSTMParams:
+def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any) -> LSTMParams:
     """Both biases have the same gradient, and no memory in common."""
-    return LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), hr)
+    return LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), hr, ch)
 
 
 def release_memory() -> None:

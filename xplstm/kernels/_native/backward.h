@@ -133,8 +133,12 @@ static void NAME(deactivate)(const Back *w, Size t, Size from, Size n)
                 dm = load(w->products + k * wide + unit);
             else
                 dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
-            V out =
-                NAME(unit_back)(gates + 4 * unit, load(c + unit), load(c_before + unit), dm, dc + unit, d);
+            REAL *dc_unit = dc + unit;
+            const REAL *gate = gates + 4 * unit;
+            V before_unit = load(c_before + unit);
+            V out = p->pointwise.composed
+                        ? NAME(composed_back)(p, unit, gate, before_unit, dm, dc_unit, d)
+                        : NAME(unit_back)(gate, load(c + unit), before_unit, dm, dc_unit, d);
             for (Size gate = 0; gate < 4; gate++)
                 if (width == LANES)
                     store(dz + gate * H + unit, d[gate]);
@@ -248,6 +252,8 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
     }
     Sum sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
     NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, &w.sums);
+    if (p->pointwise.peepholes)
+        NAME(sum_peepholes)(f, direction, share(p->H, member, members), share(p->H, member + 1, members));
     if (p->projected) {
         for (Size n = 0; n < count; n++)
             at[n] = (const REAL *)rows->m + n * p->H;

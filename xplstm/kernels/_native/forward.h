@@ -19,6 +19,7 @@ static size_t NAME(place)(Packed *p, void *memory)
     p->hh = take(&arena, sizeof(REAL) * (size_t)(rows * p->P));
     p->bias = take(&arena, sizeof(REAL) * (size_t)rows);
     p->hr = take(&arena, sizeof(REAL) * (size_t)(outputs * p->H));
+    p->ch = take(&arena, sizeof(REAL) * (size_t)(p->pointwise.peepholes ? 3 * p->units : 0));
     return arena.used + 63;
 }
 
@@ -61,6 +62,8 @@ static void NAME(pack)(const Packed *p, const Weights *w, int member, int member
         NAME(pack_bias)(w->bias_ih, w->bias_hh, p->H, p->units, p->bias);
     if (p->projected && member == members - 1)
         NAME(pack_projection)(w->hr, p->P, p->H, p->hr);
+    if (p->pointwise.peepholes && member == 0)
+        NAME(pack_peepholes)(w->ch, p->H, p->units, p->ch);
 }
 
 /* The pointwise step forward for one panel: c' to `c_new`, o * tanh(c') to `out` and to `copy`, gates to
@@ -269,11 +272,25 @@ static void NAME(project)(Walk *w, Size t, Size n)
     }
 }
 
+/* The pointwise step of `rows` batch entries, from the `from`-th active one on, for the panel that begins at
+ * `unit`. */
+INLINE void NAME(point)(const Walk *w, const REAL *z, Size from, Size rows, Size unit)
+{
+    const Packed *p = w->p;
+    Size width = p->projected ? LANES : p->H - unit;
+    REAL *const *copy = w->f->keep && !p->projected ? w->copy + from : NULL;
+    REAL *const *kept = w->f->keep ? w->kept + from : NULL;
+    const REAL *const *c = w->c_rows + from;
+    if (p->pointwise.composed)
+        NAME(composed_gates)(p, z, PANEL, rows, width, c, w->c_new + from, w->out + from, copy, kept, unit);
+    else
+        NAME(gates)(z, PANEL, rows, width, c, w->c_new + from, w->out + from, copy, kept, unit);
+}
+
 /* One step of one batch entry: the products of all own panels, then their gates. */
 static void NAME(single)(Walk *w, const REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
-    const Forward *f = w->f;
     Size mine = w->panels - w->panel;
     int single = !hoisted;
     if (single) {
@@ -285,8 +302,7 @@ static void NAME(single)(Walk *w, const REAL *hoisted, const REAL *x)
                       hoisted, NULL);
     for (Size n = 0; n < mine; n++) {
         Size unit = (w->panel + n) * LANES;
-        NAME(gates)(w->z + n * PANEL, PANEL, 1, p->projected ? LANES : p->H - unit, w->c_rows, w->c_new,
-                    w->out, f->keep && !p->projected ? w->copy : NULL, f->keep ? w->kept : NULL, unit);
+        NAME(point)(w, w->z + n * PANEL, 0, 1, unit);
     }
 }
 
@@ -295,7 +311,6 @@ static void NAME(single)(Walk *w, const REAL *hoisted, const REAL *x)
 static void NAME(many)(Walk *w, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
-    const Forward *f = w->f;
     Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
     for (Size chunk = 0; chunk < chunks; chunk++) {
         Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
@@ -311,9 +326,7 @@ static void NAME(many)(Walk *w, Size n, const REAL *hoisted)
             }
             NAME(product)(w->h_rows + from, rows, p->P, (const REAL *)p->hh + panel * p->P * PANEL, w->z,
                           PANEL, u, u_step, NULL);
-            NAME(gates)(w->z, PANEL, rows, p->projected ? LANES : p->H - unit, w->c_rows + from,
-                        w->c_new + from, w->out + from, f->keep && !p->projected ? w->copy + from : NULL,
-                        f->keep ? w->kept + from : NULL, unit);
+            NAME(point)(w, w->z, from, rows, unit);
         }
     }
 }

@@ -29,6 +29,35 @@ enum { BLOCK = 128 };
 
 struct Engine;
 
+/* A function of one number, as composed.h evaluates it; native.py names the kinds in this order. */
+enum {
+    SIGMOID,
+    TANH,
+    IDENTITY,
+    RELU,
+    AFFINE,
+    LEAKY_RELU,
+    THRESHOLDED_RELU,
+    SCALED_TANH,
+    HARD_SIGMOID,
+    ELU,
+    SOFTSIGN,
+    SOFTPLUS,
+    ACTIVATIONS,
+};
+
+typedef struct Activation {
+    int kind;
+    double alpha, beta;
+} Activation;
+
+/* Options of the pointwise step; a clip that is off is infinite. */
+typedef struct Pointwise {
+    int composed, peepholes, coupled; /* composed: any option is on */
+    Activation gate, input, output;   /* of i, f and o; of g; of c on its way to h */
+    double gate_clip, cell_clip;
+} Pointwise;
+
 /* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or
    that many outputs of a projection. */
 typedef struct Packed {
@@ -36,12 +65,13 @@ typedef struct Packed {
     Size I, H, P; /* P is what h has: H without a projection */
     int projected, biased;
     Size units; /* H rounded up to whole vectors */
-    void *ih, *hh, *bias, *hr;
+    void *ih, *hh, *bias, *hr, *ch;
+    Pointwise pointwise;
 } Packed;
 
 /* The weights as users have them. */
 typedef struct Weights {
-    const void *ih, *hh, *bias_ih, *bias_hh, *hr;
+    const void *ih, *hh, *bias_ih, *bias_hh, *hr, *ch;
 } Weights;
 
 /* Which rows have a step. */
@@ -73,7 +103,7 @@ typedef struct Forward {
 } Forward;
 
 typedef struct Gradient {
-    void *ih, *hh, *bias, *hr;
+    void *ih, *hh, *bias, *hr, *ch;
 } Gradient;
 
 /* Steps of one direction whose rows wait for the products over all of them. */

@@ -123,16 +123,38 @@ static void free_packed(PyObject *capsule)
     }
 }
 
-/* pack(isa, dtype, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) */
+/* Options of the pointwise step: None, or (coupled, gate, input, output, gate_clip, cell_clip), where an
+   activation is (kind, alpha, beta). */
+static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
+{
+    *how = (Pointwise){.peepholes = peepholes};
+    if (options == Py_None)
+        return 0;
+    Activation *a = &how->gate, *b = &how->input, *c = &how->output;
+    how->composed = 1;
+    if (!PyArg_ParseTuple(options, "p(idd)(idd)(idd)dd", &how->coupled, &a->kind, &a->alpha, &a->beta,
+                          &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta, &how->gate_clip,
+                          &how->cell_clip))
+        return -1;
+    if (a->kind < 0 || a->kind >= ACTIVATIONS || b->kind < 0 || b->kind >= ACTIVATIONS || c->kind < 0
+        || c->kind >= ACTIVATIONS) {
+        PyErr_SetString(PyExc_ValueError, "an unknown activation");
+        return -1;
+    }
+    return 0;
+}
+
+/* pack(isa, dtype, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+   weight_ch, pointwise) */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *isa, *dtype;
-    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *room;
+    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *ch, *options, *room;
     Size I, H, proj;
     int threads;
-    if (!PyArg_ParseTuple(args, "ssnnnOiOOOOO", &isa, &dtype, &I, &H, &proj, &room, &threads, &ih, &hh,
-                          &bias_ih, &bias_hh, &hr))
+    if (!PyArg_ParseTuple(args, "ssnnnOiOOOOOOO", &isa, &dtype, &I, &H, &proj, &room, &threads, &ih, &hh,
+                          &bias_ih, &bias_hh, &hr, &ch, &options))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
     if (!engine || check_size(H, 8, I > H ? I : H, (Size)engine->size * engine->lanes))
@@ -150,9 +172,10 @@ static PyObject *pack(PyObject *self, PyObject *args)
     Views v = {.count = 0};
     Weights w;
     size_t size = engine->size;
-    if (get(&v, ih, 4 * H * I, size, 0, &w.ih) || get(&v, hh, 4 * H * p->P, size, 0, &w.hh)
-        || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
-        || get(&v, hr, p->P * H, size, 0, &w.hr))
+    if (get_pointwise(options, ch != Py_None, &p->pointwise) || get(&v, ih, 4 * H * I, size, 0, &w.ih)
+        || get(&v, hh, 4 * H * p->P, size, 0, &w.hh) || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih)
+        || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh) || get(&v, hr, p->P * H, size, 0, &w.hr)
+        || get(&v, ch, 3 * H, size, 0, &w.ch))
         goto failed;
     size_t bytes = engine->place(p, NULL);
     PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
@@ -286,15 +309,16 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
     for (int d = 0; d < f->directions; d++) {
         const Packed *p = f->packed[d];
         size_t size = p->engine->size;
-        PyObject *ih, *hh, *hr, *dih, *dhh, *dbias, *dhr;
+        PyObject *ih, *hh, *hr, *dih, *dhh, *dbias, *dhr, *dch;
         Gradient *g = &f->gradient[d];
         if (!PyArg_ParseTuple(PyTuple_GetItem(weights, d), "OOO", &ih, &hh, &hr)
-            || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOO", &dih, &dhh, &dbias, &dhr)
+            || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOOO", &dih, &dhh, &dbias, &dhr, &dch)
             || get(v, ih, 4 * p->H * p->I, size, 0, &f->weight_ih[d])
             || get(v, hh, 4 * p->H * p->P, size, 0, &f->weight_hh[d])
             || get(v, hr, p->P * p->H, size, 0, &f->weight_hr[d])
             || get(v, dih, 4 * p->H * p->I, size, 1, &g->ih) || get(v, dhh, 4 * p->H * p->P, size, 1, &g->hh)
-            || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->H, size, 1, &g->hr))
+            || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->H, size, 1, &g->hr)
+            || get(v, dch, 3 * p->H, size, 1, &g->ch))
             return -1;
     }
     return 0;

@@ -3,6 +3,7 @@
 #include "vector.h"
 #include "functions.h"
 #include "products.h"
+#include "composed.h"
 #include "forward.h"
 #include "backward.h"
 

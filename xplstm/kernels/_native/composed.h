@@ -1,0 +1,196 @@
+/* The pointwise step with options: peepholes, coupled gates, activations, clips. The walk is that of the
+   standard cell, which keeps its own step: `gates` and `unit_back` have no branch on an option.
+
+   The forward pass keeps z where the standard step keeps the gates: the slopes of most activations need z,
+   and the gates of a step are recomputed from it. Derived from xplstm.cells.variant, clause XPL-VAR. */
+
+/* log(1 + exp(z)) = max(z, 0) + log(1 + e) with e = exp(-|z|), and log(1 + e) = 2 atanh(s) with s = e / (2 +
+   e): s is at most 1/3, so that the series of atanh ends after few terms. */
+INLINE V NAME(softplus)(V z)
+{
+    enum { TERMS = DOUBLE ? 17 : 8 };
+    V a = NAME(magnitude)(z), e = NAME(sigmoid)(-a) / NAME(sigmoid)(a), s = e / (all(2) + e), sum = all(0);
+    for (int k = TERMS - 1; k >= 0; k--)
+        sum = fma(sum, s * s, all((REAL)1 / (REAL)(2 * k + 1)));
+    return less(z, all(0), all(0), z) + (s + s) * sum;
+}
+
+INLINE V NAME(activation)(const Activation *f, V z)
+{
+    V alpha = all((REAL)f->alpha), beta = all((REAL)f->beta), zero = all(0), one = all(1), half, low;
+    switch (f->kind) {
+    case SIGMOID:
+        return NAME(sigmoid)(z);
+    case TANH:
+        return NAME(tanh)(z);
+    case RELU:
+        return less(z, zero, zero, z);
+    case AFFINE:
+        return alpha * z + beta;
+    case LEAKY_RELU:
+        return less(z, zero, alpha * z, z);
+    case THRESHOLDED_RELU:
+        return less(z, alpha, zero, z);
+    case SCALED_TANH:
+        return alpha * NAME(tanh)(beta * z);
+    case HARD_SIGMOID:
+        low = alpha * z + beta;
+        low = less(low, zero, zero, low);
+        return less(one, low, one, low);
+    case ELU:
+        /* exp(z) - 1 = 2 t / (1 - t) with t = tanh(z / 2): no digits cancel near 0. */
+        half = NAME(tanh)(less(z, zero, z, zero) * all((REAL)0.5));
+        return less(z, zero, alpha * ((half + half) / (one - half)), z);
+    case SOFTSIGN:
+        return z / (one + NAME(magnitude)(z));
+    case SOFTPLUS:
+        return NAME(softplus)(z);
+    default:
+        return z;
+    }
+}
+
+/* The derivative at z, where the value is a. */
+INLINE V NAME(slope)(const Activation *f, V z, V a)
+{
+    V alpha = all((REAL)f->alpha), beta = all((REAL)f->beta), zero = all(0), one = all(1), some;
+    switch (f->kind) {
+    case SIGMOID:
+        return fnma(a, a, a);
+    case TANH:
+        return fnma(a, a, one);
+    case RELU:
+        return less(zero, z, one, zero);
+    case AFFINE:
+        return alpha;
+    case LEAKY_RELU:
+        return less(z, zero, alpha, one);
+    case THRESHOLDED_RELU:
+        return less(z, alpha, zero, one);
+    case SCALED_TANH:
+        some = NAME(tanh)(beta * z);
+        return alpha * beta * fnma(some, some, one);
+    case HARD_SIGMOID:
+        some = alpha * z + beta;
+        return less(zero, some, less(some, one, alpha, zero), zero);
+    case ELU:
+        /* exp(z) = sigmoid(z) / sigmoid(-z) */
+        some = less(z, zero, z, zero);
+        return less(z, zero, alpha * (NAME(sigmoid)(some) / NAME(sigmoid)(-some)), one);
+    case SOFTSIGN:
+        some = one / (one + NAME(magnitude)(z));
+        return some * some;
+    case SOFTPLUS:
+        return NAME(sigmoid)(z);
+    default:
+        return one;
+    }
+}
+
+/* x within the bound; NaN stays NaN. */
+INLINE V NAME(clip)(V x, double bound)
+{
+    V high = all((REAL)bound), low = all((REAL)-bound);
+    x = less(high, x, high, x);
+    return less(x, low, low, x);
+}
+
+/* A gradient, or zero where x was clipped. */
+INLINE V NAME(through_clip)(V x, double bound, V dx)
+{
+    return less(all((REAL)bound), NAME(magnitude)(x), all(0), dx);
+}
+
+/* `gates` with options. `ch` holds the peepholes of i, f and o, a vector each in every panel, or is NULL. */
+static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
+                                 const REAL *const *c, REAL *const *c_new, REAL *const *out,
+                                 REAL *const *copy, REAL *const *kept, Size unit)
+{
+    const Pointwise *how = &p->pointwise;
+    const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
+    for (Size r = 0; r < rows; r++, z += z_step) {
+        V c_old = load(c[r] + unit), z_i = load(z), z_f = load(z + LANES), z_g = load(z + 2 * LANES);
+        V z_o = load(z + 3 * LANES);
+        if (ch) {
+            z_i = fma(load(ch), c_old, z_i);
+            z_f = fma(load(ch + LANES), c_old, z_f);
+        }
+        V i = NAME(activation)(&how->gate, NAME(clip)(z_i, how->gate_clip));
+        V f = how->coupled ? all(1) - i : NAME(activation)(&how->gate, NAME(clip)(z_f, how->gate_clip));
+        V g = NAME(activation)(&how->input, NAME(clip)(z_g, how->gate_clip));
+        V cell = NAME(clip)(fma(f, c_old, i * g), how->cell_clip);
+        if (ch)
+            z_o = fma(load(ch + 2 * LANES), cell, z_o);
+        V o = NAME(activation)(&how->gate, NAME(clip)(z_o, how->gate_clip));
+        V m = o * NAME(activation)(&how->output, cell);
+        store(c_new[r] + unit, cell);
+        if (kept) {
+            REAL *to = kept[r] + 4 * unit;
+            store(to, z_i);
+            store(to + LANES, z_f);
+            store(to + 2 * LANES, z_g);
+            store(to + 3 * LANES, z_o);
+        }
+        store_part(out[r] + unit, m, width < LANES ? width : LANES);
+        if (copy)
+            store_part(copy[r] + unit, m, width < LANES ? width : LANES);
+    }
+}
+
+/* `unit_back` with options, from the kept z. */
+static V NAME(composed_back)(const Packed *p, Size unit, const REAL *z, V c_before, V dm, REAL *dc, V dz[4])
+{
+    const Pointwise *how = &p->pointwise;
+    const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
+    const double bound = how->gate_clip;
+    V z_i = load(z), z_f = load(z + LANES), z_g = load(z + 2 * LANES), z_o = load(z + 3 * LANES);
+    V y_i = NAME(clip)(z_i, bound), y_f = NAME(clip)(z_f, bound), y_g = NAME(clip)(z_g, bound);
+    V y_o = NAME(clip)(z_o, bound), i = NAME(activation)(&how->gate, y_i),
+      g = NAME(activation)(&how->input, y_g);
+    V f = how->coupled ? all(1) - i : NAME(activation)(&how->gate, y_f),
+      o = NAME(activation)(&how->gate, y_o);
+    V unclipped = fma(f, c_before, i * g), c = NAME(clip)(unclipped, how->cell_clip);
+    V squashed = NAME(activation)(&how->output, c);
+    dz[3] = NAME(through_clip)(z_o, bound, dm * squashed * NAME(slope)(&how->gate, y_o, o));
+    V total = fma(dm * o, NAME(slope)(&how->output, c, squashed), load(dc));
+    if (ch)
+        total = fma(load(ch + 2 * LANES), dz[3], total);
+    total = NAME(through_clip)(unclipped, how->cell_clip, total);
+    V df = total * c_before, di = how->coupled ? total * g - df : total * g;
+    dz[0] = NAME(through_clip)(z_i, bound, di * NAME(slope)(&how->gate, y_i, i));
+    dz[1] = how->coupled ? all(0) : NAME(through_clip)(z_f, bound, df * NAME(slope)(&how->gate, y_f, f));
+    dz[2] = NAME(through_clip)(z_g, bound, total * i * NAME(slope)(&how->input, y_g, g));
+    total = total * f;
+    if (ch)
+        total = fma(load(ch), dz[0], fma(load(ch + LANES), dz[1], total));
+    store(dc, total);
+    return o * squashed;
+}
+
+/* The peepholes in the order of `composed_gates`. */
+static void NAME(pack_peepholes)(const REAL *w, Size H, Size units, REAL *out)
+{
+    for (Size unit = 0; unit < units; unit++)
+        for (Size gate = 0; gate < 3; gate++)
+            out[unit / LANES * 3 * LANES + gate * LANES + unit % LANES] = unit < H ? w[gate * H + unit] : 0;
+}
+
+/* Add the gradient with respect to the peepholes of units first to last. The order of the sum is that of a
+   block's rows, whatever the number of threads. */
+static void NAME(sum_peepholes)(const Backward *f, int direction, Size first, Size last)
+{
+    const Rows *rows = &f->rows[direction];
+    Size H = f->packed[direction]->H, units = f->packed[direction]->units;
+    REAL *restrict sum = f->gradient[direction].ch;
+    for (Size n = 0; n < rows->count; n++) {
+        Size t = rows->t[n], b = rows->b[n];
+        Size before = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
+        const REAL *cells = f->kept[direction].cells, *dz = (const REAL *)rows->dz + n * 4 * H;
+        const REAL *c = cells + (t * f->B + b) * units, *c_before = cells + (before * f->B + b) * units;
+        for (Size unit = first; unit < last; unit++) {
+            sum[unit] += dz[unit] * c_before[unit];
+            sum[H + unit] += dz[H + unit] * c_before[unit];
+            sum[2 * H + unit] += dz[3 * H + unit] * c[unit];
+        }
+    }
+}
