@@ -249,3 +249,16 @@ def test_a_name_of_control_characters_is_shown_escaped(tmp_path: Path) -> None:
         assert "\x1b" not in str(error.value)
         assert len(str(error.value)) <= 2000
     assert "\x1b" not in repr(xplstm.io.inspect(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("op", ["Cast", "Expand", "Squeeze", "Min", "Concat"])
+@pytest.mark.parametrize("place", [0, 4, 5])
+def test_a_node_without_inputs_proves_nothing(op: str, place: int, tmp_path: Path) -> None:
+    model = ours.export(xplstm.LSTM(I, H, rng=0))
+    model.graph.node.insert(0, onnx.helper.make_node(op, [], ["nothing"]))
+    lstm = next(node for node in model.graph.node if node.op_type == "LSTM")
+    lstm.input[place] = "nothing"
+    onnx.save(model, tmp_path / "m.onnx")
+    xplstm.io.inspect(tmp_path / "m.onnx")
+    with pytest.raises(xplstm.XplstmError, match=r"the LSTM node 'lstm_l0'|batch_first"):
+        xplstm.io.load(tmp_path / "m.onnx")

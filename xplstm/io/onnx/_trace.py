@@ -17,7 +17,7 @@ from xplstm import _merge
 from xplstm._errors import XplstmError
 from xplstm.io.onnx._fold import BudgetError, Evaluator
 from xplstm.io.onnx._graph import Graph, Node
-from xplstm.io.onnx._model import why_not_node
+from xplstm.io.onnx._model import RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import OPERATIONS
 from xplstm.io.onnx._operator import OPERATORS
 
@@ -73,6 +73,8 @@ _IN_PLACE = _SCALING | {
     "Neg",
     "PRelu",
 }
+# In the place of the operator of a malformed node.
+OPAQUE = "opaque"
 _MEASURING = {"Shape", "Size"}
 
 
@@ -90,7 +92,9 @@ class Trace:
     """A graph whose names can be followed backwards and forwards."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        # What is no proper node of its operator says nothing about its inputs.
+        nodes = (n._replace(op=OPAQUE) if n.op in RUNNABLE and why_not_node(n) else n for n in graph.nodes)
+        self.graph = graph = graph._replace(nodes=tuple(nodes))
         self.evaluator = Evaluator(graph)
         self.inputs = {i.name: i for i in graph.inputs}
         self.lengths: dict[str, str] = {}
