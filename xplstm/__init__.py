@@ -5,7 +5,6 @@ import typing as _t
 from types import ModuleType as _ModuleType
 
 from xplstm._array import use_backend
-from xplstm._config import show_config
 from xplstm._dispatch import use_kernel
 from xplstm._errors import (
     ArgumentError,
@@ -18,7 +17,7 @@ from xplstm._errors import (
     XplstmError,
 )
 from xplstm._params import Explanation, LSTMParams, LSTMTrace, Variant
-from xplstm._resources import release_memory, use_threads
+from xplstm._process import release_memory, show_config, use_threads
 from xplstm._state import LSTMState
 from xplstm.functional import lstm, lstm_vjp
 from xplstm.nn import (

@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xplstm import _array
-from xplstm._params import Params, Problem, each
+from xplstm._params import Problem, each
 from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.cells import Params
 from xplstm.kernels.reference import segments
 
 if TYPE_CHECKING:

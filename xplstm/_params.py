@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from xplstm._typing import Array, Device, Namespace
-
-if TYPE_CHECKING:
-    from xplstm.cells import Cell
+from xplstm.cells import Cell
 
 
 class LSTMParams(NamedTuple):
@@ -50,8 +48,6 @@ class LSTMParams(NamedTuple):
     bias_c: Array | None = None
 
 
-Params: TypeAlias = Any
-"""The parameters of one layer and direction: the tuple `Cell.Params` of its cell."""
 P = TypeVar("P", bound=NamedTuple)
 
 

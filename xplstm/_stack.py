@@ -10,10 +10,10 @@ from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
 from xplstm._errors import ArgumentError
-from xplstm._params import Explanation, Noise, Params, Problem
+from xplstm._params import Explanation, Noise, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Lengths, Merge, Namespace
-from xplstm.cells import Cell, Sizes
+from xplstm.cells import Cell, Params, Sizes
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import reference
 

@@ -8,13 +8,47 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
-from xplstm._typing import Array, Namespace
+from xplstm._typing import Array, Device, Namespace
 
 if TYPE_CHECKING:
-    from xplstm._params import Params, Problem
     from xplstm.init import Rule
+
+Params: TypeAlias = Any
+"""The parameters of one layer and direction: the tuple `Cell.Params` of its cell."""
+
+
+class Direction(Protocol):
+    """What a cell asks of the problem that a kernel runs, for one direction."""
+
+    @property
+    def xp(self) -> Namespace:
+        """The array library in use."""
+
+    @property
+    def device(self) -> Device:
+        """Of the arrays."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the arrays' dtype."""
+
+    @property
+    def B(self) -> int:
+        """Batch entries."""
+
+    @property
+    def H(self) -> int:
+        """Hidden units."""
+
+    @property
+    def output_size(self) -> int:
+        """Features of h."""
+
+    @property
+    def noise(self) -> tuple[tuple[int, int], int, int] | None:
+        """Key, stream and first time of the random masks; None where nothing is random."""
 
 
 class Sizes(NamedTuple):
@@ -98,12 +132,12 @@ class Cell(ABC):
     def reason(self) -> str:
         """Why a kernel of the standard LSTM cannot run it, or nothing."""
 
-    def pointwise(self, problem: Problem) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
         """Return how a kernel composes the pointwise step of `problem`, or None where none can."""
         return None
 
     @abstractmethod
-    def at(self, problem: Problem) -> Callable[[int], Equations]:
+    def at(self, problem: Direction) -> Callable[[int], Equations]:
         """Return the equations at each time of the only direction of `problem`."""
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xplstm import init
-from xplstm._params import Problem
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell
+from xplstm.cells import Cell, Direction
 from xplstm.cells.activations import sigmoid
 
 
@@ -135,7 +134,7 @@ class GRUCell(Cell):
         r, z, n, _, h = step
         return r, z, n, (1 - z) * n + z * h
 
-    def at(self, problem: Problem) -> Callable[[int], GRUCell]:  # noqa: ARG002 - the signature of every cell
+    def at(self, problem: Direction) -> Callable[[int], GRUCell]:  # noqa: ARG002 - the signature of every cell
         """Return the same equations at every time."""
         return lambda _: self
 

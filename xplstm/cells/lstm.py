@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xplstm import init
-from xplstm._params import LSTMParams, Problem
+from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Equations, Pointwise
+from xplstm.cells import Cell, Direction, Equations, Pointwise
 from xplstm.cells.activations import sigmoid
 
 STANDARD_STEP = Pointwise(
@@ -92,7 +92,7 @@ class LSTMCell(Cell):
         """Return nothing: kernels are made for it."""
         return ""
 
-    def pointwise(self, problem: Problem) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
         """Return the pointwise step above."""
         return STANDARD_STEP
 
@@ -140,7 +140,7 @@ class LSTMCell(Cell):
         """Return the gates i, f, g, o, and c and h, of one step."""
         return (*step.gates, step.c, project_output(unprojected(xp, step.gates.o, step.c), p))
 
-    def at(self, problem: Problem) -> Callable[[int], Equations]:  # noqa: ARG002
+    def at(self, problem: Direction) -> Callable[[int], Equations]:  # noqa: ARG002
         """Return the same equations at every time."""
         return lambda _: self
 

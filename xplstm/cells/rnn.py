@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xplstm import init
-from xplstm._params import Activation, Problem
+from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Sizes
+from xplstm.cells import Cell, Direction, Sizes
 from xplstm.cells.activations import clipped, clipped_back, slope, value
 from xplstm.cells.lstm import LSTMCell
 
@@ -117,7 +117,7 @@ class ElmanCell(Cell):
         """Return the hidden units of one step."""
         return (step.a,)
 
-    def at(self, problem: Problem) -> Callable[[int], ElmanCell]:  # noqa: ARG002 - the signature of every cell
+    def at(self, problem: Direction) -> Callable[[int], ElmanCell]:  # noqa: ARG002 - the signature of every cell
         """Return the same equations at every time."""
         return lambda _: self
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 from xplstm import _array, _values
 from xplstm._dropout import Purpose, hold_mask, scaled_mask
 from xplstm._errors import ArgumentError, DTypeError
-from xplstm._params import Activation, LSTMParams, Problem, Variant
+from xplstm._params import Activation, LSTMParams, Variant
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Equations, Pointwise, Sizes
+from xplstm.cells import Cell, Direction, Equations, Pointwise, Sizes
 from xplstm.cells.activations import FUNCTIONS, clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import STANDARD, Gates, LSTMCell, project_output
 
@@ -94,7 +94,7 @@ class VariantCell(LSTMCell):
         variant = self.variant
         return bool(variant.zoneout_h or variant.zoneout_c or variant.recurrent_dropout)
 
-    def pointwise(self, problem: Problem) -> Pointwise | None:
+    def pointwise(self, problem: Direction) -> Pointwise | None:
         """Return the options of its step, or None with one that is more than pointwise, or random."""
         variant = self.variant
         if variant.recurrent_dropout and problem.noise is not None:
@@ -124,7 +124,7 @@ class VariantCell(LSTMCell):
             return self
         return VariantCell(self.variant._replace(activations=a[3 * d : 3 * d + 3]))
 
-    def at(self, problem: Problem) -> Callable[[int], Equations]:
+    def at(self, problem: Direction) -> Callable[[int], Equations]:
         """Return the equations at each time, with the random masks of that time."""
         variant = self.variant
         dropped = _recurrent_mask(problem, variant.recurrent_dropout)
@@ -147,7 +147,7 @@ def _pointwise(variant: Variant) -> Pointwise:
     return Pointwise(variant.coupled, activations, gate_clip, cell_clip)
 
 
-def _recurrent_mask(problem: Problem, p: float) -> Array | None:
+def _recurrent_mask(problem: Direction, p: float) -> Array | None:
     """What scales h on its way to the gates at every step of a call with noise."""
     if p == 0 or problem.noise is None:
         return None
@@ -156,7 +156,7 @@ def _recurrent_mask(problem: Problem, p: float) -> Array | None:
     return scaled_mask(xp, shape, p, key, stream, wide, problem.device, Purpose.RECURRENT)
 
 
-def _hold(problem: Problem, p: float, purpose: Purpose, size: int, t: int) -> Array | float:
+def _hold(problem: Direction, p: float, purpose: Purpose, size: int, t: int) -> Array | float:
     """Where zoneout keeps the old value at time `t` of `problem`, or, without noise, how much of it."""
     if p == 0 or problem.noise is None:
         return p

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import _array
-from xplstm._params import Params, Problem, each
+from xplstm._params import Problem, each
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Equations
+from xplstm.cells import Equations, Params
 
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
 PROJECTION_BOUND = 2**20

@@ -1,10 +1,38 @@
-"""What of the machine a process uses: threads of the compiled kernel, and memory kept for the next call."""
+"""What this process can use and uses: backends, kernels, threads of the compiled kernel, and kept memory."""
 
 from __future__ import annotations
 
-from xplstm import _choice, _values
+import platform
+
+from xplstm import _array, _choice, _dispatch, _values
 from xplstm._choice import Chosen
 from xplstm.kernels import _recycled
+
+
+def show_config() -> None:
+    """Print versions, the backends found and usable, and the kernels.
+
+    Looks at CuPy's devices if CuPy is installed; imports no other library.
+
+    Examples
+    --------
+    >>> import xplstm
+    >>> xplstm.show_config()  # doctest: +ELLIPSIS
+    xplstm ...
+    """
+    from xplstm import __version__
+
+    print(f"xplstm {__version__} on Python {platform.python_version()}, {platform.machine()}")
+    print("backends")
+    for name, (_, package) in _array.BACKENDS.items():
+        reason = _array.why_unusable(name)
+        text = "usable" if reason is None else f"not usable: {reason}"
+        print(f"  {name:<17} {_array.version(package) or '-':<12} {text}")
+    print("kernels, fastest first")
+    for name in _dispatch.TABLE:
+        missing, unproven = _dispatch.why_missing(name), _dispatch.load(name).unproven
+        text = f"not usable: {missing}" if missing else unproven and f"only when pinned: {unproven}"
+        print(f"  {name:<17} {text}" if text else f"  {name}")
 
 
 def use_threads(count: int | None) -> Chosen[int | None]:
