@@ -228,3 +228,29 @@ def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: py
         for axes in drawn[0].axes
     ]
     assert looks[0]["torch"] == looks[1]["torch"] != looks[0]["onnxruntime"]
+
+
+@pytest.mark.parametrize("option", peers.VARIANTS)
+def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, also where weights and inputs take the options far from their defaults."""
+    pytest.importorskip("onnxruntime")
+    params, x, dy = peers.problem(SHAPE, peers.VARIANTS[option])
+    scaled = {name: 3 * a for name, a in params.items()}, 3 * x, dy
+    monkeypatch.setattr(peers, "problem", lambda *_: scaled)
+    try:
+        ours, theirs = (peers.builder(f"{n}+{option}")(SHAPE, 1) for n in ("reference", "onnxruntime"))
+        np.testing.assert_allclose(ours.forward(), theirs.forward(), rtol=0, atol=1e-6)
+    finally:
+        xplstm.use_kernel(None)
+
+
+def test_a_small_run_of_variants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["numpy_inplace", "reference+peepholes", "reference+all"]
+    monkeypatch.setattr(bench, "available_variants", lambda: names)
+    numbers = tmp_path / "times.json"
+    argv = ["bench", "--variants", "--shape", "4,2,3,5", "--repeats", "1", "--threads", "1"]
+    assert command.main([*argv, "--json", str(numbers)]) == 0
+    assert list(json.loads(numbers.read_text())["times"]["1"]["train"]["4,2,3,5"]) == names
+    assert "x/reference+all" in capsys.readouterr().out

@@ -266,8 +266,8 @@ def properties(p: cupy_persistent.Plan, case: Case) -> Property:
 
 
 def cuts(case: Case, kind: str, backward: bool) -> list[cupy_persistent.Plan]:
-    """Of cuts over 6 processors one for each combination of properties, of uneven ones for each kernel."""
-    sizes = (cupy_persistent.Chip(6, 232448), case.directions, case.B, case.H, kind)
+    """Of cuts over 5 processors one for each combination of properties, of uneven ones for each kernel."""
+    sizes = (cupy_persistent.Chip(5, 232448), case.directions, case.B, case.H, kind)
     found: dict[Any, cupy_persistent.Plan] = {}
     for p in cupy_persistent._plans(*sizes, backward, cupy_persistent.COSTS):
         which, has = p.units if kind in cupy_persistent.STEP_OF_K else p.tile_rows, properties(p, case)

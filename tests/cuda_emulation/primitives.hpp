@@ -96,11 +96,7 @@ inline unsigned lane() { return thread % WARP; }
 /* Threads that wait for work from one launch to the next. */
 class Pool {
 public:
-    ~Pool()
-    {
-        work = nullptr;
-        begin();
-    }
+    ~Pool() { end(); }
 
     void run(unsigned count, void (*f)(void *, unsigned), void *with)
     {
@@ -113,14 +109,25 @@ public:
         begin();
         for (unsigned rest = left.load(); rest; rest = left.load())
             left.wait(rest);
+        if (threads.size() > KEPT)
+            end();
     }
 
 private:
+    /* Each kernel of each library has a pool: more idle threads than these would add up to thousands. */
+    static constexpr unsigned KEPT = 128;
     std::atomic<unsigned> round{0}, left{0};
     void (*work)(void *, unsigned) = nullptr;
     void *argument = nullptr;
     unsigned active = 0;
     std::vector<std::jthread> threads;
+
+    void end()
+    {
+        work = nullptr;
+        begin();
+        threads.clear();
+    }
 
     void begin()
     {

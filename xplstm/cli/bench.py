@@ -18,7 +18,7 @@ from xplstm import _values
 from xplstm._errors import ArgumentError, XplstmError
 from xplstm.cli import results
 from xplstm.cli.engines import Engine
-from xplstm.cli.peers import Shape, available
+from xplstm.cli.peers import Shape, available, available_variants
 
 FORWARD = (
     Shape(100, 1, 3, 8),
@@ -63,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape(parser)
     threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
     parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
+    variants_help = "time options of the LSTM against the standard one, and against those of ONNX Runtime"
+    parser.add_argument("--variants", action="store_true", help=variants_help)
     add_output(parser, ROUNDS)
 
 
@@ -140,18 +142,27 @@ def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table for everything timed and each number of threads."""
+    """Measure, print a table for everything timed and each number of threads, and write the files."""
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
-    names, cases = available(), _cases(args.shape)
-    rounds, threads = args.repeats, args.threads
-    print(f"{results.processor()}, {os.cpu_count()} cores, float32, one layer of one direction")
-    print(f"microseconds a step: median of {rounds} interleaved rounds, results checked equal first")
-    print("x/peer: the peer's time over ours, median of the rounds; above 1 we are faster")
+    names = available_variants() if args.variants else available()
+    report = measure(names, _cases(args.shape), args.threads, args.repeats)
+    print(report)
+    if args.json:
+        args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    if args.plot:
+        results.draw(report.found, args.plot)
+    return 0
+
+
+def measure(
+    names: list[str], cases: list[tuple[str, Shape]], threads: tuple[int, ...], rounds: int
+) -> results.Report:
+    """Time every engine at every case on each number of threads, after a check that results are equal."""
     found: dict[int, results.Found] = {n: {what: {} for what, _ in cases} for n in threads}
     with ExitStack() as stack:
-        # The processes that stand still must not outlive this one.
+        # The stopped processes must not outlive this one.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
         engines = [stack.enter_context(Engine(name, n)) for n in threads for name in names]
         peaks = {n: max(e.product() for e in engines if e.threads == n) for n in threads}
@@ -159,19 +170,12 @@ def run(args: argparse.Namespace) -> int:
         for what, shape in cases:
             trains = [engine.build(shape) for engine in engines]
             able = [e for e, train in zip(engines, trains, strict=True) if train or what != "train"]
-            _check_equal(able, what, shape)
+            for option in dict.fromkeys(engine.name.partition("+")[2] for engine in able):
+                same = [engine for engine in able if engine.name.partition("+")[2] == option]
+                _check_equal(same, what, shape)
             for (n, name), times in _interleave(able, what, shape, rounds, advance).items():
                 found[n][what].setdefault(shape, {})[name] = times
-    for n, kinds in found.items():
-        for what, rows in kinds.items():
-            print(f"\n{results.table(what, n, rows, peaks[n])}")
-        peak = f"{peaks[n]:.0f} GFLOP/s in the fastest large product of matrices"
-        print(f"\npeak with {n} thread{'s' * (n > 1)}: {peak}")
-    if args.json:
-        args.json.write_text(json.dumps(results.report(found, peaks, rounds), indent=1) + "\n")
-    if args.plot:
-        results.draw(found, args.plot)
-    return 0
+    return results.Report(found, peaks, rounds)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import xplstm
-from xplstm import _dispatch
+from xplstm import Variant, _dispatch
 
 
 class Shape(NamedTuple):
@@ -37,10 +38,22 @@ class Work(NamedTuple):
     """dx after a forward and a backward pass."""
 
 
-def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+VARIANTS = {
+    "peepholes": Variant(peepholes=True),
+    "coupled": Variant(coupled=True),
+    "hard_sigmoid": Variant(activations=("hard_sigmoid", "tanh", "tanh")),
+    "gate_clip": Variant(gate_clip=1.0),
+    "all": Variant(True, True, ("hard_sigmoid", "tanh", "tanh"), gate_clip=1.0),
+}
+"""Timed by ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
+
+
+def problem(
+    shape: Shape, variant: Variant | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Parameters, x and dy, the same in every process."""
     rng = np.random.default_rng(0)
-    params: dict[str, Any] = xplstm.LSTM(shape.I, shape.H, rng=rng).params
+    params: dict[str, Any] = xplstm.LSTM(shape.I, shape.H, rng=rng, variant=variant).params
     x = rng.standard_normal((shape.T, shape.B, shape.I), dtype=np.float32)
     return params, x, rng.standard_normal((shape.T, shape.B, shape.H), dtype=np.float32)
 
@@ -48,10 +61,11 @@ def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray
 def kernel(name: str) -> Callable[[Shape, int], Work]:
     """One of our own kernels."""
 
-    def build(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it has read its environment already
+    # Its process has read the number of threads from its environment.
+    def build(shape: Shape, threads: int, variant: Variant | None = None) -> Work:  # noqa: ARG001
         xplstm.use_kernel(name)
-        params, x, dy = problem(shape)
-        lstm = xplstm.LSTM(shape.I, shape.H)
+        params, x, dy = problem(shape, variant)
+        lstm = xplstm.LSTM(shape.I, shape.H, variant=variant)
         lstm.load_state_dict(params)
         frozen = lstm.freeze()
         if shape.T == 1:
@@ -97,13 +111,13 @@ def build_torch(shape: Shape, threads: int) -> Work:
     return Work(forward, train)
 
 
-def build_onnxruntime(shape: Shape, threads: int) -> Work:
+def build_onnxruntime(shape: Shape, threads: int, variant: Variant | None = None) -> Work:
     """ONNX Runtime's LSTM on the CPU."""
     import onnx
     import onnxruntime
     from onnx import helper, numpy_helper
 
-    params, x, _ = problem(shape)
+    params, x, _ = problem(shape, variant)
     H = shape.H
 
     def iofc(a: np.ndarray) -> np.ndarray:
@@ -114,20 +128,40 @@ def build_onnxruntime(shape: Shape, threads: int) -> Work:
         "R": iofc(params["weight_hh_l0"])[None],
         "B": np.concatenate([iofc(params["bias_ih_l0"]), iofc(params["bias_hh_l0"])])[None],
     }
+    inputs, options = ["x", *weights], _onnx_options(variant)
+    if variant is not None and variant.peepholes:
+        i, f, o = np.split(params["weight_ch_l0"], 3)
+        weights["P"] = np.concatenate([i, o, f])[None]
+        inputs += ["", "", "", "P"]
     graph = helper.make_graph(
-        [helper.make_node("LSTM", ["x", *weights], ["y"], hidden_size=H)],
+        [helper.make_node("LSTM", inputs, ["y"], hidden_size=H, **options)],
         "lstm",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, list(x.shape))],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [shape.T, 1, shape.B, H])],
         [numpy_helper.from_array(a, name) for name, a in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), session_options, providers=["CPUExecutionProvider"]
     )
     return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
+
+
+def _onnx_options(variant: Variant | None) -> dict[str, Any]:
+    """Return the attributes of the ONNX operator for one of VARIANTS."""
+    options: dict[str, Any] = {}
+    if variant is None:
+        return options
+    if variant.activations[0] == "hard_sigmoid":
+        options |= {"activations": ["HardSigmoid", "Tanh", "Tanh"], "activation_alpha": [0.2]}
+        options["activation_beta"] = [0.5]
+    if variant.coupled:
+        options["input_forget"] = 1
+    if variant.gate_clip is not None:
+        options["clip"] = variant.gate_clip
+    return options
 
 
 def scanned(p: dict[str, Any], x: Any) -> Any:
@@ -177,9 +211,18 @@ def available() -> list[str]:
     return [*ours, *peers]
 
 
+def available_variants() -> list[str]:
+    """Return the fastest of our kernels, that kernel with each of VARIANTS, and ONNX Runtime with each."""
+    ours, *rest = available()
+    both = [ours, *(name for name in rest if name == "onnxruntime")]
+    return [ours, *(f"{name}+{option}" for name in both for option in VARIANTS)]
+
+
 def builder(name: str) -> Callable[[Shape, int], Work]:
     """What makes an engine ready for a shape and a number of threads."""
-    return PEERS[name][0] if name in PEERS else kernel(name)
+    base, _, option = name.partition("+")
+    build: Callable[..., Work] = PEERS[base][0] if base in PEERS else kernel(base)
+    return partial(build, variant=VARIANTS[option]) if option else build
 
 
 # Rows and columns of the matrices whose product is the machine's measure.

@@ -7,10 +7,11 @@ import platform
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xplstm._errors import ArgumentError, BackendError
 from xplstm.cli.peers import PEERS, Shape
@@ -33,7 +34,12 @@ MARKERS = "*osD^v<>pX"
 
 def ratio(times: Times, ours: str, other: str) -> float:
     """Median over the rounds of the other's time over ours."""
-    return statistics.median(b / a for a, b in zip(times[ours], times[other], strict=True))
+    return median_ratio(times[ours], times[other])
+
+
+def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
+    """Return the median over the rounds of the other's time over ours."""
+    return statistics.median(b / a for a, b in zip(ours, other, strict=True))
 
 
 def mean_ratios(rows: dict[Shape, Times], ours: str) -> dict[str, float]:
@@ -71,29 +77,50 @@ def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str
     return "\n".join([f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}", *text])
 
 
-def report(found: dict[int, Found], peaks: dict[int, float], rounds: int) -> dict[str, Any]:
-    """Everything measured, with what is needed to measure it again."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", "xplstm", *sys.argv[1:]]),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions(),
-        "rounds": rounds,
-        "unit": "microseconds a step, float32, one layer of one direction",
-        "peak GFLOP/s": {str(threads): float(f"{peak:.7g}") for threads, peak in peaks.items()},
-        "geometric means": {
-            str(threads): {what: _rounded(rows) for what, rows in kinds.items()}
-            for threads, kinds in found.items()
-        },
-        "times": {
-            str(threads): {
-                what: {str(shape): times for shape, times in rows.items()} for what, rows in kinds.items()
-            }
-            for threads, kinds in found.items()
-        },
-    }
+class Report(NamedTuple):
+    """Everything measured, by number of threads."""
+
+    found: dict[int, Found]
+    peaks: dict[int, float]
+    """1e9 operations a second of the fastest large product of matrices."""
+    rounds: int
+
+    def __str__(self) -> str:
+        """Return the tables."""
+        parts = [
+            f"{processor()}, {os.cpu_count()} cores, float32, one layer of one direction\n"
+            f"microseconds a step: median of {self.rounds} interleaved rounds, results checked equal first\n"
+            "x/peer: the peer's time over ours, median of the rounds; above 1 we are faster"
+        ]
+        for n, kinds in self.found.items():
+            parts += [table(what, n, rows, self.peaks[n]) for what, rows in kinds.items()]
+            peak = f"{self.peaks[n]:.0f} GFLOP/s in the fastest large product of matrices"
+            parts.append(f"peak with {n} thread{'s' * (n > 1)}: {peak}")
+        return "\n\n".join(parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything measured, with what is needed to measure it again."""
+        kinds_of = self.found.items()
+        return {
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": shlex.join(["python", "-m", "xplstm", *sys.argv[1:]]),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "versions": versions(),
+            "rounds": self.rounds,
+            "unit": "microseconds a step, float32, one layer of one direction",
+            "peak GFLOP/s": {str(threads): float(f"{peak:.7g}") for threads, peak in self.peaks.items()},
+            "geometric means": {
+                str(n): {what: _rounded(rows) for what, rows in kinds.items()} for n, kinds in kinds_of
+            },
+            "times": {
+                str(n): {
+                    what: {str(shape): times for shape, times in rows.items()} for what, rows in kinds.items()
+                }
+                for n, kinds in kinds_of
+            },
+        }
 
 
 def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
@@ -154,6 +181,11 @@ def draw(found: dict[int, Found], file: Path) -> None:
             axes.set_title(f"{what}, {threads} thread{'s' * (threads > 1)}")
     grid[0, 0].legend(fontsize=8)
     figure.supxlabel("the other's time over ours: right of the line we are faster")
+    write_figure(figure, file)
+
+
+def write_figure(figure: Any, file: Path) -> None:
+    """Write a figure, the same bytes for the same numbers."""
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 

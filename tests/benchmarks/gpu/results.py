@@ -12,6 +12,7 @@ from tests.benchmarks.gpu.engines import OURS, PRECISIONS
 from xplstm._durable import write_durably
 from xplstm._errors import FormatError
 from xplstm.cli.peers import Shape
+from xplstm.cli.results import median_ratio, write_figure
 
 UNIT = "microseconds a step, one layer of one direction"
 TITLES = {"forward": "inference", "train": "training: forward, backward and all gradients"}
@@ -89,7 +90,7 @@ def timed(rows: Iterable[Row]) -> Table:
 
 def ratio(ours: Row, other: Row) -> float:
     """Median over the rounds of the other's time over ours."""
-    return statistics.median(b / a for a, b in zip(ours.times, other.times, strict=True))
+    return median_ratio(ours.times, other.times)
 
 
 def best(engines: dict[str, Row]) -> Row | None:
@@ -234,7 +235,7 @@ def draw(rows: Iterable[Row], file: Path) -> None:
             axes.set_title(f"{what}, {precision}")
     figure.supylabel("torch.nn.LSTM's time over ours: above the line we are faster")
     figure.supxlabel("hidden size")
-    figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    write_figure(figure, file)
 
 
 def _panel(axes: Any, ratios: dict[Shape, float]) -> None:
