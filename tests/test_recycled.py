@@ -98,11 +98,11 @@ def test_what_waits_and_what_is_used_are_never_more_than_was_used_at_once():
 def test_what_waited_for_long_is_given_back(monkeypatch: pytest.MonkeyPatch):
     a, b = (_recycled.empty((LARGE,), FLOAT) for _ in range(2))
     del a
-    _recycled.pieces.let_go()
+    _recycled.pieces.free_idle()
     assert held() > 4 * 2 * LARGE
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + _recycled.LONG + 1)
-    _recycled.pieces.let_go()
+    _recycled.pieces.free_idle()
     assert 4 * LARGE < held() < 4 * 2 * LARGE
     del b
 

@@ -1,7 +1,7 @@
 """Large arrays in memory that is used again.
 
 An operating system hands out memory in small pages and clears each: a training step that asks for its
-residuals and gradients anew may spend much of its time on that. Here a piece whose last array is gone
+residuals and gradients in each step may spend much of its time on that. Here a piece whose last array is gone
 waits for the next that fits. Pieces that wait and those in use together are never more than was in use at
 one time, and what waited for long goes back when a kernel is called next.
 """
@@ -17,12 +17,12 @@ SMALLEST = 2**20
 """Bytes of an array from which on it is worth while."""
 
 LONG = 10.0
-"""Seconds after which nobody is expected to want a piece again."""
+"""Seconds after which an idle piece is freed."""
 
 # A piece may be larger than what it is used for by one part in this many.
 _SPARE = 4
 
-# Arrays begin where a line of the cache does, so that no vector of numbers lies in two.
+# Arrays begin at a cache line, so that no vector of numbers crosses two.
 _LINE = 64
 
 
@@ -48,7 +48,7 @@ class Pieces:
         return np.empty(size, np.uint8) if piece is None else piece
 
     def _make_room(self, size: int) -> None:
-        """Let go what waits beyond the most that was used at one time, the longest waiting first."""
+        """Free idle pieces, oldest first, until idle and used together are at most the peak of use."""
         used = size + sum(list(self.used.values()))
         self.most = max(self.most, used)
         waiting = list(self.waiting.items())
@@ -64,8 +64,8 @@ class Pieces:
         self.waiting.clear()
         self.most = sum(list(self.used.values()))
 
-    def let_go(self) -> None:
-        """Give back what waited for long."""
+    def free_idle(self) -> None:
+        """Free what has been idle for LONG."""
         if self.waiting:
             oldest = time.monotonic() - LONG
             for key, (_, since) in list(self.waiting.items()):

@@ -2,7 +2,7 @@
 
 The input projection of all steps is one product. A step is then one product,
 which adds to it, and one kernel, both for both directions at once: the reverse one
-works at its own end of time. The gradients by the weights are single products
+works at its own end of time. The gradients with respect to the weights are single products
 over all steps afterwards.
 
 Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL and XPL-SEQ of
@@ -77,14 +77,14 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Gradients by x, by the initial state and by each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, _walk_back)
 
 
 def _walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
 ) -> tuple[CuPyArray, CuPyArray | None]:
-    """Gradients by z and by the projected states of all steps; `dh` and `dc` end as those by the start."""
+    """Return the gradients of z and of projected states; `dh` and `dc` become those of the initial state."""
     problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
     T, B, H = problem.T, problem.B, problem.H
     dz = call.empty(D, T, B, 4 * H)

@@ -1,4 +1,4 @@
-"""CuPy with one cooperative launch for a whole layer: weights stay on the chip from step to step.
+"""CuPy with one cooperative launch for a whole layer: weights stay on-chip from step to step.
 
 Each block holds some hidden units' rows of W_hh; blocks wait for each other by
 counters. How the work is cut is chosen by a model of its cost on the device at
@@ -12,7 +12,7 @@ every bit of the outputs is that of XPL-EXACT. So it is while the stream is capt
 a CUDA graph, since CuPy refuses every call of cuBLAS then.
 
 Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL, XPL-SEQ and
-XPL-EXACT of the specification; weights that stay on the chip after Diamos et al. (2016).
+XPL-EXACT of the specification; weights that stay on-chip after Diamos et al. (2016).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Costs(NamedTuple):
     step: float = 0.5
     """Microseconds of a step's gates and barriers."""
     cache_bytes: float = 48.0
-    """Bytes a cycle that one multiprocessor gets from the second cache."""
+    """Bytes a cycle that one multiprocessor gets from the L2 cache."""
     all_cache_bytes: float = 2600.0
     """Bytes a cycle that all of them together get."""
     fused_step: float = 10.0
@@ -102,7 +102,7 @@ class Plan(NamedTuple):
     """Microseconds a step, by the model."""
 
     def fields(self) -> dict[str, int]:
-        """Those that the kernel is told, by name."""
+        """Return those that the kernel takes, by name."""
         return {name: getattr(self, name) for name in PLAN.split()}
 
 
@@ -115,14 +115,14 @@ def _up(a: int, b: int) -> int:
 def best_plan(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Plan | None:
-    """The cheapest cut that fits the chip, if there is one; `kind` is that of the numbers."""
+    """Return the cheapest partition that fits the chip, if there is one; `kind` is that of the numbers."""
     return min(_plans(chip, directions, B, H, kind, backward, costs), key=lambda p: p.cost, default=None)
 
 
 def _plans(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Iterator[Plan]:
-    """Every cut that fits, of at most a block for each processor."""
+    """Yield every partition that fits, of at most a block for each SM."""
     mma = kind in STEP_OF_K
     for groups in range(1, min(_up(B, TILE_ROWS if mma else LANE_ROWS), chip.processors // directions) + 1):
         rows, most = _up(B, groups), chip.processors // (directions * groups)
@@ -157,14 +157,14 @@ def _held(p: Plan, backward: bool, wide: int) -> int:
 
 
 def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
-    """Weights, h of one pass or of two by turns, sums of slices, biases, cells."""
+    """Weights, h of one pass, or double-buffered, sums of slices, biases, cells."""
     columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, launch.KINDS[kind]
     numbers = H * (columns + rows * min(p.passes, 2)) + _up(H, BLOCK_OF_K) * rows * columns + columns
     return p._replace(shared=numbers * wide + _held(p, False, wide))
 
 
 def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
-    """Weights, sums of slices, cells; dz as a whole, or two chunks of it by turns in what is left."""
+    """Weights, sums of slices, cells; dz as a whole, or double-buffered chunks of it in the rest."""
     rows, wide = p.tiles * p.tile_rows, launch.KINDS[kind]
     slices = max(1, THREADS // WARP // (p.tiles * (p.units // UNITS)))
     fixed = (4 * H * p.units + slices * rows * p.units) * wide + _held(p, True, wide)
@@ -231,12 +231,12 @@ def _fma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
 
 def _from_cache(p: Plan, size: int, costs: Costs) -> float:
-    """Cycles in which every block gets that many bytes from the second cache."""
+    """Cycles in which every block gets that many bytes from the L2 cache."""
     return max(size / costs.cache_bytes, size * p.groups * p.unit_blocks / costs.all_cache_bytes)
 
 
 def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
-    """Cycles of a pass: words of h come from the second cache while products are made; then the slices' sums.
+    """Cycles of a pass: words of h come from the L2 cache while products are made; then the slices' sums.
 
     One of four tensor cores takes 8 cycles for an instruction, and weights in shared memory 2 for each.
     """
@@ -335,7 +335,7 @@ def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, se
 def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
     """One cooperative launch, refused where fewer blocks than these run at the same time.
 
-    They stand along y: of a grid along x alone CuPy would launch what fits, and the others be waited for.
+    Blocks are numbered along y: along x CuPy would launch only those that fit, and they would wait forever.
     """
     kind = layer.kind(call.problem)
     file, each = ("persistent_mma.cu", plan.units) if kind in STEP_OF_K else ("persistent.cu", plan.tile_rows)
@@ -378,7 +378,7 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Gradients by x, by the initial state and by each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, _walk_back)
 
 

@@ -129,7 +129,7 @@ def forward(
     problem: Problem, packed: Packed, x: np.ndarray, state: LSTMState, valid: np.ndarray | None
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
-    _recycled.pieces.let_go()
+    _recycled.pieces.free_idle()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     y = (empty if valid is None else zeros)(shape, x.dtype)
@@ -162,7 +162,7 @@ def _readable(x: np.ndarray) -> np.ndarray:
 
 
 def _whole(a: Any) -> np.ndarray:
-    """`a` in one piece, at an address where the processor takes numbers."""
+    """Return `a`, contiguous and aligned."""
     a = np.ascontiguousarray(a)
     return a if a.flags.aligned else a.copy()
 
@@ -195,7 +195,7 @@ def _keep(
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
-    """Gradients by x, by the initial state and by each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     problem, packed, x, h_0, lengths, mask, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dh_0, dc_0 = (np.array(a, order="C") for a in dstate_n)

@@ -2,7 +2,7 @@
 
 Buffers are feature-major, (features, batch): a gate is then a contiguous block
 of rows, and OpenBLAS multiplies ``W (4H, H) @ h (H, B)`` faster than the
-transposed product. The gates stand in the order i, f, o, g, and the rows of i, f
+transposed product. The gates are in the order i, f, o, g, and the rows of i, f
 and o are halved beforehand, since ``sigmoid(z) = (1 + tanh(z / 2)) / 2``: one
 tanh then serves all four.
 
@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     """One direction's weights, gates in the order i, f, o, g, the rows of i, f and o halved.
 
     The bias is one more column of `ih`, for inputs with a one at their end: the
-    product then adds it, and its gradient comes out beside that of `ih`.
+    product then adds it, and its gradient is a column of that of `ih`.
     """
 
     ih: np.ndarray
@@ -54,7 +54,7 @@ class Packing(NamedTuple):
 
     Step k of the walk owns the packed rows ``starts[k]:starts[k + 1]``. With
     ragged rows, `order` sorts them by falling number of steps, and `times` and
-    `rows` say where in (T, B) each packed row stands; all are None where every
+    `rows` give the place in (T, B) of each packed row; all are None where every
     row has every step.
     """
 
@@ -192,7 +192,7 @@ def forward(
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
     T, B, P = problem.T, problem.B, problem.output_size
-    _recycled.pieces.let_go()
+    _recycled.pieces.free_idle()
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     y = (empty if valid is None else zeros)((T, B, P * len(weights)), x.dtype)
     state_n = LSTMState(np.empty_like(state.h), np.empty_like(state.c))
@@ -283,7 +283,7 @@ def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMSta
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
-    """Gradients by x, by the initial state and by each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     problem, weights, x, kept = residuals
     P = problem.output_size
     dx = _recycled.zeros(x.shape, x.dtype)
@@ -351,7 +351,7 @@ def _deactivate(
     dz: np.ndarray,
     buffers: np.ndarray,
 ) -> np.ndarray:
-    """Write the gradient by the halved z into `dz`, turn `dc` from c' to c, and give o * tanh(c')."""
+    """Write the gradient with respect to the halved z into `dz`, that of c into `dc`; return o * tanh(c')."""
     H, n = c.shape
     ifo, g = gates[: 3 * H], gates[3 * H :]
     i, f, o = ifo[:H], ifo[H : 2 * H], ifo[2 * H :]
@@ -392,7 +392,7 @@ def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
 
 
 def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMParams:
-    """Gradients by the user's weights from those by the halved and reordered ones."""
+    """Return the gradients of the user's weights from those of the halved and reordered ones."""
     dih, dhh = (_unhalved(a, problem.H) for a in total[:2])
     dhr = None if w.hr is None else total[2]
     if not problem.bias:

@@ -92,7 +92,7 @@ def fields(spec: str) -> np.dtype:
 
 
 def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
-    """One struct, which a launch passes by value; arrays stand for their addresses, None for null."""
+    """One struct, which a launch passes by value; an array becomes its address, None becomes null."""
     packed = np.zeros(1, dtype)
     for name, value in values.items():
         packed[name] = address(value) if hasattr(value, "data") else (0 if value is None else value)
@@ -100,15 +100,15 @@ def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
 
 
 def address(a: CuPyArray) -> int:
-    """Where the first element of `a` stands in the device's memory."""
+    """Return the address of the first element of `a` in device memory."""
     return int(a.data.ptr)
 
 
 class Matrix(NamedTuple):
-    """How an operand of a product lies in memory, row after row.
+    """The layout of an operand of a product in memory, row by row.
 
     `step` counts elements from one row to the next; a transposed operand is
-    the transpose of what lies there.
+    the transpose of what is stored.
     """
 
     step: int

@@ -1,4 +1,4 @@
-/* A layer's sizes, which of its steps exist, and where its states stand. */
+/* A layer's sizes, which of its steps exist, and the places of its states. */
 
 /* Sizes of a layer, and which steps exist: all, those before lengths[b], or those in mask (T, B). */
 struct Layer {
@@ -29,7 +29,7 @@ DEVICE Step step_of(const Layer &layer, Size d, Size k)
     return {k, k, k + 1};
 }
 
-/* Where row b of a step's state stands; a single slot holds every step's. */
+/* The row of batch entry b in a step's state; a single slot holds every step's. */
 DEVICE Size state_row(const Layer &layer, Size slots, Size d, Size slot, Size b)
 {
     return (d * slots + (slots > 1 ? slot : 0)) * layer.B + b;

@@ -1,4 +1,4 @@
-"""What CuPy's kernels share: a layer's buffers, the input projection, and the gradients by the weights.
+"""What CuPy's kernels share: a layer's buffers, the input projection, and the gradients of the weights.
 
 A kernel of `kernels/` is what walks through time between these. Everything is indexed by time. Of h and
 c there are T + 1 slots: a forward direction's state before time t is in slot t, a
@@ -278,7 +278,7 @@ def _segments(problem: Problem, held: int) -> list[Segment]:
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, walk_back: WalkBack
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Gradients by x, by the initial state and by each direction's parameters.
+    """Return the gradients with respect to x, the initial state and each direction's parameters.
 
     `walk_back` gives those by z and by the projected states of all steps, and turns those by the last
     state into those by the first.

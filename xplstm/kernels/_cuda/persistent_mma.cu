@@ -36,7 +36,7 @@ DEVICE Slice slice_of(int height)
     return {steps, share, (steps + share - 1) / share, begin, left < 0 ? 0 : left < share ? left : share};
 }
 
-/* Weights of a block's column for number k: forward the four gates of a unit stand side by side, in two tiles
+/* Weights of a block's column for number k: forward the four gates of a unit are neighbours, in two tiles
    of 8 columns; backward a column is a unit. */
 template <bool BACK> DEVICE Sent weight_at(const Stored *weight, int H, int unit, int tile, int column, int k)
 {
@@ -107,30 +107,30 @@ template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *fro
     read<N>(words[0], from, 0, count);
 #pragma unroll
     for (int first = 0; first < kept(N); first += batch(N)) {
-        int turn = first / batch(N) % 2;
+        int buffer = first / batch(N) % 2;
         if (first >= count)
             continue;
-        read<N>(words[1 - turn], from, first + batch(N), count);
+        read<N>(words[1 - buffer], from, first + batch(N), count);
 #pragma unroll
         for (int at = 0; at < batch(N); at++)
 #pragma unroll
             for (int n = 0; n < N; n++)
-                multiply_16_8(sums[n], words[turn][at].at, weights.kept[first + at][n]);
+                multiply_16_8(sums[n], words[buffer][at].at, weights.kept[first + at][n]);
     }
-    const int turn = kept(N) / batch(N) % 2;
+    const int buffer = kept(N) / batch(N) % 2;
     const unsigned *rest = weights.rest + threadIdx.x % WARP * 2;
     for (int first = kept(N); first < count; first += batch(N)) {
-        read<N>(words[1 - turn], from, first + batch(N), count);
+        read<N>(words[1 - buffer], from, first + batch(N), count);
 #pragma unroll
         for (int at = 0; at < batch(N); at++)
 #pragma unroll
             for (int n = 0; n < N; n++, rest += WARP * 2) {
                 Pair right = pair_at(rest);
-                multiply_16_8(sums[n], words[turn][at].at, right.at);
+                multiply_16_8(sums[n], words[buffer][at].at, right.at);
             }
 #pragma unroll
         for (int at = 0; at < batch(N); at++)
-            words[turn][at] = words[1 - turn][at];
+            words[buffer][at] = words[1 - buffer][at];
     }
 }
 

@@ -1,6 +1,6 @@
 /* What only a GPU has a word for. Everything else of the sources is C++ that a host compiler reads as well.
 
-   Arithmetic stands in PTX: CuPy compiles with -ftz=true, which would flush the subnormal numbers of
+   Arithmetic is in PTX: CuPy compiles with -ftz=true, which would flush the subnormal numbers of
    __fmaf_rn and its like, and a compiler may contract what is not spelled out. */
 
 #define DEVICE __device__ __forceinline__
@@ -103,7 +103,7 @@ DEVICE unsigned short half_from_float(float a)
 extern __shared__ __align__(16) unsigned char shared_bytes[];
 DEVICE unsigned char *shared_memory() { return shared_bytes; }
 
-/* Orders what this block's threads wrote before for whoever reads `value` with load_acquire. */
+/* Release: a thread that reads `value` by load_acquire sees what this block's threads wrote before. */
 DEVICE void store_release(unsigned *at, unsigned value)
 {
     asm volatile("st.release.gpu.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
@@ -118,14 +118,14 @@ DEVICE unsigned load_acquire(const unsigned *at)
 
 DEVICE void rest() { __nanosleep(20); }
 
-/* 16 bytes to shared memory past the first cache, which knows nothing of other blocks' writes. */
+/* Copy 16 bytes to shared memory past the L1 cache, which is not coherent with the writes of other SMs. */
 DEVICE void copy_fresh(void *to, const void *from)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(from) : "memory");
 }
 
-/* One number to shared memory, while this thread goes on. */
+/* Copy one number to shared memory asynchronously. */
 template <typename A> DEVICE void copy_soon(A *to, const A *from)
 {
     unsigned at = (unsigned)__cvta_generic_to_shared(to);
@@ -142,7 +142,7 @@ struct Words {
     unsigned at[4];
 };
 
-/* Past the first cache too. */
+/* Past the L1 cache too. */
 DEVICE Words read_fresh(const void *from)
 {
     Words w;

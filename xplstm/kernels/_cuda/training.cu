@@ -1,4 +1,4 @@
-/* What training does beside the layers: updates and clipping, cross-entropy, random masks, the gradient of a
+/* Training outside the layers: updates and clipping, cross-entropy, random masks, the gradient of a
    table of rows. No sum is made by atomics: every order of additions depends on sizes alone.
 
    Derived from the generic code of xplstm.optim, xplstm.losses, xplstm._dropout and xplstm.nn. */

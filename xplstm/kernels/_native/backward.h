@@ -28,7 +28,7 @@ static void NAME(pack_backward)(const Backward *f, int direction, int member, in
 
 /* The pointwise step backward for one vector of units: dz of the four gates, dc overwritten by the gradient
    with respect to the c before. Return o * tanh(c'). */
-INLINE V NAME(unit_back)(const REAL *gates, V c, V c_before, V dm, REAL *dc, V dz[4])
+INLINE V NAME(backward_unit)(const REAL *gates, V c, V c_before, V dm, REAL *dc, V dz[4])
 {
     V i = load(gates), f = load(gates + LANES), g = load(gates + 2 * LANES), o = load(gates + 3 * LANES);
     V tanh_c = NAME(tanh)(c), one = all(1), dm_o = dm * o;
@@ -93,7 +93,7 @@ static REAL *NAME(dh_of)(const Back *w, Size b) { return (REAL *)w->f->dh[w->dir
 
 /* Add dy to the gradient with respect to the projected state, keep the sum for the gradient of weight_hr, and
    multiply it by weight_hr. */
-static void NAME(unproject)(const Back *w, Size t, Size n)
+static void NAME(backward_project)(const Back *w, Size t, Size n)
 {
     const Backward *f = w->f;
     Size P = w->p->P, H = w->p->H, wide = NAME(outputs)(H) * PANEL;
@@ -111,7 +111,7 @@ static void NAME(unproject)(const Back *w, Size t, Size n)
 }
 
 /* dz of own panels, from the layout of panels back to the order i, f, g, o. */
-static void NAME(deactivate)(const Back *w, Size t, Size from, Size n)
+static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
 {
     const Backward *f = w->f;
     const Packed *p = w->p;
@@ -137,8 +137,8 @@ static void NAME(deactivate)(const Back *w, Size t, Size from, Size n)
             const REAL *gate = gates + 4 * unit;
             V before_unit = load(c_before + unit);
             V out = p->pointwise.composed
-                        ? NAME(composed_back)(p, unit, gate, before_unit, dm, dc_unit, d)
-                        : NAME(unit_back)(gate, load(c + unit), before_unit, dm, dc_unit, d);
+                        ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d)
+                        : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
             for (Size gate = 0; gate < 4; gate++)
                 if (width == LANES)
                     store(dz + gate * H + unit, d[gate]);
@@ -189,11 +189,11 @@ static void NAME(walk_back)(const Backward *f, int direction, int member, char *
                 Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
                 Back part = w;
                 part.active += from;
-                NAME(unproject)(&part, t, rows);
-                NAME(deactivate)(&w, t, from, rows);
+                NAME(backward_project)(&part, t, rows);
+                NAME(backward_gates)(&w, t, from, rows);
             }
         else
-            NAME(deactivate)(&w, t, 0, n);
+            NAME(backward_gates)(&w, t, 0, n);
         if (barrier)
             barrier_wait(barrier);
         if (n)

@@ -1,5 +1,5 @@
 /* The pointwise step with options: peepholes, coupled gates, activations, clips. The walk is that of the
-   standard cell, which keeps its own step: `gates` and `unit_back` have no branch on an option.
+   standard cell, which keeps its own step: `gates` and `backward_unit` have no branch on an option.
 
    The forward pass keeps z where the standard step keeps the gates: the slopes of most activations need z,
    and the gates of a step are recomputed from it. Derived from xplstm.cells.variant, clause XPL-VAR. */
@@ -137,8 +137,9 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
     }
 }
 
-/* `unit_back` with options, from the kept z. */
-static V NAME(composed_back)(const Packed *p, Size unit, const REAL *z, V c_before, V dm, REAL *dc, V dz[4])
+/* `backward_unit` with options, from the kept z. */
+static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_before, V dm, REAL *dc,
+                                 V dz[4])
 {
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;

@@ -233,7 +233,7 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
 
 /* Point to what the batch entries of step t read and write. c' is written beside c while the gates are kept,
    so that the backward pass finds the c of every step. */
-static void NAME(aim)(Walk *w, Size t, Size n)
+static void NAME(locate)(Walk *w, Size t, Size n)
 {
     const Forward *f = w->f;
     const Packed *p = w->p;
@@ -272,8 +272,7 @@ static void NAME(project)(Walk *w, Size t, Size n)
     }
 }
 
-/* The pointwise step of `rows` batch entries, from the `from`-th active one on, for the panel that begins at
- * `unit`. */
+/* The pointwise step of `rows` batch entries, from the `from`-th active one on, for the panel at `unit`. */
 INLINE void NAME(point)(const Walk *w, const REAL *z, Size from, Size rows, Size unit)
 {
     const Packed *p = w->p;
@@ -288,7 +287,7 @@ INLINE void NAME(point)(const Walk *w, const REAL *z, Size from, Size rows, Size
 }
 
 /* One step of one batch entry: the products of all own panels, then their gates. */
-static void NAME(single)(Walk *w, const REAL *hoisted, const REAL *x)
+static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
     Size mine = w->panels - w->panel;
@@ -308,7 +307,7 @@ static void NAME(single)(Walk *w, const REAL *hoisted, const REAL *x)
 
 /* One step of many batch entries, panel by panel: the gates follow the product of a panel while
    z is in the L1 cache. */
-static void NAME(many)(Walk *w, Size n, const REAL *hoisted)
+static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
     Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
@@ -360,14 +359,14 @@ static void NAME(forward)(const Forward *f, int direction, int member, char *scr
             hoisted = w.hoisted;
         }
         Size n = NAME(find_active)(&w, t, w.active);
-        NAME(aim)(&w, t, n);
+        NAME(locate)(&w, t, n);
         if (!hoisted)
             for (Size k = 0; k < n; k++)
                 w.x_rows[k] = NAME(x_at)(f, t, w.active[k]);
         if (n == 1)
-            NAME(single)(&w, hoisted, w.x_rows[0]);
+            NAME(step_one)(&w, hoisted, w.x_rows[0]);
         else
-            NAME(many)(&w, n, hoisted);
+            NAME(step_batch)(&w, n, hoisted);
         hoisted = hoisted ? hoisted + n * mine * PANEL : NULL;
         if (w.p->projected) {
             if (barrier)

@@ -17,7 +17,7 @@ enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 
 /* Rows of a thread of its own that keep a tile of registers busy. */
 enum { WORTH_ROWS = 4 };
 
-/* Bytes of a state's weights that are too many for a core's second cache, and units for each row of a thread
+/* Bytes of a state's weights that exceed the L2 cache of a core, and units for each row of a thread
    from which on reading its share of them for all rows is less than reading all of them for its rows. Shares
    may differ by one panel in EVEN. */
 enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32, EVEN = 16 };
@@ -25,13 +25,13 @@ enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32, EVEN = 16 };
 /* Rows whose products over all steps are made together. */
 enum { BLOCK_ROWS = 1024 };
 
-/* The threads of a call: the pool's where nobody else has them, and its memory. */
+/* The threads and memory of a call: the pool's, or the calling thread alone where the pool is taken. */
 typedef struct Crew {
     int threads, owned;
     char *memory;
 } Crew;
 
-static int hire(Crew *crew, int threads)
+static int acquire_crew(Crew *crew, int threads)
 {
     int got = pool_acquire(threads);
     crew->owned = got > 0;
@@ -39,13 +39,13 @@ static int hire(Crew *crew, int threads)
     return crew->threads;
 }
 
-static int equip(Crew *crew, size_t bytes)
+static int allocate(Crew *crew, size_t bytes)
 {
     crew->memory = crew->owned ? pool_memory(bytes) : aligned_alloc(64, lines(bytes));
     return crew->memory ? 0 : -1;
 }
 
-static void dismiss(Crew *crew)
+static void release_crew(Crew *crew)
 {
     if (!crew->owned)
         free(crew->memory);
@@ -70,18 +70,18 @@ static void pack_work(void *context, int k)
 void run_pack(const Packed *packed, const Weights *weights, size_t bytes, int threads)
 {
     Crew crew;
-    Packing job = {packed, *weights, hire(&crew, bytes < WORTH_PACKING ? 1 : threads)};
+    Packing job = {packed, *weights, acquire_crew(&crew, bytes < WORTH_PACKING ? 1 : threads)};
     pool_run(pack_work, &job, job.members);
     if (crew.owned)
         pool_release();
 }
 
-/* Vectors of units that the way forward can share out, and panels of outputs that the way back can. */
+/* What threads can share out by panels: vectors of units forward, panels of outputs backward. */
 static Size panels_of(const Packed *p) { return (p->H + p->engine->lanes - 1) / p->engine->lanes; }
 static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 1) / (4 * p->engine->lanes); }
 
 /* Whether reading weights costs more than a barrier a step does and than uneven shares do. */
-static int rather_by_panels(const Packed *p, Size panels, int team, Size B)
+static int prefer_panels(const Packed *p, Size panels, int team, Size B)
 {
     Size bytes = 4 * p->H * p->P * (Size)p->engine->size, uneven = (panels + team - 1) / team * team - panels;
     return !p->projected && bytes >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H
@@ -96,8 +96,8 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     *by_rows = 1;
     if (team <= 1 || T * work < WORTH_THREADS)
         return 1;
-    /* Rows of one's own need no barrier, which a busy machine makes slow. */
-    if (B >= WORTH_ROWS * team && !rather_by_panels(p, panels, team, B))
+    /* Batch entries of its own need no barrier, and a barrier is slow on a busy machine. */
+    if (B >= WORTH_ROWS * team && !prefer_panels(p, panels, team, B))
         return team;
     *by_rows = 0;
     if (team > panels)
@@ -107,7 +107,8 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     return team < 1 ? 1 : team;
 }
 
-/* Directions at once where there are threads for both, else one after the other. */
+/* Both directions at once where there are threads for both, else one after the other. A negative number of
+   members in the barrier marks the latter. */
 static void forward_work(void *context, int k)
 {
     Forward *f = context;
@@ -129,18 +130,18 @@ int run_forward(Forward *f, int threads)
     Size work = f->B * 4 * p->H * (p->P + p->I);
     if (f->T * work * f->directions < WORTH_THREADS)
         threads = 1;
-    threads = hire(&crew, threads);
+    threads = acquire_crew(&crew, threads);
     f->team = plan(threads, f->directions, f->T, f->B, work, p, panels_of(p), &f->by_rows);
     int together = f->directions == 1 || threads >= 2;
     for (int d = 0; d < 2; d++)
         barrier_init(&f->barrier[d], together ? f->team : -1);
     threads = together ? f->team * f->directions : 1;
     f->scratch_size = lines(p->engine->forward_scratch(f));
-    int failed = equip(&crew, f->scratch_size * (size_t)threads);
+    int failed = allocate(&crew, f->scratch_size * (size_t)threads);
     f->scratch = crew.memory;
     if (!failed)
         pool_run(forward_work, f, threads);
-    dismiss(&crew);
+    release_crew(&crew);
     return failed;
 }
 
@@ -281,14 +282,14 @@ int run_backward(Backward *f, int threads)
     const Packed *p = f->packed[0];
     Crew crew;
     Size work = f->T * f->B * 4 * p->H * 2 * (p->P + p->I) * f->directions;
-    threads = hire(&crew, work < WORTH_THREADS ? 1 : threads);
+    threads = acquire_crew(&crew, work < WORTH_THREADS ? 1 : threads);
     int together = share_out(f, threads);
     Size steps = BLOCK_ROWS / (f->B ? f->B : 1);
     steps = steps < 1 ? 1 : steps > f->T ? f->T : steps;
     size_t room = place_backward(f, steps, NULL);
     f->scratch_size = lines(p->engine->backward_scratch(f));
     size_t scratch = f->scratch_size * (size_t)threads;
-    int failed = equip(&crew, scratch + room);
+    int failed = allocate(&crew, scratch + room);
     if (!failed) {
         f->scratch = crew.memory;
         place_backward(f, steps, crew.memory + scratch);
@@ -297,6 +298,6 @@ int run_backward(Backward *f, int threads)
         run_blocks(f, steps, together);
         move_states(f, 0);
     }
-    dismiss(&crew);
+    release_crew(&crew);
     return failed;
 }

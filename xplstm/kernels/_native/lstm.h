@@ -74,13 +74,14 @@ typedef struct Weights {
     const void *ih, *hh, *bias_ih, *bias_hh, *hr, *ch;
 } Weights;
 
-/* Which rows have a step. */
+/* Which batch entries have a step. */
 typedef struct Valid {
     const int32_t *lengths;
     const uint8_t *mask; /* (T, B) */
 } Valid;
 
-/* What a forward pass keeps for the way back, by direction and step. Slot T of `cells` is the first state. */
+/* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
+   composed. Slot T of `cells` is the first state. */
 typedef struct Kept {
     void *gates, *cells, *hidden;
 } Kept;
@@ -126,10 +127,10 @@ typedef struct Backward {
     const void *h_0;
     const void *dy;
     Kept kept[2];
-    void *dx, *dh_0, *dc_0; /* the states' hold the gradients by the last state at first */
+    void *dx, *dh_0, *dc_0; /* dh_0 and dc_0 hold the gradients of the final state first */
     Gradient gradient[2];
     Rows rows[2];
-    void *hh[2], *ih[2], *hr[2]; /* packed for the way back */
+    void *hh[2], *ih[2], *hr[2]; /* packed for the backward pass */
     void *dh[2], *dc[2];         /* (B, padded) */
     int team, by_rows, threads;
     int direction; /* of the products at the end */

@@ -47,5 +47,5 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
 #undef LINE
 #undef TILE
 #undef ROW
-#undef ASK_NOT
-#undef ASK_AHEAD
+#undef NO_PREFETCH
+#undef PREFETCH_AHEAD

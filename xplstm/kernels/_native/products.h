@@ -6,12 +6,12 @@
 /* Bytes of a cache line. */
 #define LINE 64
 
-/* A loop whose every turn is written out, so that what it goes over stays in registers. */
+/* A loop that is unrolled fully, so that the array that it runs over stays in registers. */
 #define EACH(n, count) _Pragma("GCC unroll 6") for (int n = 0; n < (count); n++)
 
 /* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms
-   of a row stand `step` apart. Each term asks for one more cache line of what comes `next`: weights that are
-   too large for the second cache would be waited for. */
+   of a row stand `step` apart. Each term prefetches one more cache line of what comes `next`: weights that
+   are too large for the L2 cache would stall the loop. */
 #define TILE(R)                                                                                            \
     static __attribute__((noinline)) void NAME(tile##R)(const REAL *const *rows, Size step, const REAL *w, \
                                                         Size k, REAL *out, Size out_step, const REAL *u,   \
@@ -74,14 +74,14 @@ static const NAME(Tile) NAME(tiles)[] = {
 /* For one row and K <= SHORT, prefetch the weights AHEAD terms in advance. */
 enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
 
-#define ASK_NOT(at) (void)0
-#define ASK_AHEAD(at)                          \
+#define NO_PREFETCH(at) (void)0
+#define PREFETCH_AHEAD(at)                     \
     EACH (j, PANEL * (int)sizeof(REAL) / LINE) \
     __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PANEL) + j * LINE)
 
 /* One row by C consecutive panels of w, `panel` apart: C times as many independent chains hide the latency of
    the multiply-adds. */
-#define ROW(name, C, ASK)                                                                              \
+#define ROW(name, C, PREFETCH)                                                                         \
     static __attribute__((noinline)) void NAME(name)(const REAL *a, const REAL *w, Size panel, Size k, \
                                                      REAL *out, const REAL *u, const REAL *bias)       \
     {                                                                                                  \
@@ -95,7 +95,7 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
         for (Size n = 0; n < k; n++) {                                                                 \
             V v = all(a[n]);                                                                           \
             EACH (c, C) {                                                                              \
-                ASK(at[c] + n * PANEL);                                                                \
+                PREFETCH(at[c] + n * PANEL);                                                           \
                 EACH (j, 4)                                                                            \
                     sum[c][j] = fma(v, load(at[c] + n * PANEL + j * LANES), sum[c][j]);                \
             }                                                                                          \
@@ -113,13 +113,13 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
                 store(out + c * PANEL + j * LANES, sum[c][j]);                                         \
     }
 
-ROW(row2, 2, ASK_NOT)
-ROW(asking2, 2, ASK_AHEAD)
+ROW(row2, 2, NO_PREFETCH)
+ROW(prefetching2, 2, PREFETCH_AHEAD)
 #if ROWS > 3
-ROW(row3, 3, ASK_NOT)
-ROW(row4, 4, ASK_NOT)
-ROW(asking3, 3, ASK_AHEAD)
-ROW(asking4, 4, ASK_AHEAD)
+ROW(row3, 3, NO_PREFETCH)
+ROW(row4, 4, NO_PREFETCH)
+ROW(prefetching3, 3, PREFETCH_AHEAD)
+ROW(prefetching4, 4, PREFETCH_AHEAD)
 enum { NAME(WIDE) = 4 };
 #else
 enum { NAME(WIDE) = 2 };
@@ -130,15 +130,15 @@ typedef void (*NAME(Row))(const REAL *, const REAL *, Size, Size, REAL *, const 
 static const NAME(Row) NAME(rows)[2][5] = {
 #if ROWS > 3
     {NULL, NULL, NAME(row2), NAME(row3), NAME(row4)},
-    {NULL, NULL, NAME(asking2), NAME(asking3), NAME(asking4)},
+    {NULL, NULL, NAME(prefetching2), NAME(prefetching3), NAME(prefetching4)},
 #else
     {NULL, NULL, NAME(row2)},
-    {NULL, NULL, NAME(asking2)},
+    {NULL, NULL, NAME(prefetching2)},
 #endif
 };
 
 /* out = ((u + block) + block) + ... + bias for one row and `panels` panels next to each other. Of a single
-   step no weight is in the first cache yet, and few terms are over before the processor foresees the next. */
+   step no weight is in the L1 cache yet, and a short sum ends before the hardware prefetcher starts. */
 static void NAME(row_product)(const REAL *a, Size K, const REAL *w, Size panels, int single, REAL *out,
                               const REAL *u, const REAL *bias)
 {
@@ -212,7 +212,7 @@ static void NAME(pack_columns)(const REAL *w, Size K, Size columns, int member, 
 }
 
 /* Pack the rows of w (rows, K) named by lane for one vector of a panel, a few columns at a time: their lines
-   of `out` stay in the first cache until every lane has been there. */
+   of `out` stay in the L1 cache until every lane has been there. */
 static void NAME(pack_lanes)(const REAL *w, Size lanes, Size K, REAL *out)
 {
     enum { COLUMNS = 32 };

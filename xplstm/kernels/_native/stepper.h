@@ -1,5 +1,5 @@
-/* One step of all layers from Python, for streams: arrays are looked at once, and anything out of the
-   ordinary is left to the caller, who has the words for it. */
+/* One step of all layers from Python, for streams: each array is checked once, and everything out of the
+   ordinary is left to the caller, which raises the errors. */
 
 #define STEPPER "xplstm.kernels._engine.Stepper"
 
@@ -61,7 +61,7 @@ static PyObject *make(const Stepper *s, Views *v, int result, int batched, Size 
     return array;
 }
 
-/* The memory of a plain array that lies in one piece and is in the dtype; else nothing, and no error. */
+/* The memory of a contiguous array of exactly the expected type and dtype; else NULL, without an error. */
 static Py_buffer *plain(const Stepper *s, Views *v, PyObject *array, int ndim)
 {
     if ((PyObject *)Py_TYPE(array) != s->array)

@@ -1,5 +1,5 @@
 /* One vector of REAL for the instruction set ISA; included once for each of both. Undefines what it is given
-   anew. */
+   again. */
 
 #undef V
 #undef VI
