@@ -178,7 +178,7 @@ def test_what_supports_and_does_not_wait_is_chosen(row: Any) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    [("float16", {}), ("float32", {"variant": xplstm.Variant(peepholes=True)})],
+    [("float16", {}), ("float32", {"variant": xplstm.Variant(layer_norm=True)})],
     ids=["half precision", "variant"],
 )
 def test_a_demand_for_the_published_order_that_none_meets(dtype: str, options: dict[str, Any]) -> None:
