@@ -122,7 +122,8 @@ def weights(session: nox.Session) -> None:
     session.install("-e", ".[test,io]", *peers)
     if sys.platform == "linux":
         session.install("mlx[cpu]")
-    run_tests(session, "torch,jax", "-k", "test_io or test_onnxruntime or from_ or onnx.md")
+    run_tests(session, "torch,jax", "tests/io")
+    run_tests(session, "torch,jax", "tests/docs/test_docs.py", "-k", "from_ or onnx.md or weights.md")
 
 
 @nox.session(tags=["fuzz"])
@@ -165,7 +166,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         "XPLSTM_REQUIRE": "native",
     }
     # ThreadSanitizer fails with address space randomisation on some Linux kernels.
-    tests = ("tests/test_native.py", "tests/test_steps.py")
+    tests = ("tests/kernels/test_native.py", "tests/kernels/test_steps.py")
     session.run("setarch", "-R", "pytest", *tests, *session.posargs, env=env, external=True)
 
 
@@ -190,7 +191,7 @@ def cuda_sources(session: nox.Session) -> None:
 def emulation(session: nox.Session) -> None:
     """Test the CUDA kernels in CPU emulation, with the long cases: more tilings, and ThreadSanitizer."""
     session.install("-e", ".[test]")
-    files = ("tests/test_cupy_emulated.py", "tests/test_cuda_training.py")
+    files = ("tests/kernels/test_cupy_emulated.py", "tests/kernels/test_cuda_training.py")
     session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
 
 
@@ -226,7 +227,7 @@ def cupy(session: nox.Session) -> None:
         session.skip(reason)
     session.install("-e", f".[test,cuda{version}]")
     # The emulation replaces CuPy, which is installed here.
-    options = ("-k", "cupy", "--ignore=tests/test_cupy_emulated.py")
+    options = ("-k", "cupy", "--ignore=tests/kernels/test_cupy_emulated.py")
     # A required kernel is selected although no GPU has run it. The second run tests cupy_fused alone.
     for kernels in ("cupy_persistent,cupy_fused", "cupy_fused"):
         run_tests(session, f"cupy,{kernels}", *options, workers="0")

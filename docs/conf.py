@@ -40,7 +40,7 @@ numpydoc_show_class_members = False
 numpydoc_validation_checks = {
     "all",
     "ES01",  # a summary may say it all
-    "EX01",  # tests/test_doctests.py asks for examples, and knows who needs none
+    "EX01",  # tests/docs/test_doctests.py asks for examples, and knows who needs none
     "PR04",  # "x, state, lengths: as for a call" describes several at once, and has no types
     "PR06",  # "boolean array" is a dtype and no type
     "PR07",  # `num_layers : int, default 1` says it all

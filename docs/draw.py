@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib
 
-from tests.pages import SNIPPETS
+from tests.support.pages import SNIPPETS
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 

@@ -30,7 +30,7 @@ with atheris.instrument_imports(include=["xplstm.io", "xplstm.training"]):
     for name in _registry.LAYOUTS:
         _registry.layout(name)
 
-from tests import weightfiles
+from tests.support import weightfiles
 
 # Behind a whole zip file's checksums, where changed bytes would not come otherwise.
 INSIDE = {

@@ -39,10 +39,13 @@ REQUIRED = {
 SUBJECTS = ("reference", "cupy_fused", "cupy_persistent")
 # Tests that pin their kernels, one kernel a process: after a broken one nothing else runs in its process.
 PINNED = {
-    "training's parts": ("tests/test_cuda_training.py", "cupy"),
-    "fused alone": ("tests/test_cupy.py", "cupy_fused"),
-    "persistent, float32 and float64": ("tests/test_cupy.py", "cupy_persistent and (float32 or float64)"),
-    "persistent, the rest": ("tests/test_cupy.py", "not cupy_fused and not float32 and not float64"),
+    "training's parts": ("tests/kernels/test_cuda_training.py", "cupy"),
+    "fused alone": ("tests/kernels/test_cupy.py", "cupy_fused"),
+    "persistent, float32 and float64": (
+        "tests/kernels/test_cupy.py",
+        "cupy_persistent and (float32 or float64)",
+    ),
+    "persistent, the rest": ("tests/kernels/test_cupy.py", "not cupy_fused and not float32 and not float64"),
 }
 SANITIZER = "compute-sanitizer"
 CHECKERS = ("memcheck", "racecheck")
@@ -80,7 +83,7 @@ def tests(_: Path) -> Iterator[Step]:
     """The emulated kernels stand in for CuPy, which is here; the kernel that may wait for ever is last."""
     for name, (file, chosen) in PINNED.items():
         yield Step("tests", name, (*PYTEST, file, "-k", chosen), {"XPLSTM_REQUIRE": "cupy"})
-    ignored = ("tests/test_cupy_emulated.py", *dict.fromkeys(file for file, _ in PINNED.values()))
+    ignored = ("tests/kernels/test_cupy_emulated.py", *dict.fromkeys(file for file, _ in PINNED.values()))
     command = (*PYTEST, "tests", "-k", "cupy", *(f"--ignore={file}" for file in ignored))
     for name, required in REQUIRED.items():
         yield Step("tests", name, command, {"XPLSTM_REQUIRE": required})
@@ -103,7 +106,9 @@ def sanitizer(_: Path) -> Iterator[Step]:
         options += ("--report-api-errors", "no") if checker == "memcheck" else ()
         # It follows every access to shared memory, and blocks that wait for each other make many.
         few = ("bidirectional_ragged",) if checker == "racecheck" else ()
-        yield Step("sanitizer", checker, (found, *options, sys.executable, "-m", "tests.cupy_runs", *few))
+        yield Step(
+            "sanitizer", checker, (found, *options, sys.executable, "-m", "tests.support.cupy_runs", *few)
+        )
 
 
 def bench(out: Path) -> Iterator[Step]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cases import CASES, Case, kernels, run
+from tests.support.cases import CASES, Case, kernels, run
 from xplstm import _dispatch
 from xplstm._array import to_numpy
 

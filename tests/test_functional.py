@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cases import Case, settled
+from tests.support.cases import Case, settled
 from xplstm._array import to_numpy
 
 FIELDS = xplstm.LSTMParams._fields

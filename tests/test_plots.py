@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 import xplstm
-from tests.pages import ROOT
+from tests.support.pages import ROOT
 from xplstm import _array
 from xplstm.plots import plot_trace
 

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 
-from tests.cases import Case, run
 from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import emulated
-from tests.cupy_runs import uneven_plan
+from tests.support.cases import Case, run
+from tests.support.cupy_runs import uneven_plan
 from xplstm import _array, _dispatch
 from xplstm.kernels import cupy_persistent
 

@@ -1,0 +1,256 @@
+"""The benchmark command: it compares what is equal, refuses what is not, and prints tables that line up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from xplstm import __main__ as command
+from xplstm._errors import KernelError
+from xplstm.cli import bench, peers, results
+from xplstm.cli.engines import VARIABLES, Engine
+from xplstm.cli.peers import Shape
+
+SHAPE = Shape(4, 2, 3, 5)
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_small_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "available", lambda: ["numpy_inplace", "reference"])
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    numbers, picture = tmp_path / "times.json", tmp_path / "times.svg"
+    argv = ["bench", "--shape", "4,2,3,5", "--shape", "1,1,3,5", "--repeats", "2", "--threads", "1"]
+    assert command.main([*argv, "--json", str(numbers), "--plot", str(picture)]) == 0
+    assert {name: os.environ.get(name) for name in VARIABLES} == before
+    report = json.loads(numbers.read_text())
+    times = report["times"]["1"]
+    assert {what: set(rows) for what, rows in times.items()} == {
+        "forward": {"4,2,3,5"},
+        "train": {"4,2,3,5"},
+        "step": {"1,1,3,5"},
+    }
+    for rows in times.values():
+        for engines in rows.values():
+            assert list(engines) == ["numpy_inplace", "reference"]
+            assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in engines.values())
+    assert report["peak GFLOP/s"]["1"] > 0
+    assert {"date", "command", "processor", "versions"} <= set(report)
+    tables = [t for t in capsys.readouterr().out.split("\n\n") if "geometric mean" in t]
+    assert [t.splitlines()[0].split(":")[0] for t in tables] == [
+        "inference, 1 thread",
+        "training",
+        "a stream, 1 thread",
+    ]
+    for text in tables:
+        assert len({len(line) for line in text.splitlines()[1:]}) == 1
+    assert "forward, 1 thread" in picture.read_text()
+
+
+def test_numbers_of_a_table() -> None:
+    shape = Shape(2, 10, 5, 25)
+    rows = {
+        shape: {"ours": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 4.0]},
+        SHAPE: {"ours": [1.0, 1.0, 1.0], "other": [4.0, 4.0, 5.0]},
+    }
+    assert results.ratio(rows[shape], "ours", "other") == 1
+    assert results.mean_ratios(rows, "ours") == {"other": pytest.approx(2)}
+    # 10 rows, 100 rows of weights, 30 columns: 30 000 multiply-adds in 2 microseconds.
+    assert results.speed("forward", shape, [1.0, 2.0, 4.0]) == pytest.approx(30)
+    assert results.speed("train", shape, [1.0, 2.0, 4.0]) == pytest.approx(90)
+    lines = results.table("forward", 2, rows, 60.0).splitlines()
+    assert lines[0] == "inference, 2 threads"
+    assert lines[2].split() == ["2,10,5,25", "2.0", "3.0", "1.00", "30.0", "50%"]
+    assert lines[-1].split() == ["geometric", "mean", "2.00"]
+
+
+def test_a_process_works_in_its_turn_alone() -> None:
+    with Engine("numpy_inplace", 1) as engine:
+        engine.build(SHAPE)
+        stat = Path(f"/proc/{engine._process.pid}/stat")
+        if not stat.exists() or not hasattr(signal, "SIGSTOP"):
+            pytest.skip("only Linux tells whether a process stands still")
+        deadline = time.monotonic() + 10
+        while (
+            state := stat.read_text().rpartition(")")[2].split()[0]
+        ) != "T" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert state == "T"
+        assert engine.time("forward", 1) > 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be made to stand still here")
+def test_an_end_by_signal_leaves_no_process_behind() -> None:
+    code = (
+        "from xplstm.cli import bench, engines; from xplstm.__main__ import main;"
+        "bench.available = lambda: ['numpy_inplace'];"
+        "bench._check_equal = lambda able, *_: print(able[0]._process.pid, flush=True);"
+        "main(['bench', '--shape', '4,2,3,5', '--threads', '1', '--repeats', '1000000'])"
+    )
+    command = [sys.executable, "-c", f"if __name__ == '__main__':\n {code}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        engine = next(int(line) for line in process.stdout if line.strip().isdigit())
+        process.terminate()
+        assert process.wait(timeout=60) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine, 0)
+
+
+def test_a_process_that_ends_is_an_error() -> None:
+    engine = Engine("numpy_inplace", 1)
+    with engine, pytest.raises(KernelError, match="the process of numpy_inplace ended with code 1"):
+        engine._ask(op="unknown", what="forward")
+
+
+class Fake:
+    """An engine that gives a fixed result."""
+
+    def __init__(self, name: str, result: list[float]) -> None:
+        self.name = name
+        self._result = np.asarray(result, dtype=np.float32)
+
+    def result(self, _: str) -> np.ndarray:
+        return self._result
+
+
+def test_unequal_results_are_not_compared() -> None:
+    with pytest.raises(bench.UnequalError, match=r"forward at 4,2,3,5: b and a differ by 1.0e-03"):
+        bench._check_equal([Fake("a", [1.0]), Fake("b", [1.001])], "forward", SHAPE)
+    bench._check_equal([Fake("a", [1.0]), Fake("b", [1.00001])], "forward", SHAPE)
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "1,2,3,0"])
+def test_a_wrong_shape_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["bench", "--shape", text])
+    assert "must be four positive integers T,B,I,H" in capsys.readouterr().err
+
+
+def test_no_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["bench", "--threads", "1,0"])
+    assert "must be positive integers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "many"])
+def test_rounds_are_at_least_one(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never_measure(monkeypatch)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["bench", f"--repeats={text}"])
+    assert f"--repeats: {text!r} must be an integer of at least 1" in capsys.readouterr().err
+
+
+def never_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where the command starts to measure."""
+    monkeypatch.setattr(bench, "available", lambda: pytest.fail("it has begun to measure"))
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    never_measure(monkeypatch)
+    argv, folder = ["bench", option], tmp_path / "missing"
+    shut = tmp_path / "shut.svg"
+    shut.touch()
+    for file, reason in (
+        (folder / "a.svg", f"there is no folder {str(folder)!r}"),
+        (tmp_path, "it is a folder"),
+        (shut, "it is not allowed"),
+    ):
+        # Root may write everywhere.
+        monkeypatch.setattr(os, "access", lambda path, _: path != shut)
+        with pytest.raises(SystemExit, match="2"):
+            command.main([*argv, str(file)])
+        assert f"argument {option}: {str(file)!r} cannot be written: {reason}" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_drawn_are_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    never_measure(monkeypatch)
+    argv = ["bench", "--plot"]
+    assert command.main([*argv, str(tmp_path / "a.doc")]) == 2
+    assert "--plot a.doc: matplotlib draws no .doc; it draws " in capsys.readouterr().err
+    for name in ("a", "a.SVG"):
+        results.check_plot(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command.main([*argv, str(tmp_path / "a.svg")]) == 2
+    assert "--plot a.svg needs matplotlib: pip install 'xplstm[plot]'" in capsys.readouterr().err
+
+
+def test_the_loop_of_jax_is_an_lstm() -> None:
+    pytest.importorskip("jax")
+    rng = np.random.default_rng(3)
+    lstm = xplstm.LSTM(SHAPE.I, SHAPE.H, rng=rng)
+    x = rng.standard_normal((SHAPE.T, SHAPE.B, SHAPE.I), dtype=np.float32)
+    np.testing.assert_allclose(peers.scanned(lstm.params, x), lstm(x)[0], atol=1e-6)
+
+
+def test_the_published_tables_are_of_the_published_measurements():
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "benchmarks.txt").read_text(encoding="utf-8")
+    report = json.loads((docs / "benchmarks.json").read_text(encoding="utf-8"))
+    for threads, kinds in report["times"].items():
+        for what, rows in kinds.items():
+            shapes = {Shape(*map(int, shape.split(","))): times for shape, times in rows.items()}
+            table = results.table(what, int(threads), shapes, report["peak GFLOP/s"][threads])
+            assert table in text
+
+
+def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    times = {"native": [1.0], "onnxruntime": [2.0], "torch": [3.0]}
+    trained = {name: t for name, t in times.items() if name != "onnxruntime"}
+    results.draw({1: {"forward": {SHAPE: times}, "train": {SHAPE: trained}}}, tmp_path / "a.svg")
+    looks = [
+        {line.get_label(): (line.get_marker(), line.get_color()) for line in axes.lines}
+        for axes in drawn[0].axes
+    ]
+    assert looks[0]["torch"] == looks[1]["torch"] != looks[0]["onnxruntime"]
+
+
+@pytest.mark.parametrize("option", peers.VARIANTS)
+def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, also where weights and inputs take the options far from their defaults."""
+    pytest.importorskip("onnxruntime")
+    params, x, dy = peers.problem(SHAPE, peers.VARIANTS[option])
+    scaled = {name: 3 * a for name, a in params.items()}, 3 * x, dy
+    monkeypatch.setattr(peers, "problem", lambda *_: scaled)
+    try:
+        ours, theirs = (peers.builder(f"{n}+{option}")(SHAPE, 1) for n in ("reference", "onnxruntime"))
+        np.testing.assert_allclose(ours.forward(), theirs.forward(), rtol=0, atol=1e-6)
+    finally:
+        xplstm.use_kernel(None)
+
+
+def test_a_small_run_of_variants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["numpy_inplace", "reference+peepholes", "reference+all"]
+    monkeypatch.setattr(bench, "available_variants", lambda: names)
+    numbers = tmp_path / "times.json"
+    argv = ["bench", "--variants", "--shape", "4,2,3,5", "--repeats", "1", "--threads", "1"]
+    assert command.main([*argv, "--json", str(numbers)]) == 0
+    assert list(json.loads(numbers.read_text())["times"]["1"]["train"]["4,2,3,5"]) == names
+    assert "x/reference+all" in capsys.readouterr().out

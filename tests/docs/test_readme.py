@@ -1,0 +1,117 @@
+"""The shell commands of the README and of every other page name things that exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import itertools
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.pages import PAGES, ROOT, SNIPPETS
+from xplstm.__main__ import main
+
+INLINE = re.compile(r"`((?:nox|pytest|pip install|python -m)(?: [^`|]*)?)`")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every shell command with its place, in blocks and in the text."""
+    for snippet in SNIPPETS:
+        lines = enumerate(snippet.text.splitlines(), start=snippet.line + 1)
+        for number, line in lines if snippet.language in ("sh", "console") else ():
+            # In a console block what has no prompt is output.
+            if snippet.language == "sh" or line.startswith("$ "):
+                for part in line.removeprefix("$ ").split("&&"):
+                    yield f"{snippet.page}:{number}", part.strip()
+    for page, text in PAGES.items():
+        for command in INLINE.findall(text):
+            yield page, command.replace("\n", " ")
+
+
+def words_of(command: str) -> list[str]:
+    """Without comment and assignments."""
+    words = shlex.split(command, comments=True)
+    return [word for n, word in enumerate(words) if n or not re.match("[A-Z_]+=", word)]
+
+
+def optional_dependencies() -> dict[str, list[str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(project["optional-dependencies"])
+
+
+def sessions_and_tags() -> tuple[set[str], set[str]]:
+    """Read from the source: nox is not installed where the tests run."""
+    sessions, tags = set(), set()
+    for function in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body:
+        if isinstance(function, ast.FunctionDef) and function.decorator_list:
+            sessions.add(function.name)
+            keywords = [n for n in ast.walk(function.decorator_list[0]) if isinstance(n, ast.keyword)]
+            tags |= {tag for k in keywords if k.arg == "tags" for tag in ast.literal_eval(k.value)}
+    return sessions, tags
+
+
+def check_pip(words, _):
+    assert words[0] == "install"
+    for word in words[1:]:
+        own = re.fullmatch(r"(?:\.|xplstm)(?:\[([a-z0-9,]+)\])?", word)
+        assert own or word in ("-e", "nox", "ml_dtypes"), f"what is {word}?"
+        extras = own[1].split(",") if own and own[1] else []
+        assert set(extras) <= optional_dependencies().keys(), word
+
+
+def check_nox(words, _):
+    sessions, tags = sessions_and_tags()
+    own = words[: words.index("--")] if "--" in words else words
+    for option, name in zip(own[::2], own[1::2], strict=True):
+        assert name.partition("(")[0] in {"-s": sessions, "-t": tags}[option]
+
+
+def check_pytest(words, _):
+    places = itertools.takewhile(lambda word: not word.startswith("-"), words)
+    for word in places:  # after the first option stand values
+        assert (ROOT / word).exists(), word
+
+
+def check_python(words, monkeypatch):
+    assert words[0] == "-m", "a page runs modules, which work from anywhere"
+    if words[1] != "xplstm":
+        assert importlib.util.find_spec(words[1]), words[1]
+    elif len(words) > 2:
+        module = importlib.import_module(f"xplstm.cli.{words[2]}")
+        monkeypatch.setattr(module, "run", lambda _: 0)
+        assert main([word for word in words[2:] if word != "--help"]) == 0
+
+
+CHECKS = {"pip": check_pip, "nox": check_nox, "pytest": check_pytest, "python": check_python}
+
+
+@pytest.mark.parametrize(("place", "command"), sorted(set(commands())))
+def test_a_command_names_what_exists(place, command, monkeypatch):
+    program, *words = words_of(command)
+    assert program in CHECKS, f"{place}: no test knows {program}"
+    CHECKS[program](words, monkeypatch)
+
+
+def test_a_clone_is_installed_in_place():
+    """Python finds the clone's own sources first, and only so the compiled kernel beside them."""
+    installs = [words for _, c in commands() if (words := words_of(c))[:2] == ["pip", "install"]]
+    own = [words for words in installs if any(re.match(r"\.(\[|$)", word) for word in words)]
+    assert len(own) > 4
+    assert [words for words in own if "-e" not in words] in ([], [["pip", "install", "."]])
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: f"{snippet.page}:{snippet.line}")
+def test_every_block_says_what_it_is(snippet):
+    known = ("python", "sh", "console", "text")
+    assert snippet.language in known or snippet.language.startswith("{"), "no test looks into it"
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme():
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.search(r"^pip install nox && nox\b", PAGES["README.md"], re.MULTILINE)
+    assert re.search(r"pip install --quiet nox\n *nox\n", run)

@@ -1,0 +1,150 @@
+"""What `load` takes beside paths and mappings, and what it says of files that are no weights."""
+
+from __future__ import annotations
+
+import io as bytesio
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.support import weightfiles
+from xplstm import io
+from xplstm._errors import ArgumentError, FormatError
+
+
+@pytest.mark.parametrize("name", [f"whole{suffix}" for suffix in weightfiles.SUFFIXES])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, bytesio.BytesIO])
+def test_bytes_and_open_files_load(name, kind):
+    content = weightfiles.whole()[name]
+    found = io.load(kind(content))
+    for parameter, a in weightfiles.lstm().params.items():
+        np.testing.assert_array_equal(found.params[parameter], a)
+    assert io.arrays(kind(content)).keys() == {f"encoder.{parameter}" for parameter in found.params}
+    assert str(io.inspect(kind(content))).startswith(f"the {kind.__name__}: ")
+
+
+def test_an_error_about_bytes_names_no_temporary_file(tmp_path):
+    with pytest.raises(FormatError, match=r"^the bytes is no file of"):
+        io.load(b"hello there")
+    with pytest.raises(ArgumentError, match="mode 'rb'"):
+        io.load(bytesio.StringIO("hello"))
+    path = tmp_path / "weights.npz"
+    path.write_bytes(weightfiles.whole()["whole.npz"][:-30])
+    with path.open("rb") as file, pytest.raises(FormatError, match=r"^the open file is no whole zip"):
+        io.load(file)
+
+
+def test_a_module_of_torch_loads_with_its_options():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(1)
+    model = torch.nn.Module()
+    model.encoder = torch.nn.LSTM(3, 5, 2, batch_first=True, dropout=0.25)
+    model.simple = torch.nn.RNN(3, 5, nonlinearity="relu")
+    lstm = io.load(model, prefix="encoder")
+    assert repr(lstm) == "LSTM(3, 5, num_layers=2, batch_first=True, dropout=0.25)"
+    x = torch.randn(2, 6, 3)
+    want = model.encoder.eval()(x)[0].detach().numpy()
+    np.testing.assert_allclose(lstm(x.numpy())[0], want, rtol=0, atol=1e-6)
+    rnn = io.load(model, prefix="simple")
+    x = torch.randn(6, 2, 3)
+    np.testing.assert_allclose(rnn(x.numpy())[0], model.simple(x)[0].detach().numpy(), rtol=0, atol=1e-6)
+
+
+def test_a_train_state_gives_its_params():
+    class State(NamedTuple):
+        step: int
+        params: dict
+
+    state = State(3, {"cell": io.to_mapping(xplstm.LSTM(3, 2, rng=0), "flax")})
+    assert repr(io.load(state)) == "LSTM(3, 2, num_layers=1)"
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "OptimizedLSTMCell"])
+def test_a_module_of_nnx_loads(kind):
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.cell = getattr(nnx, kind)(3, 5, rngs=nnx.Rngs(0))
+
+    model = Model()
+    x = np.random.default_rng(0).standard_normal((1, 2, 3)).astype("float32")
+    carry = (np.zeros((2, 5), "float32"), np.zeros((2, 5), "float32"))
+    want = model.cell(carry, x[0])[1]
+    np.testing.assert_allclose(io.load(model)(x)[0][0], want, rtol=0, atol=1e-6)
+
+
+def test_a_module_of_equinox_loads():
+    eqx = pytest.importorskip("equinox", reason="equinox is not installed")
+    jax = pytest.importorskip("jax")
+
+    class Model(eqx.Module):
+        cell: eqx.nn.LSTMCell
+        heads: list
+
+    key = jax.random.key(0)
+    model = Model(eqx.nn.LSTMCell(3, 5, key=key), [eqx.nn.Linear(5, 2, key=key)])
+    x = np.random.default_rng(0).standard_normal((1, 1, 3)).astype(model.cell.weight_ih.dtype)
+    h, _ = model.cell(x[0, 0], (np.zeros(5, x.dtype), np.zeros(5, x.dtype)))
+    found = io.load(model, prefix="cell")
+    np.testing.assert_allclose(found(x)[0][0, 0], h, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(io.arrays(model, "heads.0")["weight"], model.heads[0].weight)
+
+
+def test_what_is_no_source_is_refused():
+    for given in (3, [1], xplstm.LSTM(3, 2)):
+        with pytest.raises(ArgumentError, match="source must be a path"):
+            io.load(given)
+
+
+def tar():
+    content = bytesio.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as file:
+        file.addfile(tarfile.TarInfo("weights.ckpt"))
+    return content.getvalue()
+
+
+FOREIGN = {
+    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+    "pointer.pt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+    "page.onnx": (b"\n<!DOCTYPE html><html></html>", "a web page"),
+    "empty.pt": (b"", "empty"),
+    "model.nemo": (tar(), "tar -xf"),
+    "model.gguf": (b"GGUF\x03\0\0\0" + bytes(99), "GGUF"),
+    "model.tflite": (b"\x1c\0\0\0TFL3" + bytes(99), "TFLite"),
+    "model.ort": (b"\x1c\0\0\0ORTM" + bytes(99), "ONNX Runtime"),
+    "weights.npz": (b"\x1f\x8b\x08\0" + bytes(99), "gunzip -k"),
+    "model.msgpack": (b"\x82\xa6params" + bytes(99), "msgpack"),
+    "model.eqx": (b"\x93NUMPY\x01\0" + bytes(99), r"\.eqx"),
+    "weights.pkl": (b"\x80\x04}.", "a pickle that PyTorch did not write"),
+    "config.json": (b"{}" + bytes(9), "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_file_is_called_what_it_is(name, tmp_path):
+    content, words = FOREIGN[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    for call in (io.load, io.inspect, io.arrays):
+        with pytest.raises(FormatError, match=words) as raised:
+            call(path)
+        assert str(raised.value).startswith(str(path))
+
+
+FOLDERS = {
+    "saved_model.pb": "a SavedModel",
+    ".metadata": "dcp_to_torch",
+    "model.weights.h5": "load model.weights.h5",
+    "other": "name a file in it",
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_called_what_it_is(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FormatError, match=FOLDERS[name]):
+        io.load(tmp_path)

@@ -1,0 +1,95 @@
+"""Networks read from random ONNX graphs: each equals what ONNX Runtime computes, or is refused by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+import xplstm.io
+from tests.support.onnxgraphs import Case, build, values_of
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+CHUNK = 50
+
+
+def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
+    """The network, after the order of axes was told if it was asked for; or the refusal."""
+    options: dict[str, Any] = {}
+    while True:
+        try:
+            return xplstm.io.load(path, prefix=prefix, **options)
+        except xplstm.ArgumentError as error:
+            if not str(error).startswith("batch_first:") or options:
+                raise
+            seen["asked"] += 1
+            options = {"batch_first": case.batch_first if prefix in (None, "first") else False}
+
+
+def compare(case: Case, values: dict[str, np.ndarray], net: Any, first: str, seen: Counter[str]) -> None:
+    """Run the network on what its first layer is given."""
+    layers = net._stack.num_layers
+    last = case.nodes[case.nodes.index(first) + layers - 1]
+    given = case.layer_input if first == "first" else by_name(case, first).input[0]
+    x, lengths = values[given], case.feed.get("lengths")
+    if first == "second" and net._stack.batch_first:
+        x = x.swapaxes(0, 1)  # before the Transpose right before the node
+    D, states = len(net._stack.reverse), []
+    for letter, place in (("h", 5), ("c", 6)):
+        names = [by_name(case, name).input for name in case.nodes]
+        names = names[case.nodes.index(first) :][:layers]
+        if f"{letter}_0" in case.feed and all(len(n) > place and n[place] for n in names):
+            states.append(np.concatenate([values[n[place]] for n in names]))
+        else:
+            states.append(np.zeros((layers * D, 3, net._stack.hidden_size), "float32"))
+    y = net(x, tuple(states), lengths=lengths)[0]
+    wanted = values[f"{last}_Y"].transpose(0, 2, 1, 3)
+    wanted = wanted.reshape(*wanted.shape[:2], -1)
+    wanted = wanted.swapaxes(0, 1) if net._stack.batch_first else wanted
+    assert y.shape == wanted.shape, case.what
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5, err_msg=f"{net}: {case.what}")
+    seen["loaded"] += 1
+    seen["joined"] += layers > 1
+
+
+def by_name(case: Case, name: str) -> Any:
+    return next(node for node in case.model.graph.node if node.name == name)
+
+
+def check(seed: int, path: Path, seen: Counter[str]) -> None:
+    case = build(onnx, seed)
+    path.write_bytes(case.model.SerializeToString())
+    xplstm.io.inspect(path)
+    try:
+        values = values_of(onnx, onnxruntime, case)
+    except Exception:
+        seen["invalid"] += 1
+        if not any(word in case.what for word in ("wrong_size", "'first_steps'", "'reversed_gather'")):
+            raise
+        return
+    for prefix in (None, *case.nodes):
+        try:
+            net = read(path, case, prefix, seen)
+        except (xplstm.FormatError, xplstm.ArgumentError) as error:
+            seen["refused"] += 1
+            message = str(error)
+            assert len(message) < 2000
+            assert any(name in message for name in case.nodes), message
+            continue
+        compare(case, values, net, prefix or case.nodes[0], seen)
+
+
+@pytest.mark.parametrize("chunk", range(14))
+def test_equal_or_refused(chunk: int, tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        check(seed, tmp_path / "random.onnx", seen)
+    # Neither everything is refused nor everything loaded.
+    assert seen["loaded"] >= 10, seen
+    assert seen["refused"] >= 10, seen

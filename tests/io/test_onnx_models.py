@@ -1,0 +1,127 @@
+"""Whole models in ONNX Runtime: the numbers of the library, at every size of batch and sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.support.cases import settled
+from xplstm import ArgumentError, _array
+from xplstm.io import onnx
+from xplstm.models import CharLM, Forecaster, Ragged, Seq2Seq, SequenceClassifier
+
+SIZES = [(1, 1), (7, 1), (4, 3), (2, 5)]
+MODELS = {
+    "CharLM": lambda: CharLM("abcd", 5, 2, embedding_dim=3, rng=1),
+    "classifier": lambda: SequenceClassifier(3, 5, 4, 2, bidirectional=True, rng=1),
+    "one direction": lambda: SequenceClassifier(3, 5, 4, rng=1),
+    "each step": lambda: SequenceClassifier(3, 5, 4, bidirectional=True, each_step=True, rng=1),
+    "Forecaster": lambda: Forecaster(3, 5, 2, mean=[10, 0.1, -3], std=[5, 0.01, 1], rng=1),
+}
+
+
+def session(model: Any, **options: Any) -> Any:
+    ort = pytest.importorskip("onnxruntime")
+    made = onnx.export(model, **options)
+    import onnx as theirs
+
+    theirs.checker.check_model(made, full_check=True)
+    return ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def inputs_of(model: Any, T: int, B: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(T * 10 + B)
+    if isinstance(model, CharLM):
+        return {"ids": rng.integers(0, 4, (T, B))}
+    return {"x": rng.normal(size=(T, B, 3)).astype("float32")}
+
+
+def state_of(model: Any, B: int) -> dict[str, np.ndarray]:
+    rng, stack = np.random.default_rng(B), model.lstm._stack
+    shape = (stack.num_layers * len(stack.reverse), B, stack.hidden_size)
+    return {name: rng.normal(size=shape).astype("float32") for name in ("h_0", "c_0")}
+
+
+def first(result: Any) -> np.ndarray:
+    return result[0] if isinstance(result, tuple) else result
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_runtime_gives_the_numbers_of_the_model(name: str) -> None:
+    model = MODELS[name]()
+    runtime = session(model)
+    for T, B in SIZES:
+        given = inputs_of(model, T, B)
+        (x,) = given.values()
+        np.testing.assert_allclose(runtime.run(None, given)[0], first(model(x)), rtol=2e-5, atol=2e-6)
+        state = state_of(model, B)
+        found = runtime.run(None, given | state)[0]
+        np.testing.assert_allclose(found, first(model(x, tuple(state.values()))), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["classifier", "one direction", "each step", "Forecaster"])
+def test_lengths_act_in_onnx_runtime_as_in_the_model(name: str) -> None:
+    model = MODELS[name]()
+    x, lengths = inputs_of(model, 5, 4)["x"], np.asarray([5, 0, 2, 1], dtype=np.int32)
+    found, *_ = session(model).run(None, {"x": x, "lengths": lengths})
+    np.testing.assert_allclose(found, first(model(Ragged(x, lengths))), rtol=2e-5, atol=2e-6)
+
+
+def test_a_language_model_goes_on_from_its_state() -> None:
+    model = MODELS["CharLM"]()
+    runtime, ids = session(model), inputs_of(model, 6, 2)["ids"]
+    _, h, c = runtime.run(["logits", "h_n", "c_n"], {"ids": ids[:4]})
+    found = runtime.run(["logits"], {"ids": ids[4:], "h_0": h, "c_0": c})[0]
+    np.testing.assert_allclose(found, model(ids)[0][4:], rtol=2e-5, atol=2e-6)
+
+
+def test_softmax_gives_probabilities() -> None:
+    model = MODELS["classifier"]()
+    x = inputs_of(model, 4, 3)["x"]
+    found = session(model, softmax=True).run(["probabilities"], {"x": x})[0]
+    e = np.exp(model(x))
+    np.testing.assert_allclose(found, e / e.sum(axis=-1, keepdims=True), rtol=2e-5, atol=2e-6)
+
+
+def test_a_frozen_network_is_exported_as_the_network_is() -> None:
+    lstm = xplstm.LSTM(3, 4, 2, bidirectional=True, rng=0)
+    assert onnx.export(lstm.freeze()) == onnx.export(lstm)
+
+
+def test_parameters_come_from_every_backend(xp: Any) -> None:
+    model = SequenceClassifier(3, 4, 2, xp=xp.xp, rng=0)
+    x = xp.asarray(np.ones((3, 2, 3), dtype="float32"))
+    (expected,) = settled([model(x)])
+    found = session(model).run(["logits"], {"x": np.ones((3, 2, 3), dtype="float32")})[0]
+    np.testing.assert_allclose(found, _array.to_numpy(expected), rtol=2e-5, atol=2e-6)
+
+
+REFUSED = [
+    (lambda: Seq2Seq("ab", "xy", 3), {}, "model must be .* got Seq2Seq"),
+    (lambda: xplstm.Linear(3, 2), {}, "got Linear"),
+    (lambda: None, {}, "got NoneType"),
+    (lambda: {"a": 1}, {}, "got dict"),
+    (lambda: xplstm.JordanRNN(3, 2, 1), {}, "is a JordanRNN"),
+    (lambda: xplstm.LSTM(3, 2), {"softmax": True}, "needs a model with logits, got LSTM"),
+    (lambda: Forecaster(1, 2), {"softmax": True}, "needs a model with logits, got Forecaster"),
+    (lambda: CharLM("ab", 3, dtype="bfloat16"), {}, "has dtype bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), REFUSED)
+def test_what_has_no_graph_is_refused_by_name(make: Any, options: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        onnx.export(make(), **options)
+
+
+def test_a_model_whose_network_was_replaced_is_exported_with_it() -> None:
+    model = MODELS["one direction"]()
+    model.lstm = xplstm.LSTM(3, 5, variant=xplstm.Variant(peepholes=True, coupled=True), rng=3)
+    x = inputs_of(model, 4, 3)["x"]
+    np.testing.assert_allclose(session(model).run(None, {"x": x})[0], model(x), rtol=2e-5, atol=2e-6)
+    model.lstm = xplstm.LSTM(3, 5, batch_first=True)
+    with pytest.raises(ArgumentError, match="not time-major"):
+        onnx.export(model)

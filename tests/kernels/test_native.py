@@ -1,0 +1,601 @@
+"""The compiled kernel: against the reference, bit for bit against itself, and what it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.support.cases import Case, run
+from xplstm import Variant
+from xplstm.cells.activations import FUNCTIONS
+from xplstm.kernels import _recycled, _threads, native
+
+ROOT = Path(__file__).parents[2]
+if native.WHY_NOT and "native" not in os.environ.get("XPLSTM_REQUIRE", ""):
+    pytest.skip(native.WHY_NOT, allow_module_level=True)
+
+FUSED = [isa for isa, fused in native.ISAS.items() if fused]
+EXHAUSTIVE = os.environ.get("XPLSTM_EXHAUSTIVE") == "1"
+
+
+@pytest.fixture(autouse=True)
+def pinned() -> Iterator[None]:
+    with xplstm.use_kernel("native"):
+        yield
+
+
+@pytest.fixture(params=native.ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(native, "ISA", request.param)
+    return str(request.param)
+
+
+def drawn(seed: int) -> tuple[Case, str]:
+    """A configuration that few would think of, and a dtype."""
+    rng = np.random.default_rng(seed)
+    wide = seed % 4 == 0
+    T, B = int(rng.integers(0, 8)), int(rng.choice([1, 2, 7, 30] if wide else [0, 1, 2, 3, 5, 13, 40]))
+    I = int(rng.choice([129, 257] if wide else [1, 2, 7, 16, 33, 130]))
+    H = int(rng.choice([129, 140, 256] if wide else [1, 2, 5, 8, 17, 31, 64]))
+    options = {"bidirectional": bool(rng.random() < 0.4), "bias": bool(rng.random() < 0.8)}
+    options["proj_size"] = int(rng.integers(1, H)) if H > 1 and rng.random() < 0.3 else 0
+    ragged = rng.random()
+    lengths = rng.integers(0, T + 1, B).tolist() if ragged < 0.3 else None
+    return Case(T, B, I, H, options, lengths, 0.3 <= ragged < 0.5, seed), str(
+        rng.choice(["float32", "float64"])
+    )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_problem_agrees_with_the_reference(isa: str, seed: int) -> None:
+    case, dtype = drawn(seed)
+    poisoned = {k: a.astype(dtype) for k, a in case.poisoned().items()}
+    lstm = case.lstm(dtype=dtype)
+    with xplstm.use_kernel("reference"):
+        want = run(
+            case.lstm(dtype=dtype).to(dtype="float64"),
+            {k: a.astype("float64") for k, a in poisoned.items()},
+            **case.valid(),
+        )
+    got = run(lstm, poisoned, **case.valid())
+    unit = np.finfo(dtype).eps / 2
+    for key, value in want.flat().items():
+        scale = max(1.0, float(np.abs(value).max(initial=0)))
+        np.testing.assert_allclose(got.flat()[key], value, rtol=0, atol=32 * unit * scale, err_msg=key)
+    y, (h_n, c_n) = lstm(poisoned["x"], (poisoned["h_0"], poisoned["c_0"]), **case.valid())
+    for key, value in (("y", y), ("h_n", h_n), ("c_n", c_n)):
+        np.testing.assert_array_equal(value, got.flat()[key], err_msg=f"{key} with and without residuals")
+
+
+LARGE = {
+    "one row": Case(6, 1, 40, 150),
+    "few rows": Case(6, 5, 40, 150),
+    "many rows": Case(5, 61, 40, 70),
+    "many weights": Case(3, 16, 30, 256, {}, [3, 0, 2, 3, 1, 3, 3, 2, 3, 3, 0, 1, 2, 3, 3, 3]),
+    "projection": Case(6, 5, 40, 150, {"proj_size": 130}),
+    "two directions": Case(6, 9, 140, 60, {"bidirectional": True}, [6, 0, 3, 5, 1, 6, 6, 2, 4]),
+    "holes": Case(9, 40, 30, 80, holes=True),
+}
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("name", LARGE)
+def test_bits_do_not_depend_on_threads(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LARGE[name]
+    monkeypatch.setattr(native, "THREADS", 1)
+    want = run(case.lstm(dtype="float32"), as_float32(case), **case.valid()).flat()
+    monkeypatch.setattr(native, "THREADS", threads)
+    got = run(case.lstm(dtype="float32"), as_float32(case), **case.valid()).flat()
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
+def as_float32(case: Case) -> dict[str, np.ndarray]:
+    return {k: a.astype("float32") for k, a in case.arrays().items()}
+
+
+@pytest.mark.parametrize(("I", "H"), [(3, 17), (9, 40), (64, 64), (65, 60), (5, 80), (7, 65), (20, 130)])
+def test_a_single_step_has_the_bits_of_a_sequence(isa: str, I: int, H: int) -> None:
+    """It asks for its weights otherwise, and a sequence has the input's products made before."""
+    lstm = Case(2, 1, I, H).lstm(dtype="float32")
+    x, h, c = (as_float32(Case(2, 1, I, H))[name] for name in ("x", "h_0", "c_0"))
+    y, _ = lstm(x, (h, c))
+    one, _ = lstm(x[:1], (h, c))
+    np.testing.assert_array_equal(one[0], y[0])
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_bits_do_not_depend_on_instructions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, results = LARGE[name], []
+    for isa in FUSED:
+        monkeypatch.setattr(native, "ISA", isa)
+        lstm, a = case.lstm(dtype="float32"), as_float32(case)
+        results.append(lstm(a["x"], (a["h_0"], a["c_0"]), **case.valid()))
+    for y, state in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(state.c, results[0][1].c)
+
+
+@pytest.mark.skipif(not native.ISAS.get(native.ISA), reason="there are no fused multiply-adds here")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_has_the_same_bits_alone(dtype: str) -> None:
+    case = Case(4, 37, 140, 50)
+    lstm, a = case.lstm(dtype=dtype), {k: v.astype(dtype) for k, v in case.arrays().items()}
+    y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]))
+    for rows in (slice(0, 1), slice(7, 12), slice(36, 37)):
+        part, state = lstm(a["x"][:, rows], (a["h_0"][:, rows], a["c_0"][:, rows]))
+        np.testing.assert_array_equal(part, y[:, rows])
+        np.testing.assert_array_equal(state.h, h_n[:, rows])
+        np.testing.assert_array_equal(state.c, c_n[:, rows])
+    assert lstm.explain(a["x"]).canonical_sums
+
+
+def unaligned(a: np.ndarray) -> np.ndarray:
+    """The same numbers, an odd number of bytes into a buffer."""
+    room = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    room[...] = a
+    return room
+
+
+def test_arrays_at_odd_addresses() -> None:
+    """UndefinedBehaviorSanitizer sees a number that is read from there."""
+    case = Case(4, 5, 3, 7, {"proj_size": 2})
+    arrays = as_float32(case)
+    want = run(case.lstm(dtype="float32"), arrays).flat()
+    lstm = case.lstm(dtype="float32")
+    lstm.params = {k: unaligned(a) for k, a in lstm.params.items()}
+    got = run(lstm, {k: unaligned(a) for k, a in arrays.items()}).flat()
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, err_msg=key)
+    lengths = np.asarray([4, 0, 2, 3, 4], np.int32)
+    y, _ = lstm(arrays["x"], lengths=unaligned(lengths))
+    np.testing.assert_array_equal(y, lstm(arrays["x"], lengths=lengths)[0])
+
+
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine(), 0)  # FE_UPWARD of fenv.h
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not UPWARD, reason="how to round upward is not known here")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_callers_rounding_changes_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XPL-EXACT-001. Some libraries leave a processor that rounds otherwise, or has no subnormal numbers."""
+    monkeypatch.setattr(native, "THREADS", threads)
+    case = LARGE["few rows"]
+    lstm, arrays = case.lstm(dtype="float32"), as_float32(case)
+    want = run(lstm, arrays, **case.valid()).flat()
+    environment = ctypes.CDLL(None)
+    assert environment.fesetround(UPWARD) == 0
+    try:
+        got = run(lstm, arrays, **case.valid()).flat()
+        above = np.float32(1) + np.float32(2**-40)
+    finally:
+        environment.fesetround(0)
+    assert above > 1, "the caller's rounding is as it was"
+    for key, value in want.items():
+        np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
+def test_calls_of_many_threads_do_not_meet() -> None:
+    case = LARGE["few rows"]
+    lstm, a = case.lstm(dtype="float32"), as_float32(case)
+    want = lstm(a["x"])[0]
+    wrong: list[int] = []
+
+    def call(k: int) -> None:
+        with xplstm.use_kernel("native"):
+            for _ in range(20):
+                if not np.array_equal(lstm(a["x"])[0], want):
+                    wrong.append(k)
+
+    threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+FORK = """
+import os, numpy as np, xplstm
+from xplstm.kernels import native
+native.THREADS = 3
+lstm, x = xplstm.LSTM(40, 150, rng=0), np.ones((20, 5, 40), "float32")
+want = lstm(x)[0]
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(lstm(x)[0], want) else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert np.array_equal(lstm(x)[0], want)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_fork_with_threads_alive_is_safe() -> None:
+    started(FORK)
+
+
+def started(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter, which must end well and soon."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+
+
+def test_the_environment_pins_instructions_and_threads() -> None:
+    code = "from xplstm.kernels import native as n; print(n.ISA, n.THREADS, n.ISAS[n.ISA])"
+    slowest, fused = list(native.ISAS.items())[-1]
+    told = started(code, XPLSTM_NATIVE_ISA=slowest, XPLSTM_NUM_THREADS="3").stdout.split()
+    assert told == [slowest, "3", str(fused)]
+    assert started(code, XPLSTM_NUM_THREADS="", OMP_NUM_THREADS="5").stdout.split()[1] == "5"
+
+
+def test_unknown_instructions_are_a_reason() -> None:
+    code = "from xplstm.kernels import native; print(native.WHY_NOT)"
+    text = started(code, XPLSTM_NATIVE_ISA="abacus").stdout
+    assert "XPLSTM_NATIVE_ISA='abacus'" in text
+    assert next(iter(native.ISAS)) in text
+
+
+WITHOUT = """
+import sys
+sys.modules["xplstm.kernels._engine"] = None
+import numpy as np, xplstm
+lstm, x = xplstm.LSTM(3, 2, rng=0), np.ones((5, 4, 3), "float32")
+lstm(x)
+print(lstm.explain(x))
+xplstm.show_config()
+"""
+
+
+def test_without_the_compiled_part_the_rest_works_and_says_so() -> None:
+    text = started(WITHOUT).stdout
+    assert "layer 0: numpy_inplace" in text
+    assert text.count("not compiled here") == 2
+    assert text.count("pip install --no-binary xplstm xplstm") == 2
+
+
+def bits(dtype: str) -> Iterator[np.ndarray]:
+    """All numbers of float32 that are not NaN, or a sample over all exponents of either dtype."""
+    if EXHAUSTIVE and dtype == "float32":
+        for first in range(0, 2**32, 2**24):
+            x = np.arange(first, first + 2**24, dtype=np.uint32).view(np.float32)
+            yield x[~np.isnan(x)]
+        return
+    rng = np.random.default_rng(0)
+    near = [rng.uniform(-s, s, 40000) for s in (0.3, 1, 4, 20)]
+    far = np.exp2(rng.uniform(-140, 11, 40000)) * rng.choice([-1, 1], 40000)
+    yield np.concatenate([*near, far, [0.0, 5e-324, 1e-45, 1e30, np.inf, -np.inf]]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", ["tanh", "sigmoid"])
+def test_functions_are_within_two_units(isa: str, function: str, dtype: str) -> None:
+    """The largest error over all numbers of float32 is measured under XPLSTM_EXHAUSTIVE=1."""
+    precision, least = (24, -149) if dtype == "float32" else (53, -1074)
+    worst = 0.0
+    for x in bits(dtype):
+        got = np.empty_like(x)
+        native._engine.apply(isa, dtype, function, x, got)
+        wide = x.astype(np.float64 if dtype == "float32" else np.longdouble)
+        e = np.exp(-abs(wide))
+        true = np.tanh(wide) if function == "tanh" else np.where(wide < 0, e, 1) / (1 + e)
+        assert abs(got).max() <= 1
+        unit = np.ldexp(np.ones_like(wide), np.maximum(np.frexp(true)[1] - precision, least))
+        worst = max(worst, float((abs(got - true) / unit).max()))
+    assert 1 < worst < 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
+    x = np.array([np.nan, -0.0, np.inf, -np.inf], dtype)
+    y = np.empty_like(x)
+    native._engine.apply(isa, dtype, "tanh", x, y)
+    assert np.isnan(y[0])
+    assert np.signbit(y).tolist()[1:] == [True, False, True]
+    native._engine.apply(isa, dtype, "sigmoid", x, y)
+    np.testing.assert_array_equal(y[1:], [0.5, 1, 0])
+    assert np.isnan(y[0])
+
+
+def forward_arguments() -> list[Any]:
+    """A right call of the extension module, to be made wrong."""
+    p = Case(3, 2, 4, 5).lstm(dtype="float32").params
+    handle = native._engine.pack(
+        native.ISA, "float32", 4, 5, 0, native._room, 1, *p.values(), None, None, None
+    )
+    zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
+    outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
+    return [(handle,), (False,), *zeros, None, None, *outs, None, 1]
+
+
+@pytest.mark.parametrize("place", [2, 3, 4, 7, 8, 9])
+def test_a_buffer_of_the_wrong_size_is_refused(place: int) -> None:
+    arguments = forward_arguments()
+    native._engine.forward(*arguments)
+    arguments[place] = arguments[place][..., :-1].copy()
+    with pytest.raises(ValueError, match=r"bytes were expected|is not \(T, B, I\)"):
+        native._engine.forward(*arguments)
+
+
+def test_results_go_to_arrays_that_can_be_written_to() -> None:
+    arguments = forward_arguments()
+    arguments[7].flags.writeable = False
+    with pytest.raises((ValueError, BufferError)):
+        native._engine.forward(*arguments)
+
+
+def test_sizes_beyond_memory_are_refused() -> None:
+    with pytest.raises(OverflowError, match="no memory holds"):
+        native._engine.pack(native.ISA, "float32", 2**40, 2**40, 0, native._room, 1, *[None] * 7)
+
+
+def test_weights_need_the_room_that_was_asked_for() -> None:
+    p = Case(3, 2, 4, 5).lstm(dtype="float32").params
+    rest = (1, *p.values(), None, None, None)
+    with pytest.raises(ValueError, match="less room than was asked for"):
+        native._engine.pack(native.ISA, "float32", 4, 5, 0, lambda size: np.empty(size - 1, np.uint8), *rest)
+    with pytest.raises(TypeError):
+        native._engine.pack(native.ISA, "float32", 4, 5, 0, lambda _: None, *rest)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_pack_the_same(dtype: str) -> None:
+    """Of weights large enough for two threads to share."""
+    p = xplstm.LSTM(70, 301, proj_size=77, dtype=dtype, rng=0).params
+    rooms = [np.zeros(2**23, np.uint8) for _ in range(2)]
+    for threads, room in enumerate(rooms, 1):
+        native._engine.pack(
+            native.ISA, dtype, 70, 301, 77, lambda _, room=room: room, threads, *p.values(), None, None
+        )
+    first = [-room.ctypes.data % 64 for room in rooms]
+    one, two = (room[start : start + 2**23 - 64] for room, start in zip(rooms, first, strict=True))
+    assert one.any()
+    np.testing.assert_array_equal(one, two)
+
+
+def test_reasons_against() -> None:
+    x = np.zeros((2, 4, 3), "float32")
+    with xplstm.use_kernel(None):
+        normal = xplstm.LSTM(3, 5, variant=xplstm.Variant(layer_norm=True))
+        assert "layer_norm" in normal.explain(x).reasons[0]["native"]
+        half = xplstm.LSTM(3, 5, dtype="float16").explain(x.astype("float16"))
+        assert "float16" in half.reasons[0]["native"]
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "²", "1.5", "9" * 30, "9" * 5000])
+def test_a_wrong_number_of_threads_is_refused_by_name(value: str) -> None:
+    code = "import xplstm\ntry: from xplstm.kernels import native\nexcept xplstm.XplstmError as e: print(e)"
+    assert "XPLSTM_NUM_THREADS=" in started(code, XPLSTM_NUM_THREADS=value).stdout
+
+
+@pytest.mark.parametrize(("value", "count"), [(" 4 ", 4), ("007", 7)])
+def test_spaces_around_a_number_of_threads(value: str, count: int) -> None:
+    code = "from xplstm.kernels import native; print(native.THREADS)"
+    assert int(started(code, XPLSTM_NUM_THREADS=value).stdout) == count
+
+
+@pytest.mark.parametrize("value", ["abc", "²", "-3", "9" * 5000])
+def test_what_other_libraries_misread_is_left_to_them(value: str) -> None:
+    code = "from xplstm.kernels import native; print(native.THREADS)"
+    assert started(code, XPLSTM_NUM_THREADS="", OMP_NUM_THREADS=value).stdout.strip() == "0"
+
+
+def test_threads_are_chosen_at_run_time() -> None:
+    with xplstm.use_threads(3):
+        assert _threads.count(7) == 3
+    assert _threads.count(7) == 7
+    assert _threads.count(0) < 0
+    for wrong in (0, -1, True, 1.5, "2", 2**70):
+        with pytest.raises(xplstm.XplstmError, match="count="):
+            xplstm.use_threads(wrong)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/gone", {"cpu.max": "400000 100000"}, 4),
+        ("3:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 3),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 2**31 - 1),
+        ("", {}, 2**31 - 1),
+    ],
+)
+def test_the_quota_of_control_groups(cgroup, files, expected, monkeypatch, tmp_path):
+    for name, text in {
+        "proc/self/cgroup": cgroup,
+        **{f"sys/fs/cgroup/{n}": t for n, t in files.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(_threads, "ROOT", tmp_path)
+    assert _threads.quota() == expected
+
+
+AFFINITY = """
+import os, numpy as np, xplstm
+lstm, x = xplstm.LSTM(256, 256, rng=0), np.ones((50, 8, 256), "float32")
+allowed = os.sched_getaffinity(0)
+os.sched_setaffinity(0, {min(allowed)})
+want = lstm(x)[0]
+print(len(os.listdir("/proc/self/task")))
+os.sched_setaffinity(0, allowed)
+assert np.array_equal(lstm(x)[0], want)
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity cannot be set here")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one processor")
+def test_processors_taken_away_get_no_threads() -> None:
+    one, several = started(
+        AFFINITY, XPLSTM_NUM_THREADS="", OMP_NUM_THREADS="", OPENBLAS_NUM_THREADS="1"
+    ).stdout.split()
+    assert int(one) == 1
+    assert int(several) > 1
+
+
+def test_released_memory_is_taken_again(monkeypatch) -> None:
+    lstm, x = xplstm.LSTM(64, 64, rng=0), np.ones((100, 64, 64), "float32")
+    y, _, pullback = lstm.vjp(x)
+    want = pullback(y)[0].copy()
+    del pullback
+    assert _recycled.pieces.waiting
+    xplstm.release_memory()
+    assert not _recycled.pieces.waiting
+    y, _, pullback = lstm.vjp(x)
+    np.testing.assert_array_equal(pullback(y)[0], want)
+
+
+SLOW_FREE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <malloc.h>
+#include <stdlib.h>
+#include <unistd.h>
+void free(void *p)
+{
+    static void (*real)(void *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "free");
+    int large = p && malloc_usable_size(p) > 100000 && getenv("SLOW");
+    real(p);
+    if (large)
+        usleep(300000);
+}
+"""
+
+FORK_IN_FREE = """
+import os, threading, time, numpy as np, xplstm
+from xplstm.kernels import native
+lstm = xplstm.LSTM(40, 150, rng=0)
+small, large = np.ones((4, 200, 40), "float32"), np.ones((4, 2000, 40), "float32")
+native.THREADS = 2
+want = lstm(small)[0]
+os.environ["SLOW"] = "1"
+os.putenv("SLOW", "1")
+other = threading.Thread(target=lstm, args=(large,))
+other.start()
+children = []
+for _ in range(12):
+    child = os.fork()
+    if child == 0:
+        os.unsetenv("SLOW")
+        os._exit(0 if np.array_equal(lstm(small)[0], want) else 3)
+    children.append(child)
+    time.sleep(0.03)
+print(*(os.waitpid(child, 0)[1] for child in children))
+other.join()
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not shutil.which("cc"), reason="needs Linux and cc"
+)
+def test_a_fork_while_memory_is_freed_is_safe(tmp_path) -> None:
+    (tmp_path / "free.c").write_text(SLOW_FREE)
+    library = tmp_path / "free.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "free.c", "-ldl"], check=True)
+    assert set(started(FORK_IN_FREE, LD_PRELOAD=str(library)).stdout.split()) == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("H", "B", "expected"), [(2, 500, "numpy_inplace"), (3, 500, "native"), (2, 9, "native")]
+)
+def test_few_units_of_a_large_batch_are_left_to_numpy(H: int, B: int, expected: str) -> None:
+    x = np.zeros((2, B, 3), "float32")
+    with xplstm.use_kernel(None):
+        assert xplstm.LSTM(3, H).explain(x).kernels == (expected,)
+        assert xplstm.LSTM(3, H, reproducible=True).explain(x).kernels == ("native",)
+    assert xplstm.LSTM(3, H).explain(x).kernels == ("native",)
+
+
+ACTIVATIONS = [
+    "sigmoid",
+    "tanh",
+    "identity",
+    "relu",
+    ("affine", 0.7, 0.1),
+    ("leaky_relu", 0.2),
+    ("thresholded_relu", 0.1),
+    ("scaled_tanh", 0.8, 1.3),
+    "hard_sigmoid",
+    ("elu", 0.7),
+    "softsign",
+    "softplus",
+]
+VARIANTS = {
+    "peepholes": Variant(peepholes=True),
+    "coupled": Variant(coupled=True),
+    "gate_clip": Variant(gate_clip=0.5),
+    "cell_clip": Variant(cell_clip=0.3),
+    "recurrent_dropout, without noise": Variant(recurrent_dropout=0.3),
+    "four": Variant(peepholes=True, coupled=True, gate_clip=0.7, cell_clip=0.4),
+    **{f"gates {a}": Variant(activations=(a, "tanh", "sigmoid"), peepholes=True) for a in ACTIVATIONS},
+    **{f"g, h {a}": Variant(activations=("hard_sigmoid", a, a)) for a in ACTIVATIONS},
+}
+
+
+def test_every_activation_has_a_kind() -> None:
+    assert set(native.ACTIVATIONS) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_composed_step_agrees_with_the_reference(isa: str, name: str, dtype: str) -> None:
+    """Forward, backward and a single step; ragged, in two directions, with a projection, over many panels."""
+    cases = [
+        Case(T=6, B=7, H=13, lengths=[3, 0, 6, 2, 5, 6, 1]),
+        Case(T=3, B=2, H=37, options={"bidirectional": True, "proj_size": 5}, holes=True),
+        Case(T=4, B=1, H=9, options={"bias": False, "num_layers": 2}),
+    ]
+    for case in cases:
+        case.options["variant"] = VARIANTS[name]
+        a = {key: value.astype(dtype) for key, value in case.arrays().items()}
+        lstm = case.lstm(dtype=dtype)
+        got = run(lstm, a, **case.valid()).flat()
+        with xplstm.use_kernel("reference"):
+            wide = {key: value.astype("float64") for key, value in a.items()}
+            want = run(case.lstm(dtype=dtype).to(dtype="float64"), wide, **case.valid()).flat()
+        for key, value in want.items():
+            scale = max(1.0, float(np.abs(value).max(initial=0)))
+            bound = 2e-5 if dtype == "float32" else 1e-12
+            np.testing.assert_allclose(got[key], value, rtol=0, atol=bound * scale, err_msg=f"{case} {key}")
+        if case.directions == 1:
+            state = (a["h_0"], a["c_0"])
+            y, _ = lstm(a["x"][:1], state)
+            np.testing.assert_array_equal(lstm.freeze().step(a["x"][0], state)[0], y[0])
+
+
+@pytest.mark.parametrize("name", ["four", "g, h softplus", "gates ('elu', 0.7)"])
+def test_a_composed_step_has_the_same_bits_on_any_threads_and_vectors(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(T=5, B=9, I=70, H=130, options={"variant": VARIANTS[name], "bidirectional": True})
+    answers = []
+    for isa, threads in itertools.product(FUSED, (1, 2, 3)):
+        monkeypatch.setattr(native, "ISA", isa)
+        monkeypatch.setattr(native, "THREADS", threads)
+        answers.append(run(case.lstm(), case.arrays()).flat())
+    for other in answers[1:]:
+        for key, value in answers[0].items():
+            np.testing.assert_array_equal(other[key], value, err_msg=key)
+
+
+def test_a_variant_that_is_not_pointwise_is_refused_by_name() -> None:
+    lstm = xplstm.LSTM(3, 4, rng=0, variant=Variant(layer_norm=True))
+    with pytest.raises(xplstm.KernelError, match=r"composes peepholes.*not Variant\(layer_norm=True\)"):
+        lstm(np.ones((2, 1, 3), "float32"))

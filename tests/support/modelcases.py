@@ -1,0 +1,65 @@
+"""What the tests of all models ask for in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.support.cases import differences, settled
+from xplstm import _array
+
+
+def check_gradients(make: Callable[[], Any], loss_of: Callable[[Any], Any], **options: Any) -> None:
+    """Hold every gradient that a model gives against differences of its loss.
+
+    `loss_of(model)` gives what ``model.loss_vjp`` gives, the same noise each time.
+    """
+    gradients = loss_of(make())[2]()
+    params = make().params
+    assert gradients.keys() == params.keys()
+    for name, value in params.items():
+
+        def loss_at(moved: np.ndarray, name: str = name) -> float:
+            model = make()
+            model.params = params | {name: moved}
+            return float(loss_of(model)[0])
+
+        expected = differences(loss_at, value)
+        assert np.abs(expected).max() > 1e-5, f"{name} has no influence: nothing is tested"
+        np.testing.assert_allclose(gradients[name], expected, err_msg=name, **({"atol": 1e-8} | options))
+
+
+def host(results: tuple[Any, Any, Callable[[], dict[str, Any]]]) -> dict[str, np.ndarray]:
+    """Loss, state and gradients that ``loss_vjp`` gave, on the host."""
+    loss, state, pullback = results
+    gradients = pullback()
+    arrays = settled([loss, *state, *gradients.values()])
+    names = ["loss", *(f"state {k}" for k in range(len(state))), *gradients]
+    return {name: _array.to_numpy(a) for name, a in zip(names, arrays, strict=True)}
+
+
+def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Hold results of `host` against each other."""
+    assert found.keys() == expected.keys()
+    for name, a in expected.items():
+        np.testing.assert_allclose(found[name], a, rtol=0, atol=1e-12, err_msg=name)
+
+
+def torch_copy(model: Any, layers: dict[str, Any]) -> Any:
+    """A torch module of `layers` with the model's parameters, in float64."""
+    import torch
+
+    whole = torch.nn.ModuleDict(layers).double()
+    whole.load_state_dict({name: torch.tensor(a) for name, a in model.params.items()})
+    return whole
+
+
+def check_torch(pullback: Callable[[], dict[str, Any]], theirs: Any) -> None:
+    """Hold gradients against those that autograd left."""
+    gradients = pullback()
+    named = dict(theirs.named_parameters())
+    assert gradients.keys() == named.keys()
+    for name, parameter in named.items():
+        np.testing.assert_allclose(gradients[name], parameter.grad, atol=1e-12, err_msg=name)
