@@ -40,11 +40,11 @@ def read_only(_: Any, a: np.ndarray) -> np.ndarray:
 
 
 def as_tensor(torch: Any, a: np.ndarray) -> Any:
-    """By way of float32 from NumPy's bfloat16, which torch does not know."""
+    """By way of float32 from NumPy's bfloat16, which torch does not know; a read-only array as a copy."""
     return (
         torch.asarray(a.astype("float32")).to(torch.bfloat16)
         if a.dtype.name == "bfloat16"
-        else torch.asarray(a)
+        else torch.asarray(a if a.flags.writeable else a.copy())
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from spec import deviations
 from spec.cases import Case, Chosen, case_of
-from spec.stdio import Stdio
+from spec.stdio import PATIENCE, Stdio
 from spec.subject import Adapter
 from spec.subjects import is_slow, named, required, subjects
 
@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("spec").addoption
     add("--subject", action="append", help="test this alone: xplstm:numpy, torch, or module:class")
     add("--stdio", metavar="COMMAND", help="test a program that answers JSON lines, and nothing else")
+    add("--patience", metavar="SECONDS", type=float, default=PATIENCE, help="how long a program may think")
     add("--deviations", metavar="FILE", type=Path, help="what the subject is known to do otherwise")
 
 
@@ -37,7 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def chosen(config: pytest.Config) -> list[Chosen]:
     command, names = config.getoption("--stdio"), config.getoption("--subject")
     if command:
-        return [Chosen("stdio", Stdio(command), BY_COMMAND.format(command))]
+        patience = config.getoption("--patience")
+        return [Chosen("stdio", Stdio(command, patience), BY_COMMAND.format(command))]
     try:
         found = named(names) if names else subjects()
     except LookupError as error:
@@ -97,6 +99,18 @@ def list_of(config: pytest.Config, case: Case) -> Path:
     """The file with what the case's subject does otherwise."""
     given: Path | None = config.getoption("--deviations")
     return given or deviations.path_of(case.subject.adapter.describe()["name"])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A subject that was named and answered nothing has passed nothing: that is a failure."""
+    named = session.config.getoption("--subject") or session.config.getoption("--stdio")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    here = any(c.adapter.why_unavailable() is None for c in session.config.stash[CHOSEN])
+    if not (named and here) or reporter is None or exitstatus or session.config.option.collectonly:
+        return
+    if not any(reporter.stats.get(outcome) for outcome in ("passed", "xfailed")):
+        reporter.write_line("nothing was tested: the subject offers none of what was asked")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(wrapper=True)

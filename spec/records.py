@@ -69,6 +69,22 @@ def errors(got: Arrays, references: Record, dtype: str) -> dict[str, float]:
     return {name: error(got[name], reference, dtype) for name, reference in references.items() if name in got}
 
 
+def forms(got: Arrays, references: Record, dtype: str) -> str:
+    """What is wrong with shapes and dtypes, or with where NaN is, of those that have an infinite error."""
+    said = []
+    for name, reference in references.items():
+        a, shape = got.get(name), reference["shape"]
+        if a is None or error(a, reference, dtype) < float("inf"):
+            continue
+        if list(a.shape) != shape:
+            said.append(f"{name} has shape {a.shape}, expected {tuple(shape)}")
+        elif a.dtype != np.dtype(dtype):
+            said.append(f"{name} has dtype {a.dtype}, expected {dtype}")
+        else:
+            said.append(f"{name} has NaN or infinities where the record has none, or lacks them")
+    return "; ".join(said)
+
+
 def broken(inputs: Arrays, got: Arrays) -> list[str]:
     """XPL-NUM-006: what holds of any LSTM of one layer, and does not of this result."""
     y, h_n, c_n = got["y"], got["h_n"], got["c_n"]

@@ -1,9 +1,10 @@
 """An implementation in any language: a program that reads JSON lines and answers each with one.
 
-A question is ``{"op", "config", "dtype", "arrays": {name: {"shape", "data"}}}``,
+A question is ``{"id", "op", "config", "dtype", "arrays": {name: {"shape", "data"}}}``,
 an answer ``{"arrays": ...}``, ``{"unsupported": why}`` or
-``{"refused": "shape" or "other", "message": why}``. Data are in C order; NaN and
-infinities are the strings nan, inf and -inf.
+``{"refused": "shape" or "other", "message": why}``. An answer may repeat the
+question's id, which is then compared. Data are in C order; NaN and infinities are
+the strings nan, inf and -inf.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ import numpy as np
 from spec.subject import Arrays, Config, Refused, Unsupported
 
 PATIENCE = 60.0
+HANGS = 3
+"""After so many questions without an answer in time the program is asked no more."""
+STRAY = 5.0
+"""Seconds to wait for the answer that comes after a line that is none."""
 
 
 class Stdio:
@@ -30,6 +35,8 @@ class Stdio:
     def __init__(self, command: str, patience: float = PATIENCE) -> None:
         self.command = shlex.split(command)
         self.patience = patience
+        self.hangs = 0
+        self.asked = 0
         self.process: subprocess.Popen[str] | None = None
         self.listener = ThreadPoolExecutor(1)
 
@@ -43,19 +50,41 @@ class Stdio:
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         dtype = str(next(iter(arrays.values())).dtype)
         given = {name: written(a) for name, a in arrays.items()}
-        line = self.ask(json.dumps({"op": op, "config": config, "dtype": dtype, "arrays": given}))
+        self.asked += 1
+        question = {"id": self.asked, "op": op, "config": config, "dtype": dtype, "arrays": given}
+        line = self.ask(json.dumps(question))
         try:
             answer = json.loads(line)
+            if answer.get("id", self.asked) != self.asked:
+                self.abandon()
+                msg = f"it answers question {answer['id']}, asked was {self.asked}"
+                raise ValueError(msg)
             if "unsupported" in answer:
                 raise Unsupported(answer["unsupported"])
             if "refused" in answer:
                 raise Refused(answer["refused"], answer["message"])
             return {name: read(a, dtype) for name, a in answer["arrays"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                self.skip_answer()
             msg = f"{self.command[0]} answered what is no answer, {line[:200]!r}: {error!r}"
             raise RuntimeError(msg) from error
 
+    def skip_answer(self) -> None:
+        """After a stray line the answer itself is still to come: without this it would be the next one's."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        heard = self.listener.submit(self.process.stdout.readline)
+        try:
+            heard.result(min(self.patience, STRAY))
+        except TimeoutError:
+            self.hangs += 1
+            self.abandon()
+
     def ask(self, line: str) -> str:
+        if self.hangs == HANGS:
+            msg = f"not asked any more: {HANGS} questions had no answer within {self.patience:g} s each"
+            raise RuntimeError(msg)
         process = self.started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -68,6 +97,7 @@ class Stdio:
         try:
             answer = heard.result(self.patience)
         except TimeoutError:
+            self.hangs += 1
             process.kill()
             self.fail(f"gave no answer within {self.patience:g} s; does it flush its output after each line?")
         return answer or self.fail("ended without an answer")
@@ -88,6 +118,13 @@ class Stdio:
         process.communicate()
         msg = f"{shlex.join(self.command)} {what}, exit status {process.returncode}"
         raise RuntimeError(msg)
+
+    def abandon(self) -> None:
+        """End the program now; the next question starts it again."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
 
     def close(self) -> None:
         """End the program by the end of its input."""

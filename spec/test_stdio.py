@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spec.records import RECORDS, arrays, errors
-from spec.stdio import Stdio
+from spec.stdio import HANGS, Stdio
 from spec.subject import Refused, Unsupported
 
 FOLDER = Path(__file__).parent
@@ -82,6 +83,62 @@ def test_program_that_ends_is_an_error() -> None:
 def test_program_that_does_not_flush_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="no answer within 1 s; does it flush"):
         ask(Stdio(f"{sys.executable} -c 'import sys; sys.stdin.read()'", patience=1))
+
+
+ANSWER = (
+    "import json, sys\n"
+    "{first}\n"
+    "for n, line in enumerate(sys.stdin):\n"
+    "    q = json.loads(line)\n"
+    "    print(json.dumps({{'arrays': {{'y': q['arrays']['x']}}, 'id': {id}}}), flush=True)\n"
+)
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Iterator[Callable[..., Stdio]]:
+    """A program that answers with x, after printing something first or with wrong numbers."""
+    made: list[Stdio] = []
+
+    def start(first: str = "", number: str = "q['id']") -> Stdio:
+        path = tmp_path / "echo.py"
+        path.write_text(ANSWER.format(first=first, id=number), encoding="utf-8")
+        made.append(Stdio(f"{sys.executable} {path}", patience=20))
+        return made[-1]
+
+    yield start
+    for program in made:
+        program.close()
+
+
+def test_a_stray_line_fails_one_question_alone(echo: Callable[..., Stdio]) -> None:
+    program = echo("print('welcome', flush=True)")
+    with pytest.raises(RuntimeError, match="no answer, 'welcome"):
+        program.call("layer", {}, {"x": np.ones(2)})
+    for value in (3.0, 4.0):
+        np.testing.assert_array_equal(program.call("layer", {}, {"x": np.full(2, value)})["y"], value)
+
+
+def test_an_answer_to_another_question_is_an_error(echo: Callable[..., Stdio]) -> None:
+    with pytest.raises(RuntimeError, match="it answers question 7, asked was 1"):
+        echo(number="7").call("layer", {}, {"x": np.ones(2)})
+
+
+def test_a_program_that_hangs_is_given_up() -> None:
+    program = Stdio(f"{sys.executable} -c 'import time; time.sleep(60)'", patience=0.05)
+    for _ in range(HANGS):
+        with pytest.raises(RuntimeError, match=r"no answer within 0\.05 s"):
+            program.call("layer", {}, {"x": np.ones(2)})
+    with pytest.raises(RuntimeError, match="not asked any more: 3 questions"):
+        program.call("layer", {}, {"x": np.ones(2)})
+    program.close()
+
+
+def test_a_program_that_offers_nothing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text('import sys\nfor _ in sys.stdin: print(\'{"unsupported": "all"}\', flush=True)\n')
+    found = suite("--stdio", f"{sys.executable} {path}", "-k", "test_outputs and cell")
+    assert found.returncode == 1, found.stdout
+    assert "nothing was tested" in found.stdout
 
 
 def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 
-from spec.records import RECORDS, VALID, Record, arrays, broken, errors, named
+from spec.records import RECORDS, VALID, Record, arrays, broken, errors, forms, named
 from spec.subject import Adapter, Arrays, Refused, Unsupported
 
 Note: TypeAlias = Callable[[str, object], None]
@@ -82,12 +82,21 @@ def call(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arra
         pytest.skip(str(reason))
 
 
+def call_either(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arrays, Arrays]:
+    """Run a record; one that offers no gradients is asked for the outputs alone, where nothing is drawn."""
+    try:
+        return run(subject, name, gradients, dtype)
+    except Unsupported:
+        return call(subject, name, gradients and draws(name), dtype)
+
+
 def assert_within(got: Arrays, record: Record, group: str, dtype: str, note: Note) -> None:
     allowed = record["tolerance"].get(HALF.get(dtype), record["tolerance"])[group]
     found = errors(got, record[group], dtype)
     note(f"{group} {dtype}", max(found.values()))
     missed = {name: error for name, error in found.items() if error > allowed}
-    assert not missed, f"{record['name']}: errors in u * s, where {allowed} are allowed: {missed}"
+    wrong = forms(got, record[group], dtype)
+    assert not missed, f"{record['name']}: errors in u * s, where {allowed} are allowed: {missed} {wrong}"
 
 
 @BOTH
@@ -122,9 +131,9 @@ def test_half_precision(subject: Adapter, name: str, dtype: str, record_property
     """XPL-NUM-005."""
     pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
     gradients = name in in_half("gradients", dtype)
-    _, got = call(subject, name, gradients or draws(name), dtype)
+    _, got = call_either(subject, name, gradients or draws(name), dtype)
     assert_within(got, RECORDS[name], "outputs", dtype, record_property)
-    if gradients:
+    if gradients and "dx" in got:
         assert_within(got, RECORDS[name], "gradients", dtype, record_property)
 
 
@@ -155,10 +164,10 @@ def test_gates_if_shown(subject: Adapter, name: str, dtype: str) -> None:
 def test_padding_is_exact(subject: Adapter, name: str, dtype: str) -> None:
     """XPL-GRAD-002: zeros are exact, and so is a state that nothing changes."""
     record = RECORDS[name]
-    inputs, got = call(subject, name, True, dtype)
+    inputs, got = call_either(subject, name, True, dtype)
     exists = existing(record["config"], *inputs["x"].shape[:2])
     assert not got["y"][..., ~exists, :].any()
-    assert not got["dx"][~exists].any()
+    assert "dx" not in got or not got["dx"][~exists].any()
     for b in np.flatnonzero(~exists.any(axis=0)):
         np.testing.assert_array_equal(got["h_n"][..., b, :], inputs["h_0"][..., b, :])
         np.testing.assert_array_equal(got["c_n"][..., b, :], inputs["c_0"][..., b, :])
@@ -177,9 +186,10 @@ def test_inputs_are_not_written_to(subject: Adapter, name: str, dtype: str) -> N
     """XPL-SEQ-006."""
     record = RECORDS[name]
     gradients = name in WITH_GRADIENTS
-    inputs, _ = call(subject, name, gradients, dtype)
+    inputs, _ = call_either(subject, name, gradients, dtype)
     before = arrays(record["inputs"] | (record["cotangents"] if gradients else {}), dtype)
-    for key, a in before.items():
+    for key in inputs.keys() & before.keys():
+        a = before[key]
         np.testing.assert_array_equal(inputs[key], a, err_msg=key)
 
 
