@@ -111,7 +111,7 @@ static void NAME(backward_project)(const Back *w, Size t, Size n)
 }
 
 /* dz of own panels, from the layout of panels back to the order i, f, g, o. */
-static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
+INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int composed)
 {
     const Backward *f = w->f;
     const Packed *p = w->p;
@@ -136,9 +136,8 @@ static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
             REAL *dc_unit = dc + unit;
             const REAL *gate = gates + 4 * unit;
             V before_unit = load(c_before + unit);
-            V out = p->pointwise.composed
-                        ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d)
-                        : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
+            V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d)
+                             : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
             for (Size gate = 0; gate < 4; gate++)
                 if (width == LANES)
                     store(dz + gate * H + unit, d[gate]);
@@ -149,6 +148,15 @@ static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
         }
         w->dz_rows[from + k] = dz;
     }
+}
+
+/* Two copies of the loop: the standard step keeps its vectors in registers across no call. */
+static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
+{
+    if (w->p->pointwise.composed)
+        NAME(backward_panels)(w, t, from, n, 1);
+    else
+        NAME(backward_panels)(w, t, from, n, 0);
 }
 
 /* The gradient with respect to the h before: dz W_hh, own outputs. */

@@ -68,7 +68,7 @@ static void NAME(pack)(const Packed *p, const Weights *w, int member, int member
 
 /* The pointwise step forward for one panel: c' to `c_new`, o * tanh(c') to `out` and to `copy`, gates to
    `kept`. Only the first `width` units exist; units past them are padding. */
-static void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
+INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
                         REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept, Size unit)
 {
     for (Size r = 0; r < rows; r++, z += z_step) {
@@ -272,18 +272,20 @@ static void NAME(project)(Walk *w, Size t, Size n)
     }
 }
 
-/* The pointwise step of `rows` batch entries, from the `from`-th active one on, for the panel at `unit`. */
-INLINE void NAME(point)(const Walk *w, const REAL *z, Size from, Size rows, Size unit)
+/* The gates of all own panels of one batch entry. Two copies: the standard one has no branch on an option. */
+INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
 {
     const Packed *p = w->p;
-    Size width = p->projected ? LANES : p->H - unit;
-    REAL *const *copy = w->f->keep && !p->projected ? w->copy + from : NULL;
-    REAL *const *kept = w->f->keep ? w->kept + from : NULL;
-    const REAL *const *c = w->c_rows + from;
-    if (p->pointwise.composed)
-        NAME(composed_gates)(p, z, PANEL, rows, width, c, w->c_new + from, w->out + from, copy, kept, unit);
-    else
-        NAME(gates)(z, PANEL, rows, width, c, w->c_new + from, w->out + from, copy, kept, unit);
+    REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
+    REAL *const *kept = w->f->keep ? w->kept : NULL;
+    for (Size n = 0; n < mine; n++) {
+        Size unit = (w->panel + n) * LANES, width = p->projected ? LANES : p->H - unit;
+        const REAL *z = w->z + n * PANEL;
+        if (composed)
+            NAME(composed_gates)(p, z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, unit);
+        else
+            NAME(gates)(z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, unit);
+    }
 }
 
 /* One step of one batch entry: the products of all own panels, then their gates. */
@@ -299,10 +301,10 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
     }
     NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, single, w->z,
                       hoisted, NULL);
-    for (Size n = 0; n < mine; n++) {
-        Size unit = (w->panel + n) * LANES;
-        NAME(point)(w, w->z + n * PANEL, 0, 1, unit);
-    }
+    if (p->pointwise.composed)
+        NAME(gates_of_one)(w, mine, 1);
+    else
+        NAME(gates_of_one)(w, mine, 0);
 }
 
 /* One step of many batch entries, panel by panel: the gates follow the product of a panel while
@@ -310,6 +312,7 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
 static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
+    const Forward *f = w->f;
     Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
     for (Size chunk = 0; chunk < chunks; chunk++) {
         Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
@@ -325,7 +328,15 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
             }
             NAME(product)(w->h_rows + from, rows, p->P, (const REAL *)p->hh + panel * p->P * PANEL, w->z,
                           PANEL, u, u_step, NULL);
-            NAME(point)(w, w->z, from, rows, unit);
+            Size width = p->projected ? LANES : p->H - unit;
+            REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
+            REAL *const *kept = f->keep ? w->kept + from : NULL;
+            if (p->pointwise.composed)
+                NAME(composed_gates)(p, w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from,
+                                     w->out + from, copy, kept, unit);
+            else
+                NAME(gates)(w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from, w->out + from, copy,
+                            kept, unit);
         }
     }
 }
