@@ -55,8 +55,12 @@ numpydoc_validation_exclude = {
     rf"\.{name}$"
     for name in (
         "Checkpoint",
+        "Event",
         "Explanation",
+        "FormatError",
         "FrozenLSTM",
+        "FrozenRNN",
+        "GRUTrace",
         "GradientReport",
         "GradientRow",
         "History",

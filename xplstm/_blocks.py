@@ -297,7 +297,7 @@ def _block(model: Packed, x: Any, before: Any, exists: Any, first: int) -> tuple
         lengths = np.clip(_array.to_numpy(exists).astype(np.int64) - first, 0, x.shape[0])
     # Dask's workers are threads themselves.
     with Chosen(threads, 1):
-        y, end = model.run(x, state, lengths, mask)
+        y, end = model._run(x, state, lengths, mask)
     return y, end.h, end.c
 
 

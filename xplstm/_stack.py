@@ -175,6 +175,10 @@ def _enter_state(
     entered = []
     lasts = ("output size", "hidden_size")
     for letter, a, n, last in zip("hc", _checks.state(name, state), sizes, lasts, strict=True):
+        if a is None and name == "dstate_n":
+            dtype = _array.dtype_named(home.xp, home.dtype)
+            entered.append(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device))
+            continue
         shape = (*stack.lead, *([B] if batched else []), n)
         a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last})")
         entered.append(_array.reshape(a, (rows, B, n)))
@@ -318,7 +322,7 @@ class Packed:
         """Return the parameters, which no other code can change."""
         return self._layers
 
-    def run(self, x: Array, state: Any, lengths: Any, mask: Any) -> tuple[Array, LSTMState]:
+    def _run(self, x: Array, state: Any, lengths: Any, mask: Any) -> tuple[Array, LSTMState]:
         """Run all layers over a sequence."""
         call = enter(self._stack, self._where, x, state, lengths, mask)
         return forward(self._stack, call, self._prepare)

@@ -329,9 +329,9 @@ def test_numbered_cells_that_could_be_layers_or_directions_must_be_said():
 
 
 def test_options_that_the_file_tells_must_agree():
-    theirs = xplstm.LSTM(I, H, rng=1).params
+    theirs = xplstm.LSTM(I, H, 2, rng=1).params
     assert io.load(theirs, batch_first=True, dropout=0.5, hidden_size=H)._stack.batch_first
-    with pytest.raises(ArgumentError, match=r"LSTM\(3, 5\), which .*hidden_size.*contradicts"):
+    with pytest.raises(ArgumentError, match=r"LSTM\(3, 5, num_layers=2\), which .*hidden_size.*contradicts"):
         io.load(theirs, hidden_size=H + 1)
 
 

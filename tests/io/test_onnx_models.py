@@ -87,6 +87,7 @@ def test_softmax_gives_probabilities() -> None:
 
 
 def test_a_frozen_network_is_exported_as_the_network_is() -> None:
+    pytest.importorskip("onnx")
     lstm = xplstm.LSTM(3, 4, 2, bidirectional=True, rng=0)
     assert onnx.export(lstm.freeze()) == onnx.export(lstm)
 

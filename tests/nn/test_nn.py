@@ -306,7 +306,8 @@ def test_dropout_acts_exactly_when_given_a_generator() -> None:
 
 
 def test_dropout_leaves_the_last_layer_and_a_single_one_alone() -> None:
-    lstm = xplstm.LSTM(3, 8, dropout=0.5, rng=0)
+    with pytest.warns(UserWarning, match="no effect"):
+        lstm = xplstm.LSTM(3, 8, dropout=0.5, rng=0)
     np.testing.assert_array_equal(lstm.vjp(X, rng=1)[0], lstm(X)[0])
 
 
@@ -447,3 +448,23 @@ def test_the_vector_of_padding_begins_as_zeros_and_has_no_gradient(padding, xp):
 def test_an_id_of_padding_outside_the_table_is_named(padding):
     with pytest.raises(xplstm.ArgumentError, match=f"padding_idx={padding}"):
         xplstm.Embedding(4, 2, padding_idx=padding)
+
+
+@pytest.mark.parametrize("kept", ["h", "c"])
+def test_none_in_a_pair_of_gradients_stands_for_zeros(kept: str) -> None:
+    lstm = xplstm.LSTM(3, 2, 2, dtype="float64", rng=0)
+    _, state, pullback = lstm.vjp(np.ones((5, 4, 3)))
+    zeros, ones = np.zeros_like(state.h), np.ones_like(state.h)
+    want = pullback(None, (ones, zeros) if kept == "h" else (zeros, ones))
+    got = pullback(None, (ones, None) if kept == "h" else (None, ones))
+    for a, b in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(xplstm.XplstmError, match="h_0"):
+        lstm(np.ones((5, 4, 3)), (None, ones))
+
+
+def test_dropout_without_effect_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="dropout=0.5 has no effect: it acts between layers"):
+        xplstm.LSTM(3, 2, dropout=0.5)
+    xplstm.LSTM(3, 2, 2, dropout=0.5)
+    xplstm.models.CharLM("ab", 3, 1, dropout=0.5)

@@ -138,10 +138,12 @@ def huber(
 
     Parameters
     ----------
-    pred, target, mask, weights, reduction
+    pred, target
         As for `mse`.
     delta : float, optional
         Above 0.
+    mask, weights, reduction
+        As for `mse`.
 
     Returns
     -------

@@ -304,3 +304,8 @@ class Composite(ABC):
 def prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
     """One dict of several, with names such as ``lstm.weight_ih_l0``."""
     return {f"{part}.{name}": a for part, named in groups.items() for name, a in named.items()}
+
+
+def between_layers(num_layers: int, dropout: float) -> float:
+    """Return the dropout of a model's network: one layer has none, and the model drops its output."""
+    return 0.0 if num_layers == 1 else dropout

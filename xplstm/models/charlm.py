@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
-from xplstm.models._composite import Composite, Params, State, prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class CharLM(Composite):
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.embedding = Embedding(len(self.vocab), width, **where)
-        self.lstm = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
+        self.lstm = LSTM(width, hidden_size, num_layers, dropout=between_layers(num_layers, dropout), **where)
         self.linear = Linear(hidden_size, len(self.vocab), **where)
 
     def _set_options(self, vocab: Iterable[str], dropout: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _values, losses
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.models._composite import Composite, Params, State, prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
 
@@ -84,8 +84,14 @@ class SequenceClassifier(Composite):
         hidden_size = _values.size("hidden_size", hidden_size)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
+        between = between_layers(num_layers, dropout)
         self.lstm = LSTM(
-            input_size, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout, **where
+            input_size,
+            hidden_size,
+            num_layers,
+            bidirectional=bidirectional,
+            dropout=between_layers(num_layers, dropout),
+            **where,
         )
         self.linear = Linear(self.lstm._stack.width, _values.size("num_classes", num_classes), **where)
 

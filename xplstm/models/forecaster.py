@@ -11,7 +11,7 @@ from xplstm import _array, _checks, _values, losses
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.models._composite import Composite, Params, State, prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.models.batching import Ragged, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
 
@@ -90,7 +90,9 @@ class Forecaster(Composite):
         features, hidden_size = _values.size("features", features), _values.size("hidden_size", hidden_size)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
-        self.lstm = LSTM(features, hidden_size, num_layers, dropout=dropout, **where)
+        self.lstm = LSTM(
+            features, hidden_size, num_layers, dropout=between_layers(num_layers, dropout), **where
+        )
         self.linear = Linear(hidden_size, features, **where)
         self._set_options(mean, std, dropout)
 

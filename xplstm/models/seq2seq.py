@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
-from xplstm.models._composite import Composite, Params, State, prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.models.batching import Ragged, existing, opened, pad
 from xplstm.models.decoding import Hypothesis
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
@@ -104,9 +104,13 @@ class Seq2Seq(Composite):
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.encoder_embedding = Embedding(len(self.source_vocab), width, **where)
-        self.encoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
+        self.encoder = LSTM(
+            width, hidden_size, num_layers, dropout=between_layers(num_layers, dropout), **where
+        )
         self.decoder_embedding = Embedding(self.end + 1, width, **where)
-        self.decoder = LSTM(width, hidden_size, num_layers, dropout=dropout, **where)
+        self.decoder = LSTM(
+            width, hidden_size, num_layers, dropout=between_layers(num_layers, dropout), **where
+        )
         self.linear = Linear(hidden_size, self.end + 1, **where)
 
     def _set_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeAlias
 
@@ -154,6 +155,9 @@ def describe(
     **others: Any,
 ) -> Stack:
     """Check what every recurrent layer is called with; `others` are checked already."""
+    if _values.probability("dropout", dropout) and num_layers == 1:
+        msg = f"dropout={dropout} has no effect: it acts between layers, and num_layers is 1"
+        warnings.warn(msg, UserWarning, stacklevel=3)
     return Stack(
         input_size=_values.size("input_size", input_size),
         hidden_size=_values.size("hidden_size", hidden_size),

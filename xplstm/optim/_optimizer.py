@@ -45,15 +45,15 @@ class Group:
     Parameters
     ----------
     names : str or sequence of str
-        Names or patterns of `fnmatch`, such as ``"lstm.weight*"`` or ``"bias*"``. One with a dot is
+        Names or patterns of ``fnmatch``, such as ``"lstm.weight*"`` or ``"bias*"``. One with a dot is
         compared with the whole name of a parameter, one without with the part after the last dot. The name
         of a layer, such as ``"lstm"``, means all its parameters.
     lr : float or callable, optional
-        Replaces the optimiser's `lr` for these parameters.
+        Replaces the optimiser's ``lr`` for these parameters.
     lr_scale : float, optional
         Multiplies the learning rate of these parameters; at least 0.
     weight_decay : float, optional
-        Replaces the optimiser's `weight_decay`, for `AdamW` alone; at least 0.
+        Replaces the optimiser's ``weight_decay``, for `AdamW` alone; at least 0.
 
     Raises
     ------

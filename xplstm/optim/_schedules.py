@@ -206,7 +206,17 @@ class Plateau:
         self.reset()
 
     def __call__(self, step: int) -> float:  # noqa: ARG002 - a schedule is given the step
-        """Return the present learning rate."""
+        """Return the present learning rate.
+
+        Parameters
+        ----------
+        step : int
+            Updates so far, which every schedule is given; not used here.
+
+        Returns
+        -------
+        float
+        """
         return self._lr
 
     def reset(self) -> None:

@@ -41,7 +41,7 @@ class Model(Protocol):
     Notes
     -----
     A model may also have a method ``config()`` that returns a dict for JSON, such as its class and
-    options. `fit` keeps it in the checkpoint, as `Checkpoint.model`.
+    options. `fit` keeps it in the checkpoint, as ``Checkpoint.model``.
     """
 
     params: dict[str, Array]
