@@ -90,7 +90,7 @@ class SequenceClassifier(Composite):
             hidden_size,
             num_layers,
             bidirectional=bidirectional,
-            dropout=between_layers(num_layers, dropout),
+            dropout=between,
             **where,
         )
         self.linear = Linear(self.lstm._stack.width, _values.size("num_classes", num_classes), **where)
