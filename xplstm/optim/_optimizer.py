@@ -168,7 +168,7 @@ class Optimizer(ABC):
 
         Notes
         -----
-        Every parameter has its own averages and its own count of updates, as in `torch.optim`. Schedules
+        Every parameter has its own averages and its own count of updates, as in ``torch.optim``. Schedules
         are given the number of calls of `update`.
 
         Names that share one array object are tied: their gradients are added, they get one update, and
