@@ -119,7 +119,7 @@ WRONG = [
     (
         lambda: plot_trace(xplstm.LSTM(I, 9, dtype="float64").trace(X), lines=True),
         xplstm.ArgumentError,
-        "lines=True tells at most 8 units apart, got 9",
+        "lines=True distinguishes at most 8 units, got 9",
     ),
 ]
 

@@ -120,22 +120,22 @@ WRONG = [
     (
         lambda: check_grad(lambda x: (x, lambda d: d[0]), {"x": X}),
         GradientError,
-        r"the gradient by x has shape \(2, 2\), expected \(3, 2, 2\)",
+        r"the gradient with respect to x has shape \(2, 2\), expected \(3, 2, 2\)",
     ),
     (
         lambda: check_grad(lambda x, w: (x * w, lambda d: (d,)), {"x": X, "w": X}),
         GradientError,
-        "gave 1 gradients, expected one each by x, w",
+        "gave 1 gradients, expected one each for x, w",
     ),
     (
         lambda: check_grad(lambda x, w: (x * w, lambda d: d), {"x": X, "w": X}),
         GradientError,
-        "gave a ndarray, expected one gradient each by x, w",
+        "gave a ndarray, expected one gradient each for x, w",
     ),
     (
         lambda: check_grad(lambda x: (x["a"], lambda d: {"b": d}), {"x": {"a": X}}),
         GradientError,
-        r"no gradient by x\.a$",
+        r"no gradient with respect to x\.a$",
     ),
 ]
 

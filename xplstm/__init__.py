@@ -78,14 +78,14 @@ __all__ = [
     "use_threads",
 ]
 
-# Rooms that are loaded when they are first named, so that importing the package stays cheap.
+# Modules that are loaded on first access, so that importing the package stays fast.
 _LATE = ("io", "losses", "models", "optim", "plots", "testing", "training")
 
 
 if not _t.TYPE_CHECKING:  # a type checker sees the imports above, so that a misspelt room is an error
 
     def __getattr__(name: str) -> _ModuleType:
-        """Load one of the rooms that not everybody uses."""
+        """Load an optional module on first access."""
         if name not in _LATE:
             msg = f"module 'xplstm' has no attribute {name!r}"
             raise AttributeError(msg)

@@ -15,7 +15,7 @@ COMMANDS = {
     "inspect": "the networks and arrays of a file of weights",
     "example": "the documents' worked example, gate by gate",
     "demo": "train a character model on real text",
-    "bench": "time the kernels beside the peers that are installed",
+    "bench": "compare the kernels with the installed peers",
 }
 
 

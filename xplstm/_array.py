@@ -1,8 +1,8 @@
 """The array library in use: finding it, naming it, probing it, and moving arrays between libraries.
 
 The only room that knows `array_api_compat`. A library is never imported to
-find out whether it is there: arrays tell by their type, names are looked up
-only when a user says them.
+find out whether it is installed: an array is recognised by its type, and names
+are looked up only when a user passes them.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def dtype_name(dtype: DType) -> str:
 
 @cache
 def _numpy_dtype_name(dtype: np.dtype) -> str:
-    """NumPy works its names out anew at every look, which a stream of steps would feel."""
+    """Return the name of a dtype, cached: NumPy recomputes it on every access, and `step` reads it often."""
     return dtype.name
 
 
@@ -314,7 +314,7 @@ def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, 
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
-    """`x` in another shape; Dask cannot reshape an array without elements, so that one is made anew."""
+    """Return `x` in another shape; an empty Dask array is replaced, because Dask cannot reshape it."""
     if x.shape == shape:
         return x
     xp = namespace(x, "x")

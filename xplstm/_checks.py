@@ -46,7 +46,7 @@ def merge(value: str, bidirectional: bool) -> str:
 
 
 def precision(value: str | None, reproducible: bool) -> str | None:
-    """What products of float32 may be made in; a published order leaves nothing to choose."""
+    """Return the checked precision of float32 products; reproducible=True allows no other one."""
     if value is not None and not (isinstance(value, str) and value == "tf32"):
         msg = f"precision={value!r} must be None or 'tf32'"
         raise ArgumentError(msg)
@@ -66,7 +66,7 @@ def dtype(value: Any) -> str:
 
 
 def home(params: Mapping[str, Array | None]) -> Home:
-    """Library, device and dtype that all of `params` share; None stands for one that is left out."""
+    """Return the library, device and dtype that all of `params` share; a None is skipped."""
     found: dict[str, Home] = {}
     for name, a in params.items():
         if a is not None:
@@ -85,7 +85,7 @@ def home(params: Mapping[str, Array | None]) -> Home:
 
 
 def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meaning: str = "") -> Array:
-    """`a` if it lives at `where` and has `shape`, in which a string stands for any size."""
+    """Return `a` if it is at `where` and has `shape`, in which a string matches any size."""
     given = Home(_array.namespace(a, name), _array.device(a), _array.dtype_name(a.dtype))
     _same_home(name, given, "the parameters", where)
     if not _array.is_current(given.device):
@@ -254,7 +254,7 @@ def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
 
 
 def mask(given: Array, where: Home, shape: tuple[int, ...]) -> Array:
-    """Booleans of `shape` on the parameters' device; a NumPy array will do on every backend."""
+    """Return booleans of `shape` on the device of the parameters, from an array of any backend or NumPy."""
     found = Home(_array.namespace(given, "mask"), _array.device(given), where.dtype)
     if not isinstance(given, np.ndarray):
         _same_home("mask", found, "the parameters", where)
@@ -293,7 +293,7 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
 
 
 def _integers(name: str, given: Sequence[Any]) -> list[int]:
-    """Return Python integers; NumPy would make a float of int8 beside uint64."""
+    """Return Python integers; NumPy would promote int8 and uint64 to a float."""
     try:
         if any(isinstance(value, bool | np.bool_) for value in given):
             raise TypeError

@@ -68,7 +68,7 @@ class Choice(Generic[V]):
 class Chosen(Generic[V]):
     """What a ``use_...`` function returns: in force at once; as a block, only inside it.
 
-    Python cannot tell a call from the beginning of a block. So a call outside
+    Python cannot distinguish a call from the start of a block. So a call outside
     every block holds for the process, and entering the block takes that back
     and makes it local to the present thread or task; between the two, for an
     instant, other threads see it. A call inside a block holds to the end of

@@ -38,8 +38,8 @@ class Kernel(NamedTuple):
     backward: Callable[[Any, Array, LSTMState], tuple[Array, LSTMState, Directions]]
     """residuals, dy, dstate_n -> dx, dstate_0, dparams."""
     canonical_sums: Callable[[Problem], bool] = lambda _: False
-    """Whether sums are added in the published order, the same bits for a row in every batch; asked for what
-    it supports."""
+    """Whether a supported problem has the reproducible summation order: the same bits for a batch entry in
+    every batch."""
     slower: Callable[[Problem], str | None] = lambda _: None
     """None, or why it is expected to be slower than the next in the table; asked for what it supports."""
     unproven: str = ""
@@ -60,7 +60,7 @@ TABLE = {
     "reference": "xplstm.kernels.reference",
 }
 
-# What a kernel may have beside what every one has.
+# Optional attributes of a kernel.
 OPTIONAL = ("canonical_sums", "slower", "stepper")
 
 _pinned = _choice.kernel
@@ -129,13 +129,13 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "it does not use the reproducible summation order, which reproducible=True requires"
     if pinned is not None:
         return None if pinned == name else f"kernel {pinned!r} is pinned"
-    # Sums in the published order leave no choice of a faster kernel.
+    # reproducible=True leaves no choice of a faster kernel.
     reason = kernel.unproven or (None if problem.reproducible else kernel.slower(problem))
     return f"{reason}; use_kernel({name!r}) runs it" if reason else None
 
 
 def canonical_sums(kernel: Kernel, problem: Problem) -> bool:
-    """Whether `kernel` adds in the published order; without a step there is nothing to add."""
+    """Return whether `kernel` uses the reproducible summation order; without a step there is no sum."""
     return problem.T * problem.B == 0 or kernel.canonical_sums(problem)
 
 

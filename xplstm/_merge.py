@@ -26,7 +26,7 @@ def forward(merge: str, y: Array) -> Array:
 
 
 def backward(merge: str, y: Array, dy: Array) -> tuple[Array, ...]:
-    """Gradients by each direction's part of `y`, to stand side by side along the last axis."""
+    """Return the gradients with respect to the part of `y` of each direction, to be concatenated."""
     if merge in ("concat", "none"):
         return (dy,)
     if merge == "sum":

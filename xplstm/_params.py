@@ -25,7 +25,7 @@ class LSTMParams(NamedTuple):
     gain_ih, gain_hh : array, shape (4H,), or None
         Scales after the normalisation of ``W_ih x`` and ``W_hh h``, with the variant's layer_norm alone.
     gain_c, bias_c : array, shape (H,), or None
-        Scale and shift after that of c, likewise; bias_c only beside the other biases.
+        Scale and shift after that of c, likewise; bias_c only together with the other biases.
 
     Examples
     --------
@@ -73,9 +73,9 @@ def _format_activation(activation: Any) -> Any:
 
 
 class Variant(NamedTuple):
-    """What an LSTM does otherwise than the plain one; every option goes with every other.
+    """Options that change the standard LSTM; all can be combined.
 
-    The order of all of it within a step, with sources, stands in :doc:`/variants`.
+    For their order within a step, with sources, see :doc:`/variants`.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ class Problem(NamedTuple):
     precision: str | None = None
     """What products of float32 may be made in on a GPU: "tf32", or None for float32 alone."""
     reproducible: bool = False
-    """Whether sums must be in the published order."""
+    """Whether sums must have the reproducible summation order."""
 
     @property
     def output_size(self) -> int:
@@ -212,17 +212,17 @@ class LSTMTrace(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Which kernel would run each layer, and why not each faster one.
+    """Kernel that would run each layer, and why each faster kernel would not.
 
     Attributes
     ----------
     kernels : tuple of str
         One name a layer.
     reasons : tuple of dict
-        For each layer, the reason against each kernel that stands before the chosen one.
+        For each layer, the reason why each kernel before the selected one cannot run.
     canonical_sums : bool
-        Whether every layer's sums are added in the one published order, so that a
-        row's bits do not depend on the batch around it.
+        Whether every layer has the reproducible summation order, so that the bits of
+        a batch entry do not depend on the other entries.
     """
 
     kernels: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Parts of training that have a CUDA kernel beside their generic code: the one place that chooses.
+"""Select between CUDA kernels and generic code for parts of training.
 
 The generic code is the definition and runs everywhere. On CuPy's arrays the
 function of the same name in `kernels._cuda.training` runs instead while one of the

@@ -1,4 +1,4 @@
-"""Layers above the seam: what stands between them, and the shapes that users pass and get back."""
+"""Run stacked layers: what happens between them, and the shapes of arguments and results."""
 
 from __future__ import annotations
 
@@ -405,7 +405,7 @@ def vjp(
 def _keep(
     asked: Problem, params: Directions, x: Array, state: LSTMState, call: Call, checkpoint: int | None
 ) -> tuple[Array, LSTMState, Callable[[Array, LSTMState], tuple[Array, LSTMState, Directions]]]:
-    """One layer forward, and its way back."""
+    """Run one layer forward, and return its backward function."""
     valid = call.valid.array
     if checkpoint is None or checkpoint >= asked.T:
         kernel = _dispatch.select(asked)
@@ -448,7 +448,7 @@ def _masked(p: Params, mask: Array | None) -> Params:
 def _pull_back(
     stack: Stack, call: Call, kept: list[_Layer], dy: Array | None, dstate_n: LSTMState | None
 ) -> tuple[Array, LSTMState, Layers]:
-    """Gradients by x, by the initial state and by each layer's parameters."""
+    """Return the gradients with respect to x, the initial state and the parameters of each layer."""
     T, B = call.x.shape[0], call.x.shape[1]
     dx = _enter_dy(stack, call, dy, T, B)
     dstate_n = _enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient", "dstate_n")
@@ -468,7 +468,7 @@ def _pull_back(
 
 
 def _enter_dy(stack: Stack, call: Call, dy: Array | None, T: int, B: int) -> Array:
-    """The gradient by y as (T, B, ·), the directions side by side."""
+    """Return the gradient with respect to y as (T, B, ·), with the directions concatenated."""
     if dy is None:
         dtype = _array.dtype_named(call.xp, call.home.dtype)
         return call.xp.zeros((T, B, stack.width), dtype=dtype, device=call.home.device)

@@ -47,7 +47,7 @@ class LSTMState(NamedTuple):
     c: Array
 
     def take(self, rows: Any, *, axis: int | None = None) -> LSTMState:
-        """Give some rows, in the order asked for, repeated if asked for twice.
+        """Return some rows, in the given order; a row may be repeated.
 
         Parameters
         ----------
@@ -77,15 +77,15 @@ class LSTMState(NamedTuple):
         return LSTMState(*(take_entries(n, a, rows, axis_of(n, a, axis)) for n, a in self._named()))
 
     def reset(self, rows: Any, to: Any = None, *, axis: int | None = None) -> LSTMState:
-        """Let some rows begin anew; the others keep their bits.
+        """Reset some rows; the others keep their bits.
 
         Parameters
         ----------
         rows : int, integers of shape (N,), or booleans of shape (B,)
-            Which rows.
+            Rows to reset.
         to : (h, c), optional
-            What they become: of this state's shape, or with one row or no axis of rows, for all
-            alike. Zeros if left out.
+            New values, in the shape of this state, or with one row or without the axis of rows for all
+            rows. Default: zeros.
         axis : int, optional
             Of the rows; 1 if left out, for which the state must have three axes.
 
@@ -116,7 +116,7 @@ class LSTMState(NamedTuple):
         )
 
     def zeros(self, count: int, *, axis: int | None = None) -> LSTMState:
-        """Make rows of zeros like these: what a new member of the batch begins with.
+        """Return new rows of zeros, the initial state of new batch entries.
 
         Parameters
         ----------
@@ -327,7 +327,7 @@ def _integer(value: Any, name: str = "rows") -> int:
 
 
 def _entered(rows: Any, like: Array) -> Array:
-    """`rows` as an array where `like` lives; a list or a NumPy array will do on every backend."""
+    """Return `rows`, which may be a list or NumPy array, as an array on the device of `like`."""
     xp = _array.namespace(like, "h")
     if isinstance(rows, _HOST):
         rows = np.asarray(rows if len(rows) else np.zeros(0, dtype=np.int32))

@@ -22,7 +22,7 @@ def leaves(trees: Mapping[str, Tree]) -> Iterator[tuple[str, Array]]:
 
 
 def beside(trees: Mapping[str, Tree], others: Mapping[str, Tree]) -> Iterator[tuple[str, Array | None]]:
-    """Every array's name, and what stands in its place in trees of the same form; None where nothing does."""
+    """Yield the name of each array, and the array at the same place in other trees, or None."""
     for name, tree in trees.items():
         branches, other = _branches(name, tree), others.get(name)
         if branches is None:

@@ -30,7 +30,7 @@ def lstm(
 ) -> tuple[Array, LSTMState]:
     """Run one LSTM layer over a sequence.
 
-    The equations stand in :doc:`/equations`: Hochreiter and Schmidhuber (1997)
+    For the equations see :doc:`/equations`: Hochreiter and Schmidhuber (1997)
     with the forget gate of Gers, Schmidhuber and Cummins (2000).
 
     Parameters
@@ -42,18 +42,18 @@ def lstm(
     state : (h, c), optional
         Shapes (B, H) and (B, H), h (B, P) with a projection; without the B for (T, I). Zeros if left out.
     lengths : integers, shape (B,), optional
-        Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
-        Values that are on a device or traced are not looked at: they act as if clipped to [0, T].
+        Steps of each batch entry, in [0, T], in any order; may be a list or NumPy array on any backend.
+        Values on a device and traced values are not checked, but clipped to [0, T].
     mask : boolean array, shape (T, B), optional
         True where a row has a step; holes are allowed and hold the state.
     reverse : bool, default False
         Walk from each row's last valid step to its first.
     variant : Variant, optional
-        What this LSTM does otherwise than the plain one.
+        Options that change the standard LSTM.
     precision : {None, "tf32"}, default None
         "tf32" lets a kernel on a GPU make products of float32 in TF32, as for `LSTM`.
     reproducible : bool, default False
-        Run only kernels that add in the one published order, as for `LSTM`.
+        Run only kernels with the reproducible summation order, as for `LSTM`.
 
     Returns
     -------
@@ -120,8 +120,8 @@ def lstm_vjp(
         As from `lstm`.
     pullback : callable
         ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``, with the
-        shapes of y and state, of x, state and params. None stands for zeros.
-        May be called more than once; until the last time, do not write into what was passed here.
+        shapes of y and state, of x, state and params. None means zeros.
+        May be called several times. Do not modify the arguments before the last call.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""First values of parameters: one function a rule, each a dict of all of an LSTM's arrays.
+"""Initialise parameters: one function a rule, each returns a dict of all arrays of an LSTM.
 
 Everything is drawn in float64 on the host by a NumPy generator, whatever
 library the parameters go to, so that one seed gives one set of values on
@@ -143,7 +143,7 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     Raises
     ------
     ShapeError
-        If no parameter tells the hidden size.
+        If no parameter gives the hidden size.
 
     Examples
     --------
@@ -161,7 +161,7 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
 
 
 def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw every parameter of a simple network within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+    """Draw every parameter of an RNN within ``1 / sqrt(hidden_size)`` of zero, as torch does.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     Raises
     ------
     ShapeError
-        If there is no ``weight_ih`` that tells the hidden size.
+        If there is no ``weight_ih`` that gives the hidden size.
 
     Examples
     --------
@@ -231,7 +231,7 @@ def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
 
 
 def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw Glorot (Xavier) weights for a simple network, orthogonal ones from h to h; zero biases.
+    """Draw Glorot (Xavier) weights for an RNN, orthogonal ones from h to h; zero biases.
 
     Parameters
     ----------
@@ -318,8 +318,8 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     """Draw Glorot input weights and orthogonal recurrent weights, gate by gate; forget-gate bias 1.
 
     Each gate's block of rows is a matrix of its own, because each gate reads
-    all inputs by itself. A projection stands on the recurrent path and is
-    orthogonal too. The forget gate's 1 stands in ``bias_ih``, all else in the
+    all inputs by itself. A projection is on the recurrent path and is
+    orthogonal too. The forget gate's 1 is in ``bias_ih``, all else in the
     biases is 0 (Jozefowicz, Zaremba and Sutskever, "An empirical exploration of
     recurrent network architectures", 2015, on why it should).
 
@@ -500,11 +500,11 @@ def _hidden_size(shapes: Shapes) -> int:
 
 
 def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
-    """Refuse a recurrent weight that has not four gates of rows, such as a simple network's."""
+    """Raise an error for a recurrent weight without the rows of four gates, such as that of an RNN."""
     if shape[0] != 4 * hidden_size:
         msg = (
             f"{name} has shape {tuple(shape)}; four gates of hidden_size={hidden_size} have "
-            f"{4 * hidden_size} rows. This rule is for an LSTM; those for simple networks begin with rnn_"
+            f"{4 * hidden_size} rows. This rule is for an LSTM; those for RNN and JordanRNN begin with rnn_"
         )
         raise ShapeError(msg)
 

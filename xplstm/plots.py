@@ -29,7 +29,7 @@ GATE_COLOURS, SIGNED_COLOURS = "viridis", "RdBu_r"
 # The palette of Okabe and Ito, dark enough for lines.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f7f7f")
 STYLES = ("-", "--", "-.", ":")
-# From so many steps on the panels stand one below another, and down to so few cells each tells its number.
+# With this many steps or more, panels are stacked; with this many cells or fewer, each shows its number.
 LONG, NUMBERED = 17, 32
 BLANKS = {
     " ": "\N{OPEN BOX}",
@@ -58,7 +58,7 @@ def plot_trace(
     trace : LSTMTrace
         From `LSTM.trace`, of any array library.
     row : int, default 0
-        Member of the batch, in [0, B); 0 for a trace without a batch axis.
+        Batch entry, in [0, B); 0 for a trace without a batch axis.
     index : int, default 0
         ``layer * D + direction``, in [0, L*D).
     tokens : sequence of str, optional
@@ -97,9 +97,7 @@ def plot_trace(
     values = _chosen(trace, row, index, tokens, units, batch_first)
     numbers = range(values["i"].shape[1]) if units is None else units
     if lines and len(numbers) > len(LINES):
-        msg = (
-            f"lines=True tells at most {len(LINES)} units apart, got {len(numbers)}; choose some with units="
-        )
+        msg = f"lines=True distinguishes at most {len(LINES)} units, got {len(numbers)}; select some: units="
         raise ArgumentError(msg)
     steps = values["i"].shape[0]
     figure, panels = _panels(steps, lines)
@@ -229,7 +227,7 @@ def _write_numbers(axes: Axes, a: np.ndarray, gate: bool, scale: tuple[float, fl
 def _draw_lines(
     figure: Figure, panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]
 ) -> None:
-    """A line a unit, told apart by colour and by dashes."""
+    """Draw a line for each unit, with its own colour and dashes."""
     scales = _scales(values)
     # Nothing is compared with the colours of c, so that its lines may fill their panel.
     scales["c"] = (min(0.0, float(values["c"].min())), max(1e-12, float(values["c"].max())))

@@ -107,11 +107,11 @@ def check_grad(
     ----------
     vjp : layer or callable
         ``vjp(**arguments, **options)`` returns the outputs and, last, the pullback, which takes the
-        gradients by the outputs and gives those by the arguments: in their order, as a mapping with their
-        names, or by itself for a single one. Or a layer, such as an `xplstm.LSTM`, whose ``vjp`` is called
-        and whose parameters are checked too.
+        gradients with respect to the outputs and returns those with respect to the arguments: in their
+        order, as a mapping with their names, or alone for a single one. A layer, such as an
+        `xplstm.LSTM`, is also accepted; its ``vjp`` is called and its parameters are checked too.
     arguments : mapping of str to array, or to tuple, list or mapping of arrays
-        What the gradient is taken by; float64, of any array library. None stays None.
+        Points at which gradients are checked; float64, of any array library. None stays None.
     tolerance : float, default 1e-6
         Allowed difference, relative to the largest measured gradient of the same array; above 0. What
         rounding can do to a difference is allowed on top.
@@ -223,21 +223,21 @@ def _by_name(gradients: Tree, names: list[str], has_params: bool) -> dict[str, T
         return {names[0]: gradients}
     if not isinstance(gradients, tuple | list):
         given = type(gradients).__name__
-        msg = f"the pullback gave a {given}, expected one gradient each by {', '.join(names)}"
+        msg = f"the pullback gave a {given}, expected one gradient each for {', '.join(names)}"
         raise GradientError(msg)
     if has_params and len(gradients) > len(names):
-        # The gradients by what was left out, such as the initial state, stand before the parameters'.
+        # Gradients of omitted arguments, such as the initial state, come before those of the parameters.
         gradients = (*gradients[: len(names) - 1], gradients[-1])
     if len(gradients) != len(names):
-        msg = f"the pullback gave {len(gradients)} gradients, expected one each by {', '.join(names)}"
+        msg = f"the pullback gave {len(gradients)} gradients, expected one each for {', '.join(names)}"
         raise GradientError(msg)
     return dict(zip(names, gradients, strict=True))
 
 
 def _check_leaves(leaves: Mapping[str, Array]) -> None:
-    """Refuse what no difference can be taken by."""
+    """Raise an error for arrays without finite differences."""
     if not leaves:
-        msg = "arguments hold no array to take a gradient by"
+        msg = "arguments contain no array, expected at least one whose gradient is checked"
         raise ArgumentError(msg)
     for name, a in leaves.items():
         _array.namespace(a, name)
@@ -268,11 +268,11 @@ def _total(weights: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray])
 def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
     """What the pullback gave for one array."""
     if given is None:
-        msg = f"the pullback gave no gradient by {name}"
+        msg = f"the pullback gave no gradient with respect to {name}"
         raise GradientError(msg)
     found = np.asarray(_array.to_numpy(given), dtype=np.float64)
     if found.shape != tuple(a.shape):
-        msg = f"the gradient by {name} has shape {found.shape}, expected {tuple(a.shape)}"
+        msg = f"the gradient with respect to {name} has shape {found.shape}, expected {tuple(a.shape)}"
         raise GradientError(msg)
     return found
 

@@ -1,6 +1,6 @@
 """Functions of one number that gates can have, and their slopes: the list of ONNX's LSTM operator.
 
-What each computes, with its default alpha and beta, stands in the table; the
+The table gives the formula of each, with its default alpha and beta; the
 formulas are those of the operator's documentation (https://onnx.ai/onnx/operators/onnx__LSTM.html).
 """
 

@@ -371,7 +371,7 @@ def _held(xp: Namespace, hold: Array | float, old: Array, new: Array) -> Array:
 
 
 def _held_back(xp: Namespace, hold: Array | float, d: Array) -> tuple[Array, Array]:
-    """Gradients by the new and by the old values."""
+    """Return the gradients with respect to the new and the old values."""
     nothing = xp.zeros_like(d)
     if isinstance(hold, float):
         return (d, nothing) if hold == 0 else ((1 - hold) * d, hold * d)

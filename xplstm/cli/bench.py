@@ -1,4 +1,4 @@
-"""``python -m xplstm bench``: our kernels beside the peers that are installed, in one interleaved run."""
+"""``python -m xplstm bench``: compare the kernels with the installed peers, in one interleaved run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m xplstm demo``: train a character model on real text, beside a 5-gram baseline."""
+"""``python -m xplstm demo``: train a character model on real text, with a 5-gram baseline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_NORM = 1.0
 # Several threads of BLAS wait for each other at every step: where other work shares the processor they are
 # many times slower than one. So they are chosen only when a trial finds them so many times faster.
 GAIN_OF_THREADS = 1.4
-# Held-out text is read as this many streams, so that few of its characters lack what stands before them.
+# Held-out text is read as this many streams, so that few of its characters lack their context.
 HELD_OUT_STREAMS, HELD_OUT_STEPS = 16, 256
 BITS = 1 / math.log(2)
 
@@ -64,7 +64,7 @@ class Corpus(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What tells this text from another."""
+        """Return a hash that identifies this text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -102,10 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=4e-3, help=f"highest learning rate; {default}")
     add("--seed", type=int, default=0, help=default)
     add("--out", metavar="FOLDER", type=Path, default=Path("runs/demo"), help=default)
-    resume_help = "go on with the run in --out, with its settings; --updates prolongs it"
+    resume_help = "continue the run in --out, with its settings; --updates extends it"
     parser.add_argument("--resume", action="store_true", help=resume_help)
     add("--temperature", type=float, default=0.6, help=f"0 writes the likeliest; {default}")
-    add("--prompt", help="what the written text goes on from; default: how the text begins")
+    add("--prompt", help="text that the sample continues; default: the beginning of the text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         _check(args)
         _demo(args, training.load_checkpoint(checkpoint) if args.resume else None)
     except KeyboardInterrupt:
-        how = f"; the run is saved. To go on:\n  {_resume_command(args)}"
+        how = f"; the run is saved. To continue:\n  {_resume_command(args)}"
         print("\nInterrupted" + (how if checkpoint.exists() else " before there was anything to save."))
         return 130
     except BrokenPipeError:
@@ -155,7 +155,7 @@ def _make_room(checkpoint: Path) -> None:
 
 
 def _resume_command(args: argparse.Namespace) -> str:
-    """What to type in order to go on."""
+    """Return the command that continues the run."""
     command = ["python", "-m", "xplstm", "demo", "--resume", "--out", str(args.out)]
     return shlex.join([*command, "--backend", args.backend] if args.backend else command)
 
@@ -290,7 +290,7 @@ def _corpus(file: str | None) -> Corpus:
 
 
 def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
-    """Refuse to go on with another text."""
+    """Raise an error if the run is continued with another text."""
     if begun.extra["digest"] != corpus.digest:
         msg = (
             "the text has changed since the run was begun"
@@ -371,7 +371,7 @@ def _fit(model: CharLM, corpus: Corpus, settings: Settings, args: argparse.Names
 
 
 def _conclude(history: History, baseline: float) -> None:
-    """Say what was reached, beside the baseline."""
+    """Print the result and the baseline."""
     first, last = history.validations[0][1], history.validations[-1][1]
     verdict = "better" if last < baseline else "worse"
     print(
@@ -405,7 +405,7 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
 
 
 def _smooth(values: list[float], keep: float = 0.97) -> list[float]:
-    """Running mean with exponential weights, which sum to one from the first value on."""
+    """Return a running mean with exponential weights that always sum to one."""
     smooth, mean, weight = [], 0.0, 0.0
     for value in values:
         mean = keep * mean + (1 - keep) * value

@@ -1,7 +1,7 @@
-"""The processes of `bench`: each serves one engine, and works only when it is told to.
+"""Run each library of `bench` in its own process, which works only on request.
 
-A thread pool that spins after its work is done would slow whoever runs next.
-Here the whole process stands still until its next turn.
+A thread pool that spins after its work is done would slow the next library.
+So the whole process is suspended until its next turn.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ VARIABLES = ("XPLSTM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "M
 
 
 def serve(name: str, threads: int, connection: Connection) -> None:
-    """Answer requests until told to stop: build a shape, give a result, time a number of calls."""
+    """Answer requests until asked to stop: build a shape, give a result, time a number of calls."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
-        # Some pools are as large as the number of processors, whatever they are told.
+        # Some pools are as large as the number of processors, whatever their settings.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     work: Work | None = None
     while True:

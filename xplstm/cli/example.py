@@ -49,7 +49,7 @@ FORMULA = {
     "c": "f * c_0 + i * g",
     "h": "o * tanh(c)",
 }
-# u = eps / 2, and the decimals that tell two neighbours apart.
+# u = eps / 2, and the decimals that distinguish two neighbours.
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 DECIMALS = {"float64": 17, "float32": 9, "float16": 5, "bfloat16": 4}
 TOLERANCE = 8

@@ -24,14 +24,14 @@ def bits_per_character(text: str, split: int, order: int = 5) -> float:
     contexts a gram was seen, not how often (Kneser and Ney, "Improved backing-off
     for m-gram language modeling", 1995; in the interpolated form of Chen and
     Goodman, "An empirical study of smoothing techniques for language modeling",
-    1999, section 3). Below single characters stands the uniform distribution
+    1999, section 3). The order below single characters is the uniform distribution
     over all different characters of `text`.
 
     Parameters
     ----------
     text : str
     split : int
-        In ``[order, len(text))``; what stands before is counted, the rest predicted.
+        In ``[order, len(text))``; the text before it is counted, the rest predicted.
     order : int, optional
         Longest gram, at least 1: the character and the ``order - 1`` before it.
 
@@ -74,7 +74,7 @@ def _level(counts: Counter[str]) -> _Level:
 
 
 def _probability(levels: list[_Level], text: str, i: int, uniform: float) -> float:
-    """Probability of ``text[i]`` after what stands before it."""
+    """Return the probability of ``text[i]`` after the preceding text."""
     p = uniform
     for n, level in enumerate(levels):
         gram = text[i - n : i + 1]

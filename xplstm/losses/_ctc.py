@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.losses._shares import Pullback, check_float, check_reduction, common_namespace, one_hot
 
-# Stands for log 0: far below any sum of log-probabilities, and its differences are finite.
+# Used for log 0: far below any sum of log-probabilities, and its differences are finite.
 LOWEST = -1e30
 
 

@@ -1,4 +1,4 @@
-"""What stands before and after an LSTM in a model: `Embedding`, `Linear`, `Dropout`."""
+"""Define the layers before and after an LSTM: `Embedding`, `Linear`, `Dropout`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Embedding(Module):
         An id in [0, num_embeddings), or counted from the end, whose vector begins as zeros and has a gradient
         of zero.
     xp, device, dtype, rng
-        As for `LSTM`; the first values are standard normal.
+        As for `LSTM`; the initial values are standard normal.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Linear(Module):
         At least 1.
     bias : bool, default True
     xp, device, dtype, rng
-        As for `LSTM`; the first values are uniform within 1 / sqrt(in_features).
+        As for `LSTM`; the initial values are uniform within 1 / sqrt(in_features).
 
     Attributes
     ----------

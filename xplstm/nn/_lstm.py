@@ -1,4 +1,4 @@
-"""`LSTM`, and `FrozenLSTM` that is packed once."""
+"""Define `LSTM`, and `FrozenLSTM`, whose weights are packed once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 
 class _Calls:
-    """The calls without gradients: the same for `LSTM` and `FrozenLSTM`."""
+    """Calls without gradients, shared by `LSTM` and `FrozenLSTM`."""
 
     _stack: Stack
     _ready: Callable[[], tuple[Home, Prepare]]
@@ -30,35 +30,35 @@ class _Calls:
         lengths: Lengths = None,
         mask: Array | None = None,
     ) -> tuple[Array, LSTMState]:
-        """Run all layers over a sequence; never drops anything.
+        """Run all layers over a sequence, without dropout.
 
         Parameters
         ----------
         x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
-            Of the parameters' library, device and dtype; never written to. A Dask array with chunks of that
-            library gives Dask arrays, one task for each chunk: :doc:`/guides/dask`.
+            Same library, device and dtype as the parameters; not modified. A Dask array with chunks of that
+            library gives Dask arrays, with one task for each chunk: :doc:`/guides/dask`.
         state : (h, c), optional
-            h (L*D, B, H or P) and c (L*D, B, H), without the B for (T, I). Zeros if left out.
+            h (L*D, B, H or P) and c (L*D, B, H), without B for (T, I). Default: zeros.
         lengths : integers, shape (B,), optional
-            Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
-            Values that are on a device or traced are not looked at: they act as if clipped to [0, T].
-        mask : boolean array, with x's first two axes, optional
-            True where a row has a step; holes are allowed and hold the state.
+            Steps of each batch entry, in [0, T], in any order; may be a list or NumPy array on any backend.
+            Values on a device and traced values are not checked, but clipped to [0, T].
+        mask : boolean array, with the first two axes of x, optional
+            True where a batch entry has a step. A step that is False keeps the state.
 
         Returns
         -------
         y : array, shape (T, B, D*H or D*P), axes as in x
-            The last layer's h, the directions side by side, or as `merge` says; exactly 0 where a row has
-            no step.
+            h of the last layer, with the directions concatenated or merged as `merge` says; exactly 0 where
+            a batch entry has no step.
         state : LSTMState
-            After each row's last step; the initial state for a row without steps.
+            State after the last step of each batch entry; the initial state for an entry without steps.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            Naming the argument, its value and the bound, before any work.
+            If an argument is invalid; raised before any computation.
         KernelError
-            If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
+            If the pinned kernel cannot run this call, or with ``reproducible=True`` no kernel can.
         """
         home, prepare = self._ready()
         if _blocks.takes(x, home):
@@ -75,7 +75,7 @@ class _Calls:
         ----------
         x_t : array, shape (B, I) or (I,)
         state : (h, c), optional
-            As for a call: what the step before returned. Zeros if left out.
+            State that the previous step returned. Default: zeros.
 
         Returns
         -------
@@ -85,7 +85,7 @@ class _Calls:
         Raises
         ------
         ArgumentError
-            With bidirectional=True: a backward direction starts at the end.
+            If bidirectional=True, because the backward direction starts at the end.
         ShapeError, DTypeError, BackendError
             As for a call.
 
@@ -108,9 +108,9 @@ class _Calls:
         lengths: Lengths = None,
         mask: Array | None = None,
     ) -> Explanation:
-        """Say which kernel would run this call, and why not each faster one.
+        """Report which kernel would run this call, and why each faster kernel would not.
 
-        Of `vjp`, which keeps more, another may run where memory on the chip decides.
+        `vjp` may use another kernel on a GPU, because it needs more on-chip memory.
 
         Parameters
         ----------
@@ -147,10 +147,10 @@ class _Calls:
 
 
 class LSTM(_Calls, Recurrent):
-    """Long short-term memory, of one or more layers and one or two directions.
+    """Long short-term memory with one or more layers and one or two directions.
 
-    Names, shapes and defaults are those of ``torch.nn.LSTM``. The equations
-    stand in :doc:`/equations`: Hochreiter and Schmidhuber (1997) with the
+    Names, shapes and defaults are those of ``torch.nn.LSTM``. For the equations
+    see :doc:`/equations`: Hochreiter and Schmidhuber (1997) with the
     forget gate of Gers, Schmidhuber and Cummins (2000); projection after Sak,
     Senior and Beaufays (2014).
 
@@ -162,53 +162,53 @@ class LSTM(_Calls, Recurrent):
     bias : bool, default True
         Both bias_ih and bias_hh, or neither.
     batch_first : bool, default False
-        x and y are (B, T, ·) instead of (T, B, ·). States never are.
+        x and y are (B, T, ·) instead of (T, B, ·). States are always (L*D, B, ·).
     dropout : float, default 0.0
         Probability, in [0, 1), to drop an output between layers in `vjp`.
     bidirectional : bool, default False
     proj_size : int, default 0
         Size of h after a projection, below hidden_size; 0 for none.
     variant : Variant, optional
-        What this LSTM does otherwise than the plain one: peepholes, clips, coupled gates, other
-        activations, layer normalisation, zoneout, recurrent dropout.
+        Options that change the standard LSTM: peepholes, clips, coupled gates, other activations, layer
+        normalisation, zoneout, recurrent dropout.
     merge : {"concat", "sum", "mean", "product", "none"}, default "concat"
-        How the outputs of two directions become each layer's. With "none" the last layer's stay
-        apart, on a first axis of y of length 2, and those of the layers before are side by side.
+        How the outputs of two directions are combined in each layer. With "none", those of the last layer
+        stay separate, on a first axis of y of length 2, and other layers concatenate them.
     input_dropout : float, default 0.0
         Probability, in [0, 1), to drop a feature of a layer's input in `vjp`, the same features at
         every step; Gal and Ghahramani (2016).
     weight_dropout : float, default 0.0
         Probability, in [0, 1), to drop an element of weight_hh in `vjp`; Merity, Keskar and Socher (2018).
     xp : str or namespace, optional
-        Where the parameters are made: see `use_backend`.
+        Array library of the parameters; see `use_backend`.
     device : device, optional
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        float32 if left out.
+        Default: float32.
     rng : int or numpy.random.Generator, optional
-        Of the first values, uniform within 1 / sqrt(hidden_size); other rules
-        stand in `xplstm.init`.
+        Seed of the initialisation, which is uniform within 1 / sqrt(hidden_size). For other rules see
+        `xplstm.init`.
     precision : {None, "tf32"}, default None
-        "tf32" lets a kernel on a GPU make products of float32 in TF32: numbers of 11 bits, sums in float32.
-        A permission: whoever has no TF32 computes in float32. Other dtypes know nothing of it.
+        "tf32" allows GPU kernels to round float32 factors of matrix products to TF32 (11-bit significand).
+        Sums stay in float32. Ignored for other dtypes and by kernels without TF32.
     reproducible : bool, default False
-        Run only kernels that add in the one published order, by which y and the state of a row have the same
-        bits in every batch, on any number of threads, on CPU and GPU; a call that none of them can run
-        raises `KernelError`. See :doc:`/backends`. Not together with precision="tf32".
+        Run only kernels with the reproducible summation order. A batch entry then has the same bits of y and
+        state in every batch, with any number of threads, on CPU and GPU. A call that no such kernel can run
+        raises `KernelError`. See :doc:`/backends`. Cannot be combined with precision="tf32".
 
     Attributes
     ----------
     params : dict of str to array
         ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, H or P), ``bias_ih_l0`` (4H,), ``bias_hh_l0`` (4H,),
-        ``weight_hr_l0`` (P, H); as the variant asks ``weight_ch_l0`` (3H,), ``gain_ih_l0`` (4H,),
+        ``weight_hr_l0`` (P, H); if the variant needs them, ``weight_ch_l0`` (3H,), ``gain_ih_l0`` (4H,),
         ``gain_hh_l0`` (4H,), ``gain_c_l0`` (H,), ``bias_c_l0`` (H,). ``_l1`` and so on for layers,
         ``_reverse`` for the backward direction.
     shapes : dict of str to tuple
-        The shape of each.
+        Shape of each parameter.
 
     Raises
     ------
     ArgumentError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument is invalid.
 
     Examples
     --------
@@ -267,35 +267,35 @@ class LSTM(_Calls, Recurrent):
         rng: Seed = None,
         checkpoint: int | None = None,
     ) -> tuple[Array, LSTMState, Callable[..., tuple[Array, LSTMState, DParams]]]:
-        """Run all layers and keep what the gradients need.
+        """Run all layers and return a function that computes the gradients.
 
         Parameters
         ----------
         x, state, lengths, mask
             As for a call.
         rng : int or numpy.random.Generator, optional
-            Dropout of every kind and zoneout are drawn exactly when this is given. The masks are the
-            same on every backend for one seed.
+            Seed of all dropout and zoneout masks; without it nothing is dropped. A seed gives the same
+            masks on every backend.
         checkpoint : int, optional
-            Keep one state for every `checkpoint` steps and run the steps again
-            in the pullback: O(T / checkpoint + checkpoint) steps of memory.
+            Keep one state for every `checkpoint` steps and recompute the steps in the pullback. Memory is
+            O(T / checkpoint + checkpoint) steps.
 
         Returns
         -------
         y, state
             As from a call.
         pullback : callable
-            ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``: the gradients of a scalar
-            by y and by the final state in, its gradients by x, by the initial state and by the
-            parameters, with the keys of `params`, out. None stands for zeros. May be called more than
-            once; until the last time, do not write into what was passed to `vjp` or into `params`.
+            ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``. Takes the gradients of a scalar
+            with respect to y and the final state; None means zeros. Returns those with respect to x, the
+            initial state and the parameters, with the keys of `params`. May be called several times. Do not modify
+            `params` or the arguments of `vjp` before the last call.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            Naming the argument, its value and the bound, before any work.
+            If an argument is invalid; raised before any computation.
         KernelError
-            If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
+            If the pinned kernel cannot run this call, or with ``reproducible=True`` no kernel can.
 
         Examples
         --------
@@ -320,12 +320,12 @@ class LSTM(_Calls, Recurrent):
         return y, state_n, pullback
 
     def freeze(self) -> FrozenLSTM:
-        """Copy the parameters once and pack them at most once a kernel.
+        """Return a read-only copy whose parameters are packed at most once for each kernel.
 
         Returns
         -------
         FrozenLSTM
-            The same call, `step` and `explain`; later changes of `params` do not reach it.
+            Has the same call, `step` and `explain`. Later changes of `params` have no effect on it.
 
         Examples
         --------
@@ -344,9 +344,9 @@ class LSTM(_Calls, Recurrent):
         lengths: Lengths = None,
         mask: Array | None = None,
     ) -> LSTMTrace:
-        """Every gate and state of every step, layer and direction, by the reference kernel.
+        """Return every gate and state of every step, layer and direction, computed by the reference kernel.
 
-        Its sums are in no published order, not with ``reproducible=True`` either.
+        It does not use the reproducible summation order, even with ``reproducible=True``.
 
         Parameters
         ----------
@@ -372,14 +372,14 @@ class LSTM(_Calls, Recurrent):
 
 
 class FrozenLSTM(_Calls, Frozen):
-    """An LSTM whose parameters are its own copies, packed for the kernels that have run.
+    """Read-only LSTM with its own copy of the parameters, packed for the kernels that have run.
 
-    Made by `LSTM.freeze`; read-only.
+    Returned by `LSTM.freeze`.
     """
 
     def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
         super().__init__(stack, home, layers)
-        # One for each pinned kernel; the checks of a step cost many times a small step.
+        # One for each pinned kernel. The checks of a small step take much longer than the step.
         self._steppers: dict[str | None, Stepper | None] = {}
 
     def step(

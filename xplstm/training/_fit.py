@@ -267,7 +267,7 @@ def _validate_if_due(run: Run, plan: _Plan) -> None:
 
 
 def _call_back(run: Run, plan: _Plan, validation: float | None) -> None:
-    """Tell every callback what happened."""
+    """Call every callback with the event."""
     if plan.callbacks:
         losses = run.at.history.losses
         loss = losses[run.at.update - 1] if run.at.update else math.nan

@@ -49,7 +49,7 @@ class Model(Protocol):
     def loss_vjp(
         self, inputs: Any, targets: Any, state: Any, rng: np.random.Generator | None
     ) -> tuple[Array, State, Callable[..., dict[str, Array]]]:
-        """Return the loss, the state to go on with, and the function that gives the gradients.
+        """Return the loss, the next state, and the function that gives the gradients.
 
         Parameters
         ----------

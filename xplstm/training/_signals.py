@@ -30,7 +30,7 @@ def _can_be_set() -> bool:
         return False
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    except ValueError:  # the main thread of a subinterpreter, which nothing else tells from the real one
+    except ValueError:  # the main thread of a subinterpreter, which only this call can distinguish
         return False
     return True
 

@@ -116,21 +116,21 @@ class StatefulTrainer:
         return y
 
     def backward(self, dy: Array | Sequence[Array | None], dstate_n: Any = None) -> list[Array]:
-        """Take an error back through every `forward` since the last `backward` or `reset_state`.
+        """Propagate gradients back through every `forward` since the last `backward` or `reset_state`.
 
         The parameters' gradients are added to `grads`.
 
         Parameters
         ----------
         dy : array, or list of array or None
-            Gradient by what the last `forward` gave; or a list with one for each `forward`.
+            Gradient with respect to the result of the last `forward`, or a list with one for each `forward`.
         dstate_n : LSTMState, optional
-            Gradient by the present state.
+            Gradient with respect to the present state.
 
         Returns
         -------
         list of array
-            Gradients by each x, in the order of the `forward` calls.
+            Gradients with respect to each x, in the order of the `forward` calls.
 
         Raises
         ------
