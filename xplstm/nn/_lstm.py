@@ -286,9 +286,9 @@ class LSTM(_Calls, Recurrent):
             As from a call.
         pullback : callable
             ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``. Takes the gradients of a scalar
-            with respect to y and the final state; None means zeros. Returns those with respect to x, the
-            initial state and the parameters, with the keys of `params`. May be called several times. Do not modify
-            `params` or the arguments of `vjp` before the last call.
+            with respect to y and the final state; None means zeros. Returns those with respect to x,
+            the initial state and the parameters, with the keys of `params`. May be called several times.
+            Do not modify `params` or the arguments of `vjp` before the last call.
 
         Raises
         ------
