@@ -54,7 +54,10 @@ class Subject(Peer):
             raise Refused("shape", str(error)) from error
         if "dy" in arrays:
             cotangents = [tensor(torch, arrays[f"d{name}"]) for name in results]
-            torch.autograd.backward(list(results.values()), cotangents)
+            try:
+                torch.autograd.backward(list(results.values()), cotangents)
+            except RuntimeError as error:
+                raise Refused("shape", str(error)) from error
             results |= {f"d{name}": a.grad for name, a in given.items()}
         return {name: array(torch, a) for name, a in results.items()}
 
@@ -96,8 +99,9 @@ class Subject(Peer):
     def parameters(self, a: dict[str, Any], suffix: str) -> list[Any]:
         """Kernels with rows of x and h, and one bias."""
         biases = [a[name + suffix] for name in ("bias_ih", "bias_hh") if name + suffix in a]
-        bias = [biases[0] + biases[1]] if biases else []
-        return [a[f"weight_ih{suffix}"].T, a[f"weight_hh{suffix}"].T, *bias]
+        # Added as they are, the biases would be broadcast to each other.
+        bias = [importlib.import_module("torch").stack(biases).sum(0)] if biases else []
+        return [a[f"weight_ih{suffix}"].mT, a[f"weight_hh{suffix}"].mT, *bias]
 
     def exists(self, config: Config, T: int) -> np.ndarray | None:
         """(T, B), true where a step exists."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spec.peers.peer import Peer, as_layer, as_module, one_bias
-from spec.subject import Arrays, Config, Refused
+from spec.subject import Arrays, Config, Refused, Unsupported
 
 # ONNX's names, and the defaults of alpha and beta for the functions that have them.
 ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -58,7 +58,11 @@ class Subject(Peer):
     def run(self, config: Config, arrays: Arrays) -> Arrays:
         onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
         directions = ("_l0", "_l0_reverse") if config.get("bidirectional") else ("_l0",)
-        inputs = self.inputs(config, arrays, directions)
+        try:
+            inputs = self.inputs(config, arrays, directions)
+        except ValueError as error:
+            msg = f"parameters of these shapes do not fit into the operator's arrays: {error}"
+            raise Unsupported(msg) from error
         side = "reverse" if config.get("reverse") else "forward"
         node = onnx.helper.make_node(
             "LSTM",
@@ -73,9 +77,10 @@ class Subject(Peer):
         options.log_severity_level = 4
         model = self.model(onnx, node, inputs)
         session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        errors = runtime.capi.onnxruntime_pybind11_state
         try:
             y, h_n, c_n = session.run(None, inputs)
-        except runtime.capi.onnxruntime_pybind11_state.InvalidArgument as error:
+        except (errors.InvalidArgument, errors.Fail) as error:
             raise Refused("shape", str(error)) from error
         T, D, B, H = y.shape
         return {"y": np.moveaxis(y, 1, 2).reshape(T, B, D * H), "h_n": h_n, "c_n": c_n}

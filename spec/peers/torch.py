@@ -30,9 +30,12 @@ class Subject(Peer):
                 "pack_padded_sequence has no rows of length 0": 0 in (config.get("lengths") or ()),
             },
         )
-        if op.startswith("layer"):
-            return as_layer(self.run(*as_module(config, arrays)))
-        return self.run(config, arrays)
+        try:
+            if op.startswith("layer"):
+                return as_layer(self.run(*as_module(config, arrays)))
+            return self.run(config, arrays)
+        except RuntimeError as error:
+            raise Refused("shape", str(error)) from error
 
     def run(self, config: Config, arrays: Arrays) -> Arrays:
         torch = importlib.import_module("torch")
@@ -60,10 +63,7 @@ class Subject(Peer):
         lstm = lstm.to(getattr(torch, str(arrays["x"].dtype)))
         tensors = {n: tensor(torch, a) for n, a in arrays.items() if n not in ("dy", "dh_n", "dc_n")}
         states = {n: tensors.pop(n).requires_grad_() for n in ("x", "h_0", "c_0")}
-        try:
-            lstm.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise Refused("shape", str(error)) from error
+        lstm.load_state_dict(tensors)
         return lstm, states | dict(lstm.named_parameters())
 
 

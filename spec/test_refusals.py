@@ -1,0 +1,91 @@
+"""Wrong shapes of every array, in a layer and in a module: nothing is repaired."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from spec.sized import CASES, Sized, given
+from spec.subject import Adapter, Arrays, Refused, Unsupported
+
+CALLS = {
+    "layer": "lengths-231",
+    "module": "four-layers",
+    "projection": "projection-module",
+}
+
+
+def places() -> list[str]:
+    """Each array of each call, by its name there."""
+    names = {call: [*given(name, "float32")] for call, name in CALLS.items()}
+    return [f"{call}-{n}" for call, here in names.items() for n in here if n != "x" and "_l1" not in n]
+
+
+def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
+    """The array transposed, repeated in one row, with one row or column more or less, or with an axis more."""
+    made = {"transposed": a.T, "one axis more": a[None]}
+    for axis in range(a.ndim):
+        made[f"one less in axis {axis}"] = np.delete(a, -1, axis)
+        made[f"one more in axis {axis}"] = np.concatenate([a, a.take([-1], axis)], axis)
+        made[f"axis {axis} of one"] = a.take([0], axis)
+    return {how: np.ascontiguousarray(v) for how, v in made.items() if v.shape != a.shape}
+
+
+def accepted(subject: Adapter, case: Sized, a: Arrays, array: str) -> list[str]:
+    """The wrong shapes that end in a result; each call is one that is right otherwise."""
+    late = array.startswith("d")
+    start = a if late else {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
+    op = f"{case.op}_vjp" if late else case.op
+    found = []
+    try:
+        subject.call(op, case.config, dict(start))
+        for how, wrong in wrong_shapes(a[array]).items():
+            try:
+                subject.call(op, case.config, start | {array: wrong})
+            except Refused:
+                continue
+            found.append(f"{how}, {wrong.shape} for {a[array].shape}")
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    return found
+
+
+@pytest.mark.parametrize("name", places())
+def test_wrong_shape_is_refused(subject: Adapter, name: str) -> None:
+    """XPL-ERR-002."""
+    call, array = name.split("-")
+    case = CASES[CALLS[call]]
+    found = accepted(subject, case, given(CALLS[call], "float32"), array)
+    assert not found, f"{array} was accepted: {'; '.join(found)}"
+
+
+@pytest.mark.parametrize("name", ["layer", "module"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_wrong_number_of_lengths_is_refused(subject: Adapter, name: str, count: int) -> None:
+    """XPL-ERR-002."""
+    key = {"layer": "lengths-231", "module": "lengths-231-two-directions"}[name]
+    case = CASES[key]
+    a = {n: v for n, v in given(key, "float32").items() if n not in ("dy", "dh_n", "dc_n")}
+    try:
+        subject.call(case.op, case.config, dict(a))
+        with pytest.raises(Refused):
+            subject.call(case.op, case.config | {"lengths": [2, 3, 1, 2][:count]}, dict(a))
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", ["layer", "module"])
+@pytest.mark.parametrize("wrong", [-3, 6, 47])
+def test_refusal_names_the_length(subject: Adapter, name: str, wrong: int) -> None:
+    """XPL-ERR-003: the value itself, as a number of its own in the message."""
+    key = {"layer": "lengths-231", "module": "lengths-231-two-directions"}[name]
+    case = CASES[key]
+    a = {n: v for n, v in given(key, "float32").items() if n not in ("dy", "dh_n", "dc_n")}
+    try:
+        with pytest.raises(Refused) as refusal:
+            subject.call(case.op, case.config | {"lengths": [2, wrong, 1]}, dict(a))
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    assert re.search(rf"(?<![\w.-]){wrong}(?![\w.])", str(refusal.value)), f"no {wrong} in: {refusal.value}"
