@@ -107,7 +107,8 @@ class Recorder:
 def run(names: Sequence[str]) -> Recorder:
     """The suite on these subjects, quietly."""
     recorder = Recorder()
-    files = [str(FOLDER / name) for name in ("test_vectors.py", "test_behaviour.py", "test_exact_bits.py")]
+    names_of_files = ("vectors", "behaviour", "refusals", "exact_bits")
+    files = [str(FOLDER / f"test_{name}.py") for name in names_of_files]
     chosen = [f"--subject={name}" for name in names]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main([*files, *chosen, "--capture=sys", "-p", "no:cacheprovider"], plugins=[recorder])

@@ -24,7 +24,7 @@ def places() -> list[str]:
 
 
 def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
-    """The array transposed, repeated in one row, with one row or column more or less, or with an axis more."""
+    """The array transposed, cut to one row, one row or column larger or smaller, or with an axis more."""
     made = {"transposed": a.T, "one axis more": a[None]}
     for axis in range(a.ndim):
         made[f"one less in axis {axis}"] = np.delete(a, -1, axis)
