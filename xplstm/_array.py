@@ -282,6 +282,9 @@ def to_numpy(x: Any) -> np.ndarray:
 def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
     """`x`, of any library, as an array of `xp` on the device `on` with the dtype called `dtype`."""
     if array_api_compat.is_array_api_obj(x) and namespace(x, "x") is xp:
+        if on is not None and hasattr(on, "shape"):
+            msg = f"device is an array of shape {tuple(on.shape)}; a device or its name was expected"
+            raise BackendError(msg)
         moved = x if on is None or device(x) == on else _on_device(array_api_compat.to_device, x, xp, on)
         moved = moved if dtype is None else xp.astype(moved, dtype_named(xp, dtype), copy=False)
     else:

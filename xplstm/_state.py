@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._typing import Array
 
@@ -210,6 +210,7 @@ class LSTMState(NamedTuple):
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
     """The h of all states, then the c, each with its names."""
+    states = _values.items("states", states)
     pairs = [LSTMState(*pair(f"states[{k}]", state)) for k, state in enumerate(states)]
     if not pairs:
         msg = "states is empty; at least 1 is needed"
@@ -302,10 +303,7 @@ def stack_entries(names: Sequence[str], arrays: Sequence[Array]) -> Array:
 
 def zero_entries(name: str, a: Array, count: int, axis: int) -> Array:
     """`count` rows of zeros like those of `a`."""
-    number = _integer(count, "count")
-    if number < 0:
-        msg = f"count={number} must be at least 0"
-        raise ArgumentError(msg)
+    number = _values.size("count", count, 0)
     shape = (*a.shape[:axis], number, *a.shape[axis + 1 :])
     return _array.namespace(a, name).zeros(shape, dtype=a.dtype, device=_array.device(a))
 
@@ -330,7 +328,9 @@ def _entered(rows: Any, like: Array) -> Array:
     """Return `rows`, which may be a list or NumPy array, as an array on the device of `like`."""
     xp = _array.namespace(like, "h")
     if isinstance(rows, _HOST):
-        rows = np.asarray(rows if len(rows) else np.zeros(0, dtype=np.int32))
+        rows = np.asarray(
+            rows if getattr(rows, "shape", None) == () or len(rows) else np.zeros(0, dtype=np.int32)
+        )
         rows = _array.asarray(_array.native(rows), xp, _array.device(like))
     if _array.namespace(rows, "rows") is not xp:
         ours = _array.backend_name(_array.namespace(rows, "rows"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -56,6 +57,12 @@ def positive(name: str, value: Any) -> float:
     return _within(name, value, number, "above 0 and finite", 0 < number < math.inf)
 
 
+def above_zero(name: str, value: Any) -> float:
+    """Return a number above 0, infinity included."""
+    number = _number(name, value, "above 0")
+    return _within(name, value, number, "above 0", number > 0)
+
+
 def in_range(name: str, value: Any, low: float, below: float) -> float:
     """Return a number in [low, below)."""
     bound = f"in [{low}, {below})"
@@ -82,6 +89,46 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
         msg = f"{name}={_shown(value)} must be one of {', '.join(known)}"
         raise ArgumentError(msg) if isinstance(value, str) else DTypeError(msg)
     return value
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """Return a mapping."""
+    if not isinstance(value, Mapping):
+        msg = f"{name}={_shown(value)} must be a mapping"
+        raise DTypeError(msg)
+    return value
+
+
+def items(name: str, value: Any) -> list[Any]:
+    """Return the items of an iterable that is no text and no mapping."""
+    if (
+        isinstance(value, str | bytes | Mapping)
+        or not isinstance(value, Iterable)
+        or getattr(value, "shape", None) == ()
+    ):
+        msg = f"{name}={_shown(value)} must be a sequence"
+        raise DTypeError(msg)
+    return list(value)
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """Return a callable."""
+    if not callable(value):
+        msg = f"{name}={_shown(value)} must be a function"
+        raise DTypeError(msg)
+    return value
+
+
+def path(name: str, value: Any) -> str:
+    """Return a path of str."""
+    where = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(where, str):
+        msg = f"{name}={_shown(value)} must be a str or a path of str"
+        raise DTypeError(msg)
+    if not where or "\0" in where:
+        msg = f"{name}={_shown(value)} must have at least 1 character and no NUL"
+        raise ArgumentError(msg)
+    return where
 
 
 def seed(name: str, value: Any) -> int | np.random.Generator | None:

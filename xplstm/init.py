@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     True
     """
     bound = _values.in_range("bound", bound, 0, math.inf)
-    return _values.generator("rng", rng).uniform(-bound, bound, shape)
+    return _values.generator("rng", rng).uniform(-bound, bound, _sizes("shape", shape))
 
 
 def glorot_uniform(shape: Shape, rng: Seed = None) -> np.ndarray:
@@ -152,6 +152,7 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> lstm = xplstm.LSTM(3, 2)
     >>> lstm.initialize(init.lstm_uniform, rng=0)
     """
+    shapes = _checked(shapes)
     hidden_size = _hidden_size(shapes)
     rng = _values.generator("rng", rng)
     return {
@@ -187,6 +188,7 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> rnn = xplstm.RNN(3, 2)
     >>> rnn.initialize(init.rnn_uniform, rng=0)
     """
+    shapes = _checked(shapes)
     rows = [shape[0] for name, shape in shapes.items() if name.startswith("weight_ih") and shape and shape[0]]
     if not rows:
         msg = f"shapes={dict(shapes)} name no weight_ih with hidden_size rows"
@@ -222,6 +224,7 @@ def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> gru = xplstm.GRU(3, 2)
     >>> gru.initialize(init.gru_uniform, rng=0)
     """
+    shapes = _checked(shapes)
     weights = [shape for name, shape in shapes.items() if name.startswith("weight_hh")]
     if not weights or any(len(shape) != 2 or shape[0] != 3 * shape[1] for shape in weights):
         msg = f"shapes={dict(shapes)} must have weight_hh with 3 * hidden_size rows and hidden_size columns"
@@ -257,6 +260,7 @@ def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndar
     >>> rnn = xplstm.RNN(3, 2)
     >>> rnn.initialize(init.rnn_glorot_orthogonal, rng=0)
     """
+    shapes = _checked(shapes)
     rng = _values.generator("rng", rng)
 
     def first(name: str, shape: Shape) -> np.ndarray:
@@ -299,9 +303,11 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     >>> lstm.params["bias_ih_l0"][2:4].tolist()
     [2.0, 2.0]
     """
+    _values.function("rule", rule)
     value = _values.finite("value", value)
 
     def with_bias(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
+        shapes = _checked(shapes)
         H, values = _hidden_size(shapes), rule(shapes, rng)
         biases = [name for name in values if name.startswith(("bias_ih", "bias_hh"))]
         if not biases:
@@ -346,6 +352,7 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     >>> init.lstm_glorot_orthogonal({"bias_ih_l0": (8,)})["bias_ih_l0"]
     array([0., 0., 1., 1., 0., 0., 0., 0.])
     """
+    shapes = _checked(shapes)
     hidden_size = _hidden_size(shapes)
     rng = _values.generator("rng", rng)
 
@@ -403,6 +410,7 @@ def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> bool(abs(lstm.params["weight_hh_l0"]).max() <= 1)
     True
     """
+    shapes = _checked(shapes)
     hidden_size = _hidden_size(shapes)
     rng = _values.generator("rng", rng)
 
@@ -442,6 +450,7 @@ def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> init.lstm_normal({"bias_hh_l0": (4,)}, rng=0)
     {'bias_hh_l0': array([0., 0., 0., 0.])}
     """
+    shapes = _checked(shapes)
     rng = _values.generator("rng", rng)
     return _weights_only(shapes, rng.standard_normal)
 
@@ -470,6 +479,7 @@ def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray
     >>> bool(abs(init.lstm_small_uniform({"weight_ih_l0": (4, 3)})["weight_ih_l0"]).max() <= 1e-4)
     True
     """
+    shapes = _checked(shapes)
     rng = _values.generator("rng", rng)
     return _weights_only(shapes, lambda shape: uniform(shape, 1e-4, rng))
 
@@ -484,6 +494,27 @@ def _matrix(shape: Shape) -> tuple[int, int]:
         raise ShapeError(msg)
     rows, columns = shape
     return _values.size("rows", rows, 0), _values.size("columns", columns, 0)
+
+
+def _sizes(name: str, shape: Any) -> Shape:
+    """Return a shape, of sizes that an array can have."""
+    return tuple(_values.size(f"{name}[{k}]", n, 0) for k, n in enumerate(_values.items(name, shape)))
+
+
+def _checked(shapes: Any) -> Shapes:
+    """Return names and shapes, checked."""
+    return {
+        _name(name): _sizes(f"shapes[{name!r}]", shape)
+        for name, shape in _values.mapping("shapes", shapes).items()
+    }
+
+
+def _name(name: object) -> str:
+    """Return the name of a parameter, which is a str."""
+    if not isinstance(name, str):
+        msg = f"shapes names {name!r}; a str was expected"
+        raise DTypeError(msg)
+    return name
 
 
 def _hidden_size(shapes: Shapes) -> int:

@@ -94,6 +94,17 @@ def plot_trace(
     >>> figure.axes[0].get_title(loc="left")
     'input gate $i$: how much is written'
     """
+    lines, batch_first = _values.flag("lines", lines), _values.flag("batch_first", batch_first)
+    if tokens is not None:
+        tokens = list(tokens) if isinstance(tokens, str) else _values.items("tokens", tokens)
+        if not all(isinstance(token, str) for token in tokens):
+            msg = f"tokens={tokens} must be str"
+            raise DTypeError(msg)
+    if units is not None:
+        units = _values.items("units", units)
+        if not units:
+            msg = "units is empty; at least 1 is needed"
+            raise ArgumentError(msg)
     values = _chosen(trace, row, index, tokens, units, batch_first)
     numbers = range(values["i"].shape[1]) if units is None else units
     if lines and len(numbers) > len(LINES):

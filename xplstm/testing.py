@@ -188,6 +188,12 @@ def _opened(
     _checks.mapping("arguments", arguments)
     arguments = dict(arguments)
     has_params = hasattr(vjp, "vjp") and hasattr(vjp, "params")
+    if not has_params:
+        _values.function("vjp", vjp)
+    for name in arguments:
+        if not isinstance(name, str):
+            msg = f"arguments names {name!r}; a str was expected"
+            raise DTypeError(msg)
     if has_params:
         arguments["params"] = dict(vjp.params)
 

@@ -228,7 +228,7 @@ BAD = [
     (lambda: optim.Adam(0.1).load_state_dict({"step": 1, "x.w": W["w"]}), xplstm.ArgumentError, "'m.<name>'"),
     (lambda: optim.Adam(0.1).load_state_dict({"m.w": W["w"]}), xplstm.ArgumentError, "'step'"),
     (lambda: optim.SGD(0.1).load_state_dict({"step": 1, "m.w": 1}), xplstm.ArgumentError, "given are"),
-    (lambda: optim.clip_by_global_norm(W, 0), xplstm.ArgumentError, "max_norm=0 must be greater than 0"),
+    (lambda: optim.clip_by_global_norm(W, 0), xplstm.ArgumentError, "max_norm=0 must be above 0"),
     (lambda: optim.clip_by_global_norm({"w": np.ones(2, int)}, 1.0), xplstm.DTypeError, "int64"),
     (lambda: optim.clip_by_global_norm(W, 1e-320), xplstm.ArgumentError, "max_norm=1e-320 is below"),
     (lambda: optim.clip_by_global_norm(W, "1"), xplstm.DTypeError, "max_norm='1'"),

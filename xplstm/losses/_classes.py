@@ -107,7 +107,7 @@ def softmax_cross_entropy(
     check_reduction(reduction)
     smoothing = _values.probability("label_smoothing", label_smoothing)
     if ignore_index is not None:
-        kept: Any = targets != ignore_index
+        kept: Any = targets != _values.size("ignore_index", ignore_index, -_values.LARGEST)
         mask = kept if mask is None else mask & kept
     check_classes(xp, logits, targets, mask)
     check_weights("weights", weights, targets.shape)

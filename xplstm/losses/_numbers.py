@@ -226,6 +226,7 @@ def quantile(
         msg = f"quantiles={quantiles!r} must be one or more numbers in (0, 1)"
         raise ArgumentError(msg)
     xp = common_namespace(pred=pred, target=target)
+    check_float("pred", pred)
     wide = _array.wide_dtype(xp, pred.dtype)
     q = xp.asarray(numbers, dtype=wide, device=_array.device(pred))
     if several:

@@ -94,8 +94,8 @@ def one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
 
 
 def common_namespace(**arrays: Array | None) -> Namespace:
-    """Namespace of the given arrays, all of one library and device."""
-    given = {name: x for name, x in arrays.items() if x is not None}
+    """Namespace of the given arrays, all of one library and device; the first two must be there."""
+    given = {name: x for k, (name, x) in enumerate(arrays.items()) if x is not None or k < 2}
     where = {name: (_array.namespace(x, name), _array.device(x)) for name, x in given.items()}
     (first, (xp, device)), *others = where.items()
     for name, (its_xp, its_device) in others:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from xplstm import _values
 from xplstm._errors import ArgumentError, DTypeError
 
 
 def numbered(name: str, tokens: Iterable[str], *, characters: bool = False) -> dict[str, int]:
     """Return token -> number for the vocabulary called `name`; `characters` asks for single characters."""
-    if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | bytearray):
+    if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | bytearray | np.ndarray):
         msg = f"{name} must be a str or an iterable of str, got {type(tokens).__name__}"
         raise DTypeError(msg)
     given, tokens = tokens, tuple(tokens)
@@ -33,7 +34,11 @@ def numbered(name: str, tokens: Iterable[str], *, characters: bool = False) -> d
 
 def numbers(text: Iterable[str], ids: Mapping[str, int], name: str) -> np.ndarray:
     """Numbers of the tokens of `text`, by the vocabulary called `name`."""
-    tokens = list(text)
+    tokens = list(text) if isinstance(text, str) else _values.items("text", text)
+    for token in tokens:
+        if not isinstance(token, str):
+            msg = f"text holds {token!r}, which is no str"
+            raise DTypeError(msg)
     strange = sorted(set(tokens) - ids.keys())
     if strange:
         msg = f"text has characters that {name} lacks: {''.join(strange)!r}"

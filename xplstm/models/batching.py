@@ -110,7 +110,8 @@ def pad(sequences: Sequence[Array]) -> Ragged:
     >>> batch.lengths
     array([2, 1, 3], dtype=int32)
     """
-    if len(sequences) == 0:
+    sequences = _values.items("sequences", sequences)
+    if not sequences:
         msg = "sequences is empty; at least 1 is needed"
         raise ArgumentError(msg)
     xp = _array.namespace(sequences[0], "sequences[0]")
@@ -131,7 +132,7 @@ def pad(sequences: Sequence[Array]) -> Ragged:
         zeros = xp.zeros((steps - a.shape[0], *rest), dtype=a.dtype, device=_array.device(a))
         return xp.concat([a, zeros], axis=0)
 
-    return Ragged(xp.stack([filled(a) for a in sequences], axis=1), lengths)
+    return Ragged(xp.stack([filled(_array.native(a)) for a in sequences], axis=1), lengths)
 
 
 def windows(series: Array, size: int) -> tuple[Array, Array]:

@@ -287,7 +287,8 @@ class CharLM(Composite):
         >>> len(CharLM("abc", 8, rng=0).generate("ab", 5, rng=1))
         5
         """
-        if not prompt:
+        prompt_ids = self.encode(prompt)
+        if prompt_ids.shape[0] == 0:
             msg = "prompt='' must have at least 1 character"
             raise ArgumentError(msg)
         length = _values.size("length", length, 0)
@@ -295,7 +296,7 @@ class CharLM(Composite):
         decoding.check_sampling(**how)
         rng = _values.generator("rng", rng)
         lstm = self._forward_only().freeze()
-        logits, state = self(self.encode(prompt))
+        logits, state = self(prompt_ids)
         last, written = logits[-1, ...], ""
         for _ in range(length):
             written += self.vocab[int(decoding.sample(last, **how, rng=rng))]

@@ -229,6 +229,10 @@ def beam_search(
     width, max_length = _values.size("width", width), _values.size("max_length", max_length)
     end = _values.size("end", end, 0)
     length_penalty = _penalty(length_penalty, max_length)
+    _values.function("step", step)
+    if not isinstance(state, tuple):
+        msg = f"state must be a tuple of arrays, got {type(state).__name__}"
+        raise DTypeError(msg)
     beam = _Beam.of(_first(first), state)
     found: list[list[Hypothesis]] = [[] for _ in beam.tokens]
     for length in range(1, max_length + 1):

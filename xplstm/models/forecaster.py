@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xplstm import _array, _checks, _values, losses
-from xplstm._errors import ArgumentError, ShapeError
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
@@ -202,7 +202,8 @@ class Forecaster(Composite):
         (4, 3, 2)
         """
         steps = _values.size("steps", steps, 0)
-        if x.shape[0] == 0:
+        _array.namespace(x, "x")
+        if 0 in x.shape[:1]:
             msg = f"x has shape {tuple(x.shape)}; there must be at least 1 step to go on from"
             raise ShapeError(msg)
         xp, lstm = _array.namespace(x, "x"), self.lstm.freeze()
@@ -341,7 +342,15 @@ class Forecaster(Composite):
 
 def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: int) -> np.ndarray:
     """`value` once for each feature."""
-    numbers = np.asarray(value, dtype=np.float64)
+    try:
+        given = np.asarray(value)
+    except ValueError as error:
+        msg = f"{name} must be a number, or one for each feature: {error}"
+        raise DTypeError(msg) from error
+    if given.dtype.kind not in "fiu":
+        msg = f"{name} has dtype {given.dtype}; numbers were expected"
+        raise DTypeError(msg)
+    numbers = given.astype(np.float64)
     if numbers.shape not in ((), (features,)):
         msg = f"{name} has shape {numbers.shape}, expected () or ({features},): one for each feature"
         raise ShapeError(msg)

@@ -412,7 +412,9 @@ class Seq2Seq(Composite):
         >>> [len(row) for row in found]
         [3, 3]
         """
-        shape = tuple(opened(source).x.shape)
+        ids = opened(source).x
+        _array.namespace(ids, "source")
+        shape = tuple(ids.shape)
         if len(shape) != 2:
             msg = f"source has shape {shape}, expected (S, B)"
             raise ShapeError(msg)

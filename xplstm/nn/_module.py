@@ -316,7 +316,7 @@ class Recurrent(Module):
         >>> lstm.initialize(init.lstm_glorot_orthogonal, rng=0)
         """
         home = self._home()
-        values = rule(self.shapes, _values.seed("rng", rng))
+        values = _values.function("rule", rule)(self.shapes, _values.seed("rng", rng))
         _checks.state_dict(values, self.shapes, "float64")
         self._allocate(values, home.xp, home.device, home.dtype)
 

@@ -68,11 +68,9 @@ def clip_by_global_norm(
     >>> clipped, float(norm)
     ({'a': array([0.3]), 'b': array([0.4])}, 5.0)
     """
-    bound = _values.number("max_norm", max_norm)
-    if not bound > 0:
-        msg = f"max_norm={max_norm} must be greater than 0"
-        raise ArgumentError(msg)
-    if not grads:
+    bound = _values.above_zero("max_norm", max_norm)
+    error_if_nonfinite = _values.flag("error_if_nonfinite", error_if_nonfinite)
+    if not _values.mapping("grads", grads):
         msg = "grads is empty; it must hold at least one array"
         raise ArgumentError(msg)
     arrays = {name: float_array(f"grads[{name!r}]", g) for name, g in grads.items()}

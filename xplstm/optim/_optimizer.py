@@ -87,7 +87,7 @@ class Group:
 
 def patterns(argument: str, given: str | Iterable[str]) -> tuple[str, ...]:
     """Return names or patterns as a tuple."""
-    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    names = (given,) if isinstance(given, str) else tuple(_values.items(argument, given))
     if not all(isinstance(name, str) for name in names):
         msg = f"{argument}={given!r} must be a name, a pattern or a sequence of them"
         raise DTypeError(msg)
@@ -299,6 +299,7 @@ class Optimizer(ABC):
         >>> optim.Adam(0.1).without_state(["w"]), optim.SGD(0.1).without_state(["w"])
         (['w'], [])
         """
+        names = patterns("names", names)
         kinds = [values for kind, values in self._averages.items() if kind != MASTER]
         return [name for name in names if any(name not in values for values in kinds)]
 
@@ -332,12 +333,11 @@ class Optimizer(ABC):
         if not isinstance(state, Mapping):
             msg = f"state={state!r} must be a mapping, as state_dict returns"
             raise DTypeError(msg)
-        strange = [
-            name for name in state if name != "step" and name.partition(".")[0] not in (*kinds, "step")
-        ]
+        known = (*kinds, "step")
+        strange = [name for name in state if not isinstance(name, str) or name.partition(".")[0] not in known]
         if strange or "step" not in state:
-            known = ", ".join(["'step'", *(f"'{kind}.<name>'" for kind in kinds)])
-            msg = f"state of {type(self).__name__} has the names {known}; given are {list(state)}"
+            expected = ", ".join(["'step'", *(f"'{kind}.<name>'" for kind in kinds)])
+            msg = f"state of {type(self).__name__} has the names {expected}; given are {list(state)}"
             raise ArgumentError(msg)
         step, steps = _values.size("step", state["step"], 0), dict[str, int]()
         averages: Averages = {kind: {} for kind in kinds}

@@ -300,10 +300,7 @@ def _plan_of(given: Mapping[str, Any]) -> _Plan:
         raise ArgumentError(msg)
     ends = {n: None if given[n] is None else _values.size(n, given[n], 0) for n in ("updates", "epochs")}
     seconds, callbacks = given["checkpoint_seconds"], given["callbacks"]
-    callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
-    if not all(callable(callback) for callback in callbacks):
-        msg = f"callbacks={given['callbacks']!r} must be a function of an Event, or a sequence of them"
-        raise DTypeError(msg)
+    callbacks = (callbacks,) if callable(callbacks) else _values.items("callbacks", callbacks)
     if given["patience"] is not None:
         _values.size("patience", given["patience"])
     return _Plan(
@@ -315,7 +312,7 @@ def _plan_of(given: Mapping[str, Any]) -> _Plan:
         patience=given["patience"],
         checkpoint=given["checkpoint"],
         checkpoint_seconds=math.inf if seconds is None else _values.positive("checkpoint_seconds", seconds),
-        callbacks=callbacks,
+        callbacks=tuple(_values.function(f"callbacks[{k}]", f) for k, f in enumerate(callbacks)),
     )
 
 
@@ -329,21 +326,17 @@ def _options_of(
     chosen = patterns("frozen", given["frozen"])
     frozen = _frozen(params, chosen)
     max_norm, average, scale = given["max_norm"], given["average"], given["loss_scale"]
-    if max_norm is not None and not _values.number("max_norm", max_norm) > 0:
-        msg = f"max_norm={max_norm} must be greater than 0"
-        raise ArgumentError(msg)
-    if scale not in ("auto", None):
-        msg = f"loss_scale={scale!r} must be 'auto' or None"
-        raise ArgumentError(msg)
+    if scale is not None:
+        _values.one_of("loss_scale", scale, ("auto",))
     halves = [n for n, a in params.items() if _array.dtype_name(a.dtype) == "float16" and n not in frozen]
     options = Options(
         carry=_values.flag("carry", given["carry"]),
-        max_norm=None if max_norm is None else float(max_norm),
+        max_norm=None if max_norm is None else _values.above_zero("max_norm", max_norm),
         accumulate=_values.size("accumulate", given["accumulate"]),
         frozen=frozen,
         average=None if average is None else _values.probability("average", average),
         scale=scale == "auto" and bool(halves),
-        measure=bool(given["callbacks"]),
+        measure=bool(given["plan"].callbacks),
         epochs=given["epochs"],
     )
     shared = ("carry", "max_norm", "accumulate", "average", "scale")
@@ -434,7 +427,7 @@ def _check_arguments(
     if validate is not None and not callable(validate):
         msg = f"validate={validate!r} must be a function without arguments that gives a number"
         raise DTypeError(msg)
-    if resume != "auto" and not isinstance(resume, bool):
+    if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "auto"):
         msg = f"resume={resume!r} must be True, False or 'auto'"
         raise ArgumentError(msg)
     _check_extra(extra)
@@ -450,10 +443,7 @@ def _check_arguments(
 
 def _check_path(checkpoint: Path) -> None:
     """Refuse a file that could not be written, before any training."""
-    path = os.fspath(checkpoint)
-    if not isinstance(path, str):
-        msg = f"checkpoint={checkpoint!r} must be a str or a path of str"
-        raise DTypeError(msg)
+    path = _values.path("checkpoint", checkpoint)
     if os.path.isdir(path):
         msg = f"checkpoint={path!r} is a folder; it must be a file in one"
         raise ArgumentError(msg)
@@ -496,6 +486,8 @@ def _config_of(model: Model) -> dict[str, Any] | None:
 
 def _check_extra(extra: Mapping[str, Any] | None) -> None:
     """Refuse, before any training, what no checkpoint could hold."""
+    if extra is not None:
+        _values.mapping("extra", extra)
     try:
         json.dumps(extra)
     except TypeError as error:

@@ -140,6 +140,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     >>> loaded.update, loaded.extra, loaded.params["weight"].dtype.name
     (1, {'note': 1}, 'float32')
     """
+    path = _values.path("path", path)
+    if not isinstance(checkpoint, Checkpoint):
+        msg = f"checkpoint must be a Checkpoint, got {type(checkpoint).__name__}"
+        raise DTypeError(msg)
     tensors = {name: _array.to_numpy(a) for name, a in _named_arrays(checkpoint)}
     for name, a in tensors.items():
         if _array.dtype_name(a.dtype) not in safetensors.DTYPES.values():
@@ -160,7 +164,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     metadata = {METADATA: _as_json(rest)}
     if checkpoint.model is not None:
         metadata[MODEL] = _as_json(checkpoint.model)
-    write_durably(os.fspath(path), safetensors.pack(tensors, metadata))
+    write_durably(path, safetensors.pack(tensors, metadata))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -186,7 +190,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     --------
     See `save_checkpoint`.
     """
-    where = os.fspath(path)
+    where = _values.path("path", path)
     contents = safetensors.read(where)
     rest = _read_rest(where, contents.metadata)
     groups: dict[str, dict[str, Array]] = {}

@@ -80,11 +80,8 @@ class StatefulTrainer:
         if not isinstance(optimizer, Optimizer):
             msg = f"optimizer={optimizer!r} must be an optimiser of xplstm.optim, such as Adam(1e-3)"
             raise DTypeError(msg)
-        if max_norm is not None and not _values.number("max_norm", max_norm) > 0:
-            msg = f"max_norm={max_norm} must be above 0"
-            raise ArgumentError(msg)
         self.lstm, self.optimizer = lstm, optimizer
-        self.max_norm = None if max_norm is None else float(max_norm)
+        self.max_norm = None if max_norm is None else _values.above_zero("max_norm", max_norm)
         self.state: Any = None
         self.grads: dict[str, Array] | None = None
         self._pullbacks: list[Callable[..., Any]] = []
