@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from xplstm import _array, _checks
+from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
@@ -308,4 +308,4 @@ def prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
 
 def between_layers(num_layers: int, dropout: float) -> float:
     """Return the dropout of a model's network: one layer has none, and the model drops its output."""
-    return 0.0 if num_layers == 1 else dropout
+    return 0.0 if _values.size("num_layers", num_layers) == 1 else dropout

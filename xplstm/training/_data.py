@@ -197,7 +197,7 @@ _END = object()
 
 def _opened(batches: Any, epoch: int) -> _Indexed | _Iterated:
     """Return the batches of one epoch behind one face."""
-    if not isinstance(batches, Mapping | str | bytes):
+    if not isinstance(batches, Mapping | str | bytes) and getattr(batches, "shape", None) != ():
         if hasattr(batches, "__len__") and hasattr(batches, "__getitem__"):
             return _Indexed(batches, epoch)
         if isinstance(batches, Iterable):
