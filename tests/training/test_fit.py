@@ -81,7 +81,7 @@ class Reads:
 @pytest.fixture(params=["numpy", "deferred"])
 def place(request, monkeypatch):
     if request.param == "numpy":
-        return np, None
+        return _array.numpy_namespace(), None
     torch = pytest.importorskip("torch")
     return _array.named_namespace("torch"), Reads(monkeypatch, torch)
 

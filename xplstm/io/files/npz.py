@@ -55,7 +55,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     if metadata:
         hosts[METADATA] = np.asarray(metadata)
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **hosts)
+    np.savez(buffer, **hosts)
     return buffer.getvalue()
 
 
