@@ -19,11 +19,13 @@ from xplstm.io.files import safetensors
 from xplstm.models import CharLM, Forecaster
 from xplstm.training import History, StatefulTrainer, _fit
 
+NUMPY = _array.numpy_namespace()
+
 
 class Line:
     """Two weights; a batch says what is wrong with its loss, gradient or parameters."""
 
-    def __init__(self, xp=np, dtype="float64"):
+    def __init__(self, xp=NUMPY, dtype="float64"):
         self.xp = xp
         self.params = {name: _array.asarray(np.ones(2), xp, dtype=dtype) for name in ("w", "b")}
 
@@ -81,7 +83,7 @@ class Reads:
 @pytest.fixture(params=["numpy", "deferred"])
 def place(request, monkeypatch):
     if request.param == "numpy":
-        return _array.numpy_namespace(), None
+        return NUMPY, None
     torch = pytest.importorskip("torch")
     return _array.named_namespace("torch"), Reads(monkeypatch, torch)
 

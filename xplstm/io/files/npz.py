@@ -47,7 +47,7 @@ def read(path: str) -> Contents:
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """The bytes of a file that holds `network`."""
     arrays, metadata = written(network, layout, prefix)
-    hosts = {name: _array.to_numpy(a) for name, a in arrays.items()}
+    hosts: dict[str, Any] = {name: _array.to_numpy(a) for name, a in arrays.items()}
     for name, a in hosts.items():
         if _array.dtype_name(a.dtype) == "bfloat16":
             msg = f"{name} has dtype bfloat16, whose name is lost in an .npz file; use .safetensors"
