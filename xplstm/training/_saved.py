@@ -20,14 +20,13 @@ from xplstm import _array, _values
 from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
+from xplstm.io._models import MODEL
 from xplstm.io.files import safetensors
 
 State: TypeAlias = "tuple[Array, ...] | None"
 
 FORMAT = "xplstm-checkpoint-2"
 METADATA = "xplstm"
-# What `config()` of the model gave, as JSON.
-MODEL = "xplstm.model"
 FINALS = ("params", "average", "best")
 
 
