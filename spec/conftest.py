@@ -50,7 +50,13 @@ def chosen(config: pytest.Config) -> list[Chosen]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
         found = metafunc.config.stash[CHOSEN]
-        metafunc.parametrize("subject", found, ids=[c.name for c in found], indirect=True)
+        params = [pytest.param(c, id=c.name, marks=pytest.mark.backend(library_of(c))) for c in found]
+        metafunc.parametrize("subject", params, indirect=True)
+
+
+def library_of(chosen: Chosen) -> str:
+    """Return the library of a subject; a program is not asked before its test."""
+    return "stdio" if chosen.name == "stdio" else str(chosen.adapter.describe()["library"])
 
 
 @pytest.fixture

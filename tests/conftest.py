@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,28 @@ def open_backend(name: str) -> Backend:
     return Backend(name, _array.named_namespace(library))
 
 
-@pytest.fixture(params=BACKENDS)
+def backend(name: str, *values: Any) -> Any:
+    """Return a parameter that belongs to a backend: its name, and further values."""
+    return pytest.param(name, *values, marks=pytest.mark.backend(name))
+
+
+@pytest.fixture(params=[backend(name) for name in BACKENDS])
 def xp(request: pytest.FixtureRequest) -> Backend:
-    request.node.user_properties.append(("backend", request.param))
     return open_backend(request.param)
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """Return PyTorch, as reference or as source of files."""
+    open_backend("torch")
+    return importlib.import_module("torch")
+
+
+@pytest.fixture(scope="session")
+def jax() -> Any:
+    """Return JAX, as reference or under other libraries."""
+    open_backend("jax")
+    return importlib.import_module("jax")
 
 
 @pytest.fixture
@@ -94,21 +113,51 @@ def pytest_configure() -> None:
         vars(training_parts).pop("UNPROVEN", None)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Per backend: how many tests ran, passed and were skipped, and why."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in BACKENDS}
+def pytest_addoption(parser: pytest.Parser) -> None:
+    choice = "run only the tests of this backend; may be repeated"
+    parser.addoption("--backend", action="append", choices=BACKENDS, help=choice)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the backends that `--backend` names; note the backends of each in its report."""
+    chosen = set(config.getoption("--backend") or BACKENDS)
+    others = []
+    for item in items:
+        names = backends_of(item)
+        item.user_properties += [("backend", name) for name in sorted(names)]
+        if config.getoption("--backend") and not names & chosen:
+            others.append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def backends_of(item: pytest.Item) -> set[str]:
+    """Return the names of an item's `backend` marks, and of the libraries among its fixtures."""
+    marked = {name for mark in item.iter_markers("backend") for name in mark.args}
+    return marked | {"torch", "jax"}.intersection(getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
+    """Print last, per backend: how many tests passed, failed and were skipped, and why."""
+    yield
+    counts: dict[str, Counter[str]] = {name: Counter() for name in (*BACKENDS, "no backend")}
     reasons: dict[str, str] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            name = dict(getattr(report, "user_properties", ())).get("backend")
-            if name in counts:
+            given = [v for key, v in getattr(report, "user_properties", ()) if key == "backend"]
+            for name in [name for name in given if name in counts] or ["no backend"]:
                 counts[name][outcome] += 1
                 if outcome == "skipped" and isinstance(report.longrepr, tuple):
                     reasons.setdefault(name, report.longrepr[2].removeprefix("Skipped: "))
-    if not any(counts.values()):
+    if not any(counts[name] for name in BACKENDS):
         return
     terminalreporter.section("backends")
     terminalreporter.write_line(f"{'backend':<18}{'passed':>8}{'failed':>8}{'skipped':>9}")
+    reasons["no backend"] = "reasons of all that was skipped: pytest -rs" if reasons else ""
     for name, count in counts.items():
         failed = count["failed"] + count["error"]
         row = f"{name:<18}{count['passed']:>8}{failed:>8}{count['skipped']:>9}"

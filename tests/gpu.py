@@ -84,7 +84,7 @@ def tests(_: Path) -> Iterator[Step]:
     for name, (file, chosen) in PINNED.items():
         yield Step("tests", name, (*PYTEST, file, "-k", chosen), {"XPLSTM_REQUIRE": "cupy"})
     ignored = ("tests/kernels/test_cupy_emulated.py", *dict.fromkeys(file for file, _ in PINNED.values()))
-    command = (*PYTEST, "tests", "-k", "cupy", *(f"--ignore={file}" for file in ignored))
+    command = (*PYTEST, "tests", "--backend", "cupy", *(f"--ignore={file}" for file in ignored))
     for name, required in REQUIRED.items():
         yield Step("tests", name, command, {"XPLSTM_REQUIRE": required})
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import xplstm
+from tests.conftest import backend
 from xplstm import ArgumentError, BackendError, DTypeError, LSTMParams, ShapeError, _array, _checks
 
 T, B, I, H = 5, 4, 3, 2
@@ -421,9 +422,8 @@ def test_nothing_is_done_before_the_checks() -> None:
         np.testing.assert_array_equal(module.params[key], value)
 
 
-@pytest.mark.parametrize("kind", ["torch", "jax"])
+@pytest.mark.parametrize("kind", [backend("torch"), backend("jax")])
 def test_lengths_on_the_host_are_checked_on_other_backends_too(kind: str) -> None:
-    pytest.importorskip(kind)
     module = lstm(xp=kind)
     from xplstm._array import asarray, resolve
 

@@ -248,6 +248,21 @@ def test_the_adapter_uses_public_names_alone():
     assert not [name for name in names if name.startswith("xplstm.") and "._" in name]
 
 
+def backends_imported_inside(function: ast.FunctionDef) -> set[str]:
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and node.args]
+    first = [c.args[0] for c in calls if ast.unparse(c.func) == "pytest.importorskip"]
+    return {a.value for a in first if isinstance(a, ast.Constant)} & {"torch", "jax", "dask", "cupy"}
+
+
+def test_no_test_hides_its_backend_from_the_choice_of_backends():
+    """`pytest --backend torch` sees fixtures and marks, but not a skip inside a function."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            hidden = backends_imported_inside(node) if isinstance(node, ast.FunctionDef) else set()
+            advice = "use the fixture torch or jax of tests/conftest.py, or pytest.mark.backend"
+            assert not hidden, f"{path.relative_to(ROOT)}:{node.lineno} skips without {hidden}: {advice}"
+
+
 @pytest.fixture
 def fresh(tmp_path):
     """What code prints in a new interpreter that sees this source tree and may keep its bytecode."""

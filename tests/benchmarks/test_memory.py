@@ -15,6 +15,7 @@ NEEDS = {
 MISSING = [what for what, there in NEEDS.items() if not there]
 
 
+@pytest.mark.backend("torch")
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
 def test_no_more_than_pytorch():
     assert memory.measure("xplstm") <= memory.measure("torch")

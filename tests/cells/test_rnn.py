@@ -169,8 +169,7 @@ def test_every_backend_gives_the_same(xp: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["stacked", "stacked relu", "stacked gru"])
-def test_agrees_with_torch(name: str) -> None:
-    torch = pytest.importorskip("torch")
+def test_agrees_with_torch(name: str, torch) -> None:
     kind, options = (
         ("GRU", {}) if "gru" in name else ("RNN", {"nonlinearity": "relu" if "relu" in name else "tanh"})
     )

@@ -197,8 +197,7 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_anything_is_measured(
     assert "--plot a.svg needs matplotlib: pip install 'xplstm[plot]'" in capsys.readouterr().err
 
 
-def test_the_loop_of_jax_is_an_lstm() -> None:
-    pytest.importorskip("jax")
+def test_the_loop_of_jax_is_an_lstm(jax) -> None:
     rng = np.random.default_rng(3)
     lstm = xplstm.LSTM(SHAPE.I, SHAPE.H, rng=rng)
     x = rng.standard_normal((SHAPE.T, SHAPE.B, SHAPE.I), dtype=np.float32)

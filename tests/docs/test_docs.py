@@ -56,11 +56,18 @@ RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.
 
 
 @pytest.mark.parametrize(
-    ("page", "backends"), RUNS, ids=[f"{page}-{'+'.join(backends) or 'numpy'}" for page, backends in RUNS]
+    ("page", "backends"),
+    [
+        pytest.param(
+            *run,
+            id=f"{run[0]}-{'+'.join(run[1]) or 'numpy'}",
+            marks=[pytest.mark.backend(name) for name in run[1] or ("numpy",)],
+        )
+        for run in RUNS
+    ],
 )
-def test_python_runs(page, backends, request, tmp_path, monkeypatch):
+def test_python_runs(page, backends, tmp_path, monkeypatch):
     """A page's programs in order, in one namespace: all that need no other backend than these."""
-    request.node.user_properties.append(("backend", backends[0] if backends else "numpy"))
     for package in OTHERS.keys() & packages_of(page):
         pytest.importorskip(package, reason=f"{page} needs {package}: pip install {OTHERS[package]}")
     for backend in backends:

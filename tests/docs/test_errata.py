@@ -524,13 +524,6 @@ def test_003_worked_example_command_fails_on_a_wrong_number(wrong, monkeypatch, 
     assert "NOT within 8 u" in capsys.readouterr().out
 
 
-@pytest.fixture(params=["torch"])  # a parameter, so that `-k torch` finds these tests
-def torch(request):
-    return pytest.importorskip(
-        request.param, reason="003's code is written for torch, which is not installed"
-    )
-
-
 def test_003_last_step_of_the_reversed_direction_has_seen_one_input(torch):
     torch.manual_seed(0)
     backward = torch.nn.RNN(3, 2, batch_first=True)

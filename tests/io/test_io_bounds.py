@@ -104,8 +104,7 @@ def test_archives_of_every_honest_form_are_read(force_zip64, tmp_path):
     np.testing.assert_array_equal(io.arrays(path)["a"], [0, 1, 2])
 
 
-def test_what_pytorch_writes_is_without_gaps(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_what_pytorch_writes_is_without_gaps(tmp_path, torch):
     lstm = torch.nn.LSTM(3, 5)
     torch.save(lstm.state_dict(), tmp_path / "plain.pt")
     torch.save(lstm.state_dict(), tmp_path / "other.pt", pickle_protocol=4)

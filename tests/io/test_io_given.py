@@ -37,8 +37,7 @@ def test_an_error_about_bytes_names_no_temporary_file(tmp_path):
         io.load(file)
 
 
-def test_a_module_of_torch_loads_with_its_options():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_a_module_of_torch_loads_with_its_options(torch):
     torch.manual_seed(1)
     model = torch.nn.Module()
     model.encoder = torch.nn.LSTM(3, 5, 2, batch_first=True, dropout=0.25)
@@ -77,9 +76,8 @@ def test_a_module_of_nnx_loads(kind):
     np.testing.assert_allclose(io.load(model)(x)[0][0], want, rtol=0, atol=1e-6)
 
 
-def test_a_module_of_equinox_loads():
+def test_a_module_of_equinox_loads(jax):
     eqx = pytest.importorskip("equinox", reason="equinox is not installed")
-    jax = pytest.importorskip("jax")
 
     class Model(eqx.Module):
         cell: eqx.nn.LSTMCell

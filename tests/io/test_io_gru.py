@@ -212,10 +212,9 @@ def test_a_model_of_keras(name, x, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
-def test_a_cell_of_flax(kind, x):
+def test_a_cell_of_flax(kind, x, jax):
     flax = pytest.importorskip("flax")
     pytest.importorskip(f"flax.{kind}")
-    jax = pytest.importorskip("jax")
     if kind == "linen":
         cell = flax.linen.GRUCell(H)
         carry = cell.initialize_carry(jax.random.key(0), (B, I))
@@ -236,9 +235,8 @@ def test_a_cell_of_flax(kind, x):
         np.testing.assert_allclose(y[:, t], h, rtol=0, atol=1e-5)
 
 
-def test_a_cell_of_equinox(x):
+def test_a_cell_of_equinox(x, jax):
     equinox = pytest.importorskip("equinox")
-    jax = pytest.importorskip("jax")
     cell = equinox.nn.GRUCell(I, H, key=jax.random.key(0))
     y, _ = io.load(vars(cell), batch_first=True, dtype="float32")(x)
     h = np.zeros((B, H), "float32")

@@ -553,16 +553,14 @@ def test_what_flax_wrote_as_msgpack_is_told_the_way(name, tmp_path):
         io.load(path)
 
 
-def test_a_cell_that_is_no_lstm_is_called_what_it_is():
-    torch = pytest.importorskip("torch")
+def test_a_cell_that_is_no_lstm_is_called_what_it_is(torch):
     cell = torch.nn.RNNCell(I, H)
     with pytest.raises(FormatError, match="that of a simple network, which format 'torch' does not have"):
         io.load(cell.state_dict())
 
 
-def test_checkpoints_hold_what_training_leaves(tmp_path):
+def test_checkpoints_hold_what_training_leaves(tmp_path, torch):
     """Counters, dicts with defaults, tuples as keys and expanded tensors stand around the weights."""
-    torch = pytest.importorskip("torch")
     model = torch.nn.LSTM(I, H)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])

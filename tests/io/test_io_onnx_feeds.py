@@ -15,6 +15,7 @@ from xplstm.io import onnx as ours
 
 onnx = pytest.importorskip("onnx")
 torch: Any = pytest.importorskip("torch")
+pytestmark = pytest.mark.backend("torch")
 
 I, H, BATCH, STEPS = 3, 5, 2, 6
 

@@ -114,8 +114,7 @@ def test_another_gru_is_refused(told: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter tells of its successor
-def test_an_export_of_torch(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+def test_an_export_of_torch(tmp_path: Path, torch) -> None:
     torch.manual_seed(0)
     theirs, x = torch.nn.GRU(I, H, 2, bidirectional=True, batch_first=True).eval(), torch.randn(B, T, I)
     torch.onnx.export(theirs, (x,), str(tmp_path / "gru.onnx"), dynamo=False, opset_version=17)

@@ -126,8 +126,7 @@ def test_a_branch_sees_the_graph_around_it(chosen: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
-def test_a_classifier_of_torch_runs(tmp_path: Any) -> None:
-    torch = pytest.importorskip("torch")
+def test_a_classifier_of_torch_runs(tmp_path: Any, torch) -> None:
     torch.manual_seed(0)
 
     class Classifier(torch.nn.Module):  # type: ignore[misc]

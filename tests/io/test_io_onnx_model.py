@@ -252,8 +252,9 @@ def test_other_dtypes_go_there_and_back(dtype: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize(("layers", "both"), [(1, False), (3, False), (2, True)])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("fixed", [False, True])
-def test_exports_of_torch(layers: int, both: bool, batch_first: bool, fixed: bool, tmp_path: Any) -> None:
-    torch = pytest.importorskip("torch")
+def test_exports_of_torch(
+    layers: int, both: bool, batch_first: bool, fixed: bool, tmp_path: Any, torch
+) -> None:
     theirs = torch.nn.LSTM(I, H, layers, bidirectional=both, batch_first=batch_first)
     x, path = torch.randn(B, T, I), tmp_path / "torch.onnx"
     axes = {} if fixed else {"x": [0, 1]}

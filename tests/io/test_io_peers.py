@@ -33,11 +33,6 @@ def example(seed=1, dtype="float32"):
     return rng.standard_normal((T, B, I)).astype(dtype)
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 def torch_model(torch, options):
     """An LSTM of PyTorch whose every weight is its own."""
     torch.manual_seed(3)
@@ -294,8 +289,7 @@ def flax():
 
 
 @pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
-def test_cells_of_flax_linen(cell, flax):
-    jax = pytest.importorskip("jax")
+def test_cells_of_flax_linen(cell, flax, jax):
     from flax import linen
 
     x = example()
@@ -316,8 +310,7 @@ def test_cells_of_flax_linen(cell, flax):
     np.testing.assert_array_equal(again, theirs)
 
 
-def test_directions_and_layers_of_flax_linen(flax, tmp_path):
-    jax = pytest.importorskip("jax")
+def test_directions_and_layers_of_flax_linen(flax, tmp_path, jax):
     from flax import linen
 
     class Model(linen.Module):
@@ -356,9 +349,8 @@ def test_cells_of_flax_nnx(cell, flax):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_cells_of_equinox(bias):
+def test_cells_of_equinox(bias, jax):
     equinox = pytest.importorskip("equinox", reason="equinox is not installed")
-    jax = pytest.importorskip("jax")
 
     x = example()
     cell = equinox.nn.LSTMCell(I, H, use_bias=bias, dtype="float32", key=jax.random.key(3))

@@ -49,8 +49,7 @@ def test_an_index_of_safetensors_is_read(folder):
     assert len(io.inspect(path).tensors) == len(io.arrays(path)) == 12
 
 
-def test_an_index_of_pytorch_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_an_index_of_pytorch_is_read(tmp_path, torch):
     places = {}
     for k, arrays in enumerate(split().values()):
         name = f"pytorch_model-{k + 1:05}-of-00003.bin"

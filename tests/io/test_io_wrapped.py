@@ -15,14 +15,8 @@ T, B, I, H = 6, 2, 3, 5
 
 
 @pytest.fixture
-def torch():
-    found = pytest.importorskip("torch")
-    found.manual_seed(0)
-    return found
-
-
-@pytest.fixture
 def x(torch):
+    torch.manual_seed(0)
     return torch.randn(T, B, I)
 
 

@@ -29,6 +29,9 @@ LARGE = {
 }
 
 
+pytestmark = pytest.mark.backend("cupy")
+
+
 @pytest.fixture(autouse=True)
 def cupy() -> Any:
     """The library, on a device that answers."""

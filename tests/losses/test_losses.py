@@ -154,8 +154,7 @@ def test_byte_swapped_and_strided_input(logits, targets):
     assert swapped_pullback().dtype.isnative
 
 
-def test_against_torch(logits, targets):
-    torch = pytest.importorskip("torch")
+def test_against_torch(logits, targets, torch):
     z = torch.tensor(logits, requires_grad=True)
     expected = torch.nn.functional.cross_entropy(z.reshape(-1, V), torch.tensor(targets).reshape(-1))
     expected.backward()
@@ -164,8 +163,7 @@ def test_against_torch(logits, targets):
     np.testing.assert_allclose(pullback(), z.grad.numpy(), atol=1e-15)
 
 
-def test_jax_compiles_and_differentiates_through(logits, targets, mask):
-    jax = pytest.importorskip("jax")
+def test_jax_compiles_and_differentiates_through(logits, targets, mask, jax):
     z, k, m = jax.numpy.asarray(logits), jax.numpy.asarray(targets), jax.numpy.asarray(mask)
     for loss in (
         lambda z: losses.softmax_cross_entropy(z, k, mask=m)[0],

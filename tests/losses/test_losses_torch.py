@@ -11,11 +11,6 @@ from xplstm import _array, losses
 T, B, V = 5, 3, 4
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 def agree(torch, ours, theirs, given, dloss=None):
     """Value and gradient of one loss, ours and theirs."""
     loss, pullback = ours

@@ -40,8 +40,7 @@ def state(rng):
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("each_step", [False, True])
-def test_logits_loss_and_gradients_are_those_of_torch(x, targets, step_targets, directions, each_step):
-    torch = pytest.importorskip("torch")
+def test_logits_loss_and_gradients_are_those_of_torch(x, targets, step_targets, directions, each_step, torch):
     two = directions == 2
     model = make(bidirectional=two, each_step=each_step)
     theirs = torch_copy(

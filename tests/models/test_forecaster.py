@@ -35,8 +35,7 @@ def state(rng):
     return tuple(rng.normal(size=(2, B, H)) for _ in "hc")
 
 
-def test_forecasts_loss_and_gradients_are_those_of_torch(x, targets, state):
-    torch = pytest.importorskip("torch")
+def test_forecasts_loss_and_gradients_are_those_of_torch(x, targets, state, torch):
     model = make()
     theirs = torch_copy(model, {"lstm": torch.nn.LSTM(F, H, 2), "linear": torch.nn.Linear(H, F)})
     mean, std = (torch.tensor(a, dtype=torch.float64) for a in (MEAN, STD))

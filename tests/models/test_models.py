@@ -37,7 +37,8 @@ def state(rng):
 
 def in_torch(model):
     """The same model, made of torch's layers."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     layers = {
         "embedding": torch.nn.Embedding(len(VOCAB), E),
         "lstm": torch.nn.LSTM(E, H, 2),
@@ -48,8 +49,7 @@ def in_torch(model):
     return whole
 
 
-def test_logits_loss_state_and_gradients_are_those_of_torch(ids, targets, state):
-    torch = pytest.importorskip("torch")
+def test_logits_loss_state_and_gradients_are_those_of_torch(ids, targets, state, torch):
     model = make()
     theirs = in_torch(model)
     y, (h_n, c_n) = theirs["lstm"](

@@ -53,7 +53,8 @@ def state(rng):
 
 
 def in_torch(model):
-    torch = pytest.importorskip("torch")
+    import torch
+
     return torch_copy(
         model,
         {
@@ -66,8 +67,7 @@ def in_torch(model):
     )
 
 
-def test_logits_loss_and_gradients_are_those_of_torch(source, target, state):
-    torch = pytest.importorskip("torch")
+def test_logits_loss_and_gradients_are_those_of_torch(source, target, state, torch):
     model = make()
     theirs = in_torch(model)
     read = np.concatenate([np.full((1, B), V - 1), target[:-1]])

@@ -14,8 +14,7 @@ GRADED = ["plain", "bidirectional_ragged", "bidirectional_holes", "projection_ra
 
 
 @pytest.mark.parametrize("name", GRADED)
-def test_torch_autograd(name: str) -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_autograd(name: str, torch) -> None:
     case = CASES[name]
     want = run(case.lstm(), case.arrays(), **case.valid())
     lstm = case.lstm(xp="torch")
@@ -30,8 +29,7 @@ def test_torch_autograd(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bidirectional_ragged", "bidirectional_holes"])
-def test_padding_of_nan_does_not_reach_torch_gradients(name: str) -> None:
-    torch = pytest.importorskip("torch")
+def test_padding_of_nan_does_not_reach_torch_gradients(name: str, torch) -> None:
     case = CASES[name]
     lstm = case.lstm(xp="torch")
     lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
@@ -58,8 +56,7 @@ def jax_loss(jnp: Any, case: Case, lstm: xplstm.LSTM) -> Any:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", GRADED)
-def test_jax_grad_and_jit(name: str, compiled: bool) -> None:
-    jax = pytest.importorskip("jax")
+def test_jax_grad_and_jit(name: str, compiled: bool, jax) -> None:
     case = CASES[name]
     want = run(case.lstm(), case.arrays(), **case.valid())
     loss, params, arrays, valid = jax_loss(jax.numpy, case, case.lstm(xp="jax"))
@@ -70,8 +67,7 @@ def test_jax_grad_and_jit(name: str, compiled: bool) -> None:
         np.testing.assert_allclose(np.asarray(value), want.flat()[key], rtol=0, atol=1e-12, err_msg=key)
 
 
-def test_jax_jit_of_the_functional_face() -> None:
-    jax = pytest.importorskip("jax")
+def test_jax_jit_of_the_functional_face(jax) -> None:
     rng = np.random.default_rng(0)
     host = xplstm.LSTMParams(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)))
     params = xplstm.LSTMParams(*(None if a is None else jax.numpy.asarray(a) for a in host))

@@ -14,6 +14,7 @@ import pytest
 import xplstm
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
+pytestmark = pytest.mark.backend("dask")
 
 T, B, I = 11, 8, 3
 RNG = np.random.default_rng(3)

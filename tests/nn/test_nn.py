@@ -25,8 +25,7 @@ def host(a: Any) -> np.ndarray:
 # LSTM
 
 
-def test_names_shapes_and_defaults_are_those_of_torch() -> None:
-    torch = pytest.importorskip("torch")
+def test_names_shapes_and_defaults_are_those_of_torch(torch) -> None:
     for options in ({}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, {"bias": False}):
         module, lstm = torch.nn.LSTM(3, 4, **options), xplstm.LSTM(3, 4, **options)
         assert {k: tuple(v.shape) for k, v in module.state_dict().items()} == lstm.shapes
@@ -262,8 +261,7 @@ def test_a_frozen_lstm_travels_to_another_process(way: Any) -> None:
     assert repr(other) == repr(fast) == "FrozenLSTM(3, 2, num_layers=2)"
 
 
-def test_a_frozen_lstm_is_not_on_the_tape_of_torch() -> None:
-    torch = pytest.importorskip("torch")
+def test_a_frozen_lstm_is_not_on_the_tape_of_torch(torch) -> None:
     lstm = xplstm.LSTM(3, 2, xp="torch", rng=0)
     lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
     x = torch.tensor(X, requires_grad=True)

@@ -11,9 +11,10 @@ import xplstm
 from tests.support.cases import Answer, Case, kernels, run
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
-)
+pytestmark = [
+    pytest.mark.backend("torch"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
+]
 
 KERNELS = kernels()
 

@@ -21,7 +21,8 @@ MAKE = {
 
 
 def torch_optimizer(kind, parameters):
-    torch = pytest.importorskip("torch")
+    import torch
+
     return {
         "sgd": lambda: torch.optim.SGD(parameters, lr=0.1),
         "momentum": lambda: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
@@ -47,8 +48,7 @@ def gradients(rng):
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_steps_are_those_of_torch(kind, start, gradients):
-    torch = pytest.importorskip("torch")
+def test_steps_are_those_of_torch(kind, start, gradients, torch):
     theirs = {name: torch.tensor(a, requires_grad=True) for name, a in start.items()}
     reference, optimizer, params = torch_optimizer(kind, list(theirs.values())), MAKE[kind](lr_at), start
     for step, grads in enumerate(gradients):
@@ -171,9 +171,8 @@ def test_clipping_half_precision_sums_in_float32():
     assert clipped["w"].dtype == np.float16
 
 
-def test_clipping_reads_no_value(gradients):
+def test_clipping_reads_no_value(gradients, jax):
     """Under jit a value that is looked at raises."""
-    jax = pytest.importorskip("jax")
     grads = {name: jax.numpy.asarray(g) for name, g in gradients[0].items()}
     clipped, _ = jax.jit(lambda grads: optim.clip_by_global_norm(grads, 0.1))(grads)
     assert norm_of(clipped) == pytest.approx(0.1)
@@ -247,8 +246,7 @@ def test_bad_input_is_named(call, error, message):
 
 
 @pytest.mark.parametrize("values", [[np.inf, 1.0], [np.nan, 1.0], [-np.inf, np.nan], [3.0, 4.0]])
-def test_clipping_what_is_not_finite_is_that_of_torch(values, xp):
-    torch = pytest.importorskip("torch")
+def test_clipping_what_is_not_finite_is_that_of_torch(values, xp, torch):
     theirs = torch.zeros(2, requires_grad=True)
     theirs.grad = torch.tensor(values)
     norm = torch.nn.utils.clip_grad_norm_([theirs], 2.0)

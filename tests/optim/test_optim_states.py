@@ -37,8 +37,7 @@ def values(rng, shapes=SHAPES):
 @pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("left_out", ["grads", "params"])
-def test_any_pattern_of_presence_moves_as_in_torch(kind, seed, left_out):
-    torch = pytest.importorskip("torch")
+def test_any_pattern_of_presence_moves_as_in_torch(kind, seed, left_out, torch):
     rng = np.random.default_rng(seed)
     params = values(rng)
     theirs = {name: torch.tensor(a, requires_grad=True) for name, a in params.items()}
@@ -66,8 +65,7 @@ def test_any_pattern_of_presence_moves_as_in_torch(kind, seed, left_out):
             np.testing.assert_allclose(params[name], tensor.detach().numpy(), rtol=0, atol=1e-12)
 
 
-def test_groups_are_those_of_torch(rng):
-    torch = pytest.importorskip("torch")
+def test_groups_are_those_of_torch(rng, torch):
     params = values(rng)
     theirs = {name: torch.tensor(a, requires_grad=True) for name, a in params.items()}
     options = {
@@ -224,8 +222,7 @@ def test_a_refused_state_changes_nothing():
     assert adam.step == 1
 
 
-def test_a_state_of_another_library_is_refused_by_name():
-    torch = pytest.importorskip("torch")
+def test_a_state_of_another_library_is_refused_by_name(torch):
     adam = optim.Adam(0.1)
     adam.update(W, W)
     with pytest.raises(xplstm.BackendError, match=r"state 'm.w' is of numpy; params\['w'\] is of torch"):
@@ -288,8 +285,7 @@ def test_schedules_pickle_and_copy(schedule):
         )
 
 
-def test_one_cycle_has_the_rates_of_torch():
-    torch = pytest.importorskip("torch")
+def test_one_cycle_has_the_rates_of_torch(torch):
     reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(reference, 0.5, 11, pct_start=0.4, cycle_momentum=False)
     ours, rates = optim.one_cycle(0.5, 11, rise=3.5 / 11), []
@@ -303,8 +299,7 @@ def test_one_cycle_has_the_rates_of_torch():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
-def test_plateau_lowers_when_torch_does(threshold, rng):
-    torch = pytest.importorskip("torch")
+def test_plateau_lowers_when_torch_does(threshold, rng, torch):
     reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     options = {"factor": 0.5, "patience": 2, "threshold": threshold}
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, min_lr=0.1, eps=0, **options)

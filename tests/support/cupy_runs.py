@@ -114,7 +114,9 @@ def main(names: list[str]) -> int:
         for kind in KINDS:
             agree("cupy_persistent", UNEVEN, kind)
     print(", ".join(f"{kernel}: {count} problems" for kernel, count in ran.items()))
-    parts = pytest.main(["-q", "-p", "no:cacheprovider", "-k", "cupy", "tests/kernels/test_cuda_training.py"])
+    parts = pytest.main(
+        ["-q", "-p", "no:cacheprovider", "--backend", "cupy", "tests/kernels/test_cuda_training.py"]
+    )
     return min(ran.values()) == 0 or parts != 0
 
 

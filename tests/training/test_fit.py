@@ -80,11 +80,12 @@ class Reads:
         return call
 
 
-@pytest.fixture(params=["numpy", "deferred"])
+@pytest.fixture(params=["numpy", pytest.param("deferred", marks=pytest.mark.backend("torch"))])
 def place(request, monkeypatch):
     if request.param == "numpy":
         return NUMPY, None
-    torch = pytest.importorskip("torch")
+    import torch
+
     return _array.named_namespace("torch"), Reads(monkeypatch, torch)
 
 
@@ -139,8 +140,7 @@ def test_the_best_parameters_are_restored_where_there_are_some(place):
     np.testing.assert_allclose(host(model.params)["b"], 0.9)
 
 
-def test_no_update_waits_for_a_device(monkeypatch):
-    torch = pytest.importorskip("torch")
+def test_no_update_waits_for_a_device(monkeypatch, torch):
     model, reads = Line(_array.named_namespace("torch")), Reads(monkeypatch, torch)
     seen = []
     model.loss_vjp = lambda *args, work=model.loss_vjp: (seen.append(reads.count), work(*args))[1]
@@ -528,8 +528,7 @@ def test_an_iterable_is_read_in_order_and_resumed(path):
     assert seen(lambda epoch: (pair for pair in batches("abcd"[: epoch + 1])), 6, resume=True) == "bc"
 
 
-def test_a_loader_of_torch_feeds_a_model():
-    torch = pytest.importorskip("torch")
+def test_a_loader_of_torch_feeds_a_model(torch):
     from torch.utils.data import DataLoader, TensorDataset
 
     x = torch.randn(8, 4, 2)
@@ -606,8 +605,7 @@ def test_what_fit_cannot_use_is_named(call, error, message):
         call()
 
 
-def test_an_optimiser_of_torch_is_named():
-    torch = pytest.importorskip("torch")
+def test_an_optimiser_of_torch_is_named(torch):
     theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     with pytest.raises(xplstm.DTypeError, match=r"optimizer is a torch\.optim\.sgd\.SGD"):
         fit(Line(), batches([None]), theirs, updates=1)

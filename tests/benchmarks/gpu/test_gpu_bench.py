@@ -17,6 +17,7 @@ import xplstm
 from tests.benchmarks.gpu import bench, engines, loop, results, workers
 from tests.benchmarks.gpu.results import Report, Row
 from tests.benchmarks.gpu.workers import Server, Worker
+from tests.conftest import backend
 from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import emulated
 from xplstm import _dispatch
@@ -110,10 +111,8 @@ def test_the_documents_loop_is_an_lstm() -> None:
     np.testing.assert_allclose(gradient, pullback(dy)[2]["weight_hh_l0"], atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["torch", "jax", "documents"])
+@pytest.mark.parametrize("name", [backend("torch"), backend("jax"), "documents"])
 def test_engines_compute_the_same(name: str, cupy: Any) -> None:
-    if name != "documents" and importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
     given = engines.inputs(SHAPE, 1000)
     works = {n: engines.ENGINES[n].build(given, "float32") for n in ("reference", name)}
     assert given.sets > 2
@@ -127,10 +126,10 @@ def test_engines_compute_the_same(name: str, cupy: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("torch", "float16"), ("torch", "bfloat16"), ("jax", "bfloat16")]
+    ("name", "precision"),
+    [backend("torch", "float16"), backend("torch", "bfloat16"), backend("jax", "bfloat16")],
 )
 def test_a_peer_in_half_precision_is_within_what_is_allowed(name: str, precision: str, cupy: Any) -> None:
-    pytest.importorskip(name)
     given = engines.inputs(SHAPE, 1000)
     judge = engines.ENGINES["reference"].build(given, "float32")
     half = engines.ENGINES[name].build(given, precision)
@@ -140,8 +139,7 @@ def test_a_peer_in_half_precision_is_within_what_is_allowed(name: str, precision
         assert 1e-5 < worst < bench.ALLOWED[precision]
 
 
-def test_torch_is_told_of_tf32_as_it_wants() -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_is_told_of_tf32_as_it_wants(torch) -> None:
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         for allowed, said in ((False, "ieee"), (True, "tf32")):
