@@ -83,6 +83,7 @@ ROWS = (
     ("training._progress",),
     ("training._fit",),
     ("models._composite", "models._vocabulary", "models.batching", "models.decoding"),
+    ("models._pooling", "models._task"),
     ("models.charlm", "models.classifier", "models.forecaster", "models.seq2seq"),
     ("models", "training", "testing", "plots", "cli.peers", "cli.ngram"),
     ("cli.engines", "cli.results"),

@@ -120,6 +120,8 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         raise BackendError(msg)
     if given.dtype != expected.dtype:
         other = f" or the parameters with lstm.to(dtype={given.dtype!r})" if given.dtype in FLOATS else ""
+        if given.dtype.startswith(("int", "uint")):
+            other = "; ids of tokens are no numbers to convert, they go through xplstm.Embedding"
         msg = (
             f"{name} has dtype {given.dtype}, but {first} {verb} {expected.dtype}; convert it with "
             f"xp.astype({name}, xp.{expected.dtype}){other}"

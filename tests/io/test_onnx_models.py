@@ -19,6 +19,15 @@ MODELS = {
     "classifier": lambda: SequenceClassifier(3, 5, 4, 2, bidirectional=True, rng=1),
     "one direction": lambda: SequenceClassifier(3, 5, 4, rng=1),
     "each step": lambda: SequenceClassifier(3, 5, 4, bidirectional=True, each_step=True, rng=1),
+    "mean": lambda: SequenceClassifier(3, 5, 4, 2, bidirectional=True, pooling="mean", rng=1),
+    "max": lambda: SequenceClassifier(3, 5, 4, pooling="max", task="regression", rng=1),
+    **{
+        f"ids, {pooling}": lambda pooling=pooling: SequenceClassifier(
+            None, 5, 4, 2, vocab_size=4, padding_idx=1, bidirectional=True, pooling=pooling, rng=1
+        )
+        for pooling in ("last", "mean", "max")
+    },
+    "ids without padding": lambda: SequenceClassifier(None, 5, 4, vocab_size=4, each_step=True, rng=1),
     "Forecaster": lambda: Forecaster(3, 5, 2, mean=[10, 0.1, -3], std=[5, 0.01, 1], rng=1),
 }
 
@@ -34,7 +43,7 @@ def session(model: Any, **options: Any) -> Any:
 
 def inputs_of(model: Any, T: int, B: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(T * 10 + B)
-    if isinstance(model, CharLM):
+    if getattr(model, "embedding", None) is not None:
         return {"ids": rng.integers(0, 4, (T, B))}
     return {"x": rng.normal(size=(T, B, 3)).astype("float32")}
 
@@ -62,11 +71,13 @@ def test_onnx_runtime_gives_the_numbers_of_the_model(name: str) -> None:
         np.testing.assert_allclose(found, first(model(x, tuple(state.values()))), rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["classifier", "one direction", "each step", "Forecaster"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "CharLM"])
 def test_lengths_act_in_onnx_runtime_as_in_the_model(name: str) -> None:
     model = MODELS[name]()
-    x, lengths = inputs_of(model, 5, 4)["x"], np.asarray([5, 0, 2, 1], dtype=np.int32)
-    found, *_ = session(model).run(None, {"x": x, "lengths": lengths})
+    ((key, x),), lengths = inputs_of(model, 5, 4).items(), np.asarray([5, 0, 2, 1], dtype=np.int32)
+    if key == "ids":
+        x[2:, 2] = 77  # past the length
+    found, *_ = session(model).run(None, {key: x, "lengths": lengths})
     np.testing.assert_allclose(found, first(model(Ragged(x, lengths))), rtol=2e-5, atol=2e-6)
 
 
@@ -84,6 +95,13 @@ def test_softmax_gives_probabilities() -> None:
     found = session(model, softmax=True).run(["probabilities"], {"x": x})[0]
     e = np.exp(model(x))
     np.testing.assert_allclose(found, e / e.sum(axis=-1, keepdims=True), rtol=2e-5, atol=2e-6)
+
+
+def test_labels_have_probabilities_of_their_own() -> None:
+    model = SequenceClassifier(3, 5, 4, task="multilabel", rng=1)
+    x = inputs_of(model, 4, 3)["x"]
+    found = session(model, softmax=True).run(["probabilities"], {"x": x})[0]
+    np.testing.assert_allclose(found, model.predict_proba(x), rtol=2e-5, atol=2e-6)
 
 
 def test_a_frozen_network_is_exported_as_the_network_is() -> None:
@@ -108,6 +126,16 @@ REFUSED = [
     (lambda: xplstm.JordanRNN(3, 2, 1), {}, "is a JordanRNN"),
     (lambda: xplstm.LSTM(3, 2), {"softmax": True}, "needs a model with logits, got LSTM"),
     (lambda: Forecaster(1, 2), {"softmax": True}, "needs a model with logits, got Forecaster"),
+    (
+        lambda: SequenceClassifier(1, 2, 3, task="regression"),
+        {"softmax": True},
+        "needs a model with logits, got a SequenceClassifier of task='regression'",
+    ),
+    (
+        lambda: SequenceClassifier(None, 2, 3, vocab_size=4, padding_idx=0, each_step=True),
+        {},
+        "each_step=True and padding_idx= has no ONNX graph",
+    ),
     (lambda: CharLM("ab", 3, dtype="bfloat16"), {}, "has dtype bfloat16"),
 ]
 

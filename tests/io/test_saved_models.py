@@ -18,6 +18,7 @@ from xplstm.io.files import safetensors
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(6, 4, 3)).astype("float32")
+IDS = RNG.integers(0, 9, (6, 4))
 SERIES = RNG.normal(size=(9, 2, 3)).astype("float32")
 
 
@@ -33,6 +34,17 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "SequenceClassifier": (
         lambda: models.SequenceClassifier(3, 6, 4, 2, bidirectional=True, each_step=True, rng=1),
         lambda m: m(X.astype(m.params["linear.bias"].dtype)),
+    ),
+    "classifier of ids": (
+        lambda: models.SequenceClassifier(
+            None, 6, 3, vocab_size=9, embedding_dim=4, padding_idx=2, pooling="mean", task="multilabel",
+            class_weights=[1, 0.1, 2], rng=1,
+        ),
+        lambda m: [m(IDS), m.predict_proba(IDS), m.loss(IDS, np.eye(3, dtype=int)[[0, 1, 2, 0]])],
+    ),
+    "classifier of numbers": (
+        lambda: models.SequenceClassifier(3, 6, 2, pooling="max", task="regression", rng=1),
+        lambda m: m.predict(X),
     ),
     "Forecaster": (
         lambda: models.Forecaster(3, 5, 2, mean=[0.1, -2.5, 1 / 3], std=[1.5, 1e-3, 7.0], rng=1),
@@ -59,7 +71,8 @@ def test_a_model_comes_back_with_the_same_bits(name: str, tmp_path: Path) -> Non
     model.save(path)
     for again in (type(model).load(path), io.load_model(path)):
         assert type(again) is type(model)
-        np.testing.assert_array_equal(use(again), use(model))
+        for ours, theirs in zip(use(again), use(model), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
         assert getattr(again, "config", again.__repr__)() == getattr(model, "config", model.__repr__)()
 
 
@@ -152,6 +165,11 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
         "should be LSTM: its parameters are of GRU",
     ),
     "network's options": (lambda c, _: c["networks"]["lstm"].update(merge=["sum"]), "lstm|LSTM"),
+    "option of an embedding": (
+        lambda c, _: c["networks"].update(embedding={"rng": 1}),
+        "a part that should be Embedding: it has options that Embedding lacks: .'rng'",
+    ),
+    "padding": (lambda c, _: c["networks"].update(embedding={"padding_idx": 3}), "padding_idx=3 must be at"),
     "networks no object": (lambda c, _: c.update(networks=[1]), "expected an object"),
 }
 

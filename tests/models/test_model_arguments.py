@@ -219,5 +219,5 @@ def test_a_repr_shows_sizes_and_options():
     assert repr(xplstm.Embedding(3, 2)) == "Embedding(3, 2)"
     assert repr(xplstm.Dropout(0.5)) == "Dropout(0.5)"
     assert repr(SequenceClassifier(3, 4, 2)) == (
-        "SequenceClassifier(lstm=LSTM(3, 4, num_layers=1), linear=Linear(4, 2), each_step=False, dropout=0.0)"
+        "SequenceClassifier(lstm=LSTM(3, 4, num_layers=1), linear=Linear(4, 2))"
     )

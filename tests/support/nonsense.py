@@ -290,6 +290,11 @@ CALLS: dict[str, Callable[[], Call]] = {
     "models.CharLM.generate": lambda: (charlm().generate, {"prompt": "a", "length": 2}),
     "models.SequenceClassifier.__call__": lambda: (classifier(), {"x": X}),
     "models.SequenceClassifier.predict": lambda: (classifier().predict, {"x": X}),
+    "models.SequenceClassifier.predict_proba": lambda: (classifier().predict_proba, {"x": X}),
+    "models.SequenceClassifier of ids": lambda: (
+        models.SequenceClassifier,
+        {"input_size": None, "hidden_size": 2, "num_classes": 2, "vocab_size": 3},
+    ),
     "models.Forecaster.__call__": lambda: (forecaster(), {"x": X}),
     "models.Forecaster.forecast": lambda: (forecaster().forecast, {"x": X, "steps": 2}),
     "models.Seq2Seq.encode": lambda: (seq2seq().encode, {"text": "ab"}),

@@ -15,7 +15,7 @@ from xplstm.io import _load
 from xplstm.io._contents import shown
 from xplstm.io._written import METADATA, parsed_options
 from xplstm.io.files import safetensors
-from xplstm.nn import Linear, Recurrent
+from xplstm.nn import Embedding, Linear, Recurrent
 
 if TYPE_CHECKING:
     from xplstm.training import Checkpoint
@@ -115,7 +115,7 @@ def _made(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp
 def make_layer(
     where: str, kind: type, params: Mapping[str, Array], options: Any, xp: Any, device: Any
 ) -> Any:
-    """Make one layer of a model from its parameters; `options` are those of a network."""
+    """Make one layer of a model from its parameters; `options` are those of a network or an embedding."""
     try:
         if issubclass(kind, Recurrent):
             told = parsed_options(where, kind.__name__, options)
@@ -127,6 +127,11 @@ def make_layer(
         dtype = _array.dtype_name(params["weight"].dtype)
         rows, columns = params["weight"].shape
         sizes: dict[str, Any] = {"num_embeddings": rows, "embedding_dim": columns}
+        unknown = {*options} - ({"padding_idx"} if kind is Embedding else set())
+        if unknown:
+            msg = f"it has options that {kind.__name__} lacks: {ascii(sorted(unknown))[:200]}"
+            raise FormatError(msg)
+        sizes |= options
         if kind is Linear:
             sizes = {"in_features": columns, "out_features": rows, "bias": "bias" in params}
         layer: Any = cast("Any", kind)(**sizes, xp=xp, device=device, dtype=dtype, rng=0)

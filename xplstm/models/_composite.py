@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -30,13 +31,17 @@ class Composite(ABC):
     _parts: ClassVar[Mapping[str, type]]
     """The attributes that are layers with parameters, and their classes."""
 
+    _optional: ClassVar[frozenset[str]] = frozenset()
+    """The parts that a model may lack; the attribute is then None."""
+
     _set_options: Callable[..., None]
     """Check and keep the options of the model itself, which are its arguments."""
 
     @property
     def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
         """The layers that have parameters, by their prefix."""
-        return {part: getattr(self, part) for part in self._parts}
+        layers = {part: getattr(self, part) for part in self._parts}
+        return {part: layer for part, layer in layers.items() if layer is not None}
 
     @property
     def params(self) -> Params:
@@ -135,8 +140,8 @@ class Composite(ABC):
         Returns
         -------
         dict
-            ``class``, ``options`` of the model, and ``networks``: the options of each recurrent part. Sizes
-            are those of the parameters.
+            ``class``, ``options`` of the model, and ``networks``: the options of each recurrent part and
+            embedding. Sizes are those of the parameters.
 
         Examples
         --------
@@ -144,7 +149,12 @@ class Composite(ABC):
         >>> CharLM("ab", 3, dropout=0.5).config()["options"]
         {'vocab': ['a', 'b'], 'dropout': 0.5}
         """
-        networks = {name: told(layer) for name, layer in self._layers.items() if isinstance(layer, Recurrent)}
+        networks = {}
+        for name, layer in self._layers.items():
+            if isinstance(layer, Recurrent):
+                networks[name] = told(layer)
+            elif isinstance(layer, Embedding) and layer.padding_idx is not None:
+                networks[name] = {"padding_idx": layer.padding_idx}
         return {"class": type(self).__name__, "options": self._options(), "networks": networks}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -261,6 +271,9 @@ class Composite(ABC):
         model = cls.__new__(cls)
         for part, kind in cls._parts.items():
             own = {n.removeprefix(f"{part}."): a for n, a in params.items() if n.startswith(f"{part}.")}
+            if not own and part in cls._optional:
+                setattr(model, part, None)
+                continue
             setattr(model, part, make_layer(where, kind, own, networks.get(part, {}), xp, device))
         try:
             model._set_options(**options)
@@ -288,7 +301,9 @@ class Composite(ABC):
         """Return the shape of the weight of each part that is no network, as the options and networks ask."""
 
     def __repr__(self) -> str:
-        parts = [f"{name}={part!r}" for name, part in {**self._layers, **self._options()}.items()]
+        known = inspect.signature(type(self)).parameters
+        options = {n: v for n, v in self._options().items() if n not in known or v != known[n].default}
+        parts = [f"{name}={part!r}" for name, part in {**self._layers, **options}.items()]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _home(self) -> Home:

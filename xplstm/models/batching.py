@@ -209,3 +209,15 @@ def existing(batch: Ragged, name: str = "x") -> Array | None:
         raise type(error)(msg) from error
     numbers = xp.arange(steps, dtype=lengths.dtype, device=device)
     return numbers[:, None] < lengths[None, :]
+
+
+def cleared(batch: Ragged, name: str) -> Array:
+    """Return the ids of the argument `name`, 0 past the length of each entry."""
+    exists = existing(batch, name)
+    if exists is None:
+        return batch.x
+    xp = _array.namespace(batch.x, name)
+    if not xp.isdtype(batch.x.dtype, "integral"):
+        msg = f"{name} has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
+        raise DTypeError(msg)
+    return xp.where(exists, batch.x, xp.zeros_like(batch.x))

@@ -1,39 +1,73 @@
-"""Many to one: the class of a whole sequence; or, step by step, of each step."""
+"""Many to one: the class, labels or numbers of a whole sequence; or, step by step, of each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _values, losses
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models.batching import Ragged, existing, opened
-from xplstm.nn import LSTM, Dropout, Linear
+from xplstm.models._pooling import POOLS
+from xplstm.models._task import Task, TaskName, check_features
+from xplstm.models.batching import Ragged, cleared, existing, opened
+from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
 if TYPE_CHECKING:
     from xplstm.io.onnx._whole import ModelGraph
 
+Pooling = Literal["last", "mean", "max"]
+
+
+class _Reading(NamedTuple):
+    """What the network reads: features or ids, and which steps there are."""
+
+    x: Array
+    lengths: Any
+    mask: Array | None
+    exists: Array | None
+    """As `mask`, where it is asked for; None where all steps exist."""
+
 
 class SequenceClassifier(Composite):
-    """Stacked LSTM, linear: the class of a sequence.
+    """Stacked LSTM, linear: the class of a sequence of features, or of ids of tokens.
 
-    Many to one: the linear layer reads the last layer's final state, of each
-    direction its own, so that both have seen the whole sequence. With
+    Many to one: the linear layer reads what `pooling` makes of the outputs. With
     `each_step` many to many: it reads every output. Trained by
     `xplstm.training.fit`, whose `Model` it is.
 
     Parameters
     ----------
-    input_size, hidden_size : int
+    input_size : int or None
+        I, features of a step, at least 1. None for ids of tokens, with `vocab_size`.
+    hidden_size : int
         At least 1.
     num_classes : int
-        C, at least 1.
+        C, at least 1: classes, labels or numbers to predict.
     num_layers : int, optional
+    vocab_size : int, optional
+        V, at least 1: inputs are then ids in [0, V), which an `Embedding` looks up.
+    embedding_dim : int, optional
+        Features of the vector of each id; `hidden_size` if left out.
+    padding_idx : int, optional
+        An id of the vocabulary that fills up short sequences, wherever it is in them. Its steps do not
+        exist: they change no state, and no pooling and no loss counts them.
     bidirectional : bool, optional
+    pooling : {"last", "mean", "max"}, optional
+        The final state of the last layer, of each direction its own; or the mean or the largest of its
+        outputs over the steps that exist, which is 0 where there are none.
+    task : {"multiclass", "multilabel", "regression"}, optional
+        One class (softmax and cross-entropy); any number of labels (sigmoid and binary cross-entropy); or
+        numbers (mean squared error).
+    class_weights : sequence of C floats, optional
+        At least 0. How much the loss of each class counts; of ``"multilabel"``, that of each label where it
+        is present.
+    label_smoothing : float, optional
+        In [0, 1), for ``"multiclass"``: see `xplstm.losses.softmax_cross_entropy`.
     each_step : bool, optional
         Classify each step instead of the whole sequence.
     dropout : float, optional
@@ -41,7 +75,7 @@ class SequenceClassifier(Composite):
     xp, device, dtype : optional
         Where the parameters are made: as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Of the first values.
+        Of the initial values.
 
     Attributes
     ----------
@@ -50,7 +84,7 @@ class SequenceClassifier(Composite):
 
     Raises
     ------
-    ArgumentError, DTypeError, BackendError
+    ArgumentError, DTypeError, ShapeError, BackendError
         Naming the argument, its value and the bound.
 
     Examples
@@ -61,18 +95,34 @@ class SequenceClassifier(Composite):
     >>> x = np.ones((6, 2, 3), dtype="float32")
     >>> model(x).shape, model(Ragged(x, [6, 1])).shape
     ((2, 4), (2, 4))
+
+    Ids of tokens, filled up with 0:
+
+    >>> model = SequenceClassifier(None, 8, 2, vocab_size=100, padding_idx=0, pooling="mean", rng=0)
+    >>> ids = np.asarray([[7, 9, 4, 0], [5, 0, 0, 0]]).T  # (T, B)
+    >>> model.predict_proba(ids).shape
+    (2, 2)
     """
 
-    _parts = {"lstm": LSTM, "linear": Linear}  # noqa: RUF012
+    _parts = {"embedding": Embedding, "lstm": LSTM, "linear": Linear}  # noqa: RUF012
+    _optional = frozenset({"embedding"})
+    embedding: Embedding | None
 
     def __init__(
         self,
-        input_size: int,
+        input_size: int | None,
         hidden_size: int,
         num_classes: int,
         num_layers: int = 1,
         *,
+        vocab_size: int | None = None,
+        embedding_dim: int | None = None,
+        padding_idx: int | None = None,
         bidirectional: bool = False,
+        pooling: Pooling = "last",
+        task: TaskName = "multiclass",
+        class_weights: Sequence[float] | np.ndarray | None = None,
+        label_smoothing: float = 0.0,
         each_step: bool = False,
         dropout: float = 0.0,
         xp: str | Namespace | None = None,
@@ -80,30 +130,72 @@ class SequenceClassifier(Composite):
         dtype: FloatDType | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        self._set_options(each_step, dropout)
+        _values.probability("dropout", dropout)
         hidden_size = _values.size("hidden_size", hidden_size)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
-        between = between_layers(num_layers, dropout)
+        self.embedding = None
+        if vocab_size is None:
+            _refuse_without_vocabulary(input_size, embedding_dim, padding_idx)
+        else:
+            if input_size is not None:
+                msg = (
+                    f"input_size={input_size} must be None with vocab_size=; embedding_dim= sets the features"
+                )
+                raise ArgumentError(msg)
+            input_size = hidden_size if embedding_dim is None else embedding_dim
+            input_size = _values.size("embedding_dim", input_size)
+            vocab_size = _values.size("vocab_size", vocab_size)
+            self.embedding = Embedding(vocab_size, input_size, padding_idx=padding_idx, **where)
         self.lstm = LSTM(
-            input_size,
+            _values.size("input_size", input_size),
             hidden_size,
             num_layers,
             bidirectional=bidirectional,
-            dropout=between,
+            dropout=between_layers(num_layers, dropout),
             **where,
         )
         self.linear = Linear(self.lstm._stack.width, _values.size("num_classes", num_classes), **where)
+        self._set_options(each_step, dropout, pooling, task, class_weights, label_smoothing)
 
-    def _set_options(self, each_step: bool, dropout: float) -> None:
+    def _set_options(
+        self,
+        each_step: bool,
+        dropout: float,
+        pooling: str = "last",
+        task: str = "multiclass",
+        class_weights: Sequence[float] | np.ndarray | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
         self.each_step = _values.flag("each_step", each_step)
+        self.pooling = _values.one_of("pooling", pooling, ("last", *POOLS))
+        if self.each_step and self.pooling != "last":
+            msg = f"pooling={pooling!r} and each_step=True exclude each other: there is nothing to pool"
+            raise ArgumentError(msg)
+        self.task = Task.of(task, class_weights, label_smoothing, self.linear.out_features)
         self.dropout = Dropout(_values.probability("dropout", dropout))
 
     def _options(self) -> dict[str, Any]:
-        return {"each_step": self.each_step, "dropout": self.dropout.p}
+        weights = self.task.class_weights
+        return {
+            "each_step": self.each_step,
+            "dropout": self.dropout.p,
+            "pooling": self.pooling,
+            "task": self.task.name,
+            "class_weights": None if weights is None else list(weights),
+            "label_smoothing": self.task.label_smoothing,
+        }
 
     def _fitting(self) -> dict[str, tuple[int, int]]:
-        return {"linear": (self.linear.out_features, self.lstm._stack.width)}
+        found = {"linear": (self.linear.out_features, self.lstm._stack.width)}
+        if self.embedding is not None:
+            found["embedding"] = (self.embedding.num_embeddings, self.lstm.input_size)
+        return found
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The id that fills up short sequences; None where there is none."""
+        return None if self.embedding is None else self.embedding.padding_idx
 
     @property
     def _directions(self) -> int:
@@ -116,16 +208,33 @@ class SequenceClassifier(Composite):
         ----------
         graph : ModelGraph
         softmax : bool
-            Give probabilities in the place of logits.
+            Give probabilities in the place of logits: softmax of classes, sigmoid of labels.
+
+        Raises
+        ------
+        ArgumentError
+            With `softmax` for numbers, and with `padding_idx` for each step.
 
         Examples
         --------
         See `xplstm.io.onnx.export`.
         """
-        y = graph.recur(graph.features("x"))
-        logits = graph.linear(self.linear, y if self.each_step else graph.last())
+        if softmax and self.task.name == "regression":
+            msg = "softmax=True needs a model with logits, got a SequenceClassifier of task='regression'"
+            raise ArgumentError(msg)
+        if self.each_step and self.padding_idx is not None:
+            msg = "a SequenceClassifier with each_step=True and padding_idx= has no ONNX graph; use lengths"
+            raise ArgumentError(msg)
+        if self.embedding is None:
+            y = graph.recur(graph.features("x"))
+        else:
+            y = graph.recur_on_ids(self.embedding, "ids")
+        if not self.each_step:
+            y = graph.last() if self.pooling == "last" else graph.pool(self.pooling, y)
         axes = ["T", "B"] if self.each_step else ["B"]
-        graph.leave_logits(logits, [*axes, self.linear.out_features], softmax)
+        shape = [*axes, self.linear.out_features]
+        link = "Sigmoid" if self.task.name == "multilabel" else "Softmax"
+        graph.leave_logits(graph.linear(self.linear, y), shape, softmax, link)
 
     def __call__(self, x: Array | Ragged, state: State = None) -> Array:
         """Give the logits of the classes.
@@ -133,36 +242,39 @@ class SequenceClassifier(Composite):
         Parameters
         ----------
         x : array, shape (T, B, I) or (T, I), or Ragged
+            With `vocab_size` ids, shape (T, B) or (T,).
         state : (h, c), optional
             Where the reading begins; zeros if left out.
 
         Returns
         -------
         array, shape (B, C) or (C,); with `each_step` (T, B, C) or (T, C)
-            Of a row without steps, those of the initial state.
+            Of an entry without steps, those of the initial state.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `xplstm.LSTM`.
+            As `xplstm.LSTM` and `xplstm.Embedding`.
         """
-        x, lengths = opened(x)
-        y, state_n = self.lstm(x, state, lengths=lengths)
-        return self.linear(y if self.each_step else self._last(state_n))
+        reading = self._reading(x)
+        read = reading.x if self.embedding is None else self.embedding(reading.x)
+        y, state_n = self.lstm(read, state, lengths=reading.lengths, mask=reading.mask)
+        return self.linear(self._pooled(y, state_n, reading)[0])
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
-        """Give the likeliest class.
+        """Give the likeliest class; or the labels that are likelier than not, or the numbers.
 
         Parameters
         ----------
-        x : array, shape (T, B, I) or (T, I), or Ragged
+        x : array or Ragged
+            As for a call.
         state : (h, c), optional
             Where the reading begins; zeros if left out.
 
         Returns
         -------
         array of integers, shape (B,) or (); with `each_step` (T, B) or (T,)
-            In [0, C).
+            In [0, C). For ``"multilabel"`` booleans, for ``"regression"`` floats, of the shape of the logits.
 
         Raises
         ------
@@ -176,17 +288,51 @@ class SequenceClassifier(Composite):
         >>> SequenceClassifier(3, 8, 4, rng=0).predict(np.ones((6, 2, 3), dtype="float32")).shape
         (2,)
         """
-        logits = self(x, state)
-        return _array.namespace(logits, "logits").argmax(logits, axis=-1)
+        return self.task.predict(self(x, state))
 
-    def loss(self, x: Array | Ragged, targets: Array, state: State = None) -> Array:
-        """Mean of ``-log p(target)`` in nats, nothing dropped and nothing kept for gradients.
+    def predict_proba(self, x: Array | Ragged, state: State = None) -> Array:
+        """Give the probability of each class, which sum to 1; or of each label.
 
         Parameters
         ----------
-        x : array, shape (T, B, I) or (T, I), or Ragged
+        x : array or Ragged
+            As for a call.
+        state : (h, c), optional
+            Where the reading begins; zeros if left out.
+
+        Returns
+        -------
+        array, of the shape and dtype of the logits
+
+        Raises
+        ------
+        ArgumentError
+            For ``"regression"``.
+        ShapeError, DTypeError, BackendError
+            As for a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xplstm.models import SequenceClassifier
+        >>> p = SequenceClassifier(3, 8, 4, rng=0).predict_proba(np.ones((6, 2, 3), dtype="float32"))
+        >>> p.shape, np.allclose(p.sum(axis=-1), 1)
+        ((2, 4), True)
+        """
+        return self.task.probabilities(self(x, state))
+
+    def loss(self, x: Array | Ragged, targets: Array, state: State = None) -> Array:
+        """Mean of the loss of the task, nothing dropped and nothing kept for gradients.
+
+        For classes and labels ``-log p(target)`` in nats, with the weights and the smoothing of the model.
+
+        Parameters
+        ----------
+        x : array or Ragged
+            As for a call.
         targets : array of integers, of the shape of the logits without its last axis
-            In [0, C). With `each_step`, what stands past a row's length does not count.
+            In [0, C). With `each_step`, steps that do not exist do not count. For ``"multilabel"`` of the
+            shape of the logits, integers, booleans or floats in [0, 1]; for ``"regression"`` floats.
         state : (h, c), optional
             Where the reading begins; zeros if left out.
 
@@ -197,7 +343,7 @@ class SequenceClassifier(Composite):
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As for a call, and as `xplstm.losses.softmax_cross_entropy`.
+            As for a call, and as `xplstm.losses`.
 
         Examples
         --------
@@ -208,7 +354,8 @@ class SequenceClassifier(Composite):
         >>> 1.0 < float(loss) < 2.0
         True
         """
-        return losses.softmax_cross_entropy(self(x, state), targets, mask=self._counting(x))[0]
+        mask = self._reading(x).exists if self.each_step else None
+        return self.task.loss(self._home(), self(x, state), targets, mask)[0]
 
     def loss_vjp(
         self,
@@ -221,8 +368,9 @@ class SequenceClassifier(Composite):
 
         Parameters
         ----------
-        inputs : array, shape (T, B, I) or (T, I), or Ragged
-        targets : array of integers
+        inputs : array or Ragged
+            As for a call.
+        targets : array
             As for `loss`.
         state : (h, c), optional
             Held constant.
@@ -233,7 +381,7 @@ class SequenceClassifier(Composite):
         -------
         loss : array, shape ()
         state : LSTMState
-            After each row's last step.
+            After the last step of each entry.
         pullback : callable
             ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
 
@@ -253,36 +401,79 @@ class SequenceClassifier(Composite):
         True
         """
         rng = None if rng is None else _values.generator("rng", rng)
-        x, lengths = opened(inputs)
-        y, state_n, lstm_pullback = self.lstm.vjp(x, state, lengths=lengths, rng=rng)
-        features = y if self.each_step else self._last(state_n)
+        reading, home = self._reading(inputs), self._home()
+        read, embedding_pullback = reading.x, None
+        if self.embedding is not None:
+            read, embedding_pullback = self.embedding.vjp(reading.x)
+        y, state_n, lstm_pullback = self.lstm.vjp(
+            read, state, lengths=reading.lengths, mask=reading.mask, rng=rng
+        )
+        features, pool_pullback = self._pooled(y, state_n, reading)
         features, dropout_pullback = self.dropout.vjp(features, rng=rng)
         logits, linear_pullback = self.linear.vjp(features)
-        loss, loss_pullback = losses.softmax_cross_entropy(logits, targets, mask=self._counting(inputs))
+        counting = reading.exists if self.each_step else None
+        loss, loss_pullback = self.task.loss(home, logits, targets, counting)
 
         def pullback(factor: float = 1.0) -> Params:
             dfeatures, dlinear = linear_pullback(loss_pullback(factor))
-            dfeatures = dropout_pullback(dfeatures)
-            dy, dstate_n = (
-                (dfeatures, None) if self.each_step else (None, self._from_last(dfeatures, state_n))
-            )
-            _, _, dlstm = lstm_pullback(dy, dstate_n)
-            return prefixed({"lstm": dlstm, "linear": dlinear})
+            dx, _, dlstm = lstm_pullback(*pool_pullback(dropout_pullback(dfeatures)))
+            grads = {"lstm": dlstm, "linear": dlinear}
+            if embedding_pullback is not None:
+                grads = {"embedding": embedding_pullback(dx)} | grads
+            return prefixed(grads)
 
         return loss, state_n, pullback
 
-    def _counting(self, x: Array | Ragged) -> Array | None:
-        """Which targets count: all of whole sequences, else those of steps that exist."""
-        return existing(opened(x)) if self.each_step else None
+    def _reading(self, inputs: Array | Ragged) -> _Reading:
+        """Return what the network reads of an argument; which steps exist only if that is asked for."""
+        batch = opened(inputs)
+        _array.namespace(batch.x, "x")
+        if self.embedding is None:
+            check_features("x", batch.x)
+            asked = self.each_step or self.pooling != "last"
+            return _Reading(batch.x, batch.lengths, None, existing(batch) if asked else None)
+        if batch.x.ndim not in (1, 2):
+            msg = f"x has shape {tuple(batch.x.shape)}, expected ids of tokens (T, B) or (T,)"
+            raise ShapeError(msg)
+        exists, padding = existing(batch), self.embedding.padding_idx
+        ids = cleared(batch, "x")
+        if padding is None:
+            return _Reading(ids, batch.lengths, None, exists)
+        filled: Any = batch.x != padding
+        exists = filled if exists is None else exists & filled
+        return _Reading(ids, None, exists, exists)
+
+    def _pooled(
+        self, y: Array, state: LSTMState, reading: _Reading
+    ) -> tuple[Array, Callable[[Array], tuple[Array | None, LSTMState | None]]]:
+        """Return what the linear layer reads, and the gradients of y and state of the one of that."""
+        if self.each_step:
+            return y, lambda dy: (dy, None)
+        if self.pooling == "last":
+            return self._last(state), lambda dlast: (None, self._from_last(dlast, state))
+        pooled, pullback = POOLS[self.pooling](y, reading.exists)
+        return pooled, lambda dpooled: (pullback(dpooled), None)
 
     def _last(self, state: LSTMState) -> Array:
-        """The last layer's h, (B, D*H), its directions side by side as in y."""
+        """Return the last layer's h, (B, D*H), its directions joined as in y."""
         xp = _array.namespace(state.h, "h_n")
         return xp.concat([state.h[d - self._directions, ...] for d in range(self._directions)], axis=-1)
 
     def _from_last(self, dlast: Array, state: LSTMState) -> LSTMState:
-        """The gradient by the final state, from the one by `_last`."""
+        """Return the gradient with respect to the final state, from that of `_last`."""
         xp, size = _array.namespace(dlast, "dlast"), state.h.shape[-1]
         own = xp.stack([dlast[..., d * size : (d + 1) * size] for d in range(self._directions)])
         below = xp.zeros_like(state.h[: -self._directions, ...])
         return LSTMState(xp.concat([below, own]), xp.zeros_like(state.c))
+
+
+def _refuse_without_vocabulary(input_size: Any, embedding_dim: Any, padding_idx: Any) -> None:
+    """Refuse arguments that need `vocab_size`."""
+    given = {"embedding_dim": embedding_dim, "padding_idx": padding_idx}
+    for name, value in given.items():
+        if value is not None:
+            msg = f"{name}={value!r} needs vocab_size=, the number of ids"
+            raise ArgumentError(msg)
+    if input_size is None:
+        msg = "input_size=None needs vocab_size=, the number of ids; for features, input_size is their number"
+        raise ArgumentError(msg)

@@ -13,7 +13,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models.batching import Ragged, existing, opened, pad
+from xplstm.models.batching import Ragged, cleared, existing, opened, pad
 from xplstm.models.decoding import Hypothesis
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
@@ -353,7 +353,7 @@ class Seq2Seq(Composite):
         """
         rng = None if rng is None else _values.generator("rng", rng)
         source, target = _check_pair(inputs, targets)
-        x, source_pullback = self.encoder_embedding.vjp(_cleared(source, "source"))
+        x, source_pullback = self.encoder_embedding.vjp(cleared(source, "source"))
         _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)
         read = self._forced(target) if self.teacher_forcing == 1 else self._mixed(target, between, rng)
         x, target_pullback = self.decoder_embedding.vjp(read)
@@ -480,13 +480,11 @@ class Seq2Seq(Composite):
     def _read(self, source: Array | Ragged, state: State) -> LSTMState:
         """What the encoder knows at the end."""
         batch = opened(source)
-        return self.encoder(self.encoder_embedding(_cleared(batch, "source")), state, lengths=batch.lengths)[
-            1
-        ]
+        return self.encoder(self.encoder_embedding(cleared(batch, "source")), state, lengths=batch.lengths)[1]
 
     def _forced(self, target: Array | Ragged) -> Array:
         """What the decoder reads if it is always told what should have come: the target, one step later."""
-        ids = _cleared(opened(target), "target")
+        ids = cleared(opened(target), "target")
         xp = _array.namespace(ids, "target")
         return xp.concat([xp.full_like(ids[:1, ...], self.end), ids[:-1, ...]])
 
@@ -526,15 +524,3 @@ def _check_pair(source: Array | Ragged, target: Array | Ragged) -> tuple[Ragged,
         msg = f"{found}, expected (S, B) and (U, B), or (S,) and (U,)"
         raise ShapeError(msg)
     return pair
-
-
-def _cleared(batch: Ragged, name: str) -> Array:
-    """Return the ids of the argument `name`, 0 past the length of each entry."""
-    exists = existing(batch, name)
-    if exists is None:
-        return batch.x
-    xp = _array.namespace(batch.x, name)
-    if not xp.isdtype(batch.x.dtype, "integral"):
-        msg = f"{name} has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
-        raise DTypeError(msg)
-    return xp.where(exists, batch.x, xp.zeros_like(batch.x))

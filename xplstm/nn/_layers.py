@@ -64,7 +64,8 @@ class Embedding(Module):
         self._allocate({"weight": weight}, xp, device, dtype)
 
     def __repr__(self) -> str:
-        return f"Embedding({self.num_embeddings}, {self.embedding_dim})"
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"Embedding({self.num_embeddings}, {self.embedding_dim}{padding})"
 
     def __call__(self, ids: Array) -> Array:
         """Look up.

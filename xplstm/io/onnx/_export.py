@@ -93,10 +93,17 @@ class GraphBuilder:
         y = [2, *axes, stack.output_size] if apart else [*axes, stack.width]
         return self.model(self.operator, {"x": [*axes, stack.input_size]}, {"y": y})
 
-    def run(self, layers: Layers, x: str) -> str:
-        """Run all layers on `x`, whose final states are outputs of the model; return y by time."""
+    def run(self, layers: Layers, x: str, lengths: str | None = None) -> str:
+        """Run all layers on `x`, whose final states are outputs of the model; return y by time.
+
+        `lengths` are those of all entries, of the input called so where they are left out.
+        """
         x = self.add("Transpose", [x], "x_by_time", perm=[1, 0, 2]) if self.stack.batch_first else x
-        lengths, no_steps, starts = self._inputs(x)
+        lengths = self.lengths(x) if lengths is None else lengths
+        none = self.constant(f"{self.start}no_steps", np.zeros(1, dtype=np.int32))
+        empty = self.add("Equal", [lengths, none], "empty_rows")
+        no_steps = self.add("Unsqueeze", [empty, self.integers(1)], "empty_rows_of_states")
+        starts = [self._start(letter) for letter in self.letters]
         ends: list[list[str]] = [[] for _ in self.letters]
         for layer, params in enumerate(layers):
             host = [each(_array.to_numpy, p) for p in params]
@@ -143,23 +150,19 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, list(inputs), made, self.start + name, **attributes))
         return made
 
-    def _inputs(self, x: str) -> tuple[str, str, list[str]]:
-        """Lengths of all rows, which of them are 0, and initial states: all as long as the batch."""
+    def lengths(self, x: str) -> str:
+        """Return the lengths of all entries of `x` (T, B, ...), as the input of that name asks."""
         shape = self.add("Shape", [x], "shape")
         T = self.add("Gather", [shape, self.integers(0)], "T")
         B = self.add("Gather", [shape, self.integers(1)], "B")
         most = self.add("Cast", [T], "T_as_length", to=import_onnx().TensorProto.INT32)
         bounded = self.add("Min", [self.constant("lengths", NO_END), most], "bounded_lengths")
-        lengths = self.add("Expand", [bounded, B], "all_lengths")
-        none = self.constant(f"{self.start}no_steps", np.zeros(1, dtype=np.int32))
-        empty = self.add("Equal", [lengths, none], "empty_rows")
-        no_steps = self.add("Unsqueeze", [empty, self.integers(1)], "empty_rows_of_states")
-        return lengths, no_steps, [self._start(letter, B) for letter in self.letters]
+        return self.add("Expand", [bounded, B], "all_lengths")
 
-    def _start(self, letter: str, B: str) -> str:
-        """An initial state of the whole batch."""
+    def _start(self, letter: str) -> str:
+        """Return an initial state of the whole batch."""
         size = self.sizes[letter]
-        shape = [self.integers(self.states), B, self.integers(size)]
+        shape = [self.integers(self.states), f"{self.start}B", self.integers(size)]
         wanted = self.add("Concat", shape, f"shape_of_{letter}_0", axis=0)
         zeros = self.constant(f"{letter}_0", np.zeros((self.states, 1, size), dtype=self.dtype))
         return self.add("Expand", [zeros, wanted], f"all_{letter}_0")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from xplstm import _array
 from xplstm._errors import ArgumentError
 from xplstm._stack import Stack
 from xplstm.io.onnx._export import GraphBuilder, opened
+from xplstm.io.onnx._graph import import_onnx
 from xplstm.nn import LSTM, Embedding, Linear
 
 
@@ -33,6 +36,7 @@ class ModelGraph:
         self._inputs: dict[str, list[Any]] = {}
         self._outputs: dict[str, list[Any]] = {}
         self._integers = False
+        self._lengths = ""
 
     @property
     def stack(self) -> Stack:
@@ -61,7 +65,72 @@ class ModelGraph:
 
     def recur(self, x: str) -> str:
         """Run the network; its final states become outputs."""
-        return self.builder.run(self._layers, x)
+        self._lengths = self._lengths or self.builder.lengths(x)
+        return self.builder.run(self._layers, x, self._lengths)
+
+    def recur_on_ids(self, layer: Embedding, name: str) -> str:
+        """Run the network on the vectors of an input of ids, of which those past the lengths are not read."""
+        b, ids = self.builder, self.ids(name)
+        self._lengths = b.lengths(ids)
+        exists = self._existing("id_exists")
+        if layer.padding_idx is not None:
+            padding = b.constant(f"{b.start}padding_idx", np.asarray(layer.padding_idx, dtype=np.int64))
+            filled = b.add("Not", [b.add("Equal", [ids, padding], "is_padding")], "is_no_padding")
+            exists = b.add("And", [exists, filled], "id_counts")
+        ids = b.add("Where", [exists, ids, b.integers(0)], "cleared_ids")
+        if layer.padding_idx is not None:
+            ids = self._in_front(ids, exists)
+        return self.recur(self.embed(layer, ids))
+
+    def _in_front(self, ids: str, exists: str) -> str:
+        """Move the ids that exist to the front, in their order; only they count from now on.
+
+        Padding may be anywhere. To leave it out changes no final state, no mean and no maximum.
+        """
+        b, TensorProto = self.builder, import_onnx().TensorProto
+        counts = b.add("Cast", [exists], "counts", to=TensorProto.INT64)
+        T = f"{b.start}T"
+        # A missing id is T steps late, so that sorting brings it behind all others.
+        late = b.add("Mul", [b.add("Sub", [b.integers(1), counts], "is_missing"), T], "late")
+        order = b.add("Add", [late, self._steps()], "order")
+        names = [f"{b.start}order_in_front", f"{b.start}places"]
+        _, places = b.add_many("TopK", [order, T], "in_front", names, axis=0, largest=0)
+        total = b.add("ReduceSum", [counts, b.integers(0)], "number_of_ids", keepdims=0)
+        self._lengths = b.add("Cast", [total], "lengths_of_ids", to=TensorProto.INT32)
+        return b.add("GatherElements", [ids, places], "ids_in_front", axis=0)
+
+    def pool(self, kind: str, y: str) -> str:
+        """Return the mean or the largest of y over the steps that exist: (B, features)."""
+        b = self.builder
+        exists = b.add("Unsqueeze", [self._existing("y_exists"), b.integers(-1)], "y_exists_by_unit")
+        zero = self.number(f"{b.start}zero", np.zeros(()))
+        if kind == "mean":
+            shown = b.add("Where", [exists, y, zero], "y_or_zero")
+            total = b.add("ReduceSum", [shown, b.integers(0)], "total", keepdims=0)
+            kind = import_onnx().helper.np_dtype_to_tensor_dtype(np.dtype(b.dtype))
+            count = b.add("Cast", [self._lengths], "steps_of_mean", to=kind)
+            at_least = b.add("Max", [count, self.number(f"{b.start}one", np.ones(()))], "divisor")
+            return b.add("Div", [total, b.add("Unsqueeze", [at_least, b.integers(1)], "divisors")], "mean")
+        lowest = self.number(f"{b.start}lowest", np.asarray(-np.inf))
+        shown = b.add("Where", [exists, y, lowest], "y_or_lowest")
+        largest = b.add("ReduceMax", [shown], "largest", axes=[0], keepdims=0)
+        empty = b.add("Equal", [self._lengths, f"{b.start}no_steps"], "nothing_to_pool")
+        return b.add("Where", [b.add("Unsqueeze", [empty, b.integers(1)], "nothing"), zero, largest], "max")
+
+    def _existing(self, name: str) -> str:
+        """Return which steps of the entries exist, (T, B)."""
+        b = self.builder
+        ends = b.add("Cast", [self._lengths], f"{name}_before", to=import_onnx().TensorProto.INT64)
+        return b.add("Less", [self._steps(), ends], name)
+
+    def _steps(self) -> str:
+        """Return the numbers of the steps, (T, 1)."""
+        b, made = self.builder, f"{self.builder.start}steps"
+        if not any(made in node.output for node in b.nodes):
+            first, by = (b.constant(f"{b.start}step_{k}", np.asarray(k, dtype=np.int64)) for k in (0, 1))
+            T = b.add("Squeeze", [f"{b.start}T"], "T_of_steps")
+            b.add("Unsqueeze", [b.add("Range", [first, T, by], "range"), b.integers(1)], "steps")
+        return made
 
     def last(self) -> str:
         """Return the last layer's final h of each direction, joined: (B, features)."""
@@ -95,10 +164,11 @@ class ModelGraph:
         self.builder.add("Identity", [value], name, made=name)
         self._outputs[name] = shape
 
-    def leave_logits(self, logits: str, shape: list[Any], softmax: bool) -> None:
-        """Make logits an output, or their probabilities."""
+    def leave_logits(self, logits: str, shape: list[Any], softmax: bool, link: str = "Softmax") -> None:
+        """Make logits an output, or their probabilities by the operator `link`."""
         if softmax:
-            self.leave(self.builder.add("Softmax", [logits], "softmax", axis=-1), "probabilities", shape)
+            axis: dict[str, Any] = {"axis": -1} if link == "Softmax" else {}
+            self.leave(self.builder.add(link, [logits], link.lower(), **axis), "probabilities", shape)
         else:
             self.leave(logits, "logits", shape)
 

@@ -1,0 +1,111 @@
+"""What the last layer of a classifier predicts: one of several classes, several labels, or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+import numpy as np
+
+from xplstm import _array, _checks, _values, losses
+from xplstm._checks import Home
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._typing import Array
+from xplstm.cells.activations import sigmoid
+
+TaskName: TypeAlias = Literal["multiclass", "multilabel", "regression"]
+TASKS = ("multiclass", "multilabel", "regression")
+
+
+class Task(NamedTuple):
+    """How logits become a loss, predictions and probabilities."""
+
+    name: str
+    class_weights: tuple[float, ...] | None
+    label_smoothing: float
+
+    @classmethod
+    def of(cls, name: Any, class_weights: Any, label_smoothing: Any, count: int) -> Self:
+        """Check the options of a model with `count` outputs."""
+        name = _values.one_of("task", name, TASKS)
+        smoothing = _values.probability("label_smoothing", label_smoothing)
+        if smoothing and name != "multiclass":
+            msg = f"label_smoothing={smoothing} needs task='multiclass', got task={name!r}"
+            raise ArgumentError(msg)
+        if class_weights is None:
+            return cls(name, None, smoothing)
+        if name == "regression":
+            msg = "class_weights need task='multiclass' or 'multilabel', got task='regression'"
+            raise ArgumentError(msg)
+        return cls(name, _weights(class_weights, count), smoothing)
+
+    def loss(
+        self, home: Home, logits: Array, targets: Array, mask: Array | None
+    ) -> tuple[Array, Callable[..., Array]]:
+        """Return the mean loss, and the function that gives its gradient with respect to the logits."""
+        if self.name == "multiclass":
+            weights = self._on(home)
+            return losses.softmax_cross_entropy(
+                logits, targets, mask=mask, class_weights=weights, label_smoothing=self.label_smoothing
+            )
+        xp = _array.namespace(targets, "targets")
+        shape = tuple(logits.shape)
+        if tuple(targets.shape) != shape:
+            msg = f"targets has shape {tuple(targets.shape)}, expected {shape}, the shape of the logits"
+            raise ShapeError(msg)
+        if self.name == "regression":
+            return losses.mse(logits, _checks.array("targets", targets, home, shape), mask=mask)
+        if not xp.isdtype(targets.dtype, "real floating"):
+            targets = _array.narrow(targets, home.dtype)
+        targets = _checks.array("targets", targets, home, shape)
+        return losses.binary_cross_entropy(logits, targets, mask=mask, positive_weights=self._on(home))
+
+    def predict(self, logits: Array) -> Array:
+        """Return the likeliest class, the labels that are likelier than not, or the numbers."""
+        xp = _array.namespace(logits, "logits")
+        if self.name == "multiclass":
+            return xp.argmax(logits, axis=-1)
+        return logits > 0 if self.name == "multilabel" else logits
+
+    def probabilities(self, logits: Array) -> Array:
+        """Return the probability of each class or label."""
+        if self.name == "regression":
+            msg = "task='regression' predicts numbers, which have no probabilities; call predict"
+            raise ArgumentError(msg)
+        xp, z = _array.namespace(logits, "logits"), _array.widen(logits)
+        if self.name == "multilabel":
+            return _array.narrow(sigmoid(xp, z), _array.dtype_name(logits.dtype))
+        shares = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
+        p = shares / xp.sum(shares, axis=-1, keepdims=True)
+        return _array.narrow(p, _array.dtype_name(logits.dtype))
+
+    def _on(self, home: Home) -> Array | None:
+        """Return the weights of the classes where the parameters live."""
+        if self.class_weights is None:
+            return None
+        dtype = "float64" if home.dtype == "float64" else "float32"
+        return _array.asarray(np.asarray(self.class_weights), home.xp, home.device, dtype)
+
+
+def _weights(given: Sequence[float] | np.ndarray, count: int) -> tuple[float, ...]:
+    """Return a weight for each of `count` classes, not all of them 0."""
+    items = _values.items("class_weights", given)
+    if len(items) != count:
+        msg = f"class_weights has {len(items)} elements, expected {count}: one for each class"
+        raise ShapeError(msg)
+    numbers = tuple(_values.finite(f"class_weights[{k}]", w) for k, w in enumerate(items))
+    if min(numbers) < 0 or not any(numbers):
+        msg = f"class_weights={list(numbers)} must be at least 0, and one of them above 0"
+        raise ArgumentError(msg)
+    return numbers
+
+
+def check_features(name: str, x: Array) -> None:
+    """Refuse integers where features are read, and say where ids of tokens go."""
+    kind = _array.dtype_name(x.dtype) if hasattr(x, "dtype") else ""
+    if kind.startswith(("int", "uint")):
+        msg = (
+            f"{name} has dtype {kind}, and this model reads features, which are floats. For ids of tokens, "
+            "make it with input_size=None and vocab_size="
+        )
+        raise DTypeError(msg)
