@@ -19,7 +19,7 @@ def pytest_run(*options: str) -> list[str]:
 def test_a_run_ends_with_the_table_of_the_backends_that_were_chosen():
     lines = pytest_run("--backend", "numpy", "--backend", "numpy_readonly", FILE)
     table = {line[:18].strip(): line[18:].split() for line in lines[-10:-1]}
-    libraries = "numpy numpy_readonly array_api_strict torch jax dask cupy".split()
+    libraries = ["numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy"]
     assert list(table) == ["backend", *libraries, "no backend"]
     assert table["numpy"] == table["numpy_readonly"] == ["6", "0", "0"]
     assert {tuple(row[:3]) for name, row in table.items() if name in ("torch", "cupy")} == {("0", "0", "0")}
