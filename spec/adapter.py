@@ -64,7 +64,7 @@ LIBRARIES = {
     "cupy": Library("cupy", as_array, lambda a: a.get()),
 }
 
-SLOW, LONG = ("jax", "dask", "flax"), 100
+SLOW, LONG = ("jax", "dask"), 100
 
 # Kernels that know the arrays of one library alone; the others are tested on every one.
 HOMES = {
@@ -72,6 +72,7 @@ HOMES = {
     "numpy_inplace": ("numpy", "numpy_readonly"),
     "cupy_persistent": ("cupy",),
     "cupy_fused": ("cupy",),
+    "cupy_elementwise": ("cupy",),
 }
 
 

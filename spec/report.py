@@ -28,8 +28,6 @@ from spec.subjects import is_slow, named, subjects
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
-FILES = ("vectors", "behaviour", "refusals", "sized", "relations", "exact_bits")
-"""What asks subjects; the other tests are of the suite itself."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
 
 
@@ -109,7 +107,8 @@ class Recorder:
 def run(names: Sequence[str]) -> Recorder:
     """The suite on these subjects, quietly."""
     recorder = Recorder()
-    files = [str(FOLDER / f"test_{name}.py") for name in FILES]
+    names_of_files = ("vectors", "behaviour", "refusals", "exact_bits")
+    files = [str(FOLDER / f"test_{name}.py") for name in names_of_files]
     chosen = [f"--subject={name}" for name in names]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main([*files, *chosen, "--capture=sys", "-p", "no:cacheprovider"], plugins=[recorder])
@@ -187,9 +186,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run, write, and return 1 where a case fails that no list knows."""
     parser = argparse.ArgumentParser(prog="python -m spec report", description=__doc__)
     parser.add_argument(
-        "--subject",
-        action="append",
-        help="these alone; by default all but JAX, Dask and Flax, which take minutes",
+        "--subject", action="append", help="these alone; by default all but JAX and Dask, which take minutes"
     )
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files (default: docs)")
     options = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """``python -m tests.cuda_sources`` compiles every CUDA source for every GPU it has to run on; needs no GPU.
 
+The sources of elementwise kernels are those that CuPy itself writes.
 NVRTC compiles as it does in CuPy's hands. A warning is an error, and so is a
 kernel with more registers or more spilled bytes than its bound, or with arithmetic in
 float64 where the numbers are of half precision.
@@ -11,8 +12,10 @@ import ctypes
 import importlib.metadata
 import re
 import sys
+from itertools import product
 from typing import NamedTuple
 
+from tests import elementwise_sources
 from xplstm.kernels._cuda import launch
 
 # What CuPy 14 hands to NVRTC, and what makes it strict.
@@ -44,6 +47,9 @@ SOURCES = (
     Source("persistent_mma.cu", (80, 90, 100, 120), 255, 16, kinds=("float16", "bfloat16", "tf32")),
     Source("project.cu", (80, 90, 100, 120), 184),
 )
+
+# Of the kernels that CuPy makes of recorded steps.
+ELEMENTWISE_REGISTERS = 72
 
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, "
@@ -127,8 +133,30 @@ def main() -> int:
                         wrong.append(f"{line}; the bounds are {source.registers} and {source.spilled}")
                 if "16" in kind and re.search(rb"\w\.f64\b", ptx):
                     wrong.append(f"{where}: arithmetic in float64")
+    wrong += elementwise(nvrtc)
     print("\n".join(wrong))
     return len(wrong) > 0
+
+
+def elementwise(nvrtc: ctypes.CDLL) -> list[str]:
+    """What is wrong with the kernels that CuPy makes of recorded steps."""
+    wrong = []
+    # CuPy's headers have warnings of their own.
+    options = (*(o for o in OPTIONS if "Werror" not in o), *elementwise_sources.include())
+    cases = ("float32", True, 75), ("float64", False, 90), ("float32", False, 120)
+    for (name, kernel), (dtype, contiguous, architecture) in product(elementwise_sources.kernels(), cases):
+        code = elementwise_sources.source(kernel, dtype, contiguous)
+        done, log = elementwise_sources.log_of(nvrtc, code, (*options, f"-arch=sm_{architecture}"))
+        found, where = uses(log), f"elementwise {name} sm_{architecture} {dtype}"
+        if not done or len(found) != 1:
+            wrong.append(f"{where}: {log}")
+            continue
+        spilled = found[0].stores + found[0].loads
+        line = f"{where}: {found[0].registers} registers, {spilled} bytes spilled"
+        print(line)
+        if spilled or found[0].registers > ELEMENTWISE_REGISTERS:
+            wrong.append(f"{line}; the bounds are {ELEMENTWISE_REGISTERS} and 0")
+    return wrong
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from xplstm._params import Problem, each
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Params
-from xplstm.kernels.reference import segments
+from xplstm.kernels._support import segments
 
 if TYPE_CHECKING:
     from xplstm._dispatch import Kernel

@@ -57,6 +57,7 @@ TABLE = {
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
     "cupy_persistent": "xplstm.kernels.cupy_persistent",
     "cupy_fused": "xplstm.kernels.cupy_fused",
+    "cupy_elementwise": "xplstm.kernels.cupy_elementwise",
     "reference": "xplstm.kernels.reference",
 }
 
@@ -79,7 +80,8 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
 
     Parameters
     ----------
-    name : {"native", "numpy_inplace", "cupy_persistent", "cupy_fused", "reference"} or None
+    name : str or None
+        "native", "numpy_inplace", "cupy_persistent", "cupy_fused", "cupy_elementwise" or "reference".
 
     Returns
     -------

@@ -10,14 +10,15 @@ from tests.cuda_emulation import standin
 from xplstm import _dispatch
 from xplstm._params import Problem, each
 from xplstm._state import LSTMState
-from xplstm.kernels import cupy_fused, cupy_persistent
+from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
 
 ROOMS = {"cupy_fused": cupy_fused, "cupy_persistent": cupy_persistent}
+"""Those with CUDA sources of their own."""
 DEVICE = standin.Device(1)
 
 
 def there(problem: Problem) -> Problem:
-    return problem._replace(backend="cupy", device=DEVICE)
+    return problem._replace(backend="cupy", device=DEVICE, xp=standin.LIBRARY)
 
 
 def moved(a: Any) -> Any:
@@ -26,7 +27,7 @@ def moved(a: Any) -> Any:
 
 def emulated(name: str) -> _dispatch.Kernel:
     """The kernel on the stand-in's second device; what it was given may not change."""
-    room = ROOMS[name]
+    room = {**ROOMS, "cupy_elementwise": cupy_elementwise}[name]
 
     def prepare(problem: Problem, params: Any) -> Any:
         with DEVICE:

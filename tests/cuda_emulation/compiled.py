@@ -77,13 +77,18 @@ def text(file: str, kind: str) -> str:
 
 def build(file: str, kind: str) -> Path:
     """Path of the shared library, made once for each content."""
+    options = (*FLAGS, f"-D{kind.upper()}", *launch.DEFINES, *extra)
+    return shared(f"{Path(file).stem}-{kind}", text(file, kind), options)
+
+
+def shared(stem: str, content: str, options: tuple[str, ...] = FLAGS) -> Path:
+    """Path of the shared library of a source, made once for each content."""
     name = compiler()
     assert name is not None
-    content, options = text(file, kind), (*FLAGS, f"-D{kind.upper()}", *launch.DEFINES, *extra)
     mark = hashlib.sha256(repr((name, content, options)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"xplstm-emulation-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{Path(file).stem}-{kind}-{mark}.so"
+    path = folder / f"{stem}-{mark}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             source, made = Path(fresh) / "source.cpp", Path(fresh) / "made"

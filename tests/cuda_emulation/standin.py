@@ -21,7 +21,7 @@ import numpy as np
 
 from tests.cuda_emulation import compiled
 from xplstm._array import dtype_named
-from xplstm.kernels._cuda import launch
+from xplstm.kernels._cuda import launch, program
 
 MARGIN = 1024
 MARK = 0xA5
@@ -39,6 +39,9 @@ LARGEST_GRID = 65535
 CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
 TF32 = 77
+
+CACHES = (launch.kernel, launch._module, program.compiled)
+"""Of what is made with the library that is here."""
 
 launched: list[str] = []
 """Names of the kernels and products since the last `clear`, in order."""
@@ -155,6 +158,20 @@ def stack(arrays: list[ndarray]) -> ndarray:
     return guarded(np.stack([np.asarray(a) for a in arrays]))
 
 
+class Library(types.ModuleType):
+    """NumPy's functions of the array API standard, on the current device."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def arange(self, stop: int, *, dtype: Any, device: Device) -> ndarray:
+        assert device == Device.current
+        return guarded(np.arange(stop, dtype=dtype))
+
+
+LIBRARY = Library("cupy")
+
+
 class Device:
     """A device by number; entered, the current one."""
 
@@ -236,6 +253,66 @@ def _argument(a: Any) -> Any:
     return ctypes.c_int64(a)
 
 
+class ElementwiseKernel:
+    """CuPy's class for kernels of one line of C++ an element, as far as all parameters are raw.
+
+    Here the line runs in a loop on the processor, with every index checked.
+    """
+
+    TYPES: ClassVar[dict[str, str]] = {"float32": "float", "float64": "double", "bool": "bool"}
+    SOURCE = """
+        #include <cmath>
+        #include <cstddef>
+        #include <cstdlib>
+        using std::exp, std::expm1, std::log1p, std::tanh, std::sqrt, std::fabs;
+        using T = {type};
+        template <class E> struct Array {{
+            E *start; std::ptrdiff_t size;
+            E &operator[](std::ptrdiff_t k) const {{ if (k < 0 || k >= size) std::abort(); return start[k]; }}
+        }};
+        extern "C" void run(std::ptrdiff_t size, void *const *p, const std::ptrdiff_t *sizes) {{
+            {arrays}
+            for (std::ptrdiff_t i = 0; i < size; ++i) {{
+                {operation}
+            }}
+        }}
+    """
+
+    def __init__(self, in_params: str, out_params: str, operation: str, name: str) -> None:
+        self.name, self.operation = name, operation
+        self.inputs, self.outputs = (
+            [tuple(p.split()) for p in text.split(",")] for text in (in_params, out_params)
+        )
+        assert all(len(p) == 3 and p[0] == "raw" for p in (*self.inputs, *self.outputs))
+
+    def __call__(self, *args: np.ndarray, size: int) -> None:
+        assert size > 0, "an empty launch"
+        parameters = [*self.inputs, *self.outputs]
+        assert len(args) == len(parameters)
+        dtypes = {a.dtype for a, (_, kind, _) in zip(args, parameters, strict=True) if kind == "T"}
+        assert len(dtypes) == 1, f"T is {dtypes}"
+        for a, (_, kind, _) in zip(args, parameters, strict=True):
+            assert kind == "T" or a.dtype == np.dtype(kind)
+            assert not isinstance(a, ndarray) or a.device == Device.current, "an array of another device"
+        carried = [np.ascontiguousarray(np.asarray(a)) for a in args]
+        run = self.compiled(self.TYPES[dtypes.pop().name])
+        addresses = (ctypes.c_void_p * len(args))(*(a.ctypes.data for a in carried))
+        sizes = (ctypes.c_ssize_t * len(args))(*(a.size for a in carried))
+        run(ctypes.c_ssize_t(size), addresses, sizes)
+        for a, b in zip(args[len(self.inputs) :], carried[len(self.inputs) :], strict=True):
+            np.asarray(a)[...] = b
+        launched.append(self.name)
+
+    def compiled(self, kind: str) -> Any:
+        parameters = [(p, "const ") for p in self.inputs] + [(p, "") for p in self.outputs]
+        arrays = "".join(
+            f"const Array<{const}{kind}> {name} = {{({const}{kind} *)p[{k}], sizes[{k}]}};"
+            for k, ((_, kind, name), const) in enumerate(parameters)
+        )
+        text = self.SOURCE.format(type=kind, arrays=arrays, operation=self.operation)
+        return ctypes.CDLL(str(compiled.shared("elementwise", text))).run
+
+
 class RawModule:
     def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
         self.file = next(
@@ -311,9 +388,9 @@ def gemmStridedBatchedEx(
 
 def modules() -> dict[str, types.ModuleType]:
     """What ``sys.modules`` has to hold for the kernels to find this in CuPy's place."""
-    made = (ndarray, empty, zeros, empty_like, zeros_like, array, ascontiguousarray, stack, RawModule)
+    arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, ascontiguousarray, stack)
     cupy = types.ModuleType("cupy")
-    for offered in made:
+    for offered in (*arrays, RawModule, ElementwiseKernel):
         setattr(cupy, offered.__name__, offered)
     for name in ("float64", "float32", "float16", "int64", "uint8"):
         setattr(cupy, name, getattr(np, name))
@@ -336,15 +413,15 @@ def installed() -> Iterator[types.ModuleType]:
     stand_ins = modules()
     before = {name: sys.modules.get(name) for name in stand_ins}
     sys.modules.update(stand_ins)
-    launch.kernel.cache_clear()
-    launch._module.cache_clear()
+    for cache in CACHES:
+        cache.cache_clear()
     launched.clear()
     try:
         yield stand_ins["cupy"]
     finally:
         check_margins()
-        launch.kernel.cache_clear()
-        launch._module.cache_clear()
+        for cache in CACHES:
+            cache.cache_clear()
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

@@ -20,7 +20,7 @@ from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import layer
 from xplstm.models import CharLM
 
-KERNELS = ("cupy_persistent", "cupy_fused")
+KERNELS = ("cupy_persistent", "cupy_fused", "cupy_elementwise")
 KINDS = ("float64", "float32", "tf32", "float16", "bfloat16")
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}
 ULPS = 8

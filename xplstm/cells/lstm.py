@@ -62,10 +62,10 @@ class StepGradients(NamedTuple):
 
 
 def activate(xp: Namespace, z: Array) -> Gates:
-    """Split z into its four blocks and apply the function of each gate."""
+    """Apply the function of each gate to its block of z: one sigmoid for all is fewer calls than three."""
     H = z.shape[-1] // 4
-    z_i, z_f, z_g, z_o = (z[..., k * H : (k + 1) * H] for k in range(4))
-    return Gates(sigmoid(xp, z_i), sigmoid(xp, z_f), xp.tanh(z_g), sigmoid(xp, z_o))
+    a = sigmoid(xp, z)
+    return Gates(a[..., :H], a[..., H : 2 * H], xp.tanh(z[..., 2 * H : 3 * H]), a[..., 3 * H :])
 
 
 def unprojected(xp: Namespace, o: Array, c: Array) -> Array:

@@ -1,10 +1,16 @@
-"""Why an engine does not run a problem: checks and wording that all engines share."""
+"""What engines of several families share: why one does not run a problem, masks, and the input projection."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 
+from xplstm import _array
 from xplstm._params import Problem
+from xplstm._typing import Array, Namespace
+from xplstm.cells import Equations, Params
+
+# The hoisted input projection is made for as many steps at a time as stay below this many elements.
+PROJECTION_BOUND = 2**20
 
 
 def why_not(problem: Problem, backend: str, dtypes: Collection[str]) -> str | None:
@@ -14,3 +20,43 @@ def why_not(problem: Problem, backend: str, dtypes: Collection[str]) -> str | No
     if problem.dtype not in dtypes:
         return f"dtype {problem.dtype} is none of {', '.join(dtypes)}"
     return None
+
+
+def projected_inputs(
+    problem: Problem, at: Callable[[int], Equations], p: Params, x: Array, reverse: bool
+) -> Iterator[tuple[int, Array]]:
+    """Yield each time in the direction's order with its ``W_ih x + b``, projected many steps at a time."""
+    length = max(1, PROJECTION_BOUND // max(1, problem.B * p.weight_ih.shape[0]))
+    for lo, hi in segments(problem.T, length, reverse):
+        # One product of two matrices: a batch of T products costs CuPy a copy of the weights, and launches.
+        zx = at(lo).project_input(flatten_time(x[lo:hi, ...]), p)
+        zx = _array.reshape(zx, (hi - lo, problem.B, zx.shape[-1]))
+        for t in range(hi - 1, lo - 1, -1) if reverse else range(lo, hi):
+            yield t, zx[t - lo, ...]
+
+
+def step_mask(problem: Problem, valid: Array | None) -> Array | None:
+    """Return (T, B, 1) booleans, true where a batch entry has a step, or None where all have every step."""
+    if valid is None:
+        return None
+    xp = problem.xp
+    if problem.valid == "lengths":
+        times = xp.arange(problem.T, dtype=valid.dtype, device=problem.device)
+        valid = times[:, None] < valid[None, :]
+    return valid[:, :, None]
+
+
+def segments(T: int, every: int, reverse: bool) -> list[tuple[int, int]]:
+    """Return the bounds of the segments of `every` steps, in the order in which a direction runs them."""
+    bounds = [(lo, min(lo + every, T)) for lo in range(0, T, every)]
+    return bounds[::-1] if reverse else bounds
+
+
+def zero_where_invalid(xp: Namespace, mask: Array | None, a: Array) -> Array:
+    """Return `a` with exact zeros where the mask is false; selection removes NaN, a product would not."""
+    return a if mask is None else xp.where(mask, a, xp.zeros_like(a))
+
+
+def flatten_time(a: Array) -> Array:
+    """Return (T, B, N) as (T*B, N)."""
+    return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))

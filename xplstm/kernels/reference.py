@@ -9,7 +9,7 @@ Backward through time follows Werbos (1990).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,11 +18,9 @@ import numpy as np
 from xplstm import _array
 from xplstm._params import Problem, each
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Namespace
+from xplstm._typing import Array
 from xplstm.cells import Equations, Params
-
-# The hoisted input projection is made for as many steps at a time as stay below this many elements.
-PROJECTION_BOUND = 2**20
+from xplstm.kernels._support import flatten_time, projected_inputs, step_mask, zero_where_invalid
 
 # A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.
 _UNDERFLOWS = np.errstate(under="ignore")
@@ -60,7 +58,7 @@ def forward(
     xp = problem.xp
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
-    x = _zero_where_invalid(xp, mask, x)
+    x = zero_where_invalid(xp, mask, x)
     ys, h_n, c_n, steps = [], [], [], []
     for d, p in enumerate(params):
         y, h, c, kept = _forward_direction(problem, d, p, x, h_0[d, ...], c_0[d, ...], mask)
@@ -88,28 +86,17 @@ def _forward_direction(
     xp, at = problem.xp, _equations(problem, d)
     y: dict[int, Array] = {}
     steps: list[tuple[int, Any]] = []
-    for t, zx in _projected_inputs(problem, at, p, x, problem.reverse[d]):
+    for t, zx in projected_inputs(problem, at, p, x, problem.reverse[d]):
         h_new, c_new, step = at(t).forward(xp, zx, h, c, p)
         y[t] = h_new
         if mask is not None:
-            y[t] = _zero_where_invalid(xp, mask[t, ...], h_new)
+            y[t] = zero_where_invalid(xp, mask[t, ...], h_new)
             h_new = xp.where(mask[t, ...], h_new, h)
             c_new = xp.where(mask[t, ...], c_new, c)
         if problem.keep:
             steps.append((t, step))
         h, c = h_new, c_new
     return _stack_time(problem, y, problem.output_size), h, c, steps
-
-
-def _projected_inputs(
-    problem: Problem, at: Callable[[int], Equations], p: Params, x: Array, reverse: bool
-) -> Iterator[tuple[int, Array]]:
-    """Yield each time in the direction's order with its ``W_ih x + b``, projected many steps at a time."""
-    length = max(1, PROJECTION_BOUND // max(1, problem.B * p.weight_ih.shape[0]))
-    for lo, hi in segments(problem.T, length, reverse):
-        zx = at(lo).project_input(x[lo:hi, ...], p)
-        for t in range(hi - 1, lo - 1, -1) if reverse else range(lo, hi):
-            yield t, zx[t - lo, ...]
 
 
 @_UNDERFLOWS
@@ -120,7 +107,7 @@ def backward(
     problem, params, x, mask, _ = residuals
     xp, P = problem.xp, problem.output_size
     dy, dh_n, dc_n = (_array.widen(a) for a in (dy, *dstate_n))
-    dy = _zero_where_invalid(xp, mask, dy)
+    dy = zero_where_invalid(xp, mask, dy)
     dx = xp.zeros_like(x)
     dh_0, dc_0, dparams = [], [], []
     for d in range(len(params)):
@@ -130,7 +117,7 @@ def backward(
         dh_0.append(dh)
         dc_0.append(dc)
         dparams.append(each(partial(_array.narrow, dtype=problem.dtype), dp))
-    dx = _array.narrow(_zero_where_invalid(xp, mask, dx), problem.dtype)
+    dx = _array.narrow(zero_where_invalid(xp, mask, dx), problem.dtype)
     return (
         dx,
         LSTMState(_array.narrow(xp.stack(dh_0), problem.dtype), _array.narrow(xp.stack(dc_0), problem.dtype)),
@@ -149,15 +136,15 @@ def _backward_direction(
         exists = None if mask is None else mask[t, ...]
         dh = dh + dy[t, ...]
         step_gradients, dh_prev, dc_prev = at(t).backward(xp, dh, dc, step, p)
-        by_time[t] = [None if a is None else _zero_where_invalid(xp, exists, a) for a in step_gradients]
+        by_time[t] = [None if a is None else zero_where_invalid(xp, exists, a) for a in step_gradients]
         dh = dh_prev if exists is None else xp.where(exists, dh_prev, dh)
         dc = dc_prev if exists is None else xp.where(exists, dc_prev, dc)
     if not by_time:
         return xp.zeros_like(x), dh, dc, each(xp.zeros_like, p)
 
     columns = zip(*(by_time[t] for t in range(problem.T)), strict=True)
-    joined = step_gradients._make(None if a[0] is None else _flatten_time(xp.stack(a)) for a in columns)
-    dx, dp = at(0).gradients(xp, _flatten_time(x), joined, p)
+    joined = step_gradients._make(None if a[0] is None else flatten_time(xp.stack(a)) for a in columns)
+    dx, dp = at(0).gradients(xp, flatten_time(x), joined, p)
     return _array.reshape(dx, x.shape), dh, dc, dp
 
 
@@ -169,33 +156,11 @@ def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
     columns: list[dict[int, Array]] = [{} for _ in sizes]
     for t, step in residuals.steps[d]:
         for column, value in zip(columns, at(t).trace(xp, step, p), strict=True):
-            column[t] = _zero_where_invalid(xp, None if mask is None else mask[t, ...], value)
+            column[t] = zero_where_invalid(xp, None if mask is None else mask[t, ...], value)
     return tuple(
         _array.narrow(_stack_time(problem, column, size), problem.dtype)
         for column, size in zip(columns, sizes, strict=True)
     )
-
-
-def step_mask(problem: Problem, valid: Array | None) -> Array | None:
-    """Return (T, B, 1) booleans, true where a batch entry has a step, or None where all have every step."""
-    if valid is None:
-        return None
-    xp = problem.xp
-    if problem.valid == "lengths":
-        times = xp.arange(problem.T, dtype=valid.dtype, device=problem.device)
-        valid = times[:, None] < valid[None, :]
-    return valid[:, :, None]
-
-
-def segments(T: int, every: int, reverse: bool) -> list[tuple[int, int]]:
-    """Return the bounds of the segments of `every` steps, in the order in which a direction runs them."""
-    bounds = [(lo, min(lo + every, T)) for lo in range(0, T, every)]
-    return bounds[::-1] if reverse else bounds
-
-
-def _zero_where_invalid(xp: Namespace, mask: Array | None, a: Array) -> Array:
-    """Return `a` with exact zeros where the mask is false; selection removes NaN, a product would not."""
-    return a if mask is None else xp.where(mask, a, xp.zeros_like(a))
 
 
 def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array:
@@ -205,8 +170,3 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)
     dtype = _array.wide_dtype(xp, _array.dtype_named(xp, problem.dtype))
     return xp.zeros((0, problem.B, size), dtype=dtype, device=problem.device)
-
-
-def _flatten_time(a: Array) -> Array:
-    """Return (T, B, N) as (T*B, N)."""
-    return _array.reshape(a, (a.shape[0] * a.shape[1], a.shape[2]))

@@ -137,6 +137,7 @@ class _Calls:
           not numpy_inplace: dtype float16 is none of float32, float64
           not cupy_persistent: the arrays are of numpy, not of cupy
           not cupy_fused: the arrays are of numpy, not of cupy
+          not cupy_elementwise: the arrays are of numpy, not of cupy
         reproducible summation order: no
         """
         home, _ = self._ready()

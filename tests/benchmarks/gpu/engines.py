@@ -228,6 +228,7 @@ ENGINES = {
     **{f"cudnn_{name}": Engine(direct(name), ()) for name in cudnn.ALGORITHMS},
     # It compiles every shape anew, and these say how far away it is.
     "jax": Engine(build_jax, ("jax",), ("float32", "bfloat16")),
+    "cupy_elementwise": Engine(kernel("cupy_elementwise"), ()),
     "reference": Engine(kernel("reference"), (), ("float32",)),
     "documents": Engine(documents, (), ("float32",)),
 }
