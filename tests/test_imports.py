@@ -32,7 +32,7 @@ ROWS = (
     ("init",),
     ("cells",),
     ("_params",),
-    ("kernels._support",),
+    ("kernels._support", "_stored"),
     ("kernels._cuda.layer",),
     ("kernels._cuda.training",),
     ("_parts",),

@@ -168,6 +168,7 @@ def documented() -> set[str]:
 APART = {"release_memory", "show_config", "Explanation", "LSTMParams", "LSTMState", "LSTMTrace", "GRUTrace"}
 APART |= {"FrozenLSTM", "FrozenRNN", "models.Ragged", "models.Hypothesis", "optim.Optimizer", "io.Inspection"}
 APART |= {"testing.GradientReport", "testing.GradientRow", "training.Checkpoint", "training.Event"}
+APART |= {"testing.QuantisationReport", "testing.QuantisationRow"}
 APART |= {"training.History", "training.Model", "io.columns.forward", "io.columns.forward_sequence"}
 
 

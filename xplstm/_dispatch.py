@@ -49,6 +49,8 @@ class Kernel(NamedTuple):
     function of x_t and state as users pass them, which gives y_t and the next state as `forward` does for one
     step; or None, before any work, for arguments that it does not know to be right. Who has this supports
     such steps of every B."""
+    storages: tuple[str, ...] = ()
+    """What it reads weights as, besides the dtype of the problem."""
 
 
 # Fastest first. Loaded when first asked.
@@ -62,7 +64,7 @@ TABLE = {
 }
 
 # Optional attributes of a kernel.
-OPTIONAL = ("canonical_sums", "slower", "stepper")
+OPTIONAL = ("canonical_sums", "slower", "stepper", "storages")
 
 _pinned = _choice.kernel
 

@@ -177,6 +177,8 @@ class Problem(NamedTuple):
     """What products of float32 may be made in on a GPU: "tf32", or None for float32 alone."""
     reproducible: bool = False
     """Whether sums must have the reproducible summation order."""
+    weights: str | None = None
+    """What the matrices are stored in where it is not `dtype`."""
 
     @property
     def output_size(self) -> int:
@@ -211,7 +213,15 @@ class LSTMTrace(NamedTuple):
     h: Array
 
 
-class Explanation(NamedTuple):
+class _Explained(NamedTuple):
+    """The items of an `Explanation`."""
+
+    kernels: tuple[str, ...]
+    reasons: tuple[dict[str, str], ...]
+    canonical_sums: bool
+
+
+class Explanation(_Explained):
     """Kernel that would run each layer, and why each faster kernel would not.
 
     Attributes
@@ -223,16 +233,18 @@ class Explanation(NamedTuple):
     canonical_sums : bool
         Whether every layer has the reproducible summation order, so that the bits of
         a batch entry do not depend on the other entries.
+    weights : tuple of str
+        For each layer of ``freeze(weights=)``, what its kernel reads the weights as; else empty. No item of
+        the tuple.
     """
 
-    kernels: tuple[str, ...]
-    reasons: tuple[dict[str, str], ...]
-    canonical_sums: bool
+    weights: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = []
         for layer, (kernel, reasons) in enumerate(zip(self.kernels, self.reasons, strict=True)):
             lines.append(f"layer {layer}: {kernel}")
+            lines += [f"  weights: {read}" for read in self.weights[layer : layer + 1]]
             lines += [f"  not {name}: {reason}" for name, reason in reasons.items()]
         lines.append(f"reproducible summation order: {'yes' if self.canonical_sums else 'no'}")
         return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge
+from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _stored
 from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
@@ -44,6 +44,8 @@ class Stack(NamedTuple):
     weight_dropout: float = 0.0
     precision: str | None = None
     reproducible: bool = False
+    weights: str | None = None
+    """What a frozen copy stores its matrices in where it is not its dtype."""
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -85,6 +87,7 @@ class Stack(NamedTuple):
             "weight_dropout": self.weight_dropout,
             "precision": self.precision,
             "reproducible": self.reproducible,
+            "weights": self.weights,
         }
         defaults = _DEFAULTS | cell.defaults
         named = [f"{name}={value!r}" for name, value in given.items() if value != defaults.get(name)]
@@ -232,6 +235,7 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = 
         noise=Noise(key, layer * len(stack.reverse), 0) if key and stack.cell.random else None,
         precision=stack.precision,
         reproducible=stack.reproducible,
+        weights=stack.weights,
     )
 
 
@@ -245,7 +249,7 @@ def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
 def explain(stack: Stack, call: Call) -> Explanation:
     """What would run each layer, and why not each faster kernel."""
     names = list(_dispatch.TABLE)
-    chosen, reasons, canonical = [], [], []
+    chosen, reasons, canonical, weights = [], [], [], []
     for layer in range(stack.num_layers):
         asked = problem(stack, call, layer, keep=False)
         kernel = _dispatch.select(asked)
@@ -253,7 +257,16 @@ def explain(stack: Stack, call: Call) -> Explanation:
         reasons.append({name: why for name in faster if (why := _dispatch.why_not(name, asked))})
         chosen.append(kernel.name)
         canonical.append(_dispatch.canonical_sums(kernel, asked))
-    return Explanation(tuple(chosen), tuple(reasons), all(canonical))
+        if stack.weights:
+            weights.append(stack.weights if _reads(kernel, asked) else f"{stack.weights}, as {asked.dtype}")
+    found = Explanation(tuple(chosen), tuple(reasons), all(canonical))
+    found.weights = tuple(weights)
+    return found
+
+
+def _reads(kernel: Kernel, asked: Problem) -> bool:
+    """Whether `kernel` reads the weights as they are stored."""
+    return asked.weights is None or asked.weights in kernel.storages
 
 
 def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMState]:
@@ -282,12 +295,19 @@ def packing(layers: Layers) -> Prepare:
     return lambda kernel, problem, layer: kernel.prepare(problem, layers[layer])
 
 
+def _home(stack: Stack, layers: Layers) -> Home:
+    """Return where copied parameters live; those with stored matrices are float32 ones of NumPy."""
+    if stack.weights:
+        return Home(_array.numpy_namespace(), "cpu", "float32")
+    return _checks.home(layers[0][0]._asdict())
+
+
 class Packed:
     """Layers with their own copies of the parameters, packed once for each kernel that has run; pickles."""
 
     def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
         self._stack = stack
-        self._where = _checks.home(layers[0][0]._asdict()) if home is None else home
+        self._where = _home(stack, layers) if home is None else home
         self._layers = layers
         self._packed: dict[tuple[str, int], Any] = {}
 
@@ -315,7 +335,10 @@ class Packed:
         """Return the layer's packed weights, which stay valid: no other code can write to these copies."""
         key = (kernel.name, layer)
         if key not in self._packed:
-            self._packed[key] = kernel.prepare(problem, self._layers[layer])
+            params = self._layers[layer]
+            if not _reads(kernel, problem):
+                params = tuple(map(_stored.restore, params))
+            self._packed[key] = kernel.prepare(problem, params)
         return self._packed[key]
 
     def _own_layers(self) -> Layers:

@@ -1,4 +1,4 @@
-"""Checking gradients: what a pullback gives, held against finite differences of what it pulls back."""
+"""Check gradients against finite differences, and measure what weights in fewer bits cost."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _trees, _values
+from xplstm import _array, _checks, _stored, _trees, _values
 from xplstm._errors import ArgumentError, DTypeError, GradientError
+from xplstm._state import LSTMState
 from xplstm._trees import Tree
-from xplstm._typing import Array
+from xplstm._typing import Array, Lengths
+from xplstm.nn import LSTM
 
-__all__ = ["GradientError", "GradientReport", "GradientRow", "check_grad"]
+__all__ = [
+    "GradientError",
+    "GradientReport",
+    "GradientRow",
+    "QuantisationReport",
+    "QuantisationRow",
+    "check_grad",
+    "quantisation_error",
+]
 
 Gradients: TypeAlias = Callable[[Any], dict[str, "Array | None"]]
 Run: TypeAlias = Callable[[Mapping[str, Tree]], tuple[tuple[Tree, ...], Gradients]]
@@ -84,6 +94,113 @@ class GradientReport(NamedTuple):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.rows))
+
+
+class QuantisationRow(NamedTuple):
+    """How far a frozen layer with weights in fewer bits is from the float32 layer.
+
+    Attributes
+    ----------
+    weights : str
+        As `xplstm.LSTM.freeze` takes it.
+    nbytes : int
+        Bytes of the parameters.
+    largest : float
+        Largest difference of an element of y.
+    relative : float
+        Root mean square of the differences of y, divided by that of y; 0 where y is 0.
+    state : float
+        Largest difference of an element of the final h and c.
+    """
+
+    weights: str
+    nbytes: int
+    largest: float
+    relative: float
+    state: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.weights:<10} {self.nbytes:>12,} bytes, y: largest {self.largest:.2e}, "
+            f"relative {self.relative:.2e}, state: largest {self.state:.2e}"
+        )
+
+
+class QuantisationReport(NamedTuple):
+    """One row for each way to store the weights; prints as a table.
+
+    Attributes
+    ----------
+    rows : tuple of QuantisationRow
+    """
+
+    rows: tuple[QuantisationRow, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.rows))
+
+
+def quantisation_error(
+    lstm: LSTM,
+    x: Array,
+    state: LSTMState | tuple[Array, Array] | None = None,
+    *,
+    lengths: Lengths = None,
+    mask: Array | None = None,
+) -> QuantisationReport:
+    """Compare each ``freeze(weights=)`` of a layer with its float32 results on the same input.
+
+    Parameters
+    ----------
+    lstm : LSTM
+        With float32 parameters of NumPy.
+    x, state, lengths, mask
+        As for a call of `lstm`. Take a typical input: the error depends on it.
+
+    Returns
+    -------
+    QuantisationReport
+        A row for ``"bfloat16"`` and one for ``"int8"``.
+
+    Raises
+    ------
+    DTypeError
+        If `lstm` is no `LSTM`, or not float32.
+    ShapeError, BackendError, ArgumentError
+        As for a call of `lstm` and for its `freeze`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> from xplstm.testing import quantisation_error
+    >>> lstm = xplstm.LSTM(64, 128, rng=0)
+    >>> x = np.random.default_rng(1).normal(size=(20, 4, 64)).astype("float32")
+    >>> for row in quantisation_error(lstm, x).rows:
+    ...     print(row.weights, row.nbytes, row.relative < 0.02)
+    bfloat16 200704 True
+    int8 106496 True
+    """
+    if not isinstance(lstm, LSTM):
+        msg = f"lstm must be an LSTM with its float32 parameters, got {type(lstm).__name__}"
+        raise DTypeError(msg)
+    y, end = lstm(x, state, lengths=lengths, mask=mask)
+    rows = []
+    for storage in _stored.STORAGES:
+        frozen = lstm.freeze(weights=storage)
+        found, found_end = frozen(x, state, lengths=lengths, mask=mask)
+        off = _difference(found, y)
+        size = float(np.sqrt(np.sum(_difference(y, 0 * y) ** 2)))
+        relative = float(np.sqrt(np.sum(off**2))) / size if size else 0.0
+        ends = [_difference(a, b).max(initial=0.0) for a, b in zip(found_end, end, strict=True)]
+        largest = float(off.max(initial=0.0))
+        rows.append(QuantisationRow(storage, frozen.nbytes, largest, relative, float(max(ends))))
+    return QuantisationReport(tuple(rows))
+
+
+def _difference(a: Array, b: Array) -> np.ndarray:
+    """Return the distances of the elements of two arrays in float64."""
+    return np.abs(np.subtract(_array.to_numpy(a), _array.to_numpy(b), dtype=np.float64))
 
 
 def check_grad(

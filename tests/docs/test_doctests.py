@@ -34,6 +34,8 @@ ELSEWHERE = {
     "Model",
     "Optimizer",
     "Prepared",
+    "QuantisationReport",
+    "QuantisationRow",
     "load_checkpoint",
 }
 

@@ -338,6 +338,8 @@ CALLS: dict[str, Callable[[], Call]] = {
         testing.check_grad,
         {"vjp": lstm(dtype="float64"), "arguments": {"x": X.astype("float64")}},
     ),
+    "testing.quantisation_error": lambda: (testing.quantisation_error, {"lstm": lstm(), "x": X}),
+    "LSTM.freeze": lambda: (lstm().freeze, {}),
     "plots.plot_trace": lambda: (plots.plot_trace, {"trace": lstm().trace(X)}),
     "io.load": lambda: (io.load, {"source": lstm().state_dict()}),
     "io.save": lambda: (io.save, {"path": f"{FOLDER}/w.safetensors", "network": lstm()}),

@@ -18,9 +18,19 @@ import numpy as np
 
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
+from xplstm._stored import STORAGES, Stored
 from xplstm.cells import Sizes
 from xplstm.cells.lstm import STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
+
+
+def _describe_old_build(found: int, expected: int) -> str:
+    """Say that the compiled part and this file are of different versions, and what to do."""
+    return (
+        f"its compiled part has interface {found}, expected {expected}: it was built from another version; "
+        "pip install --force-reinstall --no-binary xplstm xplstm builds it, in a source tree pip install -e ."
+    )
+
 
 try:
     from xplstm.kernels import _engine
@@ -29,8 +39,11 @@ except (ImportError, SystemError) as error:
     _MISSING = f"it is not compiled here ({error}); {_HINT}"
     ISAS: dict[str, bool] = {}
 else:
-    _MISSING = ""
-    ISAS = dict(_engine.isas())
+    # Counts changes of the arguments in module.c. An old build has another number, or none.
+    INTERFACE = 1
+    _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
+    _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
+    ISAS = {} if _MISSING else dict(_engine.isas())
 
 
 def _chosen_isa() -> tuple[str, str]:
@@ -42,6 +55,7 @@ def _chosen_isa() -> tuple[str, str]:
 
 
 DTYPES = ("float32", "float64")
+storages = STORAGES
 # In the order of the kinds of lstm.h.
 ACTIVATIONS = (
     *("sigmoid", "tanh", "identity", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh"),
@@ -95,19 +109,26 @@ def slower(problem: Problem) -> str | None:
     return None
 
 
-def canonical_sums(_: Problem) -> bool:
-    """Where the instruction set has fused multiply-adds."""
-    return ISAS.get(ISA, False)
+def canonical_sums(problem: Problem) -> bool:
+    """Return whether multiply-adds are fused; int8 also multiplies each block of a sum by a scale."""
+    return ISAS.get(ISA, False) and problem.weights != "int8"
 
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
-    arrays: list[Any] = [tuple(None if a is None else _whole(a) for a in p[:6]) for p in params]
+    arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
     threads, sizes = _threads.count(THREADS), (problem.I, problem.H, problem.proj_size)
-    start = (ISA, problem.dtype, *sizes, _room, threads)
+    start = (ISA, problem.dtype, (None, *STORAGES).index(problem.weights), *sizes, _room, threads)
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
     handles = [_engine.pack(*each) for each in arguments]
     return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr, _ in arrays))
+
+
+def _as_read(a: Any) -> Any:
+    """Return an array as the C code reads it: (values, scales) of int8."""
+    if not isinstance(a, Stored):
+        return _whole(a)
+    return a.values if a.scales is None else (a.values, a.scales)
 
 
 def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
@@ -219,5 +240,5 @@ def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any) -> LSTMParams:
 
 def release_memory() -> None:
     """Give back the scratch that is kept from call to call."""
-    if not _MISSING:
+    if ISAS:
         _engine.release_memory()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xplstm import _blocks, _checks, _dispatch, _stack, _values
+from xplstm import _array, _blocks, _checks, _dispatch, _stack, _stored, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Stepper
+from xplstm._errors import ArgumentError, BackendError, DTypeError
 from xplstm._params import Explanation, LSTMTrace, Variant
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
+from xplstm._stored import Storage
 from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
 from xplstm.cells.variant import lstm_cell
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
@@ -320,13 +322,30 @@ class LSTM(_Calls, Recurrent):
 
         return y, state_n, pullback
 
-    def freeze(self) -> FrozenLSTM:
+    def freeze(self, *, weights: Storage | None = None) -> FrozenLSTM:
         """Return a read-only copy whose parameters are packed at most once for each kernel.
+
+        Parameters
+        ----------
+        weights : {None, "bfloat16", "int8"}, default None
+            What weight_ih, weight_hh and weight_hr are stored in. None keeps the dtype. The others need
+            float32 parameters of NumPy. x, y, states, biases and sums stay float32. bfloat16 rounds each
+            weight to 8 significant bits. int8 has one scale for each row of a matrix, its largest
+            magnitude / 127.
+            See :doc:`/guides/precision`.
 
         Returns
         -------
         FrozenLSTM
             Has the same call, `step` and `explain`. Later changes of `params` have no effect on it.
+
+        Raises
+        ------
+        ArgumentError
+            For another value of `weights`, for a weight that it cannot hold, and for "int8" with
+            ``reproducible=True``.
+        BackendError, DTypeError
+            For `weights` with parameters of another library than NumPy or another dtype than float32.
 
         Examples
         --------
@@ -334,8 +353,18 @@ class LSTM(_Calls, Recurrent):
         >>> import xplstm
         >>> fast = xplstm.LSTM(3, 2, rng=0).freeze()
         >>> y_t, state = fast.step(np.ones((4, 3), dtype="float32"))
+        >>> xplstm.LSTM(64, 128, rng=0).freeze(weights="int8")
+        FrozenLSTM(64, 128, num_layers=1, weights='int8')
         """
-        return FrozenLSTM(*self._copied())
+        stack, home, layers = self._copied()
+        if weights is None:
+            return FrozenLSTM(stack, home, layers)
+        _check_storage(stack, home, _values.one_of("weights", weights, _stored.STORAGES))
+        stored = (
+            tuple(_stored.store(p, weights, names) for p, names in zip(*each, strict=True))
+            for each in zip(layers, _stack.names(stack), strict=True)
+        )
+        return FrozenLSTM(stack._replace(weights=weights), home, tuple(stored))
 
     def trace(
         self,
@@ -370,6 +399,20 @@ class LSTM(_Calls, Recurrent):
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, state, lengths, mask)
         return LSTMTrace(*_stack.trace(self._stack, call, layers))
+
+
+def _check_storage(stack: Stack, home: Home, weights: str) -> None:
+    """Raise an error where the parameters cannot be stored in fewer bits."""
+    backend = _array.backend_name(home.xp)
+    if backend != "numpy":
+        msg = f"weights={weights!r} needs parameters of numpy, got {backend}; move them with .to(xp='numpy')"
+        raise BackendError(msg)
+    if home.dtype != "float32":
+        msg = f"weights={weights!r} needs float32 parameters, got {home.dtype}; .to(dtype='float32') converts"
+        raise DTypeError(msg)
+    if stack.reproducible and weights == "int8":
+        msg = "weights='int8' lacks the summation order that reproducible=True requires; use 'bfloat16'"
+        raise ArgumentError(msg)
 
 
 class FrozenLSTM(_Calls, Frozen):

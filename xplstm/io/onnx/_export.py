@@ -49,6 +49,9 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
         raise ArgumentError(msg)
     if isinstance(network, Frozen):
         home, layers = network._where, network._layers
+        if network._stack.weights:
+            msg = f"the network is frozen with weights={network._stack.weights!r}; export the layer itself"
+            raise ArgumentError(msg)
     else:
         home, layers = network._open()
     wrong = why_not_export(network._stack)

@@ -13,25 +13,24 @@ static Size NAME(outputs)(Size n) { return (n + PANEL - 1) / PANEL; }
 static size_t NAME(place)(Packed *p, void *memory)
 {
     Arena arena = {(char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), 0};
-    Size rows = NAME(panels)(p->H) * PANEL, outputs = p->projected ? NAME(outputs)(p->P) * PANEL : 0;
+    size_t (*bytes)(Size) = NAME(storage_of)(p)->panel_bytes;
+    size_t panels = (size_t)NAME(panels)(p->H), outputs = p->projected ? (size_t)NAME(outputs)(p->P) : 0;
     p->units = NAME(panels)(p->H) * LANES;
-    p->ih = take(&arena, sizeof(REAL) * (size_t)(rows * p->I));
-    p->hh = take(&arena, sizeof(REAL) * (size_t)(rows * p->P));
-    p->bias = take(&arena, sizeof(REAL) * (size_t)rows);
-    p->hr = take(&arena, sizeof(REAL) * (size_t)(outputs * p->H));
+    p->ih = take(&arena, panels * bytes(p->I));
+    p->hh = take(&arena, panels * bytes(p->P));
+    p->bias = take(&arena, sizeof(REAL) * panels * PANEL);
+    p->hr = take(&arena, outputs * bytes(p->H));
     p->ch = take(&arena, sizeof(REAL) * (size_t)(p->pointwise.peepholes ? 3 * p->units : 0));
     return arena.used + 63;
 }
 
 /* The four gates of panels first to last. */
-static void NAME(pack_gates)(const REAL *w, Size H, Size K, Size first, Size last, REAL *out)
+static void NAME(pack_gates)(const Packed *p, const Matrix *m, Size K, Size first, Size last, void *out)
 {
     for (Size panel = first; panel < last; panel++)
-        for (Size gate = 0; gate < 4; gate++) {
-            Size unit = panel * LANES;
-            NAME(pack_lanes)(w + (gate * H + unit) * K, H - unit < LANES ? H - unit : LANES, K,
-                             out + panel * K * PANEL + gate * LANES);
-        }
+        for (Size gate = 0; gate < 4; gate++)
+            NAME(storage_of)(p)->pack_vector(m, gate * p->H + panel * LANES, p->H - panel * LANES, K,
+                                             (void *)NAME(panel_at)(p, out, K, panel), gate);
 }
 
 static void NAME(pack_bias)(const REAL *one, const REAL *other, Size H, Size units, REAL *out)
@@ -43,25 +42,24 @@ static void NAME(pack_bias)(const REAL *one, const REAL *other, Size H, Size uni
 }
 
 /* The projection; vectors of the last panel that no output has are zero. */
-static void NAME(pack_projection)(const REAL *w, Size P, Size H, REAL *out)
+static void NAME(pack_projection)(const Packed *p, const Matrix *m, void *out)
 {
-    for (Size first = 0; first < NAME(outputs)(P) * PANEL; first += LANES) {
-        Size lanes = P - first < LANES ? P - first : LANES;
-        NAME(pack_lanes)(w + first * H, lanes < 0 ? 0 : lanes, H,
-                         out + first / PANEL * PANEL * H + first % PANEL);
-    }
+    for (Size first = 0; first < NAME(outputs)(p->P) * PANEL; first += LANES)
+        NAME(storage_of)(p)->pack_vector(m, first, p->P - first, p->H,
+                                         (void *)NAME(panel_at)(p, out, p->H, first / PANEL),
+                                         first % PANEL / LANES);
 }
 
 static void NAME(pack)(const Packed *p, const Weights *w, int member, int members)
 {
     Size panels = NAME(panels)(p->H), first = share(panels, member, members),
          last = share(panels, member + 1, members);
-    NAME(pack_gates)(w->ih, p->H, p->I, first, last, p->ih);
-    NAME(pack_gates)(w->hh, p->H, p->P, first, last, p->hh);
+    NAME(pack_gates)(p, &w->ih, p->I, first, last, p->ih);
+    NAME(pack_gates)(p, &w->hh, p->P, first, last, p->hh);
     if (p->biased && member == 0)
         NAME(pack_bias)(w->bias_ih, w->bias_hh, p->H, p->units, p->bias);
     if (p->projected && member == members - 1)
-        NAME(pack_projection)(w->hr, p->P, p->H, p->hr);
+        NAME(pack_projection)(p, &w->hr, p->hr);
     if (p->pointwise.peepholes && member == 0)
         NAME(pack_peepholes)(w->ch, p->H, p->units, p->ch);
 }
@@ -219,6 +217,7 @@ static Size NAME(find_active)(const Walk *w, Size t, Size *active)
 /* W_ih x + b of many steps at once, for own rows and panels; (rows, own panels). */
 static void NAME(hoist)(Walk *w, Size from, Size to)
 {
+    const NAME(Storage) *products = NAME(storage_of)(w->p);
     Size n = 0, mine = w->panels - w->panel, I = w->p->I;
     for (Size s = from; s < to; s++) {
         Size t = w->reverse ? w->f->T - 1 - s : s, found = NAME(find_active)(w, t, w->active);
@@ -226,9 +225,9 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
             w->x_rows[n++] = NAME(x_at)(w->f, t, w->active[k]);
     }
     for (Size panel = w->panel; panel < w->panels; panel++)
-        NAME(product)(w->x_rows, n, I, (const REAL *)w->p->ih + panel * I * PANEL,
-                      w->hoisted + (panel - w->panel) * PANEL, mine * PANEL, NULL, 0,
-                      w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
+        products->product(w->x_rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
+                          w->hoisted + (panel - w->panel) * PANEL, mine * PANEL, NULL, 0,
+                          w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
 }
 
 /* Point to what the batch entries of step t read and write. c' is written beside c while the gates are kept,
@@ -254,13 +253,14 @@ static void NAME(locate)(Walk *w, Size t, Size n)
 
 static void NAME(project)(Walk *w, Size t, Size n)
 {
+    const NAME(Storage) *products = NAME(storage_of)(w->p);
     Size P = w->p->P, H = w->p->H;
     for (Size output = w->output; output < w->outputs; output++) {
         Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
         for (Size from = 0; from < n; from += NAME(CHUNK)) {
             Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-            NAME(product)(w->m_rows + from, rows, H, (const REAL *)w->p->hr + output * H * PANEL, w->z, PANEL,
-                          NULL, 0, NULL);
+            products->product(w->m_rows + from, rows, H, NAME(panel_at)(w->p, w->p->hr, H, output), w->z,
+                              PANEL, NULL, 0, NULL);
             for (Size k = 0; k < rows; k++) {
                 size_t bytes = (size_t)width * sizeof(REAL);
                 __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL,
@@ -292,15 +292,16 @@ INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
 static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
+    const NAME(Storage) *products = NAME(storage_of)(p);
     Size mine = w->panels - w->panel;
     int single = !hoisted;
     if (single) {
-        NAME(row_product)(x, p->I, (const REAL *)p->ih + w->panel * p->I * PANEL, mine, single, w->z, NULL,
-                          p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
+        products->row_product(x, p->I, NAME(panel_at)(p, p->ih, p->I, w->panel), mine, single, w->z, NULL,
+                              p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
         hoisted = w->z;
     }
-    NAME(row_product)(w->h_rows[0], p->P, (const REAL *)p->hh + w->panel * p->P * PANEL, mine, single, w->z,
-                      hoisted, NULL);
+    products->row_product(w->h_rows[0], p->P, NAME(panel_at)(p, p->hh, p->P, w->panel), mine, single, w->z,
+                          hoisted, NULL);
     if (p->pointwise.composed)
         NAME(gates_of_one)(w, mine, 1);
     else
@@ -313,6 +314,7 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
     const Forward *f = w->f;
+    const NAME(Storage) *products = NAME(storage_of)(p);
     Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
     for (Size chunk = 0; chunk < chunks; chunk++) {
         Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
@@ -323,11 +325,11 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
                 u = hoisted + from * mine * PANEL + (panel - w->panel) * PANEL;
                 u_step = mine * PANEL;
             } else {
-                NAME(product)(w->x_rows + from, rows, p->I, (const REAL *)p->ih + panel * p->I * PANEL, w->z,
-                              PANEL, NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
+                products->product(w->x_rows + from, rows, p->I, NAME(panel_at)(p, p->ih, p->I, panel), w->z,
+                                  PANEL, NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
             }
-            NAME(product)(w->h_rows + from, rows, p->P, (const REAL *)p->hh + panel * p->P * PANEL, w->z,
-                          PANEL, u, u_step, NULL);
+            products->product(w->h_rows + from, rows, p->P, NAME(panel_at)(p, p->hh, p->P, panel), w->z,
+                              PANEL, u, u_step, NULL);
             Size width = p->projected ? LANES : p->H - unit;
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
             REAL *const *kept = f->keep ? w->kept + from : NULL;

@@ -83,7 +83,8 @@ static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 
 /* Whether reading weights costs more than a barrier a step does and than uneven shares do. */
 static int prefer_panels(const Packed *p, Size panels, int team, Size B)
 {
-    Size bytes = 4 * p->H * p->P * (Size)p->engine->size, uneven = (panels + team - 1) / team * team - panels;
+    Size bytes = 4 * p->H * p->P * (Size)p->engine->stored[p->storage],
+         uneven = (panels + team - 1) / team * team - panels;
     return !p->projected && bytes >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H
            && uneven * EVEN <= panels;
 }

@@ -58,10 +58,14 @@ typedef struct Pointwise {
     double gate_clip, cell_clip;
 } Pointwise;
 
+/* What packed weights are stored in: the dtype of the activations, or less. */
+enum { FULL, BFLOAT16, INT8, STORAGES };
+
 /* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or
    that many outputs of a projection. */
 typedef struct Packed {
     const struct Engine *engine;
+    int storage;
     Size I, H, P; /* P is what h has: H without a projection */
     int projected, biased;
     Size units; /* H rounded up to whole vectors */
@@ -69,9 +73,16 @@ typedef struct Packed {
     Pointwise pointwise;
 } Packed;
 
-/* The weights as users have them. */
+/* A matrix as it is stored, and in INT8 the scale of each row. */
+typedef struct Matrix {
+    const void *values;
+    const float *scales;
+} Matrix;
+
+/* The weights before they are packed. */
 typedef struct Weights {
-    const void *ih, *hh, *bias_ih, *bias_hh, *hr, *ch;
+    Matrix ih, hh, hr;
+    const void *bias_ih, *bias_hh, *ch;
 } Weights;
 
 /* Which batch entries have a step. */
@@ -157,9 +168,10 @@ static inline void *take(Arena *arena, size_t bytes)
 
 typedef struct Engine {
     const char *isa, *dtype;
-    size_t size;      /* of a number */
-    Size lanes, rows; /* numbers in a vector, rows of a tile */
-    int fused;        /* whether multiply-adds are, so that sums have the published bits */
+    size_t size;             /* of a number */
+    size_t stored[STORAGES]; /* of a weight; 0 where this dtype has no such storage */
+    Size lanes, rows;        /* numbers in a vector, rows of a tile */
+    int fused;               /* whether multiply-adds are, so that sums have the published bits */
     /* Each returns the bytes of what it carves; with no memory it only counts. */
     size_t (*place)(Packed *, void *memory);
     void (*pack)(const Packed *, const Weights *, int member, int members);

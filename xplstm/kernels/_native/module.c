@@ -144,19 +144,35 @@ static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
     return 0;
 }
 
-/* pack(isa, dtype, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-   weight_ch, pointwise) */
+/* A matrix of weights: an array, or in INT8 (values, scales). */
+static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t size, int storage, Matrix *m)
+{
+    PyObject *values = given, *scales = Py_None;
+    if (storage == INT8 && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
+        return -1;
+    if (get(v, values, rows * columns, size, 0, &m->values)
+        || get(v, scales, rows, sizeof(float), 0, &m->scales))
+        return -1;
+    if (storage == INT8 && m->values && !m->scales)
+        PyErr_SetString(PyExc_ValueError, "no scales");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
+   weight_hr, weight_ch, pointwise) */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *isa, *dtype;
     PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *ch, *options, *room;
     Size I, H, proj;
-    int threads;
-    if (!PyArg_ParseTuple(args, "ssnnnOiOOOOOOO", &isa, &dtype, &I, &H, &proj, &room, &threads, &ih, &hh,
-                          &bias_ih, &bias_hh, &hr, &ch, &options))
+    int threads, storage;
+    if (!PyArg_ParseTuple(args, "ssinnnOiOOOOOOO", &isa, &dtype, &storage, &I, &H, &proj, &room, &threads,
+                          &ih, &hh, &bias_ih, &bias_hh, &hr, &ch, &options))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
+    if (engine && (storage < 0 || storage >= STORAGES || !engine->stored[storage]))
+        return PyErr_Format(PyExc_ValueError, "no storage %d of weights for %s", storage, dtype);
     if (!engine || check_size(H, 8, I > H ? I : H, (Size)engine->size * engine->lanes))
         return NULL;
     Held *held = calloc(1, sizeof *held);
@@ -164,6 +180,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
         return PyErr_NoMemory();
     Packed *p = &held->packed;
     *p = (Packed){.engine = engine,
+                  .storage = storage,
                   .I = I,
                   .H = H,
                   .P = proj ? proj : H,
@@ -171,11 +188,12 @@ static PyObject *pack(PyObject *self, PyObject *args)
                   .biased = bias_ih != Py_None};
     Views v = {.count = 0};
     Weights w;
-    size_t size = engine->size;
-    if (get_pointwise(options, ch != Py_None, &p->pointwise) || get(&v, ih, 4 * H * I, size, 0, &w.ih)
-        || get(&v, hh, 4 * H * p->P, size, 0, &w.hh) || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih)
-        || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh) || get(&v, hr, p->P * H, size, 0, &w.hr)
-        || get(&v, ch, 3 * H, size, 0, &w.ch))
+    size_t size = engine->size, stored = engine->stored[storage];
+    if (get_pointwise(options, ch != Py_None, &p->pointwise)
+        || get_matrix(&v, ih, 4 * H, I, stored, storage, &w.ih)
+        || get_matrix(&v, hh, 4 * H, p->P, stored, storage, &w.hh)
+        || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
+        || get_matrix(&v, hr, p->P, H, stored, storage, &w.hr) || get(&v, ch, 3 * H, size, 0, &w.ch))
         goto failed;
     size_t bytes = engine->place(p, NULL);
     PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
@@ -418,6 +436,13 @@ static PyObject *isas(PyObject *self, PyObject *unused)
     return found;
 }
 
+/* interface(): what native.py and these functions agree on; a change of any argument has a new number. */
+static PyObject *interface(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyLong_FromLong(1);
+}
+
 static PyObject *release_memory(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
@@ -433,6 +458,7 @@ static PyMethodDef METHODS[] = {
     {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},
+    {"interface", interface, METH_NOARGS, "Number of the interface, for native.py."},
     {"isas", isas, METH_NOARGS, "Instruction sets that run here, fastest first."},
     {NULL, NULL, 0, NULL},
 };

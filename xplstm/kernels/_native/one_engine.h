@@ -2,7 +2,8 @@
 
 #include "vector.h"
 #include "functions.h"
-#include "products.h"
+#include "storages.h"
+#include "sums.h"
 #include "composed.h"
 #include "forward.h"
 #include "backward.h"
@@ -11,6 +12,7 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
     .isa = ISA,
     .dtype = DOUBLE ? "float64" : "float32",
     .size = sizeof(REAL),
+    .stored = {sizeof(REAL), DOUBLE ? 0 : sizeof(uint16_t), DOUBLE ? 0 : sizeof(int8_t)},
     .lanes = LANES,
     .rows = ROWS,
     .fused = FUSED,
@@ -45,7 +47,3 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
 #undef PANEL
 #undef EACH
 #undef LINE
-#undef TILE
-#undef ROW
-#undef NO_PREFETCH
-#undef PREFETCH_AHEAD

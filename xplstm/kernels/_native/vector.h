@@ -55,6 +55,33 @@ INLINE void NAME(store_part)(REAL *p, V v, Size n)
     __builtin_memcpy(p, all, (size_t)n * sizeof(REAL));
 }
 
+#if !DOUBLE
+typedef VU NAME(UnalignedWords) __attribute__((aligned(2), may_alias));
+
+/* Vector n of a panel of bfloat16, which is the upper half of a float: each word has the numbers of two
+   vectors in its halves, so that a shift or a mask is the whole conversion. */
+INLINE V NAME(load_bfloat16)(const uint16_t *panel, int n)
+{
+    VU pair = *(const NAME(UnalignedWords) *)(panel + n / 2 * 2 * LANES);
+    return (V)(n % 2 ? pair & 0xffff0000u : pair << 16);
+}
+
+/* GCC 12 makes shuffles of one element at a time of __builtin_convertvector from bytes. */
+INLINE V NAME(load_int8)(const int8_t *p)
+{
+#if VECTOR_BYTES == 64
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+#elif VECTOR_BYTES == 32
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+#else
+    V numbers;
+    for (int k = 0; k < LANES; k++)
+        numbers[k] = (float)p[k];
+    return numbers;
+#endif
+}
+#endif
+
 #if VECTOR_BYTES == 64 && DOUBLE
 INLINE V NAME(all)(REAL x) { return _mm512_set1_pd(x); }
 INLINE V NAME(fma)(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }

@@ -1,0 +1,278 @@
+"""Frozen layers whose weights are stored in bfloat16 or int8: error bounds, bits, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.support.cases import Case, kernels
+from xplstm import _stored
+from xplstm.kernels import native
+from xplstm.testing import quantisation_error
+
+UNIT = 2.0**-24
+SIZES = [(3, 4, 5, n) for n in (1, 2, 7, 15, 17, 31, 33, 64, 70)] + [
+    *((2, B, I, 20) for B, I in ((1, 1), (2, 3), (6, 129), (7, 130), (13, 257))),
+    *((T, B, 3, 5) for T, B in ((0, 4), (4, 0), (1, 1))),
+]
+NATIVE = pytest.mark.skipif(bool(native.WHY_NOT), reason=f"native: {native.WHY_NOT}")
+
+
+@pytest.fixture(params=native.ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(native, "ISA", request.param)
+    with xplstm.use_kernel("native"):
+        yield str(request.param)
+
+
+def inputs(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    x, h, c = (case.arrays()[name].astype("float32") for name in ("x", "h_0", "c_0"))
+    return x, (h, c)
+
+
+def represented(lstm: xplstm.LSTM, storage: Any) -> xplstm.LSTM:
+    """A float32 layer with the weights that the stored ones represent."""
+    other = xplstm.LSTM(
+        lstm.input_size,
+        lstm.hidden_size,
+        lstm.num_layers,
+        bidirectional=lstm.bidirectional,
+        proj_size=lstm._stack.proj_size,
+    )
+    for name, a in lstm.params.items():
+        stored = name.startswith("weight")
+        other.params[name] = np.asarray(_stored._store(name, a, storage)) if stored else a
+    return other
+
+
+def bounds(lstm: xplstm.LSTM, x: np.ndarray, state: Any, storage: str) -> tuple[np.ndarray, np.ndarray]:
+    """h of every step in float64, and how far the stored weights can move it: first-order terms and rests.
+
+    A weight moves by half a step of its row's integers, or by 2**-8 of itself. sigmoid moves by at most a
+    quarter of its argument's error and tanh by all of it. Sums in float32 add (K + 8) roundings, the
+    pointwise step 16.
+    """
+    w = {name: a.astype("float64") for name, a in lstm.params.items()}
+    off = {
+        name: np.full_like(a, 0.5) * np.abs(a).max(1, keepdims=True) / 127 * (1 + 2 * UNIT)
+        if storage == "int8"
+        else np.abs(a) * 2.0**-8
+        for name, a in w.items()
+        if a.ndim == 2
+    }
+    W, U, dW, dU = (d[f"weight_{n}_l0"] for d in (w, off) for n in ("ih", "hh"))
+    b = w["bias_ih_l0"] + w["bias_hh_l0"]
+    h, c = (a[0].astype("float64") for a in state)
+    eh, ec = np.zeros_like(h), np.zeros_like(c)
+    rounding = (W.shape[1] + U.shape[1] + 8) * UNIT
+    ys, errors = [], []
+    for x_t in x.astype("float64"):
+        z = x_t @ W.T + h @ U.T + b
+        ez = np.abs(x_t) @ dW.T + np.abs(h) @ dU.T + eh @ (np.abs(U) + dU).T
+        ez += rounding * (np.abs(x_t) @ np.abs(W + dW).T + np.abs(h) @ np.abs(U + dU).T + np.abs(b))
+        zi, zf, zg, zo = np.split(z, 4, axis=1)
+        slopes = np.repeat([0.25, 0.25, 1, 0.25], h.shape[1])
+        ei, ef, eg, eo = np.split(np.minimum(ez * slopes, 1), 4, axis=1)
+        i, f, o = (1 / (1 + np.exp(-a)) for a in (zi, zf, zo))
+        g = np.tanh(zg)
+        ec = f * ec + ef * (np.abs(c) + ec) + i * eg + ei * (np.abs(g) + eg)
+        c = f * c + i * g
+        ec = ec + 16 * UNIT * (1 + np.abs(c))
+        et = np.minimum(ec, 2)
+        h, eh = o * np.tanh(c), o * et + eo * (np.abs(np.tanh(c)) + et) + 16 * UNIT
+        ys.append(h)
+        errors.append(eh)
+    return np.array(ys), np.array(errors)
+
+
+@pytest.mark.parametrize("storage", _stored.STORAGES)
+@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("sizes", SIZES[:9:2] + SIZES[9:14])
+def test_the_error_is_within_its_bound(kernel: str, sizes: tuple[int, ...], storage: Any) -> None:
+    lstm, (x, state) = Case(*sizes).lstm(dtype="float32"), inputs(Case(*sizes))
+    want, bound = bounds(lstm, x, state, storage)
+    with xplstm.use_kernel(kernel):
+        y, _ = lstm.freeze(weights=storage)(x, state)
+    assert np.all(np.abs(y - want) <= bound)
+    assert np.median(bound) < 0.25, "a bound that says something"
+
+
+@pytest.mark.parametrize("storage", _stored.STORAGES)
+def test_every_weight_is_within_half_a_step(storage: Any) -> None:
+    rng = np.random.default_rng(0)
+    exponents = rng.integers(-149 if storage == "int8" else -126, 127, (60, 1))
+    w = (rng.uniform(-1, 1, (60, 33)) * 2.0**exponents).astype("float32")
+    w[0], w[1, 1:] = 0, 0
+    found = np.asarray(_stored._store("w", w, storage), dtype="float64")
+    if storage == "int8":
+        step = np.maximum(np.abs(w).max(1, keepdims=True) / 127.0, np.finfo("float32").tiny)
+        assert np.all(np.abs(found - w) <= step * (0.5 + 2.0**-16))
+    else:
+        assert np.all(np.abs(found - w) <= np.maximum(np.abs(w) * 2.0**-8, 2.0**-134))
+    np.testing.assert_array_equal(found[0], 0)
+
+
+@NATIVE
+@pytest.mark.parametrize("sizes", SIZES)
+def test_bfloat16_has_the_bits_of_the_rounded_weights(isa: str, sizes: tuple[int, ...]) -> None:
+    lstm, (x, state) = Case(*sizes).lstm(dtype="float32"), inputs(Case(*sizes))
+    want, end = represented(lstm, "bfloat16")(x, state)
+    y, found = lstm.freeze(weights="bfloat16")(x, state)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(found.c, end.c)
+
+
+@NATIVE
+@pytest.mark.parametrize("sizes", SIZES)
+def test_int8_agrees_with_the_weights_that_it_represents(isa: str, sizes: tuple[int, ...]) -> None:
+    lstm, (x, state) = Case(*sizes).lstm(dtype="float32"), inputs(Case(*sizes))
+    with xplstm.use_kernel("reference"):
+        wide = represented(lstm, "int8").to(dtype="float64")
+        want, end = wide(x.astype("float64"), tuple(a.astype("float64") for a in state))
+    y, found = lstm.freeze(weights="int8")(x, state)
+    np.testing.assert_allclose(y, want, rtol=0, atol=32 * UNIT)
+    np.testing.assert_allclose(found.c, end.c, rtol=0, atol=32 * UNIT * max(1, np.abs(end.c).max(initial=0)))
+
+
+WHOLE = {
+    "layers": Case(5, 4, 3, 20, {"num_layers": 2, "bidirectional": True}, [3, 0, 5, 1]),
+    "projection": Case(6, 5, 40, 150, {"proj_size": 130}, holes=True),
+    "many": Case(5, 61, 40, 70),
+}
+
+
+@NATIVE
+@pytest.mark.parametrize("storage", _stored.STORAGES)
+@pytest.mark.parametrize("name", WHOLE)
+def test_bits_do_not_depend_on_threads_or_the_batch(
+    isa: str, name: str, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = WHOLE[name]
+    frozen, (x, state) = case.lstm(dtype="float32").freeze(weights=storage), inputs(case)
+    y, _ = frozen(x, state, **case.valid())
+    if storage == "bfloat16":
+        want, _ = represented(case.lstm(dtype="float32"), storage)(x, state, **case.valid())
+        np.testing.assert_array_equal(y, want)
+    monkeypatch.setattr(native, "THREADS", 3)
+    again, _ = frozen(x, state, **case.valid())
+    np.testing.assert_array_equal(again, y)
+    valid = {key: np.asarray(a)[..., 1:2] for key, a in case.valid().items()}
+    row, _ = frozen(x[:, 1:2], tuple(a[:, 1:2] for a in state), **valid)
+    if native.ISAS[isa]:
+        np.testing.assert_array_equal(row, y[:, 1:2])
+
+
+@pytest.mark.parametrize("storage", _stored.STORAGES)
+@pytest.mark.parametrize("kernel", kernels())
+def test_steps_agree_with_a_sequence(kernel: str, storage: Any) -> None:
+    case = Case(6, 3, 5, 21, {"num_layers": 2, "proj_size": 9})
+    with xplstm.use_kernel(kernel):
+        frozen, (x, state) = case.lstm(dtype="float32").freeze(weights=storage), inputs(case)
+        y, end = frozen(x, state)
+        for x_t, y_t in zip(x, y, strict=True):
+            found, state = frozen.step(x_t, state)
+            np.testing.assert_allclose(found, y_t, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(state[1], end.c, rtol=0, atol=1e-6)
+
+
+def test_a_variant_runs_on_the_weights_that_are_represented() -> None:
+    for variant in (xplstm.Variant(peepholes=True, cell_clip=1.0), xplstm.Variant(layer_norm=True)):
+        lstm = xplstm.LSTM(3, 9, variant=variant, rng=0)
+        x = np.random.default_rng(0).normal(size=(4, 2, 3)).astype("float32")
+        y, _ = lstm.freeze(weights="int8")(x)
+        np.testing.assert_allclose(y, lstm(x)[0], rtol=0, atol=0.02)
+
+
+def test_a_stored_layer_says_what_it_is() -> None:
+    lstm = xplstm.LSTM(64, 64, num_layers=2, rng=0)
+    frozen, x = lstm.freeze(weights="int8"), np.ones((3, 2, 64), dtype="float32")
+    assert repr(frozen) == "FrozenLSTM(64, 64, num_layers=2, weights='int8')"
+    weights, rows = 2 * 2 * 4 * 64 * 64, 2 * 2 * 4 * 64
+    assert frozen.nbytes == weights + 4 * rows + 4 * rows  # scales and biases
+    assert lstm.freeze(weights="bfloat16").nbytes == 2 * weights + 4 * rows
+    with xplstm.use_kernel("reference"):
+        assert frozen.explain(x).weights == ("int8, as float32",) * 2
+        assert "  weights: int8, as float32\n" in str(frozen.explain(x))
+        assert not lstm.freeze().explain(x).weights
+    again = pickle.loads(pickle.dumps(frozen))
+    np.testing.assert_array_equal(again(x)[0], frozen(x)[0])
+    assert again.nbytes == frozen.nbytes
+
+
+@NATIVE
+def test_native_reads_what_is_stored() -> None:
+    lstm, x = xplstm.LSTM(3, 20, rng=0), np.ones((2, 2, 3), dtype="float32")
+    for storage in _stored.STORAGES:
+        found = lstm.freeze(weights=storage).explain(x)
+        assert (found.kernels, found.weights) == (("native",), (storage,))
+        assert found.canonical_sums == (storage == "bfloat16" and native.ISAS[native.ISA])
+
+
+def test_what_cannot_be_stored_is_refused() -> None:
+    lstm = xplstm.LSTM(3, 2, rng=0)
+    with pytest.raises(xplstm.ArgumentError, match="weights='int4' must be one of bfloat16, int8"):
+        lstm.freeze(weights="int4")  # type: ignore[arg-type]
+    with pytest.raises(xplstm.DTypeError, match="weights=8 must be one of"):
+        lstm.freeze(weights=8)  # type: ignore[arg-type]
+    with pytest.raises(xplstm.DTypeError, match="needs float32 parameters, got float64"):
+        xplstm.LSTM(3, 2, dtype="float64").freeze(weights="int8")
+    with pytest.raises(xplstm.ArgumentError, match="reproducible=True requires"):
+        xplstm.LSTM(3, 2, reproducible=True).freeze(weights="int8")
+    for bad, text in ((np.nan, "nan in row 1"), (np.inf, "inf in row 1"), (3.4e38, "above the largest")):
+        lstm.params["weight_hh_l0"][1, 0] = bad
+        with pytest.raises(xplstm.ArgumentError, match=f"weight_hh_l0 .*{text}"):
+            lstm.freeze(weights="bfloat16")
+
+
+def test_parameters_of_other_libraries_are_refused() -> None:
+    pytest.importorskip("array_api_strict")
+    with pytest.raises(xplstm.BackendError, match="needs parameters of numpy, got array_api_strict"):
+        xplstm.LSTM(3, 2, xp="array_api_strict").freeze(weights="int8")
+
+
+def test_dask_blocks_take_stored_weights() -> None:
+    da = pytest.importorskip("dask.array")
+    case = Case(6, 4, 3, 20, {"bidirectional": True})
+    frozen, (x, _) = case.lstm(dtype="float32").freeze(weights="int8"), inputs(case)
+    y, _ = frozen(da.from_array(x, chunks=(2, 2, 3)))
+    np.testing.assert_allclose(y.compute(), frozen(x)[0], rtol=0, atol=1e-6)
+
+
+def test_the_error_is_reported() -> None:
+    lstm = xplstm.LSTM(16, 32, rng=0)
+    x = np.random.default_rng(0).normal(size=(7, 3, 16)).astype("float32")
+    report = quantisation_error(lstm, x, lengths=[7, 0, 4])
+    exact, _ = lstm(x, lengths=[7, 0, 4])
+    for row in report.rows:
+        y, _ = lstm.freeze(weights=row.weights)(x, lengths=[7, 0, 4])
+        off = np.abs(y.astype("float64") - exact)
+        assert row.largest == off.max() > 0
+        assert row.relative == pytest.approx(np.sqrt(np.mean(off**2) / np.mean(exact.astype("float64") ** 2)))
+        assert row.nbytes == lstm.freeze(weights=row.weights).nbytes
+        assert row.weights in str(report)
+    assert quantisation_error(lstm, x[:0]).rows[0].largest == 0
+    with pytest.raises(xplstm.DTypeError, match="lstm must be an LSTM"):
+        quantisation_error(lstm.freeze(), x)  # type: ignore[arg-type]
+
+
+def test_an_old_build_is_reported() -> None:
+    """A compiled part of another version is not called."""
+    code = """
+import sys, types
+sys.modules["xplstm.kernels._engine"] = types.ModuleType("xplstm.kernels._engine")
+import numpy as np, xplstm
+lstm, x = xplstm.LSTM(3, 9), np.ones((2, 2, 3), dtype="float32")
+lstm(x), lstm.freeze().step(x[0]), xplstm.release_memory()
+print(lstm.explain(x))
+xplstm.show_config()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.count("its compiled part has interface 0, expected") == 2
+    assert "pip install" in run.stdout

@@ -1,0 +1,112 @@
+/* Sums over rows, which gradients are, and the packing of columns that the backward pass reads. */
+
+/* One row of a panel: `width` numbers, and zeros. */
+INLINE void NAME(panel_row)(const REAL *from, Size width, REAL *out)
+{
+    if (width == PANEL) {
+        EACH (j, 4)
+            store(out + j * LANES, load(from + j * LANES));
+        return;
+    }
+    __builtin_memcpy(out, from, (size_t)width * sizeof(REAL));
+    __builtin_memset(out + width, 0, (size_t)(PANEL - width) * sizeof(REAL));
+}
+
+/* Pack a member's rows k of a matrix (K, columns) into panels of consecutive columns. */
+static void NAME(pack_columns)(const REAL *w, Size K, Size columns, int member, int members, REAL *out)
+{
+    Size last = share(K, member + 1, members);
+    for (Size k = share(K, member, members); k < last; k++)
+        for (Size first = 0; first < columns; first += PANEL) {
+            Size width = columns - first < PANEL ? columns - first : PANEL;
+            NAME(panel_row)(w + k * columns + first, width, out + first * K + k * PANEL);
+        }
+}
+
+/* Rows of a product over all steps that wait in one block. */
+enum { NAME(DEPTH) = 128 };
+
+/* From one tile's rows to the next's: an odd number of cache lines, so that they do not share a few of its
+   sets. */
+enum { NAME(TALL) = ROWS * NAME(DEPTH) + LINE / (int)sizeof(REAL) };
+
+/* Columns first to last of a's rows, as tiles read them: some rows at a time, so that lines are written
+   whole. */
+static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, Size depth, REAL *out)
+{
+    enum { SOME = 8 };
+    Size whole = (last - first) / ROWS, rest = (last - first) % ROWS;
+    for (Size from = 0; from < depth; from += SOME) {
+        Size to = depth - from < SOME ? depth : from + SOME;
+        for (Size tile = 0; tile < whole; tile++)
+            for (Size n = from; n < to; n++)
+                __builtin_memcpy(out + tile * NAME(TALL) + n * ROWS, a + n * stride + first + tile * ROWS,
+                                 ROWS * sizeof(REAL));
+        for (Size n = from; n < to && rest; n++)
+            for (Size r = 0; r < ROWS; r++)
+                out[whole * NAME(TALL) + n * ROWS + r] =
+                    r < rest ? a[n * stride + first + whole * ROWS + r] : 0;
+    }
+}
+
+/* One of the products below: b's rows by pointers, and where the result is added. */
+#define Sum NAME(Sum)
+typedef struct Sum {
+    const REAL **b;
+    Size columns;
+    REAL *c;
+} Sum;
+
+/* Operands as tiles read them, and a tile at the edge. */
+#define SumScratch NAME(SumScratch)
+typedef struct SumScratch {
+    REAL *b, *a, *tile; /* (DEPTH, PANEL), (tiles, TALL), (ROWS, PANEL) */
+} SumScratch;
+
+/* Carve them for at most so many rows of c. */
+static void NAME(carve_sums)(SumScratch *w, Size rows, Arena *arena)
+{
+    w->b = take(arena, sizeof(REAL) * NAME(DEPTH) * PANEL);
+    w->a = take(arena, sizeof(REAL) * NAME(TALL) * (size_t)((rows + ROWS - 1) / ROWS));
+    w->tile = take(arena, sizeof(REAL) * ROWS * PANEL);
+}
+
+/* c (rows, columns) += a^T b for every sum: a (count, ...) holds columns first to last of each row, stride
+   apart. And total += the sum of a's rows, where it is not NULL, while they are in the cache. The order of a
+   sum over rows does not depend on the partition of c. */
+static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size last, Size count,
+                               const Sum *sums, int how_many, REAL *restrict total, const SumScratch *w)
+{
+    REAL *packed_b = w->b, *packed_a = w->a, *tile = w->tile;
+    const NAME(Tile) whole = NAME(tiles)[ROWS];
+    for (Size from = 0; from < count; from += NAME(DEPTH)) {
+        Size depth = count - from < NAME(DEPTH) ? count - from : NAME(DEPTH);
+        NAME(pack_tall)(a + from * a_stride, a_stride, first, last, depth, packed_a);
+        for (Size n = from; n < from + depth && total; n++)
+            for (Size column = first; column < last; column++)
+                total[column] += a[n * a_stride + column];
+        for (const Sum *sum = sums; sum < sums + how_many; sum++)
+            for (Size column = 0, columns = sum->columns; column < columns; column += PANEL) {
+                Size width = columns - column < PANEL ? columns - column : PANEL;
+                for (Size n = 0; n < depth; n++)
+                    NAME(panel_row)(sum->b[from + n] + column, width, packed_b + n * PANEL);
+                const REAL *at = packed_a;
+                for (Size row = first; row < last; row += ROWS, at += NAME(TALL)) {
+                    const char *next = (const char *)(at + NAME(TALL));
+                    Size height = last - row < ROWS ? last - row : ROWS;
+                    const REAL *rows[ROWS];
+                    for (Size r = 0; r < ROWS; r++)
+                        rows[r] = at + r;
+                    REAL *to = sum->c + row * columns + column;
+                    if (width == PANEL && height == ROWS) {
+                        whole(rows, ROWS, packed_b, depth, to, columns, to, columns, NULL, next, NULL);
+                        continue;
+                    }
+                    whole(rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL, next, NULL);
+                    for (Size r = 0; r < height; r++)
+                        for (Size n = 0; n < width; n++)
+                            to[r * columns + n] += tile[r * PANEL + n];
+                }
+            }
+    }
+}
