@@ -79,6 +79,19 @@ def test_lengths_and_the_mask_that_says_the_same_agree(xp: Any) -> None:
         np.testing.assert_allclose(to_numpy(by_mask[key]), to_numpy(value), rtol=0, atol=1e-14, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["bidirectional_ragged", "bidirectional_holes"])
+def test_every_backend_has_resets(xp: Any, name: str) -> None:
+    case = CASES[name]
+    lstm, arrays = build(case, xp)
+    reset = np.random.default_rng(0).random((case.T, case.B)) < 0.4
+    with xplstm.use_kernel("reference"):
+        want = run(case.lstm(), case.arrays(), **case.valid(), reset=reset).flat()
+    for given in (reset, xp.asarray(reset)):
+        got = run(lstm, arrays, **case.valid(), reset=given).flat()
+        for key, value in want.items():
+            np.testing.assert_allclose(to_numpy(got[key]), value, rtol=0, atol=1e-12, err_msg=key)
+
+
 # Empty
 
 

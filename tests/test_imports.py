@@ -31,7 +31,7 @@ ROWS = (
     ("_state",),
     ("init",),
     ("cells",),
-    ("_params",),
+    ("_params", "_steps"),
     ("kernels._support", "_stored"),
     ("kernels._cuda.layer",),
     ("kernels._cuda.training",),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks, _merge, _stack
+from xplstm import _array, _checks, _merge, _stack, _steps
 from xplstm._checks import Home
 from xplstm._choice import Chosen, threads
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
@@ -35,6 +35,8 @@ class _Blocks(NamedTuple):
     state: tuple[Any, Any] | None
     lengths: Any
     mask: Any
+    fresh: Any
+    """None, or (D, T, B): where a direction starts a step from zeros."""
     batched: bool
 
     @property
@@ -49,12 +51,12 @@ class _Blocks(NamedTuple):
 
 
 def forward(
-    stack: Stack, home: Home, layers: Layers, x: Any, state: Any, lengths: Any, mask: Any
+    stack: Stack, home: Home, layers: Layers, x: Any, state: Any, lengths: Any, mask: Any, reset: Any
 ) -> tuple[Any, LSTMState]:
     """Return y, in the chunks of x, and the final state, in its chunks of the batch; nothing is computed."""
     import dask.array as da
 
-    blocks = _enter(stack, home, x, state, lengths, mask)
+    blocks = _enter(stack, home, x, state, lengths, mask, reset)
     if len(stack.reverse) == 1:
         y, ends = _run(stack._replace(batch_first=False), layers, blocks, blocks.state)
     else:
@@ -68,17 +70,18 @@ def forward(
     return y, LSTMState(h, c)
 
 
-def explain(stack: Stack, home: Home, x: Any, lengths: Any, mask: Any) -> Explanation:
+def explain(stack: Stack, home: Home, x: Any, lengths: Any, mask: Any, reset: Any) -> Explanation:
     """Say which kernel would run the largest block of x."""
-    blocks = _enter(stack, home, x, None, lengths, mask)
+    blocks = _enter(stack, home, x, None, lengths, mask, reset)
     sizes = max(blocks.times, default=0), _largest(blocks.batches), stack.input_size
     dtype = _array.dtype_named(home.xp, home.dtype)
     block = home.xp.zeros(sizes, dtype=dtype, device=home.device)
     T, B, _ = sizes
     steps = None if lengths is None else np.zeros(B, dtype=np.int32)
-    holes = None if mask is None else home.xp.zeros((T, B), dtype=home.xp.bool, device=home.device)
+    flags = home.xp.zeros((T, B), dtype=home.xp.bool, device=home.device)
+    holes, resets = (None if given is None else flags for given in (mask, reset))
     stack = stack._replace(batch_first=False)
-    return _stack.explain(stack, _stack.enter(stack, home, block, None, steps, holes))
+    return _stack.explain(stack, _stack.enter(stack, home, block, None, steps, holes, resets))
 
 
 def _largest(sizes: tuple[Any, ...]) -> int:
@@ -86,7 +89,7 @@ def _largest(sizes: tuple[Any, ...]) -> int:
     return int(max((n for n in sizes if n == n), default=1))
 
 
-def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any) -> _Blocks:
+def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any, reset: Any) -> _Blocks:
     """Check every argument and bring it to (T, B, .) in chunks that fit those of x."""
     import dask.array as da
 
@@ -106,10 +109,13 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
         raise ArgumentError(msg)
     T, B = x.shape[0], x.shape[1]
     if mask is not None:
-        mask = _masked(stack, mask, x, batched)
+        mask = _flags("mask", stack, mask, x, batched)
     if lengths is not None:
         lengths = _lengths(home, lengths, x, T, B)
-    return _Blocks(x, _states(stack, home, state, x, batched), lengths, mask, batched)
+    fresh = None
+    if reset is not None:
+        fresh = _fresh(stack, _flags("reset", stack, reset, x, batched), lengths, mask)
+    return _Blocks(x, _states(stack, home, state, x, batched), lengths, mask, fresh, batched)
 
 
 def _check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
@@ -144,17 +150,39 @@ def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
     return _aligned("lengths", lengths, (x.shape[1],), (x.chunks[1],))
 
 
-def _masked(stack: Stack, mask: Any, x: Any, batched: bool) -> Any:
-    """Return the mask as a time-major Dask array in the chunks of x."""
+def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
+    """Return a mask or resets as a time-major Dask array in the chunks of x."""
     import dask.array as da
 
-    mask = mask if isinstance(mask, da.Array) else da.asarray(mask)
-    if mask.dtype != bool:
-        msg = f"mask has dtype {mask.dtype}, expected bool (true where a step exists)"
+    flags = flags if isinstance(flags, da.Array) else da.asarray(flags)
+    if flags.dtype != bool:
+        msg = f"{name} has dtype {flags.dtype}, expected bool ({_checks.FLAGS[name]})"
         raise DTypeError(msg)
-    mask = mask if batched else mask[:, None]
-    mask = da.swapaxes(mask, 0, 1) if batched and stack.batch_first else mask
-    return _aligned("mask", mask, x.shape[:2], x.chunks[:2])
+    flags = flags if batched else flags[:, None]
+    flags = da.swapaxes(flags, 0, 1) if batched and stack.batch_first else flags
+    return _aligned(name, flags, x.shape[:2], x.chunks[:2])
+
+
+def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
+    """Return where each direction starts from zeros, found over all of time for each chunk of the batch."""
+    import dask.array as da
+
+    xp, T = _array.numpy_namespace(), reset.shape[0]
+    valid = (lengths, "b") if mask is None else (mask.rechunk({0: -1}), "tb")
+
+    def find(flags: Any, *given: Any) -> Any:
+        known = (_array.to_numpy(a) for a in given)
+        exists = _steps.existing(xp, "lengths" if mask is None else "mask", next(known, None), T, "cpu")
+        return _steps.fresh(xp, _array.to_numpy(flags), exists, stack.reverse)
+
+    found = da.blockwise(
+        *(find, "dtb", reset.rechunk({0: -1}), "tb", *(() if valid[0] is None else valid)),
+        new_axes={"d": len(stack.reverse)},
+        dtype=bool,
+        align_arrays=False,
+        meta=np.zeros((0, 0, 0), dtype=bool),
+    )
+    return found.rechunk({1: reset.chunks[0]})
 
 
 def _states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple[Any, Any] | None:
@@ -200,6 +228,7 @@ def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any,
         for d, params in enumerate(directions):
             row = layer * len(directions) + d
             start = None if blocks.state is None else tuple(a[row : row + 1] for a in blocks.state)
+            fresh = None if blocks.fresh is None else blocks.fresh[d : d + 1]
             one = stack._replace(
                 num_layers=1,
                 input_size=stack.layer_input(layer),
@@ -208,7 +237,7 @@ def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any,
                 merge="concat",
                 batch_first=False,
             )
-            y_d, ends_d = _run(one, ((params,),), blocks._replace(x=y), start)
+            y_d, ends_d = _run(one, ((params,),), blocks._replace(x=y, fresh=fresh), start)
             ys.append(y_d)
             ends += ends_d
         y = _merged(stack, ys, last=layer == stack.num_layers - 1)
@@ -240,7 +269,8 @@ def _run(
     from dask.highlevelgraph import HighLevelGraph
 
     x = blocks.x
-    given = [a for a in (x, *(start or ()), blocks.lengths, blocks.mask) if a is not None]
+    fresh = None if blocks.fresh is None else blocks.fresh[0]
+    given = [a for a in (x, *(start or ()), blocks.lengths, blocks.mask, fresh) if a is not None]
     arrays = [None if a is None else _array.to_numpy(a) for layer in layers for p in layer for a in p]
     token = tokenize(stack, arrays, *(a.name for a in given))
     model, run = f"lstm-model-{token}", f"lstm-{token}"
@@ -255,7 +285,8 @@ def _run(
                 exists = (blocks.lengths.name, b)
             elif blocks.mask is not None:
                 exists = (blocks.mask.name, t, b)
-            graph[run, t, b] = (_block, model, (x.name, t, b, 0), before, exists, bounds[t])
+            resets = None if fresh is None else (fresh.name, t, b)
+            graph[run, t, b] = (_block, model, (x.name, t, b, 0), before, exists, bounds[t], resets)
             before = (run, t, b)
     base = HighLevelGraph.from_collections(run, graph, dependencies=given)
     last = order[-1] if len(order) else None
@@ -287,7 +318,7 @@ def _run(
     return y, [(ends[0], ends[1])]
 
 
-def _block(model: Packed, x: Any, before: Any, exists: Any, first: int) -> tuple[Any, Any, Any]:
+def _block(model: Packed, x: Any, before: Any, exists: Any, first: int, fresh: Any) -> tuple[Any, Any, Any]:
     """Run one block from the state that the block before it left, or from the initial one; y, h and c."""
     state = None if before is None else LSTMState(*before[-2:])
     lengths = mask = None
@@ -297,7 +328,7 @@ def _block(model: Packed, x: Any, before: Any, exists: Any, first: int) -> tuple
         lengths = np.clip(_array.to_numpy(exists).astype(np.int64) - first, 0, x.shape[0])
     # Dask's workers are threads themselves.
     with Chosen(threads, 1):
-        y, end = model._run(x, state, lengths, mask)
+        y, end = model._run(x, state, lengths, mask, fresh)
     return y, end.h, end.c
 
 

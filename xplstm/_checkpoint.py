@@ -39,6 +39,7 @@ class Residuals(NamedTuple):
     packed: tuple[Any, ...]
     x: Array
     valid: Array | None
+    fresh: tuple[Array, ...]
     states: tuple[list[LSTMState], ...]
 
 
@@ -50,6 +51,7 @@ def forward(
     x: Array,
     state: LSTMState,
     valid: Array | None,
+    *fresh: Array,
 ) -> tuple[Array, LSTMState, Residuals]:
     """`kernel.forward` that keeps one state for every `every` steps of each direction."""
     xp, dtype = problem.xp, problem.dtype
@@ -67,12 +69,12 @@ def forward(
             before.append(end)
             part = problem.part(d, lo, hi)._replace(keep=False)
             segment_y[lo], end, _ = kernel.forward(
-                part, packed[d], x[lo:hi, ...], end, _cut(problem, valid, lo, hi)
+                part, packed[d], x[lo:hi, ...], end, *_cut(problem, valid, fresh, d, lo, hi)
             )
         ys.append(xp.concat([segment_y[lo] for lo in sorted(segment_y)], axis=0))
         ends.append(end)
         starts.append(before)
-    residuals = Residuals(kernel, every, problem, dtype, tuple(packed), x, valid, tuple(starts))
+    residuals = Residuals(kernel, every, problem, dtype, tuple(packed), x, valid, fresh, tuple(starts))
     return _array.narrow(xp.concat(ys, axis=-1), dtype), _join(problem, ends, dtype), residuals
 
 
@@ -80,7 +82,7 @@ def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[Params, ...]]:
     """`kernel.backward` of each segment from the last to the first, after running it forward again."""
-    kernel, every, problem, dtype, packed, x, valid, states = residuals
+    kernel, every, problem, dtype, packed, x, valid, fresh, states = residuals
     xp, P = problem.xp, problem.output_size
     dy, dstate_n = _array.widen(dy), LSTMState(*map(_array.widen, dstate_n))
     dx = xp.zeros_like(x)
@@ -94,7 +96,8 @@ def backward(
             list(zip(segments(problem.T, every, reverse), states[d], strict=True))
         ):
             part = problem.part(d, lo, hi)
-            _, _, kept = kernel.forward(part, packed[d], x[lo:hi, ...], start, _cut(problem, valid, lo, hi))
+            steps = _cut(problem, valid, fresh, d, lo, hi)
+            _, _, kept = kernel.forward(part, packed[d], x[lo:hi, ...], start, *steps)
             dy_part = dy[lo:hi, :, d * P : (d + 1) * P]
             segment_dx[lo], dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
             total = dp if total is None else _add(total, dp)
@@ -105,15 +108,15 @@ def backward(
     return _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
 
-def _cut(problem: Problem, valid: Array | None, lo: int, hi: int) -> Array | None:
-    """The lengths or the mask as the steps ``lo:hi`` see them."""
-    if valid is None:
-        return None
-    return (
-        _array.bounded(problem.xp, valid - lo, 0, hi - lo)
-        if problem.valid == "lengths"
-        else valid[lo:hi, ...]
-    )
+def _cut(
+    problem: Problem, valid: Array | None, fresh: tuple[Array, ...], d: int, lo: int, hi: int
+) -> tuple[Array | None, ...]:
+    """Return lengths or mask, and where direction `d` starts from zeros, as the steps ``lo:hi`` see them."""
+    if valid is not None and problem.valid == "lengths":
+        valid = _array.bounded(problem.xp, valid - lo, 0, hi - lo)
+    elif valid is not None:
+        valid = valid[lo:hi, ...]
+    return valid, *(a[d : d + 1, lo:hi, :] for a in fresh)
 
 
 def _join(problem: Problem, states: list[LSTMState], dtype: str) -> LSTMState:

@@ -255,16 +255,19 @@ def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
     return Valid("mask", mask) if given is None else Valid("lengths", lengths(given, where, T, B))
 
 
-def mask(given: Array, where: Home, shape: tuple[int, ...]) -> Array:
+FLAGS = {"mask": "true where a step exists", "reset": "true where the state is zeroed before a step"}
+
+
+def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array:
     """Return booleans of `shape` on the device of the parameters, from an array of any backend or NumPy."""
-    found = Home(_array.namespace(given, "mask"), _array.device(given), where.dtype)
+    found = Home(_array.namespace(given, name), _array.device(given), where.dtype)
     if not isinstance(given, np.ndarray):
-        _same_home("mask", found, "the parameters", where)
+        _same_home(name, found, "the parameters", where)
     if _array.dtype_name(given.dtype) != "bool":
-        msg = f"mask has dtype {_array.dtype_name(given.dtype)}, expected bool (true where a step exists)"
+        msg = f"{name} has dtype {_array.dtype_name(given.dtype)}, expected bool ({FLAGS[name]})"
         raise DTypeError(msg)
     if tuple(given.shape) != shape:
-        raise ShapeError(_shape_message("mask", given.shape, shape, "x's axes of time and batch"))
+        raise ShapeError(_shape_message(name, given.shape, shape, "x's axes of time and batch"))
     return _array.asarray(_array.native(given), where.xp, where.device)
 
 

@@ -33,8 +33,9 @@ class Kernel(NamedTuple):
     """None, or the reason why not."""
     prepare: Callable[[Problem, Directions], Any]
     """Pack the weights, one `Params` a direction, for `forward` at any T, B, lengths or mask."""
-    forward: Callable[[Problem, Any, Array, LSTMState, Array | None], tuple[Array, LSTMState, Any]]
-    """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals."""
+    forward: Callable[..., tuple[Array, LSTMState, Any]]
+    """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals. Where the problem has
+    resets, a last argument (D, T, B) is true where a direction starts a step that exists from zeros."""
     backward: Callable[[Any, Array, LSTMState], tuple[Array, LSTMState, Directions]]
     """residuals, dy, dstate_n -> dx, dstate_0, dparams."""
     canonical_sums: Callable[[Problem], bool] = lambda _: False

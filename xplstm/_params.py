@@ -179,6 +179,8 @@ class Problem(NamedTuple):
     """Whether sums must have the reproducible summation order."""
     weights: str | None = None
     """What the matrices are stored in where it is not `dtype`."""
+    resets: bool = False
+    """Whether some steps start from zeros: `forward` then takes one more array, which says where."""
 
     @property
     def output_size(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _stored
+from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _steps, _stored
 from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
@@ -115,6 +115,8 @@ class Call(NamedTuple):
     state: LSTMState
     valid: Valid
     batched: bool
+    fresh: tuple[Array, ...]
+    """Nothing, or (D, T, B): where a direction starts a step from zeros."""
 
     @property
     def xp(self) -> Namespace:
@@ -129,6 +131,7 @@ def enter(
     state: LSTMState | tuple[Array, Array] | None,
     lengths: Lengths,
     mask: Array | None,
+    reset: Array | None = None,
 ) -> Call:
     """Check every argument and bring it to (T, B, ·) and (L*D, B, ·)."""
     batched = getattr(x, "ndim", 3) != 2
@@ -136,16 +139,30 @@ def enter(
     x = _checks.array("x", x, home, shape, "the last is input_size")
     x = _time_major(stack, home.xp, x, batched)
     T, B = x.shape[0], x.shape[1]
-    if mask is not None:
-        mask = _checks.mask(mask, home, _axes(stack, T, B, batched))
-        mask = _time_major(stack, home.xp, mask, batched)
+    mask = _enter_flags(stack, home, "mask", mask, T, B, batched)
+    reset = _enter_flags(stack, home, "reset", reset, T, B, batched)
     entries: Any = lengths
     if not batched and isinstance(entries, int):
         entries = [entries]
     elif not batched and getattr(entries, "shape", None) == ():
         entries = entries[None]
     valid = _checks.valid(entries, mask, home, T, B)
-    return Call(home, x, _enter_state(stack, home, state, B, batched, "_0", "state"), valid, batched)
+    state = _enter_state(stack, home, state, B, batched, "_0", "state")
+    fresh: tuple[Array, ...] = ()
+    if reset is not None:
+        exists = _steps.existing(home.xp, *valid, T, home.device)
+        fresh = (_steps.fresh(home.xp, reset, exists, stack.reverse),)
+    return Call(home, x, state, valid, batched, fresh)
+
+
+def _enter_flags(
+    stack: Stack, home: Home, name: str, flags: Array | None, T: int, B: int, batched: bool
+) -> Array | None:
+    """Check booleans with the axes of time and batch, and bring them to (T, B)."""
+    if flags is None:
+        return None
+    flags = _checks.flags(name, flags, home, _axes(stack, T, B, batched))
+    return _time_major(stack, home.xp, flags, batched)
 
 
 def _axes(stack: Stack, T: Size, B: Size, batched: bool) -> tuple[Size, ...]:
@@ -236,6 +253,7 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = 
         precision=stack.precision,
         reproducible=stack.reproducible,
         weights=stack.weights,
+        resets=bool(call.fresh),
     )
 
 
@@ -276,7 +294,8 @@ def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMStat
         asked = problem(stack, call, layer, keep=False)
         kernel = _dispatch.select(asked)
         state = _layer_state(stack, call.state, layer)
-        y, end, _ = kernel.forward(asked, prepare(kernel, asked, layer), x, state, call.valid.array)
+        packed = prepare(kernel, asked, layer)
+        y, end, _ = kernel.forward(asked, packed, x, state, call.valid.array, *call.fresh)
         x = _merge.forward(stack.merge, y)
         ends.append(end)
     return _leave_y(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends))
@@ -345,9 +364,12 @@ class Packed:
         """Return the parameters, which no other code can change."""
         return self._layers
 
-    def _run(self, x: Array, state: Any, lengths: Any, mask: Any) -> tuple[Array, LSTMState]:
-        """Run all layers over a sequence."""
+    def _run(self, x: Array, state: Any, lengths: Any, mask: Any, fresh: Any) -> tuple[Array, LSTMState]:
+        """Run all layers over a block of time, some of whose steps (T, B) start from zeros."""
+        xp, device, _ = self._where
         call = enter(self._stack, self._where, x, state, lengths, mask)
+        if fresh is not None:
+            call = call._replace(fresh=(_array.asarray(fresh[None, ...], xp, device),))
         return forward(self._stack, call, self._prepare)
 
 
@@ -432,10 +454,10 @@ def _keep(
     valid = call.valid.array
     if checkpoint is None or checkpoint >= asked.T:
         kernel = _dispatch.select(asked)
-        y, end, residuals = kernel.forward(asked, kernel.prepare(asked, params), x, state, valid)
+        y, end, residuals = kernel.forward(asked, kernel.prepare(asked, params), x, state, valid, *call.fresh)
         return y, end, lambda dy, dstate: kernel.backward(residuals, dy, dstate)
     kernel = _dispatch.select(_checkpoint.widened(asked)._replace(T=checkpoint))
-    y, end, segments = _checkpoint.forward(kernel, checkpoint, asked, params, x, state, valid)
+    y, end, segments = _checkpoint.forward(kernel, checkpoint, asked, params, x, state, valid, *call.fresh)
     return y, end, lambda dy, dstate: _checkpoint.backward(segments, dy, dstate)
 
 
@@ -511,7 +533,7 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
         asked = problem(stack, call, layer, keep=True)
         packed = reference.prepare(asked, params)
         state = _layer_state(stack, call.state, layer)
-        y, _, residuals = reference.forward(asked, packed, x, state, call.valid.array)
+        y, _, residuals = reference.forward(asked, packed, x, state, call.valid.array, *call.fresh)
         assert residuals is not None
         x = _merge.forward(stack.merge, y)
         directions += [reference.trace(residuals, d) for d in range(len(stack.reverse))]

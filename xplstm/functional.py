@@ -23,6 +23,7 @@ def lstm(
     *,
     lengths: Lengths = None,
     mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
     variant: Variant | None = None,
     precision: Precision | None = None,
@@ -46,6 +47,8 @@ def lstm(
         Values on a device and traced values are not checked, but clipped to [0, T].
     mask : boolean array, shape (T, B), optional
         True where a row has a step; holes are allowed and hold the state.
+    reset : boolean array, shape (T, B), optional
+        True where h and c of a batch entry are zeroed before a step, as for `LSTM`.
     reverse : bool, default False
         Walk from each row's last valid step to its first.
     variant : Variant, optional
@@ -80,7 +83,7 @@ def lstm(
     ((5, 4, 2), (4, 2))
     """
     params, stack = _one_layer(params, reverse, variant, precision, reproducible)
-    call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
+    call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask, reset)
     return _stack.forward(stack, call, _stack.packing(((params,),)))
 
 
@@ -91,6 +94,7 @@ def lstm_vjp(
     *,
     lengths: Lengths = None,
     mask: Array | None = None,
+    reset: Array | None = None,
     reverse: bool = False,
     variant: Variant | None = None,
     precision: Precision | None = None,
@@ -105,7 +109,7 @@ def lstm_vjp(
 
     Parameters
     ----------
-    x, params, state, lengths, mask, reverse, variant, precision, reproducible
+    x, params, state, lengths, mask, reset, reverse, variant, precision, reproducible
         As for `lstm`.
     rng : int or numpy.random.Generator, optional
         Zoneout and recurrent dropout are drawn exactly when this is given. The
@@ -142,7 +146,7 @@ def lstm_vjp(
     ((5, 4, 3), (8, 2))
     """
     params, stack = _one_layer(params, reverse, variant, precision, reproducible)
-    call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask)
+    call = _stack.enter(stack, _checks.home(params._asdict()), x, state, lengths, mask, reset)
     y, state_n, backward = _stack.vjp(stack, call, ((params,),), rng, checkpoint)
 
     def pullback(

@@ -21,6 +21,7 @@ RNG = np.random.default_rng(3)
 X = RNG.normal(size=(T, B, I)).astype("float32")
 LENGTHS = [11, 0, 5, 4, 8, 1, 11, 3]
 HOLES = RNG.random((T, B)) < 0.6
+RESETS = RNG.random((T, B)) < 0.3
 CHUNKS = [(4, 3, 2), (11, 8, 3), (1, 5, 1), ((3, 8), (8,), 3)]
 LAYERS: dict[str, Any] = {
     "plain": {},
@@ -35,6 +36,9 @@ LAYERS: dict[str, Any] = {
 
 def given(valid: str, chunked: bool) -> dict[str, Any]:
     """Keywords of a call; `chunked` ones as Dask arrays in chunks of their own."""
+    if valid.startswith("resets"):
+        reset = {"reset": da.from_array(RESETS, chunks=(5, 3)) if chunked else RESETS}
+        return reset | given(valid.removeprefix("resets, "), chunked)
     if valid == "lengths":
         return {"lengths": da.from_array(np.asarray(LENGTHS), chunks=5) if chunked else LENGTHS}
     if valid == "mask":
@@ -48,7 +52,7 @@ def same(got: Any, want: Any) -> None:
     np.testing.assert_array_equal(got.compute(scheduler="threads"), want)
 
 
-@pytest.mark.parametrize("valid", ["full", "lengths", "mask"])
+@pytest.mark.parametrize("valid", ["full", "lengths", "mask", "resets, lengths", "resets, mask"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_bits_of_one_call(name: str, chunks: Any, valid: str) -> None:
@@ -58,10 +62,9 @@ def test_the_bits_of_one_call(name: str, chunks: Any, valid: str) -> None:
     first = lstm.batch_first
     x = X.swapaxes(0, 1) if first else X
     cut = (chunks[1], chunks[0], chunks[2]) if first else chunks
-    keywords = given(valid, chunked=False)
-    if first and "mask" in keywords:
-        keywords = {"mask": HOLES.T}
-    chunked = given(valid, chunked=True) if not first or valid != "mask" else {"mask": da.from_array(HOLES.T)}
+    keywords, chunked = given(valid, chunked=False), given(valid, chunked=True)
+    for flags in {"mask", "reset"} & keywords.keys() if first else ():
+        keywords[flags], chunked[flags] = keywords[flags].T, chunked[flags].T
     rows = lstm.num_layers * (2 if lstm.bidirectional else 1)
     h = RNG.normal(size=(rows, B, LAYERS[name].get("proj_size", 5))).astype("float32")
     c = RNG.normal(size=(rows, B, 5)).astype("float32")
@@ -80,6 +83,11 @@ def test_networks_without_c_take_the_same_door(network: Any) -> None:
     got, end = rnn(da.from_array(X, chunks=(4, 3, 3)), lengths=LENGTHS)
     np.testing.assert_allclose(got.compute(), y, rtol=0, atol=1e-6)
     np.testing.assert_allclose(end.compute(), h_n, rtol=0, atol=1e-6)
+    y, _ = rnn(X, reset=RESETS)
+    got, _ = rnn(da.from_array(X, chunks=(4, 3, 3)), reset=RESETS)
+    np.testing.assert_allclose(got.compute(), y, rtol=0, atol=1e-6)
+    with pytest.raises(xplstm.DTypeError, match="reset has dtype int64, expected bool"):
+        rnn(da.from_array(X), reset=RESETS * 1)
 
 
 def test_one_sequence_without_a_batch_and_no_steps() -> None:

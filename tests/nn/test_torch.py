@@ -95,3 +95,26 @@ def test_a_torch_state_dict_loads_as_it_is() -> None:
     with torch.no_grad():
         want, _ = module(torch.tensor(x))
     np.testing.assert_allclose(lstm(x)[0], want.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_resets_are_those_of_a_loop_over_cells(kernel: str) -> None:
+    """What users of PyTorch write: zero the state of some entries before each step."""
+    case = Case(T=12, B=5, options={"batch_first": False})
+    reset = np.random.default_rng(0).random((case.T, case.B)) < 0.3
+    module, arrays = case.lstm(), case.arrays()
+    cell = torch.nn.LSTMCell(case.I, case.H).double()
+    cell.load_state_dict({name.removesuffix("_l0"): torch.tensor(a) for name, a in module.params.items()})
+    a = {name: torch.tensor(value, requires_grad=True) for name, value in arrays.items()}
+    h, c, ys = a["h_0"][0], a["c_0"][0], []
+    for x_t, now in zip(a["x"], torch.tensor(reset), strict=True):
+        h, c = cell(x_t, tuple(torch.where(now[:, None], torch.zeros_like(s), s) for s in (h, c)))
+        ys.append(h)
+    y = torch.stack(ys)
+    ((y * a["dy"]).sum() + (h * a["dh_n"][0]).sum() + (c * a["dc_n"][0]).sum()).backward()
+    gradients = {f"{name}_l0": p.grad for name, p in cell.named_parameters()}
+    want = Answer(y, h[None], c[None], a["x"].grad, a["h_0"].grad, a["c_0"].grad, gradients).flat()
+    with xplstm.use_kernel(kernel):
+        got = run(module, arrays, reset=reset).flat()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value.detach().numpy(), rtol=0, atol=1e-12, err_msg=name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-from xplstm import _array
+from xplstm import _array, _steps
 from xplstm._params import Problem
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Equations, Params
@@ -13,12 +13,17 @@ from xplstm.cells import Equations, Params
 PROJECTION_BOUND = 2**20
 
 
-def why_not(problem: Problem, backend: str, dtypes: Collection[str]) -> str | None:
-    """Return why an engine for arrays of `backend` and `dtypes` cannot run `problem`, or None."""
+def why_not(problem: Problem, backend: str, dtypes: Collection[str], resets: bool = False) -> str | None:
+    """Return why an engine for arrays of `backend` and `dtypes` cannot run `problem`, or None.
+
+    An engine that starts steps from zeros says so by `resets`.
+    """
     if problem.backend != backend:
         return f"the arrays are of {problem.backend}, not of {backend}"
     if problem.dtype not in dtypes:
         return f"dtype {problem.dtype} is none of {', '.join(dtypes)}"
+    if problem.resets and not resets:
+        return "it does not start steps from zeros, which reset= asks for"
     return None
 
 
@@ -37,13 +42,8 @@ def projected_inputs(
 
 def step_mask(problem: Problem, valid: Array | None) -> Array | None:
     """Return (T, B, 1) booleans, true where a batch entry has a step, or None where all have every step."""
-    if valid is None:
-        return None
-    xp = problem.xp
-    if problem.valid == "lengths":
-        times = xp.arange(problem.T, dtype=valid.dtype, device=problem.device)
-        valid = times[:, None] < valid[None, :]
-    return valid[:, :, None]
+    exists = _steps.existing(problem.xp, problem.valid, valid, problem.T, problem.device)
+    return None if exists is None else exists[:, :, None]
 
 
 def segments(T: int, every: int, reverse: bool) -> list[tuple[int, int]]:
@@ -55,6 +55,11 @@ def segments(T: int, every: int, reverse: bool) -> list[tuple[int, int]]:
 def zero_where_invalid(xp: Namespace, mask: Array | None, a: Array) -> Array:
     """Return `a` with exact zeros where the mask is false; selection removes NaN, a product would not."""
     return a if mask is None else xp.where(mask, a, xp.zeros_like(a))
+
+
+def zero_where(xp: Namespace, flags: Array, a: Array) -> Array:
+    """Return `a` with exact zeros where `flags` is true, NaN included."""
+    return xp.where(flags, xp.zeros_like(a), a)
 
 
 def flatten_time(a: Array) -> Array:

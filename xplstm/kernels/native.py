@@ -87,12 +87,15 @@ class Residuals(NamedTuple):
     h_0: np.ndarray
     lengths: np.ndarray | None
     mask: np.ndarray | None
+    fresh: np.ndarray | None
     kept: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
 
 
 def supports(problem: Problem) -> str | None:
     """Run the LSTM, and options of its pointwise step, in float32 and float64, where the C code is."""
-    return _support.why_not(problem, "numpy", DTYPES) or _why_not_cell(problem) or WHY_NOT or None
+    return (
+        _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem) or WHY_NOT or None
+    )
 
 
 def _why_not_cell(problem: Problem) -> str | None:
@@ -147,20 +150,25 @@ def _room(size: int) -> np.ndarray:
 
 
 def forward(
-    problem: Problem, packed: Packed, x: np.ndarray, state: LSTMState, valid: np.ndarray | None
+    problem: Problem,
+    packed: Packed,
+    x: np.ndarray,
+    state: LSTMState,
+    valid: np.ndarray | None,
+    fresh: np.ndarray | None = None,
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
     _recycled.pieces.free_idle()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     y = (empty if valid is None else zeros)(shape, x.dtype)
     x, h_0, c_0 = _readable(x), _whole(state.h), _whole(state.c)
     h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
-    lengths, mask = _which(problem, valid)
+    steps = (*_which(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
     threads = _threads.count(THREADS)
-    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, threads)
-    residuals = None if kept is None else Residuals(problem, packed, x, h_0, lengths, mask, kept)
+    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, *steps, y, h_n, c_n, kept, threads)
+    residuals = None if kept is None else Residuals(problem, packed, x, h_0, *steps, kept)
     return y, LSTMState(h_n, c_n), residuals
 
 
@@ -217,7 +225,7 @@ def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
-    problem, packed, x, h_0, lengths, mask, kept = residuals
+    problem, packed, x, h_0, lengths, mask, fresh, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dh_0, dc_0 = (np.array(a, order="C") for a in dstate_n)
     shapes = problem.cell.shapes(Sizes(problem.I, problem.H, problem.proj_size, problem.bias))
@@ -227,7 +235,7 @@ def backward(
         for _ in packed.weights
     )
     _engine.backward(
-        *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask),
+        *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask, fresh),
         *(_whole(dy), kept, dx, dh_0, dc_0, gradients, _threads.count(THREADS)),
     )
     return dx, LSTMState(dh_0, dc_0), tuple(_as_params(*direction) for direction in gradients)

@@ -9,7 +9,8 @@ tanh then serves all four.
 Ragged batches are packed. Rows are sorted by their number of steps, and step k
 holds only the rows that still have one, so that padding costs nothing. A mask
 with holes is the same thing: a row's valid steps moved together. So is a
-backward direction: a row's steps in the opposite order.
+backward direction: a row's steps in the opposite order. A step that starts from zeros
+zeroes columns of h and c before it, and of their gradients after it.
 
 Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL and XPL-SEQ of
 the specification.
@@ -63,6 +64,8 @@ class Packing(NamedTuple):
     times: np.ndarray | None
     rows: np.ndarray | None
     reverse: bool
+    fresh: dict[int, np.ndarray]
+    """By step, the columns that start it from zeros."""
 
     def blocks(self, size: int) -> list[tuple[int, int]]:
         """Bounds of runs of steps with at most `size` packed rows each, or one step."""
@@ -89,6 +92,14 @@ class Packing(NamedTuple):
         else:
             where = slice(self.starts[lo], self.starts[hi])
             a[self.times[where], self.rows[where]] = packed
+
+    def find_fresh(self, flags: np.ndarray) -> Packing:
+        """Return this packing with the columns that `flags` (T, B) starts from zeros."""
+        found = np.flatnonzero(self.take(flags[..., None], 0, len(self.starts) - 1))
+        steps = np.searchsorted(self.starts, found, side="right") - 1
+        present, firsts = np.unique(steps, return_index=True)
+        columns = np.split(found - np.asarray(self.starts)[steps], firsts[1:])
+        return self._replace(fresh=dict(zip(present.tolist(), columns, strict=True) if found.size else ()))
 
     def sort(self, a: Any) -> np.ndarray:
         """(N, B) copy of `a` (B, N), the rows sorted."""
@@ -122,7 +133,9 @@ class Residuals(NamedTuple):
 
 def supports(problem: Problem) -> str | None:
     """Run NumPy's own two fast dtypes."""
-    return _support.why_not(problem, "numpy", ("float32", "float64")) or problem.cell.reason or None
+    return (
+        _support.why_not(problem, "numpy", ("float32", "float64"), resets=True) or problem.cell.reason or None
+    )
 
 
 @_UNDERFLOWS
@@ -164,7 +177,7 @@ def _pack_steps(problem: Problem, valid: np.ndarray | None, reverse: bool) -> Pa
     """Sort the rows by their number of steps and list each step's rows."""
     T, B = problem.T, problem.B
     if valid is None:
-        return Packing([k * B for k in range(T + 1)] if B else [0], None, None, None, reverse)
+        return Packing([k * B for k in range(T + 1)] if B else [0], None, None, None, reverse, {})
     times = np.broadcast_to(np.arange(T)[:, None], (T, B))
     counts = valid
     if problem.valid == "mask":
@@ -179,7 +192,7 @@ def _pack_steps(problem: Problem, valid: np.ndarray | None, reverse: bool) -> Pa
     starts = np.concatenate([[0], np.cumsum(np.count_nonzero(exists, axis=1))])
     longest = int(counts.max(initial=0))
     rows = np.broadcast_to(order, (T, B))[exists]
-    return Packing(starts[: longest + 1].tolist(), order, times[exists], rows, reverse)
+    return Packing(starts[: longest + 1].tolist(), order, times[exists], rows, reverse, {})
 
 
 @_UNDERFLOWS
@@ -189,8 +202,9 @@ def forward(
     x: np.ndarray,
     state: LSTMState,
     valid: np.ndarray | None,
+    fresh: np.ndarray | None = None,
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
     T, B, P = problem.T, problem.B, problem.output_size
     _recycled.pieces.free_idle()
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
@@ -199,6 +213,8 @@ def forward(
     kept = []
     for d, w in enumerate(weights):
         packing = _pack_steps(problem, valid, problem.reverse[d])
+        if fresh is not None:
+            packing = packing.find_fresh(fresh[d])
         start, end = (LSTMState(s.h[d], s.c[d]) for s in (state, state_n))
         kept.append(_walk(problem, w, packing, x, start, y[..., d * P : (d + 1) * P], end))
     return y, state_n, Residuals(problem, weights, x, tuple(kept)) if problem.keep else None
@@ -233,6 +249,8 @@ def _walk(
             if n < h.shape[1]:
                 _finish(packing, h, c, n, end)
                 h, c = h[:, :n], c[:, :n]
+            if k in packing.fresh:
+                h, c = (_zeroed(a, packing.fresh[k]) for a in (h, c))
             z = _columns(gates_held, 4 * H, s if keep else 0, n)
             c_new = _columns(c_held, H, s, n) if keep else c
             m = _columns(m_buffer, H, 0, n)
@@ -247,6 +265,13 @@ def _walk(
         packing.put(y, lo, hi, h_rows)
     _finish(packing, h, c, 0, end)
     return kept
+
+
+def _zeroed(a: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return a copy of `a` (N, n) with zeros in some columns; `a` may be kept for the backward pass."""
+    a = a.copy()
+    a[:, columns] = 0
+    return a
 
 
 def _activate(z: np.ndarray, c: np.ndarray, c_new: np.ndarray, m: np.ndarray, H: int) -> np.ndarray:
@@ -324,10 +349,14 @@ def _walk_back(
             dh += dy_block[now].T
             dm = dh if w.hr is None else w.hr.T @ dh
             dz_k = _columns(dz_k_buffer, 4 * H, 0, n)
-            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz_k, buffers)
+            c_prev, fresh = kept.c[k][:, :n], packing.fresh.get(k)
+            c_prev = c_prev if fresh is None else _zeroed(c_prev, fresh)
+            m = _deactivate(kept.gates[k], c_prev, kept.c[k + 1], dm, dc, dz_k, buffers)
             if w.hr is not None:
                 dh_block[:, now], m_block[:, now] = dh, m
             np.matmul(w.hh.T, dz_k, out=dh)
+            if fresh is not None:
+                dh[:, fresh] = dc[:, fresh] = 0
             dz[:, now] = dz_k
         inputs, h_prev = _inputs(problem, packing, x, lo, hi), _previous(kept, lo, hi, B)
         parts = [dz @ inputs, dz @ h_prev, dh_block @ m_block.T]
@@ -383,12 +412,16 @@ def _deactivate(
 
 def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
     """Packed rows of h before each of the steps ``lo:hi``."""
-    starts = kept.packing.starts
-    if kept.packing.order is None:
+    starts, fresh = kept.packing.starts, kept.packing.fresh
+    if kept.packing.order is None and not fresh:
         return kept.h[starts[lo] : starts[hi]]
     before = [B + starts[k - 1] if k else 0 for k in range(lo, hi)]
     sizes = [starts[k + 1] - starts[k] for k in range(lo, hi)]
-    return np.concatenate([kept.h[b : b + n] for b, n in zip(before, sizes, strict=True)])
+    rows = np.concatenate([kept.h[b : b + n] for b, n in zip(before, sizes, strict=True)])
+    for k in range(lo, hi):
+        if k in fresh:
+            rows[starts[k] - starts[lo] + fresh[k]] = 0
+    return rows
 
 
 def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMParams:

@@ -20,7 +20,7 @@ from xplstm._params import Problem, each
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Equations, Params
-from xplstm.kernels._support import flatten_time, projected_inputs, step_mask, zero_where_invalid
+from xplstm.kernels._support import flatten_time, projected_inputs, step_mask, zero_where, zero_where_invalid
 
 # A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.
 _UNDERFLOWS = np.errstate(under="ignore")
@@ -33,6 +33,7 @@ class Residuals(NamedTuple):
     params: tuple[Params, ...]
     x: Array
     mask: Array | None
+    fresh: Array | None
     steps: tuple[list[tuple[int, Any]], ...]
 
 
@@ -52,16 +53,22 @@ def prepare(
 
 @_UNDERFLOWS
 def forward(
-    problem: Problem, params: tuple[Params, ...], x: Array, state: LSTMState, valid: Array | None
+    problem: Problem,
+    params: tuple[Params, ...],
+    x: Array,
+    state: LSTMState,
+    valid: Array | None,
+    fresh: Array | None = None,
 ) -> tuple[Array, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
     xp = problem.xp
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
     x = zero_where_invalid(xp, mask, x)
     ys, h_n, c_n, steps = [], [], [], []
     for d, p in enumerate(params):
-        y, h, c, kept = _forward_direction(problem, d, p, x, h_0[d, ...], c_0[d, ...], mask)
+        start = LSTMState(h_0[d, ...], c_0[d, ...])
+        y, h, c, kept = _forward_direction(problem, d, p, x, start, mask, fresh)
         ys.append(y)
         h_n.append(h)
         c_n.append(c)
@@ -70,7 +77,7 @@ def forward(
     state_n = LSTMState(
         _array.narrow(xp.stack(h_n), problem.dtype), _array.narrow(xp.stack(c_n), problem.dtype)
     )
-    return y, state_n, Residuals(problem, params, x, mask, tuple(steps)) if problem.keep else None
+    return y, state_n, Residuals(problem, params, x, mask, fresh, tuple(steps)) if problem.keep else None
 
 
 def _equations(problem: Problem, d: int) -> Callable[[int], Equations]:
@@ -80,13 +87,21 @@ def _equations(problem: Problem, d: int) -> Callable[[int], Equations]:
 
 
 def _forward_direction(
-    problem: Problem, d: int, p: Params, x: Array, h: Array, c: Array, mask: Array | None
+    problem: Problem,
+    d: int,
+    p: Params,
+    x: Array,
+    start: LSTMState,
+    mask: Array | None,
+    fresh: Array | None,
 ) -> tuple[Array, Array, Array, list[tuple[int, Any]]]:
     """Run one direction; return y (T, B, ·) in time order, the last state, and what each step keeps."""
-    xp, at = problem.xp, _equations(problem, d)
+    xp, at, (h, c) = problem.xp, _equations(problem, d), start
     y: dict[int, Array] = {}
     steps: list[tuple[int, Any]] = []
     for t, zx in projected_inputs(problem, at, p, x, problem.reverse[d]):
+        if fresh is not None:
+            h, c = (zero_where(xp, fresh[d, t, :, None], a) for a in (h, c))
         h_new, c_new, step = at(t).forward(xp, zx, h, c, p)
         y[t] = h_new
         if mask is not None:
@@ -104,7 +119,7 @@ def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array, LSTMState, tuple[Params, ...]]:
     """Return gradients with respect to x, the initial state and each direction's parameters."""
-    problem, params, x, mask, _ = residuals
+    problem, params, x, mask, *_ = residuals
     xp, P = problem.xp, problem.output_size
     dy, dh_n, dc_n = (_array.widen(a) for a in (dy, *dstate_n))
     dy = zero_where_invalid(xp, mask, dy)
@@ -130,13 +145,15 @@ def _backward_direction(
 ) -> tuple[Array, Array, Array, Params]:
     """Run one direction backward; the parameters' gradients are single products at the end."""
     problem, p, x, mask = residuals.problem, residuals.params[d], residuals.x, residuals.mask
-    xp, at = problem.xp, _equations(problem, d)
+    xp, at, fresh = problem.xp, _equations(problem, d), residuals.fresh
     by_time: dict[int, Any] = {}
     for t, step in reversed(residuals.steps[d]):
         exists = None if mask is None else mask[t, ...]
         dh = dh + dy[t, ...]
         step_gradients, dh_prev, dc_prev = at(t).backward(xp, dh, dc, step, p)
         by_time[t] = [None if a is None else zero_where_invalid(xp, exists, a) for a in step_gradients]
+        if fresh is not None:
+            dh_prev, dc_prev = (zero_where(xp, fresh[d, t, :, None], a) for a in (dh_prev, dc_prev))
         dh = dh_prev if exists is None else xp.where(exists, dh_prev, dh)
         dc = dc_prev if exists is None else xp.where(exists, dc_prev, dc)
     if not by_time:

@@ -31,6 +31,7 @@ class _Calls:
         *,
         lengths: Lengths = None,
         mask: Array | None = None,
+        reset: Array | None = None,
     ) -> tuple[Array, LSTMState]:
         """Run all layers over a sequence, without dropout.
 
@@ -46,6 +47,10 @@ class _Calls:
             Values on a device and traced values are not checked, but clipped to [0, T].
         mask : boolean array, with the first two axes of x, optional
             True where a batch entry has a step. A step that is False keeps the state.
+        reset : boolean array, with the first two axes of x, optional
+            True where h and c of a batch entry are zeroed before a step, in every layer: the entry starts a
+            new segment there, which no state or gradient enters from outside. A backward direction starts
+            at the end of each segment. See :doc:`/guides/resets`.
 
         Returns
         -------
@@ -64,8 +69,8 @@ class _Calls:
         """
         home, prepare = self._ready()
         if _blocks.takes(x, home):
-            return _blocks.forward(self._stack, home, self._own_layers(), x, state, lengths, mask)
-        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+            return _blocks.forward(self._stack, home, self._own_layers(), x, state, lengths, mask, reset)
+        call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
         return _stack.forward(self._stack, call, prepare)
 
     def step(
@@ -109,6 +114,7 @@ class _Calls:
         *,
         lengths: Lengths = None,
         mask: Array | None = None,
+        reset: Array | None = None,
     ) -> Explanation:
         """Report which kernel would run this call, and why each faster kernel would not.
 
@@ -116,7 +122,7 @@ class _Calls:
 
         Parameters
         ----------
-        x, state, lengths, mask
+        x, state, lengths, mask, reset
             As for a call.
 
         Returns
@@ -144,8 +150,8 @@ class _Calls:
         """
         home, _ = self._ready()
         if _blocks.takes(x, home):
-            return _blocks.explain(self._stack, home, x, lengths, mask)
-        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+            return _blocks.explain(self._stack, home, x, lengths, mask, reset)
+        call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
         return _stack.explain(self._stack, call)
 
 
@@ -267,6 +273,7 @@ class LSTM(_Calls, Recurrent):
         *,
         lengths: Lengths = None,
         mask: Array | None = None,
+        reset: Array | None = None,
         rng: Seed = None,
         checkpoint: int | None = None,
     ) -> tuple[Array, LSTMState, Callable[..., tuple[Array, LSTMState, DParams]]]:
@@ -274,7 +281,7 @@ class LSTM(_Calls, Recurrent):
 
         Parameters
         ----------
-        x, state, lengths, mask
+        x, state, lengths, mask, reset
             As for a call.
         rng : int or numpy.random.Generator, optional
             Seed of all dropout and zoneout masks; without it nothing is dropped. A seed gives the same
@@ -311,7 +318,7 @@ class LSTM(_Calls, Recurrent):
         True
         """
         home, layers = self._open()
-        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
         y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint)
 
         def pullback(
@@ -373,6 +380,7 @@ class LSTM(_Calls, Recurrent):
         *,
         lengths: Lengths = None,
         mask: Array | None = None,
+        reset: Array | None = None,
     ) -> LSTMTrace:
         """Return every gate and state of every step, layer and direction, computed by the reference kernel.
 
@@ -380,7 +388,7 @@ class LSTM(_Calls, Recurrent):
 
         Parameters
         ----------
-        x, state, lengths, mask
+        x, state, lengths, mask, reset
             As for a call.
 
         Returns
@@ -397,7 +405,7 @@ class LSTM(_Calls, Recurrent):
         (1, 5, 4, 2)
         """
         home, layers = self._open()
-        call = _stack.enter(self._stack, home, x, state, lengths, mask)
+        call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
         return LSTMTrace(*_stack.trace(self._stack, call, layers))
 
 

@@ -27,7 +27,13 @@ class _Calls:
     _own_layers: Callable[[], Layers]
 
     def __call__(
-        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
+        self,
+        x: Array,
+        h_0: Array | None = None,
+        *,
+        lengths: Lengths = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
     ) -> tuple[Array, Array]:
         """Run all layers over a sequence; dropout is never applied.
 
@@ -38,8 +44,8 @@ class _Calls:
             library gives Dask arrays, one task for each chunk: :doc:`/guides/dask`.
         h_0 : array, shape (L*D, B, H or O), optional
             What recurs before the first step; without the B for (T, I). Zeros if left out.
-        lengths, mask
-            Which steps there are, as for `LSTM`.
+        lengths, mask, reset
+            Which steps exist, and which start from zeros, as for `LSTM`.
 
         Returns
         -------
@@ -55,9 +61,11 @@ class _Calls:
         """
         home, prepare = self._ready()
         if _blocks.takes(x, home):
-            y, state_n = _blocks.forward(self._stack, home, self._own_layers(), x, _state(h_0), lengths, mask)
+            y, state_n = _blocks.forward(
+                self._stack, home, self._own_layers(), x, _state(h_0), lengths, mask, reset
+            )
             return y, state_n.h
-        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
+        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
         y, state_n = _stack.forward(self._stack, call, prepare)
         return y, state_n.h
 
@@ -87,13 +95,19 @@ class _Calls:
         return y_t, state.h
 
     def explain(
-        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
+        self,
+        x: Array,
+        h_0: Array | None = None,
+        *,
+        lengths: Lengths = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
     ) -> Explanation:
         """Say which kernel would run this call, and why not each faster one.
 
         Parameters
         ----------
-        x, h_0, lengths, mask
+        x, h_0, lengths, mask, reset
             As for a call.
 
         Returns
@@ -115,8 +129,8 @@ class _Calls:
         """
         home, _ = self._ready()
         if _blocks.takes(x, home):
-            return _blocks.explain(self._stack, home, x, lengths, mask)
-        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
+            return _blocks.explain(self._stack, home, x, lengths, mask, reset)
+        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
         return _stack.explain(self._stack, call)
 
 
@@ -130,6 +144,7 @@ class _HiddenNetwork(_Calls, Recurrent):
         *,
         lengths: Lengths = None,
         mask: Array | None = None,
+        reset: Array | None = None,
         rng: Seed = None,
         checkpoint: int | None = None,
     ) -> tuple[Array, Array, Callable[..., tuple[Array, Array, DParams]]]:
@@ -137,7 +152,7 @@ class _HiddenNetwork(_Calls, Recurrent):
 
         Parameters
         ----------
-        x, h_0, lengths, mask
+        x, h_0, lengths, mask, reset
             As for a call.
         rng, checkpoint
             As for `LSTM.vjp`.
@@ -155,7 +170,7 @@ class _HiddenNetwork(_Calls, Recurrent):
             Naming the argument, its value and the bound, before any work.
         """
         home, layers = self._open()
-        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
+        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
         y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint)
 
         def pullback(dy: Array | None = None, dh_n: Array | None = None) -> tuple[Array, Array, DParams]:
@@ -181,10 +196,12 @@ class _HiddenNetwork(_Calls, Recurrent):
         """
         return FrozenRNN(*self._copied())
 
-    def _trace(self, x: Array, h_0: Array | None, lengths: Lengths, mask: Array | None) -> tuple[Array, ...]:
+    def _trace(
+        self, x: Array, h_0: Array | None, lengths: Lengths, mask: Array | None, reset: Array | None
+    ) -> tuple[Array, ...]:
         """Return what the cell shows of every layer, direction and step, each (L*D, T, B, H)."""
         home, layers = self._open()
-        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask)
+        call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
         return _stack.trace(self._stack, call, layers)
 
 
@@ -218,13 +235,19 @@ class _HiddenUnits(_HiddenNetwork):
     """An RNN, whose trace is its hidden units alone."""
 
     def trace(
-        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
+        self,
+        x: Array,
+        h_0: Array | None = None,
+        *,
+        lengths: Lengths = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
     ) -> Array:
         """Return the hidden units of every layer, direction and step.
 
         Parameters
         ----------
-        x, h_0, lengths, mask
+        x, h_0, lengths, mask, reset
             As for a call.
 
         Returns
@@ -232,7 +255,7 @@ class _HiddenUnits(_HiddenNetwork):
         array, shape (L*D, T, B, H)
             T and B as in x; exactly 0 where a row has no step.
         """
-        (hidden,) = self._trace(x, h_0, lengths, mask)
+        (hidden,) = self._trace(x, h_0, lengths, mask, reset)
         return hidden
 
 
@@ -435,13 +458,19 @@ class GRU(_HiddenNetwork):
         self._set_up(stack, xp, device, dtype, rng)
 
     def trace(
-        self, x: Array, h_0: Array | None = None, *, lengths: Lengths = None, mask: Array | None = None
+        self,
+        x: Array,
+        h_0: Array | None = None,
+        *,
+        lengths: Lengths = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
     ) -> GRUTrace:
         """Return every gate and state of every layer, direction and step, by the reference kernel.
 
         Parameters
         ----------
-        x, h_0, lengths, mask
+        x, h_0, lengths, mask, reset
             As for a call.
 
         Returns
@@ -456,4 +485,4 @@ class GRU(_HiddenNetwork):
         >>> xplstm.GRU(3, 2, rng=0).trace(np.ones((5, 4, 3), dtype="float32")).z.shape
         (1, 5, 4, 2)
         """
-        return GRUTrace(*self._trace(x, h_0, lengths, mask))
+        return GRUTrace(*self._trace(x, h_0, lengths, mask, reset))

@@ -94,7 +94,7 @@ class StatefulTrainer:
         x : array
             As for the layer: one step or many.
         **options
-            Of the layer's ``vjp``: ``lengths=``, ``mask=``, ``rng=`` for dropout, ``checkpoint=``.
+            Of the layer's ``vjp``: ``lengths=``, ``mask=``, ``reset=``, ``rng=``, ``checkpoint=``.
 
         Returns
         -------

@@ -125,6 +125,7 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
         const REAL *gates = (const REAL *)f->kept[w->direction].gates + at * 4 * p->units;
         const REAL *dy = (const REAL *)f->dy + (at * f->directions + w->direction) * p->P;
         REAL *dc = (REAL *)f->dc[w->direction] + b * p->units, *dz = (REAL *)w->rows->dz + row * 4 * H;
+        int fresh = starts_fresh(&f->valid, f->T, f->B, w->direction, t, b);
         REAL *dh = NAME(dh_of)(w, b), *m = p->projected ? (REAL *)w->rows->m + row * H : NULL;
         for (Size unit = w->panel * LANES; unit < w->panels * LANES; unit += LANES) {
             Size width = H - unit < LANES ? H - unit : LANES;
@@ -135,7 +136,7 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
                 dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
             REAL *dc_unit = dc + unit;
             const REAL *gate = gates + 4 * unit;
-            V before_unit = load(c_before + unit);
+            V before_unit = fresh ? all(0) : load(c_before + unit);
             V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d)
                              : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
             for (Size gate = 0; gate < 4; gate++)
@@ -145,6 +146,8 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
                     store_part(dz + gate * H + unit, d[gate], width);
             if (m)
                 store_part(m + unit, out, width);
+            if (fresh)
+                store(dc_unit, all(0));
         }
         w->dz_rows[from + k] = dz;
     }
@@ -157,6 +160,16 @@ static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
         NAME(backward_panels)(w, t, from, n, 1);
     else
         NAME(backward_panels)(w, t, from, n, 0);
+}
+
+/* A step that starts from zeros passes nothing on. */
+static void NAME(cut)(const Back *w, Size t, Size n)
+{
+    const Backward *f = w->f;
+    for (Size k = 0; k < n; k++)
+        if (starts_fresh(&f->valid, f->T, f->B, w->direction, t, w->active[k]))
+            __builtin_memset(NAME(dh_of)(w, w->active[k]) + w->output * PANEL, 0,
+                             (size_t)((w->outputs - w->output) * PANEL) * sizeof(REAL));
 }
 
 /* The gradient with respect to the h before: dz W_hh, own outputs. */
@@ -206,6 +219,7 @@ static void NAME(walk_back)(const Backward *f, int direction, int member, char *
             barrier_wait(barrier);
         if (n)
             NAME(recur)(&w, n);
+        NAME(cut)(&w, t, n);
         if (barrier)
             barrier_wait(barrier);
     }
@@ -216,6 +230,7 @@ static void NAME(walk_back)(const Backward *f, int direction, int member, char *
 typedef struct Products {
     const REAL **at, **before; /* (count): rows of x, m or dz, and of h before each step */
     REAL *products;            /* (CHUNK, PANEL) */
+    REAL *zeros;               /* (P) */
     SumScratch sums;
 } Products;
 
@@ -225,6 +240,7 @@ static size_t NAME(carve_products)(Products *w, const Packed *p, Size count, cha
     w->at = take(&arena, (size_t)count * sizeof(void *));
     w->before = take(&arena, (size_t)count * sizeof(void *));
     w->products = take(&arena, NAME(CHUNK) * PANEL * sizeof(REAL));
+    w->zeros = take(&arena, (size_t)p->P * sizeof(REAL));
     NAME(carve_sums)(&w->sums, 4 * p->H > p->P ? 4 * p->H : p->P, &arena);
     return arena.used;
 }
@@ -250,13 +266,16 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
     Size first = share(K, member, members), last = share(K, member + 1, members);
     Products w;
     NAME(carve_products)(&w, p, count, memory);
+    __builtin_memset(w.zeros, 0, (size_t)p->P * sizeof(REAL));
     const REAL *dz = rows->dz, **at = w.at, **before = w.before;
     for (Size n = 0; n < count; n++) {
         Size t = rows->t[n], b = rows->b[n],
              last_t = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
         at[n] = (const REAL *)f->x + t * f->x_step + b * f->x_row;
-        before[n] = last_t == f->T ? (const REAL *)f->h_0 + (direction * f->B + b) * p->P
-                                   : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
+        int fresh = starts_fresh(&f->valid, f->T, f->B, direction, t, b);
+        before[n] = fresh            ? w.zeros
+                    : last_t == f->T ? (const REAL *)f->h_0 + (direction * f->B + b) * p->P
+                                     : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
     }
     Sum sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
     NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, &w.sums);

@@ -188,9 +188,11 @@ static void NAME(sum_peepholes)(const Backward *f, int direction, Size first, Si
         Size before = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
         const REAL *cells = f->kept[direction].cells, *dz = (const REAL *)rows->dz + n * 4 * H;
         const REAL *c = cells + (t * f->B + b) * units, *c_before = cells + (before * f->B + b) * units;
+        int fresh = starts_fresh(&f->valid, f->T, f->B, direction, t, b);
         for (Size unit = first; unit < last; unit++) {
-            sum[unit] += dz[unit] * c_before[unit];
-            sum[H + unit] += dz[H + unit] * c_before[unit];
+            REAL seen = fresh ? 0 : c_before[unit];
+            sum[unit] += dz[unit] * seen;
+            sum[H + unit] += dz[H + unit] * seen;
             sum[2 * H + unit] += dz[3 * H + unit] * c[unit];
         }
     }

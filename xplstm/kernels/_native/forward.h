@@ -106,7 +106,7 @@ typedef struct Walk {
     Size *active;
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
     REAL **c_new, **out, **copy, **kept;
-    REAL *cells, *m, *z, *hoisted;
+    REAL *cells, *m, *z, *hoisted, *zeros;
     Size hoisted_rows;
 } Walk;
 
@@ -148,6 +148,7 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->m = take(&arena, B * (size_t)p->units * sizeof(REAL));
     w->z = take(&arena, most * PANEL * sizeof(REAL));
     w->hoisted = take(&arena, hoisted * panels * PANEL * sizeof(REAL));
+    w->zeros = take(&arena, (size_t)p->units * sizeof(REAL));
     return arena.used;
 }
 
@@ -183,6 +184,7 @@ static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member
         w->output = share(outputs, member, f->team);
         w->outputs = share(outputs, member + 1, f->team);
     }
+    __builtin_memset(w->zeros, 0, (size_t)p->units * sizeof(REAL));
     REAL *first = f->keep ? (REAL *)f->kept[direction].cells + f->T * f->B * p->units : w->cells;
     for (Size n = 0; n < w->owned; n++) {
         Size b = w->own[n], from = w->panel * LANES, to = w->panels * LANES < p->H ? w->panels * LANES : p->H;
@@ -239,8 +241,9 @@ static void NAME(locate)(Walk *w, Size t, Size n)
     const Kept *kept = &f->kept[w->direction];
     for (Size k = 0; k < n; k++) {
         Size b = w->active[k], at = t * f->B + b;
-        w->h_rows[k] = w->h[b];
-        w->c_rows[k] = w->c[b];
+        int fresh = starts_fresh(&f->valid, f->T, f->B, w->direction, t, b);
+        w->h_rows[k] = fresh ? w->zeros : w->h[b];
+        w->c_rows[k] = fresh ? w->zeros : w->c[b];
         w->c_new[k] = f->keep ? (REAL *)kept->cells + at * p->units : w->cells + b * p->units;
         w->out[k] = p->projected ? w->m + b * p->units : NAME(y_at)(w, t, b);
         w->m_rows[k] = w->out[k];

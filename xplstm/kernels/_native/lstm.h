@@ -85,10 +85,11 @@ typedef struct Weights {
     const void *bias_ih, *bias_hh, *ch;
 } Weights;
 
-/* Which batch entries have a step. */
+/* Which batch entries have a step, and which steps that exist start from zeros. */
 typedef struct Valid {
     const int32_t *lengths;
-    const uint8_t *mask; /* (T, B) */
+    const uint8_t *mask;  /* (T, B) */
+    const uint8_t *fresh; /* (directions, T, B) */
 } Valid;
 
 /* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
@@ -190,6 +191,11 @@ static inline int exists(const Valid *v, Size B, Size t, Size b)
     if (v->lengths)
         return t < v->lengths[b];
     return !v->mask || v->mask[t * B + b];
+}
+
+static inline int starts_fresh(const Valid *v, Size T, Size B, int direction, Size t, Size b)
+{
+    return v->fresh && v->fresh[(direction * T + t) * B + b];
 }
 
 /* The step that row b had before step t of the walk, or T where it had none. */

@@ -260,9 +260,11 @@ static int get_x(Views *v, PyObject *array, Size I, size_t size, const void **x,
     return 0;
 }
 
-static int get_valid(Views *v, PyObject *lengths, PyObject *mask, Size T, Size B, Valid *valid)
+static int get_valid(Views *v, PyObject *lengths, PyObject *mask, PyObject *fresh, Size D, Size T, Size B,
+                     Valid *valid)
 {
-    return get(v, lengths, B, sizeof(int32_t), 0, &valid->lengths) || get(v, mask, T * B, 1, 0, &valid->mask);
+    return get(v, lengths, B, sizeof(int32_t), 0, &valid->lengths) || get(v, mask, T * B, 1, 0, &valid->mask)
+           || get(v, fresh, D * T * B, 1, 0, &valid->fresh);
 }
 
 static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *const *p, Size T, Size B,
@@ -281,14 +283,14 @@ static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *con
     return 0;
 }
 
-/* forward(packed, reverse, x, h_0, c_0, lengths, mask, y, h_n, c_n, kept, threads) */
+/* forward(packed, reverse, x, h_0, c_0, lengths, mask, fresh, y, h_n, c_n, kept, threads) */
 static PyObject *forward(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *packed, *reverse, *x, *h_0, *c_0, *lengths, *mask, *y, *h_n, *c_n, *kept;
+    PyObject *packed, *reverse, *x, *h_0, *c_0, *lengths, *mask, *fresh, *y, *h_n, *c_n, *kept;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOOi", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &x, &h_0,
-                          &c_0, &lengths, &mask, &y, &h_n, &c_n, &kept, &threads))
+    if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOOOi", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &x, &h_0,
+                          &c_0, &lengths, &mask, &fresh, &y, &h_n, &c_n, &kept, &threads))
         return NULL;
     Forward f = {.T = 0};
     Views v = {.count = 0};
@@ -303,8 +305,9 @@ static PyObject *forward(PyObject *self, PyObject *args)
         goto failed;
     Size D = f.directions, B = f.B;
     if (get(&v, h_0, D * B * p->P, size, 0, &f.h_0) || get(&v, c_0, D * B * p->H, size, 0, &f.c_0)
-        || get_valid(&v, lengths, mask, f.T, B, &f.valid) || get(&v, y, f.T * B * D * p->P, size, 1, &f.y)
-        || get(&v, h_n, D * B * p->P, size, 1, &f.h_n) || get(&v, c_n, D * B * p->H, size, 1, &f.c_n)
+        || get_valid(&v, lengths, mask, fresh, D, f.T, B, &f.valid)
+        || get(&v, y, f.T * B * D * p->P, size, 1, &f.y) || get(&v, h_n, D * B * p->P, size, 1, &f.h_n)
+        || get(&v, c_n, D * B * p->H, size, 1, &f.c_n)
         || (f.keep && get_kept(&v, kept, f.directions, f.packed, f.T, B, f.kept)))
         goto failed;
     int bad;
@@ -342,16 +345,17 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
     return 0;
 }
 
-/* backward(packed, reverse, weights, x, h_0, lengths, mask, dy, kept, dx, dh_0, dc_0, gradients, threads) */
+/* backward(packed, reverse, weights, x, h_0, lengths, mask, fresh, dy, kept, dx, dh_0, dc_0, gradients,
+   threads) */
 static PyObject *backward(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *packed, *reverse, *weights, *x, *h_0, *lengths, *mask, *dy, *kept, *dx, *dh_0, *dc_0,
+    PyObject *packed, *reverse, *weights, *x, *h_0, *lengths, *mask, *fresh, *dy, *kept, *dx, *dh_0, *dc_0,
         *gradients;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse,
-                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &dy, &PyTuple_Type, &kept, &dx,
-                          &dh_0, &dc_0, &PyTuple_Type, &gradients, &threads))
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse,
+                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &fresh, &dy, &PyTuple_Type,
+                          &kept, &dx, &dh_0, &dc_0, &PyTuple_Type, &gradients, &threads))
         return NULL;
     Backward f = {.T = 0};
     Views v = {.count = 0};
@@ -364,7 +368,7 @@ static PyObject *backward(PyObject *self, PyObject *args)
         || check_size(f.T + 1, f.B, 8, INT32_MAX / 8 < f.T || INT32_MAX / 8 < f.B ? PTRDIFF_MAX : 1))
         goto failed;
     Size D = f.directions, T = f.T, B = f.B;
-    if (get(&v, h_0, D * B * p->P, size, 0, &f.h_0) || get_valid(&v, lengths, mask, T, B, &f.valid)
+    if (get(&v, h_0, D * B * p->P, size, 0, &f.h_0) || get_valid(&v, lengths, mask, fresh, D, T, B, &f.valid)
         || get(&v, dy, T * B * D * p->P, size, 0, &f.dy)
         || get_kept(&v, kept, f.directions, f.packed, T, B, f.kept)
         || get(&v, dx, T * B * p->I, size, 1, &f.dx) || get(&v, dh_0, D * B * p->P, size, 1, &f.dh_0)
