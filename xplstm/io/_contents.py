@@ -96,8 +96,8 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
 
 
 def dotted(name: str) -> str:
-    """`name` with a dot between its parts, whoever wrote it."""
-    return name.replace("/", ".").strip(".")
+    """Return `name` with dots between its parts, and without the ":0" of TensorFlow's variables."""
+    return name.replace("/", ".").removesuffix(":0").strip(".")
 
 
 # How much of a file's name or value is shown in a message.

@@ -41,10 +41,10 @@ def load(
     ----------
     source : path, open binary file, bytes, mapping of str to array, or module
         A file of safetensors (``.safetensors``), NumPy (``.npz``), PyTorch (``.pt``, ``.pth``), Keras
-        (``.keras``, ``.weights.h5``) or ONNX (``.onnx``); or arrays of any library by name, nested or not, of
-        which whatever is no array is left aside. Bytes and open files hold such a file. A module of PyTorch,
-        Flax or Equinox, or a train state of Flax, gives its own arrays; ``batch_first``, ``dropout`` and
-        ``nonlinearity`` come with those of PyTorch.
+        (``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``) or ONNX (``.onnx``). Or arrays of any library by
+        name, nested or not; other values are ignored. Bytes and open files hold such a file. A module of
+        PyTorch, Flax or Equinox, or a train state of Flax, gives its own arrays; ``batch_first``, ``dropout``
+        and ``nonlinearity`` come with those of PyTorch.
     format : str, optional
         How the weights stand in it: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste",
         "chainer", "keras", "onnx", "joined" or "parted".

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, printable
+from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.io import _foreign, _given, _mapping, _registry
 from xplstm.io._combined import combine
@@ -186,7 +187,7 @@ def spelled(found: Found) -> str:
     options = dict(found.options)
     first = ("input_size", "hidden_size", "output_size")
     sizes = [str(options.pop(name)) for name in first if name in options]
-    plain = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0}
+    plain = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0, "variant": Variant()}
     rest = [f"{n}={v!r}" for n, v in options.items() if plain.get(n) != v]
     return f"{found.kind}({', '.join([*sizes, *rest])})"
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,10 @@ class Tree(NamedTuple):
 
     tensors: list[tuple[str, Tensor]]
     names: dict[str, str]
-    attributes: set[str]
-    """Names of what is told of the file as a whole."""
+    attributes: dict[str, str]
+    """Texts that describe the whole file: the attributes of the root that were asked for."""
+    marks: set[str]
+    """The names of all attributes of the root."""
 
 
 class _Budget:
@@ -98,10 +101,11 @@ def _file(source: Source) -> Iterator[Any]:
         yield file
 
 
-def read(source: Source) -> Tree:
-    """Everything in a file, datasets unread."""
+def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -> Tree:
+    """Return everything in a file, datasets unread; `attributes` of the root, each with its longest text."""
     with source.open() as file:
-        tree = Tree([], {}, set(file.attrs))
+        texts = {name: _text(source, "/", file, name, longest) for name, longest in attributes.items()}
+        tree = Tree([], {}, {name: text for name, text in texts.items() if text is not None}, set(file.attrs))
         budget = _Budget(source)
         seen: set[Any] = set()
         pending: list[tuple[str, Any, int]] = [("", file["/"], 0)]
@@ -141,17 +145,17 @@ def _check_link(source: Source, path: str, group: Any, key: str) -> None:
         raise FormatError(msg)
 
 
-def _text(source: Source, path: str, item: Any, name: str) -> str | None:
-    """A short attribute, such as what a group says it is called."""
+def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGEST_ATTRIBUTE) -> str | None:
+    """Return a short attribute, such as the name of a group."""
     if name not in item.attrs:
         return None
     attribute = item.attrs.get_id(name)
-    if attribute.shape != () or attribute.get_storage_size() > LONGEST_ATTRIBUTE:
+    if attribute.shape != () or attribute.get_storage_size() > longest:
         msg = f"{source.where}: {shown(path)} has an attribute {name!r} that is no short text"
         raise FormatError(msg)
     told = item.attrs[name]
     text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
-    return text[:LONGEST_ATTRIBUTE]
+    return text[:longest]
 
 
 def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:

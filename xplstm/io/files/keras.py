@@ -1,6 +1,8 @@
-"""Files of Keras 3, models (``.keras``) and weights (``.weights.h5``), read and written without Keras.
+"""Files of Keras, read and written without Keras.
 
-A model's configuration is read as text: no class or function that it names is ever looked for.
+Keras 3 has models (``.keras``) and weights (``.weights.h5``). Keras 2 has both as HDF5 (``.h5``, ``.hdf5``),
+which Keras 3 still writes on request. A model's configuration is read as text: no class or function that it
+names is ever looked for.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from typing import Any
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
@@ -17,10 +20,12 @@ from xplstm.io._written import no_place, plain
 from xplstm.io.files import h5
 from xplstm.io.files.archive import Archive
 from xplstm.io.layouts import keras_config
-from xplstm.io.layouts.keras import NUMBERED, SIDES
+from xplstm.io.layouts.keras import NUMBERED
+from xplstm.io.layouts.keras_layers import SIDES
 from xplstm.nn import _module
 
 SUFFIXES = (".weights.h5",)
+_HDF5 = (".h5", ".hdf5")
 LAYOUT = "keras"
 
 # A configuration is a few kilobytes a layer.
@@ -32,7 +37,7 @@ _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json
 def recognises(opening: Opening) -> bool:
     """An HDF5 file, or an archive with one and a configuration."""
     archive = {_WEIGHTS, _CONFIG} <= {*opening.members} or opening.path.lower().endswith(".keras")
-    return archive or opening.head.startswith(h5.SIGNATURE) or opening.path.lower().endswith(SUFFIXES)
+    return archive or opening.head.startswith(h5.SIGNATURE) or opening.path.lower().endswith(_HDF5)
 
 
 def read(path: str) -> Contents:
@@ -40,9 +45,7 @@ def read(path: str) -> Contents:
     with open(path, "rb") as file:
         archived = file.read(2) == b"PK"
     if not archived:
-        tree = h5.read(h5.Source(path))
-        told = {name: "not read" for name in ("model_config",) if name in tree.attributes}
-        return Contents(path, "keras", by_name(path, tree.tensors), told, "keras")
+        return _unpacked(path)
     archive = Archive(path)
     missing = sorted({_WEIGHTS, _CONFIG} - archive.members.keys())
     if missing:
@@ -59,15 +62,33 @@ def read(path: str) -> Contents:
     return Contents(path, "keras", by_name(path, tree.tensors), metadata, "keras")
 
 
+def _unpacked(path: str) -> Contents:
+    """Read an HDF5 file: weights of Keras 3, or a model or weights in the older form with names of layers."""
+    bounds = {"model_config": LONGEST_CONFIG, "keras_version": LONGEST_METADATA}
+    tree = h5.read(h5.Source(path), bounds)
+    if not tree.marks & {"layer_names", "layer_names0", "model_config"}:
+        return Contents(path, "keras", by_name(path, tree.tensors), {}, "keras")
+    tensors = ((name.removeprefix("model_weights/"), tensor) for name, tensor in tree.tensors)
+    version = tree.attributes.get("keras_version")
+    metadata: dict[str, Any] = {"version": version and _major(path, version), "by_layer": True}
+    if "model_config" in tree.attributes:
+        config = keras_config.parse(path, tree.attributes["model_config"].encode(), "model_config")
+        metadata |= {"config": keras_config.modern(config), "names": {}}
+    return Contents(path, "keras", by_name(path, tensors), metadata, "keras")
+
+
 def _version(archive: Archive) -> int | None:
     """Return the major version of Keras that wrote a model, 2 or 3; None if the archive does not have it."""
     if _METADATA not in archive.members:
         return None
     told = keras_config.parse(archive.path, archive.read(_METADATA, LONGEST_METADATA), _METADATA)
-    version = told.get("keras_version")
+    return _major(archive.path, told.get("keras_version"))
+
+
+def _major(where: str, version: Any) -> int:
     major = re.match("[23](?=[.])", version) if isinstance(version, str) else None
     if major is None:
-        msg = f"{archive.path} was written by version {quoted(version)} of Keras; 2 and 3 are known"
+        msg = f"{where} was written by version {quoted(version)} of Keras; 2 and 3 are known"
         raise FormatError(msg)
     return int(major[0])
 

@@ -11,6 +11,7 @@ from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, quoted, shown
 from xplstm.io.layouts import keras_config
 from xplstm.io.layouts.keras_config import Recurrent
+from xplstm.io.layouts.keras_layers import SIDES, from_cudnn, mark_cudnn, place_cells
 from xplstm.io.layouts.single import Single
 from xplstm.nn import _module
 
@@ -25,9 +26,11 @@ def _rows(kernel: str, recurrent_kernel: str, bias: str) -> Single:
 
 
 NUMBERED = _rows("cell.vars.0", "cell.vars.1", "cell.vars.2")
-NAMED = _rows("kernel", "recurrent_kernel", "bias")
+# One cell of a stack in an RNN.
+STACKED = _rows("vars.0", "vars.1", "vars.2")
+NAMES = ("kernel", "recurrent_kernel", "bias")
+NAMED = _rows(*NAMES)
 
-SIDES = ("forward_layer", "backward_layer")
 _NUMBER = re.compile(r"(.*?)(?:_([1-9]\d{0,5}))?")
 
 
@@ -37,26 +40,35 @@ def to_mapping(network: _module.Recurrent) -> dict[str, Array]:
 
 
 def find(contents: Contents) -> list[Found]:
-    """The LSTMs of a model, or whatever has the variables of one."""
-    cells = {
-        found.prefix: found._replace(options={**found.options, "batch_first": True})
-        for found in NUMBERED.find(contents)
-    }
+    """Return the LSTMs of a model, or whatever has the variables of one."""
+    by_layer = contents.metadata.get("by_layer", False)
+    told = None
     if "config" in contents.metadata:
-        told = keras_config.recurrent(
-            contents.where, contents.metadata["config"], contents.metadata["version"]
-        )
+        version = contents.metadata["version"]
+        told = keras_config.recurrent(contents.where, contents.metadata["config"], version, by_layer)
         _check_names(contents, told)
+    named = _named(contents)
+    if by_layer:
+        cells = place_cells(contents, [_batch_first(one) for one in named], told)
+    else:
+        stacked = [one for one in STACKED.find(contents) if one.prefix.split(".")[-2:-1] == ["cells"]]
+        cells = {one.prefix: _batch_first(one) for one in (*NUMBERED.find(contents), *stacked)}
+    if told is not None:
         return [_stack(cells, stack) for stack in _stacks(told)]
-    if "model_config" in contents.metadata:
-        problem = "a whole model as Keras 2 has it, whose configuration is not read: "
-        problem += "save it as .keras or .weights.h5"
-        return [Found("", "keras", "LSTM", {}, NAMED.gates, (), dict, problem)]
     # A mapping is what a caller made of weights that are known; a file has it from elsewhere.
-    named = NAMED.find(contents)
     if contents.file == "keras":
         named = [one._replace(untold=_open(one)) for one in named]
-    return [*_untold(cells), *named]
+    return [*_untold(cells), *(() if by_layer else named)]
+
+
+def _named(contents: Contents) -> list[Found]:
+    """Return the cells whose variables have the names of their attributes."""
+    resolved, cudnn = from_cudnn(contents, NAMES)
+    return [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
+
+
+def _batch_first(cell: Found) -> Found:
+    return cell._replace(options={**cell.options, "batch_first": True})
 
 
 def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:

@@ -26,6 +26,14 @@ _PASSING = (
     "SpatialDropout1D",
 )
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+# Layers of Keras 2 whose functions cannot be chosen: the class that replaced each, and its options.
+_CUDNN = {
+    "CuDNNLSTM": ("LSTM", {"activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}),
+    "CuDNNGRU": (
+        "GRU",
+        {"activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "reset_after": True},
+    ),
+}
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product", None: "none"}
 # Constants of Keras 3, where a function has some.
 _ACTIVATIONS: dict[str, Any] = {
@@ -49,7 +57,7 @@ ACTIVATIONS: dict[int | None, dict[str, Any]] = {
 # the state.
 _ASIDE = re.compile(
     r"name|trainable|dtype|return_sequences|return_state|stateful|unroll|seed|units|unit_forget_bias|zero_output_for_mask"
-    r"|implementation|batch_input_shape|.*_(initializer|regularizer|constraint)|cell|use_cudnn"
+    r"|implementation|batch_input_shape|input_dim|input_length|.*_(initializer|regularizer|constraint)|cell|use_cudnn"
 )
 _READ = (
     *("activation", "recurrent_activation", "use_bias", "go_backwards", "time_major", "reset_after"),
@@ -96,10 +104,46 @@ def parse(where: str, text: bytes, name: str = "config.json") -> Mapping[str, An
     return config
 
 
-def recurrent(where: str, config: Mapping[str, Any], version: int | None) -> list[Recurrent]:
-    """Every LSTM of a model, those of models inside it included."""
+def modern(config: Any, depth: int = 0) -> Any:
+    """Return a configuration of Keras 2, or a part of one, in the form that Keras 3 writes."""
+    if depth > 8 * DEEPEST or not isinstance(config, dict | list):
+        return config
+    if isinstance(config, list):
+        return [modern(one, depth + 1) for one in config]
+    found = {
+        key: value if key == "inbound_nodes" else modern(value, depth + 1) for key, value in config.items()
+    }
+    kind, options = found.get("class_name"), found.get("config")
+    if kind == "Sequential" and isinstance(options, list):
+        found["config"] = {"layers": options}
+    if isinstance(kind, str) and kind in _CUDNN and isinstance(options, dict):
+        found["class_name"], told = _CUDNN[kind]
+        found["config"] = {**options, **told}
+    if isinstance(kind, str) and ">" not in kind:
+        found.setdefault("module", "keras.layers")
+    if isinstance(found.get("inbound_nodes"), list):
+        found["inbound_nodes"] = [_call(node) for node in found["inbound_nodes"]]
+    return found
+
+
+def _call(node: Any) -> Any:
+    """Return one call of a layer: each tensor is a list of layer, call, output and, in Keras 2, arguments."""
+    if not isinstance(node, list):
+        return node
+    tensors = [node] if node and isinstance(node[0], str) else node
+    return {"args": [one[:3] for one in tensors], "kwargs": [one[3:] for one in tensors]}
+
+
+def recurrent(
+    where: str, config: Mapping[str, Any], version: int | None, by_layer: bool = False
+) -> list[Recurrent]:
+    """Return every LSTM of a model, those of models inside it included.
+
+    With `by_layer`, paths are the names of layers, as in HDF5 files of models.
+    """
     try:
-        found = list(_of_model(config, "layers", 0, version)) or list(_of_own_classes(config))
+        start = None if by_layer else "layers"
+        found = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
     except Exception as error:  # any part of a configuration can be another object than Keras writes
         what = f"{type(error).__name__} {quoted(str(error))}"
         msg = f"{where}: config.json is not that of a Keras model: {what}"
@@ -131,8 +175,10 @@ def snake_case(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _of_model(model: Mapping[str, Any], path: str, depth: int, version: int | None) -> Iterator[Recurrent]:
-    """Find the LSTMs of a model whose layers' weights are under `path`."""
+def _of_model(
+    model: Mapping[str, Any], path: str | None, depth: int, version: int | None
+) -> Iterator[Recurrent]:
+    """Find the LSTMs of a model whose layers' weights are under `path`; under their names if it is None."""
     if model["class_name"] not in MODELS or depth > DEEPEST:
         return
     counts: Counter[str] = Counter()
@@ -149,18 +195,19 @@ def _of_model(model: Mapping[str, Any], path: str, depth: int, version: int | No
         if not isinstance(name, str):
             msg = f"the name of a layer is {quoted(name)}, expected text"
             raise TypeError(msg)
+        place = name if path is None else place
         in_order = model["class_name"] == "Sequential"
         source = before if in_order else _source(layer, above, uses)
         hands_on = source if layer.get("module") == "keras.layers" and kind in _PASSING else None
         if kind in MODELS:
-            yield from _of_model(layer, f"{place}/layers", depth + 1, version)
+            yield from _of_model(layer, None if path is None else f"{place}/layers", depth + 1, version)
         elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
             if kind in ("LSTM", "GRU", "Bidirectional", "RNN"):
-                one = _layer(kind, config, place, name, source, version)
-                hands_on = place if in_order or _given_one(layer) else None
+                ones = _layers(kind, config, place, name, source, version)
+                hands_on = ones[-1].path if in_order or _given_one(layer) else None
             else:
-                one = _unread(place, name, f"a {inner}, which is not read")
-            yield one
+                ones = [_unread(place, name, f"a {inner}, which is not read")]
+            yield from ones
         above[name] = before = hands_on
 
 
@@ -208,6 +255,24 @@ def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
             return None
         kinds.append(layer["class_name"])
     return " around ".join(kinds)
+
+
+def _layers(
+    kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None, version: int | None
+) -> list[Recurrent]:
+    """Return one layer, or one for each of an RNN's stacked cells."""
+    if kind != "RNN" or config["cell"]["class_name"] != "StackedRNNCells":
+        return [_layer(kind, config, path, name, below, version)]
+    found: list[Recurrent] = []
+    counts: Counter[str] = Counter()
+    for cell in config["cell"]["config"]["cells"]:
+        key = snake_case(cell["class_name"])
+        place = f"{path}/cell/cells/{key}_{counts[key]}" if counts[key] else f"{path}/cell/cells/{key}"
+        counts[key] += 1
+        own = cell["config"]["name"]
+        found.append(_layer(kind, {**config, "cell": cell}, place, own, below, version))
+        below = place
+    return found or [_unread(path, name, "an RNN of no cells")]
 
 
 def _layer(

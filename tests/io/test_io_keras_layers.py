@@ -1,0 +1,217 @@
+"""HDF5 files with the names of layers: as Keras 2 writes them by its source, and as Keras 3 still does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+import xplstm.io
+from tests.io.test_io_keras import H, I, T, agrees, keras, sequential
+
+h5py = pytest.importorskip("h5py")
+
+__all__ = ["keras"]
+
+KERNELS = ("kernel", "recurrent_kernel", "bias")
+
+
+def layer(name: str = "lstm_1", kind: str = "LSTM", **config: Any) -> dict[str, Any]:
+    """The configuration of one layer as Keras 2 has it: no module, every option."""
+    told: dict[str, Any] = {"name": name, "units": H, "go_backwards": False, "implementation": 1}
+    if kind != "CuDNNLSTM":
+        told |= {"activation": "tanh", "recurrent_activation": "hard_sigmoid", "use_bias": True}
+    return {"class_name": kind, "config": told | config}
+
+
+def model(*layers: Any, kind: str = "Sequential") -> dict[str, Any]:
+    """A model of Keras 2: a Sequential's layers were first a list of their own."""
+    return {"class_name": kind, "config": list(layers) if kind == "Sequential" else {"layers": list(layers)}}
+
+
+def arrays(inputs: int, seed: int, cudnn: bool = False) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = ((inputs, 4 * H), (H, 4 * H), ((8 if cudnn else 4) * H,))
+    return {name: rng.normal(size=s).astype("f4") for name, s in zip(KERNELS, shapes, strict=True)}
+
+
+def write(path: Any, cells: dict[str, Any], config: Any = None, version: str | None = "2.2.4") -> Any:
+    """Write cells by their places; a whole model where there is a configuration."""
+    with h5py.File(path, "w") as file:
+        group = file if config is None else file.create_group("model_weights")
+        group.attrs["layer_names"] = [np.bytes_(place.split("/")[0]) for place in cells]
+        for target in (file, group):
+            if version is not None:
+                target.attrs["keras_version"] = np.bytes_(version)
+        if config is not None:
+            file.attrs["model_config"] = config if isinstance(config, bytes) else json.dumps(config).encode()
+            file["optimizer_weights/Adam/lstm_1/kernel/m:0"] = np.zeros(3, "f4")
+        for place, weights in cells.items():
+            for name, a in weights.items():
+                group[f"{place}/{name}:0"] = a
+    return path
+
+
+def run(x: Any, cell: dict[str, Any], gate: Any, reverse: bool = False) -> Any:
+    """One layer by Keras's equations, batch first."""
+    h = c = np.zeros((x.shape[0], H))
+    y = []
+    for x_t in x.swapaxes(0, 1)[:: -1 if reverse else 1]:
+        z = x_t @ cell["kernel"] + h @ cell["recurrent_kernel"] + cell["bias"]
+        i, f, g, o = np.split(z, 4, axis=1)
+        c = gate(f) * c + gate(i) * np.tanh(g)
+        h = gate(o) * np.tanh(c)
+        y.append(h)
+    return np.stack(y[:: -1 if reverse else 1], axis=1)
+
+
+def hard(a: Any) -> Any:
+    return np.clip(0.2 * a + 0.5, 0, 1)
+
+
+def sigmoid(a: Any) -> Any:
+    return 1 / (1 + np.exp(-a))
+
+
+def batch() -> Any:
+    return np.random.default_rng(9).normal(size=(3, T, I)).astype("f4")
+
+
+def close(found: Any, wanted: Any) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+def call(name: str, *below: str) -> Any:
+    """A layer of a functional model with its calls, as Keras 2 has them."""
+    return layer(name, recurrent_activation="sigmoid") | {
+        "name": name,
+        "inbound_nodes": [[[one, 0, 0, {}] for one in below]],
+    }
+
+
+def test_a_whole_model_has_the_slope_of_its_version(tmp_path: Any) -> None:
+    cell = arrays(I, 0)
+    path = write(
+        tmp_path / "model.h5",
+        {"lstm_1/lstm_1": cell},
+        model(layer(), {"class_name": "Dense", "config": {"name": "d"}}),
+    )
+    lstm = xplstm.io.load(path)
+    close(lstm(batch())[0], run(batch(), cell, hard))
+    write(path, {"lstm_1/lstm_1": cell}, model(layer()), version=None)
+    with pytest.raises(
+        xplstm.FormatError, match=r"hard_sigmoid' is none of .* which version of Keras wrote it"
+    ):
+        xplstm.io.load(path)
+    write(path, {"lstm_1/lstm_1": cell}, model(layer()), version="1.2.2")
+    with pytest.raises(xplstm.FormatError, match=r"written by version '1.2.2' of Keras; 2 and 3 are known"):
+        xplstm.io.load(path)
+
+
+def test_functional_layers_are_stacked_where_they_are(tmp_path: Any) -> None:
+    cells = {"a/a/lstm_cell": arrays(I, 0), "b/b/lstm_cell_1": arrays(H, 1)}
+    entry = {"class_name": "InputLayer", "config": {"name": "x"}, "name": "x", "inbound_nodes": []}
+    config = model(entry, call("a", "x"), call("b", "a"), kind="Model")
+    close(
+        xplstm.io.load(write(tmp_path / "m.h5", cells, config))(batch())[0],
+        run(run(batch(), cells["a/a/lstm_cell"], sigmoid), cells["b/b/lstm_cell_1"], sigmoid),
+    )
+    twice = model(entry, call("a", "x"), call("b", "a"), call("c", "a"), kind="Model")
+    cells["c/c/lstm_cell_2"] = arrays(H, 2)
+    assert len(xplstm.io.inspect(write(tmp_path / "m.h5", cells, twice)).networks) == 3
+
+
+def test_two_directions(tmp_path: Any) -> None:
+    forward, backward = arrays(I, 0), arrays(I, 1)
+    start = "bidirectional_1/bidirectional_1"
+    cells = {f"{start}/backward_lstm_1": backward, f"{start}/forward_lstm_1": forward}
+    config = {"name": "bidirectional_1", "merge_mode": "sum", "layer": layer()}
+    path = write(tmp_path / "m.h5", cells, model({"class_name": "Bidirectional", "config": config}))
+    wanted = run(batch(), forward, hard) + run(batch(), backward, hard, reverse=True)
+    close(xplstm.io.load(path)(batch())[0], wanted)
+    alone = write(tmp_path / "w.h5", cells)
+    hard_gates = xplstm.Variant(activations=(("hard_sigmoid", 0.2, 0.5), "tanh", "tanh"))
+    with pytest.raises(xplstm.ArgumentError, match="pass variant=, merge="):
+        xplstm.io.load(alone)
+    close(xplstm.io.load(alone, variant=hard_gates, merge="sum")(batch())[0], wanted)
+
+
+def plain_of_cudnn(cell: dict[str, Any]) -> dict[str, Any]:
+    """The same layer in the equations' form: cuDNN has a matrix (units, inputs) a gate, row by row."""
+    units = [cell["kernel"][:, k * H : (k + 1) * H].ravel().reshape(H, -1).T for k in range(4)]
+    hidden = [cell["recurrent_kernel"][:, k * H : (k + 1) * H].T for k in range(4)]
+    bias = cell["bias"][: 4 * H] + cell["bias"][4 * H :]
+    return {"kernel": np.hstack(units), "recurrent_kernel": np.hstack(hidden), "bias": bias}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_cudnn_has_its_own_kernels_and_fixed_functions(whole: bool, tmp_path: Any) -> None:
+    cell = arrays(I, 0, cudnn=True)
+    config = model(layer("rnn_1", "CuDNNLSTM")) if whole else None
+    lstm = xplstm.io.load(write(tmp_path / "m.hdf5", {"rnn_1/rnn_1": cell}, config), prefix="rnn_1")
+    close(lstm(batch())[0], run(batch(), plain_of_cudnn(cell), sigmoid))
+
+
+def test_weights_alone_tell_no_functions(tmp_path: Any) -> None:
+    cell = arrays(I, 0)
+    path = write(tmp_path / "w.h5", {"lstm/lstm/lstm_cell": cell})
+    with pytest.raises(xplstm.ArgumentError, match="pass variant="):
+        xplstm.io.load(path)
+    close(xplstm.io.load(path, variant=None)(batch())[0], run(batch(), cell, sigmoid))
+    named = {f"lstm/lstm_cell/{name}:0": a for name, a in cell.items()}
+    close(xplstm.io.load(named, format="keras", batch_first=True)(batch())[0], run(batch(), cell, sigmoid))
+
+
+def test_stacked_cells_are_taken_by_their_names(tmp_path: Any) -> None:
+    inner = [layer(f"lstm_cell{n}", "LSTMCell", recurrent_activation="sigmoid") for n in ("", "_1")]
+    stack = {"name": "rnn", "cell": {"class_name": "StackedRNNCells", "config": {"cells": inner}}}
+    config = model({"class_name": "RNN", "config": stack})
+    start = "rnn/rnn/stacked_rnn_cells"
+    cells = {f"{start}/lstm_cell": arrays(I, 0), f"{start}/lstm_cell_1": arrays(H, 1)}
+    lstm = xplstm.io.load(write(tmp_path / "m.h5", cells, config))
+    lower, upper = cells.values()
+    close(lstm(batch())[0], run(run(batch(), lower, sigmoid), upper, sigmoid))
+    write(tmp_path / "m.h5", {"rnn/rnn": arrays(H, 0)}, config)
+    with pytest.raises(xplstm.FormatError, match="has no weights"):
+        xplstm.io.load(tmp_path / "m.h5", prefix="rnn/cell/cells/lstm_cell")
+
+
+def test_what_cannot_be_told_apart_is_refused(tmp_path: Any) -> None:
+    path = tmp_path / "m.h5"
+    write(path, {"lstm_1/lstm_1": arrays(I, 0)}, model(layer(), layer()))
+    with pytest.raises(xplstm.FormatError, match="two layers called 'lstm_1'"):
+        xplstm.io.load(path)
+    write(path, {"lstm_1/lstm_1": arrays(I, 0)}, b"[" * 100_000)
+    with pytest.raises(xplstm.FormatError, match="model_config is no JSON"):
+        xplstm.io.load(path)
+    write(path, {"lstm_1/lstm_1": arrays(I, 0) | {"gamma": np.ones(4 * H, "f4")}}, model(layer()))
+    with pytest.raises(xplstm.FormatError, match=r"does not use .*gamma"):
+        xplstm.io.load(path)
+
+
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
+def test_what_keras_3_writes(keras: Any, ending: str, tmp_path: Any) -> None:
+    make = keras.layers
+    inner = keras.Sequential([keras.Input((None, I)), make.LSTM(H, return_sequences=True)])
+    stacked = make.RNN([make.LSTMCell(H) for _ in range(3)], return_sequences=True)
+    both = make.Bidirectional(make.LSTM(H, return_sequences=True))
+    activation = make.LSTM(H, recurrent_activation="hard_sigmoid", use_bias=False, return_sequences=True)
+    for one in (inner, stacked, both, activation, make.GRU(H, return_sequences=True)):
+        made = sequential(keras, one)
+        made.save(tmp_path / f"model{ending}")
+        agrees(made, xplstm.io.load(tmp_path / f"model{ending}"))
+
+
+def test_stacked_cells_of_several_sizes_are_apart(keras: Any, tmp_path: Any) -> None:
+    make = keras.layers
+    made = sequential(keras, make.RNN([make.LSTMCell(H), make.LSTMCell(H + 1)], return_sequences=True))
+    made.save_weights(tmp_path / "m.weights.h5")
+    made.save(tmp_path / "m.keras")
+    for name, options in (("m.weights.h5", {"variant": None}), ("m.keras", {})):
+        y = batch()
+        for cell in ("lstm_cell", "lstm_cell_1"):
+            y, _ = xplstm.io.load(tmp_path / name, prefix=f"layers.rnn.cell.cells.{cell}", **options)(y)
+        close(y, made(batch()).detach().numpy())

@@ -1,0 +1,144 @@
+"""Weights of Keras under the names of layers, as HDF5 files of Keras 2 have them, and those made for cuDNN.
+
+The parts of a name are a layer of the model, whatever scopes its variables were made in, and the variable:
+``lstm_1/lstm_1/kernel:0`` or ``bidirectional/bidirectional/forward_lstm/lstm_cell/kernel:0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from xplstm import _array
+from xplstm._errors import FormatError
+from xplstm._params import Variant
+from xplstm._typing import Array
+from xplstm.io._contents import Contents, Found, Tensor, dotted, quoted
+from xplstm.io.layouts.keras_config import Recurrent
+
+SIDES = ("forward_layer", "backward_layer")
+# How the names of a Bidirectional layer's two layers begin.
+_SIDE_NAMES = ("forward_", "backward_")
+# Gates of a recurrent kernel -> vectors in the bias of the layer for cuDNN.
+_CUDNN_BIASES = {4: 8, 3: 6}
+
+
+def place_cells(
+    contents: Contents, cells: Sequence[Found], told: Sequence[Recurrent] | None
+) -> dict[str, Found]:
+    """Return the cells by the path that a configuration gives their layer; without one, by its name."""
+    if told is None:
+        layers = dict.fromkeys(one.prefix.partition(".")[0] for one in cells)
+        found: dict[str, Found] = {}
+        for layer in layers:
+            here = _under(cells, layer)
+            alone = {layer: _moved(here[0], layer)} if len(here) == 1 else {}
+            found |= alone or _sides(layer, here) or {one.prefix: one for one in here}
+        return found
+    paths = [one.path for one in told]
+    twice = next((path for path in paths if path and paths.count(path) > 1), None)
+    if twice is not None:
+        msg = f"{contents.where} has two layers called {quoted(twice)}, whose weights cannot be told apart"
+        raise FormatError(msg)
+    return {path: one for layer in told for path, one in _of_layer(cells, layer)}
+
+
+def _of_layer(cells: Sequence[Found], layer: Recurrent) -> Iterator[tuple[str, Found]]:
+    """Give the cells of one layer of the configuration, if it has as many as the layer has directions."""
+    path = layer.path.replace("/", ".")
+    here = _under(cells, dotted(layer.path.partition("/cell/cells/")[0]))
+    is_stacked = "/cell/cells/" in layer.path
+    if len(here) != 1 + layer.bidirectional or is_stacked:
+        named = [one for one in here or cells if dotted(layer.name) in one.prefix.split(".")]
+        here = named if named or is_stacked else here
+    if layer.bidirectional:
+        yield from _sides(path, here).items()
+    elif len(here) == 1:
+        yield path, _moved(here[0], path)
+
+
+def _under(cells: Sequence[Found], layer: str) -> list[Found]:
+    return [one for one in cells if f"{one.prefix}.".startswith(f"{layer}.")]
+
+
+def _sides(path: str, cells: Sequence[Found]) -> dict[str, Found]:
+    """Return the two directions of a layer by their paths; nothing if they are not two directions."""
+    found = {
+        f"{path}.{side}": _moved(one, f"{path}.{side}")
+        for side, start in zip(SIDES, _SIDE_NAMES, strict=True)
+        for one in cells
+        if any(part.startswith(start) for part in one.prefix.split("."))
+    }
+    return found if len(found) == len(cells) == 2 else {}
+
+
+def _moved(cell: Found, path: str) -> Found:
+    return cell._replace(prefix=path, parts=cell.places)
+
+
+def from_cudnn(contents: Contents, names: tuple[str, str, str]) -> tuple[Contents, frozenset[str]]:
+    """Return the contents with weights made for cuDNN as other layers have them, and where those were.
+
+    CuDNNLSTM and CuDNNGRU have a bias for x and one for h, one after the other, where other layers have their
+    sum. A gate's kernels are the matrices that cuDNN takes, which read x from the left: that of x has its
+    numbers in the order of an array (units, inputs), whatever its shape says.
+    """
+    kernel, recurrent, bias = names
+    tensors, places = dict(contents.tensors), set()
+    for name, tensor in contents.tensors.items():
+        place = name.removesuffix(bias)
+        given = [tensors.get(place + one) for one in (kernel, recurrent)]
+        if place == name or place[-1:] not in ("", ".") or None in given:
+            continue
+        shapes = [one.shape for one in given if one is not None]
+        gates = _gates(shapes[0], shapes[1], tensor.shape)
+        if gates is None:
+            continue
+        places.add(place[:-1])
+        for one, change in ((kernel, _kernel), (recurrent, _recurrent_kernel)):
+            old = contents.tensors[place + one]
+            tensors[place + one] = old._replace(array=partial(_changed, change, old, gates))
+        H = shapes[1][0]
+        shape = (4 * H,) if gates == 4 else (2, 3 * H)
+        tensors[name] = Tensor(shape, tensor.dtype, partial(_changed, _bias, tensor, gates))
+    return contents._replace(tensors=tensors), frozenset(places)
+
+
+def mark_cudnn(cell: Found, places: frozenset[str]) -> Found:
+    """Return a cell with the functions that a layer for cuDNN has, which no option changes."""
+    is_cudnn = cell.prefix in places and cell.kind == "LSTM"
+    return cell._replace(options={**cell.options, "variant": Variant()}) if is_cudnn else cell
+
+
+def _gates(kernel: tuple[int, ...], recurrent: tuple[int, ...], bias: tuple[int, ...]) -> int | None:
+    """Return the number of gates of a layer for cuDNN; None if the shapes are not those of one."""
+    if len(kernel) != 2 or len(recurrent) != 2 or not recurrent[0]:
+        return None
+    gates, rest = divmod(recurrent[1], recurrent[0])
+    fits = not rest and gates in _CUDNN_BIASES and kernel[1] == recurrent[1]
+    return gates if fits and bias == (_CUDNN_BIASES[gates] * recurrent[0],) else None
+
+
+def _changed(change: Any, tensor: Tensor, gates: int) -> Array:
+    a = _array.native(tensor.array())
+    changed: Array = change(_array.namespace(a, "a kernel"), a, gates)
+    return changed
+
+
+def _kernel(xp: Any, a: Array, gates: int) -> Array:
+    inputs, units = a.shape[0], a.shape[1] // gates
+    blocks = [xp.reshape(a[:, k * units : (k + 1) * units], (units, inputs)).T for k in range(gates)]
+    joined: Array = xp.concat(blocks, axis=1)
+    return joined
+
+
+def _recurrent_kernel(xp: Any, a: Array, gates: int) -> Array:
+    units = a.shape[0]
+    joined: Array = xp.concat([a[:, k * units : (k + 1) * units].T for k in range(gates)], axis=1)
+    return joined
+
+
+def _bias(xp: Any, a: Array, gates: int) -> Array:
+    both: Array = xp.reshape(a, (2, a.shape[0] // 2))
+    return both[0, :] + both[1, :] if gates == 4 else both
