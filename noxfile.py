@@ -128,6 +128,13 @@ def weights(session: nox.Session) -> None:
     run_tests(session, "torch,jax", "tests/io", "tests/docs/test_docs.py")
 
 
+@nox.session(tags=["versions"])
+def package(session: nox.Session) -> None:
+    """Build the source distribution and wheels; test them and an installation without a compiler."""
+    session.install("-e", ".[test]", "build")
+    session.run("pytest", "tests/test_package.py", *session.posargs, env={"XPLSTM_PACKAGE": "1"})
+
+
 @nox.session(tags=["fuzz"])
 def fuzz(session: nox.Session) -> None:
     """Fuzz the readers of weight files for two minutes; options of libFuzzer go after ``--``."""
@@ -151,7 +158,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     shutil.rmtree(tree, ignore_errors=True)
     for name in ("xplstm", "spec", "tests"):
         shutil.copytree(name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(name, tree)
     session.chdir(tree)
     session.install("--editable", ".[test]", env=build)

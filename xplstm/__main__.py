@@ -8,6 +8,7 @@ import io
 import os
 import sys
 
+import xplstm
 from xplstm._errors import XplstmError
 
 COMMANDS = {
@@ -22,6 +23,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its module in `xplstm.cli` is imported only then."""
     parser = argparse.ArgumentParser(prog="python -m xplstm", description="An LSTM for any array library.")
+    parser.add_argument("--version", action="version", version=f"xplstm {xplstm.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     argv = sys.argv[1:] if argv is None else argv
     for name, text in COMMANDS.items():

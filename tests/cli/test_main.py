@@ -27,6 +27,12 @@ def test_show_config_names_every_backend_and_kernel(capsys: pytest.CaptureFixtur
         assert name in text
 
 
+def test_the_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--version"])
+    assert capsys.readouterr().out == f"xplstm {xplstm.__version__}\n"
+
+
 def test_info_is_show_config(capsys: pytest.CaptureFixture[str]) -> None:
     xplstm.show_config()
     want = capsys.readouterr().out

@@ -57,9 +57,10 @@ def sessions_and_tags() -> tuple[set[str], set[str]]:
 
 def check_pip(words, _):
     assert words[0] == "install"
+    options = ["--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary"]
     for word in words[1:]:
         own = re.fullmatch(r"(?:\.|xplstm)(?:\[([a-z0-9,]+)\])?", word)
-        assert own or word in ("-e", "nox", "ml_dtypes"), f"what is {word}?"
+        assert own or word in ("-e", "nox", "ml_dtypes", *options), f"what is {word}?"
         extras = own[1].split(",") if own and own[1] else []
         assert set(extras) <= optional_dependencies().keys(), word
 
@@ -81,6 +82,9 @@ def check_python(words, monkeypatch):
     assert words[0] == "-m", "a page runs modules, which work from anywhere"
     if words[1] != "xplstm":
         assert importlib.util.find_spec(words[1]), words[1]
+    elif words[2:] == ["--version"]:
+        with pytest.raises(SystemExit, match="0"):
+            main(words[2:])
     elif len(words) > 2:
         module = importlib.import_module(f"xplstm.cli.{words[2]}")
         monkeypatch.setattr(module, "run", lambda _: 0)
@@ -103,6 +107,15 @@ def test_a_clone_is_installed_in_place():
     own = [words for words in installs if any(re.match(r"\.(\[|$)", word) for word in words)]
     assert len(own) > 4
     assert [words for words in own if "-e" not in words] in ([], [["pip", "install", "."]])
+
+
+def test_workflows_run_sessions_that_exist():
+    sessions, tags = sessions_and_tags()
+    text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / ".github" / "workflows").glob("*.yml"))
+    named = set(re.findall(r"- session: (\w+)", text)) | set(re.findall(r"--session (\w+)", text))
+    assert len(named) > 9
+    assert named <= sessions
+    assert set(re.findall(r"--tags (\w+)", text)) <= tags
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: f"{snippet.page}:{snippet.line}")

@@ -264,7 +264,7 @@ def test_without_the_compiled_part_the_rest_works_and_says_so() -> None:
     text = started(WITHOUT).stdout
     assert "layer 0: numpy_inplace" in text
     assert text.count("not compiled here") == 2
-    assert text.count("pip install --no-binary xplstm xplstm") == 2
+    assert text.count("install a C compiler, then repeat pip install with --force-reinstall") == 2
 
 
 def bits(dtype: str) -> Iterator[np.ndarray]:

@@ -35,7 +35,11 @@ def _describe_old_build(found: int, expected: int) -> str:
 try:
     from xplstm.kernels import _engine
 except (ImportError, SystemError) as error:
-    _HINT = "with a C compiler, pip install --no-binary xplstm xplstm makes it"
+    # All four are needed: pip keeps what is installed, and the wheel that it made without a compiler.
+    _HINT = (
+        "install a C compiler, then repeat pip install with"
+        " --force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
+    )
     _MISSING = f"it is not compiled here ({error}); {_HINT}"
     ISAS: dict[str, bool] = {}
 else:
