@@ -64,7 +64,7 @@ LIBRARIES = {
     "cupy": Library("cupy", as_array, lambda a: a.get()),
 }
 
-SLOW, LONG = ("jax", "dask"), 100
+SLOW, LONG = ("jax", "dask", "flax"), 100
 
 # Kernels that know the arrays of one library alone; the others are tested on every one.
 HOMES = {

@@ -17,6 +17,9 @@ FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
 # What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
+# Of relations, for a subject whose code another subject runs on plain NumPy.
+FEW = ("layer-lengths-reverse", "module-two-by-two-lengths")
+SECOND = ("numpy_readonly", "array_api_strict")
 BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
 BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
 
@@ -94,11 +97,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def beyond_the_sample(case: Case | None) -> bool:
-    """Whether a case of a slow or missing subject waits for somebody to name the subject."""
-    if case is None or not (is_slow(case.subject.adapter) or case.subject.adapter.why_unavailable()):
+    """Whether a case of a slow, second or missing subject waits for somebody to name the subject."""
+    if case is None:
         return False
-    sampled = case.values.get("name", SAMPLE[0]) in SAMPLE
-    return not sampled or case.values.get("dtype", "float64") != "float64"
+    adapter, name = case.subject.adapter, case.values.get("name", SAMPLE[0])
+    absent = is_slow(adapter) or adapter.why_unavailable() is not None
+    if case.test == "test_relation":
+        return (absent or adapter.describe()["library"] in SECOND) and name not in FEW
+    return absent and (name not in SAMPLE or case.values.get("dtype", "float64") != "float64")
 
 
 def list_of(config: pytest.Config, case: Case) -> Path:

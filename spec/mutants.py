@@ -195,6 +195,9 @@ VARIANT_FAULTS = (
     "product merged as sum on the way back",
 )
 
+# What no record finds and a relation does.
+RELATION_FAULTS = ("variance by the difference of squares",)
+
 
 def given(prefixes: tuple[str, ...], change: Change) -> Call:
     """An LSTM that spoils the arrays whose names start so."""

@@ -28,6 +28,8 @@ from spec.subjects import is_slow, named, subjects
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
+FILES = ("vectors", "behaviour", "refusals", "sized", "relations", "exact_bits")
+"""What asks subjects; the other tests are of the suite itself."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
 
 
@@ -107,8 +109,7 @@ class Recorder:
 def run(names: Sequence[str]) -> Recorder:
     """The suite on these subjects, quietly."""
     recorder = Recorder()
-    names_of_files = ("vectors", "behaviour", "refusals", "exact_bits")
-    files = [str(FOLDER / f"test_{name}.py") for name in names_of_files]
+    files = [str(FOLDER / f"test_{name}.py") for name in FILES]
     chosen = [f"--subject={name}" for name in names]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main([*files, *chosen, "--capture=sys", "-p", "no:cacheprovider"], plugins=[recorder])
@@ -186,7 +187,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run, write, and return 1 where a case fails that no list knows."""
     parser = argparse.ArgumentParser(prog="python -m spec report", description=__doc__)
     parser.add_argument(
-        "--subject", action="append", help="these alone; by default all but JAX and Dask, which take minutes"
+        "--subject",
+        action="append",
+        help="these alone; by default all but JAX, Dask and Flax, which take minutes",
     )
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files (default: docs)")
     options = parser.parse_args(arguments)

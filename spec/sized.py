@@ -205,7 +205,18 @@ CASES: dict[str, Sized] = {
 def given(name: str, dtype: str) -> Arrays:
     """The arrays of a call, the same in every run; read-only."""
     case = CASES[name]
-    rng, config = np.random.default_rng(zlib.crc32(name.encode())), case.config
+    a = drawn(case, np.random.default_rng(zlib.crc32(name.encode())))
+    if case.change is not None:
+        case.change(a)
+    found = {n: v.astype(dtype) for n, v in a.items()}
+    for v in found.values():
+        v.flags.writeable = False
+    return found
+
+
+def drawn(case: Sized, rng: np.random.Generator) -> Arrays:
+    """Draw the arrays of a call and its cotangents, in float64."""
+    config = case.config
     H, P = config["hidden_size"], config["proj_size"] or config["hidden_size"]
     stacked = case.op == "module"
     L, D = config.get("num_layers", 1), 1 + bool(config.get("bidirectional"))
@@ -220,13 +231,7 @@ def given(name: str, dtype: str) -> Arrays:
     y = {"concat": (T, B, D * P), "none": (D, T, B, P)}.get(merge, (T, B, P))
     shapes = {"x": (T, B, config["input_size"]), "h_0": (*lead, B, P), "c_0": (*lead, B, H)}
     shapes |= {"dy": y, "dh_n": (*lead, B, P), "dc_n": (*lead, B, H)}
-    a |= {n: rng.uniform(-1, 1, shape) for n, shape in shapes.items()}
-    if case.change is not None:
-        case.change(a)
-    found = {n: v.astype(dtype) for n, v in a.items()}
-    for v in found.values():
-        v.flags.writeable = False
-    return found
+    return a | {n: rng.uniform(-1, 1, shape) for n, shape in shapes.items()}
 
 
 def parameters(rng: np.random.Generator, I: int, H: int, P: int, config: Record) -> Arrays:
@@ -237,7 +242,8 @@ def parameters(rng: np.random.Generator, I: int, H: int, P: int, config: Record)
     shapes |= {"weight_hr": (P, H)} if config["proj_size"] else {}
     shapes |= {"weight_ch": (3 * H,)} if variant.get("peepholes") else {}
     if variant.get("layer_norm"):
-        shapes |= {"gain_ih": (4 * H,), "gain_hh": (4 * H,), "gain_c": (H,), "bias_c": (H,)}
+        shapes |= {"gain_ih": (4 * H,), "gain_hh": (4 * H,), "gain_c": (H,)}
+        shapes |= {"bias_c": (H,)} if config["bias"] else {}
     return {n: rng.uniform(-1, 1, s) / np.sqrt(s[1] if len(s) == 2 else 1) for n, s in shapes.items()}
 
 

@@ -257,6 +257,8 @@ class Cell(Faulty):
         eps = {"eps dropped": 0.0, "eps of 1e-3": 1e-3, "eps of 1e-6": 1e-6}
         added = next((value for fault, value in eps.items() if self.has(fault)), 1e-5)
         variance = ((v - mean) ** 2).sum(axis, keepdims=True) / (v.shape[axis] - ddof)
+        if self.has("variance by the difference of squares"):
+            variance = (v**2).mean(axis, keepdims=True) - v.mean(axis, keepdims=True) ** 2
         inverse = 1 / np.sqrt(variance + added)
         inverse = 1 / (np.sqrt(variance) + added) if self.has("eps outside the root") else inverse
         found = self.arithmetic.rounded((v - mean) * self.arithmetic.rounded(inverse, 4), 2)

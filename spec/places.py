@@ -1,0 +1,176 @@
+"""Where batch entries, features and units are inside a larger or permuted call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spec.records import Record
+from spec.subject import Arrays
+
+LAYER = (
+    *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
+    *("weight_ch", "gain_ih", "gain_hh", "gain_c", "bias_c"),
+)
+KINDS: dict[str, tuple[str, ...]] = {
+    "x": ("B", "I"),
+    "y": ("B", "P*"),
+    "h_0": ("B", "P"),
+    "h_n": ("B", "P"),
+    "c_0": ("B", "H"),
+    "c_n": ("B", "H"),
+    "weight_ih": ("4H", "I"),
+    "weight_hh": ("4H", "P"),
+    "bias_ih": ("4H",),
+    "bias_hh": ("4H",),
+    "weight_hr": ("P", "H"),
+    "weight_ch": ("3H",),
+    "gain_ih": ("4H",),
+    "gain_hh": ("4H",),
+    "gain_c": ("H",),
+    "bias_c": ("H",),
+}
+"""What the last axes of each array are; a gradient has the axes of its array."""
+SUFFIX = re.compile(r"_l(\d+)(_reverse)?$")
+
+
+def split_name(name: str) -> tuple[str, int | None, bool]:
+    """Return an array's name without layer and direction, the layer, and whether it is of the reverse one."""
+    found = SUFFIX.search(name)
+    if found is None:
+        return name, None, False
+    return name[: found.start()], int(found[1]), found[2] is not None
+
+
+def features(index: np.ndarray, size: int, blocks: int) -> np.ndarray:
+    """Return an index of units, repeated for each block of `size`."""
+    return np.concatenate([k * size + index for k in range(blocks)])
+
+
+def joined(ys: list[np.ndarray], merge: str) -> np.ndarray:
+    """Return the output of a layer's directions as XPL-STK-002 and XPL-VAR-014 say."""
+    if len(ys) == 1:
+        return ys[0]
+    if merge in ("concat", "none"):
+        return np.concatenate(ys, -1) if merge == "concat" else np.stack(ys)
+    if merge == "product":
+        return np.asarray(ys[0] * ys[1])
+    return np.asarray((ys[0] + ys[1]) / (2 if merge == "mean" else 1))
+
+
+class Axis(NamedTuple):
+    """Where each of the old places is now, and how many there are now."""
+
+    places: np.ndarray
+    size: int
+
+    @property
+    def new(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(self.size), self.places)
+
+
+def at(axes: list[Axis]) -> Any:
+    """Return the index of the old places in the last axes of a new array."""
+    return (..., *np.ix_(*(axis.places for axis in axes)))
+
+
+def unchanged(n: int) -> Axis:
+    return Axis(np.arange(n), n)
+
+
+class Places(NamedTuple):
+    """One axis each for batch entries, features, hidden units and outputs of the projection."""
+
+    B: Axis
+    I: Axis
+    H: Axis
+    P: Axis
+
+    @classmethod
+    def of(cls, config: Record, a: Arrays, choose: Callable[[int], Axis]) -> Places:
+        """Choose a place for everything; without a projection the outputs are the units."""
+        sizes = (a["x"].shape[1], config["input_size"], config["hidden_size"])
+        B, I, H = (choose(n) for n in sizes)
+        return cls(B, I, H, choose(config["proj_size"]) if config["proj_size"] else H)
+
+    @classmethod
+    def row(cls, config: Record, a: Arrays, b: int) -> Places:
+        """One batch entry among all."""
+        found = cls.of(config, a, unchanged)
+        return found._replace(B=Axis(np.asarray([b]), a["x"].shape[1]))
+
+    def without_units(self, config: Record) -> Places:
+        """Keep the units where they were."""
+        H = unchanged(config["hidden_size"])
+        return self._replace(H=H, P=unchanged(config["proj_size"]) if config["proj_size"] else H)
+
+    def axes(self, name: str, width: int, taken: bool) -> list[Axis]:
+        """The last axes of an array; `width` is that of its last one, new if it is `taken` from."""
+        base, layer, _ = split_name(name)
+        base = base if base in KINDS else base[1:]
+        kinds = ("4H", "P*") if base == "weight_ih" and layer else KINDS[base]
+        return [self.axis(kind, width, taken) for kind in kinds]
+
+    def axis(self, kind: str, width: int, taken: bool) -> Axis:
+        if kind == "P*":
+            blocks = width // (self.P.size if taken else len(self.P.places))
+        else:
+            blocks = int(kind[0]) if kind[0].isdigit() else 1
+        one: Axis = getattr(self, kind.strip("*34"))
+        return Axis(features(one.places, one.size, blocks), blocks * one.size)
+
+    def put(self, a: Arrays, rng: np.random.Generator) -> Arrays:
+        """Return the arrays of the new call; what is new in it changes nothing in the old places."""
+        found = {}
+        for name, v in a.items():
+            axes = self.axes(name, v.shape[-1], taken=False)
+            lead = v.shape[: v.ndim - len(axes)]
+            new = rng.uniform(-1, 1, (*lead, *(axis.size for axis in axes)))
+            new[at(axes)] = v
+            self.silence(name, new, axes)
+            found[name] = new
+        return found
+
+    def silence(self, name: str, new: np.ndarray, axes: list[Axis]) -> None:
+        """Set to zero what would reach the old places: rows and states of dead units, columns of features."""
+        base, layer, _ = split_name(name)
+        if base in LAYER:
+            new[axes[0].new] = 0
+        if base in ("h_0", "c_0") or (base == "weight_ih" and not layer):
+            new[..., axes[-1].new] = 0
+        if base in ("dy", "dh_n", "dc_n"):
+            new[..., axes[0].new, :] = 0
+
+    def take(self, a: Arrays) -> Arrays:
+        """Return what is at the old places."""
+        found = {}
+        for name, v in a.items():
+            axes = self.axes(name, v.shape[-1], taken=True)
+            found[name] = v[at(axes)]
+        return found
+
+    def config(self, config: Record, T: int, rng: np.random.Generator) -> Record:
+        """Return the config of the new call; new batch entries have any steps."""
+        found = config | {"input_size": self.I.size, "hidden_size": self.H.size}
+        found["proj_size"] = self.P.size if config["proj_size"] else 0
+        if config.get("lengths") is not None:
+            lengths = rng.integers(0, T + 1, self.B.size)
+            lengths[self.B.places] = config["lengths"]
+            found["lengths"] = lengths.tolist()
+        if config.get("mask") is not None:
+            mask = rng.random((T, self.B.size)) < 0.5
+            mask[:, self.B.places] = config["mask"]
+            found["mask"] = mask.tolist()
+        return found
+
+    def config_of_row(self, config: Record) -> Record:
+        """Return the config of the batch entries at the old places alone."""
+        found = dict(config)
+        if config.get("lengths") is not None:
+            found["lengths"] = [config["lengths"][b] for b in self.B.places]
+        if config.get("mask") is not None:
+            found["mask"] = [[step[b] for b in self.B.places] for step in config["mask"]]
+        return found

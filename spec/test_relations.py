@@ -1,0 +1,133 @@
+"""Relations between calls of a subject, over every size and each pair of options."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+
+from spec import plan
+from spec.relations import LAWS, Ask, faults
+from spec.sized import drawn
+from spec.sized_mutants import MUTANTS, RIGHT, Call
+from spec.subject import Adapter, Arrays, Config, Unsupported
+from spec.wrong import LSTM
+
+EVERY_SIZE = ("permuted", "larger")
+
+
+def cases() -> list[tuple[str, str]]:
+    """Each law with the calls that it says something of; two of them with every size."""
+    return [
+        (law, name)
+        for law, (_, _, applies) in LAWS.items()
+        for name, case in plan.CASES.items()
+        if applies(case) and (law in EVERY_SIZE or name not in plan.SIZES)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("law", "name"),
+    [pytest.param(law, name, marks=pytest.mark.clauses(LAWS[law].clause)) for law, name in cases()],
+)
+def test_relation(subject: Adapter, law: str, name: str) -> None:
+    """In float64 and float32 by turns; in the other one where the subject does not offer it."""
+    turn = zlib.crc32(name.encode()) % 2
+    for dtype in ("float64", "float32")[:: -1 if turn else 1]:
+        try:
+            said, held = broken(subject, law, name, dtype)
+        except Unsupported as reason:
+            refused = str(reason)
+            continue
+        if not held:
+            pytest.skip("it offers none of the calls that the relation compares")
+        assert not said, f"{law} of {name}, {dtype}, {plan.CASES[name]}: {'; '.join(said)}"
+        return
+    pytest.skip(refused)
+
+
+def broken(subject: Adapter, law: str, name: str, dtype: str) -> tuple[list[str], int]:
+    """What does not hold, and how many pairs of answers were compared."""
+    case = plan.CASES[name]
+    rng = np.random.default_rng(zlib.crc32(f"{law} {name}".encode()))
+    a = drawn(case, rng)
+    pairs = list(LAWS[law].relation(Ask(subject, dtype), case, a, rng))
+    return [said for pair in pairs for said in faults(pair, dtype)], len(pairs)
+
+
+class Wrong:
+    """A wrong LSTM as a subject; it computes in float64."""
+
+    def __init__(self, ask: Call) -> None:
+        self.ask = ask
+
+    def describe(self) -> dict[str, str]:
+        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        with np.errstate(all="ignore"):
+            found = self.ask(op, config, arrays)
+        return {n: v.astype(arrays["x"].dtype) for n, v in found.items()}
+
+
+class Remembering:
+    """An LSTM that answers with what it computed before for these weights."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Arrays] = {}
+
+    def __call__(self, op: str, config: Config, a: Arrays) -> Arrays:
+        key = next(v for n, v in a.items() if n.startswith("weight_hh")).tobytes() + op.encode()
+        return self.known.setdefault(key, RIGHT.call(op, config, a))
+
+
+def zeroing(op: str, config: Config, a: Arrays) -> Arrays:
+    """An LSTM that sets the padding of its input to zero in place."""
+    if config.get("lengths"):
+        a["x"][np.arange(len(a["x"]))[:, None] >= np.asarray(config["lengths"])] = 0
+    return RIGHT.call(op, config, a)
+
+
+def bounded(op: str, config: Config, a: Arrays) -> Arrays:
+    """An LSTM that clips its gradients."""
+    return {n: v.clip(-0.5, 0.5) if n.startswith("d") else v for n, v in RIGHT.call(op, config, a).items()}
+
+
+FOUND: dict[str, tuple[Call, str]] = {
+    "permuted": (MUTANTS["units beyond 32 wrong"], "sizes-h129"),
+    "alone": (MUTANTS["the last row is the first where B is a multiple of 8"], "sizes-b512"),
+    "larger": (MUTANTS["remainder of I beyond a multiple of 8 ignored"], "sizes-i129"),
+    "cut": (MUTANTS["state reset at step 1024"], "steps-2000"),
+    "reversed": (MUTANTS["reverse of a layer ignored where every row is full"], "layer"),
+    "layers": (MUTANTS["gates f and g swapped in the fourth layer"], "module-five-layers"),
+    "directions": (LSTM("both directions forward").call, "module-two-directions"),
+    "steps": (MUTANTS["equal lengths taken for full rows"], "layer-lengths-short-reverse"),
+    "linear": (bounded, "layer"),
+    "slope": (LSTM("path through c cut").call, "layer"),
+    "identity": (LSTM("projection before the output gate").call, "layer-no-bias"),
+    "vanishing": (LSTM("coupled: f is i").call, "layer"),
+    "shifted": (LSTM("variance by the difference of squares").call, "options-1"),
+    "again": (zeroing, "layer-lengths"),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_wrong_lstm_breaks_the_law(law: str) -> None:
+    call, name = FOUND[law]
+    said, held = broken(Wrong(call), law, name, "float64")
+    assert held
+    assert said
+
+
+def test_an_answer_of_an_earlier_call_is_found() -> None:
+    assert broken(Wrong(Remembering()), "alone", "layer", "float64")[0]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_right_lstm_keeps_the_law(law: str) -> None:
+    names = [name for of, name in cases() if of == law and not name.startswith("steps")]
+    assert not [said for name in names for said in broken(Wrong(RIGHT.call), law, name, "float64")[0]]
