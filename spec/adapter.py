@@ -16,7 +16,7 @@ PARAMETERS = xplstm.LSTMParams._fields
 # Everything that a call can hold; what is not listed here is not offered.
 SIZES = ("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse")
 NUMBERS = ("variant", "merge", "input_dropout", "weight_dropout", "noise", "dropout", "profile")
-OPTIONS = (*SIZES, "lengths", "mask", *NUMBERS)
+OPTIONS = (*SIZES, "lengths", "mask", *NUMBERS, "cell", "reset_after")
 VARIANT = xplstm.Variant._fields
 ARRAYS = (*PARAMETERS, "x", "h_0", "c_0", "dy", "dh_n", "dc_n")
 
@@ -133,12 +133,16 @@ class Xplstm:
             return str(error)
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        if config.get("cell", "lstm") not in ("lstm", "gru"):
+            msg = f"xplstm does not offer the cell {config['cell']} here"
+            raise Unsupported(msg)
         run = {
             "layer": self.layer,
             "layer_vjp": self.layer_vjp,
             "module": self.module,
             "module_vjp": self.module_vjp,
         }[op]
+        run = {"module": self.gru, "module_vjp": self.gru_vjp}[op] if config.get("cell") == "gru" else run
         library = LIBRARIES[self.library]
         unknown = [name for name in (*config, *config.get("variant", {})) if name not in (*OPTIONS, *VARIANT)]
         unknown += [name for name in arrays if name.partition("_l")[0] not in ARRAYS]
@@ -216,6 +220,25 @@ class Xplstm:
         gradients = {f"d{name}": a for name, a in dparams.items()}
         gradients |= {"dx": dx, "dh_0": dstate_0.h, "dc_0": dstate_0.c}
         return {"y": y, "h_n": state_n.h, "c_n": state_n.c, **gradients}
+
+    def gru(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
+        x, h_0 = arrays.pop("x"), arrays.pop("h_0")
+        y, h_n = self.gru_of(config, arrays, x)(x, h_0, **self.valid(config))
+        return {"y": y, "h_n": h_n}
+
+    def gru_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
+        x, h_0, dy, dh_n = (arrays.pop(name) for name in ("x", "h_0", "dy", "dh_n"))
+        y, h_n, pullback = self.gru_of(config, arrays, x).vjp(x, h_0, **self.valid(config))
+        dx, dh_0, dparams = pullback(dy, dh_n)
+        return {"y": y, "h_n": h_n, "dx": dx, "dh_0": dh_0, **{f"d{n}": a for n, a in dparams.items()}}
+
+    def gru_of(self, config: Config, params: dict[str, Any], x: Any) -> Any:
+        names = ("input_size", "hidden_size", "num_layers", "bidirectional", "bias", "reset_after")
+        sizes = {name: config[name] for name in names if name in config}
+        dtype: Any = str(x.dtype).rpartition(".")[2]
+        gru = xplstm.GRU(**sizes, xp=self.backend, dtype=dtype)
+        gru.load_state_dict(params)
+        return gru
 
     def built(self, config: Config, arrays: dict[str, Any]) -> tuple[Any, Any, Any]:
         """The module with its parameters, x and the initial state."""

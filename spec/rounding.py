@@ -16,6 +16,7 @@ import numpy as np
 from spec.records import Record, arrays
 from spec.wrong import LSTM
 from spec.wrong_cell import Array, Exact
+from spec.wrong_gru import GRU
 
 SAMPLES, LEAST, MOST = 64, 8, 128
 
@@ -64,11 +65,12 @@ def estimates(record: Record, profile: Profile) -> dict[str, float]:
     given = arrays(record["inputs"] | record.get("cotangents", {}), "float64")
     op = record["op"] + "_vjp" * ("cotangents" in record)
     config = {"bidirectional": False, **record["config"]}
-    exact = LSTM().call(op, config, given)
+    judge = GRU if config.get("cell") == "gru" else LSTM
+    exact = judge().call(op, config, given)
     held = {k: v if profile.input_bits is None else cut(v, profile.input_bits) for k, v in given.items()}
-    samples = LSTM(arithmetic=Perturbed(profile.unit)).call(op, config, held)
+    samples = judge(arithmetic=Perturbed(profile.unit)).call(op, config, held)
     apart = {name: spread(samples[name], exact[name], profile.unit) for name in exact}
-    found = {"outputs": max(apart[name] for name in ("y", "h_n", "c_n"))}
+    found = {"outputs": max(apart[name] for name in ("y", "h_n", "c_n") if name in apart)}
     if "cotangents" in record:
         found["gradients"] = max(e for name, e in apart.items() if name.startswith("d"))
     return found

@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent
 PROSE = clauses.SPEC.read_text(encoding="utf-8")
 CLAUSES = clauses.clauses(PROSE)
 REGISTER = clauses.register()
-RECORDS = [json.loads(path.read_text(encoding="utf-8")) for path in (FOLDER / "vectors").glob("*.json")]
+FILES = (path for folder in ("vectors", "vectors-gru") for path in (FOLDER / folder).glob("*.json"))
+RECORDS = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
 
 
 def docstrings(file: str) -> dict[str, str]:

@@ -144,7 +144,18 @@ def test_a_kernel_that_is_left_out_knows_no_such_arrays(kernel: str, library: st
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        *arguments,
+    ]
     whole = {**os.environ, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": "", **env}
     return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent, env=whole)
 

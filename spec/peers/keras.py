@@ -19,6 +19,7 @@ class Subject(Peer):
     name = "keras"
     kernel = "keras.layers.LSTM on torch"
     packages = ("keras", "torch")
+    offered = ("cell", "reset_after")
 
     def why_unavailable(self) -> str | None:
         chosen = os.environ.get("KERAS_BACKEND", "torch")
@@ -66,10 +67,12 @@ class Subject(Peer):
         layer = self.layer(config, str(a["x"].dtype).removeprefix("torch."))
         layer.build((B, T, I))
         suffixes = ("_l0", "_l0_reverse") if config.get("bidirectional") else ("_l0",)
-        states = [state for h, c in zip(a["h_0"], a["c_0"], strict=True) for state in (h, c)]
+        gru = config.get("cell") == "gru"
+        pairs = [a["h_0"]] if gru else [a["h_0"], a["c_0"]]
+        states = [state for both in zip(*pairs, strict=True) for state in both]
         exists = self.exists(config, T)
         (y, *ends), _ = layer.stateless_call(
-            [value for suffix in suffixes for value in self.parameters(a, suffix)],
+            [v for s in suffixes for v in (self.gru_parameters if gru else self.parameters)(a, s, config)],
             [variable.value for variable in layer.non_trainable_variables],
             a["x"].swapaxes(0, 1),
             initial_state=states,
@@ -77,13 +80,17 @@ class Subject(Peer):
         )
         # Going backwards alone, Keras leaves y in the order of its steps.
         y = y.flip(1) if config.get("reverse") else y
+        if gru:
+            return {"y": y.swapaxes(0, 1), "h_n": torch.stack(ends)}
         return {"y": y.swapaxes(0, 1), "h_n": torch.stack(ends[::2]), "c_n": torch.stack(ends[1::2])}
 
     def layer(self, config: Config, dtype: str) -> Any:
         # Keras reads this once, when it is imported.
         os.environ.setdefault("KERAS_BACKEND", "torch")
         layers = importlib.import_module("keras").layers
-        lstm = layers.LSTM(
+        gru = config.get("cell") == "gru"
+        more = {"reset_after": config["reset_after"]} if gru else {}
+        layer = (layers.GRU if gru else layers.LSTM)(
             config["hidden_size"],
             use_bias=config.get("bias", True),
             go_backwards=bool(config.get("reverse")),
@@ -93,10 +100,24 @@ class Subject(Peer):
             # The other initializer is not there in half precision.
             recurrent_initializer="zeros",
             dtype=dtype,
+            **more,
         )
-        return layers.Bidirectional(lstm, dtype=dtype) if config.get("bidirectional") else lstm
+        return layers.Bidirectional(layer, dtype=dtype) if config.get("bidirectional") else layer
 
-    def parameters(self, a: dict[str, Any], suffix: str) -> list[Any]:
+    def gru_parameters(self, a: dict[str, Any], suffix: str, config: Config) -> list[Any]:
+        """Kernels with columns z, r, n; two biases, or their sum where the reset gate scales h."""
+        torch = importlib.import_module("torch")
+
+        def ordered(v: Any) -> Any:
+            r, z, n = v.chunk(3)
+            return torch.cat([z, r, n])
+
+        names = [f"{n}{suffix}" for n in ("bias_ih", "bias_hh") if n + suffix in a]
+        bias = [torch.stack([ordered(a[n]) for n in names])] if names else []
+        bias = bias if config["reset_after"] else [b.sum(0) for b in bias]
+        return [ordered(a[f"{n}{suffix}"]).mT for n in ("weight_ih", "weight_hh")] + bias
+
+    def parameters(self, a: dict[str, Any], suffix: str, _config: Config) -> list[Any]:
         """Kernels with rows of x and h, and one bias."""
         biases = [a[name + suffix] for name in ("bias_ih", "bias_hh") if name + suffix in a]
         # Added as they are, the biases would be broadcast to each other.

@@ -18,6 +18,7 @@ class Subject(Peer):
     name = "torch"
     kernel = "torch.nn.LSTM"
     packages = ("torch",)
+    offered = ("cell", "reset_after")
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         self.declare(
@@ -27,6 +28,7 @@ class Subject(Peer):
                 "torch.nn.LSTM has no masks with holes": bool(config.get("mask")),
                 "torch.nn.LSTM has no backward direction by itself": bool(config.get("reverse")),
                 "torch.nn.LSTM draws its own dropout masks": bool(config.get("dropout")),
+                "torch.nn.GRU scales W_hn h by the reset gate, not h": config.get("reset_after") is False,
                 "pack_padded_sequence has no rows of length 0": 0 in (config.get("lengths") or ()),
             },
         )
@@ -39,16 +41,21 @@ class Subject(Peer):
 
     def run(self, config: Config, arrays: Arrays) -> Arrays:
         torch = importlib.import_module("torch")
-        lstm, given = self.built(torch, config, arrays)
+        module, given = self.built(torch, config, arrays)
         packing, lengths = torch.nn.utils.rnn, config.get("lengths")
         x = given["x"]
         x = packing.pack_padded_sequence(x, lengths, enforce_sorted=False) if lengths else x
         with warnings.catch_warnings():
             # With a projection torch says which engine it cannot use.
             warnings.simplefilter("ignore", UserWarning)
-            y, (h_n, c_n) = lstm(x, (given["h_0"], given["c_0"]))
+            if config.get("cell") == "gru":
+                y, h_n = module(x, given["h_0"])
+                results = {"h_n": h_n}
+            else:
+                y, (h_n, c_n) = module(x, (given["h_0"], given["c_0"]))
+                results = {"h_n": h_n, "c_n": c_n}
         y = packing.pad_packed_sequence(y, total_length=len(arrays["x"]))[0] if lengths else y
-        results = {"y": y, "h_n": h_n, "c_n": c_n}
+        results = {"y": y, **results}
         if "dy" in arrays:
             cotangents = [tensor(torch, arrays[f"d{name}"]) for name in results]
             torch.autograd.backward(list(results.values()), cotangents)
@@ -59,12 +66,15 @@ class Subject(Peer):
         """The module, and every input as a tensor that takes a gradient."""
         names = ("num_layers", "bidirectional", "proj_size", "bias")
         sizes = {name: config[name] for name in names if name in config}
-        lstm = torch.nn.LSTM(config["input_size"], config["hidden_size"], **sizes)
-        lstm = lstm.to(getattr(torch, str(arrays["x"].dtype)))
+        kind = torch.nn.GRU if config.get("cell") == "gru" else torch.nn.LSTM
+        module = kind(config["input_size"], config["hidden_size"], **sizes)
+        module = module.to(getattr(torch, str(arrays["x"].dtype)))
         tensors = {n: tensor(torch, a) for n, a in arrays.items() if n not in ("dy", "dh_n", "dc_n")}
-        states = {n: tensors.pop(n).requires_grad_() for n in ("x", "h_0", "c_0")}
-        lstm.load_state_dict(tensors)
-        return lstm, states | dict(lstm.named_parameters())
+        states: dict[str, Any] = {
+            n: tensors.pop(n).requires_grad_() for n in ("x", "h_0", "c_0") if n in tensors
+        }
+        module.load_state_dict(tensors)
+        return module, states | dict(module.named_parameters())
 
 
 def tensor(torch: Any, a: np.ndarray) -> Any:
