@@ -51,6 +51,9 @@ SOURCES = (
 # Of the kernels that CuPy makes of recorded steps.
 ELEMENTWISE_REGISTERS = 72
 
+FORWARD = re.compile(r"walk_\d+|project_input|forward_\w+")
+FLUSHED = re.compile(rb"\b(?:neg|add|sub|mul|fma|div|sqrt)(?:\.\w+)*\.ftz\.f32")
+
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, "
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -115,6 +118,17 @@ def uses(log: str) -> list[Use]:
     return [Use(m["name"], *(int(m[key]) for key in Use._fields[1:])) for m in REPORT.finditer(log)]
 
 
+def flushes(ptx: bytes) -> list[str]:
+    """What forward kernels compute with subnormals flushed to zero; they promise the processor's bits."""
+    found = []
+    for entry in ptx.split(b".entry ")[1:]:
+        name = entry.partition(b"(")[0].decode()
+        flushed = {word.decode() for word in FLUSHED.findall(entry)}
+        if FORWARD.fullmatch(name) and flushed:
+            found.append(f"{name}: {', '.join(sorted(flushed))}")
+    return found
+
+
 def main() -> int:
     nvrtc, wrong = library(), []
     for source in SOURCES:
@@ -133,6 +147,7 @@ def main() -> int:
                         wrong.append(f"{line}; the bounds are {source.registers} and {source.spilled}")
                 if "16" in kind and re.search(rb"\w\.f64\b", ptx):
                     wrong.append(f"{where}: arithmetic in float64")
+                wrong += [f"{where} {line}" for line in flushes(ptx)]
     wrong += elementwise(nvrtc)
     print("\n".join(wrong))
     return len(wrong) > 0

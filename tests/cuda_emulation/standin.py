@@ -40,6 +40,7 @@ CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
 TF32 = 77
 
+VERSION = "14.2.0"
 CACHES = (launch.kernel, launch._module, program.compiled)
 """Of what is made with the library that is here."""
 
@@ -248,6 +249,7 @@ def _argument(a: Any) -> Any:
         return ctypes.c_uint64(a.data.ptr)
     if isinstance(a, np.ndarray):
         assert a.size == 1
+        assert a.dtype.names is None, "NumPy describes the fields of a struct at every launch, in Python"
         return (ctypes.c_char * a.nbytes).from_buffer_copy(a.tobytes())
     assert type(a) is int
     return ctypes.c_int64(a)
@@ -390,11 +392,12 @@ def modules() -> dict[str, types.ModuleType]:
     """What ``sys.modules`` has to hold for the kernels to find this in CuPy's place."""
     arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, ascontiguousarray, stack)
     cupy = types.ModuleType("cupy")
+    cupy.__version__ = VERSION
     for offered in (*arrays, RawModule, ElementwiseKernel):
         setattr(cupy, offered.__name__, offered)
     for name in ("float64", "float32", "float16", "int64", "uint8"):
         setattr(cupy, name, getattr(np, name))
-    runtime = types.SimpleNamespace(CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
+    runtime = types.SimpleNamespace(is_hip=False, CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
     cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
     cupy.cuda.get_current_stream = lambda: Stream.current[Device.current.id]
     libs = types.ModuleType("cupy_backends.cuda.libs")

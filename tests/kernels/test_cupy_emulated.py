@@ -401,7 +401,7 @@ def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_kernel_that_no_gpu_has_run_waits_to_be_pinned(room: str) -> None:
     problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
-    assert _dispatch.select(problem).name == "reference"
+    assert _dispatch.select(problem).name == "cupy_elementwise"
     reason = f"it is compiled and emulated but has not run on a GPU yet; use_kernel({room!r}) runs it"
     assert _dispatch.why_not(room, problem) == reason
     with xplstm.use_kernel(room):
@@ -447,3 +447,23 @@ def test_threads_do_not_race(room: str) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip() == "no race"
+
+
+@pytest.mark.parametrize(
+    ("version", "is_hip", "reason"),
+    [
+        ("13.6.0", False, "it needs CuPy 14 or later, and this is CuPy 13.6.0"),
+        ("14.2.0", True, "its sources are CUDA's, and this CuPy is for ROCm"),
+    ],
+)
+@pytest.mark.parametrize("room", ROOMS)
+def test_another_cupy_is_refused_by_name(
+    room: str, version: str, is_hip: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with standin.installed() as cupy:
+        monkeypatch.setattr(cupy, "__version__", version)
+        monkeypatch.setattr(cupy.cuda.runtime, "is_hip", is_hip)
+        problem = Problem(
+            np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD
+        )
+        assert ROOMS[room].supports(problem) == reason

@@ -51,9 +51,14 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
         FORWARD,
         **call.layer,
         **{"z": z, "bias": packed.bias, "h": h, "c": c, "m": m, "projected": projected, "y": y},
-        **{"held": z.shape[1], "slots": h.shape[1], "m_slots": 1 if m is None else m.shape[1], "keep": keep},
+        **{
+            "first": segment.first,
+            "held": z.shape[1],
+            "slots": h.shape[1],
+            "m_slots": 1 if m is None else m.shape[1],
+            "keep": keep,
+        },
     )
-    arguments["first"][0, : call.D] = segment.first
     recur = call.product((B, 4 * H, P), Matrix(P), Matrix(P, True), Matrix(4 * H), add=True, out=wide)
     project = call.product((B, P, H), Matrix(H), Matrix(H, True), Matrix(P), out=wide)
     weights = call.starts(packed.weight_hh)

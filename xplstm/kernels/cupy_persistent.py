@@ -278,8 +278,8 @@ def supports(problem: Problem) -> str | None:
     if problem.T * problem.B and None in plans:
         chip = _chip(problem.device)
         return (
-            f"hidden_size={problem.H} does not fit: {chip.processors} processors with "
-            f"{chip.shared} bytes of shared memory hold W_hh of fewer units"
+            f"hidden_size={problem.H} with a batch of {problem.B} does not fit: {chip.processors} processors "
+            f"with {chip.shared} bytes of shared memory hold W_hh of fewer units, or fewer batch entries"
         )
     return None
 
@@ -324,8 +324,8 @@ def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, se
         PROJECT,
         **{"x": x, "weight": packed.weight_ih, "z": z, "rows": rows, "columns": columns},
         **{"inputs": x.shape[2], "held_rows": z.shape[1] * B},
+        **{"first_row": [first * B for first in segment.first]},
     )
-    arguments["first_row"][0, : call.D] = [first * B for first in segment.first]
     kernel = launch.kernel("project.cu", "project_input", call.problem.dtype)
     shared = 2 * PROJECT_STAGED * (PROJECT_TILE + 4) * z.itemsize
     grid = _up(rows, PROJECT_TILE), _up(columns, PROJECT_TILE), call.D
@@ -369,9 +369,8 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
         **{"weight": packed.weight_hh, "z": z, "bias": packed.bias, "h": h, "c": c, "y": buffers.y},
         **{"h_0": buffers.start.h, "c_0": buffers.start.c, "h_n": buffers.end.h, "c_n": buffers.end.c},
         **{"held": z.shape[1], "slots": h.shape[1], "keep": call.problem.keep},
-        **{"from": segment.start, "to": segment.stop},
+        **{"from": segment.start, "to": segment.stop, "first": segment.first},
     )
-    arguments["first"][0, : call.D] = segment.first
     _launch(call, "walk", plan, arguments)
 
 

@@ -86,6 +86,9 @@ DEVICE Reduced reduced(Wide v)
 
 DEVICE Wide magnitude(Wide x) { return number_of(bits_of(x) & ~HIGHEST_BIT); }
 
+/* A minus of C++ flushes subnormal numbers to zero, since CuPy compiles with -ftz=true. */
+DEVICE Wide negated(Wide x) { return number_of(bits_of(x) ^ HIGHEST_BIT); }
+
 DEVICE Wide power(Wide n, int scale)
 {
     return number_of((bits_of(n) << FRACTION) + ((Bits)(BIAS + scale) << FRACTION));
@@ -95,11 +98,11 @@ DEVICE Wide sigmoid(Wide x)
 {
     Wide a = magnitude(x);
     a = (Wide)SIGMOID_END < a ? (Wide)SIGMOID_END : a;
-    Reduced k = reduced(-a);
+    Reduced k = reduced(negated(a));
     Wide s = power(k.n, SCALE);
     Wide e = product(fused(s, fused(k.r2, k.q, k.r), s), (Wide)UNSCALE);
     Wide y = quotient(bits_of(x) & HIGHEST_BIT ? e : (Wide)1, sum((Wide)1, e));
-    return x < (Wide)-0.5 ? fused(-e, y, e) : y;
+    return x < (Wide)-0.5 ? fused(negated(e), y, e) : y;
 }
 
 DEVICE Wide hyperbolic_tangent(Wide x)
@@ -110,8 +113,8 @@ DEVICE Wide hyperbolic_tangent(Wide x)
     Wide s = power(k.n, -1);
     Wide b = sum(s, (Wide)-0.5);
     Wide first = fused(s, k.r, b);
-    Wide e = sum(first, fused(product(s, k.r2), k.q, fused(s, k.r, sum(b, -first))));
+    Wide e = sum(first, fused(product(s, k.r2), k.q, fused(s, k.r, sum(b, negated(first)))));
     Wide y = quotient(e, sum(e, (Wide)1));
-    y = a < (Wide)0.5 ? fused(-e, y, e) : y;
+    y = a < (Wide)0.5 ? fused(negated(e), y, e) : y;
     return number_of(bits_of(y) | (bits_of(x) & HIGHEST_BIT));
 }

@@ -92,11 +92,22 @@ def fields(spec: str) -> np.dtype:
 
 
 def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
-    """One struct, which a launch passes by value; an array becomes its address, None becomes null."""
+    """One struct for a launch; an array becomes its address, None becomes null, a list begins its field."""
     packed = np.zeros(1, dtype)
     for name, value in values.items():
-        packed[name] = address(value) if hasattr(value, "data") else (0 if value is None else value)
-    return packed
+        if isinstance(value, list):
+            packed[name][0, : len(value)] = value
+        else:
+            packed[name] = address(value) if hasattr(value, "data") else (0 if value is None else value)
+    return by_value(packed)
+
+
+def by_value(packed: np.ndarray) -> np.ndarray:
+    """Return the same memory without fields, as a launch takes it.
+
+    NumPy would describe the fields in Python at every launch, which takes longer than the launch itself.
+    """
+    return packed.view(f"V{packed.nbytes}")
 
 
 def address(a: CuPyArray) -> int:

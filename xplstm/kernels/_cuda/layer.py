@@ -31,6 +31,9 @@ UNPROVEN = "it is compiled and emulated but has not run on a GPU yet"
 # Without residuals the hoisted input projection is made for as many steps as stay below this many elements.
 PROJECTION_BOUND = 2**24
 
+# The first with the products of bfloat16 by cuBLAS that the kernels call.
+OLDEST_CUPY = 14
+
 # What cuBLAS counts rows and columns in.
 LARGEST_SIZE = 2**31 - 1
 
@@ -90,12 +93,24 @@ class Residuals(NamedTuple):
 
 def why_not(problem: Problem) -> str | None:
     """Why no kernel of CuPy's runs `problem`, or None."""
-    reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason
+    reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason or _why_not_this_cupy()
     if reason:
         return reason
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
     if largest > LARGEST_SIZE:
         return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"
+    return None
+
+
+def _why_not_this_cupy() -> str | None:
+    """Why the CuPy that made the arrays cannot launch these kernels, or None."""
+    cp = sys.modules.get("cupy")
+    if cp is None:
+        return None
+    if int(cp.__version__.partition(".")[0]) < OLDEST_CUPY:
+        return f"it needs CuPy {OLDEST_CUPY} or later, and this is CuPy {cp.__version__}"
+    if cp.cuda.runtime.is_hip:
+        return "its sources are CUDA's, and this CuPy is for ROCm"
     return None
 
 

@@ -74,7 +74,8 @@ def updated(
             for dtype, names in _tables({name: a for name, a in params.items() if rules[name] == rule}):
                 table = _table(names, **columns)
                 grid = _grid(table, THREADS, BLOCKS)
-                _launch(f"update_{rule.name}", dtype, grid, table, _numbers(_wide(dtype), rule))
+                numbers = _numbers(_wide(dtype), rule)
+                _launch(f"update_{rule.name}", dtype, grid, launch.by_value(table), numbers)
     return made, after
 
 
@@ -98,7 +99,7 @@ def clipped(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, 
             first = 0
             for table, grid in zip(tables, grids, strict=True):
                 parts = launch.struct(PARTS, largest=largest, squares=squares, first=first, count=count)
-                _launch(name, dtype, grid, table, parts, *more, shared=THREADS)
+                _launch(name, dtype, grid, launch.by_value(table), parts, *more, shared=THREADS)
                 first += math.prod(grid)
     return made, norm
 
@@ -182,7 +183,7 @@ def _draw(
     """A thread for four elements. The bound is exact: a number drawn is a whole one over 2**53."""
     if out.size:
         draw = np.array([(key, *counter, math.ceil(p * 2.0**53), out.size)], DRAW)
-        _launch(name, dtype, (-(-out.size // (4 * THREADS)),), draw, *more, out)
+        _launch(name, dtype, (-(-out.size // (4 * THREADS)),), launch.by_value(draw), *more, out)
 
 
 def sum_rows(ids: CuPyArray, rows: CuPyArray, count: int) -> CuPyArray:
@@ -250,7 +251,7 @@ def _grid(table: np.ndarray, elements: int, blocks: int) -> tuple[int, int]:
 def _numbers(dtype: Any, values: Iterable[float]) -> np.ndarray:
     """Numbers of one dtype as a struct, rounded as an array library rounds Python's."""
     rounded = np.array(tuple(values), np.float64).astype(dtype)
-    return rounded.view([(f"number_{k}", dtype) for k in range(rounded.size)])
+    return launch.by_value(rounded)
 
 
 def _wide(dtype: str) -> np.dtype:
