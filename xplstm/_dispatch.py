@@ -127,6 +127,8 @@ pinned = _pinned.get
 def why_not(name: str, problem: Problem) -> str | None:
     """Why the kernel called `name` does not run `problem`, or None: its own reason before that of a pin."""
     kernel, pinned = load(name), _pinned.get()
+    if problem.activations and problem.weights not in kernel.storages:
+        return f"it does not round activations to {problem.activations}"
     reason = kernel.supports(problem)
     if reason is not None:
         return reason

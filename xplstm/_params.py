@@ -181,6 +181,8 @@ class Problem(NamedTuple):
     """What the matrices are stored in where it is not `dtype`."""
     resets: bool = False
     """Whether some steps start from zeros: `forward` then takes one more array, which says where."""
+    activations: str | None = None
+    """What x and h are rounded to on their way into products with int8 weights; None for `dtype`."""
 
     @property
     def output_size(self) -> int:

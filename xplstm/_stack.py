@@ -46,6 +46,8 @@ class Stack(NamedTuple):
     reproducible: bool = False
     weights: str | None = None
     """What a frozen copy stores its matrices in where it is not its dtype."""
+    activations: str | None = None
+    """What products of these matrices round x and h to."""
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -88,6 +90,7 @@ class Stack(NamedTuple):
             "precision": self.precision,
             "reproducible": self.reproducible,
             "weights": self.weights,
+            "activations": self.activations,
         }
         defaults = _DEFAULTS | cell.defaults
         named = [f"{name}={value!r}" for name, value in given.items() if value != defaults.get(name)]
@@ -254,6 +257,7 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = 
         reproducible=stack.reproducible,
         weights=stack.weights,
         resets=bool(call.fresh),
+        activations=stack.activations,
     )
 
 
@@ -276,7 +280,8 @@ def explain(stack: Stack, call: Call) -> Explanation:
         chosen.append(kernel.name)
         canonical.append(_dispatch.canonical_sums(kernel, asked))
         if stack.weights:
-            weights.append(stack.weights if _reads(kernel, asked) else f"{stack.weights}, as {asked.dtype}")
+            read = stack.weights if _reads(kernel, asked) else f"{stack.weights}, as {asked.dtype}"
+            weights.append(f"{read}, activations: {stack.activations}" if stack.activations else read)
     found = Explanation(tuple(chosen), tuple(reasons), all(canonical))
     found.weights = tuple(weights)
     return found

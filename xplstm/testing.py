@@ -102,7 +102,8 @@ class QuantisationRow(NamedTuple):
     Attributes
     ----------
     weights : str
-        As `xplstm.LSTM.freeze` takes it.
+    activations : str or None
+        Both as `xplstm.LSTM.freeze` takes them.
     nbytes : int
         Bytes of the parameters.
     largest : float
@@ -114,14 +115,16 @@ class QuantisationRow(NamedTuple):
     """
 
     weights: str
+    activations: str | None
     nbytes: int
     largest: float
     relative: float
     state: float
 
     def __str__(self) -> str:
+        stored = self.weights if self.activations is None else f"{self.weights}, {self.activations}"
         return (
-            f"{self.weights:<10} {self.nbytes:>12,} bytes, y: largest {self.largest:.2e}, "
+            f"{stored:<10} {self.nbytes:>12,} bytes, y: largest {self.largest:.2e}, "
             f"relative {self.relative:.2e}, state: largest {self.state:.2e}"
         )
 
@@ -160,7 +163,8 @@ def quantisation_error(
     Returns
     -------
     QuantisationReport
-        A row for ``"bfloat16"`` and one for ``"int8"``.
+        A row for ``"bfloat16"`` and one for ``"int8"``; where `native` runs the latter, also one for
+        ``activations="int8"``.
 
     Raises
     ------
@@ -180,21 +184,27 @@ def quantisation_error(
     ...     print(row.weights, row.nbytes, row.relative < 0.02)
     bfloat16 200704 True
     int8 106496 True
+    int8 106496 True
     """
     if not isinstance(lstm, LSTM):
         msg = f"lstm must be an LSTM with its float32 parameters, got {type(lstm).__name__}"
         raise DTypeError(msg)
     y, end = lstm(x, state, lengths=lengths, mask=mask)
     rows = []
-    for storage in _stored.STORAGES:
-        frozen = lstm.freeze(weights=storage)
+    ways: list[dict[str, Any]] = [{"weights": storage} for storage in _stored.STORAGES]
+    integers = lstm.freeze(weights="int8").explain(x, state, lengths=lengths, mask=mask)
+    if set(integers.kernels) == {"native"}:
+        ways.append({"weights": "int8", "activations": "int8"})
+    for way in ways:
+        frozen = lstm.freeze(**way)
         found, found_end = frozen(x, state, lengths=lengths, mask=mask)
         off = _difference(found, y)
         size = float(np.sqrt(np.sum(_difference(y, 0 * y) ** 2)))
         relative = float(np.sqrt(np.sum(off**2))) / size if size else 0.0
         ends = [_difference(a, b).max(initial=0.0) for a, b in zip(found_end, end, strict=True)]
         largest = float(off.max(initial=0.0))
-        rows.append(QuantisationRow(storage, frozen.nbytes, largest, relative, float(max(ends))))
+        stored = way["weights"], way.get("activations")
+        rows.append(QuantisationRow(*stored, frozen.nbytes, largest, relative, float(max(ends))))
     return QuantisationReport(tuple(rows))
 
 

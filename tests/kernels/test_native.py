@@ -344,11 +344,13 @@ def test_sizes_beyond_memory_are_refused() -> None:
 
 def test_weights_need_a_storage_that_is_there() -> None:
     rest = (2, 3, 0, native._room, 1, *[None] * 7)
-    for dtype, storage in (("float32", 3), ("float32", -1), ("float64", 1)):
+    for dtype, storage in (("float32", 4), ("float32", -1), ("float64", 1)):
         with pytest.raises(ValueError, match=f"no storage {storage} of weights for {dtype}"):
             native._engine.pack(native.ISA, dtype, storage, *rest)
     w = np.zeros((12, 3), np.int8)
-    with pytest.raises(ValueError, match="no scales"):
+    with pytest.raises(ValueError, match="a matrix is missing"):
+        native._engine.pack(native.ISA, "float32", 0, *rest)
+    with pytest.raises(ValueError, match="or its scales"):
         native._engine.pack(
             native.ISA, "float32", 2, 3, 3, 0, native._room, 1, (w, None), (w, None), *[None] * 5
         )

@@ -52,11 +52,14 @@ def represented(lstm: xplstm.LSTM, storage: Any) -> xplstm.LSTM:
     return other
 
 
-def bounds(lstm: xplstm.LSTM, x: np.ndarray, state: Any, storage: str) -> tuple[np.ndarray, np.ndarray]:
+def bounds(
+    lstm: xplstm.LSTM, x: np.ndarray, state: Any, storage: str, rounded: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """h of every step in float64, and how far the stored weights can move it: first-order terms and rests.
 
     A weight moves by half a step of its row's integers, or by 2**-8 of itself. sigmoid moves by at most a
-    quarter of its argument's error and tanh by all of it. Sums in float32 add (K + 8) roundings, the
+    quarter of its argument's error and tanh by all of it. Products round x and h by `rounded` of the largest
+    magnitude of a batch entry. Sums in float32 add (K + 8) roundings, the
     pointwise step 16.
     """
     w = {name: a.astype("float64") for name, a in lstm.params.items()}
@@ -76,6 +79,8 @@ def bounds(lstm: xplstm.LSTM, x: np.ndarray, state: Any, storage: str) -> tuple[
     for x_t in x.astype("float64"):
         z = x_t @ W.T + h @ U.T + b
         ez = np.abs(x_t) @ dW.T + np.abs(h) @ dU.T + eh @ (np.abs(U) + dU).T
+        for a, e, M in ((np.abs(x_t), 0 * x_t, np.abs(W) + dW), (np.abs(h), eh, np.abs(U) + dU)):
+            ez += rounded * (a + e).max(1, keepdims=True) * M.sum(1)
         ez += rounding * (np.abs(x_t) @ np.abs(W + dW).T + np.abs(h) @ np.abs(U + dU).T + np.abs(b))
         zi, zf, zg, zo = np.split(z, 4, axis=1)
         slopes = np.repeat([0.25, 0.25, 1, 0.25], h.shape[1])
@@ -97,7 +102,7 @@ def bounds(lstm: xplstm.LSTM, x: np.ndarray, state: Any, storage: str) -> tuple[
 @pytest.mark.parametrize("sizes", SIZES[:9:2] + SIZES[9:14])
 def test_the_error_is_within_its_bound(kernel: str, sizes: tuple[int, ...], storage: Any) -> None:
     lstm, (x, state) = Case(*sizes).lstm(dtype="float32"), inputs(Case(*sizes))
-    want, bound = bounds(lstm, x, state, storage)
+    want, bound = bounds(lstm, x, state, storage, 1.1 * UNIT if storage == "int8" else 0)
     with xplstm.use_kernel(kernel):
         y, _ = lstm.freeze(weights=storage)(x, state)
     assert np.all(np.abs(y - want) <= bound)
@@ -141,6 +146,123 @@ def test_int8_agrees_with_the_weights_that_it_represents(isa: str, sizes: tuple[
     np.testing.assert_allclose(found.c, end.c, rtol=0, atol=32 * UNIT * max(1, np.abs(end.c).max(initial=0)))
 
 
+BOTH: dict[str, Any] = {"weights": "int8", "activations": "int8"}
+
+
+@NATIVE
+@pytest.mark.parametrize("sizes", SIZES[:9:2] + SIZES[9:14])
+def test_the_error_of_integer_activations_is_within_its_bound(isa: str, sizes: tuple[int, ...]) -> None:
+    lstm, (x, state) = Case(*sizes).lstm(dtype="float32"), inputs(Case(*sizes))
+    want, bound = bounds(lstm, x, state, "int8", 0.5 / 127 * (1 + 2.0**-16))
+    y, _ = lstm.freeze(**BOTH)(x, state)
+    assert np.all(np.abs(y - want) <= bound)
+
+
+def integers(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row in integers of at most 127, and their scales."""
+    largest = np.maximum(np.abs(a).max(1, keepdims=True), np.float32(2.0**-100))
+    return np.rint(a * (np.float32(127) / largest)).astype(np.int64), largest / np.float32(127)
+
+
+@NATIVE
+@pytest.mark.parametrize("sizes", SIZES)
+def test_products_are_those_of_the_integers(isa: str, sizes: tuple[int, ...]) -> None:
+    """One step, of which everything but the pointwise part is computed here in whole numbers."""
+    case = Case(1, *sizes[1:])
+    lstm, (x, (h, c)) = case.lstm(dtype="float32"), inputs(case)
+    z = (lstm.params["bias_ih_l0"] + lstm.params["bias_hh_l0"]).astype("float64")
+    for a, name in ((x[0], "weight_ih_l0"), (h[0], "weight_hh_l0")):
+        w = _stored._store(name, lstm.params[name], "int8")
+        assert w.scales is not None
+        q, scale = integers(a)
+        z = z + (q @ w.values.astype(np.int64).T) * w.scales.astype("float64") * scale
+    i, f, g, o = np.split(z, 4, axis=1)
+    i, f, o = (1 / (1 + np.exp(-a)) for a in (i, f, o))
+    want = f * c[0] + i * np.tanh(g)
+    y, end = lstm.freeze(**BOTH)(x, (h, c))
+    np.testing.assert_allclose(end.c[0], want, rtol=0, atol=24 * UNIT * max(1, np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(y[0], o * np.tanh(want), rtol=0, atol=24 * UNIT)
+
+
+@NATIVE
+@pytest.mark.parametrize("how", [{"weights": "int8"}, BOTH], ids=["weights", "both"])
+@pytest.mark.parametrize("H", [*range(1, 71, 3), 129])
+def test_integers_have_the_same_bits_with_all_instructions(
+    H: int, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(3, 1 + H % 14, 70 - H % 70, H, {"proj_size": H // 2})
+    frozen, (x, state) = case.lstm(dtype="float32").freeze(**how), inputs(case)
+    results = []
+    for name, fused in native.ISAS.items():
+        monkeypatch.setattr(native, "ISA", name)
+        frozen._packed.clear()
+        if fused:
+            results.append(frozen(x, state))
+    for y, end in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(end.c, results[0][1].c)
+
+
+@NATIVE
+@pytest.mark.parametrize("how", [{"weights": "int8"}, BOTH], ids=["weights", "both"])
+def test_numbers_that_are_no_integers_stay_in_their_entry(isa: str, how: dict[str, Any]) -> None:
+    frozen = xplstm.LSTM(5, 20, rng=0).freeze(**how)
+    x = np.random.default_rng(0).normal(size=(3, 8, 5)).astype("float32")
+    want, _ = frozen(x)
+    x[1, 2, 3], x[1, 5, 0] = np.nan, np.inf
+    y, _ = frozen(x)
+    assert np.isnan(y[1:, [2, 5]]).all()
+    y[1:, [2, 5]] = want[1:, [2, 5]]
+    np.testing.assert_array_equal(y, want)
+    for size in (3e38, 1e-30, 1e-42, 0):
+        x[:] = size
+        assert np.isfinite(frozen(x)[0]).all()
+
+
+@NATIVE
+def test_sums_that_could_overflow_are_refused() -> None:
+    lstm, x = xplstm.LSTM(2**16 + 1, 3, rng=0), np.ones((1, 1, 2**16 + 1), dtype="float32")
+    assert "could overflow" in lstm.freeze(weights="int8").explain(x).reasons[0]["native"]
+    with pytest.raises(xplstm.KernelError, match="not native: sums of 65537 products"):
+        lstm.freeze(**BOTH)(x)
+    lstm, x = xplstm.LSTM(2**16, 3, rng=0), np.ones((1, 1, 2**16), dtype="float32")
+    lstm.params["weight_ih_l0"][:] = 1e-5
+    y, _ = lstm.freeze(**BOTH)(x)
+    np.testing.assert_allclose(y, lstm(x)[0], rtol=0, atol=1e-4)
+
+
+@NATIVE
+def test_integer_activations_run_on_native_alone() -> None:
+    lstm, x = xplstm.LSTM(3, 2, rng=0), np.ones((2, 600, 3), dtype="float32")
+    frozen = lstm.freeze(**BOTH)
+    assert repr(frozen) == "FrozenLSTM(3, 2, num_layers=1, weights='int8', activations='int8')"
+    assert frozen.explain(x).kernels == ("native",)
+    assert frozen.explain(x).weights == ("int8, activations: int8",)
+    with (
+        xplstm.use_kernel("reference"),
+        pytest.raises(xplstm.KernelError, match="does not round activations to int8"),
+    ):
+        frozen(x)
+    normal = xplstm.LSTM(3, 2, variant=xplstm.Variant(layer_norm=True)).freeze(**BOTH)
+    with pytest.raises(xplstm.KernelError, match="layer_norm"):
+        normal(x)
+    with pytest.raises(xplstm.ArgumentError, match="needs weights='int8', got weights='bfloat16'"):
+        lstm.freeze(weights="bfloat16", activations="int8")
+    with pytest.raises(xplstm.ArgumentError, match="activations='int4' must be one of int8"):
+        lstm.freeze(weights="int8", activations="int4")  # type: ignore[arg-type]
+
+
+@NATIVE
+def test_steps_with_integer_activations_have_the_bits_of_a_sequence() -> None:
+    case = Case(6, 3, 5, 21, {"num_layers": 2, "proj_size": 9})
+    frozen, (x, state) = case.lstm(dtype="float32").freeze(**BOTH), inputs(case)
+    y, end = frozen(x, state)
+    for x_t, y_t in zip(x, y, strict=True):
+        found, state = frozen.step(x_t, state)
+        np.testing.assert_array_equal(found, y_t)
+    np.testing.assert_array_equal(state[1], end.c)
+
+
 WHOLE = {
     "layers": Case(5, 4, 3, 20, {"num_layers": 2, "bidirectional": True}, [3, 0, 5, 1]),
     "projection": Case(6, 5, 40, 150, {"proj_size": 130}, holes=True),
@@ -149,13 +271,14 @@ WHOLE = {
 
 
 @NATIVE
-@pytest.mark.parametrize("storage", _stored.STORAGES)
+@pytest.mark.parametrize("storage", [*_stored.STORAGES, "both"])
 @pytest.mark.parametrize("name", WHOLE)
 def test_bits_do_not_depend_on_threads_or_the_batch(
     isa: str, name: str, storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = WHOLE[name]
-    frozen, (x, state) = case.lstm(dtype="float32").freeze(weights=storage), inputs(case)
+    how = BOTH if storage == "both" else {"weights": storage}
+    frozen, (x, state) = case.lstm(dtype="float32").freeze(**how), inputs(case)
     y, _ = frozen(x, state, **case.valid())
     if storage == "bfloat16":
         want, _ = represented(case.lstm(dtype="float32"), storage)(x, state, **case.valid())
@@ -251,11 +374,12 @@ def test_the_error_is_reported() -> None:
     report = quantisation_error(lstm, x, lengths=[7, 0, 4])
     exact, _ = lstm(x, lengths=[7, 0, 4])
     for row in report.rows:
-        y, _ = lstm.freeze(weights=row.weights)(x, lengths=[7, 0, 4])
+        frozen = lstm.freeze(weights=row.weights, activations=row.activations)
+        y, _ = frozen(x, lengths=[7, 0, 4])
         off = np.abs(y.astype("float64") - exact)
         assert row.largest == off.max() > 0
         assert row.relative == pytest.approx(np.sqrt(np.mean(off**2) / np.mean(exact.astype("float64") ** 2)))
-        assert row.nbytes == lstm.freeze(weights=row.weights).nbytes
+        assert row.nbytes == frozen.nbytes
         assert row.weights in str(report)
     assert quantisation_error(lstm, x[:0]).rows[0].largest == 0
     with pytest.raises(xplstm.DTypeError, match="lstm must be an LSTM"):

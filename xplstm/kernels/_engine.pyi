@@ -7,7 +7,9 @@ import numpy as np
 
 _Handle: TypeAlias = object
 _Optional: TypeAlias = np.ndarray | None
+_Matrix: TypeAlias = np.ndarray | tuple[np.ndarray, np.ndarray | None] | None
 
+def interface() -> int: ...
 def isas() -> list[tuple[str, bool]]: ...
 def release_memory() -> None: ...
 def units(packed: _Handle, /) -> int: ...
@@ -15,16 +17,17 @@ def apply(isa: str, dtype: str, function: str, x: np.ndarray, y: np.ndarray, /) 
 def pack(
     isa: str,
     dtype: str,
+    storage: int,
     I: int,
     H: int,
     proj_size: int,
     room: Callable[[int], np.ndarray],
     threads: int,
-    weight_ih: _Optional,
-    weight_hh: _Optional,
+    weight_ih: _Matrix,
+    weight_hh: _Matrix,
     bias_ih: _Optional,
     bias_hh: _Optional,
-    weight_hr: _Optional,
+    weight_hr: _Matrix,
     weight_ch: _Optional,
     pointwise: tuple[Any, ...] | None,
     /,

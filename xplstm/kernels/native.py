@@ -44,7 +44,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 1
+    INTERFACE = 3
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -60,6 +60,10 @@ def _chosen_isa() -> tuple[str, str]:
 
 DTYPES = ("float32", "float64")
 storages = STORAGES
+# In the order of the storages of lstm.h: what weights are stored in, and what activations are rounded to.
+PRODUCTS = ((None, None), ("bfloat16", None), ("int8", None), ("int8", "int8"))
+# Terms of a sum of products of 8 and 8 bits, one of them unsigned, that 32 bits hold.
+LONGEST = 2**16
 # In the order of the kinds of lstm.h.
 ACTIVATIONS = (
     *("sigmoid", "tanh", "identity", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh"),
@@ -97,9 +101,16 @@ class Residuals(NamedTuple):
 
 def supports(problem: Problem) -> str | None:
     """Run the LSTM, and options of its pointwise step, in float32 and float64, where the C code is."""
-    return (
-        _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem) or WHY_NOT or None
-    )
+    why_not = _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem)
+    return why_not or _why_not_integers(problem) or WHY_NOT or None
+
+
+def _why_not_integers(problem: Problem) -> str | None:
+    """Return why the sums of products of integers could overflow, or None."""
+    longest = max(problem.I, problem.H)
+    if problem.weights == "int8" and longest > LONGEST:
+        return f"sums of {longest} products with int8 weights could overflow, at most {LONGEST} cannot"
+    return None
 
 
 def _why_not_cell(problem: Problem) -> str | None:
@@ -111,13 +122,13 @@ def _why_not_cell(problem: Problem) -> str | None:
 
 def slower(problem: Problem) -> str | None:
     """Leave layers of one or two units to NumPy where the batch fills its vectors better."""
-    if problem.H <= NARROW and problem.B >= MANY and not problem.cell.reason:
+    if problem.H <= NARROW and problem.B >= MANY and not problem.cell.reason and not problem.activations:
         return f"H={problem.H} leaves most lanes of its vectors empty, and B={problem.B} is large"
     return None
 
 
 def canonical_sums(problem: Problem) -> bool:
-    """Return whether multiply-adds are fused; int8 also multiplies each block of a sum by a scale."""
+    """Return whether multiply-adds are fused; int8 adds in integers instead."""
     return ISAS.get(ISA, False) and problem.weights != "int8"
 
 
@@ -125,7 +136,14 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
     threads, sizes = _threads.count(THREADS), (problem.I, problem.H, problem.proj_size)
-    start = (ISA, problem.dtype, (None, *STORAGES).index(problem.weights), *sizes, _room, threads)
+    start = (
+        ISA,
+        problem.dtype,
+        PRODUCTS.index((problem.weights, problem.activations)),
+        *sizes,
+        _room,
+        threads,
+    )
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
     handles = [_engine.pack(*each) for each in arguments]
     return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr, _ in arrays))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from xplstm import _array, _blocks, _checks, _dispatch, _stack, _stored, _values
 from xplstm._checks import Home
@@ -329,7 +330,9 @@ class LSTM(_Calls, Recurrent):
 
         return y, state_n, pullback
 
-    def freeze(self, *, weights: Storage | None = None) -> FrozenLSTM:
+    def freeze(
+        self, *, weights: Storage | None = None, activations: Literal["int8"] | None = None
+    ) -> FrozenLSTM:
         """Return a read-only copy whose parameters are packed at most once for each kernel.
 
         Parameters
@@ -338,8 +341,11 @@ class LSTM(_Calls, Recurrent):
             What weight_ih, weight_hh and weight_hr are stored in. None keeps the dtype. The others need
             float32 parameters of NumPy. x, y, states, biases and sums stay float32. bfloat16 rounds each
             weight to 8 significant bits. int8 has one scale for each row of a matrix, its largest
-            magnitude / 127.
-            See :doc:`/guides/precision`.
+            magnitude / 127. See :doc:`/guides/precision`.
+        activations : {None, "int8"}, default None
+            With ``weights="int8"``: what products round x and h to. None rounds to 24 bits relative to the
+            largest magnitude of a batch entry at that step, "int8" to 8 bits. Only the kernel ``native`` runs
+            "int8".
 
         Returns
         -------
@@ -349,8 +355,8 @@ class LSTM(_Calls, Recurrent):
         Raises
         ------
         ArgumentError
-            For another value of `weights`, for a weight that it cannot hold, and for "int8" with
-            ``reproducible=True``.
+            For another value of `weights` or `activations`, for a weight that `weights` cannot hold, for
+            "int8" with ``reproducible=True``, and for `activations` with other weights than "int8".
         BackendError, DTypeError
             For `weights` with parameters of another library than NumPy or another dtype than float32.
 
@@ -364,6 +370,11 @@ class LSTM(_Calls, Recurrent):
         FrozenLSTM(64, 128, num_layers=1, weights='int8')
         """
         stack, home, layers = self._copied()
+        if activations is not None:
+            _values.one_of("activations", activations, ("int8",))
+            if weights != "int8":
+                msg = f"activations={activations!r} needs weights='int8', got weights={weights!r}"
+                raise ArgumentError(msg)
         if weights is None:
             return FrozenLSTM(stack, home, layers)
         _check_storage(stack, home, _values.one_of("weights", weights, _stored.STORAGES))
@@ -371,7 +382,8 @@ class LSTM(_Calls, Recurrent):
             tuple(_stored.store(p, weights, names) for p, names in zip(*each, strict=True))
             for each in zip(layers, _stack.names(stack), strict=True)
         )
-        return FrozenLSTM(stack._replace(weights=weights), home, tuple(stored))
+        stack = stack._replace(weights=weights, activations=activations)
+        return FrozenLSTM(stack, home, tuple(stored))
 
     def trace(
         self,

@@ -9,6 +9,9 @@
 #define FUSED 1
 #define ISA "neon"
 #else
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 #define ROWS 3
 #define FUSED 0
 #define ISA "baseline"

@@ -108,6 +108,8 @@ typedef struct Walk {
     REAL **c_new, **out, **copy, **kept;
     REAL *cells, *m, *z, *hoisted, *zeros;
     Size hoisted_rows;
+    char *entered[2]; /* rows as integer products read them: x, and h or m */
+    const REAL **entered_rows[2];
 } Walk;
 
 static Size NAME(hoisted_rows)(const Forward *f)
@@ -149,6 +151,13 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->z = take(&arena, most * PANEL * sizeof(REAL));
     w->hoisted = take(&arena, hoisted * panels * PANEL * sizeof(REAL));
     w->zeros = take(&arena, (size_t)p->units * sizeof(REAL));
+    size_t (*bytes)(Size) = NAME(storage_of)(p)->entered_bytes;
+    size_t few = B < NAME(CHUNK) ? B : NAME(CHUNK), rows[2] = {few > hoisted ? few : hoisted, few};
+    for (int n = 0; n < 2 && bytes; n++) {
+        Size widest = p->P > p->H ? p->P : p->H;
+        w->entered[n] = take(&arena, rows[n] * bytes(n ? widest : p->I));
+        w->entered_rows[n] = take(&arena, rows[n] * sizeof(void *));
+    }
     return arena.used;
 }
 
@@ -216,6 +225,20 @@ static Size NAME(find_active)(const Walk *w, Size t, Size *active)
     return n;
 }
 
+/* Rows as the products read them: the rows themselves, or in integers in area n. */
+static const REAL *const *NAME(enter)(const Walk *w, const REAL *const *rows, Size count, Size K, int n)
+{
+    const NAME(Storage) *products = NAME(storage_of)(w->p);
+    if (!products->enter)
+        return rows;
+    for (Size k = 0; k < count; k++) {
+        char *to = w->entered[n] + (size_t)k * products->entered_bytes(K);
+        products->enter(rows[k], K, to);
+        w->entered_rows[n][k] = (const REAL *)to;
+    }
+    return w->entered_rows[n];
+}
+
 /* W_ih x + b of many steps at once, for own rows and panels; (rows, own panels). */
 static void NAME(hoist)(Walk *w, Size from, Size to)
 {
@@ -226,8 +249,9 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
         for (Size k = 0; k < found; k++)
             w->x_rows[n++] = NAME(x_at)(w->f, t, w->active[k]);
     }
+    const REAL *const *rows = NAME(enter)(w, w->x_rows, n, I, 0);
     for (Size panel = w->panel; panel < w->panels; panel++)
-        products->product(w->x_rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
+        products->product(rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
                           w->hoisted + (panel - w->panel) * PANEL, mine * PANEL, NULL, 0,
                           w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
 }
@@ -258,13 +282,14 @@ static void NAME(project)(Walk *w, Size t, Size n)
 {
     const NAME(Storage) *products = NAME(storage_of)(w->p);
     Size P = w->p->P, H = w->p->H;
-    for (Size output = w->output; output < w->outputs; output++) {
-        Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
-        for (Size from = 0; from < n; from += NAME(CHUNK)) {
-            Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-            products->product(w->m_rows + from, rows, H, NAME(panel_at)(w->p, w->p->hr, H, output), w->z,
-                              PANEL, NULL, 0, NULL);
-            for (Size k = 0; k < rows; k++) {
+    for (Size from = 0; from < n; from += NAME(CHUNK)) {
+        Size some = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
+        const REAL *const *rows = NAME(enter)(w, w->m_rows + from, some, H, 1);
+        for (Size output = w->output; output < w->outputs; output++) {
+            Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
+            products->product(rows, some, H, NAME(panel_at)(w->p, w->p->hr, H, output), w->z, PANEL, NULL, 0,
+                              NULL);
+            for (Size k = 0; k < some; k++) {
                 size_t bytes = (size_t)width * sizeof(REAL);
                 __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL,
                                  bytes);
@@ -299,12 +324,13 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
     Size mine = w->panels - w->panel;
     int single = !hoisted;
     if (single) {
-        products->row_product(x, p->I, NAME(panel_at)(p, p->ih, p->I, w->panel), mine, single, w->z, NULL,
+        products->row_product(*NAME(enter)(w, &x, 1, p->I, 0), p->I, NAME(panel_at)(p, p->ih, p->I, w->panel),
+                              mine, single, w->z, NULL,
                               p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
         hoisted = w->z;
     }
-    products->row_product(w->h_rows[0], p->P, NAME(panel_at)(p, p->hh, p->P, w->panel), mine, single, w->z,
-                          hoisted, NULL);
+    products->row_product(*NAME(enter)(w, w->h_rows, 1, p->P, 1), p->P,
+                          NAME(panel_at)(p, p->hh, p->P, w->panel), mine, single, w->z, hoisted, NULL);
     if (p->pointwise.composed)
         NAME(gates_of_one)(w, mine, 1);
     else
@@ -321,6 +347,8 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
     Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
     for (Size chunk = 0; chunk < chunks; chunk++) {
         Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
+        const REAL *const *x = hoisted ? NULL : NAME(enter)(w, w->x_rows + from, rows, p->I, 0);
+        const REAL *const *h = NAME(enter)(w, w->h_rows + from, rows, p->P, 1);
         for (Size panel = w->panel; panel < w->panels; panel++) {
             Size unit = panel * LANES, u_step = PANEL;
             const REAL *u = w->z;
@@ -328,11 +356,11 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
                 u = hoisted + from * mine * PANEL + (panel - w->panel) * PANEL;
                 u_step = mine * PANEL;
             } else {
-                products->product(w->x_rows + from, rows, p->I, NAME(panel_at)(p, p->ih, p->I, panel), w->z,
-                                  PANEL, NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
+                products->product(x, rows, p->I, NAME(panel_at)(p, p->ih, p->I, panel), w->z, PANEL, NULL, 0,
+                                  p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
             }
-            products->product(w->h_rows + from, rows, p->P, NAME(panel_at)(p, p->hh, p->P, panel), w->z,
-                              PANEL, u, u_step, NULL);
+            products->product(h, rows, p->P, NAME(panel_at)(p, p->hh, p->P, panel), w->z, PANEL, u, u_step,
+                              NULL);
             Size width = p->projected ? LANES : p->H - unit;
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
             REAL *const *kept = f->keep ? w->kept + from : NULL;

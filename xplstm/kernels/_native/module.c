@@ -144,17 +144,31 @@ static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
     return 0;
 }
 
-/* A matrix of weights: an array, or in INT8 (values, scales). */
-static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t size, int storage, Matrix *m)
+/* The same storage with VNNI, where this processor and the engine have it. */
+static int fastest_products(const Engine *engine, int storage)
+{
+#if defined(__x86_64__) && !defined(XPLSTM_WITHOUT_VNNI)
+    if (storage >= INT8 && engine->stored[storage + VNNI] && __builtin_cpu_supports("avx512vnni"))
+        return storage + VNNI;
+#endif
+    (void)engine;
+    return storage;
+}
+
+/* A matrix of weights: an array, or of integers (values, scales). */
+static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t size, int storage,
+                      int required, Matrix *m)
 {
     PyObject *values = given, *scales = Py_None;
-    if (storage == INT8 && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
+    if (storage >= INT8 && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
         return -1;
     if (get(v, values, rows * columns, size, 0, &m->values)
         || get(v, scales, rows, sizeof(float), 0, &m->scales))
         return -1;
-    if (storage == INT8 && m->values && !m->scales)
-        PyErr_SetString(PyExc_ValueError, "no scales");
+    if (!required && !m->values)
+        return 0;
+    if (!m->values || (storage >= INT8 && !m->scales))
+        PyErr_SetString(PyExc_ValueError, "a matrix is missing, or its scales");
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -171,7 +185,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
                           &ih, &hh, &bias_ih, &bias_hh, &hr, &ch, &options))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
-    if (engine && (storage < 0 || storage >= STORAGES || !engine->stored[storage]))
+    if (engine && (storage < 0 || storage > INT8_BOTH || !engine->stored[storage]))
         return PyErr_Format(PyExc_ValueError, "no storage %d of weights for %s", storage, dtype);
     if (!engine || check_size(H, 8, I > H ? I : H, (Size)engine->size * engine->lanes))
         return NULL;
@@ -180,7 +194,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
         return PyErr_NoMemory();
     Packed *p = &held->packed;
     *p = (Packed){.engine = engine,
-                  .storage = storage,
+                  .storage = fastest_products(engine, storage),
                   .I = I,
                   .H = H,
                   .P = proj ? proj : H,
@@ -190,10 +204,11 @@ static PyObject *pack(PyObject *self, PyObject *args)
     Weights w;
     size_t size = engine->size, stored = engine->stored[storage];
     if (get_pointwise(options, ch != Py_None, &p->pointwise)
-        || get_matrix(&v, ih, 4 * H, I, stored, storage, &w.ih)
-        || get_matrix(&v, hh, 4 * H, p->P, stored, storage, &w.hh)
+        || get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
+        || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
         || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
-        || get_matrix(&v, hr, p->P, H, stored, storage, &w.hr) || get(&v, ch, 3 * H, size, 0, &w.ch))
+        || get_matrix(&v, hr, p->P, H, stored, storage, proj != 0, &w.hr)
+        || get(&v, ch, 3 * H, size, 0, &w.ch))
         goto failed;
     size_t bytes = engine->place(p, NULL);
     PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
@@ -444,7 +459,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(1);
+    return PyLong_FromLong(3);
 }
 
 static PyObject *release_memory(PyObject *self, PyObject *unused)

@@ -8,11 +8,19 @@
 #include "forward.h"
 #include "backward.h"
 
+#if DOUBLE
+#define STORED {sizeof(REAL)}
+#elif VECTOR_BYTES == 64
+#define STORED {sizeof(REAL), sizeof(uint16_t), 1, 1, 1, 1}
+#else
+#define STORED {sizeof(REAL), sizeof(uint16_t), 1, 1}
+#endif
+
 const Engine JOIN(ENGINE, NAME(engine)) = {
     .isa = ISA,
     .dtype = DOUBLE ? "float64" : "float32",
     .size = sizeof(REAL),
-    .stored = {sizeof(REAL), DOUBLE ? 0 : sizeof(uint16_t), DOUBLE ? 0 : sizeof(int8_t)},
+    .stored = STORED,
     .lanes = LANES,
     .rows = ROWS,
     .fused = FUSED,
@@ -28,6 +36,7 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
     .apply = NAME(apply),
 };
 
+#undef STORED
 #undef Walk
 #undef Back
 #undef Products

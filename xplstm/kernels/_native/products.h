@@ -2,23 +2,7 @@
    once for each. The includer says WEIGHT, GET, which makes a vector of REAL from LANES of them, SCALED, and
    the suffix of the names in STORE. */
 
-/* What a panel begins with, in numbers of WEIGHT: the scales of its rows of the matrix. */
-#define HEAD (SCALED * PANEL * (Size)sizeof(REAL) / (Size)sizeof(WEIGHT))
-
-INLINE Size STORE(stride)(Size K) { return HEAD + K * PANEL; }
-
-static size_t STORE(panel_bytes)(Size K) { return (size_t)STORE(stride)(K) * sizeof(WEIGHT); }
-
-/* A block's sum with the scale of its weights. */
-INLINE V STORE(scaled)(V sum, const void *panel, Size j)
-{
-#if SCALED
-    return sum * load((const REAL *)panel + j * LANES);
-#else
-    (void)panel, (void)j;
-    return sum;
-#endif
-}
+static size_t STORE(panel_bytes)(Size K) { return (size_t)(K * PANEL) * sizeof(WEIGHT); }
 
 /* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms
    of a row stand `step` apart. Each term prefetches one more cache line of what comes `next`: weights that
@@ -26,7 +10,7 @@ INLINE V STORE(scaled)(V sum, const void *panel, Size j)
 #define TILE(R)                                                                                         \
     static __attribute__((noinline)) void STORE(                                                        \
         tile##R)(const REAL *const *rows, Size step, const WEIGHT *w, Size k, REAL *out, Size out_step, \
-                 const REAL *u, Size u_step, const REAL *bias, const char *next, const void *panel)     \
+                 const REAL *u, Size u_step, const REAL *bias, const char *next)                        \
     {                                                                                                   \
         const REAL *a[R];                                                                               \
         V sum[R][4];                                                                                    \
@@ -50,9 +34,6 @@ INLINE V STORE(scaled)(V sum, const void *panel, Size j)
                 sum[r][3] = fma(v, w3, sum[r][3]);                                                      \
             }                                                                                           \
         }                                                                                               \
-        EACH (r, R)                                                                                     \
-            EACH (j, 4)                                                                                 \
-                sum[r][j] = STORE(scaled)(sum[r][j], panel, j);                                         \
         if (u)                                                                                          \
             EACH (r, R)                                                                                 \
                 EACH (j, 4)                                                                             \
@@ -76,7 +57,7 @@ TILE(6)
 #endif
 
 typedef void (*STORE(Tile))(const REAL *const *, Size, const WEIGHT *, Size, REAL *, Size, const REAL *, Size,
-                            const REAL *, const char *, const void *);
+                            const REAL *, const char *);
 
 static const STORE(Tile) STORE(tiles)[] = {
     NULL,         STORE(tile1), STORE(tile2), STORE(tile3),
@@ -90,42 +71,38 @@ static const STORE(Tile) STORE(tiles)[] = {
     EACH (j, (PANEL * (int)sizeof(WEIGHT) + LINE - 1) / LINE) \
     __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PANEL) + j * LINE)
 
-/* One row by C consecutive panels of w, `stride` apart: C times as many independent chains hide the latency
-   of the multiply-adds. `panel` is where the first of them begins. */
-#define ROW(name, C, PREFETCH)                                                                             \
-    static __attribute__((noinline)) void STORE(name)(const REAL *a, const WEIGHT *w, Size stride, Size k, \
-                                                      REAL *out, const REAL *u, const REAL *bias,          \
-                                                      const WEIGHT *panel)                                 \
-    {                                                                                                      \
-        V sum[C][4];                                                                                       \
-        const WEIGHT *at[C];                                                                               \
-        EACH (c, C) {                                                                                      \
-            at[c] = w + c * stride;                                                                        \
-            EACH (j, 4)                                                                                    \
-                sum[c][j] = all(0);                                                                        \
-        }                                                                                                  \
-        for (Size n = 0; n < k; n++) {                                                                     \
-            V v = all(a[n]);                                                                               \
-            EACH (c, C) {                                                                                  \
-                PREFETCH(at[c] + n * PANEL);                                                               \
-                EACH (j, 4)                                                                                \
-                    sum[c][j] = fma(v, GET(at[c] + n * PANEL, j), sum[c][j]);                              \
-            }                                                                                              \
-        }                                                                                                  \
-        EACH (c, C)                                                                                        \
-            EACH (j, 4)                                                                                    \
-                sum[c][j] = STORE(scaled)(sum[c][j], panel + c * stride, j);                               \
-        if (u)                                                                                             \
-            EACH (c, C)                                                                                    \
-                EACH (j, 4)                                                                                \
-                    sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                               \
-        if (bias)                                                                                          \
-            EACH (c, C)                                                                                    \
-                EACH (j, 4)                                                                                \
-                    sum[c][j] = sum[c][j] + load(bias + c * PANEL + j * LANES);                            \
-        EACH (c, C)                                                                                        \
-            EACH (j, 4)                                                                                    \
-                store(out + c * PANEL + j * LANES, sum[c][j]);                                             \
+/* One row by C consecutive panels of w, `panel` apart: C times as many independent chains hide the latency
+   of the multiply-adds. */
+#define ROW(name, C, PREFETCH)                                                                            \
+    static __attribute__((noinline)) void STORE(name)(const REAL *a, const WEIGHT *w, Size panel, Size k, \
+                                                      REAL *out, const REAL *u, const REAL *bias)         \
+    {                                                                                                     \
+        V sum[C][4];                                                                                      \
+        const WEIGHT *at[C];                                                                              \
+        EACH (c, C) {                                                                                     \
+            at[c] = w + c * panel;                                                                        \
+            EACH (j, 4)                                                                                   \
+                sum[c][j] = all(0);                                                                       \
+        }                                                                                                 \
+        for (Size n = 0; n < k; n++) {                                                                    \
+            V v = all(a[n]);                                                                              \
+            EACH (c, C) {                                                                                 \
+                PREFETCH(at[c] + n * PANEL);                                                              \
+                EACH (j, 4)                                                                               \
+                    sum[c][j] = fma(v, GET(at[c] + n * PANEL, j), sum[c][j]);                             \
+            }                                                                                             \
+        }                                                                                                 \
+        if (u)                                                                                            \
+            EACH (c, C)                                                                                   \
+                EACH (j, 4)                                                                               \
+                    sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                              \
+        if (bias)                                                                                         \
+            EACH (c, C)                                                                                   \
+                EACH (j, 4)                                                                               \
+                    sum[c][j] = sum[c][j] + load(bias + c * PANEL + j * LANES);                           \
+        EACH (c, C)                                                                                       \
+            EACH (j, 4)                                                                                   \
+                store(out + c * PANEL + j * LANES, sum[c][j]);                                            \
     }
 
 ROW(row2, 2, NO_PREFETCH)
@@ -137,8 +114,7 @@ ROW(prefetching3, 3, PREFETCH_AHEAD)
 ROW(prefetching4, 4, PREFETCH_AHEAD)
 #endif
 
-typedef void (*STORE(Row))(const REAL *, const WEIGHT *, Size, Size, REAL *, const REAL *, const REAL *,
-                           const WEIGHT *);
+typedef void (*STORE(Row))(const REAL *, const WEIGHT *, Size, Size, REAL *, const REAL *, const REAL *);
 
 static const STORE(Row) STORE(rows)[2][5] = {
 #if ROWS > 3
@@ -158,7 +134,7 @@ static void STORE(row_product)(const REAL *a, Size K, const void *first, Size pa
     const STORE(Row) *rows = STORE(rows)[single && K <= NAME(SHORT)];
     const WEIGHT *w = first;
     while (panels > 0) {
-        Size c = panels > NAME(WIDE) ? NAME(WIDE) : panels, stride = STORE(stride)(K);
+        Size c = panels > NAME(WIDE) ? NAME(WIDE) : panels;
 #if ROWS > 3
         if (panels == 5)
             c = 3;
@@ -166,15 +142,14 @@ static void STORE(row_product)(const REAL *a, Size K, const void *first, Size pa
         for (Size k = 0; k < K; k += BLOCK) {
             Size n = K - k < BLOCK ? K - k : BLOCK;
             const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL, *row = a + k;
-            const WEIGHT *at = w + HEAD + k * PANEL;
+            const WEIGHT *at = w + k * PANEL;
             if (c == 1)
-                STORE(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last, (const char *)(at + n * PANEL),
-                             w);
+                STORE(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last, (const char *)(at + n * PANEL));
             else
-                rows[c](row, at, stride, n, out, from, last, w);
+                rows[c](row, at, K * PANEL, n, out, from, last);
         }
         panels -= c;
-        w += c * stride;
+        w += c * K * PANEL;
         out += c * PANEL;
         u = u ? u + c * PANEL : NULL;
         bias = bias ? bias + c * PANEL : NULL;
@@ -186,7 +161,7 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
                            Size out_step, const REAL *u, Size u_step, const REAL *bias)
 {
     Size tiles = (count + ROWS - 1) / ROWS;
-    const WEIGHT *w = (const WEIGHT *)panel + HEAD;
+    const WEIGHT *w = panel;
     for (Size k = 0; k < K; k += BLOCK) {
         Size n = K - k < BLOCK ? K - k : BLOCK;
         const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL;
@@ -199,7 +174,7 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
                 a[j] = rows[first + j] + k;
             const STORE(Tile) tile = STORE(tiles)[r];
             tile(a, 1, w + k * PANEL, n, out + first * out_step, out_step,
-                 from ? from + first * from_step : NULL, from_step, last, next + t * n * LINE, panel);
+                 from ? from + first * from_step : NULL, from_step, last, next + t * n * LINE);
         }
     }
 }
@@ -209,13 +184,8 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
 static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, void *panel, Size n)
 {
     enum { COLUMNS = 32 };
-#if SCALED
-    REAL *scales = (REAL *)panel + n * LANES;
-    for (Size lane = 0; lane < LANES; lane++)
-        scales[lane] = lane < lanes ? m->scales[row + lane] : 0;
-#endif
     const WEIGHT *w = m->values;
-    WEIGHT *out = (WEIGHT *)panel + HEAD;
+    WEIGHT *out = panel;
     for (Size first = 0; first < K; first += COLUMNS) {
         Size last = K - first < COLUMNS ? K : first + COLUMNS;
         for (Size lane = 0; lane < LANES; lane++)
@@ -224,7 +194,6 @@ static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, vo
     }
 }
 
-#undef HEAD
 #undef NO_PREFETCH
 #undef PREFETCH_AHEAD
 #undef TILE
@@ -233,4 +202,3 @@ static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, vo
 #undef WEIGHT
 #undef GET
 #undef PLACE
-#undef SCALED

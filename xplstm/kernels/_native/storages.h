@@ -18,7 +18,6 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define WEIGHT REAL
 #define GET(at, n) load((at) + (n) * LANES)
 #define PLACE(n, lane) ((n) * LANES + (lane))
-#define SCALED 0
 #include "products.h"
 
 #if !DOUBLE
@@ -26,18 +25,48 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define WEIGHT uint16_t
 #define GET(at, n) NAME(load_bfloat16)(at, n)
 #define PLACE(n, lane) ((n) / 2 * 2 * LANES + 2 * (lane) + (n) % 2)
-#define SCALED 0
 #include "products.h"
 
 #define STORE(x) JOIN(x, int8)
-#define WEIGHT int8_t
-#define GET(at, n) NAME(load_int8)((at) + (n) * LANES)
-#define PLACE(n, lane) ((n) * LANES + (lane))
-#define SCALED 1
-#include "products.h"
+#define DIGITS 3
+#define DOT NAME(dot)
+#define TARGET
+#include "integers.h"
+
+#define STORE(x) JOIN(x, int8_both)
+#define DIGITS 1
+#define DOT NAME(dot)
+#define TARGET
+#include "integers.h"
+
+#if VECTOR_BYTES == 64
+#define WITH_VNNI __attribute__((target("avx512vnni")))
+
+WITH_VNNI INLINE VI NAME(vnni_dot)(VI sum, const char *digits, VI w)
+{
+    int32_t word;
+    __builtin_memcpy(&word, digits, sizeof word);
+    return (VI)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(word), (__m512i)w);
+}
+
+#define STORE(x) JOIN(x, vnni)
+#define DIGITS 3
+#define DOT NAME(vnni_dot)
+#define TARGET WITH_VNNI
+#include "integers.h"
+
+#define STORE(x) JOIN(x, vnni_both)
+#define DIGITS 1
+#define DOT NAME(vnni_dot)
+#define TARGET WITH_VNNI
+#include "integers.h"
+
+#undef WITH_VNNI
+#endif
 #endif
 
-/* One storage: `product` and `row_product` are described in products.h. */
+/* One storage. `product` and `row_product` are described in products.h and integers.h; they read rows that
+   `enter` has written in `entered_bytes`, or where it is NULL the rows themselves. */
 typedef struct NAME(Storage) {
     size_t (*panel_bytes)(Size K);
     void (*product)(const REAL *const *rows, Size count, Size K, const void *panel, REAL *out, Size out_step,
@@ -45,17 +74,24 @@ typedef struct NAME(Storage) {
     void (*row_product)(const REAL *a, Size K, const void *first, Size panels, int single, REAL *out,
                         const REAL *u, const REAL *bias);
     void (*pack_vector)(const Matrix *m, Size row, Size lanes, Size K, void *panel, Size n);
+    void (*enter)(const REAL *a, Size K, void *to);
+    size_t (*entered_bytes)(Size K);
 } NAME(Storage);
 
-#define ROW_OF(storage)                                                              \
-    {JOIN(panel_bytes, storage), JOIN(product, storage), JOIN(row_product, storage), \
-     JOIN(pack_vector, storage)}
+#define ROW_OF(name) \
+    JOIN(panel_bytes, name), JOIN(product, name), JOIN(row_product, name), JOIN(pack_vector, name)
+#define ENTERED_ROW_OF(name) ROW_OF(name), JOIN(enter, name), JOIN(entered_bytes, name)
 
 static const NAME(Storage) NAME(TABLE)[STORAGES] = {
     [FULL] = {NAME(panel_bytes), NAME(product), NAME(row_product), NAME(pack_vector)},
 #if !DOUBLE
-    [BFLOAT16] = ROW_OF(bfloat16),
-    [INT8] = ROW_OF(int8),
+    [BFLOAT16] = {ROW_OF(bfloat16)},
+    [INT8] = {ENTERED_ROW_OF(int8)},
+    [INT8_BOTH] = {ENTERED_ROW_OF(int8_both)},
+#if VECTOR_BYTES == 64
+    [INT8 + VNNI] = {ENTERED_ROW_OF(vnni)},
+    [INT8_BOTH + VNNI] = {ENTERED_ROW_OF(vnni_both)},
+#endif
 #endif
 };
 
@@ -69,3 +105,4 @@ INLINE const void *NAME(panel_at)(const Packed *p, const void *packed, Size K, S
 }
 
 #undef ROW_OF
+#undef ENTERED_ROW_OF

@@ -99,10 +99,10 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
                         rows[r] = at + r;
                     REAL *to = sum->c + row * columns + column;
                     if (width == PANEL && height == ROWS) {
-                        whole(rows, ROWS, packed_b, depth, to, columns, to, columns, NULL, next, NULL);
+                        whole(rows, ROWS, packed_b, depth, to, columns, to, columns, NULL, next);
                         continue;
                     }
-                    whole(rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL, next, NULL);
+                    whole(rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL, next);
                     for (Size r = 0; r < height; r++)
                         for (Size n = 0; n < width; n++)
                             to[r * columns + n] += tile[r * PANEL + n];

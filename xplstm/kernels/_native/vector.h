@@ -66,19 +66,67 @@ INLINE V NAME(load_bfloat16)(const uint16_t *panel, int n)
     return (V)(n % 2 ? pair & 0xffff0000u : pair << 16);
 }
 
-/* GCC 12 makes shuffles of one element at a time of __builtin_convertvector from bytes. */
-INLINE V NAME(load_int8)(const int8_t *p)
+typedef VI NAME(UnalignedIntegers) __attribute__((aligned(1), may_alias));
+
+INLINE VI NAME(load_words)(const void *p) { return *(const NAME(UnalignedIntegers) *)p; }
+
+/* Round to the nearest integer, ties to even. */
+INLINE VI NAME(nearest)(V x)
 {
 #if VECTOR_BYTES == 64
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+    return (VI)_mm512_cvtps_epi32((__m512)x);
 #elif VECTOR_BYTES == 32
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+    return (VI)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__x86_64__)
+    return (VI)_mm_cvtps_epi32((__m128)x);
+#elif defined(__aarch64__)
+    return (VI)vcvtnq_s32_f32((float32x4_t)x);
 #else
-    V numbers;
+    VI n;
     for (int k = 0; k < LANES; k++)
-        numbers[k] = (float)p[k];
-    return numbers;
+        n[k] = (int32_t)__builtin_rintf(x[k]);
+    return n;
 #endif
+}
+
+/* The lowest byte of each word. */
+INLINE void NAME(store_bytes)(uint8_t *to, VI words)
+{
+#if VECTOR_BYTES == 64
+    _mm_storeu_si128((void *)to, _mm512_cvtepi32_epi8((__m512i)words));
+#else
+    for (int k = 0; k < LANES; k++)
+        to[k] = (uint8_t)words[k];
+#endif
+}
+
+/* The sum of the products of both halves of each word. */
+INLINE VI NAME(multiply_pairs)(VI a, VI b)
+{
+#if VECTOR_BYTES == 64 /* without AVX512BW, which the engine does not ask for */
+    __m256i low = _mm256_madd_epi16(_mm512_castsi512_si256((__m512i)a), _mm512_castsi512_si256((__m512i)b));
+    __m256i high =
+        _mm256_madd_epi16(_mm512_extracti64x4_epi64((__m512i)a, 1), _mm512_extracti64x4_epi64((__m512i)b, 1));
+    return (VI)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif VECTOR_BYTES == 32
+    return (VI)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+    return (VI)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/* sum + the products of four unsigned bytes, the same for all lanes, with the four signed ones of each word.
+ */
+INLINE VI NAME(dot)(VI sum, const char *digits, VI w)
+{
+    uint32_t word;
+    __builtin_memcpy(&word, digits, sizeof word);
+    VI even = (VI)((VU){0} + (word & 0x00ff00ff)), odd = (VI)((VU){0} + (word >> 8 & 0x00ff00ff));
+    VI w_odd = (w >> 8 & (INT)0xffff0000) | ((w << 16 >> 24) & 0xffff);
+    VI w_even = (w << 8 >> 24 << 16) | ((w << 24 >> 24) & 0xffff);
+    return sum + NAME(multiply_pairs)(even, w_even) + NAME(multiply_pairs)(odd, w_odd);
 }
 #endif
 
