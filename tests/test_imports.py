@@ -78,7 +78,7 @@ ROWS = (
     ("io.onnx._trace",),
     ("io.onnx._entry",),
     ("io.onnx._find",),
-    ("io.layouts.keras_layers",),
+    ("io.layouts.concatenated", "io.layouts.keras_layers"),
     ("io.layouts.keras",),
     ("io.",),
     ("io._source",),

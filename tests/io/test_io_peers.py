@@ -340,7 +340,8 @@ def test_cells_of_flax_nnx(cell, flax):
     made = getattr(nnx, cell)(I, H, rngs=nnx.Rngs(3), bias_init=nnx.initializers.normal(0.5))
     carry = (np.full((B, H), 0.25, "float32"), np.full((B, H), -0.5, "float32"))
     (c, h), _ = made(carry, x[0])
-    for given in (nnx.to_pure_dict(nnx.state(made, nnx.Param)), nnx.to_pure_dict(nnx.state(made))):
+    state = nnx.state(made)
+    for given in (nnx.to_pure_dict(nnx.state(made, nnx.Param)), state, nnx.to_flat_state(state)):
         lstm = io.load(given)
         h_0, c_0 = io.from_state(carry, "nnx")
         _, state = lstm(x[:1], (h_0[None], c_0[None]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,9 @@ def of_module(source: Any) -> Contents | None:
     if isinstance(getattr(source, "params", None), Mapping):
         return contents(source.params)._replace(where=where)
     if _libraries(source) & _BY_ATTRIBUTES:
-        return contents(_tree(source, 0))._replace(where=where)
+        # A flat state is a sequence of paths and values.
+        tree = _tree(dict(source) if isinstance(source, Sequence) else source, 0)
+        return contents(tree)._replace(where=where) if isinstance(tree, Mapping) else None
     return None
 
 
@@ -87,7 +89,7 @@ def _tree(value: Any, depth: int) -> Any:
         # A variable of nnx holds its array.
         return value[...] if type(value).__module__.startswith("flax") else value
     if isinstance(value, Mapping):
-        return {str(key): _tree(inner, depth + 1) for key, inner in value.items()}
+        return {key: _tree(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return {str(key): _tree(inner, depth + 1) for key, inner in enumerate(value)}
     if _libraries(value) & _BY_ATTRIBUTES and hasattr(value, "__dict__"):

@@ -47,7 +47,8 @@ def load(
         and ``nonlinearity`` come with those of PyTorch.
     format : str, optional
         How the weights stand in it: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste",
-        "chainer", "keras", "onnx", "joined" or "parted".
+        "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras", "onnx",
+        "joined" or "parted".
     prefix : str, or sequence of layers, optional
         Which network, where there are several: what the names of its arrays begin with. Of cells that were
         stacked by hand, the prefix of each layer, or a pair for the two directions.

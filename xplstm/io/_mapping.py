@@ -23,7 +23,9 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
     if depth > _DEEPEST:
         msg = f"{WHERE} is nested deeper than {_DEEPEST}"
         raise ArgumentError(msg)
-    for key, value in given.items():
+    for parts, value in given.items():
+        # The keys of a flat state are paths.
+        key = ".".join(map(str, parts)) if isinstance(parts, tuple) else parts
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{start}{key}.", depth + 1)
         elif hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -96,13 +96,15 @@ def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
     return options | {"variant": cell.options().get("variant")}
 
 
-def plain(network: Recurrent, layout: str, kind: str = "LSTM") -> Mapping[str, Array]:
-    """Return the parameters of `network`: a standard LSTM without a projection, or another `kind`."""
+def plain(
+    network: Recurrent, layout: str, kind: str = "LSTM", projected: bool = False
+) -> Mapping[str, Array]:
+    """Return the parameters of `network`: a standard LSTM, `projected` if it may be, or another `kind`."""
     stack = network._stack
     wrong = {
         f"is a {stack.cell.name}": stack.cell.name != kind,
         f"has variant={stack.cell.options().get('variant')}": "variant" in stack.cell.options(),
-        f"has proj_size={stack.proj_size}": stack.proj_size,
+        f"has proj_size={stack.proj_size}": stack.proj_size and not projected,
         f"has merge={stack.merge!r}": stack.merge != "concat",
     }
     for what, is_so in wrong.items():

@@ -26,6 +26,7 @@ from xplstm.nn import _module
 
 SUFFIXES = (".weights.h5",)
 _HDF5 = (".h5", ".hdf5")
+_VARIABLE = re.compile(r"(^|/)(vars/\d+|recurrent_kernel(:0)?)$")
 LAYOUT = "keras"
 
 # A configuration is a few kilobytes a layer.
@@ -67,7 +68,9 @@ def _unpacked(path: str) -> Contents:
     bounds = {"model_config": LONGEST_CONFIG, "keras_version": LONGEST_METADATA}
     tree = h5.read(h5.Source(path), bounds)
     if not tree.marks & {"layer_names", "layer_names0", "model_config"}:
-        return Contents(path, "keras", by_name(path, tree.tensors), {}, "keras")
+        is_of_keras = any(_VARIABLE.search(name) for name, _ in tree.tensors)
+        layout = "keras" if is_of_keras else None
+        return Contents(path, "keras", by_name(path, tree.tensors), {}, layout)
     tensors = ((name.removeprefix("model_weights/"), tensor) for name, tensor in tree.tensors)
     version = tree.attributes.get("keras_version")
     metadata: dict[str, Any] = {"version": version and _major(path, version), "by_layer": True}

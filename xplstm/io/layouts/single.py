@@ -48,12 +48,19 @@ class Single(NamedTuple):
     tail: bool = False
     """Whether the second group of biases is for the last gate alone."""
     also: tuple[Single, ...] = ()
-    """The rows of other classes in the same layout."""
+    """The rows of other classes in the same layout, or of other names."""
+    hr: str = ""
+    """The weights of a projection, which a layer may have."""
+    forget: float = 0.0
+    """What the library adds to the forget gate at every step, beside its bias."""
+    ends: tuple[str, ...] = ("", ".")
+    """What a prefix may end with."""
 
     @property
     def gates(self) -> str:
         """How the gates stand, in words."""
-        return f"{'columns' if self.columns else 'rows'} {', '.join(self.order)}"
+        added = f", {self.forget:g} added to f" if self.forget else ""
+        return f"{'columns' if self.columns else 'rows'} {', '.join(self.order)}{added}"
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -70,9 +77,11 @@ class Single(NamedTuple):
         found: dict[str, Found] = {}
         for row in (*self.also, self):
             for one in row._find(contents):
-                shape = contents.tensors[f"{one.prefix}.{row.hh[0]}".removeprefix(".")].shape
-                if row is self or len(row.hh) > 1 or row._has_gates(shape):
-                    found.setdefault(one.prefix, one)
+                shape = contents.tensors[next(n for n in one.names if n.endswith(row.hh[0]))].shape
+                fits = row.kind == self.kind or len(row.hh) > 1 or row._has_gates(shape)
+                old = found.get(one.prefix)
+                if fits and (old is None or (old.problem and not one.problem)):
+                    found[one.prefix] = one
         return list(found.values())
 
     def _has_gates(self, shape: tuple[int, ...]) -> bool:
@@ -88,7 +97,7 @@ class Single(NamedTuple):
         found = []
         for name in contents.tensors:
             prefix, _, _ = name.rpartition(self.ih[0])
-            if name != prefix + self.ih[0] or (prefix and not prefix.endswith(".")):
+            if name != prefix + self.ih[0] or prefix[-1:] not in self.ends:
                 continue
             beside = {prefix + other for other in self.foreign}
             if prefix + self.hh[0] in contents.tensors and not beside & contents.tensors.keys():
@@ -98,7 +107,7 @@ class Single(NamedTuple):
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
         """One layer and direction under its own names, more under ``l0``, ``l0_reverse``, ``l1`` ..."""
         row = self.row_of(network)
-        parted = layers.split(plain(network, self.name, row.kind))
+        parted = layers.split(plain(network, self.name, row.kind, projected=bool(row.hr)))
         write = partial(row.write, reset_after=network._stack.cell.options().get("reset_after", True))
         if len(parted) == len(parted[0]) == 1:
             return write(parted[0][0])
@@ -131,7 +140,8 @@ class Single(NamedTuple):
         """
         _checks.mapping("arrays", arrays)
         groups = [group for group in self.biases if arrays.keys() & {*group}]
-        wanted = (*self.weights, *(name for group in groups and self.biases for name in group))
+        projection = [self.hr] if self.hr in arrays else []
+        wanted = (*self.weights, *(name for group in groups and self.biases for name in group), *projection)
         _checks.names(arrays, wanted)
         _checks.home(arrays)
         wrong = self._misfit({name: tuple(a.shape) for name, a in arrays.items()})
@@ -139,7 +149,10 @@ class Single(NamedTuple):
             raise ShapeError(wrong)
         weights = [self._gathered([arrays[name] for name in names]) for names in (self.ih, self.hh)]
         biases = self._read_biases(arrays) if groups else []
-        return LSTMParams(*weights, *biases)
+        weight_hr = arrays[self.hr] if projection else None
+        if weight_hr is not None and self.columns:
+            weight_hr = _array.native(weight_hr).T
+        return LSTMParams(*weights, *biases)._replace(weight_hr=weight_hr)
 
     def _read_biases(self, arrays: Mapping[str, Array]) -> list[Array]:
         """Return our two biases; what the layout has no place for is zero."""
@@ -148,12 +161,18 @@ class Single(NamedTuple):
             given = [[given[0][0][k, :]] for k in range(2)]
         first = self._gathered(given[0])
         xp = _array.namespace(first, "bias")
+        first = self._shifted(xp, first, self.forget)
         if len(given) == 1:
             return [first, xp.zeros_like(first)]
         if self.tail:
             (last,) = given[1]
             return [first, xp.concat([xp.zeros_like(first)[: first.shape[0] - last.shape[0]], last], axis=0)]
         return [first, self._gathered(given[1])]
+
+    def _shifted(self, xp: Any, bias: Array, by: float) -> Array:
+        """Return a bias in our order with the same number added to every unit of the forget gate."""
+        i, f, *rest = _blocks(bias, len(self.ours))
+        return xp.concat([i, f + by, *rest], axis=0) if by else bias
 
     def write(self, params: LSTMParams, reset_after: bool = True) -> dict[str, Array]:
         """Arrays by their names there from our parameters; two biases are added where there is place for one.
@@ -174,14 +193,19 @@ class Single(NamedTuple):
         ArgumentError
             If `params` has a parameter that the layout has no place for.
         """
-        extra = [name for name, a in params._asdict().items() if a is not None and name not in _PLAIN]
+        known = (*_PLAIN, "weight_hr") if self.hr else _PLAIN
+        extra = [name for name, a in params._asdict().items() if a is not None and name not in known]
         if extra:
             msg = f"params has {', '.join(extra)}, for which format {self.name!r} has no place"
             raise ArgumentError(msg)
         if not (reset_after or self.paired):
             raise no_place(self.name, "has reset_after=False")
         found = self._spread(self.ih, params.weight_ih) | self._spread(self.hh, params.weight_hh)
+        if params.weight_hr is not None:
+            found[self.hr] = params.weight_hr.T if self.columns else params.weight_hr
         if params.bias_ih is None or params.bias_hh is None:
+            if self.forget:
+                raise no_place(self.name, "has no biases")
             return found
         return found | self._write_biases(params.bias_ih, params.bias_hh, reset_after)
 
@@ -200,13 +224,16 @@ class Single(NamedTuple):
             return self._spread(self.biases[0], bias_ih) | self._spread(self.biases[1], bias_hh)
         if self.kind == "GRU" and reset_after and bool(xp.any(last != 0)):
             raise no_place(self.name, "has a bias_hh of the gate n that is not zero")
-        return self._spread(self.biases[0], bias_ih + bias_hh)
+        return self._spread(self.biases[0], self._shifted(xp, bias_ih + bias_hh, -self.forget))
 
     def _found(self, contents: Contents, prefix: str) -> Found:
         """The layer whose names begin with `prefix`, a dot at its end included."""
         groups = [group for group in self.biases if any(prefix + name in contents.tensors for name in group)]
         names = (*self.weights, *(name for group in groups and self.biases for name in group))
+        if self.hr and prefix + self.hr in contents.tensors:
+            names += (self.hr,)
         missing = [name for name in names if prefix + name not in contents.tensors]
+        missing += [self.biases[0][0]] if self.forget and not groups else []
         shapes = {name: contents.tensors[prefix + name].shape for name in names if name not in missing}
         problem = f"{missing[0]} is missing" if missing else self._misfit(shapes)
         options: dict[str, Any] = {} if problem else self._sizes(shapes) | {"bias": bool(groups)}
@@ -214,16 +241,21 @@ class Single(NamedTuple):
             options["reset_after"] = False
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
-        return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem)
+        # The clips of cells with a projection are not in the files that have one.
+        untold = ("variant",) if self.hr in shapes else ()
+        return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, untold)
 
     def _params(self, contents: Contents, prefix: str, names: tuple[str, ...]) -> dict[str, Array]:
         arrays = {name: _array.native(contents.tensors[prefix + name].array()) for name in names}
         return layers.join([self.read(arrays)])
 
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """input_size and hidden_size of shapes that fit."""
+        """Return input_size, hidden_size and, with a projection, proj_size of shapes that fit."""
         inputs = 0 if self.columns else 1
-        return {"input_size": shapes[self.ih[0]][inputs], "hidden_size": shapes[self.hh[0]][inputs]}
+        sizes = {"input_size": shapes[self.ih[0]][inputs], "hidden_size": shapes[self.hh[0]][inputs]}
+        if len(shapes.get(self.hr, ())) == 2:
+            sizes |= {"hidden_size": shapes[self.hr][inputs], "proj_size": sizes["hidden_size"]}
+        return sizes
 
     def _misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         """What of the shapes is not as the first weights imply."""
@@ -231,7 +263,9 @@ class Single(NamedTuple):
             if len(shapes[name]) != 2 or 0 in shapes[name]:
                 return f"{name} has shape {shapes[name]}; a matrix was expected"
         sizes = self._sizes(shapes)
-        H = sizes["hidden_size"]
+        H, outputs = sizes["hidden_size"], sizes.get("proj_size", sizes["hidden_size"])
+        if self.hr in shapes and sorted(shapes[self.hr]) != sorted((H, outputs)):
+            return f"{self.hr} has shape {shapes[self.hr]}; a matrix was expected"
         rows = shapes[self.hh[0]][1 if self.columns else 0]
         gates = len(self.ours)
         if len(self.hh) == 1 and rows in (H, 3 * H) and rows != gates * H:
@@ -239,7 +273,7 @@ class Single(NamedTuple):
             what = f"that of {whose}, which format {self.name!r} does not have"
             given = f"{self.hh[0]} has shape {shapes[self.hh[0]]}"
             return f"{given}, {what}; an {self.kind} has {gates} * {H}, not {rows}"
-        for names, columns in ((self.ih, sizes["input_size"]), (self.hh, H)):
+        for names, columns in ((self.ih, sizes["input_size"]), (self.hh, outputs)):
             out = H if len(names) > 1 else gates * H
             wanted = (columns, out) if self.columns else (out, columns)
             for name in names:
@@ -333,6 +367,26 @@ MLX = Single("mlx", ("Wx",), ("Wh",), (("bias",),), SURE=False)
 HASTE = Single(
     "haste", ("kernel",), ("recurrent_kernel",), (("bias",),), order="igfo", columns=True, SURE=False
 )
+# The cells of AllenNLP have one bias or two.
+ALLENNLP = Single(
+    "allennlp",
+    ("input_linearity.weight",),
+    ("state_linearity.weight",),
+    (("input_linearity.bias",), ("state_linearity.bias",)),
+    hr="state_projection.weight",
+)
+ALLENNLP = ALLENNLP._replace(
+    also=(ALLENNLP._replace(biases=(("state_linearity.bias",),), foreign=("input_linearity.bias",)),)
+)
+# Gluon's names have an underscore behind the prefix where a block, not an attribute, gives it.
+MXNET = Single(
+    "mxnet",
+    ("i2h_weight",),
+    ("h2h_weight",),
+    (("i2h_bias",), ("h2h_bias",)),
+    ends=("", ".", "_"),
+)
+MXNET = MXNET._replace(also=(MXNET._replace(order="rzn", kind="GRU"),))
 # Chainer's documentation calls the third matrix the output gate's; its code takes it for the candidate's.
 CHAINER = Single(
     "chainer",

@@ -1,0 +1,126 @@
+"""Layouts whose cells have one matrix for x and h, which they multiply with both, one after the other.
+
+Each is a row: the `Single` of the matrix's two halves, and what the matrix is called. Most of these cells add
+a number to the forget gate at every step, which their bias does not contain.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any, NamedTuple
+
+from xplstm import _array
+from xplstm._typing import Array
+from xplstm.io._contents import Contents, Found, Tensor
+from xplstm.io.layouts.single import Single
+from xplstm.nn._module import Recurrent
+
+
+class Concatenated(NamedTuple):
+    """How one layer and direction is kept with one matrix, the rows of x above those of h."""
+
+    halves: Single
+    """The layout as it would be with the matrix in two; of columns."""
+    kernel: str
+    """The name of the matrix."""
+    place: re.Pattern[str] = re.compile("")
+    """What the last part of a prefix contains, where the names alone are those of any layer."""
+
+    @property
+    def STATE(self) -> tuple[str, str]:
+        """Order of a state."""
+        return self.halves.STATE
+
+    @property
+    def SURE(self) -> bool:
+        """Whether the names alone tell the layout."""
+        return self.halves.SURE
+
+    def find(self, contents: Contents) -> list[Found]:
+        """Return every cell whose matrix is large enough for its gates."""
+        halves: dict[str, Tensor] = {}
+        for name in contents.tensors:
+            prefix = name.removesuffix(self.kernel)
+            if (
+                prefix != name
+                and prefix[-1:] in ("", ".")
+                and self.place.search(prefix[:-1].rpartition(".")[2])
+            ):
+                halves |= self._split(contents, prefix)
+        found = self.halves.find(contents._replace(tensors=halves))
+        ends = {*self.halves.weights}
+        return [
+            one._replace(names=tuple(dict.fromkeys(self._whole(name, ends) for name in one.names)))
+            for one in found
+        ]
+
+    def to_mapping(self, network: Recurrent) -> dict[str, Array]:
+        """Return one cell under its own names, more under ``l0``, ``l0_reverse``, ``l1`` and so on."""
+        (ih,), (hh,) = self.halves.ih, self.halves.hh
+        arrays = self.halves.to_mapping(network)
+        for name in [name for name in arrays if name.endswith(ih)]:
+            prefix = name.removesuffix(ih)
+            parts = [arrays.pop(prefix + part) for part in (ih, hh)]
+            xp = _array.namespace(parts[0], name)
+            arrays[prefix + self.kernel] = xp.concat(parts, axis=0)
+        return arrays
+
+    def _split(self, contents: Contents, prefix: str) -> dict[str, Tensor]:
+        """Return a cell's tensors with the matrix in two; none if it cannot be that of a cell."""
+        kernel = contents.tensors[prefix + self.kernel]
+        projection = contents.tensors.get(prefix + self.halves.hr) if self.halves.hr else None
+        if len(kernel.shape) != 2 or kernel.shape[1] % 4:
+            return {}
+        outputs = (
+            projection.shape[-1] if projection is not None and projection.shape else kernel.shape[1] // 4
+        )
+        inputs = kernel.shape[0] - outputs
+        if inputs < 1 or not outputs:
+            return {}
+        others = (name for group in self.halves.biases for name in (*group, self.halves.hr))
+        found = {
+            prefix + name: contents.tensors[prefix + name]
+            for name in others
+            if prefix + name in contents.tensors
+        }
+        (ih,), (hh,) = self.halves.ih, self.halves.hh
+        for name, rows, start, end in ((ih, inputs, 0, inputs), (hh, outputs, inputs, kernel.shape[0])):
+            found[prefix + name] = Tensor(
+                (rows, kernel.shape[1]), kernel.dtype, partial(_rows, kernel, start, end)
+            )
+        return found
+
+    def _whole(self, name: str, ends: set[str]) -> str:
+        """Return the name of the tensor that a half is of."""
+        half = next((end for end in ends if name.endswith(end)), None)
+        return name if half is None else name.removesuffix(half) + self.kernel
+
+
+def _rows(tensor: Tensor, start: int, end: int) -> Array:
+    a: Array = _array.native(tensor.array())[start:end, :]
+    return a
+
+
+def _row(name: str, kernel: str, bias: str, **options: Any) -> Single:
+    """Return the row of a cell with the gates i, g, f, o."""
+    row = Single(
+        name, (f"{kernel}[x]",), (f"{kernel}[h]",), ((bias,),), order="igfo", columns=True, forget=1.0
+    )
+    return row._replace(**options)
+
+
+# LSTMCell, BasicLSTMCell and LSTMBlockCell add 1 unless a caller said otherwise, which no file has.
+_CELL = re.compile("lstm", re.IGNORECASE)
+_STATE = ("c", "h")
+_TENSORFLOW = _row(
+    *("tensorflow", "kernel", "bias"),
+    hr="projection.kernel",
+    foreign=("recurrent_kernel",),
+    SURE=False,
+    STATE=_STATE,
+)
+TENSORFLOW = Concatenated(_TENSORFLOW, "kernel", _CELL)
+TENSORFLOW_CUDNN = Concatenated(_TENSORFLOW._replace(name="tensorflow_cudnn", forget=0.0), "kernel", _CELL)
+ELMO = Concatenated(_row("elmo", "W_0", "B", hr="W_P_0", STATE=_STATE), "W_0")
+HAIKU = Concatenated(_row("haiku", "linear.w", "linear.b"), "linear.w", _CELL)
