@@ -1,15 +1,17 @@
-"""``python -m spec report``: what each implementation keeps of each clause."""
+"""``python -m spec report``: what implementations keep; ``python -m spec kills``: what clauses find."""
 
 from __future__ import annotations
 
 import sys
 
-from spec import report
+from spec import kills, report
 
-USAGE = "usage: python -m spec report [--subject NAME] [--out FOLDER]"
+USAGE = "usage: python -m spec report [--subject NAME] [--out FOLDER], or: python -m spec kills"
 
 
 def main(arguments: list[str]) -> int:
+    if arguments == ["kills"]:
+        return kills.main()
     if arguments[:1] != ["report"]:
         print(USAGE, file=sys.stderr)
         return 2

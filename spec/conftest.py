@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import pytest
 
 from spec import deviations
 from spec.cases import Case, Chosen, case_of
+from spec.questions import MOST, say
 from spec.stdio import PATIENCE, Stdio
 from spec.subject import Adapter
 from spec.subjects import is_slow, named, required, subjects
 
 FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
+EXPLAINED = pytest.StashKey[int]()
+WRONG = "what is wrong"
 # What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
 # Of relations, for a subject whose code another subject runs on plain NumPy.
@@ -126,11 +130,29 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Below a failure, a program that shows it alone, and the name that an entry in a list would give it."""
     report = yield
     case = case_of(item)
     if report.failed and case is not None:
+        done = item.config.stash.get(EXPLAINED, 0)
+        said = say(case) if done < MOST and call.when == "call" else ""
+        if said:
+            item.config.stash[EXPLAINED] = done + 1
+            report.sections.append((WRONG, said))
         report.sections.append(("to see it alone", case.snippet))
         report.sections.append(("as a deviation", f"{case.key}: REASON ({', '.join(case.clauses)})"))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what the explained failures have in common."""
+    failed = terminalreporter.stats.get("failed", [])
+    said = [text for report in failed for title, text in report.sections if title == WRONG]
+    if not said:
+        return
+    terminalreporter.section(f"{WRONG}, by {len(said)} of {len(failed)} failures")
+    for text, times in Counter(text.partition(" (explains")[0] for text in said).most_common(5):
+        terminalreporter.write_line(f"{times} x {text}")

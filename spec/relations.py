@@ -7,14 +7,16 @@ The sizes and options come from `spec/plan.py`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from spec.places import LAYER, Axis, Places, features, joined, split_name
+from spec.plan import CASES
 from spec.records import UNITS, Record
-from spec.sized import Sized, distance
+from spec.sized import Sized, distance, drawn
 from spec.subject import Adapter, Arrays, Unsupported
 
 COTANGENTS = ("dy", "dh_n", "dc_n")
@@ -526,3 +528,12 @@ LAWS: dict[str, Law] = {
     "shifted": Law("XPL-REL-011", shifted_norm, normalised),
     "again": Law("XPL-REL-012", again),
 }
+
+
+def broken(ask: Ask, law: str, name: str) -> tuple[list[str], int]:
+    """Ask a relation of a call of the plan; return what does not hold, and how many pairs were compared."""
+    case = CASES[name]
+    rng = np.random.default_rng(zlib.crc32(f"{law} {name}".encode()))
+    a = drawn(case, rng)
+    pairs = list(LAWS[law].relation(ask, case, a, rng))
+    return [said for pair in pairs for said in faults(pair, ask.dtype)], len(pairs)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from spec import plan
-from spec.relations import LAWS, Ask, faults
-from spec.sized import drawn
+from spec.relations import LAWS, Ask, broken
 from spec.sized_mutants import MUTANTS, RIGHT, Call
 from spec.subject import Adapter, Arrays, Config, Unsupported
 from spec.wrong import LSTM
@@ -36,7 +35,7 @@ def test_relation(subject: Adapter, law: str, name: str) -> None:
     turn = zlib.crc32(name.encode()) % 2
     for dtype in ("float64", "float32")[:: -1 if turn else 1]:
         try:
-            said, held = broken(subject, law, name, dtype)
+            said, held = broken(Ask(subject, dtype), law, name)
         except Unsupported as reason:
             refused = str(reason)
             continue
@@ -45,15 +44,6 @@ def test_relation(subject: Adapter, law: str, name: str) -> None:
         assert not said, f"{law} of {name}, {dtype}, {plan.CASES[name]}: {'; '.join(said)}"
         return
     pytest.skip(refused)
-
-
-def broken(subject: Adapter, law: str, name: str, dtype: str) -> tuple[list[str], int]:
-    """What does not hold, and how many pairs of answers were compared."""
-    case = plan.CASES[name]
-    rng = np.random.default_rng(zlib.crc32(f"{law} {name}".encode()))
-    a = drawn(case, rng)
-    pairs = list(LAWS[law].relation(Ask(subject, dtype), case, a, rng))
-    return [said for pair in pairs for said in faults(pair, dtype)], len(pairs)
 
 
 class Wrong:
@@ -118,16 +108,16 @@ FOUND: dict[str, tuple[Call, str]] = {
 @pytest.mark.parametrize("law", LAWS)
 def test_a_wrong_lstm_breaks_the_law(law: str) -> None:
     call, name = FOUND[law]
-    said, held = broken(Wrong(call), law, name, "float64")
+    said, held = broken(Ask(Wrong(call), "float64"), law, name)
     assert held
     assert said
 
 
 def test_an_answer_of_an_earlier_call_is_found() -> None:
-    assert broken(Wrong(Remembering()), "alone", "layer", "float64")[0]
+    assert broken(Ask(Wrong(Remembering()), "float64"), "alone", "layer")[0]
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_right_lstm_keeps_the_law(law: str) -> None:
     names = [name for of, name in cases() if of == law and not name.startswith("steps")]
-    assert not [said for name in names for said in broken(Wrong(RIGHT.call), law, name, "float64")[0]]
+    assert not [said for name in names for said in broken(Ask(Wrong(RIGHT.call), "float64"), law, name)[0]]

@@ -53,6 +53,10 @@ class LSTM(Faulty):
         with np.errstate(all="ignore"):
             return self.layer(config, a) if op.startswith("layer") else self.module(config, a)
 
+    def faults_at(self, _layer: int, _direction: int) -> frozenset[str]:
+        """The faults of the cell of one layer and direction."""
+        return self.faults
+
     def key(self, config: Config) -> Key | None:
         given = config.get("noise") or config.get("dropout")
         return (int(given["key"][0]), int(given["key"][1])) if given else None
@@ -70,7 +74,8 @@ class LSTM(Faulty):
 
     def layer(self, config: Config, a: Arrays) -> Arrays:
         exists = self.exists(config, *a["x"].shape[:2])
-        cell = Cell(self.faults, self.arithmetic, a, self.variant(config, 0), self.key(config), 0)
+        faults = self.faults_at(0, int(bool(config.get("reverse"))))
+        cell = Cell(faults, self.arithmetic, a, self.variant(config, 0), self.key(config), 0)
         out, steps = self.forward(cell, a, exists, config.get("reverse", False))
         if "dy" not in a:
             return out
@@ -95,7 +100,8 @@ class LSTM(Faulty):
                     name = "weight_ih" if self.has("weight dropout on weight_ih") else "weight_hh"
                     part[name] = part[name] * weight_mask
                 cell = Cell(
-                    self.faults, self.arithmetic, part, self.variant(config, d), self.key(config), stream
+                    *(self.faults_at(k, d), self.arithmetic, part),
+                    *(self.variant(config, d), self.key(config), stream),
                 )
                 out, steps = self.forward(
                     cell, part, exists, d == 1 and not self.has("both directions forward")

@@ -1,0 +1,201 @@
+"""Wrong LSTMs by family, and which of them gives the numbers of a subject.
+
+After a failure the suite asks the subject once more and compares its answer with
+that of every wrong LSTM here: the nearest one says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from spec import mutants, sized_mutants, wrong_gru
+from spec.mutants import Call
+from spec.records import UNITS
+from spec.subject import Arrays, Config
+from spec.wrong import LSTM
+from spec.wrong_gru import GRU
+
+PLACES = (
+    *("the reverse direction", "the forward direction of two"),
+    *("the first layer of several", "every layer but the first", "the last layer"),
+)
+CELL_FAULTS = (
+    *("forget bias added", "sigmoid for g", "relu for g", "f coupled to i"),
+    *("c clipped at 0.5", "i and f trade places in c", "tanh(c) omitted", "h from the old c"),
+    *("o sees the new c", "state carries tanh(c)", "hard sigmoid", "tanh for the gates"),
+    *("slope of tanh(c) omitted", "path from h to c cut", "gradient of i cut", "gradient of f cut"),
+    *("gradient of g cut", "gradient of o cut", "dweight_hh with the new h", "bias_hh not trained"),
+    *("path through h cut", "path through c cut"),
+)
+CHANGES: dict[str, tuple[tuple[str, ...], mutants.Change]] = {
+    "weight_hh transposed": (("weight_hh",), mutants.transposed),
+    "weight_ih in column order": (("weight_ih",), mutants.taken_as_columns),
+    "weight_hh ignored": (("weight_hh",), np.zeros_like),
+    "bias_ih dropped": (("bias_ih",), np.zeros_like),
+    "bias_hh dropped": (("bias_hh",), np.zeros_like),
+    "biases counted twice": (("bias",), lambda a: 2 * a),
+    **{
+        f"gates {''.join('ifgo'[k] for k in order)}": (mutants.GATES, mutants.blocks_in(order))
+        for order in permutations(range(4))
+        if order != (0, 1, 2, 3)
+    },
+}
+RIGHT = 256
+"""Differences in u * s that are no fault."""
+CLOSE = 1e-3
+"""The share of the right LSTM's error that a wrong one leaves where it explains the numbers."""
+
+
+def here(place: str, config: Config, layer: int, direction: int) -> bool:
+    """Whether a layer and direction is at the place; a single layer without two directions is at none."""
+    layers = config.get("num_layers", 1)
+    return {
+        "the reverse direction": direction == 1,
+        "the forward direction of two": direction == 0 and bool(config.get("bidirectional")),
+        "the first layer of several": layers > 1 and layer == 0,
+        "every layer but the first": layer > 0,
+        "the last layer": layers > 2 and layer == layers - 1,
+    }[place]
+
+
+class Placed(LSTM):
+    """An LSTM whose cell has a fault at one place."""
+
+    def __init__(self, fault: str, place: str, config: Config) -> None:
+        super().__init__(fault)
+        self.place, self.config = place, config
+
+    def faults_at(self, layer: int, direction: int) -> frozenset[str]:
+        return self.faults if here(self.place, self.config, layer, direction) else frozenset()
+
+
+def cell_at(fault: str, place: str) -> Call:
+    return lambda op, config, a: Placed(fault, place, config).call(op, config, a)
+
+
+def parameters_at(what: str, place: str) -> Call:
+    """An LSTM that takes some parameters otherwise, at one place."""
+    prefixes, change = CHANGES[what]
+
+    def call(op: str, config: Config, a: Arrays) -> Arrays:
+        def spoilt(name: str) -> bool:
+            if not name.startswith(prefixes):
+                return False
+            if op.startswith("layer"):
+                return here(place, config, 0, int(bool(config.get("reverse"))))
+            layer = int(name.partition("_l")[2].partition("_")[0])
+            return here(place, config, layer, int(name.endswith("_reverse")))
+
+        # What comes of a changed parameter has the places of the changed one; only outputs are compared then.
+        return LSTM().call(op, config, {n: change(v) if spoilt(n) else v for n, v in a.items()})
+
+    return call
+
+
+class Wrong(NamedTuple):
+    """A wrong LSTM and the kind that it is of."""
+
+    family: str
+    call: Call
+
+
+def wrongs() -> dict[str, Wrong]:
+    """Every wrong LSTM by name."""
+    found = {name: Wrong(family(name), call) for name, call in mutants.MUTANTS.items()}
+    found |= {
+        name: Wrong(f"at some sizes: {family(name)}", call) for name, call in sized_mutants.MUTANTS.items()
+    }
+    for place in PLACES:
+        found |= {f"{f}, in {place}": Wrong(f"cell, in {place}", cell_at(f, place)) for f in CELL_FAULTS}
+        found |= {
+            f"{w}, in {place}": Wrong(f"parameters, in {place}", parameters_at(w, place)) for w in CHANGES
+        }
+    return found
+
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "order of gates": ("gates ",),
+    "parameters": ("weight_", "bias_", "biases "),
+    "gradients": ("gradient", "d", "path ", "slope", "every slope"),
+    "lengths and masks": (
+        *("mask", "lengths", "rows", "row", "padding", "holes", "empty", "y cut", "equal", "all rows"),
+    ),
+    "directions": ("reverse", "always reverse", "both directions", "directions", "h_n is", "y in walking"),
+    "states": ("h_0", "c_0", "h_n", "states", "every layer", "state", "first input"),
+    "random masks": (
+        *("dropout", "one dropout", "recurrent dropout", "input dropout", "weight dropout", "noise"),
+        *("stream", "purpose", "time and stream", "zoneout"),
+    ),
+    "variants": (
+        *("peephole", "gate clip", "gate_clip", "cell clip", "cell_clip", "coupled", "activations", "norm"),
+        *("alpha", "beta", "layer_norm", "merge", "mean merged", "sum merged", "product", "eps", "gain"),
+    ),
+}
+
+
+def family(name: str) -> str:
+    """The kind of a wrong LSTM, by how its name begins."""
+    return next((kind for kind, heads in FAMILIES.items() if name.startswith(heads)), "cell and sequence")
+
+
+def suspects(config: Config) -> Iterator[tuple[str, Call]]:
+    """The wrong implementations of a call's cell."""
+    if config.get("cell") == "gru":
+        yield from ((fault, GRU(fault).call) for fault in wrong_gru.FAULTS)
+    else:
+        yield from ((name, wrong.call) for name, wrong in WRONGS.items())
+
+
+WRONGS = wrongs()
+
+
+def apart(got: Arrays, other: Arrays, gradients: bool) -> float:
+    """The largest difference of two answers, in units of the larger of 1 and the answer's magnitude."""
+    worst = 0.0
+    for name in (n for n in got.keys() & other.keys() if n.startswith("d") == gradients):
+        a, b = got[name].astype("float64"), other[name]
+        if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
+            return float("inf")
+        finite = np.isfinite(a)
+        size = max(1.0, float(np.abs(a[finite]).max(initial=0.0)))
+        worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / size)
+    return worst
+
+
+def explain(op: str, config: Config, a: Arrays, got: Arrays, dtype: str) -> str:
+    """Say which wrong LSTM gives these numbers, or that none does; nothing where the numbers are right."""
+    config = {"bidirectional": False, **config}
+    right = GRU() if config.get("cell") == "gru" else LSTM()
+    with np.errstate(all="ignore"):
+        expected = right.call(op, config, dict(a))
+        # Gradients tell only where the outputs do not: a changed parameter changes what they belong to.
+        gradients = apart(got, expected, False) < RIGHT * UNITS[dtype]
+        missed = apart(got, expected, gradients)
+        if missed < RIGHT * UNITS[dtype]:
+            return ""
+        found = {name: left(call, op, config, a, got, gradients) for name, call in suspects(config)}
+    shares = {name: share(off, missed) for name, off in found.items()}
+    near = sorted(shares, key=lambda name: shares[name])
+    if shares[near[0]] < CLOSE:
+        alike = [name for name in near[:3] if shares[name] < CLOSE]
+        return f"as if: {', or: '.join(alike)} (explains all but {shares[near[0]]:.1g} of the error)"
+    said = f"none of {len(found)} wrong implementations explains the numbers"
+    some = 1 - shares[near[0]]
+    return f"{said}; the nearest, {near[0]!r}, explains {some:.0%} of the error" if some > 0.1 else said
+
+
+def share(off: float, missed: float) -> float:
+    """The share of the right LSTM's error that a wrong one leaves."""
+    return off / missed if np.isfinite(missed) else float(not np.isfinite(off))
+
+
+def left(call: Call, op: str, config: Config, a: Arrays, got: Arrays, gradients: bool) -> float:
+    """How far a wrong LSTM is from an answer; infinite where it cannot run."""
+    try:
+        return apart(got, call(op, config, dict(a)), gradients)
+    except (IndexError, KeyError, ValueError):
+        return float("inf")

@@ -1,0 +1,79 @@
+"""The suite says what is wrong: each wrong LSTM is found, and recognised by its numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spec.diagnosis import PLACES, WRONGS, explain
+from spec.sized import CASES, expected, faults, given
+from spec.wrong import LSTM
+
+DEEP = "two-directions-3-p0"
+PLACED = [name for name in WRONGS if name.endswith(PLACES)]
+SUBJECT = """\
+from spec.test_relations import Wrong
+from spec.diagnosis import WRONGS
+
+def Subject():
+    return Wrong(WRONGS["gates figo, in the reverse direction"].call)
+"""
+
+
+def test_there_are_more_than_five_hundred_wrong_lstms() -> None:
+    assert len(WRONGS) > 500
+    assert len({wrong.family for wrong in WRONGS.values()}) > 20
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_fault_at_one_place_is_found(name: str) -> None:
+    case, a = CASES[DEEP], given(DEEP, "float64")
+    with np.errstate(all="ignore"):
+        got = WRONGS[name].call(f"{case.op}_vjp", case.config, dict(a))
+    assert faults(DEEP, got, "float64", gradients=True)
+
+
+RECOGNISED = [
+    f"{what}, in {place}"
+    for what in ("gates figo", "weight_hh transposed", "sigmoid for g")
+    for place in PLACES
+]
+
+
+@pytest.mark.parametrize("name", RECOGNISED)
+def test_a_wrong_lstm_is_recognised(name: str) -> None:
+    case, a = CASES[DEEP], given(DEEP, "float32")
+    with np.errstate(all="ignore"):
+        got = WRONGS[name].call(case.op, case.config, dict(a))
+    said = explain(case.op, case.config, dict(a), {n: v.astype("float32") for n, v in got.items()}, "float32")
+    assert said.startswith("as if: "), said
+    assert name in said, said
+
+
+def test_right_numbers_are_not_explained() -> None:
+    case = CASES[DEEP]
+    a = dict(given(DEEP, "float64"))
+    assert explain(f"{case.op}_vjp", case.config, a, expected(DEEP, "float64"), "float64") == ""
+
+
+def test_numbers_of_no_wrong_lstm_are_called_so() -> None:
+    case, a = CASES[DEEP], dict(given(DEEP, "float64"))
+    got = LSTM().call(case.op, case.config, a)
+    said = explain(case.op, case.config, a, {n: np.sin(5 * v) for n, v in got.items()}, "float64")
+    assert said.startswith(f"none of {len(WRONGS)} wrong implementations explains the numbers"), said
+
+
+def test_a_failing_run_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "wrong_subject.py").write_text(SUBJECT, encoding="utf-8")
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["spec/test_sized.py", "-k", "two-directions-2-p0", "--subject", "wrong_subject:Subject"]
+    env = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+    found = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "what is wrong, by 2 of 2 failures" in found.stdout
+    assert "gates figo, in the reverse direction" in found.stdout
