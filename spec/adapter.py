@@ -64,7 +64,7 @@ LIBRARIES = {
     "cupy": Library("cupy", as_array, lambda a: a.get()),
 }
 
-SLOW, LONG = ("jax", "dask", "flax"), 100
+LONG = 100
 
 # Kernels that know the arrays of one library alone; the others are tested on every one.
 HOMES = {
@@ -148,7 +148,7 @@ class Xplstm:
         unknown += [name for name in arrays if name.partition("_l")[0] not in ARRAYS]
         if unknown:
             raise Unsupported(f"xplstm does not offer {', '.join(unknown)}")
-        if self.library in SLOW and len(arrays["x"]) > LONG:
+        if self.library in ("jax", "dask") and len(arrays["x"]) > LONG:
             msg = f"{self.library} without compilation needs milliseconds a step: {LONG} steps at most here"
             raise Unsupported(msg)
         if config.get("profile") == "exact" and not self.adds_in_one_order():

@@ -181,7 +181,7 @@ def by_implementation(report: Report, statuses: Sequence[str]) -> str:
 def engines(report: Report) -> str:
     """One line for each array library and kernel of xplstm."""
     counts, errors = [], []
-    for subject in implementations(report)["xplstm"]:
+    for subject in implementations(report).get("xplstm", ()):
         about = report["subjects"][subject]
         label = f"{about['library']}, {about['kernel']}"
         counts.append([label, *counted(report, [subject]), about["not_run"] or ""])

@@ -23,11 +23,13 @@ import pytest
 
 from spec import clauses, deviations, page
 from spec.cases import Case, case_of
+from spec.stdio import Stdio
 from spec.subject import Adapter
 from spec.subjects import is_slow, named, subjects
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
+QUIET = ["--capture=sys", "-p", "no:cacheprovider"]
 FILES = ("vectors", "behaviour", "refusals", "sized", "relations", "gru", "exact_bits")
 """What asks subjects; the other tests are of the suite itself."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
@@ -67,10 +69,16 @@ class Outcome(NamedTuple):
     """Largest error in u * s, by group and dtype."""
 
 
+def path_of(case: Case) -> Path:
+    """The list of deviations of a case's subject, where none is named."""
+    return deviations.path_of(case.subject.adapter.describe()["name"])
+
+
 class Recorder:
     """A pytest plugin that keeps the outcome of every case."""
 
-    def __init__(self) -> None:
+    def __init__(self, listed: Path | None = None) -> None:
+        self.listed = listed
         self.cases: dict[str, Case] = {}
         self.outcomes: list[Outcome] = []
         self.failures: list[str] = []
@@ -91,8 +99,7 @@ class Recorder:
 
     def outcome(self, case: Case, report: pytest.TestReport) -> Outcome:
         if hasattr(report, "wasxfail") and report.skipped:
-            name = case.subject.adapter.describe()["name"]
-            entry = deviations.find(deviations.path_of(name), case.key)
+            entry = deviations.find(self.listed or path_of(case), case.key)
             assert entry is not None
             return Outcome(case, "deviates", entry.reason, entry.clauses)
         if report.skipped:
@@ -106,13 +113,13 @@ class Recorder:
         return Outcome(case, "passed", errors=errors)
 
 
-def run(names: Sequence[str]) -> Recorder:
-    """The suite on these subjects, quietly."""
-    recorder = Recorder()
+def run(chosen: Sequence[str], listed: Path | None = None) -> Recorder:
+    """The suite on the subjects that these options choose, quietly."""
+    recorder = Recorder(listed)
     files = [str(FOLDER / f"test_{name}.py") for name in FILES]
-    chosen = [f"--subject={name}" for name in names]
+    listing = [f"--deviations={listed}"] if listed else []
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = pytest.main([*files, *chosen, "--capture=sys", "-p", "no:cacheprovider"], plugins=[recorder])
+        code = pytest.main([*files, *chosen, *listing, *QUIET], plugins=[recorder])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(said.getvalue())
     return recorder
@@ -150,11 +157,11 @@ def described(adapter: Adapter, asked: bool) -> dict[str, Any]:
     return {**adapter.describe(), "not_run": missing if missing or asked else "it was not asked for"}
 
 
-def made(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, Any]:
-    """The whole report."""
+def made(adapters: dict[str, Adapter], names: Sequence[str], outcomes: list[Outcome]) -> dict[str, Any]:
+    """The whole report: of all these adapters, those of these names asked."""
     prose = clauses.SPEC.read_text(encoding="utf-8")
     found = clauses.clauses(prose)
-    about = {name: described(a, name in names) for name, a in (subjects() | named(names)).items()}
+    about = {name: described(a, name in names) for name, a in adapters.items()}
     by_subject: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if about[outcome.case.subject.name]["not_run"] is None:
@@ -191,12 +198,20 @@ def main(arguments: Sequence[str]) -> int:
         action="append",
         help="these alone; by default all but JAX, Dask and Flax, which take minutes",
     )
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files (default: docs)")
+    parser.add_argument("--stdio", metavar="COMMAND", help="a program that answers JSON lines, alone")
+    parser.add_argument("--deviations", type=Path, help="what the subject is known to do otherwise")
+    out = DOCS if DOCS.is_dir() else Path()
+    parser.add_argument("--out", type=Path, default=out, help=f"folder of the two files (default: {out})")
     options = parser.parse_args(arguments)
-    quick = [name for name, adapter in subjects().items() if not is_slow(adapter)]
-    names = list(named(options.subject)) if options.subject else quick
     options.out.mkdir(parents=True, exist_ok=True)  # what is wrong with it shows before minutes of tests
-    recorder = run(names)
-    write(made(names, recorder.outcomes), options.out)
+    if options.stdio:
+        adapters: dict[str, Adapter] = {"stdio": Stdio(options.stdio)}
+        names, chosen = ["stdio"], [f"--stdio={options.stdio}"]
+    else:
+        quick = [name for name, adapter in subjects().items() if not is_slow(adapter)]
+        names = list(named(options.subject)) if options.subject else quick
+        adapters, chosen = subjects() | named(names), [f"--subject={name}" for name in names]
+    recorder = run(chosen, options.deviations)
+    write(made(adapters, names, recorder.outcomes), options.out)
     print(*recorder.failures, f"wrote {options.out}/conformance.json and .md", sep="\n\n")
     return 1 if recorder.failures else 0

@@ -7,21 +7,28 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from spec.adapter import HOMES, LIBRARIES, SLOW, Xplstm, kernels
 from spec.subject import Adapter
 
+SLOW = ("jax", "dask", "flax")
 PEERS = ("torch", "onnxruntime", "flax", "keras")
 
 
-@cache
-def subjects() -> dict[str, Adapter]:
-    """Adapters of xplstm, one for each array library and kernel for it, and of other libraries."""
-    ours = {
+def xplstm() -> dict[str, Adapter]:
+    """One adapter for each array library and kernel for it."""
+    from spec.adapter import HOMES, LIBRARIES, Xplstm, kernels
+
+    return {
         f"xplstm:{library}:{kernel}": Xplstm(library, kernel)
         for library in LIBRARIES
         for kernel in kernels()
         if library in HOMES.get(kernel, LIBRARIES)
     }
+
+
+@cache
+def subjects() -> dict[str, Adapter]:
+    """Adapters of xplstm, if it is installed, and of other libraries."""
+    ours = xplstm() if importlib.util.find_spec("xplstm") else {}
     return ours | {name: importlib.import_module(f"spec.peers.{name}").Subject() for name in PEERS}
 
 

@@ -235,8 +235,9 @@ def test_folder_of_the_report_is_there_before_the_suite_runs(
 ) -> None:
     folder = tmp_path / "new" / "report"
 
-    def run(names: list[str]) -> report.Recorder:
-        assert names
+    def run(chosen: list[str], listed: Path | None) -> report.Recorder:
+        assert chosen == ["--subject=xplstm:numpy:reference"]
+        assert listed is None
         assert folder.is_dir()
         return report.Recorder()
 

@@ -37,6 +37,11 @@ function answer({ op, config, arrays }) {
   if (wrong !== undefined) return { refused: "other", message: `length ${wrong} is not in 0 to ${T}` };
   const missing = ["bias_ih", "bias_hh"].find((name) => !(name in arrays));
   if (missing) return { refused: "other", message: `${missing} is missing` };
+  const [I, H] = [config.input_size, config.hidden_size];
+  const shapes = { x: [T, B, I], h_0: [B, H], c_0: [B, H], weight_ih: [4 * H, I], weight_hh: [4 * H, H], bias_ih: [4 * H], bias_hh: [4 * H] };
+  const strange = Object.keys(shapes).find((name) => `${arrays[name].shape}` !== `${shapes[name]}`);
+  if (strange) return { refused: "shape", message: `${strange} is (${arrays[strange].shape}), expected (${shapes[strange]})` };
+  if (config.lengths && config.lengths.length !== B) return { refused: "shape", message: `${config.lengths.length} lengths for ${B} rows` };
   return layer(config, Object.fromEntries(Object.entries(arrays).map(([n, v]) => [n, v.data.map(number)])), [T, B]);
 }
 

@@ -1,0 +1,51 @@
+"""``lstm-spec --stdio COMMAND``: the suite as an installed program."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from spec import kills, report
+
+FOLDER = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Test one implementation and return pytest's exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["report"]:
+        report.QUIET += configured()
+        return report.main(given[1:])
+    if given == ["kills"]:
+        return kills.main()
+    parser = argparse.ArgumentParser(
+        prog="lstm-spec", description="Test an LSTM; further options are pytest's.", allow_abbrev=False
+    )
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--stdio", metavar="COMMAND", help="a program that answers JSON lines")
+    subject.add_argument("--subject", action="append", metavar="MODULE:CLASS", help="an adapter in Python")
+    subject.add_argument(
+        "--where", action="store_true", help="print the folder of clauses, vectors and examples"
+    )
+    options, rest = parser.parse_known_args(given)
+    if options.where:
+        print(FOLDER)
+        return 0
+    # An adapter is looked for where the program is called, as `python -m` does.
+    sys.path.insert(0, "")
+    chosen = [f"--stdio={options.stdio}"] if options.stdio else [f"--subject={s}" for s in options.subject]
+    files = [str(FOLDER / f"test_{name}.py") for name in report.FILES]
+    return int(pytest.main([*files, *configured(), "-q", *chosen, *rest]))
+
+
+def configured() -> list[str]:
+    """The options that pyproject.toml gives in a clone."""
+    return ["-c", str(FOLDER / "installed.ini"), f"--rootdir={FOLDER}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
