@@ -260,9 +260,9 @@ FLAGS = {"mask": "true where a step exists", "reset": "true where the state is z
 
 def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array:
     """Return booleans of `shape` on the device of the parameters, from an array of any backend or NumPy."""
-    found = Home(_array.namespace(given, name), _array.device(given), where.dtype)
+    xp = _array.namespace(given, name)
     if not isinstance(given, np.ndarray):
-        _same_home(name, found, "the parameters", where)
+        _same_home(name, Home(xp, _array.device(given), where.dtype), "the parameters", where)
     if _array.dtype_name(given.dtype) != "bool":
         msg = f"{name} has dtype {_array.dtype_name(given.dtype)}, expected bool ({FLAGS[name]})"
         raise DTypeError(msg)

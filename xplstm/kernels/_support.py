@@ -57,9 +57,9 @@ def zero_where_invalid(xp: Namespace, mask: Array | None, a: Array) -> Array:
     return a if mask is None else xp.where(mask, a, xp.zeros_like(a))
 
 
-def zero_where(xp: Namespace, flags: Array, a: Array) -> Array:
+def zero_where(xp: Namespace, flags: Array | None, a: Array) -> Array:
     """Return `a` with exact zeros where `flags` is true, NaN included."""
-    return xp.where(flags, xp.zeros_like(a), a)
+    return a if flags is None else xp.where(flags, xp.zeros_like(a), a)
 
 
 def flatten_time(a: Array) -> Array:

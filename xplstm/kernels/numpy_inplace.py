@@ -95,11 +95,11 @@ class Packing(NamedTuple):
 
     def find_fresh(self, flags: np.ndarray) -> Packing:
         """Return this packing with the columns that `flags` (T, B) starts from zeros."""
-        found = np.flatnonzero(self.take(flags[..., None], 0, len(self.starts) - 1))
-        steps = np.searchsorted(self.starts, found, side="right") - 1
-        present, firsts = np.unique(steps, return_index=True)
-        columns = np.split(found - np.asarray(self.starts)[steps], firsts[1:])
-        return self._replace(fresh=dict(zip(present.tolist(), columns, strict=True) if found.size else ()))
+        starts = self.starts
+        packed = self.take(flags[..., None], 0, len(starts) - 1)[:, 0]
+        steps = np.flatnonzero(np.logical_or.reduceat(packed, np.asarray(starts[:-1], dtype=np.intp)))
+        columns = {k: np.flatnonzero(packed[starts[k] : starts[k + 1]]) for k in steps.tolist()}
+        return self._replace(fresh=columns)
 
     def sort(self, a: Any) -> np.ndarray:
         """(N, B) copy of `a` (B, N), the rows sorted."""
@@ -249,14 +249,15 @@ def _walk(
             if n < h.shape[1]:
                 _finish(packing, h, c, n, end)
                 h, c = h[:, :n], c[:, :n]
-            if k in packing.fresh:
-                h, c = (_zeroed(a, packing.fresh[k]) for a in (h, c))
+            fresh = packing.fresh.get(k)
+            if fresh is not None:
+                h[:, fresh] = 0
             z = _columns(gates_held, 4 * H, s if keep else 0, n)
             c_new = _columns(c_held, H, s, n) if keep else c
             m = _columns(m_buffer, H, 0, n)
             np.matmul(w.hh, h, out=z)
             z += zx[:, s - first : s - first + n]
-            c = _activate(z, c, c_new, m, H)
+            c = _activate(z, c, c_new, m, fresh)
             h = m if w.hr is None else np.matmul(w.hr, m, out=_columns(h_buffer, P, 0, n))
             h_rows[s - first : s - first + n] = h.T
             if keep:
@@ -267,21 +268,22 @@ def _walk(
     return kept
 
 
-def _zeroed(a: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return a copy of `a` (N, n) with zeros in some columns; `a` may be kept for the backward pass."""
-    a = a.copy()
-    a[:, columns] = 0
-    return a
+def _activate(
+    z: np.ndarray, c: np.ndarray, c_new: np.ndarray, m: np.ndarray, fresh: np.ndarray | None
+) -> np.ndarray:
+    """Turn z into the gates i, f, o, g; write c' into `c_new` and o * tanh(c') into `m`.
 
-
-def _activate(z: np.ndarray, c: np.ndarray, c_new: np.ndarray, m: np.ndarray, H: int) -> np.ndarray:
-    """Turn z into the gates i, f, o, g; write c' into `c_new` and o * tanh(c') into `m`."""
+    In the columns `fresh` c counts as zeros; it may be kept for the backward pass of the step before.
+    """
+    H = len(c)
     np.tanh(z, out=z)
     ifo = z[: 3 * H]
     ifo *= 0.5
     ifo += 0.5
     np.multiply(z[:H], z[3 * H :], out=m)
     np.multiply(z[H : 2 * H], c, out=c_new)
+    if fresh is not None:
+        c_new[:, fresh] = 0
     c_new += m
     np.tanh(c_new, out=m)
     m *= z[2 * H : 3 * H]
@@ -349,14 +351,16 @@ def _walk_back(
             dh += dy_block[now].T
             dm = dh if w.hr is None else w.hr.T @ dh
             dz_k = _columns(dz_k_buffer, 4 * H, 0, n)
-            c_prev, fresh = kept.c[k][:, :n], packing.fresh.get(k)
-            c_prev = c_prev if fresh is None else _zeroed(c_prev, fresh)
-            m = _deactivate(kept.gates[k], c_prev, kept.c[k + 1], dm, dc, dz_k, buffers)
+            m = _deactivate(kept.gates[k], kept.c[k][:, :n], kept.c[k + 1], dm, dc, dz_k, buffers)
+            fresh = packing.fresh.get(k)
+            if fresh is not None:
+                dz_k[H : 2 * H, fresh] = 0
             if w.hr is not None:
                 dh_block[:, now], m_block[:, now] = dh, m
             np.matmul(w.hh.T, dz_k, out=dh)
             if fresh is not None:
-                dh[:, fresh] = dc[:, fresh] = 0
+                dh[:, fresh] = 0
+                dc[:, fresh] = 0
             dz[:, now] = dz_k
         inputs, h_prev = _inputs(problem, packing, x, lo, hi), _previous(kept, lo, hi, B)
         parts = [dz @ inputs, dz @ h_prev, dh_block @ m_block.T]

@@ -33,7 +33,8 @@ class Residuals(NamedTuple):
     params: tuple[Params, ...]
     x: Array
     mask: Array | None
-    fresh: Array | None
+    fresh: tuple[list[Array | None], ...]
+    """For each direction and time, the batch entries (B, 1) that start from zeros, or None."""
     steps: tuple[list[tuple[int, Any]], ...]
 
 
@@ -65,10 +66,11 @@ def forward(
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
     x = zero_where_invalid(xp, mask, x)
+    begins = tuple(_begins(problem, fresh, d) for d in range(len(params)))
     ys, h_n, c_n, steps = [], [], [], []
     for d, p in enumerate(params):
         start = LSTMState(h_0[d, ...], c_0[d, ...])
-        y, h, c, kept = _forward_direction(problem, d, p, x, start, mask, fresh)
+        y, h, c, kept = _forward_direction(problem, d, p, x, start, mask, begins[d])
         ys.append(y)
         h_n.append(h)
         c_n.append(c)
@@ -77,13 +79,23 @@ def forward(
     state_n = LSTMState(
         _array.narrow(xp.stack(h_n), problem.dtype), _array.narrow(xp.stack(c_n), problem.dtype)
     )
-    return y, state_n, Residuals(problem, params, x, mask, fresh, tuple(steps)) if problem.keep else None
+    return y, state_n, Residuals(problem, params, x, mask, begins, tuple(steps)) if problem.keep else None
 
 
 def _equations(problem: Problem, d: int) -> Callable[[int], Equations]:
     """Return the equations of direction `d` at each time."""
     part = problem.part(d, 0, problem.T)
     return part.cell.at(part)
+
+
+def _begins(problem: Problem, fresh: Array | None, d: int) -> list[Array | None]:
+    """Return the flags of each time; None where no entry starts, if that is known without waiting."""
+    if fresh is None:
+        return [None] * problem.T
+    some = [True] * problem.T
+    if not _array.is_lazy(fresh):
+        some = _array.to_numpy(problem.xp.any(fresh[d, ...], axis=1)).tolist()
+    return [fresh[d, t, :, None] if now else None for t, now in enumerate(some)]
 
 
 def _forward_direction(
@@ -93,15 +105,14 @@ def _forward_direction(
     x: Array,
     start: LSTMState,
     mask: Array | None,
-    fresh: Array | None,
+    begins: list[Array | None],
 ) -> tuple[Array, Array, Array, list[tuple[int, Any]]]:
     """Run one direction; return y (T, B, ·) in time order, the last state, and what each step keeps."""
     xp, at, (h, c) = problem.xp, _equations(problem, d), start
     y: dict[int, Array] = {}
     steps: list[tuple[int, Any]] = []
     for t, zx in projected_inputs(problem, at, p, x, problem.reverse[d]):
-        if fresh is not None:
-            h, c = (zero_where(xp, fresh[d, t, :, None], a) for a in (h, c))
+        h, c = (zero_where(xp, begins[t], a) for a in (h, c))
         h_new, c_new, step = at(t).forward(xp, zx, h, c, p)
         y[t] = h_new
         if mask is not None:
@@ -145,15 +156,14 @@ def _backward_direction(
 ) -> tuple[Array, Array, Array, Params]:
     """Run one direction backward; the parameters' gradients are single products at the end."""
     problem, p, x, mask = residuals.problem, residuals.params[d], residuals.x, residuals.mask
-    xp, at, fresh = problem.xp, _equations(problem, d), residuals.fresh
+    xp, at, begins = problem.xp, _equations(problem, d), residuals.fresh[d]
     by_time: dict[int, Any] = {}
     for t, step in reversed(residuals.steps[d]):
         exists = None if mask is None else mask[t, ...]
         dh = dh + dy[t, ...]
         step_gradients, dh_prev, dc_prev = at(t).backward(xp, dh, dc, step, p)
         by_time[t] = [None if a is None else zero_where_invalid(xp, exists, a) for a in step_gradients]
-        if fresh is not None:
-            dh_prev, dc_prev = (zero_where(xp, fresh[d, t, :, None], a) for a in (dh_prev, dc_prev))
+        dh_prev, dc_prev = (zero_where(xp, begins[t], a) for a in (dh_prev, dc_prev))
         dh = dh_prev if exists is None else xp.where(exists, dh_prev, dh)
         dc = dc_prev if exists is None else xp.where(exists, dc_prev, dc)
     if not by_time:
