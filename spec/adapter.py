@@ -16,7 +16,7 @@ PARAMETERS = xplstm.LSTMParams._fields
 # Everything that a call can hold; what is not listed here is not offered.
 SIZES = ("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse")
 NUMBERS = ("variant", "merge", "input_dropout", "weight_dropout", "noise", "dropout", "profile")
-OPTIONS = (*SIZES, "lengths", "mask", *NUMBERS, "cell", "reset_after")
+OPTIONS = (*SIZES, "lengths", "mask", "reset", *NUMBERS, "cell", "reset_after")
 VARIANT = xplstm.Variant._fields
 ARRAYS = (*PARAMETERS, "x", "h_0", "c_0", "dy", "dh_n", "dc_n")
 
@@ -271,10 +271,9 @@ class Xplstm:
         return given | self.valid(config)
 
     def valid(self, config: Config) -> dict[str, Any]:
-        """Which steps exist, as keywords of a call."""
-        if config.get("mask") is not None:
-            return {"mask": np.asarray(config["mask"])}
-        return {"lengths": config.get("lengths")}
+        """Which steps exist, and where segments begin, as keywords of a call."""
+        given = {name: np.asarray(config[name]) for name in ("mask", "reset") if config.get(name) is not None}
+        return given if "mask" in given else given | {"lengths": config.get("lengths")}
 
 
 def variant(config: Config) -> xplstm.Variant | None:

@@ -112,6 +112,7 @@ def layer(
         reverse=config["reverse"],
         variant=variants(config)[0],
         noise=oracle.Noise(words, 0) if words else None,
+        resets=config.get("reset"),
     )
     cotangents = draw_cotangents(numbers, (T, B, P), (B, P), (B, config["hidden_size"]))
     about |= {"op": "layer"}
@@ -146,7 +147,7 @@ def module(
         change(inputs)
     shapes = {"concat": (T, B, D * P), "none": (D, T, B, P)}
     cotangents = draw_cotangents(numbers, shapes.get(merge, (T, B, P)), (L * D, B, P), (L * D, B, H))
-    run = partial(oracle.stack, steps=steps(config, T, B), options=options)
+    run = partial(oracle.stack, steps=steps(config, T, B), options=options, resets=config.get("reset"))
     return answered({**about, "op": "module"}, config, inputs, run, cotangents, wanted)
 
 
@@ -261,6 +262,63 @@ def mask_holes(wanted: Wanted, reverse: bool = False) -> Record:
         comment="A mask with holes at both ends and between, a row without steps, NaN in all holes.",
         clauses=["XPL-SEQ-007", "XPL-SEQ-004", "XPL-GRAD-002"] + ["XPL-SEQ-005"] * reverse,
         change=partial(blank_padding, config=config),
+    )
+
+
+RESETS = [
+    [True, False, False, True],
+    [False, False, True, False],
+    [False, True, True, False],
+    [True, False, False, True],
+    [False, True, False, False],
+    [False, False, False, True],
+]
+# Beside HOLES: before a row's first step and after its last, in holes, at steps, twice before one step, and
+# in a row without steps.
+RESETS_IN_HOLES = [
+    [False, True, True, False],
+    [True, False, False, False],
+    [False, False, True, True],
+    [False, True, False, False],
+    [True, False, True, False],
+    [False, False, False, True],
+]
+
+
+def resets(wanted: Wanted, reverse: bool = False) -> Record:
+    return layer(
+        wanted,
+        start=520 + 60 * reverse,
+        T=6,
+        B=4,
+        config=layer_config(3, 2, reverse=reverse, reset=RESETS),
+        comment="Resets at the first step, in two steps that follow each other, and at the last.",
+        clauses=["XPL-SEQ-010", "XPL-GRAD-001"],
+    )
+
+
+def resets_holes(wanted: Wanted, reverse: bool = False) -> Record:
+    return layer(
+        wanted,
+        start=710 + 60 * reverse,
+        T=6,
+        B=4,
+        config=layer_config(5, 3, proj_size=2, reverse=reverse, mask=HOLES, reset=RESETS_IN_HOLES),
+        comment="Resets in the holes of a mask take effect at the next step; a projection.",
+        clauses=["XPL-SEQ-010", "XPL-SEQ-007", "XPL-GRAD-001"],
+    )
+
+
+def resets_bidirectional(wanted: Wanted) -> Record:
+    config = module_config(3, 2, num_layers=2, bidirectional=True, lengths=[6, 3, 0, 5], reset=RESETS)
+    return module(
+        wanted,
+        start=840,
+        T=6,
+        B=4,
+        config=config,
+        comment="Resets in two layers and directions over a ragged batch, one of them past a row's length.",
+        clauses=["XPL-SEQ-010", "XPL-SEQ-003", "XPL-STK-002", "XPL-GRAD-001"],
     )
 
 
@@ -509,6 +567,11 @@ CASES: dict[str, Callable[[Wanted], Record]] = {
     "projection": projection,
     "ragged-projection": ragged_projection,
     "ragged-reverse": ragged_reverse,
+    "resets": resets,
+    "resets-bidirectional": resets_bidirectional,
+    "resets-holes": resets_holes,
+    "resets-holes-reverse": partial(resets_holes, reverse=True),
+    "resets-reverse": partial(resets, reverse=True),
     "sequence": sequence,
     "stacked": stacked,
     "stress": stress,

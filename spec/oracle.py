@@ -18,6 +18,7 @@ Number: TypeAlias = Any
 Nested: TypeAlias = list[Any]
 Arrays: TypeAlias = Mapping[str, Nested]
 Key: TypeAlias = tuple[int, int]
+Resets: TypeAlias = Sequence[Sequence[bool]] | None
 
 DIGITS = 90
 # The truncation error of a central difference goes with STEP**2 = 1e-60, its cancellation with
@@ -139,14 +140,20 @@ def zoned(old: Nested, new: Nested, p: Number, drawn: Nested | None) -> Nested:
     return [a if v < p else b for a, b, v in zip(old, new, drawn, strict=True)]
 
 
+def parted(resets: Resets, b: int, earlier: int, later: int) -> bool:
+    """XPL-SEQ-010: whether a segment of row `b` begins after one time, up to another."""
+    return resets is not None and any(resets[t][b] for t in range(earlier + 1, later + 1))
+
+
 def lstm(
     arrays: Arrays,
     steps: Sequence[Sequence[int]] | None = None,
     reverse: bool = False,
     variant: Variant = PLAIN,
     noise: Noise | None = None,
+    resets: Resets = None,
 ) -> dict[str, Nested]:
-    """XPL-SEQ-001 to XPL-SEQ-007: one layer, one direction; `steps` are the times of each row that exist."""
+    """XPL-SEQ-001 to XPL-SEQ-010: one layer, one direction; `steps` are the times of each row that exist."""
     x, h_0, c_0 = arrays["x"], arrays["h_0"], arrays["c_0"]
     T, B, output_size = len(x), len(h_0), len(h_0[0])
     kept = dropped(noise, 1, variant.recurrent_dropout, (B, output_size))
@@ -155,7 +162,12 @@ def lstm(
     for b in range(B):
         h, c = h_0[b], c_0[b]
         walk = range(T) if steps is None else steps[b]
+        # Before its first step a backward direction has no boundary.
+        last = T if reverse else -1
         for t in reversed(walk) if reverse else walk:
+            if last < T and parted(resets, b, min(t, last), max(t, last)):
+                h, c = [mpf(0)] * len(h), [mpf(0)] * len(c)
+            last = t
             h_new, c_new, _ = cell(arrays, x[t][b], scale(h, kept[b]) if kept else h, c, variant)
             zone_h = draws(*noise, 2, t, B, output_size)[b] if noise else None
             zone_c = draws(*noise, 3, t, B, len(c))[b] if noise else None
@@ -180,7 +192,9 @@ class Stack(NamedTuple):
     weight_dropout: Number = mpf(0)
 
 
-def stack(arrays: Arrays, steps: Sequence[Sequence[int]] | None, options: Stack) -> dict[str, Nested]:
+def stack(
+    arrays: Arrays, steps: Sequence[Sequence[int]] | None, options: Stack, resets: Resets = None
+) -> dict[str, Nested]:
     """XPL-STK-001 to XPL-STK-003, XPL-DRP and XPL-VAR-013 to XPL-VAR-015: layers and directions."""
     x, h_n, c_n = arrays["x"], [], []
     directions = len(options.suffixes)
@@ -197,7 +211,7 @@ def stack(arrays: Arrays, steps: Sequence[Sequence[int]] | None, options: Stack)
             kept = dropped(noise, 5, options.weight_dropout, shape)
             p["weight_hh"] = multiply(p["weight_hh"], kept) if kept else p["weight_hh"]
             p |= {"x": x, "h_0": arrays["h_0"][at], "c_0": arrays["c_0"][at]}
-            ends.append(lstm(p, steps, suffix == "_reverse", options.variants[d], noise))
+            ends.append(lstm(p, steps, suffix == "_reverse", options.variants[d], noise, resets))
         h_n += [end["h_n"] for end in ends]
         c_n += [end["c_n"] for end in ends]
     ys = [end["y"] for end in ends]

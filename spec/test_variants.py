@@ -37,9 +37,9 @@ class Watched(LSTM):
         self.runs: list[tuple[Cell, np.ndarray, list[SimpleNamespace]]] = []
 
     def forward(
-        self, cell: Cell, a: Arrays, exists: np.ndarray, reverse: bool
+        self, cell: Cell, a: Arrays, exists: np.ndarray, reverse: bool, reset: np.ndarray | None = None
     ) -> tuple[Arrays, list[SimpleNamespace]]:
-        out, steps = super().forward(cell, a, exists, reverse)
+        out, steps = super().forward(cell, a, exists, reverse, reset)
         self.runs.append((cell, exists, steps))
         return out, steps
 

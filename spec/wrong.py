@@ -72,11 +72,24 @@ class LSTM(Faulty):
         lengths = np.sort(lengths)[::-1] if self.has("rows sorted and not put back") else lengths
         return before(np.maximum(lengths, 1) if self.has("empty rows take a step") else lengths, T)
 
+    def reset(self, config: Config, exists: np.ndarray) -> np.ndarray | None:
+        """(T, B), true where a reset is."""
+        if config.get("reset") is None or self.has("resets ignored"):
+            return None
+        found = np.asarray(config["reset"], bool)
+        never = np.zeros_like(found[:1])
+        found = np.concatenate([never, found[:-1]]) if self.has("resets a step late") else found
+        found = np.concatenate([found[1:], never]) if self.has("resets a step early") else found
+        found = found & exists if self.has("resets in holes lost") else found
+        found = np.concatenate([never, found[1:]]) if self.has("resets at the start lost") else found
+        return found.any(1, keepdims=True) | found if self.has("resets of any row in all rows") else found
+
     def layer(self, config: Config, a: Arrays) -> Arrays:
         exists = self.exists(config, *a["x"].shape[:2])
         faults = self.faults_at(0, int(bool(config.get("reverse"))))
         cell = Cell(faults, self.arithmetic, a, self.variant(config, 0), self.key(config), 0)
-        out, steps = self.forward(cell, a, exists, config.get("reverse", False))
+        reset = self.reset(config, exists)
+        out, steps = self.forward(cell, a, exists, config.get("reverse", False), reset)
         if "dy" not in a:
             return out
         return out | self.backward(Run(cell, a, exists, steps), a["dy"], a["dh_n"], a["dc_n"])
@@ -85,6 +98,7 @@ class LSTM(Faulty):
         suffixes = ("", "_reverse") if config["bidirectional"] else ("",)
         exists, x, layers, h_n, c_n = self.exists(config, *a["x"].shape[:2]), a["x"], [], [], []
         ys: list[np.ndarray] = []
+        reset = self.reset(config, exists)
         for k in range(config["num_layers"]):
             scale = self.masks(config, k, x.shape)
             x, ys, runs = x * scale, [], []
@@ -104,7 +118,8 @@ class LSTM(Faulty):
                     *(self.variant(config, d), self.key(config), stream),
                 )
                 out, steps = self.forward(
-                    cell, part, exists, d == 1 and not self.has("both directions forward")
+                    *(cell, part, exists, d == 1 and not self.has("both directions forward")),
+                    None if k and self.has("resets in the first layer alone") else reset,
                 )
                 runs.append(Run(cell, part, exists, steps, weight_mask))
                 ys.append(out["y"])
@@ -173,15 +188,18 @@ class LSTM(Faulty):
         return found.T if found is not None and self.has("weight dropout drawn by columns") else found
 
     def forward(
-        self, cell: Cell, a: Arrays, exists: np.ndarray, reverse: bool
+        self, cell: Cell, a: Arrays, exists: np.ndarray, reverse: bool, reset: np.ndarray | None = None
     ) -> tuple[Arrays, list[SimpleNamespace]]:
         h, c, T = a["h_0"], a["c_0"], len(a["x"])
         y, steps = [np.zeros_like(h)] * T, []
         reverse = (reverse and not self.has("reverse ignored")) or self.has("always reverse")
+        begins = self.begins(exists, reset, reverse)
         for n, t in enumerate(reversed(range(T)) if reverse else range(T)):
             now = exists[t][:, None]
+            h = h if self.has("resets of c alone") else np.where(begins[t], 0.0, h)
+            c = c if self.has("resets of h alone") else np.where(begins[t], 0.0, c)
             h_new, c_new, step = cell.forward(n if self.has("noise in walking order") else t, a["x"][t], h, c)
-            step.t = t
+            step.t, step.begins = t, begins[t]
             steps.append(step)
             if self.has("masked by multiplication"):
                 h_new, c_new = now * h_new + (1.0 - now) * h, now * c_new + (1.0 - now) * c
@@ -205,6 +223,22 @@ class LSTM(Faulty):
             "c_n": c,
         }, steps
 
+    def begins(self, exists: np.ndarray, reset: np.ndarray | None, reverse: bool) -> np.ndarray:
+        """(T, B, 1), true where a direction starts a step from zeros."""
+        found = np.zeros_like(exists)
+        if reset is None or (reverse and self.has("resets not in a backward direction")):
+            return found[..., None]
+        if reverse and self.has("resets before steps of the walk"):
+            return reset[..., None]
+        count = np.cumsum(reset, 0)
+        last = np.full(exists.shape[1], -1 if reverse else 0)
+        for t in reversed(range(len(exists))) if reverse else range(len(exists)):
+            found[t] = exists[t] & (last > count[t] if reverse else last < count[t])
+            last = np.where(exists[t], count[t], last)
+        if self.has("resets after the last step"):
+            found |= reset & ~exists
+        return found[..., None]
+
     def backward(self, run: Run, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray) -> Arrays:
         """Gradients by every input; each path can be cut."""
         cell, a, exists, steps, weight_mask = run
@@ -221,6 +255,8 @@ class LSTM(Faulty):
                 late = name in ("weight_ih", "weight_ch") and s is not steps[-1]
                 if not (late and self.has(f"{name} sees the last step only")):
                     grads[f"d{name}"] = grads[f"d{name}"] + self.added(row, now)
+            if not self.has("gradients cross resets"):
+                dh_old, dc_old = (np.where(s.begins, 0.0, v) for v in (dh_old, dc_old))
             dh, dc = np.where(now, dh_old, dh), np.where(now, dc_old, dc)
             if self.has("gradients flow through the padding"):
                 dh, dc = np.where(now, dh, 0), np.where(now, dc, 0)
