@@ -39,6 +39,7 @@ if _t.TYPE_CHECKING:
     from xplstm import models as models
     from xplstm import optim as optim
     from xplstm import plots as plots
+    from xplstm import sklearn as sklearn
     from xplstm import testing as testing
     from xplstm import training as training
 
@@ -79,7 +80,7 @@ __all__ = [
 ]
 
 # Modules that are loaded on first access, so that importing the package stays fast.
-_LATE = ("io", "losses", "models", "optim", "plots", "testing", "training")
+_LATE = ("io", "losses", "models", "optim", "plots", "sklearn", "testing", "training")
 
 
 if not _t.TYPE_CHECKING:  # a type checker sees the imports above, so that a misspelt room is an error

@@ -15,7 +15,7 @@ from tests.support.pages import PAGES
 
 MODULES = ["xplstm", *(info.name for info in pkgutil.walk_packages(xplstm.__path__, "xplstm."))]
 MODULES.remove("xplstm.__main__")
-ROOMS = ("init", "losses", "models", "optim", "training", "testing", "plots")
+ROOMS = ("init", "losses", "models", "optim", "training", "testing", "plots", "sklearn")
 FORMS = ("io", "io.gates", "io.columns", "io.layers", "io.cell", "io.onnx")
 FOR_USERS = ("xplstm", *(f"xplstm.{name}" for name in (*ROOMS, *FORMS)))
 # A user is handed these, or writes a class like them; the examples stand where that happens.
@@ -42,6 +42,8 @@ ELSEWHERE = {
 
 def public(module):
     """Name -> class or function, of what a user may import from `module`."""
+    if module == "xplstm.sklearn":
+        pytest.importorskip("sklearn", minversion="1.6", reason="pip install 'xplstm[sklearn]'")
     face = importlib.import_module(module)
     own = {name for name, value in vars(face).items() if getattr(value, "__module__", "") == module}
     named = {name: vars(face)[name] for name in getattr(face, "__all__", own) if not name.startswith("_")}
@@ -52,6 +54,8 @@ def public(module):
 def test_examples_run(name):
     if name == "xplstm.io.onnx":
         pytest.importorskip("onnx", reason="its examples make models: pip install 'xplstm[io]'")
+    if name.startswith("xplstm.sklearn"):
+        pytest.importorskip("sklearn", minversion="1.6", reason="pip install 'xplstm[sklearn]'")
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
 

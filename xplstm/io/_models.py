@@ -28,13 +28,18 @@ CHECKPOINT = "xplstm-checkpoint-"
 """Beginning of the format of a file that `xplstm.training` wrote."""
 
 
-def save_model(path: Path, config: Mapping[str, Any], params: Mapping[str, Array]) -> None:
-    """Write a model atomically; an existing file is overwritten."""
+def save_model(
+    path: Path,
+    config: Mapping[str, Any],
+    params: Mapping[str, Array],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model atomically, with further metadata; an existing file is overwritten."""
     place = os.fspath(path)
     if not place.lower().endswith(safetensors.SUFFIXES):
         msg = f"path={place!r} must end in {' or '.join(safetensors.SUFFIXES)}"
         raise ArgumentError(msg)
-    metadata = {METADATA: json.dumps(config["networks"]), MODEL: json.dumps(config)}
+    metadata = {METADATA: json.dumps(config["networks"]), MODEL: json.dumps(config), **(about or {})}
     write_durably(place, safetensors.pack(params, metadata))
 
 

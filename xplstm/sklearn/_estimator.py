@@ -1,0 +1,309 @@
+"""How sequences are read and scaled, and how the network is trained and kept: what both estimators share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+from xplstm import _array, _values, optim, training
+from xplstm._errors import ArgumentError, DTypeError, FormatError, ShapeError
+from xplstm.io._models import load_model, save_model
+from xplstm.io.files import safetensors
+from xplstm.models import Ragged, SequenceClassifier
+from xplstm.sklearn._saved import plain, unplain
+from xplstm.sklearn._sequences import Sequences, is_table, sequences_of, without_names
+
+METADATA = "xplstm.sklearn"
+PREDICTED_AT_ONCE = 256
+
+
+class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
+    """What both estimators share: how sequences are read, and how the network is trained and kept."""
+
+    model_: SequenceClassifier
+    _fitted: tuple[str, ...] = ("mean_", "scale_", "of_table_", "n_features_in_")
+    """What ``fit`` sets, apart from the model and its history."""
+
+    def _keep(self, given: Mapping[str, Any]) -> None:
+        """Keep the parameters as they are; ``fit`` checks them."""
+        self.__dict__.update({name: value for name, value in given.items() if name != "self"})
+
+    def _fit(self, X: Any, targets: np.ndarray, outputs: int, stratify: Any, **options: Any) -> Self:
+        """Train a new network on checked targets."""
+        sequences = self._sequences(X, reset=True)
+        check_consistent_length(sequences.items, targets)
+        batch_size, epochs = _values.size("batch_size", self.batch_size), _values.size("epochs", self.epochs)
+        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31 - 1, size=4))
+        self._set_scale(sequences)
+        sequences = self._scaled(sequences)
+        of_ids = self.vocab_size is not None
+        model = SequenceClassifier(
+            None if of_ids else int(sequences.items[0].shape[-1]),
+            self.hidden_size,
+            outputs,
+            self.num_layers,
+            vocab_size=self.vocab_size,
+            embedding_dim=self.embedding_dim,
+            padding_idx=self.padding_idx,
+            bidirectional=self.bidirectional,
+            pooling=self.pooling,
+            dropout=self.dropout,
+            xp=self.xp,
+            dtype=self.dtype,
+            rng=rng,
+            **options,
+        )
+        learnt, held_out = self._split(len(sequences), stratify, rng)
+
+        def batches(_epoch: int) -> Iterator[tuple[Any, Any]]:
+            for part in _parts(rng.permutation(learnt), batch_size):
+                yield _on(model, sequences.take(part), targets[part])
+
+        def validate() -> float:
+            parts = _parts(held_out, PREDICTED_AT_ONCE)
+            losses = [float(model.loss(*_on(model, sequences.take(part), targets[part]))) for part in parts]
+            return float(np.average(losses, weights=[len(part) for part in parts]))
+
+        an_epoch = -(-len(learnt) // batch_size)
+        rate = optim.warmup_cosine(
+            _values.positive("learning_rate", self.learning_rate), an_epoch, an_epoch * (epochs + 1)
+        )
+        self.history_ = training.fit(
+            model,
+            batches,
+            optim.AdamW(rate, weight_decay=self.weight_decay),
+            epochs=epochs,
+            max_norm=self.max_norm,
+            rng=int(rng.integers(2**31)),
+            validate=validate if len(held_out) else None,
+            validate_every=an_epoch,
+            patience=_values.size("patience", self.patience) if len(held_out) else None,
+            progress=False,
+        )
+        self.model_ = model
+        return self
+
+    def _split(self, count: int, stratify: Any, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the sequences to learn from, and of those to validate with."""
+        everything = np.arange(count)
+        if not _values.flag("early_stopping", self.early_stopping):
+            return everything, everything[:0]
+        share = _values.positive("validation_fraction", self.validation_fraction)
+        _values.in_range("validation_fraction", share, 0, 1)
+        seed = int(rng.integers(2**31))
+        learnt, held_out = train_test_split(everything, test_size=share, stratify=stratify, random_state=seed)
+        return learnt, held_out
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        """Return the numbers of the last layer for every sequence, as float64."""
+        check_is_fitted(self)
+        sequences = self._scaled(self._sequences(X, reset=False))
+        parts = _parts(np.arange(len(sequences)), PREDICTED_AT_ONCE)
+        found = [_array.to_numpy(self.model_(_on(self.model_, sequences.take(part)))) for part in parts]
+        return np.concatenate(found).astype(np.float64)
+
+    def _sequences(self, X: Any, reset: bool) -> Sequences:
+        """Return X in the form that this module's description gives; with `reset` remember its features."""
+        found = self._opened(without_names(X), reset)
+        if found.of_table and self.vocab_size is None:
+            found = found.map(lambda a: a[..., None])
+        return found
+
+    def _opened(self, X: Any, reset: bool) -> Sequences:
+        """Return checked sequences, of a table without an axis of features."""
+        dtype: Any = np.dtype(_values.one_of("dtype", self.dtype, ("float32", "float64")))
+        several = sequences_of(X)
+        if several is not None and self.vocab_size is None and (reset or self.of_table_):
+            several = None if is_table(several) else several
+        if several is None and getattr(X, "ndim", 2) != 3:
+            table = validate_data(self, X, reset=reset, dtype="numeric" if self.vocab_size else dtype)
+            return self._same_kind(Sequences(self._ids("X", table), of_table=True), reset)
+        if several is None:
+            whole = check_array(X, dtype=dtype, allow_nd=True, estimator=self, input_name="X")
+            found = Sequences(whole, of_table=False)
+        else:
+            found = Sequences([self._one(k, a, dtype) for k, a in enumerate(several)], of_table=False)
+            shapes = {a.shape[1:] for a in found.items}
+            if len(shapes) > 1:
+                msg = f"X holds sequences of several numbers of features: {sorted(s[0] for s in shapes)}"
+                raise ShapeError(msg)
+        if self.vocab_size is not None and found.items[0].ndim > 1:
+            msg = "with vocab_size, X must be a table (n, T) of ids, or a list of sequences (T_k,) of ids"
+            raise ShapeError(msg)
+        return self._same_kind(found, reset)
+
+    def _one(self, k: int, sequence: Any, dtype: Any) -> np.ndarray:
+        """Return one sequence of a list, (T_k, F), or (T_k,) of ids."""
+        name, given = f"X[{k}]", np.asarray(sequence)
+        if self.vocab_size is not None and given.ndim == 1:
+            return self._ids(name, given)
+        if given.ndim not in (1, 2):
+            msg = f"{name} has shape {given.shape}, expected (T, F) or (T,)"
+            raise ShapeError(msg)
+        given = given[:, None] if given.ndim == 1 else given
+        if given.shape[0] == 0:
+            return np.zeros(given.shape, dtype)
+        return np.asarray(check_array(given, dtype=dtype, ensure_min_features=1, input_name=name))
+
+    def _ids(self, name: str, given: np.ndarray) -> np.ndarray:
+        """Return ids, if the estimator reads such; else the numbers themselves."""
+        if self.vocab_size is None:
+            return given
+        if given.dtype.kind not in "iu":
+            msg = f"{name} has dtype {given.dtype}, and with vocab_size= it must hold ids, which are integers"
+            raise DTypeError(msg)
+        return given.astype(np.int64)
+
+    def _same_kind(self, found: Sequences, reset: bool) -> Sequences:
+        """Remember the number of features, or refuse another one than that of ``fit``."""
+        features = found.features if found.of_table or self.vocab_size is None else 1
+        if reset:
+            self.of_table_, self.n_features_in_ = found.of_table, features
+        elif found.of_table != self.of_table_ or features != self.n_features_in_:
+            kinds = {True: "a table of {} steps", False: "sequences with {} features"}
+            given, known = kinds[found.of_table].format(features), kinds[self.of_table_]
+            msg = f"X is {given}; {type(self).__name__} was fitted on {known.format(self.n_features_in_)}"
+            raise ShapeError(msg)
+        return found
+
+    def _set_scale(self, sequences: Sequences) -> None:
+        """Measure mean and standard deviation of each feature, over all steps."""
+        self.mean_ = self.scale_ = None
+        if self.vocab_size is None and _values.flag("standardize", self.standardize):
+            steps = sequences.steps().astype(np.float64)
+            if not len(steps):
+                msg = "X has no steps; standardize=True needs at least 1"
+                raise ShapeError(msg)
+            self.mean_, spread = steps.mean(axis=0), steps.std(axis=0)
+            self.scale_ = np.where(spread > 0, spread, 1.0)
+
+    def _scaled(self, sequences: Sequences) -> Sequences:
+        """Return the sequences as the network reads them."""
+        if self.mean_ is None:
+            return sequences
+        return sequences.map(lambda a: ((a - self.mean_) / self.scale_).astype(a.dtype))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator atomically to one file, without pickle; an existing file is overwritten.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.safetensors``, in an existing folder.
+
+        Raises
+        ------
+        ArgumentError
+            For another ending, or a parameter or class that JSON cannot hold, such as a ``RandomState``.
+        sklearn.exceptions.NotFittedError
+            Before ``fit``.
+        OSError
+            If the file cannot be written; the old one is then still complete.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from xplstm.sklearn import LSTMRegressor
+        >>> X = np.random.default_rng(0).normal(size=(20, 6, 2))
+        >>> regressor = LSTMRegressor(4, epochs=1, random_state=0).fit(X, X.sum(axis=(1, 2)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "regressor.safetensors")
+        ...     regressor.save(path)
+        ...     again = LSTMRegressor.load(path)
+        >>> bool((again.predict(X) == regressor.predict(X)).all())
+        True
+        """
+        check_is_fitted(self)
+        kept = {name: value for name, value in vars(self).items() if name.endswith("_")}
+        for name in ("model_", "history_"):
+            kept.pop(name)
+        about = {"class": type(self).__name__, "params": self.get_params(), "fitted": kept}
+        try:
+            text = json.dumps({name: plain(name, value) for name, value in about.items()})
+        except (TypeError, ValueError) as error:
+            msg = f"the estimator holds what JSON cannot: {error}"
+            raise ArgumentError(msg) from error
+        save_model(path, self.model_.config(), self.model_.params, {METADATA: text})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read an estimator of this class that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        estimator
+            Fitted, with NumPy parameters, and without ``history_``.
+
+        Raises
+        ------
+        FormatError
+            If the file is damaged or holds something else.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        See `save`.
+        """
+        where = _values.path("path", path)
+        text = safetensors.read(where).metadata.get(METADATA, "{}")
+        try:
+            about = json.loads(text, object_hook=unplain)
+            if about.get("class") != cls.__name__:
+                msg = f"{where} holds no {cls.__name__}"
+                raise FormatError(msg)
+            estimator, fitted = cls(**about["params"]), dict(about["fitted"])
+            if fitted.keys() - {"feature_names_in_"} != {*cls._fitted}:
+                msg = f"{where} holds {ascii(sorted(fitted))[:200]}, expected {sorted(cls._fitted)}"
+                raise FormatError(msg)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if isinstance(error, FormatError):
+                raise
+            msg = f"{where} has a description of an estimator that cannot be read: {ascii(error)[:200]}"
+            raise FormatError(msg) from error
+        estimator.model_ = load_model(where)
+        estimator.__dict__.update(fitted)
+        estimator._check_loaded(where)
+        return estimator
+
+    def _check_loaded(self, where: str) -> None:
+        """Refuse attributes that do not fit the network."""
+        network, count = self.model_, len(self._of_outputs())
+        if count != network.linear.out_features:
+            msg = f"{where} holds {count} classes or numbers for {network.linear.out_features} outputs"
+            raise FormatError(msg)
+        features = network.lstm.input_size
+        for name in ("mean_", "scale_"):
+            scale = getattr(self, name)
+            if scale is not None and np.shape(scale) != (features,):
+                msg = f"{where} holds {name} of {np.size(scale)} features for a network of {features}"
+                raise FormatError(msg)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return the numbers in parts of at most `size`."""
+    return [numbers[k : k + size] for k in range(0, len(numbers), size)]
+
+
+def _on(model: SequenceClassifier, batch: Any, targets: Any = None) -> Any:
+    """Return a batch, and its targets if there are any, where the parameters of the model are."""
+    moved = Ragged(model._here(batch.x), batch.lengths) if isinstance(batch, Ragged) else model._here(batch)
+    return moved if targets is None else (moved, model._here(targets))

@@ -1,0 +1,347 @@
+"""The two estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils import assert_all_finite, check_array, compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import column_or_1d
+
+from xplstm._errors import ArgumentError
+from xplstm.sklearn._estimator import SequenceEstimator
+
+
+class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
+    """Classify sequences: an estimator of scikit-learn around `xplstm.models.SequenceClassifier`.
+
+    Parameters
+    ----------
+    hidden_size : int, optional
+    num_layers : int, optional
+    bidirectional : bool, optional
+    pooling : {"last", "mean", "max"}, optional
+    dropout : float, optional
+    vocab_size, embedding_dim, padding_idx : int, optional
+        For ids of tokens. All these are as for `xplstm.models.SequenceClassifier`.
+    standardize : bool, optional
+        Whether the network reads ``(x - mean) / std`` of each feature, measured in ``fit``.
+    epochs : int, optional
+        Passes over the data, at least 1.
+    batch_size : int, optional
+        Sequences for each update, at least 1.
+    learning_rate : float, optional
+        Of `xplstm.optim.AdamW`, above 0: it rises over the first epoch and falls along half a cosine.
+    weight_decay : float, optional
+        At least 0.
+    max_norm : float, optional
+        Bound of the gradients' norm, above 0.
+    early_stopping : bool, optional
+        Hold `validation_fraction` of the sequences out, validate after each epoch, stop after `patience`
+        epochs without a new best, and keep the best parameters.
+    validation_fraction : float, optional
+        In (0, 1).
+    patience : int, optional
+        At least 1.
+    xp : str, optional
+        Backend that computes, such as ``"cupy"``; X, y and predictions are NumPy's all the same.
+    dtype : {"float32", "float64"}, optional
+    random_state : int or RandomState, optional
+        Of initial values, order and dropout; an int makes ``fit`` reproducible.
+    class_weight : dict, "balanced" or None, optional
+        How much each class counts, as elsewhere in scikit-learn. Not for several labels.
+
+    Attributes
+    ----------
+    classes_ : array
+        The classes in the order of `predict_proba`.
+    model_ : SequenceClassifier
+        The network. It reads scaled features: see `mean_` and `scale_`.
+    mean_, scale_ : array of float64, shape (F,), or None
+        Of each feature.
+    n_features_in_ : int
+        F, or of a table its columns.
+    history_ : History
+        Losses and validations of ``fit``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from xplstm.sklearn import LSTMClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> X = [rng.normal(size=(length, 2)) for length in rng.integers(3, 9, 60)]  # of several lengths
+    >>> y = ["up" if sequence[-1, 0] > 0 else "down" for sequence in X]
+    >>> scores = cross_val_score(LSTMClassifier(8, epochs=30, random_state=0), X, y, cv=3)
+    >>> bool(scores.mean() > 0.7)
+    True
+    """
+
+    _fitted = (*SequenceEstimator._fitted, "classes_", "multilabel_")
+
+    def __init__(
+        self,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        vocab_size: int | None = None,
+        embedding_dim: int | None = None,
+        padding_idx: int | None = None,
+        standardize: bool = True,
+        epochs: int = 50,
+        batch_size: int = 32,
+        learning_rate: float = 0.01,
+        weight_decay: float = 0.0,
+        max_norm: float = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        xp: str | None = None,
+        dtype: str = "float32",
+        random_state: int | np.random.RandomState | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+    ) -> None:
+        self._keep(locals())
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train a new network.
+
+        Parameters
+        ----------
+        X : sequences
+            As `xplstm.sklearn` describes.
+        y : array of labels, shape (n,); or of 0 and 1, shape (n, L), for L labels
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For X and y that do not fit, NaN and infinity, and parameters outside their range, by name.
+
+        Examples
+        --------
+        See the class.
+        """
+        y = _target(self, y)
+        assert_all_finite(np.asarray(y), input_name="y", estimator_name=type(self).__name__)
+        check_classification_targets(y)
+        if type_of_target(y) == "multilabel-indicator":
+            if self.class_weight is not None:
+                msg = f"class_weight={self.class_weight!r} is for one class of several, and y has labels"
+                raise ArgumentError(msg)
+            self.classes_ = np.arange(np.shape(y)[1])
+            self.multilabel_ = True
+            return self._fit(X, np.asarray(y), len(self.classes_), None, task="multilabel")
+        self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        self.multilabel_ = False
+        weights = None
+        if self.class_weight is not None:
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[numbers])
+        return self._fit(X, numbers, len(self.classes_), numbers, class_weights=weights)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the class, or the labels, of each sequence.
+
+        Parameters
+        ----------
+        X : sequences
+            Of the kind and the features of ``fit``.
+
+        Returns
+        -------
+        array of labels, shape (n,); or of 0 and 1, shape (n, L)
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError, ValueError
+            Before ``fit``, and for an X that does not fit.
+
+        Examples
+        --------
+        See the class.
+        """
+        outputs = self._outputs(X)
+        if self.multilabel_:
+            return (outputs > 0).astype(int)
+        return np.asarray(self.classes_[outputs.argmax(axis=-1)])
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predict the probability of each class, or of each label.
+
+        Parameters
+        ----------
+        X : sequences
+            As for `predict`.
+
+        Returns
+        -------
+        array of float64, shape (n, classes) or (n, L)
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError, ValueError
+            As for `predict`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xplstm.sklearn import LSTMClassifier
+        >>> X = np.random.default_rng(0).normal(size=(20, 6, 2))
+        >>> LSTMClassifier(4, epochs=1).fit(X, X[:, 0, 0] > 0).predict_proba(X).shape
+        (20, 2)
+        """
+        outputs = self._outputs(X)
+        return np.asarray(self.model_.task.probabilities(outputs))
+
+    def _of_outputs(self) -> Any:
+        return self.classes_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
+    """Predict numbers from sequences: an estimator of scikit-learn around `xplstm.models.SequenceClassifier`.
+
+    The network is trained on the mean squared error of targets that are standardised in ``fit``.
+
+    Parameters
+    ----------
+    hidden_size, num_layers, bidirectional, pooling, dropout, vocab_size, embedding_dim, padding_idx
+        As for `LSTMClassifier`, and so are all others.
+    standardize, epochs, batch_size, learning_rate, weight_decay, max_norm
+    early_stopping, validation_fraction, patience, xp, dtype, random_state
+
+    Attributes
+    ----------
+    model_ : SequenceClassifier
+        The network, with ``task="regression"``. Its features and numbers are scaled.
+    mean_, scale_ : array of float64, shape (F,), or None
+        Of each feature.
+    y_mean_, y_scale_ : array of float64, shape (outputs,)
+        Of the targets.
+    n_features_in_ : int
+        F, or of a table its columns.
+    history_ : History
+        Losses and validations of ``fit``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.sklearn import LSTMRegressor
+    >>> X = np.random.default_rng(0).normal(size=(200, 6, 2))
+    >>> y = X[:, :, 0].sum(axis=1)
+    >>> regressor = LSTMRegressor(16, random_state=0).fit(X[:150], y[:150])
+    >>> bool(regressor.score(X[150:], y[150:]) > 0.8)
+    True
+    """
+
+    _fitted = (*SequenceEstimator._fitted, "y_mean_", "y_scale_", "several_")
+
+    def __init__(
+        self,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        vocab_size: int | None = None,
+        embedding_dim: int | None = None,
+        padding_idx: int | None = None,
+        standardize: bool = True,
+        epochs: int = 50,
+        batch_size: int = 32,
+        learning_rate: float = 0.01,
+        weight_decay: float = 0.0,
+        max_norm: float = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        xp: str | None = None,
+        dtype: str = "float32",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self._keep(locals())
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train a new network.
+
+        Parameters
+        ----------
+        X : sequences
+            As `xplstm.sklearn` describes.
+        y : array of numbers, shape (n,) or (n, outputs)
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For X and y that do not fit, NaN and infinity, and parameters outside their range, by name.
+
+        Examples
+        --------
+        See the class.
+        """
+        y = check_array(_target(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self)
+        several = y.ndim == 2 and y.shape[1] > 1
+        targets = y if several else column_or_1d(y, warn=True)[:, None]
+        spread = targets.std(axis=0)
+        self.y_mean_, self.y_scale_ = targets.mean(axis=0), np.where(spread > 0, spread, 1.0)
+        self.several_ = several
+        scaled = ((targets - self.y_mean_) / self.y_scale_).astype(self.dtype)
+        return self._fit(X, scaled, targets.shape[1], None, task="regression")
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the numbers of each sequence.
+
+        Parameters
+        ----------
+        X : sequences
+            Of the kind and the features of ``fit``.
+
+        Returns
+        -------
+        array of float64, shape (n,) or (n, outputs)
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError, ValueError
+            Before ``fit``, and for an X that does not fit.
+
+        Examples
+        --------
+        See the class.
+        """
+        numbers = self._outputs(X) * self.y_scale_ + self.y_mean_
+        return numbers if self.several_ else numbers[:, 0]
+
+    def _of_outputs(self) -> Any:
+        return self.y_mean_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _target(estimator: Any, y: Any) -> Any:
+    """Return y, which must be given."""
+    if y is None:
+        msg = f"{type(estimator).__name__} requires y to be passed, but the target y is None"
+        raise ArgumentError(msg)
+    return y
