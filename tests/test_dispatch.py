@@ -176,13 +176,9 @@ def test_what_supports_and_does_not_wait_is_chosen(row: Any) -> None:
     assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "options"),
-    [("float16", {}), ("float32", {"variant": xplstm.Variant(layer_norm=True)})],
-    ids=["half precision", "variant"],
-)
-def test_a_demand_for_the_published_order_that_none_meets(dtype: str, options: dict[str, Any]) -> None:
-    lstm = xplstm.LSTM(3, 2, dtype=dtype, reproducible=True, **options)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_demand_for_the_published_order_that_none_meets(dtype: Any) -> None:
+    lstm = xplstm.LSTM(3, 2, dtype=dtype, reproducible=True, variant=xplstm.Variant(layer_norm=True))
     with pytest.raises(xplstm.KernelError) as caught:
         lstm(X.astype(dtype))
     first, *lines = str(caught.value).splitlines()
@@ -190,7 +186,7 @@ def test_a_demand_for_the_published_order_that_none_meets(dtype: str, options: d
     assert [line.split(":")[0] for line in lines] == [f"  not {name}" for name in _dispatch.TABLE]
     why = ": it does not use the reproducible summation order, which reproducible=True requires"
     assert lines[-1] == f"  not reference{why}"
-    assert (dtype if dtype == "float16" else "peepholes") in lines[0]
+    assert "peepholes" in lines[0]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (5, 0, 3)])
@@ -203,8 +199,8 @@ def test_without_a_step_there_is_no_order(shape: tuple[int, ...]) -> None:
 
 def test_the_demand_holds_for_a_pinned_kernel_too(row: Any) -> None:
     row(canonical_sums=lambda _: True, UNPROVEN="no GPU has run it yet")
-    x = X.astype("float16")
-    lstm = xplstm.LSTM(3, 2, dtype="float16", reproducible=True)
+    x = X
+    lstm = xplstm.LSTM(3, 2, variant=xplstm.Variant(layer_norm=True), reproducible=True)
     with (
         xplstm.use_kernel("reference"),
         pytest.raises(xplstm.KernelError, match=r"pinned .* reproducible summation order"),

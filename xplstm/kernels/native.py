@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xplstm import _array
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._stored import STORAGES, Stored
@@ -44,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 3
+    INTERFACE = 4
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -58,10 +59,11 @@ def _chosen_isa() -> tuple[str, str]:
     return wanted or next(iter(ISAS), ""), _MISSING
 
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
 storages = STORAGES
 # In the order of the storages of lstm.h: what weights are stored in, and what activations are rounded to.
-PRODUCTS = ((None, None), ("bfloat16", None), ("int8", None), ("int8", "int8"))
+PRODUCTS = ((None, None), ("bfloat16", None), ("float16", None), ("int8", None), ("int8", "int8"))
 # Terms of a sum of products of 8 and 8 bits, one of them unsigned, that 32 bits hold.
 LONGEST = 2**16
 # In the order of the kinds of lstm.h.
@@ -78,12 +80,16 @@ THREADS = _threads.from_environment()
 NARROW, MANY = 2, 500
 
 
+Step: TypeAlias = Callable[[Any, Any], "tuple[np.ndarray, LSTMState] | None"]
+"""One step of some layers from x_t and (h, c); None where a look at them is not enough."""
+
+
 class Packed(NamedTuple):
     """Every direction's weights: as the C code reads them forward, and as they were."""
 
     handles: tuple[object, ...]
-    weights: tuple[tuple[np.ndarray | None, ...], ...]
-    """weight_ih, weight_hh and weight_hr of each."""
+    weights: tuple[tuple[Any, ...], ...]
+    """weight_ih, weight_hh and weight_hr of each, for the backward pass."""
 
 
 class Residuals(NamedTuple):
@@ -100,7 +106,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run the LSTM, and options of its pointwise step, in float32 and float64, where the C code is."""
+    """Run the LSTM, and options of its pointwise step, in every dtype, where the C code is."""
     why_not = _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 
@@ -122,7 +128,8 @@ def _why_not_cell(problem: Problem) -> str | None:
 
 def slower(problem: Problem) -> str | None:
     """Leave layers of one or two units to NumPy where the batch fills its vectors better."""
-    if problem.H <= NARROW and problem.B >= MANY and not problem.cell.reason and not problem.activations:
+    alone = problem.cell.reason or problem.activations or problem.dtype in HALVES
+    if problem.H <= NARROW and problem.B >= MANY and not alone:
         return f"H={problem.H} leaves most lanes of its vectors empty, and B={problem.B} is large"
     return None
 
@@ -136,23 +143,20 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
     threads, sizes = _threads.count(THREADS), (problem.I, problem.H, problem.proj_size)
-    start = (
-        ISA,
-        problem.dtype,
-        PRODUCTS.index((problem.weights, problem.activations)),
-        *sizes,
-        _room,
-        threads,
-    )
+    half = problem.dtype in HALVES
+    products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
+    start = (ISA, "float32" if half else problem.dtype, products, *sizes, _room, threads)
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
     handles = [_engine.pack(*each) for each in arguments]
-    return Packed(tuple(handles), tuple((ih, hh, hr) for ih, hh, _, _, hr, _ in arrays))
+    return Packed(tuple(handles), tuple((p.weight_ih, p.weight_hh, p.weight_hr) for p in params))
 
 
 def _as_read(a: Any) -> Any:
-    """Return an array as the C code reads it: (values, scales) of int8."""
+    """Return an array as the C code reads it: matrices of half precision as bits, of int8 with scales."""
     if not isinstance(a, Stored):
-        return _whole(a)
+        if a.dtype.itemsize != 2:
+            return _whole(a)
+        return _whole(a).view(np.uint16) if a.ndim == 2 else _widen(a)
     return a.values if a.scales is None else (a.values, a.scales)
 
 
@@ -179,28 +183,75 @@ def forward(
     valid: np.ndarray | None,
     fresh: np.ndarray | None = None,
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true.
+
+    Half precision is widened to float32 here. h and c stay float32 inside the call, results are rounded once.
+    """
     _recycled.pieces.free_idle()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
+    x, h_0, c_0 = _readable(_widen(x)), _whole(_widen(state.h)), _whole(_widen(state.c))
     y = (empty if valid is None else zeros)(shape, x.dtype)
-    x, h_0, c_0 = _readable(x), _whole(state.h), _whole(state.c)
     h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
     steps = (*_which(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
     threads = _threads.count(THREADS)
     _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, *steps, y, h_n, c_n, kept, threads)
     residuals = None if kept is None else Residuals(problem, packed, x, h_0, *steps, kept)
+    y, h_n, c_n = _narrow(problem, y, h_n, c_n)
     return y, LSTMState(h_n, c_n), residuals
 
 
-def stepper(
-    problem: Problem, packed: tuple[Packed, ...]
-) -> Callable[[Any, Any], tuple[np.ndarray, LSTMState] | None]:
+def _widen(a: Any) -> Any:
+    """Return half precision as float32, and other dtypes as they are."""
+    return a.astype(np.float32) if a.dtype.itemsize == 2 else a
+
+
+def _narrow(problem: Problem, *results: Any) -> tuple[Any, ...]:
+    """Return float32 results in the dtype of a problem of half precision, others as they are."""
+    if problem.dtype not in HALVES:
+        return results
+    with np.errstate(under="ignore"):
+        return tuple(None if a is None else _array.narrow(a, problem.dtype) for a in results)
+
+
+def stepper(problem: Problem, packed: tuple[Packed, ...]) -> Step:
     """Single steps of all layers; the C code looks at x_t and the state by itself."""
     handles = tuple(layer.handles[0] for layer in packed)
-    threads = _threads.count(THREADS)
-    return _engine.stepper(handles, threads, np.ndarray, np.dtype(problem.dtype), np.empty, LSTMState)
+    if problem.dtype not in HALVES:
+        return _steps_of(handles, problem.dtype)
+    return _in_half_precision(problem, [_steps_of((handle,), "float32") for handle in handles])
+
+
+def _steps_of(handles: tuple[object, ...], dtype: str) -> Step:
+    """Return the C function for single steps of some layers."""
+    arguments = handles, _threads.count(THREADS), np.ndarray, np.dtype(dtype), np.empty, LSTMState
+    step: Step = _engine.stepper(*arguments)
+    return step
+
+
+def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
+    """Return a function that widens what each layer reads, and rounds what it returns, as a call does."""
+
+    def step(x_t: Any, state: Any) -> tuple[np.ndarray, LSTMState] | None:
+        if state is not None and not (isinstance(state, tuple) and len(state) == 2):
+            return None
+        if any(type(a) is not np.ndarray or a.dtype.name != problem.dtype for a in (x_t, *(state or ()))):
+            return None
+        if any(a.shape[:1] != (len(layers),) for a in state or ()):
+            return None
+        y, ends = x_t, []
+        for k, layer in enumerate(layers):
+            before = None if state is None else tuple(_widen(a[k : k + 1]) for a in state)
+            found = layer(_widen(y), before)
+            if found is None:
+                return None
+            y, *end = _narrow(problem, found[0], *found[1])
+            ends.append(end)
+        h, c = ends[0] if len(ends) == 1 else map(np.concatenate, zip(*ends, strict=True))
+        return y, LSTMState(h, c)
+
+    return step
 
 
 def _readable(x: np.ndarray) -> np.ndarray:
@@ -249,7 +300,8 @@ def backward(
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
     problem, packed, x, h_0, lengths, mask, fresh, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
-    dh_0, dc_0 = (np.array(a, order="C") for a in dstate_n)
+    dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
+    weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
     shapes = problem.cell.shapes(Sizes(problem.I, problem.H, problem.proj_size, problem.bias))
     names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch")
     gradients = tuple(
@@ -257,10 +309,12 @@ def backward(
         for _ in packed.weights
     )
     _engine.backward(
-        *(packed.handles, problem.reverse, packed.weights, x, h_0, lengths, mask, fresh),
-        *(_whole(dy), kept, dx, dh_0, dc_0, gradients, _threads.count(THREADS)),
+        *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh),
+        *(_whole(_widen(dy)), kept, dx, dh_0, dc_0, gradients, _threads.count(THREADS)),
     )
-    return dx, LSTMState(dh_0, dc_0), tuple(_as_params(*direction) for direction in gradients)
+    dx, dh_0, dc_0 = _narrow(problem, dx, dh_0, dc_0)
+    dparams = tuple(_as_params(*_narrow(problem, *direction)) for direction in gradients)
+    return dx, LSTMState(dh_0, dc_0), dparams
 
 
 def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any) -> LSTMParams:

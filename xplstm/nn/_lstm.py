@@ -140,13 +140,10 @@ class _Calls:
         --------
         >>> import numpy as np
         >>> import xplstm
-        >>> print(xplstm.LSTM(3, 2, dtype="float16").explain(np.ones((5, 4, 3), dtype="float16")))
-        layer 0: reference
-          not native: dtype float16 is none of float32, float64
-          not numpy_inplace: dtype float16 is none of float32, float64
-          not cupy_persistent: the arrays are of numpy, not of cupy
-          not cupy_fused: the arrays are of numpy, not of cupy
-          not cupy_elementwise: the arrays are of numpy, not of cupy
+        >>> with xplstm.use_kernel("numpy_inplace"):
+        ...     print(xplstm.LSTM(3, 2).explain(np.ones((5, 4, 3), dtype="float32")))
+        layer 0: numpy_inplace
+          not native: kernel 'numpy_inplace' is pinned
         reproducible summation order: no
         """
         home, _ = self._ready()

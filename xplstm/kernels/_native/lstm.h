@@ -60,8 +60,8 @@ typedef struct Pointwise {
 
 /* What packed weights are stored in: the dtype of the activations, or less. INT8 takes activations in 24
    bits, INT8_BOTH in 8. VNNI is added where the processor has these instructions. native.py names the first
-   four in this order. */
-enum { FULL, BFLOAT16, INT8, INT8_BOTH, VNNI = 2, STORAGES = INT8_BOTH + VNNI + 1 };
+   five in this order. */
+enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, VNNI = 2, STORAGES = INT8_BOTH + VNNI + 1 };
 
 /* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or
    that many outputs of a projection. */

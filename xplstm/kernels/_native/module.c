@@ -459,7 +459,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(3);
+    return PyLong_FromLong(4);
 }
 
 static PyObject *release_memory(PyObject *self, PyObject *unused)

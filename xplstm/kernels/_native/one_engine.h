@@ -11,9 +11,9 @@
 #if DOUBLE
 #define STORED {sizeof(REAL)}
 #elif VECTOR_BYTES == 64
-#define STORED {sizeof(REAL), sizeof(uint16_t), 1, 1, 1, 1}
+#define STORED {sizeof(REAL), 2, 2, 1, 1, 1, 1}
 #else
-#define STORED {sizeof(REAL), sizeof(uint16_t), 1, 1}
+#define STORED {sizeof(REAL), 2, 2, 1, 1}
 #endif
 
 const Engine JOIN(ENGINE, NAME(engine)) = {

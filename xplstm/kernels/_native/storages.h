@@ -27,6 +27,12 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define PLACE(n, lane) ((n) / 2 * 2 * LANES + 2 * (lane) + (n) % 2)
 #include "products.h"
 
+#define STORE(x) JOIN(x, float16)
+#define WEIGHT uint16_t
+#define GET(at, n) NAME(load_float16)((at) + (n) * LANES)
+#define PLACE(n, lane) ((n) * LANES + (lane))
+#include "products.h"
+
 #define STORE(x) JOIN(x, int8)
 #define DIGITS 3
 #define DOT NAME(dot)
@@ -86,6 +92,7 @@ static const NAME(Storage) NAME(TABLE)[STORAGES] = {
     [FULL] = {NAME(panel_bytes), NAME(product), NAME(row_product), NAME(pack_vector)},
 #if !DOUBLE
     [BFLOAT16] = {ROW_OF(bfloat16)},
+    [FLOAT16] = {ROW_OF(float16)},
     [INT8] = {ENTERED_ROW_OF(int8)},
     [INT8_BOTH] = {ENTERED_ROW_OF(int8_both)},
 #if VECTOR_BYTES == 64

@@ -66,6 +66,25 @@ INLINE V NAME(load_bfloat16)(const uint16_t *panel, int n)
     return (V)(n % 2 ? pair & 0xffff0000u : pair << 16);
 }
 
+/* Numbers of float16. Every processor with AVX2 and fused multiply-adds has the conversion. */
+INLINE V NAME(load_float16)(const uint16_t *p)
+{
+#if VECTOR_BYTES == 64
+    return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+#elif VECTOR_BYTES == 32
+    return (V)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
+#else
+    VU bits;
+    for (int k = 0; k < LANES; k++)
+        bits[k] = p[k];
+    /* Moved to its place in a float, a number lacks a factor of 2**112; infinities and NaN need the exponent.
+     */
+    VU moved = (bits & 0x7fff) << 13;
+    VU special = (VU)(moved >= 0x0f800000u) & 0x7f800000u;
+    return (V)((VU)((V)moved * 0x1p112f) | special | (bits & 0x8000) << 16);
+#endif
+}
+
 typedef VI NAME(UnalignedIntegers) __attribute__((aligned(1), may_alias));
 
 INLINE VI NAME(load_words)(const void *p) { return *(const NAME(UnalignedIntegers) *)p; }
