@@ -24,7 +24,7 @@ from spec.subject import Arrays, Config
 LONG = 100
 FAILS = (IndexError, KeyError, ValueError)
 """Where a wrong LSTM cannot run, which is a find."""
-CALLS = ("layer", "module-three-by-two", "module-two-directions", "options-1")
+CALLS = ("layer", "module-three-by-two", "module-two-directions", "options-5")
 """The relations are asked of the first of these that they say something of."""
 
 

@@ -22,7 +22,7 @@ MEASURED = tuple(
     for group in ("outputs", "gradients")
     for dtype in ("float64", "float32", "float16", "bfloat16")
 )
-TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "flax": "Flax", "keras": "Keras"}
+TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "flax": "Flax", "keras": "Keras on PyTorch"}
 WIDTH = 70
 
 PAGE = """\

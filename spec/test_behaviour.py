@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spec.records import RECORDS, Record, arrays
+from spec.records import RECORDS, Record, arrays, errors
 from spec.subject import Adapter, Arrays, Refused, Unsupported
 
 RECORD = RECORDS["sequence"]
@@ -56,3 +56,16 @@ def test_results_have_the_dtype_of_the_inputs(subject: Adapter, dtype: str) -> N
     given = arrays(RECORD["inputs"] | RECORD["cotangents"], dtype)
     got = answer(subject, "layer_vjp", RECORD["config"], given)
     assert {str(a.dtype) for a in got.values()} == {dtype}
+
+
+def test_weights_as_they_are_printed(subject: Adapter) -> None:
+    """XPL-CELL-007: one matrix for each gate, h above x, called W_i to W_o, and biases b_i to b_o."""
+    given = arrays(RECORD["inputs"], "float64")
+    whole = np.concatenate([given["weight_hh"], given["weight_ih"]], axis=1)
+    both = given["bias_ih"] + given["bias_hh"]
+    printed = {f"W_{gate}": block for gate, block in zip("ifgo", np.split(whole, 4), strict=True)}
+    printed |= {f"b_{gate}": block for gate, block in zip("ifgo", np.split(both, 4), strict=True)}
+    printed |= {name: given[name] for name in ("x", "h_0", "c_0")}
+    got = answer(subject, "layer", RECORD["config"] | {"printed": True}, printed)
+    found = errors(got, RECORD["outputs"], "float64")
+    assert max(found.values()) <= RECORD["tolerance"]["outputs"], found

@@ -100,7 +100,7 @@ FOUND: dict[str, tuple[Call, str]] = {
     "slope": (LSTM("path through c cut").call, "layer"),
     "identity": (LSTM("projection before the output gate").call, "layer-no-bias"),
     "vanishing": (LSTM("coupled: f is i").call, "layer"),
-    "shifted": (LSTM("variance by the difference of squares").call, "options-1"),
+    "shifted": (LSTM("variance by the difference of squares").call, "options-5"),
     "again": (zeroing, "layer-lengths"),
 }
 
@@ -108,6 +108,7 @@ FOUND: dict[str, tuple[Call, str]] = {
 @pytest.mark.parametrize("law", LAWS)
 def test_a_wrong_lstm_breaks_the_law(law: str) -> None:
     call, name = FOUND[law]
+    assert LAWS[law].applies(plan.CASES[name])
     said, held = broken(Ask(Wrong(call), "float64"), law, name)
     assert held
     assert said
