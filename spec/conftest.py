@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,13 @@ def subject(request: pytest.FixtureRequest) -> Adapter:
     if reason is not None:
         pytest.skip(reason)
     return adapter
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Keep a measured value for the report; record_property warns under --junitxml, and a warning is an error."""
+    properties = request.node.user_properties
+    return lambda name, value: properties.append((name, value))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

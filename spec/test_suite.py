@@ -171,6 +171,14 @@ def test_missing_subject_is_skipped_with_a_reason_or_fails_where_required() -> N
     assert "XPLSTM_REQUIRE asks for it" in failed.stdout
 
 
+def test_results_go_into_a_file_of_junit(tmp_path: Path) -> None:
+    file = tmp_path / "results.xml"
+    case = ("spec/test_vectors.py", "--subject=xplstm:numpy:reference", "-k", "test_outputs and cell-float32")
+    found = run(*case, f"--junitxml={file}")
+    assert found.returncode == 0, found.stdout
+    assert 'name="outputs float32"' in file.read_text(encoding="utf-8")
+
+
 def test_unknown_subject_is_an_error_that_names_the_known() -> None:
     found = run("spec/test_vectors.py", "--subject=pytroch")
     assert found.returncode == 4

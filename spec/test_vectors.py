@@ -105,22 +105,22 @@ def assert_within(got: Arrays, record: Record, group: str, dtype: str, note: Not
 
 @BOTH
 @cases(WITHOUT_DRAWS, of_outputs)
-def test_outputs(subject: Adapter, name: str, dtype: str, record_property: Note) -> None:
+def test_outputs(subject: Adapter, name: str, dtype: str, note: Note) -> None:
     """XPL-NUM-001."""
     _, got = call(subject, name, False, dtype)
     assert got.keys() >= {"y", "h_n", "c_n"}
-    assert_within(got, RECORDS[name], "outputs", dtype, record_property)
+    assert_within(got, RECORDS[name], "outputs", dtype, note)
 
 
 @BOTH
 @cases(WITH_GRADIENTS, of_gradients)
-def test_gradients(subject: Adapter, name: str, dtype: str, record_property: Note) -> None:
+def test_gradients(subject: Adapter, name: str, dtype: str, note: Note) -> None:
     """XPL-GRAD-001 and XPL-NUM-001."""
     record = RECORDS[name]
     _, got = call(subject, name, True, dtype)
     assert got.keys() == record["outputs"].keys() | record["gradients"].keys()
-    assert_within(got, record, "outputs", dtype, record_property)
-    assert_within(got, record, "gradients", dtype, record_property)
+    assert_within(got, record, "outputs", dtype, note)
+    assert_within(got, record, "gradients", dtype, note)
 
 
 def in_half(group: str, dtype: str) -> list[str]:
@@ -131,14 +131,14 @@ def in_half(group: str, dtype: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "dtype"), [(name, dtype) for dtype in HALF for name in in_half("outputs", dtype)]
 )
-def test_half_precision(subject: Adapter, name: str, dtype: str, record_property: Note) -> None:
+def test_half_precision(subject: Adapter, name: str, dtype: str, note: Note) -> None:
     """XPL-NUM-005."""
     pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
     gradients = name in in_half("gradients", dtype)
     _, got = call_either(subject, name, gradients or draws(name), dtype)
-    assert_within(got, RECORDS[name], "outputs", dtype, record_property)
+    assert_within(got, RECORDS[name], "outputs", dtype, note)
     if gradients and "dx" in got:
-        assert_within(got, RECORDS[name], "gradients", dtype, record_property)
+        assert_within(got, RECORDS[name], "gradients", dtype, note)
 
 
 @BOTH
