@@ -80,7 +80,7 @@ def subject(request: pytest.FixtureRequest) -> Adapter:
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
-    """Keep a measured value for the report; record_property warns under --junitxml, and a warning is an error."""
+    """Keep a measured value for the report; record_property warns under --junitxml, which is an error."""
     properties = request.node.user_properties
     return lambda name, value: properties.append((name, value))
 

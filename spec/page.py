@@ -24,6 +24,7 @@ MEASURED = tuple(
 )
 TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "flax": "Flax", "keras": "Keras on PyTorch"}
 WIDTH = 70
+CLAUSE = re.compile(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* ", re.MULTILINE)
 
 PAGE = """\
 # Conformance
@@ -153,8 +154,13 @@ def matrix(report: Report) -> str:
         level = about["level"] + ", draft" * (about["status"] == "draft")
         statuses = [joined(report, subjects, clause)["status"] for subjects in found.values()]
         marks = [MARKS[status] for status in statuses]
-        rows.append([f"**{clause}** ({level})<br>{opening(about['text'])}", *marks])
+        rows.append([f"**[{clause}](#{clause.lower()})** ({level})<br>{opening(about['text'])}", *marks])
     return table(("clause", *map(title, found)), rows)
+
+
+def with_anchors(prose: str) -> str:
+    """The specification as a page, each clause with a target of its own."""
+    return CLAUSE.sub(lambda match: f"({match[1].lower()})=\n{match[0]}", prose)
 
 
 def opening(text: str) -> str:

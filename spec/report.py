@@ -188,6 +188,8 @@ def write(report: dict[str, Any], folder: Path) -> None:
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     (folder / "conformance.json").write_text(text, encoding="utf-8")
     (folder / "conformance.md").write_text(page.rendered(report), encoding="utf-8")
+    prose = clauses.SPEC.read_text(encoding="utf-8")
+    (folder / "clauses.md").write_text(page.with_anchors(prose), encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -267,6 +267,13 @@ def test_published_report_is_of_the_present_specification() -> None:
     assert failing == []
 
 
+def test_published_clauses_are_those_of_the_specification() -> None:
+    published = (report.DOCS / "clauses.md").read_text(encoding="utf-8")
+    prose = clauses.SPEC.read_text(encoding="utf-8")
+    assert published == page.with_anchors(prose), "run python -m spec report"
+    assert all(f"({clause.lower()})=\n**{clause}** " in published for clause in clauses.clauses(prose))
+
+
 def test_published_report_knows_the_deviations_of_today() -> None:
     found = json.loads((report.DOCS / "conformance.json").read_text(encoding="utf-8"))
     for name in PEERS:
