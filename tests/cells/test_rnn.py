@@ -218,7 +218,7 @@ def test_trace_shows_the_gates_of_a_gru() -> None:
     r, z, n, h = rnn.trace(a["x"], a["h_0"], lengths=[2, 5, 0, 3])
     assert r.shape == z.shape == n.shape == h.shape == (4, T, B, H)
     y, _ = rnn(a["x"], a["h_0"], lengths=[2, 5, 0, 3])
-    np.testing.assert_array_equal(np.concatenate(h[2:], axis=-1), y)
+    np.testing.assert_allclose(np.concatenate(h[2:], axis=-1), y, rtol=0, atol=1e-14)
     before = np.concatenate([a["h_0"][2][None], h[2, :-1]])
     exists = existing({"lengths": [2, 5, 0, 3]})
     made = (1 - z[2]) * n[2] + z[2] * before
@@ -238,7 +238,8 @@ def test_frozen_copies_outlive_changes_and_pickling(name: str) -> None:
             np.testing.assert_array_equal(got, value)
         assert repr(copy) == f"FrozenRNN({rnn!r})"
     assert rnn.explain(a["x"]) == frozen.explain(a["x"])
-    assert f"not the cell of {type(rnn).__name__}" in str(rnn.explain(a["x"]))
+    with xplstm.use_kernel("reference"):
+        assert f"not the cell of {type(rnn).__name__}" in str(rnn.explain(a["x"]))
 
 
 @pytest.mark.parametrize("name", ["stacked jordan", "stacked gru", "stacked gru, reset before"])

@@ -78,6 +78,8 @@ class Pointwise(NamedTuple):
     gate_clip: float
     """Infinite where there is none, as is cell_clip."""
     cell_clip: float
+    gated: bool = False
+    """The step of a GRU instead, whose h is also c; see `Cell.in_four_blocks`."""
 
 
 class Equations(Protocol):
@@ -135,6 +137,14 @@ class Cell(ABC):
     def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
         """Return how a kernel composes the pointwise step of `problem`, or None where none can."""
         return None
+
+    def in_four_blocks(self, p: Any) -> Any:
+        """Return the parameters as those of four gates, for a kernel that composes `pointwise`."""
+        return p
+
+    def from_four_blocks(self, gradients: Any) -> Any:
+        """Return gradients with respect to the parameters from those with respect to the four blocks."""
+        return gradients
 
     @abstractmethod
     def at(self, problem: Direction) -> Callable[[int], Equations]:

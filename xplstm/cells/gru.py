@@ -11,13 +11,17 @@ order r, z, n, each a block of H columns, and the sign of z as PyTorch, Keras an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xplstm import init
+from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Direction
+from xplstm.cells import Cell, Direction, Pointwise
 from xplstm.cells.activations import sigmoid
 
 
@@ -61,6 +65,29 @@ class StepGradients(NamedTuple):
     h_n: Array
 
 
+GATED_STEP = Pointwise(
+    False,
+    (("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("identity", 0.0, 0.0)),
+    math.inf,
+    math.inf,
+    gated=True,
+)
+
+
+def _split(a: Any, empty: int) -> Any:
+    """Return three blocks of H rows as four, the one at `empty` zeros."""
+    H = a.shape[0] // 3
+    blocks = np.zeros((4 * H, *a.shape[1:]), a.dtype)
+    blocks[: empty * H], blocks[(empty + 1) * H :] = a[: empty * H], a[empty * H :]
+    return blocks
+
+
+def _joined(a: Any, empty: int) -> Any:
+    """Return the three blocks of H rows without the one at `empty`."""
+    H = a.shape[0] // 4
+    return np.concatenate([a[: empty * H], a[(empty + 1) * H :]])
+
+
 @dataclass(frozen=True, slots=True)
 class GRUCell(Cell):
     """The gated recurrent unit: the equations above."""
@@ -73,6 +100,22 @@ class GRUCell(Cell):
     init = staticmethod(init.gru_uniform)
     defaults = {"reset_after": True}  # noqa: RUF012
     reason = "supports only the standard LSTM, not the cell of GRU"
+
+    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+        """Return the step above, or None where a product is inside it."""
+        return GATED_STEP if self.reset_after else None
+
+    def in_four_blocks(self, p: GRUParams) -> LSTMParams:
+        """Return blocks r, z, n of x alone, and n of h alone."""
+        ih, hh, bias_ih, bias_hh = p
+        bias = (_split(bias_ih, 3), _split(bias_hh, 2)) if bias_ih is not None else (None, None)
+        return LSTMParams(_split(ih, 3), _split(hh, 2), *bias)
+
+    def from_four_blocks(self, gradients: LSTMParams) -> GRUParams:
+        """Take the blocks that `in_four_blocks` filled."""
+        ih, hh, bias_ih, bias_hh = gradients[:4]
+        bias = (_joined(bias_ih, 3), _joined(bias_hh, 2)) if bias_ih is not None else (None, None)
+        return GRUParams(_joined(ih, 3), _joined(hh, 2), *bias)
 
     def project_input(self, x: Array, p: GRUParams) -> Array:
         """Return ``W_ih x + b_ih``."""

@@ -4,8 +4,8 @@ The C of `_native/` runs a layer's directions as one call without the interprete
 where a compiler was at installation; the instruction set is chosen when it is
 loaded, and ``XPLSTM_NATIVE_ISA`` pins one. `_threads` counts the threads.
 
-Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL, XPL-SEQ and
-XPL-EXACT of the specification.
+Derived from the equations of `xplstm.cells.lstm` and `gru`, clauses XPL-CELL, XPL-SEQ,
+XPL-EXACT and XPL-GRU of the specification.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from xplstm import _array
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._stored import STORAGES, Stored
-from xplstm.cells import Sizes
-from xplstm.cells.lstm import STANDARD_STEP
+from xplstm.cells import Params, Sizes
+from xplstm.cells.lstm import STANDARD, STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
 
 
@@ -106,7 +106,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run the LSTM, and options of its pointwise step, in every dtype, where the C code is."""
+    """Run the LSTM, options of its pointwise step and the GRU, in every dtype, where the C code is."""
     why_not = _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 
@@ -122,7 +122,8 @@ def _why_not_integers(problem: Problem) -> str | None:
 def _why_not_cell(problem: Problem) -> str | None:
     """Return why the C code cannot compose the pointwise step of `problem`, or None."""
     if problem.cell.pointwise(problem) is None:
-        return f"composes peepholes, coupled gates, activations and clips; {problem.cell.reason}"
+        composed = "peepholes, coupled gates, activations, clips and the GRU with reset_after"
+        return f"composes {composed}; {problem.cell.reason}"
     return None
 
 
@@ -139,8 +140,9 @@ def canonical_sums(problem: Problem) -> bool:
     return ISAS.get(ISA, False) and problem.weights != "int8"
 
 
-def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
+def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
+    params = tuple(map(problem.cell.in_four_blocks, params))
     arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
     threads, sizes = _threads.count(THREADS), (problem.I, problem.H, problem.proj_size)
     half = problem.dtype in HALVES
@@ -167,7 +169,7 @@ def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
     if step is STANDARD_STEP:
         return None
     kinds = ((ACTIVATIONS.index(name), alpha, beta) for name, alpha, beta in step.activations)
-    return (step.coupled, *kinds, step.gate_clip, step.cell_clip)
+    return (step.gated, step.coupled, *kinds, step.gate_clip, step.cell_clip)
 
 
 def _room(size: int) -> np.ndarray:
@@ -190,7 +192,9 @@ def forward(
     _recycled.pieces.free_idle()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
-    x, h_0, c_0 = _readable(_widen(x)), _whole(_widen(state.h)), _whole(_widen(state.c))
+    x, h_0 = _readable(_widen(x)), _whole(_widen(state.h))
+    # A cell without c carries h in its place.
+    c_0 = _whole(_widen(state.c)) if state.c.shape[-1] else h_0
     y = (empty if valid is None else zeros)(shape, x.dtype)
     h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
     steps = (*_which(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
@@ -199,7 +203,7 @@ def forward(
     _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, *steps, y, h_n, c_n, kept, threads)
     residuals = None if kept is None else Residuals(problem, packed, x, h_0, *steps, kept)
     y, h_n, c_n = _narrow(problem, y, h_n, c_n)
-    return y, LSTMState(h_n, c_n), residuals
+    return y, LSTMState(h_n, c_n if state.c.shape[-1] else np.empty_like(state.c)), residuals
 
 
 def _widen(a: Any) -> Any:
@@ -296,13 +300,15 @@ def _keep(
 
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
-) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
+) -> tuple[np.ndarray, LSTMState, tuple[Params, ...]]:
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
     problem, packed, x, h_0, lengths, mask, fresh, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
+    carried = dc_0 if dc_0.shape[-1] else np.zeros_like(dh_0)
     weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
-    shapes = problem.cell.shapes(Sizes(problem.I, problem.H, problem.proj_size, problem.bias))
+    sizes = Sizes(problem.I, problem.H, problem.proj_size, problem.bias)
+    shapes = problem.cell.shapes(sizes) | STANDARD.shapes(sizes)
     names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch")
     gradients = tuple(
         tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)
@@ -310,11 +316,13 @@ def backward(
     )
     _engine.backward(
         *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh),
-        *(_whole(_widen(dy)), kept, dx, dh_0, dc_0, gradients, _threads.count(THREADS)),
+        *(_whole(_widen(dy)), kept, dx, dh_0, carried, gradients, _threads.count(THREADS)),
     )
+    if carried is not dc_0:
+        dh_0 += carried
     dx, dh_0, dc_0 = _narrow(problem, dx, dh_0, dc_0)
-    dparams = tuple(_as_params(*_narrow(problem, *direction)) for direction in gradients)
-    return dx, LSTMState(dh_0, dc_0), dparams
+    dparams = (_as_params(*_narrow(problem, *direction)) for direction in gradients)
+    return dx, LSTMState(dh_0, dc_0), tuple(map(problem.cell.from_four_blocks, dparams))
 
 
 def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any) -> LSTMParams:

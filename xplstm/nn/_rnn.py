@@ -124,7 +124,7 @@ class _Calls:
         --------
         >>> import numpy as np
         >>> import xplstm
-        >>> xplstm.GRU(3, 2).explain(np.ones((5, 4, 3), dtype="float32")).kernels
+        >>> xplstm.RNN(3, 2).explain(np.ones((5, 4, 3), dtype="float32")).kernels
         ('reference',)
         """
         home, _ = self._ready()

@@ -101,6 +101,41 @@ INLINE V NAME(through_clip)(V x, double bound, V dx)
     return less(all((REAL)bound), NAME(magnitude)(x), all(0), dx);
 }
 
+/* The step of a GRU, its fourth block scaled by r. Derived from xplstm.cells.gru, clause XPL-GRU. */
+INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
+                              REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
+                              Size unit)
+{
+    for (Size k = 0; k < rows; k++, z += z_step) {
+        V r = NAME(sigmoid)(load(z)), u = NAME(sigmoid)(load(z + LANES)), last = load(z + 3 * LANES);
+        V n = NAME(tanh)(fma(r, last, load(z + 2 * LANES)));
+        V h = fma(u, load(c[k] + unit), fnma(u, n, n));
+        store(c_new[k] + unit, h);
+        if (kept) {
+            REAL *to = kept[k] + 4 * unit;
+            store(to, r);
+            store(to + LANES, u);
+            store(to + 2 * LANES, n);
+            store(to + 3 * LANES, last);
+        }
+        store_part(out[k] + unit, h, width < LANES ? width : LANES);
+        if (copy)
+            store_part(copy[k] + unit, h, width < LANES ? width : LANES);
+    }
+}
+
+/* `gated_gates` backward, from what it kept. */
+INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V dz[4])
+{
+    V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), last = load(kept + 3 * LANES);
+    V total = dh + load(dc), one = all(1);
+    dz[1] = total * (h_before - n) * fnma(u, u, u);
+    dz[2] = total * (one - u) * fnma(n, n, one);
+    dz[3] = dz[2] * r;
+    dz[0] = dz[2] * last * fnma(r, r, r);
+    store(dc, total * u);
+}
+
 /* `gates` with options. `ch` holds the peepholes of i, f and o, a vector each in every panel, or is NULL. */
 static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                                  const REAL *const *c, REAL *const *c_new, REAL *const *out,
@@ -108,6 +143,10 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
 {
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
+    if (how->gated) {
+        NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
+        return;
+    }
     for (Size r = 0; r < rows; r++, z += z_step) {
         V c_old = load(c[r] + unit), z_i = load(z), z_f = load(z + LANES), z_g = load(z + 2 * LANES);
         V z_o = load(z + 3 * LANES);
@@ -144,6 +183,10 @@ static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
     const double bound = how->gate_clip;
+    if (how->gated) {
+        NAME(gated_backward)(z, c_before, dm, dc, dz);
+        return all(0);
+    }
     V z_i = load(z), z_f = load(z + LANES), z_g = load(z + 2 * LANES), z_o = load(z + 3 * LANES);
     V y_i = NAME(clip)(z_i, bound), y_f = NAME(clip)(z_f, bound), y_g = NAME(clip)(z_g, bound);
     V y_o = NAME(clip)(z_o, bound), i = NAME(activation)(&how->gate, y_i),

@@ -51,10 +51,11 @@ typedef struct Activation {
     double alpha, beta;
 } Activation;
 
-/* Options of the pointwise step; a clip that is off is infinite. */
+/* Options of the pointwise step; a clip that is off is infinite. A gated step is that of a GRU: c is h, and
+   the four blocks are r, z, what x makes of n, and what h makes of it. */
 typedef struct Pointwise {
-    int composed, peepholes, coupled; /* composed: any option is on */
-    Activation gate, input, output;   /* of i, f and o; of g; of c on its way to h */
+    int composed, peepholes, coupled, gated; /* composed: any option is on */
+    Activation gate, input, output;          /* of i, f and o; of g; of c on its way to h */
     double gate_clip, cell_clip;
 } Pointwise;
 
@@ -95,7 +96,7 @@ typedef struct Valid {
 } Valid;
 
 /* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
-   composed. Slot T of `cells` is the first state. */
+   composed; of a gated step r, z, n and its fourth block. Slot T of `cells` is the first state. */
 typedef struct Kept {
     void *gates, *cells, *hidden;
 } Kept;

@@ -123,8 +123,8 @@ static void free_packed(PyObject *capsule)
     }
 }
 
-/* Options of the pointwise step: None, or (coupled, gate, input, output, gate_clip, cell_clip), where an
-   activation is (kind, alpha, beta). */
+/* Options of the pointwise step: None, or (gated, coupled, gate, input, output, gate_clip, cell_clip), where
+   an activation is (kind, alpha, beta). */
 static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
 {
     *how = (Pointwise){.peepholes = peepholes};
@@ -132,9 +132,9 @@ static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
         return 0;
     Activation *a = &how->gate, *b = &how->input, *c = &how->output;
     how->composed = 1;
-    if (!PyArg_ParseTuple(options, "p(idd)(idd)(idd)dd", &how->coupled, &a->kind, &a->alpha, &a->beta,
-                          &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta, &how->gate_clip,
-                          &how->cell_clip))
+    if (!PyArg_ParseTuple(options, "pp(idd)(idd)(idd)dd", &how->gated, &how->coupled, &a->kind, &a->alpha,
+                          &a->beta, &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta,
+                          &how->gate_clip, &how->cell_clip))
         return -1;
     if (a->kind < 0 || a->kind >= ACTIVATIONS || b->kind < 0 || b->kind >= ACTIVATIONS || c->kind < 0
         || c->kind >= ACTIVATIONS) {
