@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from xplstm._typing import Array, Device, Namespace
 
@@ -78,8 +78,9 @@ class Pointwise(NamedTuple):
     gate_clip: float
     """Infinite where there is none, as is cell_clip."""
     cell_clip: float
-    gated: bool = False
-    """The step of a GRU instead, whose h is also c; see `Cell.in_four_blocks`."""
+    kind: Literal["lstm", "gru", "elman"] = "lstm"
+    """Of a GRU h is also c. Of an Elman RNN the gates are the quarters of its units; see
+    `Cell.in_four_blocks`."""
 
 
 class Equations(Protocol):

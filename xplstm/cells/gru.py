@@ -70,7 +70,7 @@ GATED_STEP = Pointwise(
     (("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("identity", 0.0, 0.0)),
     math.inf,
     math.inf,
-    gated=True,
+    kind="gru",
 )
 
 

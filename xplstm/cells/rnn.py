@@ -13,15 +13,16 @@ c has no columns, so the reference kernel needs no case for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xplstm import init
-from xplstm._params import Activation
+from xplstm._params import Activation, LSTMParams
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Direction, Sizes
-from xplstm.cells.activations import clipped, clipped_back, slope, value
+from xplstm.cells import Cell, Direction, Pointwise, Sizes
+from xplstm.cells.activations import clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import LSTMCell
 
 
@@ -80,6 +81,22 @@ class ElmanCell(Cell):
     def reason(self) -> str:
         """Why a kernel of the standard LSTM cannot run it."""
         return f"supports only the standard LSTM, not the cell of {self.name}"
+
+    def pointwise(self, problem: Direction) -> Pointwise | None:
+        """Return the nonlinearity as the gates' function, where four quarters of the units are gates."""
+        if self.output_required or problem.H % 4:
+            return None
+        function = (self.activation.name, *constants(self.activation))
+        clip = math.inf if self.clip is None else self.clip
+        return Pointwise(False, (function,) * 3, clip, math.inf, kind="elman")
+
+    def in_four_blocks(self, p: RNNParams) -> LSTMParams:
+        """Return the same arrays: a quarter of the units is a block."""
+        return LSTMParams(*p[:4])
+
+    def from_four_blocks(self, gradients: LSTMParams) -> RNNParams:
+        """Return the same arrays."""
+        return RNNParams(*gradients[:4])
 
     project_input = LSTMCell.project_input
 

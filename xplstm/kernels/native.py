@@ -4,7 +4,7 @@ The C of `_native/` runs a layer's directions as one call without the interprete
 where a compiler was at installation; the instruction set is chosen when it is
 loaded, and ``XPLSTM_NATIVE_ISA`` pins one. `_threads` counts the threads.
 
-Derived from the equations of `xplstm.cells.lstm` and `gru`, clauses XPL-CELL, XPL-SEQ,
+Derived from the equations of `xplstm.cells.lstm`, `gru` and `rnn`, clauses XPL-CELL, XPL-SEQ,
 XPL-EXACT and XPL-GRU of the specification.
 """
 
@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 4
+    INTERFACE = 5
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -71,6 +71,7 @@ ACTIVATIONS = (
     *("sigmoid", "tanh", "identity", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh"),
     *("hard_sigmoid", "elu", "softsign", "softplus"),
 )
+STEPS = ("lstm", "gru", "elman")
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
@@ -106,7 +107,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run the LSTM, options of its pointwise step and the GRU, in every dtype, where the C code is."""
+    """Run the LSTM, options of its pointwise step, GRU and RNN, in every dtype, where the C code is."""
     why_not = _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 
@@ -122,7 +123,7 @@ def _why_not_integers(problem: Problem) -> str | None:
 def _why_not_cell(problem: Problem) -> str | None:
     """Return why the C code cannot compose the pointwise step of `problem`, or None."""
     if problem.cell.pointwise(problem) is None:
-        composed = "peepholes, coupled gates, activations, clips and the GRU with reset_after"
+        composed = "peepholes, coupled gates, activations, clips, GRU with reset_after, RNN of 4n units"
         return f"composes {composed}; {problem.cell.reason}"
     return None
 
@@ -144,10 +145,19 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     params = tuple(map(problem.cell.in_four_blocks, params))
     arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
-    threads, sizes = _threads.count(THREADS), (problem.I, problem.H, problem.proj_size)
+    threads, H = _threads.count(THREADS), problem.H // 4 if _kind(problem) == "elman" else problem.H
     half = problem.dtype in HALVES
     products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
-    start = (ISA, "float32" if half else problem.dtype, products, *sizes, _room, threads)
+    start = (
+        ISA,
+        "float32" if half else problem.dtype,
+        products,
+        problem.I,
+        H,
+        problem.proj_size,
+        _room,
+        threads,
+    )
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
     handles = [_engine.pack(*each) for each in arguments]
     return Packed(tuple(handles), tuple((p.weight_ih, p.weight_hh, p.weight_hr) for p in params))
@@ -169,7 +179,7 @@ def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
     if step is STANDARD_STEP:
         return None
     kinds = ((ACTIVATIONS.index(name), alpha, beta) for name, alpha, beta in step.activations)
-    return (step.gated, step.coupled, *kinds, step.gate_clip, step.cell_clip)
+    return (STEPS.index(step.kind), step.coupled, *kinds, step.gate_clip, step.cell_clip)
 
 
 def _room(size: int) -> np.ndarray:
@@ -193,8 +203,7 @@ def forward(
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
     x, h_0 = _readable(_widen(x)), _whole(_widen(state.h))
-    # A cell without c carries h in its place.
-    c_0 = _whole(_widen(state.c)) if state.c.shape[-1] else h_0
+    c_0 = _whole(_widen(state.c)) if state.c.shape[-1] else _in_place_of_c(problem, h_0)
     y = (empty if valid is None else zeros)(shape, x.dtype)
     h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
     steps = (*_which(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
@@ -204,6 +213,18 @@ def forward(
     residuals = None if kept is None else Residuals(problem, packed, x, h_0, *steps, kept)
     y, h_n, c_n = _narrow(problem, y, h_n, c_n)
     return y, LSTMState(h_n, c_n if state.c.shape[-1] else np.empty_like(state.c)), residuals
+
+
+def _kind(problem: Problem) -> str:
+    """Return which step the C code composes."""
+    step = problem.cell.direction(0).pointwise(problem)
+    assert step is not None, "supports has refused it"
+    return step.kind
+
+
+def _in_place_of_c(problem: Problem, h: np.ndarray) -> np.ndarray:
+    """Return what the C code takes as c of a cell without one: h of a GRU, zeros of an Elman RNN."""
+    return h if _kind(problem) == "gru" else np.zeros((*h.shape[:2], problem.H // 4), h.dtype)
 
 
 def _widen(a: Any) -> Any:
@@ -305,10 +326,10 @@ def backward(
     problem, packed, x, h_0, lengths, mask, fresh, kept = residuals
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
-    carried = dc_0 if dc_0.shape[-1] else np.zeros_like(dh_0)
+    carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
     weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
     sizes = Sizes(problem.I, problem.H, problem.proj_size, problem.bias)
-    shapes = problem.cell.shapes(sizes) | STANDARD.shapes(sizes)
+    shapes = problem.cell.shapes(sizes) | (STANDARD.shapes(sizes) if _kind(problem) == "gru" else {})
     names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch")
     gradients = tuple(
         tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)
@@ -318,7 +339,7 @@ def backward(
         *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh),
         *(_whole(_widen(dy)), kept, dx, dh_0, carried, gradients, _threads.count(THREADS)),
     )
-    if carried is not dc_0:
+    if _kind(problem) == "gru":
         dh_0 += carried
     dx, dh_0, dc_0 = _narrow(problem, dx, dh_0, dc_0)
     dparams = (_as_params(*_narrow(problem, *direction)) for direction in gradients)

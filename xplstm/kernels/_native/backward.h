@@ -110,6 +110,15 @@ static void NAME(backward_project)(const Back *w, Size t, Size n)
                       w->products + output * PANEL, wide, NULL, 0, NULL);
 }
 
+INLINE void NAME(store_blocks)(REAL *dz, Size H, Size width, const V d[4])
+{
+    for (Size gate = 0; gate < 4; gate++)
+        if (width == LANES)
+            store(dz + gate * H, d[gate]);
+        else
+            store_part(dz + gate * H, d[gate], width);
+}
+
 /* dz of own panels, from the layout of panels back to the order i, f, g, o. */
 INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int composed)
 {
@@ -137,13 +146,14 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
             REAL *dc_unit = dc + unit;
             const REAL *gate = gates + 4 * unit;
             V before_unit = fresh ? all(0) : load(c_before + unit);
+            if (composed && p->pointwise.kind == ELMAN_STEP) {
+                NAME(elman_backward)(p, unit, width, gate, dh, dy, d);
+                NAME(store_blocks)(dz + unit, H, width, d);
+                continue;
+            }
             V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d)
                              : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
-            for (Size gate = 0; gate < 4; gate++)
-                if (width == LANES)
-                    store(dz + gate * H + unit, d[gate]);
-                else
-                    store_part(dz + gate * H + unit, d[gate], width);
+            NAME(store_blocks)(dz + unit, H, width, d);
             if (m)
                 store_part(m + unit, out, width);
             if (fresh)

@@ -136,6 +136,41 @@ INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V
     store(dc, total * u);
 }
 
+/* The step of an Elman RNN: h of the same unit in each quarter. Derived from xplstm.cells.rnn. */
+INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
+                              REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
+                              Size unit)
+{
+    const Pointwise *how = &p->pointwise;
+    Size some = width < LANES ? width : LANES;
+    for (Size k = 0; k < rows; k++, z += z_step) {
+        for (Size quarter = 0; quarter < 4; quarter++) {
+            V v = load(z + quarter * LANES), h = NAME(activation)(&how->gate, NAME(clip)(v, how->gate_clip));
+            Size at = quarter * p->H + unit;
+            store_part(out[k] + at, h, some);
+            if (copy)
+                store_part(copy[k] + at, h, some);
+            if (kept)
+                store(kept[k] + 4 * unit + quarter * LANES, v);
+        }
+        store(c_new[k] + unit, all(0));
+    }
+}
+
+/* `elman_units` backward, from the kept z. */
+INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const REAL *z, const REAL *dh,
+                                 const REAL *dy, V dz[4])
+{
+    const Pointwise *how = &p->pointwise;
+    for (Size quarter = 0; quarter < 4; quarter++) {
+        Size at = quarter * p->H + unit;
+        V v = load(z + quarter * LANES), clipped = NAME(clip)(v, how->gate_clip);
+        V slope = NAME(slope)(&how->gate, clipped, NAME(activation)(&how->gate, clipped));
+        V dm = load_part(dh + at, width) + load_part(dy + at, width);
+        dz[quarter] = NAME(through_clip)(v, how->gate_clip, dm * slope);
+    }
+}
+
 /* `gates` with options. `ch` holds the peepholes of i, f and o, a vector each in every panel, or is NULL. */
 static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                                  const REAL *const *c, REAL *const *c_new, REAL *const *out,
@@ -143,8 +178,12 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
 {
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
-    if (how->gated) {
+    if (how->kind == GRU_STEP) {
         NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
+        return;
+    }
+    if (how->kind == ELMAN_STEP) {
+        NAME(elman_units)(p, z, z_step, rows, width, c_new, out, copy, kept, unit);
         return;
     }
     for (Size r = 0; r < rows; r++, z += z_step) {
@@ -183,7 +222,7 @@ static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
     const double bound = how->gate_clip;
-    if (how->gated) {
+    if (how->kind == GRU_STEP) {
         NAME(gated_backward)(z, c_before, dm, dc, dz);
         return all(0);
     }

@@ -150,7 +150,7 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->m = take(&arena, B * (size_t)p->units * sizeof(REAL));
     w->z = take(&arena, most * PANEL * sizeof(REAL));
     w->hoisted = take(&arena, hoisted * panels * PANEL * sizeof(REAL));
-    w->zeros = take(&arena, (size_t)p->units * sizeof(REAL));
+    w->zeros = take(&arena, (size_t)(p->units > p->P ? p->units : p->P) * sizeof(REAL));
     size_t (*bytes)(Size) = NAME(storage_of)(p)->entered_bytes;
     size_t few = B < NAME(CHUNK) ? B : NAME(CHUNK), rows[2] = {few > hoisted ? few : hoisted, few};
     for (int n = 0; n < 2 && bytes; n++) {
@@ -193,7 +193,7 @@ static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member
         w->output = share(outputs, member, f->team);
         w->outputs = share(outputs, member + 1, f->team);
     }
-    __builtin_memset(w->zeros, 0, (size_t)p->units * sizeof(REAL));
+    __builtin_memset(w->zeros, 0, (size_t)(p->units > p->P ? p->units : p->P) * sizeof(REAL));
     REAL *first = f->keep ? (REAL *)f->kept[direction].cells + f->T * f->B * p->units : w->cells;
     for (Size n = 0; n < w->owned; n++) {
         Size b = w->own[n], from = w->panel * LANES, to = w->panels * LANES < p->H ? w->panels * LANES : p->H;

@@ -51,11 +51,14 @@ typedef struct Activation {
     double alpha, beta;
 } Activation;
 
-/* Options of the pointwise step; a clip that is off is infinite. A gated step is that of a GRU: c is h, and
-   the four blocks are r, z, what x makes of n, and what h makes of it. */
+/* Options of the pointwise step; a clip that is off is infinite. In a step of a GRU c is h, and the four
+   blocks are r, z, what x makes of n, and what h makes of it. In one of an Elman RNN the four blocks are the
+   quarters of its hidden units, c is unused, and `gate` is the nonlinearity. */
+enum { LSTM_STEP, GRU_STEP, ELMAN_STEP, STEPS };
+
 typedef struct Pointwise {
-    int composed, peepholes, coupled, gated; /* composed: any option is on */
-    Activation gate, input, output;          /* of i, f and o; of g; of c on its way to h */
+    int composed, peepholes, coupled, kind; /* composed: any option is on */
+    Activation gate, input, output;         /* of i, f and o; of g; of c on its way to h */
     double gate_clip, cell_clip;
 } Pointwise;
 
@@ -69,7 +72,7 @@ enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, VNNI = 2, STORAGES = INT8_BOTH 
 typedef struct Packed {
     const struct Engine *engine;
     int storage;
-    Size I, H, P; /* P is what h has: H without a projection */
+    Size I, H, P; /* P is what h has: H without a projection, 4H in an Elman RNN */
     int projected, biased;
     Size units; /* H rounded up to whole vectors */
     void *ih, *hh, *bias, *hr, *ch;
@@ -96,7 +99,7 @@ typedef struct Valid {
 } Valid;
 
 /* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
-   composed; of a gated step r, z, n and its fourth block. Slot T of `cells` is the first state. */
+   composed; of a GRU r, z, n and the fourth block. Slot T of `cells` is the first state. */
 typedef struct Kept {
     void *gates, *cells, *hidden;
 } Kept;

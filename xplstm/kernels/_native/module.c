@@ -123,7 +123,7 @@ static void free_packed(PyObject *capsule)
     }
 }
 
-/* Options of the pointwise step: None, or (gated, coupled, gate, input, output, gate_clip, cell_clip), where
+/* Options of the pointwise step: None, or (kind, coupled, gate, input, output, gate_clip, cell_clip), where
    an activation is (kind, alpha, beta). */
 static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
 {
@@ -132,13 +132,13 @@ static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
         return 0;
     Activation *a = &how->gate, *b = &how->input, *c = &how->output;
     how->composed = 1;
-    if (!PyArg_ParseTuple(options, "pp(idd)(idd)(idd)dd", &how->gated, &how->coupled, &a->kind, &a->alpha,
+    if (!PyArg_ParseTuple(options, "ip(idd)(idd)(idd)dd", &how->kind, &how->coupled, &a->kind, &a->alpha,
                           &a->beta, &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta,
                           &how->gate_clip, &how->cell_clip))
         return -1;
     if (a->kind < 0 || a->kind >= ACTIVATIONS || b->kind < 0 || b->kind >= ACTIVATIONS || c->kind < 0
-        || c->kind >= ACTIVATIONS) {
-        PyErr_SetString(PyExc_ValueError, "an unknown activation");
+        || c->kind >= ACTIVATIONS || how->kind < 0 || how->kind >= STEPS) {
+        PyErr_SetString(PyExc_ValueError, "an unknown activation or step");
         return -1;
     }
     return 0;
@@ -203,8 +203,11 @@ static PyObject *pack(PyObject *self, PyObject *args)
     Views v = {.count = 0};
     Weights w;
     size_t size = engine->size, stored = engine->stored[storage];
-    if (get_pointwise(options, ch != Py_None, &p->pointwise)
-        || get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
+    if (get_pointwise(options, ch != Py_None, &p->pointwise))
+        goto failed;
+    if (p->pointwise.kind == ELMAN_STEP)
+        p->P = 4 * H;
+    if (get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
         || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
         || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
         || get_matrix(&v, hr, p->P, H, stored, storage, proj != 0, &w.hr)
@@ -459,7 +462,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(4);
+    return PyLong_FromLong(5);
 }
 
 static PyObject *release_memory(PyObject *self, PyObject *unused)
