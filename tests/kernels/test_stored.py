@@ -292,6 +292,21 @@ def test_bits_do_not_depend_on_threads_or_the_batch(
         np.testing.assert_array_equal(row, y[:, 1:2])
 
 
+@NATIVE
+@pytest.mark.parametrize("how", [{"weights": "bfloat16"}, {"weights": "int8"}, BOTH], ids=["16", "8", "both"])
+@pytest.mark.parametrize("B", [1, 5])
+def test_a_reset_is_a_new_start(isa: str, B: int, how: dict[str, Any]) -> None:
+    case = Case(6, B, 4, 33, {"proj_size": 20})
+    frozen, (x, state) = case.lstm(dtype="float32").freeze(**how), inputs(case)
+    reset = np.zeros((6, B), dtype=bool)
+    reset[3] = True
+    y, end = frozen(x, state, reset=reset)
+    np.testing.assert_array_equal(y[:3], frozen(x[:3], state)[0])
+    want, after = frozen(x[3:])
+    np.testing.assert_array_equal(y[3:], want)
+    np.testing.assert_array_equal(end.c, after.c)
+
+
 @pytest.mark.parametrize("storage", _stored.STORAGES)
 @pytest.mark.parametrize("kernel", kernels())
 def test_steps_agree_with_a_sequence(kernel: str, storage: Any) -> None:
