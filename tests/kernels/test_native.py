@@ -464,6 +464,47 @@ def test_processors_taken_away_get_no_threads() -> None:
     assert int(several) > 1
 
 
+CROWDED = """
+import os, subprocess, sys, time, numpy as np, xplstm
+from xplstm.kernels import _engine
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+layers = [
+    xplstm.LSTM(256, 256, rng=0),
+    xplstm.LSTM(256, 512, rng=1, proj_size=256),
+    xplstm.LSTM(128, 256, rng=2, bidirectional=True),
+]
+def answers(lstm):
+    x = np.random.default_rng(0).normal(size=(300, 1, lstm.input_size)).astype("float32")
+    y, state, pullback = lstm.vjp(x)
+    dx, dstate, dparams = pullback(y, state)
+    return [lstm(x)[0], y, *state, dx, *dstate, *dparams.values()]
+with xplstm.use_threads(1):
+    wanted = [answers(lstm) for lstm in layers]
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+end, alone = time.monotonic() + 60, [0] * len(layers)
+try:
+    while min(alone) < 2 and time.monotonic() < end:
+        for k, (lstm, want) in enumerate(zip(layers, wanted)):
+            before = _engine.walks_alone()
+            with xplstm.use_threads(4 if lstm.bidirectional else 2):
+                got = answers(lstm)
+            alone[k] += _engine.walks_alone() - before
+            assert all(np.array_equal(a, b) for a, b in zip(got, want))
+finally:
+    for process in busy:
+        process.kill()
+print(*alone)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity cannot be set here")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one processor")
+def test_one_thread_ends_a_walk_where_others_have_the_processors() -> None:
+    """With the same bits, forward and backward, through a projection and in two directions."""
+    environment = {"XPLSTM_NUM_THREADS": "", "OMP_NUM_THREADS": "", "OPENBLAS_NUM_THREADS": "1"}
+    assert min(map(int, started(CROWDED, **environment).stdout.split())) > 0
+
+
 def test_released_memory_is_taken_again(monkeypatch) -> None:
     lstm, x = xplstm.LSTM(64, 64, rng=0), np.ones((100, 64, 64), "float32")
     y, _, pullback = lstm.vjp(x)

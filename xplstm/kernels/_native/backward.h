@@ -50,14 +50,14 @@ typedef struct Back {
     int direction;
     Size width, units; /* of dh and dc */
     Size panel, panels, output, outputs;
-    Size *own, owned, *active;
+    Size *own, owned, *active, present; /* the last: batch entries of the present step */
     const REAL **dz_rows, **dh_rows;
     REAL *products;
 } Back;
 
 static size_t NAME(carve_back)(Back *w, char *memory)
 {
-    Arena arena = {memory, 0};
+    Arena arena = {memory, lines(sizeof(Back))};
     const Packed *p = w->p;
     size_t B = (size_t)w->f->B, wide = (size_t)NAME(outputs)(p->H > p->P ? p->H : p->P) * PANEL;
     w->own = take(&arena, B * sizeof(Size));
@@ -204,34 +204,56 @@ static void NAME(recur)(const Back *w, Size n)
         }
 }
 
+static Size NAME(time_back)(const Back *w, Size s)
+{
+    return w->f->reverse[w->direction] ? w->rows->first + s : w->rows->last - 1 - s;
+}
+
+/* A step up to dz: own panels of all own rows. */
+static void NAME(back_gates)(void *back, Size s)
+{
+    Back *w = back;
+    Size t = NAME(time_back)(w, s), n = 0;
+    for (Size k = 0; k < w->owned; k++)
+        if (exists(&w->f->valid, w->f->B, t, w->own[k]))
+            w->active[n++] = w->own[k];
+    w->present = n;
+    if (w->p->projected)
+        for (Size from = 0; from < n; from += NAME(CHUNK)) {
+            Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
+            Back part = *w;
+            part.active += from;
+            NAME(backward_project)(&part, t, rows);
+            NAME(backward_gates)(w, t, from, rows);
+        }
+    else
+        NAME(backward_gates)(w, t, 0, n);
+}
+
+/* The rest of a step: the gradient with respect to the h before, own outputs. */
+static void NAME(back_on)(void *back, Size s)
+{
+    const Back *w = back;
+    if (w->present)
+        NAME(recur)(w, w->present);
+    NAME(cut)(w, NAME(time_back)(w, s), w->present);
+}
+
 static void NAME(walk_back)(const Backward *f, int direction, int member, char *scratch)
 {
-    Back w;
-    NAME(open_back)(&w, f, direction, member, scratch);
-    Barrier *barrier = f->by_rows ? NULL : (Barrier *)&f->barrier[direction];
-    Size steps = w.rows->last - w.rows->first;
+    static const Part parts[] = {NAME(back_gates), NAME(back_on)};
+    Back *w = (Back *)scratch;
+    NAME(open_back)(w, f, direction, member, scratch);
+    Size steps = w->rows->last - w->rows->first;
+    if (!f->by_rows) {
+        size_t apart = f->scratch_size * (size_t)f->directions;
+        walk_together((Barrier *)&f->barrier[direction], member, scratch - (size_t)member * apart, apart,
+                      parts, 2, steps, NULL);
+        return;
+    }
     for (Size s = 0; s < steps; s++) {
-        Size t = f->reverse[direction] ? w.rows->first + s : w.rows->last - 1 - s, n = 0;
-        for (Size k = 0; k < w.owned; k++)
-            if (exists(&f->valid, f->B, t, w.own[k]))
-                w.active[n++] = w.own[k];
-        if (w.p->projected)
-            for (Size from = 0; from < n; from += NAME(CHUNK)) {
-                Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-                Back part = w;
-                part.active += from;
-                NAME(backward_project)(&part, t, rows);
-                NAME(backward_gates)(&w, t, from, rows);
-            }
-        else
-            NAME(backward_gates)(&w, t, 0, n);
-        if (barrier)
-            barrier_wait(barrier);
-        if (n)
-            NAME(recur)(&w, n);
-        NAME(cut)(&w, t, n);
-        if (barrier)
-            barrier_wait(barrier);
+        NAME(back_gates)(w, s);
+        NAME(back_on)(w, s);
     }
 }
 

@@ -98,7 +98,7 @@ INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const
 typedef struct Walk {
     const Forward *f;
     const Packed *p;
-    int direction, reverse;
+    int direction, reverse, member;
     Size panel, panels;   /* its first panel of units, and the end */
     Size output, outputs; /* the same of the projection */
     Size *own, owned;     /* its rows */
@@ -108,7 +108,9 @@ typedef struct Walk {
     REAL **c_new, **out, **copy, **kept;
     REAL *cells, *m, *z, *hoisted, *zeros;
     Size hoisted_rows;
-    char *entered[2]; /* rows as integer products read them: x, and h or m */
+    const REAL *ready;     /* W_ih x of the present step, if it is hoisted */
+    Size waiting, present; /* steps after it that are hoisted too, and its batch entries */
+    char *entered[2];      /* rows as integer products read them: x, and h or m */
     const REAL **entered_rows[2];
 } Walk;
 
@@ -125,11 +127,11 @@ static Size NAME(hoisted_rows)(const Forward *f)
     return steps * rows;
 }
 
-/* Carve the scratch memory of one thread. */
+/* Carve the scratch memory of one thread, which begins with its walk. */
 static size_t NAME(carve_walk)(Walk *w, char *memory)
 {
     const Packed *p = w->p;
-    Arena arena = {memory, 0};
+    Arena arena = {memory, lines(sizeof(Walk))};
     size_t B = (size_t)w->f->B, pointers = B * sizeof(void *), hoisted = (size_t)w->hoisted_rows;
     size_t panels = (size_t)NAME(panels)(p->H), outputs = (size_t)NAME(outputs)(p->P), most = NAME(CHUNK);
     most = panels > most ? panels : most;
@@ -174,7 +176,7 @@ static size_t NAME(forward_scratch)(const Forward *f)
 static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member, char *memory)
 {
     const Packed *p = f->packed[direction];
-    *w = (Walk){.f = f, .p = p, .direction = direction, .reverse = f->reverse[direction]};
+    *w = (Walk){.f = f, .p = p, .direction = direction, .reverse = f->reverse[direction], .member = member};
     w->panels = NAME(panels)(p->H);
     w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
     w->hoisted_rows = NAME(hoisted_rows)(f);
@@ -374,8 +376,53 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
     }
 }
 
-static void NAME(close_walk)(const Walk *w, int member)
+/* A step up to the states: own panels of all own rows. */
+static void NAME(walk_gates)(void *walk, Size s)
 {
+    Walk *w = walk;
+    const Forward *f = w->f;
+    Size t = w->reverse ? f->T - 1 - s : s, most = w->owned ? w->hoisted_rows / w->owned : 0;
+    if (most && w->waiting-- == 0) {
+        w->waiting = (s + most < f->T ? most : f->T - s) - 1;
+        NAME(hoist)(w, s, s + w->waiting + 1);
+        w->ready = w->hoisted;
+    }
+    Size n = w->present = NAME(find_active)(w, t, w->active);
+    NAME(locate)(w, t, n);
+    if (!w->ready)
+        for (Size k = 0; k < n; k++)
+            w->x_rows[k] = NAME(x_at)(f, t, w->active[k]);
+    if (n == 1)
+        NAME(step_one)(w, w->ready, w->x_rows[0]);
+    else
+        NAME(step_batch)(w, n, w->ready);
+    if (w->ready)
+        w->ready += n * (w->panels - w->panel) * PANEL;
+}
+
+/* The rest of a step: own outputs of the projection, and the states of the next step. */
+static void NAME(walk_on)(void *walk, Size s)
+{
+    Walk *w = walk;
+    Size t = w->reverse ? w->f->T - 1 - s : s;
+    if (w->p->projected)
+        NAME(project)(w, t, w->present);
+    for (Size k = 0; k < w->present; k++) {
+        w->h[w->active[k]] = NAME(y_at)(w, t, w->active[k]);
+        w->c[w->active[k]] = w->c_new[k];
+    }
+}
+
+static void NAME(walk_step)(void *walk, Size s)
+{
+    NAME(walk_gates)(walk, s);
+    NAME(walk_on)(walk, s);
+}
+
+static void NAME(close_walk)(void *walk, Size steps)
+{
+    (void)steps;
+    const Walk *w = walk;
     const Forward *f = w->f;
     const Packed *p = w->p;
     for (Size n = 0; n < w->owned; n++) {
@@ -383,46 +430,23 @@ static void NAME(close_walk)(const Walk *w, int member)
         Size from = w->panel * LANES, to = w->panels * LANES < p->H ? w->panels * LANES : p->H;
         __builtin_memcpy((REAL *)f->c_n + row * p->H + from, w->c[b] + from,
                          (size_t)(to - from) * sizeof(REAL));
-        if (f->by_rows || member == 0)
+        if (f->by_rows || w->member == 0)
             __builtin_memcpy((REAL *)f->h_n + row * p->P, w->h[b], (size_t)p->P * sizeof(REAL));
     }
 }
 
 static void NAME(forward)(const Forward *f, int direction, int member, char *scratch)
 {
-    Walk w;
-    NAME(open_walk)(&w, f, direction, member, scratch);
-    Barrier *barrier = f->by_rows ? NULL : (Barrier *)&f->barrier[direction];
-    Size most = w.owned ? w.hoisted_rows / w.owned : 0, mine = w.panels - w.panel, waiting = 0;
-    const REAL *hoisted = NULL;
-    for (Size s = 0; s < f->T; s++) {
-        Size t = w.reverse ? f->T - 1 - s : s;
-        if (most && waiting-- == 0) {
-            waiting = (s + most < f->T ? most : f->T - s) - 1;
-            NAME(hoist)(&w, s, s + waiting + 1);
-            hoisted = w.hoisted;
-        }
-        Size n = NAME(find_active)(&w, t, w.active);
-        NAME(locate)(&w, t, n);
-        if (!hoisted)
-            for (Size k = 0; k < n; k++)
-                w.x_rows[k] = NAME(x_at)(f, t, w.active[k]);
-        if (n == 1)
-            NAME(step_one)(&w, hoisted, w.x_rows[0]);
-        else
-            NAME(step_batch)(&w, n, hoisted);
-        hoisted = hoisted ? hoisted + n * mine * PANEL : NULL;
-        if (w.p->projected) {
-            if (barrier)
-                barrier_wait(barrier);
-            NAME(project)(&w, t, n);
-        }
-        for (Size k = 0; k < n; k++) {
-            w.h[w.active[k]] = NAME(y_at)(&w, t, w.active[k]);
-            w.c[w.active[k]] = w.c_new[k];
-        }
-        if (barrier)
-            barrier_wait(barrier);
+    static const Part parts[] = {NAME(walk_gates), NAME(walk_on)}, whole[] = {NAME(walk_step)};
+    NAME(open_walk)((Walk *)scratch, f, direction, member, scratch);
+    if (!f->by_rows) {
+        size_t apart = f->scratch_size * (size_t)f->directions;
+        walk_together((Barrier *)&f->barrier[direction], member, scratch - (size_t)member * apart, apart,
+                      f->packed[0]->projected ? parts : whole, f->packed[0]->projected ? 2 : 1, f->T,
+                      NAME(close_walk));
+        return;
     }
-    NAME(close_walk)(&w, member);
+    for (Size s = 0; s < f->T; s++)
+        NAME(walk_step)(scratch, s);
+    NAME(close_walk)(scratch, f->T);
 }

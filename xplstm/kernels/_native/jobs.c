@@ -9,9 +9,15 @@
 /* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step,
    and bytes of packed weights. */
 #ifdef XPLSTM_ALWAYS_THREADS /* a build for tests, in which small problems reach the threads */
-enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1, WORTH_PACKING = 0, WORTH_WAKING = 0 };
+enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1, WORTH_PACKING = 0, WORTH_WAKING = 0, WORTH_WAITING = 0 };
 #else
-enum { WORTH_THREADS = 1 << 18, WORTH_A_BARRIER = 1 << 17, WORTH_PACKING = 1 << 19, WORTH_WAKING = 1 << 25 };
+enum {
+    WORTH_THREADS = 1 << 18,
+    WORTH_A_BARRIER = 1 << 17,
+    WORTH_PACKING = 1 << 19,
+    WORTH_WAKING = 1 << 25,
+    WORTH_WAITING = 1 << 27
+};
 #endif
 
 /* Rows of a thread of its own that keep a tile of registers busy. */
@@ -99,7 +105,9 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
         return 1;
     /* Batch entries of its own need no barrier, and a barrier is slow on a busy machine. */
     if (B >= WORTH_ROWS * team && !prefer_panels(p, panels, team, B))
-        return team;
+        return T * work < WORTH_WAITING && pool_late_at_the_end() ? 1 : team;
+    if (pool_late_at_barriers())
+        return 1;
     *by_rows = 0;
     if (team > panels)
         team = (int)panels;
@@ -140,8 +148,11 @@ int run_forward(Forward *f, int threads)
     f->scratch_size = lines(p->engine->forward_scratch(f));
     int failed = allocate(&crew, f->scratch_size * (size_t)threads);
     f->scratch = crew.memory;
-    if (!failed)
+    if (!failed) {
         pool_run(forward_work, f, threads);
+        if (!f->by_rows)
+            pool_note(f->barrier, f->directions);
+    }
     release_crew(&crew);
     return failed;
 }
@@ -273,6 +284,12 @@ static void run_blocks(Backward *f, Size steps, int together)
             barrier_init(&f->barrier[d], together ? f->team : -1);
         }
         pool_run(walk_back_work, f, together ? f->team * f->directions : 1);
+        if (!f->by_rows)
+            pool_note(f->barrier, f->directions);
+        if (f->barrier[0].alone || f->barrier[1].alone) {
+            f->team = 1;
+            f->by_rows = 1;
+        }
         for (f->direction = 0; f->direction < f->directions; f->direction++)
             pool_run(accumulate_work, f, f->threads);
     }

@@ -465,6 +465,13 @@ static PyObject *interface(PyObject *self, PyObject *unused)
     return PyLong_FromLong(5);
 }
 
+/* walks_alone(): how many walks of a team one thread had to end alone. */
+static PyObject *walks_alone(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyLong_FromLong(pool_walks_alone());
+}
+
 static PyObject *release_memory(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
@@ -477,6 +484,7 @@ static PyMethodDef METHODS[] = {
     {"forward", forward, METH_VARARGS, "Run all directions of a layer."},
     {"stepper", stepper, METH_VARARGS, "A function that runs one step of all layers."},
     {"backward", backward, METH_VARARGS, "Take gradients back through all directions of a layer."},
+    {"walks_alone", walks_alone, METH_NOARGS, "How many walks of a team one thread had to end."},
     {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -20,11 +21,32 @@
 /* Turns of a loop, some 20 to 50 microseconds, before a thread gives way or goes to sleep. */
 enum { SPINS = 1000, TURNS_AWAKE = 2000 };
 
+/* A wait of so many nanoseconds is late: no team's shares differ by as much, and a scheduler's turn is
+   longer. With so many late waits in a window of crossings, waiting has taken longer than the work. */
+enum { LATE = 500000, MOST_LATE = 2, WINDOW = 256 };
+
+/* Nanoseconds for which one thread works after threads were late: doubled each time. */
+#define FIRST_REST 20000000ll
+#define LONGEST_REST 2000000000ll
+
+typedef struct Rest {
+    long long length, until;
+} Rest;
+
+static long long now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
 void barrier_init(Barrier *b, int members)
 {
     atomic_init(&b->waiting, 0);
     atomic_init(&b->phase, 0);
+    atomic_init(&b->late, 0);
     b->members = members;
+    b->crossings = b->alone = 0;
 }
 
 /* Wait for one more turn of a loop: in vain for long, let others run. */
@@ -36,18 +58,55 @@ static void turn(int n)
         sched_yield();
 }
 
-void barrier_wait(Barrier *b)
+/* The last to arrive decides for all, before it lets the others go, whether member 0 goes on alone. */
+static void barrier_open(Barrier *b, int phase)
 {
-    if (b->members == 1)
-        return;
+    if (++b->crossings == WINDOW) {
+        b->crossings = 0;
+        atomic_store_explicit(&b->late, 0, memory_order_relaxed);
+    }
+    b->alone = atomic_load_explicit(&b->late, memory_order_relaxed) >= MOST_LATE;
+    atomic_store_explicit(&b->waiting, 0, memory_order_relaxed);
+    atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
+}
+
+/* Return whether member 0 goes on alone. */
+static int barrier_wait(Barrier *b)
+{
     int phase = atomic_load_explicit(&b->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&b->waiting, 1, memory_order_acq_rel) == b->members - 1) {
-        atomic_store_explicit(&b->waiting, 0, memory_order_relaxed);
-        atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
-    } else {
-        for (int n = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; n++)
-            turn(n);
+        barrier_open(b, phase);
+        return b->alone;
     }
+    long long since = 0;
+    for (int n = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; n++) {
+        if (n == SPINS)
+            since = now();
+        turn(n);
+    }
+    int alone = b->alone;
+    if (since && now() - since > LATE)
+        atomic_fetch_add_explicit(&b->late, 1, memory_order_relaxed);
+    return alone;
+}
+
+void walk_together(Barrier *b, int member, char *walks, size_t apart, const Part *parts, int count,
+                   ptrdiff_t steps, Part close)
+{
+    int first = member, last = member + 1, alone = b->members == 1;
+    for (ptrdiff_t s = 0; s < steps; s++)
+        for (int n = 0; n < count; n++) {
+            for (int k = first; k < last; k++)
+                parts[n](walks + (size_t)k * apart, s);
+            if (alone || !barrier_wait(b))
+                continue;
+            if (member)
+                return;
+            alone = 1;
+            last = b->members;
+        }
+    for (int k = first; close && k < last; k++)
+        close(walks + (size_t)k * apart, steps);
 }
 
 static struct {
@@ -62,6 +121,8 @@ static struct {
     void *context;
     _Atomic(void *) memory; /* NULL or `bytes` long at every instant: a fork may copy it at any */
     atomic_size_t bytes;
+    Rest barriers, ends;
+    long walks_alone;
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER};
@@ -155,11 +216,42 @@ int pool_acquire(int wanted)
     return wanted <= 1 || pool.started + 1 >= wanted ? (wanted < 1 ? 1 : wanted) : start(wanted);
 }
 
+static int rests(const Rest *r) { return r->length && now() < r->until; }
+
+static void note(Rest *r, int late)
+{
+    if (!late && !r->length)
+        return;
+    r->length = !late ? 0 : r->length ? 2 * r->length : FIRST_REST;
+    r->length = r->length > LONGEST_REST ? LONGEST_REST : r->length;
+    r->until = now() + r->length;
+}
+
+int pool_late_at_barriers(void) { return rests(&pool.barriers); }
+
+int pool_late_at_the_end(void) { return rests(&pool.ends); }
+
+long pool_walks_alone(void) { return pool.walks_alone; }
+
+void pool_note(const Barrier *b, int count)
+{
+    if (b->members <= 1)
+        return;
+    int late = 0;
+    for (int k = 0; k < count; k++) {
+        late |= b[k].alone || atomic_load(&b[k].late);
+        pool.walks_alone += b[k].alone;
+    }
+    note(&pool.barriers, late);
+}
+
 void pool_release(void) { pthread_mutex_unlock(&pool.owner); }
 
 void pool_run(Work work, void *context, int threads)
 {
+    long long begun = 0;
     if (threads > 1) {
+        begun = now();
         pool.work = work;
         pool.context = context;
         atomic_store_explicit(&pool.members, threads, memory_order_relaxed);
@@ -172,9 +264,13 @@ void pool_run(Work work, void *context, int threads)
         }
     }
     work(context, 0);
-    if (threads > 1)
+    if (threads > 1) {
+        long long done = now(), waited;
         for (int n = 0; atomic_load_explicit(&pool.running, memory_order_acquire); n++)
             turn(n);
+        waited = now() - done;
+        note(&pool.ends, waited > LATE && 2 * waited > done - begun);
+    }
 }
 
 /* Forget the memory before it is freed, so that a child forked in between cannot use it. */
