@@ -69,6 +69,8 @@ numpydoc_validation_exclude = {
         "LSTMState",
         "LSTMTrace",
         "Prepared",
+        "QuantisationReport",
+        "QuantisationRow",
         "Model",
         "Optimizer",
         "Ragged",

@@ -163,13 +163,13 @@ def quantisation_error(
     Returns
     -------
     QuantisationReport
-        A row for ``"bfloat16"`` and one for ``"int8"``; where `native` runs the latter, also one for
-        ``activations="int8"``.
+        A row for ``"bfloat16"`` and one for ``"int8"``; where the kernel ``native`` runs the latter, also
+        one for ``activations="int8"``.
 
     Raises
     ------
     DTypeError
-        If `lstm` is no `LSTM`, or not float32.
+        If `lstm` is no `xplstm.LSTM`, or not float32.
     ShapeError, BackendError, ArgumentError
         As for a call of `lstm` and for its `freeze`.
 
