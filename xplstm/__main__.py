@@ -1,4 +1,4 @@
-"""``python -m xplstm info | inspect | example | demo | bench``."""
+"""``python -m xplstm info | inspect | example | demo | generate | bench``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "the networks and arrays of a file of weights",
     "example": "the documents' worked example, gate by gate",
     "demo": "train a character model on real text",
+    "generate": "write text with a character model that the demo trained",
     "bench": "compare the kernels with the installed peers",
 }
 

@@ -397,3 +397,33 @@ def test_a_terminal_without_the_characters_shows_escapes(out, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert b"\\u03c9" in done.stdout
+
+
+def test_the_last_lines_use_the_model(text, out, capsys):
+    """Both are taken from the output and run: they write the same text as the model in the file."""
+    assert run_demo("--text", text, "--updates", 3, *SMALL, "--prompt", "number ", out=out) == 0
+    shell, python = capsys.readouterr().out.split("more text with this model:\n")[1].split("\n\nIn Python:\n")
+    assert main([*shlex.split(shell)[3:], "--length", "40"]) == 0
+    model = demo.CharLM.load(out / demo.CHECKPOINT)
+    want = "number " + model.generate("number ", 40, temperature=0.6, rng=0)
+    assert capsys.readouterr().out == want + "\n"
+    exec(compile(python.replace("\n  ", "\n").strip(), "last lines", "exec"), {})
+    assert len(capsys.readouterr().out) == 301
+
+
+def test_generate_refuses_a_file_of_another_kind(text, capsys):
+    assert main(["generate", text]) == 2
+    assert capsys.readouterr().err.startswith("python -m xplstm generate: ")
+
+
+def test_the_default_text_has_no_tables():
+    assert demo._without_tables("one  \n+--+\n| a |\n+--+\n\n\ntwo\n") == "one\n\ntwo\n"
+    lines = demo._corpus(None).text.split("\n")
+    assert not [line for line in lines if line.lstrip().startswith(("|", "+"))]
+
+
+def test_smoothing_does_not_shift_a_falling_curve():
+    falling = [10.0 - k for k in range(9)]
+    assert demo._smooth(falling, 2)[2:-2] == falling[2:-2]
+    assert demo._smooth(falling, 0) == falling
+    assert demo._smooth([1.0, 3.0], 5) == [2.0, 2.0]

@@ -60,7 +60,8 @@ def check_pip(words, _):
     options = ["--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary"]
     for word in words[1:]:
         own = re.fullmatch(r"(?:\.|xplstm)(?:\[([a-z0-9,]+)\])?", word)
-        assert own or word in ("-e", "nox", "ml_dtypes", *options), f"what is {word}?"
+        here = word.startswith("./") and (ROOT / word / "pyproject.toml").exists()
+        assert own or here or word in ("-e", "nox", "ml_dtypes", *options), f"what is {word}?"
         extras = own[1].split(",") if own and own[1] else []
         assert set(extras) <= optional_dependencies().keys(), word
 
@@ -91,7 +92,20 @@ def check_python(words, monkeypatch):
         assert main([word for word in words[2:] if word != "--help"]) == 0
 
 
-CHECKS = {"pip": check_pip, "nox": check_nox, "pytest": check_pytest, "python": check_python}
+def check_files(words, _):
+    for word in " ".join(words).split():
+        if word.startswith(("spec/", "tests/")):
+            assert (ROOT / word).exists(), word
+
+
+CHECKS = {
+    "cc": check_files,
+    "lstm-spec": check_files,
+    "pip": check_pip,
+    "nox": check_nox,
+    "pytest": check_pytest,
+    "python": check_python,
+}
 
 
 @pytest.mark.parametrize(("place", "command"), sorted(set(commands())))

@@ -375,6 +375,7 @@ def test_parameters_of_other_libraries_are_refused() -> None:
         xplstm.LSTM(3, 2, xp="array_api_strict").freeze(weights="int8")
 
 
+@pytest.mark.backend("dask")
 def test_dask_blocks_take_stored_weights() -> None:
     da = pytest.importorskip("dask.array")
     case = Case(6, 4, 3, 20, {"bidirectional": True})

@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -89,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=backends, help="array library; default: XPLSTM_BACKEND, else numpy")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--seconds", action=Given, type=float, default=80, help=f"train about so long; {default}"
+        "--seconds", action=Given, type=float, default=90, help=f"train about so long; {default}"
     )
     length.add_argument(
         "--updates", action=Given, type=int, help="train exactly so long, or with --resume until so many"
@@ -188,6 +190,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     (args.out / SAMPLE).write_text(sample + "\n", encoding="utf-8")
     drawn = _draw(history, baseline, args.out / CURVE)
     print(f"Wrote {f'{CURVE}, ' if drawn else ''}{SAMPLE} and {CHECKPOINT} to {args.out}.")
+    _show_how_to_use(args.out / CHECKPOINT, prompt, args.temperature)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -275,7 +278,7 @@ def _corpus(file: str | None) -> Corpus:
     if file is None:
         from pydoc_data.topics import topics
 
-        text = "".join(topics[name] for name in sorted(topics))
+        text = "".join(_without_tables(topics[name]) for name in sorted(topics))
     else:
         try:
             text = Path(file).read_text(encoding="utf-8-sig")
@@ -287,6 +290,12 @@ def _corpus(file: str | None) -> Corpus:
         msg = f"the text has {len(text)} characters; at least {10 * HELD_OUT_STREAMS} are needed"
         raise ArgumentError(msg)
     return Corpus(text, len(text) - held_out)
+
+
+def _without_tables(text: str) -> str:
+    """Leave out the lines of tables: they are mostly blanks, and so would the samples be."""
+    lines = [line.rstrip() for line in text.split("\n") if not line.lstrip().startswith(("|", "+"))]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
 def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
@@ -380,6 +389,17 @@ def _conclude(history: History, baseline: float) -> None:
     )
 
 
+def _show_how_to_use(checkpoint: Path, prompt: str, temperature: float) -> None:
+    """Print how the trained model is used from the shell and from Python."""
+    command = ["python", "-m", "xplstm", "generate", str(checkpoint), "--prompt", prompt]
+    print(
+        f"\nTo write more text with this model:\n  {shlex.join(command)}\n\nIn Python:\n"
+        f"  from xplstm.models import CharLM\n"
+        f"  model = CharLM.load({str(checkpoint)!r})\n"
+        f"  print(model.generate({prompt!r}, 300, temperature={temperature:g}))"
+    )
+
+
 def _draw(history: History, baseline: float, file: Path) -> bool:
     """Draw the loss curve; return whether matplotlib is there to do it."""
     try:
@@ -390,10 +410,11 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     bits = [loss * BITS for loss in history.losses]
-    smooth, made = _smooth(bits), range(1, len(bits) + 1)
+    window = max(1, len(bits) // 50)
+    smooth, made = _smooth(bits, window), range(1, len(bits) + 1)
     at, held_out = zip(*history.validations, strict=True)
     axes.plot(made, bits, color="#b8cfe6", linewidth=0.8, label="training, each update")
-    axes.plot(made, smooth, color="#1f5a96", linewidth=1.6, label="training, running mean")
+    axes.plot(made, smooth, color="#1f5a96", linewidth=1.6, label=f"mean of {2 * window + 1} updates")
     axes.plot(at, held_out, "o-", color="#c4501b", markersize=5, label=f"held out: {held_out[-1]:.3f}")
     axes.axhline(baseline, color="#444444", linestyle="--", label=f"5-gram model, held out: {baseline:.3f}")
     axes.set(title="Character model", xlabel="updates", ylabel="bits per character", xlim=(0, len(bits)))
@@ -404,11 +425,8 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
     return True
 
 
-def _smooth(values: list[float], keep: float = 0.97) -> list[float]:
-    """Return a running mean with exponential weights that always sum to one."""
-    smooth, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean = keep * mean + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        smooth.append(mean / weight)
-    return smooth
+def _smooth(values: list[float], window: int) -> list[float]:
+    """Return centred means over `window` values on each side, which do not lag behind a falling curve."""
+    sums = [0.0, *itertools.accumulate(values)]
+    pairs = [(max(0, k - window), min(len(values), k + window + 1)) for k in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in pairs]
