@@ -66,10 +66,10 @@ LIBRARIES = {
 
 LONG = 100
 
-# Kernels that know the arrays of one library alone; the others are tested on every one.
+# Kernels that know the arrays of some libraries alone; the others are tested on every one.
 HOMES = {
-    "native": ("numpy", "numpy_readonly"),
-    "numpy_inplace": ("numpy", "numpy_readonly"),
+    "native": ("numpy", "numpy_readonly", "torch", "jax"),
+    "numpy_inplace": ("numpy", "numpy_readonly", "torch", "jax"),
     "cupy_persistent": ("cupy",),
     "cupy_fused": ("cupy",),
     "cupy_elementwise": ("cupy",),

@@ -51,6 +51,7 @@ ROWS = (
     ("_checks",),
     ("kernels.",),
     ("_checkpoint", "_dispatch"),
+    ("_borrow",),
     ("_stack",),
     ("_blocks",),
     ("functional", "_process"),
@@ -128,6 +129,7 @@ COMPILED = {"kernels._engine"}
 # What a function may import when it is called, beside the standard library and NumPy.
 OPTIONAL = {
     "_blocks": {"dask"},
+    "_borrow": {"jax", "torch"},
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "io.files.h5": {"h5py"},
     "io.onnx._graph": {"google", "onnx"},

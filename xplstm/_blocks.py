@@ -70,7 +70,9 @@ def forward(
     return y, LSTMState(h, c)
 
 
-def explain(stack: Stack, home: Home, x: Any, lengths: Any, mask: Any, reset: Any) -> Explanation:
+def explain(
+    stack: Stack, home: Home, layers: Layers, x: Any, lengths: Any, mask: Any, reset: Any
+) -> Explanation:
     """Say which kernel would run the largest block of x."""
     blocks = _enter(stack, home, x, None, lengths, mask, reset)
     sizes = max(blocks.times, default=0), _largest(blocks.batches), stack.input_size
@@ -81,7 +83,8 @@ def explain(stack: Stack, home: Home, x: Any, lengths: Any, mask: Any, reset: An
     flags = home.xp.zeros((T, B), dtype=home.xp.bool, device=home.device)
     holes, resets = (None if given is None else flags for given in (mask, reset))
     stack = stack._replace(batch_first=False)
-    return _stack.explain(stack, _stack.enter(stack, home, block, None, steps, holes, resets))
+    call = _stack.enter(stack, home, block, None, steps, holes, resets)
+    return _stack.explain(stack, call, layers)
 
 
 def _largest(sizes: tuple[Any, ...]) -> int:

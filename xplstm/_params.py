@@ -183,6 +183,9 @@ class Problem(NamedTuple):
     """Whether some steps start from zeros: `forward` then takes one more array, which says where."""
     activations: str | None = None
     """What x and h are rounded to on their way into products with int8 weights; None for `dtype`."""
+    why_not_borrowed: str | None = ""
+    """Why kernels for NumPy may not run on the memory of another library's arrays, or None where they may.
+    Empty where the library's memory is never borrowed."""
 
     @property
     def output_size(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from xplstm import _array, _checkpoint, _checks, _dispatch, _dropout, _merge, _steps, _stored
+from xplstm import _array, _borrow, _checkpoint, _checks, _dispatch, _dropout, _merge, _steps, _stored
 from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
@@ -19,10 +19,16 @@ from xplstm.kernels import reference
 
 Size = TypeVar("Size", int, str)
 
-# (kernel, problem, layer) -> the layer's packed weights
-Prepare = Callable[[Kernel, Problem, int], Any]
 Layers = tuple[Directions, ...]
 Pullback = Callable[[Array | None, LSTMState | None], tuple[Array, LSTMState, Layers]]
+
+
+class Prepare(NamedTuple):
+    """The parameters of a call, and how each layer's are packed."""
+
+    layers: Layers
+    pack: Callable[[Kernel, Problem, int], Any]
+    """(kernel, problem, layer) -> the layer's packed weights."""
 
 
 class Stack(NamedTuple):
@@ -234,7 +240,9 @@ def _leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
     return LSTMState(*(_array.reshape(a, shape) for a, shape in zip(state, shapes, strict=True)))
 
 
-def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = None) -> Problem:
+def problem(
+    stack: Stack, call: Call, layers: Layers, layer: int, keep: bool, key: Key | None = None
+) -> Problem:
     """What a kernel is asked to run for one layer; with a key, a variant's random masks are drawn."""
     T, B = call.x.shape[0], call.x.shape[1]
     return Problem(
@@ -258,6 +266,9 @@ def problem(stack: Stack, call: Call, layer: int, keep: bool, key: Key | None = 
         weights=stack.weights,
         resets=bool(call.fresh),
         activations=stack.activations,
+        why_not_borrowed=_borrow.why_not(
+            call.home, (call.x, *call.state, call.valid.array, *call.fresh), layers, keep
+        ),
     )
 
 
@@ -268,12 +279,12 @@ def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
     return LSTMState(*(a[layer * D : (layer + 1) * D, ...] for a in state))
 
 
-def explain(stack: Stack, call: Call) -> Explanation:
+def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
     """What would run each layer, and why not each faster kernel."""
     names = list(_dispatch.TABLE)
     chosen, reasons, canonical, weights = [], [], [], []
     for layer in range(stack.num_layers):
-        asked = problem(stack, call, layer, keep=False)
+        asked = problem(stack, call, layers, layer, keep=False)
         kernel = _dispatch.select(asked)
         faster = names[: names.index(kernel.name)]
         reasons.append({name: why for name in faster if (why := _dispatch.why_not(name, asked))})
@@ -296,10 +307,10 @@ def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMStat
     """Output and final state, nothing kept."""
     x, ends = call.x, []
     for layer in range(stack.num_layers):
-        asked = problem(stack, call, layer, keep=False)
-        kernel = _dispatch.select(asked)
+        asked = problem(stack, call, prepare.layers, layer, keep=False)
+        kernel = _borrow.select(asked)
         state = _layer_state(stack, call.state, layer)
-        packed = prepare(kernel, asked, layer)
+        packed = prepare.pack(kernel, asked, layer)
         y, end, _ = kernel.forward(asked, packed, x, state, call.valid.array, *call.fresh)
         x = _merge.forward(stack.merge, y)
         ends.append(end)
@@ -316,7 +327,7 @@ def _leave_y(stack: Stack, call: Call, y: Array) -> Array:
 
 def packing(layers: Layers) -> Prepare:
     """Pack at every call: the user may have written to the parameters since the last."""
-    return lambda kernel, problem, layer: kernel.prepare(problem, layers[layer])
+    return Prepare(layers, lambda kernel, problem, layer: kernel.prepare(problem, layers[layer]))
 
 
 def _home(stack: Stack, layers: Layers) -> Home:
@@ -355,7 +366,12 @@ class Packed:
         """Return what a call needs: where the parameters live, and how each layer's are packed."""
         return self._where, self._prepare
 
-    def _prepare(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
+    @property
+    def _prepare(self) -> Prepare:
+        """Return the parameters and how they are packed."""
+        return Prepare(self._layers, self._pack)
+
+    def _pack(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
         """Return the layer's packed weights, which stay valid: no other code can write to these copies."""
         key = (kernel.name, layer)
         if key not in self._packed:
@@ -388,12 +404,13 @@ def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
     """What the kernel that runs `x_t` has for single steps of all layers, from what the user passes."""
     call = _enter_step(stack, home, x_t, None)
-    asked = [problem(stack, call, layer, keep=False) for layer in range(stack.num_layers)]
-    kernels = [_dispatch.select(each) for each in asked]
+    layers = range(stack.num_layers)
+    asked = [problem(stack, call, prepare.layers, layer, keep=False) for layer in layers]
+    kernels = [_borrow.select(each) for each in asked]
     make = kernels[0].stepper
     if make is None or len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis:
         return None
-    return make(asked[0], tuple(map(prepare, kernels, asked, range(stack.num_layers))))
+    return make(asked[0], tuple(map(prepare.pack, kernels, asked, layers)))
 
 
 def _enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
@@ -438,7 +455,7 @@ def vjp(
         weight_masks = [_weight_mask(stack, call, key, layer, d, p) for d, p in enumerate(params)]
         params = tuple(map(_masked, params, weight_masks))
         state = _layer_state(stack, call.state, layer)
-        asked = problem(stack, call, layer, True, key)
+        asked = problem(stack, call, layers, layer, True, key)
         y, end, back = _keep(asked, params, x, state, call, checkpoint)
         kept.append(_Layer(back, masks, weight_masks, y))
         x = _merge.forward(stack.merge, y)
@@ -458,10 +475,10 @@ def _keep(
     """Run one layer forward, and return its backward function."""
     valid = call.valid.array
     if checkpoint is None or checkpoint >= asked.T:
-        kernel = _dispatch.select(asked)
+        kernel = _borrow.select(asked)
         y, end, residuals = kernel.forward(asked, kernel.prepare(asked, params), x, state, valid, *call.fresh)
         return y, end, lambda dy, dstate: kernel.backward(residuals, dy, dstate)
-    kernel = _dispatch.select(_checkpoint.widened(asked)._replace(T=checkpoint))
+    kernel = _borrow.select(_checkpoint.widened(asked)._replace(T=checkpoint))
     y, end, segments = _checkpoint.forward(kernel, checkpoint, asked, params, x, state, valid, *call.fresh)
     return y, end, lambda dy, dstate: _checkpoint.backward(segments, dy, dstate)
 
@@ -535,7 +552,7 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
     """i, f, g, o, c, h, each (L*D, T, B, ·), by the reference kernel."""
     x, directions = call.x, []
     for layer, params in enumerate(layers):
-        asked = problem(stack, call, layer, keep=True)
+        asked = problem(stack, call, layers, layer, keep=True)
         packed = reference.prepare(asked, params)
         state = _layer_state(stack, call.state, layer)
         y, _, residuals = reference.forward(asked, packed, x, state, call.valid.array, *call.fresh)

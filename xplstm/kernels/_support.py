@@ -18,8 +18,10 @@ def why_not(problem: Problem, backend: str, dtypes: Collection[str], resets: boo
 
     An engine that starts steps from zeros says so by `resets`.
     """
-    if problem.backend != backend:
-        return f"the arrays are of {problem.backend}, not of {backend}"
+    borrowed = backend == "numpy" and problem.why_not_borrowed is None
+    if problem.backend != backend and not borrowed:
+        more = problem.why_not_borrowed if backend == "numpy" else ""
+        return f"the arrays are of {problem.backend}, not of {backend}{f', and {more}' if more else ''}"
     if problem.dtype not in dtypes:
         return f"dtype {problem.dtype} is none of {', '.join(dtypes)}"
     if problem.resets and not resets:

@@ -146,11 +146,11 @@ class _Calls:
           not native: kernel 'numpy_inplace' is pinned
         reproducible summation order: no
         """
-        home, _ = self._ready()
+        home, prepare = self._ready()
         if _blocks.takes(x, home):
-            return _blocks.explain(self._stack, home, x, lengths, mask, reset)
+            return _blocks.explain(self._stack, home, prepare.layers, x, lengths, mask, reset)
         call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
-        return _stack.explain(self._stack, call)
+        return _stack.explain(self._stack, call, prepare.layers)
 
 
 class LSTM(_Calls, Recurrent):

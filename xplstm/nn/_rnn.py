@@ -127,11 +127,11 @@ class _Calls:
         >>> xplstm.RNN(3, 2).explain(np.ones((5, 4, 3), dtype="float32")).kernels
         ('reference',)
         """
-        home, _ = self._ready()
+        home, prepare = self._ready()
         if _blocks.takes(x, home):
-            return _blocks.explain(self._stack, home, x, lengths, mask, reset)
+            return _blocks.explain(self._stack, home, prepare.layers, x, lengths, mask, reset)
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
-        return _stack.explain(self._stack, call)
+        return _stack.explain(self._stack, call, prepare.layers)
 
 
 class _HiddenNetwork(_Calls, Recurrent):

@@ -1,0 +1,418 @@
+"""Arrays of PyTorch and JAX on the CPU: NumPy's kernels on their memory, under their own differentiation."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xplstm
+from tests.conftest import backend, open_backend
+from tests.support.cases import CASES, kernels, run
+from xplstm import _array, _borrow
+from xplstm.kernels import _recycled, _threads
+
+LIBRARIES = [backend("torch"), backend("jax")]
+HOST_KERNELS = [kernel for kernel in kernels() if kernel.values[0] in _borrow.KERNELS]
+T, B, I, H = 3, 2, 2, 3
+# PyTorch's own, at the first forward-mode derivative of a process.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+
+def library(name: str) -> Any:
+    open_backend(name)
+    return _array.named_namespace(name)
+
+
+def lstm_of(name: str, **options: Any) -> xplstm.LSTM:
+    library(name)
+    return xplstm.LSTM(I, H, rng=0, xp=name, dtype="float64", bidirectional=True, **options)
+
+
+def values(found: Any) -> list[np.ndarray]:
+    """The arrays of a result, on the host."""
+    if isinstance(found, tuple | list):
+        return [a for one in found for a in values(one)]
+    if isinstance(found, dict):
+        return values(list(found.values()))
+    return [_array.to_numpy(found)]
+
+
+def assert_like_the_reference(compute: Callable[[], Any]) -> None:
+    got = values(compute())
+    with xplstm.use_kernel("reference"):
+        want = values(compute())
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        assert np.abs(b).max(initial=0) > 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", HOST_KERNELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_results_have_the_bits_of_numpy(name: str, case: str, dtype: str, kernel: str) -> None:
+    xp, made = library(name), CASES[case]
+    arrays = {k: a.astype(dtype) for k, a in made.arrays().items()}
+    ours = {k: _array.asarray(a, xp) for k, a in arrays.items()}
+    with xplstm.use_kernel(kernel):
+        want = run(made.lstm(dtype=dtype), arrays, **made.valid()).flat()
+        lstm = made.lstm(dtype=dtype, xp=name)
+        got = run(lstm, ours, **made.valid()).flat()
+        y, _ = lstm(ours["x"], (ours["h_0"], ours["c_0"]), **made.valid())
+        frozen, _ = lstm.freeze()(ours["x"], (ours["h_0"], ours["c_0"]), **made.valid())
+    for key, value in want.items():
+        assert _array.namespace(got[key], key) is xp
+        np.testing.assert_array_equal(_array.to_numpy(got[key]), value, err_msg=key)
+    np.testing.assert_array_equal(_array.to_numpy(y), want["y"])
+    np.testing.assert_array_equal(_array.to_numpy(frozen), want["y"])
+
+
+@pytest.mark.parametrize("kernel", HOST_KERNELS)
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_their_own_gradients_have_the_bits_of_numpy(name: str, kernel: str) -> None:
+    case, xp = CASES["projection_ragged"], library(name)
+    arrays = case.arrays()
+    a = {k: _array.asarray(v, xp) for k, v in arrays.items()}
+    lstm = case.lstm(xp=name)
+    with xplstm.use_kernel(kernel):
+        want = run(case.lstm(), arrays, **case.valid()).flat()
+        got = (torch_gradients if name == "torch" else jax_gradients)(lstm, a, **case.valid())
+    for key, value in got.items():
+        np.testing.assert_array_equal(_array.to_numpy(value), want[key], err_msg=key)
+
+
+def torch_gradients(lstm: xplstm.LSTM, a: dict[str, Any], **valid: Any) -> dict[str, Any]:
+    import torch
+
+    leaves = {f"d{k}": a[k].requires_grad_() for k in ("x", "h_0", "c_0")} | lstm.params
+    lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
+    y, state = lstm(a["x"], (a["h_0"], a["c_0"]), **valid)
+    torch.autograd.backward([y, *state], [a["dy"], a["dh_n"], a["dc_n"]])
+    return {k: v.grad for k, v in leaves.items()}
+
+
+def jax_gradients(lstm: xplstm.LSTM, a: dict[str, Any], **valid: Any) -> dict[str, Any]:
+    import jax
+
+    def outputs(params: Any, x: Any, h_0: Any, c_0: Any) -> Any:
+        lstm.params = params
+        return lstm(x, (h_0, c_0), **valid)
+
+    _, pull = jax.vjp(outputs, lstm.params, a["x"], a["h_0"], a["c_0"])
+    dparams, *others = pull((a["dy"], xplstm.LSTMState(a["dh_n"], a["dc_n"])))
+    return dict(zip(("dx", "dh_0", "dc_0"), others, strict=True)) | dparams
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_resets_and_gru_are_borrowed_too(name: str) -> None:
+    xp, rng = library(name), np.random.default_rng(2)
+    x, dy = rng.normal(size=(5, 4, I)), rng.normal(size=(5, 4, 2 * H))
+    options = {"reset": rng.random((5, 4)) < 0.3, "lengths": [5, 0, 2, 4]}
+    ours = {k: _array.asarray(a, xp) if k == "reset" else a for k, a in options.items()}
+    for kind in (xplstm.LSTM, xplstm.GRU):
+        host = kind(I, H, bidirectional=True, rng=0, dtype="float64")
+        lstm = kind(I, H, bidirectional=True, rng=0, dtype="float64", xp=name)
+        a, da = _array.asarray(x, xp), _array.asarray(dy, xp)
+        assert lstm.explain(a, **ours).kernels == host.explain(x, **options).kernels
+        y, _, pullback = host.vjp(x, **options)
+        np.testing.assert_array_equal(_array.to_numpy(lstm(a, **ours)[0]), y)
+        np.testing.assert_array_equal(_array.to_numpy(lstm.vjp(a, **ours)[2](da)[0]), pullback(dy)[0])
+        if name == "torch":
+            lstm(a.requires_grad_(), **ours)[0].backward(da)
+            np.testing.assert_array_equal(a.grad.numpy(), pullback(dy)[0])
+
+
+def test_inputs_are_not_copied(torch: Any, jax: Any) -> None:
+    a = torch.ones(4, 3)
+    assert _borrow._torch().view(a).ctypes.data == a.data_ptr()
+    b = jax.numpy.ones((4, 3))
+    assert _borrow._jax().view(b).ctypes.data == b.unsafe_buffer_pointer()
+
+
+# ---- PyTorch
+
+
+@pytest.fixture
+def trained(torch: Any) -> Any:
+    """A layer whose parameters require gradients, the sum of the squares of its output, and its leaves."""
+    lstm = lstm_of("torch")
+    lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
+    x = torch.tensor(np.random.default_rng(1).normal(size=(T, B, I)), requires_grad=True)
+    return lstm, lambda x: (lstm(x)[0] ** 2).sum(), [x, *lstm.params.values()]
+
+
+def twice(f: Any, leaves: Any) -> Any:
+    import torch
+
+    first = torch.autograd.grad(f(leaves[0]), leaves, create_graph=True)
+    return torch.autograd.grad(sum((a**2).sum() for a in first), leaves)
+
+
+def forward_mode(f: Any, leaves: Any) -> Any:
+    from torch.autograd import forward_ad
+
+    with forward_ad.dual_level():
+        x = leaves[0].detach()
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x + 1))).tangent.detach()
+
+
+def checkpointed(f: Any, leaves: Any) -> Any:
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    return torch.autograd.grad(checkpoint(f, leaves[0], use_reentrant=False), leaves)
+
+
+def through_hooks(f: Any, leaves: Any) -> Any:
+    import torch
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda a: a.clone(), lambda a: a):
+        loss = f(leaves[0])
+    return torch.autograd.grad(loss, leaves)
+
+
+def recorded(f: Any, leaves: Any) -> Any:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x = leaves[0].detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make_fx(f)(x)(2 * x).detach()
+
+
+def jit_traced(f: Any, leaves: Any) -> Any:
+    import torch
+
+    lstm, x = lstm_of("torch"), leaves[0].detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(lambda x: lstm(x)[0], (x,), check_trace=False)(2 * x)
+
+
+def vmapped(f: Any, leaves: Any) -> Any:
+    import torch
+
+    x = leaves[0].detach()
+    return torch.func.vmap(f)(torch.stack([x, 2 * x])).detach()
+
+
+def hessian(f: Any, leaves: Any) -> Any:
+    import torch
+
+    return torch.func.hessian(f)(leaves[0].detach()).detach()
+
+
+def batched_gradients(f: Any, leaves: Any) -> Any:
+    import torch
+
+    return torch.autograd.functional.hessian(f, leaves[0].detach(), vectorize=True)
+
+
+MODES = [
+    *(twice, forward_mode, checkpointed, through_hooks, recorded, jit_traced, vmapped, hessian),
+    batched_gradients,
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_way_of_pytorch_gives_what_the_reference_gives(mode: Any, trained: Any) -> None:
+    _, f, leaves = trained
+    assert_like_the_reference(lambda: mode(f, leaves))
+
+
+def test_a_change_of_any_input_before_backward_is_found(trained: Any) -> None:
+    import torch
+
+    _, f, leaves = trained
+    for leaf in leaves:
+        loss = f(leaves[0])
+        with torch.no_grad():
+            leaf.mul_(1.5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_backward_frees_what_it_needed(trained: Any) -> None:
+    import torch
+
+    lstm = xplstm.LSTM(8, 128, rng=0, xp="torch")
+    lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
+    gc.collect()
+    before = set(_recycled.pieces.used)
+    loss = lstm(torch.ones(64, 32, 8))[0].sum()
+    assert set(_recycled.pieces.used) - before
+    loss.backward()
+    assert not set(_recycled.pieces.used) - before
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_nothing_is_recorded_where_nothing_asks_for_it(trained: Any) -> None:
+    import torch
+
+    lstm, _, (x, *_) = trained
+    with torch.no_grad():
+        assert not lstm(x)[0].requires_grad
+    with torch.inference_mode():
+        assert lstm(x)[0].is_inference()
+    assert lstm_of("torch")(x.detach())[0].grad_fn is None
+
+
+@pytest.mark.parametrize("shape", [(0, 2, I), (2, 0, I)])
+def test_empty_tensors_have_gradients(shape: tuple[int, ...], trained: Any) -> None:
+    import torch
+
+    lstm, _, (_, *params) = trained
+    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    for again in (False, True):
+        found = torch.autograd.grad(lstm(x)[0].sum(), [x, *params], create_graph=again, allow_unused=True)
+        assert all(a is None or not a.any() for a in found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_any_layout_in_memory(trained: Any) -> None:
+    import torch
+
+    lstm, _, (x, *_) = trained
+    plain = x.detach()
+    odd = [
+        plain.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        torch.imag(torch.complex(plain, -plain).conj()),
+        torch.nn.Parameter(plain.clone()),
+        plain[:1].expand(T, B, I),
+    ]
+    for a in odd:
+        with torch.no_grad():
+            np.testing.assert_array_equal(
+                lstm(a)[0].numpy(), lstm(a.detach().clone().contiguous())[0].numpy()
+            )
+
+
+def test_calls_use_no_more_threads_than_pytorch(torch: Any) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with xplstm.use_threads(4), _borrow._torch_bound():
+            assert _threads.count(0) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_gives_the_same(trained: Any) -> None:
+    import torch
+
+    lstm, _, (x, *_) = trained
+    compiled = torch.compile(lambda x: lstm(x)[0], backend="aot_eager")
+    np.testing.assert_allclose(compiled(x).detach().numpy(), lstm(x)[0].detach().numpy(), rtol=0, atol=1e-12)
+
+
+# ---- JAX
+
+
+@pytest.fixture
+def pure(jax: Any) -> Any:
+    """The sum of squares of a layer's output as a function of its parameters and x, and these."""
+    lstm = lstm_of("jax")
+
+    def f(params: Any, x: Any) -> Any:
+        lstm.params = params
+        return jax.numpy.sum(lstm(x)[0] ** 2)
+
+    x = jax.numpy.asarray(np.random.default_rng(1).normal(size=(2, B, I)))
+    return f, dict(lstm.params), x
+
+
+def jax_modes() -> dict[str, Callable[[Any, Any, Any, Any], Any]]:
+    return {
+        "grad": lambda jax, f, p, x: jax.grad(f, argnums=(0, 1))(p, x),
+        "jvp": lambda jax, f, p, x: jax.jvp(f, (p, x), (p, x)),
+        "jvp of x alone": lambda jax, f, p, x: jax.jvp(lambda x: f(p, x), (x,), (x,)),
+        "jacfwd": lambda jax, f, p, x: jax.jacfwd(f, argnums=1)(p, x),
+        "linearize": lambda jax, f, p, x: jax.jit(jax.linearize(lambda x: f(p, x), x)[1])(x),
+        "jit of a pullback": lambda jax, f, p, x: jax.jit(jax.vjp(f, p, x)[1])(jax.numpy.asarray(2.0)),
+        "hessian": lambda jax, f, p, x: jax.hessian(f, argnums=1)(p, x),
+        "grad of grad": lambda jax, f, p, x: jax.grad(
+            lambda x: jax.numpy.sum(jax.grad(f, argnums=1)(p, x) ** 2)
+        )(x),
+        "vmap": lambda jax, f, p, x: jax.vmap(f, in_axes=(None, 0))(p, jax.numpy.stack([x, 2 * x])),
+        "vmap of grad": lambda jax, f, p, x: jax.vmap(jax.grad(f), in_axes=(None, 0))(
+            p, jax.numpy.stack([x, 2 * x])
+        ),
+        "remat": lambda jax, f, p, x: jax.grad(jax.checkpoint(f))(p, x),
+        "jit of grad": lambda jax, f, p, x: jax.jit(jax.grad(f))(p, x),
+        "constants in jit": lambda jax, f, p, x: jax.jit(lambda: f(p, x))(),
+    }
+
+
+@pytest.mark.parametrize("mode", jax_modes())
+def test_every_transformation_of_jax_gives_what_the_reference_gives(mode: str, pure: Any) -> None:
+    import jax
+
+    assert_like_the_reference(lambda: jax_modes()[mode](jax, *pure))
+
+
+def test_results_stay_where_the_arrays_are_committed(pure: Any) -> None:
+    import jax
+
+    x = pure[2]
+    lstm = lstm_of("jax")
+    assert not lstm(x)[0].committed
+    device = jax.devices("cpu")[-1]
+    y = lstm(jax.device_put(x, device))[0]
+    assert y.committed
+    assert y.devices() == {device}
+
+
+# ---- which kernel
+
+
+def test_explain_names_what_prevents_borrowing(pure: Any, trained: Any) -> None:
+    import jax
+    import torch
+
+    seen: dict[str, str] = {}
+
+    def look(name: str, lstm: xplstm.LSTM, x: Any) -> Any:
+        explanation = lstm.explain(x)
+        assert explanation.kernels == ("reference",)
+        seen[name] = explanation.reasons[0]["numpy_inplace"]
+        return x
+
+    jax.jit(lambda x: look("jit", lstm_of("jax"), x))(pure[2])
+    torch.func.vmap(lambda x: look("vmap", lstm_of("torch"), x))(torch.ones(2, T, B, I, dtype=torch.float64))
+    look("half", xplstm.LSTM(I, H, xp="torch", dtype="float16"), torch.ones(T, B, I, dtype=torch.float16))
+    look("meta", xplstm.LSTM(I, H, xp="torch", device="meta"), torch.ones(T, B, I, device="meta"))
+    assert "of jax, not of numpy, and JAX traces them" in seen["jit"]
+    assert "a transform of PyTorch" in seen["vmap"]
+    assert "only those of float32 and float64" in seen["half"]
+    assert "they are on meta" in seen["meta"]
+
+
+def test_parameters_that_jax_traces_count_too(pure: Any) -> None:
+    import jax
+
+    lstm, x = lstm_of("jax"), pure[2]
+
+    def f(params: Any) -> Any:
+        lstm.params = params
+        assert lstm.explain(x).kernels == ("reference",)
+        return lstm(x)[0]
+
+    jax.jit(f)(lstm.params)
+
+
+def test_a_pinned_kernel_is_honoured_or_refuses(pure: Any) -> None:
+    import jax
+
+    lstm, x = lstm_of("jax"), pure[2]
+    with xplstm.use_kernel("numpy_inplace"):
+        assert lstm.explain(x).kernels == ("numpy_inplace",)
+        with pytest.raises(xplstm.KernelError, match=r"numpy_inplace.*JAX traces them"):
+            jax.jit(lstm)(x)

@@ -1,0 +1,396 @@
+"""Arrays of PyTorch and JAX on the CPU: the kernels for NumPy run on their memory.
+
+The inputs are views, the weights are packed as for NumPy, and the results have NumPy's bits. Where the
+library differentiates a call, the call becomes one operation of that library, and the kernel's backward pass
+is its derivative. The generic code of the reference kernel runs what differentiates that derivative again,
+and every call whose arrays are no plain memory: tracers, transformed tensors, arrays on other devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from xplstm import _array, _choice, _dispatch
+from xplstm._dispatch import Directions, Kernel
+from xplstm._params import Problem
+from xplstm._state import LSTMState
+from xplstm._typing import Array
+from xplstm.kernels import _threads
+
+if TYPE_CHECKING:
+    from xplstm._checks import Home
+
+KERNELS = ("native", "numpy_inplace")
+"""Kernels for NumPy that run on borrowed memory."""
+
+DTYPES = ("float32", "float64")
+
+
+def why_not(
+    home: Home, arrays: Sequence[Array | None], layers: tuple[Directions, ...], keep: bool
+) -> str | None:
+    """Return None if the kernels for NumPy may run on a call's arrays, or why not.
+
+    For arrays of a library whose memory is never borrowed the reason is empty.
+    """
+    look = _LOOKS.get(_array.backend_name(home.xp))
+    if look is None:
+        return ""
+    if home.dtype not in DTYPES:
+        return f"only those of {' and '.join(DTYPES)} are borrowed"
+    params = (a for layer in layers for p in layer for a in p)
+    return look([a for a in (*arrays, *params) if a is not None], keep)
+
+
+def select(problem: Problem) -> Kernel:
+    """Return the kernel that runs `problem`, for the arrays of its own library."""
+    kernel = _dispatch.select(problem)
+    borrows = problem.why_not_borrowed is None and kernel.name in KERNELS
+    return _borrowing(kernel, problem.backend) if borrows else kernel
+
+
+class _Library(NamedTuple):
+    """What differs between the libraries whose memory is borrowed."""
+
+    view: Callable[[Array], np.ndarray]
+    """The memory of an array."""
+    own: Callable[[list[Any], Array], list[Array]]
+    """Results as arrays of the library, where an input is."""
+    bound: Callable[[], AbstractContextManager[Any]]
+    """What the kernel runs in."""
+    differentiates: Callable[[Sequence[Array]], bool]
+    """Whether the library follows what happens to any of these arrays."""
+    operation: Callable[[_Run, Sequence[Array]], Sequence[Array]]
+    """y, h_n and c_n by an operation that the library can differentiate."""
+
+
+class _Packed(NamedTuple):
+    """One layer's weights: as the library has them, and packed by the kernel."""
+
+    params: Directions
+    packed: Any
+
+
+class _Run:
+    """One call of a layer.
+
+    Its arrays are x, h_0, c_0 and the parameters, in this order. `steps` say which exist and which are fresh.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        library: _Library,
+        problem: Problem,
+        layer: _Packed,
+        steps: Sequence[Array | None],
+    ) -> None:
+        self.kernel, self.library, self.problem = kernel, library, problem
+        self.params, self.packed, self.steps = layer.params, layer.packed, steps
+
+    def forward(self, arrays: Sequence[Array], keep: bool) -> tuple[list[Array], Any]:
+        """Return y, h_n and c_n, and what `backward` needs."""
+        view = self.library.view
+        problem = _on_host(self.problem)._replace(keep=keep)
+        steps = [None if a is None else view(a) for a in self.steps]
+        x, h_0, c_0 = map(view, arrays[:3])
+        with self.library.bound():
+            y, end, residuals = self.kernel.forward(problem, self.packed, x, LSTMState(h_0, c_0), *steps)
+        return self.library.own([y, *end], arrays[0]), residuals
+
+    def backward(self, residuals: Any, gradients: Sequence[Array]) -> list[Array]:
+        """Return the gradient with respect to each array from those with respect to y, h_n and c_n."""
+        dy, dh_n, dc_n = map(self.library.view, gradients)
+        with self.library.bound():
+            dx, dstate_0, dparams = self.kernel.backward(residuals, dy, LSTMState(dh_n, dc_n))
+        return self.library.own([dx, *dstate_0, *_present(self.params, dparams)], gradients[0])
+
+    def keep(self, arrays: Sequence[Array]) -> Any:
+        """Return what `backward` needs, by a forward pass over `arrays`."""
+        layer = _prepare(self.kernel, self.library, self.problem, self.of(arrays))
+        return _Run(self.kernel, self.library, self.problem, layer, self.steps).forward(arrays, True)[1]
+
+    def of(self, arrays: Sequence[Array]) -> Directions:
+        """Return the parameters among `arrays`, by direction."""
+        rest = iter(arrays[3:])
+        return tuple(p._make(None if a is None else next(rest) for a in p) for p in self.params)
+
+    def generic(self, *arrays: Array) -> list[Array]:
+        """Return y, h_n and c_n by the library's operations, which it can differentiate many times."""
+        kernel, problem = _dispatch.load("reference"), self.problem._replace(keep=False)
+        packed, (x, h_0, c_0) = kernel.prepare(problem, self.of(arrays)), arrays[:3]
+        y, end, _ = kernel.forward(problem, packed, x, LSTMState(h_0, c_0), *self.steps)
+        return [y, *end]
+
+
+def _on_host(problem: Problem) -> Problem:
+    """Return the problem as the kernel sees it."""
+    return problem._replace(xp=_array.numpy_namespace(), backend="numpy", device="cpu")
+
+
+def _present(params: Directions, others: Directions) -> Iterator[Any]:
+    """Yield what `others` have for each parameter that there is."""
+    for p, other in zip(params, others, strict=True):
+        yield from (b for a, b in zip(p, other, strict=True) if a is not None)
+
+
+def _prepare(kernel: Kernel, library: _Library, problem: Problem, params: Directions) -> _Packed:
+    """Pack the weights from the memory of the parameters."""
+    views = tuple(p._make(None if a is None else library.view(a) for a in p) for p in params)
+    return _Packed(params, kernel.prepare(_on_host(problem), views))
+
+
+@cache
+def _borrowing(kernel: Kernel, backend: str) -> Kernel:
+    """Return `kernel` for the arrays of another library."""
+    library = {"torch": _torch, "jax": _jax}[backend]()
+
+    def prepare(problem: Problem, params: Directions) -> _Packed:
+        return _prepare(kernel, library, problem, params)
+
+    def forward(
+        problem: Problem, layer: _Packed, x: Array, state: LSTMState, *steps: Array | None
+    ) -> tuple[Array, LSTMState, Any]:
+        run = _Run(kernel, library, problem, layer, steps)
+        arrays = [x, *state, *_present(layer.params, layer.params)]
+        if library.differentiates(arrays):
+            y, h_n, c_n = library.operation(run, arrays)
+            return y, LSTMState(h_n, c_n), None
+        (y, h_n, c_n), residuals = run.forward(arrays, problem.keep)
+        return y, LSTMState(h_n, c_n), (run, residuals)
+
+    def backward(kept: Any, dy: Array, dstate_n: LSTMState) -> tuple[Array, LSTMState, Directions]:
+        run, residuals = kept
+        gradients = run.backward(residuals, (dy, *dstate_n))
+        return gradients[0], LSTMState(*gradients[1:3]), run.of(gradients)
+
+    return kernel._replace(prepare=prepare, forward=forward, backward=backward, stepper=None)
+
+
+# ---- PyTorch
+
+
+def _why_not_torch(arrays: list[Any], keep: bool) -> str | None:
+    """Return why these tensors are no plain memory of the CPU, or None."""
+    import torch
+
+    if torch.compiler.is_compiling():
+        return "torch.compile traces them"
+    from torch.autograd.forward_ad import unpack_dual
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+        return "PyTorch records the operations on them"
+    for a in arrays:
+        if a.device.type != "cpu" or a.layout != torch.strided:
+            return f"they are on {a.device}" if a.layout == torch.strided else f"their layout is {a.layout}"
+        if type(a) not in (torch.Tensor, torch.nn.Parameter):
+            return f"one is a {type(a).__name__}, a subclass"
+        if unpack_dual(a).tangent is not None or not _has_memory(a):
+            return "a transform of PyTorch follows them"
+    if keep and _torch_differentiates(arrays):
+        return "autograd follows the pullback"
+    return None
+
+
+def _has_memory(a: Any) -> bool:
+    """Return whether a tensor is memory: what torch.func transforms is a wrapper without any."""
+    try:
+        a.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _torch_view(a: Any) -> np.ndarray:
+    """Return the memory of a tensor; a negation that PyTorch has put off is done."""
+    return np.asarray(a.detach().resolve_neg().numpy())
+
+
+def _torch_own(results: list[np.ndarray], _: Any) -> list[Any]:
+    """Return tensors on the memory of the results."""
+    import torch
+
+    return list(map(torch.from_numpy, results))
+
+
+def _torch_bound() -> AbstractContextManager[Any]:
+    """Use at most the threads that PyTorch may use."""
+    import torch
+
+    most = torch.get_num_threads()
+    if most >= abs(_threads.count(_threads.from_environment())):
+        return nullcontext()
+    return _choice.Chosen(_choice.threads, most)
+
+
+def _torch_differentiates(arrays: Sequence[Any]) -> bool:
+    """Return whether autograd records what happens to any of these tensors."""
+    import torch
+
+    return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
+
+
+def _torch_generic(run: _Run, arrays: Sequence[Any], gradients: Sequence[Any]) -> list[Any]:
+    """Return the gradient with respect to each tensor by operations that autograd can record."""
+    import torch
+
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # An input may depend on another, and only the layer between them counts here.
+        inputs = [a.view_as(a) for a in arrays]
+        outputs: list[Any] = run.generic(*inputs)
+    needed = [a for a in inputs if a.requires_grad]
+    pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+    ys, dys = [y for y, _ in pairs], [dy for _, dy in pairs]
+    found: Iterator[Any] = iter(())
+    if ys:
+        found = iter(torch.autograd.grad(ys, needed, dys, create_graph=again, allow_unused=True))
+    return [next(found, None) if a.requires_grad else None for a in inputs]
+
+
+@cache
+def _torch() -> _Library:
+    """Return PyTorch's part, with the function that autograd records."""
+    import torch
+
+    class Layer(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+        """One layer over a sequence."""
+
+        @staticmethod
+        def forward(ctx: Any, run: _Run, *arrays: Any) -> Any:
+            results, residuals = run.forward(arrays, keep=True)
+            # Freed with the saved tensors, and gone where a hook replaces them, as checkpoints do.
+            holder: Any = torch.empty(0)
+            holder.residuals = residuals
+            ctx.run = run
+            ctx.save_for_backward(holder, *arrays, *run.steps)
+            return tuple(results)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            run: _Run = ctx.run
+            holder, *saved = ctx.saved_tensors
+            arrays = saved[: len(saved) - len(run.steps)]
+            if torch.is_grad_enabled() or _why_not_torch(list(gradients), False) is not None:
+                return (None, *_torch_generic(run, arrays, gradients))
+            residuals = getattr(holder, "residuals", None)
+            residuals = run.keep(arrays) if residuals is None else residuals
+            return (None, *run.backward(residuals, gradients))
+
+    def operation(run: _Run, arrays: Sequence[Any]) -> Any:
+        return Layer.apply(run, *arrays)  # type: ignore[no-untyped-call, unused-ignore]
+
+    return _Library(_torch_view, _torch_own, _torch_bound, _torch_differentiates, operation)
+
+
+# ---- JAX
+
+
+def _why_not_jax(arrays: list[Any], keep: bool) -> str | None:
+    """Return why these arrays are no plain memory of the CPU, or None."""
+    for a in arrays:
+        known = _known(a)
+        if known is None:
+            return "JAX traces them"
+        devices = known.devices()
+        if len(devices) > 1 or next(iter(devices)).platform != "cpu":
+            return f"they are on {', '.join(sorted(map(str, devices)))}"
+    return "JAX follows the pullback" if keep and any(map(_array.is_traced, arrays)) else None
+
+
+def _known(a: Any) -> Any:
+    """Return the array whose values are known: `a`, or what grad and jvp follow; else None."""
+    value = getattr(a, "primal", None) if _array.is_traced(a) else a
+    return None if value is None or _array.is_traced(value) else value
+
+
+def _jax_view(a: Any) -> np.ndarray:
+    """Return the memory of an array, read-only."""
+    return np.asarray(_known(a))
+
+
+def _jax_own(results: list[np.ndarray], like: Any) -> list[Any]:
+    """Return arrays of JAX on the device of `like`, and bound to it as that is."""
+    import jax
+
+    like = _known(like)
+    (device,) = like.devices()
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        return list(jax.device_put(results, device if like.committed else None))
+
+
+@cache
+def _jax() -> _Library:
+    """Return JAX's part: two primitives, a layer and what it makes of tangents."""
+    import jax
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
+
+    layer, tangent = Primitive("xplstm_layer"), Primitive("xplstm_layer_tangent")
+    layer.multiple_results = tangent.multiple_results = True
+
+    def results(*arrays: Any, run: _Run, **_: Any) -> Any:
+        return [jax.core.ShapedArray(a.shape, a.dtype) for a in jax.eval_shape(run.generic, *arrays)]
+
+    def pushed(*tangents: Any, run: _Run, arrays: Any, **_: Any) -> Any:
+        return jax.jvp(run.generic, tuple(arrays), tangents)[1]
+
+    def differentiate(arrays: Any, tangents: Any, *, run: _Run) -> Any:
+        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        if any(map(_array.is_traced, arrays)):
+            return jax.jvp(run.generic, tuple(arrays), tuple(tangents))
+        values, residuals = run.forward(arrays, keep=True)
+        given = {"run": run, "arrays": _Hashed(arrays), "residuals": _Hashed((residuals,))}
+        return values, tangent.bind(*tangents, **given)
+
+    def transpose(gradients: Any, *tangents: Any, run: _Run, arrays: Any, residuals: Any) -> Any:
+        gradients = [ad.instantiate_zeros(g) for g in gradients]
+        if any(map(_array.is_traced, gradients)):
+            found = jax.vjp(run.generic, *arrays)[1](gradients)
+        else:
+            found = run.backward(residuals[0], gradients)
+        return [g if ad.is_undefined_primal(t) else None for g, t in zip(found, tangents, strict=True)]
+
+    def batch(tangents: Any, axes: Any, **given: Any) -> Any:
+        found = jax.vmap(lambda *ts: pushed(*ts, **given), in_axes=tuple(axes))(*tangents)
+        return found, [0] * len(found)
+
+    def again(primals: Any, tangents: Any, **given: Any) -> Any:
+        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        return tangent.bind(*primals, **given), tangent.bind(*tangents, **given)
+
+    layer.def_impl(lambda *arrays, run: run.forward(arrays, keep=False)[0])
+    layer.def_abstract_eval(results)
+    ad.primitive_jvps[layer] = differentiate
+    tangent.def_impl(pushed)
+    tangent.def_abstract_eval(results)
+    ad.primitive_jvps[tangent] = again
+    ad.primitive_transposes[tangent] = transpose
+    batching.primitive_batchers[tangent] = batch
+    mlir.register_lowering(tangent, mlir.lower_fun(pushed, multiple_results=True))
+
+    def differentiates(arrays: Sequence[Any]) -> bool:
+        return any(map(_array.is_traced, arrays))
+
+    def operation(run: _Run, arrays: Sequence[Any]) -> Any:
+        return layer.bind(*arrays, run=run)
+
+    return _Library(_jax_view, _jax_own, nullcontext, differentiates, operation)
+
+
+class _Hashed(tuple[Any, ...]):
+    """A tuple that is equal to itself alone, as the parameters of a primitive must be hashable."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+_LOOKS: dict[str, Callable[[list[Any], bool], str | None]] = {"torch": _why_not_torch, "jax": _why_not_jax}
