@@ -31,6 +31,10 @@ class NonFiniteError(XplstmError, FloatingPointError):
     """A loss, a gradient or a parameter is infinite or NaN."""
 
 
+class GroupError(XplstmError, RuntimeError):
+    """A process of a group that trains together is lost, or had an error that ends the run on all of them."""
+
+
 class FormatError(XplstmError, ValueError):
     """A file does not hold what its format promises.
 

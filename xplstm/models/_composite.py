@@ -59,6 +59,30 @@ class Composite(ABC):
         """The shape of every parameter by name."""
         return {f"{part}.{name}": s for part, a in self._layers.items() for name, s in a.shapes.items()}
 
+    @abstractmethod
+    def count(self, inputs: Any, targets: Any) -> int:
+        """Return how many elements the loss of a batch is the mean of.
+
+        `xplstm.training.Shards` weights the parts of a batch by it.
+
+        Parameters
+        ----------
+        inputs, targets : object
+            A batch, as for ``loss_vjp``.
+
+        Returns
+        -------
+        int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xplstm.models import Forecaster, Ragged
+        >>> x = np.ones((4, 2, 1), dtype="float32")
+        >>> Forecaster(1, 3, rng=0).count(Ragged(x, [4, 1]), x)
+        5
+        """
+
     def state_dict(self) -> Params:
         """Parameters by name.
 

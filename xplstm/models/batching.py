@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -209,6 +210,14 @@ def existing(batch: Ragged, name: str = "x") -> Array | None:
         raise type(error)(msg) from error
     numbers = xp.arange(steps, dtype=lengths.dtype, device=device)
     return numbers[:, None] < lengths[None, :]
+
+
+def count_existing(exists: Array | None, shape: tuple[int, ...]) -> int:
+    """Return the number of steps that exist, of all in `shape` where `exists` is None."""
+    if exists is None:
+        return math.prod(shape)
+    xp = _array.namespace(exists, "exists")
+    return int(xp.sum(xp.astype(exists, xp.int64)))
 
 
 def cleared(batch: Ragged, name: str) -> Array:

@@ -13,6 +13,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
+from xplstm.models.batching import count_existing
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
 if TYPE_CHECKING:
@@ -241,6 +242,10 @@ class CharLM(Composite):
             return prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
 
         return loss, state, pullback
+
+    def count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
+        """Return how many elements the loss is the mean of."""
+        return count_existing(None, tuple(targets.shape))
 
     def generate(
         self,

@@ -14,7 +14,7 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.models._pooling import POOLS
 from xplstm.models._task import Task, TaskName, check_features
-from xplstm.models.batching import Ragged, cleared, existing, opened
+from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
 if TYPE_CHECKING:
@@ -423,6 +423,17 @@ class SequenceClassifier(Composite):
             return prefixed(grads)
 
         return loss, state_n, pullback
+
+    def count(self, inputs: Any, targets: Any) -> int:
+        """Return how many elements the loss is the mean of; refuse a mean that class weights divide."""
+        if self.task.name == "multiclass" and self.task.class_weights is not None:
+            msg = "class_weights divide the mean loss by the weights of the targets, so that no number of "
+            msg += "elements weights a part of the batch; train without parallel=, or without class_weights"
+            raise ArgumentError(msg)
+        if not self.each_step:
+            return int(targets.shape[0]) if len(targets.shape) else 1
+        reading = self._reading(inputs)
+        return count_existing(reading.exists, tuple(reading.x.shape[: 2 if self.embedding is None else None]))
 
     def _reading(self, inputs: Array | Ragged) -> _Reading:
         """Return what the network reads of an argument; which steps exist only if that is asked for."""

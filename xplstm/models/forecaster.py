@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models.batching import Ragged, existing, opened
+from xplstm.models.batching import Ragged, count_existing, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
 
 if TYPE_CHECKING:
@@ -304,6 +304,11 @@ class Forecaster(Composite):
             return prefixed({"lstm": dlstm, "linear": dlinear})
 
         return loss, state_n, pullback
+
+    def count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
+        """Return how many elements the loss is the mean of."""
+        x = opened(inputs)
+        return count_existing(existing(x), tuple(x.x.shape[:-1]))
 
     def _expected(self, x: Array | Ragged, state: State) -> tuple[Array, LSTMState]:
         """What follows each step, as the network sees it."""

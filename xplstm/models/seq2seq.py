@@ -13,7 +13,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models.batching import Ragged, cleared, existing, opened, pad
+from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened, pad
 from xplstm.models.decoding import Hypothesis
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
@@ -370,6 +370,11 @@ class Seq2Seq(Composite):
             return prefixed(dict(zip(self._parts, grads, strict=True)))
 
         return loss, between, pullback
+
+    def count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
+        """Return how many elements the loss is the mean of."""
+        target = opened(targets)
+        return count_existing(existing(target, "target"), tuple(target.x.shape))
 
     def decode(
         self,

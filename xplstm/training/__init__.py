@@ -2,18 +2,26 @@
 
 from xplstm.training._data import Streams
 from xplstm.training._fit import fit
+from xplstm.training._groups import Group, LocalGroup, MPIGroup, TorchGroup, local_group
 from xplstm.training._run import Event, Model
 from xplstm.training._saved import Checkpoint, History, load_checkpoint, save_checkpoint
+from xplstm.training._shards import Shards
 from xplstm.training._stateful import StatefulTrainer
 
 __all__ = [
     "Checkpoint",
     "Event",
+    "Group",
     "History",
+    "LocalGroup",
+    "MPIGroup",
     "Model",
+    "Shards",
     "StatefulTrainer",
     "Streams",
+    "TorchGroup",
     "fit",
     "load_checkpoint",
+    "local_group",
     "save_checkpoint",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +13,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _values
+from xplstm import _array, _trees, _values
 from xplstm._durable import check_writable
-from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
+from xplstm._errors import ArgumentError, DTypeError, GroupError, NonFiniteError
 from xplstm.nn import Dropout
 from xplstm.optim import Optimizer, Plateau
 from xplstm.optim._clip import FLOATS
 from xplstm.optim._optimizer import matches, patterns
-from xplstm.training._data import Batches, Source
+from xplstm.training._data import Batches, Place, Source
 from xplstm.training._progress import bar
 from xplstm.training._run import Event, Model, Options, Run
-from xplstm.training._saved import History, load_checkpoint, save_checkpoint, tied
-from xplstm.training._signals import sigterm_interrupts
+from xplstm.training._saved import Checkpoint, History, load_checkpoint, save_checkpoint, tied
+from xplstm.training._shards import Shards
+from xplstm.training._team import Team, digest
 
 Callback = Callable[[Event], object]
 Path = str | os.PathLike[str]
@@ -53,6 +55,7 @@ def fit(
     extra: Mapping[str, Any] | None = None,
     callbacks: Callback | Sequence[Callback] = (),
     progress: bool | Callable[[History], str] = True,
+    parallel: Shards | None = None,
 ) -> History:
     """Train a model, one update a batch.
 
@@ -115,6 +118,10 @@ def fit(
     progress : bool or callable, optional
         Whether to show a bar, which needs the package tqdm; or a function from
         the history to the text next to the bar.
+    parallel : Shards, optional
+        Cut each batch into shards, and train with all processes of a group. Each of them calls `fit` with
+        the same arguments. Rank 0 alone reads and writes the checkpoint and shows progress; its validation
+        and its clock decide for all.
 
     Returns
     -------
@@ -133,6 +140,8 @@ def fit(
         If there is nothing to resume from.
     FormatError
         If the file to resume from is no checkpoint of this model.
+    GroupError
+        If another process of `parallel` is lost, or has an error. All processes stop after the same update.
     NonFiniteError
         If a loss, a norm, a parameter or an average is not finite; also a `FloatingPointError`. The update is
         not kept. The model is left with the parameters of the best validation under `patience`, else with
@@ -169,18 +178,28 @@ def fit(
     >>> round(float(line.params["slope"][0, 0]), 6)
     3.0
     """
-    rng = _values.seed("rng", rng)
-    plan = _plan_of(locals())
-    options, settings = _options_of(model, optimizer, locals())
-    _check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
-    generator = None if rng is None else np.random.default_rng(rng)
-    run = Run(model, optimizer, Source(data), generator, options, settings)
-    if checkpoint is not None and (resume is True or (resume == "auto" and os.path.exists(checkpoint))):
-        run.resume(load_checkpoint(checkpoint))
-    if extra is not None:
-        run.at = run.at._replace(extra=dict(extra))
-    run.at = run.at._replace(model=_config_of(model))
-    with bar(progress, run.at.update, updates) as report, sigterm_interrupts():
+    _check_parallel(model, parallel)
+    team = Team(None if parallel is None else parallel.group)
+    with team.noted():
+        rng = _values.seed("rng", rng)
+        plan = _plan_of(locals())
+        options, settings = _options_of(model, optimizer, locals())
+        _check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
+        if checkpoint is not None and team.is_first:
+            _check_path(checkpoint)
+    at = _saved_run(team, checkpoint, resume)
+
+    def begun() -> Run:
+        generator = None if rng is None else np.random.default_rng(rng)
+        run = Run(model, optimizer, Source(data), generator, options, settings, team)
+        if at is not None:
+            run.resume(at)
+        kept = run.at.extra if extra is None else dict(extra)
+        run.at = run.at._replace(extra=kept, model=_config_of(model))
+        return run
+
+    run = _agreed(team, begun, plan)
+    with bar(progress if team.is_first else False, run.at.update, updates) as report, team.signals():
         try:
             _loop(run, plan, report)
         except NonFiniteError:
@@ -227,10 +246,12 @@ def _loop(run: Run, plan: _Plan, report: Callable[[Run], None]) -> None:
         if plan.is_over(run) or _is_out_of_patience(run.at.history, plan.patience):
             break
         run.advance()
-        report(run)
+        with run.team.noted():
+            report(run)
         _call_back(run, plan, None)
         now = time.monotonic()
-        if run.at.update % plan.checkpoint_every == 0 or now - saved >= plan.checkpoint_seconds:
+        is_late = run.team.is_due(now - saved >= plan.checkpoint_seconds)
+        if run.at.update % plan.checkpoint_every == 0 or is_late:
             _save(run, plan)
             saved = settled = now
         elif now - settled >= SECONDS_UNSETTLED:
@@ -247,7 +268,7 @@ def _leave(run: Run, plan: _Plan, error: BaseException) -> None:
     try:
         run.settle()
         run.restore(run.at)
-        _save(run, plan)
+        _write(run, plan)
     except NonFiniteError as ruined:
         run.restore(run.at)
         error.add_note(f"the checkpoint was not written: {ruined}")
@@ -272,8 +293,9 @@ def _call_back(run: Run, plan: _Plan, validation: float | None) -> None:
         losses = run.at.history.losses
         loss = losses[run.at.update - 1] if run.at.update else math.nan
         event = Event(run.at.update, run.at.epoch, loss, run.lr, run.norm, validation)
-        for callback in plan.callbacks:
-            callback(event)
+        with run.team.noted():
+            for callback in plan.callbacks:
+                callback(event)
 
 
 def _is_out_of_patience(history: History, patience: int | None) -> bool:
@@ -284,13 +306,89 @@ def _is_out_of_patience(history: History, patience: int | None) -> bool:
 
 
 def _save(run: Run, plan: _Plan) -> None:
-    """Write the checkpoint, if one is asked for."""
+    """Write the checkpoint, if one is asked for; the ranks must then have the same parameters."""
     run.settle()
-    if plan.checkpoint is not None:
+    facts = run.team.together(lambda: _write(run, plan))
+    run.team.compare(facts, GroupError)
+
+
+def _write(run: Run, plan: _Plan) -> dict[str, Any]:
+    """Write the checkpoint at rank 0, and return what must be the same on all ranks."""
+    if plan.checkpoint is not None and run.team.is_first:
         save_checkpoint(plan.checkpoint, run.at)
+    if run.team.size == 1:
+        return {}
+    return {"update": run.at.update, "the digest of the parameters": digest(run.at.params)}
 
 
 # What is checked before any work.
+
+
+def _check_parallel(model: Model, parallel: Any) -> None:
+    """Refuse what is no `Shards`, and layers whose first axis is the batch where another one is cut."""
+    if parallel is None:
+        return
+    if not isinstance(parallel, Shards):
+        msg = f"parallel={parallel!r} must be training.Shards(group, count) or None"
+        raise DTypeError(msg)
+    layers = [model, *getattr(model, "__dict__", {}).values()]
+    if parallel.batch_axis == 1 and any(getattr(layer, "batch_first", False) is True for layer in layers):
+        msg = f"a layer of {type(model).__name__} has batch_first=True; Shards needs batch_axis=0 then"
+        raise ArgumentError(msg)
+
+
+def _is_resumed(checkpoint: Path, resume: bool | str) -> bool:
+    """Return whether there is a file to resume from, or must be one."""
+    return resume is True or (resume == "auto" and os.path.exists(checkpoint))
+
+
+def _saved_run(team: Team, checkpoint: Path | None, resume: bool | str) -> Checkpoint | None:
+    """Return the run to resume, which rank 0 reads and sends to all others; None for a new run."""
+    at, content = None, b""
+    with team.noted():
+        if team.is_first and checkpoint is not None and _is_resumed(checkpoint, resume):
+            at = load_checkpoint(checkpoint)
+            with open(checkpoint, "rb") as file:
+                content = file.read() if team.size > 1 else b""
+    team.together(lambda: None)
+    content = team.share(content)[0]
+    if team.is_first or not content:
+        return at
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "run.safetensors")
+        with open(copy, "wb") as file:
+            file.write(content)
+        return load_checkpoint(copy)
+
+
+def _agreed(team: Team, begin: Callable[[], Run], plan: _Plan) -> Run:
+    """Return the run of this rank, after all ranks have compared theirs."""
+    begun: list[Run] = []
+
+    def begin_and_describe() -> dict[str, Any]:
+        run = begin()
+        begun.append(run)
+        if team.size == 1:
+            return {}
+        at = run.at
+        (inputs, targets), _ = run.source.batch(Place(at.epoch, at.position))
+        batch = {n: a for n, a in _trees.leaves({"i": inputs, "t": targets}) if hasattr(a, "shape")}
+        arrays = {name: a for name, a in at.optimizer.items() if not isinstance(a, int)}
+        return {
+            **at.settings,
+            "update": at.update,
+            "updates": plan.updates,
+            "epochs": plan.epochs,
+            "checkpoint_every": plan.checkpoint_every,
+            "callbacks": len(plan.callbacks) > 0,
+            "rng": repr(at.rng),
+            "the digest of the parameters": digest(at.params),
+            "the digest of the optimiser's averages": digest(arrays),
+            "the digest of the next batch": digest(batch),
+        }
+
+    team.compare(team.together(begin_and_describe), ArgumentError)
+    return begun[0]
 
 
 def _plan_of(given: Mapping[str, Any]) -> _Plan:
@@ -338,9 +436,11 @@ def _options_of(
         scale=scale == "auto" and bool(halves),
         measure=bool(given["plan"].callbacks),
         epochs=given["epochs"],
+        shards=given["parallel"],
     )
     shared = ("carry", "max_norm", "accumulate", "average", "scale")
     settings = {name: getattr(options, name) for name in shared} | {"frozen": list(frozen)}
+    settings["shards"] = None if options.shards is None else options.shards.count
     settings |= {"validate": given["validate"] is not None, "patience": given["patience"]}
     if given["validate"] is not None:
         settings["validate_every"] = given["validate_every"]
@@ -431,9 +531,7 @@ def _check_arguments(
         msg = f"resume={resume!r} must be True, False or 'auto'"
         raise ArgumentError(msg)
     _check_extra(extra)
-    if checkpoint is not None:
-        _check_path(checkpoint)
-    elif resume:
+    if checkpoint is None and resume:
         msg = f"resume={resume!r} needs checkpoint="
         raise ArgumentError(msg)
     if rng is None and _has_dropout(model):

@@ -18,8 +18,10 @@ from xplstm._typing import Array
 from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
 from xplstm.optim._optimizer import MASTER
 from xplstm.training import _judge
-from xplstm.training._data import Place, Source
+from xplstm.training._data import Batch, Place, Source
 from xplstm.training._saved import Checkpoint, History, State, tied
+from xplstm.training._shards import Shards, Work, gradients
+from xplstm.training._team import Team
 
 Grads = dict[str, Array]
 
@@ -111,6 +113,7 @@ class Options(NamedTuple):
     measure: bool
     """Whether a callback is given the gradients' norm."""
     epochs: int | None
+    shards: Shards | None
 
 
 class _Gradients(NamedTuple):
@@ -143,9 +146,10 @@ class Run:
         rng: np.random.Generator | None,
         options: Options,
         settings: Mapping[str, Any],
+        team: Team,
     ) -> None:
         self.model, self.optimizer, self.rng, self.source = model, optimizer, rng, source
-        self.options = options
+        self.options, self.team = options, team
         self.lr = self.norm = math.nan
         self._good: Array | None = None
         self._places: list[Place] = []
@@ -186,11 +190,9 @@ class Run:
         place, state = Place(at.epoch, at.position), at.state
         first, losses, total = place, list[Any](), dict[str, list[Array]]()
         while len(losses) < options.accumulate and place.epoch != options.epochs:
-            (inputs, targets), is_last = self.source.batch(place)
-            self._note_data(place)
-            loss, state, pullback = self._loss_vjp(inputs, targets, state, place)
+            loss, state, made, is_last = self._of_batch(place, state)
             losses.append(loss)
-            for name, g in self._pulled_back(pullback).items():
+            for name, g in made.items():
                 total.setdefault(name, []).append(g)
             last, place = (
                 place,
@@ -201,12 +203,33 @@ class Run:
         loss = losses[0] if len(losses) == 1 else functools.reduce(operator.add, losses) / len(losses)
         return _Gradients(loss, grads, state, first, last, place)
 
+    def _of_batch(self, place: Place, state: State) -> tuple[Any, State, Grads, bool]:
+        """Return loss, state and gradients of one batch, and whether it is the last of its epoch."""
+
+        def read() -> tuple[Batch, bool]:
+            batch = self.source.batch(place)
+            self._note_data(place)
+            return batch
+
+        def of_part(
+            inputs: Any, targets: Any, state: State, rng: np.random.Generator | None
+        ) -> tuple[Any, State, Grads]:
+            loss, after, pullback = self._loss_vjp(inputs, targets, state, rng, place)
+            return loss, after, self._pulled_back(pullback)
+
+        if self.options.shards is None:
+            (inputs, targets), is_last = read()
+            return *of_part(inputs, targets, state, self.rng), is_last
+        names = tuple(name for name in self.model.params if name not in self.options.frozen)
+        work = Work(self.team, self.options.shards, self.model, names, self.rng)
+        return gradients(work, read, of_part, state, self.options.carry)
+
     def _loss_vjp(
-        self, inputs: Any, targets: Any, state: State, place: Place
+        self, inputs: Any, targets: Any, state: State, rng: np.random.Generator | None, place: Place
     ) -> tuple[Any, State, Callable[..., Grads]]:
-        """Run the model on one batch, and check what it returns."""
+        """Run the model on one batch or a part of it, and check what it returns."""
         try:
-            made = self.model.loss_vjp(inputs, targets, state, self.rng)
+            made = self.model.loss_vjp(inputs, targets, state, rng)
         except ShapeError as error:
             if state is None:
                 raise
@@ -261,9 +284,10 @@ class Run:
     # Judging it.
 
     def _is_deferred(self, made: _Gradients) -> bool:
-        """Return whether to look at a value would be to wait; loss scaling waits in any case."""
+        """Return whether to look at a value would be to wait; loss scaling and shards wait in any case."""
         first = next(iter(made.grads.values()))
-        return not self.options.scale and (_array.is_lazy(made.loss) or _array.is_lazy(first))
+        waits = self.options.scale or self.options.shards is not None
+        return not waits and (_array.is_lazy(made.loss) or _array.is_lazy(first))
 
     def _judge_loss(self, made: _Gradients) -> None:
         """Refuse a loss that is not finite."""
@@ -360,7 +384,7 @@ class Run:
         if average is not None:
             self.model.params = average
         try:
-            value = _as_number(validate())
+            value = self.team.together(lambda: _as_number(validate()))[0]
         finally:
             self.model.params = params
         validations = [*self.at.history.validations, (self.at.update, value)]

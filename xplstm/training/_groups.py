@@ -1,0 +1,336 @@
+"""Groups of processes that train together: who is in them, and how two of them exchange an array."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from xplstm import _values
+
+
+class Group(Protocol):
+    """What `Shards` needs of the processes that train together.
+
+    Every process of a group calls the same methods in the same order.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process, in ``[0, size)``.
+    size : int
+        Number of processes.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
+
+    def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
+        """Send an array to another process, which sends one of the same size and dtype.
+
+        Parameters
+        ----------
+        array : numpy.ndarray, shape (n,)
+            Contiguous; it is not written to.
+        peer : int
+            The rank of the other process.
+
+        Returns
+        -------
+        numpy.ndarray, shape (n,)
+            What the other process sent.
+
+        Raises
+        ------
+        Exception
+            Any, if the other process cannot be reached or does not answer.
+        """
+        ...
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Return what each process gives, in the order of the ranks, on every process.
+
+        Parameters
+        ----------
+        data : bytes
+            Of any length.
+
+        Returns
+        -------
+        list of bytes
+
+        Raises
+        ------
+        Exception
+            As `exchange`.
+        """
+        ...
+
+
+class LocalGroup:
+    """One process of a group on one machine; `local_group` makes them.
+
+    Parameters
+    ----------
+    rank : int
+    links : list of socket
+        One for each rank; the entry at `rank` is not used.
+    timeout : float
+        Seconds.
+
+    Examples
+    --------
+    See `local_group`.
+    """
+
+    def __init__(self, rank: int, links: list[socket.socket | None], timeout: float) -> None:
+        self.rank, self.size, self.timeout = rank, len(links), timeout
+        self._links = links
+        self._family: Iterable[LocalGroup] = ()
+        self._process = os.getpid()
+
+    def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
+        """Exchange an array with another process: see `Group`."""
+        return np.frombuffer(self._swap(array, peer), array.dtype)
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Return what each process gives: see `Group`."""
+        found = {self.rank ^ step: b"" for step in range(self.size)}
+        for peer in found:  # in round `step` the ranks r and r ^ step meet
+            found[peer] = data if peer == self.rank else bytes(self._swap(data, peer))
+        return [found[rank] for rank in sorted(found)]
+
+    def close(self) -> None:
+        """Close the connections: the other processes then see that this one is lost."""
+        for link in self._links:
+            if link is not None:
+                link.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the other groups of the process that made them there."""
+        return self.__dict__ | {"_family": ()}
+
+    def _swap(self, data: Any, peer: int) -> bytearray:
+        """Send bytes to another process, and return its bytes; the lower rank sends first."""
+        self._close_inherited()
+        link = self._links[peer]
+        assert link is not None
+        try:
+            if self.rank < peer:
+                _send(link, data)
+            received = _receive(link)
+            if self.rank > peer:
+                _send(link, data)
+        except TimeoutError as error:
+            self.close()
+            msg = f"no answer within timeout={self.timeout} s"
+            raise TimeoutError(msg) from error
+        except OSError:
+            self.close()  # so that the processes that wait for this one learn of it
+            raise
+        return received
+
+    def _close_inherited(self) -> None:
+        """Close what a forked process inherited: a link is lost only when all its copies are closed."""
+        if os.getpid() != self._process:
+            for other in self._family:
+                if other is not self:
+                    other.close()
+            self._family, self._process = (), os.getpid()
+
+
+def local_group(size: int, *, timeout: float = 600.0) -> list[LocalGroup]:
+    """Make a group of processes on this machine, connected by pairs of sockets.
+
+    Parameters
+    ----------
+    size : int
+        Number of processes, at least 1.
+    timeout : float, optional
+        Seconds, above 0, after which a process that does not answer is taken for lost. It must be longer
+        than one update, one validation and one write of the checkpoint.
+
+    Returns
+    -------
+    list of LocalGroup
+        One for each process: pass it to ``multiprocessing.Process``. Call ``close()`` on all of them in the
+        process that started the others. Otherwise a lost process is noticed only after `timeout`.
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        If `size` or `timeout` is out of its range, or no number.
+
+    Examples
+    --------
+    >>> import threading
+    >>> import numpy as np
+    >>> from xplstm import training
+    >>> first, second = training.local_group(2)
+    >>> other = threading.Thread(target=lambda: second.exchange(np.asarray([2.0]), 0))
+    >>> other.start()
+    >>> first.exchange(np.asarray([1.0]), 1)
+    array([2.])
+    >>> other.join()
+    """
+    size, timeout = _values.size("size", size), _values.positive("timeout", timeout)
+    links: list[list[socket.socket | None]] = [[None] * size for _ in range(size)]
+    for low in range(size):
+        for high in range(low + 1, size):
+            pair = socket.socketpair()
+            for link in pair:
+                link.settimeout(timeout)
+            links[low][high], links[high][low] = pair
+    groups = [LocalGroup(rank, own, timeout) for rank, own in enumerate(links)]
+    for group in groups:
+        group._family = groups
+    return groups
+
+
+class MPIGroup:
+    """The processes of an MPI communicator, by the package mpi4py.
+
+    MPI itself has no timeout: a process that hangs is waited for. A launcher such as ``mpiexec`` ends all
+    processes when one of them is lost.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm, optional
+        ``MPI.COMM_WORLD`` if left out.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py or an MPI library is missing.
+
+    Examples
+    --------
+    Started with ``mpiexec -n 4 python train.py``::
+
+        parallel = training.Shards(training.MPIGroup(), 16)
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        if comm is None:
+            try:
+                from mpi4py import MPI
+            except ImportError as error:
+                msg = "MPIGroup needs the package mpi4py and an MPI library: pip install 'xplstm[mpi]'"
+                raise ImportError(msg) from error
+            comm = MPI.COMM_WORLD
+        self._comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+
+    def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
+        """Exchange an array with another process: see `Group`."""
+        other = np.empty_like(array)
+        self._comm.Sendrecv(array, dest=peer, recvbuf=other, source=peer)
+        return other
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Return what each process gives: see `Group`."""
+        sizes = np.empty(self.size, dtype=np.int64)
+        self._comm.Allgather(np.asarray([len(data)], dtype=np.int64), sizes)
+        every = np.empty(sizes.sum(), dtype=np.uint8)
+        self._comm.Allgatherv(np.frombuffer(data, dtype=np.uint8), (every, sizes))
+        return [part.tobytes() for part in np.split(every, np.cumsum(sizes)[:-1])]
+
+
+class TorchGroup:
+    """The processes of ``torch.distributed``, with the backend gloo.
+
+    Its timeout is the one given to ``torch.distributed.init_process_group``.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup, optional
+        The default group if left out.
+
+    Raises
+    ------
+    ImportError
+        If PyTorch is missing.
+    ValueError
+        If ``torch.distributed`` is not initialised: PyTorch's own error.
+
+    Examples
+    --------
+    Started with ``torchrun --nproc-per-node 4 train.py``::
+
+        torch.distributed.init_process_group("gloo")
+        parallel = training.Shards(training.TorchGroup(), 16)
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        import torch
+        import torch.distributed as dist
+
+        self._torch, self._dist, self._group = torch, dist, group
+        self.rank: int = dist.get_rank(group)
+        self.size: int = dist.get_world_size(group)
+
+    def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
+        """Exchange an array with another process: see `Group`."""
+        other = np.empty_like(array)
+        ours, theirs = self._torch.from_numpy(array), self._torch.from_numpy(other)
+        place = peer if self._group is None else self._dist.get_global_rank(self._group, peer)
+        sent = self._dist.isend(ours, place, self._group)
+        received = self._dist.irecv(theirs, place, self._group)
+        for work in (received, sent):
+            work.wait()
+        return other
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Return what each process gives: see `Group`."""
+        sizes = self._all_gather(np.asarray([len(data)], dtype=np.int64))
+        padded = np.zeros(max(int(size[0]) for size in sizes), dtype=np.uint8)
+        padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+        every = self._all_gather(padded)
+        return [part[: int(size[0])].tobytes() for part, size in zip(every, sizes, strict=True)]
+
+    def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the arrays of all ranks, of one shape."""
+        every = [np.empty_like(array) for _ in range(self.size)]
+        tensors = [self._torch.from_numpy(a) for a in every]
+        self._dist.all_gather(tensors, self._torch.from_numpy(array), self._group)
+        return every
+
+
+_LENGTH = 8  # bytes of the number before each message
+
+
+def _send(link: socket.socket, data: Any) -> None:
+    """Send the number of bytes, and the bytes."""
+    link.sendall(memoryview(data).nbytes.to_bytes(_LENGTH, "little"))
+    link.sendall(data)
+
+
+def _receive(link: socket.socket) -> bytearray:
+    """Return the bytes of one message."""
+    length = bytearray(_LENGTH)
+    _fill(link, length)
+    received = bytearray(int.from_bytes(length, "little"))
+    _fill(link, received)
+    return received
+
+
+def _fill(link: socket.socket, buffer: bytearray) -> None:
+    """Receive as many bytes as the buffer has."""
+    left = memoryview(buffer)
+    while left:
+        count = link.recv_into(left)
+        if not count:
+            msg = "the other process closed the connection"
+            raise ConnectionError(msg)
+        left = left[count:]

@@ -1,0 +1,304 @@
+"""Fixed shards of a batch: their gradients are added in one fixed tree, whichever processes compute them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._typing import Array
+from xplstm.training._data import Batch
+from xplstm.training._groups import Group
+from xplstm.training._saved import State
+from xplstm.training._team import HEADER, LOSS, Team, refuse_size
+
+Grads: TypeAlias = dict[str, Array]
+One: TypeAlias = Callable[[Any, Any, State, "np.random.Generator | None"], tuple[Any, State, Grads]]
+
+
+class Shards:
+    """Cut each batch into a fixed number of shards, and train with one or more processes.
+
+    The batch entries are cut into `count` runs of nearly equal length. The gradient of each shard is
+    weighted by the elements that count in its loss, and the gradients are added in one binary tree. The tree
+    depends on `count` and not on the number of processes. So a run has the same bits on 1, 2, 4, ...
+    processes, also when it is stopped on one number and resumed on another. On one process, this is gradient
+    accumulation within a batch.
+
+    Parameters
+    ----------
+    group : Group or None
+        The processes: `LocalGroup`, `MPIGroup`, `TorchGroup` or an object of your own; None for this process
+        alone. Their number must be a power of two that divides `count`.
+    count : int
+        K, the number of shards, at least 1. It belongs to the run: another K gives other bits.
+    batch_axis : {1, 0}, optional
+        The axis of the batch entries in arrays of two and more axes; an array of one axis has one element for
+        each entry.
+
+    Raises
+    ------
+    ArgumentError
+        If a value is out of its range, or the processes do not fit `count`.
+    DTypeError
+        If `group` is no group.
+
+    Notes
+    -----
+    A batch may be an array, or a tuple, list or mapping of arrays, such as `xplstm.models.Ragged`. The
+    weight of a shard comes from the model's method ``count(inputs, targets)``: how many elements its loss is
+    the mean of. A model without the method must have a loss that is the mean over all batch entries, and is
+    given arrays alone.
+
+    Dropout of each shard has a seed of its own, which every rank draws from ``rng``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm import optim, training
+    >>> from xplstm.models import Forecaster
+    >>> x = np.sin(np.arange(60.0)).reshape(6, 10, 1)
+    >>> def trained(shards):
+    ...     model = Forecaster(1, 4, dtype="float64", rng=0)
+    ...     data = [(x[:-1], x[1:])]
+    ...     training.fit(model, data, optim.Adam(0.1), updates=5, parallel=shards, progress=False)
+    ...     return model.loss(*data[0])[0]
+    >>> whole, parts = trained(None), trained(training.Shards(None, 4))
+    >>> bool(abs(whole - parts) < 1e-9)
+    True
+    """
+
+    def __init__(self, group: Group | None, count: int, *, batch_axis: int = 1) -> None:
+        self.count = _values.size("count", count)
+        self.batch_axis = _values.size("batch_axis", batch_axis, 0, 1)
+        if group is not None:
+            missing = [n for n in ("rank", "size", "exchange", "gather") if not hasattr(group, n)]
+            if missing or isinstance(group, type):
+                msg = f"group={group!r} must have rank, size, exchange and gather, as training.MPIGroup() has"
+                raise DTypeError(msg)
+            size = _values.size("group.size", group.size)
+            _values.size("group.rank", group.rank, 0, size - 1)
+            refuse_size(size, self.count)
+        self.group = group
+
+    def __repr__(self) -> str:
+        return f"Shards({self.group!r}, {self.count}, batch_axis={self.batch_axis})"
+
+
+class Work(NamedTuple):
+    """What the gradient of one batch needs."""
+
+    team: Team
+    shards: Shards
+    model: Any
+    names: tuple[str, ...]
+    """Parameters that are not frozen."""
+    rng: np.random.Generator | None
+
+
+def gradients(
+    work: Work, read: Callable[[], tuple[Batch, bool]], one: One, state: State, carry: bool
+) -> tuple[Any, State, Grads, bool]:
+    """Return loss, state, gradients of one batch, and whether it is the last, the same on every rank.
+
+    `read` gives the batch, and `one` the loss, the state and the gradients of a part of it.
+    """
+    params = {name: work.model.params[name] for name in work.names}
+    dtypes = [_array.dtype_name(a.dtype) for a in params.values()]
+    dtype = "float64" if "float64" in dtypes else "float32"
+    length = HEADER + sum(math.prod(a.shape) for a in params.values())
+    states: list[tuple[np.ndarray, ...]] = []
+
+    def own_part() -> tuple[np.ndarray, bool]:
+        """Return the sum over the shards of this rank; their states are kept."""
+        (inputs, targets), is_last = read()
+        cut = _Cut(work, inputs, targets)
+        count, team = work.shards.count, work.team
+        seeds = None if work.rng is None else work.rng.integers(0, 2**63, count)  # all, on every rank
+
+        def tree(low: int, high: int) -> np.ndarray:
+            if high - low > 1:
+                middle = (low + high) // 2
+                left = tree(low, middle)
+                left += tree(middle, high)
+                return left
+            flat = np.zeros(length, dtype)
+            part = cut.shard(low, state)
+            if part.entries:
+                rng = None if seeds is None else np.random.default_rng(seeds[low])
+                loss, after, grads = one(part.inputs, part.targets, part.state, rng)
+                if part.weight:
+                    _fill(flat, loss, {name: (grads[name], a) for name, a in params.items()})
+                    flat *= flat.dtype.type(part.weight)
+                if carry and not is_last and after is not None:
+                    states.append(_checked_state(after, part.entries))
+            return flat
+
+        each = count // team.size
+        return tree(team.rank * each, (team.rank + 1) * each), is_last
+
+    flat, is_last = work.team.add(own_part, length, dtype)
+    after = _joined(work.team, states, next(iter(params.values()))) if carry and not is_last else None
+    return flat[LOSS], after, _grads(flat, params), is_last
+
+
+class _Part(NamedTuple):
+    """One shard of a batch."""
+
+    inputs: Any
+    targets: Any
+    state: State
+    entries: int
+    weight: float
+
+
+class _Cut:
+    """A batch, and how it is cut."""
+
+    def __init__(self, work: Work, inputs: Any, targets: Any) -> None:
+        self._work, self._inputs, self._targets = work, inputs, targets
+        self._entries = _entries(inputs, work.shards.batch_axis)
+        self._total = self._count(inputs, targets, self._entries)
+
+    def shard(self, number: int, state: State) -> _Part:
+        """Return one shard."""
+        count = self._work.shards.count
+        low, high = number * self._entries // count, (number + 1) * self._entries // count
+        if low == high:
+            return _Part(None, None, None, 0, 0.0)
+        inputs, targets = (
+            self._slice("inputs", self._inputs, low, high),
+            self._slice("targets", self._targets, low, high),
+        )
+        counted = self._count(inputs, targets, high - low)
+        if state is not None:
+            _checked_state(state, self._entries)
+            state = tuple(a[..., low:high, :] for a in state)
+        return _Part(inputs, targets, state, high - low, counted / max(self._total, 1))
+
+    def _count(self, inputs: Any, targets: Any, entries: int) -> int:
+        """Return how many elements the loss is the mean of."""
+        count = getattr(self._work.model, "count", None)
+        if callable(count):
+            return _values.size("model.count()", count(inputs, targets), 0, 2**63 - 1)
+        if not (hasattr(inputs, "shape") and hasattr(targets, "shape")):
+            model = type(self._work.model).__name__
+            msg = f"a batch of {type(inputs).__name__} and {type(targets).__name__} needs "
+            msg += f"{model}.count(inputs, targets): how many elements the loss is the mean of"
+            raise ArgumentError(msg)
+        return entries
+
+    def _slice(self, name: str, tree: Any, low: int, high: int) -> Any:
+        """Return the entries from `low` to `high` of arrays in tuples, lists and mappings."""
+        if tree is None:
+            return None
+        if isinstance(tree, Mapping):
+            return {key: self._slice(f"{name}[{key!r}]", part, low, high) for key, part in tree.items()}
+        if isinstance(tree, list) and all(isinstance(value, Integral) for value in tree):
+            return self._slice(name, np.asarray(tree, dtype=np.int64), low, high)
+        if isinstance(tree, tuple | list):
+            parts = [self._slice(f"{name}[{k}]", part, low, high) for k, part in enumerate(tree)]
+            return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+        axis = 0 if len(_shape(name, tree)) == 1 else self._work.shards.batch_axis
+        if tree.shape[axis] != self._entries:
+            found = f"{name} has shape {tuple(tree.shape)}, and inputs have {self._entries} batch entries"
+            msg = f"{found}; they are cut along axis {axis}, as batch_axis= of Shards says"
+            raise ShapeError(msg)
+        return tree[low:high, ...] if axis == 0 else tree[:, low:high, ...]
+
+
+def _shape(name: str, a: Any) -> tuple[int, ...]:
+    """Return the shape of an array that can be cut."""
+    shape = tuple(getattr(a, "shape", ()))
+    if not shape:
+        msg = f"{name} is a {type(a).__name__}; Shards cuts arrays of at least one axis, and tuples, "
+        msg += "lists and mappings of them"
+        raise DTypeError(msg)
+    return shape
+
+
+def _entries(inputs: Any, axis: int) -> int:
+    """Return the number of batch entries, from the first array of the inputs."""
+    first = inputs
+    while isinstance(first, tuple | list | Mapping) and len(first):
+        first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
+    shape = _shape("inputs", first)
+    if len(shape) <= axis:
+        msg = f"inputs have shape {shape}, and Shards cuts axis {axis}; add an axis for the batch entries"
+        raise ShapeError(msg)
+    return int(shape[axis])
+
+
+def _fill(flat: np.ndarray, loss: Any, grads: Mapping[str, tuple[Array, Array]]) -> None:
+    """Write a loss, and the gradient of each parameter, into one array."""
+    flat[LOSS] = float(loss)
+    at = HEADER
+    for name, (g, a) in grads.items():
+        if g.shape != a.shape:
+            msg = f"the gradient of {name!r} has shape {tuple(g.shape)}; {tuple(a.shape)} was expected"
+            raise ShapeError(msg)
+        size = math.prod(a.shape)
+        flat[at : at + size] = _array.to_numpy(_array.widen(g)).reshape(-1)
+        at += size
+
+
+def _grads(flat: np.ndarray, params: Mapping[str, Array]) -> Grads:
+    """Return the gradients in one array by name, where the parameters are."""
+    made: Grads = {}
+    at = HEADER
+    for name, a in params.items():
+        size, xp = math.prod(a.shape), _array.namespace(a, name)
+        wide = _array.dtype_name(_array.wide_dtype(xp, a.dtype))
+        made[name] = _array.asarray(flat[at : at + size].reshape(a.shape).astype(wide), xp, _array.device(a))
+        at += size
+    return made
+
+
+# The carried state: batch entries are its last axis but one.
+
+
+def _checked_state(state: Any, entries: int) -> tuple[np.ndarray, ...]:
+    """Return a state on the host, which must have so many batch entries."""
+    for k, a in enumerate(state):
+        shape = tuple(a.shape)
+        if len(shape) < 2 or shape[-2] != entries:
+            msg = f"state[{k}] has shape {shape}; (..., {entries}, H) was expected, to cut the carried state"
+            raise ShapeError(msg)
+    return tuple(_array.to_numpy(a) for a in state)
+
+
+def _joined(team: Team, states: list[tuple[np.ndarray, ...]], like: Array) -> State:
+    """Return the state of the whole batch, of all ranks in their order, where `like` is."""
+    every = [part for content in team.share(_packed(states)) for part in _unpacked(content)]
+    if not every:
+        return None
+    xp, device = _array.namespace(like, "params"), _array.device(like)
+    return tuple(_array.asarray(np.concatenate(parts, -2), xp, device) for parts in zip(*every, strict=True))
+
+
+def _packed(states: list[tuple[np.ndarray, ...]]) -> bytes:
+    """Return the states as bytes: a line that describes the arrays, and their elements."""
+    described = [[[_array.dtype_name(a.dtype), a.shape] for a in state] for state in states]
+    elements = [a.tobytes() for state in states for a in state]
+    return b"".join([json.dumps(described).encode(), b"\n", *elements])
+
+
+def _unpacked(content: bytes) -> list[tuple[np.ndarray, ...]]:
+    """Return the states of `_packed`."""
+    line, _, elements = content.partition(b"\n")
+    states, at = [], 0
+    for described in json.loads(line):
+        state = []
+        for name, shape in described:
+            dtype = np.dtype(_array.dtype_named(np, name))
+            size = math.prod(shape)
+            state.append(np.frombuffer(elements, dtype, size, at).reshape(shape))
+            at += size * dtype.itemsize
+        states.append(tuple(state))
+    return states
