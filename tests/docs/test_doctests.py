@@ -30,12 +30,16 @@ ELSEWHERE = {
     "GradientRow",
     "History",
     "Inspection",
+    "Group",
     "LSTMTrace",
+    "LocalGroup",
+    "MPIGroup",
     "Model",
     "Optimizer",
     "Prepared",
     "QuantisationReport",
     "QuantisationRow",
+    "TorchGroup",
     "load_checkpoint",
 }
 

@@ -353,8 +353,7 @@ def of_torch(rank, size, path, end):
     dist.destroy_process_group()
 
 
-def test_torch_distributed_gives_the_same_bits(tmp_path):
-    pytest.importorskip("torch")
+def test_torch_distributed_gives_the_same_bits(torch, tmp_path):
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe(duplex=False) for _ in range(2)]
     ranks = [

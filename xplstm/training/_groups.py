@@ -182,6 +182,8 @@ def local_group(size: int, *, timeout: float = 600.0) -> list[LocalGroup]:
     >>> first.exchange(np.asarray([1.0]), 1)
     array([2.])
     >>> other.join()
+    >>> first.close()
+    >>> second.close()
     """
     size, timeout = _values.size("size", size), _values.positive("timeout", timeout)
     links: list[list[socket.socket | None]] = [[None] * size for _ in range(size)]
