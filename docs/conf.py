@@ -19,12 +19,7 @@ author = "the xplstm developers"
 copyright = "2026, the xplstm developers"
 version = release = xplstm.__version__
 
-extensions = [
-    "myst_parser",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
-    "numpydoc",
-]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # A name in single backticks becomes a link where the API has it.
 default_role = "autolink"
@@ -97,3 +92,8 @@ def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
 def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     translator.body.append(f"<div>{tex2mathml(node.astext(), as_block=True)}</div>")
     raise nodes.SkipNode
+
+
+# A prompt and the output after it are not copied.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
