@@ -59,6 +59,7 @@ numpydoc_validation_exclude = {
         "GradientReport",
         "GradientRow",
         "History",
+        "Group",
         "Hypothesis",
         "LSTMParams",
         "LSTMState",

@@ -171,6 +171,8 @@ APART |= {"testing.GradientReport", "testing.GradientRow", "training.Checkpoint"
 APART |= {"testing.QuantisationReport", "testing.QuantisationRow"}
 APART |= {"sklearn.LSTMClassifier", "sklearn.LSTMRegressor"}  # tests/test_sklearn.py tries them
 APART |= {"training.History", "training.Model", "io.columns.forward", "io.columns.forward_sequence"}
+# Connections to other processes, which tests/training/test_shards.py makes and closes.
+APART |= {f"training.{name}" for name in ("Group", "LocalGroup", "MPIGroup", "TorchGroup", "local_group")}
 
 
 def test_every_documented_name_is_tried():

@@ -311,6 +311,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         models.beam_search,
         {"step": beam, "state": None, "first": [0], "end": 2, "width": 2, "max_length": 3},
     ),
+    "training.Shards": lambda: (training.Shards, {"group": None, "count": 4, "batch_axis": 1}),
     "training.Streams": lambda: (training.Streams, {"ids": np.arange(13), "batch_size": 2, "steps": 3}),
     "training.StatefulTrainer": lambda: (
         training.StatefulTrainer,

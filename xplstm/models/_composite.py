@@ -59,7 +59,6 @@ class Composite(ABC):
         """The shape of every parameter by name."""
         return {f"{part}.{name}": s for part, a in self._layers.items() for name, s in a.shapes.items()}
 
-    @abstractmethod
     def count(self, inputs: Any, targets: Any) -> int:
         """Return how many elements the loss of a batch is the mean of.
 
@@ -82,6 +81,11 @@ class Composite(ABC):
         >>> Forecaster(1, 3, rng=0).count(Ragged(x, [4, 1]), x)
         5
         """
+        return self._count(inputs, targets)
+
+    @abstractmethod
+    def _count(self, inputs: Any, targets: Any) -> int:
+        """Return how many elements the loss of a batch is the mean of."""
 
     def state_dict(self) -> Params:
         """Parameters by name.

@@ -243,7 +243,7 @@ class CharLM(Composite):
 
         return loss, state, pullback
 
-    def count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
+    def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return how many elements the loss is the mean of."""
         return count_existing(None, tuple(targets.shape))
 

@@ -424,7 +424,7 @@ class SequenceClassifier(Composite):
 
         return loss, state_n, pullback
 
-    def count(self, inputs: Any, targets: Any) -> int:
+    def _count(self, inputs: Any, targets: Any) -> int:
         """Return how many elements the loss is the mean of; refuse a mean that class weights divide."""
         if self.task.name == "multiclass" and self.task.class_weights is not None:
             msg = "class_weights divide the mean loss by the weights of the targets, so that no number of "

@@ -305,7 +305,7 @@ class Forecaster(Composite):
 
         return loss, state_n, pullback
 
-    def count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
+    def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return how many elements the loss is the mean of."""
         x = opened(inputs)
         return count_existing(existing(x), tuple(x.x.shape[:-1]))

@@ -371,7 +371,7 @@ class Seq2Seq(Composite):
 
         return loss, between, pullback
 
-    def count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
+    def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return how many elements the loss is the mean of."""
         target = opened(targets)
         return count_existing(existing(target, "target"), tuple(target.x.shape))
