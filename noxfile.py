@@ -128,6 +128,16 @@ def weights(session: nox.Session) -> None:
     run_tests(session, "torch,jax", "tests/io", "tests/docs/test_docs.py")
 
 
+@nox.session(tags=["published"])
+def published(session: nox.Session) -> None:
+    """Compare networks that packages on PyPI contain with the libraries that made them."""
+    session.install("-e", ".[test,io]", "torch==2.13.0", "keras", "onnxruntime", "safetensors")
+    # Their files are read, their code is not run: what they depend on is not needed.
+    packages = ("silero-vad==6.2.3", "resemblyzer==0.1.4", "textgenrnn==2.0.0", "ethnicolr==0.4.0")
+    session.install("--no-deps", *packages)
+    run_tests(session, "torch", "tests/io/test_published.py", "tests/io/test_io_onnx_math.py", "-rs")
+
+
 @nox.session(tags=["versions"])
 def package(session: nox.Session) -> None:
     """Build the source distribution and wheels; test them and an installation without a compiler."""
