@@ -71,6 +71,11 @@ numpydoc_validation_exclude = {
         "Optimizer",
         "Ragged",
     )
+} | {
+    # Methods of a class that refer to those of its protocol, where the parameters are described.
+    r"\.(Local|MPI|Torch)Group\.(exchange|gather)$",
+    r"\.models\.\w+\.count$",
+    r"\.training\.Group$",
 }
 
 html_theme = "furo"
