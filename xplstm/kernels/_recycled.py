@@ -9,6 +9,7 @@ one time, and what waited for long goes back when a kernel is called next.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -83,8 +84,9 @@ class _Lease:
         self._pieces, self._piece = pieces, piece
         pieces.used[id(self)] = piece.size
 
-    def __del__(self) -> None:
-        self._pieces.waiting[id(self._piece)] = self._piece, time.monotonic()
+    # A default, as the name of the module may be gone when an interpreter ends before its last array does.
+    def __del__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._pieces.waiting[id(self._piece)] = self._piece, now()
         del self._pieces.used[id(self)]
 
 
