@@ -134,6 +134,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that is marked with a backend which cannot run here, or fail it where that is required."""
+    for name in sorted({name for mark in item.iter_markers("backend") for name in mark.args}):
+        open_backend(name)
+
+
 def backends_of(item: pytest.Item) -> set[str]:
     """Return the names of an item's `backend` marks, and of the libraries among its fixtures."""
     marked = {name for mark in item.iter_markers("backend") for name in mark.args}

@@ -26,6 +26,7 @@ HELD = "a sequence without elements that it could check"
 TAKEN = {
     "axis": (LEFT_OUT, "None 0 1"),
     "average": (LEFT_OUT, "None 0"),
+    "batch_axis": (COUNTS, "0"),
     "blank": (COUNTS, "0"),
     "bound": (NUMBERS, "0 1 1.5 2**63"),
     "callbacks": (HELD, "[] () lambda generator empty"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib.util
 import io as bytesio
 import json
 import pickle
@@ -454,6 +455,10 @@ def changed(content, changes):
     return bytes(content)
 
 
+# Without h5py a file that begins as HDF5 asks for it.
+UNREADABLE = () if importlib.util.find_spec("h5py") else (ImportError,)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(NAMES), changes=st.lists(CHANGE, min_size=1, max_size=4))
 def test_a_changed_file_loads_or_is_refused(name, changes, tmp_path):
@@ -466,7 +471,7 @@ def test_a_changed_file_loads_or_is_refused(name, changes, tmp_path):
         io.inspect(path)
         with np.errstate(all="ignore"):
             loaded = io.load(path, dtype="float64")
-    except (FormatError, ArgumentError):
+    except (FormatError, ArgumentError, *UNREADABLE):
         pass
     else:
         assert isinstance(loaded, xplstm.LSTM)

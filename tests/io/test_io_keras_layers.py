@@ -10,9 +10,11 @@ import pytest
 
 import xplstm
 import xplstm.io
-from tests.io.test_io_keras import H, I, T, agrees, keras, sequential
 
+# First, since the module below skips itself without it.
 h5py = pytest.importorskip("h5py")
+
+from tests.io.test_io_keras import H, I, T, agrees, keras, sequential  # noqa: E402
 
 __all__ = ["keras"]
 

@@ -242,7 +242,7 @@ def test_wrong_resets_are_refused_by_name(reset: Any, error: Any, said: str) -> 
 @pytest.mark.parametrize("kernel", [cupy_elementwise, cupy_fused, cupy_persistent])
 def test_kernels_without_resets_say_so(kernel: Any) -> None:
     layer = xplstm.LSTM(3, 6)
-    home, _ = layer._ready()
+    home, params = layer._ready()
     call = _stack.enter(layer._stack, home, np.zeros((T, B, 3), "float32"), None, None, None, resets())
-    problem: Problem = _stack.problem(layer._stack, call, 0, keep=False)._replace(backend="cupy")
+    problem: Problem = _stack.problem(layer._stack, call, params, 0, keep=False)._replace(backend="cupy")
     assert "reset= asks for" in kernel.supports(problem)
