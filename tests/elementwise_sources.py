@@ -36,7 +36,7 @@ def kernels() -> Iterator[tuple[str, Kernel]]:
         for projection in (0, P) if name == "lstm" else (0,):
             shapes = tuple(cell.shapes(Sizes(1, H, projection, True)).items())
             for masked in (False, True):
-                recorded = record(Form(cell, shapes, H, projection or H, masked))
+                recorded = record(Form(cell, shapes, H, projection or H, masked, resets=masked))
                 for part in ("forward", "infer", "backward"):
                     for step in getattr(recorded, part).steps:
                         if isinstance(step, Kernel):

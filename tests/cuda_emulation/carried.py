@@ -33,13 +33,13 @@ def emulated(name: str) -> _dispatch.Kernel:
         with DEVICE:
             return room.prepare(there(problem), tuple(each(moved, p) for p in params))
 
-    def forward(problem: Problem, packed: Any, x: Any, state: LSTMState, valid: Any) -> Any:
+    def forward(problem: Problem, packed: Any, x: Any, state: LSTMState, *flags: Any) -> Any:
         with DEVICE:
-            arrays = [moved(a) for a in (x, *state, valid)]
+            arrays = [moved(a) for a in (x, *state, *flags)]
         y, end, residuals = room.forward(
-            there(problem), packed, arrays[0], LSTMState(*arrays[1:3]), arrays[3]
+            there(problem), packed, arrays[0], LSTMState(*arrays[1:3]), *arrays[3:]
         )
-        for there_now, before in zip(arrays, (x, *state, valid), strict=True):
+        for there_now, before in zip(arrays, (x, *state, *flags), strict=True):
             assert before is None or there_now.tobytes() == before.tobytes(), "an input was written to"
         return np.array(y), LSTMState(*map(np.array, end)), residuals
 

@@ -85,6 +85,33 @@ def test_every_option_between_products(name: str, ragged: bool, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "projection", "gru"])
+def test_resets(name: str, ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["ragged" if ragged else "plain"]
+    size = {"bidirectional": True, "dtype": "float64", "rng": 1}
+    layer: Any = {
+        "lstm": lambda: xplstm.LSTM(3, 6, num_layers=2, **size),
+        "projection": lambda: xplstm.LSTM(3, 6, proj_size=2, **size),
+        "gru": lambda: xplstm.GRU(3, 6, **size),
+    }[name]()
+    x, valid = case.poisoned()["x"], case.valid()
+    reset = np.random.default_rng(3).random((case.T, case.B)) < 0.4
+
+    def answers() -> list[np.ndarray]:
+        y, state, pullback = layer.vjp(x, reset=reset, **valid)
+        dx, dstate, dparams = pullback(y, state)
+        states = (state, dstate) if name == "gru" else (*state, *dstate)
+        return [layer(x, reset=reset, **valid)[0], y, *states, dx, *dparams.values()]
+
+    got = answers()
+    monkeypatch.undo()
+    with xplstm.use_kernel("reference"):
+        want = answers()
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize(
     "layer",
     [

@@ -11,7 +11,7 @@ import xplstm
 from tests.support.cases import Case, kernels, run
 from xplstm import _stack
 from xplstm._params import Problem
-from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
+from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.testing import check_grad
 
 KERNELS = kernels()
@@ -239,7 +239,7 @@ def test_wrong_resets_are_refused_by_name(reset: Any, error: Any, said: str) -> 
         xplstm.LSTM(3, 6)(np.zeros((T, B, 3), dtype="float32"), reset=reset)
 
 
-@pytest.mark.parametrize("kernel", [cupy_elementwise, cupy_fused, cupy_persistent])
+@pytest.mark.parametrize("kernel", [cupy_fused, cupy_persistent])
 def test_kernels_without_resets_say_so(kernel: Any) -> None:
     layer = xplstm.LSTM(3, 6)
     home, params = layer._ready()

@@ -39,6 +39,7 @@ class Form(NamedTuple):
     H: int
     output_size: int
     masked: bool
+    resets: bool
 
 
 class Still(NamedTuple):
@@ -57,14 +58,14 @@ class Recorded(NamedTuple):
     """A step forward and backward."""
 
     forward: Program
-    """zx, h, c and, where the form is masked, valid -> y, h', c', and what backward reads of each step."""
+    """zx, h, c and the form's flags -> y, h', c', and what backward reads of each step."""
     kept: tuple[tuple[int, str], ...]
     """Columns of each array that the cell keeps of a step, and where it is: h or c, "before" or "after" the
     step, "own" memory, or "nowhere" if backward does not read it."""
     infer: Program
     """`forward` without what backward reads."""
     backward: Program
-    """dy, dh, dc, valid, what was kept -> what the step adds to the gradients, and those of h and c."""
+    """dy, dh, dc, the flags, what was kept -> the step's part of the gradients, and those of h and c."""
     widths: tuple[int | None, ...]
     """Columns of each field of the cell's `StepGradients`."""
     fields: tuple[int | None, ...]
@@ -79,7 +80,7 @@ def _recorded(problem: Problem, d: int) -> Recorded:
     # The input's features meet no recorded product.
     sizes = Sizes(1, problem.H, problem.proj_size, problem.bias)
     shapes = tuple(cell.shapes(sizes).items())
-    return record(Form(cell, shapes, problem.H, problem.output_size, problem.valid != "all"))
+    return record(Form(cell, shapes, problem.H, problem.output_size, problem.valid != "all", problem.resets))
 
 
 def _inputs(recorder: Recorder, form: Form) -> tuple[Params, Any]:
@@ -110,22 +111,29 @@ def record(form: Form) -> Recorded:
     there = Recorder()
     p, equations = _inputs(there, form)
     zx, h, c = there.array("zx", rows), there.array("h", form.output_size), there.array("c", cells)
-    h_new, c_new, step = equations.forward(there, zx, h, c, p)
+    valid = there.flags("valid") if form.masked else None
+    start_h, start_c = h, c
+    if form.resets:
+        fresh = there.flags("fresh")
+        start_h, start_c = (there.where(fresh, there.zeros_like(a), a) for a in (h, c))
+    h_new, c_new, step = equations.forward(there, zx, start_h, start_c, p)
     y = h_new
-    if form.masked:
-        valid = there.flags("valid")
+    if valid is not None:
         y = there.where(valid, h_new, 0.0)
-        h_new, c_new = there.where(valid, h_new, h), there.where(valid, c_new, c)
+        h_new, c_new = there.where(valid, h_new, start_h), there.where(valid, c_new, start_c)
     leaves = _leaves(step)
 
     back = Recorder()
     p, equations = _inputs(back, form)
     dy, dh, dc = (back.array(n, k) for n, k in (("dy", h.width), ("dh", h.width), ("dc", c.width)))
     exists = back.flags("valid") if form.masked else None
+    cut = back.flags("fresh") if form.resets else None
     inputs = [back.array("kept", leaf.width) for leaf in leaves]
     dh = dh + (dy if exists is None else back.where(exists, dy, 0.0))
     step_gradients, dh_prev, dc_prev = equations.backward(back, dh, dc, _refilled(step, list(inputs)), p)
     fields = list(step_gradients)
+    if cut is not None:
+        dh_prev, dc_prev = (back.where(cut, back.zeros_like(a), a) for a in (dh_prev, dc_prev))
     if exists is not None:
         fields = [None if a is None else back.where(exists, a, 0.0) for a in fields]
         dh_prev, dc_prev = back.where(exists, dh_prev, dh), back.where(exists, dc_prev, dc)
@@ -158,6 +166,8 @@ class Direction(NamedTuple):
     recorded: Recorded
     kept: list[CuPyArray | None]
     """(T, B, .) each, indexed by time."""
+    flags: list[CuPyArray]
+    """(T, B, 1) each: where a step exists, and where it starts from zeros, as far as the form has them."""
 
 
 class Residuals(NamedTuple):
@@ -172,7 +182,7 @@ class Residuals(NamedTuple):
 
 def supports(problem: Problem) -> str | None:
     """Run every cell whose step is elementwise between matrix products, while the stream is not captured."""
-    reason = _support.why_not(problem, "cupy", DTYPES)
+    reason = _support.why_not(problem, "cupy", DTYPES, resets=True)
     if reason is not None:
         return reason
     if problem.noise is not None:
@@ -197,15 +207,22 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> tuple[Params, ...]:
 
 
 def forward(
-    problem: Problem, params: tuple[Params, ...], x: CuPyArray, state: LSTMState, valid: CuPyArray | None
+    problem: Problem,
+    params: tuple[Params, ...],
+    x: CuPyArray,
+    state: LSTMState,
+    valid: CuPyArray | None,
+    fresh: CuPyArray | None = None,
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, .)."""
+    """Run every direction over x (T, B, I) from `state` (D, B, .), or from zeros where `fresh` is true."""
     xp = problem.xp
     with problem.device:
         x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
         mask = step_mask(problem, valid)
         x = zero_where_invalid(xp, mask, x)
-        ran = [_run(problem, d, p, x, h_0[d], c_0[d], mask) for d, p in enumerate(params)]
+        begins = [None if fresh is None else fresh[d, :, :, None] for d in range(len(params))]
+        flags = [[a for a in (mask, begin) if a is not None] for begin in begins]
+        ran = [_run(problem, d, p, x, h_0[d], c_0[d], flags[d]) for d, p in enumerate(params)]
         ys, h_n, c_n, directions = zip(*ran, strict=True)
         y = ys[0] if len(ys) == 1 else xp.concat(ys, axis=-1)
         narrowed = [_array.narrow(a, problem.dtype) for a in (y, xp.stack(h_n), xp.stack(c_n))]
@@ -214,7 +231,7 @@ def forward(
 
 
 def _run(
-    problem: Problem, d: int, p: Params, x: CuPyArray, h: CuPyArray, c: CuPyArray, mask: CuPyArray | None
+    problem: Problem, d: int, p: Params, x: CuPyArray, h: CuPyArray, c: CuPyArray, flags: list[CuPyArray]
 ) -> tuple[CuPyArray, CuPyArray, CuPyArray, Direction]:
     """Run one direction; return y in time order, the last state, and what backward needs."""
     import cupy as cp
@@ -238,7 +255,7 @@ def _run(
             after = t if reverse else t + 1
             into |= {k: slots[after] for k, slots in enumerate(states, 1) if slots.shape[-1]}
             into |= {k: array[t] for k, array in enumerate(own, 3)}
-        _, h, c, *_ = run([zx, h, c, *([] if mask is None else [mask[t]])], into)
+        _, h, c, *_ = run([zx, h, c, *(a[t] for a in flags)], into)
     kept: list[CuPyArray | None] = []
     if problem.keep:
         halves = {
@@ -247,7 +264,7 @@ def _run(
             for side in ("before", "after")
         }
         kept = [own.pop(0) if place == "own" else halves.get(place) for _, place in recorded.kept]
-    return y, h, c, Direction(recorded, kept)
+    return y, h, c, Direction(recorded, kept, flags)
 
 
 def _given(p: Params) -> list[CuPyArray]:
@@ -279,8 +296,8 @@ def _run_back(
     """Run one direction backward; the parameters' gradients are single products at the end."""
     import cupy as cp
 
-    problem, p, x, mask = residuals.problem, residuals.params[d], residuals.x, residuals.mask
-    xp, T, (recorded, kept) = problem.xp, problem.T, residuals.directions[d]
+    problem, p, x = residuals.problem, residuals.params[d], residuals.x
+    xp, T, (recorded, kept, flags) = problem.xp, problem.T, residuals.directions[d]
     if T == 0:
         return xp.zeros_like(x), dh, dc, each(xp.zeros_like, p)
     fields = list(zip(recorded.widths, recorded.fields, strict=True))
@@ -288,7 +305,7 @@ def _run_back(
     run = Run(recorded.backward, _given(p), problem.B, x.dtype)
     for t in range(T) if problem.reverse[d] else range(T - 1, -1, -1):
         step = [None if a is None else a[t] for a in kept]
-        arrays = [dy[t], dh, dc, *([] if mask is None else [mask[t]]), *step]
+        arrays = [dy[t], dh, dc, *(a[t] for a in flags), *step]
         *_, dh, dc = run(arrays, {k: a[t] for k, a in enumerate(own)})
     found = [None if w is None else own.pop(0) if k is None else kept[k] for w, k in fields]
     joined = recorded.gradients._make(None if a is None else flatten_time(a) for a in found)

@@ -117,6 +117,8 @@ class Recorder:
 
     def where(self, condition: Value, a: Any, b: Any) -> Any:
         """Return `a` where the condition holds, else `b`."""
+        if isinstance(b, Value) and b.width == 0:
+            return b
         same = isinstance(a, Value) and isinstance(b, Value) and a.at == b.at
         return a if same else self.apply("{0} ? {1} : {2}", condition, a, b)
 
