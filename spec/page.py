@@ -34,15 +34,15 @@ What each implementation keeps of the specification, version {version}, clause b
 [Testing another LSTM](guides/specification.md) says how to test one more.
 
 - **PASS**: every case of the clause passes that the implementation offers.
-- **FAIL**: the clause is not kept. [Below](#what-they-do-otherwise) stands how, each in a sentence that was
-  checked by hand.
-- **N/A**: the implementation, or its adapter, declares that it does not offer what the clause is about;
-  [below](#what-they-do-not-offer) stands what. That is no fault.
-- **NOT RUN**: nothing was found out, for a reason that stands [below](#what-was-not-run).
+- **FAIL**: the implementation does something else. [A sentence for each](#what-they-do-otherwise) says what;
+  all were checked by hand.
+- **N/A**: the implementation, or its adapter, declares that it does not offer the subject of the clause. [The
+  list](#what-they-do-not-offer) names it. That is no fault.
+- **NOT RUN**: there is no result, for [a reason that is given](#what-was-not-run).
 
-A clause marked MAY binds only those who offer its subject; a draft may still change. Errors are the largest
-of all cases that pass, in u · s of XPL-NUM-001; what is allowed each record says, 8 at the least. The profile
-is `ieee` for float64 and float32, `fp16` for float16.
+A clause marked MAY binds only implementations that offer its subject; a draft may still change. Errors are
+the largest of all cases that pass, in u · s of XPL-NUM-001. Each record states the allowed error, which is at
+least 8. The profile is `ieee` for float64 and float32, `fp16` for float16.
 
 {summary}
 
