@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import xplstm
 from tests.support.pages import ROOT
 from xplstm import _array
-from xplstm.plots import plot_trace
+from xplstm.plots import plot_history, plot_trace
+from xplstm.training import History
 
 T, B, I, H = 5, 3, 2, 4
 X = np.random.default_rng(50).normal(size=(T, B, I))
@@ -143,3 +145,54 @@ def test_the_character_models_pictures_are_drawn(tmp_path):
         drawn, kept = imread(tmp_path / name), imread(program.with_name(name))
         assert drawn.shape[:2] == kept.shape[:2]
         assert len(np.unique(drawn.reshape(-1, drawn.shape[-1]), axis=0)) > 50
+
+
+def test_a_trace_is_drawn_on_axes_of_the_caller():
+    figure = Figure(layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    axes = left.subplots(3, 2)
+    trace = lstm().trace(X)
+    assert plot_trace(trace, ax=axes, row=1, index=2) is figure
+    for panel, wanted in zip(axes.flat, expected(trace, 2, 1), strict=True):
+        np.testing.assert_array_equal(np.asarray(panel.images[0].get_array()).T, wanted)
+        assert all(label.get_text() for label in panel.get_xticklabels())
+    plot_trace(trace, ax=right.subplots(6, 1), lines=True)
+    assert figure.axes[-6].get_legend() is not None
+
+
+def test_a_history_is_drawn():
+    figure = plot_history(History([2.0, 1.0, 0.5], [(0, 2.5), (2, 1.5), (3, 1.75)]))
+    (axes,) = figure.axes
+    loss, validation, best = axes.lines
+    np.testing.assert_array_equal(loss.get_xydata(), [(1, 2.0), (2, 1.0), (3, 0.5)])
+    np.testing.assert_array_equal(validation.get_xydata(), [(0, 2.5), (2, 1.5), (3, 1.75)])
+    np.testing.assert_array_equal(best.get_xydata(), [(2, 1.5)])
+    assert axes.get_yscale() == "log"
+    given = Figure().subplots()
+    assert plot_history(History([1.0, -1.0]), ax=given) is given.get_figure()
+    assert given.get_yscale() == "linear"
+
+
+def test_the_mean_of_a_long_history_does_not_lag():
+    losses = np.arange(1.0, 1001.0)
+    (axes,) = plot_history(History(losses.tolist())).axes
+    each, mean = axes.lines
+    assert len(each.get_xdata()) == 1000
+    assert len(mean.get_xdata()) == 100
+    np.testing.assert_allclose(mean.get_xdata(), mean.get_ydata())
+
+
+BAD_AXES = [
+    (lambda: plot_trace(lstm().trace(X), ax=Figure().subplots(2, 2)), "ax has 4 elements, expected 6"),
+    (lambda: plot_trace(lstm().trace(X), ax=[None] * 6), r"ax\[0\] must be Axes"),
+    (lambda: plot_trace(lstm().trace(X), ax=3), "ax=3 must be a sequence"),
+    (lambda: plot_history([1.0]), "history must be a History"),
+    (lambda: plot_history(History()), "history is empty"),
+    (lambda: plot_history(History([1.0]), ax=Figure()), "ax must be Axes of matplotlib, got Figure"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_AXES)
+def test_what_is_no_axes_is_refused(call, message):
+    with pytest.raises(xplstm.XplstmError, match=message):
+        call()

@@ -1,15 +1,16 @@
-"""Pictures of what an LSTM does at every step; needs matplotlib."""
+"""Pictures of what an LSTM does at every step, and of a training run; needs matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._params import LSTMTrace
+from xplstm.training import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ GATES, SIGNED = ("i", "f", "o"), ("g", "c", "h")
 GATE_COLOURS, SIGNED_COLOURS = "viridis", "RdBu_r"
 # The palette of Okabe and Ito, dark enough for lines.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f7f7f")
+FAINT = "#b8cfe6"
 STYLES = ("-", "--", "-.", ":")
 # With this many steps or more, panels are stacked; with this many cells or fewer, each shows its number.
 LONG, NUMBERED = 17, 32
@@ -47,6 +49,7 @@ def plot_trace(
     units: Sequence[int] | None = None,
     lines: bool = False,
     batch_first: bool = False,
+    ax: Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the gates, the cell state and the hidden state of one sequence over time.
 
@@ -70,6 +73,8 @@ def plot_trace(
         Draw a line a unit, at most 8 of them, instead of rows of colours.
     batch_first : bool, default False
         Whether the trace is from an LSTM with ``batch_first=True``.
+    ax : sequence of 6 matplotlib.axes.Axes, optional
+        Where i, f, o, g, c and h are drawn, in this order; a new figure if left out. All of one figure.
 
     Returns
     -------
@@ -111,14 +116,88 @@ def plot_trace(
         msg = f"lines=True distinguishes at most {len(LINES)} units, got {len(numbers)}; select some: units="
         raise ArgumentError(msg)
     steps = values["i"].shape[0]
-    figure, panels = _panels(steps, lines)
+    figure, panels = _panels(steps, lines) if ax is None else _given_panels(ax, lines)
     if lines:
-        _draw_lines(figure, panels, values, list(numbers))
+        _draw_lines(panels, values, list(numbers))
+        if ax is None:
+            handles, labels = panels["i"].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=10)
+        else:
+            panels["i"].legend(fontsize=8)
     else:
         _draw_maps(figure, panels, values, list(numbers))
     for name, axes in panels.items():
-        _mark_time(axes, steps, tokens, last=name == "h" or (name == "o" and steps < LONG))
+        bottom = name == "h" or (name == "o" and steps < LONG)
+        _mark_time(axes, steps, tokens, last=bottom or ax is not None)
     return figure
+
+
+def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
+    """Draw the losses and the validations of a training run.
+
+    The faint line is the loss of each update. From 200 updates on, the dark line is the mean of each
+    hundredth of the run, drawn at its middle, so that it does not lag. The best validation is marked.
+
+    Parameters
+    ----------
+    history : History
+        From `xplstm.training.fit`, with at least 1 loss or validation.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure if left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        ``figure.savefig("loss.png")`` writes it to a file.
+
+    Raises
+    ------
+    ArgumentError, DTypeError
+        Naming the argument.
+    ImportError
+        Without matplotlib: ``pip install 'xplstm[plot]'``.
+
+    Examples
+    --------
+    >>> from xplstm.plots import plot_history
+    >>> from xplstm.training import History
+    >>> figure = plot_history(History([2.0, 1.0, 0.5], [(0, 2.1), (3, 0.6)]))
+    >>> figure.axes[0].get_xlabel()
+    'update'
+    """
+    if not isinstance(history, History):
+        msg = f"history must be a History, as fit returns, got {type(history).__name__}"
+        raise DTypeError(msg)
+    if not history.losses and not history.validations:
+        msg = "history is empty; it must have at least 1 loss or validation"
+        raise ArgumentError(msg)
+    if ax is None:
+        ax = _new_figure("plot_history", figsize=(7.0, 4.0), layout="constrained").subplots()
+    else:
+        _check_axes("ax", ax)
+    losses = np.asarray(history.losses, dtype=np.float64)
+    parts = np.array_split(np.arange(len(losses)), 100) if len(losses) >= 200 else []
+    if len(losses):
+        label = "loss of each update" if parts else "loss"
+        ax.plot(np.arange(1, len(losses) + 1), losses, color=FAINT if parts else LINES[0], label=label)
+    if parts:
+        means = [losses[part].mean() for part in parts]
+        ax.plot([part.mean() + 1 for part in parts], means, color=LINES[0], label="mean of each hundredth")
+    if history.validations:
+        updates, values = np.asarray(history.validations, dtype=np.float64).T
+        ax.plot(updates, values, "o-", color=LINES[1], markersize=4, label="validation")
+        update, best = history.best
+        ax.plot([update], [best], "o", color=LINES[1], markersize=10, fillstyle="none",
+                label=f"best, {best:.4g} at update {update}")  # fmt: skip
+    finite = np.asarray([*losses, *(value for _, value in history.validations)])
+    if (finite[np.isfinite(finite)] > 0).all():
+        ax.set_yscale("log")
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("update")
+    ax.set_ylabel("loss")
+    ax.grid(alpha=0.25)
+    ax.legend()
+    return _figure_of(ax)
 
 
 def _chosen(
@@ -166,24 +245,60 @@ def _below(name: str, value: int, bound: int) -> None:
         raise ArgumentError(msg)
 
 
-def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
-    """An empty figure with the six panels by name."""
+def _new_figure(caller: str, **options: Any) -> Figure:
+    """Return an empty figure."""
     try:
         from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        msg = "plot_trace draws with the package matplotlib; it comes with pip install 'xplstm[plot]'"
+        msg = f"{caller} draws with the package matplotlib; it comes with pip install 'xplstm[plot]'"
         raise ImportError(msg) from error
-    long = steps >= LONG
-    width = min(24.0, max(11.0, 2.5 + 0.2 * steps)) if long else 11.0
-    figure = Figure(
-        figsize=(width, 10.5 if long else 6.5), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
-    )
-    grid = figure.subplots(6, 1, sharex=True) if long else figure.subplots(3, 2, sharex=True).T.flatten()
-    order = dict(zip((*GATES, *SIGNED), grid, strict=True))
+    return Figure(**options)
+
+
+def _check_axes(name: str, axes: Any) -> None:
+    """Refuse what nothing can be drawn on."""
+    if not all(hasattr(axes, method) for method in ("plot", "imshow", "get_figure")):
+        msg = f"{name} must be Axes of matplotlib, got {type(axes).__name__}"
+        raise DTypeError(msg)
+
+
+def _figure_of(axes: Axes) -> Figure:
+    """Return the whole figure that holds these axes, whatever subfigure they are in."""
+    figure: Any = axes.get_figure()
+    while (outer := getattr(figure, "figure", figure)) is not figure:
+        figure = outer
+    return figure
+
+
+def _given_panels(ax: Any, lines: bool) -> tuple[Figure, dict[str, Axes]]:
+    """Return the figure of the caller's six panels, and the panels by name."""
+    given = list(np.ravel(_values.items("ax", ax)))
+    for k, axes in enumerate(given):
+        _check_axes(f"ax[{k}]", axes)
+    if len(given) != 6 or len({id(_figure_of(axes)) for axes in given}) > 1:
+        msg = f"ax has {len(given)} elements, expected 6 Axes of one figure: for i, f, o, g, c and h"
+        raise ArgumentError(msg)
+    order = dict(zip((*GATES, *SIGNED), given, strict=True))
+    _title(order, lines)
+    return _figure_of(given[0]), order
+
+
+def _title(order: dict[str, Axes], lines: bool) -> None:
+    """Say what each panel shows."""
     for name, axes in order.items():
         axes.set_title(TITLES[name], fontsize=11, loc="left")
         axes.set_ylabel("value" if lines else "unit")
+
+
+def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
+    """An empty figure with the six panels by name."""
+    long = steps >= LONG
+    width = min(24.0, max(11.0, 2.5 + 0.2 * steps)) if long else 11.0
+    figure = _new_figure("plot_trace", figsize=(width, 10.5 if long else 6.5))
+    figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.08)
+    grid = figure.subplots(6, 1, sharex=True) if long else figure.subplots(3, 2, sharex=True).T.flatten()
+    order = dict(zip((*GATES, *SIGNED), grid, strict=True))
+    _title(order, lines)
     return figure, order
 
 
@@ -235,9 +350,7 @@ def _write_numbers(axes: Axes, a: np.ndarray, gate: bool, scale: tuple[float, fl
         axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
 
 
-def _draw_lines(
-    figure: Figure, panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]
-) -> None:
+def _draw_lines(panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]) -> None:
     """Draw a line for each unit, with its own colour and dashes."""
     scales = _scales(values)
     # Nothing is compared with the colours of c, so that its lines may fill their panel.
@@ -251,8 +364,6 @@ def _draw_lines(
             style = STYLES[k % len(STYLES)]
             axes.plot(line, style, color=LINES[k], marker="o", markersize=3, label=f"unit {units[k]}")
         axes.grid(alpha=0.25)
-    handles, labels = panels["i"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(units), fontsize=10)
 
 
 def _mark_units(axes: Axes, units: list[int]) -> None:

@@ -341,6 +341,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     ),
     "testing.quantisation_error": lambda: (testing.quantisation_error, {"lstm": lstm(), "x": X}),
     "LSTM.freeze": lambda: (lstm().freeze, {}),
+    "plots.plot_history": lambda: (plots.plot_history, {"history": training.History([2.0, 1.0])}),
     "plots.plot_trace": lambda: (plots.plot_trace, {"trace": lstm().trace(X)}),
     "io.load": lambda: (io.load, {"source": lstm().state_dict()}),
     "io.save": lambda: (io.save, {"path": f"{FOLDER}/w.safetensors", "network": lstm()}),

@@ -16,7 +16,11 @@ from xplstm import optim, training
 from xplstm.models import CharLM, Forecaster, Ragged
 from xplstm.training import _fit, _team
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork"),
+    # JAX warns of any fork once it is imported; these processes do not use it.
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+]
 
 
 def batches(entries, ragged=False, count=6):

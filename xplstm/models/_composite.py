@@ -12,6 +12,7 @@ from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
+from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io._contents import shown
 from xplstm.io._models import load_model, make_layer, save_model
@@ -25,7 +26,7 @@ Params: TypeAlias = dict[str, Array]
 State: TypeAlias = "LSTMState | tuple[Array, Array] | None"
 
 
-class Composite(ABC):
+class Composite(Summary, ABC):
     """A model whose parameters are those of its parts, each name with the part's before it."""
 
     _parts: ClassVar[Mapping[str, type]]
@@ -33,6 +34,8 @@ class Composite(ABC):
 
     _optional: ClassVar[frozenset[str]] = frozenset()
     """The parts that a model may lack; the attribute is then None."""
+
+    _columns = ("part", "layer", "parameters")
 
     _set_options: Callable[..., None]
     """Check and keep the options of the model itself, which are its arguments."""
@@ -327,6 +330,9 @@ class Composite(ABC):
     @abstractmethod
     def _fitting(self) -> dict[str, tuple[int, int]]:
         """Return the shape of the weight of each part that is no network, as the options and networks ask."""
+
+    def _rows(self) -> list[Row]:
+        return [(name, repr(layer), layer.num_parameters) for name, layer in self._layers.items()]
 
     def __repr__(self) -> str:
         known = inspect.signature(type(self)).parameters

@@ -10,6 +10,7 @@ import numpy as np
 from xplstm import _array, _checks, _dropout, _values, init
 from xplstm._checks import Home
 from xplstm._parts import part
+from xplstm._summary import Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.nn._module import DParams, Module, Seed
 
@@ -240,7 +241,7 @@ class Linear(Module):
         return home, _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
 
 
-class Dropout:
+class Dropout(Summary):
     """Zero elements at random and scale the others up; Srivastava et al. (2014).
 
     Parameters

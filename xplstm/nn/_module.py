@@ -14,6 +14,7 @@ from xplstm._checks import Home
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._params import each
 from xplstm._stack import Layers, Packed, Prepare, Stack
+from xplstm._summary import Row, Summary, shape_rows
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.cells import Cell
 
@@ -23,7 +24,7 @@ Rule = Callable[..., Mapping[str, np.ndarray]]
 DParams = dict[str, Array]
 
 
-class Module:
+class Module(Summary):
     """Parameters in a plain dict, and the methods that read and replace it."""
 
     params: dict[str, Array]
@@ -52,6 +53,9 @@ class Module:
         home = _checks.home(self.params)
         _checks.parameters(self.params, self.shapes)
         return home
+
+    def _rows(self) -> list[Row]:
+        return shape_rows(self.shapes)
 
     @property
     def nbytes(self) -> int:
@@ -353,8 +357,11 @@ class Recurrent(Module):
         return {name: found[name] for name in self.shapes}
 
 
-class Frozen(Packed):
+class Frozen(Summary, Packed):
     """Layers over time that `freeze` has copied and packed."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self._stack.arguments()}"
+
+    def _rows(self) -> list[Row]:
+        return shape_rows(_stack.shapes(self._stack))

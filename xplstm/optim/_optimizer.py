@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._parts import part
+from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Namespace, Params
 from xplstm.optim._clip import float_array
 from xplstm.optim._schedules import LearningRate
@@ -103,7 +104,7 @@ def matches(name: str, chosen: Iterable[str]) -> bool:
     )
 
 
-class Optimizer(ABC):
+class Optimizer(Summary, ABC):
     """What `SGD`, `Adam` and `AdamW` have in common: state of each parameter by name, and its export.
 
     Attributes
@@ -114,6 +115,8 @@ class Optimizer(ABC):
 
     _options: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that hold a class's own options."""
+
+    _columns = ("state", "of", "numbers")
 
     def __init__(self, lr: LearningRate, averages: tuple[str, ...], groups: Sequence[Group] = ()) -> None:
         self.lr = lr
@@ -126,6 +129,23 @@ class Optimizer(ABC):
         self._counts = bool(averages)
         self._steps: dict[str, int] = {}
         self.step = 0
+
+    def __repr__(self) -> str:
+        options = [f"{name}={getattr(self, name)!r}" for name in self._options]
+        groups = [f"groups={list(self.groups)!r}"] if self.groups else []
+        return f"{type(self).__name__}({', '.join([f'lr={self._lr!r}', *options, *groups])})"
+
+    def _rows(self) -> list[Row]:
+        found = []
+        for kind, arrays in self._averages.items():
+            count = sum(math.prod(a.shape) for a in arrays.values())
+            found += [(kind, f"{len(arrays)} parameters", count)] if arrays else []
+        return found
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements of the state, such as averages of gradients."""
+        return super().num_parameters
 
     @property
     def lr(self) -> float:

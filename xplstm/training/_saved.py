@@ -30,7 +30,7 @@ METADATA = "xplstm"
 FINALS = ("params", "average", "best")
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What happened in a run.
 
@@ -44,6 +44,13 @@ class History:
 
     losses: list[float] = field(default_factory=list)
     validations: list[tuple[int, float]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        text = f"{len(self.losses)} losses" + (f", the last {self.losses[-1]:.4g}" if self.losses else "")
+        if self.validations:
+            update, value = self.best
+            text += f"; {len(self.validations)} validations, the best {value:.4g} at update {update}"
+        return f"History({text})"
 
     @property
     def best(self) -> tuple[int, float]:

@@ -1,0 +1,68 @@
+"""What a layer, a model or an optimiser shows of itself: a table of parameters, as text or in a notebook."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+Row = tuple[str, str, int]
+
+
+class Summary:
+    """A count of parameters, and a table of them."""
+
+    _columns: ClassVar[tuple[str, str, str]] = ("name", "shape", "parameters")
+
+    def _rows(self) -> Sequence[Row]:
+        """Return a name, a description and a count for each line of the table."""
+        return ()
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements of all parameters."""
+        return sum(count for *_, count in self._rows())
+
+    def summary(self) -> str:
+        """Return a table of the parameters as text.
+
+        Returns
+        -------
+        str
+            The ``repr``, a line for each parameter or part, and their total.
+
+        Examples
+        --------
+        >>> import xplstm
+        >>> print(xplstm.Linear(3, 2).summary())
+        Linear(3, 2)
+        name    shape   parameters
+        weight  (2, 3)           6
+        bias    (2,)             2
+        total                    8
+        """
+        rows = [(name, what, f"{count:,}") for name, what, count in self._rows()]
+        lines = [self._columns, *rows, ("total", "", f"{self.num_parameters:,}")]
+        first, second, third = (max(len(line[k]) for line in lines) for k in range(3))
+        table = [f"{a:<{first}}  {b:<{second}}  {c:>{third}}" for a, b, c in lines]
+        return "\n".join([repr(self), *table])
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        rows = [(name, what, f"{count:,}") for name, what, count in self._rows()]
+        lines = [*rows, ("total", "", f"{self.num_parameters:,}")]
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self._columns)
+        body = "".join(
+            f'<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td><td align="right">{c}</td></tr>'
+            for a, b, c in lines
+        )
+        return (
+            f"<table><caption><code>{html.escape(repr(self))}</code></caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def shape_rows(shapes: dict[str, tuple[int, ...]]) -> list[Row]:
+    """Return a line for each parameter of these shapes."""
+    return [(name, str(shape), math.prod(shape)) for name, shape in shapes.items()]
