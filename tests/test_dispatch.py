@@ -172,8 +172,8 @@ def test_the_configuration_names_what_waits(row: Any, capsys: pytest.CaptureFixt
 
 def test_what_supports_and_does_not_wait_is_chosen(row: Any) -> None:
     row(canonical_sums=lambda problem: problem.reproducible)
-    assert xplstm.LSTM(3, 2).explain(X) == (("another",), ({},), False)
-    assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True)
+    assert xplstm.LSTM(3, 2).explain(X) == (("another",), ({},), False, ())
+    assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True, ())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

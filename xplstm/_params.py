@@ -220,15 +220,7 @@ class LSTMTrace(NamedTuple):
     h: Array
 
 
-class _Explained(NamedTuple):
-    """The items of an `Explanation`."""
-
-    kernels: tuple[str, ...]
-    reasons: tuple[dict[str, str], ...]
-    canonical_sums: bool
-
-
-class Explanation(_Explained):
+class Explanation(NamedTuple):
     """Kernel that would run each layer, and why each faster kernel would not.
 
     Attributes
@@ -241,10 +233,12 @@ class Explanation(_Explained):
         Whether every layer has the reproducible summation order, so that the bits of
         a batch entry do not depend on the other entries.
     weights : tuple of str
-        For each layer of ``freeze(weights=)``, what its kernel reads the weights as; else empty. No item of
-        the tuple.
+        For each layer of ``freeze(weights=)``, what its kernel reads the weights as; else empty.
     """
 
+    kernels: tuple[str, ...]
+    reasons: tuple[dict[str, str], ...]
+    canonical_sums: bool
     weights: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -293,9 +293,7 @@ def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
         if stack.weights:
             read = stack.weights if _reads(kernel, asked) else f"{stack.weights}, as {asked.dtype}"
             weights.append(f"{read}, activations: {stack.activations}" if stack.activations else read)
-    found = Explanation(tuple(chosen), tuple(reasons), all(canonical))
-    found.weights = tuple(weights)
-    return found
+    return Explanation(tuple(chosen), tuple(reasons), all(canonical), tuple(weights))
 
 
 def _reads(kernel: Kernel, asked: Problem) -> bool:

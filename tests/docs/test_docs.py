@@ -56,6 +56,8 @@ NEEDS = backends_needed()
 RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
 
 
+# JAX warns of any fork once another test has imported it; the page that forks does not use it.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize(
     ("page", "backends"),
     [

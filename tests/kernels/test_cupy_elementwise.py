@@ -202,6 +202,6 @@ def test_only_what_backward_reads_is_kept() -> None:
 
 def test_a_slice_of_a_slice() -> None:
     recorder = Recorder()
-    a = recorder.array("a", 12)
+    a = recorder.array(12)
     both = recorder.concat([a[..., 4:10], a[..., :2]])
     assert [(p.node.first, p.width) for p in both[..., 3:7][..., 2:].parts()] == [(9, 1), (0, 1)]

@@ -30,10 +30,15 @@ def why_not(problem: Problem, backend: str, dtypes: Collection[str], resets: boo
 
 
 def projected_inputs(
-    problem: Problem, at: Callable[[int], Equations], p: Params, x: Array, reverse: bool
+    problem: Problem,
+    at: Callable[[int], Equations],
+    p: Params,
+    x: Array,
+    reverse: bool,
+    bound: int = PROJECTION_BOUND,
 ) -> Iterator[tuple[int, Array]]:
     """Yield each time in the direction's order with its ``W_ih x + b``, projected many steps at a time."""
-    length = max(1, PROJECTION_BOUND // max(1, problem.B * p.weight_ih.shape[0]))
+    length = max(1, bound // max(1, problem.B * p.weight_ih.shape[0]))
     for lo, hi in segments(problem.T, length, reverse):
         # One product of two matrices: a batch of T products costs CuPy a copy of the weights, and launches.
         zx = at(lo).project_input(flatten_time(x[lo:hi, ...]), p)

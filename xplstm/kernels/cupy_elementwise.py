@@ -86,7 +86,7 @@ def _recorded(problem: Problem, d: int) -> Recorded:
 def _inputs(recorder: Recorder, form: Form) -> tuple[Params, Any]:
     """Return the parameters as inputs of a recorded step, and the equations of the step."""
     arrays: dict[str, Matrix | Value] = {
-        name: recorder.row(name, shape[0]) if len(shape) == 1 else recorder.matrix(name, (shape[0], shape[1]))
+        name: recorder.row(shape[0]) if len(shape) == 1 else recorder.matrix((shape[0], shape[1]))
         for name, shape in form.shapes
     }
     still = Still(recorder, None, "float32", 0, form.H, form.output_size)
@@ -110,11 +110,11 @@ def record(form: Form) -> Recorded:
     rows, cells = dict(form.shapes)["weight_ih"][0], form.cell.cell_size(form.H)
     there = Recorder()
     p, equations = _inputs(there, form)
-    zx, h, c = there.array("zx", rows), there.array("h", form.output_size), there.array("c", cells)
-    valid = there.flags("valid") if form.masked else None
+    zx, h, c = there.array(rows), there.array(form.output_size), there.array(cells)
+    valid = there.flags() if form.masked else None
     start_h, start_c = h, c
     if form.resets:
-        fresh = there.flags("fresh")
+        fresh = there.flags()
         start_h, start_c = (there.where(fresh, there.zeros_like(a), a) for a in (h, c))
     h_new, c_new, step = equations.forward(there, zx, start_h, start_c, p)
     y = h_new
@@ -125,10 +125,10 @@ def record(form: Form) -> Recorded:
 
     back = Recorder()
     p, equations = _inputs(back, form)
-    dy, dh, dc = (back.array(n, k) for n, k in (("dy", h.width), ("dh", h.width), ("dc", c.width)))
-    exists = back.flags("valid") if form.masked else None
-    cut = back.flags("fresh") if form.resets else None
-    inputs = [back.array("kept", leaf.width) for leaf in leaves]
+    dy, dh, dc = (back.array(width) for width in (h.width, h.width, c.width))
+    exists = back.flags() if form.masked else None
+    cut = back.flags() if form.resets else None
+    inputs = [back.array(leaf.width) for leaf in leaves]
     dh = dh + (dy if exists is None else back.where(exists, dy, 0.0))
     step_gradients, dh_prev, dc_prev = equations.backward(back, dh, dc, _refilled(step, list(inputs)), p)
     fields = list(step_gradients)
@@ -249,7 +249,7 @@ def _run(
             slots[T if reverse else 0] = start
         own = [memory(T, width) for width, place in recorded.kept if place == "own"]
     run = Run(recorded.forward if problem.keep else recorded.infer, _given(p), B, x.dtype)
-    for t, zx in projected_inputs(problem, part.cell.at(part), p, x, reverse):
+    for t, zx in projected_inputs(problem, part.cell.at(part), p, x, reverse, layer.PROJECTION_BOUND):
         into = {0: y[t]}
         if problem.keep:
             after = t if reverse else t + 1

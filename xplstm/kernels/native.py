@@ -24,23 +24,22 @@ from xplstm.cells import Params, Sizes
 from xplstm.cells.lstm import STANDARD, STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
 
+# All four are needed: pip keeps what is installed, and the wheel that it made without a compiler.
+_OPTIONS = "--force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
+
 
 def _describe_old_build(found: int, expected: int) -> str:
     """Say that the compiled part and this file are of different versions, and what to do."""
     return (
         f"its compiled part has interface {found}, expected {expected}: it was built from another version; "
-        "pip install --force-reinstall --no-binary xplstm xplstm builds it, in a source tree pip install -e ."
+        f"repeat pip install with {_OPTIONS}"
     )
 
 
 try:
     from xplstm.kernels import _engine
 except (ImportError, SystemError) as error:
-    # All four are needed: pip keeps what is installed, and the wheel that it made without a compiler.
-    _HINT = (
-        "install a C compiler, then repeat pip install with"
-        " --force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
-    )
+    _HINT = f"install a C compiler, then repeat pip install with {_OPTIONS}"
     _MISSING = f"it is not compiled here ({error}); {_HINT}"
     ISAS: dict[str, bool] = {}
 else:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks, _values
+from xplstm import _array, _checks, _steps, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
@@ -208,8 +208,7 @@ def existing(batch: Ragged, name: str = "x") -> Array | None:
     except XplstmError as error:
         msg = f"{name}: {error}"
         raise type(error)(msg) from error
-    numbers = xp.arange(steps, dtype=lengths.dtype, device=device)
-    return numbers[:, None] < lengths[None, :]
+    return _steps.existing(xp, "lengths", lengths, steps, device)
 
 
 def count_existing(exists: Array | None, shape: tuple[int, ...]) -> int:

@@ -118,7 +118,7 @@ class Builder:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.registers = len(recorder.slots)
+        self.registers = len(recorder.widths)
         self.products: dict[tuple[int, Matrix], int] = {}
         self.writes: list[Write] = []
         self.levels: dict[int, int] = {}

@@ -63,7 +63,6 @@ class Recorder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.known: dict[Node, int] = {}
-        self.slots: list[str] = []
         self.widths: list[int] = []
         self.slices: dict[tuple[int, int, int], Value] = {}
 
@@ -74,27 +73,26 @@ class Recorder:
             self.nodes.append(node)
         return Value(self, self.known[node])
 
-    def slot(self, name: str, width: int) -> int:
+    def slot(self, width: int) -> int:
         """Return the number of the next array that a call is given."""
-        self.slots.append(name)
         self.widths.append(width)
-        return len(self.slots) - 1
+        return len(self.widths) - 1
 
-    def array(self, name: str, width: int, kind: str = NUMBER) -> Value:
+    def array(self, width: int, kind: str = NUMBER) -> Value:
         """Return an input of shape (B, width)."""
-        return self.add(Node(INPUT, (), width, kind, self.slot(name, width)))
+        return self.add(Node(INPUT, (), width, kind, self.slot(width)))
 
-    def row(self, name: str, width: int) -> Value:
+    def row(self, width: int) -> Value:
         """Return an input of shape (width,), the same for every batch entry."""
-        return self.add(Node(INPUT, (), width, NUMBER, self.slot(name, width), COLUMN))
+        return self.add(Node(INPUT, (), width, NUMBER, self.slot(width), COLUMN))
 
-    def flags(self, name: str) -> Value:
+    def flags(self) -> Value:
         """Return an input of shape (B, 1) of booleans."""
-        return self.add(Node(INPUT, (), 1, FLAG, self.slot(name, 1), ROW))
+        return self.add(Node(INPUT, (), 1, FLAG, self.slot(1), ROW))
 
-    def matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
+    def matrix(self, shape: tuple[int, int]) -> Matrix:
         """Return an input that takes part in products alone."""
-        return Matrix(self.slot(name, 0), shape)
+        return Matrix(self.slot(0), shape)
 
     def constant(self, number: float, width: int = 1) -> Value:
         """Return a Python number for every element."""
