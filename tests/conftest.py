@@ -20,7 +20,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Keras too; what it takes by itself is none of the libraries here.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-from xplstm import _array, _dispatch, _parts
+from xplstm import _array, _dispatch
+from xplstm.kernels._cuda import parts
 from xplstm.kernels._cuda import training as training_parts
 
 BACKENDS = ("numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy")
@@ -109,7 +110,7 @@ def pytest_configure() -> None:
     for name in required().intersection(_dispatch.TABLE):
         # Who requires a kernel that no GPU has run yet wants it tested wherever it would be chosen.
         vars(importlib.import_module(_dispatch.TABLE[name])).pop("UNPROVEN", None)
-    if required().intersection(_parts.KERNELS):
+    if required().intersection(parts.KERNELS):
         vars(training_parts).pop("UNPROVEN", None)
 
 

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms of earlier rows, and no others. A name that ends in a dot is a folder, whose
 # rooms are siblings; the face of the package is "". A new room needs a place here.
 ROWS = (
-    ("_errors", "_typing", "_choice", "_durable"),
+    ("_errors", "_typing", "_choice", "io.files._durable"),
     ("_values", "_summary"),
     (
-        "_trees",
+        "training._trees",
         "kernels._recycled",
         "kernels._threads",
         "kernels._cuda.launch",
@@ -31,11 +31,11 @@ ROWS = (
     ("_state",),
     ("init",),
     ("cells",),
-    ("_params", "_steps"),
-    ("kernels._support", "_stored"),
+    ("_params", "kernels._steps"),
+    ("kernels._support", "kernels._stored"),
     ("kernels._cuda.layer",),
     ("kernels._cuda.training",),
-    ("_parts",),
+    ("kernels._cuda.parts",),
     ("_dropout",),
     ("_merge", "init", "losses._shares", "optim._schedules"),
     ("losses._classes", "losses._ctc", "losses._numbers"),
@@ -50,7 +50,7 @@ ROWS = (
     ("cells.variant", "cells.rnn", "cells.gru"),
     ("_checks",),
     ("kernels.",),
-    ("_checkpoint", "_dispatch"),
+    ("kernels._checkpoint", "_dispatch"),
     ("_borrow",),
     ("_stack",),
     ("_blocks",),
@@ -193,6 +193,8 @@ def rooms(package: str) -> dict[str, Path]:
 
 
 ROOMS = rooms("xplstm")
+# At the top of the package: a reader has to hold them all in mind at once.
+MOST_AT_THE_TOP = 32
 IMPORTS = [found for room, path in ROOMS.items() for found in imports_of(room, path)]
 
 
@@ -256,7 +258,12 @@ def test_only_numpy_is_imported_at_the_top(room):
 @pytest.mark.parametrize("room", [room for room in ROOMS if room.startswith("kernels.")])
 def test_an_engine_imports_the_underscore_rooms_of_its_family_alone(room):
     gpu, cpu = ("kernels._cuda",), ("kernels._recycled", "kernels._threads")
-    family = ("kernels._support", *(gpu if "cupy" in room or "_cuda" in room else cpu))
+    family = (
+        "kernels._support",
+        "kernels._steps",
+        "kernels._stored",
+        *(gpu if "cupy" in room or "_cuda" in room else cpu),
+    )
     shared = [name for found in IMPORTS if found.room == room and (name := room_named(found.name))]
     wrong = [name for name in shared if name.startswith("kernels._") and not name.startswith(family)]
     assert not wrong, f"{room} imports {wrong}"
@@ -328,3 +335,8 @@ def test_import_costs_little_more_than_its_dependencies(fresh):
         for name in code:
             best[name] = min(best[name], float(fresh(code[name])))
     assert best["with"] <= 1.5 * best["without"], f"seconds of processor time: {best}"
+
+
+def test_the_top_of_the_package_has_few_rooms():
+    top = {room.partition(".")[0] for room in ROOMS}
+    assert len(top) <= MOST_AT_THE_TOP, f"{len(top)} rooms at the top: {sorted(top)}"

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks, _merge, _stack, _steps
+from xplstm import _array, _checks, _merge, _stack
 from xplstm._checks import Home
 from xplstm._choice import Chosen, threads
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._params import Explanation
 from xplstm._stack import Layers, Packed, Stack
 from xplstm._state import LSTMState
+from xplstm.kernels import _steps
 
 
 def takes(x: Any, home: Home) -> bool:

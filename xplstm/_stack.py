@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from xplstm import _array, _borrow, _checkpoint, _checks, _dispatch, _dropout, _merge, _steps, _stored
+from xplstm import _array, _borrow, _checks, _dispatch, _dropout, _merge
 from xplstm._checks import Home, Valid
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
@@ -15,7 +15,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Lengths, Merge, Namespace
 from xplstm.cells import Cell, Params, Sizes
 from xplstm.cells.lstm import STANDARD
-from xplstm.kernels import reference
+from xplstm.kernels import _checkpoint, _steps, _stored, reference
 
 Size = TypeVar("Size", int, str)
 

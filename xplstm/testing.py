@@ -8,12 +8,14 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _stored, _trees, _values
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, GradientError
 from xplstm._state import LSTMState
-from xplstm._trees import Tree
 from xplstm._typing import Array, Lengths
+from xplstm.kernels import _stored
 from xplstm.nn import LSTM
+from xplstm.training import _trees
+from xplstm.training._trees import Tree
 
 __all__ = [
     "GradientError",

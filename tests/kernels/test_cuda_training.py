@@ -16,7 +16,8 @@ import xplstm
 from tests.conftest import backend, open_backend
 from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.training import ROOM
-from xplstm import _array, _dropout, _parts, losses, optim
+from xplstm import _array, _dropout, losses, optim
+from xplstm.kernels._cuda import parts
 from xplstm.kernels._cuda import training as training_parts
 from xplstm.models import CharLM
 from xplstm.nn import _layers
@@ -48,7 +49,7 @@ def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
     if compiled.compiler() is None or int(np.__version__.split(".")[0]) < 2:
         pytest.skip("a C++20 compiler and NumPy 2 are needed to emulate the CUDA sources")
     with standin.installed(), monkeypatch.context() as patch:
-        patch.setattr(_parts, "cuda_room", lambda _: ROOM)
+        patch.setattr(parts, "cuda_room", lambda _: ROOM)
         yield On(_array.numpy_namespace(), "cpu")
 
 
@@ -58,7 +59,7 @@ def generic(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with xplstm.use_kernel(None), monkeypatch.context() as patch:
-            patch.setattr(_parts, "cuda_room", lambda _: None)
+            patch.setattr(parts, "cuda_room", lambda _: None)
             return function(*args, **kwargs)
 
     return call
@@ -394,12 +395,12 @@ def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: p
     monkeypatch.setattr(training_parts, "UNPROVEN", "no GPU has run it yet", raising=False)
     cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()
-    assert _parts.cuda_room(cupy) is None
-    for name in _parts.KERNELS:
+    assert parts.cuda_room(cupy) is None
+    for name in parts.KERNELS:
         with xplstm.use_kernel(name):
-            assert _parts.cuda_room(cupy) is training_parts
-            assert _parts.cuda_room(numpy) is None
+            assert parts.cuda_room(cupy) is training_parts
+            assert parts.cuda_room(numpy) is None
     monkeypatch.delattr(training_parts, "UNPROVEN")
-    assert _parts.cuda_room(cupy) is training_parts
+    assert parts.cuda_room(cupy) is training_parts
     with xplstm.use_kernel("reference"):
-        assert _parts.cuda_room(cupy) is None
+        assert parts.cuda_room(cupy) is None

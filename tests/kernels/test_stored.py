@@ -13,8 +13,7 @@ import pytest
 
 import xplstm
 from tests.support.cases import Case, kernels
-from xplstm import _stored
-from xplstm.kernels import native
+from xplstm.kernels import _stored, native
 from xplstm.testing import quantisation_error
 
 UNIT = 2.0**-24

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xplstm import _array, _checks, _values, nn
-from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -15,6 +14,7 @@ from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._given import as_path
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
+from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
 
 Network: TypeAlias = nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from xplstm import _array
-from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _load
 from xplstm.io._contents import shown
 from xplstm.io._written import METADATA, parsed_options
 from xplstm.io.files import safetensors
+from xplstm.io.files._durable import write_durably
 from xplstm.nn import Embedding, Linear, Recurrent
-
-if TYPE_CHECKING:
-    from xplstm.training import Checkpoint
 
 Path: TypeAlias = "str | os.PathLike[str]"
 
@@ -26,6 +23,18 @@ MODEL = "xplstm.model"
 """Metadata of a file: what `Composite.config` returned, as JSON."""
 CHECKPOINT = "xplstm-checkpoint-"
 """Beginning of the format of a file that `xplstm.training` wrote."""
+
+
+class Checkpoint(Protocol):
+    """What a model is made of in an `xplstm.training.Checkpoint`."""
+
+    @property
+    def model(self) -> Mapping[str, Any] | None:
+        """What the model's ``config()`` returned."""
+
+    @property
+    def final(self) -> str:
+        """The attribute with the parameters that the model had when `fit` ended."""
 
 
 def save_model(
@@ -84,7 +93,7 @@ def load_model(
 
     if isinstance(path, xplstm.training.Checkpoint):
         return _from_checkpoint("the checkpoint", path, xp, device)
-    where = os.fspath(path)
+    where = os.fspath(cast("Path", path))
     contents = safetensors.read(where)
     about = _json(where, contents.metadata.get(METADATA, "{}"))
     if str(about.get("format", "")).startswith(CHECKPOINT):

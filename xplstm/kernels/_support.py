@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-from xplstm import _array, _steps
+from xplstm import _array
 from xplstm._params import Problem
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Equations, Params
+from xplstm.kernels import _steps
 
 # The hoisted input projection is made for as many steps at a time as stay below this many elements.
 PROJECTION_BOUND = 2**20

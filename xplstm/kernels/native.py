@@ -19,10 +19,10 @@ import numpy as np
 from xplstm import _array
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
-from xplstm._stored import STORAGES, Stored
 from xplstm.cells import Params, Sizes
 from xplstm.cells.lstm import STANDARD, STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
+from xplstm.kernels._stored import STORAGES, Stored
 
 # All four are needed: pip keeps what is installed, and the wheel that it made without a compiler.
 _OPTIONS = "--force-reinstall --no-deps --no-cache-dir --no-binary xplstm"

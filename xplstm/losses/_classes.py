@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError
-from xplstm._parts import part
 from xplstm._typing import Array, Namespace
+from xplstm.kernels._cuda.parts import part
 from xplstm.losses._shares import (
     Pullback,
     check_classes,

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks, _steps, _values
+from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
+from xplstm.kernels import _steps
 
 
 def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from xplstm import _array, _blocks, _checks, _dispatch, _stack, _stored, _values
+from xplstm import _array, _blocks, _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Stepper
 from xplstm._errors import ArgumentError, BackendError, DTypeError
 from xplstm._params import Explanation, LSTMTrace, Variant
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
-from xplstm._stored import Storage
 from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
 from xplstm.cells.variant import lstm_cell
+from xplstm.kernels import _stored
+from xplstm.kernels._stored import Storage
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 

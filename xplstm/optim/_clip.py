@@ -10,8 +10,8 @@ import numpy as np
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
-from xplstm._parts import part
 from xplstm._typing import Array, Namespace, Params
+from xplstm.kernels._cuda.parts import part
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 # Keeps a norm of finite numbers finite, and is exact.

@@ -7,9 +7,10 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, TypeAlias
 
-from xplstm import _array, _trees, _values
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, FormatError, ShapeError
 from xplstm._typing import Array
+from xplstm.training import _trees
 
 Batch: TypeAlias = tuple[Any, Any]
 Batches: TypeAlias = "Sequence[Batch] | Iterable[Batch]"

@@ -13,13 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _trees, _values
-from xplstm._durable import check_writable
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, GroupError, NonFiniteError
+from xplstm.io.files._durable import check_writable
 from xplstm.nn import Dropout
 from xplstm.optim import Optimizer, Plateau
 from xplstm.optim._clip import FLOATS
 from xplstm.optim._optimizer import matches, patterns
+from xplstm.training import _trees
 from xplstm.training._data import Batches, Place, Source
 from xplstm.training._progress import bar
 from xplstm.training._run import Event, Model, Options, Run

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from xplstm import _array, _values
-from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
 from xplstm.io._models import MODEL
 from xplstm.io.files import safetensors
+from xplstm.io.files._durable import write_durably
 
 State: TypeAlias = "tuple[Array, ...] | None"
 

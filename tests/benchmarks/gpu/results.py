@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks.gpu.engines import OURS, PRECISIONS
-from xplstm._durable import write_durably
 from xplstm._errors import FormatError
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import median_ratio, write_figure
+from xplstm.io.files._durable import write_durably
 
 UNIT = "microseconds a step, one layer of one direction"
 TITLES = {"forward": "inference", "train": "training: forward, backward and all gradients"}

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xplstm import _array, _values
-from xplstm._durable import write_durably
 from xplstm._errors import ArgumentError
 from xplstm._params import Variant
 from xplstm._typing import Array, Namespace
 from xplstm.io._contents import Contents, Found, Opening, by_name
 from xplstm.io._written import no_place
+from xplstm.io.files._durable import write_durably
 from xplstm.io.onnx import _graph, _operator
 from xplstm.io.onnx._export import model_of, why_not_export
 from xplstm.io.onnx._find import in_arrays, in_graph

@@ -1,6 +1,6 @@
 """Training's parts on NVIDIA GPUs: the launches of training.cu.
 
-Each public function has the name of the generic one that `_parts.part` marks, takes its arguments without the
+Each public function has the name of the generic one that `parts.part` marks, takes its arguments without the
 namespace, and gives the same up to rounding; updates and masks give the same bits. Everything runs on the
 arrays' device and CuPy's current stream, and waits for nothing.
 """
