@@ -136,7 +136,7 @@ def why_unusable(name: str) -> str | None:
 
 
 def _why_cupy_unusable() -> str | None:
-    """Importable is not usable: count devices, allocate, run one kernel."""
+    """Count devices, allocate and run one kernel: a library that imports may still be unusable."""
     try:
         import cupy as cp
     except ImportError as error:
@@ -203,7 +203,7 @@ def _numpy_dtype_name(dtype: np.dtype) -> str:
 
 
 def dtype_named(xp: Namespace, name: str) -> DType:
-    """The dtype object of `xp` called `name`."""
+    """Return the dtype object of `xp` with this name."""
     dtype = getattr(xp, name, None)
     if dtype is None and backend_name(xp) in ("numpy", "cupy", "dask"):
         dtype = _numpy_dtype_named(name)
@@ -224,7 +224,7 @@ def _numpy_dtype_named(name: str) -> DType:
 
 
 def wide_dtype(xp: Namespace, dtype: DType) -> DType:
-    """What sums over `dtype` are made in: float32 for half precision, else the dtype itself."""
+    """Return the dtype of sums over `dtype`: float32 for half precision, else the dtype itself."""
     return xp.float32 if dtype_name(dtype) in ("float16", "bfloat16") else dtype
 
 
@@ -333,7 +333,7 @@ def bounded(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
 
 
 def copy(x: Any) -> Array:
-    """A copy in the same library, device and dtype, not tied to `x` by PyTorch's autograd either."""
+    """Copy in the same library, device and dtype; PyTorch's autograd does not tie the copy to `x`."""
     if array_api_compat.is_torch_array(x):
         return x.detach().clone()
     return namespace(x, "x").asarray(x, copy=True)

@@ -38,7 +38,7 @@ def projection(proj_size: int, hidden_size: int) -> int:
 
 
 def merge(value: str, bidirectional: bool) -> str:
-    """A way to join two directions; with one direction there is nothing to join."""
+    """Return a way to join two directions; with one direction there is nothing to join."""
     if _values.one_of("merge", value, MERGES) != "concat" and not bidirectional:
         msg = f"merge={value!r} needs bidirectional=True: there is one direction to join"
         raise ArgumentError(msg)
@@ -246,7 +246,7 @@ class Valid(NamedTuple):
 
 
 def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
-    """A time-major `mask` that is checked already, or `lengths`, looked at only where that does not wait."""
+    """Return a checked time-major `mask`, or `lengths`, read only where that does not wait."""
     if given is None and mask is None:
         return Valid("all", None)
     if given is not None and mask is not None:

@@ -113,7 +113,7 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
 
 @cache
 def load(name: str) -> Kernel:
-    """The kernel called `name`, its module imported at the first call."""
+    """Return the kernel of this name; the first call imports its module."""
     module = importlib.import_module(TABLE[name])
     optional = {part: getattr(module, part) for part in OPTIONAL if hasattr(module, part)}
     parts = module.supports, module.prepare, module.forward, module.backward
@@ -153,7 +153,7 @@ def why_missing(name: str) -> str:
 
 
 def select(problem: Problem) -> Kernel:
-    """The pinned kernel, or the first of the table that runs `problem`."""
+    """Return the pinned kernel, or the first of the table that runs `problem`."""
     pinned = _pinned.get()
     reasons = {}
     for name in TABLE if pinned is None else [pinned]:

@@ -175,7 +175,7 @@ def _enter_flags(
 
 
 def _axes(stack: Stack, T: Size, B: Size, batched: bool) -> tuple[Size, ...]:
-    """The first axes of whatever has time, as the user passes it."""
+    """Return the first axes of an array with time, in the order of the user."""
     if not batched:
         return (T,)
     return (B, T) if stack.batch_first else (T, B)
@@ -222,7 +222,7 @@ def _time_major(stack: Stack, xp: Namespace, a: Array, batched: bool) -> Array:
 
 
 def _user_major(stack: Stack, call: Call, a: Array) -> Array:
-    """What the user gets from (T, B, ...)."""
+    """Return (T, B, ...) in the layout of the user."""
     if not call.batched:
         return a[:, 0, ...]
     return _swap(call.xp, a) if stack.batch_first else a
@@ -243,7 +243,7 @@ def _leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
 def problem(
     stack: Stack, call: Call, layers: Layers, layer: int, keep: bool, key: Key | None = None
 ) -> Problem:
-    """What a kernel is asked to run for one layer; with a key, a variant's random masks are drawn."""
+    """Return the problem of one layer; with a key, a variant's random masks are drawn."""
     T, B = call.x.shape[0], call.x.shape[1]
     return Problem(
         xp=call.xp,
@@ -280,7 +280,7 @@ def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
 
 
 def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
-    """What would run each layer, and why not each faster kernel."""
+    """Return the kernel of each layer, and the reason against each faster kernel."""
     names = list(_dispatch.TABLE)
     chosen, reasons, canonical, weights = [], [], [], []
     for layer in range(stack.num_layers):
@@ -316,7 +316,7 @@ def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMStat
 
 
 def _leave_y(stack: Stack, call: Call, y: Array) -> Array:
-    """What the user gets of (T, B, ·): with merge="none" each direction by itself, on an axis of its own."""
+    """Return (T, B, ·) as the user gets it: merge="none" gives each direction an axis position of its own."""
     if stack.merge != "none":
         return _user_major(stack, call, y)
     P = stack.output_size
@@ -400,7 +400,7 @@ def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> 
 
 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
-    """What the kernel that runs `x_t` has for single steps of all layers, from what the user passes."""
+    """Return the function of the selected kernel for single steps of all layers, or None."""
     call = _enter_step(stack, home, x_t, None)
     layers = range(stack.num_layers)
     asked = [problem(stack, call, prepare.layers, layer, keep=False) for layer in layers]
@@ -482,7 +482,7 @@ def _keep(
 
 
 def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[Array]:
-    """What a layer's input is multiplied by: one mask for all times, one of each time between layers."""
+    """Return the dropout mask of a layer's input: one for all times, or one for each time between layers."""
     (T, B, _), features = call.x.shape, stack.layer_input(layer)
     found = []
     if key is not None and stack.input_dropout:
@@ -493,7 +493,7 @@ def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[
 
 
 def _weight_mask(stack: Stack, call: Call, key: Key | None, layer: int, d: int, p: Params) -> Array | None:
-    """What a direction's weight_hh is multiplied by; Wan et al. (2013), Merity et al. (2018)."""
+    """Return the mask of a direction's weight_hh; Wan et al. (2013), Merity et al. (2018)."""
     if key is None or stack.weight_dropout == 0:
         return None
     stream = layer * len(stack.reverse) + d

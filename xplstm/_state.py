@@ -209,7 +209,7 @@ class LSTMState(NamedTuple):
 
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
-    """The h of all states, then the c, each with its names."""
+    """Return the h of all states, then the c, each with its name."""
     states = _values.items("states", states)
     pairs = [LSTMState(*pair(f"states[{k}]", state)) for k, state in enumerate(states)]
     if not pairs:
@@ -231,7 +231,7 @@ def pair(name: str, value: object) -> tuple[Array, Array]:
 
 
 def axis_of(name: str, a: Array, axis: int | None) -> int:
-    """The axis of the rows: 1 of three axes, else what the caller says."""
+    """Return the axis of the batch: 1 of three axes, else the one that the caller gives."""
     if axis is None:
         if a.ndim == 3:
             return 1
@@ -247,7 +247,7 @@ def axis_of(name: str, a: Array, axis: int | None) -> int:
 
 
 def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
-    """The rows with these numbers, in this order; without the axis for a single integer."""
+    """Return the batch entries with these indices, in this order; a single integer drops the axis."""
     count = a.shape[axis]
     if _is_scalar(rows):
         row = _integer(rows)
@@ -266,7 +266,7 @@ def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
 
 
 def reset_entries(name: str, a: Array, rows: Any, to: Array | None, axis: int) -> Array:
-    """`a` with zeros, or what `to` says, in these rows; selected, so that NaN vanishes too."""
+    """Return `a` with zeros, or the values of `to`, in these entries; selected, so that NaN vanishes too."""
     xp = _array.namespace(a, name)
     shape = [1] * a.ndim
     shape[axis] = a.shape[axis]

@@ -291,7 +291,7 @@ def _title(order: dict[str, Axes], lines: bool) -> None:
 
 
 def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
-    """An empty figure with the six panels by name."""
+    """Return an empty figure with the six panels by name."""
     long = steps >= LONG
     width = min(24.0, max(11.0, 2.5 + 0.2 * steps)) if long else 11.0
     figure = _new_figure("plot_trace", figsize=(width, 10.5 if long else 6.5))
@@ -303,7 +303,7 @@ def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _scales(values: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Ends of each quantity's scale: the gates share one, so do g and h; variants may go beyond 0 and 1."""
+    """Return both ends of each scale: the gates share one, as do g and h; variants may exceed 0 and 1."""
     gates = [values[name] for name in GATES]
     low, high = min(0.0, *(a.min() for a in gates)), max(1.0, *(a.max() for a in gates))
     shown = max(1.0, *(np.abs(values[name]).max() for name in ("g", "h")))
@@ -367,7 +367,7 @@ def _draw_lines(panels: dict[str, Axes], values: dict[str, np.ndarray], units: l
 
 
 def _mark_units(axes: Axes, units: list[int]) -> None:
-    """Number every unit, or of many every so many."""
+    """Set ticks at all units, or at a few at equal distances."""
     every = max(1, -(-len(units) // 12))
     places = range(0, len(units), every)
     axes.set_yticks(places, [str(units[place]) for place in places], fontsize=8)

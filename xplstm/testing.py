@@ -343,7 +343,7 @@ def _opened(
 
 
 def _parted(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
-    """The outputs, and the pullback after them."""
+    """Split a result into the outputs and the pullback."""
     if not isinstance(result, tuple | list) or len(result) < 2 or not callable(result[-1]):
         msg = f"vjp gave a {type(result).__name__}; it must give the outputs and, last, the pullback"
         raise DTypeError(msg)
@@ -351,7 +351,7 @@ def _parted(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
 
 
 def _by_name(gradients: Tree, names: list[str], has_params: bool) -> dict[str, Tree]:
-    """What a pullback returns, by the names of the arguments."""
+    """Return the results of a pullback by the names of the arguments."""
     if isinstance(gradients, Mapping) and gradients.keys() == {*names}:
         return dict(gradients)
     if len(names) == 1:
@@ -401,7 +401,7 @@ def _total(weights: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray])
 
 
 def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
-    """What the pullback gave for one array."""
+    """Return the gradient of one array."""
     if given is None:
         msg = f"the pullback gave no gradient with respect to {name}"
         raise GradientError(msg)
@@ -413,7 +413,7 @@ def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
 
 
 def _places(shape: tuple[int, ...], entries: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """The elements that are looked at."""
+    """Return the indices of the elements to check."""
     places = list(np.ndindex(*shape))
     if entries is None or _values.size("entries", entries) >= len(places):
         return places
@@ -429,7 +429,7 @@ def _measure(
     step: float,
     weights: Mapping[str, np.ndarray],
 ) -> float:
-    """The difference quotient at one element."""
+    """Return the difference quotient at one element."""
     ends, values = [], []
     for signed in (step, -step):
         moved = np.array(_array.to_numpy(a), dtype=np.float64)
@@ -450,7 +450,7 @@ def _worst(
     tolerance: float,
     rounding: float,
 ) -> GradientRow:
-    """The element that is furthest off; a NaN is further than any number."""
+    """Return the element with the largest error; a NaN is larger than any number."""
     if not places:
         return GradientRow(name, analytic.shape, (), 0.0, 0.0, rounding)
     at_places = np.asarray([analytic[place] for place in places])

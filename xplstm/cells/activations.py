@@ -33,7 +33,7 @@ class Function(NamedTuple):
 
 
 def _zero_where(xp: Namespace, where: Array, a: Array) -> Array:
-    """`a`, but 0 where `where` is true. A NaN makes every comparison false, and so stays what it is."""
+    """Return `a` with 0 where `where` is true; a NaN makes every comparison false, and so remains NaN."""
     return xp.where(where, xp.zeros_like(a), a)
 
 
@@ -43,7 +43,7 @@ def _step(xp: Namespace, where: Array, z: Array) -> Array:
 
 
 def _negative(xp: Namespace, z: Array) -> Array:
-    """The part of z below 0: an exponential of it cannot overflow."""
+    """Return the part of z below 0, whose exponential cannot overflow."""
     return _zero_where(xp, z >= 0, z)
 
 
@@ -112,7 +112,7 @@ FUNCTIONS = {
 
 
 def value(xp: Namespace, activation: Activation, z: Array) -> Array:
-    """The function of `z`."""
+    """Evaluate the function at `z`."""
     function = FUNCTIONS[activation.name]
     return function.value(xp, z, *constants(activation))
 
@@ -132,7 +132,7 @@ def constants(activation: Activation) -> tuple[float, float]:
 
 
 def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
-    """`a` within the bound, if there is one."""
+    """Clip `a` to the bound, if there is one."""
     return a if bound is None else bounded(xp, a, -bound, bound)
 
 

@@ -148,7 +148,7 @@ def _pointwise(variant: Variant) -> Pointwise:
 
 
 def _recurrent_mask(problem: Direction, p: float) -> Array | None:
-    """What scales h on its way to the gates at every step of a call with noise."""
+    """Return the factor of h in the gates at every step of a call with noise."""
     if p == 0 or problem.noise is None:
         return None
     xp, shape, (key, stream, _) = problem.xp, (problem.B, problem.output_size), problem.noise
@@ -306,7 +306,7 @@ def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
 
 
 def _activation(name: str, given: Any) -> Activation:
-    """A name, or a name with the constants that it has."""
+    """Check a name, or a name with its constants."""
     if not isinstance(given, str) and not (isinstance(given, tuple | list) and len(given) > 0):
         msg = f"{name}={given!r} must be a name, or (name, alpha) or (name, alpha, beta)"
         raise DTypeError(msg)
@@ -348,7 +348,7 @@ def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Arra
 
 
 def _blocks(a: Array, count: int) -> tuple[Array, ...]:
-    """`a` cut into blocks of columns."""
+    """Cut `a` into blocks of columns."""
     H = a.shape[-1] // count
     return tuple(a[..., k * H : (k + 1) * H] for k in range(count))
 

@@ -83,7 +83,7 @@ def add_output(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def _positive(text: str) -> int:
-    """A number of times."""
+    """Parse a number of repetitions."""
     if not text.isdecimal() or int(text) < 1:
         msg = f"{text!r} must be an integer of at least 1"
         raise argparse.ArgumentTypeError(msg)
@@ -91,7 +91,7 @@ def _positive(text: str) -> int:
 
 
 def _file(text: str) -> Path:
-    """A file to write, refused before anything is measured for it."""
+    """Parse a file to write, and refuse it before anything is measured for it."""
     file = Path(text)
     if not file.parent.is_dir():
         msg = f"{text!r} cannot be written: there is no folder {str(file.parent)!r}; make it first"
@@ -132,7 +132,7 @@ def _check_size(shapes: list[Shape] | None) -> None:
 
 
 def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
-    """What to time of which shape."""
+    """List the measurements of each shape."""
     if not shapes:
         return [
             (w, s) for w, group in (("forward", FORWARD), ("train", TRAIN), ("step", STEP)) for s in group

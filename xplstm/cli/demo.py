@@ -194,7 +194,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """Settings of a new run; how many updates it has is measured where only a time is given."""
+    """Return the settings of a new run; where only a time is given, the number of updates is measured."""
     settings = Settings(
         text=None if args.text is None else os.path.abspath(args.text),
         hidden_size=args.hidden_size,
@@ -274,7 +274,7 @@ def _seconds(work: Callable[[], object], least: float) -> float:
 
 
 def _corpus(file: str | None) -> Corpus:
-    """The text, of which the last tenth is held out."""
+    """Read the text, of which the last tenth is held out."""
     if file is None:
         from pydoc_data.topics import topics
 
@@ -309,7 +309,7 @@ def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
 
 
 def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
-    """The untrained model."""
+    """Make the untrained model."""
     return CharLM(
         corpus.vocab,
         settings.hidden_size,
@@ -322,7 +322,7 @@ def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
 
 
 def _training_batches(model: CharLM, corpus: Corpus, settings: Settings) -> Streams:
-    """The part that is learnt."""
+    """Return the part that is learnt."""
     return Streams(model.encode(corpus.text[: corpus.split]), settings.batch_size, settings.steps)
 
 

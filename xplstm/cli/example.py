@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def setting(backend: str | None, dtype: Any) -> tuple[xplstm.LSTM, Array, xplstm.LSTMState]:
-    """The LSTM with the example's weights, x of shape (1, 1, 3) and the state before."""
+    """Return the LSTM with the example's weights, x of shape (1, 1, 3) and the state before."""
     lstm = xplstm.LSTM(3, 2, xp=backend, dtype=dtype)
     xp = _array.namespace(lstm.params["weight_ih_l0"], "weight_ih_l0")
 

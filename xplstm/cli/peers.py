@@ -219,7 +219,7 @@ def available_variants() -> list[str]:
 
 
 def builder(name: str) -> Callable[[Shape, int], Work]:
-    """What makes an engine ready for a shape and a number of threads."""
+    """Return the function that prepares an engine for a shape and a number of threads."""
     base, _, option = name.partition("+")
     build: Callable[..., Work] = PEERS[base][0] if base in PEERS else kernel(base)
     return partial(build, variant=VARIANTS[option]) if option else build
@@ -230,7 +230,7 @@ PRODUCT = 768
 
 
 def product(name: str, threads: int) -> Callable[[], Any]:
-    """A large product of matrices: PyTorch's, or NumPy's."""
+    """Multiply two large matrices with PyTorch or NumPy."""
     a = np.ones((PRODUCT, PRODUCT), dtype=np.float32)
     if name != "torch":
         return lambda: a @ a

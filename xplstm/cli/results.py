@@ -129,7 +129,7 @@ def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
 
 
 def processor() -> str:
-    """The processor's name, as Linux says it, else its architecture."""
+    """Return the processor's name from Linux, else its architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

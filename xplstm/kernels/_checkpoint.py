@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def widened(problem: Problem) -> Problem:
-    """The problem that a kernel is asked to run for each segment, but for its length."""
+    """Return the problem of each segment except its length."""
     dtype = _array.wide_dtype(problem.xp, _array.dtype_named(problem.xp, problem.dtype))
     return problem._replace(dtype=_array.dtype_name(dtype))
 

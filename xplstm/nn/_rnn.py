@@ -216,7 +216,7 @@ class FrozenRNN(_Calls, Frozen):
 
 
 def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
-    """A state whose c has no columns."""
+    """Return a state whose c has no columns."""
     if h is None:
         return None
     if getattr(h, "ndim", 0) < 1:

@@ -32,14 +32,14 @@ def beside(trees: Mapping[str, Tree], others: Mapping[str, Tree]) -> Iterator[tu
 
 
 def _in_order(tree: Tree, other: Tree) -> list[Tree]:
-    """The branches of `other` in the order of those of `tree`: mappings by key, all else by position."""
+    """Return the branches of `other` in the order of `tree`: mappings by key, all else by position."""
     if isinstance(tree, Mapping):
         return [other.get(key) for key in tree] if isinstance(other, Mapping) else []
     return list(other) if isinstance(other, tuple | list) else []
 
 
 def replaced(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tree:
-    """The same tree with ``new(name, array)`` for each array."""
+    """Return the same tree with ``new(name, array)`` for each array."""
     branches = _branches(name, tree)
     if branches is None:
         return new(name, tree)
@@ -52,7 +52,7 @@ def replaced(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tree:
 
 
 def changed(trees: Mapping[str, Tree], name: str, a: Array) -> dict[str, Tree]:
-    """The same trees with `a` for the array called `name`."""
+    """Return the same trees with `a` as the array of this name."""
 
     def new(found: str, old: Array) -> Array:
         return a if found == name else old
@@ -61,7 +61,7 @@ def changed(trees: Mapping[str, Tree], name: str, a: Array) -> dict[str, Tree]:
 
 
 def _branches(name: str, tree: Tree) -> dict[str, Tree] | None:
-    """What a tree is made of, by name; None for an array."""
+    """Return the branches of a tree by name; None for an array."""
     if tree is None:
         return {}
     if isinstance(tree, Mapping):
