@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +30,8 @@ FLAGS = (
 )
 extra: tuple[str, ...] = ()
 """Further flags of every library, such as a sanitizer's."""
+faults: tuple[tuple[str, str], ...] = ()
+"""Texts of the sources, and what replaces them: kernels that are wrong on purpose."""
 
 NAMES = re.compile(r"__global__\s+void\s+(?:(?:__launch_bounds__\([^)]*\)|BOUNDS)\s+)?(\w+)\s*\(")
 
@@ -69,6 +73,8 @@ def text(file: str, kind: str) -> str:
     gpu, *others = launch.parts(file)
     assert gpu == "primitives.cuh"
     sources = "\n".join((launch.SOURCES / part).read_text(encoding="utf-8") for part in others)
+    for right, wrong in faults:
+        sources = sources.replace(right, wrong)
     command = [str(compiler()), "-E", f"-D{kind.upper()}", *launch.DEFINES, "-x", "c++", "-"]
     left = subprocess.run(command, input=sources, capture_output=True, text=True, check=True).stdout
     calls = (f"EXPORT({name})" for name in NAMES.findall(left))
@@ -98,6 +104,23 @@ def shared(stem: str, content: str, options: tuple[str, ...] = FLAGS) -> Path:
     return path
 
 
-@cache
 def library(file: str, kind: str) -> ctypes.CDLL:
+    return _library(file, kind, faults)
+
+
+@cache
+def _library(file: str, kind: str, _: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     return ctypes.CDLL(str(build(file, kind)))
+
+
+@contextmanager
+def faulty(*pairs: tuple[str, str]) -> Iterator[None]:
+    """Compile sources in which the first text of each pair is replaced by the second."""
+    global faults
+    for right, _ in pairs:
+        assert any(right in path.read_text(encoding="utf-8") for path in launch.SOURCES.glob("*.cu*")), right
+    faults, before = (*faults, *pairs), faults
+    try:
+        yield
+    finally:
+        faults = before

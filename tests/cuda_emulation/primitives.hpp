@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -67,6 +68,7 @@ struct Block {
     size_t size;
     std::vector<uint64_t> shared;
     std::vector<std::unique_ptr<Warp>> warps;
+    std::atomic<bool> any{false};
 
     Block(unsigned threads, size_t bytes) : meeting(threads), size(bytes), shared(bytes / 8 + 2 + GUARD / 8)
     {
@@ -274,7 +276,39 @@ DEVICE unsigned load_acquire(const unsigned *at)
     return std::atomic_ref<unsigned>(*const_cast<unsigned *>(at)).load(std::memory_order_acquire);
 }
 
+DEVICE unsigned load_relaxed(const unsigned *at)
+{
+    return std::atomic_ref<unsigned>(*const_cast<unsigned *>(at)).load(std::memory_order_relaxed);
+}
+
+DEVICE void store_relaxed(unsigned *at, unsigned value)
+{
+    std::atomic_ref<unsigned>(*at).store(value, std::memory_order_relaxed);
+}
+
+DEVICE void store_to_host(unsigned *at, unsigned value) { store_relaxed(at, value); }
+
 DEVICE void rest() { std::this_thread::yield(); }
+
+DEVICE bool any_of_block(bool a)
+{
+    emulation::Block &block = *emulation::block;
+    if (a)
+        block.any.store(true, std::memory_order_relaxed);
+    block.meeting.meet();
+    bool any = block.any.load(std::memory_order_relaxed);
+    block.meeting.meet();
+    if (emulation::thread == 0)
+        block.any.store(false, std::memory_order_relaxed);
+    block.meeting.meet();
+    return any;
+}
+
+DEVICE unsigned long long nanoseconds()
+{
+    auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return static_cast<unsigned long long>(std::chrono::nanoseconds(now).count());
+}
 
 DEVICE void copy_fresh(void *to, const void *from)
 {

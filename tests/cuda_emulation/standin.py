@@ -21,7 +21,7 @@ import numpy as np
 
 from tests.cuda_emulation import compiled
 from xplstm._array import dtype_named
-from xplstm.kernels._cuda import launch, program
+from xplstm.kernels._cuda import launch, program, waits
 
 MARGIN = 1024
 MARK = 0xA5
@@ -36,12 +36,14 @@ ATTRIBUTES = {
 }
 CAPABILITY = "90"
 LARGEST_GRID = 65535
+PATIENCE = 600.0
+"""Seconds: threads of a busy processor wait for each other far longer than those of a GPU."""
 CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
 TF32 = 77
 
 VERSION = "14.2.0"
-CACHES = (launch.kernel, launch._module, program.compiled)
+CACHES = (launch.kernel, launch._module, program.compiled, waits.status)
 """Of what is made with the library that is here."""
 
 launched: list[str] = []
@@ -315,6 +317,14 @@ class ElementwiseKernel:
         return ctypes.CDLL(str(compiled.shared("elementwise", text))).run
 
 
+class PinnedMemoryPointer(bytearray):
+    """Memory of the host that a device reaches, at the same address."""
+
+    @property
+    def ptr(self) -> int:
+        return ctypes.addressof((ctypes.c_char * len(self)).from_buffer(self))
+
+
 class RawModule:
     def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
         self.file = next(
@@ -345,7 +355,8 @@ def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarr
 
 def tf32(a: np.ndarray) -> np.ndarray:
     """The nearest numbers with 10 bits after the point."""
-    return ((a.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    rounded = ((a.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(a), rounded, a)
 
 
 def gemmEx(
@@ -400,6 +411,7 @@ def modules() -> dict[str, types.ModuleType]:
     runtime = types.SimpleNamespace(is_hip=False, CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
     cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
     cupy.cuda.get_current_stream = lambda: Stream.current[Device.current.id]
+    cupy.cuda.alloc_pinned_memory = PinnedMemoryPointer
     libs = types.ModuleType("cupy_backends.cuda.libs")
     libs.cublas = types.SimpleNamespace(
         gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,
@@ -414,8 +426,9 @@ def modules() -> dict[str, types.ModuleType]:
 def installed() -> Iterator[types.ModuleType]:
     """The stand-in in CuPy's place."""
     stand_ins = modules()
-    before = {name: sys.modules.get(name) for name in stand_ins}
+    before, patience = {name: sys.modules.get(name) for name in stand_ins}, waits.PATIENCE
     sys.modules.update(stand_ins)
+    waits.PATIENCE = PATIENCE
     for cache in CACHES:
         cache.cache_clear()
     launched.clear()
@@ -423,6 +436,7 @@ def installed() -> Iterator[types.ModuleType]:
         yield stand_ins["cupy"]
     finally:
         check_margins()
+        waits.PATIENCE = patience
         for cache in CACHES:
             cache.cache_clear()
         for name, module in before.items():

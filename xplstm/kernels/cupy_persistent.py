@@ -26,12 +26,13 @@ import numpy as np
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Device
-from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda import launch, layer, waits
 from xplstm.kernels._cuda.launch import CONSTANTS
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 
 UNPROVEN = layer.UNPROVEN
 
+NAME = "cupy_persistent"
 THREADS, WARP, BLOCK_OF_K = CONSTANTS.WALK_THREADS, CONSTANTS.WARP, CONSTANTS.BLOCK_OF_K
 LANE_ROWS, TILE_ROWS, STEP_BYTES = CONSTANTS.LANE_ROWS, CONSTANTS.TILE_ROWS, CONSTANTS.STEP_BYTES
 PROJECT_TILE, PROJECT_STAGED = CONSTANTS.PROJECT_TILE, CONSTANTS.PROJECT_STAGED
@@ -44,10 +45,11 @@ STEP_OF_K = {kind: STEP_BYTES // launch.KINDS[kind] for kind in ("float16", "bfl
 MOST_UNITS = 32
 
 PLAN = "units unit_blocks groups rows tiles passes chunk"
+WAITS = "counters abandoned status patience"
 FORWARD = launch.fields(
-    f"{LAYER} {PLAN} weight z bias h_0 c_0 h_n c_n h c y exchange counters first:2 held slots keep from to"
+    f"{LAYER} {PLAN} weight z bias h_0 c_0 h_n c_n h c y exchange {WAITS} first:2 held slots keep from to"
 )
-BACKWARD = launch.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange counters")
+BACKWARD = launch.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange {WAITS}")
 PROJECT = launch.fields("x weight z rows columns inputs held_rows first_row:2")
 
 prepare = layer.prepare
@@ -152,8 +154,8 @@ def _sized(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
 
 
 def _held(p: Plan, backward: bool, wide: int) -> int:
-    """Bytes of what a block holds of its cells: Held and HeldBack in walk.cuh."""
-    return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 1)
+    """Return the bytes of what a block holds of its cells, and a flag: Held and HeldBack in walk.cuh."""
+    return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 1) + 1
 
 
 def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
@@ -272,6 +274,9 @@ def supports(problem: Problem) -> str | None:
     if problem.proj_size:
         return f"it has no projection, and proj_size is {problem.proj_size}"
     device = problem.device
+    reason = waits.why_not(device.id)
+    if reason is not None:
+        return reason
     if int(device.compute_capability) < OLDEST or not device.attributes["CooperativeLaunch"]:
         return "the device is older than compute capability 8.0 or launches nothing cooperatively"
     plans = [_plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
@@ -333,10 +338,13 @@ def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, se
 
 
 def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
-    """One cooperative launch, refused where fewer blocks than these run at the same time.
+    """Launch once, cooperatively: refused where fewer blocks than these run at the same time.
+
+    Raises KernelError if a wait of an earlier launch was abandoned.
 
     Blocks are numbered along y: along x CuPy would launch only those that fit, and they would wait forever.
     """
+    waits.check(NAME, call.problem.device.id)
     kind = layer.kind(call.problem)
     file, each = ("persistent_mma.cu", plan.units) if kind in STEP_OF_K else ("persistent.cu", plan.tile_rows)
     kernel = launch.kernel(file, f"{name}_{each}", kind, cooperative=True)
@@ -346,13 +354,18 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
 
 
 def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
-    """Zeros for the counters by which blocks wait, and behind them for what they hand each other."""
+    """Return zeros for what blocks wait by, and behind them for what they exchange."""
     kind, groups = layer.kind(call.problem), call.D * plan.groups
     row = _up(height, STEP_OF_K[kind]) * STEP_BYTES if kind in STEP_OF_K else height * launch.KINDS[kind]
     sent = 2 * groups * plan.passes * plan.tiles * plan.tile_rows * row
-    counters = _up(groups * plan.unit_blocks * 4, 256) * 256
-    both = call.cp.zeros((counters + sent,), np.uint8)
-    return {"counters": both, "exchange": launch.address(both) + counters}
+    counters = groups * plan.unit_blocks * 4
+    exchange = _up(counters + 4, 256) * 256
+    both = call.cp.zeros((exchange + sent,), np.uint8)
+    begin = launch.address(both)
+    return {
+        **{"counters": both, "abandoned": begin + counters, "exchange": begin + exchange},
+        **{"status": waits.status(call.problem.device.id).address, "patience": int(waits.PATIENCE * 1e9)},
+    }
 
 
 def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:

@@ -32,6 +32,8 @@ class Constants(NamedTuple):
     """Arrays that one launch of training.cu takes."""
     WALK_THREADS: int = 256
     """Of a block of a persistent kernel, at most, and of project.cu."""
+    POLLS: int = 64
+    """Reads of a counter between two looks at the clock."""
     BLOCK_OF_K: int = 128
     """Numbers that one chain of fused multiply-adds sums."""
     LANE_ROWS: int = 4

@@ -29,11 +29,13 @@ template <int ROWS> struct Staged : Block {
         return (r / ROWS * height + k) * ROWS + r % ROWS;
     }
 
-    __device__ __forceinline__ void await(const unsigned *counters, unsigned step) const
+    __device__ __forceinline__ bool await(const Waits &waits, unsigned step) const
     {
-        for (int n = threadIdx.x; n < part.unit_blocks; n += (int)blockDim.x)
-            await_one(counters, n, step);
+        bool late = false;
+        for (int n = threadIdx.x; n < part.unit_blocks && !late; n += (int)blockDim.x)
+            late = await_one(waits, n, step);
         __syncthreads();
+        return late;
     }
 
     /* Prefetch `count` numbers, a multiple of those in 16 bytes, to shared memory. */

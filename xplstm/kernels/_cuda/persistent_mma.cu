@@ -175,17 +175,19 @@ template <int N, bool BACK> struct Mma : Block {
     }
 
     /* Wait for the blocks whose units are in this warp's slice of k. */
-    __device__ __forceinline__ void await(const unsigned *counters, unsigned step) const
+    __device__ __forceinline__ bool await(const Waits &waits, unsigned step) const
     {
         int begin = slice.begin * STEP_OF_K, end = (slice.begin + slice.count) * STEP_OF_K;
         end = (end < height ? end : height) - 1;
         bool one_gate = begin / H == end / H;
         int first = one_gate ? begin % H / part.units : 0;
         int last = one_gate ? end % H / part.units : part.unit_blocks - 1;
+        bool late = false;
         if (slice.count)
-            for (int n = first + (int)threadIdx.x % WARP; n <= last; n += WARP)
-                await_one(counters, n, step);
+            for (int n = first + (int)threadIdx.x % WARP; n <= last && !late; n += WARP)
+                late = await_one(waits, n, step);
         __syncwarp();
+        return late;
     }
 
     __device__ __forceinline__ void multiply(const Sent *in, int pass) const

@@ -116,7 +116,36 @@ DEVICE unsigned load_acquire(const unsigned *at)
     return value;
 }
 
+DEVICE unsigned load_relaxed(const unsigned *at)
+{
+    unsigned value;
+    asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    return value;
+}
+
+DEVICE void store_relaxed(unsigned *at, unsigned value)
+{
+    asm volatile("st.relaxed.gpu.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
+}
+
+/* To the host's memory, which the host reads without waiting for the device. */
+DEVICE void store_to_host(unsigned *at, unsigned value)
+{
+    asm volatile("st.relaxed.sys.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
+}
+
 DEVICE void rest() { __nanosleep(20); }
+
+/* A barrier of the block that returns whether any thread's `a` is true. */
+DEVICE bool any_of_block(bool a) { return __syncthreads_or(a) != 0; }
+
+/* One clock for all SMs, which also runs while the GPU runs another process. */
+DEVICE unsigned long long nanoseconds()
+{
+    unsigned long long now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
 
 /* Copy 16 bytes to shared memory past the L1 cache, which is not coherent with the writes of other SMs. */
 DEVICE void copy_fresh(void *to, const void *from)

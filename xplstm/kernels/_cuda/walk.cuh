@@ -11,7 +11,8 @@
 
      cell_at(n)           the batch entry and unit of cell n of this block
      spot(row, k)         the place of number k of a row of the group in the exchange buffer
-     await(counters, s)   wait until the blocks whose numbers this thread's warp reads have published step s
+     await(waits, s)      wait until the blocks whose numbers this thread's warp reads have published step s;
+                          return whether the thread has given up
      multiply(in, pass)   the partial sums of a pass in `parts`. It begins with a barrier where `parts` may
                           still be read by the pass before, and ends with this thread's copies done.
 
@@ -27,7 +28,10 @@
    - No deadlock: a block raises its counter for a step before it waits for the same step of others, so the
      block that is furthest behind never waits. All blocks are resident, because the launch is cooperative
      with at most one block for each SM. Blocks are numbered along y of the grid: where too many are along x,
-     CuPy would launch only those that fit, and warn. */
+     CuPy would launch only those that fit, and warn.
+   - No endless wait, should any of this be wrong: a thread that waits longer than `patience` abandons the
+     launch. All threads of its block learn it at their next common barrier; waiting threads of other blocks
+     read it in `abandoned`. Each block writes NaN for the steps that it has not computed, and leaves. */
 
 /* How numbers are exchanged between blocks. */
 #ifdef TF32
@@ -37,6 +41,29 @@ DEVICE Sent sent(Wide a) { return tf32_from_float(a); }
 typedef Stored Sent;
 DEVICE Sent sent(Wide a) { return narrowed(a); }
 #endif
+
+/* How blocks wait for each other. */
+struct Waits {
+    unsigned *counters;  /* (directions, groups, unit_blocks), zeros */
+    unsigned *abandoned; /* zero; not zero once a thread of this launch has given up */
+    unsigned *status;    /* in the host's memory; set with it, and cleared by the host alone */
+    Size patience;       /* nanoseconds */
+};
+
+/* Note the time at the first call, and return whether to give up: after `patience`, or as another has. */
+DEVICE bool gives_up(const Waits &waits, unsigned long long &begun)
+{
+    unsigned long long now = nanoseconds();
+    if (load_relaxed(waits.abandoned))
+        return true;
+    if (!begun)
+        begun = now;
+    if (now - begun <= (unsigned long long)waits.patience)
+        return false;
+    store_relaxed(waits.abandoned, 1);
+    store_to_host(waits.status, 1);
+    return true;
+}
 
 /* How the work is partitioned; the Python side chooses it from the attributes of the device. */
 struct Plan {
@@ -63,9 +90,9 @@ struct Walk {
     Stored *h_n, *c_n;
     Stored *h; /* (directions, slots, B, H) */
     Wide *c;
-    Stored *y;          /* (T, B, directions * H) */
-    void *exchange;     /* (2, directions, groups, numbers of a group) */
-    unsigned *counters; /* (directions, groups, unit_blocks), zeros */
+    Stored *y;      /* (T, B, directions * H) */
+    void *exchange; /* (2, directions, groups, numbers of a group) */
+    Waits waits;
     Size first[2], held, slots, keep, from, to;
 };
 
@@ -79,7 +106,7 @@ struct WalkBack {
     Wide *dh, *dc; /* (directions, B, H): of the final state, then of the initial one */
     Stored *dz;    /* (directions, T, B, 4H) */
     void *exchange;
-    unsigned *counters;
+    Waits waits;
 };
 
 /* One unit of one batch entry. */
@@ -123,21 +150,29 @@ struct Block {
         return (Sent *)exchange + ((k & 1) * layer.directions * part.groups + group) * numbers;
     }
 
-    /* Wait for one block of the group. */
-    __device__ __forceinline__ void await_one(const unsigned *counters, int other, unsigned step) const
+    /* Wait for one block of the group; return whether this thread has given up. */
+    __device__ __forceinline__ bool await_one(const Waits &waits, int other, unsigned step) const
     {
-        while (load_acquire(counters + group * part.unit_blocks + other) < step)
+        const unsigned *counter = waits.counters + group * part.unit_blocks + other;
+        unsigned long long begun = 0;
+        for (int polls = 1; load_acquire(counter) < step; polls++) {
             rest();
+            if (polls % POLLS == 0 && gives_up(waits, begun))
+                return true;
+        }
+        return false;
     }
 };
 
-/* Publish what this block has written for a step. */
-DEVICE void publish(unsigned *counters, unsigned step)
+/* Publish what this block has written for a step, behind a barrier of the block. */
+DEVICE void publish(const Waits &waits, unsigned step)
 {
-    __syncthreads();
     if (threadIdx.x == 0)
-        store_release(counters + blockIdx.y, step);
+        store_release(waits.counters + blockIdx.y, step);
 }
+
+/* What stands for a number that was not computed. */
+DEVICE Wide not_a_number() { return number_of((Bits)(4 * BIAS + 3) << (FRACTION - 1)); }
 
 /* N numbers that are read at once. */
 template <int N> struct __align__(N * sizeof(Wide) < 16 ? N * sizeof(Wide) : 16) Run {
@@ -161,6 +196,7 @@ struct Held {
     __device__ Wide &c(int n) const { return z[4 * cells + n]; }
     __device__ Wide &h(int n) const { return z[5 * cells + n]; }
     __device__ unsigned char &exists(int n) const { return ((unsigned char *)(z + 6 * cells))[n]; }
+    __device__ unsigned char &late() const { return exists(cells); } /* a thread of the block has given up */
 };
 
 DEVICE Wide *input_of(const Walk &f, const Block &own, const Cell &cell, Size t)
@@ -259,6 +295,19 @@ DEVICE void hold_biases(const Walk &f, const Block &own)
     }
 }
 
+/* Write NaN for the steps from k on, which this block has not computed. */
+template <class Engine> DEVICE void spoil(const Walk &f, const Engine &own, const Held &held, int k)
+{
+    for (int n = threadIdx.x; n < held.cells; n += (int)blockDim.x) {
+        for (int gate = 0; gate < 4; gate++)
+            held.z[4 * n + gate] = not_a_number();
+        held.c(n) = held.h(n) = not_a_number();
+        held.exists(n) = true;
+        for (int at = k; at < (int)f.to; at++)
+            write_out(f, own, own.cell_at(n), held, n, at);
+    }
+}
+
 template <class Engine> DEVICE void walk(const Walk &f)
 {
     const Engine own(f);
@@ -273,10 +322,14 @@ template <class Engine> DEVICE void walk(const Walk &f)
             out[own.spot(cell.row - own.row, cell.unit)] = sent(held.h(n));
         fetch(f, own, cell, held, n, f.from);
     }
-    publish(f.counters, 1);
+    if (threadIdx.x == 0)
+        held.late() = false;
+    __syncthreads();
+    publish(f.waits, 1);
     for (int k = (int)f.from; k < (int)f.to; k++) {
         unsigned step = (unsigned)(k - (int)f.from + 1);
-        own.await(f.counters, step);
+        if (own.await(f.waits, step))
+            held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(own.buffer(f.exchange, k), pass);
             __syncthreads();
@@ -290,8 +343,10 @@ template <class Engine> DEVICE void walk(const Walk &f)
                         sent(forward_step(held, n, bias, sums, own.slices, 4 * cells));
             }
         }
+        if (any_of_block(held.late()))
+            return spoil(f, own, held, k);
         if (k + 1 < f.to)
-            publish(f.counters, step + 1);
+            publish(f.waits, step + 1);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
             write_out(f, own, cell, held, n, k);
@@ -312,6 +367,7 @@ struct HeldBack {
     __device__ Wide &dh(int n) const { return z[7 * cells + n]; }
     __device__ Wide &dc(int n) const { return z[8 * cells + n]; }
     __device__ unsigned char &exists(int n) const { return ((unsigned char *)(z + 9 * cells))[n]; }
+    __device__ unsigned char &late() const { return exists(cells); } /* a thread of the block has given up */
 };
 
 DEVICE void begin_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n)
@@ -379,6 +435,20 @@ DEVICE void end_back(const WalkBack &f, const Block &own, const Cell &cell, cons
     f.dc[(own.d * f.layer.B + cell.row) * f.layer.H + cell.unit] = held.dc(n);
 }
 
+/* Write NaN for the steps from k down, whose gradients this block has not computed. */
+template <class Engine>
+DEVICE void spoil_back(const WalkBack &f, const Engine &own, const HeldBack &held, int k)
+{
+    for (int n = threadIdx.x; n < held.cells; n += (int)blockDim.x) {
+        for (int gate = 0; gate < 4; gate++)
+            held.z[4 * n + gate] = not_a_number();
+        held.dh(n) = held.dc(n) = not_a_number();
+        for (int at = k; at >= 0; at--)
+            write_out_back(f, own, own.cell_at(n), held, n, at);
+        end_back(f, own, own.cell_at(n), held, n);
+    }
+}
+
 template <class Engine> DEVICE void walk_back(const WalkBack &f)
 {
     const Engine own(f);
@@ -390,6 +460,9 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
         begin_back(f, own, cell, held, n);
         fetch_back(f, own, cell, held, n, T - 1);
     }
+    if (threadIdx.x == 0)
+        held.late() = false;
+    __syncthreads();
     for (int k = T - 1; k >= 0; k--) {
         Sent *out = own.buffer(f.exchange, k);
         copies_done();
@@ -402,14 +475,17 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
                 out[own.spot(cell.row - own.row, gate * own.H + cell.unit)] = sent(held.z[4 * n + gate]);
         }
         unsigned step = (unsigned)(T - k);
-        publish(f.counters, step);
+        if (any_of_block(held.late()))
+            return spoil_back(f, own, held, k);
+        publish(f.waits, step);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
             write_out_back(f, own, cell, held, n, k);
             if (k)
                 fetch_back(f, own, cell, held, n, k - 1);
         }
-        own.await(f.counters, step);
+        if (own.await(f.waits, step))
+            held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(out, pass);
             __syncthreads();
@@ -418,6 +494,8 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
                     held.dh(n) = sum(held.dh(n), own.parts[(slice - pass) * cells + n]);
         }
     }
+    if (any_of_block(held.late()))
+        return spoil_back(f, own, held, -1);
     for (int n = threadIdx.x; n < all_cells; n += threads)
         end_back(f, own, own.cell_at(n), held, n);
 }
