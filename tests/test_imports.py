@@ -77,6 +77,7 @@ ROWS = (
     ("io.onnx._math",),
     ("io.onnx._model",),
     ("io.onnx._fold",),
+    ("io.onnx._projected",),
     ("io.onnx._trace",),
     ("io.onnx._entry",),
     ("io.onnx._find",),

@@ -105,6 +105,73 @@ def test_a_turned_sequence_is_refused(axis: int, first: Any, tmp_path: Path) -> 
         xplstm.io.load(tmp_path / "m.onnx")
 
 
+class Joined(torch.nn.Module):  # type: ignore[misc]
+    """Parts of a sequence put together."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat(
+            [x.narrow(self.axis, 1, x.shape[self.axis] - 1), x.narrow(self.axis, 0, 1)], self.axis
+        )
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_sequence_of_parts_is_refused(axis: int, tmp_path: Path) -> None:
+    exported(Front(Joined(axis), False), (torch.randn(STEPS, BATCH, I),), tmp_path / "m.onnx")
+    with pytest.raises(
+        xplstm.FormatError, match=r"the LSTM node '/lstm/LSTM' is not given .* as the model is"
+    ):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("op", ["GatherND", "Pad"])
+def test_numbers_in_other_places_are_refused(op: str, tmp_path: Path) -> None:
+    rng, helper = np.random.default_rng(0), onnx.helper
+    given = {
+        "W": rng.normal(size=(1, 4 * H, I)).astype("float32"),
+        "R": rng.normal(size=(1, 4 * H, H)).astype("float32"),
+        "k": np.asarray([[1], [0], [2]] if op == "GatherND" else [1, 0, 0, 0, 0, 0], "int64"),
+    }
+    nodes = [
+        helper.make_node(op, ["x", "k"], ["z"], "front"),
+        helper.make_node("LSTM", ["z", "W", "R"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, 1, None) for name in "xy")
+    tensors = [onnx.numpy_helper.from_array(a, name) for name, a in given.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match=f"given what the {op} node 'front' reversed or reordered"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
+class Crossed(torch.nn.Module):  # type: ignore[misc]
+    """A second layer along the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.LSTM(I, H), torch.nn.LSTM(H, H)
+
+    def forward(self, x: Any) -> Any:
+        return self.second(self.first(x)[0].transpose(0, 1))[0]
+
+
+def test_a_layer_along_another_axis_stays_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(STEPS, BATCH, I)
+    model = exported(Crossed(), (x,), tmp_path / "m.onnx")
+    with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+        xplstm.io.load(tmp_path / "m.onnx")
+    first, second = (
+        xplstm.io.load(tmp_path / "m.onnx", prefix=f"{name}.LSTM") for name in ("first", "second")
+    )
+    with torch.no_grad():
+        wanted = model(x).numpy().swapaxes(0, 1)  # the network has its outputs as its inputs
+    np.testing.assert_allclose(second(first(x.numpy())[0])[0], wanted, rtol=0, atol=1e-6)
+
+
 class Packed(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, batch_first: bool) -> None:
         super().__init__()

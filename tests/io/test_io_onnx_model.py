@@ -231,6 +231,10 @@ def test_a_projection_is_multiplied_out(tmp_path: Any) -> None:
             for got, want in zip(found, ours_of(net, feed), strict=True):
                 assert got.shape == want.shape
                 np.testing.assert_allclose(got, want, rtol=0, atol=5e-6)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    again = xplstm.io.load(tmp_path / "net.onnx")
+    assert repr(again) == repr(net)
+    assert all(np.array_equal(again.params[name], a) for name, a in net.params.items())
     net.params["weight_hr_l1"][:] = np.nan
     with pytest.raises(xplstm.ArgumentError, match="condition number inf"):
         ours.export(net)

@@ -165,6 +165,13 @@ def test_a_tensor_that_no_layout_uses_is_refused(case, prefix):
     assert "does not use" in str(io.inspect(theirs))
 
 
+@pytest.mark.parametrize("name", ["mask_hh", "weight_scale", "zero_point", "clip"])
+def test_integers_that_change_numbers_are_refused(name):
+    theirs = {name: np.ones(shape, "float32") for name, shape in CELL.items()}
+    with pytest.raises(FormatError, match=f"does not use {name}"):
+        io.load(theirs | {name: np.ones(1, "int64")})
+
+
 def test_counters_and_other_networks_do_no_harm():
     theirs = {name: np.ones(shape, "float32") for name, shape in CELL.items()}
     inner = {f"inner.{name}": a for name, a in theirs.items()}

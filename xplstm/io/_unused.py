@@ -40,9 +40,9 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
 
 
 def _is_harmless(name: str, dtype: str) -> bool:
-    """Whether a tensor is a counter, a key of random numbers or a mask: no parameter of a network."""
+    """Tell whether a tensor is a counter or a key of random numbers, which changes no output."""
     is_real = dtype.startswith(("float", "bfloat", "complex", "q", "unreadable"))
-    return not is_real and not name.endswith("_mask")
+    return not is_real and re.search(r"mask|scale|zero_?point|clip", name.rpartition(".")[2]) is None
 
 
 def _checked(one: Found, by_place: dict[str, list[str]]) -> Found:

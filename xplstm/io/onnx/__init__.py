@@ -26,6 +26,7 @@ from xplstm.io.onnx._graph import Graph, Input
 from xplstm.io.onnx._model import Prepared, weight_names, why_not
 from xplstm.io.onnx._nodes import Place
 from xplstm.io.onnx._operator import OPERATORS, Attributes, Weights, from_params
+from xplstm.io.onnx._projected import projected
 from xplstm.io.onnx._whole import Exportable, whole
 from xplstm.nn._module import Frozen, Recurrent
 
@@ -55,11 +56,22 @@ def recognises(opening: Opening) -> bool:
 
 def read(path: str) -> Contents:
     """The tensors of a model, and its graph."""
-    graph = dequantized(_graph.as_graph(path, path))
-    graph = folded(
-        graph, (name for node in graph.nodes if node.op in OPERATORS for name in weight_names(node))
-    )
+    graph = projected(dequantized(_graph.as_graph(path, path)))
+    graph = folded(graph, _weights_of(graph))
     return Contents(path, "onnx", by_name(path, graph.constants.items()), {"graph": graph}, "onnx")
+
+
+def _weights_of(graph: Graph) -> list[str]:
+    """Return the names of all weights of recurrent nodes."""
+    return [name for node in graph.nodes if node.op in OPERATORS for name in weight_names(node)]
+
+
+def _folded_weights(graph: Graph) -> Graph:
+    """Return the graph with weights that nodes make of initialisers, unless a caller may pass these."""
+    given = {i.name for i in graph.inputs}
+    fixed = {name: tensor for name, tensor in graph.constants.items() if name not in given}
+    made = folded(graph._replace(constants=fixed), _weights_of(graph)).constants
+    return graph._replace(constants={**graph.constants, **made})
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
@@ -329,7 +341,7 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     named = device in ("CPU", "CUDA")
     if xp is None and device == "CUDA":
         xp = "cupy"
-    graph = _graph.as_graph(model, "the model")
+    graph = _folded_weights(_graph.as_graph(model, "the model"))
     return Prepared(graph, Place(_array.resolve(xp), None if named else device, graph.opset))
 
 
@@ -435,8 +447,8 @@ def export(
     ----------
     model : LSTM, RNN, FrozenLSTM, CharLM, SequenceClassifier or Forecaster
         float32, float64 or float16, with any layers, directions, `merge`, projection, peepholes, `coupled`,
-        `activations` and `gate_clip`. ONNX Runtime runs float32 alone. A projection is multiplied into the
-        weights: the numbers are the same, and `load` finds an LSTM without one.
+        `activations` and `gate_clip`. ONNX Runtime runs float32 alone. Nodes multiply a projection into the
+        recurrent weights; `load` finds it there.
     path : path, optional
         Where to write the model; a crash leaves the old file or the new one whole.
     softmax : bool, default False

@@ -23,6 +23,17 @@ from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MOVERS, Pat
 _KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
 _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
 _BETWEEN = {"Identity", "Cast", "Dropout"}
+# These too put numbers of their first input in other places, and are not run here.
+_PLACING = {
+    "Compress",
+    "GatherElements",
+    "GatherND",
+    "Pad",
+    "ScatterElements",
+    "ScatterND",
+    "TopK",
+    "Unique",
+}
 
 RUN_IT = "xplstm.io.onnx.prepare runs such a model, and xplstm.io.arrays reads its weights"
 
@@ -50,24 +61,32 @@ class Refused(FormatError):
     """An input of a node is nothing that a network here can be given."""
 
 
-def entry_of(trace: Trace, node: Node, D: int, H: int, I: int, known: dict[str, bool]) -> Entry:
-    """Judge the inputs of a node; `known` tells of outputs whether time is their first axis for certain."""
+def entry_of(
+    trace: Trace, node: Node, D: int, sizes: tuple[int, int], I: int, known: dict[str, bool]
+) -> Entry:
+    """Judge the inputs of a node with states of two sizes.
+
+    `known` tells of outputs whether time is their first axis for certain.
+    """
     names = padded(node)
     first = _batch_first(trace, node, I, known)
     lengths = _lengths(trace, node, names[4], I)
-    starts = [_start(trace, node, name, D, H) for name in names[5:7]]
+    starts = [_start(trace, node, name, D, n) for name, n in zip(names[5:7], sizes, strict=True)]
     return Entry(first, lengths, (starts[0], starts[1]))
 
 
 def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bool | None:
     """Return whether the network is given the batch first; None if the graph does not show it."""
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
-    _, nodes = trace.moved_from(X)
+    before, nodes = trace.moved_from(X)
     swapped = _is_swapped(nodes)
-    source = trace.scaled_from(X)
+    source = trace.scaled_from(X) or trace.rearranged_from(X)
     if source is not None:
         return _from_input(trace, node, source, I, swapped)
+    made = trace.maker(before)
     chooser = next((one for one in nodes if _reorders(trace, one)), None)
+    if chooser is None and made is not None and made.op in _PLACING and not trace.is_constant(made.inputs[0]):
+        chooser = made
     if chooser is not None:
         msg = f"the {node.label} is given what the {chooser.label} reversed or reordered"
         raise Refused(msg)

@@ -20,7 +20,7 @@ from xplstm._params import Activation, each
 from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
 from xplstm.io.onnx._graph import import_onnx
-from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, from_params
+from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, Weights, from_params
 from xplstm.nn._module import Frozen, Recurrent
 
 # The runtimes of the last years know these.
@@ -116,7 +116,7 @@ class GraphBuilder:
             if self.stack.proj_size:
                 Y, *last = self._projected(layer, host, [x, lengths, *begins])
             else:
-                Y, *last = self._recurrent(layer, from_params(host)._asdict(), [x, lengths, *begins])
+                Y, *last = self._recurrent(layer, self._weights(layer, host), [x, lengths, *begins])
             for k, (begin, end) in enumerate(zip(begins, last, strict=True)):
                 ends[k].append(self.add("Where", [no_steps, begin, end], f"held_{self.letters[k]}_l{layer}"))
             x = self._merged(layer, Y)
@@ -176,13 +176,19 @@ class GraphBuilder:
         bounds = [self.integers(layer * D), self.integers((layer + 1) * D), self.integers(0)]
         return self.add("Slice", [start, *bounds], f"{letter}_0_l{layer}")
 
-    def _recurrent(self, layer: int, weights: dict[str, Any], inputs: list[str]) -> list[str]:
-        """The node of one layer: Y and the final states."""
-        x, lengths, *begins = inputs
-        W, R, B, P = (
-            "" if a is None else self.constant(f"{self.start}{name}_l{layer}", _array.to_numpy(a))
-            for name, a in weights.items()
+    def _weights(self, layer: int, params: Sequence[Any]) -> Weights:
+        """Keep the parameters of one layer; return what they are called."""
+        return Weights(
+            *(
+                "" if a is None else self.constant(f"{self.start}{name}_l{layer}", _array.to_numpy(a))
+                for name, a in from_params(params)._asdict().items()
+            )
         )
+
+    def _recurrent(self, layer: int, weights: Sequence[str], inputs: list[str]) -> list[str]:
+        """Add the node of one layer; return Y and the final states."""
+        x, lengths, *begins = inputs
+        W, R, B, P = weights
         given = [x, W, R, B, lengths, *begins] + ([P] if P else [])
         made = [f"{self.start}{name}_l{layer}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(begins)]]
         attributes = _attributes(self.stack)
@@ -199,16 +205,13 @@ class GraphBuilder:
             msg = f"weight_hr_l{layer} has the condition number {worst:.1e}, {bound}"
             raise ArgumentError(msg)
         back = np.linalg.pinv(out.astype(np.float64))
-        whole = [
-            p._replace(
-                weight_hh=(p.weight_hh.astype(np.float64) @ p.weight_hr).astype(self.dtype), weight_hr=None
-            )
-            for p in params
-        ]
         inverse = self.constant(f"{self.start}projection_back_l{layer}", back.astype(self.dtype))
         projection = self.constant(f"{self.start}projection_l{layer}", out)
         m = self.add("MatMul", [h, inverse], f"m_0_l{layer}")
-        Y, Y_h, Y_c = self._recurrent(layer, from_params(whole)._asdict(), [x, lengths, m, c])
+        W, R, B, P = self._weights(layer, [p._replace(weight_hr=None) for p in params])
+        turned = self.add("Transpose", [projection], f"weight_hr_l{layer}", perm=[0, 2, 1])
+        whole = self.add("MatMul", [R, turned], f"R_projected_l{layer}")
+        Y, Y_h, Y_c = self._recurrent(layer, (W, whole, B, P), [x, lengths, m, c])
         return [
             self.add("MatMul", [Y, projection], f"projected_Y_l{layer}"),
             self.add("MatMul", [Y_h, projection], f"projected_h_l{layer}"),

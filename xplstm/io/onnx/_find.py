@@ -40,6 +40,8 @@ class Layer(NamedTuple):
     names: Weights
     """Of tensors in the contents; None for what is left out."""
     attributes: Attributes
+    projection: str | None = None
+    """The constant that projects h, (D, H, P), where there is one."""
 
 
 class Part(NamedTuple):
@@ -91,15 +93,16 @@ def _parts(contents: Contents, trace: Trace) -> list[Part]:
         # Two nodes can have one name. Outputs have names of their own.
         own = (name for place, name in enumerate(_names(node)) if place or names[name] == 1)
         prefix = next(own, f"{node.op}_{k}")
-        layer, entry, problem = _of_node(node), None, None
+        layer, entry, problem = _of_node(trace.graph, node), None, None
         if isinstance(layer, str):
             parts.append(Part(node, prefix, None, None, layer))
             continue
         shapes = [contents.tensors[n].shape if n in contents.tensors else () for n in layer.names[:2]]
         if all(len(shape) == 3 for shape in shapes):
-            (D, _, I), (_, _, H) = shapes
+            (D, _, I), (_, _, width) = shapes
+            hidden = contents.tensors[layer.projection].shape[1] if layer.projection else width
             try:
-                entry = entry_of(trace, node, D, H, I, known)
+                entry = entry_of(trace, node, D, (width, hidden), I, known)
             except BudgetError:
                 raise
             except FormatError as error:
@@ -159,11 +162,13 @@ def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] |
     under = parts[k].node
     alike = under.op == node.op and under.attributes == node.attributes
     alike = alike and [bool(n) for n in weight_names(under)] == [bool(n) for n in weight_names(node)]
+    projections = trace.graph.projections
+    alike = alike and (under.outputs in projections) == (node.outputs in projections)
     shape = trace.graph.constants[under.inputs[2]].shape if under.inputs[2] in trace.graph.constants else ()
     if not alike or len(shape) != 3 or not trace.is_alone(path.start, path.nodes, node):
         return None
     layout = under.attributes.get("layout", 0)
-    merge = trace.merge_after(path.start, shape[0], shape[2], node.inputs[0], layout)
+    merge = trace.merge_after(path.start, shape[0], shape[2], node.inputs[0], layout, between=True)
     return None if merge in (None, "none") else (k, str(merge))
 
 
@@ -190,8 +195,8 @@ def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | Non
     return next(filter(None, ways), None)
 
 
-def _of_node(node: Node) -> Layer | str:
-    """A node's layer, or why it has none."""
+def _of_node(graph: Graph, node: Node) -> Layer | str:
+    """Return a node's layer, or why it has none."""
     wrong = why_not_node(node)
     if wrong is not None:
         return f"there is {wrong}"
@@ -199,6 +204,7 @@ def _of_node(node: Node) -> Layer | str:
         node.op,
         Weights(*(dotted(name) if name else None for name in weight_names(node))),
         Attributes(**node.attributes),
+        dotted(graph.projections[node.outputs]) if node.outputs in graph.projections else None,
     )
 
 
@@ -224,7 +230,7 @@ def _found(
 ) -> Found:
     """The network of some layers, or why it cannot be loaded."""
     kind = layers[0].kind
-    names = tuple(name for layer in layers for name in layer.names if name is not None)
+    names = tuple(name for layer in layers for name in (*layer.names, layer.projection) if name is not None)
     gates = {"LSTM": "rows i, o, f, c", "GRU": "rows z, r, h"}.get(kind, "rows")
     outside = next((name for name in names if name not in contents.tensors), None)
     if outside is not None:
@@ -249,14 +255,18 @@ def _unreadable(contents: Contents, names: Sequence[str]) -> str | None:
 
 def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
     """Sizes, as the shapes of fitting layers have them."""
-    W, R, B, _ = layers[0].names
-    return {
+    (W, R, B, _), projection = layers[0].names, layers[0].projection
+    width = contents.tensors[R].shape[2]
+    sizes = {
         "input_size": contents.tensors[W].shape[2],
-        "hidden_size": contents.tensors[R].shape[2],
+        "hidden_size": width,
         "num_layers": len(layers),
         "bias": B is not None,
         "bidirectional": contents.tensors[W].shape[0] == 2,
     }
+    if projection is not None:
+        sizes |= {"hidden_size": contents.tensors[projection].shape[1], "proj_size": width}
+    return sizes
 
 
 def _variant(layer: Layer) -> dict[str, Any]:
@@ -274,11 +284,14 @@ def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | No
     first, second = (contents.tensors[name].shape for name in layers[0].names[:2])
     if not len(first) == len(second) == 3 or 0 in (*first, *second):
         return f"W has shape {first} and R {second}, expected three axes, at least 1 of each"
-    D, H = first[0], second[2]
+    D, P = first[0], second[2]
+    H = contents.tensors[layers[0].projection].shape[1] if layers[0].projection else P
     for number, layer in enumerate(layers):
-        I = first[2] if number == 0 else D * H if merge in ("concat", "none") else H
-        wanted = {"W": (D, gates * H, I), "R": (D, gates * H, H), "B": (D, 2 * gates * H), "P": (D, 3 * H)}
-        for field, name in zip(Weights._fields, layer.names, strict=True):
+        I = first[2] if number == 0 else D * P if merge in ("concat", "none") else P
+        wanted = {"W": (D, gates * H, I), "R": (D, gates * H, P), "B": (D, 2 * gates * H), "P": (D, 3 * H)}
+        wanted["projection"] = (D, H, P)
+        names = (*layer.names, layer.projection)
+        for field, name in zip((*Weights._fields, "projection"), names, strict=True):
             if name is not None and contents.tensors[name].shape != wanted[field]:
                 return f"{name} has shape {contents.tensors[name].shape}, expected {wanted[field]}"
     return _strange(layers[0], D, H)
@@ -318,4 +331,8 @@ def _params(contents: Contents, layers: Sequence[Layer]) -> dict[str, Array]:
         for suffix, params in zip(("", "_reverse"), params_of(layer.kind, weights), strict=False):
             named = params._asdict().items()
             found |= {f"{field}_l{number}{suffix}": a for field, a in named if a is not None}
+        if layer.projection is not None:
+            whole = contents.tensors[layer.projection].array()
+            for d, suffix in enumerate(("", "_reverse")[: whole.shape[0]]):
+                found[f"weight_hr_l{number}{suffix}"] = whole[d, ...].T
     return found

@@ -12,6 +12,7 @@ import stat
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -98,6 +99,8 @@ class Graph(NamedTuple):
     """The initialisers."""
     size: int = 0
     """Bytes of the model, those of its other files included."""
+    projections: Mapping[tuple[str, ...], str] = MappingProxyType({})
+    """Of nodes LSTM with a projection: their outputs, and the constant that projects, of shape (D, H, P)."""
 
 
 def read_model(path: str) -> Any:

@@ -199,8 +199,12 @@ class Trace:
                 return False
         return True
 
-    def merge_after(self, Y: str, D: int, H: int, end: str, layout: int) -> str | None:
-        """Return how the directions of `Y` are merged in `end`, in either order of axes; None if unknown."""
+    def merge_after(self, Y: str, D: int, H: int, end: str, layout: int, between: bool = False) -> str | None:
+        """Return how the directions of `Y` are merged in `end`; None if unknown.
+
+        An output of the model may have time and the batch in either order. The input of another layer,
+        `between`, must have them as the layer below had them.
+        """
         path = self.path(end)
         if path is None or path.start != Y:
             return None
@@ -213,7 +217,9 @@ class Trace:
         if made is None:
             return None
         for merge, wanted in _ways(y, apart).items():
-            both = (wanted, np.moveaxis(wanted, -3, -2))
+            both = [wanted, np.moveaxis(wanted, -3, -2)]
+            if between:
+                both = both[1:] if layout else both[:1]
             if any(made.shape == one.shape and np.array_equal(made, one) for one in both):
                 return merge
         return None
@@ -278,6 +284,16 @@ class Trace:
                 return None
             name = data[0]
         return None
+
+    def rearranged_from(self, name: str) -> str | None:
+        """Return the input of the model of which `name` is put together from parts, if one."""
+        path = self.path(name)
+        known = MOVERS | _SCALING | _MEASURING | {"Concat"}
+        return (
+            path.start
+            if path and path.start in self.inputs and known.issuperset(n.op for n in path.nodes)
+            else None
+        )
 
     def chooses(self, nodes: Iterable[Node]) -> Node | None:
         """Return the first of some nodes that may drop, repeat or reorder numbers."""

@@ -1,0 +1,97 @@
+"""Recognise LSTMs with a projection, which ONNX's operator LSTM lacks.
+
+`export` multiplies the projection into the recurrent weights: R is ``weight_hh @ weight_hr``, and the outputs
+Y and Y_h are multiplied by ``weight_hr.T``. An initial h is multiplied by a right inverse of that. A graph
+that does all of this computes an LSTM with a projection, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+from xplstm.io.onnx._fold import Evaluator
+from xplstm.io.onnx._graph import Graph, Node
+from xplstm.io.onnx._model import padded, why_not_node
+
+
+class _Shape(NamedTuple):
+    """The values of a node that are different for a layer with a projection."""
+
+    recurrent: str
+    projection: str
+    start: str
+    outputs: tuple[str, str]
+
+
+def projected(graph: Graph) -> Graph:
+    """Return the graph with one node for each LSTM with a projection; `Graph.projections` has them."""
+    makers = {name: node for node in graph.nodes for name in node.outputs if name}
+    users: dict[str, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        for name in {*node.inputs}:
+            users[name].append(node)
+    nodes, projections, gone = [], {}, set()
+    evaluator = Evaluator(graph)
+    for node in graph.nodes:
+        found = _shape_of(evaluator, node, makers, users)
+        if found is None:
+            nodes.append(node)
+            continue
+        inputs = list(node.inputs)
+        inputs[2] = found.recurrent
+        if found.start:
+            inputs[5] = found.start
+        outputs = (*found.outputs, *node.outputs[2:])
+        nodes.append(node._replace(inputs=tuple(inputs), outputs=outputs))
+        projections[outputs] = found.projection
+        gone |= {name for name in found.outputs if name}
+    kept = [node for node in nodes if node.outputs in projections or gone.isdisjoint(node.outputs)]
+    return graph._replace(nodes=tuple(kept), projections=projections) if projections else graph
+
+
+def _shape_of(
+    evaluator: Evaluator, node: Node, makers: dict[str, Node], users: dict[str, list[Node]]
+) -> _Shape | None:
+    """Return what of a node belongs to a projection; None if it has none that is proved."""
+    graph = evaluator.graph
+    if node.op != "LSTM" or why_not_node(node) is not None:
+        return None
+    product = makers.get(node.inputs[2])
+    turned = makers.get(product.inputs[1]) if product is not None and product.op == "MatMul" else None
+    if product is None or turned is None or turned.op != "Transpose":
+        return None
+    recurrent, projection = product.inputs[0], turned.inputs[0]
+    if turned.attributes.get("perm") != [0, 2, 1] or not {recurrent, projection} <= graph.constants.keys():
+        return None
+    rows, width = graph.constants[recurrent].shape, graph.constants[projection].shape
+    if len(rows) != 3 or len(width) != 3 or (rows[0], rows[2]) != (width[0], width[2]):
+        return None
+    outputs = []
+    for name in (*node.outputs[:2], "", "")[:2]:
+        multiplied = users[name] if name else []
+        others = [n for n in multiplied if n.op != "MatMul" or n.inputs != (name, projection)]
+        if name in graph.outputs or others or len(multiplied) > 1:
+            return None
+        outputs.append(multiplied[0].outputs[0] if multiplied else "")
+    start = padded(node)[5]
+    if start:
+        back = makers.get(start)
+        if back is None or back.op != "MatMul" or back.inputs[1] not in graph.constants:
+            return None
+        if not _is_inverse(evaluator.value(back.inputs[1]), evaluator.value(projection)):
+            return None
+        start = back.inputs[0]
+    return _Shape(recurrent, projection, start, (outputs[0], outputs[1]))
+
+
+def _is_inverse(back: np.ndarray, projection: np.ndarray) -> bool:
+    """Tell whether ``back @ projection`` is the identity, within what rounding `back` once can change."""
+    fits = back.ndim == projection.ndim == 3 and back.shape == projection.swapaxes(1, 2).shape
+    if not fits or back.dtype.kind != "f" or back.dtype != projection.dtype:
+        return False
+    left, right = back.astype(np.float64), projection.astype(np.float64)
+    bound = 64 * float(np.finfo(back.dtype).eps) * (np.abs(left) @ np.abs(right))
+    return bool(np.all(np.abs(left @ right - np.eye(left.shape[1])) <= bound))
