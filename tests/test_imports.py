@@ -95,6 +95,7 @@ ROWS = (
     ("training._run", "training._stateful"),
     ("training._progress",),
     ("training._fit",),
+    ("models._forecast_roles",),
     ("models._composite", "models._vocabulary", "models.batching", "models.decoding"),
     ("models._pooling", "models._task"),
     ("models.charlm", "models.classifier", "models.forecaster", "models.seq2seq"),

@@ -111,6 +111,11 @@ PASSED = {
         (f"{kind}.initialize", "rule", "class"): "the caller's function raises"
         for kind in ("LSTM", "GRU", "RNN", "JordanRNN")
     },
+    **{
+        (f"models.{name} with a horizon", "known", value): "no column is known ahead"
+        for name in ("Forecaster", "windows")
+        for value in ("()", "[]", "{}", "''", "empty", "generator")
+    },
 }
 
 
@@ -168,6 +173,7 @@ def documented() -> set[str]:
 # What has no arguments, only holds what it is given, or takes models and files rather than plain values.
 APART = {"release_memory", "show_config", "Explanation", "LSTMParams", "LSTMState", "LSTMTrace", "GRUTrace"}
 APART |= {"FrozenLSTM", "FrozenRNN", "models.Ragged", "models.Hypothesis", "optim.Optimizer", "io.Inspection"}
+APART |= {"models.WithFuture"}
 APART |= {"testing.GradientReport", "testing.GradientRow", "training.Checkpoint", "training.Event"}
 APART |= {"testing.QuantisationReport", "testing.QuantisationRow"}
 APART |= {"sklearn.LSTMClassifier", "sklearn.LSTMRegressor"}  # tests/test_sklearn.py tries them

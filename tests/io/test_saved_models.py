@@ -50,6 +50,12 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: models.Forecaster(3, 5, 2, mean=[0.1, -2.5, 1 / 3], std=[1.5, 1e-3, 7.0], rng=1),
         lambda m: m.forecast(SERIES, 4),
     ),
+    "direct Forecaster": (
+        lambda: models.Forecaster(
+            3, 5, horizon=2, targets=[2], known=[0], quantiles=[0.1, 0.5], mean=[0.1, -2, 1 / 3], std=7, rng=1
+        ),
+        lambda m: m.forecast(models.WithFuture(SERIES, SERIES[:2, :, :1])),
+    ),
     "Seq2Seq": (seq2seq, lambda m: m(m.encode(["ab", "c", "c"]), np.asarray([0, 2, 1]))[0]),
     "LSTM": (
         lambda: xplstm.LSTM(

@@ -295,6 +295,11 @@ CALLS: dict[str, Callable[[], Call]] = {
         models.SequenceClassifier,
         {"input_size": None, "hidden_size": 2, "num_classes": 2, "vocab_size": 3},
     ),
+    "models.Forecaster with a horizon": lambda: (
+        models.Forecaster,
+        {"features": 3, "hidden_size": 2, "horizon": 2},
+    ),
+    "models.windows with a horizon": lambda: (models.windows, {"series": X[:, 0], "size": 1, "horizon": 2}),
     "models.Forecaster.__call__": lambda: (forecaster(), {"x": X}),
     "models.Forecaster.forecast": lambda: (forecaster().forecast, {"x": X, "steps": 2}),
     "models.Seq2Seq.encode": lambda: (seq2seq().encode, {"text": "ab"}),

@@ -1,6 +1,6 @@
-"""Whole models, and what turns their logits into tokens."""
+"""Whole models, and the functions that make batches for them and turn their logits into tokens."""
 
-from xplstm.models.batching import Ragged, one_hot, pad, windows
+from xplstm.models.batching import Ragged, WithFuture, one_hot, pad, windows
 from xplstm.models.charlm import CharLM
 from xplstm.models.classifier import SequenceClassifier
 from xplstm.models.decoding import Hypothesis, beam_search, probabilities, sample
@@ -14,6 +14,7 @@ __all__ = [
     "Ragged",
     "Seq2Seq",
     "SequenceClassifier",
+    "WithFuture",
     "beam_search",
     "one_hot",
     "pad",

@@ -13,6 +13,7 @@ from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.kernels import _steps
+from xplstm.models._forecast_roles import Roles
 
 
 def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
@@ -137,28 +138,65 @@ def pad(sequences: Sequence[Array]) -> Ragged:
     return Ragged(xp.stack([filled(_array.native(a)) for a in sequences], axis=1), lengths)
 
 
-def windows(series: Array, size: int) -> tuple[Array, Array]:
-    """Every window of a series, and what follows each of its steps.
+class WithFuture(NamedTuple):
+    """A batch with covariates that are known ahead, for a `Forecaster` with ``known=``.
+
+    Attributes
+    ----------
+    x : array, shape (T, B, F) or (T, F), or Ragged
+        What has happened.
+    future : array, shape (horizon, B, K) or (horizon, K)
+        The columns ``known=`` of the steps that follow the last step of each batch entry.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import Forecaster, WithFuture
+    >>> model = Forecaster(2, 8, known=[1], horizon=3, rng=0)
+    >>> x, future = np.ones((6, 4, 2), dtype="float32"), np.ones((3, 4, 1), dtype="float32")
+    >>> model.forecast(WithFuture(x, future)).shape
+    (3, 4, 1)
+    """
+
+    x: Array | Ragged
+    future: Array
+
+
+def windows(
+    series: Array,
+    size: int,
+    *,
+    horizon: int | None = None,
+    targets: Sequence[int] | None = None,
+    known: Sequence[int] | None = None,
+) -> tuple[Any, Array]:
+    """Return every window of a series, and what follows each of its steps.
+
+    Of a NumPy array the results are read-only views, which take no memory; else copies.
 
     Parameters
     ----------
     series : array, shape (N, F)
-        N greater than `size`.
+        N at least ``size + 1``, or ``size + horizon``.
     size : int
-        Steps of a window, at least 1.
+        T, steps of a window, at least 1.
+    horizon : int, optional
+        n, steps that follow each step, for a `Forecaster` with the same ``horizon=``; at least 1.
+    targets, known : sequence of int, optional
+        Columns, as for `Forecaster`. They need `horizon`.
 
     Returns
     -------
-    inputs : array, shape (size, N - size, F)
-        ``inputs[t, k]`` is ``series[k + t]``. Of a NumPy array a read-only view, which takes
-        no memory; else a copy.
-    targets : array, shape (size, N - size, F)
-        ``targets[t, k]`` is ``series[k + t + 1]``, one step later.
+    inputs : array, shape (T, W, F), or WithFuture
+        ``inputs[t, k]`` is ``series[k + t]``. With `known` also the future of each window.
+    targets : array, shape (T, W, F), or (T, W, n, M) with `horizon`
+        ``targets[t, k]`` is ``series[k + t + 1]``, one step later; ``targets[t, k, j]`` is
+        ``series[k + t + 1 + j]`` in the M columns `targets`.
 
     Raises
     ------
     ArgumentError, ShapeError
-        If the series is too short for one window, or has not two axes.
+        If the series is too short for one window, or has not two axes, or lacks a column.
 
     Examples
     --------
@@ -167,22 +205,51 @@ def windows(series: Array, size: int) -> tuple[Array, Array]:
     >>> inputs, targets = windows(np.arange(6.0)[:, None], 3)
     >>> inputs[:, 0, 0], targets[:, 0, 0], inputs.shape
     (array([0., 1., 2.]), array([1., 2., 3.]), (3, 3, 1))
+    >>> inputs, targets = windows(np.arange(6.0)[:, None], 3, horizon=2)
+    >>> targets[:, 0, :, 0]
+    array([[1., 2.],
+           [2., 3.],
+           [3., 4.]])
     """
     size = _values.size("size", size)
-    xp = _array.namespace(series, "series")
+    _array.namespace(series, "series")
     if series.ndim != 2:
         msg = f"series has shape {tuple(series.shape)}, expected (N, F)"
         raise ShapeError(msg)
-    count = series.shape[0] - size
+    roles = Roles.of(series.shape[1], targets, known, horizon, None)
+    ahead = roles.horizon or 1
+    count = series.shape[0] - size - ahead + 1
     if count < 1:
-        msg = f"size={size} must be less than the {series.shape[0]} steps of the series"
+        steps = f"the {series.shape[0]} steps of the series"
+        if horizon is None:
+            msg = f"size={size} must be less than {steps}"
+        else:
+            msg = f"size={size} and horizon={ahead} must together be at most {steps}"
         raise ArgumentError(msg)
-    if isinstance(series, np.ndarray):
-        view = np.lib.stride_tricks.sliding_window_view(_array.native(series), size + 1, axis=0)
-        steps = view.transpose(2, 0, 1)
-    else:
-        steps = xp.stack([series[t : t + count, ...] for t in range(size + 1)])
-    return steps[:-1, ...], steps[1:, ...]
+    series = _array.native(series)
+    inputs = _stretches(series, size)[:, :count, ...]
+    if roles.horizon is None:
+        return inputs, _stretches(series[1:, ...], size)
+    following = _stretches(roles.chosen(series, roles.targets), ahead)
+    found = _stretches(_swapped(following[:, 1:, ...]), size)
+    if not roles.known:
+        return inputs, found
+    future = _stretches(roles.chosen(series, roles.known)[size:, ...], ahead)
+    return WithFuture(inputs, future), found
+
+
+def _stretches(a: Array, size: int) -> Array:
+    """Return (size, N - size + 1, ...): at [t, k] element k + t of `a` (N, ...); a view of NumPy's arrays."""
+    xp, count = _array.namespace(a, "a"), a.shape[0] - size + 1
+    if isinstance(a, np.ndarray):
+        return np.moveaxis(np.lib.stride_tricks.sliding_window_view(a, size, axis=0), -1, 0)
+    return xp.stack([a[t : t + count, ...] for t in range(size)])
+
+
+def _swapped(a: Array) -> Array:
+    """Return `a` with its first two axes exchanged."""
+    xp = _array.namespace(a, "a")
+    return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))
 
 
 def opened(inputs: Array | tuple[Array, Any]) -> Ragged:

@@ -1,57 +1,92 @@
-"""Many to many, and one to many: the next values of a series."""
+"""Forecast the next values of a series, step by step or many steps at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _values, losses
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models.batching import Ragged, count_existing, existing, opened
+from xplstm.models._forecast_roles import Roles, check_future
+from xplstm.models.batching import Ragged, WithFuture, count_existing, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
 
 if TYPE_CHECKING:
     from xplstm.io.onnx._whole import ModelGraph
 
+PerColumn: TypeAlias = "float | Sequence[float] | np.ndarray"
+Inputs: TypeAlias = "Array | Ragged | WithFuture"
+
 # Smaller divisors overflow.
 _SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
-
-
 _LARGEST = {"float64": 1.7e308, "float32": 3.4e38, "bfloat16": 3.3e38, "float16": 65504.0}
+
+
+class _Read(NamedTuple):
+    """A batch as the network sees it."""
+
+    z: Array
+    """All columns, standardised."""
+    entered: Array
+    """`z` and what is known ahead."""
+    lengths: Any
+    exists: Array | None
+    """The steps that exist; None where all do."""
 
 
 class Forecaster(Composite):
     """Stacked LSTM, linear: at each step, the next values of a series.
 
-    The network sees ``(x - mean) / std`` and gives what is added to that to get
-    the next step: one that knows nothing says that all stays as it is. Trained by
-    `xplstm.training.fit`, whose `Model` it is.
+    The network reads ``(x - mean) / std``, and its output is added to the present value. So a network whose
+    output is 0 predicts that the series does not change. `fit` trains it on one series;
+    `xplstm.training.fit` trains it on any batches.
+
+    Without `horizon` a forecast is the next step of all columns, and `forecast` reads its own forecasts to
+    reach further. With `horizon` the forecast is direct: each step gives the next `horizon` steps at once,
+    of some columns, as numbers or as quantiles.
 
     Parameters
     ----------
     features : int
-        F, values of a step, at least 1.
+        F, columns of the series, at least 1.
     hidden_size : int
         At least 1.
     num_layers : int, optional
+        At least 1.
     mean, std : float or sequence of F floats, optional
-        Of the part of the series that is learnt from; std above 0.
+        Of the part of the series that the model learns from; std above 0. Without them they are 0 and 1
+        until `fit` measures them.
     dropout : float, optional
-        Probability, in [0, 1), to drop in training what each LSTM layer gives.
+        Probability, in [0, 1), of dropping each output of an LSTM layer in training.
+    horizon : int, optional
+        n, steps of a direct forecast, at least 1.
+    targets : sequence of int, optional
+        The M columns to forecast; all that are not `known` if left out. The other columns are past
+        covariates. Needs `horizon`.
+    known : sequence of int, optional
+        K columns that are known ahead, such as the month or a planned price. The model reads them for the
+        `horizon` steps that it forecasts; `WithFuture` passes them. Needs `horizon`.
+    quantiles : sequence of Q floats, optional
+        Ascending, in (0, 1). The model then forecasts these quantiles, trained by the quantile loss. They
+        cannot cross: each is the next one plus or minus ``log(1 + exp(a))``. Needs `horizon`.
     xp, device, dtype : optional
         Where the parameters are made: as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Of the first values.
+        A seed or a generator for the initialisation.
 
     Attributes
     ----------
     mean, std : numpy.ndarray of float64, shape (F,)
-        No parameters: a model for the same parameters is made with the same ones.
+        A file that `save` writes holds them, and so do checkpoints and ONNX files. `state_dict` does not.
+    targets, known : tuple of int
+        The columns in use.
+    horizon : int or None
+    quantiles : tuple of float or None
     params : dict of str to array
         All parameters, such as ``lstm.weight_ih_l0``; setting it sets those of the layers.
 
@@ -59,6 +94,12 @@ class Forecaster(Composite):
     ------
     ArgumentError, ShapeError, DTypeError, BackendError
         Naming the argument, its value and the bound.
+
+    Notes
+    -----
+    The mean squared error and the quantile loss count every step of a window, each with its own `horizon`
+    steps ahead. Direct forecasts of several steps and quantiles: Wen et al., "A multi-horizon quantile
+    recurrent forecaster", 2017.
 
     Examples
     --------
@@ -69,6 +110,12 @@ class Forecaster(Composite):
     >>> following, state = model(series)
     >>> following.shape, model.forecast(series, 12).shape
     ((50, 1, 1), (12, 1, 1))
+
+    Three columns, of which the first is forecast 4 steps ahead as three quantiles:
+
+    >>> model = Forecaster(3, 8, horizon=4, targets=[0], quantiles=[0.1, 0.5, 0.9], rng=0)
+    >>> model.forecast(np.ones((50, 2, 3), dtype="float32")).shape
+    (4, 2, 1, 3)
     """
 
     _parts = {"lstm": LSTM, "linear": Linear}  # noqa: RUF012
@@ -79,45 +126,85 @@ class Forecaster(Composite):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        mean: float | Sequence[float] | np.ndarray = 0.0,
-        std: float | Sequence[float] | np.ndarray = 1.0,
+        mean: PerColumn | None = None,
+        std: PerColumn | None = None,
         dropout: float = 0.0,
+        horizon: int | None = None,
+        targets: Sequence[int] | None = None,
+        known: Sequence[int] | None = None,
+        quantiles: Sequence[float] | None = None,
         xp: str | Namespace | None = None,
         device: Device | None = None,
         dtype: FloatDType | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         features, hidden_size = _values.size("features", features), _values.size("hidden_size", hidden_size)
+        roles = Roles.of(features, targets, known, horizon, quantiles)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
-        self.lstm = LSTM(
-            features, hidden_size, num_layers, dropout=between_layers(num_layers, dropout), **where
-        )
-        self.linear = Linear(hidden_size, features, **where)
-        self._set_options(mean, std, dropout)
+        between = between_layers(num_layers, dropout)
+        self.lstm = LSTM(roles.inputs, hidden_size, num_layers, dropout=between, **where)
+        self.linear = Linear(hidden_size, roles.outputs, **where)
+        self._set_options(mean, std, dropout, **roles.options())
 
     def _set_options(
         self,
-        mean: float | Sequence[float] | np.ndarray,
-        std: float | Sequence[float] | np.ndarray,
+        mean: PerColumn | None,
+        std: PerColumn | None,
         dropout: float,
+        horizon: int | None = None,
+        targets: Sequence[int] | None = None,
+        known: Sequence[int] | None = None,
+        quantiles: Sequence[float] | None = None,
     ) -> None:
-        features = self.lstm.input_size
-        self.mean, self.std = _for_each("mean", mean, features), _for_each("std", std, features)
-        smallest = _SMALLEST[self._home().dtype]
-        if not (self.std > 0).all():
-            msg = f"std={std} must be above 0"
-            raise ArgumentError(msg)
-        if not (self.std > smallest).all():
-            msg = f"std={std} must be above {smallest}, whose inverse {self._home().dtype} can hold"
-            raise ArgumentError(msg)
+        read_ahead = 0 if horizon is None else _values.size("horizon", horizon) * len(known or ())
+        features = _values.size("features", self.lstm.input_size - read_ahead)
+        self._roles = Roles.of(features, targets, known, horizon, quantiles)
+        self._scale_given = mean is not None or std is not None
+        self._set_scale(0.0 if mean is None else mean, 1.0 if std is None else std)
         self.dropout = Dropout(_values.probability("dropout", dropout))
 
+    def _set_scale(self, mean: PerColumn, std: PerColumn) -> None:
+        """Check and keep the scale of each column."""
+        features = self._roles.features
+        means, stds = _for_each("mean", mean, features), _for_each("std", std, features)
+        smallest = _SMALLEST[self._home().dtype]
+        if not (stds > 0).all():
+            msg = f"std={std} must be above 0"
+            raise ArgumentError(msg)
+        if not (stds > smallest).all():
+            msg = f"std={std} must be above {smallest}, whose inverse {self._home().dtype} can hold"
+            raise ArgumentError(msg)
+        self.mean, self.std = means, stds
+
+    @property
+    def horizon(self) -> int | None:
+        """Steps of a direct forecast, or None."""
+        return self._roles.horizon
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The columns that are forecast."""
+        return self._roles.targets
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The columns that are known ahead."""
+        return self._roles.known
+
+    @property
+    def quantiles(self) -> tuple[float, ...] | None:
+        """The quantiles that are forecast, or None."""
+        return self._roles.quantiles
+
     def _options(self) -> dict[str, Any]:
-        return {"mean": self.mean.tolist(), "std": self.std.tolist(), "dropout": self.dropout.p}
+        options: dict[str, Any] = {"mean": None, "std": None, "dropout": self.dropout.p}
+        if self._scale_given:
+            options |= {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return options | self._roles.options()
 
     def _fitting(self) -> dict[str, tuple[int, int]]:
-        return {"linear": (self.lstm.input_size, self.lstm._stack.width)}
+        return {"linear": (self._roles.outputs, self.lstm._stack.width)}
 
     def export_to(self, graph: ModelGraph, softmax: bool) -> None:
         """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
@@ -140,56 +227,65 @@ class Forecaster(Composite):
         if softmax:
             msg = "softmax=True needs a model with logits, got Forecaster"
             raise ArgumentError(msg)
+        if self.horizon is not None:
+            msg = "a Forecaster with horizon= cannot be exported to ONNX yet"
+            raise ArgumentError(msg)
         mean, std = (graph.number(name, a) for name, a in zip(("mean", "std"), self._scale(), strict=True))
         z = graph.scaled("Div", graph.scaled("Sub", graph.features("x"), mean, "centred"), std, "z")
         expected = graph.scaled("Add", z, graph.linear(self.linear, graph.recur(z)), "expected")
         following = graph.scaled("Add", graph.scaled("Mul", expected, std, "wide"), mean, "original")
         graph.leave(following, "following", ["T", "B", self.linear.out_features])
 
-    def __call__(self, x: Array | Ragged, state: State = None) -> tuple[Array, LSTMState]:
-        """Give for each step a forecast of the next.
+    def __call__(self, x: Inputs, state: State = None) -> tuple[Array, LSTMState]:
+        """Return for each step a forecast of what follows it.
 
         Parameters
         ----------
-        x : array, shape (T, B, F) or (T, F), or Ragged
+        x : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
         state : (h, c), optional
-            What the steps before left; zeros if left out.
+            The state after the steps before `x`; zeros if left out.
 
         Returns
         -------
-        following : array, shape of x
-            At t what is expected at t + 1.
+        following : array, shape of x, or (T, B, horizon, M) or (T, B, horizon, M, Q)
+            At t what is expected at t + 1, or at t + 1 to t + horizon.
         state : LSTMState
-            To go on with.
+            To continue with.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
             As `xplstm.LSTM`.
         """
-        expected, state_n = self._expected(x, state)
+        read = self._read(x)
+        y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
+        expected, _ = self._roles.forecasts(self.linear(y), read.z)
         return self._original(expected), state_n
 
-    def forecast(self, x: Array, steps: int, state: State = None) -> Array:
-        """Go on with a series: each forecast is read as if it had come true.
+    def forecast(self, x: Array | WithFuture, steps: int | None = None, state: State = None) -> Array:
+        """Continue a series after its last step.
+
+        Without `horizon` each forecast is read as if it had happened, to forecast the next one.
 
         Parameters
         ----------
-        x : array, shape (T, B, F) or (T, F)
-            What has happened, T at least 1.
-        steps : int
-            How far, at least 0.
+        x : array, shape (T, B, F) or (T, F), or WithFuture
+            What has happened, T at least 1; finite numbers.
+        steps : int, optional
+            At least 0. With `horizon`, at most that, which also is the default.
         state : (h, c), optional
-            What the steps before `x` left; zeros if left out.
+            The state after the steps before `x`; zeros if left out.
 
         Returns
         -------
         array, shape (steps, B, F) or (steps, F)
+            With `horizon` the last axis is M, the targets; with `quantiles` an axis Q follows.
 
         Raises
         ------
         ArgumentError
-            If `steps` is negative.
+            If `steps` is out of range, or `x` has a value that is not finite. Values on a device or
+            under a trace are not read.
         ShapeError, DTypeError, BackendError
             As for a call; and if `x` has no step.
 
@@ -201,29 +297,52 @@ class Forecaster(Composite):
         >>> model.forecast(np.ones((6, 3, 2), dtype="float32"), 4).shape
         (4, 3, 2)
         """
-        steps = _values.size("steps", steps, 0)
-        _array.namespace(x, "x")
-        if 0 in x.shape[:1]:
-            msg = f"x has shape {tuple(x.shape)}; there must be at least 1 step to go on from"
+        if steps is None and self.horizon is None:
+            msg = "steps=None needs a model with horizon=; say how many steps to forecast"
+            raise ArgumentError(msg)
+        steps = _values.size("steps", self.horizon if steps is None else steps, 0)
+        if self.horizon is not None and steps > self.horizon:
+            msg = f"steps={steps} must be at most horizon={self.horizon}, which the model forecasts at once"
+            raise ArgumentError(msg)
+        given: Any = x.x if isinstance(x, WithFuture) else x
+        xp = _array.namespace(given, "x")
+        if 0 in given.shape[:1]:
+            msg = f"x has shape {tuple(given.shape)}; there must be at least 1 step to go on from"
             raise ShapeError(msg)
-        xp, lstm = _array.namespace(x, "x"), self.lstm.freeze()
-        z = self._standardised(x)
-        y, state_n = lstm(z, state)
-        latest, expected = y[-1, ...], [z[-1, ...]]
+        read = self._read(x)
+        check_finite("x", given)
+        if isinstance(x, WithFuture):
+            check_finite("future", x.future)
+        if self.horizon is not None:
+            return self._direct(read, state)[:steps, ...]
+        lstm = self.lstm.freeze()
+        y, state_n = lstm(read.z, state)
+        latest, expected = y[-1, ...], [read.z[-1, ...]]
         for _ in range(steps):
             expected.append(expected[-1] + self.linear(latest))
             latest, state_n = lstm.step(expected[-1], state_n)
         # Without the last value of x, which also is what there is to stack where steps is 0.
         return self._original(xp.stack(expected)[1:, ...])
 
-    def loss(self, x: Array | Ragged, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
-        """Mean squared error in units of `std`, nothing dropped and nothing kept for gradients.
+    def _direct(self, read: _Read, state: State) -> Array:
+        """Return the forecast from the last step, the horizon first."""
+        y, _ = self.lstm(read.entered, state)
+        expected, _ = self._roles.forecasts(self.linear(y[-1, ...]), read.z[-1, ...])
+        xp, original = _array.namespace(expected, "x"), self._original(expected)
+        if original.ndim == len(self._roles.shape):
+            return original
+        return xp.permute_dims(original, (1, 0, *range(2, original.ndim)))
+
+    def loss(self, x: Inputs, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
+        """Return the mean loss in units of `std`, without dropout.
+
+        It is the squared error, or the quantile loss of a model with `quantiles`.
 
         Parameters
         ----------
-        x : array, shape (T, B, F) or (T, F), or Ragged
-        targets : array, shape of x
-            What came after each step; past a row's length it does not count.
+        x : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
+        targets : array, shape of x, or (T, B, horizon, M)
+            What came after each step; past the length of an entry it does not count. `windows` makes it.
         state : (h, c), optional
 
         Returns
@@ -234,7 +353,7 @@ class Forecaster(Composite):
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As for a call, and as `xplstm.losses.mse`.
+            As for a call, and as `xplstm.losses.mse` or `xplstm.losses.quantile`.
 
         Examples
         --------
@@ -245,26 +364,27 @@ class Forecaster(Composite):
         >>> float(loss) > 0
         True
         """
-        expected, state_n = self._expected(x, state)
-        happened = self._standardised(targets, "targets")
-        return losses.mse(expected, happened, mask=existing(opened(x)))[0], state_n
+        read = self._read(x)
+        y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
+        expected, _ = self._roles.forecasts(self.linear(y), read.z)
+        return self._roles.loss(expected, self._happened(targets, read.z), read.exists)[0], state_n
 
     def loss_vjp(
         self,
-        inputs: Array | Ragged,
+        inputs: Inputs,
         targets: Array,
         state: State = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[Array, LSTMState, Callable[..., Params]]:
-        """Give the loss, and the function that gives its gradients.
+        """Return the loss, and the function that returns its gradients.
 
         Parameters
         ----------
-        inputs : array, shape (T, B, F) or (T, F), or Ragged
-        targets : array, shape of x
+        inputs : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
+        targets : array
             As for `loss`.
         state : (h, c), optional
-            Held constant: here backpropagation is cut.
+            Held constant: backpropagation ends here.
         rng : int or numpy.random.Generator, optional
             Dropout is applied exactly when this is given.
 
@@ -290,16 +410,15 @@ class Forecaster(Composite):
         True
         """
         rng = None if rng is None else _values.generator("rng", rng)
-        x, lengths = opened(inputs)
-        z = self._standardised(x)
-        y, state_n, lstm_pullback = self.lstm.vjp(z, state, lengths=lengths, rng=rng)
+        read = self._read(inputs)
+        y, state_n, lstm_pullback = self.lstm.vjp(read.entered, state, lengths=read.lengths, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
-        change, linear_pullback = self.linear.vjp(y)
-        happened = self._standardised(targets, "targets")
-        loss, loss_pullback = losses.mse(z + change, happened, mask=existing(opened(inputs)))
+        raw, linear_pullback = self.linear.vjp(y)
+        expected, forecast_pullback = self._roles.forecasts(raw, read.z)
+        loss, loss_pullback = self._roles.loss(expected, self._happened(targets, read.z), read.exists)
 
         def pullback(factor: float = 1.0) -> Params:
-            dy, dlinear = linear_pullback(loss_pullback(factor))
+            dy, dlinear = linear_pullback(forecast_pullback(loss_pullback(factor)))
             _, _, dlstm = lstm_pullback(dropout_pullback(dy))
             return prefixed({"lstm": dlstm, "linear": dlinear})
 
@@ -307,15 +426,25 @@ class Forecaster(Composite):
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return how many elements the loss is the mean of."""
-        x = opened(inputs)
+        x = opened(inputs.x if isinstance(inputs, WithFuture) else inputs)
         return count_existing(existing(x), tuple(x.x.shape[:-1]))
 
-    def _expected(self, x: Array | Ragged, state: State) -> tuple[Array, LSTMState]:
-        """What follows each step, as the network sees it."""
-        x, lengths = opened(x)
-        z = self._standardised(x)
-        y, state_n = self.lstm(z, state, lengths=lengths)
-        return z + self.linear(y), state_n
+    def _read(self, inputs: Inputs) -> _Read:
+        """Return the batch as the network sees it."""
+        given, future = inputs if isinstance(inputs, WithFuture) else (inputs, None)
+        check_future(future, self._roles)
+        batch = opened(given)
+        z = self._standardised(batch.x)
+        exists = existing(batch)
+        if future is None or self.horizon is None:
+            return _Read(z, z, batch.lengths, exists)
+        xp, known = _array.namespace(z, "x"), self._roles.known
+        shape = (self.horizon, *z.shape[1:-1], len(known))
+        future = _checks.array("future", future, self._home(), shape, "(horizon, B, columns known ahead)")
+        mean, std = (self._roles.chosen(a, known) for a in self._scale())
+        lengths = None if exists is None else xp.sum(xp.astype(exists, xp.int32), axis=0, dtype=xp.int32)
+        entered = self._roles.entered(z, (future - mean) / std, lengths)
+        return _Read(z, entered, batch.lengths, exists)
 
     def _standardised(self, x: Array, name: str = "x") -> Array:
         """Return `x`, the argument called `name`, as the network sees it."""
@@ -324,10 +453,19 @@ class Forecaster(Composite):
         mean, std = self._scale()
         return (x - mean) / std
 
+    def _happened(self, targets: Array, z: Array) -> Array:
+        """Return the targets of a batch as the network sees them."""
+        if self.horizon is None:
+            return self._standardised(targets, "targets")
+        shape = (*z.shape[:-1], self.horizon, len(self.targets))
+        targets = _checks.array("targets", targets, self._home(), shape, "the last are horizon and targets")
+        mean, std = (self._roles.chosen(a, self.targets) for a in self._scale())
+        return (targets - mean) / std
+
     def _original(self, z: Array) -> Array:
-        """What the network gives, in the units of the series."""
-        mean, std = self._scale()
-        return z * std + mean
+        """Return forecasts of the network in the units of the series."""
+        mean, std = (self._roles.chosen(a, self.targets) for a in self._scale())
+        return z * std + mean if self.quantiles is None else z * std[..., None] + mean[..., None]
 
     def _scale(self) -> tuple[Array, Array]:
         """Return `mean` and `std` where the parameters live."""
@@ -346,7 +484,7 @@ class Forecaster(Composite):
 
 
 def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: int) -> np.ndarray:
-    """`value` once for each feature."""
+    """Return `value` once for each feature."""
     try:
         given = np.asarray(value)
     except ValueError as error:
@@ -363,3 +501,17 @@ def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: 
         msg = f"{name}={value} must be finite"
         raise ArgumentError(msg)
     return np.broadcast_to(numbers, (features,)).copy()
+
+
+def check_finite(name: str, a: Array) -> None:
+    """Refuse an array with a value that is not finite; one on a device or under a trace is not read."""
+    if _array.is_lazy(a):
+        return
+    host = np.asarray(_array.to_numpy(a), dtype=np.float64)
+    bad = np.argwhere(~np.isfinite(host))
+    if len(bad):
+        place = ", ".join(map(str, bad[0]))
+        msg = (
+            f"{name}[{place}] is {host[tuple(bad[0])]}; a forecast needs finite numbers, so fill or drop gaps"
+        )
+        raise ArgumentError(msg)

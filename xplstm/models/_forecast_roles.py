@@ -1,0 +1,197 @@
+"""What a direct forecast reads and returns: columns, covariates known ahead, horizon and quantiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+from xplstm import _array, _values, losses
+from xplstm._errors import ArgumentError, ShapeError
+from xplstm._typing import Array, Namespace
+from xplstm.cells.activations import sigmoid
+
+NEED_HORIZON = ("targets", "known", "quantiles")
+
+
+class Roles(NamedTuple):
+    """The columns of a series, and the shape of a forecast from one step."""
+
+    features: int
+    targets: tuple[int, ...]
+    known: tuple[int, ...]
+    horizon: int | None
+    """None where a forecast is one step of all columns, which the next step reads."""
+    quantiles: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, features: int, targets: Any, known: Any, horizon: Any, quantiles: Any) -> Self:
+        """Check the options of a model with `features` columns."""
+        if horizon is None:
+            for name, value in zip(NEED_HORIZON, (targets, known, quantiles), strict=True):
+                if value is not None:
+                    msg = f"{name}={value!r} needs horizon=, the number of steps of a direct forecast"
+                    raise ArgumentError(msg)
+            return cls(features, tuple(range(features)), (), None, None)
+        ahead = columns("known", known, features)
+        rest = [k for k in range(features) if k not in ahead]
+        chosen = tuple(rest) if targets is None else columns("targets", targets, features)
+        if not chosen:
+            msg = f"targets={targets!r} with known={list(ahead)} leaves no column to forecast"
+            raise ArgumentError(msg)
+        both = sorted({*chosen} & {*ahead})
+        if both:
+            msg = f"targets={list(chosen)} and known={list(ahead)} share {both}"
+            raise ArgumentError(msg)
+        return cls(features, chosen, ahead, _values.size("horizon", horizon), _quantiles(quantiles))
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of the model that ask for this, as JSON can hold them."""
+        if self.horizon is None:
+            return {}
+        quantiles = None if self.quantiles is None else [*self.quantiles]
+        columns = {"targets": [*self.targets], "known": [*self.known]}
+        return {"horizon": self.horizon, **columns, "quantiles": quantiles}
+
+    @property
+    def inputs(self) -> int:
+        """Features that the network reads in each step."""
+        return self.features + len(self.known) * (self.horizon or 0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is forecast from one step."""
+        if self.horizon is None:
+            return (self.features,)
+        of_each = () if self.quantiles is None else (len(self.quantiles),)
+        return (self.horizon, len(self.targets), *of_each)
+
+    @property
+    def outputs(self) -> int:
+        """Features of the linear layer."""
+        return math.prod(self.shape)
+
+    def chosen(self, a: Array, of: tuple[int, ...]) -> Array:
+        """Return the columns `of` of the last axis."""
+        if of == tuple(range(a.shape[-1])):
+            return a
+        xp = _array.namespace(a, "a")
+        return xp.stack([a[..., k] for k in of], axis=-1)
+
+    def entered(self, z: Array, future: Array | None, lengths: Array | None) -> Array:
+        """Return what the network reads: z (T, B, F), and what is known of the next `horizon` steps.
+
+        `future` (horizon, B, K) follows the last step of each entry, as `lengths` (B,) or T say.
+        """
+        if future is None or self.horizon is None:
+            return z
+        xp, ahead = _array.namespace(z, "z"), self.chosen(z, self.known)
+        joined = xp.concat([ahead, future], axis=0)
+        if lengths is not None:
+            joined = _placed(xp, joined, future, lengths)
+        T = z.shape[0]
+        return xp.concat([z, *(joined[j : j + T, ...] for j in range(1, self.horizon + 1))], axis=-1)
+
+    def forecasts(self, raw: Array, z: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Return the forecasts (..., *shape), and the pullback to `raw`, which the linear layer gave.
+
+        A forecast is what `raw` adds to the present value.
+        """
+        if self.horizon is None:
+            return z + raw, lambda d: d
+        rows = tuple(raw.shape[:-1])
+        raw = _array.reshape(raw, (*rows, *self.shape))
+        now = self.chosen(z, self.targets)[..., None, :]
+        if self.quantiles is None:
+            return now + raw, lambda d: _array.reshape(d, (*rows, self.outputs))
+        ordered, pullback = in_order(raw)
+        return now[..., None] + ordered, lambda d: _array.reshape(pullback(d), (*rows, self.outputs))
+
+    def loss(self, found: Array, happened: Array, mask: Array | None) -> tuple[Array, Callable[..., Array]]:
+        """Return the mean loss of forecasts, and its pullback to them; `mask` is of the steps."""
+        if self.horizon is None:
+            return losses.mse(found, happened, mask=mask)
+        rows = tuple(happened.shape[:-2])
+        numbers = self.horizon * len(self.targets)
+        flat = _array.reshape(happened, (*rows, numbers))
+        if self.quantiles is None:
+            loss, pullback = losses.mse(_array.reshape(found, (*rows, numbers)), flat, mask=mask)
+        else:
+            pred = _array.reshape(found, (*rows, numbers, len(self.quantiles)))
+            loss, pullback = losses.quantile(pred, flat, self.quantiles, mask=mask)
+        return loss, lambda factor=1.0: _array.reshape(pullback(factor), tuple(found.shape))
+
+
+def columns(name: str, value: Any, features: int) -> tuple[int, ...]:
+    """Return numbers of columns, each once."""
+    given = _values.items(name, () if value is None else value)
+    found = tuple(_values.size(f"{name}[{k}]", c, 0, features - 1) for k, c in enumerate(given))
+    if len({*found}) < len(found):
+        msg = f"{name}={list(found)} names a column twice"
+        raise ArgumentError(msg)
+    return found
+
+
+def _quantiles(value: Any) -> tuple[float, ...] | None:
+    """Return ascending quantiles."""
+    if value is None:
+        return None
+    given = _values.items("quantiles", value)
+    found = tuple(_values.in_range(f"quantiles[{k}]", q, 0, 1) for k, q in enumerate(given))
+    if not found or found[0] <= 0 or any(a >= b for a, b in pairwise(found)):
+        msg = f"quantiles={list(found)} must be one or more ascending numbers in (0, 1)"
+        raise ArgumentError(msg)
+    return found
+
+
+def _placed(xp: Namespace, joined: Array, future: Array, lengths: Array) -> Array:
+    """Return `joined` (T + n, B, K) with the future of each entry after its own last step."""
+    steps = xp.arange(joined.shape[0], dtype=lengths.dtype, device=_array.device(joined))[:, None]
+    for j in range(future.shape[0]):
+        joined = xp.where((steps == lengths[None, :] + j)[..., None], future[j, ...][None, ...], joined)
+    return joined
+
+
+def in_order(raw: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """Return quantiles that cannot cross, and the pullback to `raw` (..., Q).
+
+    The middle one is that of `raw`. From there each is ``log(1 + exp(raw))`` above or below its neighbour.
+    """
+    xp, dtype = _array.namespace(raw, "raw"), _array.dtype_name(raw.dtype)
+    wide = _array.widen(raw)
+    count = wide.shape[-1]
+    middle = count // 2
+    gaps = xp.log1p(xp.exp(-xp.abs(wide))) + xp.where(wide > 0, wide, xp.zeros_like(wide))
+    found = {middle: wide[..., middle]}
+    for k in range(middle + 1, count):
+        found[k] = found[k - 1] + gaps[..., k]
+    for k in range(middle - 1, -1, -1):
+        found[k] = found[k + 1] - gaps[..., k]
+
+    def pullback(d: Array) -> Array:
+        d, slope = _array.widen(d), sigmoid(xp, wide)
+        above, below = d[..., count - 1], d[..., 0]
+        parts: dict[int, Array] = {middle: xp.sum(d, axis=-1)}
+        for k in range(count - 1, middle, -1):
+            parts[k] = above * slope[..., k]
+            above = above + d[..., k - 1]
+        for k in range(middle):
+            parts[k] = -below * slope[..., k]
+            below = below + d[..., k + 1]
+        return _array.narrow(xp.stack([parts[k] for k in range(count)], axis=-1), dtype)
+
+    return _array.narrow(xp.stack([found[k] for k in range(count)], axis=-1), dtype), pullback
+
+
+def check_future(future: Array | None, roles: Roles) -> None:
+    """Refuse a future where nothing is known ahead, and its absence where something is."""
+    if roles.known and future is None:
+        msg = (
+            f"x lacks the future of the columns known={list(roles.known)}: pass WithFuture(x, future), "
+            f"with a future of shape ({roles.horizon}, B, {len(roles.known)})"
+        )
+        raise ShapeError(msg)
+    if future is not None and not roles.known:
+        msg = "x has a future, and the model knows no column ahead; make it with horizon= and known="
+        raise ArgumentError(msg)
