@@ -84,6 +84,13 @@ def home(params: Mapping[str, Array | None]) -> Home:
     return expected
 
 
+def floats(named: Mapping[str, Any]) -> Home:
+    """Return the library, device and floating dtype that all of these share; each must be an array."""
+    for name, a in named.items():
+        _array.namespace(a, name)
+    return home(named)
+
+
 def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meaning: str = "") -> Array:
     """Return `a` if it is at `where` and has `shape`, in which a string matches any size."""
     given = Home(_array.namespace(a, name), _array.device(a), _array.dtype_name(a.dtype))

@@ -205,6 +205,8 @@ class LSTMState(NamedTuple):
         return LSTMState(*(stack_entries(names, arrays) for names, arrays in _columns(states)))
 
     def _named(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
+        for name, a in self._asdict().items():
+            _array.namespace(a, name)
         return ("h", self.h), ("c", self.c)
 
 

@@ -119,6 +119,14 @@ def function(name: str, value: Any) -> Callable[..., Any]:
     return value
 
 
+def text(name: str, value: Any) -> str:
+    """Return a str."""
+    if not isinstance(value, str):
+        msg = f"{name}={_shown(value)} must be a str"
+        raise DTypeError(msg)
+    return value
+
+
 def path(name: str, value: Any) -> str:
     """Return a path of str."""
     where = os.fspath(value) if isinstance(value, os.PathLike) else value

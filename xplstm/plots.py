@@ -168,14 +168,23 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     if not isinstance(history, History):
         msg = f"history must be a History, as fit returns, got {type(history).__name__}"
         raise DTypeError(msg)
-    if not history.losses and not history.validations:
+    losses = np.asarray(
+        [
+            _values.number(f"history.losses[{k}]", a)
+            for k, a in enumerate(_values.items("history.losses", history.losses))
+        ]
+    )
+    validations = [
+        _validation(k, pair)
+        for k, pair in enumerate(_values.items("history.validations", history.validations))
+    ]
+    if not len(losses) and not validations:
         msg = "history is empty; it must have at least 1 loss or validation"
         raise ArgumentError(msg)
     if ax is None:
         ax = _new_figure("plot_history", figsize=(7.0, 4.0), layout="constrained").subplots()
     else:
         _check_axes("ax", ax)
-    losses = np.asarray(history.losses, dtype=np.float64)
     parts = np.array_split(np.arange(len(losses)), 100) if len(losses) >= 200 else []
     if len(losses):
         label = "loss of each update" if parts else "loss"
@@ -183,13 +192,13 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     if parts:
         means = [losses[part].mean() for part in parts]
         ax.plot([part.mean() + 1 for part in parts], means, color=LINES[0], label="mean of each hundredth")
-    if history.validations:
-        updates, values = np.asarray(history.validations, dtype=np.float64).T
+    if validations:
+        updates, values = np.asarray(validations).T
         ax.plot(updates, values, "o-", color=LINES[1], markersize=4, label="validation")
         update, best = history.best
         ax.plot([update], [best], "o", color=LINES[1], markersize=10, fillstyle="none",
                 label=f"best, {best:.4g} at update {update}")  # fmt: skip
-    finite = np.asarray([*losses, *(value for _, value in history.validations)])
+    finite = np.asarray([*losses, *(value for _, value in validations)])
     if (finite[np.isfinite(finite)] > 0).all():
         ax.set_yscale("log")
     ax.locator_params(axis="x", integer=True)
@@ -198,6 +207,15 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     ax.grid(alpha=0.25)
     ax.legend()
     return _figure_of(ax)
+
+
+def _validation(k: int, pair: Any) -> tuple[int, float]:
+    """Return the update and the value of one validation."""
+    name = f"history.validations[{k}]"
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        msg = f"{name}={pair!r} must be a pair (update, value)"
+        raise DTypeError(msg)
+    return _values.size(f"{name}[0]", pair[0], 0), _values.number(f"{name}[1]", pair[1])
 
 
 def _chosen(

@@ -271,7 +271,7 @@ WRONG_LAYERS = [
         r"layers\[1\] has 2 directions, expected 1",
     ),
     (lambda: layers.to_lstm([()]), xplstm.ArgumentError, r"layers\[0\] has 0 directions, expected 1 or 2"),
-    (lambda: layers.to_lstm([{}]), xplstm.ArgumentError, r"layers\[0\] has 0 directions"),
+    (lambda: layers.to_lstm([[]]), xplstm.ArgumentError, r"layers\[0\] has 0 directions"),
     (lambda: layers.to_lstm([["weight"]]), xplstm.DTypeError, r"layers\[0\] must be LSTMParams.*got str"),
     (
         lambda: layers.to_lstm([one, one]),

@@ -185,8 +185,8 @@ def changed(**given: Any) -> Any:
 
 WRONG = [
     (changed(direction="backward"), xplstm.ArgumentError, "direction='backward' must be one of"),
-    (changed(layout=2), xplstm.ArgumentError, "layout=2 must be 0 or 1"),
-    (changed(input_forget=3), xplstm.ArgumentError, "input_forget=3 must be 0 or 1"),
+    (changed(layout=2), xplstm.ArgumentError, "layout=2 must be at most 1"),
+    (changed(input_forget=3), xplstm.ArgumentError, "input_forget=3 must be at most 1"),
     (changed(clip=0.0), xplstm.ArgumentError, "clip=0.0 must be above 0"),
     (changed(hidden_size=4), xplstm.ShapeError, r"W has shape \(1, 12, 5\), expected \(1, 16, 5\)"),
     (

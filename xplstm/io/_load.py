@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -138,6 +137,7 @@ def arrays(
     >>> head = xplstm.Linear(3, 2)
     >>> head.load_state_dict(xplstm.io.arrays(model, "head"))
     """
+    prefix = _values.text("prefix", prefix)
     with as_path(source) as given:
         contents = open_source(given)
         if dtype is not None:
@@ -198,10 +198,8 @@ def save(
     ...     xplstm.io.load(path)
     LSTM(3, 2, num_layers=1, variant=Variant(peepholes=True))
     """
-    if not isinstance(network, nn.Recurrent):
-        msg = f"network must be one of {', '.join(nn.NETWORKS)}, got {type(network).__name__}"
-        raise ArgumentError(msg)
-    place = os.fspath(path)
+    _check_network(network)
+    place, prefix = _values.path("path", path), _values.text("prefix", prefix)
     modules = [_registry.file_format(name) for name in _registry.FILES]
     fitting = [module for module in modules if place.lower().endswith(module.SUFFIXES)]
     if not fitting:
@@ -240,6 +238,7 @@ def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
     >>> theirs["if.kernel"].shape, theirs["hf.kernel"].shape, theirs["hf.bias"].shape
     ((3, 2), (2, 2), (2,))
     """
+    _check_network(network)
     layout = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS))
     found: dict[str, Array] = layout.to_mapping(network)
     return found
@@ -276,7 +275,7 @@ def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002
     True
     """
     order = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS)).STATE
-    pair = _checks.state("state", tuple(state))
+    pair = _checked_state(tuple(_values.items("state", state)))
     return LSTMState(*(dict(zip(order, pair, strict=True))[letter] for letter in LSTMState._fields))
 
 
@@ -310,8 +309,22 @@ def to_state(state: LSTMState | tuple[Array, Array], format: str) -> tuple[Array
     True
     """
     order = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS)).STATE
-    first, second = (getattr(_checks.state("state", state), letter) for letter in order)
+    first, second = (getattr(_checked_state(state), letter) for letter in order)
     return first, second
+
+
+def _check_network(network: object) -> None:
+    """Refuse what is no network."""
+    if not isinstance(network, nn.Recurrent):
+        msg = f"network must be one of {', '.join(nn.NETWORKS)}, got {type(network).__name__}"
+        raise ArgumentError(msg)
+
+
+def _checked_state(state: object) -> LSTMState:
+    """Return two arrays of one library, device and floating dtype."""
+    pair = _checks.state("state", state)
+    _checks.floats({f"state[{k}]": a for k, a in enumerate(pair)})
+    return pair
 
 
 def _build(

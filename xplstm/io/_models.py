@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, cast
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _load
@@ -44,7 +44,7 @@ def save_model(
     about: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model atomically, with further metadata; an existing file is overwritten."""
-    place = os.fspath(path)
+    place = _values.path("path", path)
     if not place.lower().endswith(safetensors.SUFFIXES):
         msg = f"path={place!r} must end in {' or '.join(safetensors.SUFFIXES)}"
         raise ArgumentError(msg)
@@ -93,7 +93,7 @@ def load_model(
 
     if isinstance(path, xplstm.training.Checkpoint):
         return _from_checkpoint("the checkpoint", path, xp, device)
-    where = os.fspath(cast("Path", path))
+    where = _values.path("path", path)
     contents = safetensors.read(where)
     about = _json(where, contents.metadata.get(METADATA, "{}"))
     if str(about.get("format", "")).startswith(CHECKPOINT):

@@ -36,7 +36,7 @@ def open_source(source: Any) -> Contents:
             msg = f"source must be {what}, got {type(source).__name__}"
             raise ArgumentError(msg)
         return found
-    path = os.fspath(source)
+    path = _values.path("source", source)
     _foreign.refuse_folder(path)
     shards.refuse_shard(path)
     with open(path, "rb") as file:
@@ -109,8 +109,9 @@ def chosen(
     candidates = candidates_in(contents, layouts)
     if prefix is None or isinstance(prefix, str):
         return _one(contents, candidates, layout, prefix, options)
-    layers = [(layer,) if isinstance(layer, str) else tuple(layer) for layer in prefix]
-    if not all(layers) or not layers:
+    layers = [(one,) if isinstance(one, str) else one for one in _values.items("prefix", prefix)]
+    layers = [tuple(_values.items(f"prefix[{k}]", one)) for k, one in enumerate(layers)]
+    if not all(layers) or not layers or not all(isinstance(one, str) for layer in layers for one in layer):
         msg = f"prefix={prefix!r} must be a prefix, or one or two for each layer"
         raise ArgumentError(msg)
     stack = [tuple(_one(contents, candidates, layout, one, {}) for one in layer) for layer in layers]

@@ -14,6 +14,7 @@ from xplstm._errors import ShapeError
 from xplstm._params import LSTMParams
 from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.cells.lstm import STANDARD
 from xplstm.functional import lstm
 
 
@@ -34,6 +35,8 @@ def from_columns(h: Array, c: Array) -> LSTMState:
     ------
     ShapeError
         If one has not two axes.
+    DTypeError, BackendError
+        If they are not two arrays of floats of one library, device and dtype.
 
     Examples
     --------
@@ -42,11 +45,12 @@ def from_columns(h: Array, c: Array) -> LSTMState:
     >>> columns.from_columns(np.zeros((5, 1)), np.zeros((5, 1))).h.shape
     (1, 5)
     """
+    _checks.floats({"h": h, "c": c})
     for name, a in (("h", h), ("c", c)):
         if a.ndim != 2:
             msg = f"{name} has shape {tuple(a.shape)}, expected (H, B): column vectors"
             raise ShapeError(msg)
-    return LSTMState(h.T, c.T)
+    return LSTMState(_array.native(h).T, _array.native(c).T)
 
 
 def to_columns(state: LSTMState | tuple[Array, Array]) -> tuple[Array, Array]:
@@ -105,7 +109,7 @@ def forward(x: Array, h_prev: Array, c_prev: Array, params: LSTMParams) -> tuple
     >>> h.shape, c.shape
     ((5, 1), (5, 1))
     """
-    home = _checks.home(params._asdict())
+    params, home = _layer(params)
     x = _checks.array("x", x, home, (params.weight_ih.shape[1], "B"), "column vectors of input_size")
     B, H, outputs = x.shape[1], params.weight_hh.shape[0] // 4, params.weight_hh.shape[1]
     h_prev = _checks.array("h_prev", h_prev, home, (outputs, B), "column vectors, as many as x has")
@@ -143,13 +147,19 @@ def forward_sequence(X: Array | Sequence[Array], params: LSTMParams) -> Array:
     >>> columns.forward_sequence(x, params).shape
     (2, 2)
     """
-    home = _checks.home(params._asdict())
+    params, home = _layer(params)
     I = params.weight_ih.shape[1]
     joined: Any = _stacked(X, home, I) if isinstance(X, list | tuple) else X
     shape = ("T", I, 1) if getattr(joined, "ndim", 2) == 3 else ("T", I)
     joined = _checks.array("X", joined, home, shape, "the second is input_size")
     y, _ = lstm(_array.reshape(joined, (joined.shape[0], I)), params)
     return y
+
+
+def _layer(params: LSTMParams) -> tuple[LSTMParams, _checks.Home]:
+    """Return checked parameters, and where they live."""
+    params, _ = _checks.layer(params, STANDARD)
+    return params, _checks.home(params._asdict())
 
 
 def _stacked(X: Sequence[Array], home: _checks.Home, I: int) -> Array:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from xplstm import _array, _checks, _values
-from xplstm._errors import ArgumentError, ShapeError
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._params import LSTMParams
-from xplstm._typing import Array
+from xplstm._typing import Array, Namespace
+from xplstm.cells.lstm import STANDARD
 
 
 def from_joined(weights: Mapping[str, Array]) -> LSTMParams:
@@ -49,6 +50,7 @@ def from_joined(weights: Mapping[str, Array]) -> LSTMParams:
     >>> y.shape
     (4, 5)
     """
+    _checks.mapping("weights", weights)
     g = "C" if "WC" in weights else "c"
     letters = ("i", "f", g, "o")
     matrices, biases = [f"W{k}" for k in letters], [f"b{k}" for k in letters]
@@ -100,7 +102,7 @@ def to_joined(
     ((5, 8), (5, 1), 2.0)
     """
     g = _values.one_of("candidate", candidate, ("C", "c"))
-    xp = _array.namespace(params.weight_hh, "weight_hh")
+    params, xp = _checked(params)
     joined = _blocks(xp.concat([params.weight_hh, params.weight_ih], axis=1), g)
     return {f"W{k}": a for k, a in joined.items()} | _written_biases(params, g, columns, gradient)
 
@@ -134,6 +136,7 @@ def from_parted(weights: Mapping[str, Array]) -> LSTMParams:
     >>> gates.from_parted(theirs).weight_ih.shape
     (8, 3)
     """
+    _checks.mapping("weights", weights)
     letters = ("i", "f", "c", "o")
     matrices, biases = [f"W{k}{of}" for of in "hx" for k in letters], [f"b{k}" for k in letters]
     _check_names(weights, matrices, biases)
@@ -174,14 +177,28 @@ def to_parted(params: LSTMParams, *, columns: bool = True, gradient: bool = Fals
     >>> theirs["Wch"].shape, theirs["Wcx"].shape
     ((2, 2), (2, 3))
     """
+    params, _ = _checked(params)
     of_h = {f"W{k}h": a for k, a in _blocks(params.weight_hh, "c").items()}
     of_x = {f"W{k}x": a for k, a in _blocks(params.weight_ih, "c").items()}
     return of_h | of_x | _written_biases(params, "c", columns, gradient)
 
 
+def _checked(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
+    """Return the parameters of one layer without options, and their library."""
+    if not isinstance(params, LSTMParams):
+        msg = f"params must be an LSTMParams, got {type(params).__name__}"
+        raise DTypeError(msg)
+    plain = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    strange = [name for name, a in params._asdict().items() if a is not None and name not in plain]
+    if strange:
+        msg = f"params has {', '.join(strange)}, for which this form has no place"
+        raise ArgumentError(msg)
+    params, _ = _checks.layer(params, STANDARD)
+    return params, _array.namespace(params.weight_hh, "weight_hh")
+
+
 def _check_names(weights: Mapping[str, Array], matrices: list[str], biases: list[str]) -> None:
     """All matrices, all biases or none, and nothing else; all of one home."""
-    _checks.mapping("weights", weights)
     wanted = {*matrices, *(biases if weights.keys() & {*biases} else [])}
     missing, unknown = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
     if missing or unknown:
@@ -243,12 +260,8 @@ def _blocks(a: Array, g: str) -> dict[str, Array]:
 
 
 def _written_biases(params: LSTMParams, g: str, columns: bool, gradient: bool) -> dict[str, Array]:
-    """One bias a gate, after a look at what has no place in these forms."""
-    plain = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    strange = [name for name, a in params._asdict().items() if a is not None and name not in plain]
-    if strange:
-        msg = f"params has {', '.join(strange)}, for which this form has no place"
-        raise ArgumentError(msg)
+    """Return one bias for each gate."""
+    columns, gradient = _values.flag("columns", columns), _values.flag("gradient", gradient)
     if params.bias_ih is None:
         return {}
     bias = params.bias_ih if gradient else params.bias_ih + params.bias_hh

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from xplstm import _checks
+from xplstm import _checks, _values
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm._params import LSTMParams
 from xplstm._typing import Array
@@ -157,7 +157,10 @@ def to_lstm(layers: Layers, **options: Any) -> LSTM:
 
 def _directions(layers: Layers) -> list[tuple[LSTMParams, ...]]:
     """Each layer's one or two directions, the same number in all."""
-    found = [(layer,) if isinstance(layer, LSTMParams) else tuple(layer) for layer in layers]
+    found = [
+        (layer,) if isinstance(layer, LSTMParams) else tuple(_values.items(f"layers[{k}]", layer))
+        for k, layer in enumerate(_values.items("layers", layers))
+    ]
     if not found:
         msg = "layers is empty; at least 1 is needed"
         raise ArgumentError(msg)

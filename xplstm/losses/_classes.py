@@ -16,6 +16,7 @@ from xplstm.losses._shares import (
     check_mask,
     check_reduction,
     check_weights,
+    checked,
     common_namespace,
     counting,
     one_hot,
@@ -70,6 +71,7 @@ def softmax_cross_entropy(
         In the dtype of `logits`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -113,8 +115,10 @@ def softmax_cross_entropy(
     check_weights("weights", weights, targets.shape)
     check_weights("class_weights", class_weights, logits.shape[-1:])
     if weights is None and class_weights is None and smoothing == 0 and reduction == "mean":
-        return _cross_entropy(xp, logits, targets, mask)
-    return _weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction)
+        return checked(*_cross_entropy(xp, logits, targets, mask))
+    return checked(
+        *_weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction)
+    )
 
 
 def binary_cross_entropy(
@@ -153,6 +157,7 @@ def binary_cross_entropy(
         In the dtype of `logits`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -203,7 +208,7 @@ def binary_cross_entropy(
         dz = (sigmoid * (1.0 - t + yes) - yes) * (part * dloss)
         return xp.astype(dz, logits.dtype, copy=False)
 
-    return xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback
+    return checked(xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback)
 
 
 @part

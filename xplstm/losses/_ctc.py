@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array, Namespace
-from xplstm.losses._shares import Pullback, check_float, check_reduction, common_namespace, one_hot
+from xplstm.losses._shares import Pullback, check_float, check_reduction, checked, common_namespace, one_hot
 
 # Used for log 0: far below any sum of log-probabilities, and its differences are finite.
 LOWEST = -1e30
@@ -52,6 +52,7 @@ def ctc(
         infinite, and its gradient 0.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def ctc(
         return xp.astype(dz * counts[..., None], logits.dtype, copy=False)
 
     loss = loss if reduction == "none" else xp.sum(loss)
-    return xp.astype(loss, logits.dtype, copy=False), pullback
+    return checked(xp.astype(loss, logits.dtype, copy=False), pullback)
 
 
 def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:

@@ -16,6 +16,7 @@ from xplstm.losses._shares import (
     check_mask,
     check_reduction,
     check_weights,
+    checked,
     common_namespace,
     counting,
     reduced,
@@ -59,6 +60,7 @@ def mse(
         In the dtype of `pred`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -103,6 +105,7 @@ def mae(
         In the dtype of `pred`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -151,6 +154,7 @@ def huber(
         In the dtype of `pred`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -205,6 +209,7 @@ def quantile(
         In the dtype of `pred`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+        `dloss` is a finite number, or an array of floats of the shape of the loss.
 
     Raises
     ------
@@ -276,4 +281,4 @@ def _of_errors(
     def pullback(dloss: Array | float = 1.0) -> Array:
         return xp.astype(slope(xp, error) * (part * dloss), pred.dtype, copy=False)
 
-    return xp.astype(loss, pred.dtype, copy=False), pullback
+    return checked(xp.astype(loss, pred.dtype, copy=False), pullback)

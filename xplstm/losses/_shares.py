@@ -63,6 +63,29 @@ def reduced(xp: Namespace, values: Array, reduction: str) -> Array:
     return values if reduction == "none" else xp.sum(values)
 
 
+def checked(loss: Array, pullback: Pullback) -> tuple[Array, Pullback]:
+    """Return a loss, and its pullback that refuses what is no gradient with respect to the loss."""
+
+    def of(dloss: Array | float = 1.0) -> Array:
+        return pullback(_gradient_of(dloss, loss))
+
+    return loss, of
+
+
+def _gradient_of(dloss: Any, loss: Array) -> Array | float:
+    """Return a finite number, or an array of floats of the shape of the loss."""
+    if not hasattr(dloss, "dtype"):
+        return _values.finite("dloss", dloss)
+    xp = common_namespace(dloss=dloss, loss=loss)
+    if not xp.isdtype(dloss.dtype, "real floating"):
+        msg = f"dloss has dtype {_array.dtype_name(dloss.dtype)}; it must be a number or an array of floats"
+        raise DTypeError(msg)
+    if tuple(dloss.shape) != tuple(loss.shape):
+        msg = f"dloss has shape {tuple(dloss.shape)}; the loss has {tuple(loss.shape)}"
+        raise ShapeError(msg)
+    return _array.native(dloss)
+
+
 def check_reduction(reduction: Any) -> str:
     """Return a word that says how elements become one loss."""
     return _values.one_of("reduction", reduction, REDUCTIONS)

@@ -53,6 +53,7 @@ class Composite(Summary, ABC):
 
     @params.setter
     def params(self, params: Mapping[str, Array]) -> None:
+        _checks.mapping("params", params)
         _checks.names(params, self.shapes)
         for part, layer in self._layers.items():
             layer.params = {name: params[f"{part}.{name}"] for name in layer.shapes}

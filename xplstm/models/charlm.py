@@ -237,7 +237,7 @@ class CharLM(Composite):
         loss, loss_pullback = losses.softmax_cross_entropy(logits, targets)
 
         def pullback(factor: float = 1.0) -> Params:
-            dy, dlinear = linear_pullback(loss_pullback(factor))
+            dy, dlinear = linear_pullback(loss_pullback(_values.finite("factor", factor)))
             dx, _, dlstm = lstm_pullback(dropout_pullback(dy))
             return prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
 

@@ -415,7 +415,7 @@ class SequenceClassifier(Composite):
         loss, loss_pullback = self.task.loss(home, logits, targets, counting)
 
         def pullback(factor: float = 1.0) -> Params:
-            dfeatures, dlinear = linear_pullback(loss_pullback(factor))
+            dfeatures, dlinear = linear_pullback(loss_pullback(_values.finite("factor", factor)))
             dx, _, dlstm = lstm_pullback(*pool_pullback(dropout_pullback(dfeatures)))
             grads = {"lstm": dlstm, "linear": dlinear}
             if embedding_pullback is not None:

@@ -418,7 +418,8 @@ class Forecaster(Composite):
         loss, loss_pullback = self._roles.loss(expected, self._happened(targets, read.z), read.exists)
 
         def pullback(factor: float = 1.0) -> Params:
-            dy, dlinear = linear_pullback(forecast_pullback(loss_pullback(factor)))
+            dloss = loss_pullback(_values.finite("factor", factor))
+            dy, dlinear = linear_pullback(forecast_pullback(dloss))
             _, _, dlstm = lstm_pullback(dropout_pullback(dy))
             return prefixed({"lstm": dlstm, "linear": dlinear})
 

@@ -363,7 +363,7 @@ class Seq2Seq(Composite):
         loss, loss_pullback = losses.softmax_cross_entropy(logits, target.x, mask=existing(target, "target"))
 
         def pullback(factor: float = 1.0) -> Params:
-            dy, dlinear = linear_pullback(loss_pullback(factor))
+            dy, dlinear = linear_pullback(loss_pullback(_values.finite("factor", factor)))
             dx, dbetween, ddecoder = decoder_pullback(dropout_pullback(dy))
             dx_source, _, dencoder = encoder_pullback(None, dbetween)
             grads = (source_pullback(dx_source), dencoder, target_pullback(dx), ddecoder, dlinear)

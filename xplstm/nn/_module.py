@@ -258,8 +258,9 @@ class Recurrent(Module):
         import xplstm
 
         layer: Any = self
-        if not os.fspath(path).lower().endswith(".safetensors"):
-            msg = f"path={os.fspath(path)!r} must end in .safetensors; xplstm.io.save writes other formats"
+        where = _values.path("path", path)
+        if not where.lower().endswith(".safetensors"):
+            msg = f"path={where!r} must end in .safetensors; xplstm.io.save writes other formats"
             raise ArgumentError(msg)
         xplstm.io.save(path, layer)
 

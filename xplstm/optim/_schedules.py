@@ -23,6 +23,7 @@ class _WarmupCosine:
     floor: float
 
     def __call__(self, step: int) -> float:
+        step = _values.size("step", step, 0)
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         if step >= self.total:
@@ -42,6 +43,7 @@ class _OneCycle:
     floor: float
 
     def __call__(self, step: int) -> float:
+        step = _values.size("step", step, 0)
         if step < self.rise:
             return _between(self.start, self.peak, step / self.rise)
         if step >= self.total - 1:

@@ -82,7 +82,13 @@ class Streams(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        number = operator.index(index)
+        try:
+            number = operator.index(index)
+        except TypeError:
+            number = None
+        if number is None or isinstance(index, bool):
+            msg = f"index={index!r} must be an integer or a slice"
+            raise DTypeError(msg)
         if not -len(self) <= number < len(self):
             msg = f"index={index} must be in [0, {len(self)}), or count from the end"
             raise IndexError(msg)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, FormatError, NonFiniteError, ShapeError
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
@@ -242,10 +242,11 @@ class Run:
         if tuple(getattr(loss, "shape", ())) != ():
             msg = f"model.loss_vjp gave a loss of shape {tuple(loss.shape)}; shape () was expected"
             raise ShapeError(msg)
-        if self.options.carry and not isinstance(after, tuple | list | None):
-            kind = type(after).__name__
-            msg = f"model.loss_vjp gave a state of type {kind}; a tuple of arrays was expected"
-            raise DTypeError(msg)
+        _check_number("model.loss_vjp gave the loss", loss)
+        if isinstance(loss, int):
+            loss = _values.number("model.loss_vjp's loss", loss)
+        if self.options.carry:
+            _check_state(after)
         return loss, after, pullback
 
     def _pulled_back(self, pullback: Callable[..., Grads]) -> Grads:
@@ -521,11 +522,30 @@ def _is_average(name: str, a: Any) -> bool:
 
 def _as_number(value: Any) -> float:
     """Return what ``validate()`` gave as a float."""
-    is_array = tuple(getattr(value, "shape", (0,))) == () and hasattr(value, "__float__")
-    if (isinstance(value, Real) or is_array) and not isinstance(value, bool):
-        return float(value)
-    msg = f"validate() gave {value!r}; a number was expected"
-    raise DTypeError(msg)
+    _check_number("validate() gave", value)
+    return _values.number("validate()", value) if isinstance(value, Real) else float(value)
+
+
+NUMBERS = ("float", "bfloat", "int", "uint")
+"""How the names of the dtypes of numbers begin."""
+
+
+def _check_number(what: str, value: Any) -> None:
+    """Refuse what is no real number, nor an array of one."""
+    dtype = _array.dtype_name(value.dtype) if hasattr(value, "dtype") else ""
+    is_array = tuple(getattr(value, "shape", (0,))) == () and dtype.startswith(NUMBERS)
+    if isinstance(value, bool) or not (is_array or isinstance(value, Real)):
+        msg = f"{what} {value!r}; a number was expected"
+        raise DTypeError(msg)
+
+
+def _check_state(state: Any) -> None:
+    """Refuse what is no tuple of arrays, nor None."""
+    parts = state if isinstance(state, tuple | list) else () if state is None else (state,)
+    if not isinstance(state, tuple | list | None) or not all(hasattr(a, "dtype") for a in parts):
+        kinds = ", ".join(type(a).__name__ for a in parts)
+        msg = f"model.loss_vjp gave a state of {kinds}; a tuple of arrays was expected"
+        raise DTypeError(msg)
 
 
 def _each_once(change: Callable[[Array], Array], arrays: Mapping[Any, Array]) -> dict[Any, Array]:

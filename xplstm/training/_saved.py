@@ -150,6 +150,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     if not isinstance(checkpoint, Checkpoint):
         msg = f"checkpoint must be a Checkpoint, got {type(checkpoint).__name__}"
         raise DTypeError(msg)
+    _check_parts(checkpoint)
     tensors = {name: _array.to_numpy(a) for name, a in _named_arrays(checkpoint)}
     for name, a in tensors.items():
         if _array.dtype_name(a.dtype) not in safetensors.DTYPES.values():
@@ -233,6 +234,24 @@ def tied(params: Mapping[str, Array]) -> list[list[str]]:
     return sorted(sorted(names) for names in by_object.values() if len(names) > 1)
 
 
+def _check_parts(point: Checkpoint) -> None:
+    """Refuse parts of another type than `Checkpoint` says."""
+    for name in ("params", "optimizer", "extra", "settings", "rng", "best", "average", "model"):
+        value = getattr(point, name)
+        if value is not None or name in ("params", "optimizer", "extra", "settings"):
+            _values.mapping(name, value)
+    if not isinstance(point.state, tuple | list | None):
+        msg = f"state={point.state!r} must be a tuple of arrays or None"
+        raise DTypeError(msg)
+    if not isinstance(point.history, History):
+        msg = f"history must be a History, got {type(point.history).__name__}"
+        raise DTypeError(msg)
+    _values.one_of("final", point.final, FINALS)
+    counts = {name: v for name, v in point.optimizer.items() if isinstance(v, int)}
+    for name, value in counts.items():
+        _values.size(f"optimizer[{name!r}]", value, 0)
+
+
 def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
     """Each array of a checkpoint with its name in the file, ``group.key``."""
     history = checkpoint.history
@@ -243,13 +262,23 @@ def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
         "best": checkpoint.best or {},
         "average": checkpoint.average or {},
         "history": {
-            "losses": np.asarray(history.losses, dtype=np.float64),
-            "validations": np.asarray(history.validations, dtype=np.float64).reshape(-1, 2),
+            "losses": _floats("history.losses", history.losses, (-1,)),
+            "validations": _floats("history.validations", history.validations, (-1, 2)),
         },
     }
     for group, arrays in groups.items():
         for key, a in arrays.items():
+            _array.namespace(a, f"{group}[{key!r}]")
             yield f"{group}.{_escaped(key)}", a
+
+
+def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return numbers as an array."""
+    try:
+        return np.asarray(numbers, dtype=np.float64).reshape(shape)
+    except (TypeError, ValueError) as error:
+        msg = f"{name} must hold numbers: {error}"
+        raise DTypeError(msg) from error
 
 
 def _escaped(key: str) -> str:

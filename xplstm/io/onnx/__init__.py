@@ -338,8 +338,8 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     >>> model = onnx.prepare(onnx.export(xplstm.LSTM(3, 2, rng=0)))
     >>> y, h_n, c_n = model.run([np.ones((5, 4, 3), dtype="float32")])
     """
-    named = device in ("CPU", "CUDA")
-    if xp is None and device == "CUDA":
+    named = isinstance(device, str) and device in ("CPU", "CUDA")
+    if xp is None and named and device == "CUDA":
         xp = "cupy"
     graph = _folded_weights(_graph.as_graph(model, "the model"))
     return Prepared(graph, Place(_array.resolve(xp), None if named else device, graph.opset))
@@ -487,7 +487,7 @@ def export(
     else:
         made = model_of(model, "")
     if path is not None:
-        write_durably(os.fspath(path), made.SerializeToString())
+        write_durably(_values.path("path", path), made.SerializeToString())
     return made
 
 
@@ -509,7 +509,7 @@ def supports_device(device: str) -> bool:
     >>> onnx.supports_device("CPU")
     True
     """
-    kind = device.partition(":")[0]
+    kind = _values.text("device", device).partition(":")[0]
     return kind == "CPU" or (kind == "CUDA" and _array.why_unusable("cupy") is None)
 
 

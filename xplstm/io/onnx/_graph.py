@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from xplstm import _values
 from xplstm._errors import DTypeError, FormatError
 from xplstm.io._contents import Tensor, shown
 from xplstm.io.files import buffers
@@ -135,7 +136,7 @@ def as_graph(model: Any, where: str) -> Graph:
     """Return a ModelProto, or what says where to find one, as a graph; checked as far as names go."""
     folder = None
     if isinstance(model, str | os.PathLike):
-        where = os.fspath(model)
+        where = _values.path("model", model)
         folder = os.path.dirname(where)
         model = read_model(where)
     elif isinstance(model, bytes):

@@ -222,11 +222,10 @@ def _opened(
     weights: Weights, attributes: Attributes, operator: str
 ) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
     """Where the weights live, their sizes D, I and H, and the attributes; all checked."""
+    _checks.floats({"W": weights.W, "R": weights.R})
     where, gates = _checks.home(weights._asdict()), len(KINDS[operator].to_gates)
     D = _directions(attributes)
-    if attributes.layout not in (0, 1):
-        msg = f"layout={attributes.layout!r} must be 0 or 1"
-        raise ArgumentError(msg)
+    _values.size("layout", attributes.layout, 0, 1)
     H = weights.R.shape[-1] if attributes.hidden_size is None else attributes.hidden_size
     _values.size("hidden_size", H)
     I = weights.W.shape[-1] if weights.W.ndim == 3 else 1
@@ -263,9 +262,7 @@ def _directions(attributes: Attributes) -> int:
 def node_cell(attributes: Attributes, P: Array | None) -> LSTMCell:
     """Return the cell that the attributes of an LSTM node describe."""
     D = _directions(attributes)
-    if attributes.input_forget not in (0, 1):
-        msg = f"input_forget={attributes.input_forget!r} must be 0 or 1"
-        raise ArgumentError(msg)
+    _values.size("input_forget", attributes.input_forget, 0, 1)
     variant = Variant(
         peepholes=P is not None,
         coupled=bool(attributes.input_forget),
@@ -285,9 +282,7 @@ def elman_cells(attributes: Attributes) -> list[ElmanCell]:
 def gru_cell(attributes: Attributes) -> GRUCell:
     """Return the cell that the attributes of a GRU node describe."""
     D = _directions(attributes)
-    if attributes.linear_before_reset not in (0, 1):
-        msg = f"linear_before_reset={attributes.linear_before_reset!r} must be 0 or 1"
-        raise ArgumentError(msg)
+    _values.size("linear_before_reset", attributes.linear_before_reset, 0, 1)
     own = (Activation("sigmoid"), Activation("tanh")) * D
     if attributes.clip is not None or functions("GRU", attributes, D) != own:
         msg = f"activations={attributes.activations}, clip={attributes.clip}: a GRU here has Sigmoid and Tanh"
@@ -299,18 +294,19 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
     """The functions by our names, each with the constants that it takes off the two lists, or its own."""
     defaults = KINDS[operator].activations
     count = len(defaults) * directions
-    names = attributes.activations
-    if names is None:
-        names = defaults * directions
-    elif operator == "RNN" and list(names) == ["Tanh", "Tanh"]:
+    names = list(defaults * directions)
+    if attributes.activations is not None:
+        given = _values.items("activations", attributes.activations)
+        names = [_values.text(f"activations[{k}]", name) for k, name in enumerate(given)]
+    if operator == "RNN" and names == ["Tanh", "Tanh"]:
         names = names[:count]  # the schema's own default, whatever the direction
-    if isinstance(names, str) or len(names) != count:
+    if len(names) != count:
         msg = f"activations={names!r} must hold {count} names for direction={attributes.direction!r}"
         raise ArgumentError(msg)
     known = {name.lower(): ours for name, ours in ACTIVATIONS.items()}
     left = {
-        "alpha": list(attributes.activation_alpha or ()),
-        "beta": list(attributes.activation_beta or ()),
+        "alpha": _constants("activation_alpha", attributes.activation_alpha),
+        "beta": _constants("activation_beta", attributes.activation_beta),
     }
     found = []
     for name in names:
@@ -319,7 +315,7 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
             raise ArgumentError(msg)
         function = FUNCTIONS[known[name.lower()]]
         constants = (("alpha", function.alpha), ("beta", function.beta))
-        taken = [float(left[k].pop(0)) if left[k] and own is not None else own for k, own in constants]
+        taken = [left[k].pop(0) if left[k] and own is not None else own for k, own in constants]
         told = [None if value == own else value for value, (_, own) in zip(taken, constants, strict=True)]
         found.append(Activation(known[name.lower()], *told))
     for letter, values in left.items():
@@ -327,6 +323,12 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
             msg = f"activation_{letter} has {values} left over, which none of activations={list(names)} takes"
             raise ArgumentError(msg)
     return tuple(found)
+
+
+def _constants(name: str, given: Any) -> list[float]:
+    """Return the constants of the functions, none if left out."""
+    items = [] if given is None else _values.items(name, given)
+    return [_values.finite(f"{name}[{k}]", value) for k, value in enumerate(items)]
 
 
 def params_of(operator: str, weights: Weights) -> list[Any]:
