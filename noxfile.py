@@ -68,6 +68,13 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
 
 
+@nox.session(tags=["docs"])
+def notebooks(session: nox.Session) -> None:
+    """Run the notebooks of the guides."""
+    session.install("-e", ".[guides,docs]", "nbclient", "ipykernel")
+    session.run("python", "docs/notebooks.py", "docs/_build/notebooks", env=ONE_THREAD)
+
+
 @nox.session(tags=["backends"])
 def torch(session: nox.Session) -> None:
     """Run the tests that use PyTorch, as array library and as reference."""

@@ -10,7 +10,10 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html import HTML5Translator
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import notebooks
 
 import xplstm
 
@@ -88,6 +91,8 @@ html_title = f"xplstm {version}"
 def setup(app: Sphinx) -> None:
     """Write formulas as MathML, which browsers show by themselves: no script, and nothing from a network."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    # Before the pages are read, which link to them.
+    notebooks.write(Path(__file__).parent / "_build" / "notebooks")
 
 
 def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
