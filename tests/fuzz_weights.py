@@ -1,8 +1,9 @@
 """Fuzzing what reads files of weights: any bytes are loaded, or refused with an error raised on purpose.
 
 ``nox -s fuzz`` runs it; what follows ``--`` goes to libFuzzer. Every kind of file goes through `load`,
-`inspect` and `arrays`, and safetensors also through `load_checkpoint`. Inputs that take 10 seconds or 1 GiB
-are findings. ``XPLSTM_FUZZ`` lists the suffixes of the kinds to fuzz, with commas; all if it is not set.
+`inspect` and `arrays`, and safetensors also through `load_checkpoint` and `load_model`. Inputs that take 10
+seconds or 1 GiB are findings. The seeds and the count of inputs are printed. ``XPLSTM_FUZZ`` lists the suffixes
+of the kinds to fuzz, with commas; all if it is not set.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def check(data: bytes, folder: Path) -> None:
     path = folder / f"fuzzed{suffix.removesuffix('.h5') if member else suffix}"
     path.write_bytes(content if member is None else packed(member, content))
     calls = [io.inspect, io.arrays, lambda path: io.load(path, dtype="float32")]
-    calls += [load_checkpoint] if suffix == ".safetensors" else []
+    calls += [load_checkpoint, io.load_model] if suffix == ".safetensors" else []
     for call in calls:
         try:
             call(path)
@@ -79,8 +80,9 @@ def check_message(error: Exception, path: Path) -> None:
     assert isinstance(error, ArgumentError) or text.startswith(str(path)), text
 
 
-def seeds(folder: Path) -> None:
-    """Whole files to begin with, of the kinds that are chosen."""
+def seeds(folder: Path) -> list[str]:
+    """Write whole files to begin with, of the kinds that are chosen; return their names."""
+    names = []
     for name, content in (weightfiles.whole() | weightfiles.more()).items():
         for number, (suffix, member) in enumerate(KINDS):
             if not name.endswith(suffix.removesuffix(".h5") if member else suffix):
@@ -91,6 +93,8 @@ def seeds(folder: Path) -> None:
                     end = ".npy" if member.endswith(".npy") else member.rpartition("/")[2]
                     seed = file.read(next(m for m in file.namelist() if m.endswith(end)))
             (folder / f"{name}.{number}").write_bytes(bytes([number]) + seed)
+            names.append(name if member is None else f"{member} of {name}")
+    return names
 
 
 def main() -> None:
@@ -98,8 +102,9 @@ def main() -> None:
     np.seterr(all="ignore")
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as corpus:
-        seeds(Path(corpus))
-        limits = ["-rss_limit_mb=1024", "-timeout=10"]
+        names = seeds(Path(corpus))
+        print(f"{len(KINDS)} kinds, {len(names)} seeds: {', '.join(names)}", flush=True)
+        limits = ["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1"]
         atheris.Setup([sys.argv[0], *limits, *sys.argv[1:], corpus], lambda d: check(d, Path(work)))
         atheris.Fuzz()
 

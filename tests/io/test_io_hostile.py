@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import xplstm
 from tests.support import weightfiles
+from tests.support.weightfiles import OLD, in_dict, old_tensor, tensor
 from xplstm import io
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io.files.archive import Archive
@@ -58,30 +59,8 @@ def pt(program, *, folder="archive", extra=()):
     return zipped(members)
 
 
-def tensor(offset=b"K\x00", shape=b"K\x08K\x03", strides=b"K\x03K\x01", key=b"X\x01\x00\x00\x000"):
-    """The instructions that build one tensor of a storage of 24 float32."""
-    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpuK\x18tQ"
-    made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + b"(" + shape + b"t(" + strides
-    return made + b"t\x89ccollections\nOrderedDict\n)RtR"
-
-
-def in_dict(value):
-    return b"\x80\x02}X\x0c\x00\x00\x00weight_ih_l0" + value + b"s."
-
-
 # A tuple of two equal tuples of two equal tuples, and so on.
 DOUBLED = b")q\0" + b"".join(b"h%c\x86q%c" % (k, k + 1) for k in range(60))
-
-# What comes first in a file from before 1.6: its magic number, a version, the system.
-OLD = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + b"\x80\x02M\xe9\x03.\x80\x02}U\rlittle_endian\x88s."
-
-OLD_KEYS = b"]U\x010a."
-
-
-def old_tensor():
-    """The pickle of one tensor of a storage of 24 float32, as it was before 1.6."""
-    return in_dict(tensor()).replace(b"K\x18tQ", b"K\x18NtQ")
-
 
 GOOD = {"weight_ih_l0": entry(), "weight_hh_l0": entry("F32", (8, 2), (96, 160))}
 

@@ -48,10 +48,20 @@ def write_all(folder: Path) -> dict[str, bytes]:
 def more() -> dict[str, bytes]:
     """Name -> bytes of more kinds: those that need h5py or onnx, a checkpoint of training, and an index."""
     found = {"whole.keras": keras(), "whole.index.json": INDEX.encode()}
+    found["legacy.pt"] = OLD + old_tensor() + OLD_KEYS + b"\x18" + bytes(7 + 96)
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("whole.weights.h5", "whole.onnx", "gru.safetensors", "gru.weights.h5"):
+        found["keras_2.weights.h5"] = keras_2(Path(folder))
+        one_way = lstm(bidirectional=False)
+        networks = {
+            "whole.weights.h5": one_way,
+            "whole.onnx": one_way,
+            "projected.onnx": lstm(proj_size=2),
+            "gru.safetensors": xplstm.GRU(3, 5, rng=7),
+            "gru.weights.h5": xplstm.GRU(3, 5, rng=7),
+        }
+        for name, network in networks.items():
             path = Path(folder) / name
-            io.save(path, xplstm.GRU(3, 5, rng=7) if name.startswith("gru") else lstm(bidirectional=False))
+            io.save(path, network)
             found[name] = path.read_bytes()
         params = {name: np.asarray(a) for name, a in lstm(num_layers=1).params.items()}
         history = training.History([0.5], [(1, 0.25)])
@@ -60,6 +70,45 @@ def more() -> dict[str, bytes]:
         training.save_checkpoint(path, point)
         found[path.name] = path.read_bytes()
     return found
+
+
+def tensor(offset=b"K\x00", shape=b"K\x08K\x03", strides=b"K\x03K\x01", key=b"X\x01\x00\x00\x000"):
+    """The instructions that build one tensor of a storage of 24 float32."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpuK\x18tQ"
+    made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + b"(" + shape + b"t(" + strides
+    return made + b"t\x89ccollections\nOrderedDict\n)RtR"
+
+
+def in_dict(value):
+    return b"\x80\x02}X\x0c\x00\x00\x00weight_ih_l0" + value + b"s."
+
+
+# What comes first in a file from before 1.6: its magic number, a version, the system.
+OLD = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + b"\x80\x02M\xe9\x03.\x80\x02}U\rlittle_endian\x88s."
+
+OLD_KEYS = b"]U\x010a."
+
+
+def old_tensor():
+    """The pickle of one tensor of a storage of 24 float32, as it was before 1.6."""
+    return in_dict(tensor()).replace(b"K\x18tQ", b"K\x18NtQ")
+
+
+def keras_2(folder: Path) -> bytes:
+    """A whole model as Keras 2 wrote it: the configuration is an attribute, names end with ":0"."""
+    import h5py
+
+    layer = {"class_name": "LSTM", "config": CONFIG}
+    with h5py.File(folder / "keras_2.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}})
+        file.attrs["keras_version"] = np.bytes_("2.4.0")
+        group = file.create_group("model_weights/lstm")
+        for name, a in io.to_mapping(lstm(num_layers=1, bidirectional=False), "keras").items():
+            group[f"lstm/lstm_cell/{name}:0"] = a
+        group.attrs["weight_names"] = [
+            np.bytes_(f"lstm/lstm_cell/{name}:0") for name in group["lstm/lstm_cell"]
+        ]
+    return (folder / "keras_2.h5").read_bytes()
 
 
 INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "a.safetensors", "b.c": ["b.safetensors"]}})
