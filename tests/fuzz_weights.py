@@ -2,8 +2,8 @@
 
 ``nox -s fuzz`` runs it; what follows ``--`` goes to libFuzzer. Every kind of file goes through `load`,
 `inspect` and `arrays`, and safetensors also through `load_checkpoint` and `load_model`. Inputs that take 10
-seconds or 1 GiB are findings. The seeds and the count of inputs are printed. ``XPLSTM_FUZZ`` lists the suffixes
-of the kinds to fuzz, with commas; all if it is not set.
+seconds or 1 GiB are findings. The seeds and the count of inputs are printed. ``XPLSTM_FUZZ`` lists the
+suffixes of the kinds to fuzz, with commas; all if it is not set.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ def seeds(folder: Path) -> list[str]:
             if not name.endswith(suffix.removesuffix(".h5") if member else suffix):
                 continue
             seed = content
+            if member is not None and not content.startswith(b"PK"):
+                continue
             if member is not None:
                 with zipfile.ZipFile(bytesio.BytesIO(content)) as file:
                     end = ".npy" if member.endswith(".npy") else member.rpartition("/")[2]

@@ -147,6 +147,17 @@ def test_datasets_have_one_budget(name, tmp_path):
     assert "its datasets have more than 100 times as many" in refusal(content, name, tmp_path)
 
 
+@pytest.mark.parametrize("header", [bytes(16), b"\1\0" + bytes(6) + (1 << 40).to_bytes(8, "little")])
+def test_a_circle_in_the_heap_of_texts_is_refused(header, tmp_path):
+    """The HDF5 library itself does not return from the first."""
+    content = bytearray(weightfiles.more()["keras_2.weights.h5"])
+    assert io.load(bytes(content)).hidden_size == 5
+    start = content.rindex(b"GCOL")
+    first = 16 + (int.from_bytes(content[start + 24 : start + 32], "little") + 7) // 8 * 8
+    content[start + 16 + first : start + 32 + first] = header
+    assert "has a damaged heap of texts" in refusal(bytes(content), "given.weights.h5", tmp_path)
+
+
 RED = "\x1b[31mred\x1b]0;title\x07\x85"
 EMPTY = entry("U8", (0,), (0, 0))
 CONTROL = {
