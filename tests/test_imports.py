@@ -97,9 +97,10 @@ ROWS = (
     ("training._fit",),
     ("models._forecast_roles",),
     ("models._composite", "models._vocabulary", "models.batching", "models.decoding"),
-    ("models._pooling", "models._task"),
+    ("training",),
+    ("models._pooling", "models._task", "models._forecast_series"),
     ("models.charlm", "models.classifier", "models.forecaster", "models.seq2seq"),
-    ("models", "training", "testing", "cli.peers", "cli.ngram"),
+    ("models", "testing", "cli.peers", "cli.ngram"),
     ("plots",),
     ("sklearn._saved", "sklearn._sequences"),
     ("sklearn._estimator",),
@@ -124,7 +125,7 @@ MAY_SEE = {
 ESTIMATORS = {"sklearn", "sklearn._estimator", "sklearn._estimators", "sklearn._sequences"}
 MAY_BE_SEEN_BY = {
     "models": {"cli."} | ESTIMATORS,
-    "training": {"cli.", "plots"} | ESTIMATORS,
+    "training": {"cli.", "plots", "models._forecast_series"} | ESTIMATORS,
     "cli.": {"__main__"},
     "__main__": set(),
 }

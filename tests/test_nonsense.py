@@ -155,6 +155,10 @@ UNUSED = {("optim.Plateau.__call__", "step"): "every schedule is given it"}
 PASSED = {
     ("training.fit", "callbacks", "class"): "the caller's function raises",
     ("training.fit", "progress", "class"): "the caller's function raises",
+    ("models.Forecaster.fit", "progress", "class"): "the caller's function raises",
+    ("models.Forecaster.fit", "validation", "0"): "nothing is held out",
+    ("models.Forecaster.backtest", "refit", "class"): "the caller's function raises",
+    ("models.Forecaster.backtest", "refit", "lambda"): "the caller's function trains nothing",
     ("testing.check_grad", "vjp", "class"): "the caller's function raises",
     ("testing.check_grad", "vjp", "lambda"): "the caller's function raises",
     ("testing.check_grad", "arguments", "{}"): "the caller's function raises",
@@ -230,7 +234,7 @@ def documented() -> set[str]:
 # What has no arguments, only holds what it is given, or takes models and files rather than plain values.
 APART = {"release_memory", "show_config", "Explanation", "LSTMParams", "LSTMState", "LSTMTrace", "GRUTrace"}
 APART |= {"FrozenLSTM", "FrozenRNN", "models.Ragged", "models.Hypothesis", "optim.Optimizer", "io.Inspection"}
-APART |= {"models.WithFuture"}
+APART |= {"models.WithFuture", "models.Backtest"}
 APART |= {"testing.GradientReport", "testing.GradientRow", "training.Checkpoint", "training.Event"}
 APART |= {"testing.QuantisationReport", "testing.QuantisationRow"}
 APART |= {"sklearn.LSTMClassifier", "sklearn.LSTMRegressor"}  # tests/test_sklearn.py tries them

@@ -11,7 +11,7 @@ import xplstm
 from tests.support.cases import settled
 from xplstm import ArgumentError, _array
 from xplstm.io import onnx
-from xplstm.models import CharLM, Forecaster, Ragged, Seq2Seq, SequenceClassifier
+from xplstm.models import CharLM, Forecaster, Ragged, Seq2Seq, SequenceClassifier, WithFuture
 
 SIZES = [(1, 1), (7, 1), (4, 3), (2, 5)]
 MODELS = {
@@ -28,6 +28,9 @@ MODELS = {
         for pooling in ("last", "mean", "max")
     },
     "ids without padding": lambda: SequenceClassifier(None, 5, 4, vocab_size=4, each_step=True, rng=1),
+    "direct": lambda: Forecaster(3, 5, horizon=4, targets=[2, 0], mean=[9, 0.1, -3], std=[5, 0.1, 1], rng=1),
+    "quantiles": lambda: Forecaster(3, 5, horizon=2, quantiles=[0.1, 0.4, 0.5, 0.9], std=[5, 0.1, 1], rng=1),
+    "one quantile": lambda: Forecaster(3, 5, horizon=1, targets=[1], quantiles=[0.4], rng=1),
     "Forecaster": lambda: Forecaster(3, 5, 2, mean=[10, 0.1, -3], std=[5, 0.01, 1], rng=1),
 }
 
@@ -154,3 +157,20 @@ def test_a_model_whose_network_was_replaced_is_exported_with_it() -> None:
     model.lstm = xplstm.LSTM(3, 5, batch_first=True)
     with pytest.raises(ArgumentError, match="not time-major"):
         onnx.export(model)
+
+
+@pytest.mark.parametrize("quantiles", [None, [0.2, 0.5, 0.7]])
+def test_a_forecaster_reads_what_is_known_ahead(quantiles: Any) -> None:
+    """The input future follows the last step of each entry, whatever its length."""
+    options = {"horizon": 3, "targets": [0], "known": [2, 1], "quantiles": quantiles}
+    model = Forecaster(3, 5, 2, mean=[9, 0.1, -3], std=[5, 0.1, 1], rng=1, **options)
+    runtime = session(model)
+    for T, B in SIZES:
+        rng = np.random.default_rng(T)
+        x, future = (rng.normal(size=(n, B, k)).astype("float32") for n, k in ((T, 3), (3, 2)))
+        found = runtime.run(None, {"x": x, "future": future})[0]
+        np.testing.assert_allclose(found, model(WithFuture(x, future))[0], rtol=2e-5, atol=2e-5)
+        lengths = rng.integers(0, T + 1, B).astype("int32")
+        found = runtime.run(None, {"x": x, "future": future, "lengths": lengths})[0]
+        expected = model(WithFuture(Ragged(x, lengths), future))[0]
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)

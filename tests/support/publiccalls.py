@@ -248,6 +248,14 @@ CALLS: dict[str, Callable[[], Call]] = {
     "models.windows with a horizon": lambda: (models.windows, {"series": X[:, 0], "size": 1, "horizon": 2}),
     "models.Forecaster.__call__": lambda: (forecaster(), {"x": X}),
     "models.Forecaster.forecast": lambda: (forecaster().forecast, {"x": X, "steps": 2}),
+    "models.Forecaster.fit": lambda: (
+        forecaster().fit,
+        {"series": np.arange(60.0).reshape(20, 3), "window": 3, "updates": 1, "progress": False},
+    ),
+    "models.Forecaster.backtest": lambda: (
+        forecaster().backtest,
+        {"series": np.arange(60.0).reshape(20, 3), "window": 3, "start": 10, "steps": 2},
+    ),
     "models.Seq2Seq.encode": lambda: (seq2seq().encode, {"text": "ab"}),
     "models.Seq2Seq.encode_target": lambda: (seq2seq().encode_target, {"text": "xy"}),
     "models.Seq2Seq.batch": lambda: (seq2seq().batch, {"sources": ["a"], "targets": ["x"]}),

@@ -1,5 +1,6 @@
 """Whole models, and the functions that make batches for them and turn their logits into tokens."""
 
+from xplstm.models._forecast_series import Backtest
 from xplstm.models.batching import Ragged, WithFuture, one_hot, pad, windows
 from xplstm.models.charlm import CharLM
 from xplstm.models.classifier import SequenceClassifier
@@ -8,6 +9,7 @@ from xplstm.models.forecaster import Forecaster
 from xplstm.models.seq2seq import Seq2Seq
 
 __all__ = [
+    "Backtest",
     "CharLM",
     "Forecaster",
     "Hypothesis",

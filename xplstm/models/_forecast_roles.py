@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from xplstm import _array, _values, losses
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.cells.activations import sigmoid
 
+if TYPE_CHECKING:
+    from xplstm.io.onnx._whole import ModelGraph
+    from xplstm.nn import Linear
+
+# Standard deviations below this overflow as divisors.
+SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
+LARGEST = {"float64": 1.7e308, "float32": 3.4e38, "bfloat16": 3.3e38, "float16": 65504.0}
 NEED_HORIZON = ("targets", "known", "quantiles")
 
 
@@ -107,6 +114,32 @@ class Roles(NamedTuple):
             return now + raw, lambda d: _array.reshape(d, (*rows, self.outputs))
         ordered, pullback = in_order(raw)
         return now[..., None] + ordered, lambda d: _array.reshape(pullback(d), (*rows, self.outputs))
+
+    def export_to(self, graph: ModelGraph, z: str, scale: tuple[Array, Array], linear: Linear) -> None:
+        """Add the nodes of a direct forecast from z, the standardised columns, to an ONNX graph."""
+        horizon = self.horizon or 0
+        entered = z
+        if self.known:
+            mean, std = (
+                graph.number(f"{name}_of_known", self.chosen(a, self.known))
+                for name, a in zip(("mean", "std"), scale, strict=True)
+            )
+            future = graph.future("future", horizon, len(self.known))
+            future = graph.scaled("Div", graph.scaled("Sub", future, mean, "future_centred"), std, "future_z")
+            entered = graph.joined_ahead(z, graph.columns(z, self.known, "known"), future, horizon)
+        raw = graph.shaped(graph.linear(linear, graph.recur(entered)), self.shape, "raw")
+        several = 0 if self.quantiles is None else len(self.quantiles)
+        ordered = graph.in_order(raw, several) if several else raw
+        now = graph.columns(z, self.targets, "now")
+        ones = (1,) if several else ()
+        now = graph.shaped(now, (1, len(self.targets), *ones), "now_ahead")
+        expected = graph.scaled("Add", now, ordered, "expected")
+        mean, std = (
+            graph.number(f"{name}_of_targets", _array.reshape(self.chosen(a, self.targets), (-1, *ones)))
+            for name, a in zip(("mean", "std"), scale, strict=True)
+        )
+        following = graph.scaled("Add", graph.scaled("Mul", expected, std, "wide"), mean, "original")
+        graph.leave(following, "following", ["T", "B", *self.shape])
 
     def loss(self, found: Array, happened: Array, mask: Array | None) -> tuple[Array, Callable[..., Array]]:
         """Return the mean loss of forecasts, and its pullback to them; `mask` is of the steps."""

@@ -11,8 +11,9 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models._forecast_roles import Roles, check_future
+from xplstm.models._composite import Params, State, between_layers, prefixed
+from xplstm.models._forecast_roles import LARGEST, SMALLEST, Roles, check_future
+from xplstm.models._forecast_series import SeriesModel
 from xplstm.models.batching import Ragged, WithFuture, count_existing, existing, opened
 from xplstm.nn import LSTM, Dropout, Linear
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 PerColumn: TypeAlias = "float | Sequence[float] | np.ndarray"
 Inputs: TypeAlias = "Array | Ragged | WithFuture"
-
-# Smaller divisors overflow.
-_SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
-_LARGEST = {"float64": 1.7e308, "float32": 3.4e38, "bfloat16": 3.3e38, "float16": 65504.0}
 
 
 class _Read(NamedTuple):
@@ -39,7 +36,7 @@ class _Read(NamedTuple):
     """The steps that exist; None where all do."""
 
 
-class Forecaster(Composite):
+class Forecaster(SeriesModel):
     """Stacked LSTM, linear: at each step, the next values of a series.
 
     The network reads ``(x - mean) / std``, and its output is added to the present value. So a network whose
@@ -168,7 +165,7 @@ class Forecaster(Composite):
         """Check and keep the scale of each column."""
         features = self._roles.features
         means, stds = _for_each("mean", mean, features), _for_each("std", std, features)
-        smallest = _SMALLEST[self._home().dtype]
+        smallest = SMALLEST[self._home().dtype]
         if not (stds > 0).all():
             msg = f"std={std} must be above 0"
             raise ArgumentError(msg)
@@ -227,11 +224,12 @@ class Forecaster(Composite):
         if softmax:
             msg = "softmax=True needs a model with logits, got Forecaster"
             raise ArgumentError(msg)
-        if self.horizon is not None:
-            msg = "a Forecaster with horizon= cannot be exported to ONNX yet"
-            raise ArgumentError(msg)
         mean, std = (graph.number(name, a) for name, a in zip(("mean", "std"), self._scale(), strict=True))
-        z = graph.scaled("Div", graph.scaled("Sub", graph.features("x"), mean, "centred"), std, "z")
+        x = graph.features("x", self._roles.features)
+        z = graph.scaled("Div", graph.scaled("Sub", x, mean, "centred"), std, "z")
+        if self.horizon is not None:
+            self._roles.export_to(graph, z, self._scale(), self.linear)
+            return
         expected = graph.scaled("Add", z, graph.linear(self.linear, graph.recur(z)), "expected")
         following = graph.scaled("Add", graph.scaled("Mul", expected, std, "wide"), mean, "original")
         graph.leave(following, "following", ["T", "B", self.linear.out_features])
@@ -425,6 +423,14 @@ class Forecaster(Composite):
 
         return loss, state_n, pullback
 
+    def _last_loss(self, inputs: Inputs, targets: Array) -> Array:
+        """Return the loss of the last step of each window."""
+        read = self._read(inputs)
+        y, _ = self.lstm(read.entered)
+        z = read.z[-1:, ...]
+        expected, _ = self._roles.forecasts(self.linear(y[-1:, ...]), z)
+        return self._roles.loss(expected, self._happened(targets[-1:, ...], z), None)[0]
+
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return how many elements the loss is the mean of."""
         x = opened(inputs.x if isinstance(inputs, WithFuture) else inputs)
@@ -471,7 +477,7 @@ class Forecaster(Composite):
     def _scale(self) -> tuple[Array, Array]:
         """Return `mean` and `std` where the parameters live."""
         home = self._home()
-        smallest, largest = _SMALLEST[home.dtype], _LARGEST[home.dtype]
+        smallest, largest = SMALLEST[home.dtype], LARGEST[home.dtype]
         if self.std.min() < smallest or max(self.std.max(), np.abs(self.mean).max()) > largest:
             what = f"mean={self.mean.tolist()} and std={self.std.tolist()} do not fit {home.dtype}"
             msg = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,10 +54,63 @@ class ModelGraph:
         self._inputs[name], self._integers = ["T", "B"], True
         return name
 
-    def features(self, name: str) -> str:
-        """Add an input (T, B, features)."""
-        self._inputs[name] = ["T", "B", self.stack.input_size]
+    def features(self, name: str, count: int | None = None) -> str:
+        """Add an input (T, B, features), of as many as the network reads if `count` is left out."""
+        self._inputs[name] = ["T", "B", self.stack.input_size if count is None else count]
         return name
+
+    def future(self, name: str, steps: int, count: int) -> str:
+        """Add an input (steps, B, count) of what follows the last step of each batch entry."""
+        self._inputs[name] = [steps, "B", count]
+        return name
+
+    def columns(self, x: str, chosen: Sequence[int], name: str) -> str:
+        """Return columns of the last axis."""
+        places = self.builder.constant(f"{name}.columns", np.asarray(chosen, dtype=np.int64))
+        return self.builder.add("Gather", [x, places], name, axis=-1)
+
+    def shaped(self, x: str, last: Sequence[int], name: str) -> str:
+        """Split the last axis of `x` (T, B, N)."""
+        return self.builder.add("Reshape", [x, self.builder.integers(0, 0, *last)], name)
+
+    def joined_ahead(self, x: str, known: str, future: str, steps: int) -> str:
+        """Join to `x` (T, B, N) what is known of the next `steps` steps, at each step.
+
+        `future` (steps, B, K) follows `known` (T, B, K) where each entry ends, as the input lengths says.
+        """
+        b = self.builder
+        self._lengths = b.lengths(x)
+        ends = b.add("Cast", [self._lengths], "ends", to=import_onnx().TensorProto.INT64)
+        T = f"{b.start}T"
+        zero, last, both = b.integers(0), b.integers(steps - 1), b.add("Shape", [known], "shape_of_known")
+        later = b.add("Concat", [known, future], "known_and_future", axis=0)
+        parts = [x]
+        for j in range(1, steps + 1):
+            step = b.add("Add", [self._steps(), b.integers(j)], f"after_{j}")
+            past = b.add("Sub", [step, ends], f"past_end_{j}")
+            inside = b.add("Min", [b.add("Max", [past, zero], f"from_end_{j}"), last], f"of_future_{j}")
+            behind = b.add("Add", [inside, T], f"behind_{j}")
+            place = b.add("Where", [b.add("Less", [step, ends], f"exists_{j}"), step, behind], f"place_{j}")
+            places = b.add(
+                "Expand", [b.add("Unsqueeze", [place, b.integers(-1)], f"places_{j}"), both], f"all_{j}"
+            )
+            parts.append(b.add("GatherElements", [later, places], f"ahead_{j}", axis=0))
+        return b.add("Concat", parts, "entered", axis=-1)
+
+    def in_order(self, raw: str, count: int) -> str:
+        """Return `count` quantiles that cannot cross: the last axis of `raw`, from the middle one."""
+        b, middle = self.builder, count // 2
+        gaps = b.add("Softplus", [raw], "gaps")
+
+        def one(x: str, k: int, name: str) -> str:
+            return b.add("Slice", [x, b.integers(k), b.integers(k + 1), b.integers(-1)], f"{name}_{k}")
+
+        found = {middle: one(raw, middle, "raw")}
+        for k in range(middle + 1, count):
+            found[k] = b.add("Add", [found[k - 1], one(gaps, k, "gap")], f"quantile_{k}")
+        for k in range(middle - 1, -1, -1):
+            found[k] = b.add("Sub", [found[k + 1], one(gaps, k, "gap")], f"quantile_{k}")
+        return b.add("Concat", [found[k] for k in range(count)], "in_order", axis=-1)
 
     def embed(self, layer: Embedding, ids: str) -> str:
         """Look vectors up."""

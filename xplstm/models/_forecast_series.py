@@ -1,0 +1,374 @@
+"""Train a forecaster on one series, and test it on later parts of that series."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from xplstm import _array, _values, optim, training
+from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._typing import Array
+from xplstm.models._composite import Composite, Params, State
+from xplstm.models._forecast_roles import LARGEST, Roles
+from xplstm.models.batching import WithFuture, windows
+
+# Windows of one call where nothing is trained.
+_AT_ONCE = 256
+
+
+class Backtest(NamedTuple):
+    """Forecasts from many origins, and what happened: `Forecaster.backtest` returns it.
+
+    Attributes
+    ----------
+    origins : numpy.ndarray of int64, shape (R,)
+        The first step that each forecast is of.
+    forecasts : numpy.ndarray of float64, shape (R, n, M) or (R, n, M, Q)
+    happened : numpy.ndarray of float64, shape (R, n, M)
+    quantiles : tuple of Q floats, or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xplstm.models import Backtest
+    >>> test = Backtest(np.asarray([8]), np.asarray([[[1.0], [4.0]]]), np.asarray([[[2.0], [1.0]]]), None)
+    >>> test.mae, test.rmse
+    (array([2.]), array([2.23606798]))
+    """
+
+    origins: np.ndarray
+    forecasts: np.ndarray
+    happened: np.ndarray
+    quantiles: tuple[float, ...] | None
+
+    @property
+    def point(self) -> np.ndarray:
+        """The forecasts as one number each, (R, n, M): of quantiles the median."""
+        if self.quantiles is None:
+            return self.forecasts
+        if 0.5 not in self.quantiles:
+            msg = f"quantiles={list(self.quantiles)} have no 0.5, the median, which errors are measured from"
+            raise ArgumentError(msg)
+        return self.forecasts[..., self.quantiles.index(0.5)]
+
+    @property
+    def mae(self) -> np.ndarray:
+        """Mean absolute error of each target, (M,)."""
+        return np.abs(self.point - self.happened).mean(axis=(0, 1))
+
+    @property
+    def rmse(self) -> np.ndarray:
+        """Root mean square error of each target, (M,)."""
+        return np.sqrt(np.square(self.point - self.happened).mean(axis=(0, 1)))
+
+    @property
+    def coverage(self) -> np.ndarray:
+        """Share of what happened that is at most each quantile, (M, Q): ideally the quantiles."""
+        if self.quantiles is None:
+            msg = "coverage needs a model with quantiles="
+            raise ArgumentError(msg)
+        return (self.happened[..., None] <= self.forecasts).mean(axis=(0, 1))
+
+
+class SeriesModel(Composite):
+    """What a forecaster does with one series of columns."""
+
+    _roles: Roles
+    _scale_given: bool
+
+    @abstractmethod
+    def _set_scale(self, mean: Any, std: Any) -> None:
+        """Check and keep the scale of each column."""
+
+    @abstractmethod
+    def loss_vjp(
+        self,
+        inputs: Any,
+        targets: Array,
+        state: State = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> tuple[Array, Any, Callable[..., Params]]:
+        """Return the loss, and the function that returns its gradients."""
+
+    @abstractmethod
+    def _last_loss(self, inputs: Any, targets: Array) -> Array:
+        """Return the loss of the last step of each window."""
+
+    @abstractmethod
+    def forecast(self, x: Any, steps: int | None = None, state: State = None) -> Array:
+        """Continue a series after its last step."""
+
+    def fit(
+        self,
+        series: Any,
+        window: int,
+        *,
+        updates: int = 500,
+        optimizer: optim.Optimizer | None = None,
+        batch_size: int = 64,
+        validation: float = 0.2,
+        validate_every: int = 25,
+        patience: int | None = 10,
+        max_norm: float | None = 1.0,
+        rng: int | np.random.Generator | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> training.History:
+        """Train on the windows of one series; the end of the series is held out to choose the parameters.
+
+        Without `mean` and `std` of the model, they are measured on the part that is trained on; a column that
+        does not change gets std 1. A model that has them keeps them.
+
+        Parameters
+        ----------
+        series : array_like, shape (N, F), or (N,) for F = 1
+            Finite numbers in order of time, such as a pandas DataFrame or an array of any library. They are
+            converted to the dtype of the model, a batch at a time.
+        window : int
+            Steps of a window, at least 1.
+        updates : int, optional
+            How many there are at most, at least 0.
+        optimizer : Optimizer, optional
+            ``Adam(warmup_cosine(1e-2, updates // 10, updates))`` if left out.
+        batch_size : int, optional
+            Windows of a batch, at least 1. They are shuffled in each epoch.
+        validation : float, optional
+            Part of the series at its end, in [0, 1), that is not trained on. No window of the training
+            reaches into it. The validation loss is that of the forecasts from the last step of each window,
+            of steps that are all held out.
+        validate_every, patience, max_norm, checkpoint, progress : optional
+            As for `xplstm.training.fit`. With ``validation=0`` nothing is validated.
+        rng : int or numpy.random.Generator, optional
+            A seed or a generator for the order of the windows and for dropout.
+
+        Returns
+        -------
+        History
+            As `xplstm.training.fit`.
+
+        Raises
+        ------
+        ArgumentError, DTypeError, ShapeError
+            For a series that is too short, has a value that is not finite, or other columns than the model.
+        NonFiniteError
+            As `xplstm.training.fit`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xplstm.models import Forecaster
+        >>> series = np.sin(np.arange(200) / 3)
+        >>> model = Forecaster(1, 8, horizon=4, rng=0)
+        >>> history = model.fit(series, 12, updates=10, rng=0, progress=False)
+        >>> model.mean.round(2), model.std.round(2)
+        (array([0.04]), array([0.71]))
+        """
+        window = _values.size("window", window)
+        values = self._series(series)
+        held = _values.probability("validation", validation)
+        cut = len(values) - round(held * len(values))
+        ahead = self._roles.horizon or 1
+        trained = cut - window - ahead + 1
+        if trained < 1:
+            msg = (
+                f"series has {len(values)} steps, of which validation={held} leaves {cut}; "
+                f"window={window} and {ahead} steps ahead need {window + ahead}"
+            )
+            raise ArgumentError(msg)
+        if held > 0 and len(values) - cut < ahead:
+            msg = f"validation={held} holds out {len(values) - cut} steps, of which a forecast needs {ahead}"
+            raise ArgumentError(msg)
+        later = values[cut - window :] if held else None
+        if not self._scale_given:
+            deviations = values[:cut].std(axis=0)
+            self._set_scale(values[:cut].mean(axis=0), np.where(deviations > 0, deviations, 1.0))
+            self._scale_given = True
+        rng = _values.generator("rng", rng)
+        seed, size = int(rng.integers(1 << 62)), _values.size("batch_size", batch_size)
+        inputs, targets = self._windows(values[:cut], window)
+
+        def batches(epoch: int) -> _Parts:
+            order = np.random.default_rng([seed, epoch]).permutation(trained)
+            parts = np.array_split(order, math.ceil(trained / size))
+            return _Parts(self, inputs, targets, parts)
+
+        total = _values.size("updates", updates, 0)
+        rate = optim.warmup_cosine(1e-2, warmup=total // 10, total=max(total, 1))
+        return training.fit(
+            self,
+            batches,
+            optim.Adam(rate) if optimizer is None else optimizer,
+            updates=total,
+            max_norm=max_norm,
+            rng=rng,
+            validate=None if later is None else self._validation(later, window),
+            validate_every=validate_every,
+            patience=None if later is None else patience,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+
+    def backtest(
+        self,
+        series: Any,
+        window: int,
+        *,
+        start: int,
+        steps: int | None = None,
+        stride: int = 1,
+        refit: Callable[[Self, np.ndarray], object] | None = None,
+        refit_every: int = 1,
+    ) -> Backtest:
+        """Forecast from many origins of a series, each from the steps before it alone (rolling origin).
+
+        Parameters
+        ----------
+        series : array_like, shape (N, F), or (N,) for F = 1
+            As for `fit`.
+        window : int
+            Steps that each forecast reads, at least 1.
+        start : int
+            The first origin: the number of the first step that is forecast, at least `window`.
+        steps : int, optional
+            n, steps of each forecast: the horizon of the model if left out.
+        stride : int, optional
+            Steps from an origin to the next, at least 1.
+        refit : callable, optional
+            ``refit(model, past)`` trains on the steps before an origin, (origin, F) float64, as
+            ``lambda model, past: model.fit(past, window, updates=50)`` does. It gets a copy of this model,
+            which it changes further at each call; this model stays as it is.
+        refit_every : int, optional
+            Origins from a call of `refit` to the next, at least 1.
+
+        Returns
+        -------
+        Backtest
+
+        Raises
+        ------
+        ArgumentError, DTypeError, ShapeError
+            As `fit`, and for a start that leaves no origin.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xplstm.models import Forecaster
+        >>> series = np.sin(np.arange(200) / 3)
+        >>> model = Forecaster(1, 8, horizon=4, rng=0)
+        >>> model.backtest(series, 12, start=150).forecasts.shape
+        (47, 4, 1)
+        """
+        window, values = _values.size("window", window), self._series(series)
+        horizon = self._roles.horizon
+        if steps is None and horizon is None:
+            msg = "steps=None needs a model with horizon=; say how many steps to forecast"
+            raise ArgumentError(msg)
+        n = _values.size("steps", horizon if steps is None else steps, 1, horizon or _values.LARGEST)
+        start, stride = _values.size("start", start, window), _values.size("stride", stride)
+        # What is known ahead is read for the whole horizon.
+        origins = np.arange(start, len(values) - (horizon or n) + 1, stride)
+        if not len(origins):
+            msg = f"start={start} of {len(values)} steps leaves less than {horizon or n} steps to forecast"
+            raise ArgumentError(msg)
+        model: Self = self
+        group, every = _AT_ONCE, _values.size("refit_every", refit_every)
+        if refit is not None:
+            refit = _values.function("refit", refit)
+            group = every
+            home = self._home()
+            model = type(self).from_config("this model", self.config(), self.params, home.xp, home.device)
+        found = []
+        for first in range(0, len(origins), group):
+            if refit is not None:
+                refit(model, values[: origins[first]].copy())
+            chosen = origins[first : first + group]
+            parts = np.array_split(chosen, math.ceil(len(chosen) / _AT_ONCE))
+            found += [model._from_origins(values, window, part, n) for part in parts]
+        happened = values[:, self._roles.targets]
+        truth = np.stack([happened[o : o + n] for o in origins])
+        return Backtest(origins, np.concatenate(found), truth, self._roles.quantiles)
+
+    def _from_origins(self, values: np.ndarray, window: int, origins: np.ndarray, steps: int) -> np.ndarray:
+        """Return forecasts (R, steps, ...) from several origins."""
+        roles = self._roles
+        x: Any = self._moved(np.stack([values[o - window : o] for o in origins], axis=1))
+        if roles.known:
+            following = [values[o : o + (roles.horizon or 0), roles.known] for o in origins]
+            ahead = np.stack(following, axis=1)
+            x = WithFuture(x, self._moved(ahead))
+        found = _array.to_numpy(self.forecast(x, steps))
+        return np.moveaxis(found.astype(np.float64), 1, 0)
+
+    def _series(self, series: Any) -> np.ndarray:
+        """Return a series as float64 (N, F) on the host."""
+        if hasattr(series, "__array_namespace__") or _array.is_lazy(series):
+            series = _array.to_numpy(series)
+        values = np.asarray(series)
+        if values.dtype.kind not in "fiu":
+            msg = f"series has dtype {values.dtype}; numbers were expected"
+            raise DTypeError(msg)
+        values = values.astype(np.float64, order="C")
+        features = self._roles.features
+        if values.ndim == 1 and features == 1:
+            values = values[:, None]
+        if values.ndim != 2 or values.shape[1] != features:
+            msg = f"series has shape {values.shape}, expected (N, {features}): one column for each feature"
+            raise ShapeError(msg)
+        largest = LARGEST[self._home().dtype]
+        bad = np.argwhere(~(np.abs(values) <= largest))
+        if len(bad):
+            step, column = bad[0]
+            msg = (
+                f"series[{step}, {column}] is {values[step, column]}; numbers of at most {largest} were "
+                f"expected, so fill or drop gaps"
+            )
+            raise ArgumentError(msg)
+        return values
+
+    def _windows(self, values: np.ndarray, window: int) -> tuple[Any, Any]:
+        """Return the windows of a series, and what follows each of their steps."""
+        roles = self._roles
+        if roles.horizon is None:
+            return windows(values, window)
+        return windows(values, window, horizon=roles.horizon, targets=roles.targets, known=roles.known)
+
+    def _moved(self, values: np.ndarray) -> Array:
+        """Return host values where the parameters are, in their dtype."""
+        home = self._home()
+        return _array.asarray(values, home.xp, home.device, home.dtype)
+
+    def _validation(self, values: np.ndarray, window: int) -> Callable[[], float]:
+        """Return the function that gives the loss of the last steps of all windows."""
+        inputs, targets = self._windows(values, window)
+        order = np.arange(targets.shape[1])
+        parts = np.array_split(order, math.ceil(len(order) / _AT_ONCE))
+
+        def validate() -> float:
+            batches = _Parts(self, inputs, targets, parts)
+            terms = [len(part) * float(self._last_loss(*batches[k])) for k, part in enumerate(parts)]
+            return sum(terms) / len(order)
+
+        return validate
+
+
+class _Parts(Sequence[tuple[Any, Array]]):
+    """Batches of windows, moved to where the parameters are when they are asked for."""
+
+    def __init__(self, model: SeriesModel, inputs: Any, targets: np.ndarray, parts: list[np.ndarray]) -> None:
+        self._model, self._inputs, self._targets, self._parts = model, inputs, targets, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        def part(a: Any) -> Array:
+            return self._model._moved(a[:, self._parts[index]])
+
+        if isinstance(self._inputs, WithFuture):
+            return WithFuture(*map(part, self._inputs)), part(self._targets)
+        return part(self._inputs), part(self._targets)
