@@ -6,10 +6,10 @@ import ast
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from mpmath import mp, mpf
@@ -22,7 +22,18 @@ from spec.wrong_cell import Exact
 
 SPEC = Path(__file__).parent
 FILES = sorted(generate.VECTORS.glob("*.json"))
-SCHEMA = json.loads((SPEC / "schema" / "vector.schema.json").read_text(encoding="utf-8"))
+GRU_FILES = sorted(generate.VECTORS.with_name("vectors-gru").glob("*.json"))
+EXACT_FILES = sorted(generate.VECTORS.with_name("vectors-exact").glob("*.json"))
+
+
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    """Return the validator of a published schema, itself checked."""
+    schema = json.loads((SPEC / "schema" / f"{name}.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+RECORDS, EXACT = validator("vector"), validator("exact")
 
 
 def sampled(record: str, most: int = 12) -> families.Wanted:
@@ -66,10 +77,10 @@ def test_every_file_has_a_builder() -> None:
     assert {path.stem for path in FILES} == generate.BUILDERS.keys()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *GRU_FILES], ids=lambda path: path.stem)
 def test_record_has_the_documented_form(path: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert violations(record, SCHEMA, path.stem) == []
+    RECORDS.validate(record)
     assert record["name"] == path.stem
     for group in ("inputs", "outputs", "cotangents", "gradients"):
         for name, array in record.get(group, {}).items():
@@ -79,13 +90,30 @@ def test_record_has_the_documented_form(path: Path) -> None:
             assert len(array["data"]) == size, f"{group}.{name}"
 
 
-def test_schema_check_finds_faults() -> None:
+@pytest.mark.parametrize("path", EXACT_FILES, ids=lambda path: path.stem)
+def test_record_of_the_profile_exact_has_the_documented_form(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    EXACT.validate(record)
+    assert record["name"] == path.stem
+    for group in ("inputs", "outputs"):
+        for name, array in record[group].items():
+            assert "seed" in array or len(array["data"]) == math.prod(array["shape"]), f"{group}.{name}"
+
+
+def test_schemas_find_faults() -> None:
     record = json.loads(FILES[0].read_text(encoding="utf-8"))
-    assert violations({**record, "op": "gru"}, SCHEMA, "r")
-    assert violations({**record, "extra": 1}, SCHEMA, "r")
-    assert violations({key: value for key, value in record.items() if key != "clauses"}, SCHEMA, "r")
-    assert violations({**record, "clauses": ["XPL-SEQ-1"]}, SCHEMA, "r")
-    assert violations({**record, "inputs": {"x": {"shape": [1], "data": [0.5]}}}, SCHEMA, "r")
+    exact = json.loads(EXACT_FILES[0].read_text(encoding="utf-8"))
+    wrong = [
+        (RECORDS, {**record, "op": "gru"}),
+        (RECORDS, {**record, "extra": 1}),
+        (RECORDS, {key: value for key, value in record.items() if key != "clauses"}),
+        (RECORDS, {**record, "clauses": ["XPL-SEQ-1"]}),
+        (RECORDS, {**record, "inputs": {"x": {"shape": [1], "data": [0.5]}}}),
+        (EXACT, {**exact, "outputs": {"y": exact["outputs"]["y"]}}),
+        (EXACT, {**exact, "inputs": {**exact["inputs"], "x": {"shape": [1], "seed": 1, "data": []}}}),
+        (EXACT, {**exact, "config": {**exact["config"], "num_layers": 2}}),
+    ]
+    assert [schema.is_valid(value) for schema, value in wrong] == [False] * len(wrong)
 
 
 def test_dyadic_numbers_are_distinct_and_exact_in_half_precision() -> None:
@@ -226,43 +254,3 @@ def test_estimate_knows_coarser_sums_from_ours() -> None:
 
 def scaled(value: Any) -> Any:
     return [scaled(v) for v in value] if isinstance(value, list) else mpf(value) / 8
-
-
-TYPES = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
-ANNOTATIONS = {"$schema", "$defs", "title", "description"}
-
-
-def violations(value: Any, schema: Any, where: str) -> list[str]:
-    """Faults of `value` by the JSON Schema keywords in use; any other keyword is an error."""
-    found: list[str] = []
-    for keyword, rule in schema.items():
-        match keyword:
-            case "$ref":
-                found += violations(value, SCHEMA["$defs"][rule.removeprefix("#/$defs/")], where)
-            case "type":
-                kinds = tuple(TYPES[kind] for kind in ([rule] if isinstance(rule, str) else rule))
-                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                    return [f"{where} is not of type {rule}"]
-            case "enum" if value not in rule:
-                found.append(f"{where} is none of {rule}")
-            case "pattern" if not re.search(rule, value):
-                found.append(f"{where} does not match {rule}")
-            case "minItems" if len(value) < rule:
-                found.append(f"{where} has fewer than {rule} items")
-            case "required":
-                found += [f"{where} lacks {key}" for key in rule if key not in value]
-            case "items" if value is not None:
-                for k, item in enumerate(value):
-                    found += violations(item, rule, f"{where}[{k}]")
-            case "properties":
-                for key in rule.keys() & value.keys():
-                    found += violations(value[key], rule[key], f"{where}.{key}")
-            case "additionalProperties":
-                for key in value.keys() - schema.get("properties", {}).keys():
-                    fault = f"{where}.{key} is not known"
-                    found += [fault] if rule is False else violations(value[key], rule, f"{where}.{key}")
-            case "enum" | "pattern" | "minItems" | "items":
-                pass
-            case _:
-                assert keyword in ANNOTATIONS, keyword
-    return found

@@ -17,7 +17,6 @@ from spec.generate import digest, dumps
 from spec.records import Record, arrays, errors
 from spec.sized import ALLOWED, SIZES, distance
 from spec.subject import Adapter, Arrays, Unsupported
-from spec.test_generate import SCHEMA, violations
 from spec.test_vectors import existing
 from spec.wrong_gru import FAULTS, GRU
 
@@ -143,7 +142,6 @@ def test_record_is_the_oracles(name: str) -> None:
     every = os.environ.get("SPEC_ALL") == "1"
     computed = json.loads(dumps(gru.built(name, lambda _, k: every or k in (0, 3))))
     published = RECORDS[name]
-    assert not violations(published, SCHEMA, name)
     assert computed["outputs"] == published["outputs"]
     assert computed["inputs"] == published["inputs"]
     for tensor, v in computed["gradients"].items():
