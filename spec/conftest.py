@@ -11,6 +11,7 @@ import pytest
 from spec import deviations
 from spec.cases import Case, Chosen, case_of
 from spec.questions import MOST, say
+from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
 from spec.subject import Adapter
 from spec.subjects import is_slow, named, required, subjects
@@ -32,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("spec").addoption
     add("--subject", action="append", help="test this alone: xplstm:numpy, torch, or module:class")
     add("--stdio", metavar="COMMAND", help="test a program that answers JSON lines, and nothing else")
+    add("--isolated", action="store_true", help="run each named subject in a process of its own")
     add("--patience", metavar="SECONDS", type=float, default=PATIENCE, help="how long a program may think")
     add("--deviations", metavar="FILE", type=Path, help="what the subject is known to do otherwise")
 
@@ -51,6 +53,11 @@ def chosen(config: pytest.Config) -> list[Chosen]:
         found = named(names) if names else subjects()
     except LookupError as error:
         raise pytest.UsageError(error.args[0]) from None
+    if config.getoption("--isolated"):
+        if not names:
+            msg = "--isolated needs --subject: each subject gets a process of its own"
+            raise pytest.UsageError(msg)
+        found = {name: Served(name, one, config.getoption("--patience")) for name, one in found.items()}
     return [Chosen(name, adapter, BY_NAME.format(name)) for name, adapter in found.items()]
 
 

@@ -2,7 +2,8 @@
 
 A question is ``{"id", "op", "config", "dtype", "arrays": {name: {"shape", "data"}}}``,
 an answer ``{"arrays": ...}``, ``{"unsupported": why}`` or
-``{"refused": "shape" or "other", "message": why}``. An answer may repeat the
+``{"refused": "shape" or "other", "message": why}``, or ``{"error": what}`` where the
+call went wrong. An answer may repeat the
 question's id, which is then compared. Data are in C order; NaN and infinities are
 the strings nan, inf and -inf.
 """
@@ -27,6 +28,10 @@ HANGS = 3
 """After so many questions without an answer in time the program is asked no more."""
 STRAY = 5.0
 """Seconds to wait for the answer that comes after a line that is none."""
+
+
+class Failed(Exception):
+    """The call ended in an error, and the program waits for the next question."""
 
 
 class Stdio:
@@ -63,6 +68,8 @@ class Stdio:
                 raise Unsupported(answer["unsupported"])
             if "refused" in answer:
                 raise Refused(answer["refused"], answer["message"])
+            if "error" in answer:
+                raise Failed(answer["error"])
             return {name: read(a, dtype) for name, a in answer["arrays"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, json.JSONDecodeError):

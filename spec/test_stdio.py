@@ -145,11 +145,11 @@ def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
     assert Stdio("no-such-program --fast").why_unavailable() == "there is no program 'no-such-program'"
 
 
-def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
+def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.CompletedProcess[str]:
     """The tests of records in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     files = [str(FOLDER / "test_vectors.py"), str(FOLDER / "test_behaviour.py")]
-    env = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": ""}
+    env = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": ""}
     return subprocess.run(
         [*command, *files, *arguments], capture_output=True, text=True, env=env, cwd=FOLDER.parent
     )
