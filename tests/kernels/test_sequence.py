@@ -11,6 +11,7 @@ import pytest
 import xplstm
 from tests.support import oracle
 from tests.support.cases import CASES, Case, differences, run
+from xplstm import _dispatch
 from xplstm._array import to_numpy
 from xplstm.kernels import _recycled
 
@@ -116,6 +117,24 @@ def test_checkpointing_holds_less(kernel: str, monkeypatch: pytest.MonkeyPatch) 
             return peak(call)
 
     assert work(20) < 0.4 * work(None)
+
+
+@pytest.mark.parametrize("kernel", ["native", "numpy_inplace"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_checkpointing_holds_y_once(
+    kernel: str, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if _dispatch.why_missing(kernel):
+        pytest.skip(_dispatch.why_missing(kernel))
+    lstm = xplstm.LSTM(2, 64, bidirectional=bidirectional, rng=0)
+    x = np.zeros((1600, 16, 2), dtype=np.float32)
+    monkeypatch.setattr(_recycled, "pieces", _recycled.Pieces())
+    kept: list[Any] = []
+    with xplstm.use_kernel(kernel):
+        lstm.vjp(x[:80], checkpoint=40)
+        assert peak(lambda: kept.append(lstm.vjp(x, checkpoint=40))) < 1.3 * kept[0][0].nbytes
+        dy = kept[0][0]
+        assert peak(lambda: kept[0][2](dy)) < 0.6 * dy.nbytes
 
 
 def test_inference_holds_no_more_steps_than_its_blocks() -> None:

@@ -43,6 +43,35 @@ class Residuals(NamedTuple):
     states: tuple[list[LSTMState], ...]
 
 
+class _Joined:
+    """Segments of y or of dx, for each direction: written into one array where its library can do that."""
+
+    def __init__(self, problem: Problem, features: int, directions: int, dtype: str) -> None:
+        self._xp, self._features, self._dtype = problem.xp, features, dtype
+        self._segments: list[dict[int, Array]] = [{} for _ in range(directions)]
+        self._whole: Any = None
+        if problem.backend in ("numpy", "cupy"):
+            shape = (problem.T, problem.B, features * directions)
+            kind = _array.dtype_named(problem.xp, dtype)
+            self._whole = problem.xp.empty(shape, dtype=kind, device=problem.device)
+
+    def put(self, d: int, lo: int, segment: Array) -> None:
+        """Keep the segment of direction `d` that begins at step `lo`."""
+        segment = _array.narrow(segment, self._dtype)
+        if self._whole is None:
+            self._segments[d][lo] = segment
+        else:
+            columns = slice(d * self._features, (d + 1) * self._features)
+            self._whole[lo : lo + segment.shape[0], :, columns] = segment
+
+    def concatenated(self) -> Array:
+        """Return all segments, the directions side by side."""
+        if self._whole is not None:
+            return self._whole
+        ys = [self._xp.concat([a[lo] for lo in sorted(a)], axis=0) for a in self._segments]
+        return ys[0] if len(ys) == 1 else self._xp.concat(ys, axis=-1)
+
+
 def forward(
     kernel: Kernel,
     every: int,
@@ -54,13 +83,13 @@ def forward(
     *fresh: Array,
 ) -> tuple[Array, LSTMState, Residuals]:
     """`kernel.forward` that keeps one state for every `every` steps of each direction."""
-    xp, dtype = problem.xp, problem.dtype
-    problem, x = widened(problem), _array.widen(x)
+    dtype = problem.dtype
+    problem = widened(problem)
     state = LSTMState(*map(_array.widen, state))
     params = tuple(each(_array.widen, p) for p in params)
-    ys, ends, starts, packed = [], [], [], []
+    y = _Joined(problem, problem.output_size, len(params), dtype)
+    ends, starts, packed = [], [], []
     for d, reverse in enumerate(problem.reverse):
-        segment_y: dict[int, Array] = {}
         before: list[LSTMState] = []
         end = LSTMState(state.h[d : d + 1, ...], state.c[d : d + 1, ...])
         whole = problem.part(d, 0, problem.T)._replace(keep=False)
@@ -68,14 +97,13 @@ def forward(
         for lo, hi in segments(problem.T, every, reverse):
             before.append(end)
             part = problem.part(d, lo, hi)._replace(keep=False)
-            segment_y[lo], end, _ = kernel.forward(
-                part, packed[d], x[lo:hi, ...], end, *_cut(problem, valid, fresh, d, lo, hi)
-            )
-        ys.append(xp.concat([segment_y[lo] for lo in sorted(segment_y)], axis=0))
+            steps = _array.widen(x[lo:hi, ...]), end, *_cut(problem, valid, fresh, d, lo, hi)
+            segment, end, _ = kernel.forward(part, packed[d], *steps)
+            y.put(d, lo, segment)
         ends.append(end)
         starts.append(before)
     residuals = Residuals(kernel, every, problem, dtype, tuple(packed), x, valid, fresh, tuple(starts))
-    return _array.narrow(xp.concat(ys, axis=-1), dtype), _join(problem, ends, dtype), residuals
+    return y.concatenated(), _join(problem, ends, dtype), residuals
 
 
 def backward(
@@ -83,28 +111,31 @@ def backward(
 ) -> tuple[Array, LSTMState, tuple[Params, ...]]:
     """`kernel.backward` of each segment from the last to the first, after running it forward again."""
     kernel, every, problem, dtype, packed, x, valid, fresh, states = residuals
-    xp, P = problem.xp, problem.output_size
-    dy, dstate_n = _array.widen(dy), LSTMState(*map(_array.widen, dstate_n))
-    dx = xp.zeros_like(x)
+    P = problem.output_size
+    dstate_n = LSTMState(*map(_array.widen, dstate_n))
+    dx: Array | None = None
     dstates: list[LSTMState] = []
     dparams: list[Params] = []
     for d, reverse in enumerate(problem.reverse):
         dstate = LSTMState(dstate_n.h[d : d + 1, ...], dstate_n.c[d : d + 1, ...])
-        segment_dx: dict[int, Array] = {}
+        joined = _Joined(problem, problem.I, 1, problem.dtype)
         total: Params | None = None
         for (lo, hi), start in reversed(
             list(zip(segments(problem.T, every, reverse), states[d], strict=True))
         ):
             part = problem.part(d, lo, hi)
-            steps = _cut(problem, valid, fresh, d, lo, hi)
-            _, _, kept = kernel.forward(part, packed[d], x[lo:hi, ...], start, *steps)
-            dy_part = dy[lo:hi, :, d * P : (d + 1) * P]
-            segment_dx[lo], dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
+            steps = _array.widen(x[lo:hi, ...]), start, *_cut(problem, valid, fresh, d, lo, hi)
+            _, _, kept = kernel.forward(part, packed[d], *steps)
+            dy_part = _array.widen(dy[lo:hi, :, d * P : (d + 1) * P])
+            dx_part, dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
+            del kept  # before the next segment makes its own
+            joined.put(0, lo, dx_part)
             total = dp if total is None else _add(total, dp)
-        dx = dx + xp.concat([segment_dx[lo] for lo in sorted(segment_dx)], axis=0)
+        dx = joined.concatenated() if dx is None else dx + joined.concatenated()
         dstates.append(dstate)
         assert total is not None, "T = 0 never comes here"
         dparams.append(each(partial(_array.narrow, dtype=dtype), total))
+    assert dx is not None, "there is a direction"
     return _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
 
