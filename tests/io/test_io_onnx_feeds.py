@@ -147,6 +147,107 @@ def test_numbers_in_other_places_are_refused(op: str, tmp_path: Path) -> None:
         xplstm.io.load(tmp_path / "m.onnx")
 
 
+SPREADS = {
+    "repeat": lambda h, B: h.repeat(1, B, 1),
+    "expand": lambda h, B: h.expand(-1, B, -1).contiguous(),
+    "add": lambda h, B: h + torch.zeros(1, B, 1),
+    "full": lambda h, B: torch.full((h.shape[0], B, h.shape[2]), 0.7),
+    "cat": lambda h, B: torch.cat([h] * B, 1),
+}
+
+
+class Learned(torch.nn.Module):  # type: ignore[misc]
+    """An initial state that is a parameter, or made of constants."""
+
+    def __init__(self, kind: str, way: str, **options: Any) -> None:
+        super().__init__()
+        self.rnn, self.way = getattr(torch.nn, kind)(I, H, **options), way
+        self.h0 = torch.nn.Parameter(torch.randn(self.rnn.num_layers * (1 + self.rnn.bidirectional), 1, H))
+        self.c0 = torch.nn.Parameter(torch.randn(self.h0.shape))
+
+    def forward(self, x: Any) -> Any:
+        B = x.shape[0 if self.rnn.batch_first else 1]
+        h, c = (SPREADS[self.way](a, B) for a in (self.h0, self.c0))
+        return self.rnn(x, (h, c) if isinstance(self.rnn, torch.nn.LSTM) else h)[0]
+
+
+@pytest.mark.parametrize("way", SPREADS)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+def test_a_constant_state_comes_with_the_network(kind: str, way: str, options: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Learned(kind, way, **options), tmp_path / "m.onnx"
+    x = torch.randn(STEPS, BATCH, I)
+    exported(model, (x,), path, dynamic_axes={"x": [0, 1]}, input_names=["x"])
+    with pytest.raises(
+        xplstm.FormatError, match=r"begins with a state of its own, not zeros: .*load_with_state"
+    ):
+        xplstm.io.load(path)
+    assert "with an initial state" in str(xplstm.io.inspect(path))
+    net, state = xplstm.io.load_with_state(path)
+    B = x.shape[0 if net._stack.batch_first else 1]
+    h = state.h if kind == "LSTM" else state
+    if h.shape[1] == 1:
+        state = state.take([0] * B) if kind == "LSTM" else np.repeat(state, B, axis=1)
+    with torch.no_grad():
+        np.testing.assert_allclose(net(x.numpy(), state)[0], model(x).numpy(), rtol=0, atol=1e-6)
+
+
+def test_a_state_of_other_operators_is_refused(tmp_path: Path) -> None:
+    class Bounded(Learned):
+        def forward(self, x: Any) -> Any:
+            h = torch.tanh(self.h0).repeat(1, x.shape[1], 1)
+            return self.rnn(x, (h, torch.zeros_like(h)))[0]
+
+    exported(Bounded("LSTM", ""), (torch.randn(STEPS, BATCH, I),), tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match="the LSTM node '/rnn/LSTM' begins with a state"):
+        xplstm.io.load_with_state(tmp_path / "m.onnx")
+
+
+def test_a_network_without_a_state_of_its_own_comes_alone(tmp_path: Path) -> None:
+    net = xplstm.LSTM(I, H, rng=0)
+    ours.export(net, tmp_path / "m.onnx")
+    again, state = xplstm.io.load_with_state(tmp_path / "m.onnx")
+    assert state is None
+    assert np.array_equal(again.params["weight_hh_l0"], net.params["weight_hh_l0"])
+
+
+def write_lstm(path: Path, nodes: list[Any], **given: Any) -> None:
+    """Write a model of some nodes before an LSTM; the initial h is called h."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    given["W"], given["R"] = rng.normal(size=(1, 4 * H, I)), rng.normal(size=(1, 4 * H, H))
+    tensors = [
+        onnx.numpy_helper.from_array(a if a.dtype == np.int64 else a.astype("float32"), name)
+        for name, a in given.items()
+    ]
+    nodes = [*nodes, helper.make_node("LSTM", ["x", "W", "R", "", "", "h", "h"], ["y"], "lstm")]
+    x, y = (helper.make_tensor_value_info(name, 1, ["T", "B", n]) for name, n in (("x", I), ("y", H)))
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_state_made_of_the_size_of_the_batch_is_refused(scaled: bool, tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    nodes = [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "one"], ["B"]),
+        node("Concat", ["one", "B", "width"], ["whole"], axis=0),
+        node("Cast", ["B"], ["number"], to=1),
+        node("Mul" if scaled else "Identity", ["h0", "number"][: 1 + scaled], ["m"]),
+        node("Expand", ["m", "whole"], ["h"]),
+    ]
+    h0 = np.random.default_rng(1).normal(size=(1, 1, H)).astype("float32")
+    write_lstm(tmp_path / "m.onnx", nodes, one=np.asarray([1]), width=np.asarray([H]), h0=h0)
+    if scaled:
+        with pytest.raises(
+            xplstm.FormatError, match="the LSTM node 'lstm' begins with a state of the model's"
+        ):
+            xplstm.io.load_with_state(tmp_path / "m.onnx")
+    else:
+        assert np.array_equal(xplstm.io.load_with_state(tmp_path / "m.onnx")[1].h, h0)
+
+
 class Crossed(torch.nn.Module):  # type: ignore[misc]
     """A second layer along the batch."""
 
@@ -194,37 +295,6 @@ def test_packed_sequences(batch_first: bool, tmp_path: Path) -> None:
         wanted = model(x, lengths).numpy()
     assert net._stack.num_layers == 2
     np.testing.assert_allclose(net(x.numpy(), lengths=lengths.numpy())[0], wanted, rtol=0, atol=1e-6)
-
-
-class Learned(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, spread: Any) -> None:
-        super().__init__()
-        self.lstm, self.spread = torch.nn.LSTM(I, H), spread
-        self.h = torch.nn.Parameter(torch.randn(1, 1, H))
-
-    def forward(self, x: Any) -> Any:
-        h = self.spread(self.h, x.shape[1])
-        return self.lstm(x, (h, torch.zeros_like(h)))[0]
-
-
-SPREADS = {
-    "repeat": lambda h, B: h.repeat(1, B, 1),
-    "tile": lambda h, B: torch.tile(h, (1, B, 1)),
-    "expand": lambda h, B: h.expand(1, B, H),
-    "tanh": lambda h, B: torch.tanh(h).repeat(1, B, 1),
-    "add": lambda h, B: torch.zeros(1, B, H) + h,
-    "stack": lambda h, B: torch.cat([h] * B, 1),
-}
-
-
-@pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_learned_state_is_refused(spread: str, dynamic: bool, tmp_path: Path) -> None:
-    axes = {"dynamic_axes": {"x": {1: "B"}}} if dynamic else {}
-    x = torch.randn(STEPS, BATCH, I)
-    exported(Learned(SPREADS[spread]), (x,), tmp_path / "m.onnx", input_names=["x"], **axes)
-    with pytest.raises(xplstm.FormatError, match="the LSTM node '/lstm/LSTM' begins with a state"):
-        xplstm.io.load(tmp_path / "m.onnx")
 
 
 class Twice(torch.nn.Module):  # type: ignore[misc]

@@ -4,7 +4,7 @@ Below them stands a room a format, and what reads hand-written LSTMs: `gates`, `
 """
 
 from xplstm.io._inspect import Inspection, inspect
-from xplstm.io._load import arrays, from_state, load, save, to_mapping, to_state
+from xplstm.io._load import arrays, from_state, load, load_with_state, save, to_mapping, to_state
 from xplstm.io._models import load_model
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "inspect",
     "load",
     "load_model",
+    "load_with_state",
     "save",
     "to_mapping",
     "to_state",

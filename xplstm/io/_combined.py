@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from xplstm import _merge
+from xplstm import _array, _merge
 from xplstm._typing import Array
 from xplstm.io._contents import Found
 
@@ -26,12 +26,25 @@ def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
         params=partial(_params, stack),
         problem=problem,
         parts=tuple(place for one in ones for place in one.places),
+        state=_state(ones) if problem is None else None,
     )
+
+
+def _state(ones: Sequence[Found]) -> tuple[Array, ...] | None:
+    """Return the initial states of all, joined."""
+    states = [one.state for one in ones if one.state is not None]
+    if not states:
+        return None
+    xp = _array.namespace(states[0][0], "h_0")
+    return tuple(xp.concat(arrays, axis=0) for arrays in zip(*states, strict=True))
 
 
 def _misfit(stack: Stack, merge: str) -> str | None:
     """Why these cannot stand one upon the other."""
     first = stack[0][0]
+    batches = [one.state and one.state[0].shape[1] for layer in stack for one in layer]
+    if len({*batches}) > 1:
+        return "some of the layers begin with a state of their own, or with states of several batch sizes"
     if len({len(layer) for layer in stack}) > 1 or len(stack[0]) > 2:
         counts = [len(layer) for layer in stack]
         return f"the layers have {counts} directions; each must have one, or each two"

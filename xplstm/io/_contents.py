@@ -73,6 +73,9 @@ class Found(NamedTuple):
     parts: tuple[str, ...] = ()
     """The prefixes of the cells that it is made of, where they are not its own."""
 
+    state: tuple[Array, ...] | None = None
+    """Its own initial state, h or h and c, of (layers and directions, batch, size); None if it has none."""
+
     @property
     def places(self) -> tuple[str, ...]:
         """The prefixes under which every tensor must be one of its own, or harmless."""

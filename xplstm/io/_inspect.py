@@ -98,7 +98,7 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
 
 def _words(one: Found) -> str:
     """Return what could be made of a network, or why it cannot be loaded."""
-    return printable(one.problem or spelled(one))
+    return printable(one.problem or spelled(one) + (", with an initial state" if one.state else ""))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -84,15 +84,79 @@ def load(
     LSTM(3, 2, num_layers=1, batch_first=True)
     """
     with as_path(source) as given:
-        contents = open_source(given)
-        if dtype is not None:
-            contents = cast(contents, _checks.dtype(dtype))
-        contents = resolve(contents)
-        found = chosen(contents, format, prefix, options)
-        if found.problem is not None:
-            msg = f"{contents.where}: {called(found)}: {found.problem}"
-            raise FormatError(msg)
+        contents, found = _find(given, format, prefix, dtype, options)
+        if found.state is not None:
+            msg = f"{contents.where}: {called(found)} begins with a state of its own, not zeros"
+            raise FormatError(f"{msg}: xplstm.io.load_with_state gives the network and that state")
         return _build(contents, found, xp, device, options)
+
+
+def load_with_state(
+    source: Path | Mapping[str, Any],
+    *,
+    format: str | None = None,  # noqa: A002
+    prefix: Prefix | None = None,
+    xp: str | Namespace | None = None,
+    device: Device | None = None,
+    dtype: FloatDType | None = None,
+    **options: Any,
+) -> tuple[Network, LSTMState | Array | None]:
+    """Load a network and the initial state that the file gives it, such as a learned one.
+
+    Parameters
+    ----------
+    source, format, prefix, xp, device, dtype, **options
+        As for `load`.
+
+    Returns
+    -------
+    network : LSTM, GRU, RNN or JordanRNN
+    state : LSTMState, array or None
+        Of (layers and directions, batch, size), for the network: h and c of an LSTM, h of another. The batch
+        is 1 if all entries begin with the same; ``state.take([0] * B)`` repeats them. None if the network
+        begins with zeros, or with a state that is given at each call.
+
+    Raises
+    ------
+    FormatError, ArgumentError, OSError, DTypeError, BackendError
+        As for `load`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xplstm
+    >>> import xplstm.io
+    >>> lstm, state = xplstm.io.load_with_state({"encoder": xplstm.LSTM(3, 2).params})
+    >>> state is None
+    True
+    """
+    with as_path(source) as given:
+        contents, found = _find(given, format, prefix, dtype, options)
+        network = _build(contents, found, xp, device, options)
+        if found.state is None:
+            return network, None
+        home = network._home()
+        placed = [_placed(a, home.xp, home.device, home.dtype) for a in found.state]
+        return network, LSTMState(*placed) if len(placed) == 2 else placed[0]
+
+
+def _find(
+    source: Any,
+    layout: str | None,
+    prefix: Prefix | None,
+    dtype: FloatDType | None,
+    options: Mapping[str, Any],
+) -> tuple[Contents, Found]:
+    """Return what a source holds, and the one network in it that is asked for."""
+    contents = open_source(source)
+    if dtype is not None:
+        contents = cast(contents, _checks.dtype(dtype))
+    contents = resolve(contents)
+    found = chosen(contents, layout, prefix, options)
+    if found.problem is not None:
+        msg = f"{contents.where}: {called(found)}: {found.problem}"
+        raise FormatError(msg)
+    return contents, found
 
 
 def arrays(

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xplstm import _array
 from xplstm._errors import FormatError, XplstmError
 from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import Node, brief
 from xplstm.io.onnx._model import padded
 from xplstm.io.onnx._operator import OPERATORS
-from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MOVERS, Path, Trace
+from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MEASURING, MOVERS, Path, Trace
 
 # Zero if all inputs are: these keep zeros.
 _KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
@@ -35,16 +36,30 @@ _PLACING = {
     "Unique",
 }
 
+# Places of the inputs that are a shape, or part of one.
+_SHAPES = {
+    "ConstantOfShape": {0},
+    "Expand": {1},
+    "Reshape": {1},
+    "Slice": {1, 2, 3, 4},
+    "Squeeze": {1},
+    "Tile": {1},
+    "Unsqueeze": {1},
+}
+_TRIED = (FREE, FREE[::-1], (4, 5))
+
 RUN_IT = "xplstm.io.onnx.prepare runs such a model, and xplstm.io.arrays reads its weights"
 
 
 class Start(NamedTuple):
-    """Where an initial state comes from: zeros, or consecutive numbers of an input of the model."""
+    """Where an initial state comes from: zeros, constants, or consecutive numbers of an input."""
 
     name: str = ""
-    """Of the input; "" for zeros."""
+    """Of the input; "" for zeros and constants."""
     offset: int = 0
     length: int = 0
+    value: np.ndarray | None = None
+    """Constants, (D, B, n); B is 1 if all entries of a batch begin with the same."""
 
 
 class Entry(NamedTuple):
@@ -230,8 +245,45 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
     part = _part_of_input(trace, name, D, H, layout)
     if part is not None:
         return part
+    value = _constant_state(trace, node, name, D, H)
+    if value is not None:
+        return Start(value=value)
     what = f"the {node.label} begins with a state of the model's own, {brief(name)!r}"
-    raise Refused(f"{what}, neither zero nor an input of the model: {RUN_IT}")
+    raise Refused(f"{what}, neither constant nor an input of the model: {RUN_IT}")
+
+
+def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.ndarray | None:
+    """Return an initial state that depends on no input, but for the size of the batch; None if it may."""
+    layout = node.attributes.get("layout", 0)
+    if trace.is_constant(name):
+        made = [_constant(trace, name)]
+    else:
+        path, own = trace.path(name), trace.own_sizes(node.inputs[0], layout)
+        if path is None or path.start or _takes_sizes(path, name):
+            return None
+        # A state of a fixed batch does not fit the other sizes.
+        sizes = [*_TRIED, *([own] if own else [])]
+        made = [trace.tried(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
+    states = []
+    for a in (one for one in made if one is not None):
+        if a.ndim != 3 or not _array.dtype_name(a.dtype).startswith(("float", "bfloat")):
+            return None
+        state = a.swapaxes(0, 1) if layout else a
+        if (state.shape[0], state.shape[2]) != (D, n) or not state.shape[1]:
+            return None
+        states.append(state[:, :1, :] if np.all(state == state[:, :1, :]) else state)
+    alike = all(np.array_equal(states[0], state) for state in states)
+    return states[0] if states and alike else None
+
+
+def _takes_sizes(path: Path, name: str) -> bool:
+    """Tell whether the size of a batch is among the numbers of a value, and not only in its shape."""
+    sizes: set[str] = set()
+    for node in path.nodes:
+        places = {k for k, one in enumerate(node.inputs) if one in sizes}
+        if node.op in MEASURING or not places <= _SHAPES.get(node.op, set()):
+            sizes |= {*node.outputs}
+    return name in sizes
 
 
 def _is_zero(trace: Trace, name: str) -> bool:
@@ -305,6 +357,30 @@ def _part_of_input(trace: Trace, name: str, D: int, H: int, layout: bool) -> Sta
     return Start(path.start, int(flat[0]), flat.size)
 
 
+def state_of(
+    entries: list[Entry], D: int, sizes: tuple[int, int], letters: int
+) -> tuple[np.ndarray, ...] | None:
+    """Return the constant initial state of a network, h and c where there are two `letters`; None if zero.
+
+    Its axes are (layers and directions, batch, size); the batch is 1 if all entries begin with the same.
+    """
+    columns = [[entry.starts[k].value for entry in entries] for k in range(letters)]
+    given = [a for column in columns for a in column if a is not None]
+    if not given:
+        return None
+    B = max(a.shape[1] for a in given)
+    if any(a.shape[1] not in (1, B) for a in given):
+        msg = f"the layers begin with constant states for batches of {sorted({a.shape[1] for a in given})}"
+        raise Refused(msg)
+    zeros = [np.zeros((D, 1, n), given[0].dtype) for n in sizes]
+    return tuple(
+        np.concatenate(
+            [np.broadcast_to(zero if a is None else a, (D, B, zero.shape[2])) for a in column], axis=0
+        )
+        for zero, column in zip(zeros, columns, strict=False)
+    )
+
+
 def fit_together(entries: list[Entry]) -> bool:
     """Tell whether layers, each with what it is given, can be one network that is given the same."""
     first = entries[0]
@@ -312,6 +388,10 @@ def fit_together(entries: list[Entry]) -> bool:
         return False
     for starts in zip(*(entry.starts for entry in entries), strict=True):
         names = [start.name for start in starts]
+        if any(start.value is not None for start in starts):
+            if any(names):
+                return False
+            continue
         if len({*names}) == len(names) and all(names):
             if any(start.offset for start in starts):
                 return False

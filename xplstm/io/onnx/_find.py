@@ -12,7 +12,7 @@ from xplstm._errors import FormatError, XplstmError
 from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.io._contents import Contents, Found
-from xplstm.io.onnx._entry import Entry, entry_of, fit_together
+from xplstm.io.onnx._entry import Entry, entry_of, fit_together, state_of
 from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, dotted, shortened
 from xplstm.io.onnx._model import weight_names, why_not_node
@@ -222,6 +222,11 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
     except XplstmError as error:
         problem = str(error)
     found = _found(contents, prefix, layers, options, problem)
+    if found.problem is None:
+        D = 2 if found.options["bidirectional"] else 1
+        sizes = (found.options.get("proj_size") or found.options["hidden_size"], found.options["hidden_size"])
+        entries = [part.entry for part in stack if part.entry]
+        found = found._replace(state=state_of(entries, D, sizes, 2 if found.kind == "LSTM" else 1))
     return found._replace(untold=("batch_first",)) if batch_first is None else found
 
 

@@ -28,7 +28,9 @@ class _Shape(NamedTuple):
 
 def projected(graph: Graph) -> Graph:
     """Return the graph with one node for each LSTM with a projection; `Graph.projections` has them."""
-    makers = {name: node for node in graph.nodes for name in node.outputs if name}
+    sizes = {"MatMul": 2, "Transpose": 1}
+    whole = [n for n in graph.nodes if len(n.inputs) == sizes.get(n.op) and not why_not_node(n)]
+    makers = {name: node for node in whole for name in node.outputs if name}
     users: dict[str, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         for name in {*node.inputs}:
@@ -69,29 +71,32 @@ def _shape_of(
     rows, width = graph.constants[recurrent].shape, graph.constants[projection].shape
     if len(rows) != 3 or len(width) != 3 or (rows[0], rows[2]) != (width[0], width[2]):
         return None
-    outputs = []
+    outputs: list[str] = []
     for name in (*node.outputs[:2], "", "")[:2]:
         multiplied = users[name] if name else []
         others = [n for n in multiplied if n.op != "MatMul" or n.inputs != (name, projection)]
         if name in graph.outputs or others or len(multiplied) > 1:
             return None
-        outputs.append(multiplied[0].outputs[0] if multiplied else "")
+        outputs += multiplied[0].outputs[:1] if multiplied else [""]
     start = padded(node)[5]
     if start:
         back = makers.get(start)
         if back is None or back.op != "MatMul" or back.inputs[1] not in graph.constants:
             return None
+        turned_shape = (width[0], width[2], width[1])
+        if graph.constants[back.inputs[1]].shape != turned_shape:
+            return None
         if not _is_inverse(evaluator.value(back.inputs[1]), evaluator.value(projection)):
             return None
         start = back.inputs[0]
-    return _Shape(recurrent, projection, start, (outputs[0], outputs[1]))
+    return _Shape(recurrent, projection, start, (outputs[0], outputs[1])) if len(outputs) == 2 else None
 
 
 def _is_inverse(back: np.ndarray, projection: np.ndarray) -> bool:
     """Tell whether ``back @ projection`` is the identity, within what rounding `back` once can change."""
-    fits = back.ndim == projection.ndim == 3 and back.shape == projection.swapaxes(1, 2).shape
-    if not fits or back.dtype.kind != "f" or back.dtype != projection.dtype:
+    if back.dtype.kind != "f" or back.dtype != projection.dtype:
         return False
     left, right = back.astype(np.float64), projection.astype(np.float64)
-    bound = 64 * float(np.finfo(back.dtype).eps) * (np.abs(left) @ np.abs(right))
-    return bool(np.all(np.abs(left @ right - np.eye(left.shape[1])) <= bound))
+    with np.errstate(all="ignore"):  # of numbers that are not finite, nothing is proved
+        bound = 64 * float(np.finfo(back.dtype).eps) * (np.abs(left) @ np.abs(right))
+        return bool(np.all(np.abs(left @ right - np.eye(left.shape[1])) <= bound))

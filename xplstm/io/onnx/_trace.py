@@ -75,7 +75,7 @@ _IN_PLACE = _SCALING | {
 }
 # In the place of the operator of a malformed node.
 OPAQUE = "opaque"
-_MEASURING = {"Shape", "Size"}
+MEASURING = {"Shape", "Size"}
 
 
 class Path(NamedTuple):
@@ -100,11 +100,21 @@ class Trace:
         self.lengths: dict[str, str] = {}
         """Which input of the model each sequence_lens was proved to be."""
         self._paths: dict[str, Path | None] = {}
+        self._of_sizes = self._names_of_sizes()
         self._makers = {name: k for k, node in enumerate(graph.nodes) for name in node.outputs if name}
         self._users: dict[str, set[int]] = defaultdict(set)
         for k, node in enumerate(graph.nodes):
             for name in node.inputs:
                 self._users[name].add(k)
+
+    def _names_of_sizes(self) -> set[str]:
+        """Find every value that depends on the shapes of others and constants alone."""
+        known: set[str] = set()
+        for node in self.graph.nodes:
+            given = [name for name in node.inputs if not self.is_constant(name)]
+            if node.op in MEASURING or (given and node.op in OPERATIONS and known.issuperset(given)):
+                known |= {*node.outputs}
+        return known
 
     def maker(self, name: str) -> Node | None:
         """Return the node that makes a value."""
@@ -136,7 +146,7 @@ class Trace:
                 starts.add(one)
             elif self._makers[one] not in found:
                 found.add(self._makers[one])
-                if node.op in _MEASURING:
+                if node.op in MEASURING and node.inputs[0] not in self._of_sizes:
                     measured.add(node.inputs[0])
                 else:
                     wanted += node.inputs
@@ -159,9 +169,9 @@ class Trace:
         constant = self.graph.constants.get(name)
         return constant is not None and math.prod(constant.shape) > LARGEST_CONSTANT
 
-    def tried(self, path: Path, a: np.ndarray, end: str) -> np.ndarray | None:
-        """Return what a path makes of `a`; None if that fails, or takes large constants."""
-        if any(self._is_large(name) for node in path.nodes for name in node.inputs):
+    def tried(self, path: Path, a: np.ndarray, end: str, large: bool = False) -> np.ndarray | None:
+        """Return what a path makes of `a`; None if that fails, or takes constants that are too `large`."""
+        if not large and any(self._is_large(name) for node in path.nodes for name in node.inputs):
             return None
         for measured in self._measured(path, a):
             try:
@@ -188,14 +198,14 @@ class Trace:
     def is_alone(self, start: str, path: Iterable[Node], user: Node) -> bool:
         """Tell whether `start`, and what `path` makes of it, is used for the input X of `user` alone."""
         inside = [*path]
-        moved = {start, *(name for node in inside if node.op not in _MEASURING for name in node.outputs)}
+        moved = {start, *(name for node in inside if node.op not in MEASURING for name in node.outputs)}
         data = {name for name in moved if not self.is_constant(name)}
         allowed = {id(node) for node in inside}
         for name in data:
             if name in self.graph.outputs or name in user.inputs[1:]:
                 return False
             others = (self.graph.nodes[k] for k in self._users[name])
-            if any(o is not user and id(o) not in allowed and o.op not in _MEASURING for o in others):
+            if any(o is not user and id(o) not in allowed and o.op not in MEASURING for o in others):
                 return False
         return True
 
@@ -288,7 +298,7 @@ class Trace:
     def rearranged_from(self, name: str) -> str | None:
         """Return the input of the model of which `name` is put together from parts, if one."""
         path = self.path(name)
-        known = MOVERS | _SCALING | _MEASURING | {"Concat"}
+        known = MOVERS | _SCALING | MEASURING | {"Concat"}
         return (
             path.start
             if path and path.start in self.inputs and known.issuperset(n.op for n in path.nodes)
