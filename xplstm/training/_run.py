@@ -19,7 +19,8 @@ from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
 from xplstm.optim._optimizer import MASTER
 from xplstm.training import _judge
 from xplstm.training._data import Batch, Place, Source
-from xplstm.training._saved import Checkpoint, History, State, tied
+from xplstm.training._resumed import check_resumed, check_same_parameters
+from xplstm.training._saved import Checkpoint, History, State
 from xplstm.training._shards import Shards, Work, gradients
 from xplstm.training._team import Team
 
@@ -435,7 +436,7 @@ class Run:
     def restore(self, at: Checkpoint) -> None:
         """Bring model, optimiser and generator to where `at` is."""
         own = self.model.params
-        _check_same_parameters(own, at)
+        check_same_parameters(own, at)
         if (at.rng is None) != (self.rng is None):
             msg = f"rng={self.rng}, but the run to resume had {'none' if at.rng is None else 'one'}"
             raise ArgumentError(msg)
@@ -461,7 +462,7 @@ class Run:
 
     def resume(self, at: Checkpoint) -> None:
         """Continue from a file, which must fit the arguments of this run."""
-        _check_resumed(self, at)
+        check_resumed(self.at, self.source, at)
         self.restore(at)
         trained = [name for name in at.params if name not in self.options.frozen]
         missing = self.optimizer.without_state(trained)
@@ -561,43 +562,3 @@ def _brought(like: Array) -> Callable[[Mapping[Any, Array]], dict[Any, Array]]:
     """Return a function that brings arrays to the library and device of `like`."""
     xp, device = _array.namespace(like, "params"), _array.device(like)
     return functools.partial(_each_once, lambda a: _array.asarray(a, xp, device))
-
-
-def _check_same_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
-    """Refuse the checkpoint of another model."""
-
-    def describe(params: Mapping[str, Array]) -> dict[str, str]:
-        return {name: f"{_array.dtype_name(a.dtype)}{tuple(a.shape)}" for name, a in params.items()}
-
-    ours = describe(own)
-    for kind, given in (("", at.params), ("best.", at.best or at.params)):
-        theirs = describe(given)
-        differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-        if differing:
-            lines = [
-                f"{kind}{name}: the model has {ours.get(name)}, the checkpoint {theirs.get(name)}"
-                for name in differing
-            ]
-            msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
-            raise FormatError(msg)
-    if tied(own) != tied(at.params):
-        msg = f"the model shares arrays among {tied(own)}, the checkpoint among {tied(at.params)}"
-        raise FormatError(msg)
-
-
-def _check_resumed(run: Run, at: Checkpoint) -> None:
-    """Refuse a file that contradicts itself, or the arguments and the data of this run."""
-    if len(at.history.losses) != at.update or any(not 0 <= u <= at.update for u, _ in at.history.validations):
-        msg = (
-            f"the checkpoint is at update {at.update} and has {len(at.history.losses)} losses; it is damaged"
-        )
-        raise FormatError(msg)
-    for name, given in run.at.settings.items():
-        recorded = at.settings.get(name, given)
-        if name not in ("data", "scale") and recorded != given:
-            msg = f"the run to resume had {name}={recorded!r}; {name}={given!r} is given"
-            raise ArgumentError(msg)
-    if (at.average is None) != (run.at.average is None):
-        msg = "average= and the checkpoint do not fit: one of them has a moving average, the other has none"
-        raise ArgumentError(msg)
-    run.source.check(at.settings.get("data"), Place(at.epoch, at.position))

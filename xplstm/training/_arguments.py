@@ -1,0 +1,259 @@
+"""The arguments of `fit`: checked before any work, and what of them a resumed run must share."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from xplstm import _array, _values
+from xplstm._errors import ArgumentError, DTypeError
+from xplstm.io.files._durable import check_writable
+from xplstm.nn import Dropout
+from xplstm.optim import Optimizer, Plateau
+from xplstm.optim._clip import FLOATS
+from xplstm.optim._optimizer import matches, patterns
+from xplstm.training._run import Event, Model, Options, Run
+from xplstm.training._saved import tied
+from xplstm.training._shards import Shards
+
+Callback: TypeAlias = Callable[[Event], object]
+Path: TypeAlias = str | os.PathLike[str]
+
+
+class Plan(NamedTuple):
+    """When `fit` stops, validates, saves and reports."""
+
+    updates: int | None
+    epochs: int | None
+    validate: Callable[[], float] | None
+    validate_every: int
+    patience: int | None
+    checkpoint: Path | None
+    checkpoint_every: int
+    checkpoint_seconds: float
+    callbacks: tuple[Callback, ...]
+
+    def is_over(self, run: Run) -> bool:
+        """Return whether the last update has been made."""
+        if self.updates is not None:
+            return run.at.update >= self.updates
+        return self.epochs is not None and run.at.epoch >= self.epochs
+
+
+def check_parallel(model: Model, parallel: Any) -> None:
+    """Refuse what is no `Shards`, and layers whose first axis is the batch where another one is cut."""
+    if parallel is None:
+        return
+    if not isinstance(parallel, Shards):
+        msg = f"parallel={parallel!r} must be training.Shards(group, count) or None"
+        raise DTypeError(msg)
+    layers = [model, *getattr(model, "__dict__", {}).values()]
+    if parallel.batch_axis == 1 and any(getattr(layer, "batch_first", False) is True for layer in layers):
+        msg = f"a layer of {type(model).__name__} has batch_first=True; Shards needs batch_axis=0 then"
+        raise ArgumentError(msg)
+
+
+def plan_of(given: Mapping[str, Any]) -> Plan:
+    """Return the plan that the arguments of `fit` ask for."""
+    if (given["updates"] is None) == (given["epochs"] is None):
+        msg = f"updates={given['updates']} and epochs={given['epochs']}: one of the two is needed"
+        raise ArgumentError(msg)
+    ends = {n: None if given[n] is None else _values.size(n, given[n], 0) for n in ("updates", "epochs")}
+    seconds, callbacks = given["checkpoint_seconds"], given["callbacks"]
+    callbacks = (callbacks,) if callable(callbacks) else _values.items("callbacks", callbacks)
+    if given["patience"] is not None:
+        _values.size("patience", given["patience"])
+    return Plan(
+        updates=ends["updates"],
+        epochs=ends["epochs"],
+        validate_every=_values.size("validate_every", given["validate_every"]),
+        checkpoint_every=_values.size("checkpoint_every", given["checkpoint_every"]),
+        validate=given["validate"],
+        patience=given["patience"],
+        checkpoint=given["checkpoint"],
+        checkpoint_seconds=math.inf if seconds is None else _values.positive("checkpoint_seconds", seconds),
+        callbacks=tuple(_values.function(f"callbacks[{k}]", f) for k, f in enumerate(callbacks)),
+    )
+
+
+def options_of(
+    model: Model, optimizer: Optimizer, given: Mapping[str, Any]
+) -> tuple[Options, dict[str, Any]]:
+    """Return how updates are made, and what of the arguments a resumed run must share."""
+    _check_model(model)
+    _check_optimizer(optimizer, model)
+    params = model.params
+    chosen = patterns("frozen", given["frozen"])
+    frozen = _frozen(params, chosen)
+    max_norm, average, scale = given["max_norm"], given["average"], given["loss_scale"]
+    if scale is not None:
+        _values.one_of("loss_scale", scale, ("auto",))
+    halves = [n for n, a in params.items() if _array.dtype_name(a.dtype) == "float16" and n not in frozen]
+    options = Options(
+        carry=_values.flag("carry", given["carry"]),
+        max_norm=None if max_norm is None else _values.above_zero("max_norm", max_norm),
+        accumulate=_values.size("accumulate", given["accumulate"]),
+        frozen=frozen,
+        average=None if average is None else _values.probability("average", average),
+        scale=scale == "auto" and bool(halves),
+        measure=bool(given["plan"].callbacks),
+        epochs=given["epochs"],
+        shards=given["parallel"],
+    )
+    shared = ("carry", "max_norm", "accumulate", "average", "scale")
+    settings = {name: getattr(options, name) for name in shared} | {"frozen": list(frozen)}
+    settings["shards"] = None if options.shards is None else options.shards.count
+    settings |= {"validate": given["validate"] is not None, "patience": given["patience"]}
+    if given["validate"] is not None:
+        settings["validate_every"] = given["validate_every"]
+    return options, json.loads(json.dumps(settings | {"optimizer": optimizer.settings()}))
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model, and say what to do."""
+    if isinstance(model, type):
+        msg = f"model={model.__name__} is a class; pass an instance of it"
+        raise DTypeError(msg)
+    if not (
+        callable(getattr(model, "loss_vjp", None)) and isinstance(getattr(model, "params", None), Mapping)
+    ):
+        msg = (
+            f"model={type(model).__name__} must have params, a dict of arrays, and loss_vjp; the models of "
+            "xplstm.models have both, and xplstm.training.Model says what a layer of your own needs around it"
+        )
+        raise DTypeError(msg)
+    if not model.params:
+        msg = "model.params is empty; it must hold at least one array"
+        raise ArgumentError(msg)
+    for name, a in model.params.items():
+        _array.namespace(a, f"params[{name!r}]")
+        if _array.dtype_name(a.dtype) not in FLOATS:
+            dtype = _array.dtype_name(a.dtype)
+            msg = f"params[{name!r}] has dtype {dtype}; it must be one of {', '.join(FLOATS)}"
+            raise DTypeError(msg)
+
+
+def _check_optimizer(optimizer: Any, model: Model) -> None:
+    """Refuse what is no optimiser of this library, and groups that match no parameter."""
+    if isinstance(optimizer, type):
+        msg = f"optimizer={optimizer.__name__} is a class; pass an instance, such as Adam(1e-3)"
+        raise DTypeError(msg)
+    if not isinstance(optimizer, Optimizer):
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        msg = f"optimizer is a {kind}; one of xplstm.optim was expected"
+        raise DTypeError(msg)
+    for group in optimizer.groups:
+        if not any(matches(name, group.names) for name in model.params):
+            msg = f"{group} matches no parameter; the model has {sorted(model.params)}"
+            raise ArgumentError(msg)
+
+
+def _frozen(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the frozen parameters."""
+    for pattern in chosen:
+        if not any(matches(name, (pattern,)) for name in params):
+            msg = f"frozen={pattern!r} matches no parameter; the model has {sorted(params)}"
+            raise ArgumentError(msg)
+    frozen = tuple(sorted(name for name in params if matches(name, chosen)))
+    if len(frozen) == len(params):
+        msg = f"frozen={list(chosen)} leaves no parameter to train"
+        raise ArgumentError(msg)
+    for names in tied(params):
+        if 0 < len({*names} & {*frozen}) < len(names):
+            msg = f"frozen has some of {names}, which share one array; freeze all of them or none"
+            raise ArgumentError(msg)
+    return frozen
+
+
+def check_arguments(
+    model: Model,
+    optimizer: Optimizer,
+    validate: object,
+    patience: int | None,
+    checkpoint: Path | None,
+    resume: bool | str,
+    extra: Mapping[str, Any] | None,
+    rng: object,
+    progress: object,
+) -> None:
+    """Refuse arguments that need others, files that could not be written, and warn of what has no effect."""
+    if isinstance(optimizer.schedule, Plateau) and validate is None:
+        msg = "the learning rate is a Plateau, which needs validate="
+        raise ArgumentError(msg)
+    if not isinstance(progress, bool) and not callable(progress):
+        msg = f"progress={progress!r} must be True, False or a function of the history"
+        raise DTypeError(msg)
+    if patience is not None and validate is None:
+        msg = f"patience={patience} needs validate="
+        raise ArgumentError(msg)
+    if validate is not None and not callable(validate):
+        msg = f"validate={validate!r} must be a function without arguments that gives a number"
+        raise DTypeError(msg)
+    if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "auto"):
+        msg = f"resume={resume!r} must be True, False or 'auto'"
+        raise ArgumentError(msg)
+    _check_extra(extra)
+    if checkpoint is None and resume:
+        msg = f"resume={resume!r} needs checkpoint="
+        raise ArgumentError(msg)
+    if rng is None and _has_dropout(model):
+        msg = f"{type(model).__name__} has dropout, and fit without rng= drops nothing; pass a seed as rng="
+        warnings.warn(msg, UserWarning, stacklevel=3)
+
+
+def check_path(checkpoint: Path) -> None:
+    """Refuse a file that could not be written, before any training."""
+    path = _values.path("checkpoint", checkpoint)
+    if os.path.isdir(path):
+        msg = f"checkpoint={path!r} is a folder; it must be a file in one"
+        raise ArgumentError(msg)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        msg = f"checkpoint={path!r} is in no folder: make {folder!r} first"
+        raise ArgumentError(msg)
+    try:
+        check_writable(path)
+    except (OSError, ValueError) as error:
+        msg = f"checkpoint={path!r} cannot be written: {error}"
+        raise ArgumentError(msg) from error
+
+
+def _has_dropout(model: Model) -> bool:
+    """Return whether a layer of the model drops something."""
+    layers = [model, *getattr(model, "__dict__", {}).values()]
+    stacks = [getattr(layer, "_stack", None) for layer in layers]
+    of_stacks = ("dropout", "input_dropout", "weight_dropout")
+    chances = [getattr(stack, name, 0) for stack in stacks for name in of_stacks]
+    return any(chances) or any(isinstance(layer, Dropout) and layer.p for layer in layers)
+
+
+def config_of(model: Model) -> dict[str, Any] | None:
+    """Return what the model says of itself, in what JSON can hold; None where it has no `config()`."""
+    config = getattr(model, "config", None)
+    if not callable(config):
+        return None
+    value = config()
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        msg = f"model.config() gave {value!r}, which JSON cannot hold: {error}"
+        raise ArgumentError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"model.config() gave {value!r}; a dict was expected"
+        raise DTypeError(msg)
+    return value
+
+
+def _check_extra(extra: Mapping[str, Any] | None) -> None:
+    """Refuse, before any training, what no checkpoint could hold."""
+    if extra is not None:
+        _values.mapping("extra", extra)
+    try:
+        json.dumps(extra)
+    except TypeError as error:
+        msg = f"extra={extra!r} must be what JSON can hold: {error}"
+        raise ArgumentError(msg) from error
