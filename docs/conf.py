@@ -52,6 +52,7 @@ numpydoc_validation_checks = {
 numpydoc_validation_exclude = {
     rf"\.{name}$"
     for name in (
+        "Backtest",
         "Checkpoint",
         "Event",
         "Explanation",
@@ -73,6 +74,7 @@ numpydoc_validation_exclude = {
         "Model",
         "Optimizer",
         "Ragged",
+        "WithFuture",
     )
 } | {
     # Methods of a class that refer to those of its protocol, where the parameters are described.
