@@ -236,6 +236,7 @@ APART = {"release_memory", "show_config", "Explanation", "LSTMParams", "LSTMStat
 APART |= {"FrozenLSTM", "FrozenRNN", "models.Ragged", "models.Hypothesis", "optim.Optimizer", "io.Inspection"}
 APART |= {"models.WithFuture", "models.Backtest"}
 APART |= {"testing.GradientReport", "testing.GradientRow", "training.Checkpoint", "training.Event"}
+APART |= {"training.Gradients"}
 APART |= {"testing.QuantisationReport", "testing.QuantisationRow"}
 APART |= {"sklearn.LSTMClassifier", "sklearn.LSTMRegressor"}  # tests/test_sklearn.py tries them
 APART |= {"training.History", "training.Model", "io.onnx.Prepared"}

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "GRUTrace",
     "GradientReport",
     "GradientRow",
+    "Gradients",
     "History",
     "Inspection",
     "Group",

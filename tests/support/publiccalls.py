@@ -279,6 +279,16 @@ CALLS: dict[str, Callable[[], Call]] = {
     "training.StatefulTrainer.forward": lambda: (trainer().forward, {"x": X}),
     "training.StatefulTrainer.backward": lambda: (trainer().backward, {"dy": np.ones((3, 2, 2), "float32")}),
     "training.StatefulTrainer.reset_state": lambda: (trainer().reset_state, {}),
+    "training.gradients_over": lambda: (
+        training.gradients_over,
+        {
+            "network": lstm(),
+            "chunks": [(X, np.zeros((3, 2, 2), "float32"))],
+            "loss": losses.mse,
+            "state": None,
+            "dstate_n": None,
+        },
+    ),
     "training.fit": lambda: (
         training.fit,
         {

@@ -3,6 +3,7 @@
 from xplstm.training._data import Streams
 from xplstm.training._fit import fit
 from xplstm.training._groups import Group, LocalGroup, MPIGroup, TorchGroup, local_group
+from xplstm.training._long import Gradients, gradients_over
 from xplstm.training._run import Event, Model
 from xplstm.training._saved import Checkpoint, History, load_checkpoint, save_checkpoint
 from xplstm.training._shards import Shards
@@ -11,6 +12,7 @@ from xplstm.training._stateful import StatefulTrainer
 __all__ = [
     "Checkpoint",
     "Event",
+    "Gradients",
     "Group",
     "History",
     "LocalGroup",
@@ -21,6 +23,7 @@ __all__ = [
     "Streams",
     "TorchGroup",
     "fit",
+    "gradients_over",
     "load_checkpoint",
     "local_group",
     "save_checkpoint",
