@@ -147,6 +147,13 @@ def test_datasets_have_one_budget(name, tmp_path):
     assert "its datasets have more than 100 times as many" in refusal(content, name, tmp_path)
 
 
+def test_letters_that_are_no_text_are_replaced(tmp_path):
+    content = weightfiles.more()["keras_2.weights.h5"]
+    damaged = content.replace(b'"use_bias"', b'"use\xf9bias"')
+    assert damaged != content
+    assert "bias" in refusal(damaged, "given.weights.h5", tmp_path)
+
+
 @pytest.mark.parametrize("header", [bytes(16), b"\1\0" + bytes(6) + (1 << 40).to_bytes(8, "little")])
 def test_a_circle_in_the_heap_of_texts_is_refused(header, tmp_path):
     """The HDF5 library itself does not return from the first."""

@@ -403,6 +403,8 @@ def _build(
     if len(dtypes) != 1 or not dtypes <= {*_checks.FLOATS}:
         what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
         msg = f"{contents.where}: {what}; expected one of {', '.join(_checks.FLOATS)}; of several, say dtype="
+        if any(name.startswith("q") for name in dtypes):
+            msg += ", which makes real numbers of quantised ones"
         raise FormatError(msg)
     arguments = {**found.options, **options}
     untold = [name for name in found.untold if name not in arguments]

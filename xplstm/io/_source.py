@@ -63,10 +63,10 @@ def _read_one(path: str) -> Contents:
 
 
 def cast(contents: Contents, dtype: str) -> Contents:
-    """The same with every array of floating point in one dtype."""
+    """Return the same with every array of floating point, or quantised, in one dtype."""
 
     def one(tensor: Tensor) -> Tensor:
-        if tensor.dtype not in _checks.FLOATS:
+        if tensor.dtype not in _checks.FLOATS and not tensor.dtype.startswith("q"):
             return tensor
 
         def array() -> Array:

@@ -186,8 +186,8 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
         msg = f"{source.where}: {shown(path)} has an attribute {name!r} that is no short text"
         raise FormatError(msg)
     told = item.attrs[name]
-    text = told.decode(errors="replace") if isinstance(told, bytes) else str(told)
-    return text[:longest]
+    raw = told if isinstance(told, bytes) else str(told).encode(errors="replace")
+    return raw.decode(errors="replace")[:longest]
 
 
 def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:

@@ -96,7 +96,7 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
     objects = {}
     for name, leaf in named:
         if isinstance(leaf, Inert):
-            if _PARAMETER.search(name) and not leaf.items:
+            if _PARAMETER.search(name) and not leaf.items and not isinstance(leaf.state, dict):
                 what = f"{shown(name.strip('.'))} is an object of {leaf}, which is neither made nor called"
                 msg = f"{path}: {what}; a tensor was expected"
                 raise FormatError(msg)

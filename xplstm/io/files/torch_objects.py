@@ -254,14 +254,45 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
             yield name, _checked(path, name, value)
             continue
         if isinstance(value, Inert):
-            yield name, value
-            value = _inside(value)
+            packed = _packed(value)
+            if packed is None:
+                yield name, value
+            value = _inside(value) if packed is None else packed
         if isinstance(value, Storage | Global):
             continue
         items = value.items() if isinstance(value, dict) else enumerate(value)
         inner = [(f"{name}.{k}", depth + 1, v) for k, v in items if isinstance(v, (*_CONTAINERS, Inert))]
         pending += reversed(inner)
         looked_at += len(value)
+
+
+_CLASSES = "__torch__.torch.classes."
+
+
+def _packed(one: Inert) -> dict[str, Any] | None:
+    """Return the tensors of dynamic quantisation in an object by name; None of any other object.
+
+    The object of a linear layer holds (weight, bias). That of a recurrent layer holds its kind, tensors,
+    numbers, and two objects of linear layers, for x and for h.
+    """
+    state, name = one.state, f"{one.name.module}.{one.name.name}"
+    if name == "torch.ScriptObject" and isinstance(state, tuple) and len(state) == 2:
+        state, name = state
+    if name == f"{_CLASSES}quantized.LinearPackedParamsBase":
+        return dict(zip(("weight", "bias"), state, strict=False)) if isinstance(state, tuple) else None
+    if name != f"{_CLASSES}rnn.CellParamsBase" or not isinstance(state, tuple) or len(state) != 5:
+        return None
+    kind, biases, _, _, linear = state
+    if not isinstance(linear, list) or len(linear) != 2 or not all(isinstance(k, Inert) for k in linear):
+        return None
+    inner = [_packed(part) or {} for part in linear]
+    if kind == "quantized_fp16":
+        biases = [part.get("bias") for part in inner]
+    elif kind != "quantized_dynamic" or not isinstance(biases, list) or len(biases) != 2:
+        return None
+    weights = [part.get("weight") for part in inner]
+    named = zip(("ih", "hh"), weights, biases, strict=True)
+    return {of: {"weight": weight, "bias": bias} for of, weight, bias in named}
 
 
 def _inside(one: Inert) -> dict[Any, Any]:

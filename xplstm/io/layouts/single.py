@@ -327,7 +327,19 @@ def _dense(f: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, .
 
 
 TORCH_CELL = Single("torch", ("weight_ih",), ("weight_hh",), (("bias_ih",), ("bias_hh",)), foreign=("bias",))
-TORCH_CELL = TORCH_CELL._replace(also=(TORCH_CELL._replace(order="rzn", kind="GRU"),))
+# After dynamic quantisation.
+_PACKED_CELL = TORCH_CELL._replace(
+    ih=("_packed_weight_ih.weight",),
+    hh=("_packed_weight_hh.weight",),
+    biases=(("_packed_weight_ih.bias",), ("_packed_weight_hh.bias",)),
+)
+TORCH_CELL = TORCH_CELL._replace(
+    also=(
+        TORCH_CELL._replace(order="rzn", kind="GRU"),
+        _PACKED_CELL,
+        _PACKED_CELL._replace(order="rzn", kind="GRU"),
+    )
+)
 EQUINOX = Single("equinox", ("weight_ih",), ("weight_hh",), (("bias",),), foreign=("bias_ih", "bias_hh"))
 EQUINOX = EQUINOX._replace(
     also=(EQUINOX._replace(biases=(("bias",), ("bias_n",)), tail=True, order="rzn", kind="GRU"),)

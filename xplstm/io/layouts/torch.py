@@ -24,6 +24,7 @@ SURE = True
 
 _FIELDS = "|".join(dict.fromkeys((*LSTMParams._fields, *RNNParams._fields)))
 _NAME = re.compile(rf"(?:(.*)\.)?({_FIELDS})_l(0|[1-9]\d{{0,5}})(_reverse)?")
+_NUMBERED = re.compile(r"(?:(.*)\.)?_all_weight_values\.(\d{1,6})\.param\.(ih|hh)\.(weight|bias)")
 _KINDS = {network.cell({}, 1).gates: name for name, network in NETWORKS.items() if name != "JordanRNN"}
 
 # Our name -> the name in the contents.
@@ -39,7 +40,31 @@ def find(contents: Contents) -> list[Found]:
             prefix = match[1] or ""
             groups.setdefault(prefix, {})[name[len(prefix) + 1 :] if match[1] is not None else name] = name
     stacks = [_found(contents, prefix, names) for prefix, names in groups.items()]
-    return stacks + TORCH_CELL.find(contents)
+    return stacks + _quantised(contents) + TORCH_CELL.find(contents)
+
+
+def _quantised(contents: Contents) -> list[Found]:
+    """Find every stack of layers that was quantised dynamically: its cells are numbered."""
+    groups: dict[str, dict[int, Names]] = {}
+    for name in contents.tensors:
+        match = _NUMBERED.fullmatch(name)
+        if match is not None:
+            prefix, number, of, field = match.groups()
+            groups.setdefault(prefix or "", {}).setdefault(int(number), {})[f"{field}_{of}"] = name
+    found = []
+    for prefix, cells in groups.items():
+        ways = []
+        for D in (1, 2):
+            suffixes = [(f"_l{number // D}", "_reverse" if number % D else "") for number in cells]
+            names = {
+                "".join((field, *suffix)): name
+                for suffix, fields in zip(suffixes, cells.values(), strict=True)
+                for field, name in fields.items()
+            }
+            ways.append(_found(contents, prefix, names))
+        # Two layers of as many inputs as outputs could be two directions: a caller must say which.
+        found += [way for way in ways if way.problem is None] or ways[:1]
+    return found
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
