@@ -46,6 +46,7 @@ SOURCES = (
     # All registers there are, 128 of them for weights; a spilled one or two are read once a step.
     Source("persistent_mma.cu", (80, 90, 100, 120), 255, 16, kinds=("float16", "bfloat16", "tf32")),
     Source("project.cu", (80, 90, 100, 120), 184),
+    Source("trial.cu", (75, 80, 90, 100, 120), 72, kinds=("float32",)),
 )
 
 # Of the kernels that CuPy makes of recorded steps.

@@ -2,6 +2,7 @@
 
 Parts, in this order where none is named:
 
+- ``prove``: the trials of each kernel, as ``python -m xplstm prove`` runs them;
 - ``tests``: every test that has CuPy in it, on each kernel of CuPy in turn;
 - ``spec``: the specification on CuPy, each kernel pinned;
 - ``sanitizer``: small problems under NVIDIA's compute-sanitizer, its memcheck and its racecheck;
@@ -83,6 +84,10 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
+def prove(_: Path) -> Iterator[Step]:
+    yield Step("prove", "every kernel", (sys.executable, "-m", "xplstm", "prove", "--again"))
+
+
 def tests(_: Path) -> Iterator[Step]:
     """The emulated kernels stand in for CuPy, which is here; the kernel that may wait for ever is last."""
     for name, (file, chosen) in PINNED.items():
@@ -126,6 +131,7 @@ def bench(out: Path) -> Iterator[Step]:
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Step]]] = {
+    "prove": prove,
     "tests": tests,
     "spec": spec,
     "sanitizer": sanitizer,

@@ -16,6 +16,7 @@ import pytest
 import xplstm
 from tests.conftest import required
 from xplstm import _dispatch
+from xplstm._params import Proof
 from xplstm.kernels import reference
 
 X = np.zeros((5, 4, 3), dtype=np.float32)
@@ -145,7 +146,7 @@ def row(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 WAITS = {
-    "unproven": {"UNPROVEN": "no GPU has run it yet"},
+    "unproven": {"proof": lambda *_: Proof(False, "no GPU has run it yet")},
     "slower": {"slower": lambda _: "no GPU has run it yet"},
 }
 
@@ -165,15 +166,26 @@ def test_what_waits_runs_when_it_is_pinned(row: Any, parts: dict[str, Any]) -> N
 
 
 def test_the_configuration_names_what_waits(row: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    row(UNPROVEN="no GPU has run it yet")
+    row(proof=lambda *_: Proof(False, "no GPU has run it yet"))
     xplstm.show_config()
-    assert "  another           only when pinned: no GPU has run it yet\n" in capsys.readouterr().out
+    assert "  another           where it is proven on the device, or pinned\n" in capsys.readouterr().out
+
+
+def test_what_is_proven_is_chosen_and_explained(row: Any) -> None:
+    row(proof=lambda *_: Proof(True, "passed its trials"))
+    explanation = xplstm.LSTM(3, 2, num_layers=2, rng=0).explain(X)
+    assert explanation.kernels == ("another", "another")
+    assert explanation.proofs == ("passed its trials",) * 2
+    line = "  proof: it passed its trials; without it another kernel runs, and the results have other bits"
+    assert str(explanation).splitlines()[:2] == ["layer 0: another", line]
+    with xplstm.use_kernel("another"):
+        assert xplstm.LSTM(3, 2).explain(X).proofs == ()
 
 
 def test_what_supports_and_does_not_wait_is_chosen(row: Any) -> None:
     row(canonical_sums=lambda problem: problem.reproducible)
-    assert xplstm.LSTM(3, 2).explain(X) == (("another",), ({},), False, ())
-    assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True, ())
+    assert xplstm.LSTM(3, 2).explain(X) == (("another",), ({},), False, (), ())
+    assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True, (), ())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -198,7 +210,7 @@ def test_without_a_step_there_is_no_order(shape: tuple[int, ...]) -> None:
 
 
 def test_the_demand_holds_for_a_pinned_kernel_too(row: Any) -> None:
-    row(canonical_sums=lambda _: True, UNPROVEN="no GPU has run it yet")
+    row(canonical_sums=lambda _: True, proof=lambda *_: Proof(False, "no GPU has run it yet"))
     x = X
     lstm = xplstm.LSTM(3, 2, variant=xplstm.Variant(layer_norm=True), reproducible=True)
     with (

@@ -1,4 +1,4 @@
-"""``python -m xplstm info | inspect | example | demo | generate | bench``."""
+"""``python -m xplstm info | inspect | example | demo | generate | bench | prove``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "train a character model on real text",
     "generate": "write text with a character model that the demo trained",
     "bench": "compare the kernels with the installed peers",
+    "prove": "test CuPy's kernels on this GPU, so that those that pass are chosen",
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from xplstm import _choice
 from xplstm._choice import Chosen
 from xplstm._errors import ArgumentError, KernelError
-from xplstm._params import Problem
+from xplstm._params import Problem, Proof
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Params
@@ -43,8 +43,11 @@ class Kernel(NamedTuple):
     every batch."""
     slower: Callable[[Problem], str | None] = lambda _: None
     """None, or why it is expected to be slower than the next in the table; asked for what it supports."""
-    unproven: str = ""
-    """Why it runs only when it is pinned, or nothing."""
+    proof: Callable[[Problem, Kernel], Proof] | None = None
+    """Whether it has a proof on the problem's device, without which it runs only when it is pinned.
+
+    None where it needs none. It may check its numbers against the reference, which is given, when a process
+    first asks."""
     stepper: Callable[[Problem, tuple[Any, ...]], Stepper] | None = None
     """For streams: the first layer's problem and the packed weights of all layers, of one direction each -> a
     function of x_t and state as users pass them, which gives y_t and the next state as `forward` does for one
@@ -65,7 +68,7 @@ TABLE = {
 }
 
 # Optional attributes of a kernel.
-OPTIONAL = ("canonical_sums", "slower", "stepper", "storages")
+OPTIONAL = ("canonical_sums", "slower", "proof", "stepper", "storages")
 
 _pinned = _choice.kernel
 
@@ -76,7 +79,8 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     Takes effect at once for the whole process, or, as a context manager,
     inside the block for the present thread or task alone; a call inside a block
     holds to the end of that block. A pinned kernel that cannot run a problem
-    raises instead of handing it on. A kernel that no GPU has run yet runs only when it is pinned.
+    raises instead of handing it on. A kernel that needs a proof on the device runs
+    without one only when it is pinned.
 
     With one of CuPy's kernels pinned, losses, updates, dropout and embeddings of CuPy's arrays go through
     CUDA kernels too, where there is one for them; with "reference", through none.
@@ -117,7 +121,7 @@ def load(name: str) -> Kernel:
     module = importlib.import_module(TABLE[name])
     optional = {part: getattr(module, part) for part in OPTIONAL if hasattr(module, part)}
     parts = module.supports, module.prepare, module.forward, module.backward
-    return Kernel(name, *parts, unproven=getattr(module, "UNPROVEN", ""), **optional)
+    return Kernel(name, *parts, **optional)
 
 
 pinned = _pinned.get
@@ -137,8 +141,19 @@ def why_not(name: str, problem: Problem) -> str | None:
     if pinned is not None:
         return None if pinned == name else f"kernel {pinned!r} is pinned"
     # reproducible=True leaves no choice of a faster kernel.
-    reason = kernel.unproven or (None if problem.reproducible else kernel.slower(problem))
+    found = None if kernel.proof is None else kernel.proof(problem, load("reference"))
+    if found is not None and not found.passed:
+        reason = found.text
+    elif not problem.reproducible:
+        reason = kernel.slower(problem)
     return f"{reason}; use_kernel({name!r}) runs it" if reason else None
+
+
+def proof(kernel: Kernel, problem: Problem) -> str:
+    """Return what proved `kernel` on the device, or nothing where it needs no proof, or is pinned."""
+    if kernel.proof is None or _pinned.get() is not None:
+        return ""
+    return kernel.proof(problem, load("reference")).text
 
 
 def canonical_sums(kernel: Kernel, problem: Problem) -> bool:

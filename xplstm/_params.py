@@ -220,6 +220,14 @@ class LSTMTrace(NamedTuple):
     h: Array
 
 
+class Proof(NamedTuple):
+    """Whether a kernel that needs a proof has one, for a device and a kind of numbers."""
+
+    passed: bool
+    text: str
+    """What was proven and when, or why the kernel is not chosen."""
+
+
 class Explanation(NamedTuple):
     """Kernel that would run each layer, and why each faster kernel would not.
 
@@ -234,18 +242,26 @@ class Explanation(NamedTuple):
         a batch entry do not depend on the other entries.
     weights : tuple of str
         For each layer of ``freeze(weights=)``, what its kernel reads the weights as; else empty.
+    proofs : tuple of str
+        For each layer, what proved its kernel on the device; empty where no kernel needs a proof.
     """
 
     kernels: tuple[str, ...]
     reasons: tuple[dict[str, str], ...]
     canonical_sums: bool
     weights: tuple[str, ...] = ()
+    proofs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = []
         for layer, (kernel, reasons) in enumerate(zip(self.kernels, self.reasons, strict=True)):
             lines.append(f"layer {layer}: {kernel}")
             lines += [f"  weights: {read}" for read in self.weights[layer : layer + 1]]
+            lines += [
+                f"  proof: it {text}; without it another kernel runs, and the results have other bits"
+                for text in self.proofs[layer : layer + 1]
+                if text
+            ]
             lines += [f"  not {name}: {reason}" for name, reason in reasons.items()]
         lines.append(f"reproducible summation order: {'yes' if self.canonical_sums else 'no'}")
         return "\n".join(lines)

@@ -30,8 +30,9 @@ def show_config() -> None:
         print(f"  {name:<17} {_array.version(package) or '-':<12} {text}")
     print("kernels, fastest first")
     for name in _dispatch.TABLE:
-        missing, unproven = _dispatch.why_missing(name), _dispatch.load(name).unproven
-        text = f"not usable: {missing}" if missing else unproven and f"only when pinned: {unproven}"
+        missing, kernel = _dispatch.why_missing(name), _dispatch.load(name)
+        proof = "" if kernel.proof is None else "where it is proven on the device, or pinned"
+        text = f"not usable: {missing}" if missing else proof
         print(f"  {name:<17} {text}" if text else f"  {name}")
 
 

@@ -282,7 +282,7 @@ def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
 def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
     """Return the kernel of each layer, and the reason against each faster kernel."""
     names = list(_dispatch.TABLE)
-    chosen, reasons, canonical, weights = [], [], [], []
+    chosen, reasons, canonical, weights, proofs = [], [], [], [], []
     for layer in range(stack.num_layers):
         asked = problem(stack, call, layers, layer, keep=False)
         kernel = _dispatch.select(asked)
@@ -290,10 +290,12 @@ def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
         reasons.append({name: why for name in faster if (why := _dispatch.why_not(name, asked))})
         chosen.append(kernel.name)
         canonical.append(_dispatch.canonical_sums(kernel, asked))
+        proofs.append(_dispatch.proof(kernel, asked))
         if stack.weights:
             read = stack.weights if _reads(kernel, asked) else f"{stack.weights}, as {asked.dtype}"
             weights.append(f"{read}, activations: {stack.activations}" if stack.activations else read)
-    return Explanation(tuple(chosen), tuple(reasons), all(canonical), tuple(weights))
+    proven = tuple(proofs) if any(proofs) else ()
+    return Explanation(tuple(chosen), tuple(reasons), all(canonical), tuple(weights), proven)
 
 
 def _reads(kernel: Kernel, asked: Problem) -> bool:

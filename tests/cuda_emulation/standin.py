@@ -10,18 +10,21 @@ would wait for a device raises.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+import tempfile
 import types
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 
 from tests.cuda_emulation import compiled
 from xplstm._array import dtype_named
-from xplstm.kernels._cuda import launch, program, waits
+from xplstm.kernels._cuda import launch, program, proof, waits
 
 MARGIN = 1024
 MARK = 0xA5
@@ -208,8 +211,24 @@ class Stream:
     current: ClassVar[dict[int, Stream]]
     captured = False
 
+    def __init__(self, null: bool = False, *, non_blocking: bool = False) -> None:
+        assert not (null and non_blocking)
+        self.entered: list[tuple[int, Stream]] = []
+
     def is_capturing(self) -> bool:
         return self.captured
+
+    def synchronize(self) -> None:
+        """Every launch has ended when it returns."""
+
+    def __enter__(self) -> Stream:
+        self.entered.append((Device.current.id, Stream.current[Device.current.id]))
+        Stream.current[Device.current.id] = self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        number, before = self.entered.pop()
+        Stream.current[number] = before
 
 
 Stream.current = {0: Stream(), 1: Stream()}
@@ -325,6 +344,29 @@ class PinnedMemoryPointer(bytearray):
         return ctypes.addressof((ctypes.c_char * len(self)).from_buffer(self))
 
 
+class MemoryPointer:
+    """Memory of an allocator; arrays here have their own."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def memset_async(self, value: int, size: int) -> None:
+        assert 0 <= value <= 0xFF
+        assert 0 < size <= self.size
+
+
+@contextmanager
+def using_allocator(allocate: Any) -> Iterator[None]:
+    """Fresh memory is NaN here without it."""
+    for size in (0, 512):
+        assert isinstance(allocate(size), MemoryPointer)
+    yield
+
+
+def properties(number: int) -> dict[str, Any]:
+    return {"name": f"Emulated {number}".encode(), "multiProcessorCount": ATTRIBUTES["MultiProcessorCount"]}
+
+
 class RawModule:
     def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
         self.file = next(
@@ -401,22 +443,28 @@ def gemmStridedBatchedEx(
 
 def modules() -> dict[str, types.ModuleType]:
     """What ``sys.modules`` has to hold for the kernels to find this in CuPy's place."""
-    arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, ascontiguousarray, stack)
+    arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, asarray, ascontiguousarray, stack)
     cupy = types.ModuleType("cupy")
     cupy.__version__ = VERSION
     for offered in (*arrays, RawModule, ElementwiseKernel):
         setattr(cupy, offered.__name__, offered)
     for name in ("float64", "float32", "float16", "int64", "uint8"):
         setattr(cupy, name, getattr(np, name))
+    cupy.asnumpy = np.array
     runtime = types.SimpleNamespace(is_hip=False, CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14)
+    runtime.getDeviceProperties = properties
+    runtime.driverGetVersion = runtime.runtimeGetVersion = lambda: 13000
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(malloc=MemoryPointer)
     cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
     cupy.cuda.get_current_stream = lambda: Stream.current[Device.current.id]
     cupy.cuda.alloc_pinned_memory = PinnedMemoryPointer
+    cupy.cuda.Stream, cupy.cuda.using_allocator = Stream, using_allocator
+    cupy.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
     libs = types.ModuleType("cupy_backends.cuda.libs")
     libs.cublas = types.SimpleNamespace(
         gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,
         CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_COMPUTE_32F_FAST_TF32=TF32,
-        CUBLAS_GEMM_DEFAULT=-1,
+        CUBLAS_GEMM_DEFAULT=-1, getVersion=lambda handle: 130000 + handle,
     )  # fmt: skip
     found = {name: types.ModuleType(name) for name in ("cupy_backends", "cupy_backends.cuda")}
     return {**found, "cupy": cupy, libs.__name__: libs}
@@ -429,12 +477,15 @@ def installed() -> Iterator[types.ModuleType]:
     before, patience = {name: sys.modules.get(name) for name in stand_ins}, waits.PATIENCE
     sys.modules.update(stand_ins)
     waits.PATIENCE = PATIENCE
+    proof.forget()
     for cache in CACHES:
         cache.cache_clear()
     launched.clear()
     try:
-        yield stand_ins["cupy"]
+        with tempfile.TemporaryDirectory() as proofs, patch.dict(os.environ, {proof.FOLDER: proofs}):
+            yield stand_ins["cupy"]
     finally:
+        proof.forget()
         check_margins()
         waits.PATIENCE = patience
         for cache in CACHES:

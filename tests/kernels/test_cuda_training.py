@@ -392,7 +392,7 @@ def test_threads_do_not_race() -> None:
 
 def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a GPU has proven the others and none is pinned."""
-    monkeypatch.setattr(training_parts, "UNPROVEN", "no GPU has run it yet", raising=False)
+    monkeypatch.setattr(parts, "proven", lambda: False)
     cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()
     assert parts.cuda_room(cupy) is None
@@ -400,7 +400,7 @@ def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: p
         with xplstm.use_kernel(name):
             assert parts.cuda_room(cupy) is training_parts
             assert parts.cuda_room(numpy) is None
-    monkeypatch.delattr(training_parts, "UNPROVEN")
+    monkeypatch.setattr(parts, "proven", lambda: True)
     assert parts.cuda_room(cupy) is training_parts
     with xplstm.use_kernel("reference"):
         assert parts.cuda_room(cupy) is None

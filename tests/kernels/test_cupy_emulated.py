@@ -269,7 +269,7 @@ def cuts(case: Case, kind: str, backward: bool) -> list[cupy_persistent.Plan]:
     """Of cuts over 5 processors one for each combination of properties, of uneven ones for each kernel."""
     sizes = (cupy_persistent.Chip(5, 232448), case.directions, case.B, case.H, kind)
     found: dict[Any, cupy_persistent.Plan] = {}
-    for p in cupy_persistent._plans(*sizes, backward, cupy_persistent.COSTS):
+    for p in cupy_persistent.plans(*sizes, backward, cupy_persistent.COSTS):
         which, has = p.units if kind in cupy_persistent.STEP_OF_K else p.tile_rows, properties(p, case)
         found.setdefault((has.uneven_passes and which, has), p)
     return list(found.values())
@@ -324,7 +324,7 @@ def test_no_more_blocks_than_run_at_the_same_time(kind: str) -> None:
         for D, B, H in ((1, 1, 16), (2, 16, 96), (1, 64, 256), (2, 65, 130), (1, 256, 512), (2, 33, 1024)):
             for backward in (False, True):
                 chip = cupy_persistent.Chip(processors, shared)
-                for p in cupy_persistent._plans(chip, D, B, H, kind, backward, cupy_persistent.COSTS):
+                for p in cupy_persistent.plans(chip, D, B, H, kind, backward, cupy_persistent.COSTS):
                     assert D * p.groups * p.unit_blocks <= processors
                     assert 0 < p.shared <= shared
                     assert p.units * p.unit_blocks >= H
@@ -347,8 +347,8 @@ def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pyt
         if back != backward:
             return best(problem, back)
         sizes = (chip, 1, problem.B, problem.H, kind, back, cupy_persistent.COSTS)
-        found = next(p for p in cupy_persistent._plans(*sizes) if p.units == units and p.tiles == 1)
-        assert cupy_persistent._sliced(found, problem.H, kind, back).rest > 0
+        found = next(p for p in cupy_persistent.plans(*sizes) if p.units == units and p.tiles == 1)
+        assert cupy_persistent.sliced(found, problem.H, kind, back).rest > 0
         return found
 
     with standin.installed():
@@ -396,16 +396,6 @@ def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.Mo
         call, segment = layer.Call(problem, None), layer.Segment(0, rows, [0])
         cupy_persistent._project_in_order(call, packed, x, z, segment)
     assert grids == [(65537, 1, 1)]
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_kernel_that_no_gpu_has_run_waits_to_be_pinned(room: str) -> None:
-    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
-    assert _dispatch.select(problem).name == "cupy_elementwise"
-    reason = f"it is compiled and emulated but has not run on a GPU yet; use_kernel({room!r}) runs it"
-    assert _dispatch.why_not(room, problem) == reason
-    with xplstm.use_kernel(room):
-        assert _dispatch.select(problem).name == room
 
 
 def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:

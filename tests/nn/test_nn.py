@@ -240,7 +240,7 @@ def test_a_reproducible_row_has_the_same_bits_alone() -> None:
     a = {name: value.astype("float32") for name, value in case.arrays().items()}
     lstm = case.lstm(dtype="float32", reproducible=True)
     explanation = lstm.explain(a["x"], lengths=case.lengths)
-    assert explanation == (("native", "native"), ({}, {}), True, ())
+    assert explanation == (("native", "native"), ({}, {}), True, (), ())
     y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]), lengths=case.lengths)
     assert np.abs(y).max() > 0
     for b, length in enumerate(case.lengths or []):

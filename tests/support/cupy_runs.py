@@ -32,8 +32,8 @@ UNEVEN = Case(T=3, B=35, I=5, H=23, lengths=[3, 0, 2, 3, 1] * 7)
 def uneven_plan(problem: Problem, backward: bool) -> cupy_persistent.Plan:
     """A cut whose blocks wait for each other, in passes that do not begin at the same thread."""
     sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
-    chip = cupy_persistent._chip(problem.device)
-    plans = cupy_persistent._plans(chip, *sizes, backward, cupy_persistent.COSTS)
+    chip = cupy_persistent.chip_of(problem.device)
+    plans = cupy_persistent.plans(chip, *sizes, backward, cupy_persistent.COSTS)
     uneven = (p for p in plans if p.tiles * p.tile_rows * p.units % cupy_persistent.THREADS)
     return next(p for p in uneven if p.unit_blocks > 1 and p.passes > 1)
 

@@ -18,19 +18,18 @@ XPL-EXACT of the specification; weights that stay on-chip after Diamos et al. (2
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._params import LSTMParams, Problem
+from xplstm._params import LSTMParams, Problem, Proof
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Device
 from xplstm.kernels._cuda import launch, layer, waits
+from xplstm.kernels._cuda import proof as proofs
 from xplstm.kernels._cuda.launch import CONSTANTS
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
-
-UNPROVEN = layer.UNPROVEN
 
 NAME = "cupy_persistent"
 THREADS, WARP, BLOCK_OF_K = CONSTANTS.WALK_THREADS, CONSTANTS.WARP, CONSTANTS.BLOCK_OF_K
@@ -118,10 +117,10 @@ def best_plan(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Plan | None:
     """Return the cheapest partition that fits the chip, if there is one; `kind` is that of the numbers."""
-    return min(_plans(chip, directions, B, H, kind, backward, costs), key=lambda p: p.cost, default=None)
+    return min(plans(chip, directions, B, H, kind, backward, costs), key=lambda p: p.cost, default=None)
 
 
-def _plans(
+def plans(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Iterator[Plan]:
     """Yield every partition that fits, of at most a block for each SM."""
@@ -189,7 +188,8 @@ class Slices(NamedTuple):
     """Steps of a warp whose weights are in shared memory."""
 
 
-def _sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
+def sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
+    """Return how a plan of mma shares the steps of k."""
     columns = p.units // 8 if backward else p.units // 2
     batch = 8 if columns == 1 else 4 if columns <= 12 else 2
     kept = (48 if columns <= 2 else 64) // columns // batch * batch
@@ -200,7 +200,7 @@ def _sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
 
 def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
     """Weights past the registers, sums of slices, biases, cells."""
-    s = _sliced(p, H, kind, backward)
+    s = sliced(p, H, kind, backward)
     rest = THREADS // WARP * s.rest * s.columns * WARP * 8
     parts = s.slices * p.tiles * TILE_ROWS * 8 * s.columns * 4
     return rest + parts + (0 if backward else 16 * p.units) + _held(p, backward, 4)
@@ -242,7 +242,7 @@ def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
     One of four tensor cores takes 8 cycles for an instruction, and weights in shared memory 2 for each.
     """
-    s = _sliced(p, H, kind, backward)
+    s = sliced(p, H, kind, backward)
     reading = _from_cache(p, p.tiles * TILE_ROWS * s.steps * STEP_BYTES, costs)
     products = p.tiles * s.steps * s.columns * 2
     weights = p.tiles * s.slices * s.rest * s.columns * 2
@@ -256,14 +256,15 @@ def fused_cost(directions: int, B: int, H: int, kind: str, costs: Costs) -> floa
     return costs.fused_step + directions * 4 * B * H * H / (costs.fused_operations * faster)
 
 
-def _chip(device: Device) -> Chip:
+def chip_of(device: Device) -> Chip:
+    """Return what decides the partition on a device."""
     known = device.attributes
     return Chip(known["MultiProcessorCount"], known["MaxSharedMemoryPerBlockOptin"])
 
 
 def _plan(problem: Problem, backward: bool) -> Plan | None:
     sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
-    return best_plan(_chip(problem.device), *sizes, backward, COSTS)
+    return best_plan(chip_of(problem.device), *sizes, backward, COSTS)
 
 
 def supports(problem: Problem) -> str | None:
@@ -279,14 +280,19 @@ def supports(problem: Problem) -> str | None:
         return reason
     if int(device.compute_capability) < OLDEST or not device.attributes["CooperativeLaunch"]:
         return "the device is older than compute capability 8.0 or launches nothing cooperatively"
-    plans = [_plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
-    if problem.T * problem.B and None in plans:
-        chip = _chip(problem.device)
+    best = [_plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
+    if problem.T * problem.B and None in best:
+        chip = chip_of(problem.device)
         return (
             f"hidden_size={problem.H} with a batch of {problem.B} does not fit: {chip.processors} processors "
             f"with {chip.shared} bytes of shared memory hold W_hh of fewer units, or fewer batch entries"
         )
     return None
+
+
+def proof(problem: Problem, _: object) -> Proof:
+    """Return whether it has passed its trials on the device, which a process of their own has to run."""
+    return proofs.decide(NAME, layer.kind(problem), problem.device)
 
 
 def slower(problem: Problem) -> str | None:
@@ -308,10 +314,15 @@ def canonical_sums(problem: Problem) -> bool:
 
 
 def forward(
-    problem: Problem, packed: Packed, x: CuPyArray, state: LSTMState, valid: CuPyArray | None
+    problem: Problem,
+    packed: Packed,
+    x: CuPyArray,
+    state: LSTMState,
+    valid: CuPyArray | None,
+    plan: Plan | None = None,
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
-    return layer.forward(problem, packed, x, state, valid, _walk, _project)
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), by the cheapest plan or a given one."""
+    return layer.forward(problem, packed, x, state, valid, partial(_walk, plan=plan), _project)
 
 
 def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
@@ -334,7 +345,7 @@ def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, se
     kernel = launch.kernel("project.cu", "project_input", call.problem.dtype)
     shared = 2 * PROJECT_STAGED * (PROJECT_TILE + 4) * z.itemsize
     grid = _up(rows, PROJECT_TILE), _up(columns, PROJECT_TILE), call.D
-    kernel(grid, (THREADS,), (arguments,), shared_mem=shared)
+    kernel(grid, (CONSTANTS.WALK_THREADS,), (arguments,), shared_mem=shared)
 
 
 def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
@@ -348,7 +359,7 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
     kind = layer.kind(call.problem)
     file, each = ("persistent_mma.cu", plan.units) if kind in STEP_OF_K else ("persistent.cu", plan.tile_rows)
     kernel = launch.kernel(file, f"{name}_{each}", kind, cooperative=True)
-    kernel.max_dynamic_shared_size_bytes = _chip(call.problem.device).shared
+    kernel.max_dynamic_shared_size_bytes = chip_of(call.problem.device).shared
     blocks = call.D * plan.groups * plan.unit_blocks
     kernel((1, blocks), (THREADS,), (arguments,), shared_mem=plan.shared)
 
@@ -368,9 +379,9 @@ def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
     }
 
 
-def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
-    """One launch."""
-    plan = _plan(call.problem, False)
+def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment, plan: Plan | None) -> None:
+    """Launch once."""
+    plan = plan or _plan(call.problem, False)
     assert plan is not None, "supports has seen to it"
     shared = _exchange(call, plan, call.problem.H)
     z, h, c = buffers.z, buffers.h, buffers.c
@@ -388,18 +399,18 @@ def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> Non
 
 
 def backward(
-    residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
+    residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, plan: Plan | None = None
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
-    return layer.backward(residuals, dy, dstate_n, _walk_back)
+    return layer.backward(residuals, dy, dstate_n, partial(_walk_back, plan=plan))
 
 
 def _walk_back(
-    call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
+    call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray, plan: Plan | None
 ) -> tuple[CuPyArray, CuPyArray | None]:
-    """One launch."""
+    """Launch once."""
     problem = call.problem
-    plan = _plan(problem, True)
+    plan = plan or _plan(problem, True)
     assert plan is not None, "supports has seen to it"
     dz = call.empty(call.D, problem.T, problem.B, 4 * problem.H)
     shared = _exchange(call, plan, 4 * problem.H)

@@ -18,15 +18,16 @@ UNFINISHED = 60.0
 """Seconds after which a temporary file that no process has locked is what a killed one left."""
 
 
-def write_durably(path: str, content: bytes) -> None:
+def write_durably(path: str, content: bytes, permissions: int = 0o666) -> None:
     """Put `content` at `path` so that a crash at any moment leaves the old file or the new one.
 
     The new file is forced to the disk before it takes the name, since file
     systems may do the renaming first (Pillai et al., "All file systems are not
     created equal", 2014); the folder is forced last, so that the name stays.
 
-    A symbolic link stays and the file it points to is replaced. A file keeps its permissions. What a killed
-    process left unfinished under the same name is removed.
+    A symbolic link stays and the file it points to is replaced. A file keeps its permissions; a new one gets
+    `permissions`, less what the umask takes. What a killed process left unfinished under the same name is
+    removed.
 
     Raises
     ------
@@ -39,7 +40,7 @@ def write_durably(path: str, content: bytes) -> None:
     _remove_unfinished(folder, name)
     new = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    file = os.open(new, flags, 0o666 if mode is None else 0o600)
+    file = os.open(new, flags, permissions if mode is None else 0o600)
     try:
         try:
             with contextlib.suppress(OSError):  # some network file systems have no locks

@@ -25,9 +25,6 @@ from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
 
 WARP = CONSTANTS.WARP
 
-UNPROVEN = "it is compiled and emulated but has not run on a GPU yet"
-"""Why the seam takes no kernel of CuPy's by itself."""
-
 # Without residuals the hoisted input projection is made for as many steps as stay below this many elements.
 PROJECTION_BOUND = 2**24
 

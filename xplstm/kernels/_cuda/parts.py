@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Concatenate, ParamSpec, TypeVar
 
 from xplstm import _array, _choice
 from xplstm._typing import Namespace
+from xplstm.kernels._cuda import proof
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +47,11 @@ def cuda_room(xp: Namespace) -> ModuleType | None:
     """Where the CUDA kernels for arrays of `xp` are launched, or None where the generic code has to run."""
     if _array.backend_name(xp) != "cupy":
         return None
-    room, pinned = importlib.import_module("xplstm.kernels._cuda.training"), _choice.kernel.get()
-    proven = not getattr(room, "UNPROVEN", "")
-    return room if pinned in KERNELS or (pinned is None and proven) else None
+    pinned = _choice.kernel.get()
+    runs = proven() if pinned is None else pinned in KERNELS
+    return importlib.import_module("xplstm.kernels._cuda.training") if runs else None
+
+
+def proven() -> bool:
+    """Whether the CUDA kernels have passed their trials on CuPy's current device."""
+    return proof.decide("training", "all", sys.modules["cupy"].cuda.Device()).passed

@@ -15,10 +15,8 @@ import numpy as np
 
 from xplstm._array import dtype_name, dtype_named
 from xplstm._typing import CuPyArray, Device
-from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda import launch
 from xplstm.kernels._cuda.launch import CONSTANTS
-
-UNPROVEN = layer.UNPROVEN
 
 THREADS, WARP = CONSTANTS.TRAINING_THREADS, CONSTANTS.WARP
 

@@ -1,0 +1,176 @@
+"""``python -m xplstm prove``: run the trials of CuPy's kernels on a device, and record which passed.
+
+Each kernel and kind of numbers has a process of its own under a time limit: a kernel that hangs or crashes
+ends that process alone. This process never opens the device, since some devices allow one process only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xplstm import _values
+from xplstm._errors import BackendError
+from xplstm.cli import trials
+from xplstm.kernels._cuda import proof
+from xplstm.kernels._cuda.proof import Verdict
+
+LIMIT = 300.0
+"""Seconds for the trials of one kernel and kind of numbers."""
+COLUMNS = f"{'kernel':<16} {'numbers':<9} {'result':<8} {'seconds':>7}  why"
+
+
+class Outcome(NamedTuple):
+    """What the process of one trial left: a verdict, or why nothing is known."""
+
+    found: Verdict | None
+    why: str
+    key: dict[str, str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take the device, the time limit, and whether to repeat what is recorded."""
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the device (default 0)")
+    parser.add_argument("--again", action="store_true", help="repeat trials whose results are recorded")
+    limit = f"time limit for each kernel and kind of numbers (default {LIMIT:g})"
+    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help=limit)
+    parser.add_argument("--trial", nargs=2, metavar=("KERNEL", "KIND"), help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table of the results; 1 if a kernel failed or could not be tried."""
+    limit, device = _values.positive("limit", args.limit), _values.size("device", args.device, 0)
+    if args.trial:
+        kernel, kind = args.trial
+        return trials.run(kernel, kind, device)
+    key = identify(device, limit)
+    path = proof.file_of(key)
+    with proof.locked(path.with_suffix(".lock")):
+        before = known(path, key)
+    print(f"{key['device']}, {key['multiprocessors']} SMs, CuPy {key['cupy']}, NVRTC {key['nvrtc']}")
+    print(f"results in {path}\n\n{COLUMNS}")
+    passed = True
+    for kernel, kinds in trials.SUBJECTS.items():
+        for kind in kinds:
+            begun = time.monotonic()
+            old = before.get(proof.name_of(kernel, kind))
+            outcome = settle(kernel, kind, device, limit, key, old, again=args.again)
+            passed &= outcome.found is not None and outcome.found.passed
+            word = "not run" if outcome.found is None else "passed" if outcome.found.passed else "FAILED"
+            line = f"{kernel:<16} {kind:<9} {word:<8} {time.monotonic() - begun:>7.1f}  {outcome.why}"
+            print(line.rstrip(), flush=True)
+    print("\nNew processes choose a kernel that passed automatically; their results may have other bits.")
+    return 0 if passed else 1
+
+
+def identify(device: int, limit: float) -> dict[str, str]:
+    """Return what proofs on the device depend on, as a process of its own finds it."""
+    outcome = attempt(trials.IDENTITY, trials.IDENTITY, device, limit)
+    if not outcome.key:
+        msg = f"device {device} cannot be tried: {outcome.why}"
+        raise BackendError(msg)
+    return outcome.key
+
+
+def known(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
+    """Return what is recorded; nothing where the file is not one that `record` wrote."""
+    try:
+        return proof.read(path, key)
+    except (OSError, ValueError) as error:
+        print(f"{path} is replaced: {error}", file=sys.stderr)
+        return {}
+
+
+def settle(
+    kernel: str,
+    kind: str,
+    device: int,
+    limit: float,
+    key: dict[str, str],
+    old: Verdict | None,
+    *,
+    again: bool,
+) -> Outcome:
+    """Return what is recorded for a kernel, by this process or another, or run the trials and record it."""
+    name, path = proof.name_of(kernel, kind), proof.file_of(key)
+    with waiting(path.with_name(f"{path.stem}-{kernel}-{kind}.lock")):
+        found = known(path, key).get(name)
+        if found is not None and (found != old or not again):
+            return Outcome(found, f"recorded on {found.date[:10]} {found.reason}".rstrip(), key)
+        outcome = attempt(kernel, kind, device, limit)
+        if outcome.found is not None:
+            proof.record(key, name, outcome.found)
+        return outcome
+
+
+@contextlib.contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Hold a lock; say so where another process has it first."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(proof.locked(path, wait=False))
+        except BlockingIOError:
+            print("another process runs these trials; waiting for it", file=sys.stderr)
+            stack.enter_context(proof.locked(path))
+        yield
+
+
+def attempt(kernel: str, kind: str, device: int, limit: float) -> Outcome:
+    """Run the trials of one kernel in a process of its own."""
+    command = [sys.executable, "-m", "xplstm", "prove", "--trial", kernel, kind, "--device", str(device)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        late = False
+        try:
+            printed, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            late = True
+            end(process)
+            printed, errors = process.communicate()
+        except BaseException:
+            end(process)
+            raise
+    last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+    how = f"no end within {limit:g} s" if late else f"{ended(process.returncode)} {last}".strip()
+    return understood(printed.decode(errors="replace"), how, clean=not late and process.returncode == 0)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def ended(code: int) -> str:
+    """Return how a process ended, by its exit code."""
+    return f"ended by {signal.Signals(-code).name}:" if code < 0 else f"exit code {code}:"
+
+
+def understood(printed: str, how: str, *, clean: bool) -> Outcome:
+    """Return what a process of trials said, and `how` it ended where it did not come to a verdict."""
+    said: dict[str, Any] = {}
+    for line in printed.splitlines():
+        with contextlib.suppress(ValueError):  # a crash may cut a line, and other code may print
+            said |= json.loads(line)
+    key = said.get("begun", {})
+    if clean and said.get("passed"):
+        return Outcome(proof.verdict(None), "", key)
+    if clean and "failed" in said:
+        return Outcome(proof.verdict(said["failed"]), said["failed"], key)
+    if "trial" not in said or "not_run" in said:
+        return Outcome(None, said.get("not_run", how), key)
+    reason = f"{said['trial']}: {how}"
+    return Outcome(proof.verdict(reason), reason, key)

@@ -1,0 +1,335 @@
+"""The trials of one kernel and kind of numbers, in a process that may hang or crash: `prove` starts it.
+
+Every line that it prints is JSON: first what the device is, then the name of each trial before it begins, and
+last the outcome. All memory that CuPy hands out holds NaN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array, _dispatch, _dropout, losses, optim, use_kernel
+from xplstm._errors import DTypeError
+from xplstm._params import Problem
+from xplstm._state import LSTMState
+from xplstm.cells.lstm import STANDARD
+from xplstm.cli import published
+from xplstm.kernels import cupy_fused, cupy_persistent
+from xplstm.kernels._cuda import launch, proof, trials
+from xplstm.kernels._cuda.trials import BOTH, Engine, Shape
+from xplstm.kernels.cupy_persistent import STEP_OF_K, Plan
+from xplstm.nn import Embedding
+
+KINDS = tuple(launch.KINDS)
+SUBJECTS = {"cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
+"""What is proven: each kernel for each kind of numbers, and training's parts."""
+
+IDENTITY = "identity"
+"""What runs no trial and says what the device is."""
+
+LAUNCHES = 200
+"""Repetitions that have to give the same bits."""
+LONG = 4096
+"""Steps of the long sequence."""
+BUSY = 0.2
+"""Seconds for which other work keeps half of the multiprocessors."""
+RANDOM = (
+    Shape(T=5, B=4, I=3, H=6, reverse=BOTH, valid="lengths"),
+    Shape(T=4, B=33, I=7, H=65, valid="mask"),
+    Shape(T=3, B=2, I=5, H=130, bias=False),
+    Shape(T=1, B=1, I=1, H=1),
+    Shape(T=6, B=64, I=16, H=256, reverse=BOTH),
+)
+REPEATED = Shape(T=20, B=16, I=8, H=72, reverse=BOTH, valid="lengths")
+
+Trials = dict[str, Callable[[], "str | None"]]
+
+
+def run(kernel: str, kind: str, number: int) -> int:
+    """Print the outcome of the trials of a kernel on the device of this number."""
+    xp = _array.named_namespace("cupy")
+    import cupy as cp
+
+    device = cp.cuda.Device(number)
+    key = proof.identity(number)
+    dtype = "float32" if kind in ("tf32", "all", IDENTITY) else kind
+    like = Problem(xp, "cupy", device, dtype, 1, 1, 1, 1, 0, True, (False,), "all", True, STANDARD)
+    like = like._replace(precision="tf32" if kind == "tf32" else None)
+    with device, poisoned(cp):
+        say(begun=key)
+        made: Trials = MAKERS[kernel](cp, like, kind)
+        for name, trial in made.items():
+            say(trial=name)
+            try:
+                reason = trial()
+            except (MemoryError, DTypeError) as error:  # CuPy's pool has no more, or bfloat16 needs ml_dtypes
+                say(not_run=f"{type(error).__name__}: {error}")
+                return 0
+            if reason is not None:
+                say(failed=f"{name}: {reason}")
+                return 0
+    say(passed=True)
+    return 0
+
+
+def say(**line: Any) -> None:
+    """Print one line of JSON at once: nothing comes after a crash."""
+    print(json.dumps(line), flush=True)
+
+
+@contextlib.contextmanager
+def poisoned(cp: Any) -> Iterator[None]:
+    """Let all memory that CuPy hands out hold bytes that are NaN in every kind of numbers."""
+    pool = cp.get_default_memory_pool()
+
+    def allocate(size: int) -> Any:
+        memory = pool.malloc(size)
+        if size:
+            memory.memset_async(0xFF, size)
+        return memory
+
+    with cp.cuda.using_allocator(allocate):
+        yield
+
+
+def reference() -> Engine:
+    """Return the reference kernel as an engine."""
+    kernel = _dispatch.load("reference")
+    return Engine(kernel.prepare, kernel.forward, kernel.backward)
+
+
+def fused(_: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
+    """Return the trials of a kernel that waits for nothing."""
+    engine = Engine(cupy_fused.prepare, cupy_fused.forward, cupy_fused.backward)
+    shapes = (*trials.CHECKED, *trials.PROJECTED, *RANDOM)
+    return {"random problems": lambda: trials.check(engine, reference(), like, shapes)}
+
+
+def persistent(cp: Any, like: Problem, kind: str) -> Trials:
+    """Return the trials of the kernel whose blocks wait for each other."""
+    chip = cupy_persistent.chip_of(like.device)
+    engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
+    found: Trials = {}
+    if kind not in STEP_OF_K:
+        found["published bits"] = lambda: every_record(cp, like)
+    found |= {
+        "every kind of partition": lambda: every_cut(cp, like, kind, chip),
+        "random problems": lambda: trials.check(engine, reference(), like, RANDOM),
+        f"{LAUNCHES} launches": lambda: same_bits(cp, like, kind, contextlib.nullcontext, LAUNCHES),
+        f"{LONG} steps": lambda: trials.check(engine, reference(), like, [Shape(T=LONG, B=4, I=3, H=40)]),
+        "two streams": lambda: two_streams(cp, like, kind),
+        "next to other work": lambda: same_bits(cp, like, kind, lambda: occupied(cp, like.device), 5),
+    }
+    return found
+
+
+def cut_shapes(kind: str) -> tuple[Shape, ...]:
+    """Return shapes of several tiles, groups and blocks of k, and of weights past the registers."""
+    if kind not in STEP_OF_K:
+        return (
+            Shape(T=3, B=11, I=5, H=29, reverse=BOTH, valid="lengths"),
+            Shape(T=2, B=35, I=3, H=133, valid="lengths"),
+            Shape(T=3, B=21, I=3, H=7),
+        )
+    in_registers = cupy_persistent.THREADS // cupy_persistent.WARP * STEP_OF_K[kind]
+    return (
+        Shape(T=3, B=35, I=5, H=23, valid="lengths"),
+        Shape(T=2, B=19, I=3, H=4 * in_registers + 8, valid="mask"),
+        Shape(T=2, B=3, I=2, H=16 * in_registers + 8),
+    )
+
+
+def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) -> list[Plan]:
+    """Return a plan for each combination of kernel entry and of what makes plans different."""
+    found: dict[Any, Plan] = {}
+    sizes = chip, len(shape.reverse), shape.B, shape.H, kind
+    for p in cupy_persistent.plans(*sizes, backward, cupy_persistent.COSTS):
+        rest = kind in STEP_OF_K and cupy_persistent.sliced(p, shape.H, kind, backward).rest > 0
+        properties = (
+            p.units if kind in STEP_OF_K else p.tile_rows,
+            p.unit_blocks > 1,
+            p.passes > 1,
+            p.passes > 1 and p.tiles * p.tile_rows * p.units % cupy_persistent.THREADS > 0,
+            p.tiles > 1,
+            p.groups > 1 and p.groups * p.rows > shape.B,
+            p.unit_blocks > 1 and p.unit_blocks * p.units > shape.H,
+            0 < p.chunk < 4 * shape.H,
+            rest,
+        )
+        found.setdefault(properties, p)
+    return list(found.values())
+
+
+def planned(forward: Plan, backward: Plan) -> Engine:
+    """Return the persistent kernel with plans of its own."""
+    run_forward = partial(cupy_persistent.forward, plan=forward)
+    run_backward = partial(cupy_persistent.backward, plan=backward)
+    return Engine(cupy_persistent.prepare, run_forward, run_backward)
+
+
+def every_cut(cp: Any, like: Problem, kind: str, chip: cupy_persistent.Chip) -> str | None:
+    """Compare every kind of plan with the reference, and the outputs of all plans bit by bit."""
+    for shape in cut_shapes(kind):
+        problem = trials.problem_of(shape, like, kind)
+        inputs = trials.drawn(shape, problem.dtype)
+        want, there = trials.answers(reference(), problem, inputs), trials.each_array(inputs, cp.asarray)
+        plans = [cuts(chip, shape, kind, backward) for backward in (False, True)]
+        first: dict[str, bytes] = {}
+        for n in range(max(map(len, plans)) if all(plans) else 0):
+            pair = [each[n % len(each)] for each in plans]
+            got = trials.results(planned(*pair), problem, there)
+            reason = trials.difference(got, want, trials.tolerance(shape, kind))
+            outputs = {name: cp.asnumpy(got[name]).tobytes() for name in ("y", "h_n", "c_n")}
+            first = first or outputs
+            reason = reason or next((f"bits of {at}" for at, b in outputs.items() if b != first[at]), None)
+            if reason is not None:
+                cut = ", ".join(f"{name} {value}" for name, value in pair[0].fields().items())
+                back = ", ".join(f"{name} {value}" for name, value in pair[1].fields().items())
+                return f"{reason}; T={shape.T}, B={shape.B}, H={shape.H}; forward {cut}; backward {back}"
+    return None
+
+
+def same_bits(
+    cp: Any,
+    like: Problem,
+    kind: str,
+    beside: Callable[[], contextlib.AbstractContextManager[Any]],
+    count: int,
+) -> str | None:
+    """Run one problem again and again; every result has to have the bits of the first."""
+    problem = trials.problem_of(REPEATED, like, kind)
+    there = trials.each_array(trials.drawn(REPEATED, problem.dtype), cp.asarray)
+    engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
+    first = host_bytes(cp, trials.results(engine, problem, there))
+    for n in range(count):
+        with beside():
+            got = host_bytes(cp, trials.results(engine, problem, there))
+        for name, value in first.items():
+            if got[name] != value:
+                return f"{name} has other bits in run {n + 2}"
+    return None
+
+
+def host_bytes(cp: Any, found: dict[str, Any]) -> dict[str, bytes]:
+    """Return the bytes of every array."""
+    return {name: cp.asnumpy(a).tobytes() for name, a in found.items()}
+
+
+@contextlib.contextmanager
+def occupied(cp: Any, device: Any) -> Iterator[None]:
+    """Keep half of the multiprocessors busy, from another stream."""
+    chip = cupy_persistent.chip_of(device)
+    kernel = launch.kernel("trial.cu", "occupy", "float32")
+    kernel.max_dynamic_shared_size_bytes = chip.shared
+    other = cp.cuda.Stream(non_blocking=True)
+    with other:
+        kernel((max(1, chip.processors // 2),), (32,), (int(BUSY * 1e9),), shared_mem=chip.shared)
+    yield
+    other.synchronize()
+
+
+def two_streams(cp: Any, like: Problem, kind: str) -> str | None:
+    """Run one problem on two streams at the same time."""
+    problem = trials.problem_of(REPEATED, like, kind)
+    there = trials.each_array(trials.drawn(REPEATED, problem.dtype), cp.asarray)
+    engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
+    first = host_bytes(cp, trials.results(engine, problem, there))
+    streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for _ in range(10):
+        found = []
+        for stream in streams:
+            with stream:
+                found.append(trials.results(engine, problem, there))
+        for stream, got in zip(streams, found, strict=True):
+            stream.synchronize()
+            other = next((at for at, b in host_bytes(cp, got).items() if b != first[at]), None)
+            if other is not None:
+                return f"{other} has other bits than on one stream"
+    return None
+
+
+def every_record(cp: Any, like: Problem) -> str | None:
+    """Compare the bits of outputs with those that the specification publishes, with residuals and without."""
+    for name, record in published.RECORDS.items():
+        given, mask = published.inputs(name, like.dtype), record.mask
+        shape = Shape(*record[:4], valid="mask" if mask else "all", bias=record.bias)
+        params, x, h_0, c_0 = trials.each_array(given, cp.asarray)
+        valid = None if mask is None else cp.asarray(np.asarray(mask))
+        for keep in (True, False):
+            problem = trials.problem_of(shape, like, like.dtype, keep)._replace(reproducible=True)
+            packed = cupy_persistent.prepare(problem, (params,))
+            y, end, _ = cupy_persistent.forward(problem, packed, x, LSTMState(h_0[None], c_0[None]), valid)
+            if published.digest(*map(cp.asnumpy, (y, *end))) != published.DIGESTS[like.dtype][name]:
+                return f"the outputs of {name} have other bits than those that the specification publishes"
+    return None
+
+
+def training(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
+    """Return the trials of training's parts, one for each kind of numbers."""
+
+    def trial(dtype: str) -> Callable[[], str | None]:
+        return lambda: training_differs(like.xp, like.device, dtype)
+
+    return {dtype: trial(dtype) for dtype in launch.SIZES}
+
+
+def training_differs(xp: Any, device: Any, dtype: str) -> str | None:
+    """Return which of training's parts gives other numbers than NumPy's generic code, or None."""
+    with use_kernel("cupy_fused"):
+        got = steps_of_training(xp, device, dtype)
+    with use_kernel("reference"):
+        want = steps_of_training(_array.numpy_namespace(), "cpu", dtype)
+    for name, value in want.items():
+        found, exact = (_array.to_numpy(a) for a in (got[name], value))
+        if name.startswith(("update", "mask")):
+            if found.tobytes() != exact.tobytes():
+                return f"{name} has other bits than generic code"
+            continue
+        off = np.abs(found.astype(np.float64) - exact.astype(np.float64)).max(initial=0)
+        bound = trials.ULPS * 2.0 ** -min(trials.BITS[dtype], 24) * max(1.0, float(np.abs(exact).max()))
+        if not off <= bound:
+            return f"{name} is off by {off:.3g}, and {bound:.3g} is allowed"
+    return None
+
+
+def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
+    """Return what each of training's parts makes of the same numbers."""
+    rng = np.random.default_rng(3)
+    found: dict[str, Any] = {}
+
+    def numbers(*sizes: int) -> Any:
+        return _array.asarray(rng.normal(size=sizes), xp, device, dtype)
+
+    rules = {"SGD": optim.SGD(0.3), "momentum": optim.SGD(0.3, momentum=0.9), "Adam": optim.Adam(0.1)}
+    for name, rule in {**rules, "AdamW": optim.AdamW(0.1, weight_decay=0.1)}.items():
+        params = {"matrix": numbers(19, 31), "bias": numbers(700)}
+        for _ in range(3):
+            params = rule.update(params, {"matrix": numbers(19, 31), "bias": numbers(700)})
+        found |= {f"update by {name} of {key}": a for key, a in params.items()}
+    clipped, found["norm"] = optim.clip_by_global_norm({"a": numbers(5000), "b": numbers(3, 5)}, 0.5)
+    found |= {f"clipped {key}": a for key, a in clipped.items()}
+    targets = _array.asarray(rng.integers(0, 300, 4), xp, device)
+    found["cross-entropy"], pullback = losses.softmax_cross_entropy(numbers(4, 300), targets)
+    found["gradient of cross-entropy"] = pullback()
+    draw: Any = (0.4, (1, 2))
+    found["mask of dropout"] = _dropout.scaled_mask(
+        *(xp, (5, 70), *draw, 0, dtype, device, _dropout.Purpose.BETWEEN_LAYERS)
+    )
+    ids = _array.asarray(rng.integers(0, 9, 50), xp, device)
+    embedding = Embedding(9, 40, xp=xp, device=device, dtype=dtype, rng=1)
+    found["gradient of Embedding"] = embedding.vjp(ids)[1](numbers(50, 40))["weight"]
+    return found
+
+
+MAKERS: dict[str, Callable[[Any, Problem, str], Trials]] = {
+    "cupy_persistent": persistent,
+    "cupy_fused": fused,
+    "training": training,
+    IDENTITY: lambda *_: {},
+}

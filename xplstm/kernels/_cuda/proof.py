@@ -1,0 +1,272 @@
+"""Proofs: whether a kernel has passed its trials on the device at hand, by a file in the user's cache.
+
+``python -m xplstm prove`` runs the trials and records the results, those that failed too. A proof holds for
+one device, driver, NVRTC, cuBLAS and CuPy, and for one content of the files that make up the kernels. A
+process looks it up once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xplstm._params import Proof
+from xplstm._typing import Device
+from xplstm.kernels._cuda import launch
+
+try:
+    import fcntl
+except (
+    ImportError
+):  # Windows: of two processes that record at once, the later one may lose the other's record
+    fcntl = None  # type: ignore[assignment]
+
+FOLDER = "XPLSTM_PROOFS"
+"""The variable of the environment that names another folder."""
+FORMAT = 1
+LARGEST = 2**16
+"""Bytes of a file of proofs, at most."""
+LONGEST = 500
+"""Characters of a reason, at most."""
+NOT_PROVEN = "it is not proven on this device, which python -m xplstm prove does"
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
+PROC_DRIVER = Path("/proc/driver/nvidia/version")
+
+_decided: dict[tuple[str, str, int], Proof] = {}
+_lock = threading.Lock()
+
+
+class Verdict(NamedTuple):
+    """What the trials of one kernel and kind of numbers said."""
+
+    passed: bool
+    reason: str
+    """Why it failed, or nothing."""
+    date: str
+
+
+def verdict(reason: str | None) -> Verdict:
+    """Return the verdict of now: passed without a reason against it."""
+    text = "".join(c if c.isprintable() else " " for c in reason or "")[:LONGEST]
+    return Verdict(reason is None, text, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | None] | None = None) -> Proof:
+    """Return whether `kernel` is proven for a kind of numbers; ask files and devices once in a process.
+
+    Without a record `check` is run, if it is given, and recorded: it returns why the kernel failed, or None.
+    """
+    found = _decided.get((kernel, kind, device.id))
+    if found is None:
+        with _lock:
+            found = _decided.get((kernel, kind, device.id))
+            if found is None:
+                found = _decided[kernel, kind, device.id] = _decide(kernel, kind, device, check)
+    return found
+
+
+def forget() -> None:
+    """Decide again at the next question."""
+    _decided.clear()
+    identity.cache_clear()
+
+
+def _decide(kernel: str, kind: str, device: Device, check: Callable[[], str | None] | None) -> Proof:
+    try:
+        key = identity(device.id)
+    except Exception as error:  # whatever a driver or a library raises is the reason
+        return Proof(False, f"this device cannot be identified: {type(error).__name__}: {error}")
+    path, trouble = file_of(key), ""
+    try:
+        known = read(path, key).get(name_of(kernel, kind))
+    except (OSError, ValueError) as error:
+        known, trouble = None, f"; {path} is not used: {error}"
+    if known is None and check is None:
+        return Proof(False, f"{NOT_PROVEN}{trouble}")
+    if known is None and check is not None:
+        try:
+            known = verdict(check())
+        except Exception as error:  # as of a compiler that is missing, or memory that is full
+            return Proof(False, f"its numbers could not be checked: {type(error).__name__}: {error}")
+        # Without a cache every process checks for itself.
+        with contextlib.suppress(OSError):
+            record(key, name_of(kernel, kind), known)
+    assert known is not None
+    if known.passed:
+        return Proof(True, f"passed its trials on this device on {known.date[:10]}")
+    return Proof(False, f"it failed its trials on this device on {known.date[:10]}: {known.reason}")
+
+
+def name_of(kernel: str, kind: str) -> str:
+    """Return the name of a record."""
+    return f"{kernel} {kind}"
+
+
+@cache
+def identity(number: int) -> dict[str, str]:
+    """Return all that a proof on the device of this number depends on."""
+    import cupy as cp
+    from cupy_backends.cuda.libs import cublas
+
+    device, runtime = cp.cuda.Device(number), cp.cuda.runtime
+    with device:
+        return {
+            "device": runtime.getDeviceProperties(number)["name"].decode(),
+            "compute capability": str(device.compute_capability),
+            "multiprocessors": str(device.attributes["MultiProcessorCount"]),
+            "shared bytes": str(device.attributes["MaxSharedMemoryPerBlockOptin"]),
+            "share": os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", ""),
+            "driver": f"{runtime.driverGetVersion()} {_driver()}".strip(),
+            "runtime": str(runtime.runtimeGetVersion()),
+            "nvrtc": ".".join(map(str, cp.cuda.nvrtc.getVersion())),
+            "cublas": str(cublas.getVersion(cp.cuda.get_cublas_handle())),
+            "cupy": str(cp.__version__),
+            "sources": sources(),
+        }
+
+
+def _driver() -> str:
+    """Return what Linux says of the driver's build: CUDA's own number is that of its interface alone."""
+    try:
+        return PROC_DRIVER.read_text(encoding="utf-8", errors="replace").partition("\n")[0][:LONGEST]
+    except OSError:
+        return ""
+
+
+@cache
+def sources() -> str:
+    """Return the digest of all that makes up the kernels and launches or tries them."""
+    package = launch.SOURCES.parents[1]
+    files = [path for path in launch.SOURCES.iterdir() if path.suffix in (".cu", ".cuh", ".py")]
+    files += [package / "kernels" / f"{name}.py" for name in ("_support", "cupy_fused", "cupy_persistent")]
+    files += [package / "cli" / "trials.py"]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def folder() -> Path:
+    """Return where proofs are kept: XPLSTM_PROOFS, or a folder in the user's cache."""
+    if os.environ.get(FOLDER):
+        return Path(os.environ[FOLDER])
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "xplstm" / "proofs"
+
+
+def file_of(key: dict[str, str]) -> Path:
+    """Return the file of the proofs of one key."""
+    text = json.dumps(key, sort_keys=True)
+    return folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def read(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
+    """Return the records of a file; none where there is no file.
+
+    Raises
+    ------
+    OSError
+        If it is no plain file, or others than the user may write to it.
+    ValueError
+        If it is not what `record` writes for `key`.
+    """
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    try:
+        file = os.open(path, flags)
+    except FileNotFoundError:
+        return {}
+    with os.fdopen(file, "rb") as stream:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            msg = "it is no plain file"
+            raise OSError(msg)
+        if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+            msg = "others than this user may write to it"
+            raise OSError(msg)
+        text = stream.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        msg = f"it is larger than {LARGEST} bytes"
+        raise ValueError(msg)
+    try:
+        content = json.loads(text.decode())
+    except RecursionError as error:
+        msg = "it is nested too deeply"
+        raise ValueError(msg) from error
+    return _verdicts(content, key)
+
+
+def _verdicts(content: Any, key: dict[str, str]) -> dict[str, Verdict]:
+    if not isinstance(content, dict) or set(content) != {"format", "key", "proofs"}:
+        msg = "it is no file of proofs"
+        raise ValueError(msg)
+    if content["format"] != FORMAT or content["key"] != key:
+        msg = "its proofs are of another device, or of other versions"
+        raise ValueError(msg)
+    proofs = content["proofs"]
+    if not isinstance(proofs, dict) or not all(_is_verdict(v) for v in proofs.values()):
+        msg = "a record in it has another form"
+        raise ValueError(msg)
+    return {name: Verdict(**found) for name, found in proofs.items()}
+
+
+def _is_verdict(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and set(found) == set(Verdict._fields)
+        and isinstance(found["passed"], bool)
+        and isinstance(found["reason"], str)
+        and len(found["reason"]) <= LONGEST
+        and found["reason"].isprintable()
+        and isinstance(found["date"], str)
+        and DATE.fullmatch(found["date"]) is not None
+    )
+
+
+def record(key: dict[str, str], name: str, found: Verdict) -> None:
+    """Add a verdict to the file of `key`, or replace one there; raise OSError where it cannot be written."""
+    from xplstm.io.files._durable import write_durably
+
+    path = file_of(key)
+    with locked(path.with_suffix(".lock")):
+        try:
+            known = read(path, key)
+        except (OSError, ValueError):  # a file that is not used is replaced
+            known = {}
+        proofs = {at: v._asdict() for at, v in {**known, name: found}.items()}
+        content = json.dumps({"format": FORMAT, "key": key, "proofs": proofs}, indent=1, sort_keys=True)
+        write_durably(str(path), content.encode(), 0o600)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is made if need be, in a folder for the user alone.
+
+    Raises BlockingIOError where another process holds it and `wait` is false.
+    """
+    os.makedirs(path.parent.parent, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path.parent, 0o700)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(file)
