@@ -158,6 +158,43 @@ def halves(ask: Ask, case: Sized, a: Arrays, first: tuple[int, int], second: tup
     return found | {n: after[n] + before[n] for n in summed}
 
 
+def segments(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
+    """A reset of the whole batch begins a second call, from a state of zeros."""
+    at, B = int(rng.integers(1, case.T)), a["x"].shape[1]
+    reset = [[t == at] * B for t in range(case.T)]
+    whole = ask(case.op, case.config | {"reset": reset}, a)
+    parts = [(0, at), (at, case.T)]
+    first, second = parts[::-1] if case.config.get("reverse") else parts
+    last = existing_in(case.config, second, B)[:, None]
+    # In reverse a reset after the last step of an entry begins nothing, so that its state is carried on.
+    begun = existing_in(case.config, first, B)[:, None] | (first < second)
+
+    def call(part: tuple[int, int], change: Arrays) -> Arrays:
+        here = {n: v[slice(*part)] if n in ("x", "dy") else v for n, v in a.items()} | change
+        return ask(case.op, part_of(case.config, *part), here)
+
+    # An entry without a step after the reset ends with its state before it.
+    ends = {n: a[n] for n in ("dh_n", "dc_n") if n in a}
+    before = call(first, {n: np.where(last, 0, v) for n, v in ends.items()})
+    starts = {n: np.where(begun, 0, a[n]) for n in ("h_0", "c_0") if n in a}
+    after = call(second, starts | {n: np.where(last, v, 0) for n, v in ends.items()})
+    early, late = (before, after) if first < second else (after, before)
+    timed = [n for n in ("y", "dx") if n in before]
+    found: Arrays = {n: np.concatenate([early[n], late[n]], -3) for n in timed}
+    found |= {n: np.where(last, after[n], before[n]) for n in ("h_n", "c_n") if n in before}
+    found |= {n: before[n] + np.where(begun, 0, after[n]) for n in ("dh_0", "dc_0") if n in before}
+    summed = [n for n in before if n.startswith("d") and n not in found]
+    yield Pair(f"reset at {at}", whole, found | {n: before[n] + after[n] for n in summed})
+
+
+def existing_in(config: Record, part: tuple[int, int], B: int) -> np.ndarray:
+    """Return (B,) booleans, true where a batch entry has a step in a part of the sequence."""
+    start, stop = part
+    if config.get("mask") is not None:
+        return np.any(config["mask"][start:stop], axis=0)
+    return np.greater(config.get("lengths") or [stop] * B, start)
+
+
 def reversed_input(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
     """A layer in reverse over reversed input; of two directions each does the other's work."""
     flip = flipping(case, a["x"].shape[1])
@@ -517,6 +554,7 @@ LAWS: dict[str, Law] = {
     "alone": Law("XPL-REL-001", one_in_a_batch),
     "larger": Law("XPL-REL-002", larger),
     "cut": Law("XPL-REL-003", cut, stateful),
+    "segments": Law("XPL-SEQ-010", segments, stateful),
     "reversed": Law("XPL-REL-004", reversed_input, directed),
     "layers": Law("XPL-REL-005", one_by_one, deep),
     "directions": Law("XPL-REL-005", directions_apart, shallow),

@@ -82,6 +82,7 @@ def ragged(lengths: list[int], **options: Any) -> dict[str, Sized]:
 
 
 MASK = [[True, False, True], [False, True, True], [True, True, True], [True, False, False]]
+RESETS = [[True, False, False], [False, True, False], [False, True, True], [True, False, True]]
 VARIANTS: dict[str, tuple[str, Record]] = {
     "peepholes": ("XPL-VAR-001", {"peepholes": True}),
     "coupled": ("XPL-VAR-002", {"coupled": True}),
@@ -112,6 +113,13 @@ def options() -> dict[str, Sized]:
         said = ("XPL-DRP-001", "XPL-DRP-002", "XPL-DRP-003")
         # More than 4 * 2**8 elements, so that a counter of eight bits would begin again.
         found[f"dropout-{p}"] = module(3, 33, 9, 8, *said, **drops)
+    for name, steps in (("", {}), ("-lengths", {"lengths": [4, 2, 3]}), ("-mask", {"mask": MASK})):
+        given = {"reset": RESETS, **steps}
+        found[f"resets{name}"] = layer(3, 5, 4, 3, "XPL-SEQ-010", proj_size=2, **given)
+        found[f"resets{name}-reverse"] = layer(3, 5, 4, 3, "XPL-SEQ-010", reverse=True, **given)
+        found[f"resets{name}-two-directions"] = module(3, 5, 4, 3, "XPL-SEQ-010", **both, **given)
+    many = [[(t * t + 3 * b) % 7 == 0 for b in range(33)] for t in range(70)]
+    found["resets-many"] = layer(3, 17, 70, 33, "XPL-SEQ-010", reset=many)
     found["mask-module"] = module(3, 5, 4, 3, "XPL-SEQ-007", mask=MASK, **both)
     found["mask-module-one-direction"] = module(3, 5, 4, 3, "XPL-SEQ-007", mask=MASK)
     return found

@@ -92,6 +92,7 @@ FOUND: dict[str, tuple[Call, str]] = {
     "alone": (MUTANTS["the last row is the first where B is a multiple of 8"], "sizes-b512"),
     "larger": (MUTANTS["remainder of I beyond a multiple of 8 ignored"], "sizes-i129"),
     "cut": (MUTANTS["state reset at step 1024"], "steps-2000"),
+    "segments": (LSTM("resets of c alone").call, "layer"),
     "reversed": (MUTANTS["reverse of a layer ignored where every row is full"], "layer"),
     "layers": (MUTANTS["gates f and g swapped in the fourth layer"], "module-five-layers"),
     "directions": (LSTM("both directions forward").call, "module-two-directions"),
