@@ -82,7 +82,7 @@ ROWS = (
     ("io.onnx._trace",),
     ("io.onnx._entry",),
     ("io.onnx._find",),
-    ("io.layouts.concatenated", "io.layouts.keras_layers"),
+    ("io.layouts.concatenated", "io.layouts.keras_layers", "io.files.npz"),
     ("io.layouts.keras",),
     ("io.",),
     ("io._source",),

@@ -116,7 +116,7 @@ FOREIGN = {
     "model.ort": (b"\x1c\0\0\0ORTM" + bytes(99), "ONNX Runtime"),
     "weights.npz": (b"\x1f\x8b\x08\0" + bytes(99), "gunzip -k"),
     "model.msgpack": (b"\x82\xa6params" + bytes(99), "msgpack"),
-    "model.eqx": (b"\x93NUMPY\x01\0" + bytes(99), r"\.eqx"),
+    "model.eqx": (b"\x93NUMPY\x01\0" + bytes(99), "array 0 is no array that NumPy wrote"),
     "weights.pkl": (b"\x80\x04}.", "a pickle that PyTorch did not write"),
     "config.json": (b"{}" + bytes(9), "JSON"),
 }

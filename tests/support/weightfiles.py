@@ -15,7 +15,7 @@ import xplstm
 from xplstm import io, training
 
 SUFFIXES = (".safetensors", ".npz", ".pt")
-ALL_SUFFIXES = (*SUFFIXES, ".weights.h5", ".keras", ".onnx", ".index.json")
+ALL_SUFFIXES = (*SUFFIXES, ".weights.h5", ".keras", ".onnx", ".eqx", ".index.json")
 
 
 def lstm(**options):
@@ -56,6 +56,8 @@ def more() -> dict[str, bytes]:
             "whole.weights.h5": one_way,
             "whole.onnx": one_way,
             "projected.onnx": lstm(proj_size=2),
+            "whole.eqx": one_way,
+            "gru.eqx": xplstm.GRU(3, 5, rng=7),
             "gru.safetensors": xplstm.GRU(3, 5, rng=7),
             "gru.weights.h5": xplstm.GRU(3, 5, rng=7),
         }

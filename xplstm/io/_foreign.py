@@ -31,11 +31,6 @@ _HINTS = (
         "msgpack, as Flax writes it",
         "flatten the params and save them as .npz (the guide of Flax)",
     ),
-    (
-        rb"\x93NUMPY",
-        "one array of NumPy, or a file of Equinox (.eqx), which has no names",
-        "for Equinox pass the module itself: io.load(model)",
-    ),
     (rb"\x80[\x02-\x05]", "a pickle that PyTorch did not write", "save the arrays with numpy.savez"),
     (rb"\s*[{\[]", "JSON", "load the file of weights that belongs to it"),
 )

@@ -40,10 +40,10 @@ def load(
     ----------
     source : path, open binary file, bytes, mapping of str to array, or module
         A file of safetensors (``.safetensors``), NumPy (``.npz``), PyTorch (``.pt``, ``.pth``), Keras
-        (``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``) or ONNX (``.onnx``). Or arrays of any library by
-        name, nested or not; other values are ignored. Bytes and open files hold such a file. A module of
-        PyTorch, Flax or Equinox, or a train state of Flax, gives its own arrays; ``batch_first``, ``dropout``
-        and ``nonlinearity`` come with those of PyTorch.
+        (``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``), Equinox (``.eqx``) or ONNX (``.onnx``). Or arrays
+        of any library by name, nested or not; other values are ignored. Bytes and open files hold such a
+        file. A module of PyTorch, Flax or Equinox, or a train state of Flax, gives its own arrays;
+        ``batch_first``, ``dropout`` and ``nonlinearity`` come with those of PyTorch.
     format : str, optional
         How the weights stand in it: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste",
         "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras", "onnx",
@@ -233,8 +233,8 @@ def save(
     Parameters
     ----------
     path : path
-        Its ending says which kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.weights.h5`` or
-        ``.onnx``. Its folder must exist; what stood there is replaced.
+        Its ending says which kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.weights.h5``,
+        ``.eqx`` or ``.onnx``. Its folder must exist; what stood there is replaced.
     network : LSTM, GRU, RNN or JordanRNN
         Of any array library; arrays on a device are copied to the host.
     format : str, optional

@@ -39,6 +39,7 @@ FILES = {
     "safetensors": "xplstm.io.files.safetensors",
     "npz": "xplstm.io.files.npz",
     "pt": "xplstm.io.files.pt",
+    "eqx": "xplstm.io.files.eqx",
     "keras": "xplstm.io.files.keras",
     "onnx": "xplstm.io.onnx",
 }

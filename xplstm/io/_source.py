@@ -95,7 +95,9 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
 
 
 def is_told(contents: Contents, found: Found) -> bool:
-    """Whether the contents alone tell the layout."""
+    """Tell whether the contents alone tell the layout: not those of Equinox, which have no names."""
+    if contents.file == "eqx":
+        return False
     return contents.layout is not None or _registry.layout(found.layout).SURE
 
 

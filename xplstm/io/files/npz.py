@@ -59,10 +59,8 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     return buffer.getvalue()
 
 
-def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, int, bool]:
-    """Shape, dtype, where the numbers begin, and whether columns come first."""
-    where = f"{archive.path}: {shown(member)}"
-    start = io.BytesIO(archive.read(member, 16 + LONGEST_HEADER))
+def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, int, bool, int]:
+    """Return shape, dtype, where the numbers begin, whether columns come first, and how many bytes follow."""
     try:
         version = np.lib.format.read_magic(start)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -73,12 +71,20 @@ def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, i
     if dtype.hasobject or dtype.names or dtype.subdtype:
         msg = f"{where} has dtype {dtype}: objects and records are not read, and nothing is unpickled"
         raise FormatError(msg)
-    wanted = start.tell() + buffers.count(archive.path, member, shape) * dtype.itemsize
+    numbers = buffers.count(where, "its shape", shape)
+    return shape, dtype, start.tell(), fortran, numbers * dtype.itemsize
+
+
+def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, int, bool]:
+    """Return the same of a member of an archive, which it must fill."""
+    where = f"{archive.path}: {shown(member)}"
+    start = io.BytesIO(archive.read(member, 16 + LONGEST_HEADER))
+    shape, dtype, offset, fortran, length = header(where, start)
     given = archive.members[member].file_size
-    if wanted != given:
-        msg = f"{where} has shape {shape} and dtype {dtype}, {wanted} bytes, and holds {given}"
+    if offset + length != given:
+        msg = f"{where} has shape {shape} and dtype {dtype}, {offset + length} bytes, and holds {given}"
         raise FormatError(msg)
-    return shape, dtype, start.tell(), fortran
+    return shape, dtype, offset, fortran
 
 
 def _read(
