@@ -63,7 +63,7 @@ ROWS = (
     ("io.layers", "io.gates", "io._contents", "io._registry"),
     ("io._combined", "io._foreign", "io._mapping", "io._unused", "io._written"),
     ("io._given",),
-    ("io.files.archive", "io.files.buffers", "io.files.pickled", "io.files.shards"),
+    ("io.files.archive", "io.files.buffers", "io.files.h5_texts", "io.files.pickled", "io.files.shards"),
     (
         "io.layouts.single",
         "io.files.h5",

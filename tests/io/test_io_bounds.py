@@ -147,6 +147,15 @@ def test_datasets_have_one_budget(name, tmp_path):
     assert "its datasets have more than 100 times as many" in refusal(content, name, tmp_path)
 
 
+def test_a_text_longer_than_allowed_is_refused(tmp_path):
+    """The HDF5 library would allocate 4 GiB."""
+    content = bytearray(weightfiles.more()["keras_2.weights.h5"])
+    heap = content.rindex(b"GCOL").to_bytes(8, "little")
+    place = content.index(heap, content.index(b"model_config\0")) - 4
+    content[place : place + 4] = b"\xff" * 4
+    assert "'model_config' of 4294967295 letters" in refusal(bytes(content), "given.weights.h5", tmp_path)
+
+
 def test_letters_that_are_no_text_are_replaced(tmp_path):
     content = weightfiles.more()["keras_2.weights.h5"]
     damaged = content.replace(b'"use_bias"', b'"use\xf9bias"')

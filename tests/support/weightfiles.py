@@ -108,7 +108,7 @@ def keras_2(folder: Path) -> bytes:
         for name, a in io.to_mapping(lstm(num_layers=1, bidirectional=False), "keras").items():
             group[f"lstm/lstm_cell/{name}:0"] = a
         group.attrs["weight_names"] = [
-            np.bytes_(f"lstm/lstm_cell/{name}:0") for name in group["lstm/lstm_cell"]
+            np.bytes_(f"lstm/lstm_cell/{name}") for name in group["lstm/lstm_cell"]
         ]
     return (folder / "keras_2.h5").read_bytes()
 

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,12 +23,11 @@ from xplstm._errors import FormatError
 from xplstm.io._contents import Tensor, quoted, shown
 from xplstm.io.files import buffers
 from xplstm.io.files.archive import GROWTH, SMALL
+from xplstm.io.files.h5_texts import check_texts
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Bounds on what no file of weights comes near.
 MOST_OBJECTS, DEEPEST, LONGEST_ATTRIBUTE = 100_000, 32, 4096
-# The first bytes of a global heap, which holds texts of any length, and the bytes before one of its objects.
-_HEAP, _HEAP_HEADER = b"GCOL\x01", 16
 # Deflate, shuffle, checksum and LZF come with h5py; any other filter would be a plugin.
 _FILTERS = {1, 2, 3, 32000}
 
@@ -106,7 +105,7 @@ def _file(source: Source) -> Iterator[Any]:
 
 def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -> Tree:
     """Return everything in a file, datasets unread; `attributes` of the root, each with its longest text."""
-    _check_heaps(source)
+    _check_texts(source, attributes)
     with source.open() as file:
         if file.id.get_create_plist().get_sizes() != (8, 8):
             msg = f"{source.where} has addresses or lengths of other than 8 bytes, which no library writes"
@@ -134,29 +133,17 @@ def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -
         return tree
 
 
-def _check_heaps(source: Source) -> None:
-    """Refuse a global heap in which the HDF5 library would walk in a circle: it has no check of its own."""
-    with ExitStack() as stack:
-        content: Any = source.content
-        if content is None and os.path.getsize(source.where):
-            file = stack.enter_context(open(source.where, "rb"))
-            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        content = content or b""
-        start, left = content.find(_HEAP), len(content) // _HEAP_HEADER
-        while start >= 0:
-            end = start + int.from_bytes(content[start + 8 : start + 16], "little")
-            place = start + _HEAP_HEADER
-            # The library itself refuses a heap that is longer than the file.
-            while end <= len(content) and place + _HEAP_HEADER <= end:
-                number = int.from_bytes(content[place : place + 2], "little")
-                size = int.from_bytes(content[place + 8 : place + 16], "little")
-                step = _HEAP_HEADER + (size + 7) // 8 * 8 if number else size
-                left -= 1
-                if step < _HEAP_HEADER or place + step > end or left < 0:
-                    msg = f"{source.where} has a damaged heap of texts at byte {start}"
-                    raise FormatError(msg)
-                place += step
-            start = content.find(_HEAP, start + 1)
+def _check_texts(source: Source, attributes: Mapping[str, int]) -> None:
+    """Refuse texts that the HDF5 library would not read in bounded time and memory."""
+    longest = {"name": LONGEST_ATTRIBUTE, "dtype": LONGEST_ATTRIBUTE, **attributes}
+    if source.content is not None:
+        check_texts(source.where, source.content, longest)
+    elif os.path.getsize(source.where):
+        with (
+            open(source.where, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            check_texts(source.where, content, longest)
 
 
 def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> None:
