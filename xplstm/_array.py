@@ -22,6 +22,9 @@ from xplstm._choice import Choice, Chosen
 from xplstm._errors import ArgumentError, BackendError, DTypeError, XplstmError
 from xplstm._typing import Array, Device, DType, Namespace
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""The floating dtypes of layers, losses and optimisers."""
+
 # Backend name -> (module that holds its array API namespace, top-level package).
 BACKENDS = {
     "numpy": ("numpy", "numpy"),

@@ -17,8 +17,6 @@ from xplstm._typing import Array, Device, Namespace
 from xplstm.cells import Cell, Sizes
 from xplstm.cells.variant import OPTION
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-
 
 class Home(NamedTuple):
     """Where the parameters live; whatever meets them must live there too."""
@@ -59,8 +57,8 @@ def precision(value: str | None, reproducible: bool) -> str | None:
 def dtype(value: Any) -> str:
     """Name of one of the floating dtypes that an LSTM can have, from the name or from a library's dtype."""
     name = value if isinstance(value, str) else _array.dtype_name(value)
-    if name not in FLOATS:
-        msg = f"dtype={value!r} must be one of {', '.join(FLOATS)}"
+    if name not in _array.FLOATS:
+        msg = f"dtype={value!r} must be one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     return name
 
@@ -76,8 +74,8 @@ def home(params: Mapping[str, Array | None]) -> Home:
         msg = f"params={dict(params)!r} hold no array"
         raise DTypeError(msg)
     first, expected = next(iter(found.items()))
-    if expected.dtype not in FLOATS:
-        msg = f"{first} has dtype {expected.dtype}, expected one of {', '.join(FLOATS)}"
+    if expected.dtype not in _array.FLOATS:
+        msg = f"{first} has dtype {expected.dtype}, expected one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     for name, given in found.items():
         _same_home(name, given, first, expected)
@@ -126,7 +124,9 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         msg = f"{name} is on device {given.device}, but {first} {verb} on {expected.device}"
         raise BackendError(msg)
     if given.dtype != expected.dtype:
-        other = f" or the parameters with lstm.to(dtype={given.dtype!r})" if given.dtype in FLOATS else ""
+        other = (
+            f" or the parameters with lstm.to(dtype={given.dtype!r})" if given.dtype in _array.FLOATS else ""
+        )
         if given.dtype.startswith(("int", "uint")):
             other = "; ids of tokens are no numbers to convert, they go through xplstm.Embedding"
         msg = (

@@ -205,9 +205,7 @@ class LSTMState(NamedTuple):
         return LSTMState(*(stack_entries(names, arrays) for names, arrays in _columns(states)))
 
     def _named(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
-        for name, a in self._asdict().items():
-            _array.namespace(a, name)
-        return ("h", self.h), ("c", self.c)
+        return ("h", _entered_state("h", self.h)), ("c", _entered_state("c", self.c))
 
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
@@ -217,10 +215,23 @@ def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[li
     if not pairs:
         msg = "states is empty; at least 1 is needed"
         raise ArgumentError(msg)
-    return [
-        ([f"states[{k}].{letter}" for k in range(len(pairs))], [getattr(pair, letter) for pair in pairs])
-        for letter in LSTMState._fields
-    ]
+    columns = []
+    for letter in LSTMState._fields:
+        names = [f"states[{k}].{letter}" for k in range(len(pairs))]
+        columns.append(
+            (names, [_entered_state(n, getattr(p, letter)) for n, p in zip(names, pairs, strict=True)])
+        )
+    return columns
+
+
+def _entered_state(name: str, a: Array) -> Array:
+    """Return an array of floats."""
+    _array.namespace(a, name)
+    dtype = _array.dtype_name(a.dtype)
+    if dtype not in _array.FLOATS:
+        msg = f"{name} has dtype {dtype}; it must be one of {', '.join(_array.FLOATS)}"
+        raise DTypeError(msg)
+    return _array.native(a)
 
 
 def pair(name: str, value: object) -> tuple[Array, Array]:

@@ -54,6 +54,13 @@ def _softplus(xp: Namespace, z: Array, _alpha: float, _beta: float) -> Array:
     return xp.where(positive, z + small, small)
 
 
+def _hard_sigmoid(xp: Namespace, z: Array, alpha: float, beta: float) -> Array:
+    """Return ``alpha * z + beta`` within [0, 1]; at both bounds its automatic derivative is that of a constant."""
+    line = alpha * z + beta
+    line = _zero_where(xp, line <= 0, line)
+    return xp.where(line >= 1, xp.ones_like(line), line)
+
+
 def _hard_slope(xp: Namespace, z: Array, _a: Array, alpha: float, beta: float) -> Array:
     line = alpha * z + beta
     return alpha * _step(xp, (line <= 0) | (line >= 1), z)
@@ -90,7 +97,7 @@ FUNCTIONS = {
         beta=1.0,
     ),
     "hard_sigmoid": Function(
-        lambda xp, z, alpha, beta: bounded(xp, alpha * z + beta, 0.0, 1.0),
+        _hard_sigmoid,
         _hard_slope,
         alpha=0.2,
         beta=0.5,

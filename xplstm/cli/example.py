@@ -17,7 +17,7 @@ import numpy as np
 
 import xplstm
 from xplstm import _array
-from xplstm._checks import FLOATS
+from xplstm._array import FLOATS
 from xplstm._typing import Array
 
 X, H_0, C_0 = (0.5, -0.2, 0.1), (0.3, -0.4), (0.8, -0.6)

@@ -400,9 +400,9 @@ def _build(
 ) -> Network:
     """The network itself."""
     dtypes = {contents.tensors[name].dtype for name in found.names}
-    if len(dtypes) != 1 or not dtypes <= {*_checks.FLOATS}:
+    if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
-        msg = f"{contents.where}: {what}; expected one of {', '.join(_checks.FLOATS)}; of several, say dtype="
+        msg = f"{contents.where}: {what}; expected one of {', '.join(_array.FLOATS)}; of several, say dtype="
         if any(name.startswith("q") for name in dtypes):
             msg += ", which makes real numbers of quantised ones"
         raise FormatError(msg)

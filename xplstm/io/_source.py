@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-from xplstm import _array, _checks, _values
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, FormatError, printable
 from xplstm._params import Variant
 from xplstm._typing import Array
@@ -66,7 +66,7 @@ def cast(contents: Contents, dtype: str) -> Contents:
     """Return the same with every array of floating point, or quantised, in one dtype."""
 
     def one(tensor: Tensor) -> Tensor:
-        if tensor.dtype not in _checks.FLOATS and not tensor.dtype.startswith("q"):
+        if tensor.dtype not in _array.FLOATS and not tensor.dtype.startswith("q"):
             return tensor
 
         def array() -> Array:

@@ -111,9 +111,9 @@ def softmax_cross_entropy(
     if ignore_index is not None:
         kept: Any = targets != _values.size("ignore_index", ignore_index, -_values.LARGEST)
         mask = kept if mask is None else mask & kept
-    check_classes(xp, logits, targets, mask)
-    check_weights("weights", weights, targets.shape)
-    check_weights("class_weights", class_weights, logits.shape[-1:])
+    targets, mask = check_classes(xp, logits, targets, mask)
+    weights = check_weights("weights", weights, targets.shape)
+    class_weights = check_weights("class_weights", class_weights, logits.shape[-1:])
     if weights is None and class_weights is None and smoothing == 0 and reduction == "mean":
         return checked(*_cross_entropy(xp, logits, targets, mask))
     return checked(
@@ -187,9 +187,9 @@ def binary_cross_entropy(
     check_float("logits", logits)
     check_reduction(reduction)
     check_like("targets", targets, "logits", logits)
-    check_mask(xp, mask, logits.shape[:-1])
-    check_weights("weights", weights, logits.shape[:-1])
-    check_weights("positive_weights", positive_weights, logits.shape[-1:])
+    mask = check_mask(xp, mask, logits.shape[:-1])
+    weights = check_weights("weights", weights, logits.shape[:-1])
+    positive_weights = check_weights("positive_weights", positive_weights, logits.shape[-1:])
     wide = _array.wide_dtype(xp, logits.dtype)
     z, t = (counting(xp, xp.astype(a, wide, copy=False), mask) for a in (logits, targets))
     if not _array.is_lazy(t) and not bool(xp.all((t >= 0) & (t <= 1))):

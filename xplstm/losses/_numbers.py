@@ -266,8 +266,8 @@ def _of_errors(
     check_reduction(reduction)
     check_like("target", target, "pred", pred)
     rows = pred.shape[: len(pred.shape) - axes]
-    check_mask(xp, mask, rows)
-    check_weights("weights", weights, rows)
+    mask = check_mask(xp, mask, rows)
+    weights = check_weights("weights", weights, rows)
     wide = _array.wide_dtype(xp, pred.dtype)
     inner = mask if mask is None or axes == 1 else mask[..., None]
     error = counting(xp, xp.astype(pred, wide, copy=False), inner)

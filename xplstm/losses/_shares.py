@@ -14,7 +14,6 @@ from xplstm._typing import Array, Namespace
 
 Pullback: TypeAlias = Callable[..., Array]
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -91,12 +90,14 @@ def check_reduction(reduction: Any) -> str:
     return _values.one_of("reduction", reduction, REDUCTIONS)
 
 
-def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> None:
-    """Refuse weights that are no floats of at least 0, or do not broadcast to the elements."""
+def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """Return weights; refuse what is no floats of at least 0, or does not broadcast to the elements."""
     if weights is None:
-        return
-    if _array.dtype_name(weights.dtype) not in FLOATS:
-        msg = f"{name} has dtype {_array.dtype_name(weights.dtype)}; it must be one of {', '.join(FLOATS)}"
+        return None
+    weights = _array.native(weights)
+    dtype = _array.dtype_name(weights.dtype)
+    if dtype not in _array.FLOATS:
+        msg = f"{name} has dtype {dtype}; it must be one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     given = tuple(weights.shape)
     aligned = zip(reversed(given), reversed(shape), strict=False)
@@ -108,6 +109,7 @@ def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> N
         if not np.all((values >= 0) & np.isfinite(values)):
             msg = f"{name} has elements that are negative, infinite or NaN; all must be at least 0 and finite"
             raise ArgumentError(msg)
+    return weights
 
 
 def one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
@@ -133,31 +135,35 @@ def common_namespace(**arrays: Array | None) -> Namespace:
 
 def check_float(name: str, x: Array) -> None:
     """Refuse other dtypes than floats, and arrays without a last axis."""
-    if _array.dtype_name(x.dtype) not in FLOATS:
-        msg = f"{name} has dtype {_array.dtype_name(x.dtype)}; it must be one of {', '.join(FLOATS)}"
+    if _array.dtype_name(x.dtype) not in _array.FLOATS:
+        msg = f"{name} has dtype {_array.dtype_name(x.dtype)}; it must be one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     if len(x.shape) == 0 or x.shape[-1] == 0:
         msg = f"{name} has shape {tuple(x.shape)}; its last axis must have at least 1 element"
         raise ShapeError(msg)
 
 
-def check_classes(xp: Namespace, logits: Array, targets: Array, mask: Array | None) -> None:
-    """Refuse targets that are no classes of these logits."""
+def check_classes(
+    xp: Namespace, logits: Array, targets: Array, mask: Array | None
+) -> tuple[Array, Array | None]:
+    """Return targets, which must be classes of these logits, and the mask."""
+    targets = _array.native(targets)
     if not xp.isdtype(targets.dtype, "integral"):
         msg = f"targets has dtype {_array.dtype_name(targets.dtype)}; it must hold integers"
         raise DTypeError(msg)
     if targets.shape != logits.shape[:-1]:
         msg = f"targets has shape {tuple(targets.shape)}; logits ask for {tuple(logits.shape[:-1])}"
         raise ShapeError(msg)
-    check_mask(xp, mask, targets.shape)
+    mask = check_mask(xp, mask, targets.shape)
     if _array.is_lazy(targets) or (mask is not None and _array.is_lazy(mask)):
-        return
+        return targets, mask
     counted = _array.to_numpy(targets)
     counted = counted if mask is None else counted[_array.to_numpy(mask)]
     outside = counted[(counted < 0) | (counted >= logits.shape[-1])]
     if outside.size:
         msg = f"targets holds the class {outside[0]}; classes are in [0, {logits.shape[-1]})"
         raise ArgumentError(msg)
+    return targets, mask
 
 
 def check_like(name: str, x: Array, other_name: str, other: Array) -> None:
@@ -171,13 +177,14 @@ def check_like(name: str, x: Array, other_name: str, other: Array) -> None:
         raise DTypeError(msg)
 
 
-def check_mask(xp: Namespace, mask: Array | None, shape: tuple[int, ...]) -> None:
-    """Refuse a mask that does not say yes or no for each element."""
+def check_mask(xp: Namespace, mask: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """Return a mask, which must say yes or no for each element."""
     if mask is None:
-        return
+        return None
     if not xp.isdtype(mask.dtype, "bool"):
         msg = f"mask has dtype {_array.dtype_name(mask.dtype)}; it must hold booleans"
         raise DTypeError(msg)
     if mask.shape != shape:
         msg = f"mask has shape {tuple(mask.shape)}; it must have {tuple(shape)}"
         raise ShapeError(msg)
+    return _array.native(mask)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _state, _values
+from xplstm import _array, _state, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array
 
@@ -334,9 +334,9 @@ def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.
 def _on_host(logits: Array) -> np.ndarray:
     """Logits in float64, the largest of each row brought to 0."""
     _array.namespace(logits, "logits")
-    if _array.dtype_name(logits.dtype) not in _checks.FLOATS:
+    if _array.dtype_name(logits.dtype) not in _array.FLOATS:
         msg = (
-            f"logits has dtype {_array.dtype_name(logits.dtype)}, expected one of {', '.join(_checks.FLOATS)}"
+            f"logits has dtype {_array.dtype_name(logits.dtype)}, expected one of {', '.join(_array.FLOATS)}"
         )
         raise DTypeError(msg)
     z = _array.native(_array.to_numpy(logits)).astype(np.float64)

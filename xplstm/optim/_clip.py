@@ -13,7 +13,6 @@ from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
 from xplstm._typing import Array, Namespace, Params
 from xplstm.kernels._cuda.parts import part
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 # Keeps a norm of finite numbers finite, and is exact.
 SHIFT = 2.0**-64
 
@@ -86,8 +85,8 @@ def clip_by_global_norm(
 def float_array(name: str, a: Array) -> Array:
     """Return `a`, an array of floats that is no subclass of NumPy's."""
     _array.namespace(a, name)
-    if _array.dtype_name(a.dtype) not in FLOATS:
-        msg = f"{name} has dtype {_array.dtype_name(a.dtype)}; it must be one of {', '.join(FLOATS)}"
+    if _array.dtype_name(a.dtype) not in _array.FLOATS:
+        msg = f"{name} has dtype {_array.dtype_name(a.dtype)}; it must be one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     return _array.native(a)
 

@@ -14,7 +14,6 @@ from xplstm._errors import ArgumentError, DTypeError
 from xplstm.io.files._durable import check_writable
 from xplstm.nn import Dropout
 from xplstm.optim import Optimizer, Plateau
-from xplstm.optim._clip import FLOATS
 from xplstm.optim._optimizer import matches, patterns
 from xplstm.training._run import Event, Model, Options, Run
 from xplstm.training._saved import tied
@@ -131,9 +130,9 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(msg)
     for name, a in model.params.items():
         _array.namespace(a, f"params[{name!r}]")
-        if _array.dtype_name(a.dtype) not in FLOATS:
+        if _array.dtype_name(a.dtype) not in _array.FLOATS:
             dtype = _array.dtype_name(a.dtype)
-            msg = f"params[{name!r}] has dtype {dtype}; it must be one of {', '.join(FLOATS)}"
+            msg = f"params[{name!r}] has dtype {dtype}; it must be one of {', '.join(_array.FLOATS)}"
             raise DTypeError(msg)
 
 

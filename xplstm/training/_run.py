@@ -160,7 +160,7 @@ class Run:
         data = source.describe(0)
         self.at = self._moved(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
         if options.average is not None:
-            self.at = self.at._replace(average=_each_once(_array.widen, self.at.params))
+            self.at = self.at._replace(average=_each_once(_wide, self.at.params))
 
     # One update.
 
@@ -482,6 +482,11 @@ def _mean(gs: list[Array], scale: float) -> Array:
     return functools.reduce(operator.add, map(_array.widen, gs)) * (1 / (len(gs) * scale))
 
 
+def _wide(a: Array) -> Array:
+    """Return a parameter as its average is kept."""
+    return _array.widen(_array.native(a))
+
+
 def _averaged(average: Grads, params: Grads, decay: float) -> Grads:
     """Return ``decay * average + (1 - decay) * params``; shared arrays stay shared."""
     made: dict[tuple[int, int], Array] = {}
@@ -489,7 +494,7 @@ def _averaged(average: Grads, params: Grads, decay: float) -> Grads:
     for name, before in average.items():
         key = id(before), id(params[name])
         if key not in made:
-            made[key] = decay * before + (1 - decay) * _array.widen(params[name])
+            made[key] = decay * before + (1 - decay) * _wide(params[name])
         new[name] = made[key]
     return new
 
