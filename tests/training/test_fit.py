@@ -417,8 +417,7 @@ CHANGES = [
     ({"accumulate": 2}, "accumulate=1; accumulate=2"),
     ({"frozen": "b"}, r"frozen=\[\]; frozen=\['b'\]"),
     ({"average": 0.5}, "average=None; average=0.5"),
-    ({"patience": 5}, "patience=3; patience=5"),
-    ({"patience": None}, "patience=3; patience=None"),
+    ({"patience": None}, "patience=3; patience=None.*give any number.*load_model"),
     ({"validate_every": 7}, "validate_every=1; validate_every=7"),
     ({"validate": None, "patience": None}, "validate=True; validate=False"),
     ({"optimizer": optim.SGD(0.1, momentum=0.5)}, "'momentum': 0.0.*'momentum': 0.5"),
@@ -454,6 +453,40 @@ def test_a_file_without_averages_is_refused(path):
         fit(Line(), batches([None]), optim.Adam(0.1), updates=4, checkpoint=path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: CharLM("dcba", 4, rng=0), r"options.vocab=\['a', 'b', 'c', 'd'\].*\['d', 'c', 'b', 'a'\]"),
+        (lambda: CharLM("abcd", 4, rng=0, dropout=0.5), "dropout=None; .*dropout=0.5"),
+        (lambda: CharLM("abcd", 5, rng=0), "the checkpoint is of another model"),
+    ],
+)
+def test_a_model_with_other_options_is_refused(path, model, message):
+    data = training.Streams(CharLM("abcd", 4).encode("abcdabcd"), 1, 3)
+    fit(CharLM("abcd", 4, rng=0), data, updates=1, checkpoint=path, rng=0)
+    with pytest.raises((xplstm.ArgumentError, xplstm.FormatError), match=message):
+        fit(model(), data, updates=2, checkpoint=path, rng=0, resume=True)
+
+
+def test_another_loss_scaling_is_refused(path):
+    fit(Line(dtype="float16"), batches([None]), updates=1, checkpoint=path)
+    with pytest.raises(xplstm.ArgumentError, match="had a loss scale; none is asked for by loss_scale="):
+        fit(Line(dtype="float16"), batches([None]), updates=2, checkpoint=path, resume=True, loss_scale=None)
+
+
+def test_a_generator_of_another_kind_is_named(path):
+    fit(Line(), batches([None]), updates=1, checkpoint=path, rng=0)
+    other = np.random.Generator(np.random.MT19937(0))
+    with pytest.raises(xplstm.ArgumentError, match="drew from 'PCG64'"):
+        fit(Line(), batches([None]), updates=2, checkpoint=path, rng=other, resume=True)
+
+
+def test_a_run_that_lost_patience_may_be_given_more(path):
+    options = {"validate": lambda: 1.0, "validate_every": 1, "checkpoint": path, "updates": 20}
+    assert len(fit(Line(), batches([None]), patience=2, **options).losses) == 2
+    assert len(fit(Line(), batches([None]), patience=5, resume=True, **options).losses) == 5
+
+
 def series(batch_size, count):
     return [(np.ones((4, batch_size, 2), "float32"),) * 2 for _ in range(count)]
 
@@ -480,19 +513,31 @@ def test_a_carried_state_of_another_batch_size_is_named():
 DAMAGED = [
     (lambda rest: rest.update(update=10**9), "at update 1000000000 and has 2 losses"),
     (lambda rest: rest.update(position=999), "batch 999 of epoch 0, and that epoch has 3 batches"),
+    (lambda rest: rest["rng"].pop("state"), "a state of PCG64 that cannot be restored"),
+    (lambda rest: rest["settings"].update(data={"epoch": "x"}), "the settings data="),
+    (lambda rest: rest["settings"].update(data=[1]), "the settings data="),
+    (lambda rest: rest["settings"].update(scale=["x", 0]), r"scale=\['x', 0\]; it is damaged"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), DAMAGED)
 def test_a_checkpoint_that_contradicts_itself_is_refused(path, change, message):
-    fit(Line(), batches([None] * 3), updates=2, checkpoint=path)
+    fit(Line(), batches([None] * 3), updates=2, checkpoint=path, rng=0)
     contents = safetensors.read(str(path))
     tensors = {name: np.array(t.array()) for name, t in contents.tensors.items()}
     rest = json.loads(contents.metadata["xplstm"])
     change(rest)
     path.write_bytes(safetensors.pack(tensors, {"xplstm": json.dumps(rest)}))
     with pytest.raises(xplstm.FormatError, match=message):
-        fit(Line(), batches([None] * 3), updates=4, checkpoint=path, resume=True)
+        fit(Line(), batches([None] * 3), updates=4, checkpoint=path, resume=True, rng=0)
+
+
+def test_averages_of_other_shapes_are_refused(path):
+    fit(Line(), batches([None]), updates=1, checkpoint=path, average=0.5)
+    point = training.load_checkpoint(path)
+    training.save_checkpoint(path, point._replace(average={**point.average, "w": np.ones(1)}))
+    with pytest.raises(xplstm.FormatError, match=r"average\.w: the model has float64\(2,\)"):
+        fit(Line(), batches([None]), updates=2, checkpoint=path, average=0.5, resume=True)
 
 
 # Data, models and arguments of every kind.

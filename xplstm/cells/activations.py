@@ -55,7 +55,7 @@ def _softplus(xp: Namespace, z: Array, _alpha: float, _beta: float) -> Array:
 
 
 def _hard_sigmoid(xp: Namespace, z: Array, alpha: float, beta: float) -> Array:
-    """Return ``alpha * z + beta`` within [0, 1]; at both bounds its automatic derivative is that of a constant."""
+    """Return ``alpha * z + beta`` within [0, 1]; its automatic derivative is 0 at both bounds."""
     line = alpha * z + beta
     line = _zero_where(xp, line <= 0, line)
     return xp.where(line >= 1, xp.ones_like(line), line)

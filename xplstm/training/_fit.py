@@ -134,8 +134,8 @@ def fit(
     ------
     ArgumentError
         For a value outside its range, arguments that do not go together, or others than those of the run
-        to resume. Only the learning rate, `updates`, `epochs`, the seed, and what concerns files and display
-        may change.
+        to resume. Only the learning rate, `updates`, `epochs`, the number of `patience`, the seed, and what
+        concerns files and display may change. The model must have the options that it had.
     DTypeError
         For an argument of another type.
     FileNotFoundError
@@ -194,10 +194,12 @@ def fit(
     def begun() -> Run:
         generator = None if rng is None else np.random.default_rng(rng)
         run = Run(model, optimizer, Source(data), generator, options, settings, team)
+        config = config_of(model)
+        run.at = run.at._replace(model=config)
         if at is not None:
             run.resume(at)
         kept = run.at.extra if extra is None else dict(extra)
-        run.at = run.at._replace(extra=kept, model=config_of(model))
+        run.at = run.at._replace(extra=kept, model=config)
         return run
 
     run = _agreed(team, begun, plan)

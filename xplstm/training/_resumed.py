@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._typing import Array
-from xplstm.training._data import Place, Source
 from xplstm.training._saved import Checkpoint, load_checkpoint, tied
 from xplstm.training._team import Team
+
+REMEDY = "give what it had, or begin a new run with resume=False"
 
 
 def _is_resumed(checkpoint: str | os.PathLike[str], resume: bool | str) -> bool:
@@ -38,41 +44,131 @@ def saved_run(team: Team, checkpoint: str | os.PathLike[str] | None, resume: boo
         return load_checkpoint(copy)
 
 
-def check_same_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
-    """Refuse the checkpoint of another model."""
-
-    def describe(params: Mapping[str, Array]) -> dict[str, str]:
-        return {name: f"{_array.dtype_name(a.dtype)}{tuple(a.shape)}" for name, a in params.items()}
-
-    ours = describe(own)
-    for kind, given in (("", at.params), ("best.", at.best or at.params)):
-        theirs = describe(given)
-        differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-        if differing:
-            lines = [
-                f"{kind}{name}: the model has {ours.get(name)}, the checkpoint {theirs.get(name)}"
-                for name in differing
-            ]
-            msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
-            raise FormatError(msg)
-    if tied(own) != tied(at.params):
-        msg = f"the model shares arrays among {tied(own)}, the checkpoint among {tied(at.params)}"
-        raise FormatError(msg)
-
-
-def check_resumed(ours: Checkpoint, source: Source, at: Checkpoint) -> None:
-    """Refuse a file that contradicts itself, or the arguments and the data of this run."""
+def check_run(at: Checkpoint, given: Checkpoint) -> None:
+    """Refuse a file that contradicts itself, or the arguments and the model of the run that is `given`."""
     if len(at.history.losses) != at.update or any(not 0 <= u <= at.update for u, _ in at.history.validations):
         msg = (
             f"the checkpoint is at update {at.update} and has {len(at.history.losses)} losses; it is damaged"
         )
         raise FormatError(msg)
-    for name, given in ours.settings.items():
-        recorded = at.settings.get(name, given)
-        if name not in ("data", "scale") and recorded != given:
-            msg = f"the run to resume had {name}={recorded!r}; {name}={given!r} is given"
+    _check_parts(at.settings)
+    for name, ours in given.settings.items():
+        recorded = at.settings.get(name, ours)
+        if name == "patience":
+            _check_patience(recorded, ours)
+        elif name == "scale" and (recorded is False) != (ours is False):
+            words = {True: "a loss scale", False: "none"}
+            msg = (
+                f"the run to resume had {words[recorded is not False]}; {words[ours is not False]} is asked "
+            )
+            msg += f"for by loss_scale= and the dtypes of what is trained; {REMEDY}"
             raise ArgumentError(msg)
-    if (at.average is None) != (ours.average is None):
+        elif name not in ("data", "scale") and recorded != ours:
+            msg = f"the run to resume had {name}={recorded!r}; {name}={ours!r} is given; {REMEDY}"
+            raise ArgumentError(msg)
+    if (at.average is None) != (given.average is None):
         msg = "average= and the checkpoint do not fit: one of them has a moving average, the other has none"
         raise ArgumentError(msg)
-    source.check(at.settings.get("data"), Place(at.epoch, at.position))
+    _check_config(at.model, given.model)
+
+
+def check_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
+    """Refuse the checkpoint of another model."""
+    ours = {name: (_array.dtype_name(a.dtype), tuple(a.shape)) for name, a in own.items()}
+    _check_same("", ours, at.params)
+    _check_same("best.", ours, at.best or at.params)
+    wide = {"float16": "float32", "bfloat16": "float32"}
+    averages = {name: (wide.get(dtype, dtype), shape) for name, (dtype, shape) in ours.items()}
+    if at.average is not None:
+        _check_same("average.", averages, at.average)
+    if tied(own) != tied(at.params):
+        msg = f"the model shares arrays among {tied(own)}, the checkpoint among {tied(at.params)}"
+        raise FormatError(msg)
+
+
+def restore_generator(rng: np.random.Generator | None, state: Mapping[str, Any] | None) -> None:
+    """Bring a generator to a recorded state, which must be of its kind."""
+    if (state is None) != (rng is None):
+        msg = f"rng={rng}, but the run to resume had {'none' if state is None else 'one'}"
+        raise ArgumentError(msg)
+    if rng is None or state is None:
+        return
+    ours, theirs = type(rng.bit_generator).__name__, state.get("bit_generator")
+    if ours != theirs:
+        msg = (
+            f"rng={rng}, but the run to resume drew from {theirs!r}; pass a Generator of that kind, or a seed"
+        )
+        raise ArgumentError(msg)
+    try:
+        rng.bit_generator.state = state
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        msg = f"the checkpoint holds a state of {theirs} that cannot be restored: {error!r}; it is damaged"
+        raise FormatError(msg) from error
+
+
+def _check_parts(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that `fit` did not write."""
+    data, scale = settings.get("data"), settings.get("scale", False)
+    whole = data is None or (isinstance(data, dict) and {"epoch", "batches", "shapes"} <= data.keys())
+    if whole and isinstance(data, dict):
+        whole = type(data["epoch"]) is int and data["epoch"] >= 0
+    if isinstance(scale, list) and [type(number) for number in scale] == [float, int]:
+        whole = whole and 1 <= scale[0] < math.inf and scale[1] >= 0
+    else:
+        whole = whole and scale is False
+    if not whole:
+        msg = f"the checkpoint holds the settings data={data!r} and scale={scale!r}; it is damaged"
+        raise FormatError(msg)
+
+
+def _check_patience(recorded: int | None, given: int | None) -> None:
+    """Refuse patience where there was none, and none where there was some; another number may be given."""
+    if (recorded is None) == (given is None):
+        return
+    msg = f"the run to resume had patience={recorded}; patience={given} is given. "
+    if recorded is None:
+        msg += "It kept no best parameters; resume with patience=None"
+    else:
+        msg += "It kept its best parameters, which patience=None would lose; give any number of validations"
+    msg += ", or load the file with xplstm.io.load_model and begin a new run with resume=False"
+    raise ArgumentError(msg)
+
+
+def _check_config(recorded: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> None:
+    """Refuse a model with other options, such as another vocabulary."""
+    if recorded is None or given is None:
+        return
+    ours = _flat("", json.loads(json.dumps(given)))
+    theirs = _flat("", dict(recorded))
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            msg = f"the model of the run to resume had {name}={theirs.get(name)!r}; "
+            msg += f"this one has {name}={ours.get(name)!r}; {REMEDY}"
+            raise ArgumentError(msg)
+
+
+def _flat(start: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by their path."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _flat(f"{start}{name}.", value) if isinstance(value, dict) else {f"{start}{name}": value}
+    return found
+
+
+def _check_same(kind: str, ours: Mapping[str, tuple[str, Any]], given: Mapping[str, Array]) -> None:
+    """Refuse arrays of other names, dtypes or shapes than the model has."""
+    theirs = {name: (_array.dtype_name(a.dtype), tuple(a.shape)) for name, a in given.items()}
+    differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+    if differing:
+        lines = [
+            f"{kind}{name}: the model has {_described(ours.get(name))}, "
+            f"the checkpoint {_described(theirs.get(name))}"
+            for name in differing
+        ]
+        msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
+        raise FormatError(msg)
+
+
+def _described(kind: tuple[str, Any] | None) -> str:
+    """Return a dtype and a shape as text."""
+    return "None" if kind is None else f"{kind[0]}{kind[1]}"

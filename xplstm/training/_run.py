@@ -19,7 +19,7 @@ from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
 from xplstm.optim._optimizer import MASTER
 from xplstm.training import _judge
 from xplstm.training._data import Batch, Place, Source
-from xplstm.training._resumed import check_resumed, check_same_parameters
+from xplstm.training._resumed import check_parameters, check_run, restore_generator
 from xplstm.training._saved import Checkpoint, History, State
 from xplstm.training._shards import Shards, Work, gradients
 from xplstm.training._team import Team
@@ -436,10 +436,6 @@ class Run:
     def restore(self, at: Checkpoint) -> None:
         """Bring model, optimiser and generator to where `at` is."""
         own = self.model.params
-        check_same_parameters(own, at)
-        if (at.rng is None) != (self.rng is None):
-            msg = f"rng={self.rng}, but the run to resume had {'none' if at.rng is None else 'one'}"
-            raise ArgumentError(msg)
         here = _brought(next(iter(own.values())))
         at = at._replace(
             params=here({name: at.params[name] for name in own}),
@@ -451,10 +447,9 @@ class Run:
             best=None if at.best is None else here(at.best),
             average=None if at.average is None else here(at.average),
         )
+        restore_generator(self.rng, at.rng)
         self.optimizer.load_state_dict(at.optimizer)
         self.model.params = dict(at.params)
-        if self.rng is not None and at.rng is not None:
-            self.rng.bit_generator.state = at.rng
         if self.options.scale:
             self._scale, self._since_doubling = at.settings.get("scale", (self._scale, 0))
         self._good, self._places, self._settled = None, [], at.update
@@ -462,7 +457,9 @@ class Run:
 
     def resume(self, at: Checkpoint) -> None:
         """Continue from a file, which must fit the arguments of this run."""
-        check_resumed(self.at, self.source, at)
+        check_parameters(self.model.params, at)
+        check_run(at, self.at)
+        self.source.check(at.settings.get("data"), Place(at.epoch, at.position))
         self.restore(at)
         trained = [name for name in at.params if name not in self.options.frozen]
         missing = self.optimizer.without_state(trained)
