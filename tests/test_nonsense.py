@@ -134,11 +134,13 @@ HERE = {
     ("plots.plot_history of", "validations"): (HELD, "[] () generator empty"),
     ("io.save", "prefix"): ("a prefix, or none", "'x' ''"),
     ("io.load", "prefix"): ("no prefix", "''"),
+    ("io.load_with_state", "prefix"): ("no prefix", "''"),
     ("io.arrays", "prefix"): ("no prefix", "''"),
     ("io.inspect", "source"): (
         WRITTEN,
         "'x' {} dict",
     ),
+    ("io.load_with_state", "source"): (WRITTEN, "'x'"),
     ("io.arrays", "source"): (WRITTEN, "'x' {} dict"),
     ("io.onnx.is_compatible", "model"): (WRITTEN, "'x'"),
     ("io.columns.forward_sequence", "X"): ("no steps", "[] ()"),
@@ -153,6 +155,7 @@ UNUSED = {("optim.Plateau.__call__", "step"): "every schedule is given it"}
 
 # Errors that come from what the caller passed, not from this library.
 PASSED = {
+    ("training.gradients_over", "loss", "class"): "the caller's function raises",
     ("training.fit", "callbacks", "class"): "the caller's function raises",
     ("training.fit", "progress", "class"): "the caller's function raises",
     ("models.Forecaster.fit", "progress", "class"): "the caller's function raises",

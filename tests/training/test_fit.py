@@ -355,6 +355,40 @@ training.fit(Line(), [(0, 0)], optim.SGD(0.1), updates=10**9, checkpoint=sys.arg
     assert training.load_checkpoint(path).update > 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX")
+@pytest.mark.parametrize(("code", "status"), [("time.sleep(60)", 15), ("sys.exit(3)", 3 << 8)])
+def test_a_forked_process_ends_as_without_a_run(path, code, status):
+    program = f"""
+import os, sys, time, numpy as np
+from xplstm import optim, training
+class Line:
+    params = {{"w": np.ones(1)}}
+    def loss_vjp(self, *_):
+        return np.asarray(1.0), None, lambda: {{"w": np.ones(1)}}
+def fork(event):
+    if event.update == 2:
+        pid = os.fork()
+        if pid == 0:
+            {code}
+        os.kill(pid, 15) if "sleep" in {code!r} else None
+        print(os.waitpid(pid, 0)[1], os.path.exists(sys.argv[1]), flush=True)
+options = {{"checkpoint": sys.argv[1], "progress": False, "callbacks": fork}}
+training.fit(Line(), [(0, 0)], optim.SGD(0.1), updates=3, **options)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{status} False\n", done.stderr
+    assert training.load_checkpoint(path).update == 3
+
+
+def test_the_checkpoint_stays_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inner").mkdir()
+    options = {"checkpoint": "run.safetensors", "callbacks": lambda _: os.chdir(tmp_path / "inner")}
+    fit(Line(), batches([None]), updates=2, **options)
+    assert training.load_checkpoint(tmp_path / "run.safetensors").update == 2
+
+
 def test_handlers_of_signals_are_restored_and_those_of_the_program_stay():
     before = signal.getsignal(signal.SIGTERM)
     seen = []

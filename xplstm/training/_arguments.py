@@ -62,6 +62,10 @@ def plan_of(given: Mapping[str, Any]) -> Plan:
         msg = f"updates={given['updates']} and epochs={given['epochs']}: one of the two is needed"
         raise ArgumentError(msg)
     ends = {n: None if given[n] is None else _values.size(n, given[n], 0) for n in ("updates", "epochs")}
+    checkpoint = given["checkpoint"]
+    if checkpoint is not None:
+        # The process may change its folder while it trains.
+        checkpoint = os.path.abspath(_values.path("checkpoint", checkpoint))
     seconds, callbacks = given["checkpoint_seconds"], given["callbacks"]
     callbacks = (callbacks,) if callable(callbacks) else _values.items("callbacks", callbacks)
     if given["patience"] is not None:
@@ -73,7 +77,7 @@ def plan_of(given: Mapping[str, Any]) -> Plan:
         checkpoint_every=_values.size("checkpoint_every", given["checkpoint_every"]),
         validate=given["validate"],
         patience=given["patience"],
-        checkpoint=given["checkpoint"],
+        checkpoint=checkpoint,
         checkpoint_seconds=math.inf if seconds is None else _values.positive("checkpoint_seconds", seconds),
         callbacks=tuple(_values.function(f"callbacks[{k}]", f) for k, f in enumerate(callbacks)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -202,7 +203,7 @@ def fit(
         run.at = run.at._replace(extra=kept, model=config)
         return run
 
-    run = _agreed(team, begun, plan)
+    run, owner = _agreed(team, begun, plan), os.getpid()
     with bar(progress if team.is_first else False, run.at.update, updates) as report, team.signals():
         try:
             _loop(run, plan, report)
@@ -212,7 +213,8 @@ def fit(
                 model.params = run.at.best
             raise
         except BaseException as error:
-            _leave(run, plan, error)
+            if os.getpid() == owner:  # a process that a callback forked leaves the file to the run
+                _leave(run, plan, error)
             raise
     if run.at.best is not None:
         model.params = run.at.best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,11 +16,25 @@ def sigterm_interrupts() -> Iterator[None]:
     if not _can_be_set():
         yield
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    owner = os.getpid()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        """Handle the signal."""
+        end_fork(number, owner)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_fork(number: int, owner: int) -> None:
+    """End a process that `owner` forked while it trained, as without a handler."""
+    if os.getpid() != owner:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def _can_be_set() -> bool:
@@ -33,8 +48,3 @@ def _can_be_set() -> bool:
     except ValueError:  # the main thread of a subinterpreter, which only this call can distinguish
         return False
     return True
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """Handle the signal."""
-    raise KeyboardInterrupt(signal.Signals(number).name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, GroupError
 from xplstm.training._groups import Group
-from xplstm.training._signals import sigterm_interrupts
+from xplstm.training._signals import end_fork, sigterm_interrupts
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Team:
         self.rank, self.size = (0, 1) if group is None else (group.rank, group.size)
         self._problem: BaseException | None = None
         self._wants_save = self._saves = False
+        self._owner = os.getpid()
 
     @property
     def is_first(self) -> bool:
@@ -133,6 +135,7 @@ class Team:
 
     def _interrupt(self, number: int, _frame: FrameType | None) -> None:
         """Note a signal for the next thing that is done together."""
+        end_fork(number, self._owner)
         again = isinstance(self._problem, KeyboardInterrupt)
         self._problem = KeyboardInterrupt(signal.Signals(number).name)
         if again:
