@@ -246,3 +246,21 @@ def test_kernels_without_resets_say_so(kernel: Any) -> None:
     call = _stack.enter(layer._stack, home, np.zeros((T, B, 3), "float32"), None, None, None, resets())
     problem: Problem = _stack.problem(layer._stack, call, params, 0, keep=False)._replace(backend="cupy")
     assert "reset= asks for" in kernel.supports(problem)
+
+
+@pytest.mark.parametrize("proj_size", [0, 300])
+def test_threads_that_share_the_units_of_a_layer_change_no_bit(proj_size: int) -> None:
+    """Threads zero their own units alone: the entry that is not reset keeps its gradients."""
+    lstm = xplstm.LSTM(16, 512, proj_size=proj_size, rng=0)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((12, 2, 16), dtype="float32")
+    reset = np.zeros((12, 2), bool)
+    reset[5, 0] = reset[8, 1] = True
+    made = []
+    for threads in (1, 3):
+        with xplstm.use_kernel("native"), xplstm.use_threads(threads):
+            y, _, pullback = lstm.vjp(x, reset=reset)
+            dx, dstate, dparams = pullback(np.cos(y))
+        made.append([y, dx, *dstate, *dparams.values()])
+    for one, other in zip(*made, strict=True):
+        np.testing.assert_array_equal(one, other)

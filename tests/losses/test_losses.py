@@ -131,6 +131,33 @@ def test_large_logits_neither_overflow_nor_lose_the_loss(xp, scale):
     np.testing.assert_allclose(3 * _array.to_numpy(pullback()), [[0, 0], [-1, 1], [0.5, -0.5]], atol=1e-7)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("options", [{}, {"class_weights": np.ones(2)}])
+def test_large_logits_of_one_step_do_not_overflow_with_options(smoothing, options):
+    z = np.asarray([[[0.0, 1e4]]])
+    loss, pullback = losses.softmax_cross_entropy(z, np.asarray([[0]]), label_smoothing=smoothing, **options)
+    assert float(loss) == pytest.approx(1e4 * (1 - smoothing / 2), rel=1e-12)
+    np.testing.assert_allclose(pullback(), [[[-(1 - smoothing / 2), 1 - smoothing / 2]]], atol=1e-12)
+
+
+def test_a_pullback_without_argument_is_of_one(rng):
+    pred, target = rng.normal(size=(2, T, B, V))
+    classes = rng.integers(1, V, size=(T, B))
+    made = [
+        losses.mse(pred, target),
+        losses.mae(pred, target),
+        losses.huber(pred, target),
+        losses.quantile(pred, target, 0.3),
+        losses.quantile(rng.normal(size=(T, B, 2)), target[..., 0], [0.1, 0.9]),
+        losses.binary_cross_entropy(pred, (target > 0).astype(float)),
+        losses.softmax_cross_entropy(pred, classes),
+        losses.softmax_cross_entropy(pred, classes, label_smoothing=0.1),
+        losses.ctc(pred, classes[:B, :2]),
+    ]
+    for _, pullback in made:
+        np.testing.assert_array_equal(pullback(), pullback(1.0))
+
+
 def test_small_losses_are_not_rounded_to_zero():
     loss, _ = losses.softmax_cross_entropy(np.asarray([[0.0, -30.0]]), np.asarray([0]))
     assert float(loss) == pytest.approx(math.exp(-30), rel=1e-3)
