@@ -3,12 +3,13 @@
 The parameters stay NumPy's or CuPy's, and are one node of the graph: a worker unpickles and packs them once.
 Each task runs the kernel that `explain` names on one block, so the numbers have the bits of one call over the
 whole array. Two directions run layer by layer, the backward one in a second chain from the end of time.
+Layers and models without recurrence run block by block.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +23,19 @@ from xplstm._stack import Layers, Packed, Stack
 from xplstm._state import LSTMState
 from xplstm.kernels import _steps
 
+LETTERS = "abcdefghijklmnopqrstuvwxy"
+"""Names of the axes of a Dask array."""
+
+
+def is_dask(x: Any) -> bool:
+    """Whether `x` is a Dask array."""
+    dask = sys.modules.get("dask.array")
+    return dask is not None and isinstance(x, dask.Array)
+
 
 def takes(x: Any, home: Home) -> bool:
     """Whether `x` is a Dask array and the parameters are not: then a call builds tasks for its chunks."""
-    dask = sys.modules.get("dask.array")
-    return dask is not None and isinstance(x, dask.Array) and _array.backend_name(home.xp) != "dask"
+    return is_dask(x) and _array.backend_name(home.xp) != "dask"
 
 
 class _Blocks(NamedTuple):
@@ -62,7 +71,8 @@ def forward(
         y, ends = _run(stack._replace(batch_first=False), layers, blocks, blocks.state)
     else:
         y, ends = _two_directions(stack, layers, blocks)
-    h, c = (da.concatenate(parts, axis=0) for parts in zip(*ends, strict=True))
+    # Entries of unknown number are as many in each part, since all parts come from x.
+    h, c = (da.concatenate(parts, axis=0, allow_unknown_chunksizes=True) for parts in zip(*ends, strict=True))
     if not blocks.batched:
         axis = 2 if stack.merge == "none" else 1
         return y[(slice(None),) * axis + (0,)], LSTMState(h[:, 0], c[:, 0])
@@ -101,13 +111,11 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
     if x.ndim not in (2, 3) or x.shape[-1] != stack.input_size:
         msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}), the last is input_size"
         raise ShapeError(msg)
-    _check_kind("x", x, home, home.dtype)
+    check_kind("x", x, home, home.dtype)
     x = x if batched else x[:, None, :]
     x = da.swapaxes(x, 0, 1) if batched and stack.batch_first else x
     x = x.rechunk({2: -1})
-    if any(n != n for n in x.chunks[0]):
-        msg = "x has chunks of unknown size along time; call x.compute_chunk_sizes() first"
-        raise ShapeError(msg)
+    check_time(x)
     if lengths is not None and mask is not None:
         msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
         raise ArgumentError(msg)
@@ -119,10 +127,10 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
     fresh = None
     if reset is not None:
         fresh = _fresh(stack, _flags("reset", stack, reset, x, batched), lengths, mask)
-    return _Blocks(x, _states(stack, home, state, x, batched), lengths, mask, fresh, batched)
+    return _Blocks(x, states(stack, home, state, x, batched), lengths, mask, fresh, batched)
 
 
-def _check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
+def check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
     """Refuse a Dask array whose chunks are of another library or dtype than the parameters."""
     xp = _array.namespace(a._meta, name)
     if xp is not home.xp:
@@ -135,6 +143,23 @@ def _check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
     if given != dtype:
         msg = f"{name} has dtype {given}, expected {dtype}; convert it with {name}.astype({dtype!r})"
         raise DTypeError(msg)
+
+
+def existing(x: Any, lengths: Any) -> Any:
+    """Return booleans (T, B), true where an entry of `x` (T, B, ...) has a step, in the chunks of x."""
+    import dask.array as da
+
+    check_time(x)
+    numpy = Home(_array.numpy_namespace(), "cpu", "float32")
+    lengths = _lengths(numpy, lengths, x, x.shape[0], x.shape[1])
+    return da.arange(x.shape[0], chunks=(x.chunks[0],))[:, None] < lengths[None, :]
+
+
+def check_time(x: Any) -> None:
+    """Refuse chunks of unknown size along the first axis."""
+    if any(n != n for n in x.chunks[0]):
+        msg = "x has chunks of unknown size along time; call x.compute_chunk_sizes() first"
+        raise ShapeError(msg)
 
 
 def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
@@ -151,7 +176,7 @@ def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
     if lengths.dtype.kind not in "iu":
         msg = f"lengths has dtype {lengths.dtype}, expected integers"
         raise DTypeError(msg)
-    return _aligned("lengths", lengths, (x.shape[1],), (x.chunks[1],))
+    return aligned("lengths", lengths, (x.shape[1],), (x.chunks[1],))
 
 
 def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
@@ -164,7 +189,7 @@ def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
         raise DTypeError(msg)
     flags = flags if batched else flags[:, None]
     flags = da.swapaxes(flags, 0, 1) if batched and stack.batch_first else flags
-    return _aligned(name, flags, x.shape[:2], x.chunks[:2])
+    return aligned(name, flags, x.shape[:2], x.chunks[:2])
 
 
 def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
@@ -189,26 +214,31 @@ def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
     return found.rechunk({1: reset.chunks[0]})
 
 
-def _states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple[Any, Any] | None:
+def states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple[Any, Any] | None:
     """Return h and c as Dask arrays (L*D, B, .) in the chunks of the batch."""
-    import dask.array as da
-
     if state is None:
         return None
     rows = stack.num_layers * len(stack.reverse)
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     found = []
     for name, a, n in zip(("h_0", "c_0"), _checks.state("state", state), sizes, strict=True):
-        if not isinstance(a, da.Array):
-            where = (rows, x.shape[1], n) if batched else (rows, n)
-            a = da.from_array(_checks.array(name, a, home, where), chunks=-1)
-        _check_kind(name, a, home, home.dtype)
-        a = a if batched else a[:, None, :]
-        found.append(_aligned(name, a, (rows, x.shape[1], n), ((rows,), x.chunks[1], (n,))))
+        whole = a if batched or not hasattr(a, "ndim") else a[:, None, ...]
+        found.append(in_batches(name, whole, home, (rows, x.shape[1], n), x))
     return found[0], found[1]
 
 
-def _aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
+def in_batches(name: str, a: Any, home: Home, shape: tuple[int, Any, int], x: Any) -> Any:
+    """Return an array (N, B, .) as a Dask array in the batch chunks of `x`, checked."""
+    import dask.array as da
+
+    if not isinstance(a, da.Array):
+        where = (shape[0], "B" if shape[1] != shape[1] else shape[1], shape[2])
+        a = da.from_array(_checks.array(name, a, home, where), chunks=-1)
+    check_kind(name, a, home, home.dtype)
+    return aligned(name, a, shape, ((shape[0],), x.chunks[1], (shape[2],)))
+
+
+def aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
     """Return `a` in these chunks, or refuse another shape; unknown sizes must come in as many chunks."""
     known = all(n == n for sizes in chunks for n in sizes) and all(n == n for n in a.shape)
     if a.ndim != len(shape) or (known and a.shape != tuple(shape)):
@@ -252,16 +282,24 @@ def _merged(stack: Stack, ys: list[Any], last: bool) -> Any:
     """Return both directions as the layer's output."""
     import dask.array as da
 
-    if stack.merge == "none" and last:
-        return da.stack(ys, axis=0)
-    joined = da.concatenate(ys, axis=-1).rechunk({2: -1})
-    return da.map_blocks(
-        lambda y: _merge.forward("concat" if stack.merge == "none" else stack.merge, y),
-        joined,
-        dtype=joined.dtype,
-        chunks=(*joined.chunks[:2], (stack.width,)),
-        meta=joined._meta,
+    apart = stack.merge == "none" and last
+    axes, sizes = ("dtbo", {"d": 2, "o": stack.output_size}) if apart else ("tbo", {"o": stack.width})
+    pairs = [part for y in ys for part in (y, "tbf")]
+    return da.blockwise(
+        *(_join, axes, *pairs),
+        merge=None if apart else "concat" if stack.merge == "none" else stack.merge,
+        new_axes=sizes,
+        concatenate=True,
+        align_arrays=False,
+        dtype=ys[0].dtype,
+        meta=_array.namespace(ys[0]._meta, "y").empty((0,) * len(axes), dtype=ys[0].dtype),
     )
+
+
+def _join(*ys: Any, merge: str | None) -> Any:
+    """Return the outputs of both directions, merged or on an axis of their own."""
+    xp = _array.namespace(ys[0], "y")
+    return xp.stack(ys) if merge is None else _merge.forward(merge, xp.concat(ys, axis=-1))
 
 
 def _run(
@@ -339,3 +377,70 @@ def _block(model: Packed, x: Any, before: Any, exists: Any, first: int, fresh: A
 def _part(parts: tuple[Any, Any, Any], k: int) -> Any:
     """Return one of the results of a block."""
     return parts[k]
+
+
+def layer(module: Any, home: Home, name: str, x: Any, features: int, width: int) -> Any:
+    """Return what a layer makes of the last axis of each block of `x`."""
+    if not x.ndim or x.shape[-1] != features:
+        msg = f"{name} has shape {x.shape}, expected (..., {features})"
+        raise ShapeError(msg)
+    check_kind(name, x, home, home.dtype)
+    axes = LETTERS[: x.ndim]
+    work, out = type(module).__call__, axes[:-1] + "z"
+    return apply(work, out, {"z": width}, x.dtype, (x, axes), model=module)
+
+
+def lookup(module: Any, home: Home, ids: Any, width: int) -> Any:
+    """Return the vectors of the ids of each block; an id that is out of range is an error of its task."""
+    if ids.dtype.kind not in "iu":
+        msg = f"ids has dtype {ids.dtype}, expected integers"
+        raise DTypeError(msg)
+    check_kind("ids", ids, home, _array.dtype_name(ids.dtype))
+    axes, dtype = LETTERS[: ids.ndim], _array.dtype_named(home.xp, home.dtype)
+    work = type(module).__call__
+    return apply(work, axes + "z", {"z": width}, dtype, (ids, axes), model=module)
+
+
+def on_last_axis(work: Callable[[Any], Any], x: Any, dtype: Any, *, keep: bool) -> Any:
+    """Return what `work` makes of each block of `x`, whose last axis is one block; `keep` retains it."""
+    axes = LETTERS[: x.ndim]
+    return apply(work, axes if keep else axes[:-1], {}, dtype, (x, axes))
+
+
+def apply(
+    work: Callable[..., Any],
+    out: str,
+    sizes: Mapping[str, int],
+    dtype: Any,
+    *arrays: tuple[Any, str],
+    model: Any = None,
+) -> Any:
+    """Return ``work(*blocks)``, or ``work(model, *blocks)``, of Dask arrays whose axes are letters; lazily.
+
+    Blocks along axes that `out` lacks are concatenated. `sizes` are those of new axes. The graph holds a copy
+    of `model`, once: later changes of its parameters do not reach it.
+    """
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.delayed import delayed
+
+    given = {}
+    if model is not None:
+        owned = model._own()
+        given = {"model": delayed(owned, name=f"xplstm-model-{tokenize(owned)}", traverse=False)}
+    return da.blockwise(
+        *(_apply, out, *(part for pair in arrays for part in pair)),
+        work=work,
+        **given,
+        new_axes=dict(sizes),
+        concatenate=True,
+        align_arrays=False,
+        dtype=dtype,
+        meta=_array.namespace(arrays[0][0]._meta, "x").empty((0,) * len(out), dtype=dtype),
+    )
+
+
+def _apply(*blocks: Any, work: Callable[..., Any], model: Any = None) -> Any:
+    """Run one task; Dask's workers are threads themselves."""
+    with Chosen(threads, 1):
+        return work(*blocks) if model is None else work(model, *blocks)

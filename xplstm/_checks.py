@@ -110,7 +110,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
     verb = "are" if first == "the parameters" else "is"
     if given.xp is not expected.xp and ours == "dask":
         msg = (
-            f"{name} is a Dask array, which only a call of a layer takes; use {name}.compute(), or "
+            f"{name} is a Dask array, which only a call takes; use {name}.compute(), or "
             f"dask.array.map_blocks with a frozen layer"
         )
         raise BackendError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from abc import ABC, abstractmethod
@@ -62,6 +63,13 @@ class Composite(Summary, ABC):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name."""
         return {f"{part}.{name}": s for part, a in self._layers.items() for name, s in a.shapes.items()}
+
+    def _own(self) -> Self:
+        """Return a copy whose parameters no other code can write to."""
+        owned = copy.copy(self)
+        for part, layer in self._layers.items():
+            setattr(owned, part, layer._own())
+        return owned
 
     def count(self, inputs: Any, targets: Any) -> int:
         """Return how many elements the loss of a batch is the mean of.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from xplstm import _array
+from xplstm import _array, _blocks
 from xplstm._typing import Array
 
 Pullback = Callable[[Array], Array]
@@ -50,6 +52,18 @@ def largest(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
         return xp.where(chosen, dpooled[None, ...], xp.zeros_like(y))
 
     return pooled, pullback
+
+
+def in_blocks(name: str, y: Any, exists: Any) -> Any:
+    """Return what a pool makes of Dask arrays, all of time at once for each chunk of the batch."""
+    batch = "b" * (y.ndim - 2)
+    given = [(y, f"t{batch}f")] if exists is None else [(y, f"t{batch}f"), (exists, f"t{batch}")]
+    return _blocks.apply(partial(_pool, name), f"{batch}f", {}, y.dtype, *given)
+
+
+def _pool(name: str, y: Array, exists: Array | None = None) -> Array:
+    """Return the pooled outputs of a block."""
+    return POOLS[name](y, exists)[0]
 
 
 POOLS = {"mean": mean, "max": largest}

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _values, losses
+from xplstm import _array, _blocks, _checks, _values, losses
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array
@@ -62,9 +62,10 @@ class Task(NamedTuple):
 
     def predict(self, logits: Array) -> Array:
         """Return the likeliest class, the labels that are likelier than not, or the numbers."""
-        xp = _array.namespace(logits, "logits")
         if self.name == "multiclass":
-            return xp.argmax(logits, axis=-1)
+            if _blocks.is_dask(logits):
+                return _blocks.on_last_axis(_largest, logits, np.int64, keep=False)
+            return _largest(logits)
         return logits > 0 if self.name == "multilabel" else logits
 
     def probabilities(self, logits: Array) -> Array:
@@ -72,6 +73,8 @@ class Task(NamedTuple):
         if self.name == "regression":
             msg = "task='regression' predicts numbers, which have no probabilities; call predict"
             raise ArgumentError(msg)
+        if _blocks.is_dask(logits):
+            return _blocks.on_last_axis(self.probabilities, logits, logits.dtype, keep=True)
         xp, z = _array.namespace(logits, "logits"), _array.widen(logits)
         if self.name == "multilabel":
             return _array.narrow(sigmoid(xp, z), _array.dtype_name(logits.dtype))
@@ -85,6 +88,11 @@ class Task(NamedTuple):
             return None
         dtype = "float64" if home.dtype == "float64" else "float32"
         return _array.asarray(np.asarray(self.class_weights), home.xp, home.device, dtype)
+
+
+def _largest(logits: Array) -> Array:
+    """Return the number of the largest logit."""
+    return _array.namespace(logits, "logits").argmax(logits, axis=-1)
 
 
 def _weights(given: Sequence[float] | np.ndarray, count: int) -> tuple[float, ...]:

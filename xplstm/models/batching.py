@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks, _values
+from xplstm import _array, _blocks, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
@@ -270,6 +270,8 @@ def existing(batch: Ragged, name: str = "x") -> Array | None:
     if batch.x.ndim < 2:
         msg = f"{name} has shape {tuple(batch.x.shape)}; with lengths, (T, B, ...) is expected"
         raise ShapeError(msg)
+    if _blocks.is_dask(batch.x):
+        return _blocks.existing(batch.x, batch.lengths)
     steps, entries = batch.x.shape[:2]
     try:
         lengths = _checks.lengths(batch.lengths, Home(xp, device, "float32"), steps, entries)
@@ -296,4 +298,4 @@ def cleared(batch: Ragged, name: str) -> Array:
     if not xp.isdtype(batch.x.dtype, "integral"):
         msg = f"{name} has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
         raise DTypeError(msg)
-    return xp.where(exists, batch.x, xp.zeros_like(batch.x))
+    return xp.where(exists, batch.x, xp.zeros((), dtype=batch.x.dtype, device=_array.device(batch.x)))

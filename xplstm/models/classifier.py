@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _values
+from xplstm import _array, _blocks, _values
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models._pooling import POOLS
+from xplstm.models._pooling import POOLS, in_blocks
 from xplstm.models._task import Task, TaskName, check_features
 from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
@@ -259,6 +260,8 @@ class SequenceClassifier(Composite):
         reading = self._reading(x)
         read = reading.x if self.embedding is None else self.embedding(reading.x)
         y, state_n = self.lstm(read, state, lengths=reading.lengths, mask=reading.mask)
+        if self.pooling in POOLS and not self.each_step and _blocks.takes(y, self._home()):
+            return self.linear(in_blocks(self.pooling, y, reading.exists))
         return self.linear(self._pooled(y, state_n, reading)[0])
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
@@ -467,8 +470,12 @@ class SequenceClassifier(Composite):
 
     def _last(self, state: LSTMState) -> Array:
         """Return the last layer's h, (B, D*H), its directions joined as in y."""
-        xp = _array.namespace(state.h, "h_n")
-        return xp.concat([state.h[d - self._directions, ...] for d in range(self._directions)], axis=-1)
+        if _blocks.takes(state.h, self._home()):
+            axes = "kbf" if state.h.ndim == 3 else "kf"
+            size = {"o": self._directions * state.h.shape[-1]}
+            work = partial(_joined, self._directions)
+            return _blocks.apply(work, axes[1:-1] + "o", size, state.h.dtype, (state.h, axes))
+        return _joined(self._directions, state.h)
 
     def _from_last(self, dlast: Array, state: LSTMState) -> LSTMState:
         """Return the gradient with respect to the final state, from that of `_last`."""
@@ -476,6 +483,12 @@ class SequenceClassifier(Composite):
         own = xp.stack([dlast[..., d * size : (d + 1) * size] for d in range(self._directions)])
         below = xp.zeros_like(state.h[: -self._directions, ...])
         return LSTMState(xp.concat([below, own]), xp.zeros_like(state.c))
+
+
+def _joined(directions: int, h: Array) -> Array:
+    """Return h of the directions of the last layer, side by side."""
+    xp = _array.namespace(h, "h_n")
+    return xp.concat([h[d - directions, ...] for d in range(directions)], axis=-1)
 
 
 def _refuse_without_vocabulary(input_size: Any, embedding_dim: Any, padding_idx: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _values
+from xplstm import _array, _blocks, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -255,10 +256,57 @@ class Forecaster(SeriesModel):
         ShapeError, DTypeError, BackendError, ArgumentError
             As `xplstm.LSTM`.
         """
+        if _blocks.takes(opened(x.x if isinstance(x, WithFuture) else x).x, self._home()):
+            return self._in_blocks(x, state)
         read = self._read(x)
         y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
-        expected, _ = self._roles.forecasts(self.linear(y), read.z)
-        return self._original(expected), state_n
+        return self._following(y, read.z), state_n
+
+    def _following(self, y: Array, z: Array) -> Array:
+        """Return the forecasts of each step in the units of the series."""
+        return self._original(self._roles.forecasts(self.linear(y), z)[0])
+
+    def _in_blocks(self, x: Any, state: Any) -> tuple[Any, LSTMState]:
+        """Return Dask arrays, one task for each chunk of time and batch."""
+        if isinstance(x, WithFuture):
+            msg = "x is a Dask array with a future, which only forecast takes; use x.x.compute() for a call"
+            raise ArgumentError(msg)
+        check_future(None, self._roles)
+        batch = opened(x)
+        self._check_blocks(batch.x)
+        steps, shape = "tb"[: batch.x.ndim - 1], dict(zip("uvw", self._roles.shape, strict=False))
+        dtype, work = batch.x.dtype, Forecaster._standardised
+        scaled = {"z": self._roles.features}
+        z = _blocks.apply(work, f"{steps}z", scaled, dtype, (batch.x, f"{steps}f"), model=self)
+        y, state_n = self.lstm(z, state, lengths=batch.lengths)
+        out, read = steps + "".join(shape), ((y, f"{steps}h"), (z, f"{steps}f"))
+        return _blocks.apply(Forecaster._following, out, shape, dtype, *read, model=self), state_n
+
+    def _check_blocks(self, x: Any) -> None:
+        """Check the shape, the library and the dtype of a Dask array."""
+        home, features = self._home(), self._roles.features
+        if x.ndim not in (2, 3) or x.shape[-1] != features:
+            msg = f"x has shape {x.shape}, expected (T, B, {features}) or (T, {features})"
+            raise ShapeError(msg)
+        _blocks.check_kind("x", x, home, home.dtype)
+
+    def _forecast_blocks(self, x: Any, future: Any, steps: int, state: Any) -> Any:
+        """Return a Dask array, one task for each chunk of the batch."""
+        self._check_blocks(x)
+        check_future(future, self._roles)
+        batched, rest = x.ndim == 3, self._roles.shape[0 if self.horizon is None else 1 :]
+        axes = dict(zip("vw", rest, strict=False))
+        x = x if batched else x[:, None, :]
+        given = [(x, "tbf")]
+        if future is not None:
+            shape = (self._roles.horizon or 0, x.shape[1], len(self.known))
+            future = future if batched else future[:, None, :]
+            given.append((_blocks.in_batches("future", future, self._home(), shape, x), "jbk"))
+        states = _blocks.states(self.lstm._stack, self._home(), state, x, batched)
+        given += [] if states is None else [(states[0], "lbp"), (states[1], "lbq")]
+        work, sizes = partial(_forecast_block, steps, future is not None), {"n": steps} | axes
+        found = _blocks.apply(work, "nb" + "".join(axes), sizes, x.dtype, *given, model=self)
+        return found if batched else found[:, 0]
 
     def forecast(self, x: Array | WithFuture, steps: int | None = None, state: State = None) -> Array:
         """Continue a series after its last step.
@@ -307,6 +355,8 @@ class Forecaster(SeriesModel):
         if 0 in given.shape[:1]:
             msg = f"x has shape {tuple(given.shape)}; there must be at least 1 step to go on from"
             raise ShapeError(msg)
+        if _blocks.takes(given, self._home()):
+            return self._forecast_blocks(given, getattr(x, "future", None), steps, state)
         read = self._read(x)
         check_finite("x", given)
         if isinstance(x, WithFuture):
@@ -488,6 +538,13 @@ class Forecaster(SeriesModel):
             _array.asarray(self.mean, home.xp, home.device, home.dtype),
             _array.asarray(self.std, home.xp, home.device, home.dtype),
         )
+
+
+def _forecast_block(steps: int, ahead: bool, model: Forecaster, x: Array, *given: Array) -> Array:
+    """Return the forecast of one chunk of the batch, from what is known ahead and the state, if given."""
+    future, state = (given[0], given[1:]) if ahead else (None, given)
+    whole: Any = x if future is None else WithFuture(x, future)
+    return model.forecast(whole, steps, LSTMState(*state) if state else None)
 
 
 def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: int) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _values, losses
-from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm import _array, _blocks, _values, losses
+from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
@@ -419,6 +420,10 @@ class Seq2Seq(Composite):
         """
         ids = opened(source).x
         _array.namespace(ids, "source")
+        if _blocks.takes(ids, self._home()):
+            msg = "source is a Dask array, and decode returns lists; use source.compute(), or call decode "
+            msg += "in a dask.delayed function for each block"
+            raise BackendError(msg)
         shape = tuple(ids.shape)
         if len(shape) != 2:
             msg = f"source has shape {shape}, expected (S, B)"
@@ -489,9 +494,14 @@ class Seq2Seq(Composite):
 
     def _forced(self, target: Array | Ragged) -> Array:
         """What the decoder reads if it is always told what should have come: the target, one step later."""
-        ids = cleared(opened(target), "target")
-        xp = _array.namespace(ids, "target")
-        return xp.concat([xp.full_like(ids[:1, ...], self.end), ids[:-1, ...]])
+        ids: Any = cleared(opened(target), "target")
+        if not _blocks.is_dask(ids):
+            return _one_later(self.end, ids)
+        axes = "tb"[: ids.ndim]
+        later = _blocks.apply(
+            partial(_one_later, self.end), axes, {}, ids.dtype, (ids.rechunk({0: -1}), axes)
+        )
+        return later.rechunk({0: ids.chunks[0]})
 
     def _mixed(self, target: Ragged, state: LSTMState, rng: np.random.Generator | None) -> Array:
         """What the decoder reads if a coin decides, for each token, whose it is."""
@@ -517,6 +527,12 @@ def _check_texts(name: str, texts: Any) -> None:
         raise DTypeError(msg)
 
 
+def _one_later(first: int, ids: Array) -> Array:
+    """Return ids (U, ...) one step later, after a first step of `first`."""
+    xp = _array.namespace(ids, "target")
+    return xp.concat([xp.full_like(ids[:1, ...], first), ids[:-1, ...]])
+
+
 def _check_pair(source: Array | Ragged, target: Array | Ragged) -> tuple[Ragged, Ragged]:
     """Return source and target, which must be of one batch."""
     pair = opened(source), opened(target)
@@ -524,7 +540,10 @@ def _check_pair(source: Array | Ragged, target: Array | Ragged) -> tuple[Ragged,
     for name, batch in zip(("source", "target"), pair, strict=True):
         _array.namespace(batch.x, name)
         shapes.append(tuple(batch.x.shape))
-    if len(shapes[0]) != len(shapes[1]) or not 1 <= len(shapes[0]) <= 2 or shapes[0][1:] != shapes[1][1:]:
+    # The network compares the chunks of batches whose size Dask does not know.
+    known = all(n == n for shape in shapes for n in shape)
+    fitting = shapes[0][1:] == shapes[1][1:] or not known
+    if len(shapes[0]) != len(shapes[1]) or not 1 <= len(shapes[0]) <= 2 or not fitting:
         found = f"source has shape {shapes[0]} and target {shapes[1]}"
         msg = f"{found}, expected (S, B) and (U, B), or (S,) and (U,)"
         raise ShapeError(msg)

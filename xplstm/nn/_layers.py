@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _checks, _dropout, _values, init
+from xplstm import _array, _blocks, _checks, _dropout, _values, init
 from xplstm._checks import Home
 from xplstm._summary import Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -74,7 +74,8 @@ class Embedding(Module):
         Parameters
         ----------
         ids : array of integers, shape (...)
-            In [0, num_embeddings); on a device or traced they are not looked at.
+            In [0, num_embeddings); on a device or traced they are not looked at. A Dask array gives a Dask
+            array, in which each task looks at its own block.
 
         Returns
         -------
@@ -85,7 +86,10 @@ class Embedding(Module):
         DTypeError, BackendError, ArgumentError
             Naming the argument, its value and the bound.
         """
-        ids = _checks.ids("ids", ids, self._home(), self.num_embeddings)
+        home = self._home()
+        if _blocks.takes(ids, home):
+            return _blocks.lookup(self, home, ids, self.embedding_dim)
+        ids = _checks.ids("ids", ids, home, self.num_embeddings)
         return _array.take_rows(self.params["weight"], ids)
 
     def vjp(self, ids: Array) -> tuple[Array, Callable[[Array], DParams]]:
@@ -190,6 +194,7 @@ class Linear(Module):
         Parameters
         ----------
         x : array, shape (..., in_features)
+            A Dask array gives a Dask array, one task for each chunk: :doc:`/guides/dask`.
 
         Returns
         -------
@@ -200,6 +205,9 @@ class Linear(Module):
         ShapeError, DTypeError, BackendError
             Naming the argument, its value and the bound.
         """
+        home = self._home()
+        if _blocks.takes(x, home):
+            return _blocks.layer(self, home, "x", x, self.in_features, self.out_features)
         home, x = self._check(x)
         params = {name: _array.native(a) for name, a in self.params.items()}
         y = _array.widen(x) @ _array.widen(params["weight"]).T

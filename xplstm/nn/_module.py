@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -65,6 +66,12 @@ class Module(Summary):
     def __sizeof__(self) -> int:
         """Return the bytes by which Dask places and spills objects."""
         return object.__sizeof__(self) + self.nbytes
+
+    def _own(self) -> Self:
+        """Return a copy whose parameters no other code can write to."""
+        owned = copy.copy(self)
+        owned.params = {name: _array.copy(a) for name, a in self.params.items()}
+        return owned
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters by name.
