@@ -20,6 +20,7 @@ ROWS = (
     ("_errors", "_typing", "_choice", "io.files._durable"),
     ("_values", "_summary"),
     (
+        "training._order",
         "training._trees",
         "kernels._recycled",
         "kernels._threads",
@@ -98,7 +99,7 @@ ROWS = (
         "training._groups",
         "training._long",
     ),
-    ("training._team",),
+    ("training._ahead", "training._samples", "training._team"),
     ("training._shards",),
     ("training._resumed",),
     ("training._run", "training._stateful"),

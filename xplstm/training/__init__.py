@@ -5,6 +5,7 @@ from xplstm.training._fit import fit
 from xplstm.training._groups import Group, LocalGroup, MPIGroup, TorchGroup, local_group
 from xplstm.training._long import Gradients, gradients_over
 from xplstm.training._run import Event, Model
+from xplstm.training._samples import Samples
 from xplstm.training._saved import Checkpoint, History, load_checkpoint, save_checkpoint
 from xplstm.training._shards import Shards
 from xplstm.training._stateful import StatefulTrainer
@@ -18,6 +19,7 @@ __all__ = [
     "LocalGroup",
     "MPIGroup",
     "Model",
+    "Samples",
     "Shards",
     "StatefulTrainer",
     "Streams",

@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     checkpoint_every: int
     checkpoint_seconds: float
     callbacks: tuple[Callback, ...]
+    read_ahead: int
 
     def is_over(self, run: Run) -> bool:
         """Return whether the last update has been made."""
@@ -80,6 +81,7 @@ def plan_of(given: Mapping[str, Any]) -> Plan:
         checkpoint=checkpoint,
         checkpoint_seconds=math.inf if seconds is None else _values.positive("checkpoint_seconds", seconds),
         callbacks=tuple(_values.function(f"callbacks[{k}]", f) for k, f in enumerate(callbacks)),
+        read_ahead=_values.size("read_ahead", given["read_ahead"], 0),
     )
 
 

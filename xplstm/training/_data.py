@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -106,38 +107,61 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"batch {self.position} of epoch {self.epoch}"
 
+    def next(self, is_last: bool) -> Place:
+        """Return the place of the batch after this one, which may be the last of its epoch."""
+        return Place(self.epoch + 1, 0) if is_last else Place(self.epoch, self.position + 1)
+
+
+class Found(NamedTuple):
+    """One batch, or the part of it that this process needs."""
+
+    inputs: Any
+    targets: Any
+    part: tuple[int, int, int] | None
+    """The first batch entry of the part, the one after its last, and the number of all; None for all."""
+    is_last: bool
+    """Whether the batch is the last of its epoch."""
+    data: dict[str, Any] | None
+    """What `Source.describe` returns, with the first batch of an epoch."""
+
+
+Own: TypeAlias = Callable[[int], tuple[int, int]]
+"""From the number of batch entries to the first that this process needs, and the one after the last."""
+
 
 class Source:
     """The batches of all epochs, by their place.
 
-    Sequences are read by index. What can only be iterated over is read in order, one batch ahead, so that
-    the last batch of an epoch is known.
+    Sequences are read by index, and in parts where they have methods ``entries(index)`` and
+    ``part(index, low, high)``. What can only be iterated over is read in order, one batch ahead, so that the
+    last batch of an epoch is known.
     """
 
-    def __init__(self, data: Batches | Callable[[int], Batches]) -> None:
-        self._data = data
+    def __init__(self, data: Batches | Callable[[int], Batches], own: Own) -> None:
+        self._data, self._own = data, own
         self._epoch: int | None = None
         self._batches: _Indexed | _Iterated
+        self.is_parted: bool | None = None
+        """Whether each process reads its own part of a batch; None before data was looked at."""
 
-    def batch(self, place: Place) -> tuple[Batch, bool]:
-        """Return one batch, and whether it is the last of its epoch."""
-        return self._of(place.epoch).get(place)
-
-    def size(self, epoch: int) -> int | None:
-        """Return the number of batches of an epoch, where it can be known."""
-        return self._of(epoch).size
+    def batch(self, place: Place) -> Found:
+        """Return one batch."""
+        batches = self._of(place.epoch)
+        found = batches.get(place)
+        return found._replace(data=self.describe(place.epoch)) if place.position == 0 else found
 
     def describe(self, epoch: int) -> dict[str, Any]:
-        """Return what a resumed run compares: the number of batches, and the shapes of the first one."""
+        """Return what a resumed run compares: number and order of batches, and shapes of the first one."""
         batches = self._of(epoch)
-        return {"epoch": epoch, "batches": batches.size, "shapes": batches.shapes}
+        return {"epoch": epoch, "batches": batches.size, "shapes": batches.shapes, "order": batches.order}
 
     def check(self, recorded: Mapping[str, Any] | None, place: Place) -> None:
         """Refuse data of other sizes than those of the run to resume, and a place that they lack."""
         if recorded is not None:
             epoch, ours = recorded["epoch"], self._of(recorded["epoch"])
-            if isinstance(ours, _Indexed):
+            if isinstance(ours, _Indexed) and not ours.is_parted:
                 ours.get(Place(epoch, 0))
+            _check_order(recorded.get("order"), ours.order)
             if recorded["batches"] != ours.size:
                 before = recorded["batches"]
                 msg = f"the run to resume had {before} batches in epoch {epoch}; data has {ours.size}"
@@ -156,57 +180,97 @@ class Source:
         """Return the batches of an epoch, of which there must be some."""
         if epoch != self._epoch:
             given = self._data(epoch) if callable(self._data) else self._data
-            self._batches, self._epoch = _opened(given, epoch), epoch
+            self._batches, self._epoch = _opened(given, epoch, self._own), epoch
+            before, self.is_parted = self.is_parted, self._batches.is_parted
+            if before not in (None, self.is_parted):
+                has = "have" if self.is_parted else "do not have"
+                msg = f"the batches of epoch {epoch} {has} part(index, low, high), unlike those before"
+                raise ArgumentError(msg)
         return self._batches
 
 
 class _Indexed:
     """Batches that are read by index."""
 
-    def __init__(self, batches: Any, epoch: int) -> None:
-        self._batches = batches
+    def __init__(self, batches: Any, epoch: int, own: Own) -> None:
+        self._batches, self._own = batches, own
         self.size: int = len(batches)
         if self.size == 0:
             raise _no_batches(epoch)
+        self.is_parted = callable(getattr(batches, "part", None)) and callable(
+            getattr(batches, "entries", None)
+        )
+        describe = getattr(batches, "describe", None)
+        self.order: Any = (
+            json.loads(json.dumps(describe())) if self.is_parted and callable(describe) else None
+        )
         self.shapes: list[Any] | None = None
 
-    def get(self, place: Place) -> tuple[Batch, bool]:
-        batch = _pair(self._batches[place.position], place)
-        if place.position == 0:
-            self.shapes = _shapes(batch)
-        return batch, place.position + 1 == self.size
+    def get(self, place: Place) -> Found:
+        """Return one batch, or this process's part of it."""
+        position, is_last = place.position, place.position + 1 == self.size
+        if not self.is_parted:
+            inputs, targets = _pair(self._batches[position], place)
+            if position == 0:
+                self.shapes = _shapes((inputs, targets))
+            return Found(inputs, targets, None, is_last, None)
+        entries = _values.size(f"entries({position})", self._batches.entries(position), 0)
+        low, high = self._own(entries)
+        part = self._batches.part(position, low, high) if low < high else (None, None)
+        return Found(*_pair(part, place), (low, high, entries), is_last, None)
 
 
 class _Iterated:
-    """Batches that are read one after another."""
+    """Batches that are read one after another; the last one can be read again."""
+
+    is_parted, order = False, None
 
     def __init__(self, batches: Iterable[Any], epoch: int) -> None:
         self.size: int | None = len(batches) if isinstance(batches, Sized) else None
         self._again = iter(batches) is not batches
         self._batches = iter(batches)
+        self._last: Any = None
         self._next, self._ahead = 0, next(self._batches, _END)
         if self._ahead is _END:
             raise _no_batches(epoch, self._again)
         self.shapes = _shapes(_pair(self._ahead, Place(epoch, 0)))
 
-    def get(self, place: Place) -> tuple[Batch, bool]:
+    def get(self, place: Place) -> Found:
+        """Return one batch."""
         while self._next <= place.position and self._ahead is not _END:
-            batch = self._ahead
+            self._last = self._ahead
             self._next, self._ahead = self._next + 1, next(self._batches, _END)
         if self._next != place.position + 1:
             msg = f"data ended after {self._next} batches of epoch {place.epoch}; {place} was expected"
             raise ArgumentError(msg)
-        return _pair(batch, place), self._ahead is _END
+        return Found(*_pair(self._last, place), None, self._ahead is _END, None)
+
+
+def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:
+    """Refuse samples that are read in another order than those of the run to resume."""
+    if before is None or ours is None:
+        if before is not ours:
+            ours_is, before_is = ("not " if order is None else "" for order in (ours, before))
+            msg = (
+                f"the data describes {ours_is}its order, and the data of the run to resume did {before_is}so"
+            )
+            raise ArgumentError(msg)
+        return
+    for name in {**before, **ours}:
+        if before.get(name) != ours.get(name):
+            msg = f"the data of the run to resume had {name}={before.get(name)!r}; "
+            msg += f"{name}={ours.get(name)!r} is given"
+            raise ArgumentError(msg)
 
 
 _END = object()
 
 
-def _opened(batches: Any, epoch: int) -> _Indexed | _Iterated:
+def _opened(batches: Any, epoch: int, own: Own) -> _Indexed | _Iterated:
     """Return the batches of one epoch behind one face."""
     if not isinstance(batches, Mapping | str | bytes) and getattr(batches, "shape", None) != ():
         if hasattr(batches, "__len__") and hasattr(batches, "__getitem__"):
-            return _Indexed(batches, epoch)
+            return _Indexed(batches, epoch, own)
         if isinstance(batches, Iterable):
             return _Iterated(batches, epoch)
     msg = (

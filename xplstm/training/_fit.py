@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -14,6 +15,7 @@ from xplstm import _values
 from xplstm._errors import ArgumentError, GroupError, NonFiniteError
 from xplstm.optim import Optimizer
 from xplstm.training import _trees
+from xplstm.training._ahead import ahead
 from xplstm.training._arguments import (
     Callback,
     Path,
@@ -30,7 +32,7 @@ from xplstm.training._progress import bar
 from xplstm.training._resumed import saved_run
 from xplstm.training._run import Event, Model, Run
 from xplstm.training._saved import History, save_checkpoint
-from xplstm.training._shards import Shards
+from xplstm.training._shards import Shards, own_entries
 from xplstm.training._team import Team, digest
 
 
@@ -59,6 +61,7 @@ def fit(
     callbacks: Callback | Sequence[Callback] = (),
     progress: bool | Callable[[History], str] = True,
     parallel: Shards | None = None,
+    read_ahead: int = 0,
 ) -> History:
     """Train a model, one update a batch.
 
@@ -125,6 +128,9 @@ def fit(
         Cut each batch into shards, and train with all processes of a group. Each of them calls `fit` with
         the same arguments. Rank 0 alone reads and writes the checkpoint and shows progress; its validation
         and its clock decide for all.
+    read_ahead : int, optional
+        Read up to so many batches in a thread while the model computes; at least 0. The order stays, an error
+        of the data is raised in its turn, and the thread ends with `fit`. The data must not mind the thread.
 
     Returns
     -------
@@ -194,7 +200,8 @@ def fit(
 
     def begun() -> Run:
         generator = None if rng is None else np.random.default_rng(rng)
-        run = Run(model, optimizer, Source(data), generator, options, settings, team)
+        source = Source(data, functools.partial(own_entries, parallel))
+        run = Run(model, optimizer, source, generator, options, settings, team)
         config = config_of(model)
         run.at = run.at._replace(model=config)
         if at is not None:
@@ -204,7 +211,9 @@ def fit(
         return run
 
     run, owner = _agreed(team, begun, plan), os.getpid()
-    with bar(progress if team.is_first else False, run.at.update, updates) as report, team.signals():
+    reading = ahead(run.source, plan.read_ahead, plan.epochs)
+    reports = bar(progress if team.is_first else False, run.at.update, updates)
+    with reports as report, team.signals(), reading as run.read:
         try:
             _loop(run, plan, report)
         except NonFiniteError:
@@ -317,8 +326,11 @@ def _agreed(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
         if team.size == 1:
             return {}
         at = run.at
-        (inputs, targets), _ = run.source.batch(Place(at.epoch, at.position))
-        batch = {n: a for n, a in _trees.leaves({"i": inputs, "t": targets}) if hasattr(a, "shape")}
+        batch = {}
+        if not run.source.is_parted:
+            found = run.source.batch(Place(at.epoch, at.position))
+            trees = {"i": found.inputs, "t": found.targets}
+            batch = {name: a for name, a in _trees.leaves(trees) if hasattr(a, "shape")}
         arrays = {name: a for name, a in at.optimizer.items() if not isinstance(a, int)}
         return {
             **at.settings,

@@ -18,7 +18,7 @@ from xplstm._typing import Array
 from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
 from xplstm.optim._optimizer import MASTER
 from xplstm.training import _judge
-from xplstm.training._data import Batch, Place, Source
+from xplstm.training._data import Found, Place, Source
 from xplstm.training._resumed import check_parameters, check_run, restore_generator
 from xplstm.training._saved import Checkpoint, History, State
 from xplstm.training._shards import Shards, Work, gradients
@@ -151,6 +151,7 @@ class Run:
     ) -> None:
         self.model, self.optimizer, self.rng, self.source = model, optimizer, rng, source
         self.options, self.team = options, team
+        self.read: Callable[[Place], Found] = source.batch
         self.lr = self.norm = math.nan
         self._good: Array | None = None
         self._places: list[Place] = []
@@ -195,10 +196,7 @@ class Run:
             losses.append(loss)
             for name, g in made.items():
                 total.setdefault(name, []).append(g)
-            last, place = (
-                place,
-                Place(place.epoch + 1, 0) if is_last else Place(place.epoch, place.position + 1),
-            )
+            last, place = place, place.next(is_last)
             state = state if options.carry and not is_last else None
         grads = {name: _mean(gs, self._scale) for name, gs in total.items()}
         loss = losses[0] if len(losses) == 1 else functools.reduce(operator.add, losses) / len(losses)
@@ -207,10 +205,11 @@ class Run:
     def _of_batch(self, place: Place, state: State) -> tuple[Any, State, Grads, bool]:
         """Return loss, state and gradients of one batch, and whether it is the last of its epoch."""
 
-        def read() -> tuple[Batch, bool]:
-            batch = self.source.batch(place)
-            self._note_data(place)
-            return batch
+        def read() -> Found:
+            found = self.read(place)
+            if found.data is not None:  # for a resumed run to compare
+                self.at = self.at._replace(settings={**self.at.settings, "data": found.data})
+            return found
 
         def of_part(
             inputs: Any, targets: Any, state: State, rng: np.random.Generator | None
@@ -219,10 +218,10 @@ class Run:
             return loss, after, self._pulled_back(pullback)
 
         if self.options.shards is None:
-            (inputs, targets), is_last = read()
-            return *of_part(inputs, targets, state, self.rng), is_last
+            found = read()
+            return *of_part(found.inputs, found.targets, state, self.rng), found.is_last
         names = tuple(name for name in self.model.params if name not in self.options.frozen)
-        work = Work(self.team, self.options.shards, self.model, names, self.rng)
+        work = Work(self.team, self.options.shards, self.model, names, self.rng, bool(self.source.is_parted))
         return gradients(work, read, of_part, state, self.options.carry)
 
     def _loss_vjp(
@@ -276,12 +275,6 @@ class Run:
         if self.options.max_norm is not None:
             return clip_by_global_norm(grads, self.options.max_norm)
         return grads, clip_by_global_norm(grads, math.inf)[1] if self.options.measure else math.nan
-
-    def _note_data(self, place: Place) -> None:
-        """Keep the sizes of the data, for a resumed run to compare."""
-        if place.position == 0:
-            data = self.source.describe(place.epoch)
-            self.at = self.at._replace(settings={**self.at.settings, "data": data})
 
     # Judging it.
 

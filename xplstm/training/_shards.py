@@ -13,7 +13,7 @@ import numpy as np
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array
-from xplstm.training._data import Batch
+from xplstm.training._data import Found
 from xplstm.training._groups import Group
 from xplstm.training._saved import State
 from xplstm.training._team import HEADER, LOSS, Team, refuse_size
@@ -91,6 +91,15 @@ class Shards:
         return f"Shards({self.group!r}, {self.count}, batch_axis={self.batch_axis})"
 
 
+def own_entries(shards: Shards | None, entries: int) -> tuple[int, int]:
+    """Return the batch entries of this rank's shards: the first, and the one after the last."""
+    if shards is None or shards.group is None:
+        return 0, entries
+    each = shards.count // shards.group.size
+    low, high = shards.group.rank * each, (shards.group.rank + 1) * each
+    return low * entries // shards.count, high * entries // shards.count
+
+
 class Work(NamedTuple):
     """What the gradient of one batch needs."""
 
@@ -100,10 +109,12 @@ class Work(NamedTuple):
     names: tuple[str, ...]
     """Parameters that are not frozen."""
     rng: np.random.Generator | None
+    is_parted: bool
+    """Whether each process reads its own part of a batch."""
 
 
 def gradients(
-    work: Work, read: Callable[[], tuple[Batch, bool]], one: One, state: State, carry: bool
+    work: Work, read: Callable[[], Found], one: One, state: State, carry: bool
 ) -> tuple[Any, State, Grads, bool]:
     """Return loss, state, gradients of one batch, and whether it is the last, the same on every rank.
 
@@ -114,11 +125,19 @@ def gradients(
     dtype = "float64" if "float64" in dtypes else "float32"
     length = HEADER + sum(math.prod(a.shape) for a in params.values())
     states: list[tuple[np.ndarray, ...]] = []
+    cuts: list[_Cut] = []
+
+    def own_count() -> int:
+        """Read the part of this rank, and return how many elements of it count."""
+        cuts.append(_Cut(work, read()))
+        return cuts[0].counted
+
+    total = sum(work.team.together(own_count)) if work.is_parted else None
 
     def own_part() -> tuple[np.ndarray, bool]:
         """Return the sum over the shards of this rank; their states are kept."""
-        (inputs, targets), is_last = read()
-        cut = _Cut(work, inputs, targets)
+        cut = cuts[0] if cuts else _Cut(work, read())
+        is_last, whole = cut.is_last, cut.counted if total is None else total
         count, team = work.shards.count, work.team
         seeds = None if work.rng is None else work.rng.integers(0, 2**63, count)  # all, on every rank
 
@@ -129,7 +148,7 @@ def gradients(
                 left += tree(middle, high)
                 return left
             flat = np.zeros(length, dtype)
-            part = cut.shard(low, state)
+            part = cut.shard(low, state, whole)
             if part.entries:
                 rng = None if seeds is None else np.random.default_rng(seeds[low])
                 loss, after, grads = one(part.inputs, part.targets, part.state, rng)
@@ -159,28 +178,38 @@ class _Part(NamedTuple):
 
 
 class _Cut:
-    """A batch, and how it is cut."""
+    """A batch, or the part of it that this rank read, and how it is cut."""
 
-    def __init__(self, work: Work, inputs: Any, targets: Any) -> None:
-        self._work, self._inputs, self._targets = work, inputs, targets
-        self._entries = _entries(inputs, work.shards.batch_axis)
-        self._total = self._count(inputs, targets, self._entries)
+    def __init__(self, work: Work, found: Found) -> None:
+        self._work, self._inputs, self._targets = work, found.inputs, found.targets
+        self.is_last, axis = found.is_last, work.shards.batch_axis
+        if found.part is None:
+            self._first, self._here = 0, _entries(found.inputs, axis)
+            self._entries = self._here
+        else:
+            self._first, high, self._entries = found.part
+            self._here = high - self._first
+            given = _entries(found.inputs, axis) if self._here else 0
+            if given != self._here:
+                msg = f"part({self._first}, {high}) of the data gave {given} batch entries on axis {axis}"
+                raise ShapeError(f"{msg}; {self._here} were expected")
+        self.counted = self._count(found.inputs, found.targets, self._here) if self._here else 0
 
-    def shard(self, number: int, state: State) -> _Part:
-        """Return one shard."""
+    def shard(self, number: int, state: State, total: int) -> _Part:
+        """Return one shard of a batch in whose loss `total` elements count."""
         count = self._work.shards.count
         low, high = number * self._entries // count, (number + 1) * self._entries // count
         if low == high:
             return _Part(None, None, None, 0, 0.0)
         inputs, targets = (
-            self._slice("inputs", self._inputs, low, high),
-            self._slice("targets", self._targets, low, high),
+            self._slice("inputs", self._inputs, low - self._first, high - self._first),
+            self._slice("targets", self._targets, low - self._first, high - self._first),
         )
         counted = self._count(inputs, targets, high - low)
         if state is not None:
             _checked_state(state, self._entries)
             state = tuple(a[..., low:high, :] for a in state)
-        return _Part(inputs, targets, state, high - low, counted / max(self._total, 1))
+        return _Part(inputs, targets, state, high - low, counted / max(total, 1))
 
     def _count(self, inputs: Any, targets: Any, entries: int) -> int:
         """Return how many elements the loss is the mean of."""
@@ -206,8 +235,8 @@ class _Cut:
             parts = [self._slice(f"{name}[{k}]", part, low, high) for k, part in enumerate(tree)]
             return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
         axis = 0 if len(_shape(name, tree)) == 1 else self._work.shards.batch_axis
-        if tree.shape[axis] != self._entries:
-            found = f"{name} has shape {tuple(tree.shape)}, and inputs have {self._entries} batch entries"
+        if tree.shape[axis] != self._here:
+            found = f"{name} has shape {tuple(tree.shape)}, and inputs have {self._here} batch entries"
             msg = f"{found}; they are cut along axis {axis}, as batch_axis= of Shards says"
             raise ShapeError(msg)
         return tree[low:high, ...] if axis == 0 else tree[:, low:high, ...]

@@ -1,0 +1,72 @@
+"""Batches that a thread reads while the model computes."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from xplstm.training._data import Found, Place, Source
+
+
+@contextlib.contextmanager
+def ahead(source: Source, count: int, epochs: int | None) -> Iterator[Callable[[Place], Found]]:
+    """Give the function that returns each batch, of which a thread reads up to `count` in advance.
+
+    The thread reads no epoch from `epochs` on. It begins with the first call, and ends with the block.
+    """
+    if count == 0:
+        yield source.batch
+        return
+    reader = _Reader(source, count, epochs)
+    try:
+        yield reader.batch
+    finally:
+        reader.close()
+
+
+class _Reader:
+    """One thread that reads the batches in their order."""
+
+    def __init__(self, source: Source, count: int, epochs: int | None) -> None:
+        self._source, self._epochs = source, epochs
+        self._free = threading.Semaphore(count)
+        self._found: queue.SimpleQueue[tuple[Place, Found | BaseException]] = queue.SimpleQueue()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def batch(self, place: Place) -> Found:
+        """Return the next batch, which must be the one at `place`; raise the error that reading it raised."""
+        if self._thread is None:
+            context = contextvars.copy_context()  # so that the caller's choice of backend holds
+            self._thread = threading.Thread(target=context.run, args=(self._read, place), daemon=True)
+            self._thread.start()
+        read, found = self._found.get()
+        self._free.release()
+        if isinstance(found, BaseException):
+            raise found
+        assert read == place
+        return found
+
+    def close(self) -> None:
+        """End the thread, after the batch that it is reading."""
+        self._closed = True
+        self._free.release()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _read(self, place: Place) -> None:
+        """Read until the end of the data, an error or `close`."""
+        while place.epoch != self._epochs:
+            self._free.acquire()
+            if self._closed:
+                return
+            try:
+                found = self._source.batch(place)
+            except BaseException as error:
+                self._found.put((place, error))
+                return
+            self._found.put((place, found))
+            place = place.next(found.is_last)
