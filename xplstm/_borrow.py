@@ -8,6 +8,7 @@ and every call whose arrays are no plain memory: tracers, transformed tensors, a
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xplstm import _array, _choice, _dispatch
-from xplstm._dispatch import Directions, Kernel
+from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._params import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 KERNELS = ("native", "numpy_inplace")
 """Kernels for NumPy that run on borrowed memory."""
-
-DTYPES = ("float32", "float64")
 
 
 def why_not(
@@ -41,10 +40,16 @@ def why_not(
     look = _LOOKS.get(_array.backend_name(home.xp))
     if look is None:
         return ""
-    if home.dtype not in DTYPES:
-        return f"only those of {' and '.join(DTYPES)} are borrowed"
+    if home.dtype == "bfloat16" and not _numpy_has_bfloat16():
+        return "NumPy has bfloat16 only with the package ml_dtypes"
     params = (a for layer in layers for p in layer for a in p)
     return look([a for a in (*arrays, *params) if a is not None], keep)
+
+
+@cache
+def _numpy_has_bfloat16() -> bool:
+    """Return whether the package that gives NumPy the dtype is installed."""
+    return importlib.util.find_spec("ml_dtypes") is not None
 
 
 def select(problem: Problem) -> Kernel:
@@ -57,6 +62,10 @@ def select(problem: Problem) -> Kernel:
 class _Library(NamedTuple):
     """What differs between the libraries whose memory is borrowed."""
 
+    has: Callable[[Any], bool]
+    """Whether something is an array of the library."""
+    why_not: Callable[[list[Any], bool], str | None]
+    """Why arrays are no plain memory of the CPU, or None."""
     view: Callable[[Array], np.ndarray]
     """The memory of an array."""
     own: Callable[[list[Any], Array], list[Array]]
@@ -169,7 +178,29 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
         gradients = run.backward(residuals, (dy, *dstate_n))
         return gradients[0], LSTMState(*gradients[1:3]), run.of(gradients)
 
-    return kernel._replace(prepare=prepare, forward=forward, backward=backward, stepper=None)
+    def stepper(problem: Problem, layers: tuple[_Packed, ...]) -> Stepper:
+        assert kernel.stepper is not None
+        step = kernel.stepper(_on_host(problem), tuple(layer.packed for layer in layers))
+
+        def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
+            """Run one step, or return None for arguments that need the checks of a call."""
+            arrays = [x_t] if state is None else [x_t, *state] if isinstance(state, tuple) else []
+            if not arrays or any(not library.has(a) for a in arrays):
+                return None
+            if library.why_not(arrays, False) is not None or library.differentiates(arrays):
+                return None
+            x, *before = map(library.view, arrays)
+            with library.bound():
+                found = step(x, tuple(before) or None)
+            if found is None:
+                return None
+            y, h, c = library.own([found[0], *found[1]], x_t)
+            return y, LSTMState(h, c)
+
+        return borrowed
+
+    made = None if kernel.stepper is None else stepper
+    return kernel._replace(prepare=prepare, forward=forward, backward=backward, stepper=made)
 
 
 # ---- PyTorch
@@ -209,13 +240,21 @@ def _has_memory(a: Any) -> bool:
 
 def _torch_view(a: Any) -> np.ndarray:
     """Return the memory of a tensor; a negation that PyTorch has put off is done."""
-    return np.asarray(a.detach().resolve_neg().numpy())
+    import torch
+
+    a = a.detach().resolve_neg()
+    if a.dtype == torch.bfloat16:
+        # The same bits under a dtype that both libraries have.
+        return np.asarray(a.view(torch.int16).numpy().view(_array.dtype_named(np, "bfloat16")))
+    return np.asarray(a.numpy())
 
 
 def _torch_own(results: list[np.ndarray], _: Any) -> list[Any]:
     """Return tensors on the memory of the results."""
     import torch
 
+    if results[0].dtype.name == "bfloat16":
+        return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in results]
     return list(map(torch.from_numpy, results))
 
 
@@ -286,7 +325,11 @@ def _torch() -> _Library:
     def operation(run: _Run, arrays: Sequence[Any]) -> Any:
         return Layer.apply(run, *arrays)  # type: ignore[no-untyped-call, unused-ignore]
 
-    return _Library(_torch_view, _torch_own, _torch_bound, _torch_differentiates, operation)
+    return _Library(
+        lambda a: isinstance(a, torch.Tensor),
+        *(_why_not_torch, _torch_view, _torch_own, _torch_bound, _torch_differentiates),
+        operation,
+    )
 
 
 # ---- JAX
@@ -382,7 +425,11 @@ def _jax() -> _Library:
     def operation(run: _Run, arrays: Sequence[Any]) -> Any:
         return layer.bind(*arrays, run=run)
 
-    return _Library(_jax_view, _jax_own, nullcontext, differentiates, operation)
+    return _Library(
+        lambda a: isinstance(a, jax.Array),
+        *(_why_not_jax, _jax_view, _jax_own, nullcontext, differentiates),
+        operation,
+    )
 
 
 class _Hashed(tuple[Any, ...]):
