@@ -117,16 +117,33 @@ def test_a_single_step_has_the_bits_of_a_sequence(isa: str, I: int, H: int) -> N
     np.testing.assert_array_equal(one[0], y[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LARGE)
-def test_bits_do_not_depend_on_instructions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_instructions(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, results = LARGE[name], []
     for isa in FUSED:
         monkeypatch.setattr(native, "ISA", isa)
-        lstm, a = case.lstm(dtype="float32"), as_float32(case)
-        results.append(lstm(a["x"], (a["h_0"], a["c_0"]), **case.valid()))
-    for y, state in results[1:]:
-        np.testing.assert_array_equal(y, results[0][0])
-        np.testing.assert_array_equal(state.c, results[0][1].c)
+        arrays = {key: a.astype(dtype) for key, a in case.arrays().items()}
+        results.append(run(case.lstm(dtype=dtype), arrays, **case.valid()).flat())
+    for found in results[1:]:
+        for key, value in results[0].items():
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("network", [xplstm.GRU, xplstm.RNN])
+def test_bits_of_other_cells_do_not_depend_on_instructions(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).standard_normal((6, 37, 20)).astype("float32")
+    results = []
+    for isa in FUSED:
+        monkeypatch.setattr(native, "ISA", isa)
+        y, _, pullback = network(20, 72, 2, bidirectional=True, rng=1).vjp(x, lengths=np.arange(37) % 7)
+        dx, _, dparams = pullback(y)
+        results.append({"y": y, "dx": dx, **dparams})
+    for found in results[1:]:
+        for key, value in results[0].items():
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
 @pytest.mark.skipif(not native.ISAS.get(native.ISA), reason="there are no fused multiply-adds here")
