@@ -9,7 +9,7 @@ purpose); the word's upper 53 bits, as a fraction of 2**53, are a number in
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,17 @@ class Purpose(IntEnum):
     ZONEOUT_C = 3
     INPUT = 4
     WEIGHT = 5
+
+
+class Draw(NamedTuple):
+    """What the masks of zoneout of a whole call are drawn from."""
+
+    key: Key
+    purpose: Purpose
+    stream: int
+    start: int
+    """Time of the first step."""
+    p: float
 
 
 def draw_key(rng: Any) -> Key:

@@ -229,7 +229,7 @@ def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: py
     assert looks[0]["torch"] == looks[1]["torch"] != looks[0]["onnxruntime"]
 
 
-@pytest.mark.parametrize("option", peers.VARIANTS)
+@pytest.mark.parametrize("option", peers.SHARED)
 def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers, also where weights and inputs take the options far from their defaults."""
     pytest.importorskip("onnxruntime")

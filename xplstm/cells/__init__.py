@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 from xplstm._typing import Array, Device, Namespace
 
 if TYPE_CHECKING:
+    from xplstm._dropout import Draw
     from xplstm.init import Rule
 
 Params: TypeAlias = Any
@@ -78,9 +79,22 @@ class Pointwise(NamedTuple):
     gate_clip: float
     """Infinite where there is none, as is cell_clip."""
     cell_clip: float
+    hold_h: float = 0.0
+    """Of zoneout: the probability that a unit of h keeps its old value; without noise the mean is taken."""
+    hold_c: float = 0.0
     kind: Literal["lstm", "gru", "elman"] = "lstm"
     """Of a GRU h is also c. Of an Elman RNN the gates are the quarters of its units; see
     `Cell.in_four_blocks`."""
+
+
+class Masks(NamedTuple):
+    """The random masks of one direction of a call, for kernels that compose the pointwise step."""
+
+    dropped: Array | None
+    """The factor of h in the gates at every step, (B, output_size)."""
+    held_h: Draw | None
+    """Where zoneout keeps the old value; `xplstm._dropout.hold_mask` draws one time of it."""
+    held_c: Draw | None
 
 
 class Equations(Protocol):
@@ -137,6 +151,10 @@ class Cell(ABC):
 
     def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
         """Return how a kernel composes the pointwise step of `problem`, or None where none can."""
+        return None
+
+    def masks(self, problem: Direction) -> Masks | None:  # noqa: ARG002 - the signature of every cell
+        """Return what the random masks of a whole call are drawn from, or None where nothing is random."""
         return None
 
     def in_four_blocks(self, p: Any) -> Any:

@@ -21,13 +21,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from xplstm import _array, _values
-from xplstm._dropout import Purpose, hold_mask, scaled_mask
+from xplstm._dropout import Draw, Purpose, hold_mask, scaled_mask
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm._params import Activation, LSTMParams, Variant
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Direction, Equations, Pointwise, Sizes
+from xplstm.cells import Cell, Direction, Equations, Masks, Pointwise, Sizes
 from xplstm.cells.activations import FUNCTIONS, clipped, clipped_back, constants, slope, value
-from xplstm.cells.lstm import STANDARD, Gates, LSTMCell, project_output
+from xplstm.cells.lstm import STANDARD, STANDARD_STEP, Gates, LSTMCell, project_output
 
 EPSILON = 1e-5
 
@@ -94,13 +94,19 @@ class VariantCell(LSTMCell):
         variant = self.variant
         return bool(variant.zoneout_h or variant.zoneout_c or variant.recurrent_dropout)
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:
-        """Return the options of its step, or None with one that is more than pointwise, or random."""
-        variant = self.variant
-        if variant.recurrent_dropout and problem.noise is not None:
+    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+        """Return the options of its step, or None with layer_norm, which is more than pointwise."""
+        return None if self.variant.layer_norm else _pointwise(self.variant)
+
+    def masks(self, problem: Direction) -> Masks | None:
+        """Return what the random masks of a whole call are drawn from, or None where nothing is random."""
+        if problem.noise is None or not self.random:
             return None
-        mixed = variant.layer_norm or variant.zoneout_h or variant.zoneout_c
-        return None if mixed else _pointwise(variant)
+        variant, (key, stream, start) = self.variant, problem.noise
+        dropped = _recurrent_mask(problem, variant.recurrent_dropout)
+        zoneout = (variant.zoneout_h, Purpose.ZONEOUT_H), (variant.zoneout_c, Purpose.ZONEOUT_C)
+        held = (Draw(key, purpose, stream, start, p) if p else None for p, purpose in zoneout)
+        return Masks(dropped, *held)
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the standard LSTM, and of what peepholes and layer_norm add."""
@@ -140,11 +146,14 @@ class VariantCell(LSTMCell):
 @cache
 def _pointwise(variant: Variant) -> Pointwise:
     """Return the options of its pointwise step, with every constant filled in."""
+    if variant._replace(recurrent_dropout=0.0) == Variant():
+        return STANDARD_STEP
     activations = tuple((a.name, *constants(a)) for a in variant.activations)
     gate_clip, cell_clip = (
         float("inf") if bound is None else float(bound) for bound in (variant.gate_clip, variant.cell_clip)
     )
-    return Pointwise(variant.coupled, activations, gate_clip, cell_clip)
+    holds = variant.zoneout_h, variant.zoneout_c
+    return Pointwise(variant.coupled, activations, gate_clip, cell_clip, *holds)
 
 
 def _recurrent_mask(problem: Direction, p: float) -> Array | None:

@@ -38,12 +38,18 @@ class Work(NamedTuple):
     """dx after a forward and a backward pass."""
 
 
-VARIANTS = {
+SHARED = {
     "peepholes": Variant(peepholes=True),
     "coupled": Variant(coupled=True),
     "hard_sigmoid": Variant(activations=("hard_sigmoid", "tanh", "tanh")),
     "gate_clip": Variant(gate_clip=1.0),
     "all": Variant(True, True, ("hard_sigmoid", "tanh", "tanh"), gate_clip=1.0),
+}
+"""Options that ONNX Runtime has too."""
+
+VARIANTS = SHARED | {
+    "zoneout": Variant(zoneout_h=0.1, zoneout_c=0.1),
+    "recurrent_dropout": Variant(recurrent_dropout=0.1),
 }
 """Timed by ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
 
@@ -73,7 +79,11 @@ def kernel(name: str) -> Callable[[Shape, int], Work]:
             state = frozen.step(first)[1]
             zeros = type(state)(np.zeros_like(state.h), np.zeros_like(state.c))
             return Work(lambda: np.asarray(frozen.step(first, zeros)[0]), None)
-        return Work(lambda: np.asarray(frozen(x)[0]), lambda: np.asarray(lstm.vjp(x)[2](dy)[0]))
+        # Random masks are drawn in training alone.
+        options = variant or Variant()
+        random = options.zoneout_h or options.zoneout_c or options.recurrent_dropout
+        rng = np.random.default_rng(0) if random else None
+        return Work(lambda: np.asarray(frozen(x)[0]), lambda: np.asarray(lstm.vjp(x, rng=rng)[2](dy)[0]))
 
     return build
 
@@ -212,10 +222,11 @@ def available() -> list[str]:
 
 
 def available_variants() -> list[str]:
-    """Return the fastest of our kernels, that kernel with each of VARIANTS, and ONNX Runtime with each."""
+    """Return the fastest of our kernels, that kernel with each of VARIANTS, and ONNX Runtime with SHARED."""
     ours, *rest = available()
-    both = [ours, *(name for name in rest if name == "onnxruntime")]
-    return [ours, *(f"{name}+{option}" for name in both for option in VARIANTS)]
+    peers = (name for name in rest if name == "onnxruntime")
+    theirs = (f"{name}+{option}" for name in peers for option in SHARED)
+    return [ours, *(f"{ours}+{option}" for option in VARIANTS), *theirs]
 
 
 def builder(name: str) -> Callable[[Shape, int], Work]:

@@ -15,6 +15,18 @@ def release_memory() -> None: ...
 def walks_alone() -> int: ...
 def units(packed: _Handle, /) -> int: ...
 def apply(isa: str, dtype: str, function: str, x: np.ndarray, y: np.ndarray, /) -> None: ...
+def draw(
+    key_low: int,
+    key_high: int,
+    purpose: int,
+    stream: int,
+    start: int,
+    p: float,
+    sizes: tuple[int, int, int, int],
+    flags: np.ndarray,
+    threads: int,
+    /,
+) -> None: ...
 def pack(
     isa: str,
     dtype: str,
@@ -42,6 +54,7 @@ def forward(
     lengths: _Optional,
     mask: _Optional,
     fresh: _Optional,
+    noise: tuple[tuple[_Optional, ...], ...] | None,
     y: np.ndarray,
     h_n: np.ndarray,
     c_n: np.ndarray,
@@ -67,6 +80,7 @@ def backward(
     lengths: _Optional,
     mask: _Optional,
     fresh: _Optional,
+    noise: tuple[tuple[_Optional, ...], ...] | None,
     dy: np.ndarray,
     kept: tuple[tuple[np.ndarray, ...], ...],
     dx: np.ndarray,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from xplstm import _array
+from xplstm._dropout import Draw
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm.cells import Params, Sizes
@@ -44,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 5
+    INTERFACE = 6
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -92,6 +93,10 @@ class Packed(NamedTuple):
     """weight_ih, weight_hh and weight_hr of each, for the backward pass."""
 
 
+Noise: TypeAlias = tuple[tuple[Any, ...], ...]
+"""The masks of each direction as the C code reads them: of recurrent dropout, of zoneout of h and of c."""
+
+
 class Residuals(NamedTuple):
     """What the backward pass needs of a whole call."""
 
@@ -102,11 +107,12 @@ class Residuals(NamedTuple):
     lengths: np.ndarray | None
     mask: np.ndarray | None
     fresh: np.ndarray | None
+    noise: Noise | None
     kept: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
 
 
 def supports(problem: Problem) -> str | None:
-    """Run the LSTM, options of its pointwise step, GRU and RNN, in every dtype, where the C code is."""
+    """Run the LSTM, options of its pointwise step, GRU and RNN, in every dtype, if the C code is compiled."""
     why_not = _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 
@@ -122,7 +128,7 @@ def _why_not_integers(problem: Problem) -> str | None:
 def _why_not_cell(problem: Problem) -> str | None:
     """Return why the C code cannot compose the pointwise step of `problem`, or None."""
     if problem.cell.pointwise(problem) is None:
-        composed = "peepholes, coupled gates, activations, clips, GRU with reset_after, RNN of 4n units"
+        composed = "every option of the LSTM but layer_norm, GRU with reset_after, RNN of 4n units"
         return f"composes {composed}; {problem.cell.reason}"
     return None
 
@@ -178,7 +184,15 @@ def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
     if step is STANDARD_STEP:
         return None
     kinds = ((ACTIVATIONS.index(name), alpha, beta) for name, alpha, beta in step.activations)
-    return (STEPS.index(step.kind), step.coupled, *kinds, step.gate_clip, step.cell_clip)
+    return (
+        STEPS.index(step.kind),
+        step.coupled,
+        *kinds,
+        step.gate_clip,
+        step.cell_clip,
+        step.hold_h,
+        step.hold_c,
+    )
 
 
 def _room(size: int) -> np.ndarray:
@@ -208,10 +222,42 @@ def forward(
     steps = (*_which(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
     threads = _threads.count(THREADS)
-    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, *steps, y, h_n, c_n, kept, threads)
-    residuals = None if kept is None else Residuals(problem, packed, x, h_0, *steps, kept)
+    noise = _draw(problem, packed)
+    _engine.forward(packed.handles, problem.reverse, x, h_0, c_0, *steps, noise, y, h_n, c_n, kept, threads)
+    residuals = None if kept is None else Residuals(problem, packed, x, h_0, *steps, noise, kept)
     y, h_n, c_n = _narrow(problem, y, h_n, c_n)
     return y, LSTMState(h_n, c_n if state.c.shape[-1] else np.empty_like(state.c)), residuals
+
+
+def _draw(problem: Problem, packed: Packed) -> Noise | None:
+    """Return the random masks of a call, those that the reference draws, or None where nothing is random."""
+    on_numpy = problem._replace(xp=_array.numpy_namespace(), device="cpu")
+    found = []
+    for d, handle in enumerate(packed.handles):
+        masks = problem.cell.masks(on_numpy.part(d, 0, problem.T))
+        if masks is None:
+            return None
+        units = _engine.units(handle)
+        held_h = _hold(problem, masks.held_h, problem.output_size, problem.proj_size or units)
+        found.append((masks.dropped, held_h, _hold(problem, masks.held_c, problem.H, units)))
+    return tuple(found)
+
+
+def _hold(problem: Problem, draw: Draw | None, size: int, stride: int) -> np.ndarray | None:
+    """Draw a mask of zoneout of `size` units at every time, in rows of `stride` flags."""
+    if draw is None:
+        return None
+    flags = _recycled.zeros((problem.T, problem.B, stride), np.dtype(np.uint8))
+    sizes = (problem.T, problem.B, size, stride)
+    where = draw.purpose, draw.stream, draw.start
+    _engine.draw(*draw.key, *where, draw.p, sizes, flags, _threads.count(THREADS))
+    return flags
+
+
+def _seen(h_0: np.ndarray, noise: Noise | None) -> np.ndarray:
+    """Return the initial h as the products read it, after recurrent dropout."""
+    dropped = [] if noise is None else [mask for mask, *_ in noise if mask is not None]
+    return h_0 * np.stack(dropped) if dropped else h_0
 
 
 def _kind(problem: Problem) -> str:
@@ -322,7 +368,8 @@ def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[Params, ...]]:
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
-    problem, packed, x, h_0, lengths, mask, fresh, kept = residuals
+    problem, packed, x, h_0, lengths, mask, fresh, noise, kept = residuals
+    h_0 = _seen(h_0, noise)
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
@@ -335,7 +382,7 @@ def backward(
         for _ in packed.weights
     )
     _engine.backward(
-        *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh),
+        *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh, noise),
         *(_whole(_widen(dy)), kept, dx, dh_0, carried, gradients, _threads.count(THREADS)),
     )
     if _kind(problem) == "gru":

@@ -91,6 +91,19 @@ static void NAME(open_back)(Back *w, const Backward *f, int direction, int membe
 
 static REAL *NAME(dh_of)(const Back *w, Size b) { return (REAL *)w->f->dh[w->direction] + b * w->width; }
 
+/* `hold_projected` backward: the part for the h before to `old`, dh becomes the rest. */
+static void NAME(hold_projected_back)(const Back *w, Size at, REAL *dh, REAL *old)
+{
+    REAL p = (REAL)w->p->pointwise.hold_h, rest = (REAL)(1 - w->p->pointwise.hold_h);
+    const uint8_t *mask = w->f->noise[w->direction].held_h;
+    for (Size j = 0; j < w->p->P; j++) {
+        REAL total = dh[j];
+        int on = mask && mask[at * w->p->P + j];
+        old[j] = !mask ? p * total : on ? total : 0;
+        dh[j] = !mask ? rest * total : on ? 0 : total;
+    }
+}
+
 /* Add dy to the gradient with respect to the projected state, keep the sum for the gradient of weight_hr, and
    multiply it by weight_hr. */
 static void NAME(backward_project)(const Back *w, Size t, Size n)
@@ -103,6 +116,8 @@ static void NAME(backward_project)(const Back *w, Size t, Size n)
         REAL *dh = (REAL *)w->rows->dh + row * P, *sum = NAME(dh_of)(w, b);
         for (Size j = 0; j < P; j++)
             dh[j] = sum[j] + dy[j];
+        if (w->p->pointwise.hold_h != 0)
+            NAME(hold_projected_back)(w, t * f->B + b, dh, sum);
         w->dh_rows[k] = dh;
     }
     for (Size output = 0; output < NAME(outputs)(H); output++)
@@ -124,6 +139,8 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
 {
     const Backward *f = w->f;
     const Packed *p = w->p;
+    const Pointwise *how = &p->pointwise;
+    const Noise *noise = &f->noise[w->direction];
     Size H = p->H, wide = NAME(outputs)(H) * PANEL;
     for (Size k = 0; k < n; k++) {
         Size b = w->active[from + k], at = t * f->B + b;
@@ -134,11 +151,14 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
         const REAL *gates = (const REAL *)f->kept[w->direction].gates + at * 4 * p->units;
         const REAL *dy = (const REAL *)f->dy + (at * f->directions + w->direction) * p->P;
         REAL *dc = (REAL *)f->dc[w->direction] + b * p->units, *dz = (REAL *)w->rows->dz + row * 4 * H;
+        const uint8_t *held_h = noise->held_h ? noise->held_h + at * p->units : NULL;
+        const uint8_t *held_c = noise->held_c ? noise->held_c + at * p->units : NULL;
         int fresh = starts_fresh(&f->valid, f->T, f->B, w->direction, t, b);
+        REAL *cell = w->rows->cell ? (REAL *)w->rows->cell + row * H : NULL;
         REAL *dh = NAME(dh_of)(w, b), *m = p->projected ? (REAL *)w->rows->m + row * H : NULL;
         for (Size unit = w->panel * LANES; unit < w->panels * LANES; unit += LANES) {
             Size width = H - unit < LANES ? H - unit : LANES;
-            V d[4], dm;
+            V d[4], dm, c_hat = all(0), old_c = all(0);
             if (p->projected)
                 dm = load(w->products + k * wide + unit);
             else
@@ -151,11 +171,22 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
                 NAME(store_blocks)(dz + unit, H, width, d);
                 continue;
             }
-            V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d)
+            if (composed && how->hold_h != 0 && !p->projected)
+                store(dh + unit, NAME(hold_back)(&dm, held_h ? held_h + unit : NULL, how->hold_h));
+            if (composed && how->hold_c != 0) {
+                V total = load(dc_unit);
+                old_c = NAME(hold_back)(&total, held_c ? held_c + unit : NULL, how->hold_c);
+                store(dc_unit, total);
+            }
+            V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d, &c_hat)
                              : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
             NAME(store_blocks)(dz + unit, H, width, d);
             if (m)
                 store_part(m + unit, out, width);
+            if (composed && how->hold_c != 0)
+                store(dc_unit, load(dc_unit) + old_c);
+            if (composed && cell)
+                store_part(cell + unit, c_hat, width);
             if (fresh)
                 store(dc_unit, all(0));
         }
@@ -182,11 +213,31 @@ static void NAME(cut)(const Back *w, Size t, Size n)
                              (size_t)((w->outputs - w->output) * PANEL) * sizeof(REAL));
 }
 
+/* Take a batch entry's product to the gradient with respect to the h before: through recurrent dropout, to the
+   part that zoneout left there. */
+INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size first, Size last)
+{
+    const REAL *mask = w->f->noise[w->direction].dropped;
+    REAL *dh = NAME(dh_of)(w, b);
+    Size P = w->p->P;
+    for (Size j = first; j < last && j < P; j++) {
+        REAL d = mask ? product[j - first] * mask[b * P + j] : product[j - first];
+        dh[j] = w->p->pointwise.hold_h != 0 ? dh[j] + d : d;
+    }
+}
+
 /* The gradient with respect to the h before: dz W_hh, own outputs. */
 static void NAME(recur)(const Back *w, Size n)
 {
     Size K = 4 * w->p->H;
     const REAL *hh = w->f->hh[w->direction];
+    int plain = !w->f->noise[w->direction].dropped && w->p->pointwise.hold_h == 0;
+    if (n == 1 && !plain) {
+        NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output, 0, w->products,
+                          NULL, NULL);
+        NAME(add_recurrent)(w, w->active[0], w->products, w->output * PANEL, w->outputs * PANEL);
+        return;
+    }
     if (n == 1) {
         NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output, 0,
                           NAME(dh_of)(w, w->active[0]) + w->output * PANEL, NULL, NULL);
@@ -197,7 +248,10 @@ static void NAME(recur)(const Back *w, Size n)
             Size rows = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
             NAME(product)(w->dz_rows + from, rows, K, hh + output * K * PANEL, w->products, PANEL, NULL, 0,
                           NULL);
-            for (Size k = 0; k < rows; k++)
+            for (Size k = 0; k < rows && !plain; k++)
+                NAME(add_recurrent)(w, w->active[from + k], w->products + k * PANEL, output * PANEL,
+                                    (output + 1) * PANEL);
+            for (Size k = 0; k < rows && plain; k++)
                 for (Size j = 0; j < 4; j++)
                     store(NAME(dh_of)(w, w->active[from + k]) + output * PANEL + j * LANES,
                           load(w->products + k * PANEL + j * LANES));

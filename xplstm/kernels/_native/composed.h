@@ -101,6 +101,38 @@ INLINE V NAME(through_clip)(V x, double bound, V dx)
     return less(all((REAL)bound), NAME(magnitude)(x), all(0), dx);
 }
 
+/* The flags of one vector as numbers. */
+INLINE V NAME(flags)(const uint8_t *mask)
+{
+    REAL numbers[LANES];
+    for (int k = 0; k < LANES; k++)
+        numbers[k] = mask[k];
+    return load(numbers);
+}
+
+/* Zoneout: the old value where the mask is on, without a mask the mean with probability p. */
+INLINE V NAME(hold)(V after, V old, const uint8_t *mask, double p)
+{
+    if (mask)
+        return less(all(0), NAME(flags)(mask), old, after);
+    return fma(all((REAL)p), old, all((REAL)(1 - p)) * after);
+}
+
+/* `hold` backward: the part of the gradient that goes to the old value; d becomes the rest. */
+INLINE V NAME(hold_back)(V *d, const uint8_t *mask, double p)
+{
+    V total = *d, zero = all(0);
+    *d = mask ? less(zero, NAME(flags)(mask), zero, total) : all((REAL)(1 - p)) * total;
+    return mask ? less(zero, NAME(flags)(mask), total, zero) : all((REAL)p) * total;
+}
+
+/* What zoneout of some batch entries reads: h before the step, and the masks or NULL. */
+#define Hold NAME(Hold)
+typedef struct Hold {
+    const REAL **h;
+    const uint8_t **held_h, **held_c;
+} Hold;
+
 /* The step of a GRU, its fourth block scaled by r. Derived from xplstm.cells.gru, clause XPL-GRU. */
 INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
                               REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
@@ -174,9 +206,10 @@ INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const R
 /* `gates` with options. `ch` holds the peepholes of i, f and o, a vector each in every panel, or is NULL. */
 static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                                  const REAL *const *c, REAL *const *c_new, REAL *const *out,
-                                 REAL *const *copy, REAL *const *kept, Size unit)
+                                 REAL *const *copy, REAL *const *kept, const Hold *hold, Size unit)
 {
     const Pointwise *how = &p->pointwise;
+    Size some = width < LANES ? width : LANES;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
     if (how->kind == GRU_STEP) {
         NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
@@ -201,6 +234,11 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
             z_o = fma(load(ch + 2 * LANES), cell, z_o);
         V o = NAME(activation)(&how->gate, NAME(clip)(z_o, how->gate_clip));
         V m = o * NAME(activation)(&how->output, cell);
+        if (how->hold_c != 0)
+            cell = NAME(hold)(cell, c_old, hold->held_c ? hold->held_c[r] + unit : NULL, how->hold_c);
+        if (how->hold_h != 0 && !p->projected)
+            m = NAME(hold)(m, load_part(hold->h[r] + unit, some), hold->held_h ? hold->held_h[r] + unit : NULL,
+                           how->hold_h);
         store(c_new[r] + unit, cell);
         if (kept) {
             REAL *to = kept[r] + 4 * unit;
@@ -209,15 +247,15 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
             store(to + 2 * LANES, z_g);
             store(to + 3 * LANES, z_o);
         }
-        store_part(out[r] + unit, m, width < LANES ? width : LANES);
+        store_part(out[r] + unit, m, some);
         if (copy)
-            store_part(copy[r] + unit, m, width < LANES ? width : LANES);
+            store_part(copy[r] + unit, m, some);
     }
 }
 
-/* `backward_unit` with options, from the kept z. */
+/* `backward_unit` with options, from the kept z; `cell` becomes c' before zoneout. */
 static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_before, V dm, REAL *dc,
-                                 V dz[4])
+                                 V dz[4], V *cell)
 {
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
@@ -234,6 +272,7 @@ static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_
       o = NAME(activation)(&how->gate, y_o);
     V unclipped = fma(f, c_before, i * g), c = NAME(clip)(unclipped, how->cell_clip);
     V squashed = NAME(activation)(&how->output, c);
+    *cell = c;
     dz[3] = NAME(through_clip)(z_o, bound, dm * squashed * NAME(slope)(&how->gate, y_o, o));
     V total = fma(dm * o, NAME(slope)(&how->output, c, squashed), load(dc));
     if (ch)
@@ -269,7 +308,8 @@ static void NAME(sum_peepholes)(const Backward *f, int direction, Size first, Si
         Size t = rows->t[n], b = rows->b[n];
         Size before = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
         const REAL *cells = f->kept[direction].cells, *dz = (const REAL *)rows->dz + n * 4 * H;
-        const REAL *c = cells + (t * f->B + b) * units, *c_before = cells + (before * f->B + b) * units;
+        const REAL *c = rows->cell ? (const REAL *)rows->cell + n * H : cells + (t * f->B + b) * units;
+        const REAL *c_before = cells + (before * f->B + b) * units;
         int fresh = starts_fresh(&f->valid, f->T, f->B, direction, t, b);
         for (Size unit = first; unit < last; unit++) {
             REAL seen = fresh ? 0 : c_before[unit];

@@ -106,7 +106,8 @@ typedef struct Walk {
     Size *active;
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
     REAL **c_new, **out, **copy, **kept;
-    REAL *cells, *m, *z, *hoisted, *zeros;
+    Hold hold; /* of each row of the present step */
+    REAL *cells, *m, *z, *hoisted, *zeros, *seen;
     Size hoisted_rows;
     const REAL *ready;     /* W_ih x of the present step, if it is hoisted */
     Size waiting, present; /* steps after it that are hoisted too, and its batch entries */
@@ -147,6 +148,10 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->out = take(&arena, pointers);
     w->copy = take(&arena, pointers);
     w->kept = take(&arena, pointers);
+    w->hold.h = take(&arena, pointers);
+    w->hold.held_h = w->f->noise[0].held_h ? take(&arena, pointers) : NULL;
+    w->hold.held_c = w->f->noise[0].held_c ? take(&arena, pointers) : NULL;
+    w->seen = take(&arena, w->f->noise[0].dropped ? B * (size_t)p->P * sizeof(REAL) : 0);
     w->x_rows = take(&arena, pointers + hoisted * sizeof(void *));
     w->cells = take(&arena, B * (size_t)p->units * sizeof(REAL));
     w->m = take(&arena, B * (size_t)p->units * sizeof(REAL));
@@ -258,6 +263,33 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
                           w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
 }
 
+/* Numbers first to last of h as products read it, after recurrent dropout. */
+INLINE REAL *NAME(drop)(const REAL *mask, const REAL *h, Size first, Size last, REAL *to)
+{
+    for (Size j = first; j < last; j++)
+        to[j] = h[j] * mask[j];
+    return to;
+}
+
+/* The same for what this step keeps, which the next one reads. */
+static void NAME(drop_kept)(const Walk *w, Size first, Size last)
+{
+    Size P = w->p->P;
+    const REAL *mask = w->f->noise[w->direction].dropped;
+    for (Size k = 0; k < w->present && mask && w->f->keep; k++)
+        NAME(drop)(mask + w->active[k] * P, w->copy[k], first, last < P ? last : P, w->copy[k]);
+}
+
+/* Zoneout of `width` projected numbers of a batch entry from `first` on, in place. */
+static void NAME(hold_projected)(const Walk *w, Size row, Size first, Size width, REAL *h)
+{
+    REAL p = (REAL)w->p->pointwise.hold_h, rest = (REAL)(1 - w->p->pointwise.hold_h);
+    const REAL *old = w->hold.h[row] + first;
+    const uint8_t *mask = w->hold.held_h ? w->hold.held_h[row] + first : NULL;
+    for (Size j = 0; j < width; j++)
+        h[j] = !mask ? p * old[j] + rest * h[j] : mask[j] ? old[j] : h[j];
+}
+
 /* Point to what the batch entries of step t read and write. c' is written beside c while the gates are kept,
    so that the backward pass finds the c of every step. */
 static void NAME(locate)(Walk *w, Size t, Size n)
@@ -265,10 +297,18 @@ static void NAME(locate)(Walk *w, Size t, Size n)
     const Forward *f = w->f;
     const Packed *p = w->p;
     const Kept *kept = &f->kept[w->direction];
+    const Noise *noise = &f->noise[w->direction];
     for (Size k = 0; k < n; k++) {
         Size b = w->active[k], at = t * f->B + b;
         int fresh = starts_fresh(&f->valid, f->T, f->B, w->direction, t, b);
-        w->h_rows[k] = fresh ? w->zeros : w->h[b];
+        w->h_rows[k] = w->hold.h[k] = fresh ? w->zeros : w->h[b];
+        if (noise->dropped)
+            w->h_rows[k] = NAME(drop)((const REAL *)noise->dropped + b * p->P, w->h_rows[k], 0, p->P,
+                                      w->seen + k * p->P);
+        if (noise->held_h)
+            w->hold.held_h[k] = noise->held_h + at * (p->projected ? p->P : p->units);
+        if (noise->held_c)
+            w->hold.held_c[k] = noise->held_c + at * p->units;
         w->c_rows[k] = fresh ? w->zeros : w->c[b];
         w->c_new[k] = f->keep ? (REAL *)kept->cells + at * p->units : w->cells + b * p->units;
         w->out[k] = p->projected ? w->m + b * p->units : NAME(y_at)(w, t, b);
@@ -293,6 +333,8 @@ static void NAME(project)(Walk *w, Size t, Size n)
                               NULL);
             for (Size k = 0; k < some; k++) {
                 size_t bytes = (size_t)width * sizeof(REAL);
+                if (w->p->pointwise.hold_h != 0)
+                    NAME(hold_projected)(w, from + k, output * PANEL, width, w->z + k * PANEL);
                 __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL,
                                  bytes);
                 if (w->f->keep)
@@ -312,7 +354,8 @@ INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
         Size unit = (w->panel + n) * LANES, width = p->projected ? LANES : p->H - unit;
         const REAL *z = w->z + n * PANEL;
         if (composed)
-            NAME(composed_gates)(p, z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, unit);
+            NAME(composed_gates)(p, z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, &w->hold,
+                                 unit);
         else
             NAME(gates)(z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, unit);
     }
@@ -366,9 +409,11 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
             Size width = p->projected ? LANES : p->H - unit;
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
             REAL *const *kept = f->keep ? w->kept + from : NULL;
+            Hold hold = {w->hold.h + from, w->hold.held_h ? w->hold.held_h + from : NULL,
+                         w->hold.held_c ? w->hold.held_c + from : NULL};
             if (p->pointwise.composed)
                 NAME(composed_gates)(p, w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from,
-                                     w->out + from, copy, kept, unit);
+                                     w->out + from, copy, kept, &hold, unit);
             else
                 NAME(gates)(w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from, w->out + from, copy,
                             kept, unit);
@@ -398,6 +443,8 @@ static void NAME(walk_gates)(void *walk, Size s)
         NAME(step_batch)(w, n, w->ready);
     if (w->ready)
         w->ready += n * (w->panels - w->panel) * PANEL;
+    if (!w->p->projected)
+        NAME(drop_kept)(w, w->panel * LANES, w->panels * LANES);
 }
 
 /* The rest of a step: own outputs of the projection, and the states of the next step. */
@@ -405,8 +452,10 @@ static void NAME(walk_on)(void *walk, Size s)
 {
     Walk *w = walk;
     Size t = w->reverse ? w->f->T - 1 - s : s;
-    if (w->p->projected)
+    if (w->p->projected) {
         NAME(project)(w, t, w->present);
+        NAME(drop_kept)(w, w->output * PANEL, w->outputs * PANEL);
+    }
     for (Size k = 0; k < w->present; k++) {
         w->h[w->active[k]] = NAME(y_at)(w, t, w->active[k]);
         w->c[w->active[k]] = w->c_new[k];

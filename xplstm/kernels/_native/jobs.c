@@ -5,18 +5,21 @@
 #include <string.h>
 
 #include "ieee.h"
+#include "philox.h"
 
 /* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step,
    and bytes of packed weights. */
 #ifdef XPLSTM_ALWAYS_THREADS /* a build for tests, in which small problems reach the threads */
-enum { WORTH_THREADS = 0, WORTH_A_BARRIER = 1, WORTH_PACKING = 0, WORTH_WAKING = 0, WORTH_WAITING = 0 };
+enum { WORTH_THREADS, WORTH_PACKING = 0, WORTH_WAKING = 0, WORTH_WAITING = 0, WORTH_DRAWING = 0 };
+enum { WORTH_A_BARRIER = 1 };
 #else
 enum {
     WORTH_THREADS = 1 << 18,
     WORTH_A_BARRIER = 1 << 17,
     WORTH_PACKING = 1 << 19,
     WORTH_WAKING = 1 << 25,
-    WORTH_WAITING = 1 << 27
+    WORTH_WAITING = 1 << 27,
+    WORTH_DRAWING = 1 << 17
 };
 #endif
 
@@ -157,6 +160,30 @@ int run_forward(Forward *f, int threads)
     return failed;
 }
 
+/* The masks of zoneout, a thread its share of the times. */
+typedef struct Drawing {
+    const Mask *mask;
+    int members;
+} Drawing;
+
+static void draw_work(void *context, int k)
+{
+    const Drawing *job = context;
+    const Mask *m = job->mask;
+    for (Size t = share(m->T, k, job->members), last = share(m->T, k + 1, job->members); t < last; t++)
+        draw_time(m, t);
+}
+
+void run_draw(const Mask *mask, int threads)
+{
+    Crew crew;
+    Size words = mask->T * mask->B * mask->size;
+    Drawing job = {mask, acquire_crew(&crew, words < WORTH_DRAWING ? 1 : threads)};
+    pool_run(draw_work, &job, job.members);
+    if (crew.owned)
+        pool_release();
+}
+
 static void walk_back_work(void *context, int k)
 {
     Backward *f = context;
@@ -250,6 +277,8 @@ static size_t place_backward(Backward *f, Size steps, char *memory)
         r->index = take(&arena, count * sizeof(int32_t));
         r->dh = take(&arena, projected * (size_t)p->P);
         r->m = take(&arena, projected * (size_t)p->H);
+        int peeped = p->pointwise.peepholes && p->pointwise.hold_c != 0;
+        r->cell = peeped ? take(&arena, count * (size_t)p->H * size) : NULL;
         r->count = (Size)count;
     }
     return arena.used;

@@ -7,6 +7,16 @@
 /* Pack weights into the `bytes` of memory that they have been placed in. */
 void run_pack(const Packed *packed, const Weights *weights, size_t bytes, int threads);
 
+/* A mask of zoneout: flags (T, B, size), each row `stride` from the next, true with probability p. */
+typedef struct Mask {
+    uint64_t key[2], purpose, stream, start; /* start: time of the first step */
+    Size T, B, size, stride;
+    double p;
+    uint8_t *flags;
+} Mask;
+
+void run_draw(const Mask *mask, int threads);
+
 /* Both give -1 where memory is short. */
 int run_forward(Forward *f, int threads);
 int run_backward(Backward *f, int threads);

@@ -60,6 +60,7 @@ typedef struct Pointwise {
     int composed, peepholes, coupled, kind; /* composed: any option is on */
     Activation gate, input, output;         /* of i, f and o; of g; of c on its way to h */
     double gate_clip, cell_clip;
+    double hold_h, hold_c; /* zoneout: the probability that a unit keeps its old value */
 } Pointwise;
 
 /* What packed weights are stored in: the dtype of the activations, or less. INT8 takes activations in 24
@@ -98,8 +99,16 @@ typedef struct Valid {
     const uint8_t *fresh; /* (directions, T, B) */
 } Valid;
 
+/* Random masks of one direction, or NULL. Without them zoneout takes the mean. The masks of zoneout are padded
+   to whole vectors: (T, B, units), that of h with a projection (T, B, P). */
+typedef struct Noise {
+    const void *dropped;           /* (B, P): what h is multiplied by on its way into products */
+    const uint8_t *held_h, *held_c; /* where the old value remains */
+} Noise;
+
 /* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
-   composed; of a GRU r, z, n and the fourth block. Slot T of `cells` is the first state. */
+   composed; of a GRU r, z, n and the fourth block. Slot T of `cells` is the first state. `hidden` is h as the
+   products of the next step read it. */
 typedef struct Kept {
     void *gates, *cells, *hidden;
 } Kept;
@@ -113,6 +122,7 @@ typedef struct Forward {
     Size x_step, x_row; /* elements from one step, one row to the next */
     const void *h_0, *c_0;
     void *y, *h_n, *c_n;
+    Noise noise[2];
     Kept kept[2];
     int keep;
     int team, by_rows; /* threads of one direction, and whether they share out rows or panels */
@@ -132,6 +142,7 @@ typedef struct Rows {
     int32_t *t, *b;    /* of each row */
     int32_t *index;    /* (steps, B): the row, or -1 */
     void *dz, *dh, *m; /* (count, 4H), (count, P), (count, H); the last two with a projection */
+    void *cell;        /* (count, H): c' before zoneout, where peepholes need it; else NULL */
 } Rows;
 
 typedef struct Backward {
@@ -142,8 +153,9 @@ typedef struct Backward {
     Valid valid;
     const void *x;
     Size x_step, x_row;
-    const void *h_0;
+    const void *h_0; /* as the products of the first step read it */
     const void *dy;
+    Noise noise[2];
     Kept kept[2];
     void *dx, *dh_0, *dc_0; /* dh_0 and dc_0 hold the gradients of the final state first */
     Gradient gradient[2];

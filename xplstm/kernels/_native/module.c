@@ -123,8 +123,8 @@ static void free_packed(PyObject *capsule)
     }
 }
 
-/* Options of the pointwise step: None, or (kind, coupled, gate, input, output, gate_clip, cell_clip), where
-   an activation is (kind, alpha, beta). */
+/* Options of the pointwise step: None, or (kind, coupled, gate, input, output, gate_clip, cell_clip, hold_h,
+   hold_c), where an activation is (kind, alpha, beta). */
 static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
 {
     *how = (Pointwise){.peepholes = peepholes};
@@ -132,9 +132,9 @@ static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
         return 0;
     Activation *a = &how->gate, *b = &how->input, *c = &how->output;
     how->composed = 1;
-    if (!PyArg_ParseTuple(options, "ip(idd)(idd)(idd)dd", &how->kind, &how->coupled, &a->kind, &a->alpha,
+    if (!PyArg_ParseTuple(options, "ip(idd)(idd)(idd)dddd", &how->kind, &how->coupled, &a->kind, &a->alpha,
                           &a->beta, &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta,
-                          &how->gate_clip, &how->cell_clip))
+                          &how->gate_clip, &how->cell_clip, &how->hold_h, &how->hold_c))
         return -1;
     if (a->kind < 0 || a->kind >= ACTIVATIONS || b->kind < 0 || b->kind >= ACTIVATIONS || c->kind < 0
         || c->kind >= ACTIVATIONS || how->kind < 0 || how->kind >= STEPS) {
@@ -301,14 +301,30 @@ static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *con
     return 0;
 }
 
-/* forward(packed, reverse, x, h_0, c_0, lengths, mask, fresh, y, h_n, c_n, kept, threads) */
+/* None, or a tuple (dropped, held_h, held_c) of each direction. */
+static int get_noise(Views *v, PyObject *given, int directions, const Packed *const *p, Size T, Size B,
+                     Noise *noise)
+{
+    for (int d = 0; d < directions && given != Py_None; d++) {
+        Size units = p[d]->units, P = p[d]->P;
+        PyObject *dropped, *held_h, *held_c;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(given, d), "OOO", &dropped, &held_h, &held_c)
+            || get(v, dropped, B * P, p[d]->engine->size, 0, &noise[d].dropped)
+            || get(v, held_h, T * B * (p[d]->projected ? P : units), 1, 0, &noise[d].held_h)
+            || get(v, held_c, T * B * units, 1, 0, &noise[d].held_c))
+            return -1;
+    }
+    return 0;
+}
+
+/* forward(packed, reverse, x, h_0, c_0, lengths, mask, fresh, noise, y, h_n, c_n, kept, threads) */
 static PyObject *forward(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *packed, *reverse, *x, *h_0, *c_0, *lengths, *mask, *fresh, *y, *h_n, *c_n, *kept;
+    PyObject *packed, *reverse, *x, *h_0, *c_0, *lengths, *mask, *fresh, *noise, *y, *h_n, *c_n, *kept;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOOOi", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &x, &h_0,
-                          &c_0, &lengths, &mask, &fresh, &y, &h_n, &c_n, &kept, &threads))
+    if (!PyArg_ParseTuple(args, "O!O!OOOOOOOOOOOi", &PyTuple_Type, &packed, &PyTuple_Type, &reverse, &x, &h_0,
+                          &c_0, &lengths, &mask, &fresh, &noise, &y, &h_n, &c_n, &kept, &threads))
         return NULL;
     Forward f = {.T = 0};
     Views v = {.count = 0};
@@ -324,6 +340,7 @@ static PyObject *forward(PyObject *self, PyObject *args)
     Size D = f.directions, B = f.B;
     if (get(&v, h_0, D * B * p->P, size, 0, &f.h_0) || get(&v, c_0, D * B * p->H, size, 0, &f.c_0)
         || get_valid(&v, lengths, mask, fresh, D, f.T, B, &f.valid)
+        || get_noise(&v, noise, f.directions, f.packed, f.T, B, f.noise)
         || get(&v, y, f.T * B * D * p->P, size, 1, &f.y) || get(&v, h_n, D * B * p->P, size, 1, &f.h_n)
         || get(&v, c_n, D * B * p->H, size, 1, &f.c_n)
         || (f.keep && get_kept(&v, kept, f.directions, f.packed, f.T, B, f.kept)))
@@ -363,16 +380,16 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
     return 0;
 }
 
-/* backward(packed, reverse, weights, x, h_0, lengths, mask, fresh, dy, kept, dx, dh_0, dc_0, gradients,
-   threads) */
+/* backward(packed, reverse, weights, x, h_0, lengths, mask, fresh, noise, dy, kept, dx, dh_0, dc_0,
+   gradients, threads) */
 static PyObject *backward(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *packed, *reverse, *weights, *x, *h_0, *lengths, *mask, *fresh, *dy, *kept, *dx, *dh_0, *dc_0,
-        *gradients;
+    PyObject *packed, *reverse, *weights, *x, *h_0, *lengths, *mask, *fresh, *noise, *dy, *kept, *dx, *dh_0,
+        *dc_0, *gradients;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse,
-                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &fresh, &dy, &PyTuple_Type,
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse,
+                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &fresh, &noise, &dy, &PyTuple_Type,
                           &kept, &dx, &dh_0, &dc_0, &PyTuple_Type, &gradients, &threads))
         return NULL;
     Backward f = {.T = 0};
@@ -387,6 +404,7 @@ static PyObject *backward(PyObject *self, PyObject *args)
         goto failed;
     Size D = f.directions, T = f.T, B = f.B;
     if (get(&v, h_0, D * B * p->P, size, 0, &f.h_0) || get_valid(&v, lengths, mask, fresh, D, T, B, &f.valid)
+        || get_noise(&v, noise, f.directions, f.packed, T, B, f.noise)
         || get(&v, dy, T * B * D * p->P, size, 0, &f.dy)
         || get_kept(&v, kept, f.directions, f.packed, T, B, f.kept)
         || get(&v, dx, T * B * p->I, size, 1, &f.dx) || get(&v, dh_0, D * B * p->P, size, 1, &f.dh_0)
@@ -462,7 +480,39 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(5);
+    return PyLong_FromLong(6);
+}
+
+/* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
+   zoneout. */
+static PyObject *draw(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Mask m = {.T = 0};
+    Views v = {.count = 0};
+    unsigned long long key[2], purpose, stream, start;
+    PyObject *flags;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKKKKd(nnnn)Oi", &key[0], &key[1], &purpose, &stream, &start, &m.p, &m.T,
+                          &m.B, &m.size, &m.stride, &flags, &threads)
+        || check_size(m.T, m.B, m.stride, 1))
+        return NULL;
+    m.key[0] = key[0];
+    m.key[1] = key[1];
+    m.purpose = purpose;
+    m.stream = stream;
+    m.start = start;
+    if (m.size < 0 || m.size > m.stride || flags == Py_None)
+        PyErr_SetString(PyExc_ValueError, "rows longer than their distance, or no flags");
+    else if (!get(&v, flags, m.T * m.B * m.stride, 1, 1, &m.flags)) {
+        Py_BEGIN_ALLOW_THREADS
+        run_draw(&m, threads);
+        Py_END_ALLOW_THREADS
+    }
+    release(&v);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* walks_alone(): how many walks of a team one thread had to end alone. */
@@ -487,6 +537,7 @@ static PyMethodDef METHODS[] = {
     {"walks_alone", walks_alone, METH_NOARGS, "How many walks of a team one thread had to end."},
     {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
+    {"draw", draw, METH_VARARGS, "A mask of zoneout, as the reference draws it."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},
     {"interface", interface, METH_NOARGS, "Number of the interface, for native.py."},
     {"isas", isas, METH_NOARGS, "Instruction sets that run here, fastest first."},
