@@ -222,6 +222,15 @@ def emulation(session: nox.Session) -> None:
     session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
 
 
+@nox.session(tags=["sources"])
+def protocol(session: nox.Session) -> None:
+    """Check how blocks of the persistent CUDA kernel wait for each other; needs spin and gcc."""
+    if shutil.which("spin") is None or shutil.which("gcc") is None:
+        session.skip("spin or gcc is not installed; both are packages of Debian")
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/protocol", *session.posargs, env={"XPLSTM_THOROUGH": "1"})
+
+
 @nox.session(python=["3.11", "3.12"], tags=["versions"])
 def oldest(session: nox.Session) -> None:
     """Test the oldest NumPy and array-api-compat that pyproject.toml allows."""

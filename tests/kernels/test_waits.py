@@ -39,13 +39,13 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(waits, "_demoted", {})
     monkeypatch.setattr(_dispatch, "select", lambda _: emulated("cupy_persistent"))
     with standin.installed() as cupy:
-        monkeypatch.setattr(waits, "PATIENCE", PATIENCE)
         yield cupy
 
 
 @contextmanager
 def fresh(fault: tuple[str, str]) -> Iterator[None]:
-    """Kernels with a fault, which are not among those that are kept."""
+    """Kernels with a fault, which are not among those that are kept; from now on patience is short."""
+    waits.PATIENCE = PATIENCE
     with compiled.faulty(fault):
         launch.kernel.cache_clear()
         yield
@@ -121,7 +121,7 @@ def test_the_kernel_is_demoted_on_that_device_for_the_process(monkeypatch: pytes
 @pytest.mark.usefixtures("cupy")
 def test_a_block_that_is_only_late_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that rests for longer than the clock's first look, and less than the bound."""
-    monkeypatch.setattr(waits, "PATIENCE", 600.0)
+    monkeypatch.setattr(f"{__name__}.PATIENCE", standin.PATIENCE)
     lstm, a = layer("float32")
     want = run(lstm, a).flat()
     late = f"for (unsigned n = 0; blockIdx.y == 0 && n < 4 * {cupy_persistent.CONSTANTS.POLLS}; n++) rest();"

@@ -30,8 +30,11 @@
      with at most one block for each SM. Blocks are numbered along y of the grid: where too many are along x,
      CuPy would launch only those that fit, and warn.
    - No endless wait, should any of this be wrong: a thread that waits longer than `patience` abandons the
-     launch. All threads of its block learn it at their next common barrier; waiting threads of other blocks
-     read it in `abandoned`. Each block writes NaN for the steps that it has not computed, and leaves. */
+     launch. All threads of its block learn it at their next common barrier, before they write to a buffer
+     that others may still read; waiting threads of other blocks read it in `abandoned`. Each block writes NaN
+     for the steps that it has not computed, and leaves.
+
+   tests/protocol/walk.pml has this protocol for a model checker. */
 
 /* How numbers are exchanged between blocks. */
 #ifdef TF32
@@ -298,6 +301,7 @@ DEVICE void hold_biases(const Walk &f, const Block &own)
 /* Write NaN for the steps from k on, which this block has not computed. */
 template <class Engine> DEVICE void spoil(const Walk &f, const Engine &own, const Held &held, int k)
 {
+    copies_done();
     for (int n = threadIdx.x; n < held.cells; n += (int)blockDim.x) {
         for (int gate = 0; gate < 4; gate++)
             held.z[4 * n + gate] = not_a_number();
@@ -332,7 +336,10 @@ template <class Engine> DEVICE void walk(const Walk &f)
             held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(own.buffer(f.exchange, k), pass);
-            __syncthreads();
+            if (pass)
+                __syncthreads();
+            else if (any_of_block(held.late()))
+                return spoil(f, own, held, k);
             out = own.buffer(f.exchange, k + 1);
             for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
                 Cell cell = own.cell_at(n);
@@ -343,8 +350,7 @@ template <class Engine> DEVICE void walk(const Walk &f)
                         sent(forward_step(held, n, bias, sums, own.slices, 4 * cells));
             }
         }
-        if (any_of_block(held.late()))
-            return spoil(f, own, held, k);
+        __syncthreads();
         if (k + 1 < f.to)
             publish(f.waits, step + 1);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
@@ -439,6 +445,7 @@ DEVICE void end_back(const WalkBack &f, const Block &own, const Cell &cell, cons
 template <class Engine>
 DEVICE void spoil_back(const WalkBack &f, const Engine &own, const HeldBack &held, int k)
 {
+    copies_done();
     for (int n = threadIdx.x; n < held.cells; n += (int)blockDim.x) {
         for (int gate = 0; gate < 4; gate++)
             held.z[4 * n + gate] = not_a_number();
@@ -475,8 +482,7 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
                 out[own.spot(cell.row - own.row, gate * own.H + cell.unit)] = sent(held.z[4 * n + gate]);
         }
         unsigned step = (unsigned)(T - k);
-        if (any_of_block(held.late()))
-            return spoil_back(f, own, held, k);
+        __syncthreads();
         publish(f.waits, step);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
@@ -488,14 +494,15 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
             held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(out, pass);
-            __syncthreads();
+            if (pass)
+                __syncthreads();
+            else if (any_of_block(held.late()))
+                return spoil_back(f, own, held, k - 1);
             for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads)
                 for (int slice = 0; slice < own.slices; slice++)
                     held.dh(n) = sum(held.dh(n), own.parts[(slice - pass) * cells + n]);
         }
     }
-    if (any_of_block(held.late()))
-        return spoil_back(f, own, held, -1);
     for (int n = threadIdx.x; n < all_cells; n += threads)
         end_back(f, own, own.cell_at(n), held, n);
 }
