@@ -36,7 +36,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {"LSTMClassifier": {}, "LSTMRegre
 @parametrize_with_checks(
     [
         LSTMClassifier(8, epochs=30, random_state=0),
-        LSTMRegressor(16, epochs=60, learning_rate=0.02, random_state=0),
+        LSTMRegressor(16, epochs=60, learning_rate=0.02, random_state=0, dtype="float64"),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES[type(estimator).__name__],
 )
@@ -161,6 +161,51 @@ def test_class_weights_move_the_decision(whole):
     none = LSTMClassifier(4, epochs=5, random_state=0).fit(whole, rare).predict(whole).sum()
     much = LSTMClassifier(4, epochs=5, random_state=0, class_weight={0: 1, 1: 50}).fit(whole, rare)
     assert much.predict(whole).sum() > none
+
+
+@pytest.mark.parametrize("kind", [LSTMClassifier, LSTMRegressor])
+def test_weights_count_as_often_as_they_say(kind, whole):
+    """One batch of everything: a weight of 2 is a sequence twice, and a weight of 0 is none."""
+    y = (whole[:, -1, 0] > 0).astype(int) if kind is LSTMClassifier else whole[:, -1, 0]
+    weights = np.arange(60) % 3
+    options = {"hidden_size": 4, "epochs": 5, "dtype": "float64", "batch_size": 200, "random_state": 0}
+    weighted = kind(**options).fit(whole, y, sample_weight=weights)
+    repeated = kind(**options).fit(np.repeat(whole, weights, axis=0), np.repeat(y, weights))
+    np.testing.assert_allclose(weighted.mean_, repeated.mean_, rtol=1e-9)
+    predict = "predict_proba" if kind is LSTMClassifier else "predict"
+    np.testing.assert_allclose(
+        getattr(weighted, predict)(whole), getattr(repeated, predict)(whole), rtol=1e-6
+    )
+    plain = kind(**options).fit(whole, y)
+    assert not np.allclose(getattr(plain, predict)(whole), getattr(weighted, predict)(whole), rtol=1e-3)
+
+
+def test_a_weight_means_the_same_in_every_batch(whole, labels):
+    def proba(weights):
+        return small(batch_size=1, epochs=1).fit(whole, labels, sample_weight=weights).predict_proba(whole)
+
+    one, many = proba(np.ones(60)), proba(np.full(60, 7.0))
+    np.testing.assert_allclose(one, many, atol=1e-6)
+    assert not np.allclose(one, proba(np.where(labels == "up", 5.0, 0.1)), atol=1e-2)
+
+
+def test_the_scale_is_of_what_is_learnt_from(whole, labels):
+    fitted = small(early_stopping=True, validation_fraction=0.5).fit(whole, labels)
+    assert not np.allclose(fitted.mean_, whole.mean(axis=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.zeros(6), "sample_weight is 0 for all|at least one non-zero"),
+        (-np.ones(6), "[Nn]egative"),
+        (np.ones(5), "sample_weight"),
+        (np.full(6, np.nan), "sample_weight contains NaN"),
+    ],
+)
+def test_bad_weights_are_named(weights, message):
+    with pytest.raises(ValueError, match=message):
+        small().fit(WHOLE, CLASSES, sample_weight=weights)
 
 
 def test_early_stopping_keeps_the_best_parameters(ragged, labels):

@@ -40,25 +40,24 @@ class Task(NamedTuple):
         return cls(name, _weights(class_weights, count), smoothing)
 
     def loss(
-        self, home: Home, logits: Array, targets: Array, mask: Array | None
+        self, home: Home, logits: Array, targets: Array, mask: Array | None, weights: Array | None = None
     ) -> tuple[Array, Callable[..., Array]]:
         """Return the mean loss, and the function that gives its gradient with respect to the logits."""
+        options: Any = {"mask": mask, "weights": weights}
         if self.name == "multiclass":
-            weights = self._on(home)
-            return losses.softmax_cross_entropy(
-                logits, targets, mask=mask, class_weights=weights, label_smoothing=self.label_smoothing
-            )
+            options |= {"class_weights": self._on(home), "label_smoothing": self.label_smoothing}
+            return losses.softmax_cross_entropy(logits, targets, **options)
         xp = _array.namespace(targets, "targets")
         shape = tuple(logits.shape)
         if tuple(targets.shape) != shape:
             msg = f"targets has shape {tuple(targets.shape)}, expected {shape}, the shape of the logits"
             raise ShapeError(msg)
         if self.name == "regression":
-            return losses.mse(logits, _checks.array("targets", targets, home, shape), mask=mask)
+            return losses.mse(logits, _checks.array("targets", targets, home, shape), **options)
         if not xp.isdtype(targets.dtype, "real floating"):
             targets = _array.narrow(targets, home.dtype)
         targets = _checks.array("targets", targets, home, shape)
-        return losses.binary_cross_entropy(logits, targets, mask=mask, positive_weights=self._on(home))
+        return losses.binary_cross_entropy(logits, targets, positive_weights=self._on(home), **options)
 
     def predict(self, logits: Array) -> Array:
         """Return the likeliest class, the labels that are likelier than not, or the numbers."""

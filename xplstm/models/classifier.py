@@ -403,6 +403,17 @@ class SequenceClassifier(Composite):
         >>> pullback().keys() == model.params.keys()
         True
         """
+        return self._weighted_vjp(inputs, targets, None, state, rng)
+
+    def _weighted_vjp(
+        self,
+        inputs: Array | Ragged,
+        targets: Array,
+        weights: Array | None,
+        state: State,
+        rng: int | np.random.Generator | None,
+    ) -> tuple[Array, LSTMState, Callable[..., Params]]:
+        """Return what `loss_vjp` does, of a mean in which each sequence has a weight."""
         rng = None if rng is None else _values.generator("rng", rng)
         reading, home = self._reading(inputs), self._home()
         read, embedding_pullback = reading.x, None
@@ -415,7 +426,7 @@ class SequenceClassifier(Composite):
         features, dropout_pullback = self.dropout.vjp(features, rng=rng)
         logits, linear_pullback = self.linear.vjp(features)
         counting = reading.exists if self.each_step else None
-        loss, loss_pullback = self.task.loss(home, logits, targets, counting)
+        loss, loss_pullback = self.task.loss(home, logits, targets, counting, weights)
 
         def pullback(factor: float = 1.0) -> Params:
             dfeatures, dlinear = linear_pullback(loss_pullback(_values.finite("factor", factor)))

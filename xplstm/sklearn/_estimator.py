@@ -11,7 +11,12 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
 from xplstm import _array, _values, optim, training
 from xplstm._errors import ArgumentError, DTypeError, FormatError, ShapeError
@@ -36,14 +41,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         """Keep the parameters as they are; ``fit`` checks them."""
         self.__dict__.update({name: value for name, value in given.items() if name != "self"})
 
-    def _fit(self, X: Any, targets: np.ndarray, outputs: int, stratify: Any, **options: Any) -> Self:
+    def _fit(
+        self, X: Any, targets: np.ndarray, outputs: int, stratify: Any, sample_weight: Any, **options: Any
+    ) -> Self:
         """Train a new network on checked targets."""
         sequences = self._sequences(X, reset=True)
         check_consistent_length(sequences.items, targets)
+        weights = weights_of(sample_weight, targets)
         batch_size, epochs = _values.size("batch_size", self.batch_size), _values.size("epochs", self.epochs)
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31 - 1, size=4))
-        self._set_scale(sequences)
-        sequences = self._scaled(sequences)
         of_ids = self.vocab_size is not None
         model = SequenceClassifier(
             None if of_ids else int(sequences.items[0].shape[-1]),
@@ -62,22 +68,33 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             **options,
         )
         learnt, held_out = self._split(len(sequences), stratify, rng)
+        for part, what in ((learnt, "to learn from"), (held_out, "that early_stopping holds out")):
+            if len(part) and not weights[part].any():
+                msg = f"sample_weight is 0 for all sequences {what}; one must be above 0"
+                raise ArgumentError(msg)
+        weights = weights / weights[learnt].mean()
+        self._set_scale(sequences.part(learnt), weights[learnt])
+        sequences = self._scaled(sequences)
+        weighted = _Weighted(model)
 
         def batches(_epoch: int) -> Iterator[tuple[Any, Any]]:
             for part in _parts(rng.permutation(learnt), batch_size):
-                yield _on(model, sequences.take(part), targets[part])
+                yield weighted.batch(sequences.take(part), targets[part], weights[part])
 
         def validate() -> float:
             parts = _parts(held_out, PREDICTED_AT_ONCE)
-            losses = [float(model.loss(*_on(model, sequences.take(part), targets[part]))) for part in parts]
-            return float(np.average(losses, weights=[len(part) for part in parts]))
+            losses = [
+                weighted.loss(*weighted.batch(sequences.take(part), targets[part], weights[part]))
+                for part in parts
+            ]
+            return float(np.average(losses, weights=[weights[part].sum() for part in parts]))
 
         an_epoch = -(-len(learnt) // batch_size)
         rate = optim.warmup_cosine(
             _values.positive("learning_rate", self.learning_rate), an_epoch, an_epoch * (epochs + 1)
         )
         self.history_ = training.fit(
-            model,
+            weighted,
             batches,
             optim.AdamW(rate, weight_decay=self.weight_decay),
             epochs=epochs,
@@ -174,16 +191,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise ShapeError(msg)
         return found
 
-    def _set_scale(self, sequences: Sequences) -> None:
-        """Measure mean and standard deviation of each feature, over all steps."""
+    def _set_scale(self, sequences: Sequences, weights: np.ndarray) -> None:
+        """Measure mean and standard deviation of each feature, over all steps of what is learnt from."""
         self.mean_ = self.scale_ = None
         if self.vocab_size is None and _values.flag("standardize", self.standardize):
             steps = sequences.steps().astype(np.float64)
             if not len(steps):
                 msg = "X has no steps; standardize=True needs at least 1"
                 raise ShapeError(msg)
-            self.mean_, spread = steps.mean(axis=0), steps.std(axis=0)
-            self.scale_ = np.where(spread > 0, spread, 1.0)
+            self.mean_, self.scale_ = scale_of(steps, sequences.each_step(weights))
 
     def _scaled(self, sequences: Sequences) -> Sequences:
         """Return the sequences as the network reads them."""
@@ -296,6 +312,64 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+class _Weighted:
+    """The network as `xplstm.training.fit` trains it: the targets are pairs with the weights of sequences.
+
+    A batch's loss is the sum of the weighted losses over the number of its sequences, so that a weight means
+    the same in every batch.
+    """
+
+    def __init__(self, model: SequenceClassifier) -> None:
+        self.model = model
+
+    @property
+    def params(self) -> Any:
+        """The parameters of the network."""
+        return self.model.params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self.model.params = params
+
+    def batch(self, x: Any, targets: np.ndarray, weights: np.ndarray) -> Any:
+        """Return a batch where the parameters are."""
+        dtype = "float64" if self.model.linear.params["weight"].dtype == "float64" else "float32"
+        x, targets = _on(self.model, x, targets)
+        return x, (targets, self.model._here(weights.astype(dtype)), float(weights.mean()))
+
+    def loss(self, x: Any, targets: Any) -> float:
+        """Return the weighted mean of the losses."""
+        classes, weights, _ = targets
+        return float(self.model._weighted_vjp(x, classes, weights, None, None)[0])
+
+    def loss_vjp(self, inputs: Any, targets: Any, state: Any, rng: Any) -> Any:
+        """Return the loss, the state and the pullback."""
+        classes, weights, share = targets
+        loss, state, pullback = self.model._weighted_vjp(inputs, classes, weights, state, rng)
+        return loss * share, state, lambda factor=1.0: pullback(factor * share)
+
+
+def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
+    """Return a weight of at least 0 for each sequence, not all of them 0."""
+    weights = _check_sample_weight(sample_weight, targets, dtype=np.float64, ensure_non_negative=True)
+    if not weights.any():
+        msg = "sample_weight is 0 for all sequences; one must be above 0"
+        raise ArgumentError(msg)
+    return np.asarray(weights)
+
+
+def scale_of(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each column, 1 where that is 0."""
+    if not weights.any():
+        msg = "sample_weight is 0 for all sequences that have steps; one must be above 0"
+        raise ArgumentError(msg)
+    mean = np.average(values, axis=0, weights=weights)
+    spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+    # Rounding alone gives a constant column a spread of this size.
+    rounding = 10 * np.finfo(np.float64).eps * abs(mean)
+    return mean, np.where(spread > rounding, spread, 1.0)
 
 
 def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:

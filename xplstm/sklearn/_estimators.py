@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from xplstm._errors import ArgumentError
-from xplstm.sklearn._estimator import SequenceEstimator
+from xplstm.sklearn._estimator import SequenceEstimator, scale_of, weights_of
 
 
 class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
@@ -109,7 +109,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
     ) -> None:
         self._keep(locals())
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train a new network.
 
         Parameters
@@ -117,6 +117,8 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         X : sequences
             As `xplstm.sklearn` describes.
         y : array of labels, shape (n,); or of 0 and 1, shape (n, L), for L labels
+        sample_weight : array of numbers, shape (n,), optional
+            How much each sequence counts in the loss and in the scale of the features; at least 0.
 
         Returns
         -------
@@ -140,13 +142,13 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
                 raise ArgumentError(msg)
             self.classes_ = np.arange(np.shape(y)[1])
             self.multilabel_ = True
-            return self._fit(X, np.asarray(y), len(self.classes_), None, task="multilabel")
+            return self._fit(X, np.asarray(y), len(self.classes_), None, sample_weight, task="multilabel")
         self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         self.multilabel_ = False
         weights = None
         if self.class_weight is not None:
             weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[numbers])
-        return self._fit(X, numbers, len(self.classes_), numbers, class_weights=weights)
+        return self._fit(X, numbers, len(self.classes_), numbers, sample_weight, class_weights=weights)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class, or the labels, of each sequence.
@@ -275,7 +277,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
     ) -> None:
         self._keep(locals())
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train a new network.
 
         Parameters
@@ -283,6 +285,8 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         X : sequences
             As `xplstm.sklearn` describes.
         y : array of numbers, shape (n,) or (n, outputs)
+        sample_weight : array of numbers, shape (n,), optional
+            How much each sequence counts in the loss and in the scales; at least 0.
 
         Returns
         -------
@@ -300,11 +304,10 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         y = check_array(_target(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self)
         several = y.ndim == 2 and y.shape[1] > 1
         targets = y if several else column_or_1d(y, warn=True)[:, None]
-        spread = targets.std(axis=0)
-        self.y_mean_, self.y_scale_ = targets.mean(axis=0), np.where(spread > 0, spread, 1.0)
+        self.y_mean_, self.y_scale_ = scale_of(targets, weights_of(sample_weight, targets))
         self.several_ = several
         scaled = ((targets - self.y_mean_) / self.y_scale_).astype(self.dtype)
-        return self._fit(X, scaled, targets.shape[1], None, task="regression")
+        return self._fit(X, scaled, targets.shape[1], None, sample_weight, task="regression")
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the numbers of each sequence.

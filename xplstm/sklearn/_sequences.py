@@ -35,11 +35,21 @@ class Sequences:
             return np.ascontiguousarray(self.items[part].swapaxes(0, 1))
         return pad([self.items[k] for k in part])
 
+    def part(self, numbers: np.ndarray) -> Self:
+        """Return some of them."""
+        if isinstance(self.items, np.ndarray):
+            return replace(self, items=self.items[numbers])
+        return replace(self, items=[self.items[k] for k in numbers])
+
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
         """Return the sequences that a function of the arrays makes."""
         if isinstance(self.items, np.ndarray):
             return replace(self, items=function(self.items))
         return replace(self, items=[function(a) for a in self.items])
+
+    def each_step(self, numbers: np.ndarray) -> np.ndarray:
+        """Return a number of each sequence once for each of its steps."""
+        return np.repeat(numbers, [len(a) for a in self.items])
 
     def steps(self) -> np.ndarray:
         """Return every step of every sequence, (N, F)."""
