@@ -129,7 +129,7 @@ def test_the_clips_of_projected_cells_are_asked_for(weights: Any) -> None:
 
 
 def test_what_tensorflow_adds_to_the_forget_gate_is_asked_for() -> None:
-    with pytest.raises(xplstm.ArgumentError, match=r"do not tell the order of gates(.|\n)*tensorflow_cudnn"):
+    with pytest.raises(xplstm.ArgumentError, match=r"do not fix the order of gates(.|\n)*tensorflow_cudnn"):
         xplstm.io.load(TF)
 
 

@@ -149,7 +149,7 @@ def test_weights_alone_tell_no_options(keras: Any, tmp_path: Any) -> None:
     path = tmp_path / "model.weights.h5"
     model = sequential(keras, keras.layers.LSTM(H, return_sequences=True))
     model.save_weights(path)
-    with pytest.raises(xplstm.ArgumentError, match=r"variant: .* does not tell it.*pass variant="):
+    with pytest.raises(xplstm.ArgumentError, match=r"variant: .* does not hold it.*pass variant="):
         xplstm.io.load(path)
     agrees(model, xplstm.io.load(path, variant=None))
     both = sequential(
@@ -206,7 +206,7 @@ def test_variables_by_their_names() -> None:
         "recurrent_kernel": (H, 4 * H),
         "bias": (4 * H,),
     }
-    with pytest.raises(xplstm.ArgumentError, match="do not tell the order of gates"):
+    with pytest.raises(xplstm.ArgumentError, match="do not fix the order of gates"):
         xplstm.io.load(theirs)
     again = xplstm.io.load(theirs, format="keras")
     x = np.ones((T, B, I), "float32")
@@ -300,12 +300,12 @@ def deep(file: Any) -> None:
 HOSTILE_WEIGHTS = {
     "external link": (link(h5py.ExternalLink("/etc/passwd", "/x")), "cell/vars/0 is a ExternalLink"),
     "soft link": (link(h5py.SoftLink("/layers")), "cell/vars/0 is a SoftLink"),
-    "circle": (link(lambda file: file["layers"]), "stands there twice"),
+    "circle": (link(lambda file: file["layers"]), "is there twice"),
     "external data": (
         dataset("0", shape=SHAPES["0"], dtype="float32", external=[("/etc/passwd", 0, 96)]),
-        "cell/vars/0 stands in another file",
+        "cell/vars/0 is in another file",
     ),
-    "virtual": (virtual, "cell/vars/0 stands in another file"),
+    "virtual": (virtual, "cell/vars/0 is in another file"),
     "shape bomb": (
         dataset("0", shape=(1 << 20, 1 << 20), dtype="float32"),
         "fewer than it can honestly need",

@@ -337,7 +337,7 @@ def test_options_that_the_file_tells_must_agree():
 
 def test_a_simple_network_must_be_told_its_function():
     theirs = xplstm.RNN(I, H, rng=1).params
-    with pytest.raises(ArgumentError, match=r"does not tell it, .* pass nonlinearity="):
+    with pytest.raises(ArgumentError, match=r"does not hold it, .* pass nonlinearity="):
         io.load(theirs)
     assert repr(io.load(theirs, nonlinearity="relu")) == "RNN(3, 5, num_layers=1, nonlinearity='relu')"
 
@@ -555,7 +555,7 @@ def test_what_flax_wrote_as_msgpack_is_told_the_way(name, tmp_path):
 
 def test_a_cell_that_is_no_lstm_is_called_what_it_is(torch):
     cell = torch.nn.RNNCell(I, H)
-    with pytest.raises(FormatError, match="that of a simple network, which format 'torch' does not have"):
+    with pytest.raises(FormatError, match="that of an Elman RNN, which format 'torch' does not have"):
         io.load(cell.state_dict())
 
 

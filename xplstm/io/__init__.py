@@ -1,6 +1,6 @@
 """Weights from everywhere: `load` brings an LSTM in, `save` takes it out, `inspect` says what is there.
 
-Below them stands a room a format, and what reads hand-written LSTMs: `gates`, `columns`, `layers`, `cell`.
+`gates`, `columns`, `layers` and `cell` read hand-written LSTMs.
 """
 
 from xplstm.io._inspect import Inspection, inspect

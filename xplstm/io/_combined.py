@@ -13,7 +13,7 @@ Stack = Sequence[tuple[Found, ...]]
 
 
 def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
-    """The network whose layers and directions these are, each of one layer and one direction."""
+    """Return the network of these layers and directions, each of one layer and one direction."""
     ones = [one for layer in stack for one in layer]
     first = ones[0]
     problem = next((one.problem for one in ones if one.problem), None) or _misfit(stack, merge)
@@ -40,7 +40,7 @@ def _state(ones: Sequence[Found]) -> tuple[Array, ...] | None:
 
 
 def _misfit(stack: Stack, merge: str) -> str | None:
-    """Why these cannot stand one upon the other."""
+    """Return why these cannot be layers of one network."""
     first = stack[0][0]
     batches = [one.state and one.state[0].shape[1] for layer in stack for one in layer]
     if len({*batches}) > 1:

@@ -31,11 +31,11 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     array: Callable[[], Array]
-    """The array itself: NumPy's for a file (a view of it will do), any library's for a mapping."""
+    """The array itself: NumPy's for a file (or a view of it), any library's for a mapping."""
 
 
 class Contents(NamedTuple):
-    """What stands in a file or a mapping."""
+    """What a file or a mapping holds."""
 
     where: str
     """How errors call it: the path, or "the mapping"."""
@@ -46,22 +46,22 @@ class Contents(NamedTuple):
     metadata: Mapping[str, Any]
     """Whatever else the format knows: a configuration, a graph."""
     layout: str | None = None
-    """The only layout that this file can have; None where any could stand in it."""
+    """The only layout that this file can have; None where it could have any."""
 
 
 class Found(NamedTuple):
     """A network among the contents: where, what, and how to get its parameters."""
 
     prefix: str
-    """What the names of its tensors begin with, without the last dot; "" where they stand alone."""
+    """What the names of its tensors begin with, without the last dot; "" where nothing is before them."""
     layout: str
     """A key of `_registry.LAYOUTS`."""
     kind: str
     """Name of its class, as `nn.NETWORKS` lists it."""
     options: Mapping[str, Any]
-    """Arguments of that class: all sizes, and the options that the contents tell."""
+    """Arguments of that class: all sizes, and the options that the contents give."""
     gates: str
-    """How the gates stand, in words; two layouts with the same words read the same numbers."""
+    """The order of the gates, in words; two layouts with the same words read the same numbers."""
     names: tuple[str, ...]
     """The tensors that it is made of."""
     params: Callable[[], dict[str, Array]]
@@ -69,7 +69,7 @@ class Found(NamedTuple):
     problem: str | None = None
     """Why it cannot be loaded, in words that name tensor, shape and what was expected; else None."""
     untold: tuple[str, ...] = ()
-    """Arguments that change the numbers and that the contents do not tell: a caller must give them."""
+    """Arguments that change the numbers and that are not among the contents: a caller must give them."""
     parts: tuple[str, ...] = ()
     """The prefixes of the cells that it is made of, where they are not its own."""
 
@@ -83,7 +83,7 @@ class Found(NamedTuple):
 
 
 def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors under names whose parts are joined by dots, each name once."""
+    """Return tensors under names whose parts are joined by dots, each name once."""
     found: dict[str, Tensor] = {}
     for given, tensor in tensors:
         name = dotted(given)

@@ -35,7 +35,7 @@ _HINTS = (
     (rb"\s*[{\[]", "JSON", "load the file of weights that belongs to it"),
 )
 _TAR_AT = 257
-# A member of an archive or folder that tells what it is: what, what to do.
+# A member of an archive or folder by which it is recognised: what it is, what to do.
 _SIGNS = (
     (
         "saved_model.pb",
@@ -74,7 +74,7 @@ def refuse_foreign(path: str, head: bytes) -> None:
 
 
 def hint(head: bytes, members: Collection[str]) -> str:
-    """Return what a file of no known format may be, to be put behind a message; "" if nothing tells."""
+    """Return what a file of no known format may be, to be put behind a message; "" if that is unknown."""
     what = _by_members(members) or _by_beginning(_HINTS, head)
     return f"; it is {what}" if what else ""
 

@@ -69,7 +69,7 @@ def _libraries(value: Any) -> set[str]:
 
 
 def _options_of(module: Any) -> dict[str, dict[str, Any]]:
-    """Return the options of every recurrent module of PyTorch by its prefix: no array tells them."""
+    """Return the options of every recurrent module of PyTorch by its prefix: no array holds them."""
     if not callable(getattr(module, "named_modules", None)):
         return {}
     found = {}

@@ -23,7 +23,7 @@ class Inspection:
         The path, and the format of the file.
     networks : tuple of tuple of str
         Prefix, format, dtype and what could be made of it, of each network; one that several formats fit
-        stands there once for each.
+        is listed once for each.
     tensors : dict of str to tuple
         Name -> shape and dtype, of everything.
     metadata : tuple of str
@@ -102,6 +102,6 @@ def _words(one: Found) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines whose columns begin one below the other."""
+    """Return lines whose columns begin one below the other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""`load`, `save` and what stands around them: whatever the format, one call."""
+"""Load and save networks: one call for every format."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def load(
     dtype: FloatDType | None = None,
     **options: Any,
 ) -> Network:
-    """Make the network whose weights stand in a file or a mapping.
+    """Load a network from the weights in a file or a mapping.
 
-    A file is told by its bytes. Sizes, layers, directions, projection and
-    biases are read off the arrays, and options where the file tells them.
+    The bytes of a file show its kind. Sizes, layers, directions, projection and
+    biases are read off the arrays, and options where the file holds them.
     Where the same names could mean another order of gates, nothing is guessed:
     the error says which formats fit. :doc:`/guides/weights` has the table.
 
@@ -45,9 +45,9 @@ def load(
         file. A module of PyTorch, Flax or Equinox, or a train state of Flax, gives its own arrays;
         ``batch_first``, ``dropout`` and ``nonlinearity`` come with those of PyTorch.
     format : str, optional
-        How the weights stand in it: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx", "haste",
-        "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras", "onnx",
-        "joined" or "parted".
+        Names, axes and order of the weights: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx",
+        "haste", "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras",
+        "onnx", "joined" or "parted".
     prefix : str, or sequence of layers, optional
         Which network, where there are several: what the names of its arrays begin with. Of cells that were
         stacked by hand, the prefix of each layer, or a pair for the two directions.
@@ -56,8 +56,8 @@ def load(
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
         The arrays' own if left out.
     **options
-        Arguments of `LSTM` or `RNN` that no array tells, such as ``batch_first``, ``dropout``,
-        ``reproducible`` or, for an RNN, ``nonlinearity``. One that the file tells must agree with it.
+        Arguments of `LSTM` or `RNN` that no array holds, such as ``batch_first``, ``dropout``,
+        ``reproducible`` or, for an RNN, ``nonlinearity``. One that the file holds must agree with it.
 
     Returns
     -------
@@ -167,14 +167,14 @@ def arrays(
     device: Device | None = None,
     dtype: FloatDType | None = None,
 ) -> dict[str, Array]:
-    """Read the arrays of a file or a mapping as they are: what stands around an LSTM in a model.
+    """Read the arrays of a file or a mapping as they are, such as the other layers of a model.
 
     Parameters
     ----------
     source : path, open binary file, bytes, mapping of str to array, or module
         As for `load`.
     prefix : str, optional
-        Only what stands below it, and without it.
+        Only the names that begin with it, and without it.
     xp, device : optional
         Where the arrays go, as for `LSTM`.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
@@ -190,7 +190,7 @@ def arrays(
     FormatError
         If the file is damaged or unknown, or an array is of a dtype that no library here has.
     ArgumentError
-        If nothing stands below `prefix`.
+        If no name begins with `prefix`.
     OSError
         If the file cannot be read.
 
@@ -225,22 +225,22 @@ def save(
     format: str | None = None,  # noqa: A002
     prefix: str = "",
 ) -> None:
-    """Write a network's parameters: wholly, or not at all.
+    """Write a network's parameters atomically.
 
-    The new file is written beside the old one, forced to the disk and renamed:
+    The new file is written to the same folder, synced to the disk and renamed:
     at every moment, a power cut included, the old file or the new one is there.
 
     Parameters
     ----------
     path : path
         Its ending says which kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.weights.h5``,
-        ``.eqx`` or ``.onnx``. Its folder must exist; what stood there is replaced.
+        ``.eqx`` or ``.onnx``. Its folder must exist; an old file is replaced.
     network : LSTM, GRU, RNN or JordanRNN
         Of any array library; arrays on a device are copied to the host.
     format : str, optional
-        How the weights stand in it, as for `load`; the names of PyTorch if left out, and those of Keras and
-        ONNX in their own files. Under PyTorch's names ``.safetensors`` and ``.npz`` also keep every
-        option that no shape tells, variants included; other formats hold parameters alone.
+        Names, axes and order of the weights, as for `load`; those of PyTorch if left out, and those of Keras,
+        ONNX and Equinox in their own files. Under PyTorch's names ``.safetensors`` and ``.npz`` also keep
+        every option that no shape shows, variants included; other formats hold parameters alone.
     prefix : str, optional
         What the names of the arrays begin with.
 
@@ -398,7 +398,7 @@ def _build(
     device: Device | None,
     options: Mapping[str, Any],
 ) -> Network:
-    """The network itself."""
+    """Return the network itself."""
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
@@ -409,7 +409,7 @@ def _build(
     arguments = {**found.options, **options}
     untold = [name for name in found.untold if name not in arguments]
     if untold:
-        what = f"{contents.where} does not tell it, and it changes the numbers"
+        what = f"{contents.where} does not hold it, and it changes the numbers"
         msg = f"{untold[0]}: {what}; pass {'=, '.join(untold)}="
         raise ArgumentError(msg)
     try:
@@ -433,7 +433,7 @@ def _build(
 
 
 def _placed(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
-    """A copy of `a` elsewhere, made once."""
+    """Return a copy of `a` elsewhere, made once."""
     native = _array.native(a)
     placed = _array.asarray(native, xp, device, dtype)
     return _array.copy(placed) if _array.namespace(native, "a tensor") is xp else placed

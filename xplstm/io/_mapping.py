@@ -15,7 +15,7 @@ _DEEPEST = 64
 
 
 def contents(given: Mapping[Any, Any]) -> Contents:
-    """What stands in a mapping, nested or not; whatever is no array is left aside."""
+    """Return what a mapping holds, nested or not; what is no array is ignored."""
     return Contents(WHERE, "mapping", by_name(WHERE, _leaves(given, "", 0)), {})
 
 

@@ -1,6 +1,6 @@
-"""The formats: what a file can be, and how an LSTM can stand in it. Each is loaded when first asked.
+"""The formats: kinds of files, and layouts of an LSTM in one. Each is imported when it is first used.
 
-A *file* is a container, told by its bytes. Its module has
+A *file* is a container, recognised by its bytes. Its module has
 
 ``SUFFIXES: tuple[str, ...]``
     How such a file's name ends; `save` goes by it.
@@ -21,9 +21,9 @@ A *layout* says which names, axes and order of gates. It is a module, or an obje
 ``to_mapping(network: LSTM | RNN | JordanRNN) -> dict[str, Array]``
     The arrays by their names there; `ArgumentError` for what it has no place for.
 ``STATE: tuple[str, str]``
-    ``("h", "c")`` or ``("c", "h")``: how a state stands there.
+    ``("h", "c")`` or ``("c", "h")``: the order of a state.
 ``SURE: bool``
-    Whether its names alone tell it from every other. Else a caller must name it, unless `Contents.layout`
+    Whether its names alone distinguish it. Else a caller must name it, unless `Contents.layout`
     does: the same names could mean another order of gates.
 
 One module may be both. A new format is a module and a row here.
@@ -69,13 +69,13 @@ LAYOUTS = {
 
 @cache
 def file_format(name: str) -> Any:
-    """The module of a file format, imported at the first call."""
+    """Return the module of a file format, imported at the first call."""
     return importlib.import_module(FILES[name])
 
 
 @cache
 def layout(name: str) -> Any:
-    """The module or object of a layout, imported at the first call."""
+    """Return the module or object of a layout, imported at the first call."""
     module, _, attribute = LAYOUTS[name].partition(":")
     found = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found

@@ -26,7 +26,7 @@ _SHOWN, _LONGEST_LINE = 12, 130
 
 
 def open_source(source: Any) -> Contents:
-    """What stands in a mapping, or in a file of the format that its bytes tell."""
+    """Return what a mapping holds, or a file of the format that its bytes show."""
     if isinstance(source, Mapping):
         return _mapping.contents(source)
     if not isinstance(source, str | os.PathLike):
@@ -47,7 +47,7 @@ def open_source(source: Any) -> Contents:
 
 
 def _read_one(path: str) -> Contents:
-    """What is in one file."""
+    """Return what is in one file."""
     with open(path, "rb") as file:
         head = file.read(64)
     _foreign.refuse_foreign(path, head)
@@ -79,12 +79,12 @@ def cast(contents: Contents, dtype: str) -> Contents:
 
 
 def layouts_of(contents: Contents) -> list[str]:
-    """The layouts that could stand there."""
+    """Return the layouts that the contents could have."""
     return list(_registry.LAYOUTS) if contents.layout is None else [contents.layout]
 
 
 def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
-    """Whatever the layouts find; what reads the same numbers by two names, by the first alone."""
+    """Return whatever the layouts find; what reads the same numbers by two names, by the first alone."""
     found: dict[tuple[str, str, bool], Found] = {}
     for layout in layouts:
         for one in _registry.layout(layout).find(contents):
@@ -95,7 +95,7 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
 
 
 def is_told(contents: Contents, found: Found) -> bool:
-    """Tell whether the contents alone tell the layout: not those of Equinox, which have no names."""
+    """Return whether the contents alone fix the layout: not those of Equinox, which have no names."""
     if contents.file == "eqx":
         return False
     return contents.layout is not None or _registry.layout(found.layout).SURE
@@ -104,7 +104,7 @@ def is_told(contents: Contents, found: Found) -> bool:
 def chosen(
     contents: Contents, layout: str | None, prefix: Prefix | None, options: Mapping[str, Any]
 ) -> Found:
-    """The one network that is asked for, of cells that were stacked by hand if the prefix is a list."""
+    """Return the one network that is asked for; a list of prefixes stacks cells."""
     layouts = layouts_of(contents)
     if layout is not None:
         layouts = [name for name in layouts if name == _values.one_of("format", layout, _registry.LAYOUTS)]
@@ -127,7 +127,7 @@ def _one(
     prefix: str | None,
     options: Mapping[str, Any],
 ) -> Found:
-    """The one candidate that fits all that was said."""
+    """Return the one candidate that fits all that was given."""
     if not candidates:
         raise FormatError(_nothing(contents, layout))
     here = [one for one in candidates if prefix is None or one.prefix == dotted(prefix)]
@@ -152,28 +152,28 @@ def _one(
 
 
 def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
-    """What a caller must say, and why."""
+    """Return what a caller must give, and why."""
     choices = _lines(f"format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
     if len({one.layout for one in fitting}) < len(fitting):
         return f"{contents.where} could be, by its shapes; say bidirectional=\n{choices}"
-    return f"format=None: names in {contents.where} do not tell the order of gates; these fit\n{choices}"
+    return f"format=None: names in {contents.where} do not fix the order of gates; these fit\n{choices}"
 
 
 def _nothing(contents: Contents, layout: str | None) -> str:
-    """That there is no network, and what there is instead."""
+    """Return that there is no network, and what there is instead."""
     of = f" of format {layout!r}" if layout is not None else ""
     return f"{contents.where} holds no LSTM{of} that is known here; it holds {listed(contents)}"
 
 
 def _lines(choices: Iterable[str]) -> str:
-    """The first choices, one a line, and how many more there are."""
+    """Return the first choices, one a line, and how many more there are."""
     lines = [f"  {choice[:_LONGEST_LINE]}" for choice in choices]
     more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n".join(lines[:_SHOWN] + more)
 
 
 def listed(contents: Contents) -> str:
-    """The first tensors, and how many more there are."""
+    """Return the first tensors, and how many more there are."""
     first = islice(contents.tensors.items(), _SHOWN)
     names = [f"{shown(name)[:_LONGEST_LINE]} {t.shape} {t.dtype}" for name, t in first]
     rest = len(contents.tensors) - len(names)
@@ -181,12 +181,12 @@ def listed(contents: Contents) -> str:
 
 
 def called(found: Found) -> str:
-    """The network by what tells it from others."""
+    """Return the network by what distinguishes it from others."""
     return f"prefix={shown(found.prefix)!r}, format={found.layout!r}"
 
 
 def spelled(found: Found) -> str:
-    """The network as one would make it."""
+    """Return the call that makes the network."""
     options = dict(found.options)
     first = ("input_size", "hidden_size", "output_size")
     sizes = [str(options.pop(name)) for name in first if name in options]
@@ -196,5 +196,5 @@ def spelled(found: Found) -> str:
 
 
 def dtypes_of(contents: Contents, found: Found) -> str:
-    """The dtypes of a network's tensors."""
+    """Return the dtypes of a network's tensors."""
     return ", ".join(sorted({contents.tensors[name].dtype for name in found.names}))

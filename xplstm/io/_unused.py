@@ -25,8 +25,8 @@ _SHOWN = 6
 
 
 def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]:
-    """The candidates, each with a problem where tensors under its prefixes are not its own."""
-    if contents.file == "onnx":  # a graph tells which tensors a node uses
+    """Return the candidates, each with a problem where tensors under its prefixes are not its own."""
+    if contents.file == "onnx":  # a graph shows which tensors a node uses
         return list(candidates)
     places = {place for one in candidates for place in one.places}
     by_place: dict[str, list[str]] = {place: [] for place in places}
@@ -40,7 +40,7 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
 
 
 def _is_harmless(name: str, dtype: str) -> bool:
-    """Tell whether a tensor is a counter or a key of random numbers, which changes no output."""
+    """Return whether a tensor is a counter or a key of random numbers, which changes no output."""
     is_real = dtype.startswith(("float", "bfloat", "complex", "q", "unreadable"))
     return not is_real and re.search(r"mask|scale|zero_?point|clip", name.rpartition(".")[2]) is None
 

@@ -1,4 +1,4 @@
-"""What of a network stands in a file beside its tensors: the options that no shape tells."""
+"""What a file holds of a network next to its tensors: the options that no shape shows."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _KNOWN = {
 
 
 def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], str]:
-    """Arrays by name, and the options as JSON, or "" where all are the defaults."""
+    """Return arrays by name, and the options as JSON, or "" where all are the defaults."""
     arrays = _registry.layout(layout).to_mapping(network)
-    options = told(network) if layout == "torch" else {}
+    options = changed_options(network) if layout == "torch" else {}
     start = prefix and f"{prefix}."
     return {start + name: a for name, a in arrays.items()}, json.dumps({prefix: options}) if options else ""
 
 
-def told(network: Recurrent) -> dict[str, Any]:
-    """The options that are not the defaults, in what JSON can hold."""
+def changed_options(network: Recurrent) -> dict[str, Any]:
+    """Return the options that are not the defaults, in what JSON can hold."""
     stack = network._stack
     options = {name: getattr(stack, name) for name, default in _OPTIONS.items()}
     options = {name: value for name, value in options.items() if value != _OPTIONS[name]}
@@ -60,7 +60,7 @@ def told(network: Recurrent) -> dict[str, Any]:
 
 
 def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
-    """What `written` put beside the network at `prefix`, as arguments of its class."""
+    """Return what `written` stored with the network at `prefix`, as arguments of its class."""
     if METADATA not in contents.metadata:
         return {}
     try:
@@ -72,7 +72,7 @@ def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
 
 
 def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
-    """Return options as `told` gives them, from JSON to arguments of the class."""
+    """Return options as `changed_options` gives them, from JSON to arguments of the class."""
     if not isinstance(options, dict):
         msg = f"{where} has options of a network that are {type(options).__name__}, expected an object"
         raise FormatError(msg)
@@ -114,5 +114,5 @@ def plain(
 
 
 def no_place(layout: str, what: str) -> ArgumentError:
-    """The error for what a layout cannot hold."""
+    """Return the error for what a layout cannot hold."""
     return ArgumentError(f"the network {what}, for which format {layout!r} has no place")

@@ -1,6 +1,6 @@
 """Column vectors: states, steps and sequences in the shapes of hand-written LSTMs.
 
-Here each member of the batch is a row, there a column. The names are those of
+Here a batch entry is a row, there a column. The names are those of
 the source documents: `forward` is one step, `forward_sequence` a sequence.
 """
 
@@ -19,7 +19,7 @@ from xplstm.functional import lstm
 
 
 def from_columns(h: Array, c: Array) -> LSTMState:
-    """Read a state whose rows of the batch stand as columns.
+    """Read a state whose columns are batch entries.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def from_columns(h: Array, c: Array) -> LSTMState:
 
 
 def to_columns(state: LSTMState | tuple[Array, Array]) -> tuple[Array, Array]:
-    """Write a state of `xplstm.lstm` with the rows of the batch as columns.
+    """Write a state of `xplstm.lstm` with batch entries as columns.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def _layer(params: LSTMParams) -> tuple[LSTMParams, _checks.Home]:
 
 
 def _stacked(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
-    """(T, I) from vectors or column vectors."""
+    """Return (T, I) from vectors or column vectors."""
     if not X:
         return home.xp.zeros((0, I), dtype=_array.dtype_named(home.xp, home.dtype), device=home.device)
     for t, x_t in enumerate(X):

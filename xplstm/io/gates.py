@@ -24,7 +24,7 @@ def from_joined(weights: Mapping[str, Array]) -> LSTMParams:
     ----------
     weights : mapping of str to array
         ``Wf, Wi, WC, Wo`` of shape (H, H + I), and ``bf, bi, bC, bo`` of shape (H, 1) or (H,), or no bias
-        at all; ``Wc`` and ``bc`` will do for ``WC`` and ``bC``. Of one library, device and floating dtype.
+        at all; ``Wc`` and ``bc`` are accepted for ``WC`` and ``bC``. Of one library, device and float dtype.
 
     Returns
     -------
@@ -72,14 +72,14 @@ def to_joined(
     Parameters
     ----------
     params : LSTMParams
-        Of a plain LSTM without a projection.
+        Of a standard LSTM without a projection.
     candidate : {"C", "c"}
         What the candidate is called.
     columns : bool, default True
         Whether a bias is a column (H, 1), or else (H,).
     gradient : bool, default False
         Whether `params` are the gradients that a pullback gave. Both of our biases then hold the
-        gradient by the one bias of this form, and one of them is taken; else the two are added.
+        gradient with respect to the one bias of this form, and one of them is taken; else the two are added.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def to_parted(params: LSTMParams, *, columns: bool = True, gradient: bool = Fals
     Parameters
     ----------
     params : LSTMParams
-        Of a plain LSTM without a projection.
+        Of a standard LSTM without a projection.
     columns : bool, default True
         Whether a bias is a column (H, 1), or else (H,).
     gradient : bool, default False
@@ -198,7 +198,7 @@ def _checked(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
 
 
 def _check_names(weights: Mapping[str, Array], matrices: list[str], biases: list[str]) -> None:
-    """All matrices, all biases or none, and nothing else; all of one home."""
+    """Return all matrices, all biases or none, and nothing else; all of one home."""
     wanted = {*matrices, *(biases if weights.keys() & {*biases} else [])}
     missing, unknown = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
     if missing or unknown:
@@ -208,7 +208,7 @@ def _check_names(weights: Mapping[str, Array], matrices: list[str], biases: list
 
 
 def _matrix_shape(weights: Mapping[str, Array], wanted: str, name: str) -> tuple[int, int]:
-    """Rows and columns of the matrix that the others are compared with."""
+    """Return rows and columns of the matrix that the others are compared with."""
     shape = tuple(weights[name].shape)
     if len(shape) != 2 or 0 in shape:
         msg = f"{name} has shape {shape}, expected {wanted}, at least 1 of each"
@@ -229,7 +229,7 @@ def _check_shapes(weights: Mapping[str, Array], shapes: Mapping[str, tuple[int, 
 
 
 def _biases(weights: Mapping[str, Array], names: list[str], H: int) -> list[Array] | None:
-    """Vectors in our order of gates, or None where there are none."""
+    """Return vectors in our order of gates, or None where there are none."""
     if names[0] not in weights:
         return None
     for name in names:
@@ -241,7 +241,7 @@ def _biases(weights: Mapping[str, Array], names: list[str], H: int) -> list[Arra
 
 
 def _assemble(parts: list[tuple[Array, Array]], biases: list[Array] | None) -> LSTMParams:
-    """Parameters from each gate's matrices for h and for x, in our order of gates."""
+    """Return parameters from each gate's matrices for h and for x, in our order of gates."""
     xp = _array.namespace(parts[0][0], "W")
     weight_hh, weight_ih = (
         xp.concat([_array.native(a) for a in of], axis=0) for of in zip(*parts, strict=True)
@@ -253,7 +253,7 @@ def _assemble(parts: list[tuple[Array, Array]], biases: list[Array] | None) -> L
 
 
 def _blocks(a: Array, g: str) -> dict[str, Array]:
-    """Copies of the four gates' rows, by the letters of these forms, f first."""
+    """Return copies of the four gates' rows, by the letters of these forms, f first."""
     H = a.shape[0] // 4
     blocks = {k: a[n * H : (n + 1) * H, ...] for n, k in enumerate(("i", "f", g, "o"))}
     return {k: _array.copy(blocks[k]) for k in ("f", "i", g, "o")}

@@ -107,7 +107,7 @@ def to_lstm(layers: Layers, **options: Any) -> LSTM:
         The layers in order; for two directions a pair each, the forward one first. All of one
         library, device and dtype, which become those of the LSTM; the arrays are copied.
     **options
-        Those of `xplstm.LSTM` that no parameter's shape tells, such as ``batch_first`` and ``dropout``.
+        Those of `xplstm.LSTM` that no parameter's shape shows, such as ``batch_first`` and ``dropout``.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def to_lstm(layers: Layers, **options: Any) -> LSTM:
 
 
 def _directions(layers: Layers) -> list[tuple[LSTMParams, ...]]:
-    """Each layer's one or two directions, the same number in all."""
+    """Return each layer's one or two directions, the same number in all."""
     found = [
         (layer,) if isinstance(layer, LSTMParams) else tuple(_values.items(f"layers[{k}]", layer))
         for k, layer in enumerate(_values.items("layers", layers))

@@ -17,7 +17,7 @@ from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io._contents import shown
 from xplstm.io._models import load_model, make_layer, save_model
-from xplstm.io._written import told
+from xplstm.io._written import changed_options
 from xplstm.nn import LSTM, Embedding, Linear, Recurrent
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Composite(Summary, ABC):
         networks = {}
         for name, layer in self._layers.items():
             if isinstance(layer, Recurrent):
-                networks[name] = told(layer)
+                networks[name] = changed_options(layer)
             elif isinstance(layer, Embedding) and layer.padding_idx is not None:
                 networks[name] = {"padding_idx": layer.padding_idx}
         return {"class": type(self).__name__, "options": self._options(), "networks": networks}

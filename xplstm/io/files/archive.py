@@ -21,7 +21,7 @@ SMALL = 1 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _UTF8 = 0x800
-# What stands before a member's bytes: signature, eight numbers unused here, how long name and rest are.
+# Before a member's bytes: signature, eight numbers unused here, how long name and rest are.
 _HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\x03\x04"
 # The directory: an entry without its texts; then the end, after two records where the archive is a zip64.
@@ -44,7 +44,7 @@ class Archive:
             self._check_places(content, infos, start)
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """A member's bytes, or the first `most` of them."""
+        """Return a member's bytes, or the first `most` of them."""
         info = self.members[name]
         size = info.file_size if most is None else min(most, info.file_size)
         # ZipFile.open would parse the whole directory again, or keep the file open from the first read on.
@@ -60,7 +60,7 @@ class Archive:
         return content
 
     def _check(self, infos: list[zipfile.ZipInfo]) -> None:
-        """Refuse names that stand twice or lead elsewhere, and sizes that no file of this length can mean."""
+        """Refuse names that occur twice or lead elsewhere, and sizes that no file of this length can mean."""
         if len(self.members) < len(infos):
             twice = Counter(info.filename for info in infos).most_common(1)[0][0]
             msg = f"{self.path} holds {shown(twice)} twice"
@@ -153,7 +153,7 @@ def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
 
 
 def _is_end(file: BinaryIO, tail: int, start: int) -> bool:
-    """Whether the directory's end follows at `tail` and says that the directory begins at `start`."""
+    """Return whether the directory's end follows at `tail` and says that the directory begins at `start`."""
     file.seek(tail)
     found = file.read()
     end = found[-_END:]
@@ -167,7 +167,7 @@ def _is_end(file: BinaryIO, tail: int, start: int) -> bool:
 
 
 def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:
-    """Go to a member's first byte; what stands before it must be of the name that the directory says."""
+    """Go to a member's first byte; the header before it must have the name that the directory says."""
     file.seek(info.header_offset)
     signature, name_length, rest = _HEADER.unpack(file.read(_HEADER.size))
     name = file.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")

@@ -54,7 +54,7 @@ def check_numbers(where: str, name: str, numbers: Any) -> None:
 
 
 def count(where: str, name: str, shape: Any) -> int:
-    """Elements of a tensor whose shape a file says; refuse a shape that is none."""
+    """Return elements of a tensor whose shape a file says; refuse a shape that is none."""
     check_numbers(where, name, shape)
     if len(shape) > _MOST_AXES or math.prod(shape) > _MOST:
         msg = f"{where}: {shown(name)} has a shape of more axes or elements than an array can have"
@@ -63,12 +63,12 @@ def count(where: str, name: str, shape: Any) -> int:
 
 
 def size(where: str, name: str, dtype: str, shape: Any) -> int:
-    """Bytes that a tensor takes."""
+    """Return bytes that a tensor takes."""
     return -(-count(where, name, shape) * BITS[dtype] // 8)
 
 
 def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array that `raw` holds, little end first: a view where NumPy can see it."""
+    """Return the array that `raw` holds, little-endian: a view where NumPy has the dtype."""
     if dtype == "bfloat16":
         return _bfloat16(np.frombuffer(raw, dtype="<u2")).reshape(shape)
     if dtype not in _PLAIN:
@@ -78,7 +78,7 @@ def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]
 
 
 def _bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Numbers from their upper 16 bits; without ml_dtypes as float32, which holds each of them exactly."""
+    """Return numbers from their upper 16 bits; without ml_dtypes as float32, which holds each exactly."""
     if importlib.util.find_spec("ml_dtypes") is not None:
         return bits.astype(np.uint16, copy=False).view(_array.dtype_named(np, "bfloat16"))
     return (bits.astype(np.uint32) << 16).view(np.float32)

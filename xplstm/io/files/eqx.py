@@ -1,6 +1,6 @@
 """Files of Equinox: the arrays of a module one after the other, without names.
 
-A cell is found by its shapes: the weights of x, those of h, and the biases. Shapes do not tell the order of
+A cell is found by its shapes: the weights of x, those of h, and the biases. Shapes do not fix the order of
 the gates, so a caller must name the format.
 """
 
@@ -39,7 +39,7 @@ class _Array(NamedTuple):
 
 
 def recognises(opening: Opening) -> bool:
-    """Tell whether a file begins with an array."""
+    """Return whether a file begins with an array."""
     return opening.head.startswith(b"\x93NUMPY")
 
 

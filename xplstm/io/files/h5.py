@@ -1,4 +1,4 @@
-"""HDF5 files from strangers: only what stands in the file itself is followed, and nothing is run.
+"""HDF5 files from strangers: only what is in the file itself is followed, and nothing is run.
 
 HDF5 can lead out of a file (external links, external and virtual datasets), to plugins (filters) and in
 circles (hard links). None of that is in a file of weights; all of it is refused before anything is read.
@@ -33,7 +33,7 @@ _FILTERS = {1, 2, 3, 32000}
 
 
 class Source(NamedTuple):
-    """Where an HDF5 file stands: a path, or bytes that were taken out of an archive."""
+    """Where an HDF5 file is: a path, or bytes that were taken out of an archive."""
 
     where: str
     content: bytes | None = None
@@ -42,7 +42,7 @@ class Source(NamedTuple):
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """The file, opened for reading; whatever is wrong with it is named."""
+        """Open the file for reading; name whatever is wrong with it."""
         import_h5py()
         try:
             with _file(self) as file:
@@ -55,7 +55,7 @@ class Source(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """What stands in a file: tensors by path, and what the groups of variables are called."""
+    """What a file holds: tensors by path, and what the groups of variables are called."""
 
     tensors: list[tuple[str, Tensor]]
     names: dict[str, str]
@@ -86,7 +86,7 @@ class _Budget:
 
 
 def import_h5py() -> Any:
-    """The package h5py."""
+    """Return the package h5py."""
     try:
         import h5py
     except ImportError as error:
@@ -97,7 +97,7 @@ def import_h5py() -> Any:
 
 @contextmanager
 def _file(source: Source) -> Iterator[Any]:
-    """An open h5py.File; a path that cannot be opened at all stays an OSError of the system."""
+    """Open an h5py.File; a path that cannot be opened at all stays an OSError of the system."""
     place = io.BytesIO(source.content) if source.content is not None else open(source.where, "rb")  # noqa: SIM115
     with place, import_h5py().File(place, "r") as file:
         yield file
@@ -151,7 +151,7 @@ def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> N
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token
     if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
-        msg = f"{source.where}: {shown(path)} stands there twice, is too deep or one of too many"
+        msg = f"{source.where}: {shown(path)} is there twice, is too deep or one of too many"
         raise FormatError(msg)
     seen.add(key)
 
@@ -178,11 +178,11 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
 
 
 def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
-    """A dataset, looked at but not read."""
+    """Return a dataset, looked at but not read."""
     h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
     plan = dataset.id.get_create_plist()
     if dataset.external or dataset.is_virtual:
-        msg = f"{where} stands in another file, which is not opened"
+        msg = f"{where} is in another file, which is not opened"
         raise FormatError(msg)
     brain = dataset.dtype == np.dtype("V2") and _text(source, path, dataset, "dtype") == "bfloat16"
     if not brain and (dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject):
@@ -205,7 +205,7 @@ def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
 
 
 def _read(source: Source, path: str, brain: bool) -> np.ndarray:
-    """One dataset, in the machine's byte order; one of bfloat16 stands there as bytes."""
+    """Return one dataset, in the machine's byte order; bfloat16 is stored as bytes."""
     with source.open() as file:
         found = np.asarray(file[path][()])
     if not brain:

@@ -36,13 +36,13 @@ _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json
 
 
 def recognises(opening: Opening) -> bool:
-    """An HDF5 file, or an archive with one and a configuration."""
+    """Return whether a file is HDF5, or an archive with one and a configuration."""
     archive = {_WEIGHTS, _CONFIG} <= {*opening.members} or opening.path.lower().endswith(".keras")
     return archive or opening.head.startswith(h5.SIGNATURE) or opening.path.lower().endswith(_HDF5)
 
 
 def read(path: str) -> Contents:
-    """Variables by their paths, and the configuration of a model."""
+    """Return variables by their paths, and the configuration of a model."""
     with open(path, "rb") as file:
         archived = file.read(2) == b"PK"
     if not archived:
@@ -97,9 +97,9 @@ def _major(where: str, version: Any) -> int:
 
 
 def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
-    """The bytes of a file of weights."""
+    """Return the bytes of a file of weights."""
     if layout != "keras":
-        msg = f"format={layout!r} cannot stand in a file of Keras; leave it out, or save another kind of file"
+        msg = f"format={layout!r} has no place in a file of Keras; leave it out, or save another kind of file"
         raise ArgumentError(msg)
     if _array.dtype_name(network.params["weight_hh_l0"].dtype) == "bfloat16":
         raise no_place("keras", "has dtype bfloat16")

@@ -25,12 +25,12 @@ LONGEST_TEXT = 100_000
 
 
 def recognises(opening: Opening) -> bool:
-    """Every member is an array."""
+    """Return whether every member is an array."""
     return bool(opening.members) and all(name.endswith(".npy") for name in opening.members)
 
 
 def read(path: str) -> Contents:
-    """Arrays by name, without the ".npy"; each is unpacked when it is asked for."""
+    """Return arrays by name, without the ".npy"; each is unpacked when it is asked for."""
     archive = Archive(path)
     tensors, metadata = [], {}
     for member in archive.members:
@@ -45,7 +45,7 @@ def read(path: str) -> Contents:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """The bytes of a file that holds `network`."""
+    """Return the bytes of a file that holds `network`."""
     arrays, metadata = written(network, layout, prefix)
     hosts: dict[str, Any] = {name: _array.to_numpy(a) for name, a in arrays.items()}
     for name, a in hosts.items():
@@ -90,13 +90,13 @@ def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, i
 def _read(
     archive: Archive, member: str, dtype: np.dtype, shape: tuple[int, ...], offset: int, fortran: bool
 ) -> np.ndarray:
-    """One array; its header has been checked."""
+    """Return one array; its header has been checked."""
     flat: np.ndarray = np.frombuffer(archive.read(member), dtype=dtype, offset=offset)
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
 def _text(archive: Archive, member: str, dtype: np.dtype, offset: int) -> Any:
-    """What `encode` wrote beside the arrays."""
+    """Return the text that `encode` wrote with the arrays."""
     if dtype.itemsize > 4 * LONGEST_TEXT:
         length = dtype.itemsize // 4
         msg = f"{archive.path}: {shown(member)} is a text of {length} letters; {LONGEST_TEXT} are allowed"

@@ -3,7 +3,7 @@
 A pickle is a program for a small stack machine. One of its instructions calls
 any function by name. This machine implements the instructions that build
 containers. A table replaces the functions that PyTorch's files call. Every
-other object becomes an `Inert` stand-in that remembers the name of its class:
+other object becomes an `Inert` placeholder that remembers the name of its class:
 nothing is imported, looked up or called.
 """
 
@@ -31,7 +31,7 @@ class Global(NamedTuple):
 
 
 class Inert:
-    """A stand-in for an object of a class that is not read.
+    """A placeholder for an object of a class that is not read.
 
     It compares and hashes by identity, and its text is the name of the class.
     """
@@ -78,7 +78,7 @@ _HIGHEST_STACK = 100_000
 def load(where: str, program: BinaryIO | bytes, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
     """Return what a pickle builds; a file is left after its last instruction.
 
-    `calls` maps the functions that are known to their stand-ins. `persistent`
+    `calls` maps the functions that are known to their placeholders. `persistent`
     resolves references to what is outside the pickle.
     """
     machine = _Machine(where, calls, persistent)
@@ -126,7 +126,7 @@ class _Machine:
                 method(argument)
 
     def _take(self, count: int) -> list[Any]:
-        """The last `count` values, which leave the stack."""
+        """Take the last `count` values off the stack."""
         taken = self.stack[-count:]
         if len(taken) < count or any(value is _MARK for value in taken):
             self._refuse("takes from its stack what is not there")
@@ -134,7 +134,7 @@ class _Machine:
         return taken
 
     def _since_mark(self) -> list[Any]:
-        """The values above the last mark, which leave the stack with it."""
+        """Take the last mark and the values above it off the stack."""
         for place in range(len(self.stack) - 1, -1, -1):
             if self.stack[place] is _MARK:
                 taken = self.stack[place + 1 :]
@@ -151,7 +151,7 @@ class _Machine:
             self._refuse(f"is of pickle protocol {argument}, which is unknown")
 
     def _do_frame(self, _length: int) -> None:
-        """A hint at the length of what follows."""
+        """Ignore a hint at the length of what follows."""
 
     def _do_stop(self) -> None:
         (self.result,) = self._take(1)
@@ -238,7 +238,7 @@ class _Machine:
         self._instance(*self._take(1))
 
     def _do_build(self) -> None:
-        """Keep the state of a stand-in; containers need none: PyTorch keeps version numbers there."""
+        """Keep the state of a placeholder; containers need none: PyTorch keeps version numbers there."""
         (state,) = self._take(1)
         target = self._top(object)
         if isinstance(target, Inert):
@@ -247,7 +247,7 @@ class _Machine:
             self._refuse(f"sets attributes of {type(target).__name__}")
 
     def _instance(self, kind: Any) -> None:
-        """Push a stand-in for an object of a class."""
+        """Push a placeholder for an object of a class."""
         if not isinstance(kind, Global | Inert):
             self._refuse(f"makes an object of {type(kind).__name__}, which is no class")
         self.stack.append(Inert(kind if isinstance(kind, Global) else kind.name))
@@ -266,7 +266,7 @@ class _Machine:
         return self.stack[-1]
 
     def _extend(self, items: list[Any]) -> None:
-        """Append items to the list below them; a stand-in does not keep them."""
+        """Append items to the list below them; a placeholder does not keep them."""
         if not isinstance(self._top(object), Inert):
             self._top(list).extend(items)
 

@@ -1,7 +1,7 @@
 """Files of PyTorch, read without PyTorch: zip files since 1.6, what was written before, and TorchScript.
 
 A pickle says how tensors are laid out in storages. `torch_objects` knows what
-it may name; everything else in a checkpoint is a stand-in. A program of
+it may name; everything else in a checkpoint is a placeholder. A program of
 TorchScript is not run: its parameters are read.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
-from xplstm.io._written import told, written
+from xplstm.io._written import changed_options, written
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
 from xplstm.io.files.pickled import Inert
@@ -106,9 +106,9 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """The bytes of a file that ``torch.load`` reads: a state dict, which holds parameters alone."""
+    """Return the bytes of a file that ``torch.load`` reads: a state dict, which holds parameters alone."""
     arrays, _ = written(network, layout, prefix)
-    lost = {name: value for name, value in told(network).items() if name in ("variant", "merge")}
+    lost = {name: value for name, value in changed_options(network).items() if name in ("variant", "merge")}
     if lost and layout == "torch":
         msg = f"a state dict of PyTorch has no place for {', '.join(lost)}; use .safetensors"
         raise ArgumentError(msg)
@@ -124,7 +124,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
 
 
 def _program(hosts: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle of a dict of tensors, instruction by instruction."""
+    """Return the pickle of a dict of tensors, instruction by instruction."""
     classes = {ours: theirs for theirs, ours in STORAGES.items()}
     parts = [b"\x80\x02}"]
     for number, (name, a) in enumerate(hosts.items()):

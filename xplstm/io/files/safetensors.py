@@ -53,12 +53,12 @@ DTYPES = {
 
 
 def recognises(opening: Opening) -> bool:
-    """A header's length, then JSON; or a file called so, for which errors will say what is wrong."""
+    """Return whether a file has a header's length, then JSON, or the name of such a file."""
     return opening.head[8:9] == b"{" or opening.path.lower().endswith(SUFFIXES)
 
 
 def read(path: str) -> Contents:
-    """Tensors as views of the mapped file."""
+    """Return tensors as views of the mapped file."""
     length = os.path.getsize(path)
     with open(path, "rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
@@ -81,13 +81,13 @@ def read(path: str) -> Contents:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """The bytes of a file that holds `network`."""
+    """Return the bytes of a file that holds `network`."""
     arrays, metadata = written(network, layout, prefix)
     return pack(arrays, {METADATA: metadata} if metadata else {})
 
 
 def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a file that holds `arrays`; the widest dtypes first, so that each is aligned."""
+    """Return the bytes of a file that holds `arrays`; the widest dtypes first, so that each is aligned."""
     hosts: dict[str, np.ndarray] = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
     names = sorted(hosts, key=lambda name: (-hosts[name].dtype.itemsize, name))
     codes = {ours: theirs for theirs, ours in DTYPES.items()}
@@ -107,7 +107,7 @@ def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
 
 
 def _parse(path: str, text: bytes) -> dict[str, Any]:
-    """The header as a dict in which no name stands twice."""
+    """Return the header as a dict in which no name occurs twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def _parse(path: str, text: bytes) -> dict[str, Any]:
 
 
 def _metadata(path: str, given: Any) -> dict[str, Any]:
-    """Text by name."""
+    """Return text by name."""
     if given is None:  # as MLX writes it
         return {}
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
@@ -142,7 +142,7 @@ def _metadata(path: str, given: Any) -> dict[str, Any]:
 
 
 def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape and place of one tensor."""
+    """Return dtype, shape and place of one tensor."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         msg = f"{path}: {shown(name)} has not dtype, shape and data_offsets alone"
         raise FormatError(msg)
@@ -153,7 +153,7 @@ def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int,
     needed = buffers.size(path, name, DTYPES[code], shape)
     buffers.check_numbers(path, name, place)
     if len(place) != 2 or place[1] - place[0] != needed:
-        msg = f"{path}: {shown(name)}, {code} of shape {shape}, takes {needed} bytes, and stands at {place}"
+        msg = f"{path}: {shown(name)}, {code} of shape {shape}, takes {needed} bytes, and is at {place}"
         raise FormatError(msg)
     return DTYPES[code], tuple(shape), place[0], place[1]
 

@@ -25,7 +25,7 @@ _KERAS_SHARD = re.compile(r"(.*)_\d{5}\.weights\.h5", re.DOTALL)
 
 
 def is_index(opening: Opening) -> bool:
-    """Whether a file is called as an index is, and begins as JSON does."""
+    """Return whether a file is called as an index is, and begins as JSON does."""
     return opening.path.lower().endswith(_INDEX) and opening.head.lstrip().startswith(b"{")
 
 
@@ -44,7 +44,7 @@ def refuse_shard(path: str) -> None:
 
 
 def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
-    """Every tensor of every shard; `read_one` reads one file."""
+    """Return every tensor of every shard; `read_one` reads one file."""
     places = _places(path)
     given = {name for names in places.values() for name in names if _inside(path, name)}
     files = sorted(given)
@@ -77,7 +77,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
 
 
 def _is_listed(name: str, file: str, places: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether the index has a tensor in a file, by its own name or by that of a group around it."""
+    """Return whether the index has a tensor in a file, by its own name or by that of a group around it."""
     while name:
         if name in places:
             return file in places[name]
@@ -86,7 +86,7 @@ def _is_listed(name: str, file: str, places: Mapping[str, tuple[str, ...]]) -> b
 
 
 def _places(path: str) -> dict[str, tuple[str, ...]]:
-    """The files of each name."""
+    """Return the files of each name."""
     if os.path.getsize(path) > LONGEST_INDEX:
         msg = f"{path} has {os.path.getsize(path)} bytes; {LONGEST_INDEX} are allowed for an index"
         raise FormatError(msg)
@@ -104,7 +104,7 @@ def _places(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def _inside(path: str, file: Any) -> str:
-    """The path of a shard, which must have a plain name."""
+    """Return the path of a shard, which must have a plain name."""
     plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
     if not plain or any(letter in file for letter in "\\:\0"):
         msg = f"{path} refers to the file {quoted(file)}; a name inside its folder was expected"

@@ -1,4 +1,4 @@
-"""The objects of PyTorch's pickles: tensors as views of storages, and stand-ins for everything else.
+"""The objects of PyTorch's pickles: tensors as views of storages, and placeholders for everything else.
 
 Nothing is called: `CALLS` maps the names that PyTorch writes to functions of
 this module. What is no tensor of numbers in one storage (sparse, quantised,
@@ -35,7 +35,7 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-# Storages of integers that stand for real numbers by a scale.
+# Storages of integers that are real numbers divided by a scale.
 _QUANTISED = {"QInt8Storage": "int8", "QUInt8Storage": "uint8", "QInt32Storage": "int32"}
 _DTYPES = [name for name, bits in buffers.BITS.items() if bits % 8 == 0]
 
@@ -134,7 +134,7 @@ def _rebuild_other(*_: Any) -> Opaque:
     return Opaque("a tensor of another device or layout", ())
 
 
-# Classes of tensors whose numbers are those of a plain one.
+# Classes whose numbers are those of a plain tensor.
 _PLAIN = {
     Global("torch", "Tensor"),
     Global("torch.nn.parameter", "Parameter"),
@@ -241,7 +241,7 @@ _CONTAINERS = (dict, list, tuple)
 
 
 def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
-    """Yield every tensor and stand-in with the keys that lead to it, in bounded time."""
+    """Yield every tensor and placeholder with the keys that lead to it, in bounded time."""
     pending = [("", 0, whole)] if isinstance(whole, (*_CONTAINERS, Inert)) else []
     looked_at = 0
     while pending:
@@ -296,7 +296,7 @@ def _packed(one: Inert) -> dict[str, Any] | None:
 
 
 def _inside(one: Inert) -> dict[Any, Any]:
-    """Return what is read of a stand-in: the items of a dict, the attributes of a module of TorchScript."""
+    """Return what is read of a placeholder: items of a dict, attributes of a module of TorchScript."""
     if one.name.module.partition(".")[0] == "__torch__" and isinstance(one.state, dict):
         # A second list of an LSTM's weights, which its code uses; the names are there as well.
         return {key: value for key, value in one.state.items() if key != "_flat_weights"}

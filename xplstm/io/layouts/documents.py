@@ -20,7 +20,7 @@ class Matrices(NamedTuple):
     name: str
     gates: str
     first: str
-    """The matrix that tells the sizes."""
+    """The matrix that has the sizes."""
     names: tuple[str, ...]
     joined: bool
     read: Callable[[Mapping[str, Array]], LSTMParams]
@@ -29,7 +29,7 @@ class Matrices(NamedTuple):
     SURE: bool = False
 
     def find(self, contents: Contents) -> list[Found]:
-        """Every prefix under which its first matrix stands, beside the same of another gate."""
+        """Find every prefix that has the first matrix and that of another gate."""
         ends = [name.removesuffix(self.first) for name in contents.tensors if name.endswith(self.first)]
         other = self.first.replace("f", "i")
         return [
@@ -39,7 +39,7 @@ class Matrices(NamedTuple):
         ]
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
-        """The only layer's matrices."""
+        """Return the only layer's matrices."""
         parted = layers.split(plain(network, self.name))
         if len(parted) > 1 or len(parted[0]) > 1:
             raise no_place(self.name, "has more than one layer and direction")

@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"(.*?)(?:_([1-9]\d{0,5}))?")
 
 
 def to_mapping(network: _module.Recurrent) -> dict[str, Array]:
-    """kernel, recurrent_kernel and bias, as the variables of a cell are called."""
+    """Return kernel, recurrent_kernel and bias, as the variables of a cell are called."""
     return NAMED.to_mapping(network)
 
 
@@ -84,7 +84,7 @@ def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
 
 
 def _stacks(told: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
-    """LSTMs that stand one upon the other and are alike, so that one LSTM here can be all of them."""
+    """Return LSTMs that feed one another and are alike, as one LSTM."""
     stacks: dict[str, list[Recurrent]] = {}
     for one in told:
         below = stacks.get(one.below or "", [])
@@ -96,14 +96,14 @@ def _stacks(told: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
 
 
 def _alike(a: Recurrent, b: Recurrent) -> bool:
-    """Whether two layers can be layers of one network."""
+    """Return whether two layers can be layers of one network."""
     alike = ("kind", "units", "use_bias", "options", "problem")
     same = all(getattr(a, name) == getattr(b, name) for name in alike)
     return same and a.options.get("merge") != "none"
 
 
 def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
-    """The network of some layers."""
+    """Return the network of some layers."""
     prefix = stack[0].path.replace("/", ".")
     sides = tuple(f".{side}" for side in SIDES) if stack[0].bidirectional else ("",)
     paths = [[one.path.replace("/", ".") + side for side in sides] for one in stack]
@@ -128,14 +128,14 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
 
 
 def _open(cell: Found, *more: str) -> tuple[str, ...]:
-    """Return what the variables of a cell do not tell; our GRU has neither other functions nor a merge."""
+    """Return what the variables of a cell do not show; our GRU has neither other functions nor a merge."""
     if cell.kind == "LSTM":
         return ("variant", *more)
     return () if cell.options.get("bias") else ("reset_after",)
 
 
 def _untold(cells: Mapping[str, Found]) -> list[Found]:
-    """The LSTMs of a file of weights, which does not tell all of them; and stacks that could be made."""
+    """Return the LSTMs of a file of weights, and stacks that could be made of them."""
     found: dict[str, Found] = {}
     for path, cell in cells.items():
         place, _, side = path.rpartition(".")
@@ -149,7 +149,7 @@ def _untold(cells: Mapping[str, Found]) -> list[Found]:
 
 
 def _numbered(cells: Mapping[str, Found], found: Mapping[str, Found]) -> Iterator[Found]:
-    """Layers beside each other that are numbered on and fit: a caller may mean all of them."""
+    """Return neighbours that are numbered in order and fit: a caller may mean all of them."""
     families: dict[tuple[str, str], list[str]] = {}
     for path in found:
         parent, _, name = path.rpartition(".")

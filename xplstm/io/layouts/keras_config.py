@@ -53,7 +53,7 @@ ACTIVATIONS: dict[int | None, dict[str, Any]] = {
     2: _ACTIVATIONS | {"hard_sigmoid": ("hard_sigmoid", 0.2, 0.5)},
     None: {name: function for name, function in _ACTIVATIONS.items() if name != "hard_sigmoid"},
 }
-# What changes training or the first values alone, or what a call hands back; an LSTM here always has y and
+# What changes training or the initial values alone, or what a call hands back; an LSTM here always has y and
 # the state.
 _ASIDE = re.compile(
     r"name|trainable|dtype|return_sequences|return_state|stateful|unroll|seed|units|unit_forget_bias|zero_output_for_mask"
@@ -79,7 +79,7 @@ class Recurrent(NamedTuple):
     name: str
     units: Any
     options: dict[str, Any]
-    """Arguments of `LSTM` that the configuration tells."""
+    """Arguments of `LSTM` that the configuration gives."""
     use_bias: bool
     below: str | None
     """Path of the LSTM whose outputs alone it is given, if it is such a layer."""
@@ -152,9 +152,9 @@ def recurrent(
 
 
 def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
-    """What has a class that Keras does not: the model itself, or layers of it."""
+    """Return what has a class that Keras does not: the model itself, or layers of it."""
     if model["class_name"] not in MODELS:
-        why = f"of class {quoted(model['class_name'])}, which is not read: it tells no layers"
+        why = f"of class {quoted(model['class_name'])}, which is not read: it lists no layers"
         yield _unread("", "model", f"{why}; save its weights as .weights.h5")
         return
     for layer in model["config"]["layers"]:
@@ -165,12 +165,12 @@ def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
 
 
 def _unread(path: str, name: str, problem: str) -> Recurrent:
-    """A layer that is no LSTM here."""
+    """Return a layer that is no LSTM here."""
     return Recurrent("LSTM", path, name, None, {}, True, None, problem)
 
 
 def snake_case(name: str) -> str:
-    """What Keras calls the weights of a class's layers."""
+    """Return what Keras calls the weights of a class's layers."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -212,7 +212,7 @@ def _of_model(
 
 
 def _uses(model: Mapping[str, Any]) -> Counter[str]:
-    """How often each layer's first output is used in a functional model, as an output of the model too."""
+    """Return how often each layer's first output is used in a functional model, also as its output."""
     config = model["config"]
     calls = [layer.get("inbound_nodes", []) for layer in config["layers"]]
     histories = [*_histories(calls), *_histories(config.get("output_layers", []))]
@@ -220,7 +220,7 @@ def _uses(model: Mapping[str, Any]) -> Counter[str]:
 
 
 def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
-    """Layer, call and output of every tensor that is told of, at any depth."""
+    """Return layer, call and output of every tensor that is listed, at any depth."""
     pending = [told]
     while pending:
         one = pending.pop()
@@ -233,13 +233,13 @@ def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _given_one(layer: Mapping[str, Any]) -> bool:
-    """Whether a layer of a functional model is called once, with one tensor: no state, no mask."""
+    """Return whether a layer of a functional model is called once, with one tensor: no state, no mask."""
     calls = layer.get("inbound_nodes", [])
     return len(calls) == 1 and len(calls[0]["args"]) == 1 and len([*_histories(calls)]) == 1
 
 
 def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Counter[str]) -> str | None:
-    """The LSTM whose outputs alone a layer of a functional model is given, and nothing else is."""
+    """Return the LSTM whose outputs alone a layer of a functional model is given, and nothing else is."""
     if not _given_one(layer):
         return None
     name, call, output = next(_histories(layer["inbound_nodes"]))
@@ -247,7 +247,7 @@ def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Cou
 
 
 def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
-    """The classes from a layer to the first recurrent one in it, in words; None if it has none."""
+    """Return the classes from a layer to the first recurrent one in it, in words; None if it has none."""
     kinds = [layer["class_name"]]
     while kinds[-1] not in _RECURRENT:
         layer = layer["config"].get("layer")
@@ -278,7 +278,7 @@ def _layers(
 def _layer(
     kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None, version: int | None
 ) -> Recurrent:
-    """One layer; if it is no LSTM, with what it is."""
+    """Return one layer; if it is no LSTM, with what it is."""
     if kind == "Bidirectional":
         forward, backward = config["layer"], config.get("backward_layer") or config["layer"]
         if forward["class_name"] not in ("LSTM", "GRU"):
@@ -307,7 +307,7 @@ def _use_bias(config: Mapping[str, Any]) -> bool:
 def _both(
     config: Mapping[str, Any], layer: Mapping[str, Any], backward: Mapping[str, Any], version: int | None
 ) -> tuple[dict[str, Any], bool, str | None]:
-    """The options of two directions, or what is wrong with them."""
+    """Return the options of two directions, or what is wrong with them."""
     kind, forward = layer["class_name"], layer["config"]
     options, problem = _options(kind, forward, version, backwards=False)
     if backward is not config["layer"]:
@@ -332,10 +332,10 @@ def _options(
     if unknown:
         return {}, f"{shown(unknown[0])}={quoted(config[unknown[0]])} is unknown"
     if config.get("go_backwards", False) is not backwards:
-        told = f"go_backwards={quoted(config.get('go_backwards'))}"
+        backward = f"go_backwards={quoted(config.get('go_backwards'))}"
         return (
             {},
-            f"{told}: no {kind} here has the backward direction alone; xplstm.lstm has, with reverse=True",
+            f"{backward}: no {kind} here has the backward direction alone; xplstm.lstm has reverse=True",
         )
     activations = ACTIVATIONS[version]
     names = [config["recurrent_activation"], config["activation"]]

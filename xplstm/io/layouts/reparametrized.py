@@ -33,7 +33,7 @@ class _Rule(NamedTuple):
 
 
 def resolve(contents: Contents) -> Contents:
-    """The contents with every reparametrized weight under its own name, instead of its parts."""
+    """Return the contents with every reparametrized weight under its own name, instead of its parts."""
     groups: dict[str, dict[str, str]] = {}
     for name in contents.tensors:
         match = _OLD.fullmatch(name) or _NEW.fullmatch(name)
@@ -60,7 +60,7 @@ def resolve(contents: Contents) -> Contents:
 
 
 def _inner(target: str, places: Collection[str]) -> str:
-    """Where a wrapped module keeps the weight: weight dropout is a module around the LSTM, or in it."""
+    """Return where a wrapped module keeps the weight: weight dropout is around the LSTM, or in it."""
     start, _, name = target.rpartition(".")
     inner = f"{start}.module" if start else "module"
     return f"{inner}.{name}" if inner in places else target
@@ -83,7 +83,7 @@ def _pruned(xp: Any, weight: Array, mask: Array) -> Array:
 
 
 def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
-    """``g * v / |v|``; the norm is over the axes along which g has one element."""
+    """Return ``g * v / |v|``; the norm is over the axes along which g has one element."""
     if g.shape and (g.ndim != v.ndim or any(n not in (1, v.shape[k]) for k, n in enumerate(g.shape))):
         msg = f"g has shape {tuple(g.shape)}, which does not fit v of shape {tuple(v.shape)}"
         raise ValueError(msg)
@@ -92,7 +92,7 @@ def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
 
 
 def _spectral_normed(xp: Any, weight: Array, u: Any, v: Any) -> Array:
-    """``W / (u . W v)`` with the vectors as they were saved; u goes with the rows, or with the columns."""
+    """Return ``W / (u . W v)`` with the saved vectors; u belongs to the rows, or to the columns."""
     shape, given = tuple(weight.shape), (*u.shape, *v.shape)
     if len(shape) != 2 or given not in (shape, shape[::-1]):
         msg = f"u and v have {u.shape} and {v.shape}, expected vectors for a matrix of shape {shape}"

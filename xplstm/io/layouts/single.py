@@ -1,6 +1,6 @@
 """Layouts that know one layer and one direction: cells, and layers that are stacked by hand.
 
-Each is a row of the same table: what the arrays are called, whether gates stand in rows or in columns, in
+Each is a row of the same table: what the arrays are called, whether gates are rows or columns, in
 which order, and whether a state begins with h or with c.
 """
 
@@ -33,14 +33,14 @@ class Single(NamedTuple):
     hh: tuple[str, ...]
     """Those of h."""
     biases: tuple[tuple[str, ...], ...]
-    """One group, or two to be added; each is left out wholly in a layer without biases."""
+    """One group, or two to be added; a layer without biases has none."""
     order: str = "ifgo"
     columns: bool = False
     """Whether weights are (inputs, outputs); else (outputs, inputs)."""
     STATE: tuple[str, str] = ("h", "c")
     SURE: bool = True
     foreign: tuple[str, ...] = ()
-    """Names beside which it is another layout."""
+    """With any of these names it is another layout."""
     kind: str = "LSTM"
     """Name of the class."""
     paired: bool = False
@@ -52,13 +52,13 @@ class Single(NamedTuple):
     hr: str = ""
     """The weights of a projection, which a layer may have."""
     forget: float = 0.0
-    """What the library adds to the forget gate at every step, beside its bias."""
+    """What the library adds to the forget gate at every step, in addition to its bias."""
     ends: tuple[str, ...] = ("", ".")
     """What a prefix may end with."""
 
     @property
     def gates(self) -> str:
-        """How the gates stand, in words."""
+        """Return the order of the gates, in words."""
         added = f", {self.forget:g} added to f" if self.forget else ""
         return f"{'columns' if self.columns else 'rows'} {', '.join(self.order)}{added}"
 
@@ -85,7 +85,7 @@ class Single(NamedTuple):
         return list(found.values())
 
     def _has_gates(self, shape: tuple[int, ...]) -> bool:
-        """Whether a recurrent matrix for all gates has as many as this row."""
+        """Return whether a recurrent matrix for all gates has as many as this row."""
         sizes = shape if self.columns else shape[::-1]
         return len(sizes) == 2 and sizes[1] == len(self.ours) * sizes[0]
 
@@ -105,7 +105,7 @@ class Single(NamedTuple):
         return found
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
-        """One layer and direction under its own names, more under ``l0``, ``l0_reverse``, ``l1`` ..."""
+        """Return one layer and direction by its names, more under ``l0``, ``l0_reverse``, ``l1`` ..."""
         row = self.row_of(network)
         parted = layers.split(plain(network, self.name, row.kind, projected=bool(row.hr)))
         write = partial(row.write, reset_after=network._stack.cell.options().get("reset_after", True))
@@ -119,7 +119,7 @@ class Single(NamedTuple):
         }
 
     def read(self, arrays: Mapping[str, Array]) -> LSTMParams:
-        """Our parameters from arrays by their names there.
+        """Return our parameters from arrays by their names there.
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ class Single(NamedTuple):
         return xp.concat([i, f + by, *rest], axis=0) if by else bias
 
     def write(self, params: LSTMParams, reset_after: bool = True) -> dict[str, Array]:
-        """Arrays by their names there from our parameters; two biases are added where there is place for one.
+        """Return arrays by their names there from our parameters; two biases are added where there is one.
 
         Parameters
         ----------
@@ -227,7 +227,7 @@ class Single(NamedTuple):
         return self._spread(self.biases[0], self._shifted(xp, bias_ih + bias_hh, -self.forget))
 
     def _found(self, contents: Contents, prefix: str) -> Found:
-        """The layer whose names begin with `prefix`, a dot at its end included."""
+        """Return the layer whose names begin with `prefix`, a dot at its end included."""
         groups = [group for group in self.biases if any(prefix + name in contents.tensors for name in group)]
         names = (*self.weights, *(name for group in groups and self.biases for name in group))
         if self.hr and prefix + self.hr in contents.tensors:
@@ -258,7 +258,7 @@ class Single(NamedTuple):
         return sizes
 
     def _misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """What of the shapes is not as the first weights imply."""
+        """Return what of the shapes is not as the first weights imply."""
         for name in (self.ih[0], self.hh[0]):
             if len(shapes[name]) != 2 or 0 in shapes[name]:
                 return f"{name} has shape {shapes[name]}; a matrix was expected"
@@ -269,7 +269,7 @@ class Single(NamedTuple):
         rows = shapes[self.hh[0]][1 if self.columns else 0]
         gates = len(self.ours)
         if len(self.hh) == 1 and rows in (H, 3 * H) and rows != gates * H:
-            whose = "a simple network" if rows == H else "a GRU"
+            whose = "an Elman RNN" if rows == H else "a GRU"
             what = f"that of {whose}, which format {self.name!r} does not have"
             given = f"{self.hh[0]} has shape {shapes[self.hh[0]]}"
             return f"{given}, {what}; an {self.kind} has {gates} * {H}, not {rows}"
@@ -318,7 +318,7 @@ def _blocks(a: Array, gates: int) -> list[Array]:
 
 
 def _dense(f: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """The names of Flax's cells, which have a dense layer a gate; `f` is that from x to the forget gate."""
+    """Return the names of Flax's cells, with a dense layer a gate; `f` is that from x to the gate f."""
     return (
         ("ii.kernel", f"{f}.kernel", "ig.kernel", "io.kernel"),
         tuple(f"h{gate}.kernel" for gate in "ifgo"),

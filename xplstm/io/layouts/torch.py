@@ -1,4 +1,4 @@
-"""The names of PyTorch's ``LSTM``, ``RNN`` and ``LSTMCell``; with what our own networks have beside."""
+"""The names of PyTorch's ``LSTM``, ``RNN`` and ``LSTMCell``, and those that only our networks have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Names: TypeAlias = dict[str, str]
 
 
 def find(contents: Contents) -> list[Found]:
-    """Every stack of layers, and every cell."""
+    """Return every stack of layers, and every cell."""
     groups: dict[str, Names] = {}
     for name in contents.tensors:
         match = _NAME.fullmatch(name)
@@ -68,12 +68,12 @@ def _quantised(contents: Contents) -> list[Found]:
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
-    """The parameters: their names are PyTorch's."""
+    """Return the parameters: their names are PyTorch's."""
     return network.state_dict()
 
 
 def _found(contents: Contents, prefix: str, names: Names) -> Found:
-    """The network of one prefix, or why there is none."""
+    """Return the network of one prefix, or why there is none."""
     shapes = {ours: contents.tensors[name].shape for ours, name in names.items()}
     kind, sizes, problem = _sizes(shapes)
     options: dict[str, Any] = sizes
@@ -94,7 +94,7 @@ def _params(contents: Contents, names: Names) -> dict[str, Array]:
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], str | None]:
-    """Class and sizes that the first layer's shapes imply, or what is wrong with them."""
+    """Return class and sizes that the first layer's shapes imply, or what is wrong with them."""
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if len(shapes.get(name, ())) != 2 or 0 in shapes[name]:
             what = f"has shape {shapes[name]}" if name in shapes else "is missing"
@@ -122,7 +122,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], 
 
 
 def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
-    """What the options say of the parameters' shapes."""
+    """Return what the options say of the parameters' shapes."""
     reverse = (False, True) if options["bidirectional"] else (False,)
     names = ("input_size", "hidden_size", "num_layers", "bias")
     return Stack(
@@ -135,7 +135,7 @@ def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
 
 
 def _misfit(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What of the names and shapes is not as the sizes imply."""
+    """Return what of the names and shapes is not as the sizes imply."""
     wrong = [f"{name} is missing" for name in wanted if name not in given]
     wrong += [f"{name} belongs to no such network" for name in given if name not in wanted]
     wrong += [

@@ -50,12 +50,12 @@ __all__ = [
 
 
 def recognises(opening: Opening) -> bool:
-    """A name that ends so; a model's own bytes begin with a version number, as those of much else do."""
+    """Return whether a name ends so: the first bytes of a model are those of other files too."""
     return opening.path.lower().endswith(SUFFIXES)
 
 
 def read(path: str) -> Contents:
-    """The tensors of a model, and its graph."""
+    """Return the tensors of a model, and its graph."""
     graph = projected(dequantized(_graph.as_graph(path, path)))
     graph = folded(graph, _weights_of(graph))
     return Contents(path, "onnx", by_name(path, graph.constants.items()), {"graph": graph}, "onnx")
@@ -75,23 +75,23 @@ def _folded_weights(graph: Graph) -> Graph:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """The bytes of a model of `network`."""
+    """Return the bytes of a model of `network`."""
     if layout != "onnx":
-        msg = f"format={layout!r} cannot stand in an ONNX model; leave it out, or save another kind of file"
+        msg = f"format={layout!r} has no place in an ONNX model; leave it out, or save another kind of file"
         raise ArgumentError(msg)
     content: bytes = model_of(network, prefix).SerializeToString()
     return content
 
 
 def find(contents: Contents) -> list[Found]:
-    """The recurrent nodes of a model, or arrays that are called as the operators' inputs are."""
+    """Find the recurrent nodes of a model, or arrays that are named like the operators' inputs."""
     if contents.file == "onnx":
         return in_graph(contents, contents.metadata["graph"])
     return in_arrays(contents)
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
-    """W, R, B and P of one layer, of several under ``l0``, ``l1`` and so on."""
+    """Return W, R, B and P of one layer, of several under ``l0``, ``l1`` and so on."""
     stack = network._stack
     options = {**stack.cell.options().get("variant", Variant()).changed(), "peepholes": False}
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
@@ -131,9 +131,9 @@ def lstm(
 ) -> tuple[Array, Array, Array]:
     """Run ONNX's operator LSTM.
 
-    D is 2 with ``direction="bidirectional"``, else 1. Rows of gates stand in the order i, o, f, c. The
-    operator is told in https://onnx.ai/onnx/operators/onnx__LSTM.html; a row without steps, of which that
-    says nothing, holds its initial state.
+    D is 2 with ``direction="bidirectional"``, else 1. Rows of gates are in the order i, o, f, c. The
+    operator is described in https://onnx.ai/onnx/operators/onnx__LSTM.html. That leaves batch entries without
+    steps open: here they keep their initial state.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def lstm(
     W : array, shape (D, 4H, I)
     R : array, shape (D, 4H, H)
     B : array, shape (D, 8H), optional
-        The biases beside W, then those beside R. Zeros if left out.
+        The biases of W, then those of R. Zeros if left out.
     sequence_lens : integers, shape (B,), optional
         Steps of each row, in [0, T].
     initial_h, initial_c : array, shape (D, B, H), or (B, D, H) with layout=1, optional
@@ -152,7 +152,7 @@ def lstm(
     direction : {"forward", "reverse", "bidirectional"}, default "forward"
     layout : {0, 1}, default 0
     hidden_size : int, optional
-        R tells it.
+        R has it.
     clip : float, optional
         Bound, above 0, of what goes into the functions of the gates.
     input_forget : {0, 1}, default 0
@@ -162,8 +162,8 @@ def lstm(
         Sigmoid, Tanh and Tanh if left out; Relu, Affine, LeakyRelu, ThresholdedRelu, ScaledTanh,
         HardSigmoid, Elu, Softsign and Softplus are the others.
     activation_alpha, activation_beta : sequence of float, optional
-        Taken in turn by those functions that have such a constant; the operators' own for whoever comes
-        too late. A value that none takes is refused.
+        Taken in turn by those functions that have such a constant; the operators' own where the list is too
+        short. A value that none takes is refused.
 
     Returns
     -------
@@ -217,8 +217,8 @@ def lstm_vjp(
     Y, Y_h, Y_c
         As from `lstm`.
     pullback : callable
-        ``pullback(dY=None, dY_h=None, dY_c=None)`` -> dict of the gradients by X, W, R, initial_h and
-        initial_c, and by B and P if they were given. None stands for zeros.
+        ``pullback(dY=None, dY_h=None, dY_c=None)`` -> dict of the gradients with respect to X, W, R,
+        initial_h and initial_c, and to B and P if they were given. None means zeros.
 
     Raises
     ------
@@ -261,7 +261,7 @@ def rnn(
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
 ) -> tuple[Array, Array]:
-    """Run ONNX's operator RNN, told in https://onnx.ai/onnx/operators/onnx__RNN.html.
+    """Run ONNX's operator RNN, described in https://onnx.ai/onnx/operators/onnx__RNN.html.
 
     Parameters
     ----------
@@ -492,7 +492,7 @@ def export(
 
 
 def supports_device(device: str) -> bool:
-    """Tell whether models run on a device.
+    """Return whether models run on a device.
 
     Parameters
     ----------
@@ -514,7 +514,7 @@ def supports_device(device: str) -> bool:
 
 
 def is_compatible(model: Any, device: str = "CPU") -> bool:
-    """Tell whether every node of a model can run here.
+    """Return whether every node of a model can run here.
 
     Parameters
     ----------

@@ -81,7 +81,7 @@ def entry_of(
 ) -> Entry:
     """Judge the inputs of a node with states of two sizes.
 
-    `known` tells of outputs whether time is their first axis for certain.
+    `known` has, by output, whether time is certainly its first axis.
     """
     names = padded(node)
     first = _batch_first(trace, node, I, known)
@@ -111,13 +111,13 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
 
 
 def _is_swapped(nodes: list[Node]) -> bool:
-    """Tell whether the last node that moves an axis swaps time and the batch."""
+    """Return whether the last node that moves an axis swaps time and the batch."""
     last = next((node for node in nodes if node.op not in _BETWEEN), None)
     return last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
 
 
 def _reorders(trace: Trace, node: Node) -> bool:
-    """Tell whether a node may put numbers in another order."""
+    """Return whether a node may put numbers in another order."""
     if node.op != "Slice":
         return node.op in ("Gather", "ReverseSequence")
     if len(node.inputs) < 5 or not node.inputs[4]:
@@ -163,7 +163,7 @@ def _data(trace: Trace, name: str) -> list[Node]:
 
 
 def _lengths(trace: Trace, node: Node, name: str, I: int) -> str:
-    """Return which input of the model tells the lengths; "" if all sequences are whole."""
+    """Return which input of the model holds the lengths; "" if all sequences are whole."""
     path = trace.path(node.inputs[0])
     under = trace.maker(path.start) if path else None
     if under is not None and under.op in OPERATORS and padded(under)[4] == name and name in trace.lengths:
@@ -193,7 +193,7 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str:
 
 
 def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
-    """Tell whether lengths are proved to be those of whole sequences."""
+    """Return whether lengths are proved to be those of whole sequences."""
     X, layout = node.inputs[0], node.attributes.get("layout", 0)
     if trace.is_constant(name):
         own = trace.own_sizes(X, layout)
@@ -277,7 +277,7 @@ def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.n
 
 
 def _takes_sizes(path: Path, name: str) -> bool:
-    """Tell whether the size of a batch is among the numbers of a value, and not only in its shape."""
+    """Return whether the size of a batch is among the numbers of a value, and not only in its shape."""
     sizes: set[str] = set()
     for node in path.nodes:
         places = {k for k, one in enumerate(node.inputs) if one in sizes}
@@ -287,7 +287,7 @@ def _takes_sizes(path: Path, name: str) -> bool:
 
 
 def _is_zero(trace: Trace, name: str) -> bool:
-    """Tell whether a value is proved to be zeros."""
+    """Return whether a value is proved to be zeros."""
     wanted, seen = [name], set()
     while wanted:
         one = wanted.pop()
@@ -382,7 +382,7 @@ def state_of(
 
 
 def fit_together(entries: list[Entry]) -> bool:
-    """Tell whether layers, each with what it is given, can be one network that is given the same."""
+    """Return whether layers, each with what it is given, can be one network that is given the same."""
     first = entries[0]
     if any(entry.lengths != first.lengths for entry in entries):
         return False

@@ -64,7 +64,7 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
 
 
 def why_not_export(stack: Stack) -> str | None:
-    """What of a network no recurrent node can say."""
+    """Return what of a network no recurrent node can say."""
     if stack.cell.name not in KINDS:
         return f"is a {stack.cell.name}"
     variant = stack.cell.options().get("variant")
@@ -136,7 +136,7 @@ class GraphBuilder:
         return name
 
     def integers(self, *values: int) -> str:
-        """A list of integers, kept once."""
+        """Keep a list of integers once."""
         name = f"{self.start}integers_{'_'.join(map(str, values))}"
         kept = any(constant.name == name for constant in self.constants)
         return name if kept else self.constant(name, np.asarray(values, dtype=np.int64))
@@ -171,7 +171,7 @@ class GraphBuilder:
         return self.add("Expand", [zeros, wanted], f"all_{letter}_0")
 
     def _part(self, start: str, letter: str, layer: int) -> str:
-        """One layer's rows of the initial states."""
+        """Return one layer's rows of the initial states."""
         D = len(self.stack.reverse)
         bounds = [self.integers(layer * D), self.integers((layer + 1) * D), self.integers(0)]
         return self.add("Slice", [start, *bounds], f"{letter}_0_l{layer}")
@@ -195,7 +195,7 @@ class GraphBuilder:
         return self.add_many(self.operator, given, f"{self.operator.lower()}_l{layer}", made, **attributes)
 
     def _projected(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
-        """The same of a layer with a projection, by way of what is projected."""
+        """Add the same of a layer with a projection."""
         x, lengths, h, c = inputs
         out = np.stack([p.weight_hr.T for p in params])
         finite = np.isfinite(out).all()
@@ -219,7 +219,7 @@ class GraphBuilder:
         ]
 
     def _merged(self, layer: int, Y: str) -> str:
-        """The directions' outputs as one, by time; those of the last layer are left apart by merge="none"."""
+        """Return the directions' outputs as one, by time; merge="none" keeps those of the last layer."""
         merge, D, P = self.stack.merge, len(self.stack.reverse), self.stack.output_size
         if D == 1:
             return self.add("Squeeze", [Y, self.integers(1)], f"y_l{layer}")
@@ -241,7 +241,7 @@ class GraphBuilder:
         return self.add("Mul", [joined, half], f"mean_l{layer}")
 
     def _leave(self, y: str) -> None:
-        """What the last layer gives, with the axes of x."""
+        """Make what the last layer gives an output, with the axes of x."""
         if self.stack.merge == "none":
             self.add(
                 "Transpose", [y], "y", made="y", perm=[1, 2, 0, 3] if self.stack.batch_first else [1, 0, 2, 3]
@@ -280,7 +280,7 @@ class GraphBuilder:
 
 
 def _attributes(stack: Stack) -> dict[str, Any]:
-    """The attributes of a recurrent node."""
+    """Return the attributes of a recurrent node."""
     D, options = len(stack.reverse), stack.cell.options()
     variant = options.get("variant")
     told: dict[str, Any] = {"hidden_size": stack.hidden_size}
@@ -298,7 +298,7 @@ def _attributes(stack: Stack) -> dict[str, Any]:
 
 
 def _functions(activations: Sequence[Activation]) -> dict[str, Any]:
-    """Names of functions, and the constants in the order in which they are taken; all of them are told."""
+    """Return names of functions, and all their constants in the order in which they are taken."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
     for activation in activations:

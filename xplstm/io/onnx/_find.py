@@ -34,7 +34,7 @@ _LAYER = re.compile(r"((?:.*\.)?)l(0|[1-9]\d{0,5})\.")
 
 
 class Layer(NamedTuple):
-    """What the parameters of one layer stand in."""
+    """The tensors with the parameters of one layer."""
 
     kind: str
     names: Weights
@@ -120,7 +120,7 @@ def _names(node: Node) -> list[str]:
 
 
 def in_arrays(contents: Contents) -> list[Found]:
-    """Arrays W, R, B and P; those under ``l0``, ``l1`` and so on as layers of one network."""
+    """Return arrays W, R, B and P; those under ``l0``, ``l1`` and so on as layers of one network."""
     stacks: dict[str, list[str]] = {}
     for name in contents.tensors:
         match = _ARRAY.fullmatch(name)
@@ -143,7 +143,7 @@ def in_arrays(contents: Contents) -> list[Found]:
 
 
 def _of_arrays(contents: Contents, prefix: str) -> Layer:
-    """The layer whose arrays begin with `prefix`: with two directions, or the forward one."""
+    """Return the layer whose arrays begin with `prefix`: with two directions, or the forward one."""
     names = Weights(*(prefix + k if prefix + k in contents.tensors else None for k in Weights._fields))
     W, R = contents.tensors[names.W].shape, contents.tensors[names.R].shape
     kind = "RNN" if len(W) == len(R) == 3 and W[1] == R[2] else "LSTM"
@@ -182,7 +182,7 @@ def _apart(contents: Contents, trace: Trace, stack: list[Part], merges: list[str
 
 
 def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | None) -> str | None:
-    """How the directions stand in an output of the model, if one is made of this node's alone."""
+    """Return how the directions are merged in an output that is made of this node's alone."""
     if layer is None or layer.attributes.direction != "bidirectional":
         return None
     shape = contents.tensors[layer.names.R].shape if layer.names.R in contents.tensors else ()
@@ -233,7 +233,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
 def _found(
     contents: Contents, prefix: str, layers: Sequence[Layer], options: dict[str, Any], problem: str | None
 ) -> Found:
-    """The network of some layers, or why it cannot be loaded."""
+    """Return the network of some layers, or why it cannot be loaded."""
     kind = layers[0].kind
     names = tuple(name for layer in layers for name in (*layer.names, layer.projection) if name is not None)
     gates = {"LSTM": "rows i, o, f, c", "GRU": "rows z, r, h"}.get(kind, "rows")
@@ -249,7 +249,7 @@ def _found(
 
 
 def _unreadable(contents: Contents, names: Sequence[str]) -> str | None:
-    """Why a tensor cannot be read, if one cannot."""
+    """Return why a tensor cannot be read, if one cannot."""
     for name in (n for n in names if contents.tensors[n].dtype == "unreadable"):
         try:
             contents.tensors[name].array()
@@ -259,7 +259,7 @@ def _unreadable(contents: Contents, names: Sequence[str]) -> str | None:
 
 
 def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Sizes, as the shapes of fitting layers have them."""
+    """Return sizes, as the shapes of fitting layers have them."""
     (W, R, B, _), projection = layers[0].names, layers[0].projection
     width = contents.tensors[R].shape[2]
     sizes = {
@@ -275,7 +275,7 @@ def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _variant(layer: Layer) -> dict[str, Any]:
-    """The options that the attributes tell."""
+    """Return the options that the attributes give."""
     if layer.kind == "LSTM":
         return node_cell(layer.attributes, layer.names.P).options()
     if layer.kind == "GRU":
@@ -284,7 +284,7 @@ def _variant(layer: Layer) -> dict[str, Any]:
 
 
 def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | None:
-    """Why the layers are no network of ours."""
+    """Return why the layers are no network of ours."""
     gates = len(KINDS[layers[0].kind].to_gates)
     first, second = (contents.tensors[name].shape for name in layers[0].names[:2])
     if not len(first) == len(second) == 3 or 0 in (*first, *second):
@@ -303,33 +303,29 @@ def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | No
 
 
 def _strange(layer: Layer, D: int, H: int) -> str | None:
-    """What of a node's attributes no network of ours has."""
-    told = layer.attributes
-    if (
-        told.direction not in REVERSE
-        or len(REVERSE[told.direction]) != D
-        or told.hidden_size not in (None, H)
-    ):
-        return f"W has {D} directions and R hidden_size {H}, the node {told.direction} and {told.hidden_size}"
-    if told.direction == "reverse":
+    """Return what of a node's attributes no network of ours has."""
+    own = layer.attributes
+    if own.direction not in REVERSE or len(REVERSE[own.direction]) != D or own.hidden_size not in (None, H):
+        return f"W has {D} directions and R hidden_size {H}, the node {own.direction} and {own.hidden_size}"
+    if own.direction == "reverse":
         return (
             "direction='reverse' alone: no network here has it; xplstm.lstm does, and xplstm.io.onnx.prepare"
         )
     if layer.kind == "RNN":
-        first, *others = elman_cells(told)
+        first, *others = elman_cells(own)
         if (
             first.clip is not None
             or others not in ([], [first])
             or first.activation not in (("tanh", None, None), ("relu", None, None))
         ):
             return (
-                f"activations={told.activations}, clip={told.clip}: an RNN here has Tanh or Relu, and no clip"
+                f"activations={own.activations}, clip={own.clip}: an RNN here has Tanh or Relu, and no clip"
             )
     return None
 
 
 def _params(contents: Contents, layers: Sequence[Layer]) -> dict[str, Array]:
-    """Parameters by our names."""
+    """Return parameters by our names."""
     found: dict[str, Array] = {}
     for number, layer in enumerate(layers):
         weights = Weights(*(None if n is None else contents.tensors[n].array() for n in layer.names))

@@ -16,7 +16,7 @@ from xplstm.io.onnx._graph import Graph, Node, refusal
 from xplstm.io.onnx._model import why_not_node
 from xplstm.io.onnx._nodes import OPERATIONS, Place, most_numbers
 
-# Allowed beside a multiple of the file's size: the trial arrays of an honest small model.
+# Allowed in addition to a multiple of the file's size: the trial arrays of an honest small model.
 FLOOR = 1 << 26
 TIMES_FILE = 8
 # What a node costs however small its arrays are.

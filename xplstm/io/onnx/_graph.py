@@ -81,7 +81,7 @@ class Node(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What a caller passes; a size in words stands for any."""
+    """What a caller passes; a size in words means any."""
 
     name: str
     dtype: str | None
@@ -105,14 +105,14 @@ class Graph(NamedTuple):
 
 
 def read_model(path: str) -> Any:
-    """The ModelProto in a file."""
+    """Return the ModelProto in a file."""
     onnx = import_onnx()
     with open(path, "rb") as file:
         return parse_model(path, file.read(), onnx)
 
 
 def parse_model(where: str, data: bytes, onnx: Any = None) -> Any:
-    """The ModelProto in some bytes."""
+    """Return the ModelProto in some bytes."""
     from google.protobuf.message import DecodeError
 
     try:
@@ -123,7 +123,7 @@ def parse_model(where: str, data: bytes, onnx: Any = None) -> Any:
 
 
 def import_onnx() -> Any:
-    """The package onnx."""
+    """Return the package onnx."""
     try:
         import onnx
     except ImportError as error:
@@ -271,7 +271,7 @@ class _Flat:
 
 
 def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
-    """Return an attribute; of one that stands for an attribute of the call, that; None if there is none."""
+    """Return an attribute; of one that refers to an attribute of the call, that; None if there is none."""
     if not a.ref_attr_name:
         return a
     actual = given.get(a.ref_attr_name)
@@ -284,7 +284,7 @@ def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
 
 
 def text(where: str, value: Any) -> str:
-    """`value`, which the package gives as bytes where it is no text."""
+    """Return `value`, which the package gives as bytes where it is no text."""
     if isinstance(value, bytes):
         msg = f"{where} holds a name that is no text, {ascii(value)[:80]}"
         raise FormatError(msg)
@@ -292,12 +292,12 @@ def text(where: str, value: Any) -> str:
 
 
 def dotted(name: str) -> str:
-    """A name as the contents of a file have it."""
+    """Return a name as the contents of a file have it."""
     return name.replace("/", ".").strip(".")
 
 
 def lifted(nodes: Iterable[Node]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
-    """The nodes without those that only hold a constant, and these constants."""
+    """Return the nodes without those that only hold a constant, and these constants."""
     others, constants = [], {}
     for node in nodes:
         value = next(iter(node.attributes.values()), None)
@@ -317,7 +317,7 @@ def _same(a: np.ndarray) -> np.ndarray:
 
 
 def _opset(where: str, model: Any) -> int:
-    """Version of ONNX's own operators that the model was written for."""
+    """Return version of ONNX's own operators that the model was written for."""
     newest = import_onnx().defs.onnx_opset_version()
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
@@ -358,7 +358,7 @@ def _check_names(
 
 
 def _input(where: str, value: Any) -> Input:
-    """What is told of an input."""
+    """Return the name, dtype and shape of an input."""
     name = text(where, value.name)
     if not value.type.HasField("tensor_type"):
         return Input(name, None, None)
@@ -390,7 +390,7 @@ def as_node(where: str, node: Any, given: Sequence[Any] | None = None) -> Node:
 
 
 def _attribute(where: str, a: Any) -> Any:
-    """An AttributeProto's value."""
+    """Return an AttributeProto's value."""
     kind = next((name for name, number in a.AttributeType.items() if number == a.type), None)
     if kind in ("FLOAT", "FLOATS"):
         numbers = [_written(number) for number in ([a.f] if kind == "FLOAT" else a.floats)]
@@ -404,7 +404,7 @@ def _attribute(where: str, a: Any) -> Any:
 
 
 def _written(number: float) -> float:
-    """The shortest decimal of a single float, as it was before it was stored: 0.2, not 0.200000003."""
+    """Return the shortest decimal of a single float, as it was before it was stored: 0.2, not 0.200000003."""
     return float(str(np.float32(number)))
 
 
@@ -427,14 +427,14 @@ class Beside:
         """Return a TensorProto, whether its numbers are inside of the model or in another file."""
         if tensor.data_location != tensor.EXTERNAL and not tensor.external_data:
             return tensor_of(self.where, name, tensor)
-        told = {text(self.where, e.key): text(self.where, e.value) for e in tensor.external_data}
+        named = {text(self.where, e.key): text(self.where, e.value) for e in tensor.external_data}
         try:
-            return self._outside(name, tensor, told)
+            return self._outside(name, tensor, named)
         except FormatError as error:
             return refusal(self.where, name, str(error))
 
-    def _outside(self, name: str, tensor: Any, told: Mapping[str, str]) -> Tensor:
-        location = told.get("location", "")
+    def _outside(self, name: str, tensor: Any, named: Mapping[str, str]) -> Tensor:
+        location = named.get("location", "")
         what = f"is in another file, {brief(location)!r}"
         if self._folder is None:
             msg = f"{what}, and only a model that is read from a path has a folder: {KEEP_INSIDE}"
@@ -448,11 +448,11 @@ class Beside:
         dtype, shape = DTYPES[tensor.data_type][0], tuple(tensor.dims)
         needed = buffers.size(self.where, name, dtype, shape)
         offset, length = (
-            _whole(told.get(key, str(default))) for key, default in (("offset", 0), ("length", needed))
+            _whole(named.get(key, str(default))) for key, default in (("offset", 0), ("length", needed))
         )
         size = self._size(location, what)
         if length != needed or offset is None or offset + needed > size:
-            place = f"offset {told.get('offset', 0)!a:.30} and length {told.get('length', needed)!a:.30}"
+            place = f"offset {named.get('offset', 0)!a:.30} and length {named.get('length', needed)!a:.30}"
             msg = f"{what} of {size} bytes, at {place}; {dtype} {shape} needs {needed} bytes"
             raise FormatError(msg)
         return Tensor(shape, dtype, partial(self._array, name, location, offset, dtype, shape))
@@ -493,7 +493,7 @@ def _whole(told: str) -> int | None:
 
 
 def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
-    """A TensorProto: that it holds as many numbers as it says is looked at now, what it holds later."""
+    """Return a TensorProto: its size is checked now, its numbers are read later."""
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
         return refusal(where, name, f"is in another file: {KEEP_INSIDE}")
     if tensor.data_type not in DTYPES:
@@ -511,7 +511,7 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
 
 
 def refusal(where: str, name: str, why: str) -> Tensor:
-    """A tensor that is refused when it is asked for."""
+    """Return a tensor that is refused when it is asked for."""
 
     def refuse() -> Any:
         msg = f"{where}: {brief(name)} {why}"
@@ -521,7 +521,7 @@ def refusal(where: str, name: str, why: str) -> Tensor:
 
 
 def _array_of(where: str, name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers of a TensorProto."""
+    """Return the numbers of a TensorProto."""
     if tensor.HasField("raw_data"):
         return buffers.as_array(where, name, tensor.raw_data, dtype, shape)
     values = getattr(tensor, DTYPES[tensor.data_type][1])

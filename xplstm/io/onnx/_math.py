@@ -156,7 +156,7 @@ def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
     return [x]
 
 
-# What stands at place k of an axis of n, before the axis begins and after it ends.
+# The number at place k of an axis of n, before the axis begins and after it ends.
 _PADDED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "constant": lambda k, n: np.where((k < 0) | (k >= n), n, k),
     "edge": lambda k, n: np.clip(k, 0, n - 1),

@@ -1,4 +1,4 @@
-"""A whole ONNX model of recurrent nodes and what stands around them, run on any array library."""
+"""A whole ONNX model of recurrent nodes and those around them, run on any array library."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Prepared:
         return branches[:half] if chosen.all() else branches[half:]
 
     def _run(self, node: Node, values: Mapping[str, Any]) -> Sequence[Array]:
-        """The outputs of one node."""
+        """Return the outputs of one node."""
         with naming(node):
             if node.op in RUNNABLE:
                 return RUNNABLE[node.op].run(self._place, node, [values[name] for name in node.inputs])
@@ -104,7 +104,7 @@ class Prepared:
             return ready(*others)[: len(node.outputs)]
 
     def _given(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
-        """What was passed, by name and checked."""
+        """Return what was passed, by name and checked."""
         optional = [i for i in self._graph.inputs if i.name in self._graph.constants]
         required = [i for i in self._graph.inputs if i.name not in self._graph.constants]
         known = {i.name: i for i in (*required, *optional)}
@@ -122,27 +122,27 @@ class Prepared:
             raise ArgumentError(msg)
         return {name: self._entered(known[name], a) for name, a in inputs.items()}
 
-    def _entered(self, told: Input, a: Array) -> Array:
-        """One input, if it is what the model says."""
-        xp, dtype = _array.namespace(a, told.name), _array.dtype_name(a.dtype)
-        if told.dtype is not None and dtype != told.dtype:
-            msg = f"{told.name} has dtype {dtype}, expected {told.dtype}"
+    def _entered(self, expected: Input, a: Array) -> Array:
+        """Return one input, if it is what the model says."""
+        xp, dtype = _array.namespace(a, expected.name), _array.dtype_name(a.dtype)
+        if expected.dtype is not None and dtype != expected.dtype:
+            msg = f"{expected.name} has dtype {dtype}, expected {expected.dtype}"
             raise DTypeError(msg)
         if xp is not self._place.xp and not is_host(a):
             ours, theirs = _array.backend_name(xp), _array.backend_name(self._place.xp)
-            msg = f"{told.name} is an array of {ours}, but the model was prepared for {theirs}"
+            msg = f"{expected.name} is an array of {ours}, but the model was prepared for {theirs}"
             raise BackendError(msg)
-        if told.shape is not None and not _fits(a.shape, told.shape):
-            msg = f"{told.name} has shape {tuple(a.shape)}, expected {told.shape}"
+        if expected.shape is not None and not _fits(a.shape, expected.shape):
+            msg = f"{expected.name} has shape {tuple(a.shape)}, expected {expected.shape}"
             raise ShapeError(msg)
         return _array.native(a)
 
     def _left(self, a: Array) -> Array:
-        """An output in the array library, whatever it is."""
+        """Return an output in the array library, whatever it is."""
         return _array.asarray(a, self._place.xp, self._place.device) if isinstance(a, np.ndarray) else a
 
     def _constant(self, name: str) -> Array | None:
-        """An initialiser in its place; None for what is left out or no initialiser."""
+        """Return an initialiser in its place; None for what is left out or no initialiser."""
         return (
             settled(self._place, self._graph.constants[name].array())
             if name in self._graph.constants
@@ -150,25 +150,25 @@ class Prepared:
         )
 
     def _inputs(self, node: Node) -> list[str]:
-        """What a node still needs: not the weights of one that has them in our order."""
+        """Return what a node still needs: not the weights of one that has them in our order."""
         ready = node.outputs in self._operators
         return [name for k, name in enumerate(node.inputs) if not (ready and k in _WEIGHTS)]
 
 
 def _fits(given: tuple[int, ...], told: tuple[int | str, ...]) -> bool:
-    """Whether a shape is the one that a model tells, where a size in words is any."""
+    """Return whether a shape is the one that a model gives, where a size in words is any."""
     return len(given) == len(told) and all(
         isinstance(t, str) or g == t for g, t in zip(given, told, strict=True)
     )
 
 
 def why_not(graph: Graph) -> str | None:
-    """Why a model cannot run here: the first node that cannot."""
+    """Return why a model cannot run here: the first node that cannot."""
     return next((f"{graph.where} has {why}" for why in map(why_not_node, graph.nodes) if why), None)
 
 
 def why_not_node(node: Node) -> str | None:
-    """Why a node cannot run here, in words that begin with it."""
+    """Return why a node cannot run here, in words that begin with it."""
     needs: frozenset[str] = frozenset()
     if node.op in OPERATORS:
         others = (kind.own for name, kind in KINDS.items() if name != node.op)
@@ -209,7 +209,7 @@ _KINDS: dict[str, tuple[type, type | None]] = {
 
 
 def _is_kind(name: str, value: Any) -> bool:
-    """Whether an attribute is of its type: an integer, if nothing else is said."""
+    """Return whether an attribute is of its type: an integer, if nothing else is said."""
     kind, inner = _KINDS.get(name, (int, None))
     if isinstance(value, list) and kind is list and inner is not None:
         return all(isinstance(one, inner) for one in value)
@@ -217,17 +217,17 @@ def _is_kind(name: str, value: Any) -> bool:
 
 
 def padded(node: Node) -> list[str]:
-    """All eight inputs of a recurrent node."""
+    """Return all eight inputs of a recurrent node."""
     return [*node.inputs, *[""] * (8 - len(node.inputs))]
 
 
 def weight_names(node: Node) -> list[str]:
-    """W, R, B and P of a recurrent node."""
+    """Return W, R, B and P of a recurrent node."""
     return [padded(node)[k] for k in _WEIGHTS]
 
 
 def operator(node: Node, weights: Weights) -> Operator:
-    """A recurrent node with its weights."""
+    """Return a recurrent node with its weights."""
     return OPERATORS[node.op](weights, Attributes(**node.attributes))
 
 

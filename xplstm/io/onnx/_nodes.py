@@ -1,4 +1,4 @@
-"""The nodes that stand around recurrent ones: those that move numbers about, and a little arithmetic.
+"""The nodes around recurrent ones: those that move numbers, and a little arithmetic.
 
 Integers, such as shapes and indices, stay NumPy arrays on the host, so that no device is waited for; what
 floats is the array library's. Only where the two meet does the first follow the second.
@@ -41,19 +41,19 @@ class Operation(NamedTuple):
 
 
 def is_host(a: Array) -> bool:
-    """Whether `a` is an array of integers or truth values on the host, which may stay there."""
+    """Return whether `a` is an array of integers or truth values on the host, which may stay there."""
     return isinstance(a, np.ndarray) and _array.dtype_name(a.dtype).startswith(("int", "uint", "bool"))
 
 
 def settled(place: Place, a: Array) -> Array:
-    """`a` where it belongs: an array of floats goes to the array library."""
+    """Return `a` where it belongs: an array of floats goes to the array library."""
     if is_host(a) or not isinstance(a, np.ndarray):
         return a
     return _array.asarray(a, place.xp, place.device)
 
 
 def _together(place: Place, *arrays: Array) -> tuple[Namespace, list[Array]]:
-    """Arrays that meet, in one library: the host's if all are there."""
+    """Return arrays that meet, in one library: the host's if all are there."""
     if all(isinstance(a, np.ndarray) for a in arrays):
         return _array.named_namespace("numpy"), list(arrays)
     moved = (_array.asarray(a, place.xp, place.device) if isinstance(a, np.ndarray) else a for a in arrays)
@@ -61,12 +61,12 @@ def _together(place: Place, *arrays: Array) -> tuple[Namespace, list[Array]]:
 
 
 def _numbers(a: Array) -> list[int]:
-    """Integers as Python's."""
+    """Return integers as Python's."""
     return [int(n) for n in np.reshape(_array.to_numpy(a), (-1,))]
 
 
 def _axis(node: Node, axis: int, ndim: int) -> int:
-    """An axis counted from the front."""
+    """Return an axis counted from the front."""
     if not -ndim <= axis < ndim:
         msg = f"the {node.label} has axis {axis}, and its input {ndim} axes"
         raise ShapeError(msg)
@@ -74,7 +74,7 @@ def _axis(node: Node, axis: int, ndim: int) -> int:
 
 
 def _axes(node: Node, values: list[Any]) -> list[int] | None:
-    """Axes, which were an attribute before opset 13 and are an input since."""
+    """Return axes, which were an attribute before opset 13 and are an input since."""
     if len(values) > 1 and values[1] is not None:
         return _numbers(values[1])
     return node.attributes.get("axes")
@@ -138,7 +138,7 @@ def _slice(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _sliced(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
-    """Along one axis; backwards by way of a flipped array, since some libraries have no other."""
+    """Slice along one axis; backwards from a flipped array, since some libraries have no other way."""
     if step == 0:
         msg = f"the {node.label} has a step of 0"
         raise ArgumentError(msg)
@@ -240,7 +240,7 @@ def _where(place: Place, _node: Node, values: list[Any]) -> list[Array]:
 
 
 def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
-    """An operation on two arrays or more, from the first to the last."""
+    """Return an operation on two arrays or more, from the first to the last."""
 
     def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
         xp, arrays = _together(place, *values)
@@ -250,7 +250,7 @@ def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
 
 
 def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
-    """Divide; of integers towards zero, as C does."""
+    """Return divide; of integers towards zero, as C does."""
     xp, (a, b) = _together(place, *values)
     if not _array.dtype_name(a.dtype).startswith(("int", "uint")):
         return [a / b]
@@ -267,7 +267,7 @@ def _tile(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
-    """``(x - zero_point) * scale``, both one number or one for each place along an axis."""
+    """Return ``(x - zero_point) * scale``, both one number or one for each place along an axis."""
     a, scale, zero = [*values, None][:3]
     scale = _array.to_numpy(scale)
     axis = _axis(node, node.attributes.get("axis", 1), a.ndim) if scale.size > 1 else 0

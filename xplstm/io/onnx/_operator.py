@@ -72,7 +72,7 @@ PEEPHOLES = (0, 2, 1)
 
 
 class Attributes(NamedTuple):
-    """What a node says beside its inputs; the names and defaults are the operators'."""
+    """What a node says in addition to its inputs; the names and defaults are the operators'."""
 
     direction: str = "forward"
     layout: int = 0
@@ -126,7 +126,7 @@ class Operator(NamedTuple):
     def enter(
         self, X: Array, h: Array | None, c: Array | None, h_name: str = "initial_h", c_name: str = "initial_c"
     ) -> tuple[Array, LSTMState]:
-        """X, and the state as (D, B, H), zeros where it is left out; checked."""
+        """Return X, and the state as (D, B, H), zeros where it is left out; checked."""
         D, I, H = self.sizes
         X = _checks.array("X", X, self.where, ("B", "T", I) if self.layout else ("T", "B", I), "as W has it")
         B = X.shape[0 if self.layout else 1]
@@ -142,14 +142,14 @@ class Operator(NamedTuple):
         return X, LSTMState(*entered)
 
     def leave(self, y: Array, state: LSTMState) -> tuple[Array, Array, Array]:
-        """Y, Y_h and Y_c from our axes."""
+        """Return Y, Y_h and Y_c from our axes."""
         D, _, H = self.sizes
         y = _array.reshape(y, (*y.shape[:2], D, H))
         Y = y if self.layout else self.where.xp.permute_dims(y, (0, 2, 1, 3))
         return Y, self._swapped(state.h), self._swapped(state.c)
 
     def enter_gradient(self, dY: Array | None) -> Array | None:
-        """The gradient by our y."""
+        """Return the gradient with respect to our y."""
         if dY is None:
             return None
         D, _, H = self.sizes
@@ -161,7 +161,7 @@ class Operator(NamedTuple):
     def vjp(
         self, X: Array, sequence_lens: Any, initial_h: Array | None, initial_c: Array | None
     ) -> tuple[tuple[Array, Array, Array], Callable[..., dict[str, Array]]]:
-        """Run a node LSTM and keep what its gradients need: outputs, and the way back."""
+        """Run a node LSTM and keep what its gradients need: outputs, and the backward pass."""
         (part,) = self.parts
         X, state = self.enter(X, initial_h, initial_c)
         call = _stack.enter(part._stack, self.where, X, state, sequence_lens, None)
@@ -183,12 +183,12 @@ class Operator(NamedTuple):
         return self.parts[0]._stack.cell.cell_size(self.sizes[2])
 
     def _swapped(self, a: Array) -> Array:
-        """A state between their axes and ours."""
+        """Convert a state between their axes and ours."""
         return self.where.xp.permute_dims(a, (1, 0, 2)) if self.layout else a
 
 
 def lstm(weights: Weights, attributes: Attributes) -> Operator:
-    """A node LSTM: one layer, all its directions at once."""
+    """Return a node LSTM: one layer, all its directions at once."""
     where, sizes, attributes = _opened(weights, attributes, "LSTM")
     layer = tuple(params_of("LSTM", weights))
     stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, node_cell(attributes, weights.P))
@@ -196,7 +196,7 @@ def lstm(weights: Weights, attributes: Attributes) -> Operator:
 
 
 def rnn(weights: Weights, attributes: Attributes) -> Operator:
-    """A node RNN: each direction by itself, since each has a function of its own."""
+    """Return a node RNN: each direction by itself, since each has a function of its own."""
     where, sizes, attributes = _opened(weights, attributes, "RNN")
     parts = [
         FrozenLSTM(_one(sizes, attributes, (reverse,), weights, cell), where, ((p,),))
@@ -221,7 +221,7 @@ OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm,
 def _opened(
     weights: Weights, attributes: Attributes, operator: str
 ) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
-    """Where the weights live, their sizes D, I and H, and the attributes; all checked."""
+    """Return where the weights live, their sizes D, I and H, and the attributes; all checked."""
     _checks.floats({"W": weights.W, "R": weights.R})
     where, gates = _checks.home(weights._asdict()), len(KINDS[operator].to_gates)
     D = _directions(attributes)
@@ -255,7 +255,7 @@ def _one(
 
 
 def _directions(attributes: Attributes) -> int:
-    """How many directions a node has."""
+    """Return how many directions a node has."""
     return len(REVERSE[_values.one_of("direction", attributes.direction, REVERSE)])
 
 
@@ -291,7 +291,7 @@ def gru_cell(attributes: Attributes) -> GRUCell:
 
 
 def functions(operator: str, attributes: Attributes, directions: int) -> tuple[Activation, ...]:
-    """The functions by our names, each with the constants that it takes off the two lists, or its own."""
+    """Return the functions by our names, each with its constants from the two lists, or its defaults."""
     defaults = KINDS[operator].activations
     count = len(defaults) * directions
     names = list(defaults * directions)
@@ -359,7 +359,7 @@ def from_params(layer: Sequence[Any]) -> Weights:
 
 
 def blocks(a: Any, order: Sequence[int]) -> Array:
-    """`a` cut into as many blocks of rows as `order` is long, put into that order; copied."""
+    """Return the blocks of rows of `a` in another order, copied."""
     xp, n = _array.namespace(a, "weights"), a.shape[0] // len(order)
     return xp.concat([a[k * n : (k + 1) * n, ...] for k in order], axis=0)
 

@@ -2,7 +2,7 @@
 
 `export` multiplies the projection into the recurrent weights: R is ``weight_hh @ weight_hr``, and the outputs
 Y and Y_h are multiplied by ``weight_hr.T``. An initial h is multiplied by a right inverse of that. A graph
-that does all of this computes an LSTM with a projection, whoever wrote it.
+that does all of this computes an LSTM with a projection, in files of other writers too.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _shape_of(
 
 
 def _is_inverse(back: np.ndarray, projection: np.ndarray) -> bool:
-    """Tell whether ``back @ projection`` is the identity, within what rounding `back` once can change."""
+    """Return whether ``back @ projection`` is the identity, within what rounding `back` once can change."""
     if back.dtype.kind != "f" or back.dtype != projection.dtype:
         return False
     left, right = back.astype(np.float64), projection.astype(np.float64)

@@ -121,7 +121,7 @@ class Trace:
         return self.graph.nodes[self._makers[name]] if name in self._makers else None
 
     def is_constant(self, name: str) -> bool:
-        """Tell whether a value depends on initialisers alone."""
+        """Return whether a value depends on initialisers alone."""
         return name == "" or name in self.evaluator.constant
 
     def path(self, name: str) -> Path | None:
@@ -159,7 +159,7 @@ class Trace:
         )
 
     def _is_table(self, node: Node) -> bool:
-        """Tell whether a node is a layer with weights: a look-up in a table, or a product with a matrix."""
+        """Return whether a node is a layer with weights: a look-up in a table, or a product with a matrix."""
         large = [name for name in node.inputs if self._is_large(name)]
         return node.op == "MatMul" or (
             node.op == "Gather" and (bool(large) or self.is_constant(node.inputs[0]))
@@ -196,7 +196,7 @@ class Trace:
         return [{name: np.zeros(shape, np.float32) for name in free} for shape in shapes]
 
     def is_alone(self, start: str, path: Iterable[Node], user: Node) -> bool:
-        """Tell whether `start`, and what `path` makes of it, is used for the input X of `user` alone."""
+        """Return whether `start`, and what `path` makes of it, is used for the input X of `user` alone."""
         inside = [*path]
         moved = {start, *(name for node in inside if node.op not in MEASURING for name in node.outputs)}
         data = {name for name in moved if not self.is_constant(name)}
@@ -310,7 +310,7 @@ class Trace:
         return next((node for node in nodes if node.op in _CHOOSING), None)
 
     def keeps_order(self, name: str, ends: Mapping[str, bool]) -> bool:
-        """Tell whether `name` has the axes of the model's inputs, and nothing on the way moves one.
+        """Return whether `name` has the axes of the model's inputs, and nothing on the way moves one.
 
         `ends` are outputs of recurrent nodes of which the same is known, or not.
         """
@@ -331,7 +331,7 @@ class Trace:
         return True
 
     def _is_in_place(self, node: Node) -> bool:
-        """Tell whether a node keeps time and batch where they are."""
+        """Return whether a node keeps time and batch where they are."""
         if node.op == "Gather":
             return self.is_constant(node.inputs[0]) and node.attributes.get("axis", 0) == 0
         if node.op == "MatMul":
