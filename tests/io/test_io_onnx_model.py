@@ -451,7 +451,7 @@ def test_a_state_of_the_models_own_is_told(tmp_path: Any) -> None:
     stateful = node("LSTM", ["x", "W", "R", "B", "", "start", "start"], ["Y"], hidden_size=H)
     zeros = {"start": np.zeros((1, B, H), "float32")}
     assert load(graph_of(stateful, kept=kept | zeros), tmp_path)._stack.hidden_size == H
-    with pytest.raises(xplstm.FormatError, match="begins with a state of the model's own, 'start'"):
+    with pytest.raises(xplstm.FormatError, match=r"prefix='Y', .*begins with a state of its own, not zeros"):
         load(graph_of(stateful, kept=kept | {"start": zeros["start"] + 1}), tmp_path)
 
 
