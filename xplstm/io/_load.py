@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._given import as_path
-from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
+from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, narrowed, open_source
 from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -224,6 +225,7 @@ def save(
     *,
     format: str | None = None,  # noqa: A002
     prefix: str = "",
+    dtype: FloatDType | None = None,
 ) -> None:
     """Write a network's parameters atomically.
 
@@ -243,11 +245,15 @@ def save(
         every option that no shape shows, variants included; other formats hold parameters alone.
     prefix : str, optional
         What the names of the arrays begin with.
+    dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
+        Of the numbers in the file, such as half the size; the network's own if left out. The network is not
+        changed.
 
     Raises
     ------
     ArgumentError
-        For another ending or format, or for what the format has no place for.
+        For another ending or format, for what the format has no place for, or for a number beyond the range
+        of `dtype`.
     OSError
         If the file cannot be written; the old one is then still whole.
 
@@ -271,7 +277,17 @@ def save(
         msg = f"path={place!r} must end in one of {known}"
         raise ArgumentError(msg)
     layout = fitting[0].LAYOUT if format is None else _values.one_of("format", format, _registry.LAYOUTS)
+    if dtype is not None:
+        network = _copied(network, _checks.dtype(dtype))
     write_durably(place, fitting[0].encode(network, layout, dotted(prefix)))
+
+
+def _copied(network: Network, dtype: str) -> Network:
+    """Return the network with parameters of another dtype on the host."""
+    hosts = {name: _array.to_numpy(a) for name, a in network.params.items()}
+    made = copy.copy(network)
+    made.params = {name: narrowed(name, a, dtype) for name, a in hosts.items()}
+    return made
 
 
 def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002

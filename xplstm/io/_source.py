@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, FormatError, printable
 from xplstm._params import Variant
@@ -65,17 +67,27 @@ def _read_one(path: str) -> Contents:
 def cast(contents: Contents, dtype: str) -> Contents:
     """Return the same with every array of floating point, or quantised, in one dtype."""
 
-    def one(tensor: Tensor) -> Tensor:
+    def one(name: str, tensor: Tensor) -> Tensor:
         if tensor.dtype not in _array.FLOATS and not tensor.dtype.startswith("q"):
             return tensor
 
         def array() -> Array:
-            a = tensor.array()
-            return _array.asarray(a, _array.namespace(a, "a tensor"), None, dtype)
+            return narrowed(f"{contents.where}: {shown(name)}", tensor.array(), dtype)
 
         return Tensor(tensor.shape, dtype, array)
 
-    return contents._replace(tensors={name: one(tensor) for name, tensor in contents.tensors.items()})
+    return contents._replace(tensors={name: one(name, tensor) for name, tensor in contents.tensors.items()})
+
+
+def narrowed(what: str, a: Array, dtype: str) -> Array:
+    """Return an array in another dtype, whose range it must not leave."""
+    xp = _array.namespace(a, what)
+    with np.errstate(over="ignore"):  # refused below
+        made = _array.asarray(a, xp, None, dtype)
+    if bool(xp.any(xp.isfinite(a) & ~xp.isfinite(made))):
+        msg = f"dtype={dtype!r}: {what} holds numbers beyond the range of that dtype"
+        raise ArgumentError(msg)
+    return made
 
 
 def layouts_of(contents: Contents) -> list[str]:
