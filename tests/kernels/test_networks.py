@@ -49,7 +49,7 @@ def answers(kernel: str, network: Any, **options: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize(
     ("name", "hidden_size"),
-    [("gru", 1), ("gru", 6), ("gru", 37), ("rnn", 4), ("rnn", 100), ("relu", 8), ("relu", 36)],
+    [("gru", 1), ("gru", 6), ("gru", 37), ("rnn", 1), ("rnn", 4), ("rnn", 99), ("relu", 6), ("relu", 36)],
 )
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}], ids=str)
@@ -71,7 +71,13 @@ def test_agrees_with_the_reference(
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("gru", (12, 64, 64)), ("gru", (12, 2, 513)), ("rnn", (12, 64, 64)), ("rnn", (9, 3, 1028))],
+    [
+        ("gru", (12, 64, 64)),
+        ("gru", (12, 2, 513)),
+        ("rnn", (12, 64, 64)),
+        ("rnn", (9, 3, 1028)),
+        ("rnn", (5, 3, 1026)),
+    ],
 )
 def test_bits_do_not_depend_on_threads_nor_on_the_batch(name: str, sizes: tuple[int, int, int]) -> None:
     steps, entries, hidden_size = sizes
@@ -99,10 +105,27 @@ def test_a_closed_gate_keeps_h_bit_for_bit() -> None:
     np.testing.assert_array_equal(y, np.broadcast_to(h_0, y.shape))
 
 
+def test_a_missing_unit_keeps_infinity_out_of_the_others() -> None:
+    """An infinite h times the zeros that complete the last quarter is NaN, which no unit may see."""
+    rnn = xplstm.RNN(I, 5, nonlinearity="relu", bias=False, rng=0)
+    h_0 = np.full((1, B, 5), 0.5, "float32")
+    h_0[0, 0, 0] = np.inf
+    for name, column in (("weight_ih_l0", 0.1), ("weight_hh_l0", -0.1)):
+        rnn.params[name][...] = column
+    x, found = np.ones((T, B, I), "float32"), []
+    for kernel in ("native", "reference"):
+        with xplstm.use_kernel(kernel), np.errstate(all="ignore"):
+            y, h_n, pullback = rnn.vjp(x, h_0)
+            found.append([y, h_n, *pullback(y, h_n)[:2]])
+    assert np.isfinite(found[1][0]).all()
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+
+
 def test_explain_says_which_networks_it_runs() -> None:
     x = np.ones((T, B, I), dtype="float32")
-    assert xplstm.GRU(I, 6).explain(x).kernels == xplstm.RNN(I, 8).explain(x).kernels == ("native",)
-    others = xplstm.GRU(I, 6, reset_after=False), xplstm.RNN(I, 6), xplstm.JordanRNN(I, 8, 4)
+    assert xplstm.GRU(I, 6).explain(x).kernels == xplstm.RNN(I, 7).explain(x).kernels == ("native",)
+    others = xplstm.GRU(I, 6, reset_after=False), xplstm.JordanRNN(I, 8, 4)
     for explained in (network.explain(x) for network in others):
         assert explained.kernels == ("reference",)
-        assert "GRU with reset_after, RNN of 4n units" in explained.reasons[0]["native"]
+        assert "GRU with reset_after, RNN;" in explained.reasons[0]["native"]

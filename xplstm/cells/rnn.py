@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xplstm import init
 from xplstm._params import Activation, LSTMParams
 from xplstm._typing import Array, Namespace
@@ -63,6 +65,12 @@ class StepGradients(NamedTuple):
     dh: Array | None
 
 
+def _completed(a: Any) -> Any:
+    """Return `a` with its number of rows rounded up to a multiple of 4."""
+    missing = -a.shape[0] % 4
+    return np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)]) if missing else a
+
+
 @dataclass(frozen=True, slots=True)
 class ElmanCell(Cell):
     """An RNN whose hidden units recur."""
@@ -82,21 +90,24 @@ class ElmanCell(Cell):
         """Why a kernel of the standard LSTM cannot run it."""
         return f"supports only the standard LSTM, not the cell of {self.name}"
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:
-        """Return the nonlinearity as the gates' function, where four quarters of the units are gates."""
-        if self.output_required or problem.H % 4:
+    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+        """Return the nonlinearity as the gates' function, the quarters of the units as gates."""
+        if self.output_required:
             return None
         function = (self.activation.name, *constants(self.activation))
         clip = math.inf if self.clip is None else self.clip
         return Pointwise(False, (function,) * 3, clip, math.inf, kind="elman")
 
     def in_four_blocks(self, p: RNNParams) -> LSTMParams:
-        """Return the same arrays: a quarter of the units is a block."""
-        return LSTMParams(*p[:4])
+        """Return the same rows, a quarter of the units a block; rows of zeros complete the last."""
+        rows: list[Any] = [None if a is None else _completed(a) for a in p[:4]]
+        return LSTMParams(*rows)
 
     def from_four_blocks(self, gradients: LSTMParams) -> RNNParams:
-        """Return the same arrays."""
-        return RNNParams(*gradients[:4])
+        """Return the rows of the units that exist."""
+        H = gradients.weight_hh.shape[1]
+        rows: list[Any] = [None if a is None else a[:H] for a in gradients[:4]]
+        return RNNParams(*rows)
 
     project_input = LSTMCell.project_input
 

@@ -21,7 +21,7 @@ from xplstm._dropout import Draw
 from xplstm._params import LSTMParams, Problem
 from xplstm._state import LSTMState
 from xplstm.cells import Params, Sizes
-from xplstm.cells.lstm import STANDARD, STANDARD_STEP
+from xplstm.cells.lstm import STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
 from xplstm.kernels._stored import STORAGES, Stored
 
@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 6
+    INTERFACE = 7
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -128,7 +128,7 @@ def _why_not_integers(problem: Problem) -> str | None:
 def _why_not_cell(problem: Problem) -> str | None:
     """Return why the C code cannot compose the pointwise step of `problem`, or None."""
     if problem.cell.pointwise(problem) is None:
-        composed = "every option of the LSTM but layer_norm, GRU with reset_after, RNN of 4n units"
+        composed = "every option of the LSTM but layer_norm, GRU with reset_after, RNN"
         return f"composes {composed}; {problem.cell.reason}"
     return None
 
@@ -150,7 +150,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     params = tuple(map(problem.cell.in_four_blocks, params))
     arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
-    threads, H = _threads.count(THREADS), problem.H // 4 if _kind(problem) == "elman" else problem.H
+    threads, elman = _threads.count(THREADS), _kind(problem) == "elman"
     half = problem.dtype in HALVES
     products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
     start = (
@@ -158,8 +158,8 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
         "float32" if half else problem.dtype,
         products,
         problem.I,
-        H,
-        problem.proj_size,
+        _quarter(problem) if elman else problem.H,
+        problem.H if elman else problem.proj_size,
         _room,
         threads,
     )
@@ -269,7 +269,12 @@ def _kind(problem: Problem) -> str:
 
 def _in_place_of_c(problem: Problem, h: np.ndarray) -> np.ndarray:
     """Return what the C code takes as c of a cell without one: h of a GRU, zeros of an Elman RNN."""
-    return h if _kind(problem) == "gru" else np.zeros((*h.shape[:2], problem.H // 4), h.dtype)
+    return h if _kind(problem) == "gru" else np.zeros((*h.shape[:2], _quarter(problem)), h.dtype)
+
+
+def _quarter(problem: Problem) -> int:
+    """Return the units of an Elman RNN that the C code takes as those of one gate."""
+    return (problem.H + 3) // 4
 
 
 def _widen(a: Any) -> Any:
@@ -375,7 +380,10 @@ def backward(
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
     weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
     sizes = Sizes(problem.I, problem.H, problem.proj_size, problem.bias)
-    shapes = problem.cell.shapes(sizes) | (STANDARD.shapes(sizes) if _kind(problem) == "gru" else {})
+    shapes = problem.cell.shapes(sizes)
+    # Those of four blocks.
+    ih, hh = (a.shape for a in packed.weights[0][:2])
+    shapes = shapes | {"weight_ih": ih, "weight_hh": hh} | ({"bias_ih": ih[:1]} if problem.bias else {})
     names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch")
     gradients = tuple(
         tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)

@@ -168,17 +168,23 @@ INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V
     store(dc, total * u);
 }
 
+/* How many of a vector's `width` units of an Elman RNN exist: the last quarter may be shorter. */
+INLINE Size NAME(elman_width)(const Packed *p, Size at, Size width)
+{
+    Size some = width < LANES ? width : LANES, left = p->P - at < 0 ? 0 : p->P - at;
+    return left < some ? left : some;
+}
+
 /* The step of an Elman RNN: h of the same unit in each quarter. Derived from xplstm.cells.rnn. */
 INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                               REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
                               Size unit)
 {
     const Pointwise *how = &p->pointwise;
-    Size some = width < LANES ? width : LANES;
     for (Size k = 0; k < rows; k++, z += z_step) {
         for (Size quarter = 0; quarter < 4; quarter++) {
             V v = load(z + quarter * LANES), h = NAME(activation)(&how->gate, NAME(clip)(v, how->gate_clip));
-            Size at = quarter * p->H + unit;
+            Size at = quarter * p->H + unit, some = NAME(elman_width)(p, at, width);
             store_part(out[k] + at, h, some);
             if (copy)
                 store_part(copy[k] + at, h, some);
@@ -195,11 +201,14 @@ INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const R
 {
     const Pointwise *how = &p->pointwise;
     for (Size quarter = 0; quarter < 4; quarter++) {
-        Size at = quarter * p->H + unit;
+        Size at = quarter * p->H + unit, some = NAME(elman_width)(p, at, width);
+        REAL d[LANES];
         V v = load(z + quarter * LANES), clipped = NAME(clip)(v, how->gate_clip);
         V slope = NAME(slope)(&how->gate, clipped, NAME(activation)(&how->gate, clipped));
-        V dm = load_part(dh + at, width) + load_part(dy + at, width);
-        dz[quarter] = NAME(through_clip)(v, how->gate_clip, dm * slope);
+        V dm = load_part(dh + at, some) + load_part(dy + at, some);
+        store(d, NAME(through_clip)(v, how->gate_clip, dm * slope));
+        /* The z of a unit that does not exist may be NaN, which times 0 is not 0. */
+        dz[quarter] = load_part(d, some);
     }
 }
 

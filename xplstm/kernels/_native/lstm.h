@@ -73,7 +73,7 @@ enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, VNNI = 2, STORAGES = INT8_BOTH 
 typedef struct Packed {
     const struct Engine *engine;
     int storage;
-    Size I, H, P; /* P is what h has: H without a projection, 4H in an Elman RNN */
+    Size I, H, P; /* P is what h has: H without a projection, at most 4H in an Elman RNN */
     int projected, biased;
     Size units; /* H rounded up to whole vectors */
     void *ih, *hh, *bias, *hr, *ch;

@@ -173,7 +173,8 @@ static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t
 }
 
 /* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
-   weight_hr, weight_ch, pointwise) */
+   weight_hr, weight_ch, pointwise). Of an Elman RNN H is a quarter of its units, rounded up, and proj_size
+   the units. */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -205,12 +206,17 @@ static PyObject *pack(PyObject *self, PyObject *args)
     size_t size = engine->size, stored = engine->stored[storage];
     if (get_pointwise(options, ch != Py_None, &p->pointwise))
         goto failed;
-    if (p->pointwise.kind == ELMAN_STEP)
-        p->P = 4 * H;
+    if (p->pointwise.kind == ELMAN_STEP) {
+        p->projected = 0;
+        if (proj < 1 || proj > 4 * H) {
+            PyErr_Format(PyExc_ValueError, "four quarters of %zd units do not hold %zd", H, proj);
+            goto failed;
+        }
+    }
     if (get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
         || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
         || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
-        || get_matrix(&v, hr, p->P, H, stored, storage, proj != 0, &w.hr)
+        || get_matrix(&v, hr, p->P, H, stored, storage, p->projected, &w.hr)
         || get(&v, ch, 3 * H, size, 0, &w.ch))
         goto failed;
     size_t bytes = engine->place(p, NULL);
@@ -480,7 +486,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(6);
+    return PyLong_FromLong(7);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
