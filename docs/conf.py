@@ -61,6 +61,7 @@ numpydoc_validation_exclude = {
         "FrozenRNN",
         "GRUTrace",
         "GradientReport",
+        "Gradients",
         "GradientRow",
         "History",
         "Group",

@@ -141,10 +141,12 @@ class SeriesModel(Composite):
             Part of the series at its end, in [0, 1), that is not trained on. No window of the training
             reaches into it. The validation loss is that of the forecasts from the last step of each window,
             of steps that are all held out.
-        validate_every, patience, max_norm, checkpoint, progress : optional
+        validate_every, patience, max_norm : optional
             As for `xplstm.training.fit`. With ``validation=0`` nothing is validated.
         rng : int or numpy.random.Generator, optional
             A seed or a generator for the order of the windows and for dropout.
+        checkpoint, progress : optional
+            As for `xplstm.training.fit`.
 
         Returns
         -------
