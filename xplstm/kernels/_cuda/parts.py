@@ -17,7 +17,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from xplstm import _array, _choice
 from xplstm._typing import Namespace
-from xplstm.kernels._cuda import proof
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,4 +53,7 @@ def cuda_room(xp: Namespace) -> ModuleType | None:
 
 def proven() -> bool:
     """Whether the CUDA kernels have passed their trials on CuPy's current device."""
+    # Here, because hashes and the like would double the time of `import xplstm` for those without a GPU.
+    from xplstm.kernels._cuda import proof
+
     return proof.decide("training", "all", sys.modules["cupy"].cuda.Device()).passed
