@@ -453,3 +453,22 @@ def test_arrays_of_another_than_the_current_device_are_refused(monkeypatch: pyte
     with pytest.raises(BackendError, match=words):
         _checks.array("x", a, _checks.Home(xp, Device(1), "float32"), (2, 3))
     assert _checks.array("x", a, _checks.Home(xp, Device(0), "float32"), (2, 3)) is a
+
+
+CONTAINERS = {
+    ("xarray.core.dataarray", "DataArray"): r"x\.data",
+    ("xarray.core.dataset", "Dataset"): r"the data of one variable",
+    ("zarr.core.array", "Array"): r"x\[\.\.\.\], or dask\.array\.from_zarr\(x\)",
+    ("h5py._hl.dataset", "Dataset"): r"x\[\.\.\.\], or dask\.array\.from_array\(x\)",
+    ("pandas", "DataFrame"): r"x\.to_numpy\(\)",
+    ("builtins", "list"): r"numpy\.asarray\(x\)",
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS, ids=lambda kind: ".".join(kind))
+def test_a_container_is_refused_with_what_to_pass(kind: tuple[str, str]) -> None:
+    module, name = kind
+    container = [[1.0]] if name == "list" else type(name, (), {"__module__": module})()
+    for call in (lstm(), lstm().freeze(), lstm().vjp, xplstm.Linear(I, 2), lstm().explain):
+        with pytest.raises(DTypeError, match=f"got {name}; pass {CONTAINERS[kind]}"):
+            call(container)

@@ -169,9 +169,25 @@ def namespace(x: Any, name: str) -> Namespace:
     if isinstance(x, np.ndarray | np.generic):
         return numpy_namespace()
     if not array_api_compat.is_array_api_obj(x):
-        msg = f"{name} must be an array of an array API library, got {type(x).__name__}"
+        msg = f"{name} must be an array of an array API library, got {type(x).__name__}{_remedy(name, x)}"
         raise DTypeError(msg)
     return array_api_compat.array_namespace(x)
+
+
+def _remedy(name: str, x: Any) -> str:
+    """Return what to pass in the place of a container, by the package of its type."""
+    package, kind = type(x).__module__.partition(".")[0], type(x).__name__
+    ways = {
+        ("xarray", "DataArray"): f"{name}.data",
+        ("xarray", "Dataset"): f"the data of one variable, {name}[...].data",
+        ("zarr", "Array"): f"{name}[...], or dask.array.from_zarr({name}) to read it block by block",
+        ("h5py", "Dataset"): f"{name}[...], or dask.array.from_array({name}) to read it block by block",
+        ("pandas", kind): f"{name}.to_numpy()",
+        ("polars", kind): f"{name}.to_numpy()",
+        ("builtins", "list"): f"numpy.asarray({name})",
+    }
+    way = ways.get((package, kind))
+    return "" if way is None else f"; pass {way}"
 
 
 @cache

@@ -50,7 +50,18 @@ def packages_of(page: str) -> set[str]:
 # What carries the data of the guides or made the weights, and is not there for every Python of the tests.
 OTHERS = dict.fromkeys(("sklearn", "statsmodels"), "'xplstm[guides]'") | {
     name: name
-    for name in ("equinox", "flax", "h5py", "keras", "onnx", "onnxruntime", "safetensors", "tensorboard")
+    for name in (
+        "equinox",
+        "flax",
+        "h5py",
+        "keras",
+        "onnx",
+        "onnxruntime",
+        "safetensors",
+        "tensorboard",
+        "xarray",
+        "zarr",
+    )
 }
 NEEDS = backends_needed()
 RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
