@@ -1,6 +1,7 @@
 """``python -m tests.cuda_sources`` compiles every CUDA source for every GPU it has to run on; needs no GPU.
 
-The sources of elementwise kernels are those that CuPy itself writes.
+The sources of elementwise kernels are those that CuPy itself writes, and the calls of CuPy are held against
+its own signatures.
 NVRTC compiles as it does in CuPy's hands. A warning is an error, and so is a
 kernel with more registers or more spilled bytes than its bound, or with arithmetic in
 float64 where the numbers are of half precision.
@@ -15,7 +16,7 @@ import sys
 from itertools import product
 from typing import NamedTuple
 
-from tests import elementwise_sources
+from tests import cupy_signatures, elementwise_sources
 from xplstm.kernels._cuda import launch
 
 # What CuPy 14 hands to NVRTC, and what makes it strict.
@@ -149,7 +150,7 @@ def main() -> int:
                 if "16" in kind and re.search(rb"\w\.f64\b", ptx):
                     wrong.append(f"{where}: arithmetic in float64")
                 wrong += [f"{where} {line}" for line in flushes(ptx)]
-    wrong += elementwise(nvrtc)
+    wrong += elementwise(nvrtc) + cupy_signatures.wrong()
     print("\n".join(wrong))
     return len(wrong) > 0
 

@@ -70,15 +70,26 @@ def sanitizer() -> str | None:
 
 def text(file: str, kind: str) -> str:
     """The sources, with primitives.hpp in the place of primitives.cuh, and what calls the kernels."""
+    sources = sources_of(file)
+    calls = (f"EXPORT({name})" for name in names(file, kind))
+    return "\n".join(((HERE / "primitives.hpp").read_text(encoding="utf-8"), sources, *calls))
+
+
+def sources_of(file: str) -> str:
+    """All but primitives.cuh, with the faults of the day."""
     gpu, *others = launch.parts(file)
     assert gpu == "primitives.cuh"
     sources = "\n".join((launch.SOURCES / part).read_text(encoding="utf-8") for part in others)
     for right, wrong in faults:
         sources = sources.replace(right, wrong)
-    command = [str(compiler()), "-E", f"-D{kind.upper()}", *launch.DEFINES, "-x", "c++", "-"]
-    left = subprocess.run(command, input=sources, capture_output=True, text=True, check=True).stdout
-    calls = (f"EXPORT({name})" for name in NAMES.findall(left))
-    return "\n".join(((HERE / "primitives.hpp").read_text(encoding="utf-8"), sources, *calls))
+    return sources
+
+
+def names(file: str, kind: str, *options: str) -> list[str]:
+    """The kernels that a file has for one kind of numbers and these options."""
+    command = [str(compiler()), "-E", f"-D{kind.upper()}", *launch.DEFINES, *options, "-x", "c++", "-"]
+    done = subprocess.run(command, input=sources_of(file), capture_output=True, text=True, check=True)
+    return NAMES.findall(done.stdout)
 
 
 def build(file: str, kind: str) -> Path:

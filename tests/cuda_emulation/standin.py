@@ -10,6 +10,7 @@ would wait for a device raises.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import tempfile
@@ -367,17 +368,26 @@ def properties(number: int) -> dict[str, Any]:
     return {"name": f"Emulated {number}".encode(), "multiProcessorCount": ATTRIBUTES["MultiProcessorCount"]}
 
 
+@functools.cache
+def entries(file: str, kind: str, only: str) -> list[str]:
+    """The kernels that a module of one entry has."""
+    return compiled.names(file, kind.removeprefix("-D").lower(), f"-DONLY={only}")
+
+
 class RawModule:
     def __init__(self, *, code: str, options: tuple[str, ...], enable_cooperative_groups: bool) -> None:
         self.file = next(
             path.name for path in launch.SOURCES.glob("*.cu") if launch.source(path.name) == code
         )
         kind, *defines = options
-        assert tuple(defines) == launch.DEFINES
+        only = [d.removeprefix("-DONLY=") for d in defines if d.startswith("-DONLY=")]
+        assert tuple(defines) == (*launch.DEFINES, *(f"-DONLY={n}" for n in only))
+        self.entries = entries(self.file, kind, only[0]) if only else None
         self.kind = kind.removeprefix("-D").lower()
         self.cooperative = enable_cooperative_groups
 
     def get_function(self, name: str) -> Kernel:
+        assert self.entries in (None, [name]), f"one entry was asked for, and {self.entries} are compiled"
         return Kernel(self.file, name, self.kind, self.cooperative)
 
 

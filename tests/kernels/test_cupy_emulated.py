@@ -457,3 +457,13 @@ def test_another_cupy_is_refused_by_name(
             np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD
         )
         assert ROOMS[room].supports(problem) == reason
+
+
+@pytest.mark.parametrize("file", launch.WALK)
+def test_a_walk_is_compiled_alone(file: str) -> None:
+    """The others of its file would take the compiler several times as long."""
+    kind = "float32" if file == "persistent.cu" else "tf32"
+    every = compiled.names(file, kind)
+    assert len(every) == len(set(every)) >= 6
+    for name in every:
+        assert compiled.names(file, kind, f"-DONLY={launch._entry(name)}") == [name]

@@ -70,15 +70,20 @@ def source(name: str) -> str:
 
 @cache
 def kernel(file: str, name: str, kind: str, cooperative: bool = False) -> Any:
-    """The kernel `name` of a source file for one kind, compiled once for each device when first launched."""
-    return _module(file, kind, cooperative).get_function(name)
+    """Return the kernel `name` of a file for one kind, compiled once for each device when first launched."""
+    return _module(file, kind, cooperative, _entry(name) if file in WALK else None).get_function(name)
+
+
+def _entry(name: str) -> int:
+    """Return the number of an entry of a walk, as walk.cuh counts them."""
+    return int(name.rpartition("_")[2]) + (100 if "back" in name else 0)
 
 
 @cache
-def _module(file: str, kind: str, cooperative: bool) -> Any:
+def _module(file: str, kind: str, cooperative: bool, only: int | None) -> Any:
     import cupy as cp
 
-    options = (f"-D{kind.upper()}", *DEFINES)
+    options = (f"-D{kind.upper()}", *DEFINES, *(() if only is None else (f"-DONLY={only}",)))
     return cp.RawModule(code=source(file), options=options, enable_cooperative_groups=cooperative)
 
 

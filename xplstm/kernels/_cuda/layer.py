@@ -25,8 +25,9 @@ from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
 
 WARP = CONSTANTS.WARP
 
-# Without residuals the hoisted input projection is made for as many steps as stay below this many elements.
-PROJECTION_BOUND = 2**24
+# Without residuals the hoisted input projection is made for as many steps as stay below this many elements:
+# each part is a walk of its own, which loads the weights on-chip again.
+PROJECTION_BOUND = 2**26
 
 # The first with the products of bfloat16 by cuBLAS that the kernels call.
 OLDEST_CUPY = 14

@@ -198,9 +198,21 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
 
 /* By the rows of a tile. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
+#if WANTED(4)
 extern "C" __global__ void BOUNDS walk_4(const Walk f) { walk<Forward<1>>(f); }
+#endif
+#if WANTED(8)
 extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Forward<2>>(f); }
+#endif
+#if WANTED(16)
 extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Forward<4>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 4)
 extern "C" __global__ void BOUNDS walk_back_4(const WalkBack f) { walk_back<Backward<1>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 8)
 extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Backward<2>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 16)
 extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Backward<4>>(f); }
+#endif

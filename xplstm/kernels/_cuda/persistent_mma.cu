@@ -225,11 +225,27 @@ template <int N, bool BACK> struct Mma : Block {
 
 /* By the units of a block. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
+#if WANTED(8)
 extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Mma<4, false>>(f); }
+#endif
+#if WANTED(16)
 extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Mma<8, false>>(f); }
+#endif
+#if WANTED(24)
 extern "C" __global__ void BOUNDS walk_24(const Walk f) { walk<Mma<12, false>>(f); }
+#endif
+#if WANTED(32)
 extern "C" __global__ void BOUNDS walk_32(const Walk f) { walk<Mma<16, false>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 8)
 extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Mma<1, true>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 16)
 extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Mma<2, true>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 24)
 extern "C" __global__ void BOUNDS walk_back_24(const WalkBack f) { walk_back<Mma<3, true>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + 32)
 extern "C" __global__ void BOUNDS walk_back_32(const WalkBack f) { walk_back<Mma<4, true>>(f); }
+#endif

@@ -36,6 +36,14 @@
 
    tests/protocol/walk.pml has this protocol for a model checker. */
 
+/* One entry alone is compiled where ONLY is its number: each of them takes the compiler about a second. */
+#define BACKWARD_ENTRY 100
+#ifdef ONLY
+#define WANTED(entry) (ONLY == (entry))
+#else
+#define WANTED(entry) 1
+#endif
+
 /* How numbers are exchanged between blocks. */
 #ifdef TF32
 typedef unsigned Sent;
@@ -498,9 +506,14 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
                 __syncthreads();
             else if (any_of_block(held.late()))
                 return spoil_back(f, own, held, k - 1);
-            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads)
+            for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
+                /* A local sum: in memory the compiler would store it after each slice, as `parts` may alias.
+                 */
+                Wide total = held.dh(n);
                 for (int slice = 0; slice < own.slices; slice++)
-                    held.dh(n) = sum(held.dh(n), own.parts[(slice - pass) * cells + n]);
+                    total = sum(total, own.parts[(slice - pass) * cells + n]);
+                held.dh(n) = total;
+            }
         }
     }
     for (int n = threadIdx.x; n < all_cells; n += threads)
