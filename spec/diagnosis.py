@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spec import mutants, sized_mutants, wrong_gru
+from spec import mutants, plausible_mutants, sized_mutants, wrong_gru
 from spec.mutants import Call
 from spec.records import UNITS
 from spec.subject import Arrays, Config
@@ -106,9 +106,8 @@ class Wrong(NamedTuple):
 def wrongs() -> dict[str, Wrong]:
     """Every wrong LSTM by name."""
     found = {name: Wrong(family(name), call) for name, call in mutants.MUTANTS.items()}
-    found |= {
-        name: Wrong(f"at some sizes: {family(name)}", call) for name, call in sized_mutants.MUTANTS.items()
-    }
+    for where, of in (("at some sizes", sized_mutants), ("in some calls", plausible_mutants)):
+        found |= {name: Wrong(f"{where}: {family(name)}", call) for name, call in of.MUTANTS.items()}
     for place in PLACES:
         found |= {f"{f}, in {place}": Wrong(f"cell, in {place}", cell_at(f, place)) for f in CELL_FAULTS}
         found |= {

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from spec import mutants, plan, sized
+from spec import calls, mutants, plan
+from spec.calls import faults
 from spec.diagnosis import WRONGS
 from spec.records import RECORDS
 from spec.relations import LAWS, Ask, broken
-from spec.sized import faults
 from spec.subject import Arrays, Config
 
 LONG = 100
@@ -53,11 +53,11 @@ def by_vectors() -> Iterator[tuple[str, str]]:
 
 def by_sizes() -> Iterator[tuple[str, str]]:
     for name, wrong in WRONGS.items():
-        for call, case in sized.CASES.items():
+        for call, case in calls.CASES.items():
             if name in mutants.MUTANTS or (case.T > LONG and "step" not in name):
                 continue
             try:
-                got = wrong.call(f"{case.op}_vjp", case.config, dict(sized.given(call, "float64")))
+                got = wrong.call(f"{case.op}_vjp", case.config, dict(calls.given(call, "float64")))
                 found = faults(call, got, "float64", case.gradients)
             except FAILS:
                 found = ["the call fails"]

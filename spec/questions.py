@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from spec import sized
+from spec import calls
 from spec.cases import Case
 from spec.records import RECORDS, Record, arrays
 from spec.subject import Arrays, Unsupported
@@ -35,7 +35,7 @@ def questions(case: Case) -> list[Question]:
             found = [Question(f"{record['op']}_vjp", record["config"], inputs | cotangents, dtype)]
         return found
     if case.test == "test_sizes":
-        one, a = sized.CASES[name], sized.given(name, dtype)
+        one, a = calls.CASES[name], calls.given(name, dtype)
         forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
         return [
             Question(f"{one.op}_vjp", one.config, dict(a), dtype),

@@ -1,23 +1,19 @@
 """Calls of any size, option and direction from a seed, without stored numbers.
 
-Their reference is the LSTM of wrong.py without a fault, in float64, which every
-record holds to the oracle. The numbers are uniform and use all bits of the dtype:
+The numbers are uniform and use all bits of the dtype:
 an implementation that stores them in less misses by far. Weights are so small that
 rounding errors do not grow with the size, so that one bound serves all.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from spec.records import UNITS, Record
 from spec.subject import Arrays
-from spec.wrong import LSTM
 
 Change: TypeAlias = Callable[[Arrays], None]
 
@@ -210,18 +206,6 @@ CASES: dict[str, Sized] = {
 }
 
 
-def given(name: str, dtype: str) -> Arrays:
-    """The arrays of a call, the same in every run; read-only."""
-    case = CASES[name]
-    a = drawn(case, np.random.default_rng(zlib.crc32(name.encode())))
-    if case.change is not None:
-        case.change(a)
-    found = {n: v.astype(dtype) for n, v in a.items()}
-    for v in found.values():
-        v.flags.writeable = False
-    return found
-
-
 def drawn(case: Sized, rng: np.random.Generator) -> Arrays:
     """Draw the arrays of a call and its cotangents, in float64."""
     config = case.config
@@ -253,36 +237,6 @@ def parameters(rng: np.random.Generator, I: int, H: int, P: int, config: Record)
         shapes |= {"gain_ih": (4 * H,), "gain_hh": (4 * H,), "gain_c": (H,)}
         shapes |= {"bias_c": (H,)} if config["bias"] else {}
     return {n: rng.uniform(-1, 1, s) / np.sqrt(s[1] if len(s) == 2 else 1) for n, s in shapes.items()}
-
-
-@cache
-def expected(name: str, dtype: str) -> Arrays:
-    """What the call gives, of inputs rounded to the dtype."""
-    case = CASES[name]
-    with np.errstate(all="ignore"):
-        return LSTM().call(f"{case.op}_vjp", case.config, given(name, dtype))
-
-
-def faults(name: str, got: Arrays, dtype: str, gradients: bool) -> list[str]:
-    """What is wrong with an answer, each array by name with its error and what is allowed."""
-    said = []
-    for tensor, wanted in expected(name, dtype).items():
-        late = tensor.startswith("d")
-        if late and not gradients:
-            continue
-        if tensor not in got:
-            said.append(f"{tensor} is missing")
-            continue
-        a, allowed = got[tensor], ALLOWED["gradients" if late else "outputs"]
-        if a.shape != wanted.shape or str(a.dtype) != dtype:
-            said.append(f"{tensor} is {a.dtype} {a.shape}, expected {dtype} {wanted.shape}")
-            continue
-        missed = distance(a.astype("float64"), wanted, dtype)
-        if missed > allowed:
-            said.append(f"{tensor} misses by {missed:.3g} u * s, allowed are {allowed}")
-        elif tensor in ("y", "dx") and a[(wanted == 0) & np.isfinite(a)].any():
-            said.append(f"{tensor} is not exactly zero where no step exists")
-    return said
 
 
 def distance(got: np.ndarray, wanted: np.ndarray, dtype: str) -> float:

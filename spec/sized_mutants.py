@@ -16,6 +16,21 @@ Spoil: TypeAlias = Callable[[Config, Arrays], tuple[Config, Arrays]]
 Finish: TypeAlias = Callable[[Config, Arrays, Arrays], Arrays]
 
 RIGHT = LSTM()
+ANSWERED: dict[tuple[object, ...], tuple[Config, Arrays, Arrays]] = {}
+
+
+def right(op: str, config: Config, a: Arrays) -> Arrays:
+    """Answer as the right LSTM; calls with the same read-only arrays are computed once."""
+    if any(v.flags.writeable for v in a.values()):
+        return RIGHT.call(op, config, a)
+    key = (op, id(config), *(id(v) for v in a.values()))
+    if key not in ANSWERED:
+        found = RIGHT.call(op, config, a)
+        for v in found.values():
+            v.flags.writeable = False
+        # The arguments are kept, so that no other object gets their addresses.
+        ANSWERED[key] = config, dict(a), found
+    return dict(ANSWERED[key][2])
 
 
 def before(when: Test, spoil: Spoil) -> Call:
@@ -23,7 +38,7 @@ def before(when: Test, spoil: Spoil) -> Call:
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
         wrong = spoil(config, dict(a)) if when(op, config, a) else (config, a)
-        return RIGHT.call(op, *wrong)
+        return right(op, *wrong)
 
     return call
 
@@ -32,7 +47,7 @@ def after(when: Test, finish: Finish) -> Call:
     """An LSTM whose results are spoilt where `when` holds."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
-        got = RIGHT.call(op, config, a)
+        got = right(op, config, a)
         return finish(config, a, got) if when(op, config, a) else got
 
     return call
@@ -42,7 +57,7 @@ def faulty(when: Test, fault: str) -> Call:
     """An LSTM that has one of the faults of wrong.py where `when` holds."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
-        return (LSTM(fault) if when(op, config, a) else RIGHT).call(op, config, a)
+        return LSTM(fault).call(op, config, a) if when(op, config, a) else right(op, config, a)
 
     return call
 
@@ -183,6 +198,8 @@ def last_y(_config: Config, _a: Arrays, got: Arrays) -> Arrays:
     """The classic mistake: h_n of two directions is y at the last time."""
     P = got["h_n"].shape[-1]
     h_n = got["h_n"].copy()
+    if not len(got["y"]) or got["y"].shape[1:] != (h_n.shape[1], 2 * P):
+        return got
     h_n[-1] = got["y"][-1, :, P : 2 * P]
     return got | {"h_n": h_n}
 
@@ -306,7 +323,6 @@ MUTANTS: dict[str, Call] = {
     **{f"{name} ignored in modules": before(both(stacked, option(name)), without(name))
        for name in ("gate_clip", "cell_clip", "coupled", "layer_norm", "zoneout_h", "zoneout_c")},
     "zoneout has no expectation in modules": faulty(stacked, "expectation of zoneout ignored"),
-    "coupled ignored in reverse": before(both(option("reverse"), option("coupled")), without("coupled")),
     "mask in a module taken for lengths": faulty(stacked, "mask taken as lengths"),
     "mask in a module ignored": faulty(stacked, "mask ignored"),
     "merge ignored in one layer": before(

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spec.calls import CASES, expected, faults, given
 from spec.diagnosis import PLACES, WRONGS, explain
-from spec.sized import CASES, expected, faults, given
 from spec.wrong import LSTM
 
 DEEP = "two-directions-3-p0"

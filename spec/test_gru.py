@@ -105,7 +105,9 @@ def test_gru_sizes(subject: Adapter, name: str, dtype: str) -> None:
     config, a = CALLS[name][0], given(name, dtype)
     got = answer(subject, config, a)
     expected = GRU().call("module_vjp", config, a)
-    for tensor in got.keys() & expected.keys():
+    wanted = expected if "dx" in got else {n: v for n, v in expected.items() if not n.startswith("d")}
+    assert got.keys() >= wanted.keys()
+    for tensor in wanted:
         v = got[tensor]
         assert (v.shape, str(v.dtype)) == (expected[tensor].shape, dtype), tensor
         missed = distance(v.astype("float64"), expected[tensor], dtype)

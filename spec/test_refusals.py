@@ -7,20 +7,30 @@ import re
 import numpy as np
 import pytest
 
-from spec.sized import CASES, Sized, given
+from spec.calls import CASES, given
+from spec.sized import Sized
 from spec.subject import Adapter, Arrays, Refused, Unsupported
+from spec.test_vectors import says
 
 CALLS = {
     "layer": "lengths-231",
     "module": "four-layers",
     "projection": "projection-module",
+    "reverse": "two-directions-2-p2",
 }
+GRIDS = {"mask": "mask-module", "reset": "resets-reverse"}
+"""Calls with an array of booleans for each step and batch entry."""
 
 
 def places() -> list[str]:
     """Each array of each call, by its name there."""
     names = {call: [*given(name, "float32")] for call, name in CALLS.items()}
-    return [f"{call}-{n}" for call, here in names.items() for n in here if n != "x" and "_l1" not in n]
+    return [f"{call}-{n}" for call, here in names.items() for n in here if asked(call, n)]
+
+
+def asked(call: str, name: str) -> bool:
+    """Leave out x, whose shape gives T and B, and of layers and directions what another call asks."""
+    return name.endswith("_reverse") if call == "reverse" else name != "x" and "_l1" not in name
 
 
 def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
@@ -89,3 +99,45 @@ def test_refusal_names_the_length(subject: Adapter, name: str, wrong: int) -> No
     except Unsupported as reason:
         pytest.skip(str(reason))
     assert re.search(rf"(?<![\w.-]){wrong}(?![\w.])", str(refusal.value)), f"no {wrong} in: {refusal.value}"
+
+
+@pytest.mark.parametrize(
+    "how", ["transposed", "a step less", "a step more", "an entry less", "an entry more"]
+)
+@pytest.mark.parametrize("name", GRIDS)
+def test_wrong_mask_is_refused(subject: Adapter, name: str, how: str) -> None:
+    """XPL-ERR-002: a mask and resets have the shape (T, B)."""
+    case = CASES[GRIDS[name]]
+    grid = np.asarray(case.config[name])
+    wrong = {
+        "transposed": grid.T,
+        "a step less": grid[:-1],
+        "a step more": np.concatenate([grid, grid[:1]]),
+        "an entry less": grid[:, :-1],
+        "an entry more": np.concatenate([grid, grid[:, :1]], 1),
+    }[how]
+    a = {n: v for n, v in given(GRIDS[name], "float32").items() if n not in ("dy", "dh_n", "dc_n")}
+    try:
+        subject.call(case.op, case.config, dict(a))
+        with pytest.raises(Refused):
+            subject.call(case.op, case.config | {name: wrong.tolist()}, dict(a))
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", [name for name in places() if "weight" in name or "bias" in name])
+def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
+    """XPL-ERR-001: the parameter, the expected shape and the given one, of each parameter."""
+    call, array = name.split("-")
+    case, a = CASES[CALLS[call]], dict(given(CALLS[call], "float32"))
+    forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
+    wrong = np.concatenate([a[array], a[array][-1:]])
+    # A library that has modules alone may name the parameter of a layer as a module's.
+    argument = f"{array}(_l0)?" if call == "layer" else array
+    fault = {"argument": argument, "expected": a[array].shape, "given": wrong.shape}
+    try:
+        with pytest.raises(Refused) as refusal:
+            subject.call(case.op, case.config, forward | {array: wrong})
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    assert says(str(refusal.value), fault), f"not named, or without both shapes: {refusal.value}"

@@ -62,7 +62,7 @@ class Subject(Peer):
         nnx, xp = importlib.import_module("flax.nnx"), importlib.import_module("jax.numpy")
         lengths = config.get("lengths")
         how: dict[str, Any] = {"time_major": True, "return_carry": True}
-        how["seq_lengths"] = xp.asarray(lengths) if lengths is not None else None
+        how["seq_lengths"] = xp.asarray(lengths, xp.int32) if lengths is not None else None
         # Flax has c first.
         carries = [(c, h) for c, h in zip(a["c_0"], a["h_0"], strict=True)]
         if config.get("bidirectional"):
