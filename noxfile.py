@@ -96,6 +96,13 @@ def dask(session: nox.Session) -> None:
     run_tests(session, "dask", "--backend", "dask")
 
 
+@nox.session(tags=["backends"])
+def mpi(session: nox.Session) -> None:
+    """Train on 2, 3 and 4 processes of MPI, whose library comes from PyPI."""
+    session.install("-e", ".[test,mpi]", "mpich")
+    run_tests(session, "numpy", "tests/training/test_transports.py", "-rs", workers="0")
+
+
 class Subjects(NamedTuple):
     """Subjects of the specification that need the same packages."""
 

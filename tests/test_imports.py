@@ -160,7 +160,7 @@ OPTIONAL = {
     "kernels._cuda.proof": {"cupy", "cupy_backends"},
     "cli.trials": {"cupy"},
     "plots": {"matplotlib"},
-    "training._groups": {"mpi4py", "torch"},
+    "training._groups": {"cupy", "mpi4py", "torch"},
     "training._progress": {"tqdm"},
     "cli.demo": {"matplotlib", "threadpoolctl"},
     "cli.bench": {"tqdm"},

@@ -2,7 +2,7 @@
 
 from xplstm.training._data import Streams
 from xplstm.training._fit import fit
-from xplstm.training._groups import Group, LocalGroup, MPIGroup, TorchGroup, local_group
+from xplstm.training._groups import Group, LocalGroup, MPIGroup, NCCLGroup, TorchGroup, local_group
 from xplstm.training._long import Gradients, gradients_over
 from xplstm.training._run import Event, Model
 from xplstm.training._samples import Samples
@@ -19,6 +19,7 @@ __all__ = [
     "LocalGroup",
     "MPIGroup",
     "Model",
+    "NCCLGroup",
     "Samples",
     "Shards",
     "StatefulTrainer",

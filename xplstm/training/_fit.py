@@ -188,7 +188,7 @@ def fit(
     3.0
     """
     check_parallel(model, parallel)
-    team = Team(None if parallel is None else parallel.group)
+    team = Team(None) if parallel is None else Team(parallel.group, parallel.sums)
     with team.noted():
         rng = _values.seed("rng", rng)
         plan = plan_of(locals())
@@ -339,6 +339,7 @@ def _agreed(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
             "epochs": plan.epochs,
             "checkpoint_every": plan.checkpoint_every,
             "callbacks": len(plan.callbacks) > 0,
+            "sums": run.team.sums,
             "rng": repr(at.rng),
             "the digest of the parameters": digest(at.params),
             "the digest of the optimiser's averages": digest(arrays),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,7 +105,8 @@ class LocalGroup:
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return what each process gives: see `Group`."""
-        found = {self.rank ^ step: b"" for step in range(self.size)}
+        rounds = range(1 << (self.size - 1).bit_length())
+        found = {self.rank ^ step: b"" for step in rounds if self.rank ^ step < self.size}
         for peer in found:  # in round `step` the ranks r and r ^ step meet
             found[peer] = data if peer == self.rank else bytes(self._swap(data, peer))
         return [found[rank] for rank in sorted(found)]
@@ -240,6 +241,12 @@ class MPIGroup:
         self._comm.Sendrecv(array, dest=peer, recvbuf=other, source=peer)
         return other
 
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum over all processes, added in the order of the MPI library."""
+        total = np.empty_like(array)
+        self._comm.Allreduce(array, total)
+        return total
+
     def gather(self, data: bytes) -> list[bytes]:
         """Return what each process gives: see `Group`."""
         sizes = np.empty(self.size, dtype=np.int64)
@@ -293,13 +300,15 @@ class TorchGroup:
             work.wait()
         return other
 
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum over all processes, added in the order of the backend."""
+        total = array.copy()
+        self._dist.all_reduce(self._torch.from_numpy(total), group=self._group)
+        return total
+
     def gather(self, data: bytes) -> list[bytes]:
         """Return what each process gives: see `Group`."""
-        sizes = self._all_gather(np.asarray([len(data)], dtype=np.int64))
-        padded = np.zeros(max(int(size[0]) for size in sizes), dtype=np.uint8)
-        padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-        every = self._all_gather(padded)
-        return [part[: int(size[0])].tobytes() for part, size in zip(every, sizes, strict=True)]
+        return _gather_padded(data, self._all_gather)
 
     def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:
         """Return the arrays of all ranks, of one shape."""
@@ -307,6 +316,73 @@ class TorchGroup:
         tensors = [self._torch.from_numpy(a) for a in every]
         self._dist.all_gather(tensors, self._torch.from_numpy(array), self._group)
         return every
+
+
+class NCCLGroup:
+    """The processes of ``cupyx.distributed``, one GPU each, by NVIDIA's NCCL.
+
+    It was tested with a substitute for CuPy that has the same signatures. It has never run on a GPU.
+
+    Parameters
+    ----------
+    comm : cupyx.distributed.NCCLBackend
+        What ``cupyx.distributed.init_process_group(size, rank)`` returned. NCCL has no timeout by default.
+    size : int
+        The number of processes, which `comm` does not publish; at least 1.
+
+    Raises
+    ------
+    ImportError
+        If CuPy is missing.
+    ArgumentError, DTypeError
+        If `size` is out of its range, or no integer.
+
+    Examples
+    --------
+    On each of four processes, with its own GPU::
+
+        comm = cupyx.distributed.init_process_group(4, rank)
+        parallel = training.Shards(training.NCCLGroup(comm, 4), 16)
+    """
+
+    def __init__(self, comm: Any, size: int) -> None:
+        import cupy
+
+        self._cupy, self._comm = cupy, comm
+        self.rank, self.size = int(comm.rank), _values.size("size", size)
+
+    def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
+        """Exchange an array with another process: see `Group`."""
+        ours = self._cupy.asarray(array)
+        theirs = self._cupy.empty_like(ours)
+        self._comm.send_recv(ours, theirs, peer)
+        return np.asarray(theirs.get())
+
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum over all processes, added in the order of NCCL."""
+        ours = self._cupy.asarray(array)
+        total = self._cupy.empty_like(ours)
+        self._comm.all_reduce(ours, total, "sum")
+        return np.asarray(total.get())
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Return what each process gives: see `Group`."""
+        return _gather_padded(data, self._all_gather)
+
+    def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the arrays of all ranks, of one shape (n,)."""
+        ours = self._cupy.asarray(array)
+        every = self._cupy.empty((self.size, array.size), dtype=array.dtype)
+        self._comm.all_gather(ours, every, array.size)
+        return list(every.get())
+
+
+def _gather_padded(data: bytes, all_gather: Callable[[np.ndarray], list[np.ndarray]]) -> list[bytes]:
+    """Return the bytes of every rank, by a function that gathers arrays of one shape."""
+    sizes = [int(size[0]) for size in all_gather(np.asarray([len(data)], dtype=np.int64))]
+    padded = np.zeros(max(sizes), dtype=np.uint8)
+    padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    return [part[:size].tobytes() for part, size in zip(all_gather(padded), sizes, strict=True)]
 
 
 _LENGTH = 8  # bytes of the number before each message

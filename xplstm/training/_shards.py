@@ -35,12 +35,15 @@ class Shards:
     ----------
     group : Group or None
         The processes: `LocalGroup`, `MPIGroup`, `TorchGroup` or an object of your own; None for this process
-        alone. Their number must be a power of two that divides `count`.
+        alone. Their number must be a power of two that divides `count`, unless `sums` is ``"fast"``.
     count : int
         K, the number of shards, at least 1. It belongs to the run: another K gives other bits.
     batch_axis : {1, 0}, optional
         The axis of the batch entries in arrays of two and more axes; an array of one axis has one element for
         each entry.
+    sums : {"tree", "fast"}, optional
+        ``"fast"`` adds the gradients of the processes by the all-reduce of the transport, in an order that is
+        not fixed. The bits then depend on the number of processes, which can be any that divides `count`.
 
     Raises
     ------
@@ -74,9 +77,10 @@ class Shards:
     True
     """
 
-    def __init__(self, group: Group | None, count: int, *, batch_axis: int = 1) -> None:
+    def __init__(self, group: Group | None, count: int, *, batch_axis: int = 1, sums: str = "tree") -> None:
         self.count = _values.size("count", count)
         self.batch_axis = _values.size("batch_axis", batch_axis, 0, 1)
+        self.sums = _values.one_of("sums", sums, ("tree", "fast"))
         if group is not None:
             missing = [n for n in ("rank", "size", "exchange", "gather") if not hasattr(group, n)]
             if missing or isinstance(group, type):
@@ -84,11 +88,14 @@ class Shards:
                 raise DTypeError(msg)
             size = _values.size("group.size", group.size)
             _values.size("group.rank", group.rank, 0, size - 1)
-            refuse_size(size, self.count)
+            refuse_size(size, self.count, self.sums)
+            if self.sums == "fast" and not callable(getattr(group, "all_reduce", None)):
+                msg = f"sums='fast' needs a group with all_reduce, which {type(group).__name__} does not have"
+                raise ArgumentError(msg)
         self.group = group
 
     def __repr__(self) -> str:
-        return f"Shards({self.group!r}, {self.count}, batch_axis={self.batch_axis})"
+        return f"Shards({self.group!r}, {self.count}, batch_axis={self.batch_axis}, sums={self.sums!r})"
 
 
 def own_entries(shards: Shards | None, entries: int) -> tuple[int, int]:
