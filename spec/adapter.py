@@ -73,6 +73,7 @@ HOMES = {
     "cupy_persistent": ("cupy",),
     "cupy_fused": ("cupy",),
     "cupy_elementwise": ("cupy",),
+    "jax_scan": ("jax",),
 }
 
 

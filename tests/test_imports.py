@@ -155,6 +155,7 @@ OPTIONAL = {
     "kernels._cuda.layer": {"cupy"},
     "kernels._cuda.program": {"cupy"},
     "kernels.cupy_elementwise": {"cupy"},
+    "kernels.jax_scan": {"jax"},
     "kernels._cuda.training": {"cupy"},
     "kernels._cuda.waits": {"cupy"},
     "kernels._cuda.proof": {"cupy", "cupy_backends"},

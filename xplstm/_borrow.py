@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 KERNELS = ("native", "numpy_inplace")
 """Kernels for NumPy that run on borrowed memory."""
 
+GENERIC = ("jax_scan", "reference")
+"""Kernels of a library's own operations, the faster first."""
+
 
 def why_not(
     home: Home, arrays: Sequence[Array | None], layers: tuple[Directions, ...], keep: bool
@@ -131,7 +134,9 @@ class _Run:
 
     def generic(self, *arrays: Array) -> list[Array]:
         """Return y, h_n and c_n by the library's operations, which it can differentiate many times."""
-        kernel, problem = _dispatch.load("reference"), self.problem._replace(keep=False)
+        problem = self.problem._replace(keep=False)
+        able = (k for k in map(_dispatch.load, GENERIC) if k.supports(problem) is None)
+        kernel = next(able)
         packed, (x, h_0, c_0) = kernel.prepare(problem, self.of(arrays)), arrays[:3]
         y, end, _ = kernel.forward(problem, packed, x, LSTMState(h_0, c_0), *self.steps)
         return [y, *end]

@@ -64,6 +64,7 @@ TABLE = {
     "cupy_persistent": "xplstm.kernels.cupy_persistent",
     "cupy_fused": "xplstm.kernels.cupy_fused",
     "cupy_elementwise": "xplstm.kernels.cupy_elementwise",
+    "jax_scan": "xplstm.kernels.jax_scan",
     "reference": "xplstm.kernels.reference",
 }
 
@@ -88,7 +89,8 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     Parameters
     ----------
     name : str or None
-        "native", "numpy_inplace", "cupy_persistent", "cupy_fused", "cupy_elementwise" or "reference".
+        "native", "numpy_inplace", "cupy_persistent", "cupy_fused", "cupy_elementwise", "jax_scan" or
+        "reference".
 
     Returns
     -------

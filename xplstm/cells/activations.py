@@ -6,19 +6,47 @@ formulas are those of the operator's documentation (https://onnx.ai/onnx/operato
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from xplstm._array import bounded
 from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
 
 
+class Compiled:
+    """An array library that compiles a step, with functions that are one operation there.
+
+    A kernel passes it to a cell's equations in the place of the library's namespace.
+    """
+
+    def __init__(
+        self,
+        library: Namespace,
+        logistic: Callable[[Array], Array],
+        split: Callable[[Array, int], Sequence[Array]],
+    ) -> None:
+        self._library, self.logistic, self.split = library, logistic, split
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+
 def sigmoid(xp: Namespace, z: Array) -> Array:
     """Return ``1 / (1 + exp(-z))``; its exponent is never positive, so nothing overflows."""
+    if isinstance(xp, Compiled):
+        return xp.logistic(z)
     positive = z >= 0
     e = xp.exp(xp.where(positive, -z, z))
     return xp.where(positive, 1 / (1 + e), e / (1 + e))
+
+
+def blocks(xp: Namespace, a: Array, count: int) -> Sequence[Array]:
+    """Return `count` equal parts of the last axis; a compiler joins the gradients of one split at once."""
+    if isinstance(xp, Compiled):
+        return xp.split(a, count)
+    H = a.shape[-1] // count
+    return tuple(a[..., k * H : (k + 1) * H] for k in range(count))
 
 
 class Function(NamedTuple):

@@ -22,7 +22,7 @@ from xplstm import init
 from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, Pointwise
-from xplstm.cells.activations import sigmoid
+from xplstm.cells.activations import blocks, sigmoid
 
 
 class GRUParams(NamedTuple):
@@ -130,7 +130,7 @@ class GRUCell(Cell):
         both = h @ p.weight_hh[: 2 * H, :].T
         both = both if p.bias_hh is None else both + p.bias_hh[: 2 * H]
         gates = sigmoid(xp, zx[..., : 2 * H] + both)
-        r, z = gates[..., :H], gates[..., H:]
+        r, z = blocks(xp, gates, 2)
         scaled = h if self.reset_after else r * h
         last = scaled @ p.weight_hh[2 * H :, :].T
         last = last if p.bias_hh is None else last + p.bias_hh[2 * H :]

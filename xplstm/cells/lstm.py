@@ -23,7 +23,7 @@ from xplstm import init
 from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, Equations, Pointwise
-from xplstm.cells.activations import sigmoid
+from xplstm.cells.activations import blocks, sigmoid
 
 STANDARD_STEP = Pointwise(
     False, (("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("tanh", 0.0, 0.0)), float("inf"), float("inf")
@@ -64,8 +64,8 @@ class StepGradients(NamedTuple):
 def activate(xp: Namespace, z: Array) -> Gates:
     """Apply the function of each gate to its block of z: one sigmoid for all is fewer calls than three."""
     H = z.shape[-1] // 4
-    a = sigmoid(xp, z)
-    return Gates(a[..., :H], a[..., H : 2 * H], xp.tanh(z[..., 2 * H : 3 * H]), a[..., 3 * H :])
+    i, f, _, o = blocks(xp, sigmoid(xp, z), 4)
+    return Gates(i, f, xp.tanh(z[..., 2 * H : 3 * H]), o)
 
 
 def unprojected(xp: Namespace, o: Array, c: Array) -> Array:

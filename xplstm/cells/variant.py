@@ -15,7 +15,7 @@ names the sources)::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from xplstm._errors import ArgumentError, DTypeError
 from xplstm._params import Activation, LSTMParams, Variant
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, Equations, Masks, Pointwise, Sizes
-from xplstm.cells.activations import FUNCTIONS, clipped, clipped_back, constants, slope, value
+from xplstm.cells.activations import FUNCTIONS, blocks, clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import STANDARD, STANDARD_STEP, Gates, LSTMCell, project_output
 
 EPSILON = 1e-5
@@ -195,10 +195,10 @@ class StepEquations(NamedTuple):
         """Run one step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
         F, G, H = self.variant.activations
         bound = self.variant.gate_clip
-        w_i, w_f, w_o = _peepholes(p)
+        w_i, w_f, w_o = _peepholes(xp, p)
         h_seen = h if self.dropped is None else h * self.dropped
         product = h_seen @ p.weight_hh.T
-        z_i, z_f, z_g, z_o = _blocks(zx + _gained(xp, product, p.gain_hh), 4)
+        z_i, z_f, z_g, z_o = blocks(xp, zx + _gained(xp, product, p.gain_hh), 4)
         z_i, z_f = _peeped(z_i, w_i, c), _peeped(z_f, w_f, c)
         i = value(xp, F, clipped(xp, z_i, bound))
         f = 1 - i if self.variant.coupled else value(xp, F, clipped(xp, z_f, bound))
@@ -220,7 +220,7 @@ class StepEquations(NamedTuple):
         """Take gradients with respect to ``h'`` and ``c'`` to those with respect to h and c."""
         (i, f, g, o), z, c_prev = step.gates, step.z, step.c_prev
         F, G, H = self.variant.activations
-        w_i, w_f, w_o = _peepholes(p)
+        w_i, w_f, w_o = _peepholes(xp, p)
         dh_new, dh_old = _held_back(xp, self.hold_h, dh)
         dc_new, dc_old = _held_back(xp, self.hold_c, dc)
 
@@ -356,15 +356,9 @@ def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Arra
     return (da - xp.mean(da, axis=-1, keepdims=True) - unit * along) / deviation
 
 
-def _blocks(a: Array, count: int) -> tuple[Array, ...]:
-    """Cut `a` into blocks of columns."""
-    H = a.shape[-1] // count
-    return tuple(a[..., k * H : (k + 1) * H] for k in range(count))
-
-
-def _peepholes(p: LSTMParams) -> tuple[Array | None, ...]:
-    """Weights from c to the gates i, f and o."""
-    return (None, None, None) if p.weight_ch is None else _blocks(p.weight_ch, 3)
+def _peepholes(xp: Namespace, p: LSTMParams) -> Sequence[Array | None]:
+    """Return the weights from c to the gates i, f and o."""
+    return (None, None, None) if p.weight_ch is None else blocks(xp, p.weight_ch, 3)
 
 
 def _peeped(z: Array, w: Array | None, c: Array) -> Array:
