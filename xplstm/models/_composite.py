@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from xplstm import _array, _checks, _values
+from xplstm import _array, _checks, _pytrees, _values
 from xplstm._checks import Home
 from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
@@ -37,6 +37,10 @@ class Composite(Summary, ABC):
     """The parts that a model may lack; the attribute is then None."""
 
     _columns = ("part", "layer", "parameters")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _pytrees.add(cls, lambda model: tuple(model._layers))
 
     _set_options: Callable[..., None]
     """Check and keep the options of the model itself, which are its arguments."""

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _stack, _values
+from xplstm import _array, _checks, _pytrees, _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._params import each
@@ -34,6 +34,10 @@ class Module(Summary):
     shapes: Shapes
     """Name -> shape of every parameter."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _pytrees.add(cls, lambda _: ("params",))
+
     def _allocate(
         self,
         values: Mapping[str, np.ndarray],
@@ -43,6 +47,7 @@ class Module(Summary):
     ) -> None:
         """Move the initial values to the backend that the caller asked for; float32 by default."""
         xp = _array.resolve(xp)
+        _pytrees.register()
         kind = _checks.dtype("float32" if dtype is None else dtype)
         self.params = {name: _array.asarray(values[name], xp, device, kind) for name in self.shapes}
 
@@ -148,6 +153,7 @@ class Module(Summary):
         """
         home = self._home()
         target = home.xp if xp is None else _array.resolve(xp)
+        _pytrees.register()
         device = home.device if device is None and target is home.xp else device
         kind = home.dtype if dtype is None else _checks.dtype(dtype)
         self.params = {name: _array.asarray(a, target, device, kind) for name, a in self.params.items()}
