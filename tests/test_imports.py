@@ -131,7 +131,7 @@ MAY_SEE = {
     "optim": BASE | OPTIM,
     **dict.fromkeys(OPTIM, BASE | OPTIM),
     "init": BASE,
-    "kernels.": BASE | {"_checks", "cells", "cells.lstm"},
+    "kernels.": BASE | {"_checks", "cells", "cells.activations", "cells.lstm"},
 }
 ESTIMATORS = {"sklearn", "sklearn._estimator", "sklearn._estimators", "sklearn._sequences"}
 MAY_BE_SEEN_BY = {
