@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms of earlier rows, and no others. A name that ends in a dot is a folder, whose
 # rooms are siblings; the face of the package is "". A new room needs a place here.
 ROWS = (
-    ("_errors", "_typing", "_choice", "_pytrees", "io.files._durable"),
+    ("_errors", "_typing", "_choice", "io.files._durable"),
     ("_values", "_summary"),
     (
         "training._order",
@@ -58,6 +58,7 @@ ROWS = (
     ("_stack",),
     ("_blocks",),
     ("functional", "_process"),
+    ("nn._pytrees",),
     ("nn._module",),
     ("nn._lstm", "nn._rnn", "nn._layers"),
     ("nn",),
@@ -147,7 +148,7 @@ COMPILED = {"kernels._engine"}
 # What a function may import when it is called, beside the standard library and NumPy.
 OPTIONAL = {
     "_blocks": {"dask"},
-    "_pytrees": {"jax"},
+    "nn._pytrees": {"jax"},
     "_borrow": {"jax", "torch"},
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "io.files.h5": {"h5py"},

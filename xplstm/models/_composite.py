@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from xplstm import _array, _checks, _pytrees, _values
+from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
@@ -18,7 +18,7 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io._contents import shown
 from xplstm.io._models import load_model, make_layer, save_model
 from xplstm.io._written import changed_options
-from xplstm.nn import LSTM, Embedding, Linear, Recurrent
+from xplstm.nn import LSTM, Embedding, Linear, Recurrent, _pytrees
 
 if TYPE_CHECKING:
     from xplstm.training import Checkpoint

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _pytrees, _stack, _values
+from xplstm import _array, _checks, _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._params import each
@@ -18,6 +18,7 @@ from xplstm._stack import Layers, Packed, Prepare, Stack
 from xplstm._summary import Row, Summary, shape_rows
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.cells import Cell
+from xplstm.nn import _pytrees
 
 Seed: TypeAlias = "int | np.random.Generator | None"
 Shapes = dict[str, tuple[int, ...]]
