@@ -243,6 +243,31 @@ def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.Monke
         xplstm.use_kernel(None)
 
 
+def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
+    """Results that differ by more than rounding end the run."""
+    numbers = tmp_path / "times.json"
+    argv = [
+        "bench",
+        "--arrays",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--shape",
+        "4,2,3,5",
+        "--shape",
+        "1,2,3,5",
+    ]
+    assert command.main([*argv, "--json", str(numbers)]) == 0
+    times = json.loads(numbers.read_text())["times"]["1"]
+    names = peers.available_arrays()
+    assert [list(times[what]["4,2,3,5"]) for what in ("forward", "train")] == [names, names]
+    assert list(times["step"]["1,2,3,5"]) == names
+    assert [name.partition("@")[2] for name in names if "@" in name] == [
+        n for n in names if n in peers.ON_ARRAYS
+    ]
+
+
 def test_a_small_run_of_variants(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

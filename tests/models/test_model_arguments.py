@@ -88,6 +88,7 @@ def test_source_and_target_are_of_one_batch():
         (["a", ""], "vocab holds ''"),
         ([1, 2], "vocab holds 1, which is no str"),
         (b"ab", "vocab"),
+        ({"a", "b"}, "vocab is a set, which has no order"),
         (3, "vocab"),
     ],
 )

@@ -18,7 +18,7 @@ from xplstm import _values
 from xplstm._errors import ArgumentError, XplstmError
 from xplstm.cli import results
 from xplstm.cli.engines import Engine
-from xplstm.cli.peers import Shape, available, available_variants
+from xplstm.cli.peers import Shape, available, available_arrays, available_variants
 
 FORWARD = (
     Shape(100, 1, 3, 8),
@@ -64,7 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
     parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
     variants_help = "time options of the LSTM against the standard one, and against those of ONNX Runtime"
-    parser.add_argument("--variants", action="store_true", help=variants_help)
+    arrays_help = "time our kernel on arrays of PyTorch and JAX against their own LSTMs"
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--variants", action="store_true", help=variants_help)
+    group.add_argument("--arrays", action="store_true", help=arrays_help)
     add_output(parser, ROUNDS)
 
 
@@ -146,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
-    names = available_variants() if args.variants else available()
+    names = available_variants() if args.variants else available_arrays() if args.arrays else available()
     report = measure(names, _cases(args.shape), args.threads, args.repeats)
     print(report)
     if args.json:

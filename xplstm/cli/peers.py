@@ -207,6 +207,61 @@ def build_jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes th
     return Work(lambda: np.asarray(forward(p, inputs)), None if shape.T == 1 else trained)
 
 
+def on_torch(name: str, shape: Shape, threads: int) -> Work:
+    """Prepare one of our kernels on arrays of PyTorch, differentiated by its autograd."""
+    import torch
+
+    torch.set_num_threads(threads)
+    xplstm.use_kernel(name)
+    params, x, dy = problem(shape)
+    inputs, gradient = torch.tensor(x), torch.tensor(dy)
+    lstm: Any = xplstm.LSTM(shape.I, shape.H, xp="torch")
+    lstm.load_state_dict({n: torch.tensor(a) for n, a in params.items()})
+    frozen: Any = lstm.freeze()
+    if shape.T == 1:
+        zeros = type(frozen.step(inputs[0])[1])(*(torch.zeros(1, shape.B, shape.H) for _ in "hc"))
+        return Work(lambda: np.asarray(frozen.step(inputs[0], zeros)[0].numpy()), None)
+    lstm.params = {n: a.requires_grad_() for n, a in lstm.params.items()}
+
+    def train() -> np.ndarray:
+        for a in lstm.params.values():
+            a.grad = None
+        leaf = inputs.detach().requires_grad_()
+        lstm(leaf)[0].backward(gradient)
+        return np.asarray(leaf.grad.numpy())
+
+    return Work(lambda: np.asarray(frozen(inputs)[0].numpy()), train)
+
+
+def on_jax(name: str, shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the process's processors
+    """Prepare one of our kernels on arrays of JAX, differentiated by `jax.vjp`."""
+    import jax
+
+    xplstm.use_kernel(name)
+    params, x, dy = problem(shape)
+    p, inputs, gradient = jax.device_put((params, x, dy), jax.devices("cpu")[0])
+    lstm = xplstm.LSTM(shape.I, shape.H, xp="jax")
+    lstm.load_state_dict(p)
+    frozen = lstm.freeze()
+    if shape.T == 1:
+        state = frozen.step(inputs[0])[1]
+        zeros = type(state)(0 * state.h, 0 * state.c)
+        return Work(lambda: np.asarray(frozen.step(inputs[0], zeros)[0]), None)
+
+    def of(params: Any, x: Any) -> Any:
+        lstm.params = params
+        return lstm(x)[0]
+
+    def train() -> np.ndarray:
+        _, dx = jax.block_until_ready(jax.vjp(of, p, inputs)[1](gradient))
+        return np.asarray(dx)
+
+    return Work(lambda: np.asarray(frozen(inputs)[0]), train)
+
+
+ON_ARRAYS = {"torch": on_torch, "jax": on_jax}
+"""Timed by ``--arrays``; the engine ``native@torch`` is the kernel `native` on arrays of PyTorch."""
+
 PEERS = {
     "onnxruntime": (build_onnxruntime, ("onnx", "onnxruntime")),
     "torch": (build_torch, ("torch",)),
@@ -229,8 +284,18 @@ def available_variants() -> list[str]:
     return [ours, *(f"{ours}+{option}" for option in VARIANTS), *theirs]
 
 
+def available_arrays() -> list[str]:
+    """Return the fastest of our kernels, it on arrays of PyTorch and JAX, and their own LSTMs."""
+    ours, *rest = available()
+    pairs = ((f"{ours}@{name}", name) for name in ON_ARRAYS if name in rest)
+    return [ours, *(name for pair in pairs for name in pair)]
+
+
 def builder(name: str) -> Callable[[Shape, int], Work]:
     """Return the function that prepares an engine for a shape and a number of threads."""
+    base, _, library = name.partition("@")
+    if library:
+        return partial(ON_ARRAYS[library], base)
     base, _, option = name.partition("+")
     build: Callable[..., Work] = PEERS[base][0] if base in PEERS else kernel(base)
     return partial(build, variant=VARIANTS[option]) if option else build

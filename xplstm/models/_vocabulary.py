@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping, Set
 
 import numpy as np
 
@@ -14,6 +14,11 @@ def numbered(name: str, tokens: Iterable[str], *, characters: bool = False) -> d
     """Return token -> number for the vocabulary called `name`; `characters` asks for single characters."""
     if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | bytearray | np.ndarray):
         msg = f"{name} must be a str or an iterable of str, got {type(tokens).__name__}"
+        raise DTypeError(msg)
+    if isinstance(tokens, Set) and not isinstance(tokens, KeysView):
+        msg = (
+            f"{name} is a {type(tokens).__name__}, which has no order, and ids are places; sort it to a list"
+        )
         raise DTypeError(msg)
     given, tokens = tokens, tuple(tokens)
     for token in tokens:
