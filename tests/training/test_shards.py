@@ -370,3 +370,71 @@ def test_torch_distributed_gives_the_same_bits(torch, tmp_path):
     assert [end.recv() if end.poll(120) else None for end, _ in pairs] == [expected] * 2
     for rank in ranks:
         rank.join()
+
+
+# Two processes and one file.
+
+
+def test_a_checkpoint_keeps_the_id_of_its_run(tmp_path):
+    path, other = tmp_path / "run.safetensors", tmp_path / "other.safetensors"
+    trained(None, 4, batches(4), updates=2, checkpoint=path)
+    name = training.load_checkpoint(path).settings["run"]
+    assert together(2, lambda g: trained(g, 4, batches(4), updates=4, checkpoint=path, resume=True))
+    assert training.load_checkpoint(path).settings["run"] == name
+    together(2, lambda g: trained(g, 4, batches(4), updates=1, checkpoint=other))
+    assert training.load_checkpoint(other).settings["run"] != name
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_file_of_another_process_is_not_replaced(tmp_path, resume):
+    """A job that was believed to be dead meets the one that was started in its place."""
+    path, left = tmp_path / "run.safetensors", []
+    options = {"checkpoint": path, "checkpoint_every": 2}
+
+    def start_again(event):
+        if event.update == 3:
+            trained(None, 4, batches(4), updates=7, resume=resume, **options)
+            left.append(path.read_bytes())
+
+    with pytest.raises(xplstm.ArgumentError, match=r"at update 7 of run .*; update 2 of run .* was expected"):
+        trained(None, 4, batches(4), callbacks=start_again, **options)
+    assert path.read_bytes() == left[0]
+
+
+def test_files_from_before_there_were_ids_are_resumed(tmp_path):
+    path = tmp_path / "run.safetensors"
+    expected = trained(None, 4, batches(4), updates=6)
+    trained(None, 4, batches(4), updates=2, checkpoint=path)
+    point = training.load_checkpoint(path)
+    settings = {name: value for name, value in point.settings.items() if name != "run"}
+    training.save_checkpoint(path, point._replace(settings=settings))
+    options = {"checkpoint": path, "checkpoint_every": 1, "resume": True}
+    assert trained(None, 4, batches(4), updates=6, **options) == expected
+    assert training.load_checkpoint(path).settings["run"]
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(tmp_path):
+    """The limit of the process stops its write in the middle, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "run.safetensors"
+    before = []
+
+    def work(group):
+        def fill(event):
+            if event.update == 2:
+                before.append(training.load_checkpoint(path).update)
+                if group.rank == 0:
+                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+        try:
+            return trained(group, 2, batches(4), checkpoint=path, checkpoint_every=1, callbacks=fill)
+        finally:
+            assert before == [1]
+
+    first, second = together(2, work)
+    assert first.startswith("OSError")
+    assert "the checkpoint was not written" in first
+    assert "rank 0 stopped, and so do all others: OSError" in second
+    assert training.load_checkpoint(path).update == 1
+    assert os.listdir(tmp_path) == [path.name]

@@ -29,7 +29,7 @@ from xplstm.training._arguments import (
 )
 from xplstm.training._data import Batches, Place, Source
 from xplstm.training._progress import bar
-from xplstm.training._resumed import saved_run
+from xplstm.training._resumed import check_own, saved_run
 from xplstm.training._run import Event, Model, Run
 from xplstm.training._saved import History, save_checkpoint
 from xplstm.training._shards import Shards, own_entries
@@ -109,7 +109,7 @@ def fit(
         end with the parameters of the best validation.
     checkpoint : path, optional
         File that is written every `checkpoint_every` updates, at the end, on Ctrl-C, on SIGTERM and after
-        any other error. Its folder must exist.
+        any other error. Its folder must exist. Another process that writes it too is an error.
     checkpoint_every : int, optional
         At least 1.
     checkpoint_seconds : float, optional
@@ -196,12 +196,12 @@ def fit(
         check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
         if checkpoint is not None and team.is_first:
             check_path(checkpoint)
-    at = saved_run(team, checkpoint, resume)
+    at, name = saved_run(team, checkpoint, resume)
 
     def begun() -> Run:
         generator = None if rng is None else np.random.default_rng(rng)
         source = Source(data, functools.partial(own_entries, parallel))
-        run = Run(model, optimizer, source, generator, options, settings, team)
+        run = Run(model, optimizer, source, generator, options, settings | {"run": name}, team)
         config = config_of(model)
         run.at = run.at._replace(model=config)
         if at is not None:
@@ -267,7 +267,7 @@ def _leave(run: Run, plan: Plan, error: BaseException) -> None:
     except NonFiniteError as ruined:
         run.restore(run.at)
         error.add_note(f"the checkpoint was not written: {ruined}")
-    except OSError as failed:
+    except (OSError, ArgumentError) as failed:
         error.add_note(f"the checkpoint was not written: {failed}")
 
 
@@ -310,7 +310,10 @@ def _save(run: Run, plan: Plan) -> None:
 def _write(run: Run, plan: Plan) -> dict[str, Any]:
     """Write the checkpoint at rank 0, and return what must be the same on all ranks."""
     if plan.checkpoint is not None and run.team.is_first:
+        if run.written is not None:
+            check_own(os.fspath(plan.checkpoint), run.at, run.written)
         save_checkpoint(plan.checkpoint, run.at)
+        run.written = run.at.update
     if run.team.size == 1:
         return {}
     return {"update": run.at.update, "the digest of the parameters": digest(run.at.params)}

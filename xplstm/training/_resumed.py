@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._typing import Array
-from xplstm.training._saved import Checkpoint, load_checkpoint, tied
+from xplstm.training._saved import Checkpoint, identity, load_checkpoint, tied
 from xplstm.training._team import Team
 
 REMEDY = "give what it had, or begin a new run with resume=False"
@@ -25,8 +26,10 @@ def _is_resumed(checkpoint: str | os.PathLike[str], resume: bool | str) -> bool:
     return resume is True or (resume == "auto" and os.path.exists(checkpoint))
 
 
-def saved_run(team: Team, checkpoint: str | os.PathLike[str] | None, resume: bool | str) -> Checkpoint | None:
-    """Return the run to resume, which rank 0 reads and sends to all others; None for a new run."""
+def saved_run(
+    team: Team, checkpoint: str | os.PathLike[str] | None, resume: bool | str
+) -> tuple[Checkpoint | None, str]:
+    """Return the run to resume, or None for a new run, and the run's id; rank 0 sends both to all others."""
     at, content = None, b""
     with team.noted():
         if team.is_first and checkpoint is not None and _is_resumed(checkpoint, resume):
@@ -34,14 +37,25 @@ def saved_run(team: Team, checkpoint: str | os.PathLike[str] | None, resume: boo
             with open(checkpoint, "rb") as file:
                 content = file.read() if team.size > 1 else b""
     team.together(lambda: None)
-    content = team.share(content)[0]
+    own = secrets.token_hex(8) if at is None else str(at.settings.get("run", secrets.token_hex(8)))
+    name, _, content = team.share(b"%s %s" % (own.encode(), content))[0].partition(b" ")
     if team.is_first or not content:
-        return at
+        return at, name.decode()
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, "run.safetensors")
         with open(copy, "wb") as file:
             file.write(content)
-        return load_checkpoint(copy)
+        return load_checkpoint(copy), name.decode()
+
+
+def check_own(checkpoint: str, run: Checkpoint, written: int) -> None:
+    """Refuse to replace a file that is not at the update that this run wrote or read last."""
+    found, own = identity(checkpoint), (run.settings["run"], written)
+    if found is not None and found != own:
+        msg = f"checkpoint={checkpoint!r} is at update {found[1]} of run {found[0]}; "
+        msg += f"update {own[1]} of run {own[0]} was expected. Another process writes this file, "
+        msg += "which was left as it is; give each run its own file"
+        raise ArgumentError(msg)
 
 
 def check_run(at: Checkpoint, given: Checkpoint) -> None:
@@ -63,7 +77,7 @@ def check_run(at: Checkpoint, given: Checkpoint) -> None:
             )
             msg += f"for by loss_scale= and the dtypes of what is trained; {REMEDY}"
             raise ArgumentError(msg)
-        elif name not in ("data", "scale") and recorded != ours:
+        elif name not in ("data", "run", "scale") and recorded != ours:
             msg = f"the run to resume had {name}={recorded!r}; {name}={ours!r} is given; {REMEDY}"
             raise ArgumentError(msg)
     if (at.average is None) != (given.average is None):

@@ -157,6 +157,8 @@ class Run:
         self._places: list[Place] = []
         self._scale, self._since_doubling = FIRST_SCALE if options.scale else 1.0, 0
         self.at = Checkpoint(0, 0, 0, {}, {}, None, None, History(), None, {}, settings=dict(settings))
+        self.written: int | None = None
+        """The update that the checkpoint's file is at, as far as this run wrote or read it."""
         self._settled = 0
         data = source.describe(0)
         self.at = self._moved(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
@@ -453,7 +455,8 @@ class Run:
         check_parameters(self.model.params, at)
         check_run(at, self.at)
         self.source.check(at.settings.get("data"), Place(at.epoch, at.position))
-        self.restore(at)
+        self.written = at.update if "run" in at.settings else None  # older files have no id
+        self.restore(at._replace(settings={"run": self.at.settings["run"], **at.settings}))
         trained = [name for name in at.params if name not in self.options.frozen]
         missing = self.optimizer.without_state(trained)
         if at.update > 0 and missing and not self.options.scale:

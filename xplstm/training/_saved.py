@@ -92,7 +92,7 @@ class Checkpoint(NamedTuple):
     average : dict or None
         Moving average of the parameters, where `fit` was asked for one.
     settings : dict
-        Arguments of `fit` that a resumed run must share, and the sizes of its data.
+        Arguments of `fit` that a resumed run must share, the id of the run, and the sizes of its data.
     final : {"params", "average", "best"}
         Which of the three dicts the model had when `fit` ended.
     """
@@ -224,6 +224,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         rest["settings"],
         rest["final"],
     )
+
+
+def identity(path: str) -> tuple[str | None, int] | None:
+    """Return the id of the run in a checkpoint, and its update; None where there is no checkpoint."""
+    try:
+        rest = _read_rest(path, safetensors.read(path).metadata)
+    except (FileNotFoundError, FormatError):
+        return None
+    return rest["settings"].get("run"), rest["update"]
 
 
 def tied(params: Mapping[str, Array]) -> list[list[str]]:
