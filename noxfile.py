@@ -171,6 +171,13 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "-m", "tests.fuzz_weights", *limits, *session.posargs)
 
 
+@nox.session(tags=["mutations"])
+def mutations(session: nox.Session) -> None:
+    """Change the package in one place at a time and count what its tests do not see; options after ``--``."""
+    session.install("-e", ".[test,io]")
+    session.run("python", "-m", "tests.mutations", *session.posargs)
+
+
 @nox.session(tags=["sanitizers"])
 @nox.parametrize("sanitizer", ["address,undefined", "thread"])
 def sanitize(session: nox.Session, sanitizer: str) -> None:
