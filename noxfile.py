@@ -206,7 +206,10 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         "XPLSTM_REQUIRE": "native",
     }
     # ThreadSanitizer fails with address space randomisation on some Linux kernels.
-    tests = [f"tests/kernels/test_{name}.py" for name in ("native", "composed", "networks", "steps", "stored", "half")]
+    tests = [
+        f"tests/kernels/test_{name}.py"
+        for name in ("native", "composed", "networks", "steps", "stored", "half")
+    ]
     session.run("setarch", "-R", "pytest", *tests, *session.posargs, env=env, external=True)
 
 

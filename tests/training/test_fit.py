@@ -367,9 +367,12 @@ class Line:
         return np.asarray(1.0), None, lambda: {{"w": np.ones(1)}}
 def fork(event):
     if event.update == 2:
+        ready, begun = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.write(begun, b"1")  # Python forgets signals that come before a fork has ended
             {code}
+        os.read(ready, 1)
         os.kill(pid, 15) if "sleep" in {code!r} else None
         print(os.waitpid(pid, 0)[1], os.path.exists(sys.argv[1]), flush=True)
 options = {{"checkpoint": sys.argv[1], "progress": False, "callbacks": fork}}

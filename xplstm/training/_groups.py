@@ -328,7 +328,7 @@ class NCCLGroup:
     comm : cupyx.distributed.NCCLBackend
         What ``cupyx.distributed.init_process_group(size, rank)`` returned. NCCL has no timeout by default.
     size : int
-        The number of processes, which `comm` does not publish; at least 1.
+        The number of processes, which ``comm`` does not publish; at least 1.
 
     Raises
     ------
