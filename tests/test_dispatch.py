@@ -16,7 +16,7 @@ import pytest
 import xplstm
 from tests.conftest import required
 from xplstm import _dispatch
-from xplstm._params import Proof
+from xplstm._typing import Proof
 from xplstm.kernels import reference
 
 X = np.zeros((5, 4, 3), dtype=np.float32)

@@ -220,14 +220,6 @@ class LSTMTrace(NamedTuple):
     h: Array
 
 
-class Proof(NamedTuple):
-    """Whether a kernel that needs a proof has one, for a device and a kind of numbers."""
-
-    passed: bool
-    text: str
-    """What was proven and when, or why the kernel is not chosen."""
-
-
 class Explanation(NamedTuple):
     """Kernel that would run each layer, and why each faster kernel would not.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, Self, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -95,3 +95,11 @@ FloatDType: TypeAlias = (
 """What names a dtype of a layer: a word, or a dtype of a library."""
 Lengths: TypeAlias = Array | Sequence[SupportsIndex] | SupportsIndex | None
 """Steps of each batch entry; one number without a batch."""
+
+
+class Proof(NamedTuple):
+    """Whether a kernel that needs a proof has one, for a device and a kind of numbers."""
+
+    passed: bool
+    text: str
+    """What was proven and when, or why the kernel is not chosen."""

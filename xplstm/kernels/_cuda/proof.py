@@ -21,8 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xplstm._params import Proof
-from xplstm._typing import Device
+from xplstm._typing import Device, Proof
 from xplstm.kernels._cuda import launch
 
 try:
