@@ -213,8 +213,8 @@ static void NAME(cut)(const Back *w, Size t, Size n)
                              (size_t)((w->outputs - w->output) * PANEL) * sizeof(REAL));
 }
 
-/* Take a batch entry's product to the gradient with respect to the h before: through recurrent dropout, to the
-   part that zoneout left there. */
+/* Take a batch entry's product to the gradient with respect to the h before: through recurrent dropout, to
+   the part that zoneout left there. */
 INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size first, Size last)
 {
     const REAL *mask = w->f->noise[w->direction].dropped;
@@ -233,8 +233,8 @@ static void NAME(recur)(const Back *w, Size n)
     const REAL *hh = w->f->hh[w->direction];
     int plain = !w->f->noise[w->direction].dropped && w->p->pointwise.hold_h == 0;
     if (n == 1 && !plain) {
-        NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output, 0, w->products,
-                          NULL, NULL);
+        NAME(row_product)(w->dz_rows[0], K, hh + w->output * K * PANEL, w->outputs - w->output, 0,
+                          w->products, NULL, NULL);
         NAME(add_recurrent)(w, w->active[0], w->products, w->output * PANEL, w->outputs * PANEL);
         return;
     }

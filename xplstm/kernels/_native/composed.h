@@ -246,8 +246,8 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
         if (how->hold_c != 0)
             cell = NAME(hold)(cell, c_old, hold->held_c ? hold->held_c[r] + unit : NULL, how->hold_c);
         if (how->hold_h != 0 && !p->projected)
-            m = NAME(hold)(m, load_part(hold->h[r] + unit, some), hold->held_h ? hold->held_h[r] + unit : NULL,
-                           how->hold_h);
+            m = NAME(hold)(m, load_part(hold->h[r] + unit, some),
+                           hold->held_h ? hold->held_h[r] + unit : NULL, how->hold_h);
         store(c_new[r] + unit, cell);
         if (kept) {
             REAL *to = kept[r] + 4 * unit;

@@ -99,10 +99,10 @@ typedef struct Valid {
     const uint8_t *fresh; /* (directions, T, B) */
 } Valid;
 
-/* Random masks of one direction, or NULL. Without them zoneout takes the mean. The masks of zoneout are padded
-   to whole vectors: (T, B, units), that of h with a projection (T, B, P). */
+/* Random masks of one direction, or NULL. Without them zoneout takes the mean. The masks of zoneout are
+   padded to whole vectors: (T, B, units), that of h with a projection (T, B, P). */
 typedef struct Noise {
-    const void *dropped;           /* (B, P): what h is multiplied by on its way into products */
+    const void *dropped;            /* (B, P): what h is multiplied by on its way into products */
     const uint8_t *held_h, *held_c; /* where the old value remains */
 } Noise;
 

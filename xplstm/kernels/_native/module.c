@@ -395,8 +395,8 @@ static PyObject *backward(PyObject *self, PyObject *args)
         *dc_0, *gradients;
     int threads;
     if (!PyArg_ParseTuple(args, "O!O!O!OOOOOOOO!OOOO!i", &PyTuple_Type, &packed, &PyTuple_Type, &reverse,
-                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &fresh, &noise, &dy, &PyTuple_Type,
-                          &kept, &dx, &dh_0, &dc_0, &PyTuple_Type, &gradients, &threads))
+                          &PyTuple_Type, &weights, &x, &h_0, &lengths, &mask, &fresh, &noise, &dy,
+                          &PyTuple_Type, &kept, &dx, &dh_0, &dc_0, &PyTuple_Type, &gradients, &threads))
         return NULL;
     Backward f = {.T = 0};
     Views v = {.count = 0};
