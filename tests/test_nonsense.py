@@ -77,6 +77,7 @@ TAKEN = {
     "progress": ("a function of the history", "True lambda"),
     "proj_size": (COUNTS, "0 1"),
     "rate": (NUMBERS, "0 1 1.5 2**63"),
+    "read_ahead": ("batches to read ahead, or none", "0 1"),
     "reset": (LEFT_OUT, "None"),
     "rng": ("a seed", "None 0 1 2**63"),
     "row": (COUNTS, "0 1"),
@@ -129,6 +130,9 @@ HERE = {
     ("training.save_checkpoint of", "optimizer"): ("an optimiser without state", "{}"),
     ("training.save_checkpoint of", "state"): ("a state without arrays", "[]"),
     ("training.save_checkpoint of", "rng"): ("what JSON can hold", "{} dict"),
+    ("training.Samples", "inputs"): ("trees of arrays", "dict"),
+    ("training.Samples", "targets"): ("arrays of any dtype, or none", "{} ones complex"),
+    ("training.Samples", "prepare"): ("a function, called later", "lambda"),
     ("training.Streams.item", "index"): ("an index, also from the end", "-1 0 1"),
     ("plots.plot_history of", "losses"): ("numbers", "ones"),
     ("plots.plot_history of", "validations"): (HELD, "[] () generator empty"),
@@ -155,6 +159,7 @@ UNUSED = {("optim.Plateau.__call__", "step"): "every schedule is given it"}
 
 # Errors that come from what the caller passed, not from this library.
 PASSED = {
+    ("io.onnx.run_model", "model", "'x'"): "a file that is not there",
     ("training.gradients_over", "loss", "class"): "the caller's function raises",
     ("training.fit", "callbacks", "class"): "the caller's function raises",
     ("training.fit", "progress", "class"): "the caller's function raises",
@@ -245,7 +250,8 @@ APART |= {"sklearn.LSTMClassifier", "sklearn.LSTMRegressor"}  # tests/test_sklea
 APART |= {"training.History", "training.Model", "io.onnx.Prepared"}
 APART |= {"io.onnx.run_node"}  # its node is a message of onnx, which checks it
 # Connections to other processes, which tests/training/test_shards.py makes and closes.
-APART |= {f"training.{name}" for name in ("Group", "LocalGroup", "MPIGroup", "TorchGroup", "local_group")}
+APART |= {f"training.{name}" for name in ("Group", "LocalGroup", "MPIGroup", "NCCLGroup", "TorchGroup")}
+APART |= {"training.local_group"}
 
 
 def test_every_documented_name_is_tried():

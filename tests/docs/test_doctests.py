@@ -30,6 +30,7 @@ ELSEWHERE = {
     "GradientRow",
     "Gradients",
     "History",
+    "NCCLGroup",
     "Inspection",
     "Group",
     "LSTMTrace",

@@ -61,7 +61,8 @@ def check_pip(words, _):
     for word in words[1:]:
         own = re.fullmatch(r"(?:\.|xplstm)(?:\[([a-z0-9,]+)\])?", word)
         here = word.startswith("./") and (ROOT / word / "pyproject.toml").exists()
-        assert own or here or word in ("-e", "nox", "ml_dtypes", "tensorboard", *options), f"what is {word}?"
+        others = ("nox", "ml_dtypes", "tensorboard", "xarray", "zarr", "dask[array]")
+        assert own or here or word in ("-e", *others, *options), f"what is {word}?"
         extras = own[1].split(",") if own and own[1] else []
         assert set(extras) <= optional_dependencies().keys(), word
 

@@ -15,6 +15,8 @@ from xplstm._errors import ArgumentError
 def test_numbers_of_another_dtype_are_saved(suffix, dtype, tmp_path):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
+    if suffix == ".onnx":
+        pytest.importorskip("onnx", reason="pip install 'xplstm[io]'")
     lstm = xplstm.LSTM(3, 5, rng=0)
     kept, path = dict(lstm.params), tmp_path / f"half{suffix}"
     if dtype == "bfloat16" and suffix not in (".safetensors", ".pt"):

@@ -243,3 +243,17 @@ def test_a_cell_of_equinox(x, jax):
     for t in range(T):
         h = jax.vmap(cell)(x[:, t], h)
         np.testing.assert_allclose(y[:, t], h, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_what_pytorchs_names_cannot_say_is_refused(suffix, tmp_path):
+    wrong = [
+        xplstm.GRU(3, 5, reset_after=False),
+        xplstm.LSTM(3, 5, variant=xplstm.Variant(cell_clip=0.05)),
+        xplstm.LSTM(3, 5, bidirectional=True, merge="sum"),
+    ]
+    for network in wrong:
+        with pytest.raises(xplstm.ArgumentError, match="has no place for"):
+            xplstm.io.save(tmp_path / f"w{suffix}", network)
+        with pytest.raises(xplstm.ArgumentError, match="has no place for"):
+            xplstm.io.to_mapping(network, "torch")

@@ -23,7 +23,7 @@ def kernels() -> list[Any]:
         missing = _dispatch.why_missing(name)
         required = name in os.environ.get("XPLSTM_REQUIRE", "").split(",")
         skip = pytest.mark.skipif(bool(missing) and not required, reason=f"{name}: {missing}")
-        if not name.startswith("cupy"):
+        if not name.startswith(("cupy", "jax")):
             found.append(pytest.param(name, marks=skip))
     return found
 

@@ -272,6 +272,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     ),
     "training.Shards": lambda: (training.Shards, {"group": None, "count": 4, "batch_axis": 1}),
     "training.Streams": lambda: (training.Streams, {"ids": np.arange(13), "batch_size": 2, "steps": 3}),
+    "training.Samples": lambda: (
+        training.Samples,
+        {"inputs": X, "targets": X, "batch_size": 1, "seed": 0, "block": 1, "batch_axis": 1, "prepare": None},
+    ),
     "training.StatefulTrainer": lambda: (
         training.StatefulTrainer,
         {"lstm": lstm(), "optimizer": optim.SGD(0.1)},

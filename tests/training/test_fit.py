@@ -790,3 +790,33 @@ def test_streams_count_from_the_end_and_take_any_integer():
         training.Streams([1, 2, 3], 1, 1)
     with pytest.raises(xplstm.ShapeError, match=r"ids has shape \(2, 2\)"):
         training.Streams(np.ones((2, 2)), 1, 1)
+
+
+class Constant:
+    """A model that reads nothing of its batch."""
+
+    def __init__(self):
+        self.params = {"w": np.ones(1)}
+
+    def loss_vjp(self, *_):
+        return np.asarray(1.0), None, lambda _=1.0: {"w": np.ones(1)}
+
+
+@pytest.mark.parametrize("read_ahead", [0, 2])
+def test_batches_that_share_one_buffer_are_refused(read_ahead):
+    def reused(_):
+        buffer = np.zeros((1, 2))
+        for k in range(4):
+            buffer[:] = k
+            yield buffer[:, :1], buffer[:, 1:]
+
+    with pytest.raises(xplstm.ArgumentError, match="wrote batch 1 into the arrays of batch 0"):
+        fit(Constant(), reused, optim.SGD(0.1), updates=4, read_ahead=read_ahead)
+
+
+def test_the_same_batch_again_and_views_of_one_array_are_no_fault():
+    x = np.arange(12.0).reshape(3, 4)
+    windows = [(x[:, k : k + 3], x[:, k + 1 : k + 4]) for k in (0, 1)]
+    for data in ([windows[0]] * 3, windows):
+        history = fit(Constant(), lambda _, data=data: iter(data), optim.SGD(0.0), updates=2)
+        assert len(history.losses) == 2

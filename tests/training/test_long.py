@@ -183,3 +183,54 @@ def test_what_does_not_fit_is_refused_by_name(name: str) -> None:
     network, chunks, judge, message = REFUSED[name]
     with pytest.raises(xplstm.XplstmError, match=message):
         gradients_over(network, chunks, judge)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", ["mask", "lengths"])
+def test_a_reset_after_the_last_step_of_a_chunk_is_refused(kind: str, batch_first: bool) -> None:
+    lstm = xplstm.LSTM(1, 2, batch_first=batch_first, rng=0)
+    x, mask = np.ones((4, 2, 1), "float32"), np.ones((4, 2), bool)
+    mask[1, 1], reset = False, np.zeros((4, 2), bool)
+    reset[1, 1] = True
+
+    def chunk(k: int) -> Any:
+        at = slice(k, k + 2)
+        steps = {"mask": mask[at]} if kind == "mask" else {"lengths": mask[at].sum(0)}
+        options = {"reset": reset[at], **steps}
+        if batch_first:
+            options = {name: a.T if a.ndim == 2 else a for name, a in options.items()}
+        given = x[at].transpose(1, 0, 2) if batch_first else x[at]
+        return given, np.zeros((*given.shape[:2], 2), "float32"), options
+
+    with pytest.raises(xplstm.ArgumentError, match=r"reset of chunks\[0\] at step 1 of batch entry 1 comes"):
+        gradients_over(lstm, [chunk(0), chunk(2)], losses.mse)
+    reset[1, 1], reset[2, 1] = False, True  # what the message says
+    assert np.isfinite(gradients_over(lstm, [chunk(0), chunk(2)], losses.mse).loss)
+
+
+def test_chunks_may_be_read_into_one_buffer() -> None:
+    lstm = xplstm.LSTM(1, 2, rng=0)
+    x = np.random.default_rng(0).standard_normal((6, 1, 1), dtype="float32")
+    zeros = np.zeros((2, 1, 2), "float32")
+
+    class Reused:
+        buffer = np.empty((2, 1, 1), "float32")
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, k: int) -> Any:
+            self.buffer[:] = x[2 * k : 2 * k + 2]
+            return self.buffer, zeros
+
+        def __iter__(self) -> Any:
+            return (self[k] for k in range(3))
+
+        def __reversed__(self) -> Any:
+            return (self[k] for k in (2, 1, 0))
+
+    found = gradients_over(lstm, Reused(), losses.mse)
+    right = gradients_over(lstm, [(x[k : k + 2], zeros) for k in (0, 2, 4)], losses.mse)
+    assert found.loss == right.loss
+    for name, a in right.dparams.items():
+        np.testing.assert_array_equal(found.dparams[name], a)

@@ -14,6 +14,7 @@ from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._given import as_path
 from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, narrowed, open_source
+from xplstm.io._written import refuse_lost
 from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -320,6 +321,8 @@ def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
     """
     _check_network(network)
     layout = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS))
+    if format == "torch":
+        refuse_lost(network, "a mapping under PyTorch's names")
     found: dict[str, Array] = layout.to_mapping(network)
     return found
 

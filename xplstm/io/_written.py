@@ -59,6 +59,17 @@ def changed_options(network: Recurrent) -> dict[str, Any]:
     return options | cell
 
 
+def refuse_lost(network: Recurrent, where: str) -> None:
+    """Refuse what changes the numbers of a network and has no place under PyTorch's names alone."""
+    same = {"variant": None, "merge": "concat", "reset_after": True}
+    found = changed_options(network)
+    lost = {name: found[name] for name in same.keys() & found.keys() if found[name] != same[name]}
+    if lost:
+        shown = ", ".join(f"{name}={value}" for name, value in lost.items())
+        msg = f"{where} has no place for {shown}; save it as .safetensors or .npz, which hold every option"
+        raise ArgumentError(msg)
+
+
 def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
     """Return what `written` stored with the network at `prefix`, as arguments of its class."""
     if METADATA not in contents.metadata:

@@ -124,7 +124,7 @@ class _Calls:
         --------
         >>> import numpy as np
         >>> import xplstm
-        >>> xplstm.RNN(3, 2).explain(np.ones((5, 4, 3), dtype="float32")).kernels
+        >>> xplstm.GRU(3, 2, reset_after=False).explain(np.ones((5, 4, 3), dtype="float32")).kernels
         ('reference',)
         """
         home, prepare = self._ready()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
 
 from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
@@ -184,17 +186,45 @@ def _starts(network: Any, chunks: Iterable[Any], state: Any, widen: _Widen) -> l
         raise DTypeError(msg)
     fast = network.freeze()
     starts: list[Any] = []
-    before: _Chunk | None = None
     for number, given in enumerate(chunks):
-        if before is not None:
-            options = {name: value for name, value in before.options.items() if name != "checkpoint"}
-            _, state = fast(widen("x", before.x), state, **options)
-        before = _chunk(number, given)
+        chunk = _chunk(number, given)
         starts.append(state)
+        # A chunk is run before the next is read, which may be read into the same memory.
+        if indexed and number == len(cast("Any", chunks)) - 1:
+            break
+        options = {name: value for name, value in chunk.options.items() if name != "checkpoint"}
+        _, state = fast(widen("x", chunk.x), state, **options)
+        _check_resets(number, chunk, network.batch_first)
     if not starts:
         msg = "chunks is empty; at least 1 is needed"
         raise ArgumentError(msg)
     return starts
+
+
+def _check_resets(number: int, chunk: _Chunk, batch_first: bool) -> None:
+    """Refuse a reset after the last step of a batch entry, which would begin a segment in the next chunk."""
+    given = [chunk.options.get(name) for name in ("reset", "mask", "lengths")]
+    if given[0] is None or (given[1] is None and given[2] is None):
+        return
+    reset, mask, lengths = (None if a is None else _as_numpy(a) for a in given)
+    assert reset is not None
+    if batch_first and reset.ndim == 2:
+        reset, mask = reset.T, None if mask is None else mask.T
+    times = np.arange(len(reset)).reshape(-1, *[1] * (reset.ndim - 1))
+    exists = mask if mask is not None else times < np.asarray(lengths)
+    left = np.flip(np.cumsum(np.flip(exists, 0), 0), 0)
+    lost = np.argwhere(reset & (left == 0))
+    if len(lost):
+        t, *entry = lost[0].tolist()
+        of = f" of batch entry {entry[0]}" if entry else ""
+        msg = f"the reset of chunks[{number}] at step {t}{of} comes after its last step there; "
+        msg += "pass it with the first step of the next chunk"
+        raise ArgumentError(msg)
+
+
+def _as_numpy(a: Any) -> np.ndarray:
+    """Return flags or lengths, which the call before has checked, as a NumPy array."""
+    return _array.to_numpy(a) if hasattr(a, "shape") else np.asarray(a)
 
 
 def _backward(chunks: Any, count: int) -> Iterator[tuple[int, Any]]:

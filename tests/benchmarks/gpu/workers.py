@@ -176,10 +176,10 @@ def timed_walks(room: Any, name: str, cuda: Any) -> Iterator[list[tuple[Any, Any
     spans: list[tuple[Any, Any]] = []
     real = getattr(room, name)
 
-    def walk(*arguments: Any) -> Any:
+    def walk(*arguments: Any, **options: Any) -> Any:
         start, end = cuda.Event(), cuda.Event()
         start.record()
-        found = real(*arguments)
+        found = real(*arguments, **options)
         end.record()
         spans.append((start, end))
         return found

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from xplstm import _array
-from xplstm._errors import ArgumentError, FormatError
+from xplstm._errors import FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
-from xplstm.io._written import changed_options, written
+from xplstm.io._written import refuse_lost, written
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
 from xplstm.io.files.pickled import Inert
@@ -108,10 +108,8 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a file that ``torch.load`` reads: a state dict, which holds parameters alone."""
     arrays, _ = written(network, layout, prefix)
-    lost = {name: value for name, value in changed_options(network).items() if name in ("variant", "merge")}
-    if lost and layout == "torch":
-        msg = f"a state dict of PyTorch has no place for {', '.join(lost)}; use .safetensors"
-        raise ArgumentError(msg)
+    if layout == "torch":
+        refuse_lost(network, "a state dict of PyTorch")
     hosts = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
