@@ -267,3 +267,12 @@ def test_shards_give_the_bits_of_a_batch_with_a_future(series):
     for name, a in whole.params.items():
         np.testing.assert_array_equal(found[0][name], found[1][name])
         np.testing.assert_allclose(found[0][name], a, atol=1e-9)
+
+
+def test_what_the_dtype_of_the_model_cannot_hold_is_refused():
+    wave = np.sin(np.arange(100.0))
+    with pytest.raises(xplstm.ArgumentError, match=r"series\[:, 0\] varies by .* subtract a constant first"):
+        Forecaster(1, 4, horizon=2, rng=0).fit(wave + 1e8, 5, updates=1, progress=False)
+    Forecaster(1, 4, horizon=2, dtype="float64", rng=0).fit(wave + 1e8, 5, updates=1, progress=False)
+    with pytest.raises(xplstm.DTypeError, match="series is a masked array"):
+        Forecaster(1, 4, horizon=2, rng=0).fit(np.ma.masked_less(wave, 0), 5, updates=1, progress=False)

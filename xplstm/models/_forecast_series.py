@@ -188,6 +188,7 @@ class SeriesModel(Composite):
         later = values[cut - window :] if held else None
         if not self._scale_given:
             deviations = values[:cut].std(axis=0)
+            self._check_offset(values[:cut], deviations)
             self._set_scale(values[:cut].mean(axis=0), np.where(deviations > 0, deviations, 1.0))
             self._scale_given = True
         rng = _values.generator("rng", rng)
@@ -306,8 +307,25 @@ class SeriesModel(Composite):
         found = _array.to_numpy(self.forecast(x, steps))
         return np.moveaxis(found.astype(np.float64), 1, 0)
 
+    def _check_offset(self, values: np.ndarray, deviations: np.ndarray) -> None:
+        """Refuse a series of which rounding to the dtype of the model would leave little but its offset."""
+        dtype = self._home().dtype
+        steps = 2.0 ** -{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[dtype]
+        sizes = np.abs(values).max(axis=0, initial=0.0)
+        lost = np.argwhere((deviations > 0) & (deviations < 16 * steps * sizes))
+        if len(lost):
+            (column,) = lost[0]
+            msg = (
+                f"series[:, {column}] varies by {deviations[column]:.3g} around numbers of up to "
+                f"{sizes[column]:.3g}, of which {dtype} keeps too few digits; subtract a constant first, or "
+                "make the model with dtype='float64'"
+            )
+            raise ArgumentError(msg)
+
     def _series(self, series: Any) -> np.ndarray:
         """Return a series as float64 (N, F) on the host."""
+        if isinstance(series, np.ma.MaskedArray):
+            _array.namespace(series, "series")  # refuses it by name
         if hasattr(series, "__array_namespace__") or _array.is_lazy(series):
             series = _array.to_numpy(series)
         values = np.asarray(series)
