@@ -54,6 +54,19 @@ def precision(value: str | None, reproducible: bool) -> str | None:
     return value
 
 
+def narrowed(what: str, a: Array, xp: Namespace, device: Device | None, dtype: str) -> Array:
+    """Return an array in a dtype of another library or device, whose range it must not leave."""
+    with np.errstate(over="ignore"):  # refused below
+        made = _array.asarray(a, xp, device, dtype)
+    if _array.is_lazy(made) or _array.dtype_name(a.dtype) == dtype:
+        return made
+    finite = _array.namespace(a, what).isfinite(a)
+    if int(_array.to_numpy(finite).sum()) != int(_array.to_numpy(xp.isfinite(made)).sum()):
+        msg = f"dtype={dtype!r}: {what} holds numbers beyond the range of that dtype"
+        raise ArgumentError(msg)
+    return made
+
+
 def dtype(value: Any) -> str:
     """Name of one of the floating dtypes that an LSTM can have, from the name or from a library's dtype."""
     name = value if isinstance(value, str) else _array.dtype_name(value)

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from xplstm import _array, _values
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, printable
 from xplstm._params import Variant
 from xplstm._typing import Array
@@ -81,13 +79,7 @@ def cast(contents: Contents, dtype: str) -> Contents:
 
 def narrowed(what: str, a: Array, dtype: str) -> Array:
     """Return an array in another dtype, whose range it must not leave."""
-    xp = _array.namespace(a, what)
-    with np.errstate(over="ignore"):  # refused below
-        made = _array.asarray(a, xp, None, dtype)
-    if bool(xp.any(xp.isfinite(a) & ~xp.isfinite(made))):
-        msg = f"dtype={dtype!r}: {what} holds numbers beyond the range of that dtype"
-        raise ArgumentError(msg)
-    return made
+    return _checks.narrowed(what, a, _array.namespace(a, what), None, dtype)
 
 
 def layouts_of(contents: Contents) -> list[str]:

@@ -145,6 +145,8 @@ class Module(Summary):
             If the backend cannot run here.
         DTypeError
             For another dtype.
+        ArgumentError
+            If a parameter holds numbers beyond the range of `dtype`, where they are at hand without waiting.
 
         Examples
         --------
@@ -157,7 +159,9 @@ class Module(Summary):
         _pytrees.register()
         device = home.device if device is None and target is home.xp else device
         kind = home.dtype if dtype is None else _checks.dtype(dtype)
-        self.params = {name: _array.asarray(a, target, device, kind) for name, a in self.params.items()}
+        self.params = {
+            name: _checks.narrowed(name, a, target, device, kind) for name, a in self.params.items()
+        }
         return self
 
 
