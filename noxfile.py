@@ -235,7 +235,8 @@ def cuda_sources(session: nox.Session) -> None:
 def emulation(session: nox.Session) -> None:
     """Test the CUDA kernels in CPU emulation, with the long cases: more tilings, and ThreadSanitizer."""
     session.install("-e", ".[test]")
-    files = ("tests/kernels/test_cupy_emulated.py", "tests/kernels/test_cuda_training.py")
+    files = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
+    files.append("tests/cli/test_prove.py")
     session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
 
 

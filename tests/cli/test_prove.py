@@ -14,7 +14,7 @@ import pytest
 
 from spec import exact_cases
 from spec.ieee import FORMATS
-from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.training import ROOM
 from xplstm import __main__, _dispatch
 from xplstm._params import Problem
@@ -137,6 +137,7 @@ def test_a_kernel_with_a_fault_is_refused_and_recorded(
     assert reason in row(lines)
 
 
+@thorough
 @emulated
 def test_eight_processes_at_once_run_the_trials_once(run: Prove, tmp_path: Path) -> None:
     code = (
