@@ -13,7 +13,7 @@ from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, dotted
 from xplstm.io._given import as_path
-from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, narrowed, open_source
+from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
 from xplstm.io._written import refuse_lost
 from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
@@ -287,7 +287,8 @@ def _copied(network: Network, dtype: str) -> Network:
     """Return the network with parameters of another dtype on the host."""
     hosts = {name: _array.to_numpy(a) for name, a in network.params.items()}
     made = copy.copy(network)
-    made.params = {name: narrowed(name, a, dtype) for name, a in hosts.items()}
+    xp = _array.numpy_namespace()
+    made.params = {name: _checks.narrowed(name, a, xp, None, dtype) for name, a in hosts.items()}
     return made
 
 

@@ -70,16 +70,12 @@ def cast(contents: Contents, dtype: str) -> Contents:
             return tensor
 
         def array() -> Array:
-            return narrowed(f"{contents.where}: {shown(name)}", tensor.array(), dtype)
+            what, a = f"{contents.where}: {shown(name)}", tensor.array()
+            return _checks.narrowed(what, a, _array.namespace(a, what), None, dtype)
 
         return Tensor(tensor.shape, dtype, array)
 
     return contents._replace(tensors={name: one(name, tensor) for name, tensor in contents.tensors.items()})
-
-
-def narrowed(what: str, a: Array, dtype: str) -> Array:
-    """Return an array in another dtype, whose range it must not leave."""
-    return _checks.narrowed(what, a, _array.namespace(a, what), None, dtype)
 
 
 def layouts_of(contents: Contents) -> list[str]:
