@@ -19,8 +19,6 @@ PLACES = ("*.md", "noxfile.py", "docs/**/*.md", "xplstm/**/*.py", "xplstm/**/*.[
 
 # Files that are not rewritten yet, as prefixes of their paths. This list may only shrink.
 NOT_YET: tuple[str, ...] = (
-    "xplstm/kernels/",
-    "xplstm/models/",
     "docs/conformance.md",
     "docs/clauses.md",
 )

@@ -36,7 +36,7 @@ class Pieces:
         self.most = 0
 
     def take(self, size: int) -> np.ndarray:
-        """A piece of at least `size` bytes that no array uses."""
+        """Return a piece of at least `size` bytes that no array uses."""
         fitting = [
             (piece.size, key)
             for key, (piece, _) in list(self.waiting.items())
@@ -94,7 +94,7 @@ pieces = Pieces()
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array whose elements may be anything; a large one in memory that was used before."""
+    """Return an array of any values; a large one in memory that was used before."""
     size = prod(shape) * dtype.itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)
@@ -102,7 +102,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The same of zeros."""
+    """Return an array of zeros, from the same memory as `empty`."""
     a = empty(shape, dtype)
     a.fill(0)
     return a

@@ -1,7 +1,7 @@
 """CuPy's own elementwise kernels between matrix products of cuBLAS: any cell, dtype and GPU.
 
 One step of a cell's equations is recorded, forward and backward, with the masks around it, and becomes as
-few kernels as lie between its matrix products: one forward and one backward for the standard LSTM. The
+few kernels as there are between its matrix products: one forward and one backward for the standard LSTM. The
 equations are those of `xplstm.cells`; nothing here restates them. No block waits for another one, so
 no launch can hang.
 """

@@ -29,7 +29,7 @@ __getattr__ = layer.lazy_why_not
 
 
 def supports(problem: Problem) -> str | None:
-    """Run every plain LSTM on CuPy's arrays, while the stream is not captured."""
+    """Run every standard LSTM on CuPy's arrays, while the stream is not captured."""
     reason = layer.why_not(problem)
     if reason is None and layer.capturing(problem):
         return "the stream is captured for a graph, and CuPy refuses products by cuBLAS then"
@@ -53,7 +53,7 @@ def forward(
 
 
 def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
-    """A product and a kernel a step, and as much again for a projection."""
+    """Launch a product and a kernel a step, and as much again for a projection."""
     problem, (y, z, h, c, m, start, end) = call.problem, buffers
     B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, launch.wide(problem.dtype)
     projected = None if m is None else call.empty(call.D, B, P, wide=True)

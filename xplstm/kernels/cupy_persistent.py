@@ -6,7 +6,7 @@ hand, and never so that more blocks are launched than run at the same time, whic
 wait for ever.
 
 Half precision, and float32 with ``precision="tf32"``, are multiplied by mma, with weights in
-registers; float32 and float64 by fused multiply-adds in the published order, with weights in
+registers; float32 and float64 by fused multiply-adds in reproducible summation order, with weights in
 shared memory. With ``reproducible=True`` the input projection is made in that order too, so that
 every bit of the outputs is that of XPL-EXACT. So it is while the stream is captured for
 a CUDA graph, since CuPy refuses every call of cuBLAS then.
@@ -108,7 +108,7 @@ class Plan(NamedTuple):
 
 
 def _up(a: int, b: int) -> int:
-    """`a` divided by `b`, rounded up."""
+    """Return `a` divided by `b`, rounded up."""
     return -(-a // b)
 
 
@@ -326,7 +326,7 @@ def forward(
 
 
 def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
-    """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in the published order of sums."""
+    """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in reproducible summation order."""
     if call.problem.reproducible or layer.capturing(call.problem):
         _project_in_order(call, packed, x, z, segment)
     else:

@@ -1,4 +1,4 @@
-"""Compiled for the CPU: packed weights, tiles held in registers, threads, sums in the published order.
+"""Compiled for the CPU: packed weights, tiles held in registers, threads, reproducible summation order.
 
 The C of `_native/` runs a layer's directions as one call without the interpreter. It is there
 where a compiler was at installation; the instruction set is chosen when it is
@@ -52,7 +52,7 @@ else:
 
 
 def _chosen_isa() -> tuple[str, str]:
-    """The instruction set, and why there is none."""
+    """Return the instruction set, and why there is none."""
     wanted = os.environ.get("XPLSTM_NATIVE_ISA", "")
     if wanted and wanted not in ISAS:
         return "", _MISSING or f"XPLSTM_NATIVE_ISA={wanted!r} is none of {', '.join(ISAS)}, which run here"

@@ -438,7 +438,7 @@ def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMPar
 
 
 def _unhalved(a: np.ndarray, H: int) -> np.ndarray:
-    """The chain rule of `_halved`, in place: gradients of i/2, f/2, o/2, g become those of i, f, g, o."""
+    """Apply the chain rule of `_halved` in place: gradients of i/2, f/2, o/2, g to those of i, f, g, o."""
     a[: 3 * H] *= 0.5
     o = a[2 * H : 3 * H].copy()
     a[2 * H : 3 * H] = a[3 * H :]

@@ -179,7 +179,7 @@ class Composite(Summary, ABC):
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return what makes the same model again beside its parameters, as JSON can hold it.
+        """Return the arguments that make the same model again without its parameters, as JSON can hold them.
 
         Returns
         -------
@@ -358,7 +358,7 @@ class Composite(Summary, ABC):
         return _checks.home(next(iter(self._layers.values())).params)
 
     def _here(self, numbers: Any) -> Array:
-        """A host array, where the parameters are."""
+        """Move a host array to where the parameters are."""
         home = self._home()
         return _array.asarray(numbers, home.xp, home.device)
 

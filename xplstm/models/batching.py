@@ -64,9 +64,9 @@ class Ragged(NamedTuple):
     Attributes
     ----------
     x : array, shape (T, B, ...)
-        What stands past a row's length changes nothing.
+        Values past the length of a batch entry change nothing.
     lengths : integers, shape (B,)
-        Steps of each row, in [0, T], in any order; a list or NumPy array will do on every backend.
+        Steps of each batch entry, in [0, T], in any order; every backend accepts a list or NumPy array.
 
     Examples
     --------

@@ -40,7 +40,7 @@ class CharLM(Composite):
     xp, device, dtype : optional
         Where the parameters are made: as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Of the first values.
+        Draws the initial values of the parameters.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class CharLM(Composite):
         -------
         logits : array, shape (T, B, V) or (T, V)
         state : LSTMState
-            To go on with.
+            State that the text left, from which the next call can continue.
 
         Raises
         ------
@@ -257,7 +257,7 @@ class CharLM(Composite):
         top_p: float | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> str:
-        """Go on writing.
+        """Continue a text.
 
         Parameters
         ----------

@@ -196,7 +196,7 @@ def beam_search(
     width : int
         Sequences to keep for each of the B, at least 1.
     max_length : int
-        Tokens after which a sequence counts as it stands, at least 1; the end token is one.
+        Tokens after which a sequence counts as it is, at least 1; the end token is one.
     length_penalty : float, optional
         Sequences are ranked by log-probability / length**length_penalty (Wu et al., 2016, section 7);
         the end token counts. 0 ranks by probability, which favours short sequences; 1 by the mean.
@@ -292,7 +292,7 @@ class _Beam(NamedTuple):
         return cls(np.arange(len(first)), np.zeros(len(first)), first[:, None], state)
 
     def grown(self, log_p: np.ndarray, state: States, width: int) -> _Beam:
-        """The `width` likeliest continuations for each owner, of log-probabilities (N, V)."""
+        """Return the `width` likeliest continuations for each owner, of log-probabilities (N, V)."""
         total = self.total[:, None] + log_p
         chosen: list[tuple[int, int]] = []
         for owner in np.unique(self.owner):
@@ -306,7 +306,7 @@ class _Beam(NamedTuple):
         return _Beam(self.owner[rows], total[rows, tokens], longer, _take(state, rows))
 
     def kept(self, which: np.ndarray) -> _Beam:
-        """The sequences for which `which` is True."""
+        """Return the sequences for which `which` is True."""
         (rows,) = np.nonzero(which)
         if len(rows) == len(which):
             return self
@@ -321,7 +321,7 @@ class _Beam(NamedTuple):
 
 
 def _take(state: States, rows: np.ndarray) -> States:
-    """The `rows` of the second axis of each array of a state."""
+    """Return the `rows` of the second axis of each array of a state."""
     return tuple(_state.take_entries("state", a, rows, axis=1) for a in state)
 
 

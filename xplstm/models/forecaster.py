@@ -353,7 +353,7 @@ class Forecaster(SeriesModel):
         given: Any = x.x if isinstance(x, WithFuture) else x
         xp = _array.namespace(given, "x")
         if 0 in given.shape[:1]:
-            msg = f"x has shape {tuple(given.shape)}; there must be at least 1 step to go on from"
+            msg = f"x has shape {tuple(given.shape)}; there must be at least 1 step to continue from"
             raise ShapeError(msg)
         if _blocks.takes(given, self._home()):
             return self._forecast_blocks(given, getattr(x, "future", None), steps, state)

@@ -43,12 +43,12 @@ class Seq2Seq(Composite):
         of the encoder to the next.
     teacher_forcing : float, optional
         Probability, in [0, 1], that the decoder in training reads the token that
-        should have come before, not the one it finds likeliest itself; drawn anew
+        should have come before, not the one it finds likeliest itself; drawn again
         for each token (Bengio et al., 2015). Can be set between updates.
     xp, device, dtype : optional
         Where the parameters are made: as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Of the first values.
+        Draws the initial values of the parameters.
 
     Attributes
     ----------
@@ -488,12 +488,12 @@ class Seq2Seq(Composite):
         return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in found]
 
     def _read(self, source: Array | Ragged, state: State) -> LSTMState:
-        """What the encoder knows at the end."""
+        """Return the state of the encoder at the end."""
         batch = opened(source)
         return self.encoder(self.encoder_embedding(cleared(batch, "source")), state, lengths=batch.lengths)[1]
 
     def _forced(self, target: Array | Ragged) -> Array:
-        """What the decoder reads if it is always told what should have come: the target, one step later."""
+        """Return what the decoder reads under teacher forcing: the target, one step later."""
         ids: Any = cleared(opened(target), "target")
         if not _blocks.is_dask(ids):
             return _one_later(self.end, ids)
@@ -504,7 +504,7 @@ class Seq2Seq(Composite):
         return later.rechunk({0: ids.chunks[0]})
 
     def _mixed(self, target: Ragged, state: LSTMState, rng: np.random.Generator | None) -> Array:
-        """What the decoder reads if a coin decides, for each token, whose it is."""
+        """Return what the decoder reads if each token is the target's or its own by chance."""
         if rng is None and self.teacher_forcing > 0:
             msg = f"teacher_forcing={self.teacher_forcing} needs rng=, which draws when it applies"
             raise ArgumentError(msg)

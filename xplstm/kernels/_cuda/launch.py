@@ -56,7 +56,7 @@ WALK = ("persistent.cu", "persistent_mma.cu")
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """The files that a source consists of."""
+    """Return the files that a source consists of."""
     cell = ("cell.cuh",) if name in ("fused.cu", *WALK) else ()
     walk = ("walk.cuh",) if name in WALK else ()
     return (*HEADERS, *cell, *walk, name)
@@ -93,7 +93,7 @@ def wide(dtype: str) -> str:
 
 
 def fields(spec: str) -> np.dtype:
-    """A C struct of pointers and 64-bit integers, named in order; `name:n` is an array of n."""
+    """Return the dtype of a struct of pointers and 64-bit integers, in order; `name:n` is an array of n."""
     parts = (part.partition(":") for part in spec.split())
     return np.dtype([(name, np.int64, (int(n),)) if n else (name, np.int64) for name, _, n in parts])
 

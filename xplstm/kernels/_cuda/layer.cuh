@@ -17,7 +17,7 @@ DEVICE bool exists(const Layer &layer, Size t, Size b)
     return !layer.mask || layer.mask[t * layer.B + b];
 }
 
-/* The time of step k, and where h and c stand before and after it. */
+/* The time of step k, and where h and c are stored before and after it. */
 struct Step {
     Size t, before, after;
 };

@@ -120,7 +120,7 @@ def lazy_why_not(name: str) -> str:
 
 
 def kind(problem: Problem) -> str:
-    """What the kernels for `problem` are compiled for: its dtype, or "tf32"."""
+    """Return what the kernels for `problem` are compiled for: its dtype, or "tf32"."""
     return "tf32" if problem.precision == "tf32" and problem.dtype == "float32" else problem.dtype
 
 
@@ -186,34 +186,34 @@ class Call:
         return [launch.address(a) + d * a.strides[0] + at[d] * a.strides[1] for d in range(self.D)]
 
     def times(self, k: int) -> list[int]:
-        """The time of step k of each direction."""
+        """Return the time of step k of each direction."""
         return [self.problem.T - 1 - k if back else k for back in self.problem.reverse]
 
     def before(self, k: int) -> list[int]:
-        """The slot of the state before step k of each direction."""
+        """Return the slot of the state before step k of each direction."""
         return [self.problem.T - k if back else k for back in self.problem.reverse]
 
     def after_all(self) -> list[int]:
-        """The slot of the state after the last step of each direction."""
+        """Return the slot of the state after the last step of each direction."""
         return [0 if back else self.problem.T for back in self.problem.reverse]
 
     def product(self, *arguments: Any, out: str = "", add: bool = False) -> Product:
         return Product(kind(self.problem), *arguments, add=add, out=out or self.problem.dtype)
 
     def launch(self, name: str, count: int, *arguments: Any) -> None:
-        """A thread for each of `count` elements of each direction."""
+        """Launch a thread for each of `count` elements of each direction."""
         threads = min(CONSTANTS.THREADS, -(-count // WARP) * WARP)
         self.kernel(name)((-(-count // threads), self.D), (threads,), arguments)
 
     def launch_once(self, name: str, count: int, *arguments: Any) -> None:
-        """A thread for each of `count` elements."""
+        """Launch a thread for each of `count` elements."""
         self.kernel(name)((-(-count // CONSTANTS.THREADS),), (CONSTANTS.THREADS,), arguments)
 
     def kernel(self, name: str) -> Any:
         return launch.kernel("fused.cu", name, self.problem.dtype)
 
     def without_missing(self, a: CuPyArray, out: CuPyArray) -> CuPyArray:
-        """`a` (T, B, N) in `out`, with zeros where no step is, NaN gone too."""
+        """Copy `a` (T, B, N) to `out`, with zeros (no NaN either) where no step is."""
         self.launch_once("zero_missing", a.size, launch.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
         return out
 
@@ -309,7 +309,7 @@ def backward(
 
 
 def _input_gradient(call: Call, residuals: Residuals, dz: CuPyArray) -> CuPyArray:
-    """The directions one after another, added in the wide dtype."""
+    """Compute dx of the directions one after another, added in the wide dtype."""
     problem, x = call.problem, residuals.x
     rows, H4, I = problem.T * problem.B, 4 * problem.H, problem.I
     alone = call.D == 1

@@ -1,4 +1,4 @@
-/* The walk with fused multiply-adds in the published order of sums, weights in shared memory.
+/* The walk with fused multiply-adds in reproducible summation order, weights in shared memory.
 
    A sum over k is cut into blocks of 128: a warp makes one block's chain of fused multiply-adds for a tile of
    rows and 32 columns, and the results of the blocks are added in ascending order, as XPL-EXACT-002 and

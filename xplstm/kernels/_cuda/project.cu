@@ -1,4 +1,4 @@
-/* z (directions, rows, 4H) = W_ih x with the canonical sums of XPL-EXACT-002. */
+/* z (directions, rows, 4H) = W_ih x in the reproducible summation order of XPL-EXACT-002. */
 
 /* A block of 256 threads has PROJECT_TILE rows and columns, a thread 4 by 4 of them; PROJECT_STAGED numbers
    of k are in shared memory at once. */

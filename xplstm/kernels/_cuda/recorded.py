@@ -27,7 +27,7 @@ class NotElementwise(Exception):
 
 
 class Batch:
-    """The length of the batch axis: a recorded step holds for every batch, so nobody may compute with it."""
+    """The length of the batch axis: a recorded step holds for every batch, so no code may compute with it."""
 
 
 BATCH = Batch()
@@ -179,7 +179,7 @@ def _binary(symbol: str, kind: str = NUMBER, *, swapped: bool = False) -> Callab
 
 
 class Value:
-    """What stands for an array while a step is recorded."""
+    """An array's place holder while a step is recorded."""
 
     def __init__(self, recorder: Recorder, at: int) -> None:
         self.recorder, self.at = recorder, at

@@ -105,7 +105,7 @@ def clipped(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, 
 def cross_entropy(
     logits: CuPyArray, targets: CuPyArray, mask: CuPyArray | None
 ) -> tuple[CuPyArray, Callable[[CuPyArray | float], CuPyArray]]:
-    """A pass over the logits for the loss, and one for the gradient, if that is asked for."""
+    """Return the loss by one pass over the logits, and a pullback that makes a second one."""
     import cupy as cp
 
     dtype, rows, device = dtype_name(logits.dtype), math.prod(logits.shape[:-1]), logits.device
@@ -178,7 +178,7 @@ def _draw(
     counter: tuple[int, int, int],
     *more: np.ndarray,
 ) -> None:
-    """A thread for four elements. The bound is exact: a number drawn is a whole one over 2**53."""
+    """Launch a thread for four elements. The bound is exact: a number drawn is a whole one over 2**53."""
     if out.size:
         draw = np.array([(key, *counter, math.ceil(p * 2.0**53), out.size)], DRAW)
         _launch(name, dtype, (-(-out.size // (4 * THREADS)),), launch.by_value(draw), *more, out)

@@ -1,7 +1,7 @@
 """Small problems with known answers, by which the numbers of a kernel are checked on a device.
 
-The answers are those of the reference kernel in float64 on NumPy, forward and backward. What stands in the
-padding of a ragged batch is NaN, so that a kernel which reads it is seen.
+The answers are those of the reference kernel in float64 on NumPy, forward and backward. The padding of a
+ragged batch is NaN, so that a kernel which reads it is seen.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ DEVICE void publish(const Waits &waits, unsigned step)
         store_release(waits.counters + blockIdx.y, step);
 }
 
-/* What stands for a number that was not computed. */
+/* Return the value that marks a number as not computed. */
 DEVICE Wide not_a_number() { return number_of((Bits)(4 * BIAS + 3) << (FRACTION - 1)); }
 
 /* N numbers that are read at once. */

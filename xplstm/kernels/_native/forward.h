@@ -102,7 +102,7 @@ typedef struct Walk {
     Size panel, panels;   /* its first panel of units, and the end */
     Size output, outputs; /* the same of the projection */
     Size *own, owned;     /* its rows */
-    const REAL **h, **c;  /* of each row of the batch, the present state */
+    const REAL **h, **c;  /* of each batch entry, the present state */
     Size *active;
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
     REAL **c_new, **out, **copy, **kept;
@@ -290,7 +290,7 @@ static void NAME(hold_projected)(const Walk *w, Size row, Size first, Size width
         h[j] = !mask ? p * old[j] + rest * h[j] : mask[j] ? old[j] : h[j];
 }
 
-/* Point to what the batch entries of step t read and write. c' is written beside c while the gates are kept,
+/* Point to what the batch entries of step t read and write. c' is written next to c while the gates are kept,
    so that the backward pass finds the c of every step. */
 static void NAME(locate)(Walk *w, Size t, Size n)
 {

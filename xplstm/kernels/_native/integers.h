@@ -1,6 +1,6 @@
-/* Products of rows with packed panels of int8, exact in integers: XPL-EXACT-002 has no part in them, and no
-   order of the sums shows. A row enters as integers relative to its largest magnitude, in DIGITS bytes. The
-   includer says DIGITS; DOT, which adds to each word of its first vector the products of the bytes of the
+/* Products of rows with packed panels of int8, exact in integers: no order of the sums shows, so
+   XPL-EXACT-002 does not apply. A row enters as integers relative to its largest magnitude, in DIGITS bytes.
+   The includer says DIGITS; DOT, which adds to each word of its first vector the products of the bytes of the
    others, unsigned ones and signed ones; TARGET, the attribute of functions that DOT needs; and the suffix of
    the names in STORE. */
 

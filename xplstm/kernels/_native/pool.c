@@ -58,7 +58,7 @@ static void turn(int n)
         sched_yield();
 }
 
-/* The last to arrive decides for all, before it lets the others go, whether member 0 goes on alone. */
+/* The last to arrive decides for all, before it lets the others go, whether member 0 continues alone. */
 static void barrier_open(Barrier *b, int phase)
 {
     if (++b->crossings == WINDOW) {
@@ -70,7 +70,7 @@ static void barrier_open(Barrier *b, int phase)
     atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
 }
 
-/* Return whether member 0 goes on alone. */
+/* Return whether member 0 continues alone. */
 static int barrier_wait(Barrier *b)
 {
     int phase = atomic_load_explicit(&b->phase, memory_order_relaxed);

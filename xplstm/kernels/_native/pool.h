@@ -20,8 +20,8 @@ typedef void (*Part)(void *walk, ptrdiff_t step);
 
 /* Walk as member k of the barrier's team. Every thread crosses the barrier after each part, so that it sees
    what the others wrote. The walk of member k is at walks + k * apart. On a machine whose processors are
-   taken by others, the threads of a team rarely run at the same time: member 0 then goes on alone, with the
-   walks of all. `close`, if any, ends a walk. */
+   taken by others, the threads of a team rarely run at the same time: member 0 then continues alone, with
+   the walks of all. `close`, if any, ends a walk. */
 void walk_together(Barrier *b, int member, char *walks, size_t apart, const Part *parts, int count,
                    ptrdiff_t steps, Part close);
 

@@ -5,7 +5,7 @@
 static size_t STORE(panel_bytes)(Size K) { return (size_t)(K * PANEL) * sizeof(WEIGHT); }
 
 /* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms
-   of a row stand `step` apart. Each term prefetches one more cache line of what comes `next`: weights that
+   of a row are `step` apart. Each term prefetches one more cache line of what comes `next`: weights that
    are too large for the L2 cache would stall the loop. */
 #define TILE(R)                                                                                         \
     static __attribute__((noinline)) void STORE(                                                        \
