@@ -38,6 +38,18 @@ def takes(x: Any, home: Home) -> bool:
     return is_dask(x) and _array.backend_name(home.xp) != "dask"
 
 
+def without_empty(x: Any) -> Any:
+    """Return `x` in one chunk along each axis of at most one element.
+
+    Dask repeats an axis of size 1 that has several chunks, and cannot join several chunks of size 0.
+    """
+    for axis, sizes in enumerate(x.chunks):
+        size = sum(sizes)
+        if len(sizes) > 1 and size <= 1:
+            x = x.blocks[(slice(None),) * axis + (sizes.index(size),)]
+    return x
+
+
 class _Blocks(NamedTuple):
     """What a user passed, checked, time-major, and cut along the chunks of x."""
 
@@ -107,7 +119,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
     """Check every argument and bring it to (T, B, .) in chunks that fit those of x."""
     import dask.array as da
 
-    batched = x.ndim != 2
+    x, batched = without_empty(x), x.ndim != 2
     if x.ndim not in (2, 3) or x.shape[-1] != stack.input_size:
         msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}), the last is input_size"
         raise ShapeError(msg)
@@ -149,6 +161,7 @@ def existing(x: Any, lengths: Any) -> Any:
     """Return booleans (T, B), true where an entry of `x` (T, B, ...) has a step, in the chunks of x."""
     import dask.array as da
 
+    x = without_empty(x)
     check_time(x)
     numpy = Home(_array.numpy_namespace(), "cpu", "float32")
     lengths = _lengths(numpy, lengths, x, x.shape[0], x.shape[1])
@@ -240,6 +253,7 @@ def in_batches(name: str, a: Any, home: Home, shape: tuple[int, Any, int], x: An
 
 def aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
     """Return `a` in these chunks, or refuse another shape; unknown sizes must come in as many chunks."""
+    a = without_empty(a)
     known = all(n == n for sizes in chunks for n in sizes) and all(n == n for n in a.shape)
     if a.ndim != len(shape) or (known and a.shape != tuple(shape)):
         msg = f"{name} has shape {a.shape}, expected {tuple(shape)}"
@@ -428,8 +442,9 @@ def apply(
     if model is not None:
         owned = model._own()
         given = {"model": delayed(owned, name=f"xplstm-model-{tokenize(owned)}", traverse=False)}
+    parts = [part for a, axes in arrays for part in (without_empty(a), axes)]
     return da.blockwise(
-        *(_apply, out, *(part for pair in arrays for part in pair)),
+        *(_apply, out, *parts),
         work=work,
         **given,
         new_axes=dict(sizes),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
 import xplstm
+from tests.support.cases import random_chunks
 from xplstm.models import CharLM, Forecaster, Ragged, Seq2Seq, SequenceClassifier, WithFuture
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
@@ -187,14 +187,21 @@ def test_a_model_is_one_node_and_a_block_a_few_tasks() -> None:
     assert sum("Linear" in repr(task) for task in dict(found.dask).values()) == 1
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_chunks(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(16))
+def test_random_chunks_some_of_them_empty(seed: int) -> None:
     rng = np.random.default_rng(seed)
-
-    def cut(size: int) -> tuple[int, ...]:
-        bounds = [0, *np.sort(rng.integers(0, size + 1, size=3)).tolist(), size]
-        return tuple(b - a for a, b in itertools.pairwise(bounds))
-
+    steps, batch = int(rng.choice([1, T])), int(rng.choice([1, B]))
+    times, batches = random_chunks(rng, steps), random_chunks(rng, batch)
+    x, ids, lengths = X[:steps, :batch], IDS[:steps, :batch] % 5, np.minimum(LENGTHS[:batch], steps)
+    lazily = da.from_array(x, chunks=(times, batches, (2, 1)))
+    tokens = da.from_array(ids, chunks=(times, batches))
+    within = da.from_array(lengths, chunks=(batches,))
     model = classifier(False, num_layers=2, each_step=bool(seed % 2))
-    x = da.from_array(X).rechunk((cut(T), cut(B), (2, 1)))
-    same(model(Ragged(x, LENGTHS)), model(Ragged(X, LENGTHS)))
+    same(model(Ragged(lazily, within)), model(Ragged(x, lengths)))
+    of_ids = classifier(True, pooling="mean")
+    same(of_ids.predict(Ragged(tokens, within)), of_ids.predict(Ragged(ids, lengths)))
+    forecaster = Forecaster(I, 5, horizon=2, rng=0)
+    same(forecaster.forecast(lazily), forecaster.forecast(x))
+    language, pairs = CharLM("abcde", 5, rng=0), Seq2Seq("abcde", "vwxyz", 5, rng=0)
+    same(language(tokens)[0], language(ids)[0])
+    same(pairs(Ragged(tokens, within), tokens)[0], pairs(Ragged(ids, lengths), ids)[0])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import xplstm
+from tests.support.cases import random_chunks
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
 pytestmark = pytest.mark.backend("dask")
@@ -123,6 +124,47 @@ def test_chunks_of_unknown_size() -> None:
         lstm(picked, lengths=[1] * 6)
     with pytest.raises(xplstm.ShapeError, match=r"unknown size along time; call x\.compute_chunk_sizes"):
         lstm(x[da.from_array(np.ones(T, dtype=bool), chunks=4)])
+
+
+@pytest.mark.parametrize("network", [xplstm.LSTM, xplstm.GRU, xplstm.RNN])
+@pytest.mark.parametrize("seed", range(12))
+def test_random_chunks_some_of_them_empty(seed: int, network: Any) -> None:
+    if not network(1, 1).explain(np.zeros((1, 1, 1), "float32")).canonical_sums:
+        pytest.skip("a kernel that calls a BLAS has other bits in other batches")
+    rng = np.random.default_rng(seed)
+    steps, batch = int(rng.choice([0, 1, 5])), int(rng.choice([0, 1, 8]))
+    net = network(I, 5, 2, bidirectional=bool(seed % 2), rng=seed)
+    net = net.freeze() if seed % 3 else net
+    times, batches = random_chunks(rng, steps), random_chunks(rng, batch)
+    x = rng.normal(size=(steps, batch, I)).astype("float32")
+    flags = rng.random((steps, batch)) < 0.5
+    lengths, keep = rng.integers(0, steps + 1, size=batch), rng.random(batch) < 0.3
+
+    def chunked(a: np.ndarray, axis: int, *, pick: bool) -> Any:
+        own = {0: (batches,), 1: (times, batches, random_chunks(rng, I))[: a.ndim]}[axis]
+        lazily = da.from_array(a, chunks=own)
+        return lazily[(slice(None),) * axis + (da.from_array(keep, chunks=(batches,)),)] if pick else lazily
+
+    # Dask itself cannot pick from axes of at most one element in several chunks.
+    sound = all(size > 1 or len(own) == 1 for size, own in ((steps, times), (batch, batches)))
+    for pick in (False, True) if sound else (False,):
+        for names in ((), ("lengths",), ("mask",), ("reset", "lengths")):
+            arrays = {name: lengths if name == "lengths" else flags for name in names}
+            axes = {name: 0 if name == "lengths" else 1 for name in names}
+            plain = {n: np.compress(keep, a, axis=axes[n]) if pick else a for n, a in arrays.items()}
+            given = {n: chunked(a, axes[n], pick=pick) for n, a in arrays.items()}
+            want = net(np.compress(keep, x, axis=1) if pick else x, **plain)
+            got = net(chunked(x, 1, pick=pick), **given)
+            for lazily, expected in zip(parts(got), parts(want), strict=True):
+                computed = lazily.compute(scheduler="synchronous")
+                assert computed.shape == expected.shape
+                np.testing.assert_array_equal(computed, expected)
+
+
+def parts(results: Any) -> list[Any]:
+    """The arrays of what a call returns."""
+    y, end = results
+    return [y, *(end if isinstance(end, tuple) else (end,))]
 
 
 def test_the_graph_is_small_and_holds_the_model_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -150,3 +151,10 @@ def differences(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 
         down[place] -= step
         gradient[place] = (f(up) - f(down)) / (2 * step)
     return gradient
+
+
+def random_chunks(rng: np.random.Generator, size: int) -> tuple[int, ...]:
+    """Return up to four chunks of an axis of Dask, some of them empty."""
+    inner = np.sort(rng.integers(0, size + 1, size=int(rng.integers(0, 4)))).tolist()
+    bounds = [0, *inner, size]
+    return tuple(b - a for a, b in itertools.pairwise(bounds))

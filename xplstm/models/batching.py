@@ -254,12 +254,11 @@ def _swapped(a: Array) -> Array:
 
 def opened(inputs: Array | tuple[Array, Any]) -> Ragged:
     """Return the array and the lengths, which are None where all sequences are equally long."""
-    if not isinstance(inputs, tuple):
-        return Ragged(inputs, None)
-    if len(inputs) != 2:
+    if isinstance(inputs, tuple) and len(inputs) != 2:
         msg = f"a tuple of {len(inputs)} was given for a batch; expected an array, or Ragged(x, lengths)"
         raise ArgumentError(msg)
-    return Ragged(*inputs)
+    x, lengths = inputs if isinstance(inputs, tuple) else (inputs, None)
+    return Ragged(_blocks.without_empty(x) if _blocks.is_dask(x) else x, lengths)
 
 
 def existing(batch: Ragged, name: str = "x") -> Array | None:
