@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 import xplstm
 from xplstm import _array, optim, training
 from xplstm.io.files import safetensors
-from xplstm.models import CharLM, Forecaster
+from xplstm.models import CharLM, Forecaster, Ragged
 from xplstm.training import History, StatefulTrainer, _fit
 
 NUMPY = _array.numpy_namespace()
@@ -802,16 +803,45 @@ class Constant:
         return np.asarray(1.0), None, lambda _=1.0: {"w": np.ones(1)}
 
 
-@pytest.mark.parametrize("read_ahead", [0, 2])
-def test_batches_that_share_one_buffer_are_refused(read_ahead):
-    def reused(_):
-        buffer = np.zeros((1, 2))
-        for k in range(4):
-            buffer[:] = k
-            yield buffer[:, :1], buffer[:, 1:]
+class Recorder(Constant):
+    """A model that keeps a copy of each batch."""
 
-    with pytest.raises(xplstm.ArgumentError, match="wrote batch 1 into the arrays of batch 0"):
-        fit(Constant(), reused, optim.SGD(0.1), updates=4, read_ahead=read_ahead)
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def loss_vjp(self, inputs, targets, *_):
+        self.read.append((inputs.x.copy(), targets.copy()))
+        return super().loss_vjp()
+
+
+class Reused(Sequence):
+    """Batches written into `count` buffers by turns."""
+
+    def __init__(self, count):
+        self.buffers = np.zeros((count, 1, 2))
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, k):
+        if k >= len(self):
+            raise IndexError
+        buffer = self.buffers[k % len(self.buffers)]
+        buffer[:] = k
+        return Ragged(buffer[:, :1], [1]), buffer[:, 1:]
+
+
+@pytest.mark.parametrize("read_ahead", [0, 3])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "read", [lambda data: lambda _: iter(data), lambda data: data], ids=["iterated", "indexed"]
+)
+def test_batches_that_are_read_ahead_may_share_buffers(read, count, read_ahead):
+    model = Recorder()
+    fit(model, read(Reused(count)), optim.SGD(0.0), updates=6, read_ahead=read_ahead)
+    for k, pair in enumerate(model.read):
+        np.testing.assert_array_equal(pair, np.full((2, 1, 1), k))
 
 
 def test_the_same_batch_again_and_views_of_one_array_are_no_fault():

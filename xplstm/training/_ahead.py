@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
-from xplstm.training._data import Found, Place, Source
+from xplstm.training._data import Found, Place, Source, owned
 
 
 @contextlib.contextmanager
@@ -65,6 +65,7 @@ class _Reader:
                 return
             try:
                 found = self._source.batch(place)
+                found = found._replace(inputs=owned(found.inputs), targets=owned(found.targets))
             except BaseException as error:
                 self._found.put((place, error))
                 return

@@ -232,8 +232,7 @@ class _Iterated:
         self._again = iter(batches) is not batches
         self._batches = iter(batches)
         self._last: Any = None
-        self._watched = True
-        self._next, self._ahead = 0, next(self._batches, _END)
+        self._next, self._ahead = 0, owned(next(self._batches, _END))
         if self._ahead is _END:
             raise _no_batches(epoch, self._again)
         self.shapes = _shapes(_pair(self._ahead, Place(epoch, 0)))
@@ -242,33 +241,16 @@ class _Iterated:
         """Return one batch."""
         while self._next <= place.position and self._ahead is not _END:
             self._last = self._ahead
-            before = [a.copy() for a in _memory(self._last)] if self._watched else []
-            self._next, self._ahead = self._next + 1, next(self._batches, _END)
-            self._check_kept(before)
+            self._next, self._ahead = self._next + 1, owned(next(self._batches, _END))
         if self._next != place.position + 1:
             msg = f"data ended after {self._next} batches of epoch {place.epoch}; {place} was expected"
             raise ArgumentError(msg)
         return Found(*_pair(self._last, place), None, self._ahead is _END, None)
 
-    def _check_kept(self, before: list[np.ndarray]) -> None:
-        """Refuse a batch that was overwritten by the next; watch on where both share memory."""
-        now = _memory(self._last)
-        for was, a in zip(before, now, strict=False):
-            if was.tobytes() != a.tobytes():
-                msg = (
-                    f"data wrote batch {self._next} into the arrays of batch {self._next - 1}, which is read "
-                )
-                msg += "one batch ahead; give each batch arrays of its own, such as copies"
-                raise ArgumentError(msg)
-        following = [] if self._ahead is _END else _memory(self._ahead)
-        self._watched = any(np.may_share_memory(a, b) for a in now for b in following)
 
-
-def _memory(batch: Any) -> list[np.ndarray]:
-    """Return the NumPy arrays of a batch, whose memory a source can reuse."""
-    pair = batch if isinstance(batch, tuple | list) else ()
-    leaves = _trees.leaves({str(k): one for k, one in enumerate(pair)})
-    return [a for _, a in leaves if isinstance(a, np.ndarray) and a.dtype != object]
+def owned(tree: Any) -> Any:
+    """Return a batch, or a part of one, with copies of its NumPy arrays, whose memory a source can reuse."""
+    return _trees.replaced("", tree, lambda _, a: a.copy(order="K") if isinstance(a, np.ndarray) else a)
 
 
 def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:
