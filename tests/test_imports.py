@@ -167,7 +167,7 @@ OPTIONAL = {
     "training._progress": {"tqdm"},
     "cli.demo": {"matplotlib", "threadpoolctl"},
     "cli.bench": {"tqdm"},
-    "cli.peers": {"jax", "onnx", "onnxruntime", "torch"},
+    "cli.peers": {"jax", "mlx", "onnx", "onnxruntime", "openvino", "torch"},
     "cli.results": {"matplotlib"},
 }
 

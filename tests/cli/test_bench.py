@@ -65,7 +65,7 @@ def test_numbers_of_a_table() -> None:
         SHAPE: {"ours": [1.0, 1.0, 1.0], "other": [4.0, 4.0, 5.0]},
     }
     assert results.ratio(rows[shape], "ours", "other") == 1
-    assert results.mean_ratios(rows, "ours") == {"other": pytest.approx(2)}
+    assert results.mean_ratios(rows) == {"other": pytest.approx(2)}
     # 10 rows, 100 rows of weights, 30 columns: 30 000 multiply-adds in 2 microseconds.
     assert results.speed("forward", shape, [1.0, 2.0, 4.0]) == pytest.approx(30)
     assert results.speed("train", shape, [1.0, 2.0, 4.0]) == pytest.approx(90)
@@ -73,6 +73,18 @@ def test_numbers_of_a_table() -> None:
     assert lines[0] == "inference, 2 threads"
     assert lines[2].split() == ["2,10,5,25", "2.0", "3.0", "1.00", "30.0", "50%"]
     assert lines[-1].split() == ["geometric", "mean", "2.00"]
+
+
+def test_an_engine_is_compared_with_ours_of_the_same_option() -> None:
+    names = ["native", "native+int8", "native+int8x8", "torch", "torch+int8x8"]
+    assert results.pairs(names) == {
+        "native+int8": "native",
+        "native+int8x8": "native",
+        "torch": "native",
+        "torch+int8x8": "native+int8x8",
+    }
+    times = {name: [float(2**k)] for k, name in enumerate(names)}
+    assert results.mean_ratios({SHAPE: times})["torch+int8x8"] == pytest.approx(4)
 
 
 def test_a_process_works_in_its_turn_alone() -> None:
@@ -129,6 +141,15 @@ def test_unequal_results_are_not_compared() -> None:
     with pytest.raises(bench.UnequalError, match=r"forward at 4,2,3,5: b and a differ by 1.0e-03"):
         bench._check_equal([Fake("a", [1.0]), Fake("b", [1.001])], "forward", SHAPE)
     bench._check_equal([Fake("a", [1.0]), Fake("b", [1.00001])], "forward", SHAPE)
+
+
+def test_fewer_bits_are_compared_with_float32_and_options_with_their_own() -> None:
+    ours, clipped = Fake("a", [1.0]), Fake("a+gate_clip", [3.0])
+    bench._check_equal([ours, clipped, Fake("b+gate_clip", [3.0]), Fake("b+int8", [1.01])], "forward", SHAPE)
+    with pytest.raises(bench.UnequalError, match=r"b\+int8 and a differ by 3.0e-02"):
+        bench._check_equal([ours, clipped, Fake("b+int8", [1.03])], "forward", SHAPE)
+    with pytest.raises(bench.UnequalError, match=r"b\+gate_clip and a\+gate_clip differ"):
+        bench._check_equal([ours, clipped, Fake("b+gate_clip", [1.0])], "forward", SHAPE)
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,0"])
@@ -243,6 +264,31 @@ def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.Monke
         xplstm.use_kernel(None)
 
 
+EVERY_PEER = [
+    f"{name}{end}" for name, peer in peers.PEERS.items() for end in ("", *(f"+{o}" for o in peer.options))
+]
+
+
+# What a peer asks its users to replace is asked here on purpose.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("shape", [Shape(6, 3, 16, 16), Shape(1, 3, 16, 16)], ids=["sequence", "step"])
+@pytest.mark.parametrize("name", EVERY_PEER)
+def test_every_peer_is_an_lstm(name: str, shape: Shape) -> None:
+    """Its y and dx are those of the reference, within what its precision allows."""
+    base, option = name.partition("+")[0], peers.option_of(name)
+    for package in peers.PEERS[base].needs:
+        pytest.importorskip(package)
+    variant = f"+{option}" if option in peers.VARIANTS else ""
+    theirs, ours = peers.builder(name)(shape, 1), peers.builder(f"reference{variant}")(shape, 1)
+    try:
+        bound = peers.ALLOWED.get(option, 1e-5)
+        np.testing.assert_allclose(theirs.forward().ravel(), ours.forward().ravel(), rtol=0, atol=bound)
+        if theirs.train is not None and ours.train is not None:
+            np.testing.assert_allclose(theirs.train(), ours.train(), rtol=0, atol=bound)
+    finally:
+        xplstm.use_kernel(None)
+
+
 def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
     """Results that differ by more than rounding end the run."""
     numbers = tmp_path / "times.json"
@@ -266,6 +312,18 @@ def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
     assert [name.partition("@")[2] for name in names if "@" in name] == [
         n for n in names if n in peers.ON_ARRAYS
     ]
+
+
+def test_a_small_run_of_precisions(tmp_path: Path) -> None:
+    """Training, which has none of them, is not timed."""
+    numbers = tmp_path / "times.json"
+    argv = ["bench", "--precisions", "--shape", "4,2,16,16", "--repeats", "1", "--threads", "1"]
+    if peers.available_precisions()[0] != "native":
+        pytest.skip("native is not compiled")
+    assert command.main([*argv, "--json", str(numbers)]) == 0
+    times = json.loads(numbers.read_text())["times"]["1"]
+    assert list(times) == ["forward"]
+    assert list(times["forward"]["4,2,16,16"]) == peers.available_precisions()
 
 
 def test_a_small_run_of_variants(

@@ -18,7 +18,16 @@ from xplstm import _values
 from xplstm._errors import ArgumentError, XplstmError
 from xplstm.cli import results
 from xplstm.cli.engines import Engine
-from xplstm.cli.peers import Shape, available, available_arrays, available_variants
+from xplstm.cli.peers import (
+    ALLOWED,
+    EQUAL,
+    Shape,
+    available,
+    available_arrays,
+    available_precisions,
+    available_variants,
+    option_of,
+)
 
 FORWARD = (
     Shape(100, 1, 3, 8),
@@ -64,10 +73,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
     parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
     variants_help = "time options of the LSTM against the standard one, and against those of ONNX Runtime"
+    precisions_help = "time bfloat16 and int8 weights against float32, and against those of the peers"
     arrays_help = "time our kernel on arrays of PyTorch and JAX against their own LSTMs"
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--variants", action="store_true", help=variants_help)
-    group.add_argument("--arrays", action="store_true", help=arrays_help)
+    for name, engines, text in (
+        ("--variants", available_variants, variants_help),
+        ("--precisions", available_precisions, precisions_help),
+        ("--arrays", available_arrays, arrays_help),
+    ):
+        group.add_argument(name, dest="engines", action="store_const", const=engines, help=text)
     add_output(parser, ROUNDS)
 
 
@@ -149,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
-    names = available_variants() if args.variants else available_arrays() if args.arrays else available()
+    names = (args.engines or available)()
     report = measure(names, _cases(args.shape), args.threads, args.repeats)
     print(report)
     if args.json:
@@ -163,7 +177,7 @@ def measure(
     names: list[str], cases: list[tuple[str, Shape]], threads: tuple[int, ...], rounds: int
 ) -> results.Report:
     """Time every engine at every case on each number of threads, after a check that results are equal."""
-    found: dict[int, results.Found] = {n: {what: {} for what, _ in cases} for n in threads}
+    found: dict[int, results.Found] = {n: {} for n in threads}
     with ExitStack() as stack:
         # The stopped processes must not outlive this one.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
@@ -173,11 +187,11 @@ def measure(
         for what, shape in cases:
             trains = [engine.build(shape) for engine in engines]
             able = [e for e, train in zip(engines, trains, strict=True) if train or what != "train"]
-            for option in dict.fromkeys(engine.name.partition("+")[2] for engine in able):
-                same = [engine for engine in able if engine.name.partition("+")[2] == option]
-                _check_equal(same, what, shape)
+            if len({engine.name for engine in able}) < min(2, len(names)):
+                continue
+            _check_equal(able, what, shape)
             for (n, name), times in _interleave(able, what, shape, rounds, advance).items():
-                found[n][what].setdefault(shape, {})[name] = times
+                found[n].setdefault(what, {}).setdefault(shape, {})[name] = times
     return results.Report(found, peaks, rounds)
 
 
@@ -194,14 +208,16 @@ def _bar(rounds: int) -> Iterator[Callable[[], object]]:
 
 
 def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
-    """Refuse to compare engines that do not compute the same."""
-    reference = engines[0].result(what)
-    scale = max(1.0, float(np.abs(reference).max()))
-    for engine in engines[1:]:
-        result = engine.result(what)
+    """Refuse to compare engines whose results differ by more than their options and precisions allow."""
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    for engine in engines:
+        option, result = option_of(engine.name), engine.result(what)
+        # Fewer bits are compared with float32, other options among themselves.
+        name, reference = first.setdefault("" if option in ALLOWED else option, (engine.name, result))
+        scale = max(1.0, float(np.abs(reference).max()))
         worst = float(np.abs(result - reference).max()) if result.shape == reference.shape else float("inf")
-        if not worst <= 1e-4 * scale:
-            msg = f"{what} at {shape}: {engine.name} and {engines[0].name} differ by {worst:.1e}"
+        if not worst <= ALLOWED.get(option, EQUAL) * scale:
+            msg = f"{what} at {shape}: {engine.name} and {name} differ by {worst:.1e}"
             raise UnequalError(msg)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +56,18 @@ VARIANTS = SHARED | {
 }
 """Timed by ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
 
+STORED: dict[str, dict[str, Any]] = {
+    "bfloat16": {"weights": "bfloat16"},
+    "int8": {"weights": "int8"},
+    "int8x8": {"weights": "int8", "activations": "int8"},
+}
+"""Timed by ``--precisions``: arguments of `freeze`. In ``int8x8`` the activations are int8 too."""
+
+ALLOWED = {"bfloat16": 2e-2, "int8": 2e-2, "int8x8": 4e-2}
+"""Differences from float32 that a precision allows, relative to the largest magnitude or 1."""
+EQUAL = 1e-4
+"""The same for two engines of float32."""
+
 
 def problem(
     shape: Shape, variant: Variant | None = None
@@ -68,17 +83,20 @@ def kernel(name: str) -> Callable[[Shape, int], Work]:
     """One of our own kernels."""
 
     # Its process has read the number of threads from its environment.
-    def build(shape: Shape, threads: int, variant: Variant | None = None) -> Work:  # noqa: ARG001
+    def build(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001
         xplstm.use_kernel(name)
+        variant, stored = VARIANTS.get(option), STORED.get(option, {})
         params, x, dy = problem(shape, variant)
         lstm = xplstm.LSTM(shape.I, shape.H, variant=variant)
         lstm.load_state_dict(params)
-        frozen = lstm.freeze()
+        frozen = lstm.freeze(**stored)
         if shape.T == 1:
             first = x[0]
             state = frozen.step(first)[1]
             zeros = type(state)(np.zeros_like(state.h), np.zeros_like(state.c))
             return Work(lambda: np.asarray(frozen.step(first, zeros)[0]), None)
+        if stored:
+            return Work(lambda: np.asarray(frozen(x)[0]), None)
         # Random masks are drawn in training alone.
         options = variant or Variant()
         random = options.zoneout_h or options.zoneout_c or options.recurrent_dropout
@@ -88,46 +106,86 @@ def kernel(name: str) -> Callable[[Shape, int], Work]:
     return build
 
 
-def build_torch(shape: Shape, threads: int) -> Work:
-    """PyTorch's LSTM on the CPU, for a single step its LSTMCell."""
+def build_torch(shape: Shape, threads: int, option: str = "") -> Work:
+    """PyTorch's LSTM on the CPU, for a single step its LSTMCell; ``compiled`` is by `torch.compile`."""
     import torch
 
     torch.set_num_threads(threads)
     params, x, dy = problem(shape)
-    inputs, gradient = torch.tensor(x), torch.tensor(dy)
+    if option == "int8x8":
+        return _torch_of_int8(params, shape, x)
+    dtype = torch.bfloat16 if option == "bfloat16" else torch.float32
+    prepare: Callable[[Any], Any] = torch.compile if option == "compiled" else lambda module: module
+    inputs, gradient = torch.tensor(x, dtype=dtype), torch.tensor(dy, dtype=dtype)
     if shape.T == 1:
-        cell = torch.nn.LSTMCell(shape.I, shape.H)
+        cell = torch.nn.LSTMCell(shape.I, shape.H, dtype=dtype)
         cell.load_state_dict({name[:-3]: torch.tensor(a) for name, a in params.items()})
-        first, zeros = inputs[0], torch.zeros(shape.B, shape.H)
+        first, zeros = inputs[0], torch.zeros(shape.B, shape.H, dtype=dtype)
+        run = prepare(cell)
 
         def step() -> np.ndarray:
             with torch.inference_mode():
-                return np.asarray(cell(first, (zeros, zeros))[0].numpy())
+                return np.asarray(run(first, (zeros, zeros))[0].float().numpy())
 
         return Work(step, None)
-    module = torch.nn.LSTM(shape.I, shape.H)
+    module = torch.nn.LSTM(shape.I, shape.H, dtype=dtype)
     module.load_state_dict({name: torch.tensor(a) for name, a in params.items()})
+    call = prepare(module)
 
     def forward() -> np.ndarray:
         with torch.inference_mode():
-            return np.asarray(module(inputs)[0].numpy())
+            return np.asarray(call(inputs)[0].float().numpy())
 
     def train() -> np.ndarray:
         module.zero_grad()
         leaf = inputs.detach().requires_grad_()
-        module(leaf)[0].backward(gradient)
+        call(leaf)[0].backward(gradient)
         return np.asarray(leaf.grad.numpy())
 
-    return Work(forward, train)
+    return Work(forward, None if option == "bfloat16" else train)
 
 
-def build_onnxruntime(shape: Shape, threads: int, variant: Variant | None = None) -> Work:
-    """ONNX Runtime's LSTM on the CPU."""
-    import onnx
+def _torch_of_int8(params: dict[str, np.ndarray], shape: Shape, x: np.ndarray) -> Work:
+    """PyTorch's dynamically quantised LSTM."""
+    import torch
+
+    holder = torch.nn.Sequential(torch.nn.LSTM(shape.I, shape.H))
+    holder[0].load_state_dict({name: torch.tensor(a) for name, a in params.items()})
+    with warnings.catch_warnings():
+        # Deprecated in favour of another package, whose quantisation has no LSTM.
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(holder, {torch.nn.LSTM})[0]
+    inputs = torch.tensor(x)
+
+    def forward() -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(quantised(inputs)[0].numpy())
+
+    return Work(forward, None)
+
+
+def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
+    """ONNX Runtime's LSTM on the CPU; ``int8x8`` is its `DynamicQuantizeLSTM`."""
     import onnxruntime
+
+    variant = VARIANTS.get(option)
+    params, x, _ = problem(shape, variant)
+    model = _onnx_model(params, shape, variant)
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        _quantised(model) if option == "int8x8" else model.SerializeToString(),
+        session_options,
+        providers=["CPUExecutionProvider"],
+    )
+    return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
+
+
+def _onnx_model(params: dict[str, np.ndarray], shape: Shape, variant: Variant | None) -> Any:
+    """Return a model of one LSTM operator from x to y."""
+    import onnx
     from onnx import helper, numpy_helper
 
-    params, x, _ = problem(shape, variant)
     H = shape.H
 
     def iofc(a: np.ndarray) -> np.ndarray:
@@ -146,17 +204,23 @@ def build_onnxruntime(shape: Shape, threads: int, variant: Variant | None = None
     graph = helper.make_graph(
         [helper.make_node("LSTM", inputs, ["y"], hidden_size=H, **options)],
         "lstm",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [shape.T, shape.B, shape.I])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [shape.T, 1, shape.B, H])],
         [numpy_helper.from_array(a, name) for name, a in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), session_options, providers=["CPUExecutionProvider"]
-    )
-    return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+
+
+def _quantised(model: Any) -> bytes:
+    """Return a model whose weights are of int8, a scale for each row."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    # Else it warns that a model of one operator was not simplified.
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        quantize_dynamic(model, file, per_channel=True)
+        return file.read_bytes()
 
 
 def _onnx_options(variant: Variant | None) -> dict[str, Any]:
@@ -190,7 +254,7 @@ def scanned(p: dict[str, Any], x: Any) -> Any:
     return jax.lax.scan(step, (zeros, zeros), u)[1]
 
 
-def build_jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the process's processors
+def build_jax(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001 - one signature
     """JAX's loop, compiled."""
     import jax
 
@@ -205,6 +269,67 @@ def build_jax(shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes th
         return np.asarray(dx)
 
     return Work(lambda: np.asarray(forward(p, inputs)), None if shape.T == 1 else trained)
+
+
+def build_openvino(shape: Shape, threads: int, option: str = "") -> Work:
+    """OpenVINO's LSTMSequence on the CPU, which computes in `option` or float32."""
+    import openvino
+    from openvino import opset13 as op
+
+    params, x, _ = problem(shape)
+    H = shape.H
+
+    def fico(a: np.ndarray) -> np.ndarray:
+        return np.concatenate([a[H : 2 * H], a[:H], a[2 * H : 3 * H], a[3 * H :]])[None]
+
+    source = op.parameter([shape.B, shape.T, shape.I], np.float32)
+    zeros = op.constant(np.zeros((shape.B, 1, H), np.float32))
+    lengths = op.constant(np.full(shape.B, shape.T, np.int32))
+    matrices = (op.constant(fico(params[f"weight_{name}_l0"])) for name in ("ih", "hh"))
+    bias = op.constant(fico(params["bias_ih_l0"] + params["bias_hh_l0"]))
+    layer = op.lstm_sequence(source, zeros, zeros, lengths, *matrices, bias, H, "forward")
+    config = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "bf16" if option else "f32",
+    }
+    model = openvino.Model([layer.output(0)], [source])
+    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    batch_first = np.ascontiguousarray(x.swapaxes(0, 1))
+
+    def forward() -> np.ndarray:
+        request.infer([batch_first], share_inputs=True)
+        return np.asarray(request.get_output_tensor(0).data[:, 0].swapaxes(0, 1))
+
+    return Work(forward, None)
+
+
+def build_mlx(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001 - one signature
+    """MLX's LSTM on the CPU."""
+    import mlx.core as mx
+    from mlx import nn
+
+    mx.set_default_device(mx.cpu)
+    params, x, dy = problem(shape)
+    layer = nn.LSTM(shape.I, shape.H)
+    names = {"Wx": "weight_ih_l0", "Wh": "weight_hh_l0"}
+    weights = {name: mx.array(params[ours]) for name, ours in names.items()}
+    weights["bias"] = mx.array(params["bias_ih_l0"] + params["bias_hh_l0"])
+    inputs, gradient = (mx.array(np.ascontiguousarray(a.swapaxes(0, 1))) for a in (x, dy))
+
+    def run(x: Any, *weights_of: Any) -> Any:
+        layer.update(dict(zip(weights, weights_of, strict=True)))
+        return layer(x)[0]
+
+    def forward() -> np.ndarray:
+        return np.asarray(run(inputs, *weights.values())).swapaxes(0, 1)
+
+    def train() -> np.ndarray:
+        _, gradients = mx.vjp(run, [inputs, *weights.values()], [gradient])
+        mx.eval(gradients)
+        return np.asarray(gradients[0]).swapaxes(0, 1)
+
+    return Work(forward, None if shape.T == 1 else train)
 
 
 def on_torch(name: str, shape: Shape, threads: int) -> Work:
@@ -262,26 +387,46 @@ def on_jax(name: str, shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it 
 ON_ARRAYS = {"torch": on_torch, "jax": on_jax}
 """Timed by ``--arrays``; the engine ``native@torch`` is the kernel `native` on arrays of PyTorch."""
 
+
+class Peer(NamedTuple):
+    """Another library: what prepares its LSTM, the packages that it needs, and the options that it has."""
+
+    build: Callable[..., Work]
+    needs: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
 PEERS = {
-    "onnxruntime": (build_onnxruntime, ("onnx", "onnxruntime")),
-    "torch": (build_torch, ("torch",)),
-    "jax": (build_jax, ("jax",)),
+    "onnxruntime": Peer(build_onnxruntime, ("onnx", "onnxruntime"), (*SHARED, "int8x8")),
+    "torch": Peer(build_torch, ("torch",), ("bfloat16", "int8x8")),
+    "torch_compiled": Peer(partial(build_torch, option="compiled"), ("torch",)),
+    "jax": Peer(build_jax, ("jax",)),
+    "openvino": Peer(build_openvino, ("openvino",), ("bfloat16",)),
+    "mlx": Peer(build_mlx, ("mlx",)),
 }
 
 
 def available() -> list[str]:
     """Our kernels that run here, fastest first, then the peers that are installed."""
     ours = [name for name in ("native", "numpy_inplace") if not _dispatch.why_missing(name)]
-    peers = [name for name, (_, needs) in PEERS.items() if all(importlib.util.find_spec(n) for n in needs)]
-    return [*ours, *peers]
+    return [*ours, *(n for n, peer in PEERS.items() if all(importlib.util.find_spec(x) for x in peer.needs))]
+
+
+def with_options(options: dict[str, Any]) -> list[str]:
+    """Return the fastest of our kernels, that kernel with each of `options`, and the peers with theirs."""
+    ours, *rest = available()
+    peers = (f"{n}+{option}" for n in rest if n in PEERS for option in PEERS[n].options if option in options)
+    return [ours, *(f"{ours}+{option}" for option in options), *peers]
 
 
 def available_variants() -> list[str]:
-    """Return the fastest of our kernels, that kernel with each of VARIANTS, and ONNX Runtime with SHARED."""
-    ours, *rest = available()
-    peers = (name for name in rest if name == "onnxruntime")
-    theirs = (f"{name}+{option}" for name in peers for option in SHARED)
-    return [ours, *(f"{ours}+{option}" for option in VARIANTS), *theirs]
+    """Return what ``--variants`` times."""
+    return with_options(VARIANTS)
+
+
+def available_precisions() -> list[str]:
+    """Return what ``--precisions`` times."""
+    return with_options(STORED)
 
 
 def available_arrays() -> list[str]:
@@ -291,14 +436,19 @@ def available_arrays() -> list[str]:
     return [ours, *(name for pair in pairs for name in pair)]
 
 
+def option_of(name: str) -> str:
+    """Return the option of an engine's name, or nothing."""
+    return name.partition("+")[2]
+
+
 def builder(name: str) -> Callable[[Shape, int], Work]:
     """Return the function that prepares an engine for a shape and a number of threads."""
     base, _, library = name.partition("@")
     if library:
         return partial(ON_ARRAYS[library], base)
     base, _, option = name.partition("+")
-    build: Callable[..., Work] = PEERS[base][0] if base in PEERS else kernel(base)
-    return partial(build, variant=VARIANTS[option]) if option else build
+    build: Callable[..., Work] = PEERS[base].build if base in PEERS else kernel(base)
+    return partial(build, option=option) if option else build
 
 
 # Rows and columns of the matrices whose product is the machine's measure.

@@ -7,14 +7,14 @@ import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xplstm._errors import ArgumentError, BackendError
-from xplstm.cli.peers import PEERS, Shape
+from xplstm.cli.peers import PEERS, Shape, option_of
 
 Times = dict[str, list[float]]
 """Microseconds a step by engine, one number a round."""
@@ -42,12 +42,22 @@ def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(b / a for a, b in zip(ours, other, strict=True))
 
 
-def mean_ratios(rows: dict[Shape, Times], ours: str) -> dict[str, float]:
-    """Geometric mean over the shapes of the ratio to each other engine."""
-    others = dict.fromkeys(name for times in rows.values() for name in times if name != ours)
+def pairs(names: Iterable[str]) -> dict[str, str]:
+    """Return what each engine but the first is compared with: ours of the same option, else the first."""
+    first: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for name in names:
+        ours = first.setdefault(option_of(name), name)
+        found[name] = next(iter(first.values())) if ours == name else ours
+    return {name: ours for name, ours in found.items() if name != ours}
+
+
+def mean_ratios(rows: dict[Shape, Times]) -> dict[str, float]:
+    """Geometric mean over the shapes of each other engine's ratio to ours."""
+    found = pairs(dict.fromkeys(name for times in rows.values() for name in times))
     return {
         name: statistics.geometric_mean(ratio(t, ours, name) for t in rows.values() if name in t)
-        for name in others
+        for name, ours in found.items()
     }
 
 
@@ -60,12 +70,13 @@ def speed(what: str, shape: Shape, times: list[float]) -> float:
 def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str:
     """One row a shape: each engine's median, ours against each other, and our part of the peak."""
     ours = next(iter(next(iter(rows.values()))))
-    means = mean_ratios(rows, ours)
+    means = mean_ratios(rows)
+    others = pairs([ours, *means])
     header = ["T,B,I,H", ours, *means, *(f"x/{name}" for name in means), "GFLOP/s", "of peak"]
     lines = [header]
     for shape, times in rows.items():
         medians = [f"{statistics.median(times[n]):.1f}" if n in times else "-" for n in (ours, *means)]
-        ratios = [f"{ratio(times, ours, n):.2f}" if n in times else "-" for n in means]
+        ratios = [f"{ratio(times, to, n):.2f}" if n in times else "-" for n, to in others.items()]
         reached = speed(what, shape, times[ours])
         lines.append([str(shape), *medians, *ratios, f"{reached:.1f}", f"{reached / peak:.0%}"])
     lines.append(["geometric mean", *[""] * (1 + len(means)), *(f"{m:.2f}" for m in means.values()), "", ""])
@@ -90,7 +101,8 @@ class Report(NamedTuple):
         parts = [
             f"{processor()}, {os.cpu_count()} cores, float32, one layer of one direction\n"
             f"microseconds a step: median of {self.rounds} interleaved rounds, results checked equal first\n"
-            "x/peer: the peer's time over ours, median of the rounds; above 1 we are faster"
+            "x/peer: the peer's time over ours, median of the rounds; above 1 we are faster\n"
+            "an option of a peer is compared with ours of that option, and ours with ours without"
         ]
         for n, kinds in self.found.items():
             parts += [table(what, n, rows, self.peaks[n]) for what, rows in kinds.items()]
@@ -125,7 +137,7 @@ class Report(NamedTuple):
 
 def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
     """Mean ratios as a reader wants them."""
-    return {name: round(r, 3) for name, r in mean_ratios(rows, next(iter(next(iter(rows.values()))))).items()}
+    return {name: round(r, 3) for name, r in mean_ratios(rows).items()}
 
 
 def processor() -> str:
@@ -141,7 +153,8 @@ def processor() -> str:
 def versions() -> dict[str, str]:
     """Python's, ours and those of the peers that are installed."""
     found = {"python": platform.python_version()}
-    for name in ("xplstm", "numpy", *PEERS):
+    packages = dict.fromkeys(package for peer in PEERS.values() for package in peer.needs)
+    for name in ("xplstm", "numpy", *packages):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -191,9 +204,8 @@ def write_figure(figure: Any, file: Path) -> None:
 
 def _panel(axes: Any, rows: dict[Shape, Times], looks: dict[str, str]) -> None:
     """One dot for each shape and peer."""
-    ours = next(iter(next(iter(rows.values()))))
     shapes = list(rows)
-    for name in mean_ratios(rows, ours):
+    for name, ours in pairs(dict.fromkeys(name for times in rows.values() for name in times)).items():
         points = [(ratio(rows[s], ours, name), k) for k, s in enumerate(shapes) if name in rows[s]]
         axes.plot(*zip(*points, strict=True), looks[name], markersize=5, label=name)
     axes.axvline(1, color="#444444", linewidth=1)
