@@ -79,6 +79,7 @@ ROWS = (
     ("io.onnx._whole",),
     ("io.onnx._math",),
     ("io.onnx._model",),
+    ("io.onnx._cost",),
     ("io.onnx._fold",),
     ("io.onnx._projected",),
     ("io.onnx._trace",),

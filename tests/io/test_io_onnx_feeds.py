@@ -180,11 +180,13 @@ def test_a_constant_state_comes_with_the_network(kind: str, way: str, options: A
     x = torch.randn(STEPS, BATCH, I)
     exported(model, (x,), path, dynamic_axes={"x": [0, 1]}, input_names=["x"])
     with pytest.raises(
-        xplstm.FormatError, match=r"begins with a state of its own, not zeros: .*load_with_state"
+        xplstm.FormatError, match=r"is called with state of its own: xplstm.io.load_with_call"
     ):
         xplstm.io.load(path)
-    assert "with an initial state" in str(xplstm.io.inspect(path))
-    net, state = xplstm.io.load_with_state(path)
+    assert "called with state of its own" in str(xplstm.io.inspect(path))
+    net, arguments = xplstm.io.load_with_call(path)
+    state = arguments.pop("state")
+    assert not arguments
     B = x.shape[0 if net._stack.batch_first else 1]
     h = state.h if kind == "LSTM" else state
     if h.shape[1] == 1:
@@ -193,22 +195,22 @@ def test_a_constant_state_comes_with_the_network(kind: str, way: str, options: A
         np.testing.assert_allclose(net(x.numpy(), state)[0], model(x).numpy(), rtol=0, atol=1e-6)
 
 
-def test_a_state_of_other_operators_is_refused(tmp_path: Path) -> None:
-    class Bounded(Learned):
+def test_a_state_of_the_input_is_refused(tmp_path: Path) -> None:
+    class OfInput(Learned):
         def forward(self, x: Any) -> Any:
-            h = torch.tanh(self.h0).repeat(1, x.shape[1], 1)
+            h = self.h0.repeat(1, x.shape[1], 1) * x[:1, :, :1]
             return self.rnn(x, (h, torch.zeros_like(h)))[0]
 
-    exported(Bounded("LSTM", ""), (torch.randn(STEPS, BATCH, I),), tmp_path / "m.onnx")
+    exported(OfInput("LSTM", ""), (torch.randn(STEPS, BATCH, I),), tmp_path / "m.onnx")
     with pytest.raises(xplstm.FormatError, match="the LSTM node '/rnn/LSTM' begins with a state"):
-        xplstm.io.load_with_state(tmp_path / "m.onnx")
+        xplstm.io.load_with_call(tmp_path / "m.onnx")
 
 
 def test_a_network_without_a_state_of_its_own_comes_alone(tmp_path: Path) -> None:
     net = xplstm.LSTM(I, H, rng=0)
     ours.export(net, tmp_path / "m.onnx")
-    again, state = xplstm.io.load_with_state(tmp_path / "m.onnx")
-    assert state is None
+    again, arguments = xplstm.io.load_with_call(tmp_path / "m.onnx")
+    assert arguments == {}
     assert np.array_equal(again.params["weight_hh_l0"], net.params["weight_hh_l0"])
 
 
@@ -243,9 +245,9 @@ def test_a_state_made_of_the_size_of_the_batch_is_refused(scaled: bool, tmp_path
         with pytest.raises(
             xplstm.FormatError, match="the LSTM node 'lstm' begins with a state of the model's"
         ):
-            xplstm.io.load_with_state(tmp_path / "m.onnx")
+            xplstm.io.load_with_call(tmp_path / "m.onnx")
     else:
-        assert np.array_equal(xplstm.io.load_with_state(tmp_path / "m.onnx")[1].h, h0)
+        assert np.array_equal(xplstm.io.load_with_call(tmp_path / "m.onnx")[1]["state"].h, h0)
 
 
 class Crossed(torch.nn.Module):  # type: ignore[misc]
@@ -352,6 +354,62 @@ def bombs() -> dict[str, bytes]:
             kept=huge,
         ),
     }
+
+
+@pytest.mark.parametrize("op", ["Range", "Pad", "Conv", "Gemm", "Less"])
+def test_an_initial_state_has_the_same_budget(op: str, tmp_path: Path) -> None:
+    """Nodes that compute numbers are bounded before they run, like those that move them."""
+    wide, attributes = np.zeros((1, 1 << 14)), {"pads": [0, 1 << 28]} if op == "Conv" else {}
+    given: dict[str, list[np.ndarray]] = {
+        "Range": [np.asarray(0), np.asarray(1 << 40), np.asarray(1)],
+        "Pad": [wide, np.asarray([0, 0, 1 << 13, 1 << 20])],
+        "Conv": [np.zeros((1, 1, 4)), np.zeros((1, 1, 3))],
+        "Gemm": [wide.T, wide],
+        "Less": [wide, wide.T],
+    }
+    kept = {f"a{k}": a for k, a in enumerate(given[op])}
+    nodes = [
+        onnx.helper.make_node(op, [*kept], ["a"], **attributes),
+        onnx.helper.make_node("Cast", ["a"], ["h"], to=1),
+    ]
+    write_lstm(tmp_path / "m.onnx", nodes, **kept)
+    with pytest.raises(xplstm.FormatError, match=r"more than \d+ bytes, the most that is allowed"):
+        xplstm.io.load_with_call(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_constant_lengths_come_with_the_network(same: bool, options: Any, tmp_path: Path) -> None:
+    """They are those of all layers, as in a model whose lengths were fixed when it was written."""
+    model, lengths = ours.export(xplstm.LSTM(I, H, rng=0, **options)), np.asarray([3, 6], "int32")
+    lengths = np.full(2, 4, "int32") if same else lengths
+    for node in model.graph.node:
+        if node.op_type == "LSTM":
+            node.input[4] = "fixed"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(lengths, "fixed"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match=r"is called with lengths of its own: .*load_with_call"):
+        xplstm.io.load(tmp_path / "m.onnx")
+    assert "called with lengths of its own" in str(xplstm.io.inspect(tmp_path / "m.onnx"))
+    net, arguments = xplstm.io.load_with_call(tmp_path / "m.onnx")
+    assert arguments.keys() == {"lengths"}
+    assert arguments["lengths"].tolist() == lengths.tolist()
+    x = np.random.default_rng(0).normal(size=(STEPS, 2, I)).astype("float32")
+    wanted = xplstm.LSTM(I, H, rng=0, **options)(x, lengths=lengths)[0]
+    np.testing.assert_array_equal(net(x, **arguments)[0], wanted)
+
+
+def test_a_state_half_constant_is_refused(tmp_path: Path) -> None:
+    model = ours.export(xplstm.LSTM(I, H, rng=0))
+    lstm = next(node for node in model.graph.node if node.op_type == "LSTM")
+    lstm.input[5], lstm.input[6] = "learned", "given"
+    model.graph.input.append(onnx.helper.make_tensor_value_info("given", 1, [1, "B", H]))
+    learned = np.ones((1, 1, H), "float32")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(learned, "learned"))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "one of h and c is constant" in str(xplstm.io.inspect(tmp_path / "m.onnx"))
+    with pytest.raises(xplstm.FormatError, match="one of h and c is constant at first, and one is given in"):
+        xplstm.io.load_with_call(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("kind", ["concat", "gather", "tile", "expand", "constant"])

@@ -20,11 +20,11 @@ CHUNK = 50
 
 
 def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
-    """The network, after the order of axes was told if it was asked for; or the refusal."""
+    """The network and its arguments, after the order of axes was told if it was asked for; or the refusal."""
     options: dict[str, Any] = {}
     while True:
         try:
-            return xplstm.io.load(path, prefix=prefix, **options)
+            return xplstm.io.load_with_call(path, prefix=prefix, **options)
         except xplstm.ArgumentError as error:
             if not str(error).startswith("batch_first:") or options:
                 raise
@@ -32,22 +32,28 @@ def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
             options = {"batch_first": case.batch_first if prefix in (None, "first") else False}
 
 
-def compare(case: Case, values: dict[str, np.ndarray], net: Any, first: str, seen: Counter[str]) -> None:
+def compare(
+    case: Case, values: dict[str, np.ndarray], net: Any, own: Any, first: str, seen: Counter[str]
+) -> None:
     """Run the network on what its first layer is given."""
     layers = net._stack.num_layers
     last = case.nodes[case.nodes.index(first) + layers - 1]
     given = case.layer_input if first == "first" else by_name(case, first).input[0]
-    x, lengths = values[given], case.feed.get("lengths")
+    x, lengths = values[given], own.get("lengths", case.feed.get("lengths"))
+    lengths = np.repeat(lengths, 3) if lengths is not None and len(lengths) == 1 else lengths
     if first == "second" and net._stack.batch_first:
         x = x.swapaxes(0, 1)  # before the Transpose right before the node
     D, states = len(net._stack.reverse), []
-    for letter, place in (("h", 5), ("c", 6)):
+    for letter, place in (("h", 5), ("c", 6)) if "state" not in own else ():
         names = [by_name(case, name).input for name in case.nodes]
         names = names[case.nodes.index(first) :][:layers]
         if f"{letter}_0" in case.feed and all(len(n) > place and n[place] for n in names):
             states.append(np.concatenate([values[n[place]] for n in names]))
         else:
             states.append(np.zeros((layers * D, 3, net._stack.hidden_size), "float32"))
+    if "state" in own:
+        state = own["state"]
+        states = list(state.take([0] * 3) if state.h.shape[1] == 1 else state)
     y = net(x, tuple(states), lengths=lengths)[0]
     wanted = values[f"{last}_Y"].transpose(0, 2, 1, 3)
     wanted = wanted.reshape(*wanted.shape[:2], -1)
@@ -56,6 +62,8 @@ def compare(case: Case, values: dict[str, np.ndarray], net: Any, first: str, see
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5, err_msg=f"{net}: {case.what}")
     seen["loaded"] += 1
     seen["joined"] += layers > 1
+    for name in own:
+        seen[name] += 1
 
 
 def by_name(case: Case, name: str) -> Any:
@@ -75,14 +83,14 @@ def check(seed: int, path: Path, seen: Counter[str]) -> None:
         return
     for prefix in (None, *case.nodes):
         try:
-            net = read(path, case, prefix, seen)
+            net, own = read(path, case, prefix, seen)
         except (xplstm.FormatError, xplstm.ArgumentError) as error:
             seen["refused"] += 1
             message = str(error)
             assert len(message) < 2000
             assert any(name in message for name in case.nodes), message
             continue
-        compare(case, values, net, prefix or case.nodes[0], seen)
+        compare(case, values, net, own, prefix or case.nodes[0], seen)
 
 
 @pytest.mark.parametrize("chunk", range(14))

@@ -18,8 +18,12 @@ STATES = (
     *("none", "none", "none", "zero", "zero_of_shape", "zero_expanded", "zero_tiled", "zero_where"),
     *("learned", "tiled", "filled", "added", "tanh", "expanded"),
     *("input", "input", "input_slice", "input_flipped", "input_tanh", "wrong_size", "selected"),
+    *("expanded_tanh", "branch", "divided", "powers", "summed_batch", "sliced", "branch_of_input"),
 )
-LENGTHS = ("none", "none", "none", "input", "input_cast", "constant", "whole", "whole_of_shape", "shorter")
+LENGTHS = (
+    *("none", "none", "none", "input", "input_cast", "constant", "whole", "whole_of_shape", "shorter"),
+    *("constant_cast", "filled", "branch", "some_of_input"),
+)
 WEIGHTS = (
     "plain",
     "plain",
@@ -69,6 +73,18 @@ class Builder:
         name = f"k{len(self.kept)}"
         self.kept[name] = np.asarray(a)
         return name
+
+    def branch(self, condition: str, a: np.ndarray) -> str:
+        """An If that makes `a` where the condition is true, and 10 more of each number where it is not."""
+        helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper
+        graphs = {}
+        for k, (name, value) in enumerate((("then_branch", a), ("else_branch", a + a.dtype.type(10)))):
+            made = f"b{len(self.nodes)}_{k}"
+            constant = helper.make_node("Constant", [], [made], value=numpy_helper.from_array(value))
+            kind = helper.np_dtype_to_tensor_dtype(a.dtype)
+            info = helper.make_tensor_value_info(made, kind, None)
+            graphs[name] = helper.make_graph([constant], name, [], [info])
+        return self.add("If", condition, **graphs)
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         made = f"v{len(self.nodes)}"
@@ -219,6 +235,25 @@ class Builder:
                 return add("Expand", add("Tanh", keep(one)), shape)
             case "expanded":
                 return add("Expand", keep(one), shape)
+            case "expanded_tanh":
+                return add("Tanh", add("Expand", keep(one), shape))
+            case "branch":
+                made = self.branch(keep(np.asarray(bool(layer))), self.floats(D, 1, H))
+                return add("Expand", made, shape)
+            case "branch_of_input":
+                total = add("ReduceMax", "x", keepdims=0)
+                large = add("Greater", add("Cast", total, to=1), keep(np.float32(0)))
+                return self.branch(large, self.floats(D, B, H))
+            case "divided":
+                norm = add("Sqrt", add("ReduceSum", add("Mul", keep(one), keep(one)), keep([2])))
+                return add("Expand", add("Div", keep(one), norm), shape)
+            case "powers":
+                return add("Pow", add("Expand", keep(abs(one)), shape), keep(np.float32(0.5)))
+            case "summed_batch":
+                return add("Expand", add("ReduceSum", add("Expand", keep(one), shape), keep([1])), shape)
+            case "sliced":
+                table = keep(np.repeat(one, 2 * B, axis=1) + np.arange(2.0 * B, dtype="f4")[:, None])
+                return add("Slice", table, keep([0]), batch, keep([1]))
             case "selected":
                 zeros = keep(np.zeros((D, 1, H), "float32"))
                 return add("Where", keep(np.ones((D, B, H), bool)), keep(one), zeros)
@@ -250,6 +285,15 @@ class Builder:
                 return keep(np.full(B, T, "int32"))
             case "whole_of_shape":
                 return add("Cast", add("Expand", self.size(X, 0), self.size(X, 1)), to=6)
+            case "constant_cast":
+                return add("Cast", add("Add", keep(ragged.astype("int64")), keep([1])), to=6)
+            case "filled":
+                fill = self.onnx.numpy_helper.from_array(np.asarray([T - 2], "int32"))
+                return add("ConstantOfShape", self.size(X, 1), value=fill)
+            case "branch":
+                return self.branch(keep(np.asarray(True)), ragged)
+            case "some_of_input":
+                return add("Min", self.give("lengths", ragged, ["B"]), keep(np.asarray([1, T, T], "int32")))
             case "shorter":
                 steps = add("Sub", self.size(X, 0), keep([1]))
                 return add("Cast", add("Expand", steps, self.size(X, 1)), to=6)

@@ -317,7 +317,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "plots.plot_history": lambda: (plots.plot_history, {"history": training.History([2.0, 1.0])}),
     "plots.plot_trace": lambda: (plots.plot_trace, {"trace": lstm().trace(X)}),
     "io.load": lambda: (io.load, {"source": lstm().state_dict()}),
-    "io.load_with_state": lambda: (io.load_with_state, {"source": lstm().state_dict()}),
+    "io.load_with_call": lambda: (io.load_with_call, {"source": lstm().state_dict()}),
     "io.save": lambda: (io.save, {"path": f"{FOLDER}/w.safetensors", "network": lstm()}),
     "io.inspect": lambda: (io.inspect, {"source": lstm().state_dict()}),
     "io.arrays": lambda: (io.arrays, {"source": lstm().state_dict()}),

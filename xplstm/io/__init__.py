@@ -4,7 +4,7 @@
 """
 
 from xplstm.io._inspect import Inspection, inspect
-from xplstm.io._load import arrays, from_state, load, load_with_state, save, to_mapping, to_state
+from xplstm.io._load import arrays, from_state, load, load_with_call, save, to_mapping, to_state
 from xplstm.io._models import load_model
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "inspect",
     "load",
     "load_model",
-    "load_with_state",
+    "load_with_call",
     "save",
     "to_mapping",
     "to_state",

@@ -45,6 +45,8 @@ def _misfit(stack: Stack, merge: str) -> str | None:
     batches = [one.state and one.state[0].shape[1] for layer in stack for one in layer]
     if len({*batches}) > 1:
         return "some of the layers begin with a state of their own, or with states of several batch sizes"
+    if len({one.lengths for layer in stack for one in layer}) > 1:
+        return "the layers have several lengths of their own"
     if len({len(layer) for layer in stack}) > 1 or len(stack[0]) > 2:
         counts = [len(layer) for layer in stack]
         return f"the layers have {counts} directions; each must have one, or each two"

@@ -75,6 +75,14 @@ class Found(NamedTuple):
 
     state: tuple[Array, ...] | None = None
     """Its own initial state, h or h and c, of (layers and directions, batch, size); None if it has none."""
+    lengths: tuple[int, ...] | None = None
+    """Its own lengths of the sequences, one if all have the same; None if it has none."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What the file passes to each call of the network."""
+        given = {"state": self.state, "lengths": self.lengths}
+        return tuple(name for name, value in given.items() if value is not None)
 
     @property
     def places(self) -> tuple[str, ...]:

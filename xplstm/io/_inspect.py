@@ -98,7 +98,8 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
 
 def _words(one: Found) -> str:
     """Return what could be made of a network, or why it cannot be loaded."""
-    return printable(one.problem or spelled(one) + (", with an initial state" if one.state else ""))
+    own = f", called with {' and '.join(one.arguments)} of its own" if one.arguments else ""
+    return printable(one.problem or spelled(one) + own)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from xplstm import _array, _checks, _values, nn
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._state import LSTMState
@@ -87,13 +89,15 @@ def load(
     """
     with as_path(source) as given:
         contents, found = _find(given, format, prefix, dtype, options)
-        if found.state is not None:
-            msg = f"{contents.where}: {called(found)} begins with a state of its own, not zeros"
-            raise FormatError(f"{msg}: xplstm.io.load_with_state gives the network and that state")
+        if found.arguments:
+            msg = (
+                f"{contents.where}: {called(found)} is called with {' and '.join(found.arguments)} of its own"
+            )
+            raise FormatError(f"{msg}: xplstm.io.load_with_call gives the network and these arguments")
         return _build(contents, found, xp, device, options)
 
 
-def load_with_state(
+def load_with_call(
     source: Path | Mapping[str, Any],
     *,
     format: str | None = None,  # noqa: A002
@@ -102,8 +106,10 @@ def load_with_state(
     device: Device | None = None,
     dtype: FloatDType | None = None,
     **options: Any,
-) -> tuple[Network, LSTMState | Array | None]:
-    """Load a network and the initial state that the file gives it, such as a learned one.
+) -> tuple[Network, dict[str, Any]]:
+    """Load a network and the arguments that the file passes to its calls, such as a learned initial state.
+
+    ``network(x, **arguments)`` then computes what the file computes.
 
     Parameters
     ----------
@@ -113,10 +119,12 @@ def load_with_state(
     Returns
     -------
     network : LSTM, GRU, RNN or JordanRNN
-    state : LSTMState, array or None
-        Of (layers and directions, batch, size), for the network: h and c of an LSTM, h of another. The batch
-        is 1 if all entries begin with the same; ``state.take([0] * B)`` repeats them. None if the network
-        begins with zeros, or with a state that is given at each call.
+    arguments : dict
+        Only what is a constant of the file. "state" is an `LSTMState` for an LSTM and an array for another
+        network, of (layers and directions, batch, size). Its batch is 1 if all entries begin with the
+        same; ``state.take([0] * B)`` repeats them. "lengths" are integers of shape (batch,) on the host, or
+        (1,) if all sequences have the same length. Empty where the network begins with zeros and reads
+        whole sequences, or is given both at each call.
 
     Raises
     ------
@@ -125,21 +133,23 @@ def load_with_state(
 
     Examples
     --------
-    >>> import numpy as np
     >>> import xplstm
     >>> import xplstm.io
-    >>> lstm, state = xplstm.io.load_with_state({"encoder": xplstm.LSTM(3, 2).params})
-    >>> state is None
-    True
+    >>> lstm, arguments = xplstm.io.load_with_call({"encoder": xplstm.LSTM(3, 2).params})
+    >>> arguments
+    {}
     """
     with as_path(source) as given:
         contents, found = _find(given, format, prefix, dtype, options)
         network = _build(contents, found, xp, device, options)
-        if found.state is None:
-            return network, None
-        home = network._home()
-        placed = [_placed(a, home.xp, home.device, home.dtype) for a in found.state]
-        return network, LSTMState(*placed) if len(placed) == 2 else placed[0]
+        arguments: dict[str, Any] = {}
+        if found.state is not None:
+            home = network._home()
+            placed = [_placed(a, home.xp, home.device, home.dtype) for a in found.state]
+            arguments["state"] = LSTMState(*placed) if len(placed) == 2 else placed[0]
+        if found.lengths is not None:
+            arguments["lengths"] = np.asarray(found.lengths, dtype=np.int64)
+        return network, arguments
 
 
 def _find(

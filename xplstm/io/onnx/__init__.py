@@ -21,7 +21,7 @@ from xplstm.io.files._durable import write_durably
 from xplstm.io.onnx import _graph, _operator
 from xplstm.io.onnx._export import model_of, why_not_export
 from xplstm.io.onnx._find import in_arrays, in_graph
-from xplstm.io.onnx._fold import dequantized, folded
+from xplstm.io.onnx._fold import decided, dequantized, folded
 from xplstm.io.onnx._graph import Graph, Input
 from xplstm.io.onnx._model import Prepared, weight_names, why_not
 from xplstm.io.onnx._nodes import Place
@@ -56,7 +56,7 @@ def recognises(opening: Opening) -> bool:
 
 def read(path: str) -> Contents:
     """Return the tensors of a model, and its graph."""
-    graph = projected(dequantized(_graph.as_graph(path, path)))
+    graph = projected(decided(dequantized(_graph.as_graph(path, path))))
     graph = folded(graph, _weights_of(graph))
     return Contents(path, "onnx", by_name(path, graph.constants.items()), {"graph": graph}, "onnx")
 

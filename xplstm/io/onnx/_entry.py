@@ -41,7 +41,6 @@ _SHAPES = {
     "ConstantOfShape": {0},
     "Expand": {1},
     "Reshape": {1},
-    "Slice": {1, 2, 3, 4},
     "Squeeze": {1},
     "Tile": {1},
     "Unsqueeze": {1},
@@ -67,8 +66,8 @@ class Entry(NamedTuple):
 
     batch_first: bool | None
     """None if the graph does not show it."""
-    lengths: str
-    """The model's input with the lengths; "" if there are none."""
+    lengths: str | tuple[int, ...]
+    """The model's input with the lengths, or constants; "" if there are none."""
     starts: tuple[Start, Start]
 
 
@@ -162,8 +161,8 @@ def _data(trace: Trace, name: str) -> list[Node]:
     return nodes
 
 
-def _lengths(trace: Trace, node: Node, name: str, I: int) -> str:
-    """Return which input of the model holds the lengths; "" if all sequences are whole."""
+def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ...]:
+    """Return which input of the model holds the lengths, or constants; "" if all sequences are whole."""
     path = trace.path(node.inputs[0])
     under = trace.maker(path.start) if path else None
     if under is not None and under.op in OPERATORS and padded(under)[4] == name and name in trace.lengths:
@@ -180,8 +179,12 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str:
         elif made is not None and made.op in _PASS_ON:
             wanted.append(made.inputs[0])
         elif not _is_full(trace, node, one, I):
+            constants = _constant_lengths(trace, node, name)
+            if constants:
+                trace.lengths[name] = constants
+                return constants
             msg = f"the {node.label} has sequence_lens {brief(name)!r}, which the model makes itself"
-            raise Refused(f"{msg}; expected an input of the model, or none: {RUN_IT}")
+            raise Refused(f"{msg}; expected an input of the model, constants, or none: {RUN_IT}")
         if seen > LONGEST_PATH:
             msg = f"the {node.label} has sequence_lens {brief(name)!r}, made by too many nodes to follow"
             raise Refused(msg)
@@ -252,20 +255,37 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
     raise Refused(f"{what}, neither constant nor an input of the model: {RUN_IT}")
 
 
-def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.ndarray | None:
-    """Return an initial state that depends on no input, but for the size of the batch; None if it may."""
-    layout = node.attributes.get("layout", 0)
+def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
+    """Return a value for some sizes of the batch, if it depends on no input apart from that; else []."""
     if trace.is_constant(name):
         made = [_constant(trace, name)]
     else:
-        path, own = trace.path(name), trace.own_sizes(node.inputs[0], layout)
+        path = trace.path(name, by_element=True)
+        own = trace.own_sizes(node.inputs[0], node.attributes.get("layout", 0))
         if path is None or path.start or _takes_sizes(path, name):
-            return None
-        # A state of a fixed batch does not fit the other sizes.
+            return []
+        # What has a fixed batch does not fit the other sizes.
         sizes = [*_TRIED, *([own] if own else [])]
         made = [trace.tried(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
+    return [a for a in made if a is not None]
+
+
+def _constant_lengths(trace: Trace, node: Node, name: str) -> tuple[int, ...]:
+    """Return lengths that depend on no input, one if all entries of a batch have the same; () if they may."""
+    found = set()
+    for a in _constant_values(trace, node, name):
+        if a.ndim != 1 or not a.size or not _array.dtype_name(a.dtype).startswith("int") or a.min() < 0:
+            return ()
+        lengths = tuple(a.tolist())
+        found.add(lengths[:1] if len({*lengths}) == 1 and not trace.is_constant(name) else lengths)
+    return found.pop() if len(found) == 1 else ()
+
+
+def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.ndarray | None:
+    """Return an initial state that depends on no input, but for the size of the batch; None if it may."""
+    layout = node.attributes.get("layout", 0)
     states = []
-    for a in (one for one in made if one is not None):
+    for a in _constant_values(trace, node, name):
         if a.ndim != 3 or not _array.dtype_name(a.dtype).startswith(("float", "bfloat")):
             return None
         state = a.swapaxes(0, 1) if layout else a
@@ -368,6 +388,12 @@ def state_of(
     given = [a for column in columns for a in column if a is not None]
     if not given:
         return None
+    asked = {start.name for entry in entries for start in entry.starts[:letters] if start.name}
+    if asked:
+        msg = (
+            f"one of h and c is constant at first, and one is given in {', '.join(map(brief, sorted(asked)))}"
+        )
+        raise Refused(f"{msg}: {RUN_IT}")
     B = max(a.shape[1] for a in given)
     if any(a.shape[1] not in (1, B) for a in given):
         msg = f"the layers begin with constant states for batches of {sorted({a.shape[1] for a in given})}"

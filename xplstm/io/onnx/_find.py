@@ -226,7 +226,12 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
         D = 2 if found.options["bidirectional"] else 1
         sizes = (found.options.get("proj_size") or found.options["hidden_size"], found.options["hidden_size"])
         entries = [part.entry for part in stack if part.entry]
-        found = found._replace(state=state_of(entries, D, sizes, 2 if found.kind == "LSTM" else 1))
+        try:
+            state = state_of(entries, D, sizes, 2 if found.kind == "LSTM" else 1)
+        except FormatError as error:
+            return found._replace(problem=str(error))
+        lengths = entries[0].lengths if entries and isinstance(entries[0].lengths, tuple) else None
+        found = found._replace(state=state, lengths=lengths)
     return found._replace(untold=("batch_first",)) if batch_first is None else found
 
 

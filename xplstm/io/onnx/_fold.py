@@ -12,15 +12,18 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import FormatError, XplstmError
 from xplstm.io._contents import Tensor, shown
+from xplstm.io.onnx._cost import most_numbers
 from xplstm.io.onnx._graph import Graph, Node, refusal
-from xplstm.io.onnx._model import why_not_node
-from xplstm.io.onnx._nodes import OPERATIONS, Place, most_numbers
+from xplstm.io.onnx._model import RUNNABLE, why_not_node
+from xplstm.io.onnx._nodes import Place
 
 # Allowed in addition to a multiple of the file's size: the trial arrays of an honest small model.
 FLOOR = 1 << 26
 TIMES_FILE = 8
 # What a node costs however small its arrays are.
 NODE = 1 << 10
+# What an evaluation can raise of a graph that makes no sense.
+FAILURES = (XplstmError, ValueError, TypeError, IndexError, ArithmeticError)
 
 
 class BudgetError(FormatError):
@@ -42,7 +45,7 @@ class Evaluator:
         """Find every value that depends on initialisers alone."""
         known = {"", *self.graph.constants}
         for node in self.graph.nodes:
-            if node.op in OPERATIONS and known.issuperset(node.inputs) and why_not_node(node) is None:
+            if node.op in RUNNABLE and known.issuperset(node.inputs) and why_not_node(node) is None:
                 known |= {*node.outputs}
         return known - {""}
 
@@ -74,7 +77,8 @@ class Evaluator:
         for node in nodes:
             given = [values[name] if name in values else self._own(name) for name in node.inputs]
             self.spend(most_numbers(node, given), node.label)
-            made = OPERATIONS[node.op].run(self._place, node, given)
+            with np.errstate(all="ignore"):  # what is not finite is seen where it is used
+                made = RUNNABLE[node.op].run(self._place, node, given)
             values |= dict(zip(node.outputs, made, strict=False))
         return values
 
@@ -134,6 +138,44 @@ def _float_nodes(start: str, name: str, scale: str, zero: str, shape: str) -> li
     return [Node(op, "", given, (f"{start}.{end}",), told) for op, given, end, told in steps]
 
 
+def decided(graph: Graph) -> Graph:
+    """Return the graph with the branch that is taken in the place of each If whose condition is constant."""
+    evaluator = Evaluator(graph)
+    live, dropped = {*graph.outputs}, set[str]()
+    nodes: list[Node] = []
+    for node in reversed(graph.nodes):
+        made = {*node.outputs} - {""}
+        if made & dropped and not made & live:
+            dropped.update(node.inputs)
+            continue
+        taken = _branch(evaluator, node)
+        if taken is None:
+            nodes.append(node)
+            live.update(node.inputs)
+            continue
+        dropped.update(node.inputs)
+        live.update(taken)
+        pairs = zip(node.outputs, taken, strict=True)
+        nodes += [Node("Identity", "", (name,), (end,), {}) for end, name in pairs if end]
+    return graph._replace(nodes=tuple(reversed(nodes))) if dropped else graph
+
+
+def _branch(evaluator: Evaluator, node: Node) -> tuple[str, ...] | None:
+    """Return what the branch makes that an If takes; None if that is not known, or it is no If."""
+    if node.op != "If" or why_not_node(node) is not None or node.inputs[0] not in evaluator.constant:
+        return None
+    try:
+        condition = evaluator.value(node.inputs[0])
+    except BudgetError:
+        raise
+    except FAILURES:
+        return None
+    half = len(node.outputs)
+    if condition.size != 1 or condition.dtype != bool:
+        return None
+    return node.inputs[1 : 1 + half] if condition.all() else node.inputs[1 + half :]
+
+
 def folded(graph: Graph, names: Iterable[str]) -> Graph:
     """Return the graph with those of `names` that nodes make of initialisers among its constants."""
     made: dict[str, Tensor] = {}
@@ -143,7 +185,7 @@ def folded(graph: Graph, names: Iterable[str]) -> Graph:
             continue
         try:
             a = evaluator.value(name)
-        except (XplstmError, ValueError, TypeError, IndexError) as error:
+        except FAILURES as error:
             made[name] = refusal(graph.where, name, f"cannot be evaluated: {error}")
         else:
             made[name] = Tensor(a.shape, _array.dtype_name(a.dtype), partial(np.asarray, a))

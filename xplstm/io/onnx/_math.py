@@ -17,7 +17,7 @@ from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.cells.activations import sigmoid
 from xplstm.io.onnx._graph import Node
-from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _takes, _together, settled
+from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _of_two, _takes, _together, settled
 
 
 def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
@@ -27,16 +27,6 @@ def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
         return [compute(_array.namespace(values[0], "X"), values[0])]
 
     return _takes(run, 1, 1)
-
-
-def _of_two(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
-    """Return the operation of a function of two numbers."""
-
-    def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
-        xp, (a, b) = _together(place, *values)
-        return [compute(xp, a, b)]
-
-    return _takes(run, 2, 2)
 
 
 def _relu(xp: Namespace, x: Array) -> Array:

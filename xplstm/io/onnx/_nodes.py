@@ -240,13 +240,18 @@ def _where(place: Place, _node: Node, values: list[Any]) -> list[Array]:
 
 
 def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
-    """Return an operation on two arrays or more, from the first to the last."""
+    """Return an operation on any number of arrays, from the first to the last."""
 
     def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
         xp, arrays = _together(place, *values)
         return [reduce(partial(compute, xp), arrays)]
 
     return Operation(run, range(1, 1000))
+
+
+def _of_two(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
+    """Return the operation of a function of two arrays."""
+    return _chained(compute)._replace(inputs=range(2, 3))
 
 
 def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
@@ -335,44 +340,12 @@ OPERATIONS = {
     "Tile": _takes(_tile, 2, 2),
     "DequantizeLinear": _takes(_dequantize, 2, 3, "axis"),
     "ReverseSequence": _takes(_reverse_sequence, 2, 2, "batch_axis", "time_axis"),
-    "MatMul": _chained(lambda xp, a, b: xp.matmul(a, b)),
-    "Add": _chained(lambda _, a, b: a + b),
-    "Sub": _chained(lambda _, a, b: a - b),
-    "Mul": _chained(lambda _, a, b: a * b),
+    "MatMul": _of_two(lambda xp, a, b: xp.matmul(a, b)),
+    "Add": _of_two(lambda _, a, b: a + b),
+    "Sub": _of_two(lambda _, a, b: a - b),
+    "Mul": _of_two(lambda _, a, b: a * b),
     "Div": _takes(_div, 2, 2),
     "Min": _chained(lambda xp, a, b: xp.minimum(a, b)),
     "Max": _chained(lambda xp, a, b: xp.maximum(a, b)),
-    "Equal": _chained(lambda _, a, b: a == b),
+    "Equal": _of_two(lambda _, a, b: a == b),
 }
-
-
-def most_numbers(node: Node, values: list[Any]) -> int:
-    """Return a bound of how many numbers a node makes of NumPy arrays, before it runs."""
-    shapes = [tuple(a.shape) for a in values if a is not None]
-    given = sum(math.prod(shape) for shape in shapes)
-    if node.op == "ConstantOfShape":
-        return _product(_numbers(values[0]))
-    if node.op == "Tile":
-        return given * _product(_numbers(values[1]))
-    if node.op == "Gather":
-        axis = node.attributes.get("axis", 0)
-        along = shapes[0][axis] if -len(shapes[0]) <= axis < len(shapes[0]) else 1
-        return math.prod(shapes[0]) * math.prod(shapes[1]) // max(along, 1)
-    if node.op == "MatMul":
-        return math.prod(shapes[0]) * math.prod(shapes[-1])
-    if node.op == "Expand":
-        shapes = [shapes[0], tuple(max(n, 1) for n in _numbers(values[1]))]
-    if node.op == "Expand" or node.op in BROADCASTING:
-        try:
-            return math.prod(np.broadcast_shapes(*shapes))
-        except ValueError:  # the node itself says what does not fit
-            return given
-    return given
-
-
-def _product(sizes: list[int]) -> int:
-    """Return the product, where a size of 0 counts as 1: the list itself was paid for."""
-    return math.prod(max(abs(n), 1) for n in sizes)
-
-
-BROADCASTING = frozenset({"Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal"})

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xplstm import _merge
-from xplstm._errors import XplstmError
-from xplstm.io.onnx._fold import BudgetError, Evaluator
+from xplstm.io.onnx._fold import FAILURES, BudgetError, Evaluator
 from xplstm.io.onnx._graph import Graph, Node
 from xplstm.io.onnx._model import RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import OPERATIONS
@@ -73,6 +72,11 @@ _IN_PLACE = _SCALING | {
     "Neg",
     "PRelu",
 }
+# These compute each number by itself, too.
+_BY_ELEMENT = {
+    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "Pow"),
+    *("Not", "And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+}
 # In the place of the operator of a malformed node.
 OPAQUE = "opaque"
 MEASURING = {"Shape", "Size"}
@@ -97,9 +101,9 @@ class Trace:
         self.graph = graph = graph._replace(nodes=tuple(nodes))
         self.evaluator = Evaluator(graph)
         self.inputs = {i.name: i for i in graph.inputs}
-        self.lengths: dict[str, str] = {}
-        """Which input of the model each sequence_lens was proved to be."""
-        self._paths: dict[str, Path | None] = {}
+        self.lengths: dict[str, str | tuple[int, ...]] = {}
+        """Which input of the model, or which constants, each sequence_lens was proved to be."""
+        self._paths: dict[tuple[str, bool], Path | None] = {}
         self._of_sizes = self._names_of_sizes()
         self._makers = {name: k for k, node in enumerate(graph.nodes) for name in node.outputs if name}
         self._users: dict[str, set[int]] = defaultdict(set)
@@ -112,7 +116,7 @@ class Trace:
         known: set[str] = set()
         for node in self.graph.nodes:
             given = [name for name in node.inputs if not self.is_constant(name)]
-            if node.op in MEASURING or (given and node.op in OPERATIONS and known.issuperset(given)):
+            if node.op in MEASURING or (given and node.op in RUNNABLE and known.issuperset(given)):
                 known |= {*node.outputs}
         return known
 
@@ -124,13 +128,18 @@ class Trace:
         """Return whether a value depends on initialisers alone."""
         return name == "" or name in self.evaluator.constant
 
-    def path(self, name: str) -> Path | None:
-        """Return the one value that `name` is made of, constants apart; None if there are several."""
-        if name not in self._paths:
-            self._paths[name] = self._followed(name)
-        return self._paths[name]
+    def path(self, name: str, by_element: bool = False) -> Path | None:
+        """Return the one value that `name` is made of, constants apart; None if there are several.
 
-    def _followed(self, name: str) -> Path | None:
+        The path goes through nodes that move numbers. Those that compute each number by itself are
+        followed too if `by_element` is set.
+        """
+        if (name, by_element) not in self._paths:
+            followed = {*OPERATIONS, *(_BY_ELEMENT if by_element else ())}
+            self._paths[name, by_element] = self._followed(name, followed)
+        return self._paths[name, by_element]
+
+    def _followed(self, name: str, followed: set[str]) -> Path | None:
         wanted, found, starts, measured = [name], set(), set(), set()
         while wanted:
             one = wanted.pop()
@@ -142,7 +151,7 @@ class Trace:
                     wanted += self.graph.nodes[k].inputs
                 continue
             node = self.maker(one)
-            if node is None or node.op not in OPERATIONS or why_not_node(node) or self._is_table(node):
+            if node is None or node.op not in followed or why_not_node(node) or self._is_table(node):
                 starts.add(one)
             elif self._makers[one] not in found:
                 found.add(self._makers[one])
@@ -179,7 +188,7 @@ class Trace:
             except BudgetError:
                 raise
             # Then these nodes are none of those that belong between layers.
-            except (XplstmError, ValueError, TypeError, IndexError):
+            except FAILURES:
                 continue
             return made
         return None

@@ -1,0 +1,77 @@
+"""Bounds of how many numbers a node makes of arrays on the host, known before it runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm.io.onnx._graph import Node
+from xplstm.io.onnx._nodes import _numbers
+
+# The shape of what these make is that of their inputs together.
+_BROADCASTING = frozenset(
+    {
+        *("Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Pow", "Clip", "LayerNormalization"),
+        *("And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+    }
+)
+
+
+def most_numbers(node: Node, values: list[Any]) -> int:
+    """Return a bound of how many numbers a node makes of NumPy arrays, the ones on its way included."""
+    shapes = [() if a is None else tuple(a.shape) for a in values]
+    given = sum(math.prod(shape) for shape in shapes)
+    if node.op == "ConstantOfShape":
+        return _product(_numbers(values[0]))
+    if node.op == "Tile":
+        return given * _product(_numbers(values[1]))
+    if node.op == "Gather":
+        axis = node.attributes.get("axis", 0)
+        along = shapes[0][axis] if -len(shapes[0]) <= axis < len(shapes[0]) else 1
+        return math.prod(shapes[0]) * math.prod(shapes[1]) // max(along, 1)
+    if node.op in ("MatMul", "Gemm"):
+        return math.prod(max(math.prod(shape), 1) for shape in shapes)
+    if node.op == "Pad":
+        return _of_pad(shapes[0], values)
+    if node.op == "Conv":
+        return _of_conv(node, shapes)
+    if node.op == "Range":
+        return _of_range(values)
+    if node.op == "Expand":
+        shapes = [shapes[0], tuple(max(n, 1) for n in _numbers(values[1]))]
+    if node.op == "Expand" or node.op in _BROADCASTING:
+        try:
+            return math.prod(np.broadcast_shapes(*shapes))
+        except ValueError:  # the node itself says what does not fit
+            return given
+    return given
+
+
+def _of_pad(shape: tuple[int, ...], values: list[Any]) -> int:
+    """Bound a Pad: each axis grows by no more than all of the counts."""
+    more = sum(abs(n) for n in _numbers(values[1]))
+    return math.prod(n + more for n in shape)
+
+
+def _of_conv(node: Node, shapes: list[tuple[int, ...]]) -> int:
+    """Bound a Conv: the columns that each place of the kernel meets, and their products."""
+    if len(shapes[0]) != 3 or len(shapes[1]) != 3:
+        return sum(math.prod(shape) for shape in shapes)
+    (B, C, L), (M, _, kernel) = shapes[:2]
+    more = sum(abs(n) for name in ("pads", "dilations") for n in node.attributes.get(name, [1]))
+    return B * (C + M) * (L + more * (kernel + 1)) * max(kernel, 1)
+
+
+def _of_range(values: list[Any]) -> int:
+    """Bound a Range; 0 where the node itself refuses what it is given."""
+    start, limit, step = (float(np.reshape(_array.to_numpy(a), (-1,))[0]) for a in values)
+    count = abs(limit - start) / abs(step) if step else 0.0
+    return math.ceil(count) if math.isfinite(count) else 0
+
+
+def _product(sizes: list[int]) -> int:
+    """Return the product, where a size of 0 counts as 1: the list itself was paid for."""
+    return math.prod(max(abs(n), 1) for n in sizes)
