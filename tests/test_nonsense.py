@@ -160,6 +160,7 @@ UNUSED = {("optim.Plateau.__call__", "step"): "every schedule is given it"}
 # Errors that come from what the caller passed, not from this library.
 PASSED = {
     ("io.onnx.run_model", "model", "'x'"): "a file that is not there",
+    ("io.onnx.prepare", "model", "'x'"): "a file that is not there",
     ("training.gradients_over", "loss", "class"): "the caller's function raises",
     ("training.fit", "callbacks", "class"): "the caller's function raises",
     ("training.fit", "progress", "class"): "the caller's function raises",

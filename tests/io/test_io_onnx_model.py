@@ -451,7 +451,7 @@ def test_a_state_of_the_models_own_is_told(tmp_path: Any) -> None:
     stateful = node("LSTM", ["x", "W", "R", "B", "", "start", "start"], ["Y"], hidden_size=H)
     zeros = {"start": np.zeros((1, B, H), "float32")}
     assert load(graph_of(stateful, kept=kept | zeros), tmp_path)._stack.hidden_size == H
-    with pytest.raises(xplstm.FormatError, match=r"prefix='Y', .*begins with a state of its own, not zeros"):
+    with pytest.raises(xplstm.FormatError, match=r"prefix='Y', .*is called with state of its own"):
         load(graph_of(stateful, kept=kept | {"start": zeros["start"] + 1}), tmp_path)
 
 
@@ -459,7 +459,9 @@ def test_what_no_network_here_can_be_is_told(tmp_path: Any) -> None:
     with pytest.raises(xplstm.FormatError, match="direction='reverse' alone"):
         load(graph_of(node("LSTM", ["x", "W", "R"], ["Y"], direction="reverse")), tmp_path)
     with pytest.raises(xplstm.FormatError, match="'t' is no tensor of the model"):
-        load(graph_of(node("Tanh", ["W"], ["t"]), node("LSTM", ["x", "t", "R"], ["Y"])), tmp_path)
+        load(graph_of(node("Sin", ["W"], ["t"]), node("LSTM", ["x", "t", "R"], ["Y"])), tmp_path)
+    bounded = load(graph_of(node("Tanh", ["W"], ["t"]), node("LSTM", ["x", "t", "R"], ["Y"])), tmp_path)
+    assert abs(bounded.params["weight_ih_l0"]).max() < 1
     simple = {name: a[:, :H] for name, a in weights(np.random.default_rng(0)).items()}
     with pytest.raises(xplstm.FormatError, match=r"clip=0.5: an RNN here has Tanh or Relu, and no clip"):
         load(graph_of(node("RNN", ["x", "W", "R"], ["Y"], clip=0.5), kept=simple), tmp_path)
