@@ -328,7 +328,7 @@ def forward_arguments() -> list[Any]:
     """A right call of the extension module, to be made wrong."""
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
     handle = native._engine.pack(
-        native.ISA, "float32", 0, 4, 5, 0, native._room, 1, *p.values(), None, None, None
+        native.ISA, "float32", 0, 4, 5, 0, native._room, 1, *p.values(), None, None, None, None
     )
     zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
     outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
@@ -353,11 +353,11 @@ def test_results_go_to_arrays_that_can_be_written_to() -> None:
 
 def test_sizes_beyond_memory_are_refused() -> None:
     with pytest.raises(OverflowError, match="no memory holds"):
-        native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._room, 1, *[None] * 7)
+        native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._room, 1, *[None] * 8)
 
 
 def test_weights_need_a_storage_that_is_there() -> None:
-    rest = (2, 3, 0, native._room, 1, *[None] * 7)
+    rest = (2, 3, 0, native._room, 1, *[None] * 8)
     for dtype, storage in (("float32", 5), ("float32", -1), ("float64", 1)):
         with pytest.raises(ValueError, match=f"no storage {storage} of weights for {dtype}"):
             native._engine.pack(native.ISA, dtype, storage, *rest)
@@ -366,13 +366,13 @@ def test_weights_need_a_storage_that_is_there() -> None:
         native._engine.pack(native.ISA, "float32", 0, *rest)
     with pytest.raises(ValueError, match="or its scales"):
         native._engine.pack(
-            native.ISA, "float32", 3, 3, 3, 0, native._room, 1, (w, None), (w, None), *[None] * 5
+            native.ISA, "float32", 3, 3, 3, 0, native._room, 1, (w, None), (w, None), *[None] * 6
         )
 
 
 def test_weights_need_the_room_that_was_asked_for() -> None:
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    rest = (1, *p.values(), None, None, None)
+    rest = (1, *p.values(), None, None, None, None)
     with pytest.raises(ValueError, match="less room than was asked for"):
         native._engine.pack(
             native.ISA, "float32", 0, 4, 5, 0, lambda size: np.empty(size - 1, np.uint8), *rest
@@ -388,7 +388,18 @@ def test_threads_pack_the_same(dtype: str) -> None:
     rooms = [np.zeros(2**23, np.uint8) for _ in range(2)]
     for threads, room in enumerate(rooms, 1):
         native._engine.pack(
-            native.ISA, dtype, 0, 70, 301, 77, lambda _, room=room: room, threads, *p.values(), None, None
+            native.ISA,
+            dtype,
+            0,
+            70,
+            301,
+            77,
+            lambda _, room=room: room,
+            threads,
+            *p.values(),
+            None,
+            None,
+            None,
         )
     first = [-room.ctypes.data % 64 for room in rooms]
     one, two = (room[start : start + 2**23 - 64] for room, start in zip(rooms, first, strict=True))

@@ -82,9 +82,9 @@ class Pointwise(NamedTuple):
     hold_h: float = 0.0
     """Of zoneout: the probability that a unit of h keeps its old value; without noise the mean is taken."""
     hold_c: float = 0.0
-    kind: Literal["lstm", "gru", "elman"] = "lstm"
-    """Of a GRU h is also c. Of an Elman RNN the gates are the quarters of its units; see
-    `Cell.in_four_blocks`."""
+    kind: Literal["lstm", "gru", "elman", "reset"] = "lstm"
+    """Of a GRU h is also c; with "reset" the reset gate scales h before its product. Of an RNN the gates are
+    the quarters of its units; see `Cell.in_four_blocks`."""
 
 
 class Masks(NamedTuple):
@@ -95,6 +95,25 @@ class Masks(NamedTuple):
     held_h: Draw | None
     """Where zoneout keeps the old value; `xplstm._dropout.hold_mask` draws one time of it."""
     held_c: Draw | None
+
+
+class FourBlocks(NamedTuple):
+    """The parameters of one layer and direction as those of four gates, each a block of rows.
+
+    The fields of `LSTMParams`, and the bias of the projection.
+    """
+
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None = None
+    bias_hh: Array | None = None
+    weight_hr: Array | None = None
+    weight_ch: Array | None = None
+    gain_ih: Array | None = None
+    gain_hh: Array | None = None
+    gain_c: Array | None = None
+    bias_c: Array | None = None
+    bias_hr: Array | None = None
 
 
 class Equations(Protocol):
@@ -157,13 +176,13 @@ class Cell(ABC):
         """Return what the random masks of a whole call are drawn from, or None where nothing is random."""
         return None
 
-    def in_four_blocks(self, p: Any) -> Any:
+    def in_four_blocks(self, p: Any) -> FourBlocks:
         """Return the parameters as those of four gates, for a kernel that composes `pointwise`."""
-        return p
+        return FourBlocks(*p)
 
-    def from_four_blocks(self, gradients: Any) -> Any:
+    def from_four_blocks(self, gradients: FourBlocks) -> Any:
         """Return gradients with respect to the parameters from those with respect to the four blocks."""
-        return gradients
+        return self.Params(*gradients[: len(self.Params._fields)])
 
     @abstractmethod
     def at(self, problem: Direction) -> Callable[[int], Equations]:

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import init
-from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Direction, Pointwise
+from xplstm.cells import Cell, Direction, FourBlocks, Pointwise
 from xplstm.cells.activations import blocks, sigmoid
 
 
@@ -72,6 +71,7 @@ GATED_STEP = Pointwise(
     math.inf,
     kind="gru",
 )
+RESET_STEP = GATED_STEP._replace(kind="reset")
 
 
 def _split(a: Any, empty: int) -> Any:
@@ -102,18 +102,28 @@ class GRUCell(Cell):
     reason = "supports only the standard LSTM, not the cell of GRU"
 
     def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
-        """Return the step above, or None where a product is inside it."""
-        return GATED_STEP if self.reset_after else None
+        """Return the step above."""
+        return GATED_STEP if self.reset_after else RESET_STEP
 
-    def in_four_blocks(self, p: GRUParams) -> LSTMParams:
-        """Return blocks r, z, n of x alone, and n of h alone."""
+    def in_four_blocks(self, p: GRUParams) -> FourBlocks:
+        """Return blocks r, z, n of x alone, and n of h alone; or that of ``r * h`` as a projection."""
         ih, hh, bias_ih, bias_hh = p
+        if not self.reset_after:
+            H = hh.shape[1]
+            gates = _split(_split(hh, 2)[: 3 * H], 3)
+            biases = (None, None) if bias_ih is None else (_split(bias_ih, 3), _split(bias_hh, 3))
+            return FourBlocks(_split(ih, 3), gates, biases[0], biases[1], hh[2 * H :, :])
         bias = (_split(bias_ih, 3), _split(bias_hh, 2)) if bias_ih is not None else (None, None)
-        return LSTMParams(_split(ih, 3), _split(hh, 2), *bias)
+        return FourBlocks(_split(ih, 3), _split(hh, 2), *bias)
 
-    def from_four_blocks(self, gradients: LSTMParams) -> GRUParams:
+    def from_four_blocks(self, gradients: FourBlocks) -> GRUParams:
         """Take the blocks that `in_four_blocks` filled."""
-        ih, hh, bias_ih, bias_hh = gradients[:4]
+        ih, hh, bias_ih, bias_hh, hr = gradients[:5]
+        if hr is not None:
+            H = hr.shape[0]
+            recurrent: Any = np.concatenate([hh[: 2 * H, :], hr])
+            rows = [None if a is None else a[: 3 * H] for a in (bias_ih, bias_hh)]
+            return GRUParams(ih[: 3 * H, :], recurrent, rows[0], rows[1])
         bias = (_joined(bias_ih, 3), _joined(bias_hh, 2)) if bias_ih is not None else (None, None)
         return GRUParams(_joined(ih, 3), _joined(hh, 2), *bias)
 

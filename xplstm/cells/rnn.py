@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import init
-from xplstm._params import Activation, LSTMParams
+from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
-from xplstm.cells import Cell, Direction, Pointwise, Sizes
+from xplstm.cells import Cell, Direction, FourBlocks, Pointwise, Sizes
 from xplstm.cells.activations import clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import LSTMCell
 
@@ -90,24 +90,27 @@ class ElmanCell(Cell):
         """Why a kernel of the standard LSTM cannot run it."""
         return f"supports only the standard LSTM, not the cell of {self.name}"
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+    def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
         """Return the nonlinearity as the gates' function, the quarters of the units as gates."""
-        if self.output_required:
-            return None
         function = (self.activation.name, *constants(self.activation))
         clip = math.inf if self.clip is None else self.clip
         return Pointwise(False, (function,) * 3, clip, math.inf, kind="elman")
 
-    def in_four_blocks(self, p: RNNParams) -> LSTMParams:
+    def in_four_blocks(self, p: RNNParams) -> FourBlocks:
         """Return the same rows, a quarter of the units a block; rows of zeros complete the last."""
-        rows: list[Any] = [None if a is None else _completed(a) for a in p[:4]]
-        return LSTMParams(*rows)
+        rows: dict[str, Any] = {
+            name: None if a is None else _completed(a) for name, a in zip(p._fields[:4], p, strict=False)
+        }
+        return FourBlocks(**rows, weight_hr=p.weight_hr, bias_hr=p.bias_hr)
 
-    def from_four_blocks(self, gradients: LSTMParams) -> RNNParams:
+    def from_four_blocks(self, gradients: FourBlocks) -> RNNParams:
         """Return the rows of the units that exist."""
-        H = gradients.weight_hh.shape[1]
-        rows: list[Any] = [None if a is None else a[:H] for a in gradients[:4]]
-        return RNNParams(*rows)
+        hr = gradients.weight_hr
+        H = (gradients.weight_hh if hr is None else hr).shape[1]
+        rows: dict[str, Any] = {
+            name: None if (a := getattr(gradients, name)) is None else a[:H] for name in RNNParams._fields[:4]
+        }
+        return RNNParams(**rows, weight_hr=hr, bias_hr=gradients.bias_hr)
 
     project_input = LSTMCell.project_input
 

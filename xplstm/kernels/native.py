@@ -18,9 +18,9 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._dropout import Draw
-from xplstm._params import LSTMParams, Problem
+from xplstm._params import Problem
 from xplstm._state import LSTMState
-from xplstm.cells import Params, Sizes
+from xplstm.cells import FourBlocks, Params, Sizes
 from xplstm.cells.lstm import STANDARD_STEP
 from xplstm.kernels import _recycled, _support, _threads
 from xplstm.kernels._stored import STORAGES, Stored
@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 7
+    INTERFACE = 8
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -71,7 +71,9 @@ ACTIVATIONS = (
     *("sigmoid", "tanh", "identity", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh"),
     *("hard_sigmoid", "elu", "softsign", "softplus"),
 )
-STEPS = ("lstm", "gru", "elman")
+STEPS = ("lstm", "gru", "elman", "reset")
+# Steps in which h is also c.
+GATED = ("gru", "reset")
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
@@ -128,8 +130,7 @@ def _why_not_integers(problem: Problem) -> str | None:
 def _why_not_cell(problem: Problem) -> str | None:
     """Return why the C code cannot compose the pointwise step of `problem`, or None."""
     if problem.cell.pointwise(problem) is None:
-        composed = "every option of the LSTM but layer_norm, GRU with reset_after, RNN"
-        return f"composes {composed}; {problem.cell.reason}"
+        return f"composes every option of the LSTM but layer_norm, GRU and RNN; {problem.cell.reason}"
     return None
 
 
@@ -148,9 +149,11 @@ def canonical_sums(problem: Problem) -> bool:
 
 def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
-    params = tuple(map(problem.cell.in_four_blocks, params))
-    arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p[:6]) for p in params]
-    threads, elman = _threads.count(THREADS), _kind(problem) == "elman"
+    blocks = tuple(map(problem.cell.in_four_blocks, params))
+    arrays: list[Any] = [
+        tuple(None if a is None else _as_read(a) for a in (*p[:6], p.bias_hr)) for p in blocks
+    ]
+    threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].weight_hr
     half = problem.dtype in HALVES
     products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
     start = (
@@ -159,13 +162,13 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
         products,
         problem.I,
         _quarter(problem) if elman else problem.H,
-        problem.H if elman else problem.proj_size,
+        0 if hr is None else problem.output_size,
         _room,
         threads,
     )
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
     handles = [_engine.pack(*each) for each in arguments]
-    return Packed(tuple(handles), tuple((p.weight_ih, p.weight_hh, p.weight_hr) for p in params))
+    return Packed(tuple(handles), tuple((p.weight_ih, p.weight_hh, p.weight_hr) for p in blocks))
 
 
 def _as_read(a: Any) -> Any:
@@ -192,6 +195,7 @@ def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
         step.cell_clip,
         step.hold_h,
         step.hold_c,
+        problem.H,
     )
 
 
@@ -268,12 +272,12 @@ def _kind(problem: Problem) -> str:
 
 
 def _in_place_of_c(problem: Problem, h: np.ndarray) -> np.ndarray:
-    """Return what the C code takes as c of a cell without one: h of a GRU, zeros of an Elman RNN."""
-    return h if _kind(problem) == "gru" else np.zeros((*h.shape[:2], _quarter(problem)), h.dtype)
+    """Return what the C code takes as c of a cell without one: h of a GRU, zeros of an RNN."""
+    return h if _kind(problem) in GATED else np.zeros((*h.shape[:2], _quarter(problem)), h.dtype)
 
 
 def _quarter(problem: Problem) -> int:
-    """Return the units of an Elman RNN that the C code takes as those of one gate."""
+    """Return the units of an RNN that the C code takes as those of one gate."""
     return (problem.H + 3) // 4
 
 
@@ -384,7 +388,8 @@ def backward(
     # Those of four blocks.
     ih, hh = (a.shape for a in packed.weights[0][:2])
     shapes = shapes | {"weight_ih": ih, "weight_hh": hh} | ({"bias_ih": ih[:1]} if problem.bias else {})
-    names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch")
+    shapes |= {} if packed.weights[0][2] is None else {"weight_hr": packed.weights[0][2].shape}
+    names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch", "bias_hr")
     gradients = tuple(
         tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)
         for _ in packed.weights
@@ -393,16 +398,16 @@ def backward(
         *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh, noise),
         *(_whole(_widen(dy)), kept, dx, dh_0, carried, gradients, _threads.count(THREADS)),
     )
-    if _kind(problem) == "gru":
+    if _kind(problem) in GATED:
         dh_0 += carried
     dx, dh_0, dc_0 = _narrow(problem, dx, dh_0, dc_0)
     dparams = (_as_params(*_narrow(problem, *direction)) for direction in gradients)
     return dx, LSTMState(dh_0, dc_0), tuple(map(problem.cell.from_four_blocks, dparams))
 
 
-def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any) -> LSTMParams:
+def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any, bias_hr: Any) -> FourBlocks:
     """Both biases have the same gradient, and no memory in common."""
-    return LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), hr, ch)
+    return FourBlocks(ih, hh, bias, None if bias is None else bias.copy(), hr, ch, bias_hr=bias_hr)
 
 
 def release_memory() -> None:

@@ -11,7 +11,7 @@ static Size NAME(state_width)(const Packed *p)
 static void NAME(place_backward)(Backward *f, int direction, Arena *arena)
 {
     const Packed *p = f->packed[direction];
-    Size gates = 4 * p->H, projection = p->projected ? NAME(outputs)(p->H) * PANEL * p->P : 0;
+    Size gates = 4 * p->H, projection = p->projected ? NAME(outputs)(p->M) * PANEL * p->P : 0;
     f->hh[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->P) * PANEL * gates));
     f->ih[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->I) * PANEL * gates));
     f->hr[direction] = take(arena, sizeof(REAL) * (size_t)projection);
@@ -23,7 +23,7 @@ static void NAME(pack_backward)(const Backward *f, int direction, int member, in
     NAME(pack_columns)(f->weight_hh[direction], 4 * p->H, p->P, member, members, f->hh[direction]);
     NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, member, members, f->ih[direction]);
     if (p->projected)
-        NAME(pack_columns)(f->weight_hr[direction], p->P, p->H, member, members, f->hr[direction]);
+        NAME(pack_columns)(f->weight_hr[direction], p->P, p->M, member, members, f->hr[direction]);
 }
 
 /* The pointwise step backward for one vector of units: dz of the four gates, dc overwritten by the gradient
@@ -59,7 +59,7 @@ static size_t NAME(carve_back)(Back *w, char *memory)
 {
     Arena arena = {memory, lines(sizeof(Back))};
     const Packed *p = w->p;
-    size_t B = (size_t)w->f->B, wide = (size_t)NAME(outputs)(p->H > p->P ? p->H : p->P) * PANEL;
+    size_t B = (size_t)w->f->B, wide = (size_t)NAME(outputs)(p->M > p->P ? p->M : p->P) * PANEL;
     w->own = take(&arena, B * sizeof(Size));
     w->active = take(&arena, B * sizeof(Size));
     w->dz_rows = take(&arena, B * sizeof(void *));
@@ -104,12 +104,25 @@ static void NAME(hold_projected_back)(const Back *w, Size at, REAL *dh, REAL *ol
     }
 }
 
+/* From the gradient with respect to h' to that with respect to the product of r * h, in place. */
+static void NAME(reset_project_back)(const Back *w, Size at, Size b, REAL *dh)
+{
+    const Packed *p = w->p;
+    const REAL *gates = (const REAL *)w->f->kept[w->direction].gates + at * 4 * p->units;
+    REAL *dc = (REAL *)w->f->dc[w->direction] + b * p->units;
+    for (Size unit = 0; unit < p->P; unit += LANES) {
+        Size width = p->P - unit < LANES ? p->P - unit : LANES;
+        V d = NAME(reset_blend_back)(gates + 4 * unit, load_part(dh + unit, width), dc + unit);
+        store_part(dh + unit, d, width);
+    }
+}
+
 /* Add dy to the gradient with respect to the projected state, keep the sum for the gradient of weight_hr, and
    multiply it by weight_hr. */
 static void NAME(backward_project)(const Back *w, Size t, Size n)
 {
     const Backward *f = w->f;
-    Size P = w->p->P, H = w->p->H, wide = NAME(outputs)(H) * PANEL;
+    Size P = w->p->P, M = w->p->M, wide = NAME(outputs)(M) * PANEL;
     for (Size k = 0; k < n; k++) {
         Size b = w->active[k], row = w->rows->index[(t - w->rows->first) * f->B + b];
         const REAL *dy = (const REAL *)f->dy + ((t * f->B + b) * f->directions + w->direction) * P;
@@ -118,9 +131,11 @@ static void NAME(backward_project)(const Back *w, Size t, Size n)
             dh[j] = sum[j] + dy[j];
         if (w->p->pointwise.hold_h != 0)
             NAME(hold_projected_back)(w, t * f->B + b, dh, sum);
+        if (w->p->pointwise.kind == RESET_STEP)
+            NAME(reset_project_back)(w, t * f->B + b, b, dh);
         w->dh_rows[k] = dh;
     }
-    for (Size output = 0; output < NAME(outputs)(H); output++)
+    for (Size output = 0; output < NAME(outputs)(M); output++)
         NAME(product)(w->dh_rows, n, P, (const REAL *)f->hr[w->direction] + output * P * PANEL,
                       w->products + output * PANEL, wide, NULL, 0, NULL);
 }
@@ -141,7 +156,7 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
     const Packed *p = w->p;
     const Pointwise *how = &p->pointwise;
     const Noise *noise = &f->noise[w->direction];
-    Size H = p->H, wide = NAME(outputs)(H) * PANEL;
+    Size H = p->H, wide = NAME(outputs)(p->M) * PANEL;
     for (Size k = 0; k < n; k++) {
         Size b = w->active[from + k], at = t * f->B + b;
         Size before = step_before(&f->valid, f->T, f->B, f->reverse[w->direction], t, b);
@@ -155,10 +170,17 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
         const uint8_t *held_c = noise->held_c ? noise->held_c + at * p->units : NULL;
         int fresh = starts_fresh(&f->valid, f->T, f->B, w->direction, t, b);
         REAL *cell = w->rows->cell ? (REAL *)w->rows->cell + row * H : NULL;
-        REAL *dh = NAME(dh_of)(w, b), *m = p->projected ? (REAL *)w->rows->m + row * H : NULL;
+        REAL *dh = NAME(dh_of)(w, b), *m = p->projected ? (REAL *)w->rows->m + row * p->M : NULL;
         for (Size unit = w->panel * LANES; unit < w->panels * LANES; unit += LANES) {
             Size width = H - unit < LANES ? H - unit : LANES;
             V d[4], dm, c_hat = all(0), old_c = all(0);
+            if (composed && how->kind == ELMAN_STEP) {
+                const REAL *products = w->products + k * wide;
+                NAME(elman_backward)(p, unit, width, gates + 4 * unit, m ? products : dh, m ? NULL : dy, m,
+                                     d);
+                NAME(store_blocks)(dz + unit, H, width, d);
+                continue;
+            }
             if (p->projected)
                 dm = load(w->products + k * wide + unit);
             else
@@ -166,11 +188,6 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
             REAL *dc_unit = dc + unit;
             const REAL *gate = gates + 4 * unit;
             V before_unit = fresh ? all(0) : load(c_before + unit);
-            if (composed && p->pointwise.kind == ELMAN_STEP) {
-                NAME(elman_backward)(p, unit, width, gate, dh, dy, d);
-                NAME(store_blocks)(dz + unit, H, width, d);
-                continue;
-            }
             if (composed && how->hold_h != 0 && !p->projected)
                 store(dh + unit, NAME(hold_back)(&dm, held_h ? held_h + unit : NULL, how->hold_h));
             if (composed && how->hold_c != 0) {
@@ -369,10 +386,10 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
         NAME(sum_peepholes)(f, direction, share(p->H, member, members), share(p->H, member + 1, members));
     if (p->projected) {
         for (Size n = 0; n < count; n++)
-            at[n] = (const REAL *)rows->m + n * p->H;
-        Sum projection = {at, p->H, gradient->hr};
+            at[n] = (const REAL *)rows->m + n * p->M;
+        Sum projection = {at, p->M, gradient->hr};
         NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members),
-                           count, &projection, 1, NULL, &w.sums);
+                           count, &projection, 1, gradient->bias_hr, &w.sums);
     }
     for (Size from = share(count, member, members), end = share(count, member + 1, members); from < end;) {
         Size some = end - from < NAME(CHUNK) ? end - from : NAME(CHUNK);

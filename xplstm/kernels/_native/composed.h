@@ -168,14 +168,60 @@ INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V
     store(dc, total * u);
 }
 
-/* How many of a vector's `width` units of an Elman RNN exist: the last quarter may be shorter. */
+/* A GRU whose reset gate scales h before its product, up to this product: r * h to `out`. r, the update gate
+   and what x makes of n are kept for the rest. */
+INLINE void NAME(reset_gates)(const REAL *z, Size z_step, Size rows, const REAL *const *h, REAL *const *out,
+                              REAL *const *kept, Size unit)
+{
+    for (Size k = 0; k < rows; k++, z += z_step) {
+        REAL *to = kept[k] + 4 * unit;
+        V r = NAME(sigmoid)(load(z));
+        store(to, r);
+        store(to + LANES, NAME(sigmoid)(load(z + LANES)));
+        store(to + 2 * LANES, load(z + 2 * LANES));
+        store(out[k] + unit, r * load(h[k] + unit));
+    }
+}
+
+/* The rest of the step for one vector of the product: n to `kept`, h' to `h` and over the product. */
+INLINE void NAME(reset_blend)(REAL *product, REAL *kept, const REAL *h_before, REAL *h)
+{
+    V u = load(kept + LANES), n = NAME(tanh)(load(kept + 2 * LANES) + load(product));
+    V blended = fma(u, load(h_before), fnma(u, n, n));
+    store(kept + 2 * LANES, n);
+    store(h, blended);
+    store(product, blended);
+}
+
+/* `reset_blend` backward: the gradient with respect to the product, from that with respect to h', of which
+   `dc` holds a part and then all. */
+INLINE V NAME(reset_blend_back)(const REAL *kept, V dh, REAL *dc)
+{
+    V u = load(kept + LANES), n = load(kept + 2 * LANES), total = dh + load(dc), one = all(1);
+    store(dc, total);
+    return total * (one - u) * fnma(n, n, one);
+}
+
+/* `reset_gates` backward, from the gradient dm with respect to r * h. Return r * h. */
+INLINE V NAME(reset_backward)(const REAL *kept, V h_before, V dm, REAL *dc, V dz[4])
+{
+    V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), total = load(dc), one = all(1);
+    dz[0] = dm * h_before * fnma(r, r, r);
+    dz[1] = total * (h_before - n) * fnma(u, u, u);
+    dz[2] = total * (one - u) * fnma(n, n, one);
+    dz[3] = all(0);
+    store(dc, fma(dm, r, total * u));
+    return r * h_before;
+}
+
+/* How many of a vector's `width` units of an RNN exist: the last quarter may be shorter. */
 INLINE Size NAME(elman_width)(const Packed *p, Size at, Size width)
 {
-    Size some = width < LANES ? width : LANES, left = p->P - at < 0 ? 0 : p->P - at;
+    Size some = width < LANES ? width : LANES, left = p->M - at < 0 ? 0 : p->M - at;
     return left < some ? left : some;
 }
 
-/* The step of an Elman RNN: h of the same unit in each quarter. Derived from xplstm.cells.rnn. */
+/* The step of an RNN: m of the same unit in each quarter. Derived from xplstm.cells.rnn. */
 INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                               REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
                               Size unit)
@@ -195,17 +241,22 @@ INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size 
     }
 }
 
-/* `elman_units` backward, from the kept z. */
+/* `elman_units` backward, from the kept z; dm is the sum of two gradients, the second of which may be NULL.
+   The units of a step go to `m`, where it is not NULL. */
 INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const REAL *z, const REAL *dh,
-                                 const REAL *dy, V dz[4])
+                                 const REAL *dy, REAL *m, V dz[4])
 {
     const Pointwise *how = &p->pointwise;
     for (Size quarter = 0; quarter < 4; quarter++) {
         Size at = quarter * p->H + unit, some = NAME(elman_width)(p, at, width);
         REAL d[LANES];
         V v = load(z + quarter * LANES), clipped = NAME(clip)(v, how->gate_clip);
-        V slope = NAME(slope)(&how->gate, clipped, NAME(activation)(&how->gate, clipped));
-        V dm = load_part(dh + at, some) + load_part(dy + at, some);
+        V a = NAME(activation)(&how->gate, clipped), slope = NAME(slope)(&how->gate, clipped, a);
+        V dm = load_part(dh + at, some);
+        if (dy)
+            dm = dm + load_part(dy + at, some);
+        if (m)
+            store_part(m + at, a, some);
         store(d, NAME(through_clip)(v, how->gate_clip, dm * slope));
         /* The z of a unit that does not exist may be NaN, which times 0 is not 0. */
         dz[quarter] = load_part(d, some);
@@ -226,6 +277,10 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
     }
     if (how->kind == ELMAN_STEP) {
         NAME(elman_units)(p, z, z_step, rows, width, c_new, out, copy, kept, unit);
+        return;
+    }
+    if (how->kind == RESET_STEP) {
+        NAME(reset_gates)(z, z_step, rows, c, out, kept, unit);
         return;
     }
     for (Size r = 0; r < rows; r++, z += z_step) {
@@ -273,6 +328,8 @@ static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_
         NAME(gated_backward)(z, c_before, dm, dc, dz);
         return all(0);
     }
+    if (how->kind == RESET_STEP)
+        return NAME(reset_backward)(z, c_before, dm, dc, dz);
     V z_i = load(z), z_f = load(z + LANES), z_g = load(z + 2 * LANES), z_o = load(z + 3 * LANES);
     V y_i = NAME(clip)(z_i, bound), y_f = NAME(clip)(z_f, bound), y_g = NAME(clip)(z_g, bound);
     V y_o = NAME(clip)(z_o, bound), i = NAME(activation)(&how->gate, y_i),

@@ -16,10 +16,12 @@ static size_t NAME(place)(Packed *p, void *memory)
     size_t (*bytes)(Size) = NAME(storage_of)(p)->panel_bytes;
     size_t panels = (size_t)NAME(panels)(p->H), outputs = p->projected ? (size_t)NAME(outputs)(p->P) : 0;
     p->units = NAME(panels)(p->H) * LANES;
+    p->m_units = NAME(panels)(p->M) * LANES;
     p->ih = take(&arena, panels * bytes(p->I));
     p->hh = take(&arena, panels * bytes(p->P));
     p->bias = take(&arena, sizeof(REAL) * panels * PANEL);
-    p->hr = take(&arena, outputs * bytes(p->H));
+    p->hr = take(&arena, outputs * bytes(p->M));
+    p->bias_hr = take(&arena, p->output_biased ? sizeof(REAL) * outputs * PANEL : 0);
     p->ch = take(&arena, sizeof(REAL) * (size_t)(p->pointwise.peepholes ? 3 * p->units : 0));
     return arena.used + 63;
 }
@@ -41,13 +43,16 @@ static void NAME(pack_bias)(const REAL *one, const REAL *other, Size H, Size uni
                 unit < H ? one[gate * H + unit] + other[gate * H + unit] : 0;
 }
 
-/* The projection; vectors of the last panel that no output has are zero. */
-static void NAME(pack_projection)(const Packed *p, const Matrix *m, void *out)
+/* The projection and its bias; vectors of the last panel that no output has are zero. */
+static void NAME(pack_projection)(const Packed *p, const Weights *w)
 {
-    for (Size first = 0; first < NAME(outputs)(p->P) * PANEL; first += LANES)
-        NAME(storage_of)(p)->pack_vector(m, first, p->P - first, p->H,
-                                         (void *)NAME(panel_at)(p, out, p->H, first / PANEL),
+    Size padded = NAME(outputs)(p->P) * PANEL;
+    for (Size first = 0; first < padded; first += LANES)
+        NAME(storage_of)(p)->pack_vector(&w->hr, first, p->P - first, p->M,
+                                         (void *)NAME(panel_at)(p, p->hr, p->M, first / PANEL),
                                          first % PANEL / LANES);
+    for (Size n = 0; n < padded && p->output_biased; n++)
+        ((REAL *)p->bias_hr)[n] = n < p->P ? ((const REAL *)w->bias_hr)[n] : 0;
 }
 
 static void NAME(pack)(const Packed *p, const Weights *w, int member, int members)
@@ -59,7 +64,7 @@ static void NAME(pack)(const Packed *p, const Weights *w, int member, int member
     if (p->biased && member == 0)
         NAME(pack_bias)(w->bias_ih, w->bias_hh, p->H, p->units, p->bias);
     if (p->projected && member == members - 1)
-        NAME(pack_projection)(p, &w->hr, p->hr);
+        NAME(pack_projection)(p, w);
     if (p->pointwise.peepholes && member == 0)
         NAME(pack_peepholes)(w->ch, p->H, p->units, p->ch);
 }
@@ -107,7 +112,7 @@ typedef struct Walk {
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
     REAL **c_new, **out, **copy, **kept;
     Hold hold; /* of each row of the present step */
-    REAL *cells, *m, *z, *hoisted, *zeros, *seen;
+    REAL *cells, *m, *gates, *z, *hoisted, *zeros, *seen;
     Size hoisted_rows;
     const REAL *ready;     /* W_ih x of the present step, if it is hoisted */
     Size waiting, present; /* steps after it that are hoisted too, and its batch entries */
@@ -154,14 +159,16 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->seen = take(&arena, w->f->noise[0].dropped ? B * (size_t)p->P * sizeof(REAL) : 0);
     w->x_rows = take(&arena, pointers + hoisted * sizeof(void *));
     w->cells = take(&arena, B * (size_t)p->units * sizeof(REAL));
-    w->m = take(&arena, B * (size_t)p->units * sizeof(REAL));
+    w->m = take(&arena, B * (size_t)p->m_units * sizeof(REAL));
+    int blends = p->pointwise.kind == RESET_STEP && !w->f->keep;
+    w->gates = take(&arena, blends ? B * 4 * (size_t)p->units * sizeof(REAL) : 0);
     w->z = take(&arena, most * PANEL * sizeof(REAL));
     w->hoisted = take(&arena, hoisted * panels * PANEL * sizeof(REAL));
     w->zeros = take(&arena, (size_t)(p->units > p->P ? p->units : p->P) * sizeof(REAL));
     size_t (*bytes)(Size) = NAME(storage_of)(p)->entered_bytes;
     size_t few = B < NAME(CHUNK) ? B : NAME(CHUNK), rows[2] = {few > hoisted ? few : hoisted, few};
     for (int n = 0; n < 2 && bytes; n++) {
-        Size widest = p->P > p->H ? p->P : p->H;
+        Size widest = p->P > p->M ? p->P : p->M;
         w->entered[n] = take(&arena, rows[n] * bytes(n ? widest : p->I));
         w->entered_rows[n] = take(&arena, rows[n] * sizeof(void *));
     }
@@ -186,10 +193,14 @@ static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member
     w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
     w->hoisted_rows = NAME(hoisted_rows)(f);
     NAME(carve_walk)(w, memory);
-    /* A thread that has some outputs of a projection reads all units: the team shares one m. Writers and
-       readers are separated by the barrier before `project`. */
-    if (f->team > 1 && !f->by_rows)
-        w->m = (REAL *)(f->scratch + (size_t)direction * f->scratch_size + ((char *)w->m - memory));
+    /* A thread that has some outputs of a projection reads all units: the team shares one m, and what
+       `reset_blend` reads and writes. Writers and readers are separated by the barriers around `project`. */
+    if (f->team > 1 && !f->by_rows && p->projected) {
+        char *first_member = f->scratch + (size_t)direction * f->scratch_size;
+        w->m = (REAL *)(first_member + ((char *)w->m - memory));
+        w->gates = (REAL *)(first_member + ((char *)w->gates - memory));
+        w->cells = (REAL *)(first_member + ((char *)w->cells - memory));
+    }
     for (Size b = 0; b < f->B; b++)
         if (!f->by_rows || b % f->team == member)
             w->own[w->owned++] = b;
@@ -290,6 +301,9 @@ static void NAME(hold_projected)(const Walk *w, Size row, Size first, Size width
         h[j] = !mask ? p * old[j] + rest * h[j] : mask[j] ? old[j] : h[j];
 }
 
+/* Whether a step writes its gates: for the backward pass, or for `reset_blend`. */
+static int NAME(keeps)(const Walk *w) { return w->f->keep || w->p->pointwise.kind == RESET_STEP; }
+
 /* Point to what the batch entries of step t read and write. c' is written next to c while the gates are kept,
    so that the backward pass finds the c of every step. */
 static void NAME(locate)(Walk *w, Size t, Size n)
@@ -311,30 +325,42 @@ static void NAME(locate)(Walk *w, Size t, Size n)
             w->hold.held_c[k] = noise->held_c + at * p->units;
         w->c_rows[k] = fresh ? w->zeros : w->c[b];
         w->c_new[k] = f->keep ? (REAL *)kept->cells + at * p->units : w->cells + b * p->units;
-        w->out[k] = p->projected ? w->m + b * p->units : NAME(y_at)(w, t, b);
+        w->out[k] = p->projected ? w->m + b * p->m_units : NAME(y_at)(w, t, b);
         w->m_rows[k] = w->out[k];
         if (f->keep) {
             w->copy[k] = (REAL *)kept->hidden + at * p->P;
             w->kept[k] = (REAL *)kept->gates + at * 4 * p->units;
+        } else if (NAME(keeps)(w)) {
+            w->kept[k] = w->gates + b * 4 * p->units;
         }
     }
 }
 
+/* What follows the product of a batch entry's `width` projected numbers from `first` on, in place. */
+static void NAME(end_projection)(const Walk *w, Size row, Size first, Size width, REAL *h)
+{
+    if (w->p->pointwise.hold_h != 0)
+        NAME(hold_projected)(w, row, first, width, h);
+    if (w->p->pointwise.kind == RESET_STEP)
+        for (Size unit = first; unit < first + width; unit += LANES, h += LANES)
+            NAME(reset_blend)(h, w->kept[row] + 4 * unit, w->c_rows[row] + unit, w->c_new[row] + unit);
+}
+
 static void NAME(project)(Walk *w, Size t, Size n)
 {
-    const NAME(Storage) *products = NAME(storage_of)(w->p);
-    Size P = w->p->P, H = w->p->H;
+    const Packed *p = w->p;
+    const NAME(Storage) *products = NAME(storage_of)(p);
+    Size P = p->P, M = p->M;
     for (Size from = 0; from < n; from += NAME(CHUNK)) {
         Size some = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
-        const REAL *const *rows = NAME(enter)(w, w->m_rows + from, some, H, 1);
+        const REAL *const *rows = NAME(enter)(w, w->m_rows + from, some, M, 1);
         for (Size output = w->output; output < w->outputs; output++) {
             Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
-            products->product(rows, some, H, NAME(panel_at)(w->p, w->p->hr, H, output), w->z, PANEL, NULL, 0,
-                              NULL);
+            products->product(rows, some, M, NAME(panel_at)(p, p->hr, M, output), w->z, PANEL, NULL, 0,
+                              p->output_biased ? (const REAL *)p->bias_hr + output * PANEL : NULL);
             for (Size k = 0; k < some; k++) {
                 size_t bytes = (size_t)width * sizeof(REAL);
-                if (w->p->pointwise.hold_h != 0)
-                    NAME(hold_projected)(w, from + k, output * PANEL, width, w->z + k * PANEL);
+                NAME(end_projection)(w, from + k, output * PANEL, width, w->z + k * PANEL);
                 __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL,
                                  bytes);
                 if (w->f->keep)
@@ -344,14 +370,21 @@ static void NAME(project)(Walk *w, Size t, Size n)
     }
 }
 
+/* Units that the pointwise step may write from `unit` on: m has room for whole vectors, except between the
+   quarters of an RNN. */
+static Size NAME(step_width)(const Packed *p, Size unit)
+{
+    return p->projected && p->pointwise.kind != ELMAN_STEP ? LANES : p->H - unit;
+}
+
 /* The gates of all own panels of one batch entry. Two copies: the standard one has no branch on an option. */
 INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
 {
     const Packed *p = w->p;
     REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
-    REAL *const *kept = w->f->keep ? w->kept : NULL;
+    REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
     for (Size n = 0; n < mine; n++) {
-        Size unit = (w->panel + n) * LANES, width = p->projected ? LANES : p->H - unit;
+        Size unit = (w->panel + n) * LANES, width = NAME(step_width)(p, unit);
         const REAL *z = w->z + n * PANEL;
         if (composed)
             NAME(composed_gates)(p, z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, &w->hold,
@@ -406,9 +439,9 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
             }
             products->product(h, rows, p->P, NAME(panel_at)(p, p->hh, p->P, panel), w->z, PANEL, u, u_step,
                               NULL);
-            Size width = p->projected ? LANES : p->H - unit;
+            Size width = NAME(step_width)(p, unit);
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
-            REAL *const *kept = f->keep ? w->kept + from : NULL;
+            REAL *const *kept = NAME(keeps)(w) ? w->kept + from : NULL;
             Hold hold = {w->hold.h + from, w->hold.held_h ? w->hold.held_h + from : NULL,
                          w->hold.held_c ? w->hold.held_c + from : NULL};
             if (p->pointwise.composed)

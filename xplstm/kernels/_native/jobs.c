@@ -276,7 +276,7 @@ static size_t place_backward(Backward *f, Size steps, char *memory)
         r->b = take(&arena, count * sizeof(int32_t));
         r->index = take(&arena, count * sizeof(int32_t));
         r->dh = take(&arena, projected * (size_t)p->P);
-        r->m = take(&arena, projected * (size_t)p->H);
+        r->m = take(&arena, projected * (size_t)p->M);
         int peeped = p->pointwise.peepholes && p->pointwise.hold_c != 0;
         r->cell = peeped ? take(&arena, count * (size_t)p->H * size) : NULL;
         r->count = (Size)count;

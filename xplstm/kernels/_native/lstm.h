@@ -52,9 +52,10 @@ typedef struct Activation {
 } Activation;
 
 /* Options of the pointwise step; a clip that is off is infinite. In a step of a GRU c is h, and the four
-   blocks are r, z, what x makes of n, and what h makes of it. In one of an Elman RNN the four blocks are the
-   quarters of its hidden units, c is unused, and `gate` is the nonlinearity. */
-enum { LSTM_STEP, GRU_STEP, ELMAN_STEP, STEPS };
+   blocks are r, z, what x makes of n, and what h makes of it. In a RESET_STEP r scales h before the product:
+   the fourth block is empty, m is r * h, and the projection is the last block of W_hh. In a step of an RNN
+   the four blocks are the quarters of its hidden units, c is unused, and `gate` is the nonlinearity. */
+enum { LSTM_STEP, GRU_STEP, ELMAN_STEP, RESET_STEP, STEPS };
 
 typedef struct Pointwise {
     int composed, peepholes, coupled, kind; /* composed: any option is on */
@@ -73,10 +74,11 @@ enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, VNNI = 2, STORAGES = INT8_BOTH 
 typedef struct Packed {
     const struct Engine *engine;
     int storage;
-    Size I, H, P; /* P is what h has: H without a projection, at most 4H in an Elman RNN */
-    int projected, biased;
-    Size units; /* H rounded up to whole vectors */
-    void *ih, *hh, *bias, *hr, *ch;
+    Size I, H, P; /* P is what h has */
+    Size M;       /* what m has, which a projection reads: H, in an RNN at most 4H */
+    int projected, biased, output_biased;
+    Size units, m_units; /* H and M rounded up to whole vectors */
+    void *ih, *hh, *bias, *hr, *ch, *bias_hr;
     Pointwise pointwise;
 } Packed;
 
@@ -89,7 +91,7 @@ typedef struct Matrix {
 /* The weights before they are packed. */
 typedef struct Weights {
     Matrix ih, hh, hr;
-    const void *bias_ih, *bias_hh, *ch;
+    const void *bias_ih, *bias_hh, *ch, *bias_hr;
 } Weights;
 
 /* Which batch entries have a step, and which steps that exist start from zeros. */
@@ -107,8 +109,8 @@ typedef struct Noise {
 } Noise;
 
 /* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
-   composed; of a GRU r, z, n and the fourth block. Slot T of `cells` is the first state. `hidden` is h as the
-   products of the next step read it. */
+   composed; of a GRU r, z, n and the fourth block, which is unused in a RESET_STEP. Slot T of `cells` is the
+   first state. `hidden` is h as the products of the next step read it. */
 typedef struct Kept {
     void *gates, *cells, *hidden;
 } Kept;
@@ -132,7 +134,7 @@ typedef struct Forward {
 } Forward;
 
 typedef struct Gradient {
-    void *ih, *hh, *bias, *hr, *ch;
+    void *ih, *hh, *bias, *hr, *ch, *bias_hr;
 } Gradient;
 
 /* Steps of one direction whose rows wait for the products over all of them. */
@@ -141,7 +143,7 @@ typedef struct Rows {
     Size count;
     int32_t *t, *b;    /* of each row */
     int32_t *index;    /* (steps, B): the row, or -1 */
-    void *dz, *dh, *m; /* (count, 4H), (count, P), (count, H); the last two with a projection */
+    void *dz, *dh, *m; /* (count, 4H), (count, P), (count, M); the last two with a projection */
     void *cell;        /* (count, H): c' before zoneout, where peepholes need it; else NULL */
 } Rows;
 

@@ -108,143 +108,7 @@ static int check_size(Size a, Size b, Size c, Size d)
     return 0;
 }
 
-/* Packed weights and the memory that they are in. */
-typedef struct Held {
-    Packed packed;
-    Py_buffer room;
-} Held;
-
-static void free_packed(PyObject *capsule)
-{
-    Held *held = PyCapsule_GetPointer(capsule, PACKED);
-    if (held) {
-        PyBuffer_Release(&held->room);
-        free(held);
-    }
-}
-
-/* Options of the pointwise step: None, or (kind, coupled, gate, input, output, gate_clip, cell_clip, hold_h,
-   hold_c), where an activation is (kind, alpha, beta). */
-static int get_pointwise(PyObject *options, int peepholes, Pointwise *how)
-{
-    *how = (Pointwise){.peepholes = peepholes};
-    if (options == Py_None)
-        return 0;
-    Activation *a = &how->gate, *b = &how->input, *c = &how->output;
-    how->composed = 1;
-    if (!PyArg_ParseTuple(options, "ip(idd)(idd)(idd)dddd", &how->kind, &how->coupled, &a->kind, &a->alpha,
-                          &a->beta, &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta,
-                          &how->gate_clip, &how->cell_clip, &how->hold_h, &how->hold_c))
-        return -1;
-    if (a->kind < 0 || a->kind >= ACTIVATIONS || b->kind < 0 || b->kind >= ACTIVATIONS || c->kind < 0
-        || c->kind >= ACTIVATIONS || how->kind < 0 || how->kind >= STEPS) {
-        PyErr_SetString(PyExc_ValueError, "an unknown activation or step");
-        return -1;
-    }
-    return 0;
-}
-
-/* The same storage with VNNI, where this processor and the engine have it. */
-static int fastest_products(const Engine *engine, int storage)
-{
-#if defined(__x86_64__) && !defined(XPLSTM_WITHOUT_VNNI)
-    if (storage >= INT8 && engine->stored[storage + VNNI] && __builtin_cpu_supports("avx512vnni"))
-        return storage + VNNI;
-#endif
-    (void)engine;
-    return storage;
-}
-
-/* A matrix of weights: an array, or of integers (values, scales). */
-static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t size, int storage,
-                      int required, Matrix *m)
-{
-    PyObject *values = given, *scales = Py_None;
-    if (storage >= INT8 && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
-        return -1;
-    if (get(v, values, rows * columns, size, 0, &m->values)
-        || get(v, scales, rows, sizeof(float), 0, &m->scales))
-        return -1;
-    if (!required && !m->values)
-        return 0;
-    if (!m->values || (storage >= INT8 && !m->scales))
-        PyErr_SetString(PyExc_ValueError, "a matrix is missing, or its scales");
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-/* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
-   weight_hr, weight_ch, pointwise). Of an Elman RNN H is a quarter of its units, rounded up, and proj_size
-   the units. */
-static PyObject *pack(PyObject *self, PyObject *args)
-{
-    (void)self;
-    const char *isa, *dtype;
-    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *ch, *options, *room;
-    Size I, H, proj;
-    int threads, storage;
-    if (!PyArg_ParseTuple(args, "ssinnnOiOOOOOOO", &isa, &dtype, &storage, &I, &H, &proj, &room, &threads,
-                          &ih, &hh, &bias_ih, &bias_hh, &hr, &ch, &options))
-        return NULL;
-    const Engine *engine = find_engine(isa, dtype);
-    if (engine && (storage < 0 || storage > INT8_BOTH || !engine->stored[storage]))
-        return PyErr_Format(PyExc_ValueError, "no storage %d of weights for %s", storage, dtype);
-    if (!engine || check_size(H, 8, I > H ? I : H, (Size)engine->size * engine->lanes))
-        return NULL;
-    Held *held = calloc(1, sizeof *held);
-    if (!held)
-        return PyErr_NoMemory();
-    Packed *p = &held->packed;
-    *p = (Packed){.engine = engine,
-                  .storage = fastest_products(engine, storage),
-                  .I = I,
-                  .H = H,
-                  .P = proj ? proj : H,
-                  .projected = proj != 0,
-                  .biased = bias_ih != Py_None};
-    Views v = {.count = 0};
-    Weights w;
-    size_t size = engine->size, stored = engine->stored[storage];
-    if (get_pointwise(options, ch != Py_None, &p->pointwise))
-        goto failed;
-    if (p->pointwise.kind == ELMAN_STEP) {
-        p->projected = 0;
-        if (proj < 1 || proj > 4 * H) {
-            PyErr_Format(PyExc_ValueError, "four quarters of %zd units do not hold %zd", H, proj);
-            goto failed;
-        }
-    }
-    if (get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
-        || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
-        || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
-        || get_matrix(&v, hr, p->P, H, stored, storage, p->projected, &w.hr)
-        || get(&v, ch, 3 * H, size, 0, &w.ch))
-        goto failed;
-    size_t bytes = engine->place(p, NULL);
-    PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
-    if (!memory)
-        goto failed;
-    int refused = PyObject_GetBuffer(memory, &held->room, PyBUF_WRITABLE);
-    Py_DECREF(memory);
-    if (refused)
-        goto failed;
-    if ((size_t)held->room.len < bytes) {
-        PyErr_SetString(PyExc_ValueError, "less room than was asked for");
-        goto failed;
-    }
-    engine->place(p, held->room.buf);
-    Py_BEGIN_ALLOW_THREADS
-    run_pack(p, &w, bytes, threads);
-    Py_END_ALLOW_THREADS
-    release(&v);
-    PyObject *capsule = PyCapsule_New(held, PACKED, free_packed);
-    if (capsule)
-        return capsule;
-failed:
-    release(&v);
-    PyBuffer_Release(&held->room);
-    free(held);
-    return NULL;
-}
+#include "packing.h"
 
 static int get_packed(PyObject *tuple, PyObject *reverse, const Packed **packed, int *backwards)
 {
@@ -371,16 +235,17 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
     for (int d = 0; d < f->directions; d++) {
         const Packed *p = f->packed[d];
         size_t size = p->engine->size;
-        PyObject *ih, *hh, *hr, *dih, *dhh, *dbias, *dhr, *dch;
+        PyObject *ih, *hh, *hr, *dih, *dhh, *dbias, *dhr, *dch, *dbias_hr;
         Gradient *g = &f->gradient[d];
         if (!PyArg_ParseTuple(PyTuple_GetItem(weights, d), "OOO", &ih, &hh, &hr)
-            || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOOO", &dih, &dhh, &dbias, &dhr, &dch)
+            || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOOOO", &dih, &dhh, &dbias, &dhr, &dch,
+                                 &dbias_hr)
             || get(v, ih, 4 * p->H * p->I, size, 0, &f->weight_ih[d])
             || get(v, hh, 4 * p->H * p->P, size, 0, &f->weight_hh[d])
-            || get(v, hr, p->P * p->H, size, 0, &f->weight_hr[d])
+            || get(v, hr, p->P * p->M, size, 0, &f->weight_hr[d])
             || get(v, dih, 4 * p->H * p->I, size, 1, &g->ih) || get(v, dhh, 4 * p->H * p->P, size, 1, &g->hh)
-            || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->H, size, 1, &g->hr)
-            || get(v, dch, 3 * p->H, size, 1, &g->ch))
+            || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->M, size, 1, &g->hr)
+            || get(v, dch, 3 * p->H, size, 1, &g->ch) || get(v, dbias_hr, p->P, size, 1, &g->bias_hr))
             return -1;
     }
     return 0;
@@ -486,7 +351,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(7);
+    return PyLong_FromLong(8);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of

@@ -1,0 +1,147 @@
+/* Packed weights, from the arrays of Python. */
+
+/* Packed weights and the memory that they are in. */
+typedef struct Held {
+    Packed packed;
+    Py_buffer room;
+} Held;
+
+static void free_packed(PyObject *capsule)
+{
+    Held *held = PyCapsule_GetPointer(capsule, PACKED);
+    if (held) {
+        PyBuffer_Release(&held->room);
+        free(held);
+    }
+}
+
+/* Options of the pointwise step: None, or (kind, coupled, gate, input, output, gate_clip, cell_clip, hold_h,
+   hold_c, units), where an activation is (kind, alpha, beta). `units` are those of an RNN. */
+static int get_pointwise(PyObject *options, int peepholes, Pointwise *how, Size *units)
+{
+    *how = (Pointwise){.peepholes = peepholes};
+    if (options == Py_None)
+        return 0;
+    Activation *a = &how->gate, *b = &how->input, *c = &how->output;
+    how->composed = 1;
+    if (!PyArg_ParseTuple(options, "ip(idd)(idd)(idd)ddddn", &how->kind, &how->coupled, &a->kind, &a->alpha,
+                          &a->beta, &b->kind, &b->alpha, &b->beta, &c->kind, &c->alpha, &c->beta,
+                          &how->gate_clip, &how->cell_clip, &how->hold_h, &how->hold_c, units))
+        return -1;
+    if (a->kind < 0 || a->kind >= ACTIVATIONS || b->kind < 0 || b->kind >= ACTIVATIONS || c->kind < 0
+        || c->kind >= ACTIVATIONS || how->kind < 0 || how->kind >= STEPS) {
+        PyErr_SetString(PyExc_ValueError, "an unknown activation or step");
+        return -1;
+    }
+    return 0;
+}
+
+/* The same storage with VNNI, where this processor and the engine have it. */
+static int fastest_products(const Engine *engine, int storage)
+{
+#if defined(__x86_64__) && !defined(XPLSTM_WITHOUT_VNNI)
+    if (storage >= INT8 && engine->stored[storage + VNNI] && __builtin_cpu_supports("avx512vnni"))
+        return storage + VNNI;
+#endif
+    (void)engine;
+    return storage;
+}
+
+/* A matrix of weights: an array, or of integers (values, scales). */
+static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t size, int storage,
+                      int required, Matrix *m)
+{
+    PyObject *values = given, *scales = Py_None;
+    if (storage >= INT8 && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
+        return -1;
+    if (get(v, values, rows * columns, size, 0, &m->values)
+        || get(v, scales, rows, sizeof(float), 0, &m->scales))
+        return -1;
+    if (!required && !m->values)
+        return 0;
+    if (!m->values || (storage >= INT8 && !m->scales))
+        PyErr_SetString(PyExc_ValueError, "a matrix is missing, or its scales");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
+   weight_hr, weight_ch, bias_hr, pointwise). Of an RNN H is a quarter of its units, rounded up. */
+static PyObject *pack(PyObject *self, PyObject *args)
+{
+    (void)self;
+    const char *isa, *dtype;
+    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *ch, *bias_hr, *options, *room;
+    Size I, H, proj, units = 0;
+    int threads, storage;
+    if (!PyArg_ParseTuple(args, "ssinnnOiOOOOOOOO", &isa, &dtype, &storage, &I, &H, &proj, &room, &threads,
+                          &ih, &hh, &bias_ih, &bias_hh, &hr, &ch, &bias_hr, &options))
+        return NULL;
+    const Engine *engine = find_engine(isa, dtype);
+    if (engine && (storage < 0 || storage > INT8_BOTH || !engine->stored[storage]))
+        return PyErr_Format(PyExc_ValueError, "no storage %d of weights for %s", storage, dtype);
+    Size longest = I > H ? I : H;
+    longest = longest > proj ? longest : proj;
+    if (!engine || check_size(H, 8, longest, (Size)engine->size * engine->lanes))
+        return NULL;
+    Held *held = calloc(1, sizeof *held);
+    if (!held)
+        return PyErr_NoMemory();
+    Packed *p = &held->packed;
+    *p = (Packed){.engine = engine,
+                  .storage = fastest_products(engine, storage),
+                  .I = I,
+                  .H = H,
+                  .P = proj ? proj : H,
+                  .M = H,
+                  .projected = proj != 0,
+                  .biased = bias_ih != Py_None,
+                  .output_biased = bias_hr != Py_None};
+    Views v = {.count = 0};
+    Weights w;
+    size_t size = engine->size, stored = engine->stored[storage];
+    if (get_pointwise(options, ch != Py_None, &p->pointwise, &units))
+        goto failed;
+    if (p->pointwise.kind == ELMAN_STEP) {
+        p->M = units;
+        p->P = proj ? proj : units;
+        if (units < 1 || units > 4 * H) {
+            PyErr_Format(PyExc_ValueError, "four quarters of %zd units do not hold %zd", H, units);
+            goto failed;
+        }
+    }
+    if (p->pointwise.kind == RESET_STEP && proj != H) {
+        PyErr_SetString(PyExc_ValueError, "the reset gate's product has as many outputs as units");
+        goto failed;
+    }
+    if (get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
+        || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
+        || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
+        || get_matrix(&v, hr, p->P, p->M, stored, storage, p->projected, &w.hr)
+        || get(&v, ch, 3 * H, size, 0, &w.ch) || get(&v, bias_hr, p->P, size, 0, &w.bias_hr))
+        goto failed;
+    size_t bytes = engine->place(p, NULL);
+    PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
+    if (!memory)
+        goto failed;
+    int refused = PyObject_GetBuffer(memory, &held->room, PyBUF_WRITABLE);
+    Py_DECREF(memory);
+    if (refused)
+        goto failed;
+    if ((size_t)held->room.len < bytes) {
+        PyErr_SetString(PyExc_ValueError, "less room than was asked for");
+        goto failed;
+    }
+    engine->place(p, held->room.buf);
+    Py_BEGIN_ALLOW_THREADS
+    run_pack(p, &w, bytes, threads);
+    Py_END_ALLOW_THREADS
+    release(&v);
+    PyObject *capsule = PyCapsule_New(held, PACKED, free_packed);
+    if (capsule)
+        return capsule;
+failed:
+    release(&v);
+    PyBuffer_Release(&held->room);
+    free(held);
+    return NULL;
+}
