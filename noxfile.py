@@ -174,7 +174,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(tags=["mutations"])
 def mutations(session: nox.Session) -> None:
     """Change the package in one place at a time and count what its tests do not see; options after ``--``."""
-    session.install("-e", ".[test,io]")
+    session.install("-e", ".[test,io]", "coverage", "torch==2.13.0")
     session.run("python", "-m", "tests.mutations", *session.posargs)
 
 

@@ -1,0 +1,246 @@
+"""Judge changes: collect tests once, and run them in a fork for each change.
+
+A fork replaces the code of the changed functions and runs the tests that reach the changed line, one of each
+test function first, until one fails. What survives there, and what no function holds, is judged once more by
+all tests of its target, in a process that imports the changed module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import importlib.machinery
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.mutations.changes import Change
+
+# Imported once, before the forks.
+LIBRARIES = (
+    "numpy",
+    "hypothesis",
+    "array_api_compat.numpy",
+    "array_api_strict",
+    "h5py",
+    "onnx",
+    "mpmath",
+    "torch",
+)
+PATIENCE = 60.0
+
+
+class Item(NamedTuple):
+    """A test, its time in seconds, and the lines that it reaches: of each module, by path."""
+
+    name: str
+    seconds: float
+    lines: dict[str, list[int]]
+
+
+def preload() -> None:
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def forked(work: Callable[[], Any], limit: float) -> Any:
+    """Return what `work` returns in a fork, as JSON can hold it; a text if it takes too long or dies."""
+    with tempfile.NamedTemporaryFile("r") as answer:
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            try:
+                Path(answer.name).write_text(json.dumps(work()))
+            finally:
+                os._exit(0)
+        end = time.monotonic() + limit
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            if time.monotonic() > end:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return f"takes more than {limit:.0f} s"
+            time.sleep(0.005)
+        text = answer.read()
+    return json.loads(text) if text else "the process dies"
+
+
+class Tests:
+    """A plugin of pytest: `work` gets the collected tests, and runs them as it likes."""
+
+    def __init__(self, work: Callable[[Tests], None]) -> None:
+        self.work = work
+        self.failed = ""
+        self.began = False
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = session.items
+        if not self.failed:
+            self.began = True
+            self.work(self)
+        return True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failed = self.failed or report.nodeid or "collection"
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+    def run(self, items: Sequence[pytest.Item]) -> str:
+        """Return the first test that fails, or nothing."""
+        for number, item in enumerate(items):
+            following = items[number + 1] if number + 1 < len(items) else None
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.failed:
+                break
+        return self.failed
+
+
+def collect(folder: Path, arguments: Sequence[str], work: Callable[[Tests], None]) -> str:
+    """Collect the tests of a tree in this process and do the work; return what failed."""
+    os.chdir(folder)
+    here = Path(__file__).parents[2]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "spec", "xplstm")]:
+        del sys.modules[name]
+    sys.path[:] = [str(folder), *(p for p in sys.path if p and Path(p).resolve() != here)]
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silent, stream)
+    plugin = Tests(work)
+    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--assert=plain")
+    code = pytest.main([*options, *arguments], plugins=[plugin])
+    # The specification fails a session that tests nothing, as one does that leaves its tests to forks.
+    return plugin.failed or ("" if plugin.began else f"pytest ends with {code}")
+
+
+def survey(folder: Path, tests: Tests, modules: Sequence[str]) -> list[Any] | str:
+    """Run every test and note its time and the lines that it reaches, or return the test that fails."""
+    import coverage
+
+    paths = {str(folder / module): module for module in modules}
+    tracer = coverage.Coverage(data_file=None, include=list(paths), config_file=False)
+    tracer.start()
+    times = []
+    for number, item in enumerate(tests.items):
+        tracer.switch_context(str(number))
+        before = time.perf_counter()
+        following = tests.items[number + 1] if number + 1 < len(tests.items) else None
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        times.append(time.perf_counter() - before)
+        if tests.failed:
+            return tests.failed
+    tracer.stop()
+    data = tracer.get_data()
+    reached: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for path, module in paths.items():
+        for line, contexts in data.contexts_by_lineno(path).items():
+            for context in contexts:
+                if context:
+                    reached[int(context)][module].append(line)
+    return [Item(item.nodeid, times[n], reached[n]) for n, item in enumerate(tests.items)]
+
+
+def order(items: Sequence[Item], change: Change) -> tuple[list[int], float]:
+    """Return the tests that reach a change, one of each function first, and their time."""
+    lines = set(range(change.line, change.last + 1))
+    hits = [n for n, item in enumerate(items) if lines.intersection(item.lines.get(change.module, ()))]
+    return in_turn(items, hits), sum(items[n].seconds for n in hits)
+
+
+def in_turn(items: Sequence[Item], numbers: Sequence[int]) -> list[int]:
+    met: dict[str, int] = defaultdict(int)
+    ranks = {}
+    for n in sorted(numbers, key=lambda n: items[n].seconds):
+        function = items[n].name.partition("[")[0]
+        ranks[n] = min(met[function], 2), items[n].seconds
+        met[function] += 1
+    return sorted(ranks, key=ranks.__getitem__)
+
+
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from codes(constant)
+
+
+def replace(path: str, right: str, wrong: str) -> None:
+    """Give every function of a module its changed code."""
+    new = dict(zip(*(codes(compile(text, path, "exec")) for text in (right, wrong)), strict=True))
+    for found in gc.get_objects():
+        if type(found) is types.FunctionType and found.__code__.co_filename == path:
+            found.__code__ = new.get(found.__code__, found.__code__)
+
+
+def import_changed(path: str, text: str) -> None:
+    """Make later imports of a module see another text."""
+    right = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> types.CodeType | None:
+        return compile(text, path, "exec") if self.path == path else right(self, name)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+
+
+def quick(
+    folder: Path, arguments: Sequence[str], changes: Sequence[Change], say: Callable[..., None]
+) -> list[Item]:
+    """Judge changes in forks of one process; say each verdict, and return the tests."""
+    found: list[Item] = []
+
+    def work(tests: Tests) -> None:
+        answer = forked(lambda: survey(folder, tests, sorted({c.module for c in changes})), 3600)
+        if isinstance(answer, str):
+            tests.failed = answer
+            return
+        found.extend(Item(*one) for one in answer)
+        for change in changes:
+            numbers, seconds = order(found, change)
+            path = str(folder / change.module)
+            right = Path(path).read_text(encoding="utf-8")
+
+            def one(numbers: list[int] = numbers, change: Change = change, right: str = right) -> str:
+                replace(str(folder / change.module), right, change.text)
+                return tests.run([tests.items[n] for n in numbers])
+
+            verdict = forked(one, PATIENCE + 10 * seconds) if change.inside and numbers else ""
+            say(change, verdict)
+
+    failed = collect(folder, arguments, work)
+    if failed:
+        msg = f"without a change: {failed}"
+        raise SystemExit(msg)
+    return found
+
+
+def whole(folder: Path, arguments: Sequence[str], items: Sequence[Item], change: Change | None) -> str:
+    """Judge a change by all tests, in a process that imports the changed module."""
+    seconds = sum(item.seconds for item in items)
+
+    def one() -> str:
+        if change is not None and change.module.endswith(".py"):
+            import_changed(str(folder / change.module), change.text)
+
+        def work(tests: Tests) -> None:
+            places = {item.nodeid: item for item in tests.items}
+            numbers = order(items, change)[0] if change is not None else []
+            turn = list(dict.fromkeys([*numbers, *in_turn(items, range(len(items)))]))
+            known = [places[items[n].name] for n in turn if items[n].name in places]
+            tests.run([*known, *(item for item in tests.items if item not in set(known))])
+
+        return collect(folder, arguments, work)
+
+    return str(forked(one, PATIENCE + 10 * seconds))
