@@ -81,6 +81,7 @@ def test_top_p_of_one_keeps_even_what_rounding_would_lose():
     p = probabilities(np.asarray([0.0, -50.0, -60.0]), top_p=1)
     assert (p > 0).all()
     np.testing.assert_array_equal(p, probabilities(np.asarray([0.0, -50.0, -60.0])))
+    np.testing.assert_array_equal(p, probabilities(np.asarray([0.0, -50.0, -60.0]), top_k=3, top_p=1))
 
 
 def test_top_p_looks_at_what_top_k_has_left():
@@ -337,6 +338,50 @@ def test_the_search_goes_on_while_a_longer_sequence_could_have_a_better_mean():
     )
     assert best.tokens == (0, 1, 2, 2)
     assert best.score == pytest.approx(2 * math.log(0.55) / 4)
+
+
+def test_the_search_goes_on_while_a_longer_sequence_could_be_among_the_best():
+    """Two have ended after two steps; what is left is likelier than the second of them."""
+    with np.errstate(divide="ignore"):
+        after = np.log([[0, 0.7, 0.3], [0, 0.6, 0.4], [0.4, 0, 0.6]])
+    ((first, second),) = beam_search(lambda t, s: (after[t], s), (), [2], end=2, width=2, max_length=3)
+    assert (first.tokens, second.tokens) == ((), (0, 1, 1))
+    assert second.log_probability == pytest.approx(math.log(0.4 * 0.7 * 0.6))
+
+
+def test_the_first_token_can_be_the_end():
+    ((best,),) = beam_search(lambda _, s: (np.log([[0.9, 0.1]]), s), (), [1], end=0, width=1, max_length=2)
+    assert (best.tokens, best.ended) == ((), True)
+
+
+def test_a_forbidden_token_is_in_no_sequence():
+    """Two of the tokens are impossible, so that one sequence alone is found."""
+    after = np.asarray([0.0, -math.inf, -math.inf])
+    ((only,),) = beam_search(
+        lambda t, s: (np.tile(after, (len(t), 1)), s), (), [0], end=2, width=3, max_length=2
+    )
+    assert only.tokens == (0, 0)
+    assert only.score == 0
+
+
+def test_the_largest_length_penalty_keeps_the_divisor_finite():
+    search = {
+        "step": lambda t, s: (np.zeros((len(t), 2)), s),
+        "state": (),
+        "first": [0],
+        "end": 1,
+        "width": 1,
+    }
+    for max_length, largest in ((1, 700), (2, 700), (10, 304), (1000, 101)):
+        beam_search(max_length=max_length, length_penalty=largest, **search)
+        with pytest.raises(xplstm.ArgumentError, match=r"length_penalty=.* must be in \[0, "):
+            beam_search(max_length=max_length, length_penalty=largest + 1, **search)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 2), (2, 2)])
+def test_a_step_that_gives_logits_of_another_shape_is_refused(shape):
+    with pytest.raises(xplstm.ShapeError, match=r"expected \(1, V\)"):
+        beam_search(lambda _, s: (np.zeros(shape), s), (), [0], end=1, width=1, max_length=2)
 
 
 BAD_SEARCH = [

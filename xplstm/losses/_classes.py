@@ -204,7 +204,7 @@ def binary_cross_entropy(
     each = yes * (rest + xp.where(z < 0, -z, zero)) + (1.0 - t) * (rest + xp.where(z > 0, z, zero))
     sigmoid = xp.where(z < 0, small, xp.ones_like(z)) / (1.0 + small)
 
-    def pullback(dloss: Array | float = 1.0) -> Array:
+    def pullback(dloss: Array | float) -> Array:
         dz = (sigmoid * (1.0 - t + yes) - yes) * (part * dloss)
         return xp.astype(dz, logits.dtype, copy=False)
 
@@ -227,7 +227,7 @@ def _cross_entropy(
     each = share(xp, z[..., 0], mask)
     loss = xp.sum((xp.log(total[..., 0]) - z_target) * each)
 
-    def pullback(dloss: Array | float = 1.0) -> Array:
+    def pullback(dloss: Array | float) -> Array:
         dz = (exp_z / total - xp.astype(hit, wide)) * (each * dloss)[..., None]
         return xp.astype(dz, logits.dtype, copy=False)
 
@@ -261,7 +261,7 @@ def _weighted_entropy(
     each = -xp.sum(xp.where(wanted > 0, wanted * log_p, xp.zeros_like(z)), axis=-1)
     part = weighted_share(xp, each, mask, weights, reduction, of_target)
 
-    def pullback(dloss: Array | float = 1.0) -> Array:
+    def pullback(dloss: Array | float) -> Array:
         dz = exp_z / total * xp.sum(wanted, axis=-1, keepdims=True) - wanted
         return xp.astype(dz * (part * dloss)[..., None], logits.dtype, copy=False)
 

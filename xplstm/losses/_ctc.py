@@ -103,7 +103,7 @@ def ctc(
         share = share / (xp.astype(floor, wide) * max(rows, 1))
     loss = losses * share if reduction != "none" else losses
 
-    def pullback(dloss: Array | float = 1.0) -> Array:
+    def pullback(dloss: Array | float) -> Array:
         backward = _backward(xp, log_q, states, blank, lengths, last)
         total = xp.where(possible, log_total, xp.zeros_like(log_total))
         occupied = xp.exp(forward + backward - total[None, :, None])

@@ -278,7 +278,7 @@ def _of_errors(
         part = part / float(math.prod(pred.shape[len(rows) :]))
     loss = reduced(xp, value(xp, error) * part, reduction)
 
-    def pullback(dloss: Array | float = 1.0) -> Array:
+    def pullback(dloss: Array | float) -> Array:
         return xp.astype(slope(xp, error) * (part * dloss), pred.dtype, copy=False)
 
     return checked(xp.astype(loss, pred.dtype, copy=False), pullback)

@@ -1,0 +1,78 @@
+"""Losses at the values and shapes where a branch turns."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import xplstm
+from xplstm import losses
+
+EVERY = {
+    "cross_entropy": lambda z, **how: losses.softmax_cross_entropy(z, np.asarray([1, 0]), **how),
+    "ctc": lambda z, **how: losses.ctc(z[:, None, :], np.asarray([[1]]), **how),
+    "mse": lambda z, **how: losses.mse(z, np.ones((2, 3)), **how),
+    "huber": lambda z, **how: losses.huber(z, np.ones((2, 3)), **how),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_pullback_is_linear_in_what_it_is_given(name, rng):
+    _, pullback = EVERY[name](rng.normal(size=(2, 3)))
+    one = pullback()
+    assert np.abs(one).max() > 0
+    for given in (np.asarray(-2.5), -2.5, np.asarray(-2.5, "float32")):
+        np.testing.assert_allclose(pullback(given), -2.5 * one, rtol=1e-15)
+    with pytest.raises(xplstm.DTypeError, match="dloss has dtype int64"):
+        pullback(np.asarray(2))
+    with pytest.raises(xplstm.ShapeError, match=r"dloss has shape \(1,\); the loss has \(\)"):
+        pullback(np.ones(1))
+
+
+def test_ctc_gives_each_entry_its_own_gradient(rng):
+    logits, targets = rng.normal(size=(4, 2, 3)), np.asarray([[1, 2], [2, 1]])
+    _, pullback = losses.ctc(logits, targets, reduction="none")
+    one = pullback(np.ones(2))
+    np.testing.assert_allclose(
+        pullback(np.asarray([2.0, -3.0])), one * np.asarray([[[2.0], [-3.0]]]), rtol=1e-14
+    )
+
+
+def test_class_weights_divide_the_mean():
+    logits = np.log(np.asarray([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]))
+    targets, of_class, of_each = np.asarray([0, 2]), np.asarray([3.0, 1.0, 2.0]), np.asarray([1.0, 5.0])
+    loss, _ = losses.softmax_cross_entropy(logits, targets, weights=of_each, class_weights=of_class)
+    weights = of_each * of_class[targets]
+    assert float(loss) == pytest.approx((weights * [math.log(2), math.log(4)]).sum() / weights.sum())
+    loss, _ = losses.softmax_cross_entropy(logits, targets, class_weights=of_class)
+    assert float(loss) == pytest.approx((3 * math.log(2) + 2 * math.log(4)) / 5)
+    for shape in ((2,), (2, 3)):
+        with pytest.raises(xplstm.ShapeError, match=r"class_weights has shape .*\(3,\)"):
+            losses.softmax_cross_entropy(logits, targets, class_weights=np.ones(shape))
+
+
+def test_smoothing_alone_keeps_the_plain_mean():
+    logits, targets = np.log(np.asarray([[0.75, 0.25]] * 2)), np.asarray([0, 0])
+    mask = np.asarray([True, False])
+    loss, _ = losses.softmax_cross_entropy(logits, targets, mask=mask, label_smoothing=0.5)
+    assert float(loss) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+
+
+def test_a_class_that_counts_is_checked_under_a_mask():
+    logits, targets = np.zeros((2, 3)), np.asarray([3, 0])
+    losses.softmax_cross_entropy(logits, targets, mask=np.asarray([False, True]))
+    with pytest.raises(xplstm.ArgumentError, match="targets holds the class 3"):
+        losses.softmax_cross_entropy(logits, targets, mask=np.asarray([True, False]))
+
+
+def test_huber_turns_from_a_square_to_a_line_at_one():
+    for error, expected, slope in ((0.5, 0.125, 0.5), (1.0, 0.5, 1.0), (3.0, 2.5, 1.0)):
+        loss, pullback = losses.huber(np.asarray([[error]]), np.zeros((1, 1)))
+        assert (float(loss), float(pullback()[0, 0])) == (expected, slope)
+
+
+def test_the_array_that_is_missing_is_named():
+    with pytest.raises(xplstm.XplstmError, match="targets"):
+        losses.softmax_cross_entropy(np.zeros((2, 3)), None)
