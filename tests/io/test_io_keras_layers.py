@@ -15,6 +15,7 @@ import xplstm.io
 h5py = pytest.importorskip("h5py")
 
 from tests.io.test_io_keras import H, I, T, agrees, keras, sequential  # noqa: E402
+from xplstm.io.layouts.keras_config import DEEPEST  # noqa: E402
 
 __all__ = ["keras"]
 
@@ -139,6 +140,50 @@ def test_two_directions(tmp_path: Any) -> None:
     with pytest.raises(xplstm.ArgumentError, match="pass variant=, merge="):
         xplstm.io.load(alone)
     close(xplstm.io.load(alone, variant=hard_gates, merge="sum")(batch())[0], wanted)
+
+
+def test_a_backward_layer_of_its_own_is_like_the_forward_one(tmp_path: Any) -> None:
+    start = "bidirectional_1/bidirectional_1"
+    cells = {f"{start}/backward_lstm_1": arrays(I, 1), f"{start}/forward_lstm_1": arrays(I, 0)}
+    for activation, alike in (("tanh", True), ("relu", False)):
+        backward = layer("back", go_backwards=True, activation=activation)
+        config = {
+            "name": "bidirectional_1",
+            "merge_mode": "sum",
+            "layer": layer(),
+            "backward_layer": backward,
+        }
+        path = write(tmp_path / "m.h5", cells, model({"class_name": "Bidirectional", "config": config}))
+        if alike:
+            wanted = run(batch(), arrays(I, 0), hard) + run(batch(), arrays(I, 1), hard, reverse=True)
+            close(xplstm.io.load(path)(batch())[0], wanted)
+        else:
+            with pytest.raises(xplstm.FormatError, match="backward_layer is another layer than the forward"):
+                xplstm.io.load(path)
+
+
+def test_models_are_found_to_the_greatest_depth(tmp_path: Any) -> None:
+    for depth in (DEEPEST, DEEPEST + 1):
+        config = layer()
+        for number in range(depth + 1):
+            config = {"class_name": "Sequential", "config": {"name": f"m{number}", "layers": [config]}}
+        path = write(tmp_path / "m.h5", {"lstm_1/lstm_1": arrays(I, 0)}, config)
+        assert bool(xplstm.io.inspect(path).networks) == (depth <= DEEPEST), depth
+
+
+def test_a_class_that_is_not_read_is_named_before_layers_of_keras(tmp_path: Any) -> None:
+    dense = {"module": "keras.layers", "class_name": "Dense", "config": {"name": "d"}}
+    own = {"module": "mine", "class_name": "Own", "config": {"name": "o"}}
+    path = write(tmp_path / "m.h5", {"o/o": {"w": np.ones(2, "f4")}}, model(dense, own))
+    with pytest.raises(xplstm.FormatError, match="class 'Own' is not read"):
+        xplstm.io.load(path)
+
+
+def test_a_kernel_that_is_none_of_cudnn_is_refused(tmp_path: Any) -> None:
+    cell = arrays(I, 0, cudnn=True)
+    cell["kernel"] = cell["kernel"][:, :-1]
+    with pytest.raises(xplstm.FormatError, match="kernel has shape"):
+        xplstm.io.load(write(tmp_path / "m.hdf5", {"rnn_1/rnn_1": cell}), prefix="rnn_1")
 
 
 def plain_of_cudnn(cell: dict[str, Any]) -> dict[str, Any]:

@@ -383,6 +383,10 @@ WRONG = {
         r"ig.kernel has shape \(3, 6\), expected \(3, 5\)",
     ),
     "a bias of another shape": (dense_shapes("if") | {"hg.bias": (H + 1,)}, r"hg.bias has shape \(6,\)"),
+    "a projection that is a vector": (
+        {"weight_ih_l0": (20, 3), "weight_hh_l0": (20, 4), "weight_hr_l0": (5,)},
+        r"weight_hr_l0 has shape \(5,\), expected \(4, 5\)",
+    ),
     "nothing": ({"a": (3,)}, "holds no LSTM that is known here; it holds a"),
 }
 
@@ -392,6 +396,29 @@ def test_what_is_wrong_with_the_shapes_is_said(case):
     shapes, words = WRONG[case]
     with pytest.raises(FormatError, match=words):
         io.load(draws(shapes))
+
+
+OF_FORMATS = {
+    "joined": (
+        dict.fromkeys([f"W{gate}" for gate in "fiCo"], (5, 5)),
+        r"Wf has shape \(5, 5\), expected \(H, H \+ I\), h above x",
+    ),
+    "parted": (
+        dict.fromkeys([f"W{gate}{of}" for gate in "fico" for of in "hx"], (5, 0)),
+        r"Wfx has shape \(5, 0\), expected \(H, I\)",
+    ),
+    "mlx": (
+        {"Wx": (15, 3), "Wh": (15, 5), "bias": (15,)},
+        r"Wh has shape \(15, 5\), that of a GRU, which format 'mlx' does not have",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_FORMATS)
+def test_shapes_that_a_named_format_does_not_have_are_said(name):
+    shapes, words = OF_FORMATS[name]
+    with pytest.raises(FormatError, match=words):
+        io.load(draws(shapes), format=name)
 
 
 def test_cells_that_do_not_stack_are_refused():
