@@ -215,3 +215,48 @@ def test_weights_of_8_bits(both: bool, per_channel: bool, kind: str, tmp_path: P
     np.testing.assert_allclose(found(x)[0], theirs, rtol=0, atol=2e-2)
     with pytest.raises(xplstm.ArgumentError, match="DynamicQuantizeLSTM"):
         ours.prepare(tmp_path / "q.onnx")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2, "bidirectional": True, "batch_first": True},
+        {"bias": False, "variant": xplstm.Variant(peepholes=True)},
+        {"variant": xplstm.Variant(coupled=True, gate_clip=2.0)},
+    ],
+)
+def test_a_layer_stored_in_8_bits(options: dict[str, Any], tmp_path: Path) -> None:
+    net = xplstm.LSTM(16, 24, rng=0, **options)
+    frozen = net.freeze(weights="int8")
+    ours.export(frozen, tmp_path / "q.onnx")
+    size = (tmp_path / "q.onnx").stat().st_size
+    ours.export(net, tmp_path / "float.onnx")
+    assert size < 0.5 * (tmp_path / "float.onnx").stat().st_size
+    again = xplstm.io.load(tmp_path / "q.onnx")
+    assert repr(again) == repr(net)
+    # Each number is the one that the frozen layer computes with.
+    for name, scale in (("weight_ih_l0", 127), ("weight_hh_l0", 127), ("bias_ih_l0", 0), ("weight_ch_l0", 0)):
+        if name in net.params:
+            a = net.params[name]
+            step = np.max(abs(a), axis=1, keepdims=True) / np.float32(scale) if scale else None
+            wanted = a if step is None else np.rint(a / step) * step
+            np.testing.assert_array_equal(again.params[name], wanted, err_msg=name)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 4, 16)).astype("float32")
+    states = (len(frozen._stack.reverse) * frozen._stack.num_layers, 5 if net._stack.batch_first else 4, 24)
+    h, c = (rng.normal(size=states).astype("float32") for _ in "hc")
+    lengths = np.asarray([4, 2, 4, 1, 3][: states[1]], "int32")
+    theirs = by_runtime(onnx.load(tmp_path / "q.onnx"), {"x": x, "h_0": h, "c_0": c, "lengths": lengths})
+    y, state = frozen(x, (h, c), lengths=lengths)
+    for mine, other in zip((y, *state), theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=3e-2)
+
+
+def test_what_no_operator_stores_in_fewer_bits() -> None:
+    with pytest.raises(xplstm.ArgumentError, match="weights='bfloat16', which no ONNX operator has"):
+        ours.export(xplstm.LSTM(3, 5, rng=0).freeze(weights="bfloat16"))
+    with pytest.raises(
+        xplstm.ArgumentError, match="weights='int8' and proj_size=2, which no ONNX operator has"
+    ):
+        ours.export(xplstm.LSTM(3, 5, proj_size=2, rng=0).freeze(weights="int8"))

@@ -87,3 +87,28 @@ def test_a_quantised_cell(kind: str, tmp_path: Any, torch: Any) -> None:
     h = theirs(x[0])
     h = (h[0] if kind == "LSTMCell" else h).detach().numpy()
     np.testing.assert_allclose(ours(x.numpy())[0][0], h, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("given", ["module", "inside", "state dict", "nested"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
+def test_quantised_modules_themselves(kind: str, given: str, tmp_path: Any, torch: Any) -> None:
+    torch.manual_seed(0)
+    options = {} if kind.endswith("Cell") else {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    theirs = stored(torch, getattr(torch.nn, kind)(I, H, **options), tmp_path / "q.pt", "qint8")
+    both = torch.nn.Sequential(theirs, torch.nn.Linear(H, 2))
+    sources = {
+        "module": theirs,
+        "inside": both,
+        "state dict": theirs.state_dict(),
+        "nested": {"model": both.state_dict(), "step": 3},
+    }
+    source = sources[given]
+    with pytest.raises(xplstm.FormatError, match=r"float32, qint8.* say dtype=, which makes real"):
+        io.load(source)
+    ours, wanted = io.load(source, dtype="float32"), io.load(tmp_path / "q.pt", dtype="float32")
+    assert ours.params.keys() == wanted.params.keys()
+    for name, a in wanted.params.items():
+        assert np.array_equal(ours.params[name], a)
+    told = given in ("module", "inside") and bool(options)
+    assert ours._stack.batch_first == told
+    assert "qint8" in str(io.inspect(source))

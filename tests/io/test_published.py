@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,6 +22,8 @@ from xplstm import io
 
 PACKAGES = ("silero_vad", "resemblyzer", "textgenrnn", "ethnicolr")
 GUIDE = ROOT / "docs/guides/weights.md"
+# What float32 can differ by after 40 steps; gates in a wrong order differ by tenths.
+ROUNDING = 1e-5
 
 
 class Row(NamedTuple):
@@ -227,10 +230,11 @@ def test_a_published_file_is_its_origin(row: Row | None) -> None:
     line = re.escape(written(row, "ERROR")).replace("ERROR", "([0-9.e-]+)")
     shown = re.search(line, GUIDE.read_text())
     assert shown, "the table of the guide lacks this line"
-    # The last digits go with the processor.
-    assert row.measure() <= 4 * float(shown[1])
+    # The rounding of float32 depends on the processor and its libraries.
+    assert row.measure() <= max(4 * float(shown[1]), ROUNDING)
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("KERAS_BACKEND", "torch")
     for one in ROWS:
         print(written(one, f"{one.measure():.1e}" if "nats" not in one.origin else f"{one.measure():.2f}"))

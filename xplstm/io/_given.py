@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from xplstm._errors import ArgumentError, FormatError
+from xplstm.io import _registry
 from xplstm.io._contents import Contents
 from xplstm.io._mapping import contents
 from xplstm.io._written import METADATA
@@ -53,7 +56,7 @@ def of_module(source: Any) -> Contents | None:
     if callable(getattr(source, "state_dict", None)):
         options = _options_of(source)
         metadata = {METADATA: json.dumps(options)} if options else {}
-        return contents(source.state_dict())._replace(where=where, metadata=metadata)
+        return of_mapping(source.state_dict())._replace(where=where, metadata=metadata)
     if isinstance(getattr(source, "params", None), Mapping):
         return contents(source.params)._replace(where=where)
     if _libraries(source) & _BY_ATTRIBUTES:
@@ -61,6 +64,31 @@ def of_module(source: Any) -> Contents | None:
         tree = _tree(dict(source) if isinstance(source, Sequence) else source, 0)
         return contents(tree)._replace(where=where) if isinstance(tree, Mapping) else None
     return None
+
+
+def of_mapping(given: Mapping[Any, Any]) -> Contents:
+    """Return what a mapping holds. What PyTorch quantised is written by it, and read from that file."""
+    quantised = dict(_quantised(given, "", 0)) if "torch" in sys.modules else {}
+    whole = contents(given)
+    if not quantised:
+        return whole
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = os.path.join(folder, "given.pt")
+        sys.modules["torch"].save(quantised, path)
+        found = _registry.file_format("pt").read(path).tensors
+        arrays = {name: tensor.array() for name, tensor in found.items() if tensor.dtype != "unreadable"}
+    read = {name: found[name]._replace(array=partial(arrays.__getitem__, name)) for name in arrays}
+    return whole._replace(tensors={**whole.tensors, **read})
+
+
+def _quantised(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Find the tensors of integers with scales, and the objects of PyTorch that contain such tensors."""
+    if isinstance(value, Mapping) and depth <= _DEEPEST:
+        for key, inner in value.items():
+            yield from _quantised(inner, f"{name}.{key}" if name else str(key), depth + 1)
+    parts = value if isinstance(value, tuple) else (value,)
+    if any(getattr(a, "is_quantized", False) or type(a).__name__ == "ScriptObject" for a in parts):
+        yield name, value
 
 
 def _libraries(value: Any) -> set[str]:
@@ -74,7 +102,8 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for prefix, one in module.named_modules():
-        if hasattr(one, "weight_ih_l0"):
+        # The second is what a stack has after dynamic quantisation.
+        if hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values"):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
             found[prefix] = {name: value for name, value in given.items() if value}
     return found

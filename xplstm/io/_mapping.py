@@ -15,7 +15,7 @@ _DEEPEST = 64
 
 
 def contents(given: Mapping[Any, Any]) -> Contents:
-    """Return what a mapping holds, nested or not; what is no array is ignored."""
+    """Return what a mapping holds, nested or not; what is no array of plain numbers is ignored."""
     return Contents(WHERE, "mapping", by_name(WHERE, _leaves(given, "", 0)), {})
 
 
@@ -28,7 +28,9 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
         key = ".".join(map(str, parts)) if isinstance(parts, tuple) else parts
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{start}{key}.", depth + 1)
-        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+        elif (
+            hasattr(value, "shape") and hasattr(value, "dtype") and not getattr(value, "is_quantized", False)
+        ):
             dtype = _array.dtype_name(value.dtype)
             yield f"{start}{key}", Tensor(tuple(value.shape), dtype, partial(_same, value))
 

@@ -11,7 +11,7 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, printable
 from xplstm._params import Variant
 from xplstm._typing import Array
-from xplstm.io import _foreign, _given, _mapping, _registry
+from xplstm.io import _foreign, _given, _registry
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
 from xplstm.io._unused import check_unused
@@ -28,7 +28,7 @@ _SHOWN, _LONGEST_LINE = 12, 130
 def open_source(source: Any) -> Contents:
     """Return what a mapping holds, or a file of the format that its bytes show."""
     if isinstance(source, Mapping):
-        return _mapping.contents(source)
+        return _given.of_mapping(source)
     if not isinstance(source, str | os.PathLike):
         found = _given.of_module(source)
         if found is None:

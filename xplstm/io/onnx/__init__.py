@@ -448,7 +448,8 @@ def export(
     model : LSTM, RNN, FrozenLSTM, CharLM, SequenceClassifier or Forecaster
         float32, float64 or float16, with any layers, directions, `merge`, projection, peepholes, `coupled`,
         `activations` and `gate_clip`. ONNX Runtime runs float32 alone. Nodes multiply a projection into the
-        recurrent weights; `load` finds it there.
+        recurrent weights; `load` finds it there. A layer that ``freeze(weights="int8")`` made becomes nodes
+        DynamicQuantizeLSTM of ONNX Runtime, which also rounds x and h to 8 bits.
     path : path, optional
         Where to write the model; a crash leaves the old file or the new one whole.
     softmax : bool, default False
@@ -463,7 +464,8 @@ def export(
     ArgumentError
         Naming what the operators LSTM, GRU and RNN have not: layer normalisation, cell_clip, zoneout, an
         output that recurs; or tensors of more than 2 GiB, the most that an ONNX file can hold; or a
-        projection whose rows are nearly one another's sums; or an object that has no graph,
+        projection whose rows are nearly one another's sums; or weights stored in bfloat16, or in 8 bits
+        with a projection; or an object that has no graph,
         such as a `Seq2Seq`, whose decoding is a loop: export its encoder and decoder.
     OSError
         If the file cannot be written.

@@ -3,7 +3,10 @@
 A runtime gives a row without steps a final state of zeros; here it holds its initial one, so the model
 chooses. Lengths and initial states are inputs with a value of their own, which a caller may leave out.
 
-The operator has no projection. With ``h = W_hr m`` it can recur m in the place of h: its R is
+A layer that `freeze` stored in 8 bits becomes ONNX Runtime's operator DynamicQuantizeLSTM, with the same
+integers and scales.
+
+The operator LSTM has no projection. With ``h = W_hr m`` it can recur m in the place of h: its R is
 ``W_hh W_hr``, its outputs are multiplied by W_hr, and an initial h by the inverse of that.
 """
 
@@ -20,7 +23,7 @@ from xplstm._params import Activation, each
 from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
 from xplstm.io.onnx._graph import import_onnx
-from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, Weights, from_params
+from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, QUANTIZED, RUNTIME, Weights, from_params
 from xplstm.nn._module import Frozen, Recurrent
 
 # The runtimes of the last years know these.
@@ -49,8 +52,11 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
         raise ArgumentError(msg)
     if isinstance(network, Frozen):
         home, layers = network._where, network._layers
-        if network._stack.weights:
-            msg = f"the network is frozen with weights={network._stack.weights!r}; export the layer itself"
+        stored, projected = network._stack.weights, network._stack.proj_size
+        if stored and (stored != "int8" or projected):
+            how = f"{stored!r}" + (f" and proj_size={projected}" if projected else "")
+            what = f"the network is frozen with weights={how}"
+            msg = f"{what}, which no ONNX operator has; export the layer itself"
             raise ArgumentError(msg)
     else:
         home, layers = network._open()
@@ -109,11 +115,13 @@ class GraphBuilder:
         starts = [self._start(letter) for letter in self.letters]
         ends: list[list[str]] = [[] for _ in self.letters]
         for layer, params in enumerate(layers):
-            host = [each(_array.to_numpy, p) for p in params]
+            host = [p if self.stack.weights else each(_array.to_numpy, p) for p in params]
             begins = [
                 self._part(start, letter, layer) for letter, start in zip(self.letters, starts, strict=True)
             ]
-            if self.stack.proj_size:
+            if self.stack.weights:
+                Y, *last = self._quantised(layer, host, [x, lengths, *begins])
+            elif self.stack.proj_size:
                 Y, *last = self._projected(layer, host, [x, lengths, *begins])
             else:
                 Y, *last = self._recurrent(layer, self._weights(layer, host), [x, lengths, *begins])
@@ -185,14 +193,39 @@ class GraphBuilder:
             )
         )
 
-    def _recurrent(self, layer: int, weights: Sequence[str], inputs: list[str]) -> list[str]:
+    def _recurrent(
+        self, layer: int, weights: Sequence[str], inputs: list[str], scales: Sequence[str] = ()
+    ) -> list[str]:
         """Add the node of one layer; return Y and the final states."""
         x, lengths, *begins = inputs
         W, R, B, P = weights
-        given = [x, W, R, B, lengths, *begins] + ([P] if P else [])
+        given = [x, W, R, B, lengths, *begins] + ([P] if P or scales else [])
         made = [f"{self.start}{name}_l{layer}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(begins)]]
-        attributes = _attributes(self.stack)
-        return self.add_many(self.operator, given, f"{self.operator.lower()}_l{layer}", made, **attributes)
+        attributes = _attributes(self.stack) | ({"domain": RUNTIME} if scales else {})
+        operator = QUANTIZED if scales else self.operator
+        name = f"{self.operator.lower()}_l{layer}"
+        return self.add_many(operator, [*given, *scales], name, made, **attributes)
+
+    def _quantised(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
+        """Add the same of a layer whose matrices are integers, with a scale for each row."""
+        integers = from_params(
+            [p._replace(weight_ih=p.weight_ih.values, weight_hh=p.weight_hh.values) for p in params]
+        )
+        columns = ((p.weight_ih.scales[:, None], p.weight_hh.scales[:, None]) for p in params)
+        scales = from_params(
+            [p._replace(weight_ih=i, weight_hh=h) for p, (i, h) in zip(params, columns, strict=True)]
+        )
+        kept, by_row = [], []
+        for letter in "WR":
+            start = f"{self.start}{letter}_l{layer}"
+            kept.append(self.constant(start, getattr(integers, letter).transpose(0, 2, 1)))
+            rows = getattr(scales, letter)[..., 0]
+            by_row.append(self.constant(f"{start}_scale", rows))
+            by_row.append(self.constant(f"{start}_zero_point", np.zeros(rows.shape, np.int8)))
+        for letter in "BP":
+            a = getattr(integers, letter)
+            kept.append("" if a is None else self.constant(f"{self.start}{letter}_l{layer}", a))
+        return self._recurrent(layer, kept, inputs, by_row)
 
     def _projected(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
         """Add the same of a layer with a projection."""
@@ -276,6 +309,7 @@ class GraphBuilder:
         ]
         graph = helper.make_graph(self.nodes, f"{self.start}{name}", given, made, self.constants)
         opsets = [helper.make_opsetid("", OPSET)]
+        opsets += [helper.make_opsetid(RUNTIME, 1)] if self.stack.weights else []
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="xplstm")
 
 

@@ -16,6 +16,7 @@ from xplstm.io.onnx._cost import most_numbers
 from xplstm.io.onnx._graph import Graph, Node, refusal
 from xplstm.io.onnx._model import RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import Place
+from xplstm.io.onnx._operator import QUANTIZED, RUNTIME
 
 # Allowed in addition to a multiple of the file's size: the trial arrays of an honest small model.
 FLOOR = 1 << 26
@@ -94,9 +95,6 @@ class Evaluator:
             raise BudgetError(msg)
 
 
-QUANTIZED = "com.microsoft.DynamicQuantizeLSTM"
-
-
 def dequantized(graph: Graph) -> Graph:
     """Return the graph with an LSTM in the place of each node that keeps its weights in 8 bits.
 
@@ -107,7 +105,7 @@ def dequantized(graph: Graph) -> Graph:
     nodes: list[Node] = []
     constants = dict(graph.constants)
     for k, node in enumerate(graph.nodes):
-        if node.op != QUANTIZED or len(node.inputs) != 12 or not all(node.inputs[8:]):
+        if node.op != f"{RUNTIME}.{QUANTIZED}" or len(node.inputs) != 12 or not all(node.inputs[8:]):
             nodes.append(node)
             continue
         X, W, R, *others = node.inputs[:8]

@@ -37,6 +37,10 @@ ACTIVATIONS = {
 }
 
 
+# The domain of ONNX Runtime's own operators, and the one whose weights have 8 bits.
+RUNTIME, QUANTIZED = "com.microsoft", "DynamicQuantizeLSTM"
+
+
 class Kind(NamedTuple):
     """How an operator keeps its parameters."""
 
