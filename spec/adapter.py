@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,9 @@ PARAMETERS = xplstm.LSTMParams._fields
 # Everything that a call can hold; what is not listed here is not offered.
 SIZES = ("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse")
 NUMBERS = ("variant", "merge", "input_dropout", "weight_dropout", "noise", "dropout", "profile")
-OPTIONS = (*SIZES, "lengths", "mask", "reset", *NUMBERS, "cell", "reset_after")
+STORED = ("weights", "activations")
+STORES = ("module", "numpy", "float32")
+OPTIONS = (*SIZES, "lengths", "mask", "reset", *NUMBERS, "cell", "reset_after", "nonlinearity", *STORED)
 VARIANT = xplstm.Variant._fields
 ARRAYS = (*PARAMETERS, "x", "h_0", "c_0", "dy", "dh_n", "dc_n")
 
@@ -98,6 +100,9 @@ class FixedKey(np.random.Generator):
 class Xplstm:
     """xplstm on one array library, with one kernel pinned."""
 
+    UNIT_CELLS: ClassVar[dict[str, Any]] = {"gru": xplstm.GRU, "rnn": xplstm.RNN}
+    """Classes of cells whose whole state is h."""
+
     def __init__(self, library: str, kernel: str) -> None:
         self.library = library
         self.backend = library.removesuffix("_readonly")
@@ -134,8 +139,9 @@ class Xplstm:
             return str(error)
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
-        if config.get("cell", "lstm") not in ("lstm", "gru"):
-            msg = f"xplstm does not offer the cell {config['cell']} here"
+        cell = config.get("cell", "lstm")
+        if cell not in ("lstm", *self.UNIT_CELLS):
+            msg = f"xplstm does not offer the cell {cell} here"
             raise Unsupported(msg)
         run = {
             "layer": self.layer,
@@ -143,7 +149,7 @@ class Xplstm:
             "module": self.module,
             "module_vjp": self.module_vjp,
         }[op]
-        run = {"module": self.gru, "module_vjp": self.gru_vjp}[op] if config.get("cell") == "gru" else run
+        run = run if cell == "lstm" else {"module": self.unit_cell, "module_vjp": self.unit_cell_vjp}[op]
         library = LIBRARIES[self.library]
         unknown = [name for name in (*config, *config.get("variant", {})) if name not in (*OPTIONS, *VARIANT)]
         unknown += [name for name in arrays if name.partition("_l")[0] not in ARRAYS]
@@ -151,6 +157,9 @@ class Xplstm:
             raise Unsupported(f"xplstm does not offer {', '.join(unknown)}")
         if self.library in ("jax", "dask") and len(arrays["x"]) > LONG:
             msg = f"{self.library} without compilation needs milliseconds a step: {LONG} steps at most here"
+            raise Unsupported(msg)
+        if config.get("weights") and (op, self.backend, str(arrays["x"].dtype)) != STORES:
+            msg = "weights are stored in fewer bits for inference of a module, in float32 on NumPy"
             raise Unsupported(msg)
         if config.get("profile") == "exact" and not self.adds_in_one_order():
             msg = f"kernel {self.kernel!r} adds in no published order"
@@ -205,6 +214,10 @@ class Xplstm:
 
     def module(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
         lstm, x, state = self.built(config, arrays)
+        if config.get("weights"):
+            stored = lstm.freeze(weights=config["weights"], activations=config.get("activations"))
+            y, (h_n, c_n) = stored(x, state, **self.valid(config))
+            return {"y": y, "h_n": h_n, "c_n": c_n}
         y, (h_n, c_n) = lstm(x, state, **self.valid(config))
         if config["num_layers"] > 1 or config["bidirectional"]:
             return {"y": y, "h_n": h_n, "c_n": c_n}
@@ -222,24 +235,30 @@ class Xplstm:
         gradients |= {"dx": dx, "dh_0": dstate_0.h, "dc_0": dstate_0.c}
         return {"y": y, "h_n": state_n.h, "c_n": state_n.c, **gradients}
 
-    def gru(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
+    def unit_cell(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
         x, h_0 = arrays.pop("x"), arrays.pop("h_0")
-        y, h_n = self.gru_of(config, arrays, x)(x, h_0, **self.valid(config))
+        y, h_n = self.unit_cell_of(config, arrays, x)(x, h_0, **self.valid(config))
         return {"y": y, "h_n": h_n}
 
-    def gru_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
+    def unit_cell_vjp(self, config: Config, arrays: dict[str, Any]) -> dict[str, Any]:
         x, h_0, dy, dh_n = (arrays.pop(name) for name in ("x", "h_0", "dy", "dh_n"))
-        y, h_n, pullback = self.gru_of(config, arrays, x).vjp(x, h_0, **self.valid(config))
+        y, h_n, pullback = self.unit_cell_of(config, arrays, x).vjp(x, h_0, **self.valid(config))
         dx, dh_0, dparams = pullback(dy, dh_n)
         return {"y": y, "h_n": h_n, "dx": dx, "dh_0": dh_0, **{f"d{n}": a for n, a in dparams.items()}}
 
-    def gru_of(self, config: Config, params: dict[str, Any], x: Any) -> Any:
-        names = ("input_size", "hidden_size", "num_layers", "bidirectional", "bias", "reset_after")
-        sizes = {name: config[name] for name in names if name in config}
+    def unit_cell_of(self, config: Config, params: dict[str, Any], x: Any) -> Any:
+        """A GRU or an Elman RNN with its parameters."""
+        names = ("input_size", "hidden_size", "num_layers", "bidirectional", "bias")
+        options = ("reset_after", "nonlinearity")
+        sizes = {name: config[name] for name in (*names, *options) if name in config}
         dtype: Any = str(x.dtype).rpartition(".")[2]
-        gru = xplstm.GRU(**sizes, xp=self.backend, dtype=dtype)
-        gru.load_state_dict(params)
-        return gru
+        made = self.UNIT_CELLS[config["cell"]]
+        found = made(**sizes, xp=self.backend, dtype=dtype)
+        found.load_state_dict(params)
+        if config.get("profile") == "exact" and not found.explain(x).canonical_sums:
+            msg = f"kernel {self.kernel!r} adds in no published order"
+            raise Unsupported(msg)
+        return found
 
     def built(self, config: Config, arrays: dict[str, Any]) -> tuple[Any, Any, Any]:
         """The module with its parameters, x and the initial state."""

@@ -108,7 +108,11 @@ def not_finite() -> dict[str, Sized]:
 
 def empties() -> dict[str, Sized]:
     """No steps and no batch entries with options."""
+    said = ("XPL-SEQ-003", "XPL-SEQ-008", "XPL-GRAD-003")
     return {
+        "no-steps-lengths": layer(3, 4, 0, 2, *said, lengths=[0, 0]),
+        "no-steps-lengths-reverse": layer(3, 4, 0, 2, *said, lengths=[0, 0], reverse=True),
+        "no-steps-lengths-module": module(3, 4, 0, 2, *said, lengths=[0, 0], **BOTH),
         "no-steps-projection": module(3, 4, 0, 2, "XPL-SEQ-008", proj_size=2, **BOTH),
         "no-steps-norm": layer(3, 4, 0, 2, "XPL-SEQ-008", variant={"layer_norm": True}),
         "no-rows-lengths": layer(3, 4, 5, 0, "XPL-SEQ-009", reverse=True, lengths=[]),

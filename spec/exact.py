@@ -1,6 +1,7 @@
 """The profile `exact`: one layer, every operation and its order, in the arithmetic of spec/ieee.py.
 
-The clauses XPL-EXACT of SPEC.md in code. A method is what a mutant replaces.
+The clauses XPL-EXACT of SPEC.md in code, of the LSTM, the GRU and the Elman RNN. A method is what a mutant
+replaces.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from spec.ieee import BINARY32, BINARY64, Format
+from spec.ieee import BINARY32, BINARY64, HALVES, Format
 
 BLOCK = 128
 
@@ -71,9 +72,10 @@ class Exact:
 
     block = BLOCK
 
-    def __init__(self, kind: Format) -> None:
-        self.kind = kind
-        self.constants = CONSTANTS[kind]
+    def __init__(self, stored: Format) -> None:
+        self.stored = stored
+        self.kind = BINARY32 if stored.name in HALVES else stored
+        self.constants = CONSTANTS[self.kind]
 
     def blocks(self, w: Row, v: Row) -> list[float]:
         """XPL-EXACT-002: the result of each block of the sum over k of w[k] * v[k]."""
@@ -110,6 +112,33 @@ class Exact:
         if "weight_hr" in a:
             m = [self.total(self.blocks(w, m)) for w in a["weight_hr"]]
         return m, c
+
+    def gru_step(self, a: Array, x: Row, h: Row) -> Row:
+        """XPL-EXACT-008."""
+        H, fma = len(h), self.kind.fma
+        found = []
+        for j in range(H):
+            r = self.sigmoid(self.pre_activation(a, j, x, h))
+            z = self.sigmoid(self.pre_activation(a, H + j, x, h))
+            row = 2 * H + j
+            u = self.total(self.blocks(a["weight_ih"][row], x))
+            u = self.kind.add(u, a["bias_ih"][row]) if "bias_ih" in a else u
+            v = self.new_gate_of_state(self.blocks(a["weight_hh"][row], h), a.get("bias_hh", {row: 0.0})[row])
+            found.append(self.mixed(self.tanh(fma(r, v, u)), z, h[j]))
+        return found
+
+    def new_gate_of_state(self, blocks: list[float], bias: float) -> float:
+        """The part of a GRU's new gate that h makes."""
+        return self.total([bias, *blocks])
+
+    def mixed(self, n: float, z: float, h: float) -> float:
+        """The new state of a GRU's unit."""
+        return self.kind.fma(z, h, self.kind.fma(-z, n, n))
+
+    def rnn_step(self, a: Array, x: Row, h: Row, relu: bool) -> Row:
+        """XPL-EXACT-009."""
+        z = [self.pre_activation(a, row, x, h) for row in range(len(h))]
+        return [v if math.isnan(v) else max(v, 0.0) for v in z] if relu else [self.tanh(v) for v in z]
 
     def unit(self, z: Row, c: float) -> tuple[float, float]:
         """o * tanh(c') and c' of one hidden unit, from z of its four gates."""
@@ -169,21 +198,36 @@ class Exact:
         return self.kind.fma(s, r, self.kind.sub(b, first))
 
     def layer(self, config: Config, a: Array) -> dict[str, Array]:
-        """y, h_n and c_n; a step that does not exist passes the state on."""
+        """y and the final state; a step that does not exist passes the state on."""
+        cell = config.get("cell", "lstm")
+        if cell != "lstm":
+            # The calls of a GRU and an RNN are those of a module of one layer.
+            a = {name.removesuffix("_l0"): v[0] if name == "h_0" else v for name, v in a.items()}
         T, B = len(a["x"]), len(a["h_0"])
         size = len(a["h_0"][0])
         y = [[[0.0] * size for _ in range(B)] for _ in range(T)]
-        h, c = list(a["h_0"]), list(a["c_0"])
+        h, c = list(a["h_0"]), list(a.get("c_0", [[]] * B))
         for t, b in existing(config, T, B):
-            h[b], c[b] = self.step(a, a["x"][t][b], h[b], c[b])
+            if cell == "lstm":
+                h[b], c[b] = self.step(a, a["x"][t][b], h[b], c[b])
+            elif cell == "gru":
+                h[b] = self.gru_step(a, a["x"][t][b], h[b])
+            else:
+                h[b] = self.rnn_step(a, a["x"][t][b], h[b], config["nonlinearity"] == "relu")
             y[t][b] = h[b]
-        return {"y": y, "h_n": h, "c_n": c}
+        return self.narrowed({"y": y, "h_n": h, "c_n": c} if cell == "lstm" else {"y": y, "h_n": [h]})
+
+    def narrowed(self, v: Any) -> Any:
+        """XPL-EXACT-010: round each number of a result to the format in which it is stored."""
+        if isinstance(v, dict):
+            return {name: self.narrowed(each) for name, each in v.items()}
+        return [self.narrowed(each) for each in v] if isinstance(v, list) else self.stored.nearest(v)
 
 
 def existing(config: Config, T: int, B: int) -> Iterator[tuple[int, int]]:
     """The steps that exist, in the order in which the direction walks."""
     lengths = config.get("lengths") or [T] * B
-    for t in reversed(range(T)) if config["reverse"] else range(T):
+    for t in reversed(range(T)) if config.get("reverse") else range(T):
         for b in range(B):
             if config["mask"][t][b] if config.get("mask") else t < lengths[b]:
                 yield t, b

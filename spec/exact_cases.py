@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from spec.exact import Exact
 from spec.generate import digest, dumps
-from spec.ieee import FORMATS, Format
+from spec.ieee import FORMATS, HALVES, Format
 
 Record: TypeAlias = dict[str, Any]
 
@@ -25,6 +25,7 @@ PINS = VECTORS / "SHA256SUMS"
 STEP = ["XPL-EXACT-001", "XPL-EXACT-002", "XPL-EXACT-003", "XPL-EXACT-004"]
 FUNCTIONS = ["XPL-EXACT-005", "XPL-EXACT-006", "XPL-EXACT-007"]
 WORD = 2**64
+STORED = FORMATS | HALVES
 
 
 def words(seed: int) -> Iterator[int]:
@@ -125,6 +126,25 @@ def functions(kind: Format) -> Record:
     return {"clauses": [*STEP, *FUNCTIONS], "config": config, "inputs": encoded_inputs}
 
 
+def unit_cell(name: str, T: int, B: int, sizes: tuple[int, int], bias: bool = True, **options: Any) -> Record:
+    """A case of a GRU or an Elman RNN, as a module of one layer; sizes are I and H."""
+    gru = options["cell"] == "gru"
+    blocks, (I, H) = 3 if gru else 1, sizes
+    config: Record = {"input_size": I, "hidden_size": H, "num_layers": 1, "bidirectional": False}
+    config |= {"bias": bias, "lengths": None, **({"reset_after": True} if gru else {}), **options}
+    shapes = {"weight_ih_l0": [blocks * H, I], "weight_hh_l0": [blocks * H, H]}
+    shapes |= {"bias_ih_l0": [blocks * H], "bias_hh_l0": [blocks * H]} if bias else {}
+    shapes |= {"x": [T, B, I], "h_0": [1, B, H]}
+    first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    exponents = {"weight_ih_l0": -1, "weight_hh_l0": -1}
+    drawn_inputs = {
+        array: {"shape": shape, "seed": first + k, "exponent": exponents.get(array, 0)}
+        for k, (array, shape) in enumerate(shapes.items())
+    }
+    said = [*STEP[:3], *FUNCTIONS, "XPL-EXACT-008" if gru else "XPL-EXACT-009"]
+    return {"op": "module", "clauses": said, "config": config, "inputs": drawn_inputs}
+
+
 HOLES = [[True, False, True], [False, False, True], [True, False, True], [True, False, False]]
 
 
@@ -147,9 +167,44 @@ def cases(kind: Format) -> dict[str, Record]:
     return found
 
 
+def unit_cells() -> dict[str, Record]:
+    """Every record of a GRU and an Elman RNN in one format."""
+    gru: Record = {"cell": "gru"}
+    tanh: Record = {"cell": "rnn", "nonlinearity": "tanh"}
+    return {
+        name: unit_cell(name, *case, **options)
+        for name, case, options in (
+            ("gru-one-block", (3, 2, (5, 3)), gru),
+            ("gru-input-of-two-blocks", (2, 2, (130, 3)), gru),
+            ("gru-state-of-two-blocks", (2, 1, (2, 131)), gru),
+            ("gru-no-bias", (2, 3, (129, 2)), gru | {"bias": False}),
+            ("gru-ragged", (3, 3, (4, 5)), gru | {"lengths": [3, 0, 2]}),
+            ("gru-mask", (4, 3, (4, 3)), gru | {"mask": HOLES}),
+            ("rnn-one-block", (3, 2, (5, 3)), tanh),
+            ("rnn-two-blocks", (2, 2, (130, 131)), tanh),
+            ("rnn-no-bias", (2, 3, (129, 2)), tanh | {"bias": False}),
+            (
+                "rnn-ragged-relu",
+                (3, 3, (4, 5)),
+                {"cell": "rnn", "nonlinearity": "relu", "lengths": [3, 0, 2]},
+            ),
+        )
+    }
+
+
+def halves() -> dict[str, Record]:
+    """Every record of one format of half precision."""
+    every = cases(FORMATS["float32"]) | unit_cells()
+    names = (
+        *("one-block", "input-of-two-blocks", "state-of-two-blocks", "projection-of-two-blocks", "mask"),
+        *("ragged-reverse", "gru-one-block", "gru-state-of-two-blocks", "rnn-one-block"),
+    )
+    return {n: every[n] | {"clauses": [*every[n]["clauses"], "XPL-EXACT-010"]} for n in names}
+
+
 def inputs(record: Record) -> dict[str, Any]:
     """The arrays of a record as nested lists."""
-    return {name: decoded(a, FORMATS[record["dtype"]]) for name, a in record["inputs"].items()}
+    return {name: decoded(a, STORED[record["dtype"]]) for name, a in record["inputs"].items()}
 
 
 def published(subject: Exact, record: Record) -> Record:
@@ -159,17 +214,19 @@ def published(subject: Exact, record: Record) -> Record:
 
 def records() -> dict[str, Record]:
     """Every record by the name of its file, without its outputs."""
+    by_format = {dtype: cases(kind) | unit_cells() for dtype, kind in FORMATS.items()}
+    by_format |= {dtype: halves() for dtype in HALVES}
     return {
         f"{name}-{dtype}": {"name": f"{name}-{dtype}", "dtype": dtype, "op": "layer", **case}
-        for dtype, kind in FORMATS.items()
-        for name, case in cases(kind).items()
+        for dtype, found in by_format.items()
+        for name, case in found.items()
     }
 
 
 def main() -> int:
     VECTORS.mkdir(exist_ok=True)
     for name, record in records().items():
-        outputs = published(Exact(FORMATS[record["dtype"]]), record)
+        outputs = published(Exact(STORED[record["dtype"]]), record)
         (VECTORS / f"{name}.json").write_text(dumps(record | {"outputs": outputs}), encoding="utf-8")
     lines = [f"{digest(path)}  {path.name}\n" for path in sorted(VECTORS.glob("*.json"))]
     PINS.write_text("".join(lines), encoding="ascii")

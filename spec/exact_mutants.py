@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from spec.exact import Array, Config, Exact, Row
-from spec.ieee import BINARY64, Format
+from spec.ieee import BINARY64, HALVES, Format
 
 
 class SmallBlocks(Exact):
@@ -160,18 +160,14 @@ class SigmoidNearest(Exact):
 
     def sigmoid(self, x: float) -> float:
         e = math.exp(-abs(x))
-        return nearest(self.kind, (e if x < 0 else 1.0) / (1 + e))
+        return self.kind.nearest((e if x < 0 else 1.0) / (1 + e))
 
 
 class TanhNearest(Exact):
     """The number nearest to tanh."""
 
     def tanh(self, x: float) -> float:
-        return nearest(self.kind, math.tanh(x))
-
-
-def nearest(kind: Format, v: float) -> float:
-    return kind.rounded(*v.as_integer_ratio(), v)
+        return self.kind.nearest(math.tanh(x))
 
 
 class SigmoidByTanh(Exact):
@@ -215,7 +211,57 @@ class Doubled(Exact):
         s = 0.0
         for a, b in zip(w, v, strict=True):
             s = BINARY64.fma(a, b, s)
-        return nearest(self.kind, s)
+        return self.kind.nearest(s)
+
+
+class MixedUnfused(Exact):
+    """z * n is rounded before it is subtracted."""
+
+    def mixed(self, n: float, z: float, h: float) -> float:
+        return self.kind.fma(z, h, self.kind.sub(n, self.kind.mul(z, n)))
+
+
+class MixedByDifference(Exact):
+    """n + z * (h - n)."""
+
+    def mixed(self, n: float, z: float, h: float) -> float:
+        return self.kind.fma(z, self.kind.sub(h, n), n)
+
+
+class NewGateBiasLast(Exact):
+    """b_hn is added when the blocks of W_hn h are."""
+
+    def new_gate_of_state(self, blocks: list[float], bias: float) -> float:
+        return self.total([*blocks, bias])
+
+
+class NarrowState(Exact):
+    """The state is rounded to half precision after each step."""
+
+    def step(self, a: Array, x: Row, h: Row, c: Row) -> tuple[Row, Row]:
+        h, c = super().step(a, x, h, c)
+        return self.narrowed(h), self.narrowed(c)
+
+
+class NarrowHidden(Exact):
+    """The hidden state of a GRU or an RNN is rounded to half precision after each step."""
+
+    def gru_step(self, a: Array, x: Row, h: Row) -> Row:
+        return list(self.narrowed(super().gru_step(a, x, h)))
+
+    def rnn_step(self, a: Array, x: Row, h: Row, relu: bool) -> Row:
+        return list(self.narrowed(super().rnn_step(a, x, h, relu)))
+
+
+class Truncated(Exact):
+    """Results are cut to half precision, not rounded."""
+
+    def narrowed(self, v: Any) -> Any:
+        if isinstance(v, float) and self.stored.name in HALVES and math.isfinite(v):
+            near = self.stored.nearest(v)
+            unit = 2.0 ** max(math.frexp(near)[1] - self.stored.precision, self.stored.least)
+            return near - math.copysign(unit, near) if abs(near) > abs(v) else near
+        return super().narrowed(v)
 
 
 Mutant: TypeAlias = Callable[[Format], Exact]
@@ -226,3 +272,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *(StateFirst, OneSum, CellUnfused, CellFusedOtherwise, SigmoidNearest, TanhNearest, SigmoidByTanh),
     *(Unrefined, TanhWithoutLost, Flushed, Doubled),
 )
+OF_GRU: tuple[Mutant, ...] = (MixedUnfused, MixedByDifference, NewGateBiasLast)
+OF_HALVES: tuple[Mutant, ...] = (NarrowState, NarrowHidden, Truncated)

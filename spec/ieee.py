@@ -44,6 +44,10 @@ class Format(NamedTuple):
         zero = -0.0 if negative and c == 0 else 0.0
         return self.rounded(n * p * s + r * d * q, d * q * s, zero)
 
+    def nearest(self, v: float) -> float:
+        """Round a number of any format once."""
+        return self.rounded(*v.as_integer_ratio(), v) if math.isfinite(v) else v
+
     def add(self, a: float, b: float) -> float:
         return self.fma(a, 1.0, b)
 
@@ -64,3 +68,5 @@ class Format(NamedTuple):
 BINARY32 = Format("float32", 24, -149, 127)
 BINARY64 = Format("float64", 53, -1074, 1023)
 FORMATS = {f.name: f for f in (BINARY32, BINARY64)}
+HALVES = {f.name: f for f in (Format("float16", 11, -24, 15), Format("bfloat16", 8, -133, 127))}
+"""Formats that arrays are stored in; what is computed is then in BINARY32."""

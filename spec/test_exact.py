@@ -1,4 +1,4 @@
-"""The profile exact: its records, whoever claims it, and the wrong layers that the records find."""
+"""The profile exact: how its records are made, and the wrong layers that they find."""
 
 from __future__ import annotations
 
@@ -13,42 +13,18 @@ import pytest
 
 from spec import exact_cases
 from spec.exact import Exact
-from spec.exact_mutants import MUTANTS, Mutant
+from spec.exact_mutants import MUTANTS, OF_GRU, OF_HALVES, Mutant
 from spec.generate import digest, dumps
-from spec.ieee import BINARY32, BINARY64, FORMATS
-from spec.subject import Adapter
+from spec.ieee import BINARY32, BINARY64, FORMATS, HALVES
 
 FILES = sorted(exact_cases.VECTORS.glob("*.json"))
 RECORDS: dict[str, Any] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 
 
-@cache
-def given(name: str) -> dict[str, np.ndarray]:
-    arrays = exact_cases.inputs(RECORDS[name])
-    return {key: np.array(a, RECORDS[name]["dtype"]) for key, a in arrays.items()}
-
-
-def same_bits(got: np.ndarray, published: Any, dtype: str) -> bool:
-    """Bit for bit, but for the sign of a zero."""
-    expected = np.array([float.fromhex(v) for v in published["data"]], dtype).reshape(published["shape"])
-    return got.dtype == expected.dtype and np.array_equal(got, expected)
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_every_bit_is_the_published_one(subject: Adapter, name: str) -> None:
-    """XPL-EXACT-001 to XPL-EXACT-007."""
-    if "exact" not in subject.describe().get("profiles", "").split():
-        pytest.skip("the subject does not claim the profile exact")
-    record = RECORDS[name]
-    got = subject.call("layer", record["config"], dict(given(name)))
-    wrong = [key for key, a in record["outputs"].items() if not same_bits(got[key], a, record["dtype"])]
-    assert not wrong
-
-
 @pytest.mark.parametrize("name", exact_cases.records())
 def test_record_is_the_computed_one(name: str) -> None:
     record = exact_cases.records()[name]
-    outputs = exact_cases.published(Exact(FORMATS[record["dtype"]]), record)
+    outputs = exact_cases.published(Exact(exact_cases.STORED[record["dtype"]]), record)
     path = exact_cases.VECTORS / f"{name}.json"
     assert dumps(record | {"outputs": outputs}) == path.read_text(encoding="utf-8")
 
@@ -63,11 +39,13 @@ def test_files_have_the_pinned_hashes() -> None:
 def kills(name: str, mutant: Mutant) -> bool:
     """Whether a record tells a mutant from the profile."""
     record = RECORDS[name]
-    return bool(exact_cases.published(mutant(FORMATS[record["dtype"]]), record) != record["outputs"])
+    return bool(
+        exact_cases.published(mutant(exact_cases.STORED[record["dtype"]]), record) != record["outputs"]
+    )
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *OF_GRU], ids=lambda mutant: mutant.__name__)
 def test_mutant_is_killed(mutant: Mutant, dtype: str) -> None:
     harmless = dtype == "float64" and mutant.__name__ == "Doubled"
     smallest_first = sorted(RECORDS, key=lambda name: RECORDS[name]["config"]["hidden_size"])
@@ -75,9 +53,15 @@ def test_mutant_is_killed(mutant: Mutant, dtype: str) -> None:
     assert found != harmless
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("mutant", OF_HALVES, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_killed_in_half_precision(mutant: Mutant, dtype: str) -> None:
+    assert any(kills(name, mutant) for name in RECORDS if RECORDS[name]["dtype"] == dtype)
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_record_kills(name: str) -> None:
-    assert any(kills(name, mutant) for mutant in MUTANTS)
+    assert any(kills(name, mutant) for mutant in (*OF_HALVES, *OF_GRU, *MUTANTS))
 
 
 def test_arithmetic_is_that_of_the_machine() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +13,8 @@ import numpy as np
 import pytest
 
 from spec import exact_cases
+from spec.sized import Sized, module
+from spec.sized import drawn as drawn_call
 from spec.subject import Adapter, Arrays, Config, Unsupported
 from spec.subjects import named
 
@@ -25,6 +30,8 @@ RECORDS: dict[str, Any] = {
 )
 def test_every_bit(subject: Adapter, name: str) -> None:
     record = RECORDS[name]
+    if record["dtype"] == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
     given = {key: np.array(a, record["dtype"]) for key, a in exact_cases.inputs(record).items()}
     try:
         got = subject.call(record["op"], record["config"] | {"profile": "exact"}, given)
@@ -133,6 +140,70 @@ def test_bits_agree(subject: Adapter, relation: str) -> None:
     except Unsupported as reason:
         pytest.skip(str(reason))
     assert not differing(pairs)
+
+
+GRADIENTS: dict[str, Sized] = {
+    # More steps times batch entries than one block of a backward pass has.
+    "layers": module(9, 17, 40, 30, num_layers=2, bidirectional=True),
+    "ragged": module(5, 8, 6, 4, lengths=[6, 0, 3, 5], bidirectional=True),
+    "projection": module(5, 9, 6, 4, proj_size=4),
+}
+
+
+def pulled_back(subject: Adapter, name: str, dtype: str, shift: int = 0) -> Arrays:
+    """Answer a call with gradients; each array begins `shift` numbers into a buffer."""
+    case = GRADIENTS[name]
+    given = drawn_call(case, np.random.default_rng(len(name)))
+    a = {}
+    for n, v in given.items():
+        buffer = np.empty(v.size + shift, dtype)
+        a[n] = buffer[shift:].reshape(v.shape)
+        a[n][...] = v
+    return subject.call("module_vjp", case.config | {"profile": "exact"}, a)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_depend_on_inputs_alone(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-EXACT-011: the same bits again, from other addresses, after another call."""
+    try:
+        first = pulled_back(subject, name, dtype)
+        for other in GRADIENTS:
+            pulled_back(subject, other, dtype)
+        second = pulled_back(subject, name, dtype, shift=1)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    assert not differing([(second, first)])
+
+
+ANSWER = """\
+import hashlib
+from spec.subjects import named
+from spec.test_exact_bits import GRADIENTS, pulled_back
+subject = named(["xplstm:numpy:native"])["xplstm:numpy:native"]
+made = hashlib.sha256()
+for dtype in ("float64", "float32", "float16"):
+    for name in GRADIENTS:
+        for array, v in sorted(pulled_back(subject, name, dtype).items()):
+            made.update(array.encode() + v.tobytes())
+print(made.hexdigest())
+"""
+
+
+def test_gradients_of_native_have_the_same_bits_in_every_process() -> None:
+    """XPL-EXACT-011: of one and of three threads, with each instruction set that fuses multiply-adds."""
+    native = pytest.importorskip("xplstm.kernels.native")
+    if native.WHY_NOT:
+        pytest.skip(native.WHY_NOT)
+    found = set()
+    for isa in (name for name, fuses in native.ISAS.items() if fuses):
+        for threads in ("1", "3"):
+            env = {**os.environ, "XPLSTM_NATIVE_ISA": isa, "XPLSTM_NUM_THREADS": threads}
+            command, root = [sys.executable, "-c", ANSWER], exact_cases.VECTORS.parent.parent
+            run = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)
+            assert run.returncode == 0, run.stderr
+            found.add(run.stdout)
+    assert len(found) == 1
 
 
 class Reordered:

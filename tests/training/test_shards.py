@@ -327,6 +327,7 @@ def test_a_ragged_batch_needs_a_model_that_counts():
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_sums_are_those_of_one_tree(size):
+    """XPL-EXACT-012 of the specification."""
     parts = np.random.default_rng(0).standard_normal((8, 13)).astype("float32")
 
     def tree(low, high):
