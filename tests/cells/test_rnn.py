@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.support.cases import differences, settled
+from tests.support.cases import settled, slopes
 from xplstm._array import to_numpy
 
 T, B, I, H, OUT = 5, 4, 3, 6, 2
@@ -138,20 +138,23 @@ def test_gradients_are_those_of_differences(name: str, valid: str) -> None:
         y, h_n = rnn(x, h_0, **VALID[valid])
         return float(np.sum(y * a["dy"]) + np.sum(h_n * a["dh_n"]))
 
-    want = differences(lambda x: loss(x, a["h_0"]), a["x"])
-    np.testing.assert_allclose(got["dx"], want, rtol=0, atol=1e-8)
-    want = differences(lambda h: loss(a["x"], h), a["h_0"])
-    np.testing.assert_allclose(got["dh_0"], want, rtol=0, atol=1e-8)
-    for key in rnn.shapes:
+    np.testing.assert_allclose(
+        *slopes(lambda x: loss(x, a["h_0"]), a["x"], got["dx"]), rtol=0, atol=1e-8, err_msg="x"
+    )
+    np.testing.assert_allclose(
+        *slopes(lambda h: loss(a["x"], h), a["h_0"], got["dh_0"]), rtol=0, atol=1e-8, err_msg="h_0"
+    )
+    for key, shape in rnn.shapes.items():
         at = rnn.params[key]
+        assert got[key].shape == shape
 
         def moved(v: np.ndarray, key: str = key) -> float:
             rnn.params[key] = v
             return loss(a["x"], a["h_0"])
 
-        want = differences(moved, at)
+        along = slopes(moved, at, got[key])
         rnn.params[key] = at
-        np.testing.assert_allclose(got[key], want, rtol=0, atol=2e-8, err_msg=key)
+        np.testing.assert_allclose(*along, rtol=0, atol=2e-8, err_msg=key)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ import pytest
 import xplstm
 from xplstm import _dispatch
 
+SLOPES = 12
+"""Directions along which a gradient of a large array is checked."""
+
 
 def kernels() -> list[Any]:
     """Every kernel for host arrays as a parameter; one that was not compiled is skipped, unless required."""
@@ -151,6 +154,20 @@ def differences(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 
         down[place] -= step
         gradient[place] = (f(up) - f(down)) / (2 * step)
     return gradient
+
+
+def slopes(
+    f: Callable[[np.ndarray], float], at: np.ndarray, gradient: np.ndarray, step: float = 1e-6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the slopes that a gradient says, and those of central differences of `f`.
+
+    They are along each element of a small array, and along random directions of length 1 of a large one: a
+    wrong element changes nearly all of those.
+    """
+    along = np.eye(at.size) if at.size <= SLOPES else np.random.default_rng(0).normal(size=(SLOPES, at.size))
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    moves = step * along.reshape(len(along), *at.shape)
+    return along @ np.ravel(gradient), np.array([(f(at + m) - f(at - m)) / (2 * step) for m in moves])
 
 
 def random_chunks(rng: np.random.Generator, size: int) -> tuple[int, ...]:
