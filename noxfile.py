@@ -236,7 +236,7 @@ def emulation(session: nox.Session) -> None:
     """Test the CUDA kernels in CPU emulation, with the long cases: more tilings, and ThreadSanitizer."""
     session.install("-e", ".[test]")
     files = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
-    files.append("tests/cli/test_prove.py")
+    files += ["tests/cli/test_prove.py", "tests/benchmarks/gpu/test_gpu_bench.py"]
     session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
 
 

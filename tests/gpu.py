@@ -95,7 +95,7 @@ def tests(_: Path) -> Iterator[Step]:
     ignored = ("tests/kernels/test_cupy_emulated.py", *dict.fromkeys(file for file, _ in PINNED.values()))
     command = (*PYTEST, "tests", "--backend", "cupy", *(f"--ignore={file}" for file in ignored))
     for name, required in REQUIRED.items():
-        yield Step("tests", name, command, {"XPLSTM_REQUIRE": required})
+        yield Step("tests", name, command, {"XPLSTM_REQUIRE": required, "XPLSTM_THOROUGH": "1"})
 
 
 def spec(_: Path) -> Iterator[Step]:

@@ -14,7 +14,7 @@ import pytest
 
 import xplstm
 from tests.conftest import backend, open_backend
-from tests.cuda_emulation import compiled, standin, thorough
+from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.training import ROOM
 from xplstm import _array, _dropout, losses, optim
 from xplstm.kernels._cuda import parts
@@ -171,7 +171,7 @@ def test_views_give_what_copies_give(on: On, rng: np.random.Generator) -> None:
         same_bits(one, _array.to_numpy(other), str(k))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", kinds(DTYPES))
 @pytest.mark.parametrize("bound", [0.5, 1e3])
 def test_clipping(dtype: str, bound: float, on: On, generic: Any, rng: np.random.Generator) -> None:
     # More than a table takes, where it is of float32: each launch is emulated by hundreds of threads.

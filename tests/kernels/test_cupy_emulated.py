@@ -18,7 +18,7 @@ import pytest
 import xplstm
 from spec import exact_cases
 from spec.ieee import FORMATS
-from tests.cuda_emulation import compiled, standin, thorough
+from tests.cuda_emulation import FIRST, compiled, kinds, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
 from tests.support.cases import CASES, Case, run
 from xplstm import _array, _dispatch
@@ -73,8 +73,8 @@ def made(case: Case, kind: str) -> tuple[xplstm.LSTM, str]:
 
 
 def compared(name: str, kind: str) -> Any:
-    """The largest cases take seconds: by one kind of numbers for each way of products, else when asked."""
-    late = name in ("stacked", "bidirectional_ragged") and kind not in ("float32", "bfloat16")
+    """A case and a kind of numbers; each case by one kind for each way of products, else when asked."""
+    late = name != "plain" and kind not in FIRST
     return pytest.param(name, kind, marks=[thorough] if late else [])
 
 
@@ -171,7 +171,7 @@ def test_a_layer_is_one_product_and_one_launch(monkeypatch: pytest.MonkeyPatch) 
         assert [name[:5] for name in standin.launched[1:]] == ["walk_"]
 
 
-@pytest.mark.parametrize("kind", BITS)
+@pytest.mark.parametrize("kind", kinds(BITS))
 def test_a_captured_stream_has_no_product_of_cublas(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(T=3, I=19)
     lstm, dtype = made(case, kind)

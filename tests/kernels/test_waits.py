@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, emulated
 from tests.support.cases import Case, run
 from xplstm import _array, _dispatch
@@ -66,7 +66,7 @@ def check_spoiled(got: np.ndarray, want: np.ndarray) -> None:
     np.testing.assert_array_equal(got[~missing], want[~missing])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(KINDS))
 @pytest.mark.usefixtures("cupy")
 def test_a_forward_walk_ends(kind: str) -> None:
     lstm, a = layer(kind)
@@ -82,7 +82,7 @@ def test_a_forward_walk_ends(kind: str) -> None:
         lstm(a["x"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(KINDS))
 @pytest.mark.usefixtures("cupy")
 def test_a_walk_back_ends(kind: str) -> None:
     lstm, a = layer(kind)
@@ -118,6 +118,7 @@ def test_the_kernel_is_demoted_on_that_device_for_the_process(monkeypatch: pytes
         _dispatch.select(problem)
 
 
+@thorough
 @pytest.mark.usefixtures("cupy")
 def test_a_block_that_is_only_late_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that rests for longer than the clock's first look, and less than the bound."""

@@ -18,7 +18,7 @@ from tests.benchmarks.gpu import bench, engines, loop, results, workers
 from tests.benchmarks.gpu.results import Report, Row
 from tests.benchmarks.gpu.workers import Server, Worker
 from tests.conftest import backend
-from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.carried import emulated
 from xplstm import _dispatch
 from xplstm._errors import FormatError, KernelError
@@ -456,6 +456,7 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
     assert len(spans) == 1
 
 
+@thorough
 @pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here")
 @pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14")
 @pytest.mark.parametrize("name", engines.OURS)
