@@ -205,7 +205,7 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
         return borrowed
 
     made = None if kernel.stepper is None else stepper
-    return kernel._replace(prepare=prepare, forward=forward, backward=backward, stepper=made)
+    return kernel._replace(prepare=prepare, forward=forward, backward=backward, stepper=made, caller=None)
 
 
 # ---- PyTorch

@@ -53,6 +53,9 @@ class Kernel(NamedTuple):
     function of x_t and state as users pass them, which gives y_t and the next state as `forward` does for one
     step; or None, before any work, for arguments that it does not know to be right. Who has this supports
     such steps of every B."""
+    caller: Callable[[Problem, tuple[Any, ...], bool], Stepper] | None = None
+    """For small calls: as `stepper`, and whether the batch is the first axis -> a function of x and state,
+    which gives y and the final state; or None for what it does not know to be right, or to be small."""
     storages: tuple[str, ...] = ()
     """What it reads weights as, besides the dtype of the problem."""
 
@@ -69,7 +72,7 @@ TABLE = {
 }
 
 # Optional attributes of a kernel.
-OPTIONAL = ("canonical_sums", "slower", "proof", "stepper", "storages")
+OPTIONAL = ("canonical_sums", "slower", "proof", "stepper", "caller", "storages")
 
 _pinned = _choice.kernel
 

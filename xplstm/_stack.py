@@ -395,22 +395,33 @@ class Packed:
 
 
 def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> tuple[Array, LSTMState]:
-    """One step of all layers as a sequence of one."""
-    call = _enter_step(stack, home, x_t, state)
-    y, state_n = forward(stack._replace(batch_first=False), call, prepare)
+    """Run one step of all layers as a sequence of one."""
+    y, state_n = forward(stack._replace(batch_first=False), _enter_step(stack, home, x_t, state), prepare)
     return y[0, ...], state_n
 
 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
     """Return the function of the selected kernel for single steps of all layers, or None."""
-    call = _enter_step(stack, home, x_t, None)
+    found = _selected(stack, _enter_step(stack, home, x_t, None), prepare)
+    return found[0].stepper(*found[1:]) if found and found[0].stepper else None
+
+
+def caller(stack: Stack, home: Home, prepare: Prepare) -> Stepper | None:
+    """Return the function of the selected kernel for small calls of all layers, or None."""
+    dtype = _array.dtype_named(home.xp, home.dtype)
+    x = home.xp.zeros((1, 1, stack.input_size), dtype=dtype, device=home.device)
+    found = _selected(stack, enter(stack, home, x, None, None, None), prepare)
+    return found[0].caller(*found[1:], stack.batch_first) if found and found[0].caller else None
+
+
+def _selected(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Problem, tuple[Any, ...]] | None:
+    """Return the kernel that all layers select, the first one's problem, and the packed weights of all."""
     layers = range(stack.num_layers)
     asked = [problem(stack, call, prepare.layers, layer, keep=False) for layer in layers]
     kernels = [_borrow.select(each) for each in asked]
-    make = kernels[0].stepper
-    if make is None or len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis:
+    if len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis or len(stack.reverse) == 2:
         return None
-    return make(asked[0], tuple(map(prepare.pack, kernels, asked, layers)))
+    return kernels[0], asked[0], tuple(map(prepare.pack, kernels, asked, layers))
 
 
 def _enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:

@@ -248,3 +248,95 @@ def test_steps_leave_no_references_behind() -> None:
         both.short.step(x[:, ::-1], None)
     after = [sys.getrefcount(a) for a in watched]
     assert all(abs(a - b) < 50 for a, b in zip(after, before, strict=True))
+
+
+class Calls(Both):
+    """One frozen LSTM, and how often its calls went the short way."""
+
+    def __init__(self, **options: Any) -> None:
+        lstm = xplstm.LSTM(I, H, rng=3, **options)
+        self.long, self.short = lstm.freeze(), lstm.freeze()
+        self.dtype = lstm.params["weight_hh_l0"].dtype
+        self.short(self.random(0, 1, 1, I))
+        self.taken = 0
+        caller = self.short._callers[None]
+        assert caller is not None
+
+        def counted(*args: Any) -> Any:
+            found = caller(*args)
+            self.taken += found is not None
+            return found
+
+        self.short._callers[None] = counted
+        self.long._callers = {None: None}
+
+    def agree(self, x: Any, state: Any, short: bool, **options: Any) -> None:
+        """Bit for bit, or in their errors; `short` says whether the short way is taken."""
+        outcomes, self.taken = [], 0
+        for frozen in (self.short, self.long):
+            try:
+                y, after = frozen(x, state, **options)
+                outcomes.append([type(after), *((a.shape, a.dtype, a.tobytes()) for a in (y, *after))])
+            except Exception as error:
+                outcomes.append([type(error), str(error)])
+        assert outcomes[0] == outcomes[1]
+        assert self.taken == short
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("rows", [(), (1,), (4,)])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("T", [1, 2, 9])
+def test_a_small_call_gives_the_same_bits(
+    name: str, rows: tuple[int, ...], batch_first: bool, T: int
+) -> None:
+    calls = Calls(**(STACKS[name] | {"batch_first": batch_first}))
+    sizes = (*rows, T, I) if batch_first else (T, *rows, I)
+    x, state = calls.random(5, *sizes), calls.state(*rows)
+    short = rows != (4,) or not batch_first
+    calls.agree(x, state, short)
+    calls.agree(x, xplstm.LSTMState(*state), short)
+    calls.agree(x, None, rows != (4,))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_layers_hand_on_whole_sequences(layers: int) -> None:
+    calls = Calls(num_layers=layers)
+    x, state = calls.random(5, 7, 3, I), calls.state(3)
+    calls.agree(x, state, True)
+    y, after = calls.short(x, state)
+    y_2, _ = calls.short(x, state)
+    arrays = [x, *state, y, *after, y_2]
+    for k, one in enumerate(arrays):
+        assert not any(np.shares_memory(one, other) for other in arrays[k + 1 :])
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("place", ["x", "h", "c"])
+def test_whatever_is_unusual_in_a_call_is_as_by_the_long_way(name: str, place: str) -> None:
+    calls = Calls(num_layers=2)
+    change, short = UNUSUAL[name]
+    given: dict[str, Any] = dict(zip("xhc", (calls.random(5, 3, 1, I), *calls.state(1)), strict=True))
+    given[place] = change(given[place])
+    calls.agree(given["x"], (given["h"], given["c"]), short)
+
+
+def test_what_only_a_checked_call_can_do_goes_the_long_way() -> None:
+    calls = Calls()
+    x, state = calls.random(5, 6, 2, I), calls.state(2)
+    calls.agree(x, state, False, lengths=[3, 6])
+    calls.agree(x, state, False, mask=x[..., 0] > 0)
+    calls.agree(x, state, False, reset=x[..., 0] > 0)
+    calls.agree(calls.random(5, 0, 2, I), state, False)
+    calls.agree(calls.random(5, 6, 8, I), calls.state(8), False)
+    calls.agree(calls.random(5, 10**5, 1, I), calls.state(1), False)
+    both_ways = xplstm.LSTM(I, H, bidirectional=True).freeze()
+    both_ways(x)
+    assert both_ways._callers == {None: None}
+
+
+def test_a_large_batch_first_leaves_small_calls_their_short_way() -> None:
+    frozen = xplstm.LSTM(2, 3).freeze()
+    frozen(np.ones((1, 600, 2), "float32"))
+    assert frozen._callers[None] is not None
+    assert frozen._callers[None](np.ones((1, 600, 2), "float32"), None) is None

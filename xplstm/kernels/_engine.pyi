@@ -69,6 +69,7 @@ def stepper(
     dtype: np.dtype,
     empty: Callable[..., np.ndarray],
     state: type,
+    order: int,
     /,
 ) -> Callable[[Any, Any], Any]: ...
 def backward(

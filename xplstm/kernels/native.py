@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 8
+    INTERFACE = 9
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -74,6 +74,8 @@ ACTIVATIONS = (
 STEPS = ("lstm", "gru", "elman", "reset")
 # Steps in which h is also c.
 GATED = ("gru", "reset")
+# What the x of a function of `_engine.stepper` holds, in the order of stepper.h.
+ONE_STEP, TIME_FIRST, BATCH_FIRST = range(3)
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
@@ -295,16 +297,26 @@ def _narrow(problem: Problem, *results: Any) -> tuple[Any, ...]:
 
 
 def stepper(problem: Problem, packed: tuple[Packed, ...]) -> Step:
-    """Single steps of all layers; the C code looks at x_t and the state by itself."""
+    """Return a function for single steps of all layers; the C code checks x_t and the state itself."""
+    return _direct(problem, packed, ONE_STEP)
+
+
+def caller(problem: Problem, packed: tuple[Packed, ...], batch_first: bool) -> Step:
+    """Return a function for small calls of all layers, which one thread runs; it checks as `stepper` does."""
+    return _direct(problem, packed, BATCH_FIRST if batch_first else TIME_FIRST)
+
+
+def _direct(problem: Problem, packed: tuple[Packed, ...], order: int) -> Step:
+    """Return a function of x and a state that enters the C code without the checks of a call."""
     handles = tuple(layer.handles[0] for layer in packed)
     if problem.dtype not in HALVES:
-        return _steps_of(handles, problem.dtype)
-    return _in_half_precision(problem, [_steps_of((handle,), "float32") for handle in handles])
+        return _steps_of(handles, problem.dtype, order)
+    return _in_half_precision(problem, [_steps_of((handle,), "float32", order) for handle in handles])
 
 
-def _steps_of(handles: tuple[object, ...], dtype: str) -> Step:
-    """Return the C function for single steps of some layers."""
-    arguments = handles, _threads.count(THREADS), np.ndarray, np.dtype(dtype), np.empty, LSTMState
+def _steps_of(handles: tuple[object, ...], dtype: str, order: int) -> Step:
+    """Return the C function for steps or small calls of some layers."""
+    arguments = handles, _threads.count(THREADS), np.ndarray, np.dtype(dtype), np.empty, LSTMState, order
     step: Step = _engine.stepper(*arguments)
     return step
 

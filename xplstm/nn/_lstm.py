@@ -443,6 +443,41 @@ class FrozenLSTM(_Calls, Frozen):
         super().__init__(stack, home, layers)
         # One for each pinned kernel. The checks of a small step take much longer than the step.
         self._steppers: dict[str | None, Stepper | None] = {}
+        self._callers: dict[str | None, Stepper | None] = {}
+
+    def __call__(
+        self,
+        x: Array,
+        state: LSTMState | tuple[Array, Array] | None = None,
+        *,
+        lengths: Lengths = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
+    ) -> tuple[Array, LSTMState]:
+        """Run all layers over a sequence, as a call of the `LSTM` does.
+
+        Parameters
+        ----------
+        x, state, lengths, mask, reset
+            As for a call of the `LSTM`.
+
+        Returns
+        -------
+        y : array
+        state : LSTMState
+            As from a call of the `LSTM`.
+        """
+        if lengths is not None or mask is not None or reset is not None:
+            return super().__call__(x, state, lengths=lengths, mask=mask, reset=reset)
+        pinned = _dispatch.pinned()
+        caller = self._callers.get(pinned)
+        found = None if caller is None else caller(x, state)
+        if found is not None:
+            return found
+        result = super().__call__(x, state)
+        if pinned not in self._callers:
+            self._callers[pinned] = _stack.caller(self._stack, self._where, self._prepare)
+        return result
 
     def step(
         self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None

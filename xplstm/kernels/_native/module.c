@@ -351,7 +351,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(8);
+    return PyLong_FromLong(9);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
@@ -403,7 +403,7 @@ static PyObject *release_memory(PyObject *self, PyObject *unused)
 static PyMethodDef METHODS[] = {
     {"pack", pack, METH_VARARGS, "Weights of one direction, packed for an instruction set."},
     {"forward", forward, METH_VARARGS, "Run all directions of a layer."},
-    {"stepper", stepper, METH_VARARGS, "A function that runs one step of all layers."},
+    {"stepper", stepper, METH_VARARGS, "A function that runs one step or a small call of all layers."},
     {"backward", backward, METH_VARARGS, "Take gradients back through all directions of a layer."},
     {"walks_alone", walks_alone, METH_NOARGS, "How many walks of a team one thread had to end."},
     {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},

@@ -1,4 +1,4 @@
-/* One step of all layers from Python, for streams: each array is checked once, and everything out of the
+/* One step or one small call of all layers from Python: each array is checked once, and everything out of the
    ordinary is left to the caller, which raises the errors. */
 
 #define STEPPER "xplstm.kernels._engine.Stepper"
@@ -6,7 +6,15 @@
 /* Multiply-adds below which other Python threads wait less than it takes to let them run. */
 enum { WORTH_RELEASE = 1 << 16 };
 
-enum { RESULTS = 3 };
+/* A call is small if `plan` runs it on one thread, and the interpreter's work for it is a part of its time.
+ */
+enum { FEW_ROWS = 8, SMALL_STEP = 1 << 17, SMALL_CALL = 1 << 22 };
+
+/* What x holds: one step, or a sequence with time or the batch first. native.py has this order. */
+enum { ONE_STEP, TIME_FIRST, BATCH_FIRST, ORDERS };
+
+/* y, h, c; and of some layers over a sequence what one hands to the next. */
+enum { RESULTS = 3, BETWEEN = 3, ARRAYS };
 
 typedef struct Stepper {
     PyObject *handles, *array, *dtype, *empty, *state;
@@ -14,9 +22,15 @@ typedef struct Stepper {
     const Packed **packed;
     void *zeros;       /* a row's first h or c */
     Size layers, work; /* of a row: multiply-adds */
-    int threads;
+    int threads, order;
     char format;
 } Stepper;
+
+/* The sizes of one call. */
+typedef struct Sizes {
+    Size T, B;
+    int batched;
+} Sizes;
 
 static void free_stepper(PyObject *capsule)
 {
@@ -36,22 +50,30 @@ static void free_stepper(PyObject *capsule)
     free(s);
 }
 
-/* Arguments of `empty` for y, h or c. */
-static PyObject *shape_of(const Stepper *s, int result, int batched, Size B)
+static int is_output(int result) { return result == 0 || result == BETWEEN; }
+
+/* Arguments of `empty` for one of ARRAYS. */
+static PyObject *shape_of(const Stepper *s, int result, Sizes of)
 {
-    Size layers = s->layers, n = result == 2 ? s->packed[0]->H : s->packed[0]->P;
-    if (result == 0)
-        return batched ? Py_BuildValue("((nn)O)", B, n, s->dtype) : Py_BuildValue("((n)O)", n, s->dtype);
-    return batched ? Py_BuildValue("((nnn)O)", layers, B, n, s->dtype)
-                   : Py_BuildValue("((nn)O)", layers, n, s->dtype);
+    Size n = result == 2 ? s->packed[0]->H : s->packed[0]->P, first = s->layers;
+    if (is_output(result) && s->order == ONE_STEP)
+        return of.batched ? Py_BuildValue("((nn)O)", of.B, n, s->dtype)
+                          : Py_BuildValue("((n)O)", n, s->dtype);
+    if (is_output(result))
+        first = of.T;
+    if (is_output(result) && s->order == BATCH_FIRST && of.batched)
+        return Py_BuildValue("((nnn)O)", of.B, first, n, s->dtype);
+    return of.batched ? Py_BuildValue("((nnn)O)", first, of.B, n, s->dtype)
+                      : Py_BuildValue("((nn)O)", first, n, s->dtype);
 }
 
 /* A new array and its memory. */
-static PyObject *make(const Stepper *s, Views *v, int result, int batched, Size B, char **to)
+static PyObject *make(const Stepper *s, Views *v, int result, Sizes of, char **to)
 {
-    PyObject *arguments = B == 1 ? s->one[batched][result] : shape_of(s, result, batched, B);
+    int known = of.B == 1 && (s->order == ONE_STEP || !is_output(result));
+    PyObject *arguments = known ? s->one[of.batched][result] : shape_of(s, result, of);
     PyObject *array = arguments ? PyObject_Call(s->empty, arguments, NULL) : NULL;
-    if (B != 1)
+    if (!known)
         Py_XDECREF(arguments);
     Py_buffer *view = array ? open_view(v, array, PyBUF_WRITABLE) : NULL;
     if (view)
@@ -87,27 +109,32 @@ static const char *part(const Stepper *s, Views *v, PyObject *state, int k, int 
     return fits ? view->buf : NULL;
 }
 
-static int run_layers(const Stepper *s, Size B, const void *x, const char *h, const char *c, void *y,
-                      char *h_n, char *c_n)
+/* All layers from x to `to`. Over a sequence outputs alternate between two arrays, and the last is y. */
+static int run_layers(const Stepper *s, Sizes of, const void *x, const char *h, const char *c,
+                      char *const *to)
 {
+    Size B = of.B;
+    char *h_n = to[1], *c_n = to[2];
     for (Size layer = 0; layer < s->layers; layer++) {
+        char *y = s->order != ONE_STEP && (s->layers - layer) % 2 == 0 ? to[BETWEEN] : to[0];
         const Packed *p = s->packed[layer];
         size_t size = p->engine->size, h_at = (size_t)(layer * B * p->P) * size,
                c_at = (size_t)(layer * B * p->H) * size;
         Forward f = {.packed = {p},
                      .directions = 1,
-                     .T = 1,
+                     .T = of.T,
                      .B = B,
                      .x = x,
+                     .x_step = B * p->I,
                      .x_row = p->I,
                      .h_0 = h + h_at,
                      .c_0 = c + c_at,
                      .y = y,
                      .h_n = h_n + h_at,
                      .c_n = c_n + c_at};
-        if (run_forward(&f, s->threads))
+        if (run_forward(&f, s->order == ONE_STEP ? s->threads : 1))
             return -1;
-        x = h_n + h_at;
+        x = s->order == ONE_STEP ? h_n + h_at : y;
     }
     return 0;
 }
@@ -127,6 +154,29 @@ static PyObject *as_results(const Stepper *s, PyObject *y, PyObject *h, PyObject
     return result;
 }
 
+/* The sizes of x, with a T of 0 where it is not the plain array that these functions know. */
+static Sizes sizes_of(const Stepper *s, const Py_buffer *x)
+{
+    int sequence = s->order != ONE_STEP;
+    Sizes of = {.T = 0, .B = 1, .batched = x && x->ndim == 2 + sequence};
+    if (!x || (!of.batched && x->ndim != 1 + sequence) || x->shape[x->ndim - 1] != s->packed[0]->I)
+        return of;
+    int batch = s->order == TIME_FIRST;
+    if (of.batched)
+        of.B = x->shape[batch];
+    if (!of.B)
+        return of;
+    if (!sequence) {
+        of.T = 1;
+        return of;
+    }
+    Size T = x->shape[of.batched && !batch];
+    /* With one batch entry both orders are the same memory. */
+    if (of.B < (batch ? FEW_ROWS : 2) && of.B * s->work < SMALL_STEP && T < SMALL_CALL / (of.B * s->work))
+        of.T = T;
+    return of;
+}
+
 /* step(x, state): (y, state), or None where a look at the arguments is not enough. */
 static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
@@ -139,24 +189,24 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     }
     Views v; /* not a field of it is worth zeroing */
     v.count = 0;
-    PyObject *state = args[1], *results[RESULTS] = {NULL, NULL, NULL};
+    PyObject *state = args[1], *results[ARRAYS] = {NULL, NULL, NULL, NULL};
     int known = state == Py_None || (PyObject *)Py_TYPE(state) == s->state
                 || (PyTuple_CheckExact(state) && PyTuple_Size(state) == 2);
     Py_buffer *x = known ? plain(s, &v, args[0], 0) : NULL;
-    int batched = x && x->ndim == 2;
-    Size B = batched ? x->shape[0] : 1;
-    if (!x || (x->ndim != 1 && !batched) || !B || x->shape[batched] != s->packed[0]->I)
+    Sizes of = sizes_of(s, x);
+    if (!of.T)
         goto other;
-    const char *h = part(s, &v, state, 0, batched, B), *c = h ? part(s, &v, state, 1, batched, B) : NULL;
+    const char *h = part(s, &v, state, 0, of.batched, of.B),
+               *c = h ? part(s, &v, state, 1, of.batched, of.B) : NULL;
     if (!c)
         goto other;
-    char *to[RESULTS];
-    int bad = 0;
-    for (int n = 0; n < RESULTS && !bad; n++)
-        bad = !(results[n] = make(s, &v, n, batched, B, &to[n]));
+    char *to[ARRAYS];
+    int bad = 0, arrays = s->order != ONE_STEP && s->layers > 1 ? ARRAYS : RESULTS;
+    for (int n = 0; n < arrays && !bad; n++)
+        bad = !(results[n] = make(s, &v, n, of, &to[n]));
     if (!bad) {
-        PyThreadState *others = B * s->work >= WORTH_RELEASE ? PyEval_SaveThread() : NULL;
-        bad = run_layers(s, B, x->buf, h, c, to[0], to[1], to[2]);
+        PyThreadState *others = of.T * of.B * s->work >= WORTH_RELEASE ? PyEval_SaveThread() : NULL;
+        bad = run_layers(s, of, x->buf, h, c, to);
         if (others)
             PyEval_RestoreThread(others);
         if (bad)
@@ -164,7 +214,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     }
     release(&v);
     PyObject *result = bad ? NULL : as_results(s, results[0], results[1], results[2]);
-    for (int n = 0; n < RESULTS; n++)
+    for (int n = 0; n < ARRAYS; n++)
         Py_XDECREF(results[n]);
     return result;
 other:
@@ -175,15 +225,18 @@ other:
 static PyMethodDef STEP = {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL,
                            "One step of all layers."};
 
-/* stepper(packed, threads, array, dtype, empty, state): a function of x and (h, c) for layers of one
+/* stepper(packed, threads, array, dtype, empty, state, order): a function of x and (h, c) for layers of one
    direction. */
 static PyObject *stepper(PyObject *self, PyObject *args)
 {
     (void)self;
     PyObject *handles, *array, *dtype, *empty, *state;
-    int threads;
-    if (!PyArg_ParseTuple(args, "O!iOOOO", &PyTuple_Type, &handles, &threads, &array, &dtype, &empty, &state))
+    int threads, order;
+    if (!PyArg_ParseTuple(args, "O!iOOOOi", &PyTuple_Type, &handles, &threads, &array, &dtype, &empty, &state,
+                          &order))
         return NULL;
+    if (order < 0 || order >= ORDERS)
+        return PyErr_Format(PyExc_ValueError, "an unknown order %d of axes", order);
     Stepper *s = calloc(1, sizeof *s);
     PyObject *capsule = s ? PyCapsule_New(s, STEPPER, free_stepper) : PyErr_NoMemory();
     if (!capsule) {
@@ -196,6 +249,7 @@ static PyObject *stepper(PyObject *self, PyObject *args)
     Py_INCREF(s->empty = empty);
     Py_INCREF(s->state = state);
     s->threads = threads;
+    s->order = order;
     s->layers = PyTuple_Size(handles);
     s->packed = malloc((size_t)(s->layers + 1) * sizeof *s->packed);
     int bad = !s->packed && PyErr_NoMemory() == NULL;
@@ -211,7 +265,7 @@ static PyObject *stepper(PyObject *self, PyObject *args)
         bad = !s->zeros && PyErr_NoMemory() == NULL;
     }
     for (int n = 0; n < 2 * RESULTS && !bad; n++)
-        bad = !(s->one[n / RESULTS][n % RESULTS] = shape_of(s, n % RESULTS, n / RESULTS, 1));
+        bad = !(s->one[n / RESULTS][n % RESULTS] = shape_of(s, n % RESULTS, (Sizes){1, 1, n / RESULTS}));
     PyObject *function = bad ? NULL : PyCFunction_New(&STEP, capsule);
     Py_DECREF(capsule);
     return function;
