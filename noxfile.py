@@ -227,7 +227,7 @@ def instructions(session: nox.Session) -> None:
 def cuda_sources(session: nox.Session) -> None:
     """Compile the CUDA sources with NVRTC for every supported GPU; needs no GPU."""
     # CuPy writes the source of its elementwise kernels without a GPU too.
-    session.install(".[test]", "nvidia-cuda-nvrtc", "cupy-cuda13x")
+    session.install(".[test]", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm", "cupy-cuda13x")
     session.run("python", "-m", "tests.cuda_sources")
 
 

@@ -3,8 +3,9 @@
 The sources of elementwise kernels are those that CuPy itself writes, and the calls of CuPy are held against
 its own signatures.
 NVRTC compiles as it does in CuPy's hands. A warning is an error, and so is a
-kernel with more registers or more spilled bytes than its bound, or with arithmetic in
-float64 where the numbers are of half precision.
+kernel with more registers or more spilled bytes than its bound, with arithmetic in
+float64 where the numbers are of half precision, with parameters of other sizes than the emulation's, or with
+an instruction that its loop may not have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from itertools import product
 from typing import NamedTuple
 
-from tests import cupy_signatures, elementwise_sources
+from tests import cuda_binaries, cupy_signatures, elementwise_sources
 from xplstm.kernels._cuda import launch
 
 # What CuPy 14 hands to NVRTC, and what makes it strict.
@@ -44,8 +45,8 @@ SOURCES = (
     Source("fused.cu", (75, 80, 90, 100, 120), 72),
     Source("training.cu", (75, 80, 90, 100, 120), 72),
     Source("persistent.cu", (80, 90, 100, 120), 184, kinds=("float64", "float32")),
-    # All registers there are, 128 of them for weights; a spilled one or two are read once a step.
-    Source("persistent_mma.cu", (80, 90, 100, 120), 255, 16, kinds=("float16", "bfloat16", "tf32")),
+    # All registers there are, 128 of them for weights; those spilled are read once a step, or at its begin.
+    Source("persistent_mma.cu", (80, 90, 100, 120), 255, 192, kinds=("float16", "bfloat16", "tf32")),
     Source("project.cu", (80, 90, 100, 120), 184),
     Source("trial.cu", (75, 80, 90, 100, 120), 72, kinds=("float32",)),
 )
@@ -108,6 +109,22 @@ def compiled(nvrtc: ctypes.CDLL, file: str, options: tuple[str, ...]) -> tuple[s
     return log, ptx
 
 
+def binary(nvrtc: ctypes.CDLL, file: str, kind: str) -> bytes:
+    """The module that a GPU runs."""
+    program = ctypes.c_void_p()
+    options = (*OPTIONS, f"-arch=sm_{cuda_binaries.ARCHITECTURE}", f"-D{kind.upper()}", *launch.DEFINES)
+    arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), launch.source(file).encode(), file.encode(), 0, None, None
+    )
+    nvrtc.nvrtcCompileProgram(program, len(options), arguments)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    held = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, held)
+    return held.raw
+
+
 def text(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
     getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
@@ -150,6 +167,16 @@ def main() -> int:
                 if "16" in kind and re.search(rb"\w\.f64\b", ptx):
                     wrong.append(f"{where}: arithmetic in float64")
                 wrong += [f"{where} {line}" for line in flushes(ptx)]
+                sizes = cuda_binaries.parameters(ptx), cuda_binaries.emulated_parameters(source.name, kind)
+                if sizes[0] != sizes[1]:
+                    wrong.append(f"{where}: parameters of {sizes[0]} bytes, emulated {sizes[1]}")
+    for file, kinds in cuda_binaries.BOUNDS.items():
+        for kind in kinds:
+            found_in = cuda_binaries.counts(binary(nvrtc, file, kind))
+            for name, count in found_in.items():
+                listed = ", ".join(f"{count[op]} {op}" for op in cuda_binaries.SHOWN)
+                print(f"{file} sm_{cuda_binaries.ARCHITECTURE} {kind} {name}: {listed}")
+            wrong += cuda_binaries.beyond(file, kind, found_in)
     wrong += elementwise(nvrtc) + cupy_signatures.wrong()
     print("\n".join(wrong))
     return len(wrong) > 0

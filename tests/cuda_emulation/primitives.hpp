@@ -220,6 +220,8 @@ inline void __syncwarp() { emulation::warp().meeting.meet(); }
 
 DEVICE unsigned char *shared_memory() { return emulation::block->bytes(); }
 
+DEVICE float negated(float a) { return std::bit_cast<float>(std::bit_cast<unsigned>(a) ^ 1u << 31); }
+DEVICE double negated(double a) { return -a; }
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE double fused(double a, double b, double c) { return std::fma(a, b, c); }
 DEVICE float sum(float a, float b) { return a + b; }
@@ -243,6 +245,17 @@ DEVICE unsigned bits_of(float a) { return std::bit_cast<unsigned>(a); }
 DEVICE unsigned long long bits_of(double a) { return std::bit_cast<unsigned long long>(a); }
 DEVICE float number_of(unsigned a) { return std::bit_cast<float>(a); }
 DEVICE double number_of(unsigned long long a) { return std::bit_cast<double>(a); }
+
+/* A GPU's estimates are a few units off; ESTIMATE_OFF says how many, for a test. */
+#ifndef ESTIMATE_OFF
+#define ESTIMATE_OFF 1
+#endif
+DEVICE float reciprocal(float a)
+{
+    float exact = 1 / a;
+    return std::isnormal(exact) ? number_of(bits_of(exact) + ESTIMATE_OFF) : exact * 0;
+}
+DEVICE float power_of_two(float a) { return std::exp2(a); }
 
 DEVICE float half_to_float(unsigned short a)
 {
@@ -317,6 +330,8 @@ DEVICE void copy_fresh(void *to, const void *from)
         std::abort();
     std::memcpy(to, from, 16);
 }
+
+template <typename A> DEVICE A load_if(bool wanted, const A *at) { return wanted ? *at : A(0); }
 
 template <typename A> DEVICE void copy_soon(A *to, const A *from) { std::memcpy(to, from, sizeof(A)); }
 

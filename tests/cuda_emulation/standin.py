@@ -25,7 +25,7 @@ import numpy as np
 
 from tests.cuda_emulation import compiled
 from xplstm._array import dtype_named
-from xplstm.kernels._cuda import launch, program, proof, waits
+from xplstm.kernels._cuda import launch, layer, program, proof, waits
 
 MARGIN = 1024
 MARK = 0xA5
@@ -39,6 +39,7 @@ ATTRIBUTES = {
     "CooperativeLaunch": 1,
 }
 CAPABILITY = "90"
+TOTAL_MEMORY = 2**34
 LARGEST_GRID = 65535
 PATIENCE = 600.0
 """Seconds: threads of a busy processor wait for each other far longer than those of a GPU."""
@@ -47,7 +48,7 @@ COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float
 TF32 = 77
 
 VERSION = "14.2.0"
-CACHES = (launch.kernel, launch._module, program.compiled, waits.status)
+CACHES = (launch.kernel, launch._module, program.compiled, waits.status, layer.device_memory)
 """Of what is made with the library that is here."""
 
 launched: list[str] = []
@@ -365,7 +366,11 @@ def using_allocator(allocate: Any) -> Iterator[None]:
 
 
 def properties(number: int) -> dict[str, Any]:
-    return {"name": f"Emulated {number}".encode(), "multiProcessorCount": ATTRIBUTES["MultiProcessorCount"]}
+    return {
+        "name": f"Emulated {number}".encode(),
+        "multiProcessorCount": ATTRIBUTES["MultiProcessorCount"],
+        "totalGlobalMem": TOTAL_MEMORY,
+    }
 
 
 @functools.cache

@@ -146,8 +146,9 @@ def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyP
     answers = []
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only("cupy_fused"))
-        for bound in (layer.PROJECTION_BOUND, steps * 2 * case.B * 4 * case.H):
-            monkeypatch.setattr(layer, "PROJECTION_BOUND", bound)
+        share = steps * 2 * case.B * 4 * case.H * 8 / standin.TOTAL_MEMORY
+        for bound in (layer.PROJECTION_SHARE, share):
+            monkeypatch.setattr(layer, "PROJECTION_SHARE", bound)
             answers.append(case.lstm()(a["x"], (a["h_0"], a["c_0"]), **case.valid()))
     (y, state), (y_2, state_2) = answers
     for one, other in ((y, y_2), *zip(state, state_2, strict=True)):
@@ -269,9 +270,11 @@ def properties(p: cupy_persistent.Plan, case: Case) -> Property:
 
 def cuts(case: Case, kind: str, backward: bool) -> list[cupy_persistent.Plan]:
     """Of cuts over 5 processors one for each combination of properties, of uneven ones for each kernel."""
-    sizes = (cupy_persistent.Chip(5, 232448), case.directions, case.B, case.H, kind)
+    sizes = (case.directions, case.B, case.H, kind, backward, cupy_persistent.COSTS)
     found: dict[Any, cupy_persistent.Plan] = {}
-    for p in cupy_persistent.plans(*sizes, backward, cupy_persistent.COSTS):
+    # dz comes in chunks where shared memory is short.
+    chips = (cupy_persistent.Chip(5, shared) for shared in (232448, 140000))
+    for p in (plan for chip in chips for plan in cupy_persistent.plans(chip, *sizes)):
         which, has = p.units if kind in cupy_persistent.STEP_OF_K else p.tile_rows, properties(p, case)
         found.setdefault((has.uneven_passes and which, has), p)
     return list(found.values())

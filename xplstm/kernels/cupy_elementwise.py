@@ -26,6 +26,8 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 # A kernel counts the elements of a step's widest array in 32 bits.
 LARGEST_STEP = 2**31 - 1
+# Numbers that one projection of the input makes at most, where that of all steps has more.
+PROJECTION_BOUND = 2**26
 
 __getattr__ = layer.lazy_why_not
 
@@ -249,7 +251,7 @@ def _run(
             slots[T if reverse else 0] = start
         own = [memory(T, width) for width, place in recorded.kept if place == "own"]
     run = Run(recorded.forward if problem.keep else recorded.infer, _given(p), B, x.dtype)
-    for t, zx in projected_inputs(problem, part.cell.at(part), p, x, reverse, layer.PROJECTION_BOUND):
+    for t, zx in projected_inputs(problem, part.cell.at(part), p, x, reverse, PROJECTION_BOUND):
         into = {0: y[t]}
         if problem.keep:
             after = t if reverse else t + 1

@@ -18,7 +18,7 @@ XPL-EXACT of the specification; weights that stay on-chip after Diamos et al. (2
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +112,7 @@ def _up(a: int, b: int) -> int:
     return -(-a // b)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def best_plan(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Plan | None:
@@ -154,7 +154,7 @@ def _sized(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
 
 def _held(p: Plan, backward: bool, wide: int) -> int:
     """Return the bytes of what a block holds of its cells, and a flag: Held and HeldBack in walk.cuh."""
-    return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 1) + 1
+    return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 4) + 4
 
 
 def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
@@ -263,7 +263,10 @@ def chip_of(device: Device) -> Chip:
 
 
 def _plan(problem: Problem, backward: bool) -> Plan | None:
-    sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
+    """Return the cheapest plan; batches whose last tile of entries is the same one share it."""
+    kind = layer.kind(problem)
+    tile = TILE_ROWS if kind in STEP_OF_K else LANE_ROWS
+    sizes = len(problem.reverse), _up(problem.B, tile) * tile, problem.H, kind
     return best_plan(chip_of(problem.device), *sizes, backward, COSTS)
 
 

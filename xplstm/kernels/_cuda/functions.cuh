@@ -1,6 +1,7 @@
-/* Numbers as they are stored and as they are computed with; sigmoid and tanh by the operations of
-   XPL-EXACT-005 to XPL-EXACT-007, one by one. FLOAT64, FLOAT32, FLOAT16 or BFLOAT16 is defined, or TF32 for
-   float32 whose products may be rounded. */
+/* Numbers as they are stored and as they are computed with; sigmoid and tanh. FLOAT64, FLOAT32, FLOAT16 or
+   BFLOAT16 is defined, or TF32 for float32 whose products may be rounded. float64 and float32 use the
+   operations of XPL-EXACT-005 to XPL-EXACT-007, one by one. The other kinds have no published bits, and use
+   the special function unit. */
 
 typedef long long Size;
 
@@ -60,6 +61,9 @@ DEVICE Stored narrowed(Wide a)
 }
 #endif
 
+DEVICE Wide magnitude(Wide x) { return number_of(bits_of(x) & ~HIGHEST_BIT); }
+
+#if defined(FLOAT64) || defined(FLOAT32)
 struct Reduced {
     Wide n, r, r2, q; /* n still has MAGIC added: its lowest bits are the whole number */
 };
@@ -84,10 +88,23 @@ DEVICE Reduced reduced(Wide v)
     return e;
 }
 
-DEVICE Wide magnitude(Wide x) { return number_of(bits_of(x) & ~HIGHEST_BIT); }
-
-/* A minus of C++ flushes subnormal numbers to zero, since CuPy compiles with -ftz=true. */
-DEVICE Wide negated(Wide x) { return number_of(bits_of(x) ^ HIGHEST_BIT); }
+/* a / b rounded to nearest, for the operands of sigmoid and tanh. In float32 it has no branch, so that the
+   activations of a cell overlap: an estimate of 1 / b, a Newton step, and a corrected quotient (Markstein,
+   1990). Where all bits of b are ones, the step ends below a tie, and rounds to less than any reciprocal of
+   its binade; the smallest of these takes its place. All arguments of float32 gave the bits of an IEEE
+   division, with estimates up to 2 units in the last place off. */
+DEVICE Wide fraction(Wide a, Wide b)
+{
+#ifdef FLOAT64
+    return quotient(a, b);
+#else
+    Wide r = reciprocal(b), smallest = number_of(((253u << FRACTION) - (bits_of(b) & 0x7f800000u)) | 1u);
+    r = fused(fused(negated(b), r, (Wide)1), r, r);
+    r = r < smallest ? smallest : r;
+    Wide q = product(a, r);
+    return fused(fused(negated(b), q, a), r, q);
+#endif
+}
 
 DEVICE Wide power(Wide n, int scale)
 {
@@ -101,7 +118,7 @@ DEVICE Wide sigmoid(Wide x)
     Reduced k = reduced(negated(a));
     Wide s = power(k.n, SCALE);
     Wide e = product(fused(s, fused(k.r2, k.q, k.r), s), (Wide)UNSCALE);
-    Wide y = quotient(bits_of(x) & HIGHEST_BIT ? e : (Wide)1, sum((Wide)1, e));
+    Wide y = fraction(bits_of(x) & HIGHEST_BIT ? e : (Wide)1, sum((Wide)1, e));
     return x < (Wide)-0.5 ? fused(negated(e), y, e) : y;
 }
 
@@ -114,7 +131,20 @@ DEVICE Wide hyperbolic_tangent(Wide x)
     Wide b = sum(s, (Wide)-0.5);
     Wide first = fused(s, k.r, b);
     Wide e = sum(first, fused(product(s, k.r2), k.q, fused(s, k.r, sum(b, negated(first)))));
-    Wide y = quotient(e, sum(e, (Wide)1));
+    Wide y = fraction(e, sum(e, (Wide)1));
     y = a < (Wide)0.5 ? fused(negated(e), y, e) : y;
     return number_of(bits_of(y) | (bits_of(x) & HIGHEST_BIT));
 }
+#else
+DEVICE Wide sigmoid(Wide x) { return reciprocal(sum(1.0f, power_of_two(product(x, -LOG2_E)))); }
+
+/* Near zero 1 - exp(-2x) would lose bits, and a polynomial takes its place. */
+DEVICE Wide hyperbolic_tangent(Wide x)
+{
+    Wide a = magnitude(x), a2 = product(a, a), e = power_of_two(product(a, -2 * LOG2_E));
+    Wide far = product(fused(e, -1.0f, 1.0f), reciprocal(sum(1.0f, e)));
+    Wide near = fused(a2, fused(a2, -0.05396825f, 0.13333333f), -0.33333333f);
+    Wide y = a < 0.25f ? fused(product(a, a2), near, a) : far;
+    return number_of(bits_of(y) | (bits_of(x) & HIGHEST_BIT));
+}
+#endif

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +26,15 @@ from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
 
 WARP = CONSTANTS.WARP
 
-# Without residuals the hoisted input projection is made for as many steps as stay below this many elements:
-# each part is a walk of its own, which loads the weights on-chip again.
-PROJECTION_BOUND = 2**26
+# Without residuals the hoisted input projection takes at most this share of the device's memory. Longer
+# sequences have several projections, each with a walk of its own, which loads the weights on-chip again. Free
+# memory is no bound, because cuBLAS may sum a product of fewer rows in another order.
+PROJECTION_SHARE = 1 / 16
 
 # The first with the products of bfloat16 by cuBLAS that the kernels call.
 OLDEST_CUPY = 14
 
-# What cuBLAS counts rows and columns in.
+# What cuBLAS counts rows and columns in, and kernels the numbers of a step.
 LARGEST_SIZE = 2**31 - 1
 
 # Rows that one block adds up of each column, at least, and how many runs of rows there are at most.
@@ -97,6 +99,9 @@ def why_not(problem: Problem) -> str | None:
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
     if largest > LARGEST_SIZE:
         return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"
+    if problem.B * problem.H > LARGEST_SIZE:
+        sizes = f"hidden_size={problem.H} with a batch of {problem.B}"
+        return f"{sizes} has {problem.B * problem.H} numbers a step; the kernels take {LARGEST_SIZE}"
     return None
 
 
@@ -267,10 +272,24 @@ def forward(
         return buffers.y, buffers.end, residuals
 
 
+def projected_steps(problem: Problem) -> int:
+    """Return how many steps of all directions one input projection takes at most."""
+    step = len(problem.reverse) * problem.B * 4 * problem.H * launch.SIZES[launch.wide(problem.dtype)]
+    return max(1, int(device_memory(problem.device.id) * PROJECTION_SHARE) // max(1, step))
+
+
+@cache
+def device_memory(number: int) -> int:
+    """Return the bytes that the device of this number has."""
+    import cupy as cp
+
+    return int(cp.cuda.runtime.getDeviceProperties(number)["totalGlobalMem"])
+
+
 def _buffers(call: Call, start: LSTMState) -> Buffers:
     problem, D, P = call.problem, call.D, call.P
     T, B, H, keep = problem.T, problem.B, problem.H, problem.keep
-    held = T if keep else min(T, max(1, PROJECTION_BOUND // max(1, D * B * 4 * H)))
+    held = T if keep else min(T, projected_steps(problem))
     slots = T + 1 if keep else 1
     y, z = call.empty(T, B, D * P), call.empty(D, held, B, 4 * H, wide=True)
     h, c = call.empty(D, slots, B, P), call.empty(D, slots, B, H, wide=True)

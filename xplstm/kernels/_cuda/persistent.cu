@@ -62,11 +62,49 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
         parts = staged + (part.passes > 1 ? 2 : 1) * pass_rows * H;
         this->bias = parts + this->slices * pass_rows * columns;
         this->held = this->bias + columns;
-        for (int n = threadIdx.x; n < H * columns; n += (int)blockDim.x) {
-            int column = n / H, k = n % H, u = this->unit + column / 4;
-            Size row = ((Size)this->d * 4 + column % 4) * H + u;
-            weights[k * columns + column] = u < H ? widened(f.weight[row * H + k]) : 0;
+        const int tiles_of_k = (H + WARP - 1) / WARP;
+        for (int n = threadIdx.x / WARP; n < tiles_of_k * (columns / WARP); n += (int)blockDim.x / WARP)
+            hold(f.weight, n / tiles_of_k * WARP, n % tiles_of_k * WARP);
+    }
+
+    /* Load the weights of 32 columns and 32 numbers of k, and store them transposed. The warp reads 32
+       neighbours of k at once. Register n of a lane then changes to another column in each lane, because
+       stores of one column from all lanes would go to one bank of shared memory. */
+    __device__ __forceinline__ void hold(const Stored *weight, int first, int begin) const
+    {
+        const int lane = threadIdx.x % WARP, k = begin + lane, columns = 4 * part.units;
+        Wide held[WARP];
+#pragma unroll
+        for (int n = 0; n < WARP; n++) {
+            int column = first + n, u = this->unit + column / 4;
+            Size row = ((Size)this->d * 4 + column % 4) * H + (u < H ? u : 0);
+            Wide number = widened(weight[row * H + (k < H ? k : 0)]);
+            held[n] = u < H ? number : 0;
         }
+#pragma unroll
+        for (int apart = 1; apart < WARP; apart *= 2) {
+            Wide turned[WARP];
+#pragma unroll
+            for (int n = 0; n < WARP; n++)
+                turned[n] = lane & apart ? held[(n + apart) % WARP] : held[n];
+#pragma unroll
+            for (int n = 0; n < WARP; n++)
+                held[n] = turned[n];
+        }
+        if (k < H)
+#pragma unroll
+            for (int n = 0; n < WARP; n++)
+                weights[k * columns + first + (n + lane) % WARP] = held[n];
+    }
+
+    static __device__ __forceinline__ void add_products(Wide (*sums)[C], const Run<C> &left,
+                                                        const Run<LANE_ROWS> &right)
+    {
+#pragma unroll
+        for (int r = 0; r < LANE_ROWS; r++)
+#pragma unroll
+            for (int n = 0; n < C; n++)
+                sums[r][n] = fused(left.at[n], right.at[r], sums[r][n]);
     }
 
     /* Double buffered: h of the next pass arrives while this one is multiplied. */
@@ -80,10 +118,11 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
         if (pass + 1 < part.passes)
             this->stage(staged + (pass + 1) % 2 * size, in + (pass + 1) * size, size);
         const Wide *h = staged + pass % 2 * size;
-        const int column_lanes = TILE_COLUMNS / C, columns = 4 * part.units,
-                  column_tiles = columns / TILE_COLUMNS;
-        const int lane = threadIdx.x % WARP, column = lane % column_lanes * C,
-                  row = lane / column_lanes * LANE_ROWS;
+        const int columns = 4 * part.units, column_tiles = columns / TILE_COLUMNS;
+        /* Lanes 2 n and 2 n + 1 have the same columns and different rows. Shared memory merges the halves of
+           a wide load only where such neighbours read the same numbers. */
+        const int lane = threadIdx.x % WARP, column = (C == 1 ? lane : lane / 2 % (TILE_COLUMNS / C)) * C,
+                  row = (C == 1 ? 0 : lane % 2 + lane / (2 * TILE_COLUMNS / C) * 2) * LANE_ROWS;
         const int items = this->slices * part.tiles * column_tiles;
         for (int item = threadIdx.x / WARP; item < items; item += (int)blockDim.x / WARP) {
             int at = item / (part.tiles * column_tiles), tile = item / column_tiles % part.tiles;
@@ -91,16 +130,18 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
             int begin = at * BLOCK_OF_K, end = begin + BLOCK_OF_K < H ? begin + BLOCK_OF_K : H;
             const Wide *w = weights + begin * columns + first, *v = h + (tile * H + begin) * tile_rows + row;
             Wide sums[LANE_ROWS][C] = {};
+            /* The numbers of the next k are loaded while these are multiplied. */
+            Run<C> left = run_at<C>(w);
+            Run<LANE_ROWS> right = run_at<LANE_ROWS>(v);
 #pragma unroll 4
-            for (int k = begin; k < end; k++, w += columns, v += tile_rows) {
-                Run<C> left = run_at<C>(w);
-                Run<LANE_ROWS> right = run_at<LANE_ROWS>(v);
-#pragma unroll
-                for (int r = 0; r < LANE_ROWS; r++)
-#pragma unroll
-                    for (int n = 0; n < C; n++)
-                        sums[r][n] = fused(left.at[n], right.at[r], sums[r][n]);
+            for (int k = begin + 1; k < end; k++) {
+                w += columns, v += tile_rows;
+                Run<C> next_left = run_at<C>(w);
+                Run<LANE_ROWS> next_right = run_at<LANE_ROWS>(v);
+                add_products(sums, left, right);
+                left = next_left, right = next_right;
             }
+            add_products(sums, left, right);
             Wide *to = parts + ((at * part.tiles + tile) * tile_rows + row) * columns + first;
 #pragma unroll
             for (int r = 0; r < LANE_ROWS; r++)
@@ -131,9 +172,12 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
         staged = weights + height * part.units;
         parts = staged + (part.passes * chunks > 1 ? 2 : 1) * pass_rows * part.chunk;
         this->held = parts + slices * this->cells;
+        /* Loads without a branch, so that those of eight turns are under way together. */
+#pragma unroll 8
         for (int n = threadIdx.x; n < height * part.units; n += (int)blockDim.x) {
             int k = n / part.units, u = this->unit + n % part.units;
-            weights[n] = u < H ? widened(f.weight[((Size)this->d * height + k) * H + u]) : 0;
+            Wide number = widened(f.weight[((Size)this->d * height + k) * H + (u < H ? u : 0)]);
+            weights[n] = u < H ? number : 0;
         }
     }
 

@@ -17,6 +17,7 @@
 #define A_WORD 2
 #endif
 #define STEP_OF_K (WORDS * A_WORD)
+#define HELD_AT_ONCE 16 /* words of weights that a lane loads at once */
 
 /* Steps of k whose numbers a warp reads at once, and steps whose weights it has in registers, for 8 * N
    columns. */
@@ -42,9 +43,12 @@ template <bool BACK> DEVICE Sent weight_at(const Stored *weight, int H, int unit
 {
     unit += BACK ? tile * 8 + column : tile / 2 * 4 + column / 2;
     Size row = BACK ? k : (tile % 2 * 2 + column % 2) * H + unit;
-    if (unit >= H || k >= (BACK ? 4 * H : H))
-        return 0;
-    return sent(widened(weight[row * H + (BACK ? unit : k)]));
+    Stored number = load_if(unit < H && k < (BACK ? 4 * H : H), weight + row * H + (BACK ? unit : k));
+#ifdef TF32
+    return sent(number);
+#else
+    return number;
+#endif
 }
 
 template <bool BACK>
@@ -79,15 +83,19 @@ DEVICE void hold(Weights<N> &held, const Stored *weight, int H, int unit, const 
     for (int step = 0; step < kept(N); step++)
 #pragma unroll
         for (int at = 0; at < 2 * N; at++) {
+            /* Loads do not move past it: more of them at once would take registers that hold weights. */
+            if ((step * 2 * N + at) % HELD_AT_ONCE == 0)
+                __syncwarp();
             int k = (own.begin + step) * STEP_OF_K + (lane % 4 + at % 2 * 4) * A_WORD;
-            held.kept[step][at / 2][at % 2] =
-                step < own.count ? word_at<BACK>(weight, H, unit, at / 2, column, k) : 0;
+            unsigned word = word_at<BACK>(weight, H, unit, at / 2, column, k);
+            held.kept[step][at / 2][at % 2] = step < own.count ? word : 0;
         }
+#pragma unroll 8
     for (int n = 0; n < rest * 2 * N; n++) {
         int step = kept(N) + n / (2 * N), at = n % (2 * N);
         int k = (own.begin + step) * STEP_OF_K + (lane % 4 + at % 2 * 4) * A_WORD;
-        held.rest[((n / (2 * N) * N + at / 2) * WARP + lane) * 2 + at % 2] =
-            step < own.count ? word_at<BACK>(weight, H, unit, at / 2, column, k) : 0;
+        unsigned word = word_at<BACK>(weight, H, unit, at / 2, column, k);
+        held.rest[((n / (2 * N) * N + at / 2) * WARP + lane) * 2 + at % 2] = step < own.count ? word : 0;
     }
 }
 

@@ -5,6 +5,21 @@
 
 #define DEVICE __device__ __forceinline__
 
+/* Neither a minus of C++ nor an exclusive or of the sign bit, of which compilers make neg.ftz. */
+DEVICE float negated(float a)
+{
+    float d;
+    asm("neg.f32 %0, %1;" : "=f"(d) : "f"(a));
+    return d;
+}
+
+DEVICE double negated(double a)
+{
+    double d;
+    asm("neg.f64 %0, %1;" : "=d"(d) : "d"(a));
+    return d;
+}
+
 DEVICE float fused(float a, float b, float c)
 {
     float d;
@@ -61,6 +76,21 @@ DEVICE double quotient(double a, double b)
     return d;
 }
 
+/* Estimates of 1 / a, and of 2 to the power a, by the special function unit. Subnormal results are zero. */
+DEVICE float reciprocal(float a)
+{
+    float d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a));
+    return d;
+}
+
+DEVICE float power_of_two(float a)
+{
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a));
+    return d;
+}
+
 DEVICE float square_root(float a)
 {
     float d;
@@ -106,32 +136,32 @@ DEVICE unsigned char *shared_memory() { return shared_bytes; }
 /* Release: a thread that reads `value` by load_acquire sees what this block's threads wrote before. */
 DEVICE void store_release(unsigned *at, unsigned value)
 {
-    asm volatile("st.release.gpu.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
 
 DEVICE unsigned load_acquire(const unsigned *at)
 {
     unsigned value;
-    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
     return value;
 }
 
 DEVICE unsigned load_relaxed(const unsigned *at)
 {
     unsigned value;
-    asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
     return value;
 }
 
 DEVICE void store_relaxed(unsigned *at, unsigned value)
 {
-    asm volatile("st.relaxed.gpu.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
 
 /* To the host's memory, which the host reads without waiting for the device. */
 DEVICE void store_to_host(unsigned *at, unsigned value)
 {
-    asm volatile("st.relaxed.sys.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
 
 DEVICE void rest() { __nanosleep(20); }
@@ -167,6 +197,25 @@ template <typename A> DEVICE void copy_soon(A *to, const A *from)
 /* The copies of this thread have arrived. */
 DEVICE void copies_done() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
+/* A number, or zero where it is not wanted. Without a branch, so that many loads are under way together. */
+DEVICE unsigned short load_if(bool wanted, const unsigned short *at)
+{
+    unsigned short d;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u16 %0, 0; @p ld.global.u16 %0, [%1]; }"
+                 : "=&h"(d)
+                 : "l"(at), "r"((unsigned)wanted));
+    return d;
+}
+
+DEVICE float load_if(bool wanted, const float *at)
+{
+    float d;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.f32 %0, 0f00000000; @p ld.global.f32 %0, [%1]; }"
+                 : "=&f"(d)
+                 : "l"(at), "r"((unsigned)wanted));
+    return d;
+}
+
 struct Words {
     unsigned at[4];
 };
@@ -175,7 +224,7 @@ struct Words {
 DEVICE Words read_fresh(const void *from)
 {
     Words w;
-    asm volatile("ld.relaxed.gpu.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
                  : "l"(from)
                  : "memory");

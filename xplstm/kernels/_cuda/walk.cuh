@@ -199,6 +199,34 @@ DEVICE int own_from(int cell)
     return cell + (apart < 0 ? apart + (int)blockDim.x : apart);
 }
 
+/* Which steps of a cell exist takes one word in shared memory: the number of these steps, or with a mask the
+   word of the mask that has the byte of the step. Both are there before the step, and cost no wait in it. */
+#define EVERY_STEP 0x7f7f7f7fu /* all steps exist, whatever the word is */
+
+DEVICE const unsigned char *mask_of(const Layer &layer, Size t, Size b)
+{
+    return layer.mask + t * layer.B + b;
+}
+
+DEVICE unsigned steps_of(const Layer &layer, Size b)
+{
+    Size length = layer.lengths ? layer.lengths[b] : layer.T;
+    return length < 0 ? 0 : length < layer.T ? (unsigned)length : (unsigned)layer.T;
+}
+
+DEVICE bool exists_by(const Layer &layer, unsigned word, Size t, Size b)
+{
+    bool masked = layer.mask && !layer.lengths;
+    return masked ? (word >> 8 * ((Size)mask_of(layer, t, b) & 3) & 0xff) != 0 : t < (Size)word;
+}
+
+/* Copy the aligned word around a number of fewer bytes asynchronously: no copy is narrower. The word is in
+   the memory that the number is in, because memory begins and ends at multiples of it. */
+DEVICE void copy_word_soon(unsigned *to, const void *from)
+{
+    copy_soon(to, (const unsigned *)((Size)from & ~(Size)3));
+}
+
 /* The cells of a block in shared memory: cell n is touched by thread n % threads alone. */
 struct Held {
     Wide *z; /* (cells, 4): W_ih x of the next step, then the gates */
@@ -206,8 +234,8 @@ struct Held {
 
     __device__ Wide &c(int n) const { return z[4 * cells + n]; }
     __device__ Wide &h(int n) const { return z[5 * cells + n]; }
-    __device__ unsigned char &exists(int n) const { return ((unsigned char *)(z + 6 * cells))[n]; }
-    __device__ unsigned char &late() const { return exists(cells); } /* a thread of the block has given up */
+    __device__ unsigned &steps(int n) const { return ((unsigned *)(z + 6 * cells))[n]; }
+    __device__ unsigned &late() const { return steps(cells); } /* a thread of the block has given up */
 };
 
 DEVICE Wide *input_of(const Walk &f, const Block &own, const Cell &cell, Size t)
@@ -227,6 +255,7 @@ DEVICE void begin(const Walk &f, const Block &own, const Cell &cell, const Held 
     held.c(n) = held.h(n) = 0;
     if (!cell.inside)
         return;
+    held.steps(n) = steps_of(f.layer, cell.row);
     Size at = state_of(f, own, cell, step_of(f.layer, own.d, f.from).before);
     Size row = (own.d * f.layer.B + cell.row) * f.layer.H + cell.unit;
     held.c(n) = f.from ? f.c[at] : widened(f.c_0[row]);
@@ -246,12 +275,14 @@ DEVICE void fetch(const Walk &f, const Block &own, const Cell &cell, const Held 
     const Wide *from = input_of(f, own, cell, t);
     for (int gate = 0; gate < 4; gate++)
         copy_soon(held.z + 4 * n + gate, from + gate * f.layer.H);
-    held.exists(n) = exists(f.layer, t, cell.row);
+    if (f.layer.mask)
+        copy_word_soon(&held.steps(n), mask_of(f.layer, t, cell.row));
 }
 
 /* Run the step of one cell and return h'. `bias` and `parts` are those of this cell, a slice's parts are
    `apart` numbers behind those of the slice before. */
-DEVICE Wide forward_step(const Held &held, int n, const Wide *bias, const Wide *parts, int slices, int apart)
+DEVICE Wide forward_step(const Held &held, int n, bool exists, const Wide *bias, const Wide *parts,
+                         int slices, int apart)
 {
     Wide *z = held.z + 4 * n, c = held.c(n);
     Run<4> gate = run_at<4>(z), biases = run_at<4>(bias);
@@ -265,7 +296,7 @@ DEVICE Wide forward_step(const Held &held, int n, const Wide *bias, const Wide *
     Stored h = forward_cell(gate.at, c);
     for (int at = 0; at < 4; at++)
         z[at] = gate.at[at];
-    if (held.exists(n)) {
+    if (exists) {
         held.c(n) = c;
         held.h(n) = widened(h);
     }
@@ -280,8 +311,9 @@ DEVICE void write_out(const Walk &f, const Block &own, const Cell &cell, const H
     bool last = k + 1 == f.to;
     if (!cell.inside)
         return;
+    bool exists = exists_by(layer, held.steps(n), step.t, cell.row);
     f.y[((step.t * layer.B + cell.row) * layer.directions + own.d) * layer.H + cell.unit] =
-        narrowed(held.exists(n) ? held.h(n) : 0);
+        narrowed(exists ? held.h(n) : 0);
     if (f.keep)
         for (int gate = 0; gate < 4; gate++)
             input_of(f, own, cell, step.t)[gate * layer.H] = held.z[4 * n + gate];
@@ -314,7 +346,7 @@ template <class Engine> DEVICE void spoil(const Walk &f, const Engine &own, cons
         for (int gate = 0; gate < 4; gate++)
             held.z[4 * n + gate] = not_a_number();
         held.c(n) = held.h(n) = not_a_number();
-        held.exists(n) = true;
+        held.steps(n) = EVERY_STEP;
         for (int at = k; at < (int)f.to; at++)
             write_out(f, own, own.cell_at(n), held, n, at);
     }
@@ -349,13 +381,15 @@ template <class Engine> DEVICE void walk(const Walk &f)
             else if (any_of_block(held.late()))
                 return spoil(f, own, held, k);
             out = own.buffer(f.exchange, k + 1);
+            const Size t = step_of(f.layer, own.d, k).t;
             for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
                 Cell cell = own.cell_at(n);
                 const Wide *bias = own.bias + 4 * (cell.unit - own.unit),
                            *sums = own.parts + 4 * (n - pass * cells);
                 if (cell.inside)
                     out[own.spot(cell.row - own.row, cell.unit)] =
-                        sent(forward_step(held, n, bias, sums, own.slices, 4 * cells));
+                        sent(forward_step(held, n, exists_by(f.layer, held.steps(n), t, cell.row), bias, sums,
+                                          own.slices, 4 * cells));
             }
         }
         __syncthreads();
@@ -377,11 +411,11 @@ struct HeldBack {
 
     __device__ Wide &c_old(int n) const { return z[4 * cells + n]; }
     __device__ Wide &c_new(int n) const { return z[5 * cells + n]; }
-    __device__ Wide &dy(int n) const { return z[6 * cells + n]; }
+    __device__ Wide &dy(int n) const { return z[6 * cells + n]; } /* or the word around a narrower one */
     __device__ Wide &dh(int n) const { return z[7 * cells + n]; }
     __device__ Wide &dc(int n) const { return z[8 * cells + n]; }
-    __device__ unsigned char &exists(int n) const { return ((unsigned char *)(z + 9 * cells))[n]; }
-    __device__ unsigned char &late() const { return exists(cells); } /* a thread of the block has given up */
+    __device__ unsigned &steps(int n) const { return ((unsigned *)(z + 9 * cells))[n]; }
+    __device__ unsigned &late() const { return steps(cells); } /* a thread of the block has given up */
 };
 
 DEVICE void begin_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n)
@@ -390,11 +424,38 @@ DEVICE void begin_back(const WalkBack &f, const Block &own, const Cell &cell, co
     held.dh(n) = held.dc(n) = 0;
     if (!cell.inside)
         return;
+    held.steps(n) = steps_of(layer, cell.row);
     Size row = (own.d * layer.B + cell.row) * layer.H + cell.unit;
     Size slot = step_of(layer, own.d, layer.T - 1).after;
     held.dh(n) = f.dh[row];
     held.dc(n) = f.dc[row];
     held.c_new(n) = f.c[state_row(layer, layer.T + 1, own.d, slot, cell.row) * layer.H + cell.unit];
+}
+
+DEVICE const Stored *dy_of(const WalkBack &f, const Block &own, const Cell &cell, Size t)
+{
+    const Layer &layer = f.layer;
+    return f.dy + ((t * layer.B + cell.row) * layer.directions + own.d) * layer.H + cell.unit;
+}
+
+DEVICE void fetch_dy(const HeldBack &held, int n, const Stored *from)
+{
+#if defined(FLOAT16) || defined(BFLOAT16)
+    copy_word_soon((unsigned *)&held.dy(n), from);
+#else
+    copy_soon(&held.dy(n), from);
+#endif
+}
+
+/* The number that fetch_dy has copied from there. */
+DEVICE Wide fetched_dy(const HeldBack &held, int n, const Stored *from)
+{
+#if defined(FLOAT16) || defined(BFLOAT16)
+    return widened((Stored)(bits_of(held.dy(n)) >> 8 * ((Size)from & 2)));
+#else
+    (void)from;
+    return held.dy(n);
+#endif
 }
 
 /* Prefetch what the gradients of one cell's step need. */
@@ -411,17 +472,18 @@ DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, co
         copy_soon(held.z + 4 * n + gate, gates + gate * H);
     copy_soon(&held.c_old(n),
               f.c + state_row(layer, layer.T + 1, own.d, step.before, cell.row) * H + cell.unit);
-    held.dy(n) = widened(f.dy[((step.t * B + cell.row) * layer.directions + own.d) * H + cell.unit]);
-    held.exists(n) = exists(layer, step.t, cell.row);
+    fetch_dy(held, n, dy_of(f, own, cell, step.t));
+    if (layer.mask)
+        copy_word_soon(&held.steps(n), mask_of(layer, step.t, cell.row));
 }
 
 /* Replace the gates of one cell by dz. dh is zero afterwards, and the product adds what comes through h. */
-DEVICE void backward_step(const HeldBack &held, int n)
+DEVICE void backward_step(const HeldBack &held, int n, bool exists, const Stored *dy)
 {
     Wide *z = held.z + 4 * n, gate[4] = {z[0], z[1], z[2], z[3]};
     z[0] = z[1] = z[2] = z[3] = 0;
-    if (held.exists(n)) {
-        Wide dm = sum(held.dh(n), held.dy(n));
+    if (exists) {
+        Wide dm = sum(held.dh(n), fetched_dy(held, n, dy));
         backward_cell(gate, held.c_old(n), held.c_new(n), dm, held.dc(n));
         for (int at = 0; at < 4; at++)
             z[at] = gate[at];
@@ -480,12 +542,13 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
     __syncthreads();
     for (int k = T - 1; k >= 0; k--) {
         Sent *out = own.buffer(f.exchange, k);
+        const Size t = step_of(f.layer, own.d, k).t;
         copies_done();
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
             if (!cell.inside)
                 continue;
-            backward_step(held, n);
+            backward_step(held, n, exists_by(f.layer, held.steps(n), t, cell.row), dy_of(f, own, cell, t));
             for (int gate = 0; gate < 4; gate++)
                 out[own.spot(cell.row - own.row, gate * own.H + cell.unit)] = sent(held.z[4 * n + gate]);
         }

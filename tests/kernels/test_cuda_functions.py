@@ -1,0 +1,114 @@
+"""sigmoid and tanh of the CUDA sources: without branches, and by the special function unit."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tests.cuda_emulation import compiled, thorough
+from xplstm.kernels._cuda import launch
+
+pytestmark = pytest.mark.skipif(compiled.compiler() is None, reason="a C++20 compiler is needed")
+
+NAMES = ("sigmoid", "hyperbolic_tangent")
+OFF = (-2, -1, 0, 1, 2)
+"""Units in the last place that an estimate of 1 / b may be off: NVIDIA allows a relative error of 2**-23."""
+BRANCHLESS = "return fused(fused(negated(b), q, a), r, q);"
+PROGRAM = """
+{primitives}
+namespace ours {{ {functions} }}
+namespace ieee {{ {exact} }}
+extern "C" unsigned long long different(unsigned first, unsigned last, unsigned step, unsigned *example)
+{{
+    unsigned long long found = 0;
+    for (unsigned long long bits = first; bits < last; bits += step) {{
+        float x = number_of(unsigned(bits));
+        if (bits_of(ours::{name}(x)) != bits_of(ieee::{name}(x))) {{
+            *example = unsigned(bits);
+            found++;
+        }}
+    }}
+    return found;
+}}
+extern "C" void each(const float *x, float *y, long size)
+{{
+    for (long n = 0; n < size; n++)
+        y[n] = ours::{name}(x[n]);
+}}
+"""
+
+
+def library(name: str, kind: str, off: int = 0, wrong: tuple[str, str] = ("", "")) -> ctypes.CDLL:
+    functions = (launch.SOURCES / "functions.cuh").read_text(encoding="utf-8")
+    assert BRANCHLESS in functions
+    text = PROGRAM.format(
+        name=name,
+        primitives=(compiled.HERE / "primitives.hpp").read_text(encoding="utf-8"),
+        functions=functions.replace(*wrong),
+        exact=functions.replace(BRANCHLESS, "return quotient(a, b);"),
+    )
+    defines = (f"-D{kind.upper()}", f"-DESTIMATE_OFF=({off})", *launch.DEFINES)
+    options = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-pthread", *defines)
+    found = ctypes.CDLL(str(compiled.shared(f"functions-{name}", text, options)))
+    found.different.restype = ctypes.c_ulonglong
+    return found
+
+
+def different(found: ctypes.CDLL, step: int) -> list[str]:
+    """Arguments of either sign whose results are not those of an IEEE division, out of every `step`-th."""
+    bad = []
+    # Smaller ones have a divisor of 1 or 2, larger ones are clipped.
+    first, last = (int(np.float32(x).view(np.uint32)) for x in (2.0**-27, 128.0))
+    for sign in (0, 1 << 31):
+        example = ctypes.c_uint()
+        count = found.different(first | sign, last | sign, step, ctypes.byref(example))
+        if count:
+            bad.append(f"{count}, such as bits {example.value:#x}")
+    return bad
+
+
+@pytest.mark.parametrize(("name", "off"), [*product(NAMES, OFF)])
+def test_the_branchless_division_has_the_bits_of_ieee(name: str, off: int) -> None:
+    assert different(library(name, "float32", off), 1009) == []
+
+
+@thorough
+@pytest.mark.parametrize(("name", "off"), [*product(NAMES, OFF)])
+def test_it_has_them_for_every_argument(name: str, off: int) -> None:
+    assert different(library(name, "float32", off), 1) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_division_without_its_last_step_is_seen(name: str) -> None:
+    assert different(library(name, "float32", 1, (BRANCHLESS, "return q;")), 1009)
+
+
+def arguments() -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    yield rng.normal(size=4096) * 10.0 ** rng.integers(-42, 3, 4096)
+    yield np.array([0.0, -0.0, np.inf, -np.inf, 1e-40, -1e-45, 3e38, 88.5, -88.5, 0.25, -0.25])
+
+
+@pytest.mark.parametrize("kind", ["tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_special_function_unit_is_close_enough(name: str, kind: str) -> None:
+    """Within 2**-20 of the value, of which the kinds keep 11 bits; beyond exp's range within 2**-120."""
+    found = library(name, kind)
+    for x in (a.astype(np.float32) for a in arguments()):
+        y = np.empty_like(x)
+        pointers = (a.ctypes.data_as(ctypes.c_void_p) for a in (x, y))
+        found.each(*pointers, ctypes.c_long(x.size))
+        with np.errstate(over="ignore"):
+            wide = x.astype(np.longdouble)
+            want = np.tanh(wide) if name == "hyperbolic_tangent" else 1 / (1 + np.exp(-wide))
+        small = np.finfo(np.float32).tiny
+        slack = 2.0**-20 * np.abs(want) * np.maximum(1, np.abs(np.where(np.isfinite(wide), wide, 0)) / 8)
+        assert (np.abs(y - want) <= slack + small).all()
+        assert (np.signbit(y) == np.signbit(want)).all()
+        nan = np.array([np.nan], np.float32)
+        found.each(*(nan.ctypes.data_as(ctypes.c_void_p),) * 2, ctypes.c_long(1))
+        assert np.isnan(nan[0])
