@@ -422,6 +422,22 @@ def test_nothing_is_done_before_the_checks() -> None:
         np.testing.assert_array_equal(module.params[key], value)
 
 
+@pytest.mark.parametrize(("name", "given"), [("lengths", [1, 2, 3, 4]), ("mask", np.ones((T, B), np.bool_))])
+def test_a_copy_that_the_device_refuses_is_named(
+    name: str, given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy refuses copies from the host while its stream is recorded for a graph."""
+    layer = lstm()
+
+    def refuse(*_: Any) -> None:
+        msg = "device=... cannot hold arrays of cupy here: the current stream is capturing"
+        raise BackendError(msg)
+
+    monkeypatch.setattr(_array, "asarray", refuse)
+    with pytest.raises(BackendError, match=f"^{name} cannot be copied .* is capturing; pass an array"):
+        layer(x(), **{name: given})
+
+
 @pytest.mark.parametrize("kind", [backend("torch"), backend("jax")])
 def test_lengths_on_the_host_are_checked_on_other_backends_too(kind: str) -> None:
     module = lstm(xp=kind)

@@ -288,7 +288,7 @@ def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array
         raise DTypeError(msg)
     if tuple(given.shape) != shape:
         raise ShapeError(_shape_message(name, given.shape, shape, "x's axes of time and batch"))
-    return _array.asarray(_array.native(given), where.xp, where.device)
+    return _copied(name, _array.native(given), where)
 
 
 def lengths(given: Any, where: Home, T: int, B: int) -> Array:
@@ -314,7 +314,16 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
         raise ShapeError(_shape_message("lengths", given.shape, (B,), "one length a batch entry"))
     if not _array.is_lazy(given):
         _length_bounds(_array.to_numpy(given).tolist(), T)
-    return _array.asarray(given, where.xp, where.device, "int32")
+    return _copied("lengths", given, where, "int32")
+
+
+def _copied(name: str, given: Array, where: Home, dtype: str | None = None) -> Array:
+    """Return `given` on the device of `where`, which refuses copies while a graph is recorded."""
+    try:
+        return _array.asarray(given, where.xp, where.device, dtype)
+    except BackendError as error:
+        msg = f"{name} cannot be copied to the device of the parameters: {error}; pass an array that is there"
+        raise BackendError(msg) from error
 
 
 def _integers(name: str, given: Sequence[Any]) -> list[int]:
