@@ -139,12 +139,25 @@ def test_a_row_without_steps_holds_its_state() -> None:
 
 def test_constants_that_come_too_late_are_the_operators_own() -> None:
     inputs = arrays(np.random.default_rng(0), "LSTM", "forward")
-    names = ["HardSigmoid", "LeakyRelu", "ScaledTanh"]
+    names = ["HardSigmoid", "LeakyRelu", "Elu"]
     short = ours.lstm(**inputs, activations=names, activation_alpha=[0.3])
-    whole = ours.lstm(
-        **inputs, activations=names, activation_alpha=[0.3, 0.01, 1.0], activation_beta=[0.5, 1.0]
-    )
+    whole = ours.lstm(**inputs, activations=names, activation_alpha=[0.3, 0.01, 1.0], activation_beta=[0.5])
     assert all(np.array_equal(a, b) for a, b in zip(short, whole, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "constants", "missing"),
+    [
+        ("Affine", {}, "alpha"),
+        ("Affine", {"activation_alpha": [0.5]}, "beta"),
+        ("ScaledTanh", {"activation_beta": [0.5]}, "alpha"),
+        ("ThresholdedRelu", {}, "alpha"),
+    ],
+)
+def test_a_constant_without_a_common_default_must_be_written(name: str, constants: Any, missing: str) -> None:
+    inputs = arrays(np.random.default_rng(0), "LSTM", "forward")
+    with pytest.raises(xplstm.ArgumentError, match=f"{name}' without activation_{missing}, whose default"):
+        ours.lstm(**inputs, activations=["Sigmoid", "Tanh", name], **constants)
 
 
 @pytest.mark.parametrize("layout", [0, 1])

@@ -37,6 +37,8 @@ ACTIVATIONS = {
 }
 
 
+# ONNX Runtime takes 0 for their constants. ONNX says 1 for ThresholdedRelu, and has no schema of the others.
+_UNSURE = ("affine", "scaledtanh", "thresholdedrelu")
 # The domain of ONNX Runtime's own operators, and the one whose weights have 8 bits.
 RUNTIME, QUANTIZED = "com.microsoft", "DynamicQuantizeLSTM"
 
@@ -319,6 +321,12 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
             raise ArgumentError(msg)
         function = FUNCTIONS[known[name.lower()]]
         constants = (("alpha", function.alpha), ("beta", function.beta))
+        required = (k for k, own in constants if name.lower() in _UNSURE and own is not None)
+        missing = next((k for k in required if not left[k]), None)
+        if missing:
+            what = f"activations={list(names)!r} has {name!r} without activation_{missing}"
+            msg = f"{what}, whose default is not the same in ONNX and ONNX Runtime; write it out"
+            raise ArgumentError(msg)
         taken = [left[k].pop(0) if left[k] and own is not None else own for k, own in constants]
         told = [None if value == own else value for value, (_, own) in zip(taken, constants, strict=True)]
         found.append(Activation(known[name.lower()], *told))
