@@ -76,6 +76,45 @@ def test_a_module_of_nnx_loads(kind):
     np.testing.assert_allclose(io.load(model)(x)[0][0], want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["LSTMCell", "OptimizedLSTMCell", "GRUCell"])
+def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
+
+    def cell(**options):
+        return getattr(nnx, kind)(3, 5, rngs=nnx.Rngs(0), **options)
+
+    for name, function in (("gate_fn", nn.hard_sigmoid), ("activation_fn", nn.relu)):
+        odd = cell(**{name: function})
+        with pytest.raises(FormatError, match=f"{name}={function.__name__}, expected"):
+            io.load(odd)
+        assert f"{name}={function.__name__}" in str(io.inspect(odd))
+        assert io.load(nnx.to_pure_dict(nnx.state(odd, nnx.Param)))._stack.hidden_size == 5
+    with pytest.raises(FormatError, match="gate_fn=sigmoid, expected sigmoid of JAX"):
+        io.load(cell(gate_fn=sigmoid))
+    with pytest.raises(FormatError, match="reverse=True: no network here"):
+        io.load(nnx.RNN(cell(), reverse=True))
+    for time_major in (False, True):
+        rnn = nnx.RNN(cell(), time_major=time_major)
+        assert io.load(rnn)._stack.batch_first == (not time_major)
+    both = nnx.Bidirectional(nnx.RNN(cell()), nnx.RNN(cell()))
+    found = io.load(both, prefix=[("forward_rnn.cell", "backward_rnn.cell")])
+    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("float32")
+    np.testing.assert_allclose(found(x)[0], both(x), rtol=0, atol=1e-6)
+
+
+def sigmoid(x):
+    """A function of another library than JAX may have the name of one of its own."""
+    return x > 0
+
+
+def test_one_lstm_under_two_names_has_its_options_under_both(torch):
+    inner = torch.nn.LSTM(3, 5, batch_first=True)
+    model = torch.nn.ModuleDict({"a": inner, "b": inner})
+    for prefix in "ab":
+        assert io.load(model, prefix=prefix)._stack.batch_first
+
+
 def test_a_module_of_equinox_loads(jax):
     eqx = pytest.importorskip("equinox", reason="equinox is not installed")
 

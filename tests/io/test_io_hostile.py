@@ -80,7 +80,7 @@ BROKEN = {
     "name twice": (
         ".safetensors",
         safetensors(b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}"),
-        "a twice",
+        "a occurs twice",
     ),
     "name twice by another spelling": (
         ".safetensors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -326,6 +327,23 @@ def test_numbered_cells_that_could_be_layers_or_directions_must_be_said():
         io.load(theirs)
     assert repr(io.load(theirs, bidirectional=True)) == "LSTM(5, 5, num_layers=1, bidirectional=True)"
     assert repr(io.load(theirs, bidirectional=False)) == "LSTM(5, 5, num_layers=2)"
+
+
+@pytest.mark.parametrize(
+    ("start", "text", "words"),
+    [
+        ("encoder.", '{"": {"batch_first": true}}', "options of a network at '', where no network is"),
+        ("", '{"": {}, "": {"batch_first": true}}', "occurs twice"),
+        ("", '{"": {"batch_first": true, "batch_first": false}}', "batch_first occurs twice"),
+        ("", "[]", "they are of type list"),
+    ],
+)
+def test_options_that_fit_no_network_are_refused(start, text, words, tmp_path):
+    params = {start + name: np.asarray(a) for name, a in xplstm.LSTM(3, 2, rng=0).params.items()}
+    (tmp_path / "m.safetensors").write_bytes(safetensors.pack(params, {"xplstm": text}))
+    with pytest.raises(FormatError, match=words):
+        io.load(tmp_path / "m.safetensors")
+    assert re.search(words, str(io.inspect(tmp_path / "m.safetensors")))
 
 
 def test_options_that_the_file_tells_must_agree():

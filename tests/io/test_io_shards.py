@@ -126,3 +126,17 @@ def test_a_tensor_in_two_files_is_refused(folder):
     (folder / "twice.safetensors").write_bytes(safetensors.pack({"weight_ih_l0": np.ones(3)}, {}))
     with pytest.raises(FormatError, match=r"weight_ih_l0 is in two files|the index does not say so"):
         io.load(path)
+
+
+def test_options_of_several_networks_are_not_lost(tmp_path):
+    for name, options in (("a", {"coupled": True}), ("b", {"gate_clip": 1.0})):
+        net = xplstm.LSTM(3, 5, variant=xplstm.Variant(**options), rng=0)
+        io.save(tmp_path / f"{name}.safetensors", net, prefix=name)
+    places = {
+        tensor: f"{name}.safetensors"
+        for name in "ab"
+        for tensor in io.arrays(tmp_path / f"{name}.safetensors")
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(FormatError, match="lists files with options of different networks"):
+        io.load(tmp_path / "model.safetensors.index.json", prefix="b")

@@ -108,6 +108,7 @@ def test_weight_dropout_loads_the_trained_weight(inner, dropped):
     [
         ({"weight_hh_l0_orig": (20, 5), "weight_hh_l0_mask": (20, 4)}, r"mask has shape \(20, 4\)"),
         ({"weight_hh_l0_g": (20, 2), "weight_hh_l0_v": (20, 5)}, r"g has shape \(20, 2\)"),
+        ({"weight_hh_l0_g": (20, 5), "weight_hh_l0_v": (20, 5)}, r"g has shape \(20, 5\)"),
         (
             {"weight_hh_l0_orig": (20, 5), "weight_hh_l0_u": (19,), "weight_hh_l0_v": (5,)},
             r"u and v have",
@@ -170,6 +171,14 @@ def test_integers_that_change_numbers_are_refused(name):
     theirs = {name: np.ones(shape, "float32") for name, shape in CELL.items()}
     with pytest.raises(FormatError, match=f"does not use {name}"):
         io.load(theirs | {name: np.ones(1, "int64")})
+
+
+@pytest.mark.parametrize("start", ["", "net.lstm."])
+def test_adapters_around_a_network_are_refused(start):
+    theirs = {f"{start}base_layer.{name}": np.ones(shape, "float32") for name, shape in CELL.items()}
+    assert isinstance(io.load(theirs), xplstm.LSTM)
+    with pytest.raises(FormatError, match=r"does not use .*lora_A.default.weight \(an adapter\)"):
+        io.load(theirs | {f"{start}lora_A.default.weight": np.ones((2, 3), "float32")})
 
 
 def test_counters_and_other_networks_do_no_harm():

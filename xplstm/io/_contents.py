@@ -6,6 +6,7 @@ Every format, ours and others', speaks in these tuples.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from xplstm._errors import FormatError
@@ -47,6 +48,8 @@ class Contents(NamedTuple):
     """Whatever else the format knows: a configuration, a graph."""
     layout: str | None = None
     """The only layout that this file can have; None where it could have any."""
+    said: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """What a live module says of a network, by its prefix: options, or a ``problem`` in words."""
 
 
 class Found(NamedTuple):
@@ -103,6 +106,17 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
             msg = f"{where} holds {shown(name)} twice"
             raise FormatError(msg)
         found[name] = tensor
+    return found
+
+
+def each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict; ValueError if a name occurs twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            msg = f"{shown(name[:80])} occurs twice"
+            raise ValueError(msg)
+        found[name] = value
     return found
 
 

@@ -16,13 +16,16 @@ from typing import Any
 
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io import _registry
-from xplstm.io._contents import Contents
+from xplstm.io._contents import Contents, shown
 from xplstm.io._mapping import contents
 from xplstm.io._written import METADATA
 
 # Libraries whose modules keep their arrays as attributes.
 _BY_ATTRIBUTES = {"equinox", "flax"}
 _DEEPEST = 32
+# Arguments of the cells of nnx that are functions.
+_FUNCTIONS = {"gate_fn": "sigmoid", "activation_fn": "tanh"}
+_STATE_ALONE = "nnx.state(cell) gives the weights alone, which can be loaded"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 
 
@@ -62,7 +65,9 @@ def of_module(source: Any) -> Contents | None:
     if _libraries(source) & _BY_ATTRIBUTES:
         # A flat state is a sequence of paths and values.
         tree = _tree(dict(source) if isinstance(source, Sequence) else source, 0)
-        return contents(tree)._replace(where=where) if isinstance(tree, Mapping) else None
+        said: dict[str, dict[str, Any]] = {}
+        _said(source, "", 0, said)
+        return contents(tree)._replace(where=where, said=said) if isinstance(tree, Mapping) else None
     return None
 
 
@@ -101,7 +106,7 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
     if not callable(getattr(module, "named_modules", None)):
         return {}
     found = {}
-    for prefix, one in module.named_modules():
+    for prefix, one in module.named_modules(remove_duplicate=False):
         # The second is what a stack has after dynamic quantisation.
         if hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values"):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
@@ -117,10 +122,40 @@ def _tree(value: Any, depth: int) -> Any:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         # A variable of nnx holds its array.
         return value[...] if type(value).__module__.startswith("flax") else value
+    inside = _inside(value)
+    return None if inside is None else {key: _tree(inner, depth + 1) for key, inner in inside.items()}
+
+
+def _inside(value: Any) -> Mapping[Any, Any] | None:
+    """Return the parts of a module or container by name; None of anything else."""
     if isinstance(value, Mapping):
-        return {key: _tree(inner, depth + 1) for key, inner in value.items()}
+        return value
     if isinstance(value, list | tuple):
-        return {str(key): _tree(inner, depth + 1) for key, inner in enumerate(value)}
-    if _libraries(value) & _BY_ATTRIBUTES and hasattr(value, "__dict__"):
-        return {name: _tree(inner, depth + 1) for name, inner in vars(value).items()}
-    return None
+        return {str(key): inner for key, inner in enumerate(value)}
+    return vars(value) if _libraries(value) & _BY_ATTRIBUTES and hasattr(value, "__dict__") else None
+
+
+def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
+    """Collect what modules of nnx say of their cells: options, or why no network here computes the same."""
+    inside = _inside(value)
+    if inside is None or depth > _DEEPEST:
+        return
+    own, start = {} if isinstance(value, Mapping) else inside, f"{prefix}." if prefix else ""
+    for name, usual in _FUNCTIONS.items():
+        function = own.get(name)
+        called = getattr(function, "__name__", type(function).__name__)
+        if function is not None and (called, _package(function)) != (usual, "jax"):
+            problem = f"{name}={shown(called)}, expected {usual} of JAX; {_STATE_ALONE} with variant="
+            said.setdefault(prefix, {})["problem"] = problem
+    if "cell" in own and isinstance(own.get("time_major"), bool):
+        of_cell = said.setdefault(f"{start}cell", {})
+        of_cell["batch_first"] = not own["time_major"]
+        if own.get("reverse"):
+            problem = f"reverse=True: no network here has the backward direction alone; {_STATE_ALONE}"
+            of_cell["problem"] = problem
+    for key, part in inside.items():
+        _said(part, f"{start}{key}", depth + 1, said)
+
+
+def _package(function: Any) -> str:
+    return str(getattr(function, "__module__", "")).partition(".")[0]

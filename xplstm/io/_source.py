@@ -89,6 +89,9 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
     for layout in layouts:
         for one in _registry.layout(layout).find(contents):
             key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
+            said = dict(contents.said.get(one.prefix, {}))
+            problem = said.pop("problem", one.problem)
+            one = one._replace(options={**one.options, **said}, problem=problem)
             if key not in found or (found[key].problem and not one.problem):
                 found[key] = one
     return check_unused(contents, list(found.values()))

@@ -28,7 +28,7 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
     """Return the candidates, each with a problem where tensors under its prefixes are not its own."""
     if contents.file == "onnx":  # a graph shows which tensors a node uses
         return list(candidates)
-    places = {place for one in candidates for place in one.places}
+    places = {_around(place) for one in candidates for place in one.places}
     by_place: dict[str, list[str]] = {place: [] for place in places}
     for name, tensor in contents.tensors.items():
         place = name
@@ -39,6 +39,11 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
     return [_checked(one, by_place) for one in candidates]
 
 
+def _around(place: str) -> str:
+    """Return the prefix of the wrapper that changes what a network computes, or its own prefix."""
+    return f".{place}".removesuffix(".base_layer").removeprefix(".")  # adapters of PEFT
+
+
 def _is_harmless(name: str, dtype: str) -> bool:
     """Return whether a tensor is a counter or a key of random numbers, which changes no output."""
     is_real = dtype.startswith(("float", "bfloat", "complex", "q", "unreadable"))
@@ -47,7 +52,8 @@ def _is_harmless(name: str, dtype: str) -> bool:
 
 def _checked(one: Found, by_place: dict[str, list[str]]) -> Found:
     used = {*one.names}
-    extra = [name for place in one.places for name in by_place[place] if name not in used]
+    places = dict.fromkeys(map(_around, one.places))
+    extra = [name for place in places for name in by_place[place] if name not in used]
     if not extra:
         return one
     ends = [name.removeprefix(f"{one.prefix}.") for name in extra]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
-from xplstm.io._contents import Contents, quoted
+from xplstm.io._contents import Contents, Found, each_once, quoted
 from xplstm.nn._module import Recurrent
 from xplstm.nn._rnn import NONLINEARITIES
 
@@ -72,14 +72,33 @@ def refuse_lost(network: Recurrent, where: str) -> None:
 
 def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
     """Return what `written` stored with the network at `prefix`, as arguments of its class."""
-    if METADATA not in contents.metadata:
-        return {}
+    return parsed_options(contents.where, kind, stored_options(contents).get(prefix, {}))
+
+
+def stored_options(contents: Contents) -> dict[str, Any]:
+    """Return the options that a file has of its networks, by their prefixes."""
     try:
-        options = json.loads(contents.metadata[METADATA]).get(prefix, {})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        found = json.loads(contents.metadata.get(METADATA, "{}"), object_pairs_hook=each_once)
+        if not isinstance(found, dict):
+            msg = f"they are of type {type(found).__name__}"
+            raise TypeError(msg)
+    except (ValueError, TypeError, RecursionError) as error:
         msg = f"{contents.where} has options of networks that cannot be read: {quoted(str(error))}"
         raise FormatError(msg) from error
-    return parsed_options(contents.where, kind, options)
+    return found
+
+
+def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:
+    """Return networks, each with a problem if the contents have options of one that is not among them."""
+    try:
+        lost = stored_options(contents).keys() - {one.prefix for one in found}
+    except FormatError:  # each network says so itself
+        lost = set()
+    if not lost:
+        return list(found)
+    where = quoted(min(lost))
+    problem = f"there are options of a network at {where}, where no network is: were its tensors renamed?"
+    return [one._replace(problem=one.problem or problem) for one in found]
 
 
 def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:

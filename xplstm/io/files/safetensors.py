@@ -16,7 +16,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
-from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, each_once, shown
 from xplstm.io._written import METADATA, written
 from xplstm.io.files import buffers
 from xplstm.nn._module import Recurrent
@@ -108,20 +108,8 @@ def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
 
 def _parse(path: str, text: bytes) -> dict[str, Any]:
     """Return the header as a dict in which no name occurs twice."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                msg = f"{path} holds {shown(name[:80])} twice"
-                raise FormatError(msg)
-            found[name] = value
-        return found
-
     try:
-        header = json.loads(text.decode(), object_pairs_hook=once)
-    except FormatError:
-        raise
+        header = json.loads(text.decode(), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         msg = f"{path} has a header that is no JSON: {error}"
         raise FormatError(msg) from error

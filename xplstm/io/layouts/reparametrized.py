@@ -84,7 +84,9 @@ def _pruned(xp: Any, weight: Array, mask: Array) -> Array:
 
 def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
     """Return ``g * v / |v|``; the norm is over the axes along which g has one element."""
-    if g.shape and (g.ndim != v.ndim or any(n not in (1, v.shape[k]) for k, n in enumerate(g.shape))):
+    fits = g.ndim == v.ndim and all(n in (1, v.shape[k]) for k, n in enumerate(g.shape))
+    # One norm for each place along one axis, or a single one; other pairs of tensors are no such weight.
+    if g.shape and not (fits and sum(n > 1 for n in g.shape) <= 1):
         msg = f"g has shape {tuple(g.shape)}, which does not fit v of shape {tuple(v.shape)}"
         raise ValueError(msg)
     axes = tuple(k for k, n in enumerate(g.shape) if n == 1) if g.shape else tuple(range(v.ndim))

@@ -14,7 +14,7 @@ from xplstm._stack import Stack
 from xplstm._typing import Array
 from xplstm.cells.rnn import RNNParams
 from xplstm.io._contents import Contents, Found
-from xplstm.io._written import options_of
+from xplstm.io._written import check_places, options_of
 from xplstm.io.layouts.single import ROWS, TORCH_CELL
 from xplstm.nn import NETWORKS
 from xplstm.nn._module import Recurrent
@@ -40,7 +40,7 @@ def find(contents: Contents) -> list[Found]:
             prefix = match[1] or ""
             groups.setdefault(prefix, {})[name[len(prefix) + 1 :] if match[1] is not None else name] = name
     stacks = [_found(contents, prefix, names) for prefix, names in groups.items()]
-    return stacks + _quantised(contents) + TORCH_CELL.find(contents)
+    return check_places(contents, stacks + _quantised(contents) + TORCH_CELL.find(contents))
 
 
 def _quantised(contents: Contents) -> list[Found]:
