@@ -326,6 +326,31 @@ def test_a_small_run_of_precisions(tmp_path: Path) -> None:
     assert list(times["forward"]["4,2,16,16"]) == peers.available_precisions()
 
 
+def test_a_small_run_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = tmp_path / "times.json"
+    argv = ["bench", "--choices", "--shape", "4,2,3,5", "--repeats", "1", "--threads", "2"]
+    assert command.main([*argv, "--json", str(numbers)]) == 0
+    times = json.loads(numbers.read_text())["times"]["2"]
+    assert {what: list(rows["4,2,3,5"]) for what, rows in times.items()} == dict.fromkeys(
+        ("forward", "train"), peers.available_choices()
+    )
+    assert "largest regret: " in capsys.readouterr().out
+
+
+def test_the_regret_is_of_least_times() -> None:
+    assert results.regret({"chosen": [9.0, 3.0], "a": [5.0, 2.0], "b": [4.0, 4.0]}) == ("a", 0.5)
+    assert results.regret({"chosen": [1.0], "a": [2.0]}) == ("a", 0.0)
+    found = {2: {"train": {SHAPE: {"chosen": [3.0], "a": [2.0]}}}}
+    assert results.regrets(found).splitlines()[1].split() == [
+        "train",
+        "2",
+        "threads",
+        "4,2,3,5",
+        "a",
+        "50.0%",
+    ]
+
+
 def test_a_small_run_of_variants(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ import pytest
 
 import xplstm
 from tests.support.cases import Case, run
+from xplstm._params import Problem
+from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import _recycled, _threads, native
 
 ROOT = Path(__file__).parents[2]
@@ -594,11 +596,52 @@ def test_a_fork_while_memory_is_freed_is_safe(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("H", "B", "expected"), [(4, 500, "numpy_inplace"), (5, 500, "native"), (4, 499, "native")]
+    ("H", "B", "expected"),
+    [
+        *((1, 600, "numpy_inplace"), (1, 150, "native"), (4, 1200, "numpy_inplace"), (4, 300, "native")),
+        *((8, 1200, "native"), (12, 10000, "native")),
+    ],
 )
-def test_few_units_of_a_large_batch_are_left_to_numpy(H: int, B: int, expected: str) -> None:
+def test_few_units_of_a_large_batch_are_left_to_numpy(
+    H: int, B: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "THREADS", 1)
     x = np.zeros((2, B, 3), "float32")
     with xplstm.use_kernel(None):
         assert xplstm.LSTM(3, H).explain(x).kernels == (expected,)
         assert xplstm.LSTM(3, H, reproducible=True).explain(x).kernels == ("native",)
     assert xplstm.LSTM(3, H).explain(x).kernels == ("native",)
+
+
+@pytest.mark.parametrize(
+    ("H", "B", "left"),
+    [(1, 300, True), (1, 150, False), (12, 1200, True), (12, 150, False), (16, 10000, False)],
+)
+def test_training_of_few_units_is_left_to_numpy_sooner(
+    H: int, B: int, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads help the compiled kernel alone."""
+    monkeypatch.setattr(native, "THREADS", 1)
+    problem = Problem(np, "numpy", "cpu", "float32", 500, B, H, H, 0, True, (False,), "all", True, STANDARD)
+    assert (native.slower(problem) is not None) == left
+    monkeypatch.setattr(native, "THREADS", 64)
+    assert native.slower(problem) is None
+
+
+@pytest.mark.parametrize("how", native.SHARES)
+def test_every_way_of_sharing_work_gives_the_same_bits(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "THREADS", 3)
+    lstm = xplstm.LSTM(5, 70, bidirectional=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((6, 4, 5), dtype=np.float32)
+
+    def results() -> list[bytes]:
+        y, state, pullback = lstm.vjp(x)
+        dx, dstate, gradients = pullback(y, state)
+        return [a.tobytes() for a in (y, *state, dx, *dstate, *gradients.values())]
+
+    want = results()
+    native.pin_shares(how)
+    try:
+        assert results() == want
+    finally:
+        native.pin_shares("automatic")

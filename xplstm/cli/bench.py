@@ -24,6 +24,7 @@ from xplstm.cli.peers import (
     Shape,
     available,
     available_arrays,
+    available_choices,
     available_precisions,
     available_variants,
     option_of,
@@ -55,6 +56,9 @@ TRAIN = (
 )
 STEP = (Shape(1, 1, 3, 8), Shape(1, 1, 32, 32), Shape(1, 1, 64, 64), Shape(1, 1, 128, 128))
 
+# A few units in large batches, where `native` fills few lanes of its vectors.
+TINY = (Shape(50, 1000, 1, 1), Shape(10, 10000, 2, 2), Shape(50, 1000, 3, 3), Shape(10, 10000, 4, 4))
+
 THREADS = (1, 2)
 ROUNDS = 15
 # Bytes of one layer with what its training keeps, of which every engine has its own.
@@ -74,12 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
     variants_help = "time options of the LSTM against the standard one, and against those of ONNX Runtime"
     precisions_help = "time bfloat16 and int8 weights against float32, and against those of the peers"
+    choices_help = "time every kernel and way of sharing work with what is chosen, and print the regret"
     arrays_help = "time our kernel on arrays of PyTorch and JAX against their own LSTMs"
     group = parser.add_mutually_exclusive_group()
     for name, engines, text in (
         ("--variants", available_variants, variants_help),
         ("--precisions", available_precisions, precisions_help),
         ("--arrays", available_arrays, arrays_help),
+        ("--choices", available_choices, choices_help),
     ):
         group.add_argument(name, dest="engines", action="store_const", const=engines, help=text)
     add_output(parser, ROUNDS)
@@ -148,12 +154,13 @@ def _check_size(shapes: list[Shape] | None) -> None:
             raise ArgumentError(msg)
 
 
-def _cases(shapes: list[Shape] | None) -> list[tuple[str, Shape]]:
+def _cases(shapes: list[Shape] | None, choices: bool) -> list[tuple[str, Shape]]:
     """List the measurements of each shape."""
     if not shapes:
-        return [
-            (w, s) for w, group in (("forward", FORWARD), ("train", TRAIN), ("step", STEP)) for s in group
-        ]
+        groups: dict[str, tuple[Shape, ...]] = {"forward": FORWARD, "train": TRAIN, "step": STEP}
+        if choices:
+            groups = {"forward": (*FORWARD, *TINY), "train": (*TRAIN, *TINY)}
+        return [(what, shape) for what, group in groups.items() for shape in group]
     steps = [("step", s) for s in shapes if s.T == 1]
     return [(w, s) for w in ("forward", "train") for s in shapes if s.T > 1] + steps
 
@@ -164,8 +171,10 @@ def run(args: argparse.Namespace) -> int:
         results.check_plot(args.plot)
     _check_size(args.shape)
     names = (args.engines or available)()
-    report = measure(names, _cases(args.shape), args.threads, args.repeats)
+    report = measure(names, _cases(args.shape, args.engines is available_choices), args.threads, args.repeats)
     print(report)
+    if args.engines is available_choices:
+        print("\n" + results.regrets(report.found))
     if args.json:
         args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
     if args.plot:
@@ -182,9 +191,13 @@ def measure(
         # The stopped processes must not outlive this one.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
         engines = [stack.enter_context(Engine(name, n)) for n in threads for name in names]
-        peaks = {n: max(e.product() for e in engines if e.threads == n) for n in threads}
+        peaks = dict.fromkeys(threads, 0.0)
+        measures = [engine for engine in engines if engine.name in (names[0], "torch")]
         advance = stack.enter_context(_bar(len(cases) * rounds))
         for what, shape in cases:
+            # At every shape, because other work on the machine lowers it.
+            for engine in measures:
+                peaks[engine.threads] = max(peaks[engine.threads], engine.product())
             trains = [engine.build(shape) for engine in engines]
             able = [e for e, train in zip(engines, trains, strict=True) if train or what != "train"]
             if len({engine.name for engine in able}) < min(2, len(names)):

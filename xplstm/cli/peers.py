@@ -14,6 +14,7 @@ import numpy as np
 
 import xplstm
 from xplstm import Variant, _dispatch
+from xplstm.kernels import native
 
 
 class Shape(NamedTuple):
@@ -79,8 +80,8 @@ def problem(
     return params, x, rng.standard_normal((shape.T, shape.B, shape.H), dtype=np.float32)
 
 
-def kernel(name: str) -> Callable[[Shape, int], Work]:
-    """One of our own kernels."""
+def kernel(name: str | None) -> Callable[[Shape, int], Work]:
+    """One of our own kernels, or the one that is chosen."""
 
     # Its process has read the number of threads from its environment.
     def build(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001
@@ -406,6 +407,20 @@ PEERS = {
 }
 
 
+CHOICES = ("chosen", "native=1", "native=rows", "native=panels", "numpy_inplace")
+"""Timed by ``--choices``: what is chosen, and `native` on one thread and with each way of sharing work."""
+
+
+def choice(name: str, shape: Shape, threads: int) -> Work:
+    """Prepare what is chosen, or `native` as CHOICES says."""
+    base, _, way = name.partition("=")
+    if way in native.SHARES:
+        native.pin_shares(way)
+    elif way:
+        xplstm.use_threads(int(way))
+    return kernel(base if way else None)(shape, threads)
+
+
 def available() -> list[str]:
     """Our kernels that run here, fastest first, then the peers that are installed."""
     ours = [name for name in ("native", "numpy_inplace") if not _dispatch.why_missing(name)]
@@ -436,6 +451,12 @@ def available_arrays() -> list[str]:
     return [ours, *(name for pair in pairs for name in pair)]
 
 
+def available_choices() -> list[str]:
+    """Return what ``--choices`` times."""
+    ours = available()
+    return [name for name in CHOICES if name == "chosen" or name.partition("=")[0] in ours]
+
+
 def option_of(name: str) -> str:
     """Return the option of an engine's name, or nothing."""
     return name.partition("+")[2]
@@ -446,6 +467,8 @@ def builder(name: str) -> Callable[[Shape, int], Work]:
     base, _, library = name.partition("@")
     if library:
         return partial(ON_ARRAYS[library], base)
+    if name == "chosen" or "=" in name:
+        return partial(choice, name)
     base, _, option = name.partition("+")
     build: Callable[..., Work] = PEERS[base].build if base in PEERS else kernel(base)
     return partial(build, option=option) if option else build

@@ -88,6 +88,29 @@ def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str
     return "\n".join([f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}", *text])
 
 
+def regret(times: Times) -> tuple[str, float]:
+    """Return the fastest engine after the first, and the part of its time that the first takes longer.
+
+    Of the least times, because other work on the machine only adds to a time.
+    """
+    chosen, *rest = (min(rounds) for rounds in times.values())
+    fastest = min(range(len(rest)), key=lambda k: rest[k])
+    return list(times)[1 + fastest], max(0.0, chosen / rest[fastest] - 1)
+
+
+def regrets(found: dict[int, Found]) -> str:
+    """Return a line for each measurement: what was fastest, and what was lost by the choice."""
+    lines = ["regret of the choice: its least time over that of the fastest alternative, less 1"]
+    worst = 0.0
+    for n, kinds in found.items():
+        for what, rows in kinds.items():
+            for shape, times in rows.items():
+                name, lost = regret(times)
+                worst = max(worst, lost)
+                lines.append(f"{what:8}{n} thread{'s' * (n > 1):2}{shape!s:18}{name:16}{lost:6.1%}")
+    return "\n".join([*lines, f"largest regret: {worst:.1%}"])
+
+
 class Report(NamedTuple):
     """Everything measured, by number of threads."""
 

@@ -72,6 +72,7 @@ def stepper(
     order: int,
     /,
 ) -> Callable[[Any, Any], Any]: ...
+def pin_shares(how: int, /) -> None: ...
 def backward(
     packed: tuple[_Handle, ...],
     reverse: tuple[bool, ...],

@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 9
+    INTERFACE = 10
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -81,8 +81,26 @@ THREADS = _threads.from_environment()
 """Threads that the environment asks for, or 0."""
 
 
-# Units are padded to whole vectors, of up to 16 lanes: measured with H = 1 to 8 and B = 100 to 10,000.
-NARROW, MANY = 4, 500
+class Costs(NamedTuple):
+    """Microseconds of a step on one thread: three for each batch entry, then those of `numpy_inplace`."""
+
+    entry: float
+    unit: float
+    feature: float
+    numpy_step: float
+    numpy_unit: float
+    numpy_feature: float
+
+
+# Fitted to the processor time of H = 1 to 16, I = 1 to 32 and B = 150 to 10,000, inference and training.
+COSTS = {
+    False: Costs(0.0365, 0.0013, 0.0011, 10.5, 0.0065, 0.00035),
+    True: Costs(0.155, 0.0165, 0.0032, 28.0, 0.0215, 0.0015),
+}
+# Units are padded to whole vectors, of up to 16 lanes. Other sizes are faster on `native`.
+NARROW, MANY = 12, 150
+# Multiply-adds of a call from which on `native` shares them out to threads, as jobs.c has it.
+WORTH_THREADS = 2**18
 
 
 Step: TypeAlias = Callable[[Any, Any], "tuple[np.ndarray, LSTMState] | None"]
@@ -139,9 +157,19 @@ def _why_not_cell(problem: Problem) -> str | None:
 def slower(problem: Problem) -> str | None:
     """Leave layers of a few units to NumPy where the batch fills its vectors better."""
     alone = problem.cell.reason or problem.activations or problem.dtype in HALVES
-    if problem.H <= NARROW and problem.B >= MANY and not alone:
-        return f"H={problem.H} leaves most lanes of its vectors empty, and B={problem.B} is large"
-    return None
+    B, I, H = problem.B, problem.I, problem.H
+    if alone or H > NARROW or B < MANY:
+        return None
+    costs = COSTS[problem.keep]
+    shared = problem.T * B * 4 * H * (I + H) >= WORTH_THREADS
+    ours = (
+        B
+        * (costs.entry + costs.unit * H + costs.feature * I)
+        / (abs(_threads.count(THREADS)) if shared else 1)
+    )
+    if ours <= costs.numpy_step + B * (costs.numpy_unit * H + costs.numpy_feature * I):
+        return None
+    return f"H={H} leaves most lanes of its vectors empty, and B={B} is large"
 
 
 def canonical_sums(problem: Problem) -> bool:
@@ -420,6 +448,15 @@ def backward(
 def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any, bias_hr: Any) -> FourBlocks:
     """Both biases have the same gradient, and no memory in common."""
     return FourBlocks(ih, hh, bias, None if bias is None else bias.copy(), hr, ch, bias_hr=bias_hr)
+
+
+SHARES = ("automatic", "rows", "panels")
+"""How threads share the work of a direction, in the order of jobs.h."""
+
+
+def pin_shares(how: str) -> None:
+    """Let threads share the work of every direction in one of SHARES, so that `bench` can compare them."""
+    _engine.pin_shares(SHARES.index(how))
 
 
 def release_memory() -> None:

@@ -120,7 +120,7 @@ class _Calls:
     ) -> Explanation:
         """Report which kernel would run this call, and why each faster kernel would not.
 
-        `vjp` may use another kernel on a GPU, because it needs more on-chip memory.
+        `vjp` may use another kernel: on a GPU because it needs more on-chip memory, on a CPU for a few units.
 
         Parameters
         ----------

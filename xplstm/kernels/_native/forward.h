@@ -3,9 +3,6 @@
 /* Rows that go through a panel together, so that its pre-activations stay in the L1 cache. */
 enum { NAME(CHUNK) = 96 };
 
-/* Bytes of hoisted input products that stay in the L2 cache. */
-enum { NAME(HOISTED) = 1 << 19 };
-
 static Size NAME(panels)(Size n) { return (n + LANES - 1) / LANES; }
 static Size NAME(outputs)(Size n) { return (n + PANEL - 1) / PANEL; }
 
@@ -127,7 +124,7 @@ static Size NAME(hoisted_rows)(const Forward *f)
     Size panels = NAME(panels)(p->H), mine = f->by_rows ? panels : (panels + f->team - 1) / f->team;
     if (rows == 0 || rows >= 4 * ROWS || f->T == 1)
         return 0;
-    Size wanted = NAME(HOISTED) / (Size)sizeof(REAL) / (mine * PANEL);
+    Size wanted = f->cache / 2 / (Size)sizeof(REAL) / (mine * PANEL);
     wanted = wanted < 4 * ROWS ? 4 * ROWS : wanted > 32 * ROWS ? 32 * ROWS : wanted;
     Size steps = wanted / rows < f->T ? wanted / rows : f->T;
     return steps * rows;

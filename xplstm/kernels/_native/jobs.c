@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ieee.h"
 #include "philox.h"
@@ -26,10 +27,33 @@ enum {
 /* Rows of a thread of its own that keep a tile of registers busy. */
 enum { WORTH_ROWS = 4 };
 
-/* Bytes of a state's weights that exceed the L2 cache of a core, and units for each row of a thread
-   from which on reading its share of them for all rows is less than reading all of them for its rows. Shares
-   may differ by one panel in EVEN. */
-enum { MANY_WEIGHTS = 1 << 20, UNITS_A_ROW = 32, EVEN = 16 };
+/* Units for each row of a thread from which on reading its share of weights for all rows is less than reading
+   all of them for its rows. Shares may differ by one panel in EVEN. */
+enum { UNITS_A_ROW = 32, EVEN = 16 };
+
+/* Bytes of the L2 cache of a core where the system does not say. */
+enum { USUAL_CACHE = 1 << 20 };
+
+/* Bytes of the L2 cache of a core. */
+static Size l2_cache(void)
+{
+    static Size found;
+    Size bytes = __atomic_load_n(&found, __ATOMIC_RELAXED);
+    if (bytes)
+        return bytes;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    bytes = bytes > 0 ? bytes : USUAL_CACHE;
+    __atomic_store_n(&found, bytes, __ATOMIC_RELAXED);
+    return bytes;
+}
+
+static int pinned = AUTOMATIC;
+
+void pin_shares(int how) { __atomic_store_n(&pinned, how, __ATOMIC_RELAXED); }
+
+static int pin(void) { return __atomic_load_n(&pinned, __ATOMIC_RELAXED); }
 
 /* Rows whose products over all steps are made together. */
 enum { BLOCK_ROWS = 1024 };
@@ -94,16 +118,20 @@ static int prefer_panels(const Packed *p, Size panels, int team, Size B)
 {
     Size bytes = 4 * p->H * p->P * (Size)p->engine->stored[p->storage],
          uneven = (panels + team - 1) / team * team - panels;
-    return !p->projected && bytes >= MANY_WEIGHTS && B / team * UNITS_A_ROW <= p->H
-           && uneven * EVEN <= panels;
+    return !p->projected && bytes >= l2_cache() && B / team * UNITS_A_ROW <= p->H && uneven * EVEN <= panels;
 }
 
 /* Threads of one direction, and whether they share out rows or panels, for steps of `work` multiply-adds. */
 static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, Size panels,
                 int *by_rows)
 {
-    int team = threads / directions;
+    int team = threads / directions, how = pin();
     *by_rows = 1;
+    if (how != AUTOMATIC && team > 1) {
+        *by_rows = how == BY_ROWS;
+        Size most = *by_rows ? B : panels;
+        return most < 1 ? 1 : team < most ? team : (int)most;
+    }
     if (team <= 1 || T * work < WORTH_THREADS)
         return 1;
     /* Batch entries of its own need no barrier, and a barrier is slow on a busy machine. */
@@ -140,8 +168,9 @@ int run_forward(Forward *f, int threads)
     const Packed *p = f->packed[0];
     Crew crew;
     Size work = f->B * 4 * p->H * (p->P + p->I);
-    if (f->T * work * f->directions < WORTH_THREADS)
+    if (f->T * work * f->directions < WORTH_THREADS && pin() == AUTOMATIC)
         threads = 1;
+    f->cache = l2_cache();
     threads = acquire_crew(&crew, threads);
     f->team = plan(threads, f->directions, f->T, f->B, work, p, panels_of(p), &f->by_rows);
     int together = f->directions == 1 || threads >= 2;
@@ -329,7 +358,7 @@ int run_backward(Backward *f, int threads)
     const Packed *p = f->packed[0];
     Crew crew;
     Size work = f->T * f->B * 4 * p->H * 2 * (p->P + p->I) * f->directions;
-    threads = acquire_crew(&crew, work < WORTH_THREADS ? 1 : threads);
+    threads = acquire_crew(&crew, work < WORTH_THREADS && pin() == AUTOMATIC ? 1 : threads);
     int together = share_out(f, threads);
     Size steps = BLOCK_ROWS / (f->B ? f->B : 1);
     steps = steps < 1 ? 1 : steps > f->T ? f->T : steps;

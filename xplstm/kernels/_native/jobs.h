@@ -17,6 +17,11 @@ typedef struct Mask {
 
 void run_draw(const Mask *mask, int threads);
 
+/* How the threads of a direction share its work: as `plan` decides, or pinned for measurements. */
+enum { AUTOMATIC, BY_ROWS, BY_PANELS, SHARES };
+
+void pin_shares(int how);
+
 /* Both give -1 where memory is short. */
 int run_forward(Forward *f, int threads);
 int run_backward(Backward *f, int threads);

@@ -128,6 +128,7 @@ typedef struct Forward {
     Kept kept[2];
     int keep;
     int team, by_rows; /* threads of one direction, and whether they share out rows or panels */
+    Size cache;        /* bytes of the L2 cache of a core */
     Barrier barrier[2];
     char *scratch;
     size_t scratch_size; /* of one thread */

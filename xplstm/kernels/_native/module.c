@@ -351,7 +351,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(9);
+    return PyLong_FromLong(10);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
@@ -386,6 +386,19 @@ static PyObject *draw(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* pin_shares(how): how threads share the work of a direction from here on, by the enum of jobs.h. */
+static PyObject *pin_shares_of(PyObject *self, PyObject *how)
+{
+    (void)self;
+    long wanted = PyLong_AsLong(how);
+    if (wanted == -1 && PyErr_Occurred())
+        return NULL;
+    if (wanted < 0 || wanted >= SHARES)
+        return PyErr_Format(PyExc_ValueError, "an unknown way %ld of sharing work", wanted);
+    pin_shares((int)wanted);
+    Py_RETURN_NONE;
+}
+
 /* walks_alone(): how many walks of a team one thread had to end alone. */
 static PyObject *walks_alone(PyObject *self, PyObject *unused)
 {
@@ -405,6 +418,7 @@ static PyMethodDef METHODS[] = {
     {"forward", forward, METH_VARARGS, "Run all directions of a layer."},
     {"stepper", stepper, METH_VARARGS, "A function that runs one step or a small call of all layers."},
     {"backward", backward, METH_VARARGS, "Take gradients back through all directions of a layer."},
+    {"pin_shares", pin_shares_of, METH_O, "Pin how threads share the work of a direction."},
     {"walks_alone", walks_alone, METH_NOARGS, "How many walks of a team one thread had to end."},
     {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
