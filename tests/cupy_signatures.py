@@ -18,7 +18,8 @@ from tests.cuda_emulation import standin
 from xplstm.kernels._cuda import launch
 
 PACKAGE = launch.SOURCES.parents[1]
-FILES = (*launch.SOURCES.glob("*.py"), *PACKAGE.glob("kernels/cupy_*.py"), PACKAGE / "cli" / "trials.py")
+CLI = tuple(PACKAGE / "cli" / f"{name}.py" for name in ("trials", "fit"))
+FILES = (*launch.SOURCES.glob("*.py"), *PACKAGE.glob("kernels/cupy_*.py"), *CLI)
 # What a name of the sources stands for.
 ROOTS = {"cp": "cupy", "runtime": "cupy.cuda.runtime", "cublas": "cupy_backends.cuda.libs.cublas"}
 # Needs cuBLAS itself where it is read.

@@ -118,7 +118,7 @@ ROWS = (
     ("sklearn._estimator",),
     ("sklearn._estimators",),
     ("sklearn",),
-    ("cli.engines", "cli.results", "cli.published"),
+    ("cli.engines", "cli.results", "cli.published", "cli.fit"),
     ("cli.trials",),
     ("cli.",),
     ("__main__",),

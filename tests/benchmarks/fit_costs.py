@@ -19,10 +19,9 @@ import numpy as np
 
 from tests.benchmarks.gpu import results
 from tests.benchmarks.gpu.results import Row
+from xplstm.cli import fit
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost
-
-STEPS = 200
 
 
 class Measured(NamedTuple):
@@ -50,37 +49,11 @@ def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
 
 
 def _walk_cost(plan: Any, H: int, kind: str, backward: bool) -> Callable[[Costs], float]:
-    return lambda costs: cupy_persistent._cost(plan, H, kind, backward, costs)
+    return lambda costs: cupy_persistent.plan_cost(plan, H, kind, backward, costs)
 
 
 def _fused_cost(B: int, H: int, kind: str) -> Callable[[Costs], float]:
     return lambda costs: fused_cost(1, B, H, kind, costs)
-
-
-def fit(found: list[Measured], start: Costs) -> Costs:
-    """The costs that predict best, in the least squares of relative errors."""
-    at, damping = np.log(np.asarray(start)), 1e-2
-    errors = _errors(found, at)
-    for _ in range(STEPS):
-        slopes = np.stack([(_errors(found, at + 1e-4 * e) - errors) / 1e-4 for e in np.eye(len(at))], axis=1)
-        square = slopes.T @ slopes
-        # Even where no measurement depends on a cost, which then stays where it is.
-        damped = square + damping * (np.diag(np.diag(square)) + 1e-9 * np.eye(len(at)))
-        moved = at + np.clip(np.linalg.solve(damped, -slopes.T @ errors), -1, 1)
-        new = _errors(found, moved)
-        if new @ new < errors @ errors:
-            at, errors, damping = moved, new, damping / 3
-        else:
-            damping *= 4
-        if damping > 1e12:
-            break
-    return Costs(*map(float, np.exp(at)))
-
-
-def _errors(found: list[Measured], at: np.ndarray) -> np.ndarray:
-    """Logarithms of predicted over measured times."""
-    costs = Costs(*map(float, np.exp(at)))
-    return np.log([m.predicted(costs) / m.time for m in found])
 
 
 def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, bool]]:
@@ -115,10 +88,10 @@ def main(file: Path) -> int:
     if len(found) < len(before):
         print(f"{file} has {len(found)} walks; {len(before)} costs need as many at least")
         return 1
-    costs = fit(found, before)
+    costs = fit.fit(found, before)
     print(table(costs, about))
     for name, tried in (("before", before), ("fitted", costs)):
-        off = np.abs(_errors(found, np.log(np.asarray(tried))))
+        off = np.abs(fit.errors(found, tried))
         worst = found[int(off.argmax())].row
         print(
             f"{name}: off by {np.expm1(np.median(off)):.0%} in the median, {np.expm1(off.max()):.0%} at most "

@@ -11,6 +11,7 @@ import pytest
 
 from tests.benchmarks import fit_costs
 from tests.benchmarks.gpu.results import Report, Row
+from xplstm.cli import fit
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels.cupy_persistent import COSTS, Chip, Costs, best_plan, fused_cost
@@ -32,7 +33,7 @@ def rows(noise: float = 0.0) -> list[Row]:
                 if plan is None:
                     continue
                 costs = {
-                    "cupy_persistent": cupy_persistent._cost(plan, shape.H, kind, what == "train", TRUE),
+                    "cupy_persistent": cupy_persistent.plan_cost(plan, shape.H, kind, what == "train", TRUE),
                     "cupy_fused": fused_cost(1, shape.B, shape.H, kind, TRUE),
                 }
                 for engine, cost in costs.items():
@@ -42,7 +43,7 @@ def rows(noise: float = 0.0) -> list[Row]:
 
 
 def test_it_finds_the_costs_that_made_the_times() -> None:
-    found = fit_costs.fit(fit_costs.measured(rows(), CHIP, COSTS), COSTS)
+    found = fit.fit(fit_costs.measured(rows(), CHIP, COSTS), COSTS)
     # Some costs come together alone, as cycles and how many a microsecond has: what they predict is found.
     for m in fit_costs.measured(rows(), CHIP, COSTS):
         assert m.predicted(found) == pytest.approx(m.time, rel=1e-3)
@@ -52,7 +53,7 @@ def test_it_finds_the_costs_that_made_the_times() -> None:
 
 def test_fitted_costs_choose_what_was_faster() -> None:
     noisy = rows(noise=0.03)
-    found = fit_costs.fit(fit_costs.measured(noisy, CHIP, COSTS), COSTS)
+    found = fit.fit(fit_costs.measured(noisy, CHIP, COSTS), COSTS)
     chosen = fit_costs.choices(noisy, CHIP, found)
     assert len(chosen) == len({(r.shape, r.precision) for r in noisy})
     for fast, slow, right in chosen:

@@ -19,7 +19,7 @@ from tests.cuda_emulation.training import ROOM
 from xplstm import __main__, _dispatch
 from xplstm._params import Problem
 from xplstm.cells.lstm import STANDARD
-from xplstm.cli import prove, published, trials
+from xplstm.cli import fit, prove, published, trials
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import launch, parts, proof
 
@@ -158,6 +158,73 @@ def test_eight_processes_at_once_run_the_trials_once(run: Prove, tmp_path: Path)
     assert all("cupy_fused       float32   passed" in text for text in printed)
     assert begun(tmp_path / "log") == 1
     assert run()[0] == 0
+
+
+def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None) -> None:
+    """Record a verdict for cupy_persistent in float32, and leave nothing to try."""
+    monkeypatch.setattr(trials, "SUBJECTS", {})
+    with standin.installed():
+        monkeypatch.setenv(proof.FOLDER, str(folder))
+        name = proof.name_of("cupy_persistent", "float32")
+        proof.record(proof.identity(0), name, proof.verdict(reason))
+
+
+@emulated
+def test_costs_are_fitted_and_used(run: Prove, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided(tmp_path / "proofs", monkeypatch, None)
+    code, lines = run("--fit")
+    assert code == 0, lines
+    said = "costs fitted to 12 times a step; predictions are off by 0% in the median"
+    assert any(line.startswith(said) for line in lines), lines
+    with standin.installed():
+        monkeypatch.setenv(proof.FOLDER, str(tmp_path / "proofs"))
+        found = cupy_persistent.costs_of(standin.Device(0))
+        assert found.fused_step == pytest.approx(1.5 * cupy_persistent.COSTS.fused_step, rel=1e-3)
+        assert cupy_persistent.costs_of(standin.Device(1)) == cupy_persistent.COSTS
+        path = proof.costs_file(proof.identity(0))
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.write_text(path.read_text().replace("costs", "coasts"))
+        proof.forget()
+        assert cupy_persistent.costs_of(standin.Device(0)) == cupy_persistent.COSTS
+
+
+@emulated
+def test_a_kernel_that_failed_fits_no_costs(
+    run: Prove, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided(tmp_path / "proofs", monkeypatch, "two streams: y has other bits")
+    code, lines = run("--fit")
+    assert code == 1
+    said = "the costs were not fitted: times of steps: cupy_persistent is proven for none of float32"
+    assert said in lines
+    assert not list((tmp_path / "proofs").glob("*.costs.json"))
+
+
+@emulated
+def test_a_step_is_timed_without_its_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's events count launches: two a step of the fused kernel, none a step of a walk."""
+    monkeypatch.setattr(fit, "STEPS", (2, 5))
+    monkeypatch.setattr(fit, "SIZES", ((3, 9),))
+    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    like = Problem(
+        *(standin.LIBRARY, "cupy", standin.Device(0), "float32", 1, 1, 1, 1, 0, True, (False,)),
+        *("all", True, STANDARD),
+    )
+    with standin.installed() as cupy:
+        (point,) = fit.points(cupy, like, "float32")
+    assert (point.name, point.time) == ("cupy_fused forward float32 B=3 H=9", 2000.0)
+
+
+def test_a_fit_that_predicts_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    wild = [
+        fit.Point("", float(10.0 ** rng.uniform(-3, 3)), lambda costs: costs.fused_step) for _ in range(20)
+    ]
+    monkeypatch.setattr(fit, "points", lambda *_: wild)
+    costs, said = fit.fitted(None, None, ["float32"])  # type: ignore[arg-type]
+    assert costs is None
+    assert said.startswith("20 times a step; predictions are off by ")
+    assert fit.fitted(None, None, [])[1] == "0 times were measured, and 7 costs need as many at least"  # type: ignore[arg-type]
 
 
 def test_without_a_device_it_says_why(run: Prove, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

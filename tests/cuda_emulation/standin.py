@@ -338,6 +338,25 @@ class ElementwiseKernel:
         return ctypes.CDLL(str(compiled.shared("elementwise", text))).run
 
 
+class Event:
+    """A point of a stream, whose time is the number of launches before it: each takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.launches: int | None = None
+
+    def record(self) -> None:
+        self.launches = len(launched)
+
+    def synchronize(self) -> None:
+        assert self.launches is not None, "an event that was not recorded"
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    assert start.launches is not None
+    assert end.launches is not None
+    return float(end.launches - start.launches)
+
+
 class PinnedMemoryPointer(bytearray):
     """Memory of the host that a device reaches, at the same address."""
 
@@ -474,6 +493,7 @@ def modules() -> dict[str, types.ModuleType]:
     cupy.cuda.get_current_stream = lambda: Stream.current[Device.current.id]
     cupy.cuda.alloc_pinned_memory = PinnedMemoryPointer
     cupy.cuda.Stream, cupy.cuda.using_allocator = Stream, using_allocator
+    cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, get_elapsed_time
     cupy.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
     libs = types.ModuleType("cupy_backends.cuda.libs")
     libs.cublas = types.SimpleNamespace(

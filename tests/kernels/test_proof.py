@@ -74,6 +74,46 @@ def test_a_proven_kernel_is_chosen_for_its_kind_of_numbers_and_device_alone() ->
     assert _dispatch.select(problem(device=standin.Device(1))).name == "cupy_fused"
 
 
+def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None = None) -> Path:
+    """A made-up proof in the place of those that the package has; the file."""
+    monkeypatch.setattr(proof, "SHIPPED", folder)
+    path = recorded(reason)
+    folder.mkdir()
+    return path.rename(folder / path.name)
+
+
+@pytest.mark.usefixtures("cupy")
+def test_the_package_may_have_proofs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shipped(tmp_path / "shipped", monkeypatch)
+    path.chmod(0o644)
+    chosen = _dispatch.select(problem())
+    assert chosen.name == "cupy_persistent"
+    assert "on such a device, in a run of the project, on 20" in _dispatch.proof(chosen, problem())
+    assert _dispatch.select(problem(device=standin.Device(1))).name == "cupy_fused"
+    recorded("two streams: y has other bits")
+    assert _dispatch.select(problem()).name == "cupy_fused", "the user's own comes first"
+
+
+@pytest.mark.usefixtures("cupy")
+def test_a_failure_that_the_package_has_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shipped(tmp_path / "shipped", monkeypatch, "4096 steps: y is off")
+    assert _dispatch.select(problem()).name == "cupy_fused"
+    reason = str(_dispatch.why_not("cupy_persistent", problem()))
+    assert reason.startswith("it failed its trials on such a device, in a run of the project, on 20")
+    path.write_text("{")
+    proof.forget()
+    reason = str(_dispatch.why_not("cupy_persistent", problem()))
+    assert reason.startswith(f"{proof.NOT_PROVEN}; the package's own proof is not used: ")
+
+
+def test_every_proof_of_the_package_is_well_formed() -> None:
+    """None yet: nothing has run on a GPU."""
+    for path in proof.SHIPPED.glob("*.json"):
+        key = json.loads(path.read_text(encoding="utf-8"))["key"]
+        assert proof._verdicts(proof._content(path, private=False), key)
+        assert path.name == proof.file_of(key).name
+
+
 @pytest.mark.usefixtures("cupy")
 def test_a_kernel_that_failed_is_never_chosen() -> None:
     recorded("two streams: y has other bits")

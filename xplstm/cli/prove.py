@@ -35,12 +35,15 @@ class Outcome(NamedTuple):
     found: Verdict | None
     why: str
     key: dict[str, str]
+    said: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the device, the time limit, and whether to repeat what is recorded."""
+    """Take the device, the time limit, and whether to repeat what is recorded and to fit costs."""
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the device (default 0)")
     parser.add_argument("--again", action="store_true", help="repeat trials whose results are recorded")
+    fit_help = "afterwards measure the device, so that kernels and partitions are chosen by its own times"
+    parser.add_argument("--fit", action="store_true", help=fit_help)
     limit = f"time limit for each kernel and kind of numbers (default {LIMIT:g})"
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help=limit)
     parser.add_argument("--trial", nargs=2, metavar=("KERNEL", "KIND"), help=argparse.SUPPRESS)
@@ -68,8 +71,23 @@ def run(args: argparse.Namespace) -> int:
             word = "not run" if outcome.found is None else "passed" if outcome.found.passed else "FAILED"
             line = f"{kernel:<16} {kind:<9} {word:<8} {time.monotonic() - begun:>7.1f}  {outcome.why}"
             print(line.rstrip(), flush=True)
+    if args.fit:
+        passed &= fit_costs(key, device, limit)
     print("\nNew processes choose a kernel that passed automatically; their results may have other bits.")
     return 0 if passed else 1
+
+
+def fit_costs(key: dict[str, str], device: int, limit: float) -> bool:
+    """Measure the device in a process of its own, and record its costs; return whether that was possible."""
+    outcome = attempt(trials.FIT, trials.FIT, device, limit)
+    costs = outcome.said.get("costs")
+    if outcome.found is None or not outcome.found.passed or costs is None:
+        print(f"\nthe costs were not fitted: {outcome.why}")
+        return False
+    proof.record_costs(key, costs)
+    values = "\n".join(f"    {name} = {value:.3g}" for name, value in costs.items())
+    print(f"\ncosts fitted to {outcome.said['fit']}\n{values}\nin {proof.costs_file(key)}")
+    return True
 
 
 def identify(device: int, limit: float) -> dict[str, str]:
@@ -167,7 +185,7 @@ def understood(printed: str, how: str, *, clean: bool) -> Outcome:
             said |= json.loads(line)
     key = said.get("begun", {})
     if clean and said.get("passed"):
-        return Outcome(proof.verdict(None), "", key)
+        return Outcome(proof.verdict(None), "", key, said)
     if clean and "failed" in said:
         return Outcome(proof.verdict(said["failed"]), said["failed"], key)
     if "trial" not in said or "not_run" in said:

@@ -19,7 +19,7 @@ from xplstm._errors import DTypeError
 from xplstm._params import Problem
 from xplstm._state import LSTMState
 from xplstm.cells.lstm import STANDARD
-from xplstm.cli import published
+from xplstm.cli import fit, published
 from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.kernels._cuda import launch, proof, trials
 from xplstm.kernels._cuda.trials import BOTH, Engine, Shape
@@ -30,6 +30,8 @@ KINDS = tuple(launch.KINDS)
 SUBJECTS = {"cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
 """What is proven: each kernel for each kind of numbers, and training's parts."""
 
+FIT = "fit"
+"""What measures the costs of the device, by kernels that are proven."""
 IDENTITY = "identity"
 """What runs no trial and says what the device is."""
 
@@ -58,7 +60,7 @@ def run(kernel: str, kind: str, number: int) -> int:
 
     device = cp.cuda.Device(number)
     key = proof.identity(number)
-    dtype = "float32" if kind in ("tf32", "all", IDENTITY) else kind
+    dtype = "float32" if kind in ("tf32", "all", FIT, IDENTITY) else kind
     like = Problem(xp, "cupy", device, dtype, 1, 1, 1, 1, 0, True, (False,), "all", True, STANDARD)
     like = like._replace(precision="tf32" if kind == "tf32" else None)
     with device, poisoned(cp):
@@ -327,9 +329,27 @@ def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
     return found
 
 
+def fitting(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
+    """Return what measures the device and prints its costs."""
+
+    def measure() -> str | None:
+        name = cupy_persistent.NAME
+        kinds = [kind for kind in fit.KINDS if proof.decide(name, kind, like.device).passed]
+        if not kinds:
+            return f"{name} is proven for none of {', '.join(fit.KINDS)}"
+        costs, said = fit.fitted(cp, like, kinds)
+        if costs is None:
+            return said
+        say(costs=costs._asdict(), fit=said)
+        return None
+
+    return {"times of steps": measure}
+
+
 MAKERS: dict[str, Callable[[Any, Problem, str], Trials]] = {
     "cupy_persistent": persistent,
     "cupy_fused": fused,
     "training": training,
+    FIT: fitting,
     IDENTITY: lambda *_: {},
 }

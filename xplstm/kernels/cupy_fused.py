@@ -49,10 +49,10 @@ def forward(
     problem: Problem, packed: Packed, x: CuPyArray, state: LSTMState, valid: CuPyArray | None
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·)."""
-    return layer.forward(problem, packed, x, state, valid, _walk)
+    return layer.forward(problem, packed, x, state, valid, walk)
 
 
-def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
+def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
     """Launch a product and a kernel a step, and as much again for a projection."""
     problem, (y, z, h, c, m, start, end) = call.problem, buffers
     B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, launch.wide(problem.dtype)
@@ -93,10 +93,10 @@ def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
-    return layer.backward(residuals, dy, dstate_n, _walk_back)
+    return layer.backward(residuals, dy, dstate_n, walk_back)
 
 
-def _walk_back(
+def walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
 ) -> tuple[CuPyArray, CuPyArray | None]:
     """Return the gradients of z and of projected states; `dh` and `dc` become those of the initial state."""

@@ -74,7 +74,8 @@ class Costs(NamedTuple):
     """Multiply-adds in float32 a microsecond that cuBLAS makes of large products."""
 
 
-# Estimates from data sheets, on the careful side: no GPU has measured them yet.
+# Estimates from data sheets, on the careful side: no GPU has measured them yet. Costs that are fitted on the
+# device by ``python -m xplstm prove --fit`` take their place.
 COSTS = Costs()
 
 
@@ -136,7 +137,7 @@ def plans(
                     plan = Plan(tile_rows, units, _up(H, units), groups, rows, tiles, passes, 0, 0, 0.0)
                     sized = _sized(plan, chip, H, kind, backward)
                     if 0 < sized.shared <= chip.shared:
-                        yield sized._replace(cost=_cost(sized, H, kind, backward, costs))
+                        yield sized._replace(cost=plan_cost(sized, H, kind, backward, costs))
 
 
 def _units(H: int, most: int, mma: bool) -> Iterator[int]:
@@ -206,7 +207,7 @@ def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
     return rest + parts + (0 if backward else 16 * p.units) + _held(p, backward, 4)
 
 
-def _cost(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
+def plan_cost(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
     """Microseconds a step: the slowest of arithmetic, shared memory and latency, reading, waiting."""
     cycles = (_mma_cycles if kind in STEP_OF_K else _fma_cycles)(p, H, kind, backward, costs)
     waiting = costs.exchange if p.unit_blocks > 1 else 0.0
@@ -262,12 +263,18 @@ def chip_of(device: Device) -> Chip:
     return Chip(known["MultiProcessorCount"], known["MaxSharedMemoryPerBlockOptin"])
 
 
+def costs_of(device: Device) -> Costs:
+    """Return the costs that were fitted on the device, or the estimates."""
+    found = proofs.fitted(device.id)
+    return Costs(**found) if found else COSTS
+
+
 def _plan(problem: Problem, backward: bool) -> Plan | None:
     """Return the cheapest plan; batches whose last tile of entries is the same one share it."""
     kind = layer.kind(problem)
     tile = TILE_ROWS if kind in STEP_OF_K else LANE_ROWS
     sizes = len(problem.reverse), _up(problem.B, tile) * tile, problem.H, kind
-    return best_plan(chip_of(problem.device), *sizes, backward, COSTS)
+    return best_plan(chip_of(problem.device), *sizes, backward, costs_of(problem.device))
 
 
 def supports(problem: Problem) -> str | None:
@@ -305,7 +312,8 @@ def slower(problem: Problem) -> str | None:
     walks = (False, True) if problem.keep else (False,)
     cost = sum(plan.cost for plan in (_plan(problem, backward) for backward in walks) if plan is not None)
     kind = layer.kind(problem)
-    other = len(walks) * fused_cost(len(problem.reverse), problem.B, problem.H, kind, COSTS)
+    costs = costs_of(problem.device)
+    other = len(walks) * fused_cost(len(problem.reverse), problem.B, problem.H, kind, costs)
     if cost > other:
         return f"a step is expected to take {cost:.1f} us, and {other:.1f} us by products of cuBLAS"
     return None
@@ -325,7 +333,7 @@ def forward(
     plan: Plan | None = None,
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
     """Run every direction over x (T, B, I) from `state` (D, B, ·), by the cheapest plan or a given one."""
-    return layer.forward(problem, packed, x, state, valid, partial(_walk, plan=plan), _project)
+    return layer.forward(problem, packed, x, state, valid, partial(walk, plan=plan), _project)
 
 
 def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
@@ -382,7 +390,7 @@ def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
     }
 
 
-def _walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment, plan: Plan | None) -> None:
+def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment, plan: Plan | None) -> None:
     """Launch once."""
     plan = plan or _plan(call.problem, False)
     assert plan is not None, "supports has seen to it"
@@ -405,10 +413,10 @@ def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, plan: Plan | None = None
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
     """Return the gradients with respect to x, the initial state and each direction's parameters."""
-    return layer.backward(residuals, dy, dstate_n, partial(_walk_back, plan=plan))
+    return layer.backward(residuals, dy, dstate_n, partial(walk_back, plan=plan))
 
 
-def _walk_back(
+def walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray, plan: Plan | None
 ) -> tuple[CuPyArray, CuPyArray | None]:
     """Launch once."""

@@ -447,12 +447,12 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
     assert counts == {"walk_16": 2, "project": 1, "product": 1}
     assert real.max_dynamic_shared_size_bytes == 9
     assert launch.kernel("file.cu", "walk", "float32") is real
-    room = types.SimpleNamespace(_walk=lambda a: a + 1)
+    room = types.SimpleNamespace(walk=lambda a: a + 1)
     cuda = types.SimpleNamespace(Event=Event)
-    with workers.timed_walks(room, "_walk", cuda) as spans:
-        assert room._walk(1) == 2
+    with workers.timed_walks(room, "walk", cuda) as spans:
+        assert room.walk(1) == 2
     assert [end.at > start.at for start, end in spans] == [True]
-    assert room._walk(1) == 2
+    assert room.walk(1) == 2
     assert len(spans) == 1
 
 

@@ -132,7 +132,7 @@ class Server:
         if self._name not in engines.OURS:
             return {}
         room = importlib.import_module(_dispatch.TABLE[self._name])
-        with timed_walks(room, "_walk" if what == "forward" else "_walk_back", self._cp.cuda) as spans:
+        with timed_walks(room, "walk" if what == "forward" else "walk_back", self._cp.cuda) as spans:
             for _ in range(calls):
                 self._call(what)
             self._cp.cuda.Device().synchronize()

@@ -2,7 +2,8 @@
 
 ``python -m xplstm prove`` runs the trials and records the results, those that failed too. A proof holds for
 one device, driver, NVRTC, cuBLAS and CuPy, and for one content of the files that make up the kernels. A
-process looks it up once.
+process looks it up once. Proofs of the project's own runs are files of the package, in the same form; the
+user's own come first. ``prove --fit`` adds a file with the costs of a device.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -33,6 +35,8 @@ except (
 
 FOLDER = "XPLSTM_PROOFS"
 """The variable of the environment that names another folder."""
+SHIPPED = launch.SOURCES / "proofs"
+"""Where the package has the proofs of the project's own runs."""
 FORMAT = 1
 LARGEST = 2**16
 """Bytes of a file of proofs, at most."""
@@ -43,6 +47,7 @@ DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
 _decided: dict[tuple[str, str, int], Proof] = {}
+_fitted: dict[int, dict[str, float]] = {}
 _lock = threading.Lock()
 
 
@@ -78,6 +83,7 @@ def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | Non
 def forget() -> None:
     """Decide again at the next question."""
     _decided.clear()
+    _fitted.clear()
     identity.cache_clear()
 
 
@@ -91,11 +97,17 @@ def _decide(kernel: str, kind: str, device: Device, check: Callable[[], str | No
         known = read(path, key).get(name_of(kernel, kind))
     except (OSError, ValueError) as error:
         known, trouble = None, f"; {path} is not used: {error}"
+    where = "on this device"
+    if known is None:
+        try:
+            known, where = _shipped(key, name_of(kernel, kind)), "on such a device, in a run of the project,"
+        except (OSError, ValueError) as error:
+            trouble += f"; the package's own proof is not used: {error}"
     if known is None and check is None:
         return Proof(False, f"{NOT_PROVEN}{trouble}")
     if known is None and check is not None:
         try:
-            known = verdict(check())
+            known, where = verdict(check()), "on this device"
         except Exception as error:  # as of a compiler that is missing, or memory that is full
             return Proof(False, f"its numbers could not be checked: {type(error).__name__}: {error}")
         # Without a cache every process checks for itself.
@@ -103,8 +115,14 @@ def _decide(kernel: str, kind: str, device: Device, check: Callable[[], str | No
             record(key, name_of(kernel, kind), known)
     assert known is not None
     if known.passed:
-        return Proof(True, f"passed its trials on this device on {known.date[:10]}")
-    return Proof(False, f"it failed its trials on this device on {known.date[:10]}: {known.reason}")
+        return Proof(True, f"passed its trials {where} on {known.date[:10]}")
+    return Proof(False, f"it failed its trials {where} on {known.date[:10]}: {known.reason}")
+
+
+def _shipped(key: dict[str, str], name: str) -> Verdict | None:
+    """Return the verdict of the project's own run, if the package has one for this key."""
+    content = _content(SHIPPED / file_of(key).name, private=False)
+    return None if content is None else _verdicts(content, key).get(name)
 
 
 def name_of(kernel: str, kind: str) -> str:
@@ -186,17 +204,23 @@ def read(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
     ValueError
         If it is not what `record` writes for `key`.
     """
+    content = _content(path)
+    return {} if content is None else _verdicts(content, key)
+
+
+def _content(path: Path, private: bool = True) -> Any:
+    """Return what a file has as JSON, or None where there is none; a `private` one is the user's alone."""
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     try:
         file = os.open(path, flags)
     except FileNotFoundError:
-        return {}
+        return None
     with os.fdopen(file, "rb") as stream:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
             msg = "it is no plain file"
             raise OSError(msg)
-        if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        if private and os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
             msg = "others than this user may write to it"
             raise OSError(msg)
         text = stream.read(LARGEST + 1)
@@ -208,7 +232,10 @@ def read(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
     except RecursionError as error:
         msg = "it is nested too deeply"
         raise ValueError(msg) from error
-    return _verdicts(content, key)
+    if content is None:
+        msg = "it is null"
+        raise ValueError(msg)
+    return content
 
 
 def _verdicts(content: Any, key: dict[str, str]) -> dict[str, Verdict]:
@@ -250,6 +277,61 @@ def record(key: dict[str, str], name: str, found: Verdict) -> None:
             known = {}
         proofs = {at: v._asdict() for at, v in {**known, name: found}.items()}
         content = json.dumps({"format": FORMAT, "key": key, "proofs": proofs}, indent=1, sort_keys=True)
+        write_durably(str(path), content.encode(), 0o600)
+
+
+def fitted(number: int) -> dict[str, float]:
+    """Return the costs that were fitted on the device of this number, or nothing; look once in a process."""
+    found = _fitted.get(number)
+    if found is None:
+        try:
+            key = identity(number)
+            found = read_costs(key)
+        except Exception:  # whatever a driver or a library raises: the estimates hold then
+            found = {}
+        _fitted[number] = found
+    return found
+
+
+def read_costs(key: dict[str, str]) -> dict[str, float]:
+    """Return the costs of a device; none where there is no file.
+
+    Raises
+    ------
+    OSError
+        If it is no plain file, or others than the user may write to it.
+    ValueError
+        If it is not what `record_costs` writes for `key`.
+    """
+    content = _content(costs_file(key))
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or content.get("key") != key or content.get("format") != FORMAT:
+        msg = "its costs are of another device, or of other versions"
+        raise ValueError(msg)
+    costs = content.get("costs")
+    if not isinstance(costs, dict) or not costs or not all(_is_cost(value) for value in costs.values()):
+        msg = "it has no costs, or some that are not positive numbers"
+        raise ValueError(msg)
+    return dict(costs)
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+def costs_file(key: dict[str, str]) -> Path:
+    """Return the file of the costs of one key."""
+    return file_of(key).with_suffix(".costs.json")
+
+
+def record_costs(key: dict[str, str], costs: dict[str, float]) -> None:
+    """Replace the costs of `key`; raise OSError where the file cannot be written."""
+    from xplstm.io.files._durable import write_durably
+
+    path = costs_file(key)
+    content = json.dumps({"format": FORMAT, "key": key, "costs": costs}, indent=1, sort_keys=True)
+    with locked(path.with_suffix(".lock")):
         write_durably(str(path), content.encode(), 0o600)
 
 

@@ -1,0 +1,178 @@
+"""Fit the costs that choose partitions and kernels to times that are measured on the device at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xplstm._params import Problem
+from xplstm.kernels import cupy_fused, cupy_persistent
+from xplstm.kernels._cuda import layer, trials
+from xplstm.kernels._cuda.trials import Shape
+from xplstm.kernels.cupy_persistent import Costs, best_plan, fused_cost, plan_cost
+
+ITERATIONS = 200
+"""Of the method of Levenberg and Marquardt, at most."""
+SIZES = ((1, 256), (16, 512), (64, 512), (64, 1024))
+"""Batch and hidden size of each point."""
+KINDS = ("float32", "tf32", "float16")
+STEPS = (64, 192)
+"""Of a short and a long sequence, whose difference has no launch and no loading of weights in it."""
+REPEATS = 5
+WORST = 0.5
+"""Median of the relative errors of the predictions, above which a fit is refused."""
+
+
+class Timed(Protocol):
+    """A measured time, and what the model says of it."""
+
+    @property
+    def time(self) -> float:
+        """Return the microseconds a step."""
+
+    @property
+    def predicted(self) -> Callable[[Costs], float]:
+        """Return the model's microseconds a step, by costs."""
+
+
+class Point(NamedTuple):
+    """One measurement."""
+
+    name: str
+    time: float
+    predicted: Callable[[Costs], float]
+
+
+def fit(found: Sequence[Timed], start: Costs) -> Costs:
+    """Return the costs that predict best, in the least squares of relative errors."""
+    at, damping = np.log(np.asarray(start)), 1e-2
+    off = errors(found, start)
+    for _ in range(ITERATIONS):
+        slopes = np.stack(
+            [(errors(found, _costs(at + 1e-4 * e)) - off) / 1e-4 for e in np.eye(len(at))], axis=1
+        )
+        square = slopes.T @ slopes
+        # Even where no measurement depends on a cost, which then stays where it is.
+        damped = square + damping * (np.diag(np.diag(square)) + 1e-9 * np.eye(len(at)))
+        moved = at + np.clip(np.linalg.solve(damped, -slopes.T @ off), -1, 1)
+        new = errors(found, _costs(moved))
+        if new @ new < off @ off:
+            at, off, damping = moved, new, damping / 3
+        else:
+            damping *= 4
+        if damping > 1e12:
+            break
+    return _costs(at)
+
+
+def _costs(logarithms: np.ndarray) -> Costs:
+    return Costs(*map(float, np.exp(logarithms)))
+
+
+def errors(found: Sequence[Timed], costs: Costs) -> np.ndarray:
+    """Return the logarithms of predicted over measured times."""
+    return np.log([m.predicted(costs) / m.time for m in found])
+
+
+def median_error(found: Sequence[Timed], costs: Costs) -> float:
+    """Return the median of the relative errors of the predictions."""
+    return float(np.expm1(np.median(np.abs(errors(found, costs)))))
+
+
+def fitted(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, str]:
+    """Return the costs of the device of `like`, and how well they predict; None where they do not."""
+    start = cupy_persistent.COSTS
+    found = [point for kind in kinds for point in points(cp, like, kind)]
+    if len(found) < len(start):
+        return None, f"{len(found)} times were measured, and {len(start)} costs need as many at least"
+    made = fit(found, start)
+    before, after = median_error(found, start), median_error(found, made)
+    said = f"{len(found)} times a step; predictions are off by {after:.0%} in the median, {before:.0%} before"
+    return (made if after <= WORST else None), said
+
+
+def points(cp: Any, like: Problem, kind: str) -> list[Point]:
+    """Return the times of both kernels for one kind of numbers; none where a difference is not positive."""
+    found, start, chip = [], cupy_persistent.COSTS, cupy_persistent.chip_of(like.device)
+    for B, H in SIZES:
+        plans = [best_plan(chip, 1, B, H, kind, backward, start) for backward in (False, True)]
+        for n, plan in enumerate(plans):
+            if plan is not None:
+                name = f"cupy_persistent {'backward' if n else 'forward'} {kind} B={B} H={H}"
+                time = step_time(cp, like, kind, (B, H), partial(_persistent, plans=plans, backward=bool(n)))
+                found.append(
+                    Point(name, time, partial(_walk_cost, plan=plan, H=H, kind=kind, backward=bool(n)))
+                )
+        time = step_time(cp, like, kind, (B, H), _fused)
+        cost = partial(_fused_cost, B=B, H=H, kind=kind)
+        found.append(Point(f"cupy_fused forward {kind} B={B} H={H}", time, cost))
+    return [point for point in found if point.time > 0]
+
+
+def _walk_cost(costs: Costs, *, plan: cupy_persistent.Plan, H: int, kind: str, backward: bool) -> float:
+    return plan_cost(plan, H, kind, backward, costs)
+
+
+def _fused_cost(costs: Costs, *, B: int, H: int, kind: str) -> float:
+    return fused_cost(1, B, H, kind, costs)
+
+
+Walk = Callable[..., Any]
+Run = Callable[[Problem, trials.Inputs, Callable[[Walk], Walk]], None]
+
+
+def step_time(cp: Any, like: Problem, kind: str, sizes: tuple[int, int], run: Run) -> float:
+    """Return the microseconds a step of a walk, by events on the device, without what a launch costs."""
+    least = []
+    for T in STEPS:
+        shape = Shape(T=T, B=sizes[0], I=8, H=sizes[1])
+        problem = trials.problem_of(shape, like, kind)
+        inputs = trials.each_array(trials.drawn(shape, problem.dtype), cp.asarray)
+        times = []
+        for _ in range(REPEATS + 1):
+            first, last = cp.cuda.Event(), cp.cuda.Event()
+            run(problem, inputs, partial(between, first, last))
+            last.synchronize()
+            times.append(1000 * cp.cuda.get_elapsed_time(first, last))
+        least.append(min(times[1:]))  # the first one compiles
+    return float(least[1] - least[0]) / (STEPS[1] - STEPS[0])
+
+
+def between(first: Any, last: Any, walk: Walk) -> Walk:
+    """Return `walk` with an event before and after it."""
+
+    def timed(*arguments: Any) -> Any:
+        first.record()
+        made = walk(*arguments)
+        last.record()
+        return made
+
+    return timed
+
+
+def _persistent(
+    problem: Problem,
+    inputs: trials.Inputs,
+    timed: Callable[[Walk], Walk],
+    *,
+    plans: Sequence[cupy_persistent.Plan | None],
+    backward: bool,
+) -> None:
+    packed = cupy_persistent.prepare(problem, inputs.params)
+    forward_walk = partial(cupy_persistent.walk, plan=plans[0])
+    problem = problem._replace(keep=backward)
+    _, end, residuals = layer.forward(
+        *(problem, packed, inputs.x, inputs.state, None),
+        forward_walk if backward else timed(forward_walk),
+    )
+    if residuals is not None:
+        layer.backward(residuals, inputs.dy, end, timed(partial(cupy_persistent.walk_back, plan=plans[1])))
+
+
+def _fused(problem: Problem, inputs: trials.Inputs, timed: Callable[[Walk], Walk]) -> None:
+    problem = problem._replace(keep=False)
+    packed = cupy_fused.prepare(problem, inputs.params)
+    layer.forward(problem, packed, inputs.x, inputs.state, None, timed(cupy_fused.walk))
