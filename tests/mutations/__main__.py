@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,22 +87,18 @@ def tree(folder: Path) -> Path:
 
 
 def judge_python(name: str, target: Target, changes: list[Change], folder: Path, verdicts: Verdicts) -> None:
-    """Judge changes in forks, and what survives once more by all tests."""
-    survivors: list[Change] = []
+    """Judge changes in forks, and what survives once more in a process of its own."""
     started = time.monotonic()
 
-    def say(change: Change, how: str) -> None:
-        done = len(survivors) + sum(map(verdicts.seen, changes)) + 1
+    def say(number: int, change: Change, how: str) -> None:
         if how:
             verdicts.say(name, change, how)
-        else:
-            survivors.append(change)
-        progress(name, done, changes, started, f"{change.module}:{change.line} {how or 'once more by all'}")
+        progress(name, number, left, started, f"{change.module}:{change.line} {how or 'once more'}")
 
     left = [change for change in changes if not verdicts.seen(change)]
     if not left:
         return
-    items = judge.quick(folder, target.arguments(), left, say)
+    items, survivors = judge.quick(folder, target.arguments(), left, say)
     for number, change in enumerate(survivors, start=1):
         how = judge.whole(folder, target.arguments(), items, change)
         verdicts.say(name, change, how)
@@ -117,13 +113,17 @@ def judge_compiled(
     left = [change for change in changes if not verdicts.seen(change)]
     if not left:
         return
-    items = judge.quick(folder, target.arguments(), [], lambda *_: None)
+    if not build(folder):
+        msg = "the engine does not compile"
+        raise SystemExit(msg)
+    sources = used_sources(folder)
+    items, _ = judge.quick(folder, target.arguments(), [], lambda *_: None)
     for number, change in enumerate(left, start=1):
         path = folder / change.module
         right = path.read_text(encoding="utf-8")
         path.write_text(change.text, encoding="utf-8")
         try:
-            built = build(folder)
+            built = build(folder, sources)
             how = judge.whole(folder, target.arguments(), items, change) if built else "does not compile"
         finally:
             path.write_text(right, encoding="utf-8")
@@ -131,22 +131,33 @@ def judge_compiled(
         progress(name, number, left, started, f"{change.module}:{change.line} {how or 'SURVIVES'}")
 
 
-def build(folder: Path) -> bool:
-    """Build the engine without optimisation, which changes no bit; return whether it compiles."""
-    place = sysconfig.get_paths()["include"]
-    options = (
-        "-std=gnu11",
-        "-O1",
-        "-w",
-        "-ffp-contract=off",
-        "-fno-math-errno",
-        "-pthread",
-        "-fPIC",
-        "-shared",
+def build(folder: Path, sources: Collection[str] = ()) -> bool:
+    """Compile sources, all if none are named, and link the engine; return whether that is possible.
+
+    Optimisation is left out, because it changes no bit.
+    """
+    native = folder / "xplstm/kernels/_native"
+    options = ("-std=gnu11", "-O1", "-w", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-fPIC")
+    place = f"-I{sysconfig.get_paths()['include']}"
+    compiler = os.environ.get("CC", "cc")
+    every = sorted(path.stem for path in native.glob("*.c"))
+    commands = [
+        [compiler, *options, place, "-c", f"{native / name}.c", "-o", str(folder / f"{name}.o")]
+        for name in sources or every
+    ]
+    objects = [str(folder / f"{name}.o") for name in every]
+    commands.append([compiler, "-shared", "-pthread", *objects, "-o", str(folder / ENGINE)])
+    return all(subprocess.run(c, capture_output=True, check=False).returncode == 0 for c in commands)
+
+
+def used_sources(folder: Path) -> list[str]:
+    """Return the sources that a changed header must reach: all but the slower engines."""
+    code = "from xplstm.kernels import _engine; print(*[name for name, _ in _engine.isas()][1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
-    sources = sorted(str(p) for p in (folder / "xplstm/kernels/_native").glob("*.c"))
-    command = [os.environ.get("CC", "cc"), *options, f"-I{place}", *sources, "-o", str(folder / ENGINE)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    native = folder / "xplstm/kernels/_native"
+    return sorted({path.stem for path in native.glob("*.c")} - {*done.stdout.split()})
 
 
 def progress(name: str, number: int, changes: Sequence[Change], started: float, text: str) -> None:

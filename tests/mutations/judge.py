@@ -2,7 +2,7 @@
 
 A fork replaces the code of the changed functions and runs the tests that reach the changed line, one of each
 test function first, until one fails. What survives there, and what no function holds, is judged once more by
-all tests of its target, in a process that imports the changed module.
+all tests of the files that reach it, in a process that imports the changed module.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ LIBRARIES = (
     "torch",
 )
 PATIENCE = 60.0
+DAY = 24 * 3600.0
 
 
 class Item(NamedTuple):
@@ -62,7 +63,11 @@ def forked(work: Callable[[], Any], limit: float) -> Any:
         if child == 0:
             os.setsid()
             try:
-                Path(answer.name).write_text(json.dumps(work()))
+                try:
+                    found = work()
+                except Exception as error:
+                    found = f"{type(error).__name__}: {error}"
+                Path(answer.name).write_text(json.dumps(found))
             finally:
                 os._exit(0)
         end = time.monotonic() + limit
@@ -91,6 +96,11 @@ class Tests:
             self.work(self)
         return True
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out what other array libraries repeat; as a reference they stay."""
+        items[:] = [item for item in items if library_of(item) in ("", "numpy")]
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.failed = self.failed or report.nodeid or "collection"
@@ -107,6 +117,12 @@ class Tests:
             if self.failed:
                 break
         return self.failed
+
+
+def library_of(item: pytest.Item) -> str:
+    """Return the array library that the fixture `xp` gives to a test, or nothing."""
+    call = getattr(item, "callspec", None)
+    return call.params.get("xp", "") if call else ""
 
 
 def collect(folder: Path, arguments: Sequence[str], work: Callable[[Tests], None]) -> str:
@@ -132,21 +148,23 @@ def survey(folder: Path, tests: Tests, modules: Sequence[str]) -> list[Any] | st
 
     paths = {str(folder / module): module for module in modules}
     tracer = coverage.Coverage(data_file=None, include=list(paths), config_file=False)
-    tracer.start()
+    if paths:
+        tracer.start()
     times = []
     for number, item in enumerate(tests.items):
-        tracer.switch_context(str(number))
+        if paths:
+            tracer.switch_context(str(number))
         before = time.perf_counter()
         following = tests.items[number + 1] if number + 1 < len(tests.items) else None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         times.append(time.perf_counter() - before)
         if tests.failed:
             return tests.failed
-    tracer.stop()
-    data = tracer.get_data()
     reached: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    if paths:
+        tracer.stop()
     for path, module in paths.items():
-        for line, contexts in data.contexts_by_lineno(path).items():
+        for line, contexts in tracer.get_data().contexts_by_lineno(path).items():
             for context in contexts:
                 if context:
                     reached[int(context)][module].append(line)
@@ -197,50 +215,68 @@ def import_changed(path: str, text: str) -> None:
 
 def quick(
     folder: Path, arguments: Sequence[str], changes: Sequence[Change], say: Callable[..., None]
-) -> list[Item]:
-    """Judge changes in forks of one process; say each verdict, and return the tests."""
+) -> tuple[list[Item], list[Change]]:
+    """Judge changes in forks of one process; say each verdict, and return the tests and what survives."""
+    # A process that has imported the engine would never see another one at the same path.
+    answer = forked(lambda: _quick(folder, arguments, changes, say), DAY)
+    if isinstance(answer, str):
+        msg = f"without a change: {answer}"
+        raise SystemExit(msg)
+    items, survivors = answer
+    return [Item(*one) for one in items], [changes[n] for n in survivors]
+
+
+def _quick(
+    folder: Path, arguments: Sequence[str], changes: Sequence[Change], say: Callable[..., None]
+) -> tuple[list[Item], list[int]] | str:
+    """Do the work of `quick` in a process of its own; survivors are numbers, since JSON holds them."""
     found: list[Item] = []
+    survivors: list[int] = []
 
     def work(tests: Tests) -> None:
-        answer = forked(lambda: survey(folder, tests, sorted({c.module for c in changes})), 3600)
+        answer = forked(lambda: survey(folder, tests, sorted({c.module for c in changes})), DAY)
         if isinstance(answer, str):
             tests.failed = answer
             return
         found.extend(Item(*one) for one in answer)
-        for change in changes:
+        for at, change in enumerate(changes):
             numbers, seconds = order(found, change)
-            path = str(folder / change.module)
-            right = Path(path).read_text(encoding="utf-8")
+            right = (folder / change.module).read_text(encoding="utf-8")
 
             def one(numbers: list[int] = numbers, change: Change = change, right: str = right) -> str:
                 replace(str(folder / change.module), right, change.text)
                 return tests.run([tests.items[n] for n in numbers])
 
             verdict = forked(one, PATIENCE + 10 * seconds) if change.inside and numbers else ""
-            say(change, verdict)
+            if not verdict:
+                survivors.append(at)
+            say(at + 1, change, verdict)
 
-    failed = collect(folder, arguments, work)
-    if failed:
-        msg = f"without a change: {failed}"
-        raise SystemExit(msg)
-    return found
+    return collect(folder, arguments, work) or (found, survivors)
 
 
-def whole(folder: Path, arguments: Sequence[str], items: Sequence[Item], change: Change | None) -> str:
-    """Judge a change by all tests, in a process that imports the changed module."""
-    seconds = sum(item.seconds for item in items)
+def whole(folder: Path, arguments: Sequence[str], items: Sequence[Item], change: Change) -> str:
+    """Judge a change by all tests of the files that reach it, in a process that imports the changed module.
+
+    In such a file a test may look at what an earlier one made the module do.
+    """
+    hits, _ = order(items, change)
+    files = {file_of(items[n]) for n in hits}
+    near = [n for n, item in enumerate(items) if not hits or file_of(item) in files]
+    turn = list(dict.fromkeys([*hits, *in_turn(items, near)]))
 
     def one() -> str:
-        if change is not None and change.module.endswith(".py"):
+        if change.module.endswith(".py"):
             import_changed(str(folder / change.module), change.text)
 
         def work(tests: Tests) -> None:
             places = {item.nodeid: item for item in tests.items}
-            numbers = order(items, change)[0] if change is not None else []
-            turn = list(dict.fromkeys([*numbers, *in_turn(items, range(len(items)))]))
-            known = [places[items[n].name] for n in turn if items[n].name in places]
-            tests.run([*known, *(item for item in tests.items if item not in set(known))])
+            tests.run([places[items[n].name] for n in turn if items[n].name in places])
 
         return collect(folder, arguments, work)
 
-    return str(forked(one, PATIENCE + 10 * seconds))
+    return str(forked(one, PATIENCE + 10 * sum(items[n].seconds for n in turn)))
+
+
+def file_of(item: Item) -> str:
+    return item.name.partition("::")[0]

@@ -42,6 +42,13 @@ SEQUENCES = (
     "tests/kernels/test_kernels.py",
     "tests/kernels/test_resets.py",
 )
+LAYOUTS = tuple(
+    f"tests/io/test_io_{name}.py"
+    for name in (
+        *("gates", "load", "keras", "keras_layers", "peers", "cell", "cells", "gru", "dtypes", "bounds"),
+        *("given", "wrapped", "quantised", "eqx"),
+    )
+)
 LAYERS = ("tests/nn", "tests/test_functional.py", "tests/cells", "tests/test_checks.py")
 TARGETS = {
     "cells": Target(("xplstm/cells/*.py",), (*REFERENCE, "tests/cells", "tests/nn/test_nn.py", *SEQUENCES)),
@@ -62,7 +69,7 @@ TARGETS = {
     "decoding": Target(
         ("xplstm/models/decoding.py",), ("tests/models/test_decoding.py", "tests/models/test_seq2seq.py")
     ),
-    "io": Target(("xplstm/io/gates.py", "xplstm/io/columns.py", "xplstm/io/layouts/*.py"), ("tests/io",)),
+    "io": Target(("xplstm/io/gates.py", "xplstm/io/columns.py", "xplstm/io/layouts/*.py"), LAYOUTS),
     "native": Target(
         ("xplstm/kernels/_native/*.[ch]",),
         (*NATIVE, "spec/test_vectors.py", "--subject", "xplstm:numpy:native"),
