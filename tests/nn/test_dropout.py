@@ -52,3 +52,20 @@ def test_streams_and_keys_differ() -> None:
     assert (one != two).any()
     generator = np.random.default_rng(0)
     assert _dropout.draw_key(generator) != _dropout.draw_key(generator)
+
+
+def test_a_number_that_equals_the_probability_is_kept_and_not_held():
+    """Numbers are in [0, p) with probability p, so that p itself is outside."""
+    key, shape = (3, 5), (8,)
+    for n in range(8):
+        p = float(_dropout.uniform(shape, key, LAYERS, 1)[n])
+        kept = _dropout.scaled_mask(XP, shape, p, key, 1, "float64", None, LAYERS)
+        held = _dropout.hold_mask(XP, shape, p, key, LAYERS, 1, 0, None)
+        assert kept[n] == 1 / (1 - p)
+        assert not held[n]
+        np.testing.assert_array_equal(kept == 0, held)
+
+
+def test_a_key_is_two_words_of_the_generator():
+    raw = np.random.PCG64(7).random_raw(2).tolist()
+    assert _dropout.draw_key(7) == tuple(raw)
