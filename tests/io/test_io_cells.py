@@ -140,6 +140,8 @@ REFUSED = {
         {"input_linearity.weight": random(6 * H, I), "state_linearity.weight": random(5 * H, H)},
         "input_linearity.weight has shape",
     ),
+    "no inputs": ({"net/lstm/linear": {"w": random(H, 4 * H), "b": random(4 * H)}}, "holds no LSTM"),
+    "no units": ({"net/lstm/linear": {"w": random(H, 0), "b": random(0)}}, "holds no LSTM"),
     "another layer": ({"mlp/linear": {"w": random(I + H, 4 * H), "b": random(4 * H)}}, "holds no LSTM"),
 }
 
@@ -149,6 +151,19 @@ def test_what_is_no_such_cell_is_refused(kind: str) -> None:
     weights, message = REFUSED[kind]
     with pytest.raises(xplstm.FormatError, match=message):
         xplstm.io.load(weights, **({"format": "tensorflow"} if kind == "peepholes" else {}))
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_inspection_names_the_tensors_of_a_cell(kind: str) -> None:
+    weights, _, _ = CASES[kind]
+    for network in xplstm.io.inspect(weights).networks:
+        assert network[2] == "float64"
+
+
+def test_a_cell_is_found_by_the_word_lstm_alone() -> None:
+    weights = {"rnn/lstm/kernel": random(I + H, 4 * H), "rnn/lstm/bias": random(4 * H)}
+    y, _ = xplstm.io.load(weights, format="tensorflow")(batch())
+    np.testing.assert_allclose(y, concatenated(weights, (*weights, ""), 1.0), rtol=0, atol=1e-12)
 
 
 def test_elmo_in_its_own_file(tmp_path: Any) -> None:

@@ -168,7 +168,8 @@ def test_models_are_found_to_the_greatest_depth(tmp_path: Any) -> None:
         for number in range(depth + 1):
             config = {"class_name": "Sequential", "config": {"name": f"m{number}", "layers": [config]}}
         path = write(tmp_path / "m.h5", {"lstm_1/lstm_1": arrays(I, 0)}, config)
-        assert bool(xplstm.io.inspect(path).networks) == (depth <= DEEPEST), depth
+        names = [network[0] for network in xplstm.io.inspect(path).networks]
+        assert names == ["lstm_1"] * (depth <= DEEPEST), depth
 
 
 def test_a_class_that_is_not_read_is_named_before_layers_of_keras(tmp_path: Any) -> None:
@@ -179,11 +180,44 @@ def test_a_class_that_is_not_read_is_named_before_layers_of_keras(tmp_path: Any)
         xplstm.io.load(path)
 
 
-def test_a_kernel_that_is_none_of_cudnn_is_refused(tmp_path: Any) -> None:
-    cell = arrays(I, 0, cudnn=True)
-    cell["kernel"] = cell["kernel"][:, :-1]
-    with pytest.raises(xplstm.FormatError, match="kernel has shape"):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("kernel", (I, 4 * H - 1)), ("recurrent_kernel", (H, 5 * H)), ("bias", (9 * H,))]
+)
+def test_a_cell_that_is_none_of_cudnn_is_refused(name: str, shape: tuple[int, ...], tmp_path: Any) -> None:
+    cell = arrays(I, 0, cudnn=True) | {name: np.ones(shape, "f4")}
+    with pytest.raises(xplstm.FormatError, match="has shape"):
         xplstm.io.load(write(tmp_path / "m.hdf5", {"rnn_1/rnn_1": cell}), prefix="rnn_1")
+
+
+def test_a_gru_of_cudnn_is_one_with_other_kernels(tmp_path: Any) -> None:
+    rng = np.random.default_rng(0)
+    kernel, recurrent, bias = (rng.normal(size=s).astype("f4") for s in ((I, 3 * H), (H, 3 * H), (6 * H,)))
+    units = [kernel[:, k * H : (k + 1) * H].ravel().reshape(H, I).T for k in range(3)]
+    hidden = [recurrent[:, k * H : (k + 1) * H].T for k in range(3)]
+    other = dict(zip(KERNELS, (np.hstack(units), np.hstack(hidden), bias.reshape(2, 3 * H)), strict=True))
+    found = []
+    for kind, cell in (
+        ("CuDNNGRU", dict(zip(KERNELS, (kernel, recurrent, bias), strict=True))),
+        ("GRU", other),
+    ):
+        config = model(layer("rnn_1", kind, recurrent_activation="sigmoid", reset_after=True))
+        found.append(xplstm.io.load(write(tmp_path / "m.h5", {"rnn_1/rnn_1": cell}, config)))
+    assert found[0].bias
+    np.testing.assert_array_equal(found[0](batch())[0], found[1](batch())[0])
+
+
+def test_dropout_between_two_layers_keeps_them_a_stack(tmp_path: Any) -> None:
+    cells = {"a/a": arrays(I, 0), "b/b": arrays(H, 1)}
+    for kind, layers in (("Dropout", 2), ("Dense", 1)):
+        config = model(layer("a"), {"class_name": kind, "config": {"name": "d"}}, layer("b"))
+        found = xplstm.io.inspect(write(tmp_path / "m.h5", cells, config)).networks
+        assert len(found) == 3 - layers, kind
+
+
+def test_weights_of_another_layer_are_not_taken(tmp_path: Any) -> None:
+    path = write(tmp_path / "m.h5", {"other/other": arrays(I, 0)}, model(layer()))
+    with pytest.raises(xplstm.FormatError, match="lstm_1"):
+        xplstm.io.load(path)
 
 
 def plain_of_cudnn(cell: dict[str, Any]) -> dict[str, Any]:

@@ -401,6 +401,10 @@ WRONG = {
         r"ig.kernel has shape \(3, 6\), expected \(3, 5\)",
     ),
     "a bias of another shape": (dense_shapes("if") | {"hg.bias": (H + 1,)}, r"hg.bias has shape \(6,\)"),
+    "cells that are not numbered from 0": (
+        {f"{number}.{name[2:]}": shape for number in (1, 2) for name, shape in NUMBERED.items()},
+        "there are 2 cells, and one has the number 2",
+    ),
     "a projection that is a vector": (
         {"weight_ih_l0": (20, 3), "weight_hh_l0": (20, 4), "weight_hr_l0": (5,)},
         r"weight_hr_l0 has shape \(5,\), expected \(4, 5\)",
@@ -437,6 +441,26 @@ def test_shapes_that_a_named_format_does_not_have_are_said(name):
     shapes, words = OF_FORMATS[name]
     with pytest.raises(FormatError, match=words):
         io.load(draws(shapes), format=name)
+
+
+@pytest.mark.parametrize("form", ["joined", "parted"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_matrices_of_documents_there_and_back(form, bias):
+    """What they mean is tested with `io.gates`, which writes and reads them."""
+    lstm = xplstm.LSTM(I, H, bias=bias, dtype="float64", rng=5)
+    found = io.load(io.to_mapping(lstm, form), format=form)
+    assert repr(found) == repr(lstm)
+    x = np.random.default_rng(1).standard_normal((T, I))
+    np.testing.assert_array_equal(found(x)[0], lstm(x)[0])
+
+
+def test_spectral_norm_has_a_vector_for_rows_and_one_for_columns():
+    given = draws({"weight_ih_l0": (4 * H, I), "weight_hh_l0": (4 * H, H)})
+    weight, u, v = given.pop("weight_hh_l0"), *draws({"u": (4 * H,), "v": (H,)}).values()
+    for first, second in ((u, v), (v, u)):
+        parts = {"weight_hh_l0_orig": weight, "weight_hh_l0_u": first, "weight_hh_l0_v": second}
+        lstm = io.load(given | parts)
+        np.testing.assert_allclose(lstm.params["weight_hh_l0"], weight / (u @ weight @ v), rtol=1e-12)
 
 
 def test_cells_that_do_not_stack_are_refused():

@@ -102,8 +102,9 @@ def test_plateau_counts_reports_before_the_first_improvement():
         assert plateau(0) == pytest.approx(expected)
 
 
-def test_clipping_survives_gradients_whose_squares_vanish():
-    tiny = {"a": np.asarray([3e-200, 4e-200])}
-    clipped, norm = optim.clip_by_global_norm(tiny, 1e-200)
-    assert float(norm) == pytest.approx(5e-200)
-    np.testing.assert_allclose(clipped["a"], [0.6e-200, 0.8e-200], rtol=1e-14)
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_clipping_survives_float64_whose_squares_do_not(size):
+    grads = {"a": np.asarray([3 * size, 4 * size])}
+    clipped, norm = optim.clip_by_global_norm(grads, size)
+    assert float(norm) == pytest.approx(5 * size)
+    np.testing.assert_allclose(clipped["a"], [0.6 * size, 0.8 * size], rtol=1e-14)
