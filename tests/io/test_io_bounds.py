@@ -266,3 +266,17 @@ def test_a_layer_that_has_time_first(time_major, tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(archive(config=model_of(layer(time_major=time_major)), **metadata("2.15.0")))
     assert io.load(path)._stack.batch_first is not time_major
+
+
+def test_a_functional_model_of_keras_2(tmp_path):
+    """Its archive lists each call as layer, call, output and arguments, as its HDF5 files do."""
+    one, entry = (
+        layer(),
+        {"class_name": "InputLayer", "config": {"name": "x"}, "name": "x", "inbound_nodes": []},
+    )
+    one |= {"name": one["config"]["name"], "inbound_nodes": [[["x", 0, 0, {}]]]}
+    config = {"layers": [entry, one], "input_layers": [["x", 0, 0]]}
+    model = {"class_name": "Functional", "config": config | {"output_layers": [[one["name"], 0, 0]]}}
+    path = tmp_path / "model.keras"
+    path.write_bytes(archive(config=model, **metadata("2.21.0")))
+    assert repr(io.load(path)) == "LSTM(3, 2, num_layers=1, batch_first=True)"

@@ -150,6 +150,34 @@ def test_an_lstm_in_a_function(tmp_path: Path) -> None:
     np.testing.assert_allclose(net(x)[0], wanted[:, 0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_functions_of_one_name_are_told_apart(order: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kept = {"W": rng.normal(size=(1, 8, 3)).astype("f4"), "R": rng.normal(size=(1, 8, 2)).astype("f4")}
+    functions = []
+    for letter in order:
+        double = make.make_node("Add", ["W", "W"], ["W2"])
+        lstm = make.make_node("LSTM", ["x", "W2" if letter == "b" else "W", "R"], ["y"])
+        body = [double, lstm] if letter == "b" else [lstm]
+        functions.append(
+            make.make_function("my", "Net", ["x", "W", "R"], ["y"], body, [make.make_opsetid("", 17)])
+        )
+        functions[-1].overload = letter
+    call = node("Net", ["x", "W", "R"], ["Y"], "call", domain="my")
+    call.overload = "b"
+    opsets = [make.make_opsetid("", 17), make.make_opsetid("my", 1)]
+    inputs = [("x", FLOAT, ["T", "B", 3])]
+    model = model_of([call], inputs, ["Y"], kept, functions=functions, opset_imports=opsets)
+    onnx.save(model, tmp_path / "m.onnx")
+    found = xplstm.io.load(tmp_path / "m.onnx").params["weight_ih_l0"]
+    np.testing.assert_allclose(abs(found).sum(), 2 * abs(kept["W"]).sum(), rtol=1e-5)
+    for function in model.functions:
+        function.overload = ""
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match="two functions of one name"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("calls_itself", [False, True])
 def test_functions_that_grow_without_end(calls_itself: bool, tmp_path: Path) -> None:
     functions, domain = [], make.make_opsetid("own", 1)

@@ -59,7 +59,9 @@ def read(path: str) -> Contents:
         raise FormatError(msg)
     config = keras_config.parse(path, archive.read(_CONFIG))
     tree = h5.read(h5.Source(path, archive.read(_WEIGHTS), os.path.getsize(path)))
-    metadata = {"config": config, "names": tree.names, "version": _version(archive)}
+    version = _version(archive)
+    config = keras_config.modern(config) if version == 2 else config
+    metadata = {"config": config, "names": tree.names, "version": version}
     return Contents(path, "keras", by_name(path, tree.tensors), metadata, "keras")
 
 

@@ -168,7 +168,10 @@ class _Flat:
         self.constants: dict[str, Tensor] = {}
         self.free: list[str] = []
         """Inputs of inner graphs, which the node around them provides."""
-        self._functions = {(f.domain, f.name): f for f in model.functions}
+        self._functions = {(f.domain, f.name, _overload(f)): f for f in model.functions}
+        if len(self._functions) < len(model.functions):
+            msg = f"{where} holds two functions of one name"
+            raise FormatError(msg)
         # A function that calls another twice, and so on, would double at each level.
         self._most = LEAST_NODES + NODES_PER_BYTE * model.ByteSize()
         self._prefixes: set[str] = set()
@@ -213,7 +216,7 @@ class _Flat:
         attributes = [_resolved(a, given) for a in node.attribute]
         one = as_node(self.where, node, [a for a in attributes if a is not None])
         inputs = [names.get(name, name) for name in one.inputs]
-        function = self._functions.get((node.domain, node.op_type))
+        function = self._functions.get((node.domain, node.op_type, _overload(node)))
         if function is not None:
             self._call(function, one, inputs, prefix, names, [a for a in attributes if a is not None])
             return
@@ -268,6 +271,11 @@ class _Flat:
                 names[made] = prefix + made
                 source = local.get(text(self.where, name), inside + name)
                 self.nodes.append(Node("Identity", "", (source,), (prefix + made,), {}))
+
+
+def _overload(one: Any) -> str:
+    """Return which of several functions of one name is meant; older versions of the package have one."""
+    return str(getattr(one, "overload", ""))
 
 
 def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
