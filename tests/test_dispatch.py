@@ -198,7 +198,7 @@ def test_a_demand_for_the_published_order_that_none_meets(dtype: Any) -> None:
     assert [line.split(":")[0] for line in lines] == [f"  not {name}" for name in _dispatch.TABLE]
     why = ": it does not use the reproducible summation order, which reproducible=True requires"
     assert lines[-1] == f"  not reference{why}"
-    assert "layer_norm" in lines[0]
+    assert lines[0].endswith(why) or "not compiled" in lines[0]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (5, 0, 3)])

@@ -53,6 +53,10 @@ VARIANTS = {
     "gate_clip": Variant(gate_clip=0.5),
     "cell_clip": Variant(cell_clip=0.3),
     "recurrent_dropout, without noise": Variant(recurrent_dropout=0.3),
+    "layer_norm": Variant(layer_norm=True),
+    "layer_norm, all": Variant(
+        *(True, True, ("sigmoid", "softsign", "tanh"), 0.9, 1.1, True), zoneout_h=0.2, zoneout_c=0.3
+    ),
     "zoneout, mean": Variant(zoneout_h=0.3, zoneout_c=0.2, peepholes=True),
     "four": Variant(peepholes=True, coupled=True, gate_clip=0.7, cell_clip=0.4),
     **{f"gates {a}": Variant(activations=(a, "tanh", "sigmoid"), peepholes=True) for a in ACTIVATIONS},
@@ -95,6 +99,7 @@ NOISY = {
     "recurrent_dropout": Variant(recurrent_dropout=0.4),
     "zoneout_h": Variant(zoneout_h=0.4),
     "zoneout_c": Variant(zoneout_c=0.4),
+    "layer_norm": Variant(peepholes=True, layer_norm=True, zoneout_h=0.3, recurrent_dropout=0.4),
     "all": Variant(peepholes=True, cell_clip=0.4, zoneout_h=0.3, zoneout_c=0.2, recurrent_dropout=0.4),
 }
 
@@ -143,7 +148,7 @@ def test_a_mask_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_array_equal(*found)
 
 
-@pytest.mark.parametrize("name", ["four", "g, h softplus", "gates ('elu', 0.7)"])
+@pytest.mark.parametrize("name", ["four", "g, h softplus", "gates ('elu', 0.7)", "layer_norm, all"])
 def test_a_composed_step_has_the_same_bits_on_any_threads_and_vectors(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,9 +161,3 @@ def test_a_composed_step_has_the_same_bits_on_any_threads_and_vectors(
     for other in answers[1:]:
         for key, value in answers[0].items():
             np.testing.assert_array_equal(other[key], value, err_msg=key)
-
-
-def test_a_variant_that_is_not_pointwise_is_refused_by_name() -> None:
-    lstm = xplstm.LSTM(3, 4, rng=0, variant=Variant(layer_norm=True))
-    with pytest.raises(xplstm.KernelError, match=r"composes every option.*not Variant\(layer_norm=True\)"):
-        lstm(np.ones((2, 1, 3), "float32"))

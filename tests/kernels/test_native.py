@@ -329,9 +329,7 @@ def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
 def forward_arguments() -> list[Any]:
     """A right call of the extension module, to be made wrong."""
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    handle = native._engine.pack(
-        native.ISA, "float32", 0, 4, 5, 0, native._room, 1, *p.values(), None, None, None, None
-    )
+    handle = native._engine.pack(native.ISA, "float32", 0, 4, 5, 0, native._room, 1, *p.values(), *[None] * 8)
     zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
     outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
     return [(handle,), (False,), *zeros, None, None, None, None, *outs, None, 1]
@@ -355,11 +353,11 @@ def test_results_go_to_arrays_that_can_be_written_to() -> None:
 
 def test_sizes_beyond_memory_are_refused() -> None:
     with pytest.raises(OverflowError, match="no memory holds"):
-        native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._room, 1, *[None] * 8)
+        native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._room, 1, *[None] * 12)
 
 
 def test_weights_need_a_storage_that_is_there() -> None:
-    rest = (2, 3, 0, native._room, 1, *[None] * 8)
+    rest = (2, 3, 0, native._room, 1, *[None] * 12)
     for dtype, storage in (("float32", 5), ("float32", -1), ("float64", 1)):
         with pytest.raises(ValueError, match=f"no storage {storage} of weights for {dtype}"):
             native._engine.pack(native.ISA, dtype, storage, *rest)
@@ -368,13 +366,13 @@ def test_weights_need_a_storage_that_is_there() -> None:
         native._engine.pack(native.ISA, "float32", 0, *rest)
     with pytest.raises(ValueError, match="or its scales"):
         native._engine.pack(
-            native.ISA, "float32", 3, 3, 3, 0, native._room, 1, (w, None), (w, None), *[None] * 6
+            native.ISA, "float32", 3, 3, 3, 0, native._room, 1, (w, None), (w, None), *[None] * 10
         )
 
 
 def test_weights_need_the_room_that_was_asked_for() -> None:
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    rest = (1, *p.values(), None, None, None, None)
+    rest = (1, *p.values(), *[None] * 8)
     with pytest.raises(ValueError, match="less room than was asked for"):
         native._engine.pack(
             native.ISA, "float32", 0, 4, 5, 0, lambda size: np.empty(size - 1, np.uint8), *rest
@@ -399,9 +397,7 @@ def test_threads_pack_the_same(dtype: str) -> None:
             lambda _, room=room: room,
             threads,
             *p.values(),
-            None,
-            None,
-            None,
+            *[None] * 7,
         )
     first = [-room.ctypes.data % 64 for room in rooms]
     one, two = (room[start : start + 2**23 - 64] for room, start in zip(rooms, first, strict=True))
@@ -412,9 +408,11 @@ def test_threads_pack_the_same(dtype: str) -> None:
 def test_reasons_against() -> None:
     x = np.zeros((2, 4, 3), "float32")
     with xplstm.use_kernel(None):
-        normal = xplstm.LSTM(3, 5, variant=xplstm.Variant(layer_norm=True))
-        assert "layer_norm" in normal.explain(x).reasons[0]["native"]
-        assert xplstm.LSTM(3, 5, variant=xplstm.Variant(zoneout_h=0.1)).explain(x).kernels == ("native",)
+        for variant in (xplstm.Variant(zoneout_h=0.1), xplstm.Variant(layer_norm=True)):
+            assert xplstm.LSTM(3, 5, variant=variant).explain(x).kernels == ("native",)
+        normal = xplstm.LSTM(3, 5, variant=xplstm.Variant(layer_norm=True), reproducible=True)
+        with pytest.raises(xplstm.KernelError, match=r"not native: .*reproducible summation order"):
+            normal(x)
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "0", "²", "1.5", "9" * 30, "9" * 5000])

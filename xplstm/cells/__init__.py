@@ -70,7 +70,7 @@ class Sizes(NamedTuple):
 class Pointwise(NamedTuple):
     """The pointwise step of an LSTM, for kernels that compose it from options.
 
-    Peepholes are on where the parameters have weight_ch.
+    Peepholes are on where the parameters have weight_ch, layer normalisation where they have gains.
     """
 
     coupled: bool
@@ -168,9 +168,9 @@ class Cell(ABC):
     def reason(self) -> str:
         """Why a kernel of the standard LSTM cannot run it, or nothing."""
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
-        """Return how a kernel composes the pointwise step of `problem`, or None where none can."""
-        return None
+    @abstractmethod
+    def pointwise(self, problem: Direction) -> Pointwise:
+        """Return how a kernel composes the pointwise step of `problem`."""
 
     def masks(self, problem: Direction) -> Masks | None:  # noqa: ARG002 - the signature of every cell
         """Return what the random masks of a whole call are drawn from, or None where nothing is random."""

@@ -101,7 +101,7 @@ class GRUCell(Cell):
     defaults = {"reset_after": True}  # noqa: RUF012
     reason = "supports only the standard LSTM, not the cell of GRU"
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+    def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
         """Return the step above."""
         return GATED_STEP if self.reset_after else RESET_STEP
 

@@ -92,7 +92,7 @@ class LSTMCell(Cell):
         """Return nothing: kernels are made for it."""
         return ""
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
+    def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
         """Return the pointwise step above."""
         return STANDARD_STEP
 

@@ -94,9 +94,9 @@ class VariantCell(LSTMCell):
         variant = self.variant
         return bool(variant.zoneout_h or variant.zoneout_c or variant.recurrent_dropout)
 
-    def pointwise(self, problem: Direction) -> Pointwise | None:  # noqa: ARG002 - the signature of every cell
-        """Return the options of its step, or None with layer_norm, which is more than pointwise."""
-        return None if self.variant.layer_norm else _pointwise(self.variant)
+    def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
+        """Return the options of its step."""
+        return _pointwise(self.variant)
 
     def masks(self, problem: Direction) -> Masks | None:
         """Return what the random masks of a whole call are drawn from, or None where nothing is random."""

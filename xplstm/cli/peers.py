@@ -54,6 +54,7 @@ SHARED = {
 VARIANTS = SHARED | {
     "zoneout": Variant(zoneout_h=0.1, zoneout_c=0.1),
     "recurrent_dropout": Variant(recurrent_dropout=0.1),
+    "layer_norm": Variant(layer_norm=True),
 }
 """Timed by ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
 

@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 10
+    INTERFACE = 11
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -130,12 +130,12 @@ class Residuals(NamedTuple):
     mask: np.ndarray | None
     fresh: np.ndarray | None
     noise: Noise | None
-    kept: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
+    kept: tuple[tuple[np.ndarray, ...], ...]
 
 
 def supports(problem: Problem) -> str | None:
-    """Run the LSTM, options of its pointwise step, GRU and RNN, in every dtype, if the C code is compiled."""
-    why_not = _support.why_not(problem, "numpy", DTYPES, resets=True) or _why_not_cell(problem)
+    """Run every cell, option and dtype, if the C code is compiled."""
+    why_not = _support.why_not(problem, "numpy", DTYPES, resets=True)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 
 
@@ -144,13 +144,6 @@ def _why_not_integers(problem: Problem) -> str | None:
     longest = max(problem.I, problem.H)
     if problem.weights == "int8" and longest > LONGEST:
         return f"sums of {longest} products with int8 weights could overflow, at most {LONGEST} cannot"
-    return None
-
-
-def _why_not_cell(problem: Problem) -> str | None:
-    """Return why the C code cannot compose the pointwise step of `problem`, or None."""
-    if problem.cell.pointwise(problem) is None:
-        return f"composes every option of the LSTM but layer_norm, GRU and RNN; {problem.cell.reason}"
     return None
 
 
@@ -173,16 +166,15 @@ def slower(problem: Problem) -> str | None:
 
 
 def canonical_sums(problem: Problem) -> bool:
-    """Return whether multiply-adds are fused; int8 adds in integers instead."""
-    return ISAS.get(ISA, False) and problem.weights != "int8"
+    """Say whether multiply-adds are fused; int8 adds in integers, the means of layer_norm have no clause."""
+    published = problem.weights != "int8" and not _is_normal(problem)
+    return ISAS.get(ISA, False) and published
 
 
 def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     blocks = tuple(map(problem.cell.in_four_blocks, params))
-    arrays: list[Any] = [
-        tuple(None if a is None else _as_read(a) for a in (*p[:6], p.bias_hr)) for p in blocks
-    ]
+    arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p) for p in blocks]
     threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].weight_hr
     half = problem.dtype in HALVES
     products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
@@ -213,7 +205,6 @@ def _as_read(a: Any) -> Any:
 def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
     """Return the options of the pointwise step of direction `d` for the C code, or None where none is on."""
     step = problem.cell.direction(d).pointwise(problem)
-    assert step is not None, "supports has refused it"
     if step is STANDARD_STEP:
         return None
     kinds = ((ACTIVATIONS.index(name), alpha, beta) for name, alpha, beta in step.activations)
@@ -296,9 +287,17 @@ def _seen(h_0: np.ndarray, noise: Noise | None) -> np.ndarray:
 
 def _kind(problem: Problem) -> str:
     """Return which step the C code composes."""
-    step = problem.cell.direction(0).pointwise(problem)
-    assert step is not None, "supports has refused it"
-    return step.kind
+    return problem.cell.direction(0).pointwise(problem).kind
+
+
+def _is_normal(problem: Problem) -> bool:
+    """Return whether the step has layer normalisation."""
+    return "gain_ih" in problem.cell.shapes(_sizes(problem))
+
+
+def _sizes(problem: Problem) -> Sizes:
+    """Return what the shapes of the parameters depend on."""
+    return Sizes(problem.I, problem.H, problem.proj_size, problem.bias)
 
 
 def _in_place_of_c(problem: Problem, h: np.ndarray) -> np.ndarray:
@@ -397,20 +396,18 @@ def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | Non
     return None, np.ascontiguousarray(valid)
 
 
-def _keep(
-    problem: Problem, packed: Packed, dtype: np.dtype
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
-    """Room for the gates, c and h of every step of each direction; c also of the one before the first."""
-    T, B = problem.T, problem.B
-    units = [_engine.units(handle) for handle in packed.handles]
-    return tuple(
-        (
-            _recycled.empty((T, B, 4 * n), dtype),
-            _recycled.empty((T + 1, B, n), dtype),
-            _recycled.empty((T, B, problem.output_size), dtype),
-        )
-        for n in units
-    )
+def _keep(problem: Problem, packed: Packed, dtype: np.dtype) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Room for the gates, c and h of every step of each direction; c also of the one before the first.
+
+    With layer normalisation also for W_ih x, W_hh h and c after it, and the three scales.
+    """
+    T, B, P = problem.T, problem.B, problem.output_size
+    kept = []
+    for n in map(_engine.units, packed.handles):
+        shapes = [(T, B, 4 * n), (T + 1, B, n), (T, B, P)]
+        shapes += [(T, B, 4 * n), (T, B, 4 * n), (T, B, n), (T, B, 3)] if _is_normal(problem) else []
+        kept.append(tuple(_recycled.empty(shape, dtype) for shape in shapes))
+    return tuple(kept)
 
 
 def backward(
@@ -423,13 +420,12 @@ def backward(
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
     weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
-    sizes = Sizes(problem.I, problem.H, problem.proj_size, problem.bias)
-    shapes = problem.cell.shapes(sizes)
+    shapes = problem.cell.shapes(_sizes(problem))
     # Those of four blocks.
     ih, hh = (a.shape for a in packed.weights[0][:2])
     shapes = shapes | {"weight_ih": ih, "weight_hh": hh} | ({"bias_ih": ih[:1]} if problem.bias else {})
     shapes |= {} if packed.weights[0][2] is None else {"weight_hr": packed.weights[0][2].shape}
-    names = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_ch", "bias_hr")
+    names = [name for name in FourBlocks._fields if name != "bias_hh"]
     gradients = tuple(
         tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)
         for _ in packed.weights
@@ -445,9 +441,9 @@ def backward(
     return dx, LSTMState(dh_0, dc_0), tuple(map(problem.cell.from_four_blocks, dparams))
 
 
-def _as_params(ih: Any, hh: Any, bias: Any, hr: Any, ch: Any, bias_hr: Any) -> FourBlocks:
+def _as_params(ih: Any, hh: Any, bias: Any, *others: Any) -> FourBlocks:
     """Both biases have the same gradient, and no memory in common."""
-    return FourBlocks(ih, hh, bias, None if bias is None else bias.copy(), hr, ch, bias_hr=bias_hr)
+    return FourBlocks(ih, hh, bias, None if bias is None else bias.copy(), *others)
 
 
 SHARES = ("automatic", "rows", "panels")

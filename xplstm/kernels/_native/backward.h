@@ -53,6 +53,8 @@ typedef struct Back {
     Size *own, owned, *active, present; /* the last: batch entries of the present step */
     const REAL **dz_rows, **dh_rows;
     REAL *products;
+    Exposed exposed; /* with layer normalisation: of one batch entry */
+    REAL *scaled;    /* dz in the layout of panels, twice */
 } Back;
 
 static size_t NAME(carve_back)(Back *w, char *memory)
@@ -65,6 +67,12 @@ static size_t NAME(carve_back)(Back *w, char *memory)
     w->dz_rows = take(&arena, B * sizeof(void *));
     w->dh_rows = take(&arena, B * sizeof(void *));
     w->products = take(&arena, NAME(CHUNK) * wide * sizeof(REAL));
+    size_t row = p->pointwise.normal ? (size_t)p->units * sizeof(REAL) : 0;
+    w->exposed.dm = take(&arena, row);
+    w->exposed.dseen = take(&arena, row);
+    w->exposed.seen = take(&arena, row);
+    w->exposed.dcell = take(&arena, row);
+    w->scaled = take(&arena, 8 * row);
     return arena.used;
 }
 
@@ -149,6 +157,60 @@ INLINE void NAME(store_blocks)(REAL *dz, Size H, Size width, const V d[4])
             store_part(dz + gate * H, d[gate], width);
 }
 
+/* The gradient with respect to m of one vector of units, after zoneout, whose part for the h before it leaves
+   in dh. `products` are those of a projection. */
+INLINE V NAME(dm_of)(const Packed *p, const REAL *products, REAL *dh, const REAL *dy, const uint8_t *held_h,
+                     Size unit, Size width, int composed)
+{
+    const Pointwise *how = &p->pointwise;
+    if (p->projected)
+        return load(products + unit);
+    V dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
+    if (composed && how->hold_h != 0)
+        store(dh + unit, NAME(hold_back)(&dm, held_h ? held_h + unit : NULL, how->hold_h));
+    return dm;
+}
+
+/* Layer normalisation of c' backward, for all units of one batch entry. */
+static void NAME(back_exposed)(const Back *w, Size at, Size row, const REAL *products, REAL *dh,
+                               const REAL *dy, const uint8_t *held_h)
+{
+    const Packed *p = w->p;
+    const Kept *kept = &w->f->kept[w->direction];
+    REAL *dseen = (REAL *)w->rows->dseen + row * p->H;
+    for (Size unit = 0; unit < p->units; unit += LANES) {
+        Size width = p->H - unit < LANES ? p->H - unit : LANES;
+        store(w->exposed.dm + unit, NAME(dm_of)(p, products, dh, dy, held_h, unit, width, 1));
+    }
+    NAME(exposed_backward)(p, (const REAL *)kept->gates + at * 4 * p->units,
+                           (const REAL *)kept->exposed + at * p->units,
+                           ((const REAL *)kept->scales)[3 * at + 2], &w->exposed);
+    __builtin_memcpy(dseen, w->exposed.dseen, (size_t)p->H * sizeof(REAL));
+}
+
+/* Layer normalisation of W_ih x and W_hh h backward: from dz of one batch entry to what the products read. */
+static void NAME(back_inputs)(const Back *w, Size at, Size row)
+{
+    const Packed *p = w->p;
+    const Kept *kept = &w->f->kept[w->direction];
+    Size size = 4 * p->units;
+    const void *hats[] = {kept->inputs, kept->products}, *gains[] = {p->gain_ih, p->gain_hh};
+    void *to[] = {w->rows->dzx, w->rows->dzh};
+    for (int n = 0; n < 2; n++) {
+        REAL *d = w->scaled + n * size;
+        const REAL *hat = (const REAL *)hats[n] + at * size;
+        if (n == 0)
+            __builtin_memcpy(d + size, d, (size_t)size * sizeof(REAL));
+        NAME(gain_back)(d, gains[n], hat, ((const REAL *)kept->scales)[3 * at + n], p->H, 4);
+        for (Size unit = 0; unit < p->units; unit += LANES) {
+            Size width = p->H - unit < LANES ? p->H - unit : LANES;
+            const REAL *from = d + 4 * unit;
+            V blocks[4] = {load(from), load(from + LANES), load(from + 2 * LANES), load(from + 3 * LANES)};
+            NAME(store_blocks)((REAL *)to[n] + row * 4 * p->H + unit, p->H, width, blocks);
+        }
+    }
+}
+
 /* dz of own panels, from the layout of panels back to the order i, f, g, o. */
 INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int composed)
 {
@@ -171,33 +233,36 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
         int fresh = starts_fresh(&f->valid, f->T, f->B, w->direction, t, b);
         REAL *cell = w->rows->cell ? (REAL *)w->rows->cell + row * H : NULL;
         REAL *dh = NAME(dh_of)(w, b), *m = p->projected ? (REAL *)w->rows->m + row * p->M : NULL;
+        const REAL *products = w->products + k * wide;
+        int normal = composed && how->normal;
+        if (normal)
+            NAME(back_exposed)(w, at, row, products, dh, dy, held_h);
         for (Size unit = w->panel * LANES; unit < w->panels * LANES; unit += LANES) {
             Size width = H - unit < LANES ? H - unit : LANES;
-            V d[4], dm, c_hat = all(0), old_c = all(0);
+            V d[4], c_hat = all(0), old_c = all(0);
             if (composed && how->kind == ELMAN_STEP) {
-                const REAL *products = w->products + k * wide;
                 NAME(elman_backward)(p, unit, width, gates + 4 * unit, m ? products : dh, m ? NULL : dy, m,
                                      d);
                 NAME(store_blocks)(dz + unit, H, width, d);
                 continue;
             }
-            if (p->projected)
-                dm = load(w->products + k * wide + unit);
-            else
-                dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
+            V dm = normal ? load(w->exposed.dm + unit)
+                          : NAME(dm_of)(p, products, dh, dy, held_h, unit, width, composed);
             REAL *dc_unit = dc + unit;
             const REAL *gate = gates + 4 * unit;
             V before_unit = fresh ? all(0) : load(c_before + unit);
-            if (composed && how->hold_h != 0 && !p->projected)
-                store(dh + unit, NAME(hold_back)(&dm, held_h ? held_h + unit : NULL, how->hold_h));
             if (composed && how->hold_c != 0) {
                 V total = load(dc_unit);
                 old_c = NAME(hold_back)(&total, held_c ? held_c + unit : NULL, how->hold_c);
                 store(dc_unit, total);
             }
-            V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm, dc_unit, d, &c_hat)
+            V out = composed ? NAME(composed_backward)(p, unit, gate, before_unit, dm,
+                                                       normal ? w->exposed.seen : NULL, w->exposed.dcell,
+                                                       dc_unit, d, &c_hat)
                              : NAME(backward_unit)(gate, load(c + unit), before_unit, dm, dc_unit, d);
             NAME(store_blocks)(dz + unit, H, width, d);
+            for (int gate_n = 0; gate_n < 4 && normal; gate_n++)
+                store(w->scaled + 4 * unit + gate_n * LANES, d[gate_n]);
             if (m)
                 store_part(m + unit, out, width);
             if (composed && how->hold_c != 0)
@@ -207,7 +272,9 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
             if (fresh)
                 store(dc_unit, all(0));
         }
-        w->dz_rows[from + k] = dz;
+        if (normal)
+            NAME(back_inputs)(w, at, row);
+        w->dz_rows[from + k] = (const REAL *)w->rows->dzh + row * 4 * H;
     }
 }
 
@@ -334,6 +401,7 @@ typedef struct Products {
     const REAL **at, **before; /* (count): rows of x, m or dz, and of h before each step */
     REAL *products;            /* (CHUNK, PANEL) */
     REAL *zeros;               /* (P) */
+    REAL *gains;               /* of layer normalisation: 14 sums for each unit */
     SumScratch sums;
 } Products;
 
@@ -344,6 +412,7 @@ static size_t NAME(carve_products)(Products *w, const Packed *p, Size count, cha
     w->before = take(&arena, (size_t)count * sizeof(void *));
     w->products = take(&arena, NAME(CHUNK) * PANEL * sizeof(REAL));
     w->zeros = take(&arena, (size_t)p->P * sizeof(REAL));
+    w->gains = take(&arena, p->pointwise.normal ? (size_t)(14 * p->units) * sizeof(REAL) : 0);
     NAME(carve_sums)(&w->sums, 4 * p->H > p->P ? 4 * p->H : p->P, &arena);
     return arena.used;
 }
@@ -370,7 +439,7 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
     Products w;
     NAME(carve_products)(&w, p, count, memory);
     __builtin_memset(w.zeros, 0, (size_t)p->P * sizeof(REAL));
-    const REAL *dz = rows->dz, **at = w.at, **before = w.before;
+    const REAL *dz = rows->dzx, **at = w.at, **before = w.before;
     for (Size n = 0; n < count; n++) {
         Size t = rows->t[n], b = rows->b[n],
              last_t = step_before(&f->valid, f->T, f->B, f->reverse[direction], t, b);
@@ -381,7 +450,15 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
                                      : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
     }
     Sum sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
-    NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, &w.sums);
+    if (p->pointwise.normal) {
+        Size panels = NAME(panels)(p->H);
+        NAME(sum_products)(dz, K, first, last, count, sums, 1, NULL, &w.sums);
+        NAME(sum_products)(rows->dzh, K, first, last, count, sums + 1, 1, NULL, &w.sums);
+        NAME(sum_gains)(f, direction, share(panels, member, members), share(panels, member + 1, members),
+                        w.gains);
+    } else {
+        NAME(sum_products)(dz, K, first, last, count, sums, 2, gradient->bias, &w.sums);
+    }
     if (p->pointwise.peepholes)
         NAME(sum_peepholes)(f, direction, share(p->H, member, members), share(p->H, member + 1, members));
     if (p->projected) {

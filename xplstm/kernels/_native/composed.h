@@ -263,8 +263,26 @@ INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const R
     }
 }
 
-/* `gates` with options. `ch` holds the peepholes of i, f and o, a vector each in every panel, or is NULL. */
-static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
+/* The end of a step for one vector of units: from c', and c' as H reads it, to h and c after zoneout. */
+INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old, Size some, REAL *c_new,
+                                  REAL *out, REAL *copy, const Hold *hold, Size r, Size unit)
+{
+    const Pointwise *how = &p->pointwise;
+    V m = o * NAME(activation)(&how->output, seen);
+    if (how->hold_c != 0)
+        cell = NAME(hold)(cell, c_old, hold->held_c ? hold->held_c[r] + unit : NULL, how->hold_c);
+    if (how->hold_h != 0 && !p->projected)
+        m = NAME(hold)(m, load_part(hold->h[r] + unit, some), hold->held_h ? hold->held_h[r] + unit : NULL,
+                       how->hold_h);
+    store(c_new + unit, cell);
+    store_part(out + unit, m, some);
+    if (copy)
+        store_part(copy + unit, m, some);
+}
+
+/* `gates` with options. With layer normalisation c' and o are left in z, for `composed_output`. `ch` holds
+ * the peepholes of i, f and o, a vector each in every panel, or is NULL. */
+static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size rows, Size width,
                                  const REAL *const *c, REAL *const *c_new, REAL *const *out,
                                  REAL *const *copy, REAL *const *kept, const Hold *hold, Size unit)
 {
@@ -297,13 +315,6 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
         if (ch)
             z_o = fma(load(ch + 2 * LANES), cell, z_o);
         V o = NAME(activation)(&how->gate, NAME(clip)(z_o, how->gate_clip));
-        V m = o * NAME(activation)(&how->output, cell);
-        if (how->hold_c != 0)
-            cell = NAME(hold)(cell, c_old, hold->held_c ? hold->held_c[r] + unit : NULL, how->hold_c);
-        if (how->hold_h != 0 && !p->projected)
-            m = NAME(hold)(m, load_part(hold->h[r] + unit, some),
-                           hold->held_h ? hold->held_h[r] + unit : NULL, how->hold_h);
-        store(c_new[r] + unit, cell);
         if (kept) {
             REAL *to = kept[r] + 4 * unit;
             store(to, z_i);
@@ -311,15 +322,20 @@ static void NAME(composed_gates)(const Packed *p, const REAL *z, Size z_step, Si
             store(to + 2 * LANES, z_g);
             store(to + 3 * LANES, z_o);
         }
-        store_part(out[r] + unit, m, some);
-        if (copy)
-            store_part(copy[r] + unit, m, some);
+        if (how->normal) {
+            store(z + 2 * LANES, cell);
+            store(z + 3 * LANES, o);
+            continue;
+        }
+        NAME(composed_output)(p, cell, cell, o, c_old, some, c_new[r], out[r], copy ? copy[r] : NULL, hold, r,
+                              unit);
     }
 }
 
-/* `backward_unit` with options, from the kept z; `cell` becomes c' before zoneout. */
-static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_before, V dm, REAL *dc,
-                                 V dz[4], V *cell)
+/* `backward_unit` with options, from the kept z; `cell` becomes c' before zoneout. With layer normalisation
+   `seen` is what H reads, and `dcell` the gradient with respect to c' through it. */
+static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_before, V dm,
+                                 const REAL *seen, const REAL *dcell, REAL *dc, V dz[4], V *cell)
 {
     const Pointwise *how = &p->pointwise;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
@@ -337,10 +353,11 @@ static V NAME(composed_backward)(const Packed *p, Size unit, const REAL *z, V c_
     V f = how->coupled ? all(1) - i : NAME(activation)(&how->gate, y_f),
       o = NAME(activation)(&how->gate, y_o);
     V unclipped = fma(f, c_before, i * g), c = NAME(clip)(unclipped, how->cell_clip);
-    V squashed = NAME(activation)(&how->output, c);
+    V exposed = seen ? load(seen + unit) : c, squashed = NAME(activation)(&how->output, exposed);
     *cell = c;
     dz[3] = NAME(through_clip)(z_o, bound, dm * squashed * NAME(slope)(&how->gate, y_o, o));
-    V total = fma(dm * o, NAME(slope)(&how->output, c, squashed), load(dc));
+    V total =
+        seen ? load(dcell + unit) + load(dc) : fma(dm * o, NAME(slope)(&how->output, c, squashed), load(dc));
     if (ch)
         total = fma(load(ch + 2 * LANES), dz[3], total);
     total = NAME(through_clip)(unclipped, how->cell_clip, total);

@@ -3,69 +3,6 @@
 /* Rows that go through a panel together, so that its pre-activations stay in the L1 cache. */
 enum { NAME(CHUNK) = 96 };
 
-static Size NAME(panels)(Size n) { return (n + LANES - 1) / LANES; }
-static Size NAME(outputs)(Size n) { return (n + PANEL - 1) / PANEL; }
-
-/* Carve the packed weights from `memory`, which may begin anywhere in a cache line. */
-static size_t NAME(place)(Packed *p, void *memory)
-{
-    Arena arena = {(char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), 0};
-    size_t (*bytes)(Size) = NAME(storage_of)(p)->panel_bytes;
-    size_t panels = (size_t)NAME(panels)(p->H), outputs = p->projected ? (size_t)NAME(outputs)(p->P) : 0;
-    p->units = NAME(panels)(p->H) * LANES;
-    p->m_units = NAME(panels)(p->M) * LANES;
-    p->ih = take(&arena, panels * bytes(p->I));
-    p->hh = take(&arena, panels * bytes(p->P));
-    p->bias = take(&arena, sizeof(REAL) * panels * PANEL);
-    p->hr = take(&arena, outputs * bytes(p->M));
-    p->bias_hr = take(&arena, p->output_biased ? sizeof(REAL) * outputs * PANEL : 0);
-    p->ch = take(&arena, sizeof(REAL) * (size_t)(p->pointwise.peepholes ? 3 * p->units : 0));
-    return arena.used + 63;
-}
-
-/* The four gates of panels first to last. */
-static void NAME(pack_gates)(const Packed *p, const Matrix *m, Size K, Size first, Size last, void *out)
-{
-    for (Size panel = first; panel < last; panel++)
-        for (Size gate = 0; gate < 4; gate++)
-            NAME(storage_of)(p)->pack_vector(m, gate * p->H + panel * LANES, p->H - panel * LANES, K,
-                                             (void *)NAME(panel_at)(p, out, K, panel), gate);
-}
-
-static void NAME(pack_bias)(const REAL *one, const REAL *other, Size H, Size units, REAL *out)
-{
-    for (Size unit = 0; unit < units; unit++)
-        for (Size gate = 0; gate < 4; gate++)
-            out[unit / LANES * PANEL + gate * LANES + unit % LANES] =
-                unit < H ? one[gate * H + unit] + other[gate * H + unit] : 0;
-}
-
-/* The projection and its bias; vectors of the last panel that no output has are zero. */
-static void NAME(pack_projection)(const Packed *p, const Weights *w)
-{
-    Size padded = NAME(outputs)(p->P) * PANEL;
-    for (Size first = 0; first < padded; first += LANES)
-        NAME(storage_of)(p)->pack_vector(&w->hr, first, p->P - first, p->M,
-                                         (void *)NAME(panel_at)(p, p->hr, p->M, first / PANEL),
-                                         first % PANEL / LANES);
-    for (Size n = 0; n < padded && p->output_biased; n++)
-        ((REAL *)p->bias_hr)[n] = n < p->P ? ((const REAL *)w->bias_hr)[n] : 0;
-}
-
-static void NAME(pack)(const Packed *p, const Weights *w, int member, int members)
-{
-    Size panels = NAME(panels)(p->H), first = share(panels, member, members),
-         last = share(panels, member + 1, members);
-    NAME(pack_gates)(p, &w->ih, p->I, first, last, p->ih);
-    NAME(pack_gates)(p, &w->hh, p->P, first, last, p->hh);
-    if (p->biased && member == 0)
-        NAME(pack_bias)(w->bias_ih, w->bias_hh, p->H, p->units, p->bias);
-    if (p->projected && member == members - 1)
-        NAME(pack_projection)(p, w);
-    if (p->pointwise.peepholes && member == 0)
-        NAME(pack_peepholes)(w->ch, p->H, p->units, p->ch);
-}
-
 /* The pointwise step forward for one panel: c' to `c_new`, o * tanh(c') to `out` and to `copy`, gates to
    `kept`. Only the first `width` units exist; units past them are padding. */
 INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
@@ -110,12 +47,20 @@ typedef struct Walk {
     REAL **c_new, **out, **copy, **kept;
     Hold hold; /* of each row of the present step */
     REAL *cells, *m, *gates, *z, *hoisted, *zeros, *seen;
+    REAL *inputs, *exposed; /* with layer normalisation: as z, and c' of one batch entry */
     Size hoisted_rows;
     const REAL *ready;     /* W_ih x of the present step, if it is hoisted */
     Size waiting, present; /* steps after it that are hoisted too, and its batch entries */
     char *entered[2];      /* rows as integer products read them: x, and h or m */
     const REAL **entered_rows[2];
 } Walk;
+
+/* Rows whose z of all units stays in the L2 cache between its products and its normalisation. */
+static Size NAME(normal_rows)(const Forward *f)
+{
+    Size rows = f->cache / 2 / (Size)sizeof(REAL) / (4 * f->packed[0]->units);
+    return rows < ROWS ? ROWS : rows > NAME(CHUNK) ? NAME(CHUNK) : rows;
+}
 
 static Size NAME(hoisted_rows)(const Forward *f)
 {
@@ -159,7 +104,10 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->m = take(&arena, B * (size_t)p->m_units * sizeof(REAL));
     int blends = p->pointwise.kind == RESET_STEP && !w->f->keep;
     w->gates = take(&arena, blends ? B * 4 * (size_t)p->units * sizeof(REAL) : 0);
-    w->z = take(&arena, most * PANEL * sizeof(REAL));
+    size_t normal = p->pointwise.normal ? (size_t)NAME(normal_rows)(w->f) * panels : 0;
+    w->z = take(&arena, (most > normal ? most : normal) * PANEL * sizeof(REAL));
+    w->inputs = take(&arena, normal * PANEL * sizeof(REAL));
+    w->exposed = take(&arena, normal ? (size_t)p->units * sizeof(REAL) : 0);
     w->hoisted = take(&arena, hoisted * panels * PANEL * sizeof(REAL));
     w->zeros = take(&arena, (size_t)(p->units > p->P ? p->units : p->P) * sizeof(REAL));
     size_t (*bytes)(Size) = NAME(storage_of)(p)->entered_bytes;
@@ -254,10 +202,24 @@ static const REAL *const *NAME(enter)(const Walk *w, const REAL *const *rows, Si
     return w->entered_rows[n];
 }
 
+/* Normalise W_ih x of a batch entry at (t, b), scale it, and add the bias. */
+static void NAME(normalise_input)(const Walk *w, REAL *zx, Size at)
+{
+    const Packed *p = w->p;
+    const Kept *kept = &w->f->kept[w->direction];
+    REAL scale = NAME(normalise)(zx, p->H, 4);
+    if (w->f->keep) {
+        __builtin_memcpy((REAL *)kept->inputs + at * 4 * p->units, zx, (size_t)(4 * p->units) * sizeof(REAL));
+        ((REAL *)kept->scales)[3 * at] = scale;
+    }
+    NAME(gain)(zx, p->gain_ih, p->biased ? p->bias : NULL, 4 * p->units);
+}
+
 /* W_ih x + b of many steps at once, for own rows and panels; (rows, own panels). */
 static void NAME(hoist)(Walk *w, Size from, Size to)
 {
     const NAME(Storage) *products = NAME(storage_of)(w->p);
+    int normal = w->p->pointwise.normal;
     Size n = 0, mine = w->panels - w->panel, I = w->p->I;
     for (Size s = from; s < to; s++) {
         Size t = w->reverse ? w->f->T - 1 - s : s, found = NAME(find_active)(w, t, w->active);
@@ -268,7 +230,13 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
     for (Size panel = w->panel; panel < w->panels; panel++)
         products->product(rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
                           w->hoisted + (panel - w->panel) * PANEL, mine * PANEL, NULL, 0,
-                          w->p->biased ? (const REAL *)w->p->bias + panel * PANEL : NULL);
+                          w->p->biased && !normal ? (const REAL *)w->p->bias + panel * PANEL : NULL);
+    n = 0;
+    for (Size s = from; s < to && normal; s++) {
+        Size t = w->reverse ? w->f->T - 1 - s : s, found = NAME(find_active)(w, t, w->active);
+        for (Size k = 0; k < found; k++, n++)
+            NAME(normalise_input)(w, w->hoisted + n * mine * PANEL, t * w->f->B + w->active[k]);
+    }
 }
 
 /* Numbers first to last of h as products read it, after recurrent dropout. */
@@ -382,7 +350,7 @@ INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
     REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
     for (Size n = 0; n < mine; n++) {
         Size unit = (w->panel + n) * LANES, width = NAME(step_width)(p, unit);
-        const REAL *z = w->z + n * PANEL;
+        REAL *z = w->z + n * PANEL;
         if (composed)
             NAME(composed_gates)(p, z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, &w->hold,
                                  unit);
@@ -412,6 +380,13 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
         NAME(gates_of_one)(w, mine, 0);
 }
 
+/* What zoneout of the batch entries from k on reads. */
+static Hold NAME(hold_from)(const Walk *w, Size k)
+{
+    return (Hold){w->hold.h + k, w->hold.held_h ? w->hold.held_h + k : NULL,
+                  w->hold.held_c ? w->hold.held_c + k : NULL};
+}
+
 /* One step of many batch entries, panel by panel: the gates follow the product of a panel while
    z is in the L1 cache. */
 static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
@@ -439,8 +414,7 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
             Size width = NAME(step_width)(p, unit);
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
             REAL *const *kept = NAME(keeps)(w) ? w->kept + from : NULL;
-            Hold hold = {w->hold.h + from, w->hold.held_h ? w->hold.held_h + from : NULL,
-                         w->hold.held_c ? w->hold.held_c + from : NULL};
+            Hold hold = NAME(hold_from)(w, from);
             if (p->pointwise.composed)
                 NAME(composed_gates)(p, w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from,
                                      w->out + from, copy, kept, &hold, unit);
@@ -448,6 +422,78 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
                 NAME(gates)(w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from, w->out + from, copy,
                             kept, unit);
         }
+    }
+}
+
+/* The products of rows with all panels: (rows, panels). */
+static void NAME(multiply)(const Walk *w, const REAL *const *rows, Size count, Size K, const void *weights,
+                           REAL *out)
+{
+    const NAME(Storage) *products = NAME(storage_of)(w->p);
+    const void *first = NAME(panel_at)(w->p, weights, K, 0);
+    if (count == 1) {
+        products->row_product(rows[0], K, first, w->panels, 0, out, NULL, NULL);
+        return;
+    }
+    for (Size panel = 0; panel < w->panels; panel++)
+        products->product(rows, count, K, NAME(panel_at)(w->p, weights, K, panel), out + panel * PANEL,
+                          w->panels * PANEL, NULL, 0, NULL);
+}
+
+/* The end of a step with layer normalisation: c' of batch entry k, which `composed_gates` left in z, is
+   normalised on its way to m. */
+static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
+{
+    const Packed *p = w->p;
+    const Kept *kept = &w->f->kept[w->direction];
+    Hold hold = NAME(hold_from)(w, k);
+    for (Size unit = 0; unit < p->units; unit += LANES)
+        store(w->exposed + unit, load(z + 4 * unit + 2 * LANES));
+    REAL scale = NAME(normalise)(w->exposed, p->H, 1);
+    if (w->f->keep) {
+        __builtin_memcpy((REAL *)kept->exposed + at * p->units, w->exposed, (size_t)p->units * sizeof(REAL));
+        ((REAL *)kept->scales)[3 * at + 2] = scale;
+    }
+    NAME(gain)(w->exposed, p->gain_c, p->bias_c, p->units);
+    for (Size unit = 0; unit < p->units; unit += LANES) {
+        Size width = NAME(step_width)(p, unit), some = width < LANES ? width : LANES;
+        V cell = load(z + 4 * unit + 2 * LANES), o = load(z + 4 * unit + 3 * LANES);
+        REAL *copy = w->f->keep && !p->projected ? w->copy[k] : NULL;
+        NAME(composed_output)(p, load(w->exposed + unit), cell, o, load(w->c_rows[k] + unit), some,
+                              w->c_new[k], w->out[k], copy, &hold, 0, unit);
+    }
+}
+
+/* One step with layer normalisation: the gates of a batch entry need the products of all units. */
+static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
+{
+    const Packed *p = w->p;
+    const Kept *keep = &w->f->kept[w->direction];
+    Size wide = 4 * p->units, most = NAME(normal_rows)(w->f);
+    for (Size from = 0; from < n; from += most) {
+        Size rows = n - from < most ? n - from : most;
+        const REAL *u = hoisted ? hoisted + from * wide : w->inputs;
+        if (!hoisted) {
+            NAME(multiply)(w, NAME(enter)(w, w->x_rows + from, rows, p->I, 0), rows, p->I, p->ih, w->inputs);
+            for (Size k = 0; k < rows; k++)
+                NAME(normalise_input)(w, w->inputs + k * wide, t * w->f->B + w->active[from + k]);
+        }
+        NAME(multiply)(w, NAME(enter)(w, w->h_rows + from, rows, p->P, 1), rows, p->P, p->hh, w->z);
+        for (Size k = 0; k < rows; k++) {
+            Size at = t * w->f->B + w->active[from + k];
+            REAL *z = w->z + k * wide, scale = NAME(normalise)(z, p->H, 4);
+            if (w->f->keep) {
+                __builtin_memcpy((REAL *)keep->products + at * wide, z, (size_t)wide * sizeof(REAL));
+                ((REAL *)keep->scales)[3 * at + 1] = scale;
+            }
+            NAME(gain)(z, p->gain_hh, u + k * wide, wide);
+        }
+        Hold hold = NAME(hold_from)(w, from);
+        for (Size unit = 0; unit < p->units; unit += LANES)
+            NAME(composed_gates)(p, w->z + 4 * unit, wide, rows, LANES, w->c_rows + from, w->c_new + from,
+                                 w->out + from, NULL, w->f->keep ? w->kept + from : NULL, &hold, unit);
+        for (Size k = 0; k < rows; k++)
+            NAME(expose)(w, from + k, t * w->f->B + w->active[from + k], w->z + k * wide);
     }
 }
 
@@ -467,7 +513,9 @@ static void NAME(walk_gates)(void *walk, Size s)
     if (!w->ready)
         for (Size k = 0; k < n; k++)
             w->x_rows[k] = NAME(x_at)(f, t, w->active[k]);
-    if (n == 1)
+    if (w->p->pointwise.normal)
+        NAME(step_normal)(w, t, n, w->ready);
+    else if (n == 1)
         NAME(step_one)(w, w->ready, w->x_rows[0]);
     else
         NAME(step_batch)(w, n, w->ready);

@@ -128,14 +128,17 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     int team = threads / directions, how = pin();
     *by_rows = 1;
     if (how != AUTOMATIC && team > 1) {
-        *by_rows = how == BY_ROWS;
+        *by_rows = how == BY_ROWS || p->pointwise.normal;
         Size most = *by_rows ? B : panels;
         return most < 1 ? 1 : team < most ? team : (int)most;
     }
     if (team <= 1 || T * work < WORTH_THREADS)
         return 1;
-    /* Batch entries of its own need no barrier, and a barrier is slow on a busy machine. */
-    if (B >= WORTH_ROWS * team && !prefer_panels(p, panels, team, B))
+    /* Batch entries of its own need no barrier, and a barrier is slow on a busy machine. Layer normalisation
+       reads all units of a batch entry. */
+    if (p->pointwise.normal && B < team)
+        return 1;
+    if (p->pointwise.normal || (B >= WORTH_ROWS * team && !prefer_panels(p, panels, team, B)))
         return T * work < WORTH_WAITING && pool_late_at_the_end() ? 1 : team;
     if (pool_late_at_barriers())
         return 1;
@@ -308,6 +311,10 @@ static size_t place_backward(Backward *f, Size steps, char *memory)
         r->m = take(&arena, projected * (size_t)p->M);
         int peeped = p->pointwise.peepholes && p->pointwise.hold_c != 0;
         r->cell = peeped ? take(&arena, count * (size_t)p->H * size) : NULL;
+        int normal = p->pointwise.normal;
+        r->dzx = normal ? take(&arena, count * (size_t)(4 * p->H) * size) : r->dz;
+        r->dzh = normal ? take(&arena, count * (size_t)(4 * p->H) * size) : r->dz;
+        r->dseen = normal ? take(&arena, count * (size_t)p->H * size) : NULL;
         r->count = (Size)count;
     }
     return arena.used;

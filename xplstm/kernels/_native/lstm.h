@@ -58,8 +58,8 @@ typedef struct Activation {
 enum { LSTM_STEP, GRU_STEP, ELMAN_STEP, RESET_STEP, STEPS };
 
 typedef struct Pointwise {
-    int composed, peepholes, coupled, kind; /* composed: any option is on */
-    Activation gate, input, output;         /* of i, f and o; of g; of c on its way to h */
+    int composed, peepholes, normal, coupled, kind; /* composed: any option is on */
+    Activation gate, input, output;                 /* of i, f and o; of g; of c on its way to h */
     double gate_clip, cell_clip;
     double hold_h, hold_c; /* zoneout: the probability that a unit keeps its old value */
 } Pointwise;
@@ -78,7 +78,7 @@ typedef struct Packed {
     Size M;       /* what m has, which a projection reads: H, in an RNN at most 4H */
     int projected, biased, output_biased;
     Size units, m_units; /* H and M rounded up to whole vectors */
-    void *ih, *hh, *bias, *hr, *ch, *bias_hr;
+    void *ih, *hh, *bias, *hr, *ch, *bias_hr, *gain_ih, *gain_hh, *gain_c, *bias_c;
     Pointwise pointwise;
 } Packed;
 
@@ -91,7 +91,7 @@ typedef struct Matrix {
 /* The weights before they are packed. */
 typedef struct Weights {
     Matrix ih, hh, hr;
-    const void *bias_ih, *bias_hh, *ch, *bias_hr;
+    const void *bias_ih, *bias_hh, *ch, *bias_hr, *gain_ih, *gain_hh, *gain_c, *bias_c;
 } Weights;
 
 /* Which batch entries have a step, and which steps that exist start from zeros. */
@@ -110,9 +110,10 @@ typedef struct Noise {
 
 /* What a forward pass keeps for the backward pass, by direction and step: the gates, or z where the step is
    composed; of a GRU r, z, n and the fourth block, which is unused in a RESET_STEP. Slot T of `cells` is the
-   first state. `hidden` is h as the products of the next step read it. */
+   first state. `hidden` is h as the products of the next step read it. With layer normalisation also W_ih x,
+   W_hh h and c', scaled to mean 0 and variance 1, and by what: (T, B, 3). */
 typedef struct Kept {
-    void *gates, *cells, *hidden;
+    void *gates, *cells, *hidden, *inputs, *products, *exposed, *scales;
 } Kept;
 
 typedef struct Forward {
@@ -135,7 +136,7 @@ typedef struct Forward {
 } Forward;
 
 typedef struct Gradient {
-    void *ih, *hh, *bias, *hr, *ch, *bias_hr;
+    void *ih, *hh, *bias, *hr, *ch, *bias_hr, *gain_ih, *gain_hh, *gain_c, *bias_c;
 } Gradient;
 
 /* Steps of one direction whose rows wait for the products over all of them. */
@@ -146,6 +147,8 @@ typedef struct Rows {
     int32_t *index;    /* (steps, B): the row, or -1 */
     void *dz, *dh, *m; /* (count, 4H), (count, P), (count, M); the last two with a projection */
     void *cell;        /* (count, H): c' before zoneout, where peepholes need it; else NULL */
+    void *dzx, *dzh;   /* dz as W_ih x and W_hh h meet it: dz itself without layer normalisation */
+    void *dseen;       /* (count, H): with it, the gradient with respect to c' after it */
 } Rows;
 
 typedef struct Backward {

@@ -51,7 +51,7 @@ static const Engine *find_engine(const char *isa, const char *dtype)
 }
 
 /* Buffers of a call, all released together. */
-enum { MOST_VIEWS = 48 };
+enum { MOST_VIEWS = 64 };
 
 typedef struct Views {
     Py_buffer view[MOST_VIEWS];
@@ -161,12 +161,23 @@ static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *con
     size_t size = p[0]->engine->size;
     for (int d = 0; d < directions; d++) {
         Size units = p[d]->units;
-        PyObject *gates, *cells, *hidden;
-        if (!PyArg_ParseTuple(PyTuple_GetItem(tuple, d), "OOO", &gates, &cells, &hidden)
+        PyObject *gates, *cells, *hidden, *inputs = Py_None, *products = Py_None, *exposed = Py_None,
+                                          *scales = Py_None;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(tuple, d), "OOO|OOOO", &gates, &cells, &hidden, &inputs,
+                              &products, &exposed, &scales)
             || get(v, gates, T * B * 4 * units, size, 1, &kept[d].gates)
             || get(v, cells, (T + 1) * B * units, size, 1, &kept[d].cells)
-            || get(v, hidden, T * B * p[d]->P, size, 1, &kept[d].hidden))
+            || get(v, hidden, T * B * p[d]->P, size, 1, &kept[d].hidden)
+            || get(v, inputs, T * B * 4 * units, size, 1, &kept[d].inputs)
+            || get(v, products, T * B * 4 * units, size, 1, &kept[d].products)
+            || get(v, exposed, T * B * units, size, 1, &kept[d].exposed)
+            || get(v, scales, T * B * 3, size, 1, &kept[d].scales))
             return -1;
+        if (p[d]->pointwise.normal
+            && (!kept[d].inputs || !kept[d].products || !kept[d].exposed || !kept[d].scales)) {
+            PyErr_SetString(PyExc_ValueError, "layer normalisation keeps more");
+            return -1;
+        }
     }
     return 0;
 }
@@ -235,17 +246,21 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
     for (int d = 0; d < f->directions; d++) {
         const Packed *p = f->packed[d];
         size_t size = p->engine->size;
-        PyObject *ih, *hh, *hr, *dih, *dhh, *dbias, *dhr, *dch, *dbias_hr;
+        PyObject *ih, *hh, *hr, *dih, *dhh, *dbias, *dhr, *dch, *dbias_hr, *gain_ih, *gain_hh, *gain_c,
+            *bias_c;
         Gradient *g = &f->gradient[d];
         if (!PyArg_ParseTuple(PyTuple_GetItem(weights, d), "OOO", &ih, &hh, &hr)
-            || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOOOO", &dih, &dhh, &dbias, &dhr, &dch,
-                                 &dbias_hr)
+            || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOOOOOOOO", &dih, &dhh, &dbias, &dhr, &dch,
+                                 &gain_ih, &gain_hh, &gain_c, &bias_c, &dbias_hr)
             || get(v, ih, 4 * p->H * p->I, size, 0, &f->weight_ih[d])
             || get(v, hh, 4 * p->H * p->P, size, 0, &f->weight_hh[d])
             || get(v, hr, p->P * p->M, size, 0, &f->weight_hr[d])
             || get(v, dih, 4 * p->H * p->I, size, 1, &g->ih) || get(v, dhh, 4 * p->H * p->P, size, 1, &g->hh)
             || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->M, size, 1, &g->hr)
-            || get(v, dch, 3 * p->H, size, 1, &g->ch) || get(v, dbias_hr, p->P, size, 1, &g->bias_hr))
+            || get(v, dch, 3 * p->H, size, 1, &g->ch) || get(v, dbias_hr, p->P, size, 1, &g->bias_hr)
+            || get(v, gain_ih, 4 * p->H, size, 1, &g->gain_ih)
+            || get(v, gain_hh, 4 * p->H, size, 1, &g->gain_hh) || get(v, gain_c, p->H, size, 1, &g->gain_c)
+            || get(v, bias_c, p->H, size, 1, &g->bias_c))
             return -1;
     }
     return 0;
@@ -351,7 +366,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(10);
+    return PyLong_FromLong(11);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of

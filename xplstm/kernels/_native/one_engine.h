@@ -5,6 +5,8 @@
 #include "storages.h"
 #include "sums.h"
 #include "composed.h"
+#include "normalised.h"
+#include "layout.h"
 #include "forward.h"
 #include "backward.h"
 
@@ -41,6 +43,7 @@ const Engine JOIN(ENGINE, NAME(engine)) = {
 #undef Back
 #undef Products
 #undef Sum
+#undef Exposed
 #undef SumScratch
 #undef load
 #undef store

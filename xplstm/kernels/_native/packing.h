@@ -16,10 +16,11 @@ static void free_packed(PyObject *capsule)
 }
 
 /* Options of the pointwise step: None, or (kind, coupled, gate, input, output, gate_clip, cell_clip, hold_h,
-   hold_c, units), where an activation is (kind, alpha, beta). `units` are those of an RNN. */
-static int get_pointwise(PyObject *options, int peepholes, Pointwise *how, Size *units)
+   hold_c, units), where an activation is (kind, alpha, beta). `units` are those of an RNN. With gains the
+   step has layer normalisation. */
+static int get_pointwise(PyObject *options, int peepholes, int gains, Pointwise *how, Size *units)
 {
-    *how = (Pointwise){.peepholes = peepholes};
+    *how = (Pointwise){.peepholes = peepholes, .normal = gains};
     if (options == Py_None)
         return 0;
     Activation *a = &how->gate, *b = &how->input, *c = &how->output;
@@ -65,16 +66,19 @@ static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t
 }
 
 /* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
-   weight_hr, weight_ch, bias_hr, pointwise). Of an RNN H is a quarter of its units, rounded up. */
+   weight_hr, weight_ch, gain_ih, gain_hh, gain_c, bias_c, bias_hr, pointwise). Of an RNN H is a quarter of
+   its units, rounded up. */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *isa, *dtype;
-    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *ch, *bias_hr, *options, *room;
+    PyObject *ih, *hh, *bias_ih, *bias_hh, *hr, *ch, *gain_ih, *gain_hh, *gain_c, *bias_c, *bias_hr, *options,
+        *room;
     Size I, H, proj, units = 0;
     int threads, storage;
-    if (!PyArg_ParseTuple(args, "ssinnnOiOOOOOOOO", &isa, &dtype, &storage, &I, &H, &proj, &room, &threads,
-                          &ih, &hh, &bias_ih, &bias_hh, &hr, &ch, &bias_hr, &options))
+    if (!PyArg_ParseTuple(args, "ssinnnOiOOOOOOOOOOOO", &isa, &dtype, &storage, &I, &H, &proj, &room,
+                          &threads, &ih, &hh, &bias_ih, &bias_hh, &hr, &ch, &gain_ih, &gain_hh, &gain_c,
+                          &bias_c, &bias_hr, &options))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
     if (engine && (storage < 0 || storage > INT8_BOTH || !engine->stored[storage]))
@@ -99,7 +103,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
     Views v = {.count = 0};
     Weights w;
     size_t size = engine->size, stored = engine->stored[storage];
-    if (get_pointwise(options, ch != Py_None, &p->pointwise, &units))
+    if (get_pointwise(options, ch != Py_None, gain_ih != Py_None, &p->pointwise, &units))
         goto failed;
     if (p->pointwise.kind == ELMAN_STEP) {
         p->M = units;
@@ -117,8 +121,15 @@ static PyObject *pack(PyObject *self, PyObject *args)
         || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
         || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
         || get_matrix(&v, hr, p->P, p->M, stored, storage, p->projected, &w.hr)
-        || get(&v, ch, 3 * H, size, 0, &w.ch) || get(&v, bias_hr, p->P, size, 0, &w.bias_hr))
+        || get(&v, ch, 3 * H, size, 0, &w.ch) || get(&v, bias_hr, p->P, size, 0, &w.bias_hr)
+        || get(&v, gain_ih, 4 * H, size, 0, &w.gain_ih) || get(&v, gain_hh, 4 * H, size, 0, &w.gain_hh)
+        || get(&v, gain_c, H, size, 0, &w.gain_c) || get(&v, bias_c, H, size, 0, &w.bias_c))
         goto failed;
+    if (p->pointwise.normal
+        && (!w.gain_hh || !w.gain_c || p->pointwise.kind != LSTM_STEP || !p->pointwise.composed)) {
+        PyErr_SetString(PyExc_ValueError, "layer normalisation needs three gains and the step of an LSTM");
+        goto failed;
+    }
     size_t bytes = engine->place(p, NULL);
     PyObject *memory = PyObject_CallFunction(room, "n", (Py_ssize_t)bytes);
     if (!memory)

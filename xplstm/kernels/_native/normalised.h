@@ -1,0 +1,173 @@
+/* Layer normalisation inside the step: of W_ih x, of W_hh h and of c'. Derived from xplstm.cells.variant,
+   clause XPL-VAR; after Ba, Kiros and Hinton (2016).
+
+   A sum runs over the units of one batch entry. Lane n of 16 adds the units n, n + 16, ... of each block in
+   ascending order; then the blocks are added, then the lanes in pairs. The order does not depend on the width
+   of a vector, on threads, nor on the batch. */
+
+#define NORMAL_EPSILON ((REAL)1e-5)
+
+enum { NAME(WAYS) = 16 / LANES };
+
+/* A sum under way, and its end. */
+#define Lanes NAME(Lanes)
+typedef struct Lanes {
+    V sum[NAME(WAYS)][4];
+} Lanes;
+
+INLINE REAL NAME(add_lanes)(const Lanes *of, int blocks)
+{
+    REAL lanes[16];
+    for (int j = 0; j < NAME(WAYS); j++) {
+        V sum = of->sum[j][0];
+        for (int block = 1; block < blocks; block++)
+            sum = sum + of->sum[j][block];
+        store(lanes + j * LANES, sum);
+    }
+    for (int half = 8; half; half /= 2)
+        for (int j = 0; j < half; j++)
+            lanes[j] = lanes[j] + lanes[j + half];
+    return lanes[0];
+}
+
+/* The first `width` numbers of a vector, and zeros. */
+INLINE V NAME(first)(V v, Size width)
+{
+    REAL numbers[LANES];
+    if (width >= LANES)
+        return v;
+    store(numbers, v);
+    return load_part(numbers, width);
+}
+
+/* The sum of a row, or of its squares: `blocks` vectors of each panel of units, of which H exist. */
+INLINE REAL NAME(row_sum)(const REAL *a, Size H, int blocks, int squares)
+{
+    Lanes of = {0};
+    for (Size unit = 0, at = 0; unit < H;)
+        for (int j = 0; j < NAME(WAYS) && unit < H; j++, unit += LANES)
+            EACH (block, blocks) {
+                V v = NAME(first)(load(a + at), H - unit);
+                at += LANES;
+                of.sum[j][block] = squares ? fma(v, v, of.sum[j][block]) : of.sum[j][block] + v;
+            }
+    return NAME(add_lanes)(&of, blocks);
+}
+
+/* Scale a row to mean 0 and variance 1. Return the reciprocal of its divisor. */
+INLINE REAL NAME(normalise)(REAL *a, Size H, int blocks)
+{
+    Size size = (H + LANES - 1) / LANES * LANES * blocks;
+    REAL count = (REAL)(H * blocks);
+    V mean = all(NAME(row_sum)(a, H, blocks, 0) / count);
+    for (Size n = 0; n < size; n += LANES)
+        store(a + n, load(a + n) - mean);
+    REAL variance = NAME(row_sum)(a, H, blocks, 1) / count;
+    REAL scale = 1 / (REAL)__builtin_sqrt((double)(variance + NORMAL_EPSILON));
+    for (Size n = 0; n < size; n += LANES)
+        store(a + n, load(a + n) * all(scale));
+    return scale;
+}
+
+/* a * gain + more; without more a * gain. */
+static void NAME(gain)(REAL *a, const REAL *gain, const REAL *more, Size size)
+{
+    for (Size n = 0; n < size; n += LANES)
+        store(a + n, more ? fma(load(a + n), load(gain + n), load(more + n)) : load(a + n) * load(gain + n));
+}
+
+/* `normalise` and `gain` backward, in place, from what the row became and the scale. */
+INLINE void NAME(gain_back)(REAL *d, const REAL *gain, const REAL *unit_row, REAL scale, Size H, int blocks)
+{
+    Size size = (H + LANES - 1) / LANES * LANES * blocks;
+    REAL count = (REAL)(H * blocks);
+    Lanes plain = {0}, along = {0};
+    for (Size unit = 0, at = 0; unit < H;)
+        for (int j = 0; j < NAME(WAYS) && unit < H; j++, unit += LANES)
+            EACH (block, blocks) {
+                V v = load(d + at) * load(gain + at), some = NAME(first)(v, H - unit);
+                store(d + at, v);
+                plain.sum[j][block] = plain.sum[j][block] + some;
+                along.sum[j][block] = fma(some, load(unit_row + at), along.sum[j][block]);
+                at += LANES;
+            }
+    V mean = all(NAME(add_lanes)(&plain, blocks) / count),
+      part = all(NAME(add_lanes)(&along, blocks) / count);
+    for (Size n = 0; n < size; n += LANES)
+        store(d + n, fnma(load(unit_row + n), part, load(d + n) - mean) * all(scale));
+}
+
+/* Gains in the layout of panels: `blocks` vectors of each, or zeros without any. */
+static void NAME(pack_gain)(const REAL *w, Size H, Size units, Size blocks, REAL *out)
+{
+    for (Size unit = 0; unit < units; unit++)
+        for (Size block = 0; block < blocks; block++)
+            out[(unit / LANES * blocks + block) * LANES + unit % LANES] =
+                w && unit < H ? w[block * H + unit] : 0;
+}
+
+/* What the backward pass of one batch entry needs of the normalisation of c': the gradients with respect to m
+   and to H's argument, this argument, and the gradient with respect to c'. */
+#define Exposed NAME(Exposed)
+typedef struct Exposed {
+    REAL *dm, *dseen, *seen, *dcell;
+} Exposed;
+
+/* From dm of all units to the gradient with respect to c', for one batch entry with the kept z and c' after
+   its normalisation. */
+static void NAME(exposed_backward)(const Packed *p, const REAL *z, const REAL *unit_c, REAL scale,
+                                   const Exposed *e)
+{
+    const Pointwise *how = &p->pointwise;
+    const REAL *gain = p->gain_c, *bias = p->bias_c;
+    for (Size unit = 0; unit < p->units; unit += LANES) {
+        V seen = fma(load(unit_c + unit), load(gain + unit), load(bias + unit));
+        V squashed = NAME(activation)(&how->output, seen);
+        V o = NAME(activation)(&how->gate, NAME(clip)(load(z + 4 * unit + 3 * LANES), how->gate_clip));
+        V d = load(e->dm + unit) * o * NAME(slope)(&how->output, seen, squashed);
+        store(e->seen + unit, seen);
+        store(e->dseen + unit, d);
+        store(e->dcell + unit, d);
+    }
+    NAME(gain_back)(e->dcell, gain, unit_c, scale, p->H, 1);
+}
+
+/* Sums over a block's rows for own panels: of dz for the bias, of dz times what was scaled for the gains. */
+static void NAME(sum_gains)(const Backward *f, int direction, Size first, Size last, REAL *sums)
+{
+    const Rows *rows = &f->rows[direction];
+    const Packed *p = f->packed[direction];
+    const Kept *kept = &f->kept[direction];
+    const Gradient *g = &f->gradient[direction];
+    Size H = p->H, units = p->units;
+    REAL *total[] = {sums, sums + 4 * units, sums + 8 * units, sums + 12 * units, sums + 13 * units};
+    __builtin_memset(sums, 0, (size_t)(14 * units) * sizeof(REAL));
+    for (Size n = 0; n < rows->count; n++) {
+        Size at = rows->t[n] * f->B + rows->b[n];
+        const REAL *dz = (const REAL *)rows->dz + n * 4 * H, *dseen = (const REAL *)rows->dseen + n * H;
+        const REAL *x = (const REAL *)kept->inputs + at * 4 * units;
+        const REAL *h = (const REAL *)kept->products + at * 4 * units;
+        const REAL *c = (const REAL *)kept->exposed + at * units;
+        for (Size unit = first * LANES; unit < last * LANES && unit < H; unit += LANES) {
+            Size width = H - unit < LANES ? H - unit : LANES;
+            for (Size gate = 0; gate < 4; gate++) {
+                Size k = 4 * unit + gate * LANES;
+                V d = width == LANES ? load(dz + gate * H + unit) : load_part(dz + gate * H + unit, width);
+                store(total[0] + k, load(total[0] + k) + d);
+                store(total[1] + k, fma(d, load(x + k), load(total[1] + k)));
+                store(total[2] + k, fma(d, load(h + k), load(total[2] + k)));
+            }
+            V d = width == LANES ? load(dseen + unit) : load_part(dseen + unit, width);
+            store(total[3] + unit, fma(d, load(c + unit), load(total[3] + unit)));
+            store(total[4] + unit, load(total[4] + unit) + d);
+        }
+    }
+    REAL *to[] = {g->bias, g->gain_ih, g->gain_hh, g->gain_c, g->bias_c};
+    for (int k = 0; k < 5; k++)
+        for (Size unit = first * LANES; unit < last * LANES && unit < H && to[k]; unit++)
+            for (Size block = 0, blocks = k < 3 ? 4 : 1; block < blocks; block++)
+                to[k][block * H + unit] += total[k][(unit / LANES * blocks + block) * LANES + unit % LANES];
+}
+
+#undef NORMAL_EPSILON
+#undef Lanes
