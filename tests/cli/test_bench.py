@@ -120,10 +120,10 @@ def test_an_end_by_signal_leaves_no_process_behind() -> None:
         os.kill(engine, 0)
 
 
-def test_a_process_that_ends_is_an_error() -> None:
+def test_what_a_process_reports_is_an_error() -> None:
     engine = Engine("numpy_inplace", 1)
-    with engine, pytest.raises(KernelError, match="the process of numpy_inplace ended with code 1"):
-        engine._ask(op="unknown", what="forward")
+    with engine, pytest.raises(KernelError, match="'Server' object has no attribute 'unknown'"):
+        engine.ask("unknown")
 
 
 class Fake:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from xplstm import _values
 from xplstm._errors import ArgumentError, XplstmError
 from xplstm.cli import results
-from xplstm.cli.engines import Engine
+from xplstm.cli.engines import Engine, calls_of, difference, in_turns
 from xplstm.cli.peers import (
     ALLOWED,
     EQUAL,
@@ -63,8 +63,8 @@ THREADS = (1, 2)
 ROUNDS = 15
 # Bytes of one layer with what its training keeps, of which every engine has its own.
 MOST_BYTES = 4 * 2**30
-# Seconds that an engine works when it is its turn.
-TURN = 0.03
+# Seconds that an engine works when it is its turn, and the most calls.
+TURN, MOST_CALLS = 0.03, 100_000
 
 
 class UnequalError(XplstmError, AssertionError):
@@ -87,8 +87,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--arrays", available_arrays, arrays_help),
         ("--choices", available_choices, choices_help),
     ):
-        group.add_argument(name, dest="engines", action="store_const", const=engines, help=text)
+        group.add_argument(name, dest="compared", action="store_const", const=engines, help=text)
+    add_engines(group, available)
     add_output(parser, ROUNDS)
+
+
+def add_engines(parser: Any, known: Callable[[], Sequence[str]]) -> None:
+    """Add the option ``--engines``, of names that `known` lists."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if name not in known()]
+        if unknown:
+            msg = f"engine {unknown[0]!r} is unknown; known are {', '.join(known())}"
+            raise argparse.ArgumentTypeError(msg)
+        return names
+
+    parser.add_argument("--engines", type=parse, metavar="NAME,...", help="these alone, separated by commas")
 
 
 def add_shape(parser: Any) -> None:
@@ -170,10 +185,12 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
-    names = (args.engines or available)()
-    report = measure(names, _cases(args.shape, args.engines is available_choices), args.threads, args.repeats)
+    names = args.engines or (args.compared or available)()
+    report = measure(
+        names, _cases(args.shape, args.compared is available_choices), args.threads, args.repeats
+    )
     print(report)
-    if args.engines is available_choices:
+    if args.compared is available_choices:
         print("\n" + results.regrets(report.found))
     if args.json:
         args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
@@ -227,9 +244,8 @@ def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
         option, result = option_of(engine.name), engine.result(what)
         # Fewer bits are compared with float32, other options among themselves.
         name, reference = first.setdefault("" if option in ALLOWED else option, (engine.name, result))
-        scale = max(1.0, float(np.abs(reference).max()))
-        worst = float(np.abs(result - reference).max()) if result.shape == reference.shape else float("inf")
-        if not worst <= ALLOWED.get(option, EQUAL) * scale:
+        worst = difference(result, reference, least=1.0)
+        if not worst <= ALLOWED.get(option, EQUAL):
             msg = f"{what} at {shape}: {engine.name} and {name} differ by {worst:.1e}"
             raise UnequalError(msg)
 
@@ -238,10 +254,10 @@ def _interleave(
     engines: list[Engine], what: str, shape: Shape, rounds: int, advance: Callable[[], object]
 ) -> dict[tuple[int, str], list[float]]:
     """Microseconds a step by threads and engine, one number a round."""
-    calls = {engine: max(1, int(TURN / engine.time(what, 1))) for engine in engines}
+    calls = {engine: calls_of(engine.time(what, 1), TURN, MOST_CALLS) for engine in engines}
     times: dict[Engine, list[float]] = {engine: [] for engine in engines}
-    for turn in range(rounds):
-        for engine in engines if turn % 2 else reversed(engines):
-            times[engine].append(engine.time(what, calls[engine]) / shape.T * 1e6)
-        advance()
+    for n, engine in enumerate(in_turns(lambda: engines, rounds), 1):
+        times[engine].append(engine.time(what, calls[engine]) / shape.T * 1e6)
+        if n % len(engines) == 0:
+            advance()
     return {(engine.threads, engine.name): rows for engine, rows in times.items()}

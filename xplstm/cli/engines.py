@@ -1,87 +1,123 @@
-"""Run each library of `bench` in its own process, which works only on request.
+"""Run each engine of a benchmark in its own process, which works only on request.
 
-A thread pool that spins after its work is done would slow the next library.
-So the whole process is suspended until its next turn.
+A kernel that waits for ever, or breaks its context, must not take the measurements of other engines with it.
+A thread pool that spins after its work is done would slow the next library, so a process on the CPU is
+suspended until its next turn. The benchmarks of the CPU and of the GPU share what is in this file.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from xplstm._errors import KernelError
+from xplstm._errors import KernelError, XplstmError
 from xplstm.cli.peers import PRODUCT, Shape, Work, builder, product
 
 # Every library reads one of these when it is imported.
 VARIABLES = ("XPLSTM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def serve(name: str, threads: int, connection: Connection) -> None:
-    """Answer requests until asked to stop: build a shape, give a result, time a number of calls."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "sched_setaffinity"):
-        # Some pools are as large as the number of processors, whatever their settings.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    work: Work | None = None
-    while True:
-        request: dict[str, Any] = json.loads(connection.recv_bytes())
-        if request["op"] == "stop":
-            return
-        if request["op"] == "build":
-            work = builder(name)(Shape(*request["shape"]), threads)
-            connection.send_bytes(json.dumps(work.train is not None).encode())
-        elif request["op"] == "product":
-            connection.send_bytes(json.dumps(_fastest(product(name, threads))).encode())
-        else:
-            assert work is not None
-            call = work.train if request["what"] == "train" else work.forward
-            assert call is not None
-            if request["op"] == "result":
-                connection.send_bytes(np.ascontiguousarray(call(), dtype=np.float32).tobytes())
-            else:
-                connection.send_bytes(json.dumps(_time(call, request["calls"])).encode())
-
-
+# Seconds after which an engine that gives no answer is taken for hung; compilers run in them too.
+PATIENCE = 120.0
+LONG_PATIENCE = 600.0
+# How often it may hang before it is asked no more.
+HANGS = 2
 # Seconds in which a system finds a processor for every thread that has just been woken, and caches fill.
 WARM = 0.02
 
-
-def _time(call: Callable[[], Any], calls: int) -> float:
-    """Seconds a call, after some that warm up, one at least."""
-    end = time.perf_counter() + WARM
-    call()
-    while time.perf_counter() < end:
-        call()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
+Name = TypeVar("Name")
 
 
-def _fastest(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of some calls."""
-    return min(_time(call, 1) for _ in range(10))
+def in_turns(able: Callable[[], Sequence[Name]], rounds: int) -> Iterator[Name]:
+    """Give each engine once a round, in both orders in turn; `able` lists those that still run."""
+    for turn in range(rounds):
+        yield from able() if turn % 2 else reversed(able())
 
 
-class Engine(AbstractContextManager["Engine"]):
-    """A process that serves one engine, seen from outside."""
+def calls_of(seconds: float, turn: float, most: int) -> int:
+    """Return how many calls fill an engine's turn; a call may take less than a clock can see."""
+    return most if seconds * most <= turn else max(1, int(turn / seconds))
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.name, self.threads = name, threads
-        before = {variable: os.environ.get(variable) for variable in VARIABLES}
+
+def difference(a: np.ndarray, judge: np.ndarray, least: float = 0.0) -> float:
+    """Return the largest difference relative to the judge's largest magnitude, or `least`; inf for NaN."""
+    if a.shape != judge.shape:
+        return float("inf")
+    worst = float(np.abs(a - judge).max() / max(float(np.abs(judge).max()), least))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def serve(make: Callable[[], Any], connection: Connection) -> None:
+    """Answer requests by the methods of a server until asked to stop; an error is an answer too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server: Any = None
+    while True:
+        try:
+            request: dict[str, Any] = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        op = request.pop("op")
+        if op == "stop":
+            return
+        answer: dict[str, Any]
+        try:
+            server = server or make()
+            answer = {"value": getattr(server, op)(**request)}
+        except Exception as error:
+            # Any error: measurements of the other engines continue, and the report has the reason.
+            answer = {"error": describe(error), "broken": not _harmless(error)}
+        connection.send_bytes(json.dumps(answer, default=_encode).encode())
+
+
+def _encode(a: np.ndarray) -> dict[str, str]:
+    """Write an array of float32 as JSON, flat."""
+    return {"float32": base64.b64encode(np.ascontiguousarray(a, dtype=np.float32).tobytes()).decode()}
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
+
+
+def _harmless(error: Exception) -> bool:
+    """Return whether the process can continue: it was refused something, and no kernel went wrong."""
+    return isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
+
+
+class Worker:
+    """A process that serves one engine, seen from outside; started when first asked.
+
+    `target` runs in it with `arguments` and a connection, under `environment`. With `suspend` it is stopped
+    between requests, where a system can.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: Callable[..., None],
+        arguments: tuple[Any, ...],
+        environment: Mapping[str, str] | None = None,
+        suspend: bool = False,
+    ) -> None:
+        self.name, self._target, self._arguments = name, target, arguments
+        self._environment, self._suspend = environment or {}, suspend
+        self._process: Any = None
+        self._hangs = 0
+
+    def _start(self) -> None:
+        before = {variable: os.environ.get(variable) for variable in self._environment}
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, threads, theirs), daemon=True)
-        os.environ.update(dict.fromkeys(VARIABLES, str(threads)))
+        self._process = context.Process(target=self._target, args=(*self._arguments, theirs), daemon=True)
+        os.environ.update(self._environment)
         try:
             self._process.start()
         finally:
@@ -92,41 +128,132 @@ class Engine(AbstractContextManager["Engine"]):
                     os.environ[variable] = value
         theirs.close()
 
+    def _end(self) -> None:
+        """End the process, whatever it is doing; what it held on a device goes with it."""
+        self._process.kill()
+        self._process.join()
+        self._process = None
+
     def _signal(self, name: str) -> None:
         """Stop or continue the process, where a system can."""
-        if hasattr(signal, name) and self._process.pid is not None:
+        if self._suspend and hasattr(signal, name):
             os.kill(self._process.pid, getattr(signal, name))
 
-    def _ask(self, **request: Any) -> bytes:
-        self._signal("SIGCONT")
-        self._connection.send_bytes(json.dumps(request).encode())
+    def ask(self, op: str, *, patience: float = PATIENCE, **request: Any) -> Any:
+        """Return its answer; an error that it reports, no answer in time, and its end, all raise."""
+        if self._hangs == HANGS:
+            msg = f"{self.name} has given no answer {HANGS} times and is asked no more"
+            raise KernelError(msg)
+        if self._process is None:
+            self._start()
         try:
-            answer = self._connection.recv_bytes()
-        except EOFError:
+            self._signal("SIGCONT")
+            self._connection.send_bytes(json.dumps({"op": op, **request}).encode())
+            if not self._connection.poll(patience):
+                self._end()
+                self._hangs += 1
+                msg = f"no answer to {op} within {patience:.0f} s; the process of {self.name} was ended"
+                raise KernelError(msg)
+            answer = json.loads(self._connection.recv_bytes())
+        except (EOFError, BrokenPipeError):
             self._process.join()
-            msg = f"the process of {self.name} ended with code {self._process.exitcode}"
+            msg = f"the process of {self.name} ended with code {self._process.exitcode} in {op}"
+            self._process = None
             raise KernelError(msg) from None
-        self._signal("SIGSTOP")
-        return answer
+        if "error" in answer and answer["broken"]:
+            self._end()
+        else:
+            self._signal("SIGSTOP")
+        if "error" in answer:
+            raise KernelError(answer["error"])
+        return answer["value"]
 
-    def build(self, shape: Shape) -> bool:
-        """Make ready for a shape; whether the engine can train it."""
-        return bool(json.loads(self._ask(op="build", shape=shape)))
-
-    def result(self, what: str) -> np.ndarray:
-        """Flat y or dx."""
-        return np.frombuffer(self._ask(op="result", what=what), dtype=np.float32)
-
-    def time(self, what: str, calls: int) -> float:
-        """Seconds a call."""
-        return float(json.loads(self._ask(op="time", what=what, calls=calls)))
-
-    def product(self) -> float:
-        """Multiply-adds a second of a large product of matrices, in 1e9, each as two operations."""
-        return 2e-9 * PRODUCT**3 / float(json.loads(self._ask(op="product")))
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._process.exitcode is None:
+        if self._process is None:
+            return
+        if self._process.is_alive():
             self._signal("SIGCONT")
             self._connection.send_bytes(json.dumps({"op": "stop"}).encode())
-        self._process.join()
+            self._process.join(10)
+        self._end()
+
+
+class Server:
+    """One library of `bench` inside its process: an attribute for every request that it answers."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._name, self._threads = name, threads
+        self._work: Work | None = None
+
+    def build(self, shape: list[int]) -> bool:
+        """Prepare a shape; return whether the engine can train it."""
+        self._work = builder(self._name)(Shape(*shape), self._threads)
+        return self._work.train is not None
+
+    def _call(self, what: str) -> Callable[[], np.ndarray]:
+        assert self._work is not None, "build comes first"
+        call = self._work.train if what == "train" else self._work.forward
+        assert call is not None, "build has said that it cannot train"
+        return call
+
+    def result(self, what: str) -> np.ndarray:
+        """Return y, or dx."""
+        return self._call(what)()
+
+    def time(self, what: str, calls: int) -> float:
+        """Return the seconds of a call."""
+        return _time(self._call(what), calls)
+
+    def product(self) -> float:
+        """Return the seconds of the fastest of some large products of matrices."""
+        call = product(self._name, self._threads)
+        return min(_time(call, 1) for _ in range(10))
+
+
+def _time(call: Callable[[], Any], calls: int) -> float:
+    """Return the seconds of a call, after some that warm up, one at least."""
+    end = time.perf_counter() + WARM
+    call()
+    while time.perf_counter() < end:
+        call()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def serve_library(name: str, threads: int, connection: Connection) -> None:
+    """Answer the requests of `bench` on as many processors as there are threads."""
+    if hasattr(os, "sched_setaffinity"):
+        # Some pools are as large as the number of processors, whatever their settings.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    serve(lambda: Server(name, threads), connection)
+
+
+class Engine(Worker):
+    """The process of one library on the CPU and its number of threads."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.threads = threads
+        environment = dict.fromkeys(VARIABLES, str(threads))
+        super().__init__(name, serve_library, (name, threads), environment, suspend=True)
+
+    def build(self, shape: Shape) -> bool:
+        """Prepare a shape; return whether the engine can train it."""
+        return bool(self.ask("build", patience=LONG_PATIENCE, shape=shape))
+
+    def result(self, what: str) -> np.ndarray:
+        """Return flat y or dx."""
+        encoded = self.ask("result", patience=LONG_PATIENCE, what=what)["float32"]
+        return np.frombuffer(base64.b64decode(encoded), dtype=np.float32)
+
+    def time(self, what: str, calls: int) -> float:
+        """Return the seconds of a call."""
+        return float(self.ask("time", patience=LONG_PATIENCE, what=what, calls=calls))
+
+    def product(self) -> float:
+        """Return 1e9 operations a second of a large product of matrices, two for each multiply-add."""
+        return 2e-9 * PRODUCT**3 / float(self.ask("product", patience=LONG_PATIENCE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
@@ -80,12 +81,16 @@ def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str
         reached = speed(what, shape, times[ours])
         lines.append([str(shape), *medians, *ratios, f"{reached:.1f}", f"{reached / peak:.0%}"])
     lines.append(["geometric mean", *[""] * (1 + len(means)), *(f"{m:.2f}" for m in means.values()), "", ""])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-    text = [
+    return "\n".join([f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}", *aligned(lines)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of a table as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
         line[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
         for line in lines
     ]
-    return "\n".join([f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}", *text])
 
 
 def regret(times: Times) -> tuple[str, float]:
@@ -136,13 +141,14 @@ class Report(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return everything measured, with what is needed to measure it again."""
         kinds_of = self.found.items()
+        needed = (package for peer in PEERS.values() for package in peer.needs)
         return {
             "date": datetime.now(UTC).date().isoformat(),
             "command": shlex.join(["python", "-m", "xplstm", *sys.argv[1:]]),
             "processor": processor(),
             "cores": os.cpu_count(),
             "system": f"{platform.system()} {platform.machine()}",
-            "versions": versions(),
+            "versions": versions(["xplstm", "numpy", *needed]),
             "rounds": self.rounds,
             "unit": "microseconds a step, float32, one layer of one direction",
             "peak GFLOP/s": {str(threads): float(f"{peak:.7g}") for threads, peak in self.peaks.items()},
@@ -173,15 +179,12 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """Python's, ours and those of the peers that are installed."""
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
-    packages = dict.fromkeys(package for peer in PEERS.values() for package in peer.needs)
-    for name in ("xplstm", "numpy", *packages):
-        try:
+    for name in dict.fromkeys(packages):
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

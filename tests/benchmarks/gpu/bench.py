@@ -25,6 +25,7 @@ from tests.benchmarks.gpu.results import Report, Row
 from tests.benchmarks.gpu.workers import Worker
 from xplstm._errors import ArgumentError, BackendError, KernelError, XplstmError
 from xplstm.cli import bench as cpu
+from xplstm.cli.engines import calls_of, difference, in_turns
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import check_plot
 
@@ -68,8 +69,7 @@ def arguments() -> argparse.ArgumentParser:
     quick_help = "time a few shapes that show most, in a few minutes"
     shapes.add_argument("--quick", action="store_true", help=quick_help)
     cpu.add_output(parser, ROUNDS)
-    engines_help = f"these alone, separated by commas: {', '.join(ENGINES)}"
-    parser.add_argument("--engines", type=_names, metavar="NAME,...", help=engines_help)
+    cpu.add_engines(parser, lambda: list(ENGINES))
     minutes_help = "begin no shape after M minutes; with --json a later run continues. 0 only reports"
     parser.add_argument("--minutes", type=_minutes, metavar="M", default=float("inf"), help=minutes_help)
     return parser
@@ -96,16 +96,6 @@ def _minutes(text: str) -> float:
         msg = f"{text!r} must be a number of at least 0"
         raise argparse.ArgumentTypeError(msg)
     return minutes
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Engines, separated by commas."""
-    names = tuple(text.split(","))
-    unknown = [name for name in names if name not in ENGINES]
-    if unknown:
-        msg = f"engine {unknown[0]!r} is unknown; known are {', '.join(ENGINES)}"
-        raise argparse.ArgumentTypeError(msg)
-    return names
 
 
 def shapes_of(args: argparse.Namespace) -> list[Shape]:
@@ -265,16 +255,15 @@ class Cell:
         for name in self._able():
             trial = self._ask(name, "time", what=self._what, calls=1)
             if trial is not None:
-                calls[name] = calls_of(trial["device"])
-        for turn in range(rounds):
-            for name in self._able() if turn % 2 else reversed(self._able()):
-                took = self._ask(name, "time", what=self._what, calls=calls[name])
-                if took is None:
-                    continue
-                if took["device"] <= 0:
-                    self._reasons[name] = f"events measured no time in {calls[name]} calls"
-                self._times[name].append(took["device"])
-                self._host[name].append(took["host"])
+                calls[name] = calls_of(trial["device"], TURN, MOST_CALLS)
+        for name in in_turns(self._able, rounds):
+            took = self._ask(name, "time", what=self._what, calls=calls[name])
+            if took is None:
+                continue
+            if took["device"] <= 0:
+                self._reasons[name] = f"events measured no time in {calls[name]} calls"
+            self._times[name].append(took["device"])
+            self._host[name].append(took["host"])
 
     def rows(self) -> list[Row]:
         """One for each engine."""
@@ -299,20 +288,9 @@ class Cell:
             self._ask(name, "release")
 
 
-def calls_of(seconds: float) -> int:
-    """How often to call what takes so long, which may be less than a clock can see."""
-    return MOST_CALLS if seconds * MOST_CALLS <= TURN else max(1, int(TURN / seconds))
-
-
 def _listed(results: Results) -> str:
     """Which results there are."""
     return ", ".join(results) or "nothing"
-
-
-def difference(a: np.ndarray, judge: np.ndarray) -> float:
-    """The largest difference, in parts of the judge's largest number; infinite where one is not finite."""
-    worst = float(np.abs(a - judge).max() / np.abs(judge).max())
-    return worst if np.isfinite(worst) else float("inf")
 
 
 def _print(report: Report) -> None:

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 from tests.benchmarks.gpu.engines import OURS, PRECISIONS
 from xplstm._errors import FormatError
 from xplstm.cli.peers import Shape
-from xplstm.cli.results import median_ratio, write_figure
+from xplstm.cli.results import TITLES, aligned, median_ratio, write_figure
 from xplstm.io.files._durable import write_durably
 
 UNIT = "microseconds a step, one layer of one direction"
-TITLES = {"forward": "inference", "train": "training: forward, backward and all gradients"}
 
 
 class Row(NamedTuple):
@@ -186,9 +185,7 @@ def tables(rows: Iterable[Row]) -> str:
             ours = best(engines)
             ratios = [f"{ratio(ours, engines[n]):.2f}" if ours and n in engines else "-" for n in others]
             lines.append([str(shape), *medians, *ratios])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-        parts.append("\n".join([f"{TITLES[what]}, {precision}", *text]))
+        parts.append("\n".join([f"{TITLES[what]}, {precision}", *aligned(lines)]))
     return "\n\n".join(parts)
 
 

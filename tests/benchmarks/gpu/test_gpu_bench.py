@@ -22,6 +22,7 @@ from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.carried import emulated
 from xplstm import _dispatch
 from xplstm._errors import FormatError, KernelError
+from xplstm.cli.engines import describe
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_persistent
 
@@ -92,7 +93,7 @@ class Inline:
         try:
             return json.loads(json.dumps(getattr(self._server, op)(**request)))
         except Exception as error:
-            raise KernelError(workers._said(error)) from error
+            raise KernelError(describe(error)) from error
 
     def __enter__(self) -> Inline:
         return self
@@ -297,7 +298,7 @@ def test_no_time_at_all_is_not_divided_by() -> None:
     assert len(rows["torch"].times) == 3
     turn, most = bench.TURN, bench.MOST_CALLS
     for seconds, calls in ((0.0, most), (turn / most, most), (turn / 4, 4), (turn, 1), (9 * turn, 1)):
-        assert bench.calls_of(seconds) == calls
+        assert bench.calls_of(seconds, turn, most) == calls
 
 
 def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
@@ -373,10 +374,10 @@ def serve_badly(name: str, connection: Any) -> None:
 
 def test_a_worker_outlives_what_its_process_does() -> None:
     with Worker("a", serve_badly) as worker:
-        with pytest.raises(KernelError, match=r"no answer to hang within 0 s; its process was ended"):
+        with pytest.raises(KernelError, match=r"no answer to hang within 0 s; the process of a was ended"):
             worker.ask("hang", patience=0.2)
         assert worker.ask("answer") == "a"
-        with pytest.raises(KernelError, match="its process ended with code 0 in end"):
+        with pytest.raises(KernelError, match="the process of a ended with code 0 in end"):
             worker.ask("end")
         for broken in (True, False):
             assert worker.ask("answer") == "a"
@@ -386,7 +387,7 @@ def test_a_worker_outlives_what_its_process_does() -> None:
             assert (worker._process is process) is not broken
         with pytest.raises(KernelError, match="no answer to hang"):
             worker.ask("hang", patience=0.2)
-        with pytest.raises(KernelError, match="it has given no answer 2 times and is asked no more"):
+        with pytest.raises(KernelError, match="a has given no answer 2 times and is asked no more"):
             worker.ask("answer")
     assert not process.is_alive()
 

@@ -1,8 +1,4 @@
-"""The processes of the GPU benchmark: each serves one engine and uses the GPU only when it is told to.
-
-A process each, because a kernel that waits for ever, or breaks its CUDA context, must not take the others'
-measurements with it: it is ended and started anew. A context that has no work slows nobody.
-"""
+"""What serves one engine of the GPU benchmark inside its process, which uses the GPU only on request."""
 
 from __future__ import annotations
 
@@ -10,16 +6,10 @@ import contextlib
 import hashlib
 import importlib
 import inspect
-import json
-import multiprocessing
-import platform
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,15 +19,13 @@ import numpy as np
 from tests.benchmarks.gpu import cudnn, engines
 from tests.benchmarks.gpu.engines import ENGINES, Results, Work
 from xplstm import _dispatch
-from xplstm._errors import KernelError, XplstmError
+from xplstm._errors import XplstmError
+from xplstm.cli import engines as served
 from xplstm.cli.peers import Shape
+from xplstm.cli.results import versions
 from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
 from xplstm.kernels._cuda import launch
 
-# Seconds after which an engine that gives no answer is taken for hung; compilers are among them.
-PATIENCE = 120.0
-# How often it may hang before it is asked no more.
-HANGS = 2
 PACKAGES = ("xplstm", "numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "array-api-compat")
 TINY = 64
 MANY = 500
@@ -251,11 +239,8 @@ def _digest() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Python's, cuDNN's, and those of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+    """Return the versions of Python, of cuDNN, and of the packages that are installed."""
+    found = versions(PACKAGES)
     try:
         found["cudnn"] = cudnn.version()
     except XplstmError as error:
@@ -264,89 +249,13 @@ def _versions() -> dict[str, str]:
 
 
 def serve(name: str, connection: Connection) -> None:
-    """Answer requests until told to stop; an error is an answer too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answer requests until asked to stop."""
     engines.before_import()
-    server: Server | None = None
-    while True:
-        try:
-            request: dict[str, Any] = json.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        op = request.pop("op")
-        if op == "stop":
-            return
-        try:
-            server = server or Server(name)
-            answer = {"value": getattr(server, op)(**request)}
-        except Exception as error:
-            # Whatever it is, the other engines' measurements go on, and the reason stands in the report.
-            answer = {"error": _said(error), "broken": not _harmless(error)}
-        connection.send_bytes(json.dumps(answer).encode())
+    served.serve(lambda: Server(name), connection)
 
 
-def _said(error: Exception) -> str:
-    """An error as one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
+class Worker(served.Worker):
+    """The process of one engine, which is not suspended: a context without work slows no other."""
 
-
-def _harmless(error: Exception) -> bool:
-    """Whether the process can go on: it was refused something, and no kernel went wrong."""
-    return isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
-
-
-class Worker(AbstractContextManager["Worker"]):
-    """A process that serves one engine, seen from outside; started when first asked."""
-
-    def __init__(self, name: str, serve: Callable[[str, Connection], None] = serve) -> None:
-        self.name, self._serve = name, serve
-        self._process: Any = None
-        self._hangs = 0
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=self._serve, args=(self.name, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def _end(self) -> None:
-        """Whatever it is doing; what it held on the device goes with it."""
-        self._process.kill()
-        self._process.join()
-        self._process = None
-
-    def ask(self, op: str, *, patience: float = PATIENCE, **request: Any) -> Any:
-        """Give its answer; an error that it reports, no answer in time, and its end, all raise."""
-        if self._hangs == HANGS:
-            msg = f"it has given no answer {HANGS} times and is asked no more"
-            raise KernelError(msg)
-        if self._process is None:
-            self._start()
-        try:
-            self._connection.send_bytes(json.dumps({"op": op, **request}).encode())
-            if not self._connection.poll(patience):
-                self._end()
-                self._hangs += 1
-                msg = f"no answer to {op} within {patience:.0f} s; its process was ended"
-                raise KernelError(msg)
-            answer = json.loads(self._connection.recv_bytes())
-        except (EOFError, BrokenPipeError):
-            self._process.join()
-            msg = f"its process ended with code {self._process.exitcode} in {op}"
-            self._process = None
-            raise KernelError(msg) from None
-        if "error" in answer:
-            if answer["broken"]:
-                self._end()
-            raise KernelError(answer["error"])
-        return answer["value"]
-
-    def __exit__(self, *exc: object) -> None:
-        if self._process is None:
-            return
-        if self._process.is_alive():
-            self._connection.send_bytes(json.dumps({"op": "stop"}).encode())
-            self._process.join(10)
-        self._end()
+    def __init__(self, name: str, target: Callable[[str, Connection], None] = serve) -> None:
+        super().__init__(name, target, (name,))
