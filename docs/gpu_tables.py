@@ -65,7 +65,8 @@ def cuts() -> str:
             plan = cupy_persistent.best_plan(next(iter(CHIPS.values())), 1, B, H, kind, False, COSTS)
             assert plan is not None
             blocks = f"{plan.groups} · {plan.unit_blocks} = {plan.groups * plan.unit_blocks}"
-            rows.append((kind, B, H, plan.units, plan.rows, blocks, f"{plan.shared / 1024:.1f}"))
+            shared = f"{plan.shared / 1024:.1f}"
+            rows.append((kind, B, H, plan.units, plan.rows, blocks, shared, f"{plan.cost:.1f}"))
     head = (
         "products in",
         "B",
@@ -74,7 +75,7 @@ def cuts() -> str:
         "rows of a group",
         "groups · blocks of units = blocks",
     )
-    return table((*head, "KiB of shared memory a block"), rows)
+    return table((*head, "KiB of shared memory a block", "microseconds a step, predicted"), rows)
 
 
 def tables() -> Iterator[str]:
