@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -105,4 +106,47 @@ def stand_in() -> list[str]:
         first = list(theirs.parameters)[: len(ours.parameters)]
         if len(first) < len(ours.parameters):
             found.append(f"the stand-in's {name} takes {ours}, and CuPy's {theirs}")
+    return found + methods(cupy) + products()
+
+
+def methods(cupy: Any) -> list[str]:
+    """Methods of the stand-in's classes with parameters that those of CuPy's have not."""
+    pairs = (
+        (standin.Kernel.__call__, cupy.RawKernel.__call__),
+        (standin.RawModule.get_function, cupy.RawModule.get_function),
+        (standin.Event.record, cupy.cuda.Event.record),
+        (standin.Event.synchronize, cupy.cuda.Event.synchronize),
+        (standin.Stream.synchronize, cupy.cuda.Stream.synchronize),
+        (standin.Stream.is_capturing, cupy.cuda.Stream.is_capturing),
+        (standin.get_elapsed_time, cupy.cuda.get_elapsed_time),
+        (standin.MemoryPointer.memset_async, cupy.cuda.MemoryPointer.memset_async),
+    )
+    found = []
+    for ours, theirs in pairs:
+        taken, offered = (_names(parameters(f)) for f in (ours, theirs))
+        if offered is not None and len(taken or ()) > len(offered):
+            found.append(f"the stand-in's {ours.__qualname__} takes {taken}, and CuPy's {offered}")
+    return found
+
+
+def _names(signature: inspect.Signature | None) -> list[str] | None:
+    return None if signature is None else [name for name in signature.parameters if name != "self"]
+
+
+def products(text: bytes | None = None) -> list[str]:
+    """Functions of cuBLAS of which the stand-in's take other parameters; CuPy's say theirs in its library.
+
+    Importing them would load cuBLAS itself.
+    """
+    if text is None:
+        spec = importlib.util.find_spec("cupy_backends.cuda.libs.cublas")
+        assert spec is not None
+        text = Path(str(spec.origin)).read_bytes()
+    found = []
+    for ours in (standin.gemmEx, standin.gemmStridedBatchedEx):
+        said = re.findall(rb"\b" + ours.__name__.encode() + rb"\(([^)\0]*)\)", text)
+        counts = {len(parts.split(b",")) for parts in said}
+        taken = len(inspect.signature(ours).parameters)
+        if taken not in counts:
+            found.append(f"the stand-in's {ours.__name__} takes {taken} arguments, and CuPy's {counts}")
     return found

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from xplstm.kernels._cuda import launch
 
@@ -30,6 +31,8 @@ FLAGS = (
 )
 extra: tuple[str, ...] = ()
 """Further flags of every library, such as a sanitizer's."""
+AS_NVRTC = ("-DFLUSH", "-mfma", "-ffp-contract=fast")
+"""C++ as CuPy has it compiled: subnormal numbers are flushed, and products and sums contracted."""
 faults: tuple[tuple[str, str], ...] = ()
 """Texts of the sources, and what replaces them: kernels that are wrong on purpose."""
 
@@ -116,12 +119,23 @@ def shared(stem: str, content: str, options: tuple[str, ...] = FLAGS) -> Path:
 
 
 def library(file: str, kind: str) -> ctypes.CDLL:
-    return _library(file, kind, faults)
+    return _library(file, kind, faults, extra)
 
 
 @cache
-def _library(file: str, kind: str, _: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
+def _library(file: str, kind: str, *_: tuple[Any, ...]) -> ctypes.CDLL:
     return ctypes.CDLL(str(build(file, kind)))
+
+
+@contextmanager
+def with_options(*options: str) -> Iterator[None]:
+    """Compile with further options."""
+    global extra
+    before, extra = extra, (*extra, *options)
+    try:
+        yield
+    finally:
+        extra = before
 
 
 @contextmanager

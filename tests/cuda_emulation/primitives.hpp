@@ -29,6 +29,8 @@ struct Index {
     unsigned x, y, z;
 };
 
+inline void flush();
+
 inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
@@ -177,6 +179,7 @@ bool launch(void (*kernel)(A...), const Geometry &g, void **arguments)
             gridDim = g.grid;
             blockDim = g.threads;
             blockIdx = {b % g.grid.x, b / g.grid.x % g.grid.y, b / g.grid.x / g.grid.y};
+            ::flush();
             threadIdx = {thread % g.threads.x, thread / g.threads.x % g.threads.y, thread / g.threads.x / g.threads.y};
             [&]<size_t... I>(std::index_sequence<I...>) {
                 kernel(*static_cast<std::remove_cvref_t<A> *>(arguments[I])...);
@@ -220,15 +223,41 @@ inline void __syncwarp() { emulation::warp().meeting.meet(); }
 
 DEVICE unsigned char *shared_memory() { return emulation::block->bytes(); }
 
+/* With FLUSH a thread flushes subnormal numbers to zero, as C++ compiled with -ftz=true does on a GPU, and what
+   is PTX there keeps them: the control register changes around it. Volatile statements keep their order. */
+#ifdef FLUSH
+inline const unsigned FLUSHED = 0x9fc0, KEPT = 0x1f80;
+inline void flush() { asm volatile("ldmxcsr %0" : : "m"(FLUSHED)); }
+inline void made_by_here(float &a) { asm volatile("" : "+x"(a)); }
+template <typename F, typename... A> DEVICE float exact(F operation, A... numbers)
+{
+    (made_by_here(numbers), ...);
+    asm volatile("ldmxcsr %0" : : "m"(KEPT));
+    (made_by_here(numbers), ...);
+    float made = operation(numbers...);
+    made_by_here(made);
+    flush();
+    made_by_here(made);
+    return made;
+}
+#else
+inline void flush() {}
+template <typename F, typename... A> DEVICE float exact(F operation, A... numbers) { return operation(numbers...); }
+#endif
+
 DEVICE float negated(float a) { return std::bit_cast<float>(std::bit_cast<unsigned>(a) ^ 1u << 31); }
 DEVICE double negated(double a) { return -a; }
-DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
+DEVICE float fused(float a, float b, float c)
+{
+    return exact([](float p, float q, float r) { return std::fma(p, q, r); }, a, b, c);
+}
+
 DEVICE double fused(double a, double b, double c) { return std::fma(a, b, c); }
-DEVICE float sum(float a, float b) { return a + b; }
+DEVICE float sum(float a, float b) { return exact([](float p, float q) { return p + q; }, a, b); }
 DEVICE double sum(double a, double b) { return a + b; }
-DEVICE float product(float a, float b) { return a * b; }
+DEVICE float product(float a, float b) { return exact([](float p, float q) { return p * q; }, a, b); }
 DEVICE double product(double a, double b) { return a * b; }
-DEVICE float quotient(float a, float b) { return a / b; }
+DEVICE float quotient(float a, float b) { return exact([](float p, float q) { return p / q; }, a, b); }
 DEVICE double quotient(double a, double b) { return a / b; }
 
 DEVICE float square_root(float a) { return std::sqrt(a); }

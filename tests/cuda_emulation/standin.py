@@ -46,6 +46,13 @@ PATIENCE = 600.0
 CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
 COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
 TF32 = 77
+PRODUCTS = {
+    *((68, a, c) for a, c in (("float16", "float16"), ("bfloat16", "bfloat16"))),
+    *((68, a, "float32") for a in ("float16", "bfloat16", "float32")),
+    (70, "float64", "float64"),
+    (TF32, "float32", "float32"),
+}
+"""Of the table of cublasGemmEx: how it sums, the type of both factors, and that of the result."""
 
 VERSION = "14.2.0"
 CACHES = (launch.kernel, launch._module, program.compiled, waits.status, layer.device_memory)
@@ -53,6 +60,8 @@ CACHES = (launch.kernel, launch._module, program.compiled, waits.status, layer.d
 
 launched: list[str] = []
 """Names of the kernels and products since the last `clear`, in order."""
+copied: list[tuple[int, ...]] = []
+"""Shapes of what was copied or cast from array to array since the last `clear`, each a launch of CuPy's."""
 
 
 class Memory:
@@ -101,10 +110,19 @@ class ndarray(np.ndarray):
 
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:  # type: ignore[override]
         dtype = np.dtype(dtype)
-        return self if dtype == self.dtype and not copy else guarded(np.asarray(self).astype(dtype))
+        if dtype == self.dtype and not copy:
+            return self
+        copied.append(self.shape)
+        return guarded(np.asarray(self).astype(dtype))
 
     def copy(self) -> ndarray:  # type: ignore[override]
+        copied.append(self.shape)
         return guarded(np.asarray(self))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert isinstance(value, ndarray), "a number of the host, which CuPy sends to the device"
+        copied.append(value.shape)
+        np.asarray(self)[key] = value
 
     def argsort(self) -> ndarray:  # type: ignore[override]
         """CuPy's is stable."""
@@ -212,12 +230,17 @@ class Stream:
 
     current: ClassVar[dict[int, Stream]]
     captured = False
+    invalid = False
+    """A recording that has failed: every question about it does, too."""
 
     def __init__(self, null: bool = False, *, non_blocking: bool = False) -> None:
         assert not (null and non_blocking)
         self.entered: list[tuple[int, Stream]] = []
 
     def is_capturing(self) -> bool:
+        if self.invalid:
+            msg = "cudaErrorStreamCaptureInvalidated"
+            raise RuntimeError(msg)
         return self.captured
 
     def synchronize(self) -> None:
@@ -430,9 +453,8 @@ def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarr
 
 
 def tf32(a: np.ndarray) -> np.ndarray:
-    """The nearest numbers with 10 bits after the point."""
-    rounded = ((a.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-    return np.where(np.isfinite(a), rounded, a)
+    """The numbers cut to 10 bits after the point, as cuBLAS may; to the nearest would err by half as much."""
+    return np.where(np.isfinite(a), (a.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), a)
 
 
 def gemmEx(
@@ -442,6 +464,7 @@ def gemmEx(
 ) -> None:  # fmt: skip
     """``c = alpha op(a) op(b) + beta c``, column-major, summed in the compute type."""
     assert (handle, algo, a_type) == (7, -1, b_type)
+    assert (compute, CODES[a_type], CODES[c_type]) in PRODUCTS, "cuBLAS makes no product of these types"
     dtype = COMPUTE[compute]
     scalars = [ctypes.c_double if dtype.itemsize == 8 else ctypes.c_float] * 2
     one, add = (kind.from_address(at).value for kind, at in zip(scalars, (alpha, beta), strict=True))
@@ -516,6 +539,7 @@ def installed() -> Iterator[types.ModuleType]:
     for cache in CACHES:
         cache.cache_clear()
     launched.clear()
+    copied.clear()
     try:
         with tempfile.TemporaryDirectory() as proofs, patch.dict(os.environ, {proof.FOLDER: proofs}):
             yield stand_ins["cupy"]

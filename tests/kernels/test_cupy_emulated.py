@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -233,6 +235,43 @@ def test_published_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, got in (("y", y), ("h_n", h_n), ("c_n", c_n)):
         want = np.asarray(exact_cases.decoded(record["outputs"][key], FORMATS[dtype]), dtype)
         np.testing.assert_array_equal(got, want, err_msg=key)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="it sets a register of x86")
+@pytest.mark.parametrize("fault", [False, True])
+def test_published_bits_where_the_compiler_flushes_subnormals(
+    fault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy compiles with -ftz=true, which flushes what the sources leave to C++; and NVRTC contracts.
+
+    A minus alone is no arithmetic here, as it is on a GPU: nox -s cuda_sources looks for it in the PTX.
+    """
+    faults = (("sum(b, negated(first))", "(b - first)"),) if fault else ()
+    expected = pytest.raises(AssertionError) if fault else contextlib.nullcontext()
+    with compiled.with_options(*compiled.AS_NVRTC), compiled.faulty(*faults), expected:
+        test_published_bits("functions-float32", monkeypatch)
+
+
+def test_copies_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk in one launch copies nothing; the loop copies both states at its begin and at its end."""
+    case, found = Case(T=3), {}
+    for name in ROOMS:
+        with standin.installed(), monkeypatch.context() as patch:
+            patch.setattr(_dispatch, "select", only(name))
+            layer_of = case.lstm()
+            layer_of(case.arrays()["x"])
+            standin.copied.clear()
+            layer_of(case.arrays()["x"])
+            found[name] = [shape for shape in standin.copied if len(shape) == 2 and shape[0] == case.B]
+    assert {name: len(shapes) for name, shapes in found.items()} == {"cupy_fused": 4, "cupy_persistent": 0}
+
+
+def test_a_recording_that_failed_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
+    with standin.installed():
+        monkeypatch.setattr(standin.Stream.current[DEVICE.id], "invalid", True)
+        with pytest.raises(RuntimeError, match="CaptureInvalidated"):
+            ROOMS["cupy_fused"].supports(problem)
 
 
 # Several blocks of k, of units and of rows; mma in scalar loops takes its time, and has a smaller one.

@@ -43,3 +43,11 @@ def test_calls_are_held_against_what_a_docstring_says(
 def test_the_names_that_the_library_uses_are_found() -> None:
     names = {name for path in cupy_signatures.FILES for name, _ in cupy_signatures.used(path)}
     assert {"cp.cuda.alloc_pinned_memory", "cp.zeros", "runtime.getDeviceProperties", "cp.RawModule"} <= names
+
+
+def test_products_are_held_against_what_the_library_says() -> None:
+    names = [f"int a{n}" for n in range(23)]
+    right = f"gemmEx({', '.join(names[:19])})\0gemmStridedBatchedEx({', '.join(names)})\0"
+    assert cupy_signatures.products(right.encode()) == []
+    (reason,) = cupy_signatures.products(right.replace("int a18)", "int a18, int a)", 1).encode())
+    assert reason == "the stand-in's gemmEx takes 19 arguments, and CuPy's {20}"

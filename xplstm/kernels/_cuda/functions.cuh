@@ -1,7 +1,7 @@
 /* Numbers as they are stored and as they are computed with; sigmoid and tanh. FLOAT64, FLOAT32, FLOAT16 or
    BFLOAT16 is defined, or TF32 for float32 whose products may be rounded. float64 and float32 use the
-   operations of XPL-EXACT-005 to XPL-EXACT-007, one by one. The other kinds have no published bits, and use
-   the special function unit. */
+   operations of XPL-EXACT-005 to XPL-EXACT-007, one by one. In the other kinds these kernels promise no bits,
+   and use the special function unit. */
 
 typedef long long Size;
 
