@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -27,8 +28,8 @@ from xplstm import _array, _dispatch
 from xplstm._params import Problem
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.lstm import STANDARD
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels import cupy_fused, cupy_persistent
+from xplstm.kernels._cuda import launch, layer, trials
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors-exact"
 BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8, "tf32": 11}
@@ -163,6 +164,44 @@ def test_a_step_is_one_product_and_one_kernel_for_both_directions(monkeypatch: p
         monkeypatch.setattr(_dispatch, "select", only("cupy_fused"))
         case.lstm()(case.arrays()["x"])
         assert standin.launched == ["gemm", *["gemm", "forward_gates"] * 3]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_step_of_the_loop_is_four_calls_of_python(
+    bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is the slower side of the loop: it makes the product and the launch, and nothing else."""
+    calls: Counter[int] = Counter()
+
+    def nothing(*_: Any, **__: Any) -> None:
+        """Stand for the product and for the kernel."""
+
+    def counted(T: int) -> int:
+        def walk(*arguments: Any) -> None:
+            sys.setprofile(lambda _frame, event, _: calls.update([T] if event == "call" else []))
+            try:
+                cupy_fused.walk(*arguments)
+            finally:
+                sys.setprofile(None)
+
+        shape = trials.Shape(T=T, B=2, I=3, H=5, reverse=(False, True) if bidirectional else (False,))
+        like = Problem(
+            *(standin.LIBRARY, "cupy", DEVICE, "float32", 1, 1, 1, 1, 0, True, (False,), "all", True),
+            STANDARD,
+        )
+        problem = trials.problem_of(shape, like, "float32")
+        with DEVICE:
+            given = trials.each_array(trials.drawn(shape, "float32"), standin.asarray)
+            packed = cupy_fused.prepare(problem, given.params)
+        layer.forward(problem, packed, given.x, given.state, None, walk)
+        return calls[T]
+
+    with standin.installed():
+        monkeypatch.setattr(launch, "kernel", lambda *_, **__: nothing)
+        for name in ("gemmEx", "gemmStridedBatchedEx"):
+            monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].cublas, name, nothing)
+        few, many = counted(3), counted(13)
+    assert (many - few) / 10 <= 4
 
 
 def test_a_layer_is_one_product_and_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,19 +71,23 @@ def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None
     )
     recur = call.product((B, 4 * H, P), Matrix(P), Matrix(P, True), Matrix(4 * H), add=True, out=wide)
     project = call.product((B, P, H), Matrix(H), Matrix(H, True), Matrix(P), out=wide)
-    weights = call.starts(packed.weight_hh)
+    at = [t - first for t, first in zip(call.times(0), segment.first, strict=True)]
+    state, weights = call.moves(h, call.before(0) if keep else None), call.moves(packed.weight_hh)
+    add_recurrent = recur.over(state, weights, call.moves(z, at))
+    apply_gates = call.launcher("forward_gates", B * H)
+    if m is not None:
+        step, weights = call.moves(m, call.times(0) if keep else None), call.moves(packed.weight_hr)
+        make_projected = project.over(step, weights, call.moves(projected))
+        publish_projected = call.launcher("forward_projected", B * P)
     if segment.start == 0:
         for d, first in enumerate(call.before(0) if keep else [0] * call.D):
             h[d, first], c[d, first] = start.h[d], start.c[d]
     for k in range(segment.start, segment.stop):
-        times, before = call.times(k), call.before(k)
-        at = [t - first for t, first in zip(times, segment.first, strict=True)]
-        recur(call.starts(h, before if keep else None), weights, call.starts(z, at))
-        call.launch("forward_gates", B * H, arguments, k)
+        add_recurrent(k)
+        apply_gates(arguments, k)
         if m is not None:
-            step = call.starts(m, times if keep else None)
-            project(step, call.starts(packed.weight_hr), call.starts(projected))
-            call.launch("forward_projected", B * P, arguments, k)
+            make_projected(k)
+            publish_projected(arguments, k)
     if segment.stop == problem.T:
         for d, last in enumerate(call.after_all() if keep else [0] * call.D):
             end.h[d], end.c[d] = h[d, last], c[d, last]
@@ -115,12 +119,16 @@ def walk_back(
     wide = launch.wide(problem.dtype)
     recur = call.product((B, P, 4 * H), Matrix(4 * H), Matrix(P), Matrix(P), add=True, out=wide)
     project = call.product((B, H, P), Matrix(P), Matrix(H), Matrix(H), out=wide)
-    weights, sums = call.starts(packed.weight_hh), call.starts(dh)
+    first, apply_gates = call.times(0), call.launcher("backward_gates", B * H)
+    add_recurrent = recur.over(call.moves(dz, first), call.moves(packed.weight_hh), call.moves(dh))
+    if projection:
+        take_projected = call.launcher("backward_projected", B * P)
+        step, weights = call.moves(dprojected, first), call.moves(packed.weight_hr)
+        undo_projection = project.over(step, weights, call.moves(dm))
     for k in range(T - 1, -1, -1):
-        times = call.times(k)
-        if dprojected is not None and dm is not None:
-            call.launch("backward_projected", B * P, arguments, k)
-            project(call.starts(dprojected, times), call.starts(packed.weight_hr), call.starts(dm))
-        call.launch("backward_gates", B * H, arguments, k)
-        recur(call.starts(dz, times), weights, sums)
+        if projection:
+            take_projected(arguments, k)
+            undo_projection(k)
+        apply_gates(arguments, k)
+        add_recurrent(k)
     return dz, dprojected

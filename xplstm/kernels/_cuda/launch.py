@@ -6,6 +6,7 @@ imported when a kernel runs, never to find out whether it is there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,6 +134,18 @@ class Matrix(NamedTuple):
     transposed: bool = False
 
 
+class Moves(NamedTuple):
+    """Addresses of each direction that move by as many bytes from step to step."""
+
+    starts: list[int]
+    """At step 0."""
+    apart: list[int]
+
+    def pair(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return where the first and the last direction begin, and how far each moves."""
+        return (self.starts[0], self.apart[0]), (self.starts[-1], self.apart[-1])
+
+
 class Product:
     """``c = a @ b``, or ``c += a @ b``, of sizes known beforehand, at addresses that each call gives.
 
@@ -173,15 +186,33 @@ class Product:
         self._bytes = KINDS[kind], SIZES[out]
         self._how = (computes.get(kind, cublas.CUBLAS_COMPUTE_32F), cublas.CUBLAS_GEMM_DEFAULT)
 
+    def over(self, a: Moves, b: Moves, c: Moves) -> Callable[[int], None]:
+        """Return what makes the product of step k, and does little else: a loop waits for the host alone."""
+        # A lone direction is the first of two that are the same, of which one product is made.
+        (a_0, a_1), (b_0, b_1), (c_0, c_1) = (moves.pair() for moves in (a, b, c))
+        (a_type, a_step), (b_type, b_step), (c_type, c_step) = self._a, self._b, self._c
+        gemm, batched, shape, zero, how = self._gemm, self._batched, self._shape, self._zero, self._how
+        size, out_size = self._bytes
+
+        def one(k: int, _factors: np.ndarray = self._scalars) -> None:  # keeps what `zero` points to
+            left, right, out = a_0[0] + k * a_0[1], b_0[0] + k * b_0[1], c_0[0] + k * c_0[1]
+            gemm(*shape, right, b_type, b_step, left, a_type, a_step, zero, out, c_type, c_step, *how)
+
+        def both(k: int, _factors: np.ndarray = self._scalars) -> None:
+            left, right, out = a_0[0] + k * a_0[1], b_0[0] + k * b_0[1], c_0[0] + k * c_0[1]
+            left_2, right_2, out_2 = a_1[0] + k * a_1[1], b_1[0] + k * b_1[1], c_1[0] + k * c_1[1]
+            if (
+                left_2 >= left and right_2 >= right and out_2 >= out
+            ):  # cuBLAS says nothing of distances below 0
+                factors = right, b_type, b_step, (right_2 - right) // size, left, a_type, a_step
+                between = (left_2 - left) // size, zero, out, c_type, c_step, (out_2 - out) // out_size
+                batched(*shape, *factors, *between, 2, *how)
+                return
+            gemm(*shape, right, b_type, b_step, left, a_type, a_step, zero, out, c_type, c_step, *how)
+            gemm(*shape, right_2, b_type, b_step, left_2, a_type, a_step, zero, out_2, c_type, c_step, *how)
+
+        return one if len(c.starts) == 1 else both
+
     def __call__(self, a: list[int], b: list[int], c: list[int]) -> None:
         """One product for each address of c, of which there are one or two; those of a and b may repeat."""
-        size, out_size = self._bytes
-        apart = [(p[-1] - p[0]) // n for p, n in zip((a, b, c), (size, size, out_size), strict=True)]
-        if len(c) == 2 and min(apart) >= 0:  # cuBLAS says nothing of distances below 0
-            self._batched(
-                *(*self._shape, b[0], *self._b, apart[1], a[0], *self._a, apart[0]),
-                *(self._zero, c[0], *self._c, apart[2], 2, *self._how),
-            )
-            return
-        for left, right, out in zip(a, b, c, strict=True):
-            self._gemm(*self._shape, right, *self._b, left, *self._a, self._zero, out, *self._c, *self._how)
+        self.over(*(Moves(starts, [0] * len(starts)) for starts in (a, b, c)))(0)

@@ -205,10 +205,21 @@ class Call:
     def product(self, *arguments: Any, out: str = "", add: bool = False) -> Product:
         return Product(kind(self.problem), *arguments, add=add, out=out or self.problem.dtype)
 
-    def launch(self, name: str, count: int, *arguments: Any) -> None:
-        """Launch a thread for each of `count` elements of each direction."""
+    def moves(self, a: CuPyArray, first: list[int] | None = None) -> launch.Moves:
+        """Return the addresses of ``a[d]``, or of its element that moves with time from `first` at step 0."""
+        signs = [-1 if back else 1 for back in self.problem.reverse]
+        apart = [0 if first is None else sign * a.strides[1] for sign in signs]
+        return launch.Moves(self.starts(a, first), apart)
+
+    def launcher(self, name: str, count: int) -> Callable[..., None]:
+        """Return what launches a thread for each of `count` elements of each direction."""
         threads = min(CONSTANTS.THREADS, -(-count // WARP) * WARP)
-        self.kernel(name)((-(-count // threads), self.D), (threads,), arguments)
+        kernel, grid, block = self.kernel(name), (-(-count // threads), self.D), (threads,)
+
+        def run(*arguments: Any) -> None:
+            kernel(grid, block, arguments)
+
+        return run
 
     def launch_once(self, name: str, count: int, *arguments: Any) -> None:
         """Launch a thread for each of `count` elements."""
@@ -231,7 +242,7 @@ class Call:
         block = WARP, CONSTANTS.RUN_THREADS // WARP
         grid, shared = (-(-columns // WARP), runs, self.D), CONSTANTS.RUN_THREADS * parts.itemsize
         self.kernel("sum_runs")(grid, block, (a, parts, rows, columns, height), shared_mem=shared)
-        self.launch("add_runs", columns, parts, out, runs, columns)
+        self.launcher("add_runs", columns)(parts, out, runs, columns)
         return out
 
 
