@@ -99,8 +99,9 @@ def judge_python(name: str, target: Target, changes: list[Change], folder: Path,
     if not left:
         return
     items, survivors = judge.quick(folder, target.arguments(), left, say)
+    reasons = harmless()
     for number, change in enumerate(survivors, start=1):
-        how = judge.whole(folder, target.arguments(), items, change)
+        how = "" if reason(change, reasons) else judge.whole(folder, target.arguments(), items, change)
         verdicts.say(name, change, how)
         progress(name, number, survivors, started, f"{change.module}:{change.line} {how or 'SURVIVES'}")
 
@@ -205,14 +206,19 @@ class Row(NamedTuple):
         return f"{self.target:16}" + "".join(f"{n:10}" for n in numbers) + f"{share:>9}"
 
 
+def reason(change: Change, known: list[Harmless]) -> str:
+    """Return why a change alters no result, or nothing."""
+    place = change.module, change.before, change.after
+    return next((one.why for one in known if (one.module, one.before, one.after) == place), "")
+
+
 def table(drawn: dict[str, list[Change]], verdicts: Verdicts, known: list[Harmless]) -> bool:
     """Print the survivors and the table; return whether few enough survive."""
-    reasons = {(h.module, h.before, h.after): h.why for h in known}
     rows = []
     for name, changes in drawn.items():
         judged = [c for c in changes if c.key in verdicts.how and verdicts.how[c.key] != "does not compile"]
         survivors = [c for c in judged if not verdicts.how[c.key]]
-        why = {c: reasons.get((c.module, c.before, c.after), "") for c in survivors}
+        why = {c: reason(c, known) for c in survivors}
         for c in survivors:
             print(f"{c.module}:{c.line} {why[c]}\n- {c.before}\n+ {c.after}")
         equal = sum(1 for c in survivors if why[c])

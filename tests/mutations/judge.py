@@ -98,8 +98,8 @@ class Tests:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what other array libraries repeat; as a reference they stay."""
-        items[:] = [item for item in items if library_of(item) in ("", "numpy")]
+        """Leave out what further array libraries repeat; as a reference they stay."""
+        items[:] = [item for item in items if library_of(item) in ("", "numpy", "array_api_strict")]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
