@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xplstm
-from xplstm import losses
+from xplstm import _array, losses
 
 EVERY = {
     "cross_entropy": lambda z, **how: losses.softmax_cross_entropy(z, np.asarray([1, 0]), **how),
@@ -76,3 +76,37 @@ def test_huber_turns_from_a_square_to_a_line_at_one():
 def test_the_array_that_is_missing_is_named():
     with pytest.raises(xplstm.XplstmError, match="targets"):
         losses.softmax_cross_entropy(np.zeros((2, 3)), None)
+
+
+def test_every_argument_is_of_one_library():
+    strict = pytest.importorskip("array_api_strict")
+    logits, targets = np.zeros((2, 3)), np.asarray([0, 1])
+    for name, dtype in (("mask", strict.bool), ("weights", strict.float64)):
+        with pytest.raises(xplstm.BackendError, match=f"{name} is of array_api_strict"):
+            losses.softmax_cross_entropy(logits, targets, **{name: strict.ones(2, dtype=dtype)})
+
+
+@pytest.mark.parametrize("lazy", [{"targets"}, {"mask"}, {"targets", "mask"}])
+def test_classes_that_are_not_at_hand_are_not_looked_at(lazy, monkeypatch):
+    given = {"targets": np.asarray([3, 0]), "mask": np.asarray([True, True])}
+    monkeypatch.setattr(_array, "is_lazy", lambda x: any(x is given[name] for name in lazy))
+    losses.softmax_cross_entropy(np.zeros((2, 3)), given["targets"], mask=given["mask"])
+
+
+def test_any_class_but_the_blank_is_a_label():
+    logits = np.zeros((2, 1, 3))
+    first, last = losses.ctc(logits, np.asarray([[0]]), blank=2)[0], losses.ctc(logits, np.asarray([[2]]))[0]
+    assert float(first) == float(last) == pytest.approx(-math.log(3 / 9))
+
+
+def test_ctc_needs_a_step_but_no_entry():
+    with pytest.raises(xplstm.ShapeError, match="T at least 1"):
+        losses.ctc(np.zeros((0, 1, 2)), np.asarray([[1]]))
+    loss, pullback = losses.ctc(np.zeros((2, 0, 2)), np.zeros((0, 1), dtype=int))
+    assert (float(loss), pullback().shape) == (0, (2, 0, 2))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 4), (4, 3), (4,), (1, 2, 3)])
+def test_weights_that_do_not_broadcast_are_refused(shape):
+    with pytest.raises(xplstm.ShapeError, match=r"weights has shape .* broadcast to \(2, 3\)"):
+        losses.softmax_cross_entropy(np.zeros((2, 3, 5)), np.zeros((2, 3), dtype=int), weights=np.ones(shape))

@@ -73,6 +73,11 @@ def test_one_cycle_falls_along_half_a_cosine():
     assert ours(6) == pytest.approx(floor + (1 - floor) * (1 + math.cos(math.pi / 3)) / 2)
 
 
+def test_one_cycle_at_its_edges():
+    assert [optim.one_cycle(1.0, 2, rise=0)(step) for step in (0, 1)] == [1.0, 1 / 25 / 10_000]
+    assert optim.one_cycle(1.0, 4, start=1.0, floor=1.0)(2) == 1.0
+
+
 @pytest.mark.parametrize("wrong", [{"rise": 1}, {"rise": 1.5}, {"start": 1.5}, {"floor": 1.5}])
 def test_one_cycle_refuses_what_is_no_cycle(wrong):
     with pytest.raises(xplstm.ArgumentError, match=r"rise=|start=|floor="):
@@ -86,6 +91,12 @@ def test_plateau_tolerates_ten_reports_and_keeps_to_its_floor():
         for _ in range(11):
             assert plateau(0) == expected
             plateau.report(1.0)
+
+
+def test_plateau_refuses_a_factor_that_lowers_nothing():
+    for factor in (0, 1, 1.5):
+        with pytest.raises(xplstm.ArgumentError, match="factor="):
+            optim.Plateau(1.0, factor=factor)
 
 
 def test_plateau_does_not_raise_a_rate_to_its_floor():
@@ -108,3 +119,8 @@ def test_clipping_survives_float64_whose_squares_do_not(size):
     clipped, norm = optim.clip_by_global_norm(grads, size)
     assert float(norm) == pytest.approx(5 * size)
     np.testing.assert_allclose(clipped["a"], [0.6 * size, 0.8 * size], rtol=1e-14)
+
+
+def test_clipping_nothing_gives_nothing():
+    clipped, norm = optim.clip_by_global_norm({"a": np.zeros((0, 3))}, 1.0)
+    assert (clipped["a"].shape, float(norm)) == ((0, 3), 0)
