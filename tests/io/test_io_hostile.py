@@ -135,7 +135,7 @@ BROKEN = {
     "options of ours that are no JSON": (
         ".safetensors",
         safetensors({"__metadata__": {"xplstm": "["}} | GOOD, bytes(160)),
-        "cannot be read",
+        "is no JSON",
     ),
     "a variant of ours that is none": (
         ".safetensors",

@@ -335,7 +335,7 @@ def test_numbered_cells_that_could_be_layers_or_directions_must_be_said():
         ("encoder.", '{"": {"batch_first": true}}', "options of a network at '', where no network is"),
         ("", '{"": {}, "": {"batch_first": true}}', "occurs twice"),
         ("", '{"": {"batch_first": true, "batch_first": false}}', "batch_first occurs twice"),
-        ("", "[]", "they are of type list"),
+        ("", "[]", "is no JSON object"),
     ],
 )
 def test_options_that_fit_no_network_are_refused(start, text, words, tmp_path):

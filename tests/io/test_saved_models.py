@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
         "a part that should be Embedding: it has options that Embedding lacks: .'rng'",
     ),
     "padding": (lambda c, _: c["networks"].update(embedding={"padding_idx": 3}), "padding_idx=3 must be at"),
-    "networks no object": (lambda c, _: c.update(networks=[1]), "expected an object"),
+    "networks no object": (lambda c, _: c.update(networks=[1]), "no JSON object"),
 }
 
 

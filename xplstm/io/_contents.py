@@ -5,6 +5,7 @@ Every format, ours and others', speaks in these tuples.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -109,7 +110,21 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
     return found
 
 
-def each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def json_object(what: str, text: str | bytes, once: bool = False) -> dict[str, Any]:
+    """Return a JSON object of a file; with `once`, refuse a name that occurs twice in an object."""
+    try:
+        plain = text.decode() if isinstance(text, bytes) else text
+        found = json.loads(plain, object_pairs_hook=_each_once if once else None)
+    except (ValueError, TypeError, RecursionError) as error:
+        msg = f"{what} is no JSON: {quoted(str(error))}"
+        raise FormatError(msg) from error
+    if not isinstance(found, dict):
+        msg = f"{what} is no JSON object"
+        raise FormatError(msg)
+    return found
+
+
+def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict; ValueError if a name occurs twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:

@@ -11,7 +11,7 @@ from xplstm import _array, _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _load
-from xplstm.io._contents import shown
+from xplstm.io._contents import json_object, shown
 from xplstm.io._written import METADATA, parsed_options
 from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
@@ -95,13 +95,13 @@ def load_model(
         return _from_checkpoint("the checkpoint", path, xp, device)
     where = _values.path("path", path)
     contents = safetensors.read(where)
-    about = _json(where, contents.metadata.get(METADATA, "{}"))
+    about = json_object(f"{where}: its metadata", contents.metadata.get(METADATA, "{}"))
     if str(about.get("format", "")).startswith(CHECKPOINT):
         return _from_checkpoint(where, xplstm.training.load_checkpoint(where), xp, device)
     if MODEL not in contents.metadata:
         return _load.load(where, xp=xp, device=device)
     params = {name: tensor.array() for name, tensor in contents.tensors.items()}
-    return _made(where, _json(where, contents.metadata[MODEL]), params, xp, device)
+    return _made(where, json_object(f"{where}: its metadata", contents.metadata[MODEL]), params, xp, device)
 
 
 def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any:
@@ -154,16 +154,3 @@ def make_layer(
         msg = f"{where}: a part that should be {kind.__name__}: {shown(str(error)[:500])}"
         raise FormatError(msg) from error
     return layer
-
-
-def _json(where: str, text: str) -> dict[str, Any]:
-    """Return the object that JSON metadata describes."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where} has metadata that is no JSON: {shown(str(error)[:200])}"
-        raise FormatError(msg) from error
-    if not isinstance(found, dict):
-        msg = f"{where} has metadata of type {type(found).__name__}, expected an object"
-        raise FormatError(msg)
-    return found

@@ -13,7 +13,7 @@ from xplstm._params import Variant
 from xplstm._typing import Array
 from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
-from xplstm.io._contents import Contents, Found, each_once, quoted
+from xplstm.io._contents import Contents, Found, json_object, quoted
 from xplstm.nn._module import Recurrent
 from xplstm.nn._rnn import NONLINEARITIES
 
@@ -77,15 +77,8 @@ def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
 
 def stored_options(contents: Contents) -> dict[str, Any]:
     """Return the options that a file has of its networks, by their prefixes."""
-    try:
-        found = json.loads(contents.metadata.get(METADATA, "{}"), object_pairs_hook=each_once)
-        if not isinstance(found, dict):
-            msg = f"they are of type {type(found).__name__}"
-            raise TypeError(msg)
-    except (ValueError, TypeError, RecursionError) as error:
-        msg = f"{contents.where} has options of networks that cannot be read: {quoted(str(error))}"
-        raise FormatError(msg) from error
-    return found
+    text = contents.metadata.get(METADATA, "{}")
+    return json_object(f"{contents.where}: its metadata {METADATA!r}", text, once=True)
 
 
 def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:

@@ -15,7 +15,7 @@ from typing import Any
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io import layers
-from xplstm.io._contents import Contents, Opening, by_name, quoted
+from xplstm.io._contents import Contents, Opening, by_name, json_object, quoted
 from xplstm.io._written import no_place, plain
 from xplstm.io.files import h5
 from xplstm.io.files.archive import Archive
@@ -57,7 +57,7 @@ def read(path: str) -> Contents:
             f"{path}: {_CONFIG} has {archive.members[_CONFIG].file_size} bytes; {LONGEST_CONFIG} are allowed"
         )
         raise FormatError(msg)
-    config = keras_config.parse(path, archive.read(_CONFIG))
+    config = json_object(f"{path}: {_CONFIG}", archive.read(_CONFIG))
     tree = h5.read(h5.Source(path, archive.read(_WEIGHTS), os.path.getsize(path)))
     version = _version(archive)
     config = keras_config.modern(config) if version == 2 else config
@@ -77,7 +77,7 @@ def _unpacked(path: str) -> Contents:
     version = tree.attributes.get("keras_version")
     metadata: dict[str, Any] = {"version": version and _major(path, version), "by_layer": True}
     if "model_config" in tree.attributes:
-        config = keras_config.parse(path, tree.attributes["model_config"].encode(), "model_config")
+        config = json_object(f"{path}: model_config", tree.attributes["model_config"])
         metadata |= {"config": keras_config.modern(config), "names": {}}
     return Contents(path, "keras", by_name(path, tensors), metadata, "keras")
 
@@ -86,7 +86,7 @@ def _version(archive: Archive) -> int | None:
     """Return the major version of Keras that wrote a model, 2 or 3; None if the archive does not have it."""
     if _METADATA not in archive.members:
         return None
-    told = keras_config.parse(archive.path, archive.read(_METADATA, LONGEST_METADATA), _METADATA)
+    told = json_object(f"{archive.path}: {_METADATA}", archive.read(_METADATA, LONGEST_METADATA))
     return _major(archive.path, told.get("keras_version"))
 
 

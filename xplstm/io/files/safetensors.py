@@ -16,7 +16,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
-from xplstm.io._contents import Contents, Opening, Tensor, by_name, each_once, shown
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, json_object, shown
 from xplstm.io._written import METADATA, written
 from xplstm.io.files import buffers
 from xplstm.nn._module import Recurrent
@@ -65,7 +65,7 @@ def read(path: str) -> Contents:
         if length < 8 or header_length > min(length - 8, LONGEST_HEADER):
             msg = f"{path} has {length} bytes, and its header is said to have {header_length} of them"
             raise FormatError(msg)
-        header = _parse(path, file.read(header_length))
+        header = json_object(f"{path}: its header", file.read(header_length), once=True)
     start = 8 + header_length
     metadata = _metadata(path, header.pop("__metadata__", None))
     entries = {name: _entry(path, name, entry) for name, entry in header.items()}
@@ -104,19 +104,6 @@ def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *(hosts[name].tobytes() for name in names)])
-
-
-def _parse(path: str, text: bytes) -> dict[str, Any]:
-    """Return the header as a dict in which no name occurs twice."""
-    try:
-        header = json.loads(text.decode(), object_pairs_hook=each_once)
-    except (ValueError, RecursionError) as error:
-        msg = f"{path} has a header that is no JSON: {error}"
-        raise FormatError(msg) from error
-    if not isinstance(header, dict):
-        msg = f"{path} has a header that is no JSON object"
-        raise FormatError(msg)
-    return header
 
 
 def _metadata(path: str, given: Any) -> dict[str, Any]:

@@ -7,14 +7,13 @@ smaller model.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import Contents, Opening, Tensor, dotted, quoted, shown
+from xplstm.io._contents import Contents, Opening, Tensor, dotted, json_object, quoted, shown
 from xplstm.io._written import METADATA
 
 # An index has a hundred bytes for each tensor.
@@ -95,16 +94,15 @@ def _places(path: str) -> dict[str, tuple[str, ...]]:
     if os.path.getsize(path) > LONGEST_INDEX:
         msg = f"{path} has {os.path.getsize(path)} bytes; {LONGEST_INDEX} are allowed for an index"
         raise FormatError(msg)
-    try:
-        with open(path, "rb") as file:
-            index = json.loads(file.read())
-        given = index["weight_map"]
-        found: dict[str, tuple[str, ...]] = {}
-        for name, files in given.items():
-            found[dotted(name)] = tuple(files) if isinstance(files, list) else (files,)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        msg = f"{path} has no weight_map from names to files: {type(error).__name__} {quoted(str(error))}"
-        raise FormatError(msg) from error
+    with open(path, "rb") as file:
+        index = json_object(path, file.read())
+    given = index.get("weight_map")
+    found: dict[str, tuple[str, ...]] = {}
+    if not isinstance(given, dict):
+        msg = f"{path} has no weight_map from names to files"
+        raise FormatError(msg)
+    for name, files in given.items():
+        found[dotted(name)] = tuple(files) if isinstance(files, list) else (files,)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -89,19 +88,6 @@ class Recurrent(NamedTuple):
     def bidirectional(self) -> bool:
         """Whether it has two directions."""
         return "merge" in self.options
-
-
-def parse(where: str, text: bytes, name: str = "config.json") -> Mapping[str, Any]:
-    """Return a JSON object as a dict."""
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where}: {name} is no JSON: {quoted(str(error))}"
-        raise FormatError(msg) from error
-    if not isinstance(config, dict):
-        msg = f"{where}: {name} is no JSON object"
-        raise FormatError(msg)
-    return config
 
 
 def modern(config: Any, depth: int = 0) -> Any:
