@@ -165,11 +165,15 @@ def test_our_file_for_keras_there_and_back(options, reset_after, tmp_path):
     path = tmp_path / "ours.weights.h5"
     io.save(path, gru)
     star = "layers.gru*" if "num_layers" in options else None
+    with pytest.raises(
+        ArgumentError, match="not its functions or merge; pass format='keras' if they are sigm"
+    ):
+        io.load(path, prefix=star)
     if not options.get("bias", True):
         with pytest.raises(ArgumentError, match="pass reset_after="):
-            io.load(path)
+            io.load(path, format="keras")
     told = {} if options.get("bias", True) else {"reset_after": reset_after}
-    again = io.load(path, prefix=star, **told)
+    again = io.load(path, prefix=star, format="keras", **told)
     assert repr(again) == repr(gru)
     x = np.random.default_rng(2).standard_normal((B, T, I)).astype("float32")
     np.testing.assert_allclose(again(x)[0], gru(x)[0], rtol=0, atol=1e-6)

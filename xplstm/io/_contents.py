@@ -73,7 +73,10 @@ class Found(NamedTuple):
     problem: str | None = None
     """Why it cannot be loaded, in words that name tensor, shape and what was expected; else None."""
     untold: tuple[str, ...] = ()
-    """Arguments that change the numbers and that are not among the contents: a caller must give them."""
+    """Arguments that change the numbers and that are not among the contents: a caller must give them.
+
+    "format" is one where the class has no other functions than its own: a caller confirms those.
+    """
     parts: tuple[str, ...] = ()
     """The prefixes of the cells that it is made of, where they are not its own."""
 

@@ -168,6 +168,11 @@ def _find(
     if found.problem is not None:
         msg = f"{contents.where}: {called(found)}: {found.problem}"
         raise FormatError(msg)
+    if layout is None and "format" in found.untold:
+        what = f"{contents.where} holds the weights of a {found.kind}, and not its functions or merge"
+        usual = "sigmoid, tanh and concat"
+        msg = f"format=None: {what}; pass format={found.layout!r} if they are {usual}"
+        raise ArgumentError(msg)
     return contents, found
 
 
@@ -437,7 +442,7 @@ def _build(
             msg += ", which makes real numbers of quantised ones"
         raise FormatError(msg)
     arguments = {**found.options, **options}
-    untold = [name for name in found.untold if name not in arguments]
+    untold = [name for name in found.untold if name not in arguments and name != "format"]
     if untold:
         what = f"{contents.where} does not hold it, and it changes the numbers"
         msg = f"{untold[0]}: {what}; pass {'=, '.join(untold)}="

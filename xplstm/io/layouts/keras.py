@@ -128,10 +128,13 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
 
 
 def _open(cell: Found, *more: str) -> tuple[str, ...]:
-    """Return what the variables of a cell do not show; our GRU has neither other functions nor a merge."""
+    """Return what the variables of a cell do not show; our GRU has neither other functions nor a merge.
+
+    With the format, a caller says that a GRU has the functions and the merge of ours.
+    """
     if cell.kind == "LSTM":
         return ("variant", *more)
-    return () if cell.options.get("bias") else ("reset_after",)
+    return ("format",) if cell.options.get("bias") else ("format", "reset_after")
 
 
 def _untold(cells: Mapping[str, Found]) -> list[Found]:
