@@ -13,7 +13,7 @@ import pytest
 import xplstm
 from tests.conftest import backend, open_backend
 from tests.support.cases import CASES, kernels, run
-from xplstm import _array, _borrow
+from xplstm import _array, _borrow, models
 from xplstm.kernels import _recycled, _threads
 
 LIBRARIES = [backend("torch"), backend("jax")]
@@ -361,13 +361,43 @@ def test_calls_use_no_more_threads_than_pytorch(torch: Any) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_torch_compile_gives_the_same(trained: Any) -> None:
+def compiled_calls() -> dict[str, Callable[[Any], Any]]:
+    """What is compiled, of layers and models made before."""
+    given: dict[str, Any] = {"xp": "torch", "rng": 0}
+    lstm, gru = xplstm.LSTM(I, H, 2, bidirectional=True, **given), xplstm.GRU(I, H, **given)
+    fast, features = lstm_of("torch").freeze(), models.SequenceClassifier(I, H, 2, **given)
+    ids = models.SequenceClassifier(None, H, 2, vocab_size=3, pooling="mean", **given)
+    return {
+        "lengths": lambda x: lstm(x, lengths=[2, 0]),
+        "mask": lambda x: gru(x, mask=x[..., 0] > 0),
+        "frozen": lambda x: fast(x.double()),
+        "pullback": lambda x: gru.vjp(x)[2](gru(x)[0]),
+        "features": features.predict_proba,
+        "ids": lambda x: ids.loss((x[..., 0] > 0) * 2, (x[0, :, 1] > 0) * 1),
+    }
+
+
+@pytest.mark.parametrize("name", ["lengths", "mask", "frozen", "pullback", "features", "ids"])
+def test_torch_compile_gives_the_same_without_a_warning(torch: Any, name: str) -> None:
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(T, B, I)).astype("float32"))
+    torch._dynamo.reset()
+    call = compiled_calls()[name]
+    got, want = (values(f(x)) for f in (torch.compile(call, backend="aot_eager"), call))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+# PyTorch hides it, unless warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_torch_compile_is_differentiable(trained: Any) -> None:
     import torch
 
     lstm, _, (x, *_) = trained
     compiled = torch.compile(lambda x: lstm(x)[0], backend="aot_eager")
     np.testing.assert_allclose(compiled(x).detach().numpy(), lstm(x)[0].detach().numpy(), rtol=0, atol=1e-12)
+    weight = lstm.params["weight_hh_l0"]
+    got, want = (torch.autograd.grad((f(x) ** 2).sum(), weight)[0] for f in (compiled, lambda x: lstm(x)[0]))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
 
 
 # ---- JAX

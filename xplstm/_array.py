@@ -35,6 +35,11 @@ BACKENDS = {
     "array_api_strict": ("array_api_strict", "array_api_strict"),
 }
 
+_SHORT = {module: name for name, (module, _) in BACKENDS.items()}
+
+_DTYPE_NAMES: dict[np.dtype, str] = {}
+"""Those of NumPy, which recomputes a name at every access; `step` reads it often."""
+
 _backend: Choice[str | None] = Choice("xplstm_backend", None)
 
 A = TypeVar("A")
@@ -118,7 +123,6 @@ def named_namespace(name: str) -> Namespace:
     return numpy_namespace() if name == "numpy" else importlib.import_module(BACKENDS[name][0])
 
 
-@cache
 def numpy_namespace() -> Namespace:
     """NumPy itself where it speaks the standard; wrapping it would cost a second's tenth at first use."""
     if hasattr(np, "__array_namespace_info__"):
@@ -161,6 +165,10 @@ def namespace(x: Any, name: str) -> Namespace:
     """Return the namespace of the array `x`, called `name` in the error."""
     if type(x) is np.ndarray:  # no subclass: small problems feel every check
         return numpy_namespace()
+    if _is_tensor(x):
+        from array_api_compat import torch
+
+        return torch
     if isinstance(x, np.ma.MaskedArray):
         msg = (
             f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0) and mask= or lengths="
@@ -172,6 +180,12 @@ def namespace(x: Any, name: str) -> Namespace:
         msg = f"{name} must be an array of an array API library, got {type(x).__name__}{_remedy(name, x)}"
         raise DTypeError(msg)
     return array_api_compat.array_namespace(x)
+
+
+def _is_tensor(x: Any) -> bool:
+    """Whether `x` is PyTorch's; the compiler of PyTorch warns of the caches in array_api_compat's answer."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def _remedy(name: str, x: Any) -> str:
@@ -190,16 +204,17 @@ def _remedy(name: str, x: Any) -> str:
     return "" if way is None else f"; pass {way}"
 
 
-@cache
 def backend_name(xp: Namespace) -> str:
     """Return the short name of a namespace: ``"numpy"``, ``"cupy"``, ..., or its package's own name."""
     name: str = xp.__name__
-    return name.removeprefix("array_api_compat.").partition(".")[0]
+    return _SHORT.get(name) or name.removeprefix("array_api_compat.").partition(".")[0]
 
 
 def device(x: Any) -> Device:
     """Device of an array; None while a compiler traces it."""
-    return "cpu" if isinstance(x, np.ndarray) else array_api_compat.device(x)
+    if isinstance(x, np.ndarray):
+        return "cpu"
+    return x.device if _is_tensor(x) else array_api_compat.device(x)
 
 
 def is_current(device: Device) -> bool:
@@ -212,13 +227,12 @@ def dtype_name(dtype: DType) -> str:
     """``"float32"`` and the like, for the dtype objects of every library."""
     if isinstance(dtype, type):  # NumPy's and JAX's names for dtypes are classes of scalars
         dtype = np.dtype(dtype)
-    return _numpy_dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
-
-
-@cache
-def _numpy_dtype_name(dtype: np.dtype) -> str:
-    """Return the name of a dtype, cached: NumPy recomputes it on every access, and `step` reads it often."""
-    return dtype.name
+    if not isinstance(dtype, np.dtype):
+        return str(dtype).rpartition(".")[2]
+    name = _DTYPE_NAMES.get(dtype)
+    if name is None:
+        name = _DTYPE_NAMES[dtype] = dtype.name
+    return name
 
 
 def dtype_named(xp: Namespace, name: str) -> DType:
@@ -277,7 +291,7 @@ def is_lazy(x: Any) -> bool:
     """Whether looking at a value of `x` would start a computation or wait for a device."""
     if isinstance(x, np.ndarray):
         return False
-    if array_api_compat.is_torch_array(x):
+    if _is_tensor(x):
         return bool(x.device.type != "cpu")
     if array_api_compat.is_jax_array(x):
         return is_traced(x) or any(d.platform != "cpu" for d in x.devices())
@@ -286,7 +300,9 @@ def is_lazy(x: Any) -> bool:
 
 def to_numpy(x: Any) -> np.ndarray:
     """Copy or view of `x` on the host; for CuPy and other devices this waits and copies, by request only."""
-    if array_api_compat.is_torch_array(x):
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)
+    if _is_tensor(x):
         x = x.detach().cpu()
         if dtype_name(x.dtype) == "bfloat16":
             return np.asarray(x.float().numpy().astype(dtype_named(np, "bfloat16")))
@@ -300,11 +316,13 @@ def to_numpy(x: Any) -> np.ndarray:
 
 def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
     """`x`, of any library, as an array of `xp` on the device `on` with the dtype called `dtype`."""
-    if array_api_compat.is_array_api_obj(x) and namespace(x, "x") is xp:
+    plain = type(x) is np.ndarray or _is_tensor(x)
+    found = plain or (not isinstance(x, list | tuple) and array_api_compat.is_array_api_obj(x))
+    if found and namespace(x, "x") is xp:
         if on is not None and hasattr(on, "shape"):
             msg = f"device is an array of shape {tuple(on.shape)}; a device or its name was expected"
             raise BackendError(msg)
-        moved = x if on is None or device(x) == on else _on_device(array_api_compat.to_device, x, xp, on)
+        moved = x if on is None or device(x) == on else _on_device(_to_device, x, xp, on)
         moved = moved if dtype is None else xp.astype(moved, dtype_named(xp, dtype), copy=False)
     else:
         host = native(np.asarray(x) if isinstance(x, list | tuple) else to_numpy(x))
@@ -314,6 +332,11 @@ def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None =
         msg = f"dtype={dtype!r} was asked for, and {backend_name(xp)} made {dtype_name(moved.dtype)}{hint}"
         raise DTypeError(msg)
     return moved
+
+
+def _to_device(x: Any, on: Device) -> Array:
+    """Return `x` on another device of its library."""
+    return x.to(on) if _is_tensor(x) else array_api_compat.to_device(x, on)
 
 
 def _from_host(host: np.ndarray, xp: Namespace, on: Device | None) -> Array:
@@ -353,7 +376,7 @@ def bounded(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
 
 def copy(x: Any) -> Array:
     """Copy in the same library, device and dtype; PyTorch's autograd does not tie the copy to `x`."""
-    if array_api_compat.is_torch_array(x):
+    if _is_tensor(x):
         return x.detach().clone()
     return namespace(x, "x").asarray(x, copy=True)
 
@@ -362,7 +385,7 @@ def take_rows(table: Array, ids: Array) -> Array:
     """Rows of `table` (N, E) at `ids`, with one more axis than these."""
     xp = namespace(table, "table")
     flat = xp.reshape(ids, (-1,))
-    if array_api_compat.is_dask_array(flat):
+    if not _is_tensor(flat) and array_api_compat.is_dask_array(flat):
         flat = flat + 0  # Dask names an array [0] as its own list of offsets, and would take those
     return xp.reshape(xp.take(table, flat, axis=0), (*ids.shape, table.shape[1]))
 

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from xplstm.kernels import _threads
 
 if TYPE_CHECKING:
     from xplstm._checks import Home
+
+R = TypeVar("R")
 
 KERNELS = ("native", "numpy_inplace")
 """Kernels for NumPy that run on borrowed memory."""
@@ -53,6 +55,25 @@ def why_not(
 def _numpy_has_bfloat16() -> bool:
     """Return whether the package that gives NumPy the dtype is installed."""
     return importlib.util.find_spec("ml_dtypes") is not None
+
+
+def is_compiled(home: Home) -> bool:
+    """Whether ``torch.compile`` traces a call with parameters in `home`."""
+    if _array.backend_name(home.xp) != "torch":
+        return False
+    import torch
+
+    return bool(torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+
+
+def outside_graphs(work: Callable[..., R], *arguments: Any) -> R:
+    """Return ``work(*arguments)``, called between the graphs of ``torch.compile``.
+
+    A graph would hold every step of a sequence; outside, the kernel for plain tensors runs.
+    """
+    import torch
+
+    return cast("R", torch.compiler.disable(work)(*arguments))
 
 
 def select(problem: Problem) -> Kernel:

@@ -304,7 +304,9 @@ def _reads(kernel: Kernel, asked: Problem) -> bool:
 
 
 def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMState]:
-    """Output and final state, nothing kept."""
+    """Return the output and the final state; keep nothing."""
+    if _borrow.is_compiled(call.home):
+        return _borrow.outside_graphs(forward, stack, call, prepare)
     x, ends = call.x, []
     for layer in range(stack.num_layers):
         asked = problem(stack, call, prepare.layers, layer, keep=False)
@@ -456,6 +458,8 @@ def vjp(
     stack: Stack, call: Call, layers: Layers, rng: Any = None, checkpoint: int | None = None
 ) -> tuple[Array, LSTMState, Pullback]:
     """Return the output, the final state, and the function that takes their gradients backward."""
+    if _borrow.is_compiled(call.home):
+        return _borrow.outside_graphs(vjp, stack, call, layers, rng, checkpoint)
     checkpoint = _checks.checkpoint(checkpoint)
     key = None if rng is None else _dropout.draw_key(rng)
     x, ends, kept = call.x, [], []
