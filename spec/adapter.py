@@ -42,12 +42,10 @@ def read_only(_: Any, a: np.ndarray) -> np.ndarray:
 
 
 def as_tensor(torch: Any, a: np.ndarray) -> Any:
-    """By way of float32 from NumPy's bfloat16, which torch does not know; a read-only array as a copy."""
-    return (
-        torch.asarray(a.astype("float32")).to(torch.bfloat16)
-        if a.dtype.name == "bfloat16"
-        else torch.asarray(a if a.flags.writeable else a.copy())
-    )
+    """By way of float32 from NumPy's bfloat16, which torch does not know; copies what it cannot hold."""
+    if a.dtype.name == "bfloat16":
+        return torch.asarray(a.astype("float32")).to(torch.bfloat16)
+    return torch.asarray(a if a.flags.writeable and min(a.strides, default=0) >= 0 else a.copy())
 
 
 def from_tensor(tensor: Any) -> np.ndarray:

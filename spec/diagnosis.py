@@ -7,12 +7,12 @@ that of every wrong LSTM here: the nearest one says what is wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
 
-from spec import mutants, plausible_mutants, sized_mutants, wrong_gru
+from spec import corner_mutants, mutants, plausible_mutants, sized_mutants, wrong_gru
 from spec.mutants import Call
 from spec.records import UNITS
 from spec.subject import Arrays, Config
@@ -74,7 +74,20 @@ class Placed(LSTM):
 
 
 def cell_at(fault: str, place: str) -> Call:
-    return lambda op, config, a: Placed(fault, place, config).call(op, config, a)
+    """An LSTM whose cell has a fault at one place; where a call has no such place it is the right one."""
+
+    def call(op: str, config: Config, a: Arrays) -> Arrays:
+        layers, directions = config.get("num_layers", 1), 1 + bool(config.get("bidirectional"))
+        at = (
+            product(range(layers), range(directions))
+            if op.startswith("module")
+            else [(0, int(bool(config.get("reverse"))))]
+        )
+        if not any(here(place, config, *each) for each in at):
+            return sized_mutants.right(op, config, a)
+        return Placed(fault, place, config).call(op, config, a)
+
+    return call
 
 
 def parameters_at(what: str, place: str) -> Call:
@@ -90,6 +103,8 @@ def parameters_at(what: str, place: str) -> Call:
             layer = int(name.partition("_l")[2].partition("_")[0])
             return here(place, config, layer, int(name.endswith("_reverse")))
 
+        if not any(map(spoilt, a)):
+            return sized_mutants.right(op, config, a)
         # What comes of a changed parameter has the places of the changed one; only outputs are compared then.
         return LSTM().call(op, config, {n: change(v) if spoilt(n) else v for n, v in a.items()})
 
@@ -106,7 +121,11 @@ class Wrong(NamedTuple):
 def wrongs() -> dict[str, Wrong]:
     """Every wrong LSTM by name."""
     found = {name: Wrong(family(name), call) for name, call in mutants.MUTANTS.items()}
-    for where, of in (("at some sizes", sized_mutants), ("in some calls", plausible_mutants)):
+    for where, of in (
+        ("at some sizes", sized_mutants),
+        ("in some calls", plausible_mutants),
+        ("at corners", corner_mutants),
+    ):
         found |= {name: Wrong(f"{where}: {family(name)}", call) for name, call in of.MUTANTS.items()}
     for place in PLACES:
         found |= {f"{f}, in {place}": Wrong(f"cell, in {place}", cell_at(f, place)) for f in CELL_FAULTS}

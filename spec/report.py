@@ -30,7 +30,17 @@ from spec.subjects import is_slow, named, subjects
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
 QUIET = ["--capture=sys", "-p", "no:cacheprovider"]
-FILES = ("vectors", "behaviour", "refusals", "sized", "relations", "gru", "exact_bits", "int8")
+FILES = (
+    "vectors",
+    "behaviour",
+    "refusals",
+    "sized",
+    "relations",
+    "gru",
+    "exact_bits",
+    "int8",
+    "side_effects",
+)
 """What asks subjects; the other tests are of the suite itself."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
 

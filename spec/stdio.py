@@ -37,6 +37,9 @@ class Failed(Exception):
 class Stdio:
     """A program, started with the first question."""
 
+    one_by_one = True
+    """No question is asked before the last one is answered."""
+
     def __init__(self, command: str, patience: float = PATIENCE) -> None:
         self.command = shlex.split(command)
         self.patience = patience

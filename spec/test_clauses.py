@@ -60,7 +60,7 @@ def test_every_clause_is_tested_and_every_test_has_a_clause() -> None:
     named = {clause for record in RECORDS for clause in record["clauses"]}
     behaviour = docstrings("test_behaviour.py")
     assert all("XPL-" in text for text in behaviour.values())
-    for text in (behaviour | docstrings("test_vectors.py")).values():
+    for text in (behaviour | docstrings("test_vectors.py") | docstrings("test_side_effects.py")).values():
         named |= set(re.findall(r"XPL-[A-Z]+-\d{3}", text))
     named |= {law.clause for law in LAWS.values()}
     drafts = {name for name, clause in CLAUSES.items() if clause.status == "draft"}

@@ -7,13 +7,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from spec.calls import CASES, expected, faults, given
+from spec.calls import CASES, cost, expected, faults, given
+from spec.corner_mutants import MUTANTS as CORNERS
 from spec.plausible_mutants import MUTANTS as PLAUSIBLE
 from spec.sized_mutants import MUTANTS, RIGHT, Call
 from spec.subject import Adapter, Arrays, Unsupported
 
-WRONG = MUTANTS | PLAUSIBLE
-CHEAPEST = sorted(CASES, key=lambda n: CASES[n].T * (8 + CASES[n].B * CASES[n].config["hidden_size"]))
+WRONG = MUTANTS | PLAUSIBLE | CORNERS
+CHEAPEST = sorted(CASES, key=cost)
+IN_HALVES = [
+    n for n, c in CASES.items() if n.startswith(("size-", "between-i", "between-b", "ragged-b")) and c.T < 5
+]
 BOTH = pytest.mark.parametrize("dtype", ["float64", "float32"])
 NAMES = [pytest.param(name, marks=pytest.mark.clauses(*case.clauses)) for name, case in CASES.items()]
 
@@ -45,6 +49,17 @@ def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
     before = given(name, dtype)
     for array in a:
         np.testing.assert_array_equal(a[array], before[array], err_msg=array)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", [*IN_HALVES])
+def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-NUM-005: by the bounds of XPL-NUM-001 in units of half precision, of few steps."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
+    got = answer(subject, name, given(name, dtype))
+    said = faults(name, got, dtype, "dx" in got)
+    assert not said, f"{name}: {'; '.join(said)}"
 
 
 @pytest.mark.parametrize("name", ["square"])

@@ -1,0 +1,336 @@
+"""What a call leaves behind, and what of its arguments it may look at: their numbers alone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from spec.calls import CASES, given
+from spec.records import Record
+from spec.sized_mutants import RIGHT, Call
+from spec.subject import Adapter, Arrays, Refused, Unsupported
+
+NAMES = ("square", "lengths-231", "two-directions-2-p0")
+KEPT = (*NAMES, "no-steps-reverse", "lengths-000", "no-steps-lengths-module", "no-steps-module")
+CLOSE = 1e-4
+COTANGENTS = ("dy", "dh_n", "dc_n")
+
+
+def answer(subject: Adapter, name: str, a: Arrays, gradients: bool = True) -> Arrays:
+    """With gradients where they are asked for and offered."""
+    case = CASES[name]
+    try:
+        if gradients:
+            return subject.call(f"{case.op}_vjp", case.config, dict(a))
+    except Unsupported:
+        pass
+    try:
+        return subject.call(case.op, case.config, {n: v for n, v in a.items() if n not in COTANGENTS})
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+
+
+def writable(name: str) -> Arrays:
+    return {n: v.copy() for n, v in given(name, "float32").items()}
+
+
+def differing(pairs: list[tuple[Arrays, Arrays]]) -> list[str]:
+    """Where answers differ by more than rounding errors."""
+    return [
+        n
+        for got, expected in pairs
+        for n, v in expected.items()
+        if not np.allclose(got[n], v, rtol=0, atol=CLOSE * max(1, np.abs(v).max(initial=0)), equal_nan=True)
+    ]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_results_stay_as_they_are(subject: Adapter, name: str, gradients: bool) -> None:
+    """XPL-REL-013: a later call of the same sizes changes no result of an earlier one."""
+    first = answer(subject, name, writable(name), gradients)
+    before = {n: v.copy() for n, v in first.items()}
+    answer(subject, name, {n: -v for n, v in writable(name).items()}, gradients)
+    for n, v in first.items():
+        np.testing.assert_array_equal(v, before[n], err_msg=n)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_results_are_no_inputs(subject: Adapter, name: str) -> None:
+    """XPL-REL-013: a result that somebody writes to is not an input of the call."""
+    a = writable(name)
+    got = answer(subject, name, a)
+    shared = [(n, m) for n, v in got.items() for m, w in a.items() if np.shares_memory(v, w)]
+    assert not shared
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_read_in_each_call(subject: Adapter, name: str) -> None:
+    """XPL-REL-014: arrays that were changed in place are other arguments."""
+    a = {n: v.copy() for n, v in given(name, "float32").items()}
+    right = writable(name)
+    expected = [answer(subject, name, right, gradients) for gradients in (False, True)]
+    for v in a.values():
+        v *= -1
+    answer(subject, name, a)
+    answer(subject, name, a, gradients=False)
+    for n, v in a.items():
+        v[...] = right[n]
+    assert not differing(
+        [(answer(subject, name, a, g), e) for g, e in zip((False, True), expected, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_not_changed(subject: Adapter, name: str) -> None:
+    """XPL-SEQ-006: neither is the list of lengths."""
+    case, a = CASES[name], writable(name)
+    config = copy.deepcopy(case.config)
+    try:
+        subject.call(case.op, config, {n: v for n, v in a.items() if n not in COTANGENTS})
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    assert config == case.config
+
+
+def backwards(v: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(v[::-1])[::-1]
+
+
+def every_second(v: np.ndarray) -> np.ndarray:
+    wide = np.full((*v.shape, 2), 7.25, v.dtype)
+    wide[..., 0] = v
+    return np.asarray(wide[..., 0])
+
+
+def by_columns(v: np.ndarray) -> np.ndarray:
+    return np.asfortranarray(v)
+
+
+STRIDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "backwards": backwards,
+    "every second": every_second,
+    "by columns": by_columns,
+}
+
+
+@pytest.mark.parametrize("how", STRIDES)
+@pytest.mark.parametrize("name", NAMES)
+def test_strides(subject: Adapter, name: str, how: str) -> None:
+    """XPL-SEQ-011."""
+    a = {n: STRIDES[how](v) for n, v in writable(name).items()}
+    assert not differing([(answer(subject, name, a), answer(subject, name, writable(name)))])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repeated_numbers(subject: Adapter, name: str) -> None:
+    """XPL-SEQ-011: an array whose numbers all are one in memory, as a cotangent of a sum is."""
+    a = writable(name)
+    ones = {
+        n: np.broadcast_to(v.dtype.type(0.5), v.shape) for n, v in a.items() if n in (*COTANGENTS, "x", "h_0")
+    }
+    got = answer(subject, name, a | ones)
+    expected = answer(subject, name, a | {n: v.copy() for n, v in ones.items()})
+    assert not differing([(got, expected)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_array_for_two_arguments(subject: Adapter, name: str) -> None:
+    """XPL-REL-014: h_0 and c_0, and dh_n and dc_n, are one object."""
+    a = writable(name)
+    both = a | {"c_0": a["h_0"], "dc_n": a["dh_n"]}
+    got = answer(subject, name, both)
+    expected = answer(subject, name, {n: v.copy() for n, v in both.items()})
+    assert not differing([(got, expected)])
+
+
+def settings() -> Record:
+    """What other code of the process sees."""
+    tiny = np.array([2.0**-140], "float32")
+    return {
+        "subnormal numbers": float((tiny * np.float32(0.5))[0]),
+        "rounding": 1.0 + 2.0**-53 * 1.5,
+        "errors of NumPy": np.geterr(),
+        "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
+        "random numbers of Python": random.getstate(),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "recursion": sys.getrecursionlimit(),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_of_the_process_stay(subject: Adapter, name: str) -> None:
+    """XPL-REL-015: floating-point modes, global generators, folder and environment."""
+    answer(subject, name, writable(name))
+    np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
+    random.random()
+    before = settings()
+    answer(subject, name, writable(name))
+    after = settings()
+    assert [n for n, value in before.items() if after[n] != value] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_of_two_threads(subject: Adapter, name: str) -> None:
+    """XPL-REL-016: they give what they give one by one."""
+    if getattr(subject, "one_by_one", False):
+        pytest.skip("it answers one question after the other")
+    ways = [{n: v * sign for n, v in writable(name).items()} for sign in (1, -1)]
+    expected = [answer(subject, name, a) for a in ways]
+    wrong: list[str] = []
+    start = threading.Barrier(2)
+
+    def ask(k: int) -> None:
+        start.wait()
+        for _ in range(8):
+            got = answer(subject, name, ways[k])
+            wrong.extend(
+                n for n, v in expected[k].items() if not np.allclose(got[n], v, rtol=1e-4, atol=1e-4)
+            )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(k,)) for k in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_call_leaves_nothing(subject: Adapter, name: str) -> None:
+    """XPL-REL-012: after a call that is refused the next one is as it would have been."""
+    a = writable(name)
+    before = answer(subject, name, a)
+    for array in (n for n in a if n not in ("x", "dx")):
+        with contextlib.suppress(Refused):
+            answer(subject, name, a | {array: a[array][..., :-1].copy()})
+    after = answer(subject, name, a)
+    assert not differing([(after, before)])
+
+
+class Plain:
+    """An LSTM in float64 whose faults lie in what it remembers, returns or changes."""
+
+    def __init__(self, ask: Call = RIGHT.call) -> None:
+        self.ask = ask
+
+    def describe(self) -> dict[str, str]:
+        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def call(self, op: str, config: Record, arrays: Arrays) -> Arrays:
+        return self.ask(op, config, arrays)
+
+
+def buffered() -> Call:
+    kept: Arrays = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        got = dict(RIGHT.call(op, config, a))
+        buffer = kept.setdefault(f"{op} {got['y'].shape}", np.empty_like(got["y"]))
+        buffer[...] = got["y"]
+        return got | {"y": buffer}
+
+    return call
+
+
+def packed_once() -> Call:
+    """Weights are remembered by the address of their array."""
+    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        weights = {
+            n: kept.setdefault(id(v), (v, v.copy()))[1] for n, v in a.items() if n.startswith("weight")
+        }
+        return RIGHT.call(op, config, a | weights)
+
+    return call
+
+
+def scratch() -> Call:
+    """All calls hold x in one place."""
+    place: Arrays = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        place["x"] = a["x"]
+        time.sleep(1e-3)
+        return RIGHT.call(op, config, a | {"x": place["x"]})
+
+    return call
+
+
+def own_state(op: str, config: Record, a: Arrays) -> Arrays:
+    got = RIGHT.call(op, config, a)
+    return got if len(a["x"]) else got | {"h_n": a["h_0"]}
+
+
+def in_c_order(op: str, config: Record, a: Arrays) -> Arrays:
+    """Memory is read from the first address on."""
+    return RIGHT.call(op, config, {n: from_the_first(v) for n, v in a.items()})
+
+
+def from_the_first(v: np.ndarray) -> np.ndarray:
+    memory = root(v).ravel("K")
+    return np.concatenate([memory, np.zeros(v.size, v.dtype)])[: v.size].reshape(v.shape)
+
+
+def root(v: np.ndarray) -> np.ndarray:
+    while isinstance(v.base, np.ndarray):
+        v = v.base
+    return v
+
+
+def seeding(op: str, config: Record, a: Arrays) -> Arrays:
+    np.random.seed(len(a["x"]))  # noqa: NPY002 - the fault
+    np.random.random()  # noqa: NPY002 - as above
+    return RIGHT.call(op, config, a)
+
+
+def sorting(op: str, config: Record, a: Arrays) -> Arrays:
+    if config.get("lengths"):
+        config["lengths"].sort()
+    return RIGHT.call(op, config, a)
+
+
+def one_object(op: str, config: Record, a: Arrays) -> Arrays:
+    """A state that is the other one's array is taken for one that was left out."""
+    same = a["c_0"] is a["h_0"]
+    return RIGHT.call(op, config, a | ({"c_0": np.zeros_like(a["c_0"])} if same else {}))
+
+
+FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
+    "results in a buffer": (buffered(), test_results_stay_as_they_are, ("square", True)),
+    "a result is an input": (own_state, test_results_are_no_inputs, ("no-steps-module",)),
+    "weights by address": (packed_once(), test_numbers_are_read_in_each_call, ("square",)),
+    "memory in C order": (in_c_order, test_strides, ("square", "backwards")),
+    "repeated numbers": (in_c_order, test_repeated_numbers, ("square",)),
+    "one object": (one_object, test_one_array_for_two_arguments, ("square",)),
+    "lengths sorted": (sorting, test_options_are_not_changed, ("lengths-231",)),
+    "generator seeded": (seeding, test_settings_of_the_process_stay, ("square",)),
+    "one scratch": (scratch(), test_calls_of_two_threads, ("square",)),
+}
+
+
+@pytest.mark.parametrize("fault", FOUND)
+def test_a_wrong_lstm_is_found(fault: str) -> None:
+    call, test, values = FOUND[fault]
+    test(Plain(), *values)
+    with pytest.raises(AssertionError):
+        test(Plain(call), *values)
