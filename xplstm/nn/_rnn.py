@@ -125,7 +125,7 @@ class _Calls:
         >>> import numpy as np
         >>> import xplstm
         >>> xplstm.GRU(3, 2, reset_after=False).explain(np.ones((5, 4, 3), dtype="float32")).kernels
-        ('reference',)
+        ('native',)
         """
         home, prepare = self._ready()
         if _blocks.takes(x, home):
