@@ -94,6 +94,8 @@ class _Library(NamedTuple):
     """The memory of an array."""
     own: Callable[[list[Any], Array], list[Array]]
     """Results as arrays of the library, where an input is."""
+    own_step: Callable[[list[Any], Array], list[Array]]
+    """The same for results whose shapes come again and again."""
     bound: Callable[[], AbstractContextManager[Any]]
     """What the kernel runs in."""
     differentiates: Callable[[Sequence[Array]], bool]
@@ -206,7 +208,8 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
 
     def stepper(problem: Problem, layers: tuple[_Packed, ...]) -> Stepper:
         assert kernel.stepper is not None
-        step = kernel.stepper(_on_host(problem), tuple(layer.packed for layer in layers))
+        with library.bound():
+            step = kernel.stepper(_on_host(problem), tuple(layer.packed for layer in layers))
 
         def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
             """Run one step, or return None for arguments that need the checks of a call."""
@@ -216,11 +219,10 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
             if library.why_not(arrays, False) is not None or library.differentiates(arrays):
                 return None
             x, *before = map(library.view, arrays)
-            with library.bound():
-                found = step(x, tuple(before) or None)
+            found = step(x, tuple(before) or None)
             if found is None:
                 return None
-            y, h, c = library.own([found[0], *found[1]], x_t)
+            y, h, c = library.own_step([found[0], *found[1]], x_t)
             return y, LSTMState(h, c)
 
         return borrowed
@@ -238,13 +240,12 @@ def _why_not_torch(arrays: list[Any], keep: bool) -> str | None:
 
     if torch.compiler.is_compiling():
         return "torch.compile traces them"
-    from torch.autograd.forward_ad import unpack_dual
-    from torch.utils._python_dispatch import _get_current_dispatch_mode
-
-    if torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+    # PyTorch has loaded both modules; a statement that imports from them costs as much as all checks.
+    unpack_dual = torch.autograd.forward_ad.unpack_dual
+    if torch.jit.is_tracing() or torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
         return "PyTorch records the operations on them"
     for a in arrays:
-        if a.device.type != "cpu" or a.layout != torch.strided:
+        if not a.is_cpu or a.layout != torch.strided:
             return f"they are on {a.device}" if a.layout == torch.strided else f"their layout is {a.layout}"
         if type(a) not in (torch.Tensor, torch.nn.Parameter):
             return f"one is a {type(a).__name__}, a subclass"
@@ -268,18 +269,21 @@ def _torch_view(a: Any) -> np.ndarray:
     """Return the memory of a tensor; a negation that PyTorch has put off is done."""
     import torch
 
-    a = a.detach().resolve_neg()
+    if a.requires_grad or a.is_neg():
+        a = a.detach().resolve_neg()
     if a.dtype == torch.bfloat16:
         # The same bits under a dtype that both libraries have.
         return np.asarray(a.view(torch.int16).numpy().view(_array.dtype_named(np, "bfloat16")))
-    return np.asarray(a.numpy())
+    view: np.ndarray = a.numpy()
+    return view
 
 
 def _torch_own(results: list[np.ndarray], _: Any) -> list[Any]:
     """Return tensors on the memory of the results."""
     import torch
 
-    if results[0].dtype.name == "bfloat16":
+    # The name of a dtype takes longer than the rest.
+    if results[0].dtype.itemsize == 2 and results[0].dtype != np.float16:
         return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in results]
     return list(map(torch.from_numpy, results))
 
@@ -353,7 +357,7 @@ def _torch() -> _Library:
 
     return _Library(
         lambda a: isinstance(a, torch.Tensor),
-        *(_why_not_torch, _torch_view, _torch_own, _torch_bound, _torch_differentiates),
+        *(_why_not_torch, _torch_view, _torch_own, _torch_own, _torch_bound, _torch_differentiates),
         operation,
     )
 
@@ -391,7 +395,30 @@ def _jax_own(results: list[np.ndarray], like: Any) -> list[Any]:
     like = _known(like)
     (device,) = like.devices()
     with jax.ensure_compile_time_eval(), jax.default_device(device):
-        return list(jax.device_put(results, device if like.committed else None))
+        if like.committed:
+            return list(jax.device_put(results, device))
+        return list(map(jax.numpy.asarray, results))
+
+
+def _jax_own_step(results: list[np.ndarray], like: Any) -> list[Any]:
+    """Return the same by a compiled function, whose arguments take a fraction of the time of `device_put`."""
+    import jax
+
+    like = _known(like)
+    if like.committed:
+        return _jax_own(results, like)
+    (device,) = like.devices()
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        return list(_jax_identity()(*results))
+
+
+@cache
+def _jax_identity() -> Callable[..., tuple[Any, ...]]:
+    """Return the compiled function of its arguments."""
+    import jax
+
+    compiled: Callable[..., tuple[Any, ...]] = jax.jit(lambda *arrays: arrays)
+    return compiled
 
 
 @cache
@@ -453,7 +480,7 @@ def _jax() -> _Library:
 
     return _Library(
         lambda a: isinstance(a, jax.Array),
-        *(_why_not_jax, _jax_view, _jax_own, nullcontext, differentiates),
+        *(_why_not_jax, _jax_view, _jax_own, _jax_own_step, nullcontext, differentiates),
         operation,
     )
 
