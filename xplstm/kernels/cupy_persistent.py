@@ -224,7 +224,8 @@ def _fma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
     tiles = p.tiles * (p.units // UNITS)
     turns = tiles * k * lanes / 16 if backward else tiles * k
     arithmetic = turns * LANE_ROWS * columns * wide / 4
-    reading = turns * wide * ((4 / lanes + 2) if backward else (2 + (columns == 4)))
+    # Wavefronts of shared memory for one k: wide loads of a lane pair merge where both read the same.
+    reading = turns * wide * ((4 / lanes + 2) if backward else (3 + (columns == 4)))
     latency = _up(tiles * chains, THREADS // WARP) * k / chains * max(LANE_ROWS * columns, 8) * wide
     latency = latency * lanes / 16 if backward else latency
     staging = _from_cache(p, p.tiles * p.tile_rows * k * 4 * wide, costs)
