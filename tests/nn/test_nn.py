@@ -11,7 +11,7 @@ import pytest
 
 import xplstm
 from tests.support.cases import CASES, Case, differences, run
-from xplstm import _dispatch, init
+from xplstm import _array, _dispatch, init
 from xplstm._array import to_numpy
 from xplstm.kernels import native
 
@@ -466,3 +466,18 @@ def test_dropout_without_effect_is_a_warning() -> None:
         xplstm.LSTM(3, 2, dropout=0.5)
     xplstm.LSTM(3, 2, 2, dropout=0.5)
     xplstm.models.CharLM("ab", 3, 1, dropout=0.5)
+
+
+def test_linear_makes_one_product_of_two_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy would make T products of three axes, and copy the weights for them."""
+    layer, axes, widen = xplstm.Linear(3, 2, rng=0), [], _array.widen
+
+    def recorded(a: Any) -> Any:
+        axes.append(a.ndim)
+        return widen(a)
+
+    monkeypatch.setattr(_array, "widen", recorded)
+    assert layer(np.ones((5, 4, 3), "float32")).shape == (5, 4, 2)
+    assert layer(np.ones((0, 4, 3), "float32")).shape == (0, 4, 2)
+    assert layer(np.ones(3, "float32")).shape == (2,)
+    assert max(axes) == 2

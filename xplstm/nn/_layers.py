@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -210,9 +211,11 @@ class Linear(Module):
             return _blocks.layer(self, home, "x", x, self.in_features, self.out_features)
         home, x = self._check(x)
         params = {name: _array.native(a) for name, a in self.params.items()}
-        y = _array.widen(x) @ _array.widen(params["weight"]).T
+        # One product of two matrices: a batch of T products costs CuPy a copy of the weights, and launches.
+        rows = _array.reshape(x, (math.prod(x.shape[:-1]), self.in_features))
+        y = _array.widen(rows) @ _array.widen(params["weight"]).T
         y = y + _array.widen(params["bias"]) if "bias" in params else y
-        return _array.narrow(y, home.dtype)
+        return _array.narrow(_array.reshape(y, (*x.shape[:-1], self.out_features)), home.dtype)
 
     def vjp(self, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, DParams]]]:
         """Apply and keep what the gradients need.
