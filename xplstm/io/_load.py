@@ -186,6 +186,9 @@ def arrays(
 ) -> dict[str, Array]:
     """Read the arrays of a file or a mapping as they are, such as the other layers of a model.
 
+    Options that a file has of its networks, such as a variant or a node's functions, are not among them:
+    `load` reads these from the file itself.
+
     Parameters
     ----------
     source : path, open binary file, bytes, mapping of str to array, or module
