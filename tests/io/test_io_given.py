@@ -115,6 +115,20 @@ def test_one_lstm_under_two_names_has_its_options_under_both(torch):
         assert io.load(model, prefix=prefix)._stack.batch_first
 
 
+def test_tensors_of_pytorch_that_show_other_numbers_than_they_store(torch):
+    lstm = torch.nn.LSTM(3, 5)
+    negated = {name: torch._neg_view(a.detach()) for name, a in lstm.named_parameters()}
+    for name, a in io.load(negated).params.items():
+        np.testing.assert_array_equal(a, -getattr(lstm, name).detach().numpy())
+    with pytest.raises(FormatError, match="weight_ih_l0 is on the meta device, whose numbers are not read"):
+        io.load(torch.nn.LSTM(3, 5, device="meta"))
+    sparse = {name: a.detach().to_sparse() for name, a in lstm.named_parameters()}
+    with pytest.raises(
+        FormatError, match=r"weight_ih_l0 is of layout torch.sparse_coo, whose numbers are not"
+    ):
+        io.load(sparse)
+
+
 def test_a_module_of_equinox_loads(jax):
     eqx = pytest.importorskip("equinox", reason="equinox is not installed")
 

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from xplstm import _array
-from xplstm._errors import ArgumentError
-from xplstm.io._contents import Contents, Tensor, by_name
+from xplstm._errors import ArgumentError, FormatError
+from xplstm.io._contents import Contents, Tensor, by_name, shown
 
 WHERE = "the mapping"
 _DEEPEST = 64
@@ -32,8 +32,15 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
             hasattr(value, "shape") and hasattr(value, "dtype") and not getattr(value, "is_quantized", False)
         ):
             dtype = _array.dtype_name(value.dtype)
-            yield f"{start}{key}", Tensor(tuple(value.shape), dtype, partial(_same, value))
+            yield f"{start}{key}", Tensor(tuple(value.shape), dtype, partial(_read, f"{start}{key}", value))
 
 
-def _same(a: Any) -> Any:
-    return a
+def _read(name: str, a: Any) -> Any:
+    """Return an array; of a tensor of PyTorch, the numbers that it shows."""
+    if not hasattr(a, "is_meta"):
+        return a
+    if a.is_meta or str(a.layout) != "torch.strided":
+        what = "on the meta device" if a.is_meta else f"of layout {a.layout}"
+        msg = f"{WHERE}: {shown(name)} is {what}, whose numbers are not read"
+        raise FormatError(msg)
+    return a.resolve_conj().resolve_neg()
