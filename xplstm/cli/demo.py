@@ -426,7 +426,7 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
-    """Return centred means over `window` values on each side, which do not lag behind a falling curve."""
+    """Return centred means over `window` values on each side, and fewer near an end, equally many on both."""
     sums = [0.0, *itertools.accumulate(values)]
-    pairs = [(max(0, k - window), min(len(values), k + window + 1)) for k in range(len(values))]
-    return [(sums[end] - sums[start]) / (end - start) for start, end in pairs]
+    sides = [min(window, k, len(values) - 1 - k) for k in range(len(values))]
+    return [(sums[k + n + 1] - sums[k - n]) / (2 * n + 1) for k, n in enumerate(sides)]
