@@ -225,10 +225,11 @@ def test_the_loop_of_jax_is_an_lstm(jax) -> None:
     np.testing.assert_allclose(peers.scanned(lstm.params, x), lstm(x)[0], atol=1e-6)
 
 
-def test_the_published_tables_are_of_the_published_measurements():
+@pytest.mark.parametrize("name", ["benchmarks", "benchmarks_amd"])
+def test_the_published_tables_are_of_the_published_measurements(name: str) -> None:
     docs = Path(__file__).parents[2] / "docs"
-    text = (docs / "benchmarks.txt").read_text(encoding="utf-8")
-    report = json.loads((docs / "benchmarks.json").read_text(encoding="utf-8"))
+    text = (docs / f"{name}.txt").read_text(encoding="utf-8")
+    report = json.loads((docs / f"{name}.json").read_text(encoding="utf-8"))
     for threads, kinds in report["times"].items():
         for what, rows in kinds.items():
             shapes = {Shape(*map(int, shape.split(","))): times for shape, times in rows.items()}
