@@ -375,6 +375,12 @@ HOSTILE_ARCHIVES = {
 }
 
 
+def test_a_layer_is_found_by_its_class_whatever_its_name_is(tmp_path: Any) -> None:
+    path = tmp_path / "model.keras"
+    path.write_bytes(archive(config=model_of(layer(name="mine"))))
+    assert (xplstm.io.load(path).input_size, xplstm.io.load(path).hidden_size) == (I, H)
+
+
 @pytest.mark.parametrize("kind", HOSTILE_ARCHIVES)
 def test_hostile_archives(kind: str, tmp_path: Any) -> None:
     data, message = HOSTILE_ARCHIVES[kind]

@@ -163,7 +163,7 @@ def test_a_backward_layer_of_its_own_is_like_the_forward_one(tmp_path: Any) -> N
 
 
 def test_models_are_found_to_the_greatest_depth(tmp_path: Any) -> None:
-    for depth in (DEEPEST, DEEPEST + 1):
+    for depth in (0, 1, DEEPEST, DEEPEST + 1):
         config = layer()
         for number in range(depth + 1):
             config = {"class_name": "Sequential", "config": {"name": f"m{number}", "layers": [config]}}
@@ -212,6 +212,12 @@ def test_dropout_between_two_layers_keeps_them_a_stack(tmp_path: Any) -> None:
         config = model(layer("a"), {"class_name": kind, "config": {"name": "d"}}, layer("b"))
         found = xplstm.io.inspect(write(tmp_path / "m.h5", cells, config)).networks
         assert len(found) == 3 - layers, kind
+
+
+def test_a_layer_has_the_weights_under_its_name_alone(tmp_path: Any) -> None:
+    cells = {"a/a": arrays(I, 0), "b/a": arrays(H, 1)}
+    found = xplstm.io.load(write(tmp_path / "m.h5", cells, model(layer("a"), layer("b"))))
+    close(found(batch())[0], run(run(batch(), cells["a/a"], hard), cells["b/a"], hard))
 
 
 def test_weights_of_another_layer_are_not_taken(tmp_path: Any) -> None:
