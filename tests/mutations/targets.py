@@ -49,7 +49,12 @@ LAYOUTS = tuple(
         *("given", "wrapped", "quantised", "eqx"),
     )
 )
-LAYERS = ("tests/nn", "tests/test_functional.py", "tests/cells", "tests/test_checks.py")
+LAYERS = (
+    "tests/nn/test_nn.py",
+    "tests/nn/test_dropout.py",
+    "tests/test_functional.py",
+    "tests/test_checks.py",
+)
 TARGETS = {
     "cells": Target(("xplstm/cells/*.py",), (*REFERENCE, "tests/cells", "tests/nn/test_nn.py", *SEQUENCES)),
     "reference": Target(
