@@ -82,6 +82,18 @@ def test_a_wrong_program_in_c_is_told_what_is_wrong(site: Path, tmp_path: Path) 
     assert "from lstm_spec.stdio import Stdio" in found.stdout
 
 
+def test_a_program_in_rust_passes(site: Path, tmp_path: Path) -> None:
+    if shutil.which("rustc") is None:
+        pytest.skip("rustc is not installed")
+    source = site / "lstm_spec" / "examples" / "one_layer.rs"
+    subprocess.run(["rustc", "-O", "-o", "mine", str(source)], cwd=tmp_path, check=True)
+    found = run(site, tmp_path, "--stdio", "./mine", "-k", "sequence or lengths or refus or sizes-i65")
+    assert found.returncode == 0, found.stdout + found.stderr
+    passed = re.search(r"(\d+) passed", found.stdout)
+    assert passed
+    assert int(passed[1]) > 25
+
+
 def test_a_program_in_javascript_passes(site: Path, tmp_path: Path) -> None:
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
