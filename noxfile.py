@@ -113,12 +113,16 @@ class Subjects(NamedTuple):
 SUBJECTS = {
     "numpy": Subjects(("xplstm:numpy", "xplstm:numpy_readonly")),
     "array_api_strict": Subjects(("xplstm:array_api_strict",)),
-    "torch": Subjects(("xplstm:torch", "torch"), ("torch==2.13.0",)),
-    "jax": Subjects(("xplstm:jax",), ("jax",)),
+    "torch": Subjects(("xplstm:torch", "torch", "torch_autocast"), ("torch==2.13.0",)),
+    "jax": Subjects(("xplstm:jax", "jax"), ("jax",)),
     "dask": Subjects(("xplstm:dask",), ("dask[array]",)),
+    "onnx": Subjects(("onnx",), ("onnx",)),
     "onnxruntime": Subjects(("onnxruntime",), ("onnx", "onnxruntime")),
-    "flax": Subjects(("flax",), ("flax",)),
+    "openvino": Subjects(("openvino",), ("onnx", "openvino")),
+    "flax": Subjects(("flax", "flax_lstm_cell"), ("flax",)),
     "keras": Subjects(("keras",), ("keras", "torch==2.13.0")),
+    "mlx": Subjects(("mlx",), ("mlx[cpu]",)),
+    "tensorflow": Subjects(("tensorflow",), ("tensorflow-cpu",)),
 }
 
 
@@ -130,6 +134,16 @@ def spec(session: nox.Session, library: str) -> None:
     session.install("-e", ".[test]", *subjects.packages)
     chosen = [f"--subject={name}" for name in subjects.names]
     run_tests(session, library, "spec", *chosen)
+
+
+@nox.session(tags=["report"])
+def conformance(session: nox.Session) -> None:
+    """Write the conformance page from one environment with all subjects; half an hour on two cores."""
+    packages = {package for subjects in SUBJECTS.values() for package in subjects.packages}
+    session.install("-e", ".[test]", *sorted(packages))
+    # A second run asks again only the subjects whose adapter, list or version has changed.
+    kept = Path(session.create_tmp()).absolute() / "kept"
+    session.run("python", "-m", "spec", "report", "--kept", str(kept), *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(tags=["backends"])

@@ -11,18 +11,32 @@ Result: TypeAlias = dict[str, Any]
 
 # The worst first: what the subjects of one implementation make together.
 MARKS = {
-    "failed": '<span class="broken">FAIL</span>',
-    "deviates": '<span class="broken">FAIL</span>',
-    "passed": '<span class="kept">PASS</span>',
-    "not offered": '<span class="open">N/A</span>',
-    "not run": '<span class="open">NOT RUN</span>',
+    "failed": '<span class="broken" title="FAIL">✗</span>',
+    "deviates": '<span class="broken" title="FAIL">✗</span>',
+    "passed": '<span class="kept" title="PASS">✓</span>',
+    "not offered": '<span class="open" title="N/A">–</span>',
+    "not run": '<span class="open" title="NOT RUN">?</span>',
 }
 MEASURED = tuple(
     f"{group} {dtype}"
     for group in ("outputs", "gradients")
     for dtype in ("float64", "float32", "float16", "bfloat16")
 )
-TITLES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "flax": "Flax", "keras": "Keras on PyTorch"}
+TITLES = {
+    "torch": "PyTorch",
+    "torch_autocast": "PyTorch autocast",
+    "torch_compile": "PyTorch compiled",
+    "jax": "JAX, own scan",
+    "flax": "Flax optimised cell",
+    "flax_lstm_cell": "Flax LSTMCell",
+    "keras": "Keras on PyTorch",
+    "mlx": "MLX",
+    "tensorflow": "TensorFlow",
+    "tinygrad": "tinygrad",
+    "onnx": "ONNX reference",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
 WIDTH = 70
 CLAUSE = re.compile(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* ", re.MULTILINE)
 
@@ -33,16 +47,22 @@ What each implementation keeps of the specification, version {version}, clause b
 `python -m spec report` writes this page, and {{download}}`conformance.json`, which holds every number.
 [Testing another LSTM](guides/specification.md) says how to test one more.
 
-- **PASS**: every case of the clause passes that the implementation offers.
-- **FAIL**: the implementation does something else. [A sentence for each](#what-they-do-otherwise) says what;
-  all were checked by hand.
-- **N/A**: the implementation, or its adapter, declares that it does not offer the subject of the clause. [The
-  list](#what-they-do-not-offer) names it. That is no fault.
-- **NOT RUN**: there is no result, for [a reason that is given](#what-was-not-run).
+- **PASS** ✓: every case of the clause passes that the implementation offers.
+- **FAIL** ✗: the implementation does something else. [A sentence for each](#what-they-do-otherwise) says
+  what; all were checked by hand.
+- **N/A** –: the implementation, or its adapter, declares that it does not offer the subject of the clause.
+  [The list](#what-they-do-not-offer) names it. That is no fault.
+- **NOT RUN** ?: there is no result, for [a reason that is given](#what-was-not-run).
 
 A clause marked MAY binds only implementations that offer its subject; a draft may still change. Errors are
 the largest of all cases that pass, in u · s of XPL-NUM-001. Each record states the allowed error, which is at
 least 8. The profile is `ieee` for float64 and float32, `fp16` for float16.
+
+![A table of implementations and groups of clauses. Each cell gives the clauses that pass, of those that pass
+or fail; the next table gives the sums.](conformance.svg)
+
+Each cell of the picture gives how many clauses of a group pass, of those that pass or fail. A dash means that
+the implementation offers nothing that the group asks.
 
 {summary}
 
@@ -50,7 +70,9 @@ Run with Python {python} on {system}, {packages}.
 
 ## Clause by clause
 
+```{{container}} matrix
 {matrix}
+```
 
 ## What they do otherwise
 

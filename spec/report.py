@@ -1,19 +1,21 @@
 """Run the suite and write what each implementation keeps of each clause: ``python -m spec report``.
 
-conformance.json holds everything; conformance.md is the page that `spec.page`
-makes of it.
+conformance.json holds everything. `spec.page` makes conformance.md of it, `spec.picture` conformance.svg.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import io
 import json
 import platform
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +23,11 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from spec import clauses, deviations, page
+from spec import clauses, deviations, page, picture
 from spec.cases import Case, case_of
 from spec.stdio import Stdio
 from spec.subject import Adapter
-from spec.subjects import is_slow, named, subjects
+from spec.subjects import named, subjects, takes_minutes
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
@@ -42,6 +44,8 @@ FILES = (
     "side_effects",
 )
 """What asks subjects; the other tests are of the suite itself."""
+SHOWN = ("page", "report", "picture", "command", "__main__", "subjects")
+"""Modules that no result depends on."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
 
 
@@ -167,25 +171,61 @@ def described(adapter: Adapter, asked: bool) -> dict[str, Any]:
     return {**adapter.describe(), "not_run": missing if missing or asked else "it was not asked for"}
 
 
-def made(adapters: dict[str, Adapter], names: Sequence[str], outcomes: list[Outcome]) -> dict[str, Any]:
-    """The whole report: of all these adapters, those of these names asked."""
+def digest(name: str, adapter: Adapter) -> str:
+    """Return a hash of all that the results depend on: suite, adapter, code of xplstm, list, versions."""
+    about = adapter.describe()
+    files = {FOLDER / f"test_{f}.py" for f in FILES} | {*FOLDER.glob("vectors*/*"), clauses.SPEC}
+    files |= {p for p in FOLDER.glob("*.py") if not p.stem.startswith("test_") and p.stem not in SHOWN}
+    files |= {Path(inspect.getfile(c)) for c in type(adapter).__mro__ if c is not object}
+    if about["name"] == "xplstm":
+        # Of a clone it is the code and not the version that changes.
+        found_at = importlib.util.find_spec(about["name"])
+        for folder in (found_at and found_at.submodule_search_locations) or ():
+            files |= {*Path(folder).rglob("*.py"), *Path(folder).rglob("*.so")}
+    files.add(deviations.path_of(about["name"]))
+    given = [name, about, adapter.why_unavailable(), versions()]
+    found = hashlib.sha256(json.dumps(given).encode())
+    for path in sorted(files):
+        found.update(path.read_bytes() if path.exists() else b"")
+    return found.hexdigest()
+
+
+class Part(NamedTuple):
+    """A subject's results of every clause, and the failures that no list knows."""
+
+    results: dict[str, Any]
+    failures: list[str]
+
+
+def part(name: str, adapter: Adapter, kept: Path, option: str, listed: Path | None) -> Part:
+    """Run one subject, or read its results if a run before has kept them and nothing has changed since."""
+    path, wanted = kept / f"{name.replace(':', '-')}.json", digest(name, adapter)
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["digest"] == wanted and not found["failures"]:
+            return Part(found["results"], [])
+    recorder = run([option], listed)
+    known = clauses.clauses(clauses.SPEC.read_text(encoding="utf-8"))
+    results = {clause: judged(clause, recorder.outcomes) for clause in known}
+    if adapter.why_unavailable() is not None:
+        results = {}
+    text = json.dumps({"digest": wanted, "results": results, "failures": recorder.failures})
+    path.write_text(text, encoding="utf-8")
+    return Part(results, recorder.failures)
+
+
+def made(adapters: dict[str, Adapter], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The whole report: of all these adapters, those asked have results."""
     prose = clauses.SPEC.read_text(encoding="utf-8")
     found = clauses.clauses(prose)
-    about = {name: described(a, name in names) for name, a in adapters.items()}
-    by_subject: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        if about[outcome.case.subject.name]["not_run"] is None:
-            by_subject.setdefault(outcome.case.subject.name, []).append(outcome)
+    about = {name: described(a, name in results) for name, a in adapters.items()}
     return {
         "specification": clauses.version(prose),
         "host": {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"},
         "packages": versions(),
         "clauses": {c.id: {"level": c.level, "status": c.status, "text": c.text} for c in found.values()},
         "subjects": about,
-        "results": {
-            name: {clause: judged(clause, of_subject) for clause in found}
-            for name, of_subject in by_subject.items()
-        },
+        "results": {name: of_subject for name, of_subject in results.items() if of_subject},
     }
 
 
@@ -197,6 +237,7 @@ def versions() -> dict[str, str]:
 def write(report: dict[str, Any], folder: Path) -> None:
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     (folder / "conformance.json").write_text(text, encoding="utf-8")
+    (folder / "conformance.svg").write_text(picture.drawn(report), encoding="utf-8")
     (folder / "conformance.md").write_text(page.rendered(report), encoding="utf-8")
     prose = clauses.SPEC.read_text(encoding="utf-8")
     (folder / "clauses.md").write_text(page.with_anchors(prose), encoding="utf-8")
@@ -208,22 +249,32 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--subject",
         action="append",
-        help="these alone; by default all but JAX, Dask and Flax, which take minutes",
+        help="these alone; by default all but those of JAX and Dask by xplstm, which take minutes",
     )
     parser.add_argument("--stdio", metavar="COMMAND", help="a program that answers JSON lines, alone")
     parser.add_argument("--deviations", type=Path, help="what the subject is known to do otherwise")
+    parser.add_argument(
+        "--kept", type=Path, metavar="FOLDER", help="keep each subject's results; run again what has changed"
+    )
     out = DOCS if DOCS.is_dir() else Path()
-    parser.add_argument("--out", type=Path, default=out, help=f"folder of the two files (default: {out})")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder of the files (default: {out})")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)  # what is wrong with it shows before minutes of tests
     if options.stdio:
         adapters: dict[str, Adapter] = {"stdio": Stdio(options.stdio)}
-        names, chosen = ["stdio"], [f"--stdio={options.stdio}"]
+        chosen = {"stdio": f"--stdio={options.stdio}"}
     else:
-        quick = [name for name, adapter in subjects().items() if not is_slow(adapter)]
+        quick = [name for name, adapter in subjects().items() if not takes_minutes(adapter)]
         names = list(named(options.subject)) if options.subject else quick
-        adapters, chosen = subjects() | named(names), [f"--subject={name}" for name in names]
-    recorder = run(chosen, options.deviations)
-    write(made(adapters, names, recorder.outcomes), options.out)
-    print(*recorder.failures, f"wrote {options.out}/conformance.json and .md", sep="\n\n")
-    return 1 if recorder.failures else 0
+        adapters, chosen = subjects() | named(names), {name: f"--subject={name}" for name in names}
+    with contextlib.ExitStack() as stack:
+        kept = options.kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kept.mkdir(parents=True, exist_ok=True)
+        parts = {
+            name: part(name, adapters[name], kept, option, options.deviations)
+            for name, option in chosen.items()
+        }
+    write(made(adapters, {name: found.results for name, found in parts.items()}), options.out)
+    failures = [failure for found in parts.values() for failure in found.failures]
+    print(*failures, f"wrote {options.out}/conformance.json and .md", sep="\n\n")
+    return 1 if failures else 0

@@ -9,8 +9,12 @@ from functools import cache
 
 from spec.subject import Adapter
 
-SLOW = ("jax", "dask", "flax")
-PEERS = ("torch", "onnxruntime", "flax", "keras")
+SLOW = ("dask", "flax", "flax_lstm_cell", "jax", "keras", "openvino", "tensorflow")
+"""Libraries and peers of which a run without a choice asks a sample: they compile or plan every call."""
+PEERS = (
+    *("torch", "torch_autocast", "jax", "flax", "flax_lstm_cell", "keras", "mlx", "tensorflow"),
+    *("onnx", "onnxruntime", "openvino"),
+)
 
 
 def xplstm() -> dict[str, Adapter]:
@@ -62,4 +66,10 @@ def required() -> set[str]:
 
 def is_slow(adapter: Adapter) -> bool:
     """Whether all records would take minutes: its library compiles, or plans, every call anew."""
-    return adapter.describe()["library"] in SLOW
+    about = adapter.describe()
+    return not {about["library"], about["name"]}.isdisjoint(SLOW)
+
+
+def takes_minutes(adapter: Adapter) -> bool:
+    """Return whether a report needs the name of a subject: xplstm where a library plans each call."""
+    return adapter.describe()["name"] == "xplstm" and is_slow(adapter)

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from spec import clauses, deviations, page, report
+from spec import clauses, deviations, page, picture, report
 from spec.adapter import HOMES, LIBRARIES, Xplstm
 from spec.cases import CLAUSE, Case, Chosen
 from spec.records import RECORDS, arrays
@@ -35,28 +36,23 @@ sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-qq", "-s", "-p", "no:ca
 
 
 @cache
-def collected() -> dict[str, dict[str, list[str]]]:
-    """The clauses of each case of each peer, as pytest collects them."""
-    chosen = [f"--subject={name}" for name in PEERS]
+def collected() -> dict[str, list[str]]:
+    """Return the clauses of each case that pytest collects for a subject; they are the same for every one."""
     run = subprocess.run(
-        [sys.executable, "-c", COLLECT, str(FOLDER), *chosen],
+        [sys.executable, "-c", COLLECT, str(FOLDER), "--subject=torch"],
         capture_output=True,
         text=True,
         cwd=FOLDER.parent,
         env={**os.environ, "PYTEST_ADDOPTS": ""},
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    found: dict[str, dict[str, list[str]]] = {name: {} for name in PEERS}
-    for line in run.stdout.splitlines():
-        if line.startswith("case|"):
-            _, subject, key, *said = line.split("|")
-            found[subject][key] = said
-    return found
+    lines = [line.split("|") for line in run.stdout.splitlines() if line.startswith("case|")]
+    return {key: said for _, _, key, *said in lines}
 
 
 def test_every_case_has_a_clause_that_exists() -> None:
     known = clauses.clauses(clauses.SPEC.read_text(encoding="utf-8"))
-    cases = collected()["torch"]
+    cases = collected()
     assert len(cases) > 100
     for key, said in cases.items():
         assert said, key
@@ -68,13 +64,13 @@ def test_every_list_belongs_to_a_peer_and_names_cases_that_exist() -> None:
     assert {path.stem for path in paths} <= {*PEERS}
     for path in paths:
         assert deviations.read(path)
-        assert deviations.stale(path, {*collected()[path.stem]}) == []
+        assert deviations.stale(path, {*collected()}) == []
 
 
 def test_entry_for_a_case_that_does_not_exist_is_stale(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("test_outputs * no-such-record: because (XPL-SEQ-001)\n", encoding="utf-8")
-    assert deviations.stale(path, {*collected()["torch"]}) == ["test_outputs * no-such-record"]
+    assert deviations.stale(path, {*collected()}) == ["test_outputs * no-such-record"]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +210,53 @@ def test_report_says_what_every_clause_and_subject_came_to(made: Path) -> None:
     assert 0 < reference["XPL-NUM-001"]["errors"]["outputs float32"] < 100
     assert found["subjects"]["torch"]["not_run"] in ("it was not asked for", "not installed: torch")
     assert (made / "conformance.md").read_text(encoding="utf-8") == page.rendered(found)
+    assert (made / "conformance.svg").read_text(encoding="utf-8") == picture.drawn(found)
+
+
+def test_picture_counts_what_passes_of_what_is_asked() -> None:
+    statuses = ("passed", "deviates", "passed", "not offered")
+    names = ("XPL-SEQ-001", "XPL-SEQ-002", "XPL-NUM-001", "XPL-GRU-001")
+    found = {
+        "clauses": dict.fromkeys(names),
+        "subjects": {"a": {"name": "a<b", "version": "1", "not_run": None}},
+        "results": {"a": {n: {"status": s, "reasons": {}} for n, s in zip(names, statuses, strict=True)}},
+    }
+    svg = ElementTree.fromstring(picture.drawn(found))
+    said = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert said == ["sequences", "GRU", "numbers", "a<b", "1 / 2", "–", "1 / 1"]
+    grounds = [element.get("fill") for element in svg.iter("{http://www.w3.org/2000/svg}rect")]
+    assert grounds[1:] == [c.ground for c in (picture.PARTLY, picture.ABSENT, picture.KEPT)]
+
+
+def test_results_are_kept_until_what_they_depend_on_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+
+    def run(_chosen: list[str], _listed: Path | None) -> report.Recorder:
+        runs.append(1)
+        recorder = report.Recorder()
+        recorder.outcomes = [outcome("passed", "XPL-SEQ-001")]
+        recorder.failures = failures
+        return recorder
+
+    monkeypatch.setattr(report, "run", run)
+    monkeypatch.setattr(deviations, "FOLDER", tmp_path)
+    failures: list[str] = []
+    torch = subjects()["torch"]
+    monkeypatch.setattr(type(torch), "why_unavailable", lambda _: None)
+
+    def asked() -> report.Part:
+        return report.part("torch", torch, tmp_path, "--subject=torch", None)
+
+    assert asked().results["XPL-SEQ-001"]["status"] == "passed"
+    assert asked() == asked()
+    assert len(runs) == 1
+    (tmp_path / "torch.txt").write_text("test_a b: c (XPL-SEQ-001)\n", encoding="utf-8")
+    failures.append("test_a fails")
+    assert asked().failures == failures
+    assert asked().failures == failures
+    assert len(runs) == 3, "a run with failures is repeated"
 
 
 def outcome(status: str, *of: str, reason: str = "", broken: tuple[str, ...] = ()) -> report.Outcome:
@@ -261,6 +304,7 @@ def test_published_report_is_of_the_present_specification() -> None:
     assert found["specification"] == clauses.version(prose), "run python -m spec report"
     assert {clause: about["text"] for clause, about in found["clauses"].items()} == texts
     assert (report.DOCS / "conformance.md").read_text(encoding="utf-8") == page.rendered(found)
+    assert (report.DOCS / "conformance.svg").read_text(encoding="utf-8") == picture.drawn(found)
     failing = [
         s for s, results in found["results"].items() for r in results.values() if r["status"] == "failed"
     ]
@@ -276,14 +320,14 @@ def test_published_clauses_are_those_of_the_specification() -> None:
 
 def test_published_report_knows_the_deviations_of_today() -> None:
     found = json.loads((report.DOCS / "conformance.json").read_text(encoding="utf-8"))
-    for name in PEERS:
+    for name, results in found["results"].items():
         said = {
             (reason, clause)
-            for clause, result in found["results"].get(name, {}).items()
+            for clause, result in results.items()
             for reason in result["reasons"].get("deviates", ())
         }
-        listed = {(e.reason, c) for e in deviations.read(deviations.path_of(name)) for c in e.clauses}
-        assert said == listed
+        path = deviations.path_of(found["subjects"][name]["name"])
+        assert said == {(e.reason, c) for e in deviations.read(path) for c in e.clauses}
 
 
 def test_clauses_of_a_docstring_are_found() -> None:

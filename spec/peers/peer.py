@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ PLAIN_OPTIONS = (
 
 
 class Peer:
-    """A library that is here or not, under a name that is also its package's."""
+    """A library that is here or not; of several packages the first is the one under test."""
 
     name: ClassVar[str]
     kernel: ClassVar[str]
@@ -29,9 +30,8 @@ class Peer:
     """Options and parameters beyond the plain LSTM's."""
 
     def describe(self) -> dict[str, str]:
-        missing = importlib.util.find_spec(self.name) is None
-        version = "" if missing else importlib.metadata.version(self.name)
-        return {"name": self.name, "version": version, "library": self.name, "kernel": self.kernel}
+        package = self.packages[0]
+        return {"name": self.name, "version": version(package), "library": package, "kernel": self.kernel}
 
     def why_unavailable(self) -> str | None:
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -50,6 +50,17 @@ class Peer:
         options = {name for name, value in (config | config.get("variant", {})).items() if value} - offered
         words = {"profile": f"the profile {config.get('profile')}", "noise": "masks from a given key"}
         return sorted(words.get(n, n) for n in options or {parameter(n) for n in arrays} - offered)
+
+
+@cache
+def version(package: str) -> str:
+    """Return the version of an importable package by its distribution, whose name may be another; or ""."""
+    if importlib.util.find_spec(package) is None:
+        return ""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(importlib.metadata.packages_distributions()[package][0])
 
 
 def parameter(name: str) -> str:
