@@ -414,7 +414,8 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
     smooth, made = _smooth(bits, window), range(1, len(bits) + 1)
     at, held_out = zip(*history.validations, strict=True)
     axes.plot(made, bits, color="#b8cfe6", linewidth=0.8, label="training, each update")
-    axes.plot(made, smooth, color="#1f5a96", linewidth=1.6, label=f"mean of {2 * window + 1} updates")
+    mean = f"mean of {2 * window + 1} updates"
+    axes.plot(made[: len(smooth)], smooth, color="#1f5a96", linewidth=1.6, label=mean)
     axes.plot(at, held_out, "o-", color="#c4501b", markersize=5, label=f"held out: {held_out[-1]:.3f}")
     axes.axhline(baseline, color="#444444", linestyle="--", label=f"5-gram model, held out: {baseline:.3f}")
     axes.set(title="Character model", xlabel="updates", ylabel="bits per character", xlim=(0, len(bits)))
@@ -426,7 +427,10 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
-    """Return centred means over `window` values on each side, and fewer near an end, equally many on both."""
+    """Return centred means over `window` values on each side, and over fewer near the start.
+
+    The last `window` values have no mean of their own: one over fewer values would be noise at the end.
+    """
     sums = [0.0, *itertools.accumulate(values)]
-    sides = [min(window, k, len(values) - 1 - k) for k in range(len(values))]
+    sides = [min(window, k) for k in range(len(values) - window)]
     return [(sums[k + n + 1] - sums[k - n]) / (2 * n + 1) for k, n in enumerate(sides)]
