@@ -25,6 +25,17 @@ SHAPE = Shape(4, 2, 3, 5)
 ROOT = Path(__file__).parents[2]
 
 
+def test_an_engine_that_is_unknown_or_not_installed_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "available", lambda: ["numpy_inplace"])
+    assert command.main(["bench", "--engines", "numpy_inplace,torch"]) == 2
+    assert "engine 'torch' is not installed here; there are numpy_inplace" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["bench", "--engines", "numpy"])
+    assert "engine 'numpy' is unknown; known are native, numpy_inplace" in capsys.readouterr().err
+
+
 def test_a_small_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def check_files(words, _):
 
 CHECKS = {
     "cc": check_files,
+    "rustc": check_files,
     "lstm-spec": check_files,
     "pip": check_pip,
     "nox": check_nox,

@@ -27,6 +27,7 @@ from xplstm.cli.peers import (
     available_choices,
     available_precisions,
     available_variants,
+    known,
     option_of,
 )
 
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--choices", available_choices, choices_help),
     ):
         group.add_argument(name, dest="compared", action="store_const", const=engines, help=text)
-    add_engines(group, available)
+    add_engines(group, known)
     add_output(parser, ROUNDS)
 
 
@@ -185,6 +186,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
+    missing = [name for name in args.engines or () if name not in available()]
+    if missing:
+        msg = f"engine {missing[0]!r} is not installed here; there are {', '.join(available())}"
+        raise ArgumentError(msg)
     names = args.engines or (args.compared or available)()
     report = measure(
         names, _cases(args.shape, args.compared is available_choices), args.threads, args.repeats

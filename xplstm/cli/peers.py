@@ -422,9 +422,17 @@ def choice(name: str, shape: Shape, threads: int) -> Work:
     return kernel(base if way else None)(shape, threads)
 
 
+OURS = ("native", "numpy_inplace")
+
+
+def known() -> list[str]:
+    """Return the names of our kernels and of all peers, wherever they run."""
+    return [*OURS, *PEERS]
+
+
 def available() -> list[str]:
-    """Our kernels that run here, fastest first, then the peers that are installed."""
-    ours = [name for name in ("native", "numpy_inplace") if not _dispatch.why_missing(name)]
+    """Return our kernels that run here, fastest first, then the peers that are installed."""
+    ours = [name for name in OURS if not _dispatch.why_missing(name)]
     return [*ours, *(n for n, peer in PEERS.items() if all(importlib.util.find_spec(x) for x in peer.needs))]
 
 

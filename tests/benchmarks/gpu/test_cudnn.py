@@ -105,7 +105,7 @@ def test_arguments_of_a_training_step(library: Library) -> None:
     assert settings[1:13] == (0, 2, 2, 0, 0, 0, 0, 0, SHAPE.I, SHAPE.H, SHAPE.H, 1)
     assert settings[14] == 1
     x, dy = (standin.zeros((4, 2, n)) for n in (3, 5))
-    made._gradients[...] = 7
+    made._gradients.fill(7)
     made.train(x, dy)
     called = dict(library.called)
     forward, back = called["cudnnRNNForward"], called["cudnnRNNBackwardData_v8"]
