@@ -140,9 +140,13 @@ def ones() -> dict[str, Sized]:
 
 
 def sensitive(case: Sized) -> bool:
-    """Whether rounding errors grow: in a normalised product of directions, and through three norms."""
-    merged, deep = case.config.get("merge") == "product", case.config.get("num_layers", 1) > 2
-    return "layer_norm" in case.config.get("variant", {}) and (merged or deep)
+    """Whether rounding errors grow: in a normalised product of directions, and through three norms.
+
+    And under one output: normalised, only its sign is left, and its gradient is a sum that cancels.
+    """
+    config = case.config
+    merged, deep = config.get("merge") == "product", config.get("num_layers", 1) > 2
+    return "layer_norm" in config.get("variant", {}) and (merged or deep or config.get("proj_size") == 1)
 
 
 def with_resets() -> dict[str, Sized]:
