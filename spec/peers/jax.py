@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,14 +12,14 @@ from spec.peers.peer import Peer, as_layer, as_module, one_bias
 from spec.subject import Arrays, Config, Refused
 
 
-class Traced(Peer):
+class Traced(Peer, ABC):
     """A function of JAX, compiled for every call, with the gradients that JAX takes of it."""
 
     packages: ClassVar[tuple[str, ...]] = ("jax",)
 
+    @abstractmethod
     def outputs(self, config: Config, a: dict[str, Any]) -> dict[str, Any]:
         """Return y, h_n and c_n of a module of one layer."""
-        raise NotImplementedError
 
     def run(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         if op.startswith("layer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ class Results(NamedTuple):
     c_n: np.ndarray
 
 
-class Operator(Peer):
+class Operator(Peer, ABC):
     """One node in a model of its own for every call."""
 
     offered = ("peepholes", "weight_ch", "coupled", "activations", "gate_clip")
@@ -65,9 +66,9 @@ class Operator(Peer):
             return as_layer(self.run(*as_module(config, arrays)))
         return self.run(config, arrays)
 
+    @abstractmethod
     def compute(self, model: Any, inputs: Arrays) -> Results:
         """Run a model on its inputs."""
-        raise NotImplementedError
 
     def run(self, config: Config, arrays: Arrays) -> Arrays:
         onnx = importlib.import_module("onnx")
