@@ -392,22 +392,32 @@ def _jax_own(results: list[np.ndarray], like: Any) -> list[Any]:
     """Return arrays of JAX on the device of `like`, and bound to it as that is."""
     import jax
 
-    like = _known(like)
-    (device,) = like.devices()
+    device, bound = _jax_place(like)
     with jax.ensure_compile_time_eval(), jax.default_device(device):
-        if like.committed:
+        if bound:
             return list(jax.device_put(results, device))
         return list(map(jax.numpy.asarray, results))
+
+
+def _jax_place(a: Any) -> tuple[Any, bool]:
+    """Return the device of an array and whether the array is bound to it."""
+    import jax
+
+    known = _known(a)
+    if not isinstance(known, jax.Array):
+        # While JAX follows a call it keeps constants as NumPy arrays, which are bound to no device.
+        return jax.config.jax_default_device, False
+    (device,) = known.devices()
+    return device, known.committed
 
 
 def _jax_own_step(results: list[np.ndarray], like: Any) -> list[Any]:
     """Return the same by a compiled function, whose arguments take a fraction of the time of `device_put`."""
     import jax
 
-    like = _known(like)
-    if like.committed:
+    device, bound = _jax_place(like)
+    if bound:
         return _jax_own(results, like)
-    (device,) = like.devices()
     with jax.ensure_compile_time_eval(), jax.default_device(device):
         return list(_jax_identity()(*results))
 

@@ -67,6 +67,26 @@ def test_jax_grad_and_jit(name: str, compiled: bool, jax) -> None:
         np.testing.assert_allclose(np.asarray(value), want.flat()[key], rtol=0, atol=1e-12, err_msg=key)
 
 
+@pytest.mark.parametrize("differentiate", ["grad", "linearize"])
+def test_jax_differentiates_with_a_constant_input(differentiate: str, jax) -> None:
+    case = CASES["bidirectional_ragged"]
+    loss, params, arrays, valid = jax_loss(jax.numpy, case, case.lstm(xp="jax"))
+    want = run(case.lstm(), case.arrays(), **case.valid())
+
+    def of_params(params: dict[str, Any]) -> Any:
+        # Made inside the function, so that JAX keeps it as a NumPy array.
+        constants = arrays | {"x": jax.numpy.asarray(case.arrays()["x"])}
+        return loss(params, constants, valid)
+
+    if differentiate == "grad":
+        for key, value in jax.grad(of_params)(params).items():
+            np.testing.assert_allclose(value, want.flat()[key], rtol=0, atol=1e-12, err_msg=key)
+    else:
+        pushed = jax.linearize(of_params, params)[1](params)
+        expected = sum(np.vdot(params[key], want.flat()[key]) for key in params)
+        np.testing.assert_allclose(pushed, expected, rtol=1e-12)
+
+
 def test_jax_jit_of_the_functional_face(jax) -> None:
     rng = np.random.default_rng(0)
     host = xplstm.LSTMParams(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)))

@@ -25,6 +25,7 @@ from xplstm._errors import FormatError, KernelError
 from xplstm.cli.engines import describe
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_persistent
+from xplstm.kernels._cuda import launch
 
 SHAPE = Shape(4, 2, 3, 5)
 
@@ -425,8 +426,6 @@ def test_the_shapes_of_the_goals_come_first() -> None:
 
 
 def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from xplstm.kernels._cuda import launch
-
     class Kernel:
         max_dynamic_shared_size_bytes = 0
 
@@ -435,7 +434,7 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
 
     real = Kernel()
     monkeypatch.setattr(launch, "kernel", lambda *_, **__: real)
-    monkeypatch.setattr(launch.Product, "__call__", lambda *_: None)
+    monkeypatch.setattr(launch.Product, "over", lambda *_: lambda _: None)
     with workers.counted() as counts:
         for name in ("walk_16", "walk_16", "project"):
             kernel = launch.kernel("file.cu", name, "float32", cooperative=True)
@@ -444,8 +443,12 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(AttributeError, match="'Kernel' object has no attribute 'nothing'"):
                 _ = kernel.nothing
             kernel((1,), (2,), ())
-        object.__new__(launch.Product)([1], [2], [3])
-    assert counts == {"walk_16": 2, "project": 1, "product": 1}
+        product = object.__new__(launch.Product)
+        product([1], [2], [3])
+        step = product.over(*(launch.Moves([1], [0]) for _ in range(3)))
+        for k in range(3):
+            step(k)
+    assert counts == {"walk_16": 2, "project": 1, "product": 4}
     assert real.max_dynamic_shared_size_bytes == 9
     assert launch.kernel("file.cu", "walk", "float32") is real
     room = types.SimpleNamespace(walk=lambda a: a + 1)

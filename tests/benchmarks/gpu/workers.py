@@ -204,20 +204,19 @@ class Counted:
 def counted() -> Iterator[dict[str, int]]:
     """How often our kernels, by name, and products are launched inside the block."""
     counts: dict[str, int] = {}
-    find, multiply = launch.kernel, launch.Product.__call__
+    find, prepare = launch.kernel, launch.Product.over
 
     def counting(file: str, name: str, *rest: Any, **options: Any) -> Any:
         return Counted(name, find(file, name, *rest, **options), counts)
 
-    def product(self: Any, *arguments: Any) -> None:
-        counts["product"] = counts.get("product", 0) + 1
-        multiply(self, *arguments)
+    def over(self: Any, *moves: Any) -> Any:
+        return Counted("product", prepare(self, *moves), counts)
 
-    launch.kernel, launch.Product.__call__ = counting, product  # type: ignore[assignment, method-assign]
+    launch.kernel, launch.Product.over = counting, over  # type: ignore[assignment, method-assign]
     try:
         yield counts
     finally:
-        launch.kernel, launch.Product.__call__ = find, multiply  # type: ignore[method-assign]
+        launch.kernel, launch.Product.over = find, prepare  # type: ignore[method-assign]
 
 
 def _driver() -> str:
