@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +19,7 @@ from spec.subjects import is_slow, named, required, subjects
 
 FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
+KINDS = pytest.StashKey["Kinds"]()
 EXPLAINED = pytest.StashKey[int]()
 WRONG = "what is wrong"
 # What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
@@ -27,6 +29,17 @@ FEW = ("layer-lengths-reverse", "module-two-by-two-lengths")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
 BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
 BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
+
+
+class Kinds(NamedTuple):
+    """What collection asks of the chosen subjects, each of which it asks once: some try a call to know."""
+
+    absent: set[str]
+    """Names of those that are slow or missing."""
+    second: set[str]
+    """Names of those whose code another subject runs on plain NumPy."""
+    deviations: dict[str, Path]
+    """Lists of what each does otherwise, by name."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clauses(*ids): clauses of SPEC.md beyond those in the docstring")
     # Chosen once: what the tests remember of a subject's answers they remember together.
     config.stash[CHOSEN] = chosen(config)
+    config.stash[KINDS] = kinds_of(config)
 
 
 def chosen(config: pytest.Config) -> list[Chosen]:
@@ -61,11 +75,38 @@ def chosen(config: pytest.Config) -> list[Chosen]:
     return [Chosen(name, adapter, BY_NAME.format(name)) for name, adapter in found.items()]
 
 
+def kinds_of(config: pytest.Config) -> Kinds:
+    absent, second, lists = set(), set(), {}
+    for name, adapter, _ in config.stash[CHOSEN]:
+        about = adapter.describe()
+        if is_slow(adapter) or adapter.why_unavailable() is not None:
+            absent.add(name)
+        if about["name"] == "xplstm" and about["library"] in SECOND:
+            second.add(name)
+        given: Path | None = config.getoption("--deviations")
+        lists[name] = given or deviations.path_of(about["name"])
+    return Kinds(absent, second, lists)
+
+
+def is_named(config: pytest.Config) -> bool:
+    """Return whether somebody chose the subjects."""
+    return bool(config.getoption("--subject") or config.getoption("--stdio"))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
         found = metafunc.config.stash[CHOSEN]
+        if not is_named(metafunc.config) and not may_be_sampled(metafunc.definition):
+            # Ten thousands of cases, which would all be left out again.
+            found = [c for c in found if c.name not in metafunc.config.stash[KINDS].absent]
         params = [pytest.param(c, id=c.name, marks=pytest.mark.backend(library_of(c))) for c in found]
         metafunc.parametrize("subject", params, indirect=True)
+
+
+def may_be_sampled(definition: pytest.Item) -> bool:
+    """Return whether a test has a case in the sample: it takes no name, or one of those."""
+    marks = [mark for mark in definition.iter_markers("parametrize") if "name" in mark.args[0]]
+    return all(any(repr(name) in repr(mark.args[1]) for name in SAMPLE) for mark in marks)
 
 
 def library_of(chosen: Chosen) -> str:
@@ -97,41 +138,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Who names a subject wants to hear of it alone, and not of the suite itself.
     """
-    if config.getoption("--subject") or config.getoption("--stdio"):
-        here = [item for item in items if item.path.parent == FOLDER and case_of(item) is None]
-        config.hook.pytest_deselected(items=here)
-        items[:] = [item for item in items if item not in here]
+    cases, kinds = {item: case_of(item) for item in items}, config.stash[KINDS]
+    if is_named(config):
+        others = {item for item, case in cases.items() if case is None and item.path.parent == FOLDER}
     else:
-        late = [item for item in items if beyond_the_sample(case_of(item))]
-        config.hook.pytest_deselected(items=late)
-        items[:] = [item for item in items if item not in late]
+        others = {item for item, case in cases.items() if case and beyond_the_sample(case, kinds)}
+    config.hook.pytest_deselected(items=list(others))
+    items[:] = [item for item in items if item not in others]
     for item in items:
-        case = case_of(item)
-        if case is None:
-            continue
-        entry = deviations.find(list_of(config, case), case.key)
-        if entry is not None:
+        case = cases[item]
+        entry = case and deviations.find(kinds.deviations[case.subject.name], case.key)
+        if entry:
             item.add_marker(pytest.mark.xfail(reason=entry.reason, strict=True))
 
 
-def beyond_the_sample(case: Case | None) -> bool:
+def beyond_the_sample(case: Case, kinds: Kinds) -> bool:
     """Whether a case of a slow, second or missing subject waits for somebody to name the subject."""
-    if case is None:
-        return False
-    adapter, name = case.subject.adapter, case.values.get("name", SAMPLE[0])
-    absent = is_slow(adapter) or adapter.why_unavailable() is not None
+    absent, name = case.subject.name in kinds.absent, case.values.get("name", SAMPLE[0])
     if case.test == "test_relation":
         # A relation is several calls, and each takes a slow subject seconds.
-        about = adapter.describe()
-        second = about["name"] == "xplstm" and about["library"] in SECOND
-        return absent or (second and name not in FEW)
+        return absent or (case.subject.name in kinds.second and name not in FEW)
     return absent and (name not in SAMPLE or case.values.get("dtype", "float64") != "float64")
-
-
-def list_of(config: pytest.Config, case: Case) -> Path:
-    """The file with what the case's subject does otherwise."""
-    given: Path | None = config.getoption("--deviations")
-    return given or deviations.path_of(case.subject.adapter.describe()["name"])
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -334,9 +334,11 @@ def test_tied_parameters_stay_one_array_through_a_checkpoint(path):
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_writes_the_checkpoint(tmp_path, name):
+    # Shells start programs in the background with SIGINT ignored.
     program = """
-import sys, numpy as np
+import signal, sys, numpy as np
 from xplstm import optim, training
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Line:
     params = {"w": np.ones(1)}
     def loss_vjp(self, *_):
