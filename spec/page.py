@@ -35,15 +35,18 @@ TITLES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
-WIDTH = 70
 CLAUSE = re.compile(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* ", re.MULTILINE)
 
 PAGE = """\
 # Conformance
 
-What each implementation keeps of the specification, version {version}, clause by clause.
-`python -m spec report` writes this page, and {{download}}`conformance.json`, which holds every number.
-[Testing another LSTM](guides/specification.md) says how to test one more.
+{result}
+
+![A table of implementations and groups of clauses. Each cell gives the clauses that pass, of those that pass
+or fail; the next table gives the sums.](conformance.svg)
+
+Each cell of the picture gives how many clauses of a group pass, of those that pass or fail. A dash means that
+the implementation offers nothing that the group asks, and a question mark that nothing was run.
 
 - **PASS** ✓: every case of the clause passes that the implementation offers.
 - **FAIL** ✗: the implementation does something else. [A sentence for each](#what-they-do-otherwise) says
@@ -52,17 +55,14 @@ What each implementation keeps of the specification, version {version}, clause b
   [The list](#what-they-do-not-offer) names it. That is no fault.
 - **NOT RUN** ?: there is no result, for [a reason that is given](#what-was-not-run).
 
-A clause marked MAY binds only implementations that offer its subject; a draft may still change. Errors are
-the largest of all cases that pass, in u · s of XPL-NUM-001. Each record states the allowed error, which is at
-least 8. The profile is `ieee` for float64 and float32, `fp16` for float16.
-
-![A table of implementations and groups of clauses. Each cell gives the clauses that pass, of those that pass
-or fail; the next table gives the sums.](conformance.svg)
-
-Each cell of the picture gives how many clauses of a group pass, of those that pass or fail. A dash means that
-the implementation offers nothing that the group asks.
+`python -m spec report` writes this page, and {{download}}`conformance.json`, which holds every number.
+[Testing another LSTM](guides/specification.md) says how to test one more. A clause marked MAY binds only
+implementations that offer its subject; a draft may still change.
 
 {summary}
+
+Errors are the largest of all cases that pass, in u · s of [XPL-NUM-001](#xpl-num-001). Each record states the
+allowed error, which is at least 8. The profile is `ieee` for float64 and float32, `fp16` for float16.
 
 Run with Python {python} on {system}, {packages}.
 
@@ -94,7 +94,7 @@ def rendered(report: Report) -> str:
     """The Markdown of a report."""
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     return PAGE.format(
-        version=report["specification"],
+        result=result_of(report),
         summary=summary(report),
         **report["host"],
         packages=packages,
@@ -104,6 +104,18 @@ def rendered(report: Report) -> str:
         unknown=by_implementation(report, ("not run",)),
         engines=engines(report),
     )
+
+
+def result_of(report: Report) -> str:
+    """Return in one paragraph what each implementation that was run fails of what it offers."""
+    fails = []
+    for name, subjects in implementations(report).items():
+        passed, failed, _, _ = counted(report, subjects)
+        if passed or failed:
+            fails.append(f"{title(name)} fails {failed} of {passed + failed}")
+    number = f"version {report['specification']}, has {len(report['clauses'])} clauses."
+    lead = "Of the clauses that it offers and that were run, "
+    return f"[The specification](clauses.md), {number}\n{lead}{', '.join(fails)}."
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -184,10 +196,8 @@ def with_anchors(prose: str) -> str:
 
 
 def opening(text: str) -> str:
-    """The first words of a clause, as plain text."""
-    plain = re.sub(r"[`*]", "", text)
-    short = plain if len(plain) <= WIDTH else plain[:WIDTH].rsplit(" ", 1)[0] + " …"
-    return short.replace("|", "&#124;")
+    """Return the first sentence of a clause, as plain text."""
+    return re.sub(r"[`*]", "", text).partition(". ")[0].rstrip(".").replace("|", "&#124;") + "."
 
 
 def by_implementation(report: Report, statuses: Sequence[str]) -> str:

@@ -40,11 +40,12 @@ BROKEN = Colours("#f5c3bd", "#8b1a12")
 ABSENT = Colours("#f3f3f3", "#666666")
 
 
-def counts(report: Report, subjects: Sequence[str], group: str) -> tuple[int, int]:
-    """Return how many clauses of a group pass, and how many pass or fail."""
+def counts(report: Report, subjects: Sequence[str], group: str) -> tuple[int, int, bool]:
+    """Return how many clauses of a group pass, how many pass or fail, and whether none was run."""
     found = [joined(report, subjects, c)["status"] for c in report["clauses"] if c.split("-")[1] == group]
     passed = found.count("passed")
-    return passed, passed + found.count("failed") + found.count("deviates")
+    asked = passed + found.count("failed") + found.count("deviates")
+    return passed, asked, set(found) == {"not run"}
 
 
 def drawn(report: Report) -> str:
@@ -70,14 +71,14 @@ def drawn(report: Report) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def cell(x: float, y: float, passed: int, asked: int) -> list[str]:
+def cell(x: float, y: float, passed: int, asked: int, unknown: bool) -> list[str]:
     """Return one cell, coloured by whether all, some or none of what was asked passes."""
     colours = ABSENT if not asked else KEPT if passed == asked else PARTLY if passed else BROKEN
     ground = (
         f'<rect x="{x + 2:g}" y="{y + 2:g}" width="{WIDTH - 4}" height="{HEIGHT - 4}" '
         f'rx="4" fill="{colours.ground}"/>'
     )
-    said = f"{passed} / {asked}" if asked else "–"
+    said = f"{passed} / {asked}" if asked else "?" if unknown else "–"
     return [ground, text(x + WIDTH / 2, y + HEIGHT / 2 + 5, said, colours.text)]
 
 

@@ -212,14 +212,18 @@ def draw(found: dict[int, Found], file: Path) -> None:
         name: f"{marker}C{k}"
         for k, (name, marker) in enumerate(zip(dict.fromkeys(engines), MARKERS, strict=False))
     }
-    figure = Figure(figsize=(1 + 4.2 * len(kinds), 1 + 3.6 * len(found)), layout="constrained")
+    # As wide as a page of the documentation, so that its text keeps its size there.
+    figure = Figure(figsize=(3 * len(kinds), 0.6 + 3.6 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), len(kinds), squeeze=False)
     for line, (threads, by_kind) in zip(grid, found.items(), strict=True):
         for axes, what in zip(line, kinds, strict=True):
             _panel(axes, by_kind[what], looks)
-            axes.set_title(f"{what}, {threads} thread{'s' * (threads > 1)}")
-    grid[0, 0].legend(fontsize=8)
-    figure.supxlabel("the other's time over ours: right of the line we are faster")
+            axes.set_title(f"{what}, {threads} thread{'s' * (threads > 1)}", fontsize=11)
+    dots = {line.get_label(): line for axes in grid.flat for line in axes.lines if line.get_label() in looks}
+    figure.legend(dots.values(), dots.keys(), loc="outside upper center", ncols=len(dots), frameon=False)
+    figure.supxlabel(
+        "the other's time over ours, by T, B, I, H: right of the line we are faster", fontsize=10
+    )
     write_figure(figure, file)
 
 
