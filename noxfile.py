@@ -251,7 +251,8 @@ def emulation(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     files = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
     files += ["tests/cli/test_prove.py", "tests/benchmarks/gpu/test_gpu_bench.py"]
-    session.run("pytest", *files, *session.posargs, env={**ONE_THREAD, "XPLSTM_THOROUGH": "1"})
+    env = {**ONE_THREAD, "XPLSTM_THOROUGH": "1"}
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *files, *session.posargs, env=env)
 
 
 @nox.session(tags=["sources"])

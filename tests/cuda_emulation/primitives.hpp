@@ -1,4 +1,5 @@
-/* The words of xplstm/kernels/_cuda/primitives.cuh for a host compiler: a thread of the GPU is a thread here.
+/* The words of xplstm/kernels/_cuda/primitives.cuh for a host compiler: a thread of the GPU is a fiber of this
+   process, which runs until it waits for others, or a thread of the operating system under ThreadSanitizer.
 
    Launches run their blocks side by side, as many threads at a time as LARGEST allows; a cooperative launch
    needs all of its blocks at once. Threads of a warp do not run in step: what a kernel may not rely on. */
@@ -12,8 +13,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <thread>
 #include <tuple>
+#include <ucontext.h>
 #include <utility>
 #include <vector>
 
@@ -37,6 +40,9 @@ namespace emulation {
 
 constexpr unsigned LARGEST = 512;   /* threads of one launch that run side by side */
 
+/* Lets others run: what every loop that waits for them calls. */
+inline void yield();
+
 /* std::barrier waits by a table that all barriers share, whose atomics would order what a kernel does not. */
 class Barrier {
 public:
@@ -50,7 +56,7 @@ public:
             round.store(now + 1, std::memory_order_release);
         }
         while (round.load(std::memory_order_acquire) == now)
-            std::this_thread::yield();
+            yield();
     }
 
 private:
@@ -97,6 +103,76 @@ inline thread_local unsigned thread;
 inline Warp &warp() { return *block->warps[thread / WARP]; }
 inline unsigned lane() { return thread % WARP; }
 
+#ifndef __SANITIZE_THREAD__
+/* Threads of a launch by turns, in an order that changes: nothing but a wait puts one before another. */
+class Pool {
+public:
+    void run(unsigned count, void (*f)(void *, unsigned), void *with)
+    {
+        while (fibers.size() < count)
+            fibers.push_back(std::make_unique<Fiber>());
+        work = f;
+        argument = with;
+        active = this;
+        unsigned left = count;
+        for (unsigned n = 0; n < count; n++)
+            fibers[n]->begin(&scheduler);
+        while (left) {
+            unsigned first = unsigned(order()) % count, step = order() % 2 ? 1 : count - 1;
+            for (unsigned turn = 0, n = first; turn < count; turn++, n = (n + step) % count) {
+                if (fibers[n]->done)
+                    continue;
+                now = n;
+                swapcontext(&scheduler, &fibers[n]->context);
+                left -= fibers[n]->done;
+            }
+        }
+    }
+
+    static void yield()
+    {
+        /* What is a register on a GPU. */
+        auto kept = std::tuple(threadIdx, blockIdx, block, thread);
+        swapcontext(&active->fibers[active->now]->context, &active->scheduler);
+        std::tie(threadIdx, blockIdx, block, thread) = kept;
+    }
+
+private:
+    struct Fiber {
+        static constexpr size_t STACK = 1 << 17;
+        ucontext_t context;
+        std::unique_ptr<char[]> stack{new char[STACK]};
+        bool done = false;
+
+        void begin(ucontext_t *after)
+        {
+            done = false;
+            getcontext(&context);
+            context.uc_stack.ss_sp = stack.get();
+            context.uc_stack.ss_size = STACK;
+            context.uc_link = after;
+            makecontext(&context, &Pool::enter, 0);
+        }
+    };
+
+    static inline Pool *active;
+    ucontext_t scheduler;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::minstd_rand order;
+    unsigned now = 0;
+    void (*work)(void *, unsigned) = nullptr;
+    void *argument = nullptr;
+
+    static void enter()
+    {
+        Pool &pool = *active;
+        pool.work(pool.argument, pool.now);
+        pool.fibers[pool.now]->done = true;
+    }
+};
+
+inline void yield() { Pool::yield(); }
+#else
 /* Threads that wait for work from one launch to the next. */
 class Pool {
 public:
@@ -153,6 +229,9 @@ private:
         }
     }
 };
+
+inline void yield() { std::this_thread::yield(); }
+#endif
 
 struct Geometry {
     Index grid, threads;
@@ -330,7 +409,7 @@ DEVICE void store_relaxed(unsigned *at, unsigned value)
 
 DEVICE void store_to_host(unsigned *at, unsigned value) { store_relaxed(at, value); }
 
-DEVICE void rest() { std::this_thread::yield(); }
+DEVICE void rest() { emulation::yield(); }
 
 DEVICE bool any_of_block(bool a)
 {
