@@ -215,7 +215,7 @@ def measure(
         engines = [stack.enter_context(Engine(name, n)) for n in threads for name in names]
         peaks = dict.fromkeys(threads, 0.0)
         measures = [engine for engine in engines if engine.name in (names[0], "torch")]
-        advance = stack.enter_context(_bar(len(cases) * rounds))
+        advance = stack.enter_context(_bar(len(cases) * len(threads) * rounds))
         for what, shape in cases:
             # At every shape, because other work on the machine lowers it.
             for engine in measures:
@@ -225,8 +225,11 @@ def measure(
             if len({engine.name for engine in able}) < min(2, len(names)):
                 continue
             _check_equal(able, what, shape)
-            for (n, name), times in _interleave(able, what, shape, rounds, advance).items():
-                found[n].setdefault(what, {}).setdefault(shape, {})[name] = times
+            # Apart, because a system moves other work to and fro when the number of busy processors changes,
+            # and the first engine after the change would pay for all.
+            for n in threads:
+                group = [engine for engine in able if engine.threads == n]
+                found[n].setdefault(what, {})[shape] = _interleave(group, what, shape, rounds, advance)
     return results.Report(found, peaks, rounds)
 
 
@@ -257,12 +260,12 @@ def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
 
 def _interleave(
     engines: list[Engine], what: str, shape: Shape, rounds: int, advance: Callable[[], object]
-) -> dict[tuple[int, str], list[float]]:
-    """Microseconds a step by threads and engine, one number a round."""
+) -> dict[str, list[float]]:
+    """Microseconds a step by engine, one number a round."""
     calls = {engine: calls_of(engine.time(what, 1), TURN, MOST_CALLS) for engine in engines}
-    times: dict[Engine, list[float]] = {engine: [] for engine in engines}
+    times: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for n, engine in enumerate(in_turns(lambda: engines, rounds), 1):
-        times[engine].append(engine.time(what, calls[engine]) / shape.T * 1e6)
+        times[engine.name].append(engine.time(what, calls[engine]) / shape.T * 1e6)
         if n % len(engines) == 0:
             advance()
-    return {(engine.threads, engine.name): rows for engine, rows in times.items()}
+    return times

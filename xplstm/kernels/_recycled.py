@@ -14,8 +14,8 @@ from math import prod
 
 import numpy as np
 
-SMALLEST = 2**20
-"""Bytes of an array from which on it is worth while."""
+SMALLEST = 2**17
+"""Bytes of an array from which on an allocator gives its pages back at once."""
 
 LONG = 10.0
 """Seconds after which an idle piece is freed."""
