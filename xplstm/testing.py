@@ -13,7 +13,7 @@ from xplstm._errors import ArgumentError, DTypeError, GradientError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Lengths
 from xplstm.kernels import _stored
-from xplstm.nn import LSTM
+from xplstm.nn._module import Recurrent
 from xplstm.training import _trees
 from xplstm.training._trees import Tree
 
@@ -146,9 +146,9 @@ class QuantisationReport(NamedTuple):
 
 
 def quantisation_error(
-    lstm: LSTM,
+    lstm: Recurrent,
     x: Array,
-    state: LSTMState | tuple[Array, Array] | None = None,
+    state: LSTMState | tuple[Array, Array] | Array | None = None,
     *,
     lengths: Lengths = None,
     mask: Array | None = None,
@@ -157,10 +157,10 @@ def quantisation_error(
 
     Parameters
     ----------
-    lstm : LSTM
+    lstm : LSTM, GRU, RNN or JordanRNN
         With float32 parameters of NumPy.
     x, state, lengths, mask
-        As for a call of `lstm`. Take a typical input: the error depends on it.
+        As for a call of `lstm`, `state` the initial one. Take a typical input: the error depends on it.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def quantisation_error(
     Raises
     ------
     DTypeError
-        If `lstm` is no `xplstm.LSTM`, or not float32.
+        If `lstm` is none of these, or not float32.
     ShapeError, BackendError, ArgumentError
         As for a call of `lstm` and for its `freeze`.
 
@@ -188,17 +188,18 @@ def quantisation_error(
     int8 106496 True
     int8 106496 True
     """
-    if not isinstance(lstm, LSTM):
-        msg = f"lstm must be an LSTM with its float32 parameters, got {type(lstm).__name__}"
+    if not isinstance(lstm, Recurrent):
+        msg = f"lstm must be an LSTM, GRU or RNN with its float32 parameters, got {type(lstm).__name__}"
         raise DTypeError(msg)
-    y, end = lstm(x, state, lengths=lengths, mask=mask)
+    network: Any = lstm
+    y, end = network(x, state, lengths=lengths, mask=mask)
     rows = []
     ways: list[dict[str, Any]] = [{"weights": storage} for storage in _stored.STORAGES]
-    integers = lstm.freeze(weights="int8").explain(x, state, lengths=lengths, mask=mask)
+    integers = network.freeze(weights="int8").explain(x, state, lengths=lengths, mask=mask)
     if set(integers.kernels) == {"native"}:
         ways.append({"weights": "int8", "activations": "int8"})
     for way in ways:
-        frozen = lstm.freeze(**way)
+        frozen = network.freeze(**way)
         found, found_end = frozen(x, state, lengths=lengths, mask=mask)
         off = _difference(found, y)
         size = float(np.sqrt(np.sum(_difference(y, 0 * y) ** 2)))

@@ -288,3 +288,5 @@ def test_what_no_operator_stores_in_fewer_bits() -> None:
         xplstm.ArgumentError, match="weights='int8' and proj_size=2, which no ONNX operator has"
     ):
         ours.export(xplstm.LSTM(3, 5, proj_size=2, rng=0).freeze(weights="int8"))
+    with pytest.raises(xplstm.ArgumentError, match="a GRU frozen with weights='int8', which no ONNX"):
+        ours.export(xplstm.GRU(3, 5, rng=0).freeze(weights="int8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -316,6 +317,36 @@ def test_steps_agree_with_a_sequence(kernel: str, storage: Any) -> None:
         np.testing.assert_allclose(state[1], end.c, rtol=0, atol=1e-6)
 
 
+OTHERS = {
+    "gru": lambda I, H: xplstm.GRU(I, H, num_layers=2, bidirectional=True, rng=1),
+    "reset": lambda I, H: xplstm.GRU(I, H, reset_after=False, rng=1),
+    "rnn": lambda I, H: xplstm.RNN(I, H, bias=False, rng=1),
+    "jordan": lambda I, H: xplstm.JordanRNN(I, H, 1 + H // 2, rng=1),
+}
+
+
+@NATIVE
+@pytest.mark.parametrize("cell", OTHERS)
+@pytest.mark.parametrize(("I", "H"), [(1, 3), (33, 18), (5, 65)])
+def test_other_cells_read_what_is_stored(isa: str, cell: str, I: int, H: int) -> None:
+    network: Any = OTHERS[cell](I, H)
+    x = np.random.default_rng(0).normal(size=(4, 5, I)).astype("float32")
+    for storage in _stored.STORAGES:
+        other, frozen = copy.deepcopy(network), network.freeze(weights=storage)
+        other.params = {
+            n: np.asarray(_stored._store(n, a, storage)) if a.ndim == 2 else a
+            for n, a in network.params.items()
+        }
+        y, want = frozen(x)[0], other(x)[0]
+        assert set(frozen.explain(x).weights) == {storage}
+        if storage == "bfloat16":
+            np.testing.assert_array_equal(y, want)
+        np.testing.assert_allclose(y, want, rtol=0, atol=64 * UNIT * max(1, np.abs(want).max()))
+        assert frozen.nbytes < network.freeze().nbytes
+    y = network.freeze(**BOTH)(x)[0]
+    np.testing.assert_allclose(y, network(x)[0], rtol=0, atol=0.05 * max(1, np.abs(y).max()))
+
+
 def test_a_variant_runs_on_the_weights_that_are_represented() -> None:
     for variant in (xplstm.Variant(peepholes=True, cell_clip=1.0), xplstm.Variant(layer_norm=True)):
         lstm = xplstm.LSTM(3, 9, variant=variant, rng=0)
@@ -394,7 +425,8 @@ def test_the_error_is_reported() -> None:
         assert row.nbytes == frozen.nbytes
         assert row.weights in str(report)
     assert quantisation_error(lstm, x[:0]).rows[0].largest == 0
-    with pytest.raises(xplstm.DTypeError, match="lstm must be an LSTM"):
+    assert all(0 < row.state < 0.1 for row in quantisation_error(xplstm.GRU(16, 8, rng=0), x).rows)
+    with pytest.raises(xplstm.DTypeError, match="lstm must be an LSTM, GRU or RNN"):
         quantisation_error(lstm.freeze(), x)  # type: ignore[arg-type]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from xplstm._errors import ArgumentError
-from xplstm._params import LSTMParams
+from xplstm.cells import FourBlocks, Params
 
 Storage: TypeAlias = Literal["bfloat16", "int8"]
 STORAGES: tuple[Storage, ...] = ("bfloat16", "int8")
@@ -40,23 +41,42 @@ class Stored:
         return wide if dtype is None else wide.astype(dtype, copy=False)
 
 
-def store(p: LSTMParams, storage: Storage, names: tuple[str, ...]) -> LSTMParams:
+def store(p: Params, storage: Storage, names: tuple[str, ...]) -> Params:
     """Return parameters whose matrices are `Stored`; `names` are those of the fields, for errors."""
     called = dict(zip(p._fields, names, strict=True))
-    kept: dict[str, Any] = {
-        field: _store(called[field], matrix, storage)
-        for field in MATRICES
-        if (matrix := getattr(p, field)) is not None
-    }
-    return p._replace(**kept)
+    return p._replace(**{field: _store(called[field], a, storage) for field, a in _matrices(p)})
 
 
-def restore(p: LSTMParams) -> LSTMParams:
+def restore(p: Params) -> Params:
     """Return parameters with float32 matrices in place of `Stored` ones."""
-    kept: dict[str, Any] = {
-        field: np.asarray(matrix) for field in MATRICES if (matrix := getattr(p, field)) is not None
+    return p._replace(**{field: np.asarray(a) for field, a in _matrices(p)})
+
+
+def move_rows(change: Callable[[Params], FourBlocks], p: Params) -> FourBlocks:
+    """Return ``change(p)`` of parameters whose matrices may be `Stored`.
+
+    `change` moves, adds and leaves out whole rows: those of the values and those of their scales.
+    """
+    stored = [(field, a) for field, a in _matrices(p) if isinstance(a, Stored)]
+    if not stored:
+        return change(p)
+    values = change(p._replace(**{field: a.values for field, a in stored}))
+    scales: dict[str, np.ndarray | None] = dict.fromkeys(MATRICES)
+    # In the shape of the values, from which a cell takes the number of its units.
+    wide = {
+        field: np.broadcast_to(a.scales[:, None], a.values.shape)
+        for field, a in stored
+        if a.scales is not None
     }
-    return p._replace(**kept)
+    if wide:
+        scales |= {field: a[:, 0].copy() for field, a in _matrices(change(p._replace(**wide)))}
+    both: dict[str, Any] = {field: Stored(a, scales[field]) for field, a in _matrices(values)}
+    return values._replace(**both)
+
+
+def _matrices(p: Any) -> list[tuple[str, Any]]:
+    """Return the names and values of the fields that are matrices."""
+    return [(field, a) for field in MATRICES if (a := getattr(p, field, None)) is not None]
 
 
 def _store(name: str, w: Any, storage: Storage) -> Stored:

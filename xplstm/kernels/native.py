@@ -22,7 +22,7 @@ from xplstm._params import Problem
 from xplstm._state import LSTMState
 from xplstm.cells import FourBlocks, Params, Sizes
 from xplstm.cells.lstm import STANDARD_STEP
-from xplstm.kernels import _recycled, _support, _threads
+from xplstm.kernels import _recycled, _stored, _support, _threads
 from xplstm.kernels._stored import STORAGES, Stored
 
 # All four are needed: pip keeps what is installed, and the wheel that it made without a compiler.
@@ -173,7 +173,7 @@ def canonical_sums(problem: Problem) -> bool:
 
 def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
-    blocks = tuple(map(problem.cell.in_four_blocks, params))
+    blocks = tuple(_stored.move_rows(problem.cell.in_four_blocks, p) for p in params)
     arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p) for p in blocks]
     threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].weight_hr
     half = problem.dtype in HALVES

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from xplstm import _array, _blocks, _checks, _dispatch, _stack, _values
+from xplstm import _blocks, _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Stepper
-from xplstm._errors import ArgumentError, BackendError, DTypeError
 from xplstm._params import Explanation, LSTMTrace, Variant
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
 from xplstm.cells.variant import lstm_cell
-from xplstm.kernels import _stored
 from xplstm.kernels._stored import Storage
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
@@ -367,21 +365,7 @@ class LSTM(_Calls, Recurrent):
         >>> xplstm.LSTM(64, 128, rng=0).freeze(weights="int8")
         FrozenLSTM(64, 128, num_layers=1, weights='int8')
         """
-        stack, home, layers = self._copied()
-        if activations is not None:
-            _values.one_of("activations", activations, ("int8",))
-            if weights != "int8":
-                msg = f"activations={activations!r} needs weights='int8', got weights={weights!r}"
-                raise ArgumentError(msg)
-        if weights is None:
-            return FrozenLSTM(stack, home, layers)
-        _check_storage(stack, home, _values.one_of("weights", weights, _stored.STORAGES))
-        stored = (
-            tuple(_stored.store(p, weights, names) for p, names in zip(*each, strict=True))
-            for each in zip(layers, _stack.names(stack), strict=True)
-        )
-        stack = stack._replace(weights=weights, activations=activations)
-        return FrozenLSTM(stack, home, tuple(stored))
+        return FrozenLSTM(*self._stored(weights, activations))
 
     def trace(
         self,
@@ -417,20 +401,6 @@ class LSTM(_Calls, Recurrent):
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
         return LSTMTrace(*_stack.trace(self._stack, call, layers))
-
-
-def _check_storage(stack: Stack, home: Home, weights: str) -> None:
-    """Raise an error where the parameters cannot be stored in fewer bits."""
-    backend = _array.backend_name(home.xp)
-    if backend != "numpy":
-        msg = f"weights={weights!r} needs parameters of numpy, got {backend}; move them with .to(xp='numpy')"
-        raise BackendError(msg)
-    if home.dtype != "float32":
-        msg = f"weights={weights!r} needs float32 parameters, got {home.dtype}; .to(dtype='float32') converts"
-        raise DTypeError(msg)
-    if stack.reproducible and weights == "int8":
-        msg = "weights='int8' lacks the summation order that reproducible=True requires; use 'bfloat16'"
-        raise ArgumentError(msg)
 
 
 class FrozenLSTM(_Calls, Frozen):

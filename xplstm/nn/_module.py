@@ -6,18 +6,20 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
 from xplstm import _array, _checks, _stack, _values
 from xplstm._checks import Home
-from xplstm._errors import ArgumentError, FormatError
+from xplstm._errors import ArgumentError, BackendError, DTypeError, FormatError
 from xplstm._params import each
 from xplstm._stack import Layers, Packed, Prepare, Stack
 from xplstm._summary import Row, Summary, shape_rows
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.cells import Cell
+from xplstm.kernels import _stored
+from xplstm.kernels._stored import Storage
 from xplstm.nn import _pytrees
 
 Seed: TypeAlias = "int | np.random.Generator | None"
@@ -367,6 +369,25 @@ class Recurrent(Module):
         home, layers = self._open()
         return self._stack, home, tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
 
+    def _stored(
+        self, weights: Storage | None, activations: Literal["int8"] | None
+    ) -> tuple[Stack, Home, Layers]:
+        """Return what `Frozen` is made of, with the matrices in `weights` where it is not None."""
+        stack, home, layers = self._copied()
+        if activations is not None:
+            _values.one_of("activations", activations, ("int8",))
+            if weights != "int8":
+                msg = f"activations={activations!r} needs weights='int8', got weights={weights!r}"
+                raise ArgumentError(msg)
+        if weights is None:
+            return stack, home, layers
+        _check_storage(stack, home, _values.one_of("weights", weights, _stored.STORAGES))
+        stored = (
+            tuple(_stored.store(p, weights, names) for p, names in zip(*each, strict=True))
+            for each in zip(layers, _stack.names(stack), strict=True)
+        )
+        return stack._replace(weights=weights, activations=activations), home, tuple(stored)
+
     def _by_name(self, layers: Layers) -> DParams:
         """Return a dict with the keys of `params`, in their order."""
         found: DParams = {}
@@ -374,6 +395,20 @@ class Recurrent(Module):
             for names, arrays in zip(layer_names, layer, strict=True):
                 found.update(zip(names, arrays, strict=True))
         return {name: found[name] for name in self.shapes}
+
+
+def _check_storage(stack: Stack, home: Home, weights: str) -> None:
+    """Raise an error where the parameters cannot be stored in fewer bits."""
+    backend = _array.backend_name(home.xp)
+    if backend != "numpy":
+        msg = f"weights={weights!r} needs parameters of numpy, got {backend}; move them with .to(xp='numpy')"
+        raise BackendError(msg)
+    if home.dtype != "float32":
+        msg = f"weights={weights!r} needs float32 parameters, got {home.dtype}; .to(dtype='float32') converts"
+        raise DTypeError(msg)
+    if stack.reproducible and weights == "int8":
+        msg = "weights='int8' lacks the summation order that reproducible=True requires; use 'bfloat16'"
+        raise ArgumentError(msg)
 
 
 class Frozen(Summary, Packed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from xplstm import _blocks, _stack, _values
 from xplstm._checks import Home
@@ -14,6 +14,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Lengths, Namespace, Nonlinearity
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.rnn import ElmanCell, JordanCell
+from xplstm.kernels._stored import Storage
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 NONLINEARITIES = ("tanh", "relu")
@@ -179,13 +180,25 @@ class _HiddenNetwork(_Calls, Recurrent):
 
         return y, state_n.h, pullback
 
-    def freeze(self) -> FrozenRNN:
-        """Copy the parameters once and pack them at most once a kernel.
+    def freeze(
+        self, *, weights: Storage | None = None, activations: Literal["int8"] | None = None
+    ) -> FrozenRNN:
+        """Return a read-only copy whose parameters are packed at most once for each kernel.
+
+        Parameters
+        ----------
+        weights, activations
+            As for `LSTM.freeze`.
 
         Returns
         -------
         FrozenRNN
-            The same call, `step` and `explain`; later changes of `params` do not reach it.
+            Has the same call, `step` and `explain`. Later changes of `params` have no effect on it.
+
+        Raises
+        ------
+        ArgumentError, BackendError, DTypeError
+            As from `LSTM.freeze`.
 
         Examples
         --------
@@ -193,8 +206,10 @@ class _HiddenNetwork(_Calls, Recurrent):
         >>> import xplstm
         >>> fast = xplstm.GRU(3, 2, rng=0).freeze()
         >>> y_t, h = fast.step(np.ones((4, 3), dtype="float32"))
+        >>> xplstm.GRU(64, 128, rng=0).freeze(weights="int8")
+        FrozenRNN(GRU(64, 128, num_layers=1, weights='int8'))
         """
-        return FrozenRNN(*self._copied())
+        return FrozenRNN(*self._stored(weights, activations))
 
     def _trace(
         self, x: Array, h_0: Array | None, lengths: Lengths, mask: Array | None, reset: Array | None

@@ -53,9 +53,10 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
     if isinstance(network, Frozen):
         home, layers = network._where, network._layers
         stored, projected = network._stack.weights, network._stack.proj_size
-        if stored and (stored != "int8" or projected):
+        cell = network._stack.cell.name
+        if stored and (stored != "int8" or projected or cell != "LSTM"):
             how = f"{stored!r}" + (f" and proj_size={projected}" if projected else "")
-            what = f"the network is frozen with weights={how}"
+            what = f"the network is {'an' if cell == 'LSTM' else 'a'} {cell} frozen with weights={how}"
             msg = f"{what}, which no ONNX operator has; export the layer itself"
             raise ArgumentError(msg)
     else:
