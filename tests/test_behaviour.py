@@ -200,12 +200,14 @@ def test_half_precision_sums_in_single_over_checkpoints_too(xp: Any) -> None:
     if xp.name == "array_api_strict":
         pytest.skip("array_api_strict has no float16")
     lstm = xplstm.LSTM(1, 1, xp=xp.xp, dtype="float16", rng=0)
-    x = xp.asarray(np.ones((300, 1, 1), dtype=np.float16))
+    # The graph of Dask grows with the square of T.
+    T = 40 if xp.name == "dask" else 300
+    x = xp.asarray(np.ones((T, 1, 1), dtype=np.float16))
     # A kernel for GPUs hands h on in half precision, and a checkpoint does not.
     with xplstm.use_kernel("reference" if xp.name == "cupy" else None):
         plain, cut = lstm.vjp(x), lstm.vjp(x, checkpoint=7)
     np.testing.assert_array_equal(to_numpy(plain[0]), to_numpy(cut[0]))
-    dy = xp.asarray(np.full((300, 1, 1), 30, dtype=np.float16))
+    dy = xp.asarray(np.full((T, 1, 1), 30, dtype=np.float16))
     want, got = plain[2](dy)[2], cut[2](dy)[2]
     for name, value in want.items():
         np.testing.assert_allclose(to_numpy(got[name]), to_numpy(value), rtol=2.0**-10, err_msg=name)
