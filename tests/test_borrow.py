@@ -13,7 +13,8 @@ import pytest
 import xplstm
 from tests.conftest import backend, open_backend
 from tests.support.cases import CASES, kernels, run
-from xplstm import _array, _borrow, models
+from xplstm import _array, models
+from xplstm._stack import _borrow
 from xplstm.kernels import _recycled, _threads
 
 LIBRARIES = [backend("torch"), backend("jax")]

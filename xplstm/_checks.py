@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from xplstm import _array, _state, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
-from xplstm._merge import MERGES
 from xplstm._params import LSTMParams, each
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Device, Namespace
+from xplstm._typing import Array, Device, Merge, Namespace
 from xplstm.cells import Cell, Sizes
 from xplstm.cells.variant import OPTION
 
@@ -37,7 +36,7 @@ def projection(proj_size: int, hidden_size: int) -> int:
 
 def merge(value: str, bidirectional: bool) -> str:
     """Return a way to join two directions; with one direction there is nothing to join."""
-    if _values.one_of("merge", value, MERGES) != "concat" and not bidirectional:
+    if _values.one_of("merge", value, get_args(Merge)) != "concat" and not bidirectional:
         msg = f"merge={value!r} needs bidirectional=True: there is one direction to join"
         raise ArgumentError(msg)
     return value

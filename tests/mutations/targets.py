@@ -62,7 +62,10 @@ TARGETS = {
         (*REFERENCE, *SEQUENCES, *LAYERS, "tests/kernels/test_steps.py", "tests/training/test_long.py"),
     ),
     "stack": Target(
-        ("xplstm/_stack.py", "xplstm/_merge.py", "xplstm/_dropout.py"),
+        (
+            *(f"xplstm/_stack/{name}.py" for name in ("__init__", "_layers", "_arguments", "_merge")),
+            "xplstm/_dropout.py",
+        ),
         (*REFERENCE, *LAYERS, "tests/kernels/test_composed.py", "tests/kernels/test_steps.py"),
     ),
     "numpy_inplace": Target(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from xplstm import _array, _merge
+from xplstm import _array
+from xplstm._stack import _merge
 from xplstm._typing import Array
 from xplstm.io._contents import Found
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from xplstm import _merge, _values
+from xplstm import _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._params import Variant
-from xplstm._typing import Array
+from xplstm._typing import Array, Merge
 from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, json_object, quoted
@@ -29,7 +29,7 @@ _OPTIONS = {
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("batch_first", "reset_after"), _values.flag),
     **dict.fromkeys(("dropout", "input_dropout", "weight_dropout"), _values.probability),
-    "merge": partial(_values.one_of, known=_merge.MERGES),
+    "merge": partial(_values.one_of, known=get_args(Merge)),
     "nonlinearity": partial(_values.one_of, known=NONLINEARITIES),
 }
 _KNOWN = {

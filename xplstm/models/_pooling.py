@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from xplstm import _array, _blocks
+from xplstm import _array
 from xplstm._typing import Array
+from xplstm.nn import _blocks
 
 Pullback = Callable[[Array], Array]
 

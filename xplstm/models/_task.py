@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _blocks, _checks, _values, losses
+from xplstm import _array, _checks, _values, losses
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array
 from xplstm.cells.activations import sigmoid
+from xplstm.nn import _blocks
 
 TaskName: TypeAlias = Literal["multiclass", "multilabel", "regression"]
 TASKS = ("multiclass", "multilabel", "regression")

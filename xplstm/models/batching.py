@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _blocks, _checks, _values
+from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.kernels import _steps
 from xplstm.models._forecast_roles import Roles
+from xplstm.nn import _blocks
 
 
 def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:

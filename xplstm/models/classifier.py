@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _blocks, _values
+from xplstm import _array, _values
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -16,7 +16,7 @@ from xplstm.models._composite import Composite, Params, State, between_layers, p
 from xplstm.models._pooling import POOLS, in_blocks
 from xplstm.models._task import Task, TaskName, check_features
 from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened
-from xplstm.nn import LSTM, Dropout, Embedding, Linear
+from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
 
 if TYPE_CHECKING:
     from xplstm.io.onnx._whole import ModelGraph

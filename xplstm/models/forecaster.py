@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _blocks, _checks, _values
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -16,7 +16,7 @@ from xplstm.models._composite import Params, State, between_layers, prefixed
 from xplstm.models._forecast_roles import LARGEST, SMALLEST, Roles, check_future
 from xplstm.models._forecast_series import SeriesModel
 from xplstm.models.batching import Ragged, WithFuture, count_existing, existing, opened
-from xplstm.nn import LSTM, Dropout, Linear
+from xplstm.nn import LSTM, Dropout, Linear, _blocks
 
 if TYPE_CHECKING:
     from xplstm.io.onnx._whole import ModelGraph

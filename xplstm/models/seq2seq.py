@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _blocks, _values, losses
+from xplstm import _array, _values, losses
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -16,7 +16,7 @@ from xplstm.models import _vocabulary, decoding
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened, pad
 from xplstm.models.decoding import Hypothesis
-from xplstm.nn import LSTM, Dropout, Embedding, Linear
+from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
 
 
 class Seq2Seq(Composite):

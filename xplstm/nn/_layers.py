@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _blocks, _checks, _dropout, _values, init
+from xplstm import _array, _checks, _dropout, _values, init
 from xplstm._checks import Home
 from xplstm._summary import Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.kernels._cuda.parts import part
+from xplstm.nn import _blocks
 from xplstm.nn._module import DParams, Module, Seed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from xplstm import _blocks, _checks, _dispatch, _stack, _values
+from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Stepper
 from xplstm._params import Explanation, LSTMTrace, Variant
@@ -14,6 +14,7 @@ from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
 from xplstm.cells.variant import lstm_cell
 from xplstm.kernels._stored import Storage
+from xplstm.nn import _blocks
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 

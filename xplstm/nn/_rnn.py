@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from xplstm import _blocks, _stack, _values
+from xplstm import _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import DTypeError
 from xplstm._params import Activation, Explanation
@@ -15,6 +15,7 @@ from xplstm._typing import Array, Device, FloatDType, Lengths, Namespace, Nonlin
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.rnn import ElmanCell, JordanCell
 from xplstm.kernels._stored import Storage
+from xplstm.nn import _blocks
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
 
 NONLINEARITIES = ("tanh", "relu")

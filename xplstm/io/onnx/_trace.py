@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xplstm import _merge
+from xplstm._stack import _merge
 from xplstm.io.onnx._fold import FAILURES, BudgetError, Evaluator
 from xplstm.io.onnx._graph import Graph, Node
 from xplstm.io.onnx._model import RUNNABLE, why_not_node

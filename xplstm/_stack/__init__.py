@@ -1,23 +1,51 @@
-"""Run stacked layers: what happens between them, and the shapes of arguments and results."""
+"""Run stacked layers, forward and backward: what happens between them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from xplstm import _array, _borrow, _checks, _dispatch, _dropout, _merge
-from xplstm._checks import Home, Valid
+from xplstm import _array, _checks, _dispatch, _dropout
+from xplstm._checks import Home
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
-from xplstm._errors import ArgumentError
 from xplstm._params import Explanation, Noise, Problem
+from xplstm._stack import _borrow, _merge
+from xplstm._stack._arguments import (
+    Call,
+    enter,
+    enter_dy,
+    enter_state,
+    enter_step,
+    leave_state,
+    leave_y,
+    user_major,
+)
+from xplstm._stack._layers import Stack, names, shapes
 from xplstm._state import LSTMState
-from xplstm._typing import Array, Lengths, Merge, Namespace
-from xplstm.cells import Cell, Params, Sizes
-from xplstm.cells.lstm import STANDARD
-from xplstm.kernels import _checkpoint, _steps, _stored, reference
+from xplstm._typing import Array, Namespace
+from xplstm.cells import Params
+from xplstm.kernels import _checkpoint, _stored, reference
 
-Size = TypeVar("Size", int, str)
+__all__ = [
+    "Call",
+    "Layers",
+    "Packed",
+    "Prepare",
+    "Stack",
+    "caller",
+    "enter",
+    "explain",
+    "forward",
+    "names",
+    "packing",
+    "problem",
+    "shapes",
+    "step",
+    "stepper",
+    "trace",
+    "vjp",
+]
 
 Layers = tuple[Directions, ...]
 Pullback = Callable[[Array | None, LSTMState | None], tuple[Array, LSTMState, Layers]]
@@ -29,215 +57,6 @@ class Prepare(NamedTuple):
     layers: Layers
     pack: Callable[[Kernel, Problem, int], Any]
     """(kernel, problem, layer) -> the layer's packed weights."""
-
-
-class Stack(NamedTuple):
-    """Recurrent layers: everything about them but the values of their parameters."""
-
-    input_size: int
-    hidden_size: int
-    bias: bool
-    num_layers: int
-    reverse: tuple[bool, ...]
-    proj_size: int = 0
-    dropout: float = 0.0
-    batch_first: bool = False
-    layer_axis: bool = True
-    """Whether states have the leading axis of layers and directions."""
-    cell: Cell = STANDARD
-    merge: Merge = "concat"
-    input_dropout: float = 0.0
-    weight_dropout: float = 0.0
-    precision: str | None = None
-    reproducible: bool = False
-    weights: str | None = None
-    """What a frozen copy stores its matrices in where it is not its dtype."""
-    activations: str | None = None
-    """What products of these matrices round x and h to."""
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """Leading axes of a state."""
-        return (self.num_layers * len(self.reverse),) if self.layer_axis else ()
-
-    @property
-    def output_size(self) -> int:
-        """Features of h."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def width(self) -> int:
-        """Features of a layer's output inside the stack."""
-        return _merge.width(self.merge, self.output_size, len(self.reverse))
-
-    def layer_input(self, layer: int) -> int:
-        """Features of what a layer is given."""
-        return self.width if layer else self.input_size
-
-    def sizes(self, layer: int) -> Sizes:
-        """Return the sizes of one layer and direction."""
-        return Sizes(self.layer_input(layer), self.hidden_size, self.proj_size, self.bias)
-
-    def arguments(self) -> str:
-        """Return the arguments that make such a layer, as Python; those at their defaults are left out."""
-        cell = self.cell
-        sizes = f"{self.input_size}, {self.hidden_size}, "
-        sizes += f"{self.proj_size}, " if cell.output_required else ""
-        given = {
-            **cell.options(),
-            "bias": self.bias,
-            "batch_first": self.batch_first,
-            "dropout": self.dropout,
-            "bidirectional": len(self.reverse) == 2,
-            "proj_size": 0 if cell.output_required else self.proj_size,
-            "merge": self.merge,
-            "input_dropout": self.input_dropout,
-            "weight_dropout": self.weight_dropout,
-            "precision": self.precision,
-            "reproducible": self.reproducible,
-            "weights": self.weights,
-            "activations": self.activations,
-        }
-        defaults = _DEFAULTS | cell.defaults
-        named = [f"{name}={value!r}" for name, value in given.items() if value != defaults.get(name)]
-        return f"({sizes}{', '.join([f'num_layers={self.num_layers}', *named])})"
-
-
-_DEFAULTS: dict[str, Any] = {
-    "bias": True,
-    "batch_first": False,
-    "dropout": 0.0,
-    "bidirectional": False,
-    "proj_size": 0,
-    "merge": "concat",
-    "input_dropout": 0.0,
-    "weight_dropout": 0.0,
-    "reproducible": False,
-}
-
-
-class Call(NamedTuple):
-    """What a user passed, checked and time-major, and the shapes to give back."""
-
-    home: Home
-    x: Array
-    state: LSTMState
-    valid: Valid
-    batched: bool
-    fresh: tuple[Array, ...]
-    """Nothing, or (D, T, B): where a direction starts a step from zeros."""
-
-    @property
-    def xp(self) -> Namespace:
-        """The array library in use."""
-        return self.home.xp
-
-
-def enter(
-    stack: Stack,
-    home: Home,
-    x: Array,
-    state: LSTMState | tuple[Array, Array] | None,
-    lengths: Lengths,
-    mask: Array | None,
-    reset: Array | None = None,
-) -> Call:
-    """Check every argument and bring it to (T, B, ·) and (L*D, B, ·)."""
-    batched = getattr(x, "ndim", 3) != 2
-    shape: tuple[int | str, ...] = (*_axes(stack, "T", "B", batched), stack.input_size)
-    x = _checks.array("x", x, home, shape, "the last is input_size")
-    x = _time_major(stack, home.xp, x, batched)
-    T, B = x.shape[0], x.shape[1]
-    mask = _enter_flags(stack, home, "mask", mask, T, B, batched)
-    reset = _enter_flags(stack, home, "reset", reset, T, B, batched)
-    entries: Any = lengths
-    if not batched and isinstance(entries, int):
-        entries = [entries]
-    elif not batched and getattr(entries, "shape", None) == ():
-        entries = entries[None]
-    valid = _checks.valid(entries, mask, home, T, B)
-    state = _enter_state(stack, home, state, B, batched, "_0", "state")
-    fresh: tuple[Array, ...] = ()
-    if reset is not None:
-        exists = _steps.existing(home.xp, *valid, T, home.device)
-        fresh = (_steps.fresh(home.xp, reset, exists, stack.reverse),)
-    return Call(home, x, state, valid, batched, fresh)
-
-
-def _enter_flags(
-    stack: Stack, home: Home, name: str, flags: Array | None, T: int, B: int, batched: bool
-) -> Array | None:
-    """Check booleans with the axes of time and batch, and bring them to (T, B)."""
-    if flags is None:
-        return None
-    flags = _checks.flags(name, flags, home, _axes(stack, T, B, batched))
-    return _time_major(stack, home.xp, flags, batched)
-
-
-def _axes(stack: Stack, T: Size, B: Size, batched: bool) -> tuple[Size, ...]:
-    """Return the first axes of an array with time, in the order of the user."""
-    if not batched:
-        return (T,)
-    return (B, T) if stack.batch_first else (T, B)
-
-
-def _enter_state(
-    stack: Stack,
-    home: Home,
-    state: LSTMState | tuple[Array, Array] | None,
-    B: int,
-    batched: bool,
-    suffix: str,
-    name: str,
-) -> LSTMState:
-    """Zeros, or the state that was passed, as (L*D, B, ·)."""
-    rows = stack.num_layers * len(stack.reverse)
-    sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
-    if state is None:
-        dtype = _array.dtype_named(home.xp, home.dtype)
-        zeros, device = home.xp.zeros, home.device
-        return LSTMState(
-            zeros((rows, B, sizes[0]), dtype=dtype, device=device),
-            zeros((rows, B, sizes[1]), dtype=dtype, device=device),
-        )
-    meaning = ("num_layers * directions, " if stack.layer_axis else "") + ("B, " if batched else "")
-    entered = []
-    lasts = ("output size", "hidden_size")
-    for letter, a, n, last in zip("hc", _checks.state(name, state), sizes, lasts, strict=True):
-        if a is None and name == "dstate_n":
-            dtype = _array.dtype_named(home.xp, home.dtype)
-            entered.append(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device))
-            continue
-        shape = (*stack.lead, *([B] if batched else []), n)
-        a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last})")
-        entered.append(_array.reshape(a, (rows, B, n)))
-    return LSTMState(*entered)
-
-
-def _time_major(stack: Stack, xp: Namespace, a: Array, batched: bool) -> Array:
-    """(T, B, ...) from what the user passes."""
-    if not batched:
-        return xp.expand_dims(a, axis=1)
-    return _swap(xp, a) if stack.batch_first else a
-
-
-def _user_major(stack: Stack, call: Call, a: Array) -> Array:
-    """Return (T, B, ...) in the layout of the user."""
-    if not call.batched:
-        return a[:, 0, ...]
-    return _swap(call.xp, a) if stack.batch_first else a
-
-
-def _swap(xp: Namespace, a: Array) -> Array:
-    return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))
-
-
-def _leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
-    if stack.layer_axis and call.batched:
-        return state
-    B = call.x.shape[1]
-    shapes = ((*stack.lead, *([B] if call.batched else []), a.shape[-1]) for a in state)
-    return LSTMState(*(_array.reshape(a, shape) for a, shape in zip(state, shapes, strict=True)))
 
 
 def problem(
@@ -316,15 +135,7 @@ def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMStat
         y, end, _ = kernel.forward(asked, packed, x, state, call.valid.array, *call.fresh)
         x = _merge.forward(stack.merge, y)
         ends.append(end)
-    return _leave_y(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends))
-
-
-def _leave_y(stack: Stack, call: Call, y: Array) -> Array:
-    """Return (T, B, ·) as the user gets it: merge="none" gives each direction an axis position of its own."""
-    if stack.merge != "none":
-        return _user_major(stack, call, y)
-    P = stack.output_size
-    return call.xp.stack([_user_major(stack, call, y[..., d * P : (d + 1) * P]) for d in range(2)], axis=0)
+    return leave_y(stack, call, x), leave_state(stack, call, _concat(call.xp, ends))
 
 
 def packing(layers: Layers) -> Prepare:
@@ -398,13 +209,13 @@ class Packed:
 
 def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> tuple[Array, LSTMState]:
     """Run one step of all layers as a sequence of one."""
-    y, state_n = forward(stack._replace(batch_first=False), _enter_step(stack, home, x_t, state), prepare)
+    y, state_n = forward(stack._replace(batch_first=False), enter_step(stack, home, x_t, state), prepare)
     return y[0, ...], state_n
 
 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
     """Return the function of the selected kernel for single steps of all layers, or None."""
-    found = _selected(stack, _enter_step(stack, home, x_t, None), prepare)
+    found = _selected(stack, enter_step(stack, home, x_t, None), prepare)
     return found[0].stepper(*found[1:]) if found and found[0].stepper else None
 
 
@@ -424,16 +235,6 @@ def _selected(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Probl
     if len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis or len(stack.reverse) == 2:
         return None
     return kernels[0], asked[0], tuple(map(prepare.pack, kernels, asked, layers))
-
-
-def _enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
-    """Check the arguments of a step and make it a sequence."""
-    if len(stack.reverse) == 2:
-        msg = "step needs bidirectional=False: a backward direction starts at the end of the sequence"
-        raise ArgumentError(msg)
-    shape = (stack.input_size,) if getattr(x_t, "ndim", 2) == 1 else ("B", stack.input_size)
-    x_t = _checks.array("x_t", x_t, home, shape, "the last is input_size")
-    return enter(stack._replace(batch_first=False), home, x_t[None, ...], state, None, None)
 
 
 def _concat(xp: Namespace, states: list[LSTMState]) -> LSTMState:
@@ -481,7 +282,7 @@ def vjp(
     ) -> tuple[Array, LSTMState, Layers]:
         return _pull_back(stack, call, kept, dy, dstate_n)
 
-    return _leave_y(stack, call, x), _leave_state(stack, call, _concat(call.xp, ends)), pullback
+    return leave_y(stack, call, x), leave_state(stack, call, _concat(call.xp, ends)), pullback
 
 
 def _keep(
@@ -532,8 +333,8 @@ def _pull_back(
 ) -> tuple[Array, LSTMState, Layers]:
     """Return the gradients with respect to x, the initial state and the parameters of each layer."""
     T, B = call.x.shape[0], call.x.shape[1]
-    dx = _enter_dy(stack, call, dy, T, B)
-    dstate_n = _enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient", "dstate_n")
+    dx = enter_dy(stack, call, dy, T, B)
+    dstate_n = enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient", "dstate_n")
     starts: list[LSTMState] = []
     dlayers: list[Directions] = []
     for layer in reversed(range(stack.num_layers)):
@@ -545,22 +346,8 @@ def _pull_back(
             dx = dx * mask
         starts.insert(0, dstate)
         dlayers.insert(0, tuple(map(_masked, dparams, weight_masks)))
-    dstate_0 = _leave_state(stack, call, _concat(call.xp, starts))
-    return _user_major(stack, call, dx), dstate_0, tuple(dlayers)
-
-
-def _enter_dy(stack: Stack, call: Call, dy: Array | None, T: int, B: int) -> Array:
-    """Return the gradient with respect to y as (T, B, ·), with the directions concatenated."""
-    if dy is None:
-        dtype = _array.dtype_named(call.xp, call.home.dtype)
-        return call.xp.zeros((T, B, stack.width), dtype=dtype, device=call.home.device)
-    axes = _axes(stack, T, B, call.batched)
-    if stack.merge != "none":
-        dy = _checks.array("dy", dy, call.home, (*axes, stack.width), "the shape of y")
-        return _time_major(stack, call.xp, dy, call.batched)
-    dy = _checks.array("dy", dy, call.home, (2, *axes, stack.output_size), "the shape of y")
-    parts = [_time_major(stack, call.xp, dy[d, ...], call.batched) for d in range(2)]
-    return call.xp.concat(parts, axis=-1)
+    dstate_0 = leave_state(stack, call, _concat(call.xp, starts))
+    return user_major(stack, call, dx), dstate_0, tuple(dlayers)
 
 
 def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
@@ -579,24 +366,4 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
 
 def _traced(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
     """One quantity of all layers and directions, with the axes as the user passes x."""
-    return call.xp.stack([_user_major(stack, call, a) for a in column], axis=0)
-
-
-def names(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """Return the names of the parameters by layer and direction, each in the order of their tuple."""
-    suffixes = ("", "_reverse")[: len(stack.reverse)]
-    fields = stack.cell.Params._fields
-    return tuple(
-        tuple(tuple(f"{field}_l{layer}{suffix}" for field in fields) for suffix in suffixes)
-        for layer in range(stack.num_layers)
-    )
-
-
-def shapes(stack: Stack) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter of the stack, by name."""
-    found: dict[str, tuple[int, ...]] = {}
-    for layer in range(stack.num_layers):
-        of_one = stack.cell.shapes(stack.sizes(layer))
-        for suffix in ("", "_reverse")[: len(stack.reverse)]:
-            found |= {f"{name}_l{layer}{suffix}": shape for name, shape in of_one.items()}
-    return found
+    return call.xp.stack([user_major(stack, call, a) for a in column], axis=0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from xplstm import _array
 from xplstm._typing import Array
 
-MERGES = ("concat", "sum", "mean", "product", "none")
-
 
 def width(merge: str, P: int, directions: int) -> int:
     """Features of a layer's output, inside the stack."""

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _checks, _merge, _stack
+from xplstm import _array, _checks, _stack
 from xplstm._checks import Home
 from xplstm._choice import Chosen, threads
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._params import Explanation
-from xplstm._stack import Layers, Packed, Stack
+from xplstm._stack import Layers, Packed, Stack, _merge
 from xplstm._state import LSTMState
 from xplstm.kernels import _steps
 

@@ -1,0 +1,171 @@
+"""Check the arguments of a call, bring them to (T, B, ·), and give results the axes of the user."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+from xplstm import _array, _checks
+from xplstm._checks import Home, Valid
+from xplstm._errors import ArgumentError
+from xplstm._stack._layers import Stack
+from xplstm._state import LSTMState
+from xplstm._typing import Array, Lengths, Namespace
+from xplstm.kernels import _steps
+
+Size = TypeVar("Size", int, str)
+
+
+class Call(NamedTuple):
+    """What a user passed, checked and time-major, and the shapes to give back."""
+
+    home: Home
+    x: Array
+    state: LSTMState
+    valid: Valid
+    batched: bool
+    fresh: tuple[Array, ...]
+    """Nothing, or (D, T, B): where a direction starts a step from zeros."""
+
+    @property
+    def xp(self) -> Namespace:
+        """The array library in use."""
+        return self.home.xp
+
+
+def enter(
+    stack: Stack,
+    home: Home,
+    x: Array,
+    state: LSTMState | tuple[Array, Array] | None,
+    lengths: Lengths,
+    mask: Array | None,
+    reset: Array | None = None,
+) -> Call:
+    """Check every argument and bring it to (T, B, ·) and (L*D, B, ·)."""
+    batched = getattr(x, "ndim", 3) != 2
+    shape: tuple[int | str, ...] = (*_axes(stack, "T", "B", batched), stack.input_size)
+    x = _checks.array("x", x, home, shape, "the last is input_size")
+    x = _time_major(stack, home.xp, x, batched)
+    T, B = x.shape[0], x.shape[1]
+    mask = _enter_flags(stack, home, "mask", mask, T, B, batched)
+    reset = _enter_flags(stack, home, "reset", reset, T, B, batched)
+    entries: Any = lengths
+    if not batched and isinstance(entries, int):
+        entries = [entries]
+    elif not batched and getattr(entries, "shape", None) == ():
+        entries = entries[None]
+    valid = _checks.valid(entries, mask, home, T, B)
+    state = enter_state(stack, home, state, B, batched, "_0", "state")
+    fresh: tuple[Array, ...] = ()
+    if reset is not None:
+        exists = _steps.existing(home.xp, *valid, T, home.device)
+        fresh = (_steps.fresh(home.xp, reset, exists, stack.reverse),)
+    return Call(home, x, state, valid, batched, fresh)
+
+
+def _enter_flags(
+    stack: Stack, home: Home, name: str, flags: Array | None, T: int, B: int, batched: bool
+) -> Array | None:
+    """Check booleans with the axes of time and batch, and bring them to (T, B)."""
+    if flags is None:
+        return None
+    flags = _checks.flags(name, flags, home, _axes(stack, T, B, batched))
+    return _time_major(stack, home.xp, flags, batched)
+
+
+def _axes(stack: Stack, T: Size, B: Size, batched: bool) -> tuple[Size, ...]:
+    """Return the first axes of an array with time, in the order of the user."""
+    if not batched:
+        return (T,)
+    return (B, T) if stack.batch_first else (T, B)
+
+
+def enter_state(
+    stack: Stack,
+    home: Home,
+    state: LSTMState | tuple[Array, Array] | None,
+    B: int,
+    batched: bool,
+    suffix: str,
+    name: str,
+) -> LSTMState:
+    """Zeros, or the state that was passed, as (L*D, B, ·)."""
+    rows = stack.num_layers * len(stack.reverse)
+    sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
+    if state is None:
+        dtype = _array.dtype_named(home.xp, home.dtype)
+        zeros, device = home.xp.zeros, home.device
+        return LSTMState(
+            zeros((rows, B, sizes[0]), dtype=dtype, device=device),
+            zeros((rows, B, sizes[1]), dtype=dtype, device=device),
+        )
+    meaning = ("num_layers * directions, " if stack.layer_axis else "") + ("B, " if batched else "")
+    entered = []
+    lasts = ("output size", "hidden_size")
+    for letter, a, n, last in zip("hc", _checks.state(name, state), sizes, lasts, strict=True):
+        if a is None and name == "dstate_n":
+            dtype = _array.dtype_named(home.xp, home.dtype)
+            entered.append(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device))
+            continue
+        shape = (*stack.lead, *([B] if batched else []), n)
+        a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last})")
+        entered.append(_array.reshape(a, (rows, B, n)))
+    return LSTMState(*entered)
+
+
+def _time_major(stack: Stack, xp: Namespace, a: Array, batched: bool) -> Array:
+    """(T, B, ...) from what the user passes."""
+    if not batched:
+        return xp.expand_dims(a, axis=1)
+    return _swap(xp, a) if stack.batch_first else a
+
+
+def user_major(stack: Stack, call: Call, a: Array) -> Array:
+    """Return (T, B, ...) in the layout of the user."""
+    if not call.batched:
+        return a[:, 0, ...]
+    return _swap(call.xp, a) if stack.batch_first else a
+
+
+def _swap(xp: Namespace, a: Array) -> Array:
+    return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))
+
+
+def leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
+    if stack.layer_axis and call.batched:
+        return state
+    B = call.x.shape[1]
+    shapes = ((*stack.lead, *([B] if call.batched else []), a.shape[-1]) for a in state)
+    return LSTMState(*(_array.reshape(a, shape) for a, shape in zip(state, shapes, strict=True)))
+
+
+def leave_y(stack: Stack, call: Call, y: Array) -> Array:
+    """Return (T, B, ·) as the user gets it: merge="none" gives each direction an axis position of its own."""
+    if stack.merge != "none":
+        return user_major(stack, call, y)
+    P = stack.output_size
+    return call.xp.stack([user_major(stack, call, y[..., d * P : (d + 1) * P]) for d in range(2)], axis=0)
+
+
+def enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
+    """Check the arguments of a step and make it a sequence."""
+    if len(stack.reverse) == 2:
+        msg = "step needs bidirectional=False: a backward direction starts at the end of the sequence"
+        raise ArgumentError(msg)
+    shape = (stack.input_size,) if getattr(x_t, "ndim", 2) == 1 else ("B", stack.input_size)
+    x_t = _checks.array("x_t", x_t, home, shape, "the last is input_size")
+    return enter(stack._replace(batch_first=False), home, x_t[None, ...], state, None, None)
+
+
+def enter_dy(stack: Stack, call: Call, dy: Array | None, T: int, B: int) -> Array:
+    """Return the gradient with respect to y as (T, B, ·), with the directions concatenated."""
+    if dy is None:
+        dtype = _array.dtype_named(call.xp, call.home.dtype)
+        return call.xp.zeros((T, B, stack.width), dtype=dtype, device=call.home.device)
+    axes = _axes(stack, T, B, call.batched)
+    if stack.merge != "none":
+        dy = _checks.array("dy", dy, call.home, (*axes, stack.width), "the shape of y")
+        return _time_major(stack, call.xp, dy, call.batched)
+    dy = _checks.array("dy", dy, call.home, (2, *axes, stack.output_size), "the shape of y")
+    parts = [_time_major(stack, call.xp, dy[d, ...], call.batched) for d in range(2)]
+    return call.xp.concat(parts, axis=-1)
