@@ -32,8 +32,9 @@ ROWS = (
     ("_array",),
     ("_state",),
     ("init",),
+    ("cells.params",),
     ("cells",),
-    ("_params", "kernels._steps"),
+    ("_problem", "kernels._steps"),
     ("kernels._cuda.proof",),
     ("kernels._support", "kernels._stored"),
     ("kernels._cuda.layer",),
@@ -47,7 +48,6 @@ ROWS = (
     ("optim._optimizer",),
     ("optim._rules",),
     ("optim",),
-    ("cells",),
     ("cells.activations",),
     ("cells.lstm",),
     ("cells.variant", "cells.rnn", "cells.gru"),
@@ -133,7 +133,7 @@ MAY_SEE = {
     "optim": BASE | OPTIM,
     **dict.fromkeys(OPTIM, BASE | OPTIM),
     "init": BASE,
-    "kernels.": BASE | {"_checks", "cells", "cells.activations", "cells.lstm"},
+    "kernels.": BASE | {"_checks", "cells", "cells.activations", "cells.lstm", "cells.params"},
 }
 ESTIMATORS = {"sklearn", "sklearn._estimator", "sklearn._estimators", "sklearn._sequences"}
 MAY_BE_SEEN_BY = {

@@ -17,9 +17,10 @@ from xplstm._errors import (
     ShapeError,
     XplstmError,
 )
-from xplstm._params import Explanation, LSTMParams, LSTMTrace, Variant
+from xplstm._problem import Explanation
 from xplstm._process import release_memory, show_config, use_threads
 from xplstm._state import LSTMState
+from xplstm.cells.params import LSTMParams, Variant
 from xplstm.functional import lstm, lstm_vjp
 from xplstm.nn import (
     GRU,
@@ -32,6 +33,7 @@ from xplstm.nn import (
     GRUTrace,
     JordanRNN,
     Linear,
+    LSTMTrace,
 )
 
 if _t.TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 
 from xplstm import _array, _state, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
-from xplstm._params import LSTMParams, each
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, Merge, Namespace
 from xplstm.cells import Cell, Sizes
+from xplstm.cells.params import LSTMParams, each
 from xplstm.cells.variant import OPTION
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from xplstm import _choice
 from xplstm._choice import Chosen
 from xplstm._errors import ArgumentError, KernelError
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Proof
 from xplstm.cells import Params

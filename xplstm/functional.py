@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from xplstm import _checks, _stack, _values
-from xplstm._params import LSTMParams, Variant
 from xplstm._stack import Stack
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Lengths, Precision
+from xplstm.cells.params import LSTMParams, Variant
 from xplstm.cells.variant import lstm_cell
 
 Pullback = Callable[..., tuple[Array, LSTMState, LSTMParams]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
-from xplstm._params import LSTMTrace
+from xplstm.nn import LSTMTrace
 from xplstm.training import History
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from xplstm._array import numpy_namespace, to_numpy
 from xplstm._dropout import Purpose, draw_key, uniform
 from xplstm.cells import activations
 from xplstm.cells.activations import FUNCTIONS
+from xplstm.cells.params import Activation
 from xplstm.kernels import native
 
 SMOOTH = ("softsign", ("scaled_tanh", 0.9, 1.2), "softplus")
@@ -295,7 +296,7 @@ def test_no_two_masks_share_a_counter() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_and_its_slope(xp: Any, name: str) -> None:
     z = np.asarray([-3.1, -0.7, -0.2, 0.3, 0.9, 2.9])
-    kind = xplstm._params.Activation(name)
+    kind = Activation(name)
     wrapped = xp.asarray(z)
     a = activations.value(xp.xp, kind, wrapped)
     slope = to_numpy(activations.slope(xp.xp, kind, wrapped, a))
@@ -307,8 +308,8 @@ def test_an_activation_and_its_slope(xp: Any, name: str) -> None:
 def test_an_activation_at_the_ends(name: str) -> None:
     """The largest numbers overflow nowhere: a warning is an error here."""
     big = np.asarray([-1e30, 1e30], dtype="float32")
-    a = activations.value(numpy_namespace(), xplstm._params.Activation(name), big)
-    slope = activations.slope(numpy_namespace(), xplstm._params.Activation(name), big, a)
+    a = activations.value(numpy_namespace(), Activation(name), big)
+    slope = activations.slope(numpy_namespace(), Activation(name), big, a)
     assert a.dtype == slope.dtype == np.float32
     assert not np.isnan(a).any()
     assert not np.isnan(slope).any()
@@ -318,7 +319,7 @@ def test_an_activation_at_the_ends(name: str) -> None:
 def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
     """XPL-NUM-004: no function hides what has gone wrong."""
     z = xp.asarray(np.asarray([np.nan, 1.0], dtype="float32"))
-    a = to_numpy(activations.value(xp.xp, xplstm._params.Activation(name), z))
+    a = to_numpy(activations.value(xp.xp, Activation(name), z))
     assert np.isnan(a).tolist() == [True, False]
 
 
@@ -327,7 +328,7 @@ def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
 def test_autograd_of_an_activation_is_its_slope(name: str, library: str) -> None:
     """Where pieces meet, automatic derivatives are those of the pieces, and at a kink there are several."""
     places = np.asarray([-3.0, -2.5, -1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0, 2.5, 3.0])
-    kind = xplstm._params.Activation(name)
+    kind = Activation(name)
     numpy = numpy_namespace()
     slopes = activations.slope(numpy, kind, places, activations.value(numpy, kind, places))
     if library == "torch":

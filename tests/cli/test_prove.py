@@ -17,7 +17,7 @@ from spec.ieee import FORMATS
 from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.training import ROOM
 from xplstm import __main__, _dispatch
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.cli import fit, prove, published, trials
 from xplstm.kernels import cupy_persistent

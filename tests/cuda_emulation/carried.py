@@ -8,8 +8,9 @@ import numpy as np
 
 from tests.cuda_emulation import standin
 from xplstm import _dispatch
-from xplstm._params import Problem, each
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
+from xplstm.cells.params import each
 from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
 
 ROOMS = {"cupy_fused": cupy_fused, "cupy_persistent": cupy_persistent}

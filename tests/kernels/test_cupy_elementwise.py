@@ -13,7 +13,7 @@ from tests.cuda_emulation import compiled, standin
 from tests.cuda_emulation.carried import emulated, there
 from tests.support.cases import CASES, Case, run
 from xplstm import Variant, _array, _dispatch
-from xplstm._params import Noise, Problem
+from xplstm._problem import Noise, Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.cells.variant import lstm_cell
 from xplstm.kernels import cupy_elementwise

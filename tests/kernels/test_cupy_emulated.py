@@ -25,7 +25,7 @@ from tests.cuda_emulation import FIRST, compiled, kinds, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
 from tests.support.cases import CASES, Case, run
 from xplstm import _array, _dispatch
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import cupy_fused, cupy_persistent

@@ -18,7 +18,7 @@ import pytest
 
 import xplstm
 from tests.support.cases import Case, run
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import _recycled, _threads, native
 

@@ -18,7 +18,7 @@ import pytest
 import xplstm
 from tests.cuda_emulation import compiled, standin
 from xplstm import _dispatch
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.kernels._cuda import launch, proof, trials

@@ -10,7 +10,7 @@ import pytest
 import xplstm
 from tests.support.cases import Case, kernels, run
 from xplstm import _stack
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.testing import check_grad
 

@@ -14,7 +14,7 @@ from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.carried import DEVICE, emulated
 from tests.support.cases import Case, run
 from xplstm import _array, _dispatch
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import launch, waits

@@ -15,7 +15,7 @@ import pytest
 import xplstm
 from tests.support.cases import CASES, Answer, Case, run
 from xplstm import _array, optim
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import layer
 from xplstm.models import CharLM

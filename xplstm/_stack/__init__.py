@@ -9,7 +9,7 @@ from xplstm import _array, _checks, _dispatch, _dropout
 from xplstm._checks import Home
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
-from xplstm._params import Explanation, Noise, Problem
+from xplstm._problem import Explanation, Noise, Problem
 from xplstm._stack import _borrow, _merge
 from xplstm._stack._arguments import (
     Call,

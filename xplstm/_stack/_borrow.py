@@ -18,7 +18,7 @@ import numpy as np
 
 from xplstm import _array, _choice, _dispatch
 from xplstm._dispatch import Directions, Kernel, Stepper
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.kernels import _threads

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from xplstm._typing import Array, Device, Namespace
+from xplstm.cells.params import LSTMParams
 
 if TYPE_CHECKING:
     from xplstm._dropout import Draw
@@ -98,22 +99,11 @@ class Masks(NamedTuple):
 
 
 class FourBlocks(NamedTuple):
-    """The parameters of one layer and direction as those of four gates, each a block of rows.
+    """The parameters of one layer and direction as those of four gates, each a block of rows."""
 
-    The fields of `LSTMParams`, and the bias of the projection.
-    """
-
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None = None
-    bias_hh: Array | None = None
-    weight_hr: Array | None = None
-    weight_ch: Array | None = None
-    gain_ih: Array | None = None
-    gain_hh: Array | None = None
-    gain_c: Array | None = None
-    bias_c: Array | None = None
+    lstm: LSTMParams
     bias_hr: Array | None = None
+    """Bias of the projection, which an LSTM does not have."""
 
 
 class Equations(Protocol):
@@ -178,11 +168,11 @@ class Cell(ABC):
 
     def in_four_blocks(self, p: Any) -> FourBlocks:
         """Return the parameters as those of four gates, for a kernel that composes `pointwise`."""
-        return FourBlocks(*p)
+        return FourBlocks(p)
 
     def from_four_blocks(self, gradients: FourBlocks) -> Any:
         """Return gradients with respect to the parameters from those with respect to the four blocks."""
-        return self.Params(*gradients[: len(self.Params._fields)])
+        return gradients.lstm
 
     @abstractmethod
     def at(self, problem: Direction) -> Callable[[int], Equations]:

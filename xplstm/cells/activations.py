@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xplstm._array import bounded
-from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
+from xplstm.cells.params import Activation
 
 
 class Compiled:

@@ -22,6 +22,7 @@ from xplstm import init
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, FourBlocks, Pointwise
 from xplstm.cells.activations import blocks, sigmoid
+from xplstm.cells.params import LSTMParams
 
 
 class GRUParams(NamedTuple):
@@ -112,13 +113,13 @@ class GRUCell(Cell):
             H = hh.shape[1]
             gates = _split(_split(hh, 2)[: 3 * H], 3)
             biases = (None, None) if bias_ih is None else (_split(bias_ih, 3), _split(bias_hh, 3))
-            return FourBlocks(_split(ih, 3), gates, biases[0], biases[1], hh[2 * H :, :])
+            return FourBlocks(LSTMParams(_split(ih, 3), gates, biases[0], biases[1], hh[2 * H :, :]))
         bias = (_split(bias_ih, 3), _split(bias_hh, 2)) if bias_ih is not None else (None, None)
-        return FourBlocks(_split(ih, 3), _split(hh, 2), *bias)
+        return FourBlocks(LSTMParams(_split(ih, 3), _split(hh, 2), *bias))
 
     def from_four_blocks(self, gradients: FourBlocks) -> GRUParams:
         """Take the blocks that `in_four_blocks` filled."""
-        ih, hh, bias_ih, bias_hh, hr = gradients[:5]
+        ih, hh, bias_ih, bias_hh, hr = gradients.lstm[:5]
         if hr is not None:
             H = hr.shape[0]
             recurrent: Any = np.concatenate([hh[: 2 * H, :], hr])

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xplstm import init
-from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, Equations, Pointwise
 from xplstm.cells.activations import blocks, sigmoid
+from xplstm.cells.params import LSTMParams
 
 STANDARD_STEP = Pointwise(
     False, (("sigmoid", 0.0, 0.0), ("tanh", 0.0, 0.0), ("tanh", 0.0, 0.0)), float("inf"), float("inf")

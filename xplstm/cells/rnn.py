@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import init
-from xplstm._params import Activation
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, FourBlocks, Pointwise, Sizes
 from xplstm.cells.activations import clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import LSTMCell
+from xplstm.cells.params import Activation, LSTMParams
 
 
 class RNNParams(NamedTuple):
@@ -101,14 +101,15 @@ class ElmanCell(Cell):
         rows: dict[str, Any] = {
             name: None if a is None else _completed(a) for name, a in zip(p._fields[:4], p, strict=False)
         }
-        return FourBlocks(**rows, weight_hr=p.weight_hr, bias_hr=p.bias_hr)
+        return FourBlocks(LSTMParams(**rows, weight_hr=p.weight_hr), p.bias_hr)
 
     def from_four_blocks(self, gradients: FourBlocks) -> RNNParams:
         """Return the rows of the units that exist."""
-        hr = gradients.weight_hr
-        H = (gradients.weight_hh if hr is None else hr).shape[1]
+        of_gates = gradients.lstm
+        hr = of_gates.weight_hr
+        H = (of_gates.weight_hh if hr is None else hr).shape[1]
         rows: dict[str, Any] = {
-            name: None if (a := getattr(gradients, name)) is None else a[:H] for name in RNNParams._fields[:4]
+            name: None if (a := getattr(of_gates, name)) is None else a[:H] for name in RNNParams._fields[:4]
         }
         return RNNParams(**rows, weight_hr=hr, bias_hr=gradients.bias_hr)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.kernels._cuda import layer, trials
 from xplstm.kernels._cuda.trials import Shape

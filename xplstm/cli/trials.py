@@ -16,7 +16,7 @@ import numpy as np
 
 from xplstm import _array, _dispatch, _dropout, losses, optim, use_kernel
 from xplstm._errors import DTypeError
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm.cells.lstm import STANDARD
 from xplstm.cli import fit, published

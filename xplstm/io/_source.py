@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, printable
-from xplstm._params import Variant
 from xplstm._typing import Array
+from xplstm.cells.params import Variant
 from xplstm.io import _foreign, _given, _registry
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 from xplstm import _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
-from xplstm._params import Variant
 from xplstm._typing import Array, Merge
+from xplstm.cells.params import Variant
 from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
 from xplstm.io._contents import Contents, Found, json_object, quoted

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from xplstm import _array, _checks
-from xplstm._params import LSTMParams
 from xplstm._state import LSTMState
 from xplstm._typing import Array
+from xplstm.cells.params import LSTMParams
 from xplstm.functional import lstm
 
 

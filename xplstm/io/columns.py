@@ -11,10 +11,10 @@ from typing import Any
 
 from xplstm import _array, _checks
 from xplstm._errors import ShapeError
-from xplstm._params import LSTMParams
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells.lstm import STANDARD
+from xplstm.cells.params import LSTMParams
 from xplstm.functional import lstm
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
-from xplstm._params import LSTMParams
 from xplstm._typing import Array, Namespace
 from xplstm.cells.lstm import STANDARD
+from xplstm.cells.params import LSTMParams
 
 
 def from_joined(weights: Mapping[str, Array]) -> LSTMParams:

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from xplstm import _checks, _values
 from xplstm._errors import ArgumentError, DTypeError
-from xplstm._params import LSTMParams
 from xplstm._typing import Array
+from xplstm.cells.params import LSTMParams
 from xplstm.nn import LSTM
 
 Layers: TypeAlias = Sequence[LSTMParams | Sequence[LSTMParams]]

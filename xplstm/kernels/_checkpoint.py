@@ -13,10 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xplstm import _array
-from xplstm._params import Problem, each
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Params
+from xplstm.cells.params import each
 from xplstm.kernels._support import segments
 
 if TYPE_CHECKING:

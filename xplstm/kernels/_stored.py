@@ -69,9 +69,9 @@ def move_rows(change: Callable[[Params], FourBlocks], p: Params) -> FourBlocks:
         if a.scales is not None
     }
     if wide:
-        scales |= {field: a[:, 0].copy() for field, a in _matrices(change(p._replace(**wide)))}
-    both: dict[str, Any] = {field: Stored(a, scales[field]) for field, a in _matrices(values)}
-    return values._replace(**both)
+        scales |= {field: a[:, 0].copy() for field, a in _matrices(change(p._replace(**wide)).lstm)}
+    both: dict[str, Any] = {field: Stored(a, scales[field]) for field, a in _matrices(values.lstm)}
+    return values._replace(lstm=values.lstm._replace(**both))
 
 
 def _matrices(p: Any) -> list[tuple[str, Any]]:

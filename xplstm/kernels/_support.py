@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from xplstm import _array
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Equations, Params
 from xplstm.kernels import _steps

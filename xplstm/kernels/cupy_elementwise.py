@@ -12,10 +12,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from xplstm import _array
-from xplstm._params import Problem, each
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
 from xplstm.cells import Cell, Params, Sizes
+from xplstm.cells.params import each
 from xplstm.kernels import _support
 from xplstm.kernels._cuda import layer
 from xplstm.kernels._cuda.program import Program, Run, build

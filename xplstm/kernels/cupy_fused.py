@@ -11,9 +11,10 @@ the specification.
 
 from __future__ import annotations
 
-from xplstm._params import LSTMParams, Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Proof
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels._cuda import launch, layer, trials
 from xplstm.kernels._cuda import proof as proofs
 from xplstm.kernels._cuda.launch import Matrix

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._params import LSTMParams, Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Device, Proof
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels._cuda import launch, layer, waits
 from xplstm.kernels._cuda import proof as proofs
 from xplstm.kernels._cuda.launch import CONSTANTS

@@ -10,11 +10,12 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from xplstm import _array
-from xplstm._params import Problem, each
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Equations, Params
 from xplstm.cells.activations import Compiled
+from xplstm.cells.params import each
 from xplstm.kernels._support import flatten_time, step_mask, why_not, zero_where, zero_where_invalid
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")

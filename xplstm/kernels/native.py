@@ -18,10 +18,11 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._dropout import Draw
-from xplstm._params import Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm.cells import FourBlocks, Params, Sizes
 from xplstm.cells.lstm import STANDARD_STEP
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _recycled, _stored, _support, _threads
 from xplstm.kernels._stored import STORAGES, Stored
 
@@ -174,8 +175,10 @@ def canonical_sums(problem: Problem) -> bool:
 def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
     blocks = tuple(_stored.move_rows(problem.cell.in_four_blocks, p) for p in params)
-    arrays: list[Any] = [tuple(None if a is None else _as_read(a) for a in p) for p in blocks]
-    threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].weight_hr
+    arrays: list[Any] = [
+        tuple(None if a is None else _as_read(a) for a in (*p.lstm, p.bias_hr)) for p in blocks
+    ]
+    threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].lstm.weight_hr
     half = problem.dtype in HALVES
     products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
     start = (
@@ -190,7 +193,9 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     )
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
     handles = [_engine.pack(*each) for each in arguments]
-    return Packed(tuple(handles), tuple((p.weight_ih, p.weight_hh, p.weight_hr) for p in blocks))
+    return Packed(
+        tuple(handles), tuple((p.lstm.weight_ih, p.lstm.weight_hh, p.lstm.weight_hr) for p in blocks)
+    )
 
 
 def _as_read(a: Any) -> Any:
@@ -433,7 +438,7 @@ def backward(
     ih, hh = (a.shape for a in packed.weights[0][:2])
     shapes = shapes | {"weight_ih": ih, "weight_hh": hh} | ({"bias_ih": ih[:1]} if problem.bias else {})
     shapes |= {} if packed.weights[0][2] is None else {"weight_hr": packed.weights[0][2].shape}
-    names = [name for name in FourBlocks._fields if name != "bias_hh"]
+    names = [name for name in (*LSTMParams._fields, "bias_hr") if name != "bias_hh"]
     gradients = tuple(
         tuple(_recycled.zeros(shapes[name], x.dtype) if name in shapes else None for name in names)
         for _ in packed.weights
@@ -449,9 +454,10 @@ def backward(
     return dx, LSTMState(dh_0, dc_0), tuple(map(problem.cell.from_four_blocks, dparams))
 
 
-def _as_params(ih: Any, hh: Any, bias: Any, *others: Any) -> FourBlocks:
+def _as_params(ih: Any, hh: Any, bias: Any, *rest: Any) -> FourBlocks:
     """Both biases have the same gradient, and no memory in common."""
-    return FourBlocks(ih, hh, bias, None if bias is None else bias.copy(), *others)
+    *others, bias_hr = rest
+    return FourBlocks(LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), *others), bias_hr)
 
 
 SHARES = ("automatic", "rows", "panels")

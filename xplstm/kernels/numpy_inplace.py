@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._params import LSTMParams, Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _recycled, _support
 
 # Packed rows whose input projection is made by one product: few enough that it is still in the cache when

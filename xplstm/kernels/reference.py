@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import _array
-from xplstm._params import Problem, each
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Equations, Params
+from xplstm.cells.params import each
 from xplstm.kernels._support import flatten_time, projected_inputs, step_mask, zero_where, zero_where_invalid
 
 # A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.

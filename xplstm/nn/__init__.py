@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from xplstm._params import Activation
 from xplstm.cells import Cell
 from xplstm.cells.gru import GRUCell
+from xplstm.cells.params import Activation
 from xplstm.cells.rnn import ElmanCell, JordanCell
 from xplstm.cells.variant import lstm_cell
 from xplstm.nn._layers import Dropout, Embedding, Linear
-from xplstm.nn._lstm import LSTM, FrozenLSTM
+from xplstm.nn._lstm import LSTM, FrozenLSTM, LSTMTrace
 from xplstm.nn._module import Recurrent
 from xplstm.nn._rnn import GRU, RNN, FrozenRNN, GRUTrace, JordanRNN
 
@@ -23,6 +23,7 @@ __all__ = [
     "FrozenRNN",
     "GRUTrace",
     "JordanRNN",
+    "LSTMTrace",
     "Linear",
     "Recurrent",
 ]

@@ -18,7 +18,7 @@ from xplstm import _array, _checks, _stack
 from xplstm._checks import Home
 from xplstm._choice import Chosen, threads
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
-from xplstm._params import Explanation
+from xplstm._problem import Explanation
 from xplstm._stack import Layers, Packed, Stack, _merge
 from xplstm._state import LSTMState
 from xplstm.kernels import _steps

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Stepper
-from xplstm._params import Explanation, LSTMTrace, Variant
+from xplstm._problem import Explanation
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
+from xplstm.cells.params import Variant
 from xplstm.cells.variant import lstm_cell
 from xplstm.kernels._stored import Storage
 from xplstm.nn import _blocks
 from xplstm.nn._module import DParams, Frozen, Recurrent, Seed, describe
+
+
+class LSTMTrace(NamedTuple):
+    """Every gate and state of every step.
+
+    Attributes
+    ----------
+    i, f, g, o, c : array, shape (L*D, T, B, H)
+        Index ``layer * D + direction``; the other axes as x has them. Exactly
+        0 where a row has no step.
+    h : array, shape (L*D, T, B, H), or (L*D, T, B, P) with a projection
+    """
+
+    i: Array
+    f: Array
+    g: Array
+    o: Array
+    c: Array
+    h: Array
 
 
 class _Calls:

@@ -13,11 +13,11 @@ import numpy as np
 from xplstm import _array, _checks, _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, BackendError, DTypeError, FormatError
-from xplstm._params import each
 from xplstm._stack import Layers, Packed, Prepare, Stack
 from xplstm._summary import Row, Summary, shape_rows
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.cells import Cell
+from xplstm.cells.params import each
 from xplstm.kernels import _stored
 from xplstm.kernels._stored import Storage
 from xplstm.nn import _pytrees

@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 from xplstm import _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import DTypeError
-from xplstm._params import Activation, Explanation
+from xplstm._problem import Explanation
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Lengths, Namespace, Nonlinearity
 from xplstm.cells.gru import GRUCell
+from xplstm.cells.params import Activation
 from xplstm.cells.rnn import ElmanCell, JordanCell
 from xplstm.kernels._stored import Storage
 from xplstm.nn import _blocks

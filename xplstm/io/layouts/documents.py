@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from xplstm._params import LSTMParams
 from xplstm._typing import Array
+from xplstm.cells.params import LSTMParams
 from xplstm.io import gates, layers
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import no_place, plain

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from xplstm import _values
 from xplstm._errors import FormatError
-from xplstm._params import Variant
+from xplstm.cells.params import Variant
 from xplstm.io._contents import quoted, shown
 
 DEEPEST = 16

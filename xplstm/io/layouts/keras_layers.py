@@ -12,8 +12,8 @@ from typing import Any
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm._params import Variant
 from xplstm._typing import Array
+from xplstm.cells.params import Variant
 from xplstm.io._contents import Contents, Found, Tensor, dotted, quoted
 from xplstm.io.layouts.keras_config import Recurrent
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from xplstm import _array, _checks
 from xplstm._errors import ArgumentError, ShapeError
-from xplstm._params import LSTMParams
 from xplstm._typing import Array
+from xplstm.cells.params import LSTMParams
 from xplstm.io import layers
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import no_place, plain

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 from xplstm import _checks, _stack
 from xplstm._errors import XplstmError
-from xplstm._params import LSTMParams
 from xplstm._stack import Stack
 from xplstm._typing import Array
+from xplstm.cells.params import LSTMParams
 from xplstm.cells.rnn import RNNParams
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import check_places, options_of

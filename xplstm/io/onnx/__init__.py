@@ -13,8 +13,8 @@ from typing import Any
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError
-from xplstm._params import Variant
 from xplstm._typing import Array, Namespace
+from xplstm.cells.params import Variant
 from xplstm.io._contents import Contents, Found, Opening, by_name
 from xplstm.io._written import no_place
 from xplstm.io.files._durable import write_durably

@@ -19,9 +19,9 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError
-from xplstm._params import Activation, each
 from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
+from xplstm.cells.params import Activation, each
 from xplstm.io.onnx._graph import import_onnx
 from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, QUANTIZED, RUNTIME, Weights, from_params
 from xplstm.nn._module import Frozen, Recurrent

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from xplstm._errors import FormatError, XplstmError
-from xplstm._params import Variant
 from xplstm._typing import Array
+from xplstm.cells.params import Variant
 from xplstm.io._contents import Contents, Found
 from xplstm.io.onnx._entry import Entry, entry_of, fit_together, state_of
 from xplstm.io.onnx._fold import BudgetError

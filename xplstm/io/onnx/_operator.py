@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from xplstm import _array, _checks, _stack, _values
 from xplstm._errors import ArgumentError
-from xplstm._params import Activation, LSTMParams, Variant
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.cells import Cell
 from xplstm.cells.activations import FUNCTIONS
 from xplstm.cells.gru import GRUCell, GRUParams
 from xplstm.cells.lstm import LSTMCell
+from xplstm.cells.params import Activation, LSTMParams, Variant
 from xplstm.cells.rnn import ElmanCell, RNNParams
 from xplstm.cells.variant import lstm_cell
 from xplstm.nn._lstm import FrozenLSTM

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm._array import dtype_named, why_unusable
-from xplstm._params import LSTMParams, Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _support
 from xplstm.kernels._cuda import launch
 from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product

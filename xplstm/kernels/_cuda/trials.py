@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from xplstm import _array
-from xplstm._params import LSTMParams, Problem
+from xplstm._problem import Problem
 from xplstm._state import LSTMState
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels._cuda import layer
 
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}
