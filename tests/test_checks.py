@@ -102,6 +102,11 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x list": (lambda: lstm()([[1.0]]), DTypeError, "x must be an array of an array API library, got list"),
+    "x ragged": (
+        lambda: lstm()([np.ones((n, 3)) for n in (2, 4)]),
+        DTypeError,
+        r"got list; pass xplstm.models.pad\(x\) to a model",
+    ),
     "x masked array": (lambda: lstm()(np.ma.ones((T, B, I), F)), DTypeError, "x is a masked array"),
     "x complex": (lambda: lstm()(x(dtype=complex)), DTypeError, r"x has dtype complex128, .* xp.float32\)$"),
     "x None": (lambda: lstm()(None), DTypeError, "x must be an array of an array API library, got NoneType"),

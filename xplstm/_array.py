@@ -191,6 +191,8 @@ def _is_tensor(x: Any) -> bool:
 def _remedy(name: str, x: Any) -> str:
     """Return what to pass in the place of a container, by the package of its type."""
     package, kind = type(x).__module__.partition(".")[0], type(x).__name__
+    ragged = isinstance(x, list) and len({str(getattr(item, "shape", None)) for item in x}) > 1
+    padded = f"xplstm.models.pad({name}) to a model, and x and lengths of it to a layer"
     ways = {
         ("xarray", "DataArray"): f"{name}.data",
         ("xarray", "Dataset"): f"the data of one variable, {name}[...].data",
@@ -198,7 +200,7 @@ def _remedy(name: str, x: Any) -> str:
         ("h5py", "Dataset"): f"{name}[...], or dask.array.from_array({name}) to read it block by block",
         ("pandas", kind): f"{name}.to_numpy()",
         ("polars", kind): f"{name}.to_numpy()",
-        ("builtins", "list"): f"numpy.asarray({name})",
+        ("builtins", "list"): padded if ragged else f"numpy.asarray({name})",
     }
     way = ways.get((package, kind))
     return "" if way is None else f"; pass {way}"
