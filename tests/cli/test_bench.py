@@ -262,11 +262,11 @@ def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: py
     assert looks[0]["torch"] == looks[1]["torch"] != looks[0]["onnxruntime"]
 
 
-@pytest.mark.parametrize("option", peers.SHARED)
+@pytest.mark.parametrize("option", [*peers.SHARED, *peers.OPERATORS])
 def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers, also where weights and inputs take the options far from their defaults."""
     pytest.importorskip("onnxruntime")
-    params, x, dy = peers.problem(SHAPE, peers.VARIANTS[option])
+    params, x, dy = peers.problem(SHAPE, option)
     scaled = {name: 3 * a for name, a in params.items()}, 3 * x, dy
     monkeypatch.setattr(peers, "problem", lambda *_: scaled)
     try:
@@ -290,7 +290,7 @@ def test_every_peer_is_an_lstm(name: str, shape: Shape) -> None:
     base, option = name.partition("+")[0], peers.option_of(name)
     for package in peers.PEERS[base].needs:
         pytest.importorskip(package)
-    variant = f"+{option}" if option in peers.VARIANTS else ""
+    variant = f"+{option}" if option in peers.VARIANTS or option in peers.CELLS else ""
     theirs, ours = peers.builder(name)(shape, 1), peers.builder(f"reference{variant}")(shape, 1)
     try:
         bound = peers.ALLOWED.get(option, 1e-5)

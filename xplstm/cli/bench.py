@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape(parser)
     threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
     parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
-    variants_help = "time options of the LSTM against the standard one, and against those of ONNX Runtime"
+    variants_help = "time options of the LSTM and other cells against the standard one, and against peers"
     precisions_help = "time bfloat16 and int8 weights against float32, and against those of the peers"
     choices_help = "time every kernel and way of sharing work with what is chosen, and print the regret"
     arrays_help = "time our kernel on arrays of PyTorch and JAX against their own LSTMs"

@@ -58,6 +58,14 @@ VARIANTS = SHARED | {
 }
 """Timed by ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
 
+CELLS: dict[str, Callable[..., Any]] = {
+    "gru": xplstm.GRU,
+    "gru_reset_before": partial(xplstm.GRU, reset_after=False),
+    "rnn": xplstm.RNN,
+    "jordan": lambda I, H, **options: xplstm.JordanRNN(I, H, H, **options),
+}
+"""Other cells of the same I and H, timed by ``--variants`` too."""
+
 STORED: dict[str, dict[str, Any]] = {
     "bfloat16": {"weights": "bfloat16"},
     "int8": {"weights": "int8"},
@@ -71,12 +79,17 @@ EQUAL = 1e-4
 """The same for two engines of float32."""
 
 
-def problem(
-    shape: Shape, variant: Variant | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def network(shape: Shape, option: str, rng: np.random.Generator) -> Any:
+    """Return a layer of float32: an LSTM with a variant, or another cell."""
+    if option in CELLS:
+        return CELLS[option](shape.I, shape.H, rng=rng)
+    return xplstm.LSTM(shape.I, shape.H, rng=rng, variant=VARIANTS.get(option))
+
+
+def problem(shape: Shape, option: str = "") -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Parameters, x and dy, the same in every process."""
     rng = np.random.default_rng(0)
-    params: dict[str, Any] = xplstm.LSTM(shape.I, shape.H, rng=rng, variant=variant).params
+    params: dict[str, Any] = network(shape, option, rng).params
     x = rng.standard_normal((shape.T, shape.B, shape.I), dtype=np.float32)
     return params, x, rng.standard_normal((shape.T, shape.B, shape.H), dtype=np.float32)
 
@@ -87,23 +100,23 @@ def kernel(name: str | None) -> Callable[[Shape, int], Work]:
     # Its process has read the number of threads from its environment.
     def build(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001
         xplstm.use_kernel(name)
-        variant, stored = VARIANTS.get(option), STORED.get(option, {})
-        params, x, dy = problem(shape, variant)
-        lstm = xplstm.LSTM(shape.I, shape.H, variant=variant)
-        lstm.load_state_dict(params)
-        frozen = lstm.freeze(**stored)
+        stored = STORED.get(option, {})
+        params, x, dy = problem(shape, option)
+        layer = network(shape, option, np.random.default_rng(0))
+        layer.load_state_dict(params)
+        frozen = layer.freeze(**stored)
         if shape.T == 1:
             first = x[0]
             state = frozen.step(first)[1]
-            zeros = type(state)(np.zeros_like(state.h), np.zeros_like(state.c))
+            zeros = type(state)(*map(np.zeros_like, state)) if isinstance(state, tuple) else 0 * state
             return Work(lambda: np.asarray(frozen.step(first, zeros)[0]), None)
         if stored:
             return Work(lambda: np.asarray(frozen(x)[0]), None)
         # Random masks are drawn in training alone.
-        options = variant or Variant()
+        options = VARIANTS.get(option, Variant())
         random = options.zoneout_h or options.zoneout_c or options.recurrent_dropout
         rng = np.random.default_rng(0) if random else None
-        return Work(lambda: np.asarray(frozen(x)[0]), lambda: np.asarray(lstm.vjp(x, rng=rng)[2](dy)[0]))
+        return Work(lambda: np.asarray(frozen(x)[0]), lambda: np.asarray(layer.vjp(x, rng=rng)[2](dy)[0]))
 
     return build
 
@@ -113,24 +126,26 @@ def build_torch(shape: Shape, threads: int, option: str = "") -> Work:
     import torch
 
     torch.set_num_threads(threads)
-    params, x, dy = problem(shape)
+    params, x, dy = problem(shape, option)
     if option == "int8x8":
         return _torch_of_int8(params, shape, x)
     dtype = torch.bfloat16 if option == "bfloat16" else torch.float32
+    kind = option.upper() if option in CELLS else "LSTM"
     prepare: Callable[[Any], Any] = torch.compile if option == "compiled" else lambda module: module
     inputs, gradient = torch.tensor(x, dtype=dtype), torch.tensor(dy, dtype=dtype)
     if shape.T == 1:
-        cell = torch.nn.LSTMCell(shape.I, shape.H, dtype=dtype)
+        cell = getattr(torch.nn, f"{kind}Cell")(shape.I, shape.H, dtype=dtype)
         cell.load_state_dict({name[:-3]: torch.tensor(a) for name, a in params.items()})
         first, zeros = inputs[0], torch.zeros(shape.B, shape.H, dtype=dtype)
-        run = prepare(cell)
+        run, state = prepare(cell), (zeros, zeros) if kind == "LSTM" else zeros
 
         def step() -> np.ndarray:
             with torch.inference_mode():
-                return np.asarray(run(first, (zeros, zeros))[0].float().numpy())
+                h = run(first, state)
+                return np.asarray((h[0] if kind == "LSTM" else h).float().numpy())
 
         return Work(step, None)
-    module = torch.nn.LSTM(shape.I, shape.H, dtype=dtype)
+    module = getattr(torch.nn, kind)(shape.I, shape.H, dtype=dtype)
     module.load_state_dict({name: torch.tensor(a) for name, a in params.items()})
     call = prepare(module)
 
@@ -170,9 +185,8 @@ def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
     """ONNX Runtime's LSTM on the CPU; ``int8x8`` is its `DynamicQuantizeLSTM`."""
     import onnxruntime
 
-    variant = VARIANTS.get(option)
-    params, x, _ = problem(shape, variant)
-    model = _onnx_model(params, shape, variant)
+    params, x, _ = problem(shape, option)
+    model = _onnx_model(params, shape, option)
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
@@ -183,31 +197,41 @@ def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
     return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
 
 
-def _onnx_model(params: dict[str, np.ndarray], shape: Shape, variant: Variant | None) -> Any:
-    """Return a model of one LSTM operator from x to y."""
+# The operator for a cell, the order of its blocks of rows, and its attributes.
+OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, int]]] = {
+    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
+    "gru_reset_before": ("GRU", (1, 0, 2), {}),
+    "rnn": ("RNN", (0,), {}),
+}
+
+
+def _onnx_model(params: dict[str, np.ndarray], shape: Shape, option: str) -> Any:
+    """Return a model of one recurrent operator from x to y."""
     import onnx
     from onnx import helper, numpy_helper
 
-    H = shape.H
+    variant = VARIANTS.get(option)
+    kind, order, options = OPERATORS.get(option, ("LSTM", (0, 3, 1, 2), _onnx_options(variant)))
 
-    def iofc(a: np.ndarray) -> np.ndarray:
-        return np.concatenate([a[:H], a[3 * H :], a[H : 2 * H], a[2 * H : 3 * H]])
+    def ordered(a: np.ndarray) -> np.ndarray:
+        blocks = np.split(a, len(order))
+        return np.concatenate([blocks[k] for k in order])
 
     weights = {
-        "W": iofc(params["weight_ih_l0"])[None],
-        "R": iofc(params["weight_hh_l0"])[None],
-        "B": np.concatenate([iofc(params["bias_ih_l0"]), iofc(params["bias_hh_l0"])])[None],
+        "W": ordered(params["weight_ih_l0"])[None],
+        "R": ordered(params["weight_hh_l0"])[None],
+        "B": np.concatenate([ordered(params["bias_ih_l0"]), ordered(params["bias_hh_l0"])])[None],
     }
-    inputs, options = ["x", *weights], _onnx_options(variant)
+    inputs = ["x", *weights]
     if variant is not None and variant.peepholes:
         i, f, o = np.split(params["weight_ch_l0"], 3)
         weights["P"] = np.concatenate([i, o, f])[None]
         inputs += ["", "", "", "P"]
     graph = helper.make_graph(
-        [helper.make_node("LSTM", inputs, ["y"], hidden_size=H, **options)],
-        "lstm",
+        [helper.make_node(kind, inputs, ["y"], hidden_size=shape.H, **options)],
+        kind.lower(),
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [shape.T, shape.B, shape.I])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [shape.T, 1, shape.B, H])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [shape.T, 1, shape.B, shape.H])],
         [numpy_helper.from_array(a, name) for name, a in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
@@ -399,8 +423,8 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "onnxruntime": Peer(build_onnxruntime, ("onnx", "onnxruntime"), (*SHARED, "int8x8")),
-    "torch": Peer(build_torch, ("torch",), ("bfloat16", "int8x8")),
+    "onnxruntime": Peer(build_onnxruntime, ("onnx", "onnxruntime"), (*SHARED, *OPERATORS, "int8x8")),
+    "torch": Peer(build_torch, ("torch",), ("gru", "rnn", "bfloat16", "int8x8")),
     "torch_compiled": Peer(partial(build_torch, option="compiled"), ("torch",)),
     "jax": Peer(build_jax, ("jax",)),
     "openvino": Peer(build_openvino, ("openvino",), ("bfloat16",)),
@@ -445,7 +469,7 @@ def with_options(options: dict[str, Any]) -> list[str]:
 
 def available_variants() -> list[str]:
     """Return what ``--variants`` times."""
-    return with_options(VARIANTS)
+    return with_options({**VARIANTS, **CELLS})
 
 
 def available_precisions() -> list[str]:
