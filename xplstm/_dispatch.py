@@ -50,9 +50,9 @@ class Kernel(NamedTuple):
     first asks."""
     stepper: Callable[[Problem, tuple[Any, ...]], Stepper] | None = None
     """For streams: the first layer's problem and the packed weights of all layers, of one direction each -> a
-    function of x_t and state as users pass them, which gives y_t and the next state as `forward` does for one
-    step; or None, before any work, for arguments that it does not know to be right. Who has this supports
-    such steps of every B."""
+    function of x_t and state as users pass them, h alone of a cell without c, which gives y_t and the next
+    state of one step, whose c means nothing for such a cell; or None, before any work, for arguments that it
+    does not know to be right. Who has this supports such steps of every B."""
     caller: Callable[[Problem, tuple[Any, ...], bool], Stepper] | None = None
     """For small calls: as `stepper`, and whether the batch is the first axis -> a function of x and state,
     which gives y and the final state; or None for what it does not know to be right, or to be small."""

@@ -340,3 +340,33 @@ def test_a_large_batch_first_leaves_small_calls_their_short_way() -> None:
     frozen(np.ones((1, 600, 2), "float32"))
     assert frozen._callers[None] is not None
     assert frozen._callers[None](np.ones((1, 600, 2), "float32"), None) is None
+
+
+OTHERS: dict[str, Callable[..., Any]] = {
+    "gru": xplstm.GRU,
+    "reset": lambda *sizes, **options: xplstm.GRU(*sizes, reset_after=False, **options),
+    "rnn": xplstm.RNN,
+    "jordan": lambda I, H, L, **options: xplstm.JordanRNN(I, H, 5, L, **options),
+}
+
+
+@pytest.mark.parametrize("cell", OTHERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_cells_without_c_go_the_short_way(cell: str, dtype: Any) -> None:
+    network = OTHERS[cell](I, 7, 2, dtype=dtype, rng=3)
+    frozen, O = network.freeze(), 5 if cell == "jordan" else 7
+    x = np.random.default_rng(0).normal(size=(4, 3, I)).astype(dtype)
+    h = np.random.default_rng(1).normal(size=(2, 3, O)).astype(dtype)
+    frozen(x), frozen.step(x[0])
+    taken = frozen._callers[None](x, h), frozen._steppers[None](x[0], h)
+    for (y, state), short in zip((network(x, h), network.step(x[0], h)), taken, strict=True):
+        np.testing.assert_array_equal(short[0], y)
+        np.testing.assert_array_equal(short[1].h, state)
+    for got, want in ((frozen(x, h), network(x, h)), (frozen(x[:, 0]), network(x[:, 0]))):
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+    for wrong in ((h, h), h[:1], h[..., :2], h.astype("int64"), h[0, 0, 0]):
+        with pytest.raises(xplstm.XplstmError, match="h_0"):
+            frozen(x, wrong)
+        with pytest.raises(xplstm.XplstmError):
+            frozen.step(x[0], wrong)

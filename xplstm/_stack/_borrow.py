@@ -213,13 +213,14 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
 
         def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
             """Run one step, or return None for arguments that need the checks of a call."""
-            arrays = [x_t] if state is None else [x_t, *state] if isinstance(state, tuple) else []
-            if not arrays or any(not library.has(a) for a in arrays):
+            several = isinstance(state, tuple)
+            arrays = [x_t] if state is None else [x_t, *state] if several else [x_t, state]
+            if any(not library.has(a) for a in arrays):
                 return None
             if library.why_not(arrays, False) is not None or library.differentiates(arrays):
                 return None
             x, *before = map(library.view, arrays)
-            found = step(x, tuple(before) or None)
+            found = step(x, tuple(before) if several else before[0] if before else None)
             if found is None:
                 return None
             y, h, c = library.own_step([found[0], *found[1]], x_t)

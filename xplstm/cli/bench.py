@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
-    missing = [name for name in args.engines or () if name not in available()]
+    missing = [name for name in args.engines or () if name.partition("+")[0] not in available()]
     if missing:
         msg = f"engine {missing[0]!r} is not installed here; there are {', '.join(available())}"
         raise ArgumentError(msg)

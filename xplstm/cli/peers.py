@@ -450,8 +450,9 @@ OURS = ("native", "numpy_inplace")
 
 
 def known() -> list[str]:
-    """Return the names of our kernels and of all peers, wherever they run."""
-    return [*OURS, *PEERS]
+    """Return the names of our kernels and of all peers, wherever they run, alone and with their options."""
+    options = {OURS[0]: (*VARIANTS, *CELLS, *STORED), **{n: peer.options for n, peer in PEERS.items()}}
+    return [*OURS, *PEERS, *(f"{name}+{option}" for name, own in options.items() for option in own)]
 
 
 def available() -> list[str]:

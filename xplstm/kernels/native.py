@@ -342,8 +342,24 @@ def _direct(problem: Problem, packed: tuple[Packed, ...], order: int) -> Step:
     """Return a function of x and a state that enters the C code without the checks of a call."""
     handles = tuple(layer.handles[0] for layer in packed)
     if problem.dtype not in HALVES:
-        return _steps_of(handles, problem.dtype, order)
-    return _in_half_precision(problem, [_steps_of((handle,), "float32", order) for handle in handles])
+        step = _steps_of(handles, problem.dtype, order)
+    else:
+        step = _in_half_precision(problem, [_steps_of((handle,), "float32", order) for handle in handles])
+    return step if problem.cell.cell_size(problem.H) else _of_h(problem, step)
+
+
+def _of_h(problem: Problem, step: Step) -> Step:
+    """Return `step` of a cell without c as a function of x and h."""
+    gated, quarter = _kind(problem) in GATED, _quarter(problem)
+
+    def step_of_h(x: Any, h: Any) -> tuple[np.ndarray, LSTMState] | None:
+        if h is None:
+            return step(x, None)
+        if type(h) is not np.ndarray or not h.ndim:
+            return None
+        return step(x, (h, h if gated else np.zeros((*h.shape[:-1], quarter), h.dtype)))
+
+    return step_of_h
 
 
 def _steps_of(handles: tuple[object, ...], dtype: str, order: int) -> Step:

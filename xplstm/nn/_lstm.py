@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
-from xplstm._dispatch import Stepper
 from xplstm._problem import Explanation
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
@@ -430,12 +429,6 @@ class FrozenLSTM(_Calls, Frozen):
     Returned by `LSTM.freeze`.
     """
 
-    def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
-        super().__init__(stack, home, layers)
-        # One for each pinned kernel. The checks of a small step take much longer than the step.
-        self._steppers: dict[str | None, Stepper | None] = {}
-        self._callers: dict[str | None, Stepper | None] = {}
-
     def __call__(
         self,
         x: Array,
@@ -460,14 +453,12 @@ class FrozenLSTM(_Calls, Frozen):
         """
         if lengths is not None or mask is not None or reset is not None:
             return super().__call__(x, state, lengths=lengths, mask=mask, reset=reset)
-        pinned = _dispatch.pinned()
-        caller = self._callers.get(pinned)
+        caller = self._callers.get(_dispatch.pinned())
         found = None if caller is None else caller(x, state)
         if found is not None:
             return found
         result = super().__call__(x, state)
-        if pinned not in self._callers:
-            self._callers[pinned] = _stack.caller(self._stack, self._where, self._prepare)
+        self._keep_caller()
         return result
 
     def step(
@@ -487,12 +478,10 @@ class FrozenLSTM(_Calls, Frozen):
         state : LSTMState
             The state that the next step needs.
         """
-        pinned = _dispatch.pinned()
-        stepper = self._steppers.get(pinned)
+        stepper = self._steppers.get(_dispatch.pinned())
         found = None if stepper is None else stepper(x_t, state)
         if found is not None:
             return found
-        result = _stack.step(self._stack, self._where, x_t, state, self._prepare)
-        if pinned not in self._steppers:
-            self._steppers[pinned] = _stack.stepper(self._stack, self._where, x_t, self._prepare)
+        result = super().step(x_t, state)
+        self._keep_stepper(x_t)
         return result

@@ -10,8 +10,9 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from xplstm import _array, _checks, _stack, _values
+from xplstm import _array, _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
+from xplstm._dispatch import Stepper
 from xplstm._errors import ArgumentError, BackendError, DTypeError, FormatError
 from xplstm._stack import Layers, Packed, Prepare, Stack
 from xplstm._summary import Row, Summary, shape_rows
@@ -413,6 +414,24 @@ def _check_storage(stack: Stack, home: Home, weights: str) -> None:
 
 class Frozen(Summary, Packed):
     """Layers over time that `freeze` has copied and packed."""
+
+    def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
+        super().__init__(stack, home, layers)
+        # One for each pinned kernel. The checks of a small step or call take much longer than its work.
+        self._steppers: dict[str | None, Stepper | None] = {}
+        self._callers: dict[str | None, Stepper | None] = {}
+
+    def _keep_caller(self) -> None:
+        """Keep the function for small calls, after one that passed the checks."""
+        pinned = _dispatch.pinned()
+        if pinned not in self._callers:
+            self._callers[pinned] = _stack.caller(self._stack, self._where, self._prepare)
+
+    def _keep_stepper(self, x_t: Array) -> None:
+        """Keep the function for single steps, after one that passed the checks."""
+        pinned = _dispatch.pinned()
+        if pinned not in self._steppers:
+            self._steppers[pinned] = _stack.stepper(self._stack, self._where, x_t, self._prepare)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self._stack.arguments()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from xplstm import _stack, _values
+from xplstm import _dispatch, _stack, _values
 from xplstm._checks import Home
 from xplstm._errors import DTypeError
 from xplstm._problem import Explanation
@@ -227,6 +227,58 @@ class FrozenRNN(_Calls, Frozen):
 
     Made by their method ``freeze``; read-only.
     """
+
+    def __call__(
+        self,
+        x: Array,
+        h_0: Array | None = None,
+        *,
+        lengths: Lengths = None,
+        mask: Array | None = None,
+        reset: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Run all layers over a sequence, as a call of the network does.
+
+        Parameters
+        ----------
+        x, h_0, lengths, mask, reset
+            As for a call of the network.
+
+        Returns
+        -------
+        y, h_n : array
+            As from a call of the network.
+        """
+        if lengths is not None or mask is not None or reset is not None:
+            return super().__call__(x, h_0, lengths=lengths, mask=mask, reset=reset)
+        caller = self._callers.get(_dispatch.pinned())
+        found = None if caller is None else caller(x, h_0)
+        if found is not None:
+            return found[0], found[1].h
+        result = super().__call__(x, h_0)
+        self._keep_caller()
+        return result
+
+    def step(self, x_t: Array, h: Array | None = None) -> tuple[Array, Array]:
+        """Run one step of all layers, as ``step`` of the network does.
+
+        Parameters
+        ----------
+        x_t, h
+            As for ``step`` of the network.
+
+        Returns
+        -------
+        y_t, h : array
+            As from ``step`` of the network.
+        """
+        stepper = self._steppers.get(_dispatch.pinned())
+        found = None if stepper is None else stepper(x_t, h)
+        if found is not None:
+            return found[0], found[1].h
+        result = super().step(x_t, h)
+        self._keep_stepper(x_t)
+        return result
 
     def __repr__(self) -> str:
         return f"FrozenRNN({self._stack.cell.name}{self._stack.arguments()})"
