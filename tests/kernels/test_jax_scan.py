@@ -131,10 +131,22 @@ def test_there_is_one_scan_a_direction_whatever_the_length(jax: Any, bidirection
 
     def equations(steps: int) -> list[str]:
         traced = jax.make_jaxpr(lambda x: layer(x)[0])(jax.numpy.zeros((steps, B, I), "float32"))
-        return [str(e.primitive) for e in traced.eqns]
+        (call,) = [e for e in traced.eqns if str(e.primitive) == "custom_jvp_call"]
+        return [str(e.primitive) for e in call.params["call_jaxpr"].eqns]
 
     assert equations(5) == equations(500)
     assert equations(5).count("scan") == 1 + bidirectional
+
+
+def test_no_gradient_of_weights_is_carried_from_step_to_step(jax: Any) -> None:
+    """The sums over steps are products after the scan: a carry of (4H, H) is written T times."""
+    layer = xplstm.LSTM(I, H, xp="jax", rng=0)
+    run = run_of(layer, {})
+    of_both = jax.grad(lambda params, x: run(params, x)[0].sum(), (0, 1))
+    traced = jax.make_jaxpr(of_both)(layer.params, jax.numpy.zeros((T, B, I), "float32"))
+    scans = [e.params for e in traced.eqns if str(e.primitive) == "scan"]
+    carries = [scan["jaxpr"].out_avals[: scan["num_carry"]] for scan in scans]
+    assert {a.shape for carry in carries for a in carry} == {(B, H)}
 
 
 @pytest.mark.parametrize("shape", [(0, B), (T, 0)])

@@ -1,13 +1,14 @@
 """One ``jax.lax.scan`` over a cell's own step: JAX compiles one step, whatever the length of the sequence.
 
-The equations are those of `xplstm.cells`, and masks and resets those of the reference kernel. JAX
-differentiates the scan by itself; `backward` is a second scan, over the cell's own backward step.
+The equations are those of `xplstm.cells`, and masks and resets those of the reference kernel. `backward` is
+a second scan, over the cell's own backward step; JAX derives every derivative from its transpose.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from xplstm import _array
 from xplstm._problem import Problem
@@ -57,6 +58,42 @@ def forward(
     fresh: Array | None = None,
 ) -> tuple[Array, LSTMState, Residuals | None]:
     """Scan every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
+    if problem.keep:
+        return _forward(problem, params, x, state, valid, fresh)
+    return *_differentiable(problem)(params, x, LSTMState(*state), valid, fresh), None
+
+
+def _differentiable(problem: Problem) -> Callable[..., tuple[Array, LSTMState]]:
+    """Return the call as a function whose derivative is the transpose of `backward`, which is linear.
+
+    JAX's own derivative of a scan sums the gradients of the weights step by step, as a part of its carry.
+    `backward` makes one product of all steps. JAX transposes the transpose back where it needs `backward`.
+    """
+    import jax
+
+    def call(*given: Any) -> Any:
+        return _forward(problem, *given)[:2]
+
+    def derivative(given: Any, tangents: Any) -> Any:
+        y, end, residuals = _forward(problem._replace(keep=True), *given)
+        dparams, dx, dstate, *_ = tangents
+        push = jax.linear_transpose(partial(backward, residuals), y, end)
+        return (y, end), push((dx, dstate, dparams))
+
+    made: Any = jax.custom_jvp(call)
+    made.defjvp(derivative)
+    return cast("Callable[..., tuple[Array, LSTMState]]", made)
+
+
+def _forward(
+    problem: Problem,
+    params: tuple[Params, ...],
+    x: Array,
+    state: LSTMState,
+    valid: Array | None,
+    fresh: Array | None,
+) -> tuple[Array, LSTMState, Residuals]:
+    """Run every direction; what `backward` needs of each step is kept where the problem says so."""
     xp = problem.xp
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
@@ -70,7 +107,7 @@ def forward(
         steps.append(kept)
     y = _array.narrow(ys[0] if len(ys) == 1 else xp.concat(ys, axis=-1), problem.dtype)
     state_n = _joined(problem, ends)
-    return y, state_n, Residuals(problem, params, x, mask, fresh, tuple(steps)) if problem.keep else None
+    return y, state_n, Residuals(problem, params, x, mask, fresh, tuple(steps))
 
 
 @cache
