@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from spec import corners, plan, sized
+from spec import corners, paths, plan, sized
 from spec.plan import Choice
 from spec.records import Record
 from spec.sized import ALLOWED, KEY, Sized, distance, drawn, layer, module
@@ -193,6 +193,7 @@ CASES: dict[str, Sized] = {
     **{n: c._replace(clauses=("XPL-VAR-018",)) for n, c in plan.OPTIONS.items()},
     **with_resets(),
     **corners.CASES,
+    **paths.CASES,
 }
 
 

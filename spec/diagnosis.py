@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spec import corner_mutants, mutants, plausible_mutants, sized_mutants, wrong_gru
+from spec import corner_mutants, mutants, path_mutants, plausible_mutants, sized_mutants, wrong_gru
 from spec.mutants import Call
 from spec.records import UNITS
 from spec.subject import Arrays, Config
@@ -125,6 +125,7 @@ def wrongs() -> dict[str, Wrong]:
         ("at some sizes", sized_mutants),
         ("in some calls", plausible_mutants),
         ("at corners", corner_mutants),
+        ("on one path", path_mutants),
     ):
         found |= {name: Wrong(f"{where}: {family(name)}", call) for name, call in of.MUTANTS.items()}
     for place in PLACES:

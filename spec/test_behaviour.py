@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spec.calls import CASES, given
 from spec.records import RECORDS, Record, arrays, errors
 from spec.subject import Adapter, Arrays, Refused, Unsupported
 
@@ -69,3 +70,19 @@ def test_weights_as_they_are_printed(subject: Adapter) -> None:
     got = answer(subject, "layer", RECORD["config"] | {"printed": True}, printed)
     found = errors(got, RECORD["outputs"], "float64")
     assert max(found.values()) <= RECORD["tolerance"]["outputs"], found
+
+
+@pytest.mark.parametrize("cotangent", ["dy", "dh_n", "dc_n"])
+@pytest.mark.parametrize("name", ["square", "reverse-5", "two-directions-2-p0"])
+def test_nan_in_cotangents(subject: Adapter, name: str, cotangent: str) -> None:
+    """XPL-GRAD-001 and XPL-NUM-004: it is in gradients of parameters, and in those of its own batch entry."""
+    case, a = CASES[name], dict(given(name, "float32"))
+    expected = answer(subject, f"{case.op}_vjp", case.config, dict(a))
+    a[cotangent] = a[cotangent].copy()
+    a[cotangent][-1 if a[cotangent].ndim == 3 else ..., 1, 0] = np.nan
+    got = answer(subject, f"{case.op}_vjp", case.config, a)
+    assert any(np.isnan(v).any() for n, v in got.items() if n.startswith("dweight")), "no parameter has it"
+    for tensor in ("dx", "dh_0", "dc_0"):
+        assert np.isnan(got[tensor][..., 1, :]).any(), f"{tensor} of its row is finite"
+        here, there = (np.delete(found[tensor], 1, axis=-2) for found in (got, expected))
+        np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5, err_msg=f"{tensor} of other rows")

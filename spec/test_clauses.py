@@ -60,7 +60,9 @@ def test_every_clause_is_tested_and_every_test_has_a_clause() -> None:
     named = {clause for record in RECORDS for clause in record["clauses"]}
     behaviour = docstrings("test_behaviour.py")
     assert all("XPL-" in text for text in behaviour.values())
-    for text in (behaviour | docstrings("test_vectors.py") | docstrings("test_side_effects.py")).values():
+    files = ("vectors", "side_effects", "sized", "refusals")
+    others = [text for file in files for text in docstrings(f"test_{file}.py").values()]
+    for text in (*behaviour.values(), *others):
         named |= set(re.findall(r"XPL-[A-Z]+-\d{3}", text))
     named |= {law.clause for law in LAWS.values()}
     drafts = {name for name, clause in CLAUSES.items() if clause.status == "draft"}

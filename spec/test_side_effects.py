@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import decimal
+import gc
+import locale
+import logging
 import os
 import random
+import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -21,6 +28,10 @@ from spec.subject import Adapter, Arrays, Refused, Unsupported
 
 NAMES = ("square", "lengths-231", "two-directions-2-p0")
 KEPT = (*NAMES, "no-steps-reverse", "lengths-000", "no-steps-lengths-module", "no-steps-module")
+OPTIONS = ("lengths-231", "mask-module", "resets-lengths", "peepholes-module", "dropout-sum")
+SETTING = ("square", "two-directions-2-p0", "dropout-sum", "noise-zoneout", "nan-in-reverse")
+LATER = 5
+"""Calls after one whose results are kept: more than a ring of two or four buffers has."""
 CLOSE = 1e-4
 COTANGENTS = ("dy", "dh_n", "dc_n")
 
@@ -56,10 +67,14 @@ def differing(pairs: list[tuple[Arrays, Arrays]]) -> list[str]:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_results_stay_as_they_are(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-013: a later call of the same sizes changes no result of an earlier one."""
+    """XPL-REL-013: no later call changes a result, of these sizes or others, with gradients or without."""
     first = answer(subject, name, writable(name), gradients)
     before = {n: v.copy() for n, v in first.items()}
-    answer(subject, name, {n: -v for n, v in writable(name).items()}, gradients)
+    for _ in range(LATER):
+        answer(subject, name, {n: -v for n, v in writable(name).items()}, gradients)
+    for other in {*NAMES, name}:
+        answer(subject, other, {n: -v for n, v in writable(other).items()}, not gradients)
+        answer(subject, other, {n: -v for n, v in writable(other).items()}, gradients)
     for n, v in first.items():
         np.testing.assert_array_equal(v, before[n], err_msg=n)
 
@@ -70,6 +85,16 @@ def test_results_are_no_inputs(subject: Adapter, name: str) -> None:
     a = writable(name)
     got = answer(subject, name, a)
     shared = [(n, m) for n, v in got.items() for m, w in a.items() if np.shares_memory(v, w)]
+    assert not shared
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_apart(subject: Adapter, name: str, gradients: bool) -> None:
+    """XPL-REL-013: a number written to one result changes no other."""
+    got = answer(subject, name, writable(name), gradients)
+    names = [n for n, v in got.items() if v.flags.writeable]
+    shared = [(n, m) for n, m in combinations(names, 2) if np.shares_memory(got[n], got[m])]
     assert not shared
 
 
@@ -90,13 +115,16 @@ def test_numbers_are_read_in_each_call(subject: Adapter, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_not_changed(subject: Adapter, name: str) -> None:
-    """XPL-SEQ-006: neither is the list of lengths."""
+    """XPL-SEQ-006: neither are the lists of lengths, masks and resets, nor what is in an option."""
     case, a = CASES[name], writable(name)
     config = copy.deepcopy(case.config)
     try:
-        subject.call(case.op, config, {n: v for n, v in a.items() if n not in COTANGENTS})
+        if case.draws:
+            subject.call(f"{case.op}_vjp", config, a)
+        else:
+            subject.call(case.op, config, {n: v for n, v in a.items() if n not in COTANGENTS})
     except Unsupported as reason:
         pytest.skip(str(reason))
     assert config == case.config
@@ -116,10 +144,35 @@ def by_columns(v: np.ndarray) -> np.ndarray:
     return np.asfortranarray(v)
 
 
+def batch_first(v: np.ndarray) -> np.ndarray:
+    """The first two axes in the other order in memory, as a transposed batch of sequences has them."""
+    return np.ascontiguousarray(v.swapaxes(0, 1)).swapaxes(0, 1) if v.ndim > 1 else v
+
+
+def part_of_rows(v: np.ndarray) -> np.ndarray:
+    """Rows of a wider matrix, and every second one of them."""
+    if v.ndim == 1:
+        return every_second(v)
+    wide = np.full((2 * len(v), *v.shape[1:-1], v.shape[-1] + 3), 7.25, v.dtype)
+    found = wide[::2, ..., : v.shape[-1]]
+    found[...] = v
+    return found
+
+
+def off_by_one(v: np.ndarray) -> np.ndarray:
+    """At an address that is a multiple of its number's size alone."""
+    wide = np.full(v.size + 1, 7.25, v.dtype)[1:].reshape(v.shape)
+    wide[...] = v
+    return wide
+
+
 STRIDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "backwards": backwards,
     "every second": every_second,
     "by columns": by_columns,
+    "batch first": batch_first,
+    "part of rows": part_of_rows,
+    "off by one": off_by_one,
 }
 
 
@@ -135,9 +188,10 @@ def test_strides(subject: Adapter, name: str, how: str) -> None:
 def test_repeated_numbers(subject: Adapter, name: str) -> None:
     """XPL-SEQ-011: an array whose numbers all are one in memory, as a cotangent of a sum is."""
     a = writable(name)
-    ones = {
-        n: np.broadcast_to(v.dtype.type(0.5), v.shape) for n, v in a.items() if n in (*COTANGENTS, "x", "h_0")
-    }
+    some = {n: v for n, v in a.items() if n in (*COTANGENTS, "x", "h_0")}
+    ones = {n: np.broadcast_to(v.dtype.type(0.5), v.shape) for n, v in some.items() if n != "h_0"}
+    # One state for all batch entries.
+    ones["h_0"] = np.broadcast_to(a["h_0"][..., :1, :], a["h_0"].shape)
     got = answer(subject, name, a | ones)
     expected = answer(subject, name, a | {n: v.copy() for n, v in ones.items()})
     assert not differing([(got, expected)])
@@ -160,17 +214,33 @@ def settings() -> Record:
         "subnormal numbers": float((tiny * np.float32(0.5))[0]),
         "rounding": 1.0 + 2.0**-53 * 1.5,
         "errors of NumPy": np.geterr(),
+        "how NumPy prints": str(np.get_printoptions()),
         "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
         "random numbers of Python": random.getstate(),
         "folder": os.getcwd(),
         "environment": dict(os.environ),
         "recursion": sys.getrecursionlimit(),
+        "garbage collection": gc.isenabled(),
+        "modules' path": [*sys.path],
+        "filters of warnings": [*warnings.filters],
+        "log": (logging.getLogger().level, [*logging.getLogger().handlers]),
+        "decimals": str(decimal.getcontext()),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "interrupts": signal.getsignal(signal.SIGINT),
+        "streams": (sys.stdout, sys.stderr),
+        "mode of new files": mode_of_new_files(),
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+def mode_of_new_files() -> int:
+    mode = os.umask(0o22)
+    os.umask(mode)
+    return mode
+
+
+@pytest.mark.parametrize("name", SETTING)
 def test_settings_of_the_process_stay(subject: Adapter, name: str) -> None:
-    """XPL-REL-015: floating-point modes, global generators, folder and environment."""
+    """XPL-REL-015: floating-point modes, generators, folder, environment; after NaN and noise too."""
     answer(subject, name, writable(name))
     np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
     random.random()
@@ -276,6 +346,73 @@ def scratch() -> Call:
     return call
 
 
+def in_a_ring() -> Call:
+    """Two calls of a size have two buffers, and the third one the first again."""
+    kept: Arrays = {}
+    calls = 0
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        nonlocal calls
+        got, calls = dict(RIGHT.call(op, config, a)), calls + 1
+        buffer = kept.setdefault(f"{calls % 2} {got['y'].shape}", np.empty_like(got["y"]))
+        buffer[...] = got["y"]
+        return got | {"y": buffer}
+
+    return call
+
+
+def in_an_arena() -> Call:
+    """Results of all sizes are in one place."""
+    place = np.empty(1 << 16)
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        got = dict(RIGHT.call(op, config, a))
+        y = place[: got["y"].size].reshape(got["y"].shape)
+        y[...] = got["y"]
+        return got | {"y": y}
+
+    return call
+
+
+def final_of_outputs(op: str, config: Record, a: Arrays) -> Arrays:
+    got = RIGHT.call(op, config, a)
+    return got | {"h_n": got["y"][-1]} if op.startswith("layer") and not config["lengths"] else got
+
+
+def emptied(op: str, config: Record, a: Arrays) -> Arrays:
+    got = RIGHT.call(op, config, a)
+    for name in ("mask", "variant", "dropout"):
+        config.pop(name, None)
+    return got
+
+
+def rows_by_width(op: str, config: Record, a: Arrays) -> Arrays:
+    """The stride of the last axis alone is looked at."""
+    return RIGHT.call(
+        op, config, {n: from_here(v) if v.strides[-1] == v.itemsize else v for n, v in a.items()}
+    )
+
+
+def from_here(v: np.ndarray) -> np.ndarray:
+    memory = root(v).ravel("K")[(address(v) - address(root(v))) // v.itemsize :]
+    return np.concatenate([memory, np.zeros(v.size, v.dtype)])[: v.size].reshape(v.shape)
+
+
+def address(v: np.ndarray) -> int:
+    return int(v.__array_interface__["data"][0])
+
+
+def at_wide_addresses(op: str, config: Record, a: Arrays) -> Arrays:
+    moved = {n: np.roll(v, address(v) % 16 // v.itemsize, -1) for n, v in a.items()}
+    return RIGHT.call(op, config, moved)
+
+
+def drawing_elsewhere(op: str, config: Record, a: Arrays) -> Arrays:
+    if "dropout" in config:
+        np.random.random()  # noqa: NPY002 - the fault
+    return RIGHT.call(op, config, a)
+
+
 def own_state(op: str, config: Record, a: Arrays) -> Arrays:
     got = RIGHT.call(op, config, a)
     return got if len(a["x"]) else got | {"h_n": a["h_0"]}
@@ -324,6 +461,14 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "one object": (one_object, test_one_array_for_two_arguments, ("square",)),
     "lengths sorted": (sorting, test_options_are_not_changed, ("lengths-231",)),
     "generator seeded": (seeding, test_settings_of_the_process_stay, ("square",)),
+    "results in a ring": (in_a_ring(), test_results_stay_as_they_are, ("square", True)),
+    "results in an arena": (in_an_arena(), test_results_stay_as_they_are, ("square", True)),
+    "a view of y": (final_of_outputs, test_results_are_apart, ("square", True)),
+    "options emptied": (emptied, test_options_are_not_changed, ("mask-module",)),
+    "rows of a width": (rows_by_width, test_strides, ("square", "part of rows")),
+    "a batch by its last stride": (rows_by_width, test_strides, ("square", "batch first")),
+    "wide addresses": (at_wide_addresses, test_strides, ("square", "off by one")),
+    "generator of dropout": (drawing_elsewhere, test_settings_of_the_process_stay, ("dropout-sum",)),
     "one scratch": (scratch(), test_calls_of_two_threads, ("square",)),
 }
 

@@ -26,9 +26,9 @@ class Subject(Operator):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         errors = runtime.capi.onnxruntime_pybind11_state
         try:
+            session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
             return Results(*session.run(None, inputs))
         except (errors.InvalidArgument, errors.Fail) as error:
             raise Refused("shape", str(error)) from error

@@ -89,6 +89,9 @@ class Operator(Peer, ABC):
         )
         given = {name: a for name, a in inputs.items() if name not in PARAMETERS}
         y, h_n, c_n = self.compute(self.model(onnx, node, inputs), given)
+        if y.ndim != len(("T", "D", "B", "H")):
+            # From an x of two axes some runtimes make results of other axes.
+            return {"y": y, "h_n": h_n, "c_n": c_n}
         T, D, B, H = y.shape
         return {"y": np.moveaxis(y, 1, 2).reshape(T, B, D * H), "h_n": h_n, "c_n": c_n}
 

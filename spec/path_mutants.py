@@ -1,0 +1,257 @@
+"""LSTMs that are wrong on one of several paths: without gradients, by the size of the work, at a function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+
+from spec.corner_mutants import layers, of_size, off
+from spec.paths import FUNCTIONS
+from spec.plausible_mutants import OPTIONS, deep, drawn, masked, merged, zeroed
+from spec.sized_mutants import (
+    Call,
+    Finish,
+    Spoil,
+    Test,
+    after,
+    always,
+    before,
+    beyond,
+    both,
+    exactly,
+    full,
+    option,
+    ragged,
+    right,
+    single,
+    sized,
+    stacked,
+)
+from spec.subject import Arrays, Config
+
+
+def alone(op: str, _config: Config, _a: Arrays) -> bool:
+    """Where no gradients are asked for."""
+    return not op.endswith("_vjp")
+
+
+def steps_of(T: int) -> Test:
+    return of_size(0, T)
+
+
+def work(*least: tuple[str, int]) -> Test:
+    """Where two sizes are large together."""
+    return both(*(sized(name, n) for name, n in least))
+
+
+def zero_cotangents(*names: str) -> Test:
+    return lambda _op, _config, a: all(n in a and not a[n].any() for n in names)
+
+
+def backward(when: Test, spoil: Spoil) -> Call:
+    """An LSTM whose gradients are those of another call, where `when` holds."""
+
+    def finish(config: Config, a: Arrays, got: Arrays) -> Arrays:
+        op = "layer_vjp" if got["h_n"].ndim == 2 else "module_vjp"
+        other = right(op, *spoil(config, dict(a)))
+        return {n: other[n] if n.startswith("d") else v for n, v in got.items()}
+
+    return after(both(when, lambda op, _config, _a: op.endswith("_vjp")), finish)
+
+
+def of_state(layer: int, name: str) -> Spoil:
+    """The cotangent of one layer's final state is taken for zero."""
+
+    def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+        D, v = 1 + bool(config.get("bidirectional")), a[name].copy()
+        v[layer * D : (layer + 1) * D] = 0
+        return config, a | {name: v}
+
+    return spoil
+
+
+def filled(value: float, *names: str) -> Finish:
+    """Results whose names begin so have a number where NaN should be."""
+    return lambda _c, _a, got: {
+        n: np.nan_to_num(v, nan=value, posinf=np.inf, neginf=-np.inf) if n.startswith(names) else v
+        for n, v in got.items()
+    }
+
+
+def no_nan_in(*names: str) -> Spoil:
+    """NaN in arrays whose names begin so is taken for zero."""
+    return lambda c, a: (
+        c,
+        {
+            n: np.nan_to_num(v, nan=0, posinf=np.inf, neginf=-np.inf) if n.startswith(names) else v
+            for n, v in a.items()
+        },
+    )
+
+
+def spread(source: int, to: int) -> Spoil:
+    """A NaN of one batch entry reaches another."""
+
+    def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+        x = a["x"].copy()
+        if x.shape[1] > 1 and np.isnan(x[:, source]).any():
+            x[:, to] = np.nan
+        return config, a | {"x": x}
+
+    return spoil
+
+
+def infinite_past_the_end(config: Config, a: Arrays, got: Arrays) -> Arrays:
+    """Zeros made by multiplication: an infinity where no step exists becomes NaN."""
+    absent = np.arange(len(a["x"]))[:, None] >= np.asarray(config["lengths"])
+    bad = np.isinf(a["x"][absent]).any() or ("dy" in a and np.isinf(a["dy"][..., absent, :]).any())
+    return {n: v + np.nan if bad else v for n, v in got.items()}
+
+
+def of_function(name: str) -> Test:
+    return lambda _op, c, _a: any(s[0] == name for s in c.get("variant", {}).get("activations", []))
+
+
+def changed(change: Callable[[Config], None]) -> Spoil:
+    """The numbers of options are stored in less."""
+
+    def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+        found = copy.deepcopy(config)
+        change(found)
+        return found, a
+
+    return spoil
+
+
+def rates_in_eighths(config: Config) -> None:
+    for part in (config, config.get("variant", {}), config.get("dropout", {})):
+        for name in ("zoneout_h", "zoneout_c", "recurrent_dropout", "input_dropout", "weight_dropout", "p"):
+            if name in part:
+                part[name] = str(round(float(part[name]) * 8) / 8)
+
+
+def bounds_at_most(most: float) -> Callable[[Config], None]:
+    def change(config: Config) -> None:
+        variant = config.get("variant", {})
+        for name in ("gate_clip", "cell_clip"):
+            if name in variant:
+                variant[name] = str(min(most, float(variant[name])))
+
+    return change
+
+
+def short_keys(config: Config) -> None:
+    """Words of keys are read as signed or as short integers."""
+    for name in ("noise", "dropout"):
+        if name in config:
+            config[name]["key"] = [str(int(word) % 2**31) for word in config[name]["key"]]
+
+
+NOISE: dict[str, Test] = {
+    "zoneout": both(option("zoneout_h"), option("noise")),
+    "recurrent dropout": option("recurrent_dropout"),
+    "input dropout": option("input_dropout"),
+    "weight dropout": option("weight_dropout"),
+}
+LARGE: dict[str, Test] = {
+    "units beyond 16": sized("H", 16),
+    "entries beyond 16": sized("B", 16),
+    "inputs beyond 16": sized("I", 16),
+    "steps beyond 16": sized("T", 16),
+}
+WAYS: dict[str, Test] = {
+    "in three layers": layers(3),
+    "with two directions": option("bidirectional"),
+    "with a mask": masked,
+    "with lengths": ragged,
+    "with a projection": option("proj_size"),
+    "with a merge": merged,
+    "with resets": option("reset"),
+    "with a norm": option("layer_norm"),
+    "with peepholes": option("peepholes"),
+}
+WITHOUT_GRADIENTS: dict[str, Test] = {
+    **{f"units beyond {n}": sized("H", n) for n in (16, 64, 300)},
+    **{f"entries beyond {n}": sized("B", n) for n in (16, 64, 300)},
+    **{f"inputs beyond {n}": sized("I", n) for n in (16, 64, 300)},
+    **{f"steps beyond {n}": sized("T", n) for n in (16, 64, 512)},
+    **{name: option(name) for name in OPTIONS},
+    **{way: test for way, test in WAYS.items() if way != "with resets"},
+}
+SIZES: dict[str, Call] = {
+    **{f"{T} steps": after(steps_of(T), off("y")) for T in (16, 17, 31, 32, 48, 100, 128, 256)},
+    **{
+        f"{what} of {n} in modules": after(both(stacked, test(n)), off("y"))
+        for n in (10, 24, 40, 50)
+        for what, test in (
+            ("H", exactly),
+            ("B", lambda n: of_size(1, n)),
+            ("I", lambda n: of_size(2, n)),
+        )
+    },
+    **{
+        f"{a} and {b} beyond {n}": after(work((a, n), (b, m)), off("y"))
+        for a, n, b, m in (
+            *(("I", 128, "H", 128), ("I", 128, "B", 128), ("H", 128, "B", 64)),
+            *(("T", 64, "H", 64), ("T", 64, "B", 64)),
+        )
+    },
+    "inputs beyond 1024 of modules": after(both(stacked, sized("I", 1024)), off("y")),
+    "outputs beyond 64 with lengths": after(
+        both(ragged, lambda _op, c, _a: c["proj_size"] > 64), beyond("h_n", -1, 64)
+    ),
+    "ten layers": after(layers(10), off("y")),
+    "six layers of two directions": after(both(layers(6), option("bidirectional")), off("dx")),
+}
+NUMBERS: dict[str, Call] = {
+    **{
+        f"NaN under {name} becomes its bound": after(option(name), filled(0.25, "y", "h_n", "c_n"))
+        for name in ("gate_clip", "cell_clip")
+    },
+    **{
+        f"NaN swallowed by {name}": after(option(name), filled(0, "y", "h_n", "c_n"))
+        for name in ("activations", "peepholes", "zoneout_h", "coupled", "layer_norm", "proj_size")
+    },
+    **{f"NaN in {name} swallowed": before(always, no_nan_in(name)) for name in ("weight", "bias")},
+    **{
+        f"NaN of entry {source} reaches entry {to}": before(both(single, full), spread(source, to))
+        for source, to in ((0, 1), (-1, 0))
+    },
+    "an infinity past the end becomes NaN": after(ragged, infinite_past_the_end),
+    "rates stored in eighths": before(always, changed(rates_in_eighths)),
+    **{f"bounds of clips at most {n}": before(always, changed(bounds_at_most(n))) for n in (1.0, 2.0)},
+    "keys of 31 bits": before(always, changed(short_keys)),
+    "dh_n ignored where dy is zero": backward(zero_cotangents("dy"), zeroed("dh_n")),
+    "dc_n ignored where dy is zero": backward(zero_cotangents("dy"), zeroed("dc_n")),
+    "dy ignored where dh_n and dc_n are zero": backward(zero_cotangents("dh_n", "dc_n"), zeroed("dy")),
+    "dh_n ignored where dc_n is zero": backward(zero_cotangents("dc_n"), zeroed("dh_n")),
+    **{f"{name} of layer {k + 1} ignored": backward(layers(k + 1), of_state(k, name))
+       for name in ("dh_n", "dc_n") for k in (1, 2, 5)},
+    **{f"{name} ignored with {way}": backward(test, zeroed(name))
+       for name in ("dh_n", "dc_n")
+       for way, test in (("a mask", masked), ("resets", option("reset")), ("several layers", deep))},
+}  # fmt: skip
+MUTANTS: dict[str, Call] = {
+    **SIZES,
+    **NUMBERS,
+    **{f"without gradients: {what}": after(both(alone, test), off("y"))
+       for what, test in WITHOUT_GRADIENTS.items()},
+    **{f"{noise} {way}": after(both(test, where), off("y"))
+       for noise, test in NOISE.items()
+       for way, where in (WAYS | LARGE).items()},
+    **{f"{noise} in {kind}": after(both(test, where), off("y"))
+       for noise, test in NOISE.items()
+       for kind, where in (("modules", stacked), ("layers in reverse", option("reverse")))
+       if kind == "modules" or noise in ("zoneout", "recurrent dropout")},
+    **{f"dropout {way}": after(both(drawn, test), off("y")) for way, test in (WAYS | LARGE).items()},
+    **{f"{name} {where}": after(both(of_function(name), test), off(*what))
+       for name in FUNCTIONS
+       for where, test, what in (
+           ("in reverse", option("reverse"), ("y",)),
+           ("in modules", stacked, ("y",)),
+           ("beyond 8 units", sized("H", 8), ("y",)),
+           ("on the way back", always, ("dx", "dw")),
+       )},
+}  # fmt: skip
