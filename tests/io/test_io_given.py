@@ -92,14 +92,18 @@ def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
         assert io.load(nnx.to_pure_dict(nnx.state(odd, nnx.Param)))._stack.hidden_size == 5
     with pytest.raises(FormatError, match="gate_fn=sigmoid, expected sigmoid of JAX"):
         io.load(cell(gate_fn=sigmoid))
-    with pytest.raises(FormatError, match="reverse=True: no network here"):
-        io.load(nnx.RNN(cell(), reverse=True))
+    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("float32")
+    back = nnx.RNN(cell(), reverse=True)
+    with pytest.raises(ArgumentError, match="from the last step to the first; pass reverse=True"):
+        io.load(back)
+    np.testing.assert_allclose(io.load(back, reverse=True)(x)[0][:, ::-1], back(x), rtol=0, atol=1e-6)
+    back = nnx.RNN(cell(), reverse=True, keep_order=True)
+    np.testing.assert_allclose(io.load(back)(x)[0], back(x), rtol=0, atol=1e-6)
     for time_major in (False, True):
         rnn = nnx.RNN(cell(), time_major=time_major)
         assert io.load(rnn)._stack.batch_first == (not time_major)
     both = nnx.Bidirectional(nnx.RNN(cell()), nnx.RNN(cell()))
     found = io.load(both, prefix=[("forward_rnn.cell", "backward_rnn.cell")])
-    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("float32")
     np.testing.assert_allclose(found(x)[0], both(x), rtol=0, atol=1e-6)
 
 

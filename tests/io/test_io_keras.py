@@ -93,6 +93,29 @@ def test_cells_functional_and_nested_models(keras: Any, tmp_path: Any) -> None:
     agrees(*twice(sequential(keras, inner), tmp_path))
 
 
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_cells_in_two_directions(keras: Any, cell: str, tmp_path: Any) -> None:
+    make = keras.layers
+    rnn = make.RNN(getattr(make, f"{cell}Cell")(H), return_sequences=True)
+    net = loaded(model := sequential(keras, make.Bidirectional(rnn)), tmp_path)
+    assert net.bidirectional
+    agrees(model, net)
+
+
+def test_backwards_alone_gives_the_outputs_in_order_of_time(keras: Any, tmp_path: Any) -> None:
+    make = keras.layers
+    model = sequential(keras, make.LSTM(H, return_sequences=True, go_backwards=True))
+    with pytest.raises(xplstm.ArgumentError, match="from the last step to the first; pass reverse=True"):
+        loaded(model, tmp_path)
+    net = loaded(model, tmp_path, reverse=True)
+    x = np.random.default_rng(2).normal(size=(B, T, I)).astype("float32")
+    np.testing.assert_allclose(net(x)[0][:, ::-1], model(x).detach().numpy(), rtol=0, atol=2e-6)
+    # Another such layer would read these outputs from the first step to the last.
+    layers = [make.LSTM(I, return_sequences=True, go_backwards=True) for _ in range(2)]
+    with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+        loaded(sequential(keras, *layers), tmp_path, reverse=True)
+
+
 def twice(model: Any, tmp_path: Any) -> tuple[Any, Any]:
     return model, loaded(model, tmp_path)
 
@@ -126,7 +149,6 @@ def test_layers_that_differ_stand_apart(keras: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"go_backwards": True}, "go_backwards=True: no LSTM here has the backward direction alone"),
         ({"activation": "gelu"}, "activation 'gelu' is none of tanh"),
         ({"recurrent_activation": "exponential"}, "activation 'exponential' is none of"),
     ],
@@ -492,9 +514,9 @@ UNREAD: dict[str, tuple[Any, str]] = {
         lambda make: make.Bidirectional(make.GRU(H), merge_mode="sum"),
         "merge_mode='sum', and a GRU here",
     ),
-    "two RNNs": (
-        lambda make: make.Bidirectional(make.RNN(make.LSTMCell(H))),
-        ": a Bidirectional of RNN, which is not read",
+    "two stacks": (
+        lambda make: make.Bidirectional(make.RNN([make.LSTMCell(H), make.LSTMCell(H)])),
+        ": a Bidirectional around RNN of StackedRNNCells, which is not read",
     ),
     "a wrapper": (
         lambda make: make.TimeDistributed(make.LSTM(H)),

@@ -456,8 +456,10 @@ def test_a_state_of_the_models_own_is_told(tmp_path: Any) -> None:
 
 
 def test_what_no_network_here_can_be_is_told(tmp_path: Any) -> None:
-    with pytest.raises(xplstm.FormatError, match="direction='reverse' alone"):
-        load(graph_of(node("LSTM", ["x", "W", "R"], ["Y"], direction="reverse")), tmp_path)
+    reverse = graph_of(node("LSTM", ["x", "W", "R"], ["Y"], direction="reverse"))
+    assert load(reverse, tmp_path).reverse
+    with pytest.raises(xplstm.ArgumentError, match=r"reverse=True.* contradicts"):
+        load(reverse, tmp_path, reverse=False)
     with pytest.raises(xplstm.FormatError, match="'t' is no tensor of the model"):
         load(graph_of(node("Sin", ["W"], ["t"]), node("LSTM", ["x", "t", "R"], ["Y"])), tmp_path)
     bounded = load(graph_of(node("Tanh", ["W"], ["t"]), node("LSTM", ["x", "t", "R"], ["Y"])), tmp_path)

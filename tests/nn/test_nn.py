@@ -106,6 +106,23 @@ def test_steps_are_the_sequence(xp: Any, frozen: bool, batch_first: bool) -> Non
     np.testing.assert_allclose(host(one), y[0, 0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [xplstm.LSTM, xplstm.GRU, xplstm.RNN])
+def test_reverse_is_forward_on_the_sequence_backwards(xp: Any, kind: Any) -> None:
+    forward, back = (kind(3, 2, 2, xp=xp.xp, rng=0, reverse=reverse) for reverse in (False, True))
+    X_back = X.copy()
+    for b, n in enumerate(lengths := [5, 2, 0, 3]):
+        X_back[:n, b] = X[:n, b][::-1]
+    wanted = host(forward(xp.asarray(X_back), lengths=lengths)[0])
+    for net in (back, back.freeze()):
+        y = host(net(xp.asarray(X), lengths=lengths)[0])
+        for b, n in enumerate(lengths):
+            np.testing.assert_allclose(y[:n, b], wanted[:n, b][::-1], rtol=0, atol=1e-6)
+    with pytest.raises(xplstm.ArgumentError, match="step needs reverse=False"):
+        back.step(xp.asarray(X[0]))
+    with pytest.raises(xplstm.ArgumentError, match="reverse=True needs bidirectional=False"):
+        kind(3, 2, reverse=True, bidirectional=True)
+
+
 def test_frozen_is_the_same_and_stays_so(xp: Any) -> None:
     case = CASES["bidirectional_ragged"]
     lstm, arrays = case.lstm(xp=xp.xp), xp.arrays(case.arrays())

@@ -62,6 +62,7 @@ class Builder:
         self.kept: dict[str, np.ndarray] = {}
         self.feed: dict[str, np.ndarray] = {}
         self.shapes: dict[str, list[Any]] = {}
+        self.direction = self.pick(("forward", "forward", "reverse"))
 
     def pick(self, choices: tuple[str, ...]) -> str:
         return choices[int(self.rng.integers(len(choices)))]
@@ -304,7 +305,7 @@ class Builder:
         inputs = [X, *weights, lens, *states]
         while not inputs[-1]:
             inputs.pop()
-        direction = "bidirectional" if D == 2 else "forward"
+        direction = "bidirectional" if D == 2 else self.direction
         made = self.onnx.helper.make_node("LSTM", inputs, outputs, name, hidden_size=H, direction=direction)
         self.nodes.append(made)
         return outputs[0]
@@ -384,7 +385,7 @@ def build(onnx: Any, seed: int) -> Case:
     outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
     graph = helper.make_graph(b.nodes, "random", inputs, outputs, kept)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-    return Case(model, b.feed, tuple(nodes), given, batch_first, str(kinds | {"D": D}))
+    return Case(model, b.feed, tuple(nodes), given, batch_first, str(kinds | {"D": D, "one": b.direction}))
 
 
 def values_of(onnx: Any, runtime: Any, case: Case) -> dict[str, np.ndarray]:

@@ -232,7 +232,7 @@ def _selected(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Probl
     layers = range(stack.num_layers)
     asked = [problem(stack, call, prepare.layers, layer, keep=False) for layer in layers]
     kernels = [_borrow.select(each) for each in asked]
-    if len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis or len(stack.reverse) == 2:
+    if len({kernel.name for kernel in kernels}) > 1 or not stack.layer_axis or any(stack.reverse):
         return None
     return kernels[0], asked[0], tuple(map(prepare.pack, kernels, asked, layers))
 

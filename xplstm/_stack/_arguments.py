@@ -149,8 +149,9 @@ def leave_y(stack: Stack, call: Call, y: Array) -> Array:
 
 def enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
     """Check the arguments of a step and make it a sequence."""
-    if len(stack.reverse) == 2:
-        msg = "step needs bidirectional=False: a backward direction starts at the end of the sequence"
+    if any(stack.reverse):
+        option = "bidirectional" if len(stack.reverse) == 2 else "reverse"
+        msg = f"step needs {option}=False: a backward direction starts at the end of the sequence"
         raise ArgumentError(msg)
     shape = (stack.input_size,) if getattr(x_t, "ndim", 2) == 1 else ("B", stack.input_size)
     x_t = _checks.array("x_t", x_t, home, shape, "the last is input_size")

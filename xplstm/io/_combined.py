@@ -54,14 +54,16 @@ def _misfit(stack: Stack, merge: str) -> str | None:
     outputs = first.options.get("proj_size") or first.options["hidden_size"]
     width = _merge.width(merge, outputs, len(stack[0]))
     for number, layer in enumerate(stack):
-        for one in layer:
+        for place, one in enumerate(layer):
+            if "reverse" in one.untold:
+                return f"{one.prefix!r} gives its outputs from the last step to the first: load it alone"
             single = one.options.get("num_layers", 1) == 1 and not one.options.get("bidirectional")
             if one.kind != first.kind or not single:
                 return f"{one.prefix!r} is not an {first.kind} of one layer and one direction"
             wanted = {**first.options, "input_size": width if number else first.options["input_size"]}
             for name, value in wanted.items():
                 given = one.options.get(name)
-                if given != value:
+                if given != value and (name, place) != ("reverse", 1):  # the second direction is the reverse
                     return f"{one.prefix!r} has {name}={given!r}, expected {value!r} in layer {number}"
     return None
 

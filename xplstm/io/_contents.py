@@ -75,7 +75,9 @@ class Found(NamedTuple):
     untold: tuple[str, ...] = ()
     """Arguments that change the numbers and that are not among the contents: a caller must give them.
 
-    "format" is one where the class has no other functions than its own: a caller confirms those.
+    "format" is one where the class has no other functions than its own: a caller confirms those. "reverse" is
+    one where the outputs are from the last step to the first: a caller confirms that ours are in order of
+    time.
     """
     parts: tuple[str, ...] = ()
     """The prefixes of the cells that it is made of, where they are not its own."""

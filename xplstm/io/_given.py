@@ -151,8 +151,8 @@ def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) 
         of_cell = said.setdefault(f"{start}cell", {})
         of_cell["batch_first"] = not own["time_major"]
         if own.get("reverse"):
-            problem = f"reverse=True: no network here has the backward direction alone; {_STATE_ALONE}"
-            of_cell["problem"] = problem
+            of_cell["reverse"] = True
+            of_cell |= {} if own.get("keep_order") else {"untold": ("reverse",)}
     for key, part in inside.items():
         _said(part, f"{start}{key}", depth + 1, said)
 

@@ -173,6 +173,9 @@ def _find(
         usual = "sigmoid, tanh and concat"
         msg = f"format=None: {what}; pass format={found.layout!r} if they are {usual}"
         raise ArgumentError(msg)
+    if "reverse" in found.untold and "reverse" not in options:
+        msg = f"{contents.where}: {called(found)} gives its outputs from the last step to the first"
+        raise ArgumentError(f"{msg}; pass reverse=True for a layer that gives the same in the order of time")
     return contents, found
 
 

@@ -21,7 +21,10 @@ from xplstm.io.files.archive import Archive
 Path: TypeAlias = "str | os.PathLike[str]"
 Prefix: TypeAlias = "str | Sequence[str | Sequence[str]]"
 
-_SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "output_size")
+_SIZES = (
+    *("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "reverse"),
+    *("proj_size", "output_size"),
+)
 _SHOWN, _LONGEST_LINE = 12, 130
 
 
@@ -90,8 +93,8 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
         for one in _registry.layout(layout).find(contents):
             key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
             said = dict(contents.said.get(one.prefix, {}))
-            problem = said.pop("problem", one.problem)
-            one = one._replace(options={**one.options, **said}, problem=problem)
+            problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
+            one = one._replace(options={**one.options, **said}, problem=problem, untold=untold)
             if key not in found or (found[key].problem and not one.problem):
                 found[key] = one
     return check_unused(contents, list(found.values()))
@@ -193,7 +196,8 @@ def spelled(found: Found) -> str:
     options = dict(found.options)
     first = ("input_size", "hidden_size", "output_size")
     sizes = [str(options.pop(name)) for name in first if name in options]
-    plain = {"num_layers": 1, "bias": True, "bidirectional": False, "proj_size": 0, "variant": Variant()}
+    plain = {"num_layers": 1, "bias": True, "proj_size": 0, "variant": Variant()}
+    plain |= dict.fromkeys(("bidirectional", "reverse"), False)
     rest = [f"{n}={v!r}" for n, v in options.items() if plain.get(n) != v]
     return f"{found.kind}({', '.join([*sizes, *rest])})"
 

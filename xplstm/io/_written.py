@@ -27,16 +27,16 @@ _OPTIONS = {
     "weight_dropout": 0.0,
 }
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(("batch_first", "reset_after"), _values.flag),
+    **dict.fromkeys(("batch_first", "reset_after", "reverse"), _values.flag),
     **dict.fromkeys(("dropout", "input_dropout", "weight_dropout"), _values.probability),
     "merge": partial(_values.one_of, known=get_args(Merge)),
     "nonlinearity": partial(_values.one_of, known=NONLINEARITIES),
 }
 _KNOWN = {
-    "LSTM": (*_OPTIONS, "variant"),
-    "GRU": ("batch_first", "dropout", "reset_after"),
-    "RNN": ("batch_first", "dropout", "nonlinearity"),
-    "JordanRNN": ("batch_first", "dropout", "nonlinearity"),
+    "LSTM": (*_OPTIONS, "reverse", "variant"),
+    "GRU": ("batch_first", "dropout", "reverse", "reset_after"),
+    "RNN": ("batch_first", "dropout", "reverse", "nonlinearity"),
+    "JordanRNN": ("batch_first", "dropout", "reverse", "nonlinearity"),
 }
 
 
@@ -53,6 +53,7 @@ def changed_options(network: Recurrent) -> dict[str, Any]:
     stack = network._stack
     options = {name: getattr(stack, name) for name, default in _OPTIONS.items()}
     options = {name: value for name, value in options.items() if value != _OPTIONS[name]}
+    options |= {"reverse": True} if network.reverse else {}
     cell = stack.cell.options()
     if "variant" in cell:
         cell["variant"] = cell["variant"].changed()
@@ -61,7 +62,7 @@ def changed_options(network: Recurrent) -> dict[str, Any]:
 
 def refuse_lost(network: Recurrent, where: str) -> None:
     """Refuse what changes the numbers of a network and has no place under PyTorch's names alone."""
-    same = {"variant": None, "merge": "concat", "reset_after": True}
+    same = {"variant": None, "merge": "concat", "reset_after": True, "reverse": False}
     found = changed_options(network)
     lost = {name: found[name] for name in same.keys() & found.keys() if found[name] != same[name]}
     if lost:
@@ -129,6 +130,7 @@ def plain(
         f"has variant={stack.cell.options().get('variant')}": "variant" in stack.cell.options(),
         f"has proj_size={stack.proj_size}": stack.proj_size and not projected,
         f"has merge={stack.merge!r}": stack.merge != "concat",
+        "has reverse=True": network.reverse,
     }
     for what, is_so in wrong.items():
         if is_so:

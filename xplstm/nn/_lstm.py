@@ -192,6 +192,9 @@ class LSTM(_Calls, Recurrent):
     dropout : float, default 0.0
         Probability, in [0, 1), to drop an output between layers in `vjp`.
     bidirectional : bool, default False
+    reverse : bool, default False
+        Run the only direction from the last step of each sequence to the first. y keeps the order of x, so
+        that ``y[0]`` is the last step computed.
     proj_size : int, default 0
         Size of h after a projection, below hidden_size; 0 for none.
     variant : Variant, optional
@@ -257,6 +260,7 @@ class LSTM(_Calls, Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         proj_size: int = 0,
         variant: Variant | None = None,
         merge: Merge = "concat",
@@ -273,7 +277,7 @@ class LSTM(_Calls, Recurrent):
         reproducible = _values.flag("reproducible", reproducible)
         stack = describe(
             lstm_cell(variant, directions),
-            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse),
             proj_size=_checks.projection(proj_size, _values.size("hidden_size", hidden_size)),
             merge=_checks.merge(merge, directions == 2),
             input_dropout=_values.probability("input_dropout", input_dropout),

@@ -177,6 +177,7 @@ def describe(
     batch_first: bool,
     dropout: float,
     bidirectional: bool,
+    reverse: bool,
     **others: Any,
 ) -> Stack:
     """Check what every recurrent layer is called with; `others` are checked already."""
@@ -190,10 +191,18 @@ def describe(
         bias=_values.flag("bias", bias),
         batch_first=_values.flag("batch_first", batch_first),
         dropout=_values.probability("dropout", dropout),
-        reverse=(False, True) if _values.flag("bidirectional", bidirectional) else (False,),
+        reverse=_directions(_values.flag("bidirectional", bidirectional), _values.flag("reverse", reverse)),
         cell=cell,
         **others,
     )
+
+
+def _directions(bidirectional: bool, reverse: bool) -> tuple[bool, ...]:
+    """Return whether each direction runs from the last step to the first."""
+    if bidirectional and reverse:
+        msg = "reverse=True needs bidirectional=False: two directions include the reverse one"
+        raise ArgumentError(msg)
+    return (False, True) if bidirectional else (reverse,)
 
 
 class Recurrent(Module):
@@ -250,6 +259,11 @@ class Recurrent(Module):
     def bidirectional(self) -> bool:
         """Whether there are two directions."""
         return len(self._stack.reverse) == 2
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the only direction runs from the last step to the first."""
+        return self._stack.reverse == (True,)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer atomically to one safetensors file; an existing file is overwritten.

@@ -340,7 +340,7 @@ class RNN(_HiddenUnits):
         At least 1.
     num_layers : int, default 1
     nonlinearity : {"tanh", "relu"}, default "tanh"
-    bias, batch_first, dropout, bidirectional, xp, device, dtype, rng
+    bias, batch_first, dropout, bidirectional, reverse, xp, device, dtype, rng
         As for `LSTM`.
 
     Attributes
@@ -376,6 +376,7 @@ class RNN(_HiddenUnits):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         xp: str | Namespace | None = None,
         device: Device | None = None,
         dtype: FloatDType | None = None,
@@ -383,7 +384,7 @@ class RNN(_HiddenUnits):
     ) -> None:
         stack = describe(
             ElmanCell(_activation(nonlinearity)),
-            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse),
         )
         self._set_up(stack, xp, device, dtype, rng)
 
@@ -399,7 +400,7 @@ class JordanRNN(_HiddenUnits):
         At least 1.
     num_layers : int, default 1
     nonlinearity : {"tanh", "relu"}, default "tanh"
-    bias, batch_first, dropout, bidirectional, xp, device, dtype, rng
+    bias, batch_first, dropout, bidirectional, reverse, xp, device, dtype, rng
         As for `LSTM`.
 
     Attributes
@@ -436,6 +437,7 @@ class JordanRNN(_HiddenUnits):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         xp: str | Namespace | None = None,
         device: Device | None = None,
         dtype: FloatDType | None = None,
@@ -443,7 +445,7 @@ class JordanRNN(_HiddenUnits):
     ) -> None:
         stack = describe(
             JordanCell(_activation(nonlinearity)),
-            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse),
             proj_size=_values.size("output_size", output_size),
         )
         self._set_up(stack, xp, device, dtype, rng)
@@ -479,7 +481,7 @@ class GRU(_HiddenNetwork):
     reset_after : bool, default True
         The reset gate scales ``W_hn h + b_hn``, as in PyTorch and in Keras's default; ONNX calls it
         linear_before_reset. False: it scales h before the product, ``W_hn (r * h) + b_hn``, as in the paper.
-    bias, batch_first, dropout, bidirectional, xp, device, dtype, rng
+    bias, batch_first, dropout, bidirectional, reverse, xp, device, dtype, rng
         As for `LSTM`.
 
     Attributes
@@ -515,6 +517,7 @@ class GRU(_HiddenNetwork):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         xp: str | Namespace | None = None,
         device: Device | None = None,
         dtype: FloatDType | None = None,
@@ -522,7 +525,7 @@ class GRU(_HiddenNetwork):
     ) -> None:
         stack = describe(
             GRUCell(_values.flag("reset_after", reset_after)),
-            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse),
         )
         self._set_up(stack, xp, device, dtype, rng)
 

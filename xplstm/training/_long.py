@@ -114,8 +114,8 @@ def gradients_over(
     if not isinstance(network, Recurrent):
         msg = f"network must be a recurrent layer, such as an LSTM; got {type(network).__name__}"
         raise DTypeError(msg)
-    if network.bidirectional:
-        msg = "network has two directions, of which one begins at the end; use vjp(..., checkpoint=k)"
+    if network.bidirectional or network.reverse:
+        msg = "network has a direction that begins at the end; use vjp(..., checkpoint=k)"
         raise ArgumentError(msg)
     _values.function("loss", loss)
     widen = _Widen(_checks.home(network.params).dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xplstm import _values
@@ -266,20 +266,28 @@ def _layer(
 ) -> Recurrent:
     """Return one layer; if it is no LSTM, with what it is."""
     if kind == "Bidirectional":
-        forward, backward = config["layer"], config.get("backward_layer") or config["layer"]
-        if forward["class_name"] not in ("LSTM", "GRU"):
-            return _unread(path, name, f"a Bidirectional of {forward['class_name']}, which is not read")
-        options, use_bias, problem = _both(config, forward, backward, version)
-        return Recurrent(
-            forward["class_name"], path, name, _units(forward["config"]), options, use_bias, below, problem
-        )
-    if kind == "RNN":
-        cell = config["cell"]
-        if cell["class_name"] not in _CELLS:
-            return _unread(path, name, f"an RNN of {cell['class_name']}, which is not read")
-        kind, config = _CELLS[cell["class_name"]], {**cell["config"], **config}
-    options, problem = _options(kind, config, version, backwards=False)
+        given = [config["layer"], config.get("backward_layer") or config["layer"]]
+        sides = [_with_cell(side["class_name"], side["config"]) for side in given]
+        strange = next((side for side, _ in sides if side not in _CELLS.values()), None)
+        if strange is not None:
+            return _unread(path, name, f"a Bidirectional around {strange}, which is not read")
+        (kind, config), merge = sides[0], config.get("merge_mode", "concat")
+        options, problem = _both(sides, merge, given[0] is given[1], version)
+    else:
+        kind, config = _with_cell(kind, config)
+        if kind not in _CELLS.values():
+            return _unread(path, name, f"an {kind}, which is not read")
+        options, problem = _options(kind, config, version)
     return Recurrent(kind, path, name, _units(config), options, _use_bias(config), below, problem)
+
+
+def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return our class for a layer, in words if there is none, and its options with those of its cell."""
+    if kind != "RNN":
+        return kind, config
+    cell = config["cell"]
+    own = _CELLS.get(cell["class_name"], f"RNN of {cell['class_name']}")
+    return own, {**cell["config"], **config}
 
 
 def _units(config: Mapping[str, Any]) -> int:
@@ -291,38 +299,31 @@ def _use_bias(config: Mapping[str, Any]) -> bool:
 
 
 def _both(
-    config: Mapping[str, Any], layer: Mapping[str, Any], backward: Mapping[str, Any], version: int | None
-) -> tuple[dict[str, Any], bool, str | None]:
+    sides: Sequence[tuple[str, Mapping[str, Any]]], merge: Any, is_copied: bool, version: int | None
+) -> tuple[dict[str, Any], str | None]:
     """Return the options of two directions, or what is wrong with them."""
-    kind, forward = layer["class_name"], layer["config"]
-    options, problem = _options(kind, forward, version, backwards=False)
-    if backward is not config["layer"]:
-        of_backward, of_backward_problem = _options(kind, backward["config"], version, backwards=True)
+    (kind, forward), (other, backward) = sides
+    options, problem = _options(kind, forward, version)
+    if "reverse" in options:
+        problem = "go_backwards=True in the forward layer of a Bidirectional"
+    if not is_copied:
+        of_backward, of_backward_problem = _options(other, backward, version)
         problem = problem or of_backward_problem
-        alike = backward["class_name"] == kind and of_backward == options
-        alike = alike and all(backward["config"][k] == forward[k] for k in ("units", "use_bias"))
+        alike = other == kind and of_backward == {**options, "reverse": True}
+        alike = alike and all(backward[k] == forward[k] for k in ("units", "use_bias"))
         problem = problem or (None if alike else "backward_layer is another layer than the forward one")
-    merge = config.get("merge_mode", "concat")
     if merge not in MERGES:
-        return {}, True, f"merge_mode={quoted(merge)} is unknown"
+        return {}, f"merge_mode={quoted(merge)} is unknown"
     if kind == "GRU" and merge != "concat":
         problem = problem or f"merge_mode={quoted(merge)}, and a GRU here has concat alone"
-    return options | {"merge": MERGES[merge]}, _use_bias(forward), problem
+    return options | {"merge": MERGES[merge]}, problem
 
 
-def _options(
-    kind: str, config: Mapping[str, Any], version: int | None, backwards: bool
-) -> tuple[dict[str, Any], str | None]:
+def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple[dict[str, Any], str | None]:
     """Return arguments of our class for a layer's configuration, or what of it the class cannot do."""
     unknown = [k for k in config if k not in _READ and not _ASIDE.fullmatch(k) and config[k]]
     if unknown:
         return {}, f"{shown(unknown[0])}={quoted(config[unknown[0]])} is unknown"
-    if config.get("go_backwards", False) is not backwards:
-        backward = f"go_backwards={quoted(config.get('go_backwards'))}"
-        return (
-            {},
-            f"{backward}: no {kind} here has the backward direction alone; xplstm.lstm has reverse=True",
-        )
     activations = ACTIVATIONS[version]
     names = [config["recurrent_activation"], config["activation"]]
     for name in names:
@@ -344,6 +345,8 @@ def _options(
         )
     if config.get("time_major"):
         options["batch_first"] = False
+    if _values.flag("go_backwards", config.get("go_backwards", False)):
+        options["reverse"] = True
     if kind == "GRU":
         return options, None
     dropout = _values.probability("dropout", config.get("dropout", 0.0))

@@ -97,7 +97,7 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
     if wrong is None and stack.cell.name == "GRU":
         wrong = "is a GRU, and no array says whether its reset gate is before the product"
-    if wrong is None and (Variant(**options).changed() or stack.merge != "concat"):
+    if wrong is None and (Variant(**options).changed() or stack.merge != "concat" or network.reverse):
         wrong = f"is LSTM{stack.arguments()}"
     if wrong is not None:
         raise no_place("onnx", wrong)

@@ -319,8 +319,8 @@ def _attributes(stack: Stack) -> dict[str, Any]:
     D, options = len(stack.reverse), stack.cell.options()
     variant = options.get("variant")
     told: dict[str, Any] = {"hidden_size": stack.hidden_size}
-    if D == 2:
-        told["direction"] = "bidirectional"
+    if any(stack.reverse):
+        told["direction"] = "bidirectional" if D == 2 else "reverse"
     if "reset_after" in options:
         return told | {"linear_before_reset": int(options["reset_after"])}
     if "nonlinearity" in options:

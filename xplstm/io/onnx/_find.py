@@ -274,6 +274,8 @@ def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
         "bias": B is not None,
         "bidirectional": contents.tensors[W].shape[0] == 2,
     }
+    if contents.file == "onnx" and not sizes["bidirectional"]:  # names of arrays do not show it
+        sizes["reverse"] = layers[0].attributes.direction == "reverse"
     if projection is not None:
         sizes |= {"hidden_size": contents.tensors[projection].shape[1], "proj_size": width}
     return sizes
@@ -312,10 +314,6 @@ def _strange(layer: Layer, D: int, H: int) -> str | None:
     own = layer.attributes
     if own.direction not in REVERSE or len(REVERSE[own.direction]) != D or own.hidden_size not in (None, H):
         return f"W has {D} directions and R hidden_size {H}, the node {own.direction} and {own.hidden_size}"
-    if own.direction == "reverse":
-        return (
-            "direction='reverse' alone: no network here has it; xplstm.lstm does, and xplstm.io.onnx.prepare"
-        )
     if layer.kind == "RNN":
         first, *others = elman_cells(own)
         if (
