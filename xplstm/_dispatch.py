@@ -36,8 +36,8 @@ class Kernel(NamedTuple):
     forward: Callable[..., tuple[Array, LSTMState, Any]]
     """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals. Where the problem has
     resets, a last argument (D, T, B) is true where a direction starts a step that exists from zeros."""
-    backward: Callable[[Any, Array, LSTMState], tuple[Array, LSTMState, Directions]]
-    """residuals, dy, dstate_n -> dx, dstate_0, dparams."""
+    backward: Callable[[Any, Array, LSTMState], tuple[Array | None, LSTMState, Directions]]
+    """residuals, dy, dstate_n -> dx, dstate_0, dparams; dx may be None where the problem does not ask."""
     canonical_sums: Callable[[Problem], bool] = lambda _: False
     """Whether a supported problem has the reproducible summation order: the same bits for a batch entry in
     every batch."""

@@ -54,6 +54,8 @@ class Problem(NamedTuple):
     why_not_borrowed: str | None = ""
     """Why kernels for NumPy may not run on the memory of another library's arrays, or None where they may.
     Empty where the library's memory is never borrowed."""
+    dx: bool = True
+    """Whether `backward` is asked for the gradient with respect to x, which a kernel may give anyway."""
 
     @property
     def output_size(self) -> int:

@@ -5,8 +5,13 @@ the CPU time of `training.gradients_over` over that of forward passes, which eac
 peak of the process during a first `gradients_over` less what it held before. The pages of the map that the
 process has read count as its memory, until the system needs them.
 
-Of one step, recomputing costs what the forward pass costs, and the backward pass has twice its products. So
-in arithmetic alone the cost is four forward passes. One call over all of x needs memory for all of y too.
+A forward pass multiplies by W_ih and W_hh. The chunks do that twice, the gradients of the weights once more,
+and the step back multiplies by W_hh alone: 3 + H / (I + H) forward passes, 3.8 here. With y of all steps in a
+file the second run could multiply many steps at once, which waits less for the weights. The forward pass, the
+step back and the gradients of the weights would still cost more than the goal.
+
+One call over all of x needs memory for all of y too, which the system may take as long to provide as the call
+computes. So the second ratio shows the cost of the gradients.
 """
 
 from __future__ import annotations

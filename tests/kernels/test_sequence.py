@@ -91,6 +91,20 @@ def test_checkpointing_changes_nothing(xp: Any, name: str, every: int) -> None:
         )
 
 
+@pytest.mark.parametrize("every", [None, 4])
+@pytest.mark.parametrize("name", ["plain", "bidirectional_ragged"])
+def test_without_dx_the_other_gradients_keep_their_bits(xp: Any, name: str, every: int | None) -> None:
+    case = CASES[name]
+    lstm = case.lstm(xp=xp.xp, input_dropout=0.5)
+    x = xp.arrays(case.arrays())["x"]
+    options = {"rng": 1, "checkpoint": every, **case.valid()}
+    y, _, full = lstm.vjp(x, **options)
+    (none, *got), (_, *want) = lstm.vjp(x, **options, dx=False)[2](y), full(y)
+    assert none is None
+    for mine, theirs in zip([*got[0], *got[1].values()], [*want[0], *want[1].values()], strict=True):
+        np.testing.assert_array_equal(to_numpy(mine), to_numpy(theirs))
+
+
 def peak(work: Any) -> int:
     """Most bytes that `work` held at a time beyond what was there before."""
     tracemalloc.start()

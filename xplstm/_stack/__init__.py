@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xplstm import _array, _checks, _dispatch, _dropout
+from xplstm import _array, _checks, _dispatch, _dropout, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._dropout import Key, Purpose
@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 Layers = tuple[Directions, ...]
-Pullback = Callable[[Array | None, LSTMState | None], tuple[Array, LSTMState, Layers]]
+Back = Callable[[Array, LSTMState], tuple[Array | None, LSTMState, Directions]]
+Pullback = Callable[[Array | None, LSTMState | None], tuple[Any, LSTMState, Layers]]
 
 
 class Prepare(NamedTuple):
@@ -246,7 +247,7 @@ def _concat(xp: Namespace, states: list[LSTMState]) -> LSTMState:
 class _Layer(NamedTuple):
     """What the pullback needs of one layer."""
 
-    back: Callable[[Array, LSTMState], tuple[Array, LSTMState, Directions]]
+    back: Back
     masks: list[Array]
     """What its input was multiplied by."""
     weight_masks: list[Array | None]
@@ -256,11 +257,17 @@ class _Layer(NamedTuple):
 
 
 def vjp(
-    stack: Stack, call: Call, layers: Layers, rng: Any = None, checkpoint: int | None = None
+    stack: Stack,
+    call: Call,
+    layers: Layers,
+    rng: Any = None,
+    checkpoint: int | None = None,
+    dx: bool = True,
 ) -> tuple[Array, LSTMState, Pullback]:
     """Return the output, the final state, and the function that takes their gradients backward."""
     if _borrow.is_compiled(call.home):
-        return _borrow.outside_graphs(vjp, stack, call, layers, rng, checkpoint)
+        return _borrow.outside_graphs(vjp, stack, call, layers, rng, checkpoint, dx)
+    dx = _values.flag("dx", dx)
     checkpoint = _checks.checkpoint(checkpoint)
     key = None if rng is None else _dropout.draw_key(rng)
     x, ends, kept = call.x, [], []
@@ -271,7 +278,7 @@ def vjp(
         weight_masks = [_weight_mask(stack, call, key, layer, d, p) for d, p in enumerate(params)]
         params = tuple(map(_masked, params, weight_masks))
         state = _layer_state(stack, call.state, layer)
-        asked = problem(stack, call, layers, layer, True, key)
+        asked = problem(stack, call, layers, layer, True, key)._replace(dx=dx or layer > 0)
         y, end, back = _keep(asked, params, x, state, call, checkpoint)
         kept.append(_Layer(back, masks, weight_masks, y))
         x = _merge.forward(stack.merge, y)
@@ -279,15 +286,16 @@ def vjp(
 
     def pullback(
         dy: Array | None = None, dstate_n: LSTMState | None = None
-    ) -> tuple[Array, LSTMState, Layers]:
-        return _pull_back(stack, call, kept, dy, dstate_n)
+    ) -> tuple[Array | None, LSTMState, Layers]:
+        found = _pull_back(stack, call, kept, dy, dstate_n)
+        return found if dx else (None, *found[1:])
 
     return leave_y(stack, call, x), leave_state(stack, call, _concat(call.xp, ends)), pullback
 
 
 def _keep(
     asked: Problem, params: Directions, x: Array, state: LSTMState, call: Call, checkpoint: int | None
-) -> tuple[Array, LSTMState, Callable[[Array, LSTMState], tuple[Array, LSTMState, Directions]]]:
+) -> tuple[Array, LSTMState, Back]:
     """Run one layer forward, and return its backward function."""
     valid = call.valid.array
     if checkpoint is None or checkpoint >= asked.T:
@@ -330,24 +338,25 @@ def _masked(p: Params, mask: Array | None) -> Params:
 
 def _pull_back(
     stack: Stack, call: Call, kept: list[_Layer], dy: Array | None, dstate_n: LSTMState | None
-) -> tuple[Array, LSTMState, Layers]:
+) -> tuple[Array | None, LSTMState, Layers]:
     """Return the gradients with respect to x, the initial state and the parameters of each layer."""
     T, B = call.x.shape[0], call.x.shape[1]
-    dx = enter_dy(stack, call, dy, T, B)
+    dx: Array | None = enter_dy(stack, call, dy, T, B)
     dstate_n = enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient", "dstate_n")
     starts: list[LSTMState] = []
     dlayers: list[Directions] = []
     for layer in reversed(range(stack.num_layers)):
         back, masks, weight_masks, y = kept[layer]
+        assert dx is not None, "only the first layer is not asked for it"
         parts = _merge.backward(stack.merge, y, dx)
         dx = parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-1)
         dx, dstate, dparams = back(dx, _layer_state(stack, dstate_n, layer))
         for mask in masks:
-            dx = dx * mask
+            dx = None if dx is None else dx * mask
         starts.insert(0, dstate)
         dlayers.insert(0, tuple(map(_masked, dparams, weight_masks)))
     dstate_0 = leave_state(stack, call, _concat(call.xp, starts))
-    return user_major(stack, call, dx), dstate_0, tuple(dlayers)
+    return None if dx is None else user_major(stack, call, dx), dstate_0, tuple(dlayers)
 
 
 def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:

@@ -167,7 +167,7 @@ class _Run:
 
 def _on_host(problem: Problem) -> Problem:
     """Return the problem as the kernel sees it."""
-    return problem._replace(xp=_array.numpy_namespace(), backend="numpy", device="cpu")
+    return problem._replace(xp=_array.numpy_namespace(), backend="numpy", device="cpu", dx=True)
 
 
 def _present(params: Directions, others: Directions) -> Iterator[Any]:

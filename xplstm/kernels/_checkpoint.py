@@ -109,7 +109,7 @@ def forward(
 
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
-) -> tuple[Array, LSTMState, tuple[Params, ...]]:
+) -> tuple[Array | None, LSTMState, tuple[Params, ...]]:
     """`kernel.backward` of each segment from the last to the first, after running it forward again."""
     kernel, every, problem, dtype, packed, x, valid, fresh, states = residuals
     P = problem.output_size
@@ -119,7 +119,7 @@ def backward(
     dparams: list[Params] = []
     for d, reverse in enumerate(problem.reverse):
         dstate = LSTMState(dstate_n.h[d : d + 1, ...], dstate_n.c[d : d + 1, ...])
-        joined = _Joined(problem, problem.I, 1, problem.dtype)
+        joined = _Joined(problem, problem.I, 1, problem.dtype) if problem.dx else None
         total: Params | None = None
         for (lo, hi), start in reversed(
             list(zip(segments(problem.T, every, reverse), states[d], strict=True))
@@ -130,14 +130,15 @@ def backward(
             dy_part = _array.widen(dy[lo:hi, :, d * P : (d + 1) * P])
             dx_part, dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
             del kept  # before the next segment makes its own
-            joined.put(0, lo, dx_part)
+            if joined is not None and dx_part is not None:
+                joined.put(0, lo, dx_part)
             total = dp if total is None else _add(total, dp)
-        dx = joined.concatenated() if dx is None else dx + joined.concatenated()
+        if joined is not None:
+            dx = joined.concatenated() if dx is None else dx + joined.concatenated()
         dstates.append(dstate)
         assert total is not None, "T = 0 never comes here"
         dparams.append(each(partial(_array.narrow, dtype=dtype), total))
-    assert dx is not None, "there is a direction"
-    return _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
+    return None if dx is None else _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
 
 def _cut(

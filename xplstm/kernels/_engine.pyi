@@ -85,7 +85,7 @@ def backward(
     noise: tuple[tuple[_Optional, ...], ...] | None,
     dy: np.ndarray,
     kept: tuple[tuple[np.ndarray, ...], ...],
-    dx: np.ndarray,
+    dx: _Optional,
     dh_0: np.ndarray,
     dc_0: np.ndarray,
     gradients: tuple[tuple[_Optional, ...], ...],

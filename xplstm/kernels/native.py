@@ -46,7 +46,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 11
+    INTERFACE = 12
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -441,11 +441,11 @@ def _keep(problem: Problem, packed: Packed, dtype: np.dtype) -> tuple[tuple[np.n
 
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
-) -> tuple[np.ndarray, LSTMState, tuple[Params, ...]]:
-    """Return the gradients with respect to x, the initial state and each direction's parameters."""
+) -> tuple[np.ndarray | None, LSTMState, tuple[Params, ...]]:
+    """Return the gradients with respect to x if asked, the initial state and each direction's parameters."""
     problem, packed, x, h_0, lengths, mask, fresh, noise, kept = residuals
     h_0 = _seen(h_0, noise)
-    dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype)
+    dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype) if problem.dx else None
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
     weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)

@@ -420,7 +420,11 @@ class SequenceClassifier(Composite):
         if self.embedding is not None:
             read, embedding_pullback = self.embedding.vjp(reading.x)
         y, state_n, lstm_pullback = self.lstm.vjp(
-            read, state, lengths=reading.lengths, mask=reading.mask, rng=rng
+            *(read, state),
+            lengths=reading.lengths,
+            mask=reading.mask,
+            rng=rng,
+            dx=self.embedding is not None,
         )
         features, pool_pullback = self._pooled(y, state_n, reading)
         features, dropout_pullback = self.dropout.vjp(features, rng=rng)

@@ -459,7 +459,9 @@ class Forecaster(SeriesModel):
         """
         rng = None if rng is None else _values.generator("rng", rng)
         read = self._read(inputs)
-        y, state_n, lstm_pullback = self.lstm.vjp(read.entered, state, lengths=read.lengths, rng=rng)
+        y, state_n, lstm_pullback = self.lstm.vjp(
+            read.entered, state, lengths=read.lengths, rng=rng, dx=False
+        )
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         raw, linear_pullback = self.linear.vjp(y)
         expected, forecast_pullback = self._roles.forecasts(raw, read.z)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
@@ -297,7 +297,8 @@ class LSTM(_Calls, Recurrent):
         reset: Array | None = None,
         rng: Seed = None,
         checkpoint: int | None = None,
-    ) -> tuple[Array, LSTMState, Callable[..., tuple[Array, LSTMState, DParams]]]:
+        dx: bool = True,
+    ) -> tuple[Array, LSTMState, Callable[..., tuple[Any, LSTMState, DParams]]]:
         """Run all layers and return a function that computes the gradients.
 
         Parameters
@@ -310,6 +311,9 @@ class LSTM(_Calls, Recurrent):
         checkpoint : int, optional
             Keep one state for every `checkpoint` steps and recompute the steps in the pullback. Memory is
             O(T / checkpoint + checkpoint) steps.
+        dx : bool, default True
+            Whether the pullback computes the gradient with respect to x. With False it returns None in its
+            place; the kernel ``native`` and every `checkpoint` then skip a product.
 
         Returns
         -------
@@ -340,13 +344,13 @@ class LSTM(_Calls, Recurrent):
         """
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, state, lengths, mask, reset)
-        y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint)
+        y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint, dx)
 
         def pullback(
             dy: Array | None = None, dstate_n: LSTMState | None = None
-        ) -> tuple[Array, LSTMState, DParams]:
-            dx, dstate_0, dlayers = backward(dy, dstate_n)
-            return dx, dstate_0, self._by_name(dlayers)
+        ) -> tuple[Array | None, LSTMState, DParams]:
+            into_x, dstate_0, dlayers = backward(dy, dstate_n)
+            return into_x, dstate_0, self._by_name(dlayers)
 
         return y, state_n, pullback
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from xplstm import _dispatch, _stack, _values
 from xplstm._checks import Home
@@ -150,14 +150,15 @@ class _HiddenNetwork(_Calls, Recurrent):
         reset: Array | None = None,
         rng: Seed = None,
         checkpoint: int | None = None,
-    ) -> tuple[Array, Array, Callable[..., tuple[Array, Array, DParams]]]:
+        dx: bool = True,
+    ) -> tuple[Array, Array, Callable[..., tuple[Any, Array, DParams]]]:
         """Run all layers and keep what the gradients need.
 
         Parameters
         ----------
         x, h_0, lengths, mask, reset
             As for a call.
-        rng, checkpoint
+        rng, checkpoint, dx
             As for `LSTM.vjp`.
 
         Returns
@@ -174,11 +175,13 @@ class _HiddenNetwork(_Calls, Recurrent):
         """
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
-        y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint)
+        y, state_n, backward = _stack.vjp(self._stack, call, layers, rng, checkpoint, dx)
 
-        def pullback(dy: Array | None = None, dh_n: Array | None = None) -> tuple[Array, Array, DParams]:
-            dx, dstate_0, dlayers = backward(dy, _state(dh_n, "dh_n"))
-            return dx, dstate_0.h, self._by_name(dlayers)
+        def pullback(
+            dy: Array | None = None, dh_n: Array | None = None
+        ) -> tuple[Array | None, Array, DParams]:
+            into_x, dstate_0, dlayers = backward(dy, _state(dh_n, "dh_n"))
+            return into_x, dstate_0.h, self._by_name(dlayers)
 
         return y, state_n.h, pullback
 

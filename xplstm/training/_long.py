@@ -126,7 +126,7 @@ def gradients_over(
     totals: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
     for number, given in _backward(chunks, len(starts)):
         chunk = _chunk(number, given)
-        y, after, pullback = wide.vjp(widen("x", chunk.x), starts.pop(), **chunk.options)
+        y, after, pullback = wide.vjp(widen("x", chunk.x), starts.pop(), dx=False, **chunk.options)
         end = after if end is None else end
         value, dy, dothers = _judge(loss, widen.narrow(y), chunk.targets)
         del y

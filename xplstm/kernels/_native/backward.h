@@ -21,7 +21,8 @@ static void NAME(pack_backward)(const Backward *f, int direction, int member, in
 {
     const Packed *p = f->packed[direction];
     NAME(pack_columns)(f->weight_hh[direction], 4 * p->H, p->P, member, members, f->hh[direction]);
-    NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, member, members, f->ih[direction]);
+    if (f->dx)
+        NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, member, members, f->ih[direction]);
     if (p->projected)
         NAME(pack_columns)(f->weight_hr[direction], p->P, p->M, member, members, f->hr[direction]);
 }
@@ -428,7 +429,32 @@ static size_t NAME(backward_scratch)(const Backward *f)
     return walk > sums ? walk : sums;
 }
 
-/* The products over a block's rows: own rows of the weights' gradients, own rows of dx. */
+/* dx of rows from to end of a block: dz W_ih. */
+static void NAME(input_gradient)(const Backward *f, int direction, Size from, Size end, const Products *w)
+{
+    const Rows *rows = &f->rows[direction];
+    Size K = 4 * f->packed[direction]->H, I = f->packed[direction]->I;
+    while (from < end) {
+        Size some = end - from < NAME(CHUNK) ? end - from : NAME(CHUNK);
+        for (Size k = 0; k < some; k++)
+            w->at[k] = (const REAL *)rows->dzx + (from + k) * K;
+        for (Size output = 0; output < NAME(outputs)(I); output++) {
+            Size width = I - output * PANEL < PANEL ? I - output * PANEL : PANEL;
+            NAME(product)(w->at, some, K, (const REAL *)f->ih[direction] + output * K * PANEL, w->products,
+                          PANEL, NULL, 0, NULL);
+            for (Size k = 0; k < some; k++) {
+                REAL *dx =
+                    (REAL *)f->dx + (rows->t[from + k] * f->B + rows->b[from + k]) * I + output * PANEL;
+                for (Size j = 0; j < width; j++)
+                    dx[j] += w->products[k * PANEL + j];
+            }
+        }
+        from += some;
+    }
+}
+
+/* The products over a block's rows: own rows of the weights' gradients, and dx of own rows where it
+   is asked for. */
 static void NAME(accumulate)(const Backward *f, int direction, int member, int members, char *memory)
 {
     const Packed *p = f->packed[direction];
@@ -468,23 +494,9 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
         NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members),
                            count, &projection, 1, gradient->bias_hr, &w.sums);
     }
-    for (Size from = share(count, member, members), end = share(count, member + 1, members); from < end;) {
-        Size some = end - from < NAME(CHUNK) ? end - from : NAME(CHUNK);
-        for (Size k = 0; k < some; k++)
-            at[k] = dz + (from + k) * K;
-        for (Size output = 0; output < NAME(outputs)(I); output++) {
-            Size width = I - output * PANEL < PANEL ? I - output * PANEL : PANEL;
-            NAME(product)(at, some, K, (const REAL *)f->ih[direction] + output * K * PANEL, w.products, PANEL,
-                          NULL, 0, NULL);
-            for (Size k = 0; k < some; k++) {
-                REAL *dx =
-                    (REAL *)f->dx + (rows->t[from + k] * f->B + rows->b[from + k]) * I + output * PANEL;
-                for (Size j = 0; j < width; j++)
-                    dx[j] += w.products[k * PANEL + j];
-            }
-        }
-        from += some;
-    }
+    if (f->dx)
+        NAME(input_gradient)(f, direction, share(count, member, members), share(count, member + 1, members),
+                             &w);
 }
 
 static void NAME(apply)(int function, Size n, const void *x, void *y)

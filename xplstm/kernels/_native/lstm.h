@@ -163,7 +163,7 @@ typedef struct Backward {
     const void *dy;
     Noise noise[2];
     Kept kept[2];
-    void *dx, *dh_0, *dc_0; /* dh_0 and dc_0 hold the gradients of the final state first */
+    void *dx, *dh_0, *dc_0; /* dx may be NULL; the others hold the gradients of the final state first */
     Gradient gradient[2];
     Rows rows[2];
     void *hh[2], *ih[2], *hr[2]; /* packed for the backward pass */

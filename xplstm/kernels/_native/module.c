@@ -366,7 +366,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(11);
+    return PyLong_FromLong(12);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of

@@ -61,6 +61,7 @@ typedef struct Sum {
 #define SumScratch NAME(SumScratch)
 typedef struct SumScratch {
     REAL *b, *a, *tile; /* (DEPTH, PANEL), (tiles, TALL), (ROWS, PANEL) */
+    REAL *narrow;       /* a panel of b as tiles read rows */
 } SumScratch;
 
 /* Carve them for at most so many rows of c. */
@@ -69,6 +70,37 @@ static void NAME(carve_sums)(SumScratch *w, Size rows, Arena *arena)
     w->b = take(arena, sizeof(REAL) * NAME(DEPTH) * PANEL);
     w->a = take(arena, sizeof(REAL) * NAME(TALL) * (size_t)((rows + ROWS - 1) / ROWS));
     w->tile = take(arena, sizeof(REAL) * ROWS * PANEL);
+    w->narrow = take(arena, sizeof(REAL) * NAME(TALL) * ((PANEL + ROWS - 1) / ROWS));
+}
+
+/* Whether tiles of c^T are fewer: a panel of b with few columns leaves most of a tile of c empty. */
+static int NAME(is_narrow)(Size width, Size rows)
+{
+    return (width + ROWS - 1) / ROWS * ((rows + PANEL - 1) / PANEL) < (rows + ROWS - 1) / ROWS;
+}
+
+/* The part of c += a^T b that has the `width` columns packed in w->b, by tiles of c^T. Each sum is as in
+   tiles of c. */
+static void NAME(sum_narrow)(const REAL *a, Size a_stride, Size first, Size last, Size depth, Size width,
+                             REAL *c, Size columns, const SumScratch *w)
+{
+    NAME(pack_tall)(w->b, PANEL, 0, width, depth, w->narrow);
+    for (Size row = first; row < last; row += PANEL) {
+        Size height = last - row < PANEL ? last - row : PANEL;
+        for (Size n = 0; n < depth; n++)
+            NAME(panel_row)(a + n * a_stride + row, height, w->b + n * PANEL);
+        for (Size column = 0; column < width; column += ROWS) {
+            const REAL *at = w->narrow + column / ROWS * NAME(TALL), *rows[ROWS];
+            Size some = width - column < ROWS ? width - column : ROWS;
+            for (Size r = 0; r < ROWS; r++)
+                rows[r] = at + r;
+            NAME(tiles)
+            [ROWS](rows, ROWS, w->b, depth, w->tile, PANEL, NULL, 0, NULL, (const char *)(at + NAME(TALL)));
+            for (Size n = 0; n < height; n++)
+                for (Size r = 0; r < some; r++)
+                    c[(row + n) * columns + column + r] += w->tile[r * PANEL + n];
+        }
+    }
 }
 
 /* c (rows, columns) += a^T b for every sum: a (count, ...) holds columns first to last of each row, stride
@@ -90,6 +122,11 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
                 Size width = columns - column < PANEL ? columns - column : PANEL;
                 for (Size n = 0; n < depth; n++)
                     NAME(panel_row)(sum->b[from + n] + column, width, packed_b + n * PANEL);
+                if (NAME(is_narrow)(width, last - first)) {
+                    NAME(sum_narrow)(a + from * a_stride, a_stride, first, last, depth, width,
+                                     sum->c + column, columns, w);
+                    continue;
+                }
                 const REAL *at = packed_a;
                 for (Size row = first; row < last; row += ROWS, at += NAME(TALL)) {
                     const char *next = (const char *)(at + NAME(TALL));
