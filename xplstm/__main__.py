@@ -9,7 +9,6 @@ import os
 import sys
 
 import xplstm
-from xplstm._errors import XplstmError
 
 COMMANDS = {
     "info": "versions, backends, devices and kernels",
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
-    except XplstmError as error:
+    except xplstm.XplstmError as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -12,8 +12,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, update_wrapper
+from types import ModuleType
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -42,7 +43,13 @@ _DTYPE_NAMES: dict[np.dtype, str] = {}
 
 _backend: Choice[str | None] = Choice("xplstm_backend", None)
 
+# Modules whose `room` returns faster functions for one library's arrays, or None. They import this module, so
+# they are loaded by name, and only with arrays of that library.
+_FASTER = {"cupy": "xplstm.kernels._cuda.parts"}
+
 A = TypeVar("A")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def use_backend(name: str) -> Chosen[str | None]:
@@ -210,6 +217,30 @@ def backend_name(xp: Namespace) -> str:
     """Return the short name of a namespace: ``"numpy"``, ``"cupy"``, ..., or its package's own name."""
     name: str = xp.__name__
     return _SHORT.get(name) or name.removeprefix("array_api_compat.").partition(".")[0]
+
+
+def part(generic: Callable[Concatenate[Namespace, P], R]) -> Callable[Concatenate[Namespace, P], R]:
+    """Make ``generic(xp, ...)`` give way to the function of its name, without the underscore, in `faster`.
+
+    The generic code is the definition and runs everywhere. The other function takes all arguments but the
+    namespace, and returns None for what it leaves to `generic`.
+    """
+    name = generic.__name__.removeprefix("_")
+
+    def chosen(xp: Namespace, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        room = faster(xp)
+        made: R | None = None if room is None else getattr(room, name)(*args, **kwargs)
+        return generic(xp, *args, **kwargs) if made is None else made
+
+    update_wrapper(chosen, generic)
+    return chosen
+
+
+def faster(xp: Namespace) -> ModuleType | None:
+    """Return the module of faster functions for arrays of `xp`, or None where the generic code has to run."""
+    where = _FASTER.get(backend_name(xp))
+    room: ModuleType | None = None if where is None else importlib.import_module(where).room()
+    return room
 
 
 def device(x: Any) -> Device:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xplstm import _array, _values
-from xplstm._errors import ArgumentError, DTypeError, ShapeError
-from xplstm.nn import LSTMTrace
+from xplstm import ArgumentError, DTypeError, LSTMTrace, ShapeError, _array, _values
 from xplstm.training import History
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from tests.conftest import backend
 from tests.support.cases import Case, run, slopes
 from xplstm import Variant
 from xplstm._array import numpy_namespace, to_numpy
-from xplstm._dropout import Purpose, draw_key, uniform
 from xplstm.cells import activations
 from xplstm.cells.activations import FUNCTIONS
+from xplstm.cells.masks import Purpose, draw_key, uniform
 from xplstm.cells.params import Activation
 from xplstm.kernels import native
 

@@ -16,12 +16,12 @@ from spec import exact_cases
 from spec.ieee import FORMATS
 from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.training import ROOM
-from xplstm import __main__, _dispatch
+from xplstm import __main__, _array, _dispatch
 from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.cli import fit, prove, published, trials
 from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import launch, parts, proof
+from xplstm.kernels._cuda import launch, proof
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "spec" / "vectors-exact"
@@ -298,9 +298,7 @@ def test_the_plans_of_the_trials_take_every_entry_and_kind_of_cut(kind: str, pro
 @pytest.mark.parametrize("dtype", kinds(launch.SIZES))
 def test_trials_of_training(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with standin.installed():
-        monkeypatch.setattr(
-            parts, "cuda_room", lambda _: ROOM if _dispatch.pinned() == "cupy_fused" else None
-        )
+        monkeypatch.setattr(_array, "faster", lambda _: ROOM if _dispatch.pinned() == "cupy_fused" else None)
         assert trials.training_differs(np, "cpu", dtype) is None
         with compiled.faulty(("log(total)", "log(2 * total)")):
             launch.kernel.cache_clear()

@@ -16,7 +16,8 @@ import xplstm
 from tests.conftest import backend, open_backend
 from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.training import ROOM
-from xplstm import _array, _dropout, losses, optim
+from xplstm import _array, losses, optim
+from xplstm.cells import masks
 from xplstm.kernels._cuda import parts
 from xplstm.kernels._cuda import training as training_parts
 from xplstm.models import CharLM
@@ -49,7 +50,7 @@ def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
     if compiled.compiler() is None or int(np.__version__.split(".")[0]) < 2:
         pytest.skip("a C++20 compiler and NumPy 2 are needed to emulate the CUDA sources")
     with standin.installed(), monkeypatch.context() as patch:
-        patch.setattr(parts, "cuda_room", lambda _: ROOM)
+        patch.setattr(_array, "faster", lambda _: ROOM)
         yield On(_array.numpy_namespace(), "cpu")
 
 
@@ -59,7 +60,7 @@ def generic(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with xplstm.use_kernel(None), monkeypatch.context() as patch:
-            patch.setattr(parts, "cuda_room", lambda _: None)
+            patch.setattr(_array, "faster", lambda _: None)
             return function(*args, **kwargs)
 
     return call
@@ -290,26 +291,24 @@ def test_masks_have_the_bits_of_the_processor(
 ) -> None:
     xp, numpy = on.xp, _array.numpy_namespace()
     for seed, p in enumerate((0.3, 0.5, 1 - 2.0**-53, 2.0**-60, 1 / 3)):
-        key = _dropout.draw_key(seed)
-        for purpose, stream in ((_dropout.Purpose.BETWEEN_LAYERS, 0), (_dropout.Purpose.WEIGHT, 2**63 + 3)):
+        key = masks.draw_key(seed)
+        for purpose, stream in ((masks.Purpose.BETWEEN_LAYERS, 0), (masks.Purpose.WEIGHT, 2**63 + 3)):
             with np.errstate(over="ignore"):
-                got = _dropout.scaled_mask(xp, shape, p, key, stream, dtype, on.device, purpose)
-                want = generic(_dropout.scaled_mask, numpy, shape, p, key, stream, dtype, "cpu", purpose)
+                got = masks.scaled_mask(xp, shape, p, key, stream, dtype, on.device, purpose)
+                want = generic(masks.scaled_mask, numpy, shape, p, key, stream, dtype, "cpu", purpose)
             same_bits(got, want, f"p={p}")
-        got = _dropout.hold_mask(xp, shape, p, key, _dropout.Purpose.ZONEOUT_C, 3, 12345, on.device)
-        want = generic(_dropout.hold_mask, numpy, shape, p, key, _dropout.Purpose.ZONEOUT_C, 3, 12345, "cpu")
+        got = masks.hold_mask(xp, shape, p, key, masks.Purpose.ZONEOUT_C, 3, 12345, on.device)
+        want = generic(masks.hold_mask, numpy, shape, p, key, masks.Purpose.ZONEOUT_C, 3, 12345, "cpu")
         same_bits(got, want, f"p={p}")
 
 
 def test_a_number_drawn_is_not_below_itself(on: On) -> None:
     """The bound of a mask is one of the numbers, or the very next one, which may be none of them."""
-    key = _dropout.draw_key(7)
-    drawn = _dropout.uniform((12,), key, _dropout.Purpose.ZONEOUT_H, 1, 5)
+    key = masks.draw_key(7)
+    drawn = masks.uniform((12,), key, masks.Purpose.ZONEOUT_H, 1, 5)
     for k in (int(np.argmin(drawn)), int(np.argmax(drawn))):
         for p, below in ((drawn[k], False), (np.nextafter(drawn[k], 1), True)):
-            mask = _dropout.hold_mask(
-                on.xp, (12,), float(p), key, _dropout.Purpose.ZONEOUT_H, 1, 5, on.device
-            )
+            mask = masks.hold_mask(on.xp, (12,), float(p), key, masks.Purpose.ZONEOUT_H, 1, 5, on.device)
             assert bool(_array.to_numpy(mask)[k]) is below
 
 
@@ -395,12 +394,12 @@ def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: p
     monkeypatch.setattr(parts, "proven", lambda: False)
     cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()
-    assert parts.cuda_room(cupy) is None
+    assert _array.faster(cupy) is None
     for name in parts.KERNELS:
         with xplstm.use_kernel(name):
-            assert parts.cuda_room(cupy) is training_parts
-            assert parts.cuda_room(numpy) is None
+            assert _array.faster(cupy) is training_parts
+            assert _array.faster(numpy) is None
     monkeypatch.setattr(parts, "proven", lambda: True)
-    assert parts.cuda_room(cupy) is training_parts
+    assert _array.faster(cupy) is training_parts
     with xplstm.use_kernel("reference"):
-        assert parts.cuda_room(cupy) is None
+        assert _array.faster(cupy) is None

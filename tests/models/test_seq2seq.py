@@ -10,7 +10,8 @@ import pytest
 import xplstm
 from tests.models.test_decoding import every_sequence
 from tests.support.modelcases import check_gradients, check_same, check_torch, host, torch_copy
-from xplstm import _dropout, optim, training
+from xplstm import optim, training
+from xplstm.cells import masks
 from xplstm.models import Ragged, Seq2Seq
 
 SOURCE, TARGET = "abcdef", "xyz"
@@ -115,7 +116,7 @@ def own_tokens(model, source, target, told):
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
 def test_the_decoder_reads_what_the_coins_say(source, target, ratio):
     model, coins = lively(teacher_forcing=ratio), np.random.default_rng(12)
-    _dropout.draw_key(coins)  # the encoder's, though it drops nothing
+    masks.draw_key(coins)  # the encoder's, though it drops nothing
     told = coins.random((U, B)) < ratio
     read = own_tokens(model, source, target, told)
     if ratio < 1:

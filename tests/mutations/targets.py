@@ -64,7 +64,7 @@ TARGETS = {
     "stack": Target(
         (
             *(f"xplstm/_stack/{name}.py" for name in ("__init__", "_layers", "_arguments", "_merge")),
-            "xplstm/_dropout.py",
+            "xplstm/cells/masks.py",
         ),
         (*REFERENCE, *LAYERS, "tests/kernels/test_composed.py", "tests/kernels/test_steps.py"),
     ),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from xplstm import _dropout
 from xplstm._array import numpy_namespace
+from xplstm.cells import masks
 
 XP = numpy_namespace()
 M = 2**64 - 1
-LAYERS = _dropout.Purpose.BETWEEN_LAYERS
+LAYERS = masks.Purpose.BETWEEN_LAYERS
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
@@ -30,37 +30,35 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 
 def test_every_element_can_be_made_by_itself() -> None:
     key, stream, p, shape = np.asarray([2**63 + 5, 77], dtype=np.uint64), 3, 0.3, (3, 5, 2)
-    mask = _dropout.scaled_mask(XP, shape, p, key, stream, "float64", "cpu", LAYERS).reshape(-1)
+    mask = masks.scaled_mask(XP, shape, p, key, stream, "float64", "cpu", LAYERS).reshape(-1)
     for n, value in enumerate(mask):
         word = philox([n // 4 + 1, 0, stream, 0], [int(k) for k in key])[n % 4]
         assert value == (1 / (1 - p) if (word >> 11) / 2**53 >= p else 0)
 
 
 def test_the_share_that_is_dropped() -> None:
-    key = _dropout.draw_key(0)
+    key = masks.draw_key(0)
     for p in (0.1, 0.5, 0.9):
-        mask = _dropout.scaled_mask(XP, (400, 500), p, key, 1, "float32", "cpu", LAYERS)
+        mask = masks.scaled_mask(XP, (400, 500), p, key, 1, "float32", "cpu", LAYERS)
         assert abs((mask == 0).mean() - p) < 4 * (p * (1 - p) / mask.size) ** 0.5
         assert abs(mask.mean() - 1) < 0.02
 
 
 def test_streams_and_keys_differ() -> None:
-    key = _dropout.draw_key(0)
-    one, two = (
-        _dropout.scaled_mask(XP, (64,), 0.5, key, stream, "float32", "cpu", LAYERS) for stream in (1, 2)
-    )
+    key = masks.draw_key(0)
+    one, two = (masks.scaled_mask(XP, (64,), 0.5, key, stream, "float32", "cpu", LAYERS) for stream in (1, 2))
     assert (one != two).any()
     generator = np.random.default_rng(0)
-    assert _dropout.draw_key(generator) != _dropout.draw_key(generator)
+    assert masks.draw_key(generator) != masks.draw_key(generator)
 
 
 def test_a_number_that_equals_the_probability_is_kept_and_not_held():
     """Numbers are in [0, p) with probability p, so that p itself is outside."""
     key, shape = (3, 5), (8,)
     for n in range(8):
-        p = float(_dropout.uniform(shape, key, LAYERS, 1)[n])
-        kept = _dropout.scaled_mask(XP, shape, p, key, 1, "float64", None, LAYERS)
-        held = _dropout.hold_mask(XP, shape, p, key, LAYERS, 1, 0, None)
+        p = float(masks.uniform(shape, key, LAYERS, 1)[n])
+        kept = masks.scaled_mask(XP, shape, p, key, 1, "float64", None, LAYERS)
+        held = masks.hold_mask(XP, shape, p, key, LAYERS, 1, 0, None)
         assert kept[n] == 1 / (1 - p)
         assert not held[n]
         np.testing.assert_array_equal(kept == 0, held)
@@ -68,4 +66,4 @@ def test_a_number_that_equals_the_probability_is_kept_and_not_held():
 
 def test_a_key_is_two_words_of_the_generator():
     raw = np.random.PCG64(7).random_raw(2).tolist()
-    assert _dropout.draw_key(7) == tuple(raw)
+    assert masks.draw_key(7) == tuple(raw)

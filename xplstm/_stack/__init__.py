@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xplstm import _array, _checks, _dispatch, _dropout, _values
+from xplstm import _array, _checks, _dispatch, _values
 from xplstm._checks import Home
 from xplstm._dispatch import Directions, Kernel, Stepper
-from xplstm._dropout import Key, Purpose
 from xplstm._problem import Explanation, Noise, Problem
 from xplstm._stack import _borrow, _merge
 from xplstm._stack._arguments import (
@@ -25,6 +24,7 @@ from xplstm._stack._layers import Stack, names, shapes
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Params
+from xplstm.cells.masks import Key, Purpose, draw_key, scaled_mask
 from xplstm.kernels import _checkpoint, _stored, reference
 
 __all__ = [
@@ -269,7 +269,7 @@ def vjp(
         return _borrow.outside_graphs(vjp, stack, call, layers, rng, checkpoint, dx)
     dx = _values.flag("dx", dx)
     checkpoint = _checks.checkpoint(checkpoint)
-    key = None if rng is None else _dropout.draw_key(rng)
+    key = None if rng is None else draw_key(rng)
     x, ends, kept = call.x, [], []
     for layer, params in enumerate(layers):
         masks = _input_masks(stack, call, key, layer)
@@ -328,7 +328,7 @@ def _weight_mask(stack: Stack, call: Call, key: Key | None, layer: int, d: int, 
 
 def _mask(call: Call, shape: tuple[int, ...], p: float, key: Key, stream: int, purpose: Purpose) -> Array:
     xp, device, dtype = call.home
-    return _dropout.scaled_mask(xp, shape, p, key, stream, dtype, device, purpose)
+    return scaled_mask(xp, shape, p, key, stream, dtype, device, purpose)
 
 
 def _masked(p: Params, mask: Array | None) -> Params:

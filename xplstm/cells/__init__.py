@@ -14,7 +14,7 @@ from xplstm._typing import Array, Device, Namespace
 from xplstm.cells.params import LSTMParams
 
 if TYPE_CHECKING:
-    from xplstm._dropout import Draw
+    from xplstm.cells.masks import Draw
     from xplstm.init import Rule
 
 Params: TypeAlias = Any
@@ -94,7 +94,7 @@ class Masks(NamedTuple):
     dropped: Array | None
     """The factor of h in the gates at every step, (B, output_size)."""
     held_h: Draw | None
-    """Where zoneout keeps the old value; `xplstm._dropout.hold_mask` draws one time of it."""
+    """Where zoneout keeps the old value; `xplstm.cells.masks.hold_mask` draws one time of it."""
     held_c: Draw | None
 
 

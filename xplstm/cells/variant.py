@@ -21,12 +21,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from xplstm import _array, _values
-from xplstm._dropout import Draw, Purpose, hold_mask, scaled_mask
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, Equations, Masks, Pointwise, Sizes
 from xplstm.cells.activations import FUNCTIONS, blocks, clipped, clipped_back, constants, slope, value
 from xplstm.cells.lstm import STANDARD, STANDARD_STEP, Gates, LSTMCell, project_output
+from xplstm.cells.masks import Draw, Purpose, hold_mask, scaled_mask
 from xplstm.cells.params import Activation, LSTMParams, Variant
 
 EPSILON = 1e-5

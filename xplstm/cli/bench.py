@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _values
-from xplstm._errors import ArgumentError, XplstmError
+from xplstm import ArgumentError, XplstmError, _values
 from xplstm.cli import results
 from xplstm.cli.engines import Engine, calls_of, difference, in_turns
 from xplstm.cli.peers import (

@@ -20,8 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from xplstm import _array, _values, optim, training
-from xplstm._errors import ArgumentError, FormatError, XplstmError
+from xplstm import ArgumentError, FormatError, XplstmError, _array, _values, optim, training
 from xplstm.cli import ngram
 from xplstm.models import CharLM
 from xplstm.training import Checkpoint, History, Streams

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from xplstm._errors import KernelError, XplstmError
+from xplstm import KernelError, XplstmError
 from xplstm.cli.peers import PRODUCT, Shape, Work, builder, product
 
 # Every library reads one of these when it is imported.

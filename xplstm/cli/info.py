@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from xplstm._process import show_config
+from xplstm import show_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

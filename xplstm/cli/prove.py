@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xplstm import _values
-from xplstm._errors import BackendError
+from xplstm import BackendError, _values
 from xplstm.cli import trials
 from xplstm.kernels._cuda import proof
 from xplstm.kernels._cuda.proof import Verdict

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm.cells.params import LSTMParams
+from xplstm import LSTMParams
 
 PRECISION = {"float32": 24, "float64": 53}
 LEAST = {"float32": -149, "float64": -1074}

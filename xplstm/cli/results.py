@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xplstm._errors import ArgumentError, BackendError
+from xplstm import ArgumentError, BackendError
 from xplstm.cli.peers import PEERS, Shape, option_of
 
 Times = dict[str, list[float]]

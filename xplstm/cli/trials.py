@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _dispatch, _dropout, losses, optim, use_kernel
-from xplstm._errors import DTypeError
+from xplstm import DTypeError, Embedding, LSTMState, _array, _dispatch, losses, optim, use_kernel
 from xplstm._problem import Problem
-from xplstm._state import LSTMState
+from xplstm.cells import masks
 from xplstm.cells.lstm import STANDARD
 from xplstm.cli import fit, published
 from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.kernels._cuda import launch, proof, trials
 from xplstm.kernels._cuda.trials import BOTH, Engine, Shape
 from xplstm.kernels.cupy_persistent import STEP_OF_K, Plan
-from xplstm.nn import Embedding
 
 KINDS = tuple(launch.KINDS)
 SUBJECTS = {"cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
@@ -320,8 +318,8 @@ def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
     found["cross-entropy"], pullback = losses.softmax_cross_entropy(numbers(4, 300), targets)
     found["gradient of cross-entropy"] = pullback()
     draw: Any = (0.4, (1, 2))
-    found["mask of dropout"] = _dropout.scaled_mask(
-        *(xp, (5, 70), *draw, 0, dtype, device, _dropout.Purpose.BETWEEN_LAYERS)
+    found["mask of dropout"] = masks.scaled_mask(
+        *(xp, (5, 70), *draw, 0, dtype, device, masks.Purpose.BETWEEN_LAYERS)
     )
     ids = _array.asarray(rng.integers(0, 9, 50), xp, device)
     embedding = Embedding(9, 40, xp=xp, device=device, dtype=dtype, rng=1)

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from xplstm import _array
-from xplstm._dropout import Draw
 from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm.cells import FourBlocks, Params, Sizes
 from xplstm.cells.lstm import STANDARD_STEP
+from xplstm.cells.masks import Draw
 from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _recycled, _stored, _support, _threads
 from xplstm.kernels._stored import STORAGES, Stored

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from xplstm import _array, _values
+from xplstm._array import part
 from xplstm._errors import ArgumentError
 from xplstm._typing import Array, Namespace
-from xplstm.kernels._cuda.parts import part
 from xplstm.losses._shares import (
     Pullback,
     check_classes,

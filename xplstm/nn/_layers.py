@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array, _checks, _dropout, _values, init
+from xplstm import _array, _checks, _values, init
+from xplstm._array import part
 from xplstm._checks import Home
 from xplstm._summary import Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.kernels._cuda.parts import part
+from xplstm.cells import masks
 from xplstm.nn import _blocks
 from xplstm.nn._module import DParams, Module, Seed
 
@@ -314,7 +315,7 @@ class Dropout(Summary):
         home, x = _checks.home({"x": x}), _array.native(x)
         if rng is None or self.p == 0:
             return x, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x")
-        key = _dropout.draw_key(rng)
-        between = _dropout.Purpose.BETWEEN_LAYERS
-        mask = _dropout.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device, between)
+        key = masks.draw_key(rng)
+        between = masks.Purpose.BETWEEN_LAYERS
+        mask = masks.scaled_mask(home.xp, x.shape, self.p, key, 0, home.dtype, home.device, between)
         return x * mask, lambda dy: _checks.array("dy", dy, home, x.shape, "the shape of x") * mask

@@ -9,9 +9,9 @@ import operator
 import numpy as np
 
 from xplstm import _array, _values
+from xplstm._array import part
 from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
 from xplstm._typing import Array, Namespace, Params
-from xplstm.kernels._cuda.parts import part
 
 # Keeps a norm of finite numbers finite, and is exact.
 SHIFT = 2.0**-64

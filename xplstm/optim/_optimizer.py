@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, cast
 
 from xplstm import _array, _values
+from xplstm._array import part
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Namespace, Params
-from xplstm.kernels._cuda.parts import part
 from xplstm.optim._clip import float_array
 from xplstm.optim._schedules import LearningRate
 

@@ -1,7 +1,7 @@
 /* Training outside the layers: updates and clipping, cross-entropy, random masks, the gradient of a
    table of rows. No sum is made by atomics: every order of additions depends on sizes alone.
 
-   Derived from the generic code of xplstm.optim, xplstm.losses, xplstm._dropout and xplstm.nn. */
+   Derived from the generic code of xplstm.optim, xplstm.losses, xplstm.cells.masks and xplstm.nn. */
 
 DEVICE Size first_element() { return (Size)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE Size all_threads() { return (Size)gridDim.x * blockDim.x; }
@@ -232,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     }
 }
 
-/* Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011), with the counters of xplstm._dropout. */
+/* Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011), with the counters of xplstm.cells.masks. */
 struct Draw {
     unsigned long long key[2], t, stream, purpose, threshold;
     Size count;

@@ -1,8 +1,8 @@
 """Training's parts on NVIDIA GPUs: the launches of training.cu.
 
-Each public function has the name of the generic one that `parts.part` marks, takes its arguments without the
-namespace, and gives the same up to rounding; updates and masks give the same bits. Everything runs on the
-arrays' device and CuPy's current stream, and waits for nothing.
+Each public function has the name of the generic one that `xplstm._array.part` marks, takes its arguments
+without the namespace, and gives the same up to rounding; updates and masks give the same bits. Everything
+runs on the arrays' device and CuPy's current stream, and waits for nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* Random masks: Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011), as xplstm._dropout describes them. */
+/* Random masks: Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011), as in xplstm.cells.masks. */
 #ifndef XPLSTM_PHILOX_H
 #define XPLSTM_PHILOX_H
 

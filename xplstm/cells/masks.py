@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xplstm import _array, _values
+from xplstm._array import part
 from xplstm._typing import Array, Device, Namespace
-from xplstm.kernels._cuda.parts import part
 
 Key = tuple[int, int]
 
