@@ -166,7 +166,7 @@ def quantisation_error(
     -------
     QuantisationReport
         A row for ``"bfloat16"`` and one for ``"int8"``; where the kernel ``native`` runs the latter, also
-        one for ``activations="int8"``.
+        one for `activations` of each.
 
     Raises
     ------
@@ -186,6 +186,7 @@ def quantisation_error(
     ...     print(row.weights, row.nbytes, row.relative < 0.02)
     bfloat16 200704 True
     int8 106496 True
+    bfloat16 200704 True
     int8 106496 True
     """
     if not isinstance(lstm, Recurrent):
@@ -197,7 +198,7 @@ def quantisation_error(
     ways: list[dict[str, Any]] = [{"weights": storage} for storage in _stored.STORAGES]
     integers = network.freeze(weights="int8").explain(x, state, lengths=lengths, mask=mask)
     if set(integers.kernels) == {"native"}:
-        ways.append({"weights": "int8", "activations": "int8"})
+        ways += [{"weights": storage, "activations": storage} for storage in _stored.STORAGES]
     for way in ways:
         frozen = network.freeze(**way)
         found, found_end = frozen(x, state, lengths=lengths, mask=mask)

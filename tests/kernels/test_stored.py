@@ -147,6 +147,7 @@ def test_int8_agrees_with_the_weights_that_it_represents(isa: str, sizes: tuple[
 
 
 BOTH: dict[str, Any] = {"weights": "int8", "activations": "int8"}
+BFLOAT16: dict[str, Any] = {"weights": "bfloat16", "activations": "bfloat16"}
 
 
 @NATIVE
@@ -220,6 +221,37 @@ def test_numbers_that_are_no_integers_stay_in_their_entry(isa: str, how: dict[st
 
 
 @NATIVE
+@pytest.mark.parametrize("sizes", SIZES)
+def test_bfloat16_activations_are_those_of_the_rounded_input(isa: str, sizes: tuple[int, ...]) -> None:
+    """One step. Products of numbers of bfloat16 are exact, so only the order of the sums differs."""
+    case = Case(1, *sizes[1:])
+    lstm, (x, (h, c)) = case.lstm(dtype="float32"), inputs(case)
+
+    def rounded(a: np.ndarray) -> np.ndarray:
+        flat = np.asarray(_stored._store("x", a.reshape(-1, a.shape[-1]), "bfloat16"))
+        return flat.reshape(a.shape)
+
+    y, end = lstm.freeze(**BFLOAT16)(x, (h, c))
+    want, want_end = lstm.freeze(weights="bfloat16")(rounded(x), (rounded(h), c))
+    np.testing.assert_allclose(y, want, rtol=0, atol=24 * UNIT)
+    np.testing.assert_allclose(end.c, want_end.c, rtol=0, atol=24 * UNIT * max(1, np.abs(c).max(initial=0)))
+
+
+@NATIVE
+def test_an_entry_has_the_same_bits_with_bfloat16_activations_in_every_batch(isa: str) -> None:
+    """A NaN stays in its entry, also one whose bits would become an infinity when they are rounded."""
+    frozen = xplstm.LSTM(37, 70, rng=0).freeze(**BFLOAT16)
+    x = np.random.default_rng(0).normal(size=(3, 9, 37)).astype("float32")
+    want = np.concatenate([frozen(x[:, b : b + 1])[0] for b in range(9)], axis=1)
+    x[0, 4, 36:].view(np.uint32)[:] = 0x7F800001
+    with xplstm.use_threads(2):
+        y, _ = frozen(x)
+    assert np.isnan(y[:, 4]).all()
+    y[:, 4] = want[:, 4]
+    np.testing.assert_array_equal(y, want)
+
+
+@NATIVE
 def test_sums_that_could_overflow_are_refused() -> None:
     lstm, x = xplstm.LSTM(2**16 + 1, 3, rng=0), np.ones((1, 1, 2**16 + 1), dtype="float32")
     assert "could overflow" in lstm.freeze(weights="int8").explain(x).reasons[0]["native"]
@@ -245,7 +277,7 @@ def test_integer_activations_run_on_native_alone() -> None:
         frozen(x)
     with pytest.raises(xplstm.ArgumentError, match="needs weights='int8', got weights='bfloat16'"):
         lstm.freeze(weights="bfloat16", activations="int8")
-    with pytest.raises(xplstm.ArgumentError, match="activations='int4' must be one of int8"):
+    with pytest.raises(xplstm.ArgumentError, match="activations='int4' must be one of bfloat16, int8"):
         lstm.freeze(weights="int8", activations="int4")  # type: ignore[arg-type]
 
 
@@ -390,6 +422,8 @@ def test_what_cannot_be_stored_is_refused() -> None:
         xplstm.LSTM(3, 2, dtype="float64").freeze(weights="int8")
     with pytest.raises(xplstm.ArgumentError, match="reproducible=True requires"):
         xplstm.LSTM(3, 2, reproducible=True).freeze(weights="int8")
+    with pytest.raises(xplstm.ArgumentError, match="activations='bfloat16' lacks the summation order"):
+        xplstm.LSTM(3, 2, reproducible=True).freeze(**BFLOAT16)
     for bad, text in ((np.nan, "nan in row 1"), (np.inf, "inf in row 1"), (3.4e38, "above the largest")):
         lstm.params["weight_hh_l0"][1, 0] = bad
         with pytest.raises(xplstm.ArgumentError, match=f"weight_hh_l0 .*{text}"):

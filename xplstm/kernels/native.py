@@ -64,7 +64,10 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 HALVES = ("float16", "bfloat16")
 storages = STORAGES
 # In the order of the storages of lstm.h: what weights are stored in, and what activations are rounded to.
-PRODUCTS = ((None, None), ("bfloat16", None), ("float16", None), ("int8", None), ("int8", "int8"))
+PRODUCTS = (
+    *((None, None), ("bfloat16", None), ("float16", None), ("int8", None)),
+    *(("int8", "int8"), ("bfloat16", "bfloat16")),
+)
 # Terms of a sum of products of 8 and 8 bits, one of them unsigned, that 32 bits hold.
 LONGEST = 2**16
 # In the order of the kinds of lstm.h.
@@ -167,8 +170,8 @@ def slower(problem: Problem) -> str | None:
 
 
 def canonical_sums(problem: Problem) -> bool:
-    """Say whether multiply-adds are fused; int8 adds in integers, the means of layer_norm have no clause."""
-    published = problem.weights != "int8" and not _is_normal(problem)
+    """Say whether multiply-adds are fused; int8, bfloat16 activations and layer_norm have no clause."""
+    published = problem.weights != "int8" and not problem.activations and not _is_normal(problem)
     return ISAS.get(ISA, False) and published
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from xplstm import _checks, _dispatch, _stack, _values
 from xplstm._checks import Home
@@ -354,9 +354,7 @@ class LSTM(_Calls, Recurrent):
 
         return y, state_n, pullback
 
-    def freeze(
-        self, *, weights: Storage | None = None, activations: Literal["int8"] | None = None
-    ) -> FrozenLSTM:
+    def freeze(self, *, weights: Storage | None = None, activations: Storage | None = None) -> FrozenLSTM:
         """Return a read-only copy whose parameters are packed at most once for each kernel.
 
         Parameters
@@ -366,10 +364,11 @@ class LSTM(_Calls, Recurrent):
             float32 parameters of NumPy. x, y, states, biases and sums stay float32. bfloat16 rounds each
             weight to 8 significant bits. int8 has one scale for each row of a matrix, its largest
             magnitude / 127. See :doc:`/guides/precision`.
-        activations : {None, "int8"}, default None
-            With ``weights="int8"``: what products round x and h to. None rounds to 24 bits relative to the
-            largest magnitude of a batch entry at that step, "int8" to 8 bits. Only the kernel ``native`` runs
-            "int8".
+        activations : {None, "bfloat16", "int8"}, default None
+            What products round x and h to; must equal `weights`. With None, bfloat16 weights take them as
+            they are, and int8 weights in 24 bits relative to the largest magnitude of a batch entry at that
+            step. "bfloat16" rounds each number to 8 significant bits, "int8" to 8 bits relative to that
+            magnitude. Only the kernel ``native`` runs either.
 
         Returns
         -------
@@ -380,7 +379,7 @@ class LSTM(_Calls, Recurrent):
         ------
         ArgumentError
             For another value of `weights` or `activations`, for a weight that `weights` cannot hold, for
-            "int8" with ``reproducible=True``, and for `activations` with other weights than "int8".
+            "int8" or `activations` with ``reproducible=True``, and for `activations` unlike `weights`.
         BackendError, DTypeError
             For `weights` with parameters of another library than NumPy or another dtype than float32.
 

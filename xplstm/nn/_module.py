@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -384,19 +384,17 @@ class Recurrent(Module):
         home, layers = self._open()
         return self._stack, home, tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
 
-    def _stored(
-        self, weights: Storage | None, activations: Literal["int8"] | None
-    ) -> tuple[Stack, Home, Layers]:
+    def _stored(self, weights: Storage | None, activations: Storage | None) -> tuple[Stack, Home, Layers]:
         """Return what `Frozen` is made of, with the matrices in `weights` where it is not None."""
         stack, home, layers = self._copied()
         if activations is not None:
-            _values.one_of("activations", activations, ("int8",))
-            if weights != "int8":
-                msg = f"activations={activations!r} needs weights='int8', got weights={weights!r}"
+            _values.one_of("activations", activations, _stored.STORAGES)
+            if weights != activations:
+                msg = f"activations={activations!r} needs weights={activations!r}, got weights={weights!r}"
                 raise ArgumentError(msg)
         if weights is None:
             return stack, home, layers
-        _check_storage(stack, home, _values.one_of("weights", weights, _stored.STORAGES))
+        _check_storage(stack, home, _values.one_of("weights", weights, _stored.STORAGES), activations)
         stored = (
             tuple(_stored.store(p, weights, names) for p, names in zip(*each, strict=True))
             for each in zip(layers, _stack.names(stack), strict=True)
@@ -412,7 +410,7 @@ class Recurrent(Module):
         return {name: found[name] for name in self.shapes}
 
 
-def _check_storage(stack: Stack, home: Home, weights: str) -> None:
+def _check_storage(stack: Stack, home: Home, weights: str, activations: str | None) -> None:
     """Raise an error where the parameters cannot be stored in fewer bits."""
     backend = _array.backend_name(home.xp)
     if backend != "numpy":
@@ -421,8 +419,9 @@ def _check_storage(stack: Stack, home: Home, weights: str) -> None:
     if home.dtype != "float32":
         msg = f"weights={weights!r} needs float32 parameters, got {home.dtype}; .to(dtype='float32') converts"
         raise DTypeError(msg)
-    if stack.reproducible and weights == "int8":
-        msg = "weights='int8' lacks the summation order that reproducible=True requires; use 'bfloat16'"
+    if stack.reproducible and (weights == "int8" or activations):
+        given = f"activations={activations!r}" if activations else f"weights={weights!r}"
+        msg = f"{given} lacks the summation order that reproducible=True requires; bfloat16 weights have it"
         raise ArgumentError(msg)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from xplstm import _dispatch, _stack, _values
 from xplstm._checks import Home
@@ -185,9 +185,7 @@ class _HiddenNetwork(_Calls, Recurrent):
 
         return y, state_n.h, pullback
 
-    def freeze(
-        self, *, weights: Storage | None = None, activations: Literal["int8"] | None = None
-    ) -> FrozenRNN:
+    def freeze(self, *, weights: Storage | None = None, activations: Storage | None = None) -> FrozenRNN:
         """Return a read-only copy whose parameters are packed at most once for each kernel.
 
         Parameters

@@ -65,9 +65,12 @@ typedef struct Pointwise {
 } Pointwise;
 
 /* What packed weights are stored in: the dtype of the activations, or less. INT8 takes activations in 24
-   bits, INT8_BOTH in 8. VNNI is added where the processor has these instructions. native.py names the first
-   five in this order. */
-enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, VNNI = 2, STORAGES = INT8_BOTH + VNNI + 1 };
+   bits, INT8_BOTH in 8, BFLOAT16_BOTH in bfloat16. FASTER is added to these where the processor has VNNI, or
+   AVX512_BF16. native.py names the first six in this order. */
+enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, BFLOAT16_BOTH };
+enum { FASTER = BFLOAT16_BOTH - FLOAT16, STORAGES = BFLOAT16_BOTH + FASTER + 1 };
+
+static inline int has_scales(int storage) { return storage == INT8 || storage == INT8_BOTH; }
 
 /* The weights of one direction. A panel is what one tile of registers holds: the four gates of some units, or
    that many outputs of a projection. */

@@ -13,9 +13,9 @@
 #if DOUBLE
 #define STORED {sizeof(REAL)}
 #elif VECTOR_BYTES == 64
-#define STORED {sizeof(REAL), 2, 2, 1, 1, 1, 1}
+#define STORED {sizeof(REAL), 2, 2, 1, 1, 2, 1, 1, 2}
 #else
-#define STORED {sizeof(REAL), 2, 2, 1, 1}
+#define STORED {sizeof(REAL), 2, 2, 1, 1, 2}
 #endif
 
 const Engine JOIN(ENGINE, NAME(engine)) = {

@@ -37,12 +37,14 @@ static int get_pointwise(PyObject *options, int peepholes, int gains, Pointwise 
     return 0;
 }
 
-/* The same storage with VNNI, where this processor and the engine have it. */
+/* The same storage with faster instructions, where this processor and the engine have them. */
 static int fastest_products(const Engine *engine, int storage)
 {
 #if defined(__x86_64__) && !defined(XPLSTM_WITHOUT_VNNI)
-    if (storage >= INT8 && engine->stored[storage + VNNI] && __builtin_cpu_supports("avx512vnni"))
-        return storage + VNNI;
+    int there = storage == BFLOAT16_BOTH ? __builtin_cpu_supports("avx512bf16") != 0
+                                         : __builtin_cpu_supports("avx512vnni") != 0;
+    if (storage >= INT8 && engine->stored[storage + FASTER] && there)
+        return storage + FASTER;
 #endif
     (void)engine;
     return storage;
@@ -53,14 +55,14 @@ static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t
                       int required, Matrix *m)
 {
     PyObject *values = given, *scales = Py_None;
-    if (storage >= INT8 && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
+    if (has_scales(storage) && given != Py_None && !PyArg_ParseTuple(given, "OO", &values, &scales))
         return -1;
     if (get(v, values, rows * columns, size, 0, &m->values)
         || get(v, scales, rows, sizeof(float), 0, &m->scales))
         return -1;
     if (!required && !m->values)
         return 0;
-    if (!m->values || (storage >= INT8 && !m->scales))
+    if (!m->values || (has_scales(storage) && !m->scales))
         PyErr_SetString(PyExc_ValueError, "a matrix is missing, or its scales");
     return PyErr_Occurred() ? -1 : 0;
 }
@@ -81,7 +83,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
                           &bias_c, &bias_hr, &options))
         return NULL;
     const Engine *engine = find_engine(isa, dtype);
-    if (engine && (storage < 0 || storage > INT8_BOTH || !engine->stored[storage]))
+    if (engine && (storage < 0 || storage > BFLOAT16_BOTH || !engine->stored[storage]))
         return PyErr_Format(PyExc_ValueError, "no storage %d of weights for %s", storage, dtype);
     Size longest = I > H ? I : H;
     longest = longest > proj ? longest : proj;

@@ -1,14 +1,18 @@
 /* Products of rows with packed panels, in the order of XPL-EXACT-002, for weights in one storage; included
-   once for each. The includer says WEIGHT, GET, which makes a vector of REAL from LANES of them, SCALED, and
-   the suffix of the names in STORE. */
+   once for each. A term is a number of a row, or the two whose halves make one word. The includer says the
+   columns of a TERM; WEIGHT, what a term has for each lane; NUMBER, the type of a weight in its matrix; GET,
+   which makes a vector of LANES weights; DOT, which multiplies and adds; PLACE of a weight in its term, in
+   NUMBERs; TARGET, the attribute of functions that DOT needs; and the suffix of the names in STORE. */
 
-static size_t STORE(panel_bytes)(Size K) { return (size_t)(K * PANEL) * sizeof(WEIGHT); }
+#define TERMS(K) (((K) + TERM - 1) / TERM)
+
+static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * sizeof(WEIGHT); }
 
 /* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms
    of a row are `step` apart. Each term prefetches one more cache line of what comes `next`: weights that
    are too large for the L2 cache would stall the loop. */
 #define TILE(R)                                                                                         \
-    static __attribute__((noinline)) void STORE(                                                        \
+    TARGET static __attribute__((noinline)) void STORE(                                                 \
         tile##R)(const REAL *const *rows, Size step, const WEIGHT *w, Size k, REAL *out, Size out_step, \
                  const REAL *u, Size u_step, const REAL *bias, const char *next)                        \
     {                                                                                                   \
@@ -28,10 +32,10 @@ static size_t STORE(panel_bytes)(Size K) { return (size_t)(K * PANEL) * sizeof(W
             __builtin_prefetch(next + n * LINE, 0, 2);                                                  \
             EACH (r, R) {                                                                               \
                 V v = all(a[r][n * step]);                                                              \
-                sum[r][0] = fma(v, w0, sum[r][0]);                                                      \
-                sum[r][1] = fma(v, w1, sum[r][1]);                                                      \
-                sum[r][2] = fma(v, w2, sum[r][2]);                                                      \
-                sum[r][3] = fma(v, w3, sum[r][3]);                                                      \
+                sum[r][0] = DOT(v, w0, sum[r][0]);                                                      \
+                sum[r][1] = DOT(v, w1, sum[r][1]);                                                      \
+                sum[r][2] = DOT(v, w2, sum[r][2]);                                                      \
+                sum[r][3] = DOT(v, w3, sum[r][3]);                                                      \
             }                                                                                           \
         }                                                                                               \
         if (u)                                                                                          \
@@ -73,36 +77,37 @@ static const STORE(Tile) STORE(tiles)[] = {
 
 /* One row by C consecutive panels of w, `panel` apart: C times as many independent chains hide the latency
    of the multiply-adds. */
-#define ROW(name, C, PREFETCH)                                                                            \
-    static __attribute__((noinline)) void STORE(name)(const REAL *a, const WEIGHT *w, Size panel, Size k, \
-                                                      REAL *out, const REAL *u, const REAL *bias)         \
-    {                                                                                                     \
-        V sum[C][4];                                                                                      \
-        const WEIGHT *at[C];                                                                              \
-        EACH (c, C) {                                                                                     \
-            at[c] = w + c * panel;                                                                        \
-            EACH (j, 4)                                                                                   \
-                sum[c][j] = all(0);                                                                       \
-        }                                                                                                 \
-        for (Size n = 0; n < k; n++) {                                                                    \
-            V v = all(a[n]);                                                                              \
-            EACH (c, C) {                                                                                 \
-                PREFETCH(at[c] + n * PANEL);                                                              \
-                EACH (j, 4)                                                                               \
-                    sum[c][j] = fma(v, GET(at[c] + n * PANEL, j), sum[c][j]);                             \
-            }                                                                                             \
-        }                                                                                                 \
-        if (u)                                                                                            \
-            EACH (c, C)                                                                                   \
-                EACH (j, 4)                                                                               \
-                    sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                              \
-        if (bias)                                                                                         \
-            EACH (c, C)                                                                                   \
-                EACH (j, 4)                                                                               \
-                    sum[c][j] = sum[c][j] + load(bias + c * PANEL + j * LANES);                           \
-        EACH (c, C)                                                                                       \
-            EACH (j, 4)                                                                                   \
-                store(out + c * PANEL + j * LANES, sum[c][j]);                                            \
+#define ROW(name, C, PREFETCH)                                                                           \
+    TARGET static __attribute__((noinline)) void STORE(name)(const REAL *a, const WEIGHT *w, Size panel, \
+                                                             Size k, REAL *out, const REAL *u,           \
+                                                             const REAL *bias)                           \
+    {                                                                                                    \
+        V sum[C][4];                                                                                     \
+        const WEIGHT *at[C];                                                                             \
+        EACH (c, C) {                                                                                    \
+            at[c] = w + c * panel;                                                                       \
+            EACH (j, 4)                                                                                  \
+                sum[c][j] = all(0);                                                                      \
+        }                                                                                                \
+        for (Size n = 0; n < k; n++) {                                                                   \
+            V v = all(a[n]);                                                                             \
+            EACH (c, C) {                                                                                \
+                PREFETCH(at[c] + n * PANEL);                                                             \
+                EACH (j, 4)                                                                              \
+                    sum[c][j] = DOT(v, GET(at[c] + n * PANEL, j), sum[c][j]);                            \
+            }                                                                                            \
+        }                                                                                                \
+        if (u)                                                                                           \
+            EACH (c, C)                                                                                  \
+                EACH (j, 4)                                                                              \
+                    sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                             \
+        if (bias)                                                                                        \
+            EACH (c, C)                                                                                  \
+                EACH (j, 4)                                                                              \
+                    sum[c][j] = sum[c][j] + load(bias + c * PANEL + j * LANES);                          \
+        EACH (c, C)                                                                                      \
+            EACH (j, 4)                                                                                  \
+                store(out + c * PANEL + j * LANES, sum[c][j]);                                           \
     }
 
 ROW(row2, 2, NO_PREFETCH)
@@ -126,13 +131,15 @@ static const STORE(Row) STORE(rows)[2][5] = {
 #endif
 };
 
-/* out = ((u + block) + block) + ... + bias for one row and `panels` panels next to each other. Of a single
-   step no weight is in the L1 cache yet, and a short sum ends before the hardware prefetcher starts. */
+/* out = ((u + block) + block) + ... + bias for one row of K columns and `panels` panels next to each other.
+   Of a single step no weight is in the L1 cache yet, and a short sum ends before the hardware prefetcher
+   starts. */
 static void STORE(row_product)(const REAL *a, Size K, const void *first, Size panels, int single, REAL *out,
                                const REAL *u, const REAL *bias)
 {
     const STORE(Row) *rows = STORE(rows)[single && K <= NAME(SHORT)];
     const WEIGHT *w = first;
+    K = TERMS(K);
     while (panels > 0) {
         Size c = panels > NAME(WIDE) ? NAME(WIDE) : panels;
 #if ROWS > 3
@@ -162,6 +169,7 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
 {
     Size tiles = (count + ROWS - 1) / ROWS;
     const WEIGHT *w = panel;
+    K = TERMS(K);
     for (Size k = 0; k < K; k += BLOCK) {
         Size n = K - k < BLOCK ? K - k : BLOCK;
         const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL;
@@ -184,13 +192,14 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
 static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, void *panel, Size n)
 {
     enum { COLUMNS = 32 };
-    const WEIGHT *w = m->values;
-    WEIGHT *out = panel;
-    for (Size first = 0; first < K; first += COLUMNS) {
-        Size last = K - first < COLUMNS ? K : first + COLUMNS;
+    const NUMBER *w = m->values;
+    NUMBER *out = panel;
+    for (Size first = 0, padded = TERMS(K) * TERM; first < padded; first += COLUMNS) {
+        Size last = padded - first < COLUMNS ? padded : first + COLUMNS;
         for (Size lane = 0; lane < LANES; lane++)
             for (Size k = first; k < last; k++)
-                out[k * PANEL + PLACE(n, lane)] = lane < lanes ? w[(row + lane) * K + k] : 0;
+                out[k / TERM * TERM * PANEL + PLACE(n, lane, k % TERM)] =
+                    lane < lanes && k < K ? w[(row + lane) * K + k] : 0;
     }
 }
 
@@ -199,6 +208,11 @@ static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, vo
 #undef TILE
 #undef ROW
 #undef STORE
+#undef TERMS
+#undef TERM
+#undef NUMBER
+#undef DOT
+#undef TARGET
 #undef WEIGHT
 #undef GET
 #undef PLACE

@@ -16,21 +16,66 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 
 #define STORE(x) NAME(x)
 #define WEIGHT REAL
+#define NUMBER REAL
 #define GET(at, n) load((at) + (n) * LANES)
-#define PLACE(n, lane) ((n) * LANES + (lane))
+#define PLACE(n, lane, part) ((n) * LANES + (lane))
+#define TERM 1
+#define DOT fma
+#define TARGET
 #include "products.h"
 
 #if !DOUBLE
 #define STORE(x) JOIN(x, bfloat16)
 #define WEIGHT uint16_t
+#define NUMBER uint16_t
 #define GET(at, n) NAME(load_bfloat16)(at, n)
-#define PLACE(n, lane) ((n) / 2 * 2 * LANES + 2 * (lane) + (n) % 2)
+#define PLACE(n, lane, part) ((n) / 2 * 2 * LANES + 2 * (lane) + (n) % 2)
+#define TERM 1
+#define DOT fma
+#define TARGET
 #include "products.h"
 
 #define STORE(x) JOIN(x, float16)
 #define WEIGHT uint16_t
+#define NUMBER uint16_t
 #define GET(at, n) NAME(load_float16)((at) + (n) * LANES)
-#define PLACE(n, lane) ((n) * LANES + (lane))
+#define PLACE(n, lane, part) ((n) * LANES + (lane))
+#define TERM 1
+#define DOT fma
+#define TARGET
+#include "products.h"
+
+/* sum + the products of the lower halves, then of the upper ones, which are numbers of bfloat16. */
+INLINE V NAME(dot_bfloat16)(V pair, V w, V sum)
+{
+    sum = fma((V)((VU)pair << 16), (V)((VU)w << 16), sum);
+    return fma((V)((VU)pair & 0xffff0000u), (V)((VU)w & 0xffff0000u), sum);
+}
+
+/* A row in bfloat16, rounded to nearest even, with a zero at the end of an odd number of columns. */
+static void NAME(enter_bfloat16)(const REAL *a, Size K, void *to)
+{
+    uint16_t *out = to;
+    for (Size k = 0; k < K; k++) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, a + k, sizeof bits);
+        int nan = (bits & 0x7fffffff) > 0x7f800000;
+        out[k] = (uint16_t)((nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+    if (K % 2)
+        out[K] = 0;
+}
+
+static size_t NAME(entered_bfloat16_bytes)(Size K) { return lines((size_t)(K + K % 2) * sizeof(uint16_t)); }
+
+#define STORE(x) JOIN(x, bfloat16_both)
+#define WEIGHT REAL /* two of bfloat16 */
+#define NUMBER uint16_t
+#define GET(at, n) load((at) + (n) * LANES)
+#define PLACE(n, lane, part) (2 * ((n) * LANES + (lane)) + (part))
+#define TERM 2
+#define DOT NAME(dot_bfloat16)
+#define TARGET
 #include "products.h"
 
 #define STORE(x) JOIN(x, int8)
@@ -68,6 +113,24 @@ WITH_VNNI INLINE VI NAME(vnni_dot)(VI sum, const char *digits, VI w)
 #include "integers.h"
 
 #undef WITH_VNNI
+#define WITH_BF16 __attribute__((target("avx512bf16")))
+
+WITH_BF16 INLINE V NAME(paired_dot)(V pair, V w, V sum)
+{
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)w);
+}
+
+#define STORE(x) JOIN(x, bf16_both)
+#define WEIGHT REAL
+#define NUMBER uint16_t
+#define GET(at, n) load((at) + (n) * LANES)
+#define PLACE(n, lane, part) (2 * ((n) * LANES + (lane)) + (part))
+#define TERM 2
+#define DOT NAME(paired_dot)
+#define TARGET WITH_BF16
+#include "products.h"
+
+#undef WITH_BF16
 #endif
 #endif
 
@@ -95,9 +158,11 @@ static const NAME(Storage) NAME(TABLE)[STORAGES] = {
     [FLOAT16] = {ROW_OF(float16)},
     [INT8] = {ENTERED_ROW_OF(int8)},
     [INT8_BOTH] = {ENTERED_ROW_OF(int8_both)},
+    [BFLOAT16_BOTH] = {ROW_OF(bfloat16_both), NAME(enter_bfloat16), NAME(entered_bfloat16_bytes)},
 #if VECTOR_BYTES == 64
-    [INT8 + VNNI] = {ENTERED_ROW_OF(vnni)},
-    [INT8_BOTH + VNNI] = {ENTERED_ROW_OF(vnni_both)},
+    [INT8 + FASTER] = {ENTERED_ROW_OF(vnni)},
+    [INT8_BOTH + FASTER] = {ENTERED_ROW_OF(vnni_both)},
+    [BFLOAT16_BOTH + FASTER] = {ROW_OF(bf16_both), NAME(enter_bfloat16), NAME(entered_bfloat16_bytes)},
 #endif
 #endif
 };
