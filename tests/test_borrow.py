@@ -98,6 +98,27 @@ def test_single_steps_have_the_bits_of_numpy(
             monkeypatch.setattr("xplstm._stack.step", None)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cell", [xplstm.LSTM, xplstm.GRU])
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_small_calls_have_the_bits_of_numpy(
+    name: str, cell: Any, batch_first: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xp, options = library(name), {"batch_first": batch_first, "rng": 0}
+    host, ours = cell(I, H, 2, **options).freeze(), cell(I, H, 2, xp=name, **options).freeze()
+    for k in range(3):
+        x = rng.normal(size=(1, 4 + k, I) if batch_first else (4 + k, 1, I)).astype("float32")
+        y, state = host(x)
+        y_2, state = host(x, state)
+        got, theirs = ours(_array.asarray(x, xp))
+        got_2, theirs = ours(_array.asarray(x, xp), theirs)
+        for a, b in zip(values([y, y_2, state]), values([got, got_2, theirs]), strict=True):
+            np.testing.assert_array_equal(b, a)
+        assert _array.namespace(got_2, "y") is xp
+        if k == 0 and "native" in {kernel.values[0] for kernel in HOST_KERNELS}:
+            monkeypatch.setattr("xplstm._stack.enter", None)
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_step_checks_what_it_is_given(name: str) -> None:
     xp = library(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -206,13 +206,18 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
         gradients = run.backward(residuals, (dy, *dstate_n))
         return gradients[0], LSTMState(*gradients[1:3]), run.of(gradients)
 
-    def stepper(problem: Problem, layers: tuple[_Packed, ...]) -> Stepper:
-        assert kernel.stepper is not None
+    def directly(
+        make: Callable[..., Stepper],
+        own: Callable[[list[Any], Array], list[Array]],
+        problem: Problem,
+        layers: tuple[_Packed, ...],
+        *options: bool,
+    ) -> Stepper:
         with library.bound():
-            step = kernel.stepper(_on_host(problem), tuple(layer.packed for layer in layers))
+            step = make(_on_host(problem), tuple(layer.packed for layer in layers), *options)
 
         def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
-            """Run one step, or return None for arguments that need the checks of a call."""
+            """Run one step or small call, or return None for arguments that need the checks of a call."""
             several = isinstance(state, tuple)
             arrays = [x_t] if state is None else [x_t, *state] if several else [x_t, state]
             if any(not library.has(a) for a in arrays):
@@ -223,13 +228,16 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
             found = step(x, tuple(before) if several else before[0] if before else None)
             if found is None:
                 return None
-            y, h, c = library.own_step([found[0], *found[1]], x_t)
+            y, h, c = own([found[0], *found[1]], x_t)
             return y, LSTMState(h, c)
 
         return borrowed
 
-    made = None if kernel.stepper is None else stepper
-    return kernel._replace(prepare=prepare, forward=forward, backward=backward, stepper=made, caller=None)
+    stepper = kernel.stepper and partial(directly, kernel.stepper, library.own_step)
+    caller = kernel.caller and partial(directly, kernel.caller, library.own)
+    return kernel._replace(
+        prepare=prepare, forward=forward, backward=backward, stepper=stepper, caller=caller
+    )
 
 
 # ---- PyTorch
