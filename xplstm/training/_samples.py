@@ -214,6 +214,9 @@ class _Order:
 def _samples(trees: dict[str, Any]) -> int:
     """Return the number of samples, which all arrays must share."""
     sizes: dict[str, int] = {}
+    if next(_trees.leaves({"inputs": trees["inputs"]}), None) is None:
+        msg = f"inputs={trees['inputs']!r} holds no array, at least 1 is needed"
+        raise ArgumentError(msg)
     for name, a in _trees.leaves(trees):
         if not (getattr(a, "shape", ()) and hasattr(a, "dtype") and hasattr(a, "__getitem__")):
             msg = f"{name} is a {type(a).__name__}; an array with the samples on its first axis was expected"
