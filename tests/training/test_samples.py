@@ -295,7 +295,7 @@ def test_wrong_arguments_are_named():
         ((x, x[:5], 2), xplstm.ShapeError, "inputs has 6, targets has 5"),
         ((x, 3.0, 2), xplstm.DTypeError, "targets is a float"),
         ((x[:0], x[:0], 2), xplstm.ArgumentError, "no samples"),
-        ((None, None, 2), xplstm.ArgumentError, "no samples"),
+        ((None, None, 2), xplstm.ArgumentError, "inputs=None holds no array"),
         ((x, x, 0), xplstm.ArgumentError, "batch_size=0"),
     ]:
         with pytest.raises(error, match=match):
