@@ -37,6 +37,7 @@ def run_tests(session: nox.Session, require: str, *options: str, workers: str = 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and wording of Python, C, CUDA and documents."""
+    session.log("about twenty seconds on two cores")
     session.install(*GROUPS["lint"])
     sources = [str(p) for p in Path("xplstm/kernels").glob("_*/*") if p.suffix in (".c", ".h", ".cu", ".cuh")]
     session.run("clang-format", "--dry-run", "-Werror", *sources)
@@ -48,6 +49,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, strict."""
+    session.log("about a minute on two cores")
     session.install(*GROUPS["types"])
     session.run("mypy")
     session.run("pytest", "--noconftest", "tests/types")
@@ -64,6 +66,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in docs/_build/html; a warning is an error."""
+    session.log("about a minute on two cores")
     session.install(".[docs]")
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
 
