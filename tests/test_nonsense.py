@@ -130,7 +130,7 @@ HERE = {
     ("training.save_checkpoint of", "optimizer"): ("an optimiser without state", "{}"),
     ("training.save_checkpoint of", "state"): ("a state without arrays", "[]"),
     ("training.save_checkpoint of", "rng"): ("what JSON can hold", "{} dict"),
-    ("training.Samples", "inputs"): ("trees of arrays", "dict"),
+    ("training.Samples", "inputs"): ("trees of arrays of any dtype", "dict ones complex"),
     ("training.Samples", "targets"): ("arrays of any dtype, or none", "None {} [] () dict ones complex"),
     ("training.Samples", "prepare"): ("a function, called later", "lambda class"),
     ("training.Streams.item", "index"): ("an index, also from the end", "-1 0 1"),
