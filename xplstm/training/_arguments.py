@@ -16,7 +16,7 @@ from xplstm.nn import Dropout
 from xplstm.optim import Optimizer, Plateau
 from xplstm.optim._optimizer import matches, patterns
 from xplstm.training._run import Event, Model, Options, Run
-from xplstm.training._saved import tied
+from xplstm.training._saved import as_json, tied
 from xplstm.training._shards import Shards
 
 Callback: TypeAlias = Callable[[Event], object]
@@ -242,13 +242,9 @@ def config_of(model: Model) -> dict[str, Any] | None:
     if not callable(config):
         return None
     value = config()
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        msg = f"model.config() gave {value!r}, which JSON cannot hold: {error}"
-        raise ArgumentError(msg) from error
+    as_json(f"model.config()={value!r}", value)
     if not isinstance(value, dict):
-        msg = f"model.config() gave {value!r}; a dict was expected"
+        msg = f"model.config()={value!r} must be a dict"
         raise DTypeError(msg)
     return value
 
@@ -257,8 +253,4 @@ def _check_extra(extra: Mapping[str, Any] | None) -> None:
     """Refuse, before any training, what no checkpoint could hold."""
     if extra is not None:
         _values.mapping("extra", extra)
-    try:
-        json.dumps(extra)
-    except TypeError as error:
-        msg = f"extra={extra!r} must be what JSON can hold: {error}"
-        raise ArgumentError(msg) from error
+    as_json(f"extra={extra!r}", extra)

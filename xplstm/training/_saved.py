@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ import numpy as np
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._typing import Array
+from xplstm.io._contents import json_object
 from xplstm.io._models import MODEL
 from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
@@ -168,9 +169,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "tied": tied(checkpoint.params),
         "final": checkpoint.final,
     }
-    metadata = {METADATA: _as_json(rest)}
+    metadata = {METADATA: as_json("the checkpoint", rest, _plain)}
     if checkpoint.model is not None:
-        metadata[MODEL] = _as_json(checkpoint.model)
+        metadata[MODEL] = as_json("the checkpoint", checkpoint.model, _plain)
     write_durably(path, safetensors.pack(tensors, metadata))
 
 
@@ -302,20 +303,21 @@ def _unescaped(key: str) -> str:
     return key.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 
 
-def _as_json(value: Any) -> str:
-    """Return JSON; the states of some generators hold NumPy arrays and integers."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, np.ndarray | np.generic):
-            return part.tolist()
-        msg = f"{part!r} is of type {type(part).__name__}, which JSON cannot hold"
-        raise TypeError(msg)
-
+def as_json(what: str, value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Return `value` as JSON, after `default` made what JSON cannot hold into what it can."""
     try:
-        return json.dumps(value, default=plain)
-    except (TypeError, ValueError) as error:
-        msg = f"the checkpoint holds what JSON cannot: {error}"
+        return json.dumps(value, default=default)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"{what} must be what JSON can hold: {error}"
         raise ArgumentError(msg) from error
+
+
+def _plain(part: Any) -> Any:
+    """Return the arrays and numbers of NumPy that the states of some generators hold as Python's."""
+    if isinstance(part, np.ndarray | np.generic):
+        return part.tolist()
+    msg = f"{part!r} is of type {type(part).__name__}"
+    raise TypeError(msg)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -333,7 +335,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def _read_rest(where: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata of a checkpoint, each part of the type it must have."""
-    rest = _parsed(where, metadata.get(METADATA, "{}"))
+    rest = json_object(f"{where}: its metadata", metadata.get(METADATA, "{}"))
     if rest.get("format") != FORMAT:
         msg = f"{where} has the format {_short(rest.get('format'))}, not {FORMAT}"
         raise FormatError(msg)
@@ -352,22 +354,9 @@ def _read_rest(where: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _parsed(where: str, text: str) -> dict[str, Any]:
-    """Return the object that JSON text holds."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where} has metadata that is not JSON: {_short(error)}; the file is damaged"
-        raise FormatError(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{where} has metadata that is no JSON object but {_short(value)}; the file is damaged"
-        raise FormatError(msg)
-    return value
-
-
 def _model(where: str, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the model said of itself, if it did."""
-    return _parsed(where, metadata[MODEL]) if MODEL in metadata else None
+    return json_object(f"{where}: its model", metadata[MODEL]) if MODEL in metadata else None
 
 
 def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None:
