@@ -236,7 +236,7 @@ def test_the_loop_of_jax_is_an_lstm(jax) -> None:
     np.testing.assert_allclose(peers.scanned(lstm.params, x), lstm(x)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "benchmarks_amd"])
+@pytest.mark.parametrize("name", ["benchmarks", "benchmarks_amd", "benchmarks_precisions"])
 def test_the_published_tables_are_of_the_published_measurements(name: str) -> None:
     docs = Path(__file__).parents[2] / "docs"
     text = (docs / f"{name}.txt").read_text(encoding="utf-8")
