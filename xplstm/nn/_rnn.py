@@ -247,7 +247,8 @@ class FrozenRNN(_Calls, Frozen):
 
         Returns
         -------
-        y, h_n : array
+        y : array
+        h_n : array
             As from a call of the network.
         """
         if lengths is not None or mask is not None or reset is not None:
@@ -270,7 +271,8 @@ class FrozenRNN(_Calls, Frozen):
 
         Returns
         -------
-        y_t, h : array
+        y_t : array
+        h : array
             As from ``step`` of the network.
         """
         stepper = self._steppers.get(_dispatch.pinned())
