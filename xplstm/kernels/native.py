@@ -46,7 +46,7 @@ except (ImportError, SystemError) as error:
     ISAS: dict[str, bool] = {}
 else:
     # Counts changes of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 12
+    INTERFACE = 13
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
     ISAS = {} if _MISSING else dict(_engine.isas())
@@ -103,8 +103,8 @@ COSTS = {
 }
 # Units are padded to whole vectors, of up to 16 lanes. Other sizes are faster on `native`.
 NARROW, MANY = 12, 150
-# Multiply-adds of a call from which on `native` shares them out to threads, as jobs.c has it.
-WORTH_THREADS = 2**18
+# Multiply-adds of a call from which on `native` shares them out to threads.
+WORTH_THREADS = _engine.worth_threads() if ISAS else 0
 
 
 Step: TypeAlias = Callable[[Any, Any], "tuple[np.ndarray, LSTMState] | None"]

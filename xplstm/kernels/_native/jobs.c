@@ -24,6 +24,8 @@ enum {
 };
 #endif
 
+long worth_threads(void) { return WORTH_THREADS; }
+
 /* Rows of a thread of its own that keep a tile of registers busy. */
 enum { WORTH_ROWS = 4 };
 

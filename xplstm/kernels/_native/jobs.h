@@ -22,6 +22,9 @@ enum { AUTOMATIC, BY_ROWS, BY_PANELS, SHARES };
 
 void pin_shares(int how);
 
+/* Multiply-adds of a call below which one thread runs it. */
+long worth_threads(void);
+
 /* Both give -1 where memory is short. */
 int run_forward(Forward *f, int threads);
 int run_backward(Backward *f, int threads);

@@ -366,7 +366,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(12);
+    return PyLong_FromLong(13);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
@@ -414,6 +414,13 @@ static PyObject *pin_shares_of(PyObject *self, PyObject *how)
     Py_RETURN_NONE;
 }
 
+/* worth_threads(): below how many multiply-adds one thread runs a call. */
+static PyObject *worth_threads_of(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyLong_FromLong(worth_threads());
+}
+
 /* walks_alone(): how many walks of a team one thread had to end alone. */
 static PyObject *walks_alone(PyObject *self, PyObject *unused)
 {
@@ -435,6 +442,7 @@ static PyMethodDef METHODS[] = {
     {"backward", backward, METH_VARARGS, "Take gradients back through all directions of a layer."},
     {"pin_shares", pin_shares_of, METH_O, "Pin how threads share the work of a direction."},
     {"walks_alone", walks_alone, METH_NOARGS, "How many walks of a team one thread had to end."},
+    {"worth_threads", worth_threads_of, METH_NOARGS, "Multiply-adds below which one thread runs a call."},
     {"release_memory", release_memory, METH_NOARGS, "Free the scratch that is kept from call to call."},
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"draw", draw, METH_VARARGS, "A mask of zoneout, as the reference draws it."},
