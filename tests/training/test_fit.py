@@ -465,6 +465,7 @@ CHANGES = [
     ({"data": batches([None] * 2)}, "had 3 batches in epoch 0; data has 2"),
     ({"data": batches([None] * 6)}, "had 3 batches in epoch 0; data has 6"),
     ({"rng": 3}, "rng=Generator"),
+    ({"updates": 1}, "updates=1 is below the 2 updates that the run to resume has made"),
 ]
 
 
@@ -479,7 +480,7 @@ def test_a_resumed_run_refuses_what_does_not_fit_by_name(path, change, message):
     run(updates=2)
     before = path.read_bytes()
     with pytest.raises(xplstm.ArgumentError, match=message):
-        run(updates=4, resume=True, **change)
+        run(**{"updates": 4, "resume": True, **change})
     assert path.read_bytes() == before
     run(updates=3, resume=True, optimizer=optim.SGD(0.5))
 

@@ -205,7 +205,7 @@ def fit(
         config = config_of(model)
         run.at = run.at._replace(model=config)
         if at is not None:
-            run.resume(at)
+            run.resume(at, plan.updates, plan.epochs)
         kept = run.at.extra if extra is None else dict(extra)
         run.at = run.at._replace(extra=kept, model=config)
         return run

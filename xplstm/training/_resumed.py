@@ -58,6 +58,14 @@ def check_own(checkpoint: str, run: Checkpoint, written: int) -> None:
         raise ArgumentError(msg)
 
 
+def check_length(at: Checkpoint, updates: int | None, epochs: int | None) -> None:
+    """Refuse to resume a run to an end that it has passed."""
+    for name, end, reached in (("updates", updates, at.update), ("epochs", epochs, at.epoch)):
+        if end is not None and end < reached:
+            msg = f"{name}={end} is below the {reached} {name} that the run to resume has made; {REMEDY}"
+            raise ArgumentError(msg)
+
+
 def check_run(at: Checkpoint, given: Checkpoint) -> None:
     """Refuse a file that contradicts itself, or the arguments and the model of the run that is `given`."""
     if len(at.history.losses) != at.update or any(not 0 <= u <= at.update for u, _ in at.history.validations):

@@ -19,7 +19,7 @@ from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
 from xplstm.optim._optimizer import MASTER
 from xplstm.training import _judge
 from xplstm.training._data import Found, Place, Source
-from xplstm.training._resumed import check_parameters, check_run, restore_generator
+from xplstm.training._resumed import check_length, check_parameters, check_run, restore_generator
 from xplstm.training._saved import Checkpoint, History, State
 from xplstm.training._shards import Shards, Work, gradients
 from xplstm.training._team import Team
@@ -450,10 +450,11 @@ class Run:
         self._good, self._places, self._settled = None, [], at.update
         self.at = at
 
-    def resume(self, at: Checkpoint) -> None:
-        """Continue from a file, which must fit the arguments of this run."""
+    def resume(self, at: Checkpoint, updates: int | None, epochs: int | None) -> None:
+        """Continue from a file that fits the arguments of this run, to an end that it has not passed."""
         check_parameters(self.model.params, at)
         check_run(at, self.at)
+        check_length(at, updates, epochs)
         self.source.check(at.settings.get("data"), Place(at.epoch, at.position))
         self.written = at.update if "run" in at.settings else None  # older files have no id
         self.restore(at._replace(settings={"run": self.at.settings["run"], **at.settings}))
