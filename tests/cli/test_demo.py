@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_the_whole_job(text, out, capsys):
     last = training.load_checkpoint(out / "checkpoint.safetensors")
     assert last.update == 40
     first, *_, final = (value for _, value in last.history.validations)
-    assert first == pytest.approx(math.log2(len(set(TEXT))), abs=0.5)
+    share = [n / len(TEXT) for n in Counter(TEXT).values()]
+    assert first == pytest.approx(-sum(p * math.log2(p) for p in share), abs=0.1)
     assert final < first - 1
     corpus = demo._corpus(text)
     baseline = ngram.bits_per_character(corpus.text, corpus.split)
@@ -64,7 +66,7 @@ def test_held_out_bits_count_every_character_once(text):
     corpus = demo._corpus(text)
     assert corpus.text[: corpus.split] + corpus.text[corpus.split :] == TEXT
     assert 0 <= len(TEXT) // 10 - (len(TEXT) - corpus.split) < demo.HELD_OUT_STREAMS
-    model = demo._model(corpus, demo.Settings(None, 8, 1, 0.0, 4, 16, 0.01, 0, 1, None), None)
+    model = demo._model(corpus, demo.Settings(None, 8, 1, 0.0, 4, 16, 0.01, 0, 1, 0.0, 1, None), None)
     characters = len(set(TEXT))
     sure = {name: np.zeros_like(a) for name, a in model.params.items()}
     model.params = sure
@@ -152,13 +154,51 @@ def test_a_real_ctrl_c(text, out):
     assert training.load_checkpoint(out / demo.CHECKPOINT).update >= 0
 
 
-def test_seconds_choose_the_number_of_updates(monkeypatch, text):
+def test_seconds_choose_how_often_to_validate(monkeypatch, text):
     """A clock that moves 2 seconds at each look: an update takes 2, and so does a validation."""
     clock = iter(range(0, 10**6, 2))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    settings = demo.Settings(text, 8, 1, 0.0, 4, 16, 0.01, 0, 0, None)
-    assert demo._measured(settings, 100, None).updates == (100 - demo.VALIDATIONS * 2) // 2
-    assert demo._measured(settings, 1, None).updates == demo.VALIDATIONS
+    settings = timed(text, seconds=100)
+    assert demo._measured(settings, None).every == (100 - demo.VALIDATIONS * 2) // 2 // demo.VALIDATIONS
+    assert demo._measured(settings._replace(seconds=1), None).every == 1
+
+
+def timed(text, seconds):
+    return demo.Settings(text, 8, 1, 0.0, 4, 16, 0.01, 0, None, seconds, 5, None)
+
+
+def test_the_time_ends_a_run_and_a_resumed_one(monkeypatch, text, out):
+    """A clock that moves a second at each look: the data looks once at the start, and once a batch."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(demo, "_settings", lambda _args: timed(text, seconds=30))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 14)
+        assert run_demo(out=out) == 130
+    stopped = training.load_checkpoint(out / demo.CHECKPOINT)
+    assert stopped.update == 13
+    assert stopped.extra["spent"] == [15]
+    assert run_demo("--resume", out=out) == 0
+    whole = training.load_checkpoint(out / demo.CHECKPOINT)
+    assert whole.extra["spent"] == [30]
+    assert whole.update == 27
+    assert whole.history.validations[-1][0] == 27
+    assert run_demo("--resume", "--updates", 40, out=out) == 0
+    assert training.load_checkpoint(out / demo.CHECKPOINT).update == 40
+
+
+@pytest.mark.parametrize("updates", [None, 1000])
+def test_the_learning_rate_falls_to_zero_at_the_end(text, updates):
+    progress = demo.Progress(timed(text, seconds=30)._replace(updates=updates), None)
+
+    def rate(share):
+        progress.spent[0] = 30 * share
+        return progress.rate(int(1000 * share)) / 0.01
+
+    assert rate(0) < 0.1
+    assert rate(0.05) == 1
+    assert rate(0.525) == pytest.approx(0.5)
+    assert rate(1) == 0
 
 
 @pytest.mark.parametrize(("alone", "threads"), [(1.0, 1), (1.3, 1), (1.6, None), (0.01, 1)])
@@ -166,9 +206,10 @@ def test_threads_are_used_where_they_pay(monkeypatch, text, alone, threads):
     pytest.importorskip("threadpoolctl")
     times = iter([1.0, alone, 0.0])
     monkeypatch.setattr(demo, "_seconds", lambda _work, **_least: next(times))
-    settings = demo.Settings(text, 8, 1, 0.0, 4, 16, 0.01, 0, 0, None)
-    measured = demo._measured(settings, 100, None)
-    assert measured == settings._replace(updates=int(100 / (alone if threads else 1)), threads=threads)
+    settings = timed(text, seconds=100)
+    measured = demo._measured(settings, None)
+    every = math.ceil(int(100 / (alone if threads else 1)) / demo.VALIDATIONS)
+    assert measured == settings._replace(every=every, threads=threads)
 
 
 def test_the_training_runs_on_the_threads_that_were_chosen(monkeypatch, text, out):
@@ -185,7 +226,7 @@ def test_the_training_runs_on_the_threads_that_were_chosen(monkeypatch, text, ou
         during.append(blas_threads())
         return work(*args, **kwargs)
 
-    chosen = demo.Settings(text, 8, 1, 0.0, 4, 16, 0.01, 0, 2, 1)
+    chosen = timed(text, seconds=1)._replace(updates=2, threads=1)
     monkeypatch.setattr(demo, "_settings", lambda _args: chosen)
     monkeypatch.setattr(training, "fit", fit)
     assert run_demo(out=out) == 0
@@ -331,10 +372,10 @@ def test_a_wrong_option_is_refused_before_any_work(option, value, resume, text, 
 
 def test_resume_prolongs_a_finished_run(text, out, capsys):
     assert run_demo("--text", text, "--updates", 3, *SMALL, out=out) == 0
-    assert run_demo("--resume", "--updates", 6, out=out) == 0
-    assert training.load_checkpoint(out / demo.CHECKPOINT).update == 6
+    assert run_demo("--resume", "--updates", 13, out=out) == 0
+    assert training.load_checkpoint(out / demo.CHECKPOINT).update == 13
     assert run_demo("--resume", "--updates", 5, out=out) == 1
-    assert "updates=5 must be at least 6" in capsys.readouterr().err
+    assert "updates=5 must be at least 13" in capsys.readouterr().err
     assert run_demo("--resume", "--hidden-size", 99, out=out) == 1
     assert "hidden_size=99" in capsys.readouterr().err
 

@@ -14,11 +14,14 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from xplstm import ArgumentError, FormatError, XplstmError, _array, _values, optim, training
 from xplstm.cli import ngram
@@ -29,6 +32,9 @@ CHECKPOINT, CURVE, SAMPLE = "checkpoint.safetensors", "loss.png", "sample.txt"
 EMBEDDING_DIM = 64
 VALIDATIONS = 10
 MAX_NORM = 1.0
+# So few updates call for averages over fewer of them than Adam's own defaults.
+BETAS = (0.8, 0.99)
+WARMUP = 0.05
 # Several threads of BLAS wait for each other at every step: where other work shares the processor they are
 # many times slower than one. So they are chosen only when a trial finds them so many times faster.
 GAIN_OF_THREADS = 1.4
@@ -48,8 +54,53 @@ class Settings(NamedTuple):
     steps: int
     lr: float
     seed: int
-    updates: int
+    updates: int | None
+    """How many there are, or None for a run of so many `seconds`."""
+    seconds: float
+    every: int
+    """Updates from one validation to the next."""
     threads: int | None
+
+
+class Progress:
+    """How much of a run is done, in updates or in time: it gives the learning rate, and ends the data.
+
+    Parameters
+    ----------
+    settings : Settings
+    begun : Checkpoint or None
+        The run to continue.
+    """
+
+    def __init__(self, settings: Settings, begun: Checkpoint | None) -> None:
+        self._settings, self._begun = settings, begun
+        self.spent: list[float] = [0.0] if begun is None else [begun.extra["spent"][0]]
+        """Seconds so far: a list, so that each checkpoint holds what it is then."""
+
+    def batches(self, streams: Streams) -> Callable[[int], Iterator[tuple[Any, Any]]]:
+        """Return the data of the run: the text again and again, until the time is over."""
+
+        def of_epoch(epoch: int) -> Iterator[tuple[Any, Any]]:
+            done = self._begun.position if self._begun is not None and self._begun.epoch == epoch else 0
+            start = time.monotonic() - self.spent[0]
+            for number, batch in enumerate(itertools.cycle(streams)):
+                if number >= done:
+                    self.spent[0] = time.monotonic() - start
+                    if self._settings.updates is None and number and self.spent[0] >= self._settings.seconds:
+                        return
+                yield batch
+
+        return of_epoch
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate: it rises in a line, and falls along half a cosine to 0 at the end."""
+        done, whole = self.spent[0], self._settings.seconds
+        if self._settings.updates is not None:
+            done, whole = step, self._settings.updates
+        share = min(1.0, done / whole)
+        if share < WARMUP:
+            return self._settings.lr * (share + WARMUP / 20) / WARMUP
+        return self._settings.lr * (1 + math.cos(math.pi * (share - WARMUP) / (1 - WARMUP))) / 2
 
 
 class Corpus(NamedTuple):
@@ -95,12 +146,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument(
         "--updates", action=Given, type=int, help="train exactly so long, or with --resume until so many"
     )
-    add("--hidden-size", type=int, default=256, help=f"units of a layer; {default}")
+    add("--hidden-size", type=int, default=192, help=f"units of a layer; {default}")
     add("--layers", type=int, default=1, help=default)
-    add("--dropout", type=float, default=0.1, help=f"share dropped in training; {default}")
-    add("--batch-size", type=int, default=16, help=f"streams of text read at once; {default}")
+    add("--dropout", type=float, default=0.05, help=f"share dropped in training; {default}")
+    add("--batch-size", type=int, default=8, help=f"streams of text read at once; {default}")
     add("--steps", type=int, default=64, help=f"characters that a gradient reaches back; {default}")
-    add("--lr", type=float, default=4e-3, help=f"highest learning rate; {default}")
+    add("--lr", type=float, default=8e-3, help=f"highest learning rate; {default}")
     add("--seed", type=int, default=0, help=default)
     add("--out", metavar="FOLDER", type=Path, default=Path("runs/demo"), help=default)
     resume_help = "continue the run in --out, with its settings; --updates extends it"
@@ -182,7 +233,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
         print(f"Untrained, it writes {write(40)!r}.")
         _make_room(args.out / CHECKPOINT)
     with _blas(settings.threads):
-        history = _fit(model, corpus, settings, args)
+        history = _fit(model, corpus, settings, args, begun)
     _conclude(history, baseline)
     sample = write(600)
     print(f"\n{sample}\n")
@@ -203,10 +254,12 @@ def _settings(args: argparse.Namespace) -> Settings:
         steps=args.steps,
         lr=args.lr,
         seed=args.seed,
-        updates=args.updates or 0,
+        updates=args.updates,
+        seconds=args.seconds,
+        every=math.ceil((args.updates or 1) / VALIDATIONS),
         threads=None,
     )
-    return settings if args.updates else _measured(settings, args.seconds, args.backend)
+    return settings if args.updates else _measured(settings, args.backend)
 
 
 def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
@@ -225,13 +278,14 @@ def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
             raise ArgumentError(msg)
     if args.updates is None:
         return settings
-    _values.size("updates", args.updates, settings.updates)
+    _values.size("updates", args.updates, settings.updates or begun.update)
     return settings._replace(updates=args.updates)
 
 
-def _measured(settings: Settings, seconds: float, backend: str | None) -> Settings:
-    """Choose updates and threads for a time, in a trial with a model that is then thrown away."""
-    print(f"Measuring how many updates fit into {seconds:g} seconds ...", flush=True)
+def _measured(settings: Settings, backend: str | None) -> Settings:
+    """Choose threads and the time between validations, in a trial with a model that is then thrown away."""
+    seconds = settings.seconds
+    print(f"Measuring about how many updates fit into {seconds:g} seconds ...", flush=True)
     corpus = _corpus(settings.text)
     model = _model(corpus, settings, backend)
     batches, adam = _training_batches(model, corpus, settings), optim.Adam(settings.lr)
@@ -248,7 +302,7 @@ def _measured(settings: Settings, seconds: float, backend: str | None) -> Settin
     with _blas(threads):
         of_validation = _seconds(lambda: _held_out_bits(model, corpus), least=0)
     updates = int((seconds - VALIDATIONS * of_validation) / of_update)
-    return settings._replace(updates=max(VALIDATIONS, updates), threads=threads)
+    return settings._replace(every=max(1, math.ceil(updates / VALIDATIONS)), threads=threads)
 
 
 def _blas(threads: int | None) -> contextlib.AbstractContextManager[object]:
@@ -308,8 +362,11 @@ def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
 
 
 def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
-    """Make the untrained model."""
-    return CharLM(
+    """Make the untrained model: its first logits are the frequencies of the characters.
+
+    So no update is spent on these.
+    """
+    model = CharLM(
         corpus.vocab,
         settings.hidden_size,
         settings.layers,
@@ -318,6 +375,11 @@ def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
         xp=backend,
         rng=settings.seed,
     )
+    counts = Counter(corpus.text[: corpus.split])
+    bias = np.log([counts[character] + 0.5 for character in model.vocab])
+    bias -= np.log(np.exp(bias).sum())
+    model.load_state_dict({**model.state_dict(), "linear.bias": bias.astype(np.float32)})
+    return model
 
 
 def _training_batches(model: CharLM, corpus: Corpus, settings: Settings) -> Streams:
@@ -344,36 +406,51 @@ def _introduce(model: CharLM, corpus: Corpus, settings: Settings, baseline: floa
     print(f"5-gram model (interpolated Kneser-Ney): {baseline:.3f} bits per held-out character.")
     print(
         f"LSTM: {settings.layers} layer(s) of {settings.hidden_size} units, {parameters:,} parameters,"
-        f" on {backend}; {settings.updates:,} updates of {settings.batch_size} x {settings.steps} characters."
+        f" on {backend}; {_length(settings)} of {settings.batch_size} x {settings.steps} characters."
     )
 
 
-def _fit(model: CharLM, corpus: Corpus, settings: Settings, args: argparse.Namespace) -> History:
+def _length(settings: Settings) -> str:
+    """Return how long a run is."""
+    if settings.updates is None:
+        return f"{settings.seconds:g} seconds, about {settings.every * VALIDATIONS:,} updates"
+    return f"{settings.updates:,} updates"
+
+
+def _fit(
+    model: CharLM, corpus: Corpus, settings: Settings, args: argparse.Namespace, begun: Checkpoint | None
+) -> History:
     """Train, with one bar in bits per character."""
+    progress = Progress(settings, begun)
 
     def text(history: History) -> str:
         recent = history.losses[-50:]
         learnt = sum(recent) / len(recent) * BITS
-        return f"bits per character {learnt:.3f}, held out {history.validations[-1][1]:.3f}"
+        time_spent = (
+            f"{progress.spent[0]:.0f} of {settings.seconds:g} s, " if settings.updates is None else ""
+        )
+        return f"{time_spent}bits per character {learnt:.3f}, held out {history.validations[-1][1]:.3f}"
 
-    schedule = optim.warmup_cosine(
-        settings.lr, settings.updates // 20, settings.updates, floor=settings.lr / 50
-    )
-    every = math.ceil(settings.updates / VALIDATIONS)
     return training.fit(
         model,
-        _training_batches(model, corpus, settings),
-        optim.Adam(schedule),
+        progress.batches(_training_batches(model, corpus, settings)),
+        optim.Adam(progress.rate, betas=BETAS),
         updates=settings.updates,
+        epochs=1 if settings.updates is None else None,
         carry=True,
         max_norm=MAX_NORM,
         rng=settings.seed,
         validate=lambda: _held_out_bits(model, corpus),
-        validate_every=every,
+        validate_every=settings.every,
         checkpoint=args.out / CHECKPOINT,
-        checkpoint_every=every,
+        checkpoint_every=settings.every,
         resume=args.resume,
-        extra={"settings": settings._asdict(), "digest": corpus.digest, "python": platform.python_version()},
+        extra={
+            "settings": settings._asdict(),
+            "spent": progress.spent,
+            "digest": corpus.digest,
+            "python": platform.python_version(),
+        },
         progress=text,
     )
 
