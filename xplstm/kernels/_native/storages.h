@@ -55,7 +55,8 @@ INLINE V NAME(dot_bfloat16)(V pair, V w, V sum)
 /* A row in bfloat16, rounded to nearest even, with a zero at the end of an odd number of columns. */
 static void NAME(enter_bfloat16)(const REAL *a, Size K, void *to)
 {
-    uint16_t *out = to;
+    typedef uint16_t __attribute__((may_alias)) Half; /* tiles read two at once */
+    Half *restrict out = to;
     for (Size k = 0; k < K; k++) {
         uint32_t bits;
         __builtin_memcpy(&bits, a + k, sizeof bits);
