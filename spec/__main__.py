@@ -6,12 +6,12 @@ import sys
 
 from spec import kills, report
 
-USAGE = "usage: python -m spec report [--subject NAME] [--out FOLDER], or: python -m spec kills"
+USAGE = "usage: python -m spec report [--subject NAME] [--out FOLDER], or: python -m spec kills [--kept FILE]"
 
 
 def main(arguments: list[str]) -> int:
-    if arguments == ["kills"]:
-        return kills.main()
+    if arguments[:1] == ["kills"]:
+        return kills.main(arguments[1:])
     if arguments[:1] != ["report"]:
         print(USAGE, file=sys.stderr)
         return 2

@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["report"]:
         report.QUIET += configured()
         return report.main(given[1:])
-    if given == ["kills"]:
-        return kills.main()
+    if given[:1] == ["kills"]:
+        return kills.main(given[1:])
     parser = argparse.ArgumentParser(
         prog="lstm-spec", description="Test an LSTM; further options are pytest's.", allow_abbrev=False
     )

@@ -15,6 +15,7 @@ import numpy as np
 from spec import corner_mutants, mutants, path_mutants, plausible_mutants, sized_mutants, wrong_gru
 from spec.mutants import Call
 from spec.records import UNITS
+from spec.sized_mutants import Sometimes
 from spec.subject import Arrays, Config
 from spec.wrong import LSTM
 from spec.wrong_gru import GRU
@@ -76,39 +77,35 @@ class Placed(LSTM):
 def cell_at(fault: str, place: str) -> Call:
     """An LSTM whose cell has a fault at one place; where a call has no such place it is the right one."""
 
-    def call(op: str, config: Config, a: Arrays) -> Arrays:
+    def there(op: str, config: Config, _a: Arrays) -> bool:
         layers, directions = config.get("num_layers", 1), 1 + bool(config.get("bidirectional"))
         at = (
             product(range(layers), range(directions))
             if op.startswith("module")
             else [(0, int(bool(config.get("reverse"))))]
         )
-        if not any(here(place, config, *each) for each in at):
-            return sized_mutants.right(op, config, a)
-        return Placed(fault, place, config).call(op, config, a)
+        return any(here(place, config, *each) for each in at)
 
-    return call
+    return Sometimes(there, lambda op, config, a: Placed(fault, place, config).call(op, config, a))
 
 
 def parameters_at(what: str, place: str) -> Call:
     """An LSTM that takes some parameters otherwise, at one place."""
     prefixes, change = CHANGES[what]
 
+    def spoilt(op: str, config: Config, name: str) -> bool:
+        if not name.startswith(prefixes):
+            return False
+        if op.startswith("layer"):
+            return here(place, config, 0, int(bool(config.get("reverse"))))
+        layer = int(name.partition("_l")[2].partition("_")[0])
+        return here(place, config, layer, int(name.endswith("_reverse")))
+
     def call(op: str, config: Config, a: Arrays) -> Arrays:
-        def spoilt(name: str) -> bool:
-            if not name.startswith(prefixes):
-                return False
-            if op.startswith("layer"):
-                return here(place, config, 0, int(bool(config.get("reverse"))))
-            layer = int(name.partition("_l")[2].partition("_")[0])
-            return here(place, config, layer, int(name.endswith("_reverse")))
-
-        if not any(map(spoilt, a)):
-            return sized_mutants.right(op, config, a)
         # What comes of a changed parameter has the places of the changed one; only outputs are compared then.
-        return LSTM().call(op, config, {n: change(v) if spoilt(n) else v for n, v in a.items()})
+        return LSTM().call(op, config, {n: change(v) if spoilt(op, config, n) else v for n, v in a.items()})
 
-    return call
+    return Sometimes(lambda op, config, a: any(spoilt(op, config, n) for n in a), call)
 
 
 class Wrong(NamedTuple):

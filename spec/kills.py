@@ -1,17 +1,23 @@
 """``python -m spec kills``: how many wrong LSTMs of each family die by each clause.
 
-Vectors say it by spec/kills.json. The sized calls and the relations are run here,
-which takes minutes: every wrong LSTM that is no mutant of the vectors through
-the sized calls of each clause until one finds it, and every one through each
-relation once.
+Vectors say it by spec/kills.json. The sized calls and the relations are run here:
+every wrong LSTM that is no mutant of the vectors through the sized calls of each
+clause until one finds it, and every one through each relation once. Two processes
+share the wrong LSTMs, and ``--kept FILE`` keeps what is found, so that a run that was
+ended begins again where it was.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import multiprocessing
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +33,9 @@ FAILS = (IndexError, KeyError, ValueError)
 """Where a wrong LSTM cannot run, which is a find."""
 CALLS = ("layer", "module-three-by-two", "module-two-directions", "options-5")
 """The relations are asked of the first of these that they say something of."""
+AT_ONCE = 60
+"""Wrong LSTMs between two notes of what is found."""
+PROCESSES = 2
 
 
 class Judged:
@@ -45,62 +54,102 @@ class Judged:
         return WRONGS[self.name].call(op, {"bidirectional": False, **config}, arrays)
 
 
-def by_vectors() -> Iterator[tuple[str, str]]:
-    """Clause and wrong LSTM, of each vector that finds it."""
+def by_vectors() -> dict[str, set[str]]:
+    """The clauses by which each wrong LSTM dies, of the vectors that find it."""
+    found: dict[str, set[str]] = {name: set() for name in WRONGS}
     published = json.loads(mutants.KILLS.read_text(encoding="utf-8"))
     for record, said in published.items():
-        yield from ((clause, name) for clause in RECORDS[record]["clauses"] for name in said["kills"])
+        for name in said["kills"]:
+            found[name] |= {*RECORDS[record]["clauses"]}
+    return found
 
 
-def by_sizes() -> Iterator[tuple[str, str]]:
-    """The cheapest calls first; a wrong LSTM is asked only what can say more of it."""
-    found: set[tuple[str, str]] = set()
+def by_sizes(names: Sequence[str]) -> dict[str, set[str]]:
+    """The cheapest calls first; a wrong LSTM is asked what it may answer otherwise, and what says more."""
+    found: dict[str, set[str]] = {name: set() for name in names if name not in mutants.MUTANTS}
     for call in sorted(calls.CASES, key=calls.cost):
         case, a = calls.CASES[call], calls.given(call, "float64")
-        for name, wrong in WRONGS.items():
-            more = {(clause, name) for clause in case.clauses} - found
-            if not more or name in mutants.MUTANTS or (case.T > LONG and "step" not in name):
+        for name, known in found.items():
+            if known.issuperset(case.clauses) or (case.T > LONG and known and "step" not in name):
                 continue
-            try:
-                got = wrong.call(f"{case.op}_vjp", case.config, dict(a))
-                said = faults(call, got, "float64", case.gradients)
-            except FAILS:
-                said = ["the call fails"]
-            if said:
-                found |= more
+            if finds(call, name, a):
+                known |= {*case.clauses}
         sized_mutants.ANSWERED.clear()
-    yield from found
+    return found
 
 
-def by_relations() -> Iterator[tuple[str, str]]:
+def finds(call: str, name: str, a: Arrays) -> bool:
+    """Whether a call finds a wrong LSTM, with gradients or without."""
+    case, wrong = calls.CASES[call], WRONGS[name].call
+    for op in (f"{case.op}_vjp",) if case.draws else (f"{case.op}_vjp", case.op):
+        if not sized_mutants.may_differ(wrong, op, case.config, a):
+            continue
+        try:
+            if faults(call, wrong(op, case.config, dict(a)), "float64", case.gradients and op != case.op):
+                return True
+        except FAILS:
+            return True
+    return False
+
+
+def by_relations(names: Sequence[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {name: set() for name in names}
     for law, (clause, _, applies) in LAWS.items():
         call = next(name for name in CALLS if applies(plan.CASES[name]))
-        for name in WRONGS:
+        for name in names:
             try:
                 said, _ = broken(Ask(Judged(name), "float64"), law, call)
             except FAILS:
                 said = ["the call fails"]
             if said:
-                yield clause, name
+                found[name].add(clause)
+    return found
 
 
-def table() -> list[str]:
-    """One line for each clause and family: how many die, of how many."""
+def judged(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The clauses by which some wrong LSTMs die, in what is run here."""
     with np.errstate(all="ignore"):
-        found = {*by_vectors(), *by_sizes(), *by_relations()}
+        sizes, relations = by_sizes(names), by_relations(names)
+    return {name: sorted(sizes.get(name, set()) | relations[name]) for name in names}
+
+
+def digest() -> str:
+    """Return a hash of all that the result depends on."""
+    folder = Path(__file__).parent
+    files = sorted([*folder.glob("*.py"), *folder.glob("vectors/*.json"), mutants.KILLS])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
+    """What sized calls and relations find; what a run of the same suite has found is read."""
+    state = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
+    of = digest()
+    found: dict[str, list[str]] = state.get("found", {}) if state.get("of") == of else {}
+    left = iter([name for name in WRONGS if name not in found])
+    parts = list(iter(lambda: tuple(islice(left, AT_ONCE)), ()))
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        for part in pool.imap_unordered(judged, parts):
+            found |= part
+            if kept:
+                kept.write_text(json.dumps({"of": of, "found": found}), encoding="utf-8")
+    return found
+
+
+def table(found: dict[str, set[str]]) -> Iterator[str]:
+    """One line for each clause and family: how many die, of how many."""
     sizes = Counter(wrong.family for wrong in WRONGS.values())
-    lines = []
-    for clause in sorted({clause for clause, _ in found}):
-        killed = Counter(WRONGS[name].family for of, name in found if of == clause)
-        families = ", ".join(f"{family} {n}/{sizes[family]}" for family, n in killed.most_common())
-        lines.append(f"{clause}: {families}")
-    alive = sorted(WRONGS.keys() - {name for _, name in found})
-    lines.append(f"{len(WRONGS) - len(alive)} of {len(WRONGS)} die; alive: {', '.join(alive) or 'none'}")
-    return lines
+    for clause in sorted(set().union(*found.values())):
+        killed = Counter(WRONGS[name].family for name, clauses in found.items() if clause in clauses)
+        yield f"{clause}: " + ", ".join(f"{family} {n}/{sizes[family]}" for family, n in killed.most_common())
+    alive = sorted(name for name in WRONGS if not found[name])
+    yield f"{len(WRONGS) - len(alive)} of {len(WRONGS)} die; alive: {', '.join(alive) or 'none'}"
 
 
-def main() -> int:
-    print(*table(), sep="\n")
+def main(arguments: Sequence[str] = ()) -> int:
+    parser = argparse.ArgumentParser(prog="python -m spec kills", description=__doc__)
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="keep what is found")
+    runs, found = found_by_runs(parser.parse_args(arguments).kept), by_vectors()
+    print(*table({name: found[name] | {*runs[name]} for name in WRONGS}), sep="\n")
     return 0
 
 

@@ -16,8 +16,8 @@ from spec.records import Record
 from spec.sized import Change, Sized, layer, module
 from spec.subject import Arrays
 
-SHORT_KEY: Record = {"key": ["7", "12884901889"]}
-"""Words that a signed or a short integer could hold otherwise."""
+SHORT_KEY: Record = {"key": ["7", "5"]}
+"""Words of few bits."""
 STEPS = range(8, 73)
 
 
@@ -62,6 +62,8 @@ def together() -> dict[str, Sized]:
         "square-projection": layer(3, 5, 4, 2, "XPL-CELL-004", proj_size=3),
         "states-as-entries": module(3, 4, 3, 6, num_layers=3, bidirectional=True),
         "ragged-one-direction": module(3, 4, 5, 3, "XPL-SEQ-003", lengths=[2, 3, 1]),
+        "one-step-of-a-module": module(9, 20, 1, 5),
+        "one-step-or-none": module(9, 20, 1, 5, "XPL-SEQ-003", lengths=[1, 0, 1, 1, 0]),
         "twelve-layers": module(3, 3, 3, 2, num_layers=12),
         "six-layers-of-two-directions": module(2, 3, 3, 2, num_layers=6, bidirectional=True),
     }
@@ -82,7 +84,9 @@ def noise() -> dict[str, Sized]:
     key: Choice = {"noise": SHORT_KEY}
     found: dict[str, Sized] = {}
     for name, (clause, rates) in RATES.items():
-        given, said = rates | key, (clause, "XPL-VAR-016")
+        # Of dropout the key is its own; the others have keys that differ from call to call of one shape.
+        own: Choice = {} if "dropout" in rates else {"noise": {"key": [str(len(name)), "5"]}}
+        given, said = rates | own, (clause, "XPL-VAR-016")
         if "variant" in rates:
             found |= {
                 f"noise-{name}": layer(3, 4, 4, 3, *said, **given),

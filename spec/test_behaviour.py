@@ -86,3 +86,18 @@ def test_nan_in_cotangents(subject: Adapter, name: str, cotangent: str) -> None:
         assert np.isnan(got[tensor][..., 1, :]).any(), f"{tensor} of its row is finite"
         here, there = (np.delete(found[tensor], 1, axis=-2) for found in (got, expected))
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5, err_msg=f"{tensor} of other rows")
+
+
+@pytest.mark.parametrize("name", ["one-step-of-a-module", "one-step-or-none"])
+def test_gates_make_the_states_if_shown(subject: Adapter, name: str) -> None:
+    """XPL-CELL-006: of many units, and of the batch entries that have a step."""
+    case, a = CASES[name], given(name, "float32")
+    forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
+    got = answer(subject, case.op, case.config, forward)
+    if got.keys().isdisjoint("ifgo"):
+        pytest.skip("it shows no gates")
+    there = np.asarray(case.config["lengths"] or [1] * case.B, bool)
+    i, f, g, o = (got[gate][0, there] for gate in "ifgo")
+    c = f * a["c_0"][0, there] + i * g
+    np.testing.assert_allclose(got["c_n"][0, there], c, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got["h_n"][0, there], o * np.tanh(c), rtol=0, atol=1e-5)

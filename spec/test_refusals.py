@@ -94,6 +94,12 @@ def test_wrong_features_are_refused(subject: Adapter, call: str) -> None:
             with contextlib.suppress(Refused):
                 subject.call(case.op, case.config, start | {"x": wrong})
                 found.append(wrong.shape)
+        if call == "layer":
+            # A batch of one is not to be guessed either.
+            one = {n: start[n][:1].copy() for n in ("h_0", "c_0")} | {"x": x[:, 0].copy()}
+            with contextlib.suppress(Refused):
+                subject.call(case.op, case.config | {"lengths": None}, start | one)
+                found.append(one["x"].shape)
     except Unsupported as reason:
         pytest.skip(str(reason))
     assert not found, f"x was accepted with the shapes {found}"

@@ -228,6 +228,7 @@ def settings() -> Record:
         "locale": locale.setlocale(locale.LC_ALL),
         "interrupts": signal.getsignal(signal.SIGINT),
         "streams": (sys.stdout, sys.stderr),
+        "open files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
         "mode of new files": mode_of_new_files(),
     }
 
@@ -244,9 +245,13 @@ def test_settings_of_the_process_stay(subject: Adapter, name: str) -> None:
     answer(subject, name, writable(name))
     np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
     random.random()
-    before = settings()
-    answer(subject, name, writable(name))
-    after = settings()
+    gc.enable()
+    # What the call before may have left behind is set to something else.
+    with np.printoptions(precision=5), np.errstate(divide="print"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = settings()
+        answer(subject, name, writable(name))
+        after = settings()
     assert [n for n, value in before.items() if after[n] != value] == []
 
 
@@ -413,6 +418,11 @@ def drawing_elsewhere(op: str, config: Record, a: Arrays) -> Arrays:
     return RIGHT.call(op, config, a)
 
 
+def printing_otherwise(op: str, config: Record, a: Arrays) -> Arrays:
+    np.set_printoptions(precision=3)
+    return RIGHT.call(op, config, a)
+
+
 def own_state(op: str, config: Record, a: Arrays) -> Arrays:
     got = RIGHT.call(op, config, a)
     return got if len(a["x"]) else got | {"h_n": a["h_0"]}
@@ -469,6 +479,7 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "a batch by its last stride": (rows_by_width, test_strides, ("square", "batch first")),
     "wide addresses": (at_wide_addresses, test_strides, ("square", "off by one")),
     "generator of dropout": (drawing_elsewhere, test_settings_of_the_process_stay, ("dropout-sum",)),
+    "how NumPy prints": (printing_otherwise, test_settings_of_the_process_stay, ("square",)),
     "one scratch": (scratch(), test_calls_of_two_threads, ("square",)),
 }
 

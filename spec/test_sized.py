@@ -85,9 +85,11 @@ def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> Non
     """XPL-NUM-005: by the bounds of XPL-NUM-001 in units of half precision, of few steps."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
-    got = answer(subject, name, given(name, dtype))
+    a = {n: v.copy() for n, v in given(name, dtype).items()}
+    got = answer(subject, name, a)
     said = faults(name, got, dtype, "dx" in got)
     assert not said, f"{name}: {'; '.join(said)}"
+    assert [n for n, v in given(name, dtype).items() if v.tobytes() != a[n].tobytes()] == []
 
 
 @pytest.mark.parametrize("name", ["square"])

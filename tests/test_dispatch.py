@@ -188,6 +188,25 @@ def test_what_supports_and_does_not_wait_is_chosen(row: Any) -> None:
     assert xplstm.LSTM(3, 2, reproducible=True).explain(X) == (("another",), ({},), True, (), ())
 
 
+@pytest.mark.parametrize("canonical", [3, 2])
+def test_one_layer_in_another_order_is_enough_to_have_none(row: Any, canonical: int) -> None:
+    row(canonical_sums=lambda problem: canonical == problem.I)
+    assert not xplstm.LSTM(3, 2, num_layers=2).explain(X).canonical_sums
+
+
+@pytest.mark.parametrize("other", [3, 2])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_on_different_kernels_step_and_run_as_on_one(row: Any, other: int, frozen: bool) -> None:
+    row(supports=lambda problem: None if other == problem.I else "this test leaves it to others")
+    made = xplstm.LSTM(3, 2, num_layers=2, rng=0)
+    lstm, x = made.freeze() if frozen else made, np.random.default_rng(0).random(X.shape, "float32")
+    assert set(lstm.explain(x).kernels) == {FASTEST, "another"}
+    with xplstm.use_kernel("reference"):
+        expected = [lstm(x)[0], lstm.step(x[0])[0]]
+    for got, wanted in zip([lstm(x)[0], lstm.step(x[0])[0]], expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_demand_for_the_published_order_that_none_meets(dtype: Any) -> None:
     lstm = xplstm.LSTM(3, 2, dtype=dtype, reproducible=True, variant=xplstm.Variant(layer_norm=True))
