@@ -164,7 +164,12 @@ def test_chunks_are_read_by_iter_and_reversed() -> None:
 LSTM64 = xplstm.LSTM(I, H, dtype="float64", rng=1)
 GOOD = [(X, TARGETS)]
 REFUSED: dict[str, Any] = {
-    "two directions": (xplstm.LSTM(I, H, bidirectional=True), GOOD, loss, "has two directions"),
+    "two directions": (
+        xplstm.LSTM(I, H, bidirectional=True),
+        GOOD,
+        loss,
+        "a direction that begins at the end",
+    ),
     "a frozen network": (LSTM64.freeze(), GOOD, loss, "network must be a recurrent layer.* got FrozenLSTM"),
     "a generator": (LSTM64, iter(GOOD), loss, "chunks must be a sequence of tuples .* got list_iterator"),
     "no chunk": (LSTM64, [], loss, "chunks is empty; at least 1"),
