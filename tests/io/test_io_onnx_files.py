@@ -148,6 +148,10 @@ def test_an_lstm_in_a_function(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours.prepare(model).run({"x": x})[0], wanted, rtol=0, atol=1e-6)
     net = xplstm.io.load(tmp_path / "m.onnx", prefix="call.lstm")
     np.testing.assert_allclose(net(x)[0], wanted[:, 0], rtol=0, atol=1e-6)
+    model.functions[0].opset_import[0].version = 14
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match=r"the function 'Layer' is of opset \[14\], the model of 17"):
+        xplstm.io.load(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])

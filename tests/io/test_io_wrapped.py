@@ -50,7 +50,7 @@ WEIGHTS = ("weight_ih_l0", "weight_hh_l0")
 BIASES = ("bias_ih_l0", "bias_hh_l0")
 WRAPPERS = [
     (pruned, WEIGHTS + BIASES),
-    (weight_normed, WEIGHTS + BIASES),
+    (weight_normed, WEIGHTS),
     (weight_normed_by_columns, WEIGHTS),
     (weight_normed_before_2, WEIGHTS),
     (spectral_normed, WEIGHTS),
@@ -179,6 +179,38 @@ def test_adapters_around_a_network_are_refused(start):
     assert isinstance(io.load(theirs), xplstm.LSTM)
     with pytest.raises(FormatError, match=r"does not use .*lora_A.default.weight \(an adapter\)"):
         io.load(theirs | {f"{start}lora_A.default.weight": np.ones((2, 3), "float32")})
+
+
+MXNET = {"i2h_weight": (8, 3), "h2h_weight": (8, 2), "i2h_bias": (8,), "h2h_bias": (8,)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "extra"),
+    [(MXNET, "h2r_weight"), (MXNET, "h2h_weight_mask"), (MXNET, "i2h_gamma"), (CELL, "lora_A")],
+)
+def test_an_underscore_may_follow_a_prefix(cell, extra):
+    between = "lstm0_" if cell is MXNET else "lstm0."
+    theirs = {f"{between}{name}": np.ones(shape, "float32") for name, shape in cell.items()}
+    assert isinstance(io.load(theirs | {"lstm01_dense.weight": np.ones((2, 2), "float32")}), xplstm.LSTM)
+    with pytest.raises(FormatError, match=f"does not use {extra}"):
+        io.load(theirs | {f"lstm0_{extra}": np.ones((2, 2), "float32")})
+
+
+def test_a_bias_of_two_numbered_tensors_is_not_computed():
+    theirs = {name: np.ones(shape, "float32") for name, shape in CELL.items() if name != "bias_ih"}
+    pair = {f"parametrizations.bias_ih.original{k}": np.ones(8, "float32") for k in range(2)}
+    with pytest.raises(FormatError, match=r"does not use parametrizations.bias_ih.original0"):
+        io.load(theirs | pair)
+
+
+def test_what_fits_no_format_is_not_offered():
+    theirs = {"lstm_cell/kernel": np.ones((5, 8), "float32"), "lstm_cell/bias": np.ones(9, "float32")}
+    with pytest.raises(FormatError, match=r"tensors that fit no format(.|\n)*bias has shape \(9,\)"):
+        io.load(theirs)
+    # Three gates of four units, which would be four gates of three.
+    other = {name.replace("lstm", "coupled_input_forget_gate_lstm"): a for name, a in theirs.items()}
+    with pytest.raises(FormatError, match="holds no LSTM of format 'tensorflow'"):
+        io.load(other, format="tensorflow")
 
 
 def test_counters_and_other_networks_do_no_harm():

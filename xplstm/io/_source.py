@@ -152,6 +152,10 @@ def _one(
         msg = f"{contents.where} holds {spelled(here[0])}, which {dict(options)} contradicts"
         raise ArgumentError(printable(msg))
     told = [one for one in fitting if layout is not None or is_told(contents, one)]
+    if len(told) != 1 and all(one.problem for one in fitting):
+        choices = _lines(f"{called(one)}: {one.problem}" for one in fitting)
+        msg = f"{contents.where} holds tensors that fit no format with their names\n{choices}"
+        raise FormatError(printable(msg))
     if len(told) != 1:
         raise ArgumentError(printable(_unsure(contents, told or fitting)))
     return told[0]

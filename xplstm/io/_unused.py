@@ -7,7 +7,7 @@ a layer normalisation, means that the network computes something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from xplstm.io._contents import Contents, Found, shown
 
@@ -21,6 +21,7 @@ _MEANINGS = (
     (r"bias|^b\d?$", "a bias"),
     (r"^[hc]_?[0x]|init|state", "an initial state"),
 )
+_ADAPTER = re.compile(r"(lora|dora|adapter)(_|\.|$)", re.IGNORECASE)
 _SHOWN = 6
 
 
@@ -36,7 +37,24 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
             place = place.rpartition(".")[0]
         if place in places and not _is_harmless(name, tensor.dtype):
             by_place[place].append(name)
+    for place, name in _joined(contents, candidates):
+        by_place[place].append(name)
     return [_checked(one, by_place) for one in candidates]
+
+
+def _joined(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
+    """Return places, each with a tensor whose name begins with it and an underscore.
+
+    Such a tensor belongs to the network if its own names are so, as in MXNet, or if it is an adapter.
+    """
+    used = {name for one in candidates for name in one.names}
+    joined = {one.prefix for one in candidates if any(n.startswith(f"{one.prefix}_") for n in one.names)}
+    places = {_around(place) for one in candidates for place in one.places if place}
+    for name in (name for name in contents.tensors if name not in used):
+        for match in re.finditer("_", name):
+            place, rest = name[: match.start()], name[match.end() :]
+            if place in places and (place in joined or _ADAPTER.match(rest)):
+                yield place, name
 
 
 def _around(place: str) -> str:
@@ -56,7 +74,7 @@ def _checked(one: Found, by_place: dict[str, list[str]]) -> Found:
     extra = [name for place in places for name in by_place[place] if name not in used]
     if not extra:
         return one
-    ends = [name.removeprefix(f"{one.prefix}.") for name in extra]
+    ends = [name.removeprefix(one.prefix).lstrip("._") for name in extra]
     meanings = {
         words: None for end in ends for pattern, words in _MEANINGS if re.search(pattern, end, re.IGNORECASE)
     }

@@ -45,7 +45,7 @@ class Concatenated(NamedTuple):
             if (
                 prefix != name
                 and prefix[-1:] in ("", ".")
-                and self.place.search(prefix[:-1].rpartition(".")[2])
+                and self.place.match(prefix[:-1].rpartition(".")[2])
             ):
                 halves |= self._split(contents, prefix)
         found = self.halves.find(contents._replace(tensors=halves))
@@ -111,7 +111,8 @@ def _row(name: str, kernel: str, bias: str, **options: Any) -> Single:
 
 
 # LSTMCell, BasicLSTMCell and LSTMBlockCell add 1 unless a caller said otherwise, which no file has.
-_CELL = re.compile("lstm", re.IGNORECASE)
+# Other cells of TensorFlow have three gates, axes of an image, or their own times, under like names.
+_CELL = re.compile("(?!.*(coupled|conv|grid|phased|time_?freq)).*lstm", re.IGNORECASE)
 _STATE = ("c", "h")
 _TENSORFLOW = _row(
     *("tensorflow", "kernel", "bias"),

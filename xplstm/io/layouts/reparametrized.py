@@ -3,7 +3,8 @@
 Each wrapper renames the parameter that it replaces. Here the parameter is computed as in evaluation mode:
 
 * ``prune``: ``name_orig * name_mask``,
-* ``weight_norm``: ``g * v / |v|``, of ``name_g`` and ``name_v``, or ``parametrizations.name.original0``,
+* ``weight_norm``: ``g * v / |v|``, of ``name_g`` and ``name_v``, or ``parametrizations.name.original0`` of a
+  matrix: the tensors of a vector have one shape, as those of other parametrizations can have,
 * ``spectral_norm``: ``W / (u . W v)``, under ``name_orig`` or ``parametrizations.name.original``,
 * weight dropout, as in AWD-LSTM: ``name_raw`` is the trained weight; a copy under ``name`` had dropout.
 """
@@ -46,7 +47,7 @@ def resolve(contents: Contents) -> Contents:
     places = {name.rpartition(".")[0] for name in tensors}
     for target, parts in groups.items():
         rule = next((rule for rule in _RULES if {*rule.parts} == parts.keys()), None)
-        if rule is None:
+        if rule is None or _is_any_pair(rule, [tensors[parts[part]].shape for part in rule.parts]):
             continue
         given = [tensors.pop(parts[part]) for part in rule.parts]
         place = _inner(target, places) if rule.parts == ("raw",) else target
@@ -57,6 +58,11 @@ def resolve(contents: Contents) -> Contents:
         shape = given[1].shape if rule.parts in _NORMED else given[0].shape
         tensors[place] = Tensor(shape, given[0].dtype, array)
     return contents._replace(tensors=tensors)
+
+
+def _is_any_pair(rule: _Rule, shapes: list[tuple[int, ...]]) -> bool:
+    """Return whether two tensors with numbers as names are vectors, which any parametrization can have."""
+    return rule.parts == _NORMED[1] and len(shapes[0]) == len(shapes[1]) == 1
 
 
 def _inner(target: str, places: Collection[str]) -> str:

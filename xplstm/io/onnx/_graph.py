@@ -163,7 +163,7 @@ class _Flat:
     """The nodes of a graph and of the graphs inside of it, in one list and each value with one name."""
 
     def __init__(self, where: str, model: Any, beside: Beside) -> None:
-        self.where, self.beside = where, beside
+        self.where, self.beside, self._opset = where, beside, _opset(where, model)
         self.nodes: list[Node] = []
         self.constants: dict[str, Tensor] = {}
         self.free: list[str] = []
@@ -257,6 +257,7 @@ class _Flat:
         attributes: list[Any],
     ) -> None:
         """Add the nodes of a function in the place of a node that calls it."""
+        self._check_opset(function)
         inside = self._inside(node, prefix)
         local: ChainMap[str, str] = ChainMap()
         for k, name in enumerate(function.input):
@@ -271,6 +272,14 @@ class _Flat:
                 names[made] = prefix + made
                 source = local.get(text(self.where, name), inside + name)
                 self.nodes.append(Node("Identity", "", (source,), (prefix + made,), {}))
+
+    def _check_opset(self, function: Any) -> None:
+        """Refuse a function whose nodes mean what another version of the operators says."""
+        versions = {o.version for o in function.opset_import if o.domain in ("", "ai.onnx")}
+        if versions - {self._opset}:
+            whose = f"the function {brief(text(self.where, function.name))!r} is of opset {sorted(versions)}"
+            msg = f"{self.where}: {whose}, the model of {self._opset}; onnx.inliner.inline_local_functions("
+            raise FormatError(f"{msg}model, convert_version=True) makes one of them")
 
 
 def _overload(one: Any) -> str:
