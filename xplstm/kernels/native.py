@@ -177,7 +177,8 @@ def canonical_sums(problem: Problem) -> bool:
 
 def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     """Pack each direction's weights for the instruction set in use."""
-    blocks = tuple(_stored.move_rows(problem.cell.in_four_blocks, p) for p in params)
+    change = problem.cell.in_four_blocks
+    blocks = tuple(_stored.move_rows(change, p) if problem.weights else change(p) for p in params)
     arrays: list[Any] = [
         tuple(None if a is None else _as_read(a) for a in (*p.lstm, p.bias_hr)) for p in blocks
     ]
