@@ -257,7 +257,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         updates=args.updates,
         seconds=args.seconds,
         every=math.ceil((args.updates or 1) / VALIDATIONS),
-        threads=None,
+        # One, so that repeated runs have the same sums, and never wait for a thread that does not run.
+        threads=None if importlib.util.find_spec("threadpoolctl") is None else 1,
     )
     return settings if args.updates else _measured(settings, args.backend)
 
