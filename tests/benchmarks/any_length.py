@@ -1,16 +1,18 @@
 """Measure the cost of a step for short and long sequences.
 
 ``python -m tests.benchmarks.any_length`` prints microseconds of a step for T from 100 to 1,000,000 and
-three layers, on one thread: the least processor time of several rounds. Every round runs a million steps, in
-as many calls as it takes, because other work on the machine slows long rounds more. Next to it is the time in
-which NumPy fills a new array as large as y, which the system has to provide.
+three layers, on one thread: the least time of several rounds in the process. Every round runs a million steps
+in as many calls as it takes, because other work on the machine slows long rounds more. Next to it is the time
+that the system takes for a step, the least and the most of the rounds. It provides the memory of y, and how
+long that takes depends on what it has at hand.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,35 +24,46 @@ ROUNDS = 3
 STEPS = 1_000_000
 
 
-def least(call: Callable[[], object], T: int, rounds: int, steps: int) -> float:
-    """Return the least microseconds of processor time of a step of a call."""
-    calls, found = max(1, steps // T), float("inf")
+class Times(NamedTuple):
+    """Microseconds of a step: in the process, and the least and the most in the system."""
+
+    process: float
+    least: float
+    most: float
+
+
+def _spent() -> np.ndarray:
+    """Return the seconds of processor time so far: of the process, and of the system for it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return np.asarray([usage.ru_utime, usage.ru_stime])
+
+
+def _rounds(call: Callable[[], object], T: int, rounds: int, steps: int) -> np.ndarray:
+    """Return microseconds of a step in each round, (rounds, 2)."""
+    calls, found = max(1, steps // T), []
     for _ in range(rounds):
-        start = time.process_time()
+        start = _spent()
         for _ in range(calls):
             call()
-        found = min(found, (time.process_time() - start) / calls / T)
-    return 1e6 * found
+        found.append((_spent() - start) / calls / T)
+    return 1e6 * np.asarray(found)
 
 
-def measure(T: int, B: int, I: int, H: int, rounds: int = ROUNDS, steps: int = STEPS) -> tuple[float, float]:
-    """Return microseconds of a step, and of its part of a new array that is filled."""
+def measure(T: int, B: int, I: int, H: int, rounds: int = ROUNDS, steps: int = STEPS) -> Times:
+    """Return the times of a step."""
     frozen = xplstm.LSTM(I, H, rng=0).freeze()
     x = np.random.default_rng(0).standard_normal((T, B, I), dtype=np.float32)
-
-    def fill() -> object:
-        return np.full((T, B, H), 1.0, np.float32)
-
-    return least(lambda: frozen(x), T, rounds, steps), least(fill, T, rounds, steps)
+    process, system = _rounds(lambda: frozen(x), T, rounds, steps).T
+    return Times(float(process.min()), float(system.min()), float(system.max()))
 
 
 def main() -> int:
     """Print a row for each length."""
-    print("T".rjust(9), *(f"{name:>12}  fill" for name in LAYERS))
+    print("T".rjust(9), *(f"{name:>12}     system" for name in LAYERS))
     with xplstm.use_threads(1):
         for T in LENGTHS:
             times = (measure(T, *sizes) for sizes in LAYERS.values())
-            print(f"{T:9,}", *(f"{step:12.2f}{fill:6.2f}" for step, fill in times), flush=True)
+            print(f"{T:9,}", *(f"{t.process:12.2f} {t.least:4.2f}-{t.most:.2f} " for t in times), flush=True)
     return 0
 
 

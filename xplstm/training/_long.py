@@ -86,8 +86,8 @@ def gradients_over(
     DTypeError
         If `network` is no recurrent layer, or `chunks` cannot be read from its end.
     ArgumentError
-        For a network of two directions, whose second one begins at the end; if there is no chunk, a chunk is
-        no such tuple, or the two readings differ in length.
+        For a network with a direction that begins at the end; if there is no chunk, a chunk is no such tuple,
+        or the two readings differ in length.
     ShapeError, DTypeError, BackendError
         As for a call.
 
