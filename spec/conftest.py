@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -27,6 +28,8 @@ SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-eve
 # Of relations, for a subject whose code another subject runs on plain NumPy.
 FEW = ("layer-lengths-reverse", "module-two-by-two-lengths")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
+# Of calls from seeds, such a subject answers one of so many.
+PART = 8
 BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
 BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
 
@@ -155,9 +158,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def beyond_the_sample(case: Case, kinds: Kinds) -> bool:
     """Whether a case of a slow, second or missing subject waits for somebody to name the subject."""
     absent, name = case.subject.name in kinds.absent, case.values.get("name", SAMPLE[0])
+    second = case.subject.name in kinds.second
     if case.test == "test_relation":
         # A relation is several calls, and each takes a slow subject seconds.
-        return absent or (case.subject.name in kinds.second and name not in FEW)
+        return absent or (second and name not in FEW)
+    if second and case.test in ("test_sizes", "test_sizes_in_half_precision"):
+        return absent or zlib.crc32(name.encode()) % PART > 0
     return absent and (name not in SAMPLE or case.values.get("dtype", "float64") != "float64")
 
 

@@ -312,6 +312,6 @@ class CharLM(Composite):
     def _forward_only(self) -> LSTM:
         """Return the LSTM, which must not see the characters that are to be predicted."""
         if self.lstm.bidirectional or self.lstm.reverse or self.lstm.batch_first:
-            msg = f"lstm={self.lstm!r} must run forward alone and be time-major, to predict what follows"
+            msg = f"lstm={self.lstm!r} must have one direction, reverse=False and batch_first=False"
             raise ArgumentError(msg)
         return self.lstm
