@@ -198,7 +198,13 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Count what the explained failures have in common."""
+    """Name each chosen subject that cannot run, and count what the explained failures have in common."""
+    if is_named(terminalreporter.config):
+        for name, adapter, _ in terminalreporter.config.stash[CHOSEN]:
+            reason = adapter.why_unavailable()
+            if reason is not None:
+                terminalreporter.section(f"{name} was not tested: it cannot run", red=True)
+                terminalreporter.write_line(reason)
     failed = terminalreporter.stats.get("failed", [])
     said = [text for report in failed for title, text in report.sections if title == WRONG]
     if not said:

@@ -161,6 +161,7 @@ def test_missing_subject_is_skipped_with_a_reason_or_fails_where_required() -> N
     cases = ("spec/test_vectors.py", "--subject=keras", "-k", "test_outputs and cell-float32")
     skipped = run(*cases, KERAS_BACKEND="numpy")
     assert skipped.returncode == 0, skipped.stdout
+    assert "keras was not tested: it cannot run" in skipped.stdout
     assert re.search(r"SKIPPED \[1\].*(KERAS_BACKEND is numpy|not installed)", skipped.stdout)
     failed = run(*cases, KERAS_BACKEND="numpy", XPLSTM_REQUIRE="keras")
     assert failed.returncode == 1, failed.stdout
