@@ -13,6 +13,7 @@ import xplstm
 from tests.support import weightfiles
 from xplstm import io
 from xplstm._errors import ArgumentError, FormatError
+from xplstm.io.onnx import export
 
 
 @pytest.mark.parametrize("name", [f"whole{suffix}" for suffix in weightfiles.SUFFIXES])
@@ -24,6 +25,16 @@ def test_bytes_and_open_files_load(name, kind):
         np.testing.assert_array_equal(found.params[parameter], a)
     assert io.arrays(kind(content)).keys() == {f"encoder.{parameter}" for parameter in found.params}
     assert str(io.inspect(kind(content))).startswith(f"the {kind.__name__}: ")
+
+
+def test_a_model_of_onnx_in_bytes_loads():
+    pytest.importorskip("onnx")
+    lstm = xplstm.LSTM(3, 2, rng=0)
+    content = export(lstm).SerializeToString()
+    for found in (io.load(content), io.load(bytesio.BytesIO(content))):
+        np.testing.assert_array_equal(found.params["weight_hh_l0"], lstm.params["weight_hh_l0"])
+    with pytest.raises(FormatError, match=r"^the bytes is no ONNX model"):
+        io.load(content[:60])
 
 
 def test_an_error_about_bytes_names_no_temporary_file(tmp_path):
@@ -165,13 +176,15 @@ def tar():
 FOREIGN = {
     "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
     "pointer.pt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-    "page.onnx": (b"\n<!DOCTYPE html><html></html>", "a web page"),
+    "page.onnx": (b"\xef\xbb\xbf\n<!DOCTYPE html><html></html>", "a web page"),
+    "model.xml": (b'<?xml version="1.0"?>\n<net name="a" version="11">', "OpenVINO"),
+    "saved_model.pb": (b"\x08\x01\x12\xa2\x02" + bytes(99), "a SavedModel"),
     "empty.pt": (b"", "empty"),
     "model.nemo": (tar(), "tar -xf"),
     "model.gguf": (b"GGUF\x03\0\0\0" + bytes(99), "GGUF"),
     "model.tflite": (b"\x1c\0\0\0TFL3" + bytes(99), "TFLite"),
     "model.ort": (b"\x1c\0\0\0ORTM" + bytes(99), "ONNX Runtime"),
-    "weights.npz": (b"\x1f\x8b\x08\0" + bytes(99), "gunzip -k"),
+    "weights.npz": (b"\x1f\x8b\x08\0" + bytes(99), "gunzip -c FILE > COPY"),
     "model.msgpack": (b"\x82\xa6params" + bytes(99), "msgpack"),
     "model.eqx": (b"\x93NUMPY\x01\0" + bytes(99), "array 0 is no array that NumPy wrote"),
     "weights.pkl": (b"\x80\x04}.", "a pickle that PyTorch did not write"),
@@ -193,6 +206,7 @@ def test_a_foreign_file_is_called_what_it_is(name, tmp_path):
 FOLDERS = {
     "saved_model.pb": "a SavedModel",
     ".metadata": "dcp_to_torch",
+    "_CHECKPOINT_METADATA": "a checkpoint of Orbax",
     "model.weights.h5": "load model.weights.h5",
     "other": "name a file in it",
 }

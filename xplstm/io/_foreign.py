@@ -12,17 +12,22 @@ from xplstm._errors import FormatError
 _BEGINNINGS = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
     (
-        rb"\s*<(!doctype html|html|head|\?xml)",
+        rb"\s*<(\?xml[^>]*>\s*<)?net[\s>]",
+        "a description of OpenVINO, without weights",
+        "load the .onnx file that it was made from",
+    ),
+    (
+        rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--|\?xml)",
         "a web page, saved in place of the file",
         "download the file itself, such as the raw file of a repository",
     ),
     (rb"GGUF", "a model in GGUF", "convert the original weights, or save the LSTM's arrays as .npz"),
     (rb".{4}TFL3", "a model of TFLite", "save the weights of the original Keras model as .weights.h5"),
     (rb".{4}ORTM", "a model in the format of ONNX Runtime", "load the .onnx file that it was made from"),
-    (rb"\x1f\x8b", "packed with gzip", "unpack a copy with gunzip -k"),
-    (rb"BZh[1-9]", "packed with bzip2", "unpack a copy with bunzip2 -k"),
-    (rb"\xfd7zXZ\0", "packed with xz", "unpack a copy with unxz -k"),
-    (rb"\x28\xb5\x2f\xfd", "packed with zstd", "unpack a copy with unzstd"),
+    (rb"\x1f\x8b", "packed with gzip", "unpack a copy with gunzip -c FILE > COPY"),
+    (rb"BZh[1-9]", "packed with bzip2", "unpack a copy with bunzip2 -c FILE > COPY"),
+    (rb"\xfd7zXZ\0", "packed with xz", "unpack a copy with unxz -c FILE > COPY"),
+    (rb"\x28\xb5\x2f\xfd", "packed with zstd", "unpack a copy with unzstd -c FILE > COPY"),
 )
 # The same where another format could begin so: asked last.
 _HINTS = (
@@ -30,6 +35,11 @@ _HINTS = (
         rb"[\x81-\x8f][\xa0-\xbf]|\xde..[\xa0-\xbf]",
         "msgpack, as Flax writes it",
         "flatten the params and save them as .npz (the guide of Flax)",
+    ),
+    (
+        rb"\x08\x01\x12",
+        "perhaps a SavedModel of TensorFlow",
+        "load its folder there and save_weights('x.weights.h5')",
     ),
     (rb"\x80[\x02-\x05]", "a pickle that PyTorch did not write", "save the arrays with numpy.savez"),
     (rb"\s*[{\[]", "JSON", "load the file of weights that belongs to it"),
@@ -46,6 +56,11 @@ _SIGNS = (
         ".metadata",
         "a distributed checkpoint of PyTorch",
         "run python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER new.pt",
+    ),
+    (
+        "_CHECKPOINT_METADATA",
+        "a checkpoint of Orbax",
+        "restore it there, flatten the params and save them as .npz (the guide of Flax)",
     ),
     ("model.weights.h5", "an unpacked model of Keras", "load model.weights.h5 in it"),
     ("checkpoint", "a folder of checkpoints of TensorFlow", "save the variables by name with numpy.savez"),

@@ -8,6 +8,7 @@ onnx. `prepare`, `run_model` and `run_node` are a backend in the sense of ``onnx
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,8 +51,13 @@ __all__ = [
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether a name ends so: the first bytes of a model are those of other files too."""
-    return opening.path.lower().endswith(SUFFIXES)
+    """Return whether a name ends so: the first bytes of a model are those of other files too.
+
+    Without an ending, as bytes come, they decide: the version of the format, and the tag of a later field.
+    """
+    if os.path.splitext(opening.path)[1]:
+        return opening.path.lower().endswith(SUFFIXES)
+    return re.match(rb"\x08[\x03-\x7f][\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca]", opening.head) is not None
 
 
 def read(path: str) -> Contents:
