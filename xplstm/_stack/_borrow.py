@@ -343,6 +343,8 @@ def _torch() -> _Library:
         @staticmethod
         def forward(ctx: Any, run: _Run, *arrays: Any) -> Any:
             results, residuals = run.forward(arrays, keep=True)
+            # The residuals hold the packed weights, and what they hold is gone after a backward pass.
+            run.packed = None
             # Freed with the saved tensors, and gone where a hook replaces them, as checkpoints do.
             holder: Any = torch.empty(0)
             holder.residuals = residuals
