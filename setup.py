@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ class BuildKernel(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile; after an error remove the result of an earlier build, which would be packed."""
+        compiler: Any = self.compiler
+        compile_some = compiler.compile
+
+        def compile_together(sources: list[str], **options: Any) -> list[str]:
+            # A file for each instruction set takes most of the time.
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                found = pool.map(lambda source: compile_some([source], **options), sources)
+                return list(chain.from_iterable(found))
+
+        compiler.compile = compile_together
         try:
             super().build_extension(ext)
         except Exception:
