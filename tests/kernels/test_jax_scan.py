@@ -172,6 +172,18 @@ def test_half_precision_is_summed_in_float32(jax: Any) -> None:
         np.testing.assert_allclose(a.astype("f4"), b.astype("f4"), atol=2e-3)
 
 
+def test_half_precision_is_differentiated_while_jax_traces(jax: Any) -> None:
+    """The weights are widened before the derivative, so their tangents are float32."""
+    layer = xplstm.LSTM(I, H, xp="jax", rng=0, dtype="bfloat16")
+    x = jax.numpy.ones((T, B, I), "bfloat16")
+    y, _, pullback = layer.vjp(x)
+    run = run_of(layer, {})
+    found = jax.jit(jax.grad(lambda params: run(params, x)[0].astype("float32").sum()))(layer.params)
+    for name, expected in pullback(jax.numpy.ones_like(y))[2].items():
+        assert found[name].dtype == expected.dtype
+        np.testing.assert_allclose(found[name].astype("f4"), expected.astype("f4"), rtol=0.02, atol=0.02)
+
+
 def test_random_masks_are_left_to_the_reference(jax: Any) -> None:
     layer = xplstm.LSTM(I, H, xp="jax", rng=0, variant=xplstm.Variant(zoneout_h=0.5))
     x = jax.numpy.ones((T, B, I), "float32")

@@ -78,6 +78,8 @@ def _differentiable(problem: Problem) -> Callable[..., tuple[Array, LSTMState]]:
         y, end, residuals = _forward(problem._replace(keep=True), *given)
         dparams, dx, dstate, *_ = tangents
         push = jax.linear_transpose(partial(backward, residuals), y, end)
+        # `backward` returns the dtype of the call, and these tangents are of widened weights.
+        dparams = tuple(each(partial(_array.narrow, dtype=problem.dtype), p) for p in dparams)
         return (y, end), push((dx, dstate, dparams))
 
     made: Any = jax.custom_jvp(call)
