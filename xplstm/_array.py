@@ -280,7 +280,7 @@ def dtype_named(xp: Namespace, name: str) -> DType:
 
 
 def _numpy_dtype_named(name: str) -> DType:
-    """NumPy's own dtype, or for bfloat16 the one that ml_dtypes adds."""
+    """Return NumPy's dtype of this name, or for bfloat16 that of ml_dtypes."""
     if name != "bfloat16":
         return np.dtype(name)
     if importlib.util.find_spec("ml_dtypes") is None:

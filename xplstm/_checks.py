@@ -208,7 +208,7 @@ def _check_options(named: Mapping[str, Array | None], shapes: Mapping[str, tuple
             msg = f"params.{name} is None; {option} needs it, of shape {shapes[name]}"
             raise ArgumentError(msg)
         if a is not None and name not in shapes:
-            msg = f"params.{name} has shape {tuple(a.shape)}, and {option} alone uses it, which is off"
+            msg = f"params.{name} has shape {tuple(a.shape)}, but only {option} uses it, which is off"
             raise ArgumentError(msg)
 
 

@@ -12,15 +12,15 @@ class ArgumentError(XplstmError, ValueError):
 
 
 class ShapeError(XplstmError, ValueError):
-    """An array has another shape than the sizes ask for."""
+    """An array has a shape that does not match the sizes."""
 
 
 class DTypeError(XplstmError, TypeError):
-    """An array has another type, dtype or array library than the call needs."""
+    """An array has a type, dtype or array library that the call does not accept."""
 
 
 class BackendError(XplstmError, RuntimeError):
-    """An array library was asked for that cannot run here, or two were mixed."""
+    """A requested array library cannot run here, or arrays of two libraries or devices are mixed."""
 
 
 class KernelError(XplstmError, RuntimeError):

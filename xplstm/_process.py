@@ -1,4 +1,4 @@
-"""What this process can use and uses: backends, kernels, threads of the compiled kernel, and kept memory."""
+"""The backends, kernels, threads of the compiled kernel and kept memory of this process."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ def join_entries(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Ar
 
 
 def stack_entries(names: Sequence[str], arrays: Sequence[Array]) -> Array:
-    """Arrays without rows as the rows of one."""
+    """Return one array whose entries are the given arrays, along a new axis."""
     first = arrays[0]
     for name, a in zip(names, arrays, strict=True):
         _check_alike(name, a, names[0], first)
@@ -315,7 +315,7 @@ def stack_entries(names: Sequence[str], arrays: Sequence[Array]) -> Array:
 
 
 def zero_entries(name: str, a: Array, count: int, axis: int) -> Array:
-    """`count` rows of zeros like those of `a`."""
+    """Return `count` entries of zeros with the shape and dtype of those of `a`."""
     number = _values.size("count", count, 0)
     shape = (*a.shape[:axis], number, *a.shape[axis + 1 :])
     return _array.namespace(a, name).zeros(shape, dtype=a.dtype, device=_array.device(a))

@@ -91,7 +91,7 @@ class GradientReport(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every row did."""
+        """Return whether the gradients of every array passed."""
         return all(row.passed for row in self.rows)
 
     def __str__(self) -> str:

@@ -117,7 +117,7 @@ def test_a_branch_sees_the_graph_around_it(chosen: bool) -> None:
     np.testing.assert_allclose(y, session_of(model).run(None, feeds)[0], rtol=0, atol=1e-6)
     assert bool(abs(y).max() > 0) is chosen
     nodes[1] = branches("nowhere")
-    with pytest.raises(xplstm.FormatError, match="'nowhere', which nothing before it makes"):
+    with pytest.raises(xplstm.FormatError, match="'nowhere', which no earlier node computes"):
         ours.prepare(model_of(nodes, feeds, ["y"], constants))
     nodes[1] = branches("r")
     nodes[1].attribute[0].g.node[-1].op_type = "Einsum"

@@ -515,13 +515,13 @@ HOSTILE = {
     "an output twice": (spoiled(lambda m: m.graph.node.append(m.graph.node[0])), "which is there already"),
     "out of order": (
         spoiled(lambda m: m.graph.node[0].input.__setitem__(0, "z")),
-        "uses 'z', which nothing before",
+        "uses 'z', which no earlier node",
     ),
     "no opset": (spoiled(lambda m: m.ClearField("opset_import")), r"asks for opset \[\]"),
     "an opset to come": (spoiled(lambda m: setattr(m.opset_import[0], "version", 9999)), r"opset \[9999\]"),
     "a circle": (
         spoiled(lambda m: m.graph.node[0].input.__setitem__(0, "Y")),
-        "uses 'Y', which nothing before it makes",
+        "uses 'Y', which no earlier node computes",
     ),
 }
 

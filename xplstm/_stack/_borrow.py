@@ -275,7 +275,7 @@ def _has_memory(a: Any) -> bool:
 
 
 def _torch_view(a: Any) -> np.ndarray:
-    """Return the memory of a tensor; a negation that PyTorch has put off is done."""
+    """Return the memory of a tensor, after any negation that PyTorch has deferred."""
     import torch
 
     if a.requires_grad or a.is_neg():
@@ -507,7 +507,7 @@ def _jax() -> _Library:
 
 
 class _Hashed(tuple[Any, ...]):
-    """A tuple that is equal to itself alone, as the parameters of a primitive must be hashable."""
+    """A tuple that is hashed and compared by identity, because parameters of a primitive must be hashable."""
 
     __hash__ = object.__hash__
 

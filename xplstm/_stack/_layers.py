@@ -50,7 +50,7 @@ class Stack(NamedTuple):
         return _merge.width(self.merge, self.output_size, len(self.reverse))
 
     def layer_input(self, layer: int) -> int:
-        """Features of what a layer is given."""
+        """Return the number of features of the input of a layer."""
         return self.width if layer else self.input_size
 
     def sizes(self, layer: int) -> Sizes:

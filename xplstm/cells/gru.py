@@ -175,7 +175,7 @@ class GRUCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: GRUParams
     ) -> tuple[Array, GRUParams]:
-        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        """Compute the gradients with respect to x and the parameters, over all steps at once."""
         dzx, dzh, h_prev, h_n = steps
         H = h_prev.shape[-1]
         dweight_hh = xp.concat([dzh[..., : 2 * H].T @ h_prev, dzh[..., 2 * H :].T @ h_n], axis=0)

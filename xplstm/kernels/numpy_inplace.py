@@ -292,7 +292,7 @@ def _activate(
 
 
 def _columns(held: np.ndarray, size: int, start: int, n: int) -> np.ndarray:
-    """(size, n) view of a flat buffer, for the packed rows from `start` on."""
+    """Return a (size, n) view of a flat buffer, for the packed batch entries from `start` on."""
     return held[size * start : size * (start + n)].reshape(size, n)
 
 

@@ -262,18 +262,18 @@ class CharLM(Composite):
         Parameters
         ----------
         prompt : str
-            At least one character; of the last one's successors the first is drawn.
+            At least one character. The first new character follows the last one.
         length : int
             Characters to write, at least 0.
         temperature : float, optional
-            At least 0. Below 1 the likely becomes more likely; 0 always takes the likeliest.
+            At least 0. Below 1, likely characters become more likely; 0 always takes the likeliest.
         top_k : int, optional
-            Draw from the k likeliest characters alone; at least 1.
+            Draw only from the k likeliest characters; at least 1.
         top_p : float, optional
             Draw from the fewest characters that together reach this probability; in (0, 1].
-            How the three go together says `sample`.
+            `sample` describes how the three combine.
         rng : int or numpy.random.Generator, optional
-            What the characters are drawn with.
+            Seed or generator that draws the characters.
 
         Returns
         -------

@@ -265,7 +265,7 @@ class SequenceClassifier(Composite):
         return self.linear(self._pooled(y, state_n, reading)[0])
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
-        """Give the likeliest class; or the labels that are likelier than not, or the numbers.
+        """Return the likeliest class, the labels that are likelier than not, or the numbers.
 
         Parameters
         ----------

@@ -106,7 +106,7 @@ def sample(
     top_p : float, optional
         As for `probabilities`.
     rng : int or numpy.random.Generator, optional
-        What the tokens are drawn with.
+        Seed or generator that draws the tokens.
 
     Returns
     -------
@@ -313,7 +313,7 @@ class _Beam(NamedTuple):
         return _Beam(self.owner[rows], self.total[rows], self.tokens[rows], _take(self.state, rows))
 
     def rows(self, which: np.ndarray) -> list[tuple[int, tuple[int, ...], float]]:
-        """Owner, tokens without the first one, and log-probability where `which` is True."""
+        """Return owner, tokens without the first one, and log-probability where `which` is True."""
         return [
             (int(self.owner[row]), tuple(self.tokens[row, 1:].tolist()), float(self.total[row]))
             for row in np.nonzero(which)[0]

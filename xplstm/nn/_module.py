@@ -435,7 +435,7 @@ class Frozen(Summary, Packed):
         self._callers: dict[str | None, Stepper | None] = {}
 
     def _keep_caller(self) -> None:
-        """Keep the function for small calls, after one that passed the checks."""
+        """Keep the function for small calls, after a call that passed the checks."""
         pinned = _dispatch.pinned()
         if pinned not in self._callers:
             self._callers[pinned] = _stack.caller(self._stack, self._where, self._prepare)

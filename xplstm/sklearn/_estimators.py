@@ -63,7 +63,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
     mean_, scale_ : array of float64, shape (F,), or None
         Of each feature.
     n_features_in_ : int
-        F, or of a table its columns.
+        F, or the number of columns of a table.
     history_ : History
         Losses and validations of ``fit``.
 
@@ -234,7 +234,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
     y_mean_, y_scale_ : array of float64, shape (outputs,)
         Of the targets.
     n_features_in_ : int
-        F, or of a table its columns.
+        F, or the number of columns of a table.
     history_ : History
         Losses and validations of ``fit``.
 

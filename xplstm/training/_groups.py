@@ -378,7 +378,7 @@ class NCCLGroup:
 
 
 def _gather_padded(data: bytes, all_gather: Callable[[np.ndarray], list[np.ndarray]]) -> list[bytes]:
-    """Return the bytes of every rank, by a function that gathers arrays of one shape."""
+    """Gather the bytes of every rank with a function that gathers arrays of equal shape."""
     sizes = [int(size[0]) for size in all_gather(np.asarray([len(data)], dtype=np.int64))]
     padded = np.zeros(max(sizes), dtype=np.uint8)
     padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)

@@ -503,7 +503,7 @@ def _takes_factor(pullback: Callable[..., Any]) -> bool:
 
 
 def _counted_back(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
-    """Return the state of an optimiser with `updates` fewer counted; its arrays are those of then."""
+    """Return an optimiser's state with `updates` fewer counted; arrays without an update are dropped."""
     step = state["step"] - updates
     own = {
         key.removeprefix("step."): value if key.removeprefix("step.") in frozen else value - updates

@@ -55,7 +55,7 @@ class History:
 
     @property
     def best(self) -> tuple[int, float]:
-        """The earliest of the lowest validations; NaN counts as infinity.
+        """Return the earliest of the lowest validations; NaN counts as infinity.
 
         Raises
         ------

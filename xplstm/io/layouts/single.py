@@ -155,7 +155,7 @@ class Single(NamedTuple):
         return LSTMParams(*weights, *biases)._replace(weight_hr=weight_hr)
 
     def _read_biases(self, arrays: Mapping[str, Array]) -> list[Array]:
-        """Return our two biases; what the layout has no place for is zero."""
+        """Return the two biases of xplstm; a bias that the layout does not have is zero."""
         given = [[arrays[name] for name in names] for names in self.biases]
         if self.paired and given[0][0].ndim == 2:
             given = [[given[0][0][k, :]] for k in range(2)]

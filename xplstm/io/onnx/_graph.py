@@ -361,7 +361,7 @@ def _check_names(
     for node in nodes:
         for name in node.inputs:
             if name not in known:
-                msg = f"{where}: the {node.label} uses {brief(name)!r}, which nothing before it makes"
+                msg = f"{where}: the {node.label} uses {brief(name)!r}, which no earlier node computes"
                 raise FormatError(msg)
         for name in filter(None, node.outputs):
             if name in known:

@@ -56,7 +56,7 @@ def _leaky_relu(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _clip(place: Place, _node: Node, values: list[Any]) -> list[Array]:
-    """Bound by the inputs min and max, each of which can be left out."""
+    """Clip to the optional inputs min and max."""
     x, low, high = [*values, None, None][:3]
     if low is not None:
         xp, (x, low) = _together(place, x, low)

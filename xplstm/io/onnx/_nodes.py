@@ -291,7 +291,7 @@ def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _reverse_sequence(place: Place, node: Node, values: list[Any]) -> list[Array]:
-    """Turn round the first steps of each batch entry."""
+    """Reverse the first steps of each batch entry."""
     xp, (a, lengths) = _together(place, *values)
     time, batch = node.attributes.get("time_axis", 0), node.attributes.get("batch_axis", 1)
     if {time, batch} != {0, 1} or a.ndim < 2 or lengths.shape != (a.shape[batch],):

@@ -60,7 +60,7 @@ class ModelGraph:
         return name
 
     def future(self, name: str, steps: int, count: int) -> str:
-        """Add an input (steps, B, count) of what follows the last step of each batch entry."""
+        """Add an input (steps, B, count) for the values after the last step of each batch entry."""
         self._inputs[name] = [steps, "B", count]
         return name
 

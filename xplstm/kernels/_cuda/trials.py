@@ -46,7 +46,7 @@ class Shape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a kernel is given, forward and backward."""
+    """The inputs of a kernel, forward and backward."""
 
     params: tuple[LSTMParams, ...]
     x: Any
