@@ -447,14 +447,17 @@ def test_a_name_of_control_characters_is_shown_escaped(tmp_path: Path) -> None:
     assert "\x1b" not in repr(xplstm.io.inspect(tmp_path / "m.onnx"))
 
 
-@pytest.mark.parametrize("op", ["Cast", "Expand", "Squeeze", "Min", "Concat"])
+@pytest.mark.parametrize("inputs", [[], [""]])
+@pytest.mark.parametrize("op", ["Cast", "Expand", "Squeeze", "Min", "Concat", "Shape"])
 @pytest.mark.parametrize("place", [0, 4, 5])
-def test_a_node_without_inputs_proves_nothing(op: str, place: int, tmp_path: Path) -> None:
+def test_a_node_without_inputs_proves_nothing(op: str, place: int, inputs: list[str], tmp_path: Path) -> None:
     model = ours.export(xplstm.LSTM(I, H, rng=0))
-    model.graph.node.insert(0, onnx.helper.make_node(op, [], ["nothing"]))
+    model.graph.node.insert(0, onnx.helper.make_node(op, inputs, ["nothing"]))
     lstm = next(node for node in model.graph.node if node.op_type == "LSTM")
     lstm.input[place] = "nothing"
     onnx.save(model, tmp_path / "m.onnx")
     xplstm.io.inspect(tmp_path / "m.onnx")
-    with pytest.raises(xplstm.XplstmError, match=r"the LSTM node 'lstm_l0'|batch_first"):
+    with pytest.raises(
+        xplstm.XplstmError, match=r"the LSTM node 'lstm_l0'|batch_first|cannot be evaluated|is left out"
+    ):
         xplstm.io.load(tmp_path / "m.onnx")

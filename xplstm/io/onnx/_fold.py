@@ -23,8 +23,8 @@ FLOOR = 1 << 26
 TIMES_FILE = 8
 # What a node costs however small its arrays are.
 NODE = 1 << 10
-# What an evaluation can raise of a graph that makes no sense.
-FAILURES = (XplstmError, ValueError, TypeError, IndexError, ArithmeticError)
+# What an evaluation can raise of a graph that makes no sense. An input that is left out is None.
+FAILURES = (XplstmError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 
 class BudgetError(FormatError):
@@ -67,6 +67,9 @@ class Evaluator:
 
     def _own(self, name: str) -> np.ndarray:
         """Return an initialiser, or a value that was evaluated before."""
+        if not name:
+            msg = f"{self.graph.where}: an input that a node needs is left out"
+            raise FormatError(msg)
         if name not in self._kept:
             self.spend(math.prod(self.graph.constants[name].shape), name)
             self._kept[name] = np.asarray(self.graph.constants[name].array())
@@ -77,9 +80,15 @@ class Evaluator:
         values = {"": None, **values}
         for node in nodes:
             given = [values[name] if name in values else self._own(name) for name in node.inputs]
-            self.spend(most_numbers(node, given), node.label)
-            with np.errstate(all="ignore"):  # what is not finite is seen where it is used
-                made = RUNNABLE[node.op].run(self._place, node, given)
+            try:
+                self.spend(most_numbers(node, given), node.label)
+                with np.errstate(all="ignore"):  # what is not finite is seen where it is used
+                    made = RUNNABLE[node.op].run(self._place, node, given)
+            except XplstmError:
+                raise
+            except FAILURES as error:
+                msg = f"{self.graph.where}: {node.label} cannot be evaluated: {error}"
+                raise FormatError(msg) from error
             values |= dict(zip(node.outputs, made, strict=False))
         return values
 
