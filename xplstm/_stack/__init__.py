@@ -278,7 +278,9 @@ def vjp(
         weight_masks = [_weight_mask(stack, call, key, layer, d, p) for d, p in enumerate(params)]
         params = tuple(map(_masked, params, weight_masks))
         state = _layer_state(stack, call.state, layer)
-        asked = problem(stack, call, layers, layer, True, key)._replace(dx=dx or layer > 0)
+        asked = problem(stack, call, layers, layer, True, key)
+        if not dx and layer == 0:
+            asked = asked._replace(dx=False)
         y, end, back = _keep(asked, params, x, state, call, checkpoint)
         kept.append(_Layer(back, masks, weight_masks, y))
         x = _merge.forward(stack.merge, y)
