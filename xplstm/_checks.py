@@ -114,6 +114,17 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
     return _array.native(a)
 
 
+def finite(name: str, a: Array, remedy: str) -> None:
+    """Refuse an array with a value that is not finite; one on a device or under a trace is not read."""
+    if _array.is_lazy(a):
+        return
+    host = np.asarray(_array.to_numpy(a), dtype=np.float64)
+    bad = np.argwhere(~np.isfinite(host))
+    if len(bad):
+        msg = f"{name}[{', '.join(map(str, bad[0]))}] is {host[tuple(bad[0])]}; {remedy}"
+        raise ArgumentError(msg)
+
+
 def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
     """Refuse an array of another library, device or dtype than `first`."""
     if given == expected:

@@ -197,3 +197,15 @@ BAD = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(xplstm.XplstmError, match=message):
         call()
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_prediction_of_what_is_not_finite_is_refused(task, xp):
+    model = SequenceClassifier(3, 4, 2, task=task, pooling="mean", xp=xp.xp, rng=0)
+    x = np.ones((5, 2, 3), dtype="float32")
+    x[3:, 1] = np.nan
+    padded = Ragged(xp.asarray(x), [5, 3])
+    assert np.isfinite(_array.to_numpy(model(padded))).all()
+    model.predict(padded)
+    with np.errstate(invalid="ignore"), pytest.raises(xplstm.ArgumentError, match=r"logits\[1, 0\] is nan"):
+        _array.to_numpy(model.predict(xp.asarray(x)))

@@ -16,6 +16,7 @@ from xplstm.nn import _blocks
 
 TaskName: TypeAlias = Literal["multiclass", "multilabel", "regression"]
 TASKS = ("multiclass", "multilabel", "regression")
+GAPS = "no class is the likeliest then: features and parameters must be finite, so fill or drop gaps"
 
 
 class Task(NamedTuple):
@@ -62,11 +63,13 @@ class Task(NamedTuple):
 
     def predict(self, logits: Array) -> Array:
         """Return the likeliest class, the labels that are likelier than not, or the numbers."""
-        if self.name == "multiclass":
-            if _blocks.is_dask(logits):
-                return _blocks.on_last_axis(_largest, logits, np.int64, keep=False)
-            return _largest(logits)
-        return logits > 0 if self.name == "multilabel" else logits
+        if self.name == "regression":
+            return logits
+        several = self.name == "multilabel"
+        choose = _likely if several else _largest
+        if _blocks.is_dask(logits):
+            return _blocks.on_last_axis(choose, logits, np.bool_ if several else np.int64, keep=several)
+        return choose(logits)
 
     def probabilities(self, logits: Array) -> Array:
         """Return the probability of each class or label."""
@@ -92,7 +95,14 @@ class Task(NamedTuple):
 
 def _largest(logits: Array) -> Array:
     """Return the number of the largest logit."""
+    _checks.finite("logits", logits, GAPS)
     return _array.namespace(logits, "logits").argmax(logits, axis=-1)
+
+
+def _likely(logits: Array) -> Array:
+    """Return the labels that are likelier than not."""
+    _checks.finite("logits", logits, GAPS)
+    return logits > 0
 
 
 def _weights(given: Sequence[float] | np.ndarray, count: int) -> tuple[float, ...]:

@@ -281,7 +281,10 @@ class SequenceClassifier(Composite):
 
         Raises
         ------
-        ShapeError, DTypeError, BackendError, ArgumentError
+        ArgumentError
+            If a logit is not finite, for classes and labels, as features with NaN make it. Logits on a device
+            or under a trace are not read.
+        ShapeError, DTypeError, BackendError
             As for a call.
 
         Examples

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PerColumn: TypeAlias = "float | Sequence[float] | np.ndarray"
 Inputs: TypeAlias = "Array | Ragged | WithFuture"
+GAPS = "a forecast needs finite numbers, so fill or drop gaps"
 
 
 class _Read(NamedTuple):
@@ -358,9 +359,9 @@ class Forecaster(SeriesModel):
         if _blocks.takes(given, self._home()):
             return self._forecast_blocks(given, getattr(x, "future", None), steps, state)
         read = self._read(x)
-        check_finite("x", given)
+        _checks.finite("x", given, GAPS)
         if isinstance(x, WithFuture):
-            check_finite("future", x.future)
+            _checks.finite("future", x.future, GAPS)
         if self.horizon is not None:
             return self._direct(read, state)[:steps, ...]
         lstm = self.lstm.freeze()
@@ -567,17 +568,3 @@ def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: 
         msg = f"{name}={value} must be finite"
         raise ArgumentError(msg)
     return np.broadcast_to(numbers, (features,)).copy()
-
-
-def check_finite(name: str, a: Array) -> None:
-    """Refuse an array with a value that is not finite; one on a device or under a trace is not read."""
-    if _array.is_lazy(a):
-        return
-    host = np.asarray(_array.to_numpy(a), dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(host))
-    if len(bad):
-        place = ", ".join(map(str, bad[0]))
-        msg = (
-            f"{name}[{place}] is {host[tuple(bad[0])]}; a forecast needs finite numbers, so fill or drop gaps"
-        )
-        raise ArgumentError(msg)
