@@ -389,7 +389,9 @@ def test_functional_wants_what_the_options_use() -> None:
     x = np.ones((4, 1, 3))
     with pytest.raises(xplstm.ArgumentError, match=r"params\.weight_ch is None"):
         xplstm.lstm(x, p, variant=Variant(peepholes=True))
-    with pytest.raises(xplstm.ArgumentError, match=r"params\.weight_ch has .*only variant\.peepholes uses it"):
+    with pytest.raises(
+        xplstm.ArgumentError, match=r"params\.weight_ch has .*only variant\.peepholes uses it"
+    ):
         xplstm.lstm(x, p._replace(weight_ch=np.ones(6)))
     with pytest.raises(xplstm.ShapeError, match=r"weight_ch has shape \(5,\), expected \(6,\)$"):
         xplstm.lstm(x, p._replace(weight_ch=np.ones(5)), variant=Variant(peepholes=True))

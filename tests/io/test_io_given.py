@@ -110,6 +110,8 @@ def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
     np.testing.assert_allclose(io.load(back, reverse=True)(x)[0][:, ::-1], back(x), rtol=0, atol=1e-6)
     back = nnx.RNN(cell(), reverse=True, keep_order=True)
     np.testing.assert_allclose(io.load(back)(x)[0], back(x), rtol=0, atol=1e-6)
+    with pytest.raises(ArgumentError, match="reverse': True} contradicts"):
+        io.load(nnx.RNN(cell()), reverse=True)
     for time_major in (False, True):
         rnn = nnx.RNN(cell(), time_major=time_major)
         assert io.load(rnn)._stack.batch_first == (not time_major)
@@ -128,6 +130,14 @@ def test_one_lstm_under_two_names_has_its_options_under_both(torch):
     model = torch.nn.ModuleDict({"a": inner, "b": inner})
     for prefix in "ab":
         assert io.load(model, prefix=prefix)._stack.batch_first
+
+
+def test_an_option_that_contradicts_a_module_is_refused(torch):
+    relu = torch.nn.RNN(3, 5, nonlinearity="relu")
+    with pytest.raises(ArgumentError, match="nonlinearity='relu', which nonlinearity='tanh' contradicts"):
+        io.load(relu, nonlinearity="tanh")
+    # The order of the axes changes no number.
+    assert io.load(relu, nonlinearity="relu", batch_first=True).batch_first
 
 
 def test_tensors_of_pytorch_that_show_other_numbers_than_they_store(torch):

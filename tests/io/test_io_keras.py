@@ -286,6 +286,9 @@ def model_of(*layers: Any) -> Any:
 def test_what_is_built_here_can_be_loaded(tmp_path: Any) -> None:
     (tmp_path / "model.keras").write_bytes(archive())
     assert repr(xplstm.io.load(tmp_path / "model.keras")) == "LSTM(3, 2, num_layers=1, batch_first=True)"
+    for option, given in {"reverse": True, "variant": xplstm.Variant(cell_clip=3.0)}.items():
+        with pytest.raises(xplstm.ArgumentError, match="contradicts"):
+            xplstm.io.load(tmp_path / "model.keras", **{option: given})
 
 
 def dataset(name: str, **options: Any) -> Any:

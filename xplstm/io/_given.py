@@ -150,9 +150,9 @@ def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) 
     if "cell" in own and isinstance(own.get("time_major"), bool):
         of_cell = said.setdefault(f"{start}cell", {})
         of_cell["batch_first"] = not own["time_major"]
-        if own.get("reverse"):
-            of_cell["reverse"] = True
-            of_cell |= {} if own.get("keep_order") else {"untold": ("reverse",)}
+        of_cell["reverse"] = bool(own.get("reverse"))
+        if of_cell["reverse"] and not own.get("keep_order"):
+            of_cell["untold"] = ("reverse",)
     for key, part in inside.items():
         _said(part, f"{start}{key}", depth + 1, said)
 

@@ -21,6 +21,8 @@ from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
 
 Network: TypeAlias = nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN
+# Options that a caller may replace: the order of the axes, the order of sums, and rates of training.
+_FREE = ("batch_first", "reproducible", "dropout", "input_dropout", "weight_dropout")
 
 
 def load(
@@ -61,7 +63,8 @@ def load(
         The arrays' own if left out.
     **options
         Arguments of `LSTM` or `RNN` that no array holds, such as ``batch_first``, ``dropout``,
-        ``reproducible`` or, for an RNN, ``nonlinearity``. One that the file holds must agree with it.
+        ``reproducible`` or, for an RNN, ``nonlinearity``. ``batch_first``, ``reproducible`` and the rates of
+        dropout replace those of the file; any other must agree with what the file holds.
 
     Returns
     -------
@@ -447,6 +450,11 @@ def _build(
         if any(name.startswith("q") for name in dtypes):
             msg += ", which makes real numbers of quantised ones"
         raise FormatError(msg)
+    for name in options.keys() & found.options.keys() - {*_FREE}:
+        held, given = found.options[name], options[name]
+        if held != given:
+            msg = f"{contents.where}: {called(found)} has {name}={held!r}, which {name}={given!r} contradicts"
+            raise ArgumentError(msg)
     arguments = {**found.options, **options}
     untold = [name for name in found.untold if name not in arguments and name != "format"]
     if untold:

@@ -202,7 +202,7 @@ def spelled(found: Found) -> str:
     sizes = [str(options.pop(name)) for name in first if name in options]
     plain = {"num_layers": 1, "bias": True, "proj_size": 0, "variant": Variant()}
     plain |= dict.fromkeys(("bidirectional", "reverse"), False)
-    rest = [f"{n}={v!r}" for n, v in options.items() if plain.get(n) != v]
+    rest = [f"{n}={v!r}" for n, v in options.items() if v is not None and plain.get(n) != v]
     return f"{found.kind}({', '.join([*sizes, *rest])})"
 
 

@@ -99,7 +99,7 @@ def _alike(a: Recurrent, b: Recurrent) -> bool:
     """Return whether two layers can be layers of one network."""
     alike = ("kind", "units", "use_bias", "options", "problem")
     same = all(getattr(a, name) == getattr(b, name) for name in alike)
-    return same and a.options.get("merge") != "none" and "reverse" not in a.options
+    return same and a.options.get("merge") != "none" and not a.options.get("reverse")
 
 
 def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
@@ -124,7 +124,7 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
             given = f"units={one.units!r} and use_bias={one.use_bias!r}"
             problem = f"{shown(one.name)} has {given}, its weights have not"
     options = {k: v for k, v in stack[0].options.items() if (k, v) != ("merge", "concat")}
-    untold = ("reverse",) if "reverse" in options else ()
+    untold = ("reverse",) if options.get("reverse") else ()
     return found._replace(options={**found.options, **options}, problem=problem, untold=untold)
 
 

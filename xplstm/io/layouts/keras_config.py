@@ -304,7 +304,7 @@ def _both(
     """Return the options of two directions, or what is wrong with them."""
     (kind, forward), (other, backward) = sides
     options, problem = _options(kind, forward, version)
-    if "reverse" in options:
+    if options.get("reverse"):
         problem = "go_backwards=True in the forward layer of a Bidirectional"
     if not is_copied:
         of_backward, of_backward_problem = _options(other, backward, version)
@@ -336,7 +336,7 @@ def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple
         activations=(gates, candidate, candidate),
         recurrent_dropout=_values.probability("recurrent_dropout", config.get("recurrent_dropout", 0.0)),
     )
-    options: dict[str, Any] = {} if variant == Variant() else {"variant": variant}
+    options: dict[str, Any] = {"variant": None if variant == Variant() else variant}
     if kind == "GRU":
         if (gates, candidate) != ("sigmoid", "tanh"):
             return {}, f"activations {gates!r} and {candidate!r}, and a GRU here has sigmoid and tanh alone"
@@ -345,8 +345,7 @@ def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple
         )
     if config.get("time_major"):
         options["batch_first"] = False
-    if _values.flag("go_backwards", config.get("go_backwards", False)):
-        options["reverse"] = True
+    options["reverse"] = _values.flag("go_backwards", config.get("go_backwards", False))
     if kind == "GRU":
         return options, None
     dropout = _values.probability("dropout", config.get("dropout", 0.0))
