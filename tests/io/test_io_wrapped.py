@@ -181,6 +181,17 @@ def test_adapters_around_a_network_are_refused(start):
         io.load(theirs | {f"{start}lora_A.default.weight": np.ones((2, 3), "float32")})
 
 
+@pytest.mark.parametrize("above", ["", "cell."])
+def test_an_adapter_of_a_module_around_a_network_is_refused(above):
+    theirs = {f"{above}lstm.{name}": np.ones(shape, "float32") for name, shape in CELL.items()}
+    one = np.ones((2, 3), "float32")
+    assert isinstance(
+        io.load(theirs | {f"{above}head.lora_A": one, f"{above}adapter.weight": one}), xplstm.LSTM
+    )
+    with pytest.raises(FormatError, match=rf"does not use {above}lora_A.default.weight \(an adapter\)"):
+        io.load(theirs | {f"{above}lora_A.default.weight": one})
+
+
 MXNET = {"i2h_weight": (8, 3), "h2h_weight": (8, 2), "i2h_bias": (8,), "h2h_bias": (8,)}
 
 

@@ -22,6 +22,10 @@ _MEANINGS = (
     (r"^[hc]_?[0x]|init|state", "an initial state"),
 )
 _ADAPTER = re.compile(r"(lora|dora|adapter)(_|\.|$)", re.IGNORECASE)
+# A module called adapter may be a layer like any other; one of these names is none.
+_FACTOR = re.compile(
+    r"(^|\.)((?:lora|dora)_(?:a|b|up|down|embedding_[ab]|magnitude\w*)(?:\.|$))", re.IGNORECASE
+)
 _SHOWN = 6
 
 
@@ -37,7 +41,7 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
             place = place.rpartition(".")[0]
         if place in places and not _is_harmless(name, tensor.dtype):
             by_place[place].append(name)
-    for place, name in _joined(contents, candidates):
+    for place, name in (*_joined(contents, candidates), *_adapting(contents, candidates)):
         by_place[place].append(name)
     return [_checked(one, by_place) for one in candidates]
 
@@ -55,6 +59,16 @@ def _joined(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[s
             place, rest = name[: match.start()], name[match.end() :]
             if place in places and (place in joined or _ADAPTER.match(rest)):
                 yield place, name
+
+
+def _adapting(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
+    """Return places, each with a tensor of an adapter of a module that the place is in."""
+    places = {place for one in candidates for place in one.places}
+    for name in contents.tensors:
+        match = _FACTOR.search(name)
+        if match is not None:
+            above = name[: match.start(2)]
+            yield from ((_around(place), name) for place in places if place.startswith(above))
 
 
 def _around(place: str) -> str:
