@@ -114,14 +114,21 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
     return _array.native(a)
 
 
-def finite(name: str, a: Array, remedy: str) -> None:
-    """Refuse an array with a value that is not finite; one on a device or under a trace is not read."""
-    if _array.is_lazy(a):
+def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> None:
+    """Refuse an array with a value that is not finite; one on a device or under a trace is not read.
+
+    `exists` is True, (T, B), where a step of `a` exists. Values of other steps are not checked.
+    """
+    if _array.is_lazy(a) or (exists is not None and _array.is_lazy(exists)):
         return
-    host = np.asarray(_array.to_numpy(a), dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(host))
-    if len(bad):
-        msg = f"{name}[{', '.join(map(str, bad[0]))}] is {host[tuple(bad[0])]}; {remedy}"
+    host = _array.to_numpy(a)
+    bad = ~np.isfinite(host)
+    if exists is not None:
+        steps = _array.to_numpy(exists)
+        bad &= steps.reshape(steps.shape + (1,) * (host.ndim - 2))
+    if bad.any():
+        place = np.argwhere(bad)[0]
+        msg = f"{name}[{', '.join(map(str, place))}] is {host[tuple(place)]}; {remedy}"
         raise ArgumentError(msg)
 
 

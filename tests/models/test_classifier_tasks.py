@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -199,13 +201,21 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_a_prediction_of_what_is_not_finite_is_refused(task, xp):
     model = SequenceClassifier(3, 4, 2, task=task, pooling="mean", xp=xp.xp, rng=0)
-    x = np.ones((5, 2, 3), dtype="float32")
-    x[3:, 1] = np.nan
-    padded = Ragged(xp.asarray(x), [5, 3])
-    assert np.isfinite(_array.to_numpy(model(padded))).all()
-    model.predict(padded)
-    with np.errstate(invalid="ignore"), pytest.raises(xplstm.ArgumentError, match=r"logits\[1, 0\] is nan"):
-        _array.to_numpy(model.predict(xp.asarray(x)))
+    ways = [model.predict] if task == "regression" else [model.predict, model.predict_proba]
+    for value in (np.nan, np.inf):
+        x = np.ones((5, 2, 3), dtype="float32")
+        x[3:, 1] = value
+        padded, lazy = Ragged(xp.asarray(x), [5, 3]), _array.is_lazy(xp.asarray(x))
+        for predict in ways:
+            assert np.isfinite(_array.to_numpy(predict(padded))).all()
+            if lazy and value == np.inf:  # gates saturate
+                continue
+            expected = re.escape(f"{'logits[1, 0]' if lazy else 'x[3, 1, 0]'} is {value};")
+            with np.errstate(invalid="ignore"), pytest.raises(xplstm.ArgumentError, match=expected):
+                _array.to_numpy(predict(xp.asarray(x)))
+    model.params = {name: a * float("nan") for name, a in model.params.items()}
+    with np.errstate(invalid="ignore"), pytest.raises(xplstm.ArgumentError, match=r"logits\[0, 0\] is nan"):
+        _array.to_numpy(model.predict(xp.asarray(np.ones((5, 2, 3), dtype="float32"))))

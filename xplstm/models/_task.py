@@ -16,7 +16,7 @@ from xplstm.nn import _blocks
 
 TaskName: TypeAlias = Literal["multiclass", "multilabel", "regression"]
 TASKS = ("multiclass", "multilabel", "regression")
-GAPS = "no class is the likeliest then: features and parameters must be finite, so fill or drop gaps"
+GAPS = "a prediction needs finite features and parameters, so fill or drop gaps"
 
 
 class Task(NamedTuple):
@@ -63,13 +63,13 @@ class Task(NamedTuple):
 
     def predict(self, logits: Array) -> Array:
         """Return the likeliest class, the labels that are likelier than not, or the numbers."""
-        if self.name == "regression":
-            return logits
-        several = self.name == "multilabel"
-        choose = _likely if several else _largest
         if _blocks.is_dask(logits):
-            return _blocks.on_last_axis(choose, logits, np.bool_ if several else np.int64, keep=several)
-        return choose(logits)
+            dtype = {"multiclass": np.int64, "multilabel": np.bool_}.get(self.name, logits.dtype)
+            return _blocks.on_last_axis(self.predict, logits, dtype, keep=self.name != "multiclass")
+        _checks.finite("logits", logits, GAPS)
+        if self.name == "multiclass":
+            return _array.namespace(logits, "logits").argmax(logits, axis=-1)
+        return logits > 0 if self.name == "multilabel" else logits
 
     def probabilities(self, logits: Array) -> Array:
         """Return the probability of each class or label."""
@@ -78,6 +78,7 @@ class Task(NamedTuple):
             raise ArgumentError(msg)
         if _blocks.is_dask(logits):
             return _blocks.on_last_axis(self.probabilities, logits, logits.dtype, keep=True)
+        _checks.finite("logits", logits, GAPS)
         xp, z = _array.namespace(logits, "logits"), _array.widen(logits)
         if self.name == "multilabel":
             return _array.narrow(sigmoid(xp, z), _array.dtype_name(logits.dtype))
@@ -91,18 +92,6 @@ class Task(NamedTuple):
             return None
         dtype = "float64" if home.dtype == "float64" else "float32"
         return _array.asarray(np.asarray(self.class_weights), home.xp, home.device, dtype)
-
-
-def _largest(logits: Array) -> Array:
-    """Return the number of the largest logit."""
-    _checks.finite("logits", logits, GAPS)
-    return _array.namespace(logits, "logits").argmax(logits, axis=-1)
-
-
-def _likely(logits: Array) -> Array:
-    """Return the labels that are likelier than not."""
-    _checks.finite("logits", logits, GAPS)
-    return logits > 0
 
 
 def _weights(given: Sequence[float] | np.ndarray, count: int) -> tuple[float, ...]:

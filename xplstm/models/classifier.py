@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xplstm import _array, _values
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
 from xplstm.models._pooling import POOLS, in_blocks
-from xplstm.models._task import Task, TaskName, check_features
+from xplstm.models._task import GAPS, Task, TaskName, check_features
 from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened
 from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
 
@@ -257,12 +257,21 @@ class SequenceClassifier(Composite):
         ShapeError, DTypeError, BackendError, ArgumentError
             As `xplstm.LSTM` and `xplstm.Embedding`.
         """
-        reading = self._reading(x)
+        return self._logits(self._reading(x), state)
+
+    def _logits(self, reading: _Reading, state: State) -> Array:
         read = reading.x if self.embedding is None else self.embedding(reading.x)
         y, state_n = self.lstm(read, state, lengths=reading.lengths, mask=reading.mask)
         if self.pooling in POOLS and not self.each_step and _blocks.takes(y, self._home()):
             return self.linear(in_blocks(self.pooling, y, reading.exists))
         return self.linear(self._pooled(y, state_n, reading)[0])
+
+    def _predicted(self, x: Array | Ragged, state: State) -> Array:
+        """Return the logits of finite features: gates saturate, so that logits need not show an infinity."""
+        reading = self._reading(x)
+        if self.embedding is None and not _array.is_lazy(reading.x):
+            _checks.finite("x", reading.x, GAPS, existing(opened(x)))
+        return self._logits(reading, state)
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
         """Return the likeliest class, the labels that are likelier than not, or the numbers.
@@ -282,8 +291,8 @@ class SequenceClassifier(Composite):
         Raises
         ------
         ArgumentError
-            If a logit is not finite, for classes and labels, as features with NaN make it. Logits on a device
-            or under a trace are not read.
+            If a feature of a step that exists, or a logit, is not finite. Values on a device or under a trace
+            are not read. Dask arrays have their logits checked when they are computed.
         ShapeError, DTypeError, BackendError
             As for a call.
 
@@ -294,7 +303,7 @@ class SequenceClassifier(Composite):
         >>> SequenceClassifier(3, 8, 4, rng=0).predict(np.ones((6, 2, 3), dtype="float32")).shape
         (2,)
         """
-        return self.task.predict(self(x, state))
+        return self.task.predict(self._predicted(x, state))
 
     def predict_proba(self, x: Array | Ragged, state: State = None) -> Array:
         """Give the probability of each class, which sum to 1; or of each label.
@@ -313,7 +322,7 @@ class SequenceClassifier(Composite):
         Raises
         ------
         ArgumentError
-            For ``"regression"``.
+            For ``"regression"``, and for numbers that are not finite, as `predict`.
         ShapeError, DTypeError, BackendError
             As for a call.
 
@@ -325,7 +334,7 @@ class SequenceClassifier(Composite):
         >>> p.shape, np.allclose(p.sum(axis=-1), 1)
         ((2, 4), True)
         """
-        return self.task.probabilities(self(x, state))
+        return self.task.probabilities(self._predicted(x, state))
 
     def loss(self, x: Array | Ragged, targets: Array, state: State = None) -> Array:
         """Mean of the loss of the task, nothing dropped and nothing kept for gradients.
