@@ -46,9 +46,8 @@ def model_of(network: Recurrent | Frozen, prefix: str) -> Any:
 def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Layers]:
     """Return a graph that has the network's description, and the parameters that it will run with."""
     if not isinstance(network, Recurrent | Frozen):
-        msg = (
-            f"model must be a network, a frozen one or a model of xplstm.models, got {type(network).__name__}"
-        )
+        wanted = "a network, a frozen one, a CharLM, a Forecaster or a SequenceClassifier"
+        msg = f"model must be {wanted}, got {type(network).__name__}"
         raise ArgumentError(msg)
     if isinstance(network, Frozen):
         home, layers = network._where, network._layers
