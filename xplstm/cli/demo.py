@@ -34,7 +34,8 @@ VALIDATIONS = 10
 MAX_NORM = 1.0
 # So few updates call for averages over fewer of them than Adam's own defaults.
 BETAS = (0.8, 0.99)
-WARMUP = 0.05
+# Parts of a run by which the learning rate changes, and those in which it rises.
+PARTS, RISE = 10_000, 500
 # Several threads of BLAS wait for each other at every step: where other work shares the processor they are
 # many times slower than one. So they are chosen only when a trial finds them so many times faster.
 GAIN_OF_THREADS = 1.4
@@ -74,6 +75,7 @@ class Progress:
 
     def __init__(self, settings: Settings, begun: Checkpoint | None) -> None:
         self._settings, self._begun = settings, begun
+        self._rates = optim.warmup_cosine(settings.lr, RISE, PARTS)
         self.spent: list[float] = [0.0] if begun is None else [begun.extra["spent"][0]]
         """Seconds so far: a list, so that each checkpoint holds what it is then."""
 
@@ -97,10 +99,7 @@ class Progress:
         done, whole = self.spent[0], self._settings.seconds
         if self._settings.updates is not None:
             done, whole = step, self._settings.updates
-        share = min(1.0, done / whole)
-        if share < WARMUP:
-            return self._settings.lr * (share + WARMUP / 20) / WARMUP
-        return self._settings.lr * (1 + math.cos(math.pi * (share - WARMUP) / (1 - WARMUP))) / 2
+        return self._rates(int(done / whole * PARTS))
 
 
 class Corpus(NamedTuple):

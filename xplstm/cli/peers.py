@@ -242,7 +242,7 @@ def _quantised(model: Any) -> bytes:
     """Return a model whose weights are of int8, a scale for each row."""
     from onnxruntime.quantization import quantize_dynamic
 
-    # Else it warns that a model of one operator was not simplified.
+    # The mark of its own preparation, without which it warns; one operator needs none.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
