@@ -269,9 +269,10 @@ class SequenceClassifier(Composite):
     def _predicted(self, x: Array | Ragged, state: State) -> Array:
         """Return the logits of finite features: gates saturate, so that logits need not show an infinity."""
         reading = self._reading(x)
+        logits = self._logits(reading, state)  # which checks x
         if self.embedding is None and not _array.is_lazy(reading.x):
             _checks.finite("x", reading.x, GAPS, existing(opened(x)))
-        return self._logits(reading, state)
+        return logits
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
         """Return the likeliest class, the labels that are likelier than not, or the numbers.
