@@ -184,11 +184,11 @@ def test_the_mean_of_a_long_history_does_not_lag():
 
 BAD_AXES = [
     (lambda: plot_trace(lstm().trace(X), ax=Figure().subplots(2, 2)), "ax has 4 elements, expected 6"),
-    (lambda: plot_trace(lstm().trace(X), ax=[None] * 6), r"ax\[0\] must be Axes"),
+    (lambda: plot_trace(lstm().trace(X), ax=[None] * 6), r"ax\[0\] must be a matplotlib Axes"),
     (lambda: plot_trace(lstm().trace(X), ax=3), "ax=3 must be a sequence"),
-    (lambda: plot_history([1.0]), "history must be a History"),
+    (lambda: plot_history([1.0]), "history must be a training.History"),
     (lambda: plot_history(History()), "history is empty"),
-    (lambda: plot_history(History([1.0]), ax=Figure()), "ax must be Axes of matplotlib, got Figure"),
+    (lambda: plot_history(History([1.0]), ax=Figure()), "ax must be a matplotlib Axes, got Figure"),
 ]
 
 

@@ -125,12 +125,12 @@ WRONG = [
     (
         lambda: check_grad(lambda x, w: (x * w, lambda d: (d,)), {"x": X, "w": X}),
         GradientError,
-        "gave 1 gradients, expected one each for x, w",
+        "returned 1 gradients, expected one each for x, w",
     ),
     (
         lambda: check_grad(lambda x, w: (x * w, lambda d: d), {"x": X, "w": X}),
         GradientError,
-        "gave a ndarray, expected one gradient each for x, w",
+        "returned a ndarray, expected one gradient each for x, w",
     ),
     (
         lambda: check_grad(lambda x: (x["a"], lambda d: {"b": d}), {"x": {"a": X}}),
@@ -147,5 +147,5 @@ def test_what_is_wrong_is_named(call, error, message):
 
 
 def test_what_gives_no_pullback_is_refused():
-    with pytest.raises(xplstm.DTypeError, match="the outputs and, last, the pullback"):
+    with pytest.raises(xplstm.DTypeError, match="the outputs followed by the pullback"):
         check_grad(lambda x: x**2, {"x": np.arange(3.0)})

@@ -1,4 +1,4 @@
-"""Pictures of what an LSTM does at every step, and of a training run; needs matplotlib."""
+"""Plot the gates of an LSTM at every step, and the losses of a training run; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TITLES = {
     "h": "hidden state $h$: what is shown",
 }
 GATES, SIGNED = ("i", "f", "o"), ("g", "c", "h")
-# Both maps keep their order of brightness for every kind of colour blindness.
+# The brightness of both maps is monotonic for every kind of colour blindness.
 GATE_COLOURS, SIGNED_COLOURS = "viridis", "RdBu_r"
-# The palette of Okabe and Ito, dark enough for lines.
+# The colours of Okabe and Ito that are dark enough for lines.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f7f7f")
 FAINT = "#b8cfe6"
 STYLES = ("-", "--", "-.", ":")
-# With this many steps or more, panels are stacked; with this many cells or fewer, each shows its number.
+# From LONG steps on, all panels form one column; up to NUMBERED cells, each cell shows its number.
 LONG, NUMBERED = 17, 32
 BLANKS = {
     " ": "\N{OPEN BOX}",
@@ -51,28 +51,28 @@ def plot_trace(
 ) -> Figure:
     """Draw the gates, the cell state and the hidden state of one sequence over time.
 
-    One panel each for i, f, o, g, c and h; time goes to the right. The three
-    gates share one scale of colours, so do g and h.
+    One panel each for i, f, o, g, c and h, with time on the horizontal axis. The three
+    gates share one colour scale; g and h share another.
 
     Parameters
     ----------
     trace : LSTMTrace
-        From `LSTM.trace`, of any array library.
+        Result of `LSTM.trace`, with arrays of any library.
     row : int, default 0
         Batch entry, in [0, B); 0 for a trace without a batch axis.
     index : int, default 0
         ``layer * D + direction``, in [0, L*D).
     tokens : sequence of str, optional
-        What each step reads, for the axis of time; of a ragged batch those of this row. Only as
-        many steps are drawn as there are tokens.
+        Labels of the time axis: the token of each step of this batch entry, 1 to T tokens. Only the
+        steps with a token are drawn.
     units : sequence of int, optional
-        Which hidden units, in this order; all if left out.
+        Hidden units to draw, in this order, each in [0, H); all if left out.
     lines : bool, default False
-        Draw a line a unit, at most 8 of them, instead of rows of colours.
+        Draw one line for each unit, at most 8 units, instead of a colour map.
     batch_first : bool, default False
         Whether the trace is from an LSTM with ``batch_first=True``.
     ax : sequence of 6 matplotlib.axes.Axes, optional
-        Where i, f, o, g, c and h are drawn, in this order; a new figure if left out. All of one figure.
+        Axes of one figure for i, f, o, g, c and h, in this order; a new figure if left out.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def plot_trace(
     Raises
     ------
     ArgumentError, ShapeError, DTypeError
-        Naming the argument, its value and the bound.
+        If an argument has a wrong value, shape or type.
     ImportError
         Without matplotlib: ``pip install 'xplstm[plot]'``.
 
@@ -133,15 +133,15 @@ def plot_trace(
 def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     """Draw the losses and the validations of a training run.
 
-    The faint line is the loss of each update. From 200 updates on, the dark line is the mean of each
-    hundredth of the run, drawn at its middle, so that it does not lag. The best validation is marked.
+    The faint line is the loss of each update. From 200 updates on, a dark line shows the mean of each
+    hundredth of the run, drawn at the middle of that hundredth. A circle marks the best validation.
 
     Parameters
     ----------
     history : History
-        From `xplstm.training.fit`, with at least 1 loss or validation.
+        Result of `xplstm.training.fit`, with at least 1 loss or validation.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure if left out.
+        Axes to draw on; a new figure if left out.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     Raises
     ------
     ArgumentError, DTypeError
-        Naming the argument.
+        If `history` is empty, or an argument has a wrong type.
     ImportError
         Without matplotlib: ``pip install 'xplstm[plot]'``.
 
@@ -164,7 +164,7 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     'update'
     """
     if not isinstance(history, History):
-        msg = f"history must be a History, as fit returns, got {type(history).__name__}"
+        msg = f"history must be a training.History, got {type(history).__name__}"
         raise DTypeError(msg)
     losses = np.asarray(
         [
@@ -224,9 +224,9 @@ def _chosen(
     units: Sequence[int] | None,
     batch_first: bool,
 ) -> dict[str, np.ndarray]:
-    """(T, H) of each quantity on the host: one row, layer and direction, as many steps as tokens."""
+    """Return each quantity of one batch entry, layer and direction as a host array (T, H)."""
     if not isinstance(trace, LSTMTrace):
-        msg = f"trace must be an LSTMTrace, as from LSTM.trace, got {type(trace).__name__}"
+        msg = f"trace must be an LSTMTrace from LSTM.trace, got {type(trace).__name__}"
         raise DTypeError(msg)
     _below("index", index, trace.i.shape[0])
     found = {}
@@ -246,7 +246,7 @@ def _chosen(
         msg = "trace has no steps; at least 1 is needed"
         raise ArgumentError(msg)
     if tokens is not None and not 1 <= len(tokens) <= T:
-        msg = f"tokens has {len(tokens)} elements, expected 1 to {T}: one for each step that is to be drawn"
+        msg = f"tokens has {len(tokens)} elements, expected 1 to {T}: one for each step to draw"
         raise ArgumentError(msg)
     for place, unit in enumerate([] if units is None else units):
         _below(f"units[{place}]", unit, H if found["h"].shape[1] == H else min(H, found["h"].shape[1]))
@@ -266,20 +266,20 @@ def _new_figure(caller: str, **options: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        msg = f"{caller} draws with the package matplotlib; it comes with pip install 'xplstm[plot]'"
+        msg = f"{caller} needs the package matplotlib: pip install 'xplstm[plot]'"
         raise ImportError(msg) from error
     return Figure(**options)
 
 
 def _check_axes(name: str, axes: Any) -> None:
-    """Refuse what nothing can be drawn on."""
+    """Check that `axes` has the drawing methods of matplotlib."""
     if not all(hasattr(axes, method) for method in ("plot", "imshow", "get_figure")):
-        msg = f"{name} must be Axes of matplotlib, got {type(axes).__name__}"
+        msg = f"{name} must be a matplotlib Axes, got {type(axes).__name__}"
         raise DTypeError(msg)
 
 
 def _figure_of(axes: Axes) -> Figure:
-    """Return the whole figure that holds these axes, whatever subfigure they are in."""
+    """Return the top-level figure of `axes`, also for axes in a subfigure."""
     figure: Any = axes.get_figure()
     while (outer := getattr(figure, "figure", figure)) is not figure:
         figure = outer
@@ -292,7 +292,7 @@ def _given_panels(ax: Any, lines: bool) -> tuple[Figure, dict[str, Axes]]:
     for k, axes in enumerate(given):
         _check_axes(f"ax[{k}]", axes)
     if len(given) != 6 or len({id(_figure_of(axes)) for axes in given}) > 1:
-        msg = f"ax has {len(given)} elements, expected 6 Axes of one figure: for i, f, o, g, c and h"
+        msg = f"ax has {len(given)} elements, expected 6 Axes of one figure, for i, f, o, g, c and h"
         raise ArgumentError(msg)
     order = dict(zip((*GATES, *SIGNED), given, strict=True))
     _title(order, lines)
@@ -300,7 +300,7 @@ def _given_panels(ax: Any, lines: bool) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _title(order: dict[str, Axes], lines: bool) -> None:
-    """Say what each panel shows."""
+    """Set the title and the axis label of each panel."""
     for name, axes in order.items():
         axes.set_title(TITLES[name], fontsize=11, loc="left")
         axes.set_ylabel("value" if lines else "unit")
@@ -319,7 +319,7 @@ def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _scales(values: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Return both ends of each scale: the gates share one, as do g and h; variants may exceed 0 and 1."""
+    """Return the lower and upper end of each colour scale; gates of variants may be outside [0, 1]."""
     gates = [values[name] for name in GATES]
     low, high = min(0.0, *(a.min() for a in gates)), max(1.0, *(a.max() for a in gates))
     shown = max(1.0, *(np.abs(values[name]).max() for name in ("g", "h")))
@@ -335,7 +335,7 @@ def _scales(values: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
 def _draw_maps(
     figure: Figure, panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]
 ) -> None:
-    """Rows of colours; with few cells, their numbers too."""
+    """Draw each quantity as a colour map, with numbers if there are few cells."""
     scales, images = _scales(values), {}
     for name, axes in panels.items():
         a = values[name].T
@@ -357,7 +357,7 @@ def _draw_maps(
 
 
 def _write_numbers(axes: Axes, a: np.ndarray, gate: bool, scale: tuple[float, float]) -> None:
-    """Each cell's number, light on dark and dark on light."""
+    """Write the number of each cell, light on dark cells and dark on light cells."""
     low, high = scale
     for (y, x), value in np.ndenumerate(a):
         place = (value - low) / (high - low)
@@ -367,9 +367,9 @@ def _write_numbers(axes: Axes, a: np.ndarray, gate: bool, scale: tuple[float, fl
 
 
 def _draw_lines(panels: dict[str, Axes], values: dict[str, np.ndarray], units: list[int]) -> None:
-    """Draw a line for each unit, with its own colour and dashes."""
+    """Draw one line for each unit."""
     scales = _scales(values)
-    # Nothing is compared with the colours of c, so that its lines may fill their panel.
+    # c shares its scale with no other panel, so its lines may fill the panel.
     scales["c"] = (min(0.0, float(values["c"].min())), max(1e-12, float(values["c"].max())))
     for name, axes in panels.items():
         low, high = scales[name]
@@ -383,14 +383,14 @@ def _draw_lines(panels: dict[str, Axes], values: dict[str, np.ndarray], units: l
 
 
 def _mark_units(axes: Axes, units: list[int]) -> None:
-    """Set ticks at all units, or at a few at equal distances."""
+    """Set at most 12 ticks at equal distances."""
     every = max(1, -(-len(units) // 12))
     places = range(0, len(units), every)
     axes.set_yticks(places, [str(units[place]) for place in places], fontsize=8)
 
 
 def _mark_time(axes: Axes, steps: int, tokens: Sequence[str] | None, last: bool) -> None:
-    """Name every step by its token, with blanks made visible, or by its number."""
+    """Label every step with its token or its number; blanks get visible symbols."""
     if tokens is None:
         every = max(1, -(-steps // 20))
         ticks, labels = range(0, steps, every), [str(step) for step in range(0, steps, every)]

@@ -1,4 +1,4 @@
-"""Check gradients against finite differences, and measure what weights in fewer bits cost."""
+"""Check gradients against finite differences, and measure the error of quantised weights."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ __all__ = [
 Gradients: TypeAlias = Callable[[Any], dict[str, "Array | None"]]
 Run: TypeAlias = Callable[[Mapping[str, Tree]], tuple[tuple[Tree, ...], Gradients]]
 
-# Units of rounding that the sums behind one output may be off by.
+# Bound of the rounding error of the sums behind one output, in units of the last place.
 ROUNDINGS = 64
 
 
 class Layer(Protocol):
-    """What has a `vjp` of its own: `xplstm.LSTM` and all the others."""
+    """A layer with a method `vjp`, such as `xplstm.LSTM`."""
 
     def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run, and return the outputs and the pullback."""
+        """Return the outputs and the pullback."""
         ...
 
 
 class GradientRow(NamedTuple):
-    """How one array's gradient compares, at the element where it is worst.
+    """Compare the two gradients of one array at the element where they differ most.
 
     Attributes
     ----------
@@ -51,11 +51,11 @@ class GradientRow(NamedTuple):
         The argument, such as ``x``, ``state.h`` or ``params.weight_ih_l0``.
     shape : tuple of int
     place : tuple of int
-        Index where analytic and measured gradient differ most.
+        Index of the element.
     analytic, measured : float
-        What the pullback and what the differences say there.
+        Gradient from the pullback, and gradient from the finite differences.
     bound : float
-        How far apart they may be.
+        Largest allowed difference.
     """
 
     name: str
@@ -67,7 +67,7 @@ class GradientRow(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether they are no further apart than that; NaN never is."""
+        """Whether the difference is within the bound; False for NaN."""
         return abs(self.analytic - self.measured) <= self.bound
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class GradientRow(NamedTuple):
 
 
 class GradientReport(NamedTuple):
-    """One row for each array that a gradient was checked by; prints as a table.
+    """Report a gradient check with one row for each array; prints as a table.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class GradientReport(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Return whether the gradients of every array passed."""
+        """Whether the gradients of all arrays passed."""
         return all(row.passed for row in self.rows)
 
     def __str__(self) -> str:
@@ -99,19 +99,19 @@ class GradientReport(NamedTuple):
 
 
 class QuantisationRow(NamedTuple):
-    """How far a frozen layer with weights in fewer bits is from the float32 layer.
+    """Measure the error of one quantised layer, compared with the float32 layer.
 
     Attributes
     ----------
     weights : str
     activations : str or None
-        Both as `xplstm.LSTM.freeze` takes them.
+        Arguments of `xplstm.LSTM.freeze`.
     nbytes : int
         Bytes of the parameters.
     largest : float
         Largest difference of an element of y.
     relative : float
-        Root mean square of the differences of y, divided by that of y; 0 where y is 0.
+        Root mean square of the differences of y, divided by the root mean square of y; 0 if y is 0.
     state : float
         Largest difference of an element of the final h and c.
     """
@@ -132,7 +132,7 @@ class QuantisationRow(NamedTuple):
 
 
 class QuantisationReport(NamedTuple):
-    """One row for each way to store the weights; prints as a table.
+    """Report a quantisation test with one row for each storage of the weights; prints as a table.
 
     Attributes
     ----------
@@ -153,27 +153,28 @@ def quantisation_error(
     lengths: Lengths = None,
     mask: Array | None = None,
 ) -> QuantisationReport:
-    """Compare each ``freeze(weights=)`` of a layer with its float32 results on the same input.
+    """Compare the results of each ``freeze(weights=)`` with the float32 results on the same input.
 
     Parameters
     ----------
     lstm : LSTM, GRU, RNN or JordanRNN
-        With float32 parameters of NumPy.
+        Layer with float32 NumPy parameters.
     x, state, lengths, mask
-        As for a call of `lstm`, `state` the initial one. Take a typical input: the error depends on it.
+        Arguments of a call of `lstm`; `state` is the initial state. Use a typical input, since the error
+        depends on the input.
 
     Returns
     -------
     QuantisationReport
-        A row for ``"bfloat16"`` and one for ``"int8"``; where the kernel ``native`` runs the latter, also
-        one for `activations` of each.
+        One row each for ``"bfloat16"`` and ``"int8"``. If the kernel ``native`` runs the int8 layer, one
+        more row each with `activations` in the same storage.
 
     Raises
     ------
     DTypeError
-        If `lstm` is none of these, or not float32.
+        If `lstm` is not one of these layers, or not float32.
     ShapeError, BackendError, ArgumentError
-        As for a call of `lstm` and for its `freeze`.
+        As for a call of `lstm` and of ``lstm.freeze``.
 
     Examples
     --------
@@ -213,7 +214,7 @@ def quantisation_error(
 
 
 def _difference(a: Array, b: Array) -> np.ndarray:
-    """Return the distances of the elements of two arrays in float64."""
+    """Return the absolute differences of two arrays in float64."""
     return np.abs(np.subtract(_array.to_numpy(a), _array.to_numpy(b), dtype=np.float64))
 
 
@@ -227,12 +228,11 @@ def check_grad(
     seed: int = 0,
     **options: Any,
 ) -> GradientReport:
-    """Hold a pullback against central differences, element by element.
+    """Compare a pullback with central differences, element by element.
 
-    The outputs are weighted by random numbers and added up. An element's
-    measured gradient is how far this sum moves when the element goes up and
-    down by `step`, divided by twice the step. Two runs an element: meant for
-    small sizes, where every mistake shows as well.
+    The outputs are multiplied by random weights and summed. The measured gradient of an element is the
+    change of this sum from ``element - step`` to ``element + step``, divided by twice the step. Each
+    element costs two calls of `vjp`, so use small sizes.
 
     Parameters
     ----------
@@ -244,28 +244,28 @@ def check_grad(
     arguments : mapping of str to array, or to tuple, list or mapping of arrays
         Points at which gradients are checked; float64, of any array library. None stays None.
     tolerance : float, default 1e-6
-        Allowed difference, relative to the largest measured gradient of the same array; above 0. What
-        rounding can do to a difference is allowed on top.
+        Allowed difference, relative to the largest measured gradient of the same array; above 0. The
+        bound adds the rounding error of the differences.
     step : float, default 1e-5
-        Above 0.
+        Change of an element, above 0.
     entries : int, optional
-        Elements of each array that are checked, drawn at random; all if left out.
+        Number of elements of each array to check, chosen at random; at least 1. All if left out.
     seed : int, default 0
-        Of the weights of the outputs, and of the elements drawn.
+        Seed of the output weights and of the choice of elements; at least 0.
     **options
-        Passed on to `vjp`: ``lengths=``, a target, or an int as ``rng=`` for dropout, which must
-        drop the same elements in every run.
+        Passed to `vjp`, such as ``lengths=`` or a target. For dropout, pass an int as ``rng=``, so that
+        every call drops the same elements.
 
     Returns
     -------
     GradientReport
-        A row for each array.
+        One row for each array.
 
     Raises
     ------
     GradientError
-        If a gradient is missing, of the wrong shape, or further off than its bound: the whole report,
-        with each array's worst element, its two values and the bound. It is an `AssertionError` too.
+        If a gradient is missing, has the wrong shape, or differs by more than its bound. The message is
+        the whole report. The error is also an `AssertionError`.
     DTypeError
         If an array is not float64.
     ArgumentError
@@ -282,7 +282,7 @@ def check_grad(
     True
     >>> check_grad(lambda x: (x**2, lambda dy: 2.1 * x * dy), {"x": np.ones(2)})
     Traceback (most recent call last):
-    xplstm._errors.GradientError: 1 of 1 gradients are not what differences say:
+    xplstm._errors.GradientError: 1 of 1 gradients differ from the finite differences:
     FAIL x[1]: analytic -0.277420213, measured -0.264209727, difference 0.013, bound 2.6e-07
     """
     _values.positive("tolerance", tolerance)
@@ -307,7 +307,7 @@ def check_grad(
     report = GradientReport(tuple(rows))
     if not report.passed:
         failed = sum(not row.passed for row in rows)
-        msg = f"{failed} of {len(rows)} gradients are not what differences say:\n{report}"
+        msg = f"{failed} of {len(rows)} gradients differ from the finite differences:\n{report}"
         raise GradientError(msg)
     return report
 
@@ -315,7 +315,7 @@ def check_grad(
 def _opened(
     vjp: Any, arguments: Mapping[str, Tree], options: Mapping[str, Any]
 ) -> tuple[Run, dict[str, Tree]]:
-    """One function of all arguments, a layer's parameters among them, whose gradients have their names."""
+    """Return a function of all arguments, and the arguments with a layer's parameters."""
     _checks.mapping("arguments", arguments)
     arguments = dict(arguments)
     has_params = hasattr(vjp, "vjp") and hasattr(vjp, "params")
@@ -323,7 +323,7 @@ def _opened(
         _values.function("vjp", vjp)
     for name in arguments:
         if not isinstance(name, str):
-            msg = f"arguments names {name!r}; a str was expected"
+            msg = f"arguments has the key {name!r}, expected a str"
             raise DTypeError(msg)
     if has_params:
         arguments["params"] = dict(vjp.params)
@@ -347,7 +347,7 @@ def _opened(
 def _parted(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
     """Split a result into the outputs and the pullback."""
     if not isinstance(result, tuple | list) or len(result) < 2 or not callable(result[-1]):
-        msg = f"vjp gave a {type(result).__name__}; it must give the outputs and, last, the pullback"
+        msg = f"vjp returned a {type(result).__name__}, expected the outputs followed by the pullback"
         raise DTypeError(msg)
     return [*result[:-1]], result[-1]
 
@@ -360,52 +360,52 @@ def _by_name(gradients: Tree, names: list[str], has_params: bool) -> dict[str, T
         return {names[0]: gradients}
     if not isinstance(gradients, tuple | list):
         given = type(gradients).__name__
-        msg = f"the pullback gave a {given}, expected one gradient each for {', '.join(names)}"
+        msg = f"the pullback returned a {given}, expected one gradient each for {', '.join(names)}"
         raise GradientError(msg)
     if has_params and len(gradients) > len(names):
         # Gradients of omitted arguments, such as the initial state, come before those of the parameters.
         gradients = (*gradients[: len(names) - 1], gradients[-1])
     if len(gradients) != len(names):
-        msg = f"the pullback gave {len(gradients)} gradients, expected one each for {', '.join(names)}"
+        msg = f"the pullback returned {len(gradients)} gradients, expected one each for {', '.join(names)}"
         raise GradientError(msg)
     return dict(zip(names, gradients, strict=True))
 
 
 def _check_leaves(leaves: Mapping[str, Array]) -> None:
-    """Raise an error for arrays without finite differences."""
+    """Check that all arrays are float64."""
     if not leaves:
-        msg = "arguments contain no array, expected at least one whose gradient is checked"
+        msg = "arguments contain no array, expected at least one to check"
         raise ArgumentError(msg)
     for name, a in leaves.items():
         _array.namespace(a, name)
         if _array.dtype_name(a.dtype) != "float64":
             msg = (
-                f"{name} has dtype {_array.dtype_name(a.dtype)}, expected float64, which shows differences. "
-                "Convert a layer with .to(dtype='float64'), and pass as an option what has no gradient"
+                f"{name} has dtype {_array.dtype_name(a.dtype)}, expected float64. Convert a layer with "
+                ".to(dtype='float64'), and pass arguments without a gradient as keyword options"
             )
             raise DTypeError(msg)
 
 
 def _numbers(outputs: Tree) -> dict[str, np.ndarray]:
-    """Every output's values."""
+    """Return the values of all outputs by name."""
     found = _trees.leaves({"": outputs})
     return {name: np.asarray(_array.to_numpy(a), dtype=np.float64) for name, a in found}
 
 
 def _like(values: np.ndarray, a: Array) -> Array:
-    """Host values where and as `a` is."""
+    """Return host values as an array with the library, device and dtype of `a`."""
     return _array.asarray(values, _array.namespace(a, "a"), _array.device(a), _array.dtype_name(a.dtype))
 
 
 def _total(weights: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
-    """Size of the numbers that the weighted sum adds."""
+    """Return the sum of the absolute weighted outputs."""
     return float(sum(np.sum(np.abs(weights[name] * a)) for name, a in outputs.items()))
 
 
 def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
     """Return the gradient of one array."""
     if given is None:
-        msg = f"the pullback gave no gradient with respect to {name}"
+        msg = f"the pullback returned no gradient with respect to {name}"
         raise GradientError(msg)
     found = np.asarray(_array.to_numpy(given), dtype=np.float64)
     if found.shape != tuple(a.shape):

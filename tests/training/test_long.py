@@ -157,7 +157,7 @@ def test_chunks_are_read_by_iter_and_reversed() -> None:
     got = gradients_over(lstm, Twice(chunks), loss)
     for key, a in want.dparams.items():
         np.testing.assert_array_equal(got.dparams[key], a)
-    with pytest.raises(xplstm.ArgumentError, match="chunks gave 2 chunks forward and 1 backward"):
+    with pytest.raises(xplstm.ArgumentError, match="chunks returned 2 chunks with iter and 1 with reversed"):
         gradients_over(lstm, Twice(chunks, 1), loss)
 
 
@@ -168,7 +168,7 @@ REFUSED: dict[str, Any] = {
         xplstm.LSTM(I, H, bidirectional=True),
         GOOD,
         loss,
-        "a direction that begins at the end",
+        "network has a reverse direction",
     ),
     "a frozen network": (LSTM64.freeze(), GOOD, loss, "network must be a recurrent layer.* got FrozenLSTM"),
     "a generator": (LSTM64, iter(GOOD), loss, "chunks must be a sequence of tuples .* got list_iterator"),
@@ -207,7 +207,10 @@ def test_a_reset_after_the_last_step_of_a_chunk_is_refused(kind: str, batch_firs
         given = x[at].transpose(1, 0, 2) if batch_first else x[at]
         return given, np.zeros((*given.shape[:2], 2), "float32"), options
 
-    with pytest.raises(xplstm.ArgumentError, match=r"reset of chunks\[0\] at step 1 of batch entry 1 comes"):
+    with pytest.raises(
+        xplstm.ArgumentError,
+        match=r"reset of chunks\[0\] is True at step 1 of batch entry 1, after the last step",
+    ):
         gradients_over(lstm, [chunk(0), chunk(2)], losses.mse)
     reset[1, 1], reset[2, 1] = False, True  # what the message says
     assert np.isfinite(gradients_over(lstm, [chunk(0), chunk(2)], losses.mse).loss)

@@ -149,7 +149,11 @@ def test_a_resumed_run_continues_in_the_order(tmp_path, stop):
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"seed": 4}, "seed=3"), ({"block": 2}, "block=4"), ({"x": series(43)}, "samples=44")],
+    [
+        ({"seed": 4}, "seed=4, expected 3"),
+        ({"block": 2}, "block=2, expected 4"),
+        ({"x": series(43)}, "samples=43, expected 44"),
+    ],
 )
 def test_another_order_is_not_resumed(tmp_path, change, name):
     path = tmp_path / "run.safetensors"
@@ -157,7 +161,7 @@ def test_another_order_is_not_resumed(tmp_path, change, name):
     change = dict(change)
     with pytest.raises(xplstm.ArgumentError, match=name):
         trained(data_of(change.pop("x", series()), **change), checkpoint=path, resume=True)
-    with pytest.raises(xplstm.ArgumentError, match="describes not its order"):
+    with pytest.raises(xplstm.ArgumentError, match="does not describe its order"):
         trained(list(data_of(series())(0)), checkpoint=path, resume=True)
 
 
@@ -205,7 +209,7 @@ def test_an_error_of_reading_reaches_all_ranks(tmp_path):
         return trained(data_of(Broken(x), block=1), group, 4, read_ahead=2)
 
     first, second = together(2, work)
-    assert "rank 1 stopped, and so do all others: OSError: the disk is gone" in first
+    assert "all ranks stop because of an error on rank 1: OSError: the disk is gone" in first
     assert second.startswith("OSError")
 
 
@@ -295,7 +299,7 @@ def test_wrong_arguments_are_named():
         ((x, x[:5], 2), xplstm.ShapeError, "inputs has 6, targets has 5"),
         ((x, 3.0, 2), xplstm.DTypeError, "targets is a float"),
         ((x[:0], x[:0], 2), xplstm.ArgumentError, "no samples"),
-        ((None, None, 2), xplstm.ArgumentError, "inputs=None holds no array"),
+        ((None, None, 2), xplstm.ArgumentError, "inputs=None contains no array"),
         ((x, x, 0), xplstm.ArgumentError, "batch_size=0"),
     ]:
         with pytest.raises(error, match=match):
@@ -311,5 +315,7 @@ def test_wrong_arguments_are_named():
 
 def test_a_part_of_another_size_is_refused():
     data = training.Samples(series(), None, 12, prepare=lambda x, _: (x[:-1, 1:], x[1:, 1:]))
-    with pytest.raises(xplstm.ShapeError, match=r"part\(0, 12\) of the data gave 11 batch entries on axis 1"):
+    with pytest.raises(
+        xplstm.ShapeError, match=r"part\(0, 12\) of the data returned 11 batch entries on axis 1"
+    ):
         trained(data, None, 4)

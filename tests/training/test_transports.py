@@ -206,7 +206,9 @@ class Three:
 
 def test_any_number_that_divides_the_shards_can_add_fast():
     assert training.Shards(Three(), 12, sums="fast").count == 12
-    with pytest.raises(xplstm.ArgumentError, match="3 processes; a number that divides the 4 shards"):
+    with pytest.raises(
+        xplstm.ArgumentError, match="3 processes, expected a divisor of the number of shards, 4"
+    ):
         training.Shards(Three(), 4, sums="fast")
 
 
@@ -217,4 +219,4 @@ def test_ranks_with_other_sums_are_refused(monkeypatch):
         return parameters(training.NCCLGroup(Backend(group), 2), ("tree", "fast")[group.rank])
 
     for text in together(2, work):
-        assert "rank 1 has sums='fast', and rank 0 has 'tree'" in text
+        assert "rank 1 has sums='fast', but rank 0 has 'tree'" in text

@@ -1,4 +1,4 @@
-"""Training with truncated backpropagation, and checkpoints from which a run continues bit for bit."""
+"""Train with truncated backpropagation, and resume runs from checkpoints bit for bit."""
 
 from xplstm.training._data import Streams
 from xplstm.training._fit import fit

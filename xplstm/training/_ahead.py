@@ -1,4 +1,4 @@
-"""Batches that a thread reads while the model computes."""
+"""Prefetch batches in a thread while the model computes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from xplstm.training._data import Found, Place, Source, owned
 
 @contextlib.contextmanager
 def ahead(source: Source, count: int, epochs: int | None) -> Iterator[Callable[[Place], Found]]:
-    """Give the function that returns each batch, of which a thread reads up to `count` in advance.
+    """Yield the function that returns each batch; a thread prefetches up to `count` batches.
 
-    The thread reads no epoch from `epochs` on. It begins with the first call, and ends with the block.
+    The thread stops before epoch number `epochs`. It starts with the first call and ends with the block.
     """
     if count == 0:
         yield source.batch
@@ -28,7 +28,7 @@ def ahead(source: Source, count: int, epochs: int | None) -> Iterator[Callable[[
 
 
 class _Reader:
-    """One thread that reads the batches in their order."""
+    """A thread that reads the batches in order."""
 
     def __init__(self, source: Source, count: int, epochs: int | None) -> None:
         self._source, self._epochs = source, epochs
@@ -38,9 +38,9 @@ class _Reader:
         self._thread: threading.Thread | None = None
 
     def batch(self, place: Place) -> Found:
-        """Return the next batch, which must be the one at `place`; raise the error that reading it raised."""
+        """Return the batch at `place`, which must be the next one; raise the error of the thread, if any."""
         if self._thread is None:
-            context = contextvars.copy_context()  # so that the caller's choice of backend holds
+            context = contextvars.copy_context()  # keep the caller's choice of backend
             self._thread = threading.Thread(target=context.run, args=(self._read, place), daemon=True)
             self._thread.start()
         read, found = self._found.get()
@@ -51,7 +51,7 @@ class _Reader:
         return found
 
     def close(self) -> None:
-        """End the thread, after the batch that it is reading."""
+        """End the thread after its present batch."""
         self._closed = True
         self._free.release()
         if self._thread is not None:

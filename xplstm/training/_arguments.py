@@ -1,4 +1,4 @@
-"""The arguments of `fit`: checked before any work, and what of them a resumed run must share."""
+"""Check the arguments of `fit` before any work, and collect those that a resumed run must share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Path: TypeAlias = str | os.PathLike[str]
 
 
 class Plan(NamedTuple):
-    """When `fit` stops, validates, saves and reports."""
+    """Arguments that decide when `fit` stops, validates, saves and reports."""
 
     updates: int | None
     epochs: int | None
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
 
 def check_parallel(model: Model, parallel: Any) -> None:
-    """Refuse what is no `Shards`, and layers whose first axis is the batch where another one is cut."""
+    """Check that `parallel` is a `Shards` or None, and that its batch axis fits the layers."""
     if parallel is None:
         return
     if not isinstance(parallel, Shards):
@@ -53,19 +53,19 @@ def check_parallel(model: Model, parallel: Any) -> None:
         raise DTypeError(msg)
     layers = [model, *getattr(model, "__dict__", {}).values()]
     if parallel.batch_axis == 1 and any(getattr(layer, "batch_first", False) is True for layer in layers):
-        msg = f"a layer of {type(model).__name__} has batch_first=True; Shards needs batch_axis=0 then"
+        msg = f"a layer of {type(model).__name__} has batch_first=True, which needs Shards(..., batch_axis=0)"
         raise ArgumentError(msg)
 
 
 def plan_of(given: Mapping[str, Any]) -> Plan:
-    """Return the plan that the arguments of `fit` ask for."""
+    """Return the checked plan from the arguments of `fit`."""
     if (given["updates"] is None) == (given["epochs"] is None):
-        msg = f"updates={given['updates']} and epochs={given['epochs']}: one of the two is needed"
+        msg = f"updates={given['updates']} and epochs={given['epochs']}; pass exactly one of the two"
         raise ArgumentError(msg)
     ends = {n: None if given[n] is None else _values.size(n, given[n], 0) for n in ("updates", "epochs")}
     checkpoint = given["checkpoint"]
     if checkpoint is not None:
-        # The process may change its folder while it trains.
+        # The process may change its working directory while it trains.
         checkpoint = os.path.abspath(_values.path("checkpoint", checkpoint))
     seconds, callbacks = given["checkpoint_seconds"], given["callbacks"]
     callbacks = (callbacks,) if callable(callbacks) else _values.items("callbacks", callbacks)
@@ -88,7 +88,7 @@ def plan_of(given: Mapping[str, Any]) -> Plan:
 def options_of(
     model: Model, optimizer: Optimizer, given: Mapping[str, Any]
 ) -> tuple[Options, dict[str, Any]]:
-    """Return how updates are made, and what of the arguments a resumed run must share."""
+    """Return the options of an update, and the settings that a resumed run must share."""
     _check_model(model)
     _check_optimizer(optimizer, model)
     params = model.params
@@ -119,7 +119,7 @@ def options_of(
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what is no model, and say what to do."""
+    """Check that `model` has `loss_vjp` and float parameters."""
     if isinstance(model, type):
         msg = f"model={model.__name__} is a class; pass an instance of it"
         raise DTypeError(msg)
@@ -128,7 +128,7 @@ def _check_model(model: Any) -> None:
     ):
         msg = (
             f"model={type(model).__name__} must have params, a dict of arrays, and loss_vjp; the models of "
-            "xplstm.models have both, and xplstm.training.Model says what a layer of your own needs around it"
+            "xplstm.models have both, and xplstm.training.Model describes what a model of your own needs"
         )
         raise DTypeError(msg)
     if not model.params:
@@ -143,13 +143,13 @@ def _check_model(model: Any) -> None:
 
 
 def _check_optimizer(optimizer: Any, model: Model) -> None:
-    """Refuse what is no optimiser of this library, and groups that match no parameter."""
+    """Check that `optimizer` is from `xplstm.optim`, and that each of its groups matches a parameter."""
     if isinstance(optimizer, type):
         msg = f"optimizer={optimizer.__name__} is a class; pass an instance, such as Adam(1e-3)"
         raise DTypeError(msg)
     if not isinstance(optimizer, Optimizer):
         kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-        msg = f"optimizer is a {kind}; one of xplstm.optim was expected"
+        msg = f"optimizer is a {kind}, expected an optimiser of xplstm.optim"
         raise DTypeError(msg)
     for group in optimizer.groups:
         if not any(matches(name, group.names) for name in model.params):
@@ -185,7 +185,7 @@ def check_arguments(
     rng: object,
     progress: object,
 ) -> None:
-    """Refuse arguments that need others, files that could not be written, and warn of what has no effect."""
+    """Check that the arguments fit each other, and warn of dropout without `rng`."""
     if isinstance(optimizer.schedule, Plateau) and validate is None:
         msg = "the learning rate is a Plateau, which needs validate="
         raise ArgumentError(msg)
@@ -196,7 +196,7 @@ def check_arguments(
         msg = f"patience={patience} needs validate="
         raise ArgumentError(msg)
     if validate is not None and not callable(validate):
-        msg = f"validate={validate!r} must be a function without arguments that gives a number"
+        msg = f"validate={validate!r} must be a function without arguments that returns a number"
         raise DTypeError(msg)
     if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "auto"):
         msg = f"resume={resume!r} must be True, False or 'auto'"
@@ -206,19 +206,19 @@ def check_arguments(
         msg = f"resume={resume!r} needs checkpoint="
         raise ArgumentError(msg)
     if rng is None and _has_dropout(model):
-        msg = f"{type(model).__name__} has dropout, and fit without rng= drops nothing; pass a seed as rng="
+        msg = f"{type(model).__name__} has dropout, and fit applies no dropout without rng=; pass a seed"
         warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def check_path(checkpoint: Path) -> None:
-    """Refuse a file that could not be written, before any training."""
+    """Check, before any training, that the checkpoint can be written."""
     path = _values.path("checkpoint", checkpoint)
     if os.path.isdir(path):
-        msg = f"checkpoint={path!r} is a folder; it must be a file in one"
+        msg = f"checkpoint={path!r} is a folder, expected the path of a file"
         raise ArgumentError(msg)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        msg = f"checkpoint={path!r} is in no folder: make {folder!r} first"
+        msg = f"checkpoint={path!r} needs the folder {folder!r}, which does not exist; create it first"
         raise ArgumentError(msg)
     try:
         check_writable(path)
@@ -228,7 +228,7 @@ def check_path(checkpoint: Path) -> None:
 
 
 def _has_dropout(model: Model) -> bool:
-    """Return whether a layer of the model drops something."""
+    """Return whether a layer of the model has dropout."""
     layers = [model, *getattr(model, "__dict__", {}).values()]
     stacks = [getattr(layer, "_stack", None) for layer in layers]
     of_stacks = ("dropout", "input_dropout", "weight_dropout")
@@ -237,7 +237,7 @@ def _has_dropout(model: Model) -> bool:
 
 
 def config_of(model: Model) -> dict[str, Any] | None:
-    """Return what the model says of itself, in what JSON can hold; None where it has no `config()`."""
+    """Return the result of ``model.config()``, a JSON object; None for a model without that method."""
     config = getattr(model, "config", None)
     if not callable(config):
         return None
@@ -250,7 +250,7 @@ def config_of(model: Model) -> dict[str, Any] | None:
 
 
 def _check_extra(extra: Mapping[str, Any] | None) -> None:
-    """Refuse, before any training, what no checkpoint could hold."""
+    """Check, before any training, that `extra` can be written as JSON."""
     if extra is not None:
         _values.mapping("extra", extra)
     as_json(f"extra={extra!r}", extra)

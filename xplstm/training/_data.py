@@ -1,4 +1,4 @@
-"""Batches: what `fit` trains on, and how it finds its place in them."""
+"""Read the batches that `fit` trains on, by epoch and position."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Batches: TypeAlias = "Sequence[Batch] | Iterable[Batch]"
 class Streams(Sequence[Batch]):
     """Cut one long sequence into batches that continue each other.
 
-    The sequence is laid out as `batch_size` parallel streams, each walked `steps`
-    steps a batch; targets are the inputs one step later. So the state after a
-    batch is the state before the next: what truncated backpropagation carries.
+    The sequence is split into `batch_size` parallel streams. Each batch holds the next `steps` steps of
+    every stream. Targets are the inputs one step later. The state after a batch is therefore the initial
+    state of the next batch, as truncated backpropagation needs it.
 
     Parameters
     ----------
     ids : array, shape (N,)
-        Of any library; N greater than `batch_size`. What does not fill a stream
-        is left out at the end: fewer than `batch_size` elements.
+        Any dtype and library; N greater than `batch_size`. Up to ``batch_size - 1`` elements at the end
+        that do not fill all streams are left out.
     batch_size : int
         B, at least 1.
     steps : int
@@ -41,9 +41,9 @@ class Streams(Sequence[Batch]):
     ArgumentError
         If a size is less than 1 or the sequence is too short.
     ShapeError
-        If `ids` has other than one axis.
+        If `ids` does not have one axis.
     DTypeError
-        If `ids` is no array, or a size is no integer.
+        If `ids` is not an array, or a size is not an integer.
 
     Examples
     --------
@@ -65,11 +65,11 @@ class Streams(Sequence[Batch]):
         batch_size, steps = _values.size("batch_size", batch_size), _values.size("steps", steps)
         xp = _array.namespace(ids, "ids")
         if len(ids.shape) != 1:
-            msg = f"ids has shape {tuple(ids.shape)}; one axis was expected"
+            msg = f"ids has shape {tuple(ids.shape)}, expected one axis"
             raise ShapeError(msg)
         length: int = (ids.shape[0] - 1) // batch_size
         if length < 1:
-            msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} asks for {batch_size + 1}"
+            msg = f"ids has {ids.shape[0]} elements; batch_size={batch_size} needs at least {batch_size + 1}"
             raise ArgumentError(msg)
 
         def side_by_side(first: int) -> Array:
@@ -93,7 +93,7 @@ class Streams(Sequence[Batch]):
             msg = f"index={index!r} must be an integer or a slice"
             raise DTypeError(msg)
         if not -len(self) <= number < len(self):
-            msg = f"index={index} must be in [0, {len(self)}), or count from the end"
+            msg = f"index={index} must be in [{-len(self)}, {len(self)})"
             raise IndexError(msg)
         first = number % len(self) * self._steps
         steps = slice(first, min(first + self._steps, self._length))
@@ -101,7 +101,7 @@ class Streams(Sequence[Batch]):
 
 
 class Place(NamedTuple):
-    """Where a batch is in the data."""
+    """Epoch and position of a batch."""
 
     epoch: int
     position: int
@@ -110,33 +110,33 @@ class Place(NamedTuple):
         return f"batch {self.position} of epoch {self.epoch}"
 
     def next(self, is_last: bool) -> Place:
-        """Return the place of the batch after this one, which may be the last of its epoch."""
+        """Return the place of the next batch; `is_last` is whether this batch ends its epoch."""
         return Place(self.epoch + 1, 0) if is_last else Place(self.epoch, self.position + 1)
 
 
 class Found(NamedTuple):
-    """One batch, or the part of it that this process needs."""
+    """One batch, or the part that this process needs."""
 
     inputs: Any
     targets: Any
     part: tuple[int, int, int] | None
-    """The first batch entry of the part, the one after its last, and the number of all; None for all."""
+    """First entry of the part, entry after its last, and number of all entries; None for a whole batch."""
     is_last: bool
     """Whether the batch is the last of its epoch."""
     data: dict[str, Any] | None
-    """What `Source.describe` returns, with the first batch of an epoch."""
+    """Result of `Source.describe` for the first batch of an epoch; None for other batches."""
 
 
 Own: TypeAlias = Callable[[int], tuple[int, int]]
-"""From the number of batch entries to the first that this process needs, and the one after the last."""
+"""Map the number of batch entries to the range ``(first, stop)`` that this process needs."""
 
 
 class Source:
-    """The batches of all epochs, by their place.
+    """The batches of all epochs, read by place.
 
-    Sequences are read by index, and in parts where they have methods ``entries(index)`` and
-    ``part(index, low, high)``. What can only be iterated over is read in order, one batch ahead, so that the
-    last batch of an epoch is known.
+    A sequence is read by index. If a sequence has the methods ``entries(index)`` and
+    ``part(index, low, high)``, each process reads its own part. Any other iterable is read in order, one
+    batch ahead, which shows the last batch of an epoch.
     """
 
     def __init__(self, data: Batches | Callable[[int], Batches], own: Own) -> None:
@@ -144,7 +144,7 @@ class Source:
         self._epoch: int | None = None
         self._batches: _Indexed | _Iterated
         self.is_parted: bool | None = None
-        """Whether each process reads its own part of a batch; None before data was looked at."""
+        """Whether each process reads its own part of a batch; None before the first access."""
 
     def batch(self, place: Place) -> Found:
         """Return one batch."""
@@ -153,12 +153,12 @@ class Source:
         return found._replace(data=self.describe(place.epoch)) if place.position == 0 else found
 
     def describe(self, epoch: int) -> dict[str, Any]:
-        """Return what a resumed run compares: number and order of batches, and shapes of the first one."""
+        """Return the number of batches, their order, and the shapes of the first batch of an epoch."""
         batches = self._of(epoch)
         return {"epoch": epoch, "batches": batches.size, "shapes": batches.shapes, "order": batches.order}
 
     def check(self, recorded: Mapping[str, Any] | None, place: Place) -> None:
-        """Refuse data of other sizes than those of the run to resume, and a place that they lack."""
+        """Check that the data has the recorded sizes, and has a batch at `place`."""
         if recorded is not None:
             epoch, ours = recorded["epoch"], self._of(recorded["epoch"])
             if isinstance(ours, _Indexed) and not ours.is_parted:
@@ -166,27 +166,30 @@ class Source:
             _check_order(recorded.get("order"), ours.order)
             if recorded["batches"] != ours.size:
                 before = recorded["batches"]
-                msg = f"the run to resume had {before} batches in epoch {epoch}; data has {ours.size}"
+                msg = f"data has {ours.size} batches in epoch {epoch}, expected {before} as in the run to "
+                msg += "resume"
                 raise ArgumentError(msg)
             if None not in (recorded["shapes"], ours.shapes) and recorded["shapes"] != ours.shapes:
                 before = recorded["shapes"]
-                msg = f"the first batch of epoch {epoch} had the shapes {before} in the run to resume; "
-                msg += f"data has {ours.shapes}"
+                msg = (
+                    f"the first batch of epoch {epoch} has the shapes {ours.shapes}, expected {before} as in "
+                )
+                msg += "the run to resume"
                 raise ArgumentError(msg)
         size = self._of(place.epoch).size
         if size is not None and place.position >= size:
-            msg = f"the checkpoint is at {place}, and that epoch has {size} batches"
+            msg = f"the checkpoint is at {place}, but that epoch has {size} batches"
             raise FormatError(msg)
 
     def _of(self, epoch: int) -> _Indexed | _Iterated:
-        """Return the batches of an epoch, of which there must be some."""
+        """Return the batches of an epoch, at least one."""
         if epoch != self._epoch:
             given = self._data(epoch) if callable(self._data) else self._data
             self._batches, self._epoch = _opened(given, epoch, self._own), epoch
             before, self.is_parted = self.is_parted, self._batches.is_parted
             if before not in (None, self.is_parted):
                 has = "have" if self.is_parted else "do not have"
-                msg = f"the batches of epoch {epoch} {has} part(index, low, high), unlike those before"
+                msg = f"the batches of epoch {epoch} {has} part(index, low, high), unlike the epoch before"
                 raise ArgumentError(msg)
         return self._batches
 
@@ -223,7 +226,7 @@ class _Indexed:
 
 
 class _Iterated:
-    """Batches that are read one after another; the last one can be read again."""
+    """Batches that are read in order; the latest batch can be read again."""
 
     is_parted, order = False, None
 
@@ -243,30 +246,29 @@ class _Iterated:
             self._last = self._ahead
             self._next, self._ahead = self._next + 1, owned(next(self._batches, _END))
         if self._next != place.position + 1:
-            msg = f"data ended after {self._next} batches of epoch {place.epoch}; {place} was expected"
+            msg = f"data ended after {self._next} batches of epoch {place.epoch}, expected {place}"
             raise ArgumentError(msg)
         return Found(*_pair(self._last, place), None, self._ahead is _END, None)
 
 
 def owned(tree: Any) -> Any:
-    """Return a batch, or a part of one, with copies of its NumPy arrays, whose memory a source can reuse."""
+    """Copy the NumPy arrays of a batch, since a source may reuse their memory."""
     return _trees.replaced("", tree, lambda _, a: a.copy(order="K") if isinstance(a, np.ndarray) else a)
 
 
 def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:
-    """Refuse samples that are read in another order than those of the run to resume."""
+    """Check that the samples have the order of the run to resume."""
     if before is None or ours is None:
         if before is not ours:
             ours_is, before_is = ("not " if order is None else "" for order in (ours, before))
             msg = (
-                f"the data describes {ours_is}its order, and the data of the run to resume did {before_is}so"
+                f"data does {ours_is}describe its order, and the data of the run to resume did {before_is}so"
             )
             raise ArgumentError(msg)
         return
     for name in {**before, **ours}:
         if before.get(name) != ours.get(name):
-            msg = f"the data of the run to resume had {name}={before.get(name)!r}; "
-            msg += f"{name}={ours.get(name)!r} is given"
+            msg = f"data has {name}={ours.get(name)!r}, expected {before.get(name)!r} as in the run to resume"
             raise ArgumentError(msg)
 
 
@@ -274,15 +276,15 @@ _END = object()
 
 
 def _opened(batches: Any, epoch: int, own: Own) -> _Indexed | _Iterated:
-    """Return the batches of one epoch behind one face."""
+    """Return the batches of one epoch, indexed or iterated."""
     if not isinstance(batches, Mapping | str | bytes) and getattr(batches, "shape", None) != ():
         if hasattr(batches, "__len__") and hasattr(batches, "__getitem__"):
             return _Indexed(batches, epoch, own)
         if isinstance(batches, Iterable):
             return _Iterated(batches, epoch)
     msg = (
-        "data must be a sequence of pairs (inputs, targets), an iterable of them or a function from the "
-        f"epoch to one; got {type(batches).__name__}"
+        "data must be a sequence or an iterable of pairs (inputs, targets), or a function from the epoch to "
+        f"one of these, got {type(batches).__name__}"
     )
     raise DTypeError(msg)
 
@@ -291,18 +293,18 @@ def _no_batches(epoch: int, again: bool = True) -> ArgumentError:
     """Return the error for an epoch without batches."""
     msg = f"data has no batches in epoch {epoch}; at least 1 is needed"
     if not again and epoch:
-        msg += ". An iterator can be read once: pass a list, or a function from the epoch to its batches"
+        msg += ". An iterator can be read once; pass a list, or a function from the epoch to its batches"
     return ArgumentError(msg)
 
 
 def _pair(batch: Any, place: Place) -> Batch:
-    """Return `batch`, a pair."""
+    """Return the inputs and the targets of a batch."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     count = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     msg = (
         f"{place} must be a pair (inputs, targets), got {type(batch).__name__}{count}; "
-        "data with one batch is [(inputs, targets)]"
+        "pass a single batch as [(inputs, targets)]"
     )
     raise DTypeError(msg)
 

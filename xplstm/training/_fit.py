@@ -1,4 +1,4 @@
-"""`fit`: one update after another, validation, early stopping and checkpoints."""
+"""Train a model: updates, validation, early stopping and checkpoints."""
 
 from __future__ import annotations
 
@@ -63,100 +63,102 @@ def fit(
     parallel: Shards | None = None,
     read_ahead: int = 0,
 ) -> History:
-    """Train a model, one update a batch.
+    """Train a model on batches.
 
-    An update is kept only if the loss, the gradients' norm, the new parameters and the optimiser's averages
-    are finite. Ctrl-C, SIGTERM and every other error leave the model as it was after the last whole update,
-    and write the checkpoint. A run that is resumed with the same arguments gives bit for bit what it would
-    have given uninterrupted.
+    An update is kept only if the loss, the gradient norm, the new parameters and the optimiser's averages
+    are finite. After Ctrl-C, SIGTERM or any other error, the model has the parameters of the last complete
+    update, and the checkpoint is written. A resumed run with the same arguments has the same bits as an
+    uninterrupted run.
 
     Parameters
     ----------
     model : Model
-        Trained in place: its ``params`` are set.
+        The model; `fit` sets its ``params``.
     data : sequence of (inputs, targets), iterable of them, or callable
-        One epoch; or a function from the number of the epoch, from 0, to its batches, for data in another
-        order each time. Sequences are read by index. An iterable is read in order, one batch ahead, and at a
-        resume up to the place of the run; an iterator can be read once, so that it is one epoch.
+        The batches of one epoch, or a function from the epoch number (from 0) to its batches. A sequence is
+        read by index. An iterable is read in order, one batch ahead; a resumed run reads it up to its place.
+        An iterator can be read once and gives one epoch.
     optimizer : Optimizer
+        An optimiser of `xplstm.optim`.
     updates, epochs : int
-        One of the two: how many there are in all, those before a resume included; at least 0.
+        Pass exactly one: the total number, including those before a resume; at least 0.
     carry : bool, optional
-        Whether the state after a batch goes into the next one of the epoch:
-        truncated backpropagation through time. Otherwise each batch begins from zeros.
+        Whether the state after a batch is the initial state of the next batch of the epoch (truncated
+        backpropagation through time). Otherwise each batch starts from zeros.
     max_norm : float, optional
-        Bound of the gradients' global norm (`xplstm.optim.clip_by_global_norm`).
+        Bound of the global gradient norm, above 0 (`xplstm.optim.clip_by_global_norm`).
     accumulate : int, optional
-        Batches for each update, which gets the mean of their gradients; at least 1.
+        Number of batches for each update, at least 1. The update uses the mean of their gradients.
     frozen : str or sequence of str, optional
-        Names or patterns, as in `xplstm.optim.Group`, of parameters that stay as they are.
+        Names or patterns, as in `xplstm.optim.Group`, of parameters that do not change.
     average : float, optional
-        Decay, in ``[0, 1)``, of a moving average of the parameters. `validate` then sees the model with the
-        average, and `fit` leaves it with the average.
+        Decay, in ``[0, 1)``, of a moving average of the parameters. `validate` runs with the averaged
+        parameters, and the trained model has them at the end.
     loss_scale : {"auto", None}, optional
-        ``"auto"`` scales the loss where a parameter is float16, so that small gradients are not lost, and
-        skips each update whose gradients overflow. It starts at 65536, is halved after an overflow, and
-        doubled after 2000 updates without one. This reads a value in each update, which waits for a device.
+        ``"auto"`` scales the loss if a parameter is float16, so that small gradients do not underflow, and
+        skips each update whose gradients overflow. The factor starts at 65536. It is halved after an
+        overflow and doubled after 2000 updates without overflow. Each update then waits for the device.
     rng : int or numpy.random.Generator, optional
-        A seed or a generator for dropout. Without it nothing is dropped.
+        Seed or generator for dropout; no dropout if left out.
     validate : callable, optional
-        ``validate()`` gives a number that should fall; called every
-        `validate_every` updates, at the beginning and at the end.
+        ``validate()`` returns a number to minimise. `fit` calls it every `validate_every` updates, at the
+        beginning and at the end.
     validate_every : int, optional
-        At least 1.
+        Updates between validations, at least 1.
     patience : int, optional
-        Stop after this many validations in a row that are no new best, and
-        end with the parameters of the best validation.
+        Stop after this number of validations in a row without a new best, at least 1. The model then gets
+        the parameters of the best validation.
     checkpoint : path, optional
-        File that is written every `checkpoint_every` updates, at the end, on Ctrl-C, on SIGTERM and after
-        any other error. Its folder must exist. Another process that writes it too is an error.
+        File that `fit` writes every `checkpoint_every` updates, at the end, on Ctrl-C, on SIGTERM and after
+        any other error. Its folder must exist. `fit` raises an error if another process writes the file.
     checkpoint_every : int, optional
-        At least 1.
+        Updates between writes, at least 1.
     checkpoint_seconds : float, optional
-        Also write after an update when so many seconds have passed since the last write; above 0.
+        Also write after an update if this number of seconds has passed since the last write; above 0.
     resume : bool or "auto", optional
-        Continue from the file at `checkpoint`, which must exist; ``"auto"`` starts a new run where it does
-        not.
+        Whether to continue from the file at `checkpoint`, which must exist. ``"auto"`` starts a new run if
+        the file does not exist.
     extra : mapping, optional
-        Kept in the checkpoint; anything that JSON can hold.
+        JSON object to keep in the checkpoint.
     callbacks : callable or sequence of callables, optional
-        Each is given an `Event` after every update and after every validation.
+        Functions of an `Event`, called after every update and after every validation.
     progress : bool or callable, optional
-        Whether to show a bar, which needs the package tqdm; or a function from
-        the history to the text next to the bar.
+        Whether to show a progress bar, which needs the package tqdm; or a function from the history to the
+        text next to the bar.
     parallel : Shards, optional
-        Cut each batch into shards, and train with all processes of a group. Each of them calls `fit` with
-        the same arguments. Rank 0 alone reads and writes the checkpoint and shows progress; its validation
-        and its clock decide for all.
+        Split each batch into shards, and train with all processes of a group. Every process calls `fit` with
+        the same arguments. Only rank 0 reads and writes the checkpoint and shows progress. Its validations
+        and its clock apply to all processes.
     read_ahead : int, optional
-        Read up to so many batches in a thread while the model computes; at least 0. The order stays, an error
-        of the data is raised in its turn, and the thread ends with `fit`. The data must not mind the thread.
+        Number of batches to prefetch in a thread while the model computes; at least 0. The order of the
+        batches does not change. An error of the data is raised when its batch is due. The thread ends with
+        `fit`. Reading the data must be safe in a thread.
 
     Returns
     -------
     History
-        Of the whole run, what came before a resume included.
+        Losses and validations of the whole run, including those before a resume.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range, arguments that do not go together, or others than those of the run
-        to resume. Only the learning rate, `updates`, `epochs`, the number of `patience`, the seed, and what
-        concerns files and display may change. The model must have the options that it had.
+        If a value is outside its range, or arguments contradict each other. A resumed run must have the
+        arguments and the model options of the first run. It may change the learning rate, `updates`,
+        `epochs`, the number of `patience`, the seed, and the arguments for files and display.
     DTypeError
-        For an argument of another type.
+        If an argument has the wrong type.
     FileNotFoundError
-        If there is nothing to resume from.
+        If the file to resume from does not exist.
     FormatError
-        If the file to resume from is no checkpoint of this model.
+        If the file to resume from is not a checkpoint of this model.
     GroupError
-        If another process of `parallel` is lost, or has an error. All processes stop after the same update.
+        If another process of `parallel` is lost or has an error. All processes stop after the same update.
     NonFiniteError
         If a loss, a norm, a parameter or an average is not finite; also a `FloatingPointError`. The update is
-        not kept. The model is left with the parameters of the best validation under `patience`, else with
-        the last finite ones. The checkpoint on disk stays as it was.
+        not kept. With `patience` the model gets the parameters of the best validation, otherwise the last
+        finite parameters. The checkpoint on disk does not change.
     ImportError
-        If a package that the arguments ask for is missing.
+        If a package that an argument needs is missing.
 
     Warns
     -----
@@ -165,12 +167,11 @@ def fit(
 
     Notes
     -----
-    On a device, judging an update does not wait: a flag is computed there, and parameters and averages are
-    kept by arithmetic from the first update on that is not finite. The flag is read at each validation,
-    checkpoint and report, and at least every five seconds; the error comes then.
+    On a device, `fit` checks an update without synchronisation. A flag on the device records whether all
+    values were finite. Once it is False, later updates leave parameters and averages unchanged. `fit` reads
+    the flag at each validation, checkpoint and report, at least every five seconds, and then raises an error.
 
-    Arrays that are computed only when they are looked at, such as Dask's, are
-    no place to train: each loss that is read computes the run from its start.
+    Do not train lazy arrays, such as Dask arrays: each loss that is read computes the run from its start.
 
     Examples
     --------
@@ -222,7 +223,7 @@ def fit(
                 model.params = run.at.best
             raise
         except BaseException as error:
-            if os.getpid() == owner:  # a process that a callback forked leaves the file to the run
+            if os.getpid() == owner:  # a process that a callback forked must not write the file
                 _leave(run, plan, error)
             raise
     if run.at.best is not None:
@@ -234,7 +235,7 @@ SECONDS_UNSETTLED = 5.0
 
 
 def _loop(run: Run, plan: Plan, report: Callable[[Run], None]) -> None:
-    """Update, validate and save until the plan says stop."""
+    """Update, validate and save until the plan is over."""
     saved = settled = time.monotonic()
     while True:
         _validate_if_due(run, plan)
@@ -259,7 +260,7 @@ def _loop(run: Run, plan: Plan, report: Callable[[Run], None]) -> None:
 
 
 def _leave(run: Run, plan: Plan, error: BaseException) -> None:
-    """Bring the model to the last whole update and write that; `error` is raised afterwards."""
+    """Restore the last complete update and write it; the caller raises `error` afterwards."""
     try:
         run.settle()
         run.restore(run.at)
@@ -272,7 +273,7 @@ def _leave(run: Run, plan: Plan, error: BaseException) -> None:
 
 
 def _validate_if_due(run: Run, plan: Plan) -> None:
-    """Validate, unless that was done at this update before the run was interrupted."""
+    """Validate if it is due, and not already done at this update before an interruption."""
     if plan.validate is None:
         return
     done = run.at.history.validations
@@ -283,7 +284,7 @@ def _validate_if_due(run: Run, plan: Plan) -> None:
 
 
 def _call_back(run: Run, plan: Plan, validation: float | None) -> None:
-    """Call every callback with the event."""
+    """Call every callback with the event of this update."""
     if plan.callbacks:
         losses = run.at.history.losses
         loss = losses[run.at.update - 1] if run.at.update else math.nan
@@ -294,21 +295,21 @@ def _call_back(run: Run, plan: Plan, validation: float | None) -> None:
 
 
 def _is_out_of_patience(history: History, patience: int | None) -> bool:
-    """Return whether the last `patience` validations brought no new best."""
+    """Return whether none of the last `patience` validations is a new best."""
     if patience is None or not history.validations:
         return False
     return len(history.validations) - 1 - history.validations.index(history.best) >= patience
 
 
 def _save(run: Run, plan: Plan) -> None:
-    """Write the checkpoint, if one is asked for; the ranks must then have the same parameters."""
+    """Write the checkpoint, if there is a path, and check that all ranks have the same parameters."""
     run.settle()
     facts = run.team.together(lambda: _write(run, plan))
     run.team.compare(facts, GroupError)
 
 
 def _write(run: Run, plan: Plan) -> dict[str, Any]:
-    """Write the checkpoint at rank 0, and return what must be the same on all ranks."""
+    """Write the checkpoint at rank 0, and return the facts that all ranks must share."""
     if plan.checkpoint is not None and run.team.is_first:
         if run.written is not None:
             check_own(os.fspath(plan.checkpoint), run.at, run.written)
@@ -320,7 +321,7 @@ def _write(run: Run, plan: Plan) -> dict[str, Any]:
 
 
 def _agreed(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
-    """Return the run of this rank, after all ranks have compared theirs."""
+    """Return the run of this rank after all ranks have compared their runs."""
     begun: list[Run] = []
 
     def begin_and_describe() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Groups of processes that train together: who is in them, and how two of them exchange an array."""
+"""Groups of processes that train together and exchange arrays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from xplstm import _values
 
 
 class Group(Protocol):
-    """What `Shards` needs of the processes that train together.
+    """Interface of a group of processes that `Shards` needs.
 
-    Every process of a group calls the same methods in the same order.
+    Every process of a group must call the same methods in the same order.
 
     Attributes
     ----------
@@ -36,57 +36,59 @@ class Group(Protocol):
         ...
 
     def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
-        """Send an array to another process, which sends one of the same size and dtype.
+        """Send an array to another process, and receive one of the same size and dtype.
 
         Parameters
         ----------
         array : numpy.ndarray, shape (n,)
-            Contiguous; it is not written to.
+            Contiguous array of any dtype; it must not be modified.
         peer : int
-            The rank of the other process.
+            Rank of the other process, in ``[0, size)``.
 
         Returns
         -------
         numpy.ndarray, shape (n,)
-            What the other process sent.
+            Array of the other process.
 
         Raises
         ------
         Exception
-            Any, if the other process cannot be reached or does not answer.
+            Any exception, if the other process cannot be reached or does not answer.
         """
         ...
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Return what each process gives, in the order of the ranks, on every process.
+        """Return the bytes of all processes, in rank order, on every process.
 
         Parameters
         ----------
         data : bytes
-            Of any length.
+            Bytes of this process, of any length.
 
         Returns
         -------
         list of bytes
+            One element for each rank.
 
         Raises
         ------
         Exception
-            As `exchange`.
+            As for `exchange`.
         """
         ...
 
 
 class LocalGroup:
-    """One process of a group on one machine; `local_group` makes them.
+    """One process of a group on one machine; use `local_group` to make a group.
 
     Parameters
     ----------
     rank : int
+        Number of this process, in ``[0, size)``.
     links : list of socket
-        One for each rank; the entry at `rank` is not used.
+        One socket for each rank; the entry at `rank` is None.
     timeout : float
-        Seconds.
+        Seconds to wait for an answer, above 0.
 
     Examples
     --------
@@ -112,17 +114,17 @@ class LocalGroup:
         return [found[rank] for rank in sorted(found)]
 
     def close(self) -> None:
-        """Close the connections: the other processes then see that this one is lost."""
+        """Close the connections, so that the other processes notice the loss of this one."""
         for link in self._links:
             if link is not None:
                 link.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the other groups of the process that made them there."""
+        """Pickle this group without the other groups of its process."""
         return self.__dict__ | {"_family": ()}
 
     def _swap(self, data: Any, peer: int) -> bytearray:
-        """Send bytes to another process, and return its bytes; the lower rank sends first."""
+        """Exchange bytes with another process; the lower rank sends first."""
         self._close_inherited()
         link = self._links[peer]
         assert link is not None
@@ -137,12 +139,12 @@ class LocalGroup:
             msg = f"no answer within timeout={self.timeout} s"
             raise TimeoutError(msg) from error
         except OSError:
-            self.close()  # so that the processes that wait for this one learn of it
+            self.close()  # unblock the processes that wait for this one
             raise
         return received
 
     def _close_inherited(self) -> None:
-        """Close what a forked process inherited: a link is lost only when all its copies are closed."""
+        """Close inherited links after a fork; a peer notices a loss only when all copies are closed."""
         if os.getpid() != self._process:
             for other in self._family:
                 if other is not self:
@@ -151,26 +153,26 @@ class LocalGroup:
 
 
 def local_group(size: int, *, timeout: float = 600.0) -> list[LocalGroup]:
-    """Make a group of processes on this machine, connected by pairs of sockets.
+    """Make a group of processes on this machine, connected by socket pairs.
 
     Parameters
     ----------
     size : int
         Number of processes, at least 1.
     timeout : float, optional
-        Seconds, above 0, after which a process that does not answer is taken for lost. It must be longer
+        Seconds, above 0, after which a process without an answer counts as lost. The time must be longer
         than one update, one validation and one write of the checkpoint.
 
     Returns
     -------
     list of LocalGroup
-        One for each process: pass it to ``multiprocessing.Process``. Call ``close()`` on all of them in the
-        process that started the others. Otherwise a lost process is noticed only after `timeout`.
+        One group object for each process, to pass to ``multiprocessing.Process``. The parent process must
+        call ``close()`` on all of them. Otherwise a lost process is noticed only after `timeout`.
 
     Raises
     ------
     ArgumentError, DTypeError
-        If `size` or `timeout` is out of its range, or no number.
+        If `size` or `timeout` is outside its range or not a number.
 
     Examples
     --------
@@ -201,15 +203,15 @@ def local_group(size: int, *, timeout: float = 600.0) -> list[LocalGroup]:
 
 
 class MPIGroup:
-    """The processes of an MPI communicator, by the package mpi4py.
+    """Group of the processes of an MPI communicator; needs the package mpi4py.
 
-    MPI itself has no timeout: a process that hangs is waited for. A launcher such as ``mpiexec`` ends all
-    processes when one of them is lost.
+    MPI has no timeout, so the group waits for a process that hangs. A launcher such as ``mpiexec`` ends all
+    processes when one process is lost.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm, optional
-        ``MPI.COMM_WORLD`` if left out.
+        Communicator; ``MPI.COMM_WORLD`` if left out.
 
     Raises
     ------
@@ -257,21 +259,21 @@ class MPIGroup:
 
 
 class TorchGroup:
-    """The processes of ``torch.distributed``, with the backend gloo.
+    """Group of the processes of ``torch.distributed``, with the backend gloo.
 
-    Its timeout is the one given to ``torch.distributed.init_process_group``.
+    ``torch.distributed.init_process_group`` sets the timeout.
 
     Parameters
     ----------
     group : torch.distributed.ProcessGroup, optional
-        The default group if left out.
+        Process group; the default group if left out.
 
     Raises
     ------
     ImportError
         If PyTorch is missing.
     ValueError
-        If ``torch.distributed`` is not initialised: PyTorch's own error.
+        PyTorch's error, if ``torch.distributed`` is not initialised.
 
     Examples
     --------
@@ -311,7 +313,7 @@ class TorchGroup:
         return _gather_padded(data, self._all_gather)
 
     def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the arrays of all ranks, of one shape."""
+        """Return the arrays of all ranks, which have one shape."""
         every = [np.empty_like(array) for _ in range(self.size)]
         tensors = [self._torch.from_numpy(a) for a in every]
         self._dist.all_gather(tensors, self._torch.from_numpy(array), self._group)
@@ -319,27 +321,28 @@ class TorchGroup:
 
 
 class NCCLGroup:
-    """The processes of ``cupyx.distributed``, one GPU each, by NVIDIA's NCCL.
+    """Group of the processes of ``cupyx.distributed``, with one GPU each, over NCCL.
 
-    It was tested with a substitute for CuPy that has the same signatures. It has never run on a GPU.
+    The tests run this class with a substitute for CuPy that has the same signatures. It has never run on a
+    GPU.
 
     Parameters
     ----------
     comm : cupyx.distributed.NCCLBackend
-        What ``cupyx.distributed.init_process_group(size, rank)`` returned. NCCL has no timeout by default.
+        Result of ``cupyx.distributed.init_process_group(size, rank)``. NCCL has no timeout by default.
     size : int
-        The number of processes, which ``comm`` does not publish; at least 1.
+        Number of processes, at least 1; ``comm`` does not publish it.
 
     Raises
     ------
     ImportError
         If CuPy is missing.
     ArgumentError, DTypeError
-        If `size` is out of its range, or no integer.
+        If `size` is less than 1 or not an integer.
 
     Examples
     --------
-    On each of four processes, with its own GPU::
+    In each of four processes with its own GPU::
 
         comm = cupyx.distributed.init_process_group(4, rank)
         parallel = training.Shards(training.NCCLGroup(comm, 4), 16)
@@ -370,7 +373,7 @@ class NCCLGroup:
         return _gather_padded(data, self._all_gather)
 
     def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:
-        """Return the arrays of all ranks, of one shape (n,)."""
+        """Return the arrays of all ranks, which have one shape (n,)."""
         ours = self._cupy.asarray(array)
         every = self._cupy.empty((self.size, array.size), dtype=array.dtype)
         self._comm.all_gather(ours, every, array.size)
@@ -385,11 +388,11 @@ def _gather_padded(data: bytes, all_gather: Callable[[np.ndarray], list[np.ndarr
     return [part[:size].tobytes() for part, size in zip(all_gather(padded), sizes, strict=True)]
 
 
-_LENGTH = 8  # bytes of the number before each message
+_LENGTH = 8  # bytes of the length prefix of a message
 
 
 def _send(link: socket.socket, data: Any) -> None:
-    """Send the number of bytes, and the bytes."""
+    """Send bytes with a length prefix."""
     link.sendall(memoryview(data).nbytes.to_bytes(_LENGTH, "little"))
     link.sendall(data)
 
@@ -404,7 +407,7 @@ def _receive(link: socket.socket) -> bytearray:
 
 
 def _fill(link: socket.socket, buffer: bytearray) -> None:
-    """Receive as many bytes as the buffer has."""
+    """Receive bytes until the buffer is full."""
     left = memoryview(buffer)
     while left:
         count = link.recv_into(left)

@@ -1,4 +1,4 @@
-"""Whether numbers are finite: at once where values are at hand, and as a flag on the device elsewhere."""
+"""Check that arrays are finite, on the host at once and on a device by a flag without synchronisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xplstm._typing import Array
 
 
 def are_finite(arrays: Iterable[Array]) -> bool:
-    """Return whether all elements of all arrays are finite; this reads values."""
+    """Return whether all elements of all arrays are finite; waits for a device."""
     flag: Any = True
     with np.errstate(over="ignore", invalid="ignore"):
         for a in arrays:
@@ -31,14 +31,14 @@ def first_not_finite(arrays: Mapping[str, Array]) -> str | None:
 
 
 def still_finite(alive: Array, arrays: Iterable[Array]) -> Array:
-    """Return `alive`, and whether all elements are finite, as an array of shape () that nothing has read."""
+    """Return `alive` and "all elements are finite" as an array of shape (), without a wait for the device."""
     for a in arrays:
         alive = alive & _finite(a)
     return alive
 
 
 def kept(alive: Array, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `new` where `alive`, else `old`; arrays that `old` lacks become 0. Shared arrays stay shared."""
+    """Return `new` if `alive`, else `old`, or 0 for arrays not in `old`; shared arrays stay shared."""
     chosen: dict[tuple[int, int], Any] = {}
     result: dict[str, Any] = {}
     for name, value in new.items():

@@ -1,4 +1,4 @@
-"""Exact gradients of a sequence that is longer than memory, chunk by chunk."""
+"""Compute exact gradients of a sequence that does not fit into memory, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Loss: TypeAlias = Callable[[Array, Any], tuple[Array, Callable[[], Any]]]
 
 
 class Gradients(NamedTuple):
-    """What `gradients_over` returns.
+    """Loss, final state and gradients from `gradients_over`.
 
     Attributes
     ----------
     loss : float
         Sum of the chunks' losses.
     state : LSTMState or array
-        After the last step, as a call of the network returns it.
+        Final state, of the same type as from a call of the network.
     dstate_0 : LSTMState or array
         Gradient with respect to the initial state.
     dparams : dict of str to array
         Gradients with respect to the parameters, with the keys of ``network.params``.
     dothers : dict of str to array
-        Sums of the gradients that the loss returned for parameters of its own; empty without them.
+        Sums of the gradients with respect to the loss's own parameters; empty if there are none.
     """
 
     loss: float
@@ -43,7 +43,7 @@ class Gradients(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """A part of the sequence."""
+    """One chunk of the sequence, with its targets and options."""
 
     x: Array
     targets: Any
@@ -53,50 +53,50 @@ class _Chunk(NamedTuple):
 def gradients_over(
     network: Recurrent, chunks: Iterable[Any], loss: Loss, state: Any = None, *, dstate_n: Any = None
 ) -> Gradients:
-    """Compute exact gradients of a sequence that is longer than memory.
+    """Compute exact gradients of a sequence that does not fit into memory.
 
-    The sequence comes in chunks of time. The network reads them once forward and keeps the state before each.
-    Then each chunk runs again through ``vjp``, from the last to the first, with the gradient with respect to
-    its final state. Nothing is truncated. Memory holds one chunk, what its backward pass needs, and one state
-    for each chunk.
+    The sequence is split into chunks along time. A forward pass over all chunks keeps the state before each
+    chunk. Then each chunk runs again through ``vjp``, from the last to the first, with the gradient with
+    respect to its final state. Nothing is truncated. Memory holds one chunk, the residuals of its backward
+    pass, and one state for each chunk.
 
     Parameters
     ----------
     network : LSTM, GRU, RNN or JordanRNN
-        Of any number of layers and of one direction. Nothing is dropped.
+        Network with one direction and any number of layers. Dropout is not applied.
     chunks : sequence of (x, targets) or (x, targets, options)
-        In the order of time, at least 1. Read twice: forward by ``iter``, then from the last by ``reversed``.
-        A list, `Streams`, or an object with ``__len__`` and ``__getitem__`` that reads a memory map.
-        Each `x` is as for a call of the network, of any number of steps. ``options`` is a dict of
-        ``lengths``, ``mask``, ``reset`` or ``checkpoint`` for this chunk.
+        At least 1 chunk, in the order of time. The function reads the chunks with ``iter``, and then again
+        with ``reversed``. Pass a list, `Streams`, or an object with ``__len__`` and ``__getitem__`` that
+        reads a memory map. `x` is as for a call of the network, with any number of steps. ``options`` is a
+        dict with ``lengths``, ``mask``, ``reset`` or ``checkpoint`` for this chunk.
     loss : callable
         ``loss(y, targets) -> value, pullback``, as the functions of `xplstm.losses`. ``pullback()`` returns
-        the gradient with respect to y, or a tuple of it and a dict of gradients with respect to other
-        parameters, such as those of a `Linear`. Called for the last chunk first.
+        the gradient with respect to y. It may return a tuple of that gradient and a dict of gradients with
+        respect to other parameters, such as those of a `Linear`. The first call is for the last chunk.
     state, dstate_n : LSTMState, tuple or array, optional
-        Initial state, and gradient with respect to the final one, as for ``vjp``; zeros if left out.
+        Initial state, and gradient with respect to the final state, as for ``vjp``; zeros if left out.
 
     Returns
     -------
     Gradients
-        Of the sum of the chunks' losses.
+        Gradients of the sum of the chunks' losses.
 
     Raises
     ------
     DTypeError
-        If `network` is no recurrent layer, or `chunks` cannot be read from its end.
+        If `network` is not a recurrent layer, or `chunks` cannot be read in reverse order.
     ArgumentError
-        For a network with a direction that begins at the end; if there is no chunk, a chunk is no such tuple,
-        or the two readings differ in length.
+        If the network has a reverse direction, `chunks` is empty, a chunk is not such a tuple, or the two
+        readings differ in length.
     ShapeError, DTypeError, BackendError
-        As for a call.
+        As for a call of `network`.
 
     Notes
     -----
-    Backpropagation through time with the states as checkpoints: Chen, Xu, Zhang and Guestrin, "Training deep
-    nets with sublinear memory cost", 2016. On the kernel ``native`` the outputs and the final state have the
-    bits of one ``vjp`` over the whole sequence. Gradients of parameters are sums over chunks and equal those
-    of one ``vjp`` within rounding. Half precision is widened to float32 until the end, as inside a call.
+    The algorithm is backpropagation through time with checkpoints: Chen, Xu, Zhang and Guestrin, "Training
+    deep nets with sublinear memory cost", 2016. On the kernel ``native``, outputs and final state have the
+    same bits as one ``vjp`` over the whole sequence. Parameter gradients are sums over chunks; they equal
+    those of one ``vjp`` within rounding. Half precision is widened to float32 until the end, as in a call.
 
     Examples
     --------
@@ -112,10 +112,10 @@ def gradients_over(
     True
     """
     if not isinstance(network, Recurrent):
-        msg = f"network must be a recurrent layer, such as an LSTM; got {type(network).__name__}"
+        msg = f"network must be a recurrent layer, such as an LSTM, got {type(network).__name__}"
         raise DTypeError(msg)
     if network.bidirectional or network.reverse:
-        msg = "network has a direction that begins at the end; use vjp(..., checkpoint=k)"
+        msg = "network has a reverse direction, which chunks do not allow; use vjp(..., checkpoint=k)"
         raise ArgumentError(msg)
     _values.function("loss", loss)
     widen = _Widen(_checks.home(network.params).dtype)
@@ -131,7 +131,7 @@ def gradients_over(
         value, dy, dothers = _judge(loss, widen.narrow(y), chunk.targets)
         del y
         _, dstate, dparams = pullback(widen("the gradient of loss", dy), dstate)
-        del pullback  # before the next chunk makes its own
+        del pullback  # free its residuals before the next chunk allocates its own
         values.append(value)
         for total, more in zip(totals, (dparams, dothers), strict=True):
             total.update({name: total[name] + a if name in total else a for name, a in more.items()})
@@ -140,17 +140,17 @@ def gradients_over(
 
 
 class _Widen:
-    """Half precision in float32 between the chunks, as inside a call; other dtypes as they are."""
+    """Convert half precision to float32 between chunks, as inside a call; leave other dtypes unchanged."""
 
     def __init__(self, dtype: str) -> None:
         self._dtype, self._half = dtype, dtype in ("float16", "bfloat16")
 
     def network(self, network: Any) -> Any:
-        """Return the network, or a float32 copy of it."""
+        """Return the network, or a float32 copy of a half-precision network."""
         return copy.copy(network).to(dtype="float32") if self._half else network
 
     def __call__(self, name: str, a: Any) -> Any:
-        """Return an array of the network's dtype in the dtype of the chunks."""
+        """Convert an array from the network's dtype to the dtype of the chunks."""
         if not self._half or a is None:
             return a
         _array.namespace(a, name)
@@ -160,28 +160,28 @@ class _Widen:
         return _array.widen(a)
 
     def state(self, name: str, state: Any) -> Any:
-        """Return a state, or the gradient with respect to one, in the dtype of the chunks."""
+        """Convert a state, or the gradient with respect to a state, to the dtype of the chunks."""
         if self._half and isinstance(state, tuple):
             return LSTMState(*(self(name, a) for a in _checks.state(name, state)))
         return self(name, state)
 
     def narrow(self, a: Any) -> Any:
-        """Return an array in the network's dtype."""
+        """Convert an array to the network's dtype."""
         return _array.narrow(a, self._dtype) if self._half else a
 
     def back(self, state: Any) -> Any:
-        """Return a state in the network's dtype."""
+        """Convert a state to the network's dtype."""
         return LSTMState(*map(self.narrow, state)) if isinstance(state, tuple) else self.narrow(state)
 
 
 def _starts(network: Any, chunks: Iterable[Any], state: Any, widen: _Widen) -> list[Any]:
-    """Return the state before each chunk; the last chunk is not run here, since its backward pass runs it."""
+    """Return the state before each chunk; the last chunk runs only in the backward pass."""
     indexed = hasattr(chunks, "__len__") and hasattr(chunks, "__getitem__")
     readable = indexed or hasattr(chunks, "__reversed__")
     if isinstance(chunks, Mapping | str | bytes) or not readable or getattr(chunks, "shape", None) == ():
         msg = (
             "chunks must be a sequence of tuples (x, targets), or an object with __iter__ and __reversed__, "
-            f"since it is read again from its end; got {type(chunks).__name__}"
+            f"got {type(chunks).__name__}"
         )
         raise DTypeError(msg)
     fast = network.freeze()
@@ -189,7 +189,7 @@ def _starts(network: Any, chunks: Iterable[Any], state: Any, widen: _Widen) -> l
     for number, given in enumerate(chunks):
         chunk = _chunk(number, given)
         starts.append(state)
-        # A chunk is run before the next is read, which may be read into the same memory.
+        # Run each chunk before reading the next, which may overwrite its memory.
         if indexed and number == len(cast("Any", chunks)) - 1:
             break
         options = {name: value for name, value in chunk.options.items() if name != "checkpoint"}
@@ -202,7 +202,7 @@ def _starts(network: Any, chunks: Iterable[Any], state: Any, widen: _Widen) -> l
 
 
 def _check_resets(number: int, chunk: _Chunk, batch_first: bool) -> None:
-    """Refuse a reset after the last step of a batch entry, which would begin a segment in the next chunk."""
+    """Check that no reset comes after the last step of a batch entry; it would apply to the next chunk."""
     given = [chunk.options.get(name) for name in ("reset", "mask", "lengths")]
     if given[0] is None or (given[1] is None and given[2] is None):
         return
@@ -217,13 +217,13 @@ def _check_resets(number: int, chunk: _Chunk, batch_first: bool) -> None:
     if len(lost):
         t, *entry = lost[0].tolist()
         of = f" of batch entry {entry[0]}" if entry else ""
-        msg = f"the reset of chunks[{number}] at step {t}{of} comes after its last step there; "
-        msg += "pass it with the first step of the next chunk"
+        msg = f"reset of chunks[{number}] is True at step {t}{of}, after the last step; "
+        msg += "set it at the first step of the next chunk"
         raise ArgumentError(msg)
 
 
 def _as_numpy(a: Any) -> np.ndarray:
-    """Return flags or lengths, which the call before has checked, as a NumPy array."""
+    """Return flags or lengths as a NumPy array; a call of the network has already checked them."""
     return _array.to_numpy(a) if hasattr(a, "shape") else np.asarray(a)
 
 
@@ -235,12 +235,12 @@ def _backward(chunks: Any, count: int) -> Iterator[tuple[int, Any]]:
         if left >= 0:
             yield left, chunk
     if left:
-        msg = f"chunks gave {count} chunks forward and {count - left} backward"
+        msg = f"chunks returned {count} chunks with iter and {count - left} with reversed"
         raise ArgumentError(msg)
 
 
 def _chunk(number: int, given: Any) -> _Chunk:
-    """Return a chunk, whose options are none if it has two items."""
+    """Return a chunk from a tuple of two or three items."""
     if not isinstance(given, tuple | list) or len(given) not in (2, 3):
         count = f" of {len(given)}" if isinstance(given, tuple | list) else ""
         got = type(given).__name__
@@ -250,16 +250,16 @@ def _chunk(number: int, given: Any) -> _Chunk:
     known = {"lengths", "mask", "reset", "checkpoint"}
     if not isinstance(options, Mapping) or not options.keys() <= known:
         shown = sorted(map(repr, options)) if isinstance(options, Mapping) else type(options).__name__
-        msg = f"the options of chunks[{number}] must be a dict with names of {sorted(known)}, got {shown}"
+        msg = f"the options of chunks[{number}] must be a dict with keys from {sorted(known)}, got {shown}"
         raise ArgumentError(msg)
     return _Chunk(given[0], given[1], options)
 
 
 def _judge(loss: Loss, y: Array, targets: Any) -> tuple[float, Any, Mapping[str, Array]]:
-    """Return the loss of a chunk, its gradient with respect to y, and those of its own parameters."""
+    """Return the loss of a chunk, and its gradients with respect to y and to the loss's own parameters."""
     judged: Any = loss(y, targets)
     if not (isinstance(judged, tuple) and len(judged) == 2 and callable(judged[1])):
-        msg = f"loss must return (value, pullback), as those of xplstm.losses do; got {type(judged).__name__}"
+        msg = f"loss must return (value, pullback), as in xplstm.losses, got {type(judged).__name__}"
         raise DTypeError(msg)
     value, pullback = judged
     made = pullback()

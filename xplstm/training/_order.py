@@ -1,4 +1,4 @@
-"""Orders of samples that need no memory: keyed permutations of the integers below any number."""
+"""Keyed permutations of the integers in a range: random orders of samples without a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 ROUNDS = 8
-SMALLEST = 6  # bits, below which eight rounds do not mix well
+SMALLEST = 6  # bits; with fewer, eight rounds do not mix well
 
 _U64 = np.uint64
 # The finaliser of MurmurHash3 (Appleby, 2011).
@@ -15,15 +15,15 @@ _SHIFT, _FIRST, _SECOND = _U64(33), _U64(0xFF51AFD7ED558CCD), _U64(0xC4CEB9FE1A8
 
 
 class Permutation:
-    """A bijection of ``[0, size)`` that a few integers choose.
+    """A bijection of ``[0, size)``, seeded by a few integers.
 
     A Feistel network (Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom
     functions", 1988) with two halves of equal or nearly equal length permutes the integers of `bits` bits.
-    What is then not below `size` is permuted again (cycle walking: Black and Rogaway, "Ciphers with arbitrary
-    finite domains", 2002). That is less than half of all integers, except for sizes below 32.
+    Results of `size` or more are permuted again (cycle walking: Black and Rogaway, "Ciphers with arbitrary
+    finite domains", 2002). They are less than half of all integers, except for sizes below 32.
 
-    The round keys come from `numpy.random.SeedSequence`, whose numbers NumPy guarantees. All arithmetic is
-    that of unsigned integers of 64 bits, so that an order is the same on every machine.
+    The round keys come from `numpy.random.SeedSequence`, whose output NumPy guarantees. All arithmetic uses
+    unsigned 64-bit integers, so that an order is the same on every machine.
     """
 
     def __init__(self, size: int, *entropy: int) -> None:
@@ -34,15 +34,15 @@ class Permutation:
         self._keys = np.random.SeedSequence(entropy).generate_state(ROUNDS, _U64)
 
     def __call__(self, places: Any, tweaks: Any = 0) -> np.ndarray:
-        """Return the images of integers in ``[0, size)``; each tweak chooses another bijection."""
+        """Return the images of integers in ``[0, size)``; each tweak selects another bijection."""
         return self._walk(places, tweaks, range(ROUNDS))
 
     def inverse(self, images: Any, tweaks: Any = 0) -> np.ndarray:
-        """Return the integers that have these images."""
+        """Return the integers whose images are `images`."""
         return self._walk(images, tweaks, range(ROUNDS)[::-1])
 
     def _walk(self, places: Any, tweaks: Any, rounds: range) -> np.ndarray:
-        """Permute until all integers are below `size`."""
+        """Permute repeatedly until all integers are below `size`."""
         given, tweaks = np.broadcast_arrays(np.asarray(places, _U64), np.asarray(tweaks, _U64))
         values = self._network(given, tweaks, rounds)
         while (outside := values >= self.size).any():
@@ -50,7 +50,7 @@ class Permutation:
         return values.astype(np.int64)
 
     def _network(self, values: np.ndarray, tweaks: np.ndarray, rounds: range) -> np.ndarray:
-        """Permute once: each round changes one half by the other, and is its own inverse."""
+        """Permute once; each round changes one half by a function of the other and is its own inverse."""
         low, high = values & self._masks[0], values >> self._shift
         with np.errstate(over="ignore"):
             for k in rounds:
@@ -62,7 +62,7 @@ class Permutation:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """Return integers whose every bit depends on every bit of `x`."""
+    """Mix integers so that every bit depends on every bit of `x`."""
     x = (x ^ (x >> _SHIFT)) * _FIRST
     x = (x ^ (x >> _SHIFT)) * _SECOND
     return x ^ (x >> _SHIFT)

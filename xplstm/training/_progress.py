@@ -1,4 +1,4 @@
-"""The progress bar of `fit`."""
+"""Show the progress bar of `fit`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 def bar(
     progress: bool | Callable[[History], str], done: int, updates: int | None
 ) -> Iterator[Callable[[Run], None]]:
-    """Give the function that moves the bar; its text is renewed seldom, as to read a loss may be to wait."""
+    """Yield the function that moves the bar; its text changes rarely, since reading a loss may block."""
     if not progress:
         yield lambda _run: None
         return
@@ -29,7 +29,7 @@ def bar(
     except ImportError as error:
         msg = f"a progress bar needs the package tqdm: {_EXTRA}; or pass progress=False"
         raise ImportError(msg) from error
-    # In a log file each repainted bar is a line of its own.
+    # In a log file, each redraw of the bar is a new line.
     pause = SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * SECONDS_BETWEEN_REPORTS
     reported = -math.inf
     with tqdm(initial=done, total=updates, unit="update", mininterval=pause, dynamic_ncols=True) as shown:

@@ -1,4 +1,4 @@
-"""The run to resume: read, sent to all ranks, and compared with the run that was asked for."""
+"""Read the run to resume, send it to all ranks, and check that it fits the arguments."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from xplstm._typing import Array
 from xplstm.training._saved import Checkpoint, identity, load_checkpoint, tied
 from xplstm.training._team import Team
 
-REMEDY = "give what it had, or begin a new run with resume=False"
+REMEDY = "use the options of that run, or start a new run with resume=False"
 
 
 def _is_resumed(checkpoint: str | os.PathLike[str], resume: bool | str) -> bool:
-    """Return whether there is a file to resume from, or must be one."""
+    """Return whether the run resumes from a file."""
     return resume is True or (resume == "auto" and os.path.exists(checkpoint))
 
 
 def saved_run(
     team: Team, checkpoint: str | os.PathLike[str] | None, resume: bool | str
 ) -> tuple[Checkpoint | None, str]:
-    """Return the run to resume, or None for a new run, and the run's id; rank 0 sends both to all others."""
+    """Return the run to resume, or None for a new run, and the run's id; rank 0 sends both to all ranks."""
     at, content = None, b""
     with team.noted():
         if team.is_first and checkpoint is not None and _is_resumed(checkpoint, resume):
@@ -49,28 +49,28 @@ def saved_run(
 
 
 def check_own(checkpoint: str, run: Checkpoint, written: int) -> None:
-    """Refuse to replace a file that is not at the update that this run wrote or read last."""
+    """Check that the file is at the update that this run wrote or read last."""
     found, own = identity(checkpoint), (run.settings["run"], written)
     if found is not None and found != own:
-        msg = f"checkpoint={checkpoint!r} is at update {found[1]} of run {found[0]}; "
-        msg += f"update {own[1]} of run {own[0]} was expected. Another process writes this file, "
-        msg += "which was left as it is; give each run its own file"
+        msg = f"checkpoint={checkpoint!r} is at update {found[1]} of run {found[0]}, "
+        msg += f"expected update {own[1]} of run {own[0]}. Another process writes this file. "
+        msg += "The file was not changed; give each run its own file"
         raise ArgumentError(msg)
 
 
 def check_length(at: Checkpoint, updates: int | None, epochs: int | None) -> None:
-    """Refuse to resume a run to an end that it has passed."""
+    """Check that the run to resume is not past its end."""
     for name, end, reached in (("updates", updates, at.update), ("epochs", epochs, at.epoch)):
         if end is not None and end < reached:
-            msg = f"{name}={end} is below the {reached} {name} that the run to resume has made; {REMEDY}"
+            msg = f"{name}={end} must be at least {reached}, the {name} of the run to resume; {REMEDY}"
             raise ArgumentError(msg)
 
 
 def check_run(at: Checkpoint, given: Checkpoint) -> None:
-    """Refuse a file that contradicts itself, or the arguments and the model of the run that is `given`."""
+    """Check that the file is consistent, and fits the arguments and the model of the run `given`."""
     if len(at.history.losses) != at.update or any(not 0 <= u <= at.update for u, _ in at.history.validations):
         msg = (
-            f"the checkpoint is at update {at.update} and has {len(at.history.losses)} losses; it is damaged"
+            f"the checkpoint is damaged: it is at update {at.update} and has {len(at.history.losses)} losses"
         )
         raise FormatError(msg)
     _check_parts(at.settings)
@@ -79,23 +79,22 @@ def check_run(at: Checkpoint, given: Checkpoint) -> None:
         if name == "patience":
             _check_patience(recorded, ours)
         elif name == "scale" and (recorded is False) != (ours is False):
-            words = {True: "a loss scale", False: "none"}
-            msg = (
-                f"the run to resume had {words[recorded is not False]}; {words[ours is not False]} is asked "
-            )
-            msg += f"for by loss_scale= and the dtypes of what is trained; {REMEDY}"
+            words = {True: "a loss scale", False: "no loss scale"}
+            msg = f"loss_scale= and the dtypes of the parameters give {words[ours is not False]}, expected "
+            msg += f"{words[recorded is not False]} as in the run to resume; {REMEDY}"
             raise ArgumentError(msg)
         elif name not in ("data", "run", "scale") and recorded != ours:
-            msg = f"the run to resume had {name}={recorded!r}; {name}={ours!r} is given; {REMEDY}"
+            msg = f"{name}={ours!r} must be {recorded!r} as in the run to resume; {REMEDY}"
             raise ArgumentError(msg)
     if (at.average is None) != (given.average is None):
-        msg = "average= and the checkpoint do not fit: one of them has a moving average, the other has none"
+        found = "no moving average" if at.average is None else "a moving average"
+        msg = f"average= does not fit the checkpoint, which has {found}; {REMEDY}"
         raise ArgumentError(msg)
     _check_config(at.model, given.model)
 
 
 def check_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
-    """Refuse the checkpoint of another model."""
+    """Check that the checkpoint is of this model."""
     ours = {name: (_array.dtype_name(a.dtype), tuple(a.shape)) for name, a in own.items()}
     _check_same("", ours, at.params)
     _check_same("best.", ours, at.best or at.params)
@@ -104,32 +103,30 @@ def check_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
     if at.average is not None:
         _check_same("average.", averages, at.average)
     if tied(own) != tied(at.params):
-        msg = f"the model shares arrays among {tied(own)}, the checkpoint among {tied(at.params)}"
+        msg = f"the model shares arrays among {tied(own)}, but the checkpoint among {tied(at.params)}"
         raise FormatError(msg)
 
 
 def restore_generator(rng: np.random.Generator | None, state: Mapping[str, Any] | None) -> None:
-    """Bring a generator to a recorded state, which must be of its kind."""
+    """Set a generator to the recorded state of a generator of the same kind."""
     if (state is None) != (rng is None):
-        msg = f"rng={rng}, but the run to resume had {'none' if state is None else 'one'}"
+        msg = f"rng={rng}, but the run to resume had {'no rng' if state is None else 'an rng'}; {REMEDY}"
         raise ArgumentError(msg)
     if rng is None or state is None:
         return
     ours, theirs = type(rng.bit_generator).__name__, state.get("bit_generator")
     if ours != theirs:
-        msg = (
-            f"rng={rng}, but the run to resume drew from {theirs!r}; pass a Generator of that kind, or a seed"
-        )
+        msg = f"rng={rng}, but the run to resume used {theirs!r}; pass a Generator of that kind, or a seed"
         raise ArgumentError(msg)
     try:
         rng.bit_generator.state = state
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        msg = f"the checkpoint holds a state of {theirs} that cannot be restored: {error!r}; it is damaged"
+        msg = f"the checkpoint is damaged: the state of {theirs} cannot be restored: {error!r}"
         raise FormatError(msg) from error
 
 
 def _check_parts(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that `fit` did not write."""
+    """Check that `fit` could have written the settings."""
     data, scale = settings.get("data"), settings.get("scale", False)
     whole = data is None or (isinstance(data, dict) and {"epoch", "batches", "shapes"} <= data.keys())
     if whole and isinstance(data, dict):
@@ -139,38 +136,38 @@ def _check_parts(settings: Mapping[str, Any]) -> None:
     else:
         whole = whole and scale is False
     if not whole:
-        msg = f"the checkpoint holds the settings data={data!r} and scale={scale!r}; it is damaged"
+        msg = f"the checkpoint is damaged: it has the settings data={data!r} and scale={scale!r}"
         raise FormatError(msg)
 
 
 def _check_patience(recorded: int | None, given: int | None) -> None:
-    """Refuse patience where there was none, and none where there was some; another number may be given."""
+    """Check that both runs have patience or neither has; the numbers may differ."""
     if (recorded is None) == (given is None):
         return
-    msg = f"the run to resume had patience={recorded}; patience={given} is given. "
+    msg = f"patience={given} does not fit the run to resume, which had patience={recorded}. "
     if recorded is None:
-        msg += "It kept no best parameters; resume with patience=None"
+        msg += "The checkpoint has no best parameters; resume with patience=None"
     else:
-        msg += "It kept its best parameters, which patience=None would lose; give any number of validations"
-    msg += ", or load the file with xplstm.io.load_model and begin a new run with resume=False"
+        msg += "patience=None would lose the best parameters; pass any number of validations"
+    msg += ", or load the file with xplstm.io.load_model and start a new run with resume=False"
     raise ArgumentError(msg)
 
 
 def _check_config(recorded: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> None:
-    """Refuse a model with other options, such as another vocabulary."""
+    """Check that the model has the recorded options, such as the vocabulary."""
     if recorded is None or given is None:
         return
     ours = _flat("", json.loads(json.dumps(given)))
     theirs = _flat("", dict(recorded))
     for name in sorted({*ours, *theirs}):
         if ours.get(name) != theirs.get(name):
-            msg = f"the model of the run to resume had {name}={theirs.get(name)!r}; "
-            msg += f"this one has {name}={ours.get(name)!r}; {REMEDY}"
+            msg = f"the model has {name}={ours.get(name)!r}, expected {theirs.get(name)!r} as in the run to "
+            msg += f"resume; {REMEDY}"
             raise ArgumentError(msg)
 
 
 def _flat(start: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options by their path."""
+    """Return the options of nested dicts by dotted path."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         found |= _flat(f"{start}{name}.", value) if isinstance(value, dict) else {f"{start}{name}": value}
@@ -178,7 +175,7 @@ def _flat(start: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(kind: str, ours: Mapping[str, tuple[str, Any]], given: Mapping[str, Array]) -> None:
-    """Refuse arrays of other names, dtypes or shapes than the model has."""
+    """Check that arrays have the names, dtypes and shapes of the model's arrays."""
     theirs = {name: (_array.dtype_name(a.dtype), tuple(a.shape)) for name, a in given.items()}
     differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
     if differing:
@@ -192,5 +189,5 @@ def _check_same(kind: str, ours: Mapping[str, tuple[str, Any]], given: Mapping[s
 
 
 def _described(kind: tuple[str, Any] | None) -> str:
-    """Return a dtype and a shape as text."""
+    """Format a dtype and a shape."""
     return "None" if kind is None else f"{kind[0]}{kind[1]}"

@@ -1,4 +1,4 @@
-"""The model, the optimiser and the generator, moved together from one whole update to the next."""
+"""Update the model, the optimiser and the generator together, one complete update at a time."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from xplstm.training._team import Team
 Grads = dict[str, Array]
 
 # Dynamic loss scaling (Micikevicius et al., "Mixed precision training", 2018, section 3.2): halve after an
-# overflow, double after so many updates without one.
+# overflow, double after UPDATES_BETWEEN_DOUBLINGS updates without overflow.
 FIRST_SCALE = 2.0**16
 UPDATES_BETWEEN_DOUBLINGS = 2000
 HIGHEST_SCALE = 2.0**24
 
 
 class Model(Protocol):
-    """What `fit` needs of a model, such as `xplstm.models.CharLM`.
+    """Interface of a model that `fit` can train, such as `xplstm.models.CharLM`.
 
     Attributes
     ----------
     params : dict of str to array
-        Can be set; `fit` sets a new dict after each update.
+        All parameters by name. `fit` sets a new dict after each update.
 
     Notes
     -----
-    A model may also have a method ``config()`` that returns a dict for JSON, such as its class and
-    options. `fit` keeps it in the checkpoint, as ``Checkpoint.model``.
+    A model may also have a method ``config()`` that returns a JSON object, such as its class and options.
+    `fit` keeps the object in the checkpoint as ``Checkpoint.model``.
     """
 
     params: dict[str, Array]
@@ -52,44 +52,44 @@ class Model(Protocol):
     def loss_vjp(
         self, inputs: Any, targets: Any, state: Any, rng: np.random.Generator | None
     ) -> tuple[Array, State, Callable[..., dict[str, Array]]]:
-        """Return the loss, the next state, and the function that gives the gradients.
+        """Return the loss, the next state, and the function that returns the gradients.
 
         Parameters
         ----------
         inputs, targets : object
-            One batch, as the data gave it.
+            One batch, exactly as it is in the data.
         state : tuple of arrays or None
-            What the batch before returned; None at the beginning.
+            State after the batch before; None at the beginning.
         rng : numpy.random.Generator or None
-            What dropout draws from; None for no dropout.
+            Generator for dropout; None for no dropout.
 
         Returns
         -------
         loss : array, shape ()
         state : tuple of arrays or None
-            Its gradient is not asked for: here backpropagation is truncated.
+            State after this batch. Backpropagation is truncated here.
         pullback : callable
-            ``pullback()`` gives a dict with the keys of `params`. For float16 with loss scaling,
-            ``pullback(factor)`` gives the gradients of ``factor * loss``.
+            ``pullback()`` returns a dict of gradients with the keys of `params`. For float16 with loss
+            scaling, ``pullback(factor)`` returns the gradients of ``factor * loss``.
         """
         ...
 
 
 class Event(NamedTuple):
-    """What a callback of `fit` is given, after each update and each validation.
+    """Argument of the callbacks of `fit`, after each update and each validation.
 
     Attributes
     ----------
     update, epoch : int
-        Updates made, and the epoch of the next batch.
+        Number of updates made, and epoch of the next batch.
     loss : array or float
-        Of the last update, NaN before the first. On a device ``float(event.loss)`` waits for it.
+        Loss of the last update; NaN before the first update. ``float(event.loss)`` waits for the device.
     lr : float
-        The learning rate of the last update.
+        Learning rate of the last update.
     norm : array or float
-        Global norm of the gradients before clipping, NaN before the first update.
+        Global gradient norm before clipping; NaN before the first update.
     validation : float or None
-        What ``validate()`` gave, in the event after a validation; otherwise None.
+        Result of ``validate()``, in the event after a validation; otherwise None.
     """
 
     update: int
@@ -101,24 +101,24 @@ class Event(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How an update is made."""
+    """Options of an update."""
 
     carry: bool
     max_norm: float | None
     accumulate: int
     frozen: tuple[str, ...]
-    """Names of parameters that stay as they are."""
+    """Names of parameters that do not change."""
     average: float | None
     scale: bool
     """Whether the loss is scaled."""
     measure: bool
-    """Whether a callback is given the gradients' norm."""
+    """Whether callbacks need the gradient norm."""
     epochs: int | None
     shards: Shards | None
 
 
 class _Gradients(NamedTuple):
-    """What the batches of one update gave."""
+    """Losses, gradients and places of the batches of one update."""
 
     loss: Any
     grads: Grads
@@ -131,12 +131,12 @@ class _Gradients(NamedTuple):
 class Run:
     """One run of `fit`.
 
-    `at` always describes the last whole update and is replaced in one assignment: whatever interrupts,
-    ``restore(at)`` brings model, optimiser and generator back to it.
+    `at` always describes the last complete update and is replaced in one assignment. After any
+    interruption, ``restore(at)`` therefore restores model, optimiser and generator.
 
-    Where values are at hand, each update is judged before it is kept. On a device that would be a wait. There
-    a flag of shape () is carried along: once it is False, no later update changes a parameter or an average,
-    and `settle` reads it together with the losses.
+    On the host, each update is checked before it is kept. On a device that check would block. Instead, a
+    flag of shape () records whether all values were finite. Once the flag is False, later updates change no
+    parameter or average. `settle` reads the flag together with the losses.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Run:
         self._scale, self._since_doubling = FIRST_SCALE if options.scale else 1.0, 0
         self.at = Checkpoint(0, 0, 0, {}, {}, None, None, History(), None, {}, settings=dict(settings))
         self.written: int | None = None
-        """The update that the checkpoint's file is at, as far as this run wrote or read it."""
+        """Update in the checkpoint file that this run wrote or read last; None before that."""
         self._settled = 0
         data = source.describe(0)
         self.at = self._moved(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
@@ -169,7 +169,7 @@ class Run:
 
     def advance(self) -> None:
         """Make one update, and keep it if its numbers are finite."""
-        with np.errstate(all="ignore"):  # what they would warn of is judged below
+        with np.errstate(all="ignore"):  # overflow is checked below
             made = self._gradients()
             deferred = self._is_deferred(made)
             if not deferred:
@@ -189,7 +189,7 @@ class Run:
             self._keep(made, new, state)
 
     def _gradients(self) -> _Gradients:
-        """Run the batches of one update, and average their losses and gradients."""
+        """Run the batches of one update, and average the losses and gradients."""
         at, options = self.at, self.options
         place, state = Place(at.epoch, at.position), at.state
         first, losses, total = place, list[Any](), dict[str, list[Array]]()
@@ -205,11 +205,11 @@ class Run:
         return _Gradients(loss, grads, state, first, last, place)
 
     def _of_batch(self, place: Place, state: State) -> tuple[Any, State, Grads, bool]:
-        """Return loss, state and gradients of one batch, and whether it is the last of its epoch."""
+        """Return loss, state and gradients of one batch, and whether the batch ends its epoch."""
 
         def read() -> Found:
             found = self.read(place)
-            if found.data is not None:  # for a resumed run to compare
+            if found.data is not None:  # a resumed run compares these
                 self.at = self.at._replace(settings={**self.at.settings, "data": found.data})
             return found
 
@@ -229,22 +229,22 @@ class Run:
     def _loss_vjp(
         self, inputs: Any, targets: Any, state: State, rng: np.random.Generator | None, place: Place
     ) -> tuple[Any, State, Callable[..., Grads]]:
-        """Run the model on one batch or a part of it, and check what it returns."""
+        """Run the model on a batch or a part of a batch, and check the results."""
         try:
             made = self.model.loss_vjp(inputs, targets, state, rng)
         except ShapeError as error:
             if state is None:
                 raise
-            msg = f"{place} does not fit the state that the batch before left, under carry=True: {error}"
+            msg = f"{place} does not fit the state after the batch before, with carry=True: {error}"
             raise ShapeError(msg) from error
         if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
             msg = f"model.loss_vjp must return (loss, state, pullback), got {type(made).__name__}"
             raise DTypeError(msg)
         loss, after, pullback = made
         if tuple(getattr(loss, "shape", ())) != ():
-            msg = f"model.loss_vjp gave a loss of shape {tuple(loss.shape)}; shape () was expected"
+            msg = f"model.loss_vjp returned a loss of shape {tuple(loss.shape)}, expected shape ()"
             raise ShapeError(msg)
-        _check_number("model.loss_vjp gave the loss", loss)
+        _check_number("model.loss_vjp returned the loss", loss)
         if isinstance(loss, int):
             loss = _values.number("model.loss_vjp's loss", loss)
         if self.options.carry:
@@ -252,48 +252,48 @@ class Run:
         return loss, after, pullback
 
     def _pulled_back(self, pullback: Callable[..., Grads]) -> Grads:
-        """Return the gradients of one batch, of all parameters that are not frozen."""
+        """Return the gradients of one batch with respect to all parameters that are not frozen."""
         if not self.options.scale:
             grads = pullback()
         elif _takes_factor(pullback):
             grads = pullback(self._scale)
         else:
             msg = (
-                "loss scaling needs a model whose pullback takes a factor, pullback(factor=1.0); "
-                "loss_scale=None trains float16 without it"
+                "loss scaling needs a pullback with the argument factor, pullback(factor=1.0); "
+                "loss_scale=None trains float16 without loss scaling"
             )
             raise ArgumentError(msg)
         if not isinstance(grads, Mapping):
-            msg = f"pullback() gave {type(grads).__name__}; a dict of gradients by name was expected"
+            msg = f"pullback() returned {type(grads).__name__}, expected a dict of gradients by name"
             raise DTypeError(msg)
         missing = sorted(self.model.params.keys() - grads.keys() - set(self.options.frozen))
         if missing:
-            msg = f"pullback() gave no gradients of {missing}; frozen= leaves parameters as they are"
+            msg = f"pullback() returned no gradients with respect to {missing}; frozen= excludes parameters"
             raise ArgumentError(msg)
         return {name: g for name, g in grads.items() if name not in self.options.frozen}
 
     def _clipped(self, grads: Grads) -> tuple[Grads, Any]:
-        """Return the gradients that the optimiser is given, and their norm where something asks for it."""
+        """Return the clipped gradients, and their norm before clipping if an option needs it."""
         if self.options.max_norm is not None:
             return clip_by_global_norm(grads, self.options.max_norm)
         return grads, clip_by_global_norm(grads, math.inf)[1] if self.options.measure else math.nan
 
-    # Judging it.
+    # Checks of an update.
 
     def _is_deferred(self, made: _Gradients) -> bool:
-        """Return whether to look at a value would be to wait; loss scaling and shards wait in any case."""
+        """Return whether reading a value would block; loss scaling and shards block in any case."""
         first = next(iter(made.grads.values()))
         waits = self.options.scale or self.options.shards is not None
         return not waits and (_array.is_lazy(made.loss) or _array.is_lazy(first))
 
     def _judge_loss(self, made: _Gradients) -> None:
-        """Refuse a loss that is not finite."""
+        """Check that the loss is finite."""
         loss = float(made.loss)
         if not math.isfinite(loss):
             raise self._ruined(f"the loss of update {self.at.update} is {loss}", made.first, made.last)
 
     def _judge_update(self, made: _Gradients, norm: Any, new: Grads, state: Mapping[str, Any]) -> None:
-        """Refuse an update after which a number is not finite."""
+        """Check that all numbers after an update are finite."""
         state = {name: a for name, a in state.items() if _is_average(name, a)}
         moved = {name: a for name, a in new.items() if name not in self.options.frozen}
         known = self.options.max_norm is None or math.isfinite(float(norm))
@@ -313,7 +313,10 @@ class Run:
     def _keep_where_finite(
         self, made: _Gradients, norm: Any, params: tuple[Grads, Grads], state: Mapping[str, Any]
     ) -> tuple[Grads, dict[str, Any]]:
-        """Return the new parameters and averages if all is finite so far, else the old; nothing waits."""
+        """Return the new parameters and averages if all values so far are finite, else the old ones.
+
+        The selection runs on the device, without synchronisation.
+        """
         new, old = params
         xp, device = _array.namespace(made.loss, "loss"), _array.device(made.loss)
         good = xp.zeros((), dtype=xp.int32, device=device) if self._good is None else self._good
@@ -341,16 +344,16 @@ class Run:
         return False
 
     def _ruined(self, what: str, first: Place, last: Place) -> NonFiniteError:
-        """Return the error that says what is not finite, and where."""
+        """Return the error for a value that is not finite at these batches."""
         where = str(first) if first == last else f"{first} to {last}"
         kept = "the best validation" if self.at.best is not None else f"{self.at.update} updates"
         kept = f"the model has the parameters of {kept}"
         return NonFiniteError(f"{what}, at {where}; {kept}; try a lower lr, or max_norm=")
 
-    # From one whole update to the next.
+    # Steps between complete updates.
 
     def _keep(self, made: _Gradients, params: Grads, state: dict[str, Any]) -> None:
-        """Give the model its new parameters, and move on."""
+        """Set the new parameters of the model, and advance `at`."""
         self.model.params = params
         at, decay = self.at, self.options.average
         average = at.average
@@ -362,7 +365,7 @@ class Run:
         self.at = self._moved(**where, average=average, optimizer=state)
 
     def _moved(self, **where: Any) -> Checkpoint:
-        """Return `at`, elsewhere, with what the model, the optimiser and the generator hold now."""
+        """Return `at` with the fields `where` and the present model, optimiser and generator."""
         settings = where.pop("settings", self.at.settings)
         if self.options.scale:
             settings = {**settings, "scale": [self._scale, self._since_doubling]}
@@ -375,7 +378,7 @@ class Run:
         )
 
     def validate(self, validate: Callable[[], Any], keep_best: bool) -> float:
-        """Validate the present parameters, or their average, and take note."""
+        """Validate the present parameters, or their average, and record the result."""
         self.settle()
         params, average = self.model.params, self.average()
         if average is not None:
@@ -401,7 +404,7 @@ class Run:
         return _each_once(lambda a: _array.narrow(a, dtypes[id(a)]), self.at.average)
 
     def settle(self) -> None:
-        """Turn the losses, which may wait for a device, into numbers, and read the flag."""
+        """Convert the pending losses to numbers, and read the flag; this may block."""
         losses, update = self.at.history.losses, self.at.update
         del losses[update:]
         places = self._places[: update - self._settled]
@@ -415,7 +418,7 @@ class Run:
             self._step_back(len(places) - good, places[good])
 
     def _step_back(self, updates: int, place: Place) -> None:
-        """Take back the updates that changed nothing, since one was not finite, and say so."""
+        """Discard the updates after the first one that was not finite, and raise the error."""
         at = self.at
         update, loss = at.update - updates, at.history.losses[at.update - updates]
         del at.history.losses[update:]
@@ -429,7 +432,7 @@ class Run:
         raise self._ruined(what, place, place)
 
     def restore(self, at: Checkpoint) -> None:
-        """Bring model, optimiser and generator to where `at` is."""
+        """Set model, optimiser and generator to those of `at`."""
         own = self.model.params
         here = _brought(next(iter(own.values())))
         at = at._replace(
@@ -451,7 +454,7 @@ class Run:
         self.at = at
 
     def resume(self, at: Checkpoint, updates: int | None, epochs: int | None) -> None:
-        """Continue from a file that fits the arguments of this run, to an end that it has not passed."""
+        """Continue from the checkpoint `at`, after checking that it fits the arguments of this run."""
         check_parameters(self.model.params, at)
         check_run(at, self.at)
         check_length(at, updates, epochs)
@@ -461,7 +464,7 @@ class Run:
         trained = [name for name in at.params if name not in self.options.frozen]
         missing = self.optimizer.without_state(trained)
         if at.update > 0 and missing and not self.options.scale:
-            msg = f"the checkpoint is at update {at.update} and holds no averages of {missing}; it is damaged"
+            msg = f"the checkpoint at update {at.update} is damaged: it has no averages of {missing}"
             raise FormatError(msg)
         if isinstance(self.optimizer.schedule, Plateau):
             self.optimizer.schedule.reset()
@@ -470,14 +473,14 @@ class Run:
 
 
 def _mean(gs: list[Array], scale: float) -> Array:
-    """Return the mean of the gradients of some batches, made with a loss that was multiplied by `scale`."""
+    """Return the mean of the gradients of several batches, divided by the loss scale."""
     if len(gs) == 1 and scale == 1:
         return gs[0]
     return functools.reduce(operator.add, map(_array.widen, gs)) * (1 / (len(gs) * scale))
 
 
 def _wide(a: Array) -> Array:
-    """Return a parameter as its average is kept."""
+    """Convert a parameter to the dtype of its average."""
     return _array.widen(_array.native(a))
 
 
@@ -494,7 +497,7 @@ def _averaged(average: Grads, params: Grads, decay: float) -> Grads:
 
 
 def _takes_factor(pullback: Callable[..., Any]) -> bool:
-    """Return whether a pullback can be called with one argument."""
+    """Return whether a pullback accepts one argument."""
     try:
         inspect.signature(pullback).bind(1.0)
     except TypeError:
@@ -503,7 +506,7 @@ def _takes_factor(pullback: Callable[..., Any]) -> bool:
 
 
 def _counted_back(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
-    """Return an optimiser's state with `updates` fewer counted; arrays without an update are dropped."""
+    """Return an optimiser's state with its step lowered by `updates`; without any step, drop the arrays."""
     step = state["step"] - updates
     own = {
         key.removeprefix("step."): value if key.removeprefix("step.") in frozen else value - updates
@@ -516,40 +519,40 @@ def _counted_back(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...
 
 
 def _is_average(name: str, a: Any) -> bool:
-    """Return whether an entry of an optimiser's state is judged; a copy is finite where its parameter is."""
+    """Return whether an entry of an optimiser's state needs a check; a copy of a parameter does not."""
     return not isinstance(a, int) and not name.startswith(f"{MASTER}.")
 
 
 def _as_number(value: Any) -> float:
-    """Return what ``validate()`` gave as a float."""
+    """Return the result of ``validate()`` as a float."""
     _check_number("validate() gave", value)
     return _values.number("validate()", value) if isinstance(value, Real) else float(value)
 
 
 NUMBERS = ("float", "bfloat", "int", "uint")
-"""How the names of the dtypes of numbers begin."""
+"""Prefixes of the dtype names of real numbers."""
 
 
 def _check_number(what: str, value: Any) -> None:
-    """Refuse what is no real number, nor an array of one."""
+    """Check that `value` is a real number, or an array of real numbers."""
     dtype = _array.dtype_name(value.dtype) if hasattr(value, "dtype") else ""
     is_array = tuple(getattr(value, "shape", (0,))) == () and dtype.startswith(NUMBERS)
     if isinstance(value, bool) or not (is_array or isinstance(value, Real)):
-        msg = f"{what} {value!r}; a number was expected"
+        msg = f"{what} {value!r}, expected a number"
         raise DTypeError(msg)
 
 
 def _check_state(state: Any) -> None:
-    """Refuse what is no tuple of arrays, nor None."""
+    """Check that `state` is a tuple of arrays or None."""
     parts = state if isinstance(state, tuple | list) else () if state is None else (state,)
     if not isinstance(state, tuple | list | None) or not all(hasattr(a, "dtype") for a in parts):
         kinds = ", ".join(type(a).__name__ for a in parts)
-        msg = f"model.loss_vjp gave a state of {kinds}; a tuple of arrays was expected"
+        msg = f"model.loss_vjp returned a state of {kinds}, expected a tuple of arrays"
         raise DTypeError(msg)
 
 
 def _each_once(change: Callable[[Array], Array], arrays: Mapping[Any, Array]) -> dict[Any, Array]:
-    """Return every array changed; shared ones stay shared."""
+    """Apply `change` once to each array; shared arrays stay shared."""
     changed: dict[int, Array] = {}
     for a in arrays.values():
         if id(a) not in changed:
@@ -558,6 +561,6 @@ def _each_once(change: Callable[[Array], Array], arrays: Mapping[Any, Array]) ->
 
 
 def _brought(like: Array) -> Callable[[Mapping[Any, Array]], dict[Any, Array]]:
-    """Return a function that brings arrays to the library and device of `like`."""
+    """Return a function that moves arrays to the library and device of `like`."""
     xp, device = _array.namespace(like, "params"), _array.device(like)
     return functools.partial(_each_once, lambda a: _array.asarray(a, xp, device))

@@ -1,4 +1,4 @@
-"""Samples that are larger than memory: batches of memory maps and zarr arrays, in a seeded order."""
+"""Read batches of memory maps and zarr arrays that are larger than memory, in a seeded order."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from xplstm.training._order import Permutation
 
 
 class Samples:
-    """Read batches of samples from arrays of any size, in another order each epoch.
+    """Read batches of samples from arrays of any size, in a new order for each epoch.
 
-    `fit` takes it as `data`. The order is a keyed permutation of the numbers of the samples. It needs no
-    memory, and the place of the run in a checkpoint is enough to continue it. Only what a batch needs is
-    read. With `Shards`, each process reads its own part of each batch.
+    Pass the object to `fit` as `data`. The order is a keyed permutation of the sample indices. It needs no
+    memory, and a resumed run continues it from the checkpoint. Only the samples of a batch are read. With
+    `Shards`, each process reads its own part of each batch.
 
     Parameters
     ----------
     inputs, targets : array-like, or a tuple, list or mapping of them
-        With ``shape``, ``dtype`` and ``__getitem__``: NumPy arrays, memory maps, zarr arrays, datasets
-        of h5py. The first axis of each is the samples, N. `xplstm.models.Ragged` of such arrays is read too.
-        `targets` may be None where `prepare` makes them.
+        Objects with ``shape``, ``dtype`` and ``__getitem__``: NumPy arrays, memory maps, zarr arrays or h5py
+        datasets, also in `xplstm.models.Ragged`. The first axis of each is the sample axis, of length N.
+        `targets` may be None if `prepare` makes the targets.
     batch_size : int
         B, at least 1. The last batch of an epoch may be smaller.
     seed : int or None, optional
-        Chooses the order of every epoch; at least 0. None reads the samples in their order.
+        Seed of the order of every epoch, at least 0. With None the samples keep their order.
     block : int, optional
-        Blocks of so many neighbouring samples are read as one slice, at least 1. The order of the blocks is
-        permuted, and the samples within each block are. Use a multiple of the length of the chunks of a zarr
-        array, since reading one sample reads its whole chunk. The blocks of a batch are held in memory.
+        Number of neighbouring samples that are read as one slice, at least 1. The order of the blocks and the
+        order within each block are permuted. Use a multiple of the chunk length of a zarr array, since
+        reading one sample reads its whole chunk. Memory holds the blocks of a batch.
     batch_axis : {1, 0}, optional
-        The axis of the batch entries in arrays of two and more axes, as in `Shards`: 1 gives (T, B, ...).
+        Batch axis of arrays with two or more axes, as in `Shards`; 1 gives (T, B, ...).
     prepare : callable, optional
         ``prepare(inputs, targets)`` returns the batch for the model, from NumPy arrays of a batch or a part
-        of it. It must treat each batch entry alone.
+        of a batch. It must process each batch entry independently.
 
     Raises
     ------
     ArgumentError
-        If a number is out of its range, or there are no samples.
+        If a number is outside its range, or there are no samples.
     ShapeError
         If the arrays have different numbers of samples.
     DTypeError
-        If something has no shape, or an argument is of another type.
+        If an array has no shape, or an argument has the wrong type.
 
     Examples
     --------
@@ -98,17 +98,18 @@ class Samples:
         Parameters
         ----------
         epoch : int
-            From 0.
+            Number of the epoch, at least 0.
 
         Returns
         -------
         sequence of (inputs, targets)
+            The batches, read on access.
         """
         return _Epoch(self, _values.size("epoch", epoch, 0))
 
 
 class _Epoch(Sequence[Batch]):
-    """The batches of one epoch; the blocks that were read last are kept."""
+    """The batches of one epoch, with a cache of the blocks of the last batch."""
 
     def __init__(self, samples: Samples, epoch: int) -> None:
         self._samples = samples
@@ -125,7 +126,7 @@ class _Epoch(Sequence[Batch]):
             return [self[k] for k in range(*index.indices(len(self)))]
         number = operator.index(index)
         if not -len(self) <= number < len(self):
-            msg = f"index={index} must be in [0, {len(self)}), or count from the end"
+            msg = f"index={index} must be in [{-len(self)}, {len(self)})"
             raise IndexError(msg)
         return self.part(number % len(self), 0, self.entries(number % len(self)))
 
@@ -156,7 +157,7 @@ class _Epoch(Sequence[Batch]):
         return (inputs, targets) if prepare is None else prepare(inputs, targets)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a resumed run must share."""
+        """Return the settings that a resumed run must share."""
         s = self._samples
         return {
             "samples": s.size,
@@ -171,7 +172,7 @@ class _Epoch(Sequence[Batch]):
     def _read(
         self, name: str, stored: Any, wanted: np.ndarray, used: dict[tuple[str, int], np.ndarray]
     ) -> np.ndarray:
-        """Return some samples, which are read by whole blocks in the order of the file."""
+        """Read samples as whole blocks in the order of the file."""
         length, total = self._samples.block, self._samples.size
         numbers, where = np.unique(wanted // length, return_inverse=True)
         for number in numbers.tolist():
@@ -186,7 +187,7 @@ class _Epoch(Sequence[Batch]):
 
 
 class _Order:
-    """The order of one epoch: of the blocks, and of the samples within each."""
+    """Order of one epoch: order of the blocks, and order of the samples in each block."""
 
     def __init__(self, size: int, length: int, seed: int, epoch: int) -> None:
         self._length, self._rest = length, size % length
@@ -194,12 +195,12 @@ class _Order:
         self._blocks = Permutation(count, seed, epoch, 0)
         self._inside = Permutation(length, seed, epoch, 1)
         self._last = count - 1
-        if self._rest:  # the last block is shorter, and those after it begin so much earlier
+        if self._rest:  # the last block is shorter, so the blocks placed after it start earlier
             self._inside_last = Permutation(self._rest, seed, epoch, 2)
             self._end = int(self._blocks.inverse(self._last)) * length + self._rest
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
-        """Return the numbers of the samples at places of the epoch."""
+        """Return the sample indices at places of the epoch."""
         if self._rest:
             places = np.where(places < self._end, places, places + (self._length - self._rest))
         blocks = self._blocks(places // self._length)
@@ -212,21 +213,21 @@ class _Order:
 
 
 def _samples(trees: dict[str, Any]) -> int:
-    """Return the number of samples, which all arrays must share."""
+    """Return the common number of samples of all arrays."""
     sizes: dict[str, int] = {}
     if next(_trees.leaves({"inputs": trees["inputs"]}), None) is None:
-        msg = f"inputs={trees['inputs']!r} holds no array, at least 1 is needed"
+        msg = f"inputs={trees['inputs']!r} contains no array, expected at least 1"
         raise ArgumentError(msg)
     for name, a in _trees.leaves(trees):
         if not (getattr(a, "shape", ()) and hasattr(a, "dtype") and hasattr(a, "__getitem__")):
-            msg = f"{name} is a {type(a).__name__}; an array with the samples on its first axis was expected"
+            msg = f"{name} is a {type(a).__name__}, expected an array with the samples on its first axis"
             raise DTypeError(msg)
         sizes[name] = int(a.shape[0])
     if len({*sizes.values()}) > 1:
         found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        msg = f"the arrays must have equally many samples on their first axis; {found}"
+        msg = f"the arrays must have the same number of samples on their first axis, but {found}"
         raise ShapeError(msg)
     if not any(sizes.values()):
-        msg = "inputs and targets hold no samples; at least 1 is needed"
+        msg = "inputs and targets contain no samples, expected at least 1"
         raise ArgumentError(msg)
     return next(iter(sizes.values()))

@@ -1,8 +1,8 @@
-"""A training run between two updates, and the file that holds it.
+"""Save and load a training run between two updates.
 
-One safetensors file: arrays as tensors, the rest as JSON in its metadata. It is
-written under a temporary name, forced to the disk and then renamed, so that at
-every moment the old file or the new one is complete, even after a power failure.
+A checkpoint is one safetensors file, with arrays as tensors and all other values as JSON in the metadata.
+`save_checkpoint` writes a temporary file, flushes it to the disk and renames it. The old or the new file is
+therefore complete at every moment, also after a power failure.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ FINALS = ("params", "average", "best")
 
 @dataclass(repr=False)
 class History:
-    """What happened in a run.
+    """Losses and validations of a run.
 
     Attributes
     ----------
     losses : list of float
-        One for each update.
+        Loss of each update.
     validations : list of (int, float)
-        Number of updates made, and what `validate` gave then.
+        Number of updates made, and result of `validate` at that update.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -55,43 +55,44 @@ class History:
 
     @property
     def best(self) -> tuple[int, float]:
-        """Return the earliest of the lowest validations; NaN counts as infinity.
+        """Update and value of the lowest validation, the earliest of equal ones; NaN counts as infinity.
 
         Raises
         ------
         ArgumentError
-            If nothing was validated.
+            If there are no validations.
         """
         if not self.validations:
-            msg = "history.validations is empty; fit was not given validate="
+            msg = "history.validations is empty; pass validate= to fit"
             raise ArgumentError(msg)
         return min(self.validations, key=lambda v: math.inf if math.isnan(v[1]) else v[1])
 
 
 class Checkpoint(NamedTuple):
-    """A run between two updates: all that the rest of the run depends on.
+    """State of a training run between two updates, complete enough to continue the run.
 
     Attributes
     ----------
     update : int
-        Updates made.
+        Number of updates made.
     epoch, position : int
         Place of the next batch in the data.
     params, optimizer : dict
-        Of the model and of the optimiser (`xplstm.optim.Optimizer.state_dict`).
+        Parameters of the model, and `xplstm.optim.Optimizer.state_dict`.
     state : tuple of arrays or None
-        Carried from the batch before.
+        State after the batch before, with ``carry=True``.
     rng : mapping or None
-        ``bit_generator.state`` of the generator that dropout draws from.
+        ``bit_generator.state`` of the generator for dropout.
     history : History
+        Losses and validations so far.
     best : dict or None
-        The parameters at `History.best`, where early stopping is on.
+        Parameters at `History.best`, with early stopping.
     extra : dict
-        What the caller wants to keep in the same file; anything that JSON can hold.
+        JSON object of the caller.
     model : dict or None
-        What the model's ``config()`` returned; None for a model without that method.
+        Result of the model's ``config()``; None for a model without that method.
     average : dict or None
-        Moving average of the parameters, where `fit` was asked for one.
+        Moving average of the parameters, with ``average=``.
     settings : dict
         Arguments of `fit` that a resumed run must share, the id of the run, and the sizes of its data.
     final : {"params", "average", "best"}
@@ -115,23 +116,23 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint completely, or leave the old file as it was.
+    """Write a checkpoint atomically.
 
     Parameters
     ----------
     path : path
-        A safetensors file in an existing folder. An existing file is replaced.
+        A safetensors file in an existing folder. An existing file is overwritten.
     checkpoint : Checkpoint
-        Of any array library; arrays on a device are copied to the host.
+        Arrays may be of any library; arrays on a device are copied to the host.
 
     Raises
     ------
     OSError
-        If the file cannot be written; the old one is then still complete.
+        If the file cannot be written. An existing file is then unchanged.
     ArgumentError
-        If a number is below 0, or `extra`, `model` or `settings` is not what JSON can hold.
+        If a number is below 0, or `extra`, `model` or `settings` is not a JSON object.
     DTypeError
-        If a number is not an integer, or an array has a dtype that the format lacks.
+        If a number is not an integer, or safetensors does not support the dtype of an array.
 
     Examples
     --------
@@ -155,7 +156,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     tensors = {name: _array.to_numpy(a) for name, a in _named_arrays(checkpoint)}
     for name, a in tensors.items():
         if _array.dtype_name(a.dtype) not in safetensors.DTYPES.values():
-            msg = f"{name} has dtype {a.dtype}, which a safetensors file cannot hold; convert it first"
+            msg = f"{name} has dtype {a.dtype}, which safetensors does not support; convert it first"
             raise DTypeError(msg)
     rest = {
         "format": FORMAT,
@@ -181,18 +182,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : path
+        The safetensors file.
 
     Returns
     -------
     Checkpoint
-        With NumPy arrays, whatever library they came from.
+        With NumPy arrays, also if the saved arrays were of another library.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     FormatError
-        If the file is damaged, or something else; the error names the file.
+        If the file is damaged or not a checkpoint; the error names the file.
 
     Examples
     --------
@@ -204,7 +206,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     groups: dict[str, dict[str, Array]] = {}
     for name, tensor in contents.tensors.items():
         group, _, key = name.partition(".")
-        # A copy: views of the mapped file would keep it open.
+        # Copy, since views of the mapped file would keep it open.
         groups.setdefault(group, {})[_unescaped(key)] = np.array(tensor.array())
     _check_groups(where, groups)
     for group in ("params", "best", "average"):
@@ -228,7 +230,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def identity(path: str) -> tuple[str | None, int] | None:
-    """Return the id of the run in a checkpoint, and its update; None where there is no checkpoint."""
+    """Return the run id and the update of a checkpoint; None if the file is not a checkpoint."""
     try:
         rest = _read_rest(path, safetensors.read(path).metadata)
     except (FileNotFoundError, FormatError):
@@ -237,7 +239,7 @@ def identity(path: str) -> tuple[str | None, int] | None:
 
 
 def tied(params: Mapping[str, Array]) -> list[list[str]]:
-    """Return the groups of names that share one array object, all in order."""
+    """Return sorted groups of names that share one array object."""
     by_object: dict[int, list[str]] = {}
     for name, a in params.items():
         by_object.setdefault(id(a), []).append(name)
@@ -245,7 +247,7 @@ def tied(params: Mapping[str, Array]) -> list[list[str]]:
 
 
 def _check_parts(point: Checkpoint) -> None:
-    """Refuse parts of another type than `Checkpoint` says."""
+    """Check the types of the fields of a checkpoint."""
     for name in ("params", "optimizer", "extra", "settings", "rng", "best", "average", "model"):
         value = getattr(point, name)
         if value is not None or name in ("params", "optimizer", "extra", "settings"):
@@ -263,7 +265,7 @@ def _check_parts(point: Checkpoint) -> None:
 
 
 def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
-    """Each array of a checkpoint with its name in the file, ``group.key``."""
+    """Yield each array of a checkpoint with its name in the file, ``group.key``."""
     history = checkpoint.history
     groups: dict[str, Mapping[str, Any]] = {
         "params": checkpoint.params,
@@ -283,7 +285,7 @@ def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
 
 
 def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return numbers as an array."""
+    """Convert numbers to a float64 array."""
     try:
         return np.asarray(numbers, dtype=np.float64).reshape(shape)
     except (TypeError, ValueError) as error:
@@ -292,7 +294,7 @@ def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _escaped(key: str) -> str:
-    """`key` without what the reader of safetensors files takes for a separator."""
+    """Escape the characters of `key` that a reader of safetensors files may treat as separators."""
     key = key.replace("%", "%25").replace("/", "%2F")
     return key[:-1] + "%2E" if key.endswith(".") else key or "%00"
 
@@ -304,16 +306,16 @@ def _unescaped(key: str) -> str:
 
 
 def as_json(what: str, value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """Return `value` as JSON, after `default` made what JSON cannot hold into what it can."""
+    """Return `value` as JSON text; `default` converts values that JSON does not support."""
     try:
         return json.dumps(value, default=default)
     except (TypeError, ValueError, RecursionError) as error:
-        msg = f"{what} must be what JSON can hold: {error}"
+        msg = f"{what} cannot be written as JSON: {error}"
         raise ArgumentError(msg) from error
 
 
 def _plain(part: Any) -> Any:
-    """Return the arrays and numbers of NumPy that the states of some generators hold as Python's."""
+    """Convert NumPy arrays and numbers in the state of a generator to Python objects."""
     if isinstance(part, np.ndarray | np.generic):
         return part.tolist()
     msg = f"{part!r} is of type {type(part).__name__}"
@@ -334,7 +336,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _read_rest(where: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a checkpoint, each part of the type it must have."""
+    """Return the metadata of a checkpoint, with the types checked."""
     rest = json_object(f"{where}: its metadata", metadata.get(METADATA, "{}"))
     if rest.get("format") != FORMAT:
         msg = f"{where} has the format {_short(rest.get('format'))}, not {FORMAT}"
@@ -355,12 +357,12 @@ def _read_rest(where: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(where: str, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what the model said of itself, if it did."""
+    """Return the saved ``model.config()``, or None."""
     return json_object(f"{where}: its model", metadata[MODEL]) if MODEL in metadata else None
 
 
 def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None:
-    """Refuse tensors of unknown groups, and a file without those that every checkpoint has."""
+    """Check that the file has all groups of tensors of a checkpoint, and no others."""
     unknown = groups.keys() - {"params", "optimizer", "state", "best", "average", "history"}
     missing = {"params", "history"} - groups.keys()
     if unknown or missing:
@@ -370,21 +372,23 @@ def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None
 
 
 def _tie(where: str, group: str, arrays: dict[str, Any], ties: list[Any]) -> None:
-    """Give names that shared one array one array again."""
+    """Restore the sharing of arrays: set one array for all names in each group of `ties`."""
     for names in ties if arrays else ():
         known = isinstance(names, list) and names and all(isinstance(n, str) and n in arrays for n in names)
         if not known or any(arrays[n].tobytes() != arrays[names[0]].tobytes() for n in names):
-            msg = f"{where} says that {_short(names)} share one array, and holds no such {group}.*"
+            msg = (
+                f"{where} lists {_short(names)} as names of one shared array, but {group}.* has no such array"
+            )
             raise FormatError(msg)
         arrays.update(dict.fromkeys(names, arrays[names[0]]))
 
 
 def _state(where: str, arrays: Mapping[str, Array] | None) -> State:
-    """Return the carried state in its order."""
+    """Return the arrays of the carried state in order."""
     if arrays is None:
         return None
     if arrays.keys() != {str(i) for i in range(len(arrays))}:
-        msg = f"{where} holds {_short(sorted(arrays))} as state.*; 0 to {len(arrays) - 1} were expected"
+        msg = f"{where} has {_short(sorted(arrays))} as state.*, expected 0 to {len(arrays) - 1}"
         raise FormatError(msg)
     return tuple(arrays[str(i)] for i in range(len(arrays)))
 
@@ -394,16 +398,16 @@ def _history(where: str, arrays: Mapping[str, Any]) -> History:
     losses, validations = arrays.get("losses"), arrays.get("validations")
     if losses is None or validations is None or losses.ndim != 1 or validations.shape[1:] != (2,):
         shapes = {name: a.shape for name, a in arrays.items()}
-        msg = f"{where} holds {_short(shapes)} as history.*; losses (n,) and validations (m, 2) were expected"
+        msg = f"{where} has {_short(shapes)} as history.*, expected losses (n,) and validations (m, 2)"
         raise FormatError(msg)
     updates = validations[:, 0]
     whole = np.isfinite(updates).all() and np.array_equal(updates, np.floor(abs(updates)))
     if losses.dtype != np.float64 or validations.dtype != np.float64 or not whole:
-        msg = f"{where} holds a history of other numbers than float64, or of broken updates"
+        msg = f"{where} has a history that is not float64, or has updates that are not integers"
         raise FormatError(msg)
     return History(losses.tolist(), [(int(update), value) for update, value in validations.tolist()])
 
 
 def _short(value: Any) -> str:
-    """Return the start of a value from a file as text that any terminal can show."""
+    """Format the start of a value from a file in ASCII."""
     return ascii(value)[:200]

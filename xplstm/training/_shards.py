@@ -1,4 +1,4 @@
-"""Fixed shards of a batch: their gradients are added in one fixed tree, whichever processes compute them."""
+"""Split a batch into fixed shards, whose gradients are added in one fixed tree on any number of processes."""
 
 from __future__ import annotations
 
@@ -23,43 +23,44 @@ One: TypeAlias = Callable[[Any, Any, State, "np.random.Generator | None"], tuple
 
 
 class Shards:
-    """Cut each batch into a fixed number of shards, and train with one or more processes.
+    """Split each batch into a fixed number of shards, and train with one or more processes.
 
-    The batch entries are cut into `count` runs of nearly equal length. The gradient of each shard is
-    weighted by the elements that count in its loss, and the gradients are added in one binary tree. The tree
-    depends on `count` and not on the number of processes. So a run has the same bits on 1, 2, 4, ...
-    processes, also when it is stopped on one number and resumed on another. On one process, this is gradient
+    Each shard is a range of batch entries; the ranges have nearly equal length. The gradient of each shard
+    is weighted by the number of elements in its loss. The gradients are added in one binary tree, which
+    depends on `count` but not on the number of processes. A run therefore has the same bits on 1, 2, 4, ...
+    processes, also if it is resumed on another number of processes. On one process, this is gradient
     accumulation within a batch.
 
     Parameters
     ----------
     group : Group or None
-        The processes: `LocalGroup`, `MPIGroup`, `TorchGroup` or an object of your own; None for this process
-        alone. Their number must be a power of two that divides `count`, unless `sums` is ``"fast"``.
+        `LocalGroup`, `MPIGroup`, `TorchGroup`, `NCCLGroup` or your own class; None for a single process. The
+        number of processes must be a power of two that divides `count`. With ``sums="fast"`` it can be any
+        divisor of `count`.
     count : int
-        K, the number of shards, at least 1. It belongs to the run: another K gives other bits.
+        K, the number of shards, at least 1. A run with another K has other bits.
     batch_axis : {1, 0}, optional
-        The axis of the batch entries in arrays of two and more axes; an array of one axis has one element for
-        each entry.
+        Batch axis of arrays with two or more axes. An array with one axis has one element for each batch
+        entry.
     sums : {"tree", "fast"}, optional
-        ``"fast"`` adds the gradients of the processes by the all-reduce of the transport, in an order that is
-        not fixed. The bits then depend on the number of processes, which can be any that divides `count`.
+        ``"fast"`` adds the gradients of the processes with the all-reduce of the transport, whose order is
+        not fixed. The bits then depend on the number of processes.
 
     Raises
     ------
     ArgumentError
-        If a value is out of its range, or the processes do not fit `count`.
+        If a value is outside its range, or the number of processes does not fit `count`.
     DTypeError
-        If `group` is no group.
+        If `group` does not have the methods of `Group`.
 
     Notes
     -----
     A batch may be an array, or a tuple, list or mapping of arrays, such as `xplstm.models.Ragged`. The
-    weight of a shard comes from the model's method ``count(inputs, targets)``: how many elements its loss is
-    the mean of. A model without the method must have a loss that is the mean over all batch entries, and is
-    given arrays alone.
+    weight of a shard is the result of ``model.count(inputs, targets)``, the number of elements over which
+    the loss is averaged. Without that method, the loss must be the mean over all batch entries, and inputs
+    and targets must be arrays.
 
-    Dropout of each shard has a seed of its own, which every rank draws from ``rng``.
+    Each shard has its own dropout seed, which every rank draws from ``rng``.
 
     Examples
     --------
@@ -84,7 +85,9 @@ class Shards:
         if group is not None:
             missing = [n for n in ("rank", "size", "exchange", "gather") if not hasattr(group, n)]
             if missing or isinstance(group, type):
-                msg = f"group={group!r} must have rank, size, exchange and gather, as training.MPIGroup() has"
+                msg = (
+                    f"group={group!r} must have rank, size, exchange and gather, such as training.MPIGroup()"
+                )
                 raise DTypeError(msg)
             size = _values.size("group.size", group.size)
             _values.size("group.rank", group.rank, 0, size - 1)
@@ -99,7 +102,7 @@ class Shards:
 
 
 def own_entries(shards: Shards | None, entries: int) -> tuple[int, int]:
-    """Return the batch entries of this rank's shards: the first, and the one after the last."""
+    """Return the range ``(first, stop)`` of the batch entries of this rank."""
     if shards is None or shards.group is None:
         return 0, entries
     each = shards.count // shards.group.size
@@ -108,13 +111,13 @@ def own_entries(shards: Shards | None, entries: int) -> tuple[int, int]:
 
 
 class Work(NamedTuple):
-    """What the gradient of one batch needs."""
+    """Objects for the gradient of one batch."""
 
     team: Team
     shards: Shards
     model: Any
     names: tuple[str, ...]
-    """Parameters that are not frozen."""
+    """Names of the parameters that are not frozen."""
     rng: np.random.Generator | None
     is_parted: bool
     """Whether each process reads its own part of a batch."""
@@ -123,9 +126,9 @@ class Work(NamedTuple):
 def gradients(
     work: Work, read: Callable[[], Found], one: One, state: State, carry: bool
 ) -> tuple[Any, State, Grads, bool]:
-    """Return loss, state, gradients of one batch, and whether it is the last, the same on every rank.
+    """Return loss, state and gradients of one batch, and whether it ends the epoch; equal on all ranks.
 
-    `read` gives the batch, and `one` the loss, the state and the gradients of a part of it.
+    `read` returns the batch. `one` returns the loss, the state and the gradients of a part of the batch.
     """
     params = {name: work.model.params[name] for name in work.names}
     dtypes = [_array.dtype_name(a.dtype) for a in params.values()]
@@ -135,18 +138,18 @@ def gradients(
     cuts: list[_Cut] = []
 
     def own_count() -> int:
-        """Read the part of this rank, and return how many elements of it count."""
+        """Read the part of this rank, and return the number of elements in its loss."""
         cuts.append(_Cut(work, read()))
         return cuts[0].counted
 
     total = sum(work.team.together(own_count)) if work.is_parted else None
 
     def own_part() -> tuple[np.ndarray, bool]:
-        """Return the sum over the shards of this rank; their states are kept."""
+        """Return the sum over the shards of this rank, and keep the states."""
         cut = cuts[0] if cuts else _Cut(work, read())
         is_last, whole = cut.is_last, cut.counted if total is None else total
         count, team = work.shards.count, work.team
-        seeds = None if work.rng is None else work.rng.integers(0, 2**63, count)  # all, on every rank
+        seeds = None if work.rng is None else work.rng.integers(0, 2**63, count)  # every rank draws all seeds
 
         def tree(low: int, high: int) -> np.ndarray:
             if high - low > 1:
@@ -185,7 +188,7 @@ class _Part(NamedTuple):
 
 
 class _Cut:
-    """A batch, or the part of it that this rank read, and how it is cut."""
+    """A batch, or the part of a batch that this rank read, with the ranges of its shards."""
 
     def __init__(self, work: Work, found: Found) -> None:
         self._work, self._inputs, self._targets = work, found.inputs, found.targets
@@ -198,12 +201,12 @@ class _Cut:
             self._here = high - self._first
             given = _entries(found.inputs, axis) if self._here else 0
             if given != self._here:
-                msg = f"part({self._first}, {high}) of the data gave {given} batch entries on axis {axis}"
-                raise ShapeError(f"{msg}; {self._here} were expected")
+                msg = f"part({self._first}, {high}) of the data returned {given} batch entries on axis {axis}"
+                raise ShapeError(f"{msg}, expected {self._here}")
         self.counted = self._count(found.inputs, found.targets, self._here) if self._here else 0
 
     def shard(self, number: int, state: State, total: int) -> _Part:
-        """Return one shard of a batch in whose loss `total` elements count."""
+        """Return one shard of a batch whose loss has `total` elements."""
         count = self._work.shards.count
         low, high = number * self._entries // count, (number + 1) * self._entries // count
         if low == high:
@@ -219,19 +222,19 @@ class _Cut:
         return _Part(inputs, targets, state, high - low, counted / max(total, 1))
 
     def _count(self, inputs: Any, targets: Any, entries: int) -> int:
-        """Return how many elements the loss is the mean of."""
+        """Return the number of elements over which the loss is averaged."""
         count = getattr(self._work.model, "count", None)
         if callable(count):
             return _values.size("model.count()", count(inputs, targets), 0, 2**63 - 1)
         if not (hasattr(inputs, "shape") and hasattr(targets, "shape")):
             model = type(self._work.model).__name__
             msg = f"a batch of {type(inputs).__name__} and {type(targets).__name__} needs "
-            msg += f"{model}.count(inputs, targets): how many elements the loss is the mean of"
+            msg += f"{model}.count(inputs, targets), the number of elements over which the loss is averaged"
             raise ArgumentError(msg)
         return entries
 
     def _slice(self, name: str, tree: Any, low: int, high: int) -> Any:
-        """Return the entries from `low` to `high` of arrays in tuples, lists and mappings."""
+        """Return the batch entries ``[low, high)`` of arrays in tuples, lists and mappings."""
         if tree is None:
             return None
         if isinstance(tree, Mapping):
@@ -243,41 +246,41 @@ class _Cut:
             return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
         axis = 0 if len(_shape(name, tree)) == 1 else self._work.shards.batch_axis
         if tree.shape[axis] != self._here:
-            found = f"{name} has shape {tuple(tree.shape)}, and inputs have {self._here} batch entries"
-            msg = f"{found}; they are cut along axis {axis}, as batch_axis= of Shards says"
+            msg = f"{name} has shape {tuple(tree.shape)}, expected {self._here} batch entries on axis {axis} "
+            msg += "as in inputs; batch_axis= of Shards sets the axis"
             raise ShapeError(msg)
         return tree[low:high, ...] if axis == 0 else tree[:, low:high, ...]
 
 
 def _shape(name: str, a: Any) -> tuple[int, ...]:
-    """Return the shape of an array that can be cut."""
+    """Return the shape of an array with at least one axis."""
     shape = tuple(getattr(a, "shape", ()))
     if not shape:
-        msg = f"{name} is a {type(a).__name__}; Shards cuts arrays of at least one axis, and tuples, "
-        msg += "lists and mappings of them"
+        msg = f"{name} is a {type(a).__name__}; Shards splits arrays with at least one axis, and tuples, "
+        msg += "lists and mappings of such arrays"
         raise DTypeError(msg)
     return shape
 
 
 def _entries(inputs: Any, axis: int) -> int:
-    """Return the number of batch entries, from the first array of the inputs."""
+    """Return the number of batch entries of the first array of the inputs."""
     first = inputs
     while isinstance(first, tuple | list | Mapping) and len(first):
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     shape = _shape("inputs", first)
     if len(shape) <= axis:
-        msg = f"inputs have shape {shape}, and Shards cuts axis {axis}; add an axis for the batch entries"
+        msg = f"inputs have shape {shape}, but Shards splits axis {axis}; add a batch axis"
         raise ShapeError(msg)
     return int(shape[axis])
 
 
 def _fill(flat: np.ndarray, loss: Any, grads: Mapping[str, tuple[Array, Array]]) -> None:
-    """Write a loss, and the gradient of each parameter, into one array."""
+    """Write a loss and the parameter gradients into one array."""
     flat[LOSS] = float(loss)
     at = HEADER
     for name, (g, a) in grads.items():
         if g.shape != a.shape:
-            msg = f"the gradient of {name!r} has shape {tuple(g.shape)}; {tuple(a.shape)} was expected"
+            msg = f"the gradient of {name!r} has shape {tuple(g.shape)}, expected {tuple(a.shape)}"
             raise ShapeError(msg)
         size = math.prod(a.shape)
         flat[at : at + size] = _array.to_numpy(_array.widen(g)).reshape(-1)
@@ -285,7 +288,7 @@ def _fill(flat: np.ndarray, loss: Any, grads: Mapping[str, tuple[Array, Array]])
 
 
 def _grads(flat: np.ndarray, params: Mapping[str, Array]) -> Grads:
-    """Return the gradients in one array by name, where the parameters are."""
+    """Return the gradients of one flat array by name, on the device of the parameters."""
     made: Grads = {}
     at = HEADER
     for name, a in params.items():
@@ -296,21 +299,21 @@ def _grads(flat: np.ndarray, params: Mapping[str, Array]) -> Grads:
     return made
 
 
-# The carried state: batch entries are its last axis but one.
+# The carried state: its second-last axis is the batch.
 
 
 def _checked_state(state: Any, entries: int) -> tuple[np.ndarray, ...]:
-    """Return a state on the host, which must have so many batch entries."""
+    """Return a state on the host, and check its number of batch entries."""
     for k, a in enumerate(state):
         shape = tuple(a.shape)
         if len(shape) < 2 or shape[-2] != entries:
-            msg = f"state[{k}] has shape {shape}; (..., {entries}, H) was expected, to cut the carried state"
+            msg = f"state[{k}] has shape {shape}, expected (..., {entries}, H) to split the carried state"
             raise ShapeError(msg)
     return tuple(_array.to_numpy(a) for a in state)
 
 
 def _joined(team: Team, states: list[tuple[np.ndarray, ...]], like: Array) -> State:
-    """Return the state of the whole batch, of all ranks in their order, where `like` is."""
+    """Join the states of all ranks in rank order, on the device of `like`."""
     every = [part for content in team.share(_packed(states)) for part in _unpacked(content)]
     if not every:
         return None
@@ -319,14 +322,14 @@ def _joined(team: Team, states: list[tuple[np.ndarray, ...]], like: Array) -> St
 
 
 def _packed(states: list[tuple[np.ndarray, ...]]) -> bytes:
-    """Return the states as bytes: a line that describes the arrays, and their elements."""
+    """Serialise states as a line that describes the arrays, followed by their elements."""
     described = [[[_array.dtype_name(a.dtype), a.shape] for a in state] for state in states]
     elements = [a.tobytes() for state in states for a in state]
     return b"".join([json.dumps(described).encode(), b"\n", *elements])
 
 
 def _unpacked(content: bytes) -> list[tuple[np.ndarray, ...]]:
-    """Return the states of `_packed`."""
+    """Undo `_packed`."""
     line, _, elements = content.partition(b"\n")
     states, at = [], 0
     for described in json.loads(line):

@@ -1,4 +1,4 @@
-"""SIGTERM as Ctrl-C: what batch systems and containers send before they stop a process."""
+"""Handle SIGTERM as Ctrl-C; batch systems and containers send it before they stop a process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import FrameType
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, in the main thread and where no other handler is set."""
+    """Raise KeyboardInterrupt on SIGTERM, in the main thread and if the program has set no handler."""
     if not _can_be_set():
         yield
         return
     owner = os.getpid()
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        """Handle the signal."""
+        """Raise KeyboardInterrupt."""
         end_fork(number, owner)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -31,20 +31,20 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def end_fork(number: int, owner: int) -> None:
-    """End a process that `owner` forked while it trained, as without a handler."""
+    """End a process that `owner` forked during training, as the default handler would."""
     if os.getpid() != owner:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def _can_be_set() -> bool:
-    """Return whether this thread may set a handler, and the program has set none."""
+    """Return whether this thread may set a handler and the program has set none."""
     if threading.current_thread() is not threading.main_thread():
         return False
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return False
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    except ValueError:  # the main thread of a subinterpreter, which only this call can distinguish
+    except ValueError:  # the main thread of a subinterpreter; only this call can detect it
         return False
     return True

@@ -1,4 +1,4 @@
-"""One layer trained by hand: forward, backward, update and reset."""
+"""Train one layer with explicit calls of forward, backward, update and reset."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from xplstm.training import _judge
 
 
 class Recurrent(Protocol):
-    """What `StatefulTrainer` needs of a layer, such as `xplstm.LSTM`."""
+    """Interface of a layer for `StatefulTrainer`, such as `xplstm.LSTM`."""
 
     params: dict[str, Array]
 
     def vjp(self, x: Array, state: Any = None, **options: Any) -> tuple[Array, Any, Callable[..., Any]]:
-        """Run from `state`, and return y, the state after, and the pullback of both."""
+        """Run from `state`, and return y, the final state, and the pullback of both."""
         ...
 
 
 class StatefulTrainer:
-    """Train a recurrent layer by four calls: `forward`, `backward`, `update` and `reset_state`.
+    """Train a recurrent layer with four methods: `forward`, `backward`, `update` and `reset_state`.
 
-    The state goes from one `forward` to the next, as in a stream, and `backward`
-    takes the error back through all of them: through time, one step a call or
-    many. What comes before the last `backward` is cut off: backpropagation is
-    truncated where it is called. For data in batches `fit` does the same,
-    with a progress bar and checkpoints.
+    Each `forward` starts from the final state of the one before. `backward` propagates gradients through all
+    `forward` calls since the last `backward`, of one or more steps each. Earlier calls get no gradient
+    (truncated backpropagation through time). For data in batches use `fit`, which also has a progress bar and
+    checkpoints.
 
     Parameters
     ----------
     lstm : LSTM
-        Or any layer with `params`, and ``vjp(x, state, ...) -> y, state, pullback``.
+        An LSTM, or another layer with `params` and ``vjp(x, state, ...) -> y, state, pullback``.
     optimizer : Optimizer
+        An optimiser of `xplstm.optim`.
     max_norm : float, optional
-        Bound of the gradients' global norm (`xplstm.optim.clip_by_global_norm`), above 0.
+        Bound of the global gradient norm (`xplstm.optim.clip_by_global_norm`), above 0.
 
     Attributes
     ----------
     state : LSTMState or None
-        The initial state of the next `forward`; None for zeros.
+        Initial state of the next `forward`; None for zeros.
     grads : dict of str to array, or None
-        Sum of the gradients since the last `update`.
+        Sum of the parameter gradients since the last `update`; None if there are none.
 
     Raises
     ------
     ArgumentError
         If `max_norm` is not above 0.
     DTypeError
-        If `lstm` is no such layer, or `optimizer` no optimiser of `xplstm.optim`.
+        If `lstm` is not such a layer, or `optimizer` is not an optimiser of `xplstm.optim`.
 
     Examples
     --------
@@ -75,7 +75,7 @@ class StatefulTrainer:
 
     def __init__(self, lstm: Recurrent, optimizer: Optimizer, *, max_norm: float | None = None) -> None:
         if not (hasattr(lstm, "vjp") and hasattr(lstm, "params")):
-            msg = f"lstm={lstm!r} must have params and vjp, as an LSTM has"
+            msg = f"lstm={lstm!r} must have params and vjp, such as an LSTM"
             raise DTypeError(msg)
         if not isinstance(optimizer, Optimizer):
             msg = f"optimizer={optimizer!r} must be an optimiser of xplstm.optim, such as Adam(1e-3)"
@@ -87,42 +87,47 @@ class StatefulTrainer:
         self._pullbacks: list[Callable[..., Any]] = []
 
     def forward(self, x: Array, **options: Any) -> Array:
-        """Run from the present state, and keep what `backward` needs.
+        """Run the layer from `state`, and keep the pullback for `backward`.
 
         Parameters
         ----------
         x : array
-            As for the layer: one step or many.
+            Input of the layer, of one or more steps.
         **options
-            Of the layer's ``vjp``: ``lengths=``, ``mask=``, ``reset=``, ``rng=``, ``checkpoint=``.
+            Options of the layer's ``vjp``: ``lengths=``, ``mask=``, ``reset=``, ``rng=``, ``checkpoint=``.
 
         Returns
         -------
         array
-            The layer's y.
+            The output y of the layer.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As for a call of the layer.
         """
         try:
             y, state, pullback = self.lstm.vjp(x, self.state, **options)
         except ShapeError as error:
             if self.state is None or not any(name in str(error) for name in ("h_0", "c_0", "state")):
                 raise
-            msg = f"x does not fit the state of the last forward: {error}; reset_state() starts from zeros"
+            msg = f"x does not fit the state of the last forward: {error}; call reset_state() for zeros"
             raise ShapeError(msg) from error
         self.state = state
         self._pullbacks.append(pullback)
         return y
 
     def backward(self, dy: Array | Sequence[Array | None], dstate_n: Any = None) -> list[Array]:
-        """Propagate gradients back through every `forward` since the last `backward` or `reset_state`.
+        """Propagate gradients through every `forward` since the last `backward` or `reset_state`.
 
-        The parameters' gradients are added to `grads`.
+        The parameter gradients are added to `grads`.
 
         Parameters
         ----------
         dy : array, or list of array or None
-            Gradient with respect to the result of the last `forward`, or a list with one for each `forward`.
+            Gradient with respect to y of the last `forward`, or a list with one gradient for each `forward`.
         dstate_n : LSTMState, optional
-            Gradient with respect to the present state.
+            Gradient with respect to `state`; zeros if left out.
 
         Returns
         -------
@@ -132,15 +137,15 @@ class StatefulTrainer:
         Raises
         ------
         ArgumentError
-            If there was no `forward`, or `dy` is a list of another length.
+            If there was no `forward`, or the list `dy` has the wrong length.
         """
         count = len(self._pullbacks)
         if not count:
-            msg = "backward needs a forward since the last backward or reset_state"
+            msg = "backward needs a call of forward since the last backward or reset_state"
             raise ArgumentError(msg)
         dys = list(dy) if isinstance(dy, list | tuple) else [*[None] * (count - 1), dy]
         if len(dys) != count:
-            msg = f"dy has {len(dys)} gradients, expected {count}: one for each forward"
+            msg = f"dy has {len(dys)} gradients, expected {count}, one for each forward"
             raise ArgumentError(msg)
         dxs: list[Array] = []
         total = self.grads
@@ -148,34 +153,34 @@ class StatefulTrainer:
             dx, dstate_n, dparams = pullback(dy_t, dstate_n)
             dxs.insert(0, dx)
             total = dparams if total is None else {name: a + dparams[name] for name, a in total.items()}
-        # Only now, so that a call that is refused half-way adds nothing.
+        # Add only after all pullbacks, so that an error leaves `grads` unchanged.
         self.grads, self._pullbacks = total, []
         return dxs
 
     def update(self) -> None:
-        """Let the optimiser move the parameters by what `backward` has added up since the last time.
+        """Update the parameters with the sum of the gradients since the last `update`.
 
         Raises
         ------
         ArgumentError
-            If there was no `backward`, or a `forward` waits for its `backward`, which belongs to the
-            present parameters.
+            If there was no `backward`, or a `forward` has no `backward` yet, since its gradients are those
+            of the present parameters.
         NonFiniteError
-            If a parameter would be infinite or NaN; looked at only where that waits for no device. Nothing
-            changes then.
+            If a parameter would be infinite or NaN. Nothing changes then. On a device this is not checked.
         """
         if self.grads is None:
-            msg = "update needs a backward since the last update"
+            msg = "update needs a call of backward since the last update"
             raise ArgumentError(msg)
         if self._pullbacks:
             count = len(self._pullbacks)
-            msg = f"update would change the parameters of {count} forward calls not yet taken back"
+            msg = f"update would change the parameters of {count} forward calls without a backward; "
+            msg += "call backward or reset_state first"
             raise ArgumentError(msg)
         grads = self.grads
         if self.max_norm is not None:
             grads, _ = clip_by_global_norm(grads, self.max_norm)
         before = self.optimizer.state_dict()
-        with np.errstate(all="ignore"):  # what they would warn of is judged below
+        with np.errstate(all="ignore"):  # overflow is checked below
             new = self.optimizer.update(self.lstm.params, grads)
         if not any(map(_array.is_lazy, new.values())) and not _judge.are_finite(new.values()):
             self.optimizer.load_state_dict(before)
@@ -186,7 +191,7 @@ class StatefulTrainer:
         self.grads = None
 
     def reset_state(self, rows: Any = None) -> None:
-        """Set the state to zeros, and drop every `forward` that waits for its `backward`.
+        """Set the state to zeros, and discard every `forward` without a `backward`.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
-"""What the processes of one run do together: add arrays in a fixed order, and share every decision.
+"""Collective operations of the processes of one run: fixed-order sums and shared decisions.
 
-All ranks make the same calls in the same order. What only one of them meets (an error, a signal, the time for
-a checkpoint) goes into the next call, so that all of them act on it at the same update.
+All ranks make the same calls in the same order. An event on one rank (an error, a signal, the time for a
+checkpoint) is sent with the next call, so that all ranks react to it at the same update.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from xplstm.training._signals import end_fork, sigterm_interrupts
 T = TypeVar("T")
 
 LOSS, PROBLEMS, SAVE, HEADER = 0, 1, 2, 3
-"""Places in the array of a sum: loss, ranks with a problem, ranks that ask for a checkpoint, gradients."""
+"""Indices in a summed array: loss, ranks with a problem, ranks that request a checkpoint, gradients."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Team:
-    """One process and its group; a team of one acts alone, and nothing is sent."""
+    """One process and its group; a team of one process sends nothing."""
 
     def __init__(self, group: Group | None, sums: str = "tree") -> None:
         self._group, self.sums = group, sums
@@ -45,12 +45,12 @@ class Team:
         """Whether this rank reads and writes the files."""
         return self.rank == 0
 
-    # What is done together.
+    # Collective calls.
 
     def together(self, act: Callable[[], T]) -> list[T]:
-        """Run `act` on every rank, and return all results, which JSON can hold.
+        """Run `act` on every rank, and return all results, which must be JSON values.
 
-        An error of one rank, now or noted before, is raised on all.
+        An error of one rank, now or recorded before, is raised on all ranks.
         """
         with self.noted():
             result = act()
@@ -66,7 +66,7 @@ class Team:
         return [content] if self.size == 1 else self._gather(content)
 
     def add(self, act: Callable[[], tuple[np.ndarray, T]], length: int, dtype: str) -> tuple[np.ndarray, T]:
-        """Add the arrays that `act` makes on every rank, and return the sum and the result of `act` here."""
+        """Run `act` on every rank, and return the sum of its arrays and the other result of this rank."""
         made = None
         with self.noted():
             made = act()
@@ -87,27 +87,27 @@ class Team:
         return flat[:length], made[1]
 
     def compare(self, facts: list[dict[str, Any]], error: type[Exception]) -> None:
-        """Raise if the ranks differ in what must be the same."""
+        """Check that all ranks have the same facts."""
         for rank, theirs in enumerate(facts):
             for name, expected in facts[0].items():
                 if theirs[name] != expected:
-                    msg = f"rank {rank} has {name}={theirs[name]!r}, and rank 0 has {expected!r}; "
+                    msg = f"rank {rank} has {name}={theirs[name]!r}, but rank 0 has {expected!r}; "
                     msg += "every rank must have the same model, data and arguments"
                     raise error(msg)
 
     def is_due(self, here: bool) -> bool:
-        """Return whether all ranks save now; rank 0 alone looks at the clock."""
+        """Return whether all ranks save now; only the clock of rank 0 counts."""
         if self.size == 1:
             return here
         self._wants_save = here and self.is_first
         saves, self._saves = self._saves, False
         return saves
 
-    # What one rank meets.
+    # Events on one rank.
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Keep an error for the next thing that is done together; alone, raise it."""
+        """Record an error for the next collective call; a team of one process raises it at once."""
         try:
             yield
         except Exception as error:
@@ -117,7 +117,7 @@ class Team:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as a problem of all ranks; the second one interrupts at once."""
+        """Treat Ctrl-C and SIGTERM as a problem of all ranks; a second signal interrupts at once."""
         if self.size == 1:
             with sigterm_interrupts():
                 yield
@@ -134,7 +134,7 @@ class Team:
                 signal.signal(number, handler)
 
     def _interrupt(self, number: int, _frame: FrameType | None) -> None:
-        """Note a signal for the next thing that is done together."""
+        """Record a signal for the next collective call."""
         end_fork(number, self._owner)
         again = isinstance(self._problem, KeyboardInterrupt)
         self._problem = KeyboardInterrupt(signal.Signals(number).name)
@@ -142,7 +142,7 @@ class Team:
             raise self._problem
 
     def _problem_text(self) -> str | None:
-        """Return the problem of this rank as text for the others."""
+        """Return the problem of this rank as text for the other ranks."""
         return None if self._problem is None else f"{type(self._problem).__name__}: {self._problem}"
 
     def _raise_problems(self, problems: list[str | None]) -> None:
@@ -154,10 +154,10 @@ class Team:
             if problem is not None:
                 if problem.startswith(KeyboardInterrupt.__name__):
                     raise KeyboardInterrupt(f"rank {rank}: {problem}")
-                msg = f"rank {rank} stopped, and so do all others: {problem}"
+                msg = f"all ranks stop because of an error on rank {rank}: {problem}"
                 raise GroupError(msg)
 
-    # Over the wire.
+    # Communication.
 
     def _gather(self, data: bytes) -> list[bytes]:
         """Return the bytes of every rank."""
@@ -177,8 +177,8 @@ class Team:
             msg = f"rank {self.rank} lost rank {peer}: {error}; start the run again with resume='auto'"
             raise GroupError(msg) from error
         if other.shape != array.shape or other.dtype != array.dtype:
-            msg = f"rank {self.rank} got {other.dtype}{other.shape} from rank {peer}; "
-            msg += f"{array.dtype}{array.shape} was expected; every rank must have the same model"
+            msg = f"rank {self.rank} got {other.dtype}{other.shape} from rank {peer}, "
+            msg += f"expected {array.dtype}{array.shape}; every rank must have the same model"
             raise GroupError(msg)
         return other
 
@@ -195,8 +195,8 @@ class Team:
         """Replace an array by the sum over all ranks, by recursive halving and doubling.
 
         Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH"
-        (2005), section 4.4, with the nearest ranks first: each element is added in the binary tree whose
-        leaves are the ranks in order, whichever rank adds it.
+        (2005), section 4.4, with the nearest ranks first. Every element is added in one binary tree, whose
+        leaves are the ranks in order.
         """
         if self.sums == "fast":
             flat[:] = self._sum_of_transport(flat)
@@ -224,7 +224,7 @@ class Team:
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """Return a few digits that differ where arrays differ."""
+    """Return a short hash of arrays."""
     made = hashlib.sha256()
     for name in sorted(arrays):
         host = _array.to_numpy(arrays[name])
@@ -233,11 +233,11 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 
 def refuse_size(size: int, shards: int, sums: str) -> None:
-    """Refuse a number of ranks over which the shards cannot be spread."""
+    """Check that the shards can be distributed over the ranks."""
     if sums == "fast":
         if shards % size:
-            msg = f"the group has {size} processes; a number that divides the {shards} shards was expected"
+            msg = f"the group has {size} processes, expected a divisor of the number of shards, {shards}"
             raise ArgumentError(msg)
     elif size & (size - 1) or shards % size:
-        msg = f"the group has {size} processes; a power of two that divides the {shards} shards was expected"
+        msg = f"the group has {size} processes, expected a power of two that divides {shards}, the shards"
         raise ArgumentError(msg)

@@ -1,4 +1,4 @@
-"""Arrays inside tuples, lists and mappings: named, and replaced."""
+"""Name and replace arrays in nested tuples, lists and mappings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tree: TypeAlias = Any
 
 
 def leaves(trees: Mapping[str, Tree]) -> Iterator[tuple[str, Array]]:
-    """Every array with its name, such as ``state.h``, ``params.weight`` or ``pair[1]``."""
+    """Yield every array with its name, such as ``state.h``, ``params.weight`` or ``pair[1]``."""
     for name, tree in trees.items():
         branches = _branches(name, tree)
         if branches is None:
@@ -22,7 +22,7 @@ def leaves(trees: Mapping[str, Tree]) -> Iterator[tuple[str, Array]]:
 
 
 def beside(trees: Mapping[str, Tree], others: Mapping[str, Tree]) -> Iterator[tuple[str, Array | None]]:
-    """Yield the name of each array, and the array at the same place in other trees, or None."""
+    """Yield the name of each array, and the array at the same place in `others`, or None."""
     for name, tree in trees.items():
         branches, other = _branches(name, tree), others.get(name)
         if branches is None:
@@ -32,14 +32,14 @@ def beside(trees: Mapping[str, Tree], others: Mapping[str, Tree]) -> Iterator[tu
 
 
 def _in_order(tree: Tree, other: Tree) -> list[Tree]:
-    """Return the branches of `other` in the order of `tree`: mappings by key, all else by position."""
+    """Return the branches of `other` in the order of `tree`: mappings by key, others by position."""
     if isinstance(tree, Mapping):
         return [other.get(key) for key in tree] if isinstance(other, Mapping) else []
     return list(other) if isinstance(other, tuple | list) else []
 
 
 def replaced(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tree:
-    """Return the same tree with ``new(name, array)`` for each array."""
+    """Return a tree with ``new(name, array)`` for each array."""
     branches = _branches(name, tree)
     if branches is None:
         return new(name, tree)
@@ -52,7 +52,7 @@ def replaced(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tree:
 
 
 def changed(trees: Mapping[str, Tree], name: str, a: Array) -> dict[str, Tree]:
-    """Return the same trees with `a` as the array of this name."""
+    """Return the trees with `a` in place of the array `name`."""
 
     def new(found: str, old: Array) -> Array:
         return a if found == name else old
