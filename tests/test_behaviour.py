@@ -304,7 +304,7 @@ def test_two_libraries_in_one_call_are_refused(xp: Any) -> None:
     x, state = np.zeros((5, 4, 3), dtype=np.float32), np.zeros((1, 4, 2), dtype=np.float32)
     refusal = f"x is an array of {xp.name}, but the parameters are of numpy"
     # A call takes Dask arrays, whose chunks are NumPy's; gradients do not.
-    refusal = "x is a Dask array, which only a call takes" if xp.name == "dask" else refusal
+    refusal = "x is a Dask array, and only a call of a layer accepts" if xp.name == "dask" else refusal
     with pytest.raises(xplstm.BackendError, match=refusal):
         xplstm.LSTM(3, 2).vjp(xp.asarray(x))
     with pytest.raises(

@@ -74,7 +74,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "precision and reproducible": (
         lambda: lstm(precision="tf32", reproducible=True),
         ArgumentError,
-        "precision='tf32' and reproducible=True exclude each other",
+        "precision='tf32' cannot be combined with reproducible=True",
     ),
     "dropout nan": (lambda: lstm(dropout=float("nan")), ArgumentError, r"dropout=nan must be in \[0, 1\)"),
     "dropout text": (lambda: lstm(dropout="0.5"), DTypeError, r"dropout='0.5' must be a number, in \[0, 1\)"),
@@ -205,12 +205,12 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lengths float": (
         lambda: lstm()(x(), lengths=[1.0] * B),
         DTypeError,
-        "must hold integers, one a batch entry",
+        "must hold integers, one per batch entry",
     ),
     "lengths bool": (
         lambda: lstm()(x(), lengths=[True] * B),
         DTypeError,
-        "must hold integers, one a batch entry",
+        "must hold integers, one per batch entry",
     ),
     "lengths text": (lambda: lstm()(x(), lengths="5555"), DTypeError, "lengths must be an array .* got str"),
     "lengths unbatched": (
@@ -348,7 +348,7 @@ PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "one bias": (
         lambda: xplstm.lstm(x(), params(bias_hh=None)),
         ArgumentError,
-        "params.bias_hh is None and the other bias is not",
+        "params.bias_hh is None, but the other bias is an array",
     ),
     "no weight": (
         lambda: xplstm.lstm(x(), params(weight_hh=None)),
@@ -365,7 +365,7 @@ PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ArgumentError,
         "proj_size=2 must be smaller than hidden_size=2",
     ),
-    "no features": (lambda: xplstm.lstm(x(), params(weight_ih=x(8, 0))), ShapeError, "makes input_size=0"),
+    "no features": (lambda: xplstm.lstm(x(), params(weight_ih=x(8, 0))), ShapeError, "implies input_size=0"),
     "a dict": (lambda: xplstm.lstm(x(), {}), DTypeError, "params must be an LSTMParams, got dict"),
 }
 
@@ -470,7 +470,7 @@ def test_arrays_of_another_than_the_current_device_are_refused(monkeypatch: pyte
     monkeypatch.setattr(_array, "device", lambda _: next(devices))
     a = np.zeros((2, 3), "float32")
     xp = _array.namespace(a, "a")
-    words = r"x is on CUDA device 1, not on the current one; call in `with cupy\.cuda\.Device\(1\):`"
+    words = r"x is on CUDA device 1, which is not the current device; call in `with cupy\.cuda\.Device\(1\):`"
     with pytest.raises(BackendError, match=words):
         _checks.array("x", a, _checks.Home(xp, Device(1), "float32"), (2, 3))
     assert _checks.array("x", a, _checks.Home(xp, Device(0), "float32"), (2, 3)) is a

@@ -168,7 +168,7 @@ def test_what_waits_runs_when_it_is_pinned(row: Any, parts: dict[str, Any]) -> N
 def test_the_configuration_names_what_waits(row: Any, capsys: pytest.CaptureFixture[str]) -> None:
     row(proof=lambda *_: Proof(False, "no GPU has run it yet"))
     xplstm.show_config()
-    assert "  another           where it is proven on the device, or pinned\n" in capsys.readouterr().out
+    assert "  another           usable if proven on the device, or pinned\n" in capsys.readouterr().out
 
 
 def test_what_is_proven_is_chosen_and_explained(row: Any) -> None:
@@ -215,7 +215,7 @@ def test_a_demand_for_the_published_order_that_none_meets(dtype: Any) -> None:
     first, *lines = str(caught.value).splitlines()
     assert first == "no kernel can run this problem:"
     assert [line.split(":")[0] for line in lines] == [f"  not {name}" for name in _dispatch.TABLE]
-    why = ": it does not use the reproducible summation order, which reproducible=True requires"
+    why = ": the kernel does not use the reproducible summation order, which reproducible=True requires"
     assert lines[-1] == f"  not reference{why}"
     assert lines[0].endswith(why) or "not compiled" in lines[0]
 

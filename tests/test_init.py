@@ -139,12 +139,12 @@ def test_the_documents_rules():
         (
             lambda: init.lstm_glorot_orthogonal({"weight_ih_l0": (10, 3)}),
             xplstm.ShapeError,
-            "10 rows; four gates of hidden_size=2 have 8",
+            "10 rows, expected 8 for four gates of hidden_size=2",
         ),
         (
             lambda: init.lstm_glorot({"weight_ih_l0": (8, 3)}),
             xplstm.ShapeError,
-            "weight_ih_l0 and not weight_hh_l0, which count together",
+            "weight_ih_l0 but not weight_hh_l0; this rule needs both",
         ),
     ],
 )

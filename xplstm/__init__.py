@@ -1,4 +1,7 @@
-"""xplstm: one LSTM, written against the Python array API, run by the fastest kernel your arrays allow."""
+"""LSTM, GRU and RNN layers for every library of the array API standard.
+
+A call runs where its arrays are, on the fastest kernel that supports them.
+"""
 
 import importlib as _importlib
 import typing as _t
@@ -87,7 +90,7 @@ __all__ = [
 _LATE = ("io", "losses", "models", "optim", "plots", "sklearn", "testing", "training")
 
 
-if not _t.TYPE_CHECKING:  # a type checker sees the imports above, so that a misspelt room is an error
+if not _t.TYPE_CHECKING:  # a type checker reads the imports above, and reports a misspelt module name
 
     def __getattr__(name: str) -> _ModuleType:
         """Load an optional module on first access."""

@@ -11,18 +11,18 @@ import sys
 import xplstm
 
 COMMANDS = {
-    "info": "versions, backends, devices and kernels",
-    "inspect": "the networks and arrays of a file of weights",
-    "example": "the documents' worked example, gate by gate",
+    "info": "show versions, backends, devices and kernels",
+    "inspect": "list the networks and arrays in a weight file",
+    "example": "print a worked example, gate by gate",
     "demo": "train a character model on real text",
     "generate": "write text with a character model that the demo trained",
-    "bench": "compare the kernels with the installed peers",
-    "prove": "test CuPy's kernels on this GPU, so that those that pass are chosen",
+    "bench": "compare the kernels with other installed libraries",
+    "prove": "test the CuPy kernels on this GPU; automatic selection then uses the kernels that pass",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its module in `xplstm.cli` is imported only then."""
+    """Run one command, and import only its module of `xplstm.cli`."""
     parser = argparse.ArgumentParser(prog="python -m xplstm", description="An LSTM for any array library.")
     parser.add_argument("--version", action="version", version=f"xplstm {xplstm.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
         if name in argv[:1]:
             importlib.import_module(f"xplstm.cli.{name}").add_arguments(command)
     args = parser.parse_args(argv)
-    _show_what_the_encoding_lacks()
+    _escape_unencodable()
     try:
         code = int(importlib.import_module(f"xplstm.cli.{args.command}").run(args))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has what it wanted, as `head` does; nothing more can be said to it.
+        # The reader has closed the pipe, as `head` does.
         _discard_output()
         return 141
     except KeyboardInterrupt:
@@ -53,15 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _show_what_the_encoding_lacks() -> None:
-    """Print characters that the terminal's encoding lacks as escapes instead of ending the command."""
+def _escape_unencodable() -> None:
+    """Print an escape for each character that the terminal cannot encode, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
-    """Send what standard output still holds nowhere, so that the interpreter's exit does not fail on it."""
+    """Discard buffered output that cannot be written, so that the interpreter's exit does not fail."""
     try:
         sys.stdout.flush()
     except OSError:

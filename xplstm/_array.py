@@ -1,8 +1,7 @@
-"""The array library in use: finding it, naming it, probing it, and moving arrays between libraries.
+"""Find the library of an array, query it, and move arrays between libraries.
 
-The only room that knows `array_api_compat`. A library is never imported to
-find out whether it is installed: an array is recognised by its type, and names
-are looked up only when a user passes them.
+Only this module imports `array_api_compat`. Arrays are recognised by their type. A library is imported only
+when a user names it, never to find out whether it is installed.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ BACKENDS = {
 _SHORT = {module: name for name, (module, _) in BACKENDS.items()}
 
 _DTYPE_NAMES: dict[np.dtype, str] = {}
-"""Those of NumPy, which recomputes a name at every access; `step` reads it often."""
+"""Names of NumPy's dtypes. NumPy recomputes a name at every access, and `step` reads names often."""
 
 _backend: Choice[str | None] = Choice("xplstm_backend", None)
 
-# Modules whose `room` returns faster functions for one library's arrays, or None. They import this module, so
-# they are loaded by name, and only with arrays of that library.
+# The module of each library whose `room` returns faster functions, or None. These modules import this one, so
+# `faster` loads them by name, and only for arrays of that library.
 _FASTER = {"cupy": "xplstm.kernels._cuda.parts"}
 
 A = TypeVar("A")
@@ -53,29 +52,29 @@ R = TypeVar("R")
 
 
 def use_backend(name: str) -> Chosen[str | None]:
-    """Choose where new parameters go when no ``xp=`` is given.
+    """Set the backend of new parameters that are created without ``xp=``.
 
-    Data decide where a computation runs; this decides only where new arrays
-    are made. Takes effect at once for the whole process, or, as a context
-    manager, inside the block for the present thread or task alone; a call
-    inside a block holds to the end of that block.
+    A computation runs where its arrays are. This setting affects only new arrays.
+    A call sets the backend for the whole process at once. As a context manager,
+    the call sets the backend inside its block, for the current thread or task.
+    A call inside such a block has effect until the end of the block.
 
     Parameters
     ----------
     name : {"numpy", "cupy", "torch", "jax", "dask", "array_api_strict", "auto"}
-        ``"auto"`` takes CuPy where a CUDA device answers, else NumPy.
+        ``"auto"`` selects CuPy if a CUDA device works, else NumPy.
 
     Returns
     -------
     context manager
-        Need not be entered; leaving its block restores what held before.
+        Optional to enter. Leaving its block restores the previous setting.
 
     Raises
     ------
     ArgumentError
-        For another name.
+        If `name` is unknown.
     BackendError
-        If the backend cannot run here; says what is missing.
+        If the backend cannot run here. The message names what is missing.
 
     Examples
     --------
@@ -90,7 +89,7 @@ def use_backend(name: str) -> Chosen[str | None]:
 
 
 def default_namespace() -> Namespace:
-    """Namespace of new arrays: `use_backend`, else ``XPLSTM_BACKEND``, else NumPy."""
+    """Return the namespace of new arrays: from `use_backend`, else ``XPLSTM_BACKEND``, else NumPy."""
     chosen, variable = _backend.get(), os.environ.get("XPLSTM_BACKEND")
     if chosen is not None or not variable:
         return resolve(chosen or "numpy")
@@ -102,7 +101,7 @@ def default_namespace() -> Namespace:
 
 
 def resolve(xp: str | Namespace | None) -> Namespace:
-    """Namespace for what a user passes as ``xp=``: a backend's name, its module, or nothing."""
+    """Return the namespace for the argument ``xp=``: a backend's name, a module, or None."""
     if xp is None:
         return default_namespace()
     if isinstance(xp, str):
@@ -119,19 +118,19 @@ def resolve(xp: str | Namespace | None) -> Namespace:
 
 
 def named_namespace(name: str) -> Namespace:
-    """Namespace of the backend `name`, which must be able to run here."""
+    """Return the namespace of the backend `name`, which must be able to run here."""
     if name not in BACKENDS:
         msg = f"backend {name!r} is unknown; known are {', '.join(BACKENDS)} and auto"
         raise ArgumentError(msg)
     reason = why_unusable(name)
     if reason is not None:
-        msg = f"backend {name!r} was asked for and cannot run here: {reason}"
+        msg = f"backend {name!r} cannot run here: {reason}"
         raise BackendError(msg)
     return numpy_namespace() if name == "numpy" else importlib.import_module(BACKENDS[name][0])
 
 
 def numpy_namespace() -> Namespace:
-    """NumPy itself where it speaks the standard; wrapping it would cost a second's tenth at first use."""
+    """Return NumPy itself if it implements the standard: importing the wrapper takes 0.1 s."""
     if hasattr(np, "__array_namespace_info__"):
         return np
     return importlib.import_module("array_api_compat.numpy")
@@ -139,7 +138,7 @@ def numpy_namespace() -> Namespace:
 
 @cache
 def why_unusable(name: str) -> str | None:
-    """Say why backend `name` cannot run here, or None if it can; asked once a process."""
+    """Return why backend `name` cannot run here, or None if it can; checked once per process."""
     package = BACKENDS[name][1]
     if importlib.util.find_spec(package) is None:
         hint = (
@@ -150,7 +149,7 @@ def why_unusable(name: str) -> str | None:
 
 
 def _why_cupy_unusable() -> str | None:
-    """Count devices, allocate and run one kernel: a library that imports may still be unusable."""
+    """Return why CuPy cannot run a kernel, or None; a CuPy that imports may still lack a device or driver."""
     try:
         import cupy as cp
     except ImportError as error:
@@ -163,14 +162,14 @@ def _why_cupy_unusable() -> str | None:
         return "CUDA finds no device"
     try:
         total = int((cp.ones(4, dtype=cp.float32) * 2).sum())
-    except Exception as error:  # whatever a broken driver or compiler raises is the reason
-        return f"a CUDA device is there but a first kernel failed: {error}"
-    return None if total == 8 else f"a first kernel gave {total} instead of 8"
+    except Exception as error:  # a broken driver or compiler may raise any exception
+        return f"CUDA finds a device, but a test kernel failed: {error}"
+    return None if total == 8 else f"a test kernel returned {total} instead of 8"
 
 
 def namespace(x: Any, name: str) -> Namespace:
-    """Return the namespace of the array `x`, called `name` in the error."""
-    if type(x) is np.ndarray:  # no subclass: small problems feel every check
+    """Return the namespace of the array `x`; an error calls it `name`."""
+    if type(x) is np.ndarray:  # this check comes first because small calls are dominated by their checks
         return numpy_namespace()
     if _is_tensor(x):
         from array_api_compat import torch
@@ -178,7 +177,8 @@ def namespace(x: Any, name: str) -> Namespace:
         return torch
     if isinstance(x, np.ma.MaskedArray):
         msg = (
-            f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0) and mask= or lengths="
+            f"{name} is a masked array, and this call would ignore its mask; "
+            f"pass {name}.filled(0) and mask= or lengths="
         )
         raise DTypeError(msg)
     if isinstance(x, np.ndarray | np.generic):
@@ -190,16 +190,16 @@ def namespace(x: Any, name: str) -> Namespace:
 
 
 def _is_tensor(x: Any) -> bool:
-    """Whether `x` is PyTorch's; the compiler of PyTorch warns of the caches in array_api_compat's answer."""
+    """Return whether `x` is a tensor; `torch.compile` warns about the caches in array_api_compat's check."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
 
 def _remedy(name: str, x: Any) -> str:
-    """Return what to pass in the place of a container, by the package of its type."""
+    """Return advice on what to pass instead of a container, by its type."""
     package, kind = type(x).__module__.partition(".")[0], type(x).__name__
     ragged = isinstance(x, list) and len({str(getattr(item, "shape", None)) for item in x}) > 1
-    padded = f"xplstm.models.pad({name}) to a model, and x and lengths of it to a layer"
+    padded = f"xplstm.models.pad({name}) to a model, or its x and lengths to a layer"
     ways = {
         ("xarray", "DataArray"): f"{name}.data",
         ("xarray", "Dataset"): f"the data of one variable, {name}[...].data",
@@ -220,10 +220,10 @@ def backend_name(xp: Namespace) -> str:
 
 
 def part(generic: Callable[Concatenate[Namespace, P], R]) -> Callable[Concatenate[Namespace, P], R]:
-    """Make ``generic(xp, ...)`` give way to the function of its name, without the underscore, in `faster`.
+    """Call the faster function of the same name, without an underscore, before ``generic(xp, ...)``.
 
-    The generic code is the definition and runs everywhere. The other function takes all arguments but the
-    namespace, and returns None for what it leaves to `generic`.
+    `faster` finds the module of that function. The function takes the arguments without the namespace, and
+    returns None for arguments that it does not support. `generic` defines the result and runs everywhere.
     """
     name = generic.__name__.removeprefix("_")
 
@@ -237,28 +237,28 @@ def part(generic: Callable[Concatenate[Namespace, P], R]) -> Callable[Concatenat
 
 
 def faster(xp: Namespace) -> ModuleType | None:
-    """Return the module of faster functions for arrays of `xp`, or None where the generic code has to run."""
+    """Return the module of faster functions for arrays of `xp`, or None if only the generic code can run."""
     where = _FASTER.get(backend_name(xp))
     room: ModuleType | None = None if where is None else importlib.import_module(where).room()
     return room
 
 
 def device(x: Any) -> Device:
-    """Device of an array; None while a compiler traces it."""
+    """Return the device of an array, or None while a compiler traces the array."""
     if isinstance(x, np.ndarray):
         return "cpu"
     return x.device if _is_tensor(x) else array_api_compat.device(x)
 
 
 def is_current(device: Device) -> bool:
-    """Whether work on its arrays is queued there; CuPy queues on its current one, wherever they are."""
+    """Return whether work on arrays of `device` runs there: CuPy always queues work on its current device."""
     kind = type(device)
     return not kind.__module__.startswith("cupy") or device == kind()
 
 
 def dtype_name(dtype: DType) -> str:
-    """``"float32"`` and the like, for the dtype objects of every library."""
-    if isinstance(dtype, type):  # NumPy's and JAX's names for dtypes are classes of scalars
+    """Return the name of any library's dtype, such as ``"float32"``."""
+    if isinstance(dtype, type):  # NumPy and JAX name dtypes by scalar classes
         dtype = np.dtype(dtype)
     if not isinstance(dtype, np.dtype):
         return str(dtype).rpartition(".")[2]
@@ -280,7 +280,7 @@ def dtype_named(xp: Namespace, name: str) -> DType:
 
 
 def _numpy_dtype_named(name: str) -> DType:
-    """Return NumPy's dtype of this name, or for bfloat16 that of ml_dtypes."""
+    """Return NumPy's dtype of this name; ml_dtypes provides bfloat16."""
     if name != "bfloat16":
         return np.dtype(name)
     if importlib.util.find_spec("ml_dtypes") is None:
@@ -290,12 +290,12 @@ def _numpy_dtype_named(name: str) -> DType:
 
 
 def wide_dtype(xp: Namespace, dtype: DType) -> DType:
-    """Return the dtype of sums over `dtype`: float32 for half precision, else the dtype itself."""
+    """Return the accumulation dtype for `dtype`: float32 for half precision, else `dtype` itself."""
     return xp.float32 if dtype_name(dtype) in ("float16", "bfloat16") else dtype
 
 
 def native(x: A) -> A:
-    """`x` in the machine's byte order and no subclass of NumPy's array; else itself."""
+    """Return a NumPy array in native byte order and without a subclass; return other arrays unchanged."""
     if not isinstance(x, np.ndarray):
         return x
     plain: Any = x if type(x) is np.ndarray else x.view(np.ndarray)
@@ -303,25 +303,25 @@ def native(x: A) -> A:
 
 
 def widen(x: Array) -> Array:
-    """`x` in the dtype that sums over it are made in."""
+    """Return `x` in its accumulation dtype."""
     xp = namespace(x, "x")
     return xp.astype(x, wide_dtype(xp, x.dtype), copy=False)
 
 
 def narrow(x: Array, dtype: str) -> Array:
-    """`x` in the dtype called `dtype`."""
+    """Return `x` in the dtype named `dtype`."""
     xp = namespace(x, "x")
     return xp.astype(x, dtype_named(xp, dtype), copy=False)
 
 
 def is_traced(x: Any) -> bool:
-    """Whether a compiler traces `x`, so that its values cannot be looked at."""
+    """Return whether a compiler traces `x`, so that its values cannot be read."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.core.Tracer)
 
 
 def is_lazy(x: Any) -> bool:
-    """Whether looking at a value of `x` would start a computation or wait for a device."""
+    """Return whether reading a value of `x` would start a computation or wait for a device."""
     if isinstance(x, np.ndarray):
         return False
     if _is_tensor(x):
@@ -332,7 +332,7 @@ def is_lazy(x: Any) -> bool:
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """Copy or view of `x` on the host; for CuPy and other devices this waits and copies, by request only."""
+    """Return a view of `x` on the host, or a copy; from another device, wait for the values first."""
     if isinstance(x, np.ndarray):
         return np.asarray(x)
     if _is_tensor(x):
@@ -348,12 +348,12 @@ def to_numpy(x: Any) -> np.ndarray:
 
 
 def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
-    """`x`, of any library, as an array of `xp` on the device `on` with the dtype called `dtype`."""
+    """Return `x`, from any library, as an array of `xp` on the device `on`, with the dtype named `dtype`."""
     plain = type(x) is np.ndarray or _is_tensor(x)
     found = plain or (not isinstance(x, list | tuple) and array_api_compat.is_array_api_obj(x))
     if found and namespace(x, "x") is xp:
         if on is not None and hasattr(on, "shape"):
-            msg = f"device is an array of shape {tuple(on.shape)}; a device or its name was expected"
+            msg = f"device is an array of shape {tuple(on.shape)}, expected a device or its name"
             raise BackendError(msg)
         moved = x if on is None or device(x) == on else _on_device(_to_device, x, xp, on)
         moved = moved if dtype is None else xp.astype(moved, dtype_named(xp, dtype), copy=False)
@@ -361,8 +361,8 @@ def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None =
         host = native(np.asarray(x) if isinstance(x, list | tuple) else to_numpy(x))
         moved = _from_host(host if dtype is None else host.astype(dtype_named(np, dtype)), xp, on)
     if dtype is not None and dtype_name(moved.dtype) != dtype:
-        hint = "; jax.config.update('jax_enable_x64', True) allows it" if backend_name(xp) == "jax" else ""
-        msg = f"dtype={dtype!r} was asked for, and {backend_name(xp)} made {dtype_name(moved.dtype)}{hint}"
+        hint = "; call jax.config.update('jax_enable_x64', True) first" if backend_name(xp) == "jax" else ""
+        msg = f"dtype={dtype!r} was requested, but {backend_name(xp)} made {dtype_name(moved.dtype)}{hint}"
         raise DTypeError(msg)
     return moved
 
@@ -373,7 +373,7 @@ def _to_device(x: Any, on: Device) -> Array:
 
 
 def _from_host(host: np.ndarray, xp: Namespace, on: Device | None) -> Array:
-    """Copy `host` to `xp`; PyTorch cannot read NumPy's bfloat16, so that goes by way of float32."""
+    """Copy `host` to `xp`; bfloat16 passes through float32 because PyTorch cannot read NumPy's bfloat16."""
     if backend_name(xp) == "torch" and dtype_name(host.dtype) == "bfloat16":
         wide = _from_host(host.astype(np.float32), xp, on)
         return xp.astype(wide, xp.bfloat16)
@@ -383,7 +383,7 @@ def _from_host(host: np.ndarray, xp: Namespace, on: Device | None) -> Array:
 
 
 def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, on: Device) -> Array:
-    """Move `x`; each library has its own way to refuse a device, this library has one."""
+    """Move `x` to the device `on`; turn any library's error into a `BackendError`."""
     try:
         return move(x, on)
     except Exception as error:
@@ -392,7 +392,7 @@ def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, 
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
-    """Return `x` in another shape; an empty Dask array is replaced, because Dask cannot reshape it."""
+    """Return `x` in another shape; replace an empty array, because Dask cannot reshape one."""
     if x.shape == shape:
         return x
     xp = namespace(x, "x")
@@ -402,30 +402,30 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def bounded(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
-    """`x` within the bounds, NaN as it is; array-api-compat makes `clip` of masks, on CuPy a wait each."""
+    """Clip `x` to the bounds and keep NaN; `clip` of array-api-compat waits for the GPU on CuPy."""
     x = xp.where(x < lowest, xp.full_like(x, lowest), x)
     return xp.where(x > highest, xp.full_like(x, highest), x)
 
 
 def copy(x: Any) -> Array:
-    """Copy in the same library, device and dtype; PyTorch's autograd does not tie the copy to `x`."""
+    """Copy `x` within its library, device and dtype; detach the copy from PyTorch's autograd."""
     if _is_tensor(x):
         return x.detach().clone()
     return namespace(x, "x").asarray(x, copy=True)
 
 
 def take_rows(table: Array, ids: Array) -> Array:
-    """Rows of `table` (N, E) at `ids`, with one more axis than these."""
+    """Return the rows of `table` (N, E) at the integers `ids` (...), as an array (..., E)."""
     xp = namespace(table, "table")
     flat = xp.reshape(ids, (-1,))
     if not _is_tensor(flat) and array_api_compat.is_dask_array(flat):
-        flat = flat + 0  # Dask names an array [0] as its own list of offsets, and would take those
+        flat = flat + 0  # Dask mistakes an array [0] for its own list of offsets; a new array has a new name
     return xp.reshape(xp.take(table, flat, axis=0), (*ids.shape, table.shape[1]))
 
 
 def version(package: str) -> str | None:
-    """Installed version of a package by its import name, without importing it."""
-    from importlib import metadata  # costs as much to import as the rest of this room together
+    """Return the installed version of a package by its import name, without an import of the package."""
+    from importlib import metadata  # slow to import: takes as long as the rest of this module
 
     names = metadata.packages_distributions().get(package, [package])
     try:
@@ -435,7 +435,7 @@ def version(package: str) -> str | None:
 
 
 def nbytes(x: Any) -> int:
-    """Return the bytes of the elements of `x`."""
+    """Return the size of `x` in bytes."""
     if hasattr(x, "nbytes"):
         return int(x.nbytes)
     return int(np.prod(x.shape)) * int(x.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""Every check of what a user passes, and its message: the argument's name, its value, the bound."""
+"""Check the arrays that a user passes; a message names the argument, its value and the bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xplstm.cells.variant import OPTION
 
 
 class Home(NamedTuple):
-    """Where the parameters live; whatever meets them must live there too."""
+    """Library, device and dtype of the parameters, which all other arrays of a call must share."""
 
     xp: Namespace
     device: Device
@@ -26,7 +26,7 @@ class Home(NamedTuple):
 
 
 def projection(proj_size: int, hidden_size: int) -> int:
-    """`proj_size` in [0, hidden_size), 0 meaning none."""
+    """Return `proj_size`, checked to be in [0, hidden_size); 0 means no projection."""
     number = _values.size("proj_size", proj_size, 0)
     if number >= hidden_size:
         msg = f"proj_size={number} must be smaller than hidden_size={hidden_size}; 0 means no projection"
@@ -35,39 +35,39 @@ def projection(proj_size: int, hidden_size: int) -> int:
 
 
 def merge(value: str, bidirectional: bool) -> str:
-    """Return a way to join two directions; with one direction there is nothing to join."""
+    """Return the checked merge mode; one direction allows only the default."""
     if _values.one_of("merge", value, get_args(Merge)) != "concat" and not bidirectional:
-        msg = f"merge={value!r} needs bidirectional=True: there is one direction to join"
+        msg = f"merge={value!r} needs bidirectional=True; this layer has one direction"
         raise ArgumentError(msg)
     return value
 
 
 def precision(value: str | None, reproducible: bool) -> str | None:
-    """Return the checked precision of float32 products; reproducible=True allows no other one."""
+    """Return the checked precision of float32 products; reproducible=True excludes TF32."""
     if value is not None and not (isinstance(value, str) and value == "tf32"):
         msg = f"precision={value!r} must be None or 'tf32'"
         raise ArgumentError(msg)
     if value is not None and reproducible:
-        msg = f"precision={value!r} and reproducible=True exclude each other: TF32 rounds what is added"
+        msg = f"precision={value!r} cannot be combined with reproducible=True, which needs float32 products"
         raise ArgumentError(msg)
     return value
 
 
 def narrowed(what: str, a: Array, xp: Namespace, device: Device | None, dtype: str) -> Array:
-    """Return an array in a dtype of another library or device, whose range it must not leave."""
-    with np.errstate(over="ignore"):  # refused below
+    """Return `a` converted to another library, device and dtype; raise an error if a value overflows."""
+    with np.errstate(over="ignore"):  # checked below
         made = _array.asarray(a, xp, device, dtype)
     if _array.is_lazy(made) or _array.dtype_name(a.dtype) == dtype:
         return made
     finite = _array.namespace(a, what).isfinite(a)
     if int(_array.to_numpy(finite).sum()) != int(_array.to_numpy(xp.isfinite(made)).sum()):
-        msg = f"dtype={dtype!r}: {what} holds numbers beyond the range of that dtype"
+        msg = f"dtype={dtype!r} cannot represent {what}, which holds numbers outside the range of that dtype"
         raise ArgumentError(msg)
     return made
 
 
 def dtype(value: Any) -> str:
-    """Name of one of the floating dtypes that an LSTM can have, from the name or from a library's dtype."""
+    """Return the name of a layer's floating dtype, given by name or as a library's dtype."""
     name = value if isinstance(value, str) else _array.dtype_name(value)
     if name not in _array.FLOATS:
         msg = f"dtype={value!r} must be one of {', '.join(_array.FLOATS)}"
@@ -76,14 +76,14 @@ def dtype(value: Any) -> str:
 
 
 def home(params: Mapping[str, Array | None]) -> Home:
-    """Return the library, device and dtype that all of `params` share; a None is skipped."""
+    """Return the library, device and floating dtype that all of `params` share; skip None."""
     found: dict[str, Home] = {}
     for name, a in params.items():
         if a is not None:
             xp = _array.namespace(a, name)
             found[name] = Home(xp, _array.device(a), _array.dtype_name(a.dtype))
     if not found:
-        msg = f"params={dict(params)!r} hold no array"
+        msg = f"params={dict(params)!r} must hold at least 1 array"
         raise DTypeError(msg)
     first, expected = next(iter(found.items()))
     if expected.dtype not in _array.FLOATS:
@@ -95,19 +95,19 @@ def home(params: Mapping[str, Array | None]) -> Home:
 
 
 def floats(named: Mapping[str, Any]) -> Home:
-    """Return the library, device and floating dtype that all of these share; each must be an array."""
+    """Return the library, device and floating dtype that all values share; each must be an array."""
     for name, a in named.items():
         _array.namespace(a, name)
     return home(named)
 
 
 def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meaning: str = "") -> Array:
-    """Return `a` if it is at `where` and has `shape`, in which a string matches any size."""
+    """Return `a`, checked to be at `where` and to have `shape`, in which a string matches any size."""
     given = Home(_array.namespace(a, name), _array.device(a), _array.dtype_name(a.dtype))
     _same_home(name, given, "the parameters", where)
     if not _array.is_current(given.device):
         block = f"`with cupy.cuda.Device({given.device.id}):`"
-        msg = f"{name} is on CUDA device {given.device.id}, not on the current one; call in {block}"
+        msg = f"{name} is on CUDA device {given.device.id}, which is not the current device; call in {block}"
         raise BackendError(msg)
     if not _fits(a.shape, shape):
         raise ShapeError(_shape_message(name, a.shape, shape, meaning))
@@ -115,9 +115,9 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
 
 
 def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> None:
-    """Refuse an array with a value that is not finite; one on a device or under a trace is not read.
+    """Raise an error if `a` holds a value that is not finite; skip arrays on a device and traced arrays.
 
-    `exists` is True, (T, B), where a step of `a` exists. Values of other steps are not checked.
+    `exists` (T, B) is True where a step of `a` exists. Values of other steps are not checked.
     """
     if _array.is_lazy(a) or (exists is not None and _array.is_lazy(exists)):
         return
@@ -133,15 +133,15 @@ def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> Non
 
 
 def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
-    """Refuse an array of another library, device or dtype than `first`."""
+    """Raise an error if an array has another library, device or dtype than `first`."""
     if given == expected:
         return
     ours, theirs = _array.backend_name(given.xp), _array.backend_name(expected.xp)
     verb = "are" if first == "the parameters" else "is"
     if given.xp is not expected.xp and ours == "dask":
         msg = (
-            f"{name} is a Dask array, which only a call takes; use {name}.compute(), or "
-            f"dask.array.map_blocks with a frozen layer"
+            f"{name} is a Dask array, and only a call of a layer accepts Dask arrays; use {name}.compute(), "
+            f"or dask.array.map_blocks with a frozen layer"
         )
         raise BackendError(msg)
     if given.xp is not expected.xp:
@@ -158,7 +158,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
             f" or the parameters with lstm.to(dtype={given.dtype!r})" if given.dtype in _array.FLOATS else ""
         )
         if given.dtype.startswith(("int", "uint")):
-            other = "; ids of tokens are no numbers to convert, they go through xplstm.Embedding"
+            other = "; pass token ids to xplstm.Embedding instead"
         msg = (
             f"{name} has dtype {given.dtype}, but {first} {verb} {expected.dtype}; convert it with "
             f"xp.astype({name}, xp.{expected.dtype}){other}"
@@ -169,7 +169,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
 def _fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:
     if len(given) != len(expected):
         return False
-    # Faster than `all`: small problems feel every check.
+    # Faster than `all`; checks dominate small calls.
     for g, e in zip(given, expected, strict=True):  # noqa: SIM110
         if g != e and not isinstance(e, str):
             return False
@@ -182,18 +182,18 @@ def _shape_message(name: str, given: tuple[int, ...], expected: Sequence[int | s
 
 
 def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
-    """Check one layer's parameters; return them, and the sizes that they imply."""
+    """Check one layer's parameters; return them with the sizes that their shapes imply."""
     if not isinstance(params, LSTMParams):
         msg = f"params must be an LSTMParams, got {type(params).__name__}"
         raise DTypeError(msg)
     named = params._asdict()
     for name in ("weight_ih", "weight_hh"):
         if named[name] is None:
-            msg = f"params.{name} is None; every LSTM has one"
+            msg = f"params.{name} is None; every LSTM needs this array"
             raise ArgumentError(msg)
     if (params.bias_ih is None) != (params.bias_hh is None):
         missing = "bias_ih" if params.bias_ih is None else "bias_hh"
-        msg = f"params.{missing} is None and the other bias is not; give both or neither"
+        msg = f"params.{missing} is None, but the other bias is an array; give both or neither"
         raise ArgumentError(msg)
     home(named)
     for name in ("weight_ih", "weight_hh", "weight_hr"):
@@ -206,7 +206,7 @@ def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
     ):
         if value < 1:
             shape = tuple(named[from_].shape)
-            msg = f"{from_} has shape {shape}, which makes {name}={value}; at least 1 is needed"
+            msg = f"{from_} has shape {shape}, which implies {name}={value}; {name} must be at least 1"
             raise ShapeError(msg)
     if params.weight_hr is not None:
         projection(proj, hidden)
@@ -219,21 +219,21 @@ def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
 
 
 def _check_options(named: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a parameter that an option needs and that is left out, or that no option uses."""
+    """Raise an error if an option's parameter is missing, or a parameter's option is off."""
     for name, a in named.items():
         option = OPTION.get(name, "a bias")
         if a is None and name in shapes:
-            msg = f"params.{name} is None; {option} needs it, of shape {shapes[name]}"
+            msg = f"params.{name} is None; {option} needs an array of shape {shapes[name]}"
             raise ArgumentError(msg)
         if a is not None and name not in shapes:
-            msg = f"params.{name} has shape {tuple(a.shape)}, but only {option} uses it, which is off"
+            msg = f"params.{name} has shape {tuple(a.shape)}, but {option}, which uses it, is off"
             raise ArgumentError(msg)
 
 
 def parameters(
     params: Mapping[str, Array | None], shapes: Mapping[str, tuple[int, ...]], meaning: str = ""
 ) -> None:
-    """Refuse the first parameter with another shape than `shapes` says."""
+    """Raise an error for the first parameter whose shape differs from `shapes`."""
     for name, shape in shapes.items():
         given = params[name]
         if given is None:
@@ -245,7 +245,7 @@ def parameters(
 
 
 def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype_: str) -> None:
-    """Refuse a state dict, listing everything that is wrong with it in one error."""
+    """Check a state dict; list all its faults in one error."""
     mapping("state_dict", given)
     wrong: list[tuple[type[XplstmError], str]] = []
     wrong += [
@@ -271,23 +271,23 @@ def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
 
 
 def state(name: str, value: object) -> LSTMState:
-    """`value` as (h, c)."""
+    """Return `value` as an `LSTMState`."""
     return LSTMState(*_state.pair(name, value))
 
 
 class Valid(NamedTuple):
-    """Which steps exist."""
+    """Form and array of the argument that says which steps exist."""
 
     kind: Literal["all", "lengths", "mask"]
     array: Array | None
 
 
 def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
-    """Return a checked time-major `mask`, or `lengths`, read only where that does not wait."""
+    """Return a time-major `mask`, or checked `lengths`; one of both must be None."""
     if given is None and mask is None:
         return Valid("all", None)
     if given is not None and mask is not None:
-        msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
+        msg = "lengths and mask were both given; give only one of them"
         raise ArgumentError(msg)
     return Valid("mask", mask) if given is None else Valid("lengths", lengths(given, where, T, B))
 
@@ -296,7 +296,7 @@ FLAGS = {"mask": "true where a step exists", "reset": "true where the state is z
 
 
 def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array:
-    """Return booleans of `shape` on the device of the parameters, from an array of any backend or NumPy."""
+    """Return checked booleans of `shape`, copied to the device of the parameters if they are from NumPy."""
     xp = _array.namespace(given, name)
     if not isinstance(given, np.ndarray):
         _same_home(name, Home(xp, _array.device(given), where.dtype), "the parameters", where)
@@ -304,12 +304,12 @@ def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array
         msg = f"{name} has dtype {_array.dtype_name(given.dtype)}, expected bool ({FLAGS[name]})"
         raise DTypeError(msg)
     if tuple(given.shape) != shape:
-        raise ShapeError(_shape_message(name, given.shape, shape, "x's axes of time and batch"))
+        raise ShapeError(_shape_message(name, given.shape, shape, "the time and batch axes of x"))
     return _copied(name, _array.native(given), where)
 
 
 def lengths(given: Any, where: Home, T: int, B: int) -> Array:
-    """Return (B,) integers on the device of `where`; a list or a NumPy array may come from any backend."""
+    """Return checked (B,) integers on the device of `where`; any backend accepts a list or a NumPy array."""
     if T > _values.LARGEST:
         msg = f"x has T={T} steps; with lengths T must be at most {_values.LARGEST}"
         raise ArgumentError(msg)
@@ -328,29 +328,31 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
         msg = f"lengths has dtype {name}, expected integers"
         raise DTypeError(msg)
     if tuple(given.shape) != (B,):
-        raise ShapeError(_shape_message("lengths", given.shape, (B,), "one length a batch entry"))
+        raise ShapeError(_shape_message("lengths", given.shape, (B,), "one length per batch entry"))
     if not _array.is_lazy(given):
         _length_bounds(_array.to_numpy(given).tolist(), T)
     return _copied("lengths", given, where, "int32")
 
 
 def _copied(name: str, given: Array, where: Home, dtype: str | None = None) -> Array:
-    """Return `given` on the device of `where`, which refuses copies while a graph is recorded."""
+    """Return `given` on the device of `where`; no copy is possible while CuPy records a graph."""
     try:
         return _array.asarray(given, where.xp, where.device, dtype)
     except BackendError as error:
-        msg = f"{name} cannot be copied to the device of the parameters: {error}; pass an array that is there"
+        msg = (
+            f"{name} cannot be copied to the device of the parameters: {error}; pass an array of that device"
+        )
         raise BackendError(msg) from error
 
 
 def _integers(name: str, given: Sequence[Any]) -> list[int]:
-    """Return Python integers; NumPy would promote int8 and uint64 to a float."""
+    """Return Python integers; NumPy would promote int8 together with uint64 to a float."""
     try:
         if any(isinstance(value, bool | np.bool_) for value in given):
             raise TypeError
         return [operator.index(value) for value in given]
     except TypeError:
-        msg = f"{name}={given!r} must hold integers, one a batch entry"
+        msg = f"{name}={given!r} must hold integers, one per batch entry"
         raise DTypeError(msg) from None
 
 
@@ -362,7 +364,7 @@ def _length_bounds(lengths: Sequence[int], T: int) -> None:
 
 
 def ids(name: str, a: Array, where: Home, count: int) -> Array:
-    """Integers in [0, count), looked at only where that does not wait for a device."""
+    """Return integers checked to be in [0, count); values on a device and traced values are not read."""
     given = Home(_array.namespace(a, name), _array.device(a), where.dtype)
     _same_home(name, given, "the parameters", where)
     kind = _array.dtype_name(a.dtype)
@@ -375,24 +377,24 @@ def ids(name: str, a: Array, where: Home, count: int) -> Array:
             bad = int(host.min() if host.min() < 0 else host.max())
             msg = f"{name} holds {bad}, which is not in [0, {count})"
             raise ArgumentError(msg)
-    # Other libraries take no smaller integers as an index.
+    # Some libraries reject smaller integers as an index.
     return a if kind in ("int32", "int64") else where.xp.astype(a, where.xp.int32)
 
 
 def checkpoint(value: int | None) -> int | None:
-    """`value` as None or a number of steps of at least 1."""
+    """Return `value`, checked to be None or a number of steps, at least 1."""
     return None if value is None else _values.size("checkpoint", value)
 
 
 def mapping(name: str, value: object) -> None:
-    """Refuse what does not go from names to arrays."""
+    """Raise an error if `value` is not a mapping."""
     if not isinstance(value, Mapping):
         msg = f"{name} must be a mapping from names to arrays, got {type(value).__name__}"
         raise DTypeError(msg)
 
 
 def names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a dict of parameters with a name too many or too few."""
+    """Raise an error if the names of parameters differ from the known names."""
     given, known = set(given), set(known)
     if given != known:
         missing, unknown = sorted(known - given), sorted(given - known)

@@ -1,4 +1,4 @@
-"""A setting that holds for the process, or inside a ``with`` block for that context alone."""
+"""Settings for the whole process, or for the current context inside a ``with`` block."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
 
-# Plain calls can still become a block later; of so many that is remembered.
+# A plain call can later be entered as a block. Only this many recent calls are kept for that.
 REMEMBERED = 64
 
 
 class Held(NamedTuple, Generic[V]):
-    """What holds in a context: a block that was entered, or a plain call inside one."""
+    """A setting of a context: from a block that was entered, or from a plain call inside a block."""
 
     chosen: Chosen[V]
     entered: bool
 
 
 class Choice(Generic[V]):
-    """One value for the whole process, which a block of the present context can override."""
+    """One value for the whole process, which a block can override for the current context."""
 
     def __init__(self, name: str, default: V) -> None:
         self.default = default
@@ -29,7 +29,7 @@ class Choice(Generic[V]):
         self._lock = threading.Lock()
 
     def get(self) -> V:
-        """Return the innermost block's value, else that of the latest plain call."""
+        """Return the value of the innermost block, else of the latest plain call, else the default."""
         held = self.local.get()
         if held:
             return held[-1].chosen.value
@@ -37,42 +37,42 @@ class Choice(Generic[V]):
         return plain[-1].value if plain else self.default
 
     def enter(self, chosen: Chosen[V]) -> None:
-        """Begin a block; what its call did before counts as part of the block."""
+        """Begin a block, and move the setting of its call from the process into the block."""
         self.take_back(chosen)
         held = self.local.get()
         others = tuple(other for other in held if other.entered or other.chosen is not chosen)
         self.local.set((*others, Held(chosen, entered=True)))
 
     def leave(self, chosen: Chosen[V]) -> None:
-        """End the innermost block of `chosen` and the plain calls inside it; later blocks stay."""
+        """End the innermost block of `chosen` and the plain calls inside it; keep later blocks."""
         held = self.local.get()
         starts = [k for k, one in enumerate(held) if one.entered]
         mine = [k for k in starts if held[k].chosen is chosen]
         if not mine:
-            msg = "this block was not entered in the present thread or task; leave it where it was entered"
+            msg = "this block was not entered in the current thread or task; leave it where it was entered"
             raise RuntimeError(msg)
         end = next((k for k in starts if k > mine[-1]), len(held))
         self.local.set(held[: mine[-1]] + held[end:])
 
     def add(self, chosen: Chosen[V]) -> None:
-        """Let `chosen` hold for the process."""
+        """Apply `chosen` to the whole process."""
         with self._lock:
             self._plain = [*self._plain[1 - REMEMBERED :], chosen]
 
     def take_back(self, chosen: Chosen[V]) -> None:
-        """Let the process be as if `chosen` had never held, whatever was chosen since."""
+        """Remove `chosen` from the process, and keep all later settings."""
         with self._lock:
             self._plain = [other for other in self._plain if other is not chosen]
 
 
 class Chosen(Generic[V]):
-    """What a ``use_...`` function returns: in force at once; as a block, only inside it.
+    """The result of a ``use_...`` function: a setting with effect at once, or inside its block.
 
-    Python cannot distinguish a call from the start of a block. So a call outside
-    every block holds for the process, and entering the block takes that back
-    and makes it local to the present thread or task; between the two, for an
-    instant, other threads see it. A call inside a block holds to the end of
-    that block.
+    Python cannot distinguish a call from the start of a block. A call outside
+    every block therefore sets the value for the process. Entering the block
+    removes this setting and applies it to the current thread or task alone.
+    Other threads see the setting for an instant between the two steps. A call
+    inside a block has effect until the end of that block.
     """
 
     def __init__(self, choice: Choice[V], value: V) -> None:
@@ -93,7 +93,7 @@ class Chosen(Generic[V]):
 
 
 threads: Choice[int | None] = Choice("xplstm_threads", None)
-"""How many threads the compiled kernel may use; None for automatic."""
+"""The number of threads that the compiled kernel may use; None for automatic."""
 
 kernel: Choice[str | None] = Choice("xplstm_kernel", None)
-"""The kernel that is pinned; asked for below the seam too, by training's parts."""
+"""The name of the pinned kernel, or None. The CUDA kernels for training read it too."""

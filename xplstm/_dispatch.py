@@ -1,9 +1,9 @@
-"""The seam between what is asked and the engine that runs it.
+"""Select the kernel that runs a problem.
 
-A kernel runs one layer, all its directions, one whole sequence. The table is
-ordered from the fastest to the reference, which runs everything; the first
-kernel that supports a problem runs it. Forward and backward are registered
-together. A new kernel is a module in ``kernels/`` and a row here.
+A kernel runs one layer with all its directions over a whole sequence. The table
+is ordered from the fastest kernel to the reference kernel, which supports every
+problem. The first kernel that supports a problem runs it. Forward and backward
+are registered together. A new kernel is a module in ``kernels/`` and a row here.
 """
 
 from __future__ import annotations
@@ -26,41 +26,43 @@ Stepper = Callable[[Any, Any], tuple[Array, LSTMState] | None]
 
 
 class Kernel(NamedTuple):
-    """An engine. What `prepare` and `forward` hand on is the kernel's own business."""
+    """The functions of one kernel. Packed weights and residuals are private to the kernel."""
 
     name: str
     supports: Callable[[Problem], str | None]
-    """None, or the reason why not."""
+    """Return None if the kernel supports the problem, else the reason."""
     prepare: Callable[[Problem, Directions], Any]
-    """Pack the weights, one `Params` a direction, for `forward` at any T, B, lengths or mask."""
+    """Pack the weights, one `Params` per direction, for `forward` with any T, B, lengths or mask."""
     forward: Callable[..., tuple[Array, LSTMState, Any]]
-    """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals. Where the problem has
-    resets, a last argument (D, T, B) is true where a direction starts a step that exists from zeros."""
+    """problem, packed weights, x, state_0, lengths or mask -> y, state_n, residuals. A problem with resets
+    has one more argument, a boolean array (D, T, B): True where an existing step of a direction starts from
+    a zero state."""
     backward: Callable[[Any, Array, LSTMState], tuple[Array | None, LSTMState, Directions]]
-    """residuals, dy, dstate_n -> dx, dstate_0, dparams; dx may be None where the problem does not ask."""
+    """residuals, dy, dstate_n -> dx, dstate_0, dparams. dx may be None if the problem has dx=False."""
     canonical_sums: Callable[[Problem], bool] = lambda _: False
-    """Whether a supported problem has the reproducible summation order: the same bits for a batch entry in
-    every batch."""
+    """Return whether the kernel uses the reproducible summation order for a supported problem: a batch entry
+    has the same bits in every batch."""
     slower: Callable[[Problem], str | None] = lambda _: None
-    """None, or why it is expected to be slower than the next in the table; asked for what it supports."""
+    """Return why the kernel is expected to be slower than the next kernel of the table for a supported
+    problem, or None."""
     proof: Callable[[Problem, Kernel], Proof] | None = None
-    """Whether it has a proof on the problem's device, without which it runs only when it is pinned.
-
-    None where it needs none. It may check its numbers against the reference, which is given, when a process
-    first asks."""
+    """Return the kernel's proof for the problem's device. Without a passed proof, the kernel runs only if it
+    is pinned. The first call in a process may compare the kernel with the reference kernel, which is the
+    second argument. None for a kernel that needs no proof."""
     stepper: Callable[[Problem, tuple[Any, ...]], Stepper] | None = None
-    """For streams: the first layer's problem and the packed weights of all layers, of one direction each -> a
-    function of x_t and state as users pass them, h alone of a cell without c, which gives y_t and the next
-    state of one step, whose c means nothing for such a cell; or None, before any work, for arguments that it
-    does not know to be right. Who has this supports such steps of every B."""
+    """Return a function for single steps, from the first layer's problem and the packed weights of all
+    layers, which have one direction. The function takes x_t and state as users pass them (only h for a cell
+    without c). The function returns y_t and the next state (with undefined c for such a cell), or None,
+    before any work, for arguments that it cannot validate. The function accepts every batch size."""
     caller: Callable[[Problem, tuple[Any, ...], bool], Stepper] | None = None
-    """For small calls: as `stepper`, and whether the batch is the first axis -> a function of x and state,
-    which gives y and the final state; or None for what it does not know to be right, or to be small."""
+    """Return a function for small calls. The arguments are those of `stepper`, and whether the batch is the
+    first axis. The function takes x and state and returns y and the final state, or None for arguments that
+    it cannot validate and for large calls."""
     storages: tuple[str, ...] = ()
-    """What it reads weights as, besides the dtype of the problem."""
+    """Storage types that the kernel reads weights from, in addition to the problem's dtype."""
 
 
-# Fastest first. Loaded when first asked.
+# Fastest first. `load` imports each module on first use.
 TABLE = {
     "native": "xplstm.kernels.native",
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
@@ -78,16 +80,16 @@ _pinned = _choice.kernel
 
 
 def use_kernel(name: str | None) -> Chosen[str | None]:
-    """Pin the kernel that runs from here on; None chooses automatically again.
+    """Pin the kernel that runs all layers; None restores the automatic selection.
 
-    Takes effect at once for the whole process, or, as a context manager,
-    inside the block for the present thread or task alone; a call inside a block
-    holds to the end of that block. A pinned kernel that cannot run a problem
-    raises instead of handing it on. A kernel that needs a proof on the device runs
-    without one only when it is pinned.
+    A call pins the kernel for the whole process at once. As a context manager,
+    the call pins the kernel inside its block, for the current thread or task.
+    A call inside such a block has effect until the end of the block.
+    A call of a layer raises an error if the pinned kernel cannot run it. A kernel
+    that needs a proof on the device runs without the proof only if it is pinned.
 
-    With one of CuPy's kernels pinned, losses, updates, dropout and embeddings of CuPy's arrays go through
-    CUDA kernels too, where there is one for them; with "reference", through none.
+    With "cupy_persistent" or "cupy_fused" pinned, losses, optimisers, dropout and embeddings of CuPy arrays
+    also use CUDA kernels, if one supports the call. With any other kernel pinned, they use none.
 
     Parameters
     ----------
@@ -98,12 +100,12 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     Returns
     -------
     context manager
-        Need not be entered; leaving its block restores what held before.
+        Optional to enter. Leaving its block restores the previous setting.
 
     Raises
     ------
     ArgumentError
-        For another name.
+        If `name` is unknown.
 
     Examples
     --------
@@ -130,22 +132,22 @@ def load(name: str) -> Kernel:
 
 
 pinned = _pinned.get
-"""The name of the pinned kernel; no function around it, since a small step feels every call."""
+"""Return the name of the pinned kernel, or None. A wrapper function would slow single steps down."""
 
 
 def why_not(name: str, problem: Problem) -> str | None:
-    """Why the kernel called `name` does not run `problem`, or None: its own reason before that of a pin."""
+    """Return why the kernel `name` does not run `problem`, or None; its own reason precedes a pin's."""
     kernel, pinned = load(name), _pinned.get()
     if problem.activations and problem.weights not in kernel.storages:
-        return f"it does not round activations to {problem.activations}"
+        return f"the kernel cannot round activations to {problem.activations}"
     reason = kernel.supports(problem)
     if reason is not None:
         return reason
     if problem.reproducible and not canonical_sums(kernel, problem):
-        return "it does not use the reproducible summation order, which reproducible=True requires"
+        return "the kernel does not use the reproducible summation order, which reproducible=True requires"
     if pinned is not None:
         return None if pinned == name else f"kernel {pinned!r} is pinned"
-    # reproducible=True leaves no choice of a faster kernel.
+    # reproducible=True ignores `slower`, because the next kernel may lack the summation order.
     found = None if kernel.proof is None else kernel.proof(problem, load("reference"))
     if found is not None and not found.passed:
         reason = found.text
@@ -155,25 +157,25 @@ def why_not(name: str, problem: Problem) -> str | None:
 
 
 def proof(kernel: Kernel, problem: Problem) -> str:
-    """Return what proved `kernel` on the device, or nothing where it needs no proof, or is pinned."""
+    """Return the text of the kernel's proof on the device, or "" if `kernel` is pinned or needs no proof."""
     if kernel.proof is None or _pinned.get() is not None:
         return ""
     return kernel.proof(problem, load("reference")).text
 
 
 def canonical_sums(kernel: Kernel, problem: Problem) -> bool:
-    """Return whether `kernel` uses the reproducible summation order; without a step there is no sum."""
+    """Return whether `kernel` uses the reproducible summation order; a problem without steps has no sums."""
     return problem.T * problem.B == 0 or kernel.canonical_sums(problem)
 
 
 def why_missing(name: str) -> str:
-    """Why the kernel called `name` runs nothing here, or nothing; it may need more than the package."""
+    """Return why the kernel `name` cannot run on this machine, such as a missing package, or ""."""
     reason: str = getattr(importlib.import_module(TABLE[name]), "WHY_NOT", "")
     return reason
 
 
 def select(problem: Problem) -> Kernel:
-    """Return the pinned kernel, or the first of the table that runs `problem`."""
+    """Return the pinned kernel, or the first kernel of the table that runs `problem`."""
     pinned = _pinned.get()
     reasons = {}
     for name in TABLE if pinned is None else [pinned]:

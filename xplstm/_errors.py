@@ -1,4 +1,4 @@
-"""The errors a caller can catch; each is also the built-in that people already catch."""
+"""Exceptions of xplstm. Each is also a subclass of the matching built-in exception."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BackendError(XplstmError, RuntimeError):
 
 
 class KernelError(XplstmError, RuntimeError):
-    """The kernel that was asked for cannot run this problem, or no kernel can as was asked for."""
+    """The pinned kernel cannot run this problem, or no kernel supports the requested options."""
 
 
 class NonFiniteError(XplstmError, FloatingPointError):
@@ -32,13 +32,13 @@ class NonFiniteError(XplstmError, FloatingPointError):
 
 
 class GroupError(XplstmError, RuntimeError):
-    """A process of a group that trains together is lost, or had an error that ends the run on all of them."""
+    """A process of a training group was lost, or raised an error that ends training in all processes."""
 
 
 class FormatError(XplstmError, ValueError):
-    """A file does not hold what its format promises.
+    """The content of a file violates its format.
 
-    The message quotes the file, so it is escaped and bounded: see `printable`.
+    The message quotes the file. `printable` therefore escapes and truncates it.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -49,7 +49,7 @@ LONGEST_MESSAGE = 2000
 
 
 def printable(message: str) -> str:
-    """Return a message that quotes a file, escaped and cut to 2,000 characters."""
+    """Escape a message that quotes a file, and truncate it to 2,000 characters."""
     start = message[:LONGEST_MESSAGE]
     lines = (line if line.isprintable() else ascii(line)[1:-1] for line in start.split("\n"))
     text = "\n".join(lines)
@@ -58,4 +58,4 @@ def printable(message: str) -> str:
 
 
 class GradientError(XplstmError, AssertionError):
-    """A gradient is not what finite differences say."""
+    """A gradient differs from finite differences."""

@@ -1,4 +1,4 @@
-"""The problem that a kernel is asked to run, and the explanation of which kernel runs it."""
+"""The problem that a kernel runs, and the explanation of the kernel selection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xplstm.cells import Cell
 
 
 class Noise(NamedTuple):
-    """Where the random masks of a variant come from."""
+    """Key and counters of a variant's random masks."""
 
     key: tuple[int, int]
     stream: int
@@ -19,10 +19,9 @@ class Noise(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One layer, all its directions, one whole sequence: what a kernel is asked to run.
+    """A run of one layer with all its directions over a whole sequence.
 
-    Everything that chooses a kernel and nothing that a computation needs the
-    values of.
+    The fields decide which kernel runs the problem. They hold no array values.
     """
 
     xp: Namespace
@@ -40,30 +39,30 @@ class Problem(NamedTuple):
     keep: bool
     cell: Cell
     noise: Noise | None = None
-    """None where nothing is random."""
+    """None if the cell draws no random masks."""
     precision: str | None = None
-    """What products of float32 may be made in on a GPU: "tf32", or None for float32 alone."""
+    """"tf32" if a GPU kernel may compute float32 products in TF32, else None."""
     reproducible: bool = False
-    """Whether sums must have the reproducible summation order."""
+    """Whether sums must use the reproducible summation order."""
     weights: str | None = None
-    """What the matrices are stored in where it is not `dtype`."""
+    """Storage type of the weight matrices, or None for `dtype`."""
     resets: bool = False
-    """Whether some steps start from zeros: `forward` then takes one more array, which says where."""
+    """Whether `forward` takes one more array, which marks the steps that start from a zero state."""
     activations: str | None = None
-    """What x and h are rounded to on their way into products with int8 weights; None for `dtype`."""
+    """Type that x and h are rounded to before products with int8 weights, or None for `dtype`."""
     why_not_borrowed: str | None = ""
-    """Why kernels for NumPy may not run on the memory of another library's arrays, or None where they may.
-    Empty where the library's memory is never borrowed."""
+    """Why kernels for NumPy cannot run on the memory of another library's arrays, or None if they can.
+    Empty for a library whose memory is never borrowed."""
     dx: bool = True
-    """Whether `backward` is asked for the gradient with respect to x, which a kernel may give anyway."""
+    """Whether the gradient with respect to x is needed. A kernel may compute it anyway."""
 
     @property
     def output_size(self) -> int:
-        """Features of h: P with a projection, else H."""
+        """Number of features of h: P with a projection, else H."""
         return self.proj_size or self.H
 
     def part(self, d: int, lo: int, hi: int) -> Problem:
-        """Return direction `d` alone, over the steps ``lo:hi``."""
+        """Return the problem of direction `d` alone, over the steps ``lo:hi``."""
         noise = self.noise
         if noise is not None:
             noise = Noise(noise.key, noise.stream + d, noise.start + lo)
@@ -72,21 +71,22 @@ class Problem(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Kernel that would run each layer, and why each faster kernel would not.
+    """The kernel that runs each layer, and why each faster kernel does not.
 
     Attributes
     ----------
     kernels : tuple of str
-        One name a layer.
-    reasons : tuple of dict
-        For each layer, the reason why each kernel before the selected one cannot run.
+        One name per layer.
+    reasons : tuple of dict of str to str
+        For each layer, the name of each faster kernel and the reason why that kernel does not run.
     canonical_sums : bool
-        Whether every layer has the reproducible summation order, so that the bits of
+        Whether every layer uses the reproducible summation order, so that the bits of
         a batch entry do not depend on the other entries.
     weights : tuple of str
-        For each layer of ``freeze(weights=)``, what its kernel reads the weights as; else empty.
+        For each layer of ``freeze(weights=)``, the type in which its kernel reads the weights. Empty for
+        other layers.
     proofs : tuple of str
-        For each layer, what proved its kernel on the device; empty where no kernel needs a proof.
+        For each layer, the text of its kernel's proof on the device. Empty if no kernel needs a proof.
     """
 
     kernels: tuple[str, ...]

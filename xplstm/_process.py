@@ -1,4 +1,4 @@
-"""The backends, kernels, threads of the compiled kernel and kept memory of this process."""
+"""Show and change the settings of this process: backends, kernels, threads and kept memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from xplstm.kernels import _recycled
 
 
 def show_config() -> None:
-    """Print versions, the backends found and usable, and the kernels.
+    """Print versions, the installed and usable backends, and the kernels.
 
-    Looks at CuPy's devices if CuPy is installed; imports no other library.
+    Queries CUDA devices if CuPy is installed. Imports no other array library.
 
     Examples
     --------
@@ -31,37 +31,39 @@ def show_config() -> None:
     print("kernels, fastest first")
     for name in _dispatch.TABLE:
         missing, kernel = _dispatch.why_missing(name), _dispatch.load(name)
-        proof = "" if kernel.proof is None else "where it is proven on the device, or pinned"
+        proof = "" if kernel.proof is None else "usable if proven on the device, or pinned"
         text = f"not usable: {missing}" if missing else proof
         print(f"  {name:<17} {text}" if text else f"  {name}")
 
 
 def use_threads(count: int | None) -> Chosen[int | None]:
-    """Set how many threads the kernel ``native`` uses from here on; None chooses automatically again.
+    """Set the number of threads of the kernel ``native``; None restores the automatic number.
 
-    Takes effect at once for the whole process, or, as a context manager,
-    inside the block for the present thread or task alone. The number of
-    threads changes no bit of a result. A `FrozenLSTM` keeps for its `step`
-    the number that held when it was frozen.
+    A call sets the number for the whole process at once. As a context manager,
+    the call sets the number inside its block, for the current thread or task.
+    The number of threads changes no bit of a result. `FrozenLSTM.step` keeps
+    the number that was set when the layer was frozen.
 
-    Automatic is ``XPLSTM_NUM_THREADS``, else ``OMP_NUM_THREADS``, else as
-    many as the process has processors: its affinity and the quota of its
-    control group count, also when they change while it runs.
+    The automatic number is ``XPLSTM_NUM_THREADS``, else ``OMP_NUM_THREADS``,
+    else the number of processors that the process may use. The CPU affinity and
+    the quota of the control group limit that number, even if they change later.
 
     Parameters
     ----------
     count : int or None
-        At least 1. More than 64 are as many as 64, and a small problem takes fewer.
+        At least 1. The kernel uses at most 64 threads, and fewer for a small problem.
 
     Returns
     -------
     context manager
-        Need not be entered; leaving its block restores what held before.
+        Optional to enter. Leaving its block restores the previous setting.
 
     Raises
     ------
-    DTypeError, ArgumentError
-        If `count` is no integer of at least 1.
+    DTypeError
+        If `count` is not an integer.
+    ArgumentError
+        If `count` is below 1 or above 2**31 - 1.
 
     Examples
     --------
@@ -75,12 +77,11 @@ def use_threads(count: int | None) -> Chosen[int | None]:
 
 
 def release_memory() -> None:
-    """Give the memory that is kept for the next call back to the system.
+    """Free the memory that the kernels for NumPy keep for the next call.
 
-    The kernels for NumPy keep the memory of the largest training step, and
-    the scratch of the largest call, for the next one. What arrays still use
-    is not touched. The next call takes longer by the time it needs to get
-    such memory again.
+    These kernels keep the memory of the largest training step and the scratch
+    memory of the largest call. Memory that arrays still use is not freed. The
+    next call takes longer because it allocates memory again.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""`LSTMState`, and what can be done with the batch entries of a state, on any array library.
+"""Define `LSTMState`, and select, reset and join the batch entries of a state.
 
-The functions work on one array at a time, which errors call `name`.
+The functions work with any array library, on one array at a time. Errors call this array `name`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _HOST = (np.ndarray, list, tuple, range)
 
 
 class LSTMState(NamedTuple):
-    """State of an LSTM: always h first, then c.
+    """State of an LSTM: h first, then c.
 
-    Its methods change the entries of a batch, for streams that start and end.
-    A row is one batch entry. The rows are on axis 1 of three axes. A state of two axes could be
-    (B, H), as `lstm` takes it, or (L*D, H), without a batch: there pass ``axis=0``, or use `stack`.
-    Rows are integers: one, a list, or an array of NumPy or of the state's library. Values on a
-    device are never read.
+    The methods select, reset and join batch entries, for streams that start and end. They call
+    a batch entry a row. The rows are on axis 1 of an array with three axes. An array with two axes
+    may have the shape (B, H), as in `lstm`; pass ``axis=0`` for it. It may also have the shape
+    (L*D, H), without a batch; call `stack` first. The argument `rows` is an integer, a list of integers,
+    or an array of NumPy or of the state's library. Values on a device are never read.
 
     Attributes
     ----------
@@ -47,24 +47,24 @@ class LSTMState(NamedTuple):
     c: Array
 
     def take(self, rows: Any, *, axis: int | None = None) -> LSTMState:
-        """Return some rows, in the given order; a row may be repeated.
+        """Return the given rows in the given order; a row may be repeated.
 
         Parameters
         ----------
         rows : int, or integers of shape (N,)
-            In [0, B). A single int gives a state without rows.
+            In [0, B). A single int gives a state without the axis of rows.
         axis : int, optional
-            Of the rows; 1 if left out, for which the state must have three axes.
+            Axis of the rows. Without it, the axis is 1 and the arrays must have three axes.
 
         Returns
         -------
         LSTMState
-            With N rows, or without the axis.
+            State with N rows, or without the axis.
 
         Raises
         ------
         ArgumentError, ShapeError, DTypeError, BackendError
-            Naming what is wrong and the bound.
+            If an argument is invalid. The message names the argument, its value and the bound.
 
         Examples
         --------
@@ -77,17 +77,17 @@ class LSTMState(NamedTuple):
         return LSTMState(*(take_entries(n, a, rows, axis_of(n, a, axis)) for n, a in self._named()))
 
     def reset(self, rows: Any, to: Any = None, *, axis: int | None = None) -> LSTMState:
-        """Reset some rows; the others keep their bits.
+        """Reset the given rows, and keep the bits of all other rows.
 
         Parameters
         ----------
         rows : int, integers of shape (N,), or booleans of shape (B,)
             Rows to reset.
         to : (h, c), optional
-            New values, in the shape of this state, or with one row or without the axis of rows for all
-            rows. Default: zeros.
+            New values in the shape of this state. Values with one row, or without the axis of rows, apply
+            to all given rows. Zeros if omitted.
         axis : int, optional
-            Of the rows; 1 if left out, for which the state must have three axes.
+            Axis of the rows. Without it, the axis is 1 and the arrays must have three axes.
 
         Returns
         -------
@@ -97,7 +97,7 @@ class LSTMState(NamedTuple):
         Raises
         ------
         ArgumentError, ShapeError, DTypeError, BackendError
-            Naming what is wrong and the bound.
+            If an argument is invalid. The message names the argument, its value and the bound.
 
         Examples
         --------
@@ -123,17 +123,17 @@ class LSTMState(NamedTuple):
         count : int
             Number of rows, at least 0.
         axis : int, optional
-            Of the rows; 1 if left out, for which the state must have three axes.
+            Axis of the rows. Without it, the axis is 1 and the arrays must have three axes.
 
         Returns
         -------
         LSTMState
-            Of the same library, device, dtype and sizes.
+            Zeros with the same library, device, dtype and sizes.
 
         Raises
         ------
         ArgumentError, ShapeError, DTypeError
-            Naming what is wrong and the bound.
+            If an argument is invalid. The message names the argument, its value and the bound.
 
         Examples
         --------
@@ -146,24 +146,24 @@ class LSTMState(NamedTuple):
 
     @staticmethod
     def concat(states: Sequence[LSTMState | tuple[Array, Array]], *, axis: int | None = None) -> LSTMState:
-        """Join the rows of several states to one batch.
+        """Join the rows of several states into one batch.
 
         Parameters
         ----------
         states : sequence of (h, c)
-            At least one; the same sizes but for the rows.
+            At least one. All shapes must agree except for the number of rows.
         axis : int, optional
-            Of the rows; 1 if left out, for which the states must have three axes.
+            Axis of the rows. Without it, the axis is 1 and the arrays must have three axes.
 
         Returns
         -------
         LSTMState
-            The rows of the first, then those of the second, and so on.
+            The rows of all states, in the order of the states.
 
         Raises
         ------
         ArgumentError, ShapeError, DTypeError, BackendError
-            Naming the state and what is wrong with it.
+            If a state is invalid. The message names the state and the bound.
 
         Examples
         --------
@@ -177,22 +177,22 @@ class LSTMState(NamedTuple):
 
     @staticmethod
     def stack(states: Sequence[LSTMState | tuple[Array, Array]]) -> LSTMState:
-        """Make a batch of states that have no rows, as from calls without a batch axis.
+        """Stack states without rows, as from calls without a batch axis, into one batch.
 
         Parameters
         ----------
         states : sequence of (h, c)
-            At least one; h and c of shape (L*D, ·) or (·,), the same for all.
+            At least one. All states must have the same shapes, (L*D, ·) or (·,).
 
         Returns
         -------
         LSTMState
-            (L*D, B, ·) or (B, ·), one row a state; ``take`` with an int undoes it.
+            Shapes (L*D, B, ·) or (B, ·), with one row per state. ``take`` with an int is the inverse.
 
         Raises
         ------
         ArgumentError, ShapeError, DTypeError, BackendError
-            Naming the state and what is wrong with it.
+            If a state is invalid. The message names the state and the bound.
 
         Examples
         --------
@@ -209,11 +209,11 @@ class LSTMState(NamedTuple):
 
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
-    """Return the h of all states, then the c, each with its name."""
+    """Return the names and arrays h of all states, then the names and arrays c."""
     states = _values.items("states", states)
     pairs = [LSTMState(*pair(f"states[{k}]", state)) for k, state in enumerate(states)]
     if not pairs:
-        msg = "states is empty; at least 1 is needed"
+        msg = "states=[] must hold at least 1 state"
         raise ArgumentError(msg)
     columns = []
     for letter in LSTMState._fields:
@@ -225,17 +225,17 @@ def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[li
 
 
 def _entered_state(name: str, a: Array) -> Array:
-    """Return an array of floats."""
+    """Return an array, checked to have a floating dtype."""
     _array.namespace(a, name)
     dtype = _array.dtype_name(a.dtype)
     if dtype not in _array.FLOATS:
-        msg = f"{name} has dtype {dtype}; it must be one of {', '.join(_array.FLOATS)}"
+        msg = f"{name} has dtype {dtype}, expected one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     return _array.native(a)
 
 
 def pair(name: str, value: object) -> tuple[Array, Array]:
-    """`value` as (h, c)."""
+    """Return `value`, checked to be a pair (h, c)."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         shown = f"{len(value)} items" if isinstance(value, tuple | list) else type(value).__name__
         msg = f"{name} must be a pair (h, c), got {shown}"
@@ -244,42 +244,42 @@ def pair(name: str, value: object) -> tuple[Array, Array]:
 
 
 def axis_of(name: str, a: Array, axis: int | None) -> int:
-    """Return the axis of the batch: 1 of three axes, else the one that the caller gives."""
+    """Return the batch axis: the given one, or 1 for an array with three axes."""
     if axis is None:
         if a.ndim == 3:
             return 1
         msg = (
-            f"{name} has shape {tuple(a.shape)}, expected (L*D, B, size); say axis=0 if this is (B, size), "
-            "and stack states that have no rows"
+            f"{name} has shape {tuple(a.shape)}, expected (L*D, B, size); pass axis=0 for the shape "
+            "(B, size), and call LSTMState.stack for states without a batch axis"
         )
         raise ShapeError(msg)
     if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < a.ndim - 1:
-        msg = f"axis={axis!r} must be in [0, {a.ndim - 1}), an axis of {name} {tuple(a.shape)} but the last"
+        msg = f"axis={axis!r} must be in [0, {a.ndim - 1}), for {name} of shape {tuple(a.shape)}"
         raise ArgumentError(msg)
     return axis
 
 
 def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
-    """Return the batch entries with these indices, in this order; a single integer drops the axis."""
+    """Return the batch entries at the indices `rows`, in their order; a single integer drops the axis."""
     count = a.shape[axis]
     if _is_scalar(rows):
         row = _integer(rows)
         if not 0 <= row < count:
-            msg = f"rows={row} must be in [0, {count}), the rows of {name}"
+            msg = f"rows={row} must be in [0, {count}), the batch entries of {name}"
             raise ArgumentError(msg)
         return a[(*[slice(None)] * axis, row, ...)]
     numbers = _entered(rows, a)
     kind = _array.dtype_name(numbers.dtype)
     if kind == "bool":
-        msg = "rows are booleans; their number must be known, so pass integers, as from numpy.flatnonzero"
+        msg = "rows has dtype bool, expected integers; convert a NumPy mask with numpy.flatnonzero"
         raise DTypeError(msg)
     _check_numbers(numbers, kind, count, name)
-    # Adding 0 gives the index a new name: Dask takes one called [0] for a list of offsets.
+    # Dask mistakes an index [0] for its own list of offsets. Adding 0 makes a new array with another name.
     return _array.namespace(a, name).take(a, _array.narrow(numbers, "int32") + 0, axis=axis)
 
 
 def reset_entries(name: str, a: Array, rows: Any, to: Array | None, axis: int) -> Array:
-    """Return `a` with zeros, or the values of `to`, in these entries; selected, so that NaN vanishes too."""
+    """Return `a` with zeros, or the values of `to`, in the batch entries `rows`; this removes NaN too."""
     xp = _array.namespace(a, name)
     shape = [1] * a.ndim
     shape[axis] = a.shape[axis]
@@ -288,7 +288,7 @@ def reset_entries(name: str, a: Array, rows: Any, to: Array | None, axis: int) -
 
 
 def join_entries(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Array:
-    """All rows, one array's after another's."""
+    """Concatenate the batch entries of all arrays."""
     first = arrays[0]
     for name, a in zip(names, arrays, strict=True):
         wanted: list[int | str] = list(first.shape)
@@ -303,19 +303,19 @@ def join_entries(names: Sequence[str], arrays: Sequence[Array], axis: int) -> Ar
 
 
 def stack_entries(names: Sequence[str], arrays: Sequence[Array]) -> Array:
-    """Return one array whose entries are the given arrays, along a new axis."""
+    """Stack the arrays along a new batch axis."""
     first = arrays[0]
     for name, a in zip(names, arrays, strict=True):
         _check_alike(name, a, names[0], first)
         if a.shape != first.shape or a.ndim not in (1, 2):
             wanted = tuple(first.shape) if first.ndim in (1, 2) else "(L*D, size) or (size,)"
-            msg = f"{name} has shape {tuple(a.shape)}, expected {wanted}: one member, without an axis of rows"
+            msg = f"{name} has shape {tuple(a.shape)}, expected {wanted}, without a batch axis"
             raise ShapeError(msg)
     return _array.namespace(first, names[0]).stack(list(arrays), axis=first.ndim - 1)
 
 
 def zero_entries(name: str, a: Array, count: int, axis: int) -> Array:
-    """Return `count` entries of zeros with the shape and dtype of those of `a`."""
+    """Return `count` batch entries of zeros, with the sizes and dtype of `a`."""
     number = _values.size("count", count, 0)
     shape = (*a.shape[:axis], number, *a.shape[axis + 1 :])
     return _array.namespace(a, name).zeros(shape, dtype=a.dtype, device=_array.device(a))
@@ -326,7 +326,7 @@ def _is_scalar(rows: Any) -> bool:
 
 
 def _integer(value: Any, name: str = "rows") -> int:
-    """`value`, which is one integer."""
+    """Return `value`, checked to be one integer."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -338,7 +338,7 @@ def _integer(value: Any, name: str = "rows") -> int:
 
 
 def _entered(rows: Any, like: Array) -> Array:
-    """Return `rows`, which may be a list or NumPy array, as an array on the device of `like`."""
+    """Return `rows`, such as a list or a NumPy array, as an array on the device of `like`."""
     xp = _array.namespace(like, "h")
     if isinstance(rows, _HOST):
         rows = np.asarray(
@@ -356,7 +356,7 @@ def _entered(rows: Any, like: Array) -> Array:
 
 
 def _check_numbers(numbers: Array, kind: str, count: int, name: str) -> None:
-    """Refuse what is no row, where looking at it does not wait for a device."""
+    """Raise an error for indices that are out of bounds; indices on a device are not read."""
     if not kind.startswith(("int", "uint")):
         msg = f"rows has dtype {kind}, expected integers"
         raise DTypeError(msg)
@@ -364,18 +364,18 @@ def _check_numbers(numbers: Array, kind: str, count: int, name: str) -> None:
         return
     for place, row in enumerate(_array.to_numpy(numbers).tolist()):
         if not 0 <= row < count:
-            msg = f"rows[{place}]={row} must be in [0, {count}), the rows of {name}"
+            msg = f"rows[{place}]={row} must be in [0, {count}), the batch entries of {name}"
             raise ArgumentError(msg)
 
 
 def _mask(name: str, a: Array, rows: Any, axis: int) -> Array:
-    """(B,) booleans, from these or from row numbers."""
+    """Return (B,) booleans, from booleans or from the indices of batch entries."""
     xp, count = _array.namespace(a, name), a.shape[axis]
     rows = _entered([_integer(rows)] if _is_scalar(rows) else rows, a)
     kind = _array.dtype_name(rows.dtype)
     if kind == "bool":
         if rows.shape[0] != count:
-            msg = f"rows has shape {tuple(rows.shape)}, expected ({count},): one boolean a row of {name}"
+            msg = f"rows has shape {tuple(rows.shape)}, expected ({count},): one boolean per entry of {name}"
             raise ShapeError(msg)
         return rows
     _check_numbers(rows, kind, count, name)
@@ -384,20 +384,20 @@ def _mask(name: str, a: Array, rows: Any, axis: int) -> Array:
 
 
 def _broadcastable(name: str, a: Array, to: Array, axis: int) -> Array:
-    """`to` with as many rows as `a`, or one for all."""
+    """Return `to` with the shape of `a`, or with one batch entry for all."""
     _check_alike(f"to.{name}", to, name, a)
     given = tuple(to.shape)
     if to.ndim == a.ndim - 1:
         to = _array.namespace(a, name).expand_dims(to, axis=axis)
     one = (*a.shape[:axis], 1, *a.shape[axis + 1 :])
     if tuple(to.shape) not in (tuple(a.shape), one):
-        msg = f"to.{name} has shape {given}, expected {tuple(a.shape)}, or {one} for all rows alike"
+        msg = f"to.{name} has shape {given}, expected {tuple(a.shape)}, or {one} for all batch entries"
         raise ShapeError(msg)
     return to
 
 
 def _check_alike(name: str, a: Array, first_name: str, first: Array) -> None:
-    """Refuse an array of another library, device or dtype."""
+    """Raise an error if an array has another library, device or dtype than `first`."""
     given, wanted = (
         (_array.backend_name(_array.namespace(b, n)), _array.device(b), _array.dtype_name(b.dtype))
         for n, b in ((name, a), (first_name, first))

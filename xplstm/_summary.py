@@ -1,4 +1,4 @@
-"""What a layer, a model or an optimiser shows of itself: a table of parameters, as text or in a notebook."""
+"""Show the parameters of a layer, a model or an optimiser as a table, in text or HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = tuple[str, str, int]
 
 
 class Summary:
-    """A count of parameters, and a table of them."""
+    """A base class that counts parameters and lists them in a table."""
 
     _columns: ClassVar[tuple[str, str, str]] = ("name", "shape", "parameters")
 
@@ -30,7 +30,7 @@ class Summary:
         Returns
         -------
         str
-            The ``repr``, a line for each parameter or part, and their total.
+            The ``repr``, one line per parameter or part, and the total.
 
         Examples
         --------
@@ -49,7 +49,7 @@ class Summary:
         return "\n".join([repr(self), *table])
 
     def _repr_html_(self) -> str:
-        """Return the table as a notebook shows it."""
+        """Return the table as HTML, for notebooks."""
         rows = [(name, what, f"{count:,}") for name, what, count in self._rows()]
         lines = [*rows, ("total", "", f"{self.num_parameters:,}")]
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self._columns)

@@ -1,7 +1,7 @@
-"""Types that every room uses.
+"""Types that every module uses.
 
-The array API standard defines behaviour, not a class. `Array` lists what the library itself asks of an array;
-arrays of NumPy, CuPy, PyTorch, JAX, Dask and array-api-strict have all of it.
+The array API standard defines behaviour, not a class. `Array` lists the attributes that this package uses.
+Arrays of NumPy, CuPy, PyTorch, JAX, Dask and array-api-strict have all these attributes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Array(Protocol):
-    """An array of any library: what the library itself asks of one."""
+    """An array of any library, with the attributes that this package uses."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -72,7 +72,7 @@ class Array(Protocol):
 
 
 CuPyArray: TypeAlias = Any
-"""In rooms of CuPy alone, which use more of its arrays than `Array` lists."""
+"""An array in a module for CuPy alone, which uses attributes that `Array` does not list."""
 Namespace: TypeAlias = ModuleType
 Device: TypeAlias = Any
 DType: TypeAlias = Any
@@ -92,14 +92,14 @@ class _TorchDType(Protocol):
 FloatDType: TypeAlias = (
     Literal["float32", "float64", "float16", "bfloat16"] | np.dtype[Any] | type[Any] | _TorchDType
 )
-"""What names a dtype of a layer: a word, or a dtype of a library."""
+"""A layer's dtype: its name, or the dtype of a library."""
 Lengths: TypeAlias = Array | Sequence[SupportsIndex] | SupportsIndex | None
-"""Steps of each batch entry; one number without a batch."""
+"""The number of steps of each batch entry; one number without a batch axis."""
 
 
 class Proof(NamedTuple):
-    """Whether a kernel that needs a proof has one, for a device and a kind of numbers."""
+    """The result of a kernel's trials on one device, for one kind of problem."""
 
     passed: bool
     text: str
-    """What was proven and when, or why the kernel is not chosen."""
+    """What was proven and when, or why the kernel is not selected."""

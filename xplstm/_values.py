@@ -1,7 +1,7 @@
-"""Checks of plain values: numbers, flags, words and seeds. Each returns the value as Python's own type.
+"""Check plain values, such as numbers, flags, words and seeds, and return them as built-in types.
 
-An error names the argument, its value and the bound: `DTypeError` for another type,
-`ArgumentError` for a value outside the bound.
+An error names the argument, its value and the bound. A wrong type raises `DTypeError`. A value outside the
+bound raises `ArgumentError`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from xplstm._errors import ArgumentError, DTypeError
 
 LARGEST = 2**31 - 1
-"""The largest size: kernels count in 32-bit integers."""
+"""The largest size, because kernels count in 32-bit integers."""
 LARGEST_SEED = 2**128 - 1
 
 
@@ -41,7 +41,7 @@ def size(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """Return a number, infinity and NaN included."""
+    """Return a number, which may be infinite or NaN."""
     return _number(name, value, "finite or not")
 
 
@@ -58,7 +58,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def above_zero(name: str, value: Any) -> float:
-    """Return a number above 0, infinity included."""
+    """Return a number above 0, which may be infinite."""
     number = _number(name, value, "above 0")
     return _within(name, value, number, "above 0", number > 0)
 
@@ -100,7 +100,7 @@ def mapping(name: str, value: Any) -> Mapping[Any, Any]:
 
 
 def items(name: str, value: Any) -> list[Any]:
-    """Return the items of an iterable that is no text and no mapping."""
+    """Return the items of an iterable, except of text and of a mapping."""
     if (
         isinstance(value, str | bytes | Mapping)
         or not isinstance(value, Iterable)
@@ -128,13 +128,13 @@ def text(name: str, value: Any) -> str:
 
 
 def path(name: str, value: Any) -> str:
-    """Return a path of str."""
+    """Return a path as a str."""
     where = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(where, str):
-        msg = f"{name}={_shown(value)} must be a str or a path of str"
+        msg = f"{name}={_shown(value)} must be a str or a path whose text is a str"
         raise DTypeError(msg)
     if not where or "\0" in where:
-        msg = f"{name}={_shown(value)} must have at least 1 character and no NUL"
+        msg = f"{name}={_shown(value)} must have at least 1 character and no NUL character"
         raise ArgumentError(msg)
     return where
 
@@ -147,12 +147,12 @@ def seed(name: str, value: Any) -> int | np.random.Generator | None:
 
 
 def generator(name: str, value: Any) -> np.random.Generator:
-    """Return the generator of a seed, a generator itself, or a new one for None."""
+    """Return a NumPy generator: from a seed, or the given one, or one with fresh entropy for None."""
     return np.random.default_rng(seed(name, value))
 
 
 def _number(name: str, value: Any, bound: str) -> float:
-    """Return a real number as a float, which no array library lets decide a dtype."""
+    """Return a real number as a Python float, which never changes the dtype of an array expression."""
     if isinstance(value, bool) or not isinstance(value, Real):
         msg = f"{name}={_shown(value)} must be a number, {bound}"
         raise DTypeError(msg)
@@ -164,7 +164,7 @@ def _number(name: str, value: Any, bound: str) -> float:
 
 
 def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
-    """Return `number`, for which the bound must hold."""
+    """Return `number`, or raise an error if `holds` is False."""
     if not holds:
         msg = f"{name}={_shown(value)} must be {bound}"
         raise ArgumentError(msg)
@@ -172,7 +172,7 @@ def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> fl
 
 
 def _shown(value: Any) -> str:
-    """Return a value as an error message shows it, of bounded length."""
+    """Format a value for an error message, in at most about 200 characters."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)

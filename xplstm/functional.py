@@ -1,4 +1,4 @@
-"""One layer and direction as functions of arrays: `lstm` and `lstm_vjp`."""
+"""Run one LSTM layer and direction as a function of arrays: `lstm` and `lstm_vjp`."""
 
 from __future__ import annotations
 
@@ -31,46 +31,48 @@ def lstm(
 ) -> tuple[Array, LSTMState]:
     """Run one LSTM layer over a sequence.
 
-    For the equations see :doc:`/equations`: Hochreiter and Schmidhuber (1997)
+    :doc:`/equations` lists the equations, which are those of Hochreiter and Schmidhuber (1997)
     with the forget gate of Gers, Schmidhuber and Cummins (2000).
 
     Parameters
     ----------
     x : array, shape (T, B, I) or (T, I)
-        Never written to. Any strides and, with NumPy, any byte order.
+        Never written to. May have any strides and, with NumPy, any byte order.
     params : LSTMParams
-        Of x's array library, device and dtype: float64, float32, float16 or bfloat16.
+        With the array library, device and dtype of x: float64, float32, float16 or bfloat16.
     state : (h, c), optional
-        Shapes (B, H) and (B, H), h (B, P) with a projection; without the B for (T, I). Zeros if left out.
+        Shapes (B, H) and (B, H), or (B, P) for h with a projection. Shapes (H,), or (P,), for x (T, I).
+        Zeros if omitted.
     lengths : integers, shape (B,), optional
-        Steps of each batch entry, in [0, T], in any order; may be a list or NumPy array on any backend.
-        Values on a device and traced values are not checked, but clipped to [0, T].
+        Number of steps of each batch entry, in [0, T], in any order. May be a list or a NumPy array with
+        any backend. Values on a device and traced values are not checked, but clipped to [0, T].
     mask : boolean array, shape (T, B), optional
-        True where a row has a step; holes are allowed and hold the state.
+        True where a batch entry has a step. Steps may be missing anywhere; a missing step keeps the state.
     reset : boolean array, shape (T, B), optional
         True where h and c of a batch entry are zeroed before a step, as for `LSTM`.
     reverse : bool, default False
-        Walk from each row's last valid step to its first.
+        Run from the last valid step of each batch entry to its first.
     variant : Variant, optional
         Options that change the standard LSTM.
     precision : {None, "tf32"}, default None
-        "tf32" lets a kernel on a GPU make products of float32 in TF32, as for `LSTM`.
+        "tf32" allows GPU kernels to compute float32 products in TF32, as for `LSTM`.
     reproducible : bool, default False
         Run only kernels with the reproducible summation order, as for `LSTM`.
 
     Returns
     -------
     y : array, shape (T, B, H), or (T, B, P) with a projection
-        h after every step, in the order of x; exactly 0 where a row has no step.
+        h after every step, in the order of x. Exactly 0 at steps that do not exist.
     state : LSTMState
-        After each row's last step; the initial state for a row without steps.
+        State after the last step of each batch entry, or the initial state of an entry without steps.
 
     Raises
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
-        Naming the argument, its value and the bound, before any work.
+        If an argument is invalid. The message names the argument, its value and the bound. Arguments are
+        checked before any work starts.
     KernelError
-        If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
+        If the pinned kernel cannot run this call, or no kernel can with ``reproducible=True``.
 
     Examples
     --------
@@ -102,37 +104,39 @@ def lstm_vjp(
     rng: int | np.random.Generator | None = None,
     checkpoint: int | None = None,
 ) -> tuple[Array, LSTMState, Pullback]:
-    """Run one LSTM layer and keep what its gradients need.
+    """Run one LSTM layer, and return the function that computes its gradients.
 
-    Truncated backpropagation is a call a window: pass the state on, and leave
-    the gradient of the window's initial state unused.
+    For truncated backpropagation, call this function once per window. Pass the
+    final state to the next call, and ignore the gradient ``dstate_0``.
 
     Parameters
     ----------
     x, params, state, lengths, mask, reset, reverse, variant, precision, reproducible
         As for `lstm`.
     rng : int or numpy.random.Generator, optional
-        Zoneout and recurrent dropout are drawn exactly when this is given. The
-        masks are the same on every backend for one seed.
+        Seed or generator of the masks of zoneout and recurrent dropout. Without it,
+        no mask is drawn. One seed gives the same masks on every backend.
     checkpoint : int, optional
-        Keep one state for every `checkpoint` steps and run the steps again in
-        the pullback: O(T / checkpoint + checkpoint) steps of memory.
+        At least 1. Keep one state for every `checkpoint` steps, and run the steps again in
+        the pullback. The pullback needs the memory of O(T / checkpoint + checkpoint) steps.
 
     Returns
     -------
     y, state
-        As from `lstm`.
+        As returned by `lstm`.
     pullback : callable
-        ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``, with the
-        shapes of y and state, of x, state and params. None means zeros.
-        May be called several times. Do not modify the arguments before the last call.
+        ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``. The arguments are
+        gradients with respect to y and state, in their shapes; None means zeros. The results
+        are gradients with respect to x, the initial state and params, in their shapes.
+        May be called several times. Do not modify the arguments of `lstm_vjp` before the last call.
 
     Raises
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
-        Naming the argument, its value and the bound, before any work.
+        If an argument is invalid. The message names the argument, its value and the bound. Arguments are
+        checked before any work starts.
     KernelError
-        If the pinned kernel cannot run it, or with ``reproducible=True`` no kernel can.
+        If the pinned kernel cannot run this call, or no kernel can with ``reproducible=True``.
 
     Examples
     --------
@@ -166,7 +170,7 @@ def _one_layer(
     precision: str | None,
     reproducible: bool,
 ) -> tuple[LSTMParams, Stack]:
-    """Check the parameters; return them, and the description of their layer."""
+    """Check the parameters; return them and the description of their layer."""
     cell = lstm_cell(variant, directions=1)
     params, sizes = _checks.layer(params, cell)
     reproducible = _values.flag("reproducible", reproducible)

@@ -1,8 +1,7 @@
-"""Initialise parameters: one function a rule, each returns a dict of all arrays of an LSTM.
+"""Initialise parameters. Each rule is a function that returns all arrays of a layer in a dict.
 
-Everything is drawn in float64 on the host by a NumPy generator, whatever
-library the parameters go to, so that one seed gives one set of values on
-every backend.
+A NumPy generator draws all values in float64 on the host. One seed therefore
+gives the same values on every backend.
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     Parameters
     ----------
     shape : tuple of int
+        Sizes, each at least 0.
     bound : float
-        At least 0.
+        At least 0 and finite.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
@@ -39,8 +39,10 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
 
     Raises
     ------
+    DTypeError
+        If an argument has the wrong type.
     ArgumentError
-        If `bound` is negative.
+        If `bound` or a size is negative, or `bound` is not finite.
 
     Examples
     --------
@@ -53,18 +55,18 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
 
 
 def glorot_uniform(shape: Shape, rng: Seed = None) -> np.ndarray:
-    """Draw a weight whose outputs keep the variance of the inputs, forward and backward.
+    """Draw a weight that keeps the variance of signals, forward and backward.
 
-    Uniform within ``sqrt(6 / (fan_in + fan_out))`` of zero: formula 16 of
-    Glorot and Bengio, "Understanding the difficulty of training deep
-    feedforward neural networks", 2010.
+    The values are uniform within ``sqrt(6 / (fan_in + fan_out))`` of zero
+    (formula 16 of Glorot and Bengio, "Understanding the difficulty of training
+    deep feedforward neural networks", 2010).
 
     Parameters
     ----------
     shape : (int, int)
-        ``(fan_out, fan_in)``, the layout of every weight in this library.
+        ``(fan_out, fan_in)``, each at least 0. Every weight in this library has this layout.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
@@ -86,20 +88,21 @@ def glorot_uniform(shape: Shape, rng: Seed = None) -> np.ndarray:
 
 
 def orthogonal(shape: Shape, rng: Seed = None) -> np.ndarray:
-    """Draw a matrix with orthonormal rows, or columns where it has more rows than columns.
+    """Draw a matrix with orthonormal rows, or orthonormal columns if it has more rows than columns.
 
-    Every such matrix is equally likely: the signs of R's diagonal are moved into
-    the factor Q of a normal matrix's QR factorisation (Mezzadri, "How to
-    generate random matrices from the classical compact groups", 2007). That
-    orthogonal weights keep the length of a signal through many steps is shown
-    in Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics
-    of learning in deep linear neural networks", 2014.
+    The distribution is uniform. The function factors a matrix of normal values
+    into Q and R, and multiplies the columns of Q by the signs of R's diagonal
+    (Mezzadri, "How to generate random matrices from the classical compact
+    groups", 2007). Orthogonal weights keep the length of a signal through many
+    steps (Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics
+    of learning in deep linear neural networks", 2014).
 
     Parameters
     ----------
     shape : (int, int)
+        Rows and columns, each at least 0.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
@@ -126,19 +129,19 @@ def orthogonal(shape: Shape, rng: Seed = None) -> np.ndarray:
 
 
 def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw every parameter within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+    """Draw every parameter within ``1 / sqrt(hidden_size)`` of zero, as PyTorch does.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
 
     Raises
     ------
@@ -162,24 +165,24 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
 
 
 def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw every parameter of an RNN within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+    """Draw every parameter of an RNN within ``1 / sqrt(hidden_size)`` of zero, as PyTorch does.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
 
     Raises
     ------
     ShapeError
-        If there is no ``weight_ih`` that gives the hidden size.
+        If there is no ``weight_ih``, whose rows give the hidden size.
 
     Examples
     --------
@@ -191,31 +194,31 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     shapes = _checked(shapes)
     rows = [shape[0] for name, shape in shapes.items() if name.startswith("weight_ih") and shape and shape[0]]
     if not rows:
-        msg = f"shapes={dict(shapes)} name no weight_ih with hidden_size rows"
+        msg = f"shapes={dict(shapes)} must have a weight_ih with hidden_size rows"
         raise ShapeError(msg)
     rng = _values.generator("rng", rng)
     return {name: uniform(shape, rows[0] ** -0.5, rng) for name, shape in shapes.items()}
 
 
 def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw every parameter of a GRU within ``1 / sqrt(hidden_size)`` of zero, as torch does.
+    """Draw every parameter of a GRU within ``1 / sqrt(hidden_size)`` of zero, as PyTorch does.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_hh_l0: (3H, H)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
 
     Raises
     ------
     ShapeError
-        If there is no ``weight_hh`` with three gates of rows.
+        If there is no ``weight_hh``, or one is not of shape ``(3H, H)``.
 
     Examples
     --------
@@ -234,19 +237,19 @@ def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
 
 
 def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw Glorot (Xavier) weights for an RNN, orthogonal ones from h to h; zero biases.
+    """Draw Glorot (Xavier) input weights and orthogonal recurrent weights of an RNN; set biases to 0.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
 
     Raises
     ------
@@ -272,27 +275,30 @@ def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndar
 
 
 def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
-    """Make a rule whose LSTM remembers at first: the forget gate's biases add up to `value`.
+    """Return a rule that sets the forget-gate biases of an LSTM to the sum `value`.
 
-    Gers, Schmidhuber and Cummins (2000) start it above zero; Jozefowicz, Zaremba
-    and Sutskever (2015) measure how much it helps.
+    A positive bias opens the forget gate at the start of training, so that c
+    persists. Gers, Schmidhuber and Cummins (2000) start the bias above zero.
+    Jozefowicz, Zaremba and Sutskever (2015) measure the effect.
 
     Parameters
     ----------
     rule : callable
         One of this module's rules for an LSTM.
     value : float, default 1.0
-        Finite. Coupled gates have no use for it: their f is 1 - i.
+        Finite. Has no effect with coupled gates, whose f is 1 - i.
 
     Returns
     -------
     callable
-        ``rule(shapes, rng)``, as `LSTM.initialize` takes it.
+        ``rule(shapes, rng)``, for `LSTM.initialize`.
 
     Raises
     ------
+    DTypeError
+        If `rule` is not callable or `value` is not a number.
     ArgumentError
-        If `value` is not finite, or, when the rule is used, if there are no biases.
+        If `value` is not finite. The returned rule raises this error if there are no biases.
 
     Examples
     --------
@@ -311,7 +317,7 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
         H, values = _hidden_size(shapes), rule(shapes, rng)
         biases = [name for name in values if name.startswith(("bias_ih", "bias_hh"))]
         if not biases:
-            msg = f"shapes={dict(shapes)} have no bias_ih and bias_hh; a forget bias needs bias=True"
+            msg = f"shapes={dict(shapes)} have no bias_ih and bias_hh; forget_bias needs bias=True"
             raise ArgumentError(msg)
         for name in biases:
             values[name][H : 2 * H] = value if name.startswith("bias_ih") else 0.0
@@ -321,30 +327,30 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
 
 
 def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw Glorot input weights and orthogonal recurrent weights, gate by gate; forget-gate bias 1.
+    """Draw Glorot input weights and orthogonal recurrent weights; set the forget-gate bias to 1.
 
-    Each gate's block of rows is a matrix of its own, because each gate reads
-    all inputs by itself. A projection is on the recurrent path and is
-    orthogonal too. The forget gate's 1 is in ``bias_ih``, all else in the
-    biases is 0 (Jozefowicz, Zaremba and Sutskever, "An empirical exploration of
-    recurrent network architectures", 2015, on why it should).
+    The rule draws one matrix per gate, because each gate reads all inputs. A
+    projection is part of the recurrent path and is orthogonal too. The
+    forget-gate entries of ``bias_ih`` are 1, and all other biases are 0
+    (recommended by Jozefowicz, Zaremba and Sutskever, "An empirical exploration
+    of recurrent network architectures", 2015).
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
 
     Raises
     ------
     ShapeError
-        If a weight is not a matrix, or its rows are not those of four gates.
+        If a weight is not a matrix, or does not have ``4 * hidden_size`` rows.
 
     Examples
     --------
@@ -376,25 +382,25 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
 
 
 def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw each gate's weights for h and x together as one Glorot matrix; zero biases.
+    """Draw each gate's weights for h and x together as one Glorot (Xavier) matrix; set biases to 0.
 
-    What two of the source documents recommend for their matrices on [h, x], of shape
-    (H, H + I): uniform within ``sqrt(6 / (2 H + I))`` of zero, by formula 16 of
-    Glorot and Bengio, "Understanding the difficulty of training deep
-    feedforward neural networks", 2010, who call it the normalized
-    initialization; it is also known as Xavier's.
+    Two of the source documents recommend this rule for their gate matrices on
+    [h, x], of shape (H, H + I). The values are uniform within
+    ``sqrt(6 / (2 H + I))`` of zero (formula 16 of Glorot and Bengio,
+    "Understanding the difficulty of training deep feedforward neural networks",
+    2010, called the normalized initialization there).
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
 
     Raises
     ------
@@ -427,22 +433,27 @@ def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
 
 
 def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw standard normal weights; zero biases. Two of the source documents begin so.
+    """Draw standard normal weights; set biases to 0.
 
-    Kept to reproduce them: with weights of this size the gates of a wide layer
-    start saturated, and the documents themselves advise against it.
+    This rule reproduces two of the source documents, which themselves advise
+    against it. With weights of this size, the gates of a wide layer start saturated.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
+
+    Raises
+    ------
+    DTypeError
+        If `shapes` is not a mapping of str to tuple of int.
 
     Examples
     --------
@@ -456,22 +467,27 @@ def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
 
 
 def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-    """Draw weights within 1e-4 of zero; zero biases. One of the source documents begins so.
+    """Draw weights within 1e-4 of zero; set biases to 0.
 
-    Kept to reproduce it: every gate starts at one half and every candidate at
-    zero, and learning takes long to leave that point.
+    This rule reproduces one of the source documents. Every gate starts at about
+    0.5 and every candidate at about 0, so early training is slow.
 
     Parameters
     ----------
     shapes : mapping of str to tuple of int
         Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
     rng : int, numpy.random.Generator or None
-        A seed, a generator that is drawn from, or None for fresh entropy.
+        A seed, a generator to draw from, or None for fresh entropy.
 
     Returns
     -------
     dict of str to numpy.ndarray, float64
-        The names of `shapes`, in their order, which is the order of drawing.
+        Arrays by name, drawn in the order of `shapes`.
+
+    Raises
+    ------
+    DTypeError
+        If `shapes` is not a mapping of str to tuple of int.
 
     Examples
     --------
@@ -485,7 +501,7 @@ def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray
 
 
 def _matrix(shape: Shape) -> tuple[int, int]:
-    """Return `shape` as rows and columns."""
+    """Return the rows and columns of `shape`, checked."""
     if not isinstance(shape, tuple | list):
         msg = f"shape={shape!r} must be a tuple, the rows and the columns of a weight"
         raise DTypeError(msg)
@@ -497,12 +513,12 @@ def _matrix(shape: Shape) -> tuple[int, int]:
 
 
 def _sizes(name: str, shape: Any) -> Shape:
-    """Return a shape, of sizes that an array can have."""
+    """Return a shape, checked to be a sequence of sizes."""
     return tuple(_values.size(f"{name}[{k}]", n, 0) for k, n in enumerate(_values.items(name, shape)))
 
 
 def _checked(shapes: Any) -> Shapes:
-    """Return names and shapes, checked."""
+    """Return the checked names and shapes."""
     return {
         _name(name): _sizes(f"shapes[{name!r}]", shape)
         for name, shape in _values.mapping("shapes", shapes).items()
@@ -510,15 +526,15 @@ def _checked(shapes: Any) -> Shapes:
 
 
 def _name(name: object) -> str:
-    """Return the name of a parameter, which is a str."""
+    """Return the name of a parameter, checked to be a str."""
     if not isinstance(name, str):
-        msg = f"shapes names {name!r}; a str was expected"
+        msg = f"shapes has the name {name!r}, expected a str"
         raise DTypeError(msg)
     return name
 
 
 def _hidden_size(shapes: Shapes) -> int:
-    """H, from the rows of any parameter that has four gates of them."""
+    """Return H, a quarter of the rows of any parameter with four gates."""
     for name, shape in shapes.items():
         if name.startswith("weight_hh"):
             _check_gates(name, shape, shapes.get(name.replace("weight_hh", "weight_hr"), shape)[-1])
@@ -526,16 +542,16 @@ def _hidden_size(shapes: Shapes) -> int:
         gates = name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         if gates and shape and shape[0] >= 4:
             return shape[0] // 4
-    msg = f"shapes={dict(shapes)} name no parameter with the 4 * hidden_size rows of an LSTM's gates"
+    msg = f"shapes={dict(shapes)} must have a parameter with 4 * hidden_size rows, as for an LSTM"
     raise ShapeError(msg)
 
 
 def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
-    """Raise an error for a recurrent weight without the rows of four gates, such as that of an RNN."""
+    """Raise an error if a recurrent weight does not have four gates, such as the weight of an RNN."""
     if shape[0] != 4 * hidden_size:
         msg = (
-            f"{name} has shape {tuple(shape)}; four gates of hidden_size={hidden_size} have "
-            f"{4 * hidden_size} rows. This rule is for an LSTM; those for RNN and JordanRNN begin with rnn_"
+            f"{name} has shape {tuple(shape)}, expected {4 * hidden_size} rows for four gates of "
+            f"hidden_size={hidden_size}. This rule is for an LSTM; for RNN and JordanRNN use a rule rnn_..."
         )
         raise ShapeError(msg)
 
@@ -546,33 +562,33 @@ def _per_gate(
     """Stack one draw of `rule` for each gate's block of rows."""
     rows, columns = _matrix(shape)
     if rows != 4 * hidden_size:
-        msg = f"a weight has {rows} rows; four gates of hidden_size={hidden_size} have {4 * hidden_size}"
+        msg = f"a weight has {rows} rows, expected {4 * hidden_size} for four gates of {hidden_size=}"
         raise ShapeError(msg)
     return np.concatenate([rule((hidden_size, columns), rng) for _ in range(4)])
 
 
 def _joined_bound(shapes: Shapes, name: str, hidden_size: int) -> float:
-    """Glorot's bound for the matrix that a weight would be part of if its gate had one on [h, x]."""
+    """Return Glorot's bound for one gate's input and recurrent weights, joined into one matrix."""
     suffix = name[len("weight_ih") :]
     fan_in = 0
     for part in (f"weight_ih{suffix}", f"weight_hh{suffix}"):
         if part not in shapes:
-            msg = f"shapes={dict(shapes)} have {name} and not {part}, which count together"
+            msg = f"shapes={dict(shapes)} have {name} but not {part}; this rule needs both"
             raise ShapeError(msg)
         fan_in += _matrix(shapes[part])[1]
     return float((6 / (hidden_size + fan_in)) ** 0.5)
 
 
 def _weights_only(shapes: Shapes, draw: Callable[[Shape], np.ndarray]) -> dict[str, np.ndarray]:
-    """Draw what is called a weight; leave the biases at zero."""
+    """Draw the parameters whose name starts with "weight"; set the biases to zero."""
     return {name: draw(s) if name.startswith("weight") else _neutral(name, s) for name, s in shapes.items()}
 
 
 def _is_norm(name: str) -> bool:
-    """Whether a parameter belongs to a layer normalisation, which is to change nothing at first."""
+    """Return whether a parameter belongs to a layer normalisation."""
     return name.startswith(("gain_", "bias_c"))
 
 
 def _neutral(name: str, shape: Shape) -> np.ndarray:
-    """Ones for a scale, zeros for whatever is added."""
+    """Return ones for a scale and zeros for a bias."""
     return np.ones(shape) if name.startswith("gain_") else np.zeros(shape)

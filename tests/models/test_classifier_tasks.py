@@ -186,7 +186,7 @@ BAD = [
     (lambda: make()(IDS * 1.0), "dtype float64, expected integers"),
     (lambda: make()(IDS + V), r"ids holds \d+, which is not in \[0, 9\)"),
     (lambda: make()(IDS[None]), r"expected ids of tokens \(T, B\)"),
-    (lambda: xplstm.LSTM(B, H)(IDS), "x has dtype int64.*ids of tokens are no numbers.*xplstm.Embedding"),
+    (lambda: xplstm.LSTM(B, H)(IDS), "x has dtype int64.*pass token ids to xplstm.Embedding"),
     (lambda: features()(IDS), "x has dtype int64, and this model reads features.* vocab_size="),
     (lambda: make(task="multilabel").loss(IDS, TARGETS["multiclass"]), r"targets has shape \(4,\), expected"),
     (lambda: make(task="multilabel").loss(IDS, TARGETS["multilabel"] + 1), r"outside \[0, 1\]"),
