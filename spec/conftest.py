@@ -16,7 +16,7 @@ from spec.questions import MOST, say
 from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
 from spec.subject import Adapter
-from spec.subjects import is_slow, named, required, subjects
+from spec.subjects import is_slow, missing, named, required, subjects
 
 FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
@@ -168,11 +168,12 @@ def beyond_the_sample(case: Case, kinds: Kinds) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A subject that was named and answered nothing has passed nothing: that is a failure."""
-    named = session.config.getoption("--subject") or session.config.getoption("--stdio")
+    """A subject that was named and cannot run, or answered nothing, has passed nothing: that is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    here = any(c.adapter.why_unavailable() is None for c in session.config.stash[CHOSEN])
-    if not (named and here) or reporter is None or exitstatus or session.config.option.collectonly:
+    if not is_named(session.config) or reporter is None or exitstatus or session.config.option.collectonly:
+        return
+    if missing(session.config.getoption("--subject") or ()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return
     if not any(reporter.stats.get(outcome) for outcome in ("passed", "xfailed")):
         reporter.write_line("nothing was tested: the subject offers none of what was asked")

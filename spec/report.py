@@ -27,7 +27,7 @@ from spec import clauses, deviations, page, picture
 from spec.cases import Case, case_of
 from spec.stdio import Stdio
 from spec.subject import Adapter
-from spec.subjects import named, subjects, takes_minutes
+from spec.subjects import missing, named, subjects, takes_minutes
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
@@ -197,14 +197,14 @@ class Part(NamedTuple):
     failures: list[str]
 
 
-def part(name: str, adapter: Adapter, kept: Path, option: str, listed: Path | None) -> Part:
+def part(name: str, adapter: Adapter, kept: Path, chosen: Sequence[str], listed: Path | None) -> Part:
     """Run one subject, or read its results if a run before has kept them and nothing has changed since."""
     path, wanted = kept / f"{name.replace(':', '-')}.json", digest(name, adapter)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["digest"] == wanted and not found["failures"]:
             return Part(found["results"], [])
-    recorder = run([option], listed)
+    recorder = run(chosen, listed)
     known = clauses.clauses(clauses.SPEC.read_text(encoding="utf-8"))
     results = {clause: judged(clause, recorder.outcomes) for clause in known}
     if adapter.why_unavailable() is not None:
@@ -244,7 +244,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, write, and return 1 where a case fails that no list knows."""
+    """Run, write, and return 1 where a case fails that no list knows, or a named subject cannot run."""
     parser = argparse.ArgumentParser(prog="python -m spec report", description=__doc__)
     parser.add_argument(
         "--subject",
@@ -252,6 +252,7 @@ def main(arguments: Sequence[str]) -> int:
         help="these alone; by default all but those of JAX and Dask by xplstm, which take minutes",
     )
     parser.add_argument("--stdio", metavar="COMMAND", help="a program that answers JSON lines, alone")
+    parser.add_argument("--isolated", action="store_true", help="run each subject in a process of its own")
     parser.add_argument("--deviations", type=Path, help="what the subject is known to do otherwise")
     parser.add_argument(
         "--kept", type=Path, metavar="FOLDER", help="keep each subject's results; run again what has changed"
@@ -262,19 +263,21 @@ def main(arguments: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)  # what is wrong with it shows before minutes of tests
     if options.stdio:
         adapters: dict[str, Adapter] = {"stdio": Stdio(options.stdio)}
-        chosen = {"stdio": f"--stdio={options.stdio}"}
+        chosen = {"stdio": [f"--stdio={options.stdio}"]}
     else:
         quick = [name for name, adapter in subjects().items() if not takes_minutes(adapter)]
         names = list(named(options.subject)) if options.subject else quick
-        adapters, chosen = subjects() | named(names), {name: f"--subject={name}" for name in names}
+        more = ["--isolated"] if options.isolated else []
+        adapters, chosen = subjects() | named(names), {name: [f"--subject={name}", *more] for name in names}
     with contextlib.ExitStack() as stack:
         kept = options.kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept.mkdir(parents=True, exist_ok=True)
         parts = {
-            name: part(name, adapters[name], kept, option, options.deviations)
-            for name, option in chosen.items()
+            name: part(name, adapters[name], kept, given, options.deviations)
+            for name, given in chosen.items()
         }
     write(made(adapters, {name: found.results for name, found in parts.items()}), options.out)
     failures = [failure for found in parts.values() for failure in found.failures]
+    failures += [f"{name} cannot run: {reason}" for name, reason in missing(options.subject or ()).items()]
     print(*failures, f"wrote {options.out}/conformance.json and .md", sep="\n\n")
     return 1 if failures else 0

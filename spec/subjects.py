@@ -59,6 +59,16 @@ def meant(choice: str) -> dict[str, Adapter]:
     raise LookupError(msg)
 
 
+def missing(choices: Sequence[str]) -> dict[str, str]:
+    """Return the choices of which no subject can run here, each with the reasons."""
+    found = {choice: [a.why_unavailable() for a in meant(choice).values()] for choice in choices}
+    return {
+        choice: "; ".join(sorted({*filter(None, reasons)}))
+        for choice, reasons in found.items()
+        if None not in reasons
+    }
+
+
 def required() -> set[str]:
     """The libraries that have to be here, by the variable XPLSTM_REQUIRE."""
     return {name.strip() for name in os.environ.get("XPLSTM_REQUIRE", "").split(",")}

@@ -156,13 +156,18 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent, env=whole)
 
 
-def test_missing_subject_is_skipped_with_a_reason_or_fails_where_required() -> None:
+@pytest.mark.parametrize("more", [(), ("--subject=xplstm:numpy:reference",), ("--isolated",)])
+def test_a_named_subject_that_cannot_run_fails_with_its_reason(more: tuple[str, ...]) -> None:
     # The variable makes one that is not usable here, whatever is installed.
     cases = ("spec/test_vectors.py", "--subject=keras", "-k", "test_outputs and cell-float32")
-    skipped = run(*cases, KERAS_BACKEND="numpy")
-    assert skipped.returncode == 0, skipped.stdout
+    skipped = run(*cases, *more, KERAS_BACKEND="numpy")
+    assert skipped.returncode == 1, skipped.stdout
     assert "keras was not tested: it cannot run" in skipped.stdout
     assert re.search(r"SKIPPED \[1\].*(KERAS_BACKEND is numpy|not installed)", skipped.stdout)
+
+
+def test_required_subject_that_cannot_run_fails_each_case() -> None:
+    cases = ("spec/test_vectors.py", "--subject=keras", "-k", "test_outputs and cell-float32")
     failed = run(*cases, KERAS_BACKEND="numpy", XPLSTM_REQUIRE="keras")
     assert failed.returncode == 1, failed.stdout
     assert "XPLSTM_REQUIRE asks for it" in failed.stdout
@@ -174,6 +179,17 @@ def test_results_go_into_a_file_of_junit(tmp_path: Path) -> None:
     found = run(*case, f"--junitxml={file}")
     assert found.returncode == 0, found.stdout
     assert 'name="outputs float32"' in file.read_text(encoding="utf-8")
+
+
+def test_a_report_fails_where_a_named_subject_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    monkeypatch.setattr(report, "part", lambda *_: report.Part({}, []))
+    given = ["--subject=xplstm:numpy:reference", "--out", str(tmp_path)]
+    assert report.main(given) == 0
+    assert report.main([*given, "--subject=keras"]) == 1
+    assert "keras cannot run" in capsys.readouterr().out
 
 
 def test_unknown_subject_is_an_error_that_names_the_known() -> None:
