@@ -78,7 +78,7 @@ def test_stack_undoes_take_of_single_rows(xp):
 
 
 WRONG = [
-    (lambda s: s.take([0, 5]), xplstm.ArgumentError, r"rows\[1\]=5 must be in \[0, 5\), the rows of h"),
+    (lambda s: s.take([0, 5]), xplstm.ArgumentError, r"rows\[1\]=5 must be in \[0, 5\), the batch entries"),
     (lambda s: s.take(-1), xplstm.ArgumentError, r"rows=-1 must be in \[0, 5\)"),
     (lambda s: s.take(1.5), xplstm.DTypeError, "rows=1.5 must be an integer or an array of integers"),
     (lambda s: s.take([0.0]), xplstm.DTypeError, "rows has dtype float64"),
@@ -90,7 +90,7 @@ WRONG = [
     (lambda s: s.reset(0, to=(s.h, s.h)), xplstm.ShapeError, r"to\.c has shape \(3, 5, 2\), expected"),
     (lambda s: s.zeros(-1), xplstm.ArgumentError, "count=-1 must be at least 0"),
     (lambda s: s.zeros("2"), xplstm.DTypeError, "count='2' must be an integer$"),
-    (lambda _: LSTMState.concat([]), xplstm.ArgumentError, "states is empty"),
+    (lambda _: LSTMState.concat([]), xplstm.ArgumentError, r"states=\[\] must hold at least 1 state"),
     (lambda s: LSTMState.concat([s, (s.h, s.h)]), xplstm.ShapeError, r"states\[1\]\.c has shape \(3, 5, 2\)"),
     (lambda s: LSTMState.concat([s, s.h]), xplstm.DTypeError, r"states\[1\] must be a pair"),
     (lambda s: LSTMState.stack([s]), xplstm.ShapeError, r"states\[0\]\.h has shape \(3, 5, 2\)"),

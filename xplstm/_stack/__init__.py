@@ -1,4 +1,4 @@
-"""Run stacked layers, forward and backward: what happens between them."""
+"""Run stacked layers, forward and backward."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Pullback = Callable[[Array | None, LSTMState | None], tuple[Any, LSTMState, Laye
 
 
 class Prepare(NamedTuple):
-    """The parameters of a call, and how each layer's are packed."""
+    """The parameters of a call, and the function that packs them."""
 
     layers: Layers
     pack: Callable[[Kernel, Problem, int], Any]
@@ -63,7 +63,7 @@ class Prepare(NamedTuple):
 def problem(
     stack: Stack, call: Call, layers: Layers, layer: int, keep: bool, key: Key | None = None
 ) -> Problem:
-    """Return the problem of one layer; with a key, a variant's random masks are drawn."""
+    """Return the problem of one layer; a key enables the random masks of a variant."""
     T, B = call.x.shape[0], call.x.shape[1]
     return Problem(
         xp=call.xp,
@@ -100,7 +100,7 @@ def _layer_state(stack: Stack, state: LSTMState, layer: int) -> LSTMState:
 
 
 def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
-    """Return the kernel of each layer, and the reason against each faster kernel."""
+    """Return the kernel of each layer, and why each faster kernel does not run it."""
     names = list(_dispatch.TABLE)
     chosen, reasons, canonical, weights, proofs = [], [], [], [], []
     for layer in range(stack.num_layers):
@@ -119,12 +119,12 @@ def explain(stack: Stack, call: Call, layers: Layers) -> Explanation:
 
 
 def _reads(kernel: Kernel, asked: Problem) -> bool:
-    """Whether `kernel` reads the weights as they are stored."""
+    """Return whether `kernel` reads the weights in their storage type."""
     return asked.weights is None or asked.weights in kernel.storages
 
 
 def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMState]:
-    """Return the output and the final state; keep nothing."""
+    """Return the output and the final state, without residuals."""
     if _borrow.is_compiled(call.home):
         return _borrow.outside_graphs(forward, stack, call, prepare)
     x, ends = call.x, []
@@ -140,19 +140,19 @@ def forward(stack: Stack, call: Call, prepare: Prepare) -> tuple[Array, LSTMStat
 
 
 def packing(layers: Layers) -> Prepare:
-    """Pack at every call: the user may have written to the parameters since the last."""
+    """Return parameters that are packed at every call, because users may write to them between calls."""
     return Prepare(layers, lambda kernel, problem, layer: kernel.prepare(problem, layers[layer]))
 
 
 def _home(stack: Stack, layers: Layers) -> Home:
-    """Return where copied parameters live; those with stored matrices are float32 ones of NumPy."""
+    """Return where copied parameters live; parameters with stored matrices are NumPy float32 arrays."""
     if stack.weights:
         return Home(_array.numpy_namespace(), "cpu", "float32")
     return _checks.home(layers[0][0]._asdict())
 
 
 class Packed:
-    """Layers with their own copies of the parameters, packed once for each kernel that has run; pickles."""
+    """Picklable layers with their own copies of the parameters, packed once for each kernel that runs."""
 
     def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
         self._stack = stack
@@ -161,7 +161,7 @@ class Packed:
         self._packed: dict[tuple[str, int], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the array library's module, which cannot be pickled, and what can be packed again."""
+        """Omit the module of the array library, which cannot be pickled, and all packed weights."""
         return {"_stack": self._stack, "_layers": self._layers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,24 +169,24 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters."""
+        """Size of the parameters in bytes."""
         return sum(_array.nbytes(a) for layer in self._layers for p in layer for a in p if a is not None)
 
     def __sizeof__(self) -> int:
-        """Return the bytes by which Dask places and spills objects."""
+        """Return the size in bytes; Dask uses it to place and spill objects."""
         return object.__sizeof__(self) + self.nbytes
 
     def _ready(self) -> tuple[Home, Prepare]:
-        """Return what a call needs: where the parameters live, and how each layer's are packed."""
+        """Return where the parameters live, and the parameters with their packing function."""
         return self._where, self._prepare
 
     @property
     def _prepare(self) -> Prepare:
-        """Return the parameters and how they are packed."""
+        """Return the parameters and their packing function."""
         return Prepare(self._layers, self._pack)
 
     def _pack(self, kernel: Kernel, problem: Problem, layer: int) -> Any:
-        """Return the layer's packed weights, which stay valid: no other code can write to these copies."""
+        """Return the layer's packed weights; a cache is safe because no other code writes to the copies."""
         key = (kernel.name, layer)
         if key not in self._packed:
             params = self._layers[layer]
@@ -196,11 +196,11 @@ class Packed:
         return self._packed[key]
 
     def _own_layers(self) -> Layers:
-        """Return the parameters, which no other code can change."""
+        """Return the parameters, which no other code can write to."""
         return self._layers
 
     def _run(self, x: Array, state: Any, lengths: Any, mask: Any, fresh: Any) -> tuple[Array, LSTMState]:
-        """Run all layers over a block of time, some of whose steps (T, B) start from zeros."""
+        """Run all layers over a block of time; steps where `fresh` (T, B) is True start from zeros."""
         xp, device, _ = self._where
         call = enter(self._stack, self._where, x, state, lengths, mask)
         if fresh is not None:
@@ -209,19 +209,19 @@ class Packed:
 
 
 def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> tuple[Array, LSTMState]:
-    """Run one step of all layers as a sequence of one."""
+    """Run one step of all layers, as a sequence of length 1."""
     y, state_n = forward(stack._replace(batch_first=False), enter_step(stack, home, x_t, state), prepare)
     return y[0, ...], state_n
 
 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
-    """Return the function of the selected kernel for single steps of all layers, or None."""
+    """Return the selected kernel's function for single steps of all layers, or None."""
     found = _selected(stack, enter_step(stack, home, x_t, None), prepare)
     return found[0].stepper(*found[1:]) if found and found[0].stepper else None
 
 
 def caller(stack: Stack, home: Home, prepare: Prepare) -> Stepper | None:
-    """Return the function of the selected kernel for small calls of all layers, or None."""
+    """Return the selected kernel's function for small calls of all layers, or None."""
     dtype = _array.dtype_named(home.xp, home.dtype)
     x = home.xp.zeros((1, 1, stack.input_size), dtype=dtype, device=home.device)
     found = _selected(stack, enter(stack, home, x, None, None, None), prepare)
@@ -229,7 +229,7 @@ def caller(stack: Stack, home: Home, prepare: Prepare) -> Stepper | None:
 
 
 def _selected(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Problem, tuple[Any, ...]] | None:
-    """Return the kernel that all layers select, the first one's problem, and the packed weights of all."""
+    """Return the kernel that all layers select, the first layer's problem, and all packed weights."""
     layers = range(stack.num_layers)
     asked = [problem(stack, call, prepare.layers, layer, keep=False) for layer in layers]
     kernels = [_borrow.select(each) for each in asked]
@@ -245,15 +245,15 @@ def _concat(xp: Namespace, states: list[LSTMState]) -> LSTMState:
 
 
 class _Layer(NamedTuple):
-    """What the pullback needs of one layer."""
+    """The values of one layer that the pullback needs."""
 
     back: Back
     masks: list[Array]
-    """What its input was multiplied by."""
+    """Dropout masks of the layer's input."""
     weight_masks: list[Array | None]
-    """What each direction's weight_hh was multiplied by."""
+    """Dropout mask of each direction's weight_hh."""
     y: Array
-    """Its output before the directions were merged."""
+    """The layer's output before the directions were merged."""
 
 
 def vjp(
@@ -264,7 +264,7 @@ def vjp(
     checkpoint: int | None = None,
     dx: bool = True,
 ) -> tuple[Array, LSTMState, Pullback]:
-    """Return the output, the final state, and the function that takes their gradients backward."""
+    """Return the output, the final state, and the pullback of both."""
     if _borrow.is_compiled(call.home):
         return _borrow.outside_graphs(vjp, stack, call, layers, rng, checkpoint, dx)
     dx = _values.flag("dx", dx)
@@ -310,7 +310,7 @@ def _keep(
 
 
 def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[Array]:
-    """Return the dropout mask of a layer's input: one for all times, or one for each time between layers."""
+    """Return the dropout masks of a layer's input: one for all steps, and one per step between layers."""
     (T, B, _), features = call.x.shape, stack.layer_input(layer)
     found = []
     if key is not None and stack.input_dropout:
@@ -321,7 +321,7 @@ def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[
 
 
 def _weight_mask(stack: Stack, call: Call, key: Key | None, layer: int, d: int, p: Params) -> Array | None:
-    """Return the mask of a direction's weight_hh; Wan et al. (2013), Merity et al. (2018)."""
+    """Return the dropout mask of a direction's weight_hh (Wan et al., 2013; Merity et al., 2018)."""
     if key is None or stack.weight_dropout == 0:
         return None
     stream = layer * len(stack.reverse) + d
@@ -334,7 +334,7 @@ def _mask(call: Call, shape: tuple[int, ...], p: float, key: Key, stream: int, p
 
 
 def _masked(p: Params, mask: Array | None) -> Params:
-    """Parameters, or gradients, with weight_hh multiplied by a mask."""
+    """Multiply weight_hh, or its gradient, by a mask."""
     return p if mask is None else p._replace(weight_hh=p.weight_hh * mask)
 
 
@@ -349,7 +349,7 @@ def _pull_back(
     dlayers: list[Directions] = []
     for layer in reversed(range(stack.num_layers)):
         back, masks, weight_masks, y = kept[layer]
-        assert dx is not None, "only the first layer is not asked for it"
+        assert dx is not None, "only the first layer may omit dx"
         parts = _merge.backward(stack.merge, y, dx)
         dx = parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-1)
         dx, dstate, dparams = back(dx, _layer_state(stack, dstate_n, layer))
@@ -362,7 +362,7 @@ def _pull_back(
 
 
 def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
-    """i, f, g, o, c, h, each (L*D, T, B, ·), by the reference kernel."""
+    """Return the cell's trace, each array (L*D, T, B, ·), computed by the reference kernel."""
     x, directions = call.x, []
     for layer, params in enumerate(layers):
         asked = problem(stack, call, layers, layer, keep=True)
@@ -376,5 +376,5 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
 
 
 def _traced(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
-    """One quantity of all layers and directions, with the axes as the user passes x."""
+    """Stack one traced array of all layers and directions, with the axes in the user's order."""
     return call.xp.stack([user_major(stack, call, a) for a in column], axis=0)

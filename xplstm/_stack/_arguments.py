@@ -1,4 +1,4 @@
-"""Check the arguments of a call, bring them to (T, B, ·), and give results the axes of the user."""
+"""Check the arguments of a call, convert them to (T, B, ·), and convert results to the user's axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Size = TypeVar("Size", int, str)
 
 
 class Call(NamedTuple):
-    """What a user passed, checked and time-major, and the shapes to give back."""
+    """The checked, time-major arguments of a call."""
 
     home: Home
     x: Array
@@ -24,11 +24,11 @@ class Call(NamedTuple):
     valid: Valid
     batched: bool
     fresh: tuple[Array, ...]
-    """Nothing, or (D, T, B): where a direction starts a step from zeros."""
+    """Empty, or one array (D, T, B): True where a direction starts a step from zeros."""
 
     @property
     def xp(self) -> Namespace:
-        """The array library in use."""
+        """Namespace of the arrays."""
         return self.home.xp
 
 
@@ -41,7 +41,7 @@ def enter(
     mask: Array | None,
     reset: Array | None = None,
 ) -> Call:
-    """Check every argument and bring it to (T, B, ·) and (L*D, B, ·)."""
+    """Check every argument and convert it to (T, B, ·) or (L*D, B, ·)."""
     batched = getattr(x, "ndim", 3) != 2
     shape: tuple[int | str, ...] = (*_axes(stack, "T", "B", batched), stack.input_size)
     x = _checks.array("x", x, home, shape, "the last is input_size")
@@ -66,7 +66,7 @@ def enter(
 def _enter_flags(
     stack: Stack, home: Home, name: str, flags: Array | None, T: int, B: int, batched: bool
 ) -> Array | None:
-    """Check booleans with the axes of time and batch, and bring them to (T, B)."""
+    """Check booleans with the time and batch axes, and convert them to (T, B)."""
     if flags is None:
         return None
     flags = _checks.flags(name, flags, home, _axes(stack, T, B, batched))
@@ -74,7 +74,7 @@ def _enter_flags(
 
 
 def _axes(stack: Stack, T: Size, B: Size, batched: bool) -> tuple[Size, ...]:
-    """Return the first axes of an array with time, in the order of the user."""
+    """Return the sizes of the time and batch axes, in the user's order."""
     if not batched:
         return (T,)
     return (B, T) if stack.batch_first else (T, B)
@@ -89,7 +89,7 @@ def enter_state(
     suffix: str,
     name: str,
 ) -> LSTMState:
-    """Zeros, or the state that was passed, as (L*D, B, ·)."""
+    """Return the given state, or zeros, as (L*D, B, ·)."""
     rows = stack.num_layers * len(stack.reverse)
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     if state is None:
@@ -114,14 +114,14 @@ def enter_state(
 
 
 def _time_major(stack: Stack, xp: Namespace, a: Array, batched: bool) -> Array:
-    """(T, B, ...) from what the user passes."""
+    """Convert an array from the user's layout to (T, B, ...)."""
     if not batched:
         return xp.expand_dims(a, axis=1)
     return _swap(xp, a) if stack.batch_first else a
 
 
 def user_major(stack: Stack, call: Call, a: Array) -> Array:
-    """Return (T, B, ...) in the layout of the user."""
+    """Convert an array (T, B, ...) to the user's layout."""
     if not call.batched:
         return a[:, 0, ...]
     return _swap(call.xp, a) if stack.batch_first else a
@@ -140,7 +140,7 @@ def leave_state(stack: Stack, call: Call, state: LSTMState) -> LSTMState:
 
 
 def leave_y(stack: Stack, call: Call, y: Array) -> Array:
-    """Return (T, B, ·) as the user gets it: merge="none" gives each direction an axis position of its own."""
+    """Convert y (T, B, ·) to the user's layout; merge="none" puts the directions on a first axis."""
     if stack.merge != "none":
         return user_major(stack, call, y)
     P = stack.output_size
@@ -148,7 +148,7 @@ def leave_y(stack: Stack, call: Call, y: Array) -> Array:
 
 
 def enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
-    """Check the arguments of a step and make it a sequence."""
+    """Check the arguments of a step, and return the call for a sequence of length 1."""
     if any(stack.reverse):
         option = "bidirectional" if len(stack.reverse) == 2 else "reverse"
         msg = f"step needs {option}=False: a backward direction starts at the end of the sequence"

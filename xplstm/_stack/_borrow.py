@@ -1,9 +1,9 @@
-"""Arrays of PyTorch and JAX on the CPU: the kernels for NumPy run on their memory.
+"""Run the kernels for NumPy on the memory of PyTorch and JAX arrays on the CPU.
 
-The inputs are views, the weights are packed as for NumPy, and the results have NumPy's bits. Where the
-library differentiates a call, the call becomes one operation of that library, and the kernel's backward pass
-is its derivative. The generic code of the reference kernel runs what differentiates that derivative again,
-and every call whose arrays are no plain memory: tracers, transformed tensors, arrays on other devices.
+The inputs are views, the weights are packed as for NumPy, and the results have the same bits as NumPy's. If
+the library differentiates a call, the call becomes one operation of that library, whose derivative is the
+kernel's backward pass. The generic kernels run second derivatives. They also run every call whose arrays are
+not plain CPU memory, such as tracers, transformed tensors and arrays on other devices.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ KERNELS = ("native", "numpy_inplace")
 """Kernels for NumPy that run on borrowed memory."""
 
 GENERIC = ("jax_scan", "reference")
-"""Kernels of a library's own operations, the faster first."""
+"""Kernels that use the library's own operations, fastest first."""
 
 
 def why_not(
     home: Home, arrays: Sequence[Array | None], layers: tuple[Directions, ...], keep: bool
 ) -> str | None:
-    """Return None if the kernels for NumPy may run on a call's arrays, or why not.
+    """Return why the kernels for NumPy cannot run on a call's arrays, or None if they can.
 
-    For arrays of a library whose memory is never borrowed the reason is empty.
+    The reason is empty for a library whose memory is never borrowed.
     """
     look = _LOOKS.get(_array.backend_name(home.xp))
     if look is None:
@@ -53,12 +53,12 @@ def why_not(
 
 @cache
 def _numpy_has_bfloat16() -> bool:
-    """Return whether the package that gives NumPy the dtype is installed."""
+    """Return whether ml_dtypes, which provides NumPy's bfloat16, is installed."""
     return importlib.util.find_spec("ml_dtypes") is not None
 
 
 def is_compiled(home: Home) -> bool:
-    """Whether ``torch.compile`` traces a call with parameters in `home`."""
+    """Return whether ``torch.compile`` traces a call with parameters at `home`."""
     if _array.backend_name(home.xp) != "torch":
         return False
     import torch
@@ -67,9 +67,9 @@ def is_compiled(home: Home) -> bool:
 
 
 def outside_graphs(work: Callable[..., R], *arguments: Any) -> R:
-    """Return ``work(*arguments)``, called between the graphs of ``torch.compile``.
+    """Return ``work(*arguments)``, called outside the graphs of ``torch.compile``.
 
-    A graph would hold every step of a sequence; outside, the kernel for plain tensors runs.
+    A graph would contain every step of a sequence. Outside a graph, the kernel for plain tensors runs.
     """
     import torch
 
@@ -77,35 +77,35 @@ def outside_graphs(work: Callable[..., R], *arguments: Any) -> R:
 
 
 def select(problem: Problem) -> Kernel:
-    """Return the kernel that runs `problem`, for the arrays of its own library."""
+    """Return the kernel that runs `problem`, adapted to the arrays of the problem's library."""
     kernel = _dispatch.select(problem)
     borrows = problem.why_not_borrowed is None and kernel.name in KERNELS
     return _borrowing(kernel, problem.backend) if borrows else kernel
 
 
 class _Library(NamedTuple):
-    """What differs between the libraries whose memory is borrowed."""
+    """Functions of one library whose memory is borrowed."""
 
     has: Callable[[Any], bool]
-    """Whether something is an array of the library."""
+    """Return whether an object is an array of the library."""
     why_not: Callable[[list[Any], bool], str | None]
-    """Why arrays are no plain memory of the CPU, or None."""
+    """Return why arrays are not plain CPU memory, or None."""
     view: Callable[[Array], np.ndarray]
-    """The memory of an array."""
+    """Return an array's memory as a NumPy array."""
     own: Callable[[list[Any], Array], list[Array]]
-    """Results as arrays of the library, where an input is."""
+    """Convert results to arrays of the library, on the device of an input."""
     own_step: Callable[[list[Any], Array], list[Array]]
-    """The same for results whose shapes come again and again."""
+    """Convert results with recurring shapes, as `own` does."""
     bound: Callable[[], AbstractContextManager[Any]]
-    """What the kernel runs in."""
+    """Return the context in which the kernel runs."""
     differentiates: Callable[[Sequence[Array]], bool]
-    """Whether the library follows what happens to any of these arrays."""
+    """Return whether the library records operations on any of these arrays for a derivative."""
     operation: Callable[[_Run, Sequence[Array]], Sequence[Array]]
-    """y, h_n and c_n by an operation that the library can differentiate."""
+    """Return y, h_n and c_n, computed by an operation that the library can differentiate."""
 
 
 class _Packed(NamedTuple):
-    """One layer's weights: as the library has them, and packed by the kernel."""
+    """One layer's weights: the library's arrays, and the kernel's packed copy."""
 
     params: Directions
     packed: Any
@@ -114,7 +114,8 @@ class _Packed(NamedTuple):
 class _Run:
     """One call of a layer.
 
-    Its arrays are x, h_0, c_0 and the parameters, in this order. `steps` say which exist and which are fresh.
+    The arrays of the call are x, h_0, c_0 and the parameters, in this order. `steps` are the arrays that mark
+    existing steps and steps that start from zeros.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class _Run:
         self.params, self.packed, self.steps = layer.params, layer.packed, steps
 
     def forward(self, arrays: Sequence[Array], keep: bool) -> tuple[list[Array], Any]:
-        """Return y, h_n and c_n, and what `backward` needs."""
+        """Return y, h_n and c_n, and the residuals for `backward`."""
         view = self.library.view
         problem = _on_host(self.problem)._replace(keep=keep)
         steps = [None if a is None else view(a) for a in self.steps]
@@ -139,14 +140,14 @@ class _Run:
         return self.library.own([y, *end], arrays[0]), residuals
 
     def backward(self, residuals: Any, gradients: Sequence[Array]) -> list[Array]:
-        """Return the gradient with respect to each array from those with respect to y, h_n and c_n."""
+        """Return the gradients with respect to the arrays, given the gradients of y, h_n and c_n."""
         dy, dh_n, dc_n = map(self.library.view, gradients)
         with self.library.bound():
             dx, dstate_0, dparams = self.kernel.backward(residuals, dy, LSTMState(dh_n, dc_n))
         return self.library.own([dx, *dstate_0, *_present(self.params, dparams)], gradients[0])
 
     def keep(self, arrays: Sequence[Array]) -> Any:
-        """Return what `backward` needs, by a forward pass over `arrays`."""
+        """Return the residuals for `backward`, from a forward pass over `arrays`."""
         layer = _prepare(self.kernel, self.library, self.problem, self.of(arrays))
         return _Run(self.kernel, self.library, self.problem, layer, self.steps).forward(arrays, True)[1]
 
@@ -156,7 +157,7 @@ class _Run:
         return tuple(p._make(None if a is None else next(rest) for a in p) for p in self.params)
 
     def generic(self, *arrays: Array) -> list[Array]:
-        """Return y, h_n and c_n by the library's operations, which it can differentiate many times."""
+        """Return y, h_n and c_n, computed by operations that the library can differentiate repeatedly."""
         problem = self.problem._replace(keep=False)
         able = (k for k in map(_dispatch.load, GENERIC) if k.supports(problem) is None)
         kernel = next(able)
@@ -166,25 +167,25 @@ class _Run:
 
 
 def _on_host(problem: Problem) -> Problem:
-    """Return the problem as the kernel sees it."""
+    """Return the problem for NumPy arrays, which the kernel runs."""
     return problem._replace(xp=_array.numpy_namespace(), backend="numpy", device="cpu", dx=True)
 
 
 def _present(params: Directions, others: Directions) -> Iterator[Any]:
-    """Yield what `others` have for each parameter that there is."""
+    """Yield the items of `others` at the parameters that are not None."""
     for p, other in zip(params, others, strict=True):
         yield from (b for a, b in zip(p, other, strict=True) if a is not None)
 
 
 def _prepare(kernel: Kernel, library: _Library, problem: Problem, params: Directions) -> _Packed:
-    """Pack the weights from the memory of the parameters."""
+    """Pack views of the parameters for the kernel."""
     views = tuple(p._make(None if a is None else library.view(a) for a in p) for p in params)
     return _Packed(params, kernel.prepare(_on_host(problem), views))
 
 
 @cache
 def _borrowing(kernel: Kernel, backend: str) -> Kernel:
-    """Return `kernel` for the arrays of another library."""
+    """Return `kernel`, adapted to the arrays of another library."""
     library = {"torch": _torch, "jax": _jax}[backend]()
 
     def prepare(problem: Problem, params: Directions) -> _Packed:
@@ -217,7 +218,7 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
             step = make(_on_host(problem), tuple(layer.packed for layer in layers), *options)
 
         def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
-            """Run one step or small call, or return None for arguments that need the checks of a call."""
+            """Run one step or small call, or return None for arguments that need a call's checks."""
             several = isinstance(state, tuple)
             arrays = [x_t] if state is None else [x_t, *state] if several else [x_t, state]
             if any(not library.has(a) for a in arrays):
@@ -244,12 +245,12 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
 
 
 def _why_not_torch(arrays: list[Any], keep: bool) -> str | None:
-    """Return why these tensors are no plain memory of the CPU, or None."""
+    """Return why these tensors are not plain CPU memory, or None."""
     import torch
 
     if torch.compiler.is_compiling():
         return "torch.compile traces them"
-    # PyTorch has loaded both modules; a statement that imports from them costs as much as all checks.
+    # PyTorch has already imported both modules. An import statement would take as long as all checks.
     unpack_dual = torch.autograd.forward_ad.unpack_dual
     if torch.jit.is_tracing() or torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
         return "PyTorch records the operations on them"
@@ -266,7 +267,7 @@ def _why_not_torch(arrays: list[Any], keep: bool) -> str | None:
 
 
 def _has_memory(a: Any) -> bool:
-    """Return whether a tensor is memory: what torch.func transforms is a wrapper without any."""
+    """Return whether a tensor has memory; the wrappers that torch.func passes have none."""
     try:
         a.data_ptr()
     except RuntimeError:
@@ -275,30 +276,30 @@ def _has_memory(a: Any) -> bool:
 
 
 def _torch_view(a: Any) -> np.ndarray:
-    """Return the memory of a tensor, after any negation that PyTorch has deferred."""
+    """Return a tensor's memory as a NumPy array, after any deferred negation."""
     import torch
 
     if a.requires_grad or a.is_neg():
         a = a.detach().resolve_neg()
     if a.dtype == torch.bfloat16:
-        # The same bits under a dtype that both libraries have.
+        # int16 passes the bits: NumPy cannot read PyTorch's bfloat16.
         return np.asarray(a.view(torch.int16).numpy().view(_array.dtype_named(np, "bfloat16")))
     view: np.ndarray = a.numpy()
     return view
 
 
 def _torch_own(results: list[np.ndarray], _: Any) -> list[Any]:
-    """Return tensors on the memory of the results."""
+    """Return tensors that share the memory of the results."""
     import torch
 
-    # The name of a dtype takes longer than the rest.
+    # Do not compare dtype names: computing a name takes longer than the rest of this function.
     if results[0].dtype.itemsize == 2 and results[0].dtype != np.float16:
         return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in results]
     return list(map(torch.from_numpy, results))
 
 
 def _torch_bound() -> AbstractContextManager[Any]:
-    """Use at most the threads that PyTorch may use."""
+    """Limit the kernel's threads to the number that PyTorch may use."""
     import torch
 
     most = torch.get_num_threads()
@@ -308,19 +309,19 @@ def _torch_bound() -> AbstractContextManager[Any]:
 
 
 def _torch_differentiates(arrays: Sequence[Any]) -> bool:
-    """Return whether autograd records what happens to any of these tensors."""
+    """Return whether autograd records operations on any of these tensors."""
     import torch
 
     return torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
 
 def _torch_generic(run: _Run, arrays: Sequence[Any], gradients: Sequence[Any]) -> list[Any]:
-    """Return the gradient with respect to each tensor by operations that autograd can record."""
+    """Return the gradient with respect to each tensor, computed by operations that autograd can record."""
     import torch
 
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # An input may depend on another, and only the layer between them counts here.
+        # An input may depend on another input. The views exclude such paths outside the layer.
         inputs = [a.view_as(a) for a in arrays]
         outputs: list[Any] = run.generic(*inputs)
     needed = [a for a in inputs if a.requires_grad]
@@ -334,7 +335,7 @@ def _torch_generic(run: _Run, arrays: Sequence[Any], gradients: Sequence[Any]) -
 
 @cache
 def _torch() -> _Library:
-    """Return PyTorch's part, with the function that autograd records."""
+    """Return PyTorch's functions, with the function that autograd records."""
     import torch
 
     class Layer(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
@@ -343,9 +344,10 @@ def _torch() -> _Library:
         @staticmethod
         def forward(ctx: Any, run: _Run, *arrays: Any) -> Any:
             results, residuals = run.forward(arrays, keep=True)
-            # The residuals hold the packed weights, and what they hold is gone after a backward pass.
+            # The residuals hold the packed weights, so that a backward pass frees both.
             run.packed = None
-            # Freed with the saved tensors, and gone where a hook replaces them, as checkpoints do.
+            # A saved tensor carries the residuals: PyTorch frees them together. Checkpointing replaces saved
+            # tensors by hooks, which drops the residuals.
             holder: Any = torch.empty(0)
             holder.residuals = residuals
             ctx.run = run
@@ -377,7 +379,7 @@ def _torch() -> _Library:
 
 
 def _why_not_jax(arrays: list[Any], keep: bool) -> str | None:
-    """Return why these arrays are no plain memory of the CPU, or None."""
+    """Return why these arrays are not plain CPU memory, or None."""
     for a in arrays:
         known = _known(a)
         if known is None:
@@ -389,18 +391,18 @@ def _why_not_jax(arrays: list[Any], keep: bool) -> str | None:
 
 
 def _known(a: Any) -> Any:
-    """Return the array whose values are known: `a`, or what grad and jvp follow; else None."""
+    """Return the array with known values: `a`, or the primal value of a grad or jvp tracer; else None."""
     value = getattr(a, "primal", None) if _array.is_traced(a) else a
     return None if value is None or _array.is_traced(value) else value
 
 
 def _jax_view(a: Any) -> np.ndarray:
-    """Return the memory of an array, read-only."""
+    """Return an array's memory as a read-only NumPy array."""
     return np.asarray(_known(a))
 
 
 def _jax_own(results: list[np.ndarray], like: Any) -> list[Any]:
-    """Return arrays of JAX on the device of `like`, and bound to it as that is."""
+    """Return JAX arrays on the device of `like`, committed to the device if `like` is."""
     import jax
 
     device, bound = _jax_place(like)
@@ -411,19 +413,19 @@ def _jax_own(results: list[np.ndarray], like: Any) -> list[Any]:
 
 
 def _jax_place(a: Any) -> tuple[Any, bool]:
-    """Return the device of an array and whether the array is bound to it."""
+    """Return the device of an array and whether the array is committed to it."""
     import jax
 
     known = _known(a)
     if not isinstance(known, jax.Array):
-        # While JAX follows a call it keeps constants as NumPy arrays, which are bound to no device.
+        # While JAX traces a call, it keeps constants as NumPy arrays, which are committed to no device.
         return jax.config.jax_default_device, False
     (device,) = known.devices()
     return device, known.committed
 
 
 def _jax_own_step(results: list[np.ndarray], like: Any) -> list[Any]:
-    """Return the same by a compiled function, whose arguments take a fraction of the time of `device_put`."""
+    """Return JAX arrays as `_jax_own` does, by a compiled function, which is faster than `device_put`."""
     import jax
 
     device, bound = _jax_place(like)
@@ -435,7 +437,7 @@ def _jax_own_step(results: list[np.ndarray], like: Any) -> list[Any]:
 
 @cache
 def _jax_identity() -> Callable[..., tuple[Any, ...]]:
-    """Return the compiled function of its arguments."""
+    """Return a compiled function that returns its arguments."""
     import jax
 
     compiled: Callable[..., tuple[Any, ...]] = jax.jit(lambda *arrays: arrays)
@@ -444,7 +446,7 @@ def _jax_identity() -> Callable[..., tuple[Any, ...]]:
 
 @cache
 def _jax() -> _Library:
-    """Return JAX's part: two primitives, a layer and what it makes of tangents."""
+    """Return JAX's functions, which use two primitives: a layer, and the layer's derivative."""
     import jax
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
@@ -507,7 +509,7 @@ def _jax() -> _Library:
 
 
 class _Hashed(tuple[Any, ...]):
-    """A tuple that is hashed and compared by identity, because parameters of a primitive must be hashable."""
+    """A tuple that is hashed and compared by identity: parameters of a primitive must be hashable."""
 
     __hash__ = object.__hash__
 

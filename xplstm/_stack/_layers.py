@@ -1,4 +1,4 @@
-"""What stacked layers are: sizes, options, and the names and shapes of their parameters."""
+"""Describe stacked layers: sizes, options, and the names and shapes of their parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xplstm.cells.lstm import STANDARD
 
 
 class Stack(NamedTuple):
-    """Recurrent layers: everything about them but the values of their parameters."""
+    """Description of recurrent layers, without the values of their parameters."""
 
     input_size: int
     hidden_size: int
@@ -30,9 +30,9 @@ class Stack(NamedTuple):
     precision: str | None = None
     reproducible: bool = False
     weights: str | None = None
-    """What a frozen copy stores its matrices in where it is not its dtype."""
+    """Storage type of a frozen copy's matrices, or None for the dtype of the layers."""
     activations: str | None = None
-    """What products of these matrices round x and h to."""
+    """Type that x and h are rounded to before products with these matrices, or None."""
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -41,16 +41,16 @@ class Stack(NamedTuple):
 
     @property
     def output_size(self) -> int:
-        """Features of h."""
+        """Number of features of h."""
         return self.proj_size or self.hidden_size
 
     @property
     def width(self) -> int:
-        """Features of a layer's output inside the stack."""
+        """Number of features of a layer's output inside the stack."""
         return _merge.width(self.merge, self.output_size, len(self.reverse))
 
     def layer_input(self, layer: int) -> int:
-        """Return the number of features of the input of a layer."""
+        """Return the number of input features of a layer."""
         return self.width if layer else self.input_size
 
     def sizes(self, layer: int) -> Sizes:
@@ -58,7 +58,7 @@ class Stack(NamedTuple):
         return Sizes(self.layer_input(layer), self.hidden_size, self.proj_size, self.bias)
 
     def arguments(self) -> str:
-        """Return the arguments that make such a layer, as Python; those at their defaults are left out."""
+        """Return the arguments of the layer's constructor as Python text, without default values."""
         cell = self.cell
         sizes = f"{self.input_size}, {self.hidden_size}, "
         sizes += f"{self.proj_size}, " if cell.output_required else ""
@@ -98,7 +98,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def names(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """Return the names of the parameters by layer and direction, each in the order of their tuple."""
+    """Return the parameter names by layer and direction, in the order of the cell's tuple."""
     suffixes = ("", "_reverse")[: len(stack.reverse)]
     fields = stack.cell.Params._fields
     return tuple(

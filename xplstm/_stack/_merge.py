@@ -1,4 +1,4 @@
-"""How the outputs of two directions become one layer's output; Schuster and Paliwal (1997) leave it open."""
+"""Merge the outputs of two directions; Schuster and Paliwal (1997) do not prescribe how."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from xplstm._typing import Array
 
 
 def width(merge: str, P: int, directions: int) -> int:
-    """Features of a layer's output, inside the stack."""
+    """Return the number of features of a layer's output inside the stack."""
     return P * directions if merge in ("concat", "none") else P
 
 
 def forward(merge: str, y: Array) -> Array:
-    """One output of the directions' side by side; "none" parts them where the user gets them."""
+    """Merge the concatenated outputs of two directions; `leave_y` separates them for merge="none"."""
     if merge in ("concat", "none"):
         return y
     first, second = _halves(y)
@@ -24,7 +24,7 @@ def forward(merge: str, y: Array) -> Array:
 
 
 def backward(merge: str, y: Array, dy: Array) -> tuple[Array, ...]:
-    """Return the gradients with respect to the part of `y` of each direction, to be concatenated."""
+    """Return the gradient with respect to the output of each direction, for concatenation."""
     if merge in ("concat", "none"):
         return (dy,)
     if merge == "sum":
@@ -36,6 +36,6 @@ def backward(merge: str, y: Array, dy: Array) -> tuple[Array, ...]:
 
 
 def _halves(y: Array) -> tuple[Array, Array]:
-    """Each direction's part, half precision widened, so that a result is rounded once."""
+    """Return the output of each direction; half precision is widened so that a result is rounded once."""
     P, y = y.shape[-1] // 2, _array.widen(y)
     return y[..., :P], y[..., P:]

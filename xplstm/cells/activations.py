@@ -1,7 +1,7 @@
-"""Functions of one number that gates can have, and their slopes: the list of ONNX's LSTM operator.
+"""Define the activation functions of gates, and their derivatives.
 
-The table gives the formula of each, with its default alpha and beta; the
-formulas are those of the operator's documentation (https://onnx.ai/onnx/operators/onnx__LSTM.html).
+The functions, formulas, and default alpha and beta are those of ONNX's LSTM operator
+(https://onnx.ai/onnx/operators/onnx__LSTM.html).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from xplstm.cells.params import Activation
 
 
 class Compiled:
-    """An array library that compiles a step, with functions that are one operation there.
+    """The namespace of a library that compiles a step, with functions that are single operations there.
 
-    A kernel passes it to a cell's equations in the place of the library's namespace.
+    A kernel passes it to a cell's equations instead of the library's namespace.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Compiled:
 
 
 def sigmoid(xp: Namespace, z: Array) -> Array:
-    """Return ``1 / (1 + exp(-z))``; its exponent is never positive, so nothing overflows."""
+    """Return ``1 / (1 + exp(-z))``, computed without overflow by exponentials of ``-abs(z)``."""
     if isinstance(xp, Compiled):
         return xp.logistic(z)
     positive = z >= 0
@@ -42,7 +42,7 @@ def sigmoid(xp: Namespace, z: Array) -> Array:
 
 
 def blocks(xp: Namespace, a: Array, count: int) -> Sequence[Array]:
-    """Return `count` equal parts of the last axis; a compiler joins the gradients of one split at once."""
+    """Split the last axis into `count` equal parts; one split operation has a simpler compiled gradient."""
     if isinstance(xp, Compiled):
         return xp.split(a, count)
     H = a.shape[-1] // count
@@ -50,7 +50,7 @@ def blocks(xp: Namespace, a: Array, count: int) -> Sequence[Array]:
 
 
 class Function(NamedTuple):
-    """A function and its derivative; neither overflows where its result does not."""
+    """A function and its derivative; no intermediate value overflows unless the result does."""
 
     value: Callable[[Namespace, Array, float, float], Array]
     """xp, z, alpha, beta -> a"""
@@ -61,29 +61,29 @@ class Function(NamedTuple):
 
 
 def _zero_where(xp: Namespace, where: Array, a: Array) -> Array:
-    """Return `a` with 0 where `where` is true; a NaN makes every comparison false, and so remains NaN."""
+    """Return `a` with 0 where `where` is True; NaN stays NaN, because comparisons with NaN are False."""
     return xp.where(where, xp.zeros_like(a), a)
 
 
 def _step(xp: Namespace, where: Array, z: Array) -> Array:
-    """0 where `where` is true, else 1."""
+    """Return 0 where `where` is True, else 1."""
     return _zero_where(xp, where, xp.ones_like(z))
 
 
 def _negative(xp: Namespace, z: Array) -> Array:
-    """Return the part of z below 0, whose exponential cannot overflow."""
+    """Return the minimum of z and 0, whose exponential cannot overflow."""
     return _zero_where(xp, z >= 0, z)
 
 
 def _softplus(xp: Namespace, z: Array, _alpha: float, _beta: float) -> Array:
-    """Return ``log(1 + exp(z))``; its pieces have one slope at 0, so automatic derivatives are right."""
+    """Return ``log(1 + exp(z))``; both branches have the same derivative at 0, for automatic derivatives."""
     positive = z > 0
     small = xp.log1p(xp.exp(xp.where(positive, -z, z)))
     return xp.where(positive, z + small, small)
 
 
 def _hard_sigmoid(xp: Namespace, z: Array, alpha: float, beta: float) -> Array:
-    """Return ``alpha * z + beta`` within [0, 1]; its automatic derivative is 0 at both bounds."""
+    """Return ``alpha * z + beta``, clipped to [0, 1]; the automatic derivative is 0 at both bounds."""
     line = alpha * z + beta
     line = _zero_where(xp, line <= 0, line)
     return xp.where(line >= 1, xp.ones_like(line), line)
@@ -153,13 +153,13 @@ def value(xp: Namespace, activation: Activation, z: Array) -> Array:
 
 
 def slope(xp: Namespace, activation: Activation, z: Array, a: Array) -> Array:
-    """Its derivative at `z`, where its value is `a`."""
+    """Evaluate the derivative at `z`, given the value `a` at `z`."""
     function = FUNCTIONS[activation.name]
     return function.slope(xp, z, a, *constants(activation))
 
 
 def constants(activation: Activation) -> tuple[float, float]:
-    """Return alpha and beta: as given, else the function's own; 0 where it has none."""
+    """Return alpha and beta: the given values, else the function's defaults, else 0."""
     function = FUNCTIONS[activation.name]
     alpha = function.alpha if activation.alpha is None else activation.alpha
     beta = function.beta if activation.beta is None else activation.beta
@@ -167,10 +167,10 @@ def constants(activation: Activation) -> tuple[float, float]:
 
 
 def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
-    """Clip `a` to the bound, if there is one."""
+    """Clip `a` to [-bound, bound], or return `a` without a bound."""
     return a if bound is None else bounded(xp, a, -bound, bound)
 
 
 def clipped_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:
-    """Nothing passes back where `a` was clipped."""
+    """Return the gradient of the input of `clipped`: 0 where `a` was clipped."""
     return da if bound is None else xp.where(xp.abs(a) <= bound, da, xp.zeros_like(da))

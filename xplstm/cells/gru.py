@@ -1,11 +1,11 @@
-"""The equations of the GRU, forward and backward, each once.
+"""Define the equations of the GRU, forward and backward.
 
-Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder", with the gates in the
-order r, z, n, each a block of H columns, and the sign of z as PyTorch, Keras and ONNX have it::
+The GRU is that of Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder". The gates
+r, z, n are blocks of H columns in this order. The sign of z is that of PyTorch, Keras and ONNX::
 
     r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)
-    n = tanh(W_in x + b_in + r * (W_hn h + b_hn))        reset_after: the reset gate scales the product
-    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)        else it scales h before the product
+    n = tanh(W_in x + b_in + r * (W_hn h + b_hn))        reset_after=True: r scales the product
+    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)        reset_after=False: r scales h before the product
     h' = (1 - z) * n + z * h
 """
 
@@ -26,7 +26,7 @@ from xplstm.cells.params import LSTMParams
 
 
 class GRUParams(NamedTuple):
-    """Parameters of one layer and direction, the gates in the order r, z, n.
+    """Parameters of one layer and direction, with the gates in the order r, z, n.
 
     Attributes
     ----------
@@ -42,21 +42,21 @@ class GRUParams(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the backward pass needs of one step."""
+    """The residuals of one step."""
 
     r: Array
     z: Array
     n: Array
     product: Array
-    """``W_hn h + b_hn`` with reset_after, else r * h."""
+    """``W_hn h + b_hn`` with reset_after, else ``r * h``."""
     h_prev: Array
 
 
 class StepGradients(NamedTuple):
-    """What one step contributes to the parameters' gradients, for each batch entry.
+    """The contribution of one step to the gradients of the parameters, for each batch entry.
 
-    The gradients with respect to the sums of the gates as W_ih x meets them, and as W_hh h meets
-    them; and what the last block of W_hh was multiplied by.
+    `dzx` and `dzh` are the gradients of ``W_ih x + b_ih`` and ``W_hh h + b_hh``. `h_n` is the factor of the
+    last block of W_hh.
     """
 
     dzx: Array
@@ -76,7 +76,7 @@ RESET_STEP = GATED_STEP._replace(kind="reset")
 
 
 def _split(a: Any, empty: int) -> Any:
-    """Return three blocks of H rows as four, the one at `empty` zeros."""
+    """Return three blocks of H rows as four blocks, with zeros in block `empty`."""
     H = a.shape[0] // 3
     blocks = np.zeros((4 * H, *a.shape[1:]), a.dtype)
     blocks[: empty * H], blocks[(empty + 1) * H :] = a[: empty * H], a[empty * H :]
@@ -84,14 +84,14 @@ def _split(a: Any, empty: int) -> Any:
 
 
 def _joined(a: Any, empty: int) -> Any:
-    """Return the three blocks of H rows without the one at `empty`."""
+    """Return four blocks of H rows without block `empty`."""
     H = a.shape[0] // 4
     return np.concatenate([a[: empty * H], a[(empty + 1) * H :]])
 
 
 @dataclass(frozen=True, slots=True)
 class GRUCell(Cell):
-    """The gated recurrent unit: the equations above."""
+    """The gated recurrent unit, with the equations of this module's docstring."""
 
     reset_after: bool = True
 
@@ -103,11 +103,11 @@ class GRUCell(Cell):
     reason = "supports only the standard LSTM, not the cell of GRU"
 
     def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
-        """Return the step above."""
+        """Return the options of the GRU step."""
         return GATED_STEP if self.reset_after else RESET_STEP
 
     def in_four_blocks(self, p: GRUParams) -> FourBlocks:
-        """Return blocks r, z, n of x alone, and n of h alone; or that of ``r * h`` as a projection."""
+        """Return the blocks r, z, n for x and n for h; without reset_after, W_hn becomes the projection."""
         ih, hh, bias_ih, bias_hh = p
         if not self.reset_after:
             H = hh.shape[1]
@@ -118,7 +118,7 @@ class GRUCell(Cell):
         return FourBlocks(LSTMParams(_split(ih, 3), _split(hh, 2), *bias))
 
     def from_four_blocks(self, gradients: FourBlocks) -> GRUParams:
-        """Take the blocks that `in_four_blocks` filled."""
+        """Select the blocks that `in_four_blocks` filled."""
         ih, hh, bias_ih, bias_hh, hr = gradients.lstm[:5]
         if hr is not None:
             H = hr.shape[0]
@@ -136,7 +136,7 @@ class GRUCell(Cell):
     def forward(
         self, xp: Namespace, zx: Array, h: Array, c: Array, p: GRUParams
     ) -> tuple[Array, Array, Step]:
-        """Run one step: ``zx`` (B, 3H) from `project_input`, ``h`` -> ``h'``; `c` has no columns."""
+        """Run one step from ``zx`` (B, 3H) of `project_input` and ``h``; `c` has no columns."""
         H = h.shape[-1]
         both = h @ p.weight_hh[: 2 * H, :].T
         both = both if p.bias_hh is None else both + p.bias_hh[: 2 * H]
@@ -152,7 +152,7 @@ class GRUCell(Cell):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: GRUParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Take the gradient with respect to ``h'`` to that with respect to h."""
+        """Return the gradient of h, given the gradient of ``h'``."""
         r, z, n, product, h = step
         H = h.shape[-1]
         W_n = p.weight_hh[2 * H :, :]
@@ -175,7 +175,7 @@ class GRUCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: GRUParams
     ) -> tuple[Array, GRUParams]:
-        """Compute the gradients with respect to x and the parameters, over all steps at once."""
+        """Return the gradients of x and the parameters, summed over all steps."""
         dzx, dzh, h_prev, h_n = steps
         H = h_prev.shape[-1]
         dweight_hh = xp.concat([dzh[..., : 2 * H].T @ h_prev, dzh[..., 2 * H :].T @ h_n], axis=0)
@@ -184,7 +184,7 @@ class GRUCell(Cell):
         return dzx @ p.weight_ih, GRUParams(dzx.T @ x, dweight_hh, dbias_ih, dbias_hh)
 
     def trace(self, _xp: Namespace, step: Step, _p: GRUParams) -> tuple[Array, ...]:
-        """Return the gates r, z, n, and h, of one step."""
+        """Return the arrays r, z, n and h of one step."""
         r, z, n, _, h = step
         return r, z, n, (1 - z) * n + z * h
 
@@ -193,9 +193,9 @@ class GRUCell(Cell):
         return lambda _: self
 
     def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:  # noqa: ARG002
-        """Return the features of r, z, n and h."""
+        """Return the number of features of r, z, n and h."""
         return (hidden_size,) * 4
 
     def options(self) -> dict[str, Any]:
-        """Return the place of the reset gate."""
+        """Return the option that places the reset gate."""
         return {"reset_after": self.reset_after}

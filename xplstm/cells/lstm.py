@@ -1,16 +1,17 @@
-"""The equations of the LSTM, forward and backward, each once.
+"""Define the equations of the LSTM, forward and backward.
 
-Hochreiter and Schmidhuber (1997) with the forget gate of Gers, Schmidhuber and
-Cummins (2000); projection after Sak, Senior and Beaufays (2014). One step, the
-gates in the order i, f, g, o, each a block of H columns of z::
+The LSTM is that of Hochreiter and Schmidhuber (1997) with the forget gate of
+Gers, Schmidhuber and Cummins (2000) and the projection of Sak, Senior and
+Beaufays (2014). The gates i, f, g, o are blocks of H columns of z in this
+order. One step is::
 
     z = W_ih x + b_ih + W_hh h + b_hh
     i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);   g = tanh(z_g)
     c' = f * c + i * g
     h' = o * tanh(c')              with a projection  h' = W_hr (o * tanh(c'))
 
-Axis 0 is the batch, so every product appears transposed. The kernels in
-``kernels/`` restate this arithmetic for their engine; they derive, never define.
+Axis 0 is the batch, so every product is transposed in the code. The kernels in
+``kernels/`` implement these equations; this module defines them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Gates(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the backward pass needs of one step."""
+    """The residuals of one step."""
 
     gates: Gates
     h_prev: Array
@@ -49,10 +50,11 @@ class Step(NamedTuple):
 
 
 class StepGradients(NamedTuple):
-    """What one step contributes to the parameters' gradients, for each batch entry.
+    """The contribution of one step to the gradients of the parameters, for each batch entry.
 
-    The kernel joins these over all steps, and multiplies once. `m` is `unprojected`
-    and `dh` the gradient with respect to its projection; both are None without one.
+    The kernel joins the contributions of all steps and computes one product. `m` is the
+    result of `unprojected`, and `dh` is the gradient of its projection. Both are None
+    without a projection.
     """
 
     dz: Array
@@ -62,25 +64,25 @@ class StepGradients(NamedTuple):
 
 
 def activate(xp: Namespace, z: Array) -> Gates:
-    """Apply the function of each gate to its block of z: one sigmoid for all is fewer calls than three."""
+    """Apply the function of each gate to its block of z; one sigmoid of the whole z needs fewer calls."""
     H = z.shape[-1] // 4
     i, f, _, o = blocks(xp, sigmoid(xp, z), 4)
     return Gates(i, f, xp.tanh(z[..., 2 * H : 3 * H]), o)
 
 
 def unprojected(xp: Namespace, o: Array, c: Array) -> Array:
-    """Return ``o * tanh(c')``: h' itself, or what a projection is applied to."""
+    """Return ``o * tanh(c')``, which is h' or the input of the projection."""
     return o * xp.tanh(c)
 
 
 def project_output(m: Array, p: LSTMParams) -> Array:
-    """Return ``W_hr m``, or m itself where there is no projection."""
+    """Return ``W_hr m``, or m without a projection."""
     return m if p.weight_hr is None else m @ p.weight_hr.T
 
 
 @dataclass(frozen=True, slots=True)
 class LSTMCell(Cell):
-    """The standard LSTM: the equations above."""
+    """The standard LSTM, with the equations of this module's docstring."""
 
     name = "LSTM"
     gates = 4
@@ -89,22 +91,22 @@ class LSTMCell(Cell):
 
     @property
     def reason(self) -> str:
-        """Return nothing: kernels are made for it."""
+        """The empty string, because every LSTM kernel supports this cell."""
         return ""
 
     def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
-        """Return the pointwise step above."""
+        """Return the options of the standard step."""
         return STANDARD_STEP
 
     def project_input(self, x: Array, p: LSTMParams) -> Array:
-        """Return ``W_ih x + b_ih + b_hh``: the part of z that does not depend on h."""
+        """Return ``W_ih x + b_ih + b_hh``, the part of z that does not depend on h."""
         zx = x @ p.weight_ih.T
         return zx if p.bias_ih is None else zx + (p.bias_ih + p.bias_hh)
 
     def forward(
         self, xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams
     ) -> tuple[Array, Array, Step]:
-        """Run one step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
+        """Run one step from ``zx`` (B, 4H) of `project_input`, ``h`` and ``c``; return ``h'`` and ``c'``."""
         gates = activate(xp, zx + h @ p.weight_hh.T)
         i, f, g, o = gates
         c_new = f * c + i * g
@@ -113,7 +115,7 @@ class LSTMCell(Cell):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Take gradients with respect to ``h'`` and ``c'`` to those with respect to h and c."""
+        """Return the gradients of h and c, given the gradients of ``h'`` and ``c'``."""
         (i, f, g, o), h_prev, c_prev, c = step
         tanh_c = xp.tanh(c)
         dm = dh if p.weight_hr is None else dh @ p.weight_hr
@@ -129,7 +131,7 @@ class LSTMCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
     ) -> tuple[Array, LSTMParams]:
-        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        """Return the gradients of x and the parameters, summed over all steps."""
         dz, h_prev, m, dh = steps
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
         twin = None if db is None else xp.asarray(db, copy=True)
@@ -137,7 +139,7 @@ class LSTMCell(Cell):
         return dz @ p.weight_ih, LSTMParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr)
 
     def trace(self, xp: Namespace, step: Step, p: LSTMParams) -> tuple[Array, ...]:
-        """Return the gates i, f, g, o, and c and h, of one step."""
+        """Return the arrays i, f, g, o, c and h of one step."""
         return (*step.gates, step.c, project_output(unprojected(xp, step.gates.o, step.c), p))
 
     def at(self, problem: Direction) -> Callable[[int], Equations]:  # noqa: ARG002
@@ -145,11 +147,11 @@ class LSTMCell(Cell):
         return lambda _: self
 
     def cell_size(self, hidden_size: int) -> int:
-        """Return the features of c."""
+        """Return the number of features of c."""
         return hidden_size
 
     def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:
-        """Return the features of i, f, g, o, c and h."""
+        """Return the number of features of i, f, g, o, c and h."""
         return (*[hidden_size] * 5, output_size)
 
 

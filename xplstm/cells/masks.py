@@ -1,9 +1,10 @@
-"""Random masks from a counter-based generator, the same on every backend.
+"""Draw random masks from a counter-based generator, the same on every backend.
 
-Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011). Element n of a mask
-(row-major) is word n % 4 of the block whose counter is (n // 4 + 1, t, stream,
-purpose); the word's upper 53 bits, as a fraction of 2**53, are a number in
-[0, 1). A GPU can therefore make any element by itself.
+The generator is Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011). Element
+n of a mask (row-major) is word n % 4 of the block with the counter
+(n // 4 + 1, t, stream, purpose). The upper 53 bits of the word, divided by
+2**53, are a number in [0, 1). A GPU thread can therefore draw any element
+independently.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Key = tuple[int, int]
 
 
 class Purpose(IntEnum):
-    """What a mask is for; masks of different purposes never share a counter."""
+    """The purpose of a mask; masks of different purposes never share a counter."""
 
     BETWEEN_LAYERS = 0
     RECURRENT = 1
@@ -32,7 +33,7 @@ class Purpose(IntEnum):
 
 
 class Draw(NamedTuple):
-    """What the masks of zoneout of a whole call are drawn from."""
+    """The key, the counters and the probability of a call's zoneout masks."""
 
     key: Key
     purpose: Purpose
@@ -43,14 +44,14 @@ class Draw(NamedTuple):
 
 
 def draw_key(rng: Any) -> Key:
-    """Return the two words that a call's masks come from: the next of a generator, or those of a seed."""
+    """Return the key of a call's masks: two words drawn from a generator, or from a seed."""
     generator = _values.generator("rng", rng)
     low, high = generator.integers(0, 2**64, size=2, dtype=np.uint64).tolist()
     return low, high
 
 
 def uniform(shape: tuple[int, ...], key: Key, purpose: Purpose, stream: int, t: int = 0) -> np.ndarray:
-    """Numbers in [0, 1) of one purpose; `stream` is a layer, or ``layer * D + direction``."""
+    """Draw numbers in [0, 1) for one purpose; `stream` is a layer, or ``layer * D + direction``."""
     counter = np.asarray([0, t, stream, purpose], dtype=np.uint64)
     philox = np.random.Philox(key=np.asarray(key, dtype=np.uint64), counter=counter)
     return np.random.Generator(philox).random(shape)
@@ -67,7 +68,7 @@ def scaled_mask(
     device: Device,
     purpose: Purpose,
 ) -> Array:
-    """Array of `shape`: 0 with probability p, else 1 / (1 - p)."""
+    """Draw an array of `shape` whose elements are 0 with probability p, else 1 / (1 - p)."""
     keep = uniform(shape, key, purpose, stream) >= p
     return _array.asarray(np.where(keep, 1 / (1 - p), 0.0), xp, device, dtype)
 
@@ -83,5 +84,5 @@ def hold_mask(
     t: int,
     device: Device,
 ) -> Array:
-    """Booleans of `shape`, true with probability p: where a unit keeps its old value at time `t`."""
+    """Draw booleans of `shape`, True with probability p where a unit keeps its old value at time `t`."""
     return _array.asarray(uniform(shape, key, purpose, stream, t) < p, xp, device)

@@ -1,4 +1,4 @@
-"""The parameters of an LSTM, and the options of a cell."""
+"""Parameters of an LSTM, and options of its cell."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from xplstm._typing import Array
 
 
 class LSTMParams(NamedTuple):
-    """Parameters of one layer and direction, the gates in the order i, f, g, o.
+    """Parameters of one layer and direction, with the gates in the order i, f, g, o.
 
     Attributes
     ----------
     weight_ih : array, shape (4H, I)
+        float64, float32, float16 or bfloat16, like all parameters.
     weight_hh : array, shape (4H, H), or (4H, P) with a projection
     bias_ih, bias_hh : array, shape (4H,), or None
-        Both or neither.
+        Both biases, or neither.
     weight_hr : array, shape (P, H), or None
-        The projection from the hidden units to the state h.
+        Projection from the hidden units to the state h.
     weight_ch : array, shape (3H,), or None
-        Peepholes from c to the gates i, f and o, with the variant's peepholes alone.
+        Peephole weights from c to the gates i, f and o. Only with ``Variant(peepholes=True)``.
     gain_ih, gain_hh : array, shape (4H,), or None
-        Scales after the normalisation of ``W_ih x`` and ``W_hh h``, with the variant's layer_norm alone.
+        Scales after the normalisation of ``W_ih x`` and ``W_hh h``. Only with ``Variant(layer_norm=True)``.
     gain_c, bias_c : array, shape (H,), or None
-        Scale and shift after that of c, likewise; bias_c only together with the other biases.
+        Scale and shift after the normalisation of c. Only with ``Variant(layer_norm=True)``; bias_c only
+        with the other biases.
 
     Examples
     --------
@@ -51,12 +53,12 @@ P = TypeVar("P", bound=NamedTuple)
 
 
 def each(change: Callable[[Array], Array], p: P) -> P:
-    """Return the parameters with every array changed; None stays."""
+    """Return the parameters with `change` applied to every array; keep None."""
     return p._make(None if a is None else change(a) for a in p)
 
 
 class Activation(NamedTuple):
-    """A function of one number; `alpha` and `beta` where it has them."""
+    """An activation function with its constants; None for a constant's default."""
 
     name: str
     alpha: float | None = None
@@ -64,7 +66,7 @@ class Activation(NamedTuple):
 
 
 def _format_activation(activation: Any) -> Any:
-    """Return an activation as users pass it: a name, or the name and its constants."""
+    """Return an activation in the form that users pass: a name, or a name with constants."""
     name, *constants = (activation,) if isinstance(activation, str) else activation
     while constants and constants[-1] is None:
         constants.pop()
@@ -72,33 +74,35 @@ def _format_activation(activation: Any) -> Any:
 
 
 class Variant(NamedTuple):
-    """Options that change the standard LSTM; all can be combined.
+    """Options that change the standard LSTM; all options can be combined.
 
-    For their order within a step, with sources, see :doc:`/variants`.
+    :doc:`/variants` lists the order of the options within a step, with sources.
 
     Parameters
     ----------
     peepholes : bool, default False
-        i and f see the old c, o sees the new one, unit by unit; Gers and Schmidhuber (2000).
+        Add a weighted old c to the inputs of i and f, and a weighted new c to the input of o, unit by unit
+        (Gers and Schmidhuber, 2000).
     coupled : bool, default False
-        f is 1 - i; Greff et al. (2017). The rows of f keep their place in the weights.
+        Set f to 1 - i (Greff et al., 2017). The weights keep their rows for f.
     activations : sequence, default ("sigmoid", "tanh", "tanh")
-        Of the gates i, f, o; of g; and of c on its way to h. Three for all directions, or six: the
-        forward direction's, then the backward one's. Each is a name or (name, alpha) or (name, alpha,
-        beta): affine, elu, hard_sigmoid, identity, leaky_relu, relu, scaled_tanh, sigmoid, softplus,
-        softsign, tanh, thresholded_relu.
+        Functions of the gates i, f and o, of the candidate g, and of c before the output gate. Three
+        functions for all directions, or six: three for the forward direction, then three for the backward
+        direction. Each is a name, (name, alpha) or (name, alpha, beta). The names are affine, elu,
+        hard_sigmoid, identity, leaky_relu, relu, scaled_tanh, sigmoid, softplus, softsign, tanh and
+        thresholded_relu.
     gate_clip : float or None
-        Bound, above 0, of what goes into the gates' functions, g's included; the clip of ONNX.
+        Clip the inputs of the functions of i, f, g and o to [-gate_clip, gate_clip], above 0, as ONNX does.
     cell_clip : float or None
-        Bound, above 0, of c; Sak, Senior and Beaufays (2014).
+        Clip c to [-cell_clip, cell_clip], above 0 (Sak, Senior and Beaufays, 2014).
     layer_norm : bool, default False
-        Normalise ``W_ih x``, ``W_hh h`` and c on its way to h; Ba, Kiros and Hinton (2016).
+        Normalise ``W_ih x``, ``W_hh h``, and c before the output gate (Ba, Kiros and Hinton, 2016).
     zoneout_h, zoneout_c : float, default 0.0
-        Probability, in [0, 1), that a unit keeps its old value; Krueger et al. (2017). Without a
-        generator a unit moves by its expectation.
+        Probability, in [0, 1), that a unit keeps its old value (Krueger et al., 2017). Without a
+        generator, the expected value replaces the random choice.
     recurrent_dropout : float, default 0.0
-        Probability, in [0, 1), to drop a unit of h on its way to the gates, the same units at every
-        step; Gal and Ghahramani (2016). Only with a generator.
+        Probability, in [0, 1), to drop a unit of h before the gates, the same units at every
+        step (Gal and Ghahramani, 2016). Only with a generator.
 
     Examples
     --------
@@ -119,12 +123,12 @@ class Variant(NamedTuple):
     recurrent_dropout: float = 0.0
 
     def changed(self) -> dict[str, Any]:
-        """Return the options that are not the defaults.
+        """Return the options that differ from the defaults.
 
         Returns
         -------
         dict of str to object
-            As `Variant` takes them.
+            Arguments of `Variant`.
 
         Examples
         --------

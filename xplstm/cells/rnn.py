@@ -1,14 +1,14 @@
-"""The equations of the Elman and the Jordan RNN: one nonlinearity a step, and no c.
+"""Define the equations of the Elman and Jordan RNNs, forward and backward.
 
-Elman (1990)::
+The Elman RNN (1990) feeds its hidden units back::
 
     h' = act(W_ih x + b_ih + W_hh h + b_hh)
 
-Jordan (1986): the output recurs instead of the hidden units, so h is the previous output::
+The Jordan RNN (1986) feeds its output back, so h is the previous output::
 
     h' = W_hr act(W_ih x + b_ih + W_hh h + b_hh) + b_hr
 
-c has no columns, so the reference kernel needs no case for it.
+Neither RNN has a c. An array c without columns replaces it, so that kernels need no special case.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RNNParams(NamedTuple):
     weight_hh : array, shape (H, H), or (H, O) with an output
     bias_ih, bias_hh : array, shape (H,), or None
     weight_hr, bias_hr : array, shapes (O, H) and (O,), or None
-        From the hidden units to the output that recurs.
+        Weight and bias from the hidden units to the output that recurs.
     """
 
     weight_ih: Array
@@ -49,7 +49,7 @@ class RNNParams(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the backward pass needs of one step."""
+    """The residuals of one step."""
 
     z: Array
     a: Array
@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
 
 class StepGradients(NamedTuple):
-    """What one step contributes to the parameters' gradients; `a` and `dh` with an output alone."""
+    """The contribution of one step to the gradients of the parameters; `a` and `dh` only with an output."""
 
     dz: Array
     h_prev: Array
@@ -66,7 +66,7 @@ class StepGradients(NamedTuple):
 
 
 def _completed(a: Any) -> Any:
-    """Return `a` with its number of rows rounded up to a multiple of 4."""
+    """Return `a` with rows of zeros added up to a multiple of 4 rows."""
     missing = -a.shape[0] % 4
     return np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)]) if missing else a
 
@@ -77,7 +77,7 @@ class ElmanCell(Cell):
 
     activation: Activation
     clip: float | None = None
-    """Bound of the input of the nonlinearity."""
+    """Bound of the nonlinearity's input."""
 
     name = "RNN"
     gates = 1
@@ -87,24 +87,24 @@ class ElmanCell(Cell):
 
     @property
     def reason(self) -> str:
-        """Why a kernel of the standard LSTM cannot run it."""
+        """Why a kernel for the standard LSTM cannot run this cell."""
         return f"supports only the standard LSTM, not the cell of {self.name}"
 
     def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
-        """Return the nonlinearity as the gates' function, the quarters of the units as gates."""
+        """Return the step of four gates, which are the quarters of the units, all with the nonlinearity."""
         function = (self.activation.name, *constants(self.activation))
         clip = math.inf if self.clip is None else self.clip
         return Pointwise(False, (function,) * 3, clip, math.inf, kind="elman")
 
     def in_four_blocks(self, p: RNNParams) -> FourBlocks:
-        """Return the same rows, a quarter of the units a block; rows of zeros complete the last."""
+        """Return the same rows as four blocks, padded with rows of zeros."""
         rows: dict[str, Any] = {
             name: None if a is None else _completed(a) for name, a in zip(p._fields[:4], p, strict=False)
         }
         return FourBlocks(LSTMParams(**rows, weight_hr=p.weight_hr), p.bias_hr)
 
     def from_four_blocks(self, gradients: FourBlocks) -> RNNParams:
-        """Return the rows of the units that exist."""
+        """Return the rows without the padding."""
         of_gates = gradients.lstm
         hr = of_gates.weight_hr
         H = (of_gates.weight_hh if hr is None else hr).shape[1]
@@ -118,7 +118,7 @@ class ElmanCell(Cell):
     def forward(
         self, xp: Namespace, zx: Array, h: Array, c: Array, p: RNNParams
     ) -> tuple[Array, Array, Step]:
-        """Run one step; `c` has no columns and is returned as it is."""
+        """Run one step; `c` has no columns and is returned unchanged."""
         z = zx + h @ p.weight_hh.T
         a = value(xp, self.activation, clipped(xp, z, self.clip))
         return project_output(a, p), c, Step(z, a, h)
@@ -126,7 +126,7 @@ class ElmanCell(Cell):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: RNNParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Take the gradient with respect to ``h'`` through one step to that with respect to h."""
+        """Return the gradient of h, given the gradient of ``h'``."""
         z, a, h_prev = step
         da = dh if p.weight_hr is None else dh @ p.weight_hr
         seen = clipped(xp, z, self.clip)
@@ -137,7 +137,7 @@ class ElmanCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: RNNParams
     ) -> tuple[Array, RNNParams]:
-        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        """Return the gradients of x and the parameters, summed over all steps."""
         dz, h_prev, a, dh = steps
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
         twin = None if db is None else xp.asarray(db, copy=True)
@@ -154,7 +154,7 @@ class ElmanCell(Cell):
         return lambda _: self
 
     def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:  # noqa: ARG002
-        """Return the features of the hidden units."""
+        """Return the number of hidden units."""
         return (hidden_size,)
 
     def options(self) -> dict[str, Any]:
@@ -170,12 +170,12 @@ class JordanCell(ElmanCell):
     output_required = True
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of `ElmanCell` with a projection, and of the output's bias."""
+        """Return the parameter shapes of `ElmanCell` with a projection, and of the output's bias."""
         return Cell.shapes(self, sizes) | ({"bias_hr": (sizes.projection,)} if sizes.bias else {})
 
 
 def project_output(a: Array, p: RNNParams) -> Array:
-    """Return the hidden units themselves, or the output that recurs."""
+    """Return the output that recurs, or the hidden units without an output."""
     if p.weight_hr is None:
         return a
     y = a @ p.weight_hr.T

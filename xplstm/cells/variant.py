@@ -1,7 +1,7 @@
-"""The equations of the LSTM with the options of `Variant`, forward and backward.
+"""Define the equations of the LSTM with the options of `Variant`, forward and backward.
 
-An option that is off leaves its line of `xplstm.cells.lstm` as it is. One step, in this order (`Variant`
-names the sources)::
+`Variant` names the sources of the options. Without options, the equations are those of `xplstm.cells.lstm`.
+One step computes, in this order::
 
     h~ = h * mask                                                recurrent dropout
     z = W_ih x + b_ih + W_hh h~ + b_hh                           layer_norm: norm(W_ih x), norm(W_hh h~)
@@ -32,7 +32,7 @@ from xplstm.cells.params import Activation, LSTMParams, Variant
 EPSILON = 1e-5
 
 
-# The option that uses a parameter which the standard LSTM lacks.
+# For each parameter that the standard LSTM lacks, the option that uses it.
 OPTION = {
     "weight_ch": "variant.peepholes",
     **dict.fromkeys(("gain_ih", "gain_hh", "gain_c"), "variant.layer_norm"),
@@ -41,29 +41,30 @@ OPTION = {
 
 
 class Step(NamedTuple):
-    """What the backward pass needs of one step."""
+    """The residuals of one step."""
 
     z: Gates
-    """Before gate_clip."""
+    """Inputs of the gates' functions, before gate_clip."""
     gates: Gates
     h_seen: Array
-    """h as it met W_hh: after recurrent dropout."""
+    """h after recurrent dropout."""
     product: Array
-    """``W_hh h~`` before its normalisation."""
+    """``W_hh h~`` before normalisation."""
     c_prev: Array
     unclipped: Array
     """c^ before cell_clip."""
     exposed: Array
-    """c^ as it meets H: after its normalisation."""
+    """c^ after normalisation, the input of H."""
     h: Array
-    """h' and c', after zoneout."""
+    """h' after zoneout."""
     c: Array
+    """c' after zoneout."""
 
 
 class StepGradients(NamedTuple):
-    """What one step contributes to the parameters' gradients, for each batch entry.
+    """The contribution of one step to the gradients of the parameters, for each batch entry.
 
-    The kernel joins these over all steps, then multiplies or sums once.
+    The kernel joins the contributions of all steps, then computes one product or sum for each parameter.
     """
 
     dz: Array
@@ -85,21 +86,21 @@ class VariantCell(LSTMCell):
 
     @property
     def reason(self) -> str:
-        """Why a kernel of the standard LSTM cannot run it."""
+        """Why a kernel for the standard LSTM cannot run this cell."""
         return f"supports only the standard LSTM, not {self.variant}"
 
     @property
     def random(self) -> bool:
-        """Whether a mask is drawn inside the step."""
+        """Whether a step draws a random mask."""
         variant = self.variant
         return bool(variant.zoneout_h or variant.zoneout_c or variant.recurrent_dropout)
 
     def pointwise(self, problem: Direction) -> Pointwise:  # noqa: ARG002 - the signature of every cell
-        """Return the options of its step."""
+        """Return the options of the pointwise step."""
         return _pointwise(self.variant)
 
     def masks(self, problem: Direction) -> Masks | None:
-        """Return what the random masks of a whole call are drawn from, or None where nothing is random."""
+        """Return the random masks of a whole call, or None if the call draws no masks."""
         if problem.noise is None or not self.random:
             return None
         variant, (key, stream, start) = self.variant, problem.noise
@@ -109,7 +110,7 @@ class VariantCell(LSTMCell):
         return Masks(dropped, *held)
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the standard LSTM, and of what peepholes and layer_norm add."""
+        """Return the parameter shapes of the standard LSTM, and of peepholes and layer_norm."""
         shapes = LSTMCell.shapes(self, sizes)
         H = sizes.hidden
         if self.variant.peepholes:
@@ -131,7 +132,7 @@ class VariantCell(LSTMCell):
         return VariantCell(self.variant._replace(activations=a[3 * d : 3 * d + 3]))
 
     def at(self, problem: Direction) -> Callable[[int], Equations]:
-        """Return the equations at each time, with the random masks of that time."""
+        """Return a function from a time to the equations, with the random masks of that time."""
         variant = self.variant
         dropped = _recurrent_mask(problem, variant.recurrent_dropout)
 
@@ -145,7 +146,7 @@ class VariantCell(LSTMCell):
 
 @cache
 def _pointwise(variant: Variant) -> Pointwise:
-    """Return the options of its pointwise step, with every constant filled in."""
+    """Return the options of the variant's pointwise step, with default constants filled in."""
     if variant._replace(recurrent_dropout=0.0) == Variant():
         return STANDARD_STEP
     activations = tuple((a.name, *constants(a)) for a in variant.activations)
@@ -157,7 +158,7 @@ def _pointwise(variant: Variant) -> Pointwise:
 
 
 def _recurrent_mask(problem: Direction, p: float) -> Array | None:
-    """Return the factor of h in the gates at every step of a call with noise."""
+    """Return the mask of recurrent dropout, the same at every step; None without dropout or noise."""
     if p == 0 or problem.noise is None:
         return None
     xp, shape, (key, stream, _) = problem.xp, (problem.B, problem.output_size), problem.noise
@@ -166,7 +167,7 @@ def _recurrent_mask(problem: Direction, p: float) -> Array | None:
 
 
 def _hold(problem: Direction, p: float, purpose: Purpose, size: int, t: int) -> Array | float:
-    """Where zoneout keeps the old value at time `t` of `problem`, or, without noise, how much of it."""
+    """Return the zoneout mask at time `t` of `problem`, or without noise the share of the old value."""
     if p == 0 or problem.noise is None:
         return p
     key, stream, start = problem.noise
@@ -183,7 +184,7 @@ class StepEquations(NamedTuple):
     dropped: Array | None
 
     def project_input(self, x: Array, p: LSTMParams) -> Array:
-        """Return ``W_ih x``, normalised with layer_norm, plus both biases."""
+        """Return ``W_ih x``, normalised if layer_norm is on, plus both biases."""
         zx = x @ p.weight_ih.T
         if p.gain_ih is not None:
             zx = normalised(_array.namespace(x, "x"), zx)[0] * p.gain_ih
@@ -192,7 +193,7 @@ class StepEquations(NamedTuple):
     def forward(
         self, xp: Namespace, zx: Array, h: Array, c: Array, p: LSTMParams
     ) -> tuple[Array, Array, Step]:
-        """Run one step: ``zx`` (B, 4H) from `project_input`, ``h``, ``c`` -> ``h'``, ``c'``."""
+        """Run one step from ``zx`` (B, 4H) of `project_input`, ``h`` and ``c``; return ``h'`` and ``c'``."""
         F, G, H = self.variant.activations
         bound = self.variant.gate_clip
         w_i, w_f, w_o = _peepholes(xp, p)
@@ -217,7 +218,7 @@ class StepEquations(NamedTuple):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Take gradients with respect to ``h'`` and ``c'`` to those with respect to h and c."""
+        """Return the gradients of h and c, given the gradients of ``h'`` and ``c'``."""
         (i, f, g, o), z, c_prev = step.gates, step.z, step.c_prev
         F, G, H = self.variant.activations
         w_i, w_f, w_o = _peepholes(xp, p)
@@ -258,14 +259,14 @@ class StepEquations(NamedTuple):
         return steps, dh_prev, dc_prev
 
     def _through_gate(self, xp: Namespace, da: Array, activation: Activation, z: Array, a: Array) -> Array:
-        """Return the gradient with respect to the input of a gate's function, before its clip."""
+        """Return the gradient of the unclipped input of a gate's function."""
         bound = self.variant.gate_clip
         return clipped_back(xp, da * slope(xp, activation, clipped(xp, z, bound), a), z, bound)
 
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
     ) -> tuple[Array, LSTMParams]:
-        """Sum over all steps at once: gradients with respect to x and the parameters."""
+        """Return the gradients of x and the parameters, summed over all steps."""
         dz, dproduct, h_seen, m, dh, *summed = steps
         product = x @ p.weight_ih.T
         dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalised(xp, product)[0], axis=0)
@@ -279,12 +280,12 @@ class StepEquations(NamedTuple):
         )
 
     def trace(self, _xp: Namespace, step: Step, _p: LSTMParams) -> tuple[Array, ...]:
-        """Return the gates i, f, g, o, and c and h, of one step."""
+        """Return the arrays i, f, g, o, c and h of one step."""
         return (*step.gates, step.c, step.h)
 
 
 def lstm_cell(variant: Variant | None, directions: int) -> LSTMCell:
-    """Return the cell of an LSTM with these options, checked: the standard one where none is on."""
+    """Check the options of an LSTM, and return its cell: the standard cell if no option is on."""
     if variant is None:
         return STANDARD
     if not isinstance(variant, Variant):
@@ -305,7 +306,7 @@ def lstm_cell(variant: Variant | None, directions: int) -> LSTMCell:
 
 
 def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
-    """Three for every direction, or three for each."""
+    """Check the activations: three for all directions, or three for each direction."""
     counts = (3, 6) if directions == 2 else (3,)
     if not isinstance(given, tuple | list) or len(given) not in counts:
         msg = f"variant.activations={given!r} must hold {' or '.join(map(str, counts))} activations: F, G, H"
@@ -322,32 +323,32 @@ def _activation(name: str, given: Any) -> Activation:
     word, *constants = (given,) if isinstance(given, str) else given
     function = FUNCTIONS[_values.one_of(name, word, FUNCTIONS)]
     if len(constants) > 2:
-        msg = f"{name}={given!r} must be a name, with alpha and beta at most"
+        msg = f"{name}={given!r} must be a name and at most 2 constants, alpha and beta"
         raise ArgumentError(msg)
     defaults = {"alpha": function.alpha, "beta": function.beta}
     checked: list[float | None] = []
     for (letter, default), constant in zip(defaults.items(), constants, strict=False):
         if constant is not None and default is None:
-            msg = f"{name}={given!r} has {letter}={constant!r}, and {word} takes no {letter}"
+            msg = f"{name}={given!r} has {letter}={constant!r}, but {word} has no constant {letter}"
             raise ArgumentError(msg)
         checked.append(None if constant is None else _values.finite(f"{letter} of {name}", constant))
     return Activation(word, *checked)
 
 
 def normalised(xp: Namespace, a: Array) -> tuple[Array, Array]:
-    """Return each row scaled to mean 0 and variance 1, and its divisor."""
+    """Scale each row to mean 0 and variance 1; return the result and the divisors."""
     centred = a - xp.mean(a, axis=-1, keepdims=True)
     deviation = xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + EPSILON)
     return centred / deviation, deviation
 
 
 def _gained(xp: Namespace, a: Array, gain: Array | None) -> Array:
-    """Normalise and scale `a` where there is a gain."""
+    """Normalise `a` and multiply it by the gain; return `a` without a gain."""
     return a if gain is None else normalised(xp, a)[0] * gain
 
 
 def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Array:
-    """Return the gradient with respect to the input of `_gained`."""
+    """Return the gradient of the input of `_gained`."""
     if gain is None:
         return da
     unit, deviation = normalised(xp, a)
@@ -362,19 +363,19 @@ def _peepholes(xp: Namespace, p: LSTMParams) -> Sequence[Array | None]:
 
 
 def _peeped(z: Array, w: Array | None, c: Array) -> Array:
-    """``z + w * c`` where there is a peephole: without one an infinite c must not meet a zero."""
+    """Return ``z + w * c``, or z without peepholes; zero weights would turn an infinite c into NaN."""
     return z if w is None else z + w * c
 
 
 def _held(xp: Namespace, hold: Array | float, old: Array, new: Array) -> Array:
-    """Old values where a mask holds them, or a mean of both."""
+    """Return the old values where a mask holds them, or a weighted mean of old and new values."""
     if isinstance(hold, float):
         return new if hold == 0 else hold * old + (1 - hold) * new
     return xp.where(hold, old, new)
 
 
 def _held_back(xp: Namespace, hold: Array | float, d: Array) -> tuple[Array, Array]:
-    """Return the gradients with respect to the new and the old values."""
+    """Return the gradients of the new and the old values."""
     nothing = xp.zeros_like(d)
     if isinstance(hold, float):
         return (d, nothing) if hold == 0 else ((1 - hold) * d, hold * d)
