@@ -275,7 +275,7 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(xplstm.ShapeError, match="h_0 has shape"):
         xplstm.RNN(3, 2)(np.ones((4, 1, 3), "float32"), np.ones((1, 1, 5), "float32"))
     for wrong in ((np.ones((1, 1, 2)), np.ones((1, 1, 2))), [1], 3, np.zeros((), "float32")):
-        with pytest.raises(xplstm.DTypeError, match="h_0 must be an array of what recurs"):
+        with pytest.raises(xplstm.DTypeError, match="h_0 must be an array, got"):
             xplstm.RNN(3, 2)(np.ones((4, 1, 3), "float32"), wrong)
     with pytest.raises(xplstm.DTypeError, match="reset_after='yes' must be"):
         xplstm.GRU(3, 2, reset_after="yes")

@@ -479,7 +479,9 @@ def test_none_in_a_pair_of_gradients_stands_for_zeros(kept: str) -> None:
 
 
 def test_dropout_without_effect_is_a_warning() -> None:
-    with pytest.warns(UserWarning, match="dropout=0.5 has no effect: it acts between layers"):
+    with pytest.warns(
+        UserWarning, match="dropout=0.5 has no effect with num_layers=1, because it applies between layers"
+    ):
         xplstm.LSTM(3, 2, dropout=0.5)
     xplstm.LSTM(3, 2, 2, dropout=0.5)
     xplstm.models.CharLM("ab", 3, 1, dropout=0.5)

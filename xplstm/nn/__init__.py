@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Network(NamedTuple):
-    """A class of recurrent layers, and how its options make its cell."""
+    """A class of recurrent layers, and the function that makes its cell."""
 
     cls: Callable[..., Recurrent]
     cell: Callable[[Mapping[str, Any], int], Cell]
@@ -45,4 +45,4 @@ NETWORKS = {
         JordanRNN, lambda options, _: JordanCell(Activation(options.get("nonlinearity", "tanh")))
     ),
 }
-"""By the name of the class, which is `Cell.name`."""
+"""Networks by the name of the class, which is `Cell.name`."""

@@ -1,9 +1,10 @@
-"""Dask arrays: one task for each chunk of time and batch, the state carried along time inside the graph.
+"""Run layers on Dask arrays, with one task for each chunk of time and batch.
 
-The parameters stay NumPy's or CuPy's, and are one node of the graph: a worker unpickles and packs them once.
-Each task runs the kernel that `explain` names on one block, so the numbers have the bits of one call over the
-whole array. Two directions run layer by layer, the backward one in a second chain from the end of time.
-Layers and models without recurrence run block by block.
+The tasks of one chunk of the batch form a chain that passes the state along time. The parameters stay NumPy
+or CuPy arrays, in one node of the graph: each worker unpickles and packs them once. Each task runs the kernel
+that `explain` names on one block, so the results have the same bits as one call over the whole array. Two
+directions run layer by layer; the backward direction has a second chain from the end of time. Layers and
+models without recurrence run block by block.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ from xplstm._state import LSTMState
 from xplstm.kernels import _steps
 
 LETTERS = "abcdefghijklmnopqrstuvwxy"
-"""Names of the axes of a Dask array."""
+"""Axis names for Dask arrays."""
 
 
 def is_dask(x: Any) -> bool:
-    """Whether `x` is a Dask array."""
+    """Return whether `x` is a Dask array."""
     dask = sys.modules.get("dask.array")
     return dask is not None and isinstance(x, dask.Array)
 
 
 def takes(x: Any, home: Home) -> bool:
-    """Whether `x` is a Dask array and the parameters are not: then a call builds tasks for its chunks."""
+    """Return whether a call builds tasks: `x` is a Dask array, but the parameters are not."""
     return is_dask(x) and _array.backend_name(home.xp) != "dask"
 
 
 def without_empty(x: Any) -> Any:
-    """Return `x` in one chunk along each axis of at most one element.
+    """Return `x` with one chunk along each axis of size 0 or 1.
 
-    Dask repeats an axis of size 1 that has several chunks, and cannot join several chunks of size 0.
+    Dask broadcasts an axis of size 1 even if it has several chunks, and cannot join several chunks of size 0.
     """
     for axis, sizes in enumerate(x.chunks):
         size = sum(sizes)
@@ -51,31 +52,31 @@ def without_empty(x: Any) -> Any:
 
 
 class _Blocks(NamedTuple):
-    """What a user passed, checked, time-major, and cut along the chunks of x."""
+    """The checked, time-major arguments of a call, in the chunks of x."""
 
     x: Any
     state: tuple[Any, Any] | None
     lengths: Any
     mask: Any
     fresh: Any
-    """None, or (D, T, B): where a direction starts a step from zeros."""
+    """None, or booleans (D, T, B), True where a direction starts a step from zeros."""
     batched: bool
 
     @property
     def times(self) -> tuple[int, ...]:
-        """Steps of each chunk of time."""
+        """Number of steps of each chunk of time."""
         return tuple(self.x.chunks[0])
 
     @property
     def batches(self) -> tuple[Any, ...]:
-        """Entries of each chunk of the batch; NaN where Dask does not know it."""
+        """Number of entries of each chunk of the batch; NaN if Dask does not know the number."""
         return tuple(self.x.chunks[1])
 
 
 def forward(
     stack: Stack, home: Home, layers: Layers, x: Any, state: Any, lengths: Any, mask: Any, reset: Any
 ) -> tuple[Any, LSTMState]:
-    """Return y, in the chunks of x, and the final state, in its chunks of the batch; nothing is computed."""
+    """Return y in the chunks of x and the final state in the batch chunks of x, both lazily."""
     import dask.array as da
 
     blocks = _enter(stack, home, x, state, lengths, mask, reset)
@@ -83,7 +84,7 @@ def forward(
         y, ends = _run(stack._replace(batch_first=False), layers, blocks, blocks.state)
     else:
         y, ends = _two_directions(stack, layers, blocks)
-    # Entries of unknown number are as many in each part, since all parts come from x.
+    # Unknown chunk sizes agree, because all parts have the batch chunks of x.
     h, c = (da.concatenate(parts, axis=0, allow_unknown_chunksizes=True) for parts in zip(*ends, strict=True))
     if not blocks.batched:
         axis = 2 if stack.merge == "none" else 1
@@ -96,7 +97,7 @@ def forward(
 def explain(
     stack: Stack, home: Home, layers: Layers, x: Any, lengths: Any, mask: Any, reset: Any
 ) -> Explanation:
-    """Say which kernel would run the largest block of x."""
+    """Return which kernel would run the largest block of x."""
     blocks = _enter(stack, home, x, None, lengths, mask, reset)
     sizes = max(blocks.times, default=0), _largest(blocks.batches), stack.input_size
     dtype = _array.dtype_named(home.xp, home.dtype)
@@ -111,17 +112,17 @@ def explain(
 
 
 def _largest(sizes: tuple[Any, ...]) -> int:
-    """Return the largest size that is known."""
+    """Return the largest known size, or 1."""
     return int(max((n for n in sizes if n == n), default=1))
 
 
 def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any, reset: Any) -> _Blocks:
-    """Check every argument and bring it to (T, B, .) in chunks that fit those of x."""
+    """Check every argument, and convert it to (T, B, .) in chunks that match x."""
     import dask.array as da
 
     x, batched = without_empty(x), x.ndim != 2
     if x.ndim not in (2, 3) or x.shape[-1] != stack.input_size:
-        msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}), the last is input_size"
+        msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}): the last is input_size"
         raise ShapeError(msg)
     check_kind("x", x, home, home.dtype)
     x = x if batched else x[:, None, :]
@@ -129,7 +130,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
     x = x.rechunk({2: -1})
     check_time(x)
     if lengths is not None and mask is not None:
-        msg = "lengths and mask were both given; a mask says all that lengths say, so give one"
+        msg = "lengths and mask were both given; give only one of them"
         raise ArgumentError(msg)
     T, B = x.shape[0], x.shape[1]
     if mask is not None:
@@ -143,12 +144,13 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
 
 
 def check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
-    """Refuse a Dask array whose chunks are of another library or dtype than the parameters."""
+    """Raise an error if the chunks have another library or dtype than the parameters."""
     xp = _array.namespace(a._meta, name)
     if xp is not home.xp:
         ours, theirs = _array.backend_name(xp), _array.backend_name(home.xp)
         msg = (
-            f"{name} has chunks of {ours}, but the parameters are of {theirs}; move them with to(xp={ours!r})"
+            f"{name} has chunks of {ours}, but the parameters are of {theirs}; "
+            f"move the parameters with to(xp={ours!r})"
         )
         raise BackendError(msg)
     given = _array.dtype_name(a.dtype)
@@ -158,7 +160,7 @@ def check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
 
 
 def existing(x: Any, lengths: Any) -> Any:
-    """Return booleans (T, B), true where an entry of `x` (T, B, ...) has a step, in the chunks of x."""
+    """Return booleans (T, B) in the chunks of `x` (T, B, ...), True where a batch entry has a step."""
     import dask.array as da
 
     x = without_empty(x)
@@ -169,19 +171,19 @@ def existing(x: Any, lengths: Any) -> Any:
 
 
 def check_time(x: Any) -> None:
-    """Refuse chunks of unknown size along the first axis."""
+    """Raise an error for chunks of unknown size along the first axis."""
     if any(n != n for n in x.chunks[0]):
         msg = "x has chunks of unknown size along time; call x.compute_chunk_sizes() first"
         raise ShapeError(msg)
 
 
 def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
-    """Return lengths as a Dask array in the chunks of the batch; a list or NumPy array is checked at once."""
+    """Return lengths as a Dask array in the batch chunks; a list or NumPy array is checked immediately."""
     import dask.array as da
 
     if not isinstance(lengths, da.Array):
         if B != B:
-            msg = "lengths of a batch of unknown size must be a Dask array in the chunks of x"
+            msg = "lengths must be a Dask array in the batch chunks of x, whose sizes are unknown"
             raise ShapeError(msg)
         numpy = Home(_array.numpy_namespace(), "cpu", home.dtype)
         entries = [lengths] if isinstance(lengths, int) else lengths
@@ -206,7 +208,7 @@ def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
 
 
 def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
-    """Return where each direction starts from zeros, found over all of time for each chunk of the batch."""
+    """Return where each direction starts from zeros, computed over the whole time for each batch chunk."""
     import dask.array as da
 
     xp, T = _array.numpy_namespace(), reset.shape[0]
@@ -228,7 +230,7 @@ def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
 
 
 def states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple[Any, Any] | None:
-    """Return h and c as Dask arrays (L*D, B, .) in the chunks of the batch."""
+    """Return h and c as Dask arrays (L*D, B, .) in the batch chunks of `x`."""
     if state is None:
         return None
     rows = stack.num_layers * len(stack.reverse)
@@ -241,7 +243,7 @@ def states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple
 
 
 def in_batches(name: str, a: Any, home: Home, shape: tuple[int, Any, int], x: Any) -> Any:
-    """Return an array (N, B, .) as a Dask array in the batch chunks of `x`, checked."""
+    """Check an array (N, B, .) and return it as a Dask array in the batch chunks of `x`."""
     import dask.array as da
 
     if not isinstance(a, da.Array):
@@ -252,7 +254,7 @@ def in_batches(name: str, a: Any, home: Home, shape: tuple[int, Any, int], x: An
 
 
 def aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
-    """Return `a` in these chunks, or refuse another shape; unknown sizes must come in as many chunks."""
+    """Return `a` in these chunks, checked for its shape; unknown sizes need the same number of chunks."""
     a = without_empty(a)
     known = all(n == n for sizes in chunks for n in sizes) and all(n == n for n in a.shape)
     if a.ndim != len(shape) or (known and a.shape != tuple(shape)):
@@ -262,13 +264,13 @@ def aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) 
         return a.rechunk(chunks) if a.chunks != tuple(chunks) else a
     if a.numblocks != tuple(len(sizes) for sizes in chunks):
         wanted = tuple(map(len, chunks))
-        msg = f"{name} has {a.numblocks} chunks, expected {wanted}, as x has; their sizes are unknown"
+        msg = f"{name} has {a.numblocks} chunks of unknown size, expected {wanted} chunks, like x"
         raise ShapeError(msg)
     return a
 
 
 def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Run layer by layer: one chain of tasks forward in time, one from the end; then merge the blocks."""
+    """Run layer by layer, with one chain of tasks per direction, and merge the blocks of both directions."""
     ends: list[tuple[Any, Any]] = []
     y: Any = blocks.x
     for layer, directions in enumerate(layers):
@@ -293,7 +295,7 @@ def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any,
 
 
 def _merged(stack: Stack, ys: list[Any], last: bool) -> Any:
-    """Return both directions as the layer's output."""
+    """Merge both directions into the layer's output."""
     import dask.array as da
 
     apart = stack.merge == "none" and last
@@ -311,7 +313,7 @@ def _merged(stack: Stack, ys: list[Any], last: bool) -> Any:
 
 
 def _join(*ys: Any, merge: str | None) -> Any:
-    """Return the outputs of both directions, merged or on an axis of their own."""
+    """Merge the outputs of both directions, or stack them on a first axis if `merge` is None."""
     xp = _array.namespace(ys[0], "y")
     return xp.stack(ys) if merge is None else _merge.forward(merge, xp.concat(ys, axis=-1))
 
@@ -319,7 +321,7 @@ def _join(*ys: Any, merge: str | None) -> Any:
 def _run(
     stack: Stack, layers: Layers, blocks: _Blocks, start: tuple[Any, Any] | None
 ) -> tuple[Any, list[tuple[Any, Any]]]:
-    """One direction: a chain of tasks along time for each chunk of the batch."""
+    """Run one direction by a chain of tasks along time for each batch chunk."""
     import dask.array as da
     from dask.base import tokenize
     from dask.highlevelgraph import HighLevelGraph
@@ -375,14 +377,14 @@ def _run(
 
 
 def _block(model: Packed, x: Any, before: Any, exists: Any, first: int, fresh: Any) -> tuple[Any, Any, Any]:
-    """Run one block from the state that the block before it left, or from the initial one; y, h and c."""
+    """Run one block from the previous block's state or the initial state; return y, h and c."""
     state = None if before is None else LSTMState(*before[-2:])
     lengths = mask = None
     if exists is not None and exists.ndim == 2:
         mask = exists
     elif exists is not None:
         lengths = np.clip(_array.to_numpy(exists).astype(np.int64) - first, 0, x.shape[0])
-    # Dask's workers are threads themselves.
+    # Dask already runs several tasks in parallel threads.
     with Chosen(threads, 1):
         y, end = model._run(x, state, lengths, mask, fresh)
     return y, end.h, end.c
@@ -394,7 +396,7 @@ def _part(parts: tuple[Any, Any, Any], k: int) -> Any:
 
 
 def layer(module: Any, home: Home, name: str, x: Any, features: int, width: int) -> Any:
-    """Return what a layer makes of the last axis of each block of `x`."""
+    """Apply a layer to the last axis of each block of `x`."""
     if not x.ndim or x.shape[-1] != features:
         msg = f"{name} has shape {x.shape}, expected (..., {features})"
         raise ShapeError(msg)
@@ -405,7 +407,7 @@ def layer(module: Any, home: Home, name: str, x: Any, features: int, width: int)
 
 
 def lookup(module: Any, home: Home, ids: Any, width: int) -> Any:
-    """Return the vectors of the ids of each block; an id that is out of range is an error of its task."""
+    """Look up the vectors of the ids of each block; the task of a block checks the range of its ids."""
     if ids.dtype.kind not in "iu":
         msg = f"ids has dtype {ids.dtype}, expected integers"
         raise DTypeError(msg)
@@ -416,7 +418,7 @@ def lookup(module: Any, home: Home, ids: Any, width: int) -> Any:
 
 
 def on_last_axis(work: Callable[[Any], Any], x: Any, dtype: Any, *, keep: bool) -> Any:
-    """Return what `work` makes of each block of `x`, whose last axis is one block; `keep` retains it."""
+    """Apply `work` to each block of `x`, whose last axis is one chunk; `work` keeps that axis if `keep`."""
     axes = LETTERS[: x.ndim]
     return apply(work, axes if keep else axes[:-1], {}, dtype, (x, axes))
 
@@ -429,10 +431,10 @@ def apply(
     *arrays: tuple[Any, str],
     model: Any = None,
 ) -> Any:
-    """Return ``work(*blocks)``, or ``work(model, *blocks)``, of Dask arrays whose axes are letters; lazily.
+    """Apply ``work(*blocks)``, or ``work(model, *blocks)``, lazily to Dask arrays whose axes are letters.
 
-    Blocks along axes that `out` lacks are concatenated. `sizes` are those of new axes. The graph holds a copy
-    of `model`, once: later changes of its parameters do not reach it.
+    Blocks along axes that are not in `out` are concatenated. `sizes` are the sizes of new axes. The graph
+    contains one copy of `model`, which later changes of the parameters do not affect.
     """
     import dask.array as da
     from dask.base import tokenize
@@ -456,6 +458,6 @@ def apply(
 
 
 def _apply(*blocks: Any, work: Callable[..., Any], model: Any = None) -> Any:
-    """Run one task; Dask's workers are threads themselves."""
+    """Run one task on one thread, because Dask already runs several tasks in parallel threads."""
     with Chosen(threads, 1):
         return work(*blocks) if model is None else work(model, *blocks)

@@ -19,22 +19,29 @@ from xplstm.nn._module import DParams, Module, Seed
 
 
 class Embedding(Module):
-    """A table of vectors looked up by number; what a one-hot vector times a weight gives, without the zeros.
+    """A table of vectors, looked up by integer ids.
+
+    The result equals the product of one-hot vectors and the table.
 
     Parameters
     ----------
     num_embeddings, embedding_dim : int
         At least 1.
     padding_idx : int, optional
-        An id in [0, num_embeddings), or counted from the end, whose vector begins as zeros and has a gradient
+        An id in [-num_embeddings, num_embeddings), whose vector is initialised to zeros and has a gradient
         of zero.
     xp, device, dtype, rng
-        As for `LSTM`; the initial values are standard normal.
+        As for `LSTM`. The initial values are standard normal.
 
     Attributes
     ----------
-    params : dict
+    params : dict of str to array
         ``weight`` of shape (num_embeddings, embedding_dim).
+
+    Raises
+    ------
+    ArgumentError, DTypeError, BackendError
+        If an argument is invalid.
 
     Examples
     --------
@@ -72,22 +79,23 @@ class Embedding(Module):
         return f"Embedding({self.num_embeddings}, {self.embedding_dim}{padding})"
 
     def __call__(self, ids: Array) -> Array:
-        """Look up.
+        """Look up the vectors of ids.
 
         Parameters
         ----------
         ids : array of integers, shape (...)
-            In [0, num_embeddings); on a device or traced they are not looked at. A Dask array gives a Dask
-            array, in which each task looks at its own block.
+            In [0, num_embeddings). Values on a device and traced values are not checked. For a Dask array,
+            the result is a Dask array, and each task checks the ids of its block.
 
         Returns
         -------
         array, shape (..., embedding_dim)
+            Vectors in the dtype of the parameters.
 
         Raises
         ------
         DTypeError, BackendError, ArgumentError
-            Naming the argument, its value and the bound.
+            If `ids` is invalid. The message names the value and the bound.
         """
         home = self._home()
         if _blocks.takes(ids, home):
@@ -96,7 +104,7 @@ class Embedding(Module):
         return _array.take_rows(self.params["weight"], ids)
 
     def vjp(self, ids: Array) -> tuple[Array, Callable[[Array], DParams]]:
-        """Look up and keep what the gradient needs.
+        """Look up the vectors of ids, and return a function that computes the gradient.
 
         Parameters
         ----------
@@ -107,7 +115,12 @@ class Embedding(Module):
         -------
         y : array, shape (..., embedding_dim)
         pullback : callable
-            ``pullback(dy) -> dparams``: the gradient of ``weight``; ids have none.
+            ``pullback(dy) -> dparams``, with the gradient of ``weight``. Ids have no gradient.
+
+        Raises
+        ------
+        DTypeError, BackendError, ArgumentError
+            As for a call.
         """
         y, home = self(ids), self._home()
 
@@ -126,7 +139,7 @@ class Embedding(Module):
 
 @part
 def _sum_rows(xp: Namespace, ids: Any, rows: Array, count: int) -> Array:
-    """(count, N) array whose row k is the sum of the `rows` with id k; the same order of sums every time."""
+    """Return an array (count, N) whose row k is the sum of the `rows` with id k, in a fixed order."""
     wide = _array.widen(rows)
     if isinstance(wide, np.ndarray):
         order = np.argsort(ids, kind="stable")
@@ -141,20 +154,26 @@ def _sum_rows(xp: Namespace, ids: Any, rows: Array, count: int) -> Array:
 
 
 class Linear(Module):
-    """``y = x W^T + b`` on the last axis.
+    """Apply ``y = x W^T + b`` to the last axis.
 
     Parameters
     ----------
     in_features, out_features : int
         At least 1.
     bias : bool, default True
+        Whether the layer has the parameter bias.
     xp, device, dtype, rng
-        As for `LSTM`; the initial values are uniform within 1 / sqrt(in_features).
+        As for `LSTM`. The initial values are uniform within 1 / sqrt(in_features) of zero.
 
     Attributes
     ----------
-    params : dict
+    params : dict of str to array
         ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+
+    Raises
+    ------
+    ArgumentError, DTypeError, BackendError
+        If an argument is invalid.
 
     Examples
     --------
@@ -192,45 +211,53 @@ class Linear(Module):
         return f"Linear({self.in_features}, {self.out_features}{options})"
 
     def __call__(self, x: Array) -> Array:
-        """Apply.
+        """Apply the layer.
 
         Parameters
         ----------
         x : array, shape (..., in_features)
-            A Dask array gives a Dask array, one task for each chunk: :doc:`/guides/dask`.
+            Same library, device and dtype as the parameters. For a Dask array, the result is a Dask array
+            with one task per chunk: see :doc:`/guides/dask`.
 
         Returns
         -------
         array, shape (..., out_features)
+            In the dtype of the parameters.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError
-            Naming the argument, its value and the bound.
+            If `x` is invalid. The message names the value and the bound.
         """
         home = self._home()
         if _blocks.takes(x, home):
             return _blocks.layer(self, home, "x", x, self.in_features, self.out_features)
         home, x = self._check(x)
         params = {name: _array.native(a) for name, a in self.params.items()}
-        # One product of two matrices: a batch of T products costs CuPy a copy of the weights, and launches.
+        # Flatten to one product: a batched product makes CuPy copy the weights and launch more kernels.
         rows = _array.reshape(x, (math.prod(x.shape[:-1]), self.in_features))
         y = _array.widen(rows) @ _array.widen(params["weight"]).T
         y = y + _array.widen(params["bias"]) if "bias" in params else y
         return _array.narrow(_array.reshape(y, (*x.shape[:-1], self.out_features)), home.dtype)
 
     def vjp(self, x: Array) -> tuple[Array, Callable[[Array], tuple[Array, DParams]]]:
-        """Apply and keep what the gradients need.
+        """Apply the layer, and return a function that computes the gradients.
 
         Parameters
         ----------
         x : array, shape (..., in_features)
+            As for a call; not a Dask array.
 
         Returns
         -------
         y : array, shape (..., out_features)
         pullback : callable
-            ``pullback(dy) -> dx, dparams``.
+            ``pullback(dy) -> dx, dparams``, with the shapes of x and the parameters.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError
+            As for a call.
         """
         home, x = self._check(x)
         y, xp, params = self(x), home.xp, {name: _array.native(a) for name, a in self.params.items()}
@@ -248,19 +275,26 @@ class Linear(Module):
         return y, pullback
 
     def _check(self, x: Array) -> tuple[Home, Array]:
-        """Check the parameters and x, and return where they live, and x."""
+        """Check the parameters and x; return their library, device and dtype, and x."""
         home = self._home()
         axes = tuple(f"n{k}" for k in range(max(0, getattr(x, "ndim", 1) - 1)))
         return home, _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
 
 
 class Dropout(Summary):
-    """Zero elements at random and scale the others up; Srivastava et al. (2014).
+    """Set elements to zero at random, and scale the others by 1 / (1 - p) (Srivastava et al., 2014).
 
     Parameters
     ----------
     p : float
-        Probability to drop, in [0, 1).
+        Probability to drop an element, in [0, 1).
+
+    Raises
+    ------
+    DTypeError
+        If `p` is not a number.
+    ArgumentError
+        If `p` is outside [0, 1).
 
     Examples
     --------
@@ -278,11 +312,11 @@ class Dropout(Summary):
         return f"Dropout({self.p})"
 
     def __call__(self, x: Array) -> Array:
-        """Give `x` itself: nothing is dropped outside training.
+        """Return `x` itself, because dropout applies only in `vjp`.
 
         Parameters
         ----------
-        x : array
+        x : array of floats
 
         Returns
         -------
@@ -292,25 +326,31 @@ class Dropout(Summary):
         Raises
         ------
         DTypeError
-            If `x` is no array of floats.
+            If `x` is not an array of floats.
         """
         _checks.home({"x": x})
         return _array.native(x)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Callable[[Array], Array]]:
-        """Drop exactly when given a seed or a generator.
+        """Drop elements of x, and return a function that computes the gradient.
 
         Parameters
         ----------
-        x : array
+        x : array of floats
         rng : int or numpy.random.Generator, optional
-            The mask is the same on every backend for one seed.
+            Seed or generator of the mask. Without it, no element is dropped. One seed gives the same
+            mask on every backend.
 
         Returns
         -------
         y : array, shape of x
         pullback : callable
             ``pullback(dy) -> dx``, with the same mask.
+
+        Raises
+        ------
+        DTypeError
+            If `x` is not an array of floats, or `rng` is not a seed or a generator.
         """
         home, x = _checks.home({"x": x}), _array.native(x)
         if rng is None or self.p == 0:

@@ -24,8 +24,8 @@ class LSTMTrace(NamedTuple):
     Attributes
     ----------
     i, f, g, o, c : array, shape (L*D, T, B, H)
-        Index ``layer * D + direction``; the other axes as x has them. Exactly
-        0 where a row has no step.
+        Index ``layer * D + direction`` on the first axis; the time and batch axes are in the
+        order of x. Exactly 0 at steps that do not exist.
     h : array, shape (L*D, T, B, H), or (L*D, T, B, P) with a projection
     """
 
@@ -58,34 +58,34 @@ class _Calls:
         Parameters
         ----------
         x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
-            Same library, device and dtype as the parameters; not modified. A Dask array with chunks of that
-            library gives Dask arrays, with one task for each chunk: :doc:`/guides/dask`.
+            Same library, device and dtype as the parameters; not modified. For a Dask array with chunks of
+            that library, the results are Dask arrays with one task per chunk: see :doc:`/guides/dask`.
         state : (h, c), optional
-            h (L*D, B, H or P) and c (L*D, B, H), without B for (T, I). Default: zeros.
+            h (L*D, B, H or P) and c (L*D, B, H), without B for (T, I). Zeros if omitted.
         lengths : integers, shape (B,), optional
-            Steps of each batch entry, in [0, T], in any order; may be a list or NumPy array on any backend.
-            Values on a device and traced values are not checked, but clipped to [0, T].
+            Number of steps of each batch entry, in [0, T], in any order. May be a list or a NumPy array with
+            any backend. Values on a device and traced values are not checked, but clipped to [0, T].
         mask : boolean array, with the first two axes of x, optional
             True where a batch entry has a step. A step that is False keeps the state.
         reset : boolean array, with the first two axes of x, optional
-            True where h and c of a batch entry are zeroed before a step, in every layer: the entry starts a
-            new segment there, which no state or gradient enters from outside. A backward direction starts
-            at the end of each segment. See :doc:`/guides/resets`.
+            True where h and c of a batch entry are zeroed before a step, in every layer. The entry starts a
+            new segment there; no state or gradient crosses the border of a segment. A backward direction
+            starts at the end of each segment. See :doc:`/guides/resets`.
 
         Returns
         -------
         y : array, shape (T, B, D*H or D*P), axes as in x
-            h of the last layer, with the directions concatenated or merged as `merge` says; exactly 0 where
-            a batch entry has no step.
+            h of the last layer, with the directions concatenated or merged according to `merge`. Exactly 0 at
+            steps that do not exist.
         state : LSTMState
-            State after the last step of each batch entry; the initial state for an entry without steps.
+            State after the last step of each batch entry, or the initial state of an entry without steps.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
             If an argument is invalid; raised before any computation.
         KernelError
-            If the pinned kernel cannot run this call, or with ``reproducible=True`` no kernel can.
+            If the pinned kernel cannot run this call, or no kernel can with ``reproducible=True``.
         """
         home, prepare = self._ready()
         if _blocks.takes(x, home):
@@ -101,20 +101,24 @@ class _Calls:
         Parameters
         ----------
         x_t : array, shape (B, I) or (I,)
+            Same library, device and dtype as the parameters.
         state : (h, c), optional
-            State that the previous step returned. Default: zeros.
+            State that the previous step returned. Zeros if omitted.
 
         Returns
         -------
         y_t : array, shape (B, H or P) or (H or P,)
+            h of the last layer.
         state : LSTMState
+            State for the next step.
 
         Raises
         ------
         ArgumentError
-            If bidirectional=True, because the backward direction starts at the end.
+            If ``bidirectional=True`` or ``reverse=True``, because a backward direction starts at the end of
+            the sequence.
         ShapeError, DTypeError, BackendError
-            As for a call.
+            If an argument is invalid; raised before any computation.
 
         Examples
         --------
@@ -138,7 +142,8 @@ class _Calls:
     ) -> Explanation:
         """Report which kernel would run this call, and why each faster kernel would not.
 
-        `vjp` may use another kernel: on a GPU because it needs more on-chip memory, on a CPU for a few units.
+        `vjp` may use another kernel, because it needs more on-chip memory on a GPU, and because other costs
+        decide for layers of a few units on a CPU.
 
         Parameters
         ----------
@@ -148,7 +153,7 @@ class _Calls:
         Returns
         -------
         Explanation
-            Prints as a short text.
+            The kernel of each layer, with reasons; `print` formats it as text.
 
         Raises
         ------
@@ -175,9 +180,9 @@ class _Calls:
 class LSTM(_Calls, Recurrent):
     """Long short-term memory with one or more layers and one or two directions.
 
-    Names, shapes and defaults are those of ``torch.nn.LSTM``. For the equations
-    see :doc:`/equations`: Hochreiter and Schmidhuber (1997) with the
-    forget gate of Gers, Schmidhuber and Cummins (2000); projection after Sak,
+    Names, shapes and defaults are those of ``torch.nn.LSTM``. :doc:`/equations` lists
+    the equations, which are those of Hochreiter and Schmidhuber (1997) with the
+    forget gate of Gers, Schmidhuber and Cummins (2000) and the projection of Sak,
     Senior and Beaufays (2014).
 
     Parameters
@@ -185,52 +190,55 @@ class LSTM(_Calls, Recurrent):
     input_size, hidden_size : int
         At least 1.
     num_layers : int, default 1
+        At least 1.
     bias : bool, default True
-        Both bias_ih and bias_hh, or neither.
+        Whether the layers have the parameters bias_ih and bias_hh.
     batch_first : bool, default False
         x and y are (B, T, ·) instead of (T, B, ·). States are always (L*D, B, ·).
     dropout : float, default 0.0
         Probability, in [0, 1), to drop an output between layers in `vjp`.
     bidirectional : bool, default False
+        Run a forward and a backward direction in each layer.
     reverse : bool, default False
         Run the only direction from the last step of each sequence to the first. y keeps the order of x, so
-        that ``y[0]`` is the last step computed.
+        that ``y[0]`` is computed last.
     proj_size : int, default 0
-        Size of h after a projection, below hidden_size; 0 for none.
+        Size of h after a projection, below hidden_size; 0 for no projection.
     variant : Variant, optional
         Options that change the standard LSTM: peepholes, clips, coupled gates, other activations, layer
         normalisation, zoneout, recurrent dropout.
     merge : {"concat", "sum", "mean", "product", "none"}, default "concat"
-        How the outputs of two directions are combined in each layer. With "none", those of the last layer
-        stay separate, on a first axis of y of length 2, and other layers concatenate them.
+        How each layer combines the outputs of its two directions. With "none", the last layer returns both
+        outputs on a first axis of y, of length 2, and all other layers concatenate their outputs.
     input_dropout : float, default 0.0
         Probability, in [0, 1), to drop a feature of a layer's input in `vjp`, the same features at
-        every step; Gal and Ghahramani (2016).
+        every step (Gal and Ghahramani, 2016).
     weight_dropout : float, default 0.0
-        Probability, in [0, 1), to drop an element of weight_hh in `vjp`; Merity, Keskar and Socher (2018).
+        Probability, in [0, 1), to drop an element of weight_hh in `vjp` (Merity, Keskar and Socher, 2018).
     xp : str or namespace, optional
         Array library of the parameters; see `use_backend`.
     device : device, optional
+        Device of the parameters; the library's default if omitted.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        Default: float32.
+        Dtype of the parameters; float32 if omitted.
     rng : int or numpy.random.Generator, optional
-        Seed of the initialisation, which is uniform within 1 / sqrt(hidden_size). For other rules see
-        `xplstm.init`.
+        Seed of the initialisation, which is uniform within 1 / sqrt(hidden_size) of zero. `xplstm.init` has
+        other rules.
     precision : {None, "tf32"}, default None
         "tf32" allows GPU kernels to round float32 factors of matrix products to TF32 (11-bit significand).
-        Sums stay in float32. Ignored for other dtypes and by kernels without TF32.
+        Sums stay in float32. Other dtypes and kernels without TF32 ignore this option.
     reproducible : bool, default False
-        Run only kernels with the reproducible summation order. A batch entry then has the same bits of y and
-        state in every batch, with any number of threads, on CPU and GPU. A call that no such kernel can run
-        raises `KernelError`. See :doc:`/backends`. Cannot be combined with precision="tf32".
+        Run only kernels with the reproducible summation order. y and state of a batch entry then have the
+        same bits in every batch, with any number of threads, on CPU and GPU. A call that no such kernel can
+        run raises `KernelError`. See :doc:`/backends`. Cannot be combined with precision="tf32".
 
     Attributes
     ----------
     params : dict of str to array
         ``weight_ih_l0`` (4H, I), ``weight_hh_l0`` (4H, H or P), ``bias_ih_l0`` (4H,), ``bias_hh_l0`` (4H,),
-        ``weight_hr_l0`` (P, H); if the variant needs them, ``weight_ch_l0`` (3H,), ``gain_ih_l0`` (4H,),
-        ``gain_hh_l0`` (4H,), ``gain_c_l0`` (H,), ``bias_c_l0`` (H,). ``_l1`` and so on for layers,
-        ``_reverse`` for the backward direction.
+        ``weight_hr_l0`` (P, H). Some variants add ``weight_ch_l0`` (3H,), ``gain_ih_l0`` (4H,),
+        ``gain_hh_l0`` (4H,), ``gain_c_l0`` (H,) and ``bias_c_l0`` (H,). Later layers have the suffixes
+        ``_l1`` and so on. The backward direction adds the suffix ``_reverse``.
     shapes : dict of str to tuple
         Shape of each parameter.
 
@@ -306,31 +314,31 @@ class LSTM(_Calls, Recurrent):
         x, state, lengths, mask, reset
             As for a call.
         rng : int or numpy.random.Generator, optional
-            Seed of all dropout and zoneout masks; without it nothing is dropped. A seed gives the same
+            Seed of all dropout and zoneout masks. Without it, no mask is drawn. One seed gives the same
             masks on every backend.
         checkpoint : int, optional
-            Keep one state for every `checkpoint` steps and recompute the steps in the pullback. Memory is
-            O(T / checkpoint + checkpoint) steps.
+            At least 1. Keep one state for every `checkpoint` steps, and recompute the steps in the pullback.
+            The pullback needs the memory of O(T / checkpoint + checkpoint) steps.
         dx : bool, default True
-            Whether the pullback computes the gradient with respect to x. With False it returns None in its
-            place; the kernel ``native`` and every `checkpoint` then skip a product.
+            Whether the pullback computes the gradient with respect to x. With False, the pullback returns
+            None as dx. The kernel ``native`` and every `checkpoint` then skip a product.
 
         Returns
         -------
         y, state
-            As from a call.
+            As returned by a call.
         pullback : callable
-            ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``. Takes the gradients of a scalar
-            with respect to y and the final state; None means zeros. Returns those with respect to x,
-            the initial state and the parameters, with the keys of `params`. May be called several times.
-            Do not modify `params` or the arguments of `vjp` before the last call.
+            ``pullback(dy=None, dstate_n=None) -> dx, dstate_0, dparams``. The arguments are the gradients of
+            a scalar with respect to y and the final state; None means zeros. The results are the gradients
+            with respect to x, the initial state and the parameters, with the keys of `params`. May be called
+            several times. Do not modify `params` or the arguments of `vjp` before the last call.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
             If an argument is invalid; raised before any computation.
         KernelError
-            If the pinned kernel cannot run this call, or with ``reproducible=True`` no kernel can.
+            If the pinned kernel cannot run this call, or no kernel can with ``reproducible=True``.
 
         Examples
         --------
@@ -360,28 +368,29 @@ class LSTM(_Calls, Recurrent):
         Parameters
         ----------
         weights : {None, "bfloat16", "int8"}, default None
-            What weight_ih, weight_hh and weight_hr are stored in. None keeps the dtype. The others need
-            float32 parameters of NumPy. x, y, states, biases and sums stay float32. bfloat16 rounds each
-            weight to 8 significant bits. int8 has one scale for each row of a matrix, its largest
-            magnitude / 127. See :doc:`/guides/precision`.
+            Storage type of weight_ih, weight_hh and weight_hr. None keeps the dtype. The other types need
+            float32 parameters on NumPy. x, y, states, biases and sums stay float32. "bfloat16" rounds each
+            weight to an 8-bit significand. "int8" has one scale per row of a matrix: the row's largest
+            magnitude divided by 127. See :doc:`/guides/precision`.
         activations : {None, "bfloat16", "int8"}, default None
-            What products round x and h to; must equal `weights`. With None, bfloat16 weights take them as
-            they are, and int8 weights in 24 bits relative to the largest magnitude of a batch entry at that
-            step. "bfloat16" rounds each number to 8 significant bits, "int8" to 8 bits relative to that
-            magnitude. Only the kernel ``native`` runs either.
+            Type that x and h are rounded to before products; None, or equal to `weights`. With None,
+            bfloat16 weights use unrounded x and h, and int8 weights use x and h in 24 bits, relative to
+            the largest magnitude of a batch entry at that step. "bfloat16" rounds each number to an 8-bit
+            significand, and "int8" to 8 bits relative to that magnitude. Only the kernel ``native`` supports
+            `activations`.
 
         Returns
         -------
         FrozenLSTM
-            Has the same call, `step` and `explain`. Later changes of `params` have no effect on it.
+            Has the same call, `step` and `explain`. Later changes of `params` do not affect the copy.
 
         Raises
         ------
         ArgumentError
-            For another value of `weights` or `activations`, for a weight that `weights` cannot hold, for
-            "int8" or `activations` with ``reproducible=True``, and for `activations` unlike `weights`.
+            If `weights` or `activations` is an unknown word, `activations` differs from `weights`, or
+            `weights` cannot represent a weight; and for "int8" or `activations` with ``reproducible=True``.
         BackendError, DTypeError
-            For `weights` with parameters of another library than NumPy or another dtype than float32.
+            If `weights` is given and the parameters are not float32 arrays of NumPy.
 
         Examples
         --------
@@ -405,7 +414,7 @@ class LSTM(_Calls, Recurrent):
     ) -> LSTMTrace:
         """Return every gate and state of every step, layer and direction, computed by the reference kernel.
 
-        It does not use the reproducible summation order, even with ``reproducible=True``.
+        This kernel does not use the reproducible summation order, even with ``reproducible=True``.
 
         Parameters
         ----------
@@ -415,7 +424,13 @@ class LSTM(_Calls, Recurrent):
         Returns
         -------
         LSTMTrace
-            i, f, g, o, c of shape (L*D, T, B, H) and h of (L*D, T, B, H or P); T and B as in x.
+            i, f, g, o and c have the shape (L*D, T, B, H), and h (L*D, T, B, H or P), with T and B in the
+            order of x.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            If an argument is invalid; raised before any computation.
 
         Examples
         --------
@@ -445,7 +460,7 @@ class FrozenLSTM(_Calls, Frozen):
         mask: Array | None = None,
         reset: Array | None = None,
     ) -> tuple[Array, LSTMState]:
-        """Run all layers over a sequence, as a call of the `LSTM` does.
+        """Run all layers over a sequence, like a call of the `LSTM`.
 
         Parameters
         ----------
@@ -456,7 +471,12 @@ class FrozenLSTM(_Calls, Frozen):
         -------
         y : array
         state : LSTMState
-            As from a call of the `LSTM`.
+            As returned by a call of the `LSTM`.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError, KernelError
+            As for a call of the `LSTM`.
         """
         if lengths is not None or mask is not None or reset is not None:
             return super().__call__(x, state, lengths=lengths, mask=mask, reset=reset)
@@ -471,7 +491,7 @@ class FrozenLSTM(_Calls, Frozen):
     def step(
         self, x_t: Array, state: LSTMState | tuple[Array, Array] | None = None
     ) -> tuple[Array, LSTMState]:
-        """Run one step of all layers, as `LSTM.step` does.
+        """Run one step of all layers, like `LSTM.step`.
 
         Parameters
         ----------
@@ -481,9 +501,14 @@ class FrozenLSTM(_Calls, Frozen):
         Returns
         -------
         y_t : array
-            As from `LSTM.step`.
+            As returned by `LSTM.step`.
         state : LSTMState
-            The state that the next step needs.
+            State for the next step.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As for `LSTM.step`.
         """
         stepper = self._steppers.get(_dispatch.pinned())
         found = None if stepper is None else stepper(x_t, state)

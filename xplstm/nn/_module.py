@@ -1,4 +1,4 @@
-"""What every layer with parameters has: a plain dict of them, and the methods that read and replace it."""
+"""Define the base classes of all layers with parameters."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ DParams = dict[str, Array]
 
 
 class Module(Summary):
-    """Parameters in a plain dict, and the methods that read and replace it."""
+    """Base class of layers: a dict of parameters, and the methods that read and replace it."""
 
     params: dict[str, Array]
-    """Name -> array; replace values freely, shapes are checked at every call."""
+    """Parameters by name. Values may be replaced; every call checks their shapes."""
 
     shapes: Shapes
-    """Name -> shape of every parameter."""
+    """Shape of each parameter by name."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -49,14 +49,14 @@ class Module(Summary):
         device: Device | None,
         dtype: Any,
     ) -> None:
-        """Move the initial values to the backend that the caller asked for; float32 by default."""
+        """Move the initial values to the requested backend, device and dtype; float32 by default."""
         xp = _array.resolve(xp)
         _pytrees.register()
         kind = _checks.dtype("float32" if dtype is None else dtype)
         self.params = {name: _array.asarray(values[name], xp, device, kind) for name in self.shapes}
 
     def _home(self) -> Home:
-        """Check all parameters and return where they live."""
+        """Check all parameters; return their library, device and dtype."""
         _checks.mapping("params", self.params)
         if self.params.keys() != self.shapes.keys():
             _checks.names(self.params, self.shapes)
@@ -69,15 +69,15 @@ class Module(Summary):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters."""
+        """Size of the parameters in bytes."""
         return sum(_array.nbytes(a) for a in self.params.values())
 
     def __sizeof__(self) -> int:
-        """Return the bytes by which Dask places and spills objects."""
+        """Return the size in bytes; Dask uses it to place and spill objects."""
         return object.__sizeof__(self) + self.nbytes
 
     def _own(self) -> Self:
-        """Return a copy whose parameters no other code can write to."""
+        """Return a copy of the layer with copies of its parameters."""
         owned = copy.copy(self)
         owned.params = {name: _array.copy(a) for name, a in self.params.items()}
         return owned
@@ -88,7 +88,7 @@ class Module(Summary):
         Returns
         -------
         dict of str to array
-            A new dict of the arrays themselves.
+            A new dict with the same arrays, not with copies.
 
         Examples
         --------
@@ -99,17 +99,17 @@ class Module(Summary):
         return dict(self.params)
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replace all parameters by copies on the backend and device of the present ones.
+        """Replace all parameters by copies on the layer's backend and device.
 
         Parameters
         ----------
         state_dict : mapping of str to array
-            Every parameter's name, with its shape and dtype; arrays of any library.
+            All parameters by name, with the shapes and dtype of the layer. Arrays may be of any library.
 
         Raises
         ------
         ShapeError, DTypeError, ArgumentError
-            One error that lists every name, shape and dtype that is wrong.
+            If a name, shape or dtype is wrong. One error lists all faults.
 
         Examples
         --------
@@ -127,16 +127,16 @@ class Module(Summary):
     def to(
         self, xp: str | Namespace | None = None, device: Device | None = None, dtype: FloatDType | None = None
     ) -> Self:
-        """Move the parameters, in place.
+        """Move the parameters to another backend, device or dtype, in place.
 
         Parameters
         ----------
         xp : str or namespace, optional
-            Backend to move to; the present one if left out.
+            New backend; unchanged if omitted.
         device : device, optional
-            Of that backend; its default if left out and the backend changes.
+            New device. If omitted, the device is unchanged, or the default device of a new backend.
         dtype : {"float64", "float32", "float16", "bfloat16"}, or a library's dtype, optional
-            The present one if left out.
+            New dtype; unchanged if omitted.
 
         Returns
         -------
@@ -145,11 +145,11 @@ class Module(Summary):
         Raises
         ------
         BackendError
-            If the backend cannot run here.
+            If the backend cannot run here, or the device cannot hold its arrays.
         DTypeError
-            For another dtype.
+            If `dtype` is none of the four dtypes.
         ArgumentError
-            If a parameter holds numbers beyond the range of `dtype`, where they are at hand without waiting.
+            If a parameter holds numbers outside the range of `dtype`. Values on a device are not checked.
 
         Examples
         --------
@@ -180,9 +180,9 @@ def describe(
     reverse: bool,
     **others: Any,
 ) -> Stack:
-    """Check what every recurrent layer is called with; `others` are checked already."""
+    """Check the arguments that all recurrent layers share; `others` must be checked already."""
     if _values.probability("dropout", dropout) and num_layers == 1:
-        msg = f"dropout={dropout} has no effect: it acts between layers, and num_layers is 1"
+        msg = f"dropout={dropout} has no effect with num_layers=1, because it applies between layers"
         warnings.warn(msg, UserWarning, stacklevel=3)
     return Stack(
         input_size=_values.size("input_size", input_size),
@@ -200,13 +200,13 @@ def describe(
 def _directions(bidirectional: bool, reverse: bool) -> tuple[bool, ...]:
     """Return whether each direction runs from the last step to the first."""
     if bidirectional and reverse:
-        msg = "reverse=True needs bidirectional=False: two directions include the reverse one"
+        msg = "reverse=True needs bidirectional=False; bidirectional=True includes a reverse direction"
         raise ArgumentError(msg)
     return (False, True) if bidirectional else (reverse,)
 
 
 class Recurrent(Module):
-    """Layers over time: what `LSTM`, `GRU` and the RNNs have in common."""
+    """Base class of `LSTM`, `GRU` and the RNNs."""
 
     _stack: Stack
 
@@ -218,7 +218,7 @@ class Recurrent(Module):
         dtype: Any,
         rng: Seed,
     ) -> None:
-        """Keep the description and make the parameters."""
+        """Store the description and initialise the parameters."""
         self._stack, self.shapes = stack, _stack.shapes(stack)
         self._allocate(stack.cell.init(self.shapes, _values.seed("rng", rng)), xp, device, dtype)
 
@@ -227,22 +227,22 @@ class Recurrent(Module):
 
     @property
     def input_size(self) -> int:
-        """Features of x."""
+        """Number of features of x."""
         return self._stack.input_size
 
     @property
     def hidden_size(self) -> int:
-        """Hidden units of each layer and direction."""
+        """Number of hidden units of each layer and direction."""
         return self._stack.hidden_size
 
     @property
     def num_layers(self) -> int:
-        """Layers."""
+        """Number of layers."""
         return self._stack.num_layers
 
     @property
     def bias(self) -> bool:
-        """Whether there are biases."""
+        """Whether the layers have biases."""
         return self._stack.bias
 
     @property
@@ -257,7 +257,7 @@ class Recurrent(Module):
 
     @property
     def bidirectional(self) -> bool:
-        """Whether there are two directions."""
+        """Whether the layers have two directions."""
         return len(self._stack.reverse) == 2
 
     @property
@@ -271,14 +271,14 @@ class Recurrent(Module):
         Parameters
         ----------
         path : path
-            Ends in ``.safetensors``; `xplstm.io.save` writes other formats.
+            Must end in ``.safetensors``; `xplstm.io.save` writes other formats.
 
         Raises
         ------
         ArgumentError
-            For another ending.
+            If `path` has another ending.
         OSError
-            If the file cannot be written; the old one is then still complete.
+            If the file cannot be written. An existing file then stays complete.
 
         Examples
         --------
@@ -312,13 +312,14 @@ class Recurrent(Module):
         Parameters
         ----------
         path : path
+            File that `save` wrote.
         xp, device : optional
             Backend and device of the parameters, as for `LSTM`.
 
         Returns
         -------
         layer
-            Of this class, with all its options, in the dtype that was saved.
+            Layer of this class, with the options and the dtype that were saved.
 
         Raises
         ------
@@ -345,8 +346,14 @@ class Recurrent(Module):
         Parameters
         ----------
         rule : callable
-            ``rule(shapes, rng)`` -> dict of float64 NumPy arrays.
+            ``rule(shapes, rng)``, which returns a dict of float64 NumPy arrays with these shapes.
         rng : int or numpy.random.Generator, optional
+            A seed, a generator to draw from, or None for fresh entropy.
+
+        Raises
+        ------
+        ShapeError, DTypeError, ArgumentError
+            If an argument is invalid, or the rule returns wrong names, shapes or dtypes.
 
         Examples
         --------
@@ -361,7 +368,7 @@ class Recurrent(Module):
         self._allocate(values, home.xp, home.device, home.dtype)
 
     def _open(self) -> tuple[Home, Layers]:
-        """Return where the parameters live, and the parameters by layer and direction, checked."""
+        """Check the parameters; return where they live, and the parameters by layer and direction."""
         home = self._home()
         fields = self._stack.cell.Params
         native = {name: _array.native(a) for name, a in self.params.items()}
@@ -371,21 +378,21 @@ class Recurrent(Module):
         )
 
     def _ready(self) -> tuple[Home, Prepare]:
-        """Return what a call needs: where the parameters live, and how each layer's are packed."""
+        """Return where the parameters live, and the parameters with their packing function."""
         home, layers = self._open()
         return home, _stack.packing(layers)
 
     def _own_layers(self) -> Layers:
-        """Return copies of the parameters that later changes do not reach."""
+        """Return copies of the parameters, by layer and direction."""
         return self._copied()[2]
 
     def _copied(self) -> tuple[Stack, Home, Layers]:
-        """Return what `Frozen` is made of."""
+        """Return the arguments of `Frozen`."""
         home, layers = self._open()
         return self._stack, home, tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
 
     def _stored(self, weights: Storage | None, activations: Storage | None) -> tuple[Stack, Home, Layers]:
-        """Return what `Frozen` is made of, with the matrices in `weights` where it is not None."""
+        """Return the arguments of `Frozen`, with the matrices in the storage type `weights`."""
         stack, home, layers = self._copied()
         if activations is not None:
             _values.one_of("activations", activations, _stored.STORAGES)
@@ -411,37 +418,37 @@ class Recurrent(Module):
 
 
 def _check_storage(stack: Stack, home: Home, weights: str, activations: str | None) -> None:
-    """Raise an error where the parameters cannot be stored in fewer bits."""
+    """Raise an error if the parameters cannot be converted to the storage type."""
     backend = _array.backend_name(home.xp)
     if backend != "numpy":
         msg = f"weights={weights!r} needs parameters of numpy, got {backend}; move them with .to(xp='numpy')"
         raise BackendError(msg)
     if home.dtype != "float32":
-        msg = f"weights={weights!r} needs float32 parameters, got {home.dtype}; .to(dtype='float32') converts"
+        msg = f"weights={weights!r} needs float32 parameters, got {home.dtype}; call .to(dtype='float32')"
         raise DTypeError(msg)
     if stack.reproducible and (weights == "int8" or activations):
         given = f"activations={activations!r}" if activations else f"weights={weights!r}"
-        msg = f"{given} lacks the summation order that reproducible=True requires; bfloat16 weights have it"
+        msg = f"{given} cannot be combined with reproducible=True; use weights='bfloat16' without activations"
         raise ArgumentError(msg)
 
 
 class Frozen(Summary, Packed):
-    """Layers over time that `freeze` has copied and packed."""
+    """Base class of the read-only layers that `freeze` returns."""
 
     def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
         super().__init__(stack, home, layers)
-        # One for each pinned kernel. The checks of a small step or call take much longer than its work.
+        # By the name of the pinned kernel. They bypass the checks, which dominate a small step or call.
         self._steppers: dict[str | None, Stepper | None] = {}
         self._callers: dict[str | None, Stepper | None] = {}
 
     def _keep_caller(self) -> None:
-        """Keep the function for small calls, after a call that passed the checks."""
+        """Cache the function for small calls, after a call that passed the checks."""
         pinned = _dispatch.pinned()
         if pinned not in self._callers:
             self._callers[pinned] = _stack.caller(self._stack, self._where, self._prepare)
 
     def _keep_stepper(self, x_t: Array) -> None:
-        """Keep the function for single steps, after one that passed the checks."""
+        """Cache the function for single steps, after a step that passed the checks."""
         pinned = _dispatch.pinned()
         if pinned not in self._steppers:
             self._steppers[pinned] = _stack.stepper(self._stack, self._where, x_t, self._prepare)

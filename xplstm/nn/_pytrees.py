@@ -1,7 +1,7 @@
-"""Layers and models as pytrees of JAX: their parameters are leaves, all else is static.
+"""Register layers and models as pytrees of JAX: the parameters are leaves, all other attributes are static.
 
-Nothing here imports JAX before something else has. A class is registered when it is defined, or when the
-first parameters of any layer are made after that.
+This module never imports JAX first. A class is registered when it is defined, or, if JAX is imported later,
+when the next layer allocates parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Children = Callable[[Any], tuple[str, Any]]
 
 
 class _Static:
-    """All of an object but its children. Two are equal if the objects have the same description."""
+    """The attributes of an object without its children. Equal descriptions make two of these equal."""
 
     def __init__(self, description: str, attributes: dict[str, Any]) -> None:
         self.description, self.attributes = description, attributes
@@ -30,7 +30,7 @@ class _Static:
 
 
 class _Waiting(NamedTuple):
-    """A class that JAX does not know yet, and the names of its attributes that hold parameters."""
+    """A class to register, and a function that names its attributes with parameters."""
 
     kind: type
     names: Callable[[Any], tuple[str, ...]]
@@ -40,13 +40,13 @@ _waiting: list[_Waiting] = []
 
 
 def add(kind: type, names: Callable[[Any], tuple[str, ...]]) -> None:
-    """Register a class; `names(object)` are the attributes that are pytrees, such as ``params``."""
+    """Register a class; `names(object)` returns the attributes that are pytrees, such as ``params``."""
     _waiting.append(_Waiting(kind, names))
     register()
 
 
 def register() -> None:
-    """Register the classes that wait, if JAX is imported."""
+    """Register the waiting classes if JAX is imported."""
     if not _waiting or "jax" not in sys.modules:
         return
     from jax import tree_util
@@ -60,7 +60,7 @@ def register() -> None:
             return tuple(getattr(item, name) for name in chosen), (chosen, _Static(repr(item), rest))
 
         def unflatten(static: Any, children: Any, kind: type = kind) -> Any:
-            # Without checks: JAX also puts objects in the place of arrays.
+            # Do not check the children: JAX also passes placeholder objects instead of arrays.
             item: Any = object.__new__(kind)
             chosen, others = static
             vars(item).update(others.attributes, **dict(zip(chosen, children, strict=True)))

@@ -1,4 +1,4 @@
-"""Networks whose whole state is h: `RNN`, `JordanRNN` and `GRU`; and `FrozenRNN`, which is packed once."""
+"""Define `RNN`, `JordanRNN` and `GRU`, whose state is h alone, and their frozen copy `FrozenRNN`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NONLINEARITIES = ("tanh", "relu")
 
 
 class _Calls:
-    """The calls without gradients: the same for a network and its frozen copy."""
+    """Calls without gradients, shared by a network and its frozen copy."""
 
     _stack: Stack
     _ready: Callable[[], tuple[Home, Prepare]]
@@ -38,29 +38,31 @@ class _Calls:
         mask: Array | None = None,
         reset: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Run all layers over a sequence; dropout is never applied.
+        """Run all layers over a sequence, without dropout.
 
         Parameters
         ----------
         x : array, shape (T, B, I), or (B, T, I) with batch_first, or (T, I)
-            Of the parameters' library, device and dtype; never written to. A Dask array with chunks of that
-            library gives Dask arrays, one task for each chunk: :doc:`/guides/dask`.
+            Same library, device and dtype as the parameters; not modified. For a Dask array with chunks of
+            that library, the results are Dask arrays with one task per chunk: see :doc:`/guides/dask`.
         h_0 : array, shape (L*D, B, H or O), optional
-            What recurs before the first step; without the B for (T, I). Zeros if left out.
+            Initial state, without B for (T, I). Zeros if omitted.
         lengths, mask, reset
             Which steps exist, and which start from zeros, as for `LSTM`.
 
         Returns
         -------
         y : array, shape (T, B, D*H or D*O), axes as in x
-            The last layer's output, the directions side by side; exactly 0 where a row has no step.
+            Output of the last layer, with the directions concatenated. Exactly 0 at steps that do not exist.
         h_n : array, shape of h_0
-            What recurs after each row's last step.
+            State after the last step of each batch entry.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            Naming the argument, its value and the bound, before any work.
+            If an argument is invalid; raised before any computation.
+        KernelError
+            If the pinned kernel cannot run this call.
         """
         home, prepare = self._ready()
         if _blocks.takes(x, home):
@@ -78,20 +80,24 @@ class _Calls:
         Parameters
         ----------
         x_t : array, shape (B, I) or (I,)
-        h : array, optional
-            What the step before returned. Zeros if left out.
+            Same library, device and dtype as the parameters.
+        h : array, shape (L, B, H or O) or (L, H or O), optional
+            State that the previous step returned. Zeros if omitted.
 
         Returns
         -------
         y_t : array, shape (B, H or O) or (H or O,)
+            Output of the last layer.
         h : array, shape (L, B, H or O) or (L, H or O)
+            State for the next step.
 
         Raises
         ------
         ArgumentError
-            With bidirectional=True: a backward direction starts at the end.
+            If ``bidirectional=True`` or ``reverse=True``, because a backward direction starts at the end of
+            the sequence.
         ShapeError, DTypeError, BackendError
-            As for a call.
+            If an argument is invalid; raised before any computation.
         """
         home, prepare = self._ready()
         y_t, state = _stack.step(self._stack, home, x_t, _state(h, "h"), prepare)
@@ -106,7 +112,7 @@ class _Calls:
         mask: Array | None = None,
         reset: Array | None = None,
     ) -> Explanation:
-        """Say which kernel would run this call, and why not each faster one.
+        """Report which kernel would run this call, and why each faster kernel would not.
 
         Parameters
         ----------
@@ -116,7 +122,7 @@ class _Calls:
         Returns
         -------
         Explanation
-            Prints as a short text.
+            The kernel of each layer, with reasons; `print` formats it as text.
 
         Raises
         ------
@@ -138,7 +144,7 @@ class _Calls:
 
 
 class _HiddenNetwork(_Calls, Recurrent):
-    """What the networks of this module have in common: a state of one array."""
+    """Base class of the networks whose state is one array."""
 
     def vjp(
         self,
@@ -152,7 +158,7 @@ class _HiddenNetwork(_Calls, Recurrent):
         checkpoint: int | None = None,
         dx: bool = True,
     ) -> tuple[Array, Array, Callable[..., tuple[Any, Array, DParams]]]:
-        """Run all layers and keep what the gradients need.
+        """Run all layers and return a function that computes the gradients.
 
         Parameters
         ----------
@@ -164,14 +170,16 @@ class _HiddenNetwork(_Calls, Recurrent):
         Returns
         -------
         y, h_n
-            As from a call.
+            As returned by a call.
         pullback : callable
-            ``pullback(dy=None, dh_n=None) -> dx, dh_0, dparams``, as from `LSTM.vjp`.
+            ``pullback(dy=None, dh_n=None) -> dx, dh_0, dparams``, like the pullback of `LSTM.vjp`.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            Naming the argument, its value and the bound, before any work.
+            If an argument is invalid; raised before any computation.
+        KernelError
+            If the pinned kernel cannot run this call.
         """
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
@@ -196,12 +204,12 @@ class _HiddenNetwork(_Calls, Recurrent):
         Returns
         -------
         FrozenRNN
-            Has the same call, `step` and `explain`. Later changes of `params` have no effect on it.
+            Has the same call, `step` and `explain`. Later changes of `params` do not affect the copy.
 
         Raises
         ------
         ArgumentError, BackendError, DTypeError
-            As from `LSTM.freeze`.
+            As for `LSTM.freeze`.
 
         Examples
         --------
@@ -217,16 +225,16 @@ class _HiddenNetwork(_Calls, Recurrent):
     def _trace(
         self, x: Array, h_0: Array | None, lengths: Lengths, mask: Array | None, reset: Array | None
     ) -> tuple[Array, ...]:
-        """Return what the cell shows of every layer, direction and step, each (L*D, T, B, H)."""
+        """Return the traced arrays of the cell, each (L*D, T, B, H)."""
         home, layers = self._open()
         call = _stack.enter(self._stack, home, x, _state(h_0), lengths, mask, reset)
         return _stack.trace(self._stack, call, layers)
 
 
 class FrozenRNN(_Calls, Frozen):
-    """An `RNN`, `JordanRNN` or `GRU` whose parameters are its own copies, packed once for each kernel.
+    """Read-only `RNN`, `JordanRNN` or `GRU` with its own copy of the parameters, packed once for each kernel.
 
-    Made by their method ``freeze``; read-only.
+    Returned by the method ``freeze`` of these networks.
     """
 
     def __call__(
@@ -238,7 +246,7 @@ class FrozenRNN(_Calls, Frozen):
         mask: Array | None = None,
         reset: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Run all layers over a sequence, as a call of the network does.
+        """Run all layers over a sequence, like a call of the network.
 
         Parameters
         ----------
@@ -249,7 +257,12 @@ class FrozenRNN(_Calls, Frozen):
         -------
         y : array
         h_n : array
-            As from a call of the network.
+            As returned by a call of the network.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError, KernelError
+            As for a call of the network.
         """
         if lengths is not None or mask is not None or reset is not None:
             return super().__call__(x, h_0, lengths=lengths, mask=mask, reset=reset)
@@ -262,7 +275,7 @@ class FrozenRNN(_Calls, Frozen):
         return result
 
     def step(self, x_t: Array, h: Array | None = None) -> tuple[Array, Array]:
-        """Run one step of all layers, as ``step`` of the network does.
+        """Run one step of all layers, like ``step`` of the network.
 
         Parameters
         ----------
@@ -273,7 +286,12 @@ class FrozenRNN(_Calls, Frozen):
         -------
         y_t : array
         h : array
-            As from ``step`` of the network.
+            As returned by ``step`` of the network.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            As for ``step`` of the network.
         """
         stepper = self._steppers.get(_dispatch.pinned())
         found = None if stepper is None else stepper(x_t, h)
@@ -293,7 +311,7 @@ def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
         return None
     if getattr(h, "ndim", 0) < 1:
         shown = f"a {type(h).__name__}"
-        msg = f"{name} must be an array of what recurs, not {shown}: this network has no c"
+        msg = f"{name} must be an array, got {shown}; this network has the state h alone, without c"
         raise DTypeError(msg)
     return LSTMState(h, h[..., :0])
 
@@ -304,7 +322,7 @@ def _activation(nonlinearity: Nonlinearity) -> Activation:
 
 
 class _HiddenUnits(_HiddenNetwork):
-    """An RNN, whose trace is its hidden units alone."""
+    """Base class of the RNNs, whose trace has only the hidden units."""
 
     def trace(
         self,
@@ -325,14 +343,19 @@ class _HiddenUnits(_HiddenNetwork):
         Returns
         -------
         array, shape (L*D, T, B, H)
-            T and B as in x; exactly 0 where a row has no step.
+            T and B are in the order of x. Exactly 0 at steps that do not exist.
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            If an argument is invalid; raised before any computation.
         """
         (hidden,) = self._trace(x, h_0, lengths, mask, reset)
         return hidden
 
 
 class RNN(_HiddenUnits):
-    """Elman RNN, of one or more layers and one or two directions; Elman (1990).
+    """Elman RNN (1990) with one or more layers and one or two directions.
 
     ``h_t = act(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)``. Names, shapes and
     defaults are those of ``torch.nn.RNN``.
@@ -349,8 +372,8 @@ class RNN(_HiddenUnits):
     Attributes
     ----------
     params : dict of str to array
-        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` (H,), ``bias_hh_l0`` (H,); ``_l1``
-        and so on for layers, ``_reverse`` for the backward direction.
+        ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` (H,), ``bias_hh_l0`` (H,). Later
+        layers have the suffixes ``_l1`` and so on. The backward direction adds the suffix ``_reverse``.
     shapes : dict of str to tuple
         The shape of each.
 
@@ -393,7 +416,7 @@ class RNN(_HiddenUnits):
 
 
 class JordanRNN(_HiddenUnits):
-    """Jordan RNN: its output recurs instead of its hidden units; Jordan (1986).
+    """Jordan RNN (1986), which feeds its output back instead of its hidden units.
 
     ``h_t = act(W_ih x_t + b_ih + W_hh y_(t-1) + b_hh)`` and ``y_t = W_hr h_t + b_hr``.
 
@@ -460,8 +483,8 @@ class GRUTrace(NamedTuple):
     Attributes
     ----------
     r, z, n, h : array, shape (L*D, T, B, H)
-        Index ``layer * D + direction``; the other axes as x has them. Exactly
-        0 where a batch entry has no step.
+        Index ``layer * D + direction`` on the first axis; the time and batch axes are in the
+        order of x. Exactly 0 at steps that do not exist.
     """
 
     r: Array
@@ -471,7 +494,7 @@ class GRUTrace(NamedTuple):
 
 
 class GRU(_HiddenNetwork):
-    """Gated recurrent unit, of one or more layers and one or two directions; Cho et al. (2014).
+    """Gated recurrent unit (Cho et al., 2014) with one or more layers and one or two directions.
 
     ``r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)``, ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``,
     ``h' = (1 - z) * n + z * h``. Names, shapes, defaults and gate order are those of ``torch.nn.GRU``.
@@ -482,16 +505,18 @@ class GRU(_HiddenNetwork):
         At least 1.
     num_layers : int, default 1
     reset_after : bool, default True
-        The reset gate scales ``W_hn h + b_hn``, as in PyTorch and in Keras's default; ONNX calls it
-        linear_before_reset. False: it scales h before the product, ``W_hn (r * h) + b_hn``, as in the paper.
+        With True, the reset gate scales ``W_hn h + b_hn``, as in PyTorch and by default in Keras; ONNX calls
+        this linear_before_reset. With False, the reset gate scales h before the product,
+        ``W_hn (r * h) + b_hn``, as in the paper.
     bias, batch_first, dropout, bidirectional, reverse, xp, device, dtype, rng
         As for `LSTM`.
 
     Attributes
     ----------
     params : dict of str to array
-        ``weight_ih_l0`` (3H, I), ``weight_hh_l0`` (3H, H), ``bias_ih_l0`` (3H,), ``bias_hh_l0`` (3H,), the
-        gates in the order r, z, n; ``_l1`` and so on for layers, ``_reverse`` for the backward direction.
+        ``weight_ih_l0`` (3H, I), ``weight_hh_l0`` (3H, H), ``bias_ih_l0`` (3H,), ``bias_hh_l0`` (3H,), with
+        the gates in the order r, z, n. Later layers have the suffixes ``_l1`` and so on. The backward
+        direction adds the suffix ``_reverse``.
     shapes : dict of str to tuple
         The shape of each.
 
@@ -541,7 +566,7 @@ class GRU(_HiddenNetwork):
         mask: Array | None = None,
         reset: Array | None = None,
     ) -> GRUTrace:
-        """Return every gate and state of every layer, direction and step, by the reference kernel.
+        """Return every gate and state of every layer, direction and step, computed by the reference kernel.
 
         Parameters
         ----------
@@ -552,6 +577,11 @@ class GRU(_HiddenNetwork):
         -------
         GRUTrace
             r, z, n and h, each (L*D, T, B, H).
+
+        Raises
+        ------
+        ShapeError, DTypeError, BackendError, ArgumentError
+            If an argument is invalid; raised before any computation.
 
         Examples
         --------
