@@ -36,6 +36,7 @@ AS_NVRTC = ("-DFLUSH", "-mfma", "-ffp-contract=fast")
 faults: tuple[tuple[str, str], ...] = ()
 """Texts of the sources, and what replaces them: kernels that are wrong on purpose."""
 
+INCLUDES = re.compile(r"^\s*#include <[^>]+>", re.MULTILINE)
 NAMES = re.compile(r"__global__\s+void\s+(?:(?:__launch_bounds__\([^)]*\)|BOUNDS)\s+)?(\w+)\s*\(")
 
 
@@ -103,19 +104,42 @@ def build(file: str, kind: str) -> Path:
 
 def shared(stem: str, content: str, options: tuple[str, ...] = FLAGS) -> Path:
     """Path of the shared library of a source, made once for each content."""
-    name = compiler()
-    assert name is not None
-    mark = hashlib.sha256(repr((name, content, options)).encode()).hexdigest()[:24]
+    options = (*options, "-fPIC")
+    path = made(stem, ".so", content, options)
+    if not path.exists():
+        compile_to(path, content, "-shared", "-include", str(headers(content, options)), *options)
+    return path
+
+
+def headers(content: str, options: tuple[str, ...]) -> Path:
+    """Path of the standard headers of a source, precompiled once for all sources that include the same."""
+    lines = "\n".join(INCLUDES.findall(content))
+    options = tuple(option for option in options if not option.startswith("-D"))
+    path = made("headers", ".hpp", lines, options)
+    precompiled = path.with_suffix(".hpp.gch")
+    if not precompiled.exists():
+        path.write_text(lines)
+        compile_to(precompiled, lines, "-x", "c++-header", *options)
+    return path
+
+
+def made(stem: str, ending: str, content: str, options: tuple[str, ...]) -> Path:
+    """Path of what is made of a source, another for each content, compiler and options."""
+    mark = hashlib.sha256(repr((compiler(), content, options)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"xplstm-emulation-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{stem}-{mark}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as fresh:
-            source, made = Path(fresh) / "source.cpp", Path(fresh) / "made"
-            source.write_text(content)
-            subprocess.run([name, *options, "-shared", "-fPIC", str(source), "-o", str(made)], check=True)
-            made.rename(path)
-    return path
+    return folder / f"{stem}-{mark}{ending}"
+
+
+def compile_to(path: Path, content: str, *options: str) -> None:
+    """Compile a source to a file, which appears whole."""
+    name = compiler()
+    assert name is not None
+    with tempfile.TemporaryDirectory(dir=path.parent) as fresh:
+        source, whole = Path(fresh) / "source.cpp", Path(fresh) / "made"
+        source.write_text(content)
+        subprocess.run([name, *options, str(source), "-o", str(whole)], check=True)
+        whole.rename(path)
 
 
 def library(file: str, kind: str) -> ctypes.CDLL:
