@@ -86,6 +86,23 @@ def test_numbers_of_a_table() -> None:
     assert lines[-1].split() == ["geometric", "mean", "2.00"]
 
 
+def test_a_wide_table_is_folded_to_fit_a_terminal() -> None:
+    names = ["native", *(f"native+{option}" for option in (*peers.VARIANTS, *peers.CELLS))]
+    rows = {SHAPE: {name: [float(k)] for k, name in enumerate(names, 1)}}
+    title, *lines = results.table("forward", 1, rows, 60.0).splitlines()
+    assert title == "inference, 1 thread"
+    assert max(map(len, lines)) <= 100
+    parts = [part.splitlines() for part in "\n".join(lines).split("\n\n")]
+    assert len(parts) > 2
+    shape = str(SHAPE)
+    assert all(part[0].startswith("T,B,I,H ") and part[1].startswith(shape) for part in parts)
+    heads = [head for part in parts for head in part[0].split()[1:]]
+    assert heads == [*names, *(f"x/{name}" for name in names[1:]), "GFLOP/s", "of", "peak"]
+    cells = [cell for part in parts for cell in part[1].split()[1:]]
+    assert cells[: len(names)] == [f"{k:.1f}" for k in range(1, len(names) + 1)]
+    assert all(len(part) == 2 or part[2].split()[2:] for part in parts)
+
+
 def test_an_engine_is_compared_with_ours_of_the_same_option() -> None:
     names = ["native", "native+int8", "native+int8x8", "torch", "torch+int8x8"]
     assert results.pairs(names) == {

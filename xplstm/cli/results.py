@@ -28,6 +28,8 @@ TITLES = {
     "step": "a stream",
 }
 
+WIDEST = 100
+"""Columns of a printed table."""
 
 # Of the engines in a picture, in their order.
 MARKERS = "*osD^v<>pX"
@@ -81,7 +83,24 @@ def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str
         reached = speed(what, shape, times[ours])
         lines.append([str(shape), *medians, *ratios, f"{reached:.1f}", f"{reached / peak:.0%}"])
     lines.append(["geometric mean", *[""] * (1 + len(means)), *(f"{m:.2f}" for m in means.values()), "", ""])
-    return "\n".join([f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}", *aligned(lines)])
+    return f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}\n" + "\n\n".join(folded(lines))
+
+
+def folded(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as text, in parts that fit a terminal of `WIDEST` columns; each has the first column."""
+    parts: list[list[int]] = []
+    used = WIDEST
+    first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for column, width in enumerate(widths, 1):
+        used += 2 + width
+        if used > WIDEST:
+            parts.append([0])
+            used = first + 2 + width
+        parts[-1].append(column)
+    return [
+        "\n".join(aligned([[line[k] for k in part] for line in lines if any(line[k] for k in part[1:])]))
+        for part in parts
+    ]
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
