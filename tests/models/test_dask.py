@@ -131,6 +131,18 @@ def test_a_value_that_is_not_finite_is_an_error_of_its_task() -> None:
         model.forecast(chunked(bad, (4, 3)), 2).compute()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_is_an_error_of_its_task(value) -> None:
+    bad = X.copy()
+    bad[-1, 1, 0] = value
+    for pooling in ("last", "mean"):
+        model = SequenceClassifier(I, 5, 2, pooling=pooling, rng=0)
+        for predict in (model.predict, model.predict_proba):
+            with pytest.raises(xplstm.ArgumentError, match=rf"x\[\d+, 1, 0\] is {value}"):
+                predict(chunked(bad, (4, 3))).compute()
+            same(predict(Ragged(chunked(bad, (4, 3)), [T - 1] * B)), predict(Ragged(X, [T - 1] * B)))
+
+
 def test_language_models_and_pairs() -> None:
     ids = IDS % 7
     model = CharLM("abcdefg", 5, rng=0)

@@ -8,7 +8,7 @@ import pytest
 import xplstm
 from tests.support.modelcases import check_gradients, check_same, check_torch, host, torch_copy
 from xplstm import _array, optim, training
-from xplstm.models import Forecaster, Ragged, windows
+from xplstm.models import Forecaster, Ragged, WithFuture, windows
 
 T, B, F, H = 5, 4, 3, 6
 LENGTHS = [2, 5, 0, 3]
@@ -141,6 +141,34 @@ def test_fit_trains_it_and_its_checkpoint_makes_it_again(tmp_path):
     again = Forecaster(1, 8, rng=9, **scale)
     again.load_state_dict(training.load_checkpoint(file).params)
     np.testing.assert_array_equal(again.forecast(inputs, 5), model.forecast(inputs, 5))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32"])
+@pytest.mark.parametrize("options", [{}, {"horizon": 3, "known": [2]}])
+def test_forecast_takes_every_dtype_that_fit_takes(dtype, options, xp):
+    model = make(dtype="float32", xp=xp.xp, **options)
+    x, future = np.arange(15).reshape(5, 3) % 7, np.arange(3)[:, None]
+
+    def forecast(dtype):
+        given, ahead = (xp.asarray(a.astype(dtype)) for a in (x, future))
+        return _array.to_numpy(model.forecast(WithFuture(given, ahead) if options else given, 3))
+
+    np.testing.assert_array_equal(forecast(dtype), forecast("float32"))
+
+
+def test_a_number_beyond_the_dtype_of_the_model_is_refused(x):
+    with pytest.raises(xplstm.ArgumentError, match="dtype='float32': x holds numbers beyond the range"):
+        make(dtype="float32").forecast(x * 1e39, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"horizon": 2}])
+def test_a_forecast_that_is_not_finite_is_refused(options, x):
+    model = make(**options)
+    model.params = {**model.params, "linear.bias": model.params["linear.bias"] * np.nan}
+    calls = (lambda: model.forecast(x, 2), lambda: model.backtest(x[:, 0], 2, start=3, steps=2))
+    for call in calls:
+        with pytest.raises(xplstm.ArgumentError, match=r"the forecast\[.*is nan; the model has parameters"):
+            call()
 
 
 BAD = [

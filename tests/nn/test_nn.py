@@ -159,6 +159,15 @@ def test_frozen_packs_once_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [*fast.explain(X).kernels]
 
 
+@pytest.mark.parametrize("layer", [xplstm.LSTM, xplstm.GRU, xplstm.RNN])
+def test_what_a_frozen_copy_lacks_is_asked_of_the_layer(layer: Any) -> None:
+    frozen = layer(3, 2).freeze()
+    for name in ("save", "vjp", "state_dict"):
+        with pytest.raises(AttributeError, match=f"'{name}'; it is a read-only copy, so use the layer"):
+            getattr(frozen, name)
+    assert not hasattr(frozen, "_repr_png_")
+
+
 def test_trace_shows_what_the_call_computes(xp: Any) -> None:
     case = CASES["projection_ragged"]
     lstm, arrays = case.lstm(xp=xp.xp), xp.arrays(case.arrays())

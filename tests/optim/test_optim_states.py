@@ -198,6 +198,7 @@ REFUSED = [
     ({"step": 3, "m.w": [1.0, 1.0], "v.w": np.ones(2)}, xplstm.DTypeError, "m.w"),
     ({"step": 3, "m.w": np.ma.ones(2), "v.w": np.ones(2)}, xplstm.DTypeError, "masked"),
     (None, xplstm.DTypeError, "state=None"),
+    ({"step": 3}, xplstm.ArgumentError, "step=3 and no averages; Adam needs 'm.<name>', 'v.<name>'"),
 ]
 
 
@@ -248,6 +249,7 @@ BAD = [
     (lambda: optim.SGD(0.1, groups=["w"]), xplstm.DTypeError, "groups="),
     (lambda: optim.SGD(0.1, groups=[Group("w", weight_decay=1.0)]), xplstm.ArgumentError, "no weight decay"),
     (lambda: Group(3), xplstm.DTypeError, "names=3"),
+    (lambda: Group([]), xplstm.ArgumentError, r"names=\[\] must have at least 1"),
     (lambda: Group("w", lr=-1.0), xplstm.ArgumentError, "lr=-1.0"),
     (lambda: Group("w", lr_scale=-1.0), xplstm.ArgumentError, "lr_scale=-1.0"),
     (lambda: optim.AdamW(0.1, no_decay=3), xplstm.DTypeError, "no_decay=3"),

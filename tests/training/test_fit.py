@@ -17,7 +17,7 @@ import pytest
 import xplstm
 from xplstm import _array, optim, training
 from xplstm.io.files import safetensors
-from xplstm.models import CharLM, Forecaster, Ragged
+from xplstm.models import CharLM, Forecaster, Ragged, WithFuture
 from xplstm.training import History, StatefulTrainer, _fit
 
 NUMPY = _array.numpy_namespace()
@@ -631,8 +631,11 @@ REFUSED = [
     (
         lambda: fit(Line(), (X, X), updates=1),
         xplstm.DTypeError,
-        r"batch 0 of epoch 0 must be a pair.*\[\(inputs",
+        r"data=\(inputs, targets\) is one batch.*\[\(inputs, targets\)\]",
     ),
+    (lambda: fit(Line(), (Ragged(X, [2, 2, 2]), (X, X)), updates=1), xplstm.DTypeError, "is one batch"),
+    (lambda: fit(Line(), [Ragged(X, [2, 2, 2])], updates=1), xplstm.DTypeError, "be a pair.*got Ragged"),
+    (lambda: fit(Line(), [WithFuture(X, X)], updates=1), xplstm.DTypeError, "be a pair.*got WithFuture"),
     (lambda: fit(Line(), [(X, X, X)], updates=1), xplstm.DTypeError, "got tuple of 3"),
     (lambda: fit(Line(), X, updates=1), xplstm.DTypeError, "must be a pair"),
     (

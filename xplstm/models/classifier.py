@@ -269,6 +269,9 @@ class SequenceClassifier(Composite):
     def _predicted(self, x: Array | Ragged, state: State) -> Array:
         """Return the logits of finite features: gates saturate, so that logits need not show an infinity."""
         reading = self._reading(x)
+        if self.embedding is None and _blocks.is_dask(reading.x):
+            checked = _blocks.finite(reading.x, existing(opened(x)), GAPS)
+            return self._logits(reading._replace(x=checked), state)
         logits = self._logits(reading, state)  # which checks x
         if self.embedding is None and not _array.is_lazy(reading.x):
             _checks.finite("x", reading.x, GAPS, existing(opened(x)))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PerColumn: TypeAlias = "float | Sequence[float] | np.ndarray"
 Inputs: TypeAlias = "Array | Ragged | WithFuture"
 GAPS = "a forecast needs finite numbers, so fill or drop gaps"
+OVERFLOW = "the model has parameters that are not finite, or so large that the forecast overflows"
 
 
 class _Read(NamedTuple):
@@ -317,7 +318,7 @@ class Forecaster(SeriesModel):
         Parameters
         ----------
         x : array, shape (T, B, F) or (T, F), or WithFuture
-            What has happened, T at least 1; finite numbers.
+            What has happened, T at least 1; finite numbers, of any dtype that `fit` takes.
         steps : int, optional
             At least 0. With `horizon`, at most that, which also is the default.
         state : (h, c), optional
@@ -331,8 +332,8 @@ class Forecaster(SeriesModel):
         Raises
         ------
         ArgumentError
-            If `steps` is out of range, or `x` has a value that is not finite. Values on a device or
-            under a trace are not read.
+            If `steps` is out of range, or a value of `x` or of the forecast is not finite. Values on a
+            device or under a trace are not read.
         ShapeError, DTypeError, BackendError
             As for a call; and if `x` has no step.
 
@@ -352,18 +353,31 @@ class Forecaster(SeriesModel):
             msg = f"steps={steps} must be at most horizon={self.horizon}, which the model forecasts at once"
             raise ArgumentError(msg)
         given: Any = x.x if isinstance(x, WithFuture) else x
-        xp = _array.namespace(given, "x")
+        _array.namespace(given, "x")
         if 0 in given.shape[:1]:
             msg = f"x has shape {tuple(given.shape)}; there must be at least 1 step to continue from"
             raise ShapeError(msg)
         if _blocks.takes(given, self._home()):
             return self._forecast_blocks(given, getattr(x, "future", None), steps, state)
-        read = self._read(x)
         _checks.finite("x", given, GAPS)
         if isinstance(x, WithFuture):
             _checks.finite("future", x.future, GAPS)
-        if self.horizon is not None:
-            return self._direct(read, state)[:steps, ...]
+            read = self._read(WithFuture(self._narrowed("x", given), self._narrowed("future", x.future)))
+        else:
+            read = self._read(self._narrowed("x", given))
+        found = self._iterated(read, steps, state) if self.horizon is None else self._direct(read, state)
+        _checks.finite("the forecast", found, OVERFLOW)
+        return found[:steps, ...]
+
+    def _narrowed(self, name: str, a: Array) -> Array:
+        """Return numbers of the model's library in its dtype, as `fit` converts a series."""
+        home, xp = self._home(), _array.namespace(a, name)
+        if xp is not home.xp or not xp.isdtype(a.dtype, ("real floating", "integral")):
+            return a  # which `_read` refuses by name
+        return _checks.narrowed(name, a, home.xp, home.device, home.dtype)
+
+    def _iterated(self, read: _Read, steps: int, state: State) -> Array:
+        """Return `steps` forecasts, each read as if it had happened to make the next."""
         lstm = self.lstm.freeze()
         y, state_n = lstm(read.z, state)
         latest, expected = y[-1, ...], [read.z[-1, ...]]
@@ -371,6 +385,7 @@ class Forecaster(SeriesModel):
             expected.append(expected[-1] + self.linear(latest))
             latest, state_n = lstm.step(expected[-1], state_n)
         # Without the last value of x, which also is what there is to stack where steps is 0.
+        xp = _array.namespace(latest, "x")
         return self._original(xp.stack(expected)[1:, ...])
 
     def _direct(self, read: _Read, state: State) -> Array:

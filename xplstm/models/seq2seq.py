@@ -233,10 +233,11 @@ class Seq2Seq(Composite):
         ([[2, 0, 0], [1, 0, 2]], [1, 3])
         """
         for name, texts in (("sources", sources), ("targets", targets)):
-            _check_texts(name, texts)
+            _check_texts(name, texts, 0)
         if len(sources) != len(targets):
             msg = f"sources has {len(sources)} texts, targets {len(targets)}; there must be as many"
             raise ArgumentError(msg)
+        _check_texts("sources", sources, 1)
         return pad([self.encode(s) for s in sources]), pad([self.encode_target(t) for t in targets])
 
     def __call__(
@@ -482,7 +483,7 @@ class Seq2Seq(Composite):
         >>> Seq2Seq("abc", "xy", 8, rng=0).translate(["ab"], max_length=1)
         ['x']
         """
-        _check_texts("texts", texts)
+        _check_texts("texts", texts, 1)
         source = pad([self.encode(text) for text in texts])
         found = self.decode(source, max_length=max_length, width=width, length_penalty=length_penalty)
         return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in found]
@@ -520,11 +521,14 @@ class Seq2Seq(Composite):
         return xp.stack(read)
 
 
-def _check_texts(name: str, texts: Any) -> None:
-    """Refuse one text where a sequence of texts is expected."""
+def _check_texts(name: str, texts: Any, least: int) -> None:
+    """Refuse one text where a sequence of at least so many texts is expected."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         msg = f"{name}={texts!r} must be a sequence of texts, such as a list with one"
         raise DTypeError(msg)
+    if len(texts) < least:
+        msg = f"{name}={texts!r} must have at least 1 text"
+        raise ArgumentError(msg)
 
 
 def _one_later(first: int, ids: Array) -> Array:

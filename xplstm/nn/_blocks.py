@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -455,6 +456,19 @@ def apply(
         dtype=dtype,
         meta=_array.namespace(arrays[0][0]._meta, "x").empty((0,) * len(out), dtype=dtype),
     )
+
+
+def finite(x: Any, exists: Any, remedy: str) -> Any:
+    """Return `x`, each chunk of which refuses a value that is not finite, when it is computed."""
+    axes = LETTERS[: x.ndim]
+    given = [(x, axes)] if exists is None else [(x, axes), (exists, axes[:2])]
+    return apply(partial(_finite_block, remedy), axes, {}, x.dtype, *given)
+
+
+def _finite_block(remedy: str, x: Any, exists: Any = None) -> Any:
+    """Return a chunk of finite values; the error has its place in the chunk."""
+    _checks.finite("a chunk of x", x, remedy, exists)
+    return x
 
 
 def _apply(*blocks: Any, work: Callable[..., Any], model: Any = None) -> Any:

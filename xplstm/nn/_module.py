@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 
@@ -440,6 +440,15 @@ class Frozen(Summary, Packed):
         # By the name of the pinned kernel. They bypass the checks, which dominate a small step or call.
         self._steppers: dict[str | None, Stepper | None] = {}
         self._callers: dict[str | None, Stepper | None] = {}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Point to the layer, which has what its copy lacks, such as `save` and `vjp`."""
+            msg = f"{type(self).__name__} has no attribute {name!r}"
+            if not name.startswith("_"):
+                msg += "; it is a read-only copy, so use the layer that was frozen"
+            raise AttributeError(msg, name=name, obj=self)
 
     def _keep_caller(self) -> None:
         """Cache the function for small calls, after a call that passed the checks."""

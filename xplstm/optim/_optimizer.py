@@ -78,7 +78,11 @@ class Group:
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", patterns("names", self.names))
+        names = patterns("names", self.names)
+        if not names:
+            msg = f"names={self.names!r} must have at least 1 name or pattern"
+            raise ArgumentError(msg)
+        object.__setattr__(self, "names", names)
         _values.in_range("lr_scale", self.lr_scale, 0, math.inf)
         if self.lr is not None:
             _checked_rate(self.lr)
@@ -334,8 +338,8 @@ class Optimizer(Summary, ABC):
         Raises
         ------
         ArgumentError
-            If a name is not one of this class, ``step`` or one of several averages is missing, or a count
-            is out of its range.
+            If a name is not one of this class, ``step`` or an average is missing, or a count is out of its
+            range.
         DTypeError
             If a count is not an integer, or an average is not an array of floats.
         ShapeError
@@ -344,9 +348,9 @@ class Optimizer(Summary, ABC):
         Examples
         --------
         >>> from xplstm import optim
-        >>> adam = optim.Adam(1e-3)
-        >>> adam.load_state_dict({"step": 7})
-        >>> adam.step
+        >>> sgd = optim.SGD(1e-3)
+        >>> sgd.load_state_dict({"step": 7})
+        >>> sgd.step
         7
         """
         kinds = tuple(self._averages)
@@ -368,6 +372,10 @@ class Optimizer(Summary, ABC):
                 steps.setdefault(name, step)
             elif dot:
                 steps[name] = _values.size(key, value, 0)
+        if self._counts and step > 0 and not steps:
+            needed = ", ".join(f"'{kind}.<name>'" for kind in kinds if kind != MASTER)
+            msg = f"state has step={step} and no averages; {type(self).__name__} needs {needed}"
+            raise ArgumentError(msg)
         _check_complete(kinds, averages, steps, step)
         self.step, self._averages, self._steps = step, averages, steps if self._counts else {}
 

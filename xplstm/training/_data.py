@@ -273,10 +273,15 @@ def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | Non
 
 
 _END = object()
+_INPUTS = (("x", "lengths"), ("x", "future"))
+"""Fields of the named tuples that are inputs."""
 
 
 def _opened(batches: Any, epoch: int, own: Own) -> _Indexed | _Iterated:
     """Return the batches of one epoch, indexed or iterated."""
+    if isinstance(batches, tuple) and len(batches) == 2 and not all(map(_is_pair, batches)):
+        msg = "data=(inputs, targets) is one batch; data must be a sequence of batches: [(inputs, targets)]"
+        raise DTypeError(msg)
     if not isinstance(batches, Mapping | str | bytes) and getattr(batches, "shape", None) != ():
         if hasattr(batches, "__len__") and hasattr(batches, "__getitem__"):
             return _Indexed(batches, epoch, own)
@@ -297,9 +302,16 @@ def _no_batches(epoch: int, again: bool = True) -> ArgumentError:
     return ArgumentError(msg)
 
 
+def _is_pair(batch: Any) -> bool:
+    """Return whether `batch` has inputs and targets, unlike `xplstm.models.Ragged` and `WithFuture`."""
+    return (
+        isinstance(batch, tuple | list) and len(batch) == 2 and getattr(batch, "_fields", ()) not in _INPUTS
+    )
+
+
 def _pair(batch: Any, place: Place) -> Batch:
     """Return the inputs and the targets of a batch."""
-    if isinstance(batch, tuple | list) and len(batch) == 2:
+    if _is_pair(batch):
         return batch[0], batch[1]
     count = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     msg = (
