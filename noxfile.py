@@ -96,7 +96,7 @@ def jax(session: nox.Session) -> None:
 @nox.session(tags=["backends"])
 def dask(session: nox.Session) -> None:
     """Run the tests that use Dask."""
-    session.install("-e", ".[test]", "dask[array,distributed]")
+    session.install("-e", ".[test,dask]")
     run_tests(session, "dask", "--backend", "dask")
 
 

@@ -141,10 +141,8 @@ def why_unusable(name: str) -> str | None:
     """Return why backend `name` cannot run here, or None if it can; checked once per process."""
     package = BACKENDS[name][1]
     if importlib.util.find_spec(package) is None:
-        hint = (
-            "pip install 'xplstm[cuda12]' or 'xplstm[cuda13]'" if name == "cupy" else f"pip install {package}"
-        )
-        return f"the package {package!r} is not installed ({hint})"
+        extras = {"cupy": "'xplstm[cuda12]' or 'xplstm[cuda13]'", "dask": "'xplstm[dask]'"}
+        return f"the package {package!r} is not installed (pip install {extras.get(name, package)})"
     return _why_cupy_unusable() if name == "cupy" else None
 
 

@@ -61,7 +61,7 @@ def check_pip(words, _):
     for word in words[1:]:
         own = re.fullmatch(r"(?:\.|xplstm)(?:\[([a-z0-9,]+)\])?", word)
         here = word.startswith("./") and (ROOT / word / "pyproject.toml").exists()
-        others = ("nox", "ml_dtypes", "tensorboard", "xarray", "zarr", "dask[array]")
+        others = ("nox", "ml_dtypes", "tensorboard", "xarray", "zarr")
         assert own or here or word in ("-e", *others, *options), f"what is {word}?"
         extras = own[1].split(",") if own and own[1] else []
         assert set(extras) <= optional_dependencies().keys(), word
@@ -123,6 +123,11 @@ def test_a_clone_is_installed_in_place():
     own = [words for words in installs if any(re.match(r"\.(\[|$)", word) for word in words)]
     assert len(own) > 4
     assert [words for words in own if "-e" not in words] in ([], [["pip", "install", "."]])
+
+
+def test_the_table_of_extras_is_whole():
+    table = re.findall(r"^\| (`.*?) \|", PAGES["docs/install.md"], re.MULTILINE)
+    assert {name for row in table for name in re.findall(r"`(\w+)`", row)} == optional_dependencies().keys()
 
 
 def test_workflows_run_sessions_that_exist():
