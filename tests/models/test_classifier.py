@@ -171,7 +171,7 @@ BAD = [
     (lambda _: SequenceClassifier(I, H, 0), "num_classes=0 must be at least 1"),
     (lambda _: SequenceClassifier(0, H, C), "input_size=0 must be at least 1"),
     (lambda _: make(dropout=1.0), "dropout=1.0"),
-    (lambda x: make().loss(x, np.full(B, C)), rf"class {C}; classes are in \[0, {C}\)"),
+    (lambda x: make().loss(x, np.full(B, C)), rf"class {C}, expected classes in \[0, {C}\)"),
     (lambda x: make()(x[..., :2]), "x has shape"),
     (lambda x: make().loss(x, np.zeros((T, B), dtype=int)), "targets has shape"),
     (lambda x: make()(Ragged(x, [1, 2, 3, 9])), r"lengths\[3\]=9 must be in \[0, T=5\]"),

@@ -120,7 +120,7 @@ def test_chunks_of_unknown_size() -> None:
     got, ends = lstm(picked, lengths=lengths)
     np.testing.assert_allclose(got.compute(), y, rtol=0, atol=1e-6)
     np.testing.assert_allclose(ends.h.compute(), state.h, rtol=0, atol=1e-6)
-    with pytest.raises(xplstm.ShapeError, match="must be a Dask array in the chunks of x"):
+    with pytest.raises(xplstm.ShapeError, match="must be a Dask array in the batch chunks of x"):
         lstm(picked, lengths=[1] * 6)
     with pytest.raises(xplstm.ShapeError, match=r"unknown size along time; call x\.compute_chunk_sizes"):
         lstm(x[da.from_array(np.ones(T, dtype=bool), chunks=4)])

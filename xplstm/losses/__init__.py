@@ -1,4 +1,4 @@
-"""What training minimises: each loss returns its value and the function that gives its gradient."""
+"""Loss functions for training. Each returns its value, and a function that computes its gradient."""
 
 from xplstm.losses._classes import binary_cross_entropy, softmax_cross_entropy
 from xplstm.losses._ctc import ctc

@@ -1,4 +1,4 @@
-"""Losses of classes: softmax and binary cross-entropy."""
+"""Compute the losses of classification: softmax and binary cross-entropy."""
 
 from __future__ import annotations
 
@@ -37,60 +37,59 @@ def softmax_cross_entropy(
     ignore_index: int | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> tuple[Array, Pullback]:
-    """Mean negative log-probability, in nats, of the target classes under softmax of the logits.
+    """Compute the mean negative log-probability, in nats, of target classes under softmax of the logits.
 
-    ``-log softmax(z)[k] = log(sum(exp(z - max z))) - (z_k - max z)``, which
-    neither overflows nor loses small probabilities; its gradient is
-    ``softmax(z) - onehot(k)`` (Goodfellow, Bengio and Courville, "Deep
-    Learning", 2016, section 6.2.2.3).
+    ``-log softmax(z)[k]`` is computed as ``log(sum(exp(z - max z))) - (z_k - max z)``,
+    which neither overflows nor loses small probabilities. Its gradient is
+    ``softmax(z) - onehot(k)`` (Goodfellow, Bengio and Courville, "Deep Learning",
+    2016, section 6.2.2.3).
 
     Parameters
     ----------
     logits : array, shape (..., V)
-        Any floating dtype; float16 and bfloat16 are summed in float32. V at least 1.
+        Any floating dtype. Sums over float16 and bfloat16 are computed in float32. V is at least 1.
     targets : array of integers, shape (...)
-        Classes in ``[0, V)``. Where `mask` is False anything may be here and in `logits`.
+        Classes in ``[0, V)``. Values where `mask` is False are ignored, here and in `logits`.
     mask : array of bool, shape (...), optional
-        Which elements count. With none of them the loss is 0 and so is its gradient.
+        True where an element counts. If no element counts, the loss and its gradient are 0.
     weights : array of floats, optional
-        How much each element counts, at least 0. The shape must broadcast to that of `targets`, as
-        ``(B,)`` for samples and ``(T, 1)`` for steps does.
+        Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `targets`:
+        ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
     class_weights : array of floats, shape (V,), optional
-        At least 0; the mean is then divided by the sum of the targets' weights.
+        Weight of each class, at least 0 and finite. The divisor of the mean is then the sum of the weights
+        of all targets.
     label_smoothing : float, optional
-        In ``[0, 1)``: the share of each target's probability that is spread over all classes (Szegedy et
+        Share of each target's probability, in ``[0, 1)``, that is spread over all classes (Szegedy et
         al., "Rethinking the Inception architecture for computer vision", 2016, section 7).
     ignore_index : int, optional
         Elements with this target do not count.
     reduction : {"mean", "sum", "none"}, optional
-        The mean over what counts, weighted; the weighted sum; or the weighted elements themselves.
+        Return the weighted mean over all elements that count, the weighted sum, or the weighted elements.
 
     Returns
     -------
     loss : array, shape (), or (...) for ``reduction="none"``
         In the dtype of `logits`.
     pullback : callable
-        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
-        `dloss` is a finite number, or an array of floats of the shape of the loss.
+        ``pullback(dloss=1.0)`` returns the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+        `dloss` is a finite number, or an array of floats with the shape of the loss.
 
     Raises
     ------
     DTypeError
-        If the dtypes are not a float, an integer, bool, and floats for weights.
+        If `logits` or weights are not of floats, `targets` not of integers, or `mask` not of bool.
     ShapeError
-        If the shapes do not fit each other, or V is 0.
+        If the shapes do not match, or V is 0.
     BackendError
-        If the arrays are of several libraries or devices.
+        If the arrays are of different libraries or devices.
     ArgumentError
         If `label_smoothing` or `reduction` is outside its bounds, a weight is negative or not finite, or a
-        target that counts is outside ``[0, V)``; looked at only where the
-        values are at hand, that is not on a GPU and not while a compiler traces.
+        target that counts is outside ``[0, V)``. Values on a device and traced values are not checked.
 
     Notes
     -----
-    Where `xplstm.use_kernel` lets CUDA kernels run, and no option but `mask` is given, one pass over CuPy's
-    logits gives the loss and another one the gradient: `pullback` reads `logits` again, which must still be
-    what they were.
+    For CuPy arrays without options other than `mask`, a CUDA kernel may compute the loss; see
+    `xplstm.use_kernel`. `pullback` then reads `logits` again, so do not modify `logits` before.
 
     Examples
     --------
@@ -130,46 +129,47 @@ def binary_cross_entropy(
     positive_weights: Array | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> tuple[Array, Pullback]:
-    """Negative log-probability, in nats, of yes-or-no targets under the logistic function of the logits.
+    """Compute the negative log-probability, in nats, of binary targets under the sigmoid of the logits.
 
-    ``t softplus(-z) + (1 - t) softplus(z)``, which neither overflows nor loses small probabilities;
-    its gradient is ``sigmoid(z) - t``.
+    The loss is ``t softplus(-z) + (1 - t) softplus(z)``, which neither overflows nor loses small
+    probabilities. Its gradient is ``sigmoid(z) - t``.
 
     Parameters
     ----------
     logits : array, shape (..., O)
-        Any floating dtype; float16 and bfloat16 are summed in float32.
-    targets : array, shape (..., O), of the same dtype
-        In ``[0, 1]``. Where `mask` is False anything may be here and in `logits`.
+        Any floating dtype. Sums over float16 and bfloat16 are computed in float32.
+    targets : array, shape (..., O)
+        In ``[0, 1]``, with the dtype of `logits`. Values where `mask` is False are ignored, here and in
+        `logits`.
     mask : array of bool, shape (...), optional
-        Which rows of O numbers count. With none of them the loss is 0 and so is its gradient.
+        True where the O numbers of the last axis count. If no number counts, the loss and its gradient are 0.
     weights : array of floats, optional
-        How much each element counts, at least 0. The shape must broadcast to that of `mask`, as
-        ``(B,)`` for samples and ``(T, 1)`` for steps does.
+        Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `mask`:
+        ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
     positive_weights : array of floats, shape (O,), optional
-        At least 0; multiplies the part of the targets that are 1, for rare ones.
+        Factor of the positive term ``t softplus(-z)``, at least 0 and finite, for rare positive targets.
     reduction : {"mean", "sum", "none"}, optional
-        The mean over what counts, weighted; the weighted sum; or the weighted elements themselves.
+        Return the weighted mean over all numbers that count, the weighted sum, or the weighted elements.
 
     Returns
     -------
     loss : array, shape (), or (..., O) for ``reduction="none"``
         In the dtype of `logits`.
     pullback : callable
-        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
-        `dloss` is a finite number, or an array of floats of the shape of the loss.
+        ``pullback(dloss=1.0)`` returns the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+        `dloss` is a finite number, or an array of floats with the shape of the loss.
 
     Raises
     ------
     DTypeError
-        If the dtypes are not floats, equal, and bool for `mask`.
+        If `logits` is not of floats, `targets` has another dtype, or `mask` is not of bool.
     ShapeError
-        If the shapes do not fit each other, or have no last axis, or O is 0.
+        If the shapes do not match, or have no last axis, or O is 0.
     BackendError
-        If the arrays are of several libraries or devices.
+        If the arrays are of different libraries or devices.
     ArgumentError
-        If `reduction` is another word, a weight is negative or not finite, or a target that counts is
-        outside ``[0, 1]``; values are looked at only where they are at hand.
+        If `reduction` is an unknown word, a weight is negative or not finite, or a target that counts is
+        outside ``[0, 1]``. Values on a device and traced values are not checked.
 
     Examples
     --------
@@ -193,7 +193,7 @@ def binary_cross_entropy(
     wide = _array.wide_dtype(xp, logits.dtype)
     z, t = (counting(xp, xp.astype(a, wide, copy=False), mask) for a in (logits, targets))
     if not _array.is_lazy(t) and not bool(xp.all((t >= 0) & (t <= 1))):
-        msg = "targets has elements outside [0, 1]"
+        msg = "targets has elements outside [0, 1]; all must be in [0, 1]"
         raise ArgumentError(msg)
     yes = t if positive_weights is None else t * xp.astype(positive_weights, wide)
     part = weighted_share(xp, z[..., 0], mask, weights, reduction)[..., None]
@@ -218,7 +218,7 @@ def _cross_entropy(
     """Return the mean over all elements that count, and its pullback."""
     wide = _array.wide_dtype(xp, logits.dtype)
     z = counting(xp, xp.astype(logits, wide, copy=False), mask)
-    # Dask finds no maximum of an empty array, even along an axis that is not empty.
+    # Dask cannot compute the maximum of an empty array, not even along an axis with elements.
     z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
     exp_z = xp.exp(z)
     total = xp.sum(exp_z, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: labels of a sequence whose steps carry none."""
+"""Compute the loss of connectionist temporal classification, for label sequences without alignment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.losses._shares import Pullback, check_float, check_reduction, checked, common_namespace, one_hot
 
-# Used for log 0: far below any sum of log-probabilities, and its differences are finite.
+# Represents log 0: it is far below any sum of log-probabilities, and differences of such values are finite.
 LOWEST = -1e30
 
 
@@ -25,40 +25,42 @@ def ctc(
     blank: int = 0,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> tuple[Array, Pullback]:
-    """Negative log-probability, in nats, of label sequences, added over all their alignments.
+    """Compute the negative log-probability, in nats, of label sequences, summed over all alignments.
 
-    Graves, Fernandez, Gomez and Schmidhuber, "Connectionist temporal classification", 2006: the forward and
-    backward variables of equations 6 to 10 in logarithms, the gradient of equation 16.
+    The forward and backward variables are those of equations 6 to 10, in logarithms, and the gradient is
+    that of equation 16 of Graves, Fernandez, Gomez and Schmidhuber, "Connectionist temporal classification",
+    2006.
 
     Parameters
     ----------
     logits : array, shape (T, B, V)
-        Any floating dtype; float16 and bfloat16 are summed in float32. T at least 1.
+        Any floating dtype. Sums over float16 and bfloat16 are computed in float32. T is at least 1.
     targets : array of integers, shape (B, U)
-        Labels in ``[0, V)`` other than `blank`. Past a target's length anything may be here.
+        Labels in ``[0, V)`` other than `blank`. Values beyond a target's length are ignored.
     lengths : array of integers, shape (B,), optional
-        Steps of each sequence, in ``[1, T]``; T if left out.
+        Number of steps of each sequence, in ``[1, T]``; T if omitted.
     target_lengths : array of integers, shape (B,), optional
-        Labels of each target, in ``[0, U]``; U if left out.
+        Number of labels of each target, in ``[0, U]``; U if omitted.
     blank : int, optional
         The class that means no label, in ``[0, V)``.
     reduction : {"mean", "sum", "none"}, optional
-        The mean of each loss divided by the number of its labels, at least 1; the sum; or all losses.
+        With "mean", divide each loss by the number of its labels, or by 1 without labels, and return the
+        mean. With "sum", return the sum. With "none", return all losses.
 
     Returns
     -------
     loss : array, shape (), or (B,) for ``reduction="none"``
-        In the dtype of `logits`. A target that is too long for its sequence has no alignment: its loss is
-        infinite, and its gradient 0.
+        In the dtype of `logits`. A target that is too long for its sequence has no alignment. Its loss is
+        infinite, and its gradient is 0.
     pullback : callable
-        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `logits`.
-        `dloss` is a finite number, or an array of floats of the shape of the loss.
+        ``pullback(dloss=1.0)`` returns the gradient of ``sum(dloss * loss)`` with respect to `logits`.
+        `dloss` is a finite number, or an array of floats with the shape of the loss.
 
     Raises
     ------
     DTypeError, ShapeError, BackendError, ArgumentError
-        Naming the argument, its value and the bound. Values of labels and lengths are looked at only where
-        they are at hand.
+        If an argument is invalid. The message names the argument, its value and the bound. Labels and
+        lengths on a device and traced ones are not checked.
 
     Examples
     --------
@@ -73,7 +75,7 @@ def ctc(
     check_float("logits", logits)
     check_reduction(reduction)
     if len(logits.shape) != 3 or logits.shape[0] == 0:
-        msg = f"logits has shape {tuple(logits.shape)}; (T, B, V) was expected, T at least 1"
+        msg = f"logits has shape {tuple(logits.shape)}, expected (T, B, V) with T at least 1"
         raise ShapeError(msg)
     steps, rows, classes = logits.shape
     blank = _values.size("blank", blank, 0, classes - 1)
@@ -119,7 +121,7 @@ def ctc(
 
 
 def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:
-    """Return a blank, then each label with a blank after it: shape (B, 2U + 1)."""
+    """Return the labels with a blank before, between and after them: shape (B, 2U + 1)."""
     rows, width = labels.shape
     blanks = xp.full((rows, width, 1), blank, dtype=labels.dtype, device=_array.device(labels))
     pairs = xp.reshape(xp.concat([labels[..., None], blanks], axis=-1), (rows, 2 * width))
@@ -128,7 +130,7 @@ def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:
 
 
 def _of_states(xp: Namespace, log_p: Array, states: Array) -> Array:
-    """Return the log-probabilities of the states' classes, (T, B, S)."""
+    """Return the log-probability of each state's class, shape (T, B, S)."""
     steps, rows, classes = log_p.shape
     table = xp.reshape(xp.permute_dims(log_p, (1, 2, 0)), (rows * classes, steps))
     row = xp.arange(rows, device=_array.device(log_p))[:, None] * classes
@@ -137,7 +139,7 @@ def _of_states(xp: Namespace, log_p: Array, states: Array) -> Array:
 
 
 def _forward(xp: Namespace, log_q: Array, states: Array, blank: int) -> Array:
-    """Return the log-probability of all ways to each state at each step."""
+    """Return the log-probability of all paths to each state at each step."""
     width = states.shape[1]
     skips = _may_skip(xp, states, blank)
     low = xp.full_like(log_q[0, ...], LOWEST)
@@ -153,7 +155,7 @@ def _forward(xp: Namespace, log_q: Array, states: Array, blank: int) -> Array:
 
 
 def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: Array, last: Array) -> Array:
-    """Return the log-probability of all ways from each state at each step to the end, that step left out."""
+    """Return the log-probability of all paths from each state at each step to the end, without that step."""
     width = states.shape[1]
     low = xp.full_like(log_q[0, ...], LOWEST)
     skips = _may_skip(xp, states, blank)
@@ -174,13 +176,13 @@ def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: A
 
 
 def _may_skip(xp: Namespace, states: Array, blank: int) -> Array:
-    """Return whether each state can follow the one two before it: a label other than that one."""
+    """Return whether a path may skip the blank before each state: the labels on both sides must differ."""
     before = xp.concat([xp.full_like(states[:, :2], blank), states[:, :-2]], axis=1)[:, : states.shape[1]]
     return (states != blank) & (states != before)
 
 
 def _final(xp: Namespace, forward: Array, lengths: Array, last: Array) -> Array:
-    """Return the log-probability of all alignments: of the last two states at each sequence's last step."""
+    """Return the log-probability of all alignments, which end in one of the last two states."""
     low = xp.full_like(forward[0, :, 0], LOWEST)
     at_end = xp.arange(forward.shape[0], device=_array.device(forward))[:, None] == lengths[None, :] - 1
     column = xp.arange(forward.shape[2], device=_array.device(forward))[None, :]
@@ -198,48 +200,48 @@ def _log_sum(xp: Namespace, terms: tuple[Array, ...] | list[Array]) -> Array:
 
 
 def _floored(xp: Namespace, x: Array) -> Array:
-    """Return `x`, of which nothing is below log 0."""
+    """Return `x` with LOWEST as its lower bound."""
     return xp.maximum(x, xp.full_like(x, LOWEST))
 
 
 def _check_labels(xp: Namespace, targets: Array, rows: int) -> None:
-    """Refuse targets that are no rows of integers."""
+    """Raise an error unless targets are integers of shape (B, U)."""
     if not xp.isdtype(targets.dtype, "integral"):
-        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}; it must hold integers"
+        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}, expected integers"
         raise DTypeError(msg)
     if len(targets.shape) != 2 or targets.shape[0] != rows:
-        msg = f"targets has shape {tuple(targets.shape)}; (B, U) was expected, B = {rows} as in logits"
+        msg = f"targets has shape {tuple(targets.shape)}, expected (B, U) with B={rows} as in logits"
         raise ShapeError(msg)
 
 
 def _counts(
     xp: Namespace, name: str, given: Array | None, rows: int, least: int, most: int, device: object
 ) -> Array:
-    """Return a number for each row, in its bounds."""
+    """Return one integer per batch entry, checked to be in [least, most]; `most` if not given."""
     if given is None:
         return xp.full((rows,), most, dtype=xp.int64, device=device)
     if not xp.isdtype(given.dtype, "integral"):
-        msg = f"{name} has dtype {_array.dtype_name(given.dtype)}; it must hold integers"
+        msg = f"{name} has dtype {_array.dtype_name(given.dtype)}, expected integers"
         raise DTypeError(msg)
     if tuple(given.shape) != (rows,):
-        msg = f"{name} has shape {tuple(given.shape)}; ({rows},) was expected"
+        msg = f"{name} has shape {tuple(given.shape)}, expected ({rows},)"
         raise ShapeError(msg)
     if not _array.is_lazy(given):
         values = _array.to_numpy(given)
         outside = values[(values < least) | (values > most)]
         if outside.size:
-            msg = f"{name} holds {outside[0]}; numbers in [{least}, {most}] were expected"
+            msg = f"{name} holds {outside[0]}, expected integers in [{least}, {most}]"
             raise ArgumentError(msg)
     return given
 
 
 def _check_values(targets: Array, target_lengths: Array, classes: int, blank: int) -> None:
-    """Refuse labels that are no classes, or the blank."""
+    """Raise an error for a label that is the blank, or not a class."""
     if _array.is_lazy(targets) or _array.is_lazy(target_lengths):
         return
     values, counts = _array.to_numpy(targets), _array.to_numpy(target_lengths)
     inside = np.arange(values.shape[1])[None, :] < counts[:, None]
     wrong = values[inside & ((values < 0) | (values >= classes) | (values == blank))]
     if wrong.size:
-        msg = f"targets holds {wrong[0]}; labels are in [0, {classes}) and not blank={blank}"
+        msg = f"targets holds {wrong[0]}, expected labels in [0, {classes}) other than blank={blank}"
         raise ArgumentError(msg)

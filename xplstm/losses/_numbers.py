@@ -1,4 +1,4 @@
-"""Losses of numbers: squared, absolute, Huber's and quantiles'."""
+"""Compute the losses of regression: squared error, absolute error, Huber loss and quantile loss."""
 
 from __future__ import annotations
 
@@ -35,43 +35,44 @@ def mse(
     weights: Array | None = None,
     reduction: Reduction = "mean",
 ) -> tuple[Array, Pullback]:
-    """Mean squared error.
+    """Compute the mean squared error.
 
-    ``mean((pred - target)**2)`` over all n numbers that count; its gradient is
-    ``2 (pred - target) / n``.
+    The loss is ``mean((pred - target)**2)`` over all n numbers that count. Its gradient
+    is ``2 (pred - target) / n``.
 
     Parameters
     ----------
     pred : array, shape (..., O)
-        Any floating dtype; float16 and bfloat16 are summed in float32.
-    target : array, shape (..., O), of the same dtype
-        Where `mask` is False anything may be here and in `pred`.
+        Any floating dtype. Sums over float16 and bfloat16 are computed in float32.
+    target : array, shape (..., O)
+        Same dtype as `pred`. Values where `mask` is False are ignored, here and in `pred`.
     mask : array of bool, shape (...), optional
-        Which rows of O numbers count. With none of them the loss is 0 and so is its gradient.
+        True where the O numbers of the last axis count. If no number counts, the loss and its gradient are 0.
     weights : array of floats, optional
-        How much each element counts, at least 0. The shape must broadcast to that of `mask`, as
-        ``(B,)`` for samples and ``(T, 1)`` for steps does.
+        Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `mask`:
+        ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
     reduction : {"mean", "sum", "none"}, optional
-        The mean over what counts, weighted; the weighted sum; or the weighted elements themselves.
+        Return the weighted mean over all numbers that count, the weighted sum, or the weighted elements.
 
     Returns
     -------
     loss : array, shape (), or (..., O) for ``reduction="none"``
         In the dtype of `pred`.
     pullback : callable
-        ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
-        `dloss` is a finite number, or an array of floats of the shape of the loss.
+        ``pullback(dloss=1.0)`` returns the gradient of ``sum(dloss * loss)`` with respect to `pred`.
+        `dloss` is a finite number, or an array of floats with the shape of the loss.
 
     Raises
     ------
     DTypeError
-        If the dtypes are not floats, equal, and bool for `mask`.
+        If `pred` is not of floats, `target` has another dtype, or `mask` is not of bool.
     ShapeError
-        If the shapes do not fit each other, or have no last axis, or O is 0.
+        If the shapes do not match, or have no last axis, or O is 0.
     BackendError
-        If the arrays are of several libraries or devices.
+        If the arrays are of different libraries or devices.
     ArgumentError
-        If `reduction` is another word, or a weight is negative or not finite, where its value is at hand.
+        If `reduction` is an unknown word, or a weight is negative or not finite. Weights on a device and
+        traced weights are not checked.
 
     Examples
     --------
@@ -92,7 +93,9 @@ def mae(
     weights: Array | None = None,
     reduction: Reduction = "mean",
 ) -> tuple[Array, Pullback]:
-    """Mean absolute error, ``mean(abs(pred - target))``; its gradient at an error of 0 is 0.
+    """Compute the mean absolute error, ``mean(abs(pred - target))``.
+
+    The gradient at an error of 0 is 0.
 
     Parameters
     ----------
@@ -134,17 +137,17 @@ def huber(
     weights: Array | None = None,
     reduction: Reduction = "mean",
 ) -> tuple[Array, Pullback]:
-    """Squared error where it is small, absolute error where it is large.
+    """Compute the Huber loss, which is squared for small errors and linear for large errors.
 
-    ``e**2 / 2`` where ``abs(e) <= delta``, else ``delta * (abs(e) - delta / 2)``: Huber, "Robust estimation
-    of a location parameter", 1964.
+    With ``e = pred - target``, the loss is ``e**2 / 2`` where ``abs(e) <= delta``, else
+    ``delta * (abs(e) - delta / 2)`` (Huber, "Robust estimation of a location parameter", 1964).
 
     Parameters
     ----------
     pred, target
         As for `mse`.
     delta : float, optional
-        Above 0.
+        The largest small error, above 0 and finite.
     mask, weights, reduction
         As for `mse`.
 
@@ -159,7 +162,7 @@ def huber(
     Raises
     ------
     DTypeError, ShapeError, BackendError, ArgumentError
-        As `mse`, and if `delta` is not above 0.
+        As for `mse`, and if `delta` is not a finite number above 0.
 
     Examples
     --------
@@ -189,23 +192,25 @@ def quantile(
     weights: Array | None = None,
     reduction: Reduction = "mean",
 ) -> tuple[Array, Pullback]:
-    """Quantile loss, also called pinball loss: least where `pred` is a quantile of the targets.
+    """Compute the quantile loss (pinball loss), which is smallest where `pred` is a quantile of the targets.
 
-    ``q * d`` where ``d = target - pred`` is above 0, else ``(q - 1) * d``: Koenker and Bassett, "Regression
-    quantiles", 1978. Its gradient at ``d = 0`` is 0.
+    The loss is ``q * d`` where ``d = target - pred`` is above 0, else ``(q - 1) * d`` (Koenker and Bassett,
+    "Regression quantiles", 1978). The gradient at ``d = 0`` is 0.
 
     Parameters
     ----------
     pred : array, shape (..., O), or (..., O, Q) for a sequence of quantiles
-    target : array, shape (..., O), of the same dtype
+        Any floating dtype. Sums over float16 and bfloat16 are computed in float32.
+    target : array, shape (..., O)
+        Same dtype as `pred`.
     quantiles : float or sequence of Q floats
         Each in ``(0, 1)``.
     mask, weights, reduction
-        As for `mse`; of the rows of O numbers.
+        As for `mse`. The shape of `mask` is the shape of `target` without the last axis.
 
     Returns
     -------
-    loss : array, shape (), or that of `pred` for ``reduction="none"``
+    loss : array, shape (), or the shape of `pred` for ``reduction="none"``
         In the dtype of `pred`.
     pullback : callable
         ``pullback(dloss=1.0)`` gives the gradient of ``sum(dloss * loss)`` with respect to `pred`.
@@ -214,7 +219,7 @@ def quantile(
     Raises
     ------
     DTypeError, ShapeError, BackendError, ArgumentError
-        As `mse`, and for quantiles outside their range.
+        As for `mse`, and if a quantile is outside (0, 1).
 
     Examples
     --------
@@ -228,7 +233,7 @@ def quantile(
     given = quantiles if isinstance(quantiles, Sequence) else (quantiles,)
     numbers = [_values.in_range(f"quantiles[{k}]", q, 0, 1) for k, q in enumerate(given)]
     if not numbers or 0 in numbers:
-        msg = f"quantiles={quantiles!r} must be one or more numbers in (0, 1)"
+        msg = f"quantiles={quantiles!r} must have at least 1 number, all in (0, 1)"
         raise ArgumentError(msg)
     xp = common_namespace(pred=pred, target=target)
     check_float("pred", pred)
@@ -236,7 +241,7 @@ def quantile(
     q = xp.asarray(numbers, dtype=wide, device=_array.device(pred))
     if several:
         if tuple(pred.shape) != (*target.shape, len(numbers)):
-            msg = f"pred has shape {tuple(pred.shape)}; {(*target.shape, len(numbers))} was expected"
+            msg = f"pred has shape {tuple(pred.shape)}, expected {(*target.shape, len(numbers))}"
             raise ShapeError(msg)
         target = xp.broadcast_to(target[..., None], pred.shape)
 
@@ -259,7 +264,7 @@ def _of_errors(
     slope: OfError,
     axes: int = 1,
 ) -> tuple[Array, Pullback]:
-    """Return a loss that is a function of each error, and its pullback; a mask is of all but `axes` axes."""
+    """Return a loss that is a function of each error, and its pullback; a mask lacks the last `axes` axes."""
     xp = common_namespace(pred=pred, target=target, mask=mask, weights=weights)
     pred, target = _array.native(pred), _array.native(target)
     check_float("pred", pred)

@@ -1,4 +1,4 @@
-"""What all losses share: checks, and how much each element counts."""
+"""Check the arguments of losses, and compute the weight of each element."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def counting(xp: Namespace, x: Array, mask: Array | None) -> Array:
-    """Put zeros where the mask is False, so that infinities in the padding raise no warning."""
+    """Set elements to 0 where the mask is False, so that infinities in the padding raise no warning."""
     return x if mask is None else xp.where(mask[..., None], x, xp.zeros_like(x))
 
 
 def share(xp: Namespace, like: Array, mask: Array | None) -> Array:
-    """Return the weight of each element in the mean: one over their number where they count, else 0."""
+    """Return each element's weight in the mean: 1 / count for elements that count, else 0."""
     if mask is None:
         return xp.full_like(like, 1.0 / max(math.prod(like.shape), 1))
     counts = xp.astype(mask, like.dtype)
@@ -31,7 +31,7 @@ def share(xp: Namespace, like: Array, mask: Array | None) -> Array:
 
 
 def positive(xp: Namespace, total: Array) -> Array:
-    """Return a sum of weights, and 1 for a sum of 0, which divides nothing but zeros."""
+    """Return a sum of weights, or 1 if the sum is 0, so that a division of zeros gives 0."""
     return xp.where(total > 0, total, xp.ones_like(total))
 
 
@@ -43,9 +43,9 @@ def weighted_share(
     reduction: str,
     of_each: Array | None = None,
 ) -> Array:
-    """Return what each element of the shape of `like` is multiplied by before they are added.
+    """Return the factor of each element, with the shape of `like`, before the reduction.
 
-    `of_each` are further weights that divide the mean without multiplying the elements.
+    `of_each` are further weights, which are part of the mean's divisor but not of the factors.
     """
     if weights is None and of_each is None and reduction == "mean":
         return share(xp, like, mask)
@@ -58,12 +58,12 @@ def weighted_share(
 
 
 def reduced(xp: Namespace, values: Array, reduction: str) -> Array:
-    """Return the values, or their sum where they are shares of a mean or a sum."""
+    """Return the values for "none", else their sum."""
     return values if reduction == "none" else xp.sum(values)
 
 
 def checked(loss: Array, pullback: Pullback) -> tuple[Array, Pullback]:
-    """Return a loss, and its pullback that refuses what is no gradient with respect to the loss."""
+    """Return a loss, and its pullback with a check of `dloss`."""
 
     def of(dloss: Array | float = 1.0) -> Array:
         return pullback(_gradient_of(dloss, loss))
@@ -72,37 +72,37 @@ def checked(loss: Array, pullback: Pullback) -> tuple[Array, Pullback]:
 
 
 def _gradient_of(dloss: Any, loss: Array) -> Array | float:
-    """Return a finite number, or an array of floats of the shape of the loss."""
+    """Return `dloss`, checked to be a finite number or an array of floats with the shape of the loss."""
     if not hasattr(dloss, "dtype"):
         return _values.finite("dloss", dloss)
     xp = common_namespace(dloss=dloss, loss=loss)
     if not xp.isdtype(dloss.dtype, "real floating"):
-        msg = f"dloss has dtype {_array.dtype_name(dloss.dtype)}; it must be a number or an array of floats"
+        msg = f"dloss has dtype {_array.dtype_name(dloss.dtype)}, expected a number or an array of floats"
         raise DTypeError(msg)
     if tuple(dloss.shape) != tuple(loss.shape):
-        msg = f"dloss has shape {tuple(dloss.shape)}; the loss has {tuple(loss.shape)}"
+        msg = f"dloss has shape {tuple(dloss.shape)}, expected {tuple(loss.shape)} as the loss"
         raise ShapeError(msg)
     return _array.native(dloss)
 
 
 def check_reduction(reduction: Any) -> str:
-    """Return a word that says how elements become one loss."""
+    """Return the checked reduction."""
     return _values.one_of("reduction", reduction, REDUCTIONS)
 
 
 def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> Array | None:
-    """Return weights; refuse what is no floats of at least 0, or does not broadcast to the elements."""
+    """Return weights, checked to be floats of at least 0 that broadcast to `shape`."""
     if weights is None:
         return None
     weights = _array.native(weights)
     dtype = _array.dtype_name(weights.dtype)
     if dtype not in _array.FLOATS:
-        msg = f"{name} has dtype {dtype}; it must be one of {', '.join(_array.FLOATS)}"
+        msg = f"{name} has dtype {dtype}, expected one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     given = tuple(weights.shape)
     aligned = zip(reversed(given), reversed(shape), strict=False)
     if len(given) > len(shape) or any(ours not in (1, theirs) for ours, theirs in aligned):
-        msg = f"{name} has shape {given}; it must broadcast to {tuple(shape)}"
+        msg = f"{name} has shape {given}, which must broadcast to {tuple(shape)}"
         raise ShapeError(msg)
     if not _array.is_lazy(weights):
         values = _array.to_numpy(weights)
@@ -113,13 +113,13 @@ def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> A
 
 
 def one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
-    """Boolean array, True at each target; a class outside is nowhere True."""
+    """Return booleans (..., classes), True at each target; an unknown class has no True."""
     index = xp.arange(classes, device=_array.device(targets))
     return xp.astype(targets, index.dtype)[..., None] == index
 
 
 def common_namespace(**arrays: Array | None) -> Namespace:
-    """Namespace of the given arrays, all of one library and device; the first two must be there."""
+    """Return the namespace of the arrays, checked to share a library and device; the first two must exist."""
     given = {name: x for k, (name, x) in enumerate(arrays.items()) if x is not None or k < 2}
     where = {name: (_array.namespace(x, name), _array.device(x)) for name, x in given.items()}
     (first, (xp, device)), *others = where.items()
@@ -134,25 +134,25 @@ def common_namespace(**arrays: Array | None) -> Namespace:
 
 
 def check_float(name: str, x: Array) -> None:
-    """Refuse other dtypes than floats, and arrays without a last axis."""
+    """Raise an error unless `x` has a floating dtype and a last axis with elements."""
     if _array.dtype_name(x.dtype) not in _array.FLOATS:
-        msg = f"{name} has dtype {_array.dtype_name(x.dtype)}; it must be one of {', '.join(_array.FLOATS)}"
+        msg = f"{name} has dtype {_array.dtype_name(x.dtype)}, expected one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
     if len(x.shape) == 0 or x.shape[-1] == 0:
-        msg = f"{name} has shape {tuple(x.shape)}; its last axis must have at least 1 element"
+        msg = f"{name} has shape {tuple(x.shape)}, expected a last axis with at least 1 element"
         raise ShapeError(msg)
 
 
 def check_classes(
     xp: Namespace, logits: Array, targets: Array, mask: Array | None
 ) -> tuple[Array, Array | None]:
-    """Return targets, which must be classes of these logits, and the mask."""
+    """Return targets, checked to be classes of these logits, and the checked mask."""
     targets = _array.native(targets)
     if not xp.isdtype(targets.dtype, "integral"):
-        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}; it must hold integers"
+        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}, expected integers"
         raise DTypeError(msg)
     if targets.shape != logits.shape[:-1]:
-        msg = f"targets has shape {tuple(targets.shape)}; logits ask for {tuple(logits.shape[:-1])}"
+        msg = f"targets has shape {tuple(targets.shape)}, expected {tuple(logits.shape[:-1])} as logits"
         raise ShapeError(msg)
     mask = check_mask(xp, mask, targets.shape)
     if _array.is_lazy(targets) or (mask is not None and _array.is_lazy(mask)):
@@ -161,30 +161,30 @@ def check_classes(
     counted = counted if mask is None else counted[_array.to_numpy(mask)]
     outside = counted[(counted < 0) | (counted >= logits.shape[-1])]
     if outside.size:
-        msg = f"targets holds the class {outside[0]}; classes are in [0, {logits.shape[-1]})"
+        msg = f"targets holds the class {outside[0]}, expected classes in [0, {logits.shape[-1]})"
         raise ArgumentError(msg)
     return targets, mask
 
 
 def check_like(name: str, x: Array, other_name: str, other: Array) -> None:
-    """Refuse an array of another shape or dtype than the other one."""
+    """Raise an error if `x` and `other` differ in shape or dtype."""
     if x.shape != other.shape:
-        msg = f"{name} has shape {tuple(x.shape)}; {other_name} has {tuple(other.shape)}"
+        msg = f"{name} has shape {tuple(x.shape)}, but {other_name} has {tuple(other.shape)}"
         raise ShapeError(msg)
     if x.dtype != other.dtype:
         ours, theirs = _array.dtype_name(x.dtype), _array.dtype_name(other.dtype)
-        msg = f"{name} has dtype {ours}; {other_name} has {theirs}"
+        msg = f"{name} has dtype {ours}, but {other_name} has {theirs}"
         raise DTypeError(msg)
 
 
 def check_mask(xp: Namespace, mask: Array | None, shape: tuple[int, ...]) -> Array | None:
-    """Return a mask, which must say yes or no for each element."""
+    """Return a mask, checked to have one boolean per element."""
     if mask is None:
         return None
     if not xp.isdtype(mask.dtype, "bool"):
-        msg = f"mask has dtype {_array.dtype_name(mask.dtype)}; it must hold booleans"
+        msg = f"mask has dtype {_array.dtype_name(mask.dtype)}, expected bool"
         raise DTypeError(msg)
     if mask.shape != shape:
-        msg = f"mask has shape {tuple(mask.shape)}; it must have {tuple(shape)}"
+        msg = f"mask has shape {tuple(mask.shape)}, expected {tuple(shape)}"
         raise ShapeError(msg)
     return _array.native(mask)

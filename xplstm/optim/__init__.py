@@ -1,8 +1,7 @@
-"""From gradients to better parameters: SGD, Adam, AdamW, clipping and learning-rate schedules.
+"""Optimisers, gradient clipping and learning-rate schedules.
 
-An optimiser never writes to an array that it is given: it returns new ones, so
-that it runs on immutable arrays too, and a reference to old parameters stays
-a copy of them.
+An optimiser returns new arrays and never writes to its arguments. It therefore
+supports immutable arrays, and old parameters stay valid.
 """
 
 from xplstm.optim._clip import clip_by_global_norm

@@ -1,4 +1,4 @@
-"""What all optimisers share: state of each parameter, groups, tied parameters, wide copies, export."""
+"""Define the base class of optimisers: state, groups, tied parameters, float32 copies and export."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from xplstm.optim._clip import float_array
 from xplstm.optim._schedules import LearningRate
 
 Averages: TypeAlias = dict[str, dict[str, Array]]
-"""Kind, then name of a parameter -> array; none yet for a parameter that is new."""
+"""Arrays by kind, then by parameter name. A parameter that was never updated has no array."""
 
 MASTER = "master"
-"""The kind that holds float32 copies of half-precision parameters."""
+"""The kind of the float32 copies of half-precision parameters."""
 
 
 class Rule(Protocol):
-    """One update: its numbers, and what they make of one parameter."""
+    """The update of one parameter, with all its constants."""
 
     @property
     def name(self) -> str:
-        """Name of the kernel that computes it."""
+        """Name of the CUDA kernel that computes the update."""
         ...
 
     def __call__(self, p: Array, g: Array, before: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
@@ -46,22 +46,22 @@ class Group:
     Parameters
     ----------
     names : str or sequence of str
-        Names or patterns of ``fnmatch``, such as ``"lstm.weight*"`` or ``"bias*"``. One with a dot is
-        compared with the whole name of a parameter, one without with the part after the last dot. The name
-        of a layer, such as ``"lstm"``, means all its parameters.
+        Names or patterns of ``fnmatch``, such as ``"lstm.weight*"`` or ``"bias*"``. A pattern with a dot is
+        compared with the whole name of a parameter, and a pattern without a dot with the part after the last
+        dot. The name of a layer, such as ``"lstm"``, matches all its parameters.
     lr : float or callable, optional
         Replaces the optimiser's ``lr`` for these parameters.
     lr_scale : float, optional
-        Multiplies the learning rate of these parameters; at least 0.
+        Factor of the learning rate of these parameters, at least 0 and finite.
     weight_decay : float, optional
-        Replaces the optimiser's ``weight_decay``, for `AdamW` alone; at least 0.
+        Replaces the ``weight_decay`` of `AdamW`, at least 0 and finite. Other optimisers reject it.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
     DTypeError
-        For a value of another type.
+        If a value has the wrong type.
 
     Examples
     --------
@@ -94,13 +94,13 @@ def patterns(argument: str, given: str | Iterable[str]) -> tuple[str, ...]:
     """Return names or patterns as a tuple."""
     names = (given,) if isinstance(given, str) else tuple(_values.items(argument, given))
     if not all(isinstance(name, str) for name in names):
-        msg = f"{argument}={given!r} must be a name, a pattern or a sequence of them"
+        msg = f"{argument}={given!r} must be a name, a pattern, or a sequence of names and patterns"
         raise DTypeError(msg)
     return names
 
 
 def matches(name: str, chosen: Iterable[str]) -> bool:
-    """Return whether a parameter's name fits one of the patterns; `Group` has the rule."""
+    """Return whether a parameter's name matches a pattern by the rule of `Group`."""
     last = name.rpartition(".")[2]
     return any(
         fnmatchcase(name if "." in pattern else last, pattern) or name.startswith(f"{pattern}.")
@@ -109,16 +109,16 @@ def matches(name: str, chosen: Iterable[str]) -> bool:
 
 
 class Optimizer(Summary, ABC):
-    """What `SGD`, `Adam` and `AdamW` have in common: state of each parameter by name, and its export.
+    """Base class of `SGD`, `Adam` and `AdamW`, with the state of each parameter by name.
 
     Attributes
     ----------
     step : int
-        Updates made so far.
+        Number of updates so far.
     """
 
     _options: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that hold a class's own options."""
+    """Names of the attributes that hold the options of a subclass."""
 
     _columns = ("state", "of", "numbers")
 
@@ -153,7 +153,7 @@ class Optimizer(Summary, ABC):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next update; a number or a schedule can be assigned."""
+        """Learning rate of the next update. May be set to a number or a schedule."""
         return self._rate(self._lr)
 
     @lr.setter
@@ -162,48 +162,50 @@ class Optimizer(Summary, ABC):
 
     @property
     def schedule(self) -> Callable[[int], float] | None:
-        """The function that gives the learning rate; None where it is a number."""
+        """The schedule of the learning rate, or None if the learning rate is a number."""
         return self._lr if callable(self._lr) else None
 
     def update(self, params: Params, grads: Params) -> dict[str, Array]:
-        """Make one update.
+        """Return updated parameters.
 
         Parameters
         ----------
         params : mapping of str to array
-            Float arrays.
+            Arrays of floats.
         grads : mapping of str to array
-            Of the same shapes. A parameter without a gradient stays the same array, and keeps its averages
-            and its own count of updates; so does a name that is left out of `params`.
+            Gradients with the shapes of `params`. A parameter without a gradient is returned unchanged, and
+            keeps its averages and its count of updates. So does a name that is missing from `params`.
 
         Returns
         -------
         dict of str to array
-            New parameters with the names and dtypes of `params`; what was passed is not written to.
+            New parameters with the names and dtypes of `params`. The arguments are not modified.
 
         Raises
         ------
         ArgumentError
-            If `grads` has a name that `params` lacks, or the schedule gives a learning rate below 0.
+            If `grads` has a name that is not in `params`, or the schedule returns a learning rate below 0.
         DTypeError
-            If an array is not of floats.
+            If an array is not of floats, or a loaded state has the wrong dtype.
         ShapeError
-            If the shapes differ, or a state that was loaded belongs to parameters of other shapes.
+            If the shapes differ, or a loaded state belongs to parameters of other shapes.
+        BackendError
+            If a loaded state is of another library than the parameters.
 
         Notes
         -----
-        Every parameter has its own averages and its own count of updates, as in ``torch.optim``. Schedules
-        are given the number of calls of `update`.
+        Every parameter has its own averages and its own count of updates, as in ``torch.optim``. The
+        argument of a schedule is the number of calls of `update`.
 
-        Names that share one array object are tied: their gradients are added, they get one update, and
-        share one array afterwards.
+        Names that share one array object are tied. Their gradients are added, and they receive one update
+        and share one array afterwards.
 
-        For each float16 and bfloat16 parameter a float32 copy is kept, which takes the updates; the parameter
-        is that copy rounded. Where a parameter is no longer its copy rounded, because other code replaced it,
-        the copy is replaced too. Averages are float32.
+        Each float16 or bfloat16 parameter has a float32 copy, which accumulates the updates. The parameter is
+        the rounded copy. If other code replaces the parameter, the copy is replaced too. Averages are
+        float32.
 
-        Where `xplstm.use_kernel` lets CUDA kernels run, one launch updates up to 32 of CuPy's parameters
-        of equal options and gives the bits that NumPy gives.
+        For CuPy arrays, a CUDA kernel may update up to 32 parameters with equal options in one launch; see
+        `xplstm.use_kernel`. The result has the same bits as with NumPy.
 
         Examples
         --------
@@ -238,10 +240,10 @@ class Optimizer(Summary, ABC):
 
     @abstractmethod
     def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:
-        """Return the update number `step` of the parameter `name`; `decay` replaces the weight decay."""
+        """Return the rule of update number `step` for the parameter `name`; `decay` replaces weight_decay."""
 
     def _rule_for(self, tied: list[str]) -> Rule:
-        """Return the next update of a parameter with these names."""
+        """Return the rule of the next update of a parameter with these names."""
         step = max(self._steps.get(name, 0) for name in tied)
         group = next((g for g in self.groups if any(matches(name, g.names) for name in tied)), None)
         if group is None:
@@ -250,11 +252,11 @@ class Optimizer(Summary, ABC):
         return self._rule(rate * group.lr_scale, step + 1, group.weight_decay, tied[0])
 
     def _rate(self, lr: LearningRate) -> float:
-        """Return the present value of a learning rate."""
+        """Return the current value of a learning rate."""
         return _values.in_range("lr", lr(self.step), 0, math.inf) if callable(lr) else lr
 
     def _state_of(self, p: Array, tied: list[str]) -> dict[str, Array]:
-        """Return the averages of one parameter by kind, which fit it."""
+        """Return the averages of one parameter by kind, checked to match the parameter."""
         found: dict[str, Array] = {}
         for kind, values in self._averages.items():
             for name in tied:
@@ -265,12 +267,12 @@ class Optimizer(Summary, ABC):
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Return the class and the options, learning rates left out, as JSON can hold them.
+        """Return the class and its options, without learning rates, as values for JSON.
 
         Returns
         -------
         dict
-            ``class``, ``groups`` and the options by name.
+            The keys ``class`` and ``groups``, and the options by name.
 
         Examples
         --------
@@ -286,13 +288,14 @@ class Optimizer(Summary, ABC):
         return {"class": type(self).__name__, **options, "groups": groups}
 
     def state_dict(self) -> dict[str, Array | int]:
-        """Return everything that the next update depends on besides parameters, gradients and settings.
+        """Return the state that the next update depends on, without parameters and settings.
 
         Returns
         -------
         dict of str to array or int
-            ``step``; the array of each average, such as ``m.weight_ih_l0``; ``master.weight_ih_l0`` and the
-            like for half precision; and ``step.weight_ih_l0`` for a parameter that was left out of an update.
+            ``step``, and the array of each average, such as ``m.weight_ih_l0``. Half precision adds
+            ``master.weight_ih_l0`` and so on. A parameter that missed an update adds
+            ``step.weight_ih_l0``.
 
         Examples
         --------
@@ -307,7 +310,7 @@ class Optimizer(Summary, ABC):
         return {"step": self.step, **own, **arrays}
 
     def without_state(self, names: Iterable[str]) -> list[str]:
-        """Return the names of parameters that this optimiser has no averages of, though its class has some.
+        """Return the names of parameters that lack an average which this class of optimiser keeps.
 
         Parameters
         ----------
@@ -316,6 +319,12 @@ class Optimizer(Summary, ABC):
         Returns
         -------
         list of str
+            In the order of `names`. Empty for a class without averages.
+
+        Raises
+        ------
+        DTypeError
+            If `names` is not an iterable of str.
 
         Examples
         --------
@@ -333,12 +342,12 @@ class Optimizer(Summary, ABC):
         Parameters
         ----------
         state : mapping of str to array or int
-            From `state_dict` of an optimiser of the same class; arrays of the parameters' library.
+            Result of `state_dict` of an optimiser of the same class, with arrays of the parameters' library.
 
         Raises
         ------
         ArgumentError
-            If a name is not one of this class, ``step`` or an average is missing, or a count is out of its
+            If this class does not know a name, ``step`` or an average is missing, or a count is outside its
             range.
         DTypeError
             If a count is not an integer, or an average is not an array of floats.
@@ -355,13 +364,13 @@ class Optimizer(Summary, ABC):
         """
         kinds = tuple(self._averages)
         if not isinstance(state, Mapping):
-            msg = f"state={state!r} must be a mapping, as state_dict returns"
+            msg = f"state={state!r} must be a mapping, such as the result of state_dict"
             raise DTypeError(msg)
         known = (*kinds, "step")
         strange = [name for name in state if not isinstance(name, str) or name.partition(".")[0] not in known]
         if strange or "step" not in state:
             expected = ", ".join(["'step'", *(f"'{kind}.<name>'" for kind in kinds)])
-            msg = f"state of {type(self).__name__} has the names {expected}; given are {list(state)}"
+            msg = f"state has the names {list(state)}, expected {expected} for {type(self).__name__}"
             raise ArgumentError(msg)
         step, steps = _values.size("step", state["step"], 0), dict[str, int]()
         averages: Averages = {kind: {} for kind in kinds}
@@ -388,7 +397,7 @@ class _Pair(NamedTuple):
 
 
 def _moved_together(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[str, list[str]]]:
-    """Return the parameters that have a gradient under their first names, and all the names of each."""
+    """Return the parameters with a gradient by their first names, and all names of each parameter."""
     _check_names(params, grads)
     by_object: dict[int, list[str]] = {}
     for name, param in params.items():
@@ -403,7 +412,7 @@ def _moved_together(params: Params, grads: Params) -> tuple[dict[str, _Pair], di
         gs = [float_array(f"grads[{name!r}]", grads[name]) for name in given]
         for name, g in zip(given, gs, strict=True):
             if g.shape != p.shape:
-                msg = f"grads[{name!r}] has shape {tuple(g.shape)}; params has {tuple(p.shape)}"
+                msg = f"grads[{name!r}] has shape {tuple(g.shape)}, expected {tuple(p.shape)} as in params"
                 raise ShapeError(msg)
         g = gs[0] if len(gs) == 1 else functools.reduce(operator.add, map(_array.widen, gs))
         pairs[tied[0]], names[tied[0]] = _Pair(p, g), tied
@@ -414,7 +423,7 @@ def _moved_together(params: Params, grads: Params) -> tuple[dict[str, _Pair], di
 def _updated(
     xp: Namespace, rules: Mapping[str, Rule], params: Params, grads: Params, averages: Averages
 ) -> tuple[dict[str, Array], Averages]:
-    """Return new parameters and averages, one parameter after another."""
+    """Return new parameters and averages."""
     new: dict[str, Array] = {}
     after: Averages = {kind: {} for kind in averages}
     for name, param in params.items():
@@ -435,18 +444,18 @@ def _updated(
 
 
 def _checked_rate(lr: LearningRate) -> LearningRate:
-    """Return a learning rate that is a number of at least 0, or a function."""
+    """Return a learning rate, checked to be a function or a number of at least 0."""
     if isinstance(lr, type):
-        msg = f"lr={lr!r} is a class; a number or a function of the step was expected"
+        msg = f"lr={lr!r} is a class, expected a number or a function of the step"
         raise DTypeError(msg)
     return lr if callable(lr) else _values.in_range("lr", lr, 0, math.inf)
 
 
 def _check_names(params: Params, grads: Params) -> None:
-    """Refuse what is no mapping, and gradients of parameters that are not there."""
+    """Raise an error unless both are mappings and every gradient has a parameter."""
     for argument, given in (("params", params), ("grads", grads)):
         if not isinstance(given, Mapping):
-            msg = f"{argument} must be a mapping of names to arrays, got {type(given).__name__}"
+            msg = f"{argument} must be a mapping from names to arrays, got {type(given).__name__}"
             raise DTypeError(msg)
     strange = sorted(map(str, grads.keys() - params.keys()))
     if strange:
@@ -456,35 +465,35 @@ def _check_names(params: Params, grads: Params) -> None:
 
 
 def _check_fits(key: str, value: Array, name: str, p: Array) -> None:
-    """Refuse a state of another parameter than `p`."""
+    """Raise an error if a state does not match the parameter `p`."""
     if value.shape != p.shape:
-        msg = f"state {key!r} has shape {tuple(value.shape)}; params[{name!r}] has {tuple(p.shape)}"
+        msg = f"state {key!r} has shape {tuple(value.shape)}, but params[{name!r}] has {tuple(p.shape)}"
         raise ShapeError(msg)
     if type(value) is not type(p):
         theirs, ours = _array.namespace(value, key), _array.namespace(p, name)
         if theirs is not ours:
             home = _array.backend_name(theirs), _array.backend_name(ours)
-            msg = f"state {key!r} is of {home[0]}; params[{name!r}] is of {home[1]}; move one of them"
+            msg = f"state {key!r} is of {home[0]}, but params[{name!r}] is of {home[1]}; move one of them"
             raise BackendError(msg)
     found, param = _array.dtype_name(value.dtype), _array.dtype_name(p.dtype)
     wide = "float32" if param in ("float16", "bfloat16") else param
     if found != wide:
-        msg = f"state {key!r} has dtype {found}; params[{name!r}] of {param} asks for {wide}"
+        msg = f"state {key!r} has dtype {found}, expected {wide} for params[{name!r}] of {param}"
         raise DTypeError(msg)
 
 
 def _check_complete(kinds: tuple[str, ...], averages: Averages, steps: Mapping[str, int], step: int) -> None:
-    """Refuse a loaded state in which a part is missing, or the parts contradict each other."""
+    """Raise an error if a loaded state is incomplete or inconsistent."""
     needed = [kind for kind in kinds if kind != MASTER]
     for name, own in steps.items():
         missing = [f"{kind}.{name}" for kind in needed if name not in averages[kind]]
         if missing:
-            msg = f"state lacks {missing}, and has other entries of {name!r}"
+            msg = f"state has some entries of {name!r}, but lacks {missing}"
             raise ArgumentError(msg)
         if not 0 < own <= step:
             msg = f"step.{name}={own} must be in [1, step={step}]"
             raise ArgumentError(msg)
         shapes = {kind: tuple(values[name].shape) for kind, values in averages.items() if name in values}
         if len(set(shapes.values())) > 1:
-            msg = f"state of {name!r} has the shapes {shapes}; one shape was expected"
+            msg = f"state of {name!r} has the shapes {shapes}, expected equal shapes"
             raise ShapeError(msg)

@@ -1,4 +1,4 @@
-"""The rules of SGD, Adam and AdamW."""
+"""Define the optimisers SGD, Adam and AdamW."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xplstm.optim._schedules import LearningRate
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum.
+    """Stochastic gradient descent with momentum.
 
-    ``m = momentum * m + g; p = p - lr * m``, beginning at m = 0 (Sutskever,
-    Martens, Dahl and Hinton, "On the importance of initialization and momentum
-    in deep learning", 2013, with the learning rate outside the average).
+    An update computes ``m = momentum * m + g`` and ``p = p - lr * m``, from m = 0
+    (Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and
+    momentum in deep learning", 2013, with the learning rate outside the average).
 
     Parameters
     ----------
@@ -26,16 +26,16 @@ class SGD(Optimizer):
         The learning rate, at least 0, or a function from the number of updates
         made so far (0 at the first) to it, such as `warmup_cosine`.
     momentum : float, optional
-        In ``[0, 1)``.
+        Factor of the previous m, in ``[0, 1)``.
     groups : sequence of Group, optional
-        Other options for some parameters; of several that match, the first.
+        Other options for some parameters. The first group that matches a parameter applies.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
     DTypeError
-        For a value of another type.
+        If a value has the wrong type.
 
     Examples
     --------
@@ -59,10 +59,10 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Steps scaled by running averages of the gradient and of its square.
+    """Adam, which scales updates by moving averages of the gradient and of its square.
 
-    Algorithm 1 of Kingma and Ba, "Adam: a method for stochastic optimization",
-    2015, with the corrections of both averages applied as written there.
+    An update is algorithm 1 of Kingma and Ba, "Adam: a method for stochastic
+    optimization", 2015, with the bias corrections of that algorithm.
 
     Parameters
     ----------
@@ -70,18 +70,18 @@ class Adam(Optimizer):
         The learning rate, at least 0, or a function from the number of updates
         made so far (0 at the first) to it, such as `warmup_cosine`.
     betas : (float, float), optional
-        Decay of the two averages, each in ``[0, 1)``.
+        Decay rates of the two averages, each in ``[0, 1)``.
     eps : float, optional
-        Added to the root of the second average; at least 0.
+        Added to the square root of the second average, at least 0 and finite.
     groups : sequence of Group, optional
-        Other options for some parameters; of several that match, the first.
+        Other options for some parameters. The first group that matches a parameter applies.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
     DTypeError
-        For a value of another type.
+        If a value has the wrong type.
 
     Examples
     --------
@@ -110,7 +110,7 @@ class Adam(Optimizer):
         return self._shrinking(lr, step, 1.0)
 
     def _shrinking(self, lr: float, step: int, keep: float) -> Rule:
-        """Return update number `step` of a parameter that is first multiplied by `keep`."""
+        """Return the rule of update number `step`, which first multiplies the parameter by `keep`."""
         beta_m, beta_v = self.betas
         unbias_m, unbias_v = 1 - beta_m**step, 1 - beta_v**step
         rate, root = lr / unbias_m, math.sqrt(unbias_v)
@@ -118,10 +118,10 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """`Adam` that also shrinks every parameter by ``lr * weight_decay`` of itself.
+    """AdamW, which also multiplies every parameter by ``1 - lr * weight_decay``.
 
-    Algorithm 2 of Loshchilov and Hutter, "Decoupled weight decay
-    regularization", 2019, with their schedule multiplier inside `lr`.
+    An update is algorithm 2 of Loshchilov and Hutter, "Decoupled weight decay
+    regularization", 2019, with the schedule multiplier included in `lr`.
 
     Parameters
     ----------
@@ -129,23 +129,23 @@ class AdamW(Adam):
         The learning rate, at least 0, or a function from the number of updates
         made so far (0 at the first) to it, such as `warmup_cosine`.
     betas : (float, float), optional
-        Decay of the two averages, each in ``[0, 1)``.
+        Decay rates of the two averages, each in ``[0, 1)``.
     eps : float, optional
-        Added to the root of the second average; at least 0.
+        Added to the square root of the second average, at least 0 and finite.
     weight_decay : float, optional
-        At least 0.
+        At least 0 and finite.
     no_decay : str or sequence of str, optional
-        Names or patterns, as in `Group`, of parameters that are not shrunk: biases if left out, as
-        is common. ``no_decay=()`` shrinks all parameters, as ``torch.optim.AdamW`` does.
+        Names or patterns, as in `Group`, of parameters without weight decay; biases if omitted.
+        ``no_decay=()`` applies weight decay to all parameters, like ``torch.optim.AdamW``.
     groups : sequence of Group, optional
-        Other options for some parameters; of several that match, the first.
+        Other options for some parameters. The first group that matches a parameter applies.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
     DTypeError
-        For a value of another type.
+        If a value has the wrong type.
 
     Examples
     --------
@@ -195,7 +195,7 @@ class _Descent(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """The rule of `Adam` and `AdamW`; `fresh` is one minus `decay`, `root` unbiases the root of v."""
+    """The rule of `Adam` and `AdamW`; `fresh` is ``1 - decay``, and `root` unbiases ``sqrt(v)``."""
 
     rate: float
     keep: float
@@ -220,16 +220,16 @@ class _Moments(NamedTuple):
 
 
 def _two_decays(betas: Any) -> tuple[float, float]:
-    """Return the decays of two averages."""
+    """Return the checked decay rates of two averages."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
-        msg = f"betas={betas!r} must be two numbers in [0, 1)"
+        msg = f"betas={betas!r} must be a pair of numbers in [0, 1)"
         raise DTypeError(msg)
     return _values.in_range("betas[0]", betas[0], 0, 1), _values.in_range("betas[1]", betas[1], 0, 1)
 
 
 def _check_no_decay(optimizer: Optimizer) -> None:
-    """Refuse a weight decay in a group of an optimiser that has none."""
+    """Raise an error for a weight decay in a group of an optimiser without weight decay."""
     given = [group for group in optimizer.groups if group.weight_decay is not None]
     if given and not isinstance(optimizer, AdamW):
-        msg = f"groups has {given[0]!r}, and {type(optimizer).__name__} has no weight decay; AdamW has"
+        msg = f"groups has {given[0]!r}, but {type(optimizer).__name__} has no weight decay; use AdamW"
         raise ArgumentError(msg)

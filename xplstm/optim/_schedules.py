@@ -1,4 +1,4 @@
-"""Learning rates as functions of the updates made so far; all of them can be pickled."""
+"""Define learning-rate schedules, which are picklable functions of the number of updates so far."""
 
 from __future__ import annotations
 
@@ -52,38 +52,40 @@ class _OneCycle:
 
 
 def _between(first: float, last: float, share: float) -> float:
-    """Return a rate on half a cosine from `first` to `last`."""
+    """Return the rate at `share`, in [0, 1], of half a cosine from `first` to `last`."""
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 def warmup_cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> Callable[[int], float]:
-    """Schedule a learning rate that rises in a line, then falls along half a cosine.
+    """Return a schedule whose learning rate rises linearly, then falls along half a cosine.
 
-    ``floor + (peak - floor) * (1 + cos(pi * s)) / 2`` with s from 0 to 1:
-    formula 5 of Loshchilov and Hutter, "SGDR: stochastic gradient descent with
-    warm restarts", 2017, without the restarts.
+    The fall is ``floor + (peak - floor) * (1 + cos(pi * s)) / 2`` with s from 0 to 1
+    (formula 5 of Loshchilov and Hutter, "SGDR: stochastic gradient descent with
+    warm restarts", 2017, without the restarts).
 
     Parameters
     ----------
     peak : float
-        The rate after the rise; at least `floor`.
+        The rate after the rise, finite and at least `floor`.
     warmup : int
-        Updates of the rise, in ``[0, total]``; the first is made at ``peak / warmup``.
+        Number of updates of the rise, in ``[0, total]``. The first update uses ``peak / warmup``.
     total : int
-        Updates until the rate is `floor`, where it stays.
+        Number of updates until the rate reaches `floor`, where it stays.
     floor : float, optional
-        At least 0.
+        The final rate, at least 0 and finite.
 
     Returns
     -------
     callable
-        From the number of updates made so far to the learning rate; what `SGD`,
-        `Adam` and `AdamW` take as `lr`. It can be pickled.
+        Function from the number of updates so far to the learning rate, for the argument
+        `lr` of `SGD`, `Adam` and `AdamW`. Can be pickled.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
+    DTypeError
+        If a value is not a number.
 
     Examples
     --------
@@ -106,33 +108,33 @@ def warmup_cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> C
 def one_cycle(
     peak: float, total: int, *, rise: float = 0.3, start: float | None = None, floor: float | None = None
 ) -> Callable[[int], float]:
-    """Schedule a learning rate that rises along half a cosine and falls along another.
+    """Return a schedule whose learning rate rises along half a cosine, then falls along half a cosine.
 
-    Smith and Topin, "Super-convergence: very fast training of neural networks using large
-    learning rates", 2018, with cosines for lines.
+    The schedule is that of Smith and Topin, "Super-convergence: very fast training of neural networks
+    using large learning rates", 2018, with cosines instead of lines.
 
     Parameters
     ----------
     peak : float
-        The highest rate, above 0.
+        The highest rate, at least 0 and finite.
     total : int
-        Updates of the whole cycle, at least 2; afterwards the rate stays at `floor`.
+        Number of updates of the whole cycle, at least 2. Afterwards the rate stays at `floor`.
     rise : float, optional
         Share of the updates in which the rate rises, in ``[0, 1)``.
     start, floor : float, optional
-        The first and the last rate, at least 0: ``peak / 25`` and ``start / 10_000`` if left out.
+        The first and the last rate, in ``[0, peak]``; ``peak / 25`` and ``start / 10_000`` if omitted.
 
     Returns
     -------
     callable
-        From the number of updates made so far to the learning rate. It can be pickled.
+        Function from the number of updates so far to the learning rate. Can be pickled.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
     DTypeError
-        For a value that is not a number.
+        If a value is not a number.
 
     Examples
     --------
@@ -152,30 +154,31 @@ def one_cycle(
 
 
 class Plateau:
-    """Lower the learning rate when the validation no longer improves.
+    """A schedule that lowers the learning rate when the validation loss stops improving.
 
-    `xplstm.training.fit` reports every validation to it, and after a resume all earlier ones. In a loop
-    of your own call `report`.
+    `xplstm.training.fit` reports every validation loss, and after a resume all earlier losses. A custom
+    training loop calls `report`.
 
     Parameters
     ----------
     lr : float
-        The first rate, above 0.
+        The first rate, at least 0 and finite.
     factor : float, optional
-        What the rate is multiplied by, in ``(0, 1)``.
+        Factor of a reduction, in ``(0, 1)``.
     patience : int, optional
-        Reports in a row without improvement that are tolerated; the next one lowers the rate. At least 0.
+        Number of consecutive reports without improvement before a reduction, at least 0. The next such
+        report lowers the rate.
     threshold : float, optional
-        An improvement is a value below ``best - threshold * abs(best)``; in ``[0, 1)``.
+        Relative improvement that counts, in ``[0, 1)``: a value below ``best - threshold * abs(best)``.
     floor : float, optional
-        The lowest rate, at least 0.
+        The lowest rate, at least 0 and finite.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range.
+        If a value is outside its range.
     DTypeError
-        For a value that is not a number.
+        If a value is not a number.
 
     Examples
     --------
@@ -208,12 +211,12 @@ class Plateau:
         self.reset()
 
     def __call__(self, step: int) -> float:  # noqa: ARG002 - a schedule is given the step
-        """Return the present learning rate.
+        """Return the current learning rate.
 
         Parameters
         ----------
         step : int
-            Updates so far, which every schedule is given; not used here.
+            Number of updates so far. Not used here, but part of every schedule.
 
         Returns
         -------
@@ -222,16 +225,21 @@ class Plateau:
         return self._lr
 
     def reset(self) -> None:
-        """Return to the first learning rate, and forget every report."""
+        """Restore the first learning rate, and discard all reports."""
         self._lr, self._best, self._worse = self._first, math.inf, 0
 
     def report(self, value: float) -> None:
-        """Take note of a validation; NaN counts as no improvement.
+        """Record a validation loss, and lower the learning rate if the patience is exhausted.
 
         Parameters
         ----------
         value : float
-            A number that should fall.
+            The loss, where lower is better. NaN counts as no improvement.
+
+        Raises
+        ------
+        DTypeError
+            If `value` is not a number.
         """
         value = _values.number("value", value)
         bound = self._best if math.isinf(self._best) else self._best - self._threshold * abs(self._best)
