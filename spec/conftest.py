@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from spec import deviations
-from spec.cases import Case, Chosen, case_of
+from spec.cases import Chosen, case_of
 from spec.questions import MOST, say
 from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
@@ -96,20 +96,20 @@ def is_named(config: pytest.Config) -> bool:
     return bool(config.getoption("--subject") or config.getoption("--stdio"))
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "subject" in metafunc.fixturenames:
-        found = metafunc.config.stash[CHOSEN]
-        if not is_named(metafunc.config) and not may_be_sampled(metafunc.definition):
-            # Ten thousands of cases, which would all be left out again.
-            found = [c for c in found if c.name not in metafunc.config.stash[KINDS].absent]
-        params = [pytest.param(c, id=c.name, marks=pytest.mark.backend(library_of(c))) for c in found]
-        metafunc.parametrize("subject", params, indirect=True)
-
-
-def may_be_sampled(definition: pytest.Item) -> bool:
-    """Return whether a test has a case in the sample: it takes no name, or one of those."""
-    marks = [mark for mark in definition.iter_markers("parametrize") if "name" in mark.args[0]]
-    return all(any(repr(name) in repr(mark.args[1]) for name in SAMPLE) for mark in marks)
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
+    """Pass the subjects to each test, but make no items of cases beyond the sample: they are the most."""
+    if "subject" not in metafunc.fixturenames:
+        return (yield)
+    found, kinds = metafunc.config.stash[CHOSEN], metafunc.config.stash[KINDS]
+    params = [pytest.param(c, id=c.name, marks=pytest.mark.backend(library_of(c))) for c in found]
+    metafunc.parametrize("subject", params, indirect=True)
+    yield
+    if not is_named(metafunc.config):
+        test = metafunc.function.__name__
+        kept = [call for call in metafunc._calls if not beyond_the_sample(test, call.params, kinds)]
+        # Of no call pytest makes an item without a subject.
+        metafunc._calls = kept or metafunc._calls[:1]
 
 
 def library_of(chosen: Chosen) -> str:
@@ -145,7 +145,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if is_named(config):
         others = {item for item, case in cases.items() if case is None and item.path.parent == FOLDER}
     else:
-        others = {item for item, case in cases.items() if case and beyond_the_sample(case, kinds)}
+        others = {
+            item
+            for item, case in cases.items()
+            if case and beyond_the_sample(case.test, {"subject": case.subject, **case.values}, kinds)
+        }
     config.hook.pytest_deselected(items=list(others))
     items[:] = [item for item in items if item not in others]
     for item in items:
@@ -155,16 +159,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=entry.reason, strict=True))
 
 
-def beyond_the_sample(case: Case, kinds: Kinds) -> bool:
+def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> bool:
     """Whether a case of a slow, second or missing subject waits for somebody to name the subject."""
-    absent, name = case.subject.name in kinds.absent, case.values.get("name", SAMPLE[0])
-    second = case.subject.name in kinds.second
-    if case.test == "test_relation":
+    subject, name = params["subject"].name, params.get("name", SAMPLE[0])
+    absent, second = subject in kinds.absent, subject in kinds.second
+    if test == "test_relation":
         # A relation is several calls, and each takes a slow subject seconds.
         return absent or (second and name not in FEW)
-    if second and case.test in ("test_sizes", "test_sizes_in_half_precision"):
+    if second and test in ("test_sizes", "test_sizes_in_half_precision"):
         return absent or zlib.crc32(name.encode()) % PART > 0
-    return absent and (name not in SAMPLE or case.values.get("dtype", "float64") != "float64")
+    return absent and (name not in SAMPLE or params.get("dtype", "float64") != "float64")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from collections import Counter
@@ -116,6 +117,17 @@ def pytest_configure() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     choice = "run only the tests of this backend; may be repeated"
     parser.addoption("--backend", action="append", choices=BACKENDS, help=choice)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    """Keep the garbage collector from going through all items: they stay until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
