@@ -173,7 +173,7 @@ def problem(**changes: Any) -> Problem:
     [
         ({"cell": lstm_cell(Variant(layer_norm=True), 1)}, "not elementwise between products: mean"),
         ({"noise": Noise((1, 2), 0, 0)}, "random masks"),
-        ({"B": 2**28, "H": 2}, "2147483648 elements; the kernel counts to 2147483647"),
+        ({"B": 2**28, "H": 2}, "2147483648 elements; the kernel supports at most 2147483647"),
         ({"dtype": "complex64"}, "complex64"),
     ],
 )

@@ -487,7 +487,7 @@ def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) 
     with standin.installed():
         assert cupy_persistent.slower(problem) is None
         monkeypatch.setattr(cupy_persistent, "COSTS", cupy_persistent.COSTS._replace(fused_step=0.0))
-        assert "by products of cuBLAS" in str(cupy_persistent.slower(problem))
+        assert "with cuBLAS products" in str(cupy_persistent.slower(problem))
         assert cupy_persistent.supports(problem) is None
         assert cupy_persistent.slower(problem._replace(reproducible=True)) is None
 

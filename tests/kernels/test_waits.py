@@ -110,7 +110,7 @@ def test_the_kernel_is_demoted_on_that_device_for_the_process(monkeypatch: pytes
     assert "waited longer than 0.5 s" in str(cupy_persistent.supports(problem))
     assert cupy_persistent.supports(problem._replace(device=standin.Device(0))) is None
     monkeypatch.undo()
-    monkeypatch.setattr(waits, "_demoted", {1: "a block of it waited"})
+    monkeypatch.setattr(waits, "_demoted", {1: "a block waited"})
     with (
         xplstm.use_kernel("cupy_persistent"),
         pytest.raises(xplstm.KernelError, match="earlier in this process"),

@@ -1,4 +1,4 @@
-"""One room an engine, siblings behind the signature of `xplstm._dispatch.Kernel`.
+"""Kernels: one module each, with the functions that `xplstm._dispatch.Kernel` lists.
 
-They import neither each other nor the seam, and are loaded when first used.
+A kernel's module imports neither another kernel nor `_dispatch`. It is loaded on first use.
 """

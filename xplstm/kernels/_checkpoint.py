@@ -1,10 +1,10 @@
-"""Memory for time: keep one state for every k steps and run the steps again when they are needed.
+"""Trade computation for memory: keep one state for every k steps, and run the steps again when needed.
 
-The single-level scheme of Chen, Xu, Zhang and Guestrin (2016): O(T/k + k) steps
-are held instead of T, for one more forward pass. It wraps any kernel, a
-direction at a time, because two directions meet a segment from opposite ends.
-Half precision is widened before it is cut, so that neither c nor a sum over
-segments is ever rounded to half inside a call.
+The scheme is the single-level checkpointing of Chen, Xu, Zhang and Guestrin
+(2016). It keeps O(T/k + k) steps instead of T, and needs one more forward pass.
+It wraps any kernel and runs one direction at a time, because two directions
+traverse the segments in opposite order. Half precision is widened first, so
+that neither c nor a sum over segments is rounded to half inside a call.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def widened(problem: Problem) -> Problem:
-    """Return the problem of each segment except its length."""
+    """Return the problem in the dtype of its segments."""
     dtype = _array.wide_dtype(problem.xp, _array.dtype_named(problem.xp, problem.dtype))
     return problem._replace(dtype=_array.dtype_name(dtype))
 
 
 class Residuals(NamedTuple):
-    """Inputs and the state before each segment; the steps inside are run again when they are needed."""
+    """Inputs and the state before each segment; the pullback recomputes the steps of a segment."""
 
     kernel: Kernel
     every: int
@@ -45,7 +45,7 @@ class Residuals(NamedTuple):
 
 
 class _Joined:
-    """Segments of y or of dx, for each direction: written into one array where its library can do that."""
+    """The segments of y or dx, for each direction, written into one array if the library supports it."""
 
     def __init__(self, problem: Problem, features: int, directions: int, dtype: str) -> None:
         self._xp, self._features, self._dtype = problem.xp, features, dtype
@@ -57,7 +57,7 @@ class _Joined:
             self._whole = problem.xp.empty(shape, dtype=kind, device=problem.device)
 
     def put(self, d: int, lo: int, segment: Array) -> None:
-        """Keep the segment of direction `d` that begins at step `lo`."""
+        """Store the segment of direction `d` that begins at step `lo`."""
         segment = _array.narrow(segment, self._dtype)
         if self._whole is None:
             self._segments[d][lo] = segment
@@ -66,7 +66,7 @@ class _Joined:
             self._whole[lo : lo + segment.shape[0], :, columns] = segment
 
     def concatenated(self) -> Array:
-        """Return all segments, the directions side by side."""
+        """Return all segments as one array, with the directions concatenated."""
         if self._whole is not None:
             return self._whole
         ys = [self._xp.concat([a[lo] for lo in sorted(a)], axis=0) for a in self._segments]
@@ -83,7 +83,7 @@ def forward(
     valid: Array | None,
     *fresh: Array,
 ) -> tuple[Array, LSTMState, Residuals]:
-    """`kernel.forward` that keeps one state for every `every` steps of each direction."""
+    """Run `kernel.forward`, and keep one state for every `every` steps of each direction."""
     dtype = problem.dtype
     problem = widened(problem)
     state = LSTMState(*map(_array.widen, state))
@@ -110,7 +110,7 @@ def forward(
 def backward(
     residuals: Residuals, dy: Array, dstate_n: LSTMState
 ) -> tuple[Array | None, LSTMState, tuple[Params, ...]]:
-    """`kernel.backward` of each segment from the last to the first, after running it forward again."""
+    """Run each segment forward again and then backward, from the last segment to the first."""
     kernel, every, problem, dtype, packed, x, valid, fresh, states = residuals
     P = problem.output_size
     dstate_n = LSTMState(*map(_array.widen, dstate_n))
@@ -129,14 +129,14 @@ def backward(
             _, _, kept = kernel.forward(part, packed[d], *steps)
             dy_part = _array.widen(dy[lo:hi, :, d * P : (d + 1) * P])
             dx_part, dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
-            del kept  # before the next segment makes its own
+            del kept  # frees the memory before the next segment allocates its residuals
             if joined is not None and dx_part is not None:
                 joined.put(0, lo, dx_part)
             total = dp if total is None else _add(total, dp)
         if joined is not None:
             dx = joined.concatenated() if dx is None else dx + joined.concatenated()
         dstates.append(dstate)
-        assert total is not None, "T = 0 never comes here"
+        assert total is not None, "checkpointing needs T > 0"
         dparams.append(each(partial(_array.narrow, dtype=dtype), total))
     return None if dx is None else _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
@@ -144,7 +144,7 @@ def backward(
 def _cut(
     problem: Problem, valid: Array | None, fresh: tuple[Array, ...], d: int, lo: int, hi: int
 ) -> tuple[Array | None, ...]:
-    """Return lengths or mask, and where direction `d` starts from zeros, as the steps ``lo:hi`` see them."""
+    """Return lengths or mask, and the flags of direction `d`, for the steps ``lo:hi``."""
     if valid is not None and problem.valid == "lengths":
         valid = _array.bounded(problem.xp, valid - lo, 0, hi - lo)
     elif valid is not None:
@@ -153,7 +153,7 @@ def _cut(
 
 
 def _join(problem: Problem, states: list[LSTMState], dtype: str) -> LSTMState:
-    """One state of the states of single directions."""
+    """Concatenate the states of single directions."""
     return LSTMState(*(_array.narrow(problem.xp.concat(a, axis=0), dtype) for a in zip(*states, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""The extension module of `native`: its C is in `_native/module.c`."""
+"""The extension module of `native`, which `_native/module.c` defines."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias

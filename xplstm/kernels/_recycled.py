@@ -1,9 +1,9 @@
-"""Large arrays in memory that is used again.
+"""Allocate large arrays from recycled memory.
 
-An operating system hands out memory in small pages and clears each: a training step that asks for its
-residuals and gradients in each step may spend much of its time on that. Here a piece whose last array is gone
-waits for the next that fits. Pieces that wait and those in use together are never more than was in use at
-one time, and what waited for long goes back when a kernel is called next.
+An operating system clears every page of new memory, which can take much of the time of a training step. This
+allocator therefore keeps a piece of memory whose last array was deleted, for the next array that fits. Idle
+and used pieces together never exceed the peak of use. The next call of a kernel frees pieces that were idle
+for LONG seconds.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from math import prod
 import numpy as np
 
 SMALLEST = 2**17
-"""Bytes of an array from which on an allocator gives its pages back at once."""
+"""The size in bytes from which a system allocator returns the pages of an array immediately."""
 
 LONG = 10.0
 """Seconds after which an idle piece is freed."""
 
-# A piece may be larger than what it is used for by one part in this many.
+# A piece may be larger than the requested size by this fraction: 1 / _SPARE.
 _SPARE = 4
 
-# Arrays begin at a cache line, so that no vector of numbers crosses two.
+# Arrays begin at a cache line, so that no vector crosses two lines.
 _LINE = 64
 
 
 class Pieces:
-    """Memory of any thread: each step is one that a dictionary does by itself."""
+    """Pieces of memory, shared by all threads without a lock: every dictionary operation is atomic."""
 
     def __init__(self) -> None:
         self.waiting: dict[int, tuple[np.ndarray, float]] = {}
@@ -42,7 +42,7 @@ class Pieces:
             for key, (piece, _) in list(self.waiting.items())
             if size <= piece.size <= size + size // _SPARE
         ]
-        # Another thread may have been faster.
+        # Another thread may already have taken a piece.
         taken = (self.waiting.pop(key, None) for _, key in sorted(fitting))
         piece, _ = next((found for found in taken if found is not None), (None, 0.0))
         self._make_room(size if piece is None else piece.size)
@@ -61,12 +61,12 @@ class Pieces:
             excess -= piece.size
 
     def release(self) -> None:
-        """Give back all that waits, and keep no more than what is used now."""
+        """Free all idle pieces, and reset the peak of use."""
         self.waiting.clear()
         self.most = sum(list(self.used.values()))
 
     def free_idle(self) -> None:
-        """Free what has been idle for LONG."""
+        """Free pieces that were idle for LONG seconds."""
         if self.waiting:
             oldest = time.monotonic() - LONG
             for key, (_, since) in list(self.waiting.items()):
@@ -75,7 +75,7 @@ class Pieces:
 
 
 class _Lease:
-    """What an array refers to, and every view of it: when all are gone, their memory waits again."""
+    """The base object of an array and its views; its deletion returns the memory to the idle pieces."""
 
     def __init__(self, pieces: Pieces, piece: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
         start = piece.ctypes.data
@@ -84,7 +84,7 @@ class _Lease:
         self._pieces, self._piece = pieces, piece
         pieces.used[id(self)] = piece.size
 
-    # A default, as the name of the module may be gone when an interpreter ends before its last array does.
+    # `now` is a default argument because the module's names may be gone when the interpreter exits.
     def __del__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._pieces.waiting[id(self._piece)] = self._piece, now()
         del self._pieces.used[id(self)]
@@ -94,7 +94,7 @@ pieces = Pieces()
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an array of any values; a large one in memory that was used before."""
+    """Return an uninitialised array; a large array uses recycled memory."""
     size = prod(shape) * dtype.itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)
@@ -102,7 +102,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an array of zeros, from the same memory as `empty`."""
+    """Return an array of zeros, allocated like `empty`."""
     a = empty(shape, dtype)
     a.fill(0)
     return a

@@ -1,4 +1,4 @@
-"""Say which steps of a batch entry exist, and which of them start from a state of zeros."""
+"""Compute which steps of a batch entry exist, and which steps start from a zero state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from xplstm._typing import Array, Device, Namespace
 
 
 def existing(xp: Namespace, kind: str, valid: Array | None, T: int, device: Device) -> Array | None:
-    """Return (T, B) booleans from lengths or a mask, or None where all have every step."""
+    """Return (T, B) booleans from lengths or a mask, or None if all steps exist."""
     if valid is None or kind == "mask":
         return valid
     times = xp.arange(T, dtype=valid.dtype, device=device)
@@ -14,10 +14,11 @@ def existing(xp: Namespace, kind: str, valid: Array | None, T: int, device: Devi
 
 
 def fresh(xp: Namespace, reset: Array, exists: Array | None, reverse: tuple[bool, ...]) -> Array:
-    """Return (D, T, B) booleans, true where a direction starts a step that exists from zeros.
+    """Return (D, T, B) booleans, True where an existing step of a direction starts from zeros.
 
-    A reset is a boundary before its time. The first step that exists from there on starts a new segment, in
-    which a forward direction begins with this step; a backward one begins with the last step before it.
+    A reset is a border before its time. The first existing step at or after the border starts a new segment.
+    A forward direction starts from zeros at this step, and a reverse direction at the last existing step
+    before the border.
     """
     first = reset if exists is None else _moved(xp, reset, exists, 1)
     directions = {False: first}
@@ -30,9 +31,9 @@ def fresh(xp: Namespace, reset: Array, exists: Array | None, reverse: tuple[bool
 
 
 def _moved(xp: Namespace, flags: Array, exists: Array, by: int) -> Array:
-    """Move each flag to the next step that exists, later with `by` 1, earlier with -1.
+    """Move each flag to the next existing step, later for `by` = 1 and earlier for `by` = -1.
 
-    A parallel prefix over time: Kogge and Stone (1973).
+    The algorithm is the parallel prefix of Kogge and Stone (1973) over time.
     """
     passes, reach = _shifted(xp, xp.logical_not(exists), by), 1
     while reach < flags.shape[0]:
@@ -43,7 +44,7 @@ def _moved(xp: Namespace, flags: Array, exists: Array, by: int) -> Array:
 
 
 def _shifted(xp: Namespace, flags: Array, by: int) -> Array:
-    """Return `flags` moved along time, later for a positive `by`, with false where none comes from."""
+    """Shift `flags` along time, later for a positive `by`, and fill with False."""
     kept = flags[:-by, :] if by > 0 else flags[-by:, :]
     none = xp.zeros_like(flags[: flags.shape[0] - kept.shape[0], :])
     return xp.concat([none, kept] if by > 0 else [kept, none], axis=0)

@@ -1,4 +1,4 @@
-"""Weights stored in fewer bits than the float32 that they are computed in."""
+"""Store float32 weights in bfloat16 or int8."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Storage: TypeAlias = Literal["bfloat16", "int8"]
 STORAGES: tuple[Storage, ...] = ("bfloat16", "int8")
 MATRICES = ("weight_ih", "weight_hh", "weight_hr")
 
-# The largest integer of int8 whose negative is one too.
+# The largest magnitude of a symmetric int8 range.
 LARGEST = 127
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """A float32 matrix in fewer bits; `numpy.asarray` gives the float32 matrix that it represents."""
+    """A float32 matrix stored in fewer bits; `numpy.asarray` returns the represented float32 matrix."""
 
     values: np.ndarray
-    """The upper halves of floats as uint16, or int8."""
+    """The upper 16 bits of each float32 as uint16, or int8."""
     scales: np.ndarray | None
-    """Of int8: what the integers of each row are multiplied by."""
+    """The factor of each row of int8 values, or None for bfloat16."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values and scales."""
+        """Size of values and scales in bytes."""
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -42,27 +42,27 @@ class Stored:
 
 
 def store(p: Params, storage: Storage, names: tuple[str, ...]) -> Params:
-    """Return parameters whose matrices are `Stored`; `names` are those of the fields, for errors."""
-    called = dict(zip(p._fields, names, strict=True))
-    return p._replace(**{field: _store(called[field], a, storage) for field, a in _matrices(p)})
+    """Return parameters with `Stored` matrices; errors use `names` for the fields."""
+    named = dict(zip(p._fields, names, strict=True))
+    return p._replace(**{field: _store(named[field], a, storage) for field, a in _matrices(p)})
 
 
 def restore(p: Params) -> Params:
-    """Return parameters with float32 matrices in place of `Stored` ones."""
+    """Return parameters with float32 matrices instead of `Stored` matrices."""
     return p._replace(**{field: np.asarray(a) for field, a in _matrices(p)})
 
 
 def move_rows(change: Callable[[Params], FourBlocks], p: Params) -> FourBlocks:
-    """Return ``change(p)`` of parameters whose matrices may be `Stored`.
+    """Return ``change(p)`` for parameters whose matrices may be `Stored`.
 
-    `change` moves, adds and leaves out whole rows: those of the values and those of their scales.
+    `change` must move, add and remove only whole rows. It is applied to the values and to the scales.
     """
     stored = [(field, a) for field, a in _matrices(p) if isinstance(a, Stored)]
     if not stored:
         return change(p)
     values = change(p._replace(**{field: a.values for field, a in stored}))
     scales: dict[str, np.ndarray | None] = dict.fromkeys(MATRICES)
-    # In the shape of the values, from which a cell takes the number of its units.
+    # Broadcast to the shape of the values, because a cell computes its number of units from the shape.
     wide = {
         field: np.broadcast_to(a.scales[:, None], a.values.shape)
         for field, a in stored
@@ -75,19 +75,19 @@ def move_rows(change: Callable[[Params], FourBlocks], p: Params) -> FourBlocks:
 
 
 def _matrices(p: Any) -> list[tuple[str, Any]]:
-    """Return the names and values of the fields that are matrices."""
+    """Return the names and values of the matrix fields."""
     return [(field, a) for field in MATRICES if (a := getattr(p, field, None)) is not None]
 
 
 def _store(name: str, w: Any, storage: Storage) -> Stored:
-    """Round a float32 matrix: to nearest even, and each row of int8 with its own scale."""
+    """Round a float32 matrix to nearest even; int8 has one scale per row."""
     largest = np.max(np.abs(w), axis=1)
     bad = np.flatnonzero(~np.isfinite(largest))
     if bad.size:
-        msg = f"{name} has {largest[bad[0]]} in row {bad[0]}, expected finite weights to store in {storage}"
+        msg = f"{name} has {largest[bad[0]]} in row {bad[0]}; weights={storage!r} needs finite numbers"
         raise ArgumentError(msg)
     if storage == "int8":
-        # The smallest normal number keeps a row of zeros and one of subnormal numbers from a scale of 0.
+        # The lower bound avoids a scale of 0 for a row of zeros or of subnormal numbers.
         scales = np.maximum(largest / np.float32(LARGEST), np.finfo(np.float32).tiny)
         return Stored(np.rint(w / scales[:, None]).astype(np.int8), scales)
     bits = np.ascontiguousarray(w).view(np.uint32)
@@ -95,6 +95,6 @@ def _store(name: str, w: Any, storage: Storage) -> Stored:
     values = rounded.astype(np.uint16)
     bad = np.flatnonzero(np.any((values & 0x7F80) == 0x7F80, axis=1))
     if bad.size:
-        msg = f"{name} has {largest[bad[0]]} in row {bad[0]}, above the largest bfloat16, 3.3895314e+38"
+        msg = f"{name} has {largest[bad[0]]} in row {bad[0]}; bfloat16 holds at most 3.3895314e+38"
         raise ArgumentError(msg)
     return Stored(values, None)

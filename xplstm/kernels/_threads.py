@@ -1,4 +1,4 @@
-"""How many threads the compiled kernel uses: as asked for, else as many as there are processors for it."""
+"""Determine the number of threads of the compiled kernel: as requested, else the available processors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from xplstm import _choice, _values
 
 ROOT = Path("/")
-"""Where the files of Linux's control groups are found."""
+"""The root of the file system with the files of Linux's control groups."""
 
 LIMIT_HOLDS = 1.0
-"""Seconds for which a control group's quota is taken to be unchanged."""
+"""Seconds until a control group's quota is read again."""
 
 
 def from_environment() -> int:
-    """Return the count that the environment asks for, or 0.
+    """Return the number of threads that the environment requests, or 0.
 
-    A wrong ``XPLSTM_NUM_THREADS`` is an error. ``OMP_NUM_THREADS`` is for other libraries too, whose rules
-    differ: what is no count is left to them.
+    An invalid ``XPLSTM_NUM_THREADS`` raises an error. An invalid ``OMP_NUM_THREADS`` is ignored, because it
+    may follow the rules of another library.
     """
     own = os.environ.get("XPLSTM_NUM_THREADS", "").strip()
     if own:
@@ -29,23 +29,23 @@ def from_environment() -> int:
 
 
 def _integer(text: str) -> int | str:
-    """Return the integer that a text is, or the text."""
+    """Return a text as an integer, or unchanged if it is not a decimal number."""
     return int(text) if text.isdecimal() and text.isascii() and len(text) < 20 else text
 
 
 def count(environment: int) -> int:
-    """Return the threads of a call; a negative number lets the engine take fewer where processors are few."""
+    """Return the number of threads of a call; a negative number is an upper limit for automatic selection."""
     return _choice.threads.get() or environment or -_processors.get()
 
 
 class _Processors:
-    """The processors of the machine within the quota, looked up again when that may have changed."""
+    """The number of processors within the quota, which is read again after LIMIT_HOLDS seconds."""
 
     def __init__(self) -> None:
         self.number, self.until = 1, -1.0
 
     def get(self) -> int:
-        """Return at least 1."""
+        """Return the number of processors, at least 1."""
         now = time.monotonic()
         if now > self.until:
             self.number, self.until = max(1, min(os.cpu_count() or 1, quota())), now + LIMIT_HOLDS
@@ -56,7 +56,7 @@ _processors = _Processors()
 
 
 def quota() -> int:
-    """Return the processors that control groups leave to this process; a large number without a limit."""
+    """Return the processor limit of this process's control groups; without a limit, return LARGEST."""
     try:
         lines = (ROOT / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -68,13 +68,13 @@ def quota() -> int:
             continue
         folder = ROOT / "sys/fs/cgroup" / ("cpu" if controllers else "")
         group = folder / inner.lstrip("/")
-        # A container may see its own group as the root, and a group is bound by those above it.
+        # Parents limit a group too. A container may see its own group as the root.
         limits += [_limit(one) for one in (group, *group.parents) if one.is_relative_to(folder)]
     return min(limits)
 
 
 def _limit(group: Path) -> int:
-    """Return the processors of one control group, of version 2 or 1, rounded down to at least 1."""
+    """Return the processor limit of one control group (version 2 or 1), rounded down, at least 1."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             words = [word for name in names for word in (group / name).read_text(encoding="utf-8").split()]

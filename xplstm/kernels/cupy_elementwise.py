@@ -1,9 +1,9 @@
-"""CuPy's own elementwise kernels between matrix products of cuBLAS: any cell, dtype and GPU.
+"""Run any cell on CuPy arrays, with generated elementwise kernels between cuBLAS products.
 
-One step of a cell's equations is recorded, forward and backward, with the masks around it, and becomes as
-few kernels as there are between its matrix products: one forward and one backward for the standard LSTM. The
-equations are those of `xplstm.cells`; nothing here restates them. No block waits for another one, so
-no launch can hang.
+The kernel records one step of a cell's equations, forward and backward, with its masks. The operations
+between two products become one elementwise kernel: the standard LSTM needs one forward and one backward. The
+equations come from `xplstm.cells` and are not repeated here. No block waits for another block, so no launch
+can hang.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from xplstm.kernels._support import flatten_time, projected_inputs, step_mask, z
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
-# A kernel counts the elements of a step's widest array in 32 bits.
+# Kernels index the elements of a step's widest array in 32 bits.
 LARGEST_STEP = 2**31 - 1
-# Numbers that one projection of the input makes at most, where that of all steps has more.
+# The largest number of elements of one input projection.
 PROJECTION_BOUND = 2**26
 
 __getattr__ = layer.lazy_why_not
 
 
 class Form(NamedTuple):
-    """All that the recorded step depends on."""
+    """The properties of a problem that determine the recorded step."""
 
     cell: Cell
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    """Of the parameters that the layer has, in the order of the cell's tuple."""
+    """Names and shapes of the layer's parameters, in the order of the cell's tuple."""
     H: int
     output_size: int
     masked: bool
@@ -46,7 +46,7 @@ class Form(NamedTuple):
 
 
 class Still(NamedTuple):
-    """What a cell asks of a problem, where nothing is random."""
+    """The attributes of a problem that a cell reads, without random masks."""
 
     xp: Any
     device: Any
@@ -58,29 +58,29 @@ class Still(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A step forward and backward."""
+    """The programs of one recorded step, forward and backward."""
 
     forward: Program
-    """zx, h, c and the form's flags -> y, h', c', and what backward reads of each step."""
+    """zx, h, c and the form's flags -> y, h', c' and the residuals of the step."""
     kept: tuple[tuple[int, str], ...]
-    """Columns of each array that the cell keeps of a step, and where it is: h or c, "before" or "after" the
-    step, "own" memory, or "nowhere" if backward does not read it."""
+    """For each residual, its number of columns and its place: "h before", "h after", "c before" or "c after"
+    for a state, "own" for separate memory, or "nowhere" if backward does not read it."""
     infer: Program
-    """`forward` without what backward reads."""
+    """`forward` without residuals."""
     backward: Program
-    """dy, dh, dc, the flags, what was kept -> the step's part of the gradients, and those of h and c."""
+    """dy, dh, dc, the flags and the residuals -> the step's `StepGradients`, and the gradients of h and c."""
     widths: tuple[int | None, ...]
-    """Columns of each field of the cell's `StepGradients`."""
+    """Number of columns of each field of the cell's `StepGradients`."""
     fields: tuple[int | None, ...]
-    """For each field, the index in `kept` of the array that it is, or None where it is an output."""
+    """For each field, the index in `kept` of the same array, or None if the field is an output."""
     gradients: Any
-    """The type `StepGradients`."""
+    """The cell's type `StepGradients`."""
 
 
 def _recorded(problem: Problem, d: int) -> Recorded:
-    """Return the step of direction `d`, recorded once for all problems of its form."""
+    """Return the step of direction `d`, recorded once for all problems with the same form."""
     cell = problem.cell.direction(d)
-    # The input's features meet no recorded product.
+    # The number of input features does not matter, because the input projection is not recorded.
     sizes = Sizes(1, problem.H, problem.proj_size, problem.bias)
     shapes = tuple(cell.shapes(sizes).items())
     return record(Form(cell, shapes, problem.H, problem.output_size, problem.valid != "all", problem.resets))
@@ -102,14 +102,14 @@ def _leaves(kept: Any) -> list[Value]:
 
 
 def _refilled(kept: Any, leaves: list[Value]) -> Any:
-    """Return the nested tuple with other values; takes them off the list."""
+    """Return the nested tuple with its values replaced by `leaves`, which this function empties."""
     parts = [_refilled(part, leaves) if isinstance(part, tuple) else leaves.pop(0) for part in kept]
     return kept._make(parts)
 
 
 @cache
 def record(form: Form) -> Recorded:
-    """Record a step; raises `NotElementwise` where kernels between products cannot do it."""
+    """Record a step; raise `NotElementwise` if elementwise kernels between products cannot compute it."""
     rows, cells = dict(form.shapes)["weight_ih"][0], form.cell.cell_size(form.H)
     there = Recorder()
     p, equations = _inputs(there, form)
@@ -164,17 +164,17 @@ def record(form: Form) -> Recorded:
 
 
 class Direction(NamedTuple):
-    """What the backward pass needs of one direction."""
+    """The residuals of one direction."""
 
     recorded: Recorded
     kept: list[CuPyArray | None]
-    """(T, B, .) each, indexed by time."""
+    """Residuals of the steps, each (T, B, .), indexed by time."""
     flags: list[CuPyArray]
-    """(T, B, 1) each: where a step exists, and where it starts from zeros, as far as the form has them."""
+    """Booleans (T, B, 1): existing steps, and steps that start from zeros, if the form has them."""
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs of a whole call."""
+    """The residuals of a whole call."""
 
     problem: Problem
     params: tuple[Params, ...]
@@ -184,27 +184,27 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run every cell whose step is elementwise between matrix products, while the stream is not captured."""
+    """Return None for a step that is elementwise between products, outside a capture; else the reason."""
     reason = _support.why_not(problem, "cupy", DTYPES, resets=True)
     if reason is not None:
         return reason
     if problem.noise is not None:
-        return "it draws random masks inside the step"
+        return "the kernel does not draw random masks inside a step"
     widest = problem.B * max(problem.cell.gates * problem.H, problem.output_size)
     if widest > LARGEST_STEP:
-        return f"a step of it has {widest} elements; the kernel counts to {LARGEST_STEP}"
+        return f"a step has {widest} elements; the kernel supports at most {LARGEST_STEP}"
     try:
         for d in range(len(problem.reverse)):
             _recorded(problem, d)
     except NotElementwise as error:
-        return f"its step is not elementwise between products: {error}"
+        return f"the cell's step is not elementwise between products: {error}"
     if layer.capturing(problem):
-        return "the stream is captured for a graph, and CuPy refuses products by cuBLAS then"
+        return "the stream is being captured for a CUDA graph, and CuPy does not allow cuBLAS calls then"
     return None
 
 
 def prepare(problem: Problem, params: tuple[Params, ...]) -> tuple[Params, ...]:
-    """Widen half precision to float32, in which sums and c are kept inside a call."""
+    """Widen half precision to float32, the dtype of sums and of c inside a call."""
     with problem.device:
         return tuple(each(_array.widen, p) for p in params)
 
@@ -217,7 +217,7 @@ def forward(
     valid: CuPyArray | None,
     fresh: CuPyArray | None = None,
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, .), or from zeros where `fresh` is true."""
+    """Run every direction over x (T, B, I) from `state` (D, B, .), or from zeros where `fresh` is True."""
     xp = problem.xp
     with problem.device:
         x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
@@ -236,7 +236,7 @@ def forward(
 def _run(
     problem: Problem, d: int, p: Params, x: CuPyArray, h: CuPyArray, c: CuPyArray, flags: list[CuPyArray]
 ) -> tuple[CuPyArray, CuPyArray, CuPyArray, Direction]:
-    """Run one direction; return y in time order, the last state, and what backward needs."""
+    """Run one direction; return y in time order, the last state, and the residuals."""
     import cupy as cp
 
     recorded, reverse = _recorded(problem, d), problem.reverse[d]
@@ -271,7 +271,7 @@ def _run(
 
 
 def _given(p: Params) -> list[CuPyArray]:
-    """Return the parameters that there are."""
+    """Return the parameters that are not None."""
     return [a for a in p if a is not None]
 
 
@@ -296,7 +296,7 @@ def backward(
 def _run_back(
     residuals: Residuals, d: int, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
 ) -> tuple[CuPyArray, CuPyArray, CuPyArray, Params]:
-    """Run one direction backward; the parameters' gradients are single products at the end."""
+    """Run one direction backward; one product at the end computes each parameter's gradient."""
     import cupy as cp
 
     problem, p, x = residuals.problem, residuals.params[d], residuals.x

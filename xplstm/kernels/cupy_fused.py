@@ -1,12 +1,12 @@
-"""CuPy with one fused kernel for the gates between two matrix products of cuBLAS.
+"""Run the standard LSTM on CuPy arrays, with a cuBLAS product and a fused pointwise kernel per step.
 
-The input projection of all steps is one product. A step is then one product,
-which adds to it, and one kernel, both for both directions at once: the reverse one
-works at its own end of time. The gradients with respect to the weights are single products
-over all steps afterwards.
+One product projects the input of all steps. Each step is one product, which adds
+to the projection, and one kernel. Both process all directions at once; a reverse
+direction starts at the last time. One product over all steps computes the gradient
+of each weight.
 
-Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL and XPL-SEQ of
-the specification.
+The code implements the equations of `xplstm.cells.lstm`, and the clauses XPL-CELL
+and XPL-SEQ of the specification.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __getattr__ = layer.lazy_why_not
 
 
 def supports(problem: Problem) -> str | None:
-    """Run every standard LSTM on CuPy's arrays, while the stream is not captured."""
+    """Return None for a standard LSTM on CuPy arrays outside a stream capture, else the reason."""
     reason = layer.why_not(problem)
     if reason is None and layer.capturing(problem):
-        return "the stream is captured for a graph, and CuPy refuses products by cuBLAS then"
+        return "the stream is being captured for a CUDA graph, and CuPy does not allow cuBLAS calls then"
     return reason
 
 
 def proof(problem: Problem, reference: trials.Engine) -> Proof:
-    """Return whether its numbers are right on the device; since it never waits, a quick check is enough."""
+    """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
     engine = trials.Engine(prepare, forward, backward)
     return proofs.decide(
         *(NAME, layer.kind(problem), problem.device),
@@ -54,7 +54,7 @@ def forward(
 
 
 def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None:
-    """Launch a product and a kernel a step, and as much again for a projection."""
+    """Launch a product and a kernel per step, and a second pair for a projection."""
     problem, (y, z, h, c, m, start, end) = call.problem, buffers
     B, H, P, keep, wide = problem.B, problem.H, call.P, problem.keep, launch.wide(problem.dtype)
     projected = None if m is None else call.empty(call.D, B, P, wide=True)
@@ -97,14 +97,14 @@ def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients with respect to x, the initial state and each direction's parameters."""
+    """Return the gradients of x, the initial state and each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, walk_back)
 
 
 def walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
 ) -> tuple[CuPyArray, CuPyArray | None]:
-    """Return the gradients of z and of projected states; `dh` and `dc` become those of the initial state."""
+    """Return the gradients of z and of projected states; overwrite `dh` and `dc` by the initial state's."""
     problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
     T, B, H = problem.T, problem.B, problem.H
     dz = call.empty(D, T, B, 4 * H)

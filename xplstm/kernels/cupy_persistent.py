@@ -1,18 +1,18 @@
-"""CuPy with one cooperative launch for a whole layer: weights stay on-chip from step to step.
+"""Run the standard LSTM on CuPy arrays by one cooperative launch per layer, with weights on-chip.
 
-Each block holds some hidden units' rows of W_hh; blocks wait for each other by
-counters. How the work is cut is chosen by a model of its cost on the device at
-hand, and never so that more blocks are launched than run at the same time, which would
-wait for ever.
+Each block keeps the rows of W_hh of some hidden units on-chip for all steps
+(Diamos et al., 2016). Blocks synchronise by counters. A cost model of the device
+selects the partition. The number of blocks never exceeds the number that can be
+resident at once, because the launch would otherwise deadlock.
 
-Half precision, and float32 with ``precision="tf32"``, are multiplied by mma, with weights in
-registers; float32 and float64 by fused multiply-adds in reproducible summation order, with weights in
-shared memory. With ``reproducible=True`` the input projection is made in that order too, so that
-every bit of the outputs is that of XPL-EXACT. So it is while the stream is captured for
-a CUDA graph, since CuPy refuses every call of cuBLAS then.
+Half precision, and float32 with ``precision="tf32"``, use mma instructions with weights in
+registers. float32 and float64 use fused multiply-adds in reproducible summation order, with weights in
+shared memory. With ``reproducible=True``, the input projection uses that order too, so that
+the outputs have exactly the bits of XPL-EXACT. The same projection runs during the capture of
+a CUDA graph, because CuPy does not allow cuBLAS calls then.
 
-Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL, XPL-SEQ and
-XPL-EXACT of the specification; weights that stay on-chip after Diamos et al. (2016).
+The code implements the equations of `xplstm.cells.lstm`, and the clauses XPL-CELL, XPL-SEQ
+and XPL-EXACT of the specification.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LANE_ROWS, TILE_ROWS, STEP_BYTES = CONSTANTS.LANE_ROWS, CONSTANTS.TILE_ROWS, CON
 PROJECT_TILE, PROJECT_STAGED = CONSTANTS.PROJECT_TILE, CONSTANTS.PROJECT_STAGED
 UNITS = 8
 OLDEST = 80
-"""Compute capability 8.0, as CuPy writes it."""
+"""Compute capability 8.0, in CuPy's notation."""
 
-# Numbers of k that one mma instruction takes of a row, for the kinds whose products it makes.
+# For each kind that uses mma, the number of k that one instruction reads of a row.
 STEP_OF_K = {kind: STEP_BYTES // launch.KINDS[kind] for kind in ("float16", "bfloat16", "tf32")}
 MOST_UNITS = 32
 
@@ -57,39 +57,40 @@ __getattr__ = layer.lazy_why_not
 
 
 class Costs(NamedTuple):
-    """What the choice between cuts, and against products by cuBLAS, is made by."""
+    """The parameters of the cost model, which compares partitions, and this kernel with cuBLAS products."""
 
     clock: float = 1.5e3
-    """Cycles in a microsecond."""
+    """Cycles per microsecond."""
     exchange: float = 1.5
-    """Microseconds until all blocks of a group have a step's h."""
+    """Microseconds until all blocks of a group have received a step's h."""
     step: float = 0.5
     """Microseconds of a step's gates and barriers."""
     cache_bytes: float = 48.0
-    """Bytes a cycle that one multiprocessor gets from the L2 cache."""
+    """Bytes per cycle that one SM reads from the L2 cache."""
     all_cache_bytes: float = 2600.0
-    """Bytes a cycle that all of them together get."""
+    """Bytes per cycle that all SMs together read from the L2 cache."""
     fused_step: float = 10.0
-    """Microseconds of a step as a product and a kernel, whatever the sizes."""
+    """Fixed microseconds of a step as a product and a kernel, for any sizes."""
     fused_operations: float = 3e7
-    """Multiply-adds in float32 a microsecond that cuBLAS makes of large products."""
+    """Multiply-adds in float32 per microsecond of large cuBLAS products."""
 
 
-# Estimates from data sheets, on the careful side: no GPU has measured them yet. Costs that are fitted on the
-# device by ``python -m xplstm prove --fit`` take their place.
+# Conservative estimates from data sheets, not measurements. Costs that ``python -m xplstm prove --fit`` fits
+# on the device replace them.
 COSTS = Costs()
 
 
 class Chip(NamedTuple):
-    """What of a device decides the cut."""
+    """The properties of a device that determine the partition."""
 
     processors: int
+    """Number of SMs."""
     shared: int
-    """Bytes of shared memory that one block may have."""
+    """Largest shared memory of one block, in bytes."""
 
 
 class Plan(NamedTuple):
-    """How the work is cut; Plan in walk.cuh says what each number is."""
+    """A partition of the work; Plan in walk.cuh documents each field."""
 
     tile_rows: int
     units: int
@@ -100,12 +101,12 @@ class Plan(NamedTuple):
     passes: int
     chunk: int
     shared: int
-    """Bytes of shared memory a block."""
+    """Bytes of shared memory per block."""
     cost: float
-    """Microseconds a step, by the model."""
+    """Microseconds per step, by the cost model."""
 
     def fields(self) -> dict[str, int]:
-        """Return those that the kernel takes, by name."""
+        """Return the fields that the kernel reads, by name."""
         return {name: getattr(self, name) for name in PLAN.split()}
 
 
@@ -118,14 +119,14 @@ def _up(a: int, b: int) -> int:
 def best_plan(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Plan | None:
-    """Return the cheapest partition that fits the chip, if there is one; `kind` is that of the numbers."""
+    """Return the cheapest partition that fits the chip, or None."""
     return min(plans(chip, directions, B, H, kind, backward, costs), key=lambda p: p.cost, default=None)
 
 
 def plans(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs
 ) -> Iterator[Plan]:
-    """Yield every partition that fits, of at most a block for each SM."""
+    """Yield every partition that fits the chip, with at most one block per SM."""
     mma = kind in STEP_OF_K
     for groups in range(1, min(_up(B, TILE_ROWS if mma else LANE_ROWS), chip.processors // directions) + 1):
         rows, most = _up(B, groups), chip.processors // (directions * groups)
@@ -142,32 +143,32 @@ def plans(
 
 
 def _units(H: int, most: int, mma: bool) -> Iterator[int]:
-    """Units of a block so that at most `most` blocks have all; by mma more of them are worth a thought."""
+    """Yield the units per block for at most `most` blocks; for mma, larger numbers are candidates too."""
     fewest = _up(_up(H, min(_up(H, UNITS), most)), UNITS) * UNITS
     return iter(range(fewest, MOST_UNITS + 1, UNITS) if mma else (fewest,))
 
 
 def _sized(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
-    """With the bytes of shared memory that it takes, 0 where it can not be."""
+    """Return the plan with its bytes of shared memory, or 0 if the plan is not possible."""
     if kind in STEP_OF_K:
         return p._replace(shared=_mma_bytes(p, H, kind, backward))
     return _sized_back(p, chip, H, kind) if backward else _sized_forward(p, H, kind)
 
 
 def _held(p: Plan, backward: bool, wide: int) -> int:
-    """Return the bytes of what a block holds of its cells, and a flag: Held and HeldBack in walk.cuh."""
+    """Return the bytes of a block's cells and one flag: Held and HeldBack in walk.cuh."""
     return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 4) + 4
 
 
 def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
-    """Weights, h of one pass, or double-buffered, sums of slices, biases, cells."""
+    """Return the plan with its bytes: weights, h, sums, biases and cells; several passes double-buffer h."""
     columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, launch.KINDS[kind]
     numbers = H * (columns + rows * min(p.passes, 2)) + _up(H, BLOCK_OF_K) * rows * columns + columns
     return p._replace(shared=numbers * wide + _held(p, False, wide))
 
 
 def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
-    """Weights, sums of slices, cells; dz as a whole, or double-buffered chunks of it in the rest."""
+    """Return the plan with its bytes: weights, sums, cells, and dz, whole or in double-buffered chunks."""
     rows, wide = p.tiles * p.tile_rows, launch.KINDS[kind]
     slices = max(1, THREADS // WARP // (p.tiles * (p.units // UNITS)))
     fixed = (4 * H * p.units + slices * rows * p.units) * wide + _held(p, True, wide)
@@ -180,18 +181,18 @@ def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
 
 
 class Slices(NamedTuple):
-    """How the steps of k are shared among warps, and how weights are held, as in persistent_mma.cu."""
+    """The division of the steps of k among warps, as in persistent_mma.cu."""
 
     steps: int
     slices: int
     columns: int
-    """Tiles of 8 columns."""
+    """Number of tiles of 8 columns."""
     rest: int
-    """Steps of a warp whose weights are in shared memory."""
+    """Number of a warp's steps whose weights are in shared memory."""
 
 
 def sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
-    """Return how a plan of mma shares the steps of k."""
+    """Return the division of the steps of k for a plan with mma."""
     columns = p.units // 8 if backward else p.units // 2
     batch = 8 if columns == 1 else 4 if columns <= 12 else 2
     kept = (48 if columns <= 2 else 64) // columns // batch * batch
@@ -201,7 +202,7 @@ def sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
 
 
 def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
-    """Weights past the registers, sums of slices, biases, cells."""
+    """Return the bytes of the weights that registers cannot hold, and of sums, biases and cells."""
     s = sliced(p, H, kind, backward)
     rest = THREADS // WARP * s.rest * s.columns * WARP * 8
     parts = s.slices * p.tiles * TILE_ROWS * 8 * s.columns * 4
@@ -209,23 +210,24 @@ def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
 
 
 def plan_cost(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
-    """Microseconds a step: the slowest of arithmetic, shared memory and latency, reading, waiting."""
+    """Return the modelled microseconds of a step: computation and fixed costs per pass, plus the exchange."""
     cycles = (_mma_cycles if kind in STEP_OF_K else _fma_cycles)(p, H, kind, backward, costs)
     waiting = costs.exchange if p.unit_blocks > 1 else 0.0
     return p.passes * (cycles / costs.clock + costs.step) + waiting
 
 
 def _fma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
-    """Cycles of a pass: a lane has 4 rows, and 4 columns backward, or one for each 4 rows of a tile.
+    """Return the cycles of a pass with fused multiply-adds.
 
-    What one pass or chunk multiplies takes as long as the next one's staging where there is one.
+    A lane computes 4 rows. It computes 4 columns backward, and forward one column for each 4 rows of a tile.
+    The product of one pass or chunk overlaps with the staging of the next.
     """
     k, wide, lanes = 4 * H if backward else H, launch.KINDS[kind] // 4, p.tile_rows // LANE_ROWS
     columns, chains = (4, THREADS // WARP) if backward else (lanes, _up(k, BLOCK_OF_K))
     tiles = p.tiles * (p.units // UNITS)
     turns = tiles * k * lanes / 16 if backward else tiles * k
     arithmetic = turns * LANE_ROWS * columns * wide / 4
-    # Wavefronts of shared memory for one k: wide loads of a lane pair merge where both read the same.
+    # Wavefronts of shared memory for one k. Wide loads of two lanes merge if both read the same address.
     reading = turns * wide * ((4 / lanes + 2) if backward else (3 + (columns == 4)))
     latency = _up(tiles * chains, THREADS // WARP) * k / chains * max(LANE_ROWS * columns, 8) * wide
     latency = latency * lanes / 16 if backward else latency
@@ -236,14 +238,14 @@ def _fma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
 
 def _from_cache(p: Plan, size: int, costs: Costs) -> float:
-    """Cycles in which every block gets that many bytes from the L2 cache."""
+    """Return the cycles in which every block reads `size` bytes from the L2 cache."""
     return max(size / costs.cache_bytes, size * p.groups * p.unit_blocks / costs.all_cache_bytes)
 
 
 def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
-    """Cycles of a pass: words of h come from the L2 cache while products are made; then the slices' sums.
+    """Return the cycles of a pass with mma: reads of h overlap with products, and the sums follow.
 
-    One of four tensor cores takes 8 cycles for an instruction, and weights in shared memory 2 for each.
+    Each of the four tensor cores needs 8 cycles per instruction. Weights in shared memory need 2 cycles each.
     """
     s = sliced(p, H, kind, backward)
     reading = _from_cache(p, p.tiles * TILE_ROWS * s.steps * STEP_BYTES, costs)
@@ -254,25 +256,25 @@ def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
 
 def fused_cost(directions: int, B: int, H: int, kind: str, costs: Costs) -> float:
-    """Microseconds a step as a product and a kernel."""
+    """Return the modelled microseconds of a step as a cuBLAS product and a kernel."""
     faster = {"float64": 0.5, "float32": 1.0, "tf32": 4.0}.get(kind, 8.0)
     return costs.fused_step + directions * 4 * B * H * H / (costs.fused_operations * faster)
 
 
 def chip_of(device: Device) -> Chip:
-    """Return what decides the partition on a device."""
+    """Return the properties of a device that determine the partition."""
     known = device.attributes
     return Chip(known["MultiProcessorCount"], known["MaxSharedMemoryPerBlockOptin"])
 
 
 def costs_of(device: Device) -> Costs:
-    """Return the costs that were fitted on the device, or the estimates."""
+    """Return the costs fitted on the device, or the estimates."""
     found = proofs.fitted(device.id)
     return Costs(**found) if found else COSTS
 
 
 def _plan(problem: Problem, backward: bool) -> Plan | None:
-    """Return the cheapest plan; batches whose last tile of entries is the same one share it."""
+    """Return the cheapest plan, or None; batches with the same number of tiles share a cached plan."""
     kind = layer.kind(problem)
     tile = TILE_ROWS if kind in STEP_OF_K else LANE_ROWS
     sizes = len(problem.reverse), _up(problem.B, tile) * tile, problem.H, kind
@@ -280,35 +282,35 @@ def _plan(problem: Problem, backward: bool) -> Plan | None:
 
 
 def supports(problem: Problem) -> str | None:
-    """Run what fits the chip."""
+    """Return None for a standard LSTM that fits the chip, else the reason."""
     reason = layer.why_not(problem)
     if reason is not None:
         return reason
     if problem.proj_size:
-        return f"it has no projection, and proj_size is {problem.proj_size}"
+        return f"the kernel does not support a projection, and proj_size is {problem.proj_size}"
     device = problem.device
     reason = waits.why_not(device.id)
     if reason is not None:
         return reason
     if int(device.compute_capability) < OLDEST or not device.attributes["CooperativeLaunch"]:
-        return "the device is older than compute capability 8.0 or launches nothing cooperatively"
+        return "the device has a compute capability below 8.0, or does not support cooperative launches"
     best = [_plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
     if problem.T * problem.B and None in best:
         chip = chip_of(problem.device)
         return (
-            f"hidden_size={problem.H} with a batch of {problem.B} does not fit: {chip.processors} processors "
-            f"with {chip.shared} bytes of shared memory hold W_hh of fewer units, or fewer batch entries"
+            f"hidden_size={problem.H} with a batch of {problem.B} does not fit into {chip.processors} SMs "
+            f"with {chip.shared} bytes of shared memory each"
         )
     return None
 
 
 def proof(problem: Problem, _: object) -> Proof:
-    """Return whether it has passed its trials on the device, which a process of their own has to run."""
+    """Return the kernel's proof on the device; a separate process must run the trials."""
     return proofs.decide(NAME, layer.kind(problem), problem.device)
 
 
 def slower(problem: Problem) -> str | None:
-    """Leave to products by cuBLAS what they are expected to run faster, where they may."""
+    """Return why cuBLAS products are expected to be faster, or None."""
     if problem.reproducible or layer.capturing(problem):
         return None
     walks = (False, True) if problem.keep else (False,)
@@ -317,12 +319,12 @@ def slower(problem: Problem) -> str | None:
     costs = costs_of(problem.device)
     other = len(walks) * fused_cost(len(problem.reverse), problem.B, problem.H, kind, costs)
     if cost > other:
-        return f"a step is expected to take {cost:.1f} us, and {other:.1f} us by products of cuBLAS"
+        return f"a step is expected to take {cost:.1f} us, but {other:.1f} us with cuBLAS products"
     return None
 
 
 def canonical_sums(problem: Problem) -> bool:
-    """Where they are asked for; else cuBLAS makes the input projection."""
+    """Return whether all sums use the reproducible order; by default cuBLAS projects the input."""
     return problem.reproducible and layer.kind(problem) not in STEP_OF_K
 
 
@@ -334,12 +336,12 @@ def forward(
     valid: CuPyArray | None,
     plan: Plan | None = None,
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), by the cheapest plan or a given one."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), by the cheapest or the given plan."""
     return layer.forward(problem, packed, x, state, valid, partial(walk, plan=plan), _project)
 
 
 def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
-    """``W_ih x`` of a segment's steps by cuBLAS, or where it may not be, in reproducible summation order."""
+    """Compute ``W_ih x`` of a segment by cuBLAS, or in reproducible summation order if required."""
     if call.problem.reproducible or layer.capturing(call.problem):
         _project_in_order(call, packed, x, z, segment)
     else:
@@ -347,7 +349,7 @@ def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Se
 
 
 def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
-    """One launch."""
+    """Compute ``W_ih x`` of a segment by one launch, in reproducible summation order."""
     B, rows, columns = x.shape[1], (segment.stop - segment.start) * x.shape[1], z.shape[3]
     arguments = launch.struct(
         PROJECT,
@@ -362,11 +364,11 @@ def _project_in_order(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, se
 
 
 def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
-    """Launch once, cooperatively: refused where fewer blocks than these run at the same time.
+    """Launch a kernel cooperatively; CUDA raises an error if not all blocks can be resident.
 
     Raises KernelError if a wait of an earlier launch was abandoned.
 
-    Blocks are numbered along y: along x CuPy would launch only those that fit, and they would wait forever.
+    The grid extends along y. Along x, CuPy would launch only the blocks that fit, which would deadlock.
     """
     waits.check(NAME, call.problem.device.id)
     kind = layer.kind(call.problem)
@@ -378,7 +380,7 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
 
 
 def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
-    """Return zeros for what blocks wait by, and behind them for what they exchange."""
+    """Allocate zeroed counters for synchronisation, followed by the exchange buffers."""
     kind, groups = layer.kind(call.problem), call.D * plan.groups
     row = _up(height, STEP_OF_K[kind]) * STEP_BYTES if kind in STEP_OF_K else height * launch.KINDS[kind]
     sent = 2 * groups * plan.passes * plan.tiles * plan.tile_rows * row
@@ -393,9 +395,9 @@ def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
 
 
 def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment, plan: Plan | None) -> None:
-    """Launch once."""
+    """Run all steps of a segment forward by one launch."""
     plan = plan or _plan(call.problem, False)
-    assert plan is not None, "supports has seen to it"
+    assert plan is not None, "supports checked that a plan exists"
     shared = _exchange(call, plan, call.problem.H)
     z, h, c = buffers.z, buffers.h, buffers.c
     arguments = launch.struct(
@@ -414,17 +416,17 @@ def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment, plan: P
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, plan: Plan | None = None
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients with respect to x, the initial state and each direction's parameters."""
+    """Return the gradients of x, the initial state and each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, partial(walk_back, plan=plan))
 
 
 def walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray, plan: Plan | None
 ) -> tuple[CuPyArray, CuPyArray | None]:
-    """Launch once."""
+    """Run all steps backward by one launch; return the gradient of z."""
     problem = call.problem
     plan = plan or _plan(problem, True)
-    assert plan is not None, "supports has seen to it"
+    assert plan is not None, "supports checked that a plan exists"
     dz = call.empty(call.D, problem.T, problem.B, 4 * problem.H)
     shared = _exchange(call, plan, 4 * problem.H)
     buffers = residuals.buffers

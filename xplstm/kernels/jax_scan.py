@@ -1,7 +1,7 @@
-"""One ``jax.lax.scan`` over a cell's own step: JAX compiles one step, whatever the length of the sequence.
+"""Run any cell by ``jax.lax.scan``: JAX compiles one step, independent of the length of the sequence.
 
-The equations are those of `xplstm.cells`, and masks and resets those of the reference kernel. `backward` is
-a second scan, over the cell's own backward step; JAX derives every derivative from its transpose.
+The equations are those of `xplstm.cells`. Masks and resets work as in the reference kernel. `backward` is a
+second scan over the cell's backward step. JAX computes all derivatives from `backward` and its transpose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs of a whole call."""
+    """The residuals of a whole call."""
 
     problem: Problem
     params: tuple[Params, ...]
@@ -31,13 +31,13 @@ class Residuals(NamedTuple):
     mask: Array | None
     fresh: Array | None
     steps: tuple[Any, ...]
-    """For each direction what its steps keep, each array (T, B, ·) in order of time."""
+    """For each direction, the residuals of its steps, each array (T, B, ·) in time order."""
 
 
 def supports(problem: Problem) -> str | None:
-    """Return None, or why the reference must run `problem`."""
+    """Return why the reference kernel must run `problem`, or None."""
     if problem.noise is not None:
-        return "it draws no random masks inside the step"
+        return "the kernel does not draw random masks inside a step"
     return why_not(problem, "jax", DTYPES, resets=True)
 
 
@@ -45,7 +45,7 @@ def prepare(
     problem: Problem,  # noqa: ARG001 - the signature of every kernel
     params: tuple[Params, ...],
 ) -> tuple[Params, ...]:
-    """Widen half precision to float32, in which sums and c are kept inside a call."""
+    """Widen half precision to float32, the dtype of sums and of c inside a call."""
     return tuple(each(_array.widen, p) for p in params)
 
 
@@ -57,17 +57,18 @@ def forward(
     valid: Array | None,
     fresh: Array | None = None,
 ) -> tuple[Array, LSTMState, Residuals | None]:
-    """Scan every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
+    """Scan every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is True."""
     if problem.keep:
         return _forward(problem, params, x, state, valid, fresh)
     return *_differentiable(problem)(params, x, LSTMState(*state), valid, fresh), None
 
 
 def _differentiable(problem: Problem) -> Callable[..., tuple[Array, LSTMState]]:
-    """Return the call as a function whose derivative is the transpose of `backward`, which is linear.
+    """Return the call as a function whose derivative is the transpose of `backward`.
 
-    JAX's own derivative of a scan sums the gradients of the weights step by step, as a part of its carry.
-    `backward` makes one product of all steps. JAX transposes the transpose back where it needs `backward`.
+    JAX's derivative of a scan sums the gradients of the weights step by step, as a part of the carry.
+    `backward` instead computes one product over all steps. `backward` is linear, so JAX can transpose it for
+    tangents, and transpose the result again for gradients.
     """
     import jax
 
@@ -78,7 +79,7 @@ def _differentiable(problem: Problem) -> Callable[..., tuple[Array, LSTMState]]:
         y, end, residuals = _forward(problem._replace(keep=True), *given)
         dparams, dx, dstate, *_ = tangents
         push = jax.linear_transpose(partial(backward, residuals), y, end)
-        # `backward` returns the dtype of the call, and these tangents are of widened weights.
+        # `backward` returns gradients in the dtype of the call, but these tangents belong to widened weights.
         dparams = tuple(each(partial(_array.narrow, dtype=problem.dtype), p) for p in dparams)
         return (y, end), push((dx, dstate, dparams))
 
@@ -95,7 +96,7 @@ def _forward(
     valid: Array | None,
     fresh: Array | None,
 ) -> tuple[Array, LSTMState, Residuals]:
-    """Run every direction; what `backward` needs of each step is kept where the problem says so."""
+    """Run every direction, and keep the residuals of each step if the problem has keep=True."""
     xp = problem.xp
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
@@ -114,7 +115,7 @@ def _forward(
 
 @cache
 def _library() -> Any:
-    """Return ``jax.numpy`` with XLA's own logistic function and split."""
+    """Return ``jax.numpy`` with XLA's logistic function and split operation."""
     import jax
 
     return Compiled(jax.numpy, jax.nn.sigmoid, partial(jax.numpy.split, axis=-1))
@@ -127,12 +128,12 @@ def _equations(problem: Problem, d: int) -> Equations:
 
 
 def _begins(fresh: Array | None, d: int) -> Array | None:
-    """Return where direction `d` starts from zeros, (T, B, 1)."""
+    """Return booleans (T, B, 1), True where direction `d` starts from zeros."""
     return None if fresh is None else fresh[d, :, :, None]
 
 
 def _joined(problem: Problem, states: list[LSTMState]) -> LSTMState:
-    """Return the states of all directions as one."""
+    """Stack the states of all directions."""
     columns = (problem.xp.stack(column) for column in zip(*states, strict=True))
     return LSTMState(*(_array.narrow(column, problem.dtype) for column in columns))
 
@@ -146,7 +147,7 @@ def _scan_forward(
     mask: Array | None,
     begins: Array | None,
 ) -> tuple[LSTMState, tuple[Array, Any]]:
-    """Run one direction; return the last state, y (T, B, ·) and what each step keeps."""
+    """Run one direction; return the last state, y (T, B, ·) and each step's residuals."""
     from jax import lax
 
     xp, step_of = _library(), _equations(problem, d)
@@ -188,7 +189,7 @@ def backward(
 
 
 def _scan_backward(residuals: Residuals, d: int, dy: Array, end: LSTMState) -> tuple[LSTMState, Any]:
-    """Run one direction backward; return the gradients of its initial state, and what each step adds."""
+    """Run one direction backward; return the gradient of its initial state, and each step's gradients."""
     from jax import lax
 
     problem, p = residuals.problem, residuals.params[d]

@@ -1,11 +1,11 @@
-"""Compiled for the CPU: packed weights, tiles held in registers, threads, reproducible summation order.
+"""Run every cell on the CPU by compiled C: packed weights, register tiles, threads, reproducible sums.
 
-The C of `_native/` runs a layer's directions as one call without the interpreter. It is there
-where a compiler was at installation; the instruction set is chosen when it is
-loaded, and ``XPLSTM_NATIVE_ISA`` pins one. `_threads` counts the threads.
+The C code of `_native/` runs all directions of a layer in one call, without the interpreter. It
+exists only if a compiler was available at installation. The instruction set is selected at import;
+``XPLSTM_NATIVE_ISA`` pins one. `_threads` determines the number of threads.
 
-Derived from the equations of `xplstm.cells.lstm`, `gru` and `rnn`, clauses XPL-CELL, XPL-SEQ,
-XPL-EXACT and XPL-GRU of the specification.
+The code implements the equations of `xplstm.cells.lstm`, `gru` and `rnn`, and the clauses XPL-CELL,
+XPL-SEQ, XPL-EXACT and XPL-GRU of the specification.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _recycled, _stored, _support, _threads
 from xplstm.kernels._stored import STORAGES, Stored
 
-# All four are needed: pip keeps what is installed, and the wheel that it made without a compiler.
+# All four are needed: pip keeps an installed version, and caches the wheel that it built without a compiler.
 _OPTIONS = "--force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
 
 
 def _describe_old_build(found: int, expected: int) -> str:
-    """Say that the compiled part and this file are of different versions, and what to do."""
+    """Return a message for a compiled module of another version."""
     return (
-        f"its compiled part has interface {found}, expected {expected}: it was built from another version; "
+        f"its compiled module has interface {found}, expected {expected}, and is of another version; "
         f"repeat pip install with {_OPTIONS}"
     )
 
@@ -45,7 +45,7 @@ except (ImportError, SystemError) as error:
     _MISSING = f"it is not compiled here ({error}); {_HINT}"
     ISAS: dict[str, bool] = {}
 else:
-    # Counts changes of the arguments in module.c. An old build has another number, or none.
+    # Increment with every change of the arguments in module.c. An old build has another number, or none.
     INTERFACE = 13
     _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
     _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
@@ -53,40 +53,43 @@ else:
 
 
 def _chosen_isa() -> tuple[str, str]:
-    """Return the instruction set, and why there is none."""
+    """Return the instruction set, or "" and the reason why none can be used."""
     wanted = os.environ.get("XPLSTM_NATIVE_ISA", "")
     if wanted and wanted not in ISAS:
-        return "", _MISSING or f"XPLSTM_NATIVE_ISA={wanted!r} is none of {', '.join(ISAS)}, which run here"
+        return (
+            "",
+            _MISSING or f"XPLSTM_NATIVE_ISA={wanted!r} must be one of {', '.join(ISAS)} on this machine",
+        )
     return wanted or next(iter(ISAS), ""), _MISSING
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 HALVES = ("float16", "bfloat16")
 storages = STORAGES
-# In the order of the storages of lstm.h: what weights are stored in, and what activations are rounded to.
+# Pairs of weight storage and activation rounding, in the order of the storages of lstm.h.
 PRODUCTS = (
     *((None, None), ("bfloat16", None), ("float16", None), ("int8", None)),
     *(("int8", "int8"), ("bfloat16", "bfloat16")),
 )
-# Terms of a sum of products of 8 and 8 bits, one of them unsigned, that 32 bits hold.
+# The largest number of products of an 8-bit and an unsigned 8-bit integer whose sum fits 32 bits.
 LONGEST = 2**16
-# In the order of the kinds of lstm.h.
+# In the order of the activation kinds of lstm.h.
 ACTIVATIONS = (
     *("sigmoid", "tanh", "identity", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh"),
     *("hard_sigmoid", "elu", "softsign", "softplus"),
 )
 STEPS = ("lstm", "gru", "elman", "reset")
-# Steps in which h is also c.
+# Kinds of steps in which h is also c.
 GATED = ("gru", "reset")
-# What the x of a function of `_engine.stepper` holds, in the order of stepper.h.
+# The layouts of x for a function of `_engine.stepper`, in the order of stepper.h.
 ONE_STEP, TIME_FIRST, BATCH_FIRST = range(3)
 ISA, WHY_NOT = _chosen_isa()
 THREADS = _threads.from_environment()
-"""Threads that the environment asks for, or 0."""
+"""The number of threads that the environment requests, or 0."""
 
 
 class Costs(NamedTuple):
-    """Microseconds of a step on one thread: three for each batch entry, then those of `numpy_inplace`."""
+    """Microseconds of a step on one thread: per batch entry here, then of `numpy_inplace`."""
 
     entry: float
     unit: float
@@ -96,35 +99,37 @@ class Costs(NamedTuple):
     numpy_feature: float
 
 
-# Fitted to the processor time of H = 1 to 16, I = 1 to 32 and B = 150 to 10,000, inference and training.
+# Fitted to measured processor times of inference (False) and training (True), for H = 1 to 16, I = 1 to 32
+# and B = 150 to 10,000.
 COSTS = {
     False: Costs(0.0365, 0.0013, 0.0011, 10.5, 0.0065, 0.00035),
     True: Costs(0.155, 0.0165, 0.0032, 28.0, 0.0215, 0.0015),
 }
-# Units are padded to whole vectors, of up to 16 lanes. Other sizes are faster on `native`.
+# Units are padded to whole vectors of up to 16 lanes, so `numpy_inplace` can be faster for at most NARROW
+# units and at least MANY batch entries.
 NARROW, MANY = 12, 150
-# Multiply-adds of a call from which on `native` shares them out to threads.
+# The number of multiply-adds from which a call uses several threads.
 WORTH_THREADS = _engine.worth_threads() if ISAS else 0
 
 
 Step: TypeAlias = Callable[[Any, Any], "tuple[np.ndarray, LSTMState] | None"]
-"""One step of some layers from x_t and (h, c); None where a look at them is not enough."""
+"""One step of several layers from x_t and (h, c); returns None for arguments that need a call's checks."""
 
 
 class Packed(NamedTuple):
-    """Every direction's weights: as the C code reads them forward, and as they were."""
+    """The weights of every direction, packed by the C code for the forward pass, and unpacked."""
 
     handles: tuple[object, ...]
     weights: tuple[tuple[Any, ...], ...]
-    """weight_ih, weight_hh and weight_hr of each, for the backward pass."""
+    """weight_ih, weight_hh and weight_hr of each direction, for the backward pass."""
 
 
 Noise: TypeAlias = tuple[tuple[Any, ...], ...]
-"""The masks of each direction as the C code reads them: of recurrent dropout, of zoneout of h and of c."""
+"""For each direction, the masks that the C code reads: recurrent dropout, zoneout of h, zoneout of c."""
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs of a whole call."""
+    """The residuals of a whole call."""
 
     problem: Problem
     packed: Packed
@@ -138,21 +143,21 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run every cell, option and dtype, if the C code is compiled."""
+    """Return None for every cell, option and dtype if the C code is compiled, else the reason."""
     why_not = _support.why_not(problem, "numpy", DTYPES, resets=True)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 
 
 def _why_not_integers(problem: Problem) -> str | None:
-    """Return why the sums of products of integers could overflow, or None."""
+    """Return why sums of integer products could overflow, or None."""
     longest = max(problem.I, problem.H)
     if problem.weights == "int8" and longest > LONGEST:
-        return f"sums of {longest} products with int8 weights could overflow, at most {LONGEST} cannot"
+        return f"sums of {longest} products with int8 weights could overflow; the limit is {LONGEST} products"
     return None
 
 
 def slower(problem: Problem) -> str | None:
-    """Leave layers of a few units to NumPy where the batch fills its vectors better."""
+    """Return why `numpy_inplace` is faster, or None: for few units, it vectorises along the batch."""
     alone = problem.cell.reason or problem.activations or problem.dtype in HALVES
     B, I, H = problem.B, problem.I, problem.H
     if alone or H > NARROW or B < MANY:
@@ -166,11 +171,11 @@ def slower(problem: Problem) -> str | None:
     )
     if ours <= costs.numpy_step + B * (costs.numpy_unit * H + costs.numpy_feature * I):
         return None
-    return f"H={H} leaves most lanes of its vectors empty, and B={B} is large"
+    return f"H={H} fills only part of a vector, and B={B} is large"
 
 
 def canonical_sums(problem: Problem) -> bool:
-    """Say whether multiply-adds are fused; int8, bfloat16 activations and layer_norm have no clause."""
+    """Return whether multiply-adds are fused; the order excludes int8, rounded activations and layer_norm."""
     published = problem.weights != "int8" and not problem.activations and not _is_normal(problem)
     return ISAS.get(ISA, False) and published
 
@@ -203,7 +208,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
 
 
 def _as_read(a: Any) -> Any:
-    """Return an array as the C code reads it: matrices of half precision as bits, of int8 with scales."""
+    """Convert an array for the C code: half precision to bits, and int8 to values and scales."""
     if not isinstance(a, Stored):
         if a.dtype.itemsize != 2:
             return _whole(a)
@@ -212,7 +217,7 @@ def _as_read(a: Any) -> Any:
 
 
 def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
-    """Return the options of the pointwise step of direction `d` for the C code, or None where none is on."""
+    """Return the pointwise options of direction `d` for the C code, or None for the standard step."""
     step = problem.cell.direction(d).pointwise(problem)
     if step is STANDARD_STEP:
         return None
@@ -230,7 +235,7 @@ def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
 
 
 def _room(size: int) -> np.ndarray:
-    """Memory for so many bytes."""
+    """Allocate `size` bytes."""
     return _recycled.empty((size,), np.dtype(np.uint8))
 
 
@@ -242,9 +247,9 @@ def forward(
     valid: np.ndarray | None,
     fresh: np.ndarray | None = None,
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true.
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is True.
 
-    Half precision is widened to float32 here. h and c stay float32 inside the call, results are rounded once.
+    Half precision is widened to float32. h and c stay float32 inside the call, and results are rounded once.
     """
     _recycled.pieces.free_idle()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
@@ -264,7 +269,7 @@ def forward(
 
 
 def _draw(problem: Problem, packed: Packed) -> Noise | None:
-    """Return the random masks of a call, those that the reference draws, or None where nothing is random."""
+    """Draw the random masks of a call, equal to the reference kernel's, or return None without masks."""
     on_numpy = problem._replace(xp=_array.numpy_namespace(), device="cpu")
     found = []
     for d, handle in enumerate(packed.handles):
@@ -278,7 +283,7 @@ def _draw(problem: Problem, packed: Packed) -> Noise | None:
 
 
 def _hold(problem: Problem, draw: Draw | None, size: int, stride: int) -> np.ndarray | None:
-    """Draw a mask of zoneout of `size` units at every time, in rows of `stride` flags."""
+    """Draw a zoneout mask of `size` units for every time, with `stride` flags per row."""
     if draw is None:
         return None
     flags = _recycled.zeros((problem.T, problem.B, stride), np.dtype(np.uint8))
@@ -289,43 +294,43 @@ def _hold(problem: Problem, draw: Draw | None, size: int, stride: int) -> np.nda
 
 
 def _seen(h_0: np.ndarray, noise: Noise | None) -> np.ndarray:
-    """Return the initial h as the products read it, after recurrent dropout."""
+    """Return the initial h after recurrent dropout, the input of the products."""
     dropped = [] if noise is None else [mask for mask, *_ in noise if mask is not None]
     return h_0 * np.stack(dropped) if dropped else h_0
 
 
 def _kind(problem: Problem) -> str:
-    """Return which step the C code composes."""
+    """Return the kind of the step."""
     return problem.cell.direction(0).pointwise(problem).kind
 
 
 def _is_normal(problem: Problem) -> bool:
-    """Return whether the step has layer normalisation."""
+    """Return whether the step uses layer normalisation."""
     return "gain_ih" in problem.cell.shapes(_sizes(problem))
 
 
 def _sizes(problem: Problem) -> Sizes:
-    """Return what the shapes of the parameters depend on."""
+    """Return the sizes of the layer."""
     return Sizes(problem.I, problem.H, problem.proj_size, problem.bias)
 
 
 def _in_place_of_c(problem: Problem, h: np.ndarray) -> np.ndarray:
-    """Return what the C code takes as c of a cell without one: h of a GRU, zeros of an RNN."""
+    """Return the array that replaces c for a cell without c: h for a GRU, zeros for an RNN."""
     return h if _kind(problem) in GATED else np.zeros((*h.shape[:2], _quarter(problem)), h.dtype)
 
 
 def _quarter(problem: Problem) -> int:
-    """Return the units of an RNN that the C code takes as those of one gate."""
+    """Return the number of an RNN's units that form one gate in the C code."""
     return (problem.H + 3) // 4
 
 
 def _widen(a: Any) -> Any:
-    """Return half precision as float32, and other dtypes as they are."""
+    """Convert half precision to float32; return other dtypes unchanged."""
     return a.astype(np.float32) if a.dtype.itemsize == 2 else a
 
 
 def _narrow(problem: Problem, *results: Any) -> tuple[Any, ...]:
-    """Return float32 results in the dtype of a problem of half precision, others as they are."""
+    """Convert float32 results to half precision for a problem of that dtype; else return them unchanged."""
     if problem.dtype not in HALVES:
         return results
     with np.errstate(under="ignore"):
@@ -338,12 +343,12 @@ def stepper(problem: Problem, packed: tuple[Packed, ...]) -> Step:
 
 
 def caller(problem: Problem, packed: tuple[Packed, ...], batch_first: bool) -> Step:
-    """Return a function for small calls of all layers, which one thread runs; it checks as `stepper` does."""
+    """Return a function for small calls of all layers on one thread; the C code checks the arguments."""
     return _direct(problem, packed, BATCH_FIRST if batch_first else TIME_FIRST)
 
 
 def _direct(problem: Problem, packed: tuple[Packed, ...], order: int) -> Step:
-    """Return a function of x and a state that enters the C code without the checks of a call."""
+    """Return a function of x and a state that bypasses the checks of a call."""
     handles = tuple(layer.handles[0] for layer in packed)
     if problem.dtype not in HALVES:
         step = _steps_of(handles, problem.dtype, order)
@@ -353,7 +358,7 @@ def _direct(problem: Problem, packed: tuple[Packed, ...], order: int) -> Step:
 
 
 def _of_h(problem: Problem, step: Step) -> Step:
-    """Return `step` of a cell without c as a function of x and h."""
+    """Wrap `step` of a cell without c into a function of x and h."""
     gated, quarter = _kind(problem) in GATED, _quarter(problem)
 
     def step_of_h(x: Any, h: Any) -> tuple[np.ndarray, LSTMState] | None:
@@ -367,15 +372,15 @@ def _of_h(problem: Problem, step: Step) -> Step:
 
 
 def _steps_of(handles: tuple[object, ...], dtype: str, order: int) -> Step:
-    """Return the C function for steps or small calls of some layers."""
+    """Return the C function for steps or small calls of several layers."""
     arguments = handles, _threads.count(THREADS), np.ndarray, np.dtype(dtype), np.empty, LSTMState, order
     step: Step = _engine.stepper(*arguments)
     return step
 
 
 def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
-    """Return a function that widens what each layer reads, and rounds what it returns, as a call does."""
-    # Equality of dtypes is much faster than their names.
+    """Return a function that widens each layer's inputs and rounds its results, like a call."""
+    # Comparing dtypes is much faster than comparing their names.
     half: np.dtype = np.dtype(_array.dtype_named(np, problem.dtype))
 
     def step(x_t: Any, state: Any) -> tuple[np.ndarray, LSTMState] | None:
@@ -406,7 +411,7 @@ def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
 
 
 def _readable(x: np.ndarray) -> np.ndarray:
-    """`x` itself if its features follow each other in memory, at whole numbers' distance; else a copy."""
+    """Return `x`, or a copy unless features are contiguous and strides are multiples of the item size."""
     flags = x.flags
     if flags.c_contiguous and flags.aligned:
         return x
@@ -415,13 +420,13 @@ def _readable(x: np.ndarray) -> np.ndarray:
 
 
 def _whole(a: Any) -> np.ndarray:
-    """Return `a`, contiguous and aligned."""
+    """Return `a` as a contiguous and aligned array."""
     a = np.ascontiguousarray(a)
     return a if a.flags.aligned else a.copy()
 
 
 def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Lengths, mask."""
+    """Return lengths and mask, of which at least one is None."""
     if valid is None:
         return None, None
     if problem.valid == "lengths":
@@ -430,9 +435,9 @@ def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | Non
 
 
 def _keep(problem: Problem, packed: Packed, dtype: np.dtype) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Room for the gates, c and h of every step of each direction; c also of the one before the first.
+    """Allocate the gates, c and h of every step of each direction, and one more c for the initial state.
 
-    With layer normalisation also for W_ih x, W_hh h and c after it, and the three scales.
+    Layer normalisation adds the normalised W_ih x, W_hh h and c, and three scales.
     """
     T, B, P = problem.T, problem.B, problem.output_size
     kept = []
@@ -446,7 +451,7 @@ def _keep(problem: Problem, packed: Packed, dtype: np.dtype) -> tuple[tuple[np.n
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray | None, LSTMState, tuple[Params, ...]]:
-    """Return the gradients with respect to x if asked, the initial state and each direction's parameters."""
+    """Return the gradients of x (if the problem has dx=True), the initial state and the parameters."""
     problem, packed, x, h_0, lengths, mask, fresh, noise, kept = residuals
     h_0 = _seen(h_0, noise)
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype) if problem.dx else None
@@ -454,7 +459,7 @@ def backward(
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
     weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
     shapes = problem.cell.shapes(_sizes(problem))
-    # Those of four blocks.
+    # The C code computes the gradients of the four blocks.
     ih, hh = (a.shape for a in packed.weights[0][:2])
     shapes = shapes | {"weight_ih": ih, "weight_hh": hh} | ({"bias_ih": ih[:1]} if problem.bias else {})
     shapes |= {} if packed.weights[0][2] is None else {"weight_hr": packed.weights[0][2].shape}
@@ -475,21 +480,21 @@ def backward(
 
 
 def _as_params(ih: Any, hh: Any, bias: Any, *rest: Any) -> FourBlocks:
-    """Both biases have the same gradient, and no memory in common."""
+    """Return one direction's gradients; both biases get the same gradient, without shared memory."""
     *others, bias_hr = rest
     return FourBlocks(LSTMParams(ih, hh, bias, None if bias is None else bias.copy(), *others), bias_hr)
 
 
 SHARES = ("automatic", "rows", "panels")
-"""How threads share the work of a direction, in the order of jobs.h."""
+"""The ways to divide the work of a direction among threads, in the order of jobs.h."""
 
 
 def pin_shares(how: str) -> None:
-    """Let threads share the work of every direction in one of SHARES, so that `bench` can compare them."""
+    """Pin how threads divide the work of every direction, for benchmarks; `how` is one of SHARES."""
     _engine.pin_shares(SHARES.index(how))
 
 
 def release_memory() -> None:
-    """Give back the scratch that is kept from call to call."""
+    """Free the scratch memory that is kept between calls."""
     if ISAS:
         _engine.release_memory()

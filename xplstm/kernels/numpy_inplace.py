@@ -1,19 +1,20 @@
-"""NumPy with kept buffers: the input projection hoisted, no temporaries in the loop.
+"""Run the standard LSTM on NumPy with reused buffers, a hoisted input projection and in-place operations.
 
-Buffers are feature-major, (features, batch): a gate is then a contiguous block
+Buffers have the layout (features, batch). Each gate is then a contiguous block
 of rows, and OpenBLAS multiplies ``W (4H, H) @ h (H, B)`` faster than the
-transposed product. The gates are in the order i, f, o, g, and the rows of i, f
-and o are halved beforehand, since ``sigmoid(z) = (1 + tanh(z / 2)) / 2``: one
-tanh then serves all four.
+transposed product. The gates are in the order i, f, o, g. The rows of i, f and o
+are halved beforehand: because ``sigmoid(z) = (1 + tanh(z / 2)) / 2``, one call of
+tanh computes all four gates.
 
-Ragged batches are packed. Rows are sorted by their number of steps, and step k
-holds only the rows that still have one, so that padding costs nothing. A mask
-with holes is the same thing: a row's valid steps moved together. So is a
-backward direction: a row's steps in the opposite order. A step that starts from zeros
-zeroes columns of h and c before it, and of their gradients after it.
+Ragged batches are packed. Batch entries are sorted by their number of steps, and
+step k contains only the entries that have a k-th step, so that padding costs no
+time. For a mask, the k-th step of an entry is its k-th valid step. For a reverse
+direction, the steps of an entry are in the opposite order. Before a step that
+starts from zeros, columns of h and c are set to zero. In the backward pass, the
+gradients of these columns are set to zero.
 
-Derived from the equations of `xplstm.cells.lstm`, clauses XPL-CELL and XPL-SEQ of
-the specification.
+The code implements the equations of `xplstm.cells.lstm`, and the clauses XPL-CELL
+and XPL-SEQ of the specification.
 """
 
 from __future__ import annotations
@@ -27,23 +28,24 @@ from xplstm._state import LSTMState
 from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _recycled, _support
 
-# Packed rows whose input projection is made by one product: few enough that it is still in the cache when
-# the loop adds it. The products of the backward pass gain from more rows.
+# The number of packed rows of one input projection. The result must stay in the cache until the loop adds it.
+# The products of the backward pass are faster with more rows.
 FORWARD_ROWS = 256
 BACKWARD_ROWS = 1024
 
-# Elements; with rows of a power of two bytes every step's columns would evict each other.
+# Padding in elements. If a row had a power of two of bytes, the columns of a step would evict each other from
+# the cache (set conflicts).
 CACHE_LINE = 16
 
-# A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.
+# Saturated gates underflow to 0. This must not raise an error, even if the user calls `numpy.seterr`.
 _UNDERFLOWS = np.errstate(under="ignore")
 
 
 class Weights(NamedTuple):
-    """One direction's weights, gates in the order i, f, o, g, the rows of i, f and o halved.
+    """One direction's weights, with the gates in the order i, f, o, g and the rows of i, f and o halved.
 
-    The bias is one more column of `ih`, for inputs with a one at their end: the
-    product then adds it, and its gradient is a column of that of `ih`.
+    The bias is the last column of `ih`, and inputs end with a 1. The product then
+    adds the bias, and the last column of the gradient of `ih` is the bias's gradient.
     """
 
     ih: np.ndarray
@@ -52,12 +54,12 @@ class Weights(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """Which rows have a k-th step, in the order in which one direction walks.
+    """The batch entries of each step, in the order of one direction.
 
-    Step k of the walk owns the packed rows ``starts[k]:starts[k + 1]``. With
-    ragged rows, `order` sorts them by falling number of steps, and `times` and
-    `rows` give the place in (T, B) of each packed row; all are None where every
-    row has every step.
+    Step k has the packed rows ``starts[k]:starts[k + 1]``. For a ragged batch,
+    `order` sorts the batch entries by decreasing number of steps, and `times` and
+    `rows` are the positions in (T, B) of each packed row. All three are None if
+    every step exists.
     """
 
     starts: list[int]
@@ -66,10 +68,10 @@ class Packing(NamedTuple):
     rows: np.ndarray | None
     reverse: bool
     fresh: dict[int, np.ndarray]
-    """By step, the columns that start it from zeros."""
+    """By step, the columns that start from zeros."""
 
     def blocks(self, size: int) -> list[tuple[int, int]]:
-        """Bounds of runs of steps with at most `size` packed rows each, or one step."""
+        """Return the bounds of blocks of steps with at most `size` packed rows, or with one step."""
         bounds, last = [0], len(self.starts) - 1
         for k in range(1, last):
             if self.starts[k + 1] - self.starts[bounds[-1]] > size:
@@ -77,7 +79,7 @@ class Packing(NamedTuple):
         return list(zip(bounds, [*bounds[1:], last], strict=True)) if last else []
 
     def take(self, a: np.ndarray, lo: int, hi: int) -> np.ndarray:
-        """Packed rows of `a` (T, B, N) for the steps ``lo:hi``."""
+        """Return the packed rows of `a` (T, B, N) for the steps ``lo:hi``."""
         if self.times is None or self.rows is None:
             steps = a[::-1][lo:hi] if self.reverse else a[lo:hi]
             return steps.reshape(-1, a.shape[2])
@@ -95,7 +97,7 @@ class Packing(NamedTuple):
             a[self.times[where], self.rows[where]] = packed
 
     def find_fresh(self, flags: np.ndarray) -> Packing:
-        """Return this packing with the columns that `flags` (T, B) starts from zeros."""
+        """Return this packing with the columns that start from zeros according to `flags` (T, B)."""
         starts = self.starts
         packed = self.take(flags[..., None], 0, len(starts) - 1)[:, 0]
         steps = np.flatnonzero(np.logical_or.reduceat(packed, np.asarray(starts[:-1], dtype=np.intp)))
@@ -103,28 +105,28 @@ class Packing(NamedTuple):
         return self._replace(fresh=columns)
 
     def sort(self, a: Any) -> np.ndarray:
-        """(N, B) copy of `a` (B, N), the rows sorted."""
+        """Copy `a` (B, N) to (N, B), with the batch entries sorted."""
         return np.array((a if self.order is None else a[self.order]).T, order="C")
 
     def unsort(self, a: np.ndarray, out: Any, lo: int, hi: int) -> None:
-        """Write the columns ``lo:hi`` of `a` (N, ...) to their rows of `out` (B, N)."""
+        """Write the columns ``lo:hi`` of `a` (N, ...) to their batch entries in `out` (B, N)."""
         out[slice(lo, hi) if self.order is None else self.order[lo:hi]] = a[:, lo:hi].T
 
 
 class Kept(NamedTuple):
-    """One direction's part of the residuals."""
+    """The residuals of one direction."""
 
     packing: Packing
     gates: list[np.ndarray]
-    """i, f, o, g (4H, n_k) of each step."""
+    """The gates i, f, o, g of each step, (4H, n_k)."""
     c: list[np.ndarray]
-    """c before the first and after every step, (H, n)."""
+    """c before the first step and after every step, (H, n)."""
     h: np.ndarray
-    """h as rows: the B of the initial state, then the packed ones."""
+    """h in rows: B rows of the initial state, then the packed rows."""
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs of a whole call."""
+    """The residuals of a whole call."""
 
     problem: Problem
     weights: tuple[Weights, ...]
@@ -133,7 +135,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Run NumPy's own two fast dtypes."""
+    """Return None for the standard LSTM in float32 or float64, else the reason."""
     return (
         _support.why_not(problem, "numpy", ("float32", "float64"), resets=True) or problem.cell.reason or None
     )
@@ -155,7 +157,7 @@ def _pack_weights(problem: Problem, p: LSTMParams) -> Weights:
 
 
 def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int) -> np.ndarray:
-    """Packed rows of x for the steps ``lo:hi``, with the one that a bias is multiplied by."""
+    """Return the packed rows of x for the steps ``lo:hi``, with a last column of ones for the bias."""
     rows = packing.take(x, lo, hi)
     if not problem.bias:
         return rows
@@ -166,7 +168,7 @@ def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int)
 
 
 def _halved(a: Any, H: int) -> np.ndarray:
-    """Gates i, f, g, o as i/2, f/2, o/2, g."""
+    """Reorder the gates i, f, g, o to i/2, f/2, o/2, g."""
     packed = np.empty_like(a)
     np.multiply(a[: 2 * H], 0.5, out=packed[: 2 * H])
     np.multiply(a[3 * H :], 0.5, out=packed[2 * H : 3 * H])
@@ -175,7 +177,7 @@ def _halved(a: Any, H: int) -> np.ndarray:
 
 
 def _pack_steps(problem: Problem, valid: np.ndarray | None, reverse: bool) -> Packing:
-    """Sort the rows by their number of steps and list each step's rows."""
+    """Sort the batch entries by their number of steps, and list the entries of each step."""
     T, B = problem.T, problem.B
     if valid is None:
         return Packing([k * B for k in range(T + 1)] if B else [0], None, None, None, reverse, {})
@@ -205,7 +207,7 @@ def forward(
     valid: np.ndarray | None,
     fresh: np.ndarray | None = None,
 ) -> tuple[np.ndarray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is True."""
     T, B, P = problem.T, problem.B, problem.output_size
     _recycled.pieces.free_idle()
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
@@ -230,7 +232,7 @@ def _walk(
     y: np.ndarray,
     end: LSTMState,
 ) -> Kept:
-    """Run one direction, writing `y` and `end`. Without `keep`, every step reuses the first one's buffers."""
+    """Run one direction and write `y` and `end`; without `keep`, all steps share the same buffers."""
     H, P, B, starts, keep = problem.H, problem.output_size, problem.B, packing.starts, problem.keep
     held = starts[-1] if keep else B
     gates_held, c_held = (_recycled.empty((n * held,), x.dtype) for n in (4 * H, H))
@@ -272,9 +274,10 @@ def _walk(
 def _activate(
     z: np.ndarray, c: np.ndarray, c_new: np.ndarray, m: np.ndarray, fresh: np.ndarray | None
 ) -> np.ndarray:
-    """Turn z into the gates i, f, o, g; write c' into `c_new` and o * tanh(c') into `m`.
+    """Overwrite z with the gates i, f, o, g; write c' to `c_new` and o * tanh(c') to `m`.
 
-    In the columns `fresh` c counts as zeros; it may be kept for the backward pass of the step before.
+    The columns `fresh` use 0 instead of c. c itself is not modified, because the backward pass of the
+    previous step may need it.
     """
     H = len(c)
     np.tanh(z, out=z)
@@ -297,12 +300,12 @@ def _columns(held: np.ndarray, size: int, start: int, n: int) -> np.ndarray:
 
 
 def _block_buffer(size: int, rows: int, dtype: np.dtype) -> np.ndarray:
-    """(size, rows) array whose lines do not all fall into one set of the cache."""
+    """Allocate a (size, rows) array whose rows do not all map to the same cache set."""
     return _recycled.empty((size, rows + CACHE_LINE), dtype)[:, :rows]
 
 
 def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMState) -> None:
-    """Rows from the n-th on have had their last step: their state is final."""
+    """Write the final state of the batch entries from the n-th on, which have no more steps."""
     packing.unsort(h, end.h, n, h.shape[1])
     packing.unsort(c, end.c, n, c.shape[1])
 
@@ -311,7 +314,7 @@ def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMSta
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients with respect to x, the initial state and each direction's parameters."""
+    """Return the gradients of x, the initial state and each direction's parameters."""
     problem, weights, x, kept = residuals
     P = problem.output_size
     dx = _recycled.zeros(x.shape, x.dtype)
@@ -333,7 +336,7 @@ def _walk_back(
     dx: np.ndarray,
     dstart: LSTMState,
 ) -> LSTMParams:
-    """Walk one direction back, adding to `dx` and writing `dstart`."""
+    """Run one direction backward, add to `dx` and write `dstart`."""
     H, P, B, packing, starts = problem.H, problem.output_size, problem.B, kept.packing, kept.packing.starts
     total: list[np.ndarray] = []
     dh_all, dc_all = packing.sort(dend.h), packing.sort(dend.c)
@@ -385,7 +388,7 @@ def _deactivate(
     dz: np.ndarray,
     buffers: np.ndarray,
 ) -> np.ndarray:
-    """Write the gradient with respect to the halved z into `dz`, that of c into `dc`; return o * tanh(c')."""
+    """Write the gradient of the halved z to `dz` and the gradient of c to `dc`; return o * tanh(c')."""
     H, n = c.shape
     ifo, g = gates[: 3 * H], gates[3 * H :]
     i, f, o = ifo[:H], ifo[H : 2 * H], ifo[2 * H :]
@@ -416,7 +419,7 @@ def _deactivate(
 
 
 def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
-    """Packed rows of h before each of the steps ``lo:hi``."""
+    """Return the packed rows of h before each of the steps ``lo:hi``."""
     starts, fresh = kept.packing.starts, kept.packing.fresh
     if kept.packing.order is None and not fresh:
         return kept.h[starts[lo] : starts[hi]]
@@ -430,7 +433,7 @@ def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
 
 
 def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMParams:
-    """Return the gradients of the user's weights from those of the halved and reordered ones."""
+    """Convert gradients of the halved and reordered weights to gradients of the user's weights."""
     dih, dhh = (_unhalved(a, problem.H) for a in total[:2])
     dhr = None if w.hr is None else total[2]
     if not problem.bias:
@@ -439,7 +442,7 @@ def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMPar
 
 
 def _unhalved(a: np.ndarray, H: int) -> np.ndarray:
-    """Apply the chain rule of `_halved` in place: gradients of i/2, f/2, o/2, g to those of i, f, g, o."""
+    """Apply the chain rule of `_halved` in place: convert gradients of i/2, f/2, o/2, g to i, f, g, o."""
     a[: 3 * H] *= 0.5
     o = a[2 * H : 3 * H].copy()
     a[2 * H : 3 * H] = a[3 * H :]

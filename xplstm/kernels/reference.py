@@ -1,10 +1,10 @@
-"""The reference kernel: the cell over time, forward and backward, on any array library.
+"""Run any cell over time, forward and backward, on any array library.
 
-A step that is not valid holds the state and gives the output 0. A backward
-direction therefore needs no reversed copy: walking time downwards, it keeps its
-initial state until it reaches the last valid step of a batch entry.
+A step that is not valid keeps the state and has the output 0. A reverse
+direction therefore needs no reversed copy. It runs from the last time to the
+first, and keeps its initial state until the last valid step of a batch entry.
 
-Backward through time follows Werbos (1990).
+Backpropagation through time follows Werbos (1990).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from xplstm.cells import Equations, Params
 from xplstm.cells.params import each
 from xplstm.kernels._support import flatten_time, projected_inputs, step_mask, zero_where, zero_where_invalid
 
-# A saturated gate is 0 by underflow, whatever `numpy.seterr` says of other code.
+# Saturated gates underflow to 0. This must not raise an error, even if the user calls `numpy.seterr`.
 _UNDERFLOWS = np.errstate(under="ignore")
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs of a whole call; `steps` in the order in which they ran."""
+    """The residuals of a whole call; `steps` are in the order in which they ran."""
 
     problem: Problem
     params: tuple[Params, ...]
     x: Array
     mask: Array | None
     fresh: tuple[list[Array | None], ...]
-    """For each direction and time, the batch entries (B, 1) that start from zeros, or None."""
+    """For each direction and time, booleans (B, 1) of the batch entries that start from zeros, or None."""
     steps: tuple[list[tuple[int, Any]], ...]
 
 
 def supports(problem: Problem) -> str | None:  # noqa: ARG001 - the signature of every kernel
-    """Return None: the reference runs every problem."""
+    """Return None, because the reference kernel supports every problem."""
     return None
 
 
@@ -49,7 +49,7 @@ def prepare(
     problem: Problem,  # noqa: ARG001 - the signature of every kernel
     params: tuple[Params, ...],
 ) -> tuple[Params, ...]:
-    """Widen half precision to float32, in which sums and c are kept inside a call."""
+    """Widen half precision to float32, the dtype of sums and of c inside a call."""
     return tuple(each(_array.widen, p) for p in params)
 
 
@@ -62,7 +62,7 @@ def forward(
     valid: Array | None,
     fresh: Array | None = None,
 ) -> tuple[Array, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is true."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·), or from zeros where `fresh` is True."""
     xp = problem.xp
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
@@ -90,7 +90,7 @@ def _equations(problem: Problem, d: int) -> Callable[[int], Equations]:
 
 
 def _begins(problem: Problem, fresh: Array | None, d: int) -> list[Array | None]:
-    """Return the flags of each time; None where no entry starts, if that is known without waiting."""
+    """Return the flags of each time, or None for a time without True; flags on a device are not read."""
     if fresh is None:
         return [None] * problem.T
     some = [True] * problem.T
@@ -108,7 +108,7 @@ def _forward_direction(
     mask: Array | None,
     begins: list[Array | None],
 ) -> tuple[Array, Array, Array, list[tuple[int, Any]]]:
-    """Run one direction; return y (T, B, ·) in time order, the last state, and what each step keeps."""
+    """Run one direction; return y (T, B, ·) in time order, the last state, and each step's residuals."""
     xp, at, (h, c) = problem.xp, _equations(problem, d), start
     y: dict[int, Array] = {}
     steps: list[tuple[int, Any]] = []
@@ -155,7 +155,7 @@ def backward(
 def _backward_direction(
     residuals: Residuals, d: int, dy: Array, dh: Array, dc: Array
 ) -> tuple[Array, Array, Array, Params]:
-    """Run one direction backward; the parameters' gradients are single products at the end."""
+    """Run one direction backward; one product at the end computes each parameter's gradient."""
     problem, p, x, mask = residuals.problem, residuals.params[d], residuals.x, residuals.mask
     xp, at, begins = problem.xp, _equations(problem, d), residuals.fresh[d]
     by_time: dict[int, Any] = {}
@@ -177,7 +177,7 @@ def _backward_direction(
 
 
 def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
-    """Return what the cell shows of direction `d`, each (T, B, ·), 0 where a step is not valid."""
+    """Return the cell's trace of direction `d`, each array (T, B, ·), with 0 at steps that do not exist."""
     problem, p, mask = residuals.problem, residuals.params[d], residuals.mask
     xp, at = problem.xp, _equations(problem, d)
     sizes = problem.cell.trace_sizes(problem.H, problem.output_size)
@@ -192,7 +192,7 @@ def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
 
 
 def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array:
-    """Return (T, B, size) from one array a step, also for T = 0."""
+    """Stack one array per step to (T, B, size), also for T = 0."""
     xp = problem.xp
     if by_time:
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)

@@ -1,1 +1,1 @@
-"""The CUDA sources of the CuPy kernels, and the Python that launches them."""
+"""The CUDA sources of the CuPy kernels, and the Python code that launches them."""

@@ -1,7 +1,7 @@
-"""Decide whether CUDA kernels run parts of training on CuPy's arrays; `xplstm._array.part` asks.
+"""Decide whether CUDA kernels run losses, optimisers, dropout and embeddings of CuPy arrays.
 
-They run while one of the library's kernels for GPUs is pinned, and without a pin once a GPU has proven them.
-Another pin, as of the reference, keeps to the generic code.
+`xplstm._array.faster` calls this module. The CUDA kernels run if "cupy_persistent" or "cupy_fused" is pinned.
+Without a pin, they run if the device has a proof. With another pin, the generic code runs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ KERNELS = ("cupy_persistent", "cupy_fused")
 
 
 def room() -> ModuleType | None:
-    """Return the module that launches the CUDA kernels, or None where the generic code has to run."""
+    """Return the module that launches the CUDA kernels, or None if the generic code must run."""
     pinned = _choice.kernel.get()
     runs = proven() if pinned is None else pinned in KERNELS
     return training if runs else None
 
 
 def proven() -> bool:
-    """Whether the CUDA kernels have passed their trials on CuPy's current device."""
+    """Return whether the CUDA kernels have passed their trials on CuPy's current device."""
     return proof.decide("training", "all", sys.modules["cupy"].cuda.Device()).passed
