@@ -1,8 +1,8 @@
 """Instructions that `native` takes for a few shapes, counted by valgrind's callgrind.
 
-Times on a busy machine say little; these numbers come out the same each time. ``python -m
-tests.benchmarks.instructions`` writes them anew to `instructions.json`, for a change that is meant to move
-them; the argument ``work`` is for the process under valgrind.
+Times on a busy machine say little; these numbers are the same in every run. ``python -m
+tests.benchmarks.instructions`` rewrites `instructions.json`, for a change that is meant to change them. The
+argument ``work`` is for the process under valgrind.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FORWARD = ((100, 1, 16, 32), (20, 1, 256, 256), (20, 8, 64, 128), (5, 32, 256, 2
 TRAINING = ((20, 1, 64, 128), (10, 8, 64, 128), (4, 32, 128, 256))
 STEP = ((1, 1, 3, 8), (1, 1, 16, 32), (1, 1, 64, 64))
 
-# The functions of the extension module that a call of each kind enters, one after the other.
-ENTERED = {"forward": ("forward",), "training": ("forward", "backward"), "step": ("step",)}
+# The functions of the extension module that are counted.
+ENTERED = ("forward", "backward", "step")
 # valgrind does not know AVX-512.
 ENVIRONMENT = {"XPLSTM_NATIVE_ISA": "avx2", "XPLSTM_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
@@ -54,40 +54,52 @@ def call_of(kind: str, shape: tuple[int, ...]) -> Callable[[], Any]:
         return lambda: frozen(x)
     if kind == "training":
         return lambda: lstm.vjp(x)[2](x[..., :1] + np.zeros(H, "float32"))
-    _, state = frozen.step(x[0])  # the first step goes the long way
+    _, state = frozen.step(x[0])
     return lambda: frozen.step(x[0], state)
 
 
+def entries(call: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
+    """Return how often a call enters the functions of `ENTERED`, and its result."""
+    found = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal found
+        found += event == "c_call" and argument.__name__ in ENTERED
+
+    sys.setprofile(note)
+    result = call(*arguments)
+    sys.setprofile(None)
+    return found, result
+
+
 def work() -> None:
-    """Every case twice, the second time for the count."""
+    """Make every case and call it twice; print how often each of the three entered `ENTERED`."""
     with xplstm.use_kernel("native"):
-        for kind, shape in cases():
-            call = call_of(kind, shape)
-            call()
-            call()
+        for case in cases():
+            before, call = entries(call_of, *case)
+            print(before, entries(call)[0], entries(call)[0])
 
 
 def count() -> dict[str, int]:
-    """Run the cases under valgrind: instructions by case."""
-    entered = sorted({function for functions in ENTERED.values() for function in functions})
+    """Return the instructions of the second call by case, from a process under valgrind."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
         command.append("--collect-atstart=no")
-        for function in entered:
+        for function in ENTERED:
             command += [f"--toggle-collect={function}", f"--dump-after={function}"]
         command += [sys.executable, "-m", "tests.benchmarks.instructions", "work"]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, check=True, capture_output=True)
+        environment = {**os.environ, **ENVIRONMENT}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
         parts = sorted(Path(folder).glob("out.*"), key=lambda path: int(path.suffix[1:]))
         totals = [int(re.findall(r"^totals: (\d+)$", path.read_text(), re.MULTILINE)[0]) for path in parts]
-    # The first step of a stream goes by way of `forward`.
     found, at = {}, 0
-    for kind, shape in cases():
-        each = len(ENTERED[kind])
-        at += (kind == "step") + each
-        found[name_of(kind, shape)] = sum(totals[at : at + each])
-        at += each
+    for case, line in zip(cases(), done.stdout.splitlines(), strict=True):
+        before, first, second = map(int, line.split())
+        at += before + first
+        found[name_of(*case)] = sum(totals[at : at + second])
+        at += second
     if at != len(totals):
-        msg = f"{len(totals)} dumps, expected {at}: a case entered other functions than ENTERED says"
+        msg = f"{len(totals)} dumps, expected {at}: valgrind and Python count other entries of {ENTERED}"
         raise RuntimeError(msg)
     return found
 
