@@ -77,6 +77,24 @@ def test_the_bits_of_one_call(name: str, chunks: Any, valid: str) -> None:
         same(ends.c, state.c)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_states_in_half_precision_are_not_rounded_between_chunks(name: str, dtype: Any) -> None:
+    pytest.importorskip("ml_dtypes")
+    lstm, x, cut = xplstm.LSTM(I, 5, rng=1, dtype=dtype, **LAYERS[name]), X.astype(dtype), (4, 3, 3)
+    if lstm.batch_first:
+        x, cut = x.swapaxes(0, 1), (3, 4, 3)
+    if not lstm.explain(x).canonical_sums:
+        pytest.skip("a kernel that calls a BLAS has other bits in other batches")
+    y, state = lstm(x, lengths=LENGTHS)
+    lazily = da.from_array(x, chunks=cut)
+    got, ends = lstm(lazily, lengths=LENGTHS)
+    for found, expected in ((got, y), (ends.h, state.h), (ends.c, state.c)):
+        assert found.dtype == expected.dtype == found.compute().dtype
+        same(found.astype("float32"), expected.astype("float32"))
+    assert lstm.explain(lazily).kernels == ("native",) * lstm.num_layers
+
+
 @pytest.mark.parametrize("network", [xplstm.GRU, xplstm.RNN])
 def test_networks_without_c_take_the_same_door(network: Any) -> None:
     rnn = network(I, 5, 2, bidirectional=True, rng=1)

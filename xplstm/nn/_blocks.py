@@ -23,6 +23,7 @@ from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._problem import Explanation
 from xplstm._stack import Layers, Packed, Stack, _merge
 from xplstm._state import LSTMState
+from xplstm.cells.params import each
 from xplstm.kernels import _steps
 
 LETTERS = "abcdefghijklmnopqrstuvwxy"
@@ -73,6 +74,11 @@ class _Blocks(NamedTuple):
         """Number of entries of each chunk of the batch; NaN if Dask does not know the number."""
         return tuple(self.x.chunks[1])
 
+    @property
+    def are_widened(self) -> bool:
+        """Whether tasks compute half precision in float32: no state is rounded between chunks of time."""
+        return _array.dtype_name(self.x.dtype) in ("float16", "bfloat16") and len(self.times) > 1
+
 
 def forward(
     stack: Stack, home: Home, layers: Layers, x: Any, state: Any, lengths: Any, mask: Any, reset: Any
@@ -81,10 +87,10 @@ def forward(
     import dask.array as da
 
     blocks = _enter(stack, home, x, state, lengths, mask, reset)
-    if len(stack.reverse) == 1:
-        y, ends = _run(stack._replace(batch_first=False), layers, blocks, blocks.state)
+    if len(stack.reverse) == 2 or blocks.are_widened:
+        y, ends = _layer_by_layer(stack, layers, blocks)
     else:
-        y, ends = _two_directions(stack, layers, blocks)
+        y, ends = _run(stack._replace(batch_first=False), layers, blocks, blocks.state)
     # Unknown chunk sizes agree, because all parts have the batch chunks of x.
     h, c = (da.concatenate(parts, axis=0, allow_unknown_chunksizes=True) for parts in zip(*ends, strict=True))
     if not blocks.batched:
@@ -101,6 +107,8 @@ def explain(
     """Return which kernel would run the largest block of x."""
     blocks = _enter(stack, home, x, None, lengths, mask, reset)
     sizes = max(blocks.times, default=0), _largest(blocks.batches), stack.input_size
+    if blocks.are_widened:
+        home, layers = home._replace(dtype="float32"), _wide(layers)
     dtype = _array.dtype_named(home.xp, home.dtype)
     block = home.xp.zeros(sizes, dtype=dtype, device=home.device)
     T, B, _ = sizes
@@ -270,8 +278,13 @@ def aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) 
     return a
 
 
-def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Run layer by layer, with one chain of tasks per direction, and merge the blocks of both directions."""
+def _wide(layers: Layers) -> Layers:
+    """Return the parameters of all layers in float32."""
+    return tuple(tuple(each(_array.widen, p) for p in directions) for directions in layers)
+
+
+def _layer_by_layer(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Run a chain of tasks for each direction of each layer, and merge the blocks of two directions."""
     ends: list[tuple[Any, Any]] = []
     y: Any = blocks.x
     for layer, directions in enumerate(layers):
@@ -291,7 +304,7 @@ def _two_directions(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any,
             y_d, ends_d = _run(one, ((params,),), blocks._replace(x=y, fresh=fresh), start)
             ys.append(y_d)
             ends += ends_d
-        y = _merged(stack, ys, last=layer == stack.num_layers - 1)
+        y = ys[0] if len(ys) == 1 else _merged(stack, ys, last=layer == stack.num_layers - 1)
     return y, ends
 
 
@@ -333,7 +346,7 @@ def _run(
     arrays = [None if a is None else _array.to_numpy(a) for layer in layers for p in layer for a in p]
     token = tokenize(stack, arrays, *(a.name for a in given))
     model, run = f"lstm-model-{token}", f"lstm-{token}"
-    graph: dict[Any, Any] = {model: Packed(stack, None, layers)}
+    graph: dict[Any, Any] = {model: Packed(stack, None, _wide(layers) if blocks.are_widened else layers)}
     bounds = np.concatenate([[0], np.cumsum(blocks.times)]).astype(int).tolist()
     order = range(len(blocks.times))[:: -1 if stack.reverse[0] else 1]
     for b in range(len(blocks.batches)):
@@ -379,7 +392,8 @@ def _run(
 
 def _block(model: Packed, x: Any, before: Any, exists: Any, first: int, fresh: Any) -> tuple[Any, Any, Any]:
     """Run one block from the previous block's state or the initial state; return y, h and c."""
-    state = None if before is None else LSTMState(*before[-2:])
+    dtype = model._where.dtype
+    state = None if before is None else LSTMState(*(_array.narrow(a, dtype) for a in before[-2:]))
     lengths = mask = None
     if exists is not None and exists.ndim == 2:
         mask = exists
@@ -387,13 +401,13 @@ def _block(model: Packed, x: Any, before: Any, exists: Any, first: int, fresh: A
         lengths = np.clip(_array.to_numpy(exists).astype(np.int64) - first, 0, x.shape[0])
     # Dask already runs several tasks in parallel threads.
     with Chosen(threads, 1):
-        y, end = model._run(x, state, lengths, mask, fresh)
-    return y, end.h, end.c
+        y, end = model._run(_array.narrow(x, dtype), state, lengths, mask, fresh)
+    return _array.narrow(y, _array.dtype_name(x.dtype)), end.h, end.c
 
 
 def _part(parts: tuple[Any, Any, Any], k: int) -> Any:
     """Return one of the results of a block."""
-    return parts[k]
+    return _array.narrow(parts[k], _array.dtype_name(parts[0].dtype))
 
 
 def layer(module: Any, home: Home, name: str, x: Any, features: int, width: int) -> Any:
