@@ -123,6 +123,7 @@ SUBJECTS = {
     "onnx": Subjects(("onnx",), ("onnx",)),
     "onnxruntime": Subjects(("onnxruntime",), ("onnx", "onnxruntime")),
     "openvino": Subjects(("openvino",), ("onnx", "openvino")),
+    "ai_edge_litert": Subjects(("litert",), ("ai-edge-litert",)),
     "flax": Subjects(("flax", "flax_lstm_cell"), ("flax",)),
     "keras": Subjects(("keras",), ("keras", "torch==2.13.0")),
     "mlx": Subjects(("mlx",), ("mlx[cpu]",)),

@@ -183,7 +183,7 @@ def test_layers_without_recurrence() -> None:
             xplstm.DTypeError,
             "ids has dtype float32, expected integers",
         ),
-        (lambda: linear.vjp(chunked(X, (4, 3))), xplstm.BackendError, "only a call takes"),
+        (lambda: linear.vjp(chunked(X, (4, 3))), xplstm.BackendError, "only a call of a layer accepts"),
     ):
         with pytest.raises(kind, match=message):
             call()

@@ -96,8 +96,8 @@ def gradients_over(
     The algorithm is backpropagation through time with checkpoints: Chen, Xu, Zhang and Guestrin, "Training
     deep nets with sublinear memory cost", 2016. On the kernel ``native``, outputs and final state have the
     same bits as one ``vjp`` over the whole sequence. Parameter gradients are sums over chunks; they equal
-    those of one ``vjp`` within rounding. Half precision is widened to float32 until the end. A call rounds the
-    output of each layer, so several layers in half precision equal one ``vjp`` within rounding only.
+    those of one ``vjp`` within rounding. Half precision is widened to float32 until the end. A call rounds
+    the output of each layer, so several layers in half precision equal one ``vjp`` within rounding only.
 
     Examples
     --------
