@@ -525,8 +525,8 @@ def test_threads_do_not_race(room: str) -> None:
 @pytest.mark.parametrize(
     ("version", "is_hip", "reason"),
     [
-        ("13.6.0", False, "it needs CuPy 14 or later, and this is CuPy 13.6.0"),
-        ("14.2.0", True, "its sources are CUDA's, and this CuPy is for ROCm"),
+        ("13.6.0", False, "the kernel needs CuPy 14 or later, and this is CuPy 13.6.0"),
+        ("14.2.0", True, "the kernel needs CUDA, and this CuPy is for ROCm"),
     ],
 )
 @pytest.mark.parametrize("room", ROOMS)

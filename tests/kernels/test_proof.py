@@ -88,7 +88,7 @@ def test_the_package_may_have_proofs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.chmod(0o644)
     chosen = _dispatch.select(problem())
     assert chosen.name == "cupy_persistent"
-    assert "on such a device, in a run of the project, on 20" in _dispatch.proof(chosen, problem())
+    assert "on an equal device, in a run of the project, on 20" in _dispatch.proof(chosen, problem())
     assert _dispatch.select(problem(device=standin.Device(1))).name == "cupy_fused"
     recorded("two streams: y has other bits")
     assert _dispatch.select(problem()).name == "cupy_fused", "the user's own comes first"
@@ -99,11 +99,13 @@ def test_a_failure_that_the_package_has_counts(tmp_path: Path, monkeypatch: pyte
     path = shipped(tmp_path / "shipped", monkeypatch, "4096 steps: y is off")
     assert _dispatch.select(problem()).name == "cupy_fused"
     reason = str(_dispatch.why_not("cupy_persistent", problem()))
-    assert reason.startswith("it failed its trials on such a device, in a run of the project, on 20")
+    assert reason.startswith(
+        "the kernel failed its trials on an equal device, in a run of the project, on 20"
+    )
     path.write_text("{")
     proof.forget()
     reason = str(_dispatch.why_not("cupy_persistent", problem()))
-    assert reason.startswith(f"{proof.NOT_PROVEN}; the package's own proof is not used: ")
+    assert reason.startswith(f"{proof.NOT_PROVEN}; the package's proof is ignored: ")
 
 
 def test_every_proof_of_the_package_is_well_formed() -> None:
@@ -119,7 +121,7 @@ def test_a_kernel_that_failed_is_never_chosen() -> None:
     recorded("two streams: y has other bits")
     assert _dispatch.select(problem()).name == "cupy_fused"
     reason = str(_dispatch.why_not("cupy_persistent", problem()))
-    assert reason.startswith("it failed its trials on this device on 20")
+    assert reason.startswith("the kernel failed its trials on this device on 20")
     assert "two streams: y has other bits" in reason
 
 
@@ -179,9 +181,9 @@ FAULTS = {
 def test_wrong_numbers_are_found_at_first_use(fault: tuple[str, str]) -> None:
     with compiled.faulty(fault):
         assert _dispatch.select(problem()).name == "cupy_elementwise"
-    assert "is off by" in str(_dispatch.why_not("cupy_fused", problem()))
+    assert "has an error of" in str(_dispatch.why_not("cupy_fused", problem()))
     proof.forget()
-    assert "it failed its trials" in str(_dispatch.why_not("cupy_fused", problem())), "it is recorded"
+    assert "the kernel failed its trials" in str(_dispatch.why_not("cupy_fused", problem())), "it is recorded"
 
 
 @pytest.mark.usefixtures("cupy")
@@ -193,7 +195,7 @@ def test_a_check_that_cannot_run_leaves_no_record(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(trials, "check", full)
     assert _dispatch.select(problem()).name == "cupy_elementwise"
     reason = str(_dispatch.why_not("cupy_fused", problem()))
-    assert reason.startswith("its numbers could not be checked: MemoryError: out of memory")
+    assert reason.startswith("the kernel's results could not be checked: MemoryError: out of memory")
     assert not proof.folder().exists()
 
 
@@ -234,7 +236,7 @@ def test_a_proof_is_of_one_device_and_version(what: str, cupy: Any, monkeypatch:
         monkeypatch.setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "50")
     proof.forget()
     assert _dispatch.select(problem()).name == "cupy_fused"
-    assert "it is not proven on this device" in str(_dispatch.why_not("cupy_persistent", problem()))
+    assert "the kernel is not proven on this device" in str(_dispatch.why_not("cupy_persistent", problem()))
 
 
 @pytest.mark.parametrize("changed", ["kernels/_cuda/walk.cuh", "kernels/cupy_persistent.py", "cli/trials.py"])
@@ -285,7 +287,7 @@ def test_a_damaged_or_hostile_file_proves_nothing_and_is_replaced(hostile: Calla
     path.write_bytes(made if isinstance(made, bytes) else json.dumps(made).encode())
     proof.forget()
     reason = str(_dispatch.why_not("cupy_persistent", problem()))
-    assert reason.startswith(f"{proof.NOT_PROVEN}; {path} is not used: ")
+    assert reason.startswith(f"{proof.NOT_PROVEN}; {path} is ignored: ")
     assert reason.isprintable()
     recorded()
     assert _dispatch.select(problem()).name == "cupy_persistent"
@@ -311,7 +313,7 @@ def pipe(path: Path) -> None:
 def test_a_file_that_others_may_have_written_proves_nothing(change: Callable[[Path], None]) -> None:
     path = recorded()
     change(path)
-    assert f"{path} is not used: " in str(_dispatch.why_not("cupy_persistent", problem()))
+    assert f"{path} is ignored: " in str(_dispatch.why_not("cupy_persistent", problem()))
 
 
 @pytest.mark.usefixtures("cupy")

@@ -1,7 +1,7 @@
-"""CuPy's side of the kernels on NVIDIA GPUs: sources, launches, and products by cuBLAS.
+"""Compile and launch the CUDA sources with CuPy, and call cuBLAS.
 
-Everything runs on the current device and stream and waits for nothing. CuPy is
-imported when a kernel runs, never to find out whether it is there.
+All work runs on the current device and stream, without synchronisation. CuPy is
+imported when a kernel runs, never to find out whether it is installed.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ HEADERS = ("primitives.cuh", "functions.cuh", "layer.cuh")
 
 
 class Constants(NamedTuple):
-    """Numbers that the sources and the launches share: each is a macro of its name in the sources."""
+    """Constants that the sources and the launches share. Each is a macro with its name in the sources."""
 
     WARP: int = 32
     THREADS: int = 128
-    """Of a block of fused.cu, at most."""
+    """Largest number of threads of a block of fused.cu."""
     RUN_THREADS: int = 256
-    """Of a block of sum_runs."""
+    """Number of threads of a block of sum_runs."""
     TRAINING_THREADS: int = 256
-    """Of a block of training.cu, at most."""
+    """Largest number of threads of a block of training.cu."""
     TABLE: int = 32
-    """Arrays that one launch of training.cu takes."""
+    """Largest number of arrays of one launch of training.cu."""
     WALK_THREADS: int = 256
-    """Of a block of a persistent kernel, at most, and of project.cu."""
+    """Number of threads of a block of a persistent kernel and of project.cu."""
     POLLS: int = 64
-    """Reads of a counter between two looks at the clock."""
+    """Number of reads of a counter between two reads of the clock."""
     BLOCK_OF_K: int = 128
-    """Numbers that one chain of fused multiply-adds sums."""
+    """Number of terms of one chain of fused multiply-adds."""
     LANE_ROWS: int = 4
-    """Rows of a lane of persistent.cu."""
+    """Number of rows of a lane of persistent.cu."""
     TILE_ROWS: int = 16
-    """Rows of an mma instruction."""
+    """Number of rows of an mma instruction."""
     STEP_BYTES: int = 32
-    """Bytes of k that an mma instruction takes of a row."""
+    """Bytes of a row along k that an mma instruction reads."""
     PROJECT_TILE: int = 64
     PROJECT_STAGED: int = 16
 
@@ -50,14 +50,14 @@ class Constants(NamedTuple):
 CONSTANTS = Constants()
 DEFINES = tuple(f"-D{name}={value}" for name, value in CONSTANTS._asdict().items())
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of a number of each dtype that the kernels know."""
+"""Item size of each supported dtype, in bytes."""
 KINDS = {**SIZES, "tf32": 4}
-"""Those, and float32 whose products may be rounded: what a kernel is compiled for."""
+"""Item size of each kind for which a kernel is compiled: the dtypes, and float32 with TF32 products."""
 WALK = ("persistent.cu", "persistent_mma.cu")
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """Return the files that a source consists of."""
+    """Return the names of the files of a source, in order."""
     cell = ("cell.cuh",) if name in ("fused.cu", *WALK) else ()
     walk = ("walk.cuh",) if name in WALK else ()
     return (*HEADERS, *cell, *walk, name)
@@ -65,18 +65,18 @@ def parts(name: str) -> tuple[str, ...]:
 
 @cache
 def source(name: str) -> str:
-    """One text: CuPy's cache of compiled kernels would not see a change in an included file."""
+    """Return a source as one text, because CuPy's kernel cache does not track includes."""
     return "\n".join((SOURCES / part).read_text(encoding="utf-8") for part in parts(name))
 
 
 @cache
 def kernel(file: str, name: str, kind: str, cooperative: bool = False) -> Any:
-    """Return the kernel `name` of a file for one kind, compiled once for each device when first launched."""
+    """Return the kernel `name` of a file for one kind; the first launch on a device compiles it."""
     return _module(file, kind, cooperative, _entry(name) if file in WALK else None).get_function(name)
 
 
 def _entry(name: str) -> int:
-    """Return the number of an entry of a walk, as walk.cuh counts them."""
+    """Return the number of a kernel of a persistent source, as walk.cuh numbers its entries."""
     return int(name.rpartition("_")[2]) + (100 if "back" in name else 0)
 
 
@@ -89,18 +89,18 @@ def _module(file: str, kind: str, cooperative: bool, only: int | None) -> Any:
 
 
 def wide(dtype: str) -> str:
-    """Name of the dtype that sums over numbers of a dtype or kind are made in."""
+    """Return the name of the accumulation dtype of a dtype or kind."""
     return "float64" if dtype == "float64" else "float32"
 
 
 def fields(spec: str) -> np.dtype:
-    """Return the dtype of a struct of pointers and 64-bit integers, in order; `name:n` is an array of n."""
+    """Return the dtype of a struct of pointers and 64-bit integers; `name:n` is an array of length n."""
     parts = (part.partition(":") for part in spec.split())
     return np.dtype([(name, np.int64, (int(n),)) if n else (name, np.int64) for name, _, n in parts])
 
 
 def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
-    """One struct for a launch; an array becomes its address, None becomes null, a list begins its field."""
+    """Fill a struct for a launch: arrays become addresses, None becomes null, a list fills an array field."""
     packed = np.zeros(1, dtype)
     for name, value in values.items():
         if isinstance(value, list):
@@ -111,9 +111,9 @@ def struct(dtype: np.dtype, **values: Any) -> np.ndarray:
 
 
 def by_value(packed: np.ndarray) -> np.ndarray:
-    """Return the same memory without fields, as a launch takes it.
+    """Return the same memory without fields, as the argument of a launch.
 
-    NumPy would describe the fields in Python at every launch, which takes longer than the launch itself.
+    With fields, NumPy would build a description at every launch, which takes longer than the launch.
     """
     return packed.view(f"V{packed.nbytes}")
 
@@ -124,10 +124,10 @@ def address(a: CuPyArray) -> int:
 
 
 class Matrix(NamedTuple):
-    """The layout of an operand of a product in memory, row by row.
+    """The row-major memory layout of an operand of a product.
 
-    `step` counts elements from one row to the next; a transposed operand is
-    the transpose of what is stored.
+    `step` is the number of elements from one row to the next. A transposed operand
+    is the transpose of the stored matrix.
     """
 
     step: int
@@ -135,22 +135,23 @@ class Matrix(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Addresses of each direction that move by as many bytes from step to step."""
+    """For each direction, an address that advances by a fixed number of bytes per step."""
 
     starts: list[int]
-    """At step 0."""
+    """Addresses at step 0."""
     apart: list[int]
+    """Bytes per step."""
 
     def pair(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return where the first and the last direction begin, and how far each moves."""
+        """Return the start and the bytes per step of the first and of the last direction."""
         return (self.starts[0], self.apart[0]), (self.starts[-1], self.apart[-1])
 
 
 class Product:
-    """``c = a @ b``, or ``c += a @ b``, of sizes known beforehand, at addresses that each call gives.
+    """A product ``c = a @ b``, or ``c += a @ b``, with fixed sizes; each call gives the addresses.
 
-    a is (m, k) and b is (k, n), of the stored dtype; c is (m, n), of `out`. Sums are made in float32 for
-    half precision, and factors are rounded to TF32 for that kind alone.
+    a (m, k) and b (k, n) have the stored dtype, and c (m, n) has the dtype `out`. Half precision is summed in
+    float32. Only the kind "tf32" rounds factors to TF32.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Product:
         self._scalars = np.asarray([1, add], dtype=wide(kind))
         one = self._scalars.ctypes.data
         self._gemm, self._batched = cublas.gemmEx, cublas.gemmStridedBatchedEx
-        # cuBLAS reads columns: its c is our c transposed, so that a and b change places.
+        # cuBLAS is column-major. It computes the transpose of c, so a and b are swapped.
         self._shape = (cp.cuda.get_cublas_handle(), int(b.transposed), int(a.transposed), n, m, k, one)
         self._a, self._b, self._c = (codes[kind], a.step), (codes[kind], b.step), (codes[out], c.step)
         self._zero = one + self._scalars.itemsize
@@ -187,8 +188,8 @@ class Product:
         self._how = (computes.get(kind, cublas.CUBLAS_COMPUTE_32F), cublas.CUBLAS_GEMM_DEFAULT)
 
     def over(self, a: Moves, b: Moves, c: Moves) -> Callable[[int], None]:
-        """Return what makes the product of step k, and does little else: a loop waits for the host alone."""
-        # A lone direction is the first of two that are the same, of which one product is made.
+        """Return a fast function that computes the product of step k; the host limits the loop's speed."""
+        # For one direction, both halves of a pair are equal, and `one` uses the first.
         (a_0, a_1), (b_0, b_1), (c_0, c_1) = (moves.pair() for moves in (a, b, c))
         (a_type, a_step), (b_type, b_step), (c_type, c_step) = self._a, self._b, self._c
         gemm, batched, shape, zero, how = self._gemm, self._batched, self._shape, self._zero, self._how
@@ -203,7 +204,7 @@ class Product:
             left_2, right_2, out_2 = a_1[0] + k * a_1[1], b_1[0] + k * b_1[1], c_1[0] + k * c_1[1]
             if (
                 left_2 >= left and right_2 >= right and out_2 >= out
-            ):  # cuBLAS says nothing of distances below 0
+            ):  # cuBLAS does not document negative strides
                 factors = right, b_type, b_step, (right_2 - right) // size, left, a_type, a_step
                 between = (left_2 - left) // size, zero, out, c_type, c_step, (out_2 - out) // out_size
                 batched(*shape, *factors, *between, 2, *how)
@@ -214,5 +215,5 @@ class Product:
         return one if len(c.starts) == 1 else both
 
     def __call__(self, a: list[int], b: list[int], c: list[int]) -> None:
-        """One product for each address of c, of which there are one or two; those of a and b may repeat."""
+        """Compute one product for each of the one or two addresses of c; addresses of a and b may repeat."""
         self.over(*(Moves(starts, [0] * len(starts)) for starts in (a, b, c)))(0)

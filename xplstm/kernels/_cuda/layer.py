@@ -1,10 +1,10 @@
-"""What CuPy's kernels share: a layer's buffers, the input projection, and the gradients of the weights.
+"""Allocate buffers, project the input and compute weight gradients for two CuPy kernels.
 
-A kernel of `kernels/` is what walks through time between these. Everything is indexed by time. Of h and
-c there are T + 1 slots: a forward direction's state before time t is in slot t, a
-backward one's in slot t + 1, so that the states before all steps follow each other in
-memory either way. Without residuals one slot serves all steps, and the input
-projection is made for some steps at a time.
+`cupy_fused` and `cupy_persistent` implement only the recurrence. All buffers are indexed by time. h and c
+have T + 1 slots. The state before time t is in slot t for a forward direction, and in
+slot t + 1 for a reverse direction, so the states before all steps are contiguous for
+both. Without residuals, all steps share one slot, and the input is projected for
+several steps at a time.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
 
 WARP = CONSTANTS.WARP
 
-# Without residuals the hoisted input projection takes at most this share of the device's memory. Longer
-# sequences have several projections, each with a walk of its own, which loads the weights on-chip again. Free
-# memory is no bound, because cuBLAS may sum a product of fewer rows in another order.
+# The largest share of the device's memory for the input projection without residuals. Longer sequences need
+# several projections and launches, each of which loads the weights on-chip again. The free memory must not
+# determine the size, because cuBLAS may sum a product with fewer rows in another order.
 PROJECTION_SHARE = 1 / 16
 
-# The first with the products of bfloat16 by cuBLAS that the kernels call.
+# The first version of CuPy with cuBLAS products of bfloat16.
 OLDEST_CUPY = 14
 
-# What cuBLAS counts rows and columns in, and kernels the numbers of a step.
+# The largest number of rows or columns for cuBLAS, and of elements of a step for the kernels.
 LARGEST_SIZE = 2**31 - 1
 
-# Rows that one block adds up of each column, at least, and how many runs of rows there are at most.
+# For column sums, the least number of rows of a block, and the largest number of blocks per column.
 RUN_ROWS = 64
 RUNS = 256
 
@@ -47,7 +47,7 @@ LAYER_ALONE = launch.fields(LAYER)
 
 
 class Packed(NamedTuple):
-    """Weights of all directions, one after another; the bias is the sum of both, in the wide dtype."""
+    """Stacked weights of all directions; the bias is the sum of both biases, in the wide dtype."""
 
     weight_ih: CuPyArray
     weight_hh: CuPyArray
@@ -56,25 +56,26 @@ class Packed(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """A call's arrays, D directions of each but y; without residuals some hold a step alone."""
+    """The arrays of a call; without residuals, h, c and m hold only one step."""
 
     y: CuPyArray
     """(T, B, D * P)"""
     z: CuPyArray
-    """(D, T, B, 4H) in the wide dtype: the input projection, and afterwards the gates."""
+    """(D, T, B, 4H) in the wide dtype: the input projection, overwritten by the gates."""
     h: CuPyArray
     """(D, T + 1, B, P)"""
     c: CuPyArray
     """(D, T + 1, B, H) in the wide dtype."""
     m: CuPyArray | None
-    """(D, T, B, H): what a projection is applied to."""
+    """(D, T, B, H): the input of the projection of h."""
     start: LSTMState
-    """(D, B, .): the state before the first step, and where that after the last one goes."""
+    """(D, B, .): the state before the first step."""
     end: Any
+    """(D, B, .): the state after the last step, which the kernel writes."""
 
 
 class Segment(NamedTuple):
-    """Steps that one input projection serves."""
+    """A range of steps with one input projection."""
 
     start: int
     stop: int
@@ -83,7 +84,7 @@ class Segment(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs of a whole call."""
+    """The residuals of a whole call."""
 
     problem: Problem
     packed: Packed
@@ -93,45 +94,45 @@ class Residuals(NamedTuple):
 
 
 def why_not(problem: Problem) -> str | None:
-    """Why no kernel of CuPy's runs `problem`, or None."""
+    """Return why neither of the two kernels can run `problem`, or None."""
     reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason or _why_not_this_cupy()
     if reason:
         return reason
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
     if largest > LARGEST_SIZE:
-        return f"a matrix of it has {largest} rows or columns; cuBLAS takes {LARGEST_SIZE}"
+        return f"a matrix has {largest} rows or columns; cuBLAS supports at most {LARGEST_SIZE}"
     if problem.B * problem.H > LARGEST_SIZE:
         sizes = f"hidden_size={problem.H} with a batch of {problem.B}"
-        return f"{sizes} has {problem.B * problem.H} numbers a step; the kernels take {LARGEST_SIZE}"
+        return f"{sizes} has {problem.B * problem.H} elements per step; the kernels support {LARGEST_SIZE}"
     return None
 
 
 def _why_not_this_cupy() -> str | None:
-    """Why the CuPy that made the arrays cannot launch these kernels, or None."""
+    """Return why the installed CuPy cannot launch these kernels, or None."""
     cp = sys.modules.get("cupy")
     if cp is None:
         return None
     if int(cp.__version__.partition(".")[0]) < OLDEST_CUPY:
-        return f"it needs CuPy {OLDEST_CUPY} or later, and this is CuPy {cp.__version__}"
+        return f"the kernel needs CuPy {OLDEST_CUPY} or later, and this is CuPy {cp.__version__}"
     if cp.cuda.runtime.is_hip:
-        return "its sources are CUDA's, and this CuPy is for ROCm"
+        return "the kernel needs CUDA, and this CuPy is for ROCm"
     return None
 
 
 def lazy_why_not(name: str) -> str:
-    """Serve as ``__getattr__`` of a module for WHY_NOT: ask CuPy and its driver when it is first read."""
+    """Return WHY_NOT lazily, as ``__getattr__`` of a kernel's module; the first access queries CuPy."""
     if name == "WHY_NOT":
         return why_unusable("cupy") or ""
     raise AttributeError(name)
 
 
 def kind(problem: Problem) -> str:
-    """Return what the kernels for `problem` are compiled for: its dtype, or "tf32"."""
+    """Return the kind for which the kernels are compiled: the dtype of `problem`, or "tf32"."""
     return "tf32" if problem.precision == "tf32" and problem.dtype == "float32" else problem.dtype
 
 
 def capturing(problem: Problem) -> bool:
-    """Whether its device's stream is recorded for a CUDA graph; CuPy refuses every call of cuBLAS then."""
+    """Return whether the device's stream is being captured for a CUDA graph, which excludes cuBLAS calls."""
     cp = sys.modules.get("cupy")
     if cp is None:
         return False
@@ -140,7 +141,7 @@ def capturing(problem: Problem) -> bool:
 
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
-    """Stack the directions, and add the biases."""
+    """Stack the weights of all directions, and add the two biases."""
     import cupy as cp
 
     def stacked(arrays: list[CuPyArray]) -> CuPyArray:
@@ -159,7 +160,7 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
 
 
 class Call:
-    """Allocation, launches and products of one call; sizes and dtypes are the problem's."""
+    """Allocations, launches and products of one call, with the sizes and dtypes of the problem."""
 
     def __init__(self, problem: Problem, valid: CuPyArray | None) -> None:
         import cupy as cp
@@ -187,7 +188,7 @@ class Call:
         return self.cp.empty(shape, self.wide if wide else self.stored)
 
     def starts(self, a: CuPyArray, times: list[int] | None = None) -> list[int]:
-        """Address of ``a[d]`` for each direction, or of its element at a time."""
+        """Return the address of ``a[d]`` for each direction, or of ``a[d, times[d]]``."""
         at = [0] * self.D if times is None else times
         return [launch.address(a) + d * a.strides[0] + at[d] * a.strides[1] for d in range(self.D)]
 
@@ -207,13 +208,13 @@ class Call:
         return Product(kind(self.problem), *arguments, add=add, out=out or self.problem.dtype)
 
     def moves(self, a: CuPyArray, first: list[int] | None = None) -> launch.Moves:
-        """Return the addresses of ``a[d]``, or of its element that moves with time from `first` at step 0."""
+        """Return the addresses of ``a[d]``, or of the element of each step, from ``a[d, first[d]]`` on."""
         signs = [-1 if back else 1 for back in self.problem.reverse]
         apart = [0 if first is None else sign * a.strides[1] for sign in signs]
         return launch.Moves(self.starts(a, first), apart)
 
     def launcher(self, name: str, count: int) -> Callable[..., None]:
-        """Return what launches a thread for each of `count` elements of each direction."""
+        """Return a function that launches one thread for each of `count` elements and each direction."""
         threads = min(CONSTANTS.THREADS, -(-count // WARP) * WARP)
         kernel, grid, block = self.kernel(name), (-(-count // threads), self.D), (threads,)
 
@@ -223,19 +224,19 @@ class Call:
         return run
 
     def launch_once(self, name: str, count: int, *arguments: Any) -> None:
-        """Launch a thread for each of `count` elements."""
+        """Launch one thread for each of `count` elements."""
         self.kernel(name)((-(-count // CONSTANTS.THREADS),), (CONSTANTS.THREADS,), arguments)
 
     def kernel(self, name: str) -> Any:
         return launch.kernel("fused.cu", name, self.problem.dtype)
 
     def without_missing(self, a: CuPyArray, out: CuPyArray) -> CuPyArray:
-        """Copy `a` (T, B, N) to `out`, with zeros (no NaN either) where no step is."""
+        """Copy `a` (T, B, N) to `out`, with zeros at steps that do not exist, even in place of NaN."""
         self.launch_once("zero_missing", a.size, launch.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
         return out
 
     def column_sums(self, a: CuPyArray) -> CuPyArray:
-        """(D, N) sums over the rows of `a` (D, T, B, N)."""
+        """Sum `a` (D, T, B, N) over time and batch to (D, N)."""
         rows, columns = self.problem.T * self.problem.B, a.shape[3]
         height = max(RUN_ROWS, -(-rows // RUNS))
         runs = -(-rows // height)
@@ -253,7 +254,7 @@ ProjectInput = Callable[[Call, Packed, CuPyArray, CuPyArray, Segment], None]
 
 
 def project_input(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
-    """``W_ih x`` of a segment's steps by cuBLAS."""
+    """Compute ``W_ih x`` of a segment's steps by cuBLAS."""
     H4, I, rows = z.shape[3], x.shape[2], (segment.stop - segment.start) * x.shape[1]
     wide = launch.wide(call.problem.dtype)
     product = call.product((rows, H4, I), Matrix(I), Matrix(I, True), Matrix(H4), out=wide)
@@ -270,7 +271,7 @@ def forward(
     walk: Walk,
     project: ProjectInput = project_input,
 ) -> tuple[CuPyArray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), `walk` through each segment."""
+    """Run every direction over x (T, B, I) from `state` (D, B, ·); `walk` runs the steps of each segment."""
     with problem.device:
         call = Call(problem, valid)
         x = call.cp.ascontiguousarray(x)
@@ -285,14 +286,14 @@ def forward(
 
 
 def projected_steps(problem: Problem) -> int:
-    """Return how many steps of all directions one input projection takes at most."""
+    """Return the largest number of steps of one input projection."""
     step = len(problem.reverse) * problem.B * 4 * problem.H * launch.SIZES[launch.wide(problem.dtype)]
     return max(1, int(device_memory(problem.device.id) * PROJECTION_SHARE) // max(1, step))
 
 
 @cache
 def device_memory(number: int) -> int:
-    """Return the bytes that the device of this number has."""
+    """Return the memory of the device with this number, in bytes."""
     import cupy as cp
 
     return int(cp.cuda.runtime.getDeviceProperties(number)["totalGlobalMem"])
@@ -322,10 +323,10 @@ def _segments(problem: Problem, held: int) -> list[Segment]:
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, walk_back: WalkBack
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients with respect to x, the initial state and each direction's parameters.
+    """Return the gradients of x, the initial state and each direction's parameters.
 
-    `walk_back` gives those by z and by the projected states of all steps, and turns those by the last
-    state into those by the first.
+    `walk_back` returns the gradients of z and of the projected states of all steps. It overwrites the
+    gradients of the last state with the gradients of the initial state.
     """
     problem = residuals.problem
     with problem.device:
@@ -340,7 +341,7 @@ def backward(
 
 
 def _input_gradient(call: Call, residuals: Residuals, dz: CuPyArray) -> CuPyArray:
-    """Compute dx of the directions one after another, added in the wide dtype."""
+    """Compute dx as the sum over the directions, in the wide dtype."""
     problem, x = call.problem, residuals.x
     rows, H4, I = problem.T * problem.B, 4 * problem.H, problem.I
     alone = call.D == 1
@@ -358,7 +359,7 @@ def _input_gradient(call: Call, residuals: Residuals, dz: CuPyArray) -> CuPyArra
 def _gradients(
     call: Call, residuals: Residuals, dz: CuPyArray, dprojected: CuPyArray | None
 ) -> tuple[LSTMParams, ...]:
-    """One product for each weight over the rows of all steps, one sum for the biases."""
+    """Compute the parameters' gradients: a product over all steps for each weight, and a sum for the bias."""
     problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
     rows, I, H, H4 = problem.T * problem.B, problem.I, problem.H, 4 * problem.H
     dih, dhh = call.cp.empty_like(packed.weight_ih), call.cp.empty_like(packed.weight_hh)

@@ -1,4 +1,4 @@
-"""Turn recorded steps into programs: kernels of CuPy's ``ElementwiseKernel`` between matrix products."""
+"""Convert recorded steps into programs of elementwise CuPy kernels and matrix products."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from xplstm.kernels._cuda.recorded import (
 
 
 class Kernel(NamedTuple):
-    """One launch: a thread for each batch entry and column."""
+    """One launch, with a thread for each batch entry and column."""
 
     inputs: tuple[tuple[int, str], ...]
-    """Register and type of each."""
+    """Register and type of each input."""
     outputs: tuple[tuple[int, int], ...]
-    """Register and columns of each, from which fresh memory is made where none is given."""
+    """Register and number of columns of each output. An output without given memory is allocated."""
     columns: int
     body: str
 
@@ -43,22 +43,22 @@ class Product(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A recorded step. Its registers are the arrays given, then those that it makes."""
+    """A recorded step. Its registers hold first the input arrays, then the computed arrays."""
 
     steps: tuple[Kernel | Product, ...]
     registers: int
     outputs: tuple[int, ...]
-    """The register of each."""
+    """The register of each output."""
 
     def uses(self, register: int) -> bool:
-        """Return whether any step, or the caller, reads it."""
+        """Return whether a step or the caller reads a register."""
         read = [k for step in self.steps if isinstance(step, Kernel) for k, _ in step.inputs]
         read += [step.source for step in self.steps if isinstance(step, Product)]
         return register in read or register in self.outputs
 
 
 class Run:
-    """A program with what stays the same through a call: the parameters, the batch and the dtype."""
+    """A program with the parameters, batch size and dtype of one call."""
 
     def __init__(self, program: Program, constants: Sequence[CuPyArray], B: int, dtype: Any) -> None:
         import cupy as cp
@@ -76,7 +76,7 @@ class Run:
                 self.steps.append((compiled(step), read, step.outputs, B * step.columns))
 
     def __call__(self, arrays: Sequence[CuPyArray], into: Mapping[int, CuPyArray]) -> list[CuPyArray]:
-        """Run the step on the other inputs; outputs named by their number go `into` the arrays given."""
+        """Run one step on the given arrays; `into` maps numbers of outputs to arrays that receive them."""
         program = self.program
         found: list[Any] = [*self.constants, *arrays]
         found += [None] * (program.registers - len(found))
@@ -96,7 +96,7 @@ class Run:
 
 @cache
 def compiled(kernel: Kernel) -> Any:
-    """CuPy's kernel, which it compiles at the first launch on each device."""
+    """Return CuPy's kernel, which the first launch on each device compiles."""
     import cupy as cp
 
     inputs = ", ".join(f"raw {kind} a{k}" for k, (_, kind) in enumerate(kernel.inputs))
@@ -105,7 +105,7 @@ def compiled(kernel: Kernel) -> Any:
 
 
 class Write(NamedTuple):
-    """A value that goes to memory, at some columns of a register."""
+    """A value that is stored in memory, at some columns of a register."""
 
     value: Value
     register: int
@@ -114,7 +114,7 @@ class Write(NamedTuple):
 
 
 class Builder:
-    """Plans one program: which values go to memory, and which kernel writes each."""
+    """The plan of one program: which values are stored in memory, and which kernel writes each value."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -124,9 +124,9 @@ class Builder:
         self.levels: dict[int, int] = {}
         self.planned: set[int] = set()
         self.stored: dict[int, tuple[int, int, int]] = {}
-        """Where a value is in memory: register, first column, columns of the register."""
+        """For each stored value, its register, first column, and the columns of the register."""
         self.ready: dict[tuple[int, int], int] = {}
-        """The level whose kernel writes a value to a register."""
+        """For each value and register, the level of the kernel that writes the value."""
 
     def fresh(self) -> int:
         """Return the number of a new register."""
@@ -144,7 +144,7 @@ class Builder:
         return register
 
     def plan_products(self, value: Value) -> None:
-        """Plan the products that a value needs, and to store what they multiply."""
+        """Plan the products that a value needs, and the stores of their operands."""
         if value.at in self.planned:
             return
         self.planned.add(value.at)
@@ -157,7 +157,7 @@ class Builder:
             self.products[_key(value.node)] = self.fresh()
 
     def in_memory(self, value: Value) -> bool:
-        """Return whether the value is the whole of a register."""
+        """Return whether the value fills a whole register."""
         node = value.node
         if node.operation == INPUT:
             return node.axes == BOTH and node.width == self.recorder.widths[node.slot]
@@ -166,7 +166,7 @@ class Builder:
         return value.at in self.stored and self.stored[value.at][1:] == (0, node.width)
 
     def register(self, value: Value) -> int:
-        """Return the register of a value that is in memory."""
+        """Return the register of a value in memory."""
         node = value.node
         if node.operation == INPUT:
             return node.slot
@@ -175,14 +175,14 @@ class Builder:
         return self.stored[value.at][0]
 
     def level(self, value: Value) -> int:
-        """Return how many products come before a value."""
+        """Return the number of consecutive products that a value depends on."""
         if value.at not in self.levels:
             below = max((self.level(Value(self.recorder, k)) for k in value.node.arguments), default=0)
             self.levels[value.at] = below + (value.node.operation == PRODUCT)
         return self.levels[value.at]
 
     def launch_level(self, write: Write) -> int:
-        """Return the level of the kernel that a write joins: its own, or a later one that saves a launch."""
+        """Return the level of a write's kernel: the value's level, or a later level that saves a launch."""
         operands = {self.register(Value(self.recorder, operand)) for operand, _ in self.products}
         alike = [w for w in self.writes if w.value.width == write.value.width]
         level = self.level(write.value)
@@ -190,7 +190,7 @@ class Builder:
         return level if level in due else max(self.level(w.value) for w in alike)
 
     def steps(self) -> list[Kernel | Product]:
-        """Return what runs, in order: the kernels of each level, then its products."""
+        """Return the steps in order: the kernels of each level, then its products."""
         found: list[Kernel | Product] = []
         recorder = self.recorder
         pending = {key: self.level(Value(recorder, key[0])) for key in self.products}
@@ -209,7 +209,7 @@ class Builder:
 
 
 class Body:
-    """The C++ of one kernel."""
+    """The C++ code of one kernel."""
 
     def __init__(self, builder: Builder, level: int, width: int) -> None:
         self.builder, self.level, self.width = builder, level, width
@@ -233,7 +233,7 @@ class Body:
         return Kernel(tuple(self.inputs.items()), tuple(outputs.items()), self.width, "\n".join(lines))
 
     def index(self, first: int, total: int, axes: str = BOTH) -> str:
-        """Return the place of this thread's element in an array of `total` columns."""
+        """Return the index of this thread's element in an array with `total` columns."""
         if axes == ROW:
             return "row"
         if axes == COLUMN:
@@ -241,12 +241,12 @@ class Body:
         return "i" if (first, total) == (0, self.width) else f"row * {total} + column + {first}"
 
     def load(self, register: int, place: str, kind: str = NUMBER) -> str:
-        """Return the element of an input."""
+        """Return the expression that reads an element of an input."""
         self.inputs.setdefault(register, kind)
         return f"a{list(self.inputs).index(register)}[{place}]"
 
     def expression(self, value: Value) -> str:
-        """Return the name of a value, after the lines that compute it."""
+        """Return the name of a value, and append the lines that compute it."""
         if value.at in self.names:
             return self.names[value.at]
         node, builder = value.node, self.builder
@@ -271,13 +271,13 @@ class Body:
 
 
 def _key(node: Node) -> tuple[int, Matrix]:
-    """Return what a product multiplies: the same for every slice of its columns."""
+    """Return the operands of a product, which all slices of its columns share."""
     assert node.matrix is not None
     return node.arguments[0], node.matrix
 
 
 def build(recorder: Recorder, outputs: Sequence[Value], stored: Sequence[bool]) -> Program:
-    """Return the program for these outputs; those marked `stored` can be written into a given array."""
+    """Return the program for these outputs; outputs with `stored` True can be written to a given array."""
     builder = Builder(recorder)
     registers = {k: builder.write(value) for k, value in enumerate(outputs) if stored[k]}
     for value in outputs:

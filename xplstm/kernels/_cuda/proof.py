@@ -1,9 +1,10 @@
-"""Proofs: whether a kernel has passed its trials on the device at hand, by a file in the user's cache.
+"""Look up and record proofs: whether a kernel has passed its trials on a device.
 
-``python -m xplstm prove`` runs the trials and records the results, those that failed too. A proof holds for
-one device, driver, NVRTC, cuBLAS and CuPy, and for one content of the files that make up the kernels. A
-process looks it up once. Proofs of the project's own runs are files of the package, in the same form; the
-user's own come first. ``prove --fit`` adds a file with the costs of a device.
+``python -m xplstm prove`` runs the trials and records passed and failed results in a file in the user's
+cache. A proof is valid for one device, one version of the driver, NVRTC, cuBLAS and CuPy, and one content of
+the kernels' files. A process looks up each proof once. The package may contain proofs of the project's own
+runs in the same format; the user's proofs take precedence. ``prove --fit`` adds a file with the costs of a
+device.
 """
 
 from __future__ import annotations
@@ -28,21 +29,19 @@ from xplstm.kernels._cuda import launch
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows: of two processes that record at once, the later one may lose the other's record
+except ImportError:  # Windows has no fcntl: if two processes record at once, one record may be lost
     fcntl = None  # type: ignore[assignment]
 
 FOLDER = "XPLSTM_PROOFS"
-"""The variable of the environment that names another folder."""
+"""The environment variable that sets the folder of proofs."""
 SHIPPED = launch.SOURCES / "proofs"
-"""Where the package has the proofs of the project's own runs."""
+"""The package's folder with proofs of the project's own runs."""
 FORMAT = 1
 LARGEST = 2**16
-"""Bytes of a file of proofs, at most."""
+"""The largest size of a file of proofs, in bytes."""
 LONGEST = 500
-"""Characters of a reason, at most."""
-NOT_PROVEN = "it is not proven on this device, which python -m xplstm prove does"
+"""The largest length of a reason, in characters."""
+NOT_PROVEN = "the kernel is not proven on this device; run python -m xplstm prove"
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -52,24 +51,25 @@ _lock = threading.Lock()
 
 
 class Verdict(NamedTuple):
-    """What the trials of one kernel and kind of numbers said."""
+    """The result of the trials of one kernel for one kind."""
 
     passed: bool
     reason: str
-    """Why it failed, or nothing."""
+    """Why the kernel failed, or ""."""
     date: str
 
 
 def verdict(reason: str | None) -> Verdict:
-    """Return the verdict of now: passed without a reason against it."""
+    """Return a verdict with the current date: passed if `reason` is None, else failed."""
     text = "".join(c if c.isprintable() else " " for c in reason or "")[:LONGEST]
     return Verdict(reason is None, text, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
 def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | None] | None = None) -> Proof:
-    """Return whether `kernel` is proven for a kind of numbers; ask files and devices once in a process.
+    """Return whether `kernel` is proven for a kind, from a cache that is filled once per process.
 
-    Without a record `check` is run, if it is given, and recorded: it returns why the kernel failed, or None.
+    Without a record, `check` is called if given, and its result is recorded. `check` returns why the kernel
+    failed, or None.
     """
     found = _decided.get((kernel, kind, device.id))
     if found is None:
@@ -81,7 +81,7 @@ def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | Non
 
 
 def forget() -> None:
-    """Decide again at the next question."""
+    """Clear the cache of the process."""
     _decided.clear()
     _fitted.clear()
     identity.cache_clear()
@@ -90,37 +90,40 @@ def forget() -> None:
 def _decide(kernel: str, kind: str, device: Device, check: Callable[[], str | None] | None) -> Proof:
     try:
         key = identity(device.id)
-    except Exception as error:  # whatever a driver or a library raises is the reason
+    except Exception as error:  # a driver or a library may raise any exception
         return Proof(False, f"this device cannot be identified: {type(error).__name__}: {error}")
     path, trouble = file_of(key), ""
     try:
         known = read(path, key).get(name_of(kernel, kind))
     except (OSError, ValueError) as error:
-        known, trouble = None, f"; {path} is not used: {error}"
+        known, trouble = None, f"; {path} is ignored: {error}"
     where = "on this device"
     if known is None:
         try:
-            known, where = _shipped(key, name_of(kernel, kind)), "on such a device, in a run of the project,"
+            known, where = (
+                _shipped(key, name_of(kernel, kind)),
+                "on an equal device, in a run of the project,",
+            )
         except (OSError, ValueError) as error:
-            trouble += f"; the package's own proof is not used: {error}"
+            trouble += f"; the package's proof is ignored: {error}"
     if known is None and check is None:
         return Proof(False, f"{NOT_PROVEN}{trouble}")
     if known is None and check is not None:
         try:
             known, where = verdict(check()), "on this device"
-        except Exception as error:  # as of a compiler that is missing, or memory that is full
-            return Proof(False, f"its numbers could not be checked: {type(error).__name__}: {error}")
-        # Without a cache every process checks for itself.
+        except Exception as error:  # such as a missing compiler, or too little memory
+            return Proof(False, f"the kernel's results could not be checked: {type(error).__name__}: {error}")
+        # If the cache cannot be written, every process checks again.
         with contextlib.suppress(OSError):
             record(key, name_of(kernel, kind), known)
     assert known is not None
     if known.passed:
         return Proof(True, f"passed its trials {where} on {known.date[:10]}")
-    return Proof(False, f"it failed its trials {where} on {known.date[:10]}: {known.reason}")
+    return Proof(False, f"the kernel failed its trials {where} on {known.date[:10]}: {known.reason}")
 
 
 def _shipped(key: dict[str, str], name: str) -> Verdict | None:
-    """Return the verdict of the project's own run, if the package has one for this key."""
+    """Return the verdict of the project's own run for this key, or None."""
     content = _content(SHIPPED / file_of(key).name, private=False)
     return None if content is None else _verdicts(content, key).get(name)
 
@@ -132,7 +135,7 @@ def name_of(kernel: str, kind: str) -> str:
 
 @cache
 def identity(number: int) -> dict[str, str]:
-    """Return all that a proof on the device of this number depends on."""
+    """Return the properties of device `number` and its software that identify a proof."""
     import cupy as cp
     from cupy_backends.cuda.libs import cublas
 
@@ -154,7 +157,7 @@ def identity(number: int) -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return what Linux says of the driver's build: CUDA's own number is that of its interface alone."""
+    """Return Linux's description of the driver's build; CUDA reports only the version of its interface."""
     try:
         return PROC_DRIVER.read_text(encoding="utf-8", errors="replace").partition("\n")[0][:LONGEST]
     except OSError:
@@ -163,7 +166,7 @@ def _driver() -> str:
 
 @cache
 def sources() -> str:
-    """Return the digest of all that makes up the kernels and launches or tries them."""
+    """Return the digest of all files that define, launch or test the kernels."""
     package = launch.SOURCES.parents[1]
     files = [path for path in launch.SOURCES.iterdir() if path.suffix in (".cu", ".cuh", ".py")]
     files += [package / "kernels" / f"{name}.py" for name in ("_support", "cupy_fused", "cupy_persistent")]
@@ -176,7 +179,7 @@ def sources() -> str:
 
 
 def folder() -> Path:
-    """Return where proofs are kept: XPLSTM_PROOFS, or a folder in the user's cache."""
+    """Return the folder of proofs: XPLSTM_PROOFS, or a folder in the user's cache."""
     if os.environ.get(FOLDER):
         return Path(os.environ[FOLDER])
     if os.name == "nt":
@@ -189,27 +192,27 @@ def folder() -> Path:
 
 
 def file_of(key: dict[str, str]) -> Path:
-    """Return the file of the proofs of one key."""
+    """Return the path of the proofs for one key."""
     text = json.dumps(key, sort_keys=True)
     return folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def read(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
-    """Return the records of a file; none where there is no file.
+    """Return the records of a file, or an empty dict if the file does not exist.
 
     Raises
     ------
     OSError
-        If it is no plain file, or others than the user may write to it.
+        If `path` is not a regular file, or other users may write to it.
     ValueError
-        If it is not what `record` writes for `key`.
+        If the content is not in the format of `record` for `key`.
     """
     content = _content(path)
     return {} if content is None else _verdicts(content, key)
 
 
 def _content(path: Path, private: bool = True) -> Any:
-    """Return what a file has as JSON, or None where there is none; a `private` one is the user's alone."""
+    """Return the JSON content of a file, or None without a file; only the user may write a `private` file."""
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     try:
         file = os.open(path, flags)
@@ -218,36 +221,36 @@ def _content(path: Path, private: bool = True) -> Any:
     with os.fdopen(file, "rb") as stream:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
-            msg = "it is no plain file"
+            msg = "the path is not a regular file"
             raise OSError(msg)
         if private and os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
-            msg = "others than this user may write to it"
+            msg = "other users may write to the file"
             raise OSError(msg)
         text = stream.read(LARGEST + 1)
     if len(text) > LARGEST:
-        msg = f"it is larger than {LARGEST} bytes"
+        msg = f"the file is larger than {LARGEST} bytes"
         raise ValueError(msg)
     try:
         content = json.loads(text.decode())
     except RecursionError as error:
-        msg = "it is nested too deeply"
+        msg = "the file is nested too deeply"
         raise ValueError(msg) from error
     if content is None:
-        msg = "it is null"
+        msg = "the file holds null"
         raise ValueError(msg)
     return content
 
 
 def _verdicts(content: Any, key: dict[str, str]) -> dict[str, Verdict]:
     if not isinstance(content, dict) or set(content) != {"format", "key", "proofs"}:
-        msg = "it is no file of proofs"
+        msg = "the file does not hold proofs"
         raise ValueError(msg)
     if content["format"] != FORMAT or content["key"] != key:
-        msg = "its proofs are of another device, or of other versions"
+        msg = "the proofs belong to another device or to other versions"
         raise ValueError(msg)
     proofs = content["proofs"]
     if not isinstance(proofs, dict) or not all(_is_verdict(v) for v in proofs.values()):
-        msg = "a record in it has another form"
+        msg = "a record of the file has another format"
         raise ValueError(msg)
     return {name: Verdict(**found) for name, found in proofs.items()}
 
@@ -266,14 +269,14 @@ def _is_verdict(found: Any) -> bool:
 
 
 def record(key: dict[str, str], name: str, found: Verdict) -> None:
-    """Add a verdict to the file of `key`, or replace one there; raise OSError where it cannot be written."""
+    """Add or replace a verdict in the file of `key`; raise OSError if the file cannot be written."""
     from xplstm.io.files._durable import write_durably
 
     path = file_of(key)
     with locked(path.with_suffix(".lock")):
         try:
             known = read(path, key)
-        except (OSError, ValueError):  # a file that is not used is replaced
+        except (OSError, ValueError):  # an invalid file is replaced
             known = {}
         proofs = {at: v._asdict() for at, v in {**known, name: found}.items()}
         content = json.dumps({"format": FORMAT, "key": key, "proofs": proofs}, indent=1, sort_keys=True)
@@ -281,37 +284,37 @@ def record(key: dict[str, str], name: str, found: Verdict) -> None:
 
 
 def fitted(number: int) -> dict[str, float]:
-    """Return the costs that were fitted on the device of this number, or nothing; look once in a process."""
+    """Return the costs fitted on device `number`, or an empty dict, from a cache filled once per process."""
     found = _fitted.get(number)
     if found is None:
         try:
             key = identity(number)
             found = read_costs(key)
-        except Exception:  # whatever a driver or a library raises: the estimates hold then
+        except Exception:  # a driver or a library may raise any exception; the estimates are used then
             found = {}
         _fitted[number] = found
     return found
 
 
 def read_costs(key: dict[str, str]) -> dict[str, float]:
-    """Return the costs of a device; none where there is no file.
+    """Return the costs of a device, or an empty dict if the file does not exist.
 
     Raises
     ------
     OSError
-        If it is no plain file, or others than the user may write to it.
+        If the path is not a regular file, or other users may write to it.
     ValueError
-        If it is not what `record_costs` writes for `key`.
+        If the content is not in the format of `record_costs` for `key`.
     """
     content = _content(costs_file(key))
     if content is None:
         return {}
     if not isinstance(content, dict) or content.get("key") != key or content.get("format") != FORMAT:
-        msg = "its costs are of another device, or of other versions"
+        msg = "the costs belong to another device or to other versions"
         raise ValueError(msg)
     costs = content.get("costs")
     if not isinstance(costs, dict) or not costs or not all(_is_cost(value) for value in costs.values()):
-        msg = "it has no costs, or some that are not positive numbers"
+        msg = "the file must hold at least 1 cost, all positive numbers"
         raise ValueError(msg)
     return dict(costs)
 
@@ -321,12 +324,12 @@ def _is_cost(value: Any) -> bool:
 
 
 def costs_file(key: dict[str, str]) -> Path:
-    """Return the file of the costs of one key."""
+    """Return the path of the costs for one key."""
     return file_of(key).with_suffix(".costs.json")
 
 
 def record_costs(key: dict[str, str], costs: dict[str, float]) -> None:
-    """Replace the costs of `key`; raise OSError where the file cannot be written."""
+    """Write the costs of `key`; raise OSError if the file cannot be written."""
     from xplstm.io.files._durable import write_durably
 
     path = costs_file(key)
@@ -337,9 +340,9 @@ def record_costs(key: dict[str, str], costs: dict[str, float]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is made if need be, in a folder for the user alone.
+    """Hold a file lock; create the file, and its folder with access for the user alone, if necessary.
 
-    Raises BlockingIOError where another process holds it and `wait` is false.
+    Raises BlockingIOError if another process holds the lock and `wait` is False.
     """
     os.makedirs(path.parent.parent, exist_ok=True)
     with contextlib.suppress(FileExistsError):

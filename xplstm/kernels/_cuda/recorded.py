@@ -1,8 +1,8 @@
-"""Record one step of a cell as products and elementwise kernels, so that nothing restates its equations.
+"""Record one step of a cell as products and elementwise kernels, so that no code repeats its equations.
 
-A cell's equations run once on `Value`s in place of arrays. Everything between two matrix products becomes
-one kernel, whose body is the recorded expressions in CUDA's C++; CuPy's ``ElementwiseKernel`` compiles it.
-An operation that is not elementwise, such as a mean, raises `NotElementwise`.
+A cell's equations run once on `Value` objects instead of arrays. The operations between two matrix products
+become one kernel. Its body is the recorded expressions in CUDA C++, which CuPy's ``ElementwiseKernel``
+compiles. An operation that is not elementwise, such as a mean, raises `NotElementwise`.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ from typing import Any, NamedTuple
 from xplstm._typing import CuPyArray
 
 FUNCTIONS = {"exp": "exp", "expm1": "expm1", "log1p": "log1p", "tanh": "tanh", "sqrt": "sqrt", "abs": "fabs"}
-"""Of the array API standard, and in C++."""
+"""Names of functions in the array API standard, and in C++."""
 
 NUMBER, FLAG = "T", "bool"
 BOTH, ROW, COLUMN = "both", "row", "column"
 
 
 class NotElementwise(Exception):
-    """A cell uses an operation that no elementwise kernel has; its name is the argument."""
+    """A cell uses an operation that is not elementwise. The argument is the name of the operation."""
 
 
 class Batch:
-    """The length of the batch axis: a recorded step holds for every batch, so no code may compute with it."""
+    """The unknown size of the batch axis; a recorded step works for every size, so no code may use it."""
 
 
 BATCH = Batch()
 
 
 class Node(NamedTuple):
-    """One operation. Nodes are compared by what they are, so a repeated expression is recorded once."""
+    """One operation. Nodes are compared by value, so a repeated expression is recorded once."""
 
     operation: str
-    """A format of C++ with ``{0}``, ``{1}``, ... for the arguments; or one of the words below."""
+    """A C++ format with ``{0}``, ``{1}``, ... for the arguments, or INPUT, PRODUCT, CONCAT or CONSTANT."""
     arguments: tuple[int, ...]
     width: int
-    """Columns of the value; 1 where every column has the same."""
+    """Number of columns of the value; 1 for a value that all columns share."""
     kind: str
     slot: int = -1
-    """Of an input."""
+    """Number of an input."""
     axes: str = BOTH
-    """By which an input is indexed."""
+    """Axes that index an input."""
     first: int = 0
-    """Column of an input or of a product at which the value begins."""
+    """First column of the value in an input or a product."""
     matrix: Matrix | None = None
-    """Of a product."""
+    """Matrix of a product."""
     number: float = 0.0
-    """A constant's."""
+    """Value of a constant."""
 
 
 INPUT, PRODUCT, CONCAT, CONSTANT = "input", "product", "concat", "constant"
 
 
 class Recorder:
-    """The nodes of one recorded step, and what recorded equations take for the array library."""
+    """The nodes of one recorded step. Recorded equations use this object as the array library."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -74,7 +74,7 @@ class Recorder:
         return Value(self, self.known[node])
 
     def slot(self, width: int) -> int:
-        """Return the number of the next array that a call is given."""
+        """Return the number of a new input array."""
         self.widths.append(width)
         return len(self.widths) - 1
 
@@ -83,26 +83,26 @@ class Recorder:
         return self.add(Node(INPUT, (), width, kind, self.slot(width)))
 
     def row(self, width: int) -> Value:
-        """Return an input of shape (width,), the same for every batch entry."""
+        """Return an input of shape (width,), which all batch entries share."""
         return self.add(Node(INPUT, (), width, NUMBER, self.slot(width), COLUMN))
 
     def flags(self) -> Value:
-        """Return an input of shape (B, 1) of booleans."""
+        """Return a boolean input of shape (B, 1)."""
         return self.add(Node(INPUT, (), 1, FLAG, self.slot(1), ROW))
 
     def matrix(self, shape: tuple[int, int]) -> Matrix:
-        """Return an input that takes part in products alone."""
+        """Return an input that is only used in products."""
         return Matrix(self.slot(0), shape)
 
     def constant(self, number: float, width: int = 1) -> Value:
-        """Return a Python number for every element."""
+        """Return a constant that every element has."""
         if not math.isfinite(number):
             msg = f"the constant {number}"
             raise NotElementwise(msg)
         return self.add(Node(CONSTANT, (), width, NUMBER, number=float(number)))
 
     def apply(self, operation: str, *arguments: Any, kind: str = NUMBER) -> Value:
-        """Return an elementwise operation, part by part where an argument is a concatenation."""
+        """Apply an elementwise operation, separately to the parts of a concatenation."""
         values = [a if isinstance(a, Value) else self.constant(a) for a in arguments]
         bounds = next((v.bounds() for v in values if v.node.operation == CONCAT), None)
         if bounds is None:
@@ -111,17 +111,17 @@ class Recorder:
         parts = [self.apply(operation, *(v.columns(*b) for v in values), kind=kind) for b in bounds]
         return self.concat(parts)
 
-    # What equations call of the array API standard.
+    # Functions of the array API standard that the equations call.
 
     def where(self, condition: Value, a: Any, b: Any) -> Any:
-        """Return `a` where the condition holds, else `b`."""
+        """Return `a` where the condition is True, else `b`."""
         if isinstance(b, Value) and b.width == 0:
             return b
         same = isinstance(a, Value) and isinstance(b, Value) and a.at == b.at
         return a if same else self.apply("{0} ? {1} : {2}", condition, a, b)
 
     def concat(self, values: Sequence[Value], axis: int = -1) -> Value:
-        """Return values side by side; nested ones are flattened."""
+        """Concatenate values along the columns, and flatten nested concatenations."""
         assert axis == -1
         parts = [part for v in values for part in v.parts()]
         return self.add(Node(CONCAT, tuple(p.at for p in parts), sum(p.width for p in parts), NUMBER))
@@ -146,7 +146,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix of a recorded product: an input, some of its rows, transposed or not."""
+    """A weight matrix of a recorded product: an input or a range of its rows, optionally transposed."""
 
     slot: int
     shape: tuple[int, int]
@@ -167,7 +167,7 @@ class Matrix:
         return replace(self, shape=(stop - start, self.shape[1]), rows=(start, stop))
 
     def of(self, array: CuPyArray) -> CuPyArray:
-        """Return the view of the array that was given."""
+        """Return the corresponding view of an array."""
         part = array if self.rows is None else array[self.rows[0] : self.rows[1]]
         return part.T if self.transposed else part
 
@@ -179,7 +179,7 @@ def _binary(symbol: str, kind: str = NUMBER, *, swapped: bool = False) -> Callab
 
 
 class Value:
-    """An array's place holder while a step is recorded."""
+    """A placeholder for an array while a step is recorded."""
 
     def __init__(self, recorder: Recorder, at: int) -> None:
         self.recorder, self.at = recorder, at
@@ -188,23 +188,23 @@ class Value:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """The batch, whose length is not known, and the columns."""
+        """The unknown batch size, and the number of columns."""
         return (BATCH, self.width)
 
     def parts(self) -> list[Value]:
-        """Return what a concatenation is made of; else the value alone."""
+        """Return the parts of a concatenation, or the value alone."""
         joined = self.node.operation == CONCAT
         return [Value(self.recorder, k) for k in self.node.arguments] if joined else [self]
 
     def bounds(self) -> list[tuple[int, int]]:
-        """Return the first column of each part, and the one after its last."""
+        """Return the bounds of the columns of each part."""
         starts = [0]
         for part in self.parts():
             starts.append(starts[-1] + part.width)
         return list(pairwise(starts))
 
     def columns(self, start: int, stop: int) -> Value:
-        """Return some columns: the slice is moved down to the inputs."""
+        """Return a range of columns, by slices of the inputs."""
         if self.width == 1 or (start, stop) == (0, self.width):
             return self
         key = self.at, start, stop

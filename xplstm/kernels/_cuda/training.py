@@ -1,8 +1,8 @@
-"""Training's parts on NVIDIA GPUs: the launches of training.cu.
+"""Launch the kernels of training.cu: updates, clipping, cross-entropy, random masks and embedding gradients.
 
-Each public function has the name of the generic one that `xplstm._array.part` marks, takes its arguments
-without the namespace, and gives the same up to rounding; updates and masks give the same bits. Everything
-runs on the arrays' device and CuPy's current stream, and waits for nothing.
+Each public function has the name of a generic function that `xplstm._array.part` marks, and takes its
+arguments without the namespace. The results are equal up to rounding; updates and masks have the same bits.
+All work runs on the arrays' device and CuPy's current stream, without synchronisation.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from xplstm.kernels._cuda.launch import CONSTANTS
 
 THREADS, WARP = CONSTANTS.TRAINING_THREADS, CONSTANTS.WARP
 
-# Arrays that one launch takes, and the blocks that each gets at most.
+# The largest number of arrays of one launch, and of blocks per array.
 TABLE, BLOCKS = CONSTANTS.TABLE, 512
 
-# Elements of a gradient that a block looks at for the norm, and the blocks that each gradient gets at most.
+# For the norm, the number of elements of a gradient per block, and the largest number of blocks per gradient.
 RUN = 4096
 RUNS = 256
 
-# Blocks that keep a GPU busy.
+# The number of blocks that keeps a GPU busy.
 BUSY = 2048
 
 UPDATE = launch.fields(
     f"p:{TABLE} g:{TABLE} before:{2 * TABLE} master:{TABLE} "
     f"made:{TABLE} after:{2 * TABLE} copy:{TABLE} size:{TABLE}"
 )
-# The kind of averages that are float32 copies of half-precision parameters.
+# The kind of the float32 copies of half-precision parameters.
 MASTER = "master"
 PARTS = launch.fields("largest squares first count")
 ENTROPY = launch.fields("logits targets mask largest total rows classes")
@@ -51,7 +51,7 @@ def updated(
     grads: Mapping[str, CuPyArray],
     averages: Averages,
 ) -> tuple[dict[str, CuPyArray], Averages] | None:
-    """One launch for up to 32 parameters of a dtype and a rule, by the kernel that the rule names."""
+    """Update parameters, with one launch for up to 32 parameters that share a dtype and a rule."""
     if not _alike(params, grads, averages):
         return None
     import cupy as cp
@@ -78,7 +78,7 @@ def updated(
 
 
 def clipped(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, CuPyArray], CuPyArray] | None:
-    """Three launches for up to 32 gradients: the largest, the squares scaled by it, what is clipped."""
+    """Clip gradients, with three launches for up to 32 gradients: largest magnitude, norm, clipping."""
     dtype = dtype_name(next(iter(grads.values())).dtype)
     if not _alike(grads, grads, {}) or any(dtype_name(g.dtype) != dtype for g in grads.values()):
         return None
@@ -105,7 +105,7 @@ def clipped(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, 
 def cross_entropy(
     logits: CuPyArray, targets: CuPyArray, mask: CuPyArray | None
 ) -> tuple[CuPyArray, Callable[[CuPyArray | float], CuPyArray]]:
-    """Return the loss by one pass over the logits, and a pullback that makes a second one."""
+    """Return the loss from one pass over the logits, and a pullback that makes a second pass."""
     import cupy as cp
 
     dtype, rows, device = dtype_name(logits.dtype), math.prod(logits.shape[:-1]), logits.device
@@ -148,7 +148,7 @@ def scaled_mask(
     device: Device,
     purpose: int,
 ) -> CuPyArray:
-    """CuPyArray of `shape`: 0 with probability p, else 1 / (1 - p)."""
+    """Draw an array of `shape` whose elements are 0 with probability p, else 1 / (1 - p)."""
     import cupy as cp
 
     with device:
@@ -160,7 +160,7 @@ def scaled_mask(
 def hold_mask(
     shape: tuple[int, ...], p: float, key: tuple[int, int], purpose: int, stream: int, t: int, device: Device
 ) -> CuPyArray:
-    """Booleans of `shape`, true with probability p."""
+    """Draw booleans of `shape`, True with probability p."""
     import cupy as cp
 
     with device:
@@ -178,14 +178,14 @@ def _draw(
     counter: tuple[int, int, int],
     *more: np.ndarray,
 ) -> None:
-    """Launch a thread for four elements. The bound is exact: a number drawn is a whole one over 2**53."""
+    """Draw a mask with one thread per four elements; the threshold is exact, in units of 2**-53."""
     if out.size:
         draw = np.array([(key, *counter, math.ceil(p * 2.0**53), out.size)], DRAW)
         _launch(name, dtype, (-(-out.size // (4 * THREADS)),), launch.by_value(draw), *more, out)
 
 
 def sum_rows(ids: CuPyArray, rows: CuPyArray, count: int) -> CuPyArray:
-    """Row k of the answer is the sum of the `rows` with id k, found in a stable order of the ids."""
+    """Return an array whose row k is the sum of the `rows` with id k, in a stable order."""
     import cupy as cp
 
     dtype, (number, columns) = dtype_name(rows.dtype), rows.shape
@@ -202,7 +202,7 @@ def sum_rows(ids: CuPyArray, rows: CuPyArray, count: int) -> CuPyArray:
 
 
 def _alike(params: Mapping[str, CuPyArray], grads: Mapping[str, CuPyArray], averages: Averages) -> bool:
-    """Whether all arrays are CuPy's, on one device, of the dtypes that the kernels expect together."""
+    """Return whether all arrays are CuPy's, on one device, with dtypes that the kernels support together."""
     import cupy as cp
 
     pairs = [(p, g) for name, p in params.items() for g in (p, grads[name])]
@@ -222,7 +222,7 @@ def _contiguous(arrays: Mapping[str, CuPyArray]) -> dict[str, CuPyArray]:
 
 
 def _tables(arrays: Mapping[str, CuPyArray]) -> Iterator[tuple[str, list[str]]]:
-    """Names of arrays of one dtype that have elements, as many as one launch takes."""
+    """Yield a dtype and names of nonempty arrays of this dtype, at most TABLE at a time."""
     for dtype in launch.SIZES:
         names = [name for name, a in arrays.items() if a.size and dtype_name(a.dtype) == dtype]
         for first in range(0, len(names), TABLE):
@@ -230,7 +230,7 @@ def _tables(arrays: Mapping[str, CuPyArray]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _table(names: list[str], **columns: Iterable[Mapping[str, CuPyArray]]) -> np.ndarray:
-    """Addresses of the arrays with these names, null for missing ones, and their sizes."""
+    """Return the addresses of the arrays with these names, null for missing arrays, and their sizes."""
     table = np.zeros(1, UPDATE)
     for field, values in columns.items():
         for k, arrays in enumerate(values):
@@ -241,13 +241,13 @@ def _table(names: list[str], **columns: Iterable[Mapping[str, CuPyArray]]) -> np
 
 
 def _grid(table: np.ndarray, elements: int, blocks: int) -> tuple[int, int]:
-    """Blocks for each array of a table, one for so many elements of the largest."""
+    """Return the grid of a table: blocks per array, from its largest array, and the number of arrays."""
     sizes = table["size"][0]
     return min(blocks, -(-int(sizes.max()) // elements)), int(np.count_nonzero(sizes))
 
 
 def _numbers(dtype: Any, values: Iterable[float]) -> np.ndarray:
-    """Numbers of one dtype as a struct, rounded as an array library rounds Python's."""
+    """Return a struct of numbers of one dtype, rounded like Python numbers in an array expression."""
     rounded = np.array(tuple(values), np.float64).astype(dtype)
     return launch.by_value(rounded)
 
@@ -264,6 +264,6 @@ def _launch(
     threads: tuple[int, ...] = (THREADS,),
     shared: int = 0,
 ) -> None:
-    """Launch a kernel of training.cu, with room for `shared` sums in each block."""
+    """Launch a kernel of training.cu, with shared memory for `shared` sums per block."""
     kernel = launch.kernel("training.cu", name, dtype)
     kernel(grid, threads, arguments, shared_mem=shared * _wide(dtype).itemsize)

@@ -1,7 +1,7 @@
-"""Small problems with known answers, by which the numbers of a kernel are checked on a device.
+"""Check the results of a kernel on a device, by small problems with known answers.
 
-The answers are those of the reference kernel in float64 on NumPy, forward and backward. The padding of a
-ragged batch is NaN, so that a kernel which reads it is seen.
+The answers come from the reference kernel in float64 on NumPy, forward and backward. The padding of a ragged
+batch is NaN, so that a kernel that reads the padding fails.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from xplstm.cells.params import LSTMParams
 from xplstm.kernels._cuda import layer
 
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}
-"""Of the significand of a product's factors, by the kind of numbers."""
+"""Bits of the significand of a product's factors, by kind."""
 ULPS = 8
-"""Of those bits, that a result may be off, for each block of sums."""
+"""Tolerance of a result for each block of sums, in units of the last of these bits."""
 
 
 class Engine(NamedTuple):
-    """The parts of a kernel that a trial calls, as `Kernel` at the seam has them."""
+    """The functions of a kernel that a trial calls, with the signatures of `xplstm._dispatch.Kernel`."""
 
     prepare: Callable[..., Any]
     forward: Callable[..., Any]
@@ -65,7 +65,7 @@ PROJECTED = (Shape(T=3, B=4, I=3, H=7, reverse=BOTH, valid="lengths", proj_size=
 
 
 def drawn(shape: Shape, dtype: str, seed: int = 1) -> Inputs:
-    """Return random numbers of `dtype` on the host, different for every array."""
+    """Draw inputs of `dtype` on the host, with different numbers for every array."""
     rng, D, P = np.random.default_rng(seed), len(shape.reverse), shape.proj_size or shape.H
     T, B, I, H = shape[:4]
 
@@ -86,7 +86,7 @@ def drawn(shape: Shape, dtype: str, seed: int = 1) -> Inputs:
 
 
 def _valid(shape: Shape, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Return lengths, a mask or None, and which steps exist (T, B)."""
+    """Return lengths, a mask or None, and booleans (T, B) of the existing steps."""
     every = np.ones((shape.T, shape.B), np.bool_)
     if shape.valid == "lengths":
         lengths = np.arange(shape.B, dtype=np.int64) * 3 % (shape.T + 1)
@@ -97,7 +97,7 @@ def _valid(shape: Shape, rng: np.random.Generator) -> tuple[Any, Any]:
 
 
 def problem_of(shape: Shape, like: Problem, kind: str, keep: bool = True) -> Problem:
-    """Return the problem of a shape with the cell, library and device of another one."""
+    """Return the problem of a shape, with the cell, library and device of `like`."""
     return like._replace(
         **{name: getattr(shape, name) for name in Shape._fields},
         dtype="float32" if kind == "tf32" else kind,
@@ -108,7 +108,7 @@ def problem_of(shape: Shape, like: Problem, kind: str, keep: bool = True) -> Pro
 
 
 def each_array(given: Any, move: Callable[[Any], Any]) -> Any:
-    """Return named tuples of arrays, of such tuples and of None, with every array moved."""
+    """Apply `move` to every array of nested tuples, and keep None."""
     if isinstance(given, tuple):
         made = [each_array(a, move) for a in given]
         return type(given)(*made) if hasattr(given, "_fields") else tuple(made)
@@ -127,31 +127,31 @@ def results(engine: Engine, problem: Problem, inputs: Inputs) -> dict[str, Any]:
 
 
 def answers(reference: Engine, problem: Problem, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Return the same by the reference in float64 on NumPy."""
+    """Return every output and gradient by name, computed by the reference in float64 on NumPy."""
     exact = problem._replace(xp=np, backend="numpy", device="cpu", dtype="float64", precision=None)
     wide = each_array(inputs, lambda a: a if a.dtype.kind in "bi" else a.astype(np.float64))
     return results(reference, exact, wide)
 
 
 def difference(got: dict[str, Any], want: dict[str, np.ndarray], part: float) -> str | None:
-    """Return which array is off by more than a part of its largest number, or of 1, and by how much."""
+    """Return which array has an error above ``part * max(1, largest magnitude)``, or None."""
     cp = sys.modules["cupy"]
     for name, value in want.items():
         found = cp.asnumpy(got[name]).astype(np.float64)
         off = float(np.abs(found - value).max(initial=0))
         bound = part * max(1.0, float(np.abs(value).max(initial=0)))
         if not off <= bound:  # NaN too
-            return f"{name} is off by {off:.3g}, and {bound:.3g} is allowed"
+            return f"{name} has an error of {off:.3g}; at most {bound:.3g} is allowed"
     return None
 
 
 def tolerance(shape: Shape, kind: str) -> float:
-    """Return the part of the largest number that a result may be off."""
+    """Return the allowed error of a result, relative to its largest magnitude."""
     return ULPS * (1 + shape.H // 128) * 2.0 ** -BITS[kind]
 
 
 def check(engine: Engine, reference: Engine, like: Problem, shapes: Iterable[Shape]) -> str | None:
-    """Return why the numbers of `engine` are wrong on the device and for the kind of `like`, or None."""
+    """Return why the results of `engine` are wrong for the device and kind of `like`, or None."""
     kind, cp = layer.kind(like), sys.modules["cupy"]
     for shape in shapes:
         problem = problem_of(shape, like, kind)

@@ -1,5 +1,5 @@
-/* Gradients. Backward through time follows Werbos (1990); the products over all steps wait for a block of
-   them. */
+/* Gradients. Backpropagation through time follows Werbos (1990). The products over all steps are computed for
+   blocks of steps. */
 
 static Size NAME(state_width)(const Packed *p)
 {
@@ -7,7 +7,7 @@ static Size NAME(state_width)(const Packed *p)
     return outputs > p->units ? outputs : p->units;
 }
 
-/* Carve the weights that the products of the backward pass read. */
+/* Allocate the packed weights of the backward pass in the arena. */
 static void NAME(place_backward)(Backward *f, int direction, Arena *arena)
 {
     const Packed *p = f->packed[direction];
@@ -27,8 +27,8 @@ static void NAME(pack_backward)(const Backward *f, int direction, int member, in
         NAME(pack_columns)(f->weight_hr[direction], p->P, p->M, member, members, f->hr[direction]);
 }
 
-/* The pointwise step backward for one vector of units: dz of the four gates, dc overwritten by the gradient
-   with respect to the c before. Return o * tanh(c'). */
+/* The pointwise step backward for one vector of units. Write dz of the four gates, and overwrite dc with the
+   gradient with respect to the previous c. Return o * tanh(c'). */
 INLINE V NAME(backward_unit)(const REAL *gates, V c, V c_before, V dm, REAL *dc, V dz[4])
 {
     V i = load(gates), f = load(gates + LANES), g = load(gates + 2 * LANES), o = load(gates + 3 * LANES);
@@ -51,10 +51,10 @@ typedef struct Back {
     int direction;
     Size width, units; /* of dh and dc */
     Size panel, panels, output, outputs;
-    Size *own, owned, *active, present; /* the last: batch entries of the present step */
+    Size *own, owned, *active, present; /* present: number of batch entries of the current step */
     const REAL **dz_rows, **dh_rows;
     REAL *products;
-    Exposed exposed; /* with layer normalisation: of one batch entry */
+    Exposed exposed; /* one batch entry, for layer normalisation */
     REAL *scaled;    /* dz in the layout of panels, twice */
 } Back;
 
@@ -100,7 +100,8 @@ static void NAME(open_back)(Back *w, const Backward *f, int direction, int membe
 
 static REAL *NAME(dh_of)(const Back *w, Size b) { return (REAL *)w->f->dh[w->direction] + b * w->width; }
 
-/* `hold_projected` backward: the part for the h before to `old`, dh becomes the rest. */
+/* `hold_projected` backward: write the gradient with respect to the previous h to `old`, and keep the rest in
+   dh. */
 static void NAME(hold_projected_back)(const Back *w, Size at, REAL *dh, REAL *old)
 {
     REAL p = (REAL)w->p->pointwise.hold_h, rest = (REAL)(1 - w->p->pointwise.hold_h);
@@ -113,7 +114,7 @@ static void NAME(hold_projected_back)(const Back *w, Size at, REAL *dh, REAL *ol
     }
 }
 
-/* From the gradient with respect to h' to that with respect to the product of r * h, in place. */
+/* Replace the gradient with respect to h' by the gradient with respect to the product of r * h. */
 static void NAME(reset_project_back)(const Back *w, Size at, Size b, REAL *dh)
 {
     const Packed *p = w->p;
@@ -158,8 +159,8 @@ INLINE void NAME(store_blocks)(REAL *dz, Size H, Size width, const V d[4])
             store_part(dz + gate * H, d[gate], width);
 }
 
-/* The gradient with respect to m of one vector of units, after zoneout, whose part for the h before it leaves
-   in dh. `products` are those of a projection. */
+/* Return the gradient with respect to m of one vector of units. Zoneout leaves the gradient with respect to
+   the previous h in dh. `products` are the products of a projection. */
 INLINE V NAME(dm_of)(const Packed *p, const REAL *products, REAL *dh, const REAL *dy, const uint8_t *held_h,
                      Size unit, Size width, int composed)
 {
@@ -189,7 +190,7 @@ static void NAME(back_exposed)(const Back *w, Size at, Size row, const REAL *pro
     __builtin_memcpy(dseen, w->exposed.dseen, (size_t)p->H * sizeof(REAL));
 }
 
-/* Layer normalisation of W_ih x and W_hh h backward: from dz of one batch entry to what the products read. */
+/* Layer normalisation of W_ih x and W_hh h backward: convert dz of one batch entry to dzx and dzh. */
 static void NAME(back_inputs)(const Back *w, Size at, Size row)
 {
     const Packed *p = w->p;
@@ -212,7 +213,7 @@ static void NAME(back_inputs)(const Back *w, Size at, Size row)
     }
 }
 
-/* dz of own panels, from the layout of panels back to the order i, f, g, o. */
+/* Compute dz of own panels, and convert it from the layout of panels to the order i, f, g, o. */
 INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int composed)
 {
     const Backward *f = w->f;
@@ -279,7 +280,7 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
     }
 }
 
-/* Two copies of the loop: the standard step keeps its vectors in registers across no call. */
+/* Two specialisations of the loop: the standard step has no branch on an option. */
 static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
 {
     if (w->p->pointwise.composed)
@@ -288,7 +289,7 @@ static void NAME(backward_gates)(const Back *w, Size t, Size from, Size n)
         NAME(backward_panels)(w, t, from, n, 0);
 }
 
-/* A step that starts from zeros passes nothing on. */
+/* Zero dh for batch entries whose step starts from zeros: no gradient reaches the previous state. */
 static void NAME(cut)(const Back *w, Size t, Size n)
 {
     const Backward *f = w->f;
@@ -298,8 +299,7 @@ static void NAME(cut)(const Back *w, Size t, Size n)
                              (size_t)((w->outputs - w->output) * PANEL) * sizeof(REAL));
 }
 
-/* Take a batch entry's product to the gradient with respect to the h before: through recurrent dropout, to
-   the part that zoneout left there. */
+/* Apply recurrent dropout to a batch entry's product, and add it to the gradient that zoneout left in dh. */
 INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size first, Size last)
 {
     const REAL *mask = w->f->noise[w->direction].dropped;
@@ -311,7 +311,7 @@ INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size
     }
 }
 
-/* The gradient with respect to the h before: dz W_hh, own outputs. */
+/* Compute the gradient with respect to the previous h, dz W_hh, for own outputs. */
 static void NAME(recur)(const Back *w, Size n)
 {
     Size K = 4 * w->p->H;
@@ -348,7 +348,7 @@ static Size NAME(time_back)(const Back *w, Size s)
     return w->f->reverse[w->direction] ? w->rows->first + s : w->rows->last - 1 - s;
 }
 
-/* A step up to dz: own panels of all own rows. */
+/* First part of a step: dz of own panels, for all own batch entries. */
 static void NAME(back_gates)(void *back, Size s)
 {
     Back *w = back;
@@ -369,7 +369,7 @@ static void NAME(back_gates)(void *back, Size s)
         NAME(backward_gates)(w, t, 0, n);
 }
 
-/* The rest of a step: the gradient with respect to the h before, own outputs. */
+/* Second part of a step: the gradient with respect to the previous h, for own outputs. */
 static void NAME(back_on)(void *back, Size s)
 {
     const Back *w = back;
@@ -402,7 +402,7 @@ typedef struct Products {
     const REAL **at, **before; /* (count): rows of x, m or dz, and of h before each step */
     REAL *products;            /* (CHUNK, PANEL) */
     REAL *zeros;               /* (P) */
-    REAL *gains;               /* of layer normalisation: 14 sums for each unit */
+    REAL *gains;               /* 14 sums for each unit, for layer normalisation */
     SumScratch sums;
 } Products;
 
@@ -418,7 +418,7 @@ static size_t NAME(carve_products)(Products *w, const Packed *p, Size count, cha
     return arena.used;
 }
 
-/* A thread uses its scratch memory for the walk, then for the products. */
+/* A thread reuses its scratch memory: first for the recurrence, then for the products. */
 static size_t NAME(backward_scratch)(const Backward *f)
 {
     Back back = {.f = f, .p = f->packed[0]};
@@ -429,7 +429,7 @@ static size_t NAME(backward_scratch)(const Backward *f)
     return walk > sums ? walk : sums;
 }
 
-/* dx of rows from to end of a block: dz W_ih. */
+/* Add dz W_ih to dx, for the rows from `from` to `end` of a block. */
 static void NAME(input_gradient)(const Backward *f, int direction, Size from, Size end, const Products *w)
 {
     const Rows *rows = &f->rows[direction];
@@ -453,8 +453,8 @@ static void NAME(input_gradient)(const Backward *f, int direction, Size from, Si
     }
 }
 
-/* The products over a block's rows: own rows of the weights' gradients, and dx of own rows where it
-   is asked for. */
+/* Compute the products over a block's rows: own rows of the weight gradients, and dx of own rows unless dx is
+   NULL. */
 static void NAME(accumulate)(const Backward *f, int direction, int member, int members, char *memory)
 {
     const Packed *p = f->packed[direction];

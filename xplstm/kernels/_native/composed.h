@@ -1,11 +1,11 @@
-/* The pointwise step with options: peepholes, coupled gates, activations, clips. The walk is that of the
-   standard cell, which keeps its own step: `gates` and `backward_unit` have no branch on an option.
+/* The pointwise step with options: peepholes, coupled gates, activations, clips. The loop over time is shared
+   with the standard cell, whose `gates` and `backward_unit` have no branch on an option.
 
-   The forward pass keeps z where the standard step keeps the gates: the slopes of most activations need z,
-   and the gates of a step are recomputed from it. Derived from xplstm.cells.variant, clause XPL-VAR. */
+   The forward pass keeps z instead of the gates, because the derivatives of most activations need z. The
+   backward pass recomputes the gates from z. Implements xplstm.cells.variant, clause XPL-VAR. */
 
 /* log(1 + exp(z)) = max(z, 0) + log(1 + e) with e = exp(-|z|), and log(1 + e) = 2 atanh(s) with s = e / (2 +
-   e): s is at most 1/3, so that the series of atanh ends after few terms. */
+   e): s is at most 1/3, so the series of atanh converges after few terms. */
 INLINE V NAME(softplus)(V z)
 {
     enum { TERMS = DOUBLE ? 17 : 8 };
@@ -38,7 +38,7 @@ INLINE V NAME(activation)(const Activation *f, V z)
         low = less(low, zero, zero, low);
         return less(one, low, one, low);
     case ELU:
-        /* exp(z) - 1 = 2 t / (1 - t) with t = tanh(z / 2): no digits cancel near 0. */
+        /* exp(z) - 1 = 2 t / (1 - t) with t = tanh(z / 2) avoids cancellation near 0. */
         half = NAME(tanh)(less(z, zero, z, zero) * all((REAL)0.5));
         return less(z, zero, alpha * ((half + half) / (one - half)), z);
     case SOFTSIGN:
@@ -50,7 +50,7 @@ INLINE V NAME(activation)(const Activation *f, V z)
     }
 }
 
-/* The derivative at z, where the value is a. */
+/* Return the derivative at z, given the value a at z. */
 INLINE V NAME(slope)(const Activation *f, V z, V a)
 {
     V alpha = all((REAL)f->alpha), beta = all((REAL)f->beta), zero = all(0), one = all(1), some;
@@ -87,7 +87,7 @@ INLINE V NAME(slope)(const Activation *f, V z, V a)
     }
 }
 
-/* x within the bound; NaN stays NaN. */
+/* Clip x to [-bound, bound]; NaN stays NaN. */
 INLINE V NAME(clip)(V x, double bound)
 {
     V high = all((REAL)bound), low = all((REAL)-bound);
@@ -95,13 +95,13 @@ INLINE V NAME(clip)(V x, double bound)
     return less(x, low, low, x);
 }
 
-/* A gradient, or zero where x was clipped. */
+/* Return the gradient dx, or zero where x was clipped. */
 INLINE V NAME(through_clip)(V x, double bound, V dx)
 {
     return less(all((REAL)bound), NAME(magnitude)(x), all(0), dx);
 }
 
-/* The flags of one vector as numbers. */
+/* Convert the flags of one vector to numbers. */
 INLINE V NAME(flags)(const uint8_t *mask)
 {
     REAL numbers[LANES];
@@ -110,7 +110,7 @@ INLINE V NAME(flags)(const uint8_t *mask)
     return load(numbers);
 }
 
-/* Zoneout: the old value where the mask is on, without a mask the mean with probability p. */
+/* Zoneout: return the old value where the mask is set, or without a mask the expected value. */
 INLINE V NAME(hold)(V after, V old, const uint8_t *mask, double p)
 {
     if (mask)
@@ -118,7 +118,7 @@ INLINE V NAME(hold)(V after, V old, const uint8_t *mask, double p)
     return fma(all((REAL)p), old, all((REAL)(1 - p)) * after);
 }
 
-/* `hold` backward: the part of the gradient that goes to the old value; d becomes the rest. */
+/* `hold` backward: return the gradient with respect to the old value, and keep the rest in d. */
 INLINE V NAME(hold_back)(V *d, const uint8_t *mask, double p)
 {
     V total = *d, zero = all(0);
@@ -126,14 +126,14 @@ INLINE V NAME(hold_back)(V *d, const uint8_t *mask, double p)
     return mask ? less(zero, NAME(flags)(mask), total, zero) : all((REAL)p) * total;
 }
 
-/* What zoneout of some batch entries reads: h before the step, and the masks or NULL. */
+/* Inputs of zoneout for several batch entries: h before the step, and the masks or NULL. */
 #define Hold NAME(Hold)
 typedef struct Hold {
     const REAL **h;
     const uint8_t **held_h, **held_c;
 } Hold;
 
-/* The step of a GRU, its fourth block scaled by r. Derived from xplstm.cells.gru, clause XPL-GRU. */
+/* The step of a GRU whose r scales the fourth block. Implements xplstm.cells.gru, clause XPL-GRU. */
 INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
                               REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
                               Size unit)
@@ -156,7 +156,7 @@ INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width,
     }
 }
 
-/* `gated_gates` backward, from what it kept. */
+/* `gated_gates` backward, from the kept gates. */
 INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V dz[4])
 {
     V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), last = load(kept + 3 * LANES);
@@ -168,8 +168,8 @@ INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V
     store(dc, total * u);
 }
 
-/* A GRU whose reset gate scales h before its product, up to this product: r * h to `out`. r, the update gate
-   and what x makes of n are kept for the rest. */
+/* First part of a GRU step whose reset gate scales h before the product: write r * h to `out`. Keep r, the
+   update gate and the contribution of x to n for the second part. */
 INLINE void NAME(reset_gates)(const REAL *z, Size z_step, Size rows, const REAL *const *h, REAL *const *out,
                               REAL *const *kept, Size unit)
 {
@@ -183,7 +183,8 @@ INLINE void NAME(reset_gates)(const REAL *z, Size z_step, Size rows, const REAL 
     }
 }
 
-/* The rest of the step for one vector of the product: n to `kept`, h' to `h` and over the product. */
+/* Second part of the step for one vector of the product: write n to `kept`, and h' to `h` and over the
+   product. */
 INLINE void NAME(reset_blend)(REAL *product, REAL *kept, const REAL *h_before, REAL *h)
 {
     V u = load(kept + LANES), n = NAME(tanh)(load(kept + 2 * LANES) + load(product));
@@ -193,8 +194,8 @@ INLINE void NAME(reset_blend)(REAL *product, REAL *kept, const REAL *h_before, R
     store(product, blended);
 }
 
-/* `reset_blend` backward: the gradient with respect to the product, from that with respect to h', of which
-   `dc` holds a part and then all. */
+/* `reset_blend` backward: return the gradient with respect to the product, given the gradient with respect to
+   h'. `dc` holds one part of the latter before, and the whole afterwards. */
 INLINE V NAME(reset_blend_back)(const REAL *kept, V dh, REAL *dc)
 {
     V u = load(kept + LANES), n = load(kept + 2 * LANES), total = dh + load(dc), one = all(1);
@@ -214,14 +215,14 @@ INLINE V NAME(reset_backward)(const REAL *kept, V h_before, V dm, REAL *dc, V dz
     return r * h_before;
 }
 
-/* How many of a vector's `width` units of an RNN exist: the last quarter may be shorter. */
+/* Return how many of a vector's `width` units of an RNN exist, because the last quarter may be shorter. */
 INLINE Size NAME(elman_width)(const Packed *p, Size at, Size width)
 {
     Size some = width < LANES ? width : LANES, left = p->M - at < 0 ? 0 : p->M - at;
     return left < some ? left : some;
 }
 
-/* The step of an RNN: m of the same unit in each quarter. Derived from xplstm.cells.rnn. */
+/* The step of an RNN: compute m of the same unit in each quarter. Implements xplstm.cells.rnn. */
 INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                               REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
                               Size unit)
@@ -258,12 +259,13 @@ INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const R
         if (m)
             store_part(m + at, a, some);
         store(d, NAME(through_clip)(v, how->gate_clip, dm * slope));
-        /* The z of a unit that does not exist may be NaN, which times 0 is not 0. */
+        /* Select instead of multiplying by 0: z of a padding unit may be NaN. */
         dz[quarter] = load_part(d, some);
     }
 }
 
-/* The end of a step for one vector of units: from c', and c' as H reads it, to h and c after zoneout. */
+/* Last part of a step for one vector of units: compute h and c after zoneout from c' and from the input of
+   H. */
 INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old, Size some, REAL *c_new,
                                   REAL *out, REAL *copy, const Hold *hold, Size r, Size unit)
 {
@@ -380,8 +382,8 @@ static void NAME(pack_peepholes)(const REAL *w, Size H, Size units, REAL *out)
             out[unit / LANES * 3 * LANES + gate * LANES + unit % LANES] = unit < H ? w[gate * H + unit] : 0;
 }
 
-/* Add the gradient with respect to the peepholes of units first to last. The order of the sum is that of a
-   block's rows, whatever the number of threads. */
+/* Add the gradient with respect to the peepholes of the units from `first` to `last`. The order of the sum is
+   the order of a block's rows, for any number of threads. */
 static void NAME(sum_peepholes)(const Backward *f, int direction, Size first, Size last)
 {
     const Rows *rows = &f->rows[direction];

@@ -1,5 +1,5 @@
-/* The engines of one instruction set: everything once in float and once in double. The includer says
-   VECTOR_BYTES, ROWS, FUSED, ISA and the suffix of its names. */
+/* Instantiate all code for one instruction set, once in float and once in double. The includer defines
+   VECTOR_BYTES, ROWS, FUSED, ISA and the suffix of the names. */
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)

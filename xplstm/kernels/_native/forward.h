@@ -1,10 +1,10 @@
 /* One direction forward over all steps: XPL-EXACT-003 and XPL-EXACT-004. */
 
-/* Rows that go through a panel together, so that its pre-activations stay in the L1 cache. */
+/* Rows that are processed together, so that the pre-activations of a panel stay in the L1 cache. */
 enum { NAME(CHUNK) = 96 };
 
-/* The pointwise step forward for one panel: c' to `c_new`, o * tanh(c') to `out` and to `copy`, gates to
-   `kept`. Only the first `width` units exist; units past them are padding. */
+/* The pointwise step forward for one panel: write c' to `c_new`, o * tanh(c') to `out` and `copy`, and the
+   gates to `kept`. Units from `width` on are padding. */
 INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
                         REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept, Size unit)
 {
@@ -32,30 +32,30 @@ INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const
     }
 }
 
-/* What one thread has of one direction. */
+/* State of one thread for one direction. */
 #define Walk NAME(Walk)
 typedef struct Walk {
     const Forward *f;
     const Packed *p;
     int direction, reverse, member;
-    Size panel, panels;   /* its first panel of units, and the end */
-    Size output, outputs; /* the same of the projection */
-    Size *own, owned;     /* its rows */
-    const REAL **h, **c;  /* of each batch entry, the present state */
+    Size panel, panels;   /* range of own panels of units */
+    Size output, outputs; /* range of own outputs of the projection */
+    Size *own, owned;     /* own batch entries */
+    const REAL **h, **c;  /* current state of each batch entry */
     Size *active;
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
     REAL **c_new, **out, **copy, **kept;
-    Hold hold; /* of each row of the present step */
+    Hold hold; /* for each row of the current step */
     REAL *cells, *m, *gates, *z, *hoisted, *zeros, *seen;
-    REAL *inputs, *exposed; /* with layer normalisation: as z, and c' of one batch entry */
+    REAL *inputs, *exposed; /* for layer normalisation: W_ih x, and c' of one batch entry */
     Size hoisted_rows;
-    const REAL *ready;     /* W_ih x of the present step, if it is hoisted */
-    Size waiting, present; /* steps after it that are hoisted too, and its batch entries */
-    char *entered[2];      /* rows as integer products read them: x, and h or m */
+    const REAL *ready;     /* W_ih x of the current step if it is hoisted, else NULL */
+    Size waiting, present; /* number of later steps that are hoisted, and of current batch entries */
+    char *entered[2];      /* rows converted for integer products: x, and h or m */
     const REAL **entered_rows[2];
 } Walk;
 
-/* Rows whose z of all units stays in the L2 cache between its products and its normalisation. */
+/* Return how many rows keep z of all units in the L2 cache between product and normalisation. */
 static Size NAME(normal_rows)(const Forward *f)
 {
     Size rows = f->cache / 2 / (Size)sizeof(REAL) / (4 * f->packed[0]->units);
@@ -75,7 +75,7 @@ static Size NAME(hoisted_rows)(const Forward *f)
     return steps * rows;
 }
 
-/* Carve the scratch memory of one thread, which begins with its walk. */
+/* Lay out the scratch memory of one thread, which begins with its Walk. */
 static size_t NAME(carve_walk)(Walk *w, char *memory)
 {
     const Packed *p = w->p;
@@ -129,7 +129,7 @@ static size_t NAME(forward_scratch)(const Forward *f)
     return NAME(carve_walk)(&w, NULL);
 }
 
-/* Batch entries, panels and outputs of one thread, and its first states. */
+/* Assign batch entries, panels and outputs to one thread, and set the initial states. */
 static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member, char *memory)
 {
     const Packed *p = f->packed[direction];
@@ -138,8 +138,8 @@ static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member
     w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
     w->hoisted_rows = NAME(hoisted_rows)(f);
     NAME(carve_walk)(w, memory);
-    /* A thread that has some outputs of a projection reads all units: the team shares one m, and what
-       `reset_blend` reads and writes. Writers and readers are separated by the barriers around `project`. */
+    /* Each output of a projection needs all units, so the team shares one m, and the arrays that
+       `reset_blend` reads and writes. The barriers around `project` order writes before reads. */
     if (f->team > 1 && !f->by_rows && p->projected) {
         char *first_member = f->scratch + (size_t)direction * f->scratch_size;
         w->m = (REAL *)(first_member + ((char *)w->m - memory));
@@ -188,7 +188,7 @@ static Size NAME(find_active)(const Walk *w, Size t, Size *active)
     return n;
 }
 
-/* Rows as the products read them: the rows themselves, or in integers in area n. */
+/* Return rows for the products: unchanged, or converted to the storage's format in area n. */
 static const REAL *const *NAME(enter)(const Walk *w, const REAL *const *rows, Size count, Size K, int n)
 {
     const NAME(Storage) *products = NAME(storage_of)(w->p);
@@ -215,7 +215,7 @@ static void NAME(normalise_input)(const Walk *w, REAL *zx, Size at)
     NAME(gain)(zx, p->gain_ih, p->biased ? p->bias : NULL, 4 * p->units);
 }
 
-/* W_ih x + b of many steps at once, for own rows and panels; (rows, own panels). */
+/* Compute W_ih x + b of several steps, for own rows and panels: (rows, own panels). */
 static void NAME(hoist)(Walk *w, Size from, Size to)
 {
     const NAME(Storage) *products = NAME(storage_of)(w->p);
@@ -239,7 +239,7 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
     }
 }
 
-/* Numbers first to last of h as products read it, after recurrent dropout. */
+/* Apply recurrent dropout to the numbers of h from `first` to `last`. */
 INLINE REAL *NAME(drop)(const REAL *mask, const REAL *h, Size first, Size last, REAL *to)
 {
     for (Size j = first; j < last; j++)
@@ -247,7 +247,7 @@ INLINE REAL *NAME(drop)(const REAL *mask, const REAL *h, Size first, Size last, 
     return to;
 }
 
-/* The same for what this step keeps, which the next one reads. */
+/* Apply recurrent dropout to the kept h of this step, which the next step reads. */
 static void NAME(drop_kept)(const Walk *w, Size first, Size last)
 {
     Size P = w->p->P;
@@ -266,11 +266,11 @@ static void NAME(hold_projected)(const Walk *w, Size row, Size first, Size width
         h[j] = !mask ? p * old[j] + rest * h[j] : mask[j] ? old[j] : h[j];
 }
 
-/* Whether a step writes its gates: for the backward pass, or for `reset_blend`. */
+/* Return whether a step writes its gates, for the backward pass or for `reset_blend`. */
 static int NAME(keeps)(const Walk *w) { return w->f->keep || w->p->pointwise.kind == RESET_STEP; }
 
-/* Point to what the batch entries of step t read and write. c' is written next to c while the gates are kept,
-   so that the backward pass finds the c of every step. */
+/* Set the pointers of step t for all batch entries. If gates are kept, c' gets its own memory, so that the
+   backward pass can read the c of every step. */
 static void NAME(locate)(Walk *w, Size t, Size n)
 {
     const Forward *f = w->f;
@@ -301,7 +301,7 @@ static void NAME(locate)(Walk *w, Size t, Size n)
     }
 }
 
-/* What follows the product of a batch entry's `width` projected numbers from `first` on, in place. */
+/* Finish `width` projected numbers of a batch entry from `first` on, in place. */
 static void NAME(end_projection)(const Walk *w, Size row, Size first, Size width, REAL *h)
 {
     if (w->p->pointwise.hold_h != 0)
@@ -335,14 +335,15 @@ static void NAME(project)(Walk *w, Size t, Size n)
     }
 }
 
-/* Units that the pointwise step may write from `unit` on: m has room for whole vectors, except between the
-   quarters of an RNN. */
+/* Return how many units the pointwise step may write from `unit` on. m is padded to whole vectors, except
+   between the quarters of an RNN. */
 static Size NAME(step_width)(const Packed *p, Size unit)
 {
     return p->projected && p->pointwise.kind != ELMAN_STEP ? LANES : p->H - unit;
 }
 
-/* The gates of all own panels of one batch entry. Two copies: the standard one has no branch on an option. */
+/* Compute the gates of all own panels of one batch entry. Two specialisations: the standard step has no
+   branch on an option. */
 INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
 {
     const Packed *p = w->p;
@@ -359,7 +360,7 @@ INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
     }
 }
 
-/* One step of one batch entry: the products of all own panels, then their gates. */
+/* Run one step of one batch entry: the products of all own panels, then their gates. */
 static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
@@ -380,15 +381,15 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
         NAME(gates_of_one)(w, mine, 0);
 }
 
-/* What zoneout of the batch entries from k on reads. */
+/* Return the inputs of zoneout for the batch entries from k on. */
 static Hold NAME(hold_from)(const Walk *w, Size k)
 {
     return (Hold){w->hold.h + k, w->hold.held_h ? w->hold.held_h + k : NULL,
                   w->hold.held_c ? w->hold.held_c + k : NULL};
 }
 
-/* One step of many batch entries, panel by panel: the gates follow the product of a panel while
-   z is in the L1 cache. */
+/* Run one step of many batch entries, panel by panel: compute the gates while z of the panel is in the L1
+   cache. */
 static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
@@ -425,7 +426,7 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
     }
 }
 
-/* The products of rows with all panels: (rows, panels). */
+/* Multiply rows by all panels: (rows, panels). */
 static void NAME(multiply)(const Walk *w, const REAL *const *rows, Size count, Size K, const void *weights,
                            REAL *out)
 {
@@ -440,8 +441,8 @@ static void NAME(multiply)(const Walk *w, const REAL *const *rows, Size count, S
                           w->panels * PANEL, NULL, 0, NULL);
 }
 
-/* The end of a step with layer normalisation: c' of batch entry k, which `composed_gates` left in z, is
-   normalised on its way to m. */
+/* Finish a step with layer normalisation: normalise c' of batch entry k, which `composed_gates` left in z,
+   and compute m. */
 static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
 {
     const Packed *p = w->p;
@@ -464,7 +465,7 @@ static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
     }
 }
 
-/* One step with layer normalisation: the gates of a batch entry need the products of all units. */
+/* Run one step with layer normalisation: the gates of a batch entry need the products of all units. */
 static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
@@ -497,7 +498,7 @@ static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
     }
 }
 
-/* A step up to the states: own panels of all own rows. */
+/* First part of a step: gates and states of own panels, for all own batch entries. */
 static void NAME(walk_gates)(void *walk, Size s)
 {
     Walk *w = walk;
@@ -525,7 +526,7 @@ static void NAME(walk_gates)(void *walk, Size s)
         NAME(drop_kept)(w, w->panel * LANES, w->panels * LANES);
 }
 
-/* The rest of a step: own outputs of the projection, and the states of the next step. */
+/* Second part of a step: own outputs of the projection, and the state pointers of the next step. */
 static void NAME(walk_on)(void *walk, Size s)
 {
     Walk *w = walk;

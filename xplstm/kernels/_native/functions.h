@@ -23,7 +23,7 @@
 #endif
 
 typedef struct NAME(Reduced) {
-    V n, r, r2, q; /* n still has MAGIC added: its lowest bits are the whole number */
+    V n, r, r2, q; /* n still includes MAGIC: its lowest bits are the integer */
 } NAME(Reduced);
 
 INLINE NAME(Reduced) NAME(reduced)(V v)

@@ -1,4 +1,4 @@
-/* Numbers as IEEE 754 has them, whatever a library has set. */
+/* Enforce IEEE 754 arithmetic, even if another library changed the floating-point mode. */
 #ifndef XPLSTM_IEEE_H
 #define XPLSTM_IEEE_H
 
@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-/* Flush-to-zero and other rounding, which some libraries switch on, would change bits: XPL-EXACT-001. */
+/* Flush-to-zero and other rounding modes, which some libraries enable, would change bits: XPL-EXACT-001. */
 #if defined(__x86_64__)
 static inline uint64_t enter_ieee(void)
 {

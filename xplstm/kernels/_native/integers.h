@@ -1,22 +1,21 @@
-/* Products of rows with packed panels of int8, exact in integers: no order of the sums shows, so
-   XPL-EXACT-002 does not apply. A row enters as integers relative to its largest magnitude, in DIGITS bytes.
-   The includer says DIGITS; DOT, which adds to each word of its first vector the products of the bytes of the
-   others, unsigned ones and signed ones; TARGET, the attribute of functions that DOT needs; and the suffix of
-   the names in STORE. */
+/* Products of rows with packed panels of int8. Integer sums are exact in any order, so XPL-EXACT-002 does not
+   apply. A row is converted to integers relative to its largest magnitude, in DIGITS bytes. The includer
+   defines DIGITS; DOT, which multiplies unsigned by signed bytes and adds the products to each word of its
+   first vector; TARGET, the function attribute that DOT needs; and the suffix of the names in STORE. */
 
-/* Terms whose bytes make one word. */
+/* Number of terms whose bytes form one word. */
 enum { STORE(GROUP) = 4 };
 
-/* An entered row: its scale, then planes of one digit each, the highest first. Planes are padded to whole
-   vectors of every instruction set, so that entered rows are the same in all. */
+/* A converted row: its scale, then one plane per digit, the highest digit first. Planes are padded to the
+   widest vector, so that converted rows are equal for all instruction sets. */
 #define PLANE(K) round_up(K, 16)
 
-/* A panel: scales; what the offset of the highest digit adds to each sum; then groups of terms. */
+/* A panel: scales; the contribution of the highest digit's offset to each sum; then groups of terms. */
 #define HEAD (PANEL * (sizeof(REAL) + sizeof(int32_t)))
 
 enum { STORE(LIMIT) = DIGITS == 1 ? 127 : (1 << 23) - 1 };
 
-/* Magnitudes below count as this one, so that no scale or its inverse overflows. */
+/* Lower bound of a row's largest magnitude, so that neither the scale nor its inverse overflows. */
 #define SMALLEST 0x1p-100f
 
 static size_t STORE(panel_bytes)(Size K) { return HEAD + (size_t)(round_up(K, STORE(GROUP)) * PANEL); }
@@ -90,7 +89,7 @@ static void STORE(enter)(const REAL *a, Size K, void *to)
 typedef void (*STORE(Tile))(const REAL *const *, const char *, size_t, Size, REAL *, Size, const REAL *, Size,
                             const REAL *);
 
-/* As many rows and panels as the registers hold sums of. */
+/* Tile sizes whose sums fit into the registers. */
 TILE(1, 1)
 #if DIGITS == 1
 TILE(2, 1)
@@ -118,7 +117,7 @@ static const STORE(Tile) STORE(tiles)[] = {NULL, STORE(tile11)};
 enum { STORE(FIT) = 1, STORE(WIDE) = 1 };
 #endif
 
-/* out = u + product + bias for one entered row and `panels` panels next to each other. */
+/* out = u + product + bias for one converted row and `panels` adjacent panels. */
 static void STORE(row_product)(const REAL *a, Size K, const void *first, Size panels, int single, REAL *out,
                                const REAL *u, const REAL *bias)
 {
@@ -139,7 +138,7 @@ static void STORE(row_product)(const REAL *a, Size K, const void *first, Size pa
     }
 }
 
-/* The same for many entered rows and one panel. */
+/* out = u + product + bias for many converted rows and one panel. */
 static void STORE(product)(const REAL *const *rows, Size count, Size K, const void *panel, REAL *out,
                            Size out_step, const REAL *u, Size u_step, const REAL *bias)
 {

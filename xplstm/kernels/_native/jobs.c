@@ -1,4 +1,4 @@
-/* Threads and memory of a call, and how its work is shared out. */
+/* Threads and memory of a call, and the division of its work. */
 #include "jobs.h"
 
 #include <stdlib.h>
@@ -8,9 +8,9 @@
 #include "ieee.h"
 #include "philox.h"
 
-/* What a second thread costs more than it brings below: multiply-adds of a whole call and of a thread's step,
-   and bytes of packed weights. */
-#ifdef XPLSTM_ALWAYS_THREADS /* a build for tests, in which small problems reach the threads */
+/* Limits below which a second thread costs more than it saves: multiply-adds of a whole call and of a
+   thread's step, and bytes of packed weights. */
+#ifdef XPLSTM_ALWAYS_THREADS /* a build for tests, in which small problems use threads */
 enum { WORTH_THREADS, WORTH_PACKING = 0, WORTH_WAKING = 0, WORTH_WAITING = 0, WORTH_DRAWING = 0 };
 enum { WORTH_A_BARRIER = 1 };
 #else
@@ -26,17 +26,17 @@ enum {
 
 long worth_threads(void) { return WORTH_THREADS; }
 
-/* Rows of a thread of its own that keep a tile of registers busy. */
+/* Least number of rows per thread that keeps a register tile busy. */
 enum { WORTH_ROWS = 4 };
 
-/* Units for each row of a thread from which on reading its share of weights for all rows is less than reading
-   all of them for its rows. Shares may differ by one panel in EVEN. */
+/* Number of units per row of a thread from which a thread reads less memory with a share of the weights for
+   all rows than with all weights for its rows. Shares may differ by one panel in EVEN. */
 enum { UNITS_A_ROW = 32, EVEN = 16 };
 
-/* Bytes of the L2 cache of a core where the system does not say. */
+/* Assumed bytes of the L2 cache of a core if the system does not report the size. */
 enum { USUAL_CACHE = 1 << 20 };
 
-/* Bytes of the L2 cache of a core. */
+/* Return the bytes of the L2 cache of a core. */
 static Size l2_cache(void)
 {
     static Size found;
@@ -57,10 +57,10 @@ void pin_shares(int how) { __atomic_store_n(&pinned, how, __ATOMIC_RELAXED); }
 
 static int pin(void) { return __atomic_load_n(&pinned, __ATOMIC_RELAXED); }
 
-/* Rows whose products over all steps are made together. */
+/* Number of rows of one block of the products over all steps. */
 enum { BLOCK_ROWS = 1024 };
 
-/* The threads and memory of a call: the pool's, or the calling thread alone where the pool is taken. */
+/* The threads and memory of a call: the pool's, or the calling thread alone if the pool is in use. */
 typedef struct Crew {
     int threads, owned;
     char *memory;
@@ -111,11 +111,12 @@ void run_pack(const Packed *packed, const Weights *weights, size_t bytes, int th
         pool_release();
 }
 
-/* What threads can share out by panels: vectors of units forward, panels of outputs backward. */
+/* Return the number of panels that threads can divide: vectors of units forward, panels of outputs backward.
+ */
 static Size panels_of(const Packed *p) { return (p->H + p->engine->lanes - 1) / p->engine->lanes; }
 static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 1) / (4 * p->engine->lanes); }
 
-/* Whether reading weights costs more than a barrier a step does and than uneven shares do. */
+/* Return whether reading weights costs more than a barrier per step and than uneven shares. */
 static int prefer_panels(const Packed *p, Size panels, int team, Size B)
 {
     Size bytes = 4 * p->H * p->P * (Size)p->engine->stored[p->storage],
@@ -123,7 +124,8 @@ static int prefer_panels(const Packed *p, Size panels, int team, Size B)
     return !p->projected && bytes >= l2_cache() && B / team * UNITS_A_ROW <= p->H && uneven * EVEN <= panels;
 }
 
-/* Threads of one direction, and whether they share out rows or panels, for steps of `work` multiply-adds. */
+/* Choose the number of threads of one direction, and whether they divide rows or panels, for steps of `work`
+   multiply-adds. */
 static int plan(int threads, int directions, Size T, Size B, Size work, const Packed *p, Size panels,
                 int *by_rows)
 {
@@ -136,8 +138,8 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     }
     if (team <= 1 || T * work < WORTH_THREADS)
         return 1;
-    /* Batch entries of its own need no barrier, and a barrier is slow on a busy machine. Layer normalisation
-       reads all units of a batch entry. */
+    /* A thread with its own batch entries needs no barrier, and a barrier is slow on a busy machine. Layer
+       normalisation reads all units of a batch entry, so it excludes panels. */
     if (p->pointwise.normal && B < team)
         return 1;
     if (p->pointwise.normal || (B >= WORTH_ROWS * team && !prefer_panels(p, panels, team, B)))
@@ -152,7 +154,7 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     return team < 1 ? 1 : team;
 }
 
-/* Both directions at once where there are threads for both, else one after the other. A negative number of
+/* Run both directions at once if there are threads for both, else one after the other. A negative number of
    members in the barrier marks the latter. */
 static void forward_work(void *context, int k)
 {
@@ -194,7 +196,7 @@ int run_forward(Forward *f, int threads)
     return failed;
 }
 
-/* The masks of zoneout, a thread its share of the times. */
+/* Zoneout masks; each thread draws a share of the times. */
 typedef struct Drawing {
     const Mask *mask;
     int members;
@@ -266,7 +268,7 @@ static void list_rows(const Backward *f, int d, Size first, Size last)
         }
 }
 
-/* Features of a row of dh: h, padded as the products of the backward pass write it. */
+/* Return the number of features of a row of dh, padded to whole panels of the backward products. */
 static Size width_of(const Packed *p)
 {
     Size width = outputs_of(p) * 4 * p->engine->lanes;
@@ -293,7 +295,7 @@ static void move_states(const Backward *f, int inward)
     }
 }
 
-/* Carve the memory of all directions. A block of `steps` steps has at most so many rows for the products. */
+/* Lay out the memory of all directions, for blocks of `steps` steps. */
 static size_t place_backward(Backward *f, Size steps, char *memory)
 {
     Arena arena = {memory, 0};
@@ -322,8 +324,8 @@ static size_t place_backward(Backward *f, Size steps, char *memory)
     return arena.used;
 }
 
-/* Decide on the threads that walk each direction and on those that make the products over its rows; whether
-   the directions walk together. */
+/* Choose the numbers of threads for the recurrence and for the products over its rows. Return whether both
+   directions run at the same time. */
 static int share_out(Backward *f, int threads)
 {
     const Packed *p = f->packed[0];
@@ -333,14 +335,14 @@ static int share_out(Backward *f, int threads)
         f->by_rows = 1;
     }
     int together = f->directions == 1 || threads >= 2;
-    /* Threads that slept through the walk are woken for much work alone. */
+    /* Wake threads that slept during the recurrence only for enough work. */
     int awake = together && f->team * f->directions > 1;
     f->threads = awake || f->T * f->B * 4 * p->H * (p->P + 2 * p->I) >= WORTH_WAKING ? threads : 1;
     return together;
 }
 
-/* From the last steps of the walk to the first, a block at a time: the walk, then the products over its
-   rows. Each pool_run is a barrier: the products read what all threads of the walk wrote. */
+/* For each block of steps, from the last to the first, run the recurrence and then the products over its
+   rows. Each pool_run is a barrier, so the products see the writes of all threads. */
 static void run_blocks(Backward *f, Size steps, int together)
 {
     for (Size from = 0; from < f->T && f->B; from += steps) {

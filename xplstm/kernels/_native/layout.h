@@ -1,9 +1,9 @@
-/* The weights of one direction as the products read them. */
+/* Pack the weights of one direction for the products. */
 
 static Size NAME(panels)(Size n) { return (n + LANES - 1) / LANES; }
 static Size NAME(outputs)(Size n) { return (n + PANEL - 1) / PANEL; }
 
-/* Carve the packed weights from `memory`, which may begin anywhere in a cache line. */
+/* Lay out the packed weights in `memory`, which may begin anywhere in a cache line. */
 static size_t NAME(place)(Packed *p, void *memory)
 {
     Arena arena = {(char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), 0};
@@ -25,7 +25,7 @@ static size_t NAME(place)(Packed *p, void *memory)
     return arena.used + 63;
 }
 
-/* The four gates of panels first to last. */
+/* Pack the four gates of the panels from `first` to `last`. */
 static void NAME(pack_gates)(const Packed *p, const Matrix *m, Size K, Size first, Size last, void *out)
 {
     for (Size panel = first; panel < last; panel++)
@@ -42,7 +42,7 @@ static void NAME(pack_bias)(const REAL *one, const REAL *other, Size H, Size uni
                 unit < H ? one[gate * H + unit] + other[gate * H + unit] : 0;
 }
 
-/* The projection and its bias; vectors of the last panel that no output has are zero. */
+/* Pack the projection and its bias; padding vectors of the last panel are zero. */
 static void NAME(pack_projection)(const Packed *p, const Weights *w)
 {
     Size padded = NAME(outputs)(p->P) * PANEL;

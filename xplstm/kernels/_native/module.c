@@ -1,8 +1,8 @@
-/* The extension module: arguments, threads, and which instruction set runs. Shapes are checked before, in
-   native.py; here every buffer's length is held against them once more. */
+/* The extension module: reads arguments, and selects threads and the instruction set. Callers check shapes
+   first; this file checks the length of every buffer again. */
 #define PY_SSIZE_T_CLEAN
 #include <pyconfig.h>
-#ifndef Py_GIL_DISABLED /* without the global lock Python has no stable ABI yet */
+#ifndef Py_GIL_DISABLED /* free-threaded Python has no stable ABI yet */
 #define Py_LIMITED_API 0x030B0000
 #endif
 #include <Python.h>
@@ -75,8 +75,8 @@ static Py_buffer *open_view(Views *v, PyObject *array, int flags)
     return &v->view[v->count++];
 }
 
-/* The address of a C-contiguous array of `count` numbers, copied to the pointer at `to`, of whatever type
-   that is; NULL, without an error, for None. */
+/* Copy the address of a C-contiguous array of `count` numbers to the pointer at `to`, which may have any
+   pointer type; NULL, without an error, for None. */
 static int get(Views *v, PyObject *array, Size count, size_t size, int writable, void *to)
 {
     if (array == Py_None) {
@@ -95,7 +95,7 @@ static int get(Views *v, PyObject *array, Size count, size_t size, int writable,
     return 0;
 }
 
-/* a * b * c * d bytes, or -1 with an error where no address space holds as many. */
+/* Return 0, or -1 with an error if a * b * c * d bytes exceed the address space. */
 static int check_size(Size a, Size b, Size c, Size d)
 {
     Size n;
@@ -127,7 +127,7 @@ static int get_packed(PyObject *tuple, PyObject *reverse, const Packed **packed,
     return (int)n;
 }
 
-/* x of any strides whose features follow each other. */
+/* Read x, whose features are contiguous and whose other strides are arbitrary. */
 static int get_x(Views *v, PyObject *array, Size I, size_t size, const void **x, Size *T, Size *B, Size *step,
                  Size *row)
 {
@@ -182,7 +182,7 @@ static int get_kept(Views *v, PyObject *tuple, int directions, const Packed *con
     return 0;
 }
 
-/* None, or a tuple (dropped, held_h, held_c) of each direction. */
+/* Read None, or a tuple (dropped, held_h, held_c) for each direction. */
 static int get_noise(Views *v, PyObject *given, int directions, const Packed *const *p, Size T, Size B,
                      Noise *noise)
 {
@@ -362,7 +362,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
     return found;
 }
 
-/* interface(): what native.py and these functions agree on; a change of any argument has a new number. */
+/* interface(): the version of the arguments of these functions, which native.py compares with its own. */
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
@@ -401,7 +401,7 @@ static PyObject *draw(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* pin_shares(how): how threads share the work of a direction from here on, by the enum of jobs.h. */
+/* pin_shares(how): pin how threads divide the work of a direction, by the enum of jobs.h. */
 static PyObject *pin_shares_of(PyObject *self, PyObject *how)
 {
     (void)self;
@@ -414,14 +414,14 @@ static PyObject *pin_shares_of(PyObject *self, PyObject *how)
     Py_RETURN_NONE;
 }
 
-/* worth_threads(): below how many multiply-adds one thread runs a call. */
+/* worth_threads(): the number of multiply-adds below which one thread runs a call. */
 static PyObject *worth_threads_of(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
     return PyLong_FromLong(worth_threads());
 }
 
-/* walks_alone(): how many walks of a team one thread had to end alone. */
+/* walks_alone(): the number of walks of a team that one thread ended alone. */
 static PyObject *walks_alone(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;

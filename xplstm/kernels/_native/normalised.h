@@ -1,5 +1,5 @@
-/* Layer normalisation inside the step: of W_ih x, of W_hh h and of c'. Derived from xplstm.cells.variant,
-   clause XPL-VAR; after Ba, Kiros and Hinton (2016).
+/* Layer normalisation of W_ih x, W_hh h and c' inside the step (Ba, Kiros and Hinton, 2016). Implements
+   xplstm.cells.variant, clause XPL-VAR.
 
    A sum runs over the units of one batch entry. Lane n of 16 adds the units n, n + 16, ... of each block in
    ascending order; then the blocks are added, then the lanes in pairs. The order does not depend on the width
@@ -9,7 +9,7 @@
 
 enum { NAME(WAYS) = 16 / LANES };
 
-/* A sum under way, and its end. */
+/* The accumulators of a sum. */
 #define Lanes NAME(Lanes)
 typedef struct Lanes {
     V sum[NAME(WAYS)][4];
@@ -30,7 +30,7 @@ INLINE REAL NAME(add_lanes)(const Lanes *of, int blocks)
     return lanes[0];
 }
 
-/* The first `width` numbers of a vector, and zeros. */
+/* Return the first `width` numbers of a vector, padded with zeros. */
 INLINE V NAME(first)(V v, Size width)
 {
     REAL numbers[LANES];
@@ -69,7 +69,7 @@ INLINE REAL NAME(normalise)(REAL *a, Size H, int blocks)
     return scale;
 }
 
-/* a * gain + more; without more a * gain. */
+/* Compute a * gain + more in place, or a * gain if more is NULL. */
 static void NAME(gain)(REAL *a, const REAL *gain, const REAL *more, Size size)
 {
     for (Size n = 0; n < size; n += LANES)
@@ -97,7 +97,7 @@ INLINE void NAME(gain_back)(REAL *d, const REAL *gain, const REAL *unit_row, REA
         store(d + n, fnma(load(unit_row + n), part, load(d + n) - mean) * all(scale));
 }
 
-/* Gains in the layout of panels: `blocks` vectors of each, or zeros without any. */
+/* Pack gains in the layout of panels, `blocks` vectors per panel, or zeros if w is NULL. */
 static void NAME(pack_gain)(const REAL *w, Size H, Size units, Size blocks, REAL *out)
 {
     for (Size unit = 0; unit < units; unit++)

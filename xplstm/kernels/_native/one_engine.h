@@ -1,4 +1,4 @@
-/* One instruction set in one dtype. */
+/* Instantiate all code for one instruction set and one dtype. */
 
 #include "vector.h"
 #include "functions.h"

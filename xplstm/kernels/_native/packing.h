@@ -1,6 +1,6 @@
-/* Packed weights, from the arrays of Python. */
+/* Pack weights from Python's arrays. */
 
-/* Packed weights and the memory that they are in. */
+/* Packed weights and the owner of their memory. */
 typedef struct Held {
     Packed packed;
     Py_buffer room;
@@ -37,7 +37,7 @@ static int get_pointwise(PyObject *options, int peepholes, int gains, Pointwise 
     return 0;
 }
 
-/* The same storage with faster instructions, where this processor and the engine have them. */
+/* Return the storage with faster instructions if the processor and the engine support them. */
 static int fastest_products(const Engine *engine, int storage)
 {
 #if defined(__x86_64__) && !defined(XPLSTM_WITHOUT_VNNI)
@@ -50,7 +50,7 @@ static int fastest_products(const Engine *engine, int storage)
     return storage;
 }
 
-/* A matrix of weights: an array, or of integers (values, scales). */
+/* Read a weight matrix: an array, or (values, scales) for int8. */
 static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t size, int storage,
                       int required, Matrix *m)
 {

@@ -1,10 +1,10 @@
-/* Random masks: Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011), as in xplstm.cells.masks. */
+/* Random masks by Philox 4x64-10 of Salmon, Moraes, Dror and Shaw (2011), as in xplstm.cells.masks. */
 #ifndef XPLSTM_PHILOX_H
 #define XPLSTM_PHILOX_H
 
 #include "jobs.h"
 
-/* The words of the block with this counter. */
+/* Replace a counter by the words of its block. */
 static inline void philox(uint64_t counter[4], const uint64_t key[2])
 {
     uint64_t low = key[0], high = key[1];
@@ -20,7 +20,7 @@ static inline void philox(uint64_t counter[4], const uint64_t key[2])
     }
 }
 
-/* The flags of one time: a number of 53 bits is below p. */
+/* Draw the flags of one time: true where a 53-bit number is below p. */
 static void draw_time(const Mask *m, Size t)
 {
     double bound = m->p * 0x1p53;

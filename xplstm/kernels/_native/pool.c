@@ -18,14 +18,14 @@
 #define relax() ((void)0)
 #endif
 
-/* Turns of a loop, some 20 to 50 microseconds, before a thread gives way or goes to sleep. */
+/* Iterations of a spin loop, about 20 to 50 microseconds, before a thread yields or sleeps. */
 enum { SPINS = 1000, TURNS_AWAKE = 2000 };
 
-/* A wait of so many nanoseconds is late: no team's shares differ by as much, and a scheduler's turn is
-   longer. With so many late waits in a window of crossings, waiting has taken longer than the work. */
+/* A wait of LATE nanoseconds is late: the shares of a team never differ by as much, but a scheduler's time
+   slice is longer. With MOST_LATE late waits in a window of crossings, waiting takes longer than the work. */
 enum { LATE = 500000, MOST_LATE = 2, WINDOW = 256 };
 
-/* Nanoseconds for which one thread works after threads were late: doubled each time. */
+/* Nanoseconds for which one thread works alone after late waits; doubled each time. */
 #define FIRST_REST 20000000ll
 #define LONGEST_REST 2000000000ll
 
@@ -49,7 +49,7 @@ void barrier_init(Barrier *b, int members)
     b->crossings = b->alone = 0;
 }
 
-/* Wait for one more turn of a loop: in vain for long, let others run. */
+/* Wait for iteration n of a spin loop; after many iterations, yield the processor. */
 static void turn(int n)
 {
     if (n < SPINS)
@@ -58,7 +58,7 @@ static void turn(int n)
         sched_yield();
 }
 
-/* The last to arrive decides for all, before it lets the others go, whether member 0 continues alone. */
+/* Called by the last thread to arrive: decide whether member 0 continues alone, then release the others. */
 static void barrier_open(Barrier *b, int phase)
 {
     if (++b->crossings == WINDOW) {
@@ -113,13 +113,13 @@ static struct {
     pthread_mutex_t owner, lock;
     pthread_cond_t wake;
     int started, registered;
-    int seen[MAX_THREADS]; /* the job before the first that a thread takes part in */
-    atomic_int job;        /* counts up with every job */
+    int seen[MAX_THREADS]; /* number of the last job before the thread started */
+    atomic_int job;        /* sequence number of the job */
     atomic_int asleep, running;
-    atomic_int members; /* of the job */
+    atomic_int members; /* number of threads of the job */
     Work work;
     void *context;
-    _Atomic(void *) memory; /* NULL or `bytes` long at every instant: a fork may copy it at any */
+    _Atomic(void *) memory; /* always NULL or `bytes` long, because a fork may happen at any time */
     atomic_size_t bytes;
     Rest barriers, ends;
     long walks_alone;
@@ -127,7 +127,7 @@ static struct {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER};
 
-/* In the child of a fork there is one thread, whatever the others were doing. */
+/* Reset the pool in the child of a fork, which has only the forking thread. */
 static void forget_threads(void)
 {
     pthread_mutex_init(&pool.owner, NULL);
@@ -194,7 +194,7 @@ static int start(int wanted)
     return pool.started + 1 < wanted ? pool.started + 1 : wanted;
 }
 
-/* Of `most` processors, those that this process may use now: its affinity can change between calls. */
+/* Return how many of `most` processors this process may use now; the affinity can change between calls. */
 static int processors(int most)
 {
 #ifdef __linux__

@@ -1,16 +1,17 @@
-/* Products of rows with packed panels, in the order of XPL-EXACT-002, for weights in one storage; included
-   once for each. A term is a number of a row, or the two whose halves make one word. The includer says the
-   columns of a TERM; WEIGHT, what a term has for each lane; NUMBER, the type of a weight in its matrix; GET,
-   which makes a vector of LANES weights; DOT, which multiplies and adds; PLACE of a weight in its term, in
-   NUMBERs; TARGET, the attribute of functions that DOT needs; and the suffix of the names in STORE. */
+/* Products of rows with packed panels, in the order of XPL-EXACT-002. The file is included once for each
+   storage of weights. A term is one number of a row, or two numbers that form one word. The includer defines
+   TERM, the number of columns of a term; WEIGHT, the type of a term for one lane; NUMBER, the type of a
+   weight in its matrix; GET, which loads a vector of LANES weights; DOT, which multiplies and adds; PLACE,
+   the position of a weight in its term; TARGET, the function attribute that DOT needs; and the suffix of the
+   names in STORE. */
 
 #define TERMS(K) (((K) + TERM - 1) / TERM)
 
 static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * sizeof(WEIGHT); }
 
-/* A tile: R rows by one panel over k terms of one block, added to u where there is one, then the bias. Terms
-   of a row are `step` apart. Each term prefetches one more cache line of what comes `next`: weights that
-   are too large for the L2 cache would stall the loop. */
+/* A tile: multiply R rows by one panel over k terms of one block, and add u and the bias if they are not
+   NULL. Terms of a row are `step` apart. Each term prefetches one cache line of the `next` weights, because
+   loads of weights that exceed the L2 cache would stall the loop. */
 #define TILE(R)                                                                                         \
     TARGET static __attribute__((noinline)) void STORE(                                                 \
         tile##R)(const REAL *const *rows, Size step, const WEIGHT *w, Size k, REAL *out, Size out_step, \
@@ -75,8 +76,8 @@ static const STORE(Tile) STORE(tiles)[] = {
     EACH (j, (PANEL * (int)sizeof(WEIGHT) + LINE - 1) / LINE) \
     __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PANEL) + j * LINE)
 
-/* One row by C consecutive panels of w, `panel` apart: C times as many independent chains hide the latency
-   of the multiply-adds. */
+/* Multiply one row by C panels of w at distance `panel`: C independent chains hide the latency of the
+   multiply-adds. */
 #define ROW(name, C, PREFETCH)                                                                           \
     TARGET static __attribute__((noinline)) void STORE(name)(const REAL *a, const WEIGHT *w, Size panel, \
                                                              Size k, REAL *out, const REAL *u,           \
@@ -131,9 +132,9 @@ static const STORE(Row) STORE(rows)[2][5] = {
 #endif
 };
 
-/* out = ((u + block) + block) + ... + bias for one row of K columns and `panels` panels next to each other.
-   Of a single step no weight is in the L1 cache yet, and a short sum ends before the hardware prefetcher
-   starts. */
+/* out = ((u + block) + block) + ... + bias for one row of K columns and `panels` adjacent panels. In a single
+   step, no weight is in the L1 cache yet, and a short sum ends before the hardware prefetcher starts, so the
+   loop prefetches by software. */
 static void STORE(row_product)(const REAL *a, Size K, const void *first, Size panels, int single, REAL *out,
                                const REAL *u, const REAL *bias)
 {
@@ -163,7 +164,7 @@ static void STORE(row_product)(const REAL *a, Size K, const void *first, Size pa
     }
 }
 
-/* The same for many rows and one panel. */
+/* out = ((u + block) + block) + ... + bias for many rows and one panel. */
 static void STORE(product)(const REAL *const *rows, Size count, Size K, const void *panel, REAL *out,
                            Size out_step, const REAL *u, Size u_step, const REAL *bias)
 {

@@ -1,19 +1,19 @@
-/* One step or one small call of all layers from Python: each array is checked once, and everything out of the
-   ordinary is left to the caller, which raises the errors. */
+/* Run one step or one small call of all layers from Python. Each array is checked once. For unusual
+   arguments, the functions return None, and the caller raises the errors. */
 
 #define STEPPER "xplstm.kernels._engine.Stepper"
 
-/* Multiply-adds below which other Python threads wait less than it takes to let them run. */
+/* Number of multiply-adds from which releasing the global lock pays off. */
 enum { WORTH_RELEASE = 1 << 16 };
 
 /* A call is small if `plan` runs it on one thread, and the interpreter's work for it is a part of its time.
  */
 enum { FEW_ROWS = 8, SMALL_STEP = 1 << 17, SMALL_CALL = 1 << 22 };
 
-/* What x holds: one step, or a sequence with time or the batch first. native.py has this order. */
+/* Layouts of x: one step, or a sequence with time or the batch first. native.py lists them in this order. */
 enum { ONE_STEP, TIME_FIRST, BATCH_FIRST, ORDERS };
 
-/* y, h, c; and of some layers over a sequence what one hands to the next. */
+/* The arrays y, h, c, and the output between layers over a sequence. */
 enum { RESULTS = 3, BETWEEN = 3, ARRAYS };
 
 typedef struct Stepper {
@@ -139,10 +139,10 @@ static int run_layers(const Stepper *s, Sizes of, const void *x, const char *h, 
     return 0;
 }
 
-/* (y, state). */
+/* Return the tuple (y, state). */
 static PyObject *as_results(const Stepper *s, PyObject *y, PyObject *h, PyObject *c)
 {
-    /* As the tuple's own `new` makes one of a subclass, without the tuples that it would take them from. */
+    /* Allocate the subclass of tuple directly, which avoids the temporary tuple of tuple.__new__. */
     PyObject *state = PyType_GenericAlloc((PyTypeObject *)s->state, 2);
     if (!state)
         return NULL;
@@ -171,13 +171,13 @@ static Sizes sizes_of(const Stepper *s, const Py_buffer *x)
         return of;
     }
     Size T = x->shape[of.batched && !batch];
-    /* With one batch entry both orders are the same memory. */
+    /* With one batch entry, both layouts have the same memory. */
     if (of.B < (batch ? FEW_ROWS : 2) && of.B * s->work < SMALL_STEP && T < SMALL_CALL / (of.B * s->work))
         of.T = T;
     return of;
 }
 
-/* step(x, state): (y, state), or None where a look at the arguments is not enough. */
+/* step(x, state): return (y, state), or None for arguments that need the checks of a call. */
 static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
     const Stepper *s = PyCapsule_GetPointer(capsule, STEPPER);
@@ -187,7 +187,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
         PyErr_SetString(PyExc_TypeError, "step takes 2 arguments");
         return NULL;
     }
-    Views v; /* not a field of it is worth zeroing */
+    Views v; /* not zeroed, because only the first `count` views are read */
     v.count = 0;
     PyObject *state = args[1], *results[ARRAYS] = {NULL, NULL, NULL, NULL};
     int known = state == Py_None || (PyObject *)Py_TYPE(state) == s->state

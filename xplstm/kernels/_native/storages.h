@@ -1,13 +1,12 @@
-/* The products of every storage of weights, and the table of them that the walk reads. Sums and activations
-   are in REAL in each, so that a storage whose numbers are exact in REAL has the bits of the rounded weights.
- */
+/* The products of every storage of weights, and their table. Sums and activations have the type REAL in each,
+   so that a storage whose numbers are exact in REAL gives the bits of the rounded weights. */
 
 #define PANEL (4 * LANES)
 
 /* Bytes of a cache line. */
 #define LINE 64
 
-/* A loop that is unrolled fully, so that the array that it runs over stays in registers. */
+/* A fully unrolled loop, so that its array stays in registers. */
 #define EACH(n, count) _Pragma("GCC unroll 6") for (int n = 0; n < (count); n++)
 
 /* For one row and K <= SHORT, prefetch the weights AHEAD terms in advance. One row takes WIDE panels at once.
@@ -45,14 +44,14 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define TARGET
 #include "products.h"
 
-/* sum + the products of the lower halves, then of the upper ones, which are numbers of bfloat16. */
+/* Return sum + the products of the lower bfloat16 halves, then + the products of the upper halves. */
 INLINE V NAME(dot_bfloat16)(V pair, V w, V sum)
 {
     sum = fma((V)((VU)pair << 16), (V)((VU)w << 16), sum);
     return fma((V)((VU)pair & 0xffff0000u), (V)((VU)w & 0xffff0000u), sum);
 }
 
-/* A row in bfloat16, rounded to nearest even, with a zero at the end of an odd number of columns. */
+/* Convert a row to bfloat16, rounded to nearest even; a zero pads an odd number of columns. */
 static void NAME(enter_bfloat16)(const REAL *a, Size K, void *to)
 {
     typedef uint16_t __attribute__((may_alias)) Half; /* tiles read two at once */
@@ -135,8 +134,8 @@ WITH_BF16 INLINE V NAME(paired_dot)(V pair, V w, V sum)
 #endif
 #endif
 
-/* One storage. `product` and `row_product` are described in products.h and integers.h; they read rows that
-   `enter` has written in `entered_bytes`, or where it is NULL the rows themselves. */
+/* One storage. products.h and integers.h describe `product` and `row_product`. These functions read rows that
+   `enter` converted to `entered_bytes`, or unconverted rows if `enter` is NULL. */
 typedef struct NAME(Storage) {
     size_t (*panel_bytes)(Size K);
     void (*product)(const REAL *const *rows, Size count, Size K, const void *panel, REAL *out, Size out_step,
@@ -168,10 +167,10 @@ static const NAME(Storage) NAME(TABLE)[STORAGES] = {
 #endif
 };
 
-/* The products of a layer's weights. */
+/* Return the products for a layer's weights. */
 INLINE const NAME(Storage) * NAME(storage_of)(const Packed *p) { return &NAME(TABLE)[p->storage]; }
 
-/* The panel of a packed matrix with K columns. */
+/* Return a panel of a packed matrix with K columns. */
 INLINE const void *NAME(panel_at)(const Packed *p, const void *packed, Size K, Size panel)
 {
     return (const char *)packed + (size_t)panel * NAME(storage_of)(p)->panel_bytes(K);

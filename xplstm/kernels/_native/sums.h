@@ -1,6 +1,6 @@
-/* Sums over rows, which gradients are, and the packing of columns that the backward pass reads. */
+/* Sums over rows for the gradients, and the packing of columns for the backward pass. */
 
-/* One row of a panel: `width` numbers, and zeros. */
+/* Write one row of a panel: `width` numbers, padded with zeros. */
 INLINE void NAME(panel_row)(const REAL *from, Size width, REAL *out)
 {
     if (width == PANEL) {
@@ -23,15 +23,15 @@ static void NAME(pack_columns)(const REAL *w, Size K, Size columns, int member, 
         }
 }
 
-/* Rows of a product over all steps that wait in one block. */
+/* Number of rows of one block of a product over all steps. */
 enum { NAME(DEPTH) = 128 };
 
-/* From one tile's rows to the next's: an odd number of cache lines, so that they do not share a few of its
+/* Distance between the rows of consecutive tiles: an odd number of cache lines avoids conflicts of cache
    sets. */
 enum { NAME(TALL) = ROWS * NAME(DEPTH) + LINE / (int)sizeof(REAL) };
 
-/* Columns first to last of a's rows, as tiles read them: some rows at a time, so that lines are written
-   whole. */
+/* Pack the columns from `first` to `last` of a's rows for tiles, several rows at a time, so that whole cache
+   lines are written. */
 static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, Size depth, REAL *out)
 {
     enum { SOME = 8 };
@@ -49,7 +49,7 @@ static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, S
     }
 }
 
-/* One of the products below: b's rows by pointers, and where the result is added. */
+/* One of the products below: pointers to b's rows, and the array to which the result is added. */
 #define Sum NAME(Sum)
 typedef struct Sum {
     const REAL **b;
@@ -57,14 +57,14 @@ typedef struct Sum {
     REAL *c;
 } Sum;
 
-/* Operands as tiles read them, and a tile at the edge. */
+/* Packed operands, and a tile at the edge. */
 #define SumScratch NAME(SumScratch)
 typedef struct SumScratch {
     REAL *b, *a, *tile; /* (DEPTH, PANEL), (tiles, TALL), (ROWS, PANEL) */
-    REAL *narrow;       /* a panel of b as tiles read rows */
+    REAL *narrow;       /* a panel of b, packed like rows of tiles */
 } SumScratch;
 
-/* Carve them for at most so many rows of c. */
+/* Lay out the scratch memory for at most `rows` rows of c. */
 static void NAME(carve_sums)(SumScratch *w, Size rows, Arena *arena)
 {
     w->b = take(arena, sizeof(REAL) * NAME(DEPTH) * PANEL);
@@ -73,14 +73,15 @@ static void NAME(carve_sums)(SumScratch *w, Size rows, Arena *arena)
     w->narrow = take(arena, sizeof(REAL) * NAME(TALL) * ((PANEL + ROWS - 1) / ROWS));
 }
 
-/* Whether tiles of c^T are fewer: a panel of b with few columns leaves most of a tile of c empty. */
+/* Return whether tiles of c^T are fewer, because a panel of b with few columns fills little of a tile of c.
+ */
 static int NAME(is_narrow)(Size width, Size rows)
 {
     return (width + ROWS - 1) / ROWS * ((rows + PANEL - 1) / PANEL) < (rows + ROWS - 1) / ROWS;
 }
 
-/* The part of c += a^T b that has the `width` columns packed in w->b, by tiles of c^T. Each sum is as in
-   tiles of c. */
+/* Compute c += a^T b for the `width` columns packed in w->b, by tiles of c^T. The order of each sum is the
+   same as with tiles of c. */
 static void NAME(sum_narrow)(const REAL *a, Size a_stride, Size first, Size last, Size depth, Size width,
                              REAL *c, Size columns, const SumScratch *w)
 {
@@ -103,9 +104,9 @@ static void NAME(sum_narrow)(const REAL *a, Size a_stride, Size first, Size last
     }
 }
 
-/* c (rows, columns) += a^T b for every sum: a (count, ...) holds columns first to last of each row, stride
-   apart. And total += the sum of a's rows, where it is not NULL, while they are in the cache. The order of a
-   sum over rows does not depend on the partition of c. */
+/* Compute c (rows, columns) += a^T b for every sum, with the columns of a (count, ...) from `first` to
+   `last`. Rows of a have the distance `a_stride`. If total is not NULL, also add the sum of a's rows to it
+   while the rows are in the cache. The order of a sum over rows does not depend on the partition of c. */
 static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size last, Size count,
                                const Sum *sums, int how_many, REAL *restrict total, const SumScratch *w)
 {

@@ -1,5 +1,5 @@
-/* One vector of REAL for the instruction set ISA; included once for each of both. Undefines what it is given
-   again. */
+/* Operations on one vector of REAL for the instruction set ISA. The file is included once for each pair, and
+   undefines its parameters. */
 
 #undef V
 #undef VI
@@ -40,7 +40,7 @@ typedef REAL NAME(Unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(s
 INLINE V NAME(load)(const REAL *p) { return *(const NAME(Unaligned) *)p; }
 INLINE void NAME(store)(REAL *p, V v) { *(NAME(Unaligned) *)p = v; }
 
-/* The first n numbers, and zeros. */
+/* Load the first n numbers, padded with zeros. */
 INLINE V NAME(load_part)(const REAL *p, Size n)
 {
     REAL all[LANES] = {0};
@@ -58,15 +58,15 @@ INLINE void NAME(store_part)(REAL *p, V v, Size n)
 #if !DOUBLE
 typedef VU NAME(UnalignedWords) __attribute__((aligned(2), may_alias));
 
-/* Vector n of a panel of bfloat16, which is the upper half of a float: each word has the numbers of two
-   vectors in its halves, so that a shift or a mask is the whole conversion. */
+/* Load vector n of a panel of bfloat16, which is the upper half of a float. Each word has the numbers of two
+   vectors in its halves, so a shift or a mask is the whole conversion. */
 INLINE V NAME(load_bfloat16)(const uint16_t *panel, int n)
 {
     VU pair = *(const NAME(UnalignedWords) *)(panel + n / 2 * 2 * LANES);
     return (V)(n % 2 ? pair & 0xffff0000u : pair << 16);
 }
 
-/* Numbers of float16. Every processor with AVX2 and fused multiply-adds has the conversion. */
+/* Load numbers of float16. Every processor with AVX2 and fused multiply-adds supports the conversion. */
 INLINE V NAME(load_float16)(const uint16_t *p)
 {
 #if VECTOR_BYTES == 64
@@ -108,7 +108,7 @@ INLINE VI NAME(nearest)(V x)
 #endif
 }
 
-/* The lowest byte of each word. */
+/* Store the lowest byte of each word. */
 INLINE void NAME(store_bytes)(uint8_t *to, VI words)
 {
 #if VECTOR_BYTES == 64
@@ -119,10 +119,10 @@ INLINE void NAME(store_bytes)(uint8_t *to, VI words)
 #endif
 }
 
-/* The sum of the products of both halves of each word. */
+/* Return, for each word, the sum of the products of both halves. */
 INLINE VI NAME(multiply_pairs)(VI a, VI b)
 {
-#if VECTOR_BYTES == 64 /* without AVX512BW, which the engine does not ask for */
+#if VECTOR_BYTES == 64 /* does not use AVX512BW, which the engine does not require */
     __m256i low = _mm256_madd_epi16(_mm512_castsi512_si256((__m512i)a), _mm512_castsi512_si256((__m512i)b));
     __m256i high =
         _mm256_madd_epi16(_mm512_extracti64x4_epi64((__m512i)a, 1), _mm512_extracti64x4_epi64((__m512i)b, 1));
