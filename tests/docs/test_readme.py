@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import itertools
+import json
 import re
 import shlex
 import tomllib
@@ -53,6 +54,20 @@ def sessions_and_tags() -> tuple[set[str], set[str]]:
             keywords = [n for n in ast.walk(function.decorator_list[0]) if isinstance(n, ast.keyword)]
             tags |= {tag for k in keywords if k.arg == "tags" for tag in ast.literal_eval(k.value)}
     return sessions, tags
+
+
+def test_the_conformance_page_is_of_the_versions_that_nox_installs():
+    body = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
+    (pins,) = (n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "VERSIONS")
+    pinned = {name.partition("[")[0]: version for name, version in ast.literal_eval(pins).items()}
+    report = json.loads((ROOT / "docs" / "conformance.json").read_text(encoding="utf-8"))
+    said = {about["library"]: about["version"] for about in report["subjects"].values()} | report["packages"]
+    # A distribution may have another name than its library.
+    names = {"tensorflow": "tensorflow-cpu", "ai_edge_litert": "ai-edge-litert"}
+    found = {names.get(name, name): version.partition("+")[0] for name, version in said.items()}
+    compared = pinned.keys() & found.keys()
+    assert len(compared) >= 10
+    assert {name: found[name] for name in compared} == {name: pinned[name] for name in compared}
 
 
 def check_pip(words, _):
