@@ -290,7 +290,9 @@ class Xplstm:
 
     def valid(self, config: Config) -> dict[str, Any]:
         """Which steps exist, and where segments begin, as keywords of a call."""
-        given = {name: np.asarray(config[name]) for name in ("mask", "reset") if config.get(name) is not None}
+        given = {
+            name: np.asarray(config[name], bool) for name in ("mask", "reset") if config.get(name) is not None
+        }
         return given if "mask" in given else given | {"lengths": config.get("lengths")}
 
 

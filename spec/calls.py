@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from spec import corners, paths, plan, sized
+from spec import corners, margins, paths, plan, sized
 from spec.plan import Choice
 from spec.records import Record
 from spec.sized import ALLOWED, KEY, Sized, distance, drawn, layer, module
@@ -194,6 +194,7 @@ CASES: dict[str, Sized] = {
     **with_resets(),
     **corners.CASES,
     **paths.CASES,
+    **margins.CASES,
 }
 
 

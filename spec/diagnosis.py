@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spec import corner_mutants, mutants, path_mutants, plausible_mutants, sized_mutants, wrong_gru
+from spec import (
+    corner_mutants,
+    margin_mutants,
+    mutants,
+    path_mutants,
+    plausible_mutants,
+    sized_mutants,
+    wrong_gru,
+)
 from spec.mutants import Call
 from spec.records import UNITS
 from spec.sized_mutants import Sometimes
@@ -123,6 +131,7 @@ def wrongs() -> dict[str, Wrong]:
         ("in some calls", plausible_mutants),
         ("at corners", corner_mutants),
         ("on one path", path_mutants),
+        ("at margins", margin_mutants),
     ):
         found |= {name: Wrong(f"{where}: {family(name)}", call) for name, call in of.MUTANTS.items()}
     for place in PLACES:

@@ -5,6 +5,7 @@ A library that aborts or hangs then fails the question alone, and the suite goes
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -32,6 +33,9 @@ class Served(Stdio):
 
 def answer(adapter: Adapter, question: Any) -> Any:
     """Call the adapter; an exception other than `Refused` and `Unsupported` fails the question."""
+    if question["dtype"] == "bfloat16":
+        # NumPy knows this dtype once the package is imported, and a library need not import it.
+        importlib.import_module("ml_dtypes")
     given = {name: read(a, question["dtype"]) for name, a in question["arrays"].items()}
     try:
         got = adapter.call(question["op"], question["config"], given)

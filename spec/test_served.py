@@ -57,6 +57,13 @@ def test_numbers_are_those_of_the_subject(served: Served, dtype: str) -> None:
     assert max(errors(got, record["outputs"], dtype).values()) <= record["tolerance"]["outputs"]
 
 
+def test_bfloat16_reaches_a_subject_that_does_not_import_it(served: Served) -> None:
+    pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
+    record = RECORDS["sequence"]
+    got = served.call("layer", record["config"], arrays(record["inputs"], "bfloat16"))
+    assert {a.dtype.name for a in got.values()} == {"bfloat16"}
+
+
 def test_what_ends_a_call_or_the_process_ends_one_question(served: Served) -> None:
     with pytest.raises(RuntimeError, match=r"ended without an answer, exit status -6"):
         ask(served, 100)

@@ -8,15 +8,16 @@ from functools import cache
 import numpy as np
 import pytest
 
-from spec import paths
+from spec import margins, paths
 from spec.calls import CASES, cost, expected, faults, given
 from spec.corner_mutants import MUTANTS as CORNERS
+from spec.margin_mutants import MUTANTS as MARGINS
 from spec.path_mutants import MUTANTS as PATHS
 from spec.plausible_mutants import MUTANTS as PLAUSIBLE
 from spec.sized_mutants import MUTANTS, RIGHT, Call, may_differ
 from spec.subject import Adapter, Arrays, Unsupported
 
-WRONG = MUTANTS | PLAUSIBLE | CORNERS | PATHS
+WRONG = MUTANTS | PLAUSIBLE | CORNERS | PATHS | MARGINS
 CHEAPEST = sorted(CASES, key=cost)
 IN_HALVES = [n for n, c in CASES.items() if n.startswith(("between-i", "between-b", "ragged-b")) and c.T < 5]
 IN_HALVES += ["layer-norm-reverse", "mask-module", "merge-mean-one-layer", "peepholes-reverse", "steps-of-19"]
@@ -27,7 +28,7 @@ IN_HALVES += ["large-resets", "large-projection", "large-mask-module"]
 def in_turn(name: str) -> tuple[str, ...]:
     """Both dtypes, or one of them by turns where many calls differ in a size alone."""
     both = ("float64", "float32")
-    return (both[zlib.crc32(name.encode()) % 2],) if name in paths.CASES else both
+    return (both[zlib.crc32(name.encode()) % 2],) if name in paths.CASES | margins.CASES else both
 
 
 NAMES = [

@@ -1,0 +1,118 @@
+"""LSTMs that are wrong with an option at a margin alone: no steps, one unit, a high rate, another option."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spec.corner_mutants import layers, of_size, off
+from spec.path_mutants import work
+from spec.plausible_mutants import drawn, masked
+from spec.sized_mutants import (
+    Call,
+    Spoil,
+    Test,
+    after,
+    before,
+    both,
+    exactly,
+    option,
+    ragged,
+    single,
+    sized,
+    stacked,
+)
+from spec.subject import Arrays, Config
+
+EDGES: dict[str, Test] = {
+    "no steps": of_size(0, 0),
+    "no entries": of_size(1, 0),
+    "one step": of_size(0, 1),
+    "one unit": exactly(1),
+    "one entry": of_size(1, 1),
+}
+OPTIONS: dict[str, Test] = {
+    **{n: option(n) for n in ("peepholes", "coupled", "gate_clip", "cell_clip", "layer_norm", "zoneout_h")},
+    **{"activations": option("activations"), "noise": option("noise")},
+}
+NEVER = (("no steps", "a mask"), ("no steps", "resets"), ("no entries", "lengths"))
+"""What no call can say: a list that is empty has one axis."""
+STEPS: dict[str, Test] = {"lengths": ragged, "a mask": masked, "resets": option("reset")}
+OTHERS: dict[str, Test] = {
+    **{n: test for n, test in OPTIONS.items() if n != "noise"},
+    **STEPS,
+    **{"a projection": option("proj_size"), "no bias": lambda _op, c, _a: not c["bias"]},
+    **{"a merge": option("merge"), "three layers": layers(3)},
+}
+
+
+def rate(name: str, least: float) -> Test:
+    """Where a rate is above a bound."""
+    return lambda _op, c, _a: any(
+        float(part.get(name, 0)) > least for part in (c, c.get("variant", {}), c.get("dropout", {}))
+    )
+
+
+def alone(name: str, other: str) -> Test:
+    """Where one rate of zoneout is given and not the other."""
+    return lambda _op, c, _a: name in c.get("variant", {}) and other not in c.get("variant", {})
+
+
+def square(*lists: str) -> Test:
+    """Where there are as many steps as entries, and a list of them."""
+    return lambda _op, c, a: a["x"].shape[0] == a["x"].shape[1] and any(c.get(n) is not None for n in lists)
+
+
+def turned(name: str) -> Spoil:
+    return lambda c, a: (c | {name: np.transpose(c[name]).tolist()}, a)
+
+
+def four_inputs_a_unit(_op: str, config: Config, a: Arrays) -> bool:
+    return a["x"].shape[2] == 4 * int(config["hidden_size"])
+
+
+def turned_weights(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+    """A matrix that is square is taken in the other order."""
+    return config, {
+        n: v.T if n.startswith("weight_ih") and len(set(v.shape)) == 1 else v for n, v in a.items()
+    }
+
+
+def numbers(least: int) -> Test:
+    """Where the outputs of a direction have more numbers than that."""
+    return lambda _op, c, a: a["x"][..., 0].size * int(c["hidden_size"]) > least
+
+
+MUTANTS: dict[str, Call] = {
+    **{f"{name} with {edge}": after(both(test, at), off("h_n", "dw"))
+       for edge, at in EDGES.items() for name, test in OPTIONS.items()},
+    **{f"{name} with {edge} in {kind}": after(both(test, at, where), off("c_n", "dw"))
+       for edge, at in EDGES.items() for name, test in STEPS.items() if (edge, name) not in NEVER
+       for kind, where in (("layers", single), ("reverse", option("reverse")), ("modules", stacked))},
+    **{f"merged with {edge}": after(both(option("merge"), at), off("h_n", "dw"))
+       for edge, at in EDGES.items()},
+    **{f"dropout with {edge}": after(both(drawn, at), off("h_n", "dw")) for edge, at in EDGES.items()},
+    **{f"activations and {name}": after(both(option("activations"), test), off("y"))
+       for name, test in OTHERS.items() if name != "activations"},
+    **{f"noise and {name}": after(both(option("noise"), test), off("y")) for name, test in OTHERS.items()},
+    **{f"{name} above {least}": after(rate(name, least), off("y"))
+       for name in ("p", "zoneout_h", "zoneout_c", "recurrent_dropout", "input_dropout", "weight_dropout")
+       for least in (0.5, 0.65)},
+    **{f"{one} without {other}": after(alone(one, other), off("y"))
+       for one, other in (("zoneout_h", "zoneout_c"), ("zoneout_c", "zoneout_h"))},
+    **{f"{name} turned where it is square": before(square(name), turned(name)) for name in ("mask", "reset")},
+    "weight_ih turned where it is square": before(four_inputs_a_unit, turned_weights),
+    "more than 65536 numbers in layers": after(both(single, numbers(2**16)), off("y")),
+    "more than 65536 numbers in modules": after(both(stacked, numbers(2**16)), off("y")),
+    "more than 8192 steps of entries": after(
+        lambda _op, _c, a: a["x"][..., 0].size > 2**13, off("y")
+    ),
+    "more than a million weights": after(work(("I", 512), ("H", 400)), off("y")),
+    "steps beyond 2048": after(sized("T", 2048), off("h_n")),
+    **{f"H is {n}": after(exactly(n), off("y")) for n in (120, 144, 200, 224, 300, 320, 400)},
+    **{f"T is {n}": after(of_size(0, n), off("y")) for n in (150, 200, 500, 512, 1000, 1024)},
+    "resets beyond step 128": after(both(option("reset"), sized("T", 128)), off("y")),
+    "lengths of large layers": after(both(ragged, single, sized("H", 128)), off("y")),
+    "lengths of large batches": after(both(ragged, sized("B", 128)), off("y")),
+    "three large layers": after(both(layers(3), sized("H", 64)), off("y")),
+    "projection of large batches": after(both(option("proj_size"), sized("B", 64)), off("y")),
+}  # fmt: skip

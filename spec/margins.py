@@ -1,0 +1,147 @@
+"""Calls at the margin of an option: no steps, one step, unit or batch entry, a rate near 1, another option.
+
+An implementation that is right with an option, and right at a size, may still be wrong with both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spec.corners import BOTH, lengths_of, mask_of
+from spec.paths import SHORT_KEY
+from spec.plan import VALUES, Choice
+from spec.sized import RESETS, Sized, layer, module
+
+FUNCTIONS: Choice = {
+    "activations": [["hard_sigmoid", "0.3", "0.4"], ["softsign"], ["scaled_tanh", "1.3", "0.7"]]
+}
+EDGES: dict[str, tuple[int, int, int]] = {
+    "no-steps": (4, 0, 2),
+    "no-entries": (4, 3, 0),
+    "one-step": (4, 1, 3),
+    "one-unit": (1, 3, 3),
+    "one-entry": (4, 3, 1),
+}
+"""Hidden units, steps and batch entries."""
+CLAUSES = {"no-steps": ("XPL-SEQ-008",), "no-entries": ("XPL-SEQ-009",)}
+OWN = ("XPL-VAR-018",)
+WAYS: tuple[tuple[str, Callable[..., Sized], Choice], ...] = (
+    ("", layer, {}),
+    ("-reverse", layer, {"reverse": True}),
+    ("-module", module, BOTH),
+)
+
+
+def edges() -> dict[str, Sized]:
+    """Each option at each edge, in layers, in reverse and in modules."""
+    given = VALUES | {"functions": FUNCTIONS}
+    found = {
+        f"{edge}-{name}{way}": made(3, H, T, B, *CLAUSES.get(edge, OWN), variant=variant, **options)
+        for edge, (H, T, B) in EDGES.items()
+        for name, variant in given.items()
+        for way, made, options in WAYS
+    }
+    for edge, (H, T, B) in EDGES.items():
+        said = CLAUSES.get(edge, OWN)
+        steps: Choice = {"lengths": lengths_of(T, B)}
+        if T:
+            # Lists of no steps do not tell the number of batch entries.
+            steps |= {"mask": mask_of(T, B), "reset": [[True] * B] * T}
+        for name, value in steps.items():
+            for way, made, options in WAYS:
+                found[f"{edge}-with-{name}{way}"] = made(3, H, T, B, *said, **{name: value}, **options)
+        for merge in ("mean", "product", "none"):
+            found[f"{edge}-{merge}"] = module(3, H, T, B, *said, merge=merge, **BOTH)
+        drops: Choice = {"dropout": {"p": "0.25", **SHORT_KEY}}
+        found[f"{edge}-dropout"] = module(3, H, T, B, *said, **drops, **BOTH)
+        noise: Choice = {"noise": SHORT_KEY, "variant": {"zoneout_h": "0.25", "recurrent_dropout": "0.5"}}
+        found[f"{edge}-noise"] = layer(3, H, T, B, *said, **noise)
+    return found
+
+
+def rates() -> dict[str, Sized]:
+    """Zoneout of one state alone, equal rates, and rates above one half."""
+    pairs = (("0.3", ""), ("", "0.3"), ("0.3", "0.3"), ("0.7", "0.9"))
+    found = {}
+    for h, c in pairs:
+        variant = {n: p for n, p in (("zoneout_h", h), ("zoneout_c", c)) if p}
+        name = f"zoneout-{h or 0}-{c or 0}"
+        found[name] = layer(3, 4, 4, 3, "XPL-VAR-010", variant=variant)
+        found[f"{name}-module"] = module(3, 4, 4, 3, "XPL-VAR-010", variant=variant, **BOTH)
+        found[f"{name}-drawn"] = layer(3, 4, 4, 3, "XPL-VAR-009", variant=variant, noise=SHORT_KEY)
+    for rate in ("input_dropout", "weight_dropout"):
+        found[f"{rate}-0.7"] = module(3, 4, 4, 3, "XPL-VAR-016", noise=SHORT_KEY, **BOTH, **{rate: "0.7"})
+    often: Choice = {"variant": {"recurrent_dropout": "0.7"}, "noise": SHORT_KEY}
+    found["recurrent_dropout-0.7"] = layer(3, 4, 4, 3, "XPL-VAR-012", **often)
+    drops: Choice = {"num_layers": 2, "dropout": {"p": "0.75", **SHORT_KEY}}
+    found["dropout-0.75"] = module(3, 4, 4, 3, "XPL-DRP-001", "XPL-DRP-002", **drops)
+    return found
+
+
+def meetings() -> dict[str, Sized]:
+    """Other activations, and noise, with each other option."""
+    options: dict[str, Choice] = {
+        **{name: {"variant": variant} for name, variant in VALUES.items()},
+        **{"mask": {"mask": mask_of(4, 3)}, "reset": {"reset": RESETS}, "lengths": {"lengths": [4, 0, 3]}},
+        **{"projection": {"proj_size": 2}, "no-bias": {"bias": False}, "functions": {"variant": FUNCTIONS}},
+    }
+    noise = {"zoneout_h": "0.3", "recurrent_dropout": "0.3"}
+    found: dict[str, Sized] = {}
+    for name, option in options.items():
+        rest = {n: v for n, v in option.items() if n != "variant"}
+        mixed = {"variant": FUNCTIONS | option.get("variant", {})}
+        drawn = {"variant": noise | option.get("variant", {}), "noise": SHORT_KEY}
+        for way, made, shape in WAYS[:2] if name == "functions" else WAYS:
+            found[f"functions-and-{name}{way}"] = made(3, 4, 4, 3, *OWN, **mixed, **rest, **shape)
+        found[f"noise-and-{name}"] = layer(3, 4, 4, 3, "XPL-VAR-016", **drawn, **rest)
+    for merge in ("sum", "mean", "product", "none"):
+        found[f"functions-and-{merge}"] = module(3, 4, 4, 3, *OWN, variant=FUNCTIONS, merge=merge, **BOTH)
+    three: Choice = {"num_layers": 3, "bidirectional": True}
+    return found | {
+        "functions-of-three-layers": module(3, 4, 4, 3, *OWN, variant=FUNCTIONS, **three),
+        "weight-dropout-of-three-layers": module(
+            3, 4, 4, 3, "XPL-VAR-015", weight_dropout="0.3", noise=SHORT_KEY, **three
+        ),
+    }
+
+
+def shapes() -> dict[str, Sized]:
+    """Matrices that are square, as many steps as entries, work and stacks that are larger than others'."""
+    square = [[True, True, False], [False, False, True], [True, False, True]]
+    found = {
+        "square-weight_ih": layer(8, 2, 3, 3),
+        "square-weight_ih-module": module(8, 2, 3, 3, **BOTH),
+        "square-mask": layer(3, 4, 3, 3, "XPL-SEQ-007", mask=square),
+        "square-reset": layer(3, 4, 3, 3, "XPL-SEQ-010", reset=square),
+        "a-full-mask": layer(3, 4, 3, 4, "XPL-SEQ-007", mask=[[True] * 4] * 3, reverse=True),
+        "every-step-reset": module(3, 4, 3, 4, "XPL-SEQ-010", reset=[[True] * 4] * 3, **BOTH),
+        "one-shorter": layer(3, 4, 5, 4, "XPL-SEQ-003", lengths=[5, 5, 3, 5], reverse=True),
+        "steps-300-reset": layer(
+            2, 3, 300, 2, "XPL-SEQ-010", reset=[[t % 37 == b for b in (5, 9)] for t in range(300)]
+        ),
+        "many-numbers": layer(4, 40, 30, 60),
+        "many-numbers-module": module(4, 40, 30, 60, bidirectional=True),
+        "many-steps-and-entries": layer(2, 2, 90, 100, reverse=True),
+        "a-million-weights": layer(600, 450, 1, 2),
+        "steps-2100": layer(2, 2, 2100, 2),
+        "four-layers-of-two-directions": module(2, 3, 3, 2, num_layers=4, bidirectional=True),
+        "ten-layers-of-two-directions": module(2, 2, 2, 2, num_layers=10, bidirectional=True),
+        "three-large-layers": module(3, 70, 2, 70, num_layers=3),
+        "projection-of-many-entries": layer(3, 5, 2, 70, "XPL-CELL-004", proj_size=2),
+    }
+    for n, size in enumerate((120, 123, 144, 200, 224, 300, 320, 400)):
+        found[f"units-of-{size}"] = layer(3, size, 2, 2, reverse=n % 2 == 1)
+    for T in (150, 200, 500, 512, 1000, 1024):
+        found[f"steps-of-{T}"] = layer(2, 2, T, 2, "XPL-SEQ-001", "XPL-GRAD-001")
+    for I, H, B in ((130, 4, 3), (3, 130, 3), (3, 4, 130)):
+        found[f"lengths-i{I}-h{H}-b{B}"] = layer(
+            I, H, 3, B, "XPL-SEQ-003", lengths=lengths_of(3, B), reverse=True
+        )
+    return found | {
+        **{f"{n}-layers": module(2, 3, 2, 2, num_layers=n) for n in (7, 8)},
+        "entries-of-200": layer(3, 4, 2, 200),
+        "inputs-of-640": layer(640, 4, 2, 2),
+    }
+
+
+CASES: dict[str, Sized] = {**edges(), **rates(), **meetings(), **shapes()}
