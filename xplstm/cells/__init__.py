@@ -119,11 +119,11 @@ class Equations(Protocol):
         ...
 
     def backward(self, xp: Namespace, dh: Array, dc: Array, step: Any, p: Any, /) -> tuple[Any, Array, Array]:
-        """Return a `StepGradients` and the gradients of h and c, given the gradients of h' and c'."""
+        """Return a `StepGradients` and the gradients with respect to h and c, given those of h' and c'."""
         ...
 
     def gradients(self, xp: Namespace, x: Array, steps: Any, p: Any, /) -> tuple[Array, Any]:
-        """Return the gradients of x and the parameters from the joined `StepGradients` of all steps."""
+        """Return the gradients with respect to x and the parameters from the joined `StepGradients`."""
         ...
 
     def trace(self, xp: Namespace, step: Any, p: Any, /) -> tuple[Array, ...]:
@@ -172,7 +172,7 @@ class Cell(ABC):
         return FourBlocks(p)
 
     def from_four_blocks(self, gradients: FourBlocks) -> Any:
-        """Convert gradients of the four blocks to gradients of the parameters."""
+        """Convert gradients with respect to the four blocks to gradients with respect to the parameters."""
         return gradients.lstm
 
     @abstractmethod

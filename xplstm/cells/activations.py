@@ -172,5 +172,5 @@ def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
 
 
 def clipped_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:
-    """Return the gradient of the input of `clipped`: 0 where `a` was clipped."""
+    """Return the gradient with respect to the input of `clipped`, which is 0 where `a` was clipped."""
     return da if bound is None else xp.where(xp.abs(a) <= bound, da, xp.zeros_like(da))

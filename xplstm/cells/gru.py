@@ -55,8 +55,8 @@ class Step(NamedTuple):
 class StepGradients(NamedTuple):
     """The contribution of one step to the gradients of the parameters, for each batch entry.
 
-    `dzx` and `dzh` are the gradients of ``W_ih x + b_ih`` and ``W_hh h + b_hh``. `h_n` is the factor of the
-    last block of W_hh.
+    `dzx` and `dzh` are the gradients with respect to ``W_ih x + b_ih`` and ``W_hh h + b_hh``. `h_n` is the
+    factor of the last block of W_hh.
     """
 
     dzx: Array
@@ -152,7 +152,7 @@ class GRUCell(Cell):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: GRUParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Return the gradient of h, given the gradient of ``h'``."""
+        """Return the gradient with respect to h from the gradient with respect to ``h'``."""
         r, z, n, product, h = step
         H = h.shape[-1]
         W_n = p.weight_hh[2 * H :, :]
@@ -175,7 +175,7 @@ class GRUCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: GRUParams
     ) -> tuple[Array, GRUParams]:
-        """Return the gradients of x and the parameters, summed over all steps."""
+        """Return the gradients with respect to x and the parameters, summed over all steps."""
         dzx, dzh, h_prev, h_n = steps
         H = h_prev.shape[-1]
         dweight_hh = xp.concat([dzh[..., : 2 * H].T @ h_prev, dzh[..., 2 * H :].T @ h_n], axis=0)

@@ -53,8 +53,8 @@ class StepGradients(NamedTuple):
     """The contribution of one step to the gradients of the parameters, for each batch entry.
 
     The kernel joins the contributions of all steps and computes one product. `m` is the
-    result of `unprojected`, and `dh` is the gradient of its projection. Both are None
-    without a projection.
+    result of `unprojected`, and `dh` is the gradient with respect to its projection. Both
+    are None without a projection.
     """
 
     dz: Array
@@ -115,7 +115,7 @@ class LSTMCell(Cell):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Return the gradients of h and c, given the gradients of ``h'`` and ``c'``."""
+        """Return the gradients with respect to h and c, given those with respect to ``h'`` and ``c'``."""
         (i, f, g, o), h_prev, c_prev, c = step
         tanh_c = xp.tanh(c)
         dm = dh if p.weight_hr is None else dh @ p.weight_hr
@@ -131,7 +131,7 @@ class LSTMCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
     ) -> tuple[Array, LSTMParams]:
-        """Return the gradients of x and the parameters, summed over all steps."""
+        """Return the gradients with respect to x and the parameters, summed over all steps."""
         dz, h_prev, m, dh = steps
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
         twin = None if db is None else xp.asarray(db, copy=True)

@@ -126,7 +126,7 @@ class ElmanCell(Cell):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: RNNParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Return the gradient of h, given the gradient of ``h'``."""
+        """Return the gradient with respect to h from the gradient with respect to ``h'``."""
         z, a, h_prev = step
         da = dh if p.weight_hr is None else dh @ p.weight_hr
         seen = clipped(xp, z, self.clip)
@@ -137,7 +137,7 @@ class ElmanCell(Cell):
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: RNNParams
     ) -> tuple[Array, RNNParams]:
-        """Return the gradients of x and the parameters, summed over all steps."""
+        """Return the gradients with respect to x and the parameters, summed over all steps."""
         dz, h_prev, a, dh = steps
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
         twin = None if db is None else xp.asarray(db, copy=True)

@@ -218,7 +218,7 @@ class StepEquations(NamedTuple):
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
     ) -> tuple[StepGradients, Array, Array]:
-        """Return the gradients of h and c, given the gradients of ``h'`` and ``c'``."""
+        """Return the gradients with respect to h and c, given those with respect to ``h'`` and ``c'``."""
         (i, f, g, o), z, c_prev = step.gates, step.z, step.c_prev
         F, G, H = self.variant.activations
         w_i, w_f, w_o = _peepholes(xp, p)
@@ -259,14 +259,14 @@ class StepEquations(NamedTuple):
         return steps, dh_prev, dc_prev
 
     def _through_gate(self, xp: Namespace, da: Array, activation: Activation, z: Array, a: Array) -> Array:
-        """Return the gradient of the unclipped input of a gate's function."""
+        """Return the gradient with respect to the unclipped input of a gate's function."""
         bound = self.variant.gate_clip
         return clipped_back(xp, da * slope(xp, activation, clipped(xp, z, bound), a), z, bound)
 
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
     ) -> tuple[Array, LSTMParams]:
-        """Return the gradients of x and the parameters, summed over all steps."""
+        """Return the gradients with respect to x and the parameters, summed over all steps."""
         dz, dproduct, h_seen, m, dh, *summed = steps
         product = x @ p.weight_ih.T
         dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalised(xp, product)[0], axis=0)
@@ -348,7 +348,7 @@ def _gained(xp: Namespace, a: Array, gain: Array | None) -> Array:
 
 
 def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Array:
-    """Return the gradient of the input of `_gained`."""
+    """Return the gradient with respect to the input of `_gained`."""
     if gain is None:
         return da
     unit, deviation = normalised(xp, a)
@@ -375,7 +375,7 @@ def _held(xp: Namespace, hold: Array | float, old: Array, new: Array) -> Array:
 
 
 def _held_back(xp: Namespace, hold: Array | float, d: Array) -> tuple[Array, Array]:
-    """Return the gradients of the new and the old values."""
+    """Return the gradients with respect to the new and the old values."""
     nothing = xp.zeros_like(d)
     if isinstance(hold, float):
         return (d, nothing) if hold == 0 else ((1 - hold) * d, hold * d)

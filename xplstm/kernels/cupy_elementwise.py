@@ -68,7 +68,7 @@ class Recorded(NamedTuple):
     infer: Program
     """`forward` without residuals."""
     backward: Program
-    """dy, dh, dc, the flags and the residuals -> the step's `StepGradients`, and the gradients of h and c."""
+    """dy, dh, dc, the flags and the residuals -> the step's gradients, and the previous dh and dc."""
     widths: tuple[int | None, ...]
     """Number of columns of each field of the cell's `StepGradients`."""
     fields: tuple[int | None, ...]

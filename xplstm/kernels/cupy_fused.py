@@ -97,14 +97,14 @@ def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients of x, the initial state and each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, walk_back)
 
 
 def walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray
 ) -> tuple[CuPyArray, CuPyArray | None]:
-    """Return the gradients of z and of projected states; overwrite `dh` and `dc` by the initial state's."""
+    """Return dz and the gradient of projected states; overwrite `dh` and `dc` for the initial state."""
     problem, packed, D, P = call.problem, residuals.packed, call.D, call.P
     T, B, H = problem.T, problem.B, problem.H
     dz = call.empty(D, T, B, 4 * H)

@@ -416,14 +416,14 @@ def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment, plan: P
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, plan: Plan | None = None
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients of x, the initial state and each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     return layer.backward(residuals, dy, dstate_n, partial(walk_back, plan=plan))
 
 
 def walk_back(
     call: Call, residuals: Residuals, dy: CuPyArray, dh: CuPyArray, dc: CuPyArray, plan: Plan | None
 ) -> tuple[CuPyArray, CuPyArray | None]:
-    """Run all steps backward by one launch; return the gradient of z."""
+    """Run all steps backward by one launch; return the gradient with respect to z."""
     problem = call.problem
     plan = plan or _plan(problem, True)
     assert plan is not None, "supports checked that a plan exists"

@@ -451,7 +451,7 @@ def _keep(problem: Problem, packed: Packed, dtype: np.dtype) -> tuple[tuple[np.n
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray | None, LSTMState, tuple[Params, ...]]:
-    """Return the gradients of x (if the problem has dx=True), the initial state and the parameters."""
+    """Return the gradients with respect to x (if dx is True), the initial state and the parameters."""
     problem, packed, x, h_0, lengths, mask, fresh, noise, kept = residuals
     h_0 = _seen(h_0, noise)
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype) if problem.dx else None

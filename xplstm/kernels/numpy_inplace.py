@@ -314,7 +314,7 @@ def _finish(packing: Packing, h: np.ndarray, c: np.ndarray, n: int, end: LSTMSta
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients of x, the initial state and each direction's parameters."""
+    """Return the gradients with respect to x, the initial state and each direction's parameters."""
     problem, weights, x, kept = residuals
     P = problem.output_size
     dx = _recycled.zeros(x.shape, x.dtype)
@@ -388,7 +388,7 @@ def _deactivate(
     dz: np.ndarray,
     buffers: np.ndarray,
 ) -> np.ndarray:
-    """Write the gradient of the halved z to `dz` and the gradient of c to `dc`; return o * tanh(c')."""
+    """Write gradients with respect to the halved z to `dz` and to c to `dc`; return o * tanh(c')."""
     H, n = c.shape
     ifo, g = gates[: 3 * H], gates[3 * H :]
     i, f, o = ifo[:H], ifo[H : 2 * H], ifo[2 * H :]

@@ -473,14 +473,14 @@ def apply(
 
 
 def finite(x: Any, exists: Any, remedy: str) -> Any:
-    """Return `x`, each chunk of which refuses a value that is not finite, when it is computed."""
+    """Return `x` lazily, with a check in each chunk that all values are finite."""
     axes = LETTERS[: x.ndim]
     given = [(x, axes)] if exists is None else [(x, axes), (exists, axes[:2])]
     return apply(partial(_finite_block, remedy), axes, {}, x.dtype, *given)
 
 
 def _finite_block(remedy: str, x: Any, exists: Any = None) -> Any:
-    """Return a chunk of finite values; the error has its place in the chunk."""
+    """Return a chunk, checked to be finite; an error names the position in the chunk."""
     _checks.finite("a chunk of x", x, remedy, exists)
     return x
 

@@ -1,9 +1,10 @@
-/* The pointwise step of the LSTM cell, forward and backward: the only place of its arithmetic in CUDA.
+/* The pointwise step of the LSTM cell, forward and backward, which all CUDA kernels share.
 
-   Derived from the equations of xplstm.cells.lstm, clause XPL-CELL of the specification. Gates are in the
-   order i, f, g, o. The forward step spells out every operation, so that its bits are those of XPL-EXACT. */
+   Implements xplstm.cells.lstm, clause XPL-CELL of the specification. Gates are in the order i, f, g, o. The
+   forward step writes every operation explicitly, so that its results have the bits of XPL-EXACT. */
 
-/* Replace the sums in `gate` (4) by the gates and c by c'. Return o * tanh(c'), rounded as it is stored. */
+/* Replace the sums in `gate` (4) by the gates and c by c'. Return o * tanh(c'), rounded to the stored type.
+ */
 DEVICE Stored forward_cell(Wide *gate, Wide &c)
 {
 #pragma unroll
@@ -13,8 +14,8 @@ DEVICE Stored forward_cell(Wide *gate, Wide &c)
     return narrowed(product(gate[3], hyperbolic_tangent(c)));
 }
 
-/* Replace the gates in `gate` (4) by dz, and dc, the gradient with respect to c', by that with respect to c.
-   `dm` is the gradient with respect to o * tanh(c'). */
+/* Replace the gates in `gate` (4) by dz, and the gradient dc with respect to c' by the gradient with respect
+   to c. `dm` is the gradient with respect to o * tanh(c'). */
 DEVICE void backward_cell(Wide *gate, Wide c, Wide c_new, Wide dm, Wide &dc)
 {
     Wide i = gate[0], f = gate[1], g = gate[2], o = gate[3], tanh_c = hyperbolic_tangent(c_new);

@@ -1,7 +1,7 @@
-/* Numbers as they are stored and as they are computed with; sigmoid and tanh. FLOAT64, FLOAT32, FLOAT16 or
-   BFLOAT16 is defined, or TF32 for float32 whose products may be rounded. float64 and float32 use the
-   operations of XPL-EXACT-005 to XPL-EXACT-007, one by one. In the other kinds these kernels promise no bits,
-   and use the special function unit. */
+/* The types of stored and of computed numbers, and the functions sigmoid and tanh. A macro selects the kind:
+   FLOAT64, FLOAT32, FLOAT16, BFLOAT16, or TF32 for float32 with rounded products. float64 and float32 use
+   exactly the operations of XPL-EXACT-005 to XPL-EXACT-007. The other kinds guarantee no bits, and use the
+   special function unit. */
 
 typedef long long Size;
 
@@ -51,7 +51,7 @@ DEVICE Stored narrowed(Wide a) { return half_from_float(a); }
 typedef unsigned short Stored;
 DEVICE Wide widened(Stored a) { return number_of((unsigned)a << 16); }
 
-/* In integers, since older GPUs have no instruction for it: to nearest, ties to even; NaN stays NaN. */
+/* Round to nearest even by integer operations, because older GPUs lack an instruction; NaN stays NaN. */
 DEVICE Stored narrowed(Wide a)
 {
     unsigned bits = bits_of(a);
@@ -65,7 +65,7 @@ DEVICE Wide magnitude(Wide x) { return number_of(bits_of(x) & ~HIGHEST_BIT); }
 
 #if defined(FLOAT64) || defined(FLOAT32)
 struct Reduced {
-    Wide n, r, r2, q; /* n still has MAGIC added: its lowest bits are the whole number */
+    Wide n, r, r2, q; /* n still includes MAGIC: its lowest bits are the integer */
 };
 
 DEVICE Reduced reduced(Wide v)
@@ -88,11 +88,11 @@ DEVICE Reduced reduced(Wide v)
     return e;
 }
 
-/* a / b rounded to nearest, for the operands of sigmoid and tanh. In float32 it has no branch, so that the
-   activations of a cell overlap: an estimate of 1 / b, a Newton step, and a corrected quotient (Markstein,
-   1990). Where all bits of b are ones, the step ends below a tie, and rounds to less than any reciprocal of
-   its binade; the smallest of these takes its place. All arguments of float32 gave the bits of an IEEE
-   division, with estimates up to 2 units in the last place off. */
+/* Return a / b rounded to nearest, for the operands of sigmoid and tanh. The float32 version has no branch,
+   so that the activations of a cell overlap. It computes an estimate of 1 / b, a Newton step, and a corrected
+   quotient (Markstein, 1990). If all bits of b are ones, the step ends below a tie, and rounds to less than
+   any reciprocal of its binade; the smallest of these reciprocals replaces it. A test of all float32
+   arguments gave the bits of an IEEE division, with estimates up to 2 units in the last place off. */
 DEVICE Wide fraction(Wide a, Wide b)
 {
 #ifdef FLOAT64
@@ -138,7 +138,7 @@ DEVICE Wide hyperbolic_tangent(Wide x)
 #else
 DEVICE Wide sigmoid(Wide x) { return reciprocal(sum(1.0f, power_of_two(product(x, -LOG2_E)))); }
 
-/* Near zero 1 - exp(-2x) would lose bits, and a polynomial takes its place. */
+/* Near zero, 1 - exp(-2x) would suffer cancellation, so a polynomial replaces it. */
 DEVICE Wide hyperbolic_tangent(Wide x)
 {
     Wide a = magnitude(x), a2 = product(a, a), e = power_of_two(product(a, -2 * LOG2_E));

@@ -1,12 +1,13 @@
-/* Between two matrix products of a step: one kernel for the gates of all batch entries, units and directions.
+/* The kernels between two matrix products of a step: the gates of all batch entries, units and directions.
 
-   A thread has one unit of one batch entry; blockIdx.y is the direction. Both directions run at the same
-   time, each from its own end. A step that is not valid holds the state and gives the output 0.
+   A thread computes one unit of one batch entry; blockIdx.y is the direction. Both directions run at the same
+   time, from opposite ends. A step that does not exist keeps the state and has the output 0.
 
-   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification. */
+   Implements xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification. */
 
-/* z is (directions, held, B, 4H) with times from `first` of each direction on; h and c are
-   (directions, slots, B, .) with T + 1 slots or one; m is (directions, m_slots, B, H) with T or one. */
+/* z is (directions, held, B, 4H), with the times of each direction from `first` on. h and c are
+   (directions, slots, B, .) with T + 1 slots or 1 slot. m is (directions, m_slots, B, H) with T slots or 1
+   slot. */
 struct Forward {
     Layer layer;
     Wide *z;
@@ -36,7 +37,7 @@ struct Place {
     bool inside;
 };
 
-/* In 32 bits, which a GPU divides fast: a step has fewer numbers (STEP_NUMBERS in layer.py). */
+/* 32-bit integers, because 64-bit division is slow on a GPU. layer.py bounds the size of a step. */
 DEVICE Place place_of(const Layer &layer, Size width)
 {
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x, across = (unsigned)width, row = at / across;
@@ -52,7 +53,7 @@ DEVICE void publish(const Forward &f, const Place &at, const Step &step, bool va
     f.y[y_row * P + at.unit] = valid ? h_new : narrowed(0);
 }
 
-/* Overwrite z by the gates and c by c'. o * tanh(c') is h' itself, or the input of the projection. */
+/* Overwrite z with the gates and c with c'. o * tanh(c') is h', or the input of the projection. */
 extern "C" __global__ void __launch_bounds__(THREADS) forward_gates(const Forward f, Size k)
 {
     const Layer &layer = f.layer;
@@ -90,8 +91,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward_projected(const Fo
     publish(f, at, step, exists(layer, step.t, at.b), narrowed(h));
 }
 
-/* Move the gradient with respect to h' of a step that exists out of dh: the next product adds that of h
-   there. */
+/* Return the gradient with respect to h' of an existing step, and zero it in dh, to which the next product
+   adds the gradient with respect to h. */
 DEVICE Wide taken(const Backward &f, const Place &at, Size t)
 {
     const Layer &layer = f.layer;
@@ -138,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_gates(const Backw
         dz[n * H] = narrowed(gate[n]);
 }
 
-/* out (T, B, N) is `in` with zeros where no step is; both may be the same. */
+/* Copy `in` (T, B, N) to `out`, with zeros at steps that do not exist. Both may be the same array. */
 extern "C" __global__ void __launch_bounds__(THREADS)
     zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
 {
@@ -149,9 +150,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     out[at] = exists(layer, row / layer.B, row % layer.B) ? in[at] : narrowed(0);
 }
 
-/* Column sums of `in` (directions, rows, columns) in two rounds, in an order that only the sizes decide. A
-   block has WARP columns and a run of `height` rows; blockDim.y lanes add every blockDim.y-th row, and one
-   adds these sums. */
+/* First of two kernels for column sums of `in` (directions, rows, columns), in an order that depends only on
+   the sizes. A block sums WARP columns over `height` rows. Each of blockDim.y lanes adds every blockDim.y-th
+   row, and one lane adds these sums. */
 extern "C" __global__ void __launch_bounds__(RUN_THREADS)
     sum_runs(const Stored *in, Wide *out, Size rows, Size columns, Size height)
 {

@@ -1,11 +1,11 @@
-/* A layer's sizes, which of its steps exist, and the places of its states. */
+/* A layer's sizes, existing steps, and the indices of its states. */
 
 /* Sizes of a layer, and which steps exist: all, those before lengths[b], or those in mask (T, B). */
 struct Layer {
     const long long *lengths;
     const unsigned char *mask;
     Size T, B, H, P, directions;
-    Size reverse; /* bit d is set where direction d walks from the end */
+    Size reverse; /* bit d is set if direction d runs from the last time */
 };
 
 DEVICE bool walks_back(const Layer &layer, Size d) { return layer.reverse >> d & 1; }
@@ -17,7 +17,7 @@ DEVICE bool exists(const Layer &layer, Size t, Size b)
     return !layer.mask || layer.mask[t * layer.B + b];
 }
 
-/* The time of step k, and where h and c are stored before and after it. */
+/* The time of step k, and the slots of h and c before and after the step. */
 struct Step {
     Size t, before, after;
 };
@@ -29,7 +29,7 @@ DEVICE Step step_of(const Layer &layer, Size d, Size k)
     return {k, k, k + 1};
 }
 
-/* The row of batch entry b in a step's state; a single slot holds every step's. */
+/* Return the row of batch entry b in a slot of the state; all steps share a single slot. */
 DEVICE Size state_row(const Layer &layer, Size slots, Size d, Size slot, Size b)
 {
     return (d * slots + (slots > 1 ? slot : 0)) * layer.B + b;

@@ -1,18 +1,18 @@
-/* The walk with fused multiply-adds in reproducible summation order, weights in shared memory.
+/* The recurrence with fused multiply-adds in reproducible summation order, and weights in shared memory
+   (Diamos et al., 2016).
 
-   A sum over k is cut into blocks of 128: a warp makes one block's chain of fused multiply-adds for a tile of
-   rows and 32 columns, and the results of the blocks are added in ascending order, as XPL-EXACT-002 and
-   XPL-EXACT-003 have it. Backward the order is free. The idea of weights that stay on-chip: Diamos et al.
-   (2016).
+   A sum over k is divided into blocks of 128 terms. A warp computes one block's chain of fused multiply-adds
+   for a tile of rows and 32 columns. The results of the blocks are added in ascending order, as XPL-EXACT-002
+   and XPL-EXACT-003 require. The backward pass may use any order.
 
-   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL, XPL-SEQ and XPL-EXACT. */
+   Implements xplstm.cells.lstm, clauses XPL-CELL, XPL-SEQ and XPL-EXACT. */
 
 #define TILE_COLUMNS 32
 
-/* What both directions share. A tile has ROWS rows; h and dz are exchanged as (tiles, height, ROWS). */
+/* Base of Forward and Backward. A tile has ROWS rows; h and dz are exchanged as (tiles, height, ROWS). */
 template <int ROWS> struct Staged : Block {
-    int height, pass_rows;  /* numbers of a row that are exchanged; rows of a pass */
-    Wide *weights, *staged; /* (height, columns); what was exchanged, of a pass or chunk */
+    int height, pass_rows;  /* exchanged numbers per row; rows per pass */
+    Wide *weights, *staged; /* (height, columns); exchanged numbers of a pass or chunk */
 
     __device__ __forceinline__ Staged(const Layer &l, const Plan &p, int h) : Block(l, p), height(h)
     {
@@ -38,7 +38,7 @@ template <int ROWS> struct Staged : Block {
         return late;
     }
 
-    /* Prefetch `count` numbers, a multiple of those in 16 bytes, to shared memory. */
+    /* Prefetch `count` numbers, a multiple of 16 bytes, to shared memory. */
     __device__ __forceinline__ void stage(Wide *to, const Wide *from, int count) const
     {
         const int each = 16 / (int)sizeof(Wide);
@@ -68,8 +68,8 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
     }
 
     /* Load the weights of 32 columns and 32 numbers of k, and store them transposed. The warp reads 32
-       neighbours of k at once. Register n of a lane then changes to another column in each lane, because
-       stores of one column from all lanes would go to one bank of shared memory. */
+       consecutive k at once. The lanes then rotate their registers, so that each lane stores another column:
+       stores of one column from all lanes would cause bank conflicts in shared memory. */
     __device__ __forceinline__ void hold(const Stored *weight, int first, int begin) const
     {
         const int lane = threadIdx.x % WARP, k = begin + lane, columns = 4 * part.units;
@@ -107,7 +107,7 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
                 sums[r][n] = fused(left.at[n], right.at[r], sums[r][n]);
     }
 
-    /* Double buffered: h of the next pass arrives while this one is multiplied. */
+    /* Double buffering: prefetch h of the next pass during the product of this pass. */
     __device__ __forceinline__ void multiply(const Wide *in, int pass) const
     {
         const int size = pass_rows * H;
@@ -120,7 +120,7 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
         const Wide *h = staged + pass % 2 * size;
         const int columns = 4 * part.units, column_tiles = columns / TILE_COLUMNS;
         /* Lanes 2 n and 2 n + 1 have the same columns and different rows. Shared memory merges the halves of
-           a wide load only where such neighbours read the same numbers. */
+           a wide load only if such neighbours read the same numbers. */
         const int lane = threadIdx.x % WARP, column = (C == 1 ? lane : lane / 2 % (TILE_COLUMNS / C)) * C,
                   row = (C == 1 ? 0 : lane % 2 + lane / (2 * TILE_COLUMNS / C) * 2) * LANE_ROWS;
         const int items = this->slices * part.tiles * column_tiles;
@@ -130,7 +130,7 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
             int begin = at * BLOCK_OF_K, end = begin + BLOCK_OF_K < H ? begin + BLOCK_OF_K : H;
             const Wide *w = weights + begin * columns + first, *v = h + (tile * H + begin) * tile_rows + row;
             Wide sums[LANE_ROWS][C] = {};
-            /* The numbers of the next k are loaded while these are multiplied. */
+            /* Software pipelining: load the numbers of the next k during this product. */
             Run<C> left = run_at<C>(w);
             Run<LANE_ROWS> right = run_at<LANE_ROWS>(v);
 #pragma unroll 4
@@ -172,7 +172,7 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
         staged = weights + height * part.units;
         parts = staged + (part.passes * chunks > 1 ? 2 : 1) * pass_rows * part.chunk;
         this->held = parts + slices * this->cells;
-        /* Loads without a branch, so that those of eight turns are under way together. */
+        /* Loads without a branch, so that the loads of eight iterations overlap. */
 #pragma unroll 8
         for (int n = threadIdx.x; n < height * part.units; n += (int)blockDim.x) {
             int k = n / part.units, u = this->unit + n % part.units;
@@ -240,7 +240,7 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
     }
 };
 
-/* By the rows of a tile. */
+/* One entry per number of tile rows. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
 #if WANTED(4)
 extern "C" __global__ void BOUNDS walk_4(const Walk f) { walk<Forward<1>>(f); }

@@ -1,15 +1,15 @@
-/* The walk with mma instructions of the tensor cores, weights in registers and, where these are full, in
-   shared memory. For float16, bfloat16, and float32 rounded to TF32; sums are of float32.
+/* The recurrence with mma instructions of the tensor cores, for float16, bfloat16, and float32 rounded to
+   TF32. Weights stay in registers (Diamos et al., 2016), and in shared memory if the registers are full. Sums
+   are in float32.
 
-   A warp has a slice of k for all of the block's columns. The weights that a lane needs never change, and
-   stay in its registers. h and dz are exchanged in the layout of the instruction, 16 bytes a lane, so that
-   they go from the L2 cache into registers. Shared memory carries the sums of the slices alone. A warp waits
-   for the blocks of its own slice only.
+   A warp computes a slice of k for all columns of the block. The weights of a lane never change, so they stay
+   in its registers. h and dz are exchanged in the layout of the instruction, 16 bytes per lane, and move from
+   the L2 cache directly into registers. Shared memory holds only the partial sums of the slices. A warp waits
+   only for the blocks of its own slice.
 
-   Derived from the equations of xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ; the idea of weights that
-   stay on-chip: Diamos et al. (2016). */
+   Implements xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ. */
 
-#define WORDS (STEP_BYTES / 4) /* of 32 bits, of a row or column, that one instruction takes */
+#define WORDS (STEP_BYTES / 4) /* 32-bit words of a row or column per instruction */
 
 #ifdef TF32
 #define A_WORD 1 /* numbers in a word */
@@ -17,14 +17,14 @@
 #define A_WORD 2
 #endif
 #define STEP_OF_K (WORDS * A_WORD)
-#define HELD_AT_ONCE 16 /* words of weights that a lane loads at once */
+#define HELD_AT_ONCE 16 /* words of weights that a lane loads together */
 
-/* Steps of k whose numbers a warp reads at once, and steps whose weights it has in registers, for 8 * N
-   columns. */
+/* For 8 * N columns, the steps of k that a warp reads together, and the steps whose weights fit into
+   registers. */
 DEVICE constexpr int batch(int N) { return N == 1 ? 8 : N <= 12 ? 4 : 2; }
 DEVICE constexpr int kept(int N) { return (N <= 2 ? 48 : 64) / N / batch(N) * batch(N); }
 
-/* How the steps over `height` numbers of k are shared among warps, and which are this one's. */
+/* The division of the steps over `height` numbers of k among warps, and the share of this warp. */
 struct Slice {
     int steps, share, slices, begin, count;
 };
@@ -37,8 +37,8 @@ DEVICE Slice slice_of(int height)
     return {steps, share, (steps + share - 1) / share, begin, left < 0 ? 0 : left < share ? left : share};
 }
 
-/* Weights of a block's column for number k: forward the four gates of a unit are neighbours, in two tiles
-   of 8 columns; backward a column is a unit. */
+/* Return the weight of a block's column for number k. Forward, the four gates of a unit are adjacent, in two
+   tiles of 8 columns. Backward, a column is a unit. */
 template <bool BACK> DEVICE Sent weight_at(const Stored *weight, int H, int unit, int tile, int column, int k)
 {
     unit += BACK ? tile * 8 + column : tile / 2 * 4 + column / 2;
@@ -61,13 +61,13 @@ DEVICE unsigned word_at(const Stored *weight, int H, int unit, int tile, int col
     return word;
 }
 
-/* One lane's weights: in registers those of the warp's first steps, in shared memory those of the rest. */
+/* One lane's weights: the warp's first steps in registers, the other steps in shared memory. */
 template <int N> struct Weights {
     unsigned kept[::kept(N)][N][2];
     unsigned *rest; /* (steps, N, lanes, 2) */
 };
 
-/* Bytes of shared memory that one warp takes for the rest. */
+/* Return the bytes of shared memory for the other steps of one warp. */
 DEVICE int rest_of(int share, int N)
 {
     int left = share - kept(N);
@@ -83,7 +83,7 @@ DEVICE void hold(Weights<N> &held, const Stored *weight, int H, int unit, const 
     for (int step = 0; step < kept(N); step++)
 #pragma unroll
         for (int at = 0; at < 2 * N; at++) {
-            /* Loads do not move past it: more of them at once would take registers that hold weights. */
+            /* A barrier for the compiler: more loads in flight would spill registers that hold weights. */
             if ((step * 2 * N + at) % HELD_AT_ONCE == 0)
                 __syncwarp();
             int k = (own.begin + step) * STEP_OF_K + (lane % 4 + at % 2 * 4) * A_WORD;
@@ -99,7 +99,7 @@ DEVICE void hold(Weights<N> &held, const Stored *weight, int H, int unit, const 
     }
 }
 
-/* What a lane takes of the steps from `first` on, zeros past the warp's last one. */
+/* Read a lane's words of the steps from `first` on, with zeros after the warp's last step. */
 template <int N> DEVICE void read(Words *words, const Sent *from, int first, int count)
 {
 #pragma unroll
@@ -107,8 +107,8 @@ template <int N> DEVICE void read(Words *words, const Sent *from, int first, int
         words[at] = first + at < count ? read_fresh(from + (first + at) * WARP * 4 * A_WORD) : Words{};
 }
 
-/* sums (16, 8 * N) of one tile's rows and the warp's slice of k; `from` is where this lane's words begin. The
-   next steps' words are on their way while these are multiplied. */
+/* Compute sums (16, 8 * N) of one tile's rows and the warp's slice of k. `from` points to this lane's words.
+   Software pipelining: the words of the next steps are loaded during the products. */
 template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *from, int count, Wide (*sums)[4])
 {
     Words words[2][batch(N)];
@@ -142,9 +142,9 @@ template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *fro
     }
 }
 
-/* N tiles of 8 columns. Forward two tiles are the four gates of 4 units, backward a tile is 8 units. */
+/* N tiles of 8 columns. Forward, two tiles are the four gates of 4 units. Backward, a tile is 8 units. */
 template <int N, bool BACK> struct Mma : Block {
-    int height;  /* numbers of a row that are exchanged */
+    int height;  /* exchanged numbers per row */
     Slice slice; /* of this warp */
     Weights<N> weights;
 
@@ -161,8 +161,8 @@ template <int N, bool BACK> struct Mma : Block {
         hold<N, BACK>(weights, f.weight + (Size)d * 4 * H * H, H, unit, slice);
     }
 
-    /* Forward 32 cells are 8 rows of 4 units, backward 16 rows of 8 units: a lane's sums are those of its
-       cells. */
+    /* Cells are numbered such that a lane's sums belong to its own cells: forward 32 cells are 8 rows of 4
+       units, backward 16 rows of 8 units. */
     __device__ __forceinline__ Cell cell_at(int n) const
     {
         if (BACK) {
@@ -213,7 +213,7 @@ template <int N, bool BACK> struct Mma : Block {
         copies_done();
     }
 
-    /* Store the sums of a warp so that those of cell n of a pass are n-th. */
+    /* Store the sums of a warp in the order of the cells of a pass. */
     __device__ __forceinline__ void keep(int tile, Wide (*sums)[4]) const
     {
         const int lane = threadIdx.x % WARP;
@@ -231,7 +231,7 @@ template <int N, bool BACK> struct Mma : Block {
     }
 };
 
-/* By the units of a block. */
+/* One entry per number of units of a block. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
 #if WANTED(8)
 extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Mma<4, false>>(f); }

@@ -1,11 +1,11 @@
-/* What only a GPU has a word for. Everything else of the sources is C++ that a host compiler reads as well.
+/* All operations that need a GPU. A host compiler can compile the rest of the sources as C++.
 
-   Arithmetic is in PTX: CuPy compiles with -ftz=true, which would flush the subnormal numbers of
-   __fmaf_rn and its like, and a compiler may contract what is not spelled out. */
+   Arithmetic is in PTX. CuPy compiles with -ftz=true, which would flush subnormal results of __fmaf_rn and
+   similar functions, and the compiler may contract operations of plain C++. */
 
 #define DEVICE __device__ __forceinline__
 
-/* Neither a minus of C++ nor an exclusive or of the sign bit, of which compilers make neg.ftz. */
+/* Compilers would convert a C++ minus, or an exclusive or of the sign bit, to neg.ftz. */
 DEVICE float negated(float a)
 {
     float d;
@@ -76,7 +76,8 @@ DEVICE double quotient(double a, double b)
     return d;
 }
 
-/* Estimates of 1 / a, and of 2 to the power a, by the special function unit. Subnormal results are zero. */
+/* Estimate 1 / a, and 2 to the power a, by the special function unit. Subnormal results are flushed to zero.
+ */
 DEVICE float reciprocal(float a)
 {
     float d;
@@ -105,7 +106,7 @@ DEVICE double square_root(double a)
     return d;
 }
 
-/* The upper 64 bits of the 128 of a * b. */
+/* Return the upper 64 bits of the 128-bit product a * b. */
 DEVICE unsigned long long upper_product(unsigned long long a, unsigned long long b)
 {
     return __umul64hi(a, b);
@@ -133,7 +134,7 @@ DEVICE unsigned short half_from_float(float a)
 extern __shared__ __align__(16) unsigned char shared_bytes[];
 DEVICE unsigned char *shared_memory() { return shared_bytes; }
 
-/* Release: a thread that reads `value` by load_acquire sees what this block's threads wrote before. */
+/* Release: a thread that reads `value` by load_acquire sees all earlier writes of this block's threads. */
 DEVICE void store_release(unsigned *at, unsigned value)
 {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
@@ -158,7 +159,7 @@ DEVICE void store_relaxed(unsigned *at, unsigned value)
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
 
-/* To the host's memory, which the host reads without waiting for the device. */
+/* Store to host memory, which the host reads without synchronisation. */
 DEVICE void store_to_host(unsigned *at, unsigned value)
 {
     asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
@@ -169,7 +170,7 @@ DEVICE void rest() { __nanosleep(20); }
 /* A barrier of the block that returns whether any thread's `a` is true. */
 DEVICE bool any_of_block(bool a) { return __syncthreads_or(a) != 0; }
 
-/* One clock for all SMs, which also runs while the GPU runs another process. */
+/* Return the time of a clock that all SMs share, and that continues while the GPU runs another process. */
 DEVICE unsigned long long nanoseconds()
 {
     unsigned long long now;
@@ -194,10 +195,10 @@ template <typename A> DEVICE void copy_soon(A *to, const A *from)
                  : "memory");
 }
 
-/* The copies of this thread have arrived. */
+/* Wait until all asynchronous copies of this thread are complete. */
 DEVICE void copies_done() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
-/* A number, or zero where it is not wanted. Without a branch, so that many loads are under way together. */
+/* Load a number if `wanted`, else return zero, without a branch, so that many loads overlap. */
 DEVICE unsigned short load_if(bool wanted, const unsigned short *at)
 {
     unsigned short d;
@@ -220,7 +221,7 @@ struct Words {
     unsigned at[4];
 };
 
-/* Past the L1 cache too. */
+/* Read 16 bytes past the L1 cache, which is not coherent with the writes of other SMs. */
 DEVICE Words read_fresh(const void *from)
 {
     Words w;
@@ -248,7 +249,7 @@ DEVICE double from_lane(double a, int lane) { return __shfl_sync(0xffffffffu, a,
 #else
 #define MMA "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
 
-/* The nearest number of 10 bits after the point, the larger one of two: the instruction itself would cut. */
+/* Round to TF32, 10 fraction bits, to nearest with ties away from zero; mma itself would truncate. */
 DEVICE unsigned tf32_from_float(float a)
 {
     unsigned d;
@@ -257,7 +258,7 @@ DEVICE unsigned tf32_from_float(float a)
 }
 #endif
 
-/* c (16, 8) += a b, of which a's rows and b's columns have 8 words of k, spread over the lanes of a warp. */
+/* Compute c (16, 8) += a b. Rows of a and columns of b have 8 words of k, distributed over a warp's lanes. */
 DEVICE void multiply_16_8(float *c, const unsigned *a, const unsigned *b)
 {
     asm(MMA "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

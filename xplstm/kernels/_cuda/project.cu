@@ -1,7 +1,7 @@
-/* z (directions, rows, 4H) = W_ih x in the reproducible summation order of XPL-EXACT-002. */
+/* Compute z (directions, rows, 4H) = W_ih x in the reproducible summation order of XPL-EXACT-002. */
 
-/* A block of 256 threads has PROJECT_TILE rows and columns, a thread 4 by 4 of them; PROJECT_STAGED numbers
-   of k are in shared memory at once. */
+/* A block of 256 threads computes PROJECT_TILE rows and columns, and a thread 4 by 4 of them. Shared memory
+   holds PROJECT_STAGED numbers of k at a time. */
 
 /* x of direction d begins at its first_row. */
 struct Project {
@@ -11,7 +11,7 @@ struct Project {
     Size rows, columns, inputs, held_rows, first_row[2];
 };
 
-/* `to` (PROJECT_STAGED, PROJECT_TILE), turned, with zeros where `from` (count, inputs) ends. */
+/* Copy `from` (count, inputs) transposed to `to` (PROJECT_STAGED, PROJECT_TILE), padded with zeros. */
 DEVICE void stage(Wide (*to)[PROJECT_TILE + 4], const Stored *from, Size first, Size count, Size k,
                   Size inputs)
 {

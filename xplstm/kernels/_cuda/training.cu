@@ -1,15 +1,16 @@
-/* Training outside the layers: updates and clipping, cross-entropy, random masks, the gradient of a
-   table of rows. No sum is made by atomics: every order of additions depends on sizes alone.
+/* Kernels for updates, clipping, cross-entropy, random masks and the gradient of an embedding. No sum uses
+   atomics, so the order of additions depends only on the sizes.
 
-   Derived from the generic code of xplstm.optim, xplstm.losses, xplstm.cells.masks and xplstm.nn. */
+   Implements the generic code of xplstm.optim, xplstm.losses, xplstm.cells.masks and xplstm.nn. */
 
 DEVICE Size first_element() { return (Size)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE Size all_threads() { return (Size)gridDim.x * blockDim.x; }
 
-/* NaN wins, as it does in array libraries. */
+/* Return the maximum, or NaN if an operand is NaN, as array libraries do. */
 DEVICE Wide larger(Wide a, Wide b) { return a > b || a != a ? a : b; }
 
-/* What every thread of a block gets: the values of all of them, joined as a tree over a power of two. */
+/* Reduce the values of all threads of a block by a binary tree, and return the result to every thread. The
+   number of threads is a power of two. */
 template <Wide (*join)(Wide, Wide)> DEVICE Wide over_block(Wide value)
 {
     Wide *parts = (Wide *)shared_memory();
@@ -25,14 +26,14 @@ template <Wide (*join)(Wide, Wide)> DEVICE Wide over_block(Wide value)
     return value;
 }
 
-/* Some arrays of an update, blockIdx.y counts them; what an optimiser does not have is null. */
+/* The arrays of an update, indexed by blockIdx.y; arrays that an optimiser does not use are null. */
 struct Table {
     const Stored *p[TABLE], *g[TABLE];
-    const Wide *before[2][TABLE]; /* its averages, null while they are zeros */
-    const Wide *master[TABLE];    /* its float32 copy, null while there is none */
+    const Wide *before[2][TABLE]; /* averages, null while they are zero */
+    const Wide *master[TABLE];    /* float32 copy of the parameter, or null */
     Stored *made[TABLE];
     Wide *after[2][TABLE];
-    Wide *copy[TABLE]; /* the next float32 copy, null for wide dtypes */
+    Wide *copy[TABLE]; /* the new float32 copy, or null for wide dtypes */
     Size size[TABLE];
 };
 
@@ -44,7 +45,7 @@ struct Moments {
     Wide rate, keep, decay_m, fresh_m, decay_v, fresh_v, root, eps;
 };
 
-/* decay * before + what is new */
+/* Return decay * before + fresh. */
 DEVICE Wide average(const Table &table, int kind, Size at, Wide decay, Wide fresh)
 {
     const Wide *before = table.before[kind][blockIdx.y];
@@ -53,7 +54,8 @@ DEVICE Wide average(const Table &table, int kind, Size at, Wide decay, Wide fres
     return now;
 }
 
-/* The parameter in the dtype of its averages: its copy, unless other code replaced the parameter since. */
+/* Return the parameter in the dtype of its averages: the float32 copy, unless other code replaced the
+   parameter. */
 DEVICE Wide present(const Table &table, Size at)
 {
     Stored p = table.p[blockIdx.y][at];
@@ -93,8 +95,9 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     }
 }
 
-/* The norm of all gradients in three rounds. A block of the first two leaves its part at its place from
-   `first` on, of `count` in all; every block of the next round joins all parts again. */
+/* The norm of all gradients, computed by three kernels. Each block of the first two kernels writes one of
+   `count` partial results, from index `first` on. Every block of the next kernel reduces all partial
+   results. */
 struct Parts {
     Wide *largest, *squares;
     Size first, count;
@@ -129,7 +132,7 @@ DEVICE Wide scale_of(Wide largest)
     return !(largest > 0 && is_finite(largest)) ? (Wide)1 : largest < highest ? largest : highest;
 }
 
-/* Scaled by the largest, so that no square overflows. */
+/* Scale by the largest magnitude, so that no square overflows. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     sum_squares(const Table table, const Parts parts)
 {
@@ -162,11 +165,11 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
         *norm = total;
 }
 
-/* A block has one row of logits. */
+/* A block computes one row of logits. */
 struct Entropy {
     const Stored *logits; /* (rows, classes) */
     const long long *targets;
-    const unsigned char *mask; /* null where every row counts */
+    const unsigned char *mask; /* null if every row counts */
     Wide *largest, *total;     /* of each row: max z, and the sum of exp(z - max z) */
     Size rows, classes;
 };
@@ -198,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) entropy_of_rows(c
     losses[row] = sum(log(total), -z_target);
 }
 
-/* One block: the mean over the rows that count, and the share of each of them in it. */
+/* Compute, by one block, the mean over the rows that count, and the weight of each of these rows. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     mean_entropy(const Entropy e, const Wide *losses, Wide *share, Stored *mean)
 {
@@ -238,7 +241,7 @@ struct Draw {
     Size count;
 };
 
-/* Four elements a thread: `low` where a number in [0, 1), in steps of 2**-53, is below the threshold. */
+/* Write four elements per thread: `low` where a random 53-bit integer is below the threshold. */
 template <typename Number> DEVICE void choose(const Draw &draw, Number low, Number high, Number *out)
 {
     Size first = first_element();
@@ -269,7 +272,7 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS) hold_mask(const D
     choose<unsigned char>(draw, 1, 0, out);
 }
 
-/* Where the rows of each id begin in the order of the ids; ids outside [0, count) are left out. */
+/* Find where the rows of each id begin in the order of the ids; ids outside [0, count) are ignored. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     find_starts(const long long *ids, const long long *order, Size rows, Size count, Size *starts)
 {
@@ -286,8 +289,8 @@ extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     starts[id] = low;
 }
 
-/* A block has one number; its eight lanes of each of 32 columns add every eighth row, and one adds these
-   sums. */
+/* A block sums the rows of one id. For each of 32 columns, eight lanes add every eighth row, and one lane
+   adds these sums. */
 extern "C" __global__ void __launch_bounds__(TRAINING_THREADS)
     sum_rows(const Stored *rows, const long long *order, const Size *starts, Size columns, Stored *out)
 {

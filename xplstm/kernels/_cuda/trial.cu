@@ -1,6 +1,6 @@
-/* What the trials of a kernel need besides it: work that keeps multiprocessors from others. */
+/* A kernel for the trials, which occupies SMs so that other blocks cannot run. */
 
-/* A block with all shared memory of a multiprocessor keeps it so many nanoseconds. */
+/* Occupy an SM for a number of nanoseconds; the block uses all shared memory of the SM. */
 extern "C" __global__ void __launch_bounds__(THREADS) occupy(Size duration)
 {
     unsigned long long begun = nanoseconds();

@@ -1,20 +1,20 @@
-/* The walk through all time steps in one launch: `walk` forward and `walk_back` backward.
+/* The recurrence over all time steps in one launch: `walk` forward and `walk_back` backward.
 
    A block owns some hidden units of one direction for one group of batch entries: the rows of W_hh of these
    units, and their c and h. In every step it reads h of its whole group, multiplies, applies the gates and
    publishes h of its own units; backward it publishes dz. Only the blocks of one group and direction wait for
    each other. Each has one counter, which holds the number of the last step that it has published.
 
-   How the product is made is up to an engine, a struct derived from Block (persistent.cu by fused
-   multiply-adds, persistent_mma.cu by tensor cores). The constructor of an engine fills Block and copies the
-   block's weights on-chip. An engine has
+   An engine, a struct derived from Block, computes the product: persistent.cu by fused multiply-adds,
+   persistent_mma.cu by tensor cores. The constructor of an engine fills Block and copies the block's weights
+   on-chip. An engine has the methods
 
-     cell_at(n)           the batch entry and unit of cell n of this block
-     spot(row, k)         the place of number k of a row of the group in the exchange buffer
+     cell_at(n)           return the batch entry and unit of cell n of this block
+     spot(row, k)         return the index of number k of a row of the group in the exchange buffer
      await(waits, s)      wait until the blocks whose numbers this thread's warp reads have published step s;
                           return whether the thread has given up
-     multiply(in, pass)   the partial sums of a pass in `parts`. It begins with a barrier where `parts` may
-                          still be read by the pass before, and ends with this thread's copies done.
+     multiply(in, pass)   compute the partial sums of a pass in `parts`. Begin with a barrier if the previous
+                          pass may still read `parts`, and end with this thread's copies complete.
 
    Why this is safe:
 
@@ -27,16 +27,16 @@
      of a pass begin at another thread (own_from). Threads exchange only `parts`, between two barriers.
    - No deadlock: a block raises its counter for a step before it waits for the same step of others, so the
      block that is furthest behind never waits. All blocks are resident, because the launch is cooperative
-     with at most one block for each SM. Blocks are numbered along y of the grid: where too many are along x,
-     CuPy would launch only those that fit, and warn.
-   - No endless wait, should any of this be wrong: a thread that waits longer than `patience` abandons the
-     launch. All threads of its block learn it at their next common barrier, before they write to a buffer
-     that others may still read; waiting threads of other blocks read it in `abandoned`. Each block writes NaN
-     for the steps that it has not computed, and leaves.
+     with at most one block for each SM. Blocks are numbered along y of the grid. With too many blocks along
+     x, CuPy would launch only the blocks that fit, and warn.
+   - No endless wait, even if an assumption is wrong: a thread that waits longer than `patience` abandons the
+     launch. All threads of its block learn this at their next common barrier, before they write to a buffer
+     that other blocks may still read. Waiting threads of other blocks read it in `abandoned`. Each block
+     writes NaN for the steps that it has not computed, and exits.
 
    tests/protocol/walk.pml has this protocol for a model checker. */
 
-/* One entry alone is compiled where ONLY is its number: each of them takes the compiler about a second. */
+/* ONLY selects a single entry to compile, because the compiler needs about a second per entry. */
 #define BACKWARD_ENTRY 100
 #ifdef ONLY
 #define WANTED(entry) (ONLY == (entry))
@@ -44,7 +44,7 @@
 #define WANTED(entry) 1
 #endif
 
-/* How numbers are exchanged between blocks. */
+/* The type of numbers that blocks exchange. */
 #ifdef TF32
 typedef unsigned Sent;
 DEVICE Sent sent(Wide a) { return tf32_from_float(a); }
@@ -53,15 +53,15 @@ typedef Stored Sent;
 DEVICE Sent sent(Wide a) { return narrowed(a); }
 #endif
 
-/* How blocks wait for each other. */
+/* The synchronisation variables of blocks. */
 struct Waits {
     unsigned *counters;  /* (directions, groups, unit_blocks), zeros */
-    unsigned *abandoned; /* zero; not zero once a thread of this launch has given up */
-    unsigned *status;    /* in the host's memory; set with it, and cleared by the host alone */
+    unsigned *abandoned; /* nonzero after a thread of this launch has given up */
+    unsigned *status;    /* in host memory; set together with `abandoned`, cleared only by the host */
     Size patience;       /* nanoseconds */
 };
 
-/* Note the time at the first call, and return whether to give up: after `patience`, or as another has. */
+/* Record the time of the first call. Return whether to give up: after `patience`, or after another thread. */
 DEVICE bool gives_up(const Waits &waits, unsigned long long &begun)
 {
     unsigned long long now = nanoseconds();
@@ -76,17 +76,17 @@ DEVICE bool gives_up(const Waits &waits, unsigned long long &begun)
     return true;
 }
 
-/* How the work is partitioned; the Python side chooses it from the attributes of the device. */
+/* The partition of the work, which the Python code selects by the attributes of the device. */
 struct Plan {
-    Size units;               /* of a block: a multiple of 8 */
+    Size units;               /* units per block, a multiple of 8 */
     Size unit_blocks, groups; /* blocks = directions * groups * unit_blocks */
     Size rows;                /* batch entries of a group; the last group may have fewer */
     Size tiles;               /* row tiles that are on-chip at once */
-    Size passes;              /* times that as many tiles make up the rows of a group */
-    Size chunk;               /* of k that is on-chip at once; backward without mma alone */
+    Size passes;              /* number of passes of `tiles` tiles that cover the rows of a group */
+    Size chunk;               /* numbers of k that are on-chip at once; only backward without mma */
 };
 
-/* The same in 32 bits, which a GPU divides fast. */
+/* The partition in 32-bit integers, because 64-bit division is slow on a GPU. */
 struct Partition {
     int units, unit_blocks, groups, rows, tiles, passes, chunk;
 };
@@ -114,7 +114,8 @@ struct WalkBack {
     const Wide *gates; /* (directions, T, B, 4H) */
     const Wide *c;     /* (directions, T + 1, B, H) */
     const Stored *dy;
-    Wide *dh, *dc; /* (directions, B, H): of the final state, then of the initial one */
+    Wide *dh, *dc; /* (directions, B, H): gradients of the final state, replaced by gradients of the initial
+                      state */
     Stored *dz;    /* (directions, T, B, 4H) */
     void *exchange;
     Waits waits;
@@ -126,15 +127,16 @@ struct Cell {
     bool inside;
 };
 
-/* What of the work this block has, and where its arrays are in shared memory. */
+/* This block's share of the work, and its arrays in shared memory. */
 struct Block {
     const Layer &layer;
     Partition part;
-    int d, group, unit_block;   /* `group` counts through all directions */
-    int H, unit, row, rows;     /* the first unit, the first batch entry, and the number of these */
-    int cells, slices, numbers; /* of a pass; partial sums of each z or dh; exchanged by the group */
-    Wide *parts;                /* (slices, cells, 4), backward (slices, cells) */
-    Wide *bias, *held;          /* (units, 4); Held or HeldBack */
+    int d, group, unit_block; /* `group` counts through all directions */
+    int H, unit, row, rows;   /* the first unit, the first batch entry, and the number of batch entries */
+    int cells, slices,
+        numbers;       /* cells per pass; partial sums per z or dh; numbers that the group exchanges */
+    Wide *parts;       /* (slices, cells, 4), backward (slices, cells) */
+    Wide *bias, *held; /* (units, 4); Held or HeldBack */
 
     __device__ __forceinline__ Block(const Layer &l, const Plan &p)
         : layer(l), part{(int)p.units, (int)p.unit_blocks, (int)p.groups, (int)p.rows,
@@ -155,7 +157,7 @@ struct Block {
         return {row + r, unit + u, r < rows && unit + u < H};
     }
 
-    /* The exchange buffer of step k: two take turns. */
+    /* Return the exchange buffer of step k (double buffering). */
     __device__ __forceinline__ Sent *buffer(void *exchange, int k) const
     {
         return (Sent *)exchange + ((k & 1) * layer.directions * part.groups + group) * numbers;
@@ -175,7 +177,7 @@ struct Block {
     }
 };
 
-/* Publish what this block has written for a step, behind a barrier of the block. */
+/* Publish this block's writes for a step, after a barrier of the block. */
 DEVICE void publish(const Waits &waits, unsigned step)
 {
     if (threadIdx.x == 0)
@@ -185,23 +187,23 @@ DEVICE void publish(const Waits &waits, unsigned step)
 /* Return the value that marks a number as not computed. */
 DEVICE Wide not_a_number() { return number_of((Bits)(4 * BIAS + 3) << (FRACTION - 1)); }
 
-/* N numbers that are read at once. */
+/* N numbers that one instruction reads. */
 template <int N> struct __align__(N * sizeof(Wide) < 16 ? N * sizeof(Wide) : 16) Run {
     Wide at[N];
 };
 
 template <int N> DEVICE Run<N> run_at(const Wide *from) { return *(const Run<N> *)from; }
 
-/* The first cell of this thread that is not before `cell`. */
+/* Return the first cell of this thread from `cell` on. */
 DEVICE int own_from(int cell)
 {
     int apart = (int)threadIdx.x - cell % (int)blockDim.x;
     return cell + (apart < 0 ? apart + (int)blockDim.x : apart);
 }
 
-/* Which steps of a cell exist takes one word in shared memory: the number of these steps, or with a mask the
-   word of the mask that has the byte of the step. Both are there before the step, and cost no wait in it. */
-#define EVERY_STEP 0x7f7f7f7fu /* all steps exist, whatever the word is */
+/* The existing steps of a cell take one word in shared memory: the number of steps, or with a mask the word
+   that contains the step's byte. The word is loaded before the step, so the step does not wait for it. */
+#define EVERY_STEP 0x7f7f7f7fu /* all steps exist, for any index of the byte */
 
 DEVICE const unsigned char *mask_of(const Layer &layer, Size t, Size b)
 {
@@ -220,14 +222,14 @@ DEVICE bool exists_by(const Layer &layer, unsigned word, Size t, Size b)
     return masked ? (word >> 8 * ((Size)mask_of(layer, t, b) & 3) & 0xff) != 0 : t < (Size)word;
 }
 
-/* Copy the aligned word around a number of fewer bytes asynchronously: no copy is narrower. The word is in
-   the memory that the number is in, because memory begins and ends at multiples of it. */
+/* Copy the aligned word around a narrower number asynchronously, because no narrower copy exists. The word
+   never exceeds the allocation, which begins and ends at multiples of a word. */
 DEVICE void copy_word_soon(unsigned *to, const void *from)
 {
     copy_soon(to, (const unsigned *)((Size)from & ~(Size)3));
 }
 
-/* The cells of a block in shared memory: cell n is touched by thread n % threads alone. */
+/* The cells of a block in shared memory. Only thread n % threads accesses cell n. */
 struct Held {
     Wide *z; /* (cells, 4): W_ih x of the next step, then the gates */
     int cells;
@@ -243,7 +245,7 @@ DEVICE Wide *input_of(const Walk &f, const Block &own, const Cell &cell, Size t)
     return f.z + ((own.d * f.held + t - f.first[own.d]) * f.layer.B + cell.row) * 4 * f.layer.H + cell.unit;
 }
 
-/* The place of h and c of a cell, before or after a step. */
+/* Return the index of h and c of a cell, before or after a step. */
 DEVICE Size state_of(const Walk &f, const Block &own, const Cell &cell, Size slot)
 {
     return state_row(f.layer, f.slots, own.d, slot, cell.row) * f.layer.H + cell.unit;
@@ -279,8 +281,8 @@ DEVICE void fetch(const Walk &f, const Block &own, const Cell &cell, const Held 
         copy_word_soon(&held.steps(n), mask_of(f.layer, t, cell.row));
 }
 
-/* Run the step of one cell and return h'. `bias` and `parts` are those of this cell, a slice's parts are
-   `apart` numbers behind those of the slice before. */
+/* Run the step of one cell and return h'. `bias` and `parts` point to the numbers of this cell; `apart` is
+   the distance between the parts of two slices. */
 DEVICE Wide forward_step(const Held &held, int n, bool exists, const Wide *bias, const Wide *parts,
                          int slices, int apart)
 {
@@ -329,7 +331,7 @@ DEVICE void write_out(const Walk &f, const Block &own, const Cell &cell, const H
     }
 }
 
-/* Copy the biases of a block's units to shared memory, the four gates of a unit together, or zeros. */
+/* Copy the biases of a block's units, or zeros, to shared memory, with the four gates of a unit adjacent. */
 DEVICE void hold_biases(const Walk &f, const Block &own)
 {
     for (int n = threadIdx.x; n < 4 * own.part.units; n += (int)blockDim.x) {
@@ -404,14 +406,17 @@ template <class Engine> DEVICE void walk(const Walk &f)
     }
 }
 
-/* The same backward, owned likewise. */
+/* The cells of a block in shared memory for the backward pass, with the same ownership as Held. */
 struct HeldBack {
     Wide *z; /* (cells, 4): the gates of the next step, then dz */
     int cells;
 
     __device__ Wide &c_old(int n) const { return z[4 * cells + n]; }
     __device__ Wide &c_new(int n) const { return z[5 * cells + n]; }
-    __device__ Wide &dy(int n) const { return z[6 * cells + n]; } /* or the word around a narrower one */
+    __device__ Wide &dy(int n) const
+    {
+        return z[6 * cells + n];
+    } /* or the aligned word around a narrower number */
     __device__ Wide &dh(int n) const { return z[7 * cells + n]; }
     __device__ Wide &dc(int n) const { return z[8 * cells + n]; }
     __device__ unsigned &steps(int n) const { return ((unsigned *)(z + 9 * cells))[n]; }
@@ -447,7 +452,7 @@ DEVICE void fetch_dy(const HeldBack &held, int n, const Stored *from)
 #endif
 }
 
-/* The number that fetch_dy has copied from there. */
+/* Return the number that fetch_dy has copied from `from`. */
 DEVICE Wide fetched_dy(const HeldBack &held, int n, const Stored *from)
 {
 #if defined(FLOAT16) || defined(BFLOAT16)
@@ -458,7 +463,7 @@ DEVICE Wide fetched_dy(const HeldBack &held, int n, const Stored *from)
 #endif
 }
 
-/* Prefetch what the gradients of one cell's step need. */
+/* Prefetch the inputs of one cell's backward step. */
 DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, const HeldBack &held, int n,
                        Size k)
 {
@@ -477,7 +482,7 @@ DEVICE void fetch_back(const WalkBack &f, const Block &own, const Cell &cell, co
         copy_word_soon(&held.steps(n), mask_of(layer, step.t, cell.row));
 }
 
-/* Replace the gates of one cell by dz. dh is zero afterwards, and the product adds what comes through h. */
+/* Replace the gates of one cell by dz, and set dh to zero; the product adds the recurrent gradient. */
 DEVICE void backward_step(const HeldBack &held, int n, bool exists, const Stored *dy)
 {
     Wide *z = held.z + 4 * n, gate[4] = {z[0], z[1], z[2], z[3]};
