@@ -36,5 +36,5 @@ def test_a_number_beyond_the_range_of_a_dtype_is_refused(tmp_path):
     lstm.params["bias_hh_l0"][2] = 1e5
     with pytest.raises(ArgumentError, match="dtype='float16' cannot represent bias_hh_l0, which holds"):
         io.save(tmp_path / "a.npz", lstm, dtype="float16")
-    with pytest.raises(ArgumentError, match="dtype='float16': the mapping: bias_hh_l0 holds numbers beyond"):
+    with pytest.raises(ArgumentError, match="cannot represent the mapping: bias_hh_l0, which holds"):
         io.load(lstm.params, dtype="float16")

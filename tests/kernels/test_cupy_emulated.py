@@ -462,7 +462,7 @@ def test_devices_too_old_are_refused() -> None:
         np, "cupy", standin.Device(1), "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD
     )
     problem.device.compute_capability = "75"
-    assert "capability 8.0" in str(cupy_persistent.supports(problem))
+    assert "capability below 8.0" in str(cupy_persistent.supports(problem))
     assert ROOMS["cupy_fused"].supports(problem) is None
 
 

@@ -323,7 +323,7 @@ def _segments(problem: Problem, held: int) -> list[Segment]:
 def backward(
     residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, walk_back: WalkBack
 ) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients of x, the initial state and each direction's parameters.
+    """Return the gradients with respect to x, the initial state and each direction's parameters.
 
     `walk_back` returns the gradients of z and of the projected states of all steps. It overwrites the
     gradients of the last state with the gradients of the initial state.
