@@ -145,7 +145,6 @@ SUBJECTS = {
     "onnx": Subjects(("onnx",), ("onnx",)),
     "onnxruntime": Subjects(("onnxruntime",), ("onnx", "onnxruntime")),
     "openvino": Subjects(("openvino",), ("onnx", "openvino")),
-    "ai_edge_litert": Subjects(("litert",), ("ai-edge-litert",)),
     "flax": Subjects(("flax", "flax_lstm_cell"), ("flax",)),
     "keras": Subjects(("keras",), ("keras", "torch")),
     "mlx": Subjects(("mlx",), ("mlx[cpu]",)),
