@@ -232,6 +232,23 @@ def test_what_does_not_fit_is_refused_before_any_work(number: int) -> None:
         call(xplstm.LSTM(I, 5), da.from_array(X, chunks=(4, 3, 3)))
 
 
+@pytest.mark.parametrize("wrong", [-1, 12])
+def test_a_length_out_of_range_is_an_error_of_its_task(wrong: int) -> None:
+    lengths = da.from_array(np.asarray([1, 2, 3, 4, wrong, 6, 7, 8]), chunks=3)
+    for network in (xplstm.LSTM(I, 5), xplstm.GRU(I, 5, bidirectional=True)):
+        y, _ = network(da.from_array(X, chunks=(4, 3, 3)), lengths=lengths)
+        with pytest.raises(
+            xplstm.ArgumentError, match=rf"lengths holds {wrong}, which is not in \[0, T=11\]"
+        ):
+            y.compute()
+
+
+def test_bytes_in_another_order_are_converted() -> None:
+    got, _ = xplstm.LSTM(I, 5, rng=1)(da.from_array(X.astype(">f4"), chunks=(4, 3, 3)))
+    assert got.dtype.isnative
+    same(got, xplstm.LSTM(I, 5, rng=1)(X)[0])
+
+
 def test_two_worker_processes_one_of_them_killed() -> None:
     """Work that a dead worker held is done again by the other, to the same bits."""
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")

@@ -134,6 +134,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
         msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}): the last is input_size"
         raise ShapeError(msg)
     check_kind("x", x, home, home.dtype)
+    x = x.astype(_array.dtype_named(home.xp, home.dtype))  # bytes of x may be in another order
     x = x if batched else x[:, None, :]
     x = da.swapaxes(x, 0, 1) if batched and stack.batch_first else x
     x = x.rechunk({2: -1})
@@ -197,10 +198,21 @@ def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
         numpy = Home(_array.numpy_namespace(), "cpu", home.dtype)
         entries = [lengths] if isinstance(lengths, int) else lengths
         lengths = da.from_array(_array.to_numpy(_checks.lengths(entries, numpy, T, B)), chunks=-1)
-    if lengths.dtype.kind not in "iu":
+    elif lengths.dtype.kind not in "iu":
         msg = f"lengths has dtype {lengths.dtype}, expected integers"
         raise DTypeError(msg)
+    else:
+        lengths = lengths.map_blocks(_within, T, dtype=lengths.dtype, meta=lengths._meta)
     return aligned("lengths", lengths, (x.shape[1],), (x.chunks[1],))
+
+
+def _within(lengths: Any, T: int) -> Any:
+    """Return the lengths of a block, which must be in [0, T]."""
+    host = _array.to_numpy(lengths)
+    for wrong in host[(host < 0) | (host > T)][:1]:
+        msg = f"lengths holds {wrong}, which is not in [0, T={T}]"
+        raise ArgumentError(msg)
+    return lengths
 
 
 def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
