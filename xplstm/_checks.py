@@ -128,8 +128,15 @@ def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> Non
         bad &= steps.reshape(steps.shape + (1,) * (host.ndim - 2))
     if bad.any():
         place = np.argwhere(bad)[0]
-        msg = f"{name}[{', '.join(map(str, place))}] is {host[tuple(place)]}; {remedy}"
+        more = f", one of {bad.sum()} that are not finite" if bad.sum() > 1 else ""
+        msg = f"{name}[{', '.join(map(str, place))}] is {host[tuple(place)]}{more}; {remedy}"
         raise ArgumentError(msg)
+
+
+def all_finite(arrays: Mapping[str, Array], remedy: str) -> None:
+    """Refuse the first array with a value that is not finite."""
+    for name, a in arrays.items():
+        finite(name, a, remedy)
 
 
 def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
@@ -267,7 +274,17 @@ def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
         kinds = [kind for kind, _ in wrong]
         kind = next(k for k in (ShapeError, ArgumentError, DTypeError) if k in kinds)
         msg = f"{len(wrong)} problem(s) in the state dict:\n  " + "\n  ".join(text for _, text in wrong)
+        first = next(iter(shapes))
+        place = next((name.removesuffix(first) for name in given if _ends(name, first)), "")
+        if place and all(place + name in given for name in shapes):
+            start = repr(place.removesuffix("."))
+            msg += f"\nall parameters are there under {start}: pass xplstm.io.arrays(state_dict, {start}), "
+            msg += f"or make a network with xplstm.io.load(state_dict, prefix={start})"
         raise kind(msg)
+
+
+def _ends(name: object, end: str) -> bool:
+    return isinstance(name, str) and name.endswith(f".{end}")
 
 
 def state(name: str, value: object) -> LSTMState:

@@ -233,6 +233,6 @@ def test_counters_and_other_networks_do_no_harm():
 
 def test_many_wrapped_weights_take_no_time_by_their_square():
     theirs = {f"m{k}.weight_hh_l0_raw": np.ones((4, 1), "float32") for k in range(20_000)}
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(io.inspect(theirs).networks) == 20_000
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

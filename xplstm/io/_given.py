@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 from xplstm._errors import ArgumentError, FormatError
@@ -20,6 +21,12 @@ from xplstm.io._contents import Contents, shown
 from xplstm.io._mapping import contents
 from xplstm.io._written import METADATA
 
+# Libraries whose cells compute what their layouts say.
+_LIBRARIES = {"torch", "flax", "equinox", "allennlp"}
+# Methods of a module that are not run in a call, or change nothing there; and those that any call runs.
+_HARMLESS = {"extra_repr", "reset_parameters", "flatten_parameters", "_compiled_call_impl"}
+_CALLS = ("__call__", "__getattr__", "__getattribute__", "_call_impl", "forward", "state_dict")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks")
 # Libraries whose modules keep their arrays as attributes.
 _BY_ATTRIBUTES = {"equinox", "flax"}
 _DEEPEST = 32
@@ -59,7 +66,8 @@ def of_module(source: Any) -> Contents | None:
     if callable(getattr(source, "state_dict", None)):
         options = _options_of(source)
         metadata = {METADATA: json.dumps(options)} if options else {}
-        return of_mapping(source.state_dict())._replace(where=where, metadata=metadata)
+        changes = dict(_changes_of(source))
+        return of_mapping(source.state_dict())._replace(where=where, metadata=metadata, said=changes)
     if isinstance(getattr(source, "params", None), Mapping):
         return contents(source.params)._replace(where=where)
     if _libraries(source) & _BY_ATTRIBUTES:
@@ -99,6 +107,51 @@ def _quantised(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
 def _libraries(value: Any) -> set[str]:
     """Return the packages of a value's classes."""
     return {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
+
+
+def _changes_of(module: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Find the modules of PyTorch that may compute something else than their weights show, by prefix."""
+    if callable(getattr(module, "named_modules", None)):
+        for prefix, one in module.named_modules(remove_duplicate=False):
+            change = _change(one)
+            if change is not None:
+                yield prefix, {"problem": f"{change}; the module's state_dict() gives the weights alone"}
+
+
+def _change(module: Any) -> str | None:
+    """Return what may make a module compute something else than the library's own; None if nothing does."""
+    kinds = type(module).__mro__
+    own = [kind for kind in kinds if _package(kind) in _LIBRARIES and kind.__name__ != "Module"]
+    called = shown(type(module).__name__)
+    if hasattr(module, "original_name"):  # TorchScript keeps the class as a name
+        name = str(module._c._type().qualified_name())
+        is_own = name.startswith("__torch__.torch.")
+        return None if is_own else f"it is a {shown(name)}, which is not PyTorch's"
+    if not own and _package(kinds[0]) not in _LIBRARIES:
+        return f"{called} is not a recurrent module of {', '.join(sorted(_LIBRARIES))}"
+    names = {name for kind in own for name, value in vars(kind).items() if _is_method(name, value)}
+    for name in sorted(names.union(_CALLS) - _HARMLESS):
+        if name in vars(module):
+            return f"{name} of the object is replaced"
+        definer = next((kind for kind in kinds if name in vars(kind)), object)
+        method = vars(definer).get(name)
+        if definer is not object and (_package(definer) not in _LIBRARIES or _is_foreign(method)):
+            return f"{name} of {called} is not that of {own[0].__name__ if own else 'the library'}"
+    for hooks in _HOOKS:
+        # Those of PyTorch compute weights from other tensors, which have names of their own.
+        for hook in getattr(module, hooks, {}).values():
+            if _package(hook) != "torch":
+                return f"it has {hooks.strip('_').replace('_', ' ')}, which may change numbers"
+    return None
+
+
+def _is_method(name: str, value: Any) -> bool:
+    return not name.startswith("__") and (callable(value) or hasattr(value, "__get__"))
+
+
+def _is_foreign(method: Any) -> bool:
+    """Return whether a function of another package was put in the place of a library's method."""
+    return isinstance(method, FunctionType) and _package(method) not in _LIBRARIES
 
 
 def _options_of(module: Any) -> dict[str, dict[str, Any]]:
@@ -141,6 +194,9 @@ def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) 
     if inside is None or depth > _DEEPEST:
         return
     own, start = {} if isinstance(value, Mapping) else inside, f"{prefix}." if prefix else ""
+    change = None if isinstance(value, Mapping | list | tuple) else _change(value)
+    if change is not None:
+        said.setdefault(prefix, {})["problem"] = f"{change}; pass a mapping of its arrays"
     for name, usual in _FUNCTIONS.items():
         function = own.get(name)
         called = getattr(function, "__name__", type(function).__name__)
@@ -149,6 +205,8 @@ def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) 
             said.setdefault(prefix, {})["problem"] = problem
     if "cell" in own and isinstance(own.get("time_major"), bool):
         of_cell = said.setdefault(f"{start}cell", {})
+        if change is not None:
+            of_cell["problem"] = said[prefix]["problem"]
         of_cell["batch_first"] = not own["time_major"]
         of_cell["reverse"] = bool(own.get("reverse"))
         if of_cell["reverse"] and not own.get("keep_order"):

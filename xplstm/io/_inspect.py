@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xplstm._errors import printable
-from xplstm.io._contents import LONGEST_NAME, Found, shown
+from xplstm._errors import FormatError, printable
+from xplstm.io._contents import LONGEST_NAME, Contents, Found, shown
 from xplstm.io._given import as_path
-from xplstm.io._source import Path, candidates_in, dtypes_of, is_told, layouts_of, open_source, spelled
+from xplstm.io._source import (
+    Path,
+    as_saved,
+    candidates_in,
+    dtypes_of,
+    is_told,
+    layouts_of,
+    open_source,
+    spelled,
+)
 from xplstm.io.layouts.reparametrized import resolve
 
 
@@ -84,16 +93,27 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
     with as_path(source) as given:
         contents = open_source(given)
         resolved = resolve(contents)
-        candidates = candidates_in(resolved, layouts_of(resolved))
+        candidates = _candidates(resolved)
         sure = {found.prefix for found in candidates if is_told(contents, found)}
         rows = [
             (shown(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _words(one))
             for one in candidates
-            if is_told(contents, one) or one.prefix not in sure
+            if one.prefix not in sure or is_told(contents, one)
         ]
         tensors = {shown(name, LONGEST_NAME): (t.shape, t.dtype) for name, t in contents.tensors.items()}
         where = contents.where if given is source else f"the {type(source).__name__}"
         return Inspection(where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
+
+
+def _candidates(contents: Contents) -> list[Found]:
+    """Return whatever could be loaded; the network that `save` wrote first, and by one layout alone."""
+    candidates = candidates_in(contents, layouts_of(contents))
+    try:
+        saved = as_saved(contents, None, None)
+    except FormatError as error:
+        return [one._replace(problem=str(error)) for one in candidates]
+    first = [] if saved is None else [saved]
+    return first + [one for one in candidates if not first or one.prefix != first[0].prefix]
 
 
 def _words(one: Found) -> str:

@@ -13,16 +13,27 @@ from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io import _registry
-from xplstm.io._contents import Contents, Found, dotted
+from xplstm.io._contents import Contents, Found, dotted, shown
 from xplstm.io._given import as_path
-from xplstm.io._source import Path, Prefix, called, cast, chosen, dtypes_of, listed, open_source
+from xplstm.io._source import (
+    FREE,
+    Path,
+    Prefix,
+    as_saved,
+    called,
+    cast,
+    chosen,
+    dtypes_of,
+    listed,
+    open_source,
+)
 from xplstm.io._written import refuse_lost
 from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
 
+REMEDY = "xplstm.io.arrays reads such numbers"
+NOT_SAVED = "such parameters are not saved, because no call could use them"
 Network: TypeAlias = nn.LSTM | nn.GRU | nn.RNN | nn.JordanRNN
-# Options that a caller may replace: the order of the axes, the order of sums, and rates of training.
-_FREE = ("batch_first", "reproducible", "dropout", "input_dropout", "weight_dropout")
 
 
 def load(
@@ -73,7 +84,9 @@ def load(
     Raises
     ------
     FormatError
-        If the file is damaged, unknown, or holds no network; nothing in it is ever executed.
+        If the file is damaged, unknown, or holds no network, or a weight is NaN or infinite. Nothing in it
+        is ever executed. Arrays on a device, and lazy ones,
+        are not checked for such numbers.
     ArgumentError
         If there are several networks, or several formats fit: the message lists them.
     OSError
@@ -167,7 +180,7 @@ def _find(
     if dtype is not None:
         contents = cast(contents, _checks.dtype(dtype))
     contents = resolve(contents)
-    found = chosen(contents, layout, prefix, options)
+    found = as_saved(contents, layout, prefix) or chosen(contents, layout, prefix, options)
     if found.problem is not None:
         msg = f"{contents.where}: {called(found)}: {found.problem}"
         raise FormatError(msg)
@@ -266,8 +279,9 @@ def save(
         Of any array library; arrays on a device are copied to the host.
     format : str, optional
         Names, axes and order of the weights, as for `load`; those of PyTorch if left out, and those of Keras,
-        ONNX and Equinox in their own files. Under PyTorch's names ``.safetensors`` and ``.npz`` also keep
-        every option that no shape shows, variants included; other formats hold parameters alone.
+        ONNX and Equinox in their own files. All but ``.eqx`` also keep the options that no shape shows, so
+        that `load` needs no argument; ``.onnx`` keeps no rates of dropout. Variants have a place under
+        PyTorch's names in ``.safetensors`` and ``.npz``, and in part in ``.onnx``.
     prefix : str, optional
         What the names of the arrays begin with.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
@@ -277,8 +291,8 @@ def save(
     Raises
     ------
     ArgumentError
-        For another ending or format, for what the format has no place for, or for a number beyond the range
-        of `dtype`.
+        For another ending or format, for what the format has no place for, for a parameter that is NaN or
+        infinite, or for a number beyond the range of `dtype`.
     OSError
         If the file cannot be written; the old one is then still whole.
 
@@ -302,6 +316,7 @@ def save(
         msg = f"path={place!r} must end in one of {known}"
         raise ArgumentError(msg)
     layout = fitting[0].LAYOUT if format is None else _values.one_of("format", format, _registry.LAYOUTS)
+    _checks.all_finite({name: _array.to_numpy(a) for name, a in network.params.items()}, NOT_SAVED)
     if dtype is not None:
         network = _copied(network, _checks.dtype(dtype))
     write_durably(place, fitting[0].encode(network, layout, dotted(prefix)))
@@ -450,7 +465,7 @@ def _build(
         if any(name.startswith("q") for name in dtypes):
             msg += ", which makes real numbers of quantised ones"
         raise FormatError(msg)
-    for name in options.keys() & found.options.keys() - {*_FREE}:
+    for name in options.keys() & found.options.keys() - {*FREE}:
         held, given = found.options[name], options[name]
         if held != given:
             msg = f"{contents.where}: {called(found)} has {name}={held!r}, which {name}={given!r} contradicts"
@@ -469,16 +484,31 @@ def _build(
         raise
     except XplstmError as error:
         msg = f"{contents.where}: {called(found)}: {error}"
-        raise type(error)(msg) from error
+        is_of_file = isinstance(error, ArgumentError) and not options
+        raise (FormatError if is_of_file else type(error))(msg) from error
     shapes = {name: tuple(a.shape) for name, a in params.items()}
     if shapes != network.shapes:
         msg = f"{contents.where}: {called(found)} has shapes {shapes}, expected {network.shapes}"
         raise FormatError(msg)
+    _check_finite(contents, found, params)
     home = network._home()
     network.params = {
         name: _placed(params[name], home.xp, home.device, home.dtype) for name in network.shapes
     }
     return network
+
+
+def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array]) -> None:
+    """Refuse numbers that are not finite, by the name that the file has for them where they are its own."""
+    try:
+        try:
+            _checks.all_finite(params, REMEDY)
+        except ArgumentError:
+            theirs = {shown(name): contents.tensors[name].array() for name in found.names}
+            _checks.all_finite({**theirs, **params}, REMEDY)
+    except ArgumentError as error:
+        msg = f"{contents.where}: {called(found)}: {error}"
+        raise FormatError(msg) from error
 
 
 def _placed(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, cast
 
-from xplstm import _array, _values
+from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _load
@@ -48,6 +48,7 @@ def save_model(
     if not place.lower().endswith(safetensors.SUFFIXES):
         msg = f"path={place!r} must end in {' or '.join(safetensors.SUFFIXES)}"
         raise ArgumentError(msg)
+    _checks.all_finite({name: _array.to_numpy(a) for name, a in params.items()}, _load.NOT_SAVED)
     metadata = {METADATA: json.dumps(config["networks"]), MODEL: json.dumps(config), **(about or {})}
     write_durably(place, safetensors.pack(params, metadata))
 
@@ -138,6 +139,7 @@ def make_layer(
                 msg = f"its parameters are of {type(network).__name__}"
                 raise FormatError(msg)
             return network
+        _checks.all_finite(params, _load.REMEDY)
         dtype = _array.dtype_name(params["weight"].dtype)
         rows, columns = params["weight"].shape
         sizes: dict[str, Any] = {"num_embeddings": rows, "embedding_dim": columns}

@@ -15,6 +15,7 @@ from xplstm.io import _foreign, _given, _registry
 from xplstm.io._combined import combine
 from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
 from xplstm.io._unused import check_unused
+from xplstm.io._written import WORDS, parsed_options, words_of
 from xplstm.io.files import shards
 from xplstm.io.files.archive import Archive
 
@@ -25,6 +26,8 @@ _SIZES = (
     *("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "reverse"),
     *("proj_size", "output_size"),
 )
+# Options that a caller may replace: the order of the axes, the order of sums, and rates of training.
+FREE = ("batch_first", "reproducible", "dropout", "input_dropout", "weight_dropout")
 _SHOWN, _LONGEST_LINE = 12, 130
 
 
@@ -92,12 +95,16 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
     for layout in layouts:
         for one in _registry.layout(layout).find(contents):
             key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
-            said = dict(contents.said.get(one.prefix, {}))
-            problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
-            one = one._replace(options={**one.options, **said}, problem=problem, untold=untold)
             if key not in found or (found[key].problem and not one.problem):
                 found[key] = one
-    return check_unused(contents, list(found.values()))
+    return check_unused(contents, [_told(contents, one) for one in found.values()])
+
+
+def _told(contents: Contents, one: Found) -> Found:
+    """Return a network with what a live module says of it."""
+    said = dict(contents.said.get(one.prefix, {}))
+    problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
+    return one._replace(options={**one.options, **said}, problem=problem, untold=untold)
 
 
 def is_told(contents: Contents, found: Found) -> bool:
@@ -114,6 +121,7 @@ def chosen(
     layouts = layouts_of(contents)
     if layout is not None:
         layouts = [name for name in layouts if name == _values.one_of("format", layout, _registry.LAYOUTS)]
+        contents = contents._replace(layout=layout)
     candidates = candidates_in(contents, layouts)
     if prefix is None or isinstance(prefix, str):
         return _one(contents, candidates, layout, prefix, options)
@@ -124,6 +132,30 @@ def chosen(
         raise ArgumentError(msg)
     stack = [tuple(_one(contents, candidates, layout, one, {}) for one in layer) for layer in layers]
     return combine(" + ".join(one for layer in layers for one in layer), stack)
+
+
+def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> Found | None:
+    """Return the network that `save` wrote under another library's names, unless another is asked for."""
+    words = words_of(contents)
+    if words is None or prefix is not None or layout not in (None, words.format):
+        return None
+    what = f"{contents.where}: its metadata {WORDS!r}"
+    try:
+        found = chosen(contents, words.format, words.places, {"bidirectional": words.bidirectional})
+    except ArgumentError as error:
+        msg = f"{what} does not fit its tensors: {error}"
+        raise FormatError(msg) from error
+    if found.problem is not None:
+        return found
+    options = parsed_options(what, found.kind, words.options) | {"bidirectional": words.bidirectional}
+    given = {"bidirectional": False, **found.options}
+    for name in options.keys() & given.keys() - {*FREE}:
+        # A variant shows what it changes; activations may be those of one direction or of both.
+        said, shapes = repr(options[name]), repr(given[name])
+        if said != shapes:
+            msg = f"{what} has {name}={said}, and the tensors have {shapes}"
+            raise FormatError(msg)
+    return found._replace(options={**found.options, **options}, untold=())
 
 
 def _one(
@@ -201,7 +233,7 @@ def spelled(found: Found) -> str:
     first = ("input_size", "hidden_size", "output_size")
     sizes = [str(options.pop(name)) for name in first if name in options]
     plain = {"num_layers": 1, "bias": True, "proj_size": 0, "variant": Variant()}
-    plain |= dict.fromkeys(("bidirectional", "reverse"), False)
+    plain |= {"bidirectional": False, "reverse": False, "reset_after": True}
     rest = [f"{n}={v!r}" for n, v in options.items() if v is not None and plain.get(n) != v]
     return f"{found.kind}({', '.join([*sizes, *rest])})"
 

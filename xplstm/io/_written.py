@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from xplstm import _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
@@ -17,7 +17,8 @@ from xplstm.io._contents import Contents, Found, json_object, quoted
 from xplstm.nn._module import Recurrent
 from xplstm.nn._rnn import NONLINEARITIES
 
-METADATA = "xplstm"
+# Options of networks under PyTorch's names, by prefix; the arguments of `load` for one in another layout.
+METADATA, WORDS = "xplstm", "xplstm.load"
 
 _OPTIONS = {
     "batch_first": False,
@@ -40,12 +41,67 @@ _KNOWN = {
 }
 
 
-def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], str]:
-    """Return arrays by name, and the options as JSON, or "" where all are the defaults."""
+class Words(NamedTuple):
+    """The arguments of `load` that give back a network which `save` wrote under another library's names."""
+
+    format: str
+    prefix: str
+    layers: int
+    """How many layers have prefixes of their own, ``l0``, ``l0_reverse`` and so on; 0 if none has."""
+    bidirectional: bool
+    options: Any
+    """As `changed_options` gives them, unchecked."""
+
+    @property
+    def places(self) -> str | list[list[str]]:
+        """Return the prefix, or those of each layer."""
+        if not self.layers:
+            return self.prefix
+        start, sides = self.prefix and f"{self.prefix}.", ("", "_reverse")[: 1 + self.bidirectional]
+        return [[f"{start}l{layer}{side}" for side in sides] for layer in range(self.layers)]
+
+
+def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """Return arrays by name, and what a file holds besides them, as JSON by name."""
     arrays = _registry.layout(layout).to_mapping(network)
-    options = changed_options(network) if layout == "torch" else {}
     start = prefix and f"{prefix}."
-    return {start + name: a for name, a in arrays.items()}, json.dumps({prefix: options}) if options else ""
+    named = {start + name: a for name, a in arrays.items()}
+    if layout != "torch":
+        # The layers of ONNX are found as one network.
+        apart = layout != "onnx" and any(name.startswith("l0.") for name in arrays)
+        return named, words_for(network, layout, prefix, apart)
+    options = changed_options(network)
+    return named, {METADATA: json.dumps({prefix: options})} if options else {}
+
+
+def words_for(network: Recurrent, layout: str, prefix: str, apart: bool) -> dict[str, str]:
+    """Return the arguments of `load` for a network as JSON by name; `apart` if each layer has a prefix."""
+    stack = network._stack
+    options: dict[str, Any] = {"batch_first": stack.batch_first}
+    # Those that several layouts ask for, because their arrays do not show them.
+    options |= {"variant": {}, "merge": "concat"} if stack.cell.name == "LSTM" else {}
+    options |= changed_options(network)
+    words = Words(layout, prefix, stack.num_layers if apart else 0, len(stack.reverse) == 2, options)
+    return {WORDS: json.dumps(words._asdict())}
+
+
+def words_of(contents: Contents) -> Words | None:
+    """Return the arguments of `load` that a file holds; None if it holds none."""
+    if WORDS not in contents.metadata:
+        return None
+    what = f"{contents.where}: its metadata {WORDS!r}"
+    given = json_object(what, contents.metadata[WORDS], once=True)
+    kinds = {"format": str, "prefix": str, "layers": int, "bidirectional": bool, "options": dict}
+    if given.keys() != kinds.keys() or any(type(given[name]) is not kind for name, kind in kinds.items()):
+        wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        msg = f"{what} must have {wanted} alone"
+        raise FormatError(msg)
+    words = Words(**given)
+    if words.format not in _registry.LAYOUTS or not 0 <= words.layers <= len(contents.tensors):
+        what += f" has format {quoted(words.format)} and {quoted(words.layers)} layers"
+        msg = f"{what}; expected one of {', '.join(_registry.LAYOUTS)} and no more layers than tensors"
+        raise FormatError(msg)
+    return words
 
 
 def changed_options(network: Recurrent) -> dict[str, Any]:

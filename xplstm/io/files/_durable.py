@@ -39,8 +39,7 @@ def write_durably(path: str, content: bytes, permissions: int = 0o666) -> None:
     folder, name = os.path.split(path)
     _remove_unfinished(folder, name)
     new = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    file = os.open(new, flags, permissions if mode is None else 0o600)
+    file = _create(new, path, permissions if mode is None else 0o600)
     try:
         try:
             with contextlib.suppress(OSError):  # some network file systems have no locks
@@ -66,8 +65,16 @@ def check_writable(path: str) -> None:
     _mode(path)
     folder, name = os.path.split(path)
     new = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    os.close(_create(new, path, 0o600))
     os.unlink(new)
+
+
+def _create(new: str, path: str, permissions: int) -> int:
+    """Open a temporary file that is not there; an error names `path`, for which it is."""
+    try:
+        return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), permissions)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _mode(path: str) -> int | None:

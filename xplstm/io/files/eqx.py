@@ -15,8 +15,8 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
+from xplstm.io import _registry
 from xplstm.io._contents import Contents, Opening, Tensor, by_name
-from xplstm.io._written import written
 from xplstm.io.files import npz
 from xplstm.io.layouts.single import EQUINOX
 from xplstm.nn._module import Recurrent
@@ -112,7 +112,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
         msg = f"a file of Equinox has no names: format={layout!r} and prefix={prefix!r} have no place in it"
         raise ArgumentError(msg)
     content = io.BytesIO()
-    for name, a in written(network, layout, "")[0].items():
+    for name, a in _registry.layout(layout).to_mapping(network).items():
         if _array.dtype_name(a.dtype) == "bfloat16":
             msg = f"{name} has dtype bfloat16, whose name is lost in an array of NumPy; use .safetensors"
             raise ArgumentError(msg)

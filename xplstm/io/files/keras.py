@@ -16,7 +16,7 @@ from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io import layers
 from xplstm.io._contents import Contents, Opening, by_name, json_object, quoted
-from xplstm.io._written import no_place, plain
+from xplstm.io._written import WORDS, no_place, plain, words_for
 from xplstm.io.files import h5
 from xplstm.io.files.archive import Archive
 from xplstm.io.layouts import keras_config
@@ -67,12 +67,13 @@ def read(path: str) -> Contents:
 
 def _unpacked(path: str) -> Contents:
     """Read an HDF5 file: weights of Keras 3, or a model or weights in the older form with names of layers."""
-    bounds = {"model_config": LONGEST_CONFIG, "keras_version": LONGEST_METADATA}
+    bounds = {"model_config": LONGEST_CONFIG, "keras_version": LONGEST_METADATA, WORDS: LONGEST_METADATA}
     tree = h5.read(h5.Source(path), bounds)
     if not tree.marks & {"layer_names", "layer_names0", "model_config"}:
         is_of_keras = any(_VARIABLE.search(name) for name, _ in tree.tensors)
         layout = "keras" if is_of_keras else None
-        return Contents(path, "keras", by_name(path, tree.tensors), {}, layout)
+        words = {name: text for name, text in tree.attributes.items() if name == WORDS}
+        return Contents(path, "keras", by_name(path, tree.tensors), words, layout)
     tensors = ((name.removeprefix("model_weights/"), tensor) for name, tensor in tree.tensors)
     version = tree.attributes.get("keras_version")
     metadata: dict[str, Any] = {"version": version and _major(path, version), "by_layer": True}
@@ -109,10 +110,12 @@ def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
     with h5.import_h5py().File(content, "w") as file:
         row = NUMBERED.row_of(network)
         reset_after = network._stack.cell.options().get("reset_after", True)
-        for number, directions in enumerate(layers.split(plain(network, "keras", row.kind))):
-            kind = row.kind.lower() if len(directions) == 1 else "bidirectional"
-            place = "/".join(filter(None, [prefix.replace(".", "/"), "layers", kind]))
-            place += f"_{number}" if number else ""
+        parted = layers.split(plain(network, "keras", row.kind))
+        kind = row.kind.lower() if len(parted[0]) == 1 else "bidirectional"
+        first = ".".join(filter(None, [prefix, "layers", kind]))
+        file.attrs.update(words_for(network, "keras", first + ("*" if len(parted) > 1 else ""), apart=False))
+        for number, directions in enumerate(parted):
+            place = first.replace(".", "/") + (f"_{number}" if number else "")
             sides = ("",) if len(directions) == 1 else tuple(f"/{side}" for side in SIDES)
             for side, params in zip(sides, directions, strict=True):
                 for name, a in row.write(params, reset_after).items():

@@ -11,7 +11,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
-from xplstm.io._written import METADATA, written
+from xplstm.io._written import METADATA, WORDS, written
 from xplstm.io.files import buffers
 from xplstm.io.files.archive import Archive
 from xplstm.nn._module import Recurrent
@@ -36,8 +36,8 @@ def read(path: str) -> Contents:
     for member in archive.members:
         name = member.removesuffix(".npy")
         shape, dtype, offset, fortran = _header(archive, member)
-        if name == METADATA and dtype.kind == "U" and shape == ():
-            metadata[METADATA] = _text(archive, member, dtype, offset)
+        if name in (METADATA, WORDS) and dtype.kind == "U" and shape == ():
+            metadata[name] = _text(archive, member, dtype, offset)
         else:
             array = partial(_read, archive, member, dtype, shape, offset, fortran)
             tensors.append((name, Tensor(shape, _array.dtype_name(dtype), array)))
@@ -52,8 +52,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
         if _array.dtype_name(a.dtype) == "bfloat16":
             msg = f"{name} has dtype bfloat16, whose name is lost in an .npz file; use .safetensors"
             raise ArgumentError(msg)
-    if metadata:
-        hosts[METADATA] = np.asarray(metadata)
+    hosts |= {name: np.asarray(text) for name, text in metadata.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **hosts)
     return buffer.getvalue()

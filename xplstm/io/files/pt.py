@@ -22,7 +22,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
-from xplstm.io._written import refuse_lost, written
+from xplstm.io._written import METADATA, WORDS, refuse_lost, written
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
 from xplstm.io.files.pickled import Inert
@@ -44,6 +44,8 @@ LAYOUT = "torch"
 
 # Layers can share a storage, and what was expanded repeats its own: how many bytes may be made of one.
 TIMES = 32
+# Where PyTorch's archives have further files.
+_EXTRA, _LONGEST_EXTRA = "extra/", 100_000
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _SHOWN = 5
@@ -78,7 +80,7 @@ def read(path: str) -> Contents:
     """Return every tensor by its place in the containers; each is read when it is asked for."""
     with open(path, "rb") as file:
         legacy = file.read(len(_LEGACY)) == _LEGACY
-    whole, store = _read_legacy(path) if legacy else _read_archive(path)
+    whole, store, extra = _read_legacy(path) if legacy else _read_archive(path)
     named = list(leaves(path, whole))
     tensors = [(name, leaf) for name, leaf in named if not isinstance(leaf, Inert)]
     objects = _objects(path, named)
@@ -88,7 +90,17 @@ def read(path: str) -> Contents:
         raise FormatError(msg)
     storages = _Storages(store, [leaf for _, leaf in tensors])
     found = by_name(path, ((name, storages.entry(name, leaf)) for name, leaf in tensors))
-    return Contents(path, "pt", found, objects)
+    return Contents(path, "pt", found, {**objects, **extra}, said=_said(named))
+
+
+def _said(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]:
+    """Return what may make a module of TorchScript compute something else than PyTorch's, by prefix."""
+    wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays gives the weights alone"
+    return {
+        name.strip("."): {"problem": f"it is a {shown(str(leaf))}, {wrong}"}
+        for name, leaf in named
+        if isinstance(leaf, Inert) and re.match(r"__torch__(?!\.torch\.)", leaf.name.module)
+    }
 
 
 def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
@@ -106,8 +118,8 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """Return the bytes of a file that ``torch.load`` reads: a state dict, which holds parameters alone."""
-    arrays, _ = written(network, layout, prefix)
+    """Return the bytes of a file that ``torch.load`` reads: a state dict, and options for `load` alone."""
+    arrays, metadata = written(network, layout, prefix)
     if layout == "torch":
         refuse_lost(network, "a state dict of PyTorch")
     hosts = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
@@ -118,6 +130,8 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
         for number, a in enumerate(hosts.values()):
             file.writestr(f"archive/data/{number}", a.astype(a.dtype.newbyteorder("<"), copy=False).tobytes())
         file.writestr("archive/version", "3\n")
+        for name, text in metadata.items():
+            file.writestr(f"archive/{_EXTRA}{name}", text)
     return content.getvalue()
 
 
@@ -182,8 +196,8 @@ class _LegacyStore(NamedTuple):
             return file.read(count)
 
 
-def _read_archive(path: str) -> tuple[Any, Store]:
-    """Return what the pickle of an archive builds, and its storages."""
+def _read_archive(path: str) -> tuple[Any, Store, dict[str, bytes]]:
+    """Return what the pickle of an archive builds, its storages, and what `encode` wrote besides them."""
     archive = Archive(path)
     pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -198,10 +212,16 @@ def _read_archive(path: str) -> tuple[Any, Store]:
             raise FormatError(msg)
         return storage_of(path, given[1], given[2], lambda key: f"{folder}data/{key}" in archive.members)
 
-    return pickled.load(path, archive.read(pickles[0]), CALLS, persistent), store
+    whole = pickled.load(path, archive.read(pickles[0]), CALLS, persistent)
+    extra = {
+        name: archive.read(f"{folder}{_EXTRA}{name}", _LONGEST_EXTRA)
+        for name in (METADATA, WORDS)
+        if f"{folder}{_EXTRA}{name}" in archive.members
+    }
+    return whole, store, extra
 
 
-def _read_legacy(path: str) -> tuple[Any, Store]:
+def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
     """Return what the fourth pickle of an old file builds, and the storages that follow the fifth."""
     kinds: dict[str, Storage] = {}
 
@@ -231,7 +251,7 @@ def _read_legacy(path: str) -> tuple[Any, Store]:
             raise FormatError(msg)
         whole = pickled.load(path, file, CALLS, persistent)
         keys = pickled.load(path, file, {}, persistent)
-        return whole, _LegacyStore(path, "little", _places(path, file, keys, kinds))
+        return whole, _LegacyStore(path, "little", _places(path, file, keys, kinds)), {}
 
 
 def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,7 @@ from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, json_object, shown
-from xplstm.io._written import METADATA, written
+from xplstm.io._written import written
 from xplstm.io.files import buffers
 from xplstm.nn._module import Recurrent
 
@@ -82,8 +82,7 @@ def read(path: str) -> Contents:
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a file that holds `network`."""
-    arrays, metadata = written(network, layout, prefix)
-    return pack(arrays, {METADATA: metadata} if metadata else {})
+    return pack(*written(network, layout, prefix))
 
 
 def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:

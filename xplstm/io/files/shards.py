@@ -14,7 +14,7 @@ from typing import Any
 
 from xplstm._errors import FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, dotted, json_object, quoted, shown
-from xplstm.io._written import METADATA
+from xplstm.io._written import METADATA, WORDS
 
 # An index has a hundred bytes for each tensor.
 LONGEST_INDEX = 1 << 26
@@ -58,7 +58,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
         part = read_one(_inside(path, file))
         layouts.add(part.layout)
         kinds.add(part.file)
-        twice = {name for name in part.metadata.keys() & metadata.keys() if name == METADATA}
+        twice = {name for name in part.metadata.keys() & metadata.keys() if name in (METADATA, WORDS)}
         if any(part.metadata[name] != metadata[name] for name in twice):
             msg = f"{path} lists files with options of different networks; save each network as one file"
             raise FormatError(msg)

@@ -24,8 +24,8 @@ class Concatenated(NamedTuple):
     """The layout as it would be with the matrix in two; of columns."""
     kernel: str
     """The name of the matrix."""
-    place: re.Pattern[str] = re.compile("")
-    """What the last part of a prefix contains, where the names alone are those of any layer."""
+    is_common: bool = False
+    """Whether other layers and cells have the same names: the last part of a prefix distinguishes them."""
 
     @property
     def STATE(self) -> tuple[str, str]:
@@ -42,11 +42,7 @@ class Concatenated(NamedTuple):
         halves: dict[str, Tensor] = {}
         for name in contents.tensors:
             prefix = name.removesuffix(self.kernel)
-            if (
-                prefix != name
-                and prefix[-1:] in ("", ".")
-                and self.place.match(prefix[:-1].rpartition(".")[2])
-            ):
+            if prefix != name and prefix[-1:] in ("", ".") and self._is_cell(contents, prefix[:-1]):
                 halves |= self._split(contents, prefix)
         found = self.halves.find(contents._replace(tensors=halves))
         ends = {*self.halves.weights}
@@ -65,6 +61,12 @@ class Concatenated(NamedTuple):
             xp = _array.namespace(parts[0], name)
             arrays[prefix + self.kernel] = xp.concat(parts, axis=0)
         return arrays
+
+    def _is_cell(self, contents: Contents, prefix: str) -> bool:
+        """Return whether a prefix is that of such a cell, or of any that a caller calls one."""
+        last = prefix.rpartition(".")[2]
+        named = contents.layout == self.halves.name or "lstm" in last.lower()
+        return not self.is_common or (named and not _OTHERS.search(last))
 
     def _split(self, contents: Contents, prefix: str) -> dict[str, Tensor]:
         """Return a cell's tensors with the matrix in two; none if it cannot be that of a cell."""
@@ -112,7 +114,7 @@ def _row(name: str, kernel: str, bias: str, **options: Any) -> Single:
 
 # LSTMCell, BasicLSTMCell and LSTMBlockCell add 1 unless a caller said otherwise, which no file has.
 # Other cells of TensorFlow have three gates, axes of an image, or their own times, under like names.
-_CELL = re.compile("(?!.*(coupled|conv|grid|phased|time_?freq)).*lstm", re.IGNORECASE)
+_OTHERS = re.compile("coupled|conv|grid|phased|time_?freq", re.IGNORECASE)
 _STATE = ("c", "h")
 _TENSORFLOW = _row(
     *("tensorflow", "kernel", "bias"),
@@ -121,7 +123,8 @@ _TENSORFLOW = _row(
     SURE=False,
     STATE=_STATE,
 )
-TENSORFLOW = Concatenated(_TENSORFLOW, "kernel", _CELL)
-TENSORFLOW_CUDNN = Concatenated(_TENSORFLOW._replace(name="tensorflow_cudnn", forget=0.0), "kernel", _CELL)
+TENSORFLOW = Concatenated(_TENSORFLOW, "kernel", is_common=True)
+_CUDNN = _TENSORFLOW._replace(name="tensorflow_cudnn", forget=0.0)
+TENSORFLOW_CUDNN = Concatenated(_CUDNN, "kernel", is_common=True)
 ELMO = Concatenated(_row("elmo", "W_0", "B", hr="W_P_0", STATE=_STATE), "W_0")
-HAIKU = Concatenated(_row("haiku", "linear.w", "linear.b"), "linear.w", _CELL)
+HAIKU = Concatenated(_row("haiku", "linear.w", "linear.b"), "linear.w", is_common=True)

@@ -172,7 +172,7 @@ class Single(NamedTuple):
     def _shifted(self, xp: Any, bias: Array, by: float) -> Array:
         """Return a bias in our order with the same number added to every unit of the forget gate."""
         i, f, *rest = _blocks(bias, len(self.ours))
-        return xp.concat([i, f + by, *rest], axis=0) if by else bias
+        return xp.concat([i, f + xp.full_like(f, by), *rest], axis=0) if by else bias
 
     def write(self, params: LSTMParams, reset_after: bool = True) -> dict[str, Array]:
         """Return arrays by their names there from our parameters; two biases are added where there is one.
@@ -237,8 +237,8 @@ class Single(NamedTuple):
         shapes = {name: contents.tensors[prefix + name].shape for name in names if name not in missing}
         problem = f"{missing[0]} is missing" if missing else self._misfit(shapes)
         options: dict[str, Any] = {} if problem else self._sizes(shapes) | {"bias": bool(groups)}
-        if self.paired and groups and not problem and len(shapes[self.biases[0][0]]) == 1:
-            options["reset_after"] = False
+        if self.paired and groups and not problem:
+            options["reset_after"] = len(shapes[self.biases[0][0]]) == 2
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
         # The clips of cells with a projection are not in the files that have one.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _checks
 from xplstm._errors import ArgumentError
 from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
@@ -135,6 +135,7 @@ class GraphBuilder:
     def constant(self, name: str, value: Any) -> str:
         """Keep a constant."""
         host = np.ascontiguousarray(value)
+        _checks.finite(name, host, "such numbers are not written, because no call could use them")
         self.size += host.nbytes
         if self.size > LARGEST:
             what = f"the tensors as far as {name} have {self.size} bytes, and an ONNX file holds {LARGEST}"
