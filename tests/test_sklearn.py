@@ -35,8 +35,8 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {"LSTMClassifier": {}, "LSTMRegre
 
 @parametrize_with_checks(
     [
-        LSTMClassifier(8, epochs=30, random_state=0),
-        LSTMRegressor(16, epochs=60, learning_rate=0.02, random_state=0, dtype="float64"),
+        LSTMClassifier(8, epochs=8, learning_rate=0.04, random_state=0, dtype="float64"),
+        LSTMRegressor(16, epochs=20, learning_rate=0.05, random_state=0, dtype="float64"),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES[type(estimator).__name__],
 )
