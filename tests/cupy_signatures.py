@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.cuda_emulation import standin
+from tests.cuda_emulation import libraries, standin
 from xplstm.kernels._cuda import launch
 
 PACKAGE = launch.SOURCES.parents[1]
@@ -143,7 +143,7 @@ def products(text: bytes | None = None) -> list[str]:
         assert spec is not None
         text = Path(str(spec.origin)).read_bytes()
     found = []
-    for ours in (standin.gemmEx, standin.gemmStridedBatchedEx):
+    for ours in (libraries.gemmEx, libraries.gemmStridedBatchedEx):
         said = re.findall(rb"\b" + ours.__name__.encode() + rb"\(([^)\0]*)\)", text)
         counts = {len(parts.split(b",")) for parts in said}
         taken = len(inspect.signature(ours).parameters)

@@ -23,13 +23,14 @@ ROWS = (
     (
         "training._order",
         "training._trees",
+        "kernels._compiled",
         "kernels._recycled",
         "kernels._threads",
         "kernels._cuda.launch",
         "kernels._cuda.recorded",
         "kernels._cuda.waits",
     ),
-    ("kernels._cuda.program",),
+    ("kernels._cuda.loop", "kernels._cuda.program"),
     ("_array",),
     ("_state",),
     ("init",),
@@ -155,7 +156,8 @@ OPTIONAL = {
     "_array": {"cupy", "array_api_compat", "ml_dtypes"},
     "io.files.h5": {"h5py"},
     "io.onnx._graph": {"google", "onnx"},
-    "kernels._cuda.launch": {"cupy", "cupy_backends"},
+    "kernels._cuda.launch": {"cupy"},
+    "kernels._cuda.loop": {"cupy", "cupy_backends"},
     "kernels._cuda.layer": {"cupy"},
     "kernels._cuda.program": {"cupy"},
     "kernels.cupy_elementwise": {"cupy"},
@@ -283,6 +285,8 @@ def test_only_numpy_is_imported_at_the_top(room):
 def test_an_engine_imports_the_underscore_rooms_of_its_family_alone(room):
     gpu, cpu = ("kernels._cuda",), ("kernels._recycled", "kernels._threads")
     family = (
+        "kernels._compiled",
+        "kernels._engine",
         "kernels._support",
         "kernels._steps",
         "kernels._stored",

@@ -24,8 +24,7 @@ from unittest.mock import patch
 import numpy as np
 
 from tests.cuda_emulation import compiled
-from xplstm._array import dtype_named
-from xplstm.kernels._cuda import launch, layer, program, proof, waits
+from xplstm.kernels._cuda import launch, layer, loop, program, proof, waits
 
 MARGIN = 1024
 MARK = 0xA5
@@ -43,31 +42,26 @@ TOTAL_MEMORY = 2**34
 LARGEST_GRID = 65535
 PATIENCE = 600.0
 """Seconds: threads of a busy processor wait for each other far longer than those of a GPU."""
-CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
-COMPUTE = {68: np.dtype("float32"), 70: np.dtype("float64"), 77: np.dtype("float32")}
-TF32 = 77
-PRODUCTS = {
-    *((68, a, c) for a, c in (("float16", "float16"), ("bfloat16", "bfloat16"))),
-    *((68, a, "float32") for a in ("float16", "bfloat16", "float32")),
-    (70, "float64", "float64"),
-    (TF32, "float32", "float32"),
-}
-"""Of the table of cublasGemmEx: how it sums, the type of both factors, and that of the result."""
-
 VERSION = "14.2.0"
-CACHES = (launch.kernel, launch._module, program.compiled, waits.status, layer.device_memory)
+CACHES = (
+    *(launch.kernel, launch._module, loop.functions, loop.why_python),
+    *(program.compiled, waits.status, layer.device_memory),
+)
 """Of what is made with the library that is here."""
 
 launched: list[str] = []
 """Names of the kernels and products since the last `clear`, in order."""
+calls: list[tuple[Any, ...]] = []
+"""The same with all arguments; addresses are the number of an array and the bytes before it."""
 copied: list[tuple[int, ...]] = []
-"""Shapes of what was copied or cast from array to array since the last `clear`, each a launch of CuPy's."""
+"""Shapes of what was copied, cast or computed by CuPy since the last `clear`, each a launch of its own."""
 
 
 class Memory:
     """The bytes of one array, with marked ones on both sides."""
 
     everything: ClassVar[weakref.WeakSet[Memory]] = weakref.WeakSet()
+    made = 0
 
     def __init__(self, size: int) -> None:
         self.bytes = np.full(size + 2 * MARGIN + 256, MARK, np.uint8)
@@ -75,6 +69,8 @@ class Memory:
         self.first = -(-(base + MARGIN) // 256) * 256 - base
         self.size = size
         self.start = base + self.first
+        Memory.made += 1
+        self.number = Memory.made
         Memory.everything.add(self)
 
     def inside(self) -> np.ndarray:
@@ -83,6 +79,14 @@ class Memory:
     def unharmed(self) -> bool:
         before, after = self.bytes[: self.first], self.bytes[self.first + self.size :]
         return bool((before == MARK).all() and (after == MARK).all())
+
+
+def place(address: int) -> tuple[int, int] | int:
+    """The number of the array at an address and the bytes before it, or the address if none is there."""
+    for memory in Memory.everything:
+        if memory.start <= address < memory.start + memory.size:
+            return memory.number, address - memory.start
+    return address
 
 
 def check_margins() -> None:
@@ -107,6 +111,16 @@ class ndarray(np.ndarray):
     def __array_finalize__(self, other: Any) -> None:
         same = isinstance(other, ndarray)
         self.device, self.memory = (other.device, other.memory) if same else (Device.current, None)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> ndarray:
+        """Memory of its own for every result, as CuPy has it."""
+        given = [np.asarray(a) if isinstance(a, ndarray) else a for a in inputs]
+        targets = options.get("out")
+        if targets is not None:
+            options["out"] = tuple(np.asarray(a) for a in targets)
+        result = getattr(ufunc, method)(*given, **options)
+        copied.append(np.shape(result))
+        return guarded(np.asarray(result)) if targets is None else targets[0]
 
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:  # type: ignore[override]
         dtype = np.dtype(dtype)
@@ -173,15 +187,24 @@ def zeros_like(a: ndarray) -> ndarray:
 def array(a: ndarray, dtype: Any, copy: bool, order: str) -> ndarray:
     assert copy
     assert order == "C"
+    assert isinstance(a, ndarray), "an array of the host, which CuPy sends to the device"
+    copied.append(a.shape)
     return guarded(np.asarray(a).astype(dtype))
 
 
 def ascontiguousarray(a: ndarray) -> ndarray:
-    return a if a.flags.c_contiguous and a.memory is not None else guarded(np.asarray(a))
+    assert isinstance(a, ndarray), "an array of the host, which CuPy sends to the device"
+    if a.flags.c_contiguous and a.memory is not None:
+        return a
+    copied.append(a.shape)
+    return guarded(np.asarray(a))
 
 
 def stack(arrays: list[ndarray]) -> ndarray:
-    return guarded(np.stack([np.asarray(a) for a in arrays]))
+    assert all(isinstance(a, ndarray) for a in arrays), "an array of the host, which CuPy refuses"
+    together = guarded(np.stack([np.asarray(a) for a in arrays]))
+    copied.append(together.shape)
+    return together
 
 
 class Library(types.ModuleType):
@@ -229,6 +252,7 @@ class Stream:
     """The current stream of a device, which a test may say is captured."""
 
     current: ClassVar[dict[int, Stream]]
+    everything: ClassVar[weakref.WeakSet[Stream]] = weakref.WeakSet()
     captured = False
     invalid = False
     """A recording that has failed: every question about it does, too."""
@@ -236,10 +260,16 @@ class Stream:
     def __init__(self, null: bool = False, *, non_blocking: bool = False) -> None:
         assert not (null and non_blocking)
         self.entered: list[tuple[int, Stream]] = []
+        self.non_blocking = non_blocking
+        self.ptr = 0 if null else id(self)
+        Stream.everything.add(self)
 
     def is_capturing(self) -> bool:
         if self.invalid:
             msg = "cudaErrorStreamCaptureInvalidated"
+            raise RuntimeError(msg)
+        if self.ptr == 0 and any(s.captured and not s.non_blocking for s in Stream.everything):
+            msg = "cudaErrorStreamCaptureImplicit"
             raise RuntimeError(msg)
         return self.captured
 
@@ -262,28 +292,42 @@ Stream.current = {0: Stream(), 1: Stream()}
 class Kernel:
     """One emulated kernel."""
 
+    loaded: ClassVar[weakref.WeakValueDictionary[int, Kernel]] = weakref.WeakValueDictionary()
+
     def __init__(self, file: str, name: str, kind: str, cooperative: bool) -> None:
         self.name, self.cooperative = name, cooperative
         self.max_dynamic_shared_size_bytes = 48 * 1024
         self.library = compiled.library(file, kind)
         sizes = (ctypes.c_uint * 64)()
         self.sizes = list(sizes[: getattr(self.library, f"arguments_{name}")(sizes)])
+        self.ptr = id(self)
+        Kernel.loaded[self.ptr] = self
+
+    @property
+    def kernel(self) -> Kernel:
+        """The function on the current device."""
+        return self
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0
     ) -> None:
-        assert shared_mem <= self.max_dynamic_shared_size_bytes, (
-            f"{self.name}: more shared memory than allowed"
-        )
         assert all(n > 0 for n in (*grid, *block)), f"{self.name}: an empty launch, which CuPy makes one of 1"
-        assert max((0, *grid[1:])) <= LARGEST_GRID, f"{self.name}: more blocks along y or z than CUDA takes"
         held = [_argument(a) for a in args]
         assert [ctypes.sizeof(a) for a in held] == self.sizes, f"{self.name}: arguments of other sizes"
+        self.launch((*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_mem, held)
+
+    def launch(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, held: list[Any]) -> None:
+        """What the driver does with a launch; `held` has one object for each argument."""
+        assert shared <= self.max_dynamic_shared_size_bytes, f"{self.name}: more shared memory than allowed"
+        assert max(grid[1:]) <= LARGEST_GRID, f"{self.name}: more blocks along y or z than CUDA takes"
         addresses = (ctypes.c_void_p * max(1, len(held)))(*(ctypes.addressof(a) for a in held))
-        sizes = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
+        sizes = (ctypes.c_uint * 6)(*grid, *block)
         launched.append(self.name)
+        given = b"".join(bytes(a).ljust(-(-ctypes.sizeof(a) // 8) * 8, b"\0") for a in held)
+        words = np.frombuffer(given, np.int64).tolist()
+        calls.append((self.name, *grid, *block, shared, *map(place, words)))
         launch = getattr(self.library, f"launch_{self.name}")
-        refused = launch(sizes, ctypes.c_size_t(shared_mem), int(self.cooperative), addresses)
+        refused = launch(sizes, ctypes.c_size_t(shared), int(self.cooperative), addresses)
         assert not refused, f"{self.name}: more blocks than are there at once"
         check_margins()
 
@@ -393,6 +437,8 @@ class MemoryPointer:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.memory = Memory(size)
+        self.ptr = self.memory.start
 
     def memset_async(self, value: int, size: int) -> None:
         assert 0 <= value <= 0xFF
@@ -438,68 +484,10 @@ class RawModule:
         return Kernel(self.file, name, self.kind, self.cooperative)
 
 
-def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
-    """A matrix of columns, as BLAS sees it, wholly inside one array."""
-    dtype = np.dtype(dtype_named(np, CODES[code]))
-    assert step >= rows
-    assert rows > 0
-    assert columns > 0
-    size = ((columns - 1) * step + rows) * dtype.itemsize
-    inside = [m for m in Memory.everything if m.start <= ptr and ptr + size <= m.start + m.size]
-    assert inside, "an operand of a product leaves its array"
-    start = ptr - inside[0].start
-    flat = inside[0].inside()[start : start + size].view(dtype)
-    return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, step * dtype.itemsize))
-
-
-def tf32(a: np.ndarray) -> np.ndarray:
-    """The numbers cut to 10 bits after the point, as cuBLAS may; to the nearest would err by half as much."""
-    return np.where(np.isfinite(a), (a.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), a)
-
-
-def gemmEx(
-    handle: int, transa: int, transb: int, m: int, n: int, k: int,
-    alpha: int, a: int, a_type: int, a_step: int, b: int, b_type: int, b_step: int,
-    beta: int, c: int, c_type: int, c_step: int, compute: int, algo: int,
-) -> None:  # fmt: skip
-    """``c = alpha op(a) op(b) + beta c``, column-major, summed in the compute type."""
-    assert (handle, algo, a_type) == (7, -1, b_type)
-    assert (compute, CODES[a_type], CODES[c_type]) in PRODUCTS, "cuBLAS makes no product of these types"
-    dtype = COMPUTE[compute]
-    scalars = [ctypes.c_double if dtype.itemsize == 8 else ctypes.c_float] * 2
-    one, add = (kind.from_address(at).value for kind, at in zip(scalars, (alpha, beta), strict=True))
-    assert not Stream.current[Device.current.id].captured, "CuPy refuses cuBLAS while a stream is captured"
-    left = _matrix(a, a_type, *((k, m) if transa else (m, k)), a_step).astype(dtype)
-    right = _matrix(b, b_type, *((n, k) if transb else (k, n)), b_step).astype(dtype)
-    if compute == TF32:
-        left, right = tf32(left), tf32(right)
-    out = _matrix(c, c_type, m, n, c_step)
-    total = one * ((left.T if transa else left) @ (right.T if transb else right))
-    out[...] = total + add * out.astype(dtype) if add else total
-    launched.append("gemm")
-
-
-def gemmStridedBatchedEx(
-    handle: int, transa: int, transb: int, m: int, n: int, k: int,
-    alpha: int, a: int, a_type: int, a_step: int, a_apart: int,
-    b: int, b_type: int, b_step: int, b_apart: int,
-    beta: int, c: int, c_type: int, c_step: int, c_apart: int, count: int, compute: int, algo: int,
-) -> None:  # fmt: skip
-    assert min(a_apart, b_apart) >= 0
-    assert c_apart > 0
-    sizes = [np.dtype(dtype_named(np, CODES[code])).itemsize for code in (a_type, b_type, c_type)]
-    for d in range(count):
-        one, other, out = (
-            p + d * apart * size
-            for p, apart, size in zip((a, b, c), (a_apart, b_apart, c_apart), sizes, strict=True)
-        )
-        gemmEx(handle, transa, transb, m, n, k, alpha, one, a_type, a_step, other, b_type, b_step,
-               beta, out, c_type, c_step, compute, algo)  # fmt: skip
-    launched[-count:] = ["gemm"]
-
-
 def modules() -> dict[str, types.ModuleType]:
     """What ``sys.modules`` has to hold for the kernels to find this in CuPy's place."""
+    from tests.cuda_emulation import libraries
+
     arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, asarray, ascontiguousarray, stack)
     cupy = types.ModuleType("cupy")
     cupy.__version__ = VERSION
@@ -512,41 +500,45 @@ def modules() -> dict[str, types.ModuleType]:
     runtime.getDeviceProperties = properties
     runtime.driverGetVersion = runtime.runtimeGetVersion = lambda: 13000
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(malloc=MemoryPointer)
-    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=lambda: 7)
+    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime, get_cublas_handle=libraries.handle)
+    cupy.cuda.alloc = MemoryPointer
     cupy.cuda.get_current_stream = lambda: Stream.current[Device.current.id]
     cupy.cuda.alloc_pinned_memory = PinnedMemoryPointer
     cupy.cuda.Stream, cupy.cuda.using_allocator = Stream, using_allocator
     cupy.cuda.Event, cupy.cuda.get_elapsed_time = Event, get_elapsed_time
     cupy.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
     libs = types.ModuleType("cupy_backends.cuda.libs")
-    libs.cublas = types.SimpleNamespace(
-        gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,
-        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_COMPUTE_32F_FAST_TF32=TF32,
-        CUBLAS_GEMM_DEFAULT=-1, getVersion=lambda handle: 130000 + handle,
-    )  # fmt: skip
+    libs.cublas = libraries.cublas()
+    api = types.ModuleType("cupy_backends.cuda.api")
+    api.driver = libraries.driver()
     found = {name: types.ModuleType(name) for name in ("cupy_backends", "cupy_backends.cuda")}
-    return {**found, "cupy": cupy, libs.__name__: libs}
+    return {**found, "cupy": cupy, libs.__name__: libs, api.__name__: api}
 
 
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
     """The stand-in in CuPy's place."""
+    from tests.cuda_emulation import libraries
+
     stand_ins = modules()
     before, patience = {name: sys.modules.get(name) for name in stand_ins}, waits.PATIENCE
     sys.modules.update(stand_ins)
+    driver = loop.DRIVER
+    libraries.listen()
     waits.PATIENCE = PATIENCE
     proof.forget()
     for cache in CACHES:
         cache.cache_clear()
-    launched.clear()
-    copied.clear()
+    for log in (launched, calls, copied):
+        log.clear()
     try:
         with tempfile.TemporaryDirectory() as proofs, patch.dict(os.environ, {proof.FOLDER: proofs}):
             yield stand_ins["cupy"]
+        libraries.check()
     finally:
         proof.forget()
         check_margins()
-        waits.PATIENCE = patience
+        waits.PATIENCE, loop.DRIVER = patience, driver
         for cache in CACHES:
             cache.cache_clear()
         for name, module in before.items():

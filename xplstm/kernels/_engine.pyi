@@ -1,4 +1,4 @@
-"""The extension module of `native`, which `_native/module.c` defines."""
+"""The extension module of `native` and of CuPy's loops, which `_native/module.c` defines."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -73,6 +73,18 @@ def stepper(
     order: int,
     /,
 ) -> Callable[[Any, Any], Any]: ...
+def issue(
+    functions: tuple[int, int, int, int, int],
+    handle: int,
+    stream: int,
+    workspace: int,
+    workspace_bytes: int,
+    operations: np.ndarray,
+    start: int,
+    count: int,
+    by: int,
+    /,
+) -> tuple[bool, int, int, int] | None: ...
 def pin_shares(how: int, /) -> None: ...
 def backward(
     packed: tuple[_Handle, ...],

@@ -2,8 +2,8 @@
 
 One product projects the input of all steps. Each step is one product, which adds
 to the projection, and one kernel. Both process all directions at once; a reverse
-direction starts at the last time. One product over all steps computes the gradient
-of each weight.
+direction starts at the last time. The compiled module issues both. One product over
+all steps computes the gradient of each weight.
 
 The code implements the equations of `xplstm.cells.lstm`, and the clauses XPL-CELL
 and XPL-SEQ of the specification.
@@ -15,10 +15,10 @@ from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Proof
 from xplstm.cells.params import LSTMParams
-from xplstm.kernels._cuda import launch, layer, trials
+from xplstm.kernels._cuda import launch, layer, loop, trials
 from xplstm.kernels._cuda import proof as proofs
-from xplstm.kernels._cuda.launch import Matrix
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
+from xplstm.kernels._cuda.loop import Matrix
 
 NAME = "cupy_fused"
 
@@ -30,20 +30,25 @@ __getattr__ = layer.lazy_why_not
 
 
 def supports(problem: Problem) -> str | None:
-    """Return None for a standard LSTM on CuPy arrays outside a stream capture, else the reason."""
+    """Return None for a standard LSTM on CuPy arrays, else why not; a capture needs the compiled module."""
     reason = layer.why_not(problem)
-    if reason is None and layer.capturing(problem):
-        return "the stream is being captured for a CUDA graph, and CuPy does not allow cuBLAS calls then"
+    if reason is None and layer.refuses_products(problem):
+        refused = "the stream is being captured for a CUDA graph, and CuPy does not allow cuBLAS calls then"
+        return f"{refused}; the compiled module could make them, but {loop.why_python()}"
     return reason
 
 
 def proof(problem: Problem, reference: trials.Engine) -> Proof:
     """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
-    engine = trials.Engine(prepare, forward, backward)
-    return proofs.decide(
-        *(NAME, layer.kind(problem), problem.device),
+    engine, kind = trials.Engine(prepare, forward, backward), layer.kind(problem)
+    if layer.capturing(problem) and not proofs.decided(NAME, kind, problem.device):
+        return Proof(False, "its numbers are checked in a first call outside a stream capture")
+    found = proofs.decide(
+        *(NAME, kind, problem.device),
         lambda: trials.check(engine, reference, problem, trials.CHECKED + trials.PROJECTED),
     )
+    slow = f"{found.text}, its loop runs in Python ({loop.why_python()})"
+    return found._replace(text=slow) if found.passed and loop.why_python() else found
 
 
 def forward(
@@ -73,22 +78,18 @@ def walk(call: Call, packed: Packed, buffers: Buffers, segment: Segment) -> None
     recur = call.product((B, 4 * H, P), Matrix(P), Matrix(P, True), Matrix(4 * H), add=True, out=wide)
     project = call.product((B, P, H), Matrix(H), Matrix(H, True), Matrix(P), out=wide)
     at = [t - first for t, first in zip(call.times(0), segment.first, strict=True)]
-    state, weights = call.moves(h, call.before(0) if keep else None), call.moves(packed.weight_hh)
-    add_recurrent = recur.over(state, weights, call.moves(z, at))
-    apply_gates = call.launcher("forward_gates", B * H)
-    if m is not None:
-        step, weights = call.moves(m, call.times(0) if keep else None), call.moves(packed.weight_hr)
-        make_projected = project.over(step, weights, call.moves(projected))
-        publish_projected = call.launcher("forward_projected", B * P)
+    each = loop.new()
+    before = call.moves(h, call.before(0) if keep else None)
+    each.product(recur, before, call.moves(packed.weight_hh), call.moves(z, at))
+    call.launch(each, "forward_gates", B * H, arguments)
+    if m is not None and projected is not None:
+        step = call.moves(m, call.times(0) if keep else None)
+        each.product(project, step, call.moves(packed.weight_hr), call.moves(projected))
+        call.launch(each, "forward_projected", B * P, arguments)
     if segment.start == 0:
         for d, first in enumerate(call.before(0) if keep else [0] * call.D):
             h[d, first], c[d, first] = start.h[d], start.c[d]
-    for k in range(segment.start, segment.stop):
-        add_recurrent(k)
-        apply_gates(arguments, k)
-        if m is not None:
-            make_projected(k)
-            publish_projected(arguments, k)
+    each.run(range(segment.start, segment.stop))
     if segment.stop == problem.T:
         for d, last in enumerate(call.after_all() if keep else [0] * call.D):
             end.h[d], end.c[d] = h[d, last], c[d, last]
@@ -120,16 +121,11 @@ def walk_back(
     wide = launch.wide(problem.dtype)
     recur = call.product((B, P, 4 * H), Matrix(4 * H), Matrix(P), Matrix(P), add=True, out=wide)
     project = call.product((B, H, P), Matrix(P), Matrix(H), Matrix(H), out=wide)
-    first, apply_gates = call.times(0), call.launcher("backward_gates", B * H)
-    add_recurrent = recur.over(call.moves(dz, first), call.moves(packed.weight_hh), call.moves(dh))
-    if projection:
-        take_projected = call.launcher("backward_projected", B * P)
-        step, weights = call.moves(dprojected, first), call.moves(packed.weight_hr)
-        undo_projection = project.over(step, weights, call.moves(dm))
-    for k in range(T - 1, -1, -1):
-        if projection:
-            take_projected(arguments, k)
-            undo_projection(k)
-        apply_gates(arguments, k)
-        add_recurrent(k)
+    first, each = call.times(0), loop.new()
+    if dm is not None and dprojected is not None:
+        call.launch(each, "backward_projected", B * P, arguments)
+        each.product(project, call.moves(dprojected, first), call.moves(packed.weight_hr), call.moves(dm))
+    call.launch(each, "backward_gates", B * H, arguments)
+    each.product(recur, call.moves(dz, first), call.moves(packed.weight_hh), call.moves(dh))
+    each.run(range(T - 1, -1, -1))
     return dz, dprojected

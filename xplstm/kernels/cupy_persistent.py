@@ -8,8 +8,8 @@ resident at once, because the launch would otherwise deadlock.
 Half precision, and float32 with ``precision="tf32"``, use mma instructions with weights in
 registers. float32 and float64 use fused multiply-adds in reproducible summation order, with weights in
 shared memory. With ``reproducible=True``, the input projection uses that order too, so that
-the outputs have exactly the bits of XPL-EXACT. The same projection runs during the capture of
-a CUDA graph, because CuPy does not allow cuBLAS calls then.
+the outputs have exactly the bits of XPL-EXACT. Without the compiled module, the same projection
+runs during the capture of a CUDA graph, because CuPy does not allow cuBLAS calls then.
 
 The code implements the equations of `xplstm.cells.lstm`, and the clauses XPL-CELL, XPL-SEQ
 and XPL-EXACT of the specification.
@@ -311,7 +311,7 @@ def proof(problem: Problem, _: object) -> Proof:
 
 def slower(problem: Problem) -> str | None:
     """Return why cuBLAS products are expected to be faster, or None."""
-    if problem.reproducible or layer.capturing(problem):
+    if problem.reproducible or layer.refuses_products(problem):
         return None
     walks = (False, True) if problem.keep else (False,)
     cost = sum(plan.cost for plan in (_plan(problem, backward) for backward in walks) if plan is not None)
@@ -342,7 +342,7 @@ def forward(
 
 def _project(call: Call, packed: Packed, x: CuPyArray, z: CuPyArray, segment: Segment) -> None:
     """Compute ``W_ih x`` of a segment by cuBLAS, or in reproducible summation order if required."""
-    if call.problem.reproducible or layer.capturing(call.problem):
+    if call.problem.reproducible or layer.refuses_products(call.problem):
         _project_in_order(call, packed, x, z, segment)
     else:
         layer.project_input(call, packed, x, z, segment)

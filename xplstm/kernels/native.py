@@ -24,32 +24,15 @@ from xplstm.cells.lstm import STANDARD_STEP
 from xplstm.cells.masks import Draw
 from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _recycled, _stored, _support, _threads
+from xplstm.kernels._compiled import WHY_NOT as WHY_NOT_COMPILED
 from xplstm.kernels._stored import STORAGES, Stored
 
-# All four are needed: pip keeps an installed version, and caches the wheel that it built without a compiler.
-_OPTIONS = "--force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
-
-
-def _describe_old_build(found: int, expected: int) -> str:
-    """Return a message for a compiled module of another version."""
-    return (
-        f"its compiled module has interface {found}, expected {expected}, and is of another version; "
-        f"repeat pip install with {_OPTIONS}"
-    )
-
-
-try:
-    from xplstm.kernels import _engine
-except (ImportError, SystemError) as error:
-    _HINT = f"install a C compiler, then repeat pip install with {_OPTIONS}"
-    _MISSING = f"it is not compiled here ({error}); {_HINT}"
+if WHY_NOT_COMPILED:
     ISAS: dict[str, bool] = {}
 else:
-    # Increment with every change of the arguments in module.c. An old build has another number, or none.
-    INTERFACE = 13
-    _FOUND = _engine.interface() if hasattr(_engine, "interface") else 0
-    _MISSING = "" if _FOUND == INTERFACE else _describe_old_build(_FOUND, INTERFACE)
-    ISAS = {} if _MISSING else dict(_engine.isas())
+    from xplstm.kernels import _engine
+
+    ISAS = dict(_engine.isas())
 
 
 def _chosen_isa() -> tuple[str, str]:
@@ -58,9 +41,10 @@ def _chosen_isa() -> tuple[str, str]:
     if wanted and wanted not in ISAS:
         return (
             "",
-            _MISSING or f"XPLSTM_NATIVE_ISA={wanted!r} must be one of {', '.join(ISAS)} on this machine",
+            WHY_NOT_COMPILED
+            or f"XPLSTM_NATIVE_ISA={wanted!r} must be one of {', '.join(ISAS)} on this machine",
         )
-    return wanted or next(iter(ISAS), ""), _MISSING
+    return wanted or next(iter(ISAS), ""), WHY_NOT_COMPILED
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from tests.cuda_emulation import compiled, standin
+from tests.cuda_emulation import compiled, libraries, standin
 from xplstm.cli import fit, trials
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import waits
@@ -46,4 +46,5 @@ stand_ins = standin.modules()
 stand_ins["cupy"].ones = np.ones
 stand_ins["cupy"].cuda.runtime.getDeviceCount = lambda: 2
 sys.modules.update(stand_ins)
+libraries.listen()
 sys.modules["array_api_compat.cupy"] = standin.LIBRARY

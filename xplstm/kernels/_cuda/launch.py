@@ -1,4 +1,4 @@
-"""Compile and launch the CUDA sources with CuPy, and call cuBLAS.
+"""Compile and launch the CUDA sources with CuPy.
 
 All work runs on the current device and stream, without synchronisation. CuPy is
 imported when a kernel runs, never to find out whether it is installed.
@@ -6,7 +6,6 @@ imported when a kernel runs, never to find out whether it is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,99 +120,3 @@ def by_value(packed: np.ndarray) -> np.ndarray:
 def address(a: CuPyArray) -> int:
     """Return the address of the first element of `a` in device memory."""
     return int(a.data.ptr)
-
-
-class Matrix(NamedTuple):
-    """The row-major memory layout of an operand of a product.
-
-    `step` is the number of elements from one row to the next. A transposed operand
-    is the transpose of the stored matrix.
-    """
-
-    step: int
-    transposed: bool = False
-
-
-class Moves(NamedTuple):
-    """For each direction, an address that advances by a fixed number of bytes per step."""
-
-    starts: list[int]
-    """Addresses at step 0."""
-    apart: list[int]
-    """Bytes per step."""
-
-    def pair(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the start and the bytes per step of the first and of the last direction."""
-        return (self.starts[0], self.apart[0]), (self.starts[-1], self.apart[-1])
-
-
-class Product:
-    """A product ``c = a @ b``, or ``c += a @ b``, with fixed sizes; each call gives the addresses.
-
-    a (m, k) and b (k, n) have the stored dtype, and c (m, n) has the dtype `out`. Half precision is summed in
-    float32. Only the kind "tf32" rounds factors to TF32.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        sizes: tuple[int, int, int],
-        a: Matrix,
-        b: Matrix,
-        c: Matrix,
-        *,
-        add: bool = False,
-        out: str,
-    ) -> None:
-        import cupy as cp
-        from cupy_backends.cuda.libs import cublas
-
-        codes = {
-            "float64": cp.cuda.runtime.CUDA_R_64F,
-            "float32": cp.cuda.runtime.CUDA_R_32F,
-            "tf32": cp.cuda.runtime.CUDA_R_32F,
-            "float16": cp.cuda.runtime.CUDA_R_16F,
-            "bfloat16": cp.cuda.runtime.CUDA_R_16BF,
-        }
-        m, n, k = sizes
-        computes = {"float64": cublas.CUBLAS_COMPUTE_64F, "tf32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32}
-        self._scalars = np.asarray([1, add], dtype=wide(kind))
-        one = self._scalars.ctypes.data
-        self._gemm, self._batched = cublas.gemmEx, cublas.gemmStridedBatchedEx
-        # cuBLAS is column-major. It computes the transpose of c, so a and b are swapped.
-        self._shape = (cp.cuda.get_cublas_handle(), int(b.transposed), int(a.transposed), n, m, k, one)
-        self._a, self._b, self._c = (codes[kind], a.step), (codes[kind], b.step), (codes[out], c.step)
-        self._zero = one + self._scalars.itemsize
-        self._bytes = KINDS[kind], SIZES[out]
-        self._how = (computes.get(kind, cublas.CUBLAS_COMPUTE_32F), cublas.CUBLAS_GEMM_DEFAULT)
-
-    def over(self, a: Moves, b: Moves, c: Moves) -> Callable[[int], None]:
-        """Return a fast function that computes the product of step k; the host limits the loop's speed."""
-        # For one direction, both halves of a pair are equal, and `one` uses the first.
-        (a_0, a_1), (b_0, b_1), (c_0, c_1) = (moves.pair() for moves in (a, b, c))
-        (a_type, a_step), (b_type, b_step), (c_type, c_step) = self._a, self._b, self._c
-        gemm, batched, shape, zero, how = self._gemm, self._batched, self._shape, self._zero, self._how
-        size, out_size = self._bytes
-
-        def one(k: int, _factors: np.ndarray = self._scalars) -> None:  # keeps what `zero` points to
-            left, right, out = a_0[0] + k * a_0[1], b_0[0] + k * b_0[1], c_0[0] + k * c_0[1]
-            gemm(*shape, right, b_type, b_step, left, a_type, a_step, zero, out, c_type, c_step, *how)
-
-        def both(k: int, _factors: np.ndarray = self._scalars) -> None:
-            left, right, out = a_0[0] + k * a_0[1], b_0[0] + k * b_0[1], c_0[0] + k * c_0[1]
-            left_2, right_2, out_2 = a_1[0] + k * a_1[1], b_1[0] + k * b_1[1], c_1[0] + k * c_1[1]
-            if (
-                left_2 >= left and right_2 >= right and out_2 >= out
-            ):  # cuBLAS does not document negative strides
-                factors = right, b_type, b_step, (right_2 - right) // size, left, a_type, a_step
-                between = (left_2 - left) // size, zero, out, c_type, c_step, (out_2 - out) // out_size
-                batched(*shape, *factors, *between, 2, *how)
-                return
-            gemm(*shape, right, b_type, b_step, left, a_type, a_step, zero, out, c_type, c_step, *how)
-            gemm(*shape, right_2, b_type, b_step, left_2, a_type, a_step, zero, out_2, c_type, c_step, *how)
-
-        return one if len(c.starts) == 1 else both
-
-    def __call__(self, a: list[int], b: list[int], c: list[int]) -> None:
-        """Compute one product for each of the one or two addresses of c; addresses of a and b may repeat."""
-        self.over(*(Moves(starts, [0] * len(starts)) for starts in (a, b, c)))(0)

@@ -22,8 +22,9 @@ from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
 from xplstm.cells.params import LSTMParams
 from xplstm.kernels import _support
-from xplstm.kernels._cuda import launch
-from xplstm.kernels._cuda.launch import CONSTANTS, Matrix, Product
+from xplstm.kernels._cuda import launch, loop
+from xplstm.kernels._cuda.launch import CONSTANTS
+from xplstm.kernels._cuda.loop import Matrix, Moves, Product
 
 WARP = CONSTANTS.WARP
 
@@ -132,12 +133,17 @@ def kind(problem: Problem) -> str:
 
 
 def capturing(problem: Problem) -> bool:
-    """Return whether the device's stream is being captured for a CUDA graph, which excludes cuBLAS calls."""
+    """Return whether the device's stream is being captured for a CUDA graph."""
     cp = sys.modules.get("cupy")
     if cp is None:
         return False
     with problem.device:
         return bool(cp.cuda.get_current_stream().is_capturing())
+
+
+def refuses_products(problem: Problem) -> bool:
+    """Return whether a capture excludes products, because CuPy makes them and does not allow them then."""
+    return capturing(problem) and bool(loop.why_python())
 
 
 def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
@@ -207,21 +213,21 @@ class Call:
     def product(self, *arguments: Any, out: str = "", add: bool = False) -> Product:
         return Product(kind(self.problem), *arguments, add=add, out=out or self.problem.dtype)
 
-    def moves(self, a: CuPyArray, first: list[int] | None = None) -> launch.Moves:
+    def moves(self, a: CuPyArray, first: list[int] | None = None) -> Moves:
         """Return the addresses of ``a[d]``, or of the element of each step, from ``a[d, first[d]]`` on."""
         signs = [-1 if back else 1 for back in self.problem.reverse]
         apart = [0 if first is None else sign * a.strides[1] for sign in signs]
-        return launch.Moves(self.starts(a, first), apart)
+        return Moves(self.starts(a, first), apart)
 
-    def launcher(self, name: str, count: int) -> Callable[..., None]:
-        """Return a function that launches one thread for each of `count` elements and each direction."""
+    def launch(self, each: loop.Loop, name: str, count: int, arguments: np.ndarray) -> None:
+        """Add to a loop the launch of one thread for each of `count` elements and each direction."""
+        grid, threads = self.grid(count)
+        each.launch(self.kernel(name), grid, threads, arguments)
+
+    def grid(self, count: int) -> tuple[tuple[int, int], int]:
+        """Return the blocks, and the threads per block, for `count` elements of each direction."""
         threads = min(CONSTANTS.THREADS, -(-count // WARP) * WARP)
-        kernel, grid, block = self.kernel(name), (-(-count // threads), self.D), (threads,)
-
-        def run(*arguments: Any) -> None:
-            kernel(grid, block, arguments)
-
-        return run
+        return (-(-count // threads), self.D), threads
 
     def launch_once(self, name: str, count: int, *arguments: Any) -> None:
         """Launch one thread for each of `count` elements."""
@@ -242,9 +248,10 @@ class Call:
         runs = -(-rows // height)
         parts, out = self.empty(self.D, runs, columns, wide=True), self.empty(self.D, columns)
         block = WARP, CONSTANTS.RUN_THREADS // WARP
-        grid, shared = (-(-columns // WARP), runs, self.D), CONSTANTS.RUN_THREADS * parts.itemsize
-        self.kernel("sum_runs")(grid, block, (a, parts, rows, columns, height), shared_mem=shared)
-        self.launcher("add_runs", columns)(parts, out, runs, columns)
+        tiles, shared = (-(-columns // WARP), runs, self.D), CONSTANTS.RUN_THREADS * parts.itemsize
+        self.kernel("sum_runs")(tiles, block, (a, parts, rows, columns, height), shared_mem=shared)
+        grid, threads = self.grid(columns)
+        self.kernel("add_runs")(grid, (threads,), (parts, out, runs, columns))
         return out
 
 

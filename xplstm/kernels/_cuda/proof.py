@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xplstm._typing import Device, Proof
-from xplstm.kernels._cuda import launch
+from xplstm.kernels._compiled import INTERFACE
+from xplstm.kernels._cuda import launch, loop
 
 try:
     import fcntl
@@ -78,6 +79,11 @@ def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | Non
             if found is None:
                 found = _decided[kernel, kind, device.id] = _decide(kernel, kind, device, check)
     return found
+
+
+def decided(kernel: str, kind: str, device: Device) -> bool:
+    """Return whether this process has decided on a proof."""
+    return (kernel, kind, device.id) in _decided
 
 
 def forget() -> None:
@@ -152,6 +158,7 @@ def identity(number: int) -> dict[str, str]:
             "nvrtc": ".".join(map(str, cp.cuda.nvrtc.getVersion())),
             "cublas": str(cublas.getVersion(cp.cuda.get_cublas_handle())),
             "cupy": str(cp.__version__),
+            "loop": "in Python" if loop.why_python() else f"compiled, interface {INTERFACE}",
             "sources": sources(),
         }
 

@@ -239,6 +239,7 @@ failed:
     Py_RETURN_NONE;
 }
 
+#include "issue.h"
 #include "stepper.h"
 
 static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Backward *f)
@@ -362,11 +363,12 @@ static PyObject *isas(PyObject *self, PyObject *unused)
     return found;
 }
 
-/* interface(): the version of the arguments of these functions, which native.py compares with its own. */
+/* interface(): the version of the arguments of these functions, and of what issue() does, which _compiled.py
+   compares with its own. */
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(13);
+    return PyLong_FromLong(14);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
@@ -447,6 +449,7 @@ static PyMethodDef METHODS[] = {
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"draw", draw, METH_VARARGS, "A mask of zoneout, as the reference draws it."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},
+    {"issue", issue, METH_VARARGS, "Run steps on a GPU by the functions that CuPy has loaded."},
     {"interface", interface, METH_NOARGS, "Number of the interface, for native.py."},
     {"isas", isas, METH_NOARGS, "Instruction sets that run here, fastest first."},
     {NULL, NULL, 0, NULL},

@@ -1,0 +1,28 @@
+"""Check that the extension module in C is there and of this version."""
+
+from __future__ import annotations
+
+INTERFACE = 14
+"""Increment with every change of the arguments in module.c. An old build has another number, or none."""
+
+# All four are needed: pip keeps an installed version, and caches the wheel that it built without a compiler.
+_OPTIONS = "--force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
+
+
+def _why_not() -> str:
+    """Return why the compiled module cannot be used, and what to do, or an empty text."""
+    try:
+        from xplstm.kernels import _engine
+    except (ImportError, SystemError) as error:
+        hint = f"install a C compiler, then repeat pip install with {_OPTIONS}"
+        return f"it is not compiled here ({error}); {hint}"
+    found = _engine.interface() if hasattr(_engine, "interface") else 0
+    if found == INTERFACE:
+        return ""
+    return (
+        f"its compiled module has interface {found}, expected {INTERFACE}, and is of another version; "
+        f"repeat pip install with {_OPTIONS}"
+    )
+
+
+WHY_NOT = _why_not()
