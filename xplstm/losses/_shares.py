@@ -80,7 +80,7 @@ def _gradient_of(dloss: Any, loss: Array) -> Array | float:
         msg = f"dloss has dtype {_array.dtype_name(dloss.dtype)}, expected a number or an array of floats"
         raise DTypeError(msg)
     if tuple(dloss.shape) != tuple(loss.shape):
-        msg = f"dloss has shape {tuple(dloss.shape)}, expected {tuple(loss.shape)} as the loss"
+        msg = f"dloss has shape {tuple(dloss.shape)}, expected {tuple(loss.shape)}, the shape of the loss"
         raise ShapeError(msg)
     return _array.native(dloss)
 
@@ -127,7 +127,7 @@ def common_namespace(**arrays: Array | None) -> Namespace:
         if its_xp is not xp or (None not in (device, its_device) and its_device != device):
             msg = (
                 f"{name} is of {_array.backend_name(its_xp)} on {its_device}, "
-                f"{first} of {_array.backend_name(xp)} on {device}; move one of them"
+                f"but {first} is of {_array.backend_name(xp)} on {device}; move one of them"
             )
             raise BackendError(msg)
     return xp
@@ -152,7 +152,7 @@ def check_classes(
         msg = f"targets has dtype {_array.dtype_name(targets.dtype)}, expected integers"
         raise DTypeError(msg)
     if targets.shape != logits.shape[:-1]:
-        msg = f"targets has shape {tuple(targets.shape)}, expected {tuple(logits.shape[:-1])} as logits"
+        msg = f"targets has shape {tuple(targets.shape)}, expected {tuple(logits.shape[:-1])} as in logits"
         raise ShapeError(msg)
     mask = check_mask(xp, mask, targets.shape)
     if _array.is_lazy(targets) or (mask is not None and _array.is_lazy(mask)):

@@ -444,7 +444,7 @@ class Frozen(Summary, Packed):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Point to the layer, which has what its copy lacks, such as `save` and `vjp`."""
+            """Raise an error for a missing attribute; the message refers to the layer that was frozen."""
             msg = f"{type(self).__name__} has no attribute {name!r}"
             if not name.startswith("_"):
                 msg += "; it is a read-only copy, so use the layer that was frozen"
