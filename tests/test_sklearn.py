@@ -239,13 +239,13 @@ def test_a_file_gives_the_same_estimator(name, ragged, labels, tmp_path):
 
 
 DAMAGED = {
-    "no estimator": (lambda _: {}, "holds no LSTMClassifier"),
-    "another class": (lambda about: about | {"class": "LSTMRegressor"}, "holds no LSTMClassifier"),
-    "parameter": (lambda about: about | {"params": {"depth": 3}}, "cannot be read"),
+    "no estimator": (lambda _: {}, "does not contain an LSTMClassifier"),
+    "another class": (lambda about: about | {"class": "LSTMRegressor"}, "does not contain an LSTMClassifier"),
+    "parameter": (lambda about: about | {"params": {"depth": 3}}, "invalid description"),
     "attribute": (lambda about: about | {"fitted": {"pairs": [["mean_", 1]]}}, "expected .*classes_"),
     "dtype": (
         lambda about: json.loads(json.dumps(about).replace('"float64"', '"float77"')),
-        "cannot be read",
+        "invalid description",
     ),
     "fewer classes": (lambda about: json.loads(json.dumps(about).replace('"down", ', "")), "1 classes"),
     "fewer features": (lambda about: json.loads(CUT.sub(r"\1]", json.dumps(about))), "1 features"),
@@ -285,7 +285,7 @@ WHOLE = np.random.default_rng(0).normal(size=(6, 4, 2))
 CLASSES = [0, 1, 0, 1, 0, 1]
 BAD = [
     (lambda: small().fit(np.ones((2, 2, 2, 2)), [0, 1]), "dim 4|4 dim"),
-    (lambda: small().fit([np.ones((2, 1)), np.ones((3, 2))], [0, 1]), "several numbers of features"),
+    (lambda: small().fit([np.ones((2, 1)), np.ones((3, 2))], [0, 1]), "different numbers of features"),
     (lambda: small().fit([np.ones((2, 1, 1))] * 2, [0, 1]), r"X\[0\] has shape \(2, 1, 1\)"),
     (lambda: small().fit([np.full((2, 1), np.nan)] * 2, [0, 1]), r"Input X\[0\] contains NaN"),
     (lambda: small().fit(np.full((2, 2, 1), np.inf), [0, 1]), "Input X contains infinity"),
@@ -295,9 +295,9 @@ BAD = [
     (lambda: small().fit(WHOLE, CLASSES).predict(WHOLE[..., 0]), "expecting 2|a table of 4"),
     (lambda: small().fit(WHOLE[..., 0], CLASSES).predict(WHOLE), "fitted on a table of 4 steps"),
     (lambda: small(vocab_size=5).fit(WHOLE, CLASSES), "with vocab_size, X must be a table"),
-    (lambda: small(vocab_size=5).fit(WHOLE[..., 0], CLASSES), "must hold ids, which are integers"),
+    (lambda: small(vocab_size=5).fit(WHOLE[..., 0], CLASSES), "expected integer ids"),
     (lambda: small(vocab_size=5).fit([[1, 2], [9]], [0, 1]), r"holds 9, which is not in \[0, 5\)"),
-    (lambda: small(class_weight="balanced").fit(WHOLE, np.eye(3, dtype=int)[CLASSES]), "y has labels"),
+    (lambda: small(class_weight="balanced").fit(WHOLE, np.eye(3, dtype=int)[CLASSES]), "needs a y of shape"),
     (lambda: small().fit(long_frame(), [0, 1, 0]), r"X.groupby\(level=0, sort=False\)"),
 ]
 

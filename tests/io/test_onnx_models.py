@@ -132,7 +132,7 @@ REFUSED = [
     (
         lambda: SequenceClassifier(1, 2, 3, task="regression"),
         {"softmax": True},
-        "needs a model with logits, got a SequenceClassifier of task='regression'",
+        "needs a model with logits, got a SequenceClassifier with task='regression'",
     ),
     (
         lambda: SequenceClassifier(None, 2, 3, vocab_size=4, padding_idx=0, each_step=True),

@@ -128,7 +128,7 @@ def test_predictions_and_probabilities():
     np.testing.assert_allclose(labels.predict_proba(IDS), 1 / (1 + np.exp(-logits)), atol=1e-15)
     np.testing.assert_array_equal(labels.predict(IDS), logits > 0)
     np.testing.assert_array_equal(make(task="regression").predict(IDS), logits)
-    with pytest.raises(xplstm.ArgumentError, match="task='regression' predicts numbers"):
+    with pytest.raises(xplstm.ArgumentError, match="task='regression' has no probabilities"):
         make(task="regression").predict_proba(IDS)
 
 
@@ -178,7 +178,7 @@ BAD = [
     (lambda: make(task="binary"), "task='binary' must be one of multiclass, multilabel, regression"),
     (lambda: make(class_weights=[1, 2]), "class_weights has 2 elements, expected 3"),
     (lambda: make(class_weights=[1, 2, -1]), r"class_weights=\[1.0, 2.0, -1.0\] must be at least 0"),
-    (lambda: make(class_weights=[0, 0, 0]), "one of them above 0"),
+    (lambda: make(class_weights=[0, 0, 0]), "with at least one above 0"),
     (lambda: make(class_weights=[1, float("nan"), 0]), r"class_weights\[1\]=nan must be finite"),
     (lambda: make(task="regression", class_weights=[1, 1, 1]), "class_weights need task='multiclass'"),
     (lambda: make(label_smoothing=1), r"label_smoothing=1 must be in \[0, 1\)"),
@@ -187,7 +187,7 @@ BAD = [
     (lambda: make()(IDS + V), r"ids holds \d+, which is not in \[0, 9\)"),
     (lambda: make()(IDS[None]), r"expected ids of tokens \(T, B\)"),
     (lambda: xplstm.LSTM(B, H)(IDS), "x has dtype int64.*pass token ids to xplstm.Embedding"),
-    (lambda: features()(IDS), "x has dtype int64, and this model reads features.* vocab_size="),
+    (lambda: features()(IDS), "x has dtype int64, expected features.* vocab_size="),
     (lambda: make(task="multilabel").loss(IDS, TARGETS["multiclass"]), r"targets has shape \(4,\), expected"),
     (lambda: make(task="multilabel").loss(IDS, TARGETS["multilabel"] + 1), r"outside \[0, 1\]"),
     (lambda: make(task="regression").loss(IDS, TARGETS["multiclass"]), r"targets has shape \(4,\)"),

@@ -116,9 +116,9 @@ def test_a_forecaster_that_knows_columns_ahead() -> None:
     x = chunked(X, (4, 3))
     for ahead in (future, da.from_array(future, chunks=2)):
         same(model.forecast(WithFuture(x, ahead)), want)
-    with pytest.raises(xplstm.ArgumentError, match="which only forecast takes"):
+    with pytest.raises(xplstm.ArgumentError, match="which only forecast accepts"):
         model(WithFuture(x, future))
-    with pytest.raises(xplstm.ShapeError, match="lacks the future of the columns"):
+    with pytest.raises(xplstm.ShapeError, match="has no future of the columns"):
         model.forecast(x)
     with pytest.raises(xplstm.ShapeError, match=r"future has shape \(3, 8, 1\), expected \(4, 8, 1\)"):
         model.forecast(WithFuture(x, future[1:]))

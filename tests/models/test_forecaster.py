@@ -180,7 +180,7 @@ BAD = [
     (lambda x: make()(x[..., :1]), xplstm.ShapeError, r"x has shape \(5, 4, 1\).*the last is features"),
     (lambda x: make()(x.astype("float32")), xplstm.DTypeError, "x has dtype float32"),
     (lambda x: make().forecast(x, -1), xplstm.ArgumentError, "steps=-1 must be at least 0"),
-    (lambda x: make().forecast(x[:0], 2), xplstm.ShapeError, "at least 1 step to continue from"),
+    (lambda x: make().forecast(x[:0], 2), xplstm.ShapeError, "expected at least 1 step"),
 ]
 
 

@@ -84,9 +84,9 @@ def test_source_and_target_are_of_one_batch():
 @pytest.mark.parametrize(
     ("vocab", "message"),
     [
-        (["a", "ab"], "vocab holds 'ab'"),
-        (["a", ""], "vocab holds ''"),
-        ([1, 2], "vocab holds 1, which is no str"),
+        (["a", "ab"], "vocab contains 'ab'"),
+        (["a", ""], "vocab contains ''"),
+        ([1, 2], "vocab contains 1, which is not a str"),
         (b"ab", "vocab"),
         ({"a", "b"}, "vocab is a set, which has no order"),
         (3, "vocab"),

@@ -243,12 +243,12 @@ def test_writing_nothing():
 
 BAD = [
     (lambda: CharLM("", H), "vocab='' must have at least 1 token"),
-    (lambda: CharLM("aba", H), "vocab='aba' must have .* none twice"),
+    (lambda: CharLM("aba", H), "vocab='aba' must have .* no token twice"),
     (lambda: CharLM("ab", 0), "hidden_size=0 must be at least 1"),
     (lambda: CharLM("ab", 3, dropout=1.0), "dropout=1.0"),
-    (lambda: make().encode("abd"), "characters that vocab lacks: 'd'"),
+    (lambda: make().encode("abd"), "characters that are not in vocab: 'd'"),
     (lambda: make().generate("", 3), "prompt='' must have at least 1 character"),
-    (lambda: make().generate("x", 3), "vocab lacks: 'x'"),
+    (lambda: make().generate("x", 3), "not in vocab: 'x'"),
     (lambda: make().generate("a", -1), "length=-1 must be at least 0"),
     (lambda: make().generate("a", 3, temperature=-0.1), r"temperature=-0.1 must be in \[0, inf\)"),
     (lambda: make().generate("a", 3, temperature=math.nan), "temperature=nan"),
@@ -267,12 +267,12 @@ def test_bad_input_is_named(call, message):
 
 def test_a_vocabulary_of_characters_holds_single_characters() -> None:
     for vocab, kind, message in (
-        (["a", "ab"], xplstm.ArgumentError, "holds 'ab'; each token must have exactly 1 character"),
+        (["a", "ab"], xplstm.ArgumentError, "contains 'ab'; each token must have exactly 1 character"),
         (["a", ""], xplstm.ArgumentError, "holds ''"),
-        ([1, 2], xplstm.DTypeError, "holds 1, which is no str"),
+        ([1, 2], xplstm.DTypeError, "contains 1, which is not a str"),
         (b"ab", xplstm.DTypeError, "must be a str or an iterable of str, got bytes"),
         (7, xplstm.DTypeError, "got int"),
-        ("aa", xplstm.ArgumentError, "none twice"),
+        ("aa", xplstm.ArgumentError, "no token twice"),
     ):
         with pytest.raises(kind, match=message):
             xplstm.models.CharLM(vocab, 4)

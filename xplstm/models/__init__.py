@@ -1,4 +1,4 @@
-"""Whole models, and the functions that make batches for them and turn their logits into tokens."""
+"""Complete models, and functions that make their batches and decode their logits."""
 
 from xplstm.models._forecast_series import Backtest
 from xplstm.models.batching import Ragged, WithFuture, one_hot, pad, windows

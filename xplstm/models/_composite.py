@@ -1,4 +1,4 @@
-"""What every model is: layers with parameters under one roof."""
+"""Base class of the models: layers and their parameters as one object."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ State: TypeAlias = "LSTMState | tuple[Array, Array] | None"
 
 
 class Composite(Summary, ABC):
-    """A model whose parameters are those of its parts, each name with the part's before it."""
+    """A model whose parameters are those of its parts, with the name of the part as prefix."""
 
     _parts: ClassVar[Mapping[str, type]]
-    """The attributes that are layers with parameters, and their classes."""
+    """Attributes that are layers with parameters, and their classes."""
 
     _optional: ClassVar[frozenset[str]] = frozenset()
-    """The parts that a model may lack; the attribute is then None."""
+    """Parts that may be absent; the attribute is then None."""
 
     _columns = ("part", "layer", "parameters")
 
@@ -43,11 +43,11 @@ class Composite(Summary, ABC):
         _pytrees.add(cls, lambda model: tuple(model._layers))
 
     _set_options: Callable[..., None]
-    """Check and keep the options of the model itself, which are its arguments."""
+    """Check and store the options of the model itself, which are its arguments."""
 
     @property
     def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
-        """The layers that have parameters, by their prefix."""
+        """Layers with parameters, by prefix."""
         layers = {part: getattr(self, part) for part in self._parts}
         return {part: layer for part, layer in layers.items() if layer is not None}
 
@@ -65,20 +65,20 @@ class Composite(Summary, ABC):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter by name."""
+        """Shapes of all parameters by name."""
         return {f"{part}.{name}": s for part, a in self._layers.items() for name, s in a.shapes.items()}
 
     def _own(self) -> Self:
-        """Return a copy whose parameters no other code can write to."""
+        """Return a copy with copied parameters."""
         owned = copy.copy(self)
         for part, layer in self._layers.items():
             setattr(owned, part, layer._own())
         return owned
 
     def count(self, inputs: Any, targets: Any) -> int:
-        """Return how many elements the loss of a batch is the mean of.
+        """Return the number of elements over which the loss of a batch is averaged.
 
-        `xplstm.training.Shards` weights the parts of a batch by it.
+        `xplstm.training.Shards` weights the parts of a batch by this number.
 
         Parameters
         ----------
@@ -88,6 +88,7 @@ class Composite(Summary, ABC):
         Returns
         -------
         int
+            At least 0.
 
         Examples
         --------
@@ -101,15 +102,15 @@ class Composite(Summary, ABC):
 
     @abstractmethod
     def _count(self, inputs: Any, targets: Any) -> int:
-        """Return how many elements the loss of a batch is the mean of."""
+        """Return the number of elements over which the loss of a batch is averaged."""
 
     def state_dict(self) -> Params:
-        """Parameters by name.
+        """Return all parameters by name.
 
         Returns
         -------
         dict of str to array
-            A new dict of the arrays themselves.
+            A new dict. The arrays are not copied.
 
         Examples
         --------
@@ -120,18 +121,18 @@ class Composite(Summary, ABC):
         return self.params
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replace all parameters by copies, brought to where the present ones live.
+        """Replace all parameters by copies on the device of the present parameters.
 
         Parameters
         ----------
         state_dict : mapping of str to array
-            Every parameter's name, with its shape and dtype; arrays of any library, such as the
-            ``params`` of `xplstm.training.load_checkpoint`.
+            All parameters by name, each with the shape and dtype of the present parameter. The arrays may be
+            of any library, such as the ``params`` of `xplstm.training.load_checkpoint`.
 
         Raises
         ------
         ShapeError, DTypeError, ArgumentError
-            One error that lists every name, shape and dtype that is wrong.
+            If names, shapes or dtypes differ. The message lists all differences.
 
         Examples
         --------
@@ -146,16 +147,16 @@ class Composite(Summary, ABC):
     def to(
         self, xp: str | Namespace | None = None, device: Device | None = None, dtype: FloatDType | None = None
     ) -> Self:
-        """Move the parameters, in place.
+        """Move or convert the parameters in place.
 
         Parameters
         ----------
         xp : str or namespace, optional
-            Backend to move to; the present one if left out.
+            Backend to move to; the present backend if left out.
         device : device, optional
-            Of that backend; its default if left out and the backend changes.
+            Device of that backend. If left out, the present device, or the default device of a new backend.
         dtype : {"float64", "float32", "float16", "bfloat16"}, or a library's dtype, optional
-            The present one if left out.
+            Dtype to convert to; the present dtype if left out.
 
         Returns
         -------
@@ -164,9 +165,9 @@ class Composite(Summary, ABC):
         Raises
         ------
         BackendError
-            If the backend cannot run here.
+            If the backend is not available.
         DTypeError
-            For another dtype.
+            If the dtype is not one of these.
 
         Examples
         --------
@@ -179,13 +180,13 @@ class Composite(Summary, ABC):
         return self
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make the same model again without its parameters, as JSON can hold them.
+        """Return the options of the model as a JSON object, without parameters.
 
         Returns
         -------
         dict
-            ``class``, ``options`` of the model, and ``networks``: the options of each recurrent part and
-            embedding. Sizes are those of the parameters.
+            ``class`` is the name of the class, ``options`` has the options of the model, and ``networks`` has
+            the options of each recurrent layer and embedding. Sizes follow from the parameters.
 
         Examples
         --------
@@ -207,14 +208,14 @@ class Composite(Summary, ABC):
         Parameters
         ----------
         path : path
-            Ends in ``.safetensors``, in an existing folder.
+            File name that ends in ``.safetensors``, in an existing folder.
 
         Raises
         ------
         ArgumentError
-            For another ending.
+            If `path` ends differently.
         OSError
-            If the file cannot be written; the old one is then still complete.
+            If the file cannot be written. An existing file is then unchanged.
 
         Examples
         --------
@@ -238,24 +239,25 @@ class Composite(Summary, ABC):
         xp: str | Namespace | None = None,
         device: Device | None = None,
     ) -> Self:
-        """Read a model of this class that `save` wrote, or that a checkpoint of `xplstm.training.fit` holds.
+        """Load a model of this class from a file of `save` or a checkpoint of `xplstm.training.fit`.
 
         Parameters
         ----------
         path : path or Checkpoint
-            A checkpoint gives the model as `fit` left it: with the best parameters after early stopping.
+            File or checkpoint. From a checkpoint, the model gets the parameters that it had at the end of
+            `fit`, such as the best parameters after early stopping.
         xp, device : optional
             Backend and device of the parameters, as for `xplstm.LSTM`.
 
         Returns
         -------
         model
-            Of this class, in the dtype that was saved.
+            Model of this class, with the saved dtype.
 
         Raises
         ------
         FormatError
-            If the file is damaged, holds another class, or its parts do not fit.
+            If the file is damaged, contains a model of another class, or its parts do not fit each other.
         OSError
             If the file cannot be read.
 
@@ -266,7 +268,7 @@ class Composite(Summary, ABC):
         model = load_model(path, xp=xp, device=device)
         if not isinstance(model, cls):
             where = os.fspath(path) if isinstance(path, str | os.PathLike) else "the checkpoint"
-            msg = f"{where} holds a {type(model).__name__}, not a {cls.__name__}"
+            msg = f"{where} contains a {type(model).__name__}, expected a {cls.__name__}"
             raise FormatError(msg)
         return model
 
@@ -279,16 +281,16 @@ class Composite(Summary, ABC):
         xp: str | Namespace | None = None,
         device: Device | None = None,
     ) -> Self:
-        """Make the model that `config` and its parameters describe.
+        """Make a model from the result of `config` and its parameters.
 
         Parameters
         ----------
         where : str
-            What errors call the source of both.
+            Name of the source, for error messages.
         config : mapping
-            What `config` returned.
+            Result of `config`.
         params : mapping of str to array
-            What `params` held.
+            All parameters by name.
         xp, device : optional
             Backend and device of the parameters, as for `xplstm.LSTM`.
 
@@ -310,7 +312,7 @@ class Composite(Summary, ABC):
         """
         options, networks = config.get("options"), config.get("networks")
         if not isinstance(options, dict) or not isinstance(networks, dict):
-            msg = f"{where}: the description of a {cls.__name__} must have the objects options and networks"
+            msg = f"{where}: the config of a {cls.__name__} must have the objects options and networks"
             raise FormatError(msg)
         model = cls.__new__(cls)
         for part, kind in cls._parts.items():
@@ -342,7 +344,7 @@ class Composite(Summary, ABC):
 
     @abstractmethod
     def _fitting(self) -> dict[str, tuple[int, int]]:
-        """Return the shape of the weight of each part that is no network, as the options and networks ask."""
+        """Return the expected weight shape of each part that is not recurrent."""
 
     def _rows(self) -> list[Row]:
         return [(name, repr(layer), layer.num_parameters) for name, layer in self._layers.items()]
@@ -354,20 +356,20 @@ class Composite(Summary, ABC):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _home(self) -> Home:
-        """Where the parameters live."""
+        """Library, device and dtype of the parameters."""
         return _checks.home(next(iter(self._layers.values())).params)
 
     def _here(self, numbers: Any) -> Array:
-        """Move a host array to where the parameters are."""
+        """Move a host array to the device of the parameters."""
         home = self._home()
         return _array.asarray(numbers, home.xp, home.device)
 
 
 def prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
-    """One dict of several, with names such as ``lstm.weight_ih_l0``."""
+    """Join several dicts to one, with names such as ``lstm.weight_ih_l0``."""
     return {f"{part}.{name}": a for part, named in groups.items() for name, a in named.items()}
 
 
 def between_layers(num_layers: int, dropout: float) -> float:
-    """Return the dropout of a model's network: one layer has none, and the model drops its output."""
+    """Return the dropout between layers, 0 for one layer; the model applies dropout to the last output."""
     return 0.0 if _values.size("num_layers", num_layers) == 1 else dropout

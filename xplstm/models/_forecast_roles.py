@@ -1,4 +1,4 @@
-"""What a direct forecast reads and returns: columns, covariates known ahead, horizon and quantiles."""
+"""Columns of a forecast: targets, covariates known ahead, horizon and quantiles."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from xplstm.io.onnx._whole import ModelGraph
     from xplstm.nn import Linear
 
-# Standard deviations below this overflow as divisors.
+# Division by a smaller standard deviation may overflow.
 SMALLEST = {"float64": 1e-300, "float32": 1e-37, "bfloat16": 1e-37, "float16": 6.2e-5}
 LARGEST = {"float64": 1.7e308, "float32": 3.4e38, "bfloat16": 3.3e38, "float16": 65504.0}
 NEED_HORIZON = ("targets", "known", "quantiles")
 
 
 class Roles(NamedTuple):
-    """The columns of a series, and the shape of a forecast from one step."""
+    """Roles of the columns of a series, and shape of a forecast from one step."""
 
     features: int
     targets: tuple[int, ...]
     known: tuple[int, ...]
     horizon: int | None
-    """None where a forecast is one step of all columns, which the next step reads."""
+    """Steps of a direct forecast; None if a forecast is one step of all columns."""
     quantiles: tuple[float, ...] | None
 
     @classmethod
@@ -38,7 +38,7 @@ class Roles(NamedTuple):
         if horizon is None:
             for name, value in zip(NEED_HORIZON, (targets, known, quantiles), strict=True):
                 if value is not None:
-                    msg = f"{name}={value!r} needs horizon=, the number of steps of a direct forecast"
+                    msg = f"{name}={value!r} needs horizon=, the number of steps to forecast"
                     raise ArgumentError(msg)
             return cls(features, tuple(range(features)), (), None, None)
         ahead = columns("known", known, features)
@@ -54,7 +54,7 @@ class Roles(NamedTuple):
         return cls(features, chosen, ahead, _values.size("horizon", horizon), _quantiles(quantiles))
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments of the model that ask for this, as JSON can hold them."""
+        """Return these options as arguments of the model, in JSON types."""
         if self.horizon is None:
             return {}
         quantiles = None if self.quantiles is None else [*self.quantiles]
@@ -63,12 +63,12 @@ class Roles(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """Features that the network reads in each step."""
+        """Number of features that the network reads at each step."""
         return self.features + len(self.known) * (self.horizon or 0)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what is forecast from one step."""
+        """Shape of the forecast from one step."""
         if self.horizon is None:
             return (self.features,)
         of_each = () if self.quantiles is None else (len(self.quantiles),)
@@ -76,7 +76,7 @@ class Roles(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Features of the linear layer."""
+        """Number of outputs of the linear layer."""
         return math.prod(self.shape)
 
     def chosen(self, a: Array, of: tuple[int, ...]) -> Array:
@@ -87,9 +87,9 @@ class Roles(NamedTuple):
         return xp.stack([a[..., k] for k in of], axis=-1)
 
     def entered(self, z: Array, future: Array | None, lengths: Array | None) -> Array:
-        """Return what the network reads: z (T, B, F), and what is known of the next `horizon` steps.
+        """Return the network input: z (T, B, F), joined with the known columns of the next `horizon` steps.
 
-        `future` (horizon, B, K) follows the last step of each entry, as `lengths` (B,) or T say.
+        `future` (horizon, B, K) starts after the last step of each entry, given by `lengths` (B,) or T.
         """
         if future is None or self.horizon is None:
             return z
@@ -101,9 +101,9 @@ class Roles(NamedTuple):
         return xp.concat([z, *(joined[j : j + T, ...] for j in range(1, self.horizon + 1))], axis=-1)
 
     def forecasts(self, raw: Array, z: Array) -> tuple[Array, Callable[[Array], Array]]:
-        """Return the forecasts (..., *shape), and the pullback to `raw`, which the linear layer gave.
+        """Return the forecasts (..., *shape) from the linear layer's output `raw`, and the pullback to `raw`.
 
-        A forecast is what `raw` adds to the present value.
+        A forecast is the present value plus `raw`.
         """
         if self.horizon is None:
             return z + raw, lambda d: d
@@ -116,7 +116,7 @@ class Roles(NamedTuple):
         return now[..., None] + ordered, lambda d: _array.reshape(pullback(d), (*rows, self.outputs))
 
     def export_to(self, graph: ModelGraph, z: str, scale: tuple[Array, Array], linear: Linear) -> None:
-        """Add the nodes of a direct forecast from z, the standardised columns, to an ONNX graph."""
+        """Add the nodes of a direct forecast from the standardised columns z to an ONNX graph."""
         horizon = self.horizon or 0
         entered = z
         if self.known:
@@ -142,7 +142,7 @@ class Roles(NamedTuple):
         graph.leave(following, "following", ["T", "B", *self.shape])
 
     def loss(self, found: Array, happened: Array, mask: Array | None) -> tuple[Array, Callable[..., Array]]:
-        """Return the mean loss of forecasts, and its pullback to them; `mask` is of the steps."""
+        """Return the mean loss of forecasts, and its pullback to the forecasts; `mask` selects steps."""
         if self.horizon is None:
             return losses.mse(found, happened, mask=mask)
         rows = tuple(happened.shape[:-2])
@@ -157,17 +157,17 @@ class Roles(NamedTuple):
 
 
 def columns(name: str, value: Any, features: int) -> tuple[int, ...]:
-    """Return numbers of columns, each once."""
+    """Return column indices, each at most once."""
     given = _values.items(name, () if value is None else value)
     found = tuple(_values.size(f"{name}[{k}]", c, 0, features - 1) for k, c in enumerate(given))
     if len({*found}) < len(found):
-        msg = f"{name}={list(found)} names a column twice"
+        msg = f"{name}={list(found)} must not contain a column twice"
         raise ArgumentError(msg)
     return found
 
 
 def _quantiles(value: Any) -> tuple[float, ...] | None:
-    """Return ascending quantiles."""
+    """Check that quantiles are ascending numbers in (0, 1)."""
     if value is None:
         return None
     given = _values.items("quantiles", value)
@@ -179,7 +179,7 @@ def _quantiles(value: Any) -> tuple[float, ...] | None:
 
 
 def _placed(xp: Namespace, joined: Array, future: Array, lengths: Array) -> Array:
-    """Return `joined` (T + n, B, K) with the future of each entry after its own last step."""
+    """Write the future of each entry into `joined` (T + n, B, K), after the entry's last step."""
     steps = xp.arange(joined.shape[0], dtype=lengths.dtype, device=_array.device(joined))[:, None]
     for j in range(future.shape[0]):
         joined = xp.where((steps == lengths[None, :] + j)[..., None], future[j, ...][None, ...], joined)
@@ -189,7 +189,8 @@ def _placed(xp: Namespace, joined: Array, future: Array, lengths: Array) -> Arra
 def in_order(raw: Array) -> tuple[Array, Callable[[Array], Array]]:
     """Return quantiles that cannot cross, and the pullback to `raw` (..., Q).
 
-    The middle one is that of `raw`. From there each is ``log(1 + exp(raw))`` above or below its neighbour.
+    The middle quantile is the middle element of `raw`. Each quantile above or below it differs from its
+    neighbour by ``log(1 + exp(raw))``.
     """
     xp, dtype = _array.namespace(raw, "raw"), _array.dtype_name(raw.dtype)
     wide = _array.widen(raw)
@@ -218,13 +219,13 @@ def in_order(raw: Array) -> tuple[Array, Callable[[Array], Array]]:
 
 
 def check_future(future: Array | None, roles: Roles) -> None:
-    """Refuse a future where nothing is known ahead, and its absence where something is."""
+    """Check that a future is given exactly if columns are known ahead."""
     if roles.known and future is None:
         msg = (
-            f"x lacks the future of the columns known={list(roles.known)}: pass WithFuture(x, future), "
+            f"x has no future of the columns known={list(roles.known)}; pass WithFuture(x, future) "
             f"with a future of shape ({roles.horizon}, B, {len(roles.known)})"
         )
         raise ShapeError(msg)
     if future is not None and not roles.known:
-        msg = "x has a future, and the model knows no column ahead; make it with horizon= and known="
+        msg = "x has a future, but the model has no known columns; make the model with horizon= and known="
         raise ArgumentError(msg)

@@ -1,4 +1,4 @@
-"""Train a forecaster on one series, and test it on later parts of that series."""
+"""Train a forecaster on one series, and test the forecaster on later parts of the series."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from xplstm.models._composite import Composite, Params, State
 from xplstm.models._forecast_roles import LARGEST, Roles
 from xplstm.models.batching import WithFuture, windows
 
-# Windows of one call where nothing is trained.
+# Number of windows in one call outside training.
 _AT_ONCE = 256
 
 
 class Backtest(NamedTuple):
-    """Forecasts from many origins, and what happened: `Forecaster.backtest` returns it.
+    """Forecasts from many origins, and the actual values: the result of `Forecaster.backtest`.
 
     Attributes
     ----------
     origins : numpy.ndarray of int64, shape (R,)
-        The first step that each forecast is of.
+        First step of each forecast.
     forecasts : numpy.ndarray of float64, shape (R, n, M) or (R, n, M, Q)
+        Forecasts of n steps of the M targets, with `quantiles` Q numbers each.
     happened : numpy.ndarray of float64, shape (R, n, M)
+        Actual values of the targets.
     quantiles : tuple of Q floats, or None
+        Quantiles of the model.
 
     Examples
     --------
@@ -48,11 +51,11 @@ class Backtest(NamedTuple):
 
     @property
     def point(self) -> np.ndarray:
-        """The forecasts as one number each, (R, n, M): of quantiles the median."""
+        """Forecasts as single numbers, (R, n, M); the median for a model with quantiles."""
         if self.quantiles is None:
             return self.forecasts
         if 0.5 not in self.quantiles:
-            msg = f"quantiles={list(self.quantiles)} have no 0.5, the median, which errors are measured from"
+            msg = f"quantiles={list(self.quantiles)} must contain 0.5, since errors are those of the median"
             raise ArgumentError(msg)
         return self.forecasts[..., self.quantiles.index(0.5)]
 
@@ -68,7 +71,7 @@ class Backtest(NamedTuple):
 
     @property
     def coverage(self) -> np.ndarray:
-        """Share of what happened that is at most each quantile, (M, Q): ideally the quantiles."""
+        """Fraction of actual values at or below each quantile, (M, Q); ideally equal to the quantiles."""
         if self.quantiles is None:
             msg = "coverage needs a model with quantiles="
             raise ArgumentError(msg)
@@ -76,14 +79,14 @@ class Backtest(NamedTuple):
 
 
 class SeriesModel(Composite):
-    """What a forecaster does with one series of columns."""
+    """Methods of a forecaster for one series: `fit` and `backtest`."""
 
     _roles: Roles
     _scale_given: bool
 
     @abstractmethod
     def _set_scale(self, mean: Any, std: Any) -> None:
-        """Check and keep the scale of each column."""
+        """Check and store the scale of each column."""
 
     @abstractmethod
     def loss_vjp(
@@ -97,7 +100,7 @@ class SeriesModel(Composite):
 
     @abstractmethod
     def _last_loss(self, inputs: Any, targets: Array) -> Array:
-        """Return the loss of the last step of each window."""
+        """Return the mean loss of the forecasts from the last step of each window."""
 
     @abstractmethod
     def forecast(self, x: Any, steps: int | None = None, state: State = None) -> Array:
@@ -119,46 +122,46 @@ class SeriesModel(Composite):
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> training.History:
-        """Train on the windows of one series; the end of the series is held out to choose the parameters.
+        """Train on the windows of one series, with the end of the series held out for validation.
 
-        Without `mean` and `std` of the model, they are measured on the part that is trained on; a column that
-        does not change gets std 1. A model that has them keeps them.
+        If the model has no `mean` and `std`, this method measures them on the training part. A constant
+        column gets std 1.
 
         Parameters
         ----------
         series : array_like, shape (N, F), or (N,) for F = 1
-            Finite numbers in order of time, such as a pandas DataFrame or an array of any library. They are
-            converted to the dtype of the model, a batch at a time.
+            Finite numbers in order of time, such as a pandas DataFrame or an array of any library. Each batch
+            is converted to the dtype of the model.
         window : int
             Steps of a window, at least 1.
         updates : int, optional
-            How many there are at most, at least 0.
+            Largest number of updates, at least 0.
         optimizer : Optimizer, optional
             ``Adam(warmup_cosine(1e-2, updates // 10, updates))`` if left out.
         batch_size : int, optional
-            Windows of a batch, at least 1. They are shuffled in each epoch.
+            Windows of a batch, at least 1. The windows are shuffled in each epoch.
         validation : float, optional
-            Part of the series at its end, in [0, 1), that is not trained on. No window of the training
-            reaches into it. The validation loss is that of the forecasts from the last step of each window,
-            of steps that are all held out.
+            Fraction of the series, in [0, 1), that is held out at its end. No training window reaches into
+            it. The validation loss is the mean loss of the forecasts from the last step of each window, over
+            held-out steps only.
         validate_every, patience, max_norm : optional
-            As for `xplstm.training.fit`. With ``validation=0`` nothing is validated.
+            As for `xplstm.training.fit`. With ``validation=0`` there is no validation.
         rng : int or numpy.random.Generator, optional
-            A seed or a generator for the order of the windows and for dropout.
+            Seed or generator for the order of the windows and for dropout.
         checkpoint, progress : optional
             As for `xplstm.training.fit`.
 
         Returns
         -------
         History
-            As `xplstm.training.fit`.
+            As from `xplstm.training.fit`.
 
         Raises
         ------
         ArgumentError, DTypeError, ShapeError
-            For a series that is too short, has a value that is not finite, or other columns than the model.
+            If the series is too short, has a value that is not finite, or does not have F columns.
         NonFiniteError
-            As `xplstm.training.fit`.
+            As for `xplstm.training.fit`.
 
         Examples
         --------
@@ -178,12 +181,12 @@ class SeriesModel(Composite):
         trained = cut - window - ahead + 1
         if trained < 1:
             msg = (
-                f"series has {len(values)} steps, of which validation={held} leaves {cut}; "
+                f"series has {len(values)} steps, and validation={held} leaves {cut} for training; "
                 f"window={window} and {ahead} steps ahead need {window + ahead}"
             )
             raise ArgumentError(msg)
         if held > 0 and len(values) - cut < ahead:
-            msg = f"validation={held} holds out {len(values) - cut} steps, of which a forecast needs {ahead}"
+            msg = f"validation={held} holds out {len(values) - cut} steps, but a forecast needs {ahead}"
             raise ArgumentError(msg)
         later = values[cut - window :] if held else None
         if not self._scale_given:
@@ -227,35 +230,36 @@ class SeriesModel(Composite):
         refit: Callable[[Self, np.ndarray], object] | None = None,
         refit_every: int = 1,
     ) -> Backtest:
-        """Forecast from many origins of a series, each from the steps before it alone (rolling origin).
+        """Forecast from many origins of a series, each from earlier steps only (rolling origin).
 
         Parameters
         ----------
         series : array_like, shape (N, F), or (N,) for F = 1
             As for `fit`.
         window : int
-            Steps that each forecast reads, at least 1.
+            Number of steps that each forecast reads, at least 1.
         start : int
-            The first origin: the number of the first step that is forecast, at least `window`.
+            First origin, the index of the first step to forecast; at least `window`.
         steps : int, optional
-            n, steps of each forecast: the horizon of the model if left out.
+            n, steps of each forecast, at least 1; the horizon of the model if left out.
         stride : int, optional
-            Steps from an origin to the next, at least 1.
+            Steps between two origins, at least 1.
         refit : callable, optional
-            ``refit(model, past)`` trains on the steps before an origin, (origin, F) float64, as
-            ``lambda model, past: model.fit(past, window, updates=50)`` does. It gets a copy of this model,
-            which it changes further at each call; this model stays as it is.
+            ``refit(model, past)`` trains on the steps before an origin, (origin, F) float64, such as
+            ``lambda model, past: model.fit(past, window, updates=50)``. All calls get the same copy of this
+            model; this model itself does not change.
         refit_every : int, optional
-            Origins from a call of `refit` to the next, at least 1.
+            Origins between two calls of `refit`, at least 1.
 
         Returns
         -------
         Backtest
+            Forecasts and actual values.
 
         Raises
         ------
         ArgumentError, DTypeError, ShapeError
-            As `fit`, and for a start that leaves no origin.
+            As for `fit`, and if `start` leaves no origin.
 
         Examples
         --------
@@ -269,14 +273,14 @@ class SeriesModel(Composite):
         window, values = _values.size("window", window), self._series(series)
         horizon = self._roles.horizon
         if steps is None and horizon is None:
-            msg = "steps=None needs a model with horizon=; say how many steps to forecast"
+            msg = "steps=None needs a model with horizon=; pass the number of steps"
             raise ArgumentError(msg)
         n = _values.size("steps", horizon if steps is None else steps, 1, horizon or _values.LARGEST)
         start, stride = _values.size("start", start, window), _values.size("stride", stride)
-        # What is known ahead is read for the whole horizon.
+        # The known columns are read for the whole horizon.
         origins = np.arange(start, len(values) - (horizon or n) + 1, stride)
         if not len(origins):
-            msg = f"start={start} of {len(values)} steps leaves less than {horizon or n} steps to forecast"
+            msg = f"start={start} of {len(values)} steps leaves fewer than {horizon or n} steps to forecast"
             raise ArgumentError(msg)
         model: Self = self
         group, every = _AT_ONCE, _values.size("refit_every", refit_every)
@@ -308,7 +312,7 @@ class SeriesModel(Composite):
         return np.moveaxis(found.astype(np.float64), 1, 0)
 
     def _check_offset(self, values: np.ndarray, deviations: np.ndarray) -> None:
-        """Refuse a series of which rounding to the dtype of the model would leave little but its offset."""
+        """Check that a series keeps its variation when it is rounded to the dtype of the model."""
         dtype = self._home().dtype
         steps = 2.0 ** -{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[dtype]
         sizes = np.abs(values).max(axis=0, initial=0.0)
@@ -316,8 +320,8 @@ class SeriesModel(Composite):
         if len(lost):
             (column,) = lost[0]
             msg = (
-                f"series[:, {column}] varies by {deviations[column]:.3g} around numbers of up to "
-                f"{sizes[column]:.3g}, of which {dtype} keeps too few digits; subtract a constant first, or "
+                f"series[:, {column}] has standard deviation {deviations[column]:.3g} and values up to "
+                f"{sizes[column]:.3g}, too large for the precision of {dtype}; subtract a constant first, or "
                 "make the model with dtype='float64'"
             )
             raise ArgumentError(msg)
@@ -325,45 +329,45 @@ class SeriesModel(Composite):
     def _series(self, series: Any) -> np.ndarray:
         """Return a series as float64 (N, F) on the host."""
         if isinstance(series, np.ma.MaskedArray):
-            _array.namespace(series, "series")  # refuses it by name
+            _array.namespace(series, "series")  # names the argument in its error
         if hasattr(series, "__array_namespace__") or _array.is_lazy(series):
             series = _array.to_numpy(series)
         values = np.asarray(series)
         if values.dtype.kind not in "fiu":
-            msg = f"series has dtype {values.dtype}; numbers were expected"
+            msg = f"series has dtype {values.dtype}, expected numbers"
             raise DTypeError(msg)
         values = values.astype(np.float64, order="C")
         features = self._roles.features
         if values.ndim == 1 and features == 1:
             values = values[:, None]
         if values.ndim != 2 or values.shape[1] != features:
-            msg = f"series has shape {values.shape}, expected (N, {features}): one column for each feature"
+            msg = f"series has shape {values.shape}, expected (N, {features}), one column for each feature"
             raise ShapeError(msg)
         largest = LARGEST[self._home().dtype]
         bad = np.argwhere(~(np.abs(values) <= largest))
         if len(bad):
             step, column = bad[0]
             msg = (
-                f"series[{step}, {column}] is {values[step, column]}; numbers of at most {largest} were "
-                f"expected, so fill or drop gaps"
+                f"series[{step}, {column}] is {values[step, column]}, expected a number of at most "
+                f"{largest}; fill or drop gaps"
             )
             raise ArgumentError(msg)
         return values
 
     def _windows(self, values: np.ndarray, window: int) -> tuple[Any, Any]:
-        """Return the windows of a series, and what follows each of their steps."""
+        """Return the windows of a series, and the targets of each of their steps."""
         roles = self._roles
         if roles.horizon is None:
             return windows(values, window)
         return windows(values, window, horizon=roles.horizon, targets=roles.targets, known=roles.known)
 
     def _moved(self, values: np.ndarray) -> Array:
-        """Return host values where the parameters are, in their dtype."""
+        """Move host values to the library, device and dtype of the parameters."""
         home = self._home()
         return _array.asarray(values, home.xp, home.device, home.dtype)
 
     def _validation(self, values: np.ndarray, window: int) -> Callable[[], float]:
-        """Return the function that gives the loss of the last steps of all windows."""
+        """Return the function that computes the mean loss of the last steps of all windows."""
         inputs, targets = self._windows(values, window)
         order = np.arange(targets.shape[1])
         parts = np.array_split(order, math.ceil(len(order) / _AT_ONCE))
@@ -377,7 +381,7 @@ class SeriesModel(Composite):
 
 
 class _Parts(Sequence[tuple[Any, Array]]):
-    """Batches of windows, moved to where the parameters are when they are asked for."""
+    """Batches of windows, moved to the device of the parameters on access."""
 
     def __init__(self, model: SeriesModel, inputs: Any, targets: np.ndarray, parts: list[np.ndarray]) -> None:
         self._model, self._inputs, self._targets, self._parts = model, inputs, targets, parts

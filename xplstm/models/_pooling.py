@@ -1,4 +1,4 @@
-"""Make one vector of the outputs of all steps: their mean, or the largest of each unit."""
+"""Pool the outputs of all steps to one vector: mean or maximum."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Pullback = Callable[[Array], Array]
 
 
 def mean(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
-    """Return the mean of `y` (T, ...) over the steps that exist, and its pullback.
+    """Return the mean of `y` (T, ..., H) over the steps that exist, and its pullback.
 
-    `exists` (T, ...) lacks the last axis of `y`; None means all. Where no step exists, the mean is 0.
+    `exists` has shape (T, ...); None means all steps. The mean over no steps is 0.
     """
     xp, dtype = _array.namespace(y, "y"), _array.dtype_name(y.dtype)
     wide = _array.widen(y)
@@ -34,10 +34,10 @@ def mean(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
 
 
 def largest(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
-    """Return the largest of each unit over the steps that exist, and its pullback.
+    """Return the maximum of each unit over the steps that exist, and its pullback.
 
-    The arguments are those of `mean`. Where no step exists, the result is 0. Of equal values the earliest
-    step gets the gradient.
+    The arguments are those of `mean`. The maximum over no steps is 0. The earliest of equal values gets the
+    gradient.
     """
     xp = _array.namespace(y, "y")
     if y.shape[0] == 0:
@@ -56,7 +56,7 @@ def largest(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
 
 
 def in_blocks(name: str, y: Any, exists: Any) -> Any:
-    """Return what a pool makes of Dask arrays, all of time at once for each chunk of the batch."""
+    """Pool Dask arrays, with one task for each chunk of the batch over all steps."""
     batch = "b" * (y.ndim - 2)
     given = [(y, f"t{batch}f")] if exists is None else [(y, f"t{batch}f"), (exists, f"t{batch}")]
     return _blocks.apply(partial(_pool, name), f"{batch}f", {}, y.dtype, *given)

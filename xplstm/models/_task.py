@@ -1,4 +1,4 @@
-"""What the last layer of a classifier predicts: one of several classes, several labels, or numbers."""
+"""Tasks of a classifier: one of several classes, several labels, or numbers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xplstm.nn import _blocks
 
 TaskName: TypeAlias = Literal["multiclass", "multilabel", "regression"]
 TASKS = ("multiclass", "multilabel", "regression")
-GAPS = "a prediction needs finite features and parameters, so fill or drop gaps"
+GAPS = "a prediction needs finite features and parameters; fill or drop gaps"
 
 
 class Task(NamedTuple):
-    """How logits become a loss, predictions and probabilities."""
+    """Loss, predictions and probabilities from logits."""
 
     name: str
     class_weights: tuple[float, ...] | None
@@ -44,7 +44,7 @@ class Task(NamedTuple):
     def loss(
         self, home: Home, logits: Array, targets: Array, mask: Array | None, weights: Array | None = None
     ) -> tuple[Array, Callable[..., Array]]:
-        """Return the mean loss, and the function that gives its gradient with respect to the logits."""
+        """Return the mean loss, and the function that returns its gradient with respect to the logits."""
         options: Any = {"mask": mask, "weights": weights}
         if self.name == "multiclass":
             options |= {"class_weights": self._on(home), "label_smoothing": self.label_smoothing}
@@ -62,7 +62,7 @@ class Task(NamedTuple):
         return losses.binary_cross_entropy(logits, targets, positive_weights=self._on(home), **options)
 
     def predict(self, logits: Array) -> Array:
-        """Return the likeliest class, the labels that are likelier than not, or the numbers."""
+        """Return the most probable class, the labels with a probability above 0.5, or the numbers."""
         if _blocks.is_dask(logits):
             dtype = {"multiclass": np.int64, "multilabel": np.bool_}.get(self.name, logits.dtype)
             return _blocks.on_last_axis(self.predict, logits, dtype, keep=self.name != "multiclass")
@@ -74,7 +74,7 @@ class Task(NamedTuple):
     def probabilities(self, logits: Array) -> Array:
         """Return the probability of each class or label."""
         if self.name == "regression":
-            msg = "task='regression' predicts numbers, which have no probabilities; call predict"
+            msg = "task='regression' has no probabilities; call predict"
             raise ArgumentError(msg)
         if _blocks.is_dask(logits):
             return _blocks.on_last_axis(self.probabilities, logits, logits.dtype, keep=True)
@@ -87,7 +87,7 @@ class Task(NamedTuple):
         return _array.narrow(p, _array.dtype_name(logits.dtype))
 
     def _on(self, home: Home) -> Array | None:
-        """Return the weights of the classes where the parameters live."""
+        """Return the class weights on the device of the parameters."""
         if self.class_weights is None:
             return None
         dtype = "float64" if home.dtype == "float64" else "float32"
@@ -98,21 +98,21 @@ def _weights(given: Sequence[float] | np.ndarray, count: int) -> tuple[float, ..
     """Return a weight for each of `count` classes, not all of them 0."""
     items = _values.items("class_weights", given)
     if len(items) != count:
-        msg = f"class_weights has {len(items)} elements, expected {count}: one for each class"
+        msg = f"class_weights has {len(items)} elements, expected {count}, one for each class"
         raise ShapeError(msg)
     numbers = tuple(_values.finite(f"class_weights[{k}]", w) for k, w in enumerate(items))
     if min(numbers) < 0 or not any(numbers):
-        msg = f"class_weights={list(numbers)} must be at least 0, and one of them above 0"
+        msg = f"class_weights={list(numbers)} must be at least 0, with at least one above 0"
         raise ArgumentError(msg)
     return numbers
 
 
 def check_features(name: str, x: Array) -> None:
-    """Refuse integers where features are read, and say where ids of tokens go."""
+    """Check that features are floats."""
     kind = _array.dtype_name(x.dtype) if hasattr(x, "dtype") else ""
     if kind.startswith(("int", "uint")):
         msg = (
-            f"{name} has dtype {kind}, and this model reads features, which are floats. For ids of tokens, "
-            "make it with input_size=None and vocab_size="
+            f"{name} has dtype {kind}, expected features of a float dtype. For token ids, make the model "
+            "with input_size=None and vocab_size="
         )
         raise DTypeError(msg)

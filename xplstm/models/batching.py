@@ -1,4 +1,4 @@
-"""Arrays for a model: one-hot vectors, sequences of several lengths, windows of a series."""
+"""Make batches for a model: one-hot vectors, padded sequences, windows of a series."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from xplstm.nn import _blocks
 
 
 def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
-    """Vectors that are 1 at one place and 0 elsewhere.
+    """Encode ids as vectors with a 1 at the id and 0 elsewhere.
 
-    A matrix times such a vector is one of its columns: `xplstm.Embedding` looks
-    that column up instead, and is what a large vocabulary needs.
+    The product of a matrix and such a vector is a column of the matrix. For a large vocabulary use
+    `xplstm.Embedding`, which looks up that column instead.
 
     Parameters
     ----------
     ids : array of integers, shape (...)
-        In [0, count); on a device or traced they are not looked at, and one outside gives zeros.
+        Ids in [0, count). On a device or under a trace they are not checked; an id outside this range gives
+        zeros.
     count : int
-        At least 1.
+        Length of a vector, at least 1.
     dtype : {"float32", "float64", "float16", "bfloat16"}, optional
+        Dtype of the result.
 
     Returns
     -------
     array, shape (..., count)
-        Of the library and on the device of `ids`.
+        One-hot vectors, of the library and on the device of `ids`.
 
     Raises
     ------
     DTypeError, ArgumentError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong type or a value outside its range.
 
     Examples
     --------
@@ -57,17 +59,17 @@ def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
 
 
 class Ragged(NamedTuple):
-    """A batch whose sequences have several lengths.
+    """A batch of sequences with different lengths.
 
-    Every model takes one where it takes an array (T, B, ...), as inputs or as
-    targets with a value for each step.
+    Every model accepts such a batch in place of an array (T, B, ...), as inputs or as targets of each step.
 
     Attributes
     ----------
     x : array, shape (T, B, ...)
-        Values past the length of a batch entry change nothing.
+        Padded sequences. Values after the length of a batch entry have no effect.
     lengths : integers, shape (B,)
-        Steps of each batch entry, in [0, T], in any order; every backend accepts a list or NumPy array.
+        Number of steps of each batch entry, in [0, T], in any order. Every backend accepts a list or NumPy
+        array.
 
     Examples
     --------
@@ -81,26 +83,27 @@ class Ragged(NamedTuple):
 
 
 def pad(sequences: Sequence[Array]) -> Ragged:
-    """Lay sequences side by side, zeros after the end of each; their order stays.
+    """Join sequences to one batch in the given order, with zeros after the end of each.
 
     Parameters
     ----------
     sequences : sequence of arrays, shape (T_b, ...) each
-        At least 1, of one library, device and dtype, equal in all axes but the first.
+        At least 1 array. All arrays have the same library, device and dtype, and the same shape except for
+        the first axis.
 
     Returns
     -------
     Ragged
-        x of shape (max(T_b), B, ...), lengths as a NumPy array of int32.
+        x of shape (max(T_b), B, ...), and lengths as a NumPy array of int32.
 
     Raises
     ------
     ArgumentError
         If there is no sequence.
     ShapeError
-        If the other axes differ.
+        If the shapes differ in another axis than the first.
     DTypeError
-        If one is no array, or the dtypes differ.
+        If an element is not an array, or the dtypes differ.
 
     Examples
     --------
@@ -124,7 +127,7 @@ def pad(sequences: Sequence[Array]) -> Ragged:
         _array.namespace(a, f"sequences[{number}]")
         if a.dtype != sequences[0].dtype:
             first = _array.dtype_name(sequences[0].dtype)
-            msg = f"sequences[{number}] has dtype {_array.dtype_name(a.dtype)}, sequences[0] {first}"
+            msg = f"sequences[{number}] has dtype {_array.dtype_name(a.dtype)}, but sequences[0] has {first}"
             raise DTypeError(msg)
         if a.ndim == 0 or tuple(a.shape[1:]) != rest:
             msg = f"sequences[{number}] has shape {tuple(a.shape)}, expected {('T', *rest)}"
@@ -145,9 +148,9 @@ class WithFuture(NamedTuple):
     Attributes
     ----------
     x : array, shape (T, B, F) or (T, F), or Ragged
-        What has happened.
+        The observed series.
     future : array, shape (horizon, B, K) or (horizon, K)
-        The columns ``known=`` of the steps that follow the last step of each batch entry.
+        The columns ``known=`` at the steps after the last step of each batch entry.
 
     Examples
     --------
@@ -171,33 +174,35 @@ def windows(
     targets: Sequence[int] | None = None,
     known: Sequence[int] | None = None,
 ) -> tuple[Any, Array]:
-    """Return every window of a series, and what follows each of its steps.
+    """Return all windows of a series, and the targets of each of their steps.
 
-    Of a NumPy array the results are read-only views, which take no memory; else copies.
+    For a NumPy array the results are read-only views, which take no memory. For other libraries they are
+    copies.
 
     Parameters
     ----------
     series : array, shape (N, F)
-        N at least ``size + 1``, or ``size + horizon``.
+        The series, of any dtype. N is at least ``size + 1``, or ``size + horizon``.
     size : int
         T, steps of a window, at least 1.
     horizon : int, optional
-        n, steps that follow each step, for a `Forecaster` with the same ``horizon=``; at least 1.
+        n, target steps after each step, at least 1; for a `Forecaster` with the same ``horizon=``.
     targets, known : sequence of int, optional
-        Columns, as for `Forecaster`. They need `horizon`.
+        Column indices, as for `Forecaster`. They need `horizon`.
 
     Returns
     -------
     inputs : array, shape (T, W, F), or WithFuture
-        ``inputs[t, k]`` is ``series[k + t]``. With `known` also the future of each window.
+        ``inputs[t, k]`` is ``series[k + t]``. With `known`, a `WithFuture` that also has the future of each
+        window.
     targets : array, shape (T, W, F), or (T, W, n, M) with `horizon`
-        ``targets[t, k]`` is ``series[k + t + 1]``, one step later; ``targets[t, k, j]`` is
+        ``targets[t, k]`` is ``series[k + t + 1]``, one step later. With `horizon`, ``targets[t, k, j]`` is
         ``series[k + t + 1 + j]`` in the M columns `targets`.
 
     Raises
     ------
     ArgumentError, ShapeError
-        If the series is too short for one window, or has not two axes, or lacks a column.
+        If the series is too short for one window, does not have two axes, or does not have a column.
 
     Examples
     --------
@@ -225,7 +230,7 @@ def windows(
         if horizon is None:
             msg = f"size={size} must be less than {steps}"
         else:
-            msg = f"size={size} and horizon={ahead} must together be at most {steps}"
+            msg = f"size={size} plus horizon={ahead} must be at most {steps}"
         raise ArgumentError(msg)
     series = _array.native(series)
     inputs = _stretches(series, size)[:, :count, ...]
@@ -240,7 +245,10 @@ def windows(
 
 
 def _stretches(a: Array, size: int) -> Array:
-    """Return (size, N - size + 1, ...): at [t, k] element k + t of `a` (N, ...); a view of NumPy's arrays."""
+    """Return all windows of `a` (N, ...), (size, N - size + 1, ...): element [t, k] is ``a[k + t]``.
+
+    The result is a view for a NumPy array.
+    """
     xp, count = _array.namespace(a, "a"), a.shape[0] - size + 1
     if isinstance(a, np.ndarray):
         return np.moveaxis(np.lib.stride_tricks.sliding_window_view(a, size, axis=0), -1, 0)
@@ -254,21 +262,21 @@ def _swapped(a: Array) -> Array:
 
 
 def opened(inputs: Array | tuple[Array, Any]) -> Ragged:
-    """Return the array and the lengths, which are None where all sequences are equally long."""
+    """Return the array and the lengths, which are None if all sequences have T steps."""
     if isinstance(inputs, tuple) and len(inputs) != 2:
-        msg = f"a tuple of {len(inputs)} was given for a batch; expected an array, or Ragged(x, lengths)"
+        msg = f"the batch is a tuple of {len(inputs)}, expected an array or Ragged(x, lengths)"
         raise ArgumentError(msg)
     x, lengths = inputs if isinstance(inputs, tuple) else (inputs, None)
     return Ragged(_blocks.without_empty(x) if _blocks.is_dask(x) else x, lengths)
 
 
 def existing(batch: Ragged, name: str = "x") -> Array | None:
-    """Return booleans (T, B), True where an entry of the argument `name` has a step; None where all have."""
+    """Return booleans (T, B), True where an entry of `batch` has a step; None if all steps exist."""
     if batch.lengths is None:
         return None
     xp, device = _array.namespace(batch.x, name), _array.device(batch.x)
     if batch.x.ndim < 2:
-        msg = f"{name} has shape {tuple(batch.x.shape)}; with lengths, (T, B, ...) is expected"
+        msg = f"{name} has shape {tuple(batch.x.shape)}, expected (T, B, ...) with lengths"
         raise ShapeError(msg)
     if _blocks.is_dask(batch.x):
         return _blocks.existing(batch.x, batch.lengths)
@@ -282,7 +290,7 @@ def existing(batch: Ragged, name: str = "x") -> Array | None:
 
 
 def count_existing(exists: Array | None, shape: tuple[int, ...]) -> int:
-    """Return the number of steps that exist, of all in `shape` where `exists` is None."""
+    """Return the number of steps that exist; all steps of `shape` if `exists` is None."""
     if exists is None:
         return math.prod(shape)
     xp = _array.namespace(exists, "exists")
@@ -290,7 +298,7 @@ def count_existing(exists: Array | None, shape: tuple[int, ...]) -> int:
 
 
 def cleared(batch: Ragged, name: str) -> Array:
-    """Return the ids of the argument `name`, 0 past the length of each entry."""
+    """Return the ids of the argument `name`, with 0 after the length of each entry."""
     exists = existing(batch, name)
     if exists is None:
         return batch.x

@@ -1,4 +1,4 @@
-"""Many to many: a language model of characters."""
+"""Character language model (many to many)."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ if TYPE_CHECKING:
 
 
 class CharLM(Composite):
-    """Embedding, stacked LSTM, linear: the probability of each next character.
+    """Predict each next character with an embedding, a stacked LSTM and a linear layer.
 
-    The source documents' CharLSTM, time-major. Trained by
-    `xplstm.training.fit`, whose `Model` it is.
+    Arrays are time-major. Train the model with `xplstm.training.fit`.
 
     Parameters
     ----------
     vocab : str or sequence of str
-        The characters, each once; character number k has the id k.
+        The characters, each once. The id of a character is its index.
     hidden_size : int
         Units of each layer, at least 1.
     num_layers : int, optional
+        Number of LSTM layers, at least 1.
     embedding_dim : int, optional
-        `hidden_size` if left out, as in the documents.
+        Features of the embedding, at least 1; `hidden_size` if left out.
     dropout : float, optional
-        Probability, in [0, 1), to drop in training what each LSTM layer gives.
+        Dropout probability, in [0, 1), of the outputs of each LSTM layer in training.
     xp, device, dtype : optional
-        Where the parameters are made: as for `xplstm.LSTM`.
+        Backend, device and dtype of the parameters, as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Draws the initial values of the parameters.
+        Seed or generator for the initialisation.
 
     Attributes
     ----------
     vocab : tuple of str
+        The characters.
     params : dict of str to array
-        All parameters, such as ``lstm.weight_ih_l0``; setting it sets those of the layers.
+        All parameters, such as ``lstm.weight_ih_l0``. Setting it sets the parameters of the layers.
 
     Raises
     ------
-    ArgumentError
-        If `vocab` is empty or has a character twice; as `xplstm.LSTM` otherwise.
+    ArgumentError, DTypeError, BackendError
+        If `vocab` is empty or has a character twice, and as for `xplstm.LSTM`.
 
     Examples
     --------
@@ -101,13 +102,14 @@ class CharLM(Composite):
         return {"embedding": (count, self.lstm.input_size), "linear": (count, self.lstm._stack.width)}
 
     def export_to(self, graph: ModelGraph, softmax: bool) -> None:
-        """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
+        """Add the nodes of the model to an ONNX graph; `xplstm.io.onnx.export` calls this method.
 
         Parameters
         ----------
         graph : ModelGraph
+            Graph to add to.
         softmax : bool
-            Give probabilities in the place of logits.
+            Whether the output is probabilities instead of logits.
 
         Examples
         --------
@@ -118,16 +120,17 @@ class CharLM(Composite):
         graph.leave_logits(graph.linear(self.linear, y), ["T", "B", len(self.vocab)], softmax)
 
     def encode(self, text: str) -> Array:
-        """Ids of the characters of `text`.
+        """Return the ids of the characters of `text`.
 
         Parameters
         ----------
         text : str
+            Characters of `vocab`.
 
         Returns
         -------
         array of int64, shape (len(text),)
-            Where the parameters are.
+            Ids on the device of the parameters.
 
         Raises
         ------
@@ -143,46 +146,50 @@ class CharLM(Composite):
         return self._here(_vocabulary.numbers(text, self._ids, "vocab"))
 
     def __call__(self, ids: Array, state: State = None) -> tuple[Array, LSTMState]:
-        """Give the logits of the character after each one.
+        """Return the logits of the next character after each character.
 
         Parameters
         ----------
         ids : array of integers, shape (T, B) or (T,)
+            Ids of characters, in [0, V).
         state : (h, c), optional
-            What the text before left; zeros if left out.
+            Final state of the text before; zeros if left out.
 
         Returns
         -------
         logits : array, shape (T, B, V) or (T, V)
+            Logits of the next character.
         state : LSTMState
-            State that the text left, from which the next call can continue.
+            Final state, from which the next call can continue.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `xplstm.Embedding` and `xplstm.LSTM`.
+            As for `xplstm.Embedding` and `xplstm.LSTM`.
         """
         y, state = self._forward_only()(self.embedding(ids), state)
         return self.linear(y), state
 
     def loss(self, ids: Array, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
-        """Mean of ``-log p(target)`` in nats, nothing dropped and nothing kept for gradients.
+        """Return the mean of ``-log p(target)`` in nats, without dropout and residuals.
 
         Parameters
         ----------
         ids, targets : array of integers, shape (T, B) or (T,)
-            Characters, and the one after each.
+            Ids of characters, and ids of the next characters.
         state : (h, c), optional
+            Final state of the text before; zeros if left out.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
+            Final state.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `xplstm.losses.softmax_cross_entropy`.
+            As for a call and for `xplstm.losses.softmax_cross_entropy`.
 
         Examples
         --------
@@ -198,28 +205,29 @@ class CharLM(Composite):
     def loss_vjp(
         self, ids: Array, targets: Array, state: State = None, rng: int | np.random.Generator | None = None
     ) -> tuple[Array, LSTMState, Callable[..., Params]]:
-        """Give the loss, and the function that gives its gradients.
+        """Return the loss, the final state, and the function that returns the gradients.
 
         Parameters
         ----------
         ids, targets : array of integers, shape (T, B) or (T,)
-            Characters, and the one after each.
+            Ids of characters, and ids of the next characters.
         state : (h, c), optional
-            Held constant: here backpropagation is cut.
+            Final state of the text before; zeros if left out. Backpropagation is truncated here.
         rng : int or numpy.random.Generator, optional
-            Dropout is applied exactly when this is given.
+            Seed or generator for dropout; no dropout if left out.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
+            Final state.
         pullback : callable
-            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
+            ``pullback(factor=1.0)`` returns the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `loss`.
+            As for `loss`.
 
         Examples
         --------
@@ -244,7 +252,7 @@ class CharLM(Composite):
         return loss, state, pullback
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
-        """Return how many elements the loss is the mean of."""
+        """Return the number of elements over which the loss is averaged."""
         return count_existing(None, tuple(targets.shape))
 
     def generate(
@@ -257,21 +265,22 @@ class CharLM(Composite):
         top_p: float | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> str:
-        """Continue a text.
+        """Continue a text with sampled characters.
 
         Parameters
         ----------
         prompt : str
-            At least one character. The first new character follows the last one.
+            Text to continue, at least one character.
         length : int
-            Characters to write, at least 0.
+            Number of characters to sample, at least 0.
         temperature : float, optional
-            At least 0. Below 1, likely characters become more likely; 0 always takes the likeliest.
+            Divisor of the logits, at least 0. Below 1, probable characters become more probable; 0 always
+            selects the most probable character.
         top_k : int, optional
-            Draw only from the k likeliest characters; at least 1.
+            Sample only from the k most probable characters; at least 1.
         top_p : float, optional
-            Draw from the fewest characters that together reach this probability; in (0, 1].
-            `sample` describes how the three combine.
+            Sample from the fewest characters whose total probability reaches this value, in (0, 1].
+            `probabilities` describes how the three options combine.
         rng : int or numpy.random.Generator, optional
             Seed or generator that draws the characters.
 
@@ -283,8 +292,7 @@ class CharLM(Composite):
         Raises
         ------
         ArgumentError
-            For an empty prompt, one with characters that `vocab` lacks, or a
-            value outside its range.
+            If the prompt is empty or has characters that are not in `vocab`, or a value is outside its range.
 
         Examples
         --------
@@ -310,7 +318,7 @@ class CharLM(Composite):
         return written
 
     def _forward_only(self) -> LSTM:
-        """Return the LSTM, which must not see the characters that are to be predicted."""
+        """Return the LSTM, and check that it does not read later characters."""
         if self.lstm.bidirectional or self.lstm.reverse or self.lstm.batch_first:
             msg = f"lstm={self.lstm!r} must have one direction, reverse=False and batch_first=False"
             raise ArgumentError(msg)

@@ -1,4 +1,4 @@
-"""Many to one: the class, labels or numbers of a whole sequence; or, step by step, of each step."""
+"""Predict the class, labels or numbers of a sequence (many to one) or of each step (many to many)."""
 
 from __future__ import annotations
 
@@ -25,68 +25,68 @@ Pooling = Literal["last", "mean", "max"]
 
 
 class _Reading(NamedTuple):
-    """What the network reads: features or ids, and which steps there are."""
+    """Input of the network: features or ids, and the steps that exist."""
 
     x: Array
     lengths: Any
     mask: Array | None
     exists: Array | None
-    """As `mask`, where it is asked for; None where all steps exist."""
+    """Booleans (T, B) if pooling or the loss needs them; None if all steps exist."""
 
 
 class SequenceClassifier(Composite):
-    """Stacked LSTM, linear: the class of a sequence of features, or of ids of tokens.
+    """Classify sequences of features or token ids with a stacked LSTM and a linear layer.
 
-    Many to one: the linear layer reads what `pooling` makes of the outputs. With
-    `each_step` many to many: it reads every output. Trained by
-    `xplstm.training.fit`, whose `Model` it is.
+    The linear layer reads the pooled outputs (many to one). With `each_step` it reads the output of every
+    step (many to many). Train the model with `xplstm.training.fit`.
 
     Parameters
     ----------
     input_size : int or None
-        I, features of a step, at least 1. None for ids of tokens, with `vocab_size`.
+        I, features of a step, at least 1. None for token ids, with `vocab_size`.
     hidden_size : int
-        At least 1.
+        Units of each layer, at least 1.
     num_classes : int
-        C, at least 1: classes, labels or numbers to predict.
+        C, number of classes, labels or numbers to predict; at least 1.
     num_layers : int, optional
+        Number of LSTM layers, at least 1.
     vocab_size : int, optional
-        V, at least 1: inputs are then ids in [0, V), which an `Embedding` looks up.
+        V, at least 1. Inputs are then ids in [0, V), and the first layer is an `Embedding`.
     embedding_dim : int, optional
-        Features of the vector of each id; `hidden_size` if left out.
+        Features of the embedding, at least 1; `hidden_size` if left out.
     padding_idx : int, optional
-        An id of the vocabulary that fills up short sequences, wherever it is in them. Its steps do not
-        exist: they change no state, and no pooling and no loss counts them.
+        Id of the padding token, in [0, V). Steps with this id are skipped at any place of a sequence. They
+        do not change the state, and pooling and loss ignore them.
     bidirectional : bool, optional
+        Whether a second direction reads each sequence from its end.
     pooling : {"last", "mean", "max"}, optional
-        The final state of the last layer, of each direction its own; or the mean or the largest of its
-        outputs over the steps that exist, which is 0 where there are none.
+        ``"last"`` reads the final state of the last layer in each direction. ``"mean"`` and ``"max"`` read
+        the mean or maximum of its outputs over the steps that exist, or 0 if there are none.
     task : {"multiclass", "multilabel", "regression"}, optional
-        One class (softmax and cross-entropy); any number of labels (sigmoid and binary cross-entropy); or
+        One class (softmax and cross-entropy), any number of labels (sigmoid and binary cross-entropy), or
         numbers (mean squared error).
     class_weights : sequence of C floats, optional
-        At least 0. How much the loss of each class counts; of ``"multilabel"``, that of each label where it
-        is present.
+        Weights of the classes in the loss, at least 0. For ``"multilabel"``, weights of the positive labels.
     label_smoothing : float, optional
-        In [0, 1), for ``"multiclass"``: see `xplstm.losses.softmax_cross_entropy`.
+        In [0, 1), for ``"multiclass"``; see `xplstm.losses.softmax_cross_entropy`.
     each_step : bool, optional
-        Classify each step instead of the whole sequence.
+        Whether to classify each step instead of the whole sequence.
     dropout : float, optional
-        Probability, in [0, 1), to drop in training what each LSTM layer gives.
+        Dropout probability, in [0, 1), of the outputs of each LSTM layer in training.
     xp, device, dtype : optional
-        Where the parameters are made: as for `xplstm.LSTM`.
+        Backend, device and dtype of the parameters, as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Of the initial values.
+        Seed or generator for the initialisation.
 
     Attributes
     ----------
     params : dict of str to array
-        All parameters, such as ``lstm.weight_ih_l0``; setting it sets those of the layers.
+        All parameters, such as ``lstm.weight_ih_l0``. Setting it sets the parameters of the layers.
 
     Raises
     ------
     ArgumentError, DTypeError, ShapeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong type, shape, backend or value.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class SequenceClassifier(Composite):
     >>> model(x).shape, model(Ragged(x, [6, 1])).shape
     ((2, 4), (2, 4))
 
-    Ids of tokens, filled up with 0:
+    Token ids, padded with 0:
 
     >>> model = SequenceClassifier(None, 8, 2, vocab_size=100, padding_idx=0, pooling="mean", rng=0)
     >>> ids = np.asarray([[7, 9, 4, 0], [5, 0, 0, 0]]).T  # (T, B)
@@ -171,7 +171,7 @@ class SequenceClassifier(Composite):
         self.each_step = _values.flag("each_step", each_step)
         self.pooling = _values.one_of("pooling", pooling, ("last", *POOLS))
         if self.each_step and self.pooling != "last":
-            msg = f"pooling={pooling!r} and each_step=True exclude each other: there is nothing to pool"
+            msg = f"pooling={pooling!r} and each_step=True exclude each other"
             raise ArgumentError(msg)
         self.task = Task.of(task, class_weights, label_smoothing, self.linear.out_features)
         self.dropout = Dropout(_values.probability("dropout", dropout))
@@ -195,7 +195,7 @@ class SequenceClassifier(Composite):
 
     @property
     def padding_idx(self) -> int | None:
-        """The id that fills up short sequences; None where there is none."""
+        """Id of the padding token, or None."""
         return None if self.embedding is None else self.embedding.padding_idx
 
     @property
@@ -203,25 +203,26 @@ class SequenceClassifier(Composite):
         return 2 if self.lstm.bidirectional else 1
 
     def export_to(self, graph: ModelGraph, softmax: bool) -> None:
-        """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
+        """Add the nodes of the model to an ONNX graph; `xplstm.io.onnx.export` calls this method.
 
         Parameters
         ----------
         graph : ModelGraph
+            Graph to add to.
         softmax : bool
-            Give probabilities in the place of logits: softmax of classes, sigmoid of labels.
+            Whether the output is probabilities instead of logits: softmax of classes, sigmoid of labels.
 
         Raises
         ------
         ArgumentError
-            With `softmax` for numbers, and with `padding_idx` for each step.
+            If `softmax` is True for a regression, or a model with `each_step` has `padding_idx`.
 
         Examples
         --------
         See `xplstm.io.onnx.export`.
         """
         if softmax and self.task.name == "regression":
-            msg = "softmax=True needs a model with logits, got a SequenceClassifier of task='regression'"
+            msg = "softmax=True needs a model with logits, got a SequenceClassifier with task='regression'"
             raise ArgumentError(msg)
         if self.each_step and self.padding_idx is not None:
             msg = "a SequenceClassifier with each_step=True and padding_idx= has no ONNX graph; use lengths"
@@ -238,24 +239,24 @@ class SequenceClassifier(Composite):
         graph.leave_logits(graph.linear(self.linear, y), shape, softmax, link)
 
     def __call__(self, x: Array | Ragged, state: State = None) -> Array:
-        """Give the logits of the classes.
+        """Return the logits.
 
         Parameters
         ----------
         x : array, shape (T, B, I) or (T, I), or Ragged
-            With `vocab_size` ids, shape (T, B) or (T,).
+            Features. With `vocab_size`, ids of shape (T, B) or (T,).
         state : (h, c), optional
-            Where the reading begins; zeros if left out.
+            Initial state; zeros if left out.
 
         Returns
         -------
         array, shape (B, C) or (C,); with `each_step` (T, B, C) or (T, C)
-            Of an entry without steps, those of the initial state.
+            Logits. An entry without steps has the logits of the initial state.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `xplstm.LSTM` and `xplstm.Embedding`.
+            As for `xplstm.LSTM` and `xplstm.Embedding`.
         """
         return self._logits(self._reading(x), state)
 
@@ -267,7 +268,7 @@ class SequenceClassifier(Composite):
         return self.linear(self._pooled(y, state_n, reading)[0])
 
     def _predicted(self, x: Array | Ragged, state: State) -> Array:
-        """Return the logits of finite features: gates saturate, so that logits need not show an infinity."""
+        """Return the logits, and check that features are finite; saturated gates would hide an infinity."""
         reading = self._reading(x)
         if self.embedding is None and _blocks.is_dask(reading.x):
             checked = _blocks.finite(reading.x, existing(opened(x)), GAPS)
@@ -278,25 +279,26 @@ class SequenceClassifier(Composite):
         return logits
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
-        """Return the likeliest class, the labels that are likelier than not, or the numbers.
+        """Return the most probable class, the labels with a probability above 0.5, or the numbers.
 
         Parameters
         ----------
         x : array or Ragged
             As for a call.
         state : (h, c), optional
-            Where the reading begins; zeros if left out.
+            Initial state; zeros if left out.
 
         Returns
         -------
         array of integers, shape (B,) or (); with `each_step` (T, B) or (T,)
-            In [0, C). For ``"multilabel"`` booleans, for ``"regression"`` floats, of the shape of the logits.
+            Classes in [0, C). For ``"multilabel"`` booleans and for ``"regression"`` floats, both with the
+            shape of the logits.
 
         Raises
         ------
         ArgumentError
             If a feature of a step that exists, or a logit, is not finite. Values on a device or under a trace
-            are not read. Dask arrays have their logits checked when they are computed.
+            are not checked. For Dask arrays, the logits are checked when they are computed.
         ShapeError, DTypeError, BackendError
             As for a call.
 
@@ -310,23 +312,24 @@ class SequenceClassifier(Composite):
         return self.task.predict(self._predicted(x, state))
 
     def predict_proba(self, x: Array | Ragged, state: State = None) -> Array:
-        """Give the probability of each class, which sum to 1; or of each label.
+        """Return the probability of each class or label; those of classes sum to 1.
 
         Parameters
         ----------
         x : array or Ragged
             As for a call.
         state : (h, c), optional
-            Where the reading begins; zeros if left out.
+            Initial state; zeros if left out.
 
         Returns
         -------
-        array, of the shape and dtype of the logits
+        array, with the shape and dtype of the logits
+            Probabilities in [0, 1].
 
         Raises
         ------
         ArgumentError
-            For ``"regression"``, and for numbers that are not finite, as `predict`.
+            If the task is ``"regression"``, or a feature or logit is not finite, as for `predict`.
         ShapeError, DTypeError, BackendError
             As for a call.
 
@@ -341,28 +344,31 @@ class SequenceClassifier(Composite):
         return self.task.probabilities(self._predicted(x, state))
 
     def loss(self, x: Array | Ragged, targets: Array, state: State = None) -> Array:
-        """Mean of the loss of the task, nothing dropped and nothing kept for gradients.
+        """Return the mean loss of the task, without dropout and residuals.
 
-        For classes and labels ``-log p(target)`` in nats, with the weights and the smoothing of the model.
+        For classes and labels, the loss is ``-log p(target)`` in nats, with `class_weights` and
+        `label_smoothing`.
 
         Parameters
         ----------
         x : array or Ragged
             As for a call.
-        targets : array of integers, of the shape of the logits without its last axis
-            In [0, C). With `each_step`, steps that do not exist do not count. For ``"multilabel"`` of the
-            shape of the logits, integers, booleans or floats in [0, 1]; for ``"regression"`` floats.
+        targets : array of integers, with the shape of the logits without the last axis
+            Classes in [0, C). With `each_step`, the loss ignores steps that do not exist. For
+            ``"multilabel"``, integers, booleans or floats in [0, 1] with the shape of the logits. For
+            ``"regression"``, floats with the shape of the logits.
         state : (h, c), optional
-            Where the reading begins; zeros if left out.
+            Initial state; zeros if left out.
 
         Returns
         -------
         array, shape ()
+            Mean loss.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As for a call, and as `xplstm.losses`.
+            As for a call and for `xplstm.losses`.
 
         Examples
         --------
@@ -383,7 +389,7 @@ class SequenceClassifier(Composite):
         state: State = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[Array, LSTMState, Callable[..., Params]]:
-        """Give the loss, and the function that gives its gradients.
+        """Return the loss, the final state, and the function that returns the gradients.
 
         Parameters
         ----------
@@ -392,22 +398,22 @@ class SequenceClassifier(Composite):
         targets : array
             As for `loss`.
         state : (h, c), optional
-            Held constant.
+            Initial state; zeros if left out. No gradient with respect to the state is computed.
         rng : int or numpy.random.Generator, optional
-            Dropout is applied exactly when this is given.
+            Seed or generator for dropout; no dropout if left out.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
-            After the last step of each entry.
+            State after the last step of each entry.
         pullback : callable
-            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
+            ``pullback(factor=1.0)`` returns the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `loss`.
+            As for `loss`.
 
         Examples
         --------
@@ -429,7 +435,7 @@ class SequenceClassifier(Composite):
         state: State,
         rng: int | np.random.Generator | None,
     ) -> tuple[Array, LSTMState, Callable[..., Params]]:
-        """Return what `loss_vjp` does, of a mean in which each sequence has a weight."""
+        """Return the results of `loss_vjp` for a mean with a weight for each sequence."""
         rng = None if rng is None else _values.generator("rng", rng)
         reading, home = self._reading(inputs), self._home()
         read, embedding_pullback = reading.x, None
@@ -459,10 +465,10 @@ class SequenceClassifier(Composite):
         return loss, state_n, pullback
 
     def _count(self, inputs: Any, targets: Any) -> int:
-        """Return how many elements the loss is the mean of; refuse a mean that class weights divide."""
+        """Return the number of elements over which the loss is averaged; not defined for class weights."""
         if self.task.name == "multiclass" and self.task.class_weights is not None:
-            msg = "class_weights divide the mean loss by the weights of the targets, so that no number of "
-            msg += "elements weights a part of the batch; train without parallel=, or without class_weights"
+            msg = "class_weights do not allow a count: the loss is divided by the weights of the targets; "
+            msg += "train without parallel=, or without class_weights"
             raise ArgumentError(msg)
         if not self.each_step:
             return int(targets.shape[0]) if len(targets.shape) else 1
@@ -470,7 +476,7 @@ class SequenceClassifier(Composite):
         return count_existing(reading.exists, tuple(reading.x.shape[: 2 if self.embedding is None else None]))
 
     def _reading(self, inputs: Array | Ragged) -> _Reading:
-        """Return what the network reads of an argument; which steps exist only if that is asked for."""
+        """Return the network input from an argument, with `exists` only if pooling or the loss needs it."""
         batch = opened(inputs)
         _array.namespace(batch.x, "x")
         if self.embedding is None:
@@ -491,7 +497,7 @@ class SequenceClassifier(Composite):
     def _pooled(
         self, y: Array, state: LSTMState, reading: _Reading
     ) -> tuple[Array, Callable[[Array], tuple[Array | None, LSTMState | None]]]:
-        """Return what the linear layer reads, and the gradients of y and state of the one of that."""
+        """Return the input of the linear layer, and the pullback from it to y and the final state."""
         if self.each_step:
             return y, lambda dy: (dy, None)
         if self.pooling == "last":
@@ -500,7 +506,7 @@ class SequenceClassifier(Composite):
         return pooled, lambda dpooled: (pullback(dpooled), None)
 
     def _last(self, state: LSTMState) -> Array:
-        """Return the last layer's h, (B, D*H), its directions joined as in y."""
+        """Return h of the last layer, (B, D*H), with the directions joined as in y."""
         if _blocks.takes(state.h, self._home()):
             axes = "kbf" if state.h.ndim == 3 else "kf"
             size = {"o": self._directions * state.h.shape[-1]}
@@ -509,7 +515,7 @@ class SequenceClassifier(Composite):
         return _joined(self._directions, state.h)
 
     def _from_last(self, dlast: Array, state: LSTMState) -> LSTMState:
-        """Return the gradient with respect to the final state, from that of `_last`."""
+        """Return the gradient with respect to the final state from the gradient of `_last`."""
         xp, size = _array.namespace(dlast, "dlast"), state.h.shape[-1]
         own = xp.stack([dlast[..., d * size : (d + 1) * size] for d in range(self._directions)])
         below = xp.zeros_like(state.h[: -self._directions, ...])
@@ -517,18 +523,18 @@ class SequenceClassifier(Composite):
 
 
 def _joined(directions: int, h: Array) -> Array:
-    """Return h of the directions of the last layer, side by side."""
+    """Concatenate h of the directions of the last layer."""
     xp = _array.namespace(h, "h_n")
     return xp.concat([h[d - directions, ...] for d in range(directions)], axis=-1)
 
 
 def _refuse_without_vocabulary(input_size: Any, embedding_dim: Any, padding_idx: Any) -> None:
-    """Refuse arguments that need `vocab_size`."""
+    """Check that no argument needs `vocab_size`."""
     given = {"embedding_dim": embedding_dim, "padding_idx": padding_idx}
     for name, value in given.items():
         if value is not None:
             msg = f"{name}={value!r} needs vocab_size=, the number of ids"
             raise ArgumentError(msg)
     if input_size is None:
-        msg = "input_size=None needs vocab_size=, the number of ids; for features, input_size is their number"
+        msg = "input_size=None needs vocab_size=, the number of ids; for features pass their number"
         raise ArgumentError(msg)

@@ -1,4 +1,4 @@
-"""From logits to tokens: sampling one at a time, and beam search for a whole sequence."""
+"""Decode logits to tokens by sampling or beam search."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ Step: TypeAlias = Callable[[np.ndarray, States], tuple[Array, States]]
 def probabilities(
     logits: Array, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> np.ndarray:
-    """Probabilities that `sample` draws from.
+    """Return the probabilities from which `sample` draws tokens.
 
-    ``softmax(logits / temperature)``, of which `top_k` keeps the k largest, and
-    `top_p` after that the fewest that together reach p (nucleus sampling:
-    Holtzman et al., 2020); what is left is brought to the sum 1. Where
-    probabilities are equal, lower tokens are kept first.
+    The probabilities are ``softmax(logits / temperature)``. `top_k` keeps the k largest. Then `top_p` keeps
+    the fewest tokens whose total probability reaches p (nucleus sampling: Holtzman et al., 2020). The kept
+    probabilities are normalised to the sum 1. Of equal probabilities, lower tokens are kept first.
 
     Parameters
     ----------
     logits : array, shape (..., V)
-        Of any library and float dtype. Minus infinity forbids a token.
+        Array of any library and float dtype. A logit of minus infinity excludes a token.
     temperature : float, optional
-        At least 0. Below 1 the likely becomes more likely; 0 leaves the likeliest alone.
-        However near to 0, nothing overflows.
+        Divisor of the logits, at least 0. Below 1, probable tokens become more probable; 0 selects the most
+        probable token. Temperatures close to 0 do not overflow.
     top_k : int, optional
-        At least 1; all tokens if left out.
+        Number of tokens to keep, at least 1; all if left out.
     top_p : float, optional
-        In (0, 1]; all tokens if left out.
+        Total probability to keep, in (0, 1]; all tokens if left out.
 
     Returns
     -------
     numpy.ndarray of float64, shape (..., V)
-        On the host, so that one seed draws the same everywhere.
+        Probabilities on the host, so that one seed draws the same tokens on every device.
 
     Raises
     ------
     ArgumentError
-        For a value outside its range, or logits of which one is NaN or infinity
-        or all are minus infinity.
+        If a value is outside its range, a logit is NaN or plus infinity, or all logits of a row are minus
+        infinity.
     DTypeError
-        If `top_k` is no integer.
+        If an argument has the wrong type.
 
     Examples
     --------
@@ -67,8 +66,7 @@ def probabilities(
     z = _on_host(logits)
     if temperature == 0:
         return np.asarray(np.arange(z.shape[-1]) == z.argmax(axis=-1)[..., None], dtype=np.float64)
-    # The largest logit is 0 already, so that near temperature 0 the others become minus infinity,
-    # never infinity minus infinity.
+    # The largest logit is 0. For temperatures close to 0, the others become minus infinity and not NaN.
     with np.errstate(over="ignore"):
         p = _normalised(np.exp(z / temperature))
     if top_k is None and top_p in (None, 1):
@@ -93,7 +91,7 @@ def sample(
     top_p: float | None = None,
     rng: int | np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Draw a token for each row of logits, each from its own distribution.
+    """Sample one token for each row of logits.
 
     Parameters
     ----------
@@ -111,12 +109,12 @@ def sample(
     Returns
     -------
     numpy.ndarray of int64, shape (...)
-        In [0, V).
+        Tokens in [0, V).
 
     Raises
     ------
     ArgumentError, DTypeError
-        As `probabilities`.
+        As for `probabilities`.
 
     Examples
     --------
@@ -143,13 +141,13 @@ class Hypothesis(NamedTuple):
     Attributes
     ----------
     tokens : tuple of int
-        Without the end token.
+        Tokens without the end token.
     score : float
-        What the search ranks by: the log-probability over a power of the length.
+        Rank of the search: the log-probability divided by a power of the length.
     log_probability : float
-        Of all tokens, the end token included; natural logarithm.
+        Natural logarithm of the probability of all tokens, including the end token.
     ended : bool
-        Whether the end token came; otherwise the sequence was cut at `max_length`.
+        Whether the sequence has an end token; otherwise it was cut at `max_length`.
 
     Examples
     --------
@@ -174,42 +172,42 @@ def beam_search(
     max_length: int,
     length_penalty: float = 0.0,
 ) -> list[list[Hypothesis]]:
-    """Search the likeliest continuations, from left to right.
+    """Find the most probable continuations with beam search.
 
-    Of all continuations of the sequences kept so far, the `width` likeliest are
-    kept; one that takes the end token is complete and leaves the beam (Sutskever,
-    Vinyals and Le, 2014, section 3.2). So a width of 1 is greedy decoding, and a
-    width of all sequences there are finds the best of them. The search stops when
-    nothing in the beam can still become one of the `width` best.
+    At each step, the search keeps the `width` most probable continuations of the kept sequences. A sequence
+    with the end token is complete and leaves the beam (Sutskever, Vinyals and Le, 2014, section 3.2). A
+    width of 1 is greedy decoding. A width equal to the number of all sequences finds the best sequence. The
+    search stops when no sequence in the beam can still become one of the `width` best.
 
     Parameters
     ----------
     step : callable
-        ``step(tokens, state) -> logits, state``: tokens is a NumPy array (N,) of int64, logits an
+        ``step(tokens, state) -> logits, state``. tokens is a NumPy array (N,) of int64, and logits is an
         array (N, V) of any library. N changes from call to call.
     state : tuple of arrays, shape (rows, B, ...) each
-        Before the first step; the second axis is that of the tokens.
+        State before the first step; the second axis is the batch.
     first : integers, shape (B,)
-        The token that each sequence starts from, which is not part of it.
+        Start token of each sequence, which is not part of the result.
     end : int
-        The token, in [0, V), that ends a sequence.
+        End token, in [0, V).
     width : int
-        Sequences to keep for each of the B, at least 1.
+        Number of sequences to keep for each batch entry, at least 1.
     max_length : int
-        Tokens after which a sequence counts as it is, at least 1; the end token is one.
+        Largest number of tokens, including the end token; at least 1. Longer sequences are cut.
     length_penalty : float, optional
-        Sequences are ranked by log-probability / length**length_penalty (Wu et al., 2016, section 7);
-        the end token counts. 0 ranks by probability, which favours short sequences; 1 by the mean.
+        Sequences are ranked by log-probability / length**length_penalty (Wu et al., 2016, section 7). The
+        length includes the end token. 0 ranks by probability, which favours short sequences; 1 ranks by the
+        mean log-probability. At least 0.
 
     Returns
     -------
     list of B lists of Hypothesis
-        At most `width` each, the best first.
+        At most `width` hypotheses each, the best first.
 
     Raises
     ------
     ArgumentError, DTypeError
-        For a value outside its range, or logits as `probabilities` refuses them.
+        If a value is outside its range, and as for `probabilities`.
 
     Examples
     --------
@@ -241,7 +239,7 @@ def beam_search(
         logits, state = step(beam.tokens[:, -1], beam.state)
         log_p = _log_softmax(logits)
         if log_p.ndim != 2 or log_p.shape[0] != len(beam.tokens):
-            msg = f"step gave logits of shape {log_p.shape}, expected ({len(beam.tokens)}, V)"
+            msg = f"step returned logits of shape {log_p.shape}, expected ({len(beam.tokens)}, V)"
             raise ShapeError(msg)
         _values.size("end", end, 0, log_p.shape[1] - 1)
         beam = beam.grown(log_p, state, width)
@@ -250,14 +248,14 @@ def beam_search(
             ended = tokens[-1] == end
             score = total / length**length_penalty
             found[owner].append(Hypothesis(tokens[:-1] if ended else tokens, score, total, ended))
-        # A longer sequence is no likelier, and none is divided by more than this.
+        # Upper bound of all later scores: probabilities only fall, and this is the largest divisor.
         reachable = beam.total / max_length**length_penalty
         beam = beam.kept(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
     return [sorted(row, key=lambda h: -h.score)[:width] for row in found]
 
 
 def _first(first: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return the first tokens, checked."""
+    """Check the start tokens, and return them as an array."""
     tokens = np.asarray(first)
     if tokens.ndim != 1:
         msg = f"first has shape {tokens.shape}, expected (B,)"
@@ -269,7 +267,7 @@ def _first(first: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _penalty(length_penalty: float, max_length: int) -> float:
-    """Return a length penalty under which every score is finite."""
+    """Check that every score is finite with this length penalty."""
     number = _values.finite("length_penalty", length_penalty)
     largest = 700 / max(math.log(max_length), 1)
     if not 0 <= number <= largest:
@@ -279,7 +277,7 @@ def _penalty(length_penalty: float, max_length: int) -> float:
 
 
 class _Beam(NamedTuple):
-    """The sequences that grow: whose they are, log-probability, tokens (the first one included), state."""
+    """Incomplete sequences: owner, log-probability, tokens with the start token, and state."""
 
     owner: np.ndarray
     total: np.ndarray
@@ -288,11 +286,11 @@ class _Beam(NamedTuple):
 
     @classmethod
     def of(cls, first: np.ndarray, state: States) -> _Beam:
-        """One sequence for each of `first`."""
+        """Return a beam with one sequence for each start token."""
         return cls(np.arange(len(first)), np.zeros(len(first)), first[:, None], state)
 
     def grown(self, log_p: np.ndarray, state: States, width: int) -> _Beam:
-        """Return the `width` likeliest continuations for each owner, of log-probabilities (N, V)."""
+        """Return the `width` most probable continuations for each owner, from log-probabilities (N, V)."""
         total = self.total[:, None] + log_p
         chosen: list[tuple[int, int]] = []
         for owner in np.unique(self.owner):
@@ -313,7 +311,7 @@ class _Beam(NamedTuple):
         return _Beam(self.owner[rows], self.total[rows], self.tokens[rows], _take(self.state, rows))
 
     def rows(self, which: np.ndarray) -> list[tuple[int, tuple[int, ...], float]]:
-        """Return owner, tokens without the first one, and log-probability where `which` is True."""
+        """Return owner, tokens without the start token, and log-probability where `which` is True."""
         return [
             (int(self.owner[row]), tuple(self.tokens[row, 1:].tolist()), float(self.total[row]))
             for row in np.nonzero(which)[0]
@@ -321,18 +319,18 @@ class _Beam(NamedTuple):
 
 
 def _take(state: States, rows: np.ndarray) -> States:
-    """Return the `rows` of the second axis of each array of a state."""
+    """Return the entries `rows` along the second axis of each array of a state."""
     return tuple(_state.take_entries("state", a, rows, axis=1) for a in state)
 
 
 def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.ndarray:
-    """For each row the score that a further sequence must beat to be among the best `width`."""
+    """Return the score of the sequence number `width` of each batch entry, which a new one must exceed."""
     scores = [sorted((h.score for h in row), reverse=True) for row in found]
     return np.asarray([row[width - 1] if len(row) >= width else -math.inf for row in scores])
 
 
 def _on_host(logits: Array) -> np.ndarray:
-    """Logits in float64, the largest of each row brought to 0."""
+    """Return logits in float64 on the host, shifted so that the largest of each row is 0."""
     _array.namespace(logits, "logits")
     if _array.dtype_name(logits.dtype) not in _array.FLOATS:
         msg = (
@@ -353,18 +351,18 @@ def _on_host(logits: Array) -> np.ndarray:
 
 
 def _log_softmax(logits: Array) -> np.ndarray:
-    """Logarithms of the probabilities, in float64 on the host."""
+    """Return log-probabilities in float64 on the host."""
     z = _on_host(logits)
     return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
 
 
 def _normalised(p: np.ndarray) -> np.ndarray:
-    """`p` with the sum 1."""
+    """Normalise `p` to the sum 1."""
     return np.asarray(p / p.sum(axis=-1, keepdims=True))
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse values outside their ranges; NaN is in none."""
+    """Check the ranges of the sampling options; NaN is outside every range."""
     _values.in_range("temperature", temperature, 0, math.inf)
     if top_k is not None:
         _values.size("top_k", top_k)

@@ -1,4 +1,4 @@
-"""Forecast the next values of a series, step by step or many steps at once."""
+"""Forecast the next values of a series, one step or several steps at once."""
 
 from __future__ import annotations
 
@@ -23,83 +23,83 @@ if TYPE_CHECKING:
 
 PerColumn: TypeAlias = "float | Sequence[float] | np.ndarray"
 Inputs: TypeAlias = "Array | Ragged | WithFuture"
-GAPS = "a forecast needs finite numbers, so fill or drop gaps"
+GAPS = "a forecast needs finite numbers; fill or drop gaps"
 OVERFLOW = "the model has parameters that are not finite, or so large that the forecast overflows"
 
 
 class _Read(NamedTuple):
-    """A batch as the network sees it."""
+    """A batch in the units of the network."""
 
     z: Array
     """All columns, standardised."""
     entered: Array
-    """`z` and what is known ahead."""
+    """`z` and the known columns."""
     lengths: Any
     exists: Array | None
-    """The steps that exist; None where all do."""
+    """Steps that exist; None if all steps exist."""
 
 
 class Forecaster(SeriesModel):
-    """Stacked LSTM, linear: at each step, the next values of a series.
+    """Forecast the next values of a series at each step, with a stacked LSTM and a linear layer.
 
-    The network reads ``(x - mean) / std``, and its output is added to the present value. So a network whose
-    output is 0 predicts that the series does not change. `fit` trains it on one series;
+    The network reads ``(x - mean) / std``, and its output is added to the present value. A network with
+    output 0 therefore predicts that the series does not change. `fit` trains the model on one series;
     `xplstm.training.fit` trains it on any batches.
 
-    Without `horizon` a forecast is the next step of all columns, and `forecast` reads its own forecasts to
-    reach further. With `horizon` the forecast is direct: each step gives the next `horizon` steps at once,
-    of some columns, as numbers or as quantiles.
+    Without `horizon`, a forecast is the next step of all columns, and `forecast` feeds its own forecasts back
+    for more steps. With `horizon`, the forecast is direct: each step forecasts the next `horizon` steps of
+    the target columns at once, as numbers or as quantiles.
 
     Parameters
     ----------
     features : int
         F, columns of the series, at least 1.
     hidden_size : int
-        At least 1.
+        Units of each layer, at least 1.
     num_layers : int, optional
-        At least 1.
+        Number of LSTM layers, at least 1.
     mean, std : float or sequence of F floats, optional
-        Of the part of the series that the model learns from; std above 0. Without them they are 0 and 1
-        until `fit` measures them.
+        Mean and standard deviation of the training part of the series; std above 0. If left out, they are 0
+        and 1 until `fit` measures them.
     dropout : float, optional
-        Probability, in [0, 1), of dropping each output of an LSTM layer in training.
+        Dropout probability, in [0, 1), of the outputs of each LSTM layer in training.
     horizon : int, optional
         n, steps of a direct forecast, at least 1.
     targets : sequence of int, optional
-        The M columns to forecast; all that are not `known` if left out. The other columns are past
-        covariates. Needs `horizon`.
+        The M columns to forecast; all columns that are not `known` if left out. Needs `horizon`.
     known : sequence of int, optional
         K columns that are known ahead, such as the month or a planned price. The model reads them for the
-        `horizon` steps that it forecasts; `WithFuture` passes them. Needs `horizon`.
+        next `horizon` steps; pass them with `WithFuture`. Needs `horizon`.
     quantiles : sequence of Q floats, optional
-        Ascending, in (0, 1). The model then forecasts these quantiles, trained by the quantile loss. They
-        cannot cross: each is the next one plus or minus ``log(1 + exp(a))``. Needs `horizon`.
+        Quantiles to forecast, ascending, in (0, 1). The model is then trained with the quantile loss.
+        Quantiles cannot cross: neighbours differ by ``log(1 + exp(a))``. Needs `horizon`.
     xp, device, dtype : optional
-        Where the parameters are made: as for `xplstm.LSTM`.
+        Backend, device and dtype of the parameters, as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        A seed or a generator for the initialisation.
+        Seed or generator for the initialisation.
 
     Attributes
     ----------
     mean, std : numpy.ndarray of float64, shape (F,)
-        A file that `save` writes holds them, and so do checkpoints and ONNX files. `state_dict` does not.
+        Scale of the columns. `save`, checkpoints and ONNX files store the scale; `state_dict` does not.
     targets, known : tuple of int
-        The columns in use.
+        Target columns and known columns.
     horizon : int or None
+        Steps of a direct forecast.
     quantiles : tuple of float or None
+        Quantiles to forecast.
     params : dict of str to array
-        All parameters, such as ``lstm.weight_ih_l0``; setting it sets those of the layers.
+        All parameters, such as ``lstm.weight_ih_l0``. Setting it sets the parameters of the layers.
 
     Raises
     ------
     ArgumentError, ShapeError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong type, shape, backend or value.
 
     Notes
     -----
-    The mean squared error and the quantile loss count every step of a window, each with its own `horizon`
-    steps ahead. Direct forecasts of several steps and quantiles: Wen et al., "A multi-horizon quantile
-    recurrent forecaster", 2017.
+    The loss is the mean over all steps of a window and the `horizon` steps after each. For direct forecasts
+    and quantiles see Wen et al., "A multi-horizon quantile recurrent forecaster", 2017.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class Forecaster(SeriesModel):
     >>> following.shape, model.forecast(series, 12).shape
     ((50, 1, 1), (12, 1, 1))
 
-    Three columns, of which the first is forecast 4 steps ahead as three quantiles:
+    Forecast the first of three columns 4 steps ahead, as three quantiles:
 
     >>> model = Forecaster(3, 8, horizon=4, targets=[0], quantiles=[0.1, 0.5, 0.9], rng=0)
     >>> model.forecast(np.ones((50, 2, 3), dtype="float32")).shape
@@ -165,7 +165,7 @@ class Forecaster(SeriesModel):
         self.dropout = Dropout(_values.probability("dropout", dropout))
 
     def _set_scale(self, mean: PerColumn, std: PerColumn) -> None:
-        """Check and keep the scale of each column."""
+        """Check and store the scale of each column."""
         features = self._roles.features
         means, stds = _for_each("mean", mean, features), _for_each("std", std, features)
         smallest = SMALLEST[self._home().dtype]
@@ -173,28 +173,28 @@ class Forecaster(SeriesModel):
             msg = f"std={std} must be above 0"
             raise ArgumentError(msg)
         if not (stds > smallest).all():
-            msg = f"std={std} must be above {smallest}, whose inverse {self._home().dtype} can hold"
+            msg = f"std={std} must be above {smallest}, so that its inverse fits {self._home().dtype}"
             raise ArgumentError(msg)
         self.mean, self.std = means, stds
 
     @property
     def horizon(self) -> int | None:
-        """Steps of a direct forecast, or None."""
+        """Steps of a direct forecast; None for forecasts of one step."""
         return self._roles.horizon
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The columns that are forecast."""
+        """Target columns."""
         return self._roles.targets
 
     @property
     def known(self) -> tuple[int, ...]:
-        """The columns that are known ahead."""
+        """Columns that are known ahead."""
         return self._roles.known
 
     @property
     def quantiles(self) -> tuple[float, ...] | None:
-        """The quantiles that are forecast, or None."""
+        """Quantiles to forecast, or None."""
         return self._roles.quantiles
 
     def _options(self) -> dict[str, Any]:
@@ -207,18 +207,19 @@ class Forecaster(SeriesModel):
         return {"linear": (self._roles.outputs, self.lstm._stack.width)}
 
     def export_to(self, graph: ModelGraph, softmax: bool) -> None:
-        """Add the nodes of the model to an ONNX graph: `xplstm.io.onnx.export` calls it.
+        """Add the nodes of the model to an ONNX graph; `xplstm.io.onnx.export` calls this method.
 
         Parameters
         ----------
         graph : ModelGraph
+            Graph to add to.
         softmax : bool
             Must be False.
 
         Raises
         ------
         ArgumentError
-            With `softmax`.
+            If `softmax` is True.
 
         Examples
         --------
@@ -238,25 +239,26 @@ class Forecaster(SeriesModel):
         graph.leave(following, "following", ["T", "B", self.linear.out_features])
 
     def __call__(self, x: Inputs, state: State = None) -> tuple[Array, LSTMState]:
-        """Return for each step a forecast of what follows it.
+        """Return a forecast from each step.
 
         Parameters
         ----------
         x : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
+            The observed series.
         state : (h, c), optional
-            The state after the steps before `x`; zeros if left out.
+            State after the steps before `x`; zeros if left out.
 
         Returns
         -------
         following : array, shape of x, or (T, B, horizon, M) or (T, B, horizon, M, Q)
-            At t what is expected at t + 1, or at t + 1 to t + horizon.
+            At t the forecast for step t + 1, or for the steps t + 1 to t + horizon.
         state : LSTMState
-            To continue with.
+            Final state, from which the next call can continue.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `xplstm.LSTM`.
+            As for `xplstm.LSTM`.
         """
         if _blocks.takes(opened(x.x if isinstance(x, WithFuture) else x).x, self._home()):
             return self._in_blocks(x, state)
@@ -265,13 +267,13 @@ class Forecaster(SeriesModel):
         return self._following(y, read.z), state_n
 
     def _following(self, y: Array, z: Array) -> Array:
-        """Return the forecasts of each step in the units of the series."""
+        """Return the forecasts from each step in the units of the series."""
         return self._original(self._roles.forecasts(self.linear(y), z)[0])
 
     def _in_blocks(self, x: Any, state: Any) -> tuple[Any, LSTMState]:
-        """Return Dask arrays, one task for each chunk of time and batch."""
+        """Return the results of a call as Dask arrays, with one task for each chunk of time and batch."""
         if isinstance(x, WithFuture):
-            msg = "x is a Dask array with a future, which only forecast takes; use x.x.compute() for a call"
+            msg = "x is a Dask array with a future, which only forecast accepts; use x.x.compute() for a call"
             raise ArgumentError(msg)
         check_future(None, self._roles)
         batch = opened(x)
@@ -293,7 +295,7 @@ class Forecaster(SeriesModel):
         _blocks.check_kind("x", x, home, home.dtype)
 
     def _forecast_blocks(self, x: Any, future: Any, steps: int, state: Any) -> Any:
-        """Return a Dask array, one task for each chunk of the batch."""
+        """Return the forecast as a Dask array, with one task for each chunk of the batch."""
         self._check_blocks(x)
         check_future(future, self._roles)
         batched, rest = x.ndim == 3, self._roles.shape[0 if self.horizon is None else 1 :]
@@ -311,31 +313,31 @@ class Forecaster(SeriesModel):
         return found if batched else found[:, 0]
 
     def forecast(self, x: Array | WithFuture, steps: int | None = None, state: State = None) -> Array:
-        """Continue a series after its last step.
+        """Forecast the steps after the last step of a series.
 
-        Without `horizon` each forecast is read as if it had happened, to forecast the next one.
+        Without `horizon`, each forecast is the input for the next forecast.
 
         Parameters
         ----------
         x : array, shape (T, B, F) or (T, F), or WithFuture
-            What has happened, T at least 1; finite numbers, of any dtype that `fit` takes.
+            The observed series, with T at least 1 and finite numbers, of any dtype that `fit` accepts.
         steps : int, optional
-            At least 0. With `horizon`, at most that, which also is the default.
+            Number of steps to forecast, at least 0. With `horizon`, at most `horizon`, which is the default.
         state : (h, c), optional
-            The state after the steps before `x`; zeros if left out.
+            State after the steps before `x`; zeros if left out.
 
         Returns
         -------
         array, shape (steps, B, F) or (steps, F)
-            With `horizon` the last axis is M, the targets; with `quantiles` an axis Q follows.
+            Forecasts. With `horizon` the last axis is M, the targets; with `quantiles` an axis Q follows.
 
         Raises
         ------
         ArgumentError
-            If `steps` is out of range, or a value of `x` or of the forecast is not finite. Values on a
-            device or under a trace are not read.
+            If `steps` is outside its range, or a value of `x` or of the forecast is not finite. Values on a
+            device or under a trace are not checked.
         ShapeError, DTypeError, BackendError
-            As for a call; and if `x` has no step.
+            As for a call, and if `x` has no step.
 
         Examples
         --------
@@ -346,16 +348,16 @@ class Forecaster(SeriesModel):
         (4, 3, 2)
         """
         if steps is None and self.horizon is None:
-            msg = "steps=None needs a model with horizon=; say how many steps to forecast"
+            msg = "steps=None needs a model with horizon=; pass the number of steps"
             raise ArgumentError(msg)
         steps = _values.size("steps", self.horizon if steps is None else steps, 0)
         if self.horizon is not None and steps > self.horizon:
-            msg = f"steps={steps} must be at most horizon={self.horizon}, which the model forecasts at once"
+            msg = f"steps={steps} must be at most horizon={self.horizon}"
             raise ArgumentError(msg)
         given: Any = x.x if isinstance(x, WithFuture) else x
         _array.namespace(given, "x")
         if 0 in given.shape[:1]:
-            msg = f"x has shape {tuple(given.shape)}; there must be at least 1 step to continue from"
+            msg = f"x has shape {tuple(given.shape)}, expected at least 1 step"
             raise ShapeError(msg)
         if _blocks.takes(given, self._home()):
             return self._forecast_blocks(given, getattr(x, "future", None), steps, state)
@@ -384,12 +386,12 @@ class Forecaster(SeriesModel):
         for _ in range(steps):
             expected.append(expected[-1] + self.linear(latest))
             latest, state_n = lstm.step(expected[-1], state_n)
-        # Without the last value of x, which also is what there is to stack where steps is 0.
+        # Drop the last value of x, which the stack needs if steps is 0.
         xp = _array.namespace(latest, "x")
         return self._original(xp.stack(expected)[1:, ...])
 
     def _direct(self, read: _Read, state: State) -> Array:
-        """Return the forecast from the last step, the horizon first."""
+        """Return the forecast from the last step, with the horizon as first axis."""
         y, _ = self.lstm(read.entered, state)
         expected, _ = self._roles.forecasts(self.linear(y[-1, ...]), read.z[-1, ...])
         xp, original = _array.namespace(expected, "x"), self._original(expected)
@@ -400,24 +402,28 @@ class Forecaster(SeriesModel):
     def loss(self, x: Inputs, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
         """Return the mean loss in units of `std`, without dropout.
 
-        It is the squared error, or the quantile loss of a model with `quantiles`.
+        The loss is the mean squared error, or the quantile loss for a model with `quantiles`.
 
         Parameters
         ----------
         x : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
+            The observed series.
         targets : array, shape of x, or (T, B, horizon, M)
-            What came after each step; past the length of an entry it does not count. `windows` makes it.
+            Values after each step, such as those from `windows`. Values after the length of an entry are
+            ignored.
         state : (h, c), optional
+            State after the steps before `x`; zeros if left out.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
+            Final state.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As for a call, and as `xplstm.losses.mse` or `xplstm.losses.quantile`.
+            As for a call, and for `xplstm.losses.mse` or `xplstm.losses.quantile`.
 
         Examples
         --------
@@ -440,29 +446,31 @@ class Forecaster(SeriesModel):
         state: State = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[Array, LSTMState, Callable[..., Params]]:
-        """Return the loss, and the function that returns its gradients.
+        """Return the loss, the final state, and the function that returns the gradients.
 
         Parameters
         ----------
         inputs : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
+            The observed series.
         targets : array
             As for `loss`.
         state : (h, c), optional
-            Held constant: backpropagation ends here.
+            State after the steps before `inputs`; zeros if left out. Backpropagation is truncated here.
         rng : int or numpy.random.Generator, optional
-            Dropout is applied exactly when this is given.
+            Seed or generator for dropout; no dropout if left out.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
+            Final state.
         pullback : callable
-            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
+            ``pullback(factor=1.0)`` returns the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `loss`.
+            As for `loss`.
 
         Examples
         --------
@@ -492,7 +500,7 @@ class Forecaster(SeriesModel):
         return loss, state_n, pullback
 
     def _last_loss(self, inputs: Inputs, targets: Array) -> Array:
-        """Return the loss of the last step of each window."""
+        """Return the mean loss of the forecasts from the last step of each window."""
         read = self._read(inputs)
         y, _ = self.lstm(read.entered)
         z = read.z[-1:, ...]
@@ -500,12 +508,12 @@ class Forecaster(SeriesModel):
         return self._roles.loss(expected, self._happened(targets[-1:, ...], z), None)[0]
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
-        """Return how many elements the loss is the mean of."""
+        """Return the number of elements over which the loss is averaged."""
         x = opened(inputs.x if isinstance(inputs, WithFuture) else inputs)
         return count_existing(existing(x), tuple(x.x.shape[:-1]))
 
     def _read(self, inputs: Inputs) -> _Read:
-        """Return the batch as the network sees it."""
+        """Check a batch, and convert it to the units of the network."""
         given, future = inputs if isinstance(inputs, WithFuture) else (inputs, None)
         check_future(future, self._roles)
         batch = opened(given)
@@ -522,14 +530,14 @@ class Forecaster(SeriesModel):
         return _Read(z, entered, batch.lengths, exists)
 
     def _standardised(self, x: Array, name: str = "x") -> Array:
-        """Return `x`, the argument called `name`, as the network sees it."""
+        """Convert `x`, the argument `name`, to the units of the network."""
         axes = ("T", "B")[: max(0, getattr(x, "ndim", 1) - 1)]
         x = _checks.array(name, x, self._home(), (*axes, len(self.mean)), "the last is features")
         mean, std = self._scale()
         return (x - mean) / std
 
     def _happened(self, targets: Array, z: Array) -> Array:
-        """Return the targets of a batch as the network sees them."""
+        """Convert the targets of a batch to the units of the network."""
         if self.horizon is None:
             return self._standardised(targets, "targets")
         shape = (*z.shape[:-1], self.horizon, len(self.targets))
@@ -538,12 +546,12 @@ class Forecaster(SeriesModel):
         return (targets - mean) / std
 
     def _original(self, z: Array) -> Array:
-        """Return forecasts of the network in the units of the series."""
+        """Convert forecasts of the network to the units of the series."""
         mean, std = (self._roles.chosen(a, self.targets) for a in self._scale())
         return z * std + mean if self.quantiles is None else z * std[..., None] + mean[..., None]
 
     def _scale(self) -> tuple[Array, Array]:
-        """Return `mean` and `std` where the parameters live."""
+        """Return `mean` and `std` on the device of the parameters."""
         home = self._home()
         smallest, largest = SMALLEST[home.dtype], LARGEST[home.dtype]
         if self.std.min() < smallest or max(self.std.max(), np.abs(self.mean).max()) > largest:
@@ -559,25 +567,25 @@ class Forecaster(SeriesModel):
 
 
 def _forecast_block(steps: int, ahead: bool, model: Forecaster, x: Array, *given: Array) -> Array:
-    """Return the forecast of one chunk of the batch, from what is known ahead and the state, if given."""
+    """Return the forecast of one chunk of the batch; `given` is the future, the state, or both."""
     future, state = (given[0], given[1:]) if ahead else (None, given)
     whole: Any = x if future is None else WithFuture(x, future)
     return model.forecast(whole, steps, LSTMState(*state) if state else None)
 
 
 def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: int) -> np.ndarray:
-    """Return `value` once for each feature."""
+    """Return one number for each feature."""
     try:
         given = np.asarray(value)
     except ValueError as error:
         msg = f"{name} must be a number, or one for each feature: {error}"
         raise DTypeError(msg) from error
     if given.dtype.kind not in "fiu":
-        msg = f"{name} has dtype {given.dtype}; numbers were expected"
+        msg = f"{name} has dtype {given.dtype}, expected numbers"
         raise DTypeError(msg)
     numbers = given.astype(np.float64)
     if numbers.shape not in ((), (features,)):
-        msg = f"{name} has shape {numbers.shape}, expected () or ({features},): one for each feature"
+        msg = f"{name} has shape {numbers.shape}, expected () or ({features},), one for each feature"
         raise ShapeError(msg)
     if not np.isfinite(numbers).all():
         msg = f"{name}={value} must be finite"

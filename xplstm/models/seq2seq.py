@@ -1,4 +1,4 @@
-"""Many to many of another length: one sequence read, then another written."""
+"""Encoder-decoder model: map one sequence to another of any length."""
 
 from __future__ import annotations
 
@@ -20,49 +20,47 @@ from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
 
 
 class Seq2Seq(Composite):
-    """Encoder and decoder, each an embedding and a stacked LSTM: one sequence into another.
+    """Map one sequence to another with an encoder and a decoder, each an embedding and a stacked LSTM.
 
-    The encoder's final state is the decoder's first (Sutskever, Vinyals and Le,
-    2014). The decoder reads the end token first, then what is written, and gives
-    the logits of the next token until that is the end token. Trained by
-    `xplstm.training.fit`, whose `Model` it is.
+    The final state of the encoder is the initial state of the decoder (Sutskever, Vinyals and Le, 2014). The
+    decoder starts with the end token and then reads its own tokens. At each step it returns the logits of the
+    next token. Train the model with `xplstm.training.fit`.
 
     Parameters
     ----------
     source_vocab, target_vocab : str or sequence of str
-        The tokens, each once; token number k has the id k. The end token is not
-        one of them: its id is `end`.
+        The tokens, each once. The id of a token is its index. The end token is not part of a vocabulary.
     hidden_size : int
         Units of each layer, at least 1.
     num_layers : int, optional
-        Of the encoder, and of the decoder.
+        Number of layers of the encoder and of the decoder, at least 1.
     embedding_dim : int, optional
-        `hidden_size` if left out.
+        Features of the embeddings, at least 1; `hidden_size` if left out.
     dropout : float, optional
-        Probability, in [0, 1), to drop in training what each LSTM layer of the decoder gives, and each
-        of the encoder to the next.
+        Dropout probability, in [0, 1), in training. It applies between the layers of the encoder, and to the
+        outputs of each layer of the decoder.
     teacher_forcing : float, optional
-        Probability, in [0, 1], that the decoder in training reads the token that
-        should have come before, not the one it finds likeliest itself; drawn again
-        for each token (Bengio et al., 2015). Can be set between updates.
+        Probability, in [0, 1], that the decoder reads the target token at a step of training instead of its
+        own most probable token (Bengio et al., 2015). It can be set between updates.
     xp, device, dtype : optional
-        Where the parameters are made: as for `xplstm.LSTM`.
+        Backend, device and dtype of the parameters, as for `xplstm.LSTM`.
     rng : int or numpy.random.Generator, optional
-        Draws the initial values of the parameters.
+        Seed or generator for the initialisation.
 
     Attributes
     ----------
     source_vocab, target_vocab : tuple of str
+        The tokens.
     end : int
         Id of the end token, ``len(target_vocab)``.
     params : dict of str to array
-        All parameters, such as ``encoder.weight_ih_l0``; setting it sets those of the layers.
+        All parameters, such as ``encoder.weight_ih_l0``. Setting it sets the parameters of the layers.
 
     Raises
     ------
-    ArgumentError
-        If a vocabulary is empty or has a token twice, or `teacher_forcing` is
-        outside its range; as `xplstm.LSTM` otherwise.
+    ArgumentError, DTypeError, BackendError
+        If a vocabulary is empty or has a token twice, or `teacher_forcing` is outside its range, and as for
+        `xplstm.LSTM`.
 
     Examples
     --------
@@ -141,7 +139,7 @@ class Seq2Seq(Composite):
 
     @property
     def teacher_forcing(self) -> float:
-        """Probability that the decoder in training reads the token that should have come before."""
+        """Probability that the decoder reads the target token at a step of training."""
         return self._teacher_forcing
 
     @teacher_forcing.setter
@@ -153,16 +151,17 @@ class Seq2Seq(Composite):
         self._teacher_forcing = number
 
     def encode(self, text: str | Sequence[str]) -> Array:
-        """Ids of the tokens of a source.
+        """Return the ids of the tokens of a source.
 
         Parameters
         ----------
         text : str or sequence of str
+            Tokens of `source_vocab`.
 
         Returns
         -------
         array of int64, shape (len(text),)
-            Where the parameters are.
+            Ids on the device of the parameters.
 
         Raises
         ------
@@ -178,16 +177,17 @@ class Seq2Seq(Composite):
         return self._here(_vocabulary.numbers(text, self._source_ids, "source_vocab"))
 
     def encode_target(self, text: str | Sequence[str]) -> Array:
-        """Ids of the tokens of a target, and of the end.
+        """Return the ids of the tokens of a target, followed by the end token.
 
         Parameters
         ----------
         text : str or sequence of str
+            Tokens of `target_vocab`.
 
         Returns
         -------
         array of int64, shape (len(text) + 1,)
-            Where the parameters are.
+            Ids on the device of the parameters.
 
         Raises
         ------
@@ -206,19 +206,19 @@ class Seq2Seq(Composite):
     def batch(
         self, sources: Sequence[str | Sequence[str]], targets: Sequence[str | Sequence[str]]
     ) -> tuple[Ragged, Ragged]:
-        """Lay texts side by side: a batch for `loss_vjp` and `xplstm.training.fit`.
+        """Make a batch of texts for `loss_vjp` and `xplstm.training.fit`.
 
         Parameters
         ----------
         sources, targets : sequence of texts
-            As many of the one as of the other, at least 1.
+            Equal numbers of texts, at least 1. A text is a str or a sequence of tokens.
 
         Returns
         -------
         source : Ragged
-            Ids.
+            Ids of the sources.
         target : Ragged
-            Ids, with the end tokens.
+            Ids of the targets, with end tokens.
 
         Raises
         ------
@@ -235,7 +235,7 @@ class Seq2Seq(Composite):
         for name, texts in (("sources", sources), ("targets", targets)):
             _check_texts(name, texts, 0)
         if len(sources) != len(targets):
-            msg = f"sources has {len(sources)} texts, targets {len(targets)}; there must be as many"
+            msg = f"sources has {len(sources)} texts, but targets has {len(targets)}; pass equal numbers"
             raise ArgumentError(msg)
         _check_texts("sources", sources, 1)
         return pad([self.encode(s) for s in sources]), pad([self.encode_target(t) for t in targets])
@@ -243,26 +243,28 @@ class Seq2Seq(Composite):
     def __call__(
         self, source: Array | Ragged, target: Array | Ragged, state: State = None
     ) -> tuple[Array, LSTMState]:
-        """Give the logits of each token of a target, from the source and the target's tokens before it.
+        """Return the logits of each target token, given the source and the earlier target tokens.
 
         Parameters
         ----------
         source : array of integers, shape (S, B) or (S,), or Ragged
+            Ids of the sources.
         target : array of integers, shape (U, B) or (U,), or Ragged
-            With the end tokens.
+            Ids of the targets, with end tokens.
         state : (h, c), optional
-            Where the encoder begins; zeros if left out.
+            Initial state of the encoder; zeros if left out.
 
         Returns
         -------
         logits : array, shape (U, B, V + 1) or (U, V + 1)
+            Logits of the target tokens and the end token.
         state : LSTMState
-            Where the encoder ended.
+            Final state of the encoder.
 
         Raises
         ------
         ShapeError, DTypeError, BackendError, ArgumentError
-            As `xplstm.Embedding` and `xplstm.LSTM`.
+            As for `xplstm.Embedding` and `xplstm.LSTM`.
         """
         _check_pair(source, target)
         between = self._read(source, state)
@@ -272,22 +274,22 @@ class Seq2Seq(Composite):
     def loss(
         self, source: Array | Ragged, target: Array | Ragged, state: State = None
     ) -> tuple[Array, LSTMState]:
-        """Mean over the target's tokens of ``-log p(token | source, tokens before)``, in nats.
+        """Return the mean of ``-log p(token | source, earlier tokens)`` over the target tokens, in nats.
 
-        Nothing is dropped and nothing kept for gradients.
+        The method applies no dropout and keeps no residuals.
 
         Parameters
         ----------
         source, target : array of integers, or Ragged
             As for a call.
         state : (h, c), optional
-            Where the encoder begins; zeros if left out.
+            Initial state of the encoder; zeros if left out.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
-            Where the encoder ended.
+            Final state of the encoder.
 
         Raises
         ------
@@ -315,28 +317,29 @@ class Seq2Seq(Composite):
         state: State = None,
         rng: int | np.random.Generator | None = None,
     ) -> tuple[Array, LSTMState, Callable[..., Params]]:
-        """Give the loss, and the function that gives its gradients.
+        """Return the loss, the final state of the encoder, and the function that returns the gradients.
 
-        Where the decoder reads its own token, that token is the one it finds
-        likeliest with nothing dropped, and is held constant.
+        A token that the decoder reads from itself is its most probable token without dropout. Such tokens are
+        constants for the gradients.
 
         Parameters
         ----------
         inputs, targets : array of integers, or Ragged
             Source and target, as for a call.
         state : (h, c), optional
-            Where the encoder begins, held constant; zeros if left out.
+            Initial state of the encoder; zeros if left out. No gradient with respect to the state is
+            computed.
         rng : int or numpy.random.Generator, optional
-            Dropout is applied exactly when this is given. A `teacher_forcing`
-            between 0 and 1 needs it.
+            Seed or generator for dropout and teacher forcing; no dropout if left out. A `teacher_forcing`
+            between 0 and 1 needs `rng`.
 
         Returns
         -------
         loss : array, shape ()
         state : LSTMState
-            Where the encoder ended.
+            Final state of the encoder.
         pullback : callable
-            ``pullback(factor=1.0)`` gives the gradients of ``factor * loss``, with the keys of `params`.
+            ``pullback(factor=1.0)`` returns the gradients of ``factor * loss``, with the keys of `params`.
 
         Raises
         ------
@@ -374,7 +377,7 @@ class Seq2Seq(Composite):
         return loss, between, pullback
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
-        """Return how many elements the loss is the mean of."""
+        """Return the number of elements over which the loss is averaged."""
         target = opened(targets)
         return count_existing(existing(target, "target"), tuple(target.x.shape))
 
@@ -387,24 +390,25 @@ class Seq2Seq(Composite):
         length_penalty: float = 0.0,
         state: State = None,
     ) -> list[list[Hypothesis]]:
-        """Search the likeliest targets by `beam_search`.
+        """Find the most probable targets with `beam_search`.
 
         Parameters
         ----------
         source : array of integers, shape (S, B), or Ragged
+            Ids of the sources.
         max_length : int
-            Tokens after which a target is cut, the end token included, at least 1.
+            Largest number of tokens of a target, including the end token; at least 1.
         width : int, optional
-            Targets to keep for each source, at least 1; 1 is greedy.
+            Number of targets to keep for each source, at least 1; 1 is greedy decoding.
         length_penalty : float, optional
             As for `beam_search`.
         state : (h, c), optional
-            Where the encoder begins; zeros if left out.
+            Initial state of the encoder; zeros if left out.
 
         Returns
         -------
         list of B lists of Hypothesis
-            At most `width` each, the best first.
+            At most `width` hypotheses each, the best first.
 
         Raises
         ------
@@ -422,7 +426,7 @@ class Seq2Seq(Composite):
         ids = opened(source).x
         _array.namespace(ids, "source")
         if _blocks.takes(ids, self._home()):
-            msg = "source is a Dask array, and decode returns lists; use source.compute(), or call decode "
+            msg = "source is a Dask array, but decode returns lists; use source.compute(), or call decode "
             msg += "in a dask.delayed function for each block"
             raise BackendError(msg)
         shape = tuple(ids.shape)
@@ -454,12 +458,12 @@ class Seq2Seq(Composite):
         width: int = 1,
         length_penalty: float = 0.0,
     ) -> list[str]:
-        """Write the best target of each source.
+        """Return the best target of each source as text.
 
         Parameters
         ----------
         texts : sequence of texts
-            At least 1.
+            Sources, at least 1. A text is a str or a sequence of tokens.
         max_length : int
             As for `decode`.
         width : int, optional
@@ -470,12 +474,12 @@ class Seq2Seq(Composite):
         Returns
         -------
         list of str
-            One for each source: its tokens put together.
+            The joined tokens of each target.
 
         Raises
         ------
         ArgumentError
-            If there is no text or a token is unknown; as `decode` otherwise.
+            If there is no text, or a token is not in `source_vocab`, and as for `decode`.
 
         Examples
         --------
@@ -489,12 +493,12 @@ class Seq2Seq(Composite):
         return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in found]
 
     def _read(self, source: Array | Ragged, state: State) -> LSTMState:
-        """Return the state of the encoder at the end."""
+        """Return the final state of the encoder."""
         batch = opened(source)
         return self.encoder(self.encoder_embedding(cleared(batch, "source")), state, lengths=batch.lengths)[1]
 
     def _forced(self, target: Array | Ragged) -> Array:
-        """Return what the decoder reads under teacher forcing: the target, one step later."""
+        """Return the decoder input with teacher forcing: the target, shifted by one step."""
         ids: Any = cleared(opened(target), "target")
         if not _blocks.is_dask(ids):
             return _one_later(self.end, ids)
@@ -505,9 +509,9 @@ class Seq2Seq(Composite):
         return later.rechunk({0: ids.chunks[0]})
 
     def _mixed(self, target: Ragged, state: LSTMState, rng: np.random.Generator | None) -> Array:
-        """Return what the decoder reads if each token is the target's or its own by chance."""
+        """Return the decoder input with target tokens and own tokens, mixed at random."""
         if rng is None and self.teacher_forcing > 0:
-            msg = f"teacher_forcing={self.teacher_forcing} needs rng=, which draws when it applies"
+            msg = f"teacher_forcing={self.teacher_forcing} needs rng=, which selects the steps"
             raise ArgumentError(msg)
         forced, decoder = self._forced(target), self.decoder.freeze()
         coins = np.zeros(forced.shape) if rng is None else rng.random(forced.shape)
@@ -522,9 +526,9 @@ class Seq2Seq(Composite):
 
 
 def _check_texts(name: str, texts: Any, least: int) -> None:
-    """Refuse one text where a sequence of at least so many texts is expected."""
+    """Check that `texts` is a sequence of at least `least` texts and not one text."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        msg = f"{name}={texts!r} must be a sequence of texts, such as a list with one"
+        msg = f"{name}={texts!r} must be a sequence of texts; pass one text in a list"
         raise DTypeError(msg)
     if len(texts) < least:
         msg = f"{name}={texts!r} must have at least 1 text"
@@ -532,19 +536,19 @@ def _check_texts(name: str, texts: Any, least: int) -> None:
 
 
 def _one_later(first: int, ids: Array) -> Array:
-    """Return ids (U, ...) one step later, after a first step of `first`."""
+    """Shift ids (U, ...) by one step, with `first` as the new first step."""
     xp = _array.namespace(ids, "target")
     return xp.concat([xp.full_like(ids[:1, ...], first), ids[:-1, ...]])
 
 
 def _check_pair(source: Array | Ragged, target: Array | Ragged) -> tuple[Ragged, Ragged]:
-    """Return source and target, which must be of one batch."""
+    """Return source and target, and check that their batch sizes are equal."""
     pair = opened(source), opened(target)
     shapes = []
     for name, batch in zip(("source", "target"), pair, strict=True):
         _array.namespace(batch.x, name)
         shapes.append(tuple(batch.x.shape))
-    # The network compares the chunks of batches whose size Dask does not know.
+    # The network compares the chunks if Dask does not know the batch size.
     known = all(n == n for shape in shapes for n in shape)
     fitting = shapes[0][1:] == shapes[1][1:] or not known
     if len(shapes[0]) != len(shapes[1]) or not 1 <= len(shapes[0]) <= 2 or not fitting:

@@ -1,18 +1,18 @@
-"""Estimators of scikit-learn: an LSTM that classifies sequences, or predicts numbers from them.
+"""Scikit-learn estimators that classify sequences or predict numbers from sequences with an LSTM.
 
-They are `xplstm.models.SequenceClassifier` behind ``fit``, ``predict`` and ``score``, so that ``Pipeline``,
-``cross_val_score`` and ``GridSearchCV`` take them.
+They wrap `xplstm.models.SequenceClassifier` in ``fit``, ``predict`` and ``score``, and work in ``Pipeline``,
+``cross_val_score`` and ``GridSearchCV``.
 
-``X`` is one of these, and nothing is guessed from its values:
+``X`` has one of these forms. Its values have no influence on the choice:
 
-- an array (n, T, F): n sequences of T steps with F features, the samples first as scikit-learn has them
-- a list of n arrays, lists or data frames, (T_k, F) or (T_k,): sequences of several lengths
-- a table (n, T), which may be a pandas DataFrame or a list of lists of numbers of one length: each row is a
+- an array (n, T, F): n sequences of T steps with F features
+- a list of n arrays, lists or data frames, (T_k, F) or (T_k,): sequences of different lengths
+- a table (n, T), which may be a pandas DataFrame or a list of lists of numbers with one length: each row is a
   sequence of T steps with one feature
-- an ``xarray.DataArray`` of two or three dimensions: as an array, but a dimension that is called ``time`` is
-  the time wherever it is
+- an ``xarray.DataArray`` with two or three dimensions: an array whose time axis is the dimension ``time``, if
+  there is one
 
-With `vocab_size` the numbers are ids of tokens instead, without an axis of features.
+With `vocab_size` the numbers are token ids, without a feature axis.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""How sequences are read and scaled, and how the network is trained and kept: what both estimators share."""
+"""Common base class of both estimators: input, scaling, training and saving."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PREDICTED_AT_ONCE = 256
 
 
 class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share: how sequences are read, and how the network is trained and kept."""
+    """Base class of the estimators: input, scaling, training and saving."""
 
     model_: SequenceClassifier
     _fitted: tuple[str, ...] = ("mean_", "scale_", "of_table_", "n_features_in_")
-    """What ``fit`` sets, apart from the model and its history."""
+    """Attributes that ``fit`` sets, apart from the model and its history."""
 
     def _keep(self, given: Mapping[str, Any]) -> None:
-        """Keep the parameters as they are; ``fit`` checks them."""
+        """Store the parameters unchanged; ``fit`` checks them."""
         self.__dict__.update({name: value for name, value in given.items() if name != "self"})
 
     def _fit(
@@ -109,7 +109,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _split(self, count: int, stratify: Any, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the sequences to learn from, and of those to validate with."""
+        """Return the indices of the training sequences and of the validation sequences."""
         everything = np.arange(count)
         if not _values.flag("early_stopping", self.early_stopping):
             return everything, everything[:0]
@@ -120,7 +120,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         return learnt, held_out
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return the numbers of the last layer for every sequence, as float64."""
+        """Return the outputs of the last layer for every sequence, as float64."""
         check_is_fitted(self)
         sequences = self._scaled(self._sequences(X, reset=False))
         parts = _parts(np.arange(len(sequences)), PREDICTED_AT_ONCE)
@@ -128,14 +128,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         return np.concatenate(found).astype(np.float64)
 
     def _sequences(self, X: Any, reset: bool) -> Sequences:
-        """Return X in the form that this module's description gives; with `reset` remember its features."""
+        """Return X as `Sequences`; with `reset`, store the number of features."""
         found = self._opened(without_names(X), reset)
         if found.of_table and self.vocab_size is None:
             found = found.map(lambda a: a[..., None])
         return found
 
     def _opened(self, X: Any, reset: bool) -> Sequences:
-        """Return checked sequences, of a table without an axis of features."""
+        """Return checked sequences; those of a table have no feature axis."""
         dtype: Any = np.dtype(_values.one_of("dtype", self.dtype, ("float32", "float64")))
         several = sequences_of(X)
         if several is not None and self.vocab_size is None and (reset or self.of_table_):
@@ -150,7 +150,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             found = Sequences([self._one(k, a, dtype) for k, a in enumerate(several)], of_table=False)
             shapes = {a.shape[1:] for a in found.items}
             if len(shapes) > 1:
-                msg = f"X holds sequences of several numbers of features: {sorted(s[0] for s in shapes)}"
+                msg = f"X has sequences with different numbers of features: {sorted(s[0] for s in shapes)}"
                 raise ShapeError(msg)
         if self.vocab_size is not None and found.items[0].ndim > 1:
             msg = "with vocab_size, X must be a table (n, T) of ids, or a list of sequences (T_k,) of ids"
@@ -171,16 +171,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         return np.asarray(check_array(given, dtype=dtype, ensure_min_features=1, input_name=name))
 
     def _ids(self, name: str, given: np.ndarray) -> np.ndarray:
-        """Return ids, if the estimator reads such; else the numbers themselves."""
+        """Return ids as integers if the estimator reads ids; otherwise return the numbers."""
         if self.vocab_size is None:
             return given
         if given.dtype.kind not in "iu":
-            msg = f"{name} has dtype {given.dtype}, and with vocab_size= it must hold ids, which are integers"
+            msg = f"{name} has dtype {given.dtype}, expected integer ids with vocab_size="
             raise DTypeError(msg)
         return given.astype(np.int64)
 
     def _same_kind(self, found: Sequences, reset: bool) -> Sequences:
-        """Remember the number of features, or refuse another one than that of ``fit``."""
+        """Store the number of features, or check that it is the number in ``fit``."""
         features = found.features if found.of_table or self.vocab_size is None else 1
         if reset:
             self.of_table_, self.n_features_in_ = found.of_table, features
@@ -192,7 +192,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         return found
 
     def _set_scale(self, sequences: Sequences, weights: np.ndarray) -> None:
-        """Measure mean and standard deviation of each feature, over all steps of what is learnt from."""
+        """Measure mean and standard deviation of each feature over all steps of the training sequences."""
         self.mean_ = self.scale_ = None
         if self.vocab_size is None and _values.flag("standardize", self.standardize):
             steps = sequences.steps().astype(np.float64)
@@ -202,7 +202,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             self.mean_, self.scale_ = scale_of(steps, sequences.each_step(weights))
 
     def _scaled(self, sequences: Sequences) -> Sequences:
-        """Return the sequences as the network reads them."""
+        """Return the scaled sequences."""
         if self.mean_ is None:
             return sequences
         return sequences.map(lambda a: ((a - self.mean_) / self.scale_).astype(a.dtype))
@@ -213,16 +213,17 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         path : path
-            Ends in ``.safetensors``, in an existing folder.
+            File name that ends in ``.safetensors``, in an existing folder.
 
         Raises
         ------
         ArgumentError
-            For another ending, or a parameter or class that JSON cannot hold, such as a ``RandomState``.
+            If `path` ends differently, or JSON does not support a parameter or class, such as a
+            ``RandomState``.
         sklearn.exceptions.NotFittedError
             Before ``fit``.
         OSError
-            If the file cannot be written; the old one is then still complete.
+            If the file cannot be written. An existing file is then unchanged.
 
         Examples
         --------
@@ -246,27 +247,28 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         try:
             text = json.dumps({name: plain(name, value) for name, value in about.items()})
         except (TypeError, ValueError) as error:
-            msg = f"the estimator holds what JSON cannot: {error}"
+            msg = f"the estimator cannot be written as JSON: {error}"
             raise ArgumentError(msg) from error
         save_model(path, self.model_.config(), self.model_.params, {METADATA: text})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an estimator of this class that `save` wrote.
+        """Load an estimator of this class from a file of `save`.
 
         Parameters
         ----------
         path : path
+            The safetensors file.
 
         Returns
         -------
         estimator
-            Fitted, with NumPy parameters, and without ``history_``.
+            Fitted estimator with NumPy parameters, without ``history_``.
 
         Raises
         ------
         FormatError
-            If the file is damaged or holds something else.
+            If the file is damaged or does not contain an estimator of this class.
         OSError
             If the file cannot be read.
 
@@ -279,16 +281,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         try:
             about = json.loads(text, object_hook=unplain)
             if about.get("class") != cls.__name__:
-                msg = f"{where} holds no {cls.__name__}"
+                msg = f"{where} does not contain an {cls.__name__}"
                 raise FormatError(msg)
             estimator, fitted = cls(**about["params"]), dict(about["fitted"])
             if fitted.keys() - {"feature_names_in_"} != {*cls._fitted}:
-                msg = f"{where} holds {ascii(sorted(fitted))[:200]}, expected {sorted(cls._fitted)}"
+                msg = f"{where} has {ascii(sorted(fitted))[:200]}, expected {sorted(cls._fitted)}"
                 raise FormatError(msg)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, FormatError):
                 raise
-            msg = f"{where} has a description of an estimator that cannot be read: {ascii(error)[:200]}"
+            msg = f"{where} has an invalid description of an estimator: {ascii(error)[:200]}"
             raise FormatError(msg) from error
         estimator.model_ = load_model(where)
         estimator.__dict__.update(fitted)
@@ -296,16 +298,18 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         return estimator
 
     def _check_loaded(self, where: str) -> None:
-        """Refuse attributes that do not fit the network."""
+        """Check that the loaded attributes fit the network."""
         network, count = self.model_, len(self._of_outputs())
         if count != network.linear.out_features:
-            msg = f"{where} holds {count} classes or numbers for {network.linear.out_features} outputs"
+            msg = (
+                f"{where} has {count} classes or numbers, expected {network.linear.out_features}, the outputs"
+            )
             raise FormatError(msg)
         features = network.lstm.input_size
         for name in ("mean_", "scale_"):
             scale = getattr(self, name)
             if scale is not None and np.shape(scale) != (features,):
-                msg = f"{where} holds {name} of {np.size(scale)} features for a network of {features}"
+                msg = f"{where} has {name} with {np.size(scale)} features, expected {features}"
                 raise FormatError(msg)
 
     def __sklearn_tags__(self) -> Any:
@@ -315,10 +319,10 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
 
 
 class _Weighted:
-    """The network as `xplstm.training.fit` trains it: the targets are pairs with the weights of sequences.
+    """Network for `xplstm.training.fit` whose targets are pairs of targets and sequence weights.
 
-    A batch's loss is the sum of the weighted losses over the number of its sequences, so that a weight means
-    the same in every batch.
+    The loss of a batch is the sum of the weighted losses, divided by the number of sequences. A weight
+    therefore has the same effect in every batch.
     """
 
     def __init__(self, model: SequenceClassifier) -> None:
@@ -326,7 +330,7 @@ class _Weighted:
 
     @property
     def params(self) -> Any:
-        """The parameters of the network."""
+        """Parameters of the network."""
         return self.model.params
 
     @params.setter
@@ -334,7 +338,7 @@ class _Weighted:
         self.model.params = params
 
     def batch(self, x: Any, targets: np.ndarray, weights: np.ndarray) -> Any:
-        """Return a batch where the parameters are."""
+        """Return a batch on the device of the parameters."""
         dtype = "float64" if self.model.linear.params["weight"].dtype == "float64" else "float32"
         x, targets = _on(self.model, x, targets)
         return x, (targets, self.model._here(weights.astype(dtype)), float(weights.mean()))
@@ -352,7 +356,7 @@ class _Weighted:
 
 
 def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
-    """Return a weight of at least 0 for each sequence, not all of them 0."""
+    """Check the weights of the sequences: all at least 0, and one above 0."""
     weights = _check_sample_weight(sample_weight, targets, dtype=np.float64, ensure_non_negative=True)
     if not weights.any():
         msg = "sample_weight is 0 for all sequences; one must be above 0"
@@ -361,23 +365,23 @@ def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
 
 
 def scale_of(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of each column, 1 where that is 0."""
+    """Return the mean and the standard deviation of each column, with 1 in place of 0."""
     if not weights.any():
         msg = "sample_weight is 0 for all sequences that have steps; one must be above 0"
         raise ArgumentError(msg)
     mean = np.average(values, axis=0, weights=weights)
     spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
-    # Rounding alone gives a constant column a spread of this size.
+    # Rounding errors give a constant column a deviation up to this size.
     rounding = 10 * np.finfo(np.float64).eps * abs(mean)
     return mean, np.where(spread > rounding, spread, 1.0)
 
 
 def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:
-    """Return the numbers in parts of at most `size`."""
+    """Split the numbers into parts of at most `size`."""
     return [numbers[k : k + size] for k in range(0, len(numbers), size)]
 
 
 def _on(model: SequenceClassifier, batch: Any, targets: Any = None) -> Any:
-    """Return a batch, and its targets if there are any, where the parameters of the model are."""
+    """Move a batch, and its targets if given, to the device of the model's parameters."""
     moved = Ragged(model._here(batch.x), batch.lengths) if isinstance(batch, Ragged) else model._here(batch)
     return moved if targets is None else (moved, model._here(targets))

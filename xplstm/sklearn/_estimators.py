@@ -1,4 +1,4 @@
-"""The two estimators."""
+"""The estimators `LSTMClassifier` and `LSTMRegressor`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xplstm.sklearn._estimator import SequenceEstimator, scale_of, weights_of
 
 
 class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
-    """Classify sequences: an estimator of scikit-learn around `xplstm.models.SequenceClassifier`.
+    """Classify sequences with a scikit-learn estimator based on `xplstm.models.SequenceClassifier`.
 
     Parameters
     ----------
@@ -26,42 +26,44 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
     pooling : {"last", "mean", "max"}, optional
     dropout : float, optional
     vocab_size, embedding_dim, padding_idx : int, optional
-        For ids of tokens. All these are as for `xplstm.models.SequenceClassifier`.
+        As for `xplstm.models.SequenceClassifier`. `vocab_size` and the two after it are for token ids.
     standardize : bool, optional
-        Whether the network reads ``(x - mean) / std`` of each feature, measured in ``fit``.
+        Whether the network reads ``(x - mean) / std``, with mean and std of each feature from ``fit``.
     epochs : int, optional
         Passes over the data, at least 1.
     batch_size : int, optional
         Sequences for each update, at least 1.
     learning_rate : float, optional
-        Of `xplstm.optim.AdamW`, above 0: it rises over the first epoch and falls along half a cosine.
+        Largest learning rate of `xplstm.optim.AdamW`, above 0. The rate rises during the first epoch and then
+        falls along a half cosine.
     weight_decay : float, optional
-        At least 0.
+        Weight decay of `xplstm.optim.AdamW`, at least 0.
     max_norm : float, optional
-        Bound of the gradients' norm, above 0.
+        Bound of the global gradient norm, above 0.
     early_stopping : bool, optional
-        Hold `validation_fraction` of the sequences out, validate after each epoch, stop after `patience`
-        epochs without a new best, and keep the best parameters.
+        Whether to hold out `validation_fraction` of the sequences and to validate after each epoch. Training
+        then stops after `patience` epochs without a new best, and the best parameters are kept.
     validation_fraction : float, optional
-        In (0, 1).
+        Fraction of held-out sequences, in (0, 1).
     patience : int, optional
-        At least 1.
+        Number of epochs without a new best, at least 1.
     xp : str, optional
-        Backend that computes, such as ``"cupy"``; X, y and predictions are NumPy's all the same.
+        Backend of the computation, such as ``"cupy"``. X, y and predictions are NumPy arrays on any backend.
     dtype : {"float32", "float64"}, optional
+        Dtype of the computation.
     random_state : int or RandomState, optional
-        Of initial values, order and dropout; an int makes ``fit`` reproducible.
+        Seed of initialisation, order and dropout. With an int, ``fit`` is reproducible.
     class_weight : dict, "balanced" or None, optional
-        How much each class counts, as elsewhere in scikit-learn. Not for several labels.
+        Weights of the classes in the loss, as in scikit-learn. Not allowed for several labels.
 
     Attributes
     ----------
     classes_ : array
         The classes in the order of `predict_proba`.
     model_ : SequenceClassifier
-        The network. It reads scaled features: see `mean_` and `scale_`.
+        The network, which reads scaled features.
     mean_, scale_ : array of float64, shape (F,), or None
-        Of each feature.
+        Mean and standard deviation of each feature.
     n_features_in_ : int
         F, or the number of columns of a table.
     history_ : History
@@ -115,10 +117,11 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            As `xplstm.sklearn` describes.
+            One of the forms that `xplstm.sklearn` lists.
         y : array of labels, shape (n,); or of 0 and 1, shape (n, L), for L labels
+            Target of each sequence.
         sample_weight : array of numbers, shape (n,), optional
-            How much each sequence counts in the loss and in the scale of the features; at least 0.
+            Weight of each sequence in the loss and in the scale of the features; at least 0.
 
         Returns
         -------
@@ -127,7 +130,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            For X and y that do not fit, NaN and infinity, and parameters outside their range, by name.
+            If X and y do not fit each other, a value is NaN or infinite, or a parameter is outside its range.
 
         Examples
         --------
@@ -138,7 +141,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         if type_of_target(y) == "multilabel-indicator":
             if self.class_weight is not None:
-                msg = f"class_weight={self.class_weight!r} is for one class of several, and y has labels"
+                msg = f"class_weight={self.class_weight!r} needs a y of shape (n,), got several labels"
                 raise ArgumentError(msg)
             self.classes_ = np.arange(np.shape(y)[1])
             self.multilabel_ = True
@@ -156,16 +159,17 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            Of the kind and the features of ``fit``.
+            Sequences in the form and with the features of the X in ``fit``.
 
         Returns
         -------
         array of labels, shape (n,); or of 0 and 1, shape (n, L)
+            Predictions.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError, ValueError
-            Before ``fit``, and for an X that does not fit.
+            Before ``fit``, or if X has another form or other features.
 
         Examples
         --------
@@ -187,6 +191,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Returns
         -------
         array of float64, shape (n, classes) or (n, L)
+            Probabilities in [0, 1].
 
         Raises
         ------
@@ -214,25 +219,27 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
 
 
 class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
-    """Predict numbers from sequences: an estimator of scikit-learn around `xplstm.models.SequenceClassifier`.
+    """Predict numbers from sequences with an estimator based on `xplstm.models.SequenceClassifier`.
 
-    The network is trained on the mean squared error of targets that are standardised in ``fit``.
+    ``fit`` standardises the targets and minimises the mean squared error.
 
     Parameters
     ----------
     hidden_size, num_layers, bidirectional, pooling, dropout, vocab_size, embedding_dim, padding_idx
-        As for `LSTMClassifier`, and so are all others.
+        As for `LSTMClassifier`.
     standardize, epochs, batch_size, learning_rate, weight_decay, max_norm
+        As for `LSTMClassifier`.
     early_stopping, validation_fraction, patience, xp, dtype, random_state
+        As for `LSTMClassifier`.
 
     Attributes
     ----------
     model_ : SequenceClassifier
-        The network, with ``task="regression"``. Its features and numbers are scaled.
+        The network, with ``task="regression"``. Its inputs and outputs are scaled.
     mean_, scale_ : array of float64, shape (F,), or None
-        Of each feature.
+        Mean and standard deviation of each feature.
     y_mean_, y_scale_ : array of float64, shape (outputs,)
-        Of the targets.
+        Mean and standard deviation of each target.
     n_features_in_ : int
         F, or the number of columns of a table.
     history_ : History
@@ -283,10 +290,11 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            As `xplstm.sklearn` describes.
+            One of the forms that `xplstm.sklearn` lists.
         y : array of numbers, shape (n,) or (n, outputs)
+            Target of each sequence.
         sample_weight : array of numbers, shape (n,), optional
-            How much each sequence counts in the loss and in the scales; at least 0.
+            Weight of each sequence in the loss and in the scales; at least 0.
 
         Returns
         -------
@@ -295,7 +303,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            For X and y that do not fit, NaN and infinity, and parameters outside their range, by name.
+            If X and y do not fit each other, a value is NaN or infinite, or a parameter is outside its range.
 
         Examples
         --------
@@ -315,16 +323,17 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            Of the kind and the features of ``fit``.
+            Sequences in the form and with the features of the X in ``fit``.
 
         Returns
         -------
         array of float64, shape (n,) or (n, outputs)
+            Predictions.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError, ValueError
-            Before ``fit``, and for an X that does not fit.
+            Before ``fit``, or if X has another form or other features.
 
         Examples
         --------
@@ -343,7 +352,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
 
 
 def _target(estimator: Any, y: Any) -> Any:
-    """Return y, which must be given."""
+    """Check that y is given."""
     if y is None:
         msg = f"{type(estimator).__name__} requires y to be passed, but the target y is None"
         raise ArgumentError(msg)

@@ -1,4 +1,4 @@
-"""Parameters and attributes of an estimator as JSON."""
+"""Convert parameters and attributes of an estimator to JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xplstm._errors import ArgumentError
 
 
 def plain(name: str, value: Any) -> Any:
-    """Return a value as JSON can hold it: arrays with their dtype, mappings with any key as pairs."""
+    """Convert a value to JSON types: arrays with their dtype, mappings as lists of pairs."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind == "O" and not all(isinstance(item, str) for item in value.flat):
-            msg = f"{name} holds objects that are not str"
+            msg = f"{name} contains objects that are not str"
             raise ArgumentError(msg)
         return {"array": value.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, np.generic):

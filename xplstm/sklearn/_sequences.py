@@ -1,4 +1,4 @@
-"""What the estimators read: sequences of equal length, of several lengths, or the rows of a table."""
+"""Input of the estimators: sequences of equal or different lengths, or rows of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xplstm.models import Ragged, pad
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of equal length as one array (n, T, F) or (n, T), or of several lengths as a list."""
+    """Sequences of equal length as one array (n, T, F) or (n, T), or of different lengths as a list."""
 
     items: np.ndarray | list[np.ndarray]
     of_table: bool
@@ -26,29 +26,29 @@ class Sequences:
 
     @property
     def features(self) -> int:
-        """Features of a step; of a table, its columns, as scikit-learn counts them."""
+        """Number of features of a step, or of columns of a table."""
         return int(self.items[0].shape[0 if self.of_table else -1])
 
     def take(self, part: np.ndarray) -> Array | Ragged:
-        """Return the time-major batch of some of them."""
+        """Return the selected sequences as a time-major batch."""
         if isinstance(self.items, np.ndarray):
             return np.ascontiguousarray(self.items[part].swapaxes(0, 1))
         return pad([self.items[k] for k in part])
 
     def part(self, numbers: np.ndarray) -> Self:
-        """Return some of them."""
+        """Return the selected sequences."""
         if isinstance(self.items, np.ndarray):
             return replace(self, items=self.items[numbers])
         return replace(self, items=[self.items[k] for k in numbers])
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """Return the sequences that a function of the arrays makes."""
+        """Apply a function to the arrays."""
         if isinstance(self.items, np.ndarray):
             return replace(self, items=function(self.items))
         return replace(self, items=[function(a) for a in self.items])
 
     def each_step(self, numbers: np.ndarray) -> np.ndarray:
-        """Return a number of each sequence once for each of its steps."""
+        """Repeat the number of each sequence for each of its steps."""
         return np.repeat(numbers, [len(a) for a in self.items])
 
     def steps(self) -> np.ndarray:
@@ -59,7 +59,7 @@ class Sequences:
 
 
 def without_names(X: Any) -> Any:
-    """Return an xarray.DataArray as an array with its time second; refuse data that has no one meaning."""
+    """Return an xarray.DataArray as an array with time as second axis; reject ambiguous data."""
     xarray, pandas = sys.modules.get("xarray"), sys.modules.get("pandas")
     if xarray is not None and isinstance(X, xarray.Dataset):
         msg = "X is an xarray.Dataset; pass X.to_dataarray('feature').transpose(sample, 'time', 'feature')"
@@ -71,7 +71,7 @@ def without_names(X: Any) -> Any:
         return X.to_numpy()
     if pandas is not None and isinstance(X, pandas.DataFrame) and isinstance(X.index, pandas.MultiIndex):
         msg = (
-            "X is a DataFrame whose index has several levels; make a list of sequences of it: "
+            "X is a DataFrame whose index has several levels; pass a list of sequences, "
             "[part.to_numpy() for _, part in X.groupby(level=0, sort=False)]"
         )
         raise DTypeError(msg)
@@ -87,6 +87,6 @@ def sequences_of(X: Any) -> Sequence[Any] | None:
 
 
 def is_table(sequences: Sequence[Any]) -> bool:
-    """Return whether these are lists of numbers of one length, which scikit-learn takes for a table."""
+    """Return whether the sequences are lists of numbers with one length, a table for scikit-learn."""
     lists = all(isinstance(row, list | tuple) for row in sequences)
     return lists and len({len(row) for row in sequences}) == 1 and np.ndim(sequences[0][0]) == 0
