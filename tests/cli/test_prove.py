@@ -195,7 +195,9 @@ def test_a_kernel_that_failed_fits_no_costs(
     decided(tmp_path / "proofs", monkeypatch, "two streams: y has other bits")
     code, lines = run("--fit")
     assert code == 1
-    said = "the costs were not fitted: times of steps: cupy_persistent is proven for none of float32"
+    said = (
+        "the costs were not fitted: times of steps: cupy_persistent has passed the trials for none of float32"
+    )
     assert said in lines
     assert not list((tmp_path / "proofs").glob("*.costs.json"))
 
@@ -224,7 +226,7 @@ def test_a_fit_that_predicts_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
     costs, said = fit.fitted(None, None, ["float32"])  # type: ignore[arg-type]
     assert costs is None
     assert said.startswith("20 times a step; predictions are off by ")
-    assert fit.fitted(None, None, [])[1] == "0 times were measured, and 7 costs need as many at least"  # type: ignore[arg-type]
+    assert fit.fitted(None, None, [])[1] == "0 times were measured, but 7 costs need at least as many"  # type: ignore[arg-type]
 
 
 def test_without_a_device_it_says_why(run: Prove, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The commands of ``python -m xplstm``: each a module with `add_arguments` and `run`."""
+"""Commands of ``python -m xplstm``; each is a module with `add_arguments` and `run`."""

@@ -1,4 +1,4 @@
-"""``python -m xplstm bench``: compare the kernels with the installed peers, in one interleaved run."""
+"""``python -m xplstm bench``: compare the kernels with installed peers in one interleaved run."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ TRAIN = (
 )
 STEP = (Shape(1, 1, 3, 8), Shape(1, 1, 32, 32), Shape(1, 1, 64, 64), Shape(1, 1, 128, 128))
 
-# A few units in large batches, where `native` fills few lanes of its vectors.
+# Few units and large batches, for which `native` uses few vector lanes.
 TINY = (Shape(50, 1000, 1, 1), Shape(10, 10000, 2, 2), Shape(50, 1000, 3, 3), Shape(10, 10000, 4, 4))
 
 THREADS = (1, 2)
 ROUNDS = 15
-# Bytes of one layer with what its training keeps, of which every engine has its own.
+# Largest number of bytes of one layer with its residuals, in each engine.
 MOST_BYTES = 4 * 2**30
-# Seconds that an engine works when it is its turn, and the most calls.
+# Seconds and largest number of calls of an engine's turn.
 TURN, MOST_CALLS = 0.03, 100_000
 
 
 class UnequalError(XplstmError, AssertionError):
-    """Two engines gave different numbers, so that their times cannot be compared."""
+    """Two engines returned different results, so that their times cannot be compared."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engines(parser: Any, known: Callable[[], Sequence[str]]) -> None:
-    """Add the option ``--engines``, of names that `known` lists."""
+    """Add the option ``--engines`` with the names from `known`."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
@@ -121,7 +121,7 @@ def add_output(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def _positive(text: str) -> int:
-    """Parse a number of repetitions."""
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         msg = f"{text!r} must be an integer of at least 1"
         raise argparse.ArgumentTypeError(msg)
@@ -129,7 +129,7 @@ def _positive(text: str) -> int:
 
 
 def _file(text: str) -> Path:
-    """Parse a file to write, and refuse it before anything is measured for it."""
+    """Parse the path of a file to write, and check before any measurement that it can be written."""
     file = Path(text)
     if not file.parent.is_dir():
         msg = f"{text!r} cannot be written: there is no folder {str(file.parent)!r}; make it first"
@@ -141,7 +141,7 @@ def _file(text: str) -> Path:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    """Numbers, separated by commas."""
+    """Parse positive integers, separated by commas."""
     numbers = tuple(int(part) for part in text.split(","))
     if min(numbers) < 1:
         msg = f"{text!r} must be positive integers, separated by commas"
@@ -150,7 +150,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _shape(text: str) -> Shape:
-    """Four numbers, separated by commas."""
+    """Parse four positive integers, separated by commas."""
     numbers = [int(part) for part in text.split(",")]
     if len(numbers) != 4 or min(numbers) < 1:
         msg = f"{text!r} must be four positive integers T,B,I,H"
@@ -159,7 +159,7 @@ def _shape(text: str) -> Shape:
 
 
 def _check_size(shapes: list[Shape] | None) -> None:
-    """Refuse a shape whose numbers would fill the memory of this machine before an engine is built."""
+    """Check, before an engine is built, that the shapes fit into memory."""
     for T, B, I, H in shapes or []:
         most = _values.LARGEST
         numbers = T * B * (I + 6 * H) + 4 * H * (I + H)
@@ -209,14 +209,14 @@ def measure(
     """Time every engine at every case on each number of threads, after a check that results are equal."""
     found: dict[int, results.Found] = {n: {} for n in threads}
     with ExitStack() as stack:
-        # The stopped processes must not outlive this one.
+        # Suspended processes must not outlive this process.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
         engines = [stack.enter_context(Engine(name, n)) for n in threads for name in names]
         peaks = dict.fromkeys(threads, 0.0)
         measures = [engine for engine in engines if engine.name in (names[0], "torch")]
         advance = stack.enter_context(_bar(len(cases) * len(threads) * rounds))
         for what, shape in cases:
-            # At every shape, because other work on the machine lowers it.
+            # Measured at every shape, since other work on the machine lowers the peak.
             for engine in measures:
                 peaks[engine.threads] = max(peaks[engine.threads], engine.product())
             trains = [engine.build(shape) for engine in engines]
@@ -224,8 +224,8 @@ def measure(
             if len({engine.name for engine in able}) < min(2, len(names)):
                 continue
             _check_equal(able, what, shape)
-            # Apart, because a system moves other work to and fro when the number of busy processors changes,
-            # and the first engine after the change would pay for all.
+            # Measured separately, since the system migrates other work when the number of busy processors
+            # changes, which would slow the first engine after the change.
             for n in threads:
                 group = [engine for engine in able if engine.threads == n]
                 found[n].setdefault(what, {})[shape] = _interleave(group, what, shape, rounds, advance)
@@ -234,7 +234,7 @@ def measure(
 
 @contextmanager
 def _bar(rounds: int) -> Iterator[Callable[[], object]]:
-    """Give what moves a progress bar on, where there are a terminal and the package tqdm."""
+    """Yield the function that advances the progress bar; without a terminal or tqdm there is no bar."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -245,11 +245,11 @@ def _bar(rounds: int) -> Iterator[Callable[[], object]]:
 
 
 def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
-    """Refuse to compare engines whose results differ by more than their options and precisions allow."""
+    """Check that the results of all engines agree within the tolerance of their options and precisions."""
     first: dict[str, tuple[str, np.ndarray]] = {}
     for engine in engines:
         option, result = option_of(engine.name), engine.result(what)
-        # Fewer bits are compared with float32, other options among themselves.
+        # Low precisions are compared with float32, and other options with each other.
         name, reference = first.setdefault("" if option in ALLOWED else option, (engine.name, result))
         worst = difference(result, reference, least=1.0)
         if not worst <= ALLOWED.get(option, EQUAL):
@@ -260,7 +260,7 @@ def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
 def _interleave(
     engines: list[Engine], what: str, shape: Shape, rounds: int, advance: Callable[[], object]
 ) -> dict[str, list[float]]:
-    """Microseconds a step by engine, one number a round."""
+    """Return microseconds per step for each engine, one number for each round."""
     calls = {engine: calls_of(engine.time(what, 1), TURN, MOST_CALLS) for engine in engines}
     times: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for n, engine in enumerate(in_turns(lambda: engines, rounds), 1):

@@ -32,20 +32,20 @@ CHECKPOINT, CURVE, SAMPLE = "checkpoint.safetensors", "loss.png", "sample.txt"
 EMBEDDING_DIM = 64
 VALIDATIONS = 10
 MAX_NORM = 1.0
-# So few updates call for averages over fewer of them than Adam's own defaults.
+# A run with few updates needs shorter averages than the defaults of Adam.
 BETAS = (0.8, 0.99)
-# Parts of a run by which the learning rate changes, and those in which it rises.
+# Number of learning-rate steps in a run, and number of rising steps.
 PARTS, RISE = 10_000, 500
-# Several threads of BLAS wait for each other at every step: where other work shares the processor they are
-# many times slower than one. So they are chosen only when a trial finds them so many times faster.
+# BLAS threads synchronise at every step. If other work shares the processor, several threads can be many
+# times slower than one. Several are used only if a trial finds them faster by this factor.
 GAIN_OF_THREADS = 1.4
-# Held-out text is read as this many streams, so that few of its characters lack their context.
+# Number of streams of the held-out text; few streams give most characters a long context.
 HELD_OUT_STREAMS, HELD_OUT_STEPS = 16, 256
 BITS = 1 / math.log(2)
 
 
 class Settings(NamedTuple):
-    """What decides a run; kept in its checkpoint."""
+    """Settings of a run, which its checkpoint stores."""
 
     text: str | None
     hidden_size: int
@@ -56,19 +56,20 @@ class Settings(NamedTuple):
     lr: float
     seed: int
     updates: int | None
-    """How many there are, or None for a run of so many `seconds`."""
+    """Number of updates; None for a run of `seconds`."""
     seconds: float
     every: int
-    """Updates from one validation to the next."""
+    """Updates between two validations."""
     threads: int | None
 
 
 class Progress:
-    """How much of a run is done, in updates or in time: it gives the learning rate, and ends the data.
+    """Progress of a run in updates or time; it sets the learning rate and ends the data.
 
     Parameters
     ----------
     settings : Settings
+        Settings of the run.
     begun : Checkpoint or None
         The run to continue.
     """
@@ -77,10 +78,10 @@ class Progress:
         self._settings, self._begun = settings, begun
         self._rates = optim.warmup_cosine(settings.lr, RISE, PARTS)
         self.spent: list[float] = [0.0] if begun is None else [begun.extra["spent"][0]]
-        """Seconds so far: a list, so that each checkpoint holds what it is then."""
+        """Seconds so far; a list, so that each checkpoint stores the present value."""
 
     def batches(self, streams: Streams) -> Callable[[int], Iterator[tuple[Any, Any]]]:
-        """Return the data of the run: the text again and again, until the time is over."""
+        """Return the data of the run: the text in every epoch, until the time is over."""
 
         def of_epoch(epoch: int) -> Iterator[tuple[Any, Any]]:
             done = self._begun.position if self._begun is not None and self._begun.epoch == epoch else 0
@@ -95,7 +96,7 @@ class Progress:
         return of_epoch
 
     def rate(self, step: int) -> float:
-        """Return the learning rate: it rises in a line, and falls along half a cosine to 0 at the end."""
+        """Return the learning rate, which rises linearly and then falls to 0 along a half cosine."""
         done, whole = self.spent[0], self._settings.seconds
         if self._settings.updates is not None:
             done, whole = step, self._settings.updates
@@ -103,29 +104,29 @@ class Progress:
 
 
 class Corpus(NamedTuple):
-    """Text of which the end is held out."""
+    """Text whose end is held out."""
 
     text: str
     split: int
 
     @property
     def vocab(self) -> str:
-        """Every character, once."""
+        """Characters of the text, each once."""
         return "".join(sorted(set(self.text)))
 
     @property
     def digest(self) -> str:
-        """Return a hash that identifies this text."""
+        """Hash of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 class Given(argparse.Action):
-    """Store an option, and that it was given."""
+    """Store an option, and record that the user passed it."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
-        """Store it."""
+        """Store the value of the option."""
         del parser, option
         setattr(namespace, self.dest, values)
         namespace.given = {*getattr(namespace, "given", ()), self.dest}
@@ -160,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, compare, draw and write; 130 after Ctrl-C, 1 after an error."""
+    """Train, compare, draw and write; return 130 after Ctrl-C and 1 after an error."""
     checkpoint = args.out / CHECKPOINT
     try:
         _check(args)
@@ -178,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse wrong options before there is any work."""
+    """Check the options before any work."""
     _values.positive("seconds", args.seconds)
     for name in ("hidden_size", "layers", "batch_size", "steps"):
         _values.size(name, getattr(args, name))
@@ -194,7 +195,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _make_room(checkpoint: Path) -> None:
-    """Keep a run that is there already under a name that no other run has."""
+    """Rename the checkpoint of an earlier run to an unused name."""
     if not checkpoint.exists():
         return
     kept, number = checkpoint.with_name(f"previous-{CHECKPOINT}"), 1
@@ -212,7 +213,7 @@ def _resume_command(args: argparse.Namespace) -> str:
 
 
 def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
-    """Do the whole job, or the rest of one that was begun."""
+    """Run the demo, or the rest of a run."""
     args.out.mkdir(parents=True, exist_ok=True)
     settings = _settings(args) if begun is None else _resumed(args, begun)
     corpus = _corpus(settings.text)
@@ -224,7 +225,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     def write(length: int) -> str:
         return prompt + model.generate(prompt, length, temperature=args.temperature, rng=settings.seed)
 
-    write(1)  # refuses a prompt of other characters before the training
+    write(1)  # checks the characters of the prompt before training
     _training_batches(model, corpus, settings)
     baseline = ngram.bits_per_character(corpus.text, corpus.split)
     _introduce(model, corpus, settings, baseline)
@@ -243,7 +244,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """Return the settings of a new run; where only a time is given, the number of updates is measured."""
+    """Return the settings of a new run; with a time limit, the number of updates is measured."""
     settings = Settings(
         text=None if args.text is None else os.path.abspath(args.text),
         hidden_size=args.hidden_size,
@@ -256,14 +257,14 @@ def _settings(args: argparse.Namespace) -> Settings:
         updates=args.updates,
         seconds=args.seconds,
         every=math.ceil((args.updates or 1) / VALIDATIONS),
-        # One, so that repeated runs have the same sums, and never wait for a thread that does not run.
+        # With one thread, repeated runs have the same bits and no thread waits for another.
         threads=None if importlib.util.find_spec("threadpoolctl") is None else 1,
     )
     return settings if args.updates else _measured(settings, args.backend)
 
 
 def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
-    """Return the settings of a run that was begun, with more updates where they are asked for."""
+    """Return the settings of the run to continue, with more updates if requested."""
     try:
         settings = Settings(**begun.extra["settings"])
     except (KeyError, TypeError) as error:
@@ -283,7 +284,7 @@ def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
 
 
 def _measured(settings: Settings, backend: str | None) -> Settings:
-    """Choose threads and the time between validations, in a trial with a model that is then thrown away."""
+    """Choose the number of threads and the updates between validations in a trial with another model."""
     seconds = settings.seconds
     print(f"Measuring about how many updates fit into {seconds:g} seconds ...", flush=True)
     corpus = _corpus(settings.text)
@@ -306,7 +307,7 @@ def _measured(settings: Settings, backend: str | None) -> Settings:
 
 
 def _blas(threads: int | None) -> contextlib.AbstractContextManager[object]:
-    """Run the matrix products of the block on so many threads, or as many as BLAS likes."""
+    """Limit BLAS in the block to a number of threads; None keeps its default."""
     if threads is None:
         return contextlib.nullcontext()
     from threadpoolctl import threadpool_limits
@@ -316,7 +317,7 @@ def _blas(threads: int | None) -> contextlib.AbstractContextManager[object]:
 
 
 def _seconds(work: Callable[[], object], least: float) -> float:
-    """Time of one call, the median over `least` seconds; the first call, which may compile, apart."""
+    """Return the median time of a call over `least` seconds, without the first call, which may compile."""
     work()
     times: list[float] = []
     while not times or sum(times) < least:
@@ -327,7 +328,7 @@ def _seconds(work: Callable[[], object], least: float) -> float:
 
 
 def _corpus(file: str | None) -> Corpus:
-    """Read the text, of which the last tenth is held out."""
+    """Read the text, and hold out the last tenth."""
     if file is None:
         from pydoc_data.topics import topics
 
@@ -346,13 +347,13 @@ def _corpus(file: str | None) -> Corpus:
 
 
 def _without_tables(text: str) -> str:
-    """Leave out the lines of tables: they are mostly blanks, and so would the samples be."""
+    """Remove the lines of tables, which are mostly blanks and would dominate the samples."""
     lines = [line.rstrip() for line in text.split("\n") if not line.lstrip().startswith(("|", "+"))]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
 def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
-    """Raise an error if the run is continued with another text."""
+    """Check that the run continues with the same text."""
     if begun.extra["digest"] != corpus.digest:
         msg = (
             "the text has changed since the run was begun"
@@ -362,9 +363,9 @@ def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
 
 
 def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
-    """Make the untrained model: its first logits are the frequencies of the characters.
+    """Make the untrained model, whose initial logits give the character frequencies.
 
-    So no update is spent on these.
+    Training then does not need updates to learn the frequencies.
     """
     model = CharLM(
         corpus.vocab,
@@ -383,12 +384,12 @@ def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
 
 
 def _training_batches(model: CharLM, corpus: Corpus, settings: Settings) -> Streams:
-    """Return the part that is learnt."""
+    """Return the batches of the training text."""
     return Streams(model.encode(corpus.text[: corpus.split]), settings.batch_size, settings.steps)
 
 
 def _held_out_bits(model: CharLM, corpus: Corpus) -> float:
-    """Bits per character of the held-out part, each character counted once."""
+    """Return the bits per character of the held-out text, with each character counted once."""
     ids = model.encode(corpus.text[corpus.split - 1 :])
     total, state = 0.0, None
     for inputs, targets in Streams(ids, HELD_OUT_STREAMS, HELD_OUT_STEPS):
@@ -398,7 +399,7 @@ def _held_out_bits(model: CharLM, corpus: Corpus) -> float:
 
 
 def _introduce(model: CharLM, corpus: Corpus, settings: Settings, baseline: float) -> None:
-    """Say what is going to be done."""
+    """Print the text, the baseline and the model."""
     held_out = len(corpus.text) - corpus.split
     parameters = sum(math.prod(a.shape) for a in model.params.values())
     backend = _array.backend_name(_array.namespace(model.params["linear.bias"], "linear.bias"))
@@ -411,7 +412,7 @@ def _introduce(model: CharLM, corpus: Corpus, settings: Settings, baseline: floa
 
 
 def _length(settings: Settings) -> str:
-    """Return how long a run is."""
+    """Format the length of a run."""
     if settings.updates is None:
         return f"{settings.seconds:g} seconds, about {settings.every * VALIDATIONS:,} updates"
     return f"{settings.updates:,} updates"
@@ -420,7 +421,7 @@ def _length(settings: Settings) -> str:
 def _fit(
     model: CharLM, corpus: Corpus, settings: Settings, args: argparse.Namespace, begun: Checkpoint | None
 ) -> History:
-    """Train, with one bar in bits per character."""
+    """Train with a progress bar that shows bits per character."""
     progress = Progress(settings, begun)
 
     def text(history: History) -> str:
@@ -466,7 +467,7 @@ def _conclude(history: History, baseline: float) -> None:
 
 
 def _show_how_to_use(checkpoint: Path, prompt: str, temperature: float) -> None:
-    """Print how the trained model is used from the shell and from Python."""
+    """Print how to use the trained model from the shell and from Python."""
     command = ["python", "-m", "xplstm", "generate", str(checkpoint), "--prompt", prompt]
     print(
         f"\nTo write more text with this model:\n  {shlex.join(command)}\n\nIn Python:\n"
@@ -477,7 +478,7 @@ def _show_how_to_use(checkpoint: Path, prompt: str, temperature: float) -> None:
 
 
 def _draw(history: History, baseline: float, file: Path) -> bool:
-    """Draw the loss curve; return whether matplotlib is there to do it."""
+    """Draw the loss curve; return False if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -505,7 +506,7 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
 def _smooth(values: list[float], window: int) -> list[float]:
     """Return centred means over `window` values on each side, and over fewer near the start.
 
-    The last `window` values have no mean of their own: one over fewer values would be noise at the end.
+    The last `window` values have no mean, since means over fewer values would be noisy.
     """
     sums = [0.0, *itertools.accumulate(values)]
     sides = [min(window, k) for k in range(len(values) - window)]

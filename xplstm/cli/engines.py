@@ -1,8 +1,8 @@
-"""Run each engine of a benchmark in its own process, which works only on request.
+"""Run each engine of a benchmark in its own process, on request.
 
-A kernel that waits for ever, or breaks its context, must not take the measurements of other engines with it.
-A thread pool that spins after its work is done would slow the next library, so a process on the CPU is
-suspended until its next turn. The benchmarks of the CPU and of the GPU share what is in this file.
+A kernel that hangs or breaks its context must not stop the measurements of other engines. A thread pool may
+spin after its work and slow the next library, so a CPU process is suspended until its next turn. The CPU and
+GPU benchmarks share this file.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ import numpy as np
 from xplstm import KernelError, XplstmError
 from xplstm.cli.peers import PRODUCT, Shape, Work, builder, product
 
-# Every library reads one of these when it is imported.
+# Environment variables for the number of threads, which libraries read on import.
 VARIABLES = ("XPLSTM_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# Seconds after which an engine that gives no answer is taken for hung; compilers run in them too.
+# Timeout in seconds for an answer of an engine, including compilation.
 PATIENCE = 120.0
 LONG_PATIENCE = 600.0
-# How often it may hang before it is asked no more.
+# Number of timeouts after which an engine gets no further requests.
 HANGS = 2
-# Seconds in which a system finds a processor for every thread that has just been woken, and caches fill.
+# Seconds of warm-up, in which the system schedules resumed threads and caches fill.
 WARM = 0.02
 
 Name = TypeVar("Name")
 
 
 def in_turns(able: Callable[[], Sequence[Name]], rounds: int) -> Iterator[Name]:
-    """Give each engine once a round, in both orders in turn; `able` lists those that still run."""
+    """Yield each engine once per round, in alternating order; `able` lists the engines that still run."""
     for turn in range(rounds):
         yield from able() if turn % 2 else reversed(able())
 
 
 def calls_of(seconds: float, turn: float, most: int) -> int:
-    """Return how many calls fill an engine's turn; a call may take less than a clock can see."""
+    """Return the number of calls in an engine's turn; a call may be shorter than the clock resolution."""
     return most if seconds * most <= turn else max(1, int(turn / seconds))
 
 
@@ -55,7 +55,7 @@ def difference(a: np.ndarray, judge: np.ndarray, least: float = 0.0) -> float:
 
 
 def serve(make: Callable[[], Any], connection: Connection) -> None:
-    """Answer requests by the methods of a server until asked to stop; an error is an answer too."""
+    """Answer requests with the methods of a server until the stop request; errors are sent as answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server: Any = None
     while True:
@@ -71,32 +71,32 @@ def serve(make: Callable[[], Any], connection: Connection) -> None:
             server = server or make()
             answer = {"value": getattr(server, op)(**request)}
         except Exception as error:
-            # Any error: measurements of the other engines continue, and the report has the reason.
+            # Catch any error; the other engines continue, and the report states the reason.
             answer = {"error": describe(error), "broken": not _harmless(error)}
         connection.send_bytes(json.dumps(answer, default=_encode).encode())
 
 
 def _encode(a: np.ndarray) -> dict[str, str]:
-    """Write an array of float32 as JSON, flat."""
+    """Encode the elements of a float32 array for JSON."""
     return {"float32": base64.b64encode(np.ascontiguousarray(a, dtype=np.float32).tobytes()).decode()}
 
 
 def describe(error: Exception) -> str:
-    """Return an error as one line."""
+    """Format an error as one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
 
 
 def _harmless(error: Exception) -> bool:
-    """Return whether the process can continue: it was refused something, and no kernel went wrong."""
+    """Return whether the process can continue after an error, because no kernel failed."""
     return isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
 
 
 class Worker:
-    """A process that serves one engine, seen from outside; started when first asked.
+    """Handle of a process that serves one engine; the process starts with the first request.
 
-    `target` runs in it with `arguments` and a connection, under `environment`. With `suspend` it is stopped
-    between requests, where a system can.
+    The process calls `target` with `arguments` and a connection, under `environment`. With `suspend`, the
+    process is suspended between requests if the system supports this.
     """
 
     def __init__(
@@ -129,20 +129,20 @@ class Worker:
         theirs.close()
 
     def _end(self) -> None:
-        """End the process, whatever it is doing; what it held on a device goes with it."""
+        """Kill the process, which also frees its device memory."""
         self._process.kill()
         self._process.join()
         self._process = None
 
     def _signal(self, name: str) -> None:
-        """Stop or continue the process, where a system can."""
+        """Send a signal to suspend or resume the process, if the system supports it."""
         if self._suspend and hasattr(signal, name):
             os.kill(self._process.pid, getattr(signal, name))
 
     def ask(self, op: str, *, patience: float = PATIENCE, **request: Any) -> Any:
-        """Return its answer; an error that it reports, no answer in time, and its end, all raise."""
+        """Return the answer to a request; raise if the process reports an error, times out or ends."""
         if self._hangs == HANGS:
-            msg = f"{self.name} has given no answer {HANGS} times and is asked no more"
+            msg = f"{self.name} did not answer {HANGS} times and gets no further requests"
             raise KernelError(msg)
         if self._process is None:
             self._start()
@@ -182,7 +182,7 @@ class Worker:
 
 
 class Server:
-    """One library of `bench` inside its process: an attribute for every request that it answers."""
+    """One library of `bench` in its process, with a method for each request."""
 
     def __init__(self, name: str, threads: int) -> None:
         self._name, self._threads = name, threads
@@ -200,7 +200,7 @@ class Server:
         return call
 
     def result(self, what: str) -> np.ndarray:
-        """Return y, or dx."""
+        """Return y or dx."""
         return self._call(what)()
 
     def time(self, what: str, calls: int) -> float:
@@ -208,13 +208,13 @@ class Server:
         return _time(self._call(what), calls)
 
     def product(self) -> float:
-        """Return the seconds of the fastest of some large products of matrices."""
+        """Return the seconds of the fastest of several large matrix products."""
         call = product(self._name, self._threads)
         return min(_time(call, 1) for _ in range(10))
 
 
 def _time(call: Callable[[], Any], calls: int) -> float:
-    """Return the seconds of a call, after some that warm up, one at least."""
+    """Return the seconds of a call, after at least one warm-up call."""
     end = time.perf_counter() + WARM
     call()
     while time.perf_counter() < end:
@@ -226,15 +226,15 @@ def _time(call: Callable[[], Any], calls: int) -> float:
 
 
 def serve_library(name: str, threads: int, connection: Connection) -> None:
-    """Answer the requests of `bench` on as many processors as there are threads."""
+    """Answer the requests of `bench` on one processor for each thread."""
     if hasattr(os, "sched_setaffinity"):
-        # Some pools are as large as the number of processors, whatever their settings.
+        # Some thread pools use all available processors and ignore their settings.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     serve(lambda: Server(name, threads), connection)
 
 
 class Engine(Worker):
-    """The process of one library on the CPU and its number of threads."""
+    """Process of one library on the CPU with a number of threads."""
 
     def __init__(self, name: str, threads: int) -> None:
         self.threads = threads
@@ -255,5 +255,5 @@ class Engine(Worker):
         return float(self.ask("time", patience=LONG_PATIENCE, what=what, calls=calls))
 
     def product(self) -> float:
-        """Return 1e9 operations a second of a large product of matrices, two for each multiply-add."""
+        """Return the GFLOP/s of a large matrix product."""
         return 2e-9 * PRODUCT**3 / float(self.ask("product", patience=LONG_PATIENCE))

@@ -1,7 +1,7 @@
-"""``python -m xplstm example``: the source documents' worked example, gate by gate.
+"""``python -m xplstm example``: print a worked example of one LSTM step, gate by gate.
 
-The documents print one row of weights for each gate and call the hidden size
-2. Here each printed row serves both hidden units: see ``docs/errata.md``.
+The example has one row of weights for each gate and hidden size 2. Both hidden units use the same row; see
+``docs/errata.md``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROWS = {
     "bias_ih_l0": (0.01, 0.02, 0.03, 0.04),
     "bias_hh_l0": (0.05, 0.06, 0.07, 0.08),
 }
-# Both units, in exact arithmetic: the record `worked-example-repaired` of spec/, rounded to 20 places.
+# Exact values of both units: the record `worked-example-repaired` of spec/, rounded to 20 decimals.
 EXACT = {
     "z_i": ("0.05", "0.05"),
     "z_f": ("0.17", "0.17"),
@@ -49,7 +49,7 @@ FORMULA = {
     "c": "f * c_0 + i * g",
     "h": "o * tanh(c)",
 }
-# u = eps / 2, and the decimals that distinguish two neighbours.
+# Unit roundoff u = eps / 2, and the number of decimals that distinguishes two adjacent numbers.
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 DECIMALS = {"float64": 17, "float32": 9, "float16": 5, "bfloat16": 4}
 TOLERANCE = 8
@@ -65,9 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the step; 1 if a number is further than 8 u from the exact one."""
+    """Print the step; return 1 if a number differs by more than 8 u from the exact value."""
     if args.dtype == "float64":
-        # Read when JAX is first imported; without it JAX rounds to float32.
+        # JAX reads this on import; otherwise it rounds to float32.
         os.environ.setdefault("JAX_ENABLE_X64", "1")
     lstm, x, state = setting(args.backend, args.dtype)
     library, kernel = _array.backend_name(_array.namespace(x, "x")), lstm.explain(x, state).kernels[0]
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def setting(backend: str | None, dtype: Any) -> tuple[xplstm.LSTM, Array, xplstm.LSTMState]:
-    """Return the LSTM with the example's weights, x of shape (1, 1, 3) and the state before."""
+    """Return the LSTM with the example's weights, x of shape (1, 1, 3), and the initial state."""
     lstm = xplstm.LSTM(3, 2, xp=backend, dtype=dtype)
     xp = _array.namespace(lstm.params["weight_ih_l0"], "weight_ih_l0")
 
@@ -95,7 +95,7 @@ def setting(backend: str | None, dtype: Any) -> tuple[xplstm.LSTM, Array, xplstm
 
 
 def step(lstm: xplstm.LSTM, x: Array, state: xplstm.LSTMState) -> dict[str, list[float]]:
-    """Every quantity of the step by its name in `EXACT`, one number a unit."""
+    """Return every quantity of the step by its name in `EXACT`, with one number for each unit."""
     p = lstm.params
     z = (
         x[0, ...] @ p["weight_ih_l0"].T
@@ -111,7 +111,7 @@ def step(lstm: xplstm.LSTM, x: Array, state: xplstm.LSTMState) -> dict[str, list
 
 
 def print_table(found: Mapping[str, list[float]], dtype: str) -> float:
-    """Print a row for each quantity and unit; the largest difference in u."""
+    """Print a row for each quantity and unit; return the largest difference in u."""
     width = DECIMALS[dtype] + 3
     print(f"{'':5}{'formula':33}{'unit':5}{'computed':>{width}}   {'exact':>23}{'difference':>12}")
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Fit the costs that choose partitions and kernels to times that are measured on the device at hand."""
+"""Fit the cost model for partitions and kernels to times measured on the present device."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from xplstm.kernels._cuda.trials import Shape
 from xplstm.kernels.cupy_persistent import Costs, best_plan, fused_cost, plan_cost
 
 ITERATIONS = 200
-"""Of the method of Levenberg and Marquardt, at most."""
+"""Largest number of Levenberg-Marquardt iterations."""
 SIZES = ((1, 256), (16, 512), (64, 512), (64, 1024))
-"""Batch and hidden size of each point."""
+"""Batch and hidden sizes of the measurements."""
 KINDS = ("float32", "tf32", "float16")
 STEPS = (64, 192)
-"""Of a short and a long sequence, whose difference has no launch and no loading of weights in it."""
+"""Steps of a short and a long sequence; their time difference excludes launch and weight loading."""
 REPEATS = 5
 WORST = 0.5
-"""Median of the relative errors of the predictions, above which a fit is refused."""
+"""Largest accepted median of the relative errors of the predictions."""
 
 
 class Timed(Protocol):
-    """A measured time, and what the model says of it."""
+    """A measured time and its prediction."""
 
     @property
     def time(self) -> float:
-        """Return the microseconds a step."""
+        """Measured microseconds per step."""
 
     @property
     def predicted(self) -> Callable[[Costs], float]:
-        """Return the model's microseconds a step, by costs."""
+        """Function from costs to predicted microseconds per step."""
 
 
 class Point(NamedTuple):
@@ -47,7 +47,7 @@ class Point(NamedTuple):
 
 
 def fit(found: Sequence[Timed], start: Costs) -> Costs:
-    """Return the costs that predict best, in the least squares of relative errors."""
+    """Return the costs with the least squares of relative errors."""
     at, damping = np.log(np.asarray(start)), 1e-2
     off = errors(found, start)
     for _ in range(ITERATIONS):
@@ -55,7 +55,7 @@ def fit(found: Sequence[Timed], start: Costs) -> Costs:
             [(errors(found, _costs(at + 1e-4 * e)) - off) / 1e-4 for e in np.eye(len(at))], axis=1
         )
         square = slopes.T @ slopes
-        # Even where no measurement depends on a cost, which then stays where it is.
+        # Damp also costs on which no measurement depends; those do not change.
         damped = square + damping * (np.diag(np.diag(square)) + 1e-9 * np.eye(len(at)))
         moved = at + np.clip(np.linalg.solve(damped, -slopes.T @ off), -1, 1)
         new = errors(found, _costs(moved))
@@ -73,7 +73,7 @@ def _costs(logarithms: np.ndarray) -> Costs:
 
 
 def errors(found: Sequence[Timed], costs: Costs) -> np.ndarray:
-    """Return the logarithms of predicted over measured times."""
+    """Return the logarithms of the ratios of predicted to measured times."""
     return np.log([m.predicted(costs) / m.time for m in found])
 
 
@@ -83,11 +83,11 @@ def median_error(found: Sequence[Timed], costs: Costs) -> float:
 
 
 def fitted(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, str]:
-    """Return the costs of the device of `like`, and how well they predict; None where they do not."""
+    """Return the fitted costs of the device of `like`, or None, and a description of the fit."""
     start = cupy_persistent.COSTS
     found = [point for kind in kinds for point in points(cp, like, kind)]
     if len(found) < len(start):
-        return None, f"{len(found)} times were measured, and {len(start)} costs need as many at least"
+        return None, f"{len(found)} times were measured, but {len(start)} costs need at least as many"
     made = fit(found, start)
     before, after = median_error(found, start), median_error(found, made)
     said = f"{len(found)} times a step; predictions are off by {after:.0%} in the median, {before:.0%} before"
@@ -95,7 +95,7 @@ def fitted(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, 
 
 
 def points(cp: Any, like: Problem, kind: str) -> list[Point]:
-    """Return the times of both kernels for one kind of numbers; none where a difference is not positive."""
+    """Return the times of both kernels for one number type; skip differences that are not positive."""
     found, start, chip = [], cupy_persistent.COSTS, cupy_persistent.chip_of(like.device)
     for B, H in SIZES:
         plans = [best_plan(chip, 1, B, H, kind, backward, start) for backward in (False, True)]
@@ -125,7 +125,7 @@ Run = Callable[[Problem, trials.Inputs, Callable[[Walk], Walk]], None]
 
 
 def step_time(cp: Any, like: Problem, kind: str, sizes: tuple[int, int], run: Run) -> float:
-    """Return the microseconds a step of a walk, by events on the device, without what a launch costs."""
+    """Return the microseconds per step of a walk from device events, without launch costs."""
     least = []
     for T in STEPS:
         shape = Shape(T=T, B=sizes[0], I=8, H=sizes[1])
@@ -137,12 +137,12 @@ def step_time(cp: Any, like: Problem, kind: str, sizes: tuple[int, int], run: Ru
             run(problem, inputs, partial(between, first, last))
             last.synchronize()
             times.append(1000 * cp.cuda.get_elapsed_time(first, last))
-        least.append(min(times[1:]))  # the first one compiles
+        least.append(min(times[1:]))  # the first call compiles
     return float(least[1] - least[0]) / (STEPS[1] - STEPS[0])
 
 
 def between(first: Any, last: Any, walk: Walk) -> Walk:
-    """Return `walk` with an event before and after it."""
+    """Return `walk` with device events before and after it."""
 
     def timed(*arguments: Any) -> Any:
         first.record()

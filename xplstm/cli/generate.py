@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model and print the prompt with its continuation."""
+    """Load the model, and print the prompt with its continuation."""
     _values.seed("seed", args.seed)
     model = CharLM.load(args.file)
     text = model.generate(args.prompt, args.length, temperature=args.temperature, rng=args.seed)

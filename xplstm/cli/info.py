@@ -1,4 +1,4 @@
-"""``python -m xplstm info``: what is installed here and what of it can run."""
+"""``python -m xplstm info``: print installed libraries, backends and kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xplstm import show_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take no options."""
+    """Add no options."""
 
 
 def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - there are none

@@ -8,7 +8,7 @@ from xplstm import io
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the path."""
+    """Add the argument for the path."""
     parser.add_argument("file", help="a file of weights, or the index of a model in several files")
 
 

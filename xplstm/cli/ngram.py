@@ -1,4 +1,4 @@
-"""The baseline of the demo: an n-gram model of characters, interpolated after Kneser and Ney."""
+"""Baseline of the demo: an n-gram model of characters with interpolated Kneser-Ney smoothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class _Level(NamedTuple):
-    """What is known about the grams of one length."""
+    """Counts of the n-grams of one length."""
 
     counts: Counter[str]
     totals: Counter[str]
@@ -17,27 +17,27 @@ class _Level(NamedTuple):
 
 
 def bits_per_character(text: str, split: int, order: int = 5) -> float:
-    """Mean of ``-log2 p(character)`` over ``text[split:]``, of a model that counted ``text[:split]``.
+    """Return the mean of ``-log2 p(character)`` over ``text[split:]``, for a model of ``text[:split]``.
 
-    Interpolated Kneser-Ney: an order's count, less a discount, plus the discount's
-    share of what the next lower order says; lower orders count in how many
-    contexts a gram was seen, not how often (Kneser and Ney, "Improved backing-off
-    for m-gram language modeling", 1995; in the interpolated form of Chen and
-    Goodman, "An empirical study of smoothing techniques for language modeling",
-    1999, section 3). The order below single characters is the uniform distribution
-    over all different characters of `text`.
+    Interpolated Kneser-Ney smoothing adds the count of an order, minus a discount, to the distribution of the
+    next lower order, weighted by the discounts. Lower orders count the different contexts of an n-gram
+    (Kneser and Ney, "Improved backing-off for m-gram language modeling", 1995; interpolated form: Chen and
+    Goodman, "An empirical study of smoothing techniques for language modeling", 1999, section 3). The lowest
+    order is the uniform distribution over all different characters of `text`.
 
     Parameters
     ----------
     text : str
+        The whole text.
     split : int
-        In ``[order, len(text))``; the text before it is counted, the rest predicted.
+        Length of the counted text, in ``[order, len(text))``; the rest is predicted.
     order : int, optional
-        Longest gram, at least 1: the character and the ``order - 1`` before it.
+        Longest n-gram, at least 1: a character and the ``order - 1`` characters before it.
 
     Returns
     -------
     float
+        Bits per character.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def bits_per_character(text: str, split: int, order: int = 5) -> float:
 
 
 def _levels(text: str, order: int) -> list[_Level]:
-    """Count grams of the lengths 1 to `order`."""
+    """Count n-grams of the lengths 1 to `order`."""
     counts = Counter(text[i : i + order] for i in range(len(text) - order + 1))
     levels = [_level(counts)]
     for _ in range(order - 1):
@@ -62,14 +62,14 @@ def _levels(text: str, order: int) -> list[_Level]:
 
 
 def _level(counts: Counter[str]) -> _Level:
-    """Sum the counts by context, and estimate the discount from how many are 1 and 2."""
+    """Sum the counts by context, and estimate the discount from the numbers of counts 1 and 2."""
     totals: Counter[str] = Counter()
     followers: Counter[str] = Counter()
     for gram, count in counts.items():
         totals[gram[:-1]] += count
         followers[gram[:-1]] += 1
     ones, twos = (sum(count == n for count in counts.values()) for n in (1, 2))
-    # The ones added keep it off 0, which would call what was never seen impossible.
+    # The added ones avoid a discount of 0, which would give unseen n-grams probability 0.
     return _Level(counts, totals, followers, (ones + 1) / (ones + 2 * twos + 2))
 
 

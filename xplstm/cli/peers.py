@@ -1,4 +1,4 @@
-"""What `bench` times: our kernels, and the peers that are installed, each as functions of one shape."""
+"""Engines of `bench`: the kernels of this package and installed peers, as functions for one shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xplstm.kernels import native
 
 
 class Shape(NamedTuple):
-    """One layer, one direction, float32; T = 1 is a single step of a stream."""
+    """Sizes of one float32 layer with one direction; T = 1 is a single streaming step."""
 
     T: int
     B: int
@@ -29,17 +29,17 @@ class Shape(NamedTuple):
         return ",".join(map(str, self))
 
     def multiply_adds(self) -> int:
-        """Of the products of one step."""
+        """Return the number of multiply-adds in the matrix products of one step."""
         return self.B * 4 * self.H * (self.I + self.H)
 
 
 class Work(NamedTuple):
-    """What an engine can be asked for; None what it cannot do."""
+    """Functions of an engine; None if the engine does not support one."""
 
     forward: Callable[[], np.ndarray]
-    """y."""
+    """Return y."""
     train: Callable[[], np.ndarray] | None
-    """dx after a forward and a backward pass."""
+    """Return dx after a forward and a backward pass."""
 
 
 SHARED = {
@@ -49,14 +49,14 @@ SHARED = {
     "gate_clip": Variant(gate_clip=1.0),
     "all": Variant(True, True, ("hard_sigmoid", "tanh", "tanh"), gate_clip=1.0),
 }
-"""Options that ONNX Runtime has too."""
+"""Options that ONNX Runtime also has."""
 
 VARIANTS = SHARED | {
     "zoneout": Variant(zoneout_h=0.1, zoneout_c=0.1),
     "recurrent_dropout": Variant(recurrent_dropout=0.1),
     "layer_norm": Variant(layer_norm=True),
 }
-"""Timed by ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
+"""Variants for ``--variants``; the engine ``native+peepholes`` runs the first on the kernel `native`."""
 
 CELLS: dict[str, Callable[..., Any]] = {
     "gru": xplstm.GRU,
@@ -64,7 +64,7 @@ CELLS: dict[str, Callable[..., Any]] = {
     "rnn": xplstm.RNN,
     "jordan": lambda I, H, **options: xplstm.JordanRNN(I, H, H, **options),
 }
-"""Other cells of the same I and H, timed by ``--variants`` too."""
+"""Other cells with the same I and H for ``--variants``."""
 
 STORED: dict[str, dict[str, Any]] = {
     "bfloat16": {"weights": "bfloat16"},
@@ -72,23 +72,23 @@ STORED: dict[str, dict[str, Any]] = {
     "int8": {"weights": "int8"},
     "int8x8": {"weights": "int8", "activations": "int8"},
 }
-"""Timed by ``--precisions``: arguments of `freeze`. The second number is the bits of activations."""
+"""Arguments of `freeze` for ``--precisions``. The second number is the width of activations in bits."""
 
 ALLOWED = {"bfloat16": 2e-2, "bfloat16x16": 2e-2, "int8": 2e-2, "int8x8": 8e-2}
-"""Differences from float32 that a precision allows, relative to the largest magnitude or 1."""
+"""Tolerance of each precision compared with float32, relative to the largest magnitude or 1."""
 EQUAL = 1e-4
-"""The same for two engines of float32."""
+"""Tolerance between two float32 engines."""
 
 
 def network(shape: Shape, option: str, rng: np.random.Generator) -> Any:
-    """Return a layer of float32: an LSTM with a variant, or another cell."""
+    """Return a float32 layer: an LSTM with a variant, or another cell."""
     if option in CELLS:
         return CELLS[option](shape.I, shape.H, rng=rng)
     return xplstm.LSTM(shape.I, shape.H, rng=rng, variant=VARIANTS.get(option))
 
 
 def problem(shape: Shape, option: str = "") -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Parameters, x and dy, the same in every process."""
+    """Return parameters, x and dy, with the same values in every process."""
     rng = np.random.default_rng(0)
     params: dict[str, Any] = network(shape, option, rng).params
     x = rng.standard_normal((shape.T, shape.B, shape.I), dtype=np.float32)
@@ -96,9 +96,9 @@ def problem(shape: Shape, option: str = "") -> tuple[dict[str, np.ndarray], np.n
 
 
 def kernel(name: str | None) -> Callable[[Shape, int], Work]:
-    """One of our own kernels, or the one that is chosen."""
+    """Return the builder of one kernel, or of the default kernel for None."""
 
-    # Its process has read the number of threads from its environment.
+    # The process has read the number of threads from its environment.
     def build(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001
         xplstm.use_kernel(name)
         stored = STORED.get(option, {})
@@ -113,7 +113,7 @@ def kernel(name: str | None) -> Callable[[Shape, int], Work]:
             return Work(lambda: np.asarray(frozen.step(first, zeros)[0]), None)
         if stored:
             return Work(lambda: np.asarray(frozen(x)[0]), None)
-        # Random masks are drawn in training alone.
+        # Random masks are drawn only in training.
         options = VARIANTS.get(option, Variant())
         random = options.zoneout_h or options.zoneout_c or options.recurrent_dropout
         rng = np.random.default_rng(0) if random else None
@@ -123,7 +123,7 @@ def kernel(name: str | None) -> Callable[[Shape, int], Work]:
 
 
 def build_torch(shape: Shape, threads: int, option: str = "") -> Work:
-    """PyTorch's LSTM on the CPU, for a single step its LSTMCell; ``compiled`` is by `torch.compile`."""
+    """Prepare PyTorch's LSTM on the CPU, or LSTMCell for one step; ``compiled`` uses `torch.compile`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -164,13 +164,13 @@ def build_torch(shape: Shape, threads: int, option: str = "") -> Work:
 
 
 def _torch_of_int8(params: dict[str, np.ndarray], shape: Shape, x: np.ndarray) -> Work:
-    """PyTorch's dynamically quantised LSTM."""
+    """Prepare PyTorch's dynamically quantised LSTM."""
     import torch
 
     holder = torch.nn.Sequential(torch.nn.LSTM(shape.I, shape.H))
     holder[0].load_state_dict({name: torch.tensor(a) for name, a in params.items()})
     with warnings.catch_warnings():
-        # Deprecated in favour of another package, whose quantisation has no LSTM.
+        # Deprecated in favour of another package, which does not quantise LSTMs.
         warnings.simplefilter("ignore")
         quantised = torch.ao.quantization.quantize_dynamic(holder, {torch.nn.LSTM})[0]
     inputs = torch.tensor(x)
@@ -183,7 +183,7 @@ def _torch_of_int8(params: dict[str, np.ndarray], shape: Shape, x: np.ndarray) -
 
 
 def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
-    """ONNX Runtime's LSTM on the CPU; ``int8x8`` is its `DynamicQuantizeLSTM`."""
+    """Prepare ONNX Runtime's LSTM on the CPU; ``int8x8`` uses DynamicQuantizeLSTM."""
     import onnxruntime
 
     params, x, _ = problem(shape, option)
@@ -198,7 +198,7 @@ def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
     return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
 
 
-# The operator for a cell, the order of its blocks of rows, and its attributes.
+# Operator of each cell, gate order of its rows, and its attributes.
 OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, int]]] = {
     "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
     "gru_reset_before": ("GRU", (1, 0, 2), {}),
@@ -207,7 +207,7 @@ OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, int]]] = {
 
 
 def _onnx_model(params: dict[str, np.ndarray], shape: Shape, option: str) -> Any:
-    """Return a model of one recurrent operator from x to y."""
+    """Return a model with one recurrent operator from x to y."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -239,10 +239,10 @@ def _onnx_model(params: dict[str, np.ndarray], shape: Shape, option: str) -> Any
 
 
 def _quantised(model: Any) -> bytes:
-    """Return a model whose weights are of int8, a scale for each row."""
+    """Return a model with int8 weights and a scale for each row."""
     from onnxruntime.quantization import quantize_dynamic
 
-    # The mark of its own preparation, without which it warns; one operator needs none.
+    # Metadata of ONNX Runtime's preprocessing, which avoids a warning; one operator needs none.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
@@ -266,7 +266,7 @@ def _onnx_options(variant: Variant | None) -> dict[str, Any]:
 
 
 def scanned(p: dict[str, Any], x: Any) -> Any:
-    """JAX's y from a state of zeros: a loop of `jax.lax.scan`, the input's product before it."""
+    """Return y from a zero state with `jax.lax.scan`, after one product for the inputs of all steps."""
     import jax
     from jax import numpy as jnp
 
@@ -282,7 +282,7 @@ def scanned(p: dict[str, Any], x: Any) -> Any:
 
 
 def build_jax(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001 - one signature
-    """JAX's loop, compiled."""
+    """Prepare the compiled JAX loop."""
     import jax
 
     params, x, dy = problem(shape)
@@ -299,7 +299,7 @@ def build_jax(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: AR
 
 
 def build_openvino(shape: Shape, threads: int, option: str = "") -> Work:
-    """OpenVINO's LSTMSequence on the CPU, which computes in `option` or float32."""
+    """Prepare OpenVINO's LSTMSequence on the CPU, with the precision `option` or float32."""
     import openvino
     from openvino import opset13 as op
 
@@ -332,7 +332,7 @@ def build_openvino(shape: Shape, threads: int, option: str = "") -> Work:
 
 
 def build_mlx(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: ARG001 - one signature
-    """MLX's LSTM on the CPU."""
+    """Prepare MLX's LSTM on the CPU."""
     import mlx.core as mx
     from mlx import nn
 
@@ -360,7 +360,7 @@ def build_mlx(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: AR
 
 
 def on_torch(name: str, shape: Shape, threads: int) -> Work:
-    """Prepare one of our kernels on arrays of PyTorch, differentiated by its autograd."""
+    """Prepare a kernel of this package on PyTorch tensors, with autograd."""
     import torch
 
     torch.set_num_threads(threads)
@@ -386,7 +386,7 @@ def on_torch(name: str, shape: Shape, threads: int) -> Work:
 
 
 def on_jax(name: str, shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it takes the process's processors
-    """Prepare one of our kernels on arrays of JAX, differentiated by `jax.vjp`."""
+    """Prepare a kernel of this package on JAX arrays, with `jax.vjp`."""
     import jax
 
     xplstm.use_kernel(name)
@@ -412,11 +412,11 @@ def on_jax(name: str, shape: Shape, threads: int) -> Work:  # noqa: ARG001 - it 
 
 
 ON_ARRAYS = {"torch": on_torch, "jax": on_jax}
-"""Timed by ``--arrays``; the engine ``native@torch`` is the kernel `native` on arrays of PyTorch."""
+"""Engines for ``--arrays``; ``native@torch`` is the kernel `native` on PyTorch tensors."""
 
 
 class Peer(NamedTuple):
-    """Another library: what prepares its LSTM, the packages that it needs, and the options that it has."""
+    """Another library: the function that prepares its LSTM, required packages, and options."""
 
     build: Callable[..., Work]
     needs: tuple[str, ...]
@@ -434,11 +434,11 @@ PEERS = {
 
 
 CHOICES = ("chosen", "native=1", "native=rows", "native=panels", "numpy_inplace")
-"""Timed by ``--choices``: what is chosen, and `native` on one thread and with each way of sharing work."""
+"""Engines for ``--choices``: the automatic choice, and `native` on one thread and with each partition."""
 
 
 def choice(name: str, shape: Shape, threads: int) -> Work:
-    """Prepare what is chosen, or `native` as CHOICES says."""
+    """Prepare the automatic choice, or `native` with the settings in CHOICES."""
     base, _, way = name.partition("=")
     if way in native.SHARES:
         native.pin_shares(way)
@@ -451,49 +451,49 @@ OURS = ("native", "numpy_inplace")
 
 
 def known() -> list[str]:
-    """Return the names of our kernels and of all peers, wherever they run, alone and with their options."""
+    """Return the names of all kernels and peers, alone and with their options."""
     options = {OURS[0]: (*VARIANTS, *CELLS, *STORED), **{n: peer.options for n, peer in PEERS.items()}}
     return [*OURS, *PEERS, *(f"{name}+{option}" for name, own in options.items() for option in own)]
 
 
 def available() -> list[str]:
-    """Return our kernels that run here, fastest first, then the peers that are installed."""
+    """Return the available kernels, fastest first, followed by the installed peers."""
     ours = [name for name in OURS if not _dispatch.why_missing(name)]
     return [*ours, *(n for n, peer in PEERS.items() if all(importlib.util.find_spec(x) for x in peer.needs))]
 
 
 def with_options(options: dict[str, Any]) -> list[str]:
-    """Return the fastest of our kernels, that kernel with each of `options`, and the peers with theirs."""
+    """Return the fastest kernel, alone and with each of `options`, and the peers with their options."""
     ours, *rest = available()
     peers = (f"{n}+{option}" for n in rest if n in PEERS for option in PEERS[n].options if option in options)
     return [ours, *(f"{ours}+{option}" for option in options), *peers]
 
 
 def available_variants() -> list[str]:
-    """Return what ``--variants`` times."""
+    """Return the engines for ``--variants``."""
     return with_options({**VARIANTS, **CELLS})
 
 
 def available_precisions() -> list[str]:
-    """Return what ``--precisions`` times."""
+    """Return the engines for ``--precisions``."""
     return with_options(STORED)
 
 
 def available_arrays() -> list[str]:
-    """Return the fastest of our kernels, it on arrays of PyTorch and JAX, and their own LSTMs."""
+    """Return the fastest kernel, on its own and on arrays of PyTorch and JAX, and the LSTMs of both."""
     ours, *rest = available()
     pairs = ((f"{ours}@{name}", name) for name in ON_ARRAYS if name in rest)
     return [ours, *(name for pair in pairs for name in pair)]
 
 
 def available_choices() -> list[str]:
-    """Return what ``--choices`` times."""
+    """Return the engines for ``--choices``."""
     ours = available()
     return [name for name in CHOICES if name == "chosen" or name.partition("=")[0] in ours]
 
 
 def option_of(name: str) -> str:
-    """Return the option of an engine's name, or nothing."""
+    """Return the option in the name of an engine, or ""."""
     return name.partition("+")[2]
 
 
@@ -509,12 +509,12 @@ def builder(name: str) -> Callable[[Shape, int], Work]:
     return partial(build, option=option) if option else build
 
 
-# Rows and columns of the matrices whose product is the machine's measure.
+# Size of the square matrices whose product measures the peak of the machine.
 PRODUCT = 768
 
 
 def product(name: str, threads: int) -> Callable[[], Any]:
-    """Multiply two large matrices with PyTorch or NumPy."""
+    """Return the function that multiplies two large matrices with PyTorch or NumPy."""
     a = np.ones((PRODUCT, PRODUCT), dtype=np.float32)
     if name != "torch":
         return lambda: a @ a

@@ -1,7 +1,7 @@
-"""``python -m xplstm prove``: run the trials of CuPy's kernels on a device, and record which passed.
+"""``python -m xplstm prove``: run the trials of the CuPy kernels on a device, and record the results.
 
-Each kernel and kind of numbers has a process of its own under a time limit: a kernel that hangs or crashes
-ends that process alone. This process never opens the device, since some devices allow one process only.
+Each kernel and number type runs in its own process with a time limit. A kernel that hangs or crashes ends
+only that process. The parent process never opens the device, since some devices allow only one process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from xplstm.kernels._cuda import proof
 from xplstm.kernels._cuda.proof import Verdict
 
 LIMIT = 300.0
-"""Seconds for the trials of one kernel and kind of numbers."""
+"""Time limit in seconds for the trials of one kernel and number type."""
 COLUMNS = f"{'kernel':<16} {'numbers':<9} {'result':<8} {'seconds':>7}  why"
 
 
 class Outcome(NamedTuple):
-    """What the process of one trial left: a verdict, or why nothing is known."""
+    """Result of the process of one trial: a verdict, or the reason for its absence."""
 
     found: Verdict | None
     why: str
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the device, the time limit, and whether to repeat what is recorded and to fit costs."""
+    """Add the options of the command."""
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the device (default 0)")
     parser.add_argument("--again", action="store_true", help="repeat trials whose results are recorded")
     fit_help = "afterwards measure the device, so that kernels and partitions are chosen by its own times"
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table of the results; 1 if a kernel failed or could not be tried."""
+    """Print a table of the results; return 1 if a kernel failed or could not be tested."""
     limit, device = _values.positive("limit", args.limit), _values.size("device", args.device, 0)
     if args.trial:
         kernel, kind = args.trial
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fit_costs(key: dict[str, str], device: int, limit: float) -> bool:
-    """Measure the device in a process of its own, and record its costs; return whether that was possible."""
+    """Measure the costs of the device in a separate process and record them; return whether it succeeded."""
     outcome = attempt(trials.FIT, trials.FIT, device, limit)
     costs = outcome.said.get("costs")
     if outcome.found is None or not outcome.found.passed or costs is None:
@@ -90,7 +90,7 @@ def fit_costs(key: dict[str, str], device: int, limit: float) -> bool:
 
 
 def identify(device: int, limit: float) -> dict[str, str]:
-    """Return what proofs on the device depend on, as a process of its own finds it."""
+    """Return the properties of the device that results depend on, from a separate process."""
     outcome = attempt(trials.IDENTITY, trials.IDENTITY, device, limit)
     if not outcome.key:
         msg = f"device {device} cannot be tried: {outcome.why}"
@@ -99,7 +99,7 @@ def identify(device: int, limit: float) -> dict[str, str]:
 
 
 def known(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
-    """Return what is recorded; nothing where the file is not one that `record` wrote."""
+    """Return the recorded results; empty if `record` did not write the file."""
     try:
         return proof.read(path, key)
     except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def settle(
     *,
     again: bool,
 ) -> Outcome:
-    """Return what is recorded for a kernel, by this process or another, or run the trials and record it."""
+    """Return the recorded result of a kernel, or run its trials and record the result."""
     name, path = proof.name_of(kernel, kind), proof.file_of(key)
     with waiting(path.with_name(f"{path.stem}-{kernel}-{kind}.lock")):
         found = known(path, key).get(name)
@@ -131,7 +131,7 @@ def settle(
 
 @contextlib.contextmanager
 def waiting(path: Path) -> Iterator[None]:
-    """Hold a lock; say so where another process has it first."""
+    """Hold a lock; print a message if another process holds it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(proof.locked(path, wait=False))
@@ -142,7 +142,7 @@ def waiting(path: Path) -> Iterator[None]:
 
 
 def attempt(kernel: str, kind: str, device: int, limit: float) -> Outcome:
-    """Run the trials of one kernel in a process of its own."""
+    """Run the trials of one kernel in a separate process."""
     command = [sys.executable, "-m", "xplstm", "prove", "--trial", kernel, kind, "--device", str(device)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -163,7 +163,7 @@ def attempt(kernel: str, kind: str, device: int, limit: float) -> Outcome:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
+    """Kill a process and its children."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -172,15 +172,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def ended(code: int) -> str:
-    """Return how a process ended, by its exit code."""
+    """Describe an exit code."""
     return f"ended by {signal.Signals(-code).name}:" if code < 0 else f"exit code {code}:"
 
 
 def understood(printed: str, how: str, *, clean: bool) -> Outcome:
-    """Return what a process of trials said, and `how` it ended where it did not come to a verdict."""
+    """Parse the output of a trial process; without a verdict, the reason is `how` the process ended."""
     said: dict[str, Any] = {}
     for line in printed.splitlines():
-        with contextlib.suppress(ValueError):  # a crash may cut a line, and other code may print
+        with contextlib.suppress(ValueError):  # a crash may truncate a line, and other code may print
             said |= json.loads(line)
     key = said.get("begun", {})
     if clean and said.get("passed"):

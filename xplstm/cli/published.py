@@ -1,6 +1,6 @@
-"""Problems whose outputs the specification publishes bit by bit, as digests: its profile `exact`.
+"""Problems whose output bits the specification publishes as digests, in its profile `exact`.
 
-The numbers of the inputs come from SplitMix64 (Steele, Lea and Flood 2014), as in spec/exact_cases.py.
+The inputs come from SplitMix64 (Steele, Lea and Flood 2014), as in spec/exact_cases.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from xplstm import LSTMParams
 
 PRECISION = {"float32": 24, "float64": 53}
 LEAST = {"float32": -149, "float64": -1074}
-"""Exponents of the least positive number."""
+"""Exponents of the smallest positive numbers."""
 HOLES = ((True, False, True), (False, False, True), (True, False, True), (True, False, False))
 
 
 class Record(NamedTuple):
-    """One layer of one direction."""
+    """A problem of one layer with one direction."""
 
     T: int
     B: int
@@ -42,7 +42,7 @@ RECORDS = {
 
 
 class Inputs(NamedTuple):
-    """What a layer is given; the state has no axis of directions."""
+    """Inputs of a layer; the state has no direction axis."""
 
     params: LSTMParams
     x: np.ndarray
@@ -51,7 +51,7 @@ class Inputs(NamedTuple):
 
 
 def drawn(dtype: str, shape: tuple[int, ...], seed: int, exponent: int) -> np.ndarray:
-    """Return numbers in [-2**exponent, 2**exponent): the upper bits of each word, signed."""
+    """Return numbers in [-2**exponent, 2**exponent) from the upper bits of each random word."""
     bits, count = PRECISION[dtype], int(np.prod(shape))
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -80,7 +80,7 @@ def inputs(name: str, dtype: str) -> Inputs:
 
 
 def _values(dtype: str) -> Iterator[float]:
-    """Yield the arguments of tanh and sigmoid: the ends of their ranges, subnormal numbers, and others."""
+    """Yield arguments for tanh and sigmoid: range limits, subnormal numbers, and others."""
     bits, least, ends = PRECISION[dtype], LEAST[dtype], (8.0, 10.0, 18.0, 40.0, 87.5, 103.5, 700.0, 745.0)
     for v in (0.0, 2.0**least, 3 * 2.0 ** (least + 20), 2.0 ** (1 - bits // 2), 0.5 - 2.0**-bits, 0.5, *ends):
         yield from (v, -v)
@@ -99,7 +99,7 @@ def _functions(dtype: str) -> Inputs:
 
 
 def digest(*outputs: np.ndarray) -> str:
-    """Return the digest of y, h_n and c_n; a zero counts as positive."""
+    """Return the digest of y, h_n and c_n, with negative zeros as positive zeros."""
     content = hashlib.sha256()
     for a in outputs:
         content.update(np.ascontiguousarray(a + 0.0, a.dtype.newbyteorder("<")).tobytes())
@@ -126,4 +126,4 @@ DIGESTS: dict[str, dict[str, str]] = {
         "mask": "1d4a9de22a8a2786b26752bb74f623e981cc96dcd6322bc4878d3b7b2f104972",
     },
 }
-"""Of the published outputs."""
+"""Digests of the published outputs."""

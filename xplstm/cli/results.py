@@ -18,9 +18,9 @@ from xplstm import ArgumentError, BackendError
 from xplstm.cli.peers import PEERS, Shape, option_of
 
 Times = dict[str, list[float]]
-"""Microseconds a step by engine, one number a round."""
+"""Microseconds per step for each engine, one number for each round."""
 Found = dict[str, dict[Shape, Times]]
-"""By what was timed, and shape."""
+"""Times by operation and shape."""
 
 TITLES = {
     "forward": "inference",
@@ -31,7 +31,7 @@ TITLES = {
 WIDEST = 100
 """Columns of a printed table."""
 
-# Of the engines in a picture, in their order.
+# Colours of the engines in a figure, in order.
 MARKERS = "*osD^v<>pX"
 
 
@@ -56,7 +56,7 @@ def pairs(names: Iterable[str]) -> dict[str, str]:
 
 
 def mean_ratios(rows: dict[Shape, Times]) -> dict[str, float]:
-    """Geometric mean over the shapes of each other engine's ratio to ours."""
+    """Return the geometric mean over shapes of each engine's ratio to ours."""
     found = pairs(dict.fromkeys(name for times in rows.values() for name in times))
     return {
         name: statistics.geometric_mean(ratio(t, ours, name) for t in rows.values() if name in t)
@@ -104,7 +104,7 @@ def folded(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of a table as text: the first column to the left, the others to the right."""
+    """Format the rows of a table, with the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         line[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
@@ -113,9 +113,9 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def regret(times: Times) -> tuple[str, float]:
-    """Return the fastest engine after the first, and the part of its time that the first takes longer.
+    """Return the fastest other engine, and the relative extra time of the first engine.
 
-    Of the least times, because other work on the machine only adds to a time.
+    The function compares minimum times, since other work on the machine only adds to a time.
     """
     chosen, *rest = (min(rounds) for rounds in times.values())
     fastest = min(range(len(rest)), key=lambda k: rest[k])
@@ -136,7 +136,7 @@ def regrets(found: dict[int, Found]) -> str:
 
 
 class Report(NamedTuple):
-    """Everything measured, by number of threads."""
+    """All measurements, by number of threads."""
 
     found: dict[int, Found]
     peaks: dict[int, float]
@@ -158,7 +158,7 @@ class Report(NamedTuple):
         return "\n\n".join(parts)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything measured, with what is needed to measure it again."""
+        """Return all measurements with the settings that are needed to repeat them."""
         kinds_of = self.found.items()
         needed = (package for peer in PEERS.values() for package in peer.needs)
         return {
@@ -189,7 +189,7 @@ def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
 
 
 def processor() -> str:
-    """Return the processor's name from Linux, else its architecture."""
+    """Return the processor name on Linux, otherwise the architecture."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -199,7 +199,7 @@ def processor() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of Python and of those packages that are installed."""
+    """Return the versions of Python and of the installed packages."""
     found = {"python": platform.python_version()}
     for name in dict.fromkeys(packages):
         with contextlib.suppress(PackageNotFoundError):
@@ -208,7 +208,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def check_plot(file: Path) -> None:
-    """Refuse a picture that could not be drawn, before anything is measured for it."""
+    """Check, before any measurement, that the figure can be drawn."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -226,12 +226,12 @@ def draw(found: dict[int, Found], file: Path) -> None:
 
     kinds = list(dict.fromkeys(what for rows in found.values() for what in rows))
     engines = [name for rows in found.values() for ts in rows.values() for t in ts.values() for name in t]
-    # Who is missing in one panel keeps its colour in the others.
+    # An engine has the same colour in all panels.
     looks = {
         name: f"{marker}C{k}"
         for k, (name, marker) in enumerate(zip(dict.fromkeys(engines), MARKERS, strict=False))
     }
-    # As wide as a page of the documentation, so that its text keeps its size there.
+    # The width of a documentation page, which keeps the font size.
     figure = Figure(figsize=(3 * len(kinds), 0.6 + 3.6 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), len(kinds), squeeze=False)
     for line, (threads, by_kind) in zip(grid, found.items(), strict=True):
@@ -247,12 +247,12 @@ def draw(found: dict[int, Found], file: Path) -> None:
 
 
 def write_figure(figure: Any, file: Path) -> None:
-    """Write a figure, the same bytes for the same numbers."""
+    """Write a figure, with the same bytes for the same numbers."""
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def _panel(axes: Any, rows: dict[Shape, Times], looks: dict[str, str]) -> None:
-    """One dot for each shape and peer."""
+    """Draw one dot for each shape and peer."""
     shapes = list(rows)
     for name, ours in pairs(dict.fromkeys(name for times in rows.values() for name in times)).items():
         points = [(ratio(rows[s], ours, name), k) for k, s in enumerate(shapes) if name in rows[s]]

@@ -1,7 +1,7 @@
-"""The trials of one kernel and kind of numbers, in a process that may hang or crash: `prove` starts it.
+"""Run the trials of one kernel and number type, in a process of `prove` that may hang or crash.
 
-Every line that it prints is JSON: first what the device is, then the name of each trial before it begins, and
-last the outcome. All memory that CuPy hands out holds NaN.
+The process prints one JSON object per line: the properties of the device, the name of each trial before it
+starts, and the outcome. All memory that CuPy allocates is filled with NaN.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from xplstm.kernels.cupy_persistent import STEP_OF_K, Plan
 
 KINDS = tuple(launch.KINDS)
 SUBJECTS = {"cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
-"""What is proven: each kernel for each kind of numbers, and training's parts."""
+"""Subjects of the trials: each kernel for each number type, and the parts of training."""
 
 FIT = "fit"
-"""What measures the costs of the device, by kernels that are proven."""
+"""Name of the measurement of device costs, which needs kernels that passed."""
 IDENTITY = "identity"
-"""What runs no trial and says what the device is."""
+"""Name of the subject that only prints the properties of the device."""
 
 LAUNCHES = 200
-"""Repetitions that have to give the same bits."""
+"""Number of repetitions that must have the same bits."""
 LONG = 4096
 """Steps of the long sequence."""
 BUSY = 0.2
-"""Seconds for which other work keeps half of the multiprocessors."""
+"""Seconds for which other work occupies half of the multiprocessors."""
 RANDOM = (
     Shape(T=5, B=4, I=3, H=6, reverse=BOTH, valid="lengths"),
     Shape(T=4, B=33, I=7, H=65, valid="mask"),
@@ -52,7 +52,7 @@ Trials = dict[str, Callable[[], "str | None"]]
 
 
 def run(kernel: str, kind: str, number: int) -> int:
-    """Print the outcome of the trials of a kernel on the device of this number."""
+    """Print the outcome of the trials of a kernel on the device `number`."""
     xp = _array.named_namespace("cupy")
     import cupy as cp
 
@@ -68,7 +68,7 @@ def run(kernel: str, kind: str, number: int) -> int:
             say(trial=name)
             try:
                 reason = trial()
-            except (MemoryError, DTypeError) as error:  # CuPy's pool has no more, or bfloat16 needs ml_dtypes
+            except (MemoryError, DTypeError) as error:  # out of device memory, or bfloat16 without ml_dtypes
                 say(not_run=f"{type(error).__name__}: {error}")
                 return 0
             if reason is not None:
@@ -79,13 +79,13 @@ def run(kernel: str, kind: str, number: int) -> int:
 
 
 def say(**line: Any) -> None:
-    """Print one line of JSON at once: nothing comes after a crash."""
+    """Print one line of JSON and flush it, since a crash may follow."""
     print(json.dumps(line), flush=True)
 
 
 @contextlib.contextmanager
 def poisoned(cp: Any) -> Iterator[None]:
-    """Let all memory that CuPy hands out hold bytes that are NaN in every kind of numbers."""
+    """Fill all memory that CuPy allocates with bytes that are NaN in every float type."""
     pool = cp.get_default_memory_pool()
 
     def allocate(size: int) -> Any:
@@ -105,14 +105,14 @@ def reference() -> Engine:
 
 
 def fused(_: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
-    """Return the trials of a kernel that waits for nothing."""
+    """Return the trials of the fused kernel, which has no synchronisation between blocks."""
     engine = Engine(cupy_fused.prepare, cupy_fused.forward, cupy_fused.backward)
     shapes = (*trials.CHECKED, *trials.PROJECTED, *RANDOM)
     return {"random problems": lambda: trials.check(engine, reference(), like, shapes)}
 
 
 def persistent(cp: Any, like: Problem, kind: str) -> Trials:
-    """Return the trials of the kernel whose blocks wait for each other."""
+    """Return the trials of the persistent kernel, whose blocks wait for each other."""
     chip = cupy_persistent.chip_of(like.device)
     engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
     found: Trials = {}
@@ -130,7 +130,7 @@ def persistent(cp: Any, like: Problem, kind: str) -> Trials:
 
 
 def cut_shapes(kind: str) -> tuple[Shape, ...]:
-    """Return shapes of several tiles, groups and blocks of k, and of weights past the registers."""
+    """Return shapes with several tiles, groups and k blocks, and with weights that exceed the registers."""
     if kind not in STEP_OF_K:
         return (
             Shape(T=3, B=11, I=5, H=29, reverse=BOTH, valid="lengths"),
@@ -146,7 +146,7 @@ def cut_shapes(kind: str) -> tuple[Shape, ...]:
 
 
 def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) -> list[Plan]:
-    """Return a plan for each combination of kernel entry and of what makes plans different."""
+    """Return a plan for each combination of kernel entry and plan parameters."""
     found: dict[Any, Plan] = {}
     sizes = chip, len(shape.reverse), shape.B, shape.H, kind
     for p in cupy_persistent.plans(*sizes, backward, cupy_persistent.COSTS):
@@ -167,14 +167,14 @@ def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) ->
 
 
 def planned(forward: Plan, backward: Plan) -> Engine:
-    """Return the persistent kernel with plans of its own."""
+    """Return the persistent kernel with the given plans."""
     run_forward = partial(cupy_persistent.forward, plan=forward)
     run_backward = partial(cupy_persistent.backward, plan=backward)
     return Engine(cupy_persistent.prepare, run_forward, run_backward)
 
 
 def every_cut(cp: Any, like: Problem, kind: str, chip: cupy_persistent.Chip) -> str | None:
-    """Compare every kind of plan with the reference, and the outputs of all plans bit by bit."""
+    """Compare each kind of plan with the reference, and the outputs of all plans bit by bit."""
     for shape in cut_shapes(kind):
         problem = trials.problem_of(shape, like, kind)
         inputs = trials.drawn(shape, problem.dtype)
@@ -202,7 +202,7 @@ def same_bits(
     beside: Callable[[], contextlib.AbstractContextManager[Any]],
     count: int,
 ) -> str | None:
-    """Run one problem again and again; every result has to have the bits of the first."""
+    """Run one problem repeatedly, and check that every result has the bits of the first."""
     problem = trials.problem_of(REPEATED, like, kind)
     there = trials.each_array(trials.drawn(REPEATED, problem.dtype), cp.asarray)
     engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
@@ -217,7 +217,7 @@ def same_bits(
 
 
 def host_bytes(cp: Any, found: dict[str, Any]) -> dict[str, bytes]:
-    """Return the bytes of every array."""
+    """Return the bytes of all arrays."""
     return {name: cp.asnumpy(a).tobytes() for name, a in found.items()}
 
 
@@ -255,7 +255,7 @@ def two_streams(cp: Any, like: Problem, kind: str) -> str | None:
 
 
 def every_record(cp: Any, like: Problem) -> str | None:
-    """Compare the bits of outputs with those that the specification publishes, with residuals and without."""
+    """Compare output bits with those in the specification, with and without residuals."""
     for name, record in published.RECORDS.items():
         given, mask = published.inputs(name, like.dtype), record.mask
         shape = Shape(*record[:4], valid="mask" if mask else "all", bias=record.bias)
@@ -266,12 +266,12 @@ def every_record(cp: Any, like: Problem) -> str | None:
             packed = cupy_persistent.prepare(problem, (params,))
             y, end, _ = cupy_persistent.forward(problem, packed, x, LSTMState(h_0[None], c_0[None]), valid)
             if published.digest(*map(cp.asnumpy, (y, *end))) != published.DIGESTS[like.dtype][name]:
-                return f"the outputs of {name} have other bits than those that the specification publishes"
+                return f"the outputs of {name} have other bits than those in the specification"
     return None
 
 
 def training(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
-    """Return the trials of training's parts, one for each kind of numbers."""
+    """Return the trials of the parts of training, one for each number type."""
 
     def trial(dtype: str) -> Callable[[], str | None]:
         return lambda: training_differs(like.xp, like.device, dtype)
@@ -280,7 +280,7 @@ def training(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one
 
 
 def training_differs(xp: Any, device: Any, dtype: str) -> str | None:
-    """Return which of training's parts gives other numbers than NumPy's generic code, or None."""
+    """Return the part of training whose results differ from those of generic NumPy code, or None."""
     with use_kernel("cupy_fused"):
         got = steps_of_training(xp, device, dtype)
     with use_kernel("reference"):
@@ -299,7 +299,7 @@ def training_differs(xp: Any, device: Any, dtype: str) -> str | None:
 
 
 def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
-    """Return what each of training's parts makes of the same numbers."""
+    """Return the results of each part of training for the same numbers."""
     rng = np.random.default_rng(3)
     found: dict[str, Any] = {}
 
@@ -328,13 +328,13 @@ def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
 
 
 def fitting(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
-    """Return what measures the device and prints its costs."""
+    """Return the trial that measures the device and prints its costs."""
 
     def measure() -> str | None:
         name = cupy_persistent.NAME
         kinds = [kind for kind in fit.KINDS if proof.decide(name, kind, like.device).passed]
         if not kinds:
-            return f"{name} is proven for none of {', '.join(fit.KINDS)}"
+            return f"{name} has passed the trials for none of {', '.join(fit.KINDS)}"
         costs, said = fit.fitted(cp, like, kinds)
         if costs is None:
             return said
