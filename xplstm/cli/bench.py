@@ -74,12 +74,12 @@ class UnequalError(XplstmError, AssertionError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options: shapes, threads, rounds and files."""
     add_shape(parser)
-    threads_help = "numbers of threads of every engine, separated by commas (default 1,2)"
+    threads_help = "numbers of threads for every engine, separated by commas (default 1,2)"
     parser.add_argument("--threads", type=_counts, default=THREADS, metavar="N,...", help=threads_help)
-    variants_help = "time options of the LSTM and other cells against the standard one, and against peers"
-    precisions_help = "time bfloat16 and int8 weights against float32, and against those of the peers"
-    choices_help = "time every kernel and way of sharing work with what is chosen, and print the regret"
-    arrays_help = "time our kernel on arrays of PyTorch and JAX against their own LSTMs"
+    variants_help = "compare LSTM options and other cells with the standard LSTM and with peers"
+    precisions_help = "compare bfloat16 and int8 weights with float32 and with peers"
+    choices_help = "compare the automatic choice with every kernel and partition, and print the regret"
+    arrays_help = "compare the kernel on PyTorch and JAX arrays with the LSTMs of both libraries"
     group = parser.add_mutually_exclusive_group()
     for name, engines, text in (
         ("--variants", available_variants, variants_help),
@@ -99,24 +99,26 @@ def add_engines(parser: Any, known: Callable[[], Sequence[str]]) -> None:
         names = text.split(",")
         unknown = [name for name in names if name not in known()]
         if unknown:
-            msg = f"engine {unknown[0]!r} is unknown; known are {', '.join(known())}"
+            msg = f"engine {unknown[0]!r} is unknown, expected one of {', '.join(known())}"
             raise argparse.ArgumentTypeError(msg)
         return names
 
-    parser.add_argument("--engines", type=parse, metavar="NAME,...", help="these alone, separated by commas")
+    parser.add_argument(
+        "--engines", type=parse, metavar="NAME,...", help="engines to run, separated by commas"
+    )
 
 
 def add_shape(parser: Any) -> None:
     """Add the option ``--shape``."""
-    shape_help = "time this shape instead of the usual ones; T = 1 is a step of a stream; may be repeated"
+    shape_help = "shape to time instead of the default ones; T = 1 is a streaming step; may be repeated"
     parser.add_argument("--shape", action="append", type=_shape, metavar="T,B,I,H", help=shape_help)
 
 
 def add_output(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Add the options ``--repeats`` (`rounds` by default), ``--json`` and ``--plot``."""
-    rounds_help = f"rounds, each engine once a round (default {rounds})"
+    rounds_help = f"number of rounds, with one turn of each engine (default {rounds})"
     parser.add_argument("--repeats", type=_positive, default=rounds, metavar="N", help=rounds_help)
-    parser.add_argument("--json", type=_file, metavar="FILE", help="also write every measurement")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="also write all measurements")
     parser.add_argument("--plot", type=_file, metavar="FILE", help="also draw the ratios; needs matplotlib")
 
 
@@ -132,7 +134,7 @@ def _file(text: str) -> Path:
     """Parse the path of a file to write, and check before any measurement that it can be written."""
     file = Path(text)
     if not file.parent.is_dir():
-        msg = f"{text!r} cannot be written: there is no folder {str(file.parent)!r}; make it first"
+        msg = f"{text!r} cannot be written: the folder {str(file.parent)!r} does not exist; create it first"
         raise argparse.ArgumentTypeError(msg)
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
         msg = f"{text!r} cannot be written: it is {'a folder' if file.is_dir() else 'not allowed'}"

@@ -137,27 +137,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "default: %(default)s"
     backends = [*_array.BACKENDS, "auto"]
     add = partial(parser.add_argument, action=Given)
-    add("--text", metavar="FILE", help="UTF-8 text to learn; default: the help topics that Python carries")
+    add("--text", metavar="FILE", help="UTF-8 training text; default: the help topics of Python")
     add("--backend", choices=backends, help="array library; default: XPLSTM_BACKEND, else numpy")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--seconds", action=Given, type=float, default=90, help=f"train about so long; {default}"
+        "--seconds",
+        action=Given,
+        type=float,
+        default=90,
+        help=f"approximate training time in seconds; {default}",
     )
     length.add_argument(
-        "--updates", action=Given, type=int, help="train exactly so long, or with --resume until so many"
+        "--updates", action=Given, type=int, help="exact number of updates, including those before --resume"
     )
-    add("--hidden-size", type=int, default=192, help=f"units of a layer; {default}")
+    add("--hidden-size", type=int, default=192, help=f"units of each layer; {default}")
     add("--layers", type=int, default=1, help=default)
-    add("--dropout", type=float, default=0.05, help=f"share dropped in training; {default}")
-    add("--batch-size", type=int, default=8, help=f"streams of text read at once; {default}")
-    add("--steps", type=int, default=64, help=f"characters that a gradient reaches back; {default}")
-    add("--lr", type=float, default=8e-3, help=f"highest learning rate; {default}")
+    add("--dropout", type=float, default=0.05, help=f"dropout probability in training; {default}")
+    add("--batch-size", type=int, default=8, help=f"parallel streams of text; {default}")
+    add("--steps", type=int, default=64, help=f"characters of truncated backpropagation; {default}")
+    add("--lr", type=float, default=8e-3, help=f"largest learning rate; {default}")
     add("--seed", type=int, default=0, help=default)
     add("--out", metavar="FOLDER", type=Path, default=Path("runs/demo"), help=default)
-    resume_help = "continue the run in --out, with its settings; --updates extends it"
+    resume_help = "continue the run in --out with its settings; --updates extends the run"
     parser.add_argument("--resume", action="store_true", help=resume_help)
-    add("--temperature", type=float, default=0.6, help=f"0 writes the likeliest; {default}")
-    add("--prompt", help="text that the sample continues; default: the beginning of the text")
+    add("--temperature", type=float, default=0.6, help=f"0 selects the most probable character; {default}")
+    add("--prompt", help="text that the sample continues; default: the start of the text")
 
 
 def run(args: argparse.Namespace) -> int:

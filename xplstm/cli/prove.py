@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the device (default 0)")
     parser.add_argument("--again", action="store_true", help="repeat trials whose results are recorded")
-    fit_help = "afterwards measure the device, so that kernels and partitions are chosen by its own times"
+    fit_help = "then measure the device, and choose kernels and partitions by the measured times"
     parser.add_argument("--fit", action="store_true", help=fit_help)
     limit = f"time limit for each kernel and kind of numbers (default {LIMIT:g})"
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help=limit)

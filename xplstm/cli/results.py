@@ -216,7 +216,7 @@ def check_plot(file: Path) -> None:
         raise BackendError(msg) from error
     kinds = Figure().canvas.get_supported_filetypes()
     if file.suffix and file.suffix[1:].lower() not in kinds:
-        msg = f"--plot {file.name}: matplotlib draws no {file.suffix}; it draws {', '.join(sorted(kinds))}"
+        msg = f"--plot {file.name} must end in one of {', '.join(sorted(kinds))}, which matplotlib can write"
         raise ArgumentError(msg)
 
 

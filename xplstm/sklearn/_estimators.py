@@ -26,7 +26,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
     pooling : {"last", "mean", "max"}, optional
     dropout : float, optional
     vocab_size, embedding_dim, padding_idx : int, optional
-        As for `xplstm.models.SequenceClassifier`. `vocab_size` and the two after it are for token ids.
+        As for `xplstm.models.SequenceClassifier`. The options in this line are for token ids.
     standardize : bool, optional
         Whether the network reads ``(x - mean) / std``, with mean and std of each feature from ``fit``.
     epochs : int, optional

@@ -1,4 +1,4 @@
-"""Check that arrays are finite, on the host at once and on a device by a flag without synchronisation."""
+"""Check that arrays are finite, with a flag that avoids synchronisation for arrays on a device."""
 
 from __future__ import annotations
 

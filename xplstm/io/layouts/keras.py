@@ -103,7 +103,7 @@ def _alike(a: Recurrent, b: Recurrent) -> bool:
 
 
 def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
-    """Return the network of some layers."""
+    """Return one network from consecutive layers."""
     prefix = stack[0].path.replace("/", ".")
     sides = tuple(f".{side}" for side in SIDES) if stack[0].bidirectional else ("",)
     paths = [[one.path.replace("/", ".") + side for side in sides] for one in stack]
