@@ -126,7 +126,9 @@ def test_a_checkpoint_gives_the_model_as_fit_left_it(tmp_path: Path) -> None:
     )  # fmt: skip
     point = training.load_checkpoint(path)
     np.testing.assert_array_equal(models.SequenceClassifier.load(point)(X), model(X))
-    with pytest.raises(xplstm.FormatError, match="the checkpoint holds a SequenceClassifier, not a CharLM"):
+    with pytest.raises(
+        xplstm.FormatError, match="the checkpoint contains a SequenceClassifier, expected a CharLM"
+    ):
         models.CharLM.load(point)
     with pytest.raises(xplstm.FormatError, match=r"the checkpoint lacks config\(\)"):
         io.load_model(point._replace(model=None))
@@ -196,7 +198,7 @@ def test_what_does_not_fit_is_refused_with_the_path(case: str, tmp_path: Path) -
 def test_other_classes_endings_and_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     models.Forecaster(1, 4, rng=0).save(path)
-    with pytest.raises(xplstm.FormatError, match="holds a Forecaster, not a CharLM"):
+    with pytest.raises(xplstm.FormatError, match="contains a Forecaster, expected a CharLM"):
         models.CharLM.load(path)
     with pytest.raises(xplstm.FormatError, match="holds a Forecaster, not a LSTM"):
         xplstm.LSTM.load(path)

@@ -268,7 +268,7 @@ def test_bad_input_is_named(call, message):
 def test_a_vocabulary_of_characters_holds_single_characters() -> None:
     for vocab, kind, message in (
         (["a", "ab"], xplstm.ArgumentError, "contains 'ab'; each token must have exactly 1 character"),
-        (["a", ""], xplstm.ArgumentError, "holds ''"),
+        (["a", ""], xplstm.ArgumentError, "contains ''"),
         ([1, 2], xplstm.DTypeError, "contains 1, which is not a str"),
         (b"ab", xplstm.DTypeError, "must be a str or an iterable of str, got bytes"),
         (7, xplstm.DTypeError, "got int"),
