@@ -64,7 +64,8 @@ implementations that offer its subject; a draft may still change.
 Errors are the largest of all cases that pass, in u · s of [XPL-NUM-001](#xpl-num-001). Each record states the
 allowed error, which is at least 8. The profile is `ieee` for float64 and float32, `fp16` for float16.
 
-Run with Python {python} on {system}, {packages}.
+Run with Python {python} on {system}, {packages}. Results may be
+older than the newest calls of the specification.
 
 ## Clause by clause
 
