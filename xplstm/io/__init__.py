@@ -1,6 +1,6 @@
-"""Weights from everywhere: `load` brings an LSTM in, `save` takes it out, `inspect` says what is there.
+"""Load, save and inspect networks in the weight formats of many libraries.
 
-`gates`, `columns`, `layers` and `cell` read hand-written LSTMs.
+`gates`, `columns`, `layers` and `cell` convert the parameters and states of hand-written LSTMs.
 """
 
 from xplstm.io._inspect import Inspection, inspect

@@ -1,4 +1,4 @@
-"""One network of several that were found apart: layers one upon the other, directions side by side."""
+"""Combine networks of one layer and direction to one network with several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Stack = Sequence[tuple[Found, ...]]
 
 
 def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
-    """Return the network of these layers and directions, each of one layer and one direction."""
+    """Return one network from layers and directions that are networks of their own."""
     ones = [one for layer in stack for one in layer]
     first = ones[0]
     problem = next((one.problem for one in ones if one.problem), None) or _misfit(stack, merge)
@@ -32,7 +32,7 @@ def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
 
 
 def _state(ones: Sequence[Found]) -> tuple[Array, ...] | None:
-    """Return the initial states of all, joined."""
+    """Concatenate the initial states of all layers and directions."""
     states = [one.state for one in ones if one.state is not None]
     if not states:
         return None
@@ -41,7 +41,7 @@ def _state(ones: Sequence[Found]) -> tuple[Array, ...] | None:
 
 
 def _misfit(stack: Stack, merge: str) -> str | None:
-    """Return why these cannot be layers of one network."""
+    """Return why these networks cannot be layers of one network; None if they can."""
     first = stack[0][0]
     batches = [one.state and one.state[0].shape[1] for layer in stack for one in layer]
     if len({*batches}) > 1:

@@ -1,6 +1,6 @@
-"""What a file or a mapping holds, before anything is made of it: tensors, and the networks among them.
+"""Contents of a file or mapping: tensors, and descriptions of the networks among them.
 
-Every format, ours and others', speaks in these tuples.
+All format modules exchange these tuples.
 """
 
 from __future__ import annotations
@@ -13,94 +13,93 @@ from typing import Any, NamedTuple
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 
-# No honest name is longer; without a bound a short file could spell a long name many times over.
+# Longest allowed tensor name. Without a bound, a short file could repeat a long name many times.
 LONGEST_NAME = 1000
 
 
 class Opening(NamedTuple):
-    """What can be seen of a file without reading it."""
+    """The first bytes of a file, and the member names if it is an archive."""
 
     path: str
     head: bytes
-    """Its first 64 bytes, or fewer."""
+    """The first bytes of the file, at most 64."""
     members: Collection[str]
-    """The names in the archive, if it is a zip file; else none."""
+    """Names of the members of a zip file; empty for other files."""
 
 
 class Tensor(NamedTuple):
-    """An array that is there, and perhaps not read yet."""
+    """An array with its shape and dtype, read on demand."""
 
     shape: tuple[int, ...]
     dtype: str
     array: Callable[[], Array]
-    """The array itself: NumPy's for a file (or a view of it), any library's for a mapping."""
+    """Return the array: a NumPy array or view for a file, an array of any library for a mapping."""
 
 
 class Contents(NamedTuple):
-    """What a file or a mapping holds."""
+    """The contents of a file or mapping."""
 
     where: str
-    """How errors call it: the path, or "the mapping"."""
+    """Name for error messages: the path, or "the mapping"."""
     file: str
     """Name of the file format, a key of `_registry.FILES`, or "mapping"."""
     tensors: Mapping[str, Tensor]
-    """By name; the parts of a name, where it has some, are joined by dots: see `by_name`."""
+    """Tensors by name. Dots join the parts of a name; see `by_name`."""
     metadata: Mapping[str, Any]
-    """Whatever else the format knows: a configuration, a graph."""
+    """Other contents of the format, such as a configuration or a graph."""
     layout: str | None = None
-    """The only layout that this file can have; None where it could have any."""
+    """The only layout that this file can have; None if several are possible."""
     said: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    """What a live module says of a network, by its prefix: options, or a ``problem`` in words."""
+    """Options of the networks in a live module by prefix, or a ``problem`` in words."""
 
 
 class Found(NamedTuple):
-    """A network among the contents: where, what, and how to get its parameters."""
+    """A network in the contents: place, class, options, and access to its parameters."""
 
     prefix: str
-    """What the names of its tensors begin with, without the last dot; "" where nothing is before them."""
+    """Common start of its tensor names, without the last dot; "" if there is none."""
     layout: str
     """A key of `_registry.LAYOUTS`."""
     kind: str
-    """Name of its class, as `nn.NETWORKS` lists it."""
+    """Name of its class, a key of `nn.NETWORKS`."""
     options: Mapping[str, Any]
-    """Arguments of that class: all sizes, and the options that the contents give."""
+    """Arguments of that class: all sizes, and the options in the contents."""
     gates: str
-    """The order of the gates, in words; two layouts with the same words read the same numbers."""
+    """Order of the gates in words. Two layouts with the same words read the same parameters."""
     names: tuple[str, ...]
-    """The tensors that it is made of."""
+    """Names of its tensors."""
     params: Callable[[], dict[str, Array]]
-    """Parameters by the names of `LSTM.params`, of the shapes that `options` imply; called once, last."""
+    """Return the parameters by the names of `LSTM.params`, with the shapes from `options`; called once."""
     problem: str | None = None
-    """Why it cannot be loaded, in words that name tensor, shape and what was expected; else None."""
+    """Why the network cannot be loaded, with tensor, shape and expected shape; None if it can."""
     untold: tuple[str, ...] = ()
-    """Arguments that change the numbers and that are not among the contents: a caller must give them.
+    """Arguments that change the results but are not in the contents. The caller must pass them.
 
-    "format" is one where the class has no other functions than its own: a caller confirms those. "reverse" is
-    one where the outputs are from the last step to the first: a caller confirms that ours are in order of
-    time.
+    With "format" the caller confirms the functions of the class, if the class has no options for them. With
+    "reverse" the caller confirms outputs in order of time, if the contents describe outputs in reverse order.
     """
     parts: tuple[str, ...] = ()
-    """The prefixes of the cells that it is made of, where they are not its own."""
+    """Prefixes of its cells, if they differ from `prefix`."""
 
     state: tuple[Array, ...] | None = None
-    """Its own initial state, h or h and c, of (layers and directions, batch, size); None if it has none."""
+    """Constant initial state, h or h and c, each (layers and directions, batch, size), or None."""
     lengths: tuple[int, ...] | None = None
-    """Its own lengths of the sequences, one if all have the same; None if it has none."""
+    """Constant lengths of the sequences, one number if all are equal, or None."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What the file passes to each call of the network."""
+        """Names of the constant arguments that the file passes to each call."""
         given = {"state": self.state, "lengths": self.lengths}
         return tuple(name for name, value in given.items() if value is not None)
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The prefixes under which every tensor must be one of its own, or harmless."""
+        """Prefixes under which all tensors must belong to the network or be harmless."""
         return self.parts or (self.prefix,)
 
 
 def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return tensors under names whose parts are joined by dots, each name once."""
+    """Return tensors by names with dots between the parts, and check that no name occurs twice."""
     found: dict[str, Tensor] = {}
     for given, tensor in tensors:
         name = dotted(given)
@@ -116,7 +115,7 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
 
 
 def json_object(what: str, text: str | bytes, once: bool = False) -> dict[str, Any]:
-    """Return a JSON object of a file; with `once`, refuse a name that occurs twice in an object."""
+    """Parse a JSON object of a file; with `once`, raise an error for duplicate names."""
     try:
         plain = text.decode() if isinstance(text, bytes) else text
         found = json.loads(plain, object_pairs_hook=_each_once if once else None)
@@ -130,7 +129,7 @@ def json_object(what: str, text: str | bytes, once: bool = False) -> dict[str, A
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict; ValueError if a name occurs twice."""
+    """Return a JSON object as a dict, and raise ValueError if a name occurs twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -141,23 +140,23 @@ def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def dotted(name: str) -> str:
-    """Return `name` with dots between its parts, and without the ":0" of TensorFlow's variables."""
+    """Return `name` with dots between its parts, without the suffix ":0" of TensorFlow variables."""
     return name.replace("/", ".").removesuffix(":0").strip(".")
 
 
-# How much of a file's name or value is shown in a message.
+# Longest part of a name or value of a file in a message.
 _LONGEST_SHOWN = 200
 
 
 def shown(name: str, longest: int = _LONGEST_SHOWN) -> str:
-    """Return the start of a name of a file as text that a terminal can be given."""
+    """Format the start of a name from a file, with escapes for unprintable characters."""
     start = name[:longest]
     start = start if start.isprintable() else ascii(start)[1:-1]
     return start if len(name) <= longest else f"{start[:longest]}..."
 
 
 def quoted(value: object) -> str:
-    """Return a value of a file as text; only its type where its text could be long."""
+    """Format a value from a file; only its type if the text could be long."""
     if isinstance(value, str | bytes):
         return ascii(value[:_LONGEST_SHOWN])
     if value is None or isinstance(value, bool | float) or (type(value) is int and abs(value) < 1 << 64):

@@ -1,4 +1,4 @@
-"""Say what a file or folder is that holds no weights which are read here, and which command helps."""
+"""Describe files and folders in formats that are not supported, and suggest a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from xplstm._errors import FormatError
 
-# First bytes that no file of weights here can have: what it is, what to do.
+# First bytes of files that are never a supported format: bytes, description, advice.
 _BEGINNINGS = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
     (
@@ -29,7 +29,7 @@ _BEGINNINGS = (
     (rb"\xfd7zXZ\0", "packed with xz", "unpack a copy with unxz -c FILE > COPY"),
     (rb"\x28\xb5\x2f\xfd", "packed with zstd", "unpack a copy with unzstd -c FILE > COPY"),
 )
-# The same where another format could begin so: asked last.
+# The same for first bytes that a supported format may also have; checked last.
 _HINTS = (
     (
         rb"[\x81-\x8f][\xa0-\xbf]|\xde..[\xa0-\xbf]",
@@ -45,7 +45,7 @@ _HINTS = (
     (rb"\s*[{\[]", "JSON", "load the file of weights that belongs to it"),
 )
 _TAR_AT = 257
-# A member of an archive or folder by which it is recognised: what it is, what to do.
+# Members that identify an archive or folder: name, description, advice.
 _SIGNS = (
     (
         "saved_model.pb",
@@ -69,7 +69,7 @@ _SIGNS = (
 
 
 def refuse_folder(path: str) -> None:
-    """Refuse a folder, by what is in it."""
+    """Raise an error that describes a folder by its contents."""
     if os.path.isdir(path):
         names = sorted(os.listdir(path))[:10_000]
         msg = f"{path} is {_by_members(names) or 'a folder; name a file in it'}"
@@ -77,7 +77,7 @@ def refuse_folder(path: str) -> None:
 
 
 def refuse_foreign(path: str, head: bytes) -> None:
-    """Refuse a file whose first bytes are those of something else."""
+    """Raise an error if the first bytes are those of a format that is not supported."""
     with open(path, "rb") as file:
         file.seek(_TAR_AT)
         is_tar = file.read(5) == b"ustar"
@@ -89,7 +89,7 @@ def refuse_foreign(path: str, head: bytes) -> None:
 
 
 def hint(head: bytes, members: Collection[str]) -> str:
-    """Return what a file of no known format may be, to be put behind a message; "" if that is unknown."""
+    """Return a message suffix that says what an unknown file may be; "" if there is no guess."""
     what = _by_members(members) or _by_beginning(_HINTS, head)
     return f"; it is {what}" if what else ""
 

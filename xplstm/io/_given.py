@@ -1,6 +1,6 @@
-"""Turn whatever a caller gives into a path or a mapping: bytes, open files, and modules of other libraries.
+"""Convert sources to a path or a mapping: bytes, open files, and modules of other libraries.
 
-A module is recognised by what it has, and nothing is imported.
+A module is recognised by its attributes. No library is imported.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _LIBRARIES = {"torch", "flax", "equinox", "allennlp"}
 _HARMLESS = {"extra_repr", "reset_parameters", "flatten_parameters", "_compiled_call_impl"}
 _CALLS = ("__call__", "__getattr__", "__getattribute__", "_call_impl", "forward", "state_dict")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks")
-# Libraries whose modules keep their arrays as attributes.
+# Libraries whose modules store their arrays as attributes.
 _BY_ATTRIBUTES = {"equinox", "flax"}
 _DEEPEST = 32
-# Arguments of the cells of nnx that are functions.
+# Arguments of nnx cells that are functions.
 _FUNCTIONS = {"gate_fn": "sigmoid", "activation_fn": "tanh"}
 _STATE_ALONE = "nnx.state(cell) gives the weights alone, which can be loaded"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
@@ -38,7 +38,7 @@ _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 
 @contextmanager
 def as_path(source: Any) -> Iterator[Any]:
-    """Give bytes and open binary files a path for the time of a call; anything else stays what it is."""
+    """Yield a temporary path for bytes and open binary files; yield any other source unchanged."""
     is_file = not isinstance(source, str | os.PathLike) and callable(getattr(source, "read", None))
     if not is_file and not isinstance(source, bytes | bytearray | memoryview):
         yield source
@@ -59,7 +59,7 @@ def as_path(source: Any) -> Iterator[Any]:
 
 
 def of_module(source: Any) -> Contents | None:
-    """Return what a module, a train state or a tree of one holds; None if it is none of them."""
+    """Return the contents of a module, a train state or a module tree; None for other objects."""
     where = f"the {type(source).__name__}"
     if "xplstm" in _libraries(source):
         return None
@@ -80,7 +80,10 @@ def of_module(source: Any) -> Contents | None:
 
 
 def of_mapping(given: Mapping[Any, Any]) -> Contents:
-    """Return what a mapping holds. What PyTorch quantised is written by it, and read from that file."""
+    """Return the contents of a mapping.
+
+    PyTorch writes quantised tensors to a file in memory, from which they are read.
+    """
     quantised = dict(_quantised(given, "", 0)) if "torch" in sys.modules else {}
     whole = contents(given)
     if not quantised:
@@ -95,7 +98,7 @@ def of_mapping(given: Mapping[Any, Any]) -> Contents:
 
 
 def _quantised(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Find the tensors of integers with scales, and the objects of PyTorch that contain such tensors."""
+    """Find quantised tensors, and PyTorch objects that contain quantised tensors."""
     if isinstance(value, Mapping) and depth <= _DEEPEST:
         for key, inner in value.items():
             yield from _quantised(inner, f"{name}.{key}" if name else str(key), depth + 1)
@@ -105,7 +108,7 @@ def _quantised(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def _libraries(value: Any) -> set[str]:
-    """Return the packages of a value's classes."""
+    """Return the packages of the classes of a value."""
     return {kind.__module__.partition(".")[0] for kind in type(value).__mro__}
 
 
@@ -155,12 +158,12 @@ def _is_foreign(method: Any) -> bool:
 
 
 def _options_of(module: Any) -> dict[str, dict[str, Any]]:
-    """Return the options of every recurrent module of PyTorch by its prefix: no array holds them."""
+    """Return the options of every recurrent PyTorch module by prefix, since arrays do not show them."""
     if not callable(getattr(module, "named_modules", None)):
         return {}
     found = {}
     for prefix, one in module.named_modules(remove_duplicate=False):
-        # The second is what a stack has after dynamic quantisation.
+        # Dynamic quantisation replaces the first attribute by the second.
         if hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values"):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
             found[prefix] = {name: value for name, value in given.items() if value}
@@ -168,7 +171,7 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
 
 
 def _tree(value: Any, depth: int) -> Any:
-    """Return the attributes of a module as a mapping, those of the modules in it included."""
+    """Return the attributes of a module and its submodules as nested mappings."""
     if depth > _DEEPEST:
         msg = f"source is nested deeper than {_DEEPEST}"
         raise ArgumentError(msg)
@@ -180,7 +183,7 @@ def _tree(value: Any, depth: int) -> Any:
 
 
 def _inside(value: Any) -> Mapping[Any, Any] | None:
-    """Return the parts of a module or container by name; None of anything else."""
+    """Return the parts of a module or container by name; None for other values."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, list | tuple):
@@ -189,7 +192,7 @@ def _inside(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
-    """Collect what modules of nnx say of their cells: options, or why no network here computes the same."""
+    """Collect the options of nnx cells, or why no network here computes the same."""
     inside = _inside(value)
     if inside is None or depth > _DEEPEST:
         return

@@ -1,4 +1,4 @@
-"""`inspect`: what is in a file, as a table."""
+"""List the contents of a file as a table."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from xplstm.io.layouts.reparametrized import resolve
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found; printed, a table.
+    """Result of `inspect`; prints as a table.
 
     Parameters
     ----------
     where, file : str
-        The path, and the format of the file.
+        Path, and format of the file.
     networks : tuple of tuple of str
-        Prefix, format, dtype and what could be made of it, of each network; one that several formats fit
-        is listed once for each.
+        Prefix, format, dtype and constructor call of each network. A network that fits several formats has
+        one entry for each.
     tensors : dict of str to tuple
-        Name -> shape and dtype, of everything.
+        Shape and dtype of each tensor by name.
     metadata : tuple of str
-        What else there is, by name.
+        Names of the other contents.
     """
 
     where: str
@@ -58,7 +58,7 @@ class Inspection:
 
 
 def inspect(source: Path | Mapping[str, Any]) -> Inspection:
-    """Say what is in a file or a mapping: every network that could be loaded, and every tensor.
+    """List all networks and tensors in a file or mapping.
 
     Parameters
     ----------
@@ -68,12 +68,12 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
     Returns
     -------
     Inspection
-        Prints as a table. A network that cannot be loaded has the reason in its place.
+        Prints as a table. A network that cannot be loaded is listed with the reason.
 
     Raises
     ------
     FormatError
-        If the file is damaged or unknown.
+        If the file is damaged or its format is unknown.
     OSError
         If the file cannot be read.
 
@@ -117,12 +117,12 @@ def _candidates(contents: Contents) -> list[Found]:
 
 
 def _words(one: Found) -> str:
-    """Return what could be made of a network, or why it cannot be loaded."""
+    """Return the constructor call of a network, or why it cannot be loaded."""
     own = f", called with {' and '.join(one.arguments)} of its own" if one.arguments else ""
     return printable(one.problem or spelled(one) + own)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines whose columns begin one below the other."""
+    """Return rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""Load and save networks: one call for every format."""
+"""Load and save networks in any format."""
 
 from __future__ import annotations
 
@@ -48,19 +48,18 @@ def load(
 ) -> Network:
     """Load a network from the weights in a file or a mapping.
 
-    The bytes of a file show its kind. Sizes, layers, directions, projection and
-    biases are read off the arrays, and options where the file holds them.
-    Where the same names could mean another order of gates, nothing is guessed:
-    the error says which formats fit. :doc:`/guides/weights` has the table.
+    The first bytes of a file determine its kind. Sizes, layers, directions, projection and biases follow
+    from the arrays. Options come from the file, if the file has them. If the names allow several gate
+    orders, an error lists the formats that fit. :doc:`/guides/weights` has a table of all formats.
 
     Parameters
     ----------
     source : path, open binary file, bytes, mapping of str to array, or module
         A file of safetensors (``.safetensors``), NumPy (``.npz``), PyTorch (``.pt``, ``.pth``), Keras
-        (``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``), Equinox (``.eqx``) or ONNX (``.onnx``). Or arrays
-        of any library by name, nested or not; other values are ignored. Bytes and open files hold such a
-        file. A module of PyTorch, Flax or Equinox, or a train state of Flax, gives its own arrays;
-        ``batch_first``, ``dropout`` and ``nonlinearity`` come with those of PyTorch.
+        (``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``), Equinox (``.eqx``) or ONNX (``.onnx``), also as an
+        open file or as bytes. Or a flat or nested mapping with arrays of any library; other values in it are
+        ignored. Or a module of PyTorch, Flax or Equinox, or a Flax train state. A PyTorch module also gives
+        the options ``batch_first``, ``dropout`` and ``nonlinearity``.
     format : str, optional
         Names, axes and order of the weights: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx",
         "haste", "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras",
@@ -123,9 +122,9 @@ def load_with_call(
     dtype: FloatDType | None = None,
     **options: Any,
 ) -> tuple[Network, dict[str, Any]]:
-    """Load a network and the arguments that the file passes to its calls, such as a learned initial state.
+    """Load a network and its constant call arguments, such as a learned initial state.
 
-    ``network(x, **arguments)`` then computes what the file computes.
+    ``network(x, **arguments)`` then computes the same as the file.
 
     Parameters
     ----------
@@ -135,12 +134,12 @@ def load_with_call(
     Returns
     -------
     network : LSTM, GRU, RNN or JordanRNN
+        As from `load`.
     arguments : dict
-        Only what is a constant of the file. "state" is an `LSTMState` for an LSTM and an array for another
-        network, of (layers and directions, batch, size). Its batch is 1 if all entries begin with the
-        same; ``state.take([0] * B)`` repeats them. "lengths" are integers of shape (batch,) on the host, or
-        (1,) if all sequences have the same length. Empty where the network begins with zeros and reads
-        whole sequences, or is given both at each call.
+        Constants of the file; may be empty. "state" is an `LSTMState` for an LSTM and an array for another
+        network, (layers and directions, batch, size). Its batch is 1 if all entries have the same state;
+        ``state.take([0] * B)`` repeats it. "lengths" are integers of shape (batch,) on the host, or (1,) if
+        all sequences have the same length.
 
     Raises
     ------
@@ -175,7 +174,7 @@ def _find(
     dtype: FloatDType | None,
     options: Mapping[str, Any],
 ) -> tuple[Contents, Found]:
-    """Return what a source holds, and the one network in it that is asked for."""
+    """Return the contents of a source, and the requested network in them."""
     contents = open_source(source)
     if dtype is not None:
         contents = cast(contents, _checks.dtype(dtype))
@@ -203,31 +202,31 @@ def arrays(
     device: Device | None = None,
     dtype: FloatDType | None = None,
 ) -> dict[str, Array]:
-    """Read the arrays of a file or a mapping as they are, such as the other layers of a model.
+    """Read the arrays of a file or a mapping, such as those of the other layers of a model.
 
-    Options that a file has of its networks, such as a variant or a node's functions, are not among them:
-    `load` reads these from the file itself.
+    The arrays do not include options of the networks in the file, such as a variant. `load` reads these
+    options.
 
     Parameters
     ----------
     source : path, open binary file, bytes, mapping of str to array, or module
         As for `load`.
     prefix : str, optional
-        Only the names that begin with it, and without it.
+        Select the names with this prefix, and remove the prefix.
     xp, device : optional
-        Where the arrays go, as for `LSTM`.
+        Backend and device of the arrays, as for `LSTM`.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        Of those that are of floating point; their own if left out.
+        Dtype of the floating-point arrays; their present dtype if left out.
 
     Returns
     -------
     dict of str to array
-        The parts of a name are joined by dots.
+        Arrays by name, with dots between the parts of a name.
 
     Raises
     ------
     FormatError
-        If the file is damaged or unknown, or an array is of a dtype that no library here has.
+        If the file is damaged or has an unknown format, or the dtype of an array is not supported.
     ArgumentError
         If no name begins with `prefix`.
     OSError
@@ -323,7 +322,7 @@ def save(
 
 
 def _copied(network: Network, dtype: str) -> Network:
-    """Return the network with parameters of another dtype on the host."""
+    """Return a copy of the network on the host, with another dtype."""
     hosts = {name: _array.to_numpy(a) for name, a in network.params.items()}
     made = copy.copy(network)
     xp = _array.numpy_namespace()
@@ -332,25 +331,26 @@ def _copied(network: Network, dtype: str) -> Network:
 
 
 def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
-    """Give a network's parameters by the names, axes and order of gates of another library.
+    """Convert the parameters of a network to the names, axes and gate order of another library.
 
     Parameters
     ----------
     network : LSTM, GRU, RNN or JordanRNN
+        The network.
     format : str
         As for `load`.
 
     Returns
     -------
     dict of str to array
-        Of the network's library, device and dtype; the parts of a name are joined by dots. Two biases are
-        added where the format has one. Several layers or directions of a format that knows one have
-        prefixes, ``l0``, ``l0_reverse``, ``l1`` and so on.
+        Arrays of the network's library, device and dtype, with dots between the parts of a name. For a format
+        with one bias, the two biases are added. If a format has only one layer or direction, several get the
+        prefixes ``l0``, ``l0_reverse``, ``l1`` and so on.
 
     Raises
     ------
     ArgumentError
-        For another format, or for what the format has no place for.
+        If `format` is unknown, or does not support an option of the network.
 
     Examples
     --------
@@ -368,26 +368,26 @@ def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
 
 
 def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002
-    """Read a state, or a carry, in the order that another library has it.
+    """Convert a state (carry) from the order of another library.
 
     Parameters
     ----------
     state : sequence of two arrays
-        h and c of one shape a member, in the order of the format: Flax has (c, h), the others (h, c).
+        h and c, of any shapes, in the order of the format: (c, h) for Flax, (h, c) for the others.
     format : str
         As for `load`.
 
     Returns
     -------
     LSTMState
-        The arrays themselves.
+        State with the same arrays, not copied.
 
     Raises
     ------
     ArgumentError
-        For another format.
+        If `format` is unknown.
     DTypeError
-        If `state` is not two arrays.
+        If `state` is not two float arrays of one library, device and dtype.
 
     Examples
     --------
@@ -403,23 +403,26 @@ def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002
 
 
 def to_state(state: LSTMState | tuple[Array, Array], format: str) -> tuple[Array, Array]:  # noqa: A002
-    """Give a state in the order that another library has it.
+    """Convert a state to the order of another library.
 
     Parameters
     ----------
     state : (h, c)
+        State with arrays of any shapes.
     format : str
         As for `load`.
 
     Returns
     -------
     tuple of two arrays
-        (c, h) for Flax, (h, c) for the others; the arrays themselves.
+        (c, h) for Flax, (h, c) for the others, not copied.
 
     Raises
     ------
     ArgumentError
-        For another format.
+        If `format` is unknown.
+    DTypeError
+        If `state` is not two float arrays of one library, device and dtype.
 
     Examples
     --------
@@ -437,14 +440,14 @@ def to_state(state: LSTMState | tuple[Array, Array], format: str) -> tuple[Array
 
 
 def _check_network(network: object) -> None:
-    """Refuse what is no network."""
+    """Check that `network` is a network of this package."""
     if not isinstance(network, nn.Recurrent):
         msg = f"network must be one of {', '.join(nn.NETWORKS)}, got {type(network).__name__}"
         raise ArgumentError(msg)
 
 
 def _checked_state(state: object) -> LSTMState:
-    """Return two arrays of one library, device and floating dtype."""
+    """Check that a state is two arrays of one library, device and float dtype."""
     pair = _checks.state("state", state)
     _checks.floats({f"state[{k}]": a for k, a in enumerate(pair)})
     return pair
@@ -457,7 +460,7 @@ def _build(
     device: Device | None,
     options: Mapping[str, Any],
 ) -> Network:
-    """Return the network itself."""
+    """Make the network from its description."""
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
@@ -512,7 +515,7 @@ def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array])
 
 
 def _placed(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
-    """Return a copy of `a` elsewhere, made once."""
+    """Return a copy of `a` in the library, device and dtype, with one copy at most."""
     native = _array.native(a)
     placed = _array.asarray(native, xp, device, dtype)
     return _array.copy(placed) if _array.namespace(native, "a tensor") is xp else placed

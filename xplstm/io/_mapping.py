@@ -1,4 +1,4 @@
-"""Mappings of live arrays: state dicts, nested parameters, the attributes of a module."""
+"""Read mappings of arrays: state dicts, nested parameters, attributes of a module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEEPEST = 64
 
 
 def contents(given: Mapping[Any, Any]) -> Contents:
-    """Return what a mapping holds, nested or not; what is no array of plain numbers is ignored."""
+    """Return the contents of a flat or nested mapping; ignore values that are not arrays of numbers."""
     return Contents(WHERE, "mapping", by_name(WHERE, _leaves(given, "", 0)), {})
 
 
@@ -36,7 +36,7 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
 
 
 def _read(name: str, a: Any) -> Any:
-    """Return an array; of a tensor of PyTorch, the numbers that it shows."""
+    """Return an array, or the detached values of a PyTorch tensor."""
     if not hasattr(a, "is_meta"):
         return a
     if a.is_meta or str(a.layout) != "torch.strided":

@@ -1,4 +1,4 @@
-"""Whole models in one safetensors file: their parameters, and what makes the same model of them again."""
+"""Save and load models as one safetensors file with parameters and options."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from xplstm.nn import Embedding, Linear, Recurrent
 Path: TypeAlias = "str | os.PathLike[str]"
 
 MODEL = "xplstm.model"
-"""Metadata of a file: what `Composite.config` returned, as JSON."""
+"""Metadata key of the JSON object from `Composite.config`."""
 CHECKPOINT = "xplstm-checkpoint-"
-"""Beginning of the format of a file that `xplstm.training` wrote."""
+"""Start of the format name in a file of `xplstm.training`."""
 
 
 class Checkpoint(Protocol):
-    """What a model is made of in an `xplstm.training.Checkpoint`."""
+    """Interface of `xplstm.training.Checkpoint` that a model needs."""
 
     @property
     def model(self) -> Mapping[str, Any] | None:
-        """What the model's ``config()`` returned."""
+        """Result of the model's ``config()``."""
 
     @property
     def final(self) -> str:
-        """The attribute with the parameters that the model had when `fit` ended."""
+        """Name of the attribute with the parameters of the model at the end of `fit`."""
 
 
 def save_model(
@@ -56,26 +56,26 @@ def save_model(
 def load_model(
     path: Path | Checkpoint, *, xp: str | Namespace | None = None, device: Device | None = None
 ) -> Any:
-    """Make the model that a file holds: its class, options and parameters.
+    """Load a model with its class, options and parameters from a file.
 
     Parameters
     ----------
     path : path or Checkpoint
-        A safetensors file that ``save`` of a model or layer wrote, or a checkpoint of `xplstm.training.fit`,
-        as a file or as `xplstm.training.load_checkpoint` returned it.
-        A checkpoint gives the model as `fit` left it: with the best parameters after early stopping.
+        A safetensors file from ``save`` of a model or layer, or a checkpoint of `xplstm.training.fit`. The
+        checkpoint can be a file or a result of `xplstm.training.load_checkpoint`. From a checkpoint, the
+        model gets the parameters that it had at the end of `fit`, such as the best after early stopping.
     xp, device : optional
         Backend and device of the parameters, as for `xplstm.LSTM`.
 
     Returns
     -------
     model
-        Of the class that was saved, in the dtype that was saved.
+        Model of the saved class, with the saved dtype.
 
     Raises
     ------
     FormatError
-        If the file is damaged, or holds no description of a model, or its parts do not fit.
+        If the file is damaged, does not describe a model, or its parts do not fit each other.
     OSError
         If the file cannot be read.
 
@@ -106,7 +106,7 @@ def load_model(
 
 
 def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any:
-    """Make the model of a checkpoint as `fit` left it."""
+    """Make the model of a checkpoint, with its parameters at the end of `fit`."""
     params = getattr(point, point.final)
     if point.model is None or params is None:
         msg = f"{where} lacks config() of its model, or the parameters {point.final!r} that it should have"
@@ -115,7 +115,7 @@ def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any
 
 
 def _made(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp: Any, device: Any) -> Any:
-    """Make the model that a description and its parameters are of."""
+    """Make a model from its config and its parameters."""
     import xplstm
 
     known = {name: getattr(xplstm.models, name) for name in xplstm.models.__all__}

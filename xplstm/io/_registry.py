@@ -1,32 +1,32 @@
-"""The formats: kinds of files, and layouts of an LSTM in one. Each is imported when it is first used.
+"""Tables of the file formats and of the layouts of a network; modules are imported on first use.
 
-A *file* is a container, recognised by its bytes. Its module has
+A *file format* is a container, recognised by its first bytes. Its module has
 
 ``SUFFIXES: tuple[str, ...]``
-    How such a file's name ends; `save` goes by it.
+    File name endings, by which `save` selects the format.
 ``LAYOUT: str``
-    The layout that `save` writes when the caller names none; a key of `LAYOUTS`.
+    Default layout of `save`, a key of `LAYOUTS`.
 ``recognises(opening: Opening) -> bool``
-    By the first bytes, and the names in the archive if it is a zip file.
+    Return whether a file has this format, from its first bytes and its archive members.
 ``read(path: str) -> Contents``
-    Everything by name. Tensors are read when asked for. Whatever is wrong is a `FormatError` that begins with
-    the path; memory stays within a small multiple of the file's size; nothing in it is executed.
+    Return the contents by name; tensors are read on demand. All errors are `FormatError` and start with the
+    path. Memory is bounded by a small multiple of the file size. Code in the file is never executed.
 ``encode(network: LSTM | RNN | JordanRNN, layout: str, prefix: str) -> bytes``
-    The whole file; `save` puts it in its place durably. `ArgumentError` for what it has no place for.
+    Return the bytes of a file, which `save` writes durably. Raise `ArgumentError` for unsupported options.
 
-A *layout* says which names, axes and order of gates. It is a module, or an object in one, and has
+A *layout* defines names, axes and gate order. It is a module, or an object in a module, and has
 
 ``find(contents: Contents) -> list[Found]``
-    Every network whose names are there; one whose shapes do not fit has `Found.problem`.
+    Return all networks with these names. A network whose shapes do not fit has a `Found.problem`.
 ``to_mapping(network: LSTM | RNN | JordanRNN) -> dict[str, Array]``
-    The arrays by their names there; `ArgumentError` for what it has no place for.
+    Return the arrays by the names of the layout. Raise `ArgumentError` for unsupported options.
 ``STATE: tuple[str, str]``
-    ``("h", "c")`` or ``("c", "h")``: the order of a state.
+    Order of a state, ``("h", "c")`` or ``("c", "h")``.
 ``SURE: bool``
-    Whether its names alone distinguish it. Else a caller must name it, unless `Contents.layout`
-    does: the same names could mean another order of gates.
+    Whether the names alone identify the layout. If not, the same names could mean another gate order, and
+    the caller or `Contents.layout` must name the layout.
 
-One module may be both. A new format is a module and a row here.
+One module may be both. A new format needs a module and a row in these tables.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FILES = {
     "onnx": "xplstm.io.onnx",
 }
 
-# A module, or an object after a colon in a module.
+# A module, or a module and an object, separated by a colon.
 LAYOUTS = {
     "torch": "xplstm.io.layouts.torch",
     "flax": "xplstm.io.layouts.single:FLAX",

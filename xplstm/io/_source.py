@@ -1,4 +1,4 @@
-"""From a file or a mapping to the one network that is asked for."""
+"""Open a file or mapping, and select the requested network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN, _LONGEST_LINE = 12, 130
 
 
 def open_source(source: Any) -> Contents:
-    """Return what a mapping holds, or a file of the format that its bytes show."""
+    """Return the contents of a mapping, module or file; the first bytes determine the file format."""
     if isinstance(source, Mapping):
         return _given.of_mapping(source)
     if not isinstance(source, str | os.PathLike):
@@ -53,7 +53,7 @@ def open_source(source: Any) -> Contents:
 
 
 def _read_one(path: str) -> Contents:
-    """Return what is in one file."""
+    """Return the contents of one file."""
     with open(path, "rb") as file:
         head = file.read(64)
     _foreign.refuse_foreign(path, head)
@@ -69,7 +69,7 @@ def _read_one(path: str) -> Contents:
 
 
 def cast(contents: Contents, dtype: str) -> Contents:
-    """Return the same with every array of floating point, or quantised, in one dtype."""
+    """Return the contents with all floating-point and quantised arrays in one dtype."""
 
     def one(name: str, tensor: Tensor) -> Tensor:
         if tensor.dtype not in _array.FLOATS and not tensor.dtype.startswith("q"):
@@ -85,12 +85,12 @@ def cast(contents: Contents, dtype: str) -> Contents:
 
 
 def layouts_of(contents: Contents) -> list[str]:
-    """Return the layouts that the contents could have."""
+    """Return the possible layouts of the contents."""
     return list(_registry.LAYOUTS) if contents.layout is None else [contents.layout]
 
 
 def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
-    """Return whatever the layouts find; what reads the same numbers by two names, by the first alone."""
+    """Return the networks that the layouts find; of two that read the same parameters, only the first."""
     found: dict[tuple[str, str, bool], Found] = {}
     for layout in layouts:
         for one in _registry.layout(layout).find(contents):
@@ -108,7 +108,7 @@ def _told(contents: Contents, one: Found) -> Found:
 
 
 def is_told(contents: Contents, found: Found) -> bool:
-    """Return whether the contents alone fix the layout: not those of Equinox, which have no names."""
+    """Return whether the contents determine the layout; those of Equinox have no names and do not."""
     if contents.file == "eqx":
         return False
     return contents.layout is not None or _registry.layout(found.layout).SURE
@@ -117,7 +117,7 @@ def is_told(contents: Contents, found: Found) -> bool:
 def chosen(
     contents: Contents, layout: str | None, prefix: Prefix | None, options: Mapping[str, Any]
 ) -> Found:
-    """Return the one network that is asked for; a list of prefixes stacks cells."""
+    """Return the requested network; a list of prefixes stacks cells."""
     layouts = layouts_of(contents)
     if layout is not None:
         layouts = [name for name in layouts if name == _values.one_of("format", layout, _registry.LAYOUTS)]
@@ -165,12 +165,12 @@ def _one(
     prefix: str | None,
     options: Mapping[str, Any],
 ) -> Found:
-    """Return the one candidate that fits all that was given."""
+    """Return the only candidate that fits all arguments."""
     if not candidates:
         raise FormatError(_nothing(contents, layout))
     here = [one for one in candidates if prefix is None or one.prefix == dotted(prefix)]
     if contents.file != "onnx" or prefix is not None:
-        # Names alone may look like several layouts. In a graph no network is left aside.
+        # Names may fit several layouts. In a graph, every network counts.
         here = [one for one in here if one.problem is None] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
@@ -194,7 +194,7 @@ def _one(
 
 
 def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
-    """Return what a caller must give, and why."""
+    """Return a message about the argument that the caller must pass."""
     choices = _lines(f"format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
     if len({one.layout for one in fitting}) < len(fitting):
         return f"{contents.where} could be, by its shapes; say bidirectional=\n{choices}"
@@ -202,20 +202,20 @@ def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
 
 
 def _nothing(contents: Contents, layout: str | None) -> str:
-    """Return that there is no network, and what there is instead."""
+    """Return a message that there is no network, with a list of the tensors."""
     of = f" of format {layout!r}" if layout is not None else ""
     return f"{contents.where} holds no LSTM{of} that is known here; it holds {listed(contents)}"
 
 
 def _lines(choices: Iterable[str]) -> str:
-    """Return the first choices, one a line, and how many more there are."""
+    """Return the first choices, one on each line, and the number of the others."""
     lines = [f"  {choice[:_LONGEST_LINE]}" for choice in choices]
     more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n".join(lines[:_SHOWN] + more)
 
 
 def listed(contents: Contents) -> str:
-    """Return the first tensors, and how many more there are."""
+    """Return the first tensors, and the number of the others."""
     first = islice(contents.tensors.items(), _SHOWN)
     names = [f"{shown(name)[:_LONGEST_LINE]} {t.shape} {t.dtype}" for name, t in first]
     rest = len(contents.tensors) - len(names)
@@ -223,12 +223,12 @@ def listed(contents: Contents) -> str:
 
 
 def called(found: Found) -> str:
-    """Return the network by what distinguishes it from others."""
+    """Return a name for a network that distinguishes it from others."""
     return f"prefix={shown(found.prefix)!r}, format={found.layout!r}"
 
 
 def spelled(found: Found) -> str:
-    """Return the call that makes the network."""
+    """Return the constructor call of a network."""
     options = dict(found.options)
     first = ("input_size", "hidden_size", "output_size")
     sizes = [str(options.pop(name)) for name in first if name in options]
@@ -239,5 +239,5 @@ def spelled(found: Found) -> str:
 
 
 def dtypes_of(contents: Contents, found: Found) -> str:
-    """Return the dtypes of a network's tensors."""
+    """Return the dtypes of the tensors of a network."""
     return ", ".join(sorted({contents.tensors[name].dtype for name in found.names}))

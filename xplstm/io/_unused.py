@@ -1,7 +1,7 @@
-"""The rule for tensors that a network does not use: each must be known to be harmless.
+"""Check tensors that a network does not use: each must be known to be harmless.
 
-A layout finds a network by the names that it knows. Another tensor under the same prefix, such as the gain of
-a layer normalisation, means that the network computes something else.
+A layout finds a network by the names of its tensors. Another tensor under the same prefix, such as the gain
+of a layer normalisation, shows that the network computes something else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from xplstm.io._contents import Contents, Found, shown
 
-# What the extra tensors of known cells and wrappers mean.
+# Meanings of the extra tensors of known cells and wrappers.
 _MEANINGS = (
     (r"parametrizations|_orig$|_mask$|_[gvu]$|_raw$|original\d?$", "a weight computed from other tensors"),
     (r"norm|^ln|_ln|gamma|beta|gain", "layer normalisation"),
@@ -22,7 +22,7 @@ _MEANINGS = (
     (r"^[hc]_?[0x]|init|state", "an initial state"),
 )
 _ADAPTER = re.compile(r"(lora|dora|adapter)(_|\.|$)", re.IGNORECASE)
-# A module called adapter may be a layer like any other; one of these names is none.
+# Names of adapter modules. A module with the name adapter may be an ordinary layer.
 _FACTOR = re.compile(
     r"(^|\.)((?:lora|dora)_(?:a|b|up|down|embedding_[ab]|magnitude\w*)(?:\.|$))", re.IGNORECASE
 )
@@ -30,7 +30,7 @@ _SHOWN = 6
 
 
 def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]:
-    """Return the candidates, each with a problem where tensors under its prefixes are not its own."""
+    """Return the candidates, with a problem if tensors under their prefixes do not belong to them."""
     if contents.file == "onnx":  # a graph shows which tensors a node uses
         return list(candidates)
     places = {_around(place) for one in candidates for place in one.places}
@@ -47,9 +47,10 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
 
 
 def _joined(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
-    """Return places, each with a tensor whose name begins with it and an underscore.
+    """Yield each prefix with a tensor whose name is the prefix, an underscore and a suffix.
 
-    Such a tensor belongs to the network if its own names are so, as in MXNet, or if it is an adapter.
+    Such a tensor belongs to the network if the network's names have this form, as in MXNet, or if it is part
+    of an adapter.
     """
     used = {name for one in candidates for name in one.names}
     joined = {one.prefix for one in candidates if any(n.startswith(f"{one.prefix}_") for n in one.names)}
@@ -62,7 +63,7 @@ def _joined(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[s
 
 
 def _adapting(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
-    """Return places, each with a tensor of an adapter of a module that the place is in."""
+    """Yield each prefix with a tensor of an adapter of an enclosing module."""
     places = {place for one in candidates for place in one.places}
     for name in contents.tensors:
         match = _FACTOR.search(name)
@@ -72,12 +73,12 @@ def _adapting(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple
 
 
 def _around(place: str) -> str:
-    """Return the prefix of the wrapper that changes what a network computes, or its own prefix."""
+    """Return the prefix of the wrapper around a network, or the network's prefix."""
     return f".{place}".removesuffix(".base_layer").removeprefix(".")  # adapters of PEFT
 
 
 def _is_harmless(name: str, dtype: str) -> bool:
-    """Return whether a tensor is a counter or a key of random numbers, which changes no output."""
+    """Return whether a tensor is a counter or a random key, which does not change the outputs."""
     is_real = dtype.startswith(("float", "bfloat", "complex", "q", "unreadable"))
     return not is_real and re.search(r"mask|scale|zero_?point|clip", name.rpartition(".")[2]) is None
 

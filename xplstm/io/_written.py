@@ -1,4 +1,4 @@
-"""What a file holds of a network next to its tensors: the options that no shape shows."""
+"""Store and read the options of a network that its tensor shapes do not show."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def words_of(contents: Contents) -> Words | None:
 
 
 def changed_options(network: Recurrent) -> dict[str, Any]:
-    """Return the options that are not the defaults, in what JSON can hold."""
+    """Return the options that differ from the defaults, in JSON types."""
     stack = network._stack
     options = {name: getattr(stack, name) for name, default in _OPTIONS.items()}
     options = {name: value for name, value in options.items() if value != _OPTIONS[name]}
@@ -117,7 +117,7 @@ def changed_options(network: Recurrent) -> dict[str, Any]:
 
 
 def refuse_lost(network: Recurrent, where: str) -> None:
-    """Refuse what changes the numbers of a network and has no place under PyTorch's names alone."""
+    """Check that PyTorch's names alone describe all options that change the results."""
     same = {"variant": None, "merge": "concat", "reset_after": True, "reverse": False}
     found = changed_options(network)
     lost = {name: found[name] for name in same.keys() & found.keys() if found[name] != same[name]}
@@ -128,21 +128,21 @@ def refuse_lost(network: Recurrent, where: str) -> None:
 
 
 def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
-    """Return what `written` stored with the network at `prefix`, as arguments of its class."""
+    """Return the options that `written` stored for the network at `prefix`, as arguments of its class."""
     return parsed_options(contents.where, kind, stored_options(contents).get(prefix, {}))
 
 
 def stored_options(contents: Contents) -> dict[str, Any]:
-    """Return the options that a file has of its networks, by their prefixes."""
+    """Return the stored options of all networks by prefix."""
     text = contents.metadata.get(METADATA, "{}")
     return json_object(f"{contents.where}: its metadata {METADATA!r}", text, once=True)
 
 
 def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:
-    """Return networks, each with a problem if the contents have options of one that is not among them."""
+    """Return networks, with a problem if the contents have options for a prefix without a network."""
     try:
         lost = stored_options(contents).keys() - {one.prefix for one in found}
-    except FormatError:  # each network says so itself
+    except FormatError:  # each network has this error as its problem
         lost = set()
     if not lost:
         return list(found)
@@ -152,7 +152,7 @@ def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:
 
 
 def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
-    """Return options as `changed_options` gives them, from JSON to arguments of the class."""
+    """Convert the JSON form of `changed_options` to arguments of the class."""
     if not isinstance(options, dict):
         msg = f"{where} has options of a network that are {type(options).__name__}, expected an object"
         raise FormatError(msg)
@@ -179,7 +179,7 @@ def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
 def plain(
     network: Recurrent, layout: str, kind: str = "LSTM", projected: bool = False
 ) -> Mapping[str, Array]:
-    """Return the parameters of `network`: a standard LSTM, `projected` if it may be, or another `kind`."""
+    """Return the parameters of a standard LSTM or another `kind`; a projection is allowed if `projected`."""
     stack = network._stack
     wrong = {
         f"is a {stack.cell.name}": stack.cell.name != kind,
@@ -195,5 +195,5 @@ def plain(
 
 
 def no_place(layout: str, what: str) -> ArgumentError:
-    """Return the error for what a layout cannot hold."""
+    """Return the error for a property that a layout does not support."""
     return ArgumentError(f"the network {what}, for which format {layout!r} has no place")

@@ -1,4 +1,4 @@
-"""One step, called as the cell of PyTorch 0.4 was: weights as arguments, either bias or none."""
+"""Run one step with the weights as arguments, as in PyTorch 0.4."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def lstm_cell(
 ) -> LSTMState:
     """Run one step of one layer.
 
-    Takes by position what ``LSTMCell`` of PyTorch 0.4 called input, hidden,
-    w_ih, w_hh, b_ih and b_hh, and gives what it gave: hy and cy.
+    The positional arguments are those of ``LSTMCell`` in PyTorch 0.4: input, hidden, w_ih, w_hh, b_ih and
+    b_hh. The result is also the same: hy and cy.
 
     Parameters
     ----------
     x : array, shape (B, I)
+        Input of the step, of any float dtype.
     state : (h, c)
-        Shapes (B, H).
+        Initial state, arrays of shape (B, H).
     weight_ih : array, shape (4H, I)
+        Input weights, with the gates in the order i, f, g, o.
     weight_hh : array, shape (4H, H)
+        Recurrent weights.
     bias_ih, bias_hh : array, shape (4H,), optional
-        Both, either or none.
+        Biases; each may be left out.
 
     Returns
     -------
@@ -40,7 +43,7 @@ def lstm_cell(
     Raises
     ------
     ShapeError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong shape, dtype, library or device.
 
     Examples
     --------

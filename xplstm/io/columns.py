@@ -1,7 +1,6 @@
-"""Column vectors: states, steps and sequences in the shapes of hand-written LSTMs.
+"""Run steps and sequences with column vectors, the shapes of hand-written LSTMs.
 
-Here a batch entry is a row, there a column. The names are those of
-the source documents: `forward` is one step, `forward_sequence` a sequence.
+In these functions a batch entry is a column; in the rest of the package it is a row.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from xplstm.functional import lstm
 
 
 def from_columns(h: Array, c: Array) -> LSTMState:
-    """Read a state whose columns are batch entries.
+    """Convert a state whose columns are batch entries.
 
     Parameters
     ----------
     h, c : array, shape (H, B)
-        B = 1 for a single column vector.
+        State; B is 1 for a single column vector.
 
     Returns
     -------
     LSTMState
-        h and c of shape (B, H), as `xplstm.lstm` takes them; with ``[None]`` in front, as `xplstm.LSTM` does.
+        h and c of shape (B, H), as for `xplstm.lstm`. Add an axis with ``[None]`` for `xplstm.LSTM`.
 
     Raises
     ------
     ShapeError
-        If one has not two axes.
+        If an array does not have two axes.
     DTypeError, BackendError
-        If they are not two arrays of floats of one library, device and dtype.
+        If `h` and `c` are not float arrays of one library, device and dtype.
 
     Examples
     --------
@@ -54,17 +53,24 @@ def from_columns(h: Array, c: Array) -> LSTMState:
 
 
 def to_columns(state: LSTMState | tuple[Array, Array]) -> tuple[Array, Array]:
-    """Write a state of `xplstm.lstm` with batch entries as columns.
+    """Convert a state of `xplstm.lstm` to a state with batch entries as columns.
 
     Parameters
     ----------
     state : (h, c)
-        Shapes (B, H).
+        State with arrays of shape (B, H).
 
     Returns
     -------
     h : array, shape (H, B)
     c : array, shape (H, B)
+
+    Raises
+    ------
+    ShapeError
+        If an array does not have two axes.
+    DTypeError, BackendError
+        If h and c are not float arrays of one library, device and dtype.
 
     Examples
     --------
@@ -84,10 +90,12 @@ def forward(x: Array, h_prev: Array, c_prev: Array, params: LSTMParams) -> tuple
 
     Parameters
     ----------
-    x : array, shape (I, 1), or (I, B) for several at once
+    x : array, shape (I, 1), or (I, B) for a batch
+        Input of the step, of any float dtype.
     h_prev, c_prev : array, shape (H, 1), or (H, B)
+        Initial state.
     params : LSTMParams
-        As from `xplstm.io.gates`.
+        Parameters, such as those from `xplstm.io.gates`.
 
     Returns
     -------
@@ -97,7 +105,7 @@ def forward(x: Array, h_prev: Array, c_prev: Array, params: LSTMParams) -> tuple
     Raises
     ------
     ShapeError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong shape, dtype, library or device.
 
     Examples
     --------
@@ -124,18 +132,19 @@ def forward_sequence(X: Array | Sequence[Array], params: LSTMParams) -> Array:
     Parameters
     ----------
     X : array, shape (T, I) or (T, I, 1), or sequence of T arrays, shape (I,) or (I, 1)
+        The sequence, of any float dtype.
     params : LSTMParams
-        As from `xplstm.io.gates`.
+        Parameters, such as those from `xplstm.io.gates`.
 
     Returns
     -------
     array, shape (T, H)
-        h after every step, one row a step.
+        h after every step.
 
     Raises
     ------
     ShapeError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong shape, dtype, library or device.
 
     Examples
     --------
@@ -157,13 +166,13 @@ def forward_sequence(X: Array | Sequence[Array], params: LSTMParams) -> Array:
 
 
 def _layer(params: LSTMParams) -> tuple[LSTMParams, _checks.Home]:
-    """Return checked parameters, and where they live."""
+    """Check parameters, and return them with their library, device and dtype."""
     params, _ = _checks.layer(params, STANDARD)
     return params, _checks.home(params._asdict())
 
 
 def _stacked(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
-    """Return (T, I) from vectors or column vectors."""
+    """Stack vectors or column vectors to an array (T, I)."""
     if not X:
         return home.xp.zeros((0, I), dtype=_array.dtype_named(home.xp, home.dtype), device=home.device)
     for t, x_t in enumerate(X):

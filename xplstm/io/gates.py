@@ -1,9 +1,8 @@
-"""One matrix, or two, for each gate: how hand-written LSTMs keep their parameters.
+"""Convert parameters with separate matrices for each gate, as in hand-written LSTMs.
 
-Two forms are read and written. *Joined*: each gate has one matrix on h above
-x, ``Wf, Wi, WC, Wo`` (H, H + I), and a bias. *Parted*: each gate has one matrix
-for h and one for x, ``Wfh`` (H, H) and ``Wfx`` (H, I), and a bias. Their C or c
-is the candidate, here called g.
+There are two forms. *Joined*: each gate has a bias and one matrix ``Wf, Wi, WC, Wo`` (H, H + I), which
+multiplies h and x stacked. *Parted*: each gate has a bias, a matrix for h, such as ``Wfh`` (H, H), and a
+matrix for x, such as ``Wfx`` (H, I). C or c is the candidate, whose name in this package is g.
 """
 
 from __future__ import annotations
@@ -18,25 +17,26 @@ from xplstm.cells.params import LSTMParams
 
 
 def from_joined(weights: Mapping[str, Array]) -> LSTMParams:
-    """Read a layer whose gates have one matrix each, on h above x.
+    """Convert a layer with one matrix for each gate, which multiplies h and x stacked.
 
     Parameters
     ----------
     weights : mapping of str to array
-        ``Wf, Wi, WC, Wo`` of shape (H, H + I), and ``bf, bi, bC, bo`` of shape (H, 1) or (H,), or no bias
-        at all; ``Wc`` and ``bc`` are accepted for ``WC`` and ``bC``. Of one library, device and float dtype.
+        ``Wf, Wi, WC, Wo`` of shape (H, H + I), and optionally ``bf, bi, bC, bo`` of shape (H, 1) or (H,).
+        ``Wc`` and ``bc`` are accepted for ``WC`` and ``bC``. All arrays have one library, device and float
+        dtype.
 
     Returns
     -------
     LSTMParams
-        New arrays; bias_hh is zero, because these layers have one bias a gate.
+        New arrays. bias_hh is zero, since this form has one bias for each gate.
 
     Raises
     ------
     ArgumentError
         If a name is missing or unknown.
     ShapeError, DTypeError, BackendError
-        Naming the matrix or bias and what it should be.
+        If a matrix or bias has the wrong shape, dtype, library or device.
 
     Examples
     --------
@@ -67,29 +67,31 @@ def from_joined(weights: Mapping[str, Array]) -> LSTMParams:
 def to_joined(
     params: LSTMParams, *, candidate: str = "C", columns: bool = True, gradient: bool = False
 ) -> dict[str, Array]:
-    """Write a layer as one matrix for each gate, on h above x.
+    """Convert a layer to one matrix for each gate, which multiplies h and x stacked.
 
     Parameters
     ----------
     params : LSTMParams
-        Of a standard LSTM without a projection.
+        Parameters of a standard LSTM without a projection.
     candidate : {"C", "c"}
-        What the candidate is called.
+        Letter of the candidate.
     columns : bool, default True
-        Whether a bias is a column (H, 1), or else (H,).
+        Whether a bias has shape (H, 1) instead of (H,).
     gradient : bool, default False
-        Whether `params` are the gradients that a pullback gave. Both of our biases then hold the
-        gradient with respect to the one bias of this form, and one of them is taken; else the two are added.
+        Whether `params` are gradients from a pullback. The gradient with respect to the bias is then that of
+        bias_ih. Otherwise bias_ih and bias_hh are added.
 
     Returns
     -------
     dict of str to array
-        ``Wf, Wi, WC, Wo`` and, unless `params` has none, ``bf, bi, bC, bo``.
+        ``Wf, Wi, WC, Wo``, and ``bf, bi, bC, bo`` if `params` has biases.
 
     Raises
     ------
     ArgumentError
-        If `params` has a parameter that this form has no place for.
+        If `params` has a parameter that this form does not support.
+    ShapeError, DTypeError, BackendError
+        If an array has the wrong shape, dtype, library or device.
 
     Examples
     --------
@@ -108,25 +110,25 @@ def to_joined(
 
 
 def from_parted(weights: Mapping[str, Array]) -> LSTMParams:
-    """Read a layer whose gates have two matrices each, one for h and one for x.
+    """Convert a layer with two matrices for each gate, one for h and one for x.
 
     Parameters
     ----------
     weights : mapping of str to array
-        ``Wfh, Wih, Wch, Woh`` of shape (H, H), ``Wfx, Wix, Wcx, Wox`` of shape (H, I), and ``bf, bi, bc,
-        bo`` of shape (H, 1) or (H,), or no bias at all. Of one library, device and floating dtype.
+        ``Wfh, Wih, Wch, Woh`` of shape (H, H), ``Wfx, Wix, Wcx, Wox`` of shape (H, I), and optionally
+        ``bf, bi, bc, bo`` of shape (H, 1) or (H,). All arrays have one library, device and float dtype.
 
     Returns
     -------
     LSTMParams
-        New arrays; bias_hh is zero, because these layers have one bias a gate.
+        New arrays. bias_hh is zero, since this form has one bias for each gate.
 
     Raises
     ------
     ArgumentError
         If a name is missing or unknown.
     ShapeError, DTypeError, BackendError
-        Naming the matrix or bias and what it should be.
+        If a matrix or bias has the wrong shape, dtype, library or device.
 
     Examples
     --------
@@ -147,26 +149,28 @@ def from_parted(weights: Mapping[str, Array]) -> LSTMParams:
 
 
 def to_parted(params: LSTMParams, *, columns: bool = True, gradient: bool = False) -> dict[str, Array]:
-    """Write a layer as two matrices for each gate, one for h and one for x.
+    """Convert a layer to two matrices for each gate, one for h and one for x.
 
     Parameters
     ----------
     params : LSTMParams
-        Of a standard LSTM without a projection.
+        Parameters of a standard LSTM without a projection.
     columns : bool, default True
-        Whether a bias is a column (H, 1), or else (H,).
+        Whether a bias has shape (H, 1) instead of (H,).
     gradient : bool, default False
-        Whether `params` are the gradients that a pullback gave: as for `to_joined`.
+        Whether `params` are gradients from a pullback, as for `to_joined`.
 
     Returns
     -------
     dict of str to array
-        ``Wfh, Wfx`` and so on for i, c and o, and, unless `params` has none, ``bf, bi, bc, bo``.
+        ``Wfh, Wfx`` and the same for i, c and o, and ``bf, bi, bc, bo`` if `params` has biases.
 
     Raises
     ------
     ArgumentError
-        If `params` has a parameter that this form has no place for.
+        If `params` has a parameter that this form does not support.
+    ShapeError, DTypeError, BackendError
+        If an array has the wrong shape, dtype, library or device.
 
     Examples
     --------
@@ -184,7 +188,7 @@ def to_parted(params: LSTMParams, *, columns: bool = True, gradient: bool = Fals
 
 
 def _checked(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
-    """Return the parameters of one layer without options, and their library."""
+    """Check the parameters of a standard layer, and return them with their library."""
     if not isinstance(params, LSTMParams):
         msg = f"params must be an LSTMParams, got {type(params).__name__}"
         raise DTypeError(msg)
@@ -198,7 +202,7 @@ def _checked(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
 
 
 def _check_names(weights: Mapping[str, Array], matrices: list[str], biases: list[str]) -> None:
-    """Return all matrices, all biases or none, and nothing else; all of one home."""
+    """Check that there are all matrices, all biases or none, and no other names."""
     wanted = {*matrices, *(biases if weights.keys() & {*biases} else [])}
     missing, unknown = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
     if missing or unknown:
@@ -208,7 +212,7 @@ def _check_names(weights: Mapping[str, Array], matrices: list[str], biases: list
 
 
 def _matrix_shape(weights: Mapping[str, Array], wanted: str, name: str) -> tuple[int, int]:
-    """Return rows and columns of the matrix that the others are compared with."""
+    """Return the shape of the matrix that determines the sizes."""
     shape = tuple(weights[name].shape)
     if len(shape) != 2 or 0 in shape:
         msg = f"{name} has shape {shape}, expected {wanted}, at least 1 of each"
@@ -217,7 +221,7 @@ def _matrix_shape(weights: Mapping[str, Array], wanted: str, name: str) -> tuple
 
 
 def _check_shapes(weights: Mapping[str, Array], shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse all matrices of another shape in one error."""
+    """Check the shapes of all matrices, with one error for all."""
     wrong = [
         f"{name} has shape {tuple(weights[name].shape)}, expected {shape}"
         for name, shape in shapes.items()
@@ -229,7 +233,7 @@ def _check_shapes(weights: Mapping[str, Array], shapes: Mapping[str, tuple[int, 
 
 
 def _biases(weights: Mapping[str, Array], names: list[str], H: int) -> list[Array] | None:
-    """Return vectors in our order of gates, or None where there are none."""
+    """Return the biases as vectors in the order i, f, g, o, or None if there are none."""
     if names[0] not in weights:
         return None
     for name in names:
@@ -241,7 +245,7 @@ def _biases(weights: Mapping[str, Array], names: list[str], H: int) -> list[Arra
 
 
 def _assemble(parts: list[tuple[Array, Array]], biases: list[Array] | None) -> LSTMParams:
-    """Return parameters from each gate's matrices for h and for x, in our order of gates."""
+    """Join the matrices of the gates, which are in the order i, f, g, o."""
     xp = _array.namespace(parts[0][0], "W")
     weight_hh, weight_ih = (
         xp.concat([_array.native(a) for a in of], axis=0) for of in zip(*parts, strict=True)
@@ -253,7 +257,7 @@ def _assemble(parts: list[tuple[Array, Array]], biases: list[Array] | None) -> L
 
 
 def _blocks(a: Array, g: str) -> dict[str, Array]:
-    """Return copies of the four gates' rows, by the letters of these forms, f first."""
+    """Return copies of the rows of each gate, by the letters of these forms, f first."""
     H = a.shape[0] // 4
     blocks = {k: a[n * H : (n + 1) * H, ...] for n, k in enumerate(("i", "f", g, "o"))}
     return {k: _array.copy(blocks[k]) for k in ("f", "i", g, "o")}

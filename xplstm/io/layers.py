@@ -1,4 +1,4 @@
-"""Parameters by layer and direction, as `xplstm.lstm` takes them, or by name, as `xplstm.LSTM` keeps them."""
+"""Convert parameters between names (`xplstm.LSTM`) and layers with directions (`xplstm.lstm`)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SUFFIXES = ("", "_reverse")
 
 
 def split(params: Mapping[str, Array]) -> tuple[tuple[LSTMParams, ...], ...]:
-    """Part the parameters of an LSTM, or their gradients, by layer and direction.
+    """Split the parameters of an LSTM, or their gradients, by layer and direction.
 
     Parameters
     ----------
     params : mapping of str to array
-        ``lstm.params``, ``lstm.state_dict()``, or the gradients that a pullback gives by the same names.
+        ``lstm.params``, ``lstm.state_dict()``, or gradients from a pullback with the same names.
 
     Returns
     -------
     tuple of tuple of LSTMParams
-        Index layer, then direction; the arrays themselves.
+        Parameters by layer, then by direction. The arrays are not copied.
 
     Raises
     ------
     ArgumentError
-        If a name is no parameter's, or a weight is missing.
+        If a name is not that of a parameter, or a weight is missing.
 
     Examples
     --------
@@ -64,22 +64,22 @@ def split(params: Mapping[str, Array]) -> tuple[tuple[LSTMParams, ...], ...]:
 
 
 def join(layers: Layers) -> dict[str, Array]:
-    """Name the parameters of layers as `xplstm.LSTM` does.
+    """Join the parameters of layers to a dict with the names of `xplstm.LSTM`.
 
     Parameters
     ----------
     layers : sequence of LSTMParams, or of one or two LSTMParams each
-        The layers in order; for two directions a pair each, the forward one first.
+        The layers in order. For two directions, each layer is a pair with the forward direction first.
 
     Returns
     -------
     dict of str to array
-        ``weight_ih_l0`` and so on, for `xplstm.LSTM.load_state_dict`; the arrays themselves.
+        ``weight_ih_l0`` and so on, for `xplstm.LSTM.load_state_dict`. The arrays are not copied.
 
     Raises
     ------
     ArgumentError, DTypeError
-        Naming the layer and what is wrong with it.
+        If there is no layer, or a layer has the wrong type or number of directions.
 
     Examples
     --------
@@ -99,25 +99,25 @@ def join(layers: Layers) -> dict[str, Array]:
 
 
 def to_lstm(layers: Layers, **options: Any) -> LSTM:
-    """Make the LSTM that has these layers.
+    """Make an LSTM from the parameters of its layers.
 
     Parameters
     ----------
     layers : sequence of LSTMParams, or of one or two LSTMParams each
-        The layers in order; for two directions a pair each, the forward one first. All of one
-        library, device and dtype, which become those of the LSTM; the arrays are copied.
+        The layers in order. For two directions, each layer is a pair with the forward direction first. All
+        arrays have one library, device and float dtype. The arrays are copied.
     **options
-        Those of `xplstm.LSTM` that no parameter's shape shows, such as ``batch_first`` and ``dropout``.
+        Options of `xplstm.LSTM` that shapes do not show, such as ``batch_first`` and ``dropout``.
 
     Returns
     -------
     LSTM
-        Sizes, layers, directions, bias and projection as the parameters have them.
+        LSTM with the sizes, library, device and dtype of the parameters.
 
     Raises
     ------
     ArgumentError, ShapeError, DTypeError, BackendError
-        Naming the layer or parameter and what is wrong with it.
+        If a layer or parameter has the wrong type, shape, dtype, library or device.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def to_lstm(layers: Layers, **options: Any) -> LSTM:
 
 
 def _directions(layers: Layers) -> list[tuple[LSTMParams, ...]]:
-    """Return each layer's one or two directions, the same number in all."""
+    """Return the directions of each layer, and check that all layers have the same number."""
     found = [
         (layer,) if isinstance(layer, LSTMParams) else tuple(_values.items(f"layers[{k}]", layer))
         for k, layer in enumerate(_values.items("layers", layers))

@@ -1,1 +1,1 @@
-"""The files that weights are kept in: one reader, and perhaps one writer, for each container."""
+"""Readers and writers of the file formats for weights."""

@@ -1,4 +1,4 @@
-"""Writing a file so that a crash at any moment leaves the old one or the new one whole."""
+"""Write files atomically and durably."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ import time
 
 try:
     import fcntl
-except ImportError:  # Windows, which removes no file that is open
+except ImportError:  # Windows, which does not remove open files
     fcntl = None  # type: ignore[assignment]
 
 UNFINISHED = 60.0
-"""Seconds after which a temporary file that no process has locked is what a killed one left."""
+"""Age in seconds after which an unlocked temporary file is a remnant of a killed process."""
 
 
 def write_durably(path: str, content: bytes, permissions: int = 0o666) -> None:
-    """Put `content` at `path` so that a crash at any moment leaves the old file or the new one.
+    """Write `content` to `path` so that the old or the new file is complete after a crash.
 
-    The new file is forced to the disk before it takes the name, since file
-    systems may do the renaming first (Pillai et al., "All file systems are not
-    created equal", 2014); the folder is forced last, so that the name stays.
+    The new file is synced to the disk before it is renamed, since file systems may reorder the two (Pillai et
+    al., "All file systems are not created equal", 2014). The folder is synced last, which makes the new name
+    durable.
 
-    A symbolic link stays and the file it points to is replaced. A file keeps its permissions; a new one gets
-    `permissions`, less what the umask takes. What a killed process left unfinished under the same name is
-    removed.
+    A symbolic link is followed. An existing file keeps its permissions. A new file gets `permissions` without
+    the bits of the umask. Temporary files that a killed process left for the same path are removed.
 
     Raises
     ------
     OSError
-        If the disk refuses, or `path` is no plain file: a pipe or a device cannot be replaced.
+        If the file cannot be written, or `path` is a pipe, a device or another special file.
     """
     path = os.path.realpath(path)
     mode = _mode(path)
@@ -60,7 +59,7 @@ def write_durably(path: str, content: bytes, permissions: int = 0o666) -> None:
 
 
 def check_writable(path: str) -> None:
-    """Raise the OSError that `write_durably` would meet at `path`: make its temporary file, and remove it."""
+    """Raise the OSError that `write_durably` would raise; a temporary file is made and removed."""
     path = os.path.realpath(path)
     _mode(path)
     folder, name = os.path.split(path)
@@ -78,7 +77,7 @@ def _create(new: str, path: str, permissions: int) -> int:
 
 
 def _mode(path: str) -> int | None:
-    """Return the permissions of a file that is there, or None; refuse what is no plain file."""
+    """Return the permissions of an existing regular file, or None if there is no file."""
     try:
         found = os.stat(path).st_mode
     except FileNotFoundError:
@@ -90,16 +89,16 @@ def _mode(path: str) -> int | None:
 
 
 def _remove_unfinished(folder: str, name: str) -> None:
-    """Remove the temporary files for `name` that a killed process left."""
+    """Remove the temporary files of killed processes for `name`."""
     for left in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp")):
-        # Another process may have removed it, or may still write to it: then it is not ours to remove.
+        # Another process may remove the file at the same time, or may still write to it.
         with contextlib.suppress(OSError):
             if time.time() - os.stat(left).st_mtime > UNFINISHED:
                 _remove_unlocked(left)
 
 
 def _remove_unlocked(path: str) -> None:
-    """Remove a file that no process has locked."""
+    """Remove a file if no process has locked it."""
     file = os.open(path, os.O_RDWR)
     try:
         _lock(file)
@@ -109,20 +108,20 @@ def _remove_unlocked(path: str) -> None:
 
 
 def _lock(file: int) -> None:
-    """Lock an open file until it is closed; raise OSError where another process has locked it."""
+    """Lock an open file until it is closed; raise OSError if another process has locked it."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _write_all(file: int, content: bytes) -> None:
-    """Write the whole of `content`; the system may take it in parts."""
+    """Write all bytes of `content`; a system call may write fewer."""
     left = memoryview(content)
     while left:
         left = left[os.write(file, left) :]
 
 
 def _sync_folder(folder: str) -> None:
-    """Force a folder's list of names to the disk."""
+    """Sync the entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

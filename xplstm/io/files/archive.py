@@ -1,4 +1,4 @@
-"""Zip files from strangers: every name, size and place is looked at before anything is unpacked."""
+"""Read untrusted zip files: all names, sizes and offsets are checked before a member is unpacked."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import BinaryIO
 from xplstm._errors import FormatError
 from xplstm.io._contents import quoted, shown
 
-# What a zip file may grow to. Weights hardly shrink; zeros shrink a thousandfold, and a bomb is made of them.
+# Largest ratio of unpacked to packed size. Weights compress little; a zip bomb compresses a thousandfold.
 GROWTH = 100
 SMALL = 1 << 20
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 _UTF8 = 0x800
-# Before a member's bytes: signature, eight numbers unused here, how long name and rest are.
+# Local header of a member: signature, eight unused numbers, lengths of the name and of the extra field.
 _HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\x03\x04"
-# The directory: an entry without its texts; then the end, after two records where the archive is a zip64.
+# Central directory: an entry without its texts, then the end record, after two more records for zip64.
 _ENTRY, _END, _ENDS64 = 46, 22, 76
 _DESCRIBED = 0x8
-# What follows a member whose size was not known first: with a signature or not, 4 or 8 bytes for a size.
+# Data descriptor after a member of unknown size: with or without signature, with sizes of 4 or 8 bytes.
 _DESCRIPTORS = (12, 16, 20, 24)
 
 
 class Archive:
-    """The members of a zip file, by name."""
+    """A checked zip file with its members by name."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -44,23 +44,23 @@ class Archive:
             self._check_places(content, infos, start)
 
     def read(self, name: str, most: int | None = None) -> bytes:
-        """Return a member's bytes, or the first `most` of them."""
+        """Return the bytes of a member, or the first `most` bytes."""
         info = self.members[name]
         size = info.file_size if most is None else min(most, info.file_size)
-        # ZipFile.open would parse the whole directory again, or keep the file open from the first read on.
+        # ZipFile.open would parse the directory again, or keep the file open after the first read.
         with self._naming(), open(self.path, "rb") as file:
             _seek(file, info)
             with zipfile.ZipExtFile(file, "r", info) as member:
                 content = member.read(size)
                 if size == info.file_size:
-                    member.read(1)  # at its end a member's checksum is compared
+                    member.read(1)  # reading the end of a member verifies its checksum
         if len(content) != size:
             msg = f"{self.path}: {shown(name)} ends after {len(content)} of {size} bytes"
             raise FormatError(msg)
         return content
 
     def _check(self, infos: list[zipfile.ZipInfo]) -> None:
-        """Refuse names that occur twice or lead elsewhere, and sizes that no file of this length can mean."""
+        """Check that names are unique and stay inside the archive, and that the sizes are plausible."""
         if len(self.members) < len(infos):
             twice = Counter(info.filename for info in infos).most_common(1)[0][0]
             msg = f"{self.path} holds {shown(twice)} twice"
@@ -73,10 +73,10 @@ class Archive:
             raise FormatError(msg)
 
     def _check_places(self, file: BinaryIO, infos: list[zipfile.ZipInfo], start: int) -> None:
-        """Refuse overlaps, gaps, and bytes before the first member or after the directory.
+        """Check that members, directory and end record fill the file without gaps or overlaps.
 
-        Readers differ in which directory they take and from where they count. They agree where the members,
-        the directory and its end fill the file.
+        Other readers may find another directory or count offsets from another place. For a file without gaps,
+        all readers find the same members.
         """
         end = 0
         for info in sorted(infos, key=lambda info: info.header_offset):
@@ -119,12 +119,12 @@ class Archive:
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
-        """Name the file in whatever the standard library says about it."""
+        """Convert errors of the standard library to a FormatError that names the file."""
         try:
             yield
         except FormatError:
             raise
-        except Exception as error:  # the standard library raises errors of many kinds at a damaged file
+        except Exception as error:  # zipfile raises many types of errors for damaged files
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
             msg = f"{self.path} is no whole zip file: {type(error).__name__} {quoted(str(error))}"
@@ -132,19 +132,19 @@ class Archive:
 
 
 def _encoded(info: zipfile.ZipInfo) -> bytes:
-    """Return the name as it is in the file."""
+    """Return the bytes of the name in the file."""
     return info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
 
 
 def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
-    """Return the length of what repeats the checksum and sizes of a member after it; 0 if it is not there."""
+    """Return the length of the data descriptor after a member; 0 if there is none."""
     file.seek(place)
     found = file.read(max(_DESCRIPTORS))
     crc = struct.pack("<I", info.CRC)
     for size in ("<II", "<QQ"):
         try:
             wanted = crc + struct.pack(size, info.compress_size, info.file_size)
-        except struct.error:  # larger than four bytes
+        except struct.error:  # the size does not fit into four bytes
             continue
         for form in (b"PK\x07\x08" + wanted, wanted):
             if found.startswith(form):
@@ -153,7 +153,7 @@ def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
 
 
 def _is_end(file: BinaryIO, tail: int, start: int) -> bool:
-    """Return whether the directory's end follows at `tail` and says that the directory begins at `start`."""
+    """Return whether the end record is at `tail` and has `start` as the offset of the directory."""
     file.seek(tail)
     found = file.read()
     end = found[-_END:]
@@ -167,7 +167,7 @@ def _is_end(file: BinaryIO, tail: int, start: int) -> bool:
 
 
 def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:
-    """Go to a member's first byte; the header before it must have the name that the directory says."""
+    """Seek to the first byte of a member, and check the name in its local header."""
     file.seek(info.header_offset)
     signature, name_length, rest = _HEADER.unpack(file.read(_HEADER.size))
     name = file.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")

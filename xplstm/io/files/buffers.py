@@ -1,4 +1,4 @@
-"""Raw bytes as arrays: the dtypes that files know, by one name each, and how many bits they take."""
+"""Convert raw bytes to arrays; dtype names and widths of all file formats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLAIN = {
     "complex64": 64,
     "complex128": 128,
 }
-# Dtypes that NumPy has no name for; of these no array is made, but for bfloat16.
+# Dtypes that NumPy does not have. Of these, only bfloat16 can be read.
 BITS = _PLAIN | {
     "bfloat16": 16,
     "float8_e4m3fn": 8,
@@ -47,14 +47,14 @@ _MOST = 1 << 48
 
 
 def check_numbers(where: str, name: str, numbers: Any) -> None:
-    """Refuse a shape, strides or a place that are no numbers of at least 0, or beyond any memory."""
+    """Check that the numbers of a shape, strides or offset are integers in [0, 2**48]."""
     if not isinstance(numbers, list | tuple) or not all(type(n) is int and 0 <= n <= _MOST for n in numbers):
         msg = f"{where}: {shown(name)} has a shape or place that is no list of whole numbers in [0, 2**48]"
         raise FormatError(msg)
 
 
 def count(where: str, name: str, shape: Any) -> int:
-    """Return elements of a tensor whose shape a file says; refuse a shape that is none."""
+    """Check a shape from a file, and return its number of elements."""
     check_numbers(where, name, shape)
     if len(shape) > _MOST_AXES or math.prod(shape) > _MOST:
         msg = f"{where}: {shown(name)} has a shape of more axes or elements than an array can have"
@@ -63,12 +63,12 @@ def count(where: str, name: str, shape: Any) -> int:
 
 
 def size(where: str, name: str, dtype: str, shape: Any) -> int:
-    """Return bytes that a tensor takes."""
+    """Return the number of bytes of a tensor."""
     return -(-count(where, name, shape) * BITS[dtype] // 8)
 
 
 def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the array that `raw` holds, little-endian: a view where NumPy has the dtype."""
+    """Return little-endian bytes as an array; a view if NumPy has the dtype."""
     if dtype == "bfloat16":
         return _bfloat16(np.frombuffer(raw, dtype="<u2")).reshape(shape)
     if dtype not in _PLAIN:
@@ -78,7 +78,7 @@ def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]
 
 
 def _bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Return numbers from their upper 16 bits; without ml_dtypes as float32, which holds each exactly."""
+    """Return bfloat16 numbers from their bits; as float32, which is exact, without ml_dtypes."""
     if importlib.util.find_spec("ml_dtypes") is not None:
         return bits.astype(np.uint16, copy=False).view(_array.dtype_named(np, "bfloat16"))
     return (bits.astype(np.uint32) << 16).view(np.float32)

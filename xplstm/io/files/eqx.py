@@ -1,7 +1,7 @@
-"""Files of Equinox: the arrays of a module one after the other, without names.
+"""Read and write Equinox files: consecutive arrays without names.
 
-A cell is found by its shapes: the weights of x, those of h, and the biases. Shapes do not fix the order of
-the gates, so a caller must name the format.
+A cell is recognised by its shapes: input weights, recurrent weights and biases. Shapes do not determine the
+gate order, so the caller must name the format.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from xplstm.nn._module import Recurrent
 SUFFIXES = (".eqx",)
 LAYOUT = "equinox"
 
-# No module has more leaves.
+# Largest number of leaves of a module.
 MOST = 100_000
 
 
 class _Array(NamedTuple):
-    """An array in the file."""
+    """Header of an array in the file."""
 
     start: int
-    """The first byte of its numbers."""
+    """Offset of its data."""
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran: bool
@@ -44,7 +44,7 @@ def recognises(opening: Opening) -> bool:
 
 
 def read(path: str) -> Contents:
-    """Return arrays by their number; those of a cell by their names, after the number of the first."""
+    """Return arrays by their index; the arrays of a cell by the index of the first and their names."""
     with open(path, "rb") as file:
         arrays = _arrays(path, file)
     names = _names([a.shape for a in arrays])
@@ -56,7 +56,7 @@ def read(path: str) -> Contents:
 
 
 def _arrays(path: str, file: BinaryIO) -> list[_Array]:
-    """Return all arrays, which must fill the file."""
+    """Return all arrays, and check that they fill the file."""
     found: list[_Array] = []
     place, size = 0, os.path.getsize(path)
     while place < size:
@@ -86,7 +86,7 @@ def _names(shapes: list[tuple[int, ...]]) -> list[str]:
 
 
 def _cell(shapes: list[tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the names of the arrays of a cell that some shapes begin with; none if they do not."""
+    """Return the array names of a cell at the start of `shapes`; empty if there is no cell."""
     if len(shapes) < 2 or len(shapes[0]) != 2 or len(shapes[1]) != 2:
         return ()
     rows, H = shapes[1]
@@ -99,7 +99,7 @@ def _cell(shapes: list[tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def _read(path: str, a: _Array) -> np.ndarray:
-    """Return one array; its header has been checked."""
+    """Read one array whose header is checked."""
     with open(path, "rb") as file:
         file.seek(a.start)
         flat = np.frombuffer(file.read(int(np.prod(a.shape)) * a.dtype.itemsize), dtype=a.dtype)
@@ -107,7 +107,7 @@ def _read(path: str, a: _Array) -> np.ndarray:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """Return what ``equinox.tree_deserialise_leaves`` reads into a cell, or into a list of cells."""
+    """Return a file that ``equinox.tree_deserialise_leaves`` reads into a cell or a list of cells."""
     if layout != LAYOUT or prefix:
         msg = f"a file of Equinox has no names: format={layout!r} and prefix={prefix!r} have no place in it"
         raise ArgumentError(msg)

@@ -1,7 +1,7 @@
-"""HDF5 files from strangers: only what is in the file itself is followed, and nothing is run.
+"""Read untrusted HDF5 files without access to other files and without plugins.
 
-HDF5 can lead out of a file (external links, external and virtual datasets), to plugins (filters) and in
-circles (hard links). None of that is in a file of weights; all of it is refused before anything is read.
+HDF5 can refer to other files (external links, external and virtual datasets), to plugins (filters) and to
+itself in cycles (hard links). Files of weights do not need these. An error is raised before data is read.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from xplstm.io.files.archive import GROWTH, SMALL
 from xplstm.io.files.h5_texts import check_texts
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Bounds on what no file of weights comes near.
+# Bounds far above those of any file of weights.
 MOST_OBJECTS, DEEPEST, LONGEST_ATTRIBUTE = 100_000, 32, 4096
-# Deflate, shuffle, checksum and LZF come with h5py; any other filter would be a plugin.
+# Deflate, shuffle, checksum and LZF are part of h5py; other filters would be plugins.
 _FILTERS = {1, 2, 3, 32000}
 
 
 class Source(NamedTuple):
-    """Where an HDF5 file is: a path, or bytes that were taken out of an archive."""
+    """Location of an HDF5 file: a path, or bytes from an archive."""
 
     where: str
     content: bytes | None = None
     length: int = 0
-    """Bytes of the archive that it was taken from; 0 if it is a file of its own."""
+    """Size of the archive in bytes; 0 for a separate file."""
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """Open the file for reading; name whatever is wrong with it."""
+        """Open the file for reading; convert errors to a FormatError that names the file."""
         import_h5py()
         try:
             with _file(self) as file:
                 yield file
         except FormatError:
             raise
-        except Exception as error:  # h5py has no error of its own
+        except Exception as error:  # h5py has no error class of its own
             msg = f"{self.where} is no whole HDF5 file: {quoted(str(error))}"
             raise FormatError(msg) from error
 
 
 class Tree(NamedTuple):
-    """What a file holds: tensors by path, and what the groups of variables are called."""
+    """Contents of a file: tensors by path, and the names of the variable groups."""
 
     tensors: list[tuple[str, Tensor]]
     names: dict[str, str]
     attributes: dict[str, str]
-    """Texts that describe the whole file: the attributes of the root that were asked for."""
+    """Requested text attributes of the root."""
     marks: set[str]
-    """The names of all attributes of the root."""
+    """Names of all attributes of the root."""
 
 
 class _Budget:
-    """How many bytes all datasets of a file together may have: a multiple of the file on the disk."""
+    """Limit on the total bytes of all datasets, a multiple of the file size."""
 
     def __init__(self, source: Source) -> None:
         self.where = source.where
@@ -75,7 +75,7 @@ class _Budget:
         self.left = max(GROWTH * self.length - (len(content) if source.length else 0), SMALL)
 
     def spend(self, path: str, needed: int) -> None:
-        """Take the bytes of one dataset."""
+        """Subtract the bytes of one dataset."""
         self.left -= needed
         if self.left < 0:
             msg = (
@@ -97,14 +97,14 @@ def import_h5py() -> Any:
 
 @contextmanager
 def _file(source: Source) -> Iterator[Any]:
-    """Open an h5py.File; a path that cannot be opened at all stays an OSError of the system."""
+    """Open an h5py.File; if the path cannot be opened, raise the OSError of the system."""
     place = io.BytesIO(source.content) if source.content is not None else open(source.where, "rb")  # noqa: SIM115
     with place, import_h5py().File(place, "r") as file:
         yield file
 
 
 def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -> Tree:
-    """Return everything in a file, datasets unread; `attributes` of the root, each with its longest text."""
+    """Return the contents of a file, datasets unread; `attributes` maps root attributes to text limits."""
     _check_texts(source, attributes)
     with source.open() as file:
         if file.id.get_create_plist().get_sizes() != (8, 8):
@@ -134,7 +134,7 @@ def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -
 
 
 def _check_texts(source: Source, attributes: Mapping[str, int]) -> None:
-    """Refuse texts that the HDF5 library would not read in bounded time and memory."""
+    """Check that the HDF5 library can read the texts in bounded time and memory."""
     longest = {"name": LONGEST_ATTRIBUTE, "dtype": LONGEST_ATTRIBUTE, **attributes}
     if source.content is not None:
         check_texts(source.where, source.content, longest)
@@ -147,7 +147,7 @@ def _check_texts(source: Source, attributes: Mapping[str, int]) -> None:
 
 
 def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> None:
-    """Refuse what was met before: a link in a circle, or one more way to the same thing."""
+    """Check that an object is visited for the first time, at a bounded depth."""
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token
     if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
@@ -157,7 +157,7 @@ def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> N
 
 
 def _check_link(source: Source, path: str, group: Any, key: str) -> None:
-    """Refuse a link that leads elsewhere."""
+    """Check that a link is a hard link."""
     link = group.get(key, getlink=True)
     if type(link) is not import_h5py().HardLink:
         msg = f"{source.where}: {shown(path)} is a {type(link).__name__}; nothing outside its place is opened"
@@ -165,7 +165,7 @@ def _check_link(source: Source, path: str, group: Any, key: str) -> None:
 
 
 def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGEST_ATTRIBUTE) -> str | None:
-    """Return a short attribute, such as the name of a group."""
+    """Return a short text attribute, such as the name of a group."""
     if name not in item.attrs:
         return None
     attribute = item.attrs.get_id(name)
@@ -178,7 +178,7 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
 
 
 def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
-    """Return a dataset, looked at but not read."""
+    """Check a dataset, and return it as an unread tensor."""
     h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
     plan = dataset.id.get_create_plist()
     if dataset.external or dataset.is_virtual:
@@ -205,7 +205,7 @@ def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
 
 
 def _read(source: Source, path: str, brain: bool) -> np.ndarray:
-    """Return one dataset, in the machine's byte order; bfloat16 is stored as bytes."""
+    """Read one dataset in native byte order; bfloat16 is stored as bytes."""
     with source.open() as file:
         found = np.asarray(file[path][()])
     if not brain:

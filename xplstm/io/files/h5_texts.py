@@ -1,8 +1,8 @@
-"""Check how the texts in an HDF5 file are stored, before the HDF5 library reads one.
+"""Check the stored texts of an HDF5 file before the HDF5 library reads them.
 
-An attribute holds the length and the place of its text, which is in a global heap. The library allocates any
-length, up to 4 GiB, and walks in a circle in some damaged heaps. The layout of both is described in the HDF5
-file format specification, sections "Attribute Message" and "Disk Format: Level 1E - Global Heap".
+An attribute has the length and the address of its text in a global heap. The library allocates any length up
+to 4 GiB, and does not terminate for some damaged heaps. The HDF5 file format specification describes both in
+the sections "Attribute Message" and "Disk Format: Level 1E - Global Heap".
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from xplstm._errors import FormatError
 
 _HEAP, _HEADER = b"GCOL\x01", 16
 _FRACTAL = b"FRHP\0"
-# The class of texts and lists of any length among the types of HDF5.
+# HDF5 type class of texts and lists with variable length.
 _VARIABLE = 9
 
 
 def check_texts(where: str, content: Any, longest: Mapping[str, int]) -> None:
-    """Refuse a file in which an attribute of these names is longer than said, or a heap is damaged."""
+    """Check that the named attributes are not longer than `longest`, and that no heap is damaged."""
     _check_heaps(where, content)
     _check_packed(where, content)
     for name, most in longest.items():
@@ -27,12 +27,12 @@ def check_texts(where: str, content: Any, longest: Mapping[str, int]) -> None:
 
 
 def _check_heaps(where: str, content: Any) -> None:
-    """Walk through every global heap as the library does."""
+    """Check that every global heap can be traversed."""
     start, left = content.find(_HEAP), len(content) // _HEADER
     while start >= 0:
         end = start + _number(content, start + 8, 8)
         place = start + _HEADER
-        # The library itself refuses a heap that is longer than the file.
+        # The library rejects a heap that is longer than the file.
         while end <= len(content) and place + _HEADER <= end:
             size = _number(content, place + 8, 8)
             step = _HEADER + _padded(size) if _number(content, place, 2) else size
@@ -45,7 +45,7 @@ def _check_heaps(where: str, content: Any) -> None:
 
 
 def _check_packed(where: str, content: Any) -> None:
-    """Refuse attributes that are packed by a filter, whose bytes cannot be looked at."""
+    """Check that no attributes are compressed by a filter, since their bytes cannot be checked."""
     start = content.find(_FRACTAL)
     while start >= 0:
         if _number(content, start + 7, 2):
@@ -55,7 +55,7 @@ def _check_packed(where: str, content: Any) -> None:
 
 
 def _check_lengths(where: str, content: Any, name: str, most: int) -> None:
-    """Refuse a length beyond `most` in whatever may be an attribute of this name."""
+    """Check that all possible attributes of this name have a length of at most `most`."""
     wanted = name.encode() + b"\0"
     start = content.find(wanted)
     while start >= 0:

@@ -1,8 +1,8 @@
-"""Files of Keras, read and written without Keras.
+"""Read and write Keras files without Keras.
 
-Keras 3 has models (``.keras``) and weights (``.weights.h5``). Keras 2 has both as HDF5 (``.h5``, ``.hdf5``),
-which Keras 3 still writes on request. A model's configuration is read as text: no class or function that it
-names is ever looked for.
+Keras 3 writes models (``.keras``) and weights (``.weights.h5``). Keras 2 writes both as HDF5 (``.h5``,
+``.hdf5``), which Keras 3 also can. The configuration of a model is read as data. Classes and functions in it
+are never imported.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _HDF5 = (".h5", ".hdf5")
 _VARIABLE = re.compile(r"(^|/)(vars/\d+|recurrent_kernel(:0)?)$")
 LAYOUT = "keras"
 
-# A configuration is a few kilobytes a layer.
+# A configuration has a few kilobytes for each layer.
 LONGEST_CONFIG = 1 << 24
 LONGEST_METADATA = 1 << 16
 _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether a file is HDF5, or an archive with one and a configuration."""
+    """Return whether a file is HDF5, or an archive with an HDF5 file and a configuration."""
     archive = {_WEIGHTS, _CONFIG} <= {*opening.members} or opening.path.lower().endswith(".keras")
     return archive or opening.head.startswith(h5.SIGNATURE) or opening.path.lower().endswith(_HDF5)
 
 
 def read(path: str) -> Contents:
-    """Return variables by their paths, and the configuration of a model."""
+    """Return variables by path, and the configuration of a model."""
     with open(path, "rb") as file:
         archived = file.read(2) == b"PK"
     if not archived:
@@ -66,7 +66,7 @@ def read(path: str) -> Contents:
 
 
 def _unpacked(path: str) -> Contents:
-    """Read an HDF5 file: weights of Keras 3, or a model or weights in the older form with names of layers."""
+    """Read an HDF5 file: Keras 3 weights, or a model or weights in the Keras 2 form."""
     bounds = {"model_config": LONGEST_CONFIG, "keras_version": LONGEST_METADATA, WORDS: LONGEST_METADATA}
     tree = h5.read(h5.Source(path), bounds)
     if not tree.marks & {"layer_names", "layer_names0", "model_config"}:
@@ -84,7 +84,7 @@ def _unpacked(path: str) -> Contents:
 
 
 def _version(archive: Archive) -> int | None:
-    """Return the major version of Keras that wrote a model, 2 or 3; None if the archive does not have it."""
+    """Return the major version of Keras that wrote a model, 2 or 3; None if the archive has no version."""
     if _METADATA not in archive.members:
         return None
     told = json_object(f"{archive.path}: {_METADATA}", archive.read(_METADATA, LONGEST_METADATA))
@@ -100,7 +100,7 @@ def _major(where: str, version: Any) -> int:
 
 
 def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
-    """Return the bytes of a file of weights."""
+    """Return the bytes of a Keras weights file."""
     if layout != "keras":
         msg = f"format={layout!r} has no place in a file of Keras; leave it out, or save another kind of file"
         raise ArgumentError(msg)

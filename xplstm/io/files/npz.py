@@ -1,4 +1,4 @@
-"""Files of NumPy: a zip file of arrays, each with a header. Never unpickles."""
+"""Read and write NumPy .npz files, without unpickling."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from xplstm.nn._module import Recurrent
 SUFFIXES = (".npz",)
 LAYOUT = "torch"
 
-# NumPy's own bound, which keeps the parsing of a header cheap.
+# NumPy's bound, which limits the cost of parsing a header.
 LONGEST_HEADER = 10_000
 LONGEST_TEXT = 100_000
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether every member is an array."""
+    """Return whether all members are arrays."""
     return bool(opening.members) and all(name.endswith(".npy") for name in opening.members)
 
 
 def read(path: str) -> Contents:
-    """Return arrays by name, without the ".npy"; each is unpacked when it is asked for."""
+    """Return arrays by name without ".npy"; each array is unpacked on demand."""
     archive = Archive(path)
     tensors, metadata = [], {}
     for member in archive.members:
@@ -45,7 +45,7 @@ def read(path: str) -> Contents:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """Return the bytes of a file that holds `network`."""
+    """Return the bytes of a file with the parameters of `network`."""
     arrays, metadata = written(network, layout, prefix)
     hosts: dict[str, Any] = {name: _array.to_numpy(a) for name, a in arrays.items()}
     for name, a in hosts.items():
@@ -59,12 +59,12 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
 
 
 def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, int, bool, int]:
-    """Return shape, dtype, where the numbers begin, whether columns come first, and how many bytes follow."""
+    """Return shape, dtype, data offset, whether the order is Fortran's, and the number of data bytes."""
     try:
         version = np.lib.format.read_magic(start)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[version](start, max_header_size=LONGEST_HEADER)
-    except Exception as error:  # a header is an expression of Python, whose parser has errors of many kinds
+    except Exception as error:  # a header is a Python literal, whose parser raises many types of errors
         msg = f"{where} is no array that NumPy wrote: {shown(str(error)[:200])}"
         raise FormatError(msg) from error
     if dtype.hasobject or dtype.names or dtype.subdtype:
@@ -75,7 +75,7 @@ def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, in
 
 
 def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, int, bool]:
-    """Return the same of a member of an archive, which it must fill."""
+    """Return the header of a member of an archive, and check that the array fills the member."""
     where = f"{archive.path}: {shown(member)}"
     start = io.BytesIO(archive.read(member, 16 + LONGEST_HEADER))
     shape, dtype, offset, fortran, length = header(where, start)
@@ -89,13 +89,13 @@ def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, i
 def _read(
     archive: Archive, member: str, dtype: np.dtype, shape: tuple[int, ...], offset: int, fortran: bool
 ) -> np.ndarray:
-    """Return one array; its header has been checked."""
+    """Read one array whose header is checked."""
     flat: np.ndarray = np.frombuffer(archive.read(member), dtype=dtype, offset=offset)
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
 def _text(archive: Archive, member: str, dtype: np.dtype, offset: int) -> Any:
-    """Return the text that `encode` wrote with the arrays."""
+    """Return the text that `encode` stored with the arrays."""
     if dtype.itemsize > 4 * LONGEST_TEXT:
         length = dtype.itemsize // 4
         msg = f"{archive.path}: {shown(member)} is a text of {length} letters; {LONGEST_TEXT} are allowed"

@@ -1,10 +1,9 @@
 """Read untrusted pickles without running them.
 
-A pickle is a program for a small stack machine. One of its instructions calls
-any function by name. This machine implements the instructions that build
-containers. A table replaces the functions that PyTorch's files call. Every
-other object becomes an `Inert` placeholder that remembers the name of its class:
-nothing is imported, looked up or called.
+A pickle is a program for a stack machine. One of its instructions can call any function by name. The machine
+in this module implements only the instructions that build containers. A table replaces the functions that
+PyTorch files call. Any other object becomes an `Inert` placeholder with the name of its class. Nothing is
+imported or called.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from xplstm._errors import FormatError
 from xplstm.io._contents import quoted, shown
 
-# Names of modules and classes are shorter.
+# Longest allowed name of a module or class.
 _LONGEST_GLOBAL = 400
 
 
 class Global(NamedTuple):
-    """A name that a pickle asks for: never imported, only compared."""
+    """A global name in a pickle; it is compared but never imported."""
 
     module: str
     name: str
@@ -31,9 +30,9 @@ class Global(NamedTuple):
 
 
 class Inert:
-    """A placeholder for an object of a class that is not read.
+    """A placeholder for an object of an unknown class.
 
-    It compares and hashes by identity, and its text is the name of the class.
+    It is compared and hashed by identity. Its text is the name of the class.
     """
 
     def __init__(self, name: Global) -> None:
@@ -46,7 +45,7 @@ class Inert:
 
 
 class _Mark:
-    """Where a container's items begin on the stack."""
+    """Marks the start of the items of a container on the stack."""
 
 
 Calls = Mapping[Global, Callable[..., Any]]
@@ -67,19 +66,19 @@ _VALUES = {
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING", "SHORT_BINSTRING", "STRING"),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# What can be the key of a dict, or a part of a tuple that is one.
+# Types of dict keys, and of the items of tuples as keys.
 _KEYS = (str, bytes, int, float, type(None), Inert, Global)
-# A tuple as a key becomes part of a name, and the same text can be in many.
+# A tuple as a key becomes part of a name, and many tuples can share one text.
 _DEEPEST_TUPLE, _LONGEST_TUPLE, _LONGEST_TEXT = 4, 16, 100
-# Containers are written by a thousand items at a time: nothing honest piles up more.
+# Pickles write containers in parts of a thousand items; a valid pickle needs no larger stack.
 _HIGHEST_STACK = 100_000
 
 
 def load(where: str, program: BinaryIO | bytes, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
-    """Return what a pickle builds; a file is left after its last instruction.
+    """Return the object that a pickle builds; a file position ends after the last instruction.
 
-    `calls` maps the functions that are known to their placeholders. `persistent`
-    resolves references to what is outside the pickle.
+    `calls` maps known functions to their replacements. `persistent` resolves references to objects outside
+    the pickle.
     """
     machine = _Machine(where, calls, persistent)
     try:
@@ -94,7 +93,7 @@ def load(where: str, program: BinaryIO | bytes, calls: Calls, persistent: Callab
 
 
 class _Machine:
-    """The stack, what it remembers, and one method an instruction."""
+    """Stack machine with a memo and one method for each instruction."""
 
     def __init__(self, where: str, calls: Calls, persistent: Callable[[Any], Any]) -> None:
         self.where = where
@@ -105,7 +104,7 @@ class _Machine:
         self.result: Any = None
 
     def step(self, name: str, argument: Any) -> None:
-        """Do one instruction."""
+        """Execute one instruction."""
         if len(self.stack) > _HIGHEST_STACK:
             self._refuse(f"piles up more than {_HIGHEST_STACK} values before it uses them")
         if name in _VALUES:
@@ -126,7 +125,7 @@ class _Machine:
                 method(argument)
 
     def _take(self, count: int) -> list[Any]:
-        """Take the last `count` values off the stack."""
+        """Pop `count` values from the stack."""
         taken = self.stack[-count:]
         if len(taken) < count or any(value is _MARK for value in taken):
             self._refuse("takes from its stack what is not there")
@@ -134,7 +133,7 @@ class _Machine:
         return taken
 
     def _since_mark(self) -> list[Any]:
-        """Take the last mark and the values above it off the stack."""
+        """Pop the last mark and the values above it from the stack."""
         for place in range(len(self.stack) - 1, -1, -1):
             if self.stack[place] is _MARK:
                 taken = self.stack[place + 1 :]
@@ -151,7 +150,7 @@ class _Machine:
             self._refuse(f"is of pickle protocol {argument}, which is unknown")
 
     def _do_frame(self, _length: int) -> None:
-        """Ignore a hint at the length of what follows."""
+        """Ignore the length of a frame."""
 
     def _do_stop(self) -> None:
         (self.result,) = self._take(1)
@@ -238,7 +237,7 @@ class _Machine:
         self._instance(*self._take(1))
 
     def _do_build(self) -> None:
-        """Keep the state of a placeholder; containers need none: PyTorch keeps version numbers there."""
+        """Set the state of a placeholder; ignore that of containers, which has only version numbers."""
         (state,) = self._take(1)
         target = self._top(object)
         if isinstance(target, Inert):
@@ -253,25 +252,25 @@ class _Machine:
         self.stack.append(Inert(kind if isinstance(kind, Global) else kind.name))
 
     def _name(self, module: Any, name: Any) -> None:
-        """Push a name, which is never imported."""
+        """Push a global name."""
         for part in (module, name):
             if not isinstance(part, str) or len(part) > _LONGEST_GLOBAL:
                 self._refuse(f"asks for a {type(part).__name__} where the short name of a class was expected")
         self.stack.append(Global(module, name))
 
     def _top(self, kind: type) -> Any:
-        """Return the last value, which stays."""
+        """Return the top of the stack, and check its type."""
         if not self.stack or not isinstance(self.stack[-1], kind) or self.stack[-1] is _MARK:
             self._refuse(f"puts items into what is no {kind.__name__}")
         return self.stack[-1]
 
     def _extend(self, items: list[Any]) -> None:
-        """Append items to the list below them; a placeholder does not keep them."""
+        """Append items to the list below them; ignore the items of a placeholder."""
         if not isinstance(self._top(object), Inert):
             self._top(list).extend(items)
 
     def _key(self, key: Any) -> Any:
-        """Return a key that can be hashed and printed in bounded time."""
+        """Check that a key can be hashed and printed in bounded time."""
         parts: list[Any] = []
         pending = [(key, 0)]
         while pending and len(parts) <= _LONGEST_TUPLE:
@@ -290,7 +289,7 @@ class _Machine:
         return key
 
     def _set(self, items: list[Any]) -> None:
-        """Put keys and values, one after the other, into the dict below them."""
+        """Add alternating keys and values to the dict below them."""
         if len(items) % 2:
             self._refuse("has a key without a value")
         top = self._top(object)

@@ -1,8 +1,8 @@
-"""Files of PyTorch, read without PyTorch: zip files since 1.6, what was written before, and TorchScript.
+"""Read and write PyTorch files without PyTorch: zip files, the format before PyTorch 1.6, and TorchScript.
 
-A pickle says how tensors are laid out in storages. `torch_objects` knows what
-it may name; everything else in a checkpoint is a placeholder. A program of
-TorchScript is not run: its parameters are read.
+A pickle describes tensors as views of storages. `torch_objects` has the classes and functions that it may
+name; any other object in a checkpoint becomes a placeholder. TorchScript programs are not run; only their
+parameters are read.
 """
 
 from __future__ import annotations
@@ -42,42 +42,42 @@ from xplstm.nn._module import Recurrent
 SUFFIXES = (".pt", ".pth")
 LAYOUT = "torch"
 
-# Layers can share a storage, and what was expanded repeats its own: how many bytes may be made of one.
+# Largest ratio of tensor bytes to storage bytes. Layers can share a storage, and expanded tensors repeat one.
 TIMES = 32
 # Where PyTorch's archives have further files.
 _EXTRA, _LONGEST_EXTRA = "extra/", 100_000
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _SHOWN = 5
-# An object by the name of a parameter may be one: without this it would be left out in silence.
+# Endings of parameter names. An object with such a name may be a parameter and must not be skipped.
 _PARAMETER = re.compile(r"(weight|bias|kernel)\w*$")
 
 
 class Store(Protocol):
-    """Where the storages of a file are."""
+    """Access to the storages of a file."""
 
     @property
     def path(self) -> str:
-        """Return the path of the file."""
+        """Path of the file."""
 
     @property
     def order(self) -> str:
-        """Return "little" or "big", the byte order of numbers."""
+        """Byte order of the numbers, "little" or "big"."""
 
     def size(self, key: str) -> int:
-        """Return how many bytes a storage has."""
+        """Return the number of bytes of a storage."""
 
     def read(self, key: str) -> bytes:
         """Return the bytes of a storage."""
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether a file is an archive with a pickle called data, or what PyTorch wrote before 1.6."""
+    """Return whether a file is an archive with data.pkl, or has the format before PyTorch 1.6."""
     return opening.head.startswith(_LEGACY) or any(name.endswith("/data.pkl") for name in opening.members)
 
 
 def read(path: str) -> Contents:
-    """Return every tensor by its place in the containers; each is read when it is asked for."""
+    """Return all tensors by their place in the containers; each is read on demand."""
     with open(path, "rb") as file:
         legacy = file.read(len(_LEGACY)) == _LEGACY
     whole, store, extra = _read_legacy(path) if legacy else _read_archive(path)
@@ -104,7 +104,7 @@ def _said(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]:
 
 
 def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
-    """Return the class of every object that is no tensor, by name."""
+    """Return the classes of all objects that are not tensors, by name."""
     objects = {}
     for name, leaf in named:
         if isinstance(leaf, Inert):
@@ -136,7 +136,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
 
 
 def _program(hosts: Mapping[str, np.ndarray]) -> bytes:
-    """Return the pickle of a dict of tensors, instruction by instruction."""
+    """Return the pickle of a dict of tensors."""
     classes = {ours: theirs for theirs, ours in STORAGES.items()}
     parts = [b"\x80\x02}"]
     for number, (name, a) in enumerate(hosts.items()):
@@ -162,7 +162,7 @@ def _number(number: int) -> bytes:
 
 
 class _ZipStore(NamedTuple):
-    """Storages that are members of an archive."""
+    """Storages in the members of an archive."""
 
     archive: Archive
     folder: str
@@ -180,7 +180,7 @@ class _ZipStore(NamedTuple):
 
 
 class _LegacyStore(NamedTuple):
-    """Storages that follow the pickles, one after the other: key -> first byte, count of bytes."""
+    """Consecutive storages after the pickles, with offset and size by key."""
 
     path: str
     order: str
@@ -222,7 +222,7 @@ def _read_archive(path: str) -> tuple[Any, Store, dict[str, bytes]]:
 
 
 def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
-    """Return what the fourth pickle of an old file builds, and the storages that follow the fifth."""
+    """Return the object in the fourth pickle of an old file, and the storages after the fifth pickle."""
     kinds: dict[str, Storage] = {}
 
     def persistent(given: Any) -> Any:
@@ -255,7 +255,7 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
 
 
 def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) -> dict[str, tuple[int, int]]:
-    """Return where each storage begins and ends: a count of elements, then the elements."""
+    """Return the range of each storage; a storage is a count of elements, followed by the elements."""
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in kinds for key in keys):
         msg = f"{path} lists storages that its pickle does not name"
         raise FormatError(msg)
@@ -281,12 +281,12 @@ def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) 
 
 
 def _is_text(given: Any, wanted: str) -> bool:
-    """Return whether a value is a short text; Python 2 wrote bytes."""
+    """Return whether a value is the text `wanted`, which Python 2 wrote as bytes."""
     return isinstance(given, str | bytes) and given in (wanted, wanted.encode())
 
 
 def _byte_order(archive: Archive, folder: str) -> str:
-    """Return the byte order; files before PyTorch 2.1 do not say it, and are little-endian."""
+    """Return the byte order; files before PyTorch 2.1 have no entry and are little-endian."""
     name = f"{folder}byteorder"
     order = archive.read(name, 16) if name in archive.members else b"little"
     if order not in (b"little", b"big"):
@@ -296,7 +296,7 @@ def _byte_order(archive: Archive, folder: str) -> str:
 
 
 class _Storages:
-    """The storages of a file, and the tensors that are views of them."""
+    """Storages of a file, and tensors as views of the storages."""
 
     def __init__(self, store: Store, found: Sequence[View | Opaque | Quantised]) -> None:
         self.store = store
@@ -307,7 +307,7 @@ class _Storages:
         self.left = max(TIMES * sum(map(store.size, self.users)), SMALL)
 
     def entry(self, name: str, leaf: View | Opaque | Quantised) -> Tensor:
-        """Return a tensor that is not read yet."""
+        """Return an unread tensor."""
         if isinstance(leaf, View):
             return Tensor(leaf.shape, leaf.dtype, partial(self.tensor, name, leaf))
         if isinstance(leaf, Quantised):
@@ -315,7 +315,7 @@ class _Storages:
         return Tensor(leaf.shape, "unreadable", partial(self.refuse, name, leaf))
 
     def tensor(self, name: str, view: View) -> np.ndarray:
-        """Return one tensor, from the bytes of its storage."""
+        """Read one tensor from the bytes of its storage."""
         path, width = self.store.path, buffers.BITS[view.dtype] // 8
         self._spend(name, math.prod(view.shape) * width)
         raw = self._raw(view.storage.key)
@@ -336,17 +336,17 @@ class _Storages:
 
     def dequantised(self, name: str, leaf: Quantised) -> np.ndarray:
         """Return the real numbers of a quantised tensor, as float32."""
-        # int64 holds the difference of any two int32 exactly.
+        # The difference of two int32 fits int64.
         integers = self.tensor(name, leaf.view).astype(np.int64) - leaf.zero_point
         return (integers * leaf.scale).astype(np.float32)
 
     def refuse(self, name: str, leaf: Opaque) -> np.ndarray:
-        """Refuse to read a tensor."""
+        """Raise an error for a tensor that cannot be read."""
         msg = f"{self.store.path}: {shown(name)} is {leaf.kind}, whose numbers are not read"
         raise FormatError(msg)
 
     def _spend(self, name: str, size: int) -> None:
-        """Refuse tensors that are together much larger than their storages."""
+        """Check that all tensors together are not much larger than their storages."""
         if name not in self.given:
             self.given.add(name)
             self.left -= size
@@ -356,7 +356,7 @@ class _Storages:
             raise FormatError(msg)
 
     def _raw(self, key: str) -> bytes:
-        """Return the bytes of a storage; of one that several tensors share, read once."""
+        """Return the bytes of a storage; a storage of several tensors is read once."""
         if self.users[key] == 1:
             return self.store.read(key)
         if key not in self.shared:

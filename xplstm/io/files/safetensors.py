@@ -1,6 +1,6 @@
-"""Files of safetensors: eight bytes that say how long the header is, the header as JSON, the tensors.
+"""Read and write safetensors files: header length in eight bytes, JSON header, tensors.
 
-Read and written here without the package of that name, whose way to NumPy has no bfloat16.
+The package safetensors is not used, since its NumPy interface does not support bfloat16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xplstm.nn._module import Recurrent
 SUFFIXES = (".safetensors",)
 LAYOUT = "torch"
 
-# The bound of the format itself.
+# Bound of the format.
 LONGEST_HEADER = 100_000_000
 DTYPES = {
     "BOOL": "bool",
@@ -53,12 +53,12 @@ DTYPES = {
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether a file has a header's length, then JSON, or the name of such a file."""
+    """Return whether a file starts with a header length and JSON, or has the file name ending."""
     return opening.head[8:9] == b"{" or opening.path.lower().endswith(SUFFIXES)
 
 
 def read(path: str) -> Contents:
-    """Return tensors as views of the mapped file."""
+    """Return tensors as views of the memory-mapped file."""
     length = os.path.getsize(path)
     with open(path, "rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
@@ -81,12 +81,12 @@ def read(path: str) -> Contents:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """Return the bytes of a file that holds `network`."""
+    """Return the bytes of a file with the parameters of `network`."""
     return pack(*written(network, layout, prefix))
 
 
 def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a file that holds `arrays`; the widest dtypes first, so that each is aligned."""
+    """Return the bytes of a file with `arrays`; the widest dtypes come first, which aligns all tensors."""
     hosts: dict[str, np.ndarray] = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
     names = sorted(hosts, key=lambda name: (-hosts[name].dtype.itemsize, name))
     codes = {ours: theirs for theirs, ours in DTYPES.items()}
@@ -106,8 +106,8 @@ def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
 
 
 def _metadata(path: str, given: Any) -> dict[str, Any]:
-    """Return text by name."""
-    if given is None:  # as MLX writes it
+    """Check that the metadata is a mapping from str to str."""
+    if given is None:  # MLX writes null
         return {}
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
         msg = f"{path} has metadata that is not text by name"
@@ -116,7 +116,7 @@ def _metadata(path: str, given: Any) -> dict[str, Any]:
 
 
 def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """Return dtype, shape and place of one tensor."""
+    """Return dtype, shape and byte range of one tensor."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         msg = f"{path}: {shown(name)} has not dtype, shape and data_offsets alone"
         raise FormatError(msg)
@@ -133,7 +133,7 @@ def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int,
 
 
 def _check_places(path: str, places: Iterable[tuple[str, int, int]], length: int) -> None:
-    """Refuse tensors that overlap, leave a hole or go past the end: together they are all there is."""
+    """Check that the tensors fill the data without gaps or overlaps."""
     end = 0
     for name, low, high in sorted(places, key=lambda place: place[1:]):
         if low != end:

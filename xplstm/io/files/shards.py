@@ -1,8 +1,7 @@
-"""A model in several files, and the index that lists them, as JSON: of safetensors, PyTorch and Keras.
+"""Read models in several files (shards) with a JSON index: safetensors, PyTorch and Keras.
 
-The index maps the name of each tensor, or of each group of tensors for Keras, to the name of its file. Each
-file must be in the folder of the index. A shard is not read alone: without the others it could be taken for a
-smaller model.
+The index maps the name of each tensor, or of each tensor group for Keras, to a file name. The files must be
+in the folder of the index. A single shard is not read, since it could look like a smaller model.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from xplstm._errors import FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, dotted, json_object, quoted, shown
 from xplstm.io._written import METADATA, WORDS
 
-# An index has a hundred bytes for each tensor.
+# An index has about a hundred bytes for each tensor.
 LONGEST_INDEX = 1 << 26
 MOST_SHARDS = 10_000
 _INDEX = (".index.json", ".weights.json")
@@ -25,12 +24,12 @@ _KERAS_SHARD = re.compile(r"(.*)_\d{5}\.weights\.h5", re.DOTALL)
 
 
 def is_index(opening: Opening) -> bool:
-    """Return whether a file is called as an index is, and begins as JSON does."""
+    """Return whether a file has the name of an index and starts like JSON."""
     return opening.path.lower().endswith(_INDEX) and opening.head.lstrip().startswith(b"{")
 
 
 def refuse_shard(path: str) -> None:
-    """Refuse a file that is one of several, by its name."""
+    """Raise an error if the name of a file is that of a shard."""
     folder, name = os.path.split(path)
     match = _SHARD.fullmatch(name)
     if match is not None and int(match[3]) > 1:
@@ -44,7 +43,7 @@ def refuse_shard(path: str) -> None:
 
 
 def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
-    """Return every tensor of every shard; `read_one` reads one file."""
+    """Return all tensors of all shards; `read_one` reads one file."""
     places = _places(path)
     given = {name for names in places.values() for name in names if _inside(path, name)}
     files = sorted(given)
@@ -81,7 +80,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
 
 
 def _is_listed(name: str, file: str, places: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether the index has a tensor in a file, by its own name or by that of a group around it."""
+    """Return whether the index lists a tensor, or a group of the tensor, in a file."""
     while name:
         if name in places:
             return file in places[name]
@@ -90,7 +89,7 @@ def _is_listed(name: str, file: str, places: Mapping[str, tuple[str, ...]]) -> b
 
 
 def _places(path: str) -> dict[str, tuple[str, ...]]:
-    """Return the files of each name."""
+    """Return the files of each name in the index."""
     if os.path.getsize(path) > LONGEST_INDEX:
         msg = f"{path} has {os.path.getsize(path)} bytes; {LONGEST_INDEX} are allowed for an index"
         raise FormatError(msg)
@@ -107,7 +106,7 @@ def _places(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def _inside(path: str, file: Any) -> str:
-    """Return the path of a shard, which must have a plain name."""
+    """Return the path of a shard, and check that its name has no folder."""
     plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
     if not plain or any(letter in file for letter in "\\:\0"):
         msg = f"{path} refers to the file {quoted(file)}; a name inside its folder was expected"

@@ -1,9 +1,8 @@
-"""The objects of PyTorch's pickles: tensors as views of storages, and placeholders for everything else.
+"""Objects of PyTorch pickles: tensors as views of storages, and placeholders for all other objects.
 
-Nothing is called: `CALLS` maps the names that PyTorch writes to functions of
-this module. What is no tensor of numbers in one storage (sparse, quantised,
-on the meta device, of an unknown subclass) becomes an `Opaque` entry, which
-`inspect` lists and which does not hinder its neighbours.
+`CALLS` maps the names that PyTorch writes to functions of this module. No other function is called. A tensor
+that cannot be read (sparse, on the meta device, of an unknown subclass) becomes an `Opaque` entry. `inspect`
+lists such entries, and the other tensors can still be read.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from xplstm.io._contents import LONGEST_NAME, shown
 from xplstm.io.files import buffers
 from xplstm.io.files.pickled import Global, Inert
 
-# How deep checkpoints are nested at most, and how much there is to look at: shared containers are met again.
+# Bounds of the nesting depth and of the visited objects; a shared container is visited more than once.
 DEEPEST = 64
 MOST = 5_000_000
 _A_CONTAINER = 50
@@ -35,22 +34,22 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-# Storages of integers that are real numbers divided by a scale.
+# Storages of quantised numbers.
 _QUANTISED = {"QInt8Storage": "int8", "QUInt8Storage": "uint8", "QInt32Storage": "int32"}
 _DTYPES = [name for name, bits in buffers.BITS.items() if bits % 8 == 0]
 
 
 class Storage(NamedTuple):
-    """A run of numbers by its key; of bytes, where `dtype` is None."""
+    """A storage by key; its elements are bytes if `dtype` is None."""
 
     key: str
     dtype: str | None
     start: int = 0
-    """Where this view of the storage begins, in elements."""
+    """Offset of this view of the storage, in elements."""
 
 
 class View(NamedTuple):
-    """How a tensor is laid out in its storage, counted in elements."""
+    """A tensor as a view of a storage, with offset and strides in elements."""
 
     storage: Storage
     dtype: str
@@ -60,14 +59,14 @@ class View(NamedTuple):
 
 
 class Opaque(NamedTuple):
-    """A tensor whose numbers are not read."""
+    """A tensor that cannot be read."""
 
     kind: str
     shape: tuple[int, ...]
 
 
 class Quantised(NamedTuple):
-    """Integers in a storage, and the scale and zero point of all of them."""
+    """A quantised tensor with one scale and one zero point."""
 
     view: View
     scale: float
@@ -75,7 +74,7 @@ class Quantised(NamedTuple):
 
 
 def storage_of(where: str, kind: Any, key: Any, is_known: Callable[[str], bool]) -> Storage:
-    """Return the storage that a persistent id means."""
+    """Return the storage of a persistent id."""
     if not isinstance(kind, Global) or not isinstance(key, str) or not is_known(key):
         what = ascii(key[:40]) if isinstance(key, str) else f"a {type(key).__name__} for its key"
         msg = f"{where} refers to a storage that is not there: {what}"
@@ -84,7 +83,7 @@ def storage_of(where: str, kind: Any, key: Any, is_known: Callable[[str], bool])
 
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-    """Replace the function that makes a tensor from a storage that has a dtype."""
+    """Replace the function that makes a tensor from a storage with a dtype."""
     if not isinstance(storage, Storage) or storage.dtype is None:
         msg = "a tensor has no storage of numbers"
         raise ValueError(msg)
@@ -107,7 +106,7 @@ def _rebuild_as(
 
 
 def _rebuild_quantised(storage: Any, offset: Any, shape: Any, strides: Any, scheme: Any, *_rest: Any) -> Any:
-    """Replace the function that makes a quantised tensor; one scale for all numbers is understood."""
+    """Replace the function that makes a quantised tensor; only one scale for all numbers is supported."""
     affine = Global("torch", "per_tensor_affine")
     if (
         isinstance(storage, Storage)
@@ -134,7 +133,7 @@ def _rebuild_other(*_: Any) -> Opaque:
     return Opaque("a tensor of another device or layout", ())
 
 
-# Classes whose numbers are those of a plain tensor.
+# Tensor subclasses with the data of an ordinary tensor.
 _PLAIN = {
     Global("torch", "Tensor"),
     Global("torch.nn.parameter", "Parameter"),
@@ -143,25 +142,25 @@ _PLAIN = {
 
 
 def _rebuild_typed(function: Any, kind: Any, arguments: Any, *_state: Any) -> Any:
-    """Replace the function that makes a tensor of a subclass, or with attributes."""
+    """Replace the function that makes a tensor subclass or a tensor with attributes."""
     if isinstance(function, Global) and function in CALLS and isinstance(arguments, tuple) and kind in _PLAIN:
         return CALLS[function](*arguments)
     return Opaque(str(kind) if isinstance(kind, Global) else "a tensor of another class", ())
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    """Return a shape for display alone: () where it is none."""
+    """Return a shape for display; () if it is not a shape."""
     whole = isinstance(shape, tuple) and len(shape) <= 64 and all(type(n) is int for n in shape)
     return shape if whole and all(0 <= n < 1 << 48 for n in shape) else ()
 
 
 def _first(data: Any, *_rest: Any) -> Any:
-    """Replace what wraps a value: a parameter of a tensor, a device of its name."""
+    """Replace a wrapper of one value, such as Parameter or device, by the value."""
     return data
 
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:
-    """Replace an ordered dict, which PyTorch writes empty and fills; Python 2 writes its items."""
+    """Replace OrderedDict, which PyTorch writes empty and fills; Python 2 writes its items."""
     if not isinstance(items, list | tuple | dict):
         msg = f"an ordered dict is made of {type(items).__name__}"
         raise TypeError(msg)
@@ -175,7 +174,7 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
 
 
 def _counted(counts: Any = None) -> dict[Any, Any]:
-    """Replace a counter, which is made of a dict."""
+    """Replace Counter, which is made from a dict."""
     if counts is not None and not isinstance(counts, dict):
         msg = f"a counter is made of {type(counts).__name__}"
         raise TypeError(msg)
@@ -183,7 +182,7 @@ def _counted(counts: Any = None) -> dict[Any, Any]:
 
 
 def _defaulting(factory: Any = None) -> dict[Any, Any]:
-    """Replace a dict with a default, which is filled afterwards; the default is never made."""
+    """Replace defaultdict, which is filled afterwards; the default factory is never called."""
     if factory is not None and not isinstance(factory, Global | Inert):
         msg = f"a default is made by {type(factory).__name__}"
         raise TypeError(msg)
@@ -191,7 +190,7 @@ def _defaulting(factory: Any = None) -> dict[Any, Any]:
 
 
 def _items(items: Any = (), *_rest: Any) -> list[Any]:
-    """Replace what makes a container of a list or a tuple; every one is a list here."""
+    """Replace a container that is made from a list or tuple by a list."""
     if not isinstance(items, list | tuple):
         msg = f"a container is made of {type(items).__name__}"
         raise TypeError(msg)
@@ -203,7 +202,7 @@ def _not_called(*_: Any) -> Any:
     raise ValueError(msg)
 
 
-# The same by the names of Python 3 and 2, which protocol 2 writes.
+# Names from Python 3 and from Python 2, which protocol 2 writes.
 _BUILTINS = ("builtins", "__builtin__")
 _DEFAULTS = ("dict", "list", "int", "float")
 _OTHERS = ("_rebuild_device_tensor_from_numpy", "_rebuild_device_tensor_from_cpu_tensor")
@@ -241,7 +240,7 @@ _CONTAINERS = (dict, list, tuple)
 
 
 def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
-    """Yield every tensor and placeholder with the keys that lead to it, in bounded time."""
+    """Yield all tensors and placeholders with their nested keys, in bounded time."""
     pending = [("", 0, whole)] if isinstance(whole, (*_CONTAINERS, Inert)) else []
     looked_at = 0
     while pending:
@@ -270,9 +269,9 @@ _CLASSES = "__torch__.torch.classes."
 
 
 def _packed(one: Inert) -> dict[str, Any] | None:
-    """Return the tensors of dynamic quantisation in an object by name; None of any other object.
+    """Return the dynamically quantised tensors of an object by name; None for other objects.
 
-    The object of a linear layer holds (weight, bias). That of a recurrent layer holds its kind, tensors,
+    The object of a linear layer has (weight, bias). The object of a recurrent layer has its kind, tensors,
     numbers, and two objects of linear layers, for x and for h.
     """
     state, name = one.state, f"{one.name.module}.{one.name.name}"
@@ -296,15 +295,15 @@ def _packed(one: Inert) -> dict[str, Any] | None:
 
 
 def _inside(one: Inert) -> dict[Any, Any]:
-    """Return what is read of a placeholder: items of a dict, attributes of a module of TorchScript."""
+    """Return the items of a placeholder for a dict, or the attributes of a TorchScript module."""
     if one.name.module.partition(".")[0] == "__torch__" and isinstance(one.state, dict):
-        # A second list of an LSTM's weights, which its code uses; the names are there as well.
+        # A second list of an LSTM's weights; the weights are also present by name.
         return {key: value for key, value in one.state.items() if key != "_flat_weights"}
     return one.items
 
 
 def _checked(path: str, name: str, leaf: Any) -> Any:
-    """Return a tensor whose places are whole numbers, none used twice unless the tensor was expanded."""
+    """Check that offset, shape and strides are integers, and that only expanded axes overlap."""
     if isinstance(leaf, Opaque):
         return leaf
     if isinstance(leaf, Quantised):

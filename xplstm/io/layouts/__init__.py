@@ -1,1 +1,1 @@
-"""The names, axes and gate orders that weights have in other libraries: one table row or module for each."""
+"""Names, axes and gate orders of the weights of other libraries: one table row or module for each."""

@@ -1,4 +1,4 @@
-"""The names of Chainer's ``NStepLSTM`` and ``NStepBiLSTM``: eight matrices a direction, by number."""
+"""Layout of Chainer's ``NStepLSTM`` and ``NStepBiLSTM``: eight numbered matrices for each direction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLACE = re.compile(r"(?:(.*)\.)?(0|[1-9]\d{0,5})")
 
 
 def find(contents: Contents) -> list[Found]:
-    """Return every run of numbers from 0; where the shapes fit both, as one direction and as two."""
+    """Return all groups with consecutive numbers from 0, with one or two directions if both fit."""
     groups: dict[str, dict[int, Found]] = {}
     for one in CHAINER.find(contents):
         match = _PLACE.fullmatch(one.prefix)
@@ -29,7 +29,7 @@ def find(contents: Contents) -> list[Found]:
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
-    """Return layer after layer, in each the forward direction first."""
+    """Return the arrays of all layers, with the forward direction of each layer first."""
     params = plain(network, "chainer")
     if "bias_ih_l0" not in params:
         raise no_place("chainer", "has no biases")
@@ -38,7 +38,7 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
 
 
 def _found(prefix: str, ones: dict[int, Found]) -> list[Found]:
-    """Return the stacks that these cells can be: those that fit, else the first with its problem."""
+    """Return the possible stacks of these cells; if none fits, the first with its problem."""
     count = len(ones)
     if max(ones) != count - 1:
         problem = f"there are {count} cells, and one has the number {max(ones)}"

@@ -1,7 +1,7 @@
-"""Layouts whose cells have one matrix for x and h, which they multiply with both, one after the other.
+"""Layouts of cells with one matrix, which multiplies the concatenation of x and h.
 
-Each is a row: the `Single` of the matrix's two halves, and what the matrix is called. Most of these cells add
-a number to the forget gate at every step, which their bias does not contain.
+Each layout is a table row: the `Single` of the two halves of the matrix, and the name of the matrix. Most of
+these cells add a constant to the forget gate at every step, which is not part of the bias.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from xplstm.nn._module import Recurrent
 
 
 class Concatenated(NamedTuple):
-    """How one layer and direction is kept with one matrix, the rows of x above those of h."""
+    """Layout of one layer and direction with one matrix, whose first rows are those of x."""
 
     halves: Single
-    """The layout as it would be with the matrix in two; of columns."""
+    """Layout with the matrix split in two; gates are columns."""
     kernel: str
-    """The name of the matrix."""
+    """Name of the matrix."""
     is_common: bool = False
     """Whether other layers and cells have the same names: the last part of a prefix distinguishes them."""
 
@@ -34,11 +34,11 @@ class Concatenated(NamedTuple):
 
     @property
     def SURE(self) -> bool:
-        """Return whether the names alone fix the layout."""
+        """Whether the names alone identify the layout."""
         return self.halves.SURE
 
     def find(self, contents: Contents) -> list[Found]:
-        """Return every cell whose matrix is large enough for its gates."""
+        """Return all cells whose matrix is large enough for their gates."""
         halves: dict[str, Tensor] = {}
         for name in contents.tensors:
             prefix = name.removesuffix(self.kernel)
@@ -52,7 +52,7 @@ class Concatenated(NamedTuple):
         ]
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
-        """Return one cell under its own names, more under ``l0``, ``l0_reverse``, ``l1`` and so on."""
+        """Return the arrays by name; several cells get the prefixes ``l0``, ``l0_reverse``, ``l1``, ..."""
         (ih,), (hh,) = self.halves.ih, self.halves.hh
         arrays = self.halves.to_mapping(network)
         for name in [name for name in arrays if name.endswith(ih)]:
@@ -69,7 +69,7 @@ class Concatenated(NamedTuple):
         return not self.is_common or (named and not _OTHERS.search(last))
 
     def _split(self, contents: Contents, prefix: str) -> dict[str, Tensor]:
-        """Return a cell's tensors with the matrix in two; none if it cannot be that of a cell."""
+        """Return the tensors of a cell with the matrix split; empty if the matrix does not fit a cell."""
         kernel = contents.tensors[prefix + self.kernel]
         projection = contents.tensors.get(prefix + self.halves.hr) if self.halves.hr else None
         if len(kernel.shape) != 2 or kernel.shape[1] % 4:
@@ -94,7 +94,7 @@ class Concatenated(NamedTuple):
         return found
 
     def _whole(self, name: str, ends: set[str]) -> str:
-        """Return the name of the tensor that a half is of."""
+        """Return the name of the tensor that contains a half."""
         half = next((end for end in ends if name.endswith(end)), None)
         return name if half is None else name.removesuffix(half) + self.kernel
 
@@ -105,15 +105,15 @@ def _rows(tensor: Tensor, start: int, end: int) -> Array:
 
 
 def _row(name: str, kernel: str, bias: str, **options: Any) -> Single:
-    """Return the row of a cell with the gates i, g, f, o."""
+    """Return the table row of a cell with the gates i, g, f, o."""
     row = Single(
         name, (f"{kernel}[x]",), (f"{kernel}[h]",), ((bias,),), order="igfo", columns=True, forget=1.0
     )
     return row._replace(**options)
 
 
-# LSTMCell, BasicLSTMCell and LSTMBlockCell add 1 unless a caller said otherwise, which no file has.
-# Other cells of TensorFlow have three gates, axes of an image, or their own times, under like names.
+# LSTMCell, BasicLSTMCell and LSTMBlockCell add 1 by default. Files do not store another value.
+# Other TensorFlow cells with similar names have three gates, image axes or their own time scales.
 _OTHERS = re.compile("coupled|conv|grid|phased|time_?freq", re.IGNORECASE)
 _STATE = ("c", "h")
 _TENSORFLOW = _row(

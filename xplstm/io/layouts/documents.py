@@ -1,4 +1,4 @@
-"""The matrices of hand-written LSTMs as formats: what `xplstm.io.gates` reads and writes."""
+"""Layouts of the separate gate matrices of hand-written LSTMs, converted by `xplstm.io.gates`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from xplstm.nn._module import Recurrent
 
 
 class Matrices(NamedTuple):
-    """One of the two forms."""
+    """Layout with one or two matrices for each gate."""
 
     name: str
     gates: str
     first: str
-    """The matrix that has the sizes."""
+    """Name of the matrix that determines the sizes."""
     names: tuple[str, ...]
     joined: bool
     read: Callable[[Mapping[str, Array]], LSTMParams]
@@ -29,7 +29,7 @@ class Matrices(NamedTuple):
     SURE: bool = False
 
     def find(self, contents: Contents) -> list[Found]:
-        """Find every prefix that has the first matrix and that of another gate."""
+        """Find all prefixes with the first matrix and the matrix of another gate."""
         ends = [name.removesuffix(self.first) for name in contents.tensors if name.endswith(self.first)]
         other = self.first.replace("f", "i")
         return [
@@ -39,7 +39,7 @@ class Matrices(NamedTuple):
         ]
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
-        """Return the only layer's matrices."""
+        """Return the matrices of the only layer."""
         parted = layers.split(plain(network, self.name))
         if len(parted) > 1 or len(parted[0]) > 1:
             raise no_place(self.name, "has more than one layer and direction")

@@ -1,4 +1,4 @@
-"""The variables of Keras's LSTM layers, and what a model's configuration says of them."""
+"""Layout of the variables of Keras layers, with the options from a model configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ STATE = ("h", "c")
 SURE = False
 
 
-# One direction's variables by their numbers, as files have them, and by their names.
+# Variables of one direction, by number as in files, and by name.
 def _rows(kernel: str, recurrent_kernel: str, bias: str) -> Single:
     lstm = Single("keras", (kernel,), (recurrent_kernel,), ((bias,),), columns=True)
     return lstm._replace(also=(lstm._replace(order="zrn", kind="GRU", paired=True),))
 
 
 NUMBERED = _rows("cell.vars.0", "cell.vars.1", "cell.vars.2")
-# One cell of a stack in an RNN.
+# A cell of stacked cells in an RNN layer.
 STACKED = _rows("vars.0", "vars.1", "vars.2")
 NAMES = ("kernel", "recurrent_kernel", "bias")
 NAMED = _rows(*NAMES)
@@ -35,12 +35,12 @@ _NUMBER = re.compile(r"(.*?)(?:_([1-9]\d{0,5}))?")
 
 
 def to_mapping(network: _module.Recurrent) -> dict[str, Array]:
-    """Return kernel, recurrent_kernel and bias, as the variables of a cell are called."""
+    """Return the arrays as kernel, recurrent_kernel and bias."""
     return NAMED.to_mapping(network)
 
 
 def find(contents: Contents) -> list[Found]:
-    """Return the LSTMs of a model, or whatever has the variables of one."""
+    """Return the LSTMs of a model, or all groups with the variables of an LSTM."""
     by_layer = contents.metadata.get("by_layer", False)
     told = None
     if "config" in contents.metadata:
@@ -55,14 +55,14 @@ def find(contents: Contents) -> list[Found]:
         cells = {one.prefix: _batch_first(one) for one in (*NUMBERED.find(contents), *stacked)}
     if told is not None:
         return [_stack(cells, stack) for stack in _stacks(told)]
-    # A mapping is what a caller made of weights that are known; a file has it from elsewhere.
+    # The caller of a mapping knows the weights; the weights of a file need a confirmation.
     if contents.file == "keras":
         named = [one._replace(untold=_open(one)) for one in named]
     return [*_untold(cells), *(() if by_layer else named)]
 
 
 def _named(contents: Contents) -> list[Found]:
-    """Return the cells whose variables have the names of their attributes."""
+    """Return the cells whose variables have attribute names."""
     resolved, cudnn = from_cudnn(contents, NAMES)
     return [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
 
@@ -72,7 +72,7 @@ def _batch_first(cell: Found) -> Found:
 
 
 def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
-    """Refuse weights that say they are another layer's than the configuration has there."""
+    """Check that the weights at each path have the layer name of the configuration."""
     for one in told:
         name = contents.metadata["names"].get(f"{one.path}/vars", one.name)
         if name != one.name:
@@ -84,7 +84,7 @@ def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
 
 
 def _stacks(told: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
-    """Return LSTMs that feed one another and are alike, as one LSTM."""
+    """Yield groups of consecutive compatible layers, each of which forms one network."""
     stacks: dict[str, list[Recurrent]] = {}
     for one in told:
         below = stacks.get(one.below or "", [])
@@ -129,9 +129,9 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
 
 
 def _open(cell: Found, *more: str) -> tuple[str, ...]:
-    """Return what the variables of a cell do not show; our GRU has neither other functions nor a merge.
+    """Return the arguments that the variables of a cell do not show.
 
-    With the format, a caller says that a GRU has the functions and the merge of ours.
+    A GRU here has fixed functions and a fixed merge. With "format", the caller confirms them.
     """
     if cell.kind == "LSTM":
         return ("variant", *more)
@@ -139,7 +139,7 @@ def _open(cell: Found, *more: str) -> tuple[str, ...]:
 
 
 def _untold(cells: Mapping[str, Found]) -> list[Found]:
-    """Return the LSTMs of a file of weights, and stacks that could be made of them."""
+    """Return the LSTMs of a weights file, and the possible stacks of them."""
     found: dict[str, Found] = {}
     for path, cell in cells.items():
         place, _, side = path.rpartition(".")
@@ -153,7 +153,7 @@ def _untold(cells: Mapping[str, Found]) -> list[Found]:
 
 
 def _numbered(cells: Mapping[str, Found], found: Mapping[str, Found]) -> Iterator[Found]:
-    """Return neighbours that are numbered in order and fit: a caller may mean all of them."""
+    """Yield stacks of consecutively numbered layers that fit each other."""
     families: dict[tuple[str, str], list[str]] = {}
     for path in found:
         parent, _, name = path.rpartition(".")

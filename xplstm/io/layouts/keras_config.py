@@ -1,4 +1,4 @@
-"""What a Keras model's configuration says of its LSTMs: read as text, never made into objects."""
+"""Read the options of recurrent layers from the configuration of a Keras model, without creating objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xplstm.io._contents import quoted, shown
 
 DEEPEST = 16
 MODELS = ("Sequential", "Functional", "Model")
-# Layers that hand on what they are given, outside training.
+# Layers that are the identity outside training.
 _PASSING = (
     "ActivityRegularization",
     "AlphaDropout",
@@ -25,7 +25,7 @@ _PASSING = (
     "SpatialDropout1D",
 )
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
-# Layers of Keras 2 whose functions cannot be chosen: the class that replaced each, and its options.
+# Layers of Keras 2 with fixed functions, and the classes and options that replaced them.
 _CUDNN = {
     "CuDNNLSTM": ("LSTM", {"activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}),
     "CuDNNGRU": (
@@ -34,7 +34,7 @@ _CUDNN = {
     ),
 }
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product", None: "none"}
-# Constants of Keras 3, where a function has some.
+# Functions with constants, and their values in Keras 3.
 _ACTIVATIONS: dict[str, Any] = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
@@ -46,14 +46,14 @@ _ACTIVATIONS: dict[str, Any] = {
     "leaky_relu": ("leaky_relu", 0.2),
     "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5),
 }
-# By the major version of Keras that wrote the file; only what no version changed, if that is unknown.
+# Functions by major version of Keras; for an unknown version only those that are the same in all versions.
 ACTIVATIONS: dict[int | None, dict[str, Any]] = {
     3: _ACTIVATIONS,
     2: _ACTIVATIONS | {"hard_sigmoid": ("hard_sigmoid", 0.2, 0.5)},
     None: {name: function for name, function in _ACTIVATIONS.items() if name != "hard_sigmoid"},
 }
-# What changes training or the initial values alone, or what a call hands back; an LSTM here always has y and
-# the state.
+# Options that change only training, the initialisation or the returned values. An LSTM in this package always
+# returns y and the state.
 _ASIDE = re.compile(
     r"name|trainable|dtype|return_sequences|return_state|stateful|unroll|seed|units|unit_forget_bias|zero_output_for_mask"
     r"|implementation|batch_input_shape|input_dim|input_length|.*_(initializer|regularizer|constraint)|cell|use_cudnn"
@@ -68,30 +68,30 @@ _CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU"}
 
 
 class Recurrent(NamedTuple):
-    """One LSTM or GRU of a model, with one direction or two."""
+    """A recurrent layer of a model, with one or two directions."""
 
     kind: str
-    """Name of our class."""
+    """Name of the xplstm class."""
 
     path: str
-    """Of its weights, in the file of weights."""
+    """Path of its weights in the weights file."""
     name: str
     units: Any
     options: dict[str, Any]
-    """Arguments of `LSTM` that the configuration gives."""
+    """Arguments of the class from the configuration."""
     use_bias: bool
     below: str | None
-    """Path of the LSTM whose outputs alone it is given, if it is such a layer."""
+    """Path of the recurrent layer whose outputs are its only input, or None."""
     problem: str | None
 
     @property
     def bidirectional(self) -> bool:
-        """Whether it has two directions."""
+        """Whether the layer has two directions."""
         return "merge" in self.options
 
 
 def modern(config: Any, depth: int = 0) -> Any:
-    """Return a configuration of Keras 2, or a part of one, in the form that Keras 3 writes."""
+    """Convert a Keras 2 configuration, or a part of it, to the form of Keras 3."""
     if depth > 8 * DEEPEST or not isinstance(config, dict | list):
         return config
     if isinstance(config, list):
@@ -113,7 +113,7 @@ def modern(config: Any, depth: int = 0) -> Any:
 
 
 def _call(node: Any) -> Any:
-    """Return one call of a layer: each tensor is a list of layer, call, output and, in Keras 2, arguments."""
+    """Convert one call of a layer; in Keras 2, a tensor is a list of layer, call, output and arguments."""
     if not isinstance(node, list):
         return node
     tensors = [node] if node and isinstance(node[0], str) else node
@@ -123,14 +123,14 @@ def _call(node: Any) -> Any:
 def recurrent(
     where: str, config: Mapping[str, Any], version: int | None, by_layer: bool = False
 ) -> list[Recurrent]:
-    """Return every LSTM of a model, those of models inside it included.
+    """Return all recurrent layers of a model, including those of nested models.
 
-    With `by_layer`, paths are the names of layers, as in HDF5 files of models.
+    With `by_layer`, paths are layer names, as in HDF5 model files.
     """
     try:
         start = None if by_layer else "layers"
         found = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
-    except Exception as error:  # any part of a configuration can be another object than Keras writes
+    except Exception as error:  # any part of an invalid configuration can have any type
         what = f"{type(error).__name__} {quoted(str(error))}"
         msg = f"{where}: config.json is not that of a Keras model: {what}"
         raise FormatError(msg) from error
@@ -138,7 +138,7 @@ def recurrent(
 
 
 def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
-    """Return what has a class that Keras does not: the model itself, or layers of it."""
+    """Yield entries for custom classes: the model itself, or its layers."""
     if model["class_name"] not in MODELS:
         why = f"of class {quoted(model['class_name'])}, which is not read: it lists no layers"
         yield _unread("", "model", f"{why}; save its weights as .weights.h5")
@@ -151,12 +151,12 @@ def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
 
 
 def _unread(path: str, name: str, problem: str) -> Recurrent:
-    """Return a layer that is no LSTM here."""
+    """Return an entry for a layer that cannot be loaded."""
     return Recurrent("LSTM", path, name, None, {}, True, None, problem)
 
 
 def snake_case(name: str) -> str:
-    """Return what Keras calls the weights of a class's layers."""
+    """Return the Keras name for the weights of a layer class."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -164,11 +164,11 @@ def snake_case(name: str) -> str:
 def _of_model(
     model: Mapping[str, Any], path: str | None, depth: int, version: int | None
 ) -> Iterator[Recurrent]:
-    """Find the LSTMs of a model whose layers' weights are under `path`; under their names if it is None."""
+    """Find the recurrent layers of a model with weights under `path`; None means under layer names."""
     if model["class_name"] not in MODELS or depth > DEEPEST:
         return
     counts: Counter[str] = Counter()
-    # Name of a layer -> path of the LSTM whose outputs it hands on, in a Sequential by their order.
+    # Maps a layer name to the path of the recurrent layer whose outputs the layer returns unchanged.
     above: dict[str, str | None] = {}
     before: str | None = None
     uses = _uses(model)
@@ -198,7 +198,7 @@ def _of_model(
 
 
 def _uses(model: Mapping[str, Any]) -> Counter[str]:
-    """Return how often each layer's first output is used in a functional model, also as its output."""
+    """Count the uses of each layer's first output in a functional model, including model outputs."""
     config = model["config"]
     calls = [layer.get("inbound_nodes", []) for layer in config["layers"]]
     histories = [*_histories(calls), *_histories(config.get("output_layers", []))]
@@ -206,7 +206,7 @@ def _uses(model: Mapping[str, Any]) -> Counter[str]:
 
 
 def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
-    """Return layer, call and output of every tensor that is listed, at any depth."""
+    """Yield layer, call and output of all listed tensors, at any depth."""
     pending = [told]
     while pending:
         one = pending.pop()
@@ -219,13 +219,13 @@ def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _given_one(layer: Mapping[str, Any]) -> bool:
-    """Return whether a layer of a functional model is called once, with one tensor: no state, no mask."""
+    """Return whether a layer of a functional model is called once, with one tensor and no state or mask."""
     calls = layer.get("inbound_nodes", [])
     return len(calls) == 1 and len(calls[0]["args"]) == 1 and len([*_histories(calls)]) == 1
 
 
 def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Counter[str]) -> str | None:
-    """Return the LSTM whose outputs alone a layer of a functional model is given, and nothing else is."""
+    """Return the recurrent layer that feeds only this layer, and is its only input; None if none does."""
     if not _given_one(layer):
         return None
     name, call, output = next(_histories(layer["inbound_nodes"]))
@@ -233,7 +233,7 @@ def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Cou
 
 
 def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
-    """Return the classes from a layer to the first recurrent one in it, in words; None if it has none."""
+    """Return the classes from a wrapper to its first recurrent layer, in words; None without such a layer."""
     kinds = [layer["class_name"]]
     while kinds[-1] not in _RECURRENT:
         layer = layer["config"].get("layer")
@@ -264,7 +264,7 @@ def _layers(
 def _layer(
     kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None, version: int | None
 ) -> Recurrent:
-    """Return one layer; if it is no LSTM, with what it is."""
+    """Return one layer, with a problem if it is not supported."""
     if kind == "Bidirectional":
         given = [config["layer"], config.get("backward_layer") or config["layer"]]
         sides = [_with_cell(side["class_name"], side["config"]) for side in given]
@@ -282,7 +282,7 @@ def _layer(
 
 
 def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return our class for a layer, in words if there is none, and its options with those of its cell."""
+    """Return the xplstm class of a layer, or a description, and its options with those of its cell."""
     if kind != "RNN":
         return kind, config
     cell = config["cell"]
@@ -301,7 +301,7 @@ def _use_bias(config: Mapping[str, Any]) -> bool:
 def _both(
     sides: Sequence[tuple[str, Mapping[str, Any]]], merge: Any, is_copied: bool, version: int | None
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the options of two directions, or what is wrong with them."""
+    """Return the options of two directions, and their problem or None."""
     (kind, forward), (other, backward) = sides
     options, problem = _options(kind, forward, version)
     if options.get("reverse"):
@@ -320,7 +320,7 @@ def _both(
 
 
 def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple[dict[str, Any], str | None]:
-    """Return arguments of our class for a layer's configuration, or what of it the class cannot do."""
+    """Return the arguments of the class for a layer's configuration, and its problem or None."""
     unknown = [k for k in config if k not in _READ and not _ASIDE.fullmatch(k) and config[k]]
     if unknown:
         return {}, f"{shown(unknown[0])}={quoted(config[unknown[0]])} is unknown"

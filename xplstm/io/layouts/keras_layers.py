@@ -1,6 +1,6 @@
-"""Weights of Keras under the names of layers, as HDF5 files of Keras 2 have them, and those made for cuDNN.
+"""Read Keras weights with layer names, as in HDF5 files of Keras 2, and weights for cuDNN.
 
-The parts of a name are a layer of the model, whatever scopes its variables were made in, and the variable:
+A name consists of a layer of the model, the scopes of its variables, and the variable:
 ``lstm_1/lstm_1/kernel:0`` or ``bidirectional/bidirectional/forward_lstm/lstm_cell/kernel:0``.
 """
 
@@ -18,16 +18,16 @@ from xplstm.io._contents import Contents, Found, Tensor, dotted, quoted
 from xplstm.io.layouts.keras_config import Recurrent
 
 SIDES = ("forward_layer", "backward_layer")
-# How the names of a Bidirectional layer's two layers begin.
+# Name prefixes of the two layers of a Bidirectional layer.
 _SIDE_NAMES = ("forward_", "backward_")
-# Gates of a recurrent kernel -> vectors in the bias of the layer for cuDNN.
+# Number of gates, and number of vectors in the bias of a cuDNN layer.
 _CUDNN_BIASES = {4: 8, 3: 6}
 
 
 def place_cells(
     contents: Contents, cells: Sequence[Found], told: Sequence[Recurrent] | None
 ) -> dict[str, Found]:
-    """Return the cells by the path that a configuration gives their layer; without one, by its name."""
+    """Return the cells by the path of their layer in the configuration; without one, by layer name."""
     if told is None:
         layers = dict.fromkeys(one.prefix.partition(".")[0] for one in cells)
         found: dict[str, Found] = {}
@@ -45,7 +45,7 @@ def place_cells(
 
 
 def _of_layer(cells: Sequence[Found], layer: Recurrent) -> Iterator[tuple[str, Found]]:
-    """Give the cells of one layer of the configuration, if it has as many as the layer has directions."""
+    """Yield the cells of a layer of the configuration, if their number is that of the directions."""
     path = layer.path.replace("/", ".")
     here = _under(cells, dotted(layer.path.partition("/cell/cells/")[0]))
     is_stacked = "/cell/cells/" in layer.path
@@ -63,7 +63,7 @@ def _under(cells: Sequence[Found], layer: str) -> list[Found]:
 
 
 def _sides(path: str, cells: Sequence[Found]) -> dict[str, Found]:
-    """Return the two directions of a layer by their paths; nothing if they are not two directions."""
+    """Return the two directions of a layer by path; empty if the cells are not two directions."""
     found = {
         f"{path}.{side}": _moved(one, f"{path}.{side}")
         for side, start in zip(SIDES, _SIDE_NAMES, strict=True)
@@ -78,11 +78,11 @@ def _moved(cell: Found, path: str) -> Found:
 
 
 def from_cudnn(contents: Contents, names: tuple[str, str, str]) -> tuple[Contents, frozenset[str]]:
-    """Return the contents with weights made for cuDNN as other layers have them, and where those were.
+    """Convert the weights of cuDNN layers to those of other layers, and return the prefixes of cuDNN layers.
 
-    CuDNNLSTM and CuDNNGRU have a bias for x and one for h, one after the other, where other layers have their
-    sum. A gate's kernels are the matrices that cuDNN takes, which read x from the left: that of x has its
-    numbers in the order of an array (units, inputs), whatever its shape says.
+    CuDNNLSTM and CuDNNGRU concatenate a bias for x and a bias for h; other layers store their sum. Each gate
+    has the matrices of cuDNN. The data of the matrix for x has the order of an array (units, inputs), which
+    differs from its shape.
     """
     kernel, recurrent, bias = names
     tensors, places = dict(contents.tensors), set()
@@ -106,13 +106,13 @@ def from_cudnn(contents: Contents, names: tuple[str, str, str]) -> tuple[Content
 
 
 def mark_cudnn(cell: Found, places: frozenset[str]) -> Found:
-    """Return a cell with the functions that a layer for cuDNN has, which no option changes."""
+    """Return a cell with the fixed functions of a cuDNN layer."""
     is_cudnn = cell.prefix in places and cell.kind == "LSTM"
     return cell._replace(options={**cell.options, "variant": Variant()}) if is_cudnn else cell
 
 
 def _gates(kernel: tuple[int, ...], recurrent: tuple[int, ...], bias: tuple[int, ...]) -> int | None:
-    """Return the number of gates of a layer for cuDNN; None if the shapes are not those of one."""
+    """Return the number of gates of a cuDNN layer; None if the shapes do not fit such a layer."""
     if len(kernel) != 2 or len(recurrent) != 2 or not recurrent[0]:
         return None
     gates, rest = divmod(recurrent[1], recurrent[0])

@@ -1,12 +1,12 @@
-"""Weights that PyTorch keeps as other tensors, from which it computes them at every call.
+"""Compute reparametrised PyTorch weights from the tensors that replace them.
 
-Each wrapper renames the parameter that it replaces. Here the parameter is computed as in evaluation mode:
+A wrapper renames the parameter that it replaces. The parameter is computed as in evaluation mode:
 
 * ``prune``: ``name_orig * name_mask``,
-* ``weight_norm``: ``g * v / |v|``, of ``name_g`` and ``name_v``, or ``parametrizations.name.original0`` of a
-  matrix: the tensors of a vector have one shape, as those of other parametrizations can have,
-* ``spectral_norm``: ``W / (u . W v)``, under ``name_orig`` or ``parametrizations.name.original``,
-* weight dropout, as in AWD-LSTM: ``name_raw`` is the trained weight; a copy under ``name`` had dropout.
+* ``weight_norm``: ``g * v / |v|``, from ``name_g`` and ``name_v``, or, for a matrix, from
+  ``parametrizations.name.original0`` and ``original1``; those of a vector could have another meaning,
+* ``spectral_norm``: ``W / (u . W v)``, from ``name_orig`` or ``parametrizations.name.original``,
+* weight dropout, as in AWD-LSTM: ``name_raw`` is the trained weight; ``name`` is a copy with dropout.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NEW = re.compile(rf"((?:.*\.)?)parametrizations\.({_WEIGHT})\.(.+)")
 
 
 class _Rule(NamedTuple):
-    """How a weight is computed from its parts."""
+    """Rule that computes a weight from its parts."""
 
     parts: tuple[str, ...]
     compute: Callable[..., Array]
 
 
 def resolve(contents: Contents) -> Contents:
-    """Return the contents with every reparametrized weight under its own name, instead of its parts."""
+    """Return the contents with computed weights in place of their parts."""
     groups: dict[str, dict[str, str]] = {}
     for name in contents.tensors:
         match = _OLD.fullmatch(name) or _NEW.fullmatch(name)
@@ -61,12 +61,12 @@ def resolve(contents: Contents) -> Contents:
 
 
 def _is_any_pair(rule: _Rule, shapes: list[tuple[int, ...]]) -> bool:
-    """Return whether two tensors with numbers as names are vectors, which any parametrization can have."""
+    """Return whether two numbered tensors are vectors, which any parametrisation may have."""
     return rule.parts == _NORMED[1] and len(shapes[0]) == len(shapes[1]) == 1
 
 
 def _inner(target: str, places: Collection[str]) -> str:
-    """Return where a wrapped module keeps the weight: weight dropout is around the LSTM, or in it."""
+    """Return the name of the weight in a wrapped module; weight dropout may wrap the LSTM or be inside."""
     start, _, name = target.rpartition(".")
     inner = f"{start}.module" if start else "module"
     return f"{inner}.{name}" if inner in places else target
@@ -89,9 +89,9 @@ def _pruned(xp: Any, weight: Array, mask: Array) -> Array:
 
 
 def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
-    """Return ``g * v / |v|``; the norm is over the axes along which g has one element."""
+    """Return ``g * v / |v|``, with the norm over the axes along which g has one element."""
     fits = g.ndim == v.ndim and all(n in (1, v.shape[k]) for k, n in enumerate(g.shape))
-    # One norm for each place along one axis, or a single one; other pairs of tensors are no such weight.
+    # A norm for each index of one axis, or a single norm; other pairs are not a normalised weight.
     if g.shape and not (fits and sum(n > 1 for n in g.shape) <= 1):
         msg = f"g has shape {tuple(g.shape)}, which does not fit v of shape {tuple(v.shape)}"
         raise ValueError(msg)
@@ -100,7 +100,7 @@ def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
 
 
 def _spectral_normed(xp: Any, weight: Array, u: Any, v: Any) -> Array:
-    """Return ``W / (u . W v)`` with the saved vectors; u belongs to the rows, or to the columns."""
+    """Return ``W / (u . W v)`` with the saved vectors; u has the length of the rows or of the columns."""
     shape, given = tuple(weight.shape), (*u.shape, *v.shape)
     if len(shape) != 2 or given not in (shape, shape[::-1]):
         msg = f"u and v have {u.shape} and {v.shape}, expected vectors for a matrix of shape {shape}"

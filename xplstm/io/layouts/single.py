@@ -1,7 +1,6 @@
-"""Layouts that know one layer and one direction: cells, and layers that are stacked by hand.
+"""Layouts of one layer and one direction: cells, and layers that are stacked by hand.
 
-Each is a row of the same table: what the arrays are called, whether gates are rows or columns, in
-which order, and whether a state begins with h or with c.
+Each layout is a row of one table: array names, gates as rows or columns, gate order, and state order.
 """
 
 from __future__ import annotations
@@ -19,61 +18,61 @@ from xplstm.io._contents import Contents, Found
 from xplstm.io._written import no_place, plain
 from xplstm.nn._module import Recurrent
 
-# The gates of our parameters, in their order.
+# Gates of the parameters of this package, in order.
 GATES = {"LSTM": "ifgo", "GRU": "rzn"}
 ROWS = "rows i, f, g, o"
 
 
 class Single(NamedTuple):
-    """How one layer and direction of a standard LSTM or GRU is kept in arrays of certain names."""
+    """Layout of one layer and direction of a standard LSTM or GRU."""
 
     name: str
     ih: tuple[str, ...]
-    """The weights of x: one array for all gates, or one for each, in `order`."""
+    """Names of the input weights: one array for all gates, or one for each gate in `order`."""
     hh: tuple[str, ...]
-    """Those of h."""
+    """Names of the recurrent weights."""
     biases: tuple[tuple[str, ...], ...]
-    """One group, or two to be added; a layer without biases has none."""
+    """Names of one group of biases, or of two groups to add; a layer without biases has neither."""
     order: str = "ifgo"
     columns: bool = False
-    """Whether weights are (inputs, outputs); else (outputs, inputs)."""
+    """Whether weights have shape (inputs, outputs) instead of (outputs, inputs)."""
     STATE: tuple[str, str] = ("h", "c")
     SURE: bool = True
     foreign: tuple[str, ...] = ()
-    """With any of these names it is another layout."""
+    """Names that show another layout."""
     kind: str = "LSTM"
     """Name of the class."""
     paired: bool = False
-    """Whether the bias is (2, 3H), for x and for h, where the reset gate scales the product; else (3H,)."""
+    """Whether the bias is (2, 3H), for x and for h, if the reset gate scales the product; otherwise (3H,)."""
     tail: bool = False
-    """Whether the second group of biases is for the last gate alone."""
+    """Whether the second group of biases is for the last gate only."""
     also: tuple[Single, ...] = ()
-    """The rows of other classes in the same layout, or of other names."""
+    """Rows for other classes or other names of the same layout."""
     hr: str = ""
-    """The weights of a projection, which a layer may have."""
+    """Name of the weights of an optional projection."""
     forget: float = 0.0
-    """What the library adds to the forget gate at every step, in addition to its bias."""
+    """Constant that the library adds to the forget gate at every step, in addition to the bias."""
     ends: tuple[str, ...] = ("", ".")
-    """What a prefix may end with."""
+    """Allowed endings of a prefix."""
 
     @property
     def gates(self) -> str:
-        """Return the order of the gates, in words."""
+        """Order of the gates in words."""
         added = f", {self.forget:g} added to f" if self.forget else ""
         return f"{'columns' if self.columns else 'rows'} {', '.join(self.order)}{added}"
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """All names but the biases."""
+        """All names except the biases."""
         return self.ih + self.hh
 
     @property
     def ours(self) -> str:
-        """The gates of our parameters."""
+        """Gates of the parameters of this package."""
         return GATES[self.kind]
 
     def find(self, contents: Contents) -> list[Found]:
-        """Find every prefix that has the first weights of x and of h."""
+        """Find all prefixes with the first input weights and the first recurrent weights."""
         found: dict[str, Found] = {}
         for row in (*self.also, self):
             for one in row._find(contents):
@@ -85,12 +84,12 @@ class Single(NamedTuple):
         return list(found.values())
 
     def _has_gates(self, shape: tuple[int, ...]) -> bool:
-        """Return whether a recurrent matrix for all gates has as many as this row."""
+        """Return whether a recurrent matrix for all gates has the number of gates of this row."""
         sizes = shape if self.columns else shape[::-1]
         return len(sizes) == 2 and sizes[1] == len(self.ours) * sizes[0]
 
     def row_of(self, network: Recurrent) -> Single:
-        """Return the row of a network's class; that of the LSTM where there is none."""
+        """Return the row for the class of a network; the row of the LSTM if there is none."""
         return next((row for row in self.also if row.kind == network._stack.cell.name), self)
 
     def _find(self, contents: Contents) -> list[Found]:
@@ -105,7 +104,7 @@ class Single(NamedTuple):
         return found
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
-        """Return one layer and direction by its names, more under ``l0``, ``l0_reverse``, ``l1`` ..."""
+        """Return the arrays by name; several layers get the prefixes ``l0``, ``l0_reverse``, ``l1``, ..."""
         row = self.row_of(network)
         parted = layers.split(plain(network, self.name, row.kind, projected=bool(row.hr)))
         write = partial(row.write, reset_after=network._stack.cell.options().get("reset_after", True))
@@ -119,24 +118,24 @@ class Single(NamedTuple):
         }
 
     def read(self, arrays: Mapping[str, Array]) -> LSTMParams:
-        """Return our parameters from arrays by their names there.
+        """Convert arrays with the names of this layout to the parameters of this package.
 
         Parameters
         ----------
         arrays : mapping of str to array
-            Of one library, device and floating dtype.
+            Arrays of one library, device and float dtype.
 
         Returns
         -------
         LSTMParams
-            Where there is one bias a gate, it is bias_ih, and bias_hh is zero.
+            If there is one bias for each gate, it becomes bias_ih, and bias_hh is zero.
 
         Raises
         ------
         ArgumentError
             If a name is missing or unknown.
         ShapeError, DTypeError, BackendError
-            Naming the array and what it should be.
+            If an array has the wrong shape, dtype, library or device.
         """
         _checks.mapping("arrays", arrays)
         groups = [group for group in self.biases if arrays.keys() & {*group}]
@@ -155,7 +154,7 @@ class Single(NamedTuple):
         return LSTMParams(*weights, *biases)._replace(weight_hr=weight_hr)
 
     def _read_biases(self, arrays: Mapping[str, Array]) -> list[Array]:
-        """Return the two biases of xplstm; a bias that the layout does not have is zero."""
+        """Return bias_ih and bias_hh; a bias that the layout does not have is zero."""
         given = [[arrays[name] for name in names] for names in self.biases]
         if self.paired and given[0][0].ndim == 2:
             given = [[given[0][0][k, :]] for k in range(2)]
@@ -170,28 +169,31 @@ class Single(NamedTuple):
         return [first, self._gathered(given[1])]
 
     def _shifted(self, xp: Any, bias: Array, by: float) -> Array:
-        """Return a bias in our order with the same number added to every unit of the forget gate."""
+        """Add a number to every unit of the forget gate in a bias."""
         i, f, *rest = _blocks(bias, len(self.ours))
         return xp.concat([i, f + xp.full_like(f, by), *rest], axis=0) if by else bias
 
     def write(self, params: LSTMParams, reset_after: bool = True) -> dict[str, Array]:
-        """Return arrays by their names there from our parameters; two biases are added where there is one.
+        """Convert the parameters of this package to arrays with the names of this layout.
+
+        If the layout has one bias for each gate, the two biases are added.
 
         Parameters
         ----------
         params : LSTMParams
-            Of a standard LSTM without a projection, or a GRU.
+            Parameters of a standard LSTM without a projection, or of a GRU.
         reset_after : bool, default True
-            Of the GRU.
+            Option of the GRU.
 
         Returns
         -------
         dict of str to array
+            Arrays by name.
 
         Raises
         ------
         ArgumentError
-            If `params` has a parameter that the layout has no place for.
+            If `params` has a parameter that the layout does not support.
         """
         known = (*_PLAIN, "weight_hr") if self.hr else _PLAIN
         extra = [name for name, a in params._asdict().items() if a is not None and name not in known]
@@ -227,7 +229,7 @@ class Single(NamedTuple):
         return self._spread(self.biases[0], self._shifted(xp, bias_ih + bias_hh, -self.forget))
 
     def _found(self, contents: Contents, prefix: str) -> Found:
-        """Return the layer whose names begin with `prefix`, a dot at its end included."""
+        """Return the layer whose names start with `prefix`, which includes a final dot."""
         groups = [group for group in self.biases if any(prefix + name in contents.tensors for name in group)]
         names = (*self.weights, *(name for group in groups and self.biases for name in group))
         if self.hr and prefix + self.hr in contents.tensors:
@@ -241,7 +243,7 @@ class Single(NamedTuple):
             options["reset_after"] = len(shapes[self.biases[0][0]]) == 2
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
-        # The clips of cells with a projection are not in the files that have one.
+        # Files of cells with a projection do not contain the clip values.
         untold = ("variant",) if self.hr in shapes else ()
         return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, untold)
 
@@ -250,7 +252,7 @@ class Single(NamedTuple):
         return layers.join([self.read(arrays)])
 
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """Return input_size, hidden_size and, with a projection, proj_size of shapes that fit."""
+        """Return input_size, hidden_size and, with a projection, proj_size from valid shapes."""
         inputs = 0 if self.columns else 1
         sizes = {"input_size": shapes[self.ih[0]][inputs], "hidden_size": shapes[self.hh[0]][inputs]}
         if len(shapes.get(self.hr, ())) == 2:
@@ -258,7 +260,7 @@ class Single(NamedTuple):
         return sizes
 
     def _misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Return what of the shapes is not as the first weights imply."""
+        """Return the first shape that does not fit the first weights, in words; None if all fit."""
         for name in (self.ih[0], self.hh[0]):
             if len(shapes[name]) != 2 or 0 in shapes[name]:
                 return f"{name} has shape {shapes[name]}; a matrix was expected"
@@ -289,7 +291,7 @@ class Single(NamedTuple):
         return None
 
     def _gathered(self, arrays: list[Array]) -> Array:
-        """Return one array with the gates as rows in our order."""
+        """Join arrays to one array with the gates as rows, in the order of this package."""
         if self.columns:
             arrays = [a.T if a.ndim == 2 else a for a in arrays]
         if len(arrays) == 1 and self.order == self.ours:
@@ -299,7 +301,7 @@ class Single(NamedTuple):
         return xp.concat([blocks[self.order.index(gate)] for gate in self.ours], axis=0)
 
     def _spread(self, names: tuple[str, ...], a: Array) -> dict[str, Array]:
-        """Return the rows of `a`, in our order, as this layout has them."""
+        """Convert the rows of `a` from the order of this package to the arrays of this layout."""
         blocks = [_blocks(a, len(self.ours))[self.ours.index(gate)] for gate in self.order]
         if len(names) == 1:
             xp = _array.namespace(a, "a parameter")
@@ -318,7 +320,7 @@ def _blocks(a: Array, gates: int) -> list[Array]:
 
 
 def _dense(f: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Return the names of Flax's cells, with a dense layer a gate; `f` is that from x to the gate f."""
+    """Return the names of Flax cells with a dense layer for each gate; `f` names the layer from x to f."""
     return (
         ("ii.kernel", f"{f}.kernel", "ig.kernel", "io.kernel"),
         tuple(f"h{gate}.kernel" for gate in "ifgo"),
@@ -327,7 +329,7 @@ def _dense(f: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, .
 
 
 TORCH_CELL = Single("torch", ("weight_ih",), ("weight_hh",), (("bias_ih",), ("bias_hh",)), foreign=("bias",))
-# After dynamic quantisation.
+# Names after dynamic quantisation.
 _PACKED_CELL = TORCH_CELL._replace(
     ih=("_packed_weight_ih.weight",),
     hh=("_packed_weight_hh.weight",),
@@ -374,7 +376,7 @@ NNX_OPTIMIZED = Single(
     STATE=("c", "h"),
     also=(NNX_GRU,),
 )
-# Others call theirs so too, with the gates in another order.
+# Other libraries use the same names with another gate order.
 MLX = Single("mlx", ("Wx",), ("Wh",), (("bias",),), SURE=False)
 HASTE = Single(
     "haste", ("kernel",), ("recurrent_kernel",), (("bias",),), order="igfo", columns=True, SURE=False
@@ -390,7 +392,7 @@ ALLENNLP = Single(
 ALLENNLP = ALLENNLP._replace(
     also=(ALLENNLP._replace(biases=(("state_linearity.bias",),), foreign=("input_linearity.bias",)),)
 )
-# Gluon's names have an underscore behind the prefix where a block, not an attribute, gives it.
+# Gluon names have an underscore after the prefix of a block.
 MXNET = Single(
     "mxnet",
     ("i2h_weight",),
@@ -399,7 +401,7 @@ MXNET = Single(
     ends=("", ".", "_"),
 )
 MXNET = MXNET._replace(also=(MXNET._replace(order="rzn", kind="GRU"),))
-# Chainer's documentation calls the third matrix the output gate's; its code takes it for the candidate's.
+# Chainer's documentation assigns the third matrix to the output gate, but its code to the candidate.
 CHAINER = Single(
     "chainer",
     tuple(f"w{k}" for k in range(4)),

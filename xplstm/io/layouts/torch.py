@@ -1,4 +1,4 @@
-"""The names of PyTorch's ``LSTM``, ``RNN`` and ``LSTMCell``, and those that only our networks have."""
+"""Layout of PyTorch's ``LSTM``, ``RNN`` and ``LSTMCell``, with additional names for variants."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NAME = re.compile(rf"(?:(.*)\.)?({_FIELDS})_l(0|[1-9]\d{{0,5}})(_reverse)?")
 _NUMBERED = re.compile(r"(?:(.*)\.)?_all_weight_values\.(\d{1,6})\.param\.(ih|hh)\.(weight|bias)")
 _KINDS = {network.cell({}, 1).gates: name for name, network in NETWORKS.items() if name != "JordanRNN"}
 
-# Our name -> the name in the contents.
+# Maps the name in this package to the name in the contents.
 Names: TypeAlias = dict[str, str]
 
 
 def find(contents: Contents) -> list[Found]:
-    """Return every stack of layers, and every cell."""
+    """Return all stacks of layers and all cells."""
     groups: dict[str, Names] = {}
     for name in contents.tensors:
         match = _NAME.fullmatch(name)
@@ -44,7 +44,7 @@ def find(contents: Contents) -> list[Found]:
 
 
 def _quantised(contents: Contents) -> list[Found]:
-    """Find every stack of layers that was quantised dynamically: its cells are numbered."""
+    """Find all dynamically quantised stacks, whose cells are numbered."""
     groups: dict[str, dict[int, Names]] = {}
     for name in contents.tensors:
         match = _NUMBERED.fullmatch(name)
@@ -62,18 +62,18 @@ def _quantised(contents: Contents) -> list[Found]:
                 for field, name in fields.items()
             }
             ways.append(_found(contents, prefix, names))
-        # Two layers of as many inputs as outputs could be two directions: a caller must say which.
+        # Two layers with equal numbers of inputs and outputs could be two directions; the caller must choose.
         found += [way for way in ways if way.problem is None] or ways[:1]
     return found
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
-    """Return the parameters: their names are PyTorch's."""
+    """Return the parameters, whose names are those of PyTorch."""
     return network.state_dict()
 
 
 def _found(contents: Contents, prefix: str, names: Names) -> Found:
-    """Return the network of one prefix, or why there is none."""
+    """Return the network of one prefix, with its problem if it cannot be loaded."""
     shapes = {ours: contents.tensors[name].shape for ours, name in names.items()}
     kind, sizes, problem = _sizes(shapes)
     options: dict[str, Any] = sizes
@@ -94,7 +94,7 @@ def _params(contents: Contents, names: Names) -> dict[str, Array]:
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], str | None]:
-    """Return class and sizes that the first layer's shapes imply, or what is wrong with them."""
+    """Return class and sizes from the shapes of the first layer, and their problem or None."""
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if len(shapes.get(name, ())) != 2 or 0 in shapes[name]:
             what = f"has shape {shapes[name]}" if name in shapes else "is missing"
@@ -122,7 +122,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], 
 
 
 def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
-    """Return what the options say of the parameters' shapes."""
+    """Return the stack of these options, which gives the shapes of the parameters."""
     reverse = (False, True) if options["bidirectional"] else (False,)
     names = ("input_size", "hidden_size", "num_layers", "bias")
     return Stack(
@@ -135,7 +135,7 @@ def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
 
 
 def _misfit(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return what of the names and shapes is not as the sizes imply."""
+    """Return the names and shapes that do not fit the sizes, in words; None if all fit."""
     wrong = [f"{name} is missing" for name in wanted if name not in given]
     wrong += [f"{name} belongs to no such network" for name in given if name not in wanted]
     wrong += [

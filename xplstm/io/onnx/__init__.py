@@ -1,8 +1,8 @@
-"""ONNX: its operators LSTM, GRU and RNN, models made of them, and our own networks as such models.
+"""Run, export and load ONNX models with the operators LSTM, GRU and RNN.
 
-`lstm`, `lstm_vjp` and `rnn` are the operators as functions, on arrays of any library, without the package
-onnx. `prepare`, `run_model` and `run_node` are a backend in the sense of ``onnx.backend.base.Backend``.
-`export` writes a network as a model, and `xplstm.io.load` reads the networks of one.
+`lstm`, `lstm_vjp` and `rnn` are the operators as functions, for arrays of any library and without the package
+onnx. `prepare`, `run_model` and `run_node` have the interface of ``onnx.backend.base.Backend``. `export`
+writes a network as an ONNX model, and `xplstm.io.load` loads a network from an ONNX model.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ __all__ = [
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether a name ends so: the first bytes of a model are those of other files too.
+    """Return whether a file name ends in .onnx, since the first bytes of a model are not unique.
 
-    Without an ending, as bytes come, they decide: the version of the format, and the tag of a later field.
+    Without a file name, the first bytes decide: the format version, and the tag of a later field.
     """
     if os.path.splitext(opening.path)[1]:
         return opening.path.lower().endswith(SUFFIXES)
@@ -68,12 +68,12 @@ def read(path: str) -> Contents:
 
 
 def _weights_of(graph: Graph) -> list[str]:
-    """Return the names of all weights of recurrent nodes."""
+    """Return the names of the weights of all recurrent nodes."""
     return [name for node in graph.nodes if node.op in OPERATORS for name in weight_names(node)]
 
 
 def _folded_weights(graph: Graph) -> Graph:
-    """Return the graph with weights that nodes make of initialisers, unless a caller may pass these."""
+    """Return the graph with weights that nodes compute from initialisers that are not also inputs."""
     given = {i.name for i in graph.inputs}
     fixed = {name: tensor for name, tensor in graph.constants.items() if name not in given}
     made = folded(graph._replace(constants=fixed), _weights_of(graph)).constants
@@ -81,7 +81,7 @@ def _folded_weights(graph: Graph) -> Graph:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """Return the bytes of a model of `network`."""
+    """Return the bytes of an ONNX model of `network`."""
     if layout != "onnx":
         msg = f"format={layout!r} has no place in an ONNX model; leave it out, or save another kind of file"
         raise ArgumentError(msg)
@@ -90,14 +90,14 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
 
 
 def find(contents: Contents) -> list[Found]:
-    """Find the recurrent nodes of a model, or arrays that are named like the operators' inputs."""
+    """Find the recurrent nodes of a model, or arrays with the names of the operator inputs."""
     if contents.file == "onnx":
         return in_graph(contents, contents.metadata["graph"])
     return in_arrays(contents)
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
-    """Return W, R, B and P of one layer, of several under ``l0``, ``l1`` and so on."""
+    """Return W, R, B and P of one layer; several layers get the prefixes ``l0``, ``l1`` and so on."""
     stack = network._stack
     options = {**stack.cell.options().get("variant", Variant()).changed(), "peepholes": False}
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
@@ -135,52 +135,57 @@ def lstm(
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Run ONNX's operator LSTM.
+    """Run the ONNX operator LSTM.
 
-    D is 2 with ``direction="bidirectional"``, else 1. Rows of gates are in the order i, o, f, c. The
-    operator is described in https://onnx.ai/onnx/operators/onnx__LSTM.html. That leaves batch entries without
-    steps open: here they keep their initial state.
+    The operator is defined in https://onnx.ai/onnx/operators/onnx__LSTM.html. D is 2 with
+    ``direction="bidirectional"``, otherwise 1. The gate order of rows is i, o, f, c. The definition does not
+    cover batch entries without steps; here they keep their initial state.
 
     Parameters
     ----------
     X : array, shape (T, B, I), or (B, T, I) with layout=1
-        float64, float32, float16 or bfloat16, as all the others.
+        Input of dtype float64, float32, float16 or bfloat16. All other float arrays have the same dtype.
     W : array, shape (D, 4H, I)
+        Input weights.
     R : array, shape (D, 4H, H)
+        Recurrent weights.
     B : array, shape (D, 8H), optional
-        The biases of W, then those of R. Zeros if left out.
+        Biases of W, followed by those of R; zeros if left out.
     sequence_lens : integers, shape (B,), optional
-        Steps of each row, in [0, T].
+        Number of steps of each batch entry, in [0, T]; T if left out.
     initial_h, initial_c : array, shape (D, B, H), or (B, D, H) with layout=1, optional
-        Zeros if left out.
+        Initial state; zeros if left out.
     P : array, shape (D, 3H), optional
-        Peepholes in the order i, o, f. None if left out.
+        Peephole weights in the order i, o, f; no peepholes if left out.
     direction : {"forward", "reverse", "bidirectional"}, default "forward"
+        Direction of time.
     layout : {0, 1}, default 0
+        Whether time (0) or the batch (1) is the first axis.
     hidden_size : int, optional
-        R has it.
+        H; the size of R if left out.
     clip : float, optional
-        Bound, above 0, of what goes into the functions of the gates.
+        Bound of the inputs of the gate functions, above 0; no bound if left out.
     input_forget : {0, 1}, default 0
         With 1, f is 1 - i.
     activations : sequence of str, optional
-        Of the gates i, o and f, of c, and of the hidden state; then the same of the backward direction.
-        Sigmoid, Tanh and Tanh if left out; Relu, Affine, LeakyRelu, ThresholdedRelu, ScaledTanh,
-        HardSigmoid, Elu, Softsign and Softplus are the others.
+        Functions of the gates i, o and f, of c, and of the hidden state, for each direction. Sigmoid, Tanh
+        and Tanh if left out. Relu, Affine, LeakyRelu, ThresholdedRelu, ScaledTanh, HardSigmoid, Elu, Softsign
+        and Softplus are also supported.
     activation_alpha, activation_beta : sequence of float, optional
-        Taken in turn by those functions that have such a constant; the operators' own where the list is too
-        short. A value that none takes is refused.
+        Constants of the functions that have such a constant, in order. The defaults of the operators apply
+        if a list is too short. A list must not be too long.
 
     Returns
     -------
     Y : array, shape (T, D, B, H), or (B, T, D, H) with layout=1
-        Exactly 0 where a row has no step.
+        Outputs, exactly 0 after the length of a batch entry.
     Y_h, Y_c : array, shape of initial_h
+        Final state.
 
     Raises
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong shape, dtype, library or value.
 
     Examples
     --------
@@ -209,27 +214,27 @@ def lstm_vjp(
     P: Array | None = None,
     **attributes: Any,
 ) -> tuple[Array, Array, Array, Callable[..., dict[str, Array]]]:
-    """Run ONNX's operator LSTM and keep what its gradients need.
+    """Run the ONNX operator LSTM, and return its pullback.
 
     Parameters
     ----------
     X, W, R, B, sequence_lens, initial_h, initial_c, P
         As for `lstm`.
     **attributes
-        direction, layout and so on, as for `lstm`.
+        Keyword arguments of `lstm`, such as ``direction`` and ``layout``.
 
     Returns
     -------
     Y, Y_h, Y_c
         As from `lstm`.
     pullback : callable
-        ``pullback(dY=None, dY_h=None, dY_c=None)`` -> dict of the gradients with respect to X, W, R,
-        initial_h and initial_c, and to B and P if they were given. None means zeros.
+        ``pullback(dY=None, dY_h=None, dY_c=None)`` returns a dict of the gradients with respect to X, W, R,
+        initial_h and initial_c, and to B and P if they were passed. None means zeros.
 
     Raises
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong shape, dtype, library or value.
 
     Examples
     --------
@@ -267,31 +272,36 @@ def rnn(
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
 ) -> tuple[Array, Array]:
-    """Run ONNX's operator RNN, described in https://onnx.ai/onnx/operators/onnx__RNN.html.
+    """Run the ONNX operator RNN, which is defined in https://onnx.ai/onnx/operators/onnx__RNN.html.
 
     Parameters
     ----------
     X : array
         As for `lstm`.
     W : array, shape (D, H, I)
+        Input weights.
     R : array, shape (D, H, H)
+        Recurrent weights.
     B : array, shape (D, 2H), optional
+        Biases of W, followed by those of R; zeros if left out.
     sequence_lens, initial_h, direction, layout, hidden_size, clip
         As for `lstm`.
     activations : sequence of str, optional
-        One for each direction; Tanh if left out.
+        Function of each direction; Tanh if left out.
     activation_alpha, activation_beta
         As for `lstm`.
 
     Returns
     -------
     Y : array, shape (T, D, B, H), or (B, T, D, H) with layout=1
+        Outputs, exactly 0 after the length of a batch entry.
     Y_h : array, shape of initial_h
+        Final state.
 
     Raises
     ------
     ShapeError, DTypeError, BackendError, ArgumentError
-        Naming the argument, its value and the bound.
+        If an argument has the wrong shape, dtype, library or value.
 
     Examples
     --------
@@ -309,32 +319,33 @@ def rnn(
 
 
 def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = None) -> Prepared:
-    """Make a model ready to run.
+    """Prepare an ONNX model for repeated runs.
 
     Parameters
     ----------
     model : ModelProto, bytes or path
-        Of nodes LSTM, GRU and RNN, and of the small operators around them; the guide lists them. Its
+        Model of nodes LSTM, GRU and RNN and of supported other operators; see :doc:`/guides/onnx`. The
         tensors must be inside the file, or in a file of the same folder.
     device : str, default "CPU"
-        "CPU", "CUDA", or a device of the library that `xp` names.
+        "CPU", "CUDA", or a device of the library `xp`.
     xp : str or namespace, optional
-        The array library: see `use_backend`. If left out, CuPy for "CUDA".
+        Array library, as for `use_backend`. If left out, CuPy for "CUDA".
 
     Returns
     -------
     Prepared
+        Object with a method ``run``.
 
     Raises
     ------
     ArgumentError
-        Naming the first node that cannot run here.
+        If a node is not supported; the message names the first one.
     FormatError
         If the model is damaged.
     ShapeError, DTypeError, BackendError
-        Naming the tensor or the library.
+        If a tensor has the wrong shape or dtype, or the library is not available.
     ImportError
-        Without the package onnx.
+        If the package onnx is missing.
 
     Examples
     --------
@@ -362,17 +373,22 @@ def run_model(
 
     Parameters
     ----------
-    model
+    model : ModelProto, bytes or path
         As for `prepare`.
-    inputs
+    inputs : sequence or mapping of array
         As for `Prepared.run`.
-    device, xp
+    device, xp : optional
         As for `prepare`.
 
     Returns
     -------
     tuple of array
-        The model's outputs.
+        Outputs of the model, in order.
+
+    Raises
+    ------
+    ArgumentError, FormatError, ShapeError, DTypeError, BackendError, ImportError
+        As for `prepare` and `Prepared.run`.
 
     Examples
     --------
@@ -394,24 +410,30 @@ def run_node(
     *,
     xp: str | Namespace | None = None,
 ) -> tuple[Array, ...]:
-    """Run one node, written for the newest opset.
+    """Run one node of the newest supported opset.
 
     Parameters
     ----------
     node : NodeProto
+        The node.
     inputs : sequence of array
-        Those that the node names, in its order.
-    device
+        Arrays of the named inputs of the node, in order.
+    device : str, default "CPU"
         As for `prepare`.
-    outputs_info
-        Not looked at.
-    xp
+    outputs_info : object, optional
+        Ignored; part of the backend interface of ONNX.
+    xp : str or namespace, optional
         As for `prepare`.
 
     Returns
     -------
     tuple of array
-        The outputs that the node names.
+        Arrays of the named outputs of the node.
+
+    Raises
+    ------
+    ArgumentError, FormatError, ShapeError, DTypeError, BackendError, ImportError
+        As for `prepare` and `Prepared.run`.
 
     Examples
     --------
@@ -438,45 +460,46 @@ def export(
     *,
     softmax: bool = False,
 ) -> Any:
-    """Write a network or a whole model as an ONNX model of opset 17.
+    """Export a network or a model as an ONNX model of opset 17.
 
-    A `CharLM` becomes a graph from ids to logits, a `SequenceClassifier` one from x to logits, a
-    `Forecaster` one from x to following, with its scaling. Each also has the inputs lengths, h_0 and c_0,
-    and the outputs h_n and c_n.
+    The graph of a network has the inputs x, lengths, h_0 and c_0 and the outputs y, h_n and c_n. Their shapes
+    are those of a call, with any batch size and number of steps. lengths, h_0 and c_0 are optional. In any
+    runtime, y is 0 after the length of a batch entry, and an entry without steps keeps its initial state. The
+    graph has no dropout.
 
-    The graph of a network has the inputs x, lengths, h_0 and c_0 and the outputs y, h_n and c_n, all of
-    the shapes that the network has them in, batches and sequences of any size. lengths, h_0 and c_0 may be
-    left out. In a runtime too, y is 0 past a row's length, and a row without steps holds its initial state.
-    Dropout of any kind, which needs a generator here, has no place in it.
+    A `CharLM` has the input ids and the output logits instead, a `SequenceClassifier` x and logits, and a
+    `Forecaster` x and following, including its scaling.
 
     Parameters
     ----------
     model : LSTM, RNN, FrozenLSTM, CharLM, SequenceClassifier or Forecaster
-        float32, float64 or float16, with any layers, directions, `merge`, projection, peepholes, `coupled`,
-        `activations` and `gate_clip`. ONNX Runtime runs float32 alone. Nodes multiply a projection into the
-        recurrent weights; `load` finds it there. A layer that ``freeze(weights="int8")`` made becomes nodes
-        DynamicQuantizeLSTM of ONNX Runtime, which also rounds x and h to 8 bits.
+        Network or model of dtype float32, float64 or float16, with any layers, directions, `merge`,
+        projection, peepholes, `coupled`, `activations` and `gate_clip`. ONNX Runtime runs only float32. A
+        projection is multiplied into the recurrent weights; `load` recovers it. A layer from
+        ``freeze(weights="int8")`` becomes nodes DynamicQuantizeLSTM of ONNX Runtime, which also rounds x and
+        h to 8 bits.
     path : path, optional
-        Where to write the model; a crash leaves the old file or the new one whole.
+        File to write atomically.
     softmax : bool, default False
-        Give probabilities in the place of logits.
+        Whether the output is probabilities instead of logits.
 
     Returns
     -------
     ModelProto
+        The ONNX model.
 
     Raises
     ------
     ArgumentError
-        Naming what the operators LSTM, GRU and RNN have not: layer normalisation, cell_clip, zoneout, an
-        output that recurs; or tensors of more than 2 GiB, the most that an ONNX file can hold; or a
-        projection whose rows are nearly one another's sums; or weights stored in bfloat16, or in 8 bits
-        with a projection; or an object that has no graph,
-        such as a `Seq2Seq`, whose decoding is a loop: export its encoder and decoder.
+        If the operators LSTM, GRU and RNN do not support an option of the network: layer normalisation,
+        cell_clip, zoneout, a recurrent output, weights in bfloat16, or weights in 8 bits with a projection.
+        If tensors have more than 2 GiB, the largest size of an ONNX file, or the rows of a projection are
+        nearly linearly dependent. If the object has no graph, such as a `Seq2Seq`; export its encoder and
+        decoder instead.
     OSError
         If the file cannot be written.
     ImportError
-        Without the package onnx.
+        If the package onnx is missing.
 
     Examples
     --------
@@ -522,16 +545,19 @@ def supports_device(device: str) -> bool:
 
 
 def is_compatible(model: Any, device: str = "CPU") -> bool:
-    """Return whether every node of a model can run here.
+    """Return whether all nodes of a model are supported on a device.
 
     Parameters
     ----------
     model : ModelProto, bytes or path
+        As for `prepare`.
     device : str, default "CPU"
+        As for `supports_device`.
 
     Returns
     -------
     bool
+        True if `prepare` accepts the model and the device.
 
     Raises
     ------

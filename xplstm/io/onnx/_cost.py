@@ -1,4 +1,4 @@
-"""Bounds of how many numbers a node makes of arrays on the host, known before it runs."""
+"""Bound the number of array elements that a node computes on the host, before the node runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xplstm import _array
 from xplstm.io.onnx._graph import Node
 from xplstm.io.onnx._nodes import _numbers
 
-# The shape of what these make is that of their inputs together.
+# Operators whose output has the broadcast shape of the inputs.
 _BROADCASTING = frozenset(
     {
         *("Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Pow", "Clip", "LayerNormalization"),
@@ -21,7 +21,7 @@ _BROADCASTING = frozenset(
 
 
 def most_numbers(node: Node, values: list[Any]) -> int:
-    """Return a bound of how many numbers a node makes of NumPy arrays, the ones on its way included."""
+    """Return a bound of the elements that a node computes from NumPy arrays, with intermediate results."""
     shapes = [() if a is None else tuple(a.shape) for a in values]
     given = sum(math.prod(shape) for shape in shapes)
     if node.op == "ConstantOfShape":
@@ -45,19 +45,19 @@ def most_numbers(node: Node, values: list[Any]) -> int:
     if node.op == "Expand" or node.op in _BROADCASTING:
         try:
             return math.prod(np.broadcast_shapes(*shapes))
-        except ValueError:  # the node itself says what does not fit
+        except ValueError:  # the node raises its own error
             return given
     return given
 
 
 def _of_pad(shape: tuple[int, ...], values: list[Any]) -> int:
-    """Bound a Pad: each axis grows by no more than all of the counts."""
+    """Bound a Pad, in which each axis grows by at most the sum of the counts."""
     more = sum(abs(n) for n in _numbers(values[1]))
     return math.prod(n + more for n in shape)
 
 
 def _of_conv(node: Node, shapes: list[tuple[int, ...]]) -> int:
-    """Bound a Conv: the columns that each place of the kernel meets, and their products."""
+    """Bound a Conv, which computes the columns of the kernel and their products."""
     if len(shapes[0]) != 3 or len(shapes[1]) != 3:
         return sum(math.prod(shape) for shape in shapes)
     (B, C, L), (M, _, kernel) = shapes[:2]
@@ -66,12 +66,12 @@ def _of_conv(node: Node, shapes: list[tuple[int, ...]]) -> int:
 
 
 def _of_range(values: list[Any]) -> int:
-    """Bound a Range; 0 where the node itself refuses what it is given."""
+    """Bound a Range; 0 if the node raises an error for its inputs."""
     start, limit, step = (float(np.reshape(_array.to_numpy(a), (-1,))[0]) for a in values)
     count = abs(limit - start) / abs(step) if step else 0.0
     return math.ceil(count) if math.isfinite(count) else 0
 
 
 def _product(sizes: list[int]) -> int:
-    """Return the product, where a size of 0 counts as 1: the list itself was paid for."""
+    """Return the product of sizes, with 1 in place of 0."""
     return math.prod(max(abs(n), 1) for n in sizes)

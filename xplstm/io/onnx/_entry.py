@@ -1,7 +1,7 @@
-"""Judge what the inputs of a recurrent node are: the sequence, its lengths, and the initial state.
+"""Classify the inputs of a recurrent node: sequence, lengths and initial state.
 
-An input passes if it is proved to be what a network of ours is given at a call. Anything else is refused, in
-words that name the node.
+An input is accepted if it provably equals a possible argument of a network call. Otherwise an error names the
+node.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from xplstm.io.onnx._model import padded
 from xplstm.io.onnx._operator import OPERATORS
 from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MEASURING, MOVERS, Path, Trace
 
-# Zero if all inputs are: these keep zeros.
+# Operators whose output is zero if all inputs are zero.
 _KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
 _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
 _BETWEEN = {"Identity", "Cast", "Dropout"}
-# These too put numbers of their first input in other places, and are not run here.
+# Other operators that rearrange their first input, and that cannot run here.
 _PLACING = {
     "Compress",
     "GatherElements",
@@ -36,7 +36,7 @@ _PLACING = {
     "Unique",
 }
 
-# Places of the inputs that are a shape, or part of one.
+# Positions of the inputs that are a shape or part of a shape.
 _SHAPES = {
     "ConstantOfShape": {0},
     "Expand": {1},
@@ -51,36 +51,36 @@ RUN_IT = "xplstm.io.onnx.prepare runs such a model, and xplstm.io.arrays reads i
 
 
 class Start(NamedTuple):
-    """Where an initial state comes from: zeros, constants, or consecutive numbers of an input."""
+    """Source of an initial state: zeros, constants, or a slice of an input."""
 
     name: str = ""
-    """Of the input; "" for zeros and constants."""
+    """Name of the input; "" for zeros and constants."""
     offset: int = 0
     length: int = 0
     value: np.ndarray | None = None
-    """Constants, (D, B, n); B is 1 if all entries of a batch begin with the same."""
+    """Constants, (D, B, n); B is 1 if all batch entries have the same state."""
 
 
 class Entry(NamedTuple):
-    """What a recurrent node is given."""
+    """Classified inputs of a recurrent node."""
 
     batch_first: bool | None
     """None if the graph does not show it."""
     lengths: str | tuple[int, ...]
-    """The model's input with the lengths, or constants; "" if there are none."""
+    """Model input with the lengths, or constants; "" if there are no lengths."""
     starts: tuple[Start, Start]
 
 
 class Refused(FormatError):
-    """An input of a node is nothing that a network here can be given."""
+    """An input of a node does not correspond to an argument of a network call."""
 
 
 def entry_of(
     trace: Trace, node: Node, D: int, sizes: tuple[int, int], I: int, known: dict[str, bool]
 ) -> Entry:
-    """Judge the inputs of a node with states of two sizes.
+    """Classify the inputs of a node whose states h and c have the given sizes.
 
-    `known` has, by output, whether time is certainly its first axis.
+    `known` maps outputs to whether time is certainly the first axis.
     """
     names = padded(node)
     first = _batch_first(trace, node, I, known)
@@ -90,7 +90,7 @@ def entry_of(
 
 
 def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bool | None:
-    """Return whether the network is given the batch first; None if the graph does not show it."""
+    """Return whether the batch is the first axis of the input; None if the graph does not show it."""
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
     before, nodes = trace.moved_from(X)
     swapped = _is_swapped(nodes)
@@ -116,7 +116,7 @@ def _is_swapped(nodes: list[Node]) -> bool:
 
 
 def _reorders(trace: Trace, node: Node) -> bool:
-    """Return whether a node may put numbers in another order."""
+    """Return whether a node may reorder numbers."""
     if node.op != "Slice":
         return node.op in ("Gather", "ReverseSequence")
     if len(node.inputs) < 5 or not node.inputs[4]:
@@ -126,7 +126,7 @@ def _reorders(trace: Trace, node: Node) -> bool:
 
 
 def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) -> bool | None:
-    """Return the same of a node whose X is made of one input of the model."""
+    """Return the result of `_batch_first` for a node whose X depends on one model input."""
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
     path, shape = trace.path(X), trace.inputs[source].shape
     changed = path is None or path.start != source or any(n.op not in MOVERS for n in _data(trace, X))
@@ -153,7 +153,7 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
 
 
 def _data(trace: Trace, name: str) -> list[Node]:
-    """Return the nodes from a value back to an input of the model, along what is not constant."""
+    """Return the nodes from a value back to a model input, along values that are not constant."""
     nodes: list[Node] = []
     while (node := trace.maker(name)) is not None and len(nodes) <= LONGEST_PATH:
         nodes.append(node)
@@ -162,11 +162,11 @@ def _data(trace: Trace, name: str) -> list[Node]:
 
 
 def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ...]:
-    """Return which input of the model holds the lengths, or constants; "" if all sequences are whole."""
+    """Return the model input with the lengths, or constant lengths; "" if all lengths are T."""
     path = trace.path(node.inputs[0])
     under = trace.maker(path.start) if path else None
     if under is not None and under.op in OPERATORS and padded(under)[4] == name and name in trace.lengths:
-        return trace.lengths[name]  # both are given the same, and have as many steps
+        return trace.lengths[name]  # both nodes have the same input and the same number of steps
     leaves = set()
     wanted, seen = [name] if name else [], 0
     while wanted:
@@ -196,7 +196,7 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ..
 
 
 def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
-    """Return whether lengths are proved to be those of whole sequences."""
+    """Return whether all lengths are provably T."""
     X, layout = node.inputs[0], node.attributes.get("layout", 0)
     if trace.is_constant(name):
         own = trace.own_sizes(X, layout)
@@ -222,7 +222,7 @@ def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
 
 
 def _constant(trace: Trace, name: str) -> np.ndarray | None:
-    """Return a value that depends on initialisers alone; None if it cannot be evaluated."""
+    """Return a value that depends only on initialisers; None if it cannot be evaluated."""
     try:
         return trace.evaluator.value(name)
     except BudgetError:
@@ -232,7 +232,7 @@ def _constant(trace: Trace, name: str) -> np.ndarray | None:
 
 
 def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
-    """Return where an initial state comes from."""
+    """Return the source of an initial state."""
     if not name:
         return Start()
     layout = bool(node.attributes.get("layout", 0))
@@ -256,7 +256,7 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
 
 
 def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
-    """Return a value for some sizes of the batch, if it depends on no input apart from that; else []."""
+    """Return a value for several batch sizes, if the value depends only on the batch size; else []."""
     if trace.is_constant(name):
         made = [_constant(trace, name)]
     else:
@@ -264,14 +264,14 @@ def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
         own = trace.own_sizes(node.inputs[0], node.attributes.get("layout", 0))
         if path is None or path.start or _takes_sizes(path, name):
             return []
-        # What has a fixed batch does not fit the other sizes.
+        # A value with a fixed batch does not fit the other sizes.
         sizes = [*_TRIED, *([own] if own else [])]
         made = [trace.tried(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
     return [a for a in made if a is not None]
 
 
 def _constant_lengths(trace: Trace, node: Node, name: str) -> tuple[int, ...]:
-    """Return lengths that depend on no input, one if all entries of a batch have the same; () if they may."""
+    """Return constant lengths, one number if all are equal; () if they may depend on an input."""
     found = set()
     for a in _constant_values(trace, node, name):
         if a.ndim != 1 or not a.size or not _array.dtype_name(a.dtype).startswith("int") or a.min() < 0:
@@ -282,7 +282,7 @@ def _constant_lengths(trace: Trace, node: Node, name: str) -> tuple[int, ...]:
 
 
 def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.ndarray | None:
-    """Return an initial state that depends on no input, but for the size of the batch; None if it may."""
+    """Return an initial state that depends only on the batch size; None if it may depend on an input."""
     layout = node.attributes.get("layout", 0)
     states = []
     for a in _constant_values(trace, node, name):
@@ -297,7 +297,7 @@ def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.n
 
 
 def _takes_sizes(path: Path, name: str) -> bool:
-    """Return whether the size of a batch is among the numbers of a value, and not only in its shape."""
+    """Return whether the elements of a value depend on the batch size, not only its shape."""
     sizes: set[str] = set()
     for node in path.nodes:
         places = {k for k, one in enumerate(node.inputs) if one in sizes}
@@ -307,7 +307,7 @@ def _takes_sizes(path: Path, name: str) -> bool:
 
 
 def _is_zero(trace: Trace, name: str) -> bool:
-    """Return whether a value is proved to be zeros."""
+    """Return whether a value is provably zero."""
     wanted, seen = [name], set()
     while wanted:
         one = wanted.pop()
@@ -347,7 +347,7 @@ def _is_zero(trace: Trace, name: str) -> bool:
 
 
 def _zero_shape(trace: Trace, name: str) -> tuple[int, ...]:
-    """Return the shape of zeros, in which the batch may be any; () if it cannot be seen."""
+    """Return the shape of zeros, with any batch size; () if the shape is unknown."""
     if trace.is_constant(name):
         value = _constant(trace, name)
         return () if value is None else value.shape
@@ -359,7 +359,7 @@ def _zero_shape(trace: Trace, name: str) -> tuple[int, ...]:
 
 
 def _part_of_input(trace: Trace, name: str, D: int, H: int, layout: bool) -> Start | None:
-    """Return which consecutive numbers of an input of the model a state is, if it is that."""
+    """Return the slice of a model input that a state is; None if it is not a slice."""
     path = trace.path(name)
     told = trace.inputs.get(path.start) if path else None
     if path is None or told is None or told.shape is None:
@@ -380,9 +380,9 @@ def _part_of_input(trace: Trace, name: str, D: int, H: int, layout: bool) -> Sta
 def state_of(
     entries: list[Entry], D: int, sizes: tuple[int, int], letters: int
 ) -> tuple[np.ndarray, ...] | None:
-    """Return the constant initial state of a network, h and c where there are two `letters`; None if zero.
+    """Return the constant initial state of a network, h or (for two `letters`) h and c; None if zero.
 
-    Its axes are (layers and directions, batch, size); the batch is 1 if all entries begin with the same.
+    Its axes are (layers and directions, batch, size). The batch is 1 if all entries have the same state.
     """
     columns = [[entry.starts[k].value for entry in entries] for k in range(letters)]
     given = [a for column in columns for a in column if a is not None]
@@ -408,7 +408,7 @@ def state_of(
 
 
 def fit_together(entries: list[Entry]) -> bool:
-    """Return whether layers, each with what it is given, can be one network that is given the same."""
+    """Return whether layers with these inputs can be one network."""
     first = entries[0]
     if any(entry.lengths != first.lengths for entry in entries):
         return False

@@ -1,13 +1,13 @@
-"""Our networks as ONNX models: one recurrent node a layer, and around them what keeps our contract.
+"""Export networks as ONNX models with one recurrent node for each layer.
 
-A runtime gives a row without steps a final state of zeros; here it holds its initial one, so the model
-chooses. Lengths and initial states are inputs with a value of their own, which a caller may leave out.
+A runtime sets the final state of a batch entry without steps to zero. The model selects the initial state
+instead, as this package does. Lengths and initial states are optional inputs with default values.
 
-A layer that `freeze` stored in 8 bits becomes ONNX Runtime's operator DynamicQuantizeLSTM, with the same
-integers and scales.
+A layer whose weights `freeze` stored in 8 bits becomes ONNX Runtime's operator DynamicQuantizeLSTM, with the
+same integers and scales.
 
-The operator LSTM has no projection. With ``h = W_hr m`` it can recur m in the place of h: its R is
-``W_hh W_hr``, its outputs are multiplied by W_hr, and an initial h by the inverse of that.
+The operator LSTM has no projection. With ``h = W_hr m``, the node uses m as its recurrent state: its R is
+``W_hh W_hr``, its outputs are multiplied by W_hr, and an initial h is multiplied by a right inverse of W_hr.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from xplstm.io.onnx._graph import import_onnx
 from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, QUANTIZED, RUNTIME, Weights, from_params
 from xplstm.nn._module import Frozen, Recurrent
 
-# The runtimes of the last years know these.
+# Versions that the runtimes of recent years support.
 OPSET, IR_VERSION = 17, 8
 DTYPES = ("float32", "float64", "float16")
-# A protobuf message holds less than 2 GiB; nodes and names need some of it.
+# A protobuf message is smaller than 2 GiB, including nodes and names.
 LARGEST = (1 << 31) - (1 << 20)
-# As late as a row can end; the model takes the smaller of this and T.
-# Beyond this much, the inverse of a projection would cost a float32 state more than half its digits.
+# Default length; the model uses the minimum of this and T.
+# With a larger condition number, the inverse of a projection loses more than half the digits of float32.
 WORST_CONDITION = 1e4
 NO_END = np.asarray([np.iinfo(np.int32).max], dtype=np.int32)
 
 
 def model_of(network: Recurrent | Frozen, prefix: str) -> Any:
-    """Return the ModelProto of a network; `prefix` begins the names of its nodes and weights."""
+    """Return the ModelProto of a network; names of nodes and weights start with `prefix`."""
     model, layers = opened(network, prefix)
     return model.of(layers)
 
 
 def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Layers]:
-    """Return a graph that has the network's description, and the parameters that it will run with."""
+    """Return a graph builder for the network, and the parameters of its layers."""
     if not isinstance(network, Recurrent | Frozen):
         wanted = "a network, a frozen one, a CharLM, a Forecaster or a SequenceClassifier"
         msg = f"model must be {wanted}, got {type(network).__name__}"
@@ -70,7 +70,7 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
 
 
 def why_not_export(stack: Stack) -> str | None:
-    """Return what of a network no recurrent node can say."""
+    """Return the options of a network that no recurrent node supports, in words; None without any."""
     if stack.cell.name not in KINDS:
         return f"is a {stack.cell.name}"
     variant = stack.cell.options().get("variant")
@@ -80,7 +80,7 @@ def why_not_export(stack: Stack) -> str | None:
 
 
 class GraphBuilder:
-    """A model in the making: nodes and constants, in their order."""
+    """Builder of a model with ordered nodes and constants."""
 
     def __init__(self, stack: Stack, dtype: str, prefix: str) -> None:
         self.stack, self.dtype = stack, dtype
@@ -94,7 +94,7 @@ class GraphBuilder:
         self.size = 0
 
     def of(self, layers: Layers) -> Any:
-        """Return the model of the network alone."""
+        """Return the model of the network."""
         self._leave(self.run(layers, "x"))
         stack = self.stack
         axes = ["B", "T"] if stack.batch_first else ["T", "B"]
@@ -103,9 +103,9 @@ class GraphBuilder:
         return self.model(self.operator, {"x": [*axes, stack.input_size]}, {"y": y})
 
     def run(self, layers: Layers, x: str, lengths: str | None = None) -> str:
-        """Run all layers on `x`, whose final states are outputs of the model; return y by time.
+        """Add the nodes of all layers on `x` and the outputs of the final states; return time-major y.
 
-        `lengths` are those of all entries, of the input called so where they are left out.
+        `lengths` are the lengths of all entries; those of the input lengths if left out.
         """
         x = self.add("Transpose", [x], "x_by_time", perm=[1, 0, 2]) if self.stack.batch_first else x
         lengths = self.lengths(x) if lengths is None else lengths
@@ -133,7 +133,7 @@ class GraphBuilder:
         return x
 
     def constant(self, name: str, value: Any) -> str:
-        """Keep a constant."""
+        """Add a constant."""
         host = np.ascontiguousarray(value)
         _checks.finite(name, host, "such numbers are not written, because no call could use them")
         self.size += host.nbytes
@@ -145,25 +145,25 @@ class GraphBuilder:
         return name
 
     def integers(self, *values: int) -> str:
-        """Keep a list of integers once."""
+        """Add a list of integers, once for equal lists."""
         name = f"{self.start}integers_{'_'.join(map(str, values))}"
         kept = any(constant.name == name for constant in self.constants)
         return name if kept else self.constant(name, np.asarray(values, dtype=np.int64))
 
     def add(self, op: str, inputs: Sequence[str], name: str, made: str = "", **attributes: Any) -> str:
-        """Add a node, which is called like what it makes."""
+        """Add a node with the name of its output."""
         return self.add_many(op, inputs, name, [made or self.start + name], **attributes)[0]
 
     def add_many(
         self, op: str, inputs: Sequence[str], name: str, made: list[str], **attributes: Any
     ) -> list[str]:
-        """Add a node of several outputs."""
+        """Add a node with several outputs."""
         helper = import_onnx().helper
         self.nodes.append(helper.make_node(op, list(inputs), made, self.start + name, **attributes))
         return made
 
     def lengths(self, x: str) -> str:
-        """Return the lengths of all entries of `x` (T, B, ...), as the input of that name asks."""
+        """Return the lengths of all entries of `x` (T, B, ...) from the input lengths."""
         shape = self.add("Shape", [x], "shape")
         T = self.add("Gather", [shape, self.integers(0)], "T")
         B = self.add("Gather", [shape, self.integers(1)], "B")
@@ -172,7 +172,7 @@ class GraphBuilder:
         return self.add("Expand", [bounded, B], "all_lengths")
 
     def _start(self, letter: str) -> str:
-        """Return an initial state of the whole batch."""
+        """Return an initial state for all batch entries."""
         size = self.sizes[letter]
         shape = [self.integers(self.states), f"{self.start}B", self.integers(size)]
         wanted = self.add("Concat", shape, f"shape_of_{letter}_0", axis=0)
@@ -180,13 +180,13 @@ class GraphBuilder:
         return self.add("Expand", [zeros, wanted], f"all_{letter}_0")
 
     def _part(self, start: str, letter: str, layer: int) -> str:
-        """Return one layer's rows of the initial states."""
+        """Return the initial states of one layer."""
         D = len(self.stack.reverse)
         bounds = [self.integers(layer * D), self.integers((layer + 1) * D), self.integers(0)]
         return self.add("Slice", [start, *bounds], f"{letter}_0_l{layer}")
 
     def _weights(self, layer: int, params: Sequence[Any]) -> Weights:
-        """Keep the parameters of one layer; return what they are called."""
+        """Add the parameters of one layer, and return their names."""
         return Weights(
             *(
                 "" if a is None else self.constant(f"{self.start}{name}_l{layer}", _array.to_numpy(a))
@@ -197,7 +197,7 @@ class GraphBuilder:
     def _recurrent(
         self, layer: int, weights: Sequence[str], inputs: list[str], scales: Sequence[str] = ()
     ) -> list[str]:
-        """Add the node of one layer; return Y and the final states."""
+        """Add the node of one layer, and return Y and the final states."""
         x, lengths, *begins = inputs
         W, R, B, P = weights
         given = [x, W, R, B, lengths, *begins] + ([P] if P or scales else [])
@@ -208,7 +208,7 @@ class GraphBuilder:
         return self.add_many(operator, [*given, *scales], name, made, **attributes)
 
     def _quantised(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
-        """Add the same of a layer whose matrices are integers, with a scale for each row."""
+        """Add the node of a layer with integer matrices and a scale for each row."""
         integers = from_params(
             [p._replace(weight_ih=p.weight_ih.values, weight_hh=p.weight_hh.values) for p in params]
         )
@@ -229,7 +229,7 @@ class GraphBuilder:
         return self._recurrent(layer, kept, inputs, by_row)
 
     def _projected(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
-        """Add the same of a layer with a projection."""
+        """Add the nodes of a layer with a projection."""
         x, lengths, h, c = inputs
         out = np.stack([p.weight_hr.T for p in params])
         finite = np.isfinite(out).all()
@@ -253,7 +253,7 @@ class GraphBuilder:
         ]
 
     def _merged(self, layer: int, Y: str) -> str:
-        """Return the directions' outputs as one, by time; merge="none" keeps those of the last layer."""
+        """Merge the outputs of both directions, time-major; merge="none" keeps those of the last layer."""
         merge, D, P = self.stack.merge, len(self.stack.reverse), self.stack.output_size
         if D == 1:
             return self.add("Squeeze", [Y, self.integers(1)], f"y_l{layer}")
@@ -275,7 +275,7 @@ class GraphBuilder:
         return self.add("Mul", [joined, half], f"mean_l{layer}")
 
     def _leave(self, y: str) -> None:
-        """Make what the last layer gives an output, with the axes of x."""
+        """Add the output y from the last layer, with the axes of x."""
         if self.stack.merge == "none":
             self.add(
                 "Transpose", [y], "y", made="y", perm=[1, 2, 0, 3] if self.stack.batch_first else [1, 0, 2, 3]
@@ -292,7 +292,7 @@ class GraphBuilder:
         outputs: Mapping[str, list[Any]],
         integers: bool = False,
     ) -> Any:
-        """Return everything together; inputs and outputs are name -> shape, `integers`: what inputs hold."""
+        """Return the ModelProto with inputs and outputs of these shapes; `integers` sets the input dtype."""
         onnx = import_onnx()
         helper = onnx.helper
         number = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
@@ -333,7 +333,7 @@ def _attributes(stack: Stack) -> dict[str, Any]:
 
 
 def _functions(activations: Sequence[Activation]) -> dict[str, Any]:
-    """Return names of functions, and all their constants in the order in which they are taken."""
+    """Return the names of functions, and their constants in order."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
     for activation in activations:

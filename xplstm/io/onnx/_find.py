@@ -1,4 +1,4 @@
-"""The LSTMs and RNNs in an ONNX model, or among arrays that are called as the operators' inputs are."""
+"""Find networks in an ONNX model, or among arrays with the names of the operator inputs."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _LAYER = re.compile(r"((?:.*\.)?)l(0|[1-9]\d{0,5})\.")
 
 
 class Layer(NamedTuple):
-    """The tensors with the parameters of one layer."""
+    """Names of the tensors of one layer, and its options."""
 
     kind: str
     names: Weights
-    """Of tensors in the contents; None for what is left out."""
+    """Names of tensors in the contents; None for omitted ones."""
     attributes: Attributes
     projection: str | None = None
-    """The constant that projects h, (D, H, P), where there is one."""
+    """Constant that projects h, (D, H, P), or None."""
 
 
 class Part(NamedTuple):
-    """A recurrent node, and what was found of it."""
+    """A recurrent node with its layer and classified inputs."""
 
     node: Node
     prefix: str
@@ -55,7 +55,7 @@ class Part(NamedTuple):
 
 
 def in_graph(contents: Contents, graph: Graph) -> list[Found]:
-    """Return every recurrent node as a network; those of which one is given the other's output, together."""
+    """Return all recurrent nodes as networks; nodes that feed each other form one network."""
     try:
         return _in_scope(contents, graph)
     except BudgetError as error:
@@ -66,7 +66,7 @@ def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
     trace = Trace(graph)
     parts = _parts(contents, trace)
     below = [_below(trace, parts, part) for part in parts]
-    # An output that several recurrent nodes are given is the end of its stack.
+    # An output that several recurrent nodes read ends its stack.
     claims = Counter(under[0] for under in below if under is not None)
     stacks: dict[int, tuple[list[Part], list[str]]] = {}
     for k, (part, under) in enumerate(zip(parts, below, strict=True)):
@@ -83,14 +83,14 @@ def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
 
 
 def _parts(contents: Contents, trace: Trace) -> list[Part]:
-    """Return every recurrent node, with what is wrong with it alone."""
+    """Return all recurrent nodes, each with its own problem or None."""
     parts: list[Part] = []
     names = Counter(name for node in trace.graph.nodes if node.op in OPERATORS for name in _names(node)[:1])
     known: dict[str, bool] = {}
     for k, node in enumerate(trace.graph.nodes):
         if node.op not in OPERATORS:
             continue
-        # Two nodes can have one name. Outputs have names of their own.
+        # Two nodes can have the same name; outputs have unique names.
         own = (name for place, name in enumerate(_names(node)) if place or names[name] == 1)
         prefix = next(own, f"{node.op}_{k}")
         layer, entry, problem = _of_node(trace.graph, node), None, None
@@ -114,13 +114,13 @@ def _parts(contents: Contents, trace: Trace) -> list[Part]:
 
 
 def _names(node: Node) -> list[str]:
-    """Return what a node can be called by: its name, then its outputs, if a message can show them."""
+    """Return possible names of a node: its own name, then its outputs, if they are printable."""
     names = [dotted(name) for name in (node.name, *node.outputs)]
     return [name for name in names if 0 < len(name) <= SHOWN_NAME]
 
 
 def in_arrays(contents: Contents) -> list[Found]:
-    """Return arrays W, R, B and P; those under ``l0``, ``l1`` and so on as layers of one network."""
+    """Return networks from arrays W, R, B and P; prefixes ``l0``, ``l1`` and so on are layers of one."""
     stacks: dict[str, list[str]] = {}
     for name in contents.tensors:
         match = _ARRAY.fullmatch(name)
@@ -143,7 +143,7 @@ def in_arrays(contents: Contents) -> list[Found]:
 
 
 def _of_arrays(contents: Contents, prefix: str) -> Layer:
-    """Return the layer whose arrays begin with `prefix`: with two directions, or the forward one."""
+    """Return the layer with the arrays under `prefix`: both directions, or the forward direction."""
     names = Weights(*(prefix + k if prefix + k in contents.tensors else None for k in Weights._fields))
     W, R = contents.tensors[names.W].shape, contents.tensors[names.R].shape
     kind = "RNN" if len(W) == len(R) == 3 and W[1] == R[2] else "LSTM"
@@ -151,7 +151,7 @@ def _of_arrays(contents: Contents, prefix: str) -> Layer:
 
 
 def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] | None:
-    """Return which part this one is given the output of, and how its directions were merged; or None."""
+    """Return the index of the part that feeds this part, and its merge; None without such a part."""
     node = part.node
     path = trace.path(node.inputs[0]) if node.inputs and part.layer else None
     k = next(
@@ -173,7 +173,7 @@ def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] |
 
 
 def _apart(contents: Contents, trace: Trace, stack: list[Part], merges: list[str]) -> list[Found]:
-    """Return one network, or several where one cannot say what the graph does between its layers."""
+    """Return one network, or several if one network cannot represent the graph between its layers."""
     last = _last_merge(contents, trace, stack[-1].node, stack[-1].layer)
     ways = {*merges, last or (merges or ["concat"])[-1]}
     if len(ways) > 1 and ways != {"concat", "none"}:
@@ -182,7 +182,7 @@ def _apart(contents: Contents, trace: Trace, stack: list[Part], merges: list[str
 
 
 def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | None) -> str | None:
-    """Return how the directions are merged in an output that is made of this node's alone."""
+    """Return the merge of the directions in an output that depends only on this node."""
     if layer is None or layer.attributes.direction != "bidirectional":
         return None
     shape = contents.tensors[layer.names.R].shape if layer.names.R in contents.tensors else ()
@@ -196,7 +196,7 @@ def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | Non
 
 
 def _of_node(graph: Graph, node: Node) -> Layer | str:
-    """Return a node's layer, or why it has none."""
+    """Return the layer of a node, or the reason why there is none."""
     wrong = why_not_node(node)
     if wrong is not None:
         return f"there is {wrong}"
@@ -209,7 +209,7 @@ def _of_node(graph: Graph, node: Node) -> Layer | str:
 
 
 def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
-    """Return the network of some nodes, or why there is none."""
+    """Return the network of several nodes, with its problem if it cannot be loaded."""
     first = stack[0]
     prefix, layers = first.prefix, [part.layer for part in stack if part.layer is not None]
     problem = next((shortened(part.problem) for part in stack if part.problem), None)
@@ -238,7 +238,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
 def _found(
     contents: Contents, prefix: str, layers: Sequence[Layer], options: dict[str, Any], problem: str | None
 ) -> Found:
-    """Return the network of some layers, or why it cannot be loaded."""
+    """Return the network of several layers, with its problem if it cannot be loaded."""
     kind = layers[0].kind
     names = tuple(name for layer in layers for name in (*layer.names, layer.projection) if name is not None)
     gates = {"LSTM": "rows i, o, f, c", "GRU": "rows z, r, h"}.get(kind, "rows")
@@ -254,7 +254,7 @@ def _found(
 
 
 def _unreadable(contents: Contents, names: Sequence[str]) -> str | None:
-    """Return why a tensor cannot be read, if one cannot."""
+    """Return why a tensor cannot be read; None if all can be read."""
     for name in (n for n in names if contents.tensors[n].dtype == "unreadable"):
         try:
             contents.tensors[name].array()
@@ -264,7 +264,7 @@ def _unreadable(contents: Contents, names: Sequence[str]) -> str | None:
 
 
 def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return sizes, as the shapes of fitting layers have them."""
+    """Return the sizes of a network from the shapes of its layers."""
     (W, R, B, _), projection = layers[0].names, layers[0].projection
     width = contents.tensors[R].shape[2]
     sizes = {
@@ -274,7 +274,7 @@ def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
         "bias": B is not None,
         "bidirectional": contents.tensors[W].shape[0] == 2,
     }
-    if contents.file == "onnx" and not sizes["bidirectional"]:  # names of arrays do not show it
+    if contents.file == "onnx" and not sizes["bidirectional"]:  # names of arrays do not show the direction
         sizes["reverse"] = layers[0].attributes.direction == "reverse"
     if projection is not None:
         sizes |= {"hidden_size": contents.tensors[projection].shape[1], "proj_size": width}
@@ -282,7 +282,7 @@ def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _variant(layer: Layer) -> dict[str, Any]:
-    """Return the options that the attributes give."""
+    """Return the options from the attributes of a node."""
     if layer.kind == "LSTM":
         return node_cell(layer.attributes, layer.names.P).options()
     if layer.kind == "GRU":
@@ -291,7 +291,7 @@ def _variant(layer: Layer) -> dict[str, Any]:
 
 
 def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | None:
-    """Return why the layers are no network of ours."""
+    """Return why the layers do not form a network; None if they do."""
     gates = len(KINDS[layers[0].kind].to_gates)
     first, second = (contents.tensors[name].shape for name in layers[0].names[:2])
     if not len(first) == len(second) == 3 or 0 in (*first, *second):
@@ -310,7 +310,7 @@ def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | No
 
 
 def _strange(layer: Layer, D: int, H: int) -> str | None:
-    """Return what of a node's attributes no network of ours has."""
+    """Return the attributes of a node that no network supports, in words; None without any."""
     own = layer.attributes
     if own.direction not in REVERSE or len(REVERSE[own.direction]) != D or own.hidden_size not in (None, H):
         return f"W has {D} directions and R hidden_size {H}, the node {own.direction} and {own.hidden_size}"
@@ -328,7 +328,7 @@ def _strange(layer: Layer, D: int, H: int) -> str | None:
 
 
 def _params(contents: Contents, layers: Sequence[Layer]) -> dict[str, Array]:
-    """Return parameters by our names."""
+    """Return the parameters by the names of this package."""
     found: dict[str, Array] = {}
     for number, layer in enumerate(layers):
         weights = Weights(*(None if n is None else contents.tensors[n].array() for n in layer.names))

@@ -1,4 +1,4 @@
-"""Evaluate parts of a graph on the host, within one budget for the whole file."""
+"""Evaluate constant parts of a graph on the host, with one budget for the file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from xplstm.io.onnx._model import RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import Place
 from xplstm.io.onnx._operator import QUANTIZED, RUNTIME
 
-# Allowed in addition to a multiple of the file's size: the trial arrays of an honest small model.
+# Budget in addition to a multiple of the file size, for the trial arrays of small models.
 FLOOR = 1 << 26
 TIMES_FILE = 8
-# What a node costs however small its arrays are.
+# Smallest cost of a node.
 NODE = 1 << 10
 # What an evaluation can raise of a graph that makes no sense. An input that is left out is None.
 FAILURES = (XplstmError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 
 class BudgetError(FormatError):
-    """The graph takes more to evaluate than a file of its size may ask for."""
+    """The evaluation of a graph exceeds the budget for its file size."""
 
 
 class Evaluator:
-    """The constants of a graph, what nodes make of them, and the budget for all of it."""
+    """Evaluator of values that depend only on the constants of a graph, with a budget."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -43,7 +43,7 @@ class Evaluator:
         self.constant = self._constant_names()
 
     def _constant_names(self) -> set[str]:
-        """Find every value that depends on initialisers alone."""
+        """Return the names of all values that depend only on initialisers."""
         known = {"", *self.graph.constants}
         for node in self.graph.nodes:
             if node.op in RUNNABLE and known.issuperset(node.inputs) and why_not_node(node) is None:
@@ -51,7 +51,7 @@ class Evaluator:
         return known - {""}
 
     def value(self, name: str) -> np.ndarray:
-        """Return a value that depends on initialisers alone; `name` is in `constant`."""
+        """Return a value that depends only on initialisers; `name` must be in `constant`."""
         needed: dict[int, Node] = {}
         wanted = [name]
         while wanted:
@@ -76,13 +76,13 @@ class Evaluator:
         return self._kept[name]
 
     def run(self, nodes: Iterable[Node], values: dict[str, Any]) -> dict[str, Any]:
-        """Run nodes, each after those that it depends on; what `values` has not is an initialiser."""
+        """Run nodes in order; inputs that are not in `values` are initialisers."""
         values = {"": None, **values}
         for node in nodes:
             given = [values[name] if name in values else self._own(name) for name in node.inputs]
             try:
                 self.spend(most_numbers(node, given), node.label)
-                with np.errstate(all="ignore"):  # what is not finite is seen where it is used
+                with np.errstate(all="ignore"):  # users of a value check that it is finite
                     made = RUNNABLE[node.op].run(self._place, node, given)
             except XplstmError:
                 raise
@@ -93,7 +93,7 @@ class Evaluator:
         return values
 
     def spend(self, numbers: int, what: str) -> None:
-        """Take the cost of some numbers off the budget, before they are made."""
+        """Subtract the cost of a number of elements from the budget, before they are computed."""
         self.left -= NODE + 8 * numbers
         if self.left < 0:
             allowed = FLOOR + TIMES_FILE * self.graph.size
@@ -105,10 +105,10 @@ class Evaluator:
 
 
 def dequantized(graph: Graph) -> Graph:
-    """Return the graph with an LSTM in the place of each node that keeps its weights in 8 bits.
+    """Return the graph with an LSTM node in place of each DynamicQuantizeLSTM node, which has 8-bit weights.
 
-    W and R are (D, I, 4H) and (D, H, 4H) there, with a scale and a zero point for each direction, or for each
-    row of the gates. The operator is described in ONNX Runtime's list of contributed operators.
+    W and R of that operator are (D, I, 4H) and (D, H, 4H), with a scale and a zero point for each direction
+    or for each gate row. ONNX Runtime's list of contributed operators defines the operator.
     """
     taken = {*graph.constants, *(i.name for i in graph.inputs), *(o for n in graph.nodes for o in n.outputs)}
     nodes: list[Node] = []
@@ -132,7 +132,7 @@ def dequantized(graph: Graph) -> Graph:
 
 
 def _float_nodes(start: str, name: str, scale: str, zero: str, shape: str) -> list[Node]:
-    """Return the nodes that make ``(a - zero) * scale`` of 8 bits, with the last two axes swapped."""
+    """Return the nodes that compute ``(a - zero) * scale`` from 8-bit values and swap the last two axes."""
     steps: list[tuple[str, tuple[str, ...], str, dict[str, Any]]] = [
         ("Cast", (zero,), "zero_float", {"to": 1}),
         ("Cast", (name,), "float", {"to": 1}),
@@ -146,7 +146,7 @@ def _float_nodes(start: str, name: str, scale: str, zero: str, shape: str) -> li
 
 
 def decided(graph: Graph) -> Graph:
-    """Return the graph with the branch that is taken in the place of each If whose condition is constant."""
+    """Return the graph with each If node of constant condition replaced by the taken branch."""
     evaluator = Evaluator(graph)
     live, dropped = {*graph.outputs}, set[str]()
     nodes: list[Node] = []
@@ -168,7 +168,7 @@ def decided(graph: Graph) -> Graph:
 
 
 def _branch(evaluator: Evaluator, node: Node) -> tuple[str, ...] | None:
-    """Return what the branch makes that an If takes; None if that is not known, or it is no If."""
+    """Return the outputs of the taken branch of an If node; None for other nodes or unknown conditions."""
     if node.op != "If" or why_not_node(node) is not None or node.inputs[0] not in evaluator.constant:
         return None
     try:
@@ -184,7 +184,7 @@ def _branch(evaluator: Evaluator, node: Node) -> tuple[str, ...] | None:
 
 
 def folded(graph: Graph, names: Iterable[str]) -> Graph:
-    """Return the graph with those of `names` that nodes make of initialisers among its constants."""
+    """Return the graph with the values of `names` that depend only on initialisers added as constants."""
     made: dict[str, Tensor] = {}
     evaluator = Evaluator(graph)
     for name in dict.fromkeys(names):

@@ -1,8 +1,7 @@
-"""ONNX models as plain tuples: nodes, inputs, and constants that are read when they are asked for.
+"""Read ONNX models as tuples of nodes, inputs and constants; constants are read on demand.
 
-The graphs inside of nodes, and functions of the model, become part of one list of nodes: their names get a
-prefix, which is the name of the node that contains them. Another file is opened only if it has a plain name
-and is in the folder of the model.
+Graphs inside nodes and model functions are inlined into one list of nodes. The name of the containing node
+becomes a prefix of their names. External tensor files are opened only inside the folder of the model.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from xplstm._errors import DTypeError, FormatError
 from xplstm.io._contents import Tensor, shown
 from xplstm.io.files import buffers
 
-# TensorProto.DataType -> our name of the dtype, and the field of what is not stored as raw bytes.
+# Maps TensorProto.DataType to the dtype name, and to the field for data that is not raw bytes.
 DTYPES = {
     1: ("float32", "float_data"),
     2: ("uint8", "int32_data"),
@@ -38,50 +37,50 @@ DTYPES = {
     13: ("uint64", "uint64_data"),
     16: ("bfloat16", "int32_data"),
 }
-# Bounds of the graphs inside of graphs: of nodes altogether, and of levels.
+# Bounds of inlined graphs: number of nodes, and nesting depth.
 LEAST_NODES, NODES_PER_BYTE, DEEPEST = 1000, 1, 64
 LONGEST_PREFIX = 300
-# LSTM has had its present inputs and outputs since then.
+# First opset with the present inputs and outputs of LSTM.
 OLDEST_OPSET = 7
 
 
-# Letters of a name that a message shows.
+# Characters of a name in a message.
 SHOWN_NAME = 120
-# Letters of a message, a path and a prefix before it apart.
+# Characters of a message, without the path and prefix before it.
 SHOWN_MESSAGE = 1000
 
 
 def brief(name: str) -> str:
-    """Return a name for a message: printable, and not longer than one can read."""
+    """Format a name for a message: printable and short."""
     text = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}..."
     return shown(text)
 
 
 def shortened(message: str) -> str:
-    """Return a message of which one can read the whole."""
+    """Shorten a message to a readable length."""
     return message if len(message) <= SHOWN_MESSAGE else f"{message[:SHOWN_MESSAGE]}..."
 
 
 class Node(NamedTuple):
-    """One operation; an input or output that is left out is ""."""
+    """One operation; omitted inputs and outputs are ""."""
 
     op: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    """Numbers, text, lists of them, `Tensor`; None for anything else."""
+    """Numbers, texts, lists of these, or `Tensor`; None for other types."""
 
     @property
     def label(self) -> str:
-        """How errors call it."""
+        """Name for error messages."""
         made = next((name for name in self.outputs if name), "nothing")
         name = f"{brief(self.name)!r}" if self.name else f"that makes {brief(made)!r}"
         return f"{brief(self.op)} node {name}"
 
 
 class Input(NamedTuple):
-    """What a caller passes; a size in words means any."""
+    """An input of the model; a size that is a str means any size."""
 
     name: str
     dtype: str | None
@@ -89,7 +88,7 @@ class Input(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A model: each node after those whose outputs it uses."""
+    """A model with nodes in topological order."""
 
     where: str
     opset: int
@@ -99,9 +98,9 @@ class Graph(NamedTuple):
     constants: Mapping[str, Tensor]
     """The initialisers."""
     size: int = 0
-    """Bytes of the model, those of its other files included."""
+    """Bytes of the model, including its external files."""
     projections: Mapping[tuple[str, ...], str] = MappingProxyType({})
-    """Of nodes LSTM with a projection: their outputs, and the constant that projects, of shape (D, H, P)."""
+    """Maps the outputs of LSTM nodes with a projection to the projection constant, (D, H, P)."""
 
 
 def read_model(path: str) -> Any:
@@ -112,7 +111,7 @@ def read_model(path: str) -> Any:
 
 
 def parse_model(where: str, data: bytes, onnx: Any = None) -> Any:
-    """Return the ModelProto in some bytes."""
+    """Parse a ModelProto from bytes."""
     from google.protobuf.message import DecodeError
 
     try:
@@ -133,7 +132,7 @@ def import_onnx() -> Any:
 
 
 def as_graph(model: Any, where: str) -> Graph:
-    """Return a ModelProto, or what says where to find one, as a graph; checked as far as names go."""
+    """Return a graph from a ModelProto, its bytes or a path, with checked names."""
     folder = None
     if isinstance(model, str | os.PathLike):
         where = _values.path("model", model)
@@ -148,7 +147,7 @@ def as_graph(model: Any, where: str) -> Graph:
 
 
 def _graph(model: Any, where: str, beside: Beside) -> Graph:
-    """Return the parts of a ModelProto."""
+    """Return the graph of a ModelProto."""
     flat = _Flat(where, model, beside)
     outputs = tuple(flat.add_graph(model.graph, "", ChainMap(), {}))
     nodes, made = lifted(flat.nodes)
@@ -160,19 +159,19 @@ def _graph(model: Any, where: str, beside: Beside) -> Graph:
 
 
 class _Flat:
-    """The nodes of a graph and of the graphs inside of it, in one list and each value with one name."""
+    """Inlines all nested graphs into one list of nodes with unique value names."""
 
     def __init__(self, where: str, model: Any, beside: Beside) -> None:
         self.where, self.beside, self._opset = where, beside, _opset(where, model)
         self.nodes: list[Node] = []
         self.constants: dict[str, Tensor] = {}
         self.free: list[str] = []
-        """Inputs of inner graphs, which the node around them provides."""
+        """Values of outer graphs that inner graphs use."""
         self._functions = {(f.domain, f.name, _overload(f)): f for f in model.functions}
         if len(self._functions) < len(model.functions):
             msg = f"{where} holds two functions of one name"
             raise FormatError(msg)
-        # A function that calls another twice, and so on, would double at each level.
+        # Functions that call each other twice would double the nodes at each level.
         self._most = LEAST_NODES + NODES_PER_BYTE * model.ByteSize()
         self._prefixes: set[str] = set()
         self._depth = 0
@@ -180,7 +179,7 @@ class _Flat:
     def add_graph(
         self, graph: Any, prefix: str, names: ChainMap[str, str], given: Mapping[str, Any]
     ) -> list[str]:
-        """Add the nodes of a graph; return what its outputs are called. `given` are a call's attributes."""
+        """Add the nodes of a graph, and return its output names; `given` are the attributes of a call."""
         for tensor in graph.initializer:
             self._constant(text(self.where, tensor.name), prefix, names, tensor)
         for sparse in graph.sparse_initializer:
@@ -239,7 +238,7 @@ class _Flat:
         )
 
     def _inside(self, node: Node, prefix: str) -> str:
-        """Return the prefix of what is inside of a node."""
+        """Return the name prefix of the graphs inside a node."""
         made = next(filter(None, node.outputs), "")
         starts = (f"{prefix}{name}." for name in (node.name, made) if name)
         free = (start for start in starts if start not in self._prefixes and len(start) <= LONGEST_PREFIX)
@@ -256,7 +255,7 @@ class _Flat:
         names: ChainMap[str, str],
         attributes: list[Any],
     ) -> None:
-        """Add the nodes of a function in the place of a node that calls it."""
+        """Add the nodes of a function in place of a node that calls it."""
         self._check_opset(function)
         inside = self._inside(node, prefix)
         local: ChainMap[str, str] = ChainMap()
@@ -274,7 +273,7 @@ class _Flat:
                 self.nodes.append(Node("Identity", "", (source,), (prefix + made,), {}))
 
     def _check_opset(self, function: Any) -> None:
-        """Refuse a function whose nodes mean what another version of the operators says."""
+        """Check that a function has the opset of the model."""
         versions = {o.version for o in function.opset_import if o.domain in ("", "ai.onnx")}
         if versions - {self._opset}:
             whose = f"the function {brief(text(self.where, function.name))!r} is of opset {sorted(versions)}"
@@ -283,12 +282,12 @@ class _Flat:
 
 
 def _overload(one: Any) -> str:
-    """Return which of several functions of one name is meant; older versions of the package have one."""
+    """Return the overload of a function; older versions of onnx have no overloads."""
     return str(getattr(one, "overload", ""))
 
 
 def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
-    """Return an attribute; of one that refers to an attribute of the call, that; None if there is none."""
+    """Resolve an attribute that refers to an attribute of the call; None if the call does not have it."""
     if not a.ref_attr_name:
         return a
     actual = given.get(a.ref_attr_name)
@@ -301,7 +300,7 @@ def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
 
 
 def text(where: str, value: Any) -> str:
-    """Return `value`, which the package gives as bytes where it is no text."""
+    """Return `value` as text; onnx returns bytes for invalid text."""
     if isinstance(value, bytes):
         msg = f"{where} holds a name that is no text, {ascii(value)[:80]}"
         raise FormatError(msg)
@@ -309,12 +308,12 @@ def text(where: str, value: Any) -> str:
 
 
 def dotted(name: str) -> str:
-    """Return a name as the contents of a file have it."""
+    """Return a name in the form of `Contents.tensors`."""
     return name.replace("/", ".").strip(".")
 
 
 def lifted(nodes: Iterable[Node]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
-    """Return the nodes without those that only hold a constant, and these constants."""
+    """Return the nodes without Constant nodes, and the constants of those."""
     others, constants = [], {}
     for node in nodes:
         value = next(iter(node.attributes.values()), None)
@@ -334,7 +333,7 @@ def _same(a: np.ndarray) -> np.ndarray:
 
 
 def _opset(where: str, model: Any) -> int:
-    """Return version of ONNX's own operators that the model was written for."""
+    """Return the opset version of the ONNX operators in the model."""
     newest = import_onnx().defs.onnx_opset_version()
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
@@ -351,7 +350,7 @@ def _check_names(
     nodes: Iterable[Node],
     outputs: Iterable[str],
 ) -> None:
-    """Refuse a value that is made twice, or used before it is made."""
+    """Check that each value is defined once, and before its use."""
     known = {"", *constants}
     for name in [*(n for n in inputs if n not in constants), *made]:
         if name in known:
@@ -390,9 +389,9 @@ def _input(where: str, value: Any) -> Input:
 
 
 def as_node(where: str, node: Any, given: Sequence[Any] | None = None) -> Node:
-    """Return a NodeProto; an operator of another domain than ONNX's own keeps that in its name.
+    """Convert a NodeProto; the name of an operator of another domain includes the domain.
 
-    `given` are its attributes, if they are not its own.
+    `given` replaces the attributes of the node.
     """
     protos = node.attribute if given is None else given
     domain, op, name = (text(where, value) for value in (node.domain, node.op_type, node.name))
@@ -407,7 +406,7 @@ def as_node(where: str, node: Any, given: Sequence[Any] | None = None) -> Node:
 
 
 def _attribute(where: str, a: Any) -> Any:
-    """Return an AttributeProto's value."""
+    """Return the value of an AttributeProto."""
     kind = next((name for name, number in a.AttributeType.items() if number == a.type), None)
     if kind in ("FLOAT", "FLOATS"):
         numbers = [_written(number) for number in ([a.f] if kind == "FLOAT" else a.floats)]
@@ -421,7 +420,7 @@ def _attribute(where: str, a: Any) -> Any:
 
 
 def _written(number: float) -> float:
-    """Return the shortest decimal of a single float, as it was before it was stored: 0.2, not 0.200000003."""
+    """Return the shortest decimal that rounds to a float32 number: 0.2, not 0.200000003."""
     return float(str(np.float32(number)))
 
 
@@ -429,7 +428,7 @@ KEEP_INSIDE = "save the model with its tensors inside, onnx.save(onnx.load(path)
 
 
 class Beside:
-    """The files of tensors that a model names: only those in its own folder are opened."""
+    """External tensor files of a model; only files in the model's folder are opened."""
 
     def __init__(self, where: str, folder: str | None) -> None:
         self.where, self._folder = where, folder
@@ -437,11 +436,11 @@ class Beside:
 
     @property
     def size(self) -> int:
-        """Return the bytes of all files together."""
+        """Return the total bytes of all files."""
         return sum(self._sizes.values())
 
     def tensor(self, name: str, tensor: Any) -> Tensor:
-        """Return a TensorProto, whether its numbers are inside of the model or in another file."""
+        """Convert a TensorProto with data inside the model or in another file."""
         if tensor.data_location != tensor.EXTERNAL and not tensor.external_data:
             return tensor_of(self.where, name, tensor)
         named = {text(self.where, e.key): text(self.where, e.value) for e in tensor.external_data}
@@ -481,7 +480,7 @@ class Beside:
         return self._sizes[location]
 
     def _opened(self, location: str, what: str) -> IO[bytes]:
-        """Open a file in the folder of the model; a link could lead out of it."""
+        """Open a regular file in the folder of the model; a link could leave the folder."""
         path = os.path.join(self._folder or "", location)
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         try:
@@ -505,12 +504,12 @@ class Beside:
 
 
 def _whole(told: str) -> int | None:
-    """Return a whole number that is written in digits; None if it is not."""
+    """Parse a decimal integer of at least 0; None for other text."""
     return int(told) if told.isascii() and told.isdigit() and len(told) <= 18 else None
 
 
 def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
-    """Return a TensorProto: its size is checked now, its numbers are read later."""
+    """Convert a TensorProto; the size is checked now, and the data is read on demand."""
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
         return refusal(where, name, f"is in another file: {KEEP_INSIDE}")
     if tensor.data_type not in DTYPES:
@@ -528,7 +527,7 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
 
 
 def refusal(where: str, name: str, why: str) -> Tensor:
-    """Return a tensor that is refused when it is asked for."""
+    """Return a tensor that raises an error when it is read."""
 
     def refuse() -> Any:
         msg = f"{where}: {brief(name)} {why}"
@@ -538,11 +537,11 @@ def refusal(where: str, name: str, why: str) -> Tensor:
 
 
 def _array_of(where: str, name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the numbers of a TensorProto."""
+    """Return the data of a TensorProto."""
     if tensor.HasField("raw_data"):
         return buffers.as_array(where, name, tensor.raw_data, dtype, shape)
     values = getattr(tensor, DTYPES[tensor.data_type][1])
     host = np.asarray(values, dtype=np.int64 if dtype in ("float16", "bfloat16") else dtype)
-    if dtype in ("float16", "bfloat16"):  # stored as their bits
+    if dtype in ("float16", "bfloat16"):  # stored as bit patterns
         return buffers.as_array(where, name, host.astype("<u2").tobytes(), dtype, shape)
     return host.reshape(shape)

@@ -1,7 +1,7 @@
-"""The arithmetic around recurrent nodes: products, convolutions, norms, reductions, functions of one number.
+"""Arithmetic operators: products, convolutions, norms, reductions, elementwise functions.
 
-Formulas and defaults are those of https://onnx.ai/onnx/operators/. No path between layers is followed through
-these nodes, because each changes numbers.
+Formulas and defaults are those of https://onnx.ai/onnx/operators/. Traces between layers stop at these nodes,
+since they change numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _of_two, _t
 
 
 def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
-    """Return the operation of a function of one number."""
+    """Return the operation of an elementwise function of one array."""
 
     def run(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
         return [compute(_array.namespace(values[0], "X"), values[0])]
@@ -30,7 +30,7 @@ def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
 
 
 def _relu(xp: Namespace, x: Array) -> Array:
-    """Return the positive part; a NaN stays."""
+    """Return the positive part; NaN stays NaN."""
     return xp.where(x < 0, xp.zeros_like(x), x)
 
 
@@ -68,7 +68,7 @@ def _clip(place: Place, _node: Node, values: list[Any]) -> list[Array]:
 
 
 def _softmax(place: Place, node: Node, values: list[Any]) -> list[Array]:
-    """Return ``exp(x) / sum(exp(x))``; before opset 13 over all axes from the given one on."""
+    """Return ``exp(x) / sum(exp(x))``; before opset 13, over all axes from `axis` to the last."""
     x = values[0]
     xp, shape = _array.namespace(x, "input"), x.shape
     axis = _axis(node, node.attributes.get("axis", -1 if place.opset >= 13 else 1), x.ndim)
@@ -115,7 +115,7 @@ def _layer_norm(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _reduced(name: str) -> Operation:
-    """Return the operation that takes axes away by a function of the array namespace."""
+    """Return the operation that reduces axes with a function of the array namespace."""
 
     def run(_place: Place, node: Node, values: list[Any]) -> list[Array]:
         x = values[0]
@@ -133,7 +133,7 @@ def _reduced(name: str) -> Operation:
 
 
 def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
-    """Add numbers before and after along axes: of one value, of the edge, mirrored, or from the other end."""
+    """Pad axes before and after in the mode constant, edge, reflect or wrap."""
     x, pads, value, axes = [*values, None, None][:4]
     counts = _numbers(pads)
     chosen = [_axis(node, k, x.ndim) for k in (range(x.ndim) if axes is None else _numbers(axes))]
@@ -146,7 +146,7 @@ def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
     return [x]
 
 
-# The number at place k of an axis of n, before the axis begins and after it ends.
+# Maps an index k outside an axis of size n to an index inside, for each mode.
 _PADDED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "constant": lambda k, n: np.where((k < 0) | (k >= n), n, k),
     "edge": lambda k, n: np.clip(k, 0, n - 1),
@@ -158,7 +158,7 @@ _PADDED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 def _padded_along(
     place: Place, node: Node, x: Array, axis: int, counts: tuple[int, int], mode: str, value: Array | None
 ) -> Array:
-    """Pad one axis; negative counts cut."""
+    """Pad one axis; negative counts crop it."""
     before, after = counts
     n = x.shape[axis]
     if before == after == 0:
@@ -175,7 +175,7 @@ def _padded_along(
 
 
 def _filled(place: Place, xp: Namespace, x: Array, axis: int, value: Array | None) -> Array:
-    """Return one slice along `axis` that holds `value` everywhere."""
+    """Return one slice along `axis` with all elements equal to `value`."""
     shape = tuple(1 if k == axis else size for k, size in enumerate(x.shape))
     if value is None:
         return xp.zeros(shape, dtype=x.dtype, device=_array.device(x))
@@ -184,7 +184,7 @@ def _filled(place: Place, xp: Namespace, x: Array, axis: int, value: Array | Non
 
 
 def _conv(_place: Place, node: Node, values: list[Any]) -> list[Array]:
-    """Correlate along the one axis after batch and channels, as one product of matrices for each group."""
+    """Correlate along the single spatial axis, as one matrix product for each group."""
     x, w, bias = [*values, None][:3]
     groups = node.attributes.get("group", 1)
     if x.ndim != 3 or w.ndim != 3 or groups < 1 or w.shape[0] % groups or x.shape[1] != groups * w.shape[1]:
@@ -210,7 +210,7 @@ def _conv(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _columns(xp: Namespace, node: Node, x: Array, kernel: int) -> Array:
-    """Return what each place of the kernel meets: (B, C, kernel, L)."""
+    """Return the inputs under the kernel at each output position, (B, C, kernel, L)."""
     stride, dilation = (_single(node, name, 1) for name in ("strides", "dilations"))
     if node.attributes.get("kernel_shape", [kernel]) != [kernel] or stride < 1 or dilation < 1:
         msg = f"the {node.label} has {dict(node.attributes)}, and W a kernel of {kernel}"
@@ -230,7 +230,7 @@ def _columns(xp: Namespace, node: Node, x: Array, kernel: int) -> Array:
 
 
 def _single(node: Node, name: str, default: int) -> int:
-    """Return an attribute that holds one number for each axis, of which there is one."""
+    """Return the only number of an attribute with one number for each spatial axis."""
     values: Sequence[int] = node.attributes.get(name, [default])
     if len(values) != 1:
         msg = f"the {node.label} has {name}={list(values)}, expected one number"
@@ -239,7 +239,7 @@ def _single(node: Node, name: str, default: int) -> int:
 
 
 def _edges(node: Node, n: int, reach: int, stride: int) -> tuple[int, int]:
-    """Return how many zeros a convolution adds before and after."""
+    """Return the number of zeros before and after the input of a convolution."""
     auto = node.attributes.get("auto_pad", "NOTSET")
     if auto == "NOTSET":
         pads = node.attributes.get("pads", [0, 0])

@@ -1,4 +1,4 @@
-"""A whole ONNX model of recurrent nodes and those around them, run on any array library."""
+"""Run an ONNX model on any array library."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from xplstm.io.onnx._math import MATH
 from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, settled
 from xplstm.io.onnx._operator import KINDS, OPERATORS, Attributes, Operator, Weights
 
-# What runs here, apart from recurrent nodes and If.
+# Supported operators, except recurrent operators and If.
 RUNNABLE = OPERATIONS | MATH
-# X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c and P.
+# Inputs X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c and P.
 _WEIGHTS = (1, 2, 3, 7)
 
 
 class Prepared:
-    """A model that is ready to run, any number of times; made by `prepare`."""
+    """A model from `prepare`, which can run any number of times."""
 
     def __init__(self, graph: Graph, place: Place) -> None:
         reason = why_not(graph)
@@ -33,7 +33,7 @@ class Prepared:
         self._graph = graph
         self._place = place
         self._makers = {name: node for node in graph.nodes for name in node.outputs if name}
-        # By the names of their outputs: those nodes whose weights no caller can change.
+        # Recurrent nodes with constant weights, by their output names.
         self._operators: dict[tuple[str, ...], Operator] = {}
         fixed = {*graph.constants} - {i.name for i in graph.inputs}
         for node in (n for n in graph.nodes if n.op in OPERATORS):
@@ -50,18 +50,18 @@ class Prepared:
         Parameters
         ----------
         inputs : sequence of array, or mapping of str to array
-            By name, or in the model's order, those that may be left out last. Floats are arrays of the
-            library that the model was prepared for; integers may also be NumPy's.
+            Inputs by name or in the order of the model, with optional inputs last. Float arrays must be of
+            the prepared library and device; integer arrays may also be NumPy arrays.
 
         Returns
         -------
         tuple of array
-            The model's outputs, in its order.
+            Outputs of the model, in order.
 
         Raises
         ------
         ArgumentError, ShapeError, DTypeError, BackendError
-            Naming the input or node and what is wrong with it.
+            If an input is missing, unknown or wrong, or a node cannot run; the message names it.
         """
         values: dict[str, Any] = {"": None, **self._constants, **self._given(inputs)}
         wanted = [*reversed(self._graph.outputs)]
@@ -79,7 +79,7 @@ class Prepared:
         return tuple(self._left(values[name]) for name in self._graph.outputs)
 
     def _needed(self, node: Node, values: Mapping[str, Any]) -> list[str]:
-        """Return what a node needs; of one with branches, what makes the outputs of the branch taken."""
+        """Return the values that a node needs; for an If node, the outputs of the taken branch."""
         if node.op != "If":
             return self._inputs(node)
         condition, *branches = node.inputs
@@ -104,7 +104,7 @@ class Prepared:
             return ready(*others)[: len(node.outputs)]
 
     def _given(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
-        """Return what was passed, by name and checked."""
+        """Return the checked inputs by name."""
         optional = [i for i in self._graph.inputs if i.name in self._graph.constants]
         required = [i for i in self._graph.inputs if i.name not in self._graph.constants]
         known = {i.name: i for i in (*required, *optional)}
@@ -123,7 +123,7 @@ class Prepared:
         return {name: self._entered(known[name], a) for name, a in inputs.items()}
 
     def _entered(self, expected: Input, a: Array) -> Array:
-        """Return one input, if it is what the model says."""
+        """Check one input against the dtype, library and shape of the model."""
         xp, dtype = _array.namespace(a, expected.name), _array.dtype_name(a.dtype)
         if expected.dtype is not None and dtype != expected.dtype:
             msg = f"{expected.name} has dtype {dtype}, expected {expected.dtype}"
@@ -138,11 +138,11 @@ class Prepared:
         return _array.native(a)
 
     def _left(self, a: Array) -> Array:
-        """Return an output in the array library, whatever it is."""
+        """Convert an output to the array library."""
         return _array.asarray(a, self._place.xp, self._place.device) if isinstance(a, np.ndarray) else a
 
     def _constant(self, name: str) -> Array | None:
-        """Return an initialiser in its place; None for what is left out or no initialiser."""
+        """Return an initialiser on its device; None for other names."""
         return (
             settled(self._place, self._graph.constants[name].array())
             if name in self._graph.constants
@@ -150,25 +150,25 @@ class Prepared:
         )
 
     def _inputs(self, node: Node) -> list[str]:
-        """Return what a node still needs: not the weights of one that has them in our order."""
+        """Return the inputs that a node needs, without converted weights."""
         ready = node.outputs in self._operators
         return [name for k, name in enumerate(node.inputs) if not (ready and k in _WEIGHTS)]
 
 
 def _fits(given: tuple[int, ...], told: tuple[int | str, ...]) -> bool:
-    """Return whether a shape is the one that a model gives, where a size in words is any."""
+    """Return whether a shape fits the shape in the model, in which a str means any size."""
     return len(given) == len(told) and all(
         isinstance(t, str) or g == t for g, t in zip(given, told, strict=True)
     )
 
 
 def why_not(graph: Graph) -> str | None:
-    """Return why a model cannot run here: the first node that cannot."""
+    """Return why a model is not supported, with its first unsupported node; None if it is supported."""
     return next((f"{graph.where} has {why}" for why in map(why_not_node, graph.nodes) if why), None)
 
 
 def why_not_node(node: Node) -> str | None:
-    """Return why a node cannot run here, in words that begin with it."""
+    """Return why a node is not supported, in words that start with the node; None if it is supported."""
     needs: frozenset[str] = frozenset()
     if node.op in OPERATORS:
         others = (kind.own for name, kind in KINDS.items() if name != node.op)
@@ -193,7 +193,7 @@ def why_not_node(node: Node) -> str | None:
     return None
 
 
-# Types of the attributes that are read, and of the elements of those that are lists.
+# Types of the attributes, and of the elements of lists.
 _KINDS: dict[str, tuple[type, type | None]] = {
     **dict.fromkeys(("direction",), (str, None)),
     **dict.fromkeys(("clip", "ratio", "epsilon", "alpha", "beta"), (float, None)),
@@ -209,7 +209,7 @@ _KINDS: dict[str, tuple[type, type | None]] = {
 
 
 def _is_kind(name: str, value: Any) -> bool:
-    """Return whether an attribute is of its type: an integer, if nothing else is said."""
+    """Return whether an attribute has its type, which is int by default."""
     kind, inner = _KINDS.get(name, (int, None))
     if isinstance(value, list) and kind is list and inner is not None:
         return all(isinstance(one, inner) for one in value)
@@ -227,13 +227,13 @@ def weight_names(node: Node) -> list[str]:
 
 
 def operator(node: Node, weights: Weights) -> Operator:
-    """Return a recurrent node with its weights."""
+    """Return the operator of a recurrent node with its weights."""
     return OPERATORS[node.op](weights, Attributes(**node.attributes))
 
 
 @contextmanager
 def naming(node: Node) -> Iterator[None]:
-    """Name the node in whatever is wrong with it."""
+    """Add the name of the node to errors."""
     try:
         yield
     except XplstmError as error:

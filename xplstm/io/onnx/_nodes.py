@@ -1,7 +1,7 @@
-"""The nodes around recurrent ones: those that move numbers, and a little arithmetic.
+"""Operators that move numbers, and basic arithmetic.
 
-Integers, such as shapes and indices, stay NumPy arrays on the host, so that no device is waited for; what
-floats is the array library's. Only where the two meet does the first follow the second.
+Integers, such as shapes and indices, stay NumPy arrays on the host, which avoids waiting for a device. Floats
+are arrays of the array library. An operation on both converts the integers to that library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xplstm.io.onnx._graph import DTYPES, Node
 
 
 class Place(NamedTuple):
-    """Where arrays live, and for which version of the operators the nodes were written."""
+    """Library and device of arrays, and opset of the nodes."""
 
     xp: Namespace
     device: Device | None
@@ -29,31 +29,31 @@ class Place(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """How an operator runs, and what a node of it has."""
+    """An operator: its function, and the inputs and attributes of its nodes."""
 
     run: Callable[[Place, Node, list[Any]], list[Array]]
     inputs: range
-    """How many there can be."""
+    """Allowed numbers of inputs."""
     attributes: frozenset[str] = frozenset()
-    """Those that it may have."""
+    """Allowed attributes."""
     needs: frozenset[str] = frozenset()
-    """Those that it must have."""
+    """Required attributes."""
 
 
 def is_host(a: Array) -> bool:
-    """Return whether `a` is an array of integers or truth values on the host, which may stay there."""
+    """Return whether `a` is a NumPy array of integers or booleans, which stays on the host."""
     return isinstance(a, np.ndarray) and _array.dtype_name(a.dtype).startswith(("int", "uint", "bool"))
 
 
 def settled(place: Place, a: Array) -> Array:
-    """Return `a` where it belongs: an array of floats goes to the array library."""
+    """Convert a float array to the array library; leave other arrays unchanged."""
     if is_host(a) or not isinstance(a, np.ndarray):
         return a
     return _array.asarray(a, place.xp, place.device)
 
 
 def _together(place: Place, *arrays: Array) -> tuple[Namespace, list[Array]]:
-    """Return arrays that meet, in one library: the host's if all are there."""
+    """Convert arrays to one library; NumPy if all are on the host."""
     if all(isinstance(a, np.ndarray) for a in arrays):
         return _array.named_namespace("numpy"), list(arrays)
     moved = (_array.asarray(a, place.xp, place.device) if isinstance(a, np.ndarray) else a for a in arrays)
@@ -61,7 +61,7 @@ def _together(place: Place, *arrays: Array) -> tuple[Namespace, list[Array]]:
 
 
 def _numbers(a: Array) -> list[int]:
-    """Return integers as Python's."""
+    """Convert an integer array to a list of Python integers."""
     return [int(n) for n in np.reshape(_array.to_numpy(a), (-1,))]
 
 
@@ -74,7 +74,7 @@ def _axis(node: Node, axis: int, ndim: int) -> int:
 
 
 def _axes(node: Node, values: list[Any]) -> list[int] | None:
-    """Return axes, which were an attribute before opset 13 and are an input since."""
+    """Return the axes, which are an attribute before opset 13 and an input from opset 13 on."""
     if len(values) > 1 and values[1] is not None:
         return _numbers(values[1])
     return node.attributes.get("axes")
@@ -138,7 +138,7 @@ def _slice(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _sliced(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
-    """Slice along one axis; backwards from a flipped array, since some libraries have no other way."""
+    """Slice along one axis; a negative step slices a flipped array, since some libraries lack such steps."""
     if step == 0:
         msg = f"the {node.label} has a step of 0"
         raise ArgumentError(msg)
@@ -240,7 +240,7 @@ def _where(place: Place, _node: Node, values: list[Any]) -> list[Array]:
 
 
 def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
-    """Return an operation on any number of arrays, from the first to the last."""
+    """Return an operation that reduces any number of arrays with a binary function."""
 
     def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
         xp, arrays = _together(place, *values)
@@ -250,12 +250,12 @@ def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
 
 
 def _of_two(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
-    """Return the operation of a function of two arrays."""
+    """Return the operation of a binary function."""
     return _chained(compute)._replace(inputs=range(2, 3))
 
 
 def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
-    """Return divide; of integers towards zero, as C does."""
+    """Divide two arrays; integers are truncated towards zero."""
     xp, (a, b) = _together(place, *values)
     if not _array.dtype_name(a.dtype).startswith(("int", "uint")):
         return [a / b]
@@ -272,7 +272,7 @@ def _tile(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
-    """Return ``(x - zero_point) * scale``, both one number or one for each place along an axis."""
+    """Return ``(x - zero_point) * scale``, with scalars or one number for each index of an axis."""
     a, scale, zero = [*values, None][:3]
     scale = _array.to_numpy(scale)
     axis = _axis(node, node.attributes.get("axis", 1), a.ndim) if scale.size > 1 else 0
@@ -321,7 +321,7 @@ def _takes(
 
 OPERATIONS = {
     "Identity": _takes(_identity, 1, 1),
-    "Dropout": _takes(_identity, 1, 3, "ratio", "seed"),  # what it is outside training
+    "Dropout": _takes(_identity, 1, 3, "ratio", "seed"),  # the identity outside training
     "ConstantOfShape": _takes(_constant_of_shape, 1, 1, "value"),
     "Shape": _takes(_shape, 1, 1, "start", "end"),
     "Size": _takes(_size, 1, 1),

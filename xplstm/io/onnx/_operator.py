@@ -1,6 +1,6 @@
-"""ONNX's operators LSTM, GRU and RNN as layers of ours: their attributes, their axes, their order of gates.
+"""Run the ONNX operators LSTM, GRU and RNN as layers of this package, with converted axes and gate orders.
 
-They are described in https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html and onnx__RNN.html.
+See https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html and onnx__RNN.html for the definitions.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ ACTIVATIONS = {
 }
 
 
-# ONNX Runtime takes 0 for their constants. ONNX says 1 for ThresholdedRelu, and has no schema of the others.
+# ONNX Runtime uses 0 for their constants. ONNX defines 1 for ThresholdedRelu and nothing for the others.
 _UNSURE = ("affine", "scaledtanh", "thresholdedrelu")
-# The domain of ONNX Runtime's own operators, and the one whose weights have 8 bits.
+# Domain of ONNX Runtime's operators, and its operator with 8-bit weights.
 RUNTIME, QUANTIZED = "com.microsoft", "DynamicQuantizeLSTM"
 
 
 class Kind(NamedTuple):
-    """How an operator keeps its parameters."""
+    """Parameter layout of an operator."""
 
     from_gates: tuple[int, ...]
-    """Which of their blocks is at each place of ours."""
+    """ONNX gate index of each gate of this package."""
     to_gates: tuple[int, ...]
-    """Which of our blocks is at each place of theirs."""
+    """Gate index in this package of each ONNX gate."""
     params: type[LSTMParams | GRUParams | RNNParams]
     activations: tuple[str, ...]
-    """Its default functions in one direction."""
+    """Default functions of one direction."""
     inputs: int
-    """The most that a node has."""
+    """Largest number of inputs."""
     own: frozenset[str] = frozenset()
     """Attributes that no other operator has."""
 
 
 KINDS = {
-    # i, o, f, c there and i, f, g, o here
+    # ONNX has i, o, f, c; this package has i, f, g, o
     "LSTM": Kind(
         (0, 2, 3, 1),
         (0, 3, 1, 2),
@@ -69,16 +69,16 @@ KINDS = {
         8,
         frozenset({"input_forget"}),
     ),
-    # z, r, h there and r, z, n here
+    # ONNX has z, r, h; this package has r, z, n
     "GRU": Kind((1, 0, 2), (1, 0, 2), GRUParams, ("Sigmoid", "Tanh"), 6, frozenset({"linear_before_reset"})),
     "RNN": Kind((0,), (0,), RNNParams, ("Tanh",), 6),
 }
-# The same of i, o, f and i, f, o: this order is its own inverse.
+# Peepholes: ONNX has i, o, f; this package has i, f, o. This permutation is its own inverse.
 PEEPHOLES = (0, 2, 1)
 
 
 class Attributes(NamedTuple):
-    """What a node says in addition to its inputs; the names and defaults are the operators'."""
+    """Attributes of a node, with the names and defaults of the operators."""
 
     direction: str = "forward"
     layout: int = 0
@@ -92,7 +92,7 @@ class Attributes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Inputs of a node that are parameters of the layer: arrays, or their names."""
+    """Parameter inputs of a node, as arrays or names."""
 
     W: Any
     R: Any
@@ -101,10 +101,10 @@ class Weights(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """A node as layers of ours, its gates in our order: what can be done once for all calls."""
+    """A node converted to layers of this package, for many calls."""
 
     parts: tuple[FrozenLSTM, ...]
-    """One for all directions, or one for each."""
+    """One layer for all directions, or one for each direction."""
     where: _checks.Home
     sizes: tuple[int, int, int]
     """D, I, H."""
@@ -117,7 +117,7 @@ class Operator(NamedTuple):
         initial_h: Array | None = None,
         initial_c: Array | None = None,
     ) -> tuple[Array, Array, Array]:
-        """Run the node: Y, Y_h, Y_c; the last has no columns for RNN."""
+        """Run the node, and return Y, Y_h and Y_c; Y_c has no columns for RNN."""
         X, state = self.enter(X, initial_h, initial_c)
         ys, ends, row = [], [], 0
         for part in self.parts:
@@ -132,7 +132,7 @@ class Operator(NamedTuple):
     def enter(
         self, X: Array, h: Array | None, c: Array | None, h_name: str = "initial_h", c_name: str = "initial_c"
     ) -> tuple[Array, LSTMState]:
-        """Return X, and the state as (D, B, H), zeros where it is left out; checked."""
+        """Check X and the state, and return them with the axes (D, B, H); an omitted state is zero."""
         D, I, H = self.sizes
         X = _checks.array("X", X, self.where, ("B", "T", I) if self.layout else ("T", "B", I), "as W has it")
         B = X.shape[0 if self.layout else 1]
@@ -148,14 +148,14 @@ class Operator(NamedTuple):
         return X, LSTMState(*entered)
 
     def leave(self, y: Array, state: LSTMState) -> tuple[Array, Array, Array]:
-        """Return Y, Y_h and Y_c from our axes."""
+        """Convert y and the final state to the axes of Y, Y_h and Y_c."""
         D, _, H = self.sizes
         y = _array.reshape(y, (*y.shape[:2], D, H))
         Y = y if self.layout else self.where.xp.permute_dims(y, (0, 2, 1, 3))
         return Y, self._swapped(state.h), self._swapped(state.c)
 
     def enter_gradient(self, dY: Array | None) -> Array | None:
-        """Return the gradient with respect to our y."""
+        """Convert dY to the gradient with respect to y."""
         if dY is None:
             return None
         D, _, H = self.sizes
@@ -167,7 +167,7 @@ class Operator(NamedTuple):
     def vjp(
         self, X: Array, sequence_lens: Any, initial_h: Array | None, initial_c: Array | None
     ) -> tuple[tuple[Array, Array, Array], Callable[..., dict[str, Array]]]:
-        """Run a node LSTM and keep what its gradients need: outputs, and the backward pass."""
+        """Run an LSTM node, and return its outputs and the pullback."""
         (part,) = self.parts
         X, state = self.enter(X, initial_h, initial_c)
         call = _stack.enter(part._stack, self.where, X, state, sequence_lens, None)
@@ -189,12 +189,12 @@ class Operator(NamedTuple):
         return self.parts[0]._stack.cell.cell_size(self.sizes[2])
 
     def _swapped(self, a: Array) -> Array:
-        """Convert a state between their axes and ours."""
+        """Convert a state between the axes of ONNX and of this package."""
         return self.where.xp.permute_dims(a, (1, 0, 2)) if self.layout else a
 
 
 def lstm(weights: Weights, attributes: Attributes) -> Operator:
-    """Return a node LSTM: one layer, all its directions at once."""
+    """Return the operator of an LSTM node, with one layer for all directions."""
     where, sizes, attributes = _opened(weights, attributes, "LSTM")
     layer = tuple(params_of("LSTM", weights))
     stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, node_cell(attributes, weights.P))
@@ -202,7 +202,7 @@ def lstm(weights: Weights, attributes: Attributes) -> Operator:
 
 
 def rnn(weights: Weights, attributes: Attributes) -> Operator:
-    """Return a node RNN: each direction by itself, since each has a function of its own."""
+    """Return the operator of an RNN node, with one layer for each direction, since functions may differ."""
     where, sizes, attributes = _opened(weights, attributes, "RNN")
     parts = [
         FrozenLSTM(_one(sizes, attributes, (reverse,), weights, cell), where, ((p,),))
@@ -214,7 +214,7 @@ def rnn(weights: Weights, attributes: Attributes) -> Operator:
 
 
 def gru(weights: Weights, attributes: Attributes) -> Operator:
-    """Return a GRU node: one layer, all its directions at once."""
+    """Return the operator of a GRU node, with one layer for all directions."""
     where, sizes, attributes = _opened(weights, attributes, "GRU")
     stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, gru_cell(attributes))
     layer = tuple(params_of("GRU", weights))
@@ -227,7 +227,7 @@ OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm,
 def _opened(
     weights: Weights, attributes: Attributes, operator: str
 ) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
-    """Return where the weights live, their sizes D, I and H, and the attributes; all checked."""
+    """Check weights and attributes, and return the library, the sizes D, I and H, and the attributes."""
     _checks.floats({"W": weights.W, "R": weights.R})
     where, gates = _checks.home(weights._asdict()), len(KINDS[operator].to_gates)
     D = _directions(attributes)
@@ -261,12 +261,12 @@ def _one(
 
 
 def _directions(attributes: Attributes) -> int:
-    """Return how many directions a node has."""
+    """Return the number of directions of a node."""
     return len(REVERSE[_values.one_of("direction", attributes.direction, REVERSE)])
 
 
 def node_cell(attributes: Attributes, P: Array | None) -> LSTMCell:
-    """Return the cell that the attributes of an LSTM node describe."""
+    """Return the cell of an LSTM node."""
     D = _directions(attributes)
     _values.size("input_forget", attributes.input_forget, 0, 1)
     variant = Variant(
@@ -286,7 +286,7 @@ def elman_cells(attributes: Attributes) -> list[ElmanCell]:
 
 
 def gru_cell(attributes: Attributes) -> GRUCell:
-    """Return the cell that the attributes of a GRU node describe."""
+    """Return the cell of a GRU node."""
     D = _directions(attributes)
     _values.size("linear_before_reset", attributes.linear_before_reset, 0, 1)
     own = (Activation("sigmoid"), Activation("tanh")) * D
@@ -297,7 +297,7 @@ def gru_cell(attributes: Attributes) -> GRUCell:
 
 
 def functions(operator: str, attributes: Attributes, directions: int) -> tuple[Activation, ...]:
-    """Return the functions by our names, each with its constants from the two lists, or its defaults."""
+    """Return the functions by the names of this package, with constants from the attributes or defaults."""
     defaults = KINDS[operator].activations
     count = len(defaults) * directions
     names = list(defaults * directions)
@@ -305,7 +305,7 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
         given = _values.items("activations", attributes.activations)
         names = [_values.text(f"activations[{k}]", name) for k, name in enumerate(given)]
     if operator == "RNN" and names == ["Tanh", "Tanh"]:
-        names = names[:count]  # the schema's own default, whatever the direction
+        names = names[:count]  # the default of the schema has names for both directions
     if len(names) != count:
         msg = f"activations={names!r} must hold {count} names for direction={attributes.direction!r}"
         raise ArgumentError(msg)
@@ -338,13 +338,13 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
 
 
 def _constants(name: str, given: Any) -> list[float]:
-    """Return the constants of the functions, none if left out."""
+    """Return the constants of the functions; empty if left out."""
     items = [] if given is None else _values.items(name, given)
     return [_values.finite(f"{name}[{k}]", value) for k, value in enumerate(items)]
 
 
 def params_of(operator: str, weights: Weights) -> list[Any]:
-    """Return the parameters of each direction, copied into our order of gates."""
+    """Return copies of the parameters of each direction, in the gate order of this package."""
     kind, found = KINDS[operator], []
     for d in range(weights.W.shape[0]):
         W, R, B, P = (None if a is None else _array.native(a[d, ...]) for a in weights)
@@ -355,7 +355,7 @@ def params_of(operator: str, weights: Weights) -> list[Any]:
 
 
 def from_params(layer: Sequence[Any]) -> Weights:
-    """Return one layer's parameters, or their gradients, as the operator keeps them."""
+    """Convert the parameters of a layer, or their gradients, to the layout of the operator."""
     first = layer[0]
     xp = _array.namespace(first.weight_ih, "weight_ih")
     order = next(kind.to_gates for kind in KINDS.values() if isinstance(first, kind.params))
@@ -371,7 +371,7 @@ def from_params(layer: Sequence[Any]) -> Weights:
 
 
 def blocks(a: Any, order: Sequence[int]) -> Array:
-    """Return the blocks of rows of `a` in another order, copied."""
+    """Return a copy of `a` with its blocks of rows in another order."""
     xp, n = _array.namespace(a, "weights"), a.shape[0] // len(order)
     return xp.concat([a[k * n : (k + 1) * n, ...] for k in order], axis=0)
 

@@ -1,8 +1,8 @@
-"""Recognise LSTMs with a projection, which ONNX's operator LSTM lacks.
+"""Recognise LSTMs with a projection, which the ONNX operator LSTM does not have.
 
 `export` multiplies the projection into the recurrent weights: R is ``weight_hh @ weight_hr``, and the outputs
-Y and Y_h are multiplied by ``weight_hr.T``. An initial h is multiplied by a right inverse of that. A graph
-that does all of this computes an LSTM with a projection, in files of other writers too.
+Y and Y_h are multiplied by ``weight_hr.T``. An initial h is multiplied by a right inverse of ``weight_hr.T``.
+Any graph with this structure is an LSTM with a projection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xplstm.io.onnx._model import padded, why_not_node
 
 
 class _Shape(NamedTuple):
-    """The values of a node that are different for a layer with a projection."""
+    """Values of a node that a projection changes."""
 
     recurrent: str
     projection: str
@@ -27,7 +27,7 @@ class _Shape(NamedTuple):
 
 
 def projected(graph: Graph) -> Graph:
-    """Return the graph with one node for each LSTM with a projection; `Graph.projections` has them."""
+    """Return the graph with one node for each LSTM with a projection, listed in `Graph.projections`."""
     sizes = {"MatMul": 2, "Transpose": 1}
     whole = [n for n in graph.nodes if len(n.inputs) == sizes.get(n.op) and not why_not_node(n)]
     makers = {name: node for node in whole for name in node.outputs if name}
@@ -57,7 +57,7 @@ def projected(graph: Graph) -> Graph:
 def _shape_of(
     evaluator: Evaluator, node: Node, makers: dict[str, Node], users: dict[str, list[Node]]
 ) -> _Shape | None:
-    """Return what of a node belongs to a projection; None if it has none that is proved."""
+    """Return the projection of a node; None if the node has no proven projection."""
     graph = evaluator.graph
     if node.op != "LSTM" or why_not_node(node) is not None:
         return None
@@ -93,10 +93,10 @@ def _shape_of(
 
 
 def _is_inverse(back: np.ndarray, projection: np.ndarray) -> bool:
-    """Return whether ``back @ projection`` is the identity, within what rounding `back` once can change."""
+    """Return whether ``back @ projection`` is the identity, up to the rounding of `back`."""
     if back.dtype.kind != "f" or back.dtype != projection.dtype:
         return False
     left, right = back.astype(np.float64), projection.astype(np.float64)
-    with np.errstate(all="ignore"):  # of numbers that are not finite, nothing is proved
+    with np.errstate(all="ignore"):  # numbers that are not finite prove nothing
         bound = 64 * float(np.finfo(back.dtype).eps) * (np.abs(left) @ np.abs(right))
         return bool(np.all(np.abs(left @ right - np.eye(left.shape[1])) <= bound))

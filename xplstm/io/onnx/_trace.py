@@ -1,7 +1,7 @@
-"""Find what a graph does around its recurrent nodes, by following names and by trials.
+"""Analyse the graph around recurrent nodes by following names and by trial runs.
 
-A path of nodes that move numbers is run once on an array of distinct numbers. The result shows what the path
-does, however it is written. Nothing is taken for harmless because it is not understood.
+A path of nodes that move numbers is run on an array of distinct numbers. The result shows the effect of the
+path. A node that is not understood is never treated as harmless.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from xplstm.io.onnx._model import RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import OPERATIONS
 from xplstm.io.onnx._operator import OPERATORS
 
-# Between layers there are a handful of nodes, and only small constants.
+# Bounds of the nodes and constants between layers, of which there are few.
 LONGEST_PATH = 64
 LARGEST_CONSTANT = 64
-# Sizes of time and of the batch in trials, where the model has none of its own.
+# Numbers of steps and batch entries in trials, if the model does not fix them.
 FREE = (2, 3)
 LARGEST_TRIED = 1 << 20
-# Operators that only move the numbers of their first input.
+# Operators that only move elements of their first input.
 MOVERS = {
     "Identity",
     "Cast",
@@ -43,11 +43,11 @@ MOVERS = {
     "Split",
     "ReverseSequence",
 }
-# Of these, the ones that can drop, repeat or reorder what they move.
+# Moving operators that can drop, repeat or reorder elements.
 _CHOOSING = {"Slice", "Gather", "Split", "ReverseSequence", "Expand", "Tile"}
-# With one operand that is constant, these change the numbers and keep their places.
+# Binary operators that, with one constant operand, change elements but not their positions.
 _SCALING = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Where"}
-# These make each place of their output of the same place of their inputs.
+# Elementwise operators.
 _IN_PLACE = _SCALING | {
     "Identity",
     "Cast",
@@ -72,37 +72,37 @@ _IN_PLACE = _SCALING | {
     "Neg",
     "PRelu",
 }
-# These compute each number by itself, too.
+# Other operators that act on each element separately.
 _BY_ELEMENT = {
     *("Abs", "Neg", "Exp", "Log", "Sqrt", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "Pow"),
     *("Not", "And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
 }
-# In the place of the operator of a malformed node.
+# Placeholder for the operator of a malformed node.
 OPAQUE = "opaque"
 MEASURING = {"Shape", "Size"}
 
 
 class Path(NamedTuple):
-    """The one value that another is made of, and how."""
+    """The single value on which another value depends, and the nodes between them."""
 
     start: str
     nodes: tuple[Node, ...]
-    """In the order in which they run."""
+    """Nodes in the order of execution."""
     measured: frozenset[str]
-    """Values of which only the shape is used."""
+    """Values whose shape alone is used."""
 
 
 class Trace:
-    """A graph whose names can be followed backwards and forwards."""
+    """A graph with the producers and users of each value."""
 
     def __init__(self, graph: Graph) -> None:
-        # What is no proper node of its operator says nothing about its inputs.
+        # A malformed node says nothing about its inputs.
         nodes = (n._replace(op=OPAQUE) if n.op in RUNNABLE and why_not_node(n) else n for n in graph.nodes)
         self.graph = graph = graph._replace(nodes=tuple(nodes))
         self.evaluator = Evaluator(graph)
         self.inputs = {i.name: i for i in graph.inputs}
         self.lengths: dict[str, str | tuple[int, ...]] = {}
-        """Which input of the model, or which constants, each sequence_lens was proved to be."""
+        """Model input or constants that each sequence_lens provably equals."""
         self._paths: dict[tuple[str, bool], Path | None] = {}
         self._of_sizes = self._names_of_sizes()
         self._makers = {name: k for k, node in enumerate(graph.nodes) for name in node.outputs if name}
@@ -112,7 +112,7 @@ class Trace:
                 self._users[name].add(k)
 
     def _names_of_sizes(self) -> set[str]:
-        """Find every value that depends on the shapes of others and constants alone."""
+        """Return the names of all values that depend only on shapes and constants."""
         known: set[str] = set()
         for node in self.graph.nodes:
             given = [name for name in node.inputs if not self.is_constant(name)]
@@ -121,18 +121,18 @@ class Trace:
         return known
 
     def maker(self, name: str) -> Node | None:
-        """Return the node that makes a value."""
+        """Return the node that computes a value."""
         return self.graph.nodes[self._makers[name]] if name in self._makers else None
 
     def is_constant(self, name: str) -> bool:
-        """Return whether a value depends on initialisers alone."""
+        """Return whether a value depends only on initialisers."""
         return name == "" or name in self.evaluator.constant
 
     def path(self, name: str, by_element: bool = False) -> Path | None:
-        """Return the one value that `name` is made of, constants apart; None if there are several.
+        """Return the path to the single value on which `name` depends; None if there are several.
 
-        The path goes through nodes that move numbers. Those that compute each number by itself are
-        followed too if `by_element` is set.
+        Constants do not count. The path follows nodes that move elements, and with `by_element` also nodes
+        that act on each element separately.
         """
         if (name, by_element) not in self._paths:
             followed = {*OPERATIONS, *(_BY_ELEMENT if by_element else ())}
@@ -144,7 +144,7 @@ class Trace:
         while wanted:
             one = wanted.pop()
             if self.is_constant(one):
-                # Its nodes are run with the others: their cost is in the same budget.
+                # These nodes run with the others, at the cost of the same budget.
                 k = self._makers.get(one)
                 if k is not None and k not in found and one not in self.graph.constants:
                     found.add(k)
@@ -162,13 +162,13 @@ class Trace:
             if len(found) > LONGEST_PATH or len(starts) > 1:
                 return None
         nodes = tuple(self.graph.nodes[k] for k in sorted(found))
-        # Without a start it is made of shapes alone.
+        # Without a start, the value depends only on shapes.
         return (
             Path(starts.pop() if starts else "", nodes, frozenset(measured)) if starts or measured else None
         )
 
     def _is_table(self, node: Node) -> bool:
-        """Return whether a node is a layer with weights: a look-up in a table, or a product with a matrix."""
+        """Return whether a node is a table look-up or a product with a matrix of weights."""
         large = [name for name in node.inputs if self._is_large(name)]
         return node.op == "MatMul" or (
             node.op == "Gather" and (bool(large) or self.is_constant(node.inputs[0]))
@@ -179,7 +179,7 @@ class Trace:
         return constant is not None and math.prod(constant.shape) > LARGEST_CONSTANT
 
     def tried(self, path: Path, a: np.ndarray, end: str, large: bool = False) -> np.ndarray | None:
-        """Return what a path makes of `a`; None if that fails, or takes constants that are too `large`."""
+        """Run a path on `a`; None if it fails, or has large constants and `large` is False."""
         if not large and any(self._is_large(name) for node in path.nodes for name in node.inputs):
             return None
         for measured in self._measured(path, a):
@@ -187,14 +187,14 @@ class Trace:
                 made: np.ndarray = self.evaluator.run(path.nodes, {path.start: a, **measured})[end]
             except BudgetError:
                 raise
-            # Then these nodes are none of those that belong between layers.
+            # Such nodes do not occur between layers.
             except FAILURES:
                 continue
             return made
         return None
 
     def _measured(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Return arrays for the values of which only the shape is used: of this time and batch."""
+        """Return arrays for the values whose shape alone is used, with the time and batch sizes of `a`."""
         made = {name for node in path.nodes for name in node.outputs} | {path.start}
         free = path.measured - made
         if not free:
@@ -205,7 +205,7 @@ class Trace:
         return [{name: np.zeros(shape, np.float32) for name in free} for shape in shapes]
 
     def is_alone(self, start: str, path: Iterable[Node], user: Node) -> bool:
-        """Return whether `start`, and what `path` makes of it, is used for the input X of `user` alone."""
+        """Return whether `start` and the values on `path` are used only for the input X of `user`."""
         inside = [*path]
         moved = {start, *(name for node in inside if node.op not in MEASURING for name in node.outputs)}
         data = {name for name in moved if not self.is_constant(name)}
@@ -219,10 +219,10 @@ class Trace:
         return True
 
     def merge_after(self, Y: str, D: int, H: int, end: str, layout: int, between: bool = False) -> str | None:
-        """Return how the directions of `Y` are merged in `end`; None if unknown.
+        """Return the merge of the directions of `Y` in `end`; None if unknown.
 
-        An output of the model may have time and the batch in either order. The input of another layer,
-        `between`, must have them as the layer below had them.
+        In a model output, time and batch may have either order. With `between`, for the input of another
+        layer, they must have the order of the layer below.
         """
         path = self.path(end)
         if path is None or path.start != Y:
@@ -244,12 +244,12 @@ class Trace:
         return None
 
     def _sizes(self, nodes: Iterable[Node], X: str, layout: int, width: int) -> tuple[int, int]:
-        """Return sizes of time and batch for a trial: the model's own where a Reshape may contain them."""
+        """Return the sizes of time and batch for a trial; the model's if a Reshape may contain them."""
         own = self.own_sizes(X, layout) if any(node.op == "Reshape" for node in nodes) else None
         return own if own and math.prod(own) * width <= LARGEST_TRIED else FREE
 
     def own_sizes(self, X: str, layout: int, depth: int = 0) -> tuple[int, int] | None:
-        """Return time and batch of the input of a recurrent node, where the model fixes them."""
+        """Return the sizes of time and batch of a recurrent node's input, if the model fixes them."""
         path = self.path(X)
         shape = self._own_shape(path.start, depth) if path else None
         if path is None or shape is None or math.prod(shape) > LARGEST_TRIED:
@@ -261,7 +261,7 @@ class Trace:
         return (second, first) if layout else (first, second)
 
     def _own_shape(self, name: str, depth: int) -> tuple[int, ...] | None:
-        """Return the fixed shape of an input of the model, or of the first output of a recurrent node."""
+        """Return the fixed shape of a model input, or of the first output of a recurrent node."""
         node = self.maker(name)
         if node is None:
             shape = (self.inputs[name].shape if name in self.inputs else None) or ()
@@ -278,7 +278,7 @@ class Trace:
         return (B, T, D, H) if layout else (T, D, B, H)
 
     def moved_from(self, name: str) -> tuple[str, list[Node]]:
-        """Follow first inputs back through nodes that only move numbers: the value before, and the nodes."""
+        """Follow first inputs back through nodes that only move elements; return the value and the nodes."""
         nodes: list[Node] = []
         while len(nodes) <= LONGEST_PATH:
             node = self.maker(name)
@@ -289,7 +289,7 @@ class Trace:
         return name, nodes
 
     def scaled_from(self, name: str) -> str | None:
-        """Return the input of the model that movers and arithmetic with constants make `name` of, if one."""
+        """Return the model input from which moves and arithmetic with constants compute `name`, or None."""
         for _ in range(LONGEST_PATH):
             node = self.maker(name)
             if node is None:
@@ -305,7 +305,7 @@ class Trace:
         return None
 
     def rearranged_from(self, name: str) -> str | None:
-        """Return the input of the model of which `name` is put together from parts, if one."""
+        """Return the model input whose parts `name` rearranges, or None."""
         path = self.path(name)
         known = MOVERS | _SCALING | MEASURING | {"Concat"}
         return (
@@ -315,13 +315,13 @@ class Trace:
         )
 
     def chooses(self, nodes: Iterable[Node]) -> Node | None:
-        """Return the first of some nodes that may drop, repeat or reorder numbers."""
+        """Return the first node that may drop, repeat or reorder elements, or None."""
         return next((node for node in nodes if node.op in _CHOOSING), None)
 
     def keeps_order(self, name: str, ends: Mapping[str, bool]) -> bool:
-        """Return whether `name` has the axes of the model's inputs, and nothing on the way moves one.
+        """Return whether `name` has the axes of the model's inputs, and no node between them moves an axis.
 
-        `ends` are outputs of recurrent nodes of which the same is known, or not.
+        `ends` maps outputs of recurrent nodes to whether this holds for them.
         """
         wanted, seen = [name], set()
         while wanted:
@@ -340,21 +340,21 @@ class Trace:
         return True
 
     def _is_in_place(self, node: Node) -> bool:
-        """Return whether a node keeps time and batch where they are."""
+        """Return whether a node keeps the positions of the time and batch axes."""
         if node.op == "Gather":
             return self.is_constant(node.inputs[0]) and node.attributes.get("axis", 0) == 0
         if node.op == "MatMul":
             return len(node.inputs) == 2 and self.is_constant(node.inputs[1])
         if node.op == "LayerNormalization":
             return node.attributes.get("axis", -1) == -1
-        if node.op == "Squeeze":  # of the directions of Y
+        if node.op == "Squeeze":  # removes the direction axis of Y
             before = self.maker(node.inputs[0])
             return before is not None and before.op in OPERATORS
         return node.op in _IN_PLACE
 
 
 def _ways(y: np.ndarray, apart: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Return what each merge makes of two directions; of one there is nothing to merge."""
+    """Return the result of each merge of two directions; one direction needs no merge."""
     if apart.shape[2] == 1:
         return {"concat": y}
     ways = {merge: _merge.forward(merge, y) for merge in ("concat", "sum", "mean", "product")}

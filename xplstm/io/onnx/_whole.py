@@ -1,4 +1,4 @@
-"""Whole models as ONNX graphs. A model says in its method ``export_to`` what surrounds its network."""
+"""Export models as ONNX graphs; the method ``export_to`` of a model adds the nodes around its network."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from xplstm.nn import LSTM, Embedding, Linear
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A model with one network, ``lstm``, that describes its graph."""
+    """Interface of a model with one network, ``lstm``, that can be exported."""
 
     lstm: LSTM
 
     def export_to(self, graph: ModelGraph, softmax: bool) -> None:
-        """Add the nodes of the model, and name its inputs and outputs."""
+        """Add the nodes, inputs and outputs of the model to a graph."""
         ...
 
 
 class ModelGraph:
-    """The graph of a model in the making. Values are named by strings; the axes are (T, B, features)."""
+    """Builder of the graph of a model. Values are names; their axes are (T, B, features)."""
 
     def __init__(self, model: Exportable) -> None:
         if model.lstm.batch_first:
@@ -41,31 +41,31 @@ class ModelGraph:
 
     @property
     def stack(self) -> Stack:
-        """Description of the network."""
+        """Stack of the network."""
         return self._network.stack
 
     @property
     def builder(self) -> GraphBuilder:
-        """The nodes so far, and methods that add to them."""
+        """Builder of the nodes."""
         return self._network
 
     def ids(self, name: str) -> str:
-        """Add an input (T, B) of integers."""
+        """Add an integer input (T, B)."""
         self._inputs[name], self._integers = ["T", "B"], True
         return name
 
     def features(self, name: str, count: int | None = None) -> str:
-        """Add an input (T, B, features), of as many as the network reads if `count` is left out."""
+        """Add an input (T, B, count); the input size of the network if `count` is left out."""
         self._inputs[name] = ["T", "B", self.stack.input_size if count is None else count]
         return name
 
     def future(self, name: str, steps: int, count: int) -> str:
-        """Add an input (steps, B, count) for the values after the last step of each batch entry."""
+        """Add an input (steps, B, count) with the values after the last step of each batch entry."""
         self._inputs[name] = [steps, "B", count]
         return name
 
     def columns(self, x: str, chosen: Sequence[int], name: str) -> str:
-        """Return columns of the last axis."""
+        """Select columns of the last axis."""
         places = self.builder.constant(f"{name}.columns", np.asarray(chosen, dtype=np.int64))
         return self.builder.add("Gather", [x, places], name, axis=-1)
 
@@ -74,9 +74,10 @@ class ModelGraph:
         return self.builder.add("Reshape", [x, self.builder.integers(0, 0, *last)], name)
 
     def joined_ahead(self, x: str, known: str, future: str, steps: int) -> str:
-        """Join to `x` (T, B, N) what is known of the next `steps` steps, at each step.
+        """Join the known columns of the next `steps` steps to `x` (T, B, N) at each step.
 
-        `future` (steps, B, K) follows `known` (T, B, K) where each entry ends, as the input lengths says.
+        `future` (steps, B, K) continues `known` (T, B, K) after the length of each entry, given by the input
+        lengths.
         """
         b = self.builder
         self._lengths = b.lengths(x)
@@ -98,7 +99,7 @@ class ModelGraph:
         return b.add("Concat", parts, "entered", axis=-1)
 
     def in_order(self, raw: str, count: int) -> str:
-        """Return `count` quantiles that cannot cross: the last axis of `raw`, from the middle one."""
+        """Convert the last axis of `raw` to `count` quantiles that cannot cross."""
         b, middle = self.builder, count // 2
         gaps = b.add("Softplus", [raw], "gaps")
 
@@ -113,17 +114,17 @@ class ModelGraph:
         return b.add("Concat", [found[k] for k in range(count)], "in_order", axis=-1)
 
     def embed(self, layer: Embedding, ids: str) -> str:
-        """Look vectors up."""
+        """Add the look-up of an embedding."""
         table = self.builder.constant("embedding.weight", _array.to_numpy(layer.params["weight"]))
         return self.builder.add("Gather", [table, ids], "embedded")
 
     def recur(self, x: str) -> str:
-        """Run the network; its final states become outputs."""
+        """Add the network on `x`, and its final states as outputs."""
         self._lengths = self._lengths or self.builder.lengths(x)
         return self.builder.run(self._layers, x, self._lengths)
 
     def recur_on_ids(self, layer: Embedding, name: str) -> str:
-        """Run the network on the vectors of an input of ids, of which those past the lengths are not read."""
+        """Add the network on the embedding of an input of ids; ids after the lengths are ignored."""
         b, ids = self.builder, self.ids(name)
         self._lengths = b.lengths(ids)
         exists = self._existing("id_exists")
@@ -137,14 +138,14 @@ class ModelGraph:
         return self.recur(self.embed(layer, ids))
 
     def _in_front(self, ids: str, exists: str) -> str:
-        """Move the ids that exist to the front, in their order; only they count from now on.
+        """Move the ids that exist to the front in order, and set the lengths to their number.
 
-        Padding may be anywhere. To leave it out changes no final state, no mean and no maximum.
+        Padding may be at any position. Its removal does not change final state, mean and maximum.
         """
         b, TensorProto = self.builder, import_onnx().TensorProto
         counts = b.add("Cast", [exists], "counts", to=TensorProto.INT64)
         T = f"{b.start}T"
-        # A missing id is T steps late, so that sorting brings it behind all others.
+        # Sort keys: padding gets its position plus T, which sorts it after all other ids.
         late = b.add("Mul", [b.add("Sub", [b.integers(1), counts], "is_missing"), T], "late")
         order = b.add("Add", [late, self._steps()], "order")
         names = [f"{b.start}order_in_front", f"{b.start}places"]
@@ -154,7 +155,7 @@ class ModelGraph:
         return b.add("GatherElements", [ids, places], "ids_in_front", axis=0)
 
     def pool(self, kind: str, y: str) -> str:
-        """Return the mean or the largest of y over the steps that exist: (B, features)."""
+        """Return the mean or maximum of y over the steps that exist, (B, features)."""
         b = self.builder
         exists = b.add("Unsqueeze", [self._existing("y_exists"), b.integers(-1)], "y_exists_by_unit")
         zero = self.number(f"{b.start}zero", np.zeros(()))
@@ -172,13 +173,13 @@ class ModelGraph:
         return b.add("Where", [b.add("Unsqueeze", [empty, b.integers(1)], "nothing"), zero, largest], "max")
 
     def _existing(self, name: str) -> str:
-        """Return which steps of the entries exist, (T, B)."""
+        """Return booleans (T, B), True for steps that exist."""
         b = self.builder
         ends = b.add("Cast", [self._lengths], f"{name}_before", to=import_onnx().TensorProto.INT64)
         return b.add("Less", [self._steps(), ends], name)
 
     def _steps(self) -> str:
-        """Return the numbers of the steps, (T, 1)."""
+        """Return the step indices, (T, 1)."""
         b, made = self.builder, f"{self.builder.start}steps"
         if not any(made in node.output for node in b.nodes):
             first, by = (b.constant(f"{b.start}step_{k}", np.asarray(k, dtype=np.int64)) for k in (0, 1))
@@ -187,7 +188,7 @@ class ModelGraph:
         return made
 
     def last(self) -> str:
-        """Return the last layer's final h of each direction, joined: (B, features)."""
+        """Return the joined final h of all directions of the last layer, (B, features)."""
         stack, b = self.stack, self.builder
         D, states = len(stack.reverse), stack.num_layers * len(stack.reverse)
         bounds = [b.integers(states - D), b.integers(states), b.integers(0)]
@@ -196,7 +197,7 @@ class ModelGraph:
         return b.add("Reshape", [by_entry, b.integers(0, D * stack.output_size)], "last")
 
     def linear(self, layer: Linear, x: str) -> str:
-        """Multiply by the weight and add the bias."""
+        """Add a linear layer."""
         host = {name: _array.to_numpy(a) for name, a in layer.params.items()}
         y = self.builder.add(
             "MatMul", [x, self.builder.constant("linear.weight", host["weight"].T)], "product"
@@ -206,20 +207,20 @@ class ModelGraph:
         return self.builder.add("Add", [y, self.builder.constant("linear.bias", host["bias"])], "linear")
 
     def scaled(self, op: str, a: str, b: str, name: str) -> str:
-        """Add a node of two operands."""
+        """Add a node with two operands."""
         return self.builder.add(op, [a, b], name)
 
     def number(self, name: str, value: Any) -> str:
-        """Keep a constant in the dtype of the model."""
+        """Add a constant with the dtype of the model."""
         return self.builder.constant(name, _array.to_numpy(value).astype(self.builder.dtype))
 
     def leave(self, value: str, name: str, shape: list[Any]) -> None:
-        """Make a value an output."""
+        """Add a value as an output."""
         self.builder.add("Identity", [value], name, made=name)
         self._outputs[name] = shape
 
     def leave_logits(self, logits: str, shape: list[Any], softmax: bool, link: str = "Softmax") -> None:
-        """Make logits an output, or their probabilities by the operator `link`."""
+        """Add logits as an output, or probabilities from the operator `link`."""
         if softmax:
             axis: dict[str, Any] = {"axis": -1} if link == "Softmax" else {}
             self.leave(self.builder.add(link, [logits], link.lower(), **axis), "probabilities", shape)
