@@ -65,12 +65,12 @@ def load(
         "haste", "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras",
         "onnx", "joined" or "parted".
     prefix : str, or sequence of layers, optional
-        Which network, where there are several: what the names of its arrays begin with. Of cells that were
-        stacked by hand, the prefix of each layer, or a pair for the two directions.
+        Common start of the tensor names of the network. Needed if there are several networks. For cells that
+        were stacked by hand, the prefix of each layer, or a pair of prefixes for two directions.
     xp, device : optional
-        Where the parameters go, as for `LSTM`.
+        Backend and device of the parameters, as for `LSTM`.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        The arrays' own if left out.
+        Dtype of the parameters; the dtype of the arrays if left out.
     **options
         Arguments of `LSTM` or `RNN` that no array holds, such as ``batch_first``, ``dropout``,
         ``reproducible`` or, for an RNN, ``nonlinearity``. ``batch_first``, ``reproducible`` and the rates of
@@ -83,11 +83,10 @@ def load(
     Raises
     ------
     FormatError
-        If the file is damaged, unknown, or holds no network, or a weight is NaN or infinite. Nothing in it
-        is ever executed. Arrays on a device, and lazy ones,
-        are not checked for such numbers.
+        If the file is damaged, has an unknown format, or contains no network, or a weight is NaN or infinite.
+        Code in a file is never executed. Arrays on a device and lazy arrays are not checked for such numbers.
     ArgumentError
-        If there are several networks, or several formats fit: the message lists them.
+        If there are several networks, or several formats fit. The message lists them.
     OSError
         If the file cannot be read.
     DTypeError, BackendError
@@ -264,7 +263,7 @@ def save(
     prefix: str = "",
     dtype: FloatDType | None = None,
 ) -> None:
-    """Write a network's parameters atomically.
+    """Write the parameters of a network to a file atomically.
 
     The new file is written to the same folder, synced to the disk and renamed:
     at every moment, a power cut included, the old file or the new one is there.
@@ -272,28 +271,27 @@ def save(
     Parameters
     ----------
     path : path
-        Its ending says which kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``, ``.weights.h5``,
-        ``.eqx`` or ``.onnx``. Its folder must exist; an old file is replaced.
+        The file name selects the kind of file: ``.safetensors``, ``.npz``, ``.pt``, ``.pth``,
+        ``.weights.h5``, ``.eqx`` or ``.onnx``. The folder must exist. An existing file is overwritten.
     network : LSTM, GRU, RNN or JordanRNN
-        Of any array library; arrays on a device are copied to the host.
+        Network of any array library; arrays on a device are copied to the host.
     format : str, optional
         Names, axes and order of the weights, as for `load`; those of PyTorch if left out, and those of Keras,
         ONNX and Equinox in their own files. All but ``.eqx`` also keep the options that no shape shows, so
         that `load` needs no argument; ``.onnx`` keeps no rates of dropout. Variants have a place under
         PyTorch's names in ``.safetensors`` and ``.npz``, and in part in ``.onnx``.
     prefix : str, optional
-        What the names of the arrays begin with.
+        Start of the names of the arrays.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        Of the numbers in the file, such as half the size; the network's own if left out. The network is not
-        changed.
+        Dtype of the parameters in the file; the network's dtype if left out. The network does not change.
 
     Raises
     ------
     ArgumentError
-        For another ending or format, for what the format has no place for, for a parameter that is NaN or
-        infinite, or for a number beyond the range of `dtype`.
+        If the file name or `format` is unknown, the format does not support an option of the network, or a
+        parameter is NaN, infinite or outside the range of `dtype`.
     OSError
-        If the file cannot be written; the old one is then still whole.
+        If the file cannot be written. An existing file is then unchanged.
 
     Examples
     --------
