@@ -26,6 +26,7 @@ from xplstm.cli.engines import describe
 from xplstm.cli.peers import Shape
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import launch
+from xplstm.kernels._cuda import loop as steps_loop
 
 SHAPE = Shape(4, 2, 3, 5)
 
@@ -434,7 +435,11 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
 
     real = Kernel()
     monkeypatch.setattr(launch, "kernel", lambda *_, **__: real)
-    monkeypatch.setattr(launch.Product, "over", lambda *_: lambda _: None)
+    ran: list[Any] = []
+    real_loop = types.SimpleNamespace(
+        product=lambda *_: None, launch=lambda kernel, *_: ran.append(kernel), run=ran.append
+    )
+    monkeypatch.setattr(steps_loop, "new", lambda: real_loop)
     with workers.counted() as counts:
         for name in ("walk_16", "walk_16", "project"):
             kernel = launch.kernel("file.cu", name, "float32", cooperative=True)
@@ -443,12 +448,14 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(AttributeError, match="'Kernel' object has no attribute 'nothing'"):
                 _ = kernel.nothing
             kernel((1,), (2,), ())
-        product = object.__new__(launch.Product)
-        product([1], [2], [3])
-        step = product.over(*(launch.Moves([1], [0]) for _ in range(3)))
-        for k in range(3):
-            step(k)
-    assert counts == {"walk_16": 2, "project": 1, "product": 4}
+        object.__new__(steps_loop.Product)([1], [2], [3])
+        each = steps_loop.new()
+        each.product(None, None, None, None)
+        each.launch(launch.kernel("fused.cu", "gates", "float32"), (1, 1), 32, None)
+        each.run(range(3))
+    assert ran == [range(1), real, range(3)]
+    assert steps_loop.new() is real_loop
+    assert counts == {"walk_16": 2, "project": 1, "product": 4, "gates": 3}
     assert real.max_dynamic_shared_size_bytes == 9
     assert launch.kernel("file.cu", "walk", "float32") is real
     room = types.SimpleNamespace(walk=lambda a: a + 1)

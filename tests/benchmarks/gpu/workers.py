@@ -24,7 +24,7 @@ from xplstm.cli import engines as served
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import versions
 from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
-from xplstm.kernels._cuda import launch
+from xplstm.kernels._cuda import launch, loop
 
 PACKAGES = ("xplstm", "numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "array-api-compat")
 TINY = 64
@@ -135,8 +135,8 @@ class Server:
         cp = self._cp
         empty = cp.RawKernel('extern "C" __global__ void nothing(long long) {}', "nothing")
         a, b = cp.zeros((TINY, TINY), cp.float32), cp.zeros((TINY, TINY), cp.float32)
-        whole = launch.Matrix(TINY)
-        product = launch.Product("float32", (TINY, TINY, TINY), whole, whole, whole, out="float32")
+        whole = loop.Matrix(TINY)
+        product = loop.Product("float32", (TINY, TINY, TINY), whole, whole, whole, out="float32")
         at, out = [launch.address(a)], [launch.address(b)]
         calls = {
             "launch": lambda: empty((1,), (32,), (0,)),
@@ -200,23 +200,46 @@ class Counted:
         return real(*arguments, **options)
 
 
+class CountedLoop:
+    """A loop over steps whose products and launches are counted."""
+
+    def __init__(self, real: loop.Loop, counts: dict[str, int]) -> None:
+        self._real, self._counts = real, counts
+        self._names: list[str] = []
+
+    def product(self, *arguments: Any) -> None:
+        """Add a product."""
+        self._names.append("product")
+        self._real.product(*arguments)
+
+    def launch(self, kernel: Counted, *arguments: Any) -> None:
+        """Add a launch of a counted kernel."""
+        name, real, _ = kernel._count
+        self._names.append(name)
+        self._real.launch(real, *arguments)
+
+    def run(self, steps: range) -> None:
+        """Run the steps."""
+        for name in self._names:
+            self._counts[name] = self._counts.get(name, 0) + len(steps)
+        self._real.run(steps)
+
+
 @contextlib.contextmanager
 def counted() -> Iterator[dict[str, int]]:
     """How often our kernels, by name, and products are launched inside the block."""
     counts: dict[str, int] = {}
-    find, prepare = launch.kernel, launch.Product.over
+    find, new = launch.kernel, loop.new
 
     def counting(file: str, name: str, *rest: Any, **options: Any) -> Any:
         return Counted(name, find(file, name, *rest, **options), counts)
 
-    def over(self: Any, *moves: Any) -> Any:
-        return Counted("product", prepare(self, *moves), counts)
-
-    launch.kernel, launch.Product.over = counting, over  # type: ignore[assignment, method-assign]
+    launch.kernel = counting  # type: ignore[assignment]
+    loop.new = lambda: CountedLoop(new(), counts)  # type: ignore[assignment, return-value]
     try:
         yield counts
     finally:
-        launch.kernel, launch.Product.over = find, prepare  # type: ignore[method-assign]
+        launch.kernel, loop.new = find, new
 
 
 def _driver() -> str:
