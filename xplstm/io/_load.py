@@ -485,8 +485,7 @@ def _build(
         raise
     except XplstmError as error:
         msg = f"{contents.where}: {called(found)}: {error}"
-        is_of_file = isinstance(error, ArgumentError) and not options
-        raise (FormatError if is_of_file else type(error))(msg) from error
+        raise type(error)(msg) from error
     shapes = {name: tuple(a.shape) for name, a in params.items()}
     if shapes != network.shapes:
         msg = f"{contents.where}: {called(found)} has shapes {shapes}, expected {network.shapes}"

@@ -148,6 +148,11 @@ def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> F
     if found.problem is not None:
         return found
     options = parsed_options(what, found.kind, words.options) | {"bidirectional": words.bidirectional}
+    try:
+        _checks.merge(options.get("merge", "concat"), words.bidirectional)
+    except ArgumentError as error:
+        msg = f"{what}: {error}"
+        raise FormatError(msg) from error
     given = {"bidirectional": False, **found.options}
     for name in options.keys() & given.keys() - {*FREE}:
         # A variant shows what it changes; activations may be those of one direction or of both.
