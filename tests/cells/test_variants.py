@@ -367,7 +367,7 @@ def test_half_precision_keeps_its_dtype() -> None:
             {"variant": Variant(activations=("tanh", "tank", "tanh"))},
             "'tank' must be one of",
         ),
-        ({"variant": Variant(activations=(("tanh", 2.0), "tanh", "tanh"))}, "tanh takes no alpha"),
+        ({"variant": Variant(activations=(("tanh", 2.0), "tanh", "tanh"))}, "tanh has no constant alpha"),
         (
             {"variant": Variant(activations=(("elu", float("nan")), "tanh", "tanh"))},
             r"alpha of variant\.activations\[0\]=nan must be finite",
