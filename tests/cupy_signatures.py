@@ -20,7 +20,12 @@ from xplstm.kernels._cuda import launch
 
 PACKAGE = launch.SOURCES.parents[1]
 CLI = tuple(PACKAGE / "cli" / f"{name}.py" for name in ("trials", "fit"))
-FILES = (*launch.SOURCES.glob("*.py"), *PACKAGE.glob("kernels/cupy_*.py"), *CLI)
+FILES = (
+    *launch.SOURCES.glob("*.py"),
+    *PACKAGE.glob("kernels/cupy_*.py"),
+    *CLI,
+    PACKAGE / "_stack" / "_cuda.py",
+)
 # What a name of the sources stands for.
 ROOTS = {"cp": "cupy", "runtime": "cupy.cuda.runtime", "cublas": "cupy_backends.cuda.libs.cublas"}
 # Needs cuBLAS itself where it is read.
@@ -99,7 +104,7 @@ def stand_in() -> list[str]:
     offered = standin.modules()["cupy"]
     cupy = importlib.import_module("cupy")
     found = []
-    for name in ("empty", "zeros", "empty_like", "zeros_like", "ascontiguousarray", "stack"):
+    for name in ("empty", "zeros", "empty_like", "zeros_like", "ascontiguousarray", "stack", "from_dlpack"):
         ours, theirs = (parameters(getattr(module, name)) for module in (offered, cupy))
         assert ours is not None
         assert theirs is not None
@@ -118,6 +123,8 @@ def methods(cupy: Any) -> list[str]:
         (standin.Event.synchronize, cupy.cuda.Event.synchronize),
         (standin.Stream.synchronize, cupy.cuda.Stream.synchronize),
         (standin.Stream.is_capturing, cupy.cuda.Stream.is_capturing),
+        (standin.Stream.from_external, cupy.cuda.Stream.from_external),
+        (standin.ndarray.__dlpack__, cupy.ndarray.__dlpack__),
         (standin.get_elapsed_time, cupy.cuda.get_elapsed_time),
         (standin.MemoryPointer.memset_async, cupy.cuda.MemoryPointer.memset_async),
     )

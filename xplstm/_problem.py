@@ -8,6 +8,14 @@ from xplstm._typing import Device, Namespace
 from xplstm.cells import Cell
 
 
+class Loan(NamedTuple):
+    """Library whose kernels can run on the memory of another library's arrays."""
+
+    xp: Namespace
+    backend: str
+    device: Device
+
+
 class Noise(NamedTuple):
     """Key and counters of a variant's random masks."""
 
@@ -50,8 +58,8 @@ class Problem(NamedTuple):
     """Whether `forward` takes one more array, which marks the steps that start from a zero state."""
     activations: str | None = None
     """Type that x and h are rounded to before products with int8 weights, or None for `dtype`."""
-    why_not_borrowed: str | None = ""
-    """Why kernels for NumPy cannot run on the memory of another library's arrays, or None if they can.
+    loan: Loan | str = ""
+    """Library whose kernels can run on the memory of another library's arrays, or why none can.
     Empty for a library whose memory is never borrowed."""
     dx: bool = True
     """Whether the gradient with respect to x is needed. A kernel may compute it anyway."""
@@ -60,6 +68,12 @@ class Problem(NamedTuple):
     def output_size(self) -> int:
         """Number of features of h: P with a projection, else H."""
         return self.proj_size or self.H
+
+    def lent_to(self, backend: str) -> Problem:
+        """Return the problem for kernels on arrays of `backend`, with borrowed memory if it is lent."""
+        if isinstance(self.loan, str) or self.loan.backend != backend:
+            return self
+        return self._replace(**self.loan._asdict(), loan="")
 
     def part(self, d: int, lo: int, hi: int) -> Problem:
         """Return the problem of direction `d` alone, over the steps ``lo:hi``."""

@@ -24,10 +24,9 @@ from unittest.mock import patch
 import numpy as np
 
 from tests.cuda_emulation import compiled
+from tests.cuda_emulation.memory import Memory, check_margins
 from xplstm.kernels._cuda import launch, layer, loop, program, proof, waits
 
-MARGIN = 1024
-MARK = 0xA5
 ATTRIBUTES = {
     "MultiProcessorCount": 6,
     "MaxSharedMemoryPerBlockOptin": 232448,
@@ -55,30 +54,8 @@ calls: list[tuple[Any, ...]] = []
 """The same with all arguments; addresses are the number of an array and the bytes before it."""
 copied: list[tuple[int, ...]] = []
 """Shapes of what was copied, cast or computed by CuPy since the last `clear`, each a launch of its own."""
-
-
-class Memory:
-    """The bytes of one array, with marked ones on both sides."""
-
-    everything: ClassVar[weakref.WeakSet[Memory]] = weakref.WeakSet()
-    made = 0
-
-    def __init__(self, size: int) -> None:
-        self.bytes = np.full(size + 2 * MARGIN + 256, MARK, np.uint8)
-        base = self.bytes.ctypes.data
-        self.first = -(-(base + MARGIN) // 256) * 256 - base
-        self.size = size
-        self.start = base + self.first
-        Memory.made += 1
-        self.number = Memory.made
-        Memory.everything.add(self)
-
-    def inside(self) -> np.ndarray:
-        return self.bytes[self.first : self.first + self.size]
-
-    def unharmed(self) -> bool:
-        before, after = self.bytes[: self.first], self.bytes[self.first + self.size :]
-        return bool((before == MARK).all() and (after == MARK).all())
+queues: set[tuple[int, int]] = set()
+"""Devices, and the addresses of their streams, that got work or memory since the last `clear`."""
 
 
 def place(address: int) -> tuple[int, int] | int:
@@ -87,10 +64,6 @@ def place(address: int) -> tuple[int, int] | int:
         if memory.start <= address < memory.start + memory.size:
             return memory.number, address - memory.start
     return address
-
-
-def check_margins() -> None:
-    assert all(memory.unharmed() for memory in Memory.everything), "something wrote beside an array"
 
 
 class Pointer:
@@ -111,6 +84,20 @@ class ndarray(np.ndarray):
     def __array_finalize__(self, other: Any) -> None:
         same = isinstance(other, ndarray)
         self.device, self.memory = (other.device, other.memory) if same else (Device.current, None)
+        queues.add((Device.current.id, Stream.current[Device.current.id].ptr))
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.device.id
+
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
+    ) -> Any:
+        """Export for a stream that has nothing to wait for: where CuPy would queue a wait, this raises."""
+        assert (dl_device, copy) == (None, None)
+        assert self.size, "CuPy would ask the driver about the memory of an empty array"
+        assert stream == Stream.consumer(), f"stream {stream} of the consumer is not CuPy's current one"
+        version = {} if max_version is None else {"max_version": max_version}
+        return np.asarray(self).__dlpack__(**version)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> ndarray:
         """Memory of its own for every result, as CuPy has it."""
@@ -159,6 +146,16 @@ def guarded(a: np.ndarray) -> ndarray:
 def asarray(a: Any) -> ndarray:
     """What a user would have on the GPU."""
     return guarded(np.asarray(a))
+
+
+def from_dlpack(array: Any) -> ndarray:
+    """An array on memory of a device, without margins, after its library was told the current stream."""
+    kind, number = array.__dlpack_device__()
+    assert kind == 2, f"DLPack's device {kind} is not a GPU of CUDA"
+    with Device(number):
+        capsule = array.__dlpack__(stream=Stream.consumer(), max_version=(1, 0), copy=None)
+        host = types.SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0))
+        return np.from_dlpack(host).view(ndarray)
 
 
 def empty(shape: Any, dtype: Any = np.float32) -> ndarray:
@@ -262,7 +259,22 @@ class Stream:
         self.entered: list[tuple[int, Stream]] = []
         self.non_blocking = non_blocking
         self.ptr = 0 if null else id(self)
+        self.waited_for = 0
         Stream.everything.add(self)
+
+    @classmethod
+    def from_external(cls, obj: Any) -> Stream:
+        """A stream of another library."""
+        version, ptr = obj.__cuda_stream__()
+        assert (version, type(ptr)) == (0, int)
+        stream = cls(null=True)
+        stream.ptr = ptr
+        return stream
+
+    @staticmethod
+    def consumer() -> int:
+        """The current stream as DLPack numbers it, where 1 is the legacy default stream."""
+        return Stream.current[Device.current.id].ptr or 1
 
     def is_capturing(self) -> bool:
         if self.invalid:
@@ -275,6 +287,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Every launch has ended when it returns."""
+        self.waited_for += 1
 
     def __enter__(self) -> Stream:
         self.entered.append((Device.current.id, Stream.current[Device.current.id]))
@@ -323,6 +336,7 @@ class Kernel:
         addresses = (ctypes.c_void_p * max(1, len(held)))(*(ctypes.addressof(a) for a in held))
         sizes = (ctypes.c_uint * 6)(*grid, *block)
         launched.append(self.name)
+        queues.add((Device.current.id, Stream.current[Device.current.id].ptr))
         given = b"".join(bytes(a).ljust(-(-ctypes.sizeof(a) // 8) * 8, b"\0") for a in held)
         words = np.frombuffer(given, np.int64).tolist()
         calls.append((self.name, *grid, *block, shared, *map(place, words)))
@@ -394,6 +408,7 @@ class ElementwiseKernel:
         for a, b in zip(args[len(self.inputs) :], carried[len(self.inputs) :], strict=True):
             np.asarray(a)[...] = b
         launched.append(self.name)
+        queues.add((Device.current.id, Stream.current[Device.current.id].ptr))
 
     def compiled(self, kind: str) -> Any:
         parameters = [(p, "const ") for p in self.inputs] + [(p, "") for p in self.outputs]
@@ -491,7 +506,7 @@ def modules() -> dict[str, types.ModuleType]:
     arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, asarray, ascontiguousarray, stack)
     cupy = types.ModuleType("cupy")
     cupy.__version__ = VERSION
-    for offered in (*arrays, RawModule, ElementwiseKernel):
+    for offered in (*arrays, from_dlpack, RawModule, ElementwiseKernel):
         setattr(cupy, offered.__name__, offered)
     for name in ("float64", "float32", "float16", "int64", "uint8"):
         setattr(cupy, name, getattr(np, name))

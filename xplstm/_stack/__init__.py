@@ -86,9 +86,7 @@ def problem(
         weights=stack.weights,
         resets=bool(call.fresh),
         activations=stack.activations,
-        why_not_borrowed=_borrow.why_not(
-            call.home, (call.x, *call.state, call.valid.array, *call.fresh), layers, keep
-        ),
+        loan=_borrow.loan(call.home, (call.x, *call.state, call.valid.array, *call.fresh), layers, keep),
     )
 
 

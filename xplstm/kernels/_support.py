@@ -19,9 +19,8 @@ def why_not(problem: Problem, backend: str, dtypes: Collection[str], resets: boo
 
     `resets` is True for a kernel that supports steps that start from zeros.
     """
-    borrowed = backend == "numpy" and problem.why_not_borrowed is None
-    if problem.backend != backend and not borrowed:
-        more = problem.why_not_borrowed if backend == "numpy" else ""
+    if problem.backend != backend:
+        more = problem.loan if isinstance(problem.loan, str) else ""
         return f"the arrays are of {problem.backend}, not of {backend}{f', and {more}' if more else ''}"
     if problem.dtype not in dtypes:
         return f"dtype {problem.dtype} is not one of {', '.join(dtypes)}"

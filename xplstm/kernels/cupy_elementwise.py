@@ -30,6 +30,7 @@ LARGEST_STEP = 2**31 - 1
 # The largest number of elements of one input projection.
 PROJECTION_BOUND = 2**26
 
+arrays = "cupy"
 __getattr__ = layer.lazy_why_not
 
 

@@ -25,6 +25,7 @@ NAME = "cupy_fused"
 FORWARD = launch.fields(f"{LAYER} z bias h c m projected y first:2 held slots m_slots keep")
 BACKWARD = launch.fields(f"{LAYER} gates c dy dh dc dm dprojected dz")
 
+arrays = "cupy"
 prepare = layer.prepare
 __getattr__ = layer.lazy_why_not
 

@@ -52,6 +52,7 @@ FORWARD = launch.fields(
 BACKWARD = launch.fields(f"{LAYER} {PLAN} weight gates c dy dh dc dz exchange {WAITS}")
 PROJECT = launch.fields("x weight z rows columns inputs held_rows first_row:2")
 
+arrays = "cupy"
 prepare = layer.prepare
 __getattr__ = layer.lazy_why_not
 

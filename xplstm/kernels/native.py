@@ -50,6 +50,7 @@ def _chosen_isa() -> tuple[str, str]:
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 HALVES = ("float16", "bfloat16")
 storages = STORAGES
+arrays = "numpy"
 # Pairs of weight storage and activation rounding, in the order of the storages of lstm.h.
 PRODUCTS = (
     *((None, None), ("bfloat16", None), ("float16", None), ("int8", None)),

@@ -39,6 +39,7 @@ CACHE_LINE = 16
 
 # Saturated gates underflow to 0. This must not raise an error, even if the user calls `numpy.seterr`.
 _UNDERFLOWS = np.errstate(under="ignore")
+arrays = "numpy"
 
 
 class Weights(NamedTuple):

@@ -96,7 +96,7 @@ class Residuals(NamedTuple):
 
 def why_not(problem: Problem) -> str | None:
     """Return why neither of the two kernels can run `problem`, or None."""
-    reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason or _why_not_this_cupy()
+    reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason or why_not_this_cupy()
     if reason:
         return reason
     largest = max(problem.T * problem.B, 4 * problem.H, problem.I)
@@ -108,7 +108,7 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
-def _why_not_this_cupy() -> str | None:
+def why_not_this_cupy() -> str | None:
     """Return why the installed CuPy cannot launch these kernels, or None."""
     cp = sys.modules.get("cupy")
     if cp is None:

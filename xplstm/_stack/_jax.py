@@ -1,0 +1,199 @@
+"""Lend the memory of JAX arrays to the kernels for NumPy and CuPy, and make a layer an operation of JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from xplstm import _array
+from xplstm._problem import Loan
+from xplstm._stack import _cuda
+from xplstm._stack._run import Library, Run, host
+
+
+def loan(arrays: list[Any], keep: bool) -> Loan | str:
+    """Return the loan of these arrays, or why they are not plain memory of one device."""
+    lent: Loan | str = host()
+    for a in arrays:
+        known = _known(a)
+        if known is None:
+            return "JAX traces them"
+        devices = known.devices()
+        if len(devices) > 1 or next(iter(devices)).platform != "cpu":
+            lent = _gpu_loan([_known(a) for a in arrays])
+            break
+    if isinstance(lent, Loan) and keep and any(map(_array.is_traced, arrays)):
+        return "JAX follows the pullback"
+    return lent
+
+
+def _gpu_loan(arrays: list[Any]) -> Loan | str:
+    """Return the loan of the GPU that holds these arrays, or why CuPy's kernels cannot run on it."""
+    if any(a is None for a in arrays):
+        return "JAX traces them"
+    devices = {device for a in arrays for device in a.devices()}
+    names = " and ".join(sorted(map(str, devices)))
+    if len(devices) > 1 or next(iter(devices)).platform != "gpu":
+        return f"they are on {names}"
+    kinds = {tuple(map(int, a.__dlpack_device__())) for a in arrays}
+    kind, number = min(kinds)
+    if len(kinds) > 1 or kind != _cuda.DLPACK_KIND:
+        return f"they are on {names}, and not all in memory of CUDA"
+    return _cuda.loan(names, number)
+
+
+def _known(a: Any) -> Any:
+    """Return the array with known values: `a`, or the primal value of a grad or jvp tracer; else None."""
+    value = getattr(a, "primal", None) if _array.is_traced(a) else a
+    return None if value is None or _array.is_traced(value) else value
+
+
+def _view(a: Any) -> np.ndarray:
+    """Return an array's memory as a read-only NumPy array."""
+    return np.asarray(_known(a))
+
+
+def _own(results: list[np.ndarray], like: Any) -> list[Any]:
+    """Return JAX arrays on the device of `like`, committed to the device if `like` is."""
+    import jax
+
+    device, bound = _place(like)
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        if bound:
+            return list(jax.device_put(results, device))
+        return list(map(jax.numpy.asarray, results))
+
+
+def _place(a: Any) -> tuple[Any, bool]:
+    """Return the device of an array and whether the array is committed to it."""
+    import jax
+
+    known = _known(a)
+    if not isinstance(known, jax.Array):
+        # While JAX traces a call, it keeps constants as NumPy arrays, which are committed to no device.
+        return jax.config.jax_default_device, False
+    (device,) = known.devices()
+    return device, known.committed
+
+
+def _own_step(results: list[np.ndarray], like: Any) -> list[Any]:
+    """Return JAX arrays as `_jax_own` does, by a compiled function, which is faster than `device_put`."""
+    import jax
+
+    device, bound = _place(like)
+    if bound:
+        return _own(results, like)
+    with jax.ensure_compile_time_eval(), jax.default_device(device):
+        return list(_identity()(*results))
+
+
+def _gpu_view(a: Any) -> Any:
+    """Return an array's GPU memory as a CuPy array."""
+    return _cuda.view(_known(a))
+
+
+def _gpu_own(results: list[Any], like: Any) -> list[Any]:
+    """Return JAX arrays that share the memory of the results, committed to the device if `like` is."""
+    import jax
+
+    device, bound = _place(like)
+    with jax.ensure_compile_time_eval():
+        made = [
+            jax.dlpack.from_dlpack(a)
+            if a.size
+            else jax.numpy.zeros(a.shape, _array.dtype_name(a.dtype), device=device)
+            for a in results
+        ]
+        return list(jax.device_put(made, device)) if bound else made
+
+
+@cache
+def _identity() -> Callable[..., tuple[Any, ...]]:
+    """Return a compiled function that returns its arguments."""
+    import jax
+
+    compiled: Callable[..., tuple[Any, ...]] = jax.jit(lambda *arrays: arrays)
+    return compiled
+
+
+@cache
+def on_cpu() -> Library:
+    """Return JAX's functions, which use two primitives: a layer, and the layer's derivative."""
+    import jax
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
+
+    layer, tangent = Primitive("xplstm_layer"), Primitive("xplstm_layer_tangent")
+    layer.multiple_results = tangent.multiple_results = True
+
+    def results(x: Any, h_0: Any, c_0: Any, *_: Any, run: Run, **__: Any) -> Any:
+        y = (*x.shape[:2], len(run.problem.reverse) * run.problem.output_size)
+        return [jax.core.ShapedArray(shape, x.dtype) for shape in (y, h_0.shape, c_0.shape)]
+
+    def pushed(*tangents: Any, run: Run, arrays: Any, **_: Any) -> Any:
+        return jax.jvp(run.generic, tuple(arrays), tangents)[1]
+
+    def differentiate(arrays: Any, tangents: Any, *, run: Run) -> Any:
+        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        if any(map(_array.is_traced, arrays)):
+            return jax.jvp(run.generic, tuple(arrays), tuple(tangents))
+        values, residuals = run.forward(arrays, keep=True)
+        given = {"run": run, "arrays": _Hashed(arrays), "residuals": _Hashed((residuals,))}
+        return values, tangent.bind(*tangents, **given)
+
+    def transpose(gradients: Any, *tangents: Any, run: Run, arrays: Any, residuals: Any) -> Any:
+        gradients = [ad.instantiate_zeros(g) for g in gradients]
+        if any(map(_array.is_traced, gradients)):
+            found = jax.vjp(run.generic, *arrays)[1](gradients)
+        else:
+            found = run.backward(residuals[0], gradients)
+        return [g if ad.is_undefined_primal(t) else None for g, t in zip(found, tangents, strict=True)]
+
+    def batch(tangents: Any, axes: Any, **given: Any) -> Any:
+        found = jax.vmap(lambda *ts: pushed(*ts, **given), in_axes=tuple(axes))(*tangents)
+        return found, [0] * len(found)
+
+    def again(primals: Any, tangents: Any, **given: Any) -> Any:
+        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        return tangent.bind(*primals, **given), tangent.bind(*tangents, **given)
+
+    layer.def_impl(lambda *arrays, run: run.forward(arrays, keep=False)[0])
+    layer.def_abstract_eval(results)
+    ad.primitive_jvps[layer] = differentiate
+    tangent.def_impl(pushed)
+    tangent.def_abstract_eval(results)
+    ad.primitive_jvps[tangent] = again
+    ad.primitive_transposes[tangent] = transpose
+    batching.primitive_batchers[tangent] = batch
+    mlir.register_lowering(tangent, mlir.lower_fun(pushed, multiple_results=True))
+
+    def differentiates(arrays: Sequence[Any]) -> bool:
+        return any(map(_array.is_traced, arrays))
+
+    def operation(run: Run, arrays: Sequence[Any]) -> Any:
+        return layer.bind(*arrays, run=run)
+
+    return Library(
+        lambda a: isinstance(a, jax.Array),
+        *(loan, _view, _own, _own_step, nullcontext, differentiates),
+        operation,
+    )
+
+
+class _Hashed(tuple[Any, ...]):
+    """A tuple that is hashed and compared by identity: parameters of a primitive must be hashable."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def on_gpu() -> Library:
+    """Return JAX's functions for arrays on a GPU."""
+    own = _gpu_own
+    return on_cpu()._replace(view=_gpu_view, own=own, own_step=own, bound=_cuda.finished)
