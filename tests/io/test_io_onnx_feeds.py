@@ -147,6 +147,28 @@ def test_numbers_in_other_places_are_refused(op: str, tmp_path: Path) -> None:
         xplstm.io.load(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("batch", [3, 4])
+def test_sizes_that_fit_one_batch_prove_nothing(batch: int, tmp_path: Path) -> None:
+    """ONNX Runtime takes any batch, and a Reshape to (-1, batch, I) mixes time and every other batch."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    given = {
+        "W": rng.normal(size=(1, 4 * H, I)).astype("float32"),
+        "R": rng.normal(size=(1, 4 * H, H)).astype("float32"),
+        "k": np.asarray([-1, batch, I], "int64"),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "k"], ["z"], "front"),
+        helper.make_node("LSTM", ["z", "W", "R"], ["y"], "lstm"),
+    ]
+    x = helper.make_tensor_value_info("x", 1, ["T", "B", I])
+    y = helper.make_tensor_value_info("y", 1, None)
+    tensors = [onnx.numpy_helper.from_array(a, name) for name, a in given.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(xplstm.FormatError, match="'lstm' is not given 'x' as the model is"):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
 SPREADS = {
     "repeat": lambda h, B: h.repeat(1, B, 1),
     "expand": lambda h, B: h.expand(-1, B, -1).contiguous(),

@@ -18,7 +18,7 @@ from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import Node, brief
 from xplstm.io.onnx._model import padded
 from xplstm.io.onnx._operator import OPERATORS
-from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MEASURING, MOVERS, Path, Trace
+from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MEASURING, MOVERS, TWICE, Path, Trace
 
 # Operators whose output is zero if all inputs are zero.
 _KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
@@ -130,26 +130,34 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
     path, shape = trace.path(X), trace.inputs[source].shape
     changed = path is None or path.start != source or any(n.op not in MOVERS for n in _data(trace, X))
-    made = x = None
+    orders = {"unknown"}
     if path is not None and path.start == source and (shape is None or len(shape) == 3):
         own = tuple(n for n in (shape or ())[:2] if isinstance(n, int) and n > 0)
         fixed = len(own) == 2 and any(n.op == "Reshape" for n in path.nodes)
-        first, second = own if fixed and math.prod(own) * I <= LARGEST_TRIED else FREE
-        x = np.arange(1.0, first * second * I + 1, dtype=np.float32).reshape(first, second, I)
-        made = trace.tried(path, x, X)
-    if made is not None and x is not None:
-        if made.shape == x.shape and np.array_equal(made, x):
-            return layout
-        moved = x.swapaxes(0, 1)
-        if made.shape == moved.shape and np.array_equal(made, moved):
-            return not layout
-    elif not changed and trace.chooses(trace.moved_from(X)[1]) is None:
+        sizes = [own] if fixed and math.prod(own) * I <= LARGEST_TRIED else TWICE
+        orders = {_order(trace, path, X, (*size, I)) for size in sizes}
+    if orders == {"kept"}:
+        return layout
+    if orders == {"swapped"}:
+        return not layout
+    if orders == {"unknown"} and not changed and trace.chooses(trace.moved_from(X)[1]) is None:
         return not layout if swapped else None
     msg = (
         f"the {node.label} is not given {brief(source)!r} as the model is: nodes between them reverse, "
         f"reorder or change its numbers; {RUN_IT}"
     )
     raise Refused(msg)
+
+
+def _order(trace: Trace, path: Path, X: str, shape: tuple[int, ...]) -> str:
+    """Return what a path does to the first two axes: "kept", "swapped", "changed" or "unknown"."""
+    x = np.arange(1.0, math.prod(shape) + 1, dtype=np.float32).reshape(shape)
+    made = trace.tried(path, x, X)
+    if made is None:
+        return "unknown"
+    if np.array_equal(made, x):
+        return "kept"
+    return "swapped" if np.array_equal(made, x.swapaxes(0, 1)) else "changed"
 
 
 def _data(trace: Trace, name: str) -> list[Node]:

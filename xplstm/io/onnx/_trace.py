@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,10 @@ from xplstm.io.onnx._operator import OPERATORS
 # Bounds of the nodes and constants between layers, of which there are few.
 LONGEST_PATH = 64
 LARGEST_CONSTANT = 64
-# Numbers of steps and batch entries in trials, if the model does not fix them.
+# Numbers of steps and batch entries in trials, if the model does not fix them. A Reshape with constant sizes
+# can pass one trial by coincidence, but not both.
 FREE = (2, 3)
+TWICE = (FREE, (5, 4))
 LARGEST_TRIED = 1 << 20
 # Operators that only move elements of their first input.
 MOVERS = {
@@ -228,7 +230,14 @@ class Trace:
         if path is None or path.start != Y:
             return None
         node = self.graph.nodes[self._makers[Y]]
-        T, B = self._sizes(path.nodes, node.inputs[0], layout, D * H)
+        sizes = self._sizes(path.nodes, node.inputs[0], layout, D * H)
+        (merge, *others) = {self._merge_of(path, T, B, D, H, end, layout, between) for T, B in sizes}
+        return None if others else merge
+
+    def _merge_of(
+        self, path: Path, T: int, B: int, D: int, H: int, end: str, layout: int, between: bool
+    ) -> str | None:
+        """Return the merge that a path makes of directions of these sizes; None if unknown."""
         y = np.arange(1.0, T * B * D * H + 1, dtype=np.float32).reshape(T, B, D * H)
         apart = y.reshape(T, B, D, H)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
@@ -243,10 +252,10 @@ class Trace:
                 return merge
         return None
 
-    def _sizes(self, nodes: Iterable[Node], X: str, layout: int, width: int) -> tuple[int, int]:
-        """Return the sizes of time and batch for a trial; the model's if a Reshape may contain them."""
+    def _sizes(self, nodes: Iterable[Node], X: str, layout: int, width: int) -> Sequence[tuple[int, int]]:
+        """Return the sizes of time and batch for trials; the model's if a Reshape may contain them."""
         own = self.own_sizes(X, layout) if any(node.op == "Reshape" for node in nodes) else None
-        return own if own and math.prod(own) * width <= LARGEST_TRIED else FREE
+        return (own,) if own and math.prod(own) * width <= LARGEST_TRIED else TWICE
 
     def own_sizes(self, X: str, layout: int, depth: int = 0) -> tuple[int, int] | None:
         """Return the sizes of time and batch of a recurrent node's input, if the model fixes them."""
