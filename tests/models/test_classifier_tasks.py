@@ -211,7 +211,7 @@ def test_a_prediction_of_what_is_not_finite_is_refused(task, xp):
         padded = Ragged(xp.asarray(x), [5, 3])
         for predict in ways:
             assert np.isfinite(_array.to_numpy(predict(padded))).all()
-            expected = re.escape(f"x[3, 1, 0] is {value};")
+            expected = re.escape(f"x[3, 1, 0] is {value}, one of 6 that are not finite;")
             with np.errstate(invalid="ignore"), pytest.raises(xplstm.ArgumentError, match=expected):
                 _array.to_numpy(predict(xp.asarray(x)))
     model.params = {name: a * float("nan") for name, a in model.params.items()}

@@ -167,7 +167,10 @@ def test_a_forecast_that_is_not_finite_is_refused(options, x):
     model.params = {**model.params, "linear.bias": model.params["linear.bias"] * np.nan}
     calls = (lambda: model.forecast(x, 2), lambda: model.backtest(x[:, 0], 2, start=3, steps=2))
     for call in calls:
-        with pytest.raises(xplstm.ArgumentError, match=r"the forecast\[.*is nan; the model has parameters"):
+        with pytest.raises(
+            xplstm.ArgumentError,
+            match=r"the forecast\[.*is nan, one of \d+ that are not finite; the model has parameters",
+        ):
             call()
 
 
