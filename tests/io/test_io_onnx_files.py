@@ -11,6 +11,7 @@ import pytest
 
 import xplstm
 import xplstm.io
+from tests.support import bytesums
 from xplstm.io import onnx as ours
 
 onnx = pytest.importorskip("onnx")
@@ -242,11 +243,12 @@ def test_weights_of_8_bits(both: bool, per_channel: bool, kind: str, tmp_path: P
     for name, a in net.params.items():
         step = np.abs(a).max() / 127
         np.testing.assert_allclose(found.params[name], a, rtol=0, atol=1.1 * step, err_msg=name)
+    with pytest.raises(xplstm.ArgumentError, match="DynamicQuantizeLSTM"):
+        ours.prepare(tmp_path / "q.onnx")
+    bytesums.skip_where_they_saturate()
     x = np.random.default_rng(0).normal(size=(5, 4, 16)).astype("float32")
     theirs = by_runtime(onnx.load(tmp_path / "q.onnx"), {"x": x})[0]
     np.testing.assert_allclose(found(x)[0], theirs, rtol=0, atol=2e-2)
-    with pytest.raises(xplstm.ArgumentError, match="DynamicQuantizeLSTM"):
-        ours.prepare(tmp_path / "q.onnx")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +276,7 @@ def test_a_layer_stored_in_8_bits(options: dict[str, Any], tmp_path: Path) -> No
             step = np.max(abs(a), axis=1, keepdims=True) / np.float32(scale) if scale else None
             wanted = a if step is None else np.rint(a / step) * step
             np.testing.assert_array_equal(again.params[name], wanted, err_msg=name)
+    bytesums.skip_where_they_saturate()
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 4, 16)).astype("float32")
     states = (len(frozen._stack.reverse) * frozen._stack.num_layers, 5 if net._stack.batch_first else 4, 24)
