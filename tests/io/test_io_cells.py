@@ -129,7 +129,7 @@ def test_the_clips_of_projected_cells_are_asked_for(weights: Any) -> None:
 
 
 def test_what_tensorflow_adds_to_the_forget_gate_is_asked_for() -> None:
-    with pytest.raises(xplstm.ArgumentError, match=r"do not fix the order of gates(.|\n)*tensorflow_cudnn"):
+    with pytest.raises(xplstm.ArgumentError, match=r"fit several gate orders(.|\n)*tensorflow_cudnn"):
         xplstm.io.load(TF)
 
 
@@ -140,9 +140,12 @@ REFUSED = {
         {"input_linearity.weight": random(6 * H, I), "state_linearity.weight": random(5 * H, H)},
         "input_linearity.weight has shape",
     ),
-    "no inputs": ({"net/lstm/linear": {"w": random(H, 4 * H), "b": random(4 * H)}}, "holds no LSTM"),
-    "no units": ({"net/lstm/linear": {"w": random(H, 0), "b": random(0)}}, "holds no LSTM"),
-    "another layer": ({"mlp/linear": {"w": random(I + H, 4 * H), "b": random(4 * H)}}, "holds no LSTM"),
+    "no inputs": ({"net/lstm/linear": {"w": random(H, 4 * H), "b": random(4 * H)}}, "contains no known LSTM"),
+    "no units": ({"net/lstm/linear": {"w": random(H, 0), "b": random(0)}}, "contains no known LSTM"),
+    "another layer": (
+        {"mlp/linear": {"w": random(I + H, 4 * H), "b": random(4 * H)}},
+        "contains no known LSTM",
+    ),
 }
 
 
@@ -201,7 +204,7 @@ def test_a_gru_of_mxnet_is_that_of_pytorch() -> None:
 def test_what_is_written_is_read_again(layout: str, proj_size: int) -> None:
     lstm = xplstm.LSTM(I, H, num_layers=2, proj_size=proj_size, rng=0)
     if proj_size and layout in ("mxnet", "haiku"):
-        with pytest.raises(xplstm.ArgumentError, match="proj_size=2, for which"):
+        with pytest.raises(xplstm.ArgumentError, match="proj_size=2, which format"):
             xplstm.io.to_mapping(lstm, layout)
         return
     given = xplstm.io.to_mapping(lstm, layout)

@@ -191,7 +191,7 @@ WRONG = [
     (
         lambda: gates.to_joined(xplstm.LSTMParams(*(np.ones((8, 2)),) * 2, weight_hr=np.ones((1, 2)))),
         xplstm.ArgumentError,
-        "params has weight_hr, for which this form has no place",
+        "params has weight_hr, which this form does not support",
     ),
     (
         lambda: gates.to_joined(gates.from_joined(joined()), candidate="g"),

@@ -33,7 +33,7 @@ def test_a_model_of_onnx_in_bytes_loads():
     content = export(lstm).SerializeToString()
     for found in (io.load(content), io.load(bytesio.BytesIO(content))):
         np.testing.assert_array_equal(found.params["weight_hh_l0"], lstm.params["weight_hh_l0"])
-    with pytest.raises(FormatError, match=r"^the bytes is no ONNX model"):
+    with pytest.raises(FormatError, match=r"^the bytes is not an ONNX model"):
         io.load(content[:60])
 
 
@@ -44,7 +44,7 @@ def test_an_error_about_bytes_names_no_temporary_file(tmp_path):
         io.load(bytesio.StringIO("hello"))
     path = tmp_path / "weights.npz"
     path.write_bytes(weightfiles.whole()["whole.npz"][:-30])
-    with path.open("rb") as file, pytest.raises(FormatError, match=r"^the open file is no whole zip"):
+    with path.open("rb") as file, pytest.raises(FormatError, match=r"^the open file is a damaged zip"):
         io.load(file)
 
 
@@ -145,11 +145,11 @@ def test_tensors_of_pytorch_that_show_other_numbers_than_they_store(torch):
     negated = {name: torch._neg_view(a.detach()) for name, a in lstm.named_parameters()}
     for name, a in io.load(negated).params.items():
         np.testing.assert_array_equal(a, -getattr(lstm, name).detach().numpy())
-    with pytest.raises(FormatError, match="weight_ih_l0 is on the meta device, whose numbers are not read"):
+    with pytest.raises(FormatError, match="weight_ih_l0 is on the meta device, which cannot be read"):
         io.load(torch.nn.LSTM(3, 5, device="meta"))
     sparse = {name: a.detach().to_sparse() for name, a in lstm.named_parameters()}
     with pytest.raises(
-        FormatError, match=r"weight_ih_l0 is of layout torch.sparse_coo, whose numbers are not"
+        FormatError, match=r"weight_ih_l0 is of layout torch.sparse_coo, which cannot be read"
     ):
         io.load(sparse)
 
@@ -196,7 +196,7 @@ FOREIGN = {
     "model.ort": (b"\x1c\0\0\0ORTM" + bytes(99), "ONNX Runtime"),
     "weights.npz": (b"\x1f\x8b\x08\0" + bytes(99), "gunzip -c FILE > COPY"),
     "model.msgpack": (b"\x82\xa6params" + bytes(99), "msgpack"),
-    "model.eqx": (b"\x93NUMPY\x01\0" + bytes(99), "array 0 is no array that NumPy wrote"),
+    "model.eqx": (b"\x93NUMPY\x01\0" + bytes(99), "array 0 is not a valid NumPy array"),
     "weights.pkl": (b"\x80\x04}.", "a pickle that PyTorch did not write"),
     "config.json": (b"{}" + bytes(9), "JSON"),
 }

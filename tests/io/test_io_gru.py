@@ -146,9 +146,9 @@ def test_two_biases_become_what_the_layout_has(layout):
 
 def test_what_a_layout_has_no_place_for_is_refused():
     for layout in ("equinox", "flax", "nnx"):
-        with pytest.raises(ArgumentError, match="reset_after=False, for which format"):
+        with pytest.raises(ArgumentError, match="reset_after=False, which format"):
             io.to_mapping(xplstm.GRU(I, H, reset_after=False), layout)
-    with pytest.raises(ArgumentError, match="bias_hh of the gate n"):
+    with pytest.raises(ArgumentError, match="nonzero bias_hh for the gate n"):
         io.to_mapping(xplstm.GRU(I, H, rng=0), "nnx")
     for layout in ("mlx", "haste", "chainer"):
         with pytest.raises(ArgumentError, match="is a GRU"):
@@ -260,7 +260,7 @@ def test_what_pytorchs_names_cannot_say_is_refused(suffix, tmp_path):
         xplstm.LSTM(3, 5, bidirectional=True, merge="sum"),
     ]
     for network in wrong:
-        with pytest.raises(xplstm.ArgumentError, match="has no place for"):
+        with pytest.raises(xplstm.ArgumentError, match="cannot store"):
             xplstm.io.save(tmp_path / f"w{suffix}", network)
-        with pytest.raises(xplstm.ArgumentError, match="has no place for"):
+        with pytest.raises(xplstm.ArgumentError, match="cannot store"):
             xplstm.io.to_mapping(network, "torch")

@@ -219,12 +219,12 @@ WRONG = [
     ),
     (changed(initial_c=np.zeros((1, 4, 3))), xplstm.DTypeError, "initial_c has dtype float64"),
     (changed(activations=["Tanh"]), xplstm.ArgumentError, r"must hold 3 names for direction='forward'"),
-    (changed(activations=["Tanh", "Tanh", "Gelu"]), xplstm.ArgumentError, "has 'Gelu', which is none of"),
-    (changed(activation_alpha=[0.5]), xplstm.ArgumentError, r"activation_alpha has \[0.5\] left over"),
+    (changed(activations=["Tanh", "Tanh", "Gelu"]), xplstm.ArgumentError, "has 'Gelu', expected one of"),
+    (changed(activation_alpha=[0.5]), xplstm.ArgumentError, r"activation_alpha has unused values \[0.5\]"),
     (
         lambda: ours.lstm_vjp(*[np.zeros((1, 1, 1))] * 3, linear=1),
         xplstm.ArgumentError,
-        "linear= is no attribute",
+        "linear= is not an attribute",
     ),
 ]
 

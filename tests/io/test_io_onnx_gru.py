@@ -104,9 +104,9 @@ def test_exports_run_and_come_back(reset_after: bool, both: bool, batch_first: b
 def test_another_gru_is_refused(told: dict[str, Any], tmp_path: Path) -> None:
     model, _ = gru_model(0, "forward", **told)
     onnx.save(model, tmp_path / "gru.onnx")
-    with pytest.raises(xplstm.FormatError, match="a GRU here has Sigmoid and Tanh, and no clip"):
+    with pytest.raises(xplstm.FormatError, match="expected Sigmoid and Tanh and no clip for a GRU"):
         xplstm.io.load(tmp_path / "gru.onnx")
-    with pytest.raises(xplstm.ArgumentError, match=r"GRU node 'the_gru': .* a GRU here has Sigmoid"):
+    with pytest.raises(xplstm.ArgumentError, match=r"GRU node 'the_gru': .* expected Sigmoid"):
         ours.prepare(model)
 
 
@@ -121,9 +121,9 @@ def test_an_export_of_torch(tmp_path: Path, torch) -> None:
 
 
 def test_arrays_cannot_tell_a_gru() -> None:
-    with pytest.raises(xplstm.ArgumentError, match="is a GRU, and no array says"):
+    with pytest.raises(xplstm.ArgumentError, match="is a GRU, whose place of the reset gate"):
         xplstm.io.to_mapping(xplstm.GRU(I, H), "onnx")
-    with pytest.raises(xplstm.ArgumentError, match="linear_before_reset= is no attribute of LSTM"):
+    with pytest.raises(xplstm.ArgumentError, match="linear_before_reset= is not an attribute of LSTM"):
         ours.lstm_vjp(np.ones((2, 1, 3)), np.ones((1, 8, 3)), np.ones((1, 8, 2)), linear_before_reset=1)
 
 

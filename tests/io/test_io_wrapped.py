@@ -117,7 +117,7 @@ def test_weight_dropout_loads_the_trained_weight(inner, dropped):
         ({"weight_hh_l0": (20, 5), "weight_hh_l0_orig": (20, 5)}, "a weight computed from other tensors"),
         (
             {"weight_hh_l0": (20, 5), "weight_hh_l0_orig": (20, 5), "weight_hh_l0_mask": (20, 5)},
-            "a value of its own",
+            "is present together with",
         ),
     ],
 )
@@ -216,11 +216,11 @@ def test_a_bias_of_two_numbered_tensors_is_not_computed():
 
 def test_what_fits_no_format_is_not_offered():
     theirs = {"lstm_cell/kernel": np.ones((5, 8), "float32"), "lstm_cell/bias": np.ones(9, "float32")}
-    with pytest.raises(FormatError, match=r"tensors that fit no format(.|\n)*bias has shape \(9,\)"):
+    with pytest.raises(FormatError, match=r"tensors whose shapes fit no format(.|\n)*bias has shape \(9,\)"):
         io.load(theirs)
     # Three gates of four units, which would be four gates of three.
     other = {name.replace("lstm", "coupled_input_forget_gate_lstm"): a for name, a in theirs.items()}
-    with pytest.raises(FormatError, match="holds no LSTM of format 'tensorflow'"):
+    with pytest.raises(FormatError, match="contains no known LSTM of format 'tensorflow'"):
         io.load(other, format="tensorflow")
 
 

@@ -151,7 +151,10 @@ def changed(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]]
 
 WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "class": (lambda c, _: c.update({"class": "\x1b[31mNo" * 40}), r"model of class \\x1b\[31mNo.*lacks"),
-    "class of something else": (lambda c, _: c.update({"class": "Ragged"}), "which xplstm.models lacks"),
+    "class of something else": (
+        lambda c, _: c.update({"class": "Ragged"}),
+        "which xplstm.models does not have",
+    ),
     "no options": (lambda c, _: c.pop("options"), "must have the objects options and networks"),
     "option unknown": (lambda c, _: c["options"].update(depth=3), "options of CharLM: .*depth"),
     "option missing": (lambda c, _: c["options"].pop("vocab"), "options of CharLM: .*vocab"),
@@ -170,15 +173,15 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "network cut": (lambda _, t: t.pop("lstm.bias_hh_l0"), "bias_hh_l0 is missing"),
     "network of another kind": (
         lambda _, t: [t.update({n: a[: 3 * 4]}) for n, a in list(t.items()) if n.startswith("lstm.")],
-        "should be LSTM: its parameters are of GRU",
+        "description of LSTM is invalid: its parameters are of GRU",
     ),
     "network's options": (lambda c, _: c["networks"]["lstm"].update(merge=["sum"]), "lstm|LSTM"),
     "option of an embedding": (
         lambda c, _: c["networks"].update(embedding={"rng": 1}),
-        "a part that should be Embedding: it has options that Embedding lacks: .'rng'",
+        "the description of Embedding is invalid: Embedding does not have the options .'rng'",
     ),
     "padding": (lambda c, _: c["networks"].update(embedding={"padding_idx": 3}), "padding_idx=3 must be at"),
-    "networks no object": (lambda c, _: c.update(networks=[1]), "no JSON object"),
+    "networks no object": (lambda c, _: c.update(networks=[1]), "not a JSON object"),
 }
 
 

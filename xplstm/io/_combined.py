@@ -45,21 +45,21 @@ def _misfit(stack: Stack, merge: str) -> str | None:
     first = stack[0][0]
     batches = [one.state and one.state[0].shape[1] for layer in stack for one in layer]
     if len({*batches}) > 1:
-        return "some of the layers begin with a state of their own, or with states of several batch sizes"
+        return "only some layers have an initial state, or the states have different batch sizes"
     if len({one.lengths for layer in stack for one in layer}) > 1:
-        return "the layers have several lengths of their own"
+        return "the layers have different constant lengths"
     if len({len(layer) for layer in stack}) > 1 or len(stack[0]) > 2:
         counts = [len(layer) for layer in stack]
-        return f"the layers have {counts} directions; each must have one, or each two"
+        return f"the layers have {counts} directions; all must have 1, or all 2"
     outputs = first.options.get("proj_size") or first.options["hidden_size"]
     width = _merge.width(merge, outputs, len(stack[0]))
     for number, layer in enumerate(stack):
         for place, one in enumerate(layer):
             if "reverse" in one.untold:
-                return f"{one.prefix!r} gives its outputs from the last step to the first: load it alone"
+                return f"{one.prefix!r} returns its outputs in reverse order of time; load it alone"
             single = one.options.get("num_layers", 1) == 1 and not one.options.get("bidirectional")
             if one.kind != first.kind or not single:
-                return f"{one.prefix!r} is not an {first.kind} of one layer and one direction"
+                return f"{one.prefix!r} must be an {first.kind} with one layer and one direction"
             wanted = {**first.options, "input_size": width if number else first.options["input_size"]}
             for name, value in wanted.items():
                 given = one.options.get(name)

@@ -105,10 +105,11 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
         name = dotted(given)
         if len(name) > LONGEST_NAME:
             start = shown(name[:40])
-            msg = f"{where} holds a name of {len(name)} letters, {start}...; {LONGEST_NAME} are allowed"
+            msg = f"{where} has a name of {len(name)} characters, {start}...; at most {LONGEST_NAME} "
+            msg += "are allowed"
             raise FormatError(msg)
         if name in found:
-            msg = f"{where} holds {shown(name)} twice"
+            msg = f"{where} contains {shown(name)} twice"
             raise FormatError(msg)
         found[name] = tensor
     return found
@@ -120,10 +121,10 @@ def json_object(what: str, text: str | bytes, once: bool = False) -> dict[str, A
         plain = text.decode() if isinstance(text, bytes) else text
         found = json.loads(plain, object_pairs_hook=_each_once if once else None)
     except (ValueError, TypeError, RecursionError) as error:
-        msg = f"{what} is no JSON: {quoted(str(error))}"
+        msg = f"{what} is not valid JSON: {quoted(str(error))}"
         raise FormatError(msg) from error
     if not isinstance(found, dict):
-        msg = f"{what} is no JSON object"
+        msg = f"{what} is not a JSON object"
         raise FormatError(msg)
     return found
 

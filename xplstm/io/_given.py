@@ -32,7 +32,7 @@ _BY_ATTRIBUTES = {"equinox", "flax"}
 _DEEPEST = 32
 # Arguments of nnx cells that are functions.
 _FUNCTIONS = {"gate_fn": "sigmoid", "activation_fn": "tanh"}
-_STATE_ALONE = "nnx.state(cell) gives the weights alone, which can be loaded"
+_STATE_ALONE = "load the weights alone, nnx.state(cell),"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 
 

@@ -61,9 +61,9 @@ def load(
         ignored. Or a module of PyTorch, Flax or Equinox, or a Flax train state. A PyTorch module also gives
         the options ``batch_first``, ``dropout`` and ``nonlinearity``.
     format : str, optional
-        Names, axes and order of the weights: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx",
+        Names, axes and gate order of the weights: "torch", "flax", "nnx", "nnx_optimized", "equinox", "mlx",
         "haste", "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras",
-        "onnx", "joined" or "parted".
+        "onnx", "joined" or "parted". Needed if several formats fit.
     prefix : str, or sequence of layers, optional
         Common start of the tensor names of the network. Needed if there are several networks. For cells that
         were stacked by hand, the prefix of each layer, or a pair of prefixes for two directions.
@@ -72,13 +72,14 @@ def load(
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
         Dtype of the parameters; the dtype of the arrays if left out.
     **options
-        Arguments of `LSTM` or `RNN` that no array holds, such as ``batch_first``, ``dropout``,
-        ``reproducible`` or, for an RNN, ``nonlinearity``. ``batch_first``, ``reproducible`` and the rates of
-        dropout replace those of the file; any other must agree with what the file holds.
+        Arguments of `LSTM` or `RNN` that arrays do not show, such as ``batch_first``, ``dropout``,
+        ``reproducible`` or, for an RNN, ``nonlinearity``. ``batch_first``, ``reproducible`` and the dropout
+        rates override those of the file. All other options must agree with the file.
 
     Returns
     -------
     LSTM, GRU, RNN or JordanRNN
+        The network, with copied parameters.
 
     Raises
     ------
@@ -105,9 +106,9 @@ def load(
         contents, found = _find(given, format, prefix, dtype, options)
         if found.arguments:
             msg = (
-                f"{contents.where}: {called(found)} is called with {' and '.join(found.arguments)} of its own"
+                f"{contents.where}: {called(found)} is called with a constant {' and '.join(found.arguments)}"
             )
-            raise FormatError(f"{msg}: xplstm.io.load_with_call gives the network and these arguments")
+            raise FormatError(f"{msg}; call xplstm.io.load_with_call to load the network and its arguments")
         return _build(contents, found, xp, device, options)
 
 
@@ -183,13 +184,13 @@ def _find(
         msg = f"{contents.where}: {called(found)}: {found.problem}"
         raise FormatError(msg)
     if layout is None and "format" in found.untold:
-        what = f"{contents.where} holds the weights of a {found.kind}, and not its functions or merge"
+        what = f"{contents.where} has the weights of a {found.kind}, but not its functions or merge"
         usual = "sigmoid, tanh and concat"
         msg = f"format=None: {what}; pass format={found.layout!r} if they are {usual}"
         raise ArgumentError(msg)
     if "reverse" in found.untold and "reverse" not in options:
-        msg = f"{contents.where}: {called(found)} gives its outputs from the last step to the first"
-        raise ArgumentError(f"{msg}; pass reverse=True for a layer that gives the same in the order of time")
+        msg = f"{contents.where}: {called(found)} returns its outputs in reverse order of time"
+        raise ArgumentError(f"{msg}; pass reverse=True for a layer with the same outputs in order of time")
     return contents, found
 
 
@@ -250,7 +251,7 @@ def arrays(
             if name.startswith(start)
         }
         if prefix and not found:
-            msg = f"prefix={prefix!r}: {contents.where} has nothing there; it holds {listed(contents)}"
+            msg = f"prefix={prefix!r} matches no tensor; {contents.where} has {listed(contents)}"
             raise ArgumentError(msg)
         return found
 
@@ -265,8 +266,8 @@ def save(
 ) -> None:
     """Write the parameters of a network to a file atomically.
 
-    The new file is written to the same folder, synced to the disk and renamed:
-    at every moment, a power cut included, the old file or the new one is there.
+    The function writes a new file in the same folder, syncs it to the disk and renames it. The old or the new
+    file is therefore complete at every moment, also after a power failure.
 
     Parameters
     ----------
@@ -462,7 +463,7 @@ def _build(
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
-        msg = f"{contents.where}: {what}; expected one of {', '.join(_array.FLOATS)}; of several, say dtype="
+        msg = f"{contents.where}: {what}, expected one of {', '.join(_array.FLOATS)}; pass dtype= to convert"
         if any(name.startswith("q") for name in dtypes):
             msg += ", which makes real numbers of quantised ones"
         raise FormatError(msg)
@@ -474,8 +475,8 @@ def _build(
     arguments = {**found.options, **options}
     untold = [name for name in found.untold if name not in arguments and name != "format"]
     if untold:
-        what = f"{contents.where} does not hold it, and it changes the numbers"
-        msg = f"{untold[0]}: {what}; pass {'=, '.join(untold)}="
+        what = f"is not in {contents.where}, and changes the results"
+        msg = f"{untold[0]} {what}; pass {'=, '.join(untold)}="
         raise ArgumentError(msg)
     try:
         params = found.params()

@@ -41,6 +41,6 @@ def _read(name: str, a: Any) -> Any:
         return a
     if a.is_meta or str(a.layout) != "torch.strided":
         what = "on the meta device" if a.is_meta else f"of layout {a.layout}"
-        msg = f"{WHERE}: {shown(name)} is {what}, whose numbers are not read"
+        msg = f"{WHERE}: {shown(name)} is {what}, which cannot be read"
         raise FormatError(msg)
     return a.resolve_conj().resolve_neg()

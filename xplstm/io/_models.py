@@ -109,7 +109,7 @@ def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any
     """Make the model of a checkpoint, with its parameters at the end of `fit`."""
     params = getattr(point, point.final)
     if point.model is None or params is None:
-        msg = f"{where} lacks config() of its model, or the parameters {point.final!r} that it should have"
+        msg = f"{where} does not have the config() of its model, or the parameters {point.final!r}"
         raise FormatError(msg)
     return _made(where, point.model, params, xp, device)
 
@@ -122,7 +122,7 @@ def _made(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp
     kind = known.get(str(config.get("class")))
     if not hasattr(kind, "from_config"):
         name = shown(str(config.get("class"))[:80])
-        msg = f"{where} holds a model of class {name}, which xplstm.models lacks"
+        msg = f"{where} contains a model of class {name}, which xplstm.models does not have"
         raise FormatError(msg)
     return kind.from_config(where, config, params, xp, device)  # type: ignore[union-attr]
 
@@ -145,7 +145,7 @@ def make_layer(
         sizes: dict[str, Any] = {"num_embeddings": rows, "embedding_dim": columns}
         unknown = {*options} - ({"padding_idx"} if kind is Embedding else set())
         if unknown:
-            msg = f"it has options that {kind.__name__} lacks: {ascii(sorted(unknown))[:200]}"
+            msg = f"{kind.__name__} does not have the options {ascii(sorted(unknown))[:200]}"
             raise FormatError(msg)
         sizes |= options
         if kind is Linear:
@@ -153,6 +153,6 @@ def make_layer(
         layer: Any = cast("Any", kind)(**sizes, xp=xp, device=device, dtype=dtype, rng=0)
         layer.load_state_dict(params)
     except (XplstmError, TypeError, ValueError, KeyError) as error:
-        msg = f"{where}: a part that should be {kind.__name__}: {shown(str(error)[:500])}"
+        msg = f"{where}: the description of {kind.__name__} is invalid: {shown(str(error)[:500])}"
         raise FormatError(msg) from error
     return layer

@@ -63,7 +63,7 @@ def _read_one(path: str) -> Contents:
         if module.recognises(Opening(path, head, members.keys())):
             contents: Contents = module.read(path)
             return contents
-    msg = f"{path} is no file of {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
+    msg = f"{path} is not a file of {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
     msg += _foreign.hint(head, members.keys())
     raise FormatError(msg)
 
@@ -179,19 +179,19 @@ def _one(
         here = [one for one in here if one.problem is None] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
-        what = f"{contents.where} holds {len(names)} networks" if here else f"{contents.where} has none there"
+        what = f"{contents.where} has {len(names) if here else 'no'} such networks"
         choices = _lines(f"{called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
         msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
         raise ArgumentError(printable(msg))
     sizes = {name: value for name, value in options.items() if name in _SIZES}
     fitting = [one for one in here if all(one.options.get(n, v) == v for n, v in sizes.items())]
     if not fitting:
-        msg = f"{contents.where} holds {spelled(here[0])}, which {dict(options)} contradicts"
+        msg = f"{dict(options)} contradicts {contents.where}, which contains {spelled(here[0])}"
         raise ArgumentError(printable(msg))
     told = [one for one in fitting if layout is not None or is_told(contents, one)]
     if len(told) != 1 and all(one.problem for one in fitting):
         choices = _lines(f"{called(one)}: {one.problem}" for one in fitting)
-        msg = f"{contents.where} holds tensors that fit no format with their names\n{choices}"
+        msg = f"{contents.where} contains tensors whose shapes fit no format with their names\n{choices}"
         raise FormatError(printable(msg))
     if len(told) != 1:
         raise ArgumentError(printable(_unsure(contents, told or fitting)))
@@ -202,14 +202,14 @@ def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
     """Return a message about the argument that the caller must pass."""
     choices = _lines(f"format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
     if len({one.layout for one in fitting}) < len(fitting):
-        return f"{contents.where} could be, by its shapes; say bidirectional=\n{choices}"
-    return f"format=None: names in {contents.where} do not fix the order of gates; these fit\n{choices}"
+        return f"bidirectional= is needed: the shapes in {contents.where} fit several networks\n{choices}"
+    return f"format= is needed: the names in {contents.where} fit several gate orders\n{choices}"
 
 
 def _nothing(contents: Contents, layout: str | None) -> str:
     """Return a message that there is no network, with a list of the tensors."""
     of = f" of format {layout!r}" if layout is not None else ""
-    return f"{contents.where} holds no LSTM{of} that is known here; it holds {listed(contents)}"
+    return f"{contents.where} contains no known LSTM{of}; it contains {listed(contents)}"
 
 
 def _lines(choices: Iterable[str]) -> str:

@@ -123,7 +123,7 @@ def refuse_lost(network: Recurrent, where: str) -> None:
     lost = {name: found[name] for name in same.keys() & found.keys() if found[name] != same[name]}
     if lost:
         shown = ", ".join(f"{name}={value}" for name, value in lost.items())
-        msg = f"{where} has no place for {shown}; save it as .safetensors or .npz, which hold every option"
+        msg = f"{where} cannot store {shown}; use .safetensors or .npz, which store every option"
         raise ArgumentError(msg)
 
 
@@ -147,31 +147,31 @@ def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:
     if not lost:
         return list(found)
     where = quoted(min(lost))
-    problem = f"there are options of a network at {where}, where no network is: were its tensors renamed?"
+    problem = f"the file has options for a network at {where}, but no such network; were tensors renamed?"
     return [one._replace(problem=one.problem or problem) for one in found]
 
 
 def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
     """Convert the JSON form of `changed_options` to arguments of the class."""
     if not isinstance(options, dict):
-        msg = f"{where} has options of a network that are {type(options).__name__}, expected an object"
+        msg = f"{where} has network options of type {type(options).__name__}, expected a JSON object"
         raise FormatError(msg)
     unknown = options.keys() - {*_KNOWN[kind]}
     if unknown:
-        msg = f"{where} has options that {kind} lacks: {ascii(sorted(unknown))[:200]}"
+        msg = f"{where} has options that {kind} does not have: {ascii(sorted(unknown))[:200]}"
         raise FormatError(msg)
     try:
         for name in _CHECKS.keys() & options.keys():
             _CHECKS[name](name, options[name])
     except XplstmError as error:
-        msg = f"{where} has an option of a network that cannot be read: {error}"
+        msg = f"{where} has an invalid network option: {error}"
         raise FormatError(msg) from error
     if "variant" not in options:
         return {**options}
     try:
         cell = lstm_cell(Variant(**options["variant"]), 2)
     except (XplstmError, TypeError, RecursionError) as error:
-        msg = f"{where} has a variant that cannot be read: {quoted(str(error))}"
+        msg = f"{where} has an invalid variant: {quoted(str(error))}"
         raise FormatError(msg) from error
     return options | {"variant": cell.options().get("variant")}
 

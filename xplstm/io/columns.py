@@ -47,7 +47,7 @@ def from_columns(h: Array, c: Array) -> LSTMState:
     _checks.floats({"h": h, "c": c})
     for name, a in (("h", h), ("c", c)):
         if a.ndim != 2:
-            msg = f"{name} has shape {tuple(a.shape)}, expected (H, B): column vectors"
+            msg = f"{name} has shape {tuple(a.shape)}, expected column vectors (H, B)"
             raise ShapeError(msg)
     return LSTMState(_array.native(h).T, _array.native(c).T)
 

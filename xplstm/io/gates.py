@@ -57,7 +57,7 @@ def from_joined(weights: Mapping[str, Array]) -> LSTMParams:
     _check_names(weights, matrices, biases)
     H, columns = _matrix_shape(weights, "Wf: (H, H + I)", "Wf")
     if columns <= H:
-        msg = f"Wf has shape {(H, columns)}, expected (H, H + I): h above x, so more columns than rows"
+        msg = f"Wf has shape {(H, columns)}, expected (H, H + I), with more columns than rows"
         raise ShapeError(msg)
     _check_shapes(weights, dict.fromkeys(matrices, (H, columns)))
     parts = {k: (weights[f"W{k}"][:, :H], weights[f"W{k}"][:, H:]) for k in letters}
@@ -195,7 +195,7 @@ def _checked(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
     plain = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     strange = [name for name, a in params._asdict().items() if a is not None and name not in plain]
     if strange:
-        msg = f"params has {', '.join(strange)}, for which this form has no place"
+        msg = f"params has {', '.join(strange)}, which this form does not support"
         raise ArgumentError(msg)
     params, _ = _checks.layer(params, STANDARD)
     return params, _array.namespace(params.weight_hh, "weight_hh")

@@ -83,7 +83,7 @@ def _mode(path: str) -> int | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(found):
-        msg = f"{path!r} is not a plain file, so it cannot be replaced; give the path of a file"
+        msg = f"{path!r} is not a regular file and cannot be replaced; pass the path of a file"
         raise OSError(msg)
     return stat.S_IMODE(found)
 

@@ -63,13 +63,13 @@ class Archive:
         """Check that names are unique and stay inside the archive, and that the sizes are plausible."""
         if len(self.members) < len(infos):
             twice = Counter(info.filename for info in infos).most_common(1)[0][0]
-            msg = f"{self.path} holds {shown(twice)} twice"
+            msg = f"{self.path} contains {shown(twice)} twice"
             raise FormatError(msg)
         for info in infos:
             self._check_member(info)
         length, total = os.path.getsize(self.path), sum(info.file_size for info in infos)
         if total > max(GROWTH * length, SMALL):
-            msg = f"{self.path} has {length} bytes and says that it unpacks to {total}, which no weights do"
+            msg = f"{self.path} has {length} bytes and would unpack to {total}, too many for weights"
             raise FormatError(msg)
 
     def _check_places(self, file: BinaryIO, infos: list[zipfile.ZipInfo], start: int) -> None:
@@ -99,22 +99,22 @@ class Archive:
 
     def _advice(self) -> str:
         if self.path.lower().endswith(".distcp"):
-            return "; it is part of a distributed checkpoint: load what dcp_to_torch_save makes of its folder"
-        return ": several zip files in one, or a damaged one"
+            return "; it is part of a distributed checkpoint; convert its folder with dcp_to_torch_save"
+        return "; it is damaged, or several zip files in one"
 
     def _check_member(self, info: zipfile.ZipInfo) -> None:
         name = info.filename
         parts = name.replace("\\", "/").split("/")
         if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in info.orig_filename:
-            msg = f"{self.path} holds {shown(name)}, a name that leads out of it"
+            msg = f"{self.path} contains {shown(name)}, a path outside the archive"
             raise FormatError(msg)
         if info.compress_type not in _METHODS or info.flag_bits & _ENCRYPTED:
-            how = "encrypted" if info.flag_bits & _ENCRYPTED else f"packed by method {info.compress_type}"
+            how = "encrypted" if info.flag_bits & _ENCRYPTED else f"compressed by method {info.compress_type}"
             msg = f"{self.path}: {shown(name)} is {how}; it must be stored or deflated"
             raise FormatError(msg)
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             what = f"{info.compress_size} bytes for {info.file_size}"
-            msg = f"{self.path}: {shown(name)} is stored as it is, in {what}"
+            msg = f"{self.path}: {shown(name)} is stored without compression, but has {what}"
             raise FormatError(msg)
 
     @contextmanager
@@ -127,7 +127,7 @@ class Archive:
         except Exception as error:  # zipfile raises many types of errors for damaged files
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
-            msg = f"{self.path} is no whole zip file: {type(error).__name__} {quoted(str(error))}"
+            msg = f"{self.path} is a damaged zip file: {type(error).__name__} {quoted(str(error))}"
             raise FormatError(msg) from error
 
 
@@ -172,6 +172,6 @@ def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:
     signature, name_length, rest = _HEADER.unpack(file.read(_HEADER.size))
     name = file.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
     if signature != _SIGNATURE or name != info.orig_filename:
-        msg = f"at byte {info.header_offset} begins another member than {shown(info.orig_filename)}"
+        msg = f"the member at byte {info.header_offset} is not {shown(info.orig_filename)}"
         raise zipfile.BadZipFile(msg)
     file.seek(rest, os.SEEK_CUR)

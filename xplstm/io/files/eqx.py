@@ -61,7 +61,7 @@ def _arrays(path: str, file: BinaryIO) -> list[_Array]:
     place, size = 0, os.path.getsize(path)
     while place < size:
         if len(found) == MOST:
-            msg = f"{path} holds more than {MOST} arrays, which no module has"
+            msg = f"{path} has more than {MOST} arrays, too many for a module"
             raise FormatError(msg)
         file.seek(place)
         where = f"{path}: array {len(found)}"
@@ -70,7 +70,7 @@ def _arrays(path: str, file: BinaryIO) -> list[_Array]:
         found.append(_Array(place + offset, shape, dtype, fortran))
         place += offset + length
         if place > size:
-            msg = f"{where} of shape {shape} and dtype {dtype} ends at byte {place} of {size}"
+            msg = f"{where} with shape {shape} and dtype {dtype} ends at byte {place} of {size}"
             raise FormatError(msg)
     return found
 
@@ -109,12 +109,14 @@ def _read(path: str, a: _Array) -> np.ndarray:
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return a file that ``equinox.tree_deserialise_leaves`` reads into a cell or a list of cells."""
     if layout != LAYOUT or prefix:
-        msg = f"a file of Equinox has no names: format={layout!r} and prefix={prefix!r} have no place in it"
+        msg = (
+            f"format={layout!r} and prefix={prefix!r} are not possible in an Equinox file, which has no names"
+        )
         raise ArgumentError(msg)
     content = io.BytesIO()
     for name, a in _registry.layout(layout).to_mapping(network).items():
         if _array.dtype_name(a.dtype) == "bfloat16":
-            msg = f"{name} has dtype bfloat16, whose name is lost in an array of NumPy; use .safetensors"
+            msg = f"{name} has dtype bfloat16, which NumPy's array format does not support; use .safetensors"
             raise ArgumentError(msg)
         np.save(content, _array.to_numpy(a), allow_pickle=False)
     return content.getvalue()

@@ -79,8 +79,8 @@ class _Budget:
         self.left -= needed
         if self.left < 0:
             msg = (
-                f"{self.where} has {self.length} bytes; with {shown(path)}, its datasets have more than "
-                f"{GROWTH} times as many, which no weights need"
+                f"{self.where} has {self.length} bytes, but its datasets up to {shown(path)} have more than "
+                f"{GROWTH} times as many"
             )
             raise FormatError(msg)
 
@@ -90,7 +90,7 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        msg = "files of Keras need the package h5py: it comes with pip install 'xplstm[io]'"
+        msg = "Keras files need the package h5py: pip install 'xplstm[io]'"
         raise ImportError(msg) from error
     return h5py
 
@@ -108,7 +108,7 @@ def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -
     _check_texts(source, attributes)
     with source.open() as file:
         if file.id.get_create_plist().get_sizes() != (8, 8):
-            msg = f"{source.where} has addresses or lengths of other than 8 bytes, which no library writes"
+            msg = f"{source.where} has addresses or lengths with another size than 8 bytes"
             raise FormatError(msg)
         texts = {name: _text(source, "/", file, name, longest) for name, longest in attributes.items()}
         tree = Tree([], {}, {name: text for name, text in texts.items() if text is not None}, set(file.attrs))
@@ -151,7 +151,7 @@ def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> N
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token
     if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
-        msg = f"{source.where}: {shown(path)} is there twice, is too deep or one of too many"
+        msg = f"{source.where}: {shown(path)} occurs twice, is nested too deep or is one of too many objects"
         raise FormatError(msg)
     seen.add(key)
 
@@ -160,7 +160,7 @@ def _check_link(source: Source, path: str, group: Any, key: str) -> None:
     """Check that a link is a hard link."""
     link = group.get(key, getlink=True)
     if type(link) is not import_h5py().HardLink:
-        msg = f"{source.where}: {shown(path)} is a {type(link).__name__}; nothing outside its place is opened"
+        msg = f"{source.where}: {shown(path)} is a {type(link).__name__}; such links are not followed"
         raise FormatError(msg)
 
 
@@ -170,7 +170,7 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
         return None
     attribute = item.attrs.get_id(name)
     if attribute.shape != () or attribute.get_storage_size() > longest:
-        msg = f"{source.where}: {shown(path)} has an attribute {name!r} that is no short text"
+        msg = f"{source.where}: {shown(path)} has an attribute {name!r} that is not a short text"
         raise FormatError(msg)
     told = item.attrs[name]
     raw = told if isinstance(told, bytes) else str(told).encode(errors="replace")
@@ -182,22 +182,22 @@ def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
     h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
     plan = dataset.id.get_create_plist()
     if dataset.external or dataset.is_virtual:
-        msg = f"{where} is in another file, which is not opened"
+        msg = f"{where} is stored in another file, which is not opened"
         raise FormatError(msg)
     brain = dataset.dtype == np.dtype("V2") and _text(source, path, dataset, "dtype") == "bfloat16"
     if not brain and (dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject):
         return Tensor(
-            (), "unreadable", partial(_refuse, where, f"has dtype {ascii(str(dataset.dtype))[:80]}")
+            (), "unreadable", partial(_refuse, where, f"unsupported dtype {ascii(str(dataset.dtype))[:80]}")
         )
     filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
     if filters - _FILTERS:
-        return Tensor(dataset.shape, "unreadable", partial(_refuse, where, f"is packed by filters {filters}"))
+        return Tensor(dataset.shape, "unreadable", partial(_refuse, where, f"unsupported filters {filters}"))
     stored = dataset.id.get_storage_size()
     needed = math.prod(dataset.shape) * dataset.dtype.itemsize
     if needed > max(GROWTH * stored, SMALL) or (
         not filters and needed > stored and plan.get_layout() != h5py.h5d.COMPACT
     ):
-        msg = f"{where} has shape {dataset.shape} and {stored} bytes: fewer than it can honestly need"
+        msg = f"{where} has shape {dataset.shape} but only {stored} bytes"
         raise FormatError(msg)
     budget.spend(path, needed)
     dtype = "bfloat16" if brain else _array.dtype_name(dataset.dtype.newbyteorder("="))
@@ -216,5 +216,5 @@ def _read(source: Source, path: str, brain: bool) -> np.ndarray:
 
 
 def _refuse(where: str, why: str) -> Any:
-    msg = f"{where} {why}, which no array here can have"
+    msg = f"{where} has {why}"
     raise FormatError(msg)

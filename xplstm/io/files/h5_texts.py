@@ -49,7 +49,7 @@ def _check_packed(where: str, content: Any) -> None:
     start = content.find(_FRACTAL)
     while start >= 0:
         if _number(content, start + 7, 2):
-            msg = f"{where} has packed attributes or links at byte {start}, which no library writes"
+            msg = f"{where} has compressed attributes or links at byte {start}, which are not supported"
             raise FormatError(msg)
         start = content.find(_FRACTAL, start + 1)
 
@@ -69,11 +69,11 @@ def _check_lengths(where: str, content: Any, name: str, most: int) -> None:
             else:
                 first = start + len(wanted)
             if first >= len(content) or (version > 1 and content[header + 1] & 1):
-                msg = f"{where} has an attribute {name!r} of a type that is elsewhere"
+                msg = f"{where} has an attribute {name!r} with a shared type, which is not supported"
                 raise FormatError(msg)
             length = _number(content, first + kind + space, 4)
             if content[first] & 15 == _VARIABLE and length > most:
-                msg = f"{where} has an attribute {name!r} of {length} letters; {most} are allowed"
+                msg = f"{where} has an attribute {name!r} of {length} bytes; at most {most} are allowed"
                 raise FormatError(msg)
         start = content.find(wanted, start + 1)
 

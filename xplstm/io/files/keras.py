@@ -50,7 +50,7 @@ def read(path: str) -> Contents:
     archive = Archive(path)
     missing = sorted({_WEIGHTS, _CONFIG} - archive.members.keys())
     if missing:
-        msg = f"{path} holds no {', '.join(missing)}: it is no model of Keras 3"
+        msg = f"{path} is not a Keras 3 model: it does not contain {', '.join(missing)}"
         raise FormatError(msg)
     if archive.members[_CONFIG].file_size > LONGEST_CONFIG:
         msg = (
@@ -94,7 +94,7 @@ def _version(archive: Archive) -> int | None:
 def _major(where: str, version: Any) -> int:
     major = re.match("[23](?=[.])", version) if isinstance(version, str) else None
     if major is None:
-        msg = f"{where} was written by version {quoted(version)} of Keras; 2 and 3 are known"
+        msg = f"{where} was written by Keras {quoted(version)}, expected version 2 or 3"
         raise FormatError(msg)
     return int(major[0])
 
@@ -102,7 +102,7 @@ def _major(where: str, version: Any) -> int:
 def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a Keras weights file."""
     if layout != "keras":
-        msg = f"format={layout!r} has no place in a file of Keras; leave it out, or save another kind of file"
+        msg = f"format={layout!r} is not possible in a Keras file; leave it out, or use another kind of file"
         raise ArgumentError(msg)
     if _array.dtype_name(network.params["weight_hh_l0"].dtype) == "bfloat16":
         raise no_place("keras", "has dtype bfloat16")

@@ -50,7 +50,7 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     hosts: dict[str, Any] = {name: _array.to_numpy(a) for name, a in arrays.items()}
     for name, a in hosts.items():
         if _array.dtype_name(a.dtype) == "bfloat16":
-            msg = f"{name} has dtype bfloat16, whose name is lost in an .npz file; use .safetensors"
+            msg = f"{name} has dtype bfloat16, which an .npz file does not support; use .safetensors"
             raise ArgumentError(msg)
     hosts |= {name: np.asarray(text) for name, text in metadata.items()}
     buffer = io.BytesIO()
@@ -68,7 +68,7 @@ def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, in
         msg = f"{where} is no array that NumPy wrote: {shown(str(error)[:200])}"
         raise FormatError(msg) from error
     if dtype.hasobject or dtype.names or dtype.subdtype:
-        msg = f"{where} has dtype {dtype}: objects and records are not read, and nothing is unpickled"
+        msg = f"{where} has dtype {dtype}; arrays of objects or records are not supported"
         raise FormatError(msg)
     numbers = buffers.count(where, "its shape", shape)
     return shape, dtype, start.tell(), fortran, numbers * dtype.itemsize
@@ -81,7 +81,7 @@ def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, i
     shape, dtype, offset, fortran, length = header(where, start)
     given = archive.members[member].file_size
     if offset + length != given:
-        msg = f"{where} has shape {shape} and dtype {dtype}, {offset + length} bytes, and holds {given}"
+        msg = f"{where} has {given} bytes, expected {offset + length} for shape {shape} and dtype {dtype}"
         raise FormatError(msg)
     return shape, dtype, offset, fortran
 
@@ -98,10 +98,10 @@ def _text(archive: Archive, member: str, dtype: np.dtype, offset: int) -> Any:
     """Return the text that `encode` stored with the arrays."""
     if dtype.itemsize > 4 * LONGEST_TEXT:
         length = dtype.itemsize // 4
-        msg = f"{archive.path}: {shown(member)} is a text of {length} letters; {LONGEST_TEXT} are allowed"
+        msg = f"{archive.path}: {shown(member)} has {length} characters; at most {LONGEST_TEXT} are allowed"
         raise FormatError(msg)
     try:
         return str(_read(archive, member, dtype, (), offset, False))
     except ValueError as error:
-        msg = f"{archive.path}: {shown(member)} holds what is no letter: {error}"
+        msg = f"{archive.path}: {shown(member)} is not valid Unicode text: {error}"
         raise FormatError(msg) from error

@@ -86,8 +86,8 @@ def load(where: str, program: BinaryIO | bytes, calls: Calls, persistent: Callab
             machine.step(opcode.name, argument)
     except FormatError:
         raise
-    except Exception as error:  # a damaged program can make every instruction fail in its own way
-        msg = f"{where} is no whole pickle: {type(error).__name__} {quoted(str(error))}"
+    except Exception as error:  # instructions of a damaged program raise many types of errors
+        msg = f"{where} is a damaged pickle: {type(error).__name__} {quoted(str(error))}"
         raise FormatError(msg) from error
     return machine.result
 
@@ -106,7 +106,7 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         """Execute one instruction."""
         if len(self.stack) > _HIGHEST_STACK:
-            self._refuse(f"piles up more than {_HIGHEST_STACK} values before it uses them")
+            self._refuse(f"needs a stack of more than {_HIGHEST_STACK} values")
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -118,7 +118,7 @@ class _Machine:
         else:
             method = getattr(self, f"_do_{name.lower()}", None)
             if method is None:
-                self._refuse(f"asks for the instruction {name}, {_NO_CONTAINER}")
+                self._refuse(f"has the instruction {name}, {_NO_CONTAINER}")
             elif argument is None:
                 method()
             else:
@@ -128,7 +128,7 @@ class _Machine:
         """Pop `count` values from the stack."""
         taken = self.stack[-count:]
         if len(taken) < count or any(value is _MARK for value in taken):
-            self._refuse("takes from its stack what is not there")
+            self._refuse("pops more values than its stack has")
         del self.stack[-count:]
         return taken
 
@@ -142,12 +142,12 @@ class _Machine:
         self._refuse("takes from its stack what is not there")
 
     def _refuse(self, what: str) -> NoReturn:
-        msg = f"{self.where} {what}; it was not executed"
+        msg = f"{self.where} {what}; the pickle was not executed"
         raise FormatError(msg)
 
     def _do_proto(self, argument: int) -> None:
         if argument > 5:
-            self._refuse(f"is of pickle protocol {argument}, which is unknown")
+            self._refuse(f"has the unknown pickle protocol {argument}")
 
     def _do_frame(self, _length: int) -> None:
         """Ignore the length of a frame."""
@@ -198,7 +198,7 @@ class _Machine:
 
     def _do_binget(self, argument: int) -> None:
         if argument not in self.memo:
-            self._refuse(f"remembers nothing under {argument}")
+            self._refuse(f"has no memo entry {argument}")
         self.stack.append(self.memo[argument])
 
     _do_long_binget = _do_get = _do_binget
@@ -218,7 +218,7 @@ class _Machine:
         if isinstance(function, Inert):
             function = function.name
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            self._refuse(f"calls {type(function).__name__}, which is no function")
+            self._refuse(f"calls {type(function).__name__}, which is not a function")
         call = self.calls.get(function)
         self.stack.append(Inert(function) if call is None else call(*arguments))
 
@@ -248,20 +248,20 @@ class _Machine:
     def _instance(self, kind: Any) -> None:
         """Push a placeholder for an object of a class."""
         if not isinstance(kind, Global | Inert):
-            self._refuse(f"makes an object of {type(kind).__name__}, which is no class")
+            self._refuse(f"makes an object of {type(kind).__name__}, which is not a class")
         self.stack.append(Inert(kind if isinstance(kind, Global) else kind.name))
 
     def _name(self, module: Any, name: Any) -> None:
         """Push a global name."""
         for part in (module, name):
             if not isinstance(part, str) or len(part) > _LONGEST_GLOBAL:
-                self._refuse(f"asks for a {type(part).__name__} where the short name of a class was expected")
+                self._refuse(f"has a {type(part).__name__} in place of the name of a class")
         self.stack.append(Global(module, name))
 
     def _top(self, kind: type) -> Any:
         """Return the top of the stack, and check its type."""
         if not self.stack or not isinstance(self.stack[-1], kind) or self.stack[-1] is _MARK:
-            self._refuse(f"puts items into what is no {kind.__name__}")
+            self._refuse(f"adds items to an object that is not a {kind.__name__}")
         return self.stack[-1]
 
     def _extend(self, items: list[Any]) -> None:
@@ -282,10 +282,12 @@ class _Machine:
             else:
                 parts.append(part)
         if len(parts) > _LONGEST_TUPLE or not all(map(_is_key, parts)):
-            self._refuse(f"has a {type(key).__name__} for a key; text, a number or a few of them can be one")
+            self._refuse(
+                f"has a {type(key).__name__} as a key, expected text, a number or a short tuple of them"
+            )
         long = any(isinstance(part, str | bytes) and len(part) > _LONGEST_TEXT for part in parts)
         if long and type(key) is not str:
-            self._refuse(f"has for a key a tuple of texts longer than {_LONGEST_TEXT} letters")
+            self._refuse(f"has a tuple of texts as a key with more than {_LONGEST_TEXT} characters")
         return key
 
     def _set(self, items: list[Any]) -> None:

@@ -86,7 +86,7 @@ def read(path: str) -> Contents:
     objects = _objects(path, named)
     if objects and not tensors:
         some = ", ".join(list(dict.fromkeys(objects.values()))[:_SHOWN])
-        msg = f"{path} holds no tensor, only objects of {some}; none is made or called: save a state_dict()"
+        msg = f"{path} contains no tensor, only objects of {some}, which are not created; save a state_dict()"
         raise FormatError(msg)
     storages = _Storages(store, [leaf for _, leaf in tensors])
     found = by_name(path, ((name, storages.entry(name, leaf)) for name, leaf in tensors))
@@ -109,8 +109,7 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
     for name, leaf in named:
         if isinstance(leaf, Inert):
             if _PARAMETER.search(name) and not leaf.items and not isinstance(leaf.state, dict):
-                what = f"{shown(name.strip('.'))} is an object of {leaf}, which is neither made nor called"
-                msg = f"{path}: {what}; a tensor was expected"
+                msg = f"{path}: {shown(name.strip('.'))} is an object of {leaf}, expected a tensor"
                 raise FormatError(msg)
             if leaf.name.module.partition(".")[0] != "__torch__":
                 objects[name.strip(".") or "the whole"] = str(leaf)
@@ -201,14 +200,14 @@ def _read_archive(path: str) -> tuple[Any, Store, dict[str, bytes]]:
     archive = Archive(path)
     pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        msg = f"{path} holds {len(pickles)} pickles; a file of PyTorch has 1"
+        msg = f"{path} has {len(pickles)} pickles, expected 1 in a PyTorch file"
         raise FormatError(msg)
     folder = pickles[0].removesuffix("data.pkl")
     store = _ZipStore(archive, folder, _byte_order(archive, folder))
 
     def persistent(given: Any) -> Storage:
         if not isinstance(given, tuple) or len(given) != 5 or not _is_text(given[0], "storage"):
-            msg = f"{path} refers to something outside its pickle that is no storage"
+            msg = f"{path} refers to an object outside its pickle that is not a storage"
             raise FormatError(msg)
         return storage_of(path, given[1], given[2], lambda key: f"{folder}data/{key}" in archive.members)
 
@@ -229,7 +228,7 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
         if isinstance(given, tuple) and len(given) == 4 and _is_text(given[0], "module"):
             return given[1]
         if not isinstance(given, tuple) or len(given) != 6 or not _is_text(given[0], "storage"):
-            msg = f"{path} refers to something outside its pickle that is no storage"
+            msg = f"{path} refers to an object outside its pickle that is not a storage"
             raise FormatError(msg)
         one = storage_of(path, given[1], given[2], lambda _: True)
         if kinds.setdefault(one.key, one) != one:
@@ -239,7 +238,7 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
         if part is None:
             return one
         if not isinstance(part, tuple) or len(part) != 3 or type(part[1]) is not int or part[1] < 0:
-            msg = f"{path} has a part of a storage that is no view of it"
+            msg = f"{path} has an invalid view of a storage"
             raise FormatError(msg)
         return one._replace(start=part[1])
 
@@ -247,7 +246,7 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
         magic, protocol, system = (pickled.load(path, file, {}, persistent) for _ in range(3))
         little = system.get("little_endian", True) if isinstance(system, dict) else None
         if (magic, protocol) != (_MAGIC, _PROTOCOL) or little is not True:
-            msg = f"{path} does not begin as PyTorch's files do, or has the high byte of numbers first"
+            msg = f"{path} does not have the header of a PyTorch file, or is big-endian"
             raise FormatError(msg)
         whole = pickled.load(path, file, CALLS, persistent)
         keys = pickled.load(path, file, {}, persistent)
@@ -257,7 +256,7 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
 def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) -> dict[str, tuple[int, int]]:
     """Return the range of each storage; a storage is a count of elements, followed by the elements."""
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in kinds for key in keys):
-        msg = f"{path} lists storages that its pickle does not name"
+        msg = f"{path} lists storages that are not in its pickle"
         raise FormatError(msg)
     length, first = os.path.getsize(path), file.tell()
     places: dict[str, tuple[int, int]] = {}
@@ -290,7 +289,7 @@ def _byte_order(archive: Archive, folder: str) -> str:
     name = f"{folder}byteorder"
     order = archive.read(name, 16) if name in archive.members else b"little"
     if order not in (b"little", b"big"):
-        msg = f"{archive.path} has the byte order {order!a}; little and big are known"
+        msg = f"{archive.path} has the byte order {order!a}, expected little or big"
         raise FormatError(msg)
     return order.decode()
 
@@ -322,7 +321,7 @@ class _Storages:
         reach = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
         end = view.offset + reach + 1 if math.prod(view.shape) else 0
         if end * width > len(raw):
-            msg = f"{path}: {shown(name)} reaches to byte {end * width} of a storage of {len(raw)}"
+            msg = f"{path}: {shown(name)} ends at byte {end * width} of a storage with {len(raw)} bytes"
             raise FormatError(msg)
         numbers = np.frombuffer(raw, dtype=f"V{width}", count=len(raw) // width)
         strides = tuple(stride * width for stride in view.strides)

@@ -63,7 +63,7 @@ def read(path: str) -> Contents:
     with open(path, "rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
         if length < 8 or header_length > min(length - 8, LONGEST_HEADER):
-            msg = f"{path} has {length} bytes, and its header is said to have {header_length} of them"
+            msg = f"{path} has {length} bytes, but a header length of {header_length}"
             raise FormatError(msg)
         header = json_object(f"{path}: its header", file.read(header_length), once=True)
     start = 8 + header_length
@@ -110,7 +110,7 @@ def _metadata(path: str, given: Any) -> dict[str, Any]:
     if given is None:  # MLX writes null
         return {}
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
-        msg = f"{path} has metadata that is not text by name"
+        msg = f"{path} has metadata that is not an object with text values"
         raise FormatError(msg)
     return given
 
@@ -118,7 +118,7 @@ def _metadata(path: str, given: Any) -> dict[str, Any]:
 def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """Return dtype, shape and byte range of one tensor."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        msg = f"{path}: {shown(name)} has not dtype, shape and data_offsets alone"
+        msg = f"{path}: {shown(name)} must have exactly the keys dtype, shape and data_offsets"
         raise FormatError(msg)
     code, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
@@ -127,7 +127,7 @@ def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int,
     needed = buffers.size(path, name, DTYPES[code], shape)
     buffers.check_numbers(path, name, place)
     if len(place) != 2 or place[1] - place[0] != needed:
-        msg = f"{path}: {shown(name)}, {code} of shape {shape}, takes {needed} bytes, and is at {place}"
+        msg = f"{path}: {shown(name)}, {code} of shape {shape}, needs {needed} bytes, but is at {place}"
         raise FormatError(msg)
     return DTYPES[code], tuple(shape), place[0], place[1]
 
@@ -137,10 +137,10 @@ def _check_places(path: str, places: Iterable[tuple[str, int, int]], length: int
     end = 0
     for name, low, high in sorted(places, key=lambda place: place[1:]):
         if low != end:
-            what = "overlaps another tensor" if low < end else "leaves a hole before it"
-            msg = f"{path}: {shown(name)} begins at byte {low} and {what}; {end} was expected"
+            what = "overlaps another tensor" if low < end else "leaves a gap before it"
+            msg = f"{path}: {shown(name)} begins at byte {low} and {what}, expected byte {end}"
             raise FormatError(msg)
         end = high
     if end != length:
-        msg = f"{path} holds {length} bytes of tensors, and its header speaks of {end}"
+        msg = f"{path} has {length} bytes of tensors, expected {end} from its header"
         raise FormatError(msg)

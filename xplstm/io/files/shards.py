@@ -48,7 +48,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
     given = {name for names in places.values() for name in names if _inside(path, name)}
     files = sorted(given)
     if not 0 < len(files) <= MOST_SHARDS:
-        msg = f"{path} lists {len(files) or 'no'} files; from 1 to {MOST_SHARDS} are allowed"
+        msg = f"{path} lists {len(files)} files, expected 1 to {MOST_SHARDS}"
         raise FormatError(msg)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
         metadata = {**part.metadata, **metadata}
         for name, tensor in part.tensors.items():
             if name in tensors or not _is_listed(name, file, places):
-                unlisted = f"is in {shown(file)}, but the index does not say so"
+                unlisted = f"is in {shown(file)}, but the index does not list it there"
                 what = "is in two files" if name in tensors else unlisted
                 msg = f"{path}: {shown(name)} {what}"
                 raise FormatError(msg)
@@ -74,7 +74,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
         raise FormatError(msg)
     missing = [name for name in places if name not in tensors] if layouts == {None} else []
     if missing:
-        msg = f"{path} lists {shown(missing[0])}, which is in none of its files"
+        msg = f"{path} lists {shown(missing[0])}, which is not in any of its files"
         raise FormatError(msg)
     return Contents(path, kinds.pop(), tensors, metadata, layouts.pop())
 
@@ -91,7 +91,7 @@ def _is_listed(name: str, file: str, places: Mapping[str, tuple[str, ...]]) -> b
 def _places(path: str) -> dict[str, tuple[str, ...]]:
     """Return the files of each name in the index."""
     if os.path.getsize(path) > LONGEST_INDEX:
-        msg = f"{path} has {os.path.getsize(path)} bytes; {LONGEST_INDEX} are allowed for an index"
+        msg = f"{path} has {os.path.getsize(path)} bytes; at most {LONGEST_INDEX} are allowed for an index"
         raise FormatError(msg)
     with open(path, "rb") as file:
         index = json_object(path, file.read())
@@ -109,7 +109,7 @@ def _inside(path: str, file: Any) -> str:
     """Return the path of a shard, and check that its name has no folder."""
     plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
     if not plain or any(letter in file for letter in "\\:\0"):
-        msg = f"{path} refers to the file {quoted(file)}; a name inside its folder was expected"
+        msg = f"{path} refers to the file {quoted(file)}, expected a file name without a folder"
         raise FormatError(msg)
     found = os.path.join(os.path.dirname(path), file)
     if not os.path.isfile(found):

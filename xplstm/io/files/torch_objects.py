@@ -76,8 +76,8 @@ class Quantised(NamedTuple):
 def storage_of(where: str, kind: Any, key: Any, is_known: Callable[[str], bool]) -> Storage:
     """Return the storage of a persistent id."""
     if not isinstance(kind, Global) or not isinstance(key, str) or not is_known(key):
-        what = ascii(key[:40]) if isinstance(key, str) else f"a {type(key).__name__} for its key"
-        msg = f"{where} refers to a storage that is not there: {what}"
+        what = ascii(key[:40]) if isinstance(key, str) else f"a key of type {type(key).__name__}"
+        msg = f"{where} refers to a missing storage: {what}"
         raise FormatError(msg)
     return Storage(key, STORAGES.get(kind.name) or _QUANTISED.get(kind.name))
 
@@ -162,12 +162,12 @@ def _first(data: Any, *_rest: Any) -> Any:
 def _pairs(items: Any = ()) -> dict[Any, Any]:
     """Replace OrderedDict, which PyTorch writes empty and fills; Python 2 writes its items."""
     if not isinstance(items, list | tuple | dict):
-        msg = f"an ordered dict is made of {type(items).__name__}"
+        msg = f"an ordered dict is made from {type(items).__name__}"
         raise TypeError(msg)
     found = {}
     for key, value in items.items() if isinstance(items, dict) else items:
         if not isinstance(key, str | int):
-            msg = f"an ordered dict has a {type(key).__name__} for a key"
+            msg = f"an ordered dict has a {type(key).__name__} as a key"
             raise TypeError(msg)
         found[key] = value
     return found
@@ -176,7 +176,7 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
 def _counted(counts: Any = None) -> dict[Any, Any]:
     """Replace Counter, which is made from a dict."""
     if counts is not None and not isinstance(counts, dict):
-        msg = f"a counter is made of {type(counts).__name__}"
+        msg = f"a counter is made from {type(counts).__name__}"
         raise TypeError(msg)
     return {} if counts is None else counts
 
@@ -184,7 +184,7 @@ def _counted(counts: Any = None) -> dict[Any, Any]:
 def _defaulting(factory: Any = None) -> dict[Any, Any]:
     """Replace defaultdict, which is filled afterwards; the default factory is never called."""
     if factory is not None and not isinstance(factory, Global | Inert):
-        msg = f"a default is made by {type(factory).__name__}"
+        msg = f"a defaultdict has a factory of type {type(factory).__name__}"
         raise TypeError(msg)
     return {}
 
@@ -192,7 +192,7 @@ def _defaulting(factory: Any = None) -> dict[Any, Any]:
 def _items(items: Any = (), *_rest: Any) -> list[Any]:
     """Replace a container that is made from a list or tuple by a list."""
     if not isinstance(items, list | tuple):
-        msg = f"a container is made of {type(items).__name__}"
+        msg = f"a container is made from {type(items).__name__}"
         raise TypeError(msg)
     return list(items)
 
@@ -247,7 +247,7 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
         name, depth, value = pending.pop()
         looked_at += _A_CONTAINER
         if looked_at > MOST or depth > DEEPEST or len(name) > LONGEST_NAME:
-            msg = f"{path} is nested deeper, or names more, than any checkpoint: {shown(name[:80])}"
+            msg = f"{path} is nested too deep, or has too many objects, at {shown(name[:80])}"
             raise FormatError(msg)
         if isinstance(value, _LEAVES):
             yield name, _checked(path, name, value)

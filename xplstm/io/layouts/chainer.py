@@ -41,7 +41,7 @@ def _found(prefix: str, ones: dict[int, Found]) -> list[Found]:
     """Return the possible stacks of these cells; if none fits, the first with its problem."""
     count = len(ones)
     if max(ones) != count - 1:
-        problem = f"there are {count} cells, and one has the number {max(ones)}"
+        problem = f"there are {count} cells, but one has the number {max(ones)}"
         return [ones[max(ones)]._replace(prefix=prefix, problem=problem)]
     stacks: list[Stack] = [[(ones[k],) for k in range(count)]]
     if count % 2 == 0:

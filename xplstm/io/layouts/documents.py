@@ -53,7 +53,7 @@ class Matrices(NamedTuple):
         input_size = columns - hidden_size if self.joined else columns
         problem = None
         if hidden_size < 1 or input_size < 1:
-            wanted = "(H, H + I), h above x" if self.joined else "(H, I)"
+            wanted = "(H, H + I)" if self.joined else "(H, I)"
             problem = f"{self.first} has shape {shape}, expected {wanted}"
         options = {"input_size": input_size, "hidden_size": hidden_size, "bias": "bf" in names}
         params = partial(self._params, contents, prefix, names)

@@ -77,7 +77,7 @@ def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
         name = contents.metadata["names"].get(f"{one.path}/vars", one.name)
         if name != one.name:
             whose = (
-                f"the weights at {one.path} are those of {quoted(name)}, the model's of {quoted(one.name)}"
+                f"the weights at {one.path} are those of {quoted(name)}, expected those of {quoted(one.name)}"
             )
             msg = f"{contents.where}: {whose}"
             raise FormatError(msg)
@@ -118,11 +118,11 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     problem = problem or found.problem
     after = [o.get("reset_after", True) for o in (found.options, stack[0].options)]
     if not problem and (found.kind != stack[0].kind or (found.options["bias"] and after[0] != after[1])):
-        problem = f"the configuration has {stack[0].kind}, reset_after={after[1]}; the weights do not fit it"
+        problem = f"the weights do not fit the configuration, {stack[0].kind} with reset_after={after[1]}"
     for one in stack:
         if not problem and (found.options["hidden_size"], found.options["bias"]) != (one.units, one.use_bias):
             given = f"units={one.units!r} and use_bias={one.use_bias!r}"
-            problem = f"{shown(one.name)} has {given}, its weights have not"
+            problem = f"the weights of {shown(one.name)} do not fit {given}"
     options = {k: v for k, v in stack[0].options.items() if (k, v) != ("merge", "concat")}
     untold = ("reverse",) if options.get("reverse") else ()
     return found._replace(options={**found.options, **options}, problem=problem, untold=untold)

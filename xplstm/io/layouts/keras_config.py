@@ -132,7 +132,7 @@ def recurrent(
         found = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
     except Exception as error:  # any part of an invalid configuration can have any type
         what = f"{type(error).__name__} {quoted(str(error))}"
-        msg = f"{where}: config.json is not that of a Keras model: {what}"
+        msg = f"{where}: config.json is not a valid Keras configuration: {what}"
         raise FormatError(msg) from error
     return found
 
@@ -140,12 +140,12 @@ def recurrent(
 def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
     """Yield entries for custom classes: the model itself, or its layers."""
     if model["class_name"] not in MODELS:
-        why = f"of class {quoted(model['class_name'])}, which is not read: it lists no layers"
+        why = f"of class {quoted(model['class_name'])}, which is not supported, since it lists no layers"
         yield _unread("", "model", f"{why}; save its weights as .weights.h5")
         return
     for layer in model["config"]["layers"]:
         if not str(layer.get("module") or "").startswith("keras") and layer["class_name"] not in MODELS:
-            why = f"holds no LSTM that is known here; class {quoted(layer['class_name'])} is not read"
+            why = f"contains no known LSTM; class {quoted(layer['class_name'])} is not supported"
             yield _unread("", str(layer["config"].get("name")), why)
             return
 
@@ -192,7 +192,7 @@ def _of_model(
                 ones = _layers(kind, config, place, name, source, version)
                 hands_on = ones[-1].path if in_order or _given_one(layer) else None
             else:
-                ones = [_unread(place, name, f"a {inner}, which is not read")]
+                ones = [_unread(place, name, f"a {inner}, which is not supported")]
             yield from ones
         above[name] = before = hands_on
 
@@ -258,7 +258,7 @@ def _layers(
         own = cell["config"]["name"]
         found.append(_layer(kind, {**config, "cell": cell}, place, own, below, version))
         below = place
-    return found or [_unread(path, name, "an RNN of no cells")]
+    return found or [_unread(path, name, "an RNN without cells")]
 
 
 def _layer(
@@ -270,13 +270,13 @@ def _layer(
         sides = [_with_cell(side["class_name"], side["config"]) for side in given]
         strange = next((side for side, _ in sides if side not in _CELLS.values()), None)
         if strange is not None:
-            return _unread(path, name, f"a Bidirectional around {strange}, which is not read")
+            return _unread(path, name, f"a Bidirectional around {strange}, which is not supported")
         (kind, config), merge = sides[0], config.get("merge_mode", "concat")
         options, problem = _both(sides, merge, given[0] is given[1], version)
     else:
         kind, config = _with_cell(kind, config)
         if kind not in _CELLS.values():
-            return _unread(path, name, f"an {kind}, which is not read")
+            return _unread(path, name, f"an {kind}, which is not supported")
         options, problem = _options(kind, config, version)
     return Recurrent(kind, path, name, _units(config), options, _use_bias(config), below, problem)
 
@@ -315,7 +315,7 @@ def _both(
     if merge not in MERGES:
         return {}, f"merge_mode={quoted(merge)} is unknown"
     if kind == "GRU" and merge != "concat":
-        problem = problem or f"merge_mode={quoted(merge)}, and a GRU here has concat alone"
+        problem = problem or f"merge_mode={quoted(merge)}, expected concat for a GRU"
     return options | {"merge": MERGES[merge]}, problem
 
 
@@ -329,8 +329,8 @@ def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple
     for name in names:
         if not isinstance(name, str) or name not in activations:
             known = ", ".join(activations)
-            unknown_version = "" if version else "; the file does not say which version of Keras wrote it"
-            return {}, f"activation {quoted(name)} is none of {known}{unknown_version}"
+            unknown_version = "" if version else "; the file does not state its version of Keras"
+            return {}, f"activation {quoted(name)} must be one of {known}{unknown_version}"
     gates, candidate = (activations[name] for name in names)
     variant = Variant(
         activations=(gates, candidate, candidate),
@@ -339,7 +339,7 @@ def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple
     options: dict[str, Any] = {"variant": None if variant == Variant() else variant}
     if kind == "GRU":
         if (gates, candidate) != ("sigmoid", "tanh"):
-            return {}, f"activations {gates!r} and {candidate!r}, and a GRU here has sigmoid and tanh alone"
+            return {}, f"activations {gates!r} and {candidate!r}, expected sigmoid and tanh for a GRU"
         options = (
             {} if _values.flag("reset_after", config.get("reset_after", False)) else {"reset_after": False}
         )

@@ -39,7 +39,7 @@ def place_cells(
     paths = [one.path for one in told]
     twice = next((path for path in paths if path and paths.count(path) > 1), None)
     if twice is not None:
-        msg = f"{contents.where} has two layers called {quoted(twice)}, whose weights cannot be distinguished"
+        msg = f"{contents.where} has two layers named {quoted(twice)}, whose weights cannot be distinguished"
         raise FormatError(msg)
     return {path: one for layer in told for path, one in _of_layer(cells, layer)}
 

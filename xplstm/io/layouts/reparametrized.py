@@ -52,7 +52,7 @@ def resolve(contents: Contents) -> Contents:
         given = [tensors.pop(parts[part]) for part in rule.parts]
         place = _inner(target, places) if rule.parts == ("raw",) else target
         if place in tensors and rule.parts != ("raw",):
-            msg = f"{contents.where}: {shown(place)} has a value of its own and {', '.join(parts)} as well"
+            msg = f"{contents.where}: {shown(place)} is present together with {', '.join(parts)}"
             raise FormatError(msg)
         array = partial(_compute, rule, contents.where, place, given)
         shape = given[1].shape if rule.parts in _NORMED else given[0].shape
@@ -103,7 +103,7 @@ def _spectral_normed(xp: Any, weight: Array, u: Any, v: Any) -> Array:
     """Return ``W / (u . W v)`` with the saved vectors; u has the length of the rows or of the columns."""
     shape, given = tuple(weight.shape), (*u.shape, *v.shape)
     if len(shape) != 2 or given not in (shape, shape[::-1]):
-        msg = f"u and v have {u.shape} and {v.shape}, expected vectors for a matrix of shape {shape}"
+        msg = f"u and v have shapes {u.shape} and {v.shape}, expected vectors for a matrix of shape {shape}"
         raise ValueError(msg)
     matrix = weight if given == shape else weight.T
     return weight / xp.sum(u * (matrix @ v))

@@ -198,7 +198,7 @@ class Single(NamedTuple):
         known = (*_PLAIN, "weight_hr") if self.hr else _PLAIN
         extra = [name for name, a in params._asdict().items() if a is not None and name not in known]
         if extra:
-            msg = f"params has {', '.join(extra)}, for which format {self.name!r} has no place"
+            msg = f"params has {', '.join(extra)}, which format {self.name!r} does not support"
             raise ArgumentError(msg)
         if not (reset_after or self.paired):
             raise no_place(self.name, "has reset_after=False")
@@ -225,7 +225,7 @@ class Single(NamedTuple):
         if len(self.biases) == 2:
             return self._spread(self.biases[0], bias_ih) | self._spread(self.biases[1], bias_hh)
         if self.kind == "GRU" and reset_after and bool(xp.any(last != 0)):
-            raise no_place(self.name, "has a bias_hh of the gate n that is not zero")
+            raise no_place(self.name, "has a nonzero bias_hh for the gate n")
         return self._spread(self.biases[0], self._shifted(xp, bias_ih + bias_hh, -self.forget))
 
     def _found(self, contents: Contents, prefix: str) -> Found:
@@ -263,11 +263,11 @@ class Single(NamedTuple):
         """Return the first shape that does not fit the first weights, in words; None if all fit."""
         for name in (self.ih[0], self.hh[0]):
             if len(shapes[name]) != 2 or 0 in shapes[name]:
-                return f"{name} has shape {shapes[name]}; a matrix was expected"
+                return f"{name} has shape {shapes[name]}, expected a matrix"
         sizes = self._sizes(shapes)
         H, outputs = sizes["hidden_size"], sizes.get("proj_size", sizes["hidden_size"])
         if self.hr in shapes and sorted(shapes[self.hr]) != sorted((H, outputs)):
-            return f"{self.hr} has shape {shapes[self.hr]}; a matrix was expected"
+            return f"{self.hr} has shape {shapes[self.hr]}, expected a matrix"
         rows = shapes[self.hh[0]][1 if self.columns else 0]
         gates = len(self.ours)
         if len(self.hh) == 1 and rows in (H, 3 * H) and rows != gates * H:

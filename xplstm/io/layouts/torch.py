@@ -98,17 +98,17 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], 
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if len(shapes.get(name, ())) != 2 or 0 in shapes[name]:
             what = f"has shape {shapes[name]}" if name in shapes else "is missing"
-            return "LSTM", {}, f"{name} {what}; a matrix was expected"
+            return "LSTM", {}, f"{name} {what}, expected a matrix"
     rows, outputs = shapes["weight_hh_l0"]
     projection = shapes.get("weight_hr_l0")
     hidden_size = outputs if projection is None else projection[-1] if projection else 0
     kind = _KINDS.get(rows // hidden_size) if hidden_size and rows % hidden_size == 0 else None
     if kind is None:
         wanted = ", ".join(f"{gates} * {hidden_size} for {name}" for gates, name in _KINDS.items())
-        return "LSTM", {}, f"weight_hh_l0 has shape {(rows, outputs)}; expected rows are {wanted}"
+        return "LSTM", {}, f"weight_hh_l0 has shape {(rows, outputs)}, expected rows: {wanted}"
     layers = {int(_NAME.fullmatch(name)[3]) for name in shapes}  # type: ignore[index]
     if max(layers) != len(layers) - 1:
-        return kind, {}, f"there are {len(layers)} layers, and one has the number {max(layers)}"
+        return kind, {}, f"there are {len(layers)} layers, but one has the number {max(layers)}"
     sizes: dict[str, Any] = {
         "input_size": shapes["weight_ih_l0"][1],
         "hidden_size": hidden_size,
@@ -137,7 +137,7 @@ def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
 def _misfit(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str | None:
     """Return the names and shapes that do not fit the sizes, in words; None if all fit."""
     wrong = [f"{name} is missing" for name in wanted if name not in given]
-    wrong += [f"{name} belongs to no such network" for name in given if name not in wanted]
+    wrong += [f"{name} is not a parameter of this network" for name in given if name not in wanted]
     wrong += [
         f"{name} has shape {given[name]}, expected {shape}"
         for name, shape in wanted.items()

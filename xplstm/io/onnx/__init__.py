@@ -83,7 +83,7 @@ def _folded_weights(graph: Graph) -> Graph:
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of an ONNX model of `network`."""
     if layout != "onnx":
-        msg = f"format={layout!r} has no place in an ONNX model; leave it out, or save another kind of file"
+        msg = f"format={layout!r} is not possible in an ONNX file; leave it out, or use another kind of file"
         raise ArgumentError(msg)
     content: bytes = model_of(network, prefix).SerializeToString()
     return content
@@ -102,7 +102,7 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
     options = {**stack.cell.options().get("variant", Variant()).changed(), "peepholes": False}
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
     if wrong is None and stack.cell.name == "GRU":
-        wrong = "is a GRU, and no array says whether its reset gate is before the product"
+        wrong = "is a GRU, whose place of the reset gate arrays do not show"
     if wrong is None and (Variant(**options).changed() or stack.merge != "concat" or network.reverse):
         wrong = f"is LSTM{stack.arguments()}"
     if wrong is not None:
@@ -249,7 +249,7 @@ def lstm_vjp(
     known = [name for name in Attributes._fields if name not in _operator.KINDS["GRU"].own]
     strange = sorted(attributes.keys() - {*known})
     if strange:
-        msg = f"{strange[0]}= is no attribute of LSTM; known are {', '.join(known)}"
+        msg = f"{strange[0]}= is not an attribute of LSTM, expected one of {', '.join(known)}"
         raise ArgumentError(msg)
     ready = _operator.lstm(Weights(W, R, B, P), Attributes(**attributes))
     outputs, pullback = ready.vjp(X, sequence_lens, initial_h, initial_c)
@@ -528,11 +528,12 @@ def supports_device(device: str) -> bool:
     Parameters
     ----------
     device : str
-        "CPU", or "CUDA", which is CuPy; a number after a colon is not looked at.
+        "CPU", or "CUDA" for CuPy. A number after a colon is ignored.
 
     Returns
     -------
     bool
+        True if the device is available.
 
     Examples
     --------

@@ -47,7 +47,7 @@ _SHAPES = {
 }
 _TRIED = (FREE, FREE[::-1], (4, 5))
 
-RUN_IT = "xplstm.io.onnx.prepare runs such a model, and xplstm.io.arrays reads its weights"
+RUN_IT = "use xplstm.io.onnx.prepare to run the model, or xplstm.io.arrays to read its weights"
 
 
 class Start(NamedTuple):
@@ -102,7 +102,7 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     if chooser is None and made is not None and made.op in _PLACING and not trace.is_constant(made.inputs[0]):
         chooser = made
     if chooser is not None:
-        msg = f"the {node.label} is given what the {chooser.label} reversed or reordered"
+        msg = f"the input of the {node.label} was reversed or reordered by the {chooser.label}"
         raise Refused(msg)
     if swapped:
         return not layout
@@ -143,7 +143,7 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
     if orders == {"unknown"} and not changed and trace.chooses(trace.moved_from(X)[1]) is None:
         return not layout if swapped else None
     msg = (
-        f"the {node.label} is not given {brief(source)!r} as the model is: nodes between them reverse, "
+        f"the {node.label} does not read {brief(source)!r} unchanged: nodes between them reverse, "
         f"reorder or change its numbers; {RUN_IT}"
     )
     raise Refused(msg)
@@ -191,13 +191,14 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ..
             if constants:
                 trace.lengths[name] = constants
                 return constants
-            msg = f"the {node.label} has sequence_lens {brief(name)!r}, which the model makes itself"
-            raise Refused(f"{msg}; expected an input of the model, constants, or none: {RUN_IT}")
+            msg = f"the {node.label} has sequence_lens {brief(name)!r}, which the model computes"
+            raise Refused(f"{msg}, expected an input of the model, constants, or none; {RUN_IT}")
         if seen > LONGEST_PATH:
-            msg = f"the {node.label} has sequence_lens {brief(name)!r}, made by too many nodes to follow"
+            msg = f"the {node.label} has sequence_lens {brief(name)!r}, which depends on too many nodes"
             raise Refused(msg)
     if len(leaves) > 1:
-        msg = f"the {node.label} has sequence_lens of several inputs: {', '.join(map(brief, sorted(leaves)))}"
+        inputs = ", ".join(map(brief, sorted(leaves)))
+        msg = f"the {node.label} has sequence_lens that depend on several inputs: {inputs}"
         raise Refused(msg)
     trace.lengths[name] = next(iter(leaves), "")
     return trace.lengths[name]
@@ -259,8 +260,8 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
     value = _constant_state(trace, node, name, D, H)
     if value is not None:
         return Start(value=value)
-    what = f"the {node.label} begins with a state of the model's own, {brief(name)!r}"
-    raise Refused(f"{what}, neither constant nor an input of the model: {RUN_IT}")
+    what = f"the {node.label} has the initial state {brief(name)!r}"
+    raise Refused(f"{what}, which is neither constant nor an input of the model; {RUN_IT}")
 
 
 def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
@@ -398,13 +399,12 @@ def state_of(
         return None
     asked = {start.name for entry in entries for start in entry.starts[:letters] if start.name}
     if asked:
-        msg = (
-            f"one of h and c is constant at first, and one is given in {', '.join(map(brief, sorted(asked)))}"
-        )
-        raise Refused(f"{msg}: {RUN_IT}")
+        inputs = ", ".join(map(brief, sorted(asked)))
+        msg = f"initial h and c must both be constants or both inputs, but only one is an input: {inputs}"
+        raise Refused(f"{msg}; {RUN_IT}")
     B = max(a.shape[1] for a in given)
     if any(a.shape[1] not in (1, B) for a in given):
-        msg = f"the layers begin with constant states for batches of {sorted({a.shape[1] for a in given})}"
+        msg = f"constant initial states have different batch sizes: {sorted({a.shape[1] for a in given})}"
         raise Refused(msg)
     zeros = [np.zeros((D, 1, n), given[0].dtype) for n in sizes]
     return tuple(

@@ -56,7 +56,7 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
         if stored and (stored != "int8" or projected or cell != "LSTM"):
             how = f"{stored!r}" + (f" and proj_size={projected}" if projected else "")
             what = f"the network is {'an' if cell == 'LSTM' else 'a'} {cell} frozen with weights={how}"
-            msg = f"{what}, which no ONNX operator has; export the layer itself"
+            msg = f"{what}, which no ONNX operator supports; export the layer that is not frozen"
             raise ArgumentError(msg)
     else:
         home, layers = network._open()
@@ -64,7 +64,7 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
     if wrong is None and home.dtype not in DTYPES:
         wrong = f"has dtype {home.dtype}"
     if wrong is not None:
-        msg = f"the network {wrong}, for which ONNX's operators LSTM, GRU and RNN have no place"
+        msg = f"the network {wrong}, which the ONNX operators LSTM, GRU and RNN do not support"
         raise ArgumentError(msg)
     return GraphBuilder(network._stack, home.dtype, prefix), layers
 
@@ -138,8 +138,8 @@ class GraphBuilder:
         _checks.finite(name, host, "such numbers are not written, because no call could use them")
         self.size += host.nbytes
         if self.size > LARGEST:
-            what = f"the tensors as far as {name} have {self.size} bytes, and an ONNX file holds {LARGEST}"
-            msg = f"{what}: save the parameters as .safetensors, with xplstm.io.save"
+            what = f"the tensors up to {name} have {self.size} bytes; an ONNX file can have {LARGEST}"
+            msg = f"{what}; save the parameters as .safetensors with xplstm.io.save"
             raise ArgumentError(msg)
         self.constants.append(import_onnx().numpy_helper.from_array(host, name))
         return name
@@ -235,7 +235,7 @@ class GraphBuilder:
         finite = np.isfinite(out).all()
         worst = np.linalg.cond(out.astype(np.float64)).max() if finite else np.inf
         if worst > WORST_CONDITION:
-            bound = f"above {WORST_CONDITION:.0e}: an initial h would lose its digits"
+            bound = f"expected at most {WORST_CONDITION:.0e}, so that an initial h keeps its digits"
             msg = f"weight_hr_l{layer} has the condition number {worst:.1e}, {bound}"
             raise ArgumentError(msg)
         back = np.linalg.pinv(out.astype(np.float64))

@@ -244,7 +244,7 @@ def _found(
     gates = {"LSTM": "rows i, o, f, c", "GRU": "rows z, r, h"}.get(kind, "rows")
     outside = next((name for name in names if name not in contents.tensors), None)
     if outside is not None:
-        problem = f"{outside!r} is no tensor of the model: something makes it at run time"
+        problem = f"{outside!r} is not a tensor of the model; the model computes it at run time"
     problem = (
         problem or _unreadable(contents, names) or _misfit(contents, layers, options.get("merge", "concat"))
     )
@@ -295,7 +295,7 @@ def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | No
     gates = len(KINDS[layers[0].kind].to_gates)
     first, second = (contents.tensors[name].shape for name in layers[0].names[:2])
     if not len(first) == len(second) == 3 or 0 in (*first, *second):
-        return f"W has shape {first} and R {second}, expected three axes, at least 1 of each"
+        return f"W has shape {first} and R has shape {second}, expected three axes of size 1 or more"
     D, P = first[0], second[2]
     H = contents.tensors[layers[0].projection].shape[1] if layers[0].projection else P
     for number, layer in enumerate(layers):
@@ -313,7 +313,8 @@ def _strange(layer: Layer, D: int, H: int) -> str | None:
     """Return the attributes of a node that no network supports, in words; None without any."""
     own = layer.attributes
     if own.direction not in REVERSE or len(REVERSE[own.direction]) != D or own.hidden_size not in (None, H):
-        return f"W has {D} directions and R hidden_size {H}, the node {own.direction} and {own.hidden_size}"
+        what = f"direction={own.direction} and hidden_size={own.hidden_size}"
+        return f"the node has {what}, but W has {D} directions and R has hidden_size {H}"
     if layer.kind == "RNN":
         first, *others = elman_cells(own)
         if (
@@ -321,9 +322,7 @@ def _strange(layer: Layer, D: int, H: int) -> str | None:
             or others not in ([], [first])
             or first.activation not in (("tanh", None, None), ("relu", None, None))
         ):
-            return (
-                f"activations={own.activations}, clip={own.clip}: an RNN here has Tanh or Relu, and no clip"
-            )
+            return f"activations={own.activations} and clip={own.clip}, expected Tanh or Relu and no clip"
     return None
 
 

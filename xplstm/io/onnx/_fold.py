@@ -23,7 +23,7 @@ FLOOR = 1 << 26
 TIMES_FILE = 8
 # Smallest cost of a node.
 NODE = 1 << 10
-# What an evaluation can raise of a graph that makes no sense. An input that is left out is None.
+# Errors from the evaluation of an invalid graph, in which an omitted input is None.
 FAILURES = (XplstmError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 
@@ -68,7 +68,7 @@ class Evaluator:
     def _own(self, name: str) -> np.ndarray:
         """Return an initialiser, or a value that was evaluated before."""
         if not name:
-            msg = f"{self.graph.where}: an input that a node needs is left out"
+            msg = f"{self.graph.where}: a required input of a node is missing"
             raise FormatError(msg)
         if name not in self._kept:
             self.spend(math.prod(self.graph.constants[name].shape), name)
@@ -98,8 +98,8 @@ class Evaluator:
         if self.left < 0:
             allowed = FLOOR + TIMES_FILE * self.graph.size
             msg = (
-                f"{self.graph.where}: evaluating the graph as far as {shown(what)} takes more than "
-                f"{allowed} bytes, the most that is allowed for a file of {self.graph.size}"
+                f"{self.graph.where}: the evaluation of the graph up to {shown(what)} needs more than "
+                f"{allowed} bytes, the limit for a file of {self.graph.size} bytes"
             )
             raise BudgetError(msg)
 

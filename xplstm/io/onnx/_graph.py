@@ -117,7 +117,7 @@ def parse_model(where: str, data: bytes, onnx: Any = None) -> Any:
     try:
         return (onnx or import_onnx()).ModelProto.FromString(data)
     except DecodeError as error:
-        msg = f"{where} is no ONNX model, or not a whole one: {error}"
+        msg = f"{where} is not an ONNX model, or damaged: {error}"
         raise FormatError(msg) from error
 
 
@@ -126,7 +126,7 @@ def import_onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        msg = "ONNX models need the package onnx: it comes with pip install 'xplstm[io]'"
+        msg = "ONNX models need the package onnx: pip install 'xplstm[io]'"
         raise ImportError(msg) from error
     return onnx
 
@@ -169,7 +169,7 @@ class _Flat:
         """Values of outer graphs that inner graphs use."""
         self._functions = {(f.domain, f.name, _overload(f)): f for f in model.functions}
         if len(self._functions) < len(model.functions):
-            msg = f"{where} holds two functions of one name"
+            msg = f"{where} has two functions with the same name"
             raise FormatError(msg)
         # Functions that call each other twice would double the nodes at each level.
         self._most = LEAST_NODES + NODES_PER_BYTE * model.ByteSize()
@@ -196,7 +196,7 @@ class _Flat:
 
     def _constant(self, name: str, prefix: str, names: ChainMap[str, str], tensor: Any) -> None:
         if not name or prefix + name in self.constants:
-            msg = f"{self.where} holds a tensor named {brief(prefix + name)!r} twice, or one without a name"
+            msg = f"{self.where} has a tensor {brief(prefix + name)!r} twice, or one without a name"
             raise FormatError(msg)
         names[name] = prefix + name
         self.constants[prefix + name] = self.beside.tensor(prefix + name, tensor)
@@ -276,9 +276,9 @@ class _Flat:
         """Check that a function has the opset of the model."""
         versions = {o.version for o in function.opset_import if o.domain in ("", "ai.onnx")}
         if versions - {self._opset}:
-            whose = f"the function {brief(text(self.where, function.name))!r} is of opset {sorted(versions)}"
-            msg = f"{self.where}: {whose}, the model of {self._opset}; onnx.inliner.inline_local_functions("
-            raise FormatError(f"{msg}model, convert_version=True) makes one of them")
+            whose = f"the function {brief(text(self.where, function.name))!r} has opset {sorted(versions)}"
+            msg = f"{self.where}: {whose}, but the model has {self._opset}; convert the model with "
+            raise FormatError(f"{msg}onnx.inliner.inline_local_functions(model, convert_version=True)")
 
 
 def _overload(one: Any) -> str:
@@ -302,7 +302,7 @@ def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
 def text(where: str, value: Any) -> str:
     """Return `value` as text; onnx returns bytes for invalid text."""
     if isinstance(value, bytes):
-        msg = f"{where} holds a name that is no text, {ascii(value)[:80]}"
+        msg = f"{where} has a name that is not valid text, {ascii(value)[:80]}"
         raise FormatError(msg)
     return str(value)
 
@@ -337,7 +337,7 @@ def _opset(where: str, model: Any) -> int:
     newest = import_onnx().defs.onnx_opset_version()
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
-        msg = f"{where} asks for opset {versions}; one from {OLDEST_OPSET} to {newest} is understood"
+        msg = f"{where} has opset {versions}, expected one from {OLDEST_OPSET} to {newest}"
         raise FormatError(msg)
     return int(versions[0])
 
@@ -354,7 +354,7 @@ def _check_names(
     known = {"", *constants}
     for name in [*(n for n in inputs if n not in constants), *made]:
         if name in known:
-            msg = f"{where} holds {brief(name)!r} twice"
+            msg = f"{where} has {brief(name)!r} twice"
             raise FormatError(msg)
         known.add(name)
     for node in nodes:
@@ -364,12 +364,12 @@ def _check_names(
                 raise FormatError(msg)
         for name in filter(None, node.outputs):
             if name in known:
-                msg = f"{where}: the {node.label} makes {brief(name)!r}, which is there already"
+                msg = f"{where}: the {node.label} computes {brief(name)!r}, which already exists"
                 raise FormatError(msg)
             known.add(name)
     missing = [name for name in outputs if name not in known]
     if missing:
-        msg = f"{where} has the outputs {', '.join(map(brief, missing[:3]))}, which nothing makes"
+        msg = f"{where} has the outputs {', '.join(map(brief, missing[:3]))}, which no node computes"
         raise FormatError(msg)
 
 
@@ -424,7 +424,7 @@ def _written(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-KEEP_INSIDE = "save the model with its tensors inside, onnx.save(onnx.load(path), path)"
+KEEP_INSIDE = "save the model with internal tensors, onnx.save(onnx.load(path), path)"
 
 
 class Beside:
@@ -453,13 +453,13 @@ class Beside:
         location = named.get("location", "")
         what = f"is in another file, {brief(location)!r}"
         if self._folder is None:
-            msg = f"{what}, and only a model that is read from a path has a folder: {KEEP_INSIDE}"
+            msg = f"{what}, but the model was not read from a path; {KEEP_INSIDE}"
             raise FormatError(msg)
         if location in ("", ".", "..") or not location.isprintable() or {*location} & {*"/\\:"}:
-            msg = f"{what}; expected a plain name of a file in the folder of the model: {KEEP_INSIDE}"
+            msg = f"{what}, expected a file name without a folder; {KEEP_INSIDE}"
             raise FormatError(msg)
         if tensor.data_type not in DTYPES:
-            msg = f"has data type {tensor.data_type}, which no array here can have"
+            msg = f"has data type {tensor.data_type}, which is not supported"
             raise FormatError(msg)
         dtype, shape = DTYPES[tensor.data_type][0], tuple(tensor.dims)
         needed = buffers.size(self.where, name, dtype, shape)
@@ -485,7 +485,7 @@ class Beside:
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
-                msg = f"{what}, which is a link or no regular file"
+                msg = f"{what}, which is not a regular file"
                 raise FormatError(msg)
             return os.fdopen(os.open(path, flags), "rb")
         except OSError as error:
@@ -511,9 +511,9 @@ def _whole(told: str) -> int | None:
 def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     """Convert a TensorProto; the size is checked now, and the data is read on demand."""
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-        return refusal(where, name, f"is in another file: {KEEP_INSIDE}")
+        return refusal(where, name, f"is in another file; {KEEP_INSIDE}")
     if tensor.data_type not in DTYPES:
-        return refusal(where, name, f"has data type {tensor.data_type}, which no array here can have")
+        return refusal(where, name, f"has data type {tensor.data_type}, which is not supported")
     dtype, field = DTYPES[tensor.data_type]
     shape = tuple(tensor.dims)
     raw = tensor.HasField("raw_data")
@@ -521,7 +521,7 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     needed = buffers.size(where, name, dtype, shape) if raw else buffers.count(where, name, shape)
     if given != needed:
         what = "bytes" if raw else "numbers"
-        msg = f"{where}: {brief(name)} has {given} {what}, and {dtype} {shape} needs {needed}"
+        msg = f"{where}: {brief(name)} has {given} {what}, expected {needed} for {dtype} {shape}"
         raise FormatError(msg)
     return Tensor(shape, dtype, partial(_array_of, where, name, tensor, dtype, shape))
 

@@ -39,7 +39,7 @@ def _pow(place: Place, _node: Node, values: list[Any]) -> list[Array]:
     xp, (a, b) = _together(place, *values)
     if not _is_float(a):
         if not _is_float(b) and np.any(_array.to_numpy(b) < 0):
-            msg = "Y holds a negative power of an integer, which is no integer"
+            msg = "Y has a negative power of an integer, expected powers of at least 0"
             raise ArgumentError(msg)
         a, dtype = _array.asarray(a, xp, None, "float64"), a.dtype
         return [xp.astype(xp.pow(a, xp.astype(b, a.dtype)), dtype)]
@@ -213,7 +213,7 @@ def _columns(xp: Namespace, node: Node, x: Array, kernel: int) -> Array:
     """Return the inputs under the kernel at each output position, (B, C, kernel, L)."""
     stride, dilation = (_single(node, name, 1) for name in ("strides", "dilations"))
     if node.attributes.get("kernel_shape", [kernel]) != [kernel] or stride < 1 or dilation < 1:
-        msg = f"the {node.label} has {dict(node.attributes)}, and W a kernel of {kernel}"
+        msg = f"the {node.label} has {dict(node.attributes)}, but W has a kernel of {kernel}"
         raise ShapeError(msg)
     reach = dilation * (kernel - 1) + 1
     before, after = _edges(node, x.shape[2], reach, stride)
@@ -223,7 +223,7 @@ def _columns(xp: Namespace, node: Node, x: Array, kernel: int) -> Array:
     x = xp.concat([edges[0], x, edges[1]], axis=2) if before or after else x
     L = (x.shape[2] - reach) // stride + 1
     if L < 1:
-        msg = f"the {node.label} reaches over {reach} places, and its padded input has {x.shape[2]}"
+        msg = f"the {node.label} has a kernel that spans {reach}, but its padded input has size {x.shape[2]}"
         raise ShapeError(msg)
     starts = (k * dilation for k in range(kernel))
     return xp.stack([x[:, :, s : s + (L - 1) * stride + 1 : stride] for s in starts], axis=2)

@@ -112,13 +112,15 @@ class Prepared:
             if not isinstance(inputs, Sequence) or not len(required) <= len(inputs) <= len(known):
                 wanted = f"{len(required)} to {len(known)}" if optional else len(required)
                 count = len(inputs) if isinstance(inputs, Sequence) else type(inputs).__name__
-                msg = f"inputs: {count} given, expected {wanted}: {', '.join(known)}"
+                msg = f"inputs has {count} arrays, expected {wanted}: {', '.join(known)}"
                 raise ArgumentError(msg)
             inputs = dict(zip(known, inputs, strict=False))
         missing = [i.name for i in required if i.name not in inputs]
         unknown = sorted(inputs.keys() - known.keys())
         if missing or unknown:
-            msg = f"inputs: missing {missing}, unknown {unknown}; expected {', '.join(known)}"
+            msg = (
+                f"inputs has missing names {missing} and unknown names {unknown}, expected {', '.join(known)}"
+            )
             raise ArgumentError(msg)
         return {name: self._entered(known[name], a) for name, a in inputs.items()}
 
@@ -179,7 +181,7 @@ def why_not_node(node: Node) -> str | None:
     elif node.op in RUNNABLE:
         _, counts, known, needs = RUNNABLE[node.op]
     else:
-        return f"the {node.label}; what runs here is {', '.join([*OPERATORS, *RUNNABLE, 'If'])}"
+        return f"the {node.label}; supported operators are {', '.join([*OPERATORS, *RUNNABLE, 'If'])}"
     strange, missing = sorted(node.attributes.keys() - known), sorted(needs - node.attributes.keys())
     if strange or missing:
         return f"the {node.label} with attributes unknown: {strange}, missing: {missing}"
@@ -189,7 +191,7 @@ def why_not_node(node: Node) -> str | None:
     if len(node.inputs) not in counts:
         return f"the {node.label} with {len(node.inputs)} inputs, expected {counts[0]} to {counts[-1]}"
     if node.op == "Dropout" and any(node.outputs[1:]):
-        return f"the {node.label} with a mask for an output: nothing is dropped here"
+        return f"the {node.label} with a mask as output, which is not supported"
     return None
 
 

@@ -68,7 +68,7 @@ def _numbers(a: Array) -> list[int]:
 def _axis(node: Node, axis: int, ndim: int) -> int:
     """Return an axis counted from the front."""
     if not -ndim <= axis < ndim:
-        msg = f"the {node.label} has axis {axis}, and its input {ndim} axes"
+        msg = f"the {node.label} has axis {axis}, but its input has {ndim} axes"
         raise ShapeError(msg)
     return axis % ndim
 
@@ -110,7 +110,7 @@ def _gather(place: Place, node: Node, values: list[Any]) -> list[Array]:
     if isinstance(values[1], np.ndarray):
         wrong = [k for k in _numbers(values[1]) if not -n <= k < n]
         if wrong:
-            msg = f"the {node.label} asks for {wrong[0]} along an axis of {n}"
+            msg = f"the {node.label} has index {wrong[0]}, but the axis has size {n}"
             raise ShapeError(msg)
     flat = xp.reshape(indices, (-1,))
     flat = xp.where(flat < 0, flat + n, flat)
@@ -157,7 +157,7 @@ def _squeeze(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     gone = {_axis(node, k, a.ndim) for k in axes} if axes else {k for k in range(a.ndim) if a.shape[k] == 1}
     wrong = [k for k in gone if a.shape[k] != 1]
     if wrong:
-        msg = f"the {node.label} takes axis {wrong[0]} away, which has size {a.shape[wrong[0]]}, not 1"
+        msg = f"the {node.label} removes axis {wrong[0]} of size {a.shape[wrong[0]]}, expected size 1"
         raise ShapeError(msg)
     return [_array.reshape(a, tuple(n for k, n in enumerate(a.shape) if k not in gone))]
 
@@ -173,7 +173,7 @@ def _transpose(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     a = values[0]
     order = tuple(node.attributes.get("perm") or reversed(range(a.ndim)))
     if sorted(order) != list(range(a.ndim)):
-        msg = f"the {node.label} has perm={list(order)}, and its input {a.ndim} axes"
+        msg = f"the {node.label} has perm={list(order)}, but its input has {a.ndim} axes"
         raise ShapeError(msg)
     return [_array.namespace(a, "data").permute_dims(a, order)]
 
@@ -182,14 +182,14 @@ def _reshape(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     a, wanted = values[0], _numbers(values[1])
     keep = not node.attributes.get("allowzero", 0)
     if keep and any(n == 0 and k >= a.ndim for k, n in enumerate(wanted)):
-        msg = f"the {node.label} keeps an axis of shape {tuple(a.shape)} that is not there: {wanted}"
+        msg = f"the {node.label} keeps an axis that shape {tuple(a.shape)} does not have: {wanted}"
         raise ShapeError(msg)
     shape = [a.shape[k] if n == 0 and keep else n for k, n in enumerate(wanted)]
     known = math.prod(n for n in shape if n != -1)
     if shape.count(-1) == 1 and known:
         shape[shape.index(-1)] = math.prod(a.shape) // known
     if min(shape, default=0) < 0 or math.prod(shape) != math.prod(a.shape):
-        msg = f"the {node.label} cannot make {wanted} of shape {tuple(a.shape)}"
+        msg = f"the {node.label} cannot reshape {tuple(a.shape)} to {wanted}"
         raise ShapeError(msg)
     return [_array.reshape(a, tuple(shape))]
 
@@ -208,7 +208,7 @@ def _split(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     each = -(-n // count)
     sizes = given or [min(each, n - k * each) for k in range(count)]
     if len(sizes) != count or sum(sizes) != n or min(sizes) < 0:
-        msg = f"the {node.label} cuts an axis of {n} into {sizes}, for {count} outputs"
+        msg = f"the {node.label} splits an axis of size {n} into {sizes} for {count} outputs"
         raise ShapeError(msg)
     ends = np.cumsum([0, *sizes]).tolist()
     return [_sliced(node, a, axis, lo, hi, 1) for lo, hi in pairwise(ends)]
@@ -217,7 +217,7 @@ def _split(_place: Place, node: Node, values: list[Any]) -> list[Array]:
 def _cast(place: Place, node: Node, values: list[Any]) -> list[Array]:
     number = node.attributes["to"]
     if number not in DTYPES:
-        msg = f"the {node.label} has to={number}, a data type that no array here can have"
+        msg = f"the {node.label} has to={number}, a data type that is not supported"
         raise ArgumentError(msg)
     a, name = values[0], DTYPES[number][0]
     xp = _array.namespace(a, "data")
@@ -266,7 +266,7 @@ def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
 def _tile(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     a, repeats = values[0], _numbers(values[1])
     if len(repeats) != a.ndim or min(repeats, default=0) < 0:
-        msg = f"the {node.label} has repeats {repeats}, and its input {a.ndim} axes"
+        msg = f"the {node.label} has repeats {repeats}, but its input has {a.ndim} axes"
         raise ShapeError(msg)
     return [_array.namespace(a, "data").tile(a, tuple(repeats))]
 
@@ -277,7 +277,7 @@ def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
     scale = _array.to_numpy(scale)
     axis = _axis(node, node.attributes.get("axis", 1), a.ndim) if scale.size > 1 else 0
     if scale.ndim > 1 or (scale.size > 1 and scale.shape[0] != a.shape[axis]):
-        msg = f"the {node.label} has a scale of shape {scale.shape}, and its input {tuple(a.shape)}"
+        msg = f"the {node.label} has a scale of shape {scale.shape}, but its input has {tuple(a.shape)}"
         raise ShapeError(msg)
     along = tuple(scale.size if k == axis else 1 for k in range(a.ndim))
     whole = _array.to_numpy(a).astype(np.int64)
@@ -295,7 +295,7 @@ def _reverse_sequence(place: Place, node: Node, values: list[Any]) -> list[Array
     xp, (a, lengths) = _together(place, *values)
     time, batch = node.attributes.get("time_axis", 0), node.attributes.get("batch_axis", 1)
     if {time, batch} != {0, 1} or a.ndim < 2 or lengths.shape != (a.shape[batch],):
-        msg = f"the {node.label} has lengths {tuple(lengths.shape)}, and its input {tuple(a.shape)}"
+        msg = f"the {node.label} has lengths of shape {tuple(lengths.shape)}, but its input {tuple(a.shape)}"
         raise ShapeError(msg)
     host = _array.to_numpy(lengths).astype(np.int64)
     steps = np.arange(a.shape[time], dtype=np.int64)

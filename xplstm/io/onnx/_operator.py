@@ -291,8 +291,8 @@ def gru_cell(attributes: Attributes) -> GRUCell:
     _values.size("linear_before_reset", attributes.linear_before_reset, 0, 1)
     own = (Activation("sigmoid"), Activation("tanh")) * D
     if attributes.clip is not None or functions("GRU", attributes, D) != own:
-        msg = f"activations={attributes.activations}, clip={attributes.clip}: a GRU here has Sigmoid and Tanh"
-        raise ArgumentError(f"{msg}, and no clip")
+        msg = f"activations={attributes.activations} and clip={attributes.clip}, expected Sigmoid and Tanh"
+        raise ArgumentError(f"{msg} and no clip for a GRU")
     return GRUCell(bool(attributes.linear_before_reset))
 
 
@@ -317,7 +317,7 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
     found = []
     for name in names:
         if name.lower() not in known:
-            msg = f"activations={list(names)!r} has {name!r}, which is none of {', '.join(ACTIVATIONS)}"
+            msg = f"activations={list(names)!r} has {name!r}, expected one of {', '.join(ACTIVATIONS)}"
             raise ArgumentError(msg)
         function = FUNCTIONS[known[name.lower()]]
         constants = (("alpha", function.alpha), ("beta", function.beta))
@@ -325,14 +325,14 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
         missing = next((k for k in required if not left[k]), None)
         if missing:
             what = f"activations={list(names)!r} has {name!r} without activation_{missing}"
-            msg = f"{what}, whose default is not the same in ONNX and ONNX Runtime; write it out"
+            msg = f"{what}, whose default differs between ONNX and ONNX Runtime; pass a value"
             raise ArgumentError(msg)
         taken = [left[k].pop(0) if left[k] and own is not None else own for k, own in constants]
         told = [None if value == own else value for value, (_, own) in zip(taken, constants, strict=True)]
         found.append(Activation(known[name.lower()], *told))
     for letter, values in left.items():
         if values:
-            msg = f"activation_{letter} has {values} left over, which none of activations={list(names)} takes"
+            msg = f"activation_{letter} has unused values {values} for activations={list(names)}"
             raise ArgumentError(msg)
     return tuple(found)
 

@@ -31,7 +31,7 @@ class ModelGraph:
 
     def __init__(self, model: Exportable) -> None:
         if model.lstm.batch_first:
-            msg = f"lstm={model.lstm!r} of the model is not time-major, and cannot be exported"
+            msg = f"lstm={model.lstm!r} of the model must be time-major (batch_first=False) for an export"
             raise ArgumentError(msg)
         self._network, self._layers = opened(model.lstm, "lstm")
         self._inputs: dict[str, list[Any]] = {}
