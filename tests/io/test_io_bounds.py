@@ -153,7 +153,7 @@ def test_a_text_longer_than_allowed_is_refused(tmp_path):
     heap = content.rindex(b"GCOL").to_bytes(8, "little")
     place = content.index(heap, content.index(b"model_config\0")) - 4
     content[place : place + 4] = b"\xff" * 4
-    assert "'model_config' of 4294967295 letters" in refusal(bytes(content), "given.weights.h5", tmp_path)
+    assert "'model_config' of 4294967295 bytes" in refusal(bytes(content), "given.weights.h5", tmp_path)
 
 
 def test_letters_that_are_no_text_are_replaced(tmp_path):

@@ -187,7 +187,7 @@ def test_cells_stacked_by_hand():
     theirs = {"a": first, "b": second}
     assert repr(io.load(theirs, prefix=["a", "b"])) == "GRU(3, 2, num_layers=2)"
     mixed = theirs | {"b": io.to_mapping(xplstm.LSTM(H, H), "flax")}
-    with pytest.raises(FormatError, match="'b' is not an GRU"):
+    with pytest.raises(FormatError, match="'b' must be an GRU"):
         io.load(mixed, prefix=["a", "b"])
 
 

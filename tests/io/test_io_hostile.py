@@ -94,7 +94,7 @@ BROKEN = {
     "name of a million letters": (
         ".safetensors",
         safetensors({"a" * 1_000_000: entry()}, bytes(96)),
-        "1000000 letters",
+        "1000000 characters",
     ),
     "entry of text": (".safetensors", safetensors({"a": "b"}), "dtype, shape and data_offsets"),
     "unknown dtype": (".safetensors", safetensors({"a": entry("F33")}, bytes(96)), "unknown dtype"),
@@ -131,7 +131,7 @@ BROKEN = {
         safetensors({"a": entry(), "b": entry(place=(48, 144))}, bytes(144)),
         "overlaps another",
     ),
-    "hole": (".safetensors", safetensors({"a": entry(), "b": entry(place=(100, 196))}, bytes(196)), "a hole"),
+    "hole": (".safetensors", safetensors({"a": entry(), "b": entry(place=(100, 196))}, bytes(196)), "a gap"),
     "data cut": (".safetensors", safetensors(GOOD, bytes(159)), "159 bytes of tensors"),
     "data left": (".safetensors", safetensors(GOOD, bytes(161)), "161 bytes of tensors"),
     "metadata of numbers": (
@@ -165,14 +165,14 @@ BROKEN = {
         "objects or records are not supported",
     ),
     "records": (".npz", zipped([("a.npy", npy(np.zeros(2, "f4,f4")))]), "objects or records"),
-    "no array": (".npz", zipped([("a.npy", b"hello")]), "no array"),
+    "not a valid NumPy array": (".npz", zipped([("a.npy", b"hello")]), "not a valid NumPy array"),
     "header that ends within brackets": (
         ".npz",
         zipped([("a.npy", brackets(2000))]),
         "not a valid NumPy array",
     ),
     "header nested deep": (".npz", zipped([("a.npy", brackets(300, b")"))]), "not a valid NumPy array"),
-    "array cut": (".npz", zipped([("a.npy", npy(np.ones(9))[:-1])]), "holds 199"),
+    "array cut": (".npz", zipped([("a.npy", npy(np.ones(9))[:-1])]), "has 199 bytes"),
     "array of a shape beyond its bytes": (
         ".npz",
         zipped([("a.npy", npy(np.ones(9)).replace(b"(9,)", b"(9999999999,)").replace(b"       ", b"", 1))]),
@@ -205,11 +205,11 @@ BROKEN = {
     "pickle of a registered extension": (".pt", pt(b"\x80\x02\x82\x01."), "EXT1"),
     "pickle that calls what it made": (".pt", pt(b"\x80\x02})R."), "calls dict"),
     "pickle that calls a dtype": (".pt", pt(b"\x80\x02ctorch\nFloatStorage\n)R."), "a name alone"),
-    "pickle that marks for ever": (".pt", pt(b"(" * 100_000 + b"."), "not there"),
+    "pickle that marks for ever": (".pt", pt(b"(" * 100_000 + b"."), "pops more values"),
     "pickle with a key that is a deep tuple": (
         ".pt",
         pt(b"\x80\x02}N" + b"\x85" * 9 + b"Ns."),
-        "a tuple for a key",
+        "a tuple as a key",
     ),
     "pickle whose storage has a doubled tuple for a key": (
         ".pt",
@@ -219,17 +219,17 @@ BROKEN = {
     "pickle that asks for a doubled tuple": (
         ".pt",
         pt(b"\x80\x04" + DOUBLED + b"\x8c\x01a\x93."),
-        "asks for a tuple",
+        "has a tuple in place of",
     ),
     "pickle that asks for a tuple nested deep": (
         ".pt",
         pt(b"\x80\x04)" + b"\x85" * 200_000 + b"\x8c\x01a\x93."),
-        "asks for a tuple",
+        "has a tuple in place of",
     ),
     "old file with a storage of a doubled tuple": (
         ".pt",
         OLD + b"\x80\x02" + DOUBLED + b"h\x3c\x85Q.",
-        "no storage",
+        "not a storage",
     ),
     "old file that ends": (
         ".pt",
@@ -249,12 +249,12 @@ BROKEN = {
     "pickle with a key that is a long tuple": (
         ".pt",
         pt(b"\x80\x02}(" + b"N" * 17 + b"tNs."),
-        "a tuple for a key",
+        "a tuple as a key",
     ),
     "pickle with a key of long texts": (
         ".pt",
         pt(b"\x80\x02}X\xe8\x03\x00\x00" + b"a" * 1000 + b"\x85Ns."),
-        "longer than 100 letters",
+        "more than 100 characters",
     ),
     "pickle of a counter of a list": (
         ".pt",
@@ -286,7 +286,7 @@ BROKEN = {
         pt(b"\x80\x02}r\xff\xff\xff\xffj\xfe\xff\xff\xff."),
         "has no memo entry",
     ),
-    "pickle that holds itself": (".pt", pt(b"\x80\x02]q\x00h\x00a."), "nested deeper"),
+    "pickle that holds itself": (".pt", pt(b"\x80\x02]q\x00h\x00a."), "nested too deep"),
     "pickle that holds itself doubled": (
         ".pt",
         pt(
@@ -296,11 +296,11 @@ BROKEN = {
         ),
         "nested too deep, or has too many objects",
     ),
-    "tensor without storage": (".pt", pt(in_dict(tensor(key=b"X\x01\x00\x00\x001"))), "not there: '1'"),
+    "tensor without storage": (".pt", pt(in_dict(tensor(key=b"X\x01\x00\x00\x001"))), "missing storage: '1'"),
     "tensor outside its folder": (
         ".pt",
         pt(in_dict(tensor(key=b"X\x0b\x00\x00\x00../data.pkl"))),
-        "not there: '../data.pkl'",
+        "missing storage: '../data.pkl'",
     ),
     "tensor upon itself": (".pt", pt(in_dict(tensor(strides=b"K\x01K\x01"))), "overlaps itself"),
     "tensor of negative strides": (
@@ -310,14 +310,14 @@ BROKEN = {
     ),
     "tensor with a stride too many": (".pt", pt(in_dict(tensor(strides=b"K\x03K\x01K\x01"))), "3 strides"),
     "tensor of text": (".pt", pt(in_dict(tensor(offset=b"X\x01\x00\x00\x00a"))), "list of integers"),
-    "two pickles": (".pt", pt(in_dict(tensor()), extra=[("b/data.pkl", b".")]), "holds 2 pickles"),
+    "two pickles": (".pt", pt(in_dict(tensor()), extra=[("b/data.pkl", b".")]), "has 2 pickles"),
     "byte order of neither end": (
         ".pt",
         pt(in_dict(tensor()), extra=[("archive/byteorder", b"middle")]),
         "byte order",
     ),
     "written before 1.6": (".pt", bytes.fromhex("80028a0a6cfc9c46f9206aa850192e"), "damaged pickle"),
-    "a picture": (".png", b"\x89PNG\r\n\x1a\n" + bytes(99), "is no file of"),
+    "a picture": (".png", b"\x89PNG\r\n\x1a\n" + bytes(99), "is not a file of"),
 }
 
 
@@ -619,7 +619,7 @@ def test_a_tensor_expanded_beyond_its_storage_is_refused(tmp_path):
 def test_a_file_of_many_networks_lists_a_few(tmp_path):
     one = {"weight_ih_l0": np.ones((8, 3)), "weight_hh_l0": np.ones((8, 2))}
     given = {f"n{k}": one for k in range(500)}
-    with pytest.raises(ArgumentError, match="holds 500 networks") as raised:
+    with pytest.raises(ArgumentError, match="has 500 such networks") as raised:
         io.load(given)
     assert str(raised.value).count("\n") == 13
     assert str(raised.value).endswith("\n  and 488 more")

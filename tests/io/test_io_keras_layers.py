@@ -176,7 +176,7 @@ def test_a_class_that_is_not_read_is_named_before_layers_of_keras(tmp_path: Any)
     dense = {"module": "keras.layers", "class_name": "Dense", "config": {"name": "d"}}
     own = {"module": "mine", "class_name": "Own", "config": {"name": "o"}}
     path = write(tmp_path / "m.h5", {"o/o": {"w": np.ones(2, "f4")}}, model(dense, own))
-    with pytest.raises(xplstm.FormatError, match="class 'Own' is not read"):
+    with pytest.raises(xplstm.FormatError, match="class 'Own' is not supported"):
         xplstm.io.load(path)
 
 

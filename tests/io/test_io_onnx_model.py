@@ -239,7 +239,9 @@ def test_a_projection_is_multiplied_out(tmp_path: Any) -> None:
     with pytest.raises(xplstm.ArgumentError, match="condition number inf"):
         ours.export(net)
     net.params["weight_hr_l1"][:] = 1
-    with pytest.raises(xplstm.ArgumentError, match=r"weight_hr_l1 has the condition number .*, above 1e\+04"):
+    with pytest.raises(
+        xplstm.ArgumentError, match=r"weight_hr_l1 has the condition number .*, expected at most 1e\+04"
+    ):
         ours.export(net)
 
 
@@ -316,7 +318,7 @@ def test_fixed_sizes_between_layers(
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "fixed.onnx")
     if spoiled and batch > 1:
-        with pytest.raises(xplstm.ArgumentError, match="holds 2 networks"):
+        with pytest.raises(xplstm.ArgumentError, match="has 2 such networks"):
             xplstm.io.load(tmp_path / "fixed.onnx")
         return
     lstm = xplstm.io.load(tmp_path / "fixed.onnx")
@@ -406,7 +408,7 @@ def test_one_node_alone(rng: np.random.Generator) -> None:
     ("inputs", "error", "message"),
     [
         ([], xplstm.ArgumentError, "inputs has 0 arrays, expected 1: x"),
-        ({"X": np.ones(1)}, xplstm.ArgumentError, r"missing \['x'\], unknown \['X'\]"),
+        ({"X": np.ones(1)}, xplstm.ArgumentError, r"missing names \['x'\] and unknown names \['X'\]"),
         ([np.ones((T, B, I))], xplstm.DTypeError, "x has dtype float64, expected float32"),
         ([np.ones((T, B, 7), "float32")], xplstm.ShapeError, r"x has shape \(5, 4, 7\)"),
     ],
@@ -441,7 +443,7 @@ def test_layers_are_one_network_only_where_the_graph_says_so(tmp_path: Any) -> N
         [second("s"), second("s", "other")],  # one output for two
     ):
         model = stack_of(squeeze, *between)
-        with pytest.raises(xplstm.ArgumentError, match=r"holds [23] networks"):
+        with pytest.raises(xplstm.ArgumentError, match=r"has [23] such networks"):
             load(model, tmp_path)
         assert load(model, tmp_path, prefix="upper")._stack.input_size == H
 
@@ -451,14 +453,14 @@ def test_a_state_of_the_models_own_is_told(tmp_path: Any) -> None:
     stateful = node("LSTM", ["x", "W", "R", "B", "", "start", "start"], ["Y"], hidden_size=H)
     zeros = {"start": np.zeros((1, B, H), "float32")}
     assert load(graph_of(stateful, kept=kept | zeros), tmp_path)._stack.hidden_size == H
-    with pytest.raises(xplstm.FormatError, match=r"prefix='Y', .*is called with a constant state"):
+    with pytest.raises(xplstm.FormatError, match=r"prefix='Y', .*is called with constant state"):
         load(graph_of(stateful, kept=kept | {"start": zeros["start"] + 1}), tmp_path)
 
 
 def test_what_no_network_here_can_be_is_told(tmp_path: Any) -> None:
     reverse = graph_of(node("LSTM", ["x", "W", "R"], ["Y"], direction="reverse"))
     assert load(reverse, tmp_path).reverse
-    with pytest.raises(xplstm.ArgumentError, match=r"reverse=True.* contradicts"):
+    with pytest.raises(xplstm.ArgumentError, match=r"contradicts .*reverse=True"):
         load(reverse, tmp_path, reverse=False)
     with pytest.raises(xplstm.FormatError, match="'t' is not a tensor of the model"):
         load(graph_of(node("Sin", ["W"], ["t"]), node("LSTM", ["x", "t", "R"], ["Y"])), tmp_path)

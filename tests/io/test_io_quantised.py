@@ -47,7 +47,9 @@ def test_a_quantised_stack(case: str, traced: bool, tmp_path: Any, torch: Any) -
     torch.manual_seed(0)
     kind, options = STACKS[case]
     theirs = stored(torch, getattr(torch.nn, kind)(I, H, **options), tmp_path / "q.pt", "qint8", traced)
-    with pytest.raises(xplstm.FormatError, match=r"float32, qint8.* say dtype=, which makes real"):
+    with pytest.raises(
+        xplstm.FormatError, match=r"float32, qint8.* pass dtype= to convert, which also dequantises"
+    ):
         io.load(tmp_path / "q.pt")
     ours = io.load(tmp_path / "q.pt", dtype="float32")
     assert type(ours).__name__ == kind
@@ -72,7 +74,7 @@ def test_weights_in_half_precision(tmp_path: Any, torch: Any) -> None:
 
 def test_two_layers_that_could_be_two_directions_are_asked_for(tmp_path: Any, torch: Any) -> None:
     theirs = stored(torch, torch.nn.LSTM(I, I, 2), tmp_path / "q.pt", "float16")
-    with pytest.raises(xplstm.ArgumentError, match="say bidirectional="):
+    with pytest.raises(xplstm.ArgumentError, match="bidirectional= is needed"):
         io.load(tmp_path / "q.pt")
     x = torch.randn(STEPS, BATCH, I)
     ours = io.load(tmp_path / "q.pt", bidirectional=False)
@@ -103,7 +105,9 @@ def test_quantised_modules_themselves(kind: str, given: str, tmp_path: Any, torc
         "nested": {"model": both.state_dict(), "step": 3},
     }
     source = sources[given]
-    with pytest.raises(xplstm.FormatError, match=r"float32, qint8.* say dtype=, which makes real"):
+    with pytest.raises(
+        xplstm.FormatError, match=r"float32, qint8.* pass dtype= to convert, which also dequantises"
+    ):
         io.load(source)
     ours, wanted = io.load(source, dtype="float32"), io.load(tmp_path / "q.pt", dtype="float32")
     assert ours.params.keys() == wanted.params.keys()

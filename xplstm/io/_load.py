@@ -105,9 +105,7 @@ def load(
     with as_path(source) as given:
         contents, found = _find(given, format, prefix, dtype, options)
         if found.arguments:
-            msg = (
-                f"{contents.where}: {called(found)} is called with a constant {' and '.join(found.arguments)}"
-            )
+            msg = f"{contents.where}: {called(found)} is called with constant {' and '.join(found.arguments)}"
             raise FormatError(f"{msg}; call xplstm.io.load_with_call to load the network and its arguments")
         return _build(contents, found, xp, device, options)
 
@@ -465,7 +463,7 @@ def _build(
         what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
         msg = f"{contents.where}: {what}, expected one of {', '.join(_array.FLOATS)}; pass dtype= to convert"
         if any(name.startswith("q") for name in dtypes):
-            msg += ", which makes real numbers of quantised ones"
+            msg += ", which also dequantises"
         raise FormatError(msg)
     for name in options.keys() & found.options.keys() - {*FREE}:
         held, given = found.options[name], options[name]

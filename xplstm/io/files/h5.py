@@ -182,7 +182,7 @@ def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
     h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
     plan = dataset.id.get_create_plist()
     if dataset.external or dataset.is_virtual:
-        msg = f"{where} is stored in another file, which is not opened"
+        msg = f"{where} is in another file, which is not opened"
         raise FormatError(msg)
     brain = dataset.dtype == np.dtype("V2") and _text(source, path, dataset, "dtype") == "bfloat16"
     if not brain and (dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject):

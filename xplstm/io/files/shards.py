@@ -48,7 +48,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
     given = {name for names in places.values() for name in names if _inside(path, name)}
     files = sorted(given)
     if not 0 < len(files) <= MOST_SHARDS:
-        msg = f"{path} lists {len(files)} files, expected 1 to {MOST_SHARDS}"
+        msg = f"{path} lists {len(files) or 'no'} files, expected 1 to {MOST_SHARDS}"
         raise FormatError(msg)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, Any] = {}
