@@ -619,7 +619,7 @@ def test_a_tensor_expanded_beyond_its_storage_is_refused(tmp_path):
 def test_a_file_of_many_networks_lists_a_few(tmp_path):
     one = {"weight_ih_l0": np.ones((8, 3)), "weight_hh_l0": np.ones((8, 2))}
     given = {f"n{k}": one for k in range(500)}
-    with pytest.raises(ArgumentError, match="has 500 such networks") as raised:
+    with pytest.raises(ArgumentError, match="has 500 networks") as raised:
         io.load(given)
     assert str(raised.value).count("\n") == 13
     assert str(raised.value).endswith("\n  and 488 more")

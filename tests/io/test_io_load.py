@@ -291,7 +291,7 @@ def test_a_file_of_several_networks_lists_them(tmp_path):
     path.write_bytes(safetensors.pack(arrays, {}))
     with pytest.raises(ArgumentError) as raised:
         io.load(path)
-    assert "has 2 such networks" in str(raised.value)
+    assert "has 2 networks" in str(raised.value)
     assert "prefix='encoder', format='torch': LSTM(3, 5, num_layers=2, bidirectional=True)" in str(
         raised.value
     )

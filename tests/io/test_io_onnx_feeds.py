@@ -283,7 +283,7 @@ def test_a_layer_along_another_axis_stays_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(STEPS, BATCH, I)
     model = exported(Crossed(), (x,), tmp_path / "m.onnx")
-    with pytest.raises(xplstm.ArgumentError, match="has 2 such networks"):
+    with pytest.raises(xplstm.ArgumentError, match="has 2 networks"):
         xplstm.io.load(tmp_path / "m.onnx")
     first, second = (
         xplstm.io.load(tmp_path / "m.onnx", prefix=f"{name}.LSTM") for name in ("first", "second")
@@ -446,7 +446,7 @@ def test_two_nodes_of_one_name_are_two_networks(tmp_path: Path) -> None:
             node.name = "lstm"
             node.attribute.append(onnx.helper.make_attribute("clip", 1.0 + node.output[0].count("1")))
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(xplstm.ArgumentError, match="has 2 such networks"):
+    with pytest.raises(xplstm.ArgumentError, match="has 2 networks"):
         xplstm.io.load(tmp_path / "m.onnx")
     assert xplstm.io.load(tmp_path / "m.onnx", prefix="Y_l1")._stack.input_size == H
 

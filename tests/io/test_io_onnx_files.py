@@ -123,7 +123,7 @@ def test_an_lstm_in_each_branch(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours.prepare(model).run(feed)[0], wanted, rtol=0, atol=1e-6)
         net = xplstm.io.load(tmp_path / "m.onnx", prefix=f"choice.{name}.lstm")
         np.testing.assert_allclose(net(x)[0], wanted[:, 0], rtol=0, atol=1e-6)
-    with pytest.raises(xplstm.ArgumentError, match="has 2 such networks"):
+    with pytest.raises(xplstm.ArgumentError, match="has 2 networks"):
         xplstm.io.load(tmp_path / "m.onnx")
 
 

@@ -318,7 +318,7 @@ def test_fixed_sizes_between_layers(
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "fixed.onnx")
     if spoiled and batch > 1:
-        with pytest.raises(xplstm.ArgumentError, match="has 2 such networks"):
+        with pytest.raises(xplstm.ArgumentError, match="has 2 networks"):
             xplstm.io.load(tmp_path / "fixed.onnx")
         return
     lstm = xplstm.io.load(tmp_path / "fixed.onnx")
@@ -443,7 +443,7 @@ def test_layers_are_one_network_only_where_the_graph_says_so(tmp_path: Any) -> N
         [second("s"), second("s", "other")],  # one output for two
     ):
         model = stack_of(squeeze, *between)
-        with pytest.raises(xplstm.ArgumentError, match=r"has [23] such networks"):
+        with pytest.raises(xplstm.ArgumentError, match=r"has [23] networks"):
             load(model, tmp_path)
         assert load(model, tmp_path, prefix="upper")._stack.input_size == H
 

@@ -179,7 +179,7 @@ def _one(
         here = [one for one in here if one.problem is None] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
-        what = f"{contents.where} has {len(names) if here else 'no'} such networks"
+        what = f"{contents.where} has {len(names) if here else 'no such'} networks"
         choices = _lines(f"{called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
         msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
         raise ArgumentError(printable(msg))
