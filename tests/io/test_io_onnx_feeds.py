@@ -34,7 +34,7 @@ def loaded(path: Path, batch_first: bool) -> Any:
     try:
         return xplstm.io.load(path)
     except xplstm.ArgumentError as error:
-        if not str(error).startswith("batch_first: "):
+        if not str(error).startswith("batch_first is not in "):
             raise
     return xplstm.io.load(path, batch_first=batch_first)
 
@@ -163,7 +163,7 @@ def test_sizes_that_fit_one_batch_prove_nothing(batch: int, tmp_path: Path) -> N
     tensors = [onnx.numpy_helper.from_array(a, name) for name, a in given.items()]
     graph = helper.make_graph(nodes, "g", [x], [y], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
-    with pytest.raises(xplstm.FormatError, match="'lstm' is not given 'x' as the model is"):
+    with pytest.raises(xplstm.FormatError, match="'lstm' does not read 'x' unchanged"):
         xplstm.io.load(tmp_path / "m.onnx")
 
 

@@ -105,7 +105,7 @@ def test_what_is_saved_comes_back_without_a_word(suffix, layout, tmp_path):
         path = tmp_path / f"ours{suffix}"
         refusal = refused(path, ours, layout, prefix)
         if refusal is not None:
-            assert "no place" in refusal or "use .safetensors" in refusal
+            assert "not support" in refusal or "use .safetensors" in refusal
             continue
         words = {}
         if suffix == ".eqx":
@@ -146,15 +146,18 @@ def test_a_caller_may_still_say_more(layout, tmp_path):
 
 WHOLE = {"format": "flax", "prefix": "", "layers": 0, "bidirectional": False, "options": {}}
 WRONG = {
-    "no JSON": ("{", "is no JSON"),
+    "no JSON": ("{", "is not valid JSON"),
     "a part missing": ({"format": "flax"}, "must have format"),
     "another part": (WHOLE | {"more": 1}, "must have format"),
     "no text": (WHOLE | {"format": ["flax"]}, "must have format"),
     "no format": (WHOLE | {"format": "\x1b[31mflix"}, "has format"),
     "layers without end": (WHOLE | {"layers": 10**9}, "no more layers than tensors"),
     "another prefix": (WHOLE | {"prefix": "elsewhere"}, "does not fit its tensors"),
-    "another format": (WHOLE | {"format": "haste"}, "no LSTM of format 'haste'"),
-    "an option of no LSTM": (WHOLE | {"options": {"reset_after": True}}, "has options that LSTM lacks"),
+    "another format": (WHOLE | {"format": "haste"}, "no known LSTM of format 'haste'"),
+    "an option of no LSTM": (
+        WHOLE | {"options": {"reset_after": True}},
+        "has options that LSTM does not have",
+    ),
     "an option of another type": (WHOLE | {"options": {"batch_first": 1}}, "batch_first"),
     "two directions of one": (
         WHOLE | {"bidirectional": True},
@@ -177,6 +180,18 @@ def test_words_that_do_not_fit_are_refused(case, tmp_path):
         io.load(path)
     assert str(raised.value).isprintable() or case == "another prefix"
     assert "theirs.safetensors" in str(io.inspect(path))
+
+
+@pytest.mark.parametrize("prefix", ["", "enc.x"])
+def test_a_layer_that_the_words_do_not_count_is_not_left_out(prefix, tmp_path):
+    path = tmp_path / "ours.safetensors"
+    io.save(path, xplstm.LSTM(3, 3, 3, rng=0), format="flax", prefix=prefix)
+    stored = safetensors.read(str(path))
+    words = json.loads(stored.metadata[WORDS]) | {"layers": 2}
+    arrays = {name: tensor.array() for name, tensor in stored.tensors.items()}
+    path.write_bytes(safetensors.pack(arrays, {WORDS: json.dumps(words)}))
+    with pytest.raises(FormatError, match=r"has layers=2, and the file has tensors of '.*l2\.' too"):
+        io.load(path)
 
 
 def test_words_that_contradict_the_tensors_are_refused(tmp_path):

@@ -118,7 +118,7 @@ def _candidates(contents: Contents) -> list[Found]:
 
 def _words(one: Found) -> str:
     """Return the constructor call of a network, or why it cannot be loaded."""
-    own = f", called with {' and '.join(one.arguments)} of its own" if one.arguments else ""
+    own = f", called with constant {' and '.join(one.arguments)}" if one.arguments else ""
     return printable(one.problem or spelled(one) + own)
 
 

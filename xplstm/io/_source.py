@@ -140,6 +140,9 @@ def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> F
     if words is None or prefix is not None or layout not in (None, words.format):
         return None
     what = f"{contents.where}: its metadata {WORDS!r}"
+    if words.layers and any(name.startswith(words.beyond) for name in contents.tensors):
+        msg = f"{what} has layers={words.layers}, and the file has tensors of {words.beyond[0]!r} too"
+        raise FormatError(msg)
     try:
         found = chosen(contents, words.format, words.places, {"bidirectional": words.bidirectional})
     except ArgumentError as error:

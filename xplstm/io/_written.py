@@ -57,8 +57,16 @@ class Words(NamedTuple):
         """Return the prefix, or those of each layer."""
         if not self.layers:
             return self.prefix
-        start, sides = self.prefix and f"{self.prefix}.", ("", "_reverse")[: 1 + self.bidirectional]
-        return [[f"{start}l{layer}{side}" for side in sides] for layer in range(self.layers)]
+        sides = ("", "_reverse")[: 1 + self.bidirectional]
+        return [[self._start(layer) + side for side in sides] for layer in range(self.layers)]
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """Return how names of a further layer would begin."""
+        return tuple(f"{self._start(self.layers)}{side}." for side in ("", "_reverse"))
+
+    def _start(self, layer: int) -> str:
+        return f"{self.prefix}.l{layer}" if self.prefix else f"l{layer}"
 
 
 def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], dict[str, str]]:
@@ -196,4 +204,4 @@ def plain(
 
 def no_place(layout: str, what: str) -> ArgumentError:
     """Return the error for a property that a layout does not support."""
-    return ArgumentError(f"the network {what}, for which format {layout!r} has no place")
+    return ArgumentError(f"the network {what}, which format {layout!r} does not support")

@@ -50,7 +50,7 @@ class Source(NamedTuple):
         except FormatError:
             raise
         except Exception as error:  # h5py has no error class of its own
-            msg = f"{self.where} is no whole HDF5 file: {quoted(str(error))}"
+            msg = f"{self.where} is a damaged HDF5 file: {quoted(str(error))}"
             raise FormatError(msg) from error
 
 

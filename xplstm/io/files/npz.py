@@ -65,7 +65,7 @@ def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, in
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[version](start, max_header_size=LONGEST_HEADER)
     except Exception as error:  # a header is a Python literal, whose parser raises many types of errors
-        msg = f"{where} is no array that NumPy wrote: {shown(str(error)[:200])}"
+        msg = f"{where} is not a valid NumPy array: {shown(str(error)[:200])}"
         raise FormatError(msg) from error
     if dtype.hasobject or dtype.names or dtype.subdtype:
         msg = f"{where} has dtype {dtype}; arrays of objects or records are not supported"

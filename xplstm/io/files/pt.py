@@ -341,7 +341,7 @@ class _Storages:
 
     def refuse(self, name: str, leaf: Opaque) -> np.ndarray:
         """Raise an error for a tensor that cannot be read."""
-        msg = f"{self.store.path}: {shown(name)} is {leaf.kind}, whose numbers are not read"
+        msg = f"{self.store.path}: {shown(name)} is {leaf.kind}, which cannot be read"
         raise FormatError(msg)
 
     def _spend(self, name: str, size: int) -> None:

@@ -135,7 +135,8 @@ class GraphBuilder:
     def constant(self, name: str, value: Any) -> str:
         """Add a constant."""
         host = np.ascontiguousarray(value)
-        _checks.finite(name, host, "such numbers are not written, because no call could use them")
+        if np.ndim(value):  # scalars belong to the graph, which ignores padding by -inf in a maximum
+            _checks.finite(name, host, "such numbers are not written, because no call could use them")
         self.size += host.nbytes
         if self.size > LARGEST:
             what = f"the tensors up to {name} have {self.size} bytes; an ONNX file can have {LARGEST}"
