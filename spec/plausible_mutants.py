@@ -250,7 +250,8 @@ def reset_where_it_exists(config: Config, a: Arrays) -> tuple[Config, Arrays]:
     mask = np.asarray(config["mask"]) if config.get("mask") else np.ones((T, B), bool)
     if config.get("lengths") is not None:
         mask = np.arange(T)[:, None] < np.asarray(config["lengths"])
-    return config | {"reset": (np.asarray(config["reset"]) & mask).tolist()}, a
+    reset = np.asarray(config["reset"], bool).reshape(T, B)  # an empty list has one axis
+    return config | {"reset": (reset & mask).tolist()}, a
 
 
 def averaged(_c: Config, a: Arrays, got: Arrays) -> Arrays:

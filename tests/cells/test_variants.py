@@ -390,7 +390,7 @@ def test_functional_wants_what_the_options_use() -> None:
     with pytest.raises(xplstm.ArgumentError, match=r"params\.weight_ch is None"):
         xplstm.lstm(x, p, variant=Variant(peepholes=True))
     with pytest.raises(
-        xplstm.ArgumentError, match=r"params\.weight_ch has .*only variant\.peepholes uses it"
+        xplstm.ArgumentError, match=r"params\.weight_ch has .*variant\.peepholes, which uses it, is off"
     ):
         xplstm.lstm(x, p._replace(weight_ch=np.ones(6)))
     with pytest.raises(xplstm.ShapeError, match=r"weight_ch has shape \(5,\), expected \(6,\)$"):

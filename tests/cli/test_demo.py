@@ -247,7 +247,7 @@ def test_another_text_is_not_resumed(text, out, capsys):
         (["--resume"], "checkpoint.safetensors"),
         (["--text", "no such file"], "no such file"),
         (["--updates", "3", "--hidden-size", "0"], "hidden_size=0 must be at least 1"),
-        (["--updates", "3", "--prompt", "漢"], "vocab lacks: '漢'"),
+        (["--updates", "3", "--prompt", "漢"], "not in vocab: '漢'"),
         (["--updates", "3", "--temperature", "-1"], "temperature=-1.0"),
         (["--updates", "0"], "updates=0 must be at least 1"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 
 import numpy as np
 import pytest
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_are_refused(value, xp, tmp_path):
         with pytest.raises(FormatError, match=rf"the mapping: .*bias_hh_l0\[7\] is {value}; "):
             io.load(given)
     ours.load_state_dict(broken)
-    for save in (io.save, onnx.export):
+    for save in (io.save, onnx.export) if importlib.util.find_spec("onnx") else ():
         network = [ours, tmp_path / "ours.onnx"][:: 1 if save is onnx.export else -1]
         with pytest.raises(ArgumentError, match=rf"(bias_hh_l0\[7|B_l0\[0, 32)\] is {value}; such"):
             save(*network)
@@ -229,6 +229,7 @@ def test_names_with_a_prefix_are_pointed_out():
 
 @pytest.mark.parametrize("write", [io.save, lambda path, network: onnx.export(network, path)])
 def test_a_missing_folder_is_named_and_no_temporary_file(write, tmp_path):
+    pytest.importorskip("onnx")
     path = tmp_path / "missing" / "ours.onnx"
     with pytest.raises(FileNotFoundError) as raised:
         write(path, xplstm.LSTM(3, 5, rng=0))

@@ -196,7 +196,7 @@ def test_a_step_makes_no_call_of_python(monkeypatch: pytest.MonkeyPatch) -> None
     case, counts = Case(B=2, I=3, H=5, options={"bidirectional": True}), []
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", lambda _: emulated("cupy_fused"))
-        for T in (3, 40):
+        for T in (3, 103):
             layer, x = case.lstm(), np.zeros((T, 2, 3))
             events: list[str] = []
             layer(x)
@@ -207,4 +207,5 @@ def test_a_step_makes_no_call_of_python(monkeypatch: pytest.MonkeyPatch) -> None
                 finally:
                     sys.setprofile(None)
             counts.append(len(events))
-    assert counts[0] == counts[1]
+    # Caches and the garbage collector make a few calls, but none for each of 100 further steps.
+    assert abs(counts[1] - counts[0]) < 50
