@@ -29,7 +29,7 @@ class Backtest(NamedTuple):
     origins : numpy.ndarray of int64, shape (R,)
         First step of each forecast.
     forecasts : numpy.ndarray of float64, shape (R, n, M) or (R, n, M, Q)
-        Forecasts of n steps of the M targets, with `quantiles` Q numbers each.
+        Forecasts of n steps of the M targets; Q numbers each for a model with quantiles.
     happened : numpy.ndarray of float64, shape (R, n, M)
         Actual values of the targets.
     quantiles : tuple of Q floats, or None
