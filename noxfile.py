@@ -80,7 +80,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run tests, specification and model guides on NumPy, read-only NumPy and array-api-strict."""
-    session.log("about four minutes on two cores, of which the first half minute installs")
+    session.log("four to fifteen minutes on two cores, after half a minute or more of installation")
     session.install("-e", ".[test,guides]")
     run_tests(session, HOST_BACKENDS)
 

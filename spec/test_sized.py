@@ -25,10 +25,13 @@ IN_HALVES += ["projection-lengths-reverse", "resets-reverse", "dropout-two-direc
 IN_HALVES += ["large-resets", "large-projection", "large-mask-module"]
 
 
+BY_TURNS = paths.CASES.keys() | margins.CASES.keys()
+
+
 def in_turn(name: str) -> tuple[str, ...]:
     """Both dtypes, or one of them by turns where many calls differ in a size alone."""
     both = ("float64", "float32")
-    return (both[zlib.crc32(name.encode()) % 2],) if name in paths.CASES | margins.CASES else both
+    return (both[zlib.crc32(name.encode()) % 2],) if name in BY_TURNS else both
 
 
 NAMES = [

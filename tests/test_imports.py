@@ -358,6 +358,14 @@ def test_import_loads_only_numpy_and_array_api_compat(fresh):
     assert not strange, f"import xplstm also loads {sorted(strange)}"
 
 
+def test_import_loads_no_kernel_but_the_reference(fresh):
+    """Each of the others is loaded when it is first asked, with what it is made of."""
+    loaded = set(fresh("import sys, xplstm; print(*sys.modules)").split())
+    kernels = {name.removeprefix("xplstm.kernels.") for name in loaded if name.startswith("xplstm.kernels.")}
+    made = {"native", "_engine", "_compiled", "numpy_inplace", "jax_scan"}
+    assert not {name for name in kernels if name in made or name.startswith(("cupy", "_cuda"))}
+
+
 def test_import_costs_little_more_than_its_dependencies(fresh):
     """Counts calls of functions, because times depend on what else the machine does."""
     counted = """

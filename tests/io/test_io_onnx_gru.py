@@ -121,7 +121,7 @@ def test_an_export_of_torch(tmp_path: Path, torch) -> None:
 
 
 def test_arrays_cannot_tell_a_gru() -> None:
-    with pytest.raises(xplstm.ArgumentError, match="is a GRU, whose place of the reset gate"):
+    with pytest.raises(xplstm.ArgumentError, match="is a GRU, and its arrays do not show"):
         xplstm.io.to_mapping(xplstm.GRU(I, H), "onnx")
     with pytest.raises(xplstm.ArgumentError, match="linear_before_reset= is not an attribute of LSTM"):
         ours.lstm_vjp(np.ones((2, 1, 3)), np.ones((1, 8, 3)), np.ones((1, 8, 2)), linear_before_reset=1)

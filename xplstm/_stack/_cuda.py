@@ -11,7 +11,6 @@ import numpy as np
 from xplstm import _array
 from xplstm._problem import Loan
 from xplstm._typing import CuPyArray
-from xplstm.kernels._cuda import layer
 
 DLPACK_KIND = 2
 """The number of memory of CUDA in DLPack."""
@@ -19,6 +18,9 @@ DLPACK_KIND = 2
 
 def loan(place: str, number: int) -> Loan | str:
     """Return the loan of the memory of GPU `number`, or why the kernels for CuPy cannot run there."""
+    # Not needed by a program without arrays on CUDA.
+    from xplstm.kernels._cuda import layer
+
     reason = _array.why_unusable("cupy") or layer.why_not_this_cupy()
     if reason:
         return f"they are on {place}, where CuPy's kernels cannot run: {reason}"

@@ -81,7 +81,7 @@ def _place(a: Any) -> tuple[Any, bool]:
 
 
 def _own_step(results: list[np.ndarray], like: Any) -> list[Any]:
-    """Return JAX arrays as `_jax_own` does, by a compiled function, which is faster than `device_put`."""
+    """Return JAX arrays as `_own` does, by a compiled function, which is faster than `device_put`."""
     import jax
 
     device, bound = _place(like)

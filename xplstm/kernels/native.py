@@ -39,11 +39,8 @@ def _chosen_isa() -> tuple[str, str]:
     """Return the instruction set, or "" and the reason why none can be used."""
     wanted = os.environ.get("XPLSTM_NATIVE_ISA", "")
     if wanted and wanted not in ISAS:
-        return (
-            "",
-            WHY_NOT_COMPILED
-            or f"XPLSTM_NATIVE_ISA={wanted!r} must be one of {', '.join(ISAS)} on this machine",
-        )
+        unknown = f"XPLSTM_NATIVE_ISA={wanted!r} must be one of {', '.join(ISAS)} on this machine"
+        return "", WHY_NOT_COMPILED or unknown
     return wanted or next(iter(ISAS), ""), WHY_NOT_COMPILED
 
 

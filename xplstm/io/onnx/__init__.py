@@ -102,7 +102,7 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
     options = {**stack.cell.options().get("variant", Variant()).changed(), "peepholes": False}
     wrong = f"has proj_size={stack.proj_size}" if stack.proj_size else why_not_export(stack)
     if wrong is None and stack.cell.name == "GRU":
-        wrong = "is a GRU, whose place of the reset gate arrays do not show"
+        wrong = "is a GRU, and its arrays do not show where it applies the reset gate"
     if wrong is None and (Variant(**options).changed() or stack.merge != "concat" or network.reverse):
         wrong = f"is LSTM{stack.arguments()}"
     if wrong is not None:
