@@ -33,11 +33,8 @@ class Subject(Torch):
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         dtype = arrays["x"].dtype
-        lacking = {
-            "autocast to bfloat16 is of bfloat16 alone": dtype.name != "bfloat16",
-            "PyTorch has no LSTM of bfloat16 on this processor": lacks_processor(),
-        }
-        self.declare(config, arrays, lacking)
+        self.declare(config, arrays, {"autocast to bfloat16 is of bfloat16 alone": dtype.name != "bfloat16"})
+        self.declare(config, arrays, {"PyTorch has no LSTM of bfloat16 on this processor": lacks_processor()})
         torch = importlib.import_module("torch")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = super().call(op, config, {n: a.astype(np.float32) for n, a in arrays.items()})
