@@ -41,8 +41,8 @@ class Row(NamedTuple):
     def words(self) -> str:
         """Whether one call is enough."""
         if "prepare" in self.call:
-            return "`prepare` alone"
-        return "one call" if self.call == "io.load(path)" else "a word more"
+            return "`prepare` only"
+        return "one call" if self.call == "io.load(path)" else "with arguments"
 
     def measure(self) -> float:
         """Return the difference now."""

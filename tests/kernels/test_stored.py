@@ -467,7 +467,7 @@ def test_the_error_is_reported() -> None:
 
 
 def test_an_old_build_is_reported() -> None:
-    """A compiled part of another version is not called."""
+    """A compiled module of another version is not called."""
     code = """
 import sys, types
 sys.modules["xplstm.kernels._engine"] = types.ModuleType("xplstm.kernels._engine")
