@@ -234,6 +234,66 @@ def test_a_network_without_a_state_of_its_own_comes_alone(tmp_path: Path) -> Non
     assert np.array_equal(again.params["weight_hh_l0"], net.params["weight_hh_l0"])
 
 
+def least_of_steps(x: str) -> list[Any]:
+    """Nodes that compute min(T, 100) as `steps`."""
+    node = onnx.helper.make_node
+    sizes = [node("Shape", [x], ["sizes"]), node("Slice", ["sizes", "zero", "one"], ["T"])]
+    return [*sizes, node("Min", ["T", "most"], ["steps"])]
+
+
+BOUNDED = {
+    "first": ("zero", "most"),
+    "last": ("last", "end"),
+    "computed": ("zero", "steps"),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [*((place, way) for place in ("x", "between") for way in BOUNDED), ("lengths", "computed")],
+)
+def test_a_bound_beyond_a_trial_proves_nothing(place: str, way: str, tmp_path: Path) -> None:
+    """The first or last 100 steps are all steps of a short sequence only."""
+    rng, node = np.random.default_rng(0), onnx.helper.make_node
+    integers = {"zero": [0], "one": [1], "most": [100], "last": [-100], "end": [1 << 40]}
+    given = {name: np.asarray(value, "int64") for name, value in integers.items()}
+    for k, size in (("1", I), ("2", H)):
+        given[f"W{k}"] = rng.normal(size=(1, 4 * H, size)).astype("float32")
+        given[f"R{k}"] = rng.normal(size=(1, 4 * H, H)).astype("float32")
+    below = [node("LSTM", ["x", "W1", "R1"], ["y1"], "below"), node("Squeeze", ["y1", "one"], ["squeezed"])]
+    start = "squeezed" if place == "between" else "x"
+    nodes = [*(below if place == "between" else []), *least_of_steps(start)]
+    weights = ["W2", "R2"] if place == "between" else ["W1", "R1"]
+    if place == "lengths":
+        nodes.append(node("Slice", ["sizes", "one", "two"], ["B"]))
+        nodes.append(
+            node("ConstantOfShape", ["B"], ["ones"], value=onnx.numpy_helper.from_array(given["one"]))
+        )
+        nodes.append(node("Mul", ["ones", "steps"], ["product"]))
+        nodes.append(node("Cast", ["product"], ["lengths"], to=6))
+        nodes.append(node("LSTM", ["x", *weights, "", "lengths"], ["y"], "lstm"))
+        given["two"] = np.asarray([2], "int64")
+    else:
+        nodes.append(node("Slice", [start, *BOUNDED[way], "zero"], ["cut"]))
+        nodes.append(node("LSTM", ["cut", *weights], ["y"], "lstm"))
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, 1, shape)
+        for name, shape in (("x", ["T", "B", I]), ("y", None))
+    )
+    tensors = [onnx.numpy_helper.from_array(a, name) for name, a in given.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "m.onnx")
+    if place == "between":
+        networks = [row[0] for row in xplstm.io.inspect(tmp_path / "m.onnx").networks]
+        assert networks == ["below", "lstm"]
+        return
+    with pytest.raises(
+        xplstm.FormatError, match=r"the LSTM node 'lstm' (does not read 'x' unch|has sequence_lens)"
+    ):
+        xplstm.io.load(tmp_path / "m.onnx")
+
+
 def write_lstm(path: Path, nodes: list[Any], **given: Any) -> None:
     """Write a model of some nodes before an LSTM; the initial h is called h."""
     rng, helper = np.random.default_rng(0), onnx.helper

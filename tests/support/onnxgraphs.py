@@ -12,13 +12,14 @@ FRONTS = (
     *("none", "none", "swap", "swap", "cast", "unsqueeze", "reshape", "moved_twice"),
     *("flip", "reversed_gather", "reverse_sequence", "features", "scaled", "shifted", "first_steps"),
     *("relu", "linear", "norm", "embedding", "halves", "two_inputs", "relu_flip", "linear_swap", "swap_flip"),
-    *("norm_swap", "embedding_swap", "embedding_late_swap", "image"),
+    *("norm_swap", "embedding_swap", "embedding_late_swap", "image", "clipped", "whole_numbers", "halved"),
 )
 STATES = (
     *("none", "none", "none", "zero", "zero_of_shape", "zero_expanded", "zero_tiled", "zero_where"),
     *("learned", "tiled", "filled", "added", "tanh", "expanded"),
     *("input", "input", "input_slice", "input_flipped", "input_tanh", "wrong_size", "selected"),
     *("expanded_tanh", "branch", "divided", "powers", "summed_batch", "sliced", "branch_of_input"),
+    *("input_clipped", "input_whole_numbers", "input_halved", "input_plus_one"),
 )
 LENGTHS = (
     *("none", "none", "none", "input", "input_cast", "constant", "whole", "whole_of_shape", "shorter"),
@@ -36,7 +37,10 @@ WEIGHTS = (
     "sum",
     "dynamic",
 )
-BETWEEN = ("squeeze", "squeeze", "squeeze", "scaled", "relu", "flip", "reshape", "swapped_twice", "residual")
+BETWEEN = (
+    *("squeeze", "squeeze", "squeeze", "scaled", "relu", "flip", "reshape", "swapped_twice", "residual"),
+    *("clipped", "whole_numbers", "halved"),
+)
 SECOND = ("none", "none", "other", "shared", "handed", "other_lengths", "ragged_second", "own_state")
 
 
@@ -167,6 +171,8 @@ class Builder:
                 return add("Sub", x, keep(self.floats(I)))
             case "first_steps":
                 return self.cut(x, 0, 0, T - 1)
+            case "clipped" | "whole_numbers" | "halved":
+                return self.rounded(kind, x)
             case "relu":
                 return add("Relu", x)
             case "relu_flip":
@@ -178,6 +184,12 @@ class Builder:
             case "halves":
                 return add("Concat", self.cut(x, 2, 2, I), self.cut(x, 2, 0, 2), axis=2)
         return x
+
+    def rounded(self, kind: str, x: str) -> str:
+        """Nodes that change some numbers alone: those below 0, with fractions, or with many digits."""
+        if kind == "clipped":
+            return self.add("Max", x, self.keep(np.float32(0)))
+        return self.add("Cast", self.add("Cast", x, to=7 if kind == "whole_numbers" else 10), to=1)
 
     def weight(self, a: np.ndarray) -> str:
         """A constant, or nodes that make it of constants."""
@@ -270,6 +282,10 @@ class Builder:
         part = self.cut(name, 0, layer * D, (layer + 1) * D)
         if kind == "input_flipped":
             return self.flip(part, 2)
+        if kind == "input_plus_one":
+            return self.add("Add", part, self.keep(np.float32(1)))
+        if kind in ("input_clipped", "input_whole_numbers", "input_halved"):
+            return self.rounded(kind.removeprefix("input_"), part)
         return self.add("Tanh", part) if kind == "input_tanh" else part
 
     def lengths(self, kind: str, X: str) -> str:
@@ -326,6 +342,8 @@ class Builder:
                 return self.add("Mul", y, self.keep(np.float32(2)))
             case "relu":
                 return self.add("Relu", y)
+            case "clipped" | "whole_numbers" | "halved":
+                return self.rounded(kind, y)
             case "flip":
                 return self.flip(y, 0)
             case "swapped_twice":

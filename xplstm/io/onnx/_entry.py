@@ -18,7 +18,17 @@ from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import Node, brief
 from xplstm.io.onnx._model import padded
 from xplstm.io.onnx._operator import OPERATORS
-from xplstm.io.onnx._trace import FREE, LARGEST_TRIED, LONGEST_PATH, MEASURING, MOVERS, TWICE, Path, Trace
+from xplstm.io.onnx._trace import (
+    FREE,
+    LARGEST_TRIED,
+    LONGEST_PATH,
+    MEASURING,
+    MOVERS,
+    TWICE,
+    Path,
+    Trace,
+    distinct,
+)
 
 # Operators whose output is zero if all inputs are zero.
 _KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
@@ -135,7 +145,8 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
         own = tuple(n for n in (shape or ())[:2] if isinstance(n, int) and n > 0)
         fixed = len(own) == 2 and any(n.op == "Reshape" for n in path.nodes)
         sizes = [own] if fixed and math.prod(own) * I <= LARGEST_TRIED else TWICE
-        orders = {_order(trace, path, X, (*size, I)) for size in sizes}
+        tried = (distinct((*size, I), trace.dtype_of(node)) for size in sizes)
+        orders = {_order(trace, path, X, x) for x in tried}
     if orders == {"kept"}:
         return layout
     if orders == {"swapped"}:
@@ -149,9 +160,8 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
     raise Refused(msg)
 
 
-def _order(trace: Trace, path: Path, X: str, shape: tuple[int, ...]) -> str:
+def _order(trace: Trace, path: Path, X: str, x: np.ndarray) -> str:
     """Return what a path does to the first two axes: "kept", "swapped", "changed" or "unknown"."""
-    x = np.arange(1.0, math.prod(shape) + 1, dtype=np.float32).reshape(shape)
     made = trace.tried(path, x, X)
     if made is None:
         return "unknown"
@@ -254,7 +264,7 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
             msg = f"the {node.label} has an initial state {brief(name)!r} of shape {shape}, expected "
             raise Refused(msg + f"{D} directions and hidden_size {H}")
         return Start()
-    part = _part_of_input(trace, name, D, H, layout)
+    part = _part_of_input(trace, node, name, D, H)
     if part is not None:
         return part
     value = _constant_state(trace, node, name, D, H)
@@ -367,7 +377,7 @@ def _zero_shape(trace: Trace, name: str) -> tuple[int, ...]:
     return () if made is None else made.shape
 
 
-def _part_of_input(trace: Trace, name: str, D: int, H: int, layout: bool) -> Start | None:
+def _part_of_input(trace: Trace, node: Node, name: str, D: int, H: int) -> Start | None:
     """Return the slice of a model input that a state is; None if it is not a slice."""
     path = trace.path(name)
     told = trace.inputs.get(path.start) if path else None
@@ -376,14 +386,19 @@ def _part_of_input(trace: Trace, name: str, D: int, H: int, layout: bool) -> Sta
     shape = tuple(n if isinstance(n, int) and n > 0 else 3 for n in told.shape)
     if math.prod(shape) > LARGEST_TRIED:
         return None
-    made = trace.tried(path, np.arange(math.prod(shape), dtype=np.float32).reshape(shape), name)
-    if made is None or made.ndim != 3 or not made.size:
-        return None
-    state = made.swapaxes(0, 1) if layout else made
-    flat = state.reshape(-1)
-    if state.shape[0] != D or state.shape[2] != H or np.any(np.diff(flat) != 1):
-        return None
-    return Start(path.start, int(flat[0]), flat.size)
+    found = set()
+    for first in range(4):  # an input of one number has one sign and magnitude in each trial
+        given = distinct(shape, trace.dtype_of(node), first)
+        made = trace.tried(path, given, name)
+        if made is None or made.ndim != 3 or not made.size:
+            return None
+        state = made.swapaxes(0, 1) if node.attributes.get("layout", 0) else made
+        places = np.flatnonzero(given == state.flat[0])
+        fits = [k for k in places if np.array_equal(given.flat[k : k + state.size], state.flat)]
+        if (state.shape[0], state.shape[2]) != (D, H) or len(fits) != 1:
+            return None
+        found.add(Start(path.start, int(fits[0]), state.size))
+    return found.pop() if len(found) == 1 else None
 
 
 def state_of(

@@ -124,6 +124,14 @@ def _concat(place: Place, node: Node, values: list[Any]) -> list[Array]:
 
 
 def _slice(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    a = values[0]
+    for axis, start, end, step in cuts(node, values):
+        a = _sliced(node, a, axis, start, end, step)
+    return [a]
+
+
+def cuts(node: Node, values: list[Any]) -> list[tuple[int, int, int, int]]:
+    """Return axis, start, end and step of each sliced axis, which are attributes before opset 10."""
     a, *given = values
     if given:
         starts, ends, axes, steps = (None if v is None else _numbers(v) for v in [*given, None, None][:4])
@@ -131,10 +139,10 @@ def _slice(_place: Place, node: Node, values: list[Any]) -> list[Array]:
         starts, ends, axes, steps = (
             node.attributes.get(name) for name in ("starts", "ends", "axes", "steps")
         )
-    for k, (start, end) in enumerate(zip(starts or [], ends or [], strict=True)):
-        axis = _axis(node, axes[k] if axes else k, a.ndim)
-        a = _sliced(node, a, axis, start, end, steps[k] if steps else 1)
-    return [a]
+    return [
+        (_axis(node, axes[k] if axes else k, a.ndim), start, end, steps[k] if steps else 1)
+        for k, (start, end) in enumerate(zip(starts or [], ends or [], strict=True))
+    ]
 
 
 def _sliced(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:

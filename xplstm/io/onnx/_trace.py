@@ -1,7 +1,7 @@
 """Analyse the graph around recurrent nodes by following names and by trial runs.
 
-A path of nodes that move numbers is run on an array of distinct numbers. The result shows the effect of the
-path. A node that is not understood is never treated as harmless.
+A path of nodes that move numbers is run on numbers of both signs and many magnitudes, which only a path that
+moves them leaves unchanged. A node that is not understood is never treated as harmless.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xplstm._stack import _merge
 from xplstm.io.onnx._fold import FAILURES, BudgetError, Evaluator
 from xplstm.io.onnx._graph import Graph, Node
 from xplstm.io.onnx._model import RUNNABLE, why_not_node
-from xplstm.io.onnx._nodes import OPERATIONS
+from xplstm.io.onnx._nodes import OPERATIONS, cuts
 from xplstm.io.onnx._operator import OPERATORS
 
 # Bounds of the nodes and constants between layers, of which there are few.
@@ -28,6 +28,12 @@ LARGEST_CONSTANT = 64
 FREE = (2, 3)
 TWICE = (FREE, (5, 4))
 LARGEST_TRIED = 1 << 20
+# Operators by which a size can have an effect only above some size, such as min(T, 100) steps.
+_BOUNDING = {"Min", "Max", "Div"}
+# Bounds of a Slice from here on mean the end of the axis.
+_NO_BOUND = (1 << 31) - 1
+# Bits of the fraction and the largest exponent of the numbers of a trial, by dtype of the weights.
+_EXACT = {"float64": (52, 60), "float32": (23, 60), "float16": (10, 12), "bfloat16": (7, 60)}
 # Operators that only move elements of their first input.
 MOVERS = {
     "Identity",
@@ -92,6 +98,19 @@ class Path(NamedTuple):
     """Nodes in the order of execution."""
     measured: frozenset[str]
     """Values whose shape alone is used."""
+
+
+def distinct(shape: Sequence[int], dtype: str = "float32", first: int = 0) -> np.ndarray:
+    """Return numbers that are exact in `dtype`, so that rounding, clipping and shifting change some of them.
+
+    Four numbers are a large and a small one of each sign. `first` selects the number that comes first.
+    """
+    bits, most = _EXACT.get(dtype, _EXACT["float32"])
+    k = np.random.default_rng(0).permutation(math.prod(shape)) + first
+    fraction = 1 + np.round(k * 0.6180339887498949 % 1 * (1 << bits)) / (1 << bits)
+    exponent = np.where(k // 2 % 2, -1, 1) * (most - k // 4 % most)
+    a = np.ldexp(np.where(k % 2, -fraction, fraction), exponent).reshape(shape)
+    return a if dtype == "float64" else a.astype(np.float32)
 
 
 class Trace:
@@ -181,12 +200,20 @@ class Trace:
         return constant is not None and math.prod(constant.shape) > LARGEST_CONSTANT
 
     def tried(self, path: Path, a: np.ndarray, end: str, large: bool = False) -> np.ndarray | None:
-        """Run a path on `a`; None if it fails, or has large constants and `large` is False."""
+        """Run a path on `a`; None if it fails, if larger arrays could show more, or for large constants.
+
+        With `large`, constants may be large.
+        """
         if not large and any(self._is_large(name) for node in path.nodes for name in node.inputs):
+            return None
+        if any(node.op in _BOUNDING and self._of_sizes.issuperset(node.outputs) for node in path.nodes):
             return None
         for measured in self._measured(path, a):
             try:
-                made: np.ndarray = self.evaluator.run(path.nodes, {path.start: a, **measured})[end]
+                values = self.evaluator.run(path.nodes, {path.start: a, **measured})
+                made: np.ndarray = values[end]
+                if any(self._is_bound(node, values) for node in path.nodes):
+                    return None
             except BudgetError:
                 raise
             # Such nodes do not occur between layers.
@@ -194,6 +221,22 @@ class Trace:
                 continue
             return made
         return None
+
+    def _is_bound(self, node: Node, values: Mapping[str, np.ndarray]) -> bool:
+        """Return whether a Slice of data has a bound beyond its axis, so that it would cut a longer one."""
+        if node.op != "Slice" or node.inputs[0] in self._of_sizes or self.is_constant(node.inputs[0]):
+            return False
+        given = [values[one] if one in values else self.evaluator.value(one) for one in node.inputs]
+        return any(
+            given[0].shape[axis] < abs(bound) < _NO_BOUND
+            for axis, start, end, _ in cuts(node, given)
+            for bound in (start, end)
+        )
+
+    def dtype_of(self, node: Node) -> str:
+        """Return the dtype of the weights of a recurrent node; "float32" if they are not constant."""
+        weight = self.graph.constants.get(node.inputs[1])
+        return "float32" if weight is None else weight.dtype
 
     def _measured(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Return arrays for the values whose shape alone is used, with the time and batch sizes of `a`."""
@@ -231,15 +274,13 @@ class Trace:
             return None
         node = self.graph.nodes[self._makers[Y]]
         sizes = self._sizes(path.nodes, node.inputs[0], layout, D * H)
-        (merge, *others) = {self._merge_of(path, T, B, D, H, end, layout, between) for T, B in sizes}
+        tried = (distinct((T, B, D, H), self.dtype_of(node)) for T, B in sizes)
+        (merge, *others) = {self._merge_of(path, apart, end, layout, between) for apart in tried}
         return None if others else merge
 
-    def _merge_of(
-        self, path: Path, T: int, B: int, D: int, H: int, end: str, layout: int, between: bool
-    ) -> str | None:
-        """Return the merge that a path makes of directions of these sizes; None if unknown."""
-        y = np.arange(1.0, T * B * D * H + 1, dtype=np.float32).reshape(T, B, D * H)
-        apart = y.reshape(T, B, D, H)
+    def _merge_of(self, path: Path, apart: np.ndarray, end: str, layout: int, between: bool) -> str | None:
+        """Return the merge that a path makes of directions (T, B, D, H); None if unknown."""
+        y = apart.reshape(*apart.shape[:2], -1)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
         made = self.tried(path, given, end)
         if made is None:
