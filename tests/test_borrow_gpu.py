@@ -264,10 +264,10 @@ def test_what_cannot_be_lent_is_refused_by_name(on_gpu: Any, monkeypatch: pytest
         assert "PyTorch records a CUDA graph" in reason(on_gpu)
     with monkeypatch.context() as patch:
         patch.setattr(on_gpu.version, "hip", "6.0")
-        assert "has no streams of CUDA" in reason(on_gpu)
+        assert "has no CUDA streams" in reason(on_gpu)
     with monkeypatch.context() as patch:
         patch.delattr(on_gpu.cuda.Stream, "__cuda_stream__")
-        assert f"PyTorch {on_gpu.__version__} has no streams" in reason(on_gpu)
+        assert f"PyTorch {on_gpu.__version__} has no CUDA streams" in reason(on_gpu)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["cupy"], "__version__", "13.4.0")
         assert "on cuda:1, where CuPy's kernels cannot run: the kernel needs CuPy 14" in reason(on_gpu)
@@ -362,4 +362,4 @@ def test_what_jax_keeps_elsewhere_is_refused_by_name(
         monkeypatch.setattr(type(x), "__dlpack_device__", lambda _, kind=kind: (kind, 0))
         found = lstm.explain(x)
         assert found.kernels == ("jax_scan",)
-        assert "not all in memory of CUDA" in found.reasons[0]["cupy_elementwise"]
+        assert "not all are in CUDA memory" in found.reasons[0]["cupy_elementwise"]

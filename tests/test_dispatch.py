@@ -176,7 +176,9 @@ def test_what_is_proven_is_chosen_and_explained(row: Any) -> None:
     explanation = xplstm.LSTM(3, 2, num_layers=2, rng=0).explain(X)
     assert explanation.kernels == ("another", "another")
     assert explanation.proofs == ("passed its trials",) * 2
-    line = "  proof: it passed its trials; without it another kernel runs, and the results have other bits"
+    line = (
+        "  proof: it passed its trials; without it another kernel runs, and the results have different bits"
+    )
     assert str(explanation).splitlines()[:2] == ["layer 0: another", line]
     with xplstm.use_kernel("another"):
         assert xplstm.LSTM(3, 2).explain(X).proofs == ()

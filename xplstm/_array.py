@@ -167,7 +167,7 @@ def _why_cupy_unusable() -> str | None:
 
 def namespace(x: Any, name: str) -> Namespace:
     """Return the namespace of the array `x`; an error calls it `name`."""
-    if type(x) is np.ndarray:  # this check comes first because small calls are dominated by their checks
+    if type(x) is np.ndarray:  # this check comes first, because checks take most of the time of a small call
         return numpy_namespace()
     if _is_tensor(x):
         from array_api_compat import torch

@@ -123,7 +123,7 @@ def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> Non
         return
     host = _array.to_numpy(a)
     if host.dtype.kind in "OSTU":
-        return  # no numbers: the check of the dtype refuses them by name
+        return  # not numeric: the dtype check raises an error that names it
     bad = ~np.isfinite(host)
     if exists is not None:
         steps = _array.to_numpy(exists)
@@ -136,7 +136,7 @@ def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> Non
 
 
 def all_finite(arrays: Mapping[str, Array], remedy: str) -> None:
-    """Refuse the first array with a value that is not finite."""
+    """Raise an error for the first array with a value that is not finite."""
     for name, a in arrays.items():
         finite(name, a, remedy)
 
@@ -178,7 +178,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
 def _fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:
     if len(given) != len(expected):
         return False
-    # Faster than `all`; checks dominate small calls.
+    # Faster than `all`; checks take most of the time of a small call.
     for g, e in zip(given, expected, strict=True):  # noqa: SIM110
         if g != e and not isinstance(e, str):
             return False

@@ -138,7 +138,7 @@ pinned = _pinned.get
 
 
 def why_not(name: str, problem: Problem) -> str | None:
-    """Return why the kernel `name` does not run `problem`, or None; its own reason precedes a pin's."""
+    """Return why the kernel `name` does not run `problem`, or None; the kernel's own reason comes first."""
     kernel, pinned = load(name), _pinned.get()
     problem = problem.lent_to(kernel.arrays)
     if problem.activations and problem.weights not in kernel.storages:

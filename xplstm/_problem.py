@@ -115,7 +115,7 @@ class Explanation(NamedTuple):
             lines.append(f"layer {layer}: {kernel}")
             lines += [f"  weights: {read}" for read in self.weights[layer : layer + 1]]
             lines += [
-                f"  proof: it {text}; without it another kernel runs, and the results have other bits"
+                f"  proof: it {text}; without it another kernel runs, and the results have different bits"
                 for text in self.proofs[layer : layer + 1]
                 if text
             ]

@@ -1,4 +1,4 @@
-"""Check plain values, such as numbers, flags, words and seeds, and return them as built-in types.
+"""Check plain values, such as numbers, flags, strings and seeds, and return them as built-in types.
 
 An error names the argument, its value and the bound. A wrong type raises `DTypeError`. A value outside the
 bound raises `ArgumentError`.
@@ -84,7 +84,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def one_of(name: str, value: Any, known: Collection[str]) -> str:
-    """Return one of the known words."""
+    """Return one of the known strings."""
     if not isinstance(value, str) or value not in known:
         msg = f"{name}={_shown(value)} must be one of {', '.join(known)}"
         raise ArgumentError(msg) if isinstance(value, str) else DTypeError(msg)

@@ -111,7 +111,7 @@ def plot_trace(
     values = _chosen(trace, row, index, tokens, units, batch_first)
     numbers = range(values["i"].shape[1]) if units is None else units
     if lines and len(numbers) > len(LINES):
-        msg = f"lines=True distinguishes at most {len(LINES)} units, got {len(numbers)}; select some: units="
+        msg = f"lines=True distinguishes at most {len(LINES)} units, got {len(numbers)}; pass units="
         raise ArgumentError(msg)
     steps = values["i"].shape[0]
     figure, panels = _panels(steps, lines) if ax is None else _given_panels(ax, lines)

@@ -237,9 +237,9 @@ def check_grad(
     Parameters
     ----------
     vjp : layer or callable
-        ``vjp(**arguments, **options)`` returns the outputs and, last, the pullback, which takes the
-        gradients with respect to the outputs and returns those with respect to the arguments: in their
-        order, as a mapping with their names, or alone for a single one. A layer, such as an
+        ``vjp(**arguments, **options)`` returns the outputs, followed by the pullback. The pullback takes
+        the gradients with respect to the outputs. It returns the gradients with respect to the arguments
+        in their order, as a mapping with their names, or as a single gradient. A layer, such as an
         `xplstm.LSTM`, is also accepted; its ``vjp`` is called and its parameters are checked too.
     arguments : mapping of str to array, or to tuple, list or mapping of arrays
         Points at which gradients are checked; float64, of any array library. None stays None.

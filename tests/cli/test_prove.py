@@ -174,7 +174,7 @@ def test_costs_are_fitted_and_used(run: Prove, tmp_path: Path, monkeypatch: pyte
     decided(tmp_path / "proofs", monkeypatch, None)
     code, lines = run("--fit")
     assert code == 0, lines
-    said = "costs fitted to 12 times a step; predictions are off by 0% in the median"
+    said = "costs fitted to 12 step times; median error of predictions 0%"
     assert any(line.startswith(said) for line in lines), lines
     with standin.installed():
         monkeypatch.setenv(proof.FOLDER, str(tmp_path / "proofs"))
@@ -225,7 +225,7 @@ def test_a_fit_that_predicts_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fit, "points", lambda *_: wild)
     costs, said = fit.fitted(None, None, ["float32"])  # type: ignore[arg-type]
     assert costs is None
-    assert said.startswith("20 times a step; predictions are off by ")
+    assert said.startswith("20 step times; median error of predictions ")
     assert fit.fitted(None, None, [])[1] == "0 times were measured, but 7 costs need at least as many"  # type: ignore[arg-type]
 
 
@@ -304,4 +304,4 @@ def test_trials_of_training(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert trials.training_differs(np, "cpu", dtype) is None
         with compiled.faulty(("log(total)", "log(2 * total)")):
             launch.kernel.cache_clear()
-            assert "cross-entropy is off by" in str(trials.training_differs(np, "cpu", dtype))
+            assert "cross-entropy has an error of" in str(trials.training_differs(np, "cpu", dtype))

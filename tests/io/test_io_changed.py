@@ -48,9 +48,9 @@ def torch_cases(torch):
     parametrized = Forward(3, 5)
     nn.utils.parametrizations.weight_norm(parametrized, "weight_hh_l0")
     return {
-        "forward of Forward is not that of LSTM": Forward(3, 5),
+        "forward of Forward is not the method of LSTM": Forward(3, 5),
         "permute_hidden of Inner": Inner(3, 5),
-        "forward of Cell is not that of LSTMCell": Cell(3, 5),
+        "forward of Cell is not the method of LSTMCell": Cell(3, 5),
         "__call__ of Called": Called(3, 5),
         "Own is not a recurrent module": Own(),
         "forward of the object is replaced": replaced,
@@ -65,7 +65,7 @@ def torch_cases(torch):
 def test_a_module_of_torch_that_may_compute_something_else_is_refused(inside, torch):
     for words, module in torch_cases(torch).items():
         whole = torch.nn.ModuleDict({"rnn": module}) if inside else module
-        with pytest.raises(FormatError, match=rf"{words}.*state_dict\(\) gives the weights"):
+        with pytest.raises(FormatError, match=rf"{words}.*state_dict\(\) returns only the weights"):
             io.load(whole)
         assert words in str(io.inspect(whole))
         if "hooks" in words or "replaced" in words:
@@ -101,7 +101,7 @@ def test_a_module_of_torch_that_computes_the_same_loads(torch):
 
 def test_a_method_of_pytorch_that_is_replaced_for_all_is_refused(torch, monkeypatch):
     monkeypatch.setattr(torch.nn.LSTM, "forward", lambda *given: given[1])
-    with pytest.raises(FormatError, match="forward of LSTM is not that of LSTM"):
+    with pytest.raises(FormatError, match="forward of LSTM is not the method of LSTM"):
         io.load(torch.nn.LSTM(3, 5))
 
 

@@ -204,7 +204,7 @@ BROKEN = {
     ),
     "pickle of a registered extension": (".pt", pt(b"\x80\x02\x82\x01."), "EXT1"),
     "pickle that calls what it made": (".pt", pt(b"\x80\x02})R."), "calls dict"),
-    "pickle that calls a dtype": (".pt", pt(b"\x80\x02ctorch\nFloatStorage\n)R."), "a name alone"),
+    "pickle that calls a dtype": (".pt", pt(b"\x80\x02ctorch\nFloatStorage\n)R."), "calls a type"),
     "pickle that marks for ever": (".pt", pt(b"(" * 100_000 + b"."), "pops more values"),
     "pickle with a key that is a deep tuple": (
         ".pt",
@@ -264,7 +264,7 @@ BROKEN = {
     "pickle of a default that is called": (
         ".pt",
         pt(b"\x80\x02c__builtin__\ndict\n)R."),
-        "a name alone",
+        "calls a type",
     ),
     "pickle of a default by another name": (
         ".pt",

@@ -143,7 +143,7 @@ def packing(layers: Layers) -> Prepare:
 
 
 def _home(stack: Stack, layers: Layers) -> Home:
-    """Return where copied parameters live; parameters with stored matrices are NumPy float32 arrays."""
+    """Return the `Home` of copied parameters; parameters with stored matrices are NumPy float32 arrays."""
     if stack.weights:
         return Home(_array.numpy_namespace(), "cpu", "float32")
     return _checks.home(layers[0][0]._asdict())
@@ -175,7 +175,7 @@ class Packed:
         return object.__sizeof__(self) + self.nbytes
 
     def _ready(self) -> tuple[Home, Prepare]:
-        """Return where the parameters live, and the parameters with their packing function."""
+        """Return the `Home` of the parameters, and the parameters with their packing function."""
         return self._where, self._prepare
 
     @property
@@ -198,7 +198,7 @@ class Packed:
         return self._layers
 
     def _run(self, x: Array, state: Any, lengths: Any, mask: Any, fresh: Any) -> tuple[Array, LSTMState]:
-        """Run all layers over a block of time; steps where `fresh` (T, B) is True start from zeros."""
+        """Run all layers over a block of steps; steps where `fresh` (T, B) is True start from zeros."""
         xp, device, _ = self._where
         call = enter(self._stack, self._where, x, state, lengths, mask)
         if fresh is not None:

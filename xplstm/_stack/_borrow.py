@@ -1,9 +1,9 @@
 """Run the kernels for NumPy and CuPy on the memory of PyTorch and JAX arrays on the CPU and on CUDA.
 
-The inputs are views, the weights are packed as for NumPy or CuPy, and the results have the same bits as that
-library's. If the library of the arrays differentiates a call, the call becomes one operation of that library,
-whose derivative is the kernel's backward pass. The generic kernels run second derivatives. They also run
-every call whose arrays are not plain memory of one device, such as tracers and transformed tensors.
+The inputs are views, the weights are packed as for NumPy or CuPy, and the results have the same bits as with
+arrays of NumPy or CuPy. If the library of the arrays differentiates a call, the call becomes one operation of
+that library, whose derivative is the kernel's backward pass. The generic kernels run second derivatives,
+and every call whose arrays are not plain memory of one device, such as tracers and transformed tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ R = TypeVar("R")
 def loan(
     home: Home, arrays: Sequence[Array | None], layers: tuple[Directions, ...], keep: bool
 ) -> Loan | str:
-    """Return the loan of a call's arrays, or why only the kernels of their own library can run on them.
+    """Return the `Loan` of a call's arrays, or why only the kernels of their own library can run on them.
 
     The reason is empty for a library whose memory is never borrowed.
     """
@@ -142,7 +142,7 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
 
 
 def _torch_loan(arrays: list[Any], keep: bool) -> Loan | str:
-    """Return the loan of these tensors, or why they are not plain memory of one device."""
+    """Return the `Loan` of these tensors, or why they are not plain memory of one device."""
     import torch
 
     if torch.compiler.is_compiling():
@@ -162,14 +162,14 @@ def _torch_loan(arrays: list[Any], keep: bool) -> Loan | str:
         if type(a) not in (torch.Tensor, torch.nn.Parameter):
             return f"one is a {type(a).__name__}, a subclass"
         if unpack_dual(a).tangent is not None or not _has_memory(a):
-            return "a transform of PyTorch follows them"
+            return "a transform of PyTorch traces them"
     if keep and _torch_differentiates(arrays):
-        return "autograd follows the pullback"
+        return "autograd records the pullback"
     return lent
 
 
 def _torch_gpu(arrays: list[Any]) -> Loan | str:
-    """Return the loan of the GPU that holds these tensors, or why CuPy's kernels cannot run on it."""
+    """Return the `Loan` of the GPU that holds these tensors, or why CuPy's kernels cannot run on it."""
     import torch
 
     devices = {a.device for a in arrays}
@@ -177,7 +177,7 @@ def _torch_gpu(arrays: list[Any]) -> Loan | str:
     if device.type != "cuda" or len(devices) > 1:
         return f"they are on {' and '.join(sorted(map(str, devices)))}"
     if torch.version.hip or not hasattr(torch.cuda.Stream, "__cuda_stream__"):
-        return f"PyTorch {torch.__version__} has no streams of CUDA that CuPy takes"
+        return f"PyTorch {torch.__version__} has no CUDA streams that CuPy accepts"
     if torch.cuda.is_current_stream_capturing():
         return "PyTorch records a CUDA graph of the operations on them"
     return _cuda.loan(str(device), device.index)

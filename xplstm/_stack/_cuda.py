@@ -13,11 +13,11 @@ from xplstm._problem import Loan
 from xplstm._typing import CuPyArray
 
 DLPACK_KIND = 2
-"""The number of memory of CUDA in DLPack."""
+"""DLPack's device type of CUDA memory."""
 
 
 def loan(place: str, number: int) -> Loan | str:
-    """Return the loan of the memory of GPU `number`, or why the kernels for CuPy cannot run there."""
+    """Return the `Loan` of the memory of GPU `number`, or why the kernels for CuPy cannot run there."""
     # Not needed by a program without arrays on CUDA.
     from xplstm.kernels._cuda import layer
 
@@ -51,7 +51,7 @@ def queued(lent: Loan, stream: Any) -> Iterator[None]:
 
 @contextmanager
 def finished(lent: Loan) -> Iterator[None]:
-    """Synchronise at the end: JAX may otherwise reuse memory that CuPy's stream still reads."""
+    """Synchronise at the end; otherwise JAX could reuse memory that CuPy's stream still reads."""
     import cupy as cp
 
     with lent.device:

@@ -1,4 +1,4 @@
-"""Lend the memory of JAX arrays to the kernels for NumPy and CuPy, and make a layer an operation of JAX."""
+"""Share memory of JAX arrays with the kernels for NumPy and CuPy, and make a layer an operation of JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xplstm._stack._run import Library, Run, host
 
 
 def loan(arrays: list[Any], keep: bool) -> Loan | str:
-    """Return the loan of these arrays, or why they are not plain memory of one device."""
+    """Return the `Loan` of these arrays, or why they are not plain memory of one device."""
     lent: Loan | str = host()
     for a in arrays:
         known = _known(a)
@@ -27,12 +27,12 @@ def loan(arrays: list[Any], keep: bool) -> Loan | str:
             lent = _gpu_loan([_known(a) for a in arrays])
             break
     if isinstance(lent, Loan) and keep and any(map(_array.is_traced, arrays)):
-        return "JAX follows the pullback"
+        return "JAX differentiates the pullback"
     return lent
 
 
 def _gpu_loan(arrays: list[Any]) -> Loan | str:
-    """Return the loan of the GPU that holds these arrays, or why CuPy's kernels cannot run on it."""
+    """Return the `Loan` of the GPU that holds these arrays, or why CuPy's kernels cannot run on it."""
     if any(a is None for a in arrays):
         return "JAX traces them"
     devices = {device for a in arrays for device in a.devices()}
@@ -42,7 +42,7 @@ def _gpu_loan(arrays: list[Any]) -> Loan | str:
     kinds = {tuple(map(int, a.__dlpack_device__())) for a in arrays}
     kind, number = min(kinds)
     if len(kinds) > 1 or kind != _cuda.DLPACK_KIND:
-        return f"they are on {names}, and not all in memory of CUDA"
+        return f"they are on {names}, and not all are in CUDA memory"
     return _cuda.loan(names, number)
 
 

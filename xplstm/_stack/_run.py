@@ -19,7 +19,7 @@ GENERIC = ("jax_scan", "reference")
 
 @cache
 def host() -> Loan:
-    """Return the loan of CPU memory."""
+    """Return the `Loan` of CPU memory."""
     return Loan(_array.numpy_namespace(), "numpy", "cpu")
 
 
@@ -29,7 +29,7 @@ class Library(NamedTuple):
     has: Callable[[Any], bool]
     """Return whether an object is an array of the library."""
     loan: Callable[[list[Any], bool], Loan | str]
-    """Return the loan of arrays, or why they are not plain memory of one device."""
+    """Return the `Loan` of arrays, or why they are not plain memory of one device."""
     view: Callable[[Array], Any]
     """Return an array's memory as a NumPy array."""
     own: Callable[[list[Any], Array], list[Array]]
@@ -107,7 +107,7 @@ class Run:
 
 
 def lent(problem: Problem) -> Loan:
-    """Return the loan of a problem that has one."""
+    """Return the `Loan` of a problem that has one."""
     assert isinstance(problem.loan, Loan), "a kernel of another library runs on nothing else"
     return problem.loan
 

@@ -1,4 +1,4 @@
-"""Parameters of an LSTM, and options of its cell."""
+"""Define the parameters of an LSTM, and the options of its cell."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Variant(NamedTuple):
         Probability, in [0, 1), that a unit keeps its old value (Krueger et al., 2017). Without a
         generator, the expected value replaces the random choice.
     recurrent_dropout : float, default 0.0
-        Probability, in [0, 1), to drop a unit of h before the gates, the same units at every
+        Probability, in [0, 1), of dropping a unit of h before the gates, the same units at every
         step (Gal and Ghahramani, 2016). Only with a generator.
 
     Examples

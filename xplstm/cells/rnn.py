@@ -37,7 +37,7 @@ class RNNParams(NamedTuple):
     weight_hh : array, shape (H, H), or (H, O) with an output
     bias_ih, bias_hh : array, shape (H,), or None
     weight_hr, bias_hr : array, shapes (O, H) and (O,), or None
-        Weight and bias from the hidden units to the output that recurs.
+        Weight and bias from the hidden units to the output that is fed back.
     """
 
     weight_ih: Array
@@ -73,7 +73,7 @@ def _completed(a: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ElmanCell(Cell):
-    """An RNN whose hidden units recur."""
+    """An RNN that feeds its hidden units back."""
 
     activation: Activation
     clip: float | None = None
@@ -164,7 +164,7 @@ class ElmanCell(Cell):
 
 @dataclass(frozen=True, slots=True)
 class JordanCell(ElmanCell):
-    """An RNN whose output recurs."""
+    """An RNN that feeds its output back."""
 
     name = "JordanRNN"
     output_required = True
@@ -175,7 +175,7 @@ class JordanCell(ElmanCell):
 
 
 def project_output(a: Array, p: RNNParams) -> Array:
-    """Return the output that recurs, or the hidden units without an output."""
+    """Return the output that is fed back, or the hidden units without an output."""
     if p.weight_hr is None:
         return a
     y = a @ p.weight_hr.T

@@ -183,13 +183,13 @@ def _cases(shapes: list[Shape] | None, choices: bool) -> list[tuple[str, Shape]]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print a table for everything timed and each number of threads, and write the files."""
+    """Measure, print a table for each operation and number of threads, and write the files."""
     if args.plot:
         results.check_plot(args.plot)
     _check_size(args.shape)
     missing = [name for name in args.engines or () if name.partition("+")[0] not in available()]
     if missing:
-        msg = f"engine {missing[0]!r} is not installed here; there are {', '.join(available())}"
+        msg = f"engine {missing[0]!r} is not installed here; available are {', '.join(available())}"
         raise ArgumentError(msg)
     names = args.engines or (args.compared or available)()
     report = measure(

@@ -81,7 +81,7 @@ class Progress:
         """Seconds so far; a list, so that each checkpoint stores the present value."""
 
     def batches(self, streams: Streams) -> Callable[[int], Iterator[tuple[Any, Any]]]:
-        """Return the data of the run: the text in every epoch, until the time is over."""
+        """Return the data of the run: the text in every epoch, until the time limit."""
 
         def of_epoch(epoch: int) -> Iterator[tuple[Any, Any]]:
             done = self._begun.position if self._begun is not None and self._begun.epoch == epoch else 0

@@ -46,11 +46,11 @@ def calls_of(seconds: float, turn: float, most: int) -> int:
     return most if seconds * most <= turn else max(1, int(turn / seconds))
 
 
-def difference(a: np.ndarray, judge: np.ndarray, least: float = 0.0) -> float:
-    """Return the largest difference relative to the judge's largest magnitude, or `least`; inf for NaN."""
-    if a.shape != judge.shape:
+def difference(a: np.ndarray, expected: np.ndarray, least: float = 0.0) -> float:
+    """Return the largest difference relative to the larger of max(abs(expected)) and `least`; inf for NaN."""
+    if a.shape != expected.shape:
         return float("inf")
-    worst = float(np.abs(a - judge).max() / max(float(np.abs(judge).max()), least))
+    worst = float(np.abs(a - expected).max() / max(float(np.abs(expected).max()), least))
     return worst if np.isfinite(worst) else float("inf")
 
 

@@ -90,12 +90,12 @@ def fitted(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, 
         return None, f"{len(found)} times were measured, but {len(start)} costs need at least as many"
     made = fit(found, start)
     before, after = median_error(found, start), median_error(found, made)
-    said = f"{len(found)} times a step; predictions are off by {after:.0%} in the median, {before:.0%} before"
+    said = f"{len(found)} step times; median error of predictions {after:.0%}, before the fit {before:.0%}"
     return (made if after <= WORST else None), said
 
 
 def points(cp: Any, like: Problem, kind: str) -> list[Point]:
-    """Return the times of both kernels for one number type; skip differences that are not positive."""
+    """Return the times of both kernels for one data type; skip differences that are not positive."""
     found, start, chip = [], cupy_persistent.COSTS, cupy_persistent.chip_of(like.device)
     for B, H in SIZES:
         plans = [best_plan(chip, 1, B, H, kind, backward, start) for backward in (False, True)]

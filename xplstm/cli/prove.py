@@ -1,6 +1,6 @@
 """``python -m xplstm prove``: run the trials of the CuPy kernels on a device, and record the results.
 
-Each kernel and number type runs in its own process with a time limit. A kernel that hangs or crashes ends
+Each kernel and data type runs in its own process with a time limit. A kernel that hangs or crashes ends
 only that process. The parent process never opens the device, since some devices allow only one process.
 """
 
@@ -24,7 +24,7 @@ from xplstm.kernels._cuda import proof
 from xplstm.kernels._cuda.proof import Verdict
 
 LIMIT = 300.0
-"""Time limit in seconds for the trials of one kernel and number type."""
+"""Time limit in seconds for the trials of one kernel and data type."""
 COLUMNS = f"{'kernel':<16} {'numbers':<9} {'result':<8} {'seconds':>7}  why"
 
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             print(line.rstrip(), flush=True)
     if args.fit:
         passed &= fit_costs(key, device, limit)
-    print("\nNew processes choose a kernel that passed automatically; their results may have other bits.")
+    print("\nNew processes choose a kernel that passed automatically; their results may have different bits.")
     return 0 if passed else 1
 
 

@@ -1,4 +1,4 @@
-"""What `bench` found: its table, its report and its picture."""
+"""Format the results of `bench` as tables, a report and a figure."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ MARKERS = "*osD^v<>pX"
 
 
 def ratio(times: Times, ours: str, other: str) -> float:
-    """Median over the rounds of the other's time over ours."""
+    """Return the median over the rounds of the time of `other` divided by that of `ours`."""
     return median_ratio(times[ours], times[other])
 
 
 def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
-    """Return the median over the rounds of the other's time over ours."""
+    """Return the median over the rounds of `other` divided by `ours`."""
     return statistics.median(b / a for a, b in zip(ours, other, strict=True))
 
 
 def pairs(names: Iterable[str]) -> dict[str, str]:
-    """Return what each engine but the first is compared with: ours of the same option, else the first."""
+    """Return the baseline of each engine but the first: our engine with the same option, else the first."""
     first: dict[str, str] = {}
     found: dict[str, str] = {}
     for name in names:
@@ -56,7 +56,7 @@ def pairs(names: Iterable[str]) -> dict[str, str]:
 
 
 def mean_ratios(rows: dict[Shape, Times]) -> dict[str, float]:
-    """Return the geometric mean over shapes of each engine's ratio to ours."""
+    """Return the geometric mean over shapes of each engine's ratio to its baseline."""
     found = pairs(dict.fromkeys(name for times in rows.values() for name in times))
     return {
         name: statistics.geometric_mean(ratio(t, ours, name) for t in rows.values() if name in t)
@@ -65,13 +65,13 @@ def mean_ratios(rows: dict[Shape, Times]) -> dict[str, float]:
 
 
 def speed(what: str, shape: Shape, times: list[float]) -> float:
-    """Operations of the products, in 1e9 a second; training has three times those of inference."""
+    """Return the GFLOP/s of the matrix products; training has three times the products of inference."""
     passes = 3 if what == "train" else 1
     return passes * 2e-3 * shape.multiply_adds() / statistics.median(times)
 
 
 def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str:
-    """One row a shape: each engine's median, ours against each other, and our part of the peak."""
+    """Return a table with a row for each shape: medians, ratios to our engine, and our share of the peak."""
     ours = next(iter(next(iter(rows.values()))))
     means = mean_ratios(rows)
     others = pairs([ours, *means])
@@ -123,7 +123,7 @@ def regret(times: Times) -> tuple[str, float]:
 
 
 def regrets(found: dict[int, Found]) -> str:
-    """Return a line for each measurement: what was fastest, and what was lost by the choice."""
+    """Return a line for each measurement: the fastest alternative, and the extra time of the choice."""
     lines = ["regret of the choice: its least time over that of the fastest alternative, less 1"]
     worst = 0.0
     for n, kinds in found.items():
@@ -140,7 +140,7 @@ class Report(NamedTuple):
 
     found: dict[int, Found]
     peaks: dict[int, float]
-    """1e9 operations a second of the fastest large product of matrices."""
+    """GFLOP/s of the fastest large matrix product."""
     rounds: int
 
     def __str__(self) -> str:
@@ -184,7 +184,7 @@ class Report(NamedTuple):
 
 
 def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
-    """Mean ratios as a reader wants them."""
+    """Return the mean ratios, rounded to 3 decimals."""
     return {name: round(r, 3) for name, r in mean_ratios(rows).items()}
 
 
@@ -221,7 +221,7 @@ def check_plot(file: Path) -> None:
 
 
 def draw(found: dict[int, Found], file: Path) -> None:
-    """Draw how many times faster we are: a column for each thing timed, a row for each number of threads."""
+    """Draw the ratios to our engine: a column for each operation, a row for each number of threads."""
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(what for rows in found.values() for what in rows))

@@ -1,4 +1,4 @@
-"""Run the trials of one kernel and number type, in a process of `prove` that may hang or crash.
+"""Run the trials of one kernel and data type, in a process of `prove` that may hang or crash.
 
 The process prints one JSON object per line: the properties of the device, the name of each trial before it
 starts, and the outcome. All memory that CuPy allocates is filled with NaN.
@@ -26,7 +26,7 @@ from xplstm.kernels.cupy_persistent import STEP_OF_K, Plan
 
 KINDS = tuple(launch.KINDS)
 SUBJECTS = {"cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
-"""Subjects of the trials: each kernel for each number type, and the parts of training."""
+"""Subjects of the trials: each kernel for each data type, and the parts of training."""
 
 FIT = "fit"
 """Name of the measurement of device costs, which needs kernels that passed."""
@@ -212,7 +212,7 @@ def same_bits(
             got = host_bytes(cp, trials.results(engine, problem, there))
         for name, value in first.items():
             if got[name] != value:
-                return f"{name} has other bits in run {n + 2}"
+                return f"{name} has different bits in run {n + 2}"
     return None
 
 
@@ -250,7 +250,7 @@ def two_streams(cp: Any, like: Problem, kind: str) -> str | None:
             stream.synchronize()
             other = next((at for at, b in host_bytes(cp, got).items() if b != first[at]), None)
             if other is not None:
-                return f"{other} has other bits than on one stream"
+                return f"{other} has bits that differ from those on one stream"
     return None
 
 
@@ -266,12 +266,12 @@ def every_record(cp: Any, like: Problem) -> str | None:
             packed = cupy_persistent.prepare(problem, (params,))
             y, end, _ = cupy_persistent.forward(problem, packed, x, LSTMState(h_0[None], c_0[None]), valid)
             if published.digest(*map(cp.asnumpy, (y, *end))) != published.DIGESTS[like.dtype][name]:
-                return f"the outputs of {name} have other bits than those in the specification"
+                return f"the outputs of {name} do not have the bits in the specification"
     return None
 
 
 def training(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
-    """Return the trials of the parts of training, one for each number type."""
+    """Return the trials of the parts of training, one for each data type."""
 
     def trial(dtype: str) -> Callable[[], str | None]:
         return lambda: training_differs(like.xp, like.device, dtype)
@@ -289,12 +289,12 @@ def training_differs(xp: Any, device: Any, dtype: str) -> str | None:
         found, exact = (_array.to_numpy(a) for a in (got[name], value))
         if name.startswith(("update", "mask")):
             if found.tobytes() != exact.tobytes():
-                return f"{name} has other bits than generic code"
+                return f"{name} does not have the bits of generic code"
             continue
         off = np.abs(found.astype(np.float64) - exact.astype(np.float64)).max(initial=0)
         bound = trials.ULPS * 2.0 ** -min(trials.BITS[dtype], 24) * max(1.0, float(np.abs(exact).max()))
         if not off <= bound:
-            return f"{name} is off by {off:.3g}, and {bound:.3g} is allowed"
+            return f"{name} has an error of {off:.3g}; at most {bound:.3g} is allowed"
     return None
 
 

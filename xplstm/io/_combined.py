@@ -1,4 +1,4 @@
-"""Combine networks of one layer and direction to one network with several."""
+"""Combine networks of one layer and direction into one network with several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Stack = Sequence[tuple[Found, ...]]
 
 
 def combine(prefix: str, stack: Stack, merge: str = "concat") -> Found:
-    """Return one network from layers and directions that are networks of their own."""
+    """Return one network from layers and directions that are separate networks."""
     ones = [one for layer in stack for one in layer]
     first = ones[0]
     problem = next((one.problem for one in ones if one.problem), None) or _misfit(stack, merge)
@@ -56,7 +56,7 @@ def _misfit(stack: Stack, merge: str) -> str | None:
     for number, layer in enumerate(stack):
         for place, one in enumerate(layer):
             if "reverse" in one.untold:
-                return f"{one.prefix!r} returns its outputs in reverse order of time; load it alone"
+                return f"{one.prefix!r} returns its outputs in reverse order of time; load it separately"
             single = one.options.get("num_layers", 1) == 1 and not one.options.get("bidirectional")
             if one.kind != first.kind or not single:
                 return f"{one.prefix!r} must be an {first.kind} with one layer and one direction"

@@ -21,9 +21,9 @@ from xplstm.io._contents import Contents, shown
 from xplstm.io._mapping import contents
 from xplstm.io._written import METADATA
 
-# Libraries whose cells compute what their layouts say.
+# Libraries whose cells have layouts in this package.
 _LIBRARIES = {"torch", "flax", "equinox", "allennlp"}
-# Methods of a module that are not run in a call, or change nothing there; and those that any call runs.
+# Methods that do not change the results of a call; and methods that every call runs.
 _HARMLESS = {"extra_repr", "reset_parameters", "flatten_parameters", "_compiled_call_impl"}
 _CALLS = ("__call__", "__getattr__", "__getattribute__", "_call_impl", "forward", "state_dict")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks")
@@ -32,7 +32,7 @@ _BY_ATTRIBUTES = {"equinox", "flax"}
 _DEEPEST = 32
 # Arguments of nnx cells that are functions.
 _FUNCTIONS = {"gate_fn": "sigmoid", "activation_fn": "tanh"}
-_STATE_ALONE = "load the weights alone, nnx.state(cell),"
+_STATE_ALONE = "load only the weights, nnx.state(cell),"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 
 
@@ -113,16 +113,16 @@ def _libraries(value: Any) -> set[str]:
 
 
 def _changes_of(module: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Find the modules of PyTorch that may compute something else than their weights show, by prefix."""
+    """Find the modules of PyTorch that may compute something that their weights do not show, by prefix."""
     if callable(getattr(module, "named_modules", None)):
         for prefix, one in module.named_modules(remove_duplicate=False):
             change = _change(one)
             if change is not None:
-                yield prefix, {"problem": f"{change}; the module's state_dict() gives the weights alone"}
+                yield prefix, {"problem": f"{change}; the module's state_dict() returns only the weights"}
 
 
 def _change(module: Any) -> str | None:
-    """Return what may make a module compute something else than the library's own; None if nothing does."""
+    """Return why a module may compute something other than its library's module, or None."""
     kinds = type(module).__mro__
     own = [kind for kind in kinds if _package(kind) in _LIBRARIES and kind.__name__ != "Module"]
     called = shown(type(module).__name__)
@@ -139,12 +139,12 @@ def _change(module: Any) -> str | None:
         definer = next((kind for kind in kinds if name in vars(kind)), object)
         method = vars(definer).get(name)
         if definer is not object and (_package(definer) not in _LIBRARIES or _is_foreign(method)):
-            return f"{name} of {called} is not that of {own[0].__name__ if own else 'the library'}"
+            return f"{name} of {called} is not the method of {own[0].__name__ if own else 'the library'}"
     for hooks in _HOOKS:
-        # Those of PyTorch compute weights from other tensors, which have names of their own.
+        # Hooks of PyTorch itself compute weights from other tensors, which the state dict names.
         for hook in getattr(module, hooks, {}).values():
             if _package(hook) != "torch":
-                return f"it has {hooks.strip('_').replace('_', ' ')}, which may change numbers"
+                return f"it has {hooks.strip('_').replace('_', ' ')}, which may change its results"
     return None
 
 
@@ -153,7 +153,7 @@ def _is_method(name: str, value: Any) -> bool:
 
 
 def _is_foreign(method: Any) -> bool:
-    """Return whether a function of another package was put in the place of a library's method."""
+    """Return whether a method is a function of a package other than these libraries."""
     return isinstance(method, FunctionType) and _package(method) not in _LIBRARIES
 
 
@@ -192,7 +192,7 @@ def _inside(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
-    """Collect the options of nnx cells, or why no network here computes the same."""
+    """Collect the options of nnx cells, or why no network of this package computes the same."""
     inside = _inside(value)
     if inside is None or depth > _DEEPEST:
         return

@@ -106,7 +106,7 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
 
 
 def _candidates(contents: Contents) -> list[Found]:
-    """Return whatever could be loaded; the network that `save` wrote first, and by one layout alone."""
+    """Return all networks that could be loaded: first the network that `save` wrote, in only one layout."""
     candidates = candidates_in(contents, layouts_of(contents))
     try:
         saved = as_saved(contents, None, None)

@@ -498,7 +498,7 @@ def _build(
 
 
 def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array]) -> None:
-    """Refuse numbers that are not finite, by the name that the file has for them where they are its own."""
+    """Raise an error for numbers that are not finite, with their name in the file if it has one."""
     try:
         try:
             _checks.all_finite(params, REMEDY)
@@ -511,7 +511,7 @@ def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array])
 
 
 def _placed(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
-    """Return a copy of `a` in the library, device and dtype, with one copy at most."""
+    """Return a copy of `a` in the library, device and dtype; copy at most once."""
     native = _array.native(a)
     placed = _array.asarray(native, xp, device, dtype)
     return _array.copy(placed) if _array.namespace(native, "a tensor") is xp else placed

@@ -101,14 +101,14 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
 
 
 def _told(contents: Contents, one: Found) -> Found:
-    """Return a network with what a live module says of it."""
+    """Return a network with the options and the problem of the module in memory."""
     said = dict(contents.said.get(one.prefix, {}))
     problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
     return one._replace(options={**one.options, **said}, problem=problem, untold=untold)
 
 
 def is_told(contents: Contents, found: Found) -> bool:
-    """Return whether the contents determine the layout; those of Equinox have no names and do not."""
+    """Return whether the contents determine the layout; Equinox files without names do not."""
     if contents.file == "eqx":
         return False
     return contents.layout is not None or _registry.layout(found.layout).SURE
@@ -135,7 +135,7 @@ def chosen(
 
 
 def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> Found | None:
-    """Return the network that `save` wrote under another library's names, unless another is asked for."""
+    """Return the network that `save` wrote under another library's names, unless the arguments exclude it."""
     words = words_of(contents)
     if words is None or prefix is not None or layout not in (None, words.format):
         return None
@@ -158,7 +158,7 @@ def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> F
         raise FormatError(msg) from error
     given = {"bidirectional": False, **found.options}
     for name in options.keys() & given.keys() - {*FREE}:
-        # A variant shows what it changes; activations may be those of one direction or of both.
+        # Compare texts: equal activations may be given for one direction or for both.
         said, shapes = repr(options[name]), repr(given[name])
         if said != shapes:
             msg = f"{what} has {name}={said}, and the tensors have {shapes}"
@@ -178,7 +178,7 @@ def _one(
         raise FormatError(_nothing(contents, layout))
     here = [one for one in candidates if prefix is None or one.prefix == dotted(prefix)]
     if contents.file != "onnx" or prefix is not None:
-        # Names may fit several layouts. In a graph, every network counts.
+        # Names may fit several layouts; a graph has no such ambiguity.
         here = [one for one in here if one.problem is None] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
@@ -210,7 +210,7 @@ def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
 
 
 def _nothing(contents: Contents, layout: str | None) -> str:
-    """Return a message that there is no network, with a list of the tensors."""
+    """Return the message for contents without a network, with a list of the tensors."""
     of = f" of format {layout!r}" if layout is not None else ""
     return f"{contents.where} contains no known LSTM{of}; it contains {listed(contents)}"
 

@@ -17,7 +17,7 @@ from xplstm.io._contents import Contents, Found, json_object, quoted
 from xplstm.nn._module import Recurrent
 from xplstm.nn._rnn import NONLINEARITIES
 
-# Options of networks under PyTorch's names, by prefix; the arguments of `load` for one in another layout.
+# Keys of the options of networks under PyTorch's names, and of the arguments of `load` in other layouts.
 METADATA, WORDS = "xplstm", "xplstm.load"
 
 _OPTIONS = {
@@ -42,19 +42,19 @@ _KNOWN = {
 
 
 class Words(NamedTuple):
-    """The arguments of `load` that give back a network which `save` wrote under another library's names."""
+    """The arguments of `load` that restore a network which `save` wrote under another library's names."""
 
     format: str
     prefix: str
     layers: int
-    """How many layers have prefixes of their own, ``l0``, ``l0_reverse`` and so on; 0 if none has."""
+    """Number of layers with separate prefixes, such as ``l0`` and ``l0_reverse``; 0 with one prefix."""
     bidirectional: bool
     options: Any
-    """As `changed_options` gives them, unchecked."""
+    """Unchecked options in the form of `changed_options`."""
 
     @property
     def places(self) -> str | list[list[str]]:
-        """Return the prefix, or those of each layer."""
+        """Return the prefix, or the prefixes of each layer."""
         if not self.layers:
             return self.prefix
         sides = ("", "_reverse")[: 1 + self.bidirectional]
@@ -62,7 +62,7 @@ class Words(NamedTuple):
 
     @property
     def beyond(self) -> tuple[str, ...]:
-        """Return how names of a further layer would begin."""
+        """Return the prefixes that one more layer would have."""
         return tuple(f"{self._start(self.layers)}{side}." for side in ("", "_reverse"))
 
     def _start(self, layer: int) -> str:
@@ -70,7 +70,7 @@ class Words(NamedTuple):
 
 
 def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """Return arrays by name, and what a file holds besides them, as JSON by name."""
+    """Return arrays by name, and the other contents of the file as JSON by name."""
     arrays = _registry.layout(layout).to_mapping(network)
     start = prefix and f"{prefix}."
     named = {start + name: a for name, a in arrays.items()}
@@ -86,7 +86,7 @@ def words_for(network: Recurrent, layout: str, prefix: str, apart: bool) -> dict
     """Return the arguments of `load` for a network as JSON by name; `apart` if each layer has a prefix."""
     stack = network._stack
     options: dict[str, Any] = {"batch_first": stack.batch_first}
-    # Those that several layouts ask for, because their arrays do not show them.
+    # Several layouts require these options, because their arrays do not show them.
     options |= {"variant": {}, "merge": "concat"} if stack.cell.name == "LSTM" else {}
     options |= changed_options(network)
     words = Words(layout, prefix, stack.num_layers if apart else 0, len(stack.reverse) == 2, options)
@@ -94,7 +94,7 @@ def words_for(network: Recurrent, layout: str, prefix: str, apart: bool) -> dict
 
 
 def words_of(contents: Contents) -> Words | None:
-    """Return the arguments of `load` that a file holds; None if it holds none."""
+    """Return the arguments of `load` that a file contains; None without them."""
     if WORDS not in contents.metadata:
         return None
     what = f"{contents.where}: its metadata {WORDS!r}"
@@ -102,7 +102,7 @@ def words_of(contents: Contents) -> Words | None:
     kinds = {"format": str, "prefix": str, "layers": int, "bidirectional": bool, "options": dict}
     if given.keys() != kinds.keys() or any(type(given[name]) is not kind for name, kind in kinds.items()):
         wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
-        msg = f"{what} must have {wanted} alone"
+        msg = f"{what} must have exactly {wanted}"
         raise FormatError(msg)
     words = Words(**given)
     if words.format not in _registry.LAYOUTS or not 0 <= words.layers <= len(contents.tensors):

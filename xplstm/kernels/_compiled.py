@@ -1,11 +1,11 @@
-"""Check that the extension module in C is there and of this version."""
+"""Check that the C extension module exists and has the interface of this version."""
 
 from __future__ import annotations
 
 INTERFACE = 14
 """Increment with every change of the arguments in module.c. An old build has another number, or none."""
 
-# All four are needed: pip keeps an installed version, and caches the wheel that it built without a compiler.
+# All four are needed, because pip keeps an installed version and caches a wheel built without a compiler.
 _OPTIONS = "--force-reinstall --no-deps --no-cache-dir --no-binary xplstm"
 
 

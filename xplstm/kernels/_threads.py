@@ -56,7 +56,7 @@ _processors = _Processors()
 
 
 def quota() -> int:
-    """Return the processor limit of this process's control groups; without a limit, return LARGEST."""
+    """Return the CPU limit of this process's control groups; without a limit, return LARGEST."""
     try:
         lines = (ROOT / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -74,7 +74,7 @@ def quota() -> int:
 
 
 def _limit(group: Path) -> int:
-    """Return the processor limit of one control group (version 2 or 1), rounded down, at least 1."""
+    """Return the CPU limit of one control group (version 2 or 1), rounded down, at least 1."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             words = [word for name in names for word in (group / name).read_text(encoding="utf-8").split()]

@@ -125,7 +125,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Return None for every cell, option and dtype if the C code is compiled, else the reason."""
+    """Return None if the C code is compiled, which supports every problem, else the reason."""
     why_not = _support.why_not(problem, "numpy", DTYPES, resets=True)
     return why_not or _why_not_integers(problem) or WHY_NOT or None
 

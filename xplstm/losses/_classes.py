@@ -168,7 +168,7 @@ def binary_cross_entropy(
     BackendError
         If the arrays are of different libraries or devices.
     ArgumentError
-        If `reduction` is an unknown word, a weight is negative or not finite, or a target that counts is
+        If `reduction` is unknown, a weight is negative or not finite, or a target that counts is
         outside ``[0, 1]``. Values on a device and traced values are not checked.
 
     Examples

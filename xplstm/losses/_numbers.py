@@ -71,7 +71,7 @@ def mse(
     BackendError
         If the arrays are of different libraries or devices.
     ArgumentError
-        If `reduction` is an unknown word, or a weight is negative or not finite. Weights on a device and
+        If `reduction` is unknown, or a weight is negative or not finite. Weights on a device and
         traced weights are not checked.
 
     Examples
@@ -113,7 +113,7 @@ def mae(
     Raises
     ------
     DTypeError, ShapeError, BackendError, ArgumentError
-        As `mse`.
+        As for `mse`.
 
     Examples
     --------

@@ -101,7 +101,7 @@ def pad(sequences: Sequence[Array]) -> Ragged:
     ArgumentError
         If there is no sequence.
     ShapeError
-        If the shapes differ in another axis than the first.
+        If the shapes differ in an axis other than the first.
     DTypeError
         If an element is not an array, or the dtypes differ.
 

@@ -171,7 +171,7 @@ class SequenceClassifier(Composite):
         self.each_step = _values.flag("each_step", each_step)
         self.pooling = _values.one_of("pooling", pooling, ("last", *POOLS))
         if self.each_step and self.pooling != "last":
-            msg = f"pooling={pooling!r} and each_step=True exclude each other"
+            msg = f"pooling={pooling!r} cannot be combined with each_step=True"
             raise ArgumentError(msg)
         self.task = Task.of(task, class_weights, label_smoothing, self.linear.out_features)
         self.dropout = Dropout(_values.probability("dropout", dropout))

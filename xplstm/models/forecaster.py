@@ -375,11 +375,11 @@ class Forecaster(SeriesModel):
         """Return numbers of the model's library in its dtype, as `fit` converts a series."""
         home, xp = self._home(), _array.namespace(a, name)
         if xp is not home.xp or not xp.isdtype(a.dtype, ("real floating", "integral")):
-            return a  # which `_read` refuses by name
+            return a  # `_read` raises an error that names the dtype
         return _checks.narrowed(name, a, home.xp, home.device, home.dtype)
 
     def _iterated(self, read: _Read, steps: int, state: State) -> Array:
-        """Return `steps` forecasts, each read as if it had happened to make the next."""
+        """Return `steps` forecasts; each forecast is the input of the next one."""
         lstm = self.lstm.freeze()
         y, state_n = lstm(read.z, state)
         latest, expected = y[-1, ...], [read.z[-1, ...]]

@@ -154,7 +154,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
 
 
 def check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
-    """Raise an error if the chunks have another library or dtype than the parameters."""
+    """Raise an error if the chunks and the parameters differ in library or dtype."""
     xp = _array.namespace(a._meta, name)
     if xp is not home.xp:
         ours, theirs = _array.backend_name(xp), _array.backend_name(home.xp)

@@ -287,7 +287,7 @@ class Dropout(Summary):
     Parameters
     ----------
     p : float
-        Probability to drop an element, in [0, 1).
+        Probability of dropping an element, in [0, 1).
 
     Raises
     ------

@@ -196,7 +196,7 @@ class LSTM(_Calls, Recurrent):
     batch_first : bool, default False
         x and y are (B, T, ·) instead of (T, B, ·). States are always (L*D, B, ·).
     dropout : float, default 0.0
-        Probability, in [0, 1), to drop an output between layers in `vjp`.
+        Probability, in [0, 1), of dropping an output between layers in `vjp`.
     bidirectional : bool, default False
         Run a forward and a backward direction in each layer.
     reverse : bool, default False
@@ -211,10 +211,11 @@ class LSTM(_Calls, Recurrent):
         How each layer combines the outputs of its two directions. With "none", the last layer returns both
         outputs on a first axis of y, of length 2, and all other layers concatenate their outputs.
     input_dropout : float, default 0.0
-        Probability, in [0, 1), to drop a feature of a layer's input in `vjp`, the same features at
+        Probability, in [0, 1), of dropping a feature of a layer's input in `vjp`, the same features at
         every step (Gal and Ghahramani, 2016).
     weight_dropout : float, default 0.0
-        Probability, in [0, 1), to drop an element of weight_hh in `vjp` (Merity, Keskar and Socher, 2018).
+        Probability, in [0, 1), of dropping an element of weight_hh in `vjp` (Merity, Keskar and Socher,
+        2018).
     xp : str or namespace, optional
         Array library of the parameters; see `use_backend`.
     device : device, optional
@@ -387,7 +388,7 @@ class LSTM(_Calls, Recurrent):
         Raises
         ------
         ArgumentError
-            If `weights` or `activations` is an unknown word, `activations` differs from `weights`, or
+            If `weights` or `activations` is unknown, `activations` differs from `weights`, or
             `weights` cannot represent a weight; and for "int8" or `activations` with ``reproducible=True``.
         BackendError, DTypeError
             If `weights` is given and the parameters are not float32 arrays of NumPy.

@@ -252,7 +252,7 @@ class Recurrent(Module):
 
     @property
     def dropout(self) -> float:
-        """Probability to drop an output between layers in `vjp`."""
+        """Probability of dropping an output between layers in `vjp`."""
         return self._stack.dropout
 
     @property
@@ -368,7 +368,7 @@ class Recurrent(Module):
         self._allocate(values, home.xp, home.device, home.dtype)
 
     def _open(self) -> tuple[Home, Layers]:
-        """Check the parameters; return where they live, and the parameters by layer and direction."""
+        """Check the parameters; return their `Home`, and the parameters by layer and direction."""
         home = self._home()
         fields = self._stack.cell.Params
         native = {name: _array.native(a) for name, a in self.params.items()}
@@ -378,7 +378,7 @@ class Recurrent(Module):
         )
 
     def _ready(self) -> tuple[Home, Prepare]:
-        """Return where the parameters live, and the parameters with their packing function."""
+        """Return the `Home` of the parameters, and the parameters with their packing function."""
         home, layers = self._open()
         return home, _stack.packing(layers)
 
@@ -437,7 +437,7 @@ class Frozen(Summary, Packed):
 
     def __init__(self, stack: Stack, home: Home | None, layers: Layers) -> None:
         super().__init__(stack, home, layers)
-        # By the name of the pinned kernel. They bypass the checks, which dominate a small step or call.
+        # Keys are names of pinned kernels. These functions bypass the checks, which dominate small calls.
         self._steppers: dict[str | None, Stepper | None] = {}
         self._callers: dict[str | None, Stepper | None] = {}
 

@@ -14,7 +14,7 @@ Children = Callable[[Any], tuple[str, Any]]
 
 
 class _Static:
-    """The attributes of an object without its children. Equal descriptions make two of these equal."""
+    """The attributes of an object without its children. Two instances are equal if their descriptions are."""
 
     def __init__(self, description: str, attributes: dict[str, Any]) -> None:
         self.description, self.attributes = description, attributes

@@ -375,12 +375,12 @@ class RNN(_HiddenUnits):
         ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, H), ``bias_ih_l0`` (H,), ``bias_hh_l0`` (H,). Later
         layers have the suffixes ``_l1`` and so on. The backward direction adds the suffix ``_reverse``.
     shapes : dict of str to tuple
-        The shape of each.
+        Shape of each parameter.
 
     Raises
     ------
     ArgumentError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument is invalid. The message names the argument, its value and the bound.
 
     Examples
     --------
@@ -435,12 +435,12 @@ class JordanRNN(_HiddenUnits):
         ``weight_ih_l0`` (H, I), ``weight_hh_l0`` (H, O), ``bias_ih_l0`` (H,), ``bias_hh_l0`` (H,),
         ``weight_hr_l0`` (O, H), ``bias_hr_l0`` (O,).
     shapes : dict of str to tuple
-        The shape of each.
+        Shape of each parameter.
 
     Raises
     ------
     ArgumentError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument is invalid. The message names the argument, its value and the bound.
 
     Examples
     --------
@@ -518,12 +518,12 @@ class GRU(_HiddenNetwork):
         the gates in the order r, z, n. Later layers have the suffixes ``_l1`` and so on. The backward
         direction adds the suffix ``_reverse``.
     shapes : dict of str to tuple
-        The shape of each.
+        Shape of each parameter.
 
     Raises
     ------
     ArgumentError, DTypeError, BackendError
-        Naming the argument, its value and the bound.
+        If an argument is invalid. The message names the argument, its value and the bound.
 
     Examples
     --------

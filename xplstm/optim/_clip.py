@@ -24,7 +24,7 @@ def clip_by_global_norm(
 
     A gradient becomes ``g * max_norm / max(norm, max_norm)`` (Pascanu, Mikolov and
     Bengio, "On the difficulty of training recurrent neural networks", 2013, section
-    3.2). The factor is computed on the device of the arrays, without a wait.
+    3.2). The factor is computed on the device of the arrays, without synchronisation.
 
     Parameters
     ----------

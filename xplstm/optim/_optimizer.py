@@ -190,7 +190,7 @@ class Optimizer(Summary, ABC):
         ShapeError
             If the shapes differ, or a loaded state belongs to parameters of other shapes.
         BackendError
-            If a loaded state is of another library than the parameters.
+            If a loaded state and the parameters are of different libraries.
 
         Notes
         -----

@@ -23,8 +23,8 @@ class SGD(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        The learning rate, at least 0, or a function from the number of updates
-        made so far (0 at the first) to it, such as `warmup_cosine`.
+        The learning rate, at least 0. Or a function of the number of updates so far (0 at the first update)
+        that returns the learning rate, such as `warmup_cosine`.
     momentum : float, optional
         Factor of the previous m, in ``[0, 1)``.
     groups : sequence of Group, optional
@@ -67,8 +67,8 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        The learning rate, at least 0, or a function from the number of updates
-        made so far (0 at the first) to it, such as `warmup_cosine`.
+        The learning rate, at least 0. Or a function of the number of updates so far (0 at the first update)
+        that returns the learning rate, such as `warmup_cosine`.
     betas : (float, float), optional
         Decay rates of the two averages, each in ``[0, 1)``.
     eps : float, optional
@@ -126,8 +126,8 @@ class AdamW(Adam):
     Parameters
     ----------
     lr : float or callable
-        The learning rate, at least 0, or a function from the number of updates
-        made so far (0 at the first) to it, such as `warmup_cosine`.
+        The learning rate, at least 0. Or a function of the number of updates so far (0 at the first update)
+        that returns the learning rate, such as `warmup_cosine`.
     betas : (float, float), optional
         Decay rates of the two averages, each in ``[0, 1)``.
     eps : float, optional

@@ -20,11 +20,11 @@ Batches: TypeAlias = "Sequence[Batch] | Iterable[Batch]"
 
 
 class Streams(Sequence[Batch]):
-    """Cut one long sequence into batches that continue each other.
+    """Split one long sequence into consecutive batches.
 
     The sequence is split into `batch_size` parallel streams. Each batch holds the next `steps` steps of
     every stream. Targets are the inputs one step later. The state after a batch is therefore the initial
-    state of the next batch, as truncated backpropagation needs it.
+    state of the next batch, as truncated backpropagation requires.
 
     Parameters
     ----------

@@ -106,10 +106,10 @@ class LocalGroup:
         return np.frombuffer(self._swap(array, peer), array.dtype)
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Return what each process gives: see `Group`."""
+        """Return the bytes of all processes: see `Group`."""
         rounds = range(1 << (self.size - 1).bit_length())
         found = {self.rank ^ step: b"" for step in rounds if self.rank ^ step < self.size}
-        for peer in found:  # in round `step` the ranks r and r ^ step meet
+        for peer in found:  # in round `step` the ranks r and r ^ step exchange their data
             found[peer] = data if peer == self.rank else bytes(self._swap(data, peer))
         return [found[rank] for rank in sorted(found)]
 
@@ -250,7 +250,7 @@ class MPIGroup:
         return total
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Return what each process gives: see `Group`."""
+        """Return the bytes of all processes: see `Group`."""
         sizes = np.empty(self.size, dtype=np.int64)
         self._comm.Allgather(np.asarray([len(data)], dtype=np.int64), sizes)
         every = np.empty(sizes.sum(), dtype=np.uint8)
@@ -309,7 +309,7 @@ class TorchGroup:
         return total
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Return what each process gives: see `Group`."""
+        """Return the bytes of all processes: see `Group`."""
         return _gather_padded(data, self._all_gather)
 
     def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:
@@ -369,7 +369,7 @@ class NCCLGroup:
         return np.asarray(total.get())
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Return what each process gives: see `Group`."""
+        """Return the bytes of all processes: see `Group`."""
         return _gather_padded(data, self._all_gather)
 
     def _all_gather(self, array: np.ndarray) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ def are_finite(arrays: Iterable[Array]) -> bool:
         for a in arrays:
             if not isinstance(a, np.ndarray):
                 flag = _finite(a) & flag
-            # A finite sum needs finite elements, and is found sooner than they are looked at one by one.
+            # A finite sum implies finite elements, and is faster to compute than a test of each element.
             elif not (math.isfinite(np.add.reduce(a, axis=None)) or np.isfinite(a).all()):
                 return False
     return bool(flag)
@@ -31,7 +31,7 @@ def first_not_finite(arrays: Mapping[str, Array]) -> str | None:
 
 
 def still_finite(alive: Array, arrays: Iterable[Array]) -> Array:
-    """Return `alive` and "all elements are finite" as an array of shape (), without a wait for the device."""
+    """Return `alive` and "all elements are finite" as an array of shape (), without synchronisation."""
     for a in arrays:
         alive = alive & _finite(a)
     return alive

@@ -38,7 +38,7 @@ class Shards:
         number of processes must be a power of two that divides `count`. With ``sums="fast"`` it can be any
         divisor of `count`.
     count : int
-        K, the number of shards, at least 1. A run with another K has other bits.
+        K, the number of shards, at least 1. A run with another K has different bits.
     batch_axis : {1, 0}, optional
         Batch axis of arrays with two or more axes. An array with one axis has one element for each batch
         entry.

@@ -69,7 +69,7 @@ def check_writable(path: str) -> None:
 
 
 def _create(new: str, path: str, permissions: int) -> int:
-    """Open a temporary file that is not there; an error names `path`, for which it is."""
+    """Create a temporary file for `path`; an error names `path`."""
     try:
         return os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), permissions)
     except OSError as error:

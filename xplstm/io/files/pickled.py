@@ -139,7 +139,7 @@ class _Machine:
                 taken = self.stack[place + 1 :]
                 del self.stack[place:]
                 return taken
-        self._refuse("takes from its stack what is not there")
+        self._refuse("pops values from a stack without a mark")
 
     def _refuse(self, what: str) -> NoReturn:
         msg = f"{self.where} {what}; the pickle was not executed"

@@ -44,7 +44,7 @@ LAYOUT = "torch"
 
 # Largest ratio of tensor bytes to storage bytes. Layers can share a storage, and expanded tensors repeat one.
 TIMES = 32
-# Where PyTorch's archives have further files.
+# Folder of additional files in PyTorch's archives.
 _EXTRA, _LONGEST_EXTRA = "extra/", 100_000
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -94,8 +94,8 @@ def read(path: str) -> Contents:
 
 
 def _said(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]:
-    """Return what may make a module of TorchScript compute something else than PyTorch's, by prefix."""
-    wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays gives the weights alone"
+    """Return why TorchScript modules may compute something other than PyTorch's modules, by prefix."""
+    wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays returns only the weights"
     return {
         name.strip("."): {"problem": f"it is a {shown(str(leaf))}, {wrong}"}
         for name, leaf in named
@@ -117,7 +117,7 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
 
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
-    """Return the bytes of a file that ``torch.load`` reads: a state dict, and options for `load` alone."""
+    """Return the bytes of a file that ``torch.load`` reads: a state dict, and options for `load`."""
     arrays, metadata = written(network, layout, prefix)
     if layout == "torch":
         refuse_lost(network, "a state dict of PyTorch")
@@ -196,7 +196,7 @@ class _LegacyStore(NamedTuple):
 
 
 def _read_archive(path: str) -> tuple[Any, Store, dict[str, bytes]]:
-    """Return what the pickle of an archive builds, its storages, and what `encode` wrote besides them."""
+    """Return what the pickle of an archive builds, its storages, and the additional files of `encode`."""
     archive = Archive(path)
     pickles = [name for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:

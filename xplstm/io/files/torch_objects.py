@@ -198,7 +198,7 @@ def _items(items: Any = (), *_rest: Any) -> list[Any]:
 
 
 def _not_called(*_: Any) -> Any:
-    msg = "calls what is a name alone"
+    msg = "calls a type that the reader never creates"
     raise ValueError(msg)
 
 

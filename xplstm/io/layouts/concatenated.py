@@ -63,7 +63,7 @@ class Concatenated(NamedTuple):
         return arrays
 
     def _is_cell(self, contents: Contents, prefix: str) -> bool:
-        """Return whether a prefix is that of such a cell, or of any that a caller calls one."""
+        """Return whether a prefix is that of such a cell, by its name or by the caller's layout."""
         last = prefix.rpartition(".")[2]
         named = contents.layout == self.halves.name or "lstm" in last.lower()
         return not self.is_common or (named and not _OTHERS.search(last))

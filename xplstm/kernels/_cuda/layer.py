@@ -142,7 +142,7 @@ def capturing(problem: Problem) -> bool:
 
 
 def refuses_products(problem: Problem) -> bool:
-    """Return whether a capture excludes products, because CuPy makes them and does not allow them then."""
+    """Return whether a capture excludes products: without the compiled module, CuPy does not allow them."""
     return capturing(problem) and bool(loop.why_python())
 
 

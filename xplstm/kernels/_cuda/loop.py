@@ -1,8 +1,8 @@
-"""Products by cuBLAS and launches of kernels, step by step on the current stream.
+"""Issue cuBLAS products and kernel launches, step by step on the current stream.
 
-The compiled module issues them through the cuBLAS and the driver that CuPy has loaded, also while the stream
-is recorded for a CUDA graph. Without the engine a loop in Python does, by CuPy's own functions, which refuse
-cuBLAS during a recording.
+The compiled module calls the cuBLAS and the driver that CuPy has loaded, even while the stream is captured
+for a CUDA graph. Without the compiled module, a Python loop calls CuPy's own functions, which do not allow
+cuBLAS during a capture.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from xplstm.kernels._cuda import launch
 DRIVER = "libcuda.so.1"
 FUNCTIONS = ("cublasGemmEx", "cublasGemmStridedBatchedEx", "cublasSetStream_v2", "cublasSetWorkspace_v2")
 WORKSPACE = 2**25
-"""Bytes that cuBLAS gets for a recording, as many as its manual recommends on the GPUs that need most: memory
-of its own would become a part of the graph."""
+"""Bytes of cuBLAS's workspace during a capture, the largest size that its manual recommends for any GPU.
+Memory that cuBLAS allocated itself would become a part of the graph."""
 
 # As struct Operation of issue.h.
 OPERAND = "{0}_start:2 {0}_apart:2 {0}_type {0}_bytes {0}_step"
@@ -154,7 +154,7 @@ class CompiledLoop:
 
 
 class PythonLoop:
-    """The same by CuPy's functions, one call after another."""
+    """Operations of a step, which Python issues by CuPy's functions."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[int], None]] = []
@@ -191,7 +191,7 @@ class PythonLoop:
         self._calls.append(lambda k: kernel(grid, (threads,), (arguments, k)))
 
     def run(self, steps: range) -> None:
-        """Make all calls for each step, in order."""
+        """Issue all operations for each step, in order."""
         for k in steps:
             for call in self._calls:
                 call(k)
@@ -213,7 +213,7 @@ def why_python() -> str:
     try:
         functions()
     except (AttributeError, OSError) as error:
-        return f"the functions of CUDA that CuPy uses were not found: {error}"
+        return f"the CUDA functions that CuPy uses were not found: {error}"
     return ""
 
 
@@ -222,7 +222,7 @@ def functions() -> tuple[int, int, int, int, int]:
     """Return the addresses of FUNCTIONS and of cuLaunchKernel in the libraries that CuPy has loaded."""
     from cupy_backends.cuda.libs import cublas
 
-    # A symbol of CuPy's module is one of the library that it is linked to, of several that may be loaded.
+    # CuPy's module has the symbols of the library that it is linked to; several may be loaded.
     module, driver = (ctypes.CDLL(name, os.RTLD_NOLOAD | os.RTLD_LAZY) for name in (cublas.__file__, DRIVER))
     gemm, batched, set_stream, set_workspace = (_address(getattr(module, name)) for name in FUNCTIONS)
     return gemm, batched, set_stream, set_workspace, _address(driver.cuLaunchKernel)
