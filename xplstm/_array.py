@@ -130,7 +130,7 @@ def named_namespace(name: str) -> Namespace:
 
 
 def numpy_namespace() -> Namespace:
-    """Return NumPy itself if it implements the standard: importing the wrapper takes 0.1 s."""
+    """Return NumPy itself if it implements the standard, because importing the wrapper takes 0.1 s."""
     if hasattr(np, "__array_namespace_info__"):
         return np
     return importlib.import_module("array_api_compat.numpy")
@@ -249,7 +249,7 @@ def device(x: Any) -> Device:
 
 
 def is_current(device: Device) -> bool:
-    """Return whether work on arrays of `device` runs there: CuPy always queues work on its current device."""
+    """Return whether work on arrays of `device` runs there; CuPy queues all work on its current device."""
     kind = type(device)
     return not kind.__module__.startswith("cupy") or device == kind()
 

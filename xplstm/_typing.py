@@ -72,7 +72,7 @@ class Array(Protocol):
 
 
 CuPyArray: TypeAlias = Any
-"""An array in a module for CuPy alone, which uses attributes that `Array` does not list."""
+"""An array in a module that supports only CuPy, which uses attributes that `Array` does not list."""
 Namespace: TypeAlias = ModuleType
 Device: TypeAlias = Any
 DType: TypeAlias = Any

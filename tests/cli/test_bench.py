@@ -167,7 +167,7 @@ class Fake:
 
 
 def test_unequal_results_are_not_compared() -> None:
-    with pytest.raises(bench.UnequalError, match=r"forward at 4,2,3,5: b and a differ by 1.0e-03"):
+    with pytest.raises(bench.UnequalError, match=r"forward at 4,2,3,5: results of b and a differ by 1.0e-03"):
         bench._check_equal([Fake("a", [1.0]), Fake("b", [1.001])], "forward", SHAPE)
     bench._check_equal([Fake("a", [1.0]), Fake("b", [1.00001])], "forward", SHAPE)
 

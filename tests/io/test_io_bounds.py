@@ -171,7 +171,7 @@ def test_a_circle_in_the_heap_of_texts_is_refused(header, tmp_path):
     start = content.rindex(b"GCOL")
     first = 16 + (int.from_bytes(content[start + 24 : start + 32], "little") + 7) // 8 * 8
     content[start + 16 + first : start + 32 + first] = header
-    assert "has a damaged heap of texts" in refusal(bytes(content), "given.weights.h5", tmp_path)
+    assert "has a damaged global heap" in refusal(bytes(content), "given.weights.h5", tmp_path)
 
 
 RED = "\x1b[31mred\x1b]0;title\x07\x85"

@@ -199,7 +199,7 @@ def _torch_view(a: Any, memory: Callable[[Any], Any] = operator.methodcaller("nu
     if a.requires_grad or a.is_neg():
         a = a.detach().resolve_neg()
     if a.dtype == torch.bfloat16:
-        # int16 passes the bits: NumPy cannot read PyTorch's bfloat16.
+        # int16 passes the bits, because NumPy cannot read PyTorch's bfloat16.
         return memory(a.view(torch.int16)).view(_array.dtype_named(np, "bfloat16"))
     return memory(a)
 
@@ -209,14 +209,14 @@ def _torch_own(results: list[Any], like: Any, on_gpu: bool = False) -> list[Any]
     import torch
 
     tensor = partial(_torch_from_gpu, like) if on_gpu else torch.from_numpy
-    # Do not compare dtype names: computing a name takes longer than the rest of this function.
+    # Do not compare dtype names, because computing a name takes longer than the rest of this function.
     if results[0].dtype.itemsize == 2 and results[0].dtype != np.float16:
         return [tensor(a.view(np.int16)).view(torch.bfloat16) for a in results]
     return list(map(tensor, results))
 
 
 def _torch_from_gpu(like: Any, a: Any) -> Any:
-    """Return a tensor that shares the memory of a CuPy array; an empty array has none."""
+    """Return a tensor that shares the memory of a CuPy array; an empty array has no memory."""
     import torch
 
     return torch.from_dlpack(a) if a.size else torch.zeros(a.shape, dtype=like.dtype, device=like.device)
@@ -277,7 +277,7 @@ def _torch() -> Library:
             results, residuals = run.forward(arrays, keep=True)
             # The residuals hold the packed weights, so that a backward pass frees both.
             run.packed = None
-            # A saved tensor carries the residuals: PyTorch frees them together. Checkpointing replaces saved
+            # A saved tensor carries the residuals; PyTorch frees them together. Checkpointing replaces saved
             # tensors by hooks, which drops the residuals.
             holder: Any = torch.empty(0)
             holder.residuals = residuals

@@ -185,7 +185,7 @@ def on_cpu() -> Library:
 
 
 class _Hashed(tuple[Any, ...]):
-    """A tuple that is hashed and compared by identity: parameters of a primitive must be hashable."""
+    """A tuple that is hashed and compared by identity, because parameters of a primitive must be hashable."""
 
     __hash__ = object.__hash__
 

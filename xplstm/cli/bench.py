@@ -255,7 +255,7 @@ def _check_equal(engines: list[Engine], what: str, shape: Shape) -> None:
         name, reference = first.setdefault("" if option in ALLOWED else option, (engine.name, result))
         worst = difference(result, reference, least=1.0)
         if not worst <= ALLOWED.get(option, EQUAL):
-            msg = f"{what} at {shape}: {engine.name} and {name} differ by {worst:.1e}"
+            msg = f"{what} at {shape}: results of {engine.name} and {name} differ by {worst:.1e}"
             raise UnequalError(msg)
 
 

@@ -50,7 +50,7 @@ class Contents(NamedTuple):
     layout: str | None = None
     """The only layout that this file can have; None if several are possible."""
     said: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    """Options of the networks in a live module by prefix, or a ``problem`` in words."""
+    """Options of the networks of a module in memory by prefix, or a ``problem`` in words."""
 
 
 class Found(NamedTuple):

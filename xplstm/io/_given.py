@@ -173,7 +173,7 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
 def _tree(value: Any, depth: int) -> Any:
     """Return the attributes of a module and its submodules as nested mappings."""
     if depth > _DEEPEST:
-        msg = f"source is nested deeper than {_DEEPEST}"
+        msg = f"source is nested deeper than {_DEEPEST} levels"
         raise ArgumentError(msg)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         # A variable of nnx holds its array.

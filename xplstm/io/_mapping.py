@@ -21,7 +21,7 @@ def contents(given: Mapping[Any, Any]) -> Contents:
 
 def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if depth > _DEEPEST:
-        msg = f"{WHERE} is nested deeper than {_DEEPEST}"
+        msg = f"{WHERE} is nested deeper than {_DEEPEST} levels"
         raise ArgumentError(msg)
     for parts, value in given.items():
         # The keys of a flat state are paths.

@@ -172,7 +172,7 @@ def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
         for name in _CHECKS.keys() & options.keys():
             _CHECKS[name](name, options[name])
     except XplstmError as error:
-        msg = f"{where} has an invalid network option: {error}"
+        msg = f"{where} has an invalid option of a network: {error}"
         raise FormatError(msg) from error
     if "variant" not in options:
         return {**options}

@@ -28,7 +28,7 @@ _LINE = 64
 
 
 class Pieces:
-    """Pieces of memory, shared by all threads without a lock: every dictionary operation is atomic."""
+    """Pieces of memory, shared by all threads without a lock; every dictionary operation is atomic."""
 
     def __init__(self) -> None:
         self.waiting: dict[int, tuple[np.ndarray, float]] = {}

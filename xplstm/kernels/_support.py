@@ -40,7 +40,7 @@ def projected_inputs(
     """Yield each time in the direction's order with ``W_ih x + b``, computed for many steps at a time."""
     length = max(1, bound // max(1, problem.B * p.weight_ih.shape[0]))
     for lo, hi in segments(problem.T, length, reverse):
-        # Flatten to one product: a batched product makes CuPy copy the weights and launch more kernels.
+        # Flatten to one product; a batched product makes CuPy copy the weights and launch more kernels.
         zx = at(lo).project_input(flatten_time(x[lo:hi, ...]), p)
         zx = _array.reshape(zx, (hi - lo, problem.B, zx.shape[-1]))
         for t in range(hi - 1, lo - 1, -1) if reverse else range(lo, hi):

@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.losses._shares import Pullback, check_float, check_reduction, checked, common_namespace, one_hot
 
-# Represents log 0: it is far below any sum of log-probabilities, and differences of such values are finite.
+# Represents log 0. It is far below any sum of log-probabilities, and differences of such values are finite.
 LOWEST = -1e30
 
 
@@ -121,7 +121,7 @@ def ctc(
 
 
 def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:
-    """Return the labels with a blank before, between and after them: shape (B, 2U + 1)."""
+    """Return the labels, with a blank before, between and after them, in an array (B, 2U + 1)."""
     rows, width = labels.shape
     blanks = xp.full((rows, width, 1), blank, dtype=labels.dtype, device=_array.device(labels))
     pairs = xp.reshape(xp.concat([labels[..., None], blanks], axis=-1), (rows, 2 * width))
@@ -176,7 +176,7 @@ def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: A
 
 
 def _may_skip(xp: Namespace, states: Array, blank: int) -> Array:
-    """Return whether a path may skip the blank before each state: the labels on both sides must differ."""
+    """Return whether a path may skip the blank before each state, between two different labels."""
     before = xp.concat([xp.full_like(states[:, :2], blank), states[:, :-2]], axis=1)[:, : states.shape[1]]
     return (states != blank) & (states != before)
 

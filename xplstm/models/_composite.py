@@ -213,7 +213,7 @@ class Composite(Summary, ABC):
         Raises
         ------
         ArgumentError
-            If `path` ends differently.
+            If `path` does not end in ``.safetensors``.
         OSError
             If the file cannot be written. An existing file is then unchanged.
 

@@ -49,7 +49,7 @@ class Roles(NamedTuple):
             raise ArgumentError(msg)
         both = sorted({*chosen} & {*ahead})
         if both:
-            msg = f"targets={list(chosen)} and known={list(ahead)} share {both}"
+            msg = f"targets={list(chosen)} and known={list(ahead)} both contain {both}"
             raise ArgumentError(msg)
         return cls(features, chosen, ahead, _values.size("horizon", horizon), _quantiles(quantiles))
 

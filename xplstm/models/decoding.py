@@ -248,7 +248,7 @@ def beam_search(
             ended = tokens[-1] == end
             score = total / length**length_penalty
             found[owner].append(Hypothesis(tokens[:-1] if ended else tokens, score, total, ended))
-        # Upper bound of all later scores: probabilities only fall, and this is the largest divisor.
+        # Upper bound of all later scores, because probabilities only fall, and this is the largest divisor.
         reachable = beam.total / max_length**length_penalty
         beam = beam.kept(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
     return [sorted(row, key=lambda h: -h.score)[:width] for row in found]

@@ -76,7 +76,7 @@ class _Blocks(NamedTuple):
 
     @property
     def are_widened(self) -> bool:
-        """Whether tasks compute half precision in float32: no state is rounded between chunks of time."""
+        """Whether tasks compute half precision in float32, which avoids rounding between chunks of time."""
         return _array.dtype_name(self.x.dtype) in ("float16", "bfloat16") and len(self.times) > 1
 
 

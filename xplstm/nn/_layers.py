@@ -234,7 +234,7 @@ class Linear(Module):
             return _blocks.layer(self, home, "x", x, self.in_features, self.out_features)
         home, x = self._check(x)
         params = {name: _array.native(a) for name, a in self.params.items()}
-        # Flatten to one product: a batched product makes CuPy copy the weights and launch more kernels.
+        # Flatten to one product; a batched product makes CuPy copy the weights and launch more kernels.
         rows = _array.reshape(x, (math.prod(x.shape[:-1]), self.in_features))
         y = _array.widen(rows) @ _array.widen(params["weight"]).T
         y = y + _array.widen(params["bias"]) if "bias" in params else y

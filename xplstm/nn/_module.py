@@ -276,7 +276,7 @@ class Recurrent(Module):
         Raises
         ------
         ArgumentError
-            If `path` has another ending.
+            If `path` does not end in ``.safetensors``.
         OSError
             If the file cannot be written. An existing file then stays complete.
 

@@ -218,8 +218,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ArgumentError
-            If `path` ends differently, or JSON does not support a parameter or class, such as a
-            ``RandomState``.
+            If `path` does not end in ``.safetensors``, or JSON cannot represent a parameter or class, such
+            as a ``RandomState``.
         sklearn.exceptions.NotFittedError
             Before ``fit``.
         OSError

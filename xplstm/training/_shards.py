@@ -201,7 +201,7 @@ class _Cut:
             self._here = high - self._first
             given = _entries(found.inputs, axis) if self._here else 0
             if given != self._here:
-                msg = f"part({self._first}, {high}) of the data returned {given} batch entries on axis {axis}"
+                msg = f"part({self._first}, {high}) of the data returned {given} entries on axis {axis}"
                 raise ShapeError(f"{msg}, expected {self._here}")
         self.counted = self._count(found.inputs, found.targets, self._here) if self._here else 0
 

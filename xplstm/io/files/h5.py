@@ -108,7 +108,7 @@ def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -
     _check_texts(source, attributes)
     with source.open() as file:
         if file.id.get_create_plist().get_sizes() != (8, 8):
-            msg = f"{source.where} has addresses or lengths with another size than 8 bytes"
+            msg = f"{source.where} has addresses or lengths whose size is not 8 bytes"
             raise FormatError(msg)
         texts = {name: _text(source, "/", file, name, longest) for name, longest in attributes.items()}
         tree = Tree([], {}, {name: text for name, text in texts.items() if text is not None}, set(file.attrs))
@@ -151,7 +151,7 @@ def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> N
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token
     if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
-        msg = f"{source.where}: {shown(path)} occurs twice, is nested too deep or is one of too many objects"
+        msg = f"{source.where}: {shown(path)} occurs twice, is nested too deeply or is one too many"
         raise FormatError(msg)
     seen.add(key)
 

@@ -38,7 +38,7 @@ def _check_heaps(where: str, content: Any) -> None:
             step = _HEADER + _padded(size) if _number(content, place, 2) else size
             left -= 1
             if step < _HEADER or place + step > end or left < 0:
-                msg = f"{where} has a damaged heap of texts at byte {start}"
+                msg = f"{where} has a damaged global heap at byte {start}"
                 raise FormatError(msg)
             place += step
         start = content.find(_HEAP, start + 1)

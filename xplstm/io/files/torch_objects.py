@@ -162,7 +162,7 @@ def _first(data: Any, *_rest: Any) -> Any:
 def _pairs(items: Any = ()) -> dict[Any, Any]:
     """Replace OrderedDict, which PyTorch writes empty and fills; Python 2 writes its items."""
     if not isinstance(items, list | tuple | dict):
-        msg = f"an ordered dict is made from {type(items).__name__}"
+        msg = f"an ordered dict is made from {type(items).__name__}, expected a sequence of pairs"
         raise TypeError(msg)
     found = {}
     for key, value in items.items() if isinstance(items, dict) else items:
@@ -176,7 +176,7 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
 def _counted(counts: Any = None) -> dict[Any, Any]:
     """Replace Counter, which is made from a dict."""
     if counts is not None and not isinstance(counts, dict):
-        msg = f"a counter is made from {type(counts).__name__}"
+        msg = f"a counter is made from {type(counts).__name__}, expected a dict"
         raise TypeError(msg)
     return {} if counts is None else counts
 
@@ -192,7 +192,7 @@ def _defaulting(factory: Any = None) -> dict[Any, Any]:
 def _items(items: Any = (), *_rest: Any) -> list[Any]:
     """Replace a container that is made from a list or tuple by a list."""
     if not isinstance(items, list | tuple):
-        msg = f"a container is made from {type(items).__name__}"
+        msg = f"a container is made from {type(items).__name__}, expected a list or tuple"
         raise TypeError(msg)
     return list(items)
 
@@ -247,7 +247,7 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
         name, depth, value = pending.pop()
         looked_at += _A_CONTAINER
         if looked_at > MOST or depth > DEEPEST or len(name) > LONGEST_NAME:
-            msg = f"{path} is nested too deep, or has too many objects, at {shown(name[:80])}"
+            msg = f"{path} is nested too deeply, or has too many objects, at {shown(name[:80])}"
             raise FormatError(msg)
         if isinstance(value, _LEAVES):
             yield name, _checked(path, name, value)

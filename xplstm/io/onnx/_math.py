@@ -139,7 +139,8 @@ def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
     chosen = [_axis(node, k, x.ndim) for k in (range(x.ndim) if axes is None else _numbers(axes))]
     mode = node.attributes.get("mode", "constant")
     if len(counts) != 2 * len(chosen) or mode not in _PADDED:
-        msg = f"the {node.label} has {len(counts)} pads for {len(chosen)} axes, and mode={mode!r}"
+        msg = f"the {node.label} has {len(counts)} pads for {len(chosen)} axes and mode={mode!r}, "
+        msg += f"expected two pads per axis and one of {', '.join(_PADDED)}"
         raise ShapeError(msg)
     for k, axis in enumerate(chosen):
         x = _padded_along(place, node, x, axis, (counts[k], counts[k + len(chosen)]), mode, value)
@@ -164,7 +165,7 @@ def _padded_along(
     if before == after == 0:
         return x
     if n + before + after < 0 or (n == 0 and mode != "constant"):
-        msg = f"the {node.label} pads an axis of {n} by {before} and {after}"
+        msg = f"the {node.label} pads an axis of size {n} by {before} and {after}, which is not possible"
         raise ShapeError(msg)
     xp, (x,) = _together(place, x)
     if mode == "constant":
@@ -248,7 +249,7 @@ def _edges(node: Node, n: int, reach: int, stride: int) -> tuple[int, int]:
             raise ShapeError(msg)
         return pads[0], pads[1]
     if auto not in ("VALID", "SAME_UPPER", "SAME_LOWER"):
-        msg = f"the {node.label} has auto_pad={auto!r}"
+        msg = f"the {node.label} has auto_pad={auto!r}, expected NOTSET, VALID, SAME_UPPER or SAME_LOWER"
         raise ArgumentError(msg)
     total = 0 if auto == "VALID" else max((-(-n // stride) - 1) * stride + reach - n, 0)
     less = total // 2
@@ -259,7 +260,7 @@ def _range(place: Place, node: Node, values: list[Any]) -> list[Array]:
     given: list[Any] = [_array.to_numpy(a).reshape(())[()] for a in values]
     start, limit, step = given
     if step == 0:
-        msg = f"the {node.label} has a step of 0"
+        msg = f"the {node.label} has a step of 0, expected another number"
         raise ArgumentError(msg)
     return [settled(place, np.arange(start, limit, step, dtype=start.dtype))]
 

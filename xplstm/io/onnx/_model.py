@@ -88,7 +88,8 @@ class Prepared:
         half = len(branches) // 2
         chosen = _array.to_numpy(values[condition])
         if chosen.size != 1 or chosen.dtype != bool:
-            msg = f"the {node.label} has a condition of shape {chosen.shape} and dtype {chosen.dtype}"
+            found = f"shape {chosen.shape} and dtype {chosen.dtype}"
+            msg = f"the {node.label} has a condition of {found}, expected one bool"
             raise ShapeError(msg)
         return branches[:half] if chosen.all() else branches[half:]
 

@@ -148,7 +148,7 @@ def cuts(node: Node, values: list[Any]) -> list[tuple[int, int, int, int]]:
 def _sliced(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
     """Slice along one axis; a negative step slices a flipped array, since some libraries lack such steps."""
     if step == 0:
-        msg = f"the {node.label} has a step of 0"
+        msg = f"the {node.label} has a step of 0, expected another number"
         raise ArgumentError(msg)
     n = a.shape[axis]
     chosen = range(n)[slice(start, end, step)]
@@ -292,7 +292,7 @@ def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
     if zero is not None:
         zero = _array.to_numpy(zero)
         if zero.size != scale.size:
-            msg = f"the {node.label} has {zero.size} zero points and {scale.size} scales"
+            msg = f"the {node.label} has {zero.size} zero points, expected {scale.size} like the scales"
             raise ShapeError(msg)
         whole = whole - zero.astype(np.int64).reshape(along)
     return [settled(place, whole.astype(scale.dtype) * scale.reshape(along))]

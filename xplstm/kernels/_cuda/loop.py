@@ -93,7 +93,7 @@ class Product:
         self.transposed, self.sizes = (int(b.transposed), int(a.transposed)), (n, m, k)
         stored, result = (codes[kind], launch.KINDS[kind]), (codes[out], launch.SIZES[out])
         self.operands = (*stored, b.step), (*stored, a.step), (*result, c.step)
-        """Of each its type, the bytes of an element, and the elements between its columns."""
+        """For each operand, its type, the bytes of an element, and the elements between its columns."""
         self.how = computes.get(kind, cublas.CUBLAS_COMPUTE_32F), cublas.CUBLAS_GEMM_DEFAULT
 
     def __call__(self, a: list[int], b: list[int], c: list[int]) -> None:
@@ -109,7 +109,7 @@ class CompiledLoop:
     def __init__(self) -> None:
         self._operations: list[tuple[Any, ...]] = []
         self._kept: list[Any] = []
-        """Owners of the memory and of the functions whose addresses the operations have."""
+        """Owners of the memory and of the functions whose addresses the operations contain."""
 
     def product(self, product: Product, a: Moves, b: Moves, c: Moves) -> None:
         """Add a product of each direction."""

@@ -30,7 +30,7 @@ from xplstm.kernels._cuda import launch, loop
 
 try:
     import fcntl
-except ImportError:  # Windows has no fcntl: if two processes record at once, one record may be lost
+except ImportError:  # Windows has no fcntl; if two processes record at once, one record may be lost
     fcntl = None  # type: ignore[assignment]
 
 FOLDER = "XPLSTM_PROOFS"
