@@ -295,7 +295,7 @@ def state(name: str, value: object) -> LSTMState:
 
 
 class Valid(NamedTuple):
-    """Form and array of the argument that says which steps exist."""
+    """Form and array of the argument that determines which steps exist."""
 
     kind: Literal["all", "lengths", "mask"]
     array: Array | None

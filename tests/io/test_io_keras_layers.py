@@ -158,7 +158,7 @@ def test_a_backward_layer_of_its_own_is_like_the_forward_one(tmp_path: Any) -> N
             wanted = run(batch(), arrays(I, 0), hard) + run(batch(), arrays(I, 1), hard, reverse=True)
             close(xplstm.io.load(path)(batch())[0], wanted)
         else:
-            with pytest.raises(xplstm.FormatError, match="backward_layer is another layer than the forward"):
+            with pytest.raises(xplstm.FormatError, match="backward_layer differs from the forward layer"):
                 xplstm.io.load(path)
 
 

@@ -42,7 +42,7 @@ def view(a: Any) -> CuPyArray:
 
 @contextmanager
 def queued(lent: Loan, stream: Any) -> Iterator[None]:
-    """Make a stream of another library CuPy's current stream."""
+    """Set a stream of another library as CuPy's current stream."""
     import cupy as cp
 
     with lent.device, cp.cuda.Stream.from_external(stream):

@@ -1,4 +1,4 @@
-"""Share memory of JAX arrays with the kernels for NumPy and CuPy, and make a layer an operation of JAX."""
+"""Share memory of JAX arrays with the kernels for NumPy and CuPy, and wrap a layer as an operation of JAX."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Contents(NamedTuple):
     layout: str | None = None
     """The only layout that this file can have; None if several are possible."""
     said: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    """Options of the networks of a module in memory by prefix, or a ``problem`` in words."""
+    """Options of the networks of a module in memory by prefix, or the text of a ``problem``."""
 
 
 class Found(NamedTuple):
@@ -65,7 +65,7 @@ class Found(NamedTuple):
     options: Mapping[str, Any]
     """Arguments of that class: all sizes, and the options in the contents."""
     gates: str
-    """Order of the gates in words. Two layouts with the same words read the same parameters."""
+    """Order of the gates as text. Two layouts with the same text read the same parameters."""
     names: tuple[str, ...]
     """Names of its tensors."""
     params: Callable[[], dict[str, Array]]

@@ -89,7 +89,7 @@ def refuse_foreign(path: str, head: bytes) -> None:
 
 
 def hint(head: bytes, members: Collection[str]) -> str:
-    """Return a message suffix that says what an unknown file may be; "" if there is no guess."""
+    """Return a message suffix with the probable format of an unknown file; "" without a guess."""
     what = _by_members(members) or _by_beginning(_HINTS, head)
     return f"; it is {what}" if what else ""
 

@@ -158,7 +158,7 @@ def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> F
         raise FormatError(msg) from error
     given = {"bidirectional": False, **found.options}
     for name in options.keys() & given.keys() - {*FREE}:
-        # Compare texts: equal activations may be given for one direction or for both.
+        # The repr of a Variant shows only changed options, and activations for one direction or for both.
         said, shapes = repr(options[name]), repr(given[name])
         if said != shapes:
             msg = f"{what} has {name}={said}, and the tensors have {shapes}"

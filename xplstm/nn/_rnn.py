@@ -1,4 +1,4 @@
-"""Define `RNN`, `JordanRNN` and `GRU`, whose state is h alone, and their frozen copy `FrozenRNN`."""
+"""Define `RNN`, `JordanRNN` and `GRU`, whose state is only h, and their frozen copy `FrozenRNN`."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def _state(h: Array | None, name: str = "h_0") -> LSTMState | None:
         return None
     if getattr(h, "ndim", 0) < 1:
         shown = f"a {type(h).__name__}"
-        msg = f"{name} must be an array, got {shown}; this network has the state h alone, without c"
+        msg = f"{name} must be an array, got {shown}; the state of this network is h, without c"
         raise DTypeError(msg)
     return LSTMState(h, h[..., :0])
 

@@ -59,7 +59,7 @@ def write_durably(path: str, content: bytes, permissions: int = 0o666) -> None:
 
 
 def check_writable(path: str) -> None:
-    """Raise the OSError that `write_durably` would raise; a temporary file is made and removed."""
+    """Raise the OSError that `write_durably` would raise; create and remove a temporary file."""
     path = os.path.realpath(path)
     _mode(path)
     folder, name = os.path.split(path)

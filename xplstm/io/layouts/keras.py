@@ -55,7 +55,7 @@ def find(contents: Contents) -> list[Found]:
         cells = {one.prefix: _batch_first(one) for one in (*NUMBERED.find(contents), *stacked)}
     if told is not None:
         return [_stack(cells, stack) for stack in _stacks(told)]
-    # The caller of a mapping knows the weights; the weights of a file need a confirmation.
+    # The caller knows the weights of a mapping; the weights of a file need a confirmation.
     if contents.file == "keras":
         named = [one._replace(untold=_open(one)) for one in named]
     return [*_untold(cells), *(() if by_layer else named)]

@@ -233,7 +233,7 @@ def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Cou
 
 
 def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
-    """Return the classes from a wrapper to its first recurrent layer, in words; None without such a layer."""
+    """Return the classes from a wrapper to its first recurrent layer as text; None without such a layer."""
     kinds = [layer["class_name"]]
     while kinds[-1] not in _RECURRENT:
         layer = layer["config"].get("layer")
@@ -311,7 +311,7 @@ def _both(
         problem = problem or of_backward_problem
         alike = other == kind and of_backward == {**options, "reverse": True}
         alike = alike and all(backward[k] == forward[k] for k in ("units", "use_bias"))
-        problem = problem or (None if alike else "backward_layer is another layer than the forward one")
+        problem = problem or (None if alike else "backward_layer differs from the forward layer")
     if merge not in MERGES:
         return {}, f"merge_mode={quoted(merge)} is unknown"
     if kind == "GRU" and merge != "concat":

@@ -57,7 +57,7 @@ class Single(NamedTuple):
 
     @property
     def gates(self) -> str:
-        """Order of the gates in words."""
+        """Order of the gates as text."""
         added = f", {self.forget:g} added to f" if self.forget else ""
         return f"{'columns' if self.columns else 'rows'} {', '.join(self.order)}{added}"
 
@@ -260,7 +260,7 @@ class Single(NamedTuple):
         return sizes
 
     def _misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Return the first shape that does not fit the first weights, in words; None if all fit."""
+        """Return the first shape that does not fit the first weights as text; None if all fit."""
         for name in (self.ih[0], self.hh[0]):
             if len(shapes[name]) != 2 or 0 in shapes[name]:
                 return f"{name} has shape {shapes[name]}, expected a matrix"

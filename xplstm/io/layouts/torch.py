@@ -135,7 +135,7 @@ def _stack_of(kind: str, options: Mapping[str, Any]) -> Stack:
 
 
 def _misfit(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return the names and shapes that do not fit the sizes, in words; None if all fit."""
+    """Return the names and shapes that do not fit the sizes as text; None if all fit."""
     wrong = [f"{name} is missing" for name in wanted if name not in given]
     wrong += [f"{name} is not a parameter of this network" for name in given if name not in wanted]
     wrong += [

@@ -70,7 +70,7 @@ def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Laye
 
 
 def why_not_export(stack: Stack) -> str | None:
-    """Return the options of a network that no recurrent node supports, in words; None without any."""
+    """Return the options of a network that no recurrent node supports as text; None if all are supported."""
     if stack.cell.name not in KINDS:
         return f"is a {stack.cell.name}"
     variant = stack.cell.options().get("variant")

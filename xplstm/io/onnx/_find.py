@@ -310,7 +310,7 @@ def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | No
 
 
 def _strange(layer: Layer, D: int, H: int) -> str | None:
-    """Return the attributes of a node that no network supports, in words; None without any."""
+    """Return the attributes of a node that no network supports as text; None if all are supported."""
     own = layer.attributes
     if own.direction not in REVERSE or len(REVERSE[own.direction]) != D or own.hidden_size not in (None, H):
         what = f"direction={own.direction} and hidden_size={own.hidden_size}"

@@ -171,7 +171,7 @@ def why_not(graph: Graph) -> str | None:
 
 
 def why_not_node(node: Node) -> str | None:
-    """Return why a node is not supported, in words that start with the node; None if it is supported."""
+    """Return why a node is not supported, as text that starts with the node; None if it is supported."""
     needs: frozenset[str] = frozenset()
     if node.op in OPERATORS:
         others = (kind.own for name, kind in KINDS.items() if name != node.op)
@@ -188,7 +188,7 @@ def why_not_node(node: Node) -> str | None:
         return f"the {node.label} with attributes unknown: {strange}, missing: {missing}"
     wrong = next((name for name, value in node.attributes.items() if not _is_kind(name, value)), None)
     if wrong is not None:
-        return f"the {node.label} with {wrong}={node.attributes[wrong]!a}, which has another type"
+        return f"the {node.label} with {wrong}={node.attributes[wrong]!a}, which has the wrong type"
     if len(node.inputs) not in counts:
         return f"the {node.label} with {len(node.inputs)} inputs, expected {counts[0]} to {counts[-1]}"
     if node.op == "Dropout" and any(node.outputs[1:]):

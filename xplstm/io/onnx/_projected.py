@@ -97,6 +97,6 @@ def _is_inverse(back: np.ndarray, projection: np.ndarray) -> bool:
     if back.dtype.kind != "f" or back.dtype != projection.dtype:
         return False
     left, right = back.astype(np.float64), projection.astype(np.float64)
-    with np.errstate(all="ignore"):  # numbers that are not finite prove nothing
+    with np.errstate(all="ignore"):  # numbers that are not finite are no proof
         bound = 64 * float(np.finfo(back.dtype).eps) * (np.abs(left) @ np.abs(right))
         return bool(np.all(np.abs(left @ right - np.eye(left.shape[1])) <= bound))

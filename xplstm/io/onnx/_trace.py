@@ -117,7 +117,7 @@ class Trace:
     """A graph with the producers and users of each value."""
 
     def __init__(self, graph: Graph) -> None:
-        # A malformed node says nothing about its inputs.
+        # A malformed node does not determine its inputs.
         nodes = (n._replace(op=OPAQUE) if n.op in RUNNABLE and why_not_node(n) else n for n in graph.nodes)
         self.graph = graph = graph._replace(nodes=tuple(nodes))
         self.evaluator = Evaluator(graph)

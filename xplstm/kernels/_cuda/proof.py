@@ -257,7 +257,7 @@ def _verdicts(content: Any, key: dict[str, str]) -> dict[str, Verdict]:
         raise ValueError(msg)
     proofs = content["proofs"]
     if not isinstance(proofs, dict) or not all(_is_verdict(v) for v in proofs.values()):
-        msg = "a record of the file has another format"
+        msg = "a record of the file does not have the expected format"
         raise ValueError(msg)
     return {name: Verdict(**found) for name, found in proofs.items()}
 
@@ -347,7 +347,7 @@ def record_costs(key: dict[str, str], costs: dict[str, float]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a file lock; create the file, and its folder with access for the user alone, if necessary.
+    """Hold a file lock; create the file, and its folder with access only for the user, if necessary.
 
     Raises BlockingIOError if another process holds the lock and `wait` is False.
     """
