@@ -72,6 +72,48 @@ def test_a_module_of_torch_that_may_compute_something_else_is_refused(inside, to
             assert io.load(whole.state_dict())._stack.hidden_size == 5
 
 
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_a_global_hook_of_torch_is_refused(kind, torch):
+    module = importlib.import_module("torch.nn.modules.module")
+    handle = getattr(module, f"register_module_{kind}_hook")(lambda *_: None)
+    try:
+        for one in (torch.nn.LSTM(3, 5), torch.nn.Sequential(torch.nn.GRUCell(3, 5))):
+            with pytest.raises(FormatError, match=r"PyTorch has global forward .*hooks, which may change"):
+                io.load(one)
+    finally:
+        handle.remove()
+    assert io.load(torch.nn.LSTM(3, 5))._stack.hidden_size == 5
+
+
+def test_a_module_of_torch_with_another_size_or_weight_than_its_parameters_is_refused(torch):
+    nn = torch.nn
+    short, unbiased, moved, cell = nn.LSTM(3, 5, 2), nn.GRU(3, 5), nn.LSTM(3, 5), nn.LSTMCell(3, 5)
+    short.num_layers = 1
+    unbiased.bias = False
+    moved._flat_weights[1] = torch.zeros(20, 5)
+    for name in ("bias_ih", "bias_hh"):  # not in the state dict
+        cell.register_buffer(name, cell._parameters.pop(name).detach(), persistent=False)
+    for module, words in (
+        (short, "has num_layers=1, but its weights are those of num_layers=2"),
+        (unbiased, "has bias=False, but its weights are those of bias=True"),
+        (moved, "its _flat_weights have another weight_hh_l0"),
+        (cell, "has bias=True, but its weights are those of bias=False"),
+    ):
+        with pytest.raises(FormatError, match=words):
+            io.load(module)
+
+
+def test_the_mode_of_a_module_of_torch_is_its_nonlinearity(torch):
+    rnn = torch.nn.RNN(3, 5)
+    rnn.nonlinearity = "relu"  # without effect in PyTorch
+    assert io.load(rnn)._stack.cell.options() == io.load(torch.nn.RNN(3, 5))._stack.cell.options()
+
+
+def test_a_compiled_module_of_torch_loads(torch):
+    lstm = torch.nn.LSTM(3, 5, batch_first=True)
+    assert io.load(torch.compile(lstm, backend="eager"))._stack.batch_first
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_module_of_torch_that_computes_the_same_loads(torch):
     nn = torch.nn

@@ -34,6 +34,8 @@ _DEEPEST = 32
 _FUNCTIONS = {"gate_fn": "sigmoid", "activation_fn": "tanh"}
 _STATE_ALONE = "load only the weights, nnx.state(cell),"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
+_MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+_SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
 
 
 @contextmanager
@@ -113,12 +115,15 @@ def _libraries(value: Any) -> set[str]:
 
 
 def _changes_of(module: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Find the modules of PyTorch that may compute something that their weights do not show, by prefix."""
+    """Find the sizes of PyTorch modules by prefix, or why their weights do not show what they compute."""
     if callable(getattr(module, "named_modules", None)):
         for prefix, one in module.named_modules(remove_duplicate=False):
-            change = _change(one)
+            change = _hooked(one) or _change(one) or _replaced(one)
             if change is not None:
                 yield prefix, {"problem": f"{change}; the module's state_dict() returns only the weights"}
+            else:
+                sizes = {name: getattr(one, name, None) for name in _SIZES}
+                yield prefix, {"sizes": {n: size for n, size in sizes.items() if isinstance(size, int)}}
 
 
 def _change(module: Any) -> str | None:
@@ -140,12 +145,28 @@ def _change(module: Any) -> str | None:
         method = vars(definer).get(name)
         if definer is not object and (_package(definer) not in _LIBRARIES or _is_foreign(method)):
             return f"{name} of {called} is not the method of {own[0].__name__ if own else 'the library'}"
-    for hooks in _HOOKS:
-        # Hooks of PyTorch itself compute weights from other tensors, which the state dict names.
-        for hook in getattr(module, hooks, {}).values():
-            if _package(hook) != "torch":
-                return f"it has {hooks.strip('_').replace('_', ' ')}, which may change its results"
     return None
+
+
+def _hooked(module: Any) -> str | None:
+    """Return which hooks may change numbers; None if there are none but those of PyTorch."""
+    everywhere = sys.modules.get("torch.nn.modules.module")
+    for hooks in _HOOKS:
+        words = hooks.strip("_").replace("_", " ")
+        # Hooks of PyTorch itself compute weights from other tensors, which the state dict names.
+        if any(_package(hook) != "torch" for hook in getattr(module, hooks, {}).values()):
+            return f"it has {words}, which may change its results"
+        if any(_package(hook) != "torch" for hook in getattr(everywhere, f"_global{hooks}", {}).values()):
+            return f"PyTorch has global {words}, which may change its results"
+    return None
+
+
+def _replaced(module: Any) -> str | None:
+    """Return which parameter a recurrent module does not use; None if it uses all."""
+    names, used = getattr(module, "_flat_weights_names", ()), getattr(module, "_flat_weights", ())
+    own = {} if hasattr(module, "original_name") else vars(module).get("_parameters", {})
+    wrong = [name for name, a in zip(names, used, strict=False) if own.get(name, a) is not a]
+    return f"its _flat_weights have another {shown(wrong[0])} than its parameters" if wrong else None
 
 
 def _is_method(name: str, value: Any) -> bool:
@@ -164,8 +185,10 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for prefix, one in module.named_modules(remove_duplicate=False):
         # Dynamic quantisation replaces the first attribute by the second.
-        if hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values"):
+        compiled = hasattr(one, "_orig_mod")  # has the attributes of the module inside it too
+        if not compiled and (hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values")):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
+            given |= {"nonlinearity": _MODES[one.mode]} if getattr(one, "mode", None) in _MODES else {}
             found[prefix] = {name: value for name, value in given.items() if value}
     return found
 

@@ -104,6 +104,10 @@ def _told(contents: Contents, one: Found) -> Found:
     """Return a network with the options and the problem of the module in memory."""
     said = dict(contents.said.get(one.prefix, {}))
     problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
+    for name, size in said.pop("sizes", {}).items():
+        held = one.options.get(name, size if name in ("input_size", "hidden_size", "num_layers") else 0)
+        if held != size and not problem:
+            problem = f"the module has {name}={size!r}, but its weights are those of {name}={held!r}"
     return one._replace(options={**one.options, **said}, problem=problem, untold=untold)
 
 
