@@ -360,7 +360,7 @@ def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None =
         moved = _from_host(host if dtype is None else host.astype(dtype_named(np, dtype)), xp, on)
     if dtype is not None and dtype_name(moved.dtype) != dtype:
         hint = "; call jax.config.update('jax_enable_x64', True) first" if backend_name(xp) == "jax" else ""
-        msg = f"dtype={dtype!r} was requested, but {backend_name(xp)} made {dtype_name(moved.dtype)}{hint}"
+        msg = f"dtype={dtype!r} was requested, but {backend_name(xp)} gave {dtype_name(moved.dtype)}{hint}"
         raise DTypeError(msg)
     return moved
 

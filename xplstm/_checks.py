@@ -302,7 +302,7 @@ class Valid(NamedTuple):
 
 
 def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
-    """Return a time-major `mask`, or checked `lengths`; one of both must be None."""
+    """Return a time-major `mask`, or checked `lengths`; at most one may be given."""
     if given is None and mask is None:
         return Valid("all", None)
     if given is not None and mask is not None:

@@ -81,7 +81,8 @@ class Pointwise(NamedTuple):
     """Infinite without a clip, like cell_clip."""
     cell_clip: float
     hold_h: float = 0.0
-    """Zoneout probability that a unit of h keeps its old value; without noise, the expected value is used."""
+    """Zoneout probability that a unit of h keeps its previous value. Without noise, the expected value
+    is used."""
     hold_c: float = 0.0
     kind: Literal["lstm", "gru", "elman", "reset"] = "lstm"
     """The equations of the step. "gru" and "reset" are GRUs, whose h is also c; with "reset", the reset gate

@@ -84,5 +84,5 @@ def hold_mask(
     t: int,
     device: Device,
 ) -> Array:
-    """Draw booleans of `shape`, True with probability p where a unit keeps its old value at time `t`."""
+    """Draw booleans of `shape`, True with probability p where a unit keeps its previous value at `t`."""
     return _array.asarray(uniform(shape, key, purpose, stream, t) < p, xp, device)

@@ -81,8 +81,8 @@ class Variant(NamedTuple):
     Parameters
     ----------
     peepholes : bool, default False
-        Add a weighted old c to the inputs of i and f, and a weighted new c to the input of o, unit by unit
-        (Gers and Schmidhuber, 2000).
+        Add the weighted previous c to the inputs of i and f, and the weighted new c to the input of o,
+        unit by unit (Gers and Schmidhuber, 2000).
     coupled : bool, default False
         Set f to 1 - i (Greff et al., 2017). The weights keep their rows for f.
     activations : sequence, default ("sigmoid", "tanh", "tanh")
@@ -98,7 +98,7 @@ class Variant(NamedTuple):
     layer_norm : bool, default False
         Normalise ``W_ih x``, ``W_hh h``, and c before the output gate (Ba, Kiros and Hinton, 2016).
     zoneout_h, zoneout_c : float, default 0.0
-        Probability, in [0, 1), that a unit keeps its old value (Krueger et al., 2017). Without a
+        Probability, in [0, 1), that a unit keeps its previous value (Krueger et al., 2017). Without a
         generator, the expected value replaces the random choice.
     recurrent_dropout : float, default 0.0
         Probability, in [0, 1), of dropping a unit of h before the gates, the same units at every

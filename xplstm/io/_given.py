@@ -47,7 +47,7 @@ def as_path(source: Any) -> Iterator[Any]:
         return
     content = source.read() if is_file else source
     if not isinstance(content, bytes | bytearray | memoryview):
-        msg = f"source gives {type(content).__name__}, expected bytes: open the file with mode 'rb'"
+        msg = f"source.read() returned {type(content).__name__}, expected bytes; open the file with mode 'rb'"
         raise ArgumentError(msg)
     where = "the open file" if is_file else "the bytes"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -172,7 +172,7 @@ def _layer(params: LSTMParams) -> tuple[LSTMParams, _checks.Home]:
 
 
 def _stacked(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
-    """Stack vectors or column vectors to an array (T, I)."""
+    """Stack vectors or column vectors into an array (T, I)."""
     if not X:
         return home.xp.zeros((0, I), dtype=_array.dtype_named(home.xp, home.dtype), device=home.device)
     for t, x_t in enumerate(X):

@@ -64,7 +64,7 @@ def split(params: Mapping[str, Array]) -> tuple[tuple[LSTMParams, ...], ...]:
 
 
 def join(layers: Layers) -> dict[str, Array]:
-    """Join the parameters of layers to a dict with the names of `xplstm.LSTM`.
+    """Join the parameters of layers into a dict with the names of `xplstm.LSTM`.
 
     Parameters
     ----------

@@ -366,7 +366,7 @@ class Composite(Summary, ABC):
 
 
 def prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
-    """Join several dicts to one, with names such as ``lstm.weight_ih_l0``."""
+    """Join several dicts into one, with names such as ``lstm.weight_ih_l0``."""
     return {f"{part}.{name}": a for part, named in groups.items() for name, a in named.items()}
 
 

@@ -141,7 +141,7 @@ class SeriesModel(Composite):
         batch_size : int, optional
             Windows of a batch, at least 1. The windows are shuffled in each epoch.
         validation : float, optional
-            Fraction of the series, in [0, 1), that is held out at its end. No training window reaches into
+            Fraction of the series, in [0, 1), that is held out at its end. No training window overlaps
             it. The validation loss is the mean loss of the forecasts from the last step of each window, over
             held-out steps only.
         validate_every, patience, max_norm : optional

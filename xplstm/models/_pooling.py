@@ -1,4 +1,4 @@
-"""Pool the outputs of all steps to one vector: mean or maximum."""
+"""Pool the outputs of all steps into one vector, by mean or maximum."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Task(NamedTuple):
 
 
 def _weights(given: Sequence[float] | np.ndarray, count: int) -> tuple[float, ...]:
-    """Return a weight for each of `count` classes, not all of them 0."""
+    """Return the checked weights of `count` classes, at least one of which is above 0."""
     items = _values.items("class_weights", given)
     if len(items) != count:
         msg = f"class_weights has {len(items)} elements, expected {count}, one for each class"

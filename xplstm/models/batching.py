@@ -83,7 +83,7 @@ class Ragged(NamedTuple):
 
 
 def pad(sequences: Sequence[Array]) -> Ragged:
-    """Join sequences to one batch in the given order, with zeros after the end of each.
+    """Join sequences into one batch in the given order, with zeros after the end of each.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ class SequenceClassifier(Composite):
     embedding_dim : int, optional
         Features of the embedding, at least 1; `hidden_size` if left out.
     padding_idx : int, optional
-        Id of the padding token, in [0, V). Steps with this id are skipped at any place of a sequence. They
+        Id of the padding token, in [0, V). Steps with this id are skipped at any position in a sequence. They
         do not change the state, and pooling and loss ignore them.
     bidirectional : bool, optional
         Whether a second direction reads each sequence from its end.

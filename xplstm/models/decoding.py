@@ -23,7 +23,7 @@ def probabilities(
 
     The probabilities are ``softmax(logits / temperature)``. `top_k` keeps the k largest. Then `top_p` keeps
     the fewest tokens whose total probability reaches p (nucleus sampling: Holtzman et al., 2020). The kept
-    probabilities are normalised to the sum 1. Of equal probabilities, lower tokens are kept first.
+    probabilities are scaled so that they sum to 1. Of equal probabilities, lower tokens are kept first.
 
     Parameters
     ----------
@@ -357,7 +357,7 @@ def _log_softmax(logits: Array) -> np.ndarray:
 
 
 def _normalised(p: np.ndarray) -> np.ndarray:
-    """Normalise `p` to the sum 1."""
+    """Scale `p` so that the probabilities sum to 1."""
     return np.asarray(p / p.sum(axis=-1, keepdims=True))
 
 

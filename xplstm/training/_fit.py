@@ -77,7 +77,7 @@ def fit(
     data : sequence of (inputs, targets), iterable of them, or callable
         The batches of one epoch, or a function from the epoch number (from 0) to its batches. A sequence is
         read by index. An iterable is read in order, one batch ahead; a resumed run reads it up to its place.
-        An iterator can be read once and gives one epoch.
+        An iterator can be read once and provides one epoch.
     optimizer : Optimizer
         An optimiser of `xplstm.optim`.
     updates, epochs : int
@@ -144,7 +144,7 @@ def fit(
     ArgumentError
         If a value is outside its range, or arguments contradict each other. A resumed run must have the
         arguments and the model options of the first run. It may change the learning rate, `updates`,
-        `epochs`, the number of `patience`, the seed, and the arguments for files and display.
+        `epochs`, the value of `patience`, the seed, and the arguments for files and display.
     DTypeError
         If an argument has the wrong type.
     FileNotFoundError

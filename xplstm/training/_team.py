@@ -66,7 +66,7 @@ class Team:
         return [content] if self.size == 1 else self._gather(content)
 
     def add(self, act: Callable[[], tuple[np.ndarray, T]], length: int, dtype: str) -> tuple[np.ndarray, T]:
-        """Run `act` on every rank, and return the sum of its arrays and the other result of this rank."""
+        """Run `act` on every rank; return the sum of its arrays, and the second result of this rank."""
         made = None
         with self.noted():
             made = act()

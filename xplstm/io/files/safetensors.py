@@ -127,7 +127,7 @@ def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int,
     needed = buffers.size(path, name, DTYPES[code], shape)
     buffers.check_numbers(path, name, place)
     if len(place) != 2 or place[1] - place[0] != needed:
-        msg = f"{path}: {shown(name)}, {code} of shape {shape}, needs {needed} bytes, but is at {place}"
+        msg = f"{path}: {shown(name)}, {code} of shape {shape}, needs {needed} bytes; its offsets are {place}"
         raise FormatError(msg)
     return DTYPES[code], tuple(shape), place[0], place[1]
 

@@ -291,7 +291,7 @@ class Single(NamedTuple):
         return None
 
     def _gathered(self, arrays: list[Array]) -> Array:
-        """Join arrays to one array with the gates as rows, in the order of this package."""
+        """Join arrays into one array with the gates as rows, in the order of this package."""
         if self.columns:
             arrays = [a.T if a.ndim == 2 else a for a in arrays]
         if len(arrays) == 1 and self.order == self.ours:

@@ -21,7 +21,7 @@ _BROADCASTING = frozenset(
 
 
 def most_numbers(node: Node, values: list[Any]) -> int:
-    """Return a bound of the elements that a node computes from NumPy arrays, with intermediate results."""
+    """Return a bound on the elements, with intermediates, that a node computes from NumPy arrays."""
     shapes = [() if a is None else tuple(a.shape) for a in values]
     given = sum(math.prod(shape) for shape in shapes)
     if node.op == "ConstantOfShape":

@@ -1,4 +1,4 @@
-"""Operators that move numbers, and basic arithmetic.
+"""Operators that rearrange elements, and basic arithmetic.
 
 Integers, such as shapes and indices, stay NumPy arrays on the host, which avoids waiting for a device. Floats
 are arrays of the array library. An operation on both converts the integers to that library.

@@ -1,7 +1,7 @@
 """Analyse the graph around recurrent nodes by following names and by trial runs.
 
-A path of nodes that move numbers is run on numbers of both signs and many magnitudes, which only a path that
-moves them leaves unchanged. A node that is not understood is never treated as harmless.
+A path of nodes that rearrange elements is run on numbers of both signs and many magnitudes. Any other path
+changes some of them. A node that is not understood is never treated as harmless.
 """
 
 from __future__ import annotations
