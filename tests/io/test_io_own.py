@@ -133,6 +133,38 @@ def test_what_is_saved_comes_back_without_a_word(suffix, layout, tmp_path):
     assert came
 
 
+@pytest.mark.parametrize("layout", _registry.LAYOUTS)
+def test_a_mapping_comes_back_or_an_option_is_asked_for(layout):
+    """No option that changes the outputs is assumed, apart from the order of the axes."""
+    rng = np.random.default_rng([*layout.encode()])
+    came = 0
+    for _ in range(100):
+        ours = network(rng)
+        stack, options = ours._stack, {"batch_first": ours._stack.batch_first}
+        try:
+            arrays = io.to_mapping(ours, layout)
+        except ArgumentError:
+            continue
+        asked = {"variant": None, "bidirectional": len(stack.reverse) == 2, **stack.cell.options()}
+        sides = ("", "_reverse")[: len(stack.reverse)]
+        if "l0.R" not in arrays and any(name.startswith("l0.") for name in arrays):
+            options["prefix"] = [[f"l{k}{side}" for side in sides] for k in range(stack.num_layers)]
+        while True:
+            try:
+                found = io.load(arrays, format=layout, **options)
+                break
+            except ArgumentError as error:
+                name = str(error).partition(" ")[0].rstrip("=")
+                if name not in asked.keys() - options.keys():
+                    raise
+                options[name] = asked[name]
+        assert found._stack.cell.options() == stack.cell.options()
+        assert found._stack.reverse == stack.reverse
+        same(found, ours, layout)
+        came += 1
+    assert came
+
+
 @pytest.mark.parametrize("layout", ["flax", "keras", "haste"])
 def test_a_caller_may_still_say_more(layout, tmp_path):
     ours = xplstm.LSTM(3, 5, 2, batch_first=True, rng=0)
@@ -148,9 +180,9 @@ def test_a_caller_may_still_say_more(layout, tmp_path):
 WHOLE = {"format": "flax", "prefix": "", "layers": 0, "bidirectional": False, "options": {}}
 WRONG = {
     "no JSON": ("{", "is not valid JSON"),
-    "a part missing": ({"format": "flax"}, "must have format"),
-    "another part": (WHOLE | {"more": 1}, "must have format"),
-    "no text": (WHOLE | {"format": ["flax"]}, "must have format"),
+    "a part missing": ({"format": "flax"}, "must have exactly format"),
+    "another part": (WHOLE | {"more": 1}, "must have exactly format"),
+    "no text": (WHOLE | {"format": ["flax"]}, "must have exactly format"),
     "no format": (WHOLE | {"format": "\x1b[31mflix"}, "has format"),
     "layers without end": (WHOLE | {"layers": 10**9}, "no more layers than tensors"),
     "another prefix": (WHOLE | {"prefix": "elsewhere"}, "does not fit its tensors"),

@@ -245,6 +245,8 @@ class Single(NamedTuple):
         params = partial(self._params, contents, prefix, names)
         # Files of cells with a projection do not contain the clip values.
         untold = ("variant",) if self.hr in shapes else ()
+        # Without biases, no shape shows where the reset gate applies.
+        untold += ("reset_after",) if self.paired and not groups else ()
         return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, untold)
 
     def _params(self, contents: Contents, prefix: str, names: tuple[str, ...]) -> dict[str, Array]:

@@ -138,7 +138,8 @@ def in_arrays(contents: Contents) -> list[Found]:
             if ordered in ([start], [f"{start}l{k}." for k in range(len(ordered))])
             else "a layer is missing"
         )
-        found.append(_found(contents, start.removesuffix("."), layers, options, gap))
+        one = _found(contents, start.removesuffix("."), layers, options, gap)
+        found.append(one._replace(untold=("nonlinearity",) if one.kind == "RNN" else ()))
     return found
 
 
