@@ -294,7 +294,7 @@ def check_grad(
     outputs, pullback = run(arguments)
     values = _numbers(outputs)
     weights = {name: rng.standard_normal(a.shape) for name, a in values.items()}
-    gradients = pullback(_trees.replaced("", outputs, lambda name, a: _like(weights[name], a)))
+    gradients = pullback(_trees.map_arrays("", outputs, lambda name, a: _like(weights[name], a)))
     rounding = ROUNDINGS * float(np.finfo(np.float64).eps) * _total(weights, values) / step
     rows = []
     for name, a in leaves.items():
@@ -436,7 +436,7 @@ def _measure(
     for signed in (step, -step):
         moved = np.array(_array.to_numpy(a), dtype=np.float64)
         moved[place] += signed
-        changed = _trees.changed(arguments, name, _like(moved, a))
+        changed = _trees.with_array(arguments, name, _like(moved, a))
         ends.append(_numbers(run(changed)[0]))
         values.append(float(moved[place]))
     up, down = ends

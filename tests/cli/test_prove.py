@@ -261,7 +261,7 @@ SAID = {
 
 @pytest.mark.parametrize(("printed", "clean", "passed"), SAID.values(), ids=SAID)
 def test_what_a_process_said(printed: str, clean: bool, passed: bool | None) -> None:
-    found = prove.understood(printed, "ended by SIGSEGV", clean=clean).found
+    found = prove.parse_output(printed, "ended by SIGSEGV", clean=clean).found
     assert (None if found is None else found.passed) is passed
 
 

@@ -21,7 +21,7 @@ from xplstm import _array, _choice, _dispatch
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._problem import Loan, Problem
 from xplstm._stack import _cuda, _jax
-from xplstm._stack._run import Library, Packed, Run, host, lent, pack, present, seen
+from xplstm._stack._run import Library, Packed, Run, host, loan_of, numpy_problem, pack, present
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.kernels import _threads
@@ -111,8 +111,8 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
         layers: tuple[Packed, ...],
         *options: bool,
     ) -> Stepper:
-        with library.bound(lent(problem)):
-            step = make(seen(kernel, problem), tuple(layer.packed for layer in layers), *options)
+        with library.bound(loan_of(problem)):
+            step = make(numpy_problem(kernel, problem), tuple(layer.packed for layer in layers), *options)
 
         def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
             """Run one step or small call, or return None for arguments that need a call's checks."""
@@ -226,7 +226,7 @@ def _torch_stream(lent: Loan) -> AbstractContextManager[Any]:
     """Use PyTorch's device and current stream, so that both libraries reuse memory in stream order."""
     import torch
 
-    return _cuda.queued(lent, torch.cuda.current_stream(lent.device.id))
+    return _cuda.use_stream(lent, torch.cuda.current_stream(lent.device.id))
 
 
 def _torch_bound(_: Loan) -> AbstractContextManager[Any]:

@@ -41,7 +41,7 @@ def view(a: Any) -> CuPyArray:
 
 
 @contextmanager
-def queued(lent: Loan, stream: Any) -> Iterator[None]:
+def use_stream(lent: Loan, stream: Any) -> Iterator[None]:
     """Set a stream of another library as CuPy's current stream."""
     import cupy as cp
 
@@ -50,7 +50,7 @@ def queued(lent: Loan, stream: Any) -> Iterator[None]:
 
 
 @contextmanager
-def finished(lent: Loan) -> Iterator[None]:
+def synchronise_after(lent: Loan) -> Iterator[None]:
     """Synchronise at the end; otherwise JAX could reuse memory that CuPy's stream still reads."""
     import cupy as cp
 

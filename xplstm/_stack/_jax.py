@@ -196,4 +196,4 @@ class _Hashed(tuple[Any, ...]):
 def on_gpu() -> Library:
     """Return JAX's functions for arrays on a GPU."""
     own = _gpu_own
-    return on_cpu()._replace(view=_gpu_view, own=own, own_step=own, bound=_cuda.finished)
+    return on_cpu()._replace(view=_gpu_view, own=own, own_step=own, bound=_cuda.synchronise_after)

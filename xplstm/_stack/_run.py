@@ -72,8 +72,8 @@ class Run:
     def forward(self, arrays: Sequence[Array], keep: bool) -> tuple[list[Array], Any]:
         """Return y, h_n and c_n, and the residuals for `backward`."""
         view = self.library.view
-        problem = seen(self.kernel, self.problem)._replace(keep=keep)
-        with self.library.bound(lent(self.problem)):
+        problem = numpy_problem(self.kernel, self.problem)._replace(keep=keep)
+        with self.library.bound(loan_of(self.problem)):
             steps = [None if a is None else view(a) for a in self.steps]
             x, h_0, c_0 = map(view, arrays[:3])
             y, end, residuals = self.kernel.forward(problem, self.packed, x, LSTMState(h_0, c_0), *steps)
@@ -81,7 +81,7 @@ class Run:
 
     def backward(self, residuals: Any, gradients: Sequence[Array]) -> list[Array]:
         """Return the gradients with respect to the arrays, given the gradients of y, h_n and c_n."""
-        with self.library.bound(lent(self.problem)):
+        with self.library.bound(loan_of(self.problem)):
             dy, dh_n, dc_n = map(self.library.view, gradients)
             dx, dstate_0, dparams = self.kernel.backward(residuals, dy, LSTMState(dh_n, dc_n))
             return self.library.own([dx, *dstate_0, *present(self.params, dparams)], gradients[0])
@@ -106,13 +106,13 @@ class Run:
         return [y, *end]
 
 
-def lent(problem: Problem) -> Loan:
+def loan_of(problem: Problem) -> Loan:
     """Return the `Loan` of a problem that has one."""
     assert isinstance(problem.loan, Loan), "a kernel of another library runs on nothing else"
     return problem.loan
 
 
-def seen(kernel: Kernel, problem: Problem) -> Problem:
+def numpy_problem(kernel: Kernel, problem: Problem) -> Problem:
     """Return the problem for NumPy arrays, which the kernel runs."""
     return problem.lent_to(kernel.arrays)._replace(dx=True)
 
@@ -125,6 +125,6 @@ def present(params: Directions, others: Directions) -> Iterator[Any]:
 
 def pack(kernel: Kernel, library: Library, problem: Problem, params: Directions) -> Packed:
     """Pack views of the parameters for the kernel."""
-    with library.bound(lent(problem)):
+    with library.bound(loan_of(problem)):
         views = tuple(p._make(None if a is None else library.view(a) for a in p) for p in params)
-        return Packed(params, kernel.prepare(seen(kernel, problem), views))
+        return Packed(params, kernel.prepare(numpy_problem(kernel, problem), views))

@@ -65,7 +65,7 @@ class StepGradients(NamedTuple):
     dh: Array | None
 
 
-def _completed(a: Any) -> Any:
+def _pad_rows(a: Any) -> Any:
     """Return `a` with rows of zeros added up to a multiple of 4 rows."""
     missing = -a.shape[0] % 4
     return np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)]) if missing else a
@@ -99,7 +99,7 @@ class ElmanCell(Cell):
     def in_four_blocks(self, p: RNNParams) -> FourBlocks:
         """Return the same rows as four blocks, padded with rows of zeros."""
         rows: dict[str, Any] = {
-            name: None if a is None else _completed(a) for name, a in zip(p._fields[:4], p, strict=False)
+            name: None if a is None else _pad_rows(a) for name, a in zip(p._fields[:4], p, strict=False)
         }
         return FourBlocks(LSTMParams(**rows, weight_hr=p.weight_hr), p.bias_hr)
 

@@ -199,19 +199,19 @@ class StepEquations(NamedTuple):
         w_i, w_f, w_o = _peepholes(xp, p)
         h_seen = h if self.dropped is None else h * self.dropped
         product = h_seen @ p.weight_hh.T
-        z_i, z_f, z_g, z_o = blocks(xp, zx + _gained(xp, product, p.gain_hh), 4)
-        z_i, z_f = _peeped(z_i, w_i, c), _peeped(z_f, w_f, c)
+        z_i, z_f, z_g, z_o = blocks(xp, zx + _normalise_and_scale(xp, product, p.gain_hh), 4)
+        z_i, z_f = _add_peephole(z_i, w_i, c), _add_peephole(z_f, w_f, c)
         i = value(xp, F, clipped(xp, z_i, bound))
         f = 1 - i if self.variant.coupled else value(xp, F, clipped(xp, z_f, bound))
         g = value(xp, G, clipped(xp, z_g, bound))
         unclipped = f * c + i * g
         c_new = clipped(xp, unclipped, self.variant.cell_clip)
-        z_o = _peeped(z_o, w_o, c_new)
+        z_o = _add_peephole(z_o, w_o, c_new)
         o = value(xp, F, clipped(xp, z_o, bound))
-        exposed = _gained(xp, c_new, p.gain_c)
+        exposed = _normalise_and_scale(xp, c_new, p.gain_c)
         exposed = exposed if p.bias_c is None else exposed + p.bias_c
-        h_new = _held(xp, self.hold_h, h, project_output(o * value(xp, H, exposed), p))
-        c_next = _held(xp, self.hold_c, c, c_new)
+        h_new = _apply_zoneout(xp, self.hold_h, h, project_output(o * value(xp, H, exposed), p))
+        c_next = _apply_zoneout(xp, self.hold_c, c, c_new)
         z, gates = Gates(z_i, z_f, z_g, z_o), Gates(i, f, g, o)
         return h_new, c_next, Step(z, gates, h_seen, product, c, unclipped, exposed, h_new, c_next)
 
@@ -222,15 +222,15 @@ class StepEquations(NamedTuple):
         (i, f, g, o), z, c_prev = step.gates, step.z, step.c_prev
         F, G, H = self.variant.activations
         w_i, w_f, w_o = _peepholes(xp, p)
-        dh_new, dh_old = _held_back(xp, self.hold_h, dh)
-        dc_new, dc_old = _held_back(xp, self.hold_c, dc)
+        dh_new, dh_old = _zoneout_backward(xp, self.hold_h, dh)
+        dc_new, dc_old = _zoneout_backward(xp, self.hold_c, dc)
 
         squashed = value(xp, H, step.exposed)
         dm = dh_new if p.weight_hr is None else dh_new @ p.weight_hr
         dexposed = dm * o * slope(xp, H, step.exposed, squashed)
         c_new = clipped(xp, step.unclipped, self.variant.cell_clip)
         dz_o = self._through_gate(xp, dm * squashed, F, z.o, o)
-        dc_new = _peeped(dc_new + _gained_back(xp, dexposed, c_new, p.gain_c), w_o, dz_o)
+        dc_new = _add_peephole(dc_new + _normalise_backward(xp, dexposed, c_new, p.gain_c), w_o, dz_o)
         dc_new = clipped_back(xp, dc_new, step.unclipped, self.variant.cell_clip)
 
         df = dc_new * c_prev
@@ -238,10 +238,10 @@ class StepEquations(NamedTuple):
         dz_i = self._through_gate(xp, di, F, z.i, i)
         dz_f = xp.zeros_like(df) if self.variant.coupled else self._through_gate(xp, df, F, z.f, f)
         dz_g = self._through_gate(xp, dc_new * i, G, z.g, g)
-        dc_prev = _peeped(_peeped(dc_new * f, w_i, dz_i), w_f, dz_f) + dc_old
+        dc_prev = _add_peephole(_add_peephole(dc_new * f, w_i, dz_i), w_f, dz_f) + dc_old
 
         dz = xp.concat([dz_i, dz_f, dz_g, dz_o], axis=-1)
-        dproduct = _gained_back(xp, dz, step.product, p.gain_hh)
+        dproduct = _normalise_backward(xp, dz, step.product, p.gain_hh)
         dh_seen = dproduct @ p.weight_hh
         dh_prev = (dh_seen if self.dropped is None else dh_seen * self.dropped) + dh_old
         normal = p.gain_hh is not None
@@ -270,7 +270,7 @@ class StepEquations(NamedTuple):
         dz, dproduct, h_seen, m, dh, *summed = steps
         product = x @ p.weight_ih.T
         dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalised(xp, product)[0], axis=0)
-        dzx = _gained_back(xp, dz, product, p.gain_ih)
+        dzx = _normalise_backward(xp, dz, product, p.gain_ih)
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
         twin = None if db is None else xp.asarray(db, copy=True)
         dweight_hr = None if m is None or dh is None else dh.T @ m
@@ -342,13 +342,13 @@ def normalised(xp: Namespace, a: Array) -> tuple[Array, Array]:
     return centred / deviation, deviation
 
 
-def _gained(xp: Namespace, a: Array, gain: Array | None) -> Array:
+def _normalise_and_scale(xp: Namespace, a: Array, gain: Array | None) -> Array:
     """Normalise `a` and multiply it by the gain; return `a` without a gain."""
     return a if gain is None else normalised(xp, a)[0] * gain
 
 
-def _gained_back(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Array:
-    """Return the gradient with respect to the input of `_gained`."""
+def _normalise_backward(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Array:
+    """Return the gradient with respect to the input of `_normalise_and_scale`."""
     if gain is None:
         return da
     unit, deviation = normalised(xp, a)
@@ -362,19 +362,19 @@ def _peepholes(xp: Namespace, p: LSTMParams) -> Sequence[Array | None]:
     return (None, None, None) if p.weight_ch is None else blocks(xp, p.weight_ch, 3)
 
 
-def _peeped(z: Array, w: Array | None, c: Array) -> Array:
+def _add_peephole(z: Array, w: Array | None, c: Array) -> Array:
     """Return ``z + w * c``, or z without peepholes; zero weights would turn an infinite c into NaN."""
     return z if w is None else z + w * c
 
 
-def _held(xp: Namespace, hold: Array | float, old: Array, new: Array) -> Array:
+def _apply_zoneout(xp: Namespace, hold: Array | float, old: Array, new: Array) -> Array:
     """Return the old values where a mask holds them, or a weighted mean of old and new values."""
     if isinstance(hold, float):
         return new if hold == 0 else hold * old + (1 - hold) * new
     return xp.where(hold, old, new)
 
 
-def _held_back(xp: Namespace, hold: Array | float, d: Array) -> tuple[Array, Array]:
+def _zoneout_backward(xp: Namespace, hold: Array | float, d: Array) -> tuple[Array, Array]:
     """Return the gradients with respect to the new and the old values."""
     nothing = xp.zeros_like(d)
     if isinstance(hold, float):

@@ -130,7 +130,7 @@ def step_time(cp: Any, like: Problem, kind: str, sizes: tuple[int, int], run: Ru
     for T in STEPS:
         shape = Shape(T=T, B=sizes[0], I=8, H=sizes[1])
         problem = trials.problem_of(shape, like, kind)
-        inputs = trials.each_array(trials.drawn(shape, problem.dtype), cp.asarray)
+        inputs = trials.each_array(trials.draw_inputs(shape, problem.dtype), cp.asarray)
         times = []
         for _ in range(REPEATS + 1):
             first, last = cp.cuda.Event(), cp.cuda.Event()

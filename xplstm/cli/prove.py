@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     key = identify(device, limit)
     path = proof.file_of(key)
     with proof.locked(path.with_suffix(".lock")):
-        before = known(path, key)
+        before = read_results(path, key)
     print(f"{key['device']}, {key['multiprocessors']} SMs, CuPy {key['cupy']}, NVRTC {key['nvrtc']}")
     print(f"results in {path}\n\n{COLUMNS}")
     passed = True
@@ -98,7 +98,7 @@ def identify(device: int, limit: float) -> dict[str, str]:
     return outcome.key
 
 
-def known(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
+def read_results(path: Path, key: dict[str, str]) -> dict[str, Verdict]:
     """Return the recorded results; empty if `record` did not write the file."""
     try:
         return proof.read(path, key)
@@ -120,7 +120,7 @@ def settle(
     """Return the recorded result of a kernel, or run its trials and record the result."""
     name, path = proof.name_of(kernel, kind), proof.file_of(key)
     with waiting(path.with_name(f"{path.stem}-{kernel}-{kind}.lock")):
-        found = known(path, key).get(name)
+        found = read_results(path, key).get(name)
         if found is not None and (found != old or not again):
             return Outcome(found, f"recorded on {found.date[:10]} {found.reason}".rstrip(), key)
         outcome = attempt(kernel, kind, device, limit)
@@ -158,8 +158,8 @@ def attempt(kernel: str, kind: str, device: int, limit: float) -> Outcome:
             end(process)
             raise
     last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-    how = f"no end within {limit:g} s" if late else f"{ended(process.returncode)} {last}".strip()
-    return understood(printed.decode(errors="replace"), how, clean=not late and process.returncode == 0)
+    how = f"no end within {limit:g} s" if late else f"{describe_exit(process.returncode)} {last}".strip()
+    return parse_output(printed.decode(errors="replace"), how, clean=not late and process.returncode == 0)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -171,12 +171,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def ended(code: int) -> str:
+def describe_exit(code: int) -> str:
     """Describe an exit code."""
     return f"ended by {signal.Signals(-code).name}:" if code < 0 else f"exit code {code}:"
 
 
-def understood(printed: str, how: str, *, clean: bool) -> Outcome:
+def parse_output(printed: str, how: str, *, clean: bool) -> Outcome:
     """Parse the output of a trial process; without a verdict, the reason is `how` the process ended."""
     said: dict[str, Any] = {}
     for line in printed.splitlines():

@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
     c_0: np.ndarray
 
 
-def drawn(dtype: str, shape: tuple[int, ...], seed: int, exponent: int) -> np.ndarray:
+def draw_numbers(dtype: str, shape: tuple[int, ...], seed: int, exponent: int) -> np.ndarray:
     """Return numbers in [-2**exponent, 2**exponent) from the upper bits of each random word."""
     bits, count = PRECISION[dtype], int(np.prod(shape))
     with np.errstate(over="ignore"):
@@ -72,7 +72,7 @@ def inputs(name: str, dtype: str) -> Inputs:
     shapes |= {"x": (T, B, I), "h_0": (B, H), "c_0": (B, H)}
     first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     made: dict[str, Any] = {
-        array: drawn(dtype, shape, first + k, -1 if array.startswith("weight") else 0)
+        array: draw_numbers(dtype, shape, first + k, -1 if array.startswith("weight") else 0)
         for k, (array, shape) in enumerate(shapes.items())
     }
     rest = [made.pop(array) for array in ("x", "h_0", "c_0")]
@@ -85,7 +85,7 @@ def _values(dtype: str) -> Iterator[float]:
     for v in (0.0, 2.0**least, 3 * 2.0 ** (least + 20), 2.0 ** (1 - bits // 2), 0.5 - 2.0**-bits, 0.5, *ends):
         yield from (v, -v)
     for exponent in (-4, -1, 0, 1, 2, 4):
-        yield from drawn(dtype, (12,), 100 + exponent, exponent).tolist()
+        yield from draw_numbers(dtype, (12,), 100 + exponent, exponent).tolist()
 
 
 def _functions(dtype: str) -> Inputs:

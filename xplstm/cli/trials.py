@@ -61,7 +61,7 @@ def run(kernel: str, kind: str, number: int) -> int:
     dtype = "float32" if kind in ("tf32", "all", FIT, IDENTITY) else kind
     like = Problem(xp, "cupy", device, dtype, 1, 1, 1, 1, 0, True, (False,), "all", True, STANDARD)
     like = like._replace(precision="tf32" if kind == "tf32" else None)
-    with device, poisoned(cp):
+    with device, poison_memory(cp):
         say(begun=key)
         made: Trials = MAKERS[kernel](cp, like, kind)
         for name, trial in made.items():
@@ -84,7 +84,7 @@ def say(**line: Any) -> None:
 
 
 @contextlib.contextmanager
-def poisoned(cp: Any) -> Iterator[None]:
+def poison_memory(cp: Any) -> Iterator[None]:
     """Fill all memory that CuPy allocates with bytes that are NaN in every float type."""
     pool = cp.get_default_memory_pool()
 
@@ -124,7 +124,7 @@ def persistent(cp: Any, like: Problem, kind: str) -> Trials:
         f"{LAUNCHES} launches": lambda: same_bits(cp, like, kind, contextlib.nullcontext, LAUNCHES),
         f"{LONG} steps": lambda: trials.check(engine, reference(), like, [Shape(T=LONG, B=4, I=3, H=40)]),
         "two streams": lambda: two_streams(cp, like, kind),
-        "next to other work": lambda: same_bits(cp, like, kind, lambda: occupied(cp, like.device), 5),
+        "next to other work": lambda: same_bits(cp, like, kind, lambda: occupy_device(cp, like.device), 5),
     }
     return found
 
@@ -166,7 +166,7 @@ def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) ->
     return list(found.values())
 
 
-def planned(forward: Plan, backward: Plan) -> Engine:
+def with_plans(forward: Plan, backward: Plan) -> Engine:
     """Return the persistent kernel with the given plans."""
     run_forward = partial(cupy_persistent.forward, plan=forward)
     run_backward = partial(cupy_persistent.backward, plan=backward)
@@ -177,13 +177,13 @@ def every_cut(cp: Any, like: Problem, kind: str, chip: cupy_persistent.Chip) -> 
     """Compare each kind of plan with the reference, and the outputs of all plans bit by bit."""
     for shape in cut_shapes(kind):
         problem = trials.problem_of(shape, like, kind)
-        inputs = trials.drawn(shape, problem.dtype)
+        inputs = trials.draw_inputs(shape, problem.dtype)
         want, there = trials.answers(reference(), problem, inputs), trials.each_array(inputs, cp.asarray)
         plans = [cuts(chip, shape, kind, backward) for backward in (False, True)]
         first: dict[str, bytes] = {}
         for n in range(max(map(len, plans)) if all(plans) else 0):
             pair = [each[n % len(each)] for each in plans]
-            got = trials.results(planned(*pair), problem, there)
+            got = trials.results(with_plans(*pair), problem, there)
             reason = trials.difference(got, want, trials.tolerance(shape, kind))
             outputs = {name: cp.asnumpy(got[name]).tobytes() for name in ("y", "h_n", "c_n")}
             first = first or outputs
@@ -204,7 +204,7 @@ def same_bits(
 ) -> str | None:
     """Run one problem repeatedly, and check that every result has the bits of the first."""
     problem = trials.problem_of(REPEATED, like, kind)
-    there = trials.each_array(trials.drawn(REPEATED, problem.dtype), cp.asarray)
+    there = trials.each_array(trials.draw_inputs(REPEATED, problem.dtype), cp.asarray)
     engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
     first = host_bytes(cp, trials.results(engine, problem, there))
     for n in range(count):
@@ -222,7 +222,7 @@ def host_bytes(cp: Any, found: dict[str, Any]) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def occupied(cp: Any, device: Any) -> Iterator[None]:
+def occupy_device(cp: Any, device: Any) -> Iterator[None]:
     """Keep half of the multiprocessors busy, from another stream."""
     chip = cupy_persistent.chip_of(device)
     kernel = launch.kernel("trial.cu", "occupy", "float32")
@@ -237,7 +237,7 @@ def occupied(cp: Any, device: Any) -> Iterator[None]:
 def two_streams(cp: Any, like: Problem, kind: str) -> str | None:
     """Run one problem on two streams at the same time."""
     problem = trials.problem_of(REPEATED, like, kind)
-    there = trials.each_array(trials.drawn(REPEATED, problem.dtype), cp.asarray)
+    there = trials.each_array(trials.draw_inputs(REPEATED, problem.dtype), cp.asarray)
     engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
     first = host_bytes(cp, trials.results(engine, problem, there))
     streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]

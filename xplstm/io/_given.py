@@ -76,7 +76,7 @@ def of_module(source: Any) -> Contents | None:
         # A flat state is a sequence of paths and values.
         tree = _tree(dict(source) if isinstance(source, Sequence) else source, 0)
         said: dict[str, dict[str, Any]] = {}
-        _said(source, "", 0, said)
+        _collect_options(source, "", 0, said)
         return contents(tree)._replace(where=where, said=said) if isinstance(tree, Mapping) else None
     return None
 
@@ -214,7 +214,7 @@ def _inside(value: Any) -> Mapping[Any, Any] | None:
     return vars(value) if _libraries(value) & _BY_ATTRIBUTES and hasattr(value, "__dict__") else None
 
 
-def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
+def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
     """Collect the options of nnx cells, or why no network of this package computes the same."""
     inside = _inside(value)
     if inside is None or depth > _DEEPEST:
@@ -238,7 +238,7 @@ def _said(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) 
         if of_cell["reverse"] and not own.get("keep_order"):
             of_cell["untold"] = ("reverse",)
     for key, part in inside.items():
-        _said(part, f"{start}{key}", depth + 1, said)
+        _collect_options(part, f"{start}{key}", depth + 1, said)
 
 
 def _package(function: Any) -> str:

@@ -11,13 +11,13 @@ from xplstm.io._contents import LONGEST_NAME, Contents, Found, shown
 from xplstm.io._given import as_path
 from xplstm.io._source import (
     Path,
-    as_saved,
     candidates_in,
+    constructor_call,
+    determines_layout,
     dtypes_of,
-    is_told,
     layouts_of,
     open_source,
-    spelled,
+    saved_network,
 )
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -94,11 +94,11 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
         contents = open_source(given)
         resolved = resolve(contents)
         candidates = _candidates(resolved)
-        sure = {found.prefix for found in candidates if is_told(contents, found)}
+        sure = {found.prefix for found in candidates if determines_layout(contents, found)}
         rows = [
             (shown(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _words(one))
             for one in candidates
-            if one.prefix not in sure or is_told(contents, one)
+            if one.prefix not in sure or determines_layout(contents, one)
         ]
         tensors = {shown(name, LONGEST_NAME): (t.shape, t.dtype) for name, t in contents.tensors.items()}
         where = contents.where if given is source else f"the {type(source).__name__}"
@@ -109,7 +109,7 @@ def _candidates(contents: Contents) -> list[Found]:
     """Return all networks that could be loaded: first the network that `save` wrote, in only one layout."""
     candidates = candidates_in(contents, layouts_of(contents))
     try:
-        saved = as_saved(contents, None, None)
+        saved = saved_network(contents, None, None)
     except FormatError as error:
         return [one._replace(problem=str(error)) for one in candidates]
     first = [] if saved is None else [saved]
@@ -119,7 +119,7 @@ def _candidates(contents: Contents) -> list[Found]:
 def _words(one: Found) -> str:
     """Return the constructor call of a network, or why it cannot be loaded."""
     own = f", called with constant {' and '.join(one.arguments)}" if one.arguments else ""
-    return printable(one.problem or spelled(one) + own)
+    return printable(one.problem or constructor_call(one) + own)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,13 +19,13 @@ from xplstm.io._source import (
     FREE,
     Path,
     Prefix,
-    as_saved,
-    called,
     cast,
-    chosen,
     dtypes_of,
-    listed,
+    label_of,
+    list_tensors,
     open_source,
+    saved_network,
+    select_network,
 )
 from xplstm.io._written import refuse_lost
 from xplstm.io.files._durable import write_durably
@@ -105,7 +105,8 @@ def load(
     with as_path(source) as given:
         contents, found = _find(given, format, prefix, dtype, options)
         if found.arguments:
-            msg = f"{contents.where}: {called(found)} is called with constant {' and '.join(found.arguments)}"
+            constants = " and ".join(found.arguments)
+            msg = f"{contents.where}: {label_of(found)} is called with constant {constants}"
             raise FormatError(f"{msg}; call xplstm.io.load_with_call to load the network and its arguments")
         return _build(contents, found, xp, device, options)
 
@@ -177,9 +178,9 @@ def _find(
     if dtype is not None:
         contents = cast(contents, _checks.dtype(dtype))
     contents = resolve(contents)
-    found = as_saved(contents, layout, prefix) or chosen(contents, layout, prefix, options)
+    found = saved_network(contents, layout, prefix) or select_network(contents, layout, prefix, options)
     if found.problem is not None:
-        msg = f"{contents.where}: {called(found)}: {found.problem}"
+        msg = f"{contents.where}: {label_of(found)}: {found.problem}"
         raise FormatError(msg)
     if layout is None and "format" in found.untold:
         what = f"{contents.where} has the weights of a {found.kind}, but not its functions or merge"
@@ -187,7 +188,7 @@ def _find(
         msg = f"format=None: {what}; pass format={found.layout!r} if they are {usual}"
         raise ArgumentError(msg)
     if "reverse" in found.untold and "reverse" not in options:
-        msg = f"{contents.where}: {called(found)} returns its outputs in reverse order of time"
+        msg = f"{contents.where}: {label_of(found)} returns its outputs in reverse order of time"
         raise ArgumentError(f"{msg}; pass reverse=True for a layer with the same outputs in order of time")
     return contents, found
 
@@ -249,7 +250,7 @@ def arrays(
             if name.startswith(start)
         }
         if prefix and not found:
-            msg = f"prefix={prefix!r} matches no tensor; {contents.where} has {listed(contents)}"
+            msg = f"prefix={prefix!r} matches no tensor; {contents.where} has {list_tensors(contents)}"
             raise ArgumentError(msg)
         return found
 
@@ -460,7 +461,7 @@ def _build(
     """Make the network from its description."""
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
-        what = f"{called(found)} has dtypes {dtypes_of(contents, found)}"
+        what = f"{label_of(found)} has dtypes {dtypes_of(contents, found)}"
         msg = f"{contents.where}: {what}, expected one of {', '.join(_array.FLOATS)}; pass dtype= to convert"
         if any(name.startswith("q") for name in dtypes):
             msg += ", which also dequantises"
@@ -468,7 +469,8 @@ def _build(
     for name in options.keys() & found.options.keys() - {*FREE}:
         held, given = found.options[name], options[name]
         if held != given:
-            msg = f"{contents.where}: {called(found)} has {name}={held!r}, which {name}={given!r} contradicts"
+            which = f"{name}={held!r}, which {name}={given!r} contradicts"
+            msg = f"{contents.where}: {label_of(found)} has {which}"
             raise ArgumentError(msg)
     arguments = {**found.options, **options}
     untold = [name for name in found.untold if name not in arguments and name != "format"]
@@ -483,11 +485,11 @@ def _build(
     except FormatError:
         raise
     except XplstmError as error:
-        msg = f"{contents.where}: {called(found)}: {error}"
+        msg = f"{contents.where}: {label_of(found)}: {error}"
         raise type(error)(msg) from error
     shapes = {name: tuple(a.shape) for name, a in params.items()}
     if shapes != network.shapes:
-        msg = f"{contents.where}: {called(found)} has shapes {shapes}, expected {network.shapes}"
+        msg = f"{contents.where}: {label_of(found)} has shapes {shapes}, expected {network.shapes}"
         raise FormatError(msg)
     _check_finite(contents, found, params)
     home = network._home()
@@ -506,7 +508,7 @@ def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array])
             theirs = {shown(name): contents.tensors[name].array() for name in found.names}
             _checks.all_finite({**theirs, **params}, REMEDY)
     except ArgumentError as error:
-        msg = f"{contents.where}: {called(found)}: {error}"
+        msg = f"{contents.where}: {label_of(found)}: {error}"
         raise FormatError(msg) from error
 
 

@@ -97,10 +97,10 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
             key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
             if key not in found or (found[key].problem and not one.problem):
                 found[key] = one
-    return check_unused(contents, [_told(contents, one) for one in found.values()])
+    return check_unused(contents, [_with_module_options(contents, one) for one in found.values()])
 
 
-def _told(contents: Contents, one: Found) -> Found:
+def _with_module_options(contents: Contents, one: Found) -> Found:
     """Return a network with the options and the problem of the module in memory."""
     said = dict(contents.said.get(one.prefix, {}))
     problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
@@ -111,14 +111,14 @@ def _told(contents: Contents, one: Found) -> Found:
     return one._replace(options={**one.options, **said}, problem=problem, untold=untold)
 
 
-def is_told(contents: Contents, found: Found) -> bool:
+def determines_layout(contents: Contents, found: Found) -> bool:
     """Return whether the contents determine the layout; Equinox files without names do not."""
     if contents.file == "eqx":
         return False
     return contents.layout is not None or _registry.layout(found.layout).SURE
 
 
-def chosen(
+def select_network(
     contents: Contents, layout: str | None, prefix: Prefix | None, options: Mapping[str, Any]
 ) -> Found:
     """Return the requested network; a list of prefixes stacks cells."""
@@ -138,7 +138,7 @@ def chosen(
     return combine(" + ".join(one for layer in layers for one in layer), stack)
 
 
-def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> Found | None:
+def saved_network(contents: Contents, layout: str | None, prefix: Prefix | None) -> Found | None:
     """Return the network that `save` wrote under another library's names, unless the arguments exclude it."""
     words = words_of(contents)
     if words is None or prefix is not None or layout not in (None, words.format):
@@ -148,7 +148,7 @@ def as_saved(contents: Contents, layout: str | None, prefix: Prefix | None) -> F
         msg = f"{what} has layers={words.layers}, and the file has tensors of {words.beyond[0]!r} too"
         raise FormatError(msg)
     try:
-        found = chosen(contents, words.format, words.places, {"bidirectional": words.bidirectional})
+        found = select_network(contents, words.format, words.places, {"bidirectional": words.bidirectional})
     except ArgumentError as error:
         msg = f"{what} does not fit its tensors: {error}"
         raise FormatError(msg) from error
@@ -187,17 +187,19 @@ def _one(
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
         what = f"{contents.where} has {len(names) if here else 'no such'} networks"
-        choices = _lines(f"{called(one)}: {one.problem or spelled(one)}" for one in here or candidates)
+        choices = _lines(
+            f"{label_of(one)}: {one.problem or constructor_call(one)}" for one in here or candidates
+        )
         msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
         raise ArgumentError(printable(msg))
     sizes = {name: value for name, value in options.items() if name in _SIZES}
     fitting = [one for one in here if all(one.options.get(n, v) == v for n, v in sizes.items())]
     if not fitting:
-        msg = f"{dict(options)} contradicts {contents.where}, which contains {spelled(here[0])}"
+        msg = f"{dict(options)} contradicts {contents.where}, which contains {constructor_call(here[0])}"
         raise ArgumentError(printable(msg))
-    told = [one for one in fitting if layout is not None or is_told(contents, one)]
+    told = [one for one in fitting if layout is not None or determines_layout(contents, one)]
     if len(told) != 1 and all(one.problem for one in fitting):
-        choices = _lines(f"{called(one)}: {one.problem}" for one in fitting)
+        choices = _lines(f"{label_of(one)}: {one.problem}" for one in fitting)
         msg = f"{contents.where} contains tensors whose shapes fit no format with their names\n{choices}"
         raise FormatError(printable(msg))
     if len(told) != 1:
@@ -207,7 +209,7 @@ def _one(
 
 def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
     """Return a message about the argument that the caller must pass."""
-    choices = _lines(f"format={one.layout!r}: {spelled(one)}, {one.gates}" for one in fitting)
+    choices = _lines(f"format={one.layout!r}: {constructor_call(one)}, {one.gates}" for one in fitting)
     if len({one.layout for one in fitting}) < len(fitting):
         return f"bidirectional= is needed: the shapes in {contents.where} fit several networks\n{choices}"
     return f"format= is needed: the names in {contents.where} fit several gate orders\n{choices}"
@@ -216,7 +218,7 @@ def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
 def _nothing(contents: Contents, layout: str | None) -> str:
     """Return the message for contents without a network, with a list of the tensors."""
     of = f" of format {layout!r}" if layout is not None else ""
-    return f"{contents.where} contains no known LSTM{of}; it contains {listed(contents)}"
+    return f"{contents.where} contains no known LSTM{of}; it contains {list_tensors(contents)}"
 
 
 def _lines(choices: Iterable[str]) -> str:
@@ -226,7 +228,7 @@ def _lines(choices: Iterable[str]) -> str:
     return "\n".join(lines[:_SHOWN] + more)
 
 
-def listed(contents: Contents) -> str:
+def list_tensors(contents: Contents) -> str:
     """Return the first tensors, and the number of the others."""
     first = islice(contents.tensors.items(), _SHOWN)
     names = [f"{shown(name)[:_LONGEST_LINE]} {t.shape} {t.dtype}" for name, t in first]
@@ -234,12 +236,12 @@ def listed(contents: Contents) -> str:
     return (", ".join(names) or "nothing") + (f" and {rest} more" if rest else "")
 
 
-def called(found: Found) -> str:
+def label_of(found: Found) -> str:
     """Return a name for a network that distinguishes it from others."""
     return f"prefix={shown(found.prefix)!r}, format={found.layout!r}"
 
 
-def spelled(found: Found) -> str:
+def constructor_call(found: Found) -> str:
     """Return the constructor call of a network."""
     options = dict(found.options)
     first = ("input_size", "hidden_size", "output_size")

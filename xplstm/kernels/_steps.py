@@ -20,30 +20,30 @@ def fresh(xp: Namespace, reset: Array, exists: Array | None, reverse: tuple[bool
     A forward direction starts from zeros at this step, and a reverse direction at the last existing step
     before the border.
     """
-    first = reset if exists is None else _moved(xp, reset, exists, 1)
+    first = reset if exists is None else _move_to_existing(xp, reset, exists, 1)
     directions = {False: first}
     if True in reverse:
-        last = _shifted(xp, first, -1)
-        directions[True] = last if exists is None else _moved(xp, last, exists, -1)
+        last = _shift_time(xp, first, -1)
+        directions[True] = last if exists is None else _move_to_existing(xp, last, exists, -1)
     if len(reverse) == 1:
         return directions[reverse[0]][None, ...]
     return xp.stack([directions[back] for back in reverse], axis=0)
 
 
-def _moved(xp: Namespace, flags: Array, exists: Array, by: int) -> Array:
+def _move_to_existing(xp: Namespace, flags: Array, exists: Array, by: int) -> Array:
     """Move each flag to the next existing step, later for `by` = 1 and earlier for `by` = -1.
 
     The algorithm is the parallel prefix of Kogge and Stone (1973) over time.
     """
-    passes, reach = _shifted(xp, xp.logical_not(exists), by), 1
+    passes, reach = _shift_time(xp, xp.logical_not(exists), by), 1
     while reach < flags.shape[0]:
-        flags = xp.logical_or(flags, xp.logical_and(passes, _shifted(xp, flags, by * reach)))
-        passes = xp.logical_and(passes, _shifted(xp, passes, by * reach))
+        flags = xp.logical_or(flags, xp.logical_and(passes, _shift_time(xp, flags, by * reach)))
+        passes = xp.logical_and(passes, _shift_time(xp, passes, by * reach))
         reach *= 2
     return xp.logical_and(flags, exists)
 
 
-def _shifted(xp: Namespace, flags: Array, by: int) -> Array:
+def _shift_time(xp: Namespace, flags: Array, by: int) -> Array:
     """Shift `flags` along time, later for a positive `by`, and fill with False."""
     kept = flags[:-by, :] if by > 0 else flags[-by:, :]
     none = xp.zeros_like(flags[: flags.shape[0] - kept.shape[0], :])

@@ -156,7 +156,7 @@ def _sized(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
     return _sized_back(p, chip, H, kind) if backward else _sized_forward(p, H, kind)
 
 
-def _held(p: Plan, backward: bool, wide: int) -> int:
+def _cell_bytes(p: Plan, backward: bool, wide: int) -> int:
     """Return the bytes of a block's cells and one flag: Held and HeldBack in walk.cuh."""
     return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 4) + 4
 
@@ -165,14 +165,14 @@ def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
     """Return the plan with its bytes: weights, h, sums, biases and cells; several passes double-buffer h."""
     columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, launch.KINDS[kind]
     numbers = H * (columns + rows * min(p.passes, 2)) + _up(H, BLOCK_OF_K) * rows * columns + columns
-    return p._replace(shared=numbers * wide + _held(p, False, wide))
+    return p._replace(shared=numbers * wide + _cell_bytes(p, False, wide))
 
 
 def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
     """Return the plan with its bytes: weights, sums, cells, and dz, whole or in double-buffered chunks."""
     rows, wide = p.tiles * p.tile_rows, launch.KINDS[kind]
     slices = max(1, THREADS // WARP // (p.tiles * (p.units // UNITS)))
-    fixed = (4 * H * p.units + slices * rows * p.units) * wide + _held(p, True, wide)
+    fixed = (4 * H * p.units + slices * rows * p.units) * wide + _cell_bytes(p, True, wide)
     room = max(0, chip.shared - fixed) // (rows * wide)
     whole = p.passes == 1 and room >= 4 * H
     chunk = 4 * H if whole else min(4 * H, room // 8 * 4)
@@ -207,7 +207,7 @@ def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
     s = sliced(p, H, kind, backward)
     rest = THREADS // WARP * s.rest * s.columns * WARP * 8
     parts = s.slices * p.tiles * TILE_ROWS * 8 * s.columns * 4
-    return rest + parts + (0 if backward else 16 * p.units) + _held(p, backward, 4)
+    return rest + parts + (0 if backward else 16 * p.units) + _cell_bytes(p, backward, 4)
 
 
 def plan_cost(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:

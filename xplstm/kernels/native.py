@@ -275,7 +275,7 @@ def _hold(problem: Problem, draw: Draw | None, size: int, stride: int) -> np.nda
     return flags
 
 
-def _seen(h_0: np.ndarray, noise: Noise | None) -> np.ndarray:
+def _drop_initial_h(h_0: np.ndarray, noise: Noise | None) -> np.ndarray:
     """Return the initial h after recurrent dropout, the input of the products."""
     dropped = [] if noise is None else [mask for mask, *_ in noise if mask is not None]
     return h_0 * np.stack(dropped) if dropped else h_0
@@ -435,7 +435,7 @@ def backward(
 ) -> tuple[np.ndarray | None, LSTMState, tuple[Params, ...]]:
     """Return the gradients with respect to x (if dx is True), the initial state and the parameters."""
     problem, packed, x, h_0, lengths, mask, fresh, noise, kept = residuals
-    h_0 = _seen(h_0, noise)
+    h_0 = _drop_initial_h(h_0, noise)
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype) if problem.dx else None
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))

@@ -114,7 +114,7 @@ class Packing(NamedTuple):
         out[slice(lo, hi) if self.order is None else self.order[lo:hi]] = a[:, lo:hi].T
 
 
-class Kept(NamedTuple):
+class DirectionResiduals(NamedTuple):
     """The residuals of one direction."""
 
     packing: Packing
@@ -132,7 +132,7 @@ class Residuals(NamedTuple):
     problem: Problem
     weights: tuple[Weights, ...]
     x: np.ndarray
-    kept: tuple[Kept, ...]
+    kept: tuple[DirectionResiduals, ...]
 
 
 def supports(problem: Problem) -> str | None:
@@ -232,14 +232,14 @@ def _walk(
     start: LSTMState,
     y: np.ndarray,
     end: LSTMState,
-) -> Kept:
+) -> DirectionResiduals:
     """Run one direction and write `y` and `end`; without `keep`, all steps share the same buffers."""
     H, P, B, starts, keep = problem.H, problem.output_size, problem.B, packing.starts, problem.keep
     held = starts[-1] if keep else B
     gates_held, c_held = (_recycled.empty((n * held,), x.dtype) for n in (4 * H, H))
     m_buffer, h_buffer = np.empty(H * B, x.dtype), np.empty(P * B, x.dtype)
     h, c = packing.sort(start.h), packing.sort(start.c)
-    kept = Kept(packing, [], [c], _recycled.empty((B + held if keep else 0, P), x.dtype))
+    kept = DirectionResiduals(packing, [], [c], _recycled.empty((B + held if keep else 0, P), x.dtype))
     if keep:
         kept.h[:B] = h.T
     zx_buffer = _block_buffer(4 * H, min(starts[-1], max(FORWARD_ROWS, B)), x.dtype)
@@ -330,7 +330,7 @@ def backward(
 def _walk_back(
     problem: Problem,
     w: Weights,
-    kept: Kept,
+    kept: DirectionResiduals,
     x: np.ndarray,
     dy: np.ndarray,
     dend: LSTMState,
@@ -419,7 +419,7 @@ def _deactivate(
     return tanh_c
 
 
-def _previous(kept: Kept, lo: int, hi: int, B: int) -> np.ndarray:
+def _previous(kept: DirectionResiduals, lo: int, hi: int, B: int) -> np.ndarray:
     """Return the packed rows of h before each of the steps ``lo:hi``."""
     starts, fresh = kept.packing.starts, kept.packing.fresh
     if kept.packing.order is None and not fresh:

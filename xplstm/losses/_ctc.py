@@ -149,7 +149,7 @@ def _forward(xp: Namespace, log_q: Array, states: Array, blank: int) -> Array:
     for t in range(1, log_q.shape[0]):
         one = xp.concat([low[:, :1], now[:, :-1]], axis=1)
         two = xp.where(skips, xp.concat([low[:, :2], now[:, :-2]], axis=1)[:, :width], low)
-        now = _floored(xp, _log_sum(xp, (now, one, two)) + log_q[t, ...])
+        now = _bound_below(xp, _log_sum(xp, (now, one, two)) + log_q[t, ...])
         found.append(now)
     return xp.stack(found)
 
@@ -169,7 +169,7 @@ def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: A
             step = now + log_q[t + 1, ...]
             one = xp.concat([step[:, 1:], low[:, :1]], axis=1)
             two = xp.where(skips, xp.concat([step[:, 2:], low[:, :2]], axis=1)[:, :width], low)
-            now = _floored(xp, _log_sum(xp, (step, one, two)))
+            now = _bound_below(xp, _log_sum(xp, (step, one, two)))
         now = xp.where((lengths == t + 1)[:, None], ends, now)
         found.insert(0, now)
     return xp.stack(found)
@@ -199,7 +199,7 @@ def _log_sum(xp: Namespace, terms: tuple[Array, ...] | list[Array]) -> Array:
     return largest + xp.log(functools.reduce(lambda a, b: a + b, [xp.exp(t - largest) for t in terms]))
 
 
-def _floored(xp: Namespace, x: Array) -> Array:
+def _bound_below(xp: Namespace, x: Array) -> Array:
     """Return `x` with LOWEST as its lower bound."""
     return xp.maximum(x, xp.full_like(x, LOWEST))
 

@@ -54,7 +54,7 @@ class Composite(Summary, ABC):
     @property
     def params(self) -> Params:
         """All parameters by name."""
-        return prefixed({part: layer.params for part, layer in self._layers.items()})
+        return join_prefixed({part: layer.params for part, layer in self._layers.items()})
 
     @params.setter
     def params(self, params: Mapping[str, Array]) -> None:
@@ -365,7 +365,7 @@ class Composite(Summary, ABC):
         return _array.asarray(numbers, home.xp, home.device)
 
 
-def prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
+def join_prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
     """Join several dicts into one, with names such as ``lstm.weight_ih_l0``."""
     return {f"{part}.{name}": a for part, named in groups.items() for name, a in named.items()}
 

@@ -261,7 +261,7 @@ def _swapped(a: Array) -> Array:
     return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))
 
 
-def opened(inputs: Array | tuple[Array, Any]) -> Ragged:
+def split_batch(inputs: Array | tuple[Array, Any]) -> Ragged:
     """Return the array and the lengths, which are None if all sequences have T steps."""
     if isinstance(inputs, tuple) and len(inputs) != 2:
         msg = f"the batch is a tuple of {len(inputs)}, expected an array or Ragged(x, lengths)"
@@ -297,7 +297,7 @@ def count_existing(exists: Array | None, shape: tuple[int, ...]) -> int:
     return int(xp.sum(xp.astype(exists, xp.int64)))
 
 
-def cleared(batch: Ragged, name: str) -> Array:
+def clear_padding(batch: Ragged, name: str) -> Array:
     """Return the ids of the argument `name`, with 0 after the length of each entry."""
     exists = existing(batch, name)
     if exists is None:

@@ -12,7 +12,7 @@ from xplstm._errors import ArgumentError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
-from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, join_prefixed
 from xplstm.models.batching import count_existing
 from xplstm.nn import LSTM, Dropout, Embedding, Linear
 
@@ -247,7 +247,7 @@ class CharLM(Composite):
         def pullback(factor: float = 1.0) -> Params:
             dy, dlinear = linear_pullback(loss_pullback(_values.finite("factor", factor)))
             dx, _, dlstm = lstm_pullback(dropout_pullback(dy))
-            return prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
+            return join_prefixed({"embedding": embedding_pullback(dx), "lstm": dlstm, "linear": dlinear})
 
         return loss, state, pullback
 

@@ -12,10 +12,10 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, join_prefixed
 from xplstm.models._pooling import POOLS, in_blocks
 from xplstm.models._task import GAPS, Task, TaskName, check_features
-from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened
+from xplstm.models.batching import Ragged, clear_padding, count_existing, existing, split_batch
 from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
 
 if TYPE_CHECKING:
@@ -271,11 +271,11 @@ class SequenceClassifier(Composite):
         """Return the logits, and check that features are finite; saturated gates would hide an infinity."""
         reading = self._reading(x)
         if self.embedding is None and _blocks.is_dask(reading.x):
-            checked = _blocks.finite(reading.x, existing(opened(x)), GAPS)
+            checked = _blocks.finite(reading.x, existing(split_batch(x)), GAPS)
             return self._logits(reading._replace(x=checked), state)
         logits = self._logits(reading, state)  # which checks x
         if self.embedding is None and not _array.is_lazy(reading.x):
-            _checks.finite("x", reading.x, GAPS, existing(opened(x)))
+            _checks.finite("x", reading.x, GAPS, existing(split_batch(x)))
         return logits
 
     def predict(self, x: Array | Ragged, state: State = None) -> Array:
@@ -460,7 +460,7 @@ class SequenceClassifier(Composite):
             grads = {"lstm": dlstm, "linear": dlinear}
             if embedding_pullback is not None:
                 grads = {"embedding": embedding_pullback(dx)} | grads
-            return prefixed(grads)
+            return join_prefixed(grads)
 
         return loss, state_n, pullback
 
@@ -477,7 +477,7 @@ class SequenceClassifier(Composite):
 
     def _reading(self, inputs: Array | Ragged) -> _Reading:
         """Return the network input from an argument, with `exists` only if pooling or the loss needs it."""
-        batch = opened(inputs)
+        batch = split_batch(inputs)
         _array.namespace(batch.x, "x")
         if self.embedding is None:
             check_features("x", batch.x)
@@ -487,7 +487,7 @@ class SequenceClassifier(Composite):
             msg = f"x has shape {tuple(batch.x.shape)}, expected ids of tokens (T, B) or (T,)"
             raise ShapeError(msg)
         exists, padding = existing(batch), self.embedding.padding_idx
-        ids = cleared(batch, "x")
+        ids = clear_padding(batch, "x")
         if padding is None:
             return _Reading(ids, batch.lengths, None, exists)
         filled: Any = batch.x != padding

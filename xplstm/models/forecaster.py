@@ -12,10 +12,10 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.models._composite import Params, State, between_layers, prefixed
+from xplstm.models._composite import Params, State, between_layers, join_prefixed
 from xplstm.models._forecast_roles import LARGEST, SMALLEST, Roles, check_future
 from xplstm.models._forecast_series import SeriesModel
-from xplstm.models.batching import Ragged, WithFuture, count_existing, existing, opened
+from xplstm.models.batching import Ragged, WithFuture, count_existing, existing, split_batch
 from xplstm.nn import LSTM, Dropout, Linear, _blocks
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Forecaster(SeriesModel):
         ShapeError, DTypeError, BackendError, ArgumentError
             As for `xplstm.LSTM`.
         """
-        if _blocks.takes(opened(x.x if isinstance(x, WithFuture) else x).x, self._home()):
+        if _blocks.takes(split_batch(x.x if isinstance(x, WithFuture) else x).x, self._home()):
             return self._in_blocks(x, state)
         read = self._read(x)
         y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
@@ -276,7 +276,7 @@ class Forecaster(SeriesModel):
             msg = "x is a Dask array with a future, which only forecast accepts; use x.x.compute() for a call"
             raise ArgumentError(msg)
         check_future(None, self._roles)
-        batch = opened(x)
+        batch = split_batch(x)
         self._check_blocks(batch.x)
         steps, shape = "tb"[: batch.x.ndim - 1], dict(zip("uvw", self._roles.shape, strict=False))
         dtype, work = batch.x.dtype, Forecaster._standardised
@@ -495,7 +495,7 @@ class Forecaster(SeriesModel):
             dloss = loss_pullback(_values.finite("factor", factor))
             dy, dlinear = linear_pullback(forecast_pullback(dloss))
             _, _, dlstm = lstm_pullback(dropout_pullback(dy))
-            return prefixed({"lstm": dlstm, "linear": dlinear})
+            return join_prefixed({"lstm": dlstm, "linear": dlinear})
 
         return loss, state_n, pullback
 
@@ -509,14 +509,14 @@ class Forecaster(SeriesModel):
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return the number of elements over which the loss is averaged."""
-        x = opened(inputs.x if isinstance(inputs, WithFuture) else inputs)
+        x = split_batch(inputs.x if isinstance(inputs, WithFuture) else inputs)
         return count_existing(existing(x), tuple(x.x.shape[:-1]))
 
     def _read(self, inputs: Inputs) -> _Read:
         """Check a batch, and convert it to the units of the network."""
         given, future = inputs if isinstance(inputs, WithFuture) else (inputs, None)
         check_future(future, self._roles)
-        batch = opened(given)
+        batch = split_batch(given)
         z = self._standardised(batch.x)
         exists = existing(batch)
         if future is None or self.horizon is None:

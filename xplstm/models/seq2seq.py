@@ -13,8 +13,8 @@ from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
-from xplstm.models._composite import Composite, Params, State, between_layers, prefixed
-from xplstm.models.batching import Ragged, cleared, count_existing, existing, opened, pad
+from xplstm.models._composite import Composite, Params, State, between_layers, join_prefixed
+from xplstm.models.batching import Ragged, clear_padding, count_existing, existing, pad, split_batch
 from xplstm.models.decoding import Hypothesis
 from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
 
@@ -305,7 +305,7 @@ class Seq2Seq(Composite):
         True
         """
         logits, between = self(source, target, state)
-        opened_target = opened(target)
+        opened_target = split_batch(target)
         return losses.softmax_cross_entropy(logits, opened_target.x, mask=existing(opened_target, "target"))[
             0
         ], between
@@ -358,7 +358,7 @@ class Seq2Seq(Composite):
         """
         rng = None if rng is None else _values.generator("rng", rng)
         source, target = _check_pair(inputs, targets)
-        x, source_pullback = self.encoder_embedding.vjp(cleared(source, "source"))
+        x, source_pullback = self.encoder_embedding.vjp(clear_padding(source, "source"))
         _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)
         read = self._forced(target) if self.teacher_forcing == 1 else self._mixed(target, between, rng)
         x, target_pullback = self.decoder_embedding.vjp(read)
@@ -372,13 +372,13 @@ class Seq2Seq(Composite):
             dx, dbetween, ddecoder = decoder_pullback(dropout_pullback(dy))
             dx_source, _, dencoder = encoder_pullback(None, dbetween)
             grads = (source_pullback(dx_source), dencoder, target_pullback(dx), ddecoder, dlinear)
-            return prefixed(dict(zip(self._parts, grads, strict=True)))
+            return join_prefixed(dict(zip(self._parts, grads, strict=True)))
 
         return loss, between, pullback
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return the number of elements over which the loss is averaged."""
-        target = opened(targets)
+        target = split_batch(targets)
         return count_existing(existing(target, "target"), tuple(target.x.shape))
 
     def decode(
@@ -423,7 +423,7 @@ class Seq2Seq(Composite):
         >>> [len(row) for row in found]
         [3, 3]
         """
-        ids = opened(source).x
+        ids = split_batch(source).x
         _array.namespace(ids, "source")
         if _blocks.takes(ids, self._home()):
             msg = "source is a Dask array, but decode returns lists; use source.compute(), or call decode "
@@ -494,12 +494,13 @@ class Seq2Seq(Composite):
 
     def _read(self, source: Array | Ragged, state: State) -> LSTMState:
         """Return the final state of the encoder."""
-        batch = opened(source)
-        return self.encoder(self.encoder_embedding(cleared(batch, "source")), state, lengths=batch.lengths)[1]
+        batch = split_batch(source)
+        x = self.encoder_embedding(clear_padding(batch, "source"))
+        return self.encoder(x, state, lengths=batch.lengths)[1]
 
     def _forced(self, target: Array | Ragged) -> Array:
         """Return the decoder input with teacher forcing: the target, shifted by one step."""
-        ids: Any = cleared(opened(target), "target")
+        ids: Any = clear_padding(split_batch(target), "target")
         if not _blocks.is_dask(ids):
             return _one_later(self.end, ids)
         axes = "tb"[: ids.ndim]
@@ -543,7 +544,7 @@ def _one_later(first: int, ids: Array) -> Array:
 
 def _check_pair(source: Array | Ragged, target: Array | Ragged) -> tuple[Ragged, Ragged]:
     """Return source and target, and check that their batch sizes are equal."""
-    pair = opened(source), opened(target)
+    pair = split_batch(source), split_batch(target)
     shapes = []
     for name, batch in zip(("source", "target"), pair, strict=True):
         _array.namespace(batch.x, name)

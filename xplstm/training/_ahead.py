@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
-from xplstm.training._data import Found, Place, Source, owned
+from xplstm.training._data import Found, Place, Source, copy_arrays
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ class _Reader:
                 return
             try:
                 found = self._source.batch(place)
-                found = found._replace(inputs=owned(found.inputs), targets=owned(found.targets))
+                found = found._replace(inputs=copy_arrays(found.inputs), targets=copy_arrays(found.targets))
             except BaseException as error:
                 self._found.put((place, error))
                 return

@@ -16,7 +16,7 @@ from xplstm.nn import Dropout
 from xplstm.optim import Optimizer, Plateau
 from xplstm.optim._optimizer import matches, patterns
 from xplstm.training._run import Event, Model, Options, Run
-from xplstm.training._saved import as_json, tied
+from xplstm.training._saved import as_json, ties_of
 from xplstm.training._shards import Shards
 
 Callback: TypeAlias = Callable[[Event], object]
@@ -167,7 +167,7 @@ def _frozen(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ..
     if len(frozen) == len(params):
         msg = f"frozen={list(chosen)} leaves no parameter to train"
         raise ArgumentError(msg)
-    for names in tied(params):
+    for names in ties_of(params):
         if 0 < len({*names} & {*frozen}) < len(names):
             msg = f"frozen has some of {names}, which share one array; freeze all of them or none"
             raise ArgumentError(msg)

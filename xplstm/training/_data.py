@@ -235,7 +235,7 @@ class _Iterated:
         self._again = iter(batches) is not batches
         self._batches = iter(batches)
         self._last: Any = None
-        self._next, self._ahead = 0, owned(next(self._batches, _END))
+        self._next, self._ahead = 0, copy_arrays(next(self._batches, _END))
         if self._ahead is _END:
             raise _no_batches(epoch, self._again)
         self.shapes = _shapes(_pair(self._ahead, Place(epoch, 0)))
@@ -244,16 +244,16 @@ class _Iterated:
         """Return one batch."""
         while self._next <= place.position and self._ahead is not _END:
             self._last = self._ahead
-            self._next, self._ahead = self._next + 1, owned(next(self._batches, _END))
+            self._next, self._ahead = self._next + 1, copy_arrays(next(self._batches, _END))
         if self._next != place.position + 1:
             msg = f"data ended after {self._next} batches of epoch {place.epoch}, expected {place}"
             raise ArgumentError(msg)
         return Found(*_pair(self._last, place), None, self._ahead is _END, None)
 
 
-def owned(tree: Any) -> Any:
+def copy_arrays(tree: Any) -> Any:
     """Copy the NumPy arrays of a batch, since a source may reuse their memory."""
-    return _trees.replaced("", tree, lambda _, a: a.copy(order="K") if isinstance(a, np.ndarray) else a)
+    return _trees.map_arrays("", tree, lambda _, a: a.copy(order="K") if isinstance(a, np.ndarray) else a)
 
 
 def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:

@@ -211,7 +211,7 @@ def fit(
         run.at = run.at._replace(extra=kept, model=config)
         return run
 
-    run, owner = _agreed(team, begun, plan), os.getpid()
+    run, owner = _compare_runs(team, begun, plan), os.getpid()
     reading = ahead(run.source, plan.read_ahead, plan.epochs)
     reports = bar(progress if team.is_first else False, run.at.update, updates)
     with reports as report, team.signals(), reading as run.read:
@@ -320,7 +320,7 @@ def _write(run: Run, plan: Plan) -> dict[str, Any]:
     return {"update": run.at.update, "the digest of the parameters": digest(run.at.params)}
 
 
-def _agreed(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
+def _compare_runs(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
     """Return the run of this rank after all ranks have compared their runs."""
     begun: list[Run] = []
 

@@ -37,7 +37,7 @@ def still_finite(alive: Array, arrays: Iterable[Array]) -> Array:
     return alive
 
 
-def kept(alive: Array, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def select_finite(alive: Array, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """Return `new` if `alive`, else `old`, or 0 for arrays not in `old`; shared arrays stay shared."""
     chosen: dict[tuple[int, int], Any] = {}
     result: dict[str, Any] = {}

@@ -15,7 +15,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._typing import Array
-from xplstm.training._saved import Checkpoint, identity, load_checkpoint, tied
+from xplstm.training._saved import Checkpoint, identity, load_checkpoint, ties_of
 from xplstm.training._team import Team
 
 REMEDY = "use the options of that run, or start a new run with resume=False"
@@ -102,8 +102,8 @@ def check_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
     averages = {name: (wide.get(dtype, dtype), shape) for name, (dtype, shape) in ours.items()}
     if at.average is not None:
         _check_same("average.", averages, at.average)
-    if tied(own) != tied(at.params):
-        msg = f"the model shares arrays among {tied(own)}, but the checkpoint among {tied(at.params)}"
+    if ties_of(own) != ties_of(at.params):
+        msg = f"the model shares arrays among {ties_of(own)}, but the checkpoint among {ties_of(at.params)}"
         raise FormatError(msg)
 
 

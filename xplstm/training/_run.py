@@ -325,9 +325,9 @@ class Run:
         alive = _judge.still_finite(good == len(self._places), [*judged, *averages])
         self._good = good + xp.astype(alive, xp.int32)
         self._places.append(made.first)
-        state = _judge.kept(alive, state, self.at.optimizer)
+        state = _judge.select_finite(alive, state, self.at.optimizer)
         self.optimizer.load_state_dict(state)
-        return _judge.kept(alive, new, old), state
+        return _judge.select_finite(alive, new, old), state
 
     def _fits_scale(self, made: _Gradients, grads: Grads) -> bool:
         """Return whether the scaled gradients are finite, and set the next scale."""
@@ -358,7 +358,7 @@ class Run:
         at, decay = self.at, self.options.average
         average = at.average
         if average is not None and decay is not None:
-            average = _averaged(average, params, decay)
+            average = _update_average(average, params, decay)
         at.history.losses.append(made.loss)
         epoch, position = made.next
         where = {"update": at.update + 1, "epoch": epoch, "position": position, "state": made.state}
@@ -434,7 +434,7 @@ class Run:
     def restore(self, at: Checkpoint) -> None:
         """Set model, optimiser and generator to those of `at`."""
         own = self.model.params
-        here = _brought(next(iter(own.values())))
+        here = _mover_to(next(iter(own.values())))
         at = at._replace(
             params=here({name: at.params[name] for name in own}),
             optimizer={
@@ -484,7 +484,7 @@ def _wide(a: Array) -> Array:
     return _array.widen(_array.native(a))
 
 
-def _averaged(average: Grads, params: Grads, decay: float) -> Grads:
+def _update_average(average: Grads, params: Grads, decay: float) -> Grads:
     """Return ``decay * average + (1 - decay) * params``; shared arrays stay shared."""
     made: dict[tuple[int, int], Array] = {}
     new: Grads = {}
@@ -560,7 +560,7 @@ def _each_once(change: Callable[[Array], Array], arrays: Mapping[Any, Array]) ->
     return {name: changed[id(a)] for name, a in arrays.items()}
 
 
-def _brought(like: Array) -> Callable[[Mapping[Any, Array]], dict[Any, Array]]:
+def _mover_to(like: Array) -> Callable[[Mapping[Any, Array]], dict[Any, Array]]:
     """Return a function that moves arrays to the library and device of `like`."""
     xp, device = _array.namespace(like, "params"), _array.device(like)
     return functools.partial(_each_once, lambda a: _array.asarray(a, xp, device))

@@ -151,7 +151,7 @@ class _Epoch(Sequence[Batch]):
                 found = self._read(name, stored, wanted, used)
             return np.moveaxis(found, 0, self._samples.batch_axis) if found.ndim > 1 else found
 
-        inputs, targets = (_trees.replaced(name, tree, read) for name, tree in self._samples.trees.items())
+        inputs, targets = (_trees.map_arrays(name, tree, read) for name, tree in self._samples.trees.items())
         self._blocks = used
         prepare = self._samples.prepare
         return (inputs, targets) if prepare is None else prepare(inputs, targets)

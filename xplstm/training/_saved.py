@@ -167,7 +167,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "rng": checkpoint.rng,
         "extra": checkpoint.extra,
         "settings": dict(checkpoint.settings),
-        "tied": tied(checkpoint.params),
+        "tied": ties_of(checkpoint.params),
         "final": checkpoint.final,
     }
     metadata = {METADATA: as_json("the checkpoint", rest, _plain)}
@@ -238,7 +238,7 @@ def identity(path: str) -> tuple[str | None, int] | None:
     return rest["settings"].get("run"), rest["update"]
 
 
-def tied(params: Mapping[str, Array]) -> list[list[str]]:
+def ties_of(params: Mapping[str, Array]) -> list[list[str]]:
     """Return sorted groups of names that share one array object."""
     by_object: dict[int, list[str]] = {}
     for name, a in params.items():

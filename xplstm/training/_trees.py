@@ -38,26 +38,26 @@ def _in_order(tree: Tree, other: Tree) -> list[Tree]:
     return list(other) if isinstance(other, tuple | list) else []
 
 
-def replaced(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tree:
+def map_arrays(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tree:
     """Return a tree with ``new(name, array)`` for each array."""
     branches = _branches(name, tree)
     if branches is None:
         return new(name, tree)
     if tree is None:
         return None
-    made = [replaced(inner, branch, new) for inner, branch in branches.items()]
+    made = [map_arrays(inner, branch, new) for inner, branch in branches.items()]
     if isinstance(tree, Mapping):
         return dict(zip(tree, made, strict=True))
     return type(tree)(*made) if hasattr(tree, "_fields") else type(tree)(made)
 
 
-def changed(trees: Mapping[str, Tree], name: str, a: Array) -> dict[str, Tree]:
+def with_array(trees: Mapping[str, Tree], name: str, a: Array) -> dict[str, Tree]:
     """Return the trees with `a` in place of the array `name`."""
 
     def new(found: str, old: Array) -> Array:
         return a if found == name else old
 
-    return {key: replaced(key, tree, new) for key, tree in trees.items()}
+    return {key: map_arrays(key, tree, new) for key, tree in trees.items()}
 
 
 def _branches(name: str, tree: Tree) -> dict[str, Tree] | None:

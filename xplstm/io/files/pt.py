@@ -90,10 +90,10 @@ def read(path: str) -> Contents:
         raise FormatError(msg)
     storages = _Storages(store, [leaf for _, leaf in tensors])
     found = by_name(path, ((name, storages.entry(name, leaf)) for name, leaf in tensors))
-    return Contents(path, "pt", found, {**objects, **extra}, said=_said(named))
+    return Contents(path, "pt", found, {**objects, **extra}, said=_problems_of(named))
 
 
-def _said(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]:
+def _problems_of(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]:
     """Return why TorchScript modules may compute something other than PyTorch's modules, by prefix."""
     wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays returns only the weights"
     return {

@@ -162,7 +162,7 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
 
 def _order(trace: Trace, path: Path, X: str, x: np.ndarray) -> str:
     """Return what a path does to the first two axes: "kept", "swapped", "changed" or "unknown"."""
-    made = trace.tried(path, x, X)
+    made = trace.run_path(path, x, X)
     if made is None:
         return "unknown"
     if np.array_equal(made, x):
@@ -232,7 +232,7 @@ def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
     for first, second in (FREE, FREE[::-1]):
         whole = Path(way.start, tuple(ordered), frozenset())
         x = np.zeros((first, second, I), np.float32)
-        found, given = trace.tried(whole, x, name), trace.tried(whole, x, X)
+        found, given = trace.run_path(whole, x, name), trace.run_path(whole, x, X)
         if found is None or given is None or given.ndim != 3:
             return False
         if not np.all(found == given.shape[1 if layout else 0]):
@@ -285,7 +285,7 @@ def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
             return []
         # A value with a fixed batch does not fit the other sizes.
         sizes = [*_TRIED, *([own] if own else [])]
-        made = [trace.tried(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
+        made = [trace.run_path(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
     return [a for a in made if a is not None]
 
 
@@ -373,7 +373,7 @@ def _zero_shape(trace: Trace, name: str) -> tuple[int, ...]:
     path = trace.path(name)
     if path is None or path.start:
         return ()
-    made = trace.tried(path, np.zeros((*FREE, 1), np.float32), name)
+    made = trace.run_path(path, np.zeros((*FREE, 1), np.float32), name)
     return () if made is None else made.shape
 
 
@@ -389,7 +389,7 @@ def _part_of_input(trace: Trace, node: Node, name: str, D: int, H: int) -> Start
     found = set()
     for first in range(4):  # an input of one number has one sign and magnitude in each trial
         given = distinct(shape, trace.dtype_of(node), first)
-        made = trace.tried(path, given, name)
+        made = trace.run_path(path, given, name)
         if made is None or made.ndim != 3 or not made.size:
             return None
         state = made.swapaxes(0, 1) if node.attributes.get("layout", 0) else made

@@ -17,7 +17,7 @@ from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.cells.activations import sigmoid
 from xplstm.io.onnx._graph import Node
-from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _of_two, _takes, _together, settled
+from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _of_two, _takes, _together, to_library
 
 
 def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
@@ -169,13 +169,13 @@ def _padded_along(
         raise ShapeError(msg)
     xp, (x,) = _together(place, x)
     if mode == "constant":
-        x = xp.concat([x, _filled(place, xp, x, axis, value)], axis=axis)
+        x = xp.concat([x, _constant_slice(place, xp, x, axis, value)], axis=axis)
     places = _PADDED[mode](np.arange(-before, n + after), n).astype(np.int64)
     index = places if xp is _array.named_namespace("numpy") else _array.asarray(places, xp, place.device)
     return xp.take(x, index, axis=axis)
 
 
-def _filled(place: Place, xp: Namespace, x: Array, axis: int, value: Array | None) -> Array:
+def _constant_slice(place: Place, xp: Namespace, x: Array, axis: int, value: Array | None) -> Array:
     """Return one slice along `axis` with all elements equal to `value`."""
     shape = tuple(1 if k == axis else size for k, size in enumerate(x.shape))
     if value is None:
@@ -262,7 +262,7 @@ def _range(place: Place, node: Node, values: list[Any]) -> list[Array]:
     if step == 0:
         msg = f"the {node.label} has a step of 0, expected another number"
         raise ArgumentError(msg)
-    return [settled(place, np.arange(start, limit, step, dtype=start.dtype))]
+    return [to_library(place, np.arange(start, limit, step, dtype=start.dtype))]
 
 
 MATH = {

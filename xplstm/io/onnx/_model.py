@@ -14,7 +14,7 @@ from xplstm._typing import Array
 from xplstm.io._contents import Tensor
 from xplstm.io.onnx._graph import Graph, Input, Node, shortened
 from xplstm.io.onnx._math import MATH
-from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, settled
+from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, to_library
 from xplstm.io.onnx._operator import KINDS, OPERATORS, Attributes, Operator, Weights
 
 # Supported operators, except recurrent operators and If.
@@ -147,7 +147,7 @@ class Prepared:
     def _constant(self, name: str) -> Array | None:
         """Return an initialiser on its device; None for other names."""
         return (
-            settled(self._place, self._graph.constants[name].array())
+            to_library(self._place, self._graph.constants[name].array())
             if name in self._graph.constants
             else None
         )

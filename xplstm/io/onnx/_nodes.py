@@ -45,7 +45,7 @@ def is_host(a: Array) -> bool:
     return isinstance(a, np.ndarray) and _array.dtype_name(a.dtype).startswith(("int", "uint", "bool"))
 
 
-def settled(place: Place, a: Array) -> Array:
+def to_library(place: Place, a: Array) -> Array:
     """Convert a float array to the array library; leave other arrays unchanged."""
     if is_host(a) or not isinstance(a, np.ndarray):
         return a
@@ -91,7 +91,7 @@ def _identity(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
 def _constant_of_shape(place: Place, node: Node, values: list[Any]) -> list[Array]:
     fill = node.attributes.get("value")
     of = np.zeros(1, dtype=np.float32) if fill is None else fill.array()
-    return [settled(place, np.full(_numbers(values[0]), of.reshape(()), dtype=of.dtype))]
+    return [to_library(place, np.full(_numbers(values[0]), of.reshape(()), dtype=of.dtype))]
 
 
 def _shape(_place: Place, node: Node, values: list[Any]) -> list[Array]:
@@ -229,7 +229,7 @@ def _cast(place: Place, node: Node, values: list[Any]) -> list[Array]:
         raise ArgumentError(msg)
     a, name = values[0], DTYPES[number][0]
     xp = _array.namespace(a, "data")
-    return [settled(place, xp.astype(a, _array.dtype_named(xp, name)))]
+    return [to_library(place, xp.astype(a, _array.dtype_named(xp, name)))]
 
 
 def _expand(_place: Place, node: Node, values: list[Any]) -> list[Array]:
@@ -295,7 +295,7 @@ def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
             msg = f"the {node.label} has {zero.size} zero points, expected {scale.size} like the scales"
             raise ShapeError(msg)
         whole = whole - zero.astype(np.int64).reshape(along)
-    return [settled(place, whole.astype(scale.dtype) * scale.reshape(along))]
+    return [to_library(place, whole.astype(scale.dtype) * scale.reshape(along))]
 
 
 def _reverse_sequence(place: Place, node: Node, values: list[Any]) -> list[Array]:

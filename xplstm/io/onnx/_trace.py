@@ -199,7 +199,7 @@ class Trace:
         constant = self.graph.constants.get(name)
         return constant is not None and math.prod(constant.shape) > LARGEST_CONSTANT
 
-    def tried(self, path: Path, a: np.ndarray, end: str, large: bool = False) -> np.ndarray | None:
+    def run_path(self, path: Path, a: np.ndarray, end: str, large: bool = False) -> np.ndarray | None:
         """Run a path on `a`; None if it fails, if larger arrays could show more, or for large constants.
 
         With `large`, constants may be large.
@@ -282,7 +282,7 @@ class Trace:
         """Return the merge that a path makes of directions (T, B, D, H); None if unknown."""
         y = apart.reshape(*apart.shape[:2], -1)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
-        made = self.tried(path, given, end)
+        made = self.run_path(path, given, end)
         if made is None:
             return None
         for merge, wanted in _ways(y, apart).items():
@@ -304,7 +304,7 @@ class Trace:
         shape = self._own_shape(path.start, depth) if path else None
         if path is None or shape is None or math.prod(shape) > LARGEST_TRIED:
             return None
-        made = self.tried(path, np.zeros(shape, np.float32), X)
+        made = self.run_path(path, np.zeros(shape, np.float32), X)
         if made is None or made.ndim != 3:
             return None
         first, second, _ = made.shape

@@ -64,7 +64,7 @@ CHECKED = (
 PROJECTED = (Shape(T=3, B=4, I=3, H=7, reverse=BOTH, valid="lengths", proj_size=2),)
 
 
-def drawn(shape: Shape, dtype: str, seed: int = 1) -> Inputs:
+def draw_inputs(shape: Shape, dtype: str, seed: int = 1) -> Inputs:
     """Draw inputs of `dtype` on the host, with different numbers for every array."""
     rng, D, P = np.random.default_rng(seed), len(shape.reverse), shape.proj_size or shape.H
     T, B, I, H = shape[:4]
@@ -155,7 +155,7 @@ def check(engine: Engine, reference: Engine, like: Problem, shapes: Iterable[Sha
     kind, cp = layer.kind(like), sys.modules["cupy"]
     for shape in shapes:
         problem = problem_of(shape, like, kind)
-        inputs = drawn(shape, problem.dtype)
+        inputs = draw_inputs(shape, problem.dtype)
         with problem.device:
             there = each_array(inputs, cp.asarray)
             got = results(engine, problem, there)
