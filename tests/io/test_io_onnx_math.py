@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import xplstm
+import xplstm.io
 from xplstm.io import onnx as ours
 
 onnx = pytest.importorskip("onnx")
@@ -18,7 +19,7 @@ make = onnx.helper
 FLOAT = onnx.TensorProto.FLOAT
 
 SHAPES = r"relu|tanh|sigmoid|sqrt|neg|exp|log|abs|leakyrelu|clip(?!\w*int8)\w*"
-NUMBERS = r"gemm|softmax|logsoftmax|layer_normalization|reduce_(mean|sum|max|min)|pow|less|greater"
+NUMBERS = r"gemm|softmax|logsoftmax|layer_normalization|reduce_(mean|sum|max|min)|sum|pow|less|greater"
 OTHERS = r"less_equal|greater_equal|constant_pad|edge_pad|reflect_pad|wrap_pad|range"
 
 
@@ -58,6 +59,25 @@ def session_of(model: Any) -> Any:
     options.log_severity_level = 3
     data = str(model) if isinstance(model, Path) else model.SerializeToString()
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_weights_may_be_products_of_matrices(op: str) -> None:
+    rng = np.random.default_rng(0)
+    (H, I, inner), ones = (16, 32, 48), np.asarray([0], "int64")
+    a, b = (rng.standard_normal(shape).astype("f4") for shape in ((4 * H, inner), (inner, I)))
+    third = {"C": rng.standard_normal((4 * H, 1)).astype("f4")} if op == "Gemm" else {}
+    nodes = [
+        make.make_node(op, ["A", "B", *third], ["product"]),
+        make.make_node("Unsqueeze", ["product", "zero"], ["W"]),
+        make.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=H),
+    ]
+    R = rng.standard_normal((1, 4 * H, H)).astype("f4")
+    x = rng.standard_normal((5, 2, I)).astype("f4")
+    model = model_of(nodes, {"x": x}, ["y"], {"A": a, "B": b, "R": R, "zero": ones, **third})
+    net = xplstm.io.load(model.SerializeToString(), batch_first=False)
+    (theirs,) = session_of(model).run(None, {"x": x})
+    np.testing.assert_allclose(net(x)[0], theirs[:, 0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(40))

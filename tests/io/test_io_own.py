@@ -138,7 +138,7 @@ def test_a_mapping_comes_back_or_an_option_is_asked_for(layout):
     """No option that changes the outputs is assumed, apart from the order of the axes."""
     rng = np.random.default_rng([*layout.encode()])
     came = 0
-    for _ in range(100):
+    for _ in range(300):
         ours = network(rng)
         stack, options = ours._stack, {"batch_first": ours._stack.batch_first}
         try:

@@ -14,10 +14,13 @@ from xplstm.io.onnx._nodes import _numbers
 # Operators whose output has the broadcast shape of the inputs.
 _BROADCASTING = frozenset(
     {
-        *("Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Pow", "Clip", "LayerNormalization"),
+        *("Where", "Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Equal", "Pow", "Clip"),
+        "LayerNormalization",
         *("And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
     }
 )
+# Terms of a sum that take about the time of an element.
+_TERMS = 64
 
 
 def most_numbers(node: Node, values: list[Any]) -> int:
@@ -32,8 +35,6 @@ def most_numbers(node: Node, values: list[Any]) -> int:
         axis = node.attributes.get("axis", 0)
         along = shapes[0][axis] if -len(shapes[0]) <= axis < len(shapes[0]) else 1
         return math.prod(shapes[0]) * math.prod(shapes[1]) // max(along, 1)
-    if node.op in ("MatMul", "Gemm"):
-        return math.prod(max(math.prod(shape), 1) for shape in shapes)
     if node.op == "Pad":
         return _of_pad(shapes[0], values)
     if node.op == "Conv":
@@ -42,12 +43,22 @@ def most_numbers(node: Node, values: list[Any]) -> int:
         return _of_range(values)
     if node.op == "Expand":
         shapes = [shapes[0], tuple(max(n, 1) for n in _numbers(values[1]))]
-    if node.op == "Expand" or node.op in _BROADCASTING:
+    if node.op in ("Expand", "MatMul", "Gemm") or node.op in _BROADCASTING:
         try:
-            return math.prod(np.broadcast_shapes(*shapes))
+            product = node.op in ("MatMul", "Gemm")
+            return _of_product(node, shapes) if product else math.prod(np.broadcast_shapes(*shapes))
         except ValueError:  # the node raises its own error
             return given
     return given
+
+
+def _of_product(node: Node, shapes: list[tuple[int, ...]]) -> int:
+    """Bound a matrix product with the time of its sums, and the sum with a third input."""
+    a, b = (shape if len(shape) > 1 else (*shape, 1, 1)[:2] for shape in shapes[:2])
+    rows, terms = a[-2:] if not node.attributes.get("transA", 0) else a[:-3:-1]
+    columns = b[-2 if node.attributes.get("transB", 0) else -1]
+    made = (*np.broadcast_shapes(a[:-2], b[:-2]), rows, columns)
+    return math.prod(np.broadcast_shapes(made, *shapes[2:])) * (1 + terms // _TERMS)
 
 
 def _of_pad(shape: tuple[int, ...], values: list[Any]) -> int:

@@ -31,7 +31,21 @@ from xplstm.io.onnx._trace import (
 )
 
 # Operators whose output is zero if all inputs are zero.
-_KEEP_ZERO = {"Concat", "Add", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign"}
+_KEEP_ZERO = {
+    "Concat",
+    "Add",
+    "Sum",
+    "Sub",
+    "Min",
+    "Max",
+    "Tanh",
+    "Relu",
+    "Neg",
+    "Abs",
+    "Sqrt",
+    "Erf",
+    "Softsign",
+}
 _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
 _BETWEEN = {"Identity", "Cast", "Dropout"}
 # Other operators that rearrange their first input, and that cannot run here.

@@ -354,6 +354,7 @@ OPERATIONS = {
     "Mul": _of_two(lambda _, a, b: a * b),
     "Div": _takes(_div, 2, 2),
     "Min": _chained(lambda xp, a, b: xp.minimum(a, b)),
+    "Sum": _chained(lambda _, a, b: a + b),
     "Max": _chained(lambda xp, a, b: xp.maximum(a, b)),
     "Equal": _of_two(lambda _, a, b: a == b),
 }

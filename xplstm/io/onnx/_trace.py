@@ -54,7 +54,7 @@ MOVERS = {
 # Moving operators that can drop, repeat or reorder elements.
 _CHOOSING = {"Slice", "Gather", "Split", "ReverseSequence", "Expand", "Tile"}
 # Binary operators that, with one constant operand, change elements but not their positions.
-_SCALING = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Where"}
+_SCALING = {"Add", "Sum", "Sub", "Mul", "Div", "Min", "Max", "Where"}
 # Elementwise operators.
 _IN_PLACE = _SCALING | {
     "Identity",
