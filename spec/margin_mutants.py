@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from spec.corner_mutants import layers, of_size, off
-from spec.path_mutants import work
-from spec.plausible_mutants import drawn, masked
+from spec.path_mutants import backward, work, zero_cotangents
+from spec.plausible_mutants import drawn, masked, unbiased, zeroed
 from spec.sized_mutants import (
     Call,
     Spoil,
@@ -37,10 +37,11 @@ OPTIONS: dict[str, Test] = {
 NEVER = (("no steps", "a mask"), ("no steps", "resets"), ("no entries", "lengths"))
 """What no call can say: a list that is empty has one axis."""
 STEPS: dict[str, Test] = {"lengths": ragged, "a mask": masked, "resets": option("reset")}
+SHAPES: dict[str, Test] = {"a projection": option("proj_size"), "no bias": unbiased}
 OTHERS: dict[str, Test] = {
     **{n: test for n, test in OPTIONS.items() if n != "noise"},
     **STEPS,
-    **{"a projection": option("proj_size"), "no bias": lambda _op, c, _a: not c["bias"]},
+    **SHAPES,
     **{"a merge": option("merge"), "three layers": layers(3)},
 }
 
@@ -77,6 +78,45 @@ def turned_weights(config: Config, a: Arrays) -> tuple[Config, Arrays]:
     }
 
 
+def listed(_op: str, config: Config, _a: Arrays) -> bool:
+    """Where lengths are given, though there be none."""
+    return config.get("lengths") is not None
+
+
+def outputs(least: int) -> Test:
+    return lambda _op, c, _a: int(c["proj_size"]) > least
+
+
+LARGE: dict[str, Test] = {
+    "units beyond 600": sized("H", 600),
+    "units beyond 260 of modules": both(stacked, sized("H", 260)),
+    "outputs beyond 520": outputs(520),
+    "inputs beyond 2100": sized("I", 2100),
+    "twelve layers of two directions": both(layers(11), option("bidirectional")),
+    "inputs four times the units, with lengths": both(four_inputs_a_unit, ragged),
+    "two directions beyond 600 steps": both(option("bidirectional"), sized("T", 600)),
+    "modules with lengths beyond 300 steps": both(stacked, ragged, sized("T", 300)),
+    **{f"{name} beyond 300 steps": both(test, sized("T", 300)) for name, test in (
+        ("a projection", option("proj_size")),
+        ("a mask", masked),
+        ("a norm", option("layer_norm")),
+        ("peepholes", option("peepholes")),
+    )},
+    **{f"{name} and units beyond 66": both(option(name), sized("H", 66))
+       for name in ("layer_norm", "peepholes")},
+    "a norm of modules and units beyond 34": both(stacked, option("layer_norm"), sized("H", 34)),
+    **{f"{name} and inputs beyond 34": both(test, sized("I", 34))
+       for name, test in (("a norm", option("layer_norm")), ("a mask", masked))},
+    **{f"{name} and entries beyond 66": both(test, sized("B", 66)) for name, test in (
+        ("a mask", masked),
+        ("resets", option("reset")),
+        ("peepholes", option("peepholes")),
+    )},
+    **{f"resets, lengths, reverse and {name}": both(ragged, *map(option, ("reset", "reverse", name)))
+       for name in ("proj_size", "peepholes")},
+}  # fmt: skip
+
+
 def numbers(least: int) -> Test:
     """Where the outputs of a direction have more numbers than that."""
     return lambda _op, c, a: a["x"][..., 0].size * int(c["hidden_size"]) > least
@@ -88,6 +128,20 @@ MUTANTS: dict[str, Call] = {
     **{f"{name} with {edge} in {kind}": after(both(test, at, where), off("c_n", "dw"))
        for edge, at in EDGES.items() for name, test in STEPS.items() if (edge, name) not in NEVER
        for kind, where in (("layers", single), ("reverse", option("reverse")), ("modules", stacked))},
+    **{f"{name} with {edge} in {kind}": after(both(test, at, where), off("h_n", "dw", "dx"))
+       for edge, at in EDGES.items() for name, test in SHAPES.items()
+       if (edge, name) != ("one unit", "a projection")
+       for kind, where in (("layers", single), ("reverse", option("reverse")), ("modules", stacked))},
+    "a projection, lengths and no steps": after(
+        both(option("proj_size"), listed, of_size(0, 0)), off("h_n")
+    ),
+    **{name: after(test, off("y")) for name, test in LARGE.items()},
+    **{f"{name} ignored where it alone is not zero": backward(zero_cotangents(*others), zeroed(name))
+       for name, others in (("dh_n", ("dy", "dc_n")), ("dc_n", ("dy", "dh_n")))},
+    "dc_n of modules ignored where it alone is not zero": backward(
+        both(stacked, zero_cotangents("dy", "dh_n")), zeroed("dc_n")
+    ),
+    "gradients of no cotangent": after(zero_cotangents("dy", "dh_n", "dc_n"), off("d")),
     **{f"merged with {edge}": after(both(option("merge"), at), off("h_n", "dw"))
        for edge, at in EDGES.items()},
     **{f"dropout with {edge}": after(both(drawn, at), off("h_n", "dw")) for edge, at in EDGES.items()},

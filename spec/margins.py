@@ -43,6 +43,11 @@ def edges() -> dict[str, Sized]:
     }
     for edge, (H, T, B) in EDGES.items():
         said = CLAUSES.get(edge, OWN)
+        for way, made, options in WAYS:
+            found[f"{edge}-no-bias{way}"] = made(3, H, T, B, *said, bias=False, **options)
+            ragged: Choice = {"lengths": lengths_of(T, B)} if way == "-reverse" else {}
+            if H > 1:
+                found[f"{edge}-projection{way}"] = made(3, H, T, B, *said, proj_size=2, **ragged, **options)
         steps: Choice = {"lengths": lengths_of(T, B)}
         if T:
             # Lists of no steps do not tell the number of batch entries.
@@ -105,12 +110,34 @@ def meetings() -> dict[str, Sized]:
     }
 
 
+def large() -> dict[str, Sized]:
+    """Many options of a call that is large or long: an implementation may leave its usual path by either."""
+    holes: Choice = {
+        "mask": mask_of(2, 70),
+        "reset": [[(t + b) % 3 == 1 for b in range(70)] for t in range(2)],
+    }
+    peepholes, norm = {"variant": {"peepholes": True}}, {"variant": {"layer_norm": True}}
+    return {
+        "large-in-all": layer(70, 70, 2, 70, *OWN, **holes, variant={"peepholes": True, "layer_norm": True}),
+        "large-in-all-module": module(36, 36, 2, 36, *OWN, lengths=lengths_of(2, 36), **BOTH, **norm),
+        "long-in-all": layer(2, 3, 310, 2, *OWN, mask=mask_of(310, 2), proj_size=2, **peepholes),
+        "long-in-all-module": module(2, 3, 610, 2, *OWN, lengths=[610, 333], bidirectional=True, **peepholes),
+        "long-norm": layer(2, 8, 310, 2, "XPL-VAR-007", reverse=True, **norm),
+        "resets-in-all": layer(
+            3, 5, 4, 3, *OWN, reset=RESETS, lengths=[4, 0, 3], proj_size=3, reverse=True, **peepholes
+        ),
+        "units-of-610": layer(3, 610, 1, 2, "XPL-CELL-004", proj_size=530),
+        "units-of-270-module": module(3, 270, 1, 2),
+        "inputs-of-4100": layer(4100, 2, 1, 2),
+    }
+
+
 def shapes() -> dict[str, Sized]:
     """Matrices that are square, as many steps as entries, work and stacks that are larger than others'."""
     square = [[True, True, False], [False, False, True], [True, False, True]]
     found = {
         "square-weight_ih": layer(8, 2, 3, 3),
-        "square-weight_ih-module": module(8, 2, 3, 3, **BOTH),
+        "square-weight_ih-module": module(8, 2, 3, 3, lengths=[2, 0, 3], **BOTH),
         "square-mask": layer(3, 4, 3, 3, "XPL-SEQ-007", mask=square),
         "square-reset": layer(3, 4, 3, 3, "XPL-SEQ-010", reset=square),
         "a-full-mask": layer(3, 4, 3, 4, "XPL-SEQ-007", mask=[[True] * 4] * 3, reverse=True),
@@ -125,7 +152,7 @@ def shapes() -> dict[str, Sized]:
         "a-million-weights": layer(600, 450, 1, 2),
         "steps-2100": layer(2, 2, 2100, 2),
         "four-layers-of-two-directions": module(2, 3, 3, 2, num_layers=4, bidirectional=True),
-        "ten-layers-of-two-directions": module(2, 2, 2, 2, num_layers=10, bidirectional=True),
+        "twelve-layers-of-two-directions": module(2, 2, 2, 2, num_layers=12, bidirectional=True),
         "three-large-layers": module(3, 70, 2, 70, num_layers=3),
         "projection-of-many-entries": layer(3, 5, 2, 70, "XPL-CELL-004", proj_size=2),
     }
@@ -144,4 +171,4 @@ def shapes() -> dict[str, Sized]:
     }
 
 
-CASES: dict[str, Sized] = {**edges(), **rates(), **meetings(), **shapes()}
+CASES: dict[str, Sized] = {**edges(), **rates(), **meetings(), **large(), **shapes()}

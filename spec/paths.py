@@ -125,9 +125,22 @@ def no_end_of_c(a: Arrays) -> None:
     a["dc_n"][...] = 0
 
 
+def end_of_c_alone(a: Arrays) -> None:
+    a["dy"][...] = a["dh_n"][...] = 0
+
+
+def end_of_h_alone(a: Arrays) -> None:
+    a["dy"][...] = a["dc_n"][...] = 0
+
+
+def nothing(a: Arrays) -> None:
+    a["dy"][...] = a["dh_n"][...] = a["dc_n"][...] = 0
+
+
 def cotangents() -> dict[str, Sized]:
     """Cotangents of which some are zero, as a loss of outputs alone or of states alone has them."""
     changes = {"no-outputs": no_outputs, "no-ends": no_ends, "no-end-of-c": no_end_of_c}
+    changes |= {"end-of-c": end_of_c_alone, "end-of-h": end_of_h_alone, "no-cotangent": nothing}
     return {
         f"{name}-{way}": made(3, 4, 4, 3, "XPL-GRAD-001", change=change, **options)
         for name, change in changes.items()
