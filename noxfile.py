@@ -21,7 +21,9 @@ nox.options.error_on_missing_interpreters = False
 
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 # pytest-xdist starts a process for each core. A BLAS with all cores in each process would be much slower.
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+# Tests start Python many times. Where no bytecode may be stored, each start compiles all modules.
+ENVIRONMENT["PYTHONDONTWRITEBYTECODE"] = ""
 HOST_BACKENDS = "numpy,numpy_readonly,array_api_strict"
 # The versions that the conformance page is of. They change together with it.
 VERSIONS = {
@@ -51,7 +53,7 @@ def run_tests(session: nox.Session, require: str, *options: str, workers: str = 
     """Run the tests and the specification; fail if a library in `require` cannot run."""
     # Only an editable install builds the kernel `native` where the tests find it.
     native = ",native" if shutil.which(os.environ.get("CC", "cc").partition(" ")[0]) else ""
-    env = {**ONE_THREAD, "XPLSTM_REQUIRE": require + native}
+    env = {**ENVIRONMENT, "XPLSTM_REQUIRE": require + native}
     # Idle workers steal tests from busy ones.
     session.run("pytest", "-n", workers, "--dist", "worksteal", *options, *session.posargs, env=env)
 
@@ -98,7 +100,7 @@ def docs(session: nox.Session) -> None:
 def notebooks(session: nox.Session) -> None:
     """Run the notebooks of the guides."""
     session.install("-e", ".[guides,docs]", "nbclient", "ipykernel")
-    session.run("python", "docs/notebooks.py", "docs/_build/notebooks", env=ONE_THREAD)
+    session.run("python", "docs/notebooks.py", "docs/_build/notebooks", env=ENVIRONMENT)
 
 
 @nox.session(tags=["backends"])
@@ -168,7 +170,7 @@ def conformance(session: nox.Session) -> None:
     session.install("-e", ".[test]", *pinned(*VERSIONS))
     # A second run asks again only the subjects whose adapter, list or version has changed.
     kept = Path(session.create_tmp()).absolute() / "kept"
-    session.run("python", "-m", "spec", "report", "--kept", str(kept), *session.posargs, env=ONE_THREAD)
+    session.run("python", "-m", "spec", "report", "--kept", str(kept), *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session(tags=["backends"])
@@ -236,7 +238,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     found = [session.run("gcc", f"-print-file-name={name}", silent=True, external=True) for name in names]
     preload = " ".join(str(path).strip() for path in found)
     env = {
-        **ONE_THREAD,
+        **ENVIRONMENT,
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0",
         "TSAN_OPTIONS": "report_thread_leaks=0 die_after_fork=0",
@@ -258,7 +260,7 @@ def instructions(session: nox.Session) -> None:
     if shutil.which("valgrind") is None:
         session.skip("valgrind is not installed")
     session.install("-e", ".[test]")
-    env = {**ONE_THREAD, "XPLSTM_REQUIRE": "native", "XPLSTM_INSTRUCTIONS": "1"}
+    env = {**ENVIRONMENT, "XPLSTM_REQUIRE": "native", "XPLSTM_INSTRUCTIONS": "1"}
     session.run("pytest", "tests/benchmarks/test_instructions.py", *session.posargs, env=env)
 
 
@@ -276,7 +278,7 @@ def emulation(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     files = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
     files += ["tests/cli/test_prove.py", "tests/benchmarks/gpu/test_gpu_bench.py"]
-    env = {**ONE_THREAD, "XPLSTM_THOROUGH": "1"}
+    env = {**ENVIRONMENT, "XPLSTM_THOROUGH": "1"}
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *files, *session.posargs, env=env)
 
 

@@ -201,26 +201,27 @@ def absent() -> dict[str, Sized]:
     return found
 
 
-def triples_of(choice: Choice) -> set[Triple]:
-    return {*combinations(choice.items(), 3)}
-
-
 def covering(rng: np.random.Generator) -> list[Choice]:
     """Return choices among which every possible three values occur together; each is the best of several."""
-    missing = [
-        tuple(zip(names, values, strict=True))
-        for names in combinations(FACTORS, 3)
-        for values in product(*(FACTORS[n] for n in names))
+    named = [*enumerate(combinations(FACTORS, 3))]
+    triples: list[tuple[int, Triple]] = [
+        (n, tuple(zip(names, values, strict=True)))
+        for n, names in named
+        for values in product(*(FACTORS[f] for f in names))
     ]
-    left, found = set(missing), []
-    for triple in missing:
-        if triple in left:
-            tried = [plan.draw(rng) | dict(triple) for _ in range(40)]
-            tried = [repaired(c, triple) for c in tried]
+    usual = {name: values[0] for name, values in FACTORS.items()}
+    of = plan.numbers([usual | dict(triple) for _, triple in triples], at_once=3)
+    own = of[range(len(triples)), [n for n, _ in triples]]
+    left, found = np.ones(own.max() + 1, bool), []
+    for (_, triple), number in zip(triples, own, strict=True):
+        if left[number]:
+            tried = [repaired(choice | dict(triple), triple) for choice in plan.draw(40, rng)]
             fitting = [c for c in tried if plan.possible(c)]
             if fitting:
-                found.append(max(fitting, key=lambda c: len(triples_of(c) & left)))
-                left -= triples_of(found[-1])
+                combined = plan.numbers(fitting, at_once=3)
+                best = left[combined].sum(axis=1).argmax()
+                found.append(fitting[best])
+                left[combined[best]] = False
     return found
 
 

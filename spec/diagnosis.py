@@ -23,7 +23,7 @@ from spec import (
 )
 from spec.mutants import Call
 from spec.records import UNITS
-from spec.sized_mutants import Sometimes
+from spec.sized_mutants import Sometimes, may_differ
 from spec.subject import Arrays, Config
 from spec.wrong import LSTM
 from spec.wrong_gru import GRU
@@ -219,7 +219,9 @@ def share(off: float, missed: float) -> float:
 
 
 def left(call: Call, op: str, config: Config, a: Arrays, got: Arrays, gradients: bool) -> float:
-    """How far a wrong LSTM is from an answer; infinite where it cannot run."""
+    """How far a wrong LSTM is from an answer; infinite where it cannot run, or answers as the right one."""
+    if not may_differ(call, op, config, a):
+        return float("inf")
     try:
         return apart(got, call(op, config, dict(a)), gradients)
     except (IndexError, KeyError, ValueError):

@@ -5,6 +5,8 @@ All are drawn from one seed, so that a failure is the same on every machine.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -48,25 +50,34 @@ def possible(choice: Choice) -> bool:
     return (stack or choice["num_layers"] == 1) and (choice["merge"] == "concat" or (stack and choice["two"]))
 
 
-def pairs_of(choice: Choice) -> set[tuple[tuple[str, Any], ...]]:
-    return {*combinations(choice.items(), 2)}
+def numbers(choices: Sequence[Choice], at_once: int) -> np.ndarray:
+    """Number the combinations of values in each choice: (choices, combinations), equal for equal values."""
+    places = [{value: n for n, value in enumerate(values)} for values in FACTORS.values()]
+    drawn = [[place[choice[f]] for f, place in zip(FACTORS, places, strict=True)] for choice in choices]
+    found = np.arange(math.comb(len(FACTORS), at_once))
+    for factors in np.transpose([*combinations(range(len(FACTORS)), at_once)]):
+        found = found * max(map(len, places)) + np.take(drawn, factors, axis=1)
+    return found
 
 
 def covering(rng: np.random.Generator) -> list[Choice]:
     """Return choices among which every possible pair of values occurs; each is the best of many drawn."""
-    drawn = [draw(rng) for _ in range(4000)]
-    drawn = [choice for choice in drawn if possible(choice)]
-    missing = set().union(*map(pairs_of, drawn))
+    drawn = [choice for choice in draw(4000, rng) if possible(choice)]
+    pairs = numbers(drawn, at_once=2)
+    missing = np.zeros(pairs.max() + 1, bool)
+    missing[pairs] = True
     found: list[Choice] = []
-    while missing:
-        best = max(drawn, key=lambda choice: len(pairs_of(choice) & missing))
-        found.append(best)
-        missing -= pairs_of(best)
+    while missing.any():
+        best = missing[pairs].sum(axis=1).argmax()
+        found.append(drawn[best])
+        missing[pairs[best]] = False
     return found
 
 
-def draw(rng: np.random.Generator) -> Choice:
-    return {name: values[int(rng.integers(len(values)))] for name, values in FACTORS.items()}
+def draw(count: int, rng: np.random.Generator) -> list[Choice]:
+    """Draw choices, possible or not."""
+    drawn = rng.integers([len(values) for values in FACTORS.values()], size=(count, len(FACTORS))).tolist()
+    return [{name: v[n] for (name, v), n in zip(FACTORS.items(), row, strict=True)} for row in drawn]
 
 
 def steps_of(kind: str, T: int, B: int, rng: np.random.Generator) -> Choice:

@@ -70,7 +70,18 @@ def test_numbers_of_no_wrong_lstm_are_called_so() -> None:
 def test_a_failing_run_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "wrong_subject.py").write_text(SUBJECT, encoding="utf-8")
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:hypothesispytest",
+    ]
     command += ["spec/test_sized.py", "-k", "two-directions-2-p0", "--subject", "wrong_subject:Subject"]
     env = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)

@@ -13,7 +13,7 @@ import pytest
 
 from spec import exact_cases
 from spec.exact import Exact
-from spec.exact_mutants import MUTANTS, OF_GRU, OF_HALVES, Mutant
+from spec.exact_mutants import MUTANTS, OF_GRU, OF_HALVES, Mutant, Unfused
 from spec.generate import digest, dumps
 from spec.ieee import BINARY32, BINARY64, FORMATS, HALVES
 
@@ -61,7 +61,9 @@ def test_mutant_is_killed_in_half_precision(mutant: Mutant, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_record_kills(name: str) -> None:
-    assert any(kills(name, mutant) for mutant in (*OF_HALVES, *OF_GRU, *MUTANTS))
+    # Each emulation of a large record takes a second, so that those come first which most records kill.
+    first = OF_HALVES if RECORDS[name]["dtype"] in HALVES else (Unfused,)
+    assert any(kills(name, mutant) for mutant in (*first, *OF_GRU, *MUTANTS))
 
 
 def test_arithmetic_is_that_of_the_machine() -> None:

@@ -147,7 +147,18 @@ def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
 
 def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.CompletedProcess[str]:
     """The tests of records in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:hypothesispytest",
+    ]
     files = [str(FOLDER / "test_vectors.py"), str(FOLDER / "test_behaviour.py")]
     env = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": ""}
     return subprocess.run(

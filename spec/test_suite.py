@@ -150,6 +150,8 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         "no:cacheprovider",
         "-p",
         "no:xdist",
+        "-p",
+        "no:hypothesispytest",
         *arguments,
     ]
     whole = {**os.environ, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": "", **env}
