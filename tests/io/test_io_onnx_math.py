@@ -107,6 +107,19 @@ def test_softmax_before_opset_13_is_over_all_later_axes() -> None:
     assert y[0].sum() == pytest.approx(1)
 
 
+def test_dropout_in_training_is_refused() -> None:
+    x = np.ones((3, 2), "f4")
+    node = make.make_node("Dropout", ["x", "rate", "training"], ["y"], "drop")
+    for training in (False, True):
+        kept = {"rate": np.float32(0.5), "training": np.asarray(training)}
+        model = ours.prepare(model_of([node], {"x": x}, ["y"], kept))
+        if training:
+            with pytest.raises(xplstm.ArgumentError, match="Dropout node 'drop': training_mode is true"):
+                model.run([x])
+        else:
+            np.testing.assert_array_equal(model.run([x])[0], x)
+
+
 def branches(outer: str) -> Any:
     """An If: an LSTM whose weights are outside of the branch, or zeros of the same shape."""
     node = make.make_node

@@ -88,6 +88,14 @@ def _identity(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
     return [values[0]]
 
 
+def _dropout(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
+    """Return the input unchanged, as outside training."""
+    if len(values) > 2 and values[2] is not None and np.any(_array.to_numpy(values[2])):
+        msg = "training_mode is true, so the node draws random numbers; export the model for inference"
+        raise ArgumentError(msg)
+    return [values[0]]
+
+
 def _constant_of_shape(place: Place, node: Node, values: list[Any]) -> list[Array]:
     fill = node.attributes.get("value")
     of = np.zeros(1, dtype=np.float32) if fill is None else fill.array()
@@ -329,7 +337,7 @@ def _takes(
 
 OPERATIONS = {
     "Identity": _takes(_identity, 1, 1),
-    "Dropout": _takes(_identity, 1, 3, "ratio", "seed"),  # the identity outside training
+    "Dropout": _takes(_dropout, 1, 3, "ratio", "seed"),
     "ConstantOfShape": _takes(_constant_of_shape, 1, 1, "value"),
     "Shape": _takes(_shape, 1, 1, "start", "end"),
     "Size": _takes(_size, 1, 1),
