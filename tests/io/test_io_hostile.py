@@ -294,7 +294,7 @@ BROKEN = {
             + b"".join(b"]q%c" % k + (b"(h%ch%ce" % (k - 1, k - 1) if k else b"") for k in range(60))
             + b"."
         ),
-        "nested too deep, or has too many objects",
+        "nested too deeply, or has too many objects",
     ),
     "tensor without storage": (".pt", pt(in_dict(tensor(key=b"X\x01\x00\x00\x001"))), "missing storage: '1'"),
     "tensor outside its folder": (
