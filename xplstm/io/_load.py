@@ -306,17 +306,24 @@ def save(
     """
     _check_network(network)
     place, prefix = _values.path("path", path), _values.text("prefix", prefix)
-    modules = [_registry.file_format(name) for name in _registry.FILES]
-    fitting = [module for module in modules if place.lower().endswith(module.SUFFIXES)]
-    if not fitting:
-        known = ", ".join(suffix for module in modules for suffix in module.SUFFIXES)
+    modules = {name: _registry.file_format(name) for name in _registry.FILES}
+    file = next((name for name, one in modules.items() if place.lower().endswith(one.SUFFIXES)), None)
+    if file is None:
+        known = ", ".join(suffix for module in modules.values() for suffix in module.SUFFIXES)
         msg = f"path={place!r} must end in one of {known}"
         raise ArgumentError(msg)
-    layout = fitting[0].LAYOUT if format is None else _values.one_of("format", format, _registry.LAYOUTS)
+    usual = modules[file].LAYOUT
+    layout = usual if format is None else _values.one_of("format", format, _registry.LAYOUTS)
+    if layout != usual and file in _registry.ONE_LAYOUT:
+        msg = f"format={layout!r} is not possible in {place}; leave it out, or use another file name ending"
+        raise ArgumentError(msg)
     _checks.all_finite({name: _array.to_numpy(a) for name, a in network.params.items()}, NOT_SAVED)
     if dtype is not None:
         network = _copied(network, _checks.dtype(dtype))
-    write_durably(place, fitting[0].encode(network, layout, dotted(prefix)))
+    if network._home().dtype == "bfloat16" and file in _registry.NO_BFLOAT16:
+        msg = f"the network has dtype bfloat16, which {place} cannot have; use .safetensors"
+        raise ArgumentError(msg)
+    write_durably(place, modules[file].encode(network, layout, dotted(prefix)))
 
 
 def _copied(network: Network, dtype: str) -> Network:

@@ -67,6 +67,10 @@ LAYOUTS = {
 }
 
 
+# File formats whose files can have one layout only, and file formats without bfloat16.
+ONE_LAYOUT, NO_BFLOAT16 = ("eqx", "keras", "onnx"), ("npz", "eqx", "keras")
+
+
 @cache
 def file_format(name: str) -> Any:
     """Return the module of a file format, imported at the first call."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 import os
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io import _registry
 from xplstm.io._contents import Contents, Opening, Tensor, by_name
 from xplstm.io.files import npz
 from xplstm.io.layouts.single import EQUINOX
@@ -28,16 +27,6 @@ LAYOUT = "equinox"
 MOST = 100_000
 
 
-class _Array(NamedTuple):
-    """Header of an array in the file."""
-
-    start: int
-    """Offset of its data."""
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
-
-
 def recognises(opening: Opening) -> bool:
     """Return whether a file begins with an array."""
     return opening.head.startswith(b"\x93NUMPY")
@@ -47,17 +36,17 @@ def read(path: str) -> Contents:
     """Return arrays by their index; the arrays of a cell by the index of the first and their names."""
     with open(path, "rb") as file:
         arrays = _arrays(path, file)
-    names = _names([a.shape for a in arrays])
+    names = _names([head.shape for _, head in arrays])
     tensors = (
-        (name, Tensor(a.shape, _array.dtype_name(a.dtype), partial(_read, path, a)))
-        for name, a in zip(names, arrays, strict=True)
+        (name, Tensor(head.shape, _array.dtype_name(head.dtype), partial(_read, path, place, head)))
+        for name, (place, head) in zip(names, arrays, strict=True)
     )
     return Contents(path, "eqx", by_name(path, tensors), {}, LAYOUT)
 
 
-def _arrays(path: str, file: BinaryIO) -> list[_Array]:
-    """Return all arrays, and check that they fill the file."""
-    found: list[_Array] = []
+def _arrays(path: str, file: BinaryIO) -> list[tuple[int, npz.Header]]:
+    """Return where each array begins and its header, and check that the arrays fill the file."""
+    found: list[tuple[int, npz.Header]] = []
     place, size = 0, os.path.getsize(path)
     while place < size:
         if len(found) == MOST:
@@ -65,12 +54,11 @@ def _arrays(path: str, file: BinaryIO) -> list[_Array]:
             raise FormatError(msg)
         file.seek(place)
         where = f"{path}: array {len(found)}"
-        start = io.BytesIO(file.read(16 + npz.LONGEST_HEADER))
-        shape, dtype, offset, fortran, length = npz.header(where, start)
-        found.append(_Array(place + offset, shape, dtype, fortran))
-        place += offset + length
+        head = npz.header(where, io.BytesIO(file.read(16 + npz.LONGEST_HEADER)))
+        found.append((place, head))
+        place += head.offset + head.length
         if place > size:
-            msg = f"{where} with shape {shape} and dtype {dtype} ends at byte {place} of {size}"
+            msg = f"{where} with shape {head.shape} and dtype {head.dtype} ends at byte {place} of {size}"
             raise FormatError(msg)
     return found
 
@@ -98,25 +86,19 @@ def _cell(shapes: list[tuple[int, ...]]) -> tuple[str, ...]:
     return row.weights + (biases if shapes[2 : 2 + len(biases)] == wanted else ())
 
 
-def _read(path: str, a: _Array) -> np.ndarray:
+def _read(path: str, place: int, head: npz.Header) -> np.ndarray:
     """Read one array whose header is checked."""
     with open(path, "rb") as file:
-        file.seek(a.start)
-        flat = np.frombuffer(file.read(int(np.prod(a.shape)) * a.dtype.itemsize), dtype=a.dtype)
-    return flat.reshape(a.shape[::-1]).T if a.fortran else flat.reshape(a.shape)
+        file.seek(place + head.offset)
+        return head.array(file.read(head.length))
 
 
-def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
+def encode(network: Recurrent, _layout: str, prefix: str) -> bytes:
     """Return a file that ``equinox.tree_deserialise_leaves`` reads into a cell or a list of cells."""
-    if layout != LAYOUT or prefix:
-        msg = (
-            f"format={layout!r} and prefix={prefix!r} are not possible in an Equinox file, which has no names"
-        )
+    if prefix:
+        msg = f"prefix={prefix!r} is not possible in an Equinox file, which has no names"
         raise ArgumentError(msg)
     content = io.BytesIO()
-    for name, a in _registry.layout(layout).to_mapping(network).items():
-        if _array.dtype_name(a.dtype) == "bfloat16":
-            msg = f"{name} has dtype bfloat16, which NumPy's array format does not support; use .safetensors"
-            raise ArgumentError(msg)
+    for a in EQUINOX.to_mapping(network).values():
         np.save(content, _array.to_numpy(a), allow_pickle=False)
     return content.getvalue()

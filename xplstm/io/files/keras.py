@@ -13,10 +13,10 @@ import re
 from typing import Any
 
 from xplstm import _array
-from xplstm._errors import ArgumentError, FormatError
+from xplstm._errors import FormatError
 from xplstm.io import layers
 from xplstm.io._contents import Contents, Opening, by_name, json_object, quoted
-from xplstm.io._written import WORDS, no_place, plain, words_for
+from xplstm.io._written import WORDS, plain, words_for
 from xplstm.io.files import h5
 from xplstm.io.files.archive import Archive
 from xplstm.io.layouts import keras_config
@@ -99,13 +99,8 @@ def _major(where: str, version: Any) -> int:
     return int(major[0])
 
 
-def encode(network: _module.Recurrent, layout: str, prefix: str) -> bytes:
+def encode(network: _module.Recurrent, _layout: str, prefix: str) -> bytes:
     """Return the bytes of a Keras weights file."""
-    if layout != "keras":
-        msg = f"format={layout!r} is not possible in a Keras file; leave it out, or use another kind of file"
-        raise ArgumentError(msg)
-    if _array.dtype_name(network.params["weight_hh_l0"].dtype) == "bfloat16":
-        raise no_place("keras", "has dtype bfloat16")
     content = io.BytesIO()
     with h5.import_h5py().File(content, "w") as file:
         row = NUMBERED.row_of(network)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xplstm import _array
-from xplstm._errors import ArgumentError, FormatError
+from xplstm._errors import FormatError
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
 from xplstm.io._written import METADATA, WORDS, written
 from xplstm.io.files import buffers
@@ -35,12 +35,12 @@ def read(path: str) -> Contents:
     tensors, metadata = [], {}
     for member in archive.members:
         name = member.removesuffix(".npy")
-        shape, dtype, offset, fortran = _header(archive, member)
-        if name in (METADATA, WORDS) and dtype.kind == "U" and shape == ():
-            metadata[name] = _text(archive, member, dtype, offset)
+        head = _header(archive, member)
+        if name in (METADATA, WORDS) and head.dtype.kind == "U" and head.shape == ():
+            metadata[name] = _text(archive, member, head)
         else:
-            array = partial(_read, archive, member, dtype, shape, offset, fortran)
-            tensors.append((name, Tensor(shape, _array.dtype_name(dtype), array)))
+            array = partial(_read, archive, member, head)
+            tensors.append((name, Tensor(head.shape, _array.dtype_name(head.dtype), array)))
     return Contents(path, "npz", by_name(path, tensors), metadata)
 
 
@@ -48,18 +48,32 @@ def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a file with the parameters of `network`."""
     arrays, metadata = written(network, layout, prefix)
     hosts: dict[str, Any] = {name: _array.to_numpy(a) for name, a in arrays.items()}
-    for name, a in hosts.items():
-        if _array.dtype_name(a.dtype) == "bfloat16":
-            msg = f"{name} has dtype bfloat16, which an .npz file does not support; use .safetensors"
-            raise ArgumentError(msg)
     hosts |= {name: np.asarray(text) for name, text in metadata.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **hosts)
     return buffer.getvalue()
 
 
-def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, int, bool, int]:
-    """Return shape, dtype, data offset, whether the order is Fortran's, and the number of data bytes."""
+class Header(NamedTuple):
+    """Header of an array in NumPy's format."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    """Where the data begins, in bytes."""
+    fortran: bool
+    """Whether the data has the order of Fortran."""
+    length: int
+    """Number of data bytes."""
+
+    def array(self, data: bytes | memoryview) -> np.ndarray:
+        """Return the array of these data bytes."""
+        flat: np.ndarray = np.frombuffer(data, dtype=self.dtype)
+        return flat.reshape(self.shape[::-1]).T if self.fortran else flat.reshape(self.shape)
+
+
+def header(where: str, start: io.BytesIO) -> Header:
+    """Return the checked header of an array."""
     try:
         version = np.lib.format.read_magic(start)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -71,37 +85,34 @@ def header(where: str, start: io.BytesIO) -> tuple[tuple[int, ...], np.dtype, in
         msg = f"{where} has dtype {dtype}; arrays of objects or records are not supported"
         raise FormatError(msg)
     numbers = buffers.count(where, "its shape", shape)
-    return shape, dtype, start.tell(), fortran, numbers * dtype.itemsize
+    return Header(shape, dtype, start.tell(), fortran, numbers * dtype.itemsize)
 
 
-def _header(archive: Archive, member: str) -> tuple[tuple[int, ...], np.dtype, int, bool]:
+def _header(archive: Archive, member: str) -> Header:
     """Return the header of a member of an archive, and check that the array fills the member."""
     where = f"{archive.path}: {shown(member)}"
-    start = io.BytesIO(archive.read(member, 16 + LONGEST_HEADER))
-    shape, dtype, offset, fortran, length = header(where, start)
-    given = archive.members[member].file_size
-    if offset + length != given:
-        msg = f"{where} has {given} bytes, expected {offset + length} for shape {shape} and dtype {dtype}"
+    head = header(where, io.BytesIO(archive.read(member, 16 + LONGEST_HEADER)))
+    given, wanted = archive.members[member].file_size, head.offset + head.length
+    if wanted != given:
+        of = f"shape {head.shape} and dtype {head.dtype}"
+        msg = f"{where} has {given} bytes, expected {wanted} for {of}"
         raise FormatError(msg)
-    return shape, dtype, offset, fortran
+    return head
 
 
-def _read(
-    archive: Archive, member: str, dtype: np.dtype, shape: tuple[int, ...], offset: int, fortran: bool
-) -> np.ndarray:
+def _read(archive: Archive, member: str, head: Header) -> np.ndarray:
     """Read one array whose header is checked."""
-    flat: np.ndarray = np.frombuffer(archive.read(member), dtype=dtype, offset=offset)
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    return head.array(memoryview(archive.read(member))[head.offset :])
 
 
-def _text(archive: Archive, member: str, dtype: np.dtype, offset: int) -> Any:
+def _text(archive: Archive, member: str, head: Header) -> Any:
     """Return the text that `encode` stored with the arrays."""
-    if dtype.itemsize > 4 * LONGEST_TEXT:
-        length = dtype.itemsize // 4
+    length = head.dtype.itemsize // 4
+    if length > LONGEST_TEXT:
         msg = f"{archive.path}: {shown(member)} has {length} characters; at most {LONGEST_TEXT} are allowed"
         raise FormatError(msg)
     try:
-        return str(_read(archive, member, dtype, (), offset, False))
+        return str(_read(archive, member, head))
     except ValueError as error:
         msg = f"{archive.path}: {shown(member)} is not valid Unicode text: {error}"
         raise FormatError(msg) from error

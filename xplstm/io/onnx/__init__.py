@@ -80,11 +80,8 @@ def _folded_weights(graph: Graph) -> Graph:
     return graph._replace(constants={**graph.constants, **made})
 
 
-def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
+def encode(network: Recurrent, _layout: str, prefix: str) -> bytes:
     """Return the bytes of an ONNX model of `network`."""
-    if layout != "onnx":
-        msg = f"format={layout!r} is not possible in an ONNX file; leave it out, or use another kind of file"
-        raise ArgumentError(msg)
     content: bytes = model_of(network, prefix).SerializeToString()
     return content
 
