@@ -200,8 +200,7 @@ CASES: dict[str, Sized] = {
 
 def cost(name: str) -> int:
     """Return about how long a call takes."""
-    case = CASES[name]
-    return case.T * (8 + case.B * int(case.config["hidden_size"]))
+    return CASES[name].work
 
 
 def given(name: str, dtype: str) -> Arrays:
@@ -233,9 +232,14 @@ def idle(case: Sized) -> np.ndarray:
 
 
 def faults(name: str, got: Arrays, dtype: str, gradients: bool) -> list[str]:
+    """What is wrong with an answer to one of these calls."""
+    return misses(CASES[name], expected(name, dtype), got, dtype, gradients)
+
+
+def misses(case: Sized, right: Arrays, got: Arrays, dtype: str, gradients: bool) -> list[str]:
     """What is wrong with an answer, each array by name with its error and what is allowed."""
-    said, growth = [], 4 if sensitive(CASES[name]) else 1
-    for tensor, wanted in expected(name, dtype).items():
+    said, growth = [], 4 if sensitive(case) else 1
+    for tensor, wanted in right.items():
         late = tensor.startswith("d")
         if late and not gradients:
             continue
@@ -249,7 +253,7 @@ def faults(name: str, got: Arrays, dtype: str, gradients: bool) -> list[str]:
         missed = distance(a.astype("float64"), wanted, dtype)
         if missed > allowed:
             said.append(f"{tensor} misses by {missed:.3g} u * s, allowed are {allowed}")
-        elif tensor in ("h_n", "c_n") and kept_otherwise(CASES[name], a, wanted):
+        elif tensor in ("h_n", "c_n") and kept_otherwise(case, a, wanted):
             said.append(f"{tensor} is not the initial state bit for bit where no step exists")
         elif tensor in ("y", "dx") and a[(wanted == 0) & np.isfinite(a)].any():
             said.append(f"{tensor} is not exactly zero where no step exists")

@@ -29,9 +29,17 @@ SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-eve
 # Of relations, for a subject whose code another subject runs on plain NumPy.
 FEW = ("layer-lengths-reverse", "module-two-by-two-lengths")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
-# Of calls from seeds, such a subject answers one of so many, and none of more steps.
+# Of calls from seeds and of wrong shapes, such a subject answers one of so many, and none of more steps.
 PART = 8
 LONG = 500
+IN_PART = (
+    *("test_sizes", "test_sizes_in_half_precision", "test_gru_sizes", "test_gru_record"),
+    *(
+        "test_wrong_shape_is_refused",
+        "test_refusal_names_the_parameter",
+        "test_a_missing_parameter_is_refused",
+    ),
+)
 BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
 BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
 
@@ -174,7 +182,7 @@ def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> boo
     if test == "test_relation":
         # A relation is several calls, and each takes a slow subject seconds.
         return absent or (second and name not in FEW)
-    if second and test in ("test_sizes", "test_sizes_in_half_precision"):
+    if second and test in IN_PART:
         return absent or zlib.crc32(name.encode()) % PART > 0 or (name in CASES and CASES[name].T > LONG)
     return absent and (name not in SAMPLE or params.get("dtype", "float64") != "float64")
 

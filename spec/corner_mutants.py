@@ -78,7 +78,7 @@ def same_states(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 def no_state(config: Config, a: Arrays) -> tuple[Config, Arrays]:
     """States of zeros are filled with something else."""
-    found = {n: np.full_like(a[n], 0.05) if not a[n].any() else a[n] for n in ("h_0", "c_0")}
+    found = {n: np.full_like(a[n], 0.05) if not a[n].any() else a[n] for n in ("h_0", "c_0") if n in a}
     return config, a | found
 
 
@@ -103,7 +103,7 @@ def spread_of_absent(name: str, *results: str) -> Finish:
 def ended_without_steps(config: Config, a: Arrays, got: Arrays) -> Arrays:
     """Batch entries without a step end at zero."""
     here = ~np.any(existing(config, a), axis=0)
-    return got | {n: np.where(np.reshape(here, (-1, 1)), 0, got[n]) for n in ("h_n", "c_n")}
+    return got | {n: np.where(np.reshape(here, (-1, 1)), 0, got[n]) for n in ("h_n", "c_n") if n in got}
 
 
 def batch_without_steps(config: Config, a: Arrays, got: Arrays) -> Arrays:

@@ -14,6 +14,7 @@ import numpy as np
 
 from spec import (
     corner_mutants,
+    gru_mutants,
     margin_mutants,
     mutants,
     path_mutants,
@@ -169,13 +170,13 @@ def family(name: str) -> str:
 
 def suspects(config: Config) -> Iterator[tuple[str, Call]]:
     """The wrong implementations of a call's cell."""
-    if config.get("cell") == "gru":
-        yield from ((fault, GRU(fault).call) for fault in wrong_gru.FAULTS)
-    else:
-        yield from ((name, wrong.call) for name, wrong in WRONGS.items())
+    known = WRONG_GRUS if config.get("cell") == "gru" else WRONGS
+    yield from ((name, wrong.call) for name, wrong in known.items())
 
 
 WRONGS = wrongs()
+WRONG_GRUS = {fault: Wrong(f"GRU: {family(fault)}", GRU(fault).call) for fault in wrong_gru.FAULTS}
+WRONG_GRUS |= {n: Wrong(f"GRU in some calls: {family(n)}", c) for n, c in gru_mutants.MUTANTS.items()}
 
 
 def apart(got: Arrays, other: Arrays, gradients: bool) -> float:

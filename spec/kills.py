@@ -1,10 +1,10 @@
-"""``python -m spec kills``: how many wrong LSTMs of each family die by each clause.
+"""``python -m spec kills``: how many wrong LSTMs and GRUs of each family die by each clause.
 
 Vectors say it by spec/kills.json. The sized calls and the relations are run here:
 every wrong LSTM that is no mutant of the vectors through the sized calls of each
-clause until one finds it, and every one through each relation once. Two processes
-share the wrong LSTMs, and ``--kept FILE`` keeps what is found, so that a run that was
-ended begins again where it was.
+clause until one finds it, and every one through each relation once. Wrong GRUs are
+asked the calls of GRUs alone. Two processes share the wrong ones, and ``--kept FILE``
+keeps what is found, so that a run that was ended begins again where it was.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from spec import calls, mutants, plan, sized_mutants
-from spec.calls import faults
-from spec.diagnosis import WRONGS
+from spec import calls, gru_calls, mutants, plan, sized_mutants
+from spec.diagnosis import WRONG_GRUS, WRONGS
 from spec.records import RECORDS
 from spec.relations import LAWS, Ask, broken
 from spec.subject import Arrays, Config
@@ -36,6 +36,8 @@ CALLS = ("layer", "module-three-by-two", "module-two-directions", "options-5")
 AT_ONCE = 60
 """Wrong LSTMs between two notes of what is found."""
 PROCESSES = 2
+GRUS = {f"GRU: {name}": wrong for name, wrong in WRONG_GRUS.items()}
+EVERY = WRONGS | GRUS
 
 
 class Judged:
@@ -56,7 +58,7 @@ class Judged:
 
 def by_vectors() -> dict[str, set[str]]:
     """The clauses by which each wrong LSTM dies, of the vectors that find it."""
-    found: dict[str, set[str]] = {name: set() for name in WRONGS}
+    found: dict[str, set[str]] = {name: set() for name in EVERY}
     published = json.loads(mutants.KILLS.read_text(encoding="utf-8"))
     for record, said in published.items():
         for name in said["kills"]:
@@ -64,28 +66,29 @@ def by_vectors() -> dict[str, set[str]]:
     return found
 
 
-def by_sizes(names: Sequence[str]) -> dict[str, set[str]]:
-    """The cheapest calls first; a wrong LSTM is asked what it may answer otherwise, and what says more."""
+def by_calls(suite: ModuleType, names: Sequence[str]) -> dict[str, set[str]]:
+    """The cheapest calls first; a wrong cell is asked what it may answer otherwise, and what says more."""
     found: dict[str, set[str]] = {name: set() for name in names if name not in mutants.MUTANTS}
-    for call in sorted(calls.CASES, key=calls.cost):
-        case, a = calls.CASES[call], calls.given(call, "float64")
+    for call in sorted(suite.CASES, key=lambda name: suite.CASES[name].work):
+        case, a = suite.CASES[call], suite.given(call, "float64")
         for name, known in found.items():
             if known.issuperset(case.clauses) or (case.T > LONG and known and "step" not in name):
                 continue
-            if finds(call, name, a):
+            if finds(suite, call, name, a):
                 known |= {*case.clauses}
         sized_mutants.ANSWERED.clear()
     return found
 
 
-def finds(call: str, name: str, a: Arrays) -> bool:
-    """Whether a call finds a wrong LSTM, with gradients or without."""
-    case, wrong = calls.CASES[call], WRONGS[name].call
+def finds(suite: ModuleType, call: str, name: str, a: Arrays) -> bool:
+    """Whether a call finds a wrong cell, with gradients or without."""
+    case, wrong, right = suite.CASES[call], EVERY[name].call, suite.expected(call, "float64")
     for op in (f"{case.op}_vjp",) if case.draws else (f"{case.op}_vjp", case.op):
         if not sized_mutants.may_differ(wrong, op, case.config, a):
             continue
         try:
-            if faults(call, wrong(op, case.config, dict(a)), "float64", case.gradients and op != case.op):
+            got, late = wrong(op, case.config, dict(a)), case.gradients and op != case.op
+            if calls.misses(case, right, got, "float64", late):
                 return True
         except FAILS:
             return True
@@ -108,8 +111,10 @@ def by_relations(names: Sequence[str]) -> dict[str, set[str]]:
 
 def judged(names: tuple[str, ...]) -> dict[str, list[str]]:
     """The clauses by which some wrong LSTMs die, in what is run here."""
+    lstms, grus = ([n for n in names if n in of] for of in (WRONGS, GRUS))
     with np.errstate(all="ignore"):
-        sizes, relations = by_sizes(names), by_relations(names)
+        sizes = by_calls(calls, lstms) | by_calls(gru_calls, grus)
+        relations = by_relations(lstms) | {name: set() for name in grus}
     return {name: sorted(sizes.get(name, set()) | relations[name]) for name in names}
 
 
@@ -125,7 +130,7 @@ def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
     state = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
     of = digest()
     found: dict[str, list[str]] = state.get("found", {}) if state.get("of") == of else {}
-    left = iter([name for name in WRONGS if name not in found])
+    left = iter([name for name in EVERY if name not in found])
     parts = list(iter(lambda: tuple(islice(left, AT_ONCE)), ()))
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for part in pool.imap_unordered(judged, parts):
@@ -137,19 +142,19 @@ def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
 
 def table(found: dict[str, set[str]]) -> Iterator[str]:
     """One line for each clause and family: how many die, of how many."""
-    sizes = Counter(wrong.family for wrong in WRONGS.values())
+    sizes = Counter(wrong.family for wrong in EVERY.values())
     for clause in sorted(set().union(*found.values())):
-        killed = Counter(WRONGS[name].family for name, clauses in found.items() if clause in clauses)
+        killed = Counter(EVERY[name].family for name, clauses in found.items() if clause in clauses)
         yield f"{clause}: " + ", ".join(f"{family} {n}/{sizes[family]}" for family, n in killed.most_common())
-    alive = sorted(name for name in WRONGS if not found[name])
-    yield f"{len(WRONGS) - len(alive)} of {len(WRONGS)} die; alive: {', '.join(alive) or 'none'}"
+    alive = sorted(name for name in EVERY if not found[name])
+    yield f"{len(EVERY) - len(alive)} of {len(EVERY)} die; alive: {', '.join(alive) or 'none'}"
 
 
 def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="python -m spec kills", description=__doc__)
     parser.add_argument("--kept", type=Path, metavar="FILE", help="keep what is found")
     runs, found = found_by_runs(parser.parse_args(arguments).kept), by_vectors()
-    print(*table({name: found[name] | {*runs[name]} for name in WRONGS}), sep="\n")
+    print(*table({name: found[name] | {*runs[name]} for name in EVERY}), sep="\n")
     return 0
 
 

@@ -35,6 +35,11 @@ class Sized(NamedTuple):
     gradients: bool = True
 
     @property
+    def work(self) -> int:
+        """About how long the call takes."""
+        return self.T * (8 + self.B * int(self.config["hidden_size"]))
+
+    @property
     def draws(self) -> bool:
         """Whether masks are drawn, which calls without gradients do not."""
         return not self.config.keys().isdisjoint(("dropout", "noise"))

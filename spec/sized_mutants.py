@@ -9,6 +9,7 @@ import numpy as np
 
 from spec.subject import Arrays, Config
 from spec.wrong import LSTM
+from spec.wrong_gru import GRU
 
 Call: TypeAlias = Callable[[str, Config, Arrays], Arrays]
 Test: TypeAlias = Callable[[str, Config, Arrays], bool]
@@ -16,16 +17,18 @@ Spoil: TypeAlias = Callable[[Config, Arrays], tuple[Config, Arrays]]
 Finish: TypeAlias = Callable[[Config, Arrays, Arrays], Arrays]
 
 RIGHT = LSTM()
+RIGHT_GRU = GRU()
 ANSWERED: dict[tuple[object, ...], tuple[Config, Arrays, Arrays]] = {}
 
 
 def right(op: str, config: Config, a: Arrays) -> Arrays:
-    """Answer as the right LSTM; calls with the same read-only arrays are computed once."""
+    """Answer as the right LSTM or GRU; calls with the same read-only arrays are computed once."""
+    model = RIGHT_GRU if config.get("cell") == "gru" else RIGHT
     if any(v.flags.writeable for v in a.values()):
-        return RIGHT.call(op, config, a)
+        return model.call(op, config, a)
     key = (op, id(config), *(id(v) for v in a.values()))
     if key not in ANSWERED:
-        found = RIGHT.call(op, config, a)
+        found = model.call(op, config, a)
         for v in found.values():
             v.flags.writeable = False
         # The arguments are kept, so that no other object gets their addresses.

@@ -8,30 +8,64 @@ import re
 import numpy as np
 import pytest
 
-from spec.calls import CASES, given
+from spec import calls, gru_calls
 from spec.sized import Sized
-from spec.subject import Adapter, Arrays, Refused, Unsupported
+from spec.sized_mutants import Test, both, empty, no_rows, option, single, stacked
+from spec.subject import Adapter, Arrays, Config, Refused, Unsupported
 from spec.test_vectors import says
 
+CASES = calls.CASES | gru_calls.CASES
 CALLS = {
     "layer": "lengths-231",
     "module": "four-layers",
     "projection": "projection-module",
     "reverse": "two-directions-2-p2",
+    "gru": "gru-lengths-equal-after",
+    "gru_before": "gru-no-ends-before",
+    "no_steps": "no-steps-two-directions",
+    "no_entries": "no-rows-module",
+    "peepholes": "peepholes-two-directions",
+    "peepholes_layer": "peepholes-reverse",
+    "norm": "layer-norm-two-directions",
+    "sum": "merge-sum-two-layers",
+    "none": "merge-none-one-layer",
 }
-GRIDS = {"mask": "mask-module", "reset": "resets-reverse"}
+ONLY = {
+    "gru_before": ("weight_hh", "bias"),
+    "no_steps": ("weight", "bias", "h_0", "c_0", "dh_n", "dc_n"),
+    "no_entries": ("weight", "bias"),
+    "peepholes": ("weight_ch",),
+    "peepholes_layer": ("weight_ch",),
+    "norm": ("gain", "bias_c"),
+    "sum": ("dy",),
+    "none": ("dy",),
+}
+"""The beginnings of names of which some calls alone are asked; the first calls ask the others."""
+GRIDS = {
+    "mask": "mask-module",
+    "reset": "resets-reverse",
+    "gru_mask": "gru-mask-after",
+    "gru_reset": "gru-resets-before",
+}
 """Calls with an array of booleans for each step and batch entry."""
+
+
+def given(name: str) -> Arrays:
+    """The arrays of a call of either cell."""
+    return gru_calls.given(name, "float32") if name in gru_calls.CASES else calls.given(name, "float32")
 
 
 def places() -> list[str]:
     """Each array of each call, by its name there."""
-    names = {call: [*given(name, "float32")] for call, name in CALLS.items()}
+    names = {call: [*given(name)] for call, name in CALLS.items()}
     return [f"{call}-{n}" for call, here in names.items() for n in here if asked(call, n)]
 
 
 def asked(call: str, name: str) -> bool:
     """Leave out x, whose shape gives T and B, and of layers and directions what another call asks."""
-    return name.endswith("_reverse") if call == "reverse" else name != "x" and "_l1" not in name
+    if call == "reverse":
+        return name.endswith("_reverse")
+    return name != "x" and "_l1" not in name and name.startswith(ONLY.get(call, ""))
 
 
 def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
@@ -47,7 +81,7 @@ def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
 
 def other_widths(a: Arrays, array: str) -> dict[str, np.ndarray]:
     """Under a projection: an array of the hidden state as wide as the cell state, and the other way round."""
-    P, H = a["h_0"].shape[-1], a["c_0"].shape[-1]
+    P, H = a["h_0"].shape[-1], a.get("c_0", a["h_0"]).shape[-1]
     width = {P: H, H: P}.get(a[array].shape[-1])
     if width is None or P == H:
         return {}
@@ -55,38 +89,39 @@ def other_widths(a: Arrays, array: str) -> dict[str, np.ndarray]:
     return {f"{width} columns": np.array(np.concatenate([wide, wide], -1)[..., :width], order="C")}
 
 
-def accepted(subject: Adapter, case: Sized, a: Arrays, array: str) -> list[str]:
+def accepted(subject: Adapter, case: Sized, a: Arrays, array: str, gradients: bool) -> list[str]:
     """The wrong shapes that end in a result; each call is one that is right otherwise."""
-    late = array.startswith("d")
-    start = a if late else {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
-    op = f"{case.op}_vjp" if late else case.op
-    found = []
-    try:
-        subject.call(op, case.config, dict(start))
-        for how, wrong in (wrong_shapes(a[array]) | other_widths(a, array)).items():
-            try:
-                subject.call(op, case.config, start | {array: wrong})
-            except Refused:
-                continue
-            found.append(f"{how}, {wrong.shape} for {a[array].shape}")
-    except Unsupported as reason:
-        pytest.skip(str(reason))
+    start = a if gradients else {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
+    op, found = f"{case.op}_vjp" if gradients else case.op, []
+    subject.call(op, case.config, dict(start))
+    for how, wrong in (wrong_shapes(a[array]) | other_widths(a, array)).items():
+        with contextlib.suppress(Refused):
+            subject.call(op, case.config, start | {array: wrong})
+            found.append(f"{how}, {wrong.shape} for {a[array].shape}{', with gradients' * gradients}")
     return found
 
 
 @pytest.mark.parametrize("name", places())
 def test_wrong_shape_is_refused(subject: Adapter, name: str) -> None:
-    """XPL-ERR-002."""
+    """XPL-ERR-002: with gradients and, but for cotangents, without."""
     call, array = name.split("-")
-    case = CASES[CALLS[call]]
-    found = accepted(subject, case, given(CALLS[call], "float32"), array)
+    case, a, late = CASES[CALLS[call]], given(CALLS[call]), array.startswith("d")
+    found: list[str] = []
+    for gradients in (True,) if late else (False, True):
+        try:
+            found += accepted(subject, case, a, array, gradients)
+        except Unsupported as reason:
+            if late or not gradients:
+                pytest.skip(str(reason))
+        except Refused as reason:
+            pytest.skip(f"it refuses the right call too: {reason}")
     assert not found, f"{array} was accepted: {'; '.join(found)}"
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["layer", "module", "projection", "reverse", "gru", "no_steps"])
 def test_wrong_features_are_refused(subject: Adapter, call: str) -> None:
     """XPL-ERR-002: x with a feature more or less, and x without its batch axis."""
-    case, a = CASES[CALLS[call]], given(CALLS[call], "float32")
+    case, a = CASES[CALLS[call]], given(CALLS[call])
     start, x, found = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}, a["x"], []
     wider = np.concatenate([x, x[..., :1]], -1)
     try:
@@ -111,7 +146,7 @@ def test_wrong_number_of_lengths_is_refused(subject: Adapter, name: str, count: 
     """XPL-ERR-002."""
     key = {"layer": "lengths-231", "module": "lengths-231-two-directions"}[name]
     case = CASES[key]
-    a = {n: v for n, v in given(key, "float32").items() if n not in ("dy", "dh_n", "dc_n")}
+    a = {n: v for n, v in given(key).items() if n not in ("dy", "dh_n", "dc_n")}
     try:
         subject.call(case.op, case.config, dict(a))
         with pytest.raises(Refused):
@@ -125,12 +160,13 @@ RAGGED = {
     "reverse": "lengths-231-reverse",
     "module": "ragged-one-direction",
     "directions": "lengths-231-two-directions",
+    "gru": "gru-lengths-equal-before",
 }
 
 
 def with_lengths(subject: Adapter, name: str, gradients: bool, lengths: list[int]) -> None:
     """Ask for other lengths than a call has."""
-    case, a = CASES[RAGGED[name]], given(RAGGED[name], "float32")
+    case, a = CASES[RAGGED[name]], given(RAGGED[name])
     kept = {n: v for n, v in a.items() if gradients or n not in ("dy", "dh_n", "dc_n")}
     op = f"{case.op}_vjp" if gradients else case.op
     try:
@@ -159,6 +195,20 @@ def test_wrong_length_is_refused_anywhere(subject: Adapter, name: str, at: int, 
 
 
 @pytest.mark.parametrize(
+    "name", ["no-steps-lengths", "no-steps-lengths-module", "gru-no-steps-lengths-after"]
+)
+def test_a_length_above_no_steps_is_refused(subject: Adapter, name: str) -> None:
+    """XPL-ERR-003."""
+    case, a = CASES[name], given(name)
+    kept = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
+    try:
+        with pytest.raises(Refused):
+            subject.call(case.op, case.config | {"lengths": [0, 1]}, kept)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize(
     "how",
     [
         *("transposed", "a step less", "a step more", "an entry less", "an entry more"),
@@ -168,8 +218,8 @@ def test_wrong_length_is_refused_anywhere(subject: Adapter, name: str, at: int, 
 @pytest.mark.parametrize("name", GRIDS)
 def test_wrong_mask_is_refused(subject: Adapter, name: str, how: str) -> None:
     """XPL-ERR-002: a mask and resets have the shape (T, B)."""
-    case = CASES[GRIDS[name]]
-    grid = np.asarray(case.config[name])
+    case, option = CASES[GRIDS[name]], name.removeprefix("gru_")
+    grid = np.asarray(case.config[option])
     wrong = {
         "transposed": grid.T,
         "a step less": grid[:-1],
@@ -181,20 +231,20 @@ def test_wrong_mask_is_refused(subject: Adapter, name: str, how: str) -> None:
         "no axis of steps": grid[0],
         "an axis more": grid[..., None],
     }[how]
-    a = {n: v for n, v in given(GRIDS[name], "float32").items() if n not in ("dy", "dh_n", "dc_n")}
+    a = {n: v for n, v in given(GRIDS[name]).items() if n not in ("dy", "dh_n", "dc_n")}
     try:
         subject.call(case.op, case.config, dict(a))
         with pytest.raises(Refused):
-            subject.call(case.op, case.config | {name: wrong.tolist()}, dict(a))
+            subject.call(case.op, case.config | {option: wrong.tolist()}, dict(a))
     except Unsupported as reason:
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize("name", [name for name in places() if "weight" in name or "bias" in name])
+@pytest.mark.parametrize("name", [n for n in places() if "weight" in n or "bias" in n or "gain" in n])
 def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
     """XPL-ERR-001: the parameter, the expected shape and the given one, of each parameter."""
     call, array = name.split("-")
-    case, a = CASES[CALLS[call]], dict(given(CALLS[call], "float32"))
+    case, a = CASES[CALLS[call]], dict(given(CALLS[call]))
     forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
     wrong = np.concatenate([a[array], a[array][-1:]])
     # A library that has modules alone may name the parameter of a layer as a module's.
@@ -208,14 +258,75 @@ def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
     assert says(str(refusal.value), fault), f"not named, or without both shapes: {refusal.value}"
 
 
-@pytest.mark.parametrize("name", [n for n in places() if "bias" in n or "weight_hh_l" in n])
+NEEDED = ("bias", "weight_hh_l", "weight_ch", "gain")
+
+
+@pytest.mark.parametrize("name", [n for n in places() if n.partition("-")[2].startswith(NEEDED)])
 def test_a_missing_parameter_is_refused(subject: Adapter, name: str) -> None:
     """XPL-ERR-004: a bias of any layer and direction, and a weight, which is not taken for zero."""
     call, array = name.split("-")
-    case, a = CASES[CALLS[call]], given(CALLS[call], "float32")
+    case, a = CASES[CALLS[call]], given(CALLS[call])
     kept = {n: v for n, v in a.items() if n not in (array, "dy", "dh_n", "dc_n")}
     try:
         with pytest.raises(Refused):
             subject.call(case.op, case.config, kept)
     except Unsupported as reason:
         pytest.skip(str(reason))
+
+
+class Lax:
+    """A subject that refuses what it should, but for the calls where it looks at no shape."""
+
+    def __init__(self, looks_away: Test, right: Arrays) -> None:
+        self.looks_away, self.right = looks_away, right
+
+    def describe(self) -> dict[str, str]:
+        return dict.fromkeys(("name", "version", "library", "kernel"), "lax")
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        if self.looks_away(op, config, arrays) or all(
+            self.right[n].shape == a.shape for n, a in arrays.items()
+        ):
+            return {}
+        raise Refused("shape", "a wrong shape")
+
+
+def late(op: str, _config: Config, _a: Arrays) -> bool:
+    return op.endswith("_vjp")
+
+
+LAX: dict[str, tuple[Test, bool, str]] = {
+    "with gradients": (both(single, late), True, "layer-weight_hh"),
+    "of states with gradients": (both(single, late), True, "layer-c_0"),
+    "of modules with gradients": (both(stacked, late), True, "module-weight_ih_l0"),
+    "of projections with gradients": (both(option("proj_size"), late), True, "projection-weight_hr_l0"),
+    "of reverse with gradients": (both(option("bidirectional"), late), True, "reverse-bias_ih_l0_reverse"),
+    "without steps": (empty, False, "no_steps-h_0"),
+    "without steps, of parameters": (empty, False, "no_steps-weight_hh_l0_reverse"),
+    "without batch entries": (no_rows, False, "no_entries-weight_ih_l0"),
+    "of peepholes": (option("peepholes"), False, "peepholes-weight_ch_l0_reverse"),
+    "of peepholes in layers": (both(single, option("peepholes")), False, "peepholes_layer-weight_ch"),
+    "of gains": (option("layer_norm"), False, "norm-gain_hh_l0"),
+    "of gain_c with gradients": (both(option("layer_norm"), late), True, "norm-gain_c_l0"),
+    "of sums of directions": (both(option("merge"), late), True, "sum-dy"),
+    "of directions apart": (both(option("merge"), late), True, "none-dy"),
+    "of GRUs": (option("cell"), False, "gru-weight_hh_l0"),
+    "of states of GRUs": (option("cell"), False, "gru-h_0"),
+    "of GRUs with gradients": (both(option("cell"), late), True, "gru-bias_hh_l0"),
+    "of cotangents of GRUs": (both(option("cell"), late), True, "gru-dh_n"),
+    "of GRUs without reset_after": (both(option("cell"), late), True, "gru_before-bias_ih_l0"),
+}
+"""Where nothing is looked at, whether the call is one with gradients, and the array that finds it."""
+
+
+@pytest.mark.parametrize("where", LAX)
+def test_a_lax_subject_is_found(where: str) -> None:
+    when, gradients, name = LAX[where]
+    assert name in places()
+    call, array = name.split("-")
+    case, a = CASES[CALLS[call]], given(CALLS[call])
+    assert not accepted(Lax(lambda *_: False, a), case, a, array, gradients)
+    assert accepted(Lax(when, a), case, a, array, gradients)

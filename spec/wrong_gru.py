@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spec.subject import Arrays, Config
+from spec.wrong import LSTM
 from spec.wrong_cell import Array, Exact, sigmoid
 
 FAULTS = (
@@ -43,6 +44,10 @@ FAULTS = (
 )
 
 
+STEPS = LSTM()
+"""Which steps exist and where segments begin is the same for every cell."""
+
+
 class GRU:
     """The module of `spec/gru.py`, with faults."""
 
@@ -57,9 +62,11 @@ class GRU:
         a = {name: np.asarray(v, "float64") for name, v in arrays.items()}
         D = 1 + bool(config["bidirectional"])
         x, runs, h_n, exists = a["x"], [], [], self.exists(config, *a["x"].shape[:2])
+        reset = STEPS.reset(config, exists)
         for k in range(config["num_layers"]):
             ends = [
-                self.forward(self.part(a, k, d, D), x, exists, d, config["reset_after"]) for d in range(D)
+                self.forward(self.part(a, k, d, D), x, exists, d, config["reset_after"], reset)
+                for d in range(D)
             ]
             ys = [end.y for end in ends]
             x = np.concatenate(ys[::-1] if self.has("directions swapped in y") else ys, -1)
@@ -69,13 +76,10 @@ class GRU:
         return found | self.backward(a, runs, exists) if "dy" in a else found
 
     def exists(self, config: Config, T: int, B: int) -> Array:
-        times: Array = np.arange(T)[:, None]
+        found = STEPS.exists(config, T, B)
         if config.get("mask"):
-            mask = np.asarray(config["mask"], bool)
-            return times < mask.sum(0) if self.has("mask taken as lengths") else mask
-        if config.get("lengths") is None or self.has("lengths ignored"):
-            return np.ones((T, B), bool)
-        return times < np.asarray(config["lengths"])
+            return np.arange(T)[:, None] < found.sum(0) if self.has("mask taken as lengths") else found
+        return np.ones_like(found) if self.has("lengths ignored") else found
 
     def part(self, a: Arrays, k: int, d: int, D: int) -> SimpleNamespace:
         """One layer and direction; absent biases are zero."""
@@ -96,14 +100,18 @@ class GRU:
         h_0 = np.zeros_like(a["h_0"][at]) if self.has("h_0 ignored") else a["h_0"][at]
         return SimpleNamespace(**p, h_0=h_0, H=H, suffix=suffix, bias="bias_ih" + suffix in a, at=at)
 
-    def forward(self, p: Any, x: Array, exists: Array, d: int, reset_after: bool) -> SimpleNamespace:
+    def forward(
+        self, p: Any, x: Array, exists: Array, d: int, reset_after: bool, reset: Array | None
+    ) -> SimpleNamespace:
         h, steps = p.h_0, []
         after = reset_after != self.has("reset gate at the other place")
         y: list[Array] = [np.zeros_like(h)] * len(x)
         reverse = d == 1 and not self.has("both directions forward")
+        begins = STEPS.begins(exists, reset, reverse)
         for t in reversed(range(len(x))) if reverse else range(len(x)):
+            h = np.where(begins[t], 0.0, h)
             s = self.step(p, x[t], h, after)
-            s.t = t
+            s.t, s.begins = t, begins[t]
             now = exists[t][:, None]
             h = np.where(now, s.new, h)
             y[t] = h if self.has("padding not zeroed") else np.where(now, h, 0)
@@ -176,7 +184,7 @@ class GRU:
             first = self.added((of_h[..., : 2 * H], s.h), now)
             last = self.added((of_h[..., 2 * H :], seen), now)
             grads["dweight_hh"] = grads["dweight_hh"] + np.concatenate([first, last], -2)
-            dh = np.where(now, back, dh)
+            dh = np.where(now, np.where(s.begins, 0.0, back), dh)
         if not end.steps:
             grads = {
                 f"d{n}": np.zeros_like(getattr(p, n))

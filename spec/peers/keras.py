@@ -35,6 +35,7 @@ class Subject(Peer):
                 "Keras stacks layers by a model of several": config.get("num_layers", 1) > 1,
                 "Keras has dropout within a layer only": bool(config.get("dropout")),
                 "keras.layers.LSTM has one bias": one_bias(arrays),
+                "a layer of Keras makes its own parameters": incomplete(config, arrays),
                 "Keras takes masks, not lengths": any(
                     not 0 <= n <= len(arrays["x"]) for n in config.get("lengths") or ()
                 ),
@@ -59,7 +60,8 @@ class Subject(Peer):
                 torch.autograd.backward(list(results.values()), cotangents)
             except RuntimeError as error:
                 raise Refused("shape", str(error)) from error
-            results |= {f"d{name}": a.grad for name, a in given.items()}
+            # Copied, because the gradients of the two biases that are added are one tensor.
+            results |= {f"d{name}": a.grad.clone() for name, a in given.items()}
         return {name: array(torch, a) for name, a in results.items()}
 
     def outputs(self, torch: Any, config: Config, a: dict[str, Any]) -> dict[str, Any]:
@@ -130,3 +132,9 @@ class Subject(Peer):
             return np.asarray(config["mask"], bool)
         lengths = config.get("lengths")
         return None if lengths is None else np.arange(T)[:, None] < np.asarray(lengths)[None, :]
+
+
+def incomplete(config: Config, arrays: Arrays) -> bool:
+    """Whether a weight of a direction is missing."""
+    directions = 1 + bool(config.get("bidirectional"))
+    return any(sum(n.startswith(kind) for n in arrays) < directions for kind in ("weight_ih", "weight_hh"))
