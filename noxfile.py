@@ -147,6 +147,7 @@ SUBJECTS = {
     "onnx": Subjects(("onnx",), ("onnx",)),
     "onnxruntime": Subjects(("onnxruntime",), ("onnx", "onnxruntime")),
     "openvino": Subjects(("openvino",), ("onnx", "openvino")),
+    "litert": Subjects(("litert",), ("ai-edge-litert",)),
     "flax": Subjects(("flax", "flax_lstm_cell"), ("flax",)),
     "keras": Subjects(("keras",), ("keras", "torch")),
     "mlx": Subjects(("mlx",), ("mlx[cpu]",)),

@@ -34,6 +34,7 @@ TITLES = {
     "onnx": "ONNX reference",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "litert": "LiteRT",
 }
 CLAUSE = re.compile(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* ", re.MULTILINE)
 

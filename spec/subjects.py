@@ -13,7 +13,7 @@ SLOW = ("dask", "flax", "flax_lstm_cell", "jax", "keras", "openvino", "tensorflo
 """Libraries and peers of which a run without a choice asks a sample: they compile or plan every call."""
 PEERS = (
     *("torch", "torch_autocast", "jax", "flax", "flax_lstm_cell", "keras", "mlx", "tensorflow"),
-    *("onnx", "onnxruntime", "openvino"),
+    *("onnx", "onnxruntime", "openvino", "litert"),
 )
 
 
