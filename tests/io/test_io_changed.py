@@ -103,6 +103,16 @@ def test_a_module_of_torch_with_another_size_or_weight_than_its_parameters_is_re
             io.load(module)
 
 
+def test_a_cell_of_equinox_that_ignores_its_bias_is_refused():
+    jax, eqx = pytest.importorskip("jax"), pytest.importorskip("equinox")
+    for kind in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
+        cell = kind(3, 5, key=jax.random.key(0))
+        assert io.load(cell).params.keys() >= {"bias_ih_l0"}
+        object.__setattr__(cell, "use_bias", False)
+        with pytest.raises(FormatError, match="has bias=False, but its weights are those of bias=True"):
+            io.load(cell)
+
+
 def test_the_mode_of_a_module_of_torch_is_its_nonlinearity(torch):
     rnn = torch.nn.RNN(3, 5)
     rnn.nonlinearity = "relu"  # without effect in PyTorch

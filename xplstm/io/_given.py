@@ -223,6 +223,8 @@ def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[s
     change = None if isinstance(value, Mapping | list | tuple) else _change(value)
     if change is not None:
         said.setdefault(prefix, {})["problem"] = f"{change}; pass a mapping of its arrays"
+    if isinstance(own.get("use_bias"), bool):  # of a cell of Equinox, which ignores a bias without it
+        said.setdefault(prefix, {})["sizes"] = {"bias": own["use_bias"]}
     for name, usual in _FUNCTIONS.items():
         function = own.get(name)
         called = getattr(function, "__name__", type(function).__name__)
