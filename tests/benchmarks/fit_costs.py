@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,7 @@ import numpy as np
 from tests.benchmarks.gpu import results
 from tests.benchmarks.gpu.results import Row
 from xplstm.cli import fit
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost
+from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost, plan_cost
 
 
 class Measured(NamedTuple):
@@ -42,18 +42,10 @@ def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
         if row.engine == "cupy_persistent":
             plan = best_plan(chip, 1, B, H, kind, backward, costs)
             assert plan is not None, "it was run"
-            found.append(Measured(row, row.walk, _walk_cost(plan, H, kind, backward)))
+            found.append(Measured(row, row.walk, partial(plan_cost, plan, H, kind, backward)))
         elif not backward:
-            found.append(Measured(row, row.walk, _fused_cost(B, H, kind)))
+            found.append(Measured(row, row.walk, partial(fused_cost, 1, B, H, kind)))
     return found
-
-
-def _walk_cost(plan: Any, H: int, kind: str, backward: bool) -> Callable[[Costs], float]:
-    return lambda costs: cupy_persistent.plan_cost(plan, H, kind, backward, costs)
-
-
-def _fused_cost(B: int, H: int, kind: str) -> Callable[[Costs], float]:
-    return lambda costs: fused_cost(1, B, H, kind, costs)
 
 
 def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, bool]]:

@@ -103,21 +103,11 @@ def points(cp: Any, like: Problem, kind: str) -> list[Point]:
             if plan is not None:
                 name = f"cupy_persistent {'backward' if n else 'forward'} {kind} B={B} H={H}"
                 time = step_time(cp, like, kind, (B, H), partial(_persistent, plans=plans, backward=bool(n)))
-                found.append(
-                    Point(name, time, partial(_walk_cost, plan=plan, H=H, kind=kind, backward=bool(n)))
-                )
+                found.append(Point(name, time, partial(plan_cost, plan, H, kind, bool(n))))
         time = step_time(cp, like, kind, (B, H), _fused)
-        cost = partial(_fused_cost, B=B, H=H, kind=kind)
+        cost = partial(fused_cost, 1, B, H, kind)
         found.append(Point(f"cupy_fused forward {kind} B={B} H={H}", time, cost))
     return [point for point in found if point.time > 0]
-
-
-def _walk_cost(costs: Costs, *, plan: cupy_persistent.Plan, H: int, kind: str, backward: bool) -> float:
-    return plan_cost(plan, H, kind, backward, costs)
-
-
-def _fused_cost(costs: Costs, *, B: int, H: int, kind: str) -> float:
-    return fused_cost(1, B, H, kind, costs)
 
 
 Walk = Callable[..., Any]

@@ -211,24 +211,28 @@ def binary_cross_entropy(
     return checked(xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback)
 
 
+def _exponentials(xp: Namespace, logits: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    """Return the logits, shifted so that the largest is 0, their exponentials, and the sums of those."""
+    z = counting(xp, xp.astype(logits, _array.wide_dtype(xp, logits.dtype), copy=False), mask)
+    # Dask cannot compute the maximum of an empty array, not even along an axis with elements.
+    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
+    exp_z = xp.exp(z)
+    return z, exp_z, xp.sum(exp_z, axis=-1, keepdims=True)
+
+
 @part
 def _cross_entropy(
     xp: Namespace, logits: Array, targets: Array, mask: Array | None
 ) -> tuple[Array, Pullback]:
     """Return the mean over all elements that count, and its pullback."""
-    wide = _array.wide_dtype(xp, logits.dtype)
-    z = counting(xp, xp.astype(logits, wide, copy=False), mask)
-    # Dask cannot compute the maximum of an empty array, not even along an axis with elements.
-    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
-    exp_z = xp.exp(z)
-    total = xp.sum(exp_z, axis=-1, keepdims=True)
+    z, exp_z, total = _exponentials(xp, logits, mask)
     hit = one_hot(xp, targets, z.shape[-1])
     z_target = xp.sum(xp.where(hit, z, xp.zeros_like(z)), axis=-1)
     each = share(xp, z[..., 0], mask)
     loss = xp.sum((xp.log(total[..., 0]) - z_target) * each)
 
     def pullback(dloss: Array | float) -> Array:
-        dz = (exp_z / total - xp.astype(hit, wide)) * (each * dloss)[..., None]
+        dz = (exp_z / total - xp.astype(hit, z.dtype)) * (each * dloss)[..., None]
         return xp.astype(dz, logits.dtype, copy=False)
 
     return xp.astype(loss, logits.dtype, copy=False), pullback
@@ -245,18 +249,14 @@ def _weighted_entropy(
     reduction: str,
 ) -> tuple[Array, Pullback]:
     """Return the loss with every option, and its pullback."""
-    wide = _array.wide_dtype(xp, logits.dtype)
-    z = counting(xp, xp.astype(logits, wide, copy=False), mask)
-    z = z - (z[..., :1] if 0 in z.shape else xp.max(z, axis=-1, keepdims=True))
-    exp_z = xp.exp(z)
-    total = xp.sum(exp_z, axis=-1, keepdims=True)
+    z, exp_z, total = _exponentials(xp, logits, mask)
     log_p = z - xp.log(total)
     classes = z.shape[-1]
-    hit = xp.astype(one_hot(xp, targets, classes), wide)
+    hit = xp.astype(one_hot(xp, targets, classes), z.dtype)
     wanted = hit * (1 - smoothing) + smoothing / classes
     of_target = None
     if class_weights is not None:
-        of_class = xp.astype(class_weights, wide)
+        of_class = xp.astype(class_weights, z.dtype)
         wanted, of_target = wanted * of_class, xp.sum(hit * of_class, axis=-1)
     each = -xp.sum(xp.where(wanted > 0, wanted * log_p, xp.zeros_like(z)), axis=-1)
     part = weighted_share(xp, each, mask, weights, reduction, of_target)

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-Children = Callable[[Any], tuple[str, Any]]
-
 
 class _Static:
     """The attributes of an object without its children. Two instances are equal if their descriptions are."""
