@@ -41,7 +41,7 @@ def use_threads(count: int | None) -> Chosen[int | None]:
 
     A call sets the number for the whole process at once. As a context manager,
     the call sets the number inside its block, for the current thread or task.
-    The number of threads changes no bit of a result. `FrozenLSTM.step` keeps
+    The number of threads does not change the bits of a result. `FrozenLSTM.step` keeps
     the number that was set when the layer was frozen.
 
     The automatic number is ``XPLSTM_NUM_THREADS``, else ``OMP_NUM_THREADS``,

@@ -184,7 +184,7 @@ WRONG = {
     "another part": (WHOLE | {"more": 1}, "must have exactly format"),
     "no text": (WHOLE | {"format": ["flax"]}, "must have exactly format"),
     "no format": (WHOLE | {"format": "\x1b[31mflix"}, "has format"),
-    "layers without end": (WHOLE | {"layers": 10**9}, "no more layers than tensors"),
+    "layers without end": (WHOLE | {"layers": 10**9}, "at most one layer per tensor"),
     "another prefix": (WHOLE | {"prefix": "elsewhere"}, "does not fit its tensors"),
     "another format": (WHOLE | {"format": "haste"}, "no known LSTM of format 'haste'"),
     "an option of no LSTM": (

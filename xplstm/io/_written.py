@@ -107,7 +107,7 @@ def words_of(contents: Contents) -> Words | None:
     words = Words(**given)
     if words.format not in _registry.LAYOUTS or not 0 <= words.layers <= len(contents.tensors):
         what += f" has format {quoted(words.format)} and {quoted(words.layers)} layers"
-        msg = f"{what}; expected one of {', '.join(_registry.LAYOUTS)} and no more layers than tensors"
+        msg = f"{what}; expected one of {', '.join(_registry.LAYOUTS)} and at most one layer per tensor"
         raise FormatError(msg)
     return words
 

@@ -216,7 +216,7 @@ class Plateau:
         Parameters
         ----------
         step : int
-            Number of updates so far. Not used here, but part of every schedule.
+            Number of updates so far. Every schedule takes this argument; this one ignores it.
 
         Returns
         -------

@@ -171,7 +171,7 @@ def fit(
     values were finite. Once it is False, later updates leave parameters and averages unchanged. `fit` reads
     the flag at each validation, checkpoint and report, at least every five seconds, and then raises an error.
 
-    Do not train lazy arrays, such as Dask arrays: each loss that is read computes the run from its start.
+    Do not train lazy arrays, such as Dask arrays, because reading a loss computes the whole run again.
 
     Examples
     --------

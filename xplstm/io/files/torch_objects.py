@@ -184,7 +184,7 @@ def _counted(counts: Any = None) -> dict[Any, Any]:
 def _defaulting(factory: Any = None) -> dict[Any, Any]:
     """Replace defaultdict, which is filled afterwards; the default factory is never called."""
     if factory is not None and not isinstance(factory, Global | Inert):
-        msg = f"a defaultdict has a factory of type {type(factory).__name__}"
+        msg = f"a defaultdict has a factory of type {type(factory).__name__}, expected a class"
         raise TypeError(msg)
     return {}
 

@@ -279,7 +279,7 @@ class Trace:
         return None if others else merge
 
     def _merge_of(self, path: Path, apart: np.ndarray, end: str, layout: int, between: bool) -> str | None:
-        """Return the merge that a path makes of directions (T, B, D, H); None if unknown."""
+        """Return the merge that a path computes from directions (T, B, D, H); None if unknown."""
         y = apart.reshape(*apart.shape[:2], -1)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
         made = self.run_path(path, given, end)
