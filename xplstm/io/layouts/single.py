@@ -244,7 +244,7 @@ class Single(NamedTuple):
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
         # Files of cells with a projection do not contain the clip values.
-        untold = ("variant",) if self.hr in shapes else ()
+        untold: tuple[str, ...] = ("variant",) if self.hr in shapes else ()
         # Without biases, no shape shows where the reset gate applies.
         untold += ("reset_after",) if self.paired and not groups else ()
         return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, untold)
