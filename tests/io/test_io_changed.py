@@ -103,8 +103,8 @@ def test_a_module_of_torch_with_another_size_or_weight_than_its_parameters_is_re
             io.load(module)
 
 
-def test_a_cell_of_equinox_that_ignores_its_bias_is_refused():
-    jax, eqx = pytest.importorskip("jax"), pytest.importorskip("equinox")
+def test_a_cell_of_equinox_that_ignores_its_bias_is_refused(jax):
+    eqx = pytest.importorskip("equinox")
     for kind in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
         cell = kind(3, 5, key=jax.random.key(0))
         assert io.load(cell).params.keys() >= {"bias_ih_l0"}

@@ -174,7 +174,7 @@ BAD = [
     (lambda: make(vocab_size=0), "vocab_size=0 must be at least 1"),
     (lambda: make(embedding_dim=0), "embedding_dim=0 must be at least 1"),
     (lambda: make(pooling="sum"), "pooling='sum' must be one of last, mean, max"),
-    (lambda: make(pooling="max", each_step=True), "pooling='max' and each_step=True exclude"),
+    (lambda: make(pooling="max", each_step=True), "pooling='max' cannot be combined with each_step=True"),
     (lambda: make(task="binary"), "task='binary' must be one of multiclass, multilabel, regression"),
     (lambda: make(class_weights=[1, 2]), "class_weights has 2 elements, expected 3"),
     (lambda: make(class_weights=[1, 2, -1]), r"class_weights=\[1.0, 2.0, -1.0\] must be at least 0"),

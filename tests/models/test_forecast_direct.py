@@ -205,7 +205,7 @@ BAD = [
     (lambda: make(targets=[1, 1]), r"targets=\[1, 1\] must not contain a column twice"),
     (lambda: make(targets=[]), "leaves no column to forecast"),
     (lambda: make(known=[0, 1, 2]), "leaves no column to forecast"),
-    (lambda: make(targets=[1], known=[1]), r"targets=\[1\] and known=\[1\] share \[1\]"),
+    (lambda: make(targets=[1], known=[1]), r"targets=\[1\] and known=\[1\] both contain \[1\]"),
     (lambda: make(quantiles=[0.5, 0.5]), "must be one or more ascending numbers"),
     (lambda: make(quantiles=[]), "must be one or more ascending numbers"),
     (lambda: make(quantiles=[0.0, 0.5]), "must be one or more ascending numbers"),

@@ -315,7 +315,5 @@ def test_wrong_arguments_are_named():
 
 def test_a_part_of_another_size_is_refused():
     data = training.Samples(series(), None, 12, prepare=lambda x, _: (x[:-1, 1:], x[1:, 1:]))
-    with pytest.raises(
-        xplstm.ShapeError, match=r"part\(0, 12\) of the data returned 11 batch entries on axis 1"
-    ):
+    with pytest.raises(xplstm.ShapeError, match=r"part\(0, 12\) of the data returned 11 entries on axis 1"):
         trained(data, None, 4)
