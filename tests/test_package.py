@@ -80,6 +80,18 @@ def test_a_wheel_without_the_kernel_is_for_every_platform(
     assert "Tag: py3-none-any" in tags
 
 
+def test_an_editable_installation_keeps_a_newer_kernel_on_request(unpacked: Path, tmp_path: Path) -> None:
+    kernel = unpacked / "xplstm" / "kernels" / "_engine.abi3.so"
+    kernel.write_bytes(b"kept")
+    command = (sys.executable, "setup.py", "-q", "editable_wheel", "--dist-dir", tmp_path / "dist")
+    variables = {**NO_COMPILER, "XPLSTM_KEEP_BUILD": "1"}
+    call(*command, cwd=unpacked, **variables)
+    assert kernel.read_bytes() == b"kept"
+    os.utime(unpacked / "xplstm" / "kernels" / "_native" / "pool.h", (2**32, 2**32))
+    call(*command, cwd=unpacked, **variables)
+    assert not kernel.exists()
+
+
 def test_the_source_distribution_tests_itself(unpacked: Path) -> None:
     chosen = ("tests/test_functional.py", "tests/docs/test_readme.py", "spec/test_vectors.py")
     options = ("-q", "-p", "no:cacheprovider", "--backend", "numpy", "-k", "not float32")
