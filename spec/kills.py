@@ -25,14 +25,12 @@ import numpy as np
 from spec import calls, gru_calls, mutants, plan, sized_mutants
 from spec.diagnosis import WRONG_GRUS, WRONGS
 from spec.records import RECORDS
-from spec.relations import LAWS, Ask, broken
+from spec.relations import CALLS, LAWS, Ask, broken
 from spec.subject import Arrays, Config
 
 LONG = 100
 FAILS = (IndexError, KeyError, ValueError)
 """Where a wrong LSTM cannot run, which is a find."""
-CALLS = ("layer", "module-three-by-two", "module-two-directions", "options-5")
-"""The relations are asked of the first of these that they say something of."""
 AT_ONCE = 60
 """Wrong LSTMs between two notes of what is found."""
 PROCESSES = 2

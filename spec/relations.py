@@ -555,6 +555,8 @@ class Law(NamedTuple):
     applies: Callable[[Sized], bool] = always
 
 
+CALLS = ("layer", "module-three-by-two", "module-two-directions", "options-5")
+"""Of a wrong LSTM each relation is asked in the first of these calls that it applies to."""
 LAWS: dict[str, Law] = {
     "permuted": Law("XPL-REL-001", permuted),
     "alone": Law("XPL-REL-001", one_in_a_batch),
