@@ -198,17 +198,17 @@ CASES: dict[str, Sized] = {
 }
 
 
-def cost(name: str) -> int:
-    """Return about how long a call takes."""
-    return CASES[name].work
-
-
 def given(name: str, dtype: str) -> Arrays:
     """The arrays of a call, the same in every run; read-only."""
     case = CASES[name]
     a = drawn(case, np.random.default_rng(zlib.crc32(name.encode())))
     if case.change is not None:
         case.change(a)
+    return rounded(a, dtype)
+
+
+def rounded(a: Arrays, dtype: str) -> Arrays:
+    """Return read-only arrays in a dtype."""
     found = {n: v.astype(dtype) for n, v in a.items()}
     for v in found.values():
         v.flags.writeable = False

@@ -29,9 +29,8 @@ SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-eve
 # Of relations, for a subject whose code another subject runs on plain NumPy.
 FEW = ("layer-lengths-reverse", "module-two-by-two-lengths")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
-# Of calls from seeds and of wrong shapes, such a subject answers one of so many, and none of more steps.
-PART = 8
-LONG = 500
+# Of calls from seeds and wrong shapes, such a subject answers one of PART, and none of more steps than LONG.
+PART, LONG = 8, 500
 IN_PART = (
     *("test_sizes", "test_sizes_in_half_precision", "test_gru_sizes", "test_gru_record"),
     *(

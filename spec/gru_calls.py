@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spec.calls import rounded
 from spec.corners import BOTH, lengths_of, mask_of, nan_in_an_empty_entry, zero_states
 from spec.gru import config_of
 from spec.paths import no_ends, no_outputs
@@ -122,10 +123,7 @@ def given(name: str, dtype: str) -> Arrays:
     a |= {n: rng.uniform(-1, 1, shape) for n, shape in shapes.items()}
     if case.change is not None:
         case.change(a | {"c_0": a["h_0"], "dc_n": a["dh_n"]})
-    found = {n: v.astype(dtype) for n, v in a.items()}
-    for v in found.values():
-        v.flags.writeable = False
-    return found
+    return rounded(a, dtype)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from spec.calls import CASES, expected, faults, given
 from spec.diagnosis import PLACES, WRONGS, explain
+from spec.test_stdio import PYTEST
 from spec.wrong import LSTM
 
 DEEP = "two-directions-3-p0"
@@ -71,18 +71,13 @@ def test_a_failing_run_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "wrong_subject.py").write_text(SUBJECT, encoding="utf-8")
     root = Path(__file__).parent.parent
     command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:hypothesispytest",
+        *PYTEST,
+        "spec/test_sized.py",
+        "-k",
+        "two-directions-2-p0",
+        "--subject",
+        "wrong_subject:Subject",
     ]
-    command += ["spec/test_sized.py", "-k", "two-directions-2-p0", "--subject", "wrong_subject:Subject"]
     env = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)
     assert found.returncode == 1, found.stdout + found.stderr

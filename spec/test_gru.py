@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spec import gru
+from spec import gru, gru_calls
 from spec.calls import misses
 from spec.generate import digest, dumps
 from spec.gru_calls import CASES, expected, given
 from spec.gru_mutants import MUTANTS
+from spec.kills import finds
 from spec.records import Record, arrays, errors
-from spec.sized_mutants import Call, may_differ
 from spec.subject import Adapter, Arrays, Unsupported
 from spec.test_vectors import existing
 from spec.wrong_gru import FAULTS, GRU
@@ -108,17 +108,6 @@ def test_a_wrong_gru_is_found(fault: str) -> None:
     assert any(effect(record, GRU(fault)) > MARGIN for record in RECORDS.values())
 
 
-def missed(name: str, call: Call) -> bool:
-    """Whether a call finds a wrong GRU, with gradients or without."""
-    case, a = CASES[name], given_once(name)
-    with np.errstate(all="ignore"):
-        return any(
-            misses(case, expected(name, "float64"), call(op, case.config, dict(a)), "float64", late)
-            for op, late in (("module_vjp", case.gradients), ("module", False))
-            if may_differ(call, op, case.config, a)
-        )
-
-
 @cache
 def given_once(name: str) -> Arrays:
     return given(name, "float64")
@@ -126,7 +115,8 @@ def given_once(name: str) -> Arrays:
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_gru_that_is_wrong_somewhere_is_found(mutant: str) -> None:
-    assert any(missed(name, MUTANTS[mutant]) for name in CHEAPEST)
+    with np.errstate(all="ignore"):
+        assert any(finds(gru_calls, name, f"GRU: {mutant}", given_once(name)) for name in CHEAPEST)
 
 
 @pytest.mark.parametrize("place", ["after", "before"])

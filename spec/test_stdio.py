@@ -22,6 +22,9 @@ EXAMPLES = {
     "python": f"{sys.executable} {FOLDER / 'examples' / 'one_layer.py'}",
     "node": f"node {FOLDER / 'examples' / 'one_layer.mjs'}",
 }
+# A run inside a test: no plugin that it does not need.
+WITHOUT = ("cacheprovider", "xdist", "hypothesispytest")
+PYTEST = (sys.executable, "-m", "pytest", "-q", *(f"-pno:{plugin}" for plugin in WITHOUT))
 GUIDE = FOLDER.parent / "docs" / "guides" / "specification.md"
 
 
@@ -147,22 +150,10 @@ def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
 
 def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.CompletedProcess[str]:
     """The tests of records in a process of their own."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:hypothesispytest",
-    ]
     files = [str(FOLDER / "test_vectors.py"), str(FOLDER / "test_behaviour.py")]
     env = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": ""}
     return subprocess.run(
-        [*command, *files, *arguments], capture_output=True, text=True, env=env, cwd=FOLDER.parent
+        [*PYTEST, *files, *arguments], capture_output=True, text=True, env=env, cwd=FOLDER.parent
     )
 
 

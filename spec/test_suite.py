@@ -20,6 +20,7 @@ from spec.cases import CLAUSE, Case, Chosen
 from spec.records import RECORDS, arrays
 from spec.subject import Config, Unsupported
 from spec.subjects import PEERS, named, subjects
+from spec.test_stdio import PYTEST
 
 FOLDER = Path(__file__).parent
 COLLECT = """\
@@ -140,20 +141,7 @@ def test_a_kernel_that_is_left_out_knows_no_such_arrays(kernel: str, library: st
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-rs",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:hypothesispytest",
-        *arguments,
-    ]
+    command = [*PYTEST, "-rs", *arguments]
     whole = {**os.environ, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": "", **env}
     return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent, env=whole)
 
