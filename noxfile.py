@@ -80,7 +80,7 @@ def types(session: nox.Session) -> None:
     """Check types with mypy, strict."""
     session.log("about a minute on two cores")
     session.install(*GROUPS["types"])
-    session.run("mypy")
+    session.run("mypy", "--num-workers", "auto")
     session.run("pytest", "--noconftest", "tests/types")
 
 
@@ -98,7 +98,7 @@ def docs(session: nox.Session) -> None:
     session.log("about half a minute on two cores")
     # No page needs the compiled kernel, which takes as long to build as all pages.
     session.install(".[docs]", env={"XPLSTM_PURE": "1"})
-    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
+    session.run("sphinx-build", "-j", "auto", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
 
 
 @nox.session(tags=["docs"])
