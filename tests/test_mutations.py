@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 
 from tests.mutations.changes import c_changes, python_changes
 from tests.mutations.judge import replace
@@ -44,6 +45,7 @@ def test_a_change_reaches_every_function_that_exists(tmp_path):
     names: dict = {}
     exec(compile(right, path, "exec"), names)
     made = names["f"]()
+    gc.freeze()
     replace(path, right, right.replace("1", "2"))
     assert (made(), names["f"]()()) == (2, 2)
 
