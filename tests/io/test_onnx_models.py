@@ -9,6 +9,7 @@ import pytest
 
 import xplstm
 from tests.support.cases import settled
+from tests.support.modelcases import replace_networks
 from xplstm import ArgumentError, _array
 from xplstm.io import onnx
 from xplstm.models import CharLM, Forecaster, Ragged, Seq2Seq, SequenceClassifier, WithFuture
@@ -157,6 +158,23 @@ def test_a_model_whose_network_was_replaced_is_exported_with_it() -> None:
     model.lstm = xplstm.LSTM(3, 5, batch_first=True)
     with pytest.raises(ArgumentError, match="must be time-major"):
         onnx.export(model)
+
+
+@pytest.mark.parametrize("network", [xplstm.GRU, xplstm.RNN])
+@pytest.mark.parametrize("name", ["CharLM", "classifier", "mean", "ids, last", "direct"])
+def test_a_model_with_another_network_is_exported(name: str, network: Any) -> None:
+    model = replace_networks(MODELS[name](), network)
+    runtime = session(model)
+    for T, B in SIZES:
+        given, h_0 = inputs_of(model, T, B), state_of(model, B)["h_0"]
+        (x,) = given.values()
+        np.testing.assert_allclose(runtime.run(None, given)[0], first(model(x)), rtol=2e-5, atol=2e-6)
+        found = runtime.run(None, given | {"h_0": h_0})[0]
+        np.testing.assert_allclose(found, first(model(x, h_0)), rtol=2e-5, atol=2e-6)
+        if name != "CharLM":
+            lengths = np.random.default_rng(T).integers(0, T + 1, B).astype("int32")
+            found = runtime.run(None, given | {"lengths": lengths})[0]
+            np.testing.assert_allclose(found, first(model(Ragged(x, lengths))), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("quantiles", [None, [0.2, 0.5, 0.7]])

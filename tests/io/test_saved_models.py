@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import xplstm
+from tests.support.modelcases import replace_networks
 from xplstm import io, models, optim, training
 from xplstm.io.files import safetensors
 
@@ -57,6 +58,20 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda m: m.forecast(models.WithFuture(SERIES, SERIES[:2, :, :1])),
     ),
     "Seq2Seq": (seq2seq, lambda m: m(m.encode(["ab", "c", "c"]), np.asarray([0, 2, 1]))[0]),
+    "CharLM with a GRU": (
+        lambda: replace_networks(models.CharLM("abcdefghi", 6, 2, rng=1), xplstm.GRU),
+        lambda m: m(IDS)[0],
+    ),
+    "classifier with an RNN": (
+        lambda: replace_networks(models.SequenceClassifier(3, 6, 4, bidirectional=True, rng=1), xplstm.RNN),
+        lambda m: m(X),
+    ),
+    "Forecaster with a Jordan RNN": (
+        lambda: replace_networks(
+            models.Forecaster(3, 5, rng=1), lambda i, h, _, **options: xplstm.JordanRNN(i, h, h, **options)
+        ),
+        lambda m: m.forecast(SERIES, 4),
+    ),
     "LSTM": (
         lambda: xplstm.LSTM(
             3, 5, 2, bidirectional=True, proj_size=2, merge="sum", batch_first=True, dropout=0.5, rng=1,
@@ -79,6 +94,9 @@ def test_a_model_comes_back_with_the_same_bits(name: str, tmp_path: Path) -> Non
         assert type(again) is type(model)
         for ours, theirs in zip(use(again), use(model), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+        assert {repr(a.dtype) for a in again.params.values()} == {
+            repr(a.dtype) for a in model.params.values()
+        }
         assert getattr(again, "config", again.__repr__)() == getattr(model, "config", model.__repr__)()
 
 
@@ -177,6 +195,10 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "network of another kind": (
         lambda _, t: [t.update({n: a[: 3 * 4]}) for n, a in list(t.items()) if n.startswith("lstm.")],
         "description of LSTM is invalid: its parameters are of GRU",
+    ),
+    "options of another kind": (
+        lambda c, _: c["networks"]["lstm"].update(reset_after=True),
+        "its parameters are of LSTM, its options of GRU|reset_after",
     ),
     "network's options": (lambda c, _: c["networks"]["lstm"].update(merge=["sum"]), "lstm|LSTM"),
     "option of an embedding": (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import xplstm
 from tests.support.cases import settled, slopes
 from xplstm import _array
 
@@ -64,3 +65,17 @@ def check_torch(pullback: Callable[[], dict[str, Any]], theirs: Any) -> None:
     assert gradients.keys() == named.keys()
     for name, parameter in named.items():
         np.testing.assert_allclose(gradients[name], parameter.grad, atol=1e-12, err_msg=name)
+
+
+def replace_networks(model: Any, kind: Callable[..., Any]) -> Any:
+    """Replace each LSTM of a model by `kind` of the same sizes, and return the model."""
+    for name, layer in model._layers.items():
+        if isinstance(layer, xplstm.LSTM):
+            sizes = (layer.input_size, layer.hidden_size, layer.num_layers)
+            home = model._home()
+            setattr(
+                model,
+                name,
+                kind(*sizes, bidirectional=layer.bidirectional, xp=home.xp, dtype=home.dtype, rng=3),
+            )
+    return model

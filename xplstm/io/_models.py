@@ -133,10 +133,12 @@ def make_layer(
     """Make one layer of a model from its parameters; `options` are those of a network or an embedding."""
     try:
         if issubclass(kind, Recurrent):
-            told = parsed_options(where, kind.__name__, options)
-            network = _load.load(params, format="torch", xp=xp, device=device, **told)
-            if type(network) is not kind:
-                msg = f"its parameters are of {type(network).__name__}"
+            # Each class but the LSTM always stores an option of its own.
+            name = "GRU" if "reset_after" in options else "RNN" if "nonlinearity" in options else "LSTM"
+            given = parsed_options(where, name, options)
+            network = _load.load(params, format="torch", xp=xp, device=device, **given)
+            if type(network).__name__ not in (name, f"Jordan{name}"):
+                msg = f"its parameters are of {type(network).__name__}, its options of {name}"
                 raise FormatError(msg)
             return network
         _checks.all_finite(params, _load.REMEDY)

@@ -370,6 +370,11 @@ def join_prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
     return {f"{part}.{name}": a for part, named in groups.items() for name, a in named.items()}
 
 
+def hidden(state: Any) -> Array:
+    """Return h of the state of an LSTM, or the state of a network that has h alone."""
+    return state.h if isinstance(state, LSTMState) else state
+
+
 def between_layers(num_layers: int, dropout: float) -> float:
     """Return the dropout between layers, 0 for one layer; the model applies dropout to the last output."""
     return 0.0 if _values.size("num_layers", num_layers) == 1 else dropout

@@ -12,7 +12,7 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.models._composite import Composite, Params, State, between_layers, join_prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, hidden, join_prefixed
 from xplstm.models._pooling import POOLS, in_blocks
 from xplstm.models._task import GAPS, Task, TaskName, check_features
 from xplstm.models.batching import Ragged, clear_padding, count_existing, existing, split_batch
@@ -495,31 +495,32 @@ class SequenceClassifier(Composite):
         return _Reading(ids, None, exists, exists)
 
     def _pooled(
-        self, y: Array, state: LSTMState, reading: _Reading
-    ) -> tuple[Array, Callable[[Array], tuple[Array | None, LSTMState | None]]]:
+        self, y: Array, state: Any, reading: _Reading
+    ) -> tuple[Array, Callable[[Array], tuple[Array | None, Any]]]:
         """Return the input of the linear layer, and the pullback from it to y and the final state."""
         if self.each_step:
             return y, lambda dy: (dy, None)
         if self.pooling == "last":
-            return self._last(state), lambda dlast: (None, self._from_last(dlast, state))
+            return self._last(hidden(state)), lambda dlast: (None, self._from_last(dlast, state))
         pooled, pullback = POOLS[self.pooling](y, reading.exists)
         return pooled, lambda dpooled: (pullback(dpooled), None)
 
-    def _last(self, state: LSTMState) -> Array:
+    def _last(self, h: Array) -> Array:
         """Return h of the last layer, (B, D*H), with the directions joined as in y."""
-        if _blocks.takes(state.h, self._home()):
-            axes = "kbf" if state.h.ndim == 3 else "kf"
-            size = {"o": self._directions * state.h.shape[-1]}
+        if _blocks.takes(h, self._home()):
+            axes = "kbf" if h.ndim == 3 else "kf"
+            size = {"o": self._directions * h.shape[-1]}
             work = partial(_joined, self._directions)
-            return _blocks.apply(work, axes[1:-1] + "o", size, state.h.dtype, (state.h, axes))
-        return _joined(self._directions, state.h)
+            return _blocks.apply(work, axes[1:-1] + "o", size, h.dtype, (h, axes))
+        return _joined(self._directions, h)
 
-    def _from_last(self, dlast: Array, state: LSTMState) -> LSTMState:
+    def _from_last(self, dlast: Array, state: Any) -> Any:
         """Return the gradient with respect to the final state from the gradient of `_last`."""
-        xp, size = _array.namespace(dlast, "dlast"), state.h.shape[-1]
+        xp, h = _array.namespace(dlast, "dlast"), hidden(state)
+        size = h.shape[-1]
         own = xp.stack([dlast[..., d * size : (d + 1) * size] for d in range(self._directions)])
-        below = xp.zeros_like(state.h[: -self._directions, ...])
-        return LSTMState(xp.concat([below, own]), xp.zeros_like(state.c))
+        dh = xp.concat([xp.zeros_like(h[: -self._directions, ...]), own])
+        return LSTMState(dh, xp.zeros_like(state.c)) if isinstance(state, LSTMState) else dh
 
 
 def _joined(directions: int, h: Array) -> Array:

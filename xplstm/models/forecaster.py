@@ -306,6 +306,8 @@ class Forecaster(SeriesModel):
             shape = (self._roles.horizon or 0, x.shape[1], len(self.known))
             future = future if batched else future[:, None, :]
             given.append((_blocks.in_batches("future", future, self._home(), shape, x), "jbk"))
+        if state is not None and not isinstance(self.lstm, LSTM):
+            state = LSTMState(state, state[..., :0])
         states = _blocks.states(self.lstm._stack, self._home(), state, x, batched)
         given += [] if states is None else [(states[0], "lbp"), (states[1], "lbq")]
         work, sizes = partial(_forecast_block, steps, future is not None), {"n": steps} | axes
@@ -570,7 +572,10 @@ def _forecast_block(steps: int, ahead: bool, model: Forecaster, x: Array, *given
     """Return the forecast of one chunk of the batch; `given` is the future, the state, or both."""
     future, state = (given[0], given[1:]) if ahead else (None, given)
     whole: Any = x if future is None else WithFuture(x, future)
-    return model.forecast(whole, steps, LSTMState(*state) if state else None)
+    before: Any = None
+    if state:
+        before = LSTMState(*state) if isinstance(model.lstm, LSTM) else state[0]
+    return model.forecast(whole, steps, before)
 
 
 def _for_each(name: str, value: float | Sequence[float] | np.ndarray, features: int) -> np.ndarray:

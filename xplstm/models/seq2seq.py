@@ -13,7 +13,7 @@ from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.models import _vocabulary, decoding
-from xplstm.models._composite import Composite, Params, State, between_layers, join_prefixed
+from xplstm.models._composite import Composite, Params, State, between_layers, hidden, join_prefixed
 from xplstm.models.batching import Ragged, clear_padding, count_existing, existing, pad, split_batch
 from xplstm.models.decoding import Hypothesis
 from xplstm.nn import LSTM, Dropout, Embedding, Linear, _blocks
@@ -435,15 +435,18 @@ class Seq2Seq(Composite):
             raise ShapeError(msg)
         decoder = self.decoder.freeze()
 
-        def step(tokens: np.ndarray, between: Any) -> tuple[Array, LSTMState]:
-            y, between = decoder.step(self.decoder_embedding(self._here(tokens)), between)
-            return self.linear(y), between
+        between: Any = self._read(source, state)
+        pair = isinstance(between, LSTMState)
 
-        between = self._read(source, state)
+        def step(tokens: np.ndarray, before: Any) -> tuple[Array, Any]:
+            x = self.decoder_embedding(self._here(tokens))
+            y, after = decoder.step(x, before if pair else before[0])
+            return self.linear(y), after if pair else (after,)
+
         return decoding.beam_search(
             step,
-            between,
-            [self.end] * between.h.shape[1],
+            between if pair else (between,),
+            [self.end] * hidden(between).shape[1],
             end=self.end,
             width=width,
             max_length=max_length,

@@ -74,7 +74,9 @@ def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]
     if dtype not in _PLAIN:
         msg = f"{where}: {shown(name)} has dtype {dtype}, which is not supported"
         raise FormatError(msg)
-    return np.frombuffer(raw, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    # From its text, a native dtype is the one that prints as float32, not as <f4.
+    little = np.dtype(np.dtype(dtype).newbyteorder("<").str)
+    return np.frombuffer(raw, dtype=little).reshape(shape)
 
 
 def _bfloat16(bits: np.ndarray) -> np.ndarray:
