@@ -255,7 +255,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     # ThreadSanitizer fails with address space randomisation on some Linux kernels.
     tests = [
         f"tests/kernels/test_{name}.py"
-        for name in ("native", "composed", "networks", "steps", "stored", "half")
+        for name in ("native", "threads", "composed", "networks", "steps", "stored", "half")
     ]
     session.run("setarch", "-R", "pytest", *tests, *session.posargs, env=env, external=True)
 

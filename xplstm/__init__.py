@@ -21,6 +21,7 @@ from xplstm._errors import (
     XplstmError,
 )
 from xplstm._problem import Explanation
+from xplstm._process import register_threads as _register_threads
 from xplstm._process import release_memory, show_config, use_threads
 from xplstm._state import LSTMState
 from xplstm.cells.params import LSTMParams, Variant
@@ -50,6 +51,8 @@ if _t.TYPE_CHECKING:
     from xplstm import training as training
 
 __version__ = "0.1.0"
+
+_register_threads()
 
 __all__ = [
     "GRU",

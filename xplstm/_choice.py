@@ -31,8 +31,10 @@ class Choice(Generic[V]):
     def get(self) -> V:
         """Return the value of the innermost block, else of the latest plain call, else the default."""
         held = self.local.get()
-        if held:
-            return held[-1].chosen.value
+        return held[-1].chosen.value if held else self.everywhere()
+
+    def everywhere(self) -> V:
+        """Return the value outside all blocks."""
         plain = self._plain  # replaced, never changed
         return plain[-1].value if plain else self.default
 

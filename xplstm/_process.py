@@ -6,7 +6,7 @@ import platform
 
 from xplstm import _array, _choice, _dispatch, _values
 from xplstm._choice import Chosen
-from xplstm.kernels import _recycled
+from xplstm.kernels import _recycled, _threads
 
 
 def show_config() -> None:
@@ -44,6 +44,9 @@ def use_threads(count: int | None) -> Chosen[int | None]:
     The number of threads does not change the bits of a result. `FrozenLSTM.step` keeps
     the number that was set when the layer was frozen.
 
+    threadpoolctl, if imported before xplstm, lists this number for the process.
+    Its limits apply inside of blocks too: the smaller number counts.
+
     The automatic number is ``XPLSTM_NUM_THREADS``, else ``OMP_NUM_THREADS``,
     else the number of processors that the process may use. The CPU affinity and
     the quota of the control group limit that number, even if they change later.
@@ -74,6 +77,18 @@ def use_threads(count: int | None) -> Chosen[int | None]:
     ...     y, state = lstm(np.ones((5, 4, 3), dtype="float32"))
     """
     return Chosen(_choice.threads, None if count is None else _values.size("count", count))
+
+
+def register_threads() -> None:
+    """Let threadpoolctl, if it is already imported, list and limit the threads of the kernel ``native``."""
+    if not _threads.can_register():
+        return
+    from xplstm.kernels import native
+
+    if native.ISAS:
+        from xplstm.kernels import _engine
+
+        _threads.register(_engine.__file__, native.THREADS)
 
 
 def release_memory() -> None:

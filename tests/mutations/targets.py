@@ -13,7 +13,10 @@ SPECIFICATION = ("spec/test_vectors.py", "spec/test_behaviour.py", "spec/test_si
 REFERENCE = (*SPECIFICATION, "--subject", "xplstm:numpy:reference")
 NATIVE = tuple(
     f"tests/kernels/test_{name}.py"
-    for name in ("native", "composed", "resets", "networks", "steps", "stored", "half", "sequence", "kernels")
+    for name in (
+        *("native", "threads", "composed", "resets", "networks", "steps", "stored", "half", "sequence"),
+        "kernels",
+    )
 )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from xplstm import _choice, _values
 
@@ -35,7 +37,56 @@ def _integer(text: str) -> int | str:
 
 def count(environment: int) -> int:
     """Return the number of threads of a call; a negative number is an upper limit for automatic selection."""
-    return _choice.threads.get() or environment or -_processors.get()
+    number = _choice.threads.get() or environment or -_processors.get()
+    return max(-_ceiling.number, min(number, _ceiling.number))
+
+
+class _Ceiling:
+    """The limit that threadpoolctl sets for the process, including blocks of `use_threads`."""
+
+    number = _values.LARGEST
+    is_registered = False
+
+
+_ceiling = _Ceiling()
+
+
+def can_register() -> bool:
+    """Return whether a threadpoolctl is imported that other libraries can register with, but not yet ours."""
+    return not _ceiling.is_registered and hasattr(sys.modules.get("threadpoolctl"), "register")
+
+
+def register(path: str, environment: int) -> None:
+    """Let threadpoolctl list and limit the threads of the compiled library at `path`."""
+    threadpoolctl: Any = sys.modules["threadpoolctl"]
+
+    def unlimited() -> int:
+        return _choice.threads.everywhere() or environment or _processors.get()
+
+    class Controller(threadpoolctl.LibController):  # type: ignore[misc]
+        """The number of threads outside of blocks of `use_threads`."""
+
+        user_api = internal_api = "xplstm"
+        filename_prefixes = (os.path.basename(path).lower(),)
+        check_symbols = ("PyInit__engine",)
+
+        def set_additional_attributes(self) -> None:
+            # A library of the same name, but without the symbol, is not listed.
+            if not os.path.samefile(self.filepath, path):
+                self.dynlib = None
+
+        def get_num_threads(self) -> int:
+            return min(unlimited(), _ceiling.number)
+
+        def set_num_threads(self, num_threads: int) -> None:
+            # The unlimited number ends the limit, so that the automatic number follows the affinity again.
+            _ceiling.number = num_threads if num_threads < unlimited() else _values.LARGEST
+
+        def get_version(self) -> str:
+            return str(sys.modules["xplstm"].__version__)
+
+    threadpoolctl.register(Controller)
+    _ceiling.is_registered = True
 
 
 class _Processors:

@@ -21,6 +21,10 @@ except ImportError as error:
     msg = "xplstm.sklearn needs the package scikit-learn, 1.6 or later: pip install 'xplstm[sklearn]'"
     raise ImportError(msg) from error
 
+from xplstm._process import register_threads as _register_threads
 from xplstm.sklearn._estimators import LSTMClassifier, LSTMRegressor
+
+# scikit-learn has imported threadpoolctl.
+_register_threads()
 
 __all__ = ["LSTMClassifier", "LSTMRegressor"]
