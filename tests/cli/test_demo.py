@@ -355,10 +355,20 @@ WRONG = [
 ]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A text, and a run of two updates on it that ended."""
+    folder = tmp_path_factory.mktemp("finished")
+    text, out = folder / "some text.txt", folder / "a run"
+    text.write_text(TEXT, encoding="utf-8")
+    assert run_demo("--text", text, "--updates", 2, *SMALL, out=out) == 0
+    return str(text), out
+
+
 @pytest.mark.parametrize(("option", "value"), WRONG)
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_wrong_option_is_refused_before_any_work(option, value, resume, text, out, capsys, monkeypatch):
-    assert run_demo("--text", text, "--updates", 2, *SMALL, out=out) == 0
+def test_a_wrong_option_is_refused_before_any_work(option, value, resume, finished, capsys, monkeypatch):
+    text, out = finished
     before = {file: file.read_bytes() for file in out.iterdir()}
     capsys.readouterr()
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("the training began"))
