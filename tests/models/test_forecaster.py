@@ -181,6 +181,7 @@ BAD = [
     (lambda _: make(mean=np.nan), xplstm.ArgumentError, "mean=nan must be finite"),
     (lambda _: make(mean=(1.0, 2.0)), xplstm.ShapeError, r"mean has shape \(2,\), expected \(\) or \(3,\)"),
     (lambda x: make()(x[..., :1]), xplstm.ShapeError, r"x has shape \(5, 4, 1\).*the last is features"),
+    (lambda x: make()(x[:, 0, 0]), xplstm.ShapeError, r"x has shape \(5,\), expected \(T, \d\): the last is"),
     (lambda x: make()(x.astype("float32")), xplstm.DTypeError, "x has dtype float32"),
     (lambda x: make().forecast(x, -1), xplstm.ArgumentError, "steps=-1 must be at least 0"),
     (lambda x: make().forecast(x[:0], 2), xplstm.ShapeError, "expected at least 1 step"),
