@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import statistics
 import sys
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from xplstm.cli import results
 
 NUMBERS = Path(__file__).resolve().parents[1] / "benchmarks.json"
 KINDS = {"step": "one step\nof a stream", "forward": "inference", "train": "training"}
@@ -16,12 +18,19 @@ PEERS = {
     "torch": ("PyTorch", "#dd8452"),
     "jax": ("JAX", "#8172b3"),
 }
-THREADS = "2"
+THREADS = "2 threads"
 
 
 def draw(path: Path) -> None:
     """Draw a group of bars for each kind of work, a bar for each library; log scale, a line at 1."""
-    means = json.loads(NUMBERS.read_text(encoding="utf-8"))["geometric means"][THREADS]
+    tables = results.timed(results.load(NUMBERS).rows)
+    means = {
+        kind: {
+            name: statistics.geometric_mean(found.values())
+            for name, found in results.ratios(tables[kind, THREADS], results.pairs).items()
+        }
+        for kind in KINDS
+    }
     with matplotlib.rc_context({"font.size": 12, "svg.hashsalt": "xplstm", "svg.fonttype": "path"}):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.subplots()

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.benchmarks.gpu import results
-from tests.benchmarks.gpu.results import Row
-from xplstm.cli import fit
+from xplstm.cli import fit, results
+from xplstm.cli.results import Row
 from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost, plan_cost
 
 
@@ -36,15 +35,16 @@ def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
     """Walks of both kernels that the model knows, cut as `costs` had them cut when they were timed."""
     found = []
     for row in rows:
-        if row.walk is None:
+        if "walk" not in row.facts:
             continue
-        B, H, kind, backward = row.shape.B, row.shape.H, row.precision, row.what == "train"
+        walk = row.facts["walk"]
+        B, H, kind, backward = row.shape.B, row.shape.H, row.setting, row.what == "train"
         if row.engine == "cupy_persistent":
             plan = best_plan(chip, 1, B, H, kind, backward, costs)
             assert plan is not None, "it was run"
-            found.append(Measured(row, row.walk, partial(plan_cost, plan, H, kind, backward)))
+            found.append(Measured(row, walk, partial(plan_cost, plan, H, kind, backward)))
         elif not backward:
-            found.append(Measured(row, row.walk, partial(fused_cost, 1, B, H, kind)))
+            found.append(Measured(row, walk, partial(fused_cost, 1, B, H, kind)))
     return found
 
 
@@ -69,7 +69,7 @@ def table(costs: Costs, about: dict[str, Any]) -> str:
     """The costs as Python, with how they were measured."""
     values = "\n".join(f"    {name}={value:.3g}," for name, value in costs._asdict().items())
     machine = f"{about['gpu']}, driver {about['driver']}, {about['date']}"
-    return f"# Fitted to {machine}: {' && '.join(about['commands'])}\nCOSTS = Costs(\n{values}\n)"
+    return f"# Fitted to {machine}: {about['command']}\nCOSTS = Costs(\n{values}\n)"
 
 
 def main(file: Path) -> int:
@@ -87,7 +87,7 @@ def main(file: Path) -> int:
         worst = found[int(off.argmax())].row
         print(
             f"{name}: off by {np.expm1(np.median(off)):.0%} in the median, {np.expm1(off.max()):.0%} at most "
-            f"({worst.engine} {worst.what} {worst.precision} at {worst.shape})"
+            f"({worst.engine} {worst.what} {worst.setting} at {worst.shape})"
         )
         chosen = choices(rows, chip, tried)
         wrong = [results.ratio(fast, slow) for fast, slow, right in chosen if not right]

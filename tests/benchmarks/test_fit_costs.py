@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import fit_costs
-from tests.benchmarks.gpu.results import Report, Row
 from xplstm.cli import fit
 from xplstm.cli.peers import Shape
+from xplstm.cli.results import Report, Row
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels.cupy_persistent import COSTS, Chip, Costs, best_plan, fused_cost
 
@@ -38,7 +38,7 @@ def rows(noise: float = 0.0) -> list[Row]:
                 }
                 for engine, cost in costs.items():
                     cost *= math.exp(noise * rng.normal())
-                    found.append(Row(shape, kind, what, engine, [cost, cost], walk=cost))
+                    found.append(Row(shape, kind, what, engine, [cost, cost], {"walk": cost}))
     return found
 
 
@@ -55,7 +55,7 @@ def test_fitted_costs_choose_what_was_faster() -> None:
     noisy = rows(noise=0.03)
     found = fit.fit(fit_costs.measured(noisy, CHIP, COSTS), COSTS)
     chosen = fit_costs.choices(noisy, CHIP, found)
-    assert len(chosen) == len({(r.shape, r.precision) for r in noisy})
+    assert len(chosen) == len({(r.shape, r.setting) for r in noisy})
     for fast, slow, right in chosen:
         assert right or slow.times[0] / fast.times[0] < 1.25, (fast, slow)
     assert sum(right for *_, right in chosen) > 0.9 * len(chosen)
@@ -65,7 +65,7 @@ def test_the_command_prints_a_table_with_its_origin(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     about = {
-        **{"gpu": "NVIDIA H200", "driver": "580.1", "date": "2026-11-21", "commands": ["bench"]},
+        **{"gpu": "NVIDIA H200", "driver": "580.1", "date": "2026-11-21", "command": "bench"},
         **{"multiprocessors": CHIP.processors, "shared bytes a block": CHIP.shared, "costs": COSTS._asdict()},
     }
     file = tmp_path / "times.json"

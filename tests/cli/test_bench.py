@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 import xplstm
 from tests.support import bytesums
 from xplstm import __main__ as command
-from xplstm._errors import KernelError
+from xplstm._errors import FormatError, KernelError
 from xplstm.cli import bench, peers, results
 from xplstm.cli.engines import VARIABLES, Engine
 from xplstm.cli.peers import Shape
@@ -46,20 +45,22 @@ def test_a_small_run(
     argv = ["bench", "--shape", "4,2,3,5", "--shape", "1,1,3,5", "--repeats", "2", "--threads", "1"]
     assert command.main([*argv, "--json", str(numbers), "--plot", str(picture)]) == 0
     assert {name: os.environ.get(name) for name in VARIABLES} == before
-    report = json.loads(numbers.read_text())
-    times = report["times"]["1"]
-    assert {what: set(rows) for what, rows in times.items()} == {
-        "forward": {"4,2,3,5"},
-        "train": {"4,2,3,5"},
-        "step": {"1,1,3,5"},
+    report = results.load(numbers)
+    tables = results.timed(report.rows)
+    assert {key: list(shapes) for key, shapes in tables.items()} == {
+        ("forward", "1 thread"): [SHAPE],
+        ("train", "1 thread"): [SHAPE],
+        ("step", "1 thread"): [Shape(1, 1, 3, 5)],
     }
-    for rows in times.values():
-        for engines in rows.values():
-            assert list(engines) == ["numpy_inplace", "reference"]
-            assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in engines.values())
-    assert report["peak GFLOP/s"]["1"] > 0
-    assert {"date", "command", "processor", "versions"} <= set(report)
-    tables = [t for t in capsys.readouterr().out.split("\n\n") if "geometric mean" in t]
+    for shapes in tables.values():
+        for rows in shapes.values():
+            assert list(rows) == ["numpy_inplace", "reference"]
+            assert all(len(row.times) == 2 and min(row.times) > 0 for row in rows.values())
+    assert report.about["peak GFLOP/s"]["1 thread"] > 0
+    assert {"date", "command", "processor", "versions"} <= set(report.about)
+    printed = capsys.readouterr().out
+    assert printed == report.text(results.pairs) + "\n"
+    tables = [t for t in printed.split("\n\n") if "geometric mean" in t]
     assert [t.splitlines()[0].split(":")[0] for t in tables] == [
         "inference, 1 thread",
         "training",
@@ -70,27 +71,41 @@ def test_a_small_run(
     assert "forward, 1 thread" in picture.read_text()
 
 
+def rows_of(times: dict[str, list[float]], shape: Shape = SHAPE, what: str = "forward") -> results.Rows:
+    """Return the rows of engines on one thread."""
+    return {name: results.Row(shape, "1 thread", what, name, found) for name, found in times.items()}
+
+
 def test_numbers_of_a_table() -> None:
     shape = Shape(2, 10, 5, 25)
     rows = {
-        shape: {"ours": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 4.0]},
-        SHAPE: {"ours": [1.0, 1.0, 1.0], "other": [4.0, 4.0, 5.0]},
+        shape: rows_of({"ours": [1.0, 2.0, 4.0], "other": [3.0, 2.0, 4.0]}, shape),
+        SHAPE: rows_of({"ours": [1.0, 1.0, 1.0], "other": [4.0, 4.0, 5.0]}),
     }
-    assert results.ratio(rows[shape], "ours", "other") == 1
-    assert results.mean_ratios(rows) == {"other": pytest.approx(2)}
+    assert results.ratios(rows, results.pairs) == {"other": {shape: 1.0, SHAPE: 4.0}}
     # 10 rows, 100 rows of weights, 30 columns: 30 000 multiply-adds in 2 microseconds.
     assert results.speed("forward", shape, [1.0, 2.0, 4.0]) == pytest.approx(30)
     assert results.speed("train", shape, [1.0, 2.0, 4.0]) == pytest.approx(90)
-    lines = results.table("forward", 2, rows, 60.0).splitlines()
+    lines = results.table("forward", "2 threads", rows, results.pairs, 60.0).splitlines()
     assert lines[0] == "inference, 2 threads"
-    assert lines[2].split() == ["2,10,5,25", "2.0", "3.0", "1.00", "30.0", "50%"]
+    assert lines[2].split() == ["2,10,5,25", "2.00", "3.00", "1.00", "30.0", "50%"]
     assert lines[-1].split() == ["geometric", "mean", "2.00"]
+    lines = results.table("forward", "float32", rows, results.pairs, None).splitlines()
+    assert lines[2].split() == ["2,10,5,25", "2.00", "3.00", "1.00"]
+
+
+def test_an_engine_that_did_not_run_a_shape_has_a_dash() -> None:
+    shape = Shape(2, 10, 5, 25)
+    rows = {shape: rows_of({"ours": [2.0], "a": [4.0], "b": [6.0]}, shape), SHAPE: rows_of({"ours": [1.0]})}
+    *_, line, means = results.table("forward", "1 thread", rows, results.pairs, None).splitlines()
+    assert line.split() == [str(SHAPE), "1.00", "-", "-", "-", "-"]
+    assert means.split()[2:] == ["2.00", "3.00"]
 
 
 def test_a_wide_table_is_folded_to_fit_a_terminal() -> None:
     names = ["native", *(f"native+{option}" for option in (*peers.VARIANTS, *peers.CELLS))]
-    rows = {SHAPE: {name: [float(k)] for k, name in enumerate(names, 1)}}
-    title, *lines = results.table("forward", 1, rows, 60.0).splitlines()
+    rows = {SHAPE: rows_of({name: [float(k)] for k, name in enumerate(names, 1)})}
+    title, *lines = results.table("forward", "1 thread", rows, results.pairs, 60.0).splitlines()
     assert title == "inference, 1 thread"
     assert max(map(len, lines)) <= 100
     parts = [part.splitlines() for part in "\n".join(lines).split("\n\n")]
@@ -100,7 +115,7 @@ def test_a_wide_table_is_folded_to_fit_a_terminal() -> None:
     heads = [head for part in parts for head in part[0].split()[1:]]
     assert heads == [*names, *(f"x/{name}" for name in names[1:]), "GFLOP/s", "of", "peak"]
     cells = [cell for part in parts for cell in part[1].split()[1:]]
-    assert cells[: len(names)] == [f"{k:.1f}" for k in range(1, len(names) + 1)]
+    assert cells[: len(names)] == [f"{k:.2f}" for k in range(1, len(names) + 1)]
     assert all(len(part) == 2 or part[2].split()[2:] for part in parts)
 
 
@@ -112,8 +127,8 @@ def test_an_engine_is_compared_with_ours_of_the_same_option() -> None:
         "torch": "native",
         "torch+int8x8": "native+int8x8",
     }
-    times = {name: [float(2**k)] for k, name in enumerate(names)}
-    assert results.mean_ratios({SHAPE: times})["torch+int8x8"] == pytest.approx(4)
+    rows = {SHAPE: rows_of({name: [float(2**k)] for k, name in enumerate(names)})}
+    assert results.ratios(rows, results.pairs)["torch+int8x8"][SHAPE] == pytest.approx(4)
 
 
 def test_a_process_works_in_its_turn_alone() -> None:
@@ -255,29 +270,49 @@ def test_the_loop_of_jax_is_an_lstm(jax) -> None:
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "benchmarks_amd", "benchmarks_precisions"])
-def test_the_published_tables_are_of_the_published_measurements(name: str) -> None:
-    docs = Path(__file__).parents[2] / "docs"
+def test_the_published_tables_are_of_the_published_measurements(name: str, tmp_path: Path) -> None:
+    docs = ROOT / "docs"
     text = (docs / f"{name}.txt").read_text(encoding="utf-8")
-    report = json.loads((docs / f"{name}.json").read_text(encoding="utf-8"))
-    for threads, kinds in report["times"].items():
-        for what, rows in kinds.items():
-            shapes = {Shape(*map(int, shape.split(","))): times for shape, times in rows.items()}
-            table = results.table(what, int(threads), shapes, report["peak GFLOP/s"][threads])
-            assert table in text
+    report = results.load(docs / f"{name}.json")
+    assert report.text(results.pairs) + "\n" == text
+    report.save(tmp_path / "again.json")
+    assert results.load(tmp_path / "again.json") == report
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    for text in ("[]", "{}", "nothing", '{"rows": [{"shape": "1"}]}', '{"rows": [{"shape": "1,1,1,1"}]}'):
+        file.write_text(text)
+        with pytest.raises(FormatError, match=r"times\.json: it is no report of a benchmark"):
+            results.load(file)
 
 
 def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = pytest.importorskip("matplotlib.figure")
     drawn: list[Any] = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    times = {"native": [1.0], "onnxruntime": [2.0], "torch": [3.0]}
-    trained = {name: t for name, t in times.items() if name != "onnxruntime"}
-    results.draw({1: {"forward": {SHAPE: times}, "train": {SHAPE: trained}}}, tmp_path / "a.svg")
-    looks = [
-        {line.get_label(): (line.get_marker(), line.get_color()) for line in axes.lines}
-        for axes in drawn[0].axes
+    times = {"native": [1.0], **{f"peer{k}": [2.0 + k] for k in range(12)}}
+    trained = {name: t for name, t in times.items() if name != "peer0"}
+    other = Shape(1, 2, 3, 5)
+    rows = [
+        *rows_of(times).values(),
+        *rows_of(times, other).values(),
+        *rows_of(trained, what="train").values(),
+        results.Row(SHAPE, "2 threads", "forward", "native"),
     ]
-    assert looks[0]["torch"] == looks[1]["torch"] != looks[0]["onnxruntime"]
+    results.draw(rows, tmp_path / "a.svg", results.pairs)
+    forward, train = (
+        {
+            line.get_label(): (line.get_marker(), line.get_color(), list(line.get_xdata()))
+            for line in axes.lines
+        }
+        for axes in drawn[0].axes
+    )
+    assert forward["peer11"] == (*train["peer11"][:2], [13.0, 13.0])
+    assert len({look[:2] for name, look in forward.items() if name in times}) == 10
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == [str(SHAPE), str(other)]
+    with pytest.raises(xplstm.ArgumentError, match=r"--plot a\.svg has nothing to draw"):
+        results.draw(rows[-1:], tmp_path / "a.svg", results.pairs)
 
 
 @pytest.mark.parametrize("option", [*peers.SHARED, *peers.OPERATORS])
@@ -321,6 +356,14 @@ def test_every_peer_is_an_lstm(name: str, shape: Shape) -> None:
         xplstm.use_kernel(None)
 
 
+def engines_of(file: Path) -> dict[tuple[str, Shape], list[str]]:
+    """Return the engines in the file of a run, by operation and shape."""
+    tables = results.timed(results.load(file).rows)
+    return {
+        (what, shape): list(rows) for (what, _), shapes in tables.items() for shape, rows in shapes.items()
+    }
+
+
 def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
     """Results that differ by more than rounding end the run."""
     numbers = tmp_path / "times.json"
@@ -337,10 +380,10 @@ def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
         "1,2,3,5",
     ]
     assert command.main([*argv, "--json", str(numbers)]) == 0
-    times = json.loads(numbers.read_text())["times"]["1"]
     names = peers.available_arrays()
-    assert [list(times[what]["4,2,3,5"]) for what in ("forward", "train")] == [names, names]
-    assert list(times["step"]["1,2,3,5"]) == names
+    assert engines_of(numbers) == dict.fromkeys(
+        [("forward", SHAPE), ("train", SHAPE), ("step", Shape(1, 2, 3, 5))], names
+    )
     assert [name.partition("@")[2] for name in names if "@" in name] == [
         n for n in names if n in peers.ON_ARRAYS
     ]
@@ -352,31 +395,30 @@ def test_a_small_run_of_precisions(tmp_path: Path) -> None:
     argv = ["bench", "--precisions", "--shape", "4,2,16,16", "--repeats", "1", "--threads", "1"]
     if peers.available_precisions()[0] != "native":
         pytest.skip("native is not compiled")
+    if "onnxruntime+int8x8" in peers.available_precisions():
+        bytesums.skip_where_they_saturate()
     assert command.main([*argv, "--json", str(numbers)]) == 0
-    times = json.loads(numbers.read_text())["times"]["1"]
-    assert list(times) == ["forward"]
-    assert list(times["forward"]["4,2,16,16"]) == peers.available_precisions()
+    assert engines_of(numbers) == {("forward", Shape(4, 2, 16, 16)): peers.available_precisions()}
 
 
 def test_a_small_run_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = tmp_path / "times.json"
     argv = ["bench", "--choices", "--shape", "4,2,3,5", "--repeats", "1", "--threads", "2"]
     assert command.main([*argv, "--json", str(numbers)]) == 0
-    times = json.loads(numbers.read_text())["times"]["2"]
-    assert {what: list(rows["4,2,3,5"]) for what, rows in times.items()} == dict.fromkeys(
-        ("forward", "train"), peers.available_choices()
-    )
+    names = peers.available_choices()
+    assert engines_of(numbers) == dict.fromkeys([("forward", SHAPE), ("train", SHAPE)], names)
     assert "largest regret: " in capsys.readouterr().out
 
 
 def test_the_regret_is_of_least_times() -> None:
-    assert results.regret({"chosen": [9.0, 3.0], "a": [5.0, 2.0], "b": [4.0, 4.0]}) == ("a", 0.5)
-    assert results.regret({"chosen": [1.0], "a": [2.0]}) == ("a", 0.0)
-    found = {2: {"train": {SHAPE: {"chosen": [3.0], "a": [2.0]}}}}
-    assert results.regrets(found).splitlines()[1].split() == [
+    times = {"chosen": [9.0, 3.0], "a": [5.0, 2.0], "b": [4.0, 4.0]}
+    assert results.regret(rows_of(times)) == ("a", 0.5)
+    assert results.regret(rows_of({"chosen": [1.0], "a": [2.0]})) == ("a", 0.0)
+    found = rows_of({"chosen": [3.0], "a": [2.0]}, what="train")
+    assert results.regrets(found.values()).splitlines()[1].split() == [
         "train",
-        "2",
-        "threads",
+        "1",
+        "thread",
         "4,2,3,5",
         "a",
         "50.0%",
@@ -391,5 +433,5 @@ def test_a_small_run_of_variants(
     numbers = tmp_path / "times.json"
     argv = ["bench", "--variants", "--shape", "4,2,3,5", "--repeats", "1", "--threads", "1"]
     assert command.main([*argv, "--json", str(numbers)]) == 0
-    assert list(json.loads(numbers.read_text())["times"]["1"]["train"]["4,2,3,5"]) == names
+    assert engines_of(numbers)["train", SHAPE] == names
     assert "x/reference+all" in capsys.readouterr().out

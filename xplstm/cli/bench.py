@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ from xplstm.cli.engines import Engine, calls_of, difference, in_turns
 from xplstm.cli.peers import (
     ALLOWED,
     EQUAL,
+    PEERS,
     Shape,
     available,
     available_arrays,
@@ -195,13 +196,13 @@ def run(args: argparse.Namespace) -> int:
     report = measure(
         names, _cases(args.shape, args.compared is available_choices), args.threads, args.repeats
     )
-    print(report)
+    print(report.text(results.pairs))
     if args.compared is available_choices:
-        print("\n" + results.regrets(report.found))
+        print("\n" + results.regrets(report.rows))
     if args.json:
-        args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+        report.save(args.json)
     if args.plot:
-        results.draw(report.found, args.plot)
+        results.draw(report.rows, args.plot, results.pairs)
     return 0
 
 
@@ -209,7 +210,7 @@ def measure(
     names: list[str], cases: list[tuple[str, Shape]], threads: tuple[int, ...], rounds: int
 ) -> results.Report:
     """Time every engine at every case on each number of threads, after a check that results are equal."""
-    found: dict[int, results.Found] = {n: {} for n in threads}
+    rows: list[results.Row] = []
     with ExitStack() as stack:
         # Suspended processes must not outlive this process.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)))
@@ -230,8 +231,31 @@ def measure(
             # changes, which would slow the first engine after the change.
             for n in threads:
                 group = [engine for engine in able if engine.threads == n]
-                found[n].setdefault(what, {})[shape] = _interleave(group, what, shape, rounds, advance)
-    return results.Report(found, peaks, rounds)
+                times = _interleave(group, what, shape, rounds, advance)
+                rows += [results.Row(shape, _setting(n), what, name, found) for name, found in times.items()]
+    return results.Report(_describe(rounds, peaks), rows)
+
+
+def _setting(threads: int) -> str:
+    """Return a number of threads in words."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def _describe(rounds: int, peaks: dict[int, float]) -> dict[str, Any]:
+    """Return what is needed to repeat and to read the measurements."""
+    needed = (package for peer in PEERS.values() for package in peer.needs)
+    return {
+        **results.describe_run("python", "-m", "xplstm"),
+        "processor": results.processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": results.versions(["xplstm", "numpy", *needed]),
+        "rounds": rounds,
+        "unit": "microseconds a step, float32, one layer of one direction, results checked equal first",
+        "tables": "medians; x/peer: its time over ours of the same option, above 1 we are faster",
+        # Of the fastest large matrix product.
+        results.PEAKS: {_setting(n): float(f"{peak:.4g}") for n, peak in peaks.items()},
+    }
 
 
 @contextmanager

@@ -1,26 +1,23 @@
-"""Format the results of `bench` as tables, a report and a figure."""
+"""The records of a benchmark on CPU or GPU: the file of a run, its tables and its figure."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
+import json
 import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xplstm import ArgumentError, BackendError
-from xplstm.cli.peers import PEERS, Shape, option_of
-
-Times = dict[str, list[float]]
-"""Microseconds per step for each engine, one number for each round."""
-Found = dict[str, dict[Shape, Times]]
-"""Times by operation and shape."""
+from xplstm import ArgumentError, BackendError, FormatError
+from xplstm.cli.peers import Shape, option_of
+from xplstm.io.files._durable import write_durably
 
 TITLES = {
     "forward": "inference",
@@ -28,21 +25,96 @@ TITLES = {
     "step": "a stream",
 }
 
+PEAKS = "peak GFLOP/s"
+"""Entry of a report with the speed of the fastest large matrix product, by setting."""
+
 WIDEST = 100
 """Columns of a printed table."""
 
-# Colours of the engines in a figure, in order.
+# Markers of the engines in a figure, in order.
 MARKERS = "*osD^v<>pX"
 
 
-def ratio(times: Times, ours: str, other: str) -> float:
+class Row(NamedTuple):
+    """The times of one engine at one shape."""
+
+    shape: Shape
+    setting: str
+    """Number of threads on a CPU, precision on a GPU."""
+    what: str
+    engine: str
+    times: Sequence[float] = ()
+    """Microseconds per step, one number for each round."""
+    facts: Mapping[str, Any] = {}
+    """Other measurements, or the `reason` why there are no times."""
+
+
+Rows = dict[str, Row]
+"""The rows of one shape, by engine."""
+Baselines = Callable[[Rows], Mapping[str, str]]
+"""Return the engine with which each other engine of a shape is compared."""
+
+
+class Report(NamedTuple):
+    """All measurements, and what is needed to repeat them."""
+
+    about: dict[str, Any]
+    rows: list[Row]
+
+    def save(self, file: Path) -> None:
+        """Write the file of a run, completely or not at all."""
+        rows = []
+        for row in self.rows:
+            times = [float(f"{t:.7g}") for t in row.times]
+            values = {**row._asdict(), "shape": str(row.shape), "times": times}
+            rows.append({name: value for name, value in values.items() if value})
+        text = json.dumps({**self.about, "rows": rows}, indent=1)
+        write_durably(str(file), (text + "\n").encode())
+
+    def text(self, baselines: Baselines) -> str:
+        """Return what is known of the run, and a table for each operation and setting."""
+        about = (
+            f"{name}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
+            for name, value in self.about.items()
+        )
+        tables = (
+            table(what, setting, shapes, baselines, self.about.get(PEAKS, {}).get(setting))
+            for (what, setting), shapes in timed(self.rows).items()
+        )
+        return "\n\n".join(["\n".join(about), *tables])
+
+
+def load(file: Path) -> Report:
+    """Read the file of an earlier run."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            Row(**{**row, "shape": Shape(*map(int, row["shape"].split(",")))}) for row in about.pop("rows")
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{file}: it is no report of a benchmark: {error}"
+        raise FormatError(msg) from error
+    return Report(about, rows)
+
+
+def describe_run(*command: str) -> dict[str, Any]:
+    """Return the date, and the command with the arguments of this process."""
+    date = datetime.now(UTC).date().isoformat()
+    return {"date": date, "command": shlex.join([*command, *sys.argv[1:]])}
+
+
+def timed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[Shape, Rows]]:
+    """Return the rows that have times by operation and setting, and by shape."""
+    found: dict[tuple[str, str], dict[Shape, Rows]] = {}
+    for row in rows:
+        if row.times:
+            found.setdefault((row.what, row.setting), {}).setdefault(row.shape, {})[row.engine] = row
+    return found
+
+
+def ratio(ours: Row, other: Row) -> float:
     """Return the median over the rounds of the time of `other` divided by that of `ours`."""
-    return median_ratio(times[ours], times[other])
-
-
-def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
-    """Return the median over the rounds of `other` divided by `ours`."""
-    return statistics.median(b / a for a, b in zip(ours, other, strict=True))
+    return statistics.median(b / a for a, b in zip(ours.times, other.times, strict=True))
 
 
 def pairs(names: Iterable[str]) -> dict[str, str]:
@@ -55,35 +127,39 @@ def pairs(names: Iterable[str]) -> dict[str, str]:
     return {name: ours for name, ours in found.items() if name != ours}
 
 
-def mean_ratios(rows: dict[Shape, Times]) -> dict[str, float]:
-    """Return the geometric mean over shapes of each engine's ratio to its baseline."""
-    found = pairs(dict.fromkeys(name for times in rows.values() for name in times))
-    return {
-        name: statistics.geometric_mean(ratio(t, ours, name) for t in rows.values() if name in t)
-        for name, ours in found.items()
-    }
+def ratios(shapes: dict[Shape, Rows], baselines: Baselines) -> dict[str, dict[Shape, float]]:
+    """Return the ratio of each engine to its baseline, by shape."""
+    found: dict[str, dict[Shape, float]] = {}
+    for shape, rows in shapes.items():
+        for name, ours in baselines(rows).items():
+            found.setdefault(name, {})[shape] = ratio(rows[ours], rows[name])
+    return found
 
 
-def speed(what: str, shape: Shape, times: list[float]) -> float:
+def speed(what: str, shape: Shape, times: Sequence[float]) -> float:
     """Return the GFLOP/s of the matrix products; training has three times the products of inference."""
     passes = 3 if what == "train" else 1
     return passes * 2e-3 * shape.multiply_adds() / statistics.median(times)
 
 
-def table(what: str, threads: int, rows: dict[Shape, Times], peak: float) -> str:
-    """Return a table with a row for each shape: medians, ratios to our engine, and our share of the peak."""
-    ours = next(iter(next(iter(rows.values()))))
-    means = mean_ratios(rows)
-    others = pairs([ours, *means])
-    header = ["T,B,I,H", ours, *means, *(f"x/{name}" for name in means), "GFLOP/s", "of peak"]
-    lines = [header]
-    for shape, times in rows.items():
-        medians = [f"{statistics.median(times[n]):.1f}" if n in times else "-" for n in (ours, *means)]
-        ratios = [f"{ratio(times, to, n):.2f}" if n in times else "-" for n, to in others.items()]
-        reached = speed(what, shape, times[ours])
-        lines.append([str(shape), *medians, *ratios, f"{reached:.1f}", f"{reached / peak:.0%}"])
-    lines.append(["geometric mean", *[""] * (1 + len(means)), *(f"{m:.2f}" for m in means.values()), "", ""])
-    return f"{TITLES[what]}, {threads} thread{'s' * (threads > 1)}\n" + "\n\n".join(folded(lines))
+def table(
+    what: str, setting: str, shapes: dict[Shape, Rows], baselines: Baselines, peak: float | None
+) -> str:
+    """Return a table with a row for each shape: medians, ratios, and the share of the peak if it is known."""
+    names = list(dict.fromkeys(name for rows in shapes.values() for name in rows))
+    compared = ratios(shapes, baselines)
+    header = ["T,B,I,H", *names, *(f"x/{name}" for name in compared)]
+    lines = [header + (["GFLOP/s", "of peak"] if peak else [])]
+    for shape, rows in shapes.items():
+        medians = [f"{statistics.median(rows[name].times):.2f}" if name in rows else "-" for name in names]
+        of_peers = [f"{found[shape]:.2f}" if shape in found else "-" for found in compared.values()]
+        lines.append([str(shape), *medians, *of_peers])
+        if peak:
+            reached = speed(what, shape, rows[names[0]].times)
+            lines[-1] += [f"{reached:.1f}", f"{reached / peak:.0%}"]
+    means = [f"{statistics.geometric_mean(found.values()):.2f}" for found in compared.values()]
+    lines.append(["geometric mean", *[""] * len(names), *means, *[""] * (2 * bool(peak))])
+    return f"{TITLES[what]}, {setting}\n" + "\n\n".join(folded(lines))
 
 
 def folded(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -112,80 +188,26 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def regret(times: Times) -> tuple[str, float]:
+def regret(rows: Rows) -> tuple[str, float]:
     """Return the fastest other engine, and the relative extra time of the first engine.
 
     The function compares minimum times, since other work on the machine only adds to a time.
     """
-    chosen, *rest = (min(rounds) for rounds in times.values())
+    chosen, *rest = (min(row.times) for row in rows.values())
     fastest = min(range(len(rest)), key=lambda k: rest[k])
-    return list(times)[1 + fastest], max(0.0, chosen / rest[fastest] - 1)
+    return list(rows)[1 + fastest], max(0.0, chosen / rest[fastest] - 1)
 
 
-def regrets(found: dict[int, Found]) -> str:
+def regrets(rows: Iterable[Row]) -> str:
     """Return a line for each measurement: the fastest alternative, and the extra time of the choice."""
     lines = ["regret of the choice: its least time over that of the fastest alternative, less 1"]
     worst = 0.0
-    for n, kinds in found.items():
-        for what, rows in kinds.items():
-            for shape, times in rows.items():
-                name, lost = regret(times)
-                worst = max(worst, lost)
-                lines.append(f"{what:8}{n} thread{'s' * (n > 1):2}{shape!s:18}{name:16}{lost:6.1%}")
+    for (what, setting), shapes in timed(rows).items():
+        for shape, engines in shapes.items():
+            name, lost = regret(engines)
+            worst = max(worst, lost)
+            lines.append(f"{what:8}{setting:10}{shape!s:18}{name:16}{lost:6.1%}")
     return "\n".join([*lines, f"largest regret: {worst:.1%}"])
-
-
-class Report(NamedTuple):
-    """All measurements, by number of threads."""
-
-    found: dict[int, Found]
-    peaks: dict[int, float]
-    """GFLOP/s of the fastest large matrix product."""
-    rounds: int
-
-    def __str__(self) -> str:
-        """Return the tables."""
-        parts = [
-            f"{processor()}, {os.cpu_count()} cores, float32, one layer of one direction\n"
-            f"microseconds a step: median of {self.rounds} interleaved rounds, results checked equal first\n"
-            "x/peer: the peer's time over ours, median of the rounds; above 1 we are faster\n"
-            "an option of a peer is compared with ours of that option, and ours with ours without"
-        ]
-        for n, kinds in self.found.items():
-            parts += [table(what, n, rows, self.peaks[n]) for what, rows in kinds.items()]
-            peak = f"{self.peaks[n]:.0f} GFLOP/s in the fastest large product of matrices"
-            parts.append(f"peak with {n} thread{'s' * (n > 1)}: {peak}")
-        return "\n\n".join(parts)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all measurements with the settings that are needed to repeat them."""
-        kinds_of = self.found.items()
-        needed = (package for peer in PEERS.values() for package in peer.needs)
-        return {
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": shlex.join(["python", "-m", "xplstm", *sys.argv[1:]]),
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "versions": versions(["xplstm", "numpy", *needed]),
-            "rounds": self.rounds,
-            "unit": "microseconds a step, float32, one layer of one direction",
-            "peak GFLOP/s": {str(threads): float(f"{peak:.7g}") for threads, peak in self.peaks.items()},
-            "geometric means": {
-                str(n): {what: _rounded(rows) for what, rows in kinds.items()} for n, kinds in kinds_of
-            },
-            "times": {
-                str(n): {
-                    what: {str(shape): times for shape, times in rows.items()} for what, rows in kinds.items()
-                }
-                for n, kinds in kinds_of
-            },
-        }
-
-
-def _rounded(rows: dict[Shape, Times]) -> dict[str, float]:
-    """Return the mean ratios, rounded to 3 decimals."""
-    return {name: round(r, 3) for name, r in mean_ratios(rows).items()}
 
 
 def processor() -> str:
@@ -220,46 +242,54 @@ def check_plot(file: Path) -> None:
         raise ArgumentError(msg)
 
 
-def draw(found: dict[int, Found], file: Path) -> None:
-    """Draw the ratios to our engine: a column for each operation, a row for each number of threads."""
+def draw(rows: Iterable[Row], file: Path, baselines: Baselines) -> None:
+    """Draw the ratios of the peers: a row of panels for each operation, a column for each setting."""
     from matplotlib.figure import Figure
 
-    kinds = list(dict.fromkeys(what for rows in found.values() for what in rows))
-    engines = [name for rows in found.values() for ts in rows.values() for t in ts.values() for name in t]
-    # An engine has the same colour in all panels.
+    tables = {key: (shapes, ratios(shapes, baselines)) for key, shapes in timed(rows).items()}
+    if not tables:
+        msg = f"--plot {file.name} has nothing to draw: nothing was measured"
+        raise ArgumentError(msg)
+    settings = list(dict.fromkeys(setting for _, setting in tables))
+    # The panels of an operation have the same shapes on the vertical axis.
+    shapes_of: dict[str, dict[Shape, None]] = {}
+    for (what, _), (shapes, _) in tables.items():
+        shapes_of.setdefault(what, {}).update(dict.fromkeys(shapes))
+    heights = [2.5 + len(shapes) for shapes in shapes_of.values()]
+    figure = Figure(figsize=(1 + 3.2 * len(settings), 1 + 0.22 * sum(heights)), layout="constrained")
+    grid = figure.subplots(
+        len(heights), len(settings), squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights}
+    )
+    # An engine has the same marker and colour in all panels.
+    names = dict.fromkeys(name for _, compared in tables.values() for name in compared)
     looks = {
-        name: f"{marker}C{k}"
-        for k, (name, marker) in enumerate(zip(dict.fromkeys(engines), MARKERS, strict=False))
+        name: f"{marker}C{k % 10}"
+        for k, (name, marker) in enumerate(zip(names, itertools.cycle(MARKERS), strict=False))
     }
-    # The width of a documentation page, which keeps the font size.
-    figure = Figure(figsize=(3 * len(kinds), 0.6 + 3.6 * len(found)), layout="constrained")
-    grid = figure.subplots(len(found), len(kinds), squeeze=False)
-    for line, (threads, by_kind) in zip(grid, found.items(), strict=True):
-        for axes, what in zip(line, kinds, strict=True):
-            _panel(axes, by_kind[what], looks)
-            axes.set_title(f"{what}, {threads} thread{'s' * (threads > 1)}", fontsize=11)
+    for line, (what, shapes) in zip(grid, shapes_of.items(), strict=True):
+        for axes, setting in zip(line, settings, strict=True):
+            _draw_panel(axes, tables.get((what, setting), ({}, {}))[1], list(shapes), looks)
+            axes.set_title(f"{what}, {setting}", fontsize=11)
     dots = {line.get_label(): line for axes in grid.flat for line in axes.lines if line.get_label() in looks}
-    figure.legend(dots.values(), dots.keys(), loc="outside upper center", ncols=len(dots), frameon=False)
+    columns = min(len(dots), 2 * len(settings))
+    figure.legend(dots.values(), dots.keys(), loc="outside upper center", ncols=columns, frameon=False)
     figure.supxlabel(
         "the other's time over ours, by T, B, I, H: right of the line we are faster", fontsize=10
     )
-    write_figure(figure, file)
-
-
-def write_figure(figure: Any, file: Path) -> None:
-    """Write a figure, with the same bytes for the same numbers."""
+    # The same numbers give the same bytes.
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
-def _panel(axes: Any, rows: dict[Shape, Times], looks: dict[str, str]) -> None:
+def _draw_panel(
+    axes: Any, compared: dict[str, dict[Shape, float]], shapes: list[Shape], looks: dict[str, str]
+) -> None:
     """Draw one dot for each shape and peer."""
-    shapes = list(rows)
-    for name, ours in pairs(dict.fromkeys(name for times in rows.values() for name in times)).items():
-        points = [(ratio(rows[s], ours, name), k) for k, s in enumerate(shapes) if name in rows[s]]
-        axes.plot(*zip(*points, strict=True), looks[name], markersize=5, label=name)
+    for name, found in compared.items():
+        places = [shapes.index(shape) for shape in found]
+        axes.plot(list(found.values()), places, looks[name], markersize=5, label=name)
     axes.axvline(1, color="#444444", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_yticks(range(len(shapes)), [str(s) for s in shapes], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shapes) - 0.5, -0.5)
     axes.grid(alpha=0.3)

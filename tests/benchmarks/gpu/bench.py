@@ -8,26 +8,22 @@ or runs it wrongly, is reported with the reason and left out.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
 import sys
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from tests.benchmarks.gpu import engines, results
 from tests.benchmarks.gpu.engines import ENGINES, JUDGES, PRECISIONS
-from tests.benchmarks.gpu.results import Report, Row
 from tests.benchmarks.gpu.workers import Worker
 from xplstm._errors import ArgumentError, BackendError, KernelError, XplstmError
 from xplstm.cli import bench as cpu
 from xplstm.cli.engines import calls_of, difference, in_turns
 from xplstm.cli.peers import Shape
-from xplstm.cli.results import check_plot
+from xplstm.cli.results import Report, Row, check_plot, describe_run, load
 
 ROUNDS = 7
 # Seconds that an engine works when it is its turn, and the most calls.
@@ -110,9 +106,9 @@ def kinds_of(shape: Shape, asked: bool) -> tuple[str, ...]:
     return ("forward",) if shape in DEEPBENCH_INFERENCE and not asked else ("forward", "train")
 
 
-def left_of(args: argparse.Namespace, report: Report) -> dict[Shape, tuple[str, ...]]:
-    """What a report lacks of each shape that is to be timed."""
-    done, left = report.done(), {}
+def left_of(args: argparse.Namespace, rows: list[Row]) -> dict[Shape, tuple[str, ...]]:
+    """Return the operations of each shape that are not timed yet."""
+    done, left = {(row.shape, row.what) for row in rows}, {}
     for shape in shapes_of(args):
         kinds = tuple(what for what in kinds_of(shape, bool(args.shape)) if (shape, what) not in done)
         if kinds:
@@ -124,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure what is not in the file yet, and print tables, goals and reasons; 1 if a result was wrong."""
     if args.plot:
         check_plot(args.plot)
-    report = results.load(args.json) if args.json and args.json.exists() else Report({}, [])
+    report = load(args.json) if args.json and args.json.exists() else Report({}, [])
     if args.minutes > 0:
         report = _measured(args, report, time.monotonic() + 60 * args.minutes)
     _print(report)
@@ -138,11 +134,12 @@ def _measured(args: argparse.Namespace, report: Report, end: float) -> Report:
     names, rounds = args.engines or engines.available(), args.repeats
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name)) for name in names}
-        about = {**_about(next(iter(workers.values()))), "engines": list(workers), "rounds": rounds}
+        about = {**_about(next(iter(workers.values()))), "engines": ", ".join(workers), "rounds": rounds}
+        about |= {"unit": results.UNIT, "tables": results.COMPARED}
         report = Report(_same(report.about, about), report.rows)
         if "cupy_fused" in workers:
             report.about["microseconds of Python"] = _overheads(workers["cupy_fused"])
-        left = left_of(args, report)
+        left = left_of(args, report.rows)
         for number, (shape, kinds) in enumerate(left.items(), 1):
             if time.monotonic() > end:
                 print(f"the time is up: {len(left) - number + 1} shapes are left", file=sys.stderr)
@@ -174,13 +171,13 @@ def _overheads(worker: Worker) -> Any:
 
 def _same(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """What is said of the machine, one command more where a run goes on; never of another, or of others."""
-    command = shlex.join(["python", "-m", "tests.benchmarks.gpu", *sys.argv[1:]])
     for name, value in now.items():
         if name in before and before[name] != value:
             msg = f"--json has measurements with {name} {before[name]}, and here is {value}"
             raise ArgumentError(msg)
-    commands = list(dict.fromkeys([*before.get("commands", []), command]))
-    return {"date": datetime.now(UTC).date().isoformat(), **now, **before, "commands": commands}
+    this = describe_run("python", "-m", "tests.benchmarks.gpu")
+    commands = dict.fromkeys([*filter(None, before.get("command", "").split(" && ")), this["command"]])
+    return {**this, **now, **before, "command": " && ".join(commands)}
 
 
 def measure(workers: dict[str, Worker], shape: Shape, kinds: tuple[str, ...], rounds: int) -> list[Row]:
@@ -272,14 +269,14 @@ class Cell:
             facts = self._ask(name, "facts", what=self._what, calls=WALKS) if name in self._able() else None
             row = Row(self._shape, self._precision, self._what, name)
             if name in self._reasons:
-                found.append(row._replace(reason=self._reasons[name]))
+                found.append(row._replace(facts={"reason": self._reasons[name]}))
                 continue
             times = [1e6 * t / self._shape.T for t in self._times[name]]
-            row = row._replace(times=times, host=1e6 * statistics.median(self._host[name]))
+            measured = {"host": 1e6 * statistics.median(self._host[name])}
             if facts:
-                walk = statistics.median(facts["walk"]) / self._shape.T
-                row = row._replace(walk=walk, launches=facts["launches"])
-            found.append(row)
+                measured["walk"] = statistics.median(facts["walk"]) / self._shape.T
+                measured["launches"] = facts["launches"]
+            found.append(row._replace(times=times, facts=measured))
         return found
 
     def release(self) -> None:
@@ -294,11 +291,8 @@ def _listed(results: Results) -> str:
 
 
 def _print(report: Report) -> None:
-    """What was measured where, tables, whoever is missing, and the goals."""
-    for name, value in report.about.items():
-        print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
-    print(f"\nmedians in {results.UNIT}; x/peer: its time over that of the faster of our kernels\n")
-    print(results.tables(report.rows))
+    """Print what was measured, what was not, and the goals."""
+    print(report.text(results.pairs))
     print("\nleast microseconds until Python has a call under way")
     print(", ".join(f"{name} {least:.0f}" for name, least in results.hosts(report.rows).items()))
     reasons = results.reasons(report.rows)

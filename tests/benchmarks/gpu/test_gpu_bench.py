@@ -15,15 +15,15 @@ import pytest
 
 import xplstm
 from tests.benchmarks.gpu import bench, engines, loop, results, workers
-from tests.benchmarks.gpu.results import Report, Row
 from tests.benchmarks.gpu.workers import Server, Worker
 from tests.conftest import backend
 from tests.cuda_emulation import compiled, standin, thorough
 from tests.cuda_emulation.carried import emulated
 from xplstm import _dispatch
-from xplstm._errors import FormatError, KernelError
+from xplstm._errors import KernelError
 from xplstm.cli.engines import describe
 from xplstm.cli.peers import Shape
+from xplstm.cli.results import Report, Row, load, ratio
 from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import launch
 from xplstm.kernels._cuda import loop as steps_loop
@@ -177,26 +177,28 @@ def test_a_run_and_one_that_goes_on(
     argv = ["--repeats", "3", "--json", str(file)]
     argv += ["--engines", "reference,documents,cupy_fused"]
     assert bench.main([*argv, "--shape", "4,2,3,5"]) == 0
-    rows = results.load(file).rows
-    assert {(r.what, r.engine, bool(r.times)) for r in rows if r.precision == "float32"} == {
+    rows = load(file).rows
+    assert {(r.what, r.engine, bool(r.times)) for r in rows if r.setting == "float32"} == {
         (what, engine, engine != "cupy_fused")
         for what in ("forward", "train")
         for engine in ("reference", "documents", "cupy_fused")
     }
-    assert all(len(r.times) == 3 and r.host > 0 for r in rows if r.times)
-    refused = [r for r in rows if r.engine == "cupy_fused" and r.precision == "float16"]
+    assert all(len(r.times) == 3 and r.facts["host"] > 0 for r in rows if r.times)
+    refused = [r for r in rows if r.engine == "cupy_fused" and r.setting == "float16"]
     assert refused
-    assert all("arrays are of numpy" in r.reason for r in refused)
+    assert all("arrays are of numpy" in r.facts["reason"] for r in refused)
     assert bench.main([*argv, "--shape", "4,2,3,5", "--shape", "2,3,5,7"]) == 0
-    report = results.load(file)
+    report = load(file)
     assert report.rows[: len(rows)] == rows
-    assert report.done() == {(s, w) for s in (SHAPE, Shape(2, 3, 5, 7)) for w in ("forward", "train")}
-    assert len(report.about["commands"]) == 1
+    assert {(r.shape, r.what) for r in report.rows} == {
+        (s, w) for s in (SHAPE, Shape(2, 3, 5, 7)) for w in ("forward", "train")
+    }
+    assert report.about["command"].count("tests.benchmarks.gpu") == 1
     assert report.about["microseconds of Python"].startswith("not measured: AttributeError")
     capsys.readouterr()
     pytest.importorskip("matplotlib")
     assert bench.main([*argv, "--minutes", "0", "--plot", str(picture)]) == 0
-    assert results.load(file) == report
+    assert load(file) == report
     assert "float32" in picture.read_text()
     out = capsys.readouterr().out
     assert "inference, float32" in out
@@ -206,7 +208,7 @@ def test_a_run_and_one_that_goes_on(
 
 
 @pytest.mark.parametrize(
-    "about", [{"gpu": "another"}, {"engines": ["torch"]}, {"kernels": "changed"}, {"rounds": 5}]
+    "about", [{"gpu": "another"}, {"engines": "torch"}, {"kernels": "changed"}, {"rounds": 5}]
 )
 def test_another_machine_or_kernel_does_not_go_on(
     about: dict[str, Any],
@@ -231,12 +233,12 @@ def test_another_machine_or_kernel_does_not_go_on(
 def test_what_was_not_timed_of_a_shape_is_timed_when_it_is_asked_for() -> None:
     """A file has DeepBench's inference alone; who names the shape wants its training too."""
     shape = Shape(25, 4, 512, 512)
-    report = Report({}, [Row(shape, "float32", "forward", "torch", [1.0])])
+    rows = [Row(shape, "float32", "forward", "torch", [1.0])]
     args = types.SimpleNamespace(shape=[shape, SHAPE, SHAPE], quick=None)
-    assert bench.left_of(args, report) == {shape: ("train",), SHAPE: ("forward", "train")}
+    assert bench.left_of(args, rows) == {shape: ("train",), SHAPE: ("forward", "train")}
     args.shape = None
-    assert shape not in bench.left_of(args, report)
-    assert bench.left_of(args, Report({}, []))[shape] == ("forward",)
+    assert shape not in bench.left_of(args, rows)
+    assert bench.left_of(args, [])[shape] == ("forward",)
 
 
 class Wrong:
@@ -263,14 +265,14 @@ def test_a_wrong_result_is_not_timed_and_fails_the_command(tmp_path: Path) -> No
         "jax": Wrong("jax", float("nan")),
         "documents": Wrong("documents", 0.5, fails="time"),
     }
-    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"}
-    assert "differs in y by 1.0e-02" in rows["cupy_fused"].reason
-    assert "differs in y by inf" in rows["jax"].reason
-    assert rows["documents"].reason == "no time"
+    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("forward",), 3) if r.setting == "float32"}
+    assert "differs in y by 1.0e-02" in rows["cupy_fused"].facts["reason"]
+    assert "differs in y by inf" in rows["jax"].facts["reason"]
+    assert rows["documents"].facts["reason"] == "no time"
     ours = rows["cupy_persistent"]
     assert ours.times == pytest.approx([25.0] * 3)
-    assert (ours.walk, ours.launches, ours.host) == (2.0, {"walk_16": 1}, pytest.approx(50))
-    assert results.ratio(ours, rows["torch"]) == pytest.approx(10)
+    assert ours.facts == {"walk": 2.0, "launches": {"walk_16": 1}, "host": pytest.approx(50)}
+    assert ratio(ours, rows["torch"]) == pytest.approx(10)
     assert [r.engine for r in results.wrong(rows.values())] == ["cupy_fused"]
     file = tmp_path / "gpu.json"
     Report({}, list(rows.values())).save(file)
@@ -284,9 +286,9 @@ def test_who_gives_nothing_to_compare_is_not_timed() -> None:
         "reference": Wrong("reference", 0.5, gives="dx"),
         "cupy_fused": Wrong("cupy_fused", 0.5, gives="dweight_hh dx"),
     }
-    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("train",), 3) if r.precision == "float32"}
-    assert rows["torch"].reason == "gives nothing, and the judge dweight_hh: nothing to compare"
-    assert rows["reference"].reason == "gives dx, and the judge dweight_hh: nothing to compare"
+    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("train",), 3) if r.setting == "float32"}
+    assert rows["torch"].facts["reason"] == "gives nothing, and the judge dweight_hh: nothing to compare"
+    assert rows["reference"].facts["reason"] == "gives dx, and the judge dweight_hh: nothing to compare"
     assert [name for name, row in rows.items() if row.times] == ["jax", "cupy_fused"]
     for name in ("jax", "reference", "cupy_fused"):
         workers[name].gives = ""
@@ -295,12 +297,17 @@ def test_who_gives_nothing_to_compare_is_not_timed() -> None:
 
 def test_no_time_at_all_is_not_divided_by() -> None:
     workers: Any = {"torch": Wrong("torch", 0.5), "cupy_fused": Wrong("cupy_fused", 0.5, seconds=0.0)}
-    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("forward",), 3) if r.precision == "float32"}
-    assert rows["cupy_fused"].reason == f"events measured no time in {bench.MOST_CALLS} calls"
+    rows = {r.engine: r for r in bench.measure(workers, SHAPE, ("forward",), 3) if r.setting == "float32"}
+    assert rows["cupy_fused"].facts["reason"] == f"events measured no time in {bench.MOST_CALLS} calls"
     assert len(rows["torch"].times) == 3
     turn, most = bench.TURN, bench.MOST_CALLS
     for seconds, calls in ((0.0, most), (turn / most, most), (turn / 4, 4), (turn, 1), (9 * turn, 1)):
         assert bench.calls_of(seconds, turn, most) == calls
+
+
+def launched(walks: int) -> dict[str, dict[str, int]]:
+    """Return the facts of a row with a number of walks."""
+    return {"launches": {"walk_16": walks}}
 
 
 def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
@@ -309,7 +316,7 @@ def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
     for shape in (Shape(512, 16, 256, 256), Shape(512, 16, 768, 768), Shape(512, 16, 64, 64)):
         for precision in engines.PRECISIONS:
             for what in ("forward", "train"):
-                found.append(Row(shape, precision, what, "cupy_persistent", [ours], launches={"walk_16": 1}))
+                found.append(Row(shape, precision, what, "cupy_persistent", [ours], launched(1)))
                 found.append(Row(shape, precision, what, "cupy_fused", [9.0]))
                 found.append(Row(shape, precision, what, "torch", [torch]))
         found.append(Row(shape, "float32", "forward", "documents", [loop_time]))
@@ -332,7 +339,7 @@ def test_goals() -> None:
     assert not reached(grid(3.1))["forward float16 against torch where it persists, least"]
     assert reached(grid(3.1))["forward float32 against torch, least anywhere"]
     assert not reached(grid(3.2))["forward float32 against torch, least anywhere"]
-    twice = [r._replace(launches={"walk_16": 2}) if r.launches else r for r in grid(1.0)]
+    twice = [r._replace(facts=launched(2)) if r.facts else r for r in grid(1.0)]
     assert not reached(twice)["launches of the persistent kernel a layer forward"]
     assert set(reached([]).values()) == {None}
 
@@ -343,23 +350,18 @@ def test_where_cudnn_persists() -> None:
         assert not results.persists(Shape(64, B, I, H))
 
 
-def test_tables_line_up_and_name_who_is_missing() -> None:
-    rows = [*grid(1.5), Row(SHAPE, "tf32", "train", "cudnn_static", reason="no such thing")]
-    for text in results.tables(rows).split("\n\n"):
+def test_tables_compare_peers_with_the_faster_kernel() -> None:
+    rows = [*grid(1.5), Row(SHAPE, "tf32", "train", "cudnn_static", facts={"reason": "no such thing"})]
+    about, *tables = Report({"gpu": "none"}, rows).text(results.pairs).split("\n\n")
+    assert about == "gpu: none"
+    assert len(tables) == 8
+    for text in tables:
         lines = text.splitlines()
-        assert len({len(line) for line in lines[1:]}) == 1
         assert lines[1].split()[:4] == ["T,B,I,H", "cupy_persistent", "cupy_fused", "torch"]
         assert lines[2].split()[:4] == ["512,16,256,256", "1.50", "9.00", "3.00"]
-        assert "2.00" in lines[2]
+        assert lines[-1].split()[:3] == ["geometric", "mean", "2.00"]
     assert results.reasons(rows) == ["cudnn_static tf32, 1 shapes from 4,2,3,5: no such thing"]
-
-
-def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "gpu.json"
-    for text in ("[]", "{}", "nothing", '{"rows": [{"shape": "1"}]}'):
-        file.write_text(text)
-        with pytest.raises(FormatError, match=r"gpu\.json: it is no report of the GPU benchmark"):
-            results.load(file)
+    assert results.pairs({"torch": rows[2]}) == {}
 
 
 def serve_badly(name: str, connection: Any) -> None:
