@@ -379,7 +379,7 @@ def test_calls_use_no_more_threads_than_pytorch(torch: Any) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with xplstm.use_threads(4), _borrow._torch_bound(_run.host()):
+        with xplstm.use_threads(4), _borrow._limit_to_torch_threads(_run.host()):
             assert _threads.count(0) == 1
     finally:
         torch.set_num_threads(before)

@@ -324,7 +324,7 @@ def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array
         raise DTypeError(msg)
     if tuple(given.shape) != shape:
         raise ShapeError(_shape_message(name, given.shape, shape, "the time and batch axes of x"))
-    return _copied(name, _array.native(given), where)
+    return _copy_to_device(name, _array.native(given), where)
 
 
 def lengths(given: Any, where: Home, T: int, B: int) -> Array:
@@ -350,10 +350,10 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
         raise ShapeError(_shape_message("lengths", given.shape, (B,), "one length per batch entry"))
     if not _array.is_lazy(given):
         _length_bounds(_array.to_numpy(given).tolist(), T)
-    return _copied("lengths", given, where, "int32")
+    return _copy_to_device("lengths", given, where, "int32")
 
 
-def _copied(name: str, given: Array, where: Home, dtype: str | None = None) -> Array:
+def _copy_to_device(name: str, given: Array, where: Home, dtype: str | None = None) -> Array:
     """Return `given` on the device of `where`; no copy is possible while CuPy records a graph."""
     try:
         return _array.asarray(given, where.xp, where.device, dtype)

@@ -205,7 +205,7 @@ class LSTMState(NamedTuple):
         return LSTMState(*(stack_entries(names, arrays) for names, arrays in _columns(states)))
 
     def _named(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
-        return ("h", _entered_state("h", self.h)), ("c", _entered_state("c", self.c))
+        return ("h", _check_state_array("h", self.h)), ("c", _check_state_array("c", self.c))
 
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
@@ -219,12 +219,12 @@ def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[li
     for letter in LSTMState._fields:
         names = [f"states[{k}].{letter}" for k in range(len(pairs))]
         columns.append(
-            (names, [_entered_state(n, getattr(p, letter)) for n, p in zip(names, pairs, strict=True)])
+            (names, [_check_state_array(n, getattr(p, letter)) for n, p in zip(names, pairs, strict=True)])
         )
     return columns
 
 
-def _entered_state(name: str, a: Array) -> Array:
+def _check_state_array(name: str, a: Array) -> Array:
     """Return an array, checked to have a floating dtype."""
     _array.namespace(a, name)
     dtype = _array.dtype_name(a.dtype)
@@ -268,7 +268,7 @@ def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
             msg = f"rows={row} must be in [0, {count}), the batch entries of {name}"
             raise ArgumentError(msg)
         return a[(*[slice(None)] * axis, row, ...)]
-    numbers = _entered(rows, a)
+    numbers = _convert_rows(rows, a)
     kind = _array.dtype_name(numbers.dtype)
     if kind == "bool":
         msg = "rows has dtype bool, expected integers; convert a NumPy mask with numpy.flatnonzero"
@@ -337,7 +337,7 @@ def _integer(value: Any, name: str = "rows") -> int:
     return number
 
 
-def _entered(rows: Any, like: Array) -> Array:
+def _convert_rows(rows: Any, like: Array) -> Array:
     """Return `rows`, such as a list or a NumPy array, as an array on the device of `like`."""
     xp = _array.namespace(like, "h")
     if isinstance(rows, _HOST):
@@ -371,7 +371,7 @@ def _check_numbers(numbers: Array, kind: str, count: int, name: str) -> None:
 def _mask(name: str, a: Array, rows: Any, axis: int) -> Array:
     """Return (B,) booleans, from booleans or from the indices of batch entries."""
     xp, count = _array.namespace(a, name), a.shape[axis]
-    rows = _entered([_integer(rows)] if _is_scalar(rows) else rows, a)
+    rows = _convert_rows([_integer(rows)] if _is_scalar(rows) else rows, a)
     kind = _array.dtype_name(rows.dtype)
     if kind == "bool":
         if rows.shape[0] != count:

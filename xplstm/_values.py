@@ -29,13 +29,13 @@ def size(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_ | np.ndarray):
-        msg = f"{name}={_shown(value)} must be an integer"
+        msg = f"{name}={_format_value(value)} must be an integer"
         raise DTypeError(msg)
     if number < low:
-        msg = f"{name}={_shown(number)} must be at least {low}"
+        msg = f"{name}={_format_value(number)} must be at least {low}"
         raise ArgumentError(msg)
     if number > high:
-        msg = f"{name}={_shown(number)} must be at most {high}"
+        msg = f"{name}={_format_value(number)} must be at most {high}"
         raise ArgumentError(msg)
     return number
 
@@ -78,7 +78,7 @@ def probability(name: str, value: Any) -> float:
 def flag(name: str, value: Any) -> bool:
     """Return True or False."""
     if not isinstance(value, bool | np.bool_):
-        msg = f"{name}={_shown(value)} must be True or False"
+        msg = f"{name}={_format_value(value)} must be True or False"
         raise DTypeError(msg)
     return bool(value)
 
@@ -86,7 +86,7 @@ def flag(name: str, value: Any) -> bool:
 def one_of(name: str, value: Any, known: Collection[str]) -> str:
     """Return one of the known strings."""
     if not isinstance(value, str) or value not in known:
-        msg = f"{name}={_shown(value)} must be one of {', '.join(known)}"
+        msg = f"{name}={_format_value(value)} must be one of {', '.join(known)}"
         raise ArgumentError(msg) if isinstance(value, str) else DTypeError(msg)
     return value
 
@@ -94,7 +94,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
 def mapping(name: str, value: Any) -> Mapping[Any, Any]:
     """Return a mapping."""
     if not isinstance(value, Mapping):
-        msg = f"{name}={_shown(value)} must be a mapping"
+        msg = f"{name}={_format_value(value)} must be a mapping"
         raise DTypeError(msg)
     return value
 
@@ -106,7 +106,7 @@ def items(name: str, value: Any) -> list[Any]:
         or not isinstance(value, Iterable)
         or getattr(value, "shape", None) == ()
     ):
-        msg = f"{name}={_shown(value)} must be a sequence"
+        msg = f"{name}={_format_value(value)} must be a sequence"
         raise DTypeError(msg)
     return list(value)
 
@@ -114,7 +114,7 @@ def items(name: str, value: Any) -> list[Any]:
 def function(name: str, value: Any) -> Callable[..., Any]:
     """Return a callable."""
     if not callable(value):
-        msg = f"{name}={_shown(value)} must be a function"
+        msg = f"{name}={_format_value(value)} must be a function"
         raise DTypeError(msg)
     return value
 
@@ -122,7 +122,7 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 def text(name: str, value: Any) -> str:
     """Return a str."""
     if not isinstance(value, str):
-        msg = f"{name}={_shown(value)} must be a str"
+        msg = f"{name}={_format_value(value)} must be a str"
         raise DTypeError(msg)
     return value
 
@@ -131,10 +131,10 @@ def path(name: str, value: Any) -> str:
     """Return a path as a str."""
     where = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(where, str):
-        msg = f"{name}={_shown(value)} must be a str or a path whose text is a str"
+        msg = f"{name}={_format_value(value)} must be a str or a path whose text is a str"
         raise DTypeError(msg)
     if not where or "\0" in where:
-        msg = f"{name}={_shown(value)} must have at least 1 character and no NUL character"
+        msg = f"{name}={_format_value(value)} must have at least 1 character and no NUL character"
         raise ArgumentError(msg)
     return where
 
@@ -154,7 +154,7 @@ def generator(name: str, value: Any) -> np.random.Generator:
 def _number(name: str, value: Any, bound: str) -> float:
     """Return a real number as a Python float, which never changes the dtype of an array expression."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        msg = f"{name}={_shown(value)} must be a number, {bound}"
+        msg = f"{name}={_format_value(value)} must be a number, {bound}"
         raise DTypeError(msg)
     number: Any = value
     try:
@@ -166,12 +166,12 @@ def _number(name: str, value: Any, bound: str) -> float:
 def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
     """Return `number`, or raise an error if `holds` is False."""
     if not holds:
-        msg = f"{name}={_shown(value)} must be {bound}"
+        msg = f"{name}={_format_value(value)} must be {bound}"
         raise ArgumentError(msg)
     return number
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Format a value for an error message, in at most about 200 characters."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"

@@ -155,7 +155,7 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> lstm = xplstm.LSTM(3, 2)
     >>> lstm.initialize(init.lstm_uniform, rng=0)
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     hidden_size = _hidden_size(shapes)
     rng = _values.generator("rng", rng)
     return {
@@ -191,7 +191,7 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> rnn = xplstm.RNN(3, 2)
     >>> rnn.initialize(init.rnn_uniform, rng=0)
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     rows = [shape[0] for name, shape in shapes.items() if name.startswith("weight_ih") and shape and shape[0]]
     if not rows:
         msg = f"shapes={dict(shapes)} must have a weight_ih with hidden_size rows"
@@ -227,7 +227,7 @@ def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> gru = xplstm.GRU(3, 2)
     >>> gru.initialize(init.gru_uniform, rng=0)
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     weights = [shape for name, shape in shapes.items() if name.startswith("weight_hh")]
     if not weights or any(len(shape) != 2 or shape[0] != 3 * shape[1] for shape in weights):
         msg = f"shapes={dict(shapes)} must have weight_hh with 3 * hidden_size rows and hidden_size columns"
@@ -263,7 +263,7 @@ def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndar
     >>> rnn = xplstm.RNN(3, 2)
     >>> rnn.initialize(init.rnn_glorot_orthogonal, rng=0)
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     rng = _values.generator("rng", rng)
 
     def first(name: str, shape: Shape) -> np.ndarray:
@@ -313,7 +313,7 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     value = _values.finite("value", value)
 
     def with_bias(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
-        shapes = _checked(shapes)
+        shapes = _check_shapes(shapes)
         H, values = _hidden_size(shapes), rule(shapes, rng)
         biases = [name for name in values if name.startswith(("bias_ih", "bias_hh"))]
         if not biases:
@@ -358,7 +358,7 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     >>> init.lstm_glorot_orthogonal({"bias_ih_l0": (8,)})["bias_ih_l0"]
     array([0., 0., 1., 1., 0., 0., 0., 0.])
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     hidden_size = _hidden_size(shapes)
     rng = _values.generator("rng", rng)
 
@@ -416,7 +416,7 @@ def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> bool(abs(lstm.params["weight_hh_l0"]).max() <= 1)
     True
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     hidden_size = _hidden_size(shapes)
     rng = _values.generator("rng", rng)
 
@@ -461,7 +461,7 @@ def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     >>> init.lstm_normal({"bias_hh_l0": (4,)}, rng=0)
     {'bias_hh_l0': array([0., 0., 0., 0.])}
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     rng = _values.generator("rng", rng)
     return _weights_only(shapes, rng.standard_normal)
 
@@ -495,7 +495,7 @@ def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray
     >>> bool(abs(init.lstm_small_uniform({"weight_ih_l0": (4, 3)})["weight_ih_l0"]).max() <= 1e-4)
     True
     """
-    shapes = _checked(shapes)
+    shapes = _check_shapes(shapes)
     rng = _values.generator("rng", rng)
     return _weights_only(shapes, lambda shape: uniform(shape, 1e-4, rng))
 
@@ -517,7 +517,7 @@ def _sizes(name: str, shape: Any) -> Shape:
     return tuple(_values.size(f"{name}[{k}]", n, 0) for k, n in enumerate(_values.items(name, shape)))
 
 
-def _checked(shapes: Any) -> Shapes:
+def _check_shapes(shapes: Any) -> Shapes:
     """Return the checked names and shapes."""
     return {
         _name(name): _sizes(f"shapes[{name!r}]", shape)

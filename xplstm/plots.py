@@ -108,13 +108,13 @@ def plot_trace(
         if not units:
             msg = "units is empty; at least 1 is needed"
             raise ArgumentError(msg)
-    values = _chosen(trace, row, index, tokens, units, batch_first)
+    values = _choose_entry(trace, row, index, tokens, units, batch_first)
     numbers = range(values["i"].shape[1]) if units is None else units
     if lines and len(numbers) > len(LINES):
         msg = f"lines=True distinguishes at most {len(LINES)} units, got {len(numbers)}; pass units="
         raise ArgumentError(msg)
     steps = values["i"].shape[0]
-    figure, panels = _panels(steps, lines) if ax is None else _given_panels(ax, lines)
+    figure, panels = _panels(steps, lines) if ax is None else _find_panels(ax, lines)
     if lines:
         _draw_lines(panels, values, list(numbers))
         if ax is None:
@@ -216,7 +216,7 @@ def _validation(k: int, pair: Any) -> tuple[int, float]:
     return _values.size(f"{name}[0]", pair[0], 0), _values.number(f"{name}[1]", pair[1])
 
 
-def _chosen(
+def _choose_entry(
     trace: LSTMTrace,
     row: int,
     index: int,
@@ -286,7 +286,7 @@ def _figure_of(axes: Axes) -> Figure:
     return figure
 
 
-def _given_panels(ax: Any, lines: bool) -> tuple[Figure, dict[str, Axes]]:
+def _find_panels(ax: Any, lines: bool) -> tuple[Figure, dict[str, Axes]]:
     """Return the figure of the caller's six panels, and the panels by name."""
     given = list(np.ravel(_values.items("ax", ax)))
     for k, axes in enumerate(given):

@@ -287,7 +287,7 @@ def check_grad(
     """
     _values.positive("tolerance", tolerance)
     _values.positive("step", step)
-    run, arguments = _opened(vjp, arguments, options)
+    run, arguments = _open_layer(vjp, arguments, options)
     leaves = dict(_trees.leaves(arguments))
     _check_leaves(leaves)
     rng = np.random.default_rng(_values.size("seed", seed, 0))
@@ -312,7 +312,7 @@ def check_grad(
     return report
 
 
-def _opened(
+def _open_layer(
     vjp: Any, arguments: Mapping[str, Tree], options: Mapping[str, Any]
 ) -> tuple[Run, dict[str, Tree]]:
     """Return a function of all arguments, and the arguments with a layer's parameters."""
@@ -334,7 +334,7 @@ def _opened(
             layer = copy.copy(vjp)
             layer.params = passed.pop("params")
             call = layer.vjp
-        outputs, pullback = _parted(call(**passed, **options))
+        outputs, pullback = _split_result(call(**passed, **options))
 
         def gradients(douts: Any) -> dict[str, Array | None]:
             return dict(_trees.beside(given, _by_name(pullback(*douts), list(given), has_params)))
@@ -344,7 +344,7 @@ def _opened(
     return run, arguments
 
 
-def _parted(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
+def _split_result(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
     """Split a result into the outputs and the pullback."""
     if not isinstance(result, tuple | list) or len(result) < 2 or not callable(result[-1]):
         msg = f"vjp returned a {type(result).__name__}, expected the outputs followed by the pullback"

@@ -159,8 +159,8 @@ def test_seconds_choose_how_often_to_validate(monkeypatch, text):
     clock = iter(range(0, 10**6, 2))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     settings = timed(text, seconds=100)
-    assert demo._measured(settings, None).every == (100 - demo.VALIDATIONS * 2) // 2 // demo.VALIDATIONS
-    assert demo._measured(settings._replace(seconds=1), None).every == 1
+    assert demo._measure(settings, None).every == (100 - demo.VALIDATIONS * 2) // 2 // demo.VALIDATIONS
+    assert demo._measure(settings._replace(seconds=1), None).every == 1
 
 
 def timed(text, seconds):
@@ -207,7 +207,7 @@ def test_threads_are_used_where_they_pay(monkeypatch, text, alone, threads):
     times = iter([1.0, alone, 0.0])
     monkeypatch.setattr(demo, "_seconds", lambda _work, **_least: next(times))
     settings = timed(text, seconds=100)
-    measured = demo._measured(settings, None)
+    measured = demo._measure(settings, None)
     every = math.ceil(int(100 / (alone if threads else 1)) / demo.VALIDATIONS)
     assert measured == settings._replace(every=every, threads=threads)
 

@@ -196,9 +196,9 @@ def test_it_is_the_default_where_nothing_is_proven(monkeypatch: pytest.MonkeyPat
 
 def test_only_what_backward_reads_is_kept() -> None:
     """For the standard LSTM the gates; h and c are in the states of all steps."""
-    recorded = cupy_elementwise._recorded(problem(), 0)
+    recorded = cupy_elementwise._record_step(problem(), 0)
     assert [place for _, place in recorded.kept] == ["own"] * 4 + ["h before", "c before", "c after"]
-    masked = cupy_elementwise._recorded(problem(valid="lengths"), 0)
+    masked = cupy_elementwise._record_step(problem(valid="lengths"), 0)
     assert [place for _, place in masked.kept].count("own") == 5
 
 

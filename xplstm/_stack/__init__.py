@@ -214,7 +214,7 @@ def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> 
 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
     """Return the selected kernel's function for single steps of all layers, or None."""
-    found = _selected(stack, enter_step(stack, home, x_t, None), prepare)
+    found = _select(stack, enter_step(stack, home, x_t, None), prepare)
     return found[0].stepper(*found[1:]) if found and found[0].stepper else None
 
 
@@ -222,11 +222,11 @@ def caller(stack: Stack, home: Home, prepare: Prepare) -> Stepper | None:
     """Return the selected kernel's function for small calls of all layers, or None."""
     dtype = _array.dtype_named(home.xp, home.dtype)
     x = home.xp.zeros((1, 1, stack.input_size), dtype=dtype, device=home.device)
-    found = _selected(stack, enter(stack, home, x, None, None, None), prepare)
+    found = _select(stack, enter(stack, home, x, None, None, None), prepare)
     return found[0].caller(*found[1:], stack.batch_first) if found and found[0].caller else None
 
 
-def _selected(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Problem, tuple[Any, ...]] | None:
+def _select(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Problem, tuple[Any, ...]] | None:
     """Return the kernel that all layers select, the first layer's problem, and all packed weights."""
     layers = range(stack.num_layers)
     asked = [problem(stack, call, prepare.layers, layer, keep=False) for layer in layers]
@@ -274,7 +274,7 @@ def vjp(
         for mask in masks:
             x = x * mask
         weight_masks = [_weight_mask(stack, call, key, layer, d, p) for d, p in enumerate(params)]
-        params = tuple(map(_masked, params, weight_masks))
+        params = tuple(map(_apply_mask, params, weight_masks))
         state = _layer_state(stack, call.state, layer)
         asked = problem(stack, call, layers, layer, True, key)
         if not dx and layer == 0:
@@ -331,7 +331,7 @@ def _mask(call: Call, shape: tuple[int, ...], p: float, key: Key, stream: int, p
     return scaled_mask(xp, shape, p, key, stream, dtype, device, purpose)
 
 
-def _masked(p: Params, mask: Array | None) -> Params:
+def _apply_mask(p: Params, mask: Array | None) -> Params:
     """Multiply weight_hh, or its gradient, by a mask."""
     return p if mask is None else p._replace(weight_hh=p.weight_hh * mask)
 
@@ -354,7 +354,7 @@ def _pull_back(
         for mask in masks:
             dx = None if dx is None else dx * mask
         starts.insert(0, dstate)
-        dlayers.insert(0, tuple(map(_masked, dparams, weight_masks)))
+        dlayers.insert(0, tuple(map(_apply_mask, dparams, weight_masks)))
     dstate_0 = leave_state(stack, call, _concat(call.xp, starts))
     return None if dx is None else user_major(stack, call, dx), dstate_0, tuple(dlayers)
 
@@ -370,9 +370,9 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
         assert residuals is not None
         x = _merge.forward(stack.merge, y)
         directions += [reference.trace(residuals, d) for d in range(len(stack.reverse))]
-    return tuple(_traced(stack, call, column) for column in zip(*directions, strict=True))
+    return tuple(_stack_trace(stack, call, column) for column in zip(*directions, strict=True))
 
 
-def _traced(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
+def _stack_trace(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
     """Stack one traced array of all layers and directions, with the axes in the user's order."""
     return call.xp.stack([user_major(stack, call, a) for a in column], axis=0)

@@ -229,7 +229,7 @@ def _torch_stream(lent: Loan) -> AbstractContextManager[Any]:
     return _cuda.use_stream(lent, torch.cuda.current_stream(lent.device.id))
 
 
-def _torch_bound(_: Loan) -> AbstractContextManager[Any]:
+def _limit_to_torch_threads(_: Loan) -> AbstractContextManager[Any]:
     """Limit the kernel's threads to the number that PyTorch may use."""
     import torch
 
@@ -301,7 +301,7 @@ def _torch() -> Library:
 
     return Library(
         lambda a: isinstance(a, torch.Tensor),
-        *(_torch_loan, _torch_view, _torch_own, _torch_own, _torch_bound, _torch_differentiates),
+        *(_torch_loan, _torch_view, _torch_own, _torch_own, _limit_to_torch_threads, _torch_differentiates),
         operation,
     )
 

@@ -19,12 +19,12 @@ def loan(arrays: list[Any], keep: bool) -> Loan | str:
     """Return the `Loan` of these arrays, or why they are not plain memory of one device."""
     lent: Loan | str = host()
     for a in arrays:
-        known = _known(a)
+        known = _known_values(a)
         if known is None:
             return "JAX traces them"
         devices = known.devices()
         if len(devices) > 1 or next(iter(devices)).platform != "cpu":
-            lent = _gpu_loan([_known(a) for a in arrays])
+            lent = _gpu_loan([_known_values(a) for a in arrays])
             break
     if isinstance(lent, Loan) and keep and any(map(_array.is_traced, arrays)):
         return "JAX differentiates the pullback"
@@ -46,7 +46,7 @@ def _gpu_loan(arrays: list[Any]) -> Loan | str:
     return _cuda.loan(names, number)
 
 
-def _known(a: Any) -> Any:
+def _known_values(a: Any) -> Any:
     """Return the array with known values: `a`, or the primal value of a grad or jvp tracer; else None."""
     value = getattr(a, "primal", None) if _array.is_traced(a) else a
     return None if value is None or _array.is_traced(value) else value
@@ -54,7 +54,7 @@ def _known(a: Any) -> Any:
 
 def _view(a: Any) -> np.ndarray:
     """Return an array's memory as a read-only NumPy array."""
-    return np.asarray(_known(a))
+    return np.asarray(_known_values(a))
 
 
 def _own(results: list[np.ndarray], like: Any) -> list[Any]:
@@ -72,7 +72,7 @@ def _place(a: Any) -> tuple[Any, bool]:
     """Return the device of an array and whether the array is committed to it."""
     import jax
 
-    known = _known(a)
+    known = _known_values(a)
     if not isinstance(known, jax.Array):
         # While JAX traces a call, it keeps constants as NumPy arrays, which are committed to no device.
         return jax.config.jax_default_device, False
@@ -93,7 +93,7 @@ def _own_step(results: list[np.ndarray], like: Any) -> list[Any]:
 
 def _gpu_view(a: Any) -> Any:
     """Return an array's GPU memory as a CuPy array."""
-    return _cuda.view(_known(a))
+    return _cuda.view(_known_values(a))
 
 
 def _gpu_own(results: list[Any], like: Any) -> list[Any]:

@@ -83,7 +83,7 @@ def _split(a: Any, empty: int) -> Any:
     return blocks
 
 
-def _joined(a: Any, empty: int) -> Any:
+def _join_blocks(a: Any, empty: int) -> Any:
     """Return four blocks of H rows without block `empty`."""
     H = a.shape[0] // 4
     return np.concatenate([a[: empty * H], a[(empty + 1) * H :]])
@@ -125,8 +125,8 @@ class GRUCell(Cell):
             recurrent: Any = np.concatenate([hh[: 2 * H, :], hr])
             rows = [None if a is None else a[: 3 * H] for a in (bias_ih, bias_hh)]
             return GRUParams(ih[: 3 * H, :], recurrent, rows[0], rows[1])
-        bias = (_joined(bias_ih, 3), _joined(bias_hh, 2)) if bias_ih is not None else (None, None)
-        return GRUParams(_joined(ih, 3), _joined(hh, 2), *bias)
+        bias = (_join_blocks(bias_ih, 3), _join_blocks(bias_hh, 2)) if bias_ih is not None else (None, None)
+        return GRUParams(_join_blocks(ih, 3), _join_blocks(hh, 2), *bias)
 
     def project_input(self, x: Array, p: GRUParams) -> Array:
         """Return ``W_ih x + b_ih``."""

@@ -219,7 +219,7 @@ def _resume_command(args: argparse.Namespace) -> str:
 def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     """Run the demo, or the rest of a run."""
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = _settings(args) if begun is None else _resumed(args, begun)
+    settings = _settings(args) if begun is None else _resume_settings(args, begun)
     corpus = _corpus(settings.text)
     if begun is not None:
         _check_same_text(corpus, begun)
@@ -264,10 +264,10 @@ def _settings(args: argparse.Namespace) -> Settings:
         # With one thread, repeated runs have the same bits and no thread waits for another.
         threads=None if importlib.util.find_spec("threadpoolctl") is None else 1,
     )
-    return settings if args.updates else _measured(settings, args.backend)
+    return settings if args.updates else _measure(settings, args.backend)
 
 
-def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
+def _resume_settings(args: argparse.Namespace, begun: Checkpoint) -> Settings:
     """Return the settings of the run to continue, with more updates if requested."""
     try:
         settings = Settings(**begun.extra["settings"])
@@ -287,7 +287,7 @@ def _resumed(args: argparse.Namespace, begun: Checkpoint) -> Settings:
     return settings._replace(updates=args.updates)
 
 
-def _measured(settings: Settings, backend: str | None) -> Settings:
+def _measure(settings: Settings, backend: str | None) -> Settings:
     """Choose the number of threads and the updates between validations in a trial with another model."""
     seconds = settings.seconds
     print(f"Measuring about how many updates fit into {seconds:g} seconds ...", flush=True)

@@ -191,7 +191,7 @@ def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        _quantised(model) if option == "int8x8" else model.SerializeToString(),
+        _quantise_model(model) if option == "int8x8" else model.SerializeToString(),
         session_options,
         providers=["CPUExecutionProvider"],
     )
@@ -238,7 +238,7 @@ def _onnx_model(params: dict[str, np.ndarray], shape: Shape, option: str) -> Any
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
-def _quantised(model: Any) -> bytes:
+def _quantise_model(model: Any) -> bytes:
     """Return a model with int8 weights and a scale for each row."""
     from onnxruntime.quantization import quantize_dynamic
 

@@ -86,7 +86,7 @@ def of_mapping(given: Mapping[Any, Any]) -> Contents:
 
     PyTorch writes quantised tensors to a file in memory, from which they are read.
     """
-    quantised = dict(_quantised(given, "", 0)) if "torch" in sys.modules else {}
+    quantised = dict(_find_quantised(given, "", 0)) if "torch" in sys.modules else {}
     whole = contents(given)
     if not quantised:
         return whole
@@ -99,11 +99,11 @@ def of_mapping(given: Mapping[Any, Any]) -> Contents:
     return whole._replace(tensors={**whole.tensors, **read})
 
 
-def _quantised(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+def _find_quantised(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
     """Find quantised tensors, and PyTorch objects that contain quantised tensors."""
     if isinstance(value, Mapping) and depth <= _DEEPEST:
         for key, inner in value.items():
-            yield from _quantised(inner, f"{name}.{key}" if name else str(key), depth + 1)
+            yield from _find_quantised(inner, f"{name}.{key}" if name else str(key), depth + 1)
     parts = value if isinstance(value, tuple) else (value,)
     if any(getattr(a, "is_quantized", False) or type(a).__name__ == "ScriptObject" for a in parts):
         yield name, value
@@ -118,7 +118,7 @@ def _changes_of(module: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Find the sizes of PyTorch modules by prefix, or why their weights do not show what they compute."""
     if callable(getattr(module, "named_modules", None)):
         for prefix, one in module.named_modules(remove_duplicate=False):
-            change = _hooked(one) or _change(one) or _replaced(one)
+            change = _find_hooks(one) or _change(one) or _find_replaced(one)
             if change is not None:
                 yield prefix, {"problem": f"{change}; the module's state_dict() returns only the weights"}
             else:
@@ -148,7 +148,7 @@ def _change(module: Any) -> str | None:
     return None
 
 
-def _hooked(module: Any) -> str | None:
+def _find_hooks(module: Any) -> str | None:
     """Return which hooks may change numbers; None if there are none but those of PyTorch."""
     everywhere = sys.modules.get("torch.nn.modules.module")
     for hooks in _HOOKS:
@@ -161,7 +161,7 @@ def _hooked(module: Any) -> str | None:
     return None
 
 
-def _replaced(module: Any) -> str | None:
+def _find_replaced(module: Any) -> str | None:
     """Return which parameter a recurrent module does not use; None if it uses all."""
     names, used = getattr(module, "_flat_weights_names", ()), getattr(module, "_flat_weights", ())
     own = {} if hasattr(module, "original_name") else vars(module).get("_parameters", {})

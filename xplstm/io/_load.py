@@ -159,7 +159,7 @@ def load_with_call(
         arguments: dict[str, Any] = {}
         if found.state is not None:
             home = network._home()
-            placed = [_placed(a, home.xp, home.device, home.dtype) for a in found.state]
+            placed = [_place_copy(a, home.xp, home.device, home.dtype) for a in found.state]
             arguments["state"] = LSTMState(*placed) if len(placed) == 2 else placed[0]
         if found.lengths is not None:
             arguments["lengths"] = np.asarray(found.lengths, dtype=np.int64)
@@ -245,7 +245,7 @@ def arrays(
             contents = cast(contents, _checks.dtype(dtype))
         namespace, start = _array.resolve(xp), f"{dotted(prefix)}." if prefix else ""
         found = {
-            name.removeprefix(start): _placed(tensor.array(), namespace, device, None)
+            name.removeprefix(start): _place_copy(tensor.array(), namespace, device, None)
             for name, tensor in contents.tensors.items()
             if name.startswith(start)
         }
@@ -319,14 +319,14 @@ def save(
         raise ArgumentError(msg)
     _checks.all_finite({name: _array.to_numpy(a) for name, a in network.params.items()}, NOT_SAVED)
     if dtype is not None:
-        network = _copied(network, _checks.dtype(dtype))
+        network = _copy_network(network, _checks.dtype(dtype))
     if network._home().dtype == "bfloat16" and file in _registry.NO_BFLOAT16:
         msg = f"the network has dtype bfloat16, which {place} cannot have; use .safetensors"
         raise ArgumentError(msg)
     write_durably(place, modules[file].encode(network, layout, dotted(prefix)))
 
 
-def _copied(network: Network, dtype: str) -> Network:
+def _copy_network(network: Network, dtype: str) -> Network:
     """Return a copy of the network on the host, with another dtype."""
     hosts = {name: _array.to_numpy(a) for name, a in network.params.items()}
     made = copy.copy(network)
@@ -403,7 +403,7 @@ def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002
     True
     """
     order = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS)).STATE
-    pair = _checked_state(tuple(_values.items("state", state)))
+    pair = _check_state(tuple(_values.items("state", state)))
     return LSTMState(*(dict(zip(order, pair, strict=True))[letter] for letter in LSTMState._fields))
 
 
@@ -440,7 +440,7 @@ def to_state(state: LSTMState | tuple[Array, Array], format: str) -> tuple[Array
     True
     """
     order = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS)).STATE
-    first, second = (getattr(_checked_state(state), letter) for letter in order)
+    first, second = (getattr(_check_state(state), letter) for letter in order)
     return first, second
 
 
@@ -451,7 +451,7 @@ def _check_network(network: object) -> None:
         raise ArgumentError(msg)
 
 
-def _checked_state(state: object) -> LSTMState:
+def _check_state(state: object) -> LSTMState:
     """Check that a state is two arrays of one library, device and float dtype."""
     pair = _checks.state("state", state)
     _checks.floats({f"state[{k}]": a for k, a in enumerate(pair)})
@@ -501,7 +501,7 @@ def _build(
     _check_finite(contents, found, params)
     home = network._home()
     network.params = {
-        name: _placed(params[name], home.xp, home.device, home.dtype) for name in network.shapes
+        name: _place_copy(params[name], home.xp, home.device, home.dtype) for name in network.shapes
     }
     return network
 
@@ -519,7 +519,7 @@ def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array])
         raise FormatError(msg) from error
 
 
-def _placed(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
+def _place_copy(a: Array, xp: Namespace, device: Device | None, dtype: str | None) -> Array:
     """Return a copy of `a` in the library, device and dtype; copy at most once."""
     native = _array.native(a)
     placed = _array.asarray(native, xp, device, dtype)

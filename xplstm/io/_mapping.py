@@ -32,10 +32,10 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
             hasattr(value, "shape") and hasattr(value, "dtype") and not getattr(value, "is_quantized", False)
         ):
             dtype = _array.dtype_name(value.dtype)
-            yield f"{start}{key}", Tensor(tuple(value.shape), dtype, partial(_read, f"{start}{key}", value))
+            yield f"{start}{key}", Tensor(tuple(value.shape), dtype, partial(_load, f"{start}{key}", value))
 
 
-def _read(name: str, a: Any) -> Any:
+def _load(name: str, a: Any) -> Any:
     """Return an array, or the detached values of a PyTorch tensor."""
     if not hasattr(a, "is_meta"):
         return a

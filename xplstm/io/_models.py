@@ -102,7 +102,7 @@ def load_model(
     if MODEL not in contents.metadata:
         return _load.load(where, xp=xp, device=device)
     params = {name: tensor.array() for name, tensor in contents.tensors.items()}
-    return _made(where, json_object(f"{where}: its metadata", contents.metadata[MODEL]), params, xp, device)
+    return _build(where, json_object(f"{where}: its metadata", contents.metadata[MODEL]), params, xp, device)
 
 
 def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any:
@@ -111,10 +111,10 @@ def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any
     if point.model is None or params is None:
         msg = f"{where} does not have the config() of its model, or the parameters {point.final!r}"
         raise FormatError(msg)
-    return _made(where, point.model, params, xp, device)
+    return _build(where, point.model, params, xp, device)
 
 
-def _made(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp: Any, device: Any) -> Any:
+def _build(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp: Any, device: Any) -> Any:
     """Make a model from its config and its parameters."""
     import xplstm
 

@@ -41,12 +41,12 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
             place = place.rpartition(".")[0]
         if place in places and not _is_harmless(name, tensor.dtype):
             by_place[place].append(name)
-    for place, name in (*_joined(contents, candidates), *_adapting(contents, candidates)):
+    for place, name in (*_join_suffixes(contents, candidates), *_adapting(contents, candidates)):
         by_place[place].append(name)
-    return [_checked(one, by_place) for one in candidates]
+    return [_check_candidate(one, by_place) for one in candidates]
 
 
-def _joined(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
+def _join_suffixes(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
     """Yield each prefix with a tensor whose name is the prefix, an underscore and a suffix.
 
     Such a tensor belongs to the network if the network's names have this form, as in MXNet, or if it is part
@@ -83,7 +83,7 @@ def _is_harmless(name: str, dtype: str) -> bool:
     return not is_real and re.search(r"mask|scale|zero_?point|clip", name.rpartition(".")[2]) is None
 
 
-def _checked(one: Found, by_place: dict[str, list[str]]) -> Found:
+def _check_candidate(one: Found, by_place: dict[str, list[str]]) -> Found:
     used = {*one.names}
     places = dict.fromkeys(map(_around, one.places))
     extra = [name for place in places for name in by_place[place] if name not in used]

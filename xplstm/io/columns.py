@@ -158,7 +158,7 @@ def forward_sequence(X: Array | Sequence[Array], params: LSTMParams) -> Array:
     """
     params, home = _layer(params)
     I = params.weight_ih.shape[1]
-    joined: Any = _stacked(X, home, I) if isinstance(X, list | tuple) else X
+    joined: Any = _stack_vectors(X, home, I) if isinstance(X, list | tuple) else X
     shape = ("T", I, 1) if getattr(joined, "ndim", 2) == 3 else ("T", I)
     joined = _checks.array("X", joined, home, shape, "the second is input_size")
     y, _ = lstm(_array.reshape(joined, (joined.shape[0], I)), params)
@@ -171,7 +171,7 @@ def _layer(params: LSTMParams) -> tuple[LSTMParams, _checks.Home]:
     return params, _checks.home(params._asdict())
 
 
-def _stacked(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
+def _stack_vectors(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
     """Stack vectors or column vectors into an array (T, I)."""
     if not X:
         return home.xp.zeros((0, I), dtype=_array.dtype_named(home.xp, home.dtype), device=home.device)

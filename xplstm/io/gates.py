@@ -104,9 +104,9 @@ def to_joined(
     ((5, 8), (5, 1), 2.0)
     """
     g = _values.one_of("candidate", candidate, ("C", "c"))
-    params, xp = _checked(params)
+    params, xp = _check_params(params)
     joined = _blocks(xp.concat([params.weight_hh, params.weight_ih], axis=1), g)
-    return {f"W{k}": a for k, a in joined.items()} | _written_biases(params, g, columns, gradient)
+    return {f"W{k}": a for k, a in joined.items()} | _merge_biases(params, g, columns, gradient)
 
 
 def from_parted(weights: Mapping[str, Array]) -> LSTMParams:
@@ -181,13 +181,13 @@ def to_parted(params: LSTMParams, *, columns: bool = True, gradient: bool = Fals
     >>> theirs["Wch"].shape, theirs["Wcx"].shape
     ((2, 2), (2, 3))
     """
-    params, _ = _checked(params)
+    params, _ = _check_params(params)
     of_h = {f"W{k}h": a for k, a in _blocks(params.weight_hh, "c").items()}
     of_x = {f"W{k}x": a for k, a in _blocks(params.weight_ih, "c").items()}
-    return of_h | of_x | _written_biases(params, "c", columns, gradient)
+    return of_h | of_x | _merge_biases(params, "c", columns, gradient)
 
 
-def _checked(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
+def _check_params(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
     """Check the parameters of a standard layer, and return them with their library."""
     if not isinstance(params, LSTMParams):
         msg = f"params must be an LSTMParams, got {type(params).__name__}"
@@ -263,7 +263,7 @@ def _blocks(a: Array, g: str) -> dict[str, Array]:
     return {k: _array.copy(blocks[k]) for k in ("f", "i", g, "o")}
 
 
-def _written_biases(params: LSTMParams, g: str, columns: bool, gradient: bool) -> dict[str, Array]:
+def _merge_biases(params: LSTMParams, g: str, columns: bool, gradient: bool) -> dict[str, Array]:
     """Return one bias for each gate."""
     columns, gradient = _values.flag("columns", columns), _values.flag("gradient", gradient)
     if params.bias_ih is None:

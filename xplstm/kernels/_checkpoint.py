@@ -98,7 +98,7 @@ def forward(
         for lo, hi in segments(problem.T, every, reverse):
             before.append(end)
             part = problem.part(d, lo, hi)._replace(keep=False)
-            steps = _array.widen(x[lo:hi, ...]), end, *_cut(problem, valid, fresh, d, lo, hi)
+            steps = _array.widen(x[lo:hi, ...]), end, *_slice_ragged(problem, valid, fresh, d, lo, hi)
             segment, end, _ = kernel.forward(part, packed[d], *steps)
             y.put(d, lo, segment)
         ends.append(end)
@@ -125,7 +125,7 @@ def backward(
             list(zip(segments(problem.T, every, reverse), states[d], strict=True))
         ):
             part = problem.part(d, lo, hi)
-            steps = _array.widen(x[lo:hi, ...]), start, *_cut(problem, valid, fresh, d, lo, hi)
+            steps = _array.widen(x[lo:hi, ...]), start, *_slice_ragged(problem, valid, fresh, d, lo, hi)
             _, _, kept = kernel.forward(part, packed[d], *steps)
             dy_part = _array.widen(dy[lo:hi, :, d * P : (d + 1) * P])
             dx_part, dstate, (dp,) = kernel.backward(kept, dy_part, dstate)
@@ -141,7 +141,7 @@ def backward(
     return None if dx is None else _array.narrow(dx, dtype), _join(problem, dstates, dtype), tuple(dparams)
 
 
-def _cut(
+def _slice_ragged(
     problem: Problem, valid: Array | None, fresh: tuple[Array, ...], d: int, lo: int, hi: int
 ) -> tuple[Array | None, ...]:
     """Return lengths or mask, and the flags of direction `d`, for the steps ``lo:hi``."""

@@ -78,7 +78,7 @@ class Recorded(NamedTuple):
     """The cell's type `StepGradients`."""
 
 
-def _recorded(problem: Problem, d: int) -> Recorded:
+def _record_step(problem: Problem, d: int) -> Recorded:
     """Return the step of direction `d`, recorded once for all problems with the same form."""
     cell = problem.cell.direction(d)
     # The number of input features does not matter, because the input projection is not recorded.
@@ -102,9 +102,9 @@ def _leaves(kept: Any) -> list[Value]:
     return [leaf for part in kept for leaf in (_leaves(part) if isinstance(part, tuple) else [part])]
 
 
-def _refilled(kept: Any, leaves: list[Value]) -> Any:
+def _refill(kept: Any, leaves: list[Value]) -> Any:
     """Return the nested tuple with its values replaced by `leaves`, which this function empties."""
-    parts = [_refilled(part, leaves) if isinstance(part, tuple) else leaves.pop(0) for part in kept]
+    parts = [_refill(part, leaves) if isinstance(part, tuple) else leaves.pop(0) for part in kept]
     return kept._make(parts)
 
 
@@ -134,7 +134,7 @@ def record(form: Form) -> Recorded:
     cut = back.flags() if form.resets else None
     inputs = [back.array(leaf.width) for leaf in leaves]
     dh = dh + (dy if exists is None else back.where(exists, dy, 0.0))
-    step_gradients, dh_prev, dc_prev = equations.backward(back, dh, dc, _refilled(step, list(inputs)), p)
+    step_gradients, dh_prev, dc_prev = equations.backward(back, dh, dc, _refill(step, list(inputs)), p)
     fields = list(step_gradients)
     if cut is not None:
         dh_prev, dc_prev = (back.where(cut, back.zeros_like(a), a) for a in (dh_prev, dc_prev))
@@ -196,7 +196,7 @@ def supports(problem: Problem) -> str | None:
         return f"a step has {widest} elements; the kernel supports at most {LARGEST_STEP}"
     try:
         for d in range(len(problem.reverse)):
-            _recorded(problem, d)
+            _record_step(problem, d)
     except NotElementwise as error:
         return f"the cell's step is not elementwise between products: {error}"
     if layer.capturing(problem):
@@ -240,7 +240,7 @@ def _run(
     """Run one direction; return y in time order, the last state, and the residuals."""
     import cupy as cp
 
-    recorded, reverse = _recorded(problem, d), problem.reverse[d]
+    recorded, reverse = _record_step(problem, d), problem.reverse[d]
     T, B, part = problem.T, problem.B, problem.part(d, 0, problem.T)
 
     def memory(steps: int, width: int) -> CuPyArray:
@@ -252,7 +252,7 @@ def _run(
         for slots, start in zip(states, (h, c), strict=True):
             slots[T if reverse else 0] = start
         own = [memory(T, width) for width, place in recorded.kept if place == "own"]
-    run = Run(recorded.forward if problem.keep else recorded.infer, _given(p), B, x.dtype)
+    run = Run(recorded.forward if problem.keep else recorded.infer, _present(p), B, x.dtype)
     for t, zx in projected_inputs(problem, part.cell.at(part), p, x, reverse, PROJECTION_BOUND):
         into = {0: y[t]}
         if problem.keep:
@@ -271,7 +271,7 @@ def _run(
     return y, h, c, Direction(recorded, kept, flags)
 
 
-def _given(p: Params) -> list[CuPyArray]:
+def _present(p: Params) -> list[CuPyArray]:
     """Return the parameters that are not None."""
     return [a for a in p if a is not None]
 
@@ -306,7 +306,7 @@ def _run_back(
         return xp.zeros_like(x), dh, dc, each(xp.zeros_like, p)
     fields = list(zip(recorded.widths, recorded.fields, strict=True))
     own = [cp.empty((T, problem.B, w), dtype=x.dtype) for w, k in fields if w is not None and k is None]
-    run = Run(recorded.backward, _given(p), problem.B, x.dtype)
+    run = Run(recorded.backward, _present(p), problem.B, x.dtype)
     for t in range(T) if problem.reverse[d] else range(T - 1, -1, -1):
         step = [None if a is None else a[t] for a in kept]
         arrays = [dy[t], dh, dc, *(a[t] for a in flags), *step]

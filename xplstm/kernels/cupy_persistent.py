@@ -138,7 +138,7 @@ def plans(
                 for tiles in (1, 2, 4, 8):
                     passes = _up(rows, tiles * tile_rows)
                     plan = Plan(tile_rows, units, _up(H, units), groups, rows, tiles, passes, 0, 0, 0.0)
-                    sized = _sized(plan, chip, H, kind, backward)
+                    sized = _measure_plan(plan, chip, H, kind, backward)
                     if 0 < sized.shared <= chip.shared:
                         yield sized._replace(cost=plan_cost(sized, H, kind, backward, costs))
 
@@ -149,11 +149,11 @@ def _units(H: int, most: int, mma: bool) -> Iterator[int]:
     return iter(range(fewest, MOST_UNITS + 1, UNITS) if mma else (fewest,))
 
 
-def _sized(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
+def _measure_plan(p: Plan, chip: Chip, H: int, kind: str, backward: bool) -> Plan:
     """Return the plan with its bytes of shared memory, or 0 if the plan is not possible."""
     if kind in STEP_OF_K:
         return p._replace(shared=_mma_bytes(p, H, kind, backward))
-    return _sized_back(p, chip, H, kind) if backward else _sized_forward(p, H, kind)
+    return _measure_backward(p, chip, H, kind) if backward else _measure_forward(p, H, kind)
 
 
 def _cell_bytes(p: Plan, backward: bool, wide: int) -> int:
@@ -161,14 +161,14 @@ def _cell_bytes(p: Plan, backward: bool, wide: int) -> int:
     return p.passes * p.tiles * p.tile_rows * p.units * ((9 if backward else 6) * wide + 4) + 4
 
 
-def _sized_forward(p: Plan, H: int, kind: str) -> Plan:
+def _measure_forward(p: Plan, H: int, kind: str) -> Plan:
     """Return the plan with its bytes: weights, h, sums, biases and cells; several passes double-buffer h."""
     columns, rows, wide = 4 * p.units, p.tiles * p.tile_rows, launch.KINDS[kind]
     numbers = H * (columns + rows * min(p.passes, 2)) + _up(H, BLOCK_OF_K) * rows * columns + columns
     return p._replace(shared=numbers * wide + _cell_bytes(p, False, wide))
 
 
-def _sized_back(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
+def _measure_backward(p: Plan, chip: Chip, H: int, kind: str) -> Plan:
     """Return the plan with its bytes: weights, sums, cells, and dz, whole or in double-buffered chunks."""
     rows, wide = p.tiles * p.tile_rows, launch.KINDS[kind]
     slices = max(1, THREADS // WARP // (p.tiles * (p.units // UNITS)))

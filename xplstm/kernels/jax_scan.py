@@ -109,7 +109,7 @@ def _forward(
         ends.append(end)
         steps.append(kept)
     y = _array.narrow(ys[0] if len(ys) == 1 else xp.concat(ys, axis=-1), problem.dtype)
-    state_n = _joined(problem, ends)
+    state_n = _stack_states(problem, ends)
     return y, state_n, Residuals(problem, params, x, mask, fresh, tuple(steps))
 
 
@@ -132,7 +132,7 @@ def _begins(fresh: Array | None, d: int) -> Array | None:
     return None if fresh is None else fresh[d, :, :, None]
 
 
-def _joined(problem: Problem, states: list[LSTMState]) -> LSTMState:
+def _stack_states(problem: Problem, states: list[LSTMState]) -> LSTMState:
     """Stack the states of all directions."""
     columns = (problem.xp.stack(column) for column in zip(*states, strict=True))
     return LSTMState(*(_array.narrow(column, problem.dtype) for column in columns))
@@ -185,7 +185,7 @@ def backward(
         dstates.append(dstate)
         dparams.append(each(partial(_array.narrow, dtype=problem.dtype), dp))
     dx = _array.narrow(zero_where_invalid(xp, mask, dx), problem.dtype)
-    return dx, _joined(problem, dstates), tuple(dparams)
+    return dx, _stack_states(problem, dstates), tuple(dparams)
 
 
 def _scan_backward(residuals: Residuals, d: int, dy: Array, end: LSTMState) -> tuple[LSTMState, Any]:

@@ -35,7 +35,7 @@ else:
     ISAS = dict(_engine.isas())
 
 
-def _chosen_isa() -> tuple[str, str]:
+def _choose_isa() -> tuple[str, str]:
     """Return the instruction set, or "" and the reason why none can be used."""
     wanted = os.environ.get("XPLSTM_NATIVE_ISA", "")
     if wanted and wanted not in ISAS:
@@ -65,7 +65,7 @@ STEPS = ("lstm", "gru", "elman", "reset")
 GATED = ("gru", "reset")
 # The layouts of x for a function of `_engine.stepper`, in the order of stepper.h.
 ONE_STEP, TIME_FIRST, BATCH_FIRST = range(3)
-ISA, WHY_NOT = _chosen_isa()
+ISA, WHY_NOT = _choose_isa()
 THREADS = _threads.from_environment()
 """The number of threads that the environment requests, or 0."""
 
@@ -167,7 +167,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     change = problem.cell.in_four_blocks
     blocks = tuple(_stored.move_rows(change, p) if problem.weights else change(p) for p in params)
     arrays: list[Any] = [
-        tuple(None if a is None else _as_read(a) for a in (*p.lstm, p.bias_hr)) for p in blocks
+        tuple(None if a is None else _convert_storage(a) for a in (*p.lstm, p.bias_hr)) for p in blocks
     ]
     threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].lstm.weight_hr
     half = problem.dtype in HALVES
@@ -189,7 +189,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     )
 
 
-def _as_read(a: Any) -> Any:
+def _convert_storage(a: Any) -> Any:
     """Convert an array for the C code: half precision to bits, and int8 to values and scales."""
     if not isinstance(a, Stored):
         if a.dtype.itemsize != 2:

@@ -154,7 +154,7 @@ def _pack_weights(problem: Problem, p: LSTMParams) -> Weights:
     hr: Any = p.weight_hr
     if p.bias_ih is not None:
         ih = np.concatenate([ih, (p.bias_ih + p.bias_hh)[:, None]], axis=1)
-    return Weights(_halved(ih, H), _halved(p.weight_hh, H), hr)
+    return Weights(_reorder_gates(ih, H), _reorder_gates(p.weight_hh, H), hr)
 
 
 def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int) -> np.ndarray:
@@ -168,7 +168,7 @@ def _inputs(problem: Problem, packing: Packing, x: np.ndarray, lo: int, hi: int)
     return ended
 
 
-def _halved(a: Any, H: int) -> np.ndarray:
+def _reorder_gates(a: Any, H: int) -> np.ndarray:
     """Reorder the gates i, f, g, o to i/2, f/2, o/2, g."""
     packed = np.empty_like(a)
     np.multiply(a[: 2 * H], 0.5, out=packed[: 2 * H])
@@ -435,15 +435,15 @@ def _previous(kept: DirectionResiduals, lo: int, hi: int, B: int) -> np.ndarray:
 
 def _as_params(problem: Problem, w: Weights, total: list[np.ndarray]) -> LSTMParams:
     """Convert gradients of the halved and reordered weights to gradients of the user's weights."""
-    dih, dhh = (_unhalved(a, problem.H) for a in total[:2])
+    dih, dhh = (_restore_gates(a, problem.H) for a in total[:2])
     dhr = None if w.hr is None else total[2]
     if not problem.bias:
         return LSTMParams(dih, dhh, weight_hr=dhr)
     return LSTMParams(np.ascontiguousarray(dih[:, :-1]), dhh, dih[:, -1].copy(), dih[:, -1].copy(), dhr)
 
 
-def _unhalved(a: np.ndarray, H: int) -> np.ndarray:
-    """Apply the chain rule of `_halved` in place: convert gradients of i/2, f/2, o/2, g to i, f, g, o."""
+def _restore_gates(a: np.ndarray, H: int) -> np.ndarray:
+    """Apply the chain rule of `_reorder_gates` in place: from i/2, f/2, o/2, g to i, f, g, o."""
     a[: 3 * H] *= 0.5
     o = a[2 * H : 3 * H].copy()
     a[2 * H : 3 * H] = a[3 * H :]

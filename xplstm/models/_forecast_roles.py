@@ -96,7 +96,7 @@ class Roles(NamedTuple):
         xp, ahead = _array.namespace(z, "z"), self.chosen(z, self.known)
         joined = xp.concat([ahead, future], axis=0)
         if lengths is not None:
-            joined = _placed(xp, joined, future, lengths)
+            joined = _write_future(xp, joined, future, lengths)
         T = z.shape[0]
         return xp.concat([z, *(joined[j : j + T, ...] for j in range(1, self.horizon + 1))], axis=-1)
 
@@ -178,7 +178,7 @@ def _quantiles(value: Any) -> tuple[float, ...] | None:
     return found
 
 
-def _placed(xp: Namespace, joined: Array, future: Array, lengths: Array) -> Array:
+def _write_future(xp: Namespace, joined: Array, future: Array, lengths: Array) -> Array:
     """Write the future of each entry into `joined` (T + n, B, K), after the entry's last step."""
     steps = xp.arange(joined.shape[0], dtype=lengths.dtype, device=_array.device(joined))[:, None]
     for j in range(future.shape[0]):

@@ -303,11 +303,11 @@ class SeriesModel(Composite):
     def _from_origins(self, values: np.ndarray, window: int, origins: np.ndarray, steps: int) -> np.ndarray:
         """Return forecasts (R, steps, ...) from several origins."""
         roles = self._roles
-        x: Any = self._moved(np.stack([values[o - window : o] for o in origins], axis=1))
+        x: Any = self._move_to_params(np.stack([values[o - window : o] for o in origins], axis=1))
         if roles.known:
             following = [values[o : o + (roles.horizon or 0), roles.known] for o in origins]
             ahead = np.stack(following, axis=1)
-            x = WithFuture(x, self._moved(ahead))
+            x = WithFuture(x, self._move_to_params(ahead))
         found = _array.to_numpy(self.forecast(x, steps))
         return np.moveaxis(found.astype(np.float64), 1, 0)
 
@@ -361,7 +361,7 @@ class SeriesModel(Composite):
             return windows(values, window)
         return windows(values, window, horizon=roles.horizon, targets=roles.targets, known=roles.known)
 
-    def _moved(self, values: np.ndarray) -> Array:
+    def _move_to_params(self, values: np.ndarray) -> Array:
         """Move host values to the library, device and dtype of the parameters."""
         home = self._home()
         return _array.asarray(values, home.xp, home.device, home.dtype)
@@ -391,7 +391,7 @@ class _Parts(Sequence[tuple[Any, Array]]):
 
     def __getitem__(self, index: Any) -> Any:
         def part(a: Any) -> Array:
-            return self._model._moved(a[:, self._parts[index]])
+            return self._model._move_to_params(a[:, self._parts[index]])
 
         if isinstance(self._inputs, WithFuture):
             return WithFuture(*map(part, self._inputs)), part(self._targets)

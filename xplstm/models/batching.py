@@ -237,7 +237,7 @@ def windows(
     if roles.horizon is None:
         return inputs, _stretches(series[1:, ...], size)
     following = _stretches(roles.chosen(series, roles.targets), ahead)
-    found = _stretches(_swapped(following[:, 1:, ...]), size)
+    found = _stretches(_swap_axes(following[:, 1:, ...]), size)
     if not roles.known:
         return inputs, found
     future = _stretches(roles.chosen(series, roles.known)[size:, ...], ahead)
@@ -255,7 +255,7 @@ def _stretches(a: Array, size: int) -> Array:
     return xp.stack([a[t : t + count, ...] for t in range(size)])
 
 
-def _swapped(a: Array) -> Array:
+def _swap_axes(a: Array) -> Array:
     """Return `a` with its first two axes exchanged."""
     xp = _array.namespace(a, "a")
     return xp.permute_dims(a, (1, 0, *range(2, a.ndim)))

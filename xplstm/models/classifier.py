@@ -265,9 +265,9 @@ class SequenceClassifier(Composite):
         y, state_n = self.lstm(read, state, lengths=reading.lengths, mask=reading.mask)
         if self.pooling in POOLS and not self.each_step and _blocks.takes(y, self._home()):
             return self.linear(in_blocks(self.pooling, y, reading.exists))
-        return self.linear(self._pooled(y, state_n, reading)[0])
+        return self.linear(self._pool(y, state_n, reading)[0])
 
-    def _predicted(self, x: Array | Ragged, state: State) -> Array:
+    def _compute_logits(self, x: Array | Ragged, state: State) -> Array:
         """Return the logits, and check that features are finite; saturated gates would hide an infinity."""
         reading = self._reading(x)
         if self.embedding is None and _blocks.is_dask(reading.x):
@@ -309,7 +309,7 @@ class SequenceClassifier(Composite):
         >>> SequenceClassifier(3, 8, 4, rng=0).predict(np.ones((6, 2, 3), dtype="float32")).shape
         (2,)
         """
-        return self.task.predict(self._predicted(x, state))
+        return self.task.predict(self._compute_logits(x, state))
 
     def predict_proba(self, x: Array | Ragged, state: State = None) -> Array:
         """Return the probability of each class or label; those of classes sum to 1.
@@ -341,7 +341,7 @@ class SequenceClassifier(Composite):
         >>> p.shape, np.allclose(p.sum(axis=-1), 1)
         ((2, 4), True)
         """
-        return self.task.probabilities(self._predicted(x, state))
+        return self.task.probabilities(self._compute_logits(x, state))
 
     def loss(self, x: Array | Ragged, targets: Array, state: State = None) -> Array:
         """Return the mean loss of the task, without dropout and residuals.
@@ -448,7 +448,7 @@ class SequenceClassifier(Composite):
             rng=rng,
             dx=self.embedding is not None,
         )
-        features, pool_pullback = self._pooled(y, state_n, reading)
+        features, pool_pullback = self._pool(y, state_n, reading)
         features, dropout_pullback = self.dropout.vjp(features, rng=rng)
         logits, linear_pullback = self.linear.vjp(features)
         counting = reading.exists if self.each_step else None
@@ -494,7 +494,7 @@ class SequenceClassifier(Composite):
         exists = filled if exists is None else exists & filled
         return _Reading(ids, None, exists, exists)
 
-    def _pooled(
+    def _pool(
         self, y: Array, state: Any, reading: _Reading
     ) -> tuple[Array, Callable[[Array], tuple[Array | None, Any]]]:
         """Return the input of the linear layer, and the pullback from it to y and the final state."""
@@ -510,9 +510,9 @@ class SequenceClassifier(Composite):
         if _blocks.takes(h, self._home()):
             axes = "kbf" if h.ndim == 3 else "kf"
             size = {"o": self._directions * h.shape[-1]}
-            work = partial(_joined, self._directions)
+            work = partial(_join_directions, self._directions)
             return _blocks.apply(work, axes[1:-1] + "o", size, h.dtype, (h, axes))
-        return _joined(self._directions, h)
+        return _join_directions(self._directions, h)
 
     def _from_last(self, dlast: Array, state: Any) -> Any:
         """Return the gradient with respect to the final state from the gradient of `_last`."""
@@ -523,7 +523,7 @@ class SequenceClassifier(Composite):
         return LSTMState(dh, xp.zeros_like(state.c)) if isinstance(state, LSTMState) else dh
 
 
-def _joined(directions: int, h: Array) -> Array:
+def _join_directions(directions: int, h: Array) -> Array:
     """Concatenate h of the directions of the last layer."""
     xp = _array.namespace(h, "h_n")
     return xp.concat([h[d - directions, ...] for d in range(directions)], axis=-1)

@@ -68,17 +68,17 @@ def probabilities(
         return np.asarray(np.arange(z.shape[-1]) == z.argmax(axis=-1)[..., None], dtype=np.float64)
     # The largest logit is 0. For temperatures close to 0, the others become minus infinity and not NaN.
     with np.errstate(over="ignore"):
-        p = _normalised(np.exp(z / temperature))
+        p = _normalise(np.exp(z / temperature))
     if top_k is None and top_p in (None, 1):
         return p
     order = np.argsort(-p, axis=-1, kind="stable")
     ranked = np.take_along_axis(p, order, axis=-1)
     if top_k is not None:
         ranked[..., top_k:] = 0
-        ranked = _normalised(ranked)
+        ranked = _normalise(ranked)
     if top_p not in (None, 1):
         before = np.cumsum(ranked, axis=-1) - ranked
-        ranked = _normalised(np.where(before < top_p, ranked, 0))
+        ranked = _normalise(np.where(before < top_p, ranked, 0))
     np.put_along_axis(p, order, ranked, axis=-1)
     return p
 
@@ -356,7 +356,7 @@ def _log_softmax(logits: Array) -> np.ndarray:
     return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
 
 
-def _normalised(p: np.ndarray) -> np.ndarray:
+def _normalise(p: np.ndarray) -> np.ndarray:
     """Scale `p` so that the probabilities sum to 1."""
     return np.asarray(p / p.sum(axis=-1, keepdims=True))
 

@@ -279,7 +279,7 @@ class Forecaster(SeriesModel):
         batch = split_batch(x)
         self._check_blocks(batch.x)
         steps, shape = "tb"[: batch.x.ndim - 1], dict(zip("uvw", self._roles.shape, strict=False))
-        dtype, work = batch.x.dtype, Forecaster._standardised
+        dtype, work = batch.x.dtype, Forecaster._standardise
         scaled = {"z": self._roles.features}
         z = _blocks.apply(work, f"{steps}z", scaled, dtype, (batch.x, f"{steps}f"), model=self)
         y, state_n = self.lstm(z, state, lengths=batch.lengths)
@@ -366,21 +366,21 @@ class Forecaster(SeriesModel):
         _checks.finite("x", given, GAPS)
         if isinstance(x, WithFuture):
             _checks.finite("future", x.future, GAPS)
-            read = self._read(WithFuture(self._narrowed("x", given), self._narrowed("future", x.future)))
+            read = self._read(WithFuture(self._convert("x", given), self._convert("future", x.future)))
         else:
-            read = self._read(self._narrowed("x", given))
-        found = self._iterated(read, steps, state) if self.horizon is None else self._direct(read, state)
+            read = self._read(self._convert("x", given))
+        found = self._iterate(read, steps, state) if self.horizon is None else self._direct(read, state)
         _checks.finite("the forecast", found, OVERFLOW)
         return found[:steps, ...]
 
-    def _narrowed(self, name: str, a: Array) -> Array:
+    def _convert(self, name: str, a: Array) -> Array:
         """Return numbers of the model's library in its dtype, as `fit` converts a series."""
         home, xp = self._home(), _array.namespace(a, name)
         if xp is not home.xp or not xp.isdtype(a.dtype, ("real floating", "integral")):
             return a  # `_read` raises an error that names the dtype
         return _checks.narrowed(name, a, home.xp, home.device, home.dtype)
 
-    def _iterated(self, read: _Read, steps: int, state: State) -> Array:
+    def _iterate(self, read: _Read, steps: int, state: State) -> Array:
         """Return `steps` forecasts; each forecast is the input of the next one."""
         lstm = self.lstm.freeze()
         y, state_n = lstm(read.z, state)
@@ -439,7 +439,7 @@ class Forecaster(SeriesModel):
         read = self._read(x)
         y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
         expected, _ = self._roles.forecasts(self.linear(y), read.z)
-        return self._roles.loss(expected, self._happened(targets, read.z), read.exists)[0], state_n
+        return self._roles.loss(expected, self._target_units(targets, read.z), read.exists)[0], state_n
 
     def loss_vjp(
         self,
@@ -491,7 +491,7 @@ class Forecaster(SeriesModel):
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         raw, linear_pullback = self.linear.vjp(y)
         expected, forecast_pullback = self._roles.forecasts(raw, read.z)
-        loss, loss_pullback = self._roles.loss(expected, self._happened(targets, read.z), read.exists)
+        loss, loss_pullback = self._roles.loss(expected, self._target_units(targets, read.z), read.exists)
 
         def pullback(factor: float = 1.0) -> Params:
             dloss = loss_pullback(_values.finite("factor", factor))
@@ -507,7 +507,7 @@ class Forecaster(SeriesModel):
         y, _ = self.lstm(read.entered)
         z = read.z[-1:, ...]
         expected, _ = self._roles.forecasts(self.linear(y[-1:, ...]), z)
-        return self._roles.loss(expected, self._happened(targets[-1:, ...], z), None)[0]
+        return self._roles.loss(expected, self._target_units(targets[-1:, ...], z), None)[0]
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return the number of elements over which the loss is averaged."""
@@ -519,7 +519,7 @@ class Forecaster(SeriesModel):
         given, future = inputs if isinstance(inputs, WithFuture) else (inputs, None)
         check_future(future, self._roles)
         batch = split_batch(given)
-        z = self._standardised(batch.x)
+        z = self._standardise(batch.x)
         exists = existing(batch)
         if future is None or self.horizon is None:
             return _Read(z, z, batch.lengths, exists)
@@ -531,17 +531,17 @@ class Forecaster(SeriesModel):
         entered = self._roles.entered(z, (future - mean) / std, lengths)
         return _Read(z, entered, batch.lengths, exists)
 
-    def _standardised(self, x: Array, name: str = "x") -> Array:
+    def _standardise(self, x: Array, name: str = "x") -> Array:
         """Convert `x`, the argument `name`, to the units of the network."""
         axes = ("T", "B")[: max(1, getattr(x, "ndim", 1) - 1)]
         x = _checks.array(name, x, self._home(), (*axes, len(self.mean)), "the last is features")
         mean, std = self._scale()
         return (x - mean) / std
 
-    def _happened(self, targets: Array, z: Array) -> Array:
+    def _target_units(self, targets: Array, z: Array) -> Array:
         """Convert the targets of a batch to the units of the network."""
         if self.horizon is None:
-            return self._standardised(targets, "targets")
+            return self._standardise(targets, "targets")
         shape = (*z.shape[:-1], self.horizon, len(self.targets))
         targets = _checks.array("targets", targets, self._home(), shape, "the last are horizon and targets")
         mean, std = (self._roles.chosen(a, self.targets) for a in self._scale())

@@ -268,7 +268,7 @@ class Seq2Seq(Composite):
         """
         _check_pair(source, target)
         between = self._read(source, state)
-        y, _ = self.decoder(self.decoder_embedding(self._forced(target)), between)
+        y, _ = self.decoder(self.decoder_embedding(self._force(target)), between)
         return self.linear(y), between
 
     def loss(
@@ -360,7 +360,7 @@ class Seq2Seq(Composite):
         source, target = _check_pair(inputs, targets)
         x, source_pullback = self.encoder_embedding.vjp(clear_padding(source, "source"))
         _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)
-        read = self._forced(target) if self.teacher_forcing == 1 else self._mixed(target, between, rng)
+        read = self._force(target) if self.teacher_forcing == 1 else self._mix(target, between, rng)
         x, target_pullback = self.decoder_embedding.vjp(read)
         y, _, decoder_pullback = self.decoder.vjp(x, between, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
@@ -501,7 +501,7 @@ class Seq2Seq(Composite):
         x = self.encoder_embedding(clear_padding(batch, "source"))
         return self.encoder(x, state, lengths=batch.lengths)[1]
 
-    def _forced(self, target: Array | Ragged) -> Array:
+    def _force(self, target: Array | Ragged) -> Array:
         """Return the decoder input with teacher forcing: the target, shifted by one step."""
         ids: Any = clear_padding(split_batch(target), "target")
         if not _blocks.is_dask(ids):
@@ -512,12 +512,12 @@ class Seq2Seq(Composite):
         )
         return later.rechunk({0: ids.chunks[0]})
 
-    def _mixed(self, target: Ragged, state: LSTMState, rng: np.random.Generator | None) -> Array:
+    def _mix(self, target: Ragged, state: LSTMState, rng: np.random.Generator | None) -> Array:
         """Return the decoder input with target tokens and own tokens, mixed at random."""
         if rng is None and self.teacher_forcing > 0:
             msg = f"teacher_forcing={self.teacher_forcing} needs rng=, which selects the steps"
             raise ArgumentError(msg)
-        forced, decoder = self._forced(target), self.decoder.freeze()
+        forced, decoder = self._force(target), self.decoder.freeze()
         coins = np.zeros(forced.shape) if rng is None else rng.random(forced.shape)
         told = self._here(coins < self.teacher_forcing)
         xp = _array.namespace(forced, "target")

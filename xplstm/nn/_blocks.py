@@ -316,11 +316,11 @@ def _layer_by_layer(stack: Stack, layers: Layers, blocks: _Blocks) -> tuple[Any,
             y_d, ends_d = _run(one, ((params,),), blocks._replace(x=y, fresh=fresh), start)
             ys.append(y_d)
             ends += ends_d
-        y = ys[0] if len(ys) == 1 else _merged(stack, ys, last=layer == stack.num_layers - 1)
+        y = ys[0] if len(ys) == 1 else _merge_directions(stack, ys, last=layer == stack.num_layers - 1)
     return y, ends
 
 
-def _merged(stack: Stack, ys: list[Any], last: bool) -> Any:
+def _merge_directions(stack: Stack, ys: list[Any], last: bool) -> Any:
     """Merge both directions into the layer's output."""
     import dask.array as da
 

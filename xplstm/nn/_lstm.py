@@ -402,7 +402,7 @@ class LSTM(_Calls, Recurrent):
         >>> xplstm.LSTM(64, 128, rng=0).freeze(weights="int8")
         FrozenLSTM(64, 128, num_layers=1, weights='int8')
         """
-        return FrozenLSTM(*self._stored(weights, activations))
+        return FrozenLSTM(*self._store(weights, activations))
 
     def trace(
         self,

@@ -384,16 +384,16 @@ class Recurrent(Module):
 
     def _own_layers(self) -> Layers:
         """Return copies of the parameters, by layer and direction."""
-        return self._copied()[2]
+        return self._copy()[2]
 
-    def _copied(self) -> tuple[Stack, Home, Layers]:
+    def _copy(self) -> tuple[Stack, Home, Layers]:
         """Return the arguments of `Frozen`."""
         home, layers = self._open()
         return self._stack, home, tuple(tuple(each(_array.copy, p) for p in layer) for layer in layers)
 
-    def _stored(self, weights: Storage | None, activations: Storage | None) -> tuple[Stack, Home, Layers]:
+    def _store(self, weights: Storage | None, activations: Storage | None) -> tuple[Stack, Home, Layers]:
         """Return the arguments of `Frozen`, with the matrices in the storage type `weights`."""
-        stack, home, layers = self._copied()
+        stack, home, layers = self._copy()
         if activations is not None:
             _values.one_of("activations", activations, _stored.STORAGES)
             if weights != activations:

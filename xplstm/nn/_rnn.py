@@ -220,7 +220,7 @@ class _HiddenNetwork(_Calls, Recurrent):
         >>> xplstm.GRU(64, 128, rng=0).freeze(weights="int8")
         FrozenRNN(GRU(64, 128, num_layers=1, weights='int8'))
         """
-        return FrozenRNN(*self._stored(weights, activations))
+        return FrozenRNN(*self._store(weights, activations))
 
     def _trace(
         self, x: Array, h_0: Array | None, lengths: Lengths, mask: Array | None, reset: Array | None

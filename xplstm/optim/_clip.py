@@ -75,7 +75,7 @@ def clip_by_global_norm(
     arrays = {name: float_array(f"grads[{name!r}]", g) for name, g in grads.items()}
     xp = _array.namespace(next(iter(arrays.values())), "grads")
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        clipped, norm = _clipped(xp, arrays, _representable(xp, bound, arrays))
+        clipped, norm = _clip(xp, arrays, _representable(xp, bound, arrays))
     if error_if_nonfinite and not math.isfinite(float(norm)):
         msg = f"the norm of the gradients is {float(norm)}, expected a finite norm"
         raise NonFiniteError(msg)
@@ -92,7 +92,7 @@ def float_array(name: str, a: Array) -> Array:
 
 
 @part
-def _clipped(xp: Namespace, grads: Params, bound: float) -> tuple[dict[str, Array], Array]:
+def _clip(xp: Namespace, grads: Params, bound: float) -> tuple[dict[str, Array], Array]:
     """Return clipped gradients, and their norm before clipping."""
     names = {name: _array.namespace(g, name) for name, g in grads.items()}
     wide = {

@@ -85,7 +85,7 @@ class Group:
         object.__setattr__(self, "names", names)
         _values.in_range("lr_scale", self.lr_scale, 0, math.inf)
         if self.lr is not None:
-            _checked_rate(self.lr)
+            _check_rate(self.lr)
         if self.weight_decay is not None:
             _values.in_range("weight_decay", self.weight_decay, 0, math.inf)
 
@@ -158,7 +158,7 @@ class Optimizer(Summary, ABC):
 
     @lr.setter
     def lr(self, lr: LearningRate) -> None:
-        self._lr = _checked_rate(lr)
+        self._lr = _check_rate(lr)
 
     @property
     def schedule(self) -> Callable[[int], float] | None:
@@ -214,7 +214,7 @@ class Optimizer(Summary, ABC):
         >>> optim.SGD(0.5).update({"w": np.ones(2), "frozen": np.ones(1)}, {"w": np.ones(2)})
         {'w': array([0.5, 0.5]), 'frozen': array([1.])}
         """
-        moved, names = _moved_together(params, grads)
+        moved, names = _group_tied(params, grads)
         rules = {first: self._rule_for(tied) for first, tied in names.items()}
         before = {first: self._state_of(moved[first].p, tied) for first, tied in names.items()}
         moving = [name for tied in names.values() for name in tied] if self._counts else []
@@ -222,7 +222,7 @@ class Optimizer(Summary, ABC):
         averages: Averages = {kind: dict(values) for kind, values in self._averages.items()}
         if moved:
             xp = _array.namespace(next(iter(moved.values())).p, "params")
-            made, after = _updated(
+            made, after = _update(
                 xp,
                 rules,
                 {first: pair.p for first, pair in moved.items()},
@@ -396,7 +396,7 @@ class _Pair(NamedTuple):
     g: Array
 
 
-def _moved_together(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[str, list[str]]]:
+def _group_tied(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[str, list[str]]]:
     """Return the parameters with a gradient by their first names, and all names of each parameter."""
     _check_names(params, grads)
     by_object: dict[int, list[str]] = {}
@@ -420,7 +420,7 @@ def _moved_together(params: Params, grads: Params) -> tuple[dict[str, _Pair], di
 
 
 @part
-def _updated(
+def _update(
     xp: Namespace, rules: Mapping[str, Rule], params: Params, grads: Params, averages: Averages
 ) -> tuple[dict[str, Array], Averages]:
     """Return new parameters and averages."""
@@ -443,7 +443,7 @@ def _updated(
     return new, after
 
 
-def _checked_rate(lr: LearningRate) -> LearningRate:
+def _check_rate(lr: LearningRate) -> LearningRate:
     """Return a learning rate, checked to be a function or a number of at least 0."""
     if isinstance(lr, type):
         msg = f"lr={lr!r} is a class, expected a number or a function of the step"

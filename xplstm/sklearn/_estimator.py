@@ -74,7 +74,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
                 raise ArgumentError(msg)
         weights = weights / weights[learnt].mean()
         self._set_scale(sequences.part(learnt), weights[learnt])
-        sequences = self._scaled(sequences)
+        sequences = self._scale(sequences)
         weighted = _Weighted(model)
 
         def batches(_epoch: int) -> Iterator[tuple[Any, Any]]:
@@ -122,19 +122,19 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the outputs of the last layer for every sequence, as float64."""
         check_is_fitted(self)
-        sequences = self._scaled(self._sequences(X, reset=False))
+        sequences = self._scale(self._sequences(X, reset=False))
         parts = _parts(np.arange(len(sequences)), PREDICTED_AT_ONCE)
         found = [_array.to_numpy(self.model_(_on(self.model_, sequences.take(part)))) for part in parts]
         return np.concatenate(found).astype(np.float64)
 
     def _sequences(self, X: Any, reset: bool) -> Sequences:
         """Return X as `Sequences`; with `reset`, store the number of features."""
-        found = self._opened(without_names(X), reset)
+        found = self._check_sequences(without_names(X), reset)
         if found.of_table and self.vocab_size is None:
             found = found.map(lambda a: a[..., None])
         return found
 
-    def _opened(self, X: Any, reset: bool) -> Sequences:
+    def _check_sequences(self, X: Any, reset: bool) -> Sequences:
         """Return checked sequences; those of a table have no feature axis."""
         dtype: Any = np.dtype(_values.one_of("dtype", self.dtype, ("float32", "float64")))
         several = sequences_of(X)
@@ -201,7 +201,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
                 raise ShapeError(msg)
             self.mean_, self.scale_ = scale_of(steps, sequences.each_step(weights))
 
-    def _scaled(self, sequences: Sequences) -> Sequences:
+    def _scale(self, sequences: Sequences) -> Sequences:
         """Return the scaled sequences."""
         if self.mean_ is None:
             return sequences

@@ -93,7 +93,7 @@ def options_of(
     _check_optimizer(optimizer, model)
     params = model.params
     chosen = patterns("frozen", given["frozen"])
-    frozen = _frozen(params, chosen)
+    frozen = _frozen_names(params, chosen)
     max_norm, average, scale = given["max_norm"], given["average"], given["loss_scale"]
     if scale is not None:
         _values.one_of("loss_scale", scale, ("auto",))
@@ -157,7 +157,7 @@ def _check_optimizer(optimizer: Any, model: Model) -> None:
             raise ArgumentError(msg)
 
 
-def _frozen(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ...]:
+def _frozen_names(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the frozen parameters."""
     for pattern in chosen:
         if not any(matches(name, (pattern,)) for name in params):

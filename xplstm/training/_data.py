@@ -185,7 +185,7 @@ class Source:
         """Return the batches of an epoch, at least one."""
         if epoch != self._epoch:
             given = self._data(epoch) if callable(self._data) else self._data
-            self._batches, self._epoch = _opened(given, epoch, self._own), epoch
+            self._batches, self._epoch = _open_epoch(given, epoch, self._own), epoch
             before, self.is_parted = self.is_parted, self._batches.is_parted
             if before not in (None, self.is_parted):
                 has = "have" if self.is_parted else "do not have"
@@ -277,7 +277,7 @@ _INPUTS = (("x", "lengths"), ("x", "future"))
 """Fields of the named tuples that are inputs."""
 
 
-def _opened(batches: Any, epoch: int, own: Own) -> _Indexed | _Iterated:
+def _open_epoch(batches: Any, epoch: int, own: Own) -> _Indexed | _Iterated:
     """Return the batches of one epoch, indexed or iterated."""
     if isinstance(batches, tuple) and len(batches) == 2 and not all(map(_is_pair, batches)):
         msg = "data=(inputs, targets) is one batch; data must be a sequence of batches: [(inputs, targets)]"

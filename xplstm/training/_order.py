@@ -55,13 +55,13 @@ class Permutation:
         with np.errstate(over="ignore"):
             for k in rounds:
                 if k % 2:
-                    low = low ^ (_mixed((high + self._keys[k]) ^ tweaks) & self._masks[0])
+                    low = low ^ (_mix((high + self._keys[k]) ^ tweaks) & self._masks[0])
                 else:
-                    high = high ^ (_mixed((low + self._keys[k]) ^ tweaks) & self._masks[1])
+                    high = high ^ (_mix((low + self._keys[k]) ^ tweaks) & self._masks[1])
         return np.asarray(low | (high << self._shift))
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def _mix(x: np.ndarray) -> np.ndarray:
     """Mix integers so that every bit depends on every bit of `x`."""
     x = (x ^ (x >> _SHIFT)) * _FIRST
     x = (x ^ (x >> _SHIFT)) * _SECOND

@@ -180,14 +180,14 @@ def _check_same(kind: str, ours: Mapping[str, tuple[str, Any]], given: Mapping[s
     differing = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
     if differing:
         lines = [
-            f"{kind}{name}: the model has {_described(ours.get(name))}, "
-            f"the checkpoint {_described(theirs.get(name))}"
+            f"{kind}{name}: the model has {_describe_array(ours.get(name))}, "
+            f"the checkpoint {_describe_array(theirs.get(name))}"
             for name in differing
         ]
         msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
         raise FormatError(msg)
 
 
-def _described(kind: tuple[str, Any] | None) -> str:
+def _describe_array(kind: tuple[str, Any] | None) -> str:
     """Format a dtype and a shape."""
     return "None" if kind is None else f"{kind[0]}{kind[1]}"

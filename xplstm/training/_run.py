@@ -161,7 +161,7 @@ class Run:
         """Update in the checkpoint file that this run wrote or read last; None before that."""
         self._settled = 0
         data = source.describe(0)
-        self.at = self._moved(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
+        self.at = self._refresh(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
         if options.average is not None:
             self.at = self.at._replace(average=_each_once(_wide, self.at.params))
 
@@ -174,7 +174,7 @@ class Run:
             deferred = self._is_deferred(made)
             if not deferred:
                 self._judge_loss(made)
-            grads, norm = self._clipped(made.grads)
+            grads, norm = self._clip(made.grads)
             if self.options.scale and not self._fits_scale(made, grads):
                 self._keep(made, self.model.params, self.at.optimizer)
                 return
@@ -217,7 +217,7 @@ class Run:
             inputs: Any, targets: Any, state: State, rng: np.random.Generator | None
         ) -> tuple[Any, State, Grads]:
             loss, after, pullback = self._loss_vjp(inputs, targets, state, rng, place)
-            return loss, after, self._pulled_back(pullback)
+            return loss, after, self._compute_gradients(pullback)
 
         if self.options.shards is None:
             found = read()
@@ -251,7 +251,7 @@ class Run:
             _check_state(after)
         return loss, after, pullback
 
-    def _pulled_back(self, pullback: Callable[..., Grads]) -> Grads:
+    def _compute_gradients(self, pullback: Callable[..., Grads]) -> Grads:
         """Return the gradients of one batch with respect to all parameters that are not frozen."""
         if not self.options.scale:
             grads = pullback()
@@ -272,7 +272,7 @@ class Run:
             raise ArgumentError(msg)
         return {name: g for name, g in grads.items() if name not in self.options.frozen}
 
-    def _clipped(self, grads: Grads) -> tuple[Grads, Any]:
+    def _clip(self, grads: Grads) -> tuple[Grads, Any]:
         """Return the clipped gradients, and their norm before clipping if an option needs it."""
         if self.options.max_norm is not None:
             return clip_by_global_norm(grads, self.options.max_norm)
@@ -290,7 +290,7 @@ class Run:
         """Check that the loss is finite."""
         loss = float(made.loss)
         if not math.isfinite(loss):
-            raise self._ruined(f"the loss of update {self.at.update} is {loss}", made.first, made.last)
+            raise self._error_at(f"the loss of update {self.at.update} is {loss}", made.first, made.last)
 
     def _judge_update(self, made: _Gradients, norm: Any, new: Grads, state: Mapping[str, Any]) -> None:
         """Check that all numbers after an update are finite."""
@@ -308,7 +308,7 @@ class Run:
         else:
             bad = _judge.first_not_finite(moved) or _judge.first_not_finite(state)
             what = f"update {update} makes {bad!r} infinite or NaN"
-        raise self._ruined(what, made.first, made.last)
+        raise self._error_at(what, made.first, made.last)
 
     def _keep_where_finite(
         self, made: _Gradients, norm: Any, params: tuple[Grads, Grads], state: Mapping[str, Any]
@@ -339,11 +339,11 @@ class Run:
         if self._scale <= 1:
             bad = _judge.first_not_finite(made.grads)
             what = f"the gradient of {bad!r} in update {self.at.update} is not finite without a loss scale"
-            raise self._ruined(what, made.first, made.last)
+            raise self._error_at(what, made.first, made.last)
         self._scale, self._since_doubling = self._scale / 2, 0
         return False
 
-    def _ruined(self, what: str, first: Place, last: Place) -> NonFiniteError:
+    def _error_at(self, what: str, first: Place, last: Place) -> NonFiniteError:
         """Return the error for a value that is not finite at these batches."""
         where = str(first) if first == last else f"{first} to {last}"
         kept = "the best validation" if self.at.best is not None else f"{self.at.update} updates"
@@ -362,9 +362,9 @@ class Run:
         at.history.losses.append(made.loss)
         epoch, position = made.next
         where = {"update": at.update + 1, "epoch": epoch, "position": position, "state": made.state}
-        self.at = self._moved(**where, average=average, optimizer=state)
+        self.at = self._refresh(**where, average=average, optimizer=state)
 
-    def _moved(self, **where: Any) -> Checkpoint:
+    def _refresh(self, **where: Any) -> Checkpoint:
         """Return `at` with the fields `where` and the present model, optimiser and generator."""
         settings = where.pop("settings", self.at.settings)
         if self.options.scale:
@@ -422,14 +422,14 @@ class Run:
         at = self.at
         update, loss = at.update - updates, at.history.losses[at.update - updates]
         del at.history.losses[update:]
-        optimizer = _counted_back(at.optimizer, updates, self.options.frozen)
+        optimizer = _lower_step(at.optimizer, updates, self.options.frozen)
         self.optimizer.load_state_dict(optimizer)
         self._settled = update
         self.at = at._replace(update=update, optimizer=optimizer, epoch=place.epoch, position=place.position)
         what = f"the loss of update {update} is {loss}"
         if math.isfinite(loss):
             what = f"the gradients or the new parameters of update {update} are not finite"
-        raise self._ruined(what, place, place)
+        raise self._error_at(what, place, place)
 
     def restore(self, at: Checkpoint) -> None:
         """Set model, optimiser and generator to those of `at`."""
@@ -505,7 +505,7 @@ def _takes_factor(pullback: Callable[..., Any]) -> bool:
     return True
 
 
-def _counted_back(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
+def _lower_step(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
     """Return an optimiser's state with its step lowered by `updates`; without any step, drop the arrays."""
     step = state["step"] - updates
     own = {

@@ -207,7 +207,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for name, tensor in contents.tensors.items():
         group, _, key = name.partition(".")
         # Copy, since views of the mapped file would keep it open.
-        groups.setdefault(group, {})[_unescaped(key)] = np.array(tensor.array())
+        groups.setdefault(group, {})[_unescape(key)] = np.array(tensor.array())
     _check_groups(where, groups)
     for group in ("params", "best", "average"):
         _tie(where, group, groups.get(group, {}), rest["tied"])
@@ -281,7 +281,7 @@ def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
     for group, arrays in groups.items():
         for key, a in arrays.items():
             _array.namespace(a, f"{group}[{key!r}]")
-            yield f"{group}.{_escaped(key)}", a
+            yield f"{group}.{_escape(key)}", a
 
 
 def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -293,14 +293,14 @@ def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise DTypeError(msg) from error
 
 
-def _escaped(key: str) -> str:
+def _escape(key: str) -> str:
     """Escape the characters of `key` that a reader of safetensors files may treat as separators."""
     key = key.replace("%", "%25").replace("/", "%2F")
     return key[:-1] + "%2E" if key.endswith(".") else key or "%00"
 
 
-def _unescaped(key: str) -> str:
-    """Undo `_escaped`."""
+def _unescape(key: str) -> str:
+    """Undo `_escape`."""
     key = "" if key == "%00" else key
     return key.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 

@@ -166,14 +166,14 @@ def gradients(
                     _fill(flat, loss, {name: (grads[name], a) for name, a in params.items()})
                     flat *= flat.dtype.type(part.weight)
                 if carry and not is_last and after is not None:
-                    states.append(_checked_state(after, part.entries))
+                    states.append(_check_state(after, part.entries))
             return flat
 
         each = count // team.size
         return tree(team.rank * each, (team.rank + 1) * each), is_last
 
     flat, is_last = work.team.add(own_part, length, dtype)
-    after = _joined(work.team, states, next(iter(params.values()))) if carry and not is_last else None
+    after = _join_states(work.team, states, next(iter(params.values()))) if carry and not is_last else None
     return flat[LOSS], after, _grads(flat, params), is_last
 
 
@@ -217,7 +217,7 @@ class _Cut:
         )
         counted = self._count(inputs, targets, high - low)
         if state is not None:
-            _checked_state(state, self._entries)
+            _check_state(state, self._entries)
             state = tuple(a[..., low:high, :] for a in state)
         return _Part(inputs, targets, state, high - low, counted / max(total, 1))
 
@@ -302,7 +302,7 @@ def _grads(flat: np.ndarray, params: Mapping[str, Array]) -> Grads:
 # The carried state: its second-last axis is the batch.
 
 
-def _checked_state(state: Any, entries: int) -> tuple[np.ndarray, ...]:
+def _check_state(state: Any, entries: int) -> tuple[np.ndarray, ...]:
     """Return a state on the host, and check its number of batch entries."""
     for k, a in enumerate(state):
         shape = tuple(a.shape)
@@ -312,24 +312,24 @@ def _checked_state(state: Any, entries: int) -> tuple[np.ndarray, ...]:
     return tuple(_array.to_numpy(a) for a in state)
 
 
-def _joined(team: Team, states: list[tuple[np.ndarray, ...]], like: Array) -> State:
+def _join_states(team: Team, states: list[tuple[np.ndarray, ...]], like: Array) -> State:
     """Join the states of all ranks in rank order, on the device of `like`."""
-    every = [part for content in team.share(_packed(states)) for part in _unpacked(content)]
+    every = [part for content in team.share(_serialise(states)) for part in _deserialise(content)]
     if not every:
         return None
     xp, device = _array.namespace(like, "params"), _array.device(like)
     return tuple(_array.asarray(np.concatenate(parts, -2), xp, device) for parts in zip(*every, strict=True))
 
 
-def _packed(states: list[tuple[np.ndarray, ...]]) -> bytes:
+def _serialise(states: list[tuple[np.ndarray, ...]]) -> bytes:
     """Serialise states as a line that describes the arrays, followed by their elements."""
     described = [[[_array.dtype_name(a.dtype), a.shape] for a in state] for state in states]
     elements = [a.tobytes() for state in states for a in state]
     return b"".join([json.dumps(described).encode(), b"\n", *elements])
 
 
-def _unpacked(content: bytes) -> list[tuple[np.ndarray, ...]]:
-    """Undo `_packed`."""
+def _deserialise(content: bytes) -> list[tuple[np.ndarray, ...]]:
+    """Undo `_serialise`."""
     line, _, elements = content.partition(b"\n")
     states, at = [], 0
     for described in json.loads(line):

@@ -89,7 +89,7 @@ class Archive:
             end = file.tell() + info.compress_size
             if info.flag_bits & _DESCRIBED:
                 end += _descriptor(file, info, end)
-        texts = sum(len(_encoded(info)) + len(info.extra) + len(info.comment) for info in infos)
+        texts = sum(len(_encode_name(info)) + len(info.extra) + len(info.comment) for info in infos)
         tail = start + len(infos) * _ENTRY + texts
         length = os.path.getsize(self.path)
         if start != end or length - tail not in (_END, _END + _ENDS64) or not _is_end(file, tail, start):
@@ -131,7 +131,7 @@ class Archive:
             raise FormatError(msg) from error
 
 
-def _encoded(info: zipfile.ZipInfo) -> bytes:
+def _encode_name(info: zipfile.ZipInfo) -> bytes:
     """Return the bytes of the name in the file."""
     return info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
 

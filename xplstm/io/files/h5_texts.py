@@ -35,7 +35,7 @@ def _check_heaps(where: str, content: Any) -> None:
         # The library rejects a heap that is longer than the file.
         while end <= len(content) and place + _HEADER <= end:
             size = _number(content, place + 8, 8)
-            step = _HEADER + _padded(size) if _number(content, place, 2) else size
+            step = _HEADER + _pad(size) if _number(content, place, 2) else size
             left -= 1
             if step < _HEADER or place + step > end or left < 0:
                 msg = f"{where} has a damaged global heap at byte {start}"
@@ -65,7 +65,7 @@ def _check_lengths(where: str, content: Any, name: str, most: int) -> None:
                 continue
             kind, space = (_number(content, header + k, 2) for k in (4, 6))
             if version == 1:
-                first, kind, space = start + _padded(len(wanted)), _padded(kind), _padded(space)
+                first, kind, space = start + _pad(len(wanted)), _pad(kind), _pad(space)
             else:
                 first = start + len(wanted)
             if first >= len(content) or (version > 1 and content[header + 1] & 1):
@@ -82,5 +82,5 @@ def _number(content: Any, start: int, size: int) -> int:
     return int.from_bytes(content[start : start + size], "little")
 
 
-def _padded(size: int) -> int:
+def _pad(size: int) -> int:
     return (size + 7) // 8 * 8

@@ -46,7 +46,7 @@ def read(path: str) -> Contents:
     with open(path, "rb") as file:
         archived = file.read(2) == b"PK"
     if not archived:
-        return _unpacked(path)
+        return _read_hdf5(path)
     archive = Archive(path)
     missing = sorted({_WEIGHTS, _CONFIG} - archive.members.keys())
     if missing:
@@ -65,7 +65,7 @@ def read(path: str) -> Contents:
     return Contents(path, "keras", by_name(path, tree.tensors), metadata, "keras")
 
 
-def _unpacked(path: str) -> Contents:
+def _read_hdf5(path: str) -> Contents:
     """Read an HDF5 file: Keras 3 weights, or a model or weights in the Keras 2 form."""
     bounds = {"model_config": LONGEST_CONFIG, "keras_version": LONGEST_METADATA, WORDS: LONGEST_METADATA}
     tree = h5.read(h5.Source(path), bounds)

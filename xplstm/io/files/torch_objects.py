@@ -173,7 +173,7 @@ def _pairs(items: Any = ()) -> dict[Any, Any]:
     return found
 
 
-def _counted(counts: Any = None) -> dict[Any, Any]:
+def _make_counter(counts: Any = None) -> dict[Any, Any]:
     """Replace Counter, which is made from a dict."""
     if counts is not None and not isinstance(counts, dict):
         msg = f"a counter is made from {type(counts).__name__}, expected a dict"
@@ -222,7 +222,7 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch.jit._pickle", "restore_type_tag"): _first,
     **{Global("torch.jit._pickle", f"build_{of}list"): _first for of in ("int", "tensor", "double", "bool")},
     Global("collections", "OrderedDict"): _pairs,
-    Global("collections", "Counter"): _counted,
+    Global("collections", "Counter"): _make_counter,
     Global("collections", "defaultdict"): _defaulting,
     Global("collections", "deque"): _items,
     **{Global(module, name): _items for module in _BUILTINS for name in ("set", "frozenset")},
@@ -250,10 +250,10 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
             msg = f"{path} is nested too deeply, or has too many objects, at {shown(name[:80])}"
             raise FormatError(msg)
         if isinstance(value, _LEAVES):
-            yield name, _checked(path, name, value)
+            yield name, _check_layout(path, name, value)
             continue
         if isinstance(value, Inert):
-            packed = _packed(value)
+            packed = _unpack_object(value)
             if packed is None:
                 yield name, value
             value = _inside(value) if packed is None else packed
@@ -268,7 +268,7 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
 _CLASSES = "__torch__.torch.classes."
 
 
-def _packed(one: Inert) -> dict[str, Any] | None:
+def _unpack_object(one: Inert) -> dict[str, Any] | None:
     """Return the dynamically quantised tensors of an object by name; None for other objects.
 
     The object of a linear layer has (weight, bias). The object of a recurrent layer has its kind, tensors,
@@ -284,7 +284,7 @@ def _packed(one: Inert) -> dict[str, Any] | None:
     kind, biases, _, _, linear = state
     if not isinstance(linear, list) or len(linear) != 2 or not all(isinstance(k, Inert) for k in linear):
         return None
-    inner = [_packed(part) or {} for part in linear]
+    inner = [_unpack_object(part) or {} for part in linear]
     if kind == "quantized_fp16":
         biases = [part.get("bias") for part in inner]
     elif kind != "quantized_dynamic" or not isinstance(biases, list) or len(biases) != 2:
@@ -302,12 +302,12 @@ def _inside(one: Inert) -> dict[Any, Any]:
     return one.items
 
 
-def _checked(path: str, name: str, leaf: Any) -> Any:
+def _check_layout(path: str, name: str, leaf: Any) -> Any:
     """Check that offset, shape and strides are integers, and that only expanded axes overlap."""
     if isinstance(leaf, Opaque):
         return leaf
     if isinstance(leaf, Quantised):
-        return leaf._replace(view=_checked(path, name, leaf.view))
+        return leaf._replace(view=_check_layout(path, name, leaf.view))
     numbers = buffers.count(path, name, leaf.shape)
     buffers.check_numbers(path, name, leaf.strides)
     buffers.check_numbers(path, name, (leaf.offset,))

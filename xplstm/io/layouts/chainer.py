@@ -25,7 +25,7 @@ def find(contents: Contents) -> list[Found]:
         match = _PLACE.fullmatch(one.prefix)
         if match is not None:
             groups.setdefault(match[1] or "", {})[int(match[2])] = one
-    return [found for prefix, ones in groups.items() for found in _found(prefix, ones)]
+    return [found for prefix, ones in groups.items() for found in _find_stacks(prefix, ones)]
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:
@@ -37,7 +37,7 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
     return {f"{k}.{name}": a for k, one in enumerate(directions) for name, a in CHAINER.write(one).items()}
 
 
-def _found(prefix: str, ones: dict[int, Found]) -> list[Found]:
+def _find_stacks(prefix: str, ones: dict[int, Found]) -> list[Found]:
     """Return the possible stacks of these cells; if none fits, the first with its problem."""
     count = len(ones)
     if max(ones) != count - 1:

@@ -33,7 +33,7 @@ class Matrices(NamedTuple):
         ends = [name.removesuffix(self.first) for name in contents.tensors if name.endswith(self.first)]
         other = self.first.replace("f", "i")
         return [
-            self._found(contents, prefix)
+            self._find(contents, prefix)
             for prefix in ends
             if prefix[-1:] in ("", ".") and prefix + other in contents.tensors
         ]
@@ -45,7 +45,7 @@ class Matrices(NamedTuple):
             raise no_place(self.name, "has more than one layer and direction")
         return self.write(parted[0][0])
 
-    def _found(self, contents: Contents, prefix: str) -> Found:
+    def _find(self, contents: Contents, prefix: str) -> Found:
         names = [name for name in self.names if prefix + name in contents.tensors]
         there = tuple(prefix + name for name in names)
         shape = contents.tensors[prefix + self.first].shape

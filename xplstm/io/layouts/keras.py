@@ -47,7 +47,7 @@ def find(contents: Contents) -> list[Found]:
         version = contents.metadata["version"]
         told = keras_config.recurrent(contents.where, contents.metadata["config"], version, by_layer)
         _check_names(contents, told)
-    named = _named(contents)
+    named = _find_named(contents)
     if by_layer:
         cells = place_cells(contents, [_batch_first(one) for one in named], told)
     else:
@@ -58,10 +58,10 @@ def find(contents: Contents) -> list[Found]:
     # The caller knows the weights of a mapping; the weights of a file need a confirmation.
     if contents.file == "keras":
         named = [one._replace(untold=_open(one)) for one in named]
-    return [*_untold(cells), *(() if by_layer else named)]
+    return [*_find_unconfigured(cells), *(() if by_layer else named)]
 
 
-def _named(contents: Contents) -> list[Found]:
+def _find_named(contents: Contents) -> list[Found]:
     """Return the cells whose variables have attribute names."""
     resolved, cudnn = from_cudnn(contents, NAMES)
     return [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
@@ -138,7 +138,7 @@ def _open(cell: Found, *more: str) -> tuple[str, ...]:
     return ("format",) if cell.options.get("bias") else ("format", "reset_after")
 
 
-def _untold(cells: Mapping[str, Found]) -> list[Found]:
+def _find_unconfigured(cells: Mapping[str, Found]) -> list[Found]:
     """Return the LSTMs of a weights file, and the possible stacks of them."""
     found: dict[str, Found] = {}
     for path, cell in cells.items():
@@ -149,10 +149,10 @@ def _untold(cells: Mapping[str, Found]) -> list[Found]:
             found[place] = both._replace(untold=_open(cell, "merge"))
         elif side != SIDES[1] or f"{place}.{SIDES[0]}" not in cells:
             found[path] = cell._replace(untold=_open(cell))
-    return [*found.values(), *_numbered(cells, found)]
+    return [*found.values(), *_find_numbered(cells, found)]
 
 
-def _numbered(cells: Mapping[str, Found], found: Mapping[str, Found]) -> Iterator[Found]:
+def _find_numbered(cells: Mapping[str, Found], found: Mapping[str, Found]) -> Iterator[Found]:
     """Yield stacks of consecutively numbered layers that fit each other."""
     families: dict[tuple[str, str], list[str]] = {}
     for path in found:

@@ -141,16 +141,16 @@ def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
     """Yield entries for custom classes: the model itself, or its layers."""
     if model["class_name"] not in MODELS:
         why = f"of class {quoted(model['class_name'])}, which is not supported, since it lists no layers"
-        yield _unread("", "model", f"{why}; save its weights as .weights.h5")
+        yield _unreadable_entry("", "model", f"{why}; save its weights as .weights.h5")
         return
     for layer in model["config"]["layers"]:
         if not str(layer.get("module") or "").startswith("keras") and layer["class_name"] not in MODELS:
             why = f"contains no known LSTM; class {quoted(layer['class_name'])} is not supported"
-            yield _unread("", str(layer["config"].get("name")), why)
+            yield _unreadable_entry("", str(layer["config"].get("name")), why)
             return
 
 
-def _unread(path: str, name: str, problem: str) -> Recurrent:
+def _unreadable_entry(path: str, name: str, problem: str) -> Recurrent:
     """Return an entry for a layer that cannot be loaded."""
     return Recurrent("LSTM", path, name, None, {}, True, None, problem)
 
@@ -192,7 +192,7 @@ def _of_model(
                 ones = _layers(kind, config, place, name, source, version)
                 hands_on = ones[-1].path if in_order or _given_one(layer) else None
             else:
-                ones = [_unread(place, name, f"a {inner}, which is not supported")]
+                ones = [_unreadable_entry(place, name, f"a {inner}, which is not supported")]
             yield from ones
         above[name] = before = hands_on
 
@@ -258,7 +258,7 @@ def _layers(
         own = cell["config"]["name"]
         found.append(_layer(kind, {**config, "cell": cell}, place, own, below, version))
         below = place
-    return found or [_unread(path, name, "an RNN without cells")]
+    return found or [_unreadable_entry(path, name, "an RNN without cells")]
 
 
 def _layer(
@@ -270,13 +270,13 @@ def _layer(
         sides = [_with_cell(side["class_name"], side["config"]) for side in given]
         strange = next((side for side, _ in sides if side not in _CELLS.values()), None)
         if strange is not None:
-            return _unread(path, name, f"a Bidirectional around {strange}, which is not supported")
+            return _unreadable_entry(path, name, f"a Bidirectional around {strange}, which is not supported")
         (kind, config), merge = sides[0], config.get("merge_mode", "concat")
         options, problem = _both(sides, merge, given[0] is given[1], version)
     else:
         kind, config = _with_cell(kind, config)
         if kind not in _CELLS.values():
-            return _unread(path, name, f"an {kind}, which is not supported")
+            return _unreadable_entry(path, name, f"an {kind}, which is not supported")
         options, problem = _options(kind, config, version)
     return Recurrent(kind, path, name, _units(config), options, _use_bias(config), below, problem)
 

@@ -33,7 +33,7 @@ def place_cells(
         found: dict[str, Found] = {}
         for layer in layers:
             here = _under(cells, layer)
-            alone = {layer: _moved(here[0], layer)} if len(here) == 1 else {}
+            alone = {layer: _move(here[0], layer)} if len(here) == 1 else {}
             found |= alone or _sides(layer, here) or {one.prefix: one for one in here}
         return found
     paths = [one.path for one in told]
@@ -55,7 +55,7 @@ def _of_layer(cells: Sequence[Found], layer: Recurrent) -> Iterator[tuple[str, F
     if layer.bidirectional:
         yield from _sides(path, here).items()
     elif len(here) == 1:
-        yield path, _moved(here[0], path)
+        yield path, _move(here[0], path)
 
 
 def _under(cells: Sequence[Found], layer: str) -> list[Found]:
@@ -65,7 +65,7 @@ def _under(cells: Sequence[Found], layer: str) -> list[Found]:
 def _sides(path: str, cells: Sequence[Found]) -> dict[str, Found]:
     """Return the two directions of a layer by path; empty if the cells are not two directions."""
     found = {
-        f"{path}.{side}": _moved(one, f"{path}.{side}")
+        f"{path}.{side}": _move(one, f"{path}.{side}")
         for side, start in zip(SIDES, _SIDE_NAMES, strict=True)
         for one in cells
         if any(part.startswith(start) for part in one.prefix.split("."))
@@ -73,7 +73,7 @@ def _sides(path: str, cells: Sequence[Found]) -> dict[str, Found]:
     return found if len(found) == len(cells) == 2 else {}
 
 
-def _moved(cell: Found, path: str) -> Found:
+def _move(cell: Found, path: str) -> Found:
     return cell._replace(prefix=path, parts=cell.places)
 
 
@@ -98,10 +98,10 @@ def from_cudnn(contents: Contents, names: tuple[str, str, str]) -> tuple[Content
         places.add(place[:-1])
         for one, change in ((kernel, _kernel), (recurrent, _recurrent_kernel)):
             old = contents.tensors[place + one]
-            tensors[place + one] = old._replace(array=partial(_changed, change, old, gates))
+            tensors[place + one] = old._replace(array=partial(_change, change, old, gates))
         H = shapes[1][0]
         shape = (4 * H,) if gates == 4 else (2, 3 * H)
-        tensors[name] = Tensor(shape, tensor.dtype, partial(_changed, _bias, tensor, gates))
+        tensors[name] = Tensor(shape, tensor.dtype, partial(_change, _bias, tensor, gates))
     return contents._replace(tensors=tensors), frozenset(places)
 
 
@@ -120,7 +120,7 @@ def _gates(kernel: tuple[int, ...], recurrent: tuple[int, ...], bias: tuple[int,
     return gates if fits and bias == (_CUDNN_BIASES[gates] * recurrent[0],) else None
 
 
-def _changed(change: Any, tensor: Tensor, gates: int) -> Array:
+def _change(change: Any, tensor: Tensor, gates: int) -> Array:
     a = _array.native(tensor.array())
     changed: Array = change(_array.namespace(a, "a kernel"), a, gates)
     return changed

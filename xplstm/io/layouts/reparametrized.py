@@ -81,14 +81,14 @@ def _compute(rule: _Rule, where: str, name: str, given: list[Tensor]) -> Array:
         raise FormatError(msg) from error
 
 
-def _pruned(xp: Any, weight: Array, mask: Array) -> Array:
+def _apply_pruning(xp: Any, weight: Array, mask: Array) -> Array:
     if mask.shape != weight.shape:
         msg = f"the mask has shape {tuple(mask.shape)}, expected {tuple(weight.shape)}"
         raise ValueError(msg)
     return weight * xp.astype(mask, weight.dtype)
 
 
-def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
+def _weight_norm(xp: Any, g: Array, v: Array) -> Array:
     """Return ``g * v / |v|``, with the norm over the axes along which g has one element."""
     fits = g.ndim == v.ndim and all(n in (1, v.shape[k]) for k, n in enumerate(g.shape))
     # A norm for each index of one axis, or a single norm; other pairs are not a normalised weight.
@@ -99,7 +99,7 @@ def _weight_normed(xp: Any, g: Array, v: Array) -> Array:
     return v * (g / xp.sqrt(xp.sum(v * v, axis=axes, keepdims=True)))
 
 
-def _spectral_normed(xp: Any, weight: Array, u: Any, v: Any) -> Array:
+def _spectral_norm(xp: Any, weight: Array, u: Any, v: Any) -> Array:
     """Return ``W / (u . W v)`` with the saved vectors; u has the length of the rows or of the columns."""
     shape, given = tuple(weight.shape), (*u.shape, *v.shape)
     if len(shape) != 2 or given not in (shape, shape[::-1]):
@@ -115,9 +115,9 @@ def _raw(_xp: Any, weight: Array) -> Array:
 
 _NORMED = (("g", "v"), ("parametrizations.original0", "parametrizations.original1"))
 _RULES = (
-    _Rule(("orig", "mask"), _pruned),
-    *(_Rule(parts, _weight_normed) for parts in _NORMED),
-    _Rule(("orig", "u", "v"), _spectral_normed),
-    _Rule(("parametrizations.original", "parametrizations.0._u", "parametrizations.0._v"), _spectral_normed),
+    _Rule(("orig", "mask"), _apply_pruning),
+    *(_Rule(parts, _weight_norm) for parts in _NORMED),
+    _Rule(("orig", "u", "v"), _spectral_norm),
+    _Rule(("parametrizations.original", "parametrizations.0._u", "parametrizations.0._v"), _spectral_norm),
     _Rule(("raw",), _raw),
 )

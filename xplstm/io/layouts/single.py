@@ -100,7 +100,7 @@ class Single(NamedTuple):
                 continue
             beside = {prefix + other for other in self.foreign}
             if prefix + self.hh[0] in contents.tensors and not beside & contents.tensors.keys():
-                found.append(self._found(contents, prefix))
+                found.append(self._find_layer(contents, prefix))
         return found
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
@@ -146,7 +146,7 @@ class Single(NamedTuple):
         wrong = self._misfit({name: tuple(a.shape) for name, a in arrays.items()})
         if wrong:
             raise ShapeError(wrong)
-        weights = [self._gathered([arrays[name] for name in names]) for names in (self.ih, self.hh)]
+        weights = [self._gather_gates([arrays[name] for name in names]) for names in (self.ih, self.hh)]
         biases = self._read_biases(arrays) if groups else []
         weight_hr = arrays[self.hr] if projection else None
         if weight_hr is not None and self.columns:
@@ -158,17 +158,17 @@ class Single(NamedTuple):
         given = [[arrays[name] for name in names] for names in self.biases]
         if self.paired and given[0][0].ndim == 2:
             given = [[given[0][0][k, :]] for k in range(2)]
-        first = self._gathered(given[0])
+        first = self._gather_gates(given[0])
         xp = _array.namespace(first, "bias")
-        first = self._shifted(xp, first, self.forget)
+        first = self._shift_forget(xp, first, self.forget)
         if len(given) == 1:
             return [first, xp.zeros_like(first)]
         if self.tail:
             (last,) = given[1]
             return [first, xp.concat([xp.zeros_like(first)[: first.shape[0] - last.shape[0]], last], axis=0)]
-        return [first, self._gathered(given[1])]
+        return [first, self._gather_gates(given[1])]
 
-    def _shifted(self, xp: Any, bias: Array, by: float) -> Array:
+    def _shift_forget(self, xp: Any, bias: Array, by: float) -> Array:
         """Add a number to every unit of the forget gate in a bias."""
         i, f, *rest = _blocks(bias, len(self.ours))
         return xp.concat([i, f + xp.full_like(f, by), *rest], axis=0) if by else bias
@@ -226,9 +226,9 @@ class Single(NamedTuple):
             return self._spread(self.biases[0], bias_ih) | self._spread(self.biases[1], bias_hh)
         if self.kind == "GRU" and reset_after and bool(xp.any(last != 0)):
             raise no_place(self.name, "has a nonzero bias_hh for the gate n")
-        return self._spread(self.biases[0], self._shifted(xp, bias_ih + bias_hh, -self.forget))
+        return self._spread(self.biases[0], self._shift_forget(xp, bias_ih + bias_hh, -self.forget))
 
-    def _found(self, contents: Contents, prefix: str) -> Found:
+    def _find_layer(self, contents: Contents, prefix: str) -> Found:
         """Return the layer whose names start with `prefix`, which includes a final dot."""
         groups = [group for group in self.biases if any(prefix + name in contents.tensors for name in group)]
         names = (*self.weights, *(name for group in groups and self.biases for name in group))
@@ -292,7 +292,7 @@ class Single(NamedTuple):
                     return f"{name} has shape {shapes[name]}, expected {wanted_bias} for hidden_size {H}"
         return None
 
-    def _gathered(self, arrays: list[Array]) -> Array:
+    def _gather_gates(self, arrays: list[Array]) -> Array:
         """Join arrays into one array with the gates as rows, in the order of this package."""
         if self.columns:
             arrays = [a.T if a.ndim == 2 else a for a in arrays]

@@ -39,11 +39,11 @@ def find(contents: Contents) -> list[Found]:
         if match is not None:
             prefix = match[1] or ""
             groups.setdefault(prefix, {})[name[len(prefix) + 1 :] if match[1] is not None else name] = name
-    stacks = [_found(contents, prefix, names) for prefix, names in groups.items()]
-    return check_places(contents, stacks + _quantised(contents) + TORCH_CELL.find(contents))
+    stacks = [_find_network(contents, prefix, names) for prefix, names in groups.items()]
+    return check_places(contents, stacks + _find_quantised(contents) + TORCH_CELL.find(contents))
 
 
-def _quantised(contents: Contents) -> list[Found]:
+def _find_quantised(contents: Contents) -> list[Found]:
     """Find all dynamically quantised stacks, whose cells are numbered."""
     groups: dict[str, dict[int, Names]] = {}
     for name in contents.tensors:
@@ -61,7 +61,7 @@ def _quantised(contents: Contents) -> list[Found]:
                 for suffix, fields in zip(suffixes, cells.values(), strict=True)
                 for field, name in fields.items()
             }
-            ways.append(_found(contents, prefix, names))
+            ways.append(_find_network(contents, prefix, names))
         # Two layers with equal numbers of inputs and outputs could be two directions; the caller must choose.
         found += [way for way in ways if way.problem is None] or ways[:1]
     return found
@@ -72,7 +72,7 @@ def to_mapping(network: Recurrent) -> dict[str, Array]:
     return network.state_dict()
 
 
-def _found(contents: Contents, prefix: str, names: Names) -> Found:
+def _find_network(contents: Contents, prefix: str, names: Names) -> Found:
     """Return the network of one prefix, with its problem if it cannot be loaded."""
     shapes = {ours: contents.tensors[name].shape for ours, name in names.items()}
     kind, sizes, problem = _sizes(shapes)

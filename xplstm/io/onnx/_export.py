@@ -120,14 +120,14 @@ class GraphBuilder:
                 self._part(start, letter, layer) for letter, start in zip(self.letters, starts, strict=True)
             ]
             if self.stack.weights:
-                Y, *last = self._quantised(layer, host, [x, lengths, *begins])
+                Y, *last = self._add_quantised(layer, host, [x, lengths, *begins])
             elif self.stack.proj_size:
-                Y, *last = self._projected(layer, host, [x, lengths, *begins])
+                Y, *last = self._add_projected(layer, host, [x, lengths, *begins])
             else:
                 Y, *last = self._recurrent(layer, self._weights(layer, host), [x, lengths, *begins])
             for k, (begin, end) in enumerate(zip(begins, last, strict=True)):
                 ends[k].append(self.add("Where", [no_steps, begin, end], f"held_{self.letters[k]}_l{layer}"))
-            x = self._merged(layer, Y)
+            x = self._add_merge(layer, Y)
         for letter, parts in zip(self.letters, ends, strict=True):
             self.add("Concat", parts, f"{letter}_n", made=f"{letter}_n", axis=0)
         return x
@@ -208,7 +208,7 @@ class GraphBuilder:
         name = f"{self.operator.lower()}_l{layer}"
         return self.add_many(operator, [*given, *scales], name, made, **attributes)
 
-    def _quantised(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
+    def _add_quantised(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
         """Add the node of a layer with integer matrices and a scale for each row."""
         integers = from_params(
             [p._replace(weight_ih=p.weight_ih.values, weight_hh=p.weight_hh.values) for p in params]
@@ -229,7 +229,7 @@ class GraphBuilder:
             kept.append("" if a is None else self.constant(f"{self.start}{letter}_l{layer}", a))
         return self._recurrent(layer, kept, inputs, by_row)
 
-    def _projected(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
+    def _add_projected(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
         """Add the nodes of a layer with a projection."""
         x, lengths, h, c = inputs
         out = np.stack([p.weight_hr.T for p in params])
@@ -253,7 +253,7 @@ class GraphBuilder:
             Y_c,
         ]
 
-    def _merged(self, layer: int, Y: str) -> str:
+    def _add_merge(self, layer: int, Y: str) -> str:
         """Merge the outputs of both directions, time-major; merge="none" keeps those of the last layer."""
         merge, D, P = self.stack.merge, len(self.stack.reverse), self.stack.output_size
         if D == 1:

@@ -138,7 +138,7 @@ def in_arrays(contents: Contents) -> list[Found]:
             if ordered in ([start], [f"{start}l{k}." for k in range(len(ordered))])
             else "a layer is missing"
         )
-        one = _found(contents, start.removesuffix("."), layers, options, gap)
+        one = _find_network(contents, start.removesuffix("."), layers, options, gap)
         found.append(one._replace(untold=("nonlinearity",) if one.kind == "RNN" else ()))
     return found
 
@@ -222,7 +222,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
         options |= _variant(layers[0]) | ({"batch_first": True} if batch_first else {})
     except XplstmError as error:
         problem = str(error)
-    found = _found(contents, prefix, layers, options, problem)
+    found = _find_network(contents, prefix, layers, options, problem)
     if found.problem is None:
         D = 2 if found.options["bidirectional"] else 1
         sizes = (found.options.get("proj_size") or found.options["hidden_size"], found.options["hidden_size"])
@@ -236,7 +236,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
     return found._replace(untold=("batch_first",)) if batch_first is None else found
 
 
-def _found(
+def _find_network(
     contents: Contents, prefix: str, layers: Sequence[Layer], options: dict[str, Any], problem: str | None
 ) -> Found:
     """Return the network of several layers, with its problem if it cannot be loaded."""

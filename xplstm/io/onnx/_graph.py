@@ -212,7 +212,7 @@ class _Flat:
                 f"{self.where} has more than {self._most} nodes inside of nodes, or {DEEPEST} levels of them"
             )
             raise FormatError(msg)
-        attributes = [_resolved(a, given) for a in node.attribute]
+        attributes = [_resolve_attribute(a, given) for a in node.attribute]
         one = as_node(self.where, node, [a for a in attributes if a is not None])
         inputs = [names.get(name, name) for name in one.inputs]
         function = self._functions.get((node.domain, node.op_type, _overload(node)))
@@ -286,7 +286,7 @@ def _overload(one: Any) -> str:
     return str(getattr(one, "overload", ""))
 
 
-def _resolved(a: Any, given: Mapping[str, Any]) -> Any:
+def _resolve_attribute(a: Any, given: Mapping[str, Any]) -> Any:
     """Resolve an attribute that refers to an attribute of the call; None if the call does not have it."""
     if not a.ref_attr_name:
         return a
@@ -409,7 +409,7 @@ def _attribute(where: str, a: Any) -> Any:
     """Return the value of an AttributeProto."""
     kind = next((name for name, number in a.AttributeType.items() if number == a.type), None)
     if kind in ("FLOAT", "FLOATS"):
-        numbers = [_written(number) for number in ([a.f] if kind == "FLOAT" else a.floats)]
+        numbers = [_format_float32(number) for number in ([a.f] if kind == "FLOAT" else a.floats)]
         return numbers[0] if kind == "FLOAT" else numbers
     if kind in ("INT", "INTS"):
         return a.i if kind == "INT" else list(a.ints)
@@ -419,7 +419,7 @@ def _attribute(where: str, a: Any) -> Any:
     return tensor_of(where, a.name, a.t) if kind == "TENSOR" else None
 
 
-def _written(number: float) -> float:
+def _format_float32(number: float) -> float:
     """Return the shortest decimal that rounds to a float32 number: 0.2, not 0.200000003."""
     return float(str(np.float32(number)))
 
@@ -475,11 +475,11 @@ class Beside:
 
     def _size(self, location: str, what: str) -> int:
         if location not in self._sizes:
-            with self._opened(location, what) as file:
+            with self._open_beside(location, what) as file:
                 self._sizes[location] = os.fstat(file.fileno()).st_size
         return self._sizes[location]
 
-    def _opened(self, location: str, what: str) -> IO[bytes]:
+    def _open_beside(self, location: str, what: str) -> IO[bytes]:
         """Open a regular file in the folder of the model; a link could leave the folder."""
         path = os.path.join(self._folder or "", location)
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -494,7 +494,7 @@ class Beside:
 
     def _array(self, name: str, location: str, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         needed = buffers.size(self.where, name, dtype, shape)
-        with self._opened(location, f"{self.where}: {brief(name)}") as file:
+        with self._open_beside(location, f"{self.where}: {brief(name)}") as file:
             file.seek(offset)
             raw = file.read(needed)
         if len(raw) != needed:

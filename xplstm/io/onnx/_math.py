@@ -114,7 +114,7 @@ def _layer_norm(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     return [y if bias is None else y + bias, mean, inverse]
 
 
-def _reduced(name: str) -> Operation:
+def _make_reduction(name: str) -> Operation:
     """Return the operation that reduces axes with a function of the array namespace."""
 
     def run(_place: Place, node: Node, values: list[Any]) -> list[Array]:
@@ -143,7 +143,7 @@ def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
         msg += f"expected two pads per axis and one of {', '.join(_PADDED)}"
         raise ShapeError(msg)
     for k, axis in enumerate(chosen):
-        x = _padded_along(place, node, x, axis, (counts[k], counts[k + len(chosen)]), mode, value)
+        x = _pad_axis(place, node, x, axis, (counts[k], counts[k + len(chosen)]), mode, value)
     return [x]
 
 
@@ -156,7 +156,7 @@ _PADDED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }
 
 
-def _padded_along(
+def _pad_axis(
     place: Place, node: Node, x: Array, axis: int, counts: tuple[int, int], mode: str, value: Array | None
 ) -> Array:
     """Pad one axis; negative counts crop it."""
@@ -288,10 +288,10 @@ MATH = {
     "LogSoftmax": _takes(_softmax, 1, 1, "axis"),
     "Gemm": _takes(_gemm, 2, 3, "alpha", "beta", "transA", "transB"),
     "LayerNormalization": _takes(_layer_norm, 2, 3, "axis", "epsilon", "stash_type"),
-    "ReduceMean": _reduced("mean"),
-    "ReduceSum": _reduced("sum"),
-    "ReduceMax": _reduced("max"),
-    "ReduceMin": _reduced("min"),
+    "ReduceMean": _make_reduction("mean"),
+    "ReduceSum": _make_reduction("sum"),
+    "ReduceMax": _make_reduction("max"),
+    "ReduceMin": _make_reduction("min"),
     "Pad": _takes(_pad, 2, 4, "mode"),
     "Conv": _takes(_conv, 2, 3, "auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"),
     "Range": _takes(_range, 3, 3),

@@ -63,22 +63,22 @@ class Prepared:
         ArgumentError, ShapeError, DTypeError, BackendError
             If an input is missing, unknown or wrong, or a node cannot run; the message names it.
         """
-        values: dict[str, Any] = {"": None, **self._constants, **self._given(inputs)}
+        values: dict[str, Any] = {"": None, **self._constants, **self._check_inputs(inputs)}
         wanted = [*reversed(self._graph.outputs)]
         while wanted:
             if wanted[-1] in values:
                 wanted.pop()
                 continue
             node = self._makers[wanted[-1]]
-            needed = self._needed(node, values)
+            needed = self._needed_values(node, values)
             missing = [name for name in needed if name not in values]
             wanted += missing
             if not missing:
                 made = [values[n] for n in needed] if node.op == "If" else self._run(node, values)
                 values |= {name: value for name, value in zip(node.outputs, made, strict=False) if name}
-        return tuple(self._left(values[name]) for name in self._graph.outputs)
+        return tuple(self._convert_output(values[name]) for name in self._graph.outputs)
 
-    def _needed(self, node: Node, values: Mapping[str, Any]) -> list[str]:
+    def _needed_values(self, node: Node, values: Mapping[str, Any]) -> list[str]:
         """Return the values that a node needs; for an If node, the outputs of the taken branch."""
         if node.op != "If":
             return self._inputs(node)
@@ -104,7 +104,7 @@ class Prepared:
             others = (values[name] for k, name in enumerate(padded(node)) if k not in _WEIGHTS)
             return ready(*others)[: len(node.outputs)]
 
-    def _given(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
+    def _check_inputs(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
         """Return the checked inputs by name."""
         optional = [i for i in self._graph.inputs if i.name in self._graph.constants]
         required = [i for i in self._graph.inputs if i.name not in self._graph.constants]
@@ -123,9 +123,9 @@ class Prepared:
                 f"inputs has missing names {missing} and unknown names {unknown}, expected {', '.join(known)}"
             )
             raise ArgumentError(msg)
-        return {name: self._entered(known[name], a) for name, a in inputs.items()}
+        return {name: self._check_input(known[name], a) for name, a in inputs.items()}
 
-    def _entered(self, expected: Input, a: Array) -> Array:
+    def _check_input(self, expected: Input, a: Array) -> Array:
         """Check one input against the dtype, library and shape of the model."""
         xp, dtype = _array.namespace(a, expected.name), _array.dtype_name(a.dtype)
         if expected.dtype is not None and dtype != expected.dtype:
@@ -140,7 +140,7 @@ class Prepared:
             raise ShapeError(msg)
         return _array.native(a)
 
-    def _left(self, a: Array) -> Array:
+    def _convert_output(self, a: Array) -> Array:
         """Convert an output to the array library."""
         return _array.asarray(a, self._place.xp, self._place.device) if isinstance(a, np.ndarray) else a
 

@@ -134,7 +134,7 @@ def _concat(place: Place, node: Node, values: list[Any]) -> list[Array]:
 def _slice(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     a = values[0]
     for axis, start, end, step in cuts(node, values):
-        a = _sliced(node, a, axis, start, end, step)
+        a = _slice_axis(node, a, axis, start, end, step)
     return [a]
 
 
@@ -153,7 +153,7 @@ def cuts(node: Node, values: list[Any]) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def _sliced(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
+def _slice_axis(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
     """Slice along one axis; a negative step slices a flipped array, since some libraries lack such steps."""
     if step == 0:
         msg = f"the {node.label} has a step of 0, expected another number"
@@ -227,7 +227,7 @@ def _split(_place: Place, node: Node, values: list[Any]) -> list[Array]:
         msg = f"the {node.label} splits an axis of size {n} into {sizes} for {count} outputs"
         raise ShapeError(msg)
     ends = np.cumsum([0, *sizes]).tolist()
-    return [_sliced(node, a, axis, lo, hi, 1) for lo, hi in pairwise(ends)]
+    return [_slice_axis(node, a, axis, lo, hi, 1) for lo, hi in pairwise(ends)]
 
 
 def _cast(place: Place, node: Node, values: list[Any]) -> list[Array]:
@@ -255,7 +255,7 @@ def _where(place: Place, _node: Node, values: list[Any]) -> list[Array]:
     return [xp.where(*arrays)]
 
 
-def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
+def _chain_binary(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
     """Return an operation that reduces any number of arrays with a binary function."""
 
     def run(place: Place, _node: Node, values: list[Any]) -> list[Array]:
@@ -267,7 +267,7 @@ def _chained(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
 
 def _of_two(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
     """Return the operation of a binary function."""
-    return _chained(compute)._replace(inputs=range(2, 3))
+    return _chain_binary(compute)._replace(inputs=range(2, 3))
 
 
 def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
@@ -361,8 +361,8 @@ OPERATIONS = {
     "Sub": _of_two(lambda _, a, b: a - b),
     "Mul": _of_two(lambda _, a, b: a * b),
     "Div": _takes(_div, 2, 2),
-    "Min": _chained(lambda xp, a, b: xp.minimum(a, b)),
-    "Sum": _chained(lambda _, a, b: a + b),
-    "Max": _chained(lambda xp, a, b: xp.maximum(a, b)),
+    "Min": _chain_binary(lambda xp, a, b: xp.minimum(a, b)),
+    "Sum": _chain_binary(lambda _, a, b: a + b),
+    "Max": _chain_binary(lambda xp, a, b: xp.maximum(a, b)),
     "Equal": _of_two(lambda _, a, b: a == b),
 }

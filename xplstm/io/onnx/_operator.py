@@ -143,7 +143,7 @@ class Operator(NamedTuple):
                 a = self.where.xp.zeros((D, B, n), dtype=dtype, device=self.where.device)
             else:
                 shape = (B, D, n) if self.layout else (D, B, n)
-                a = self._swapped(_checks.array(name, a, self.where, shape, "directions, B, hidden_size"))
+                a = self._swap_axes(_checks.array(name, a, self.where, shape, "directions, B, hidden_size"))
             entered.append(a)
         return X, LSTMState(*entered)
 
@@ -152,7 +152,7 @@ class Operator(NamedTuple):
         D, _, H = self.sizes
         y = _array.reshape(y, (*y.shape[:2], D, H))
         Y = y if self.layout else self.where.xp.permute_dims(y, (0, 2, 1, 3))
-        return Y, self._swapped(state.h), self._swapped(state.c)
+        return Y, self._swap_axes(state.h), self._swap_axes(state.c)
 
     def enter_gradient(self, dY: Array | None) -> Array | None:
         """Convert dY to the gradient with respect to y."""
@@ -179,7 +179,7 @@ class Operator(NamedTuple):
             _, dstate_n = self.enter(X, dY_h, dY_c, "dY_h", "dY_c")
             dX, dstate_0, dlayers = back(self.enter_gradient(dY), dstate_n)
             dweights = from_params(dlayers[0])._asdict()
-            dstates = {"initial_h": self._swapped(dstate_0.h), "initial_c": self._swapped(dstate_0.c)}
+            dstates = {"initial_h": self._swap_axes(dstate_0.h), "initial_c": self._swap_axes(dstate_0.c)}
             return {"X": dX, **{name: a for name, a in dweights.items() if a is not None}, **dstates}
 
         return self.leave(y, state_n), pullback
@@ -188,14 +188,14 @@ class Operator(NamedTuple):
     def _cell_size(self) -> int:
         return self.parts[0]._stack.cell.cell_size(self.sizes[2])
 
-    def _swapped(self, a: Array) -> Array:
+    def _swap_axes(self, a: Array) -> Array:
         """Convert a state between the axes of ONNX and of this package."""
         return self.where.xp.permute_dims(a, (1, 0, 2)) if self.layout else a
 
 
 def lstm(weights: Weights, attributes: Attributes) -> Operator:
     """Return the operator of an LSTM node, with one layer for all directions."""
-    where, sizes, attributes = _opened(weights, attributes, "LSTM")
+    where, sizes, attributes = _check_operator(weights, attributes, "LSTM")
     layer = tuple(params_of("LSTM", weights))
     stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, node_cell(attributes, weights.P))
     return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
@@ -203,7 +203,7 @@ def lstm(weights: Weights, attributes: Attributes) -> Operator:
 
 def rnn(weights: Weights, attributes: Attributes) -> Operator:
     """Return the operator of an RNN node, with one layer for each direction, since functions may differ."""
-    where, sizes, attributes = _opened(weights, attributes, "RNN")
+    where, sizes, attributes = _check_operator(weights, attributes, "RNN")
     parts = [
         FrozenLSTM(_one(sizes, attributes, (reverse,), weights, cell), where, ((p,),))
         for reverse, cell, p in zip(
@@ -215,7 +215,7 @@ def rnn(weights: Weights, attributes: Attributes) -> Operator:
 
 def gru(weights: Weights, attributes: Attributes) -> Operator:
     """Return the operator of a GRU node, with one layer for all directions."""
-    where, sizes, attributes = _opened(weights, attributes, "GRU")
+    where, sizes, attributes = _check_operator(weights, attributes, "GRU")
     stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, gru_cell(attributes))
     layer = tuple(params_of("GRU", weights))
     return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
@@ -224,7 +224,7 @@ def gru(weights: Weights, attributes: Attributes) -> Operator:
 OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm, "GRU": gru, "RNN": rnn}
 
 
-def _opened(
+def _check_operator(
     weights: Weights, attributes: Attributes, operator: str
 ) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
     """Check weights and attributes, and return the library, the sizes D, I and H, and the attributes."""

@@ -157,10 +157,10 @@ class Trace:
         """
         if (name, by_element) not in self._paths:
             followed = {*OPERATIONS, *(_BY_ELEMENT if by_element else ())}
-            self._paths[name, by_element] = self._followed(name, followed)
+            self._paths[name, by_element] = self._follow(name, followed)
         return self._paths[name, by_element]
 
-    def _followed(self, name: str, followed: set[str]) -> Path | None:
+    def _follow(self, name: str, followed: set[str]) -> Path | None:
         wanted, found, starts, measured = [name], set(), set(), set()
         while wanted:
             one = wanted.pop()
@@ -208,7 +208,7 @@ class Trace:
             return None
         if any(node.op in _BOUNDING and self._of_sizes.issuperset(node.outputs) for node in path.nodes):
             return None
-        for measured in self._measured(path, a):
+        for measured in self._measure_shapes(path, a):
             try:
                 values = self.evaluator.run(path.nodes, {path.start: a, **measured})
                 made: np.ndarray = values[end]
@@ -238,7 +238,7 @@ class Trace:
         weight = self.graph.constants.get(node.inputs[1])
         return "float32" if weight is None else weight.dtype
 
-    def _measured(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def _measure_shapes(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Return arrays for the values whose shape alone is used, with the time and batch sizes of `a`."""
         made = {name for node in path.nodes for name in node.outputs} | {path.start}
         free = path.measured - made

@@ -107,7 +107,7 @@ def _decide(kernel: str, kind: str, device: Device, check: Callable[[], str | No
     if known is None:
         try:
             known, where = (
-                _shipped(key, name_of(kernel, kind)),
+                _find_shipped(key, name_of(kernel, kind)),
                 "on an equal device, in a run of the project,",
             )
         except (OSError, ValueError) as error:
@@ -128,7 +128,7 @@ def _decide(kernel: str, kind: str, device: Device, check: Callable[[], str | No
     return Proof(False, f"the kernel failed its trials {where} on {known.date[:10]}: {known.reason}")
 
 
-def _shipped(key: dict[str, str], name: str) -> Verdict | None:
+def _find_shipped(key: dict[str, str], name: str) -> Verdict | None:
     """Return the verdict of the project's own run for this key, or None."""
     content = _content(SHIPPED / file_of(key).name, private=False)
     return None if content is None else _verdicts(content, key).get(name)
