@@ -1,4 +1,4 @@
-"""Write the tables of docs/kernels_gpu.md anew, from what the code has.
+"""Replace the tables of docs/kernels_gpu.md by tables computed from the code.
 
 python -m docs.gpu_tables
 """

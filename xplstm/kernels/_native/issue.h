@@ -1,7 +1,7 @@
 /* Steps on a GPU from the host: products by cuBLAS and launches by the driver, without Python between them.
 
-   The functions are those that CuPy has loaded; _cuda/loop.py hands their addresses over. Nothing of CUDA is
-   needed to compile this. Every enumeration of theirs is an int. */
+   CuPy has loaded the functions, and _cuda/loop.py passes their addresses. Compiling needs no header of CUDA,
+   so every enumeration is declared as an int. */
 
 typedef int (*GemmEx)(void *handle, int transa, int transb, int m, int n, int k, const void *alpha,
                       const void *a, int a_type, int lda, const void *b, int b_type, int ldb,
@@ -17,12 +17,12 @@ typedef int (*LaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, un
                             unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                             void *stream, void **parameters, void **extra);
 
-/* A matrix of each direction, which moves by `apart` bytes from step to step. */
+/* A matrix of each direction, with `apart` bytes between the matrices of consecutive steps. */
 typedef struct Operand {
     long long start[2], apart[2], type, bytes, step;
 } Operand;
 
-/* A launch of (struct, step), or where `kernel` is 0 a product of cuBLAS for one or two directions. */
+/* A launch of (struct, step), or a product of cuBLAS for one or two directions if `kernel` is 0. */
 typedef struct Operation {
     long long kernel, grid[2], threads, arguments;
     long long transposed[2], sizes[3], alpha, beta, directions, compute, algo;
@@ -82,8 +82,8 @@ static int issue_launch(const Issue *to, const Operation *o, Size k)
                       (unsigned)o->threads, 1, 1, 0, to->stream, parameters, NULL);
 }
 
-/* The status of the first operation that fails, or 0; -1 after an exception of a signal's handler. Signals
-   are looked at between steps, because a long sequence takes seconds. */
+/* Return the status of the first operation that fails, or 0; -1 after an exception of a signal handler.
+   Signals are checked between steps, because a long sequence takes seconds. */
 static int issue_steps(const Issue *to, const Operation *operations, Size many, Size start, Size count,
                        Size by, Size *failed, Size *k)
 {
@@ -108,8 +108,9 @@ static int issue_steps(const Issue *to, const Operation *operations, Size many, 
 }
 
 /* issue((gemm, batched, set_stream, set_workspace, launch), handle, stream, workspace, bytes, operations,
-   start, count, by): run `count` steps from `start`. None, or (of the driver, status, operation, step) of the
-   first call that failed; operation is -1 where it was none. Without a workspace, cuBLAS has its own. */
+   start, count, by): run `count` steps from `start`. Return None, or (of the driver, status, operation, step)
+   of the first call that failed; operation is -1 for a call outside the operations. Without a workspace,
+   cuBLAS uses its own. */
 static PyObject *issue(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -141,7 +142,7 @@ static PyObject *issue(PyObject *self, PyObject *args)
         status = issue_steps(&to, operations, view->len / (Py_ssize_t)sizeof(Operation), start, count, by,
                              &failed, &k);
         driver = status > 0 && operations[failed].kernel;
-        if (workspace) { /* cuBLAS takes its own again with the stream */
+        if (workspace) { /* setting the stream restores cuBLAS's own workspace */
             int last = to.set_stream(to.handle, to.stream);
             if (!status && (status = last))
                 failed = -1;

@@ -76,7 +76,7 @@ static void NAME(gain)(REAL *a, const REAL *gain, const REAL *more, Size size)
         store(a + n, more ? fma(load(a + n), load(gain + n), load(more + n)) : load(a + n) * load(gain + n));
 }
 
-/* `normalise` and `gain` backward, in place, from what the row became and the scale. */
+/* `normalise` and `gain` backward, in place, from the scaled row and the scale. */
 INLINE void NAME(gain_back)(REAL *d, const REAL *gain, const REAL *unit_row, REAL scale, Size H, int blocks)
 {
     Size size = (H + LANES - 1) / LANES * LANES * blocks;
@@ -106,15 +106,15 @@ static void NAME(pack_gain)(const REAL *w, Size H, Size units, Size blocks, REAL
                 w && unit < H ? w[block * H + unit] : 0;
 }
 
-/* What the backward pass of one batch entry needs of the normalisation of c': the gradients with respect to m
+/* Arrays of the normalisation of c' backward, for one batch entry: the gradients with respect to m
    and to H's argument, this argument, and the gradient with respect to c'. */
 #define Exposed NAME(Exposed)
 typedef struct Exposed {
     REAL *dm, *dseen, *seen, *dcell;
 } Exposed;
 
-/* From dm of all units to the gradient with respect to c', for one batch entry with the kept z and c' after
-   its normalisation. */
+/* Convert dm of all units to the gradient with respect to c', for one batch entry with the kept z and the
+   normalised c'. */
 static void NAME(exposed_backward)(const Packed *p, const REAL *z, const REAL *unit_c, REAL scale,
                                    const Exposed *e)
 {
@@ -132,7 +132,7 @@ static void NAME(exposed_backward)(const Packed *p, const REAL *z, const REAL *u
     NAME(gain_back)(e->dcell, gain, unit_c, scale, p->H, 1);
 }
 
-/* Sums over a block's rows for own panels: of dz for the bias, of dz times what was scaled for the gains. */
+/* Sum over a block's rows for own panels: dz for the bias, dz times the scaled numbers for the gains. */
 static void NAME(sum_gains)(const Backward *f, int direction, Size first, Size last, REAL *sums)
 {
     const Rows *rows = &f->rows[direction];

@@ -21,8 +21,8 @@
 /* Iterations of a spin loop, about 20 to 50 microseconds, before a thread yields or sleeps. */
 enum { SPINS = 1000, TURNS_AWAKE = 2000 };
 
-/* A wait of LATE nanoseconds is late: the shares of a team never differ by as much, but a scheduler's time
-   slice is longer. With MOST_LATE late waits in a window of crossings, waiting takes longer than the work. */
+/* A wait of LATE nanoseconds is late. The shares of a team differ by less, and a scheduler's time slice is
+   longer. With MOST_LATE late waits in a window of crossings, waiting takes longer than the work. */
 enum { LATE = 500000, MOST_LATE = 2, WINDOW = 256 };
 
 /* Nanoseconds for which one thread works alone after late waits; doubled each time. */
