@@ -295,7 +295,8 @@ def check_grad(
     values = _numbers(outputs)
     weights = {name: rng.standard_normal(a.shape) for name, a in values.items()}
     gradients = pullback(_trees.map_arrays("", outputs, lambda name, a: _like(weights[name], a)))
-    rounding = ROUNDINGS * float(np.finfo(np.float64).eps) * _total(weights, values) / step
+    total = float(sum(np.sum(np.abs(weights[name] * a)) for name, a in values.items()))
+    rounding = ROUNDINGS * float(np.finfo(np.float64).eps) * total / step
     rows = []
     for name, a in leaves.items():
         analytic = _gradient(name, a, gradients[name])
@@ -395,11 +396,6 @@ def _numbers(outputs: Tree) -> dict[str, np.ndarray]:
 def _like(values: np.ndarray, a: Array) -> Array:
     """Return host values as an array with the library, device and dtype of `a`."""
     return _array.asarray(values, _array.namespace(a, "a"), _array.device(a), _array.dtype_name(a.dtype))
-
-
-def _total(weights: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
-    """Return the sum of the absolute weighted outputs."""
-    return float(sum(np.sum(np.abs(weights[name] * a)) for name, a in outputs.items()))
 
 
 def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:

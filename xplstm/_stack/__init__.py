@@ -370,9 +370,5 @@ def trace(stack: Stack, call: Call, layers: Layers) -> tuple[Array, ...]:
         assert residuals is not None
         x = _merge.forward(stack.merge, y)
         directions += [reference.trace(residuals, d) for d in range(len(stack.reverse))]
-    return tuple(_stack_trace(stack, call, column) for column in zip(*directions, strict=True))
-
-
-def _stack_trace(stack: Stack, call: Call, column: tuple[Array, ...]) -> Array:
-    """Stack one traced array of all layers and directions, with the axes in the user's order."""
-    return call.xp.stack([user_major(stack, call, a) for a in column], axis=0)
+    columns = zip(*directions, strict=True)
+    return tuple(call.xp.stack([user_major(stack, call, a) for a in column], axis=0) for column in columns)

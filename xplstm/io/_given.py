@@ -137,7 +137,8 @@ def _change(module: Any) -> str | None:
         return None if is_own else f"it is a {shown(name)}, which is not PyTorch's"
     if not own and _package(kinds[0]) not in _LIBRARIES:
         return f"{called} is not a recurrent module of {', '.join(sorted(_LIBRARIES))}"
-    names = {name for kind in own for name, value in vars(kind).items() if _is_method(name, value)}
+    values = [item for kind in own for item in vars(kind).items() if not item[0].startswith("__")]
+    names = {name for name, value in values if callable(value) or hasattr(value, "__get__")}
     for name in sorted(names.union(_CALLS) - _HARMLESS):
         if name in vars(module):
             return f"{name} of the object is replaced"
@@ -167,10 +168,6 @@ def _find_replaced(module: Any) -> str | None:
     own = {} if hasattr(module, "original_name") else vars(module).get("_parameters", {})
     wrong = [name for name, a in zip(names, used, strict=False) if own.get(name, a) is not a]
     return f"its _flat_weights have another {shown(wrong[0])} than its parameters" if wrong else None
-
-
-def _is_method(name: str, value: Any) -> bool:
-    return not name.startswith("__") and (callable(value) or hasattr(value, "__get__"))
 
 
 def _is_foreign(method: Any) -> bool:

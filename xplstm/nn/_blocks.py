@@ -106,7 +106,9 @@ def explain(
 ) -> Explanation:
     """Return which kernel would run the largest block of x."""
     blocks = _enter(stack, home, x, None, lengths, mask, reset)
-    sizes = max(blocks.times, default=0), _largest(blocks.batches), stack.input_size
+    # Unknown sizes of chunks are NaN.
+    batch = int(max((n for n in blocks.batches if n == n), default=1))
+    sizes = max(blocks.times, default=0), batch, stack.input_size
     if blocks.are_widened:
         home, layers = home._replace(dtype="float32"), _wide(layers)
     dtype = _array.dtype_named(home.xp, home.dtype)
@@ -118,11 +120,6 @@ def explain(
     stack = stack._replace(batch_first=False)
     call = _stack.enter(stack, home, block, None, steps, holes, resets)
     return _stack.explain(stack, call, layers)
-
-
-def _largest(sizes: tuple[Any, ...]) -> int:
-    """Return the largest known size, or 1."""
-    return int(max((n for n in sizes if n == n), default=1))
 
 
 def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any, reset: Any) -> _Blocks:

@@ -89,7 +89,8 @@ class Archive:
             end = file.tell() + info.compress_size
             if info.flag_bits & _DESCRIBED:
                 end += _descriptor(file, info, end)
-        texts = sum(len(_encode_name(info)) + len(info.extra) + len(info.comment) for info in infos)
+        names = (info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437") for info in infos)
+        texts = sum(map(len, names)) + sum(len(info.extra) + len(info.comment) for info in infos)
         tail = start + len(infos) * _ENTRY + texts
         length = os.path.getsize(self.path)
         if start != end or length - tail not in (_END, _END + _ENDS64) or not _is_end(file, tail, start):
@@ -129,11 +130,6 @@ class Archive:
                 raise
             msg = f"{self.path} is a damaged zip file: {type(error).__name__} {quoted(str(error))}"
             raise FormatError(msg) from error
-
-
-def _encode_name(info: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of the name in the file."""
-    return info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
 
 
 def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:

@@ -47,7 +47,8 @@ def find(contents: Contents) -> list[Found]:
         version = contents.metadata["version"]
         told = keras_config.recurrent(contents.where, contents.metadata["config"], version, by_layer)
         _check_names(contents, told)
-    named = _find_named(contents)
+    resolved, cudnn = from_cudnn(contents, NAMES)
+    named = [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
     if by_layer:
         cells = place_cells(contents, [_batch_first(one) for one in named], told)
     else:
@@ -59,12 +60,6 @@ def find(contents: Contents) -> list[Found]:
     if contents.file == "keras":
         named = [one._replace(untold=_open(one)) for one in named]
     return [*_find_unconfigured(cells), *(() if by_layer else named)]
-
-
-def _find_named(contents: Contents) -> list[Found]:
-    """Return the cells whose variables have attribute names."""
-    resolved, cudnn = from_cudnn(contents, NAMES)
-    return [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
 
 
 def _batch_first(cell: Found) -> Found:

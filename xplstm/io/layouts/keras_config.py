@@ -278,7 +278,8 @@ def _layer(
         if kind not in _CELLS.values():
             return _unreadable_entry(path, name, f"an {kind}, which is not supported")
         options, problem = _options(kind, config, version)
-    return Recurrent(kind, path, name, _units(config), options, _use_bias(config), below, problem)
+    use_bias = _values.flag("use_bias", config["use_bias"])
+    return Recurrent(kind, path, name, _units(config), options, use_bias, below, problem)
 
 
 def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -292,10 +293,6 @@ def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, 
 
 def _units(config: Mapping[str, Any]) -> int:
     return _values.size("units", config["units"])
-
-
-def _use_bias(config: Mapping[str, Any]) -> bool:
-    return _values.flag("use_bias", config["use_bias"])
 
 
 def _both(

@@ -47,7 +47,10 @@ def resolve(contents: Contents) -> Contents:
     places = {name.rpartition(".")[0] for name in tensors}
     for target, parts in groups.items():
         rule = next((rule for rule in _RULES if {*rule.parts} == parts.keys()), None)
-        if rule is None or _is_any_pair(rule, [tensors[parts[part]].shape for part in rule.parts]):
+        # Two numbered vectors may be tensors of any parametrisation.
+        if rule is None or (
+            rule.parts == _NORMED[1] and all(len(tensors[parts[part]].shape) == 1 for part in rule.parts)
+        ):
             continue
         given = [tensors.pop(parts[part]) for part in rule.parts]
         place = _inner(target, places) if rule.parts == ("raw",) else target
@@ -58,11 +61,6 @@ def resolve(contents: Contents) -> Contents:
         shape = given[1].shape if rule.parts in _NORMED else given[0].shape
         tensors[place] = Tensor(shape, given[0].dtype, array)
     return contents._replace(tensors=tensors)
-
-
-def _is_any_pair(rule: _Rule, shapes: list[tuple[int, ...]]) -> bool:
-    """Return whether two numbered tensors are vectors, which any parametrisation may have."""
-    return rule.parts == _NORMED[1] and len(shapes[0]) == len(shapes[1]) == 1
 
 
 def _inner(target: str, places: Collection[str]) -> str:

@@ -117,7 +117,9 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     """Return whether the batch is the first axis of the input; None if the graph does not show it."""
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
     before, nodes = trace.moved_from(X)
-    swapped = _is_swapped(nodes)
+    # Whether the last node that moves an axis swaps time and the batch.
+    last = next((one for one in nodes if one.op not in _BETWEEN), None)
+    swapped = last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
     source = trace.scaled_from(X) or trace.rearranged_from(X)
     if source is not None:
         return _from_input(trace, node, source, I, swapped)
@@ -131,12 +133,6 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     if swapped:
         return not layout
     return layout if trace.keeps_order(X, known) else None
-
-
-def _is_swapped(nodes: list[Node]) -> bool:
-    """Return whether the last node that moves an axis swaps time and the batch."""
-    last = next((node for node in nodes if node.op not in _BETWEEN), None)
-    return last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
 
 
 def _reorders(trace: Trace, node: Node) -> bool:

@@ -409,7 +409,8 @@ def _attribute(where: str, a: Any) -> Any:
     """Return the value of an AttributeProto."""
     kind = next((name for name, number in a.AttributeType.items() if number == a.type), None)
     if kind in ("FLOAT", "FLOATS"):
-        numbers = [_format_float32(number) for number in ([a.f] if kind == "FLOAT" else a.floats)]
+        # The shortest decimals that round to these float32 numbers: 0.2, not 0.200000003.
+        numbers = [float(str(np.float32(number))) for number in ([a.f] if kind == "FLOAT" else a.floats)]
         return numbers[0] if kind == "FLOAT" else numbers
     if kind in ("INT", "INTS"):
         return a.i if kind == "INT" else list(a.ints)
@@ -417,11 +418,6 @@ def _attribute(where: str, a: Any) -> Any:
         texts = [value.decode(errors="replace") for value in ([a.s] if kind == "STRING" else a.strings)]
         return texts[0] if kind == "STRING" else texts
     return tensor_of(where, a.name, a.t) if kind == "TENSOR" else None
-
-
-def _format_float32(number: float) -> float:
-    """Return the shortest decimal that rounds to a float32 number: 0.2, not 0.200000003."""
-    return float(str(np.float32(number)))
 
 
 KEEP_INSIDE = "save the model with internal tensors, onnx.save(onnx.load(path), path)"

@@ -80,10 +80,6 @@ def _axes(node: Node, values: list[Any]) -> list[int] | None:
     return node.attributes.get("axes")
 
 
-def _shape_array(shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(shape, dtype=np.int64)
-
-
 def _identity(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
     return [values[0]]
 
@@ -104,7 +100,7 @@ def _constant_of_shape(place: Place, node: Node, values: list[Any]) -> list[Arra
 
 def _shape(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     start, end = node.attributes.get("start", 0), node.attributes.get("end")
-    return [_shape_array(tuple(values[0].shape)[start:end])]
+    return [np.asarray(tuple(values[0].shape)[start:end], dtype=np.int64)]
 
 
 def _size(_place: Place, _node: Node, values: list[Any]) -> list[Array]:

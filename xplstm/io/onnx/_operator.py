@@ -138,7 +138,7 @@ class Operator(NamedTuple):
         B = X.shape[0 if self.layout else 1]
         dtype = _array.dtype_named(self.where.xp, self.where.dtype)
         entered = []
-        for name, a, n in ((h_name, h, H), (c_name, c, self._cell_size)):
+        for name, a, n in ((h_name, h, H), (c_name, c, self.parts[0]._stack.cell.cell_size(H))):
             if a is None:
                 a = self.where.xp.zeros((D, B, n), dtype=dtype, device=self.where.device)
             else:
@@ -183,10 +183,6 @@ class Operator(NamedTuple):
             return {"X": dX, **{name: a for name, a in dweights.items() if a is not None}, **dstates}
 
         return self.leave(y, state_n), pullback
-
-    @property
-    def _cell_size(self) -> int:
-        return self.parts[0]._stack.cell.cell_size(self.sizes[2])
 
     def _swap_axes(self, a: Array) -> Array:
         """Convert a state between the axes of ONNX and of this package."""
