@@ -111,7 +111,7 @@ def pytest_configure() -> None:
         # A required kernel is tested wherever it would be chosen, proven or not.
         vars(importlib.import_module(_dispatch.TABLE[name])).pop("proof", None)
     if required().intersection(parts.KERNELS):
-        parts.proven = lambda: True
+        parts.is_proven = lambda: True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

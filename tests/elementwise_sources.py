@@ -14,7 +14,7 @@ from xplstm.cells import Cell, Sizes
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.lstm import STANDARD
 from xplstm.cells.variant import lstm_cell
-from xplstm.kernels._cuda.program import Kernel, compiled
+from xplstm.kernels._cuda.program import Kernel, compile_kernel
 from xplstm.kernels.cupy_elementwise import Form, record
 
 FUNCTIONS = ("elu", "softsign", "softplus", "leaky_relu", "scaled_tanh", "hard_sigmoid", "thresholded_relu")
@@ -48,7 +48,7 @@ def source(kernel: Kernel, dtype: str, contiguous: bool) -> str:
     import cupy
     from cupy._core import _carray, _kernel
 
-    made: Any = compiled(kernel)
+    made: Any = compile_kernel(kernel)
     arguments = [
         _kernel._ArgInfo(INDEXER, _carray.Indexer, None, 1, True, contiguous)
         if p.name == "_ind"

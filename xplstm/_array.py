@@ -399,7 +399,7 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     return xp.reshape(x, shape)
 
 
-def bounded(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
+def clip_values(xp: Namespace, x: Array, lowest: float, highest: float) -> Array:
     """Clip `x` to the bounds and keep NaN; `clip` of array-api-compat waits for the GPU on CuPy."""
     x = xp.where(x < lowest, xp.full_like(x, lowest), x)
     return xp.where(x > highest, xp.full_like(x, highest), x)

@@ -53,7 +53,7 @@ def precision(value: str | None, reproducible: bool) -> str | None:
     return value
 
 
-def narrowed(what: str, a: Array, xp: Namespace, device: Device | None, dtype: str) -> Array:
+def convert(what: str, a: Array, xp: Namespace, device: Device | None, dtype: str) -> Array:
     """Return `a` converted to another library, device and dtype; raise an error if a value overflows."""
     with np.errstate(over="ignore"):  # checked below
         made = _array.asarray(a, xp, device, dtype)

@@ -140,7 +140,7 @@ pinned = _pinned.get
 def why_not(name: str, problem: Problem) -> str | None:
     """Return why the kernel `name` does not run `problem`, or None; the kernel's own reason comes first."""
     kernel, pinned = load(name), _pinned.get()
-    problem = problem.lent_to(kernel.arrays)
+    problem = problem.lend_to(kernel.arrays)
     if problem.activations and problem.weights not in kernel.storages:
         return f"the kernel cannot round activations to {problem.activations}"
     reason = kernel.supports(problem)
@@ -163,12 +163,12 @@ def proof(kernel: Kernel, problem: Problem) -> str:
     """Return the text of the kernel's proof on the device, or "" if `kernel` is pinned or needs no proof."""
     if kernel.proof is None or _pinned.get() is not None:
         return ""
-    return kernel.proof(problem.lent_to(kernel.arrays), load("reference")).text
+    return kernel.proof(problem.lend_to(kernel.arrays), load("reference")).text
 
 
 def canonical_sums(kernel: Kernel, problem: Problem) -> bool:
     """Return whether `kernel` uses the reproducible summation order; a problem without steps has no sums."""
-    return problem.T * problem.B == 0 or kernel.canonical_sums(problem.lent_to(kernel.arrays))
+    return problem.T * problem.B == 0 or kernel.canonical_sums(problem.lend_to(kernel.arrays))
 
 
 def why_missing(name: str) -> str:

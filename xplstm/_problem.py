@@ -69,7 +69,7 @@ class Problem(NamedTuple):
         """Number of features of h: P with a projection, else H."""
         return self.proj_size or self.H
 
-    def lent_to(self, backend: str) -> Problem:
+    def lend_to(self, backend: str) -> Problem:
         """Return the problem for kernels on arrays of `backend`, with borrowed memory if it is lent."""
         if isinstance(self.loan, str) or self.loan.backend != backend:
             return self

@@ -23,7 +23,7 @@ THREADS = "2 threads"
 
 def draw(path: Path) -> None:
     """Draw a group of bars for each kind of work, a bar for each library; log scale, a line at 1."""
-    tables = results.timed(results.load(NUMBERS).rows)
+    tables = results.group_timed(results.load(NUMBERS).rows)
     means = {
         kind: {
             name: statistics.geometric_mean(found.values())

@@ -51,7 +51,7 @@ def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
 def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, bool]]:
     """Where both kernels were timed forward: the faster, the slower, and whether the faster is chosen."""
     found = []
-    for (what, precision), shapes in results.timed(rows).items():
+    for (what, precision), shapes in results.group_timed(rows).items():
         for shape, engines in shapes.items() if what == "forward" else ():
             if not {"cupy_persistent", "cupy_fused"} <= set(engines):
                 continue

@@ -46,7 +46,7 @@ def test_a_small_run(
     assert command.main([*argv, "--json", str(numbers), "--plot", str(picture)]) == 0
     assert {name: os.environ.get(name) for name in VARIABLES} == before
     report = results.load(numbers)
-    tables = results.timed(report.rows)
+    tables = results.group_timed(report.rows)
     assert {key: list(shapes) for key, shapes in tables.items()} == {
         ("forward", "1 thread"): [SHAPE],
         ("train", "1 thread"): [SHAPE],
@@ -266,7 +266,7 @@ def test_the_loop_of_jax_is_an_lstm(jax) -> None:
     rng = np.random.default_rng(3)
     lstm = xplstm.LSTM(SHAPE.I, SHAPE.H, rng=rng)
     x = rng.standard_normal((SHAPE.T, SHAPE.B, SHAPE.I), dtype=np.float32)
-    np.testing.assert_allclose(peers.scanned(lstm.params, x), lstm(x)[0], atol=1e-6)
+    np.testing.assert_allclose(peers.scan_lstm(lstm.params, x), lstm(x)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "benchmarks_amd", "benchmarks_precisions"])
@@ -358,7 +358,7 @@ def test_every_peer_is_an_lstm(name: str, shape: Shape) -> None:
 
 def engines_of(file: Path) -> dict[tuple[str, Shape], list[str]]:
     """Return the engines in the file of a run, by operation and shape."""
-    tables = results.timed(results.load(file).rows)
+    tables = results.group_timed(results.load(file).rows)
     return {
         (what, shape): list(rows) for (what, _), shapes in tables.items() for shape, rows in shapes.items()
     }

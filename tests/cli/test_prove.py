@@ -223,10 +223,10 @@ def test_a_fit_that_predicts_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
         fit.Point("", float(10.0 ** rng.uniform(-3, 3)), lambda costs: costs.fused_step) for _ in range(20)
     ]
     monkeypatch.setattr(fit, "points", lambda *_: wild)
-    costs, said = fit.fitted(None, None, ["float32"])  # type: ignore[arg-type]
+    costs, said = fit.find_costs(None, None, ["float32"])  # type: ignore[arg-type]
     assert costs is None
     assert said.startswith("20 step times; median error of predictions ")
-    assert fit.fitted(None, None, [])[1] == "0 times were measured, but 7 costs need at least as many"  # type: ignore[arg-type]
+    assert fit.find_costs(None, None, [])[1] == "0 times were measured, but 7 costs need at least as many"  # type: ignore[arg-type]
 
 
 def test_without_a_device_it_says_why(run: Prove, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_plans_of_the_trials_take_every_entry_and_kind_of_cut(kind: str, pro
         assert any(p.unit_blocks > 1 and p.unit_blocks * p.units > s.H for s, p in found)
         assert any(0 < p.chunk < 4 * s.H for s, p in found) is (backward and not mma)
         if mma and processors > 100:
-            rests = {p.units for s, p in found if cupy_persistent.sliced(p, s.H, kind, backward).rest}
+            rests = {p.units for s, p in found if cupy_persistent.slice_steps(p, s.H, kind, backward).rest}
             assert len(rests) > 1
         assert all(p.unit_blocks * p.groups * len(s.reverse) <= processors for s, p in found)
 

@@ -44,7 +44,7 @@ PATIENCE = 600.0
 VERSION = "14.2.0"
 CACHES = (
     *(launch.kernel, launch._module, loop.functions, loop.why_python),
-    *(program.compiled, waits.status, layer.device_memory),
+    *(program.compile_kernel, waits.status, layer.device_memory),
 )
 """Of what is made with the library that is here."""
 

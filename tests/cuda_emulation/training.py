@@ -68,7 +68,7 @@ def there(function: Callable[..., Any]) -> Callable[..., Any]:
 ROOM = types.SimpleNamespace(
     **{
         name: there(getattr(training_parts, name))
-        for name in ("updated", "clipped", "cross_entropy", "scaled_mask", "hold_mask", "sum_rows")
+        for name in ("update", "clip", "cross_entropy", "scaled_mask", "hold_mask", "sum_rows")
     }
 )
 
@@ -79,9 +79,9 @@ def main() -> None:
     params = {"a": np.ones((700, 2), "float32"), "b": np.ones(3, "float32")}
     rules = dict.fromkeys(params, Adam(0.1)._rule(0.1, 1, None, "a"))
     with standin.installed():
-        _, averages = ROOM.updated(rules, params, params, {"m": {}, "v": {}, "master": {}})
-        ROOM.updated(rules, params, params, averages)
-        ROOM.clipped({**params, "c": np.ones(2 * training_parts.RUN, "float32")}, 1.0)
+        _, averages = ROOM.update(rules, params, params, {"m": {}, "v": {}, "master": {}})
+        ROOM.update(rules, params, params, averages)
+        ROOM.clip({**params, "c": np.ones(2 * training_parts.RUN, "float32")}, 1.0)
         targets = np.asarray([0, 299, 5])
         _, pullback = ROOM.cross_entropy(np.ones((3, 300), "float32"), targets, targets > 0)
         pullback(2.0)

@@ -391,7 +391,7 @@ def test_threads_do_not_race() -> None:
 
 def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a GPU has proven the others and none is pinned."""
-    monkeypatch.setattr(parts, "proven", lambda: False)
+    monkeypatch.setattr(parts, "is_proven", lambda: False)
     cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()
     assert _array.faster(cupy) is None
@@ -399,7 +399,7 @@ def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: p
         with xplstm.use_kernel(name):
             assert _array.faster(cupy) is training_parts
             assert _array.faster(numpy) is None
-    monkeypatch.setattr(parts, "proven", lambda: True)
+    monkeypatch.setattr(parts, "is_proven", lambda: True)
     assert _array.faster(cupy) is training_parts
     with xplstm.use_kernel("reference"):
         assert _array.faster(cupy) is None

@@ -399,7 +399,7 @@ def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pyt
             return best(problem, back)
         sizes = (chip, 1, problem.B, problem.H, kind, back, cupy_persistent.COSTS)
         found = next(p for p in cupy_persistent.plans(*sizes) if p.units == units and p.tiles == 1)
-        assert cupy_persistent.sliced(found, problem.H, kind, back).rest > 0
+        assert cupy_persistent.slice_steps(found, problem.H, kind, back).rest > 0
         return found
 
     with standin.installed():

@@ -155,7 +155,7 @@ def test_numbers_are_not_checked_during_a_recording(monkeypatch: pytest.MonkeyPa
             found = cupy_fused.proof(problem_there(), None)  # type: ignore[arg-type]
         assert not found.passed
         assert "outside a stream capture" in found.text
-        assert not proof.decided("cupy_fused", "float32", standin.Device(0))
+        assert not proof.is_decided("cupy_fused", "float32", standin.Device(0))
 
 
 @pytest.mark.parametrize("missing", ["driver", "symbol"])

@@ -302,7 +302,7 @@ def _keep(
         kernel = _borrow.select(asked)
         y, end, residuals = kernel.forward(asked, kernel.prepare(asked, params), x, state, valid, *call.fresh)
         return y, end, lambda dy, dstate: kernel.backward(residuals, dy, dstate)
-    kernel = _borrow.select(_checkpoint.widened(asked)._replace(T=checkpoint))
+    kernel = _borrow.select(_checkpoint.widen_problem(asked)._replace(T=checkpoint))
     y, end, segments = _checkpoint.forward(kernel, checkpoint, asked, params, x, state, valid, *call.fresh)
     return y, end, lambda dy, dstate: _checkpoint.backward(segments, dy, dstate)
 

@@ -21,7 +21,7 @@ from xplstm import _array, _choice, _dispatch
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._problem import Loan, Problem
 from xplstm._stack import _cuda, _jax
-from xplstm._stack._run import Library, Packed, Run, host, loan_of, numpy_problem, pack, present
+from xplstm._stack._run import Library, Packed, Run, host, loan_of, numpy_problem, pack, pick_present
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.kernels import _threads
@@ -92,7 +92,7 @@ def _borrowing(kernel: Kernel, backend: str) -> Kernel:
         problem: Problem, layer: Packed, x: Array, state: LSTMState, *steps: Array | None
     ) -> tuple[Array, LSTMState, Any]:
         run = Run(kernel, library, problem, layer, steps)
-        arrays = [x, *state, *present(layer.params, layer.params)]
+        arrays = [x, *state, *pick_present(layer.params, layer.params)]
         if library.differentiates(arrays):
             y, h_n, c_n = library.operation(run, arrays)
             return y, LSTMState(h_n, c_n), None

@@ -84,7 +84,7 @@ class Run:
         with self.library.bound(loan_of(self.problem)):
             dy, dh_n, dc_n = map(self.library.view, gradients)
             dx, dstate_0, dparams = self.kernel.backward(residuals, dy, LSTMState(dh_n, dc_n))
-            return self.library.own([dx, *dstate_0, *present(self.params, dparams)], gradients[0])
+            return self.library.own([dx, *dstate_0, *pick_present(self.params, dparams)], gradients[0])
 
     def keep(self, arrays: Sequence[Array]) -> Any:
         """Return the residuals for `backward`, from a forward pass over `arrays`."""
@@ -114,10 +114,10 @@ def loan_of(problem: Problem) -> Loan:
 
 def numpy_problem(kernel: Kernel, problem: Problem) -> Problem:
     """Return the problem for NumPy arrays, which the kernel runs."""
-    return problem.lent_to(kernel.arrays)._replace(dx=True)
+    return problem.lend_to(kernel.arrays)._replace(dx=True)
 
 
-def present(params: Directions, others: Directions) -> Iterator[Any]:
+def pick_present(params: Directions, others: Directions) -> Iterator[Any]:
     """Yield the items of `others` at the parameters that are not None."""
     for p, other in zip(params, others, strict=True):
         yield from (b for a, b in zip(p, other, strict=True) if a is not None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from xplstm._array import bounded
+from xplstm._array import clip_values
 from xplstm._typing import Array, Namespace
 from xplstm.cells.params import Activation
 
@@ -166,11 +166,11 @@ def constants(activation: Activation) -> tuple[float, float]:
     return alpha or 0.0, beta or 0.0
 
 
-def clipped(xp: Namespace, a: Array, bound: float | None) -> Array:
+def clip(xp: Namespace, a: Array, bound: float | None) -> Array:
     """Clip `a` to [-bound, bound], or return `a` without a bound."""
-    return a if bound is None else bounded(xp, a, -bound, bound)
+    return a if bound is None else clip_values(xp, a, -bound, bound)
 
 
-def clipped_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:
-    """Return the gradient with respect to the input of `clipped`, which is 0 where `a` was clipped."""
+def clip_back(xp: Namespace, da: Array, a: Array, bound: float | None) -> Array:
+    """Return the gradient with respect to the input of `clip`, which is 0 where `a` was clipped."""
     return da if bound is None else xp.where(xp.abs(a) <= bound, da, xp.zeros_like(da))

@@ -53,7 +53,7 @@ class StepGradients(NamedTuple):
     """The contribution of one step to the gradients of the parameters, for each batch entry.
 
     The kernel joins the contributions of all steps and computes one product. `m` is the
-    result of `unprojected`, and `dh` is the gradient with respect to its projection. Both
+    result of `gate_output`, and `dh` is the gradient with respect to its projection. Both
     are None without a projection.
     """
 
@@ -70,7 +70,7 @@ def activate(xp: Namespace, z: Array) -> Gates:
     return Gates(i, f, xp.tanh(z[..., 2 * H : 3 * H]), o)
 
 
-def unprojected(xp: Namespace, o: Array, c: Array) -> Array:
+def gate_output(xp: Namespace, o: Array, c: Array) -> Array:
     """Return ``o * tanh(c')``, which is h' or the input of the projection."""
     return o * xp.tanh(c)
 
@@ -110,7 +110,7 @@ class LSTMCell(Cell):
         gates = activate(xp, zx + h @ p.weight_hh.T)
         i, f, g, o = gates
         c_new = f * c + i * g
-        return project_output(unprojected(xp, o, c_new), p), c_new, Step(gates, h, c, c_new)
+        return project_output(gate_output(xp, o, c_new), p), c_new, Step(gates, h, c, c_new)
 
     def backward(
         self, xp: Namespace, dh: Array, dc: Array, step: Step, p: LSTMParams
@@ -140,7 +140,7 @@ class LSTMCell(Cell):
 
     def trace(self, xp: Namespace, step: Step, p: LSTMParams) -> tuple[Array, ...]:
         """Return the arrays i, f, g, o, c and h of one step."""
-        return (*step.gates, step.c, project_output(unprojected(xp, step.gates.o, step.c), p))
+        return (*step.gates, step.c, project_output(gate_output(xp, step.gates.o, step.c), p))
 
     def at(self, problem: Direction) -> Callable[[int], Equations]:  # noqa: ARG002
         """Return the same equations at every time."""

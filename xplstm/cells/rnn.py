@@ -23,7 +23,7 @@ import numpy as np
 from xplstm import init
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, FourBlocks, Pointwise, Sizes
-from xplstm.cells.activations import clipped, clipped_back, constants, slope, value
+from xplstm.cells.activations import clip, clip_back, constants, slope, value
 from xplstm.cells.lstm import LSTMCell
 from xplstm.cells.params import Activation, LSTMParams
 
@@ -120,7 +120,7 @@ class ElmanCell(Cell):
     ) -> tuple[Array, Array, Step]:
         """Run one step; `c` has no columns and is returned unchanged."""
         z = zx + h @ p.weight_hh.T
-        a = value(xp, self.activation, clipped(xp, z, self.clip))
+        a = value(xp, self.activation, clip(xp, z, self.clip))
         return project_output(a, p), c, Step(z, a, h)
 
     def backward(
@@ -129,8 +129,8 @@ class ElmanCell(Cell):
         """Return the gradient with respect to h from the gradient with respect to ``h'``."""
         z, a, h_prev = step
         da = dh if p.weight_hr is None else dh @ p.weight_hr
-        seen = clipped(xp, z, self.clip)
-        dz = clipped_back(xp, da * slope(xp, self.activation, seen, a), z, self.clip)
+        seen = clip(xp, z, self.clip)
+        dz = clip_back(xp, da * slope(xp, self.activation, seen, a), z, self.clip)
         kept = (None, None) if p.weight_hr is None else (a, dh)
         return StepGradients(dz, h_prev, *kept), dz @ p.weight_hh, dc
 

@@ -24,7 +24,7 @@ from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm._typing import Array, Namespace
 from xplstm.cells import Cell, Direction, Equations, Masks, Pointwise, Sizes
-from xplstm.cells.activations import FUNCTIONS, blocks, clipped, clipped_back, constants, slope, value
+from xplstm.cells.activations import FUNCTIONS, blocks, clip, clip_back, constants, slope, value
 from xplstm.cells.lstm import STANDARD, STANDARD_STEP, Gates, LSTMCell, project_output
 from xplstm.cells.masks import Draw, Purpose, hold_mask, scaled_mask
 from xplstm.cells.params import Activation, LSTMParams, Variant
@@ -187,7 +187,7 @@ class StepEquations(NamedTuple):
         """Return ``W_ih x``, normalised if layer_norm is on, plus both biases."""
         zx = x @ p.weight_ih.T
         if p.gain_ih is not None:
-            zx = normalised(_array.namespace(x, "x"), zx)[0] * p.gain_ih
+            zx = normalise(_array.namespace(x, "x"), zx)[0] * p.gain_ih
         return zx if p.bias_ih is None else zx + (p.bias_ih + p.bias_hh)
 
     def forward(
@@ -201,13 +201,13 @@ class StepEquations(NamedTuple):
         product = h_seen @ p.weight_hh.T
         z_i, z_f, z_g, z_o = blocks(xp, zx + _normalise_and_scale(xp, product, p.gain_hh), 4)
         z_i, z_f = _add_peephole(z_i, w_i, c), _add_peephole(z_f, w_f, c)
-        i = value(xp, F, clipped(xp, z_i, bound))
-        f = 1 - i if self.variant.coupled else value(xp, F, clipped(xp, z_f, bound))
-        g = value(xp, G, clipped(xp, z_g, bound))
+        i = value(xp, F, clip(xp, z_i, bound))
+        f = 1 - i if self.variant.coupled else value(xp, F, clip(xp, z_f, bound))
+        g = value(xp, G, clip(xp, z_g, bound))
         unclipped = f * c + i * g
-        c_new = clipped(xp, unclipped, self.variant.cell_clip)
+        c_new = clip(xp, unclipped, self.variant.cell_clip)
         z_o = _add_peephole(z_o, w_o, c_new)
-        o = value(xp, F, clipped(xp, z_o, bound))
+        o = value(xp, F, clip(xp, z_o, bound))
         exposed = _normalise_and_scale(xp, c_new, p.gain_c)
         exposed = exposed if p.bias_c is None else exposed + p.bias_c
         h_new = _apply_zoneout(xp, self.hold_h, h, project_output(o * value(xp, H, exposed), p))
@@ -228,10 +228,10 @@ class StepEquations(NamedTuple):
         squashed = value(xp, H, step.exposed)
         dm = dh_new if p.weight_hr is None else dh_new @ p.weight_hr
         dexposed = dm * o * slope(xp, H, step.exposed, squashed)
-        c_new = clipped(xp, step.unclipped, self.variant.cell_clip)
+        c_new = clip(xp, step.unclipped, self.variant.cell_clip)
         dz_o = self._through_gate(xp, dm * squashed, F, z.o, o)
         dc_new = _add_peephole(dc_new + _normalise_backward(xp, dexposed, c_new, p.gain_c), w_o, dz_o)
-        dc_new = clipped_back(xp, dc_new, step.unclipped, self.variant.cell_clip)
+        dc_new = clip_back(xp, dc_new, step.unclipped, self.variant.cell_clip)
 
         df = dc_new * c_prev
         di = dc_new * g - df if self.variant.coupled else dc_new * g
@@ -252,8 +252,8 @@ class StepEquations(NamedTuple):
             None if p.weight_hr is None else o * squashed,
             None if p.weight_hr is None else dh_new,
             None if w_i is None else xp.concat([dz_i * c_prev, dz_f * c_prev, dz_o * c_new], axis=-1),
-            dz * normalised(xp, step.product)[0] if normal else None,
-            dexposed * normalised(xp, c_new)[0] if normal else None,
+            dz * normalise(xp, step.product)[0] if normal else None,
+            dexposed * normalise(xp, c_new)[0] if normal else None,
             None if p.bias_c is None else dexposed,
         )
         return steps, dh_prev, dc_prev
@@ -261,7 +261,7 @@ class StepEquations(NamedTuple):
     def _through_gate(self, xp: Namespace, da: Array, activation: Activation, z: Array, a: Array) -> Array:
         """Return the gradient with respect to the unclipped input of a gate's function."""
         bound = self.variant.gate_clip
-        return clipped_back(xp, da * slope(xp, activation, clipped(xp, z, bound), a), z, bound)
+        return clip_back(xp, da * slope(xp, activation, clip(xp, z, bound), a), z, bound)
 
     def gradients(
         self, xp: Namespace, x: Array, steps: StepGradients, p: LSTMParams
@@ -269,7 +269,7 @@ class StepEquations(NamedTuple):
         """Return the gradients with respect to x and the parameters, summed over all steps."""
         dz, dproduct, h_seen, m, dh, *summed = steps
         product = x @ p.weight_ih.T
-        dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalised(xp, product)[0], axis=0)
+        dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalise(xp, product)[0], axis=0)
         dzx = _normalise_backward(xp, dz, product, p.gain_ih)
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
         twin = None if db is None else xp.asarray(db, copy=True)
@@ -335,7 +335,7 @@ def _activation(name: str, given: Any) -> Activation:
     return Activation(word, *checked)
 
 
-def normalised(xp: Namespace, a: Array) -> tuple[Array, Array]:
+def normalise(xp: Namespace, a: Array) -> tuple[Array, Array]:
     """Scale each row to mean 0 and variance 1; return the result and the divisors."""
     centred = a - xp.mean(a, axis=-1, keepdims=True)
     deviation = xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + EPSILON)
@@ -344,14 +344,14 @@ def normalised(xp: Namespace, a: Array) -> tuple[Array, Array]:
 
 def _normalise_and_scale(xp: Namespace, a: Array, gain: Array | None) -> Array:
     """Normalise `a` and multiply it by the gain; return `a` without a gain."""
-    return a if gain is None else normalised(xp, a)[0] * gain
+    return a if gain is None else normalise(xp, a)[0] * gain
 
 
 def _normalise_backward(xp: Namespace, da: Array, a: Array, gain: Array | None) -> Array:
     """Return the gradient with respect to the input of `_normalise_and_scale`."""
     if gain is None:
         return da
-    unit, deviation = normalised(xp, a)
+    unit, deviation = normalise(xp, a)
     da = da * gain
     along = xp.mean(da * unit, axis=-1, keepdims=True)
     return (da - xp.mean(da, axis=-1, keepdims=True) - unit * along) / deviation

@@ -27,7 +27,7 @@ from xplstm.cli.peers import (
     available_choices,
     available_precisions,
     available_variants,
-    known,
+    engine_names,
     option_of,
 )
 
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--choices", available_choices, choices_help),
     ):
         group.add_argument(name, dest="compared", action="store_const", const=engines, help=text)
-    add_engines(group, known)
+    add_engines(group, engine_names)
     add_output(parser, ROUNDS)
 
 

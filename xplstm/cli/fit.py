@@ -82,7 +82,7 @@ def median_error(found: Sequence[Timed], costs: Costs) -> float:
     return float(np.expm1(np.median(np.abs(errors(found, costs)))))
 
 
-def fitted(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, str]:
+def find_costs(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, str]:
     """Return the fitted costs of the device of `like`, or None, and a description of the fit."""
     start = cupy_persistent.COSTS
     found = [point for kind in kinds for point in points(cp, like, kind)]

@@ -265,7 +265,7 @@ def _onnx_options(variant: Variant | None) -> dict[str, Any]:
     return options
 
 
-def scanned(p: dict[str, Any], x: Any) -> Any:
+def scan_lstm(p: dict[str, Any], x: Any) -> Any:
     """Return y from a zero state with `jax.lax.scan`, after one product for the inputs of all steps."""
     import jax
     from jax import numpy as jnp
@@ -287,8 +287,8 @@ def build_jax(shape: Shape, threads: int, option: str = "") -> Work:  # noqa: AR
 
     params, x, dy = problem(shape)
     p, inputs, gradient = jax.device_put((params, x, dy), jax.devices("cpu")[0])
-    forward = jax.jit(scanned)
-    train = jax.jit(lambda p, x, dy: jax.vjp(scanned, p, x)[1](dy))
+    forward = jax.jit(scan_lstm)
+    train = jax.jit(lambda p, x, dy: jax.vjp(scan_lstm, p, x)[1](dy))
 
     def trained() -> np.ndarray:
         gradients, dx = jax.block_until_ready(train(p, inputs, gradient))
@@ -450,7 +450,7 @@ def choice(name: str, shape: Shape, threads: int) -> Work:
 OURS = ("native", "numpy_inplace")
 
 
-def known() -> list[str]:
+def engine_names() -> list[str]:
     """Return the names of all kernels and peers, alone and with their options."""
     options = {OURS[0]: (*VARIANTS, *CELLS, *STORED), **{n: peer.options for n, peer in PEERS.items()}}
     return [*OURS, *PEERS, *(f"{name}+{option}" for name, own in options.items() for option in own)]

@@ -79,7 +79,7 @@ class Report(NamedTuple):
         )
         tables = (
             table(what, setting, shapes, baselines, self.about.get(PEAKS, {}).get(setting))
-            for (what, setting), shapes in timed(self.rows).items()
+            for (what, setting), shapes in group_timed(self.rows).items()
         )
         return "\n\n".join(["\n".join(about), *tables])
 
@@ -103,7 +103,7 @@ def describe_run(*command: str) -> dict[str, Any]:
     return {"date": date, "command": shlex.join([*command, *sys.argv[1:]])}
 
 
-def timed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[Shape, Rows]]:
+def group_timed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[Shape, Rows]]:
     """Return the rows that have times by operation and setting, and by shape."""
     found: dict[tuple[str, str], dict[Shape, Rows]] = {}
     for row in rows:
@@ -159,10 +159,10 @@ def table(
             lines[-1] += [f"{reached:.1f}", f"{reached / peak:.0%}"]
     means = [f"{statistics.geometric_mean(found.values()):.2f}" for found in compared.values()]
     lines.append(["geometric mean", *[""] * len(names), *means, *[""] * (2 * bool(peak))])
-    return f"{TITLES[what]}, {setting}\n" + "\n\n".join(folded(lines))
+    return f"{TITLES[what]}, {setting}\n" + "\n\n".join(fold_table(lines))
 
 
-def folded(lines: Sequence[Sequence[str]]) -> list[str]:
+def fold_table(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return a table as text, in parts that fit a terminal of `WIDEST` columns; each has the first column."""
     parts: list[list[int]] = []
     used = WIDEST
@@ -174,12 +174,12 @@ def folded(lines: Sequence[Sequence[str]]) -> list[str]:
             used = first + 2 + width
         parts[-1].append(column)
     return [
-        "\n".join(aligned([[line[k] for k in part] for line in lines if any(line[k] for k in part[1:])]))
+        "\n".join(align([[line[k] for k in part] for line in lines if any(line[k] for k in part[1:])]))
         for part in parts
     ]
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def align(lines: Sequence[Sequence[str]]) -> list[str]:
     """Format the rows of a table, with the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -202,7 +202,7 @@ def regrets(rows: Iterable[Row]) -> str:
     """Return a line for each measurement: the fastest alternative, and the extra time of the choice."""
     lines = ["regret of the choice: its least time over that of the fastest alternative, less 1"]
     worst = 0.0
-    for (what, setting), shapes in timed(rows).items():
+    for (what, setting), shapes in group_timed(rows).items():
         for shape, engines in shapes.items():
             name, lost = regret(engines)
             worst = max(worst, lost)
@@ -246,7 +246,7 @@ def draw(rows: Iterable[Row], file: Path, baselines: Baselines) -> None:
     """Draw the ratios of the peers: a row of panels for each operation, a column for each setting."""
     from matplotlib.figure import Figure
 
-    tables = {key: (shapes, ratios(shapes, baselines)) for key, shapes in timed(rows).items()}
+    tables = {key: (shapes, ratios(shapes, baselines)) for key, shapes in group_timed(rows).items()}
     if not tables:
         msg = f"--plot {file.name} has nothing to draw: nothing was measured"
         raise ArgumentError(msg)

@@ -150,7 +150,7 @@ def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) ->
     found: dict[Any, Plan] = {}
     sizes = chip, len(shape.reverse), shape.B, shape.H, kind
     for p in cupy_persistent.plans(*sizes, backward, cupy_persistent.COSTS):
-        rest = kind in STEP_OF_K and cupy_persistent.sliced(p, shape.H, kind, backward).rest > 0
+        rest = kind in STEP_OF_K and cupy_persistent.slice_steps(p, shape.H, kind, backward).rest > 0
         properties = (
             p.units if kind in STEP_OF_K else p.tile_rows,
             p.unit_blocks > 1,
@@ -335,7 +335,7 @@ def fitting(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one 
         kinds = [kind for kind in fit.KINDS if proof.decide(name, kind, like.device).passed]
         if not kinds:
             return f"{name} has passed the trials for none of {', '.join(fit.KINDS)}"
-        costs, said = fit.fitted(cp, like, kinds)
+        costs, said = fit.find_costs(cp, like, kinds)
         if costs is None:
             return said
         say(costs=costs._asdict(), fit=said)

@@ -102,14 +102,14 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
     """Return tensors by names with dots between the parts, and check that no name occurs twice."""
     found: dict[str, Tensor] = {}
     for given, tensor in tensors:
-        name = dotted(given)
+        name = dot_name(given)
         if len(name) > LONGEST_NAME:
-            start = shown(name[:40])
+            start = show(name[:40])
             msg = f"{where} has a name of {len(name)} characters, {start}...; at most {LONGEST_NAME} "
             msg += "are allowed"
             raise FormatError(msg)
         if name in found:
-            msg = f"{where} contains {shown(name)} twice"
+            msg = f"{where} contains {show(name)} twice"
             raise FormatError(msg)
         found[name] = tensor
     return found
@@ -121,7 +121,7 @@ def json_object(what: str, text: str | bytes, once: bool = False) -> dict[str, A
         plain = text.decode() if isinstance(text, bytes) else text
         found = json.loads(plain, object_pairs_hook=_each_once if once else None)
     except (ValueError, TypeError, RecursionError) as error:
-        msg = f"{what} is not valid JSON: {quoted(str(error))}"
+        msg = f"{what} is not valid JSON: {quote(str(error))}"
         raise FormatError(msg) from error
     if not isinstance(found, dict):
         msg = f"{what} is not a JSON object"
@@ -134,13 +134,13 @@ def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            msg = f"{shown(name[:80])} occurs twice"
+            msg = f"{show(name[:80])} occurs twice"
             raise ValueError(msg)
         found[name] = value
     return found
 
 
-def dotted(name: str) -> str:
+def dot_name(name: str) -> str:
     """Return `name` with dots between its parts, without the suffix ":0" of TensorFlow variables."""
     return name.replace("/", ".").removesuffix(":0").strip(".")
 
@@ -149,14 +149,14 @@ def dotted(name: str) -> str:
 _LONGEST_SHOWN = 200
 
 
-def shown(name: str, longest: int = _LONGEST_SHOWN) -> str:
+def show(name: str, longest: int = _LONGEST_SHOWN) -> str:
     """Format the start of a name from a file, with escapes for unprintable characters."""
     start = name[:longest]
     start = start if start.isprintable() else ascii(start)[1:-1]
     return start if len(name) <= longest else f"{start[:longest]}..."
 
 
-def quoted(value: object) -> str:
+def quote(value: object) -> str:
     """Format a value from a file; only its type if the text could be long."""
     if isinstance(value, str | bytes):
         return ascii(value[:_LONGEST_SHOWN])

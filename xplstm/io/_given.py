@@ -17,7 +17,7 @@ from typing import Any
 
 from xplstm._errors import ArgumentError, FormatError
 from xplstm.io import _registry
-from xplstm.io._contents import Contents, shown
+from xplstm.io._contents import Contents, show
 from xplstm.io._mapping import contents
 from xplstm.io._written import METADATA
 
@@ -130,11 +130,11 @@ def _change(module: Any) -> str | None:
     """Return why a module may compute something other than its library's module, or None."""
     kinds = type(module).__mro__
     own = [kind for kind in kinds if _package(kind) in _LIBRARIES and kind.__name__ != "Module"]
-    called = shown(type(module).__name__)
+    called = show(type(module).__name__)
     if hasattr(module, "original_name"):  # TorchScript keeps the class as a name
         name = str(module._c._type().qualified_name())
         is_own = name.startswith("__torch__.torch.")
-        return None if is_own else f"it is a {shown(name)}, which is not PyTorch's"
+        return None if is_own else f"it is a {show(name)}, which is not PyTorch's"
     if not own and _package(kinds[0]) not in _LIBRARIES:
         return f"{called} is not a recurrent module of {', '.join(sorted(_LIBRARIES))}"
     values = [item for kind in own for item in vars(kind).items() if not item[0].startswith("__")]
@@ -167,7 +167,7 @@ def _find_replaced(module: Any) -> str | None:
     names, used = getattr(module, "_flat_weights_names", ()), getattr(module, "_flat_weights", ())
     own = {} if hasattr(module, "original_name") else vars(module).get("_parameters", {})
     wrong = [name for name, a in zip(names, used, strict=False) if own.get(name, a) is not a]
-    return f"its _flat_weights have another {shown(wrong[0])} than its parameters" if wrong else None
+    return f"its _flat_weights have another {show(wrong[0])} than its parameters" if wrong else None
 
 
 def _is_foreign(method: Any) -> bool:
@@ -226,7 +226,7 @@ def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[s
         function = own.get(name)
         called = getattr(function, "__name__", type(function).__name__)
         if function is not None and (called, _package(function)) != (usual, "jax"):
-            problem = f"{name}={shown(called)}, expected {usual} of JAX; {_STATE_ALONE} with variant="
+            problem = f"{name}={show(called)}, expected {usual} of JAX; {_STATE_ALONE} with variant="
             said.setdefault(prefix, {})["problem"] = problem
     if "cell" in own and isinstance(own.get("time_major"), bool):
         of_cell = said.setdefault(f"{start}cell", {})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xplstm._errors import FormatError, printable
-from xplstm.io._contents import LONGEST_NAME, Contents, Found, shown
+from xplstm.io._contents import LONGEST_NAME, Contents, Found, show
 from xplstm.io._given import as_path
 from xplstm.io._source import (
     Path,
@@ -47,9 +47,9 @@ class Inspection:
 
     def __repr__(self) -> str:
         count = f"{len(self.tensors)} tensor{'s' if len(self.tensors) != 1 else ''}"
-        lines = [f"{shown(self.where, LONGEST_NAME)}: {self.file}, {count}"]
+        lines = [f"{show(self.where, LONGEST_NAME)}: {self.file}, {count}"]
         if self.metadata:
-            lines.append(f"metadata: {', '.join(map(shown, self.metadata))}")
+            lines.append(f"metadata: {', '.join(map(show, self.metadata))}")
         networks = [("prefix", "format", "dtype", "network"), *self.networks]
         tensors = [(name, dtype, str(shape)) for name, (shape, dtype) in self.tensors.items()]
         for rows in (networks, [("tensor", "dtype", "shape"), *tensors]):
@@ -96,11 +96,11 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
         candidates = _candidates(resolved)
         sure = {found.prefix for found in candidates if determines_layout(contents, found)}
         rows = [
-            (shown(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _words(one))
+            (show(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _words(one))
             for one in candidates
             if one.prefix not in sure or determines_layout(contents, one)
         ]
-        tensors = {shown(name, LONGEST_NAME): (t.shape, t.dtype) for name, t in contents.tensors.items()}
+        tensors = {show(name, LONGEST_NAME): (t.shape, t.dtype) for name, t in contents.tensors.items()}
         where = contents.where if given is source else f"the {type(source).__name__}"
         return Inspection(where, contents.file, tuple(rows), tensors, tuple(contents.metadata))
 

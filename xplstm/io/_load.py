@@ -13,7 +13,7 @@ from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
 from xplstm.io import _registry
-from xplstm.io._contents import Contents, Found, dotted, shown
+from xplstm.io._contents import Contents, Found, dot_name, show
 from xplstm.io._given import as_path
 from xplstm.io._source import (
     FREE,
@@ -243,7 +243,7 @@ def arrays(
         contents = open_source(given)
         if dtype is not None:
             contents = cast(contents, _checks.dtype(dtype))
-        namespace, start = _array.resolve(xp), f"{dotted(prefix)}." if prefix else ""
+        namespace, start = _array.resolve(xp), f"{dot_name(prefix)}." if prefix else ""
         found = {
             name.removeprefix(start): _place_copy(tensor.array(), namespace, device, None)
             for name, tensor in contents.tensors.items()
@@ -323,7 +323,7 @@ def save(
     if network._home().dtype == "bfloat16" and file in _registry.NO_BFLOAT16:
         msg = f"the network has dtype bfloat16, which {place} cannot have; use .safetensors"
         raise ArgumentError(msg)
-    write_durably(place, modules[file].encode(network, layout, dotted(prefix)))
+    write_durably(place, modules[file].encode(network, layout, dot_name(prefix)))
 
 
 def _copy_network(network: Network, dtype: str) -> Network:
@@ -331,7 +331,7 @@ def _copy_network(network: Network, dtype: str) -> Network:
     hosts = {name: _array.to_numpy(a) for name, a in network.params.items()}
     made = copy.copy(network)
     xp = _array.numpy_namespace()
-    made.params = {name: _checks.narrowed(name, a, xp, None, dtype) for name, a in hosts.items()}
+    made.params = {name: _checks.convert(name, a, xp, None, dtype) for name, a in hosts.items()}
     return made
 
 
@@ -512,7 +512,7 @@ def _check_finite(contents: Contents, found: Found, params: Mapping[str, Array])
         try:
             _checks.all_finite(params, REMEDY)
         except ArgumentError:
-            theirs = {shown(name): contents.tensors[name].array() for name in found.names}
+            theirs = {show(name): contents.tensors[name].array() for name in found.names}
             _checks.all_finite({**theirs, **params}, REMEDY)
     except ArgumentError as error:
         msg = f"{contents.where}: {label_of(found)}: {error}"

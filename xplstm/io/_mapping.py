@@ -8,7 +8,7 @@ from typing import Any
 
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
-from xplstm.io._contents import Contents, Tensor, by_name, shown
+from xplstm.io._contents import Contents, Tensor, by_name, show
 
 WHERE = "the mapping"
 _DEEPEST = 64
@@ -41,6 +41,6 @@ def _load(name: str, a: Any) -> Any:
         return a
     if a.is_meta or str(a.layout) != "torch.strided":
         what = "on the meta device" if a.is_meta else f"of layout {a.layout}"
-        msg = f"{WHERE}: {shown(name)} is {what}, which cannot be read"
+        msg = f"{WHERE}: {show(name)} is {what}, which cannot be read"
         raise FormatError(msg)
     return a.resolve_conj().resolve_neg()

@@ -11,8 +11,8 @@ from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _load
-from xplstm.io._contents import json_object, shown
-from xplstm.io._written import METADATA, parsed_options
+from xplstm.io._contents import json_object, show
+from xplstm.io._written import METADATA, parse_options
 from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
 from xplstm.nn import Embedding, Linear, Recurrent
@@ -121,7 +121,7 @@ def _build(where: str, config: Mapping[str, Any], params: Mapping[str, Array], x
     known = {name: getattr(xplstm.models, name) for name in xplstm.models.__all__}
     kind = known.get(str(config.get("class")))
     if not hasattr(kind, "from_config"):
-        name = shown(str(config.get("class"))[:80])
+        name = show(str(config.get("class"))[:80])
         msg = f"{where} contains a model of class {name}, which xplstm.models does not have"
         raise FormatError(msg)
     return kind.from_config(where, config, params, xp, device)  # type: ignore[union-attr]
@@ -135,7 +135,7 @@ def make_layer(
         if issubclass(kind, Recurrent):
             # Each class but the LSTM always stores an option of its own.
             name = "GRU" if "reset_after" in options else "RNN" if "nonlinearity" in options else "LSTM"
-            given = parsed_options(where, name, options)
+            given = parse_options(where, name, options)
             network = _load.load(params, format="torch", xp=xp, device=device, **given)
             if type(network).__name__ not in (name, f"Jordan{name}"):
                 msg = f"its parameters are of {type(network).__name__}, its options of {name}"
@@ -155,6 +155,6 @@ def make_layer(
         layer: Any = cast("Any", kind)(**sizes, xp=xp, device=device, dtype=dtype, rng=0)
         layer.load_state_dict(params)
     except (XplstmError, TypeError, ValueError, KeyError) as error:
-        msg = f"{where}: the description of {kind.__name__} is invalid: {shown(str(error)[:500])}"
+        msg = f"{where}: the description of {kind.__name__} is invalid: {show(str(error)[:500])}"
         raise FormatError(msg) from error
     return layer

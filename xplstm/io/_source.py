@@ -13,9 +13,9 @@ from xplstm._typing import Array
 from xplstm.cells.params import Variant
 from xplstm.io import _foreign, _given, _registry
 from xplstm.io._combined import combine
-from xplstm.io._contents import Contents, Found, Opening, Tensor, dotted, shown
+from xplstm.io._contents import Contents, Found, Opening, Tensor, dot_name, show
 from xplstm.io._unused import check_unused
-from xplstm.io._written import WORDS, parsed_options, words_of
+from xplstm.io._written import WORDS, parse_options, words_of
 from xplstm.io.files import shards
 from xplstm.io.files.archive import Archive
 
@@ -76,8 +76,8 @@ def cast(contents: Contents, dtype: str) -> Contents:
             return tensor
 
         def array() -> Array:
-            what, a = f"{contents.where}: {shown(name)}", tensor.array()
-            return _checks.narrowed(what, a, _array.namespace(a, what), None, dtype)
+            what, a = f"{contents.where}: {show(name)}", tensor.array()
+            return _checks.convert(what, a, _array.namespace(a, what), None, dtype)
 
         return Tensor(tensor.shape, dtype, array)
 
@@ -154,7 +154,7 @@ def saved_network(contents: Contents, layout: str | None, prefix: Prefix | None)
         raise FormatError(msg) from error
     if found.problem is not None:
         return found
-    options = parsed_options(what, found.kind, words.options) | {"bidirectional": words.bidirectional}
+    options = parse_options(what, found.kind, words.options) | {"bidirectional": words.bidirectional}
     try:
         _checks.merge(options.get("merge", "concat"), words.bidirectional)
     except ArgumentError as error:
@@ -180,7 +180,7 @@ def _one(
     """Return the only candidate that fits all arguments."""
     if not candidates:
         raise FormatError(_nothing(contents, layout))
-    here = [one for one in candidates if prefix is None or one.prefix == dotted(prefix)]
+    here = [one for one in candidates if prefix is None or one.prefix == dot_name(prefix)]
     if contents.file != "onnx" or prefix is not None:
         # Names may fit several layouts; a graph has no such ambiguity.
         here = [one for one in here if one.problem is None] or here
@@ -231,14 +231,14 @@ def _lines(choices: Iterable[str]) -> str:
 def list_tensors(contents: Contents) -> str:
     """Return the first tensors, and the number of the others."""
     first = islice(contents.tensors.items(), _SHOWN)
-    names = [f"{shown(name)[:_LONGEST_LINE]} {t.shape} {t.dtype}" for name, t in first]
+    names = [f"{show(name)[:_LONGEST_LINE]} {t.shape} {t.dtype}" for name, t in first]
     rest = len(contents.tensors) - len(names)
     return (", ".join(names) or "nothing") + (f" and {rest} more" if rest else "")
 
 
 def label_of(found: Found) -> str:
     """Return a name for a network that distinguishes it from others."""
-    return f"prefix={shown(found.prefix)!r}, format={found.layout!r}"
+    return f"prefix={show(found.prefix)!r}, format={found.layout!r}"
 
 
 def constructor_call(found: Found) -> str:

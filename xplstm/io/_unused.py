@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from xplstm.io._contents import Contents, Found, shown
+from xplstm.io._contents import Contents, Found, show
 
 # Meanings of the extra tensors of known cells and wrappers.
 _MEANINGS = (
@@ -93,7 +93,7 @@ def _check_candidate(one: Found, by_place: dict[str, list[str]]) -> Found:
     meanings = {
         words: None for end in ends for pattern, words in _MEANINGS if re.search(pattern, end, re.IGNORECASE)
     }
-    names = ", ".join(shown(end) for end in ends[:_SHOWN])
+    names = ", ".join(show(end) for end in ends[:_SHOWN])
     more = f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
     meaning = f" ({', '.join(meanings)})" if meanings else ""
     problem = (

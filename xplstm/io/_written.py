@@ -13,7 +13,7 @@ from xplstm._typing import Array, Merge
 from xplstm.cells.params import Variant
 from xplstm.cells.variant import lstm_cell
 from xplstm.io import _registry
-from xplstm.io._contents import Contents, Found, json_object, quoted
+from xplstm.io._contents import Contents, Found, json_object, quote
 from xplstm.nn._module import Recurrent
 from xplstm.nn._rnn import NONLINEARITIES
 
@@ -69,7 +69,7 @@ class Words(NamedTuple):
         return f"{self.prefix}.l{layer}" if self.prefix else f"l{layer}"
 
 
-def written(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], dict[str, str]]:
+def serialise(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, Array], dict[str, str]]:
     """Return arrays by name, and the other contents of the file as JSON by name."""
     arrays = _registry.layout(layout).to_mapping(network)
     start = prefix and f"{prefix}."
@@ -106,7 +106,7 @@ def words_of(contents: Contents) -> Words | None:
         raise FormatError(msg)
     words = Words(**given)
     if words.format not in _registry.LAYOUTS or not 0 <= words.layers <= len(contents.tensors):
-        what += f" has format {quoted(words.format)} and {quoted(words.layers)} layers"
+        what += f" has format {quote(words.format)} and {quote(words.layers)} layers"
         msg = f"{what}; expected one of {', '.join(_registry.LAYOUTS)} and at most one layer per tensor"
         raise FormatError(msg)
     return words
@@ -136,8 +136,8 @@ def refuse_lost(network: Recurrent, where: str) -> None:
 
 
 def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
-    """Return the options that `written` stored for the network at `prefix`, as arguments of its class."""
-    return parsed_options(contents.where, kind, stored_options(contents).get(prefix, {}))
+    """Return the options that `serialise` stored for the network at `prefix`, as arguments of its class."""
+    return parse_options(contents.where, kind, stored_options(contents).get(prefix, {}))
 
 
 def stored_options(contents: Contents) -> dict[str, Any]:
@@ -154,12 +154,12 @@ def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:
         lost = set()
     if not lost:
         return list(found)
-    where = quoted(min(lost))
+    where = quote(min(lost))
     problem = f"the file has options for a network at {where}, but no such network; were tensors renamed?"
     return [one._replace(problem=one.problem or problem) for one in found]
 
 
-def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
+def parse_options(where: str, kind: str, options: Any) -> dict[str, Any]:
     """Convert the JSON form of `changed_options` to arguments of the class."""
     if not isinstance(options, dict):
         msg = f"{where} has network options of type {type(options).__name__}, expected a JSON object"
@@ -179,7 +179,7 @@ def parsed_options(where: str, kind: str, options: Any) -> dict[str, Any]:
     try:
         cell = lstm_cell(Variant(**options["variant"]), 2)
     except (XplstmError, TypeError, RecursionError) as error:
-        msg = f"{where} has an invalid variant: {quoted(str(error))}"
+        msg = f"{where} has an invalid variant: {quote(str(error))}"
         raise FormatError(msg) from error
     return options | {"variant": cell.options().get("variant")}
 

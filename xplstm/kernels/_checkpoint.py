@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xplstm._dispatch import Kernel
 
 
-def widened(problem: Problem) -> Problem:
+def widen_problem(problem: Problem) -> Problem:
     """Return the problem in the dtype of its segments."""
     dtype = _array.wide_dtype(problem.xp, _array.dtype_named(problem.xp, problem.dtype))
     return problem._replace(dtype=_array.dtype_name(dtype))
@@ -65,7 +65,7 @@ class _Joined:
             columns = slice(d * self._features, (d + 1) * self._features)
             self._whole[lo : lo + segment.shape[0], :, columns] = segment
 
-    def concatenated(self) -> Array:
+    def concatenate(self) -> Array:
         """Return all segments as one array, with the directions concatenated."""
         if self._whole is not None:
             return self._whole
@@ -85,7 +85,7 @@ def forward(
 ) -> tuple[Array, LSTMState, Residuals]:
     """Run `kernel.forward`, and keep one state for every `every` steps of each direction."""
     dtype = problem.dtype
-    problem = widened(problem)
+    problem = widen_problem(problem)
     state = LSTMState(*map(_array.widen, state))
     params = tuple(each(_array.widen, p) for p in params)
     y = _Joined(problem, problem.output_size, len(params), dtype)
@@ -104,7 +104,7 @@ def forward(
         ends.append(end)
         starts.append(before)
     residuals = Residuals(kernel, every, problem, dtype, tuple(packed), x, valid, fresh, tuple(starts))
-    return y.concatenated(), _join(problem, ends, dtype), residuals
+    return y.concatenate(), _join(problem, ends, dtype), residuals
 
 
 def backward(
@@ -134,7 +134,7 @@ def backward(
                 joined.put(0, lo, dx_part)
             total = dp if total is None else _add(total, dp)
         if joined is not None:
-            dx = joined.concatenated() if dx is None else dx + joined.concatenated()
+            dx = joined.concatenate() if dx is None else dx + joined.concatenate()
         dstates.append(dstate)
         assert total is not None, "checkpointing needs T > 0"
         dparams.append(each(partial(_array.narrow, dtype=dtype), total))
@@ -146,7 +146,7 @@ def _slice_ragged(
 ) -> tuple[Array | None, ...]:
     """Return lengths or mask, and the flags of direction `d`, for the steps ``lo:hi``."""
     if valid is not None and problem.valid == "lengths":
-        valid = _array.bounded(problem.xp, valid - lo, 0, hi - lo)
+        valid = _array.clip_values(problem.xp, valid - lo, 0, hi - lo)
     elif valid is not None:
         valid = valid[lo:hi, ...]
     return valid, *(a[d : d + 1, lo:hi, :] for a in fresh)

@@ -42,7 +42,7 @@ def supports(problem: Problem) -> str | None:
 def proof(problem: Problem, reference: trials.Engine) -> Proof:
     """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
     engine, kind = trials.Engine(prepare, forward, backward), layer.kind(problem)
-    if layer.capturing(problem) and not proofs.decided(NAME, kind, problem.device):
+    if layer.capturing(problem) and not proofs.is_decided(NAME, kind, problem.device):
         return Proof(False, "its numbers are checked in a first call outside a stream capture")
     found = proofs.decide(
         *(NAME, kind, problem.device),

@@ -192,7 +192,7 @@ class Slices(NamedTuple):
     """Number of a warp's steps whose weights are in shared memory."""
 
 
-def sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
+def slice_steps(p: Plan, H: int, kind: str, backward: bool) -> Slices:
     """Return the division of the steps of k for a plan with mma."""
     columns = p.units // 8 if backward else p.units // 2
     batch = 8 if columns == 1 else 4 if columns <= 12 else 2
@@ -204,7 +204,7 @@ def sliced(p: Plan, H: int, kind: str, backward: bool) -> Slices:
 
 def _mma_bytes(p: Plan, H: int, kind: str, backward: bool) -> int:
     """Return the bytes of the weights that registers cannot hold, and of sums, biases and cells."""
-    s = sliced(p, H, kind, backward)
+    s = slice_steps(p, H, kind, backward)
     rest = THREADS // WARP * s.rest * s.columns * WARP * 8
     parts = s.slices * p.tiles * TILE_ROWS * 8 * s.columns * 4
     return rest + parts + (0 if backward else 16 * p.units) + _cell_bytes(p, backward, 4)
@@ -248,7 +248,7 @@ def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
     Each of the four tensor cores needs 8 cycles per instruction. Weights in shared memory need 2 cycles each.
     """
-    s = sliced(p, H, kind, backward)
+    s = slice_steps(p, H, kind, backward)
     reading = _from_cache(p, p.tiles * TILE_ROWS * s.steps * STEP_BYTES, costs)
     products = p.tiles * s.steps * s.columns * 2
     weights = p.tiles * s.slices * s.rest * s.columns * 2
@@ -270,7 +270,7 @@ def chip_of(device: Device) -> Chip:
 
 def costs_of(device: Device) -> Costs:
     """Return the costs fitted on the device, or the estimates."""
-    found = proofs.fitted(device.id)
+    found = proofs.find_costs(device.id)
     return Costs(**found) if found else COSTS
 
 

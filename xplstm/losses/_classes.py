@@ -16,11 +16,11 @@ from xplstm.losses._shares import (
     check_mask,
     check_reduction,
     check_weights,
-    checked,
     common_namespace,
     counting,
+    guard,
     one_hot,
-    reduced,
+    reduce,
     share,
     weighted_share,
 )
@@ -114,10 +114,8 @@ def softmax_cross_entropy(
     weights = check_weights("weights", weights, targets.shape)
     class_weights = check_weights("class_weights", class_weights, logits.shape[-1:])
     if weights is None and class_weights is None and smoothing == 0 and reduction == "mean":
-        return checked(*_cross_entropy(xp, logits, targets, mask))
-    return checked(
-        *_weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction)
-    )
+        return guard(*_cross_entropy(xp, logits, targets, mask))
+    return guard(*_weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction))
 
 
 def binary_cross_entropy(
@@ -208,7 +206,7 @@ def binary_cross_entropy(
         dz = (sigmoid * (1.0 - t + yes) - yes) * (part * dloss)
         return xp.astype(dz, logits.dtype, copy=False)
 
-    return checked(xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback)
+    return guard(xp.astype(reduce(xp, each * part, reduction), logits.dtype, copy=False), pullback)
 
 
 def _exponentials(xp: Namespace, logits: Array, mask: Array | None) -> tuple[Array, Array, Array]:
@@ -265,4 +263,4 @@ def _weighted_entropy(
         dz = exp_z / total * xp.sum(wanted, axis=-1, keepdims=True) - wanted
         return xp.astype(dz * (part * dloss)[..., None], logits.dtype, copy=False)
 
-    return xp.astype(reduced(xp, each * part, reduction), logits.dtype, copy=False), pullback
+    return xp.astype(reduce(xp, each * part, reduction), logits.dtype, copy=False), pullback

@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._typing import Array, Namespace
-from xplstm.losses._shares import Pullback, check_float, check_reduction, checked, common_namespace, one_hot
+from xplstm.losses._shares import Pullback, check_float, check_reduction, common_namespace, guard, one_hot
 
 # Represents log 0. It is far below any sum of log-probabilities, and differences of such values are finite.
 LOWEST = -1e30
@@ -117,7 +117,7 @@ def ctc(
         return xp.astype(dz * counts[..., None], logits.dtype, copy=False)
 
     loss = loss if reduction == "none" else xp.sum(loss)
-    return checked(xp.astype(loss, logits.dtype, copy=False), pullback)
+    return guard(xp.astype(loss, logits.dtype, copy=False), pullback)
 
 
 def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:

@@ -16,10 +16,10 @@ from xplstm.losses._shares import (
     check_mask,
     check_reduction,
     check_weights,
-    checked,
     common_namespace,
     counting,
-    reduced,
+    guard,
+    reduce,
     weighted_share,
 )
 
@@ -179,7 +179,7 @@ def huber(
         return xp.where(size <= bound, 0.5 * e * e, bound * (size - 0.5 * bound))
 
     return _of_errors(
-        pred, target, mask, weights, reduction, value, lambda xp, e: _array.bounded(xp, e, -bound, bound)
+        pred, target, mask, weights, reduction, value, lambda xp, e: _array.clip_values(xp, e, -bound, bound)
     )
 
 
@@ -281,9 +281,9 @@ def _of_errors(
     part = weighted_share(xp, error[(..., *last)], mask, weights, reduction)[(..., *(None,) * axes)]
     if reduction == "mean":
         part = part / float(math.prod(pred.shape[len(rows) :]))
-    loss = reduced(xp, value(xp, error) * part, reduction)
+    loss = reduce(xp, value(xp, error) * part, reduction)
 
     def pullback(dloss: Array | float) -> Array:
         return xp.astype(slope(xp, error) * (part * dloss), pred.dtype, copy=False)
 
-    return checked(xp.astype(loss, pred.dtype, copy=False), pullback)
+    return guard(xp.astype(loss, pred.dtype, copy=False), pullback)

@@ -57,12 +57,12 @@ def weighted_share(
     return counts / positive(xp, xp.sum(counts if of_each is None else counts * of_each))
 
 
-def reduced(xp: Namespace, values: Array, reduction: str) -> Array:
+def reduce(xp: Namespace, values: Array, reduction: str) -> Array:
     """Return the values for "none", else their sum."""
     return values if reduction == "none" else xp.sum(values)
 
 
-def checked(loss: Array, pullback: Pullback) -> tuple[Array, Pullback]:
+def guard(loss: Array, pullback: Pullback) -> tuple[Array, Pullback]:
     """Return a loss, and its pullback with a check of `dloss`."""
 
     def of(dloss: Array | float = 1.0) -> Array:

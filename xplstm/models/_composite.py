@@ -15,7 +15,7 @@ from xplstm._errors import FormatError, XplstmError
 from xplstm._state import LSTMState
 from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
-from xplstm.io._contents import shown
+from xplstm.io._contents import show
 from xplstm.io._models import load_model, make_layer, save_model
 from xplstm.io._written import changed_options
 from xplstm.nn import LSTM, Embedding, Linear, Recurrent, _pytrees
@@ -324,7 +324,7 @@ class Composite(Summary, ABC):
         try:
             model._set_options(**options)
         except (XplstmError, TypeError, ValueError, OverflowError) as error:
-            msg = f"{where}: options of {cls.__name__}: {shown(str(error)[:500])}"
+            msg = f"{where}: options of {cls.__name__}: {show(str(error)[:500])}"
             raise FormatError(msg) from error
         given = {name: tuple(a.shape) for name, a in params.items()}
         wanted = model.shapes | {f"{part}.weight": shape for part, shape in model._fitting().items()}
@@ -332,7 +332,7 @@ class Composite(Summary, ABC):
             wrong = sorted(name for name in {**given, **wanted} if given.get(name) != wanted.get(name))
             first = wrong[0]
             msg = (
-                f"{where}: {shown(first)} has shape {given.get(first)}, expected {wanted.get(first)}; "
+                f"{where}: {show(first)} has shape {given.get(first)}, expected {wanted.get(first)}; "
                 f"{len(wrong)} parameters of the {cls.__name__} do not fit"
             )
             raise FormatError(msg)

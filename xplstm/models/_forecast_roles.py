@@ -79,21 +79,21 @@ class Roles(NamedTuple):
         """Number of outputs of the linear layer."""
         return math.prod(self.shape)
 
-    def chosen(self, a: Array, of: tuple[int, ...]) -> Array:
+    def select(self, a: Array, of: tuple[int, ...]) -> Array:
         """Return the columns `of` of the last axis."""
         if of == tuple(range(a.shape[-1])):
             return a
         xp = _array.namespace(a, "a")
         return xp.stack([a[..., k] for k in of], axis=-1)
 
-    def entered(self, z: Array, future: Array | None, lengths: Array | None) -> Array:
+    def join_input(self, z: Array, future: Array | None, lengths: Array | None) -> Array:
         """Return the network input: z (T, B, F), joined with the known columns of the next `horizon` steps.
 
         `future` (horizon, B, K) starts after the last step of each entry, given by `lengths` (B,) or T.
         """
         if future is None or self.horizon is None:
             return z
-        xp, ahead = _array.namespace(z, "z"), self.chosen(z, self.known)
+        xp, ahead = _array.namespace(z, "z"), self.select(z, self.known)
         joined = xp.concat([ahead, future], axis=0)
         if lengths is not None:
             joined = _write_future(xp, joined, future, lengths)
@@ -109,7 +109,7 @@ class Roles(NamedTuple):
             return z + raw, lambda d: d
         rows = tuple(raw.shape[:-1])
         raw = _array.reshape(raw, (*rows, *self.shape))
-        now = self.chosen(z, self.targets)[..., None, :]
+        now = self.select(z, self.targets)[..., None, :]
         if self.quantiles is None:
             return now + raw, lambda d: _array.reshape(d, (*rows, self.outputs))
         ordered, pullback = in_order(raw)
@@ -121,24 +121,24 @@ class Roles(NamedTuple):
         entered = z
         if self.known:
             mean, std = (
-                graph.number(f"{name}_of_known", self.chosen(a, self.known))
+                graph.number(f"{name}_of_known", self.select(a, self.known))
                 for name, a in zip(("mean", "std"), scale, strict=True)
             )
             future = graph.future("future", horizon, len(self.known))
-            future = graph.scaled("Div", graph.scaled("Sub", future, mean, "future_centred"), std, "future_z")
-            entered = graph.joined_ahead(z, graph.columns(z, self.known, "known"), future, horizon)
-        raw = graph.shaped(graph.linear(linear, graph.recur(entered)), self.shape, "raw")
+            future = graph.apply("Div", graph.apply("Sub", future, mean, "future_centred"), std, "future_z")
+            entered = graph.join_ahead(z, graph.columns(z, self.known, "known"), future, horizon)
+        raw = graph.split_last(graph.linear(linear, graph.recur(entered)), self.shape, "raw")
         several = 0 if self.quantiles is None else len(self.quantiles)
         ordered = graph.in_order(raw, several) if several else raw
         now = graph.columns(z, self.targets, "now")
         ones = (1,) if several else ()
-        now = graph.shaped(now, (1, len(self.targets), *ones), "now_ahead")
-        expected = graph.scaled("Add", now, ordered, "expected")
+        now = graph.split_last(now, (1, len(self.targets), *ones), "now_ahead")
+        expected = graph.apply("Add", now, ordered, "expected")
         mean, std = (
-            graph.number(f"{name}_of_targets", _array.reshape(self.chosen(a, self.targets), (-1, *ones)))
+            graph.number(f"{name}_of_targets", _array.reshape(self.select(a, self.targets), (-1, *ones)))
             for name, a in zip(("mean", "std"), scale, strict=True)
         )
-        following = graph.scaled("Add", graph.scaled("Mul", expected, std, "wide"), mean, "original")
+        following = graph.apply("Add", graph.apply("Mul", expected, std, "wide"), mean, "original")
         graph.leave(following, "following", ["T", "B", *self.shape])
 
     def loss(self, found: Array, happened: Array, mask: Array | None) -> tuple[Array, Callable[..., Array]]:

@@ -10,7 +10,7 @@ from xplstm import _values
 from xplstm._errors import ArgumentError, DTypeError
 
 
-def numbered(name: str, tokens: Iterable[str], *, characters: bool = False) -> dict[str, int]:
+def number_tokens(name: str, tokens: Iterable[str], *, characters: bool = False) -> dict[str, int]:
     """Return a dict from token to id for the vocabulary `name`; `characters` requires single characters."""
     if not isinstance(tokens, Iterable) or isinstance(tokens, bytes | bytearray | np.ndarray):
         msg = f"{name} must be a str or an iterable of str, got {type(tokens).__name__}"

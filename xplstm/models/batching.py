@@ -236,11 +236,11 @@ def windows(
     inputs = _stretches(series, size)[:, :count, ...]
     if roles.horizon is None:
         return inputs, _stretches(series[1:, ...], size)
-    following = _stretches(roles.chosen(series, roles.targets), ahead)
+    following = _stretches(roles.select(series, roles.targets), ahead)
     found = _stretches(_swap_axes(following[:, 1:, ...]), size)
     if not roles.known:
         return inputs, found
-    future = _stretches(roles.chosen(series, roles.known)[size:, ...], ahead)
+    future = _stretches(roles.select(series, roles.known)[size:, ...], ahead)
     return WithFuture(inputs, future), found
 
 

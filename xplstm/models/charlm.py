@@ -90,7 +90,7 @@ class CharLM(Composite):
         self.linear = Linear(hidden_size, len(self.vocab), **where)
 
     def _set_options(self, vocab: Iterable[str], dropout: float) -> None:
-        self._ids = _vocabulary.numbered("vocab", vocab, characters=True)
+        self._ids = _vocabulary.number_tokens("vocab", vocab, characters=True)
         self.vocab = tuple(self._ids)
         self.dropout = Dropout(_values.probability("dropout", dropout))
 

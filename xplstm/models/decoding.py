@@ -250,7 +250,7 @@ def beam_search(
             found[owner].append(Hypothesis(tokens[:-1] if ended else tokens, score, total, ended))
         # Upper bound of all later scores, because probabilities only fall, and this is the largest divisor.
         reachable = beam.total / max_length**length_penalty
-        beam = beam.kept(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
+        beam = beam.select(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
     return [sorted(row, key=lambda h: -h.score)[:width] for row in found]
 
 
@@ -303,7 +303,7 @@ class _Beam(NamedTuple):
         longer = np.concatenate([self.tokens[rows], tokens[:, None]], axis=1)
         return _Beam(self.owner[rows], total[rows, tokens], longer, _take(state, rows))
 
-    def kept(self, which: np.ndarray) -> _Beam:
+    def select(self, which: np.ndarray) -> _Beam:
         """Return the sequences for which `which` is True."""
         (rows,) = np.nonzero(which)
         if len(rows) == len(which):

@@ -230,12 +230,12 @@ class Forecaster(SeriesModel):
             raise ArgumentError(msg)
         mean, std = (graph.number(name, a) for name, a in zip(("mean", "std"), self._scale(), strict=True))
         x = graph.features("x", self._roles.features)
-        z = graph.scaled("Div", graph.scaled("Sub", x, mean, "centred"), std, "z")
+        z = graph.apply("Div", graph.apply("Sub", x, mean, "centred"), std, "z")
         if self.horizon is not None:
             self._roles.export_to(graph, z, self._scale(), self.linear)
             return
-        expected = graph.scaled("Add", z, graph.linear(self.linear, graph.recur(z)), "expected")
-        following = graph.scaled("Add", graph.scaled("Mul", expected, std, "wide"), mean, "original")
+        expected = graph.apply("Add", z, graph.linear(self.linear, graph.recur(z)), "expected")
+        following = graph.apply("Add", graph.apply("Mul", expected, std, "wide"), mean, "original")
         graph.leave(following, "following", ["T", "B", self.linear.out_features])
 
     def __call__(self, x: Inputs, state: State = None) -> tuple[Array, LSTMState]:
@@ -378,7 +378,7 @@ class Forecaster(SeriesModel):
         home, xp = self._home(), _array.namespace(a, name)
         if xp is not home.xp or not xp.isdtype(a.dtype, ("real floating", "integral")):
             return a  # `_read` raises an error that names the dtype
-        return _checks.narrowed(name, a, home.xp, home.device, home.dtype)
+        return _checks.convert(name, a, home.xp, home.device, home.dtype)
 
     def _iterate(self, read: _Read, steps: int, state: State) -> Array:
         """Return `steps` forecasts; each forecast is the input of the next one."""
@@ -526,9 +526,9 @@ class Forecaster(SeriesModel):
         xp, known = _array.namespace(z, "x"), self._roles.known
         shape = (self.horizon, *z.shape[1:-1], len(known))
         future = _checks.array("future", future, self._home(), shape, "(horizon, B, columns known ahead)")
-        mean, std = (self._roles.chosen(a, known) for a in self._scale())
+        mean, std = (self._roles.select(a, known) for a in self._scale())
         lengths = None if exists is None else xp.sum(xp.astype(exists, xp.int32), axis=0, dtype=xp.int32)
-        entered = self._roles.entered(z, (future - mean) / std, lengths)
+        entered = self._roles.join_input(z, (future - mean) / std, lengths)
         return _Read(z, entered, batch.lengths, exists)
 
     def _standardise(self, x: Array, name: str = "x") -> Array:
@@ -544,12 +544,12 @@ class Forecaster(SeriesModel):
             return self._standardise(targets, "targets")
         shape = (*z.shape[:-1], self.horizon, len(self.targets))
         targets = _checks.array("targets", targets, self._home(), shape, "the last are horizon and targets")
-        mean, std = (self._roles.chosen(a, self.targets) for a in self._scale())
+        mean, std = (self._roles.select(a, self.targets) for a in self._scale())
         return (targets - mean) / std
 
     def _original(self, z: Array) -> Array:
         """Convert forecasts of the network to the units of the series."""
-        mean, std = (self._roles.chosen(a, self.targets) for a in self._scale())
+        mean, std = (self._roles.select(a, self.targets) for a in self._scale())
         return z * std + mean if self.quantiles is None else z * std[..., None] + mean[..., None]
 
     def _scale(self) -> tuple[Array, Array]:

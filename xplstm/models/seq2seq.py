@@ -115,8 +115,8 @@ class Seq2Seq(Composite):
     def _set_options(
         self, source_vocab: Iterable[str], target_vocab: Iterable[str], dropout: float, teacher_forcing: float
     ) -> None:
-        self._source_ids = _vocabulary.numbered("source_vocab", source_vocab)
-        self._target_ids = _vocabulary.numbered("target_vocab", target_vocab)
+        self._source_ids = _vocabulary.number_tokens("source_vocab", source_vocab)
+        self._target_ids = _vocabulary.number_tokens("target_vocab", target_vocab)
         self.source_vocab, self.target_vocab = tuple(self._source_ids), tuple(self._target_ids)
         self.end = len(self.target_vocab)
         self.dropout = Dropout(_values.probability("dropout", dropout))

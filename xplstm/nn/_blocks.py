@@ -200,7 +200,7 @@ def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
         raise DTypeError(msg)
     else:
         lengths = lengths.map_blocks(_within, T, dtype=lengths.dtype, meta=lengths._meta)
-    return aligned("lengths", lengths, (x.shape[1],), (x.chunks[1],))
+    return align("lengths", lengths, (x.shape[1],), (x.chunks[1],))
 
 
 def _within(lengths: Any, T: int) -> Any:
@@ -222,7 +222,7 @@ def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
         raise DTypeError(msg)
     flags = flags if batched else flags[:, None]
     flags = da.swapaxes(flags, 0, 1) if batched and stack.batch_first else flags
-    return aligned(name, flags, x.shape[:2], x.chunks[:2])
+    return align(name, flags, x.shape[:2], x.chunks[:2])
 
 
 def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
@@ -268,10 +268,10 @@ def in_batches(name: str, a: Any, home: Home, shape: tuple[int, Any, int], x: An
         where = (shape[0], "B" if shape[1] != shape[1] else shape[1], shape[2])
         a = da.from_array(_checks.array(name, a, home, where), chunks=-1)
     check_kind(name, a, home, home.dtype)
-    return aligned(name, a, shape, ((shape[0],), x.chunks[1], (shape[2],)))
+    return align(name, a, shape, ((shape[0],), x.chunks[1], (shape[2],)))
 
 
-def aligned(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
+def align(name: str, a: Any, shape: tuple[Any, ...], chunks: tuple[Any, ...]) -> Any:
     """Return `a` in these chunks, checked for its shape; unknown sizes need the same number of chunks."""
     a = without_empty(a)
     known = all(n == n for sizes in chunks for n in sizes) and all(n == n for n in a.shape)

@@ -163,7 +163,7 @@ class Module(Summary):
         device = home.device if device is None and target is home.xp else device
         kind = home.dtype if dtype is None else _checks.dtype(dtype)
         self.params = {
-            name: _checks.narrowed(name, a, target, device, kind) for name, a in self.params.items()
+            name: _checks.convert(name, a, target, device, kind) for name, a in self.params.items()
         }
         return self
 

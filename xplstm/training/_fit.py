@@ -190,7 +190,7 @@ def fit(
     """
     check_parallel(model, parallel)
     team = Team(None) if parallel is None else Team(parallel.group, parallel.sums)
-    with team.noted():
+    with team.record_errors():
         rng = _values.seed("rng", rng)
         plan = plan_of(locals())
         options, settings = options_of(model, optimizer, locals())
@@ -242,7 +242,7 @@ def _loop(run: Run, plan: Plan, report: Callable[[Run], None]) -> None:
         if plan.is_over(run) or _is_out_of_patience(run.at.history, plan.patience):
             break
         run.advance()
-        with run.team.noted():
+        with run.team.record_errors():
             report(run)
         _call_back(run, plan, None)
         now = time.monotonic()
@@ -289,7 +289,7 @@ def _call_back(run: Run, plan: Plan, validation: float | None) -> None:
         losses = run.at.history.losses
         loss = losses[run.at.update - 1] if run.at.update else math.nan
         event = Event(run.at.update, run.at.epoch, loss, run.lr, run.norm, validation)
-        with run.team.noted():
+        with run.team.record_errors():
             for callback in plan.callbacks:
                 callback(event)
 

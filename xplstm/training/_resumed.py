@@ -31,7 +31,7 @@ def saved_run(
 ) -> tuple[Checkpoint | None, str]:
     """Return the run to resume, or None for a new run, and the run's id; rank 0 sends both to all ranks."""
     at, content = None, b""
-    with team.noted():
+    with team.record_errors():
         if team.is_first and checkpoint is not None and _is_resumed(checkpoint, resume):
             at = load_checkpoint(checkpoint)
             with open(checkpoint, "rb") as file:

@@ -52,7 +52,7 @@ class Team:
 
         An error of one rank, now or recorded before, is raised on all ranks.
         """
-        with self.noted():
+        with self.record_errors():
             result = act()
         if self.size == 1:
             return [result]
@@ -68,7 +68,7 @@ class Team:
     def add(self, act: Callable[[], tuple[np.ndarray, T]], length: int, dtype: str) -> tuple[np.ndarray, T]:
         """Run `act` on every rank; return the sum of its arrays, and the second result of this rank."""
         made = None
-        with self.noted():
+        with self.record_errors():
             made = act()
         if self.size == 1 and made is not None:
             return made
@@ -106,7 +106,7 @@ class Team:
     # Events on one rank.
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
+    def record_errors(self) -> Iterator[None]:
         """Record an error for the next collective call; a team of one process raises it at once."""
         try:
             yield

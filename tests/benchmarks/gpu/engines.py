@@ -12,7 +12,7 @@ import numpy as np
 import xplstm
 from tests.benchmarks.gpu import cudnn, loop
 from xplstm._array import dtype_named
-from xplstm.cli.peers import Shape, scanned
+from xplstm.cli.peers import Shape, scan_lstm
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 LIBRARY, DEVICE = "cupy", "cuda"
@@ -179,8 +179,8 @@ def build_jax(given: Inputs, precision: str) -> Work:
     # By default it would make products of float32 in TF32.
     accuracy = "highest" if precision == "float32" else "default"
 
-    forward = jax.jit(scanned)
-    train = jax.jit(lambda p, x, dy: jax.vjp(scanned, p, x)[1](dy))
+    forward = jax.jit(scan_lstm)
+    train = jax.jit(lambda p, x, dy: jax.vjp(scan_lstm, p, x)[1](dy))
     x, dy = given.parts(jax.device_put(given.numbers, device).astype(dtype))
     sets = [(x(k), dy(k)) for k in range(given.sets)]
 

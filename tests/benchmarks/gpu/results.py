@@ -50,7 +50,7 @@ def persists(shape: Shape) -> bool:
 def goals(rows: Iterable[Row]) -> list[Goal]:
     """What the kernels should reach."""
     rows = list(rows)
-    compared = {key: results.ratios(shapes, pairs) for key, shapes in results.timed(rows).items()}
+    compared = {key: results.ratios(shapes, pairs) for key, shapes in results.group_timed(rows).items()}
     found = []
 
     def of(what: str, precision: str, peer: str) -> dict[Shape, float]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import quoted, shown
+from xplstm.io._contents import quote, show
 
 # Largest ratio of unpacked to packed size. Weights compress little; a zip bomb compresses a thousandfold.
 GROWTH = 100
@@ -55,7 +55,7 @@ class Archive:
                 if size == info.file_size:
                     member.read(1)  # reading the end of a member verifies its checksum
         if len(content) != size:
-            msg = f"{self.path}: {shown(name)} ends after {len(content)} of {size} bytes"
+            msg = f"{self.path}: {show(name)} ends after {len(content)} of {size} bytes"
             raise FormatError(msg)
         return content
 
@@ -63,7 +63,7 @@ class Archive:
         """Check that names are unique and stay inside the archive, and that the sizes are plausible."""
         if len(self.members) < len(infos):
             twice = Counter(info.filename for info in infos).most_common(1)[0][0]
-            msg = f"{self.path} contains {shown(twice)} twice"
+            msg = f"{self.path} contains {show(twice)} twice"
             raise FormatError(msg)
         for info in infos:
             self._check_member(info)
@@ -83,7 +83,7 @@ class Archive:
             gap = info.header_offset - end
             if gap:
                 what = "overlaps another member" if gap < 0 else f"has {gap} unknown bytes before it"
-                msg = f"{self.path}: {shown(info.filename)} {what}{self._advice()}"
+                msg = f"{self.path}: {show(info.filename)} {what}{self._advice()}"
                 raise FormatError(msg)
             _seek(file, info)
             end = file.tell() + info.compress_size
@@ -107,15 +107,15 @@ class Archive:
         name = info.filename
         parts = name.replace("\\", "/").split("/")
         if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in info.orig_filename:
-            msg = f"{self.path} contains {shown(name)}, a path outside the archive"
+            msg = f"{self.path} contains {show(name)}, a path outside the archive"
             raise FormatError(msg)
         if info.compress_type not in _METHODS or info.flag_bits & _ENCRYPTED:
             how = "encrypted" if info.flag_bits & _ENCRYPTED else f"compressed by method {info.compress_type}"
-            msg = f"{self.path}: {shown(name)} is {how}; it must be stored or deflated"
+            msg = f"{self.path}: {show(name)} is {how}; it must be stored or deflated"
             raise FormatError(msg)
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             what = f"{info.compress_size} bytes for {info.file_size}"
-            msg = f"{self.path}: {shown(name)} is stored without compression, but has {what}"
+            msg = f"{self.path}: {show(name)} is stored without compression, but has {what}"
             raise FormatError(msg)
 
     @contextmanager
@@ -128,7 +128,7 @@ class Archive:
         except Exception as error:  # zipfile raises many types of errors for damaged files
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
-            msg = f"{self.path} is a damaged zip file: {type(error).__name__} {quoted(str(error))}"
+            msg = f"{self.path} is a damaged zip file: {type(error).__name__} {quote(str(error))}"
             raise FormatError(msg) from error
 
 
@@ -168,6 +168,6 @@ def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:
     signature, name_length, rest = _HEADER.unpack(file.read(_HEADER.size))
     name = file.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
     if signature != _SIGNATURE or name != info.orig_filename:
-        msg = f"the member at byte {info.header_offset} is not {shown(info.orig_filename)}"
+        msg = f"the member at byte {info.header_offset} is not {show(info.orig_filename)}"
         raise zipfile.BadZipFile(msg)
     file.seek(rest, os.SEEK_CUR)

@@ -10,7 +10,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import shown
+from xplstm.io._contents import show
 
 _PLAIN = {
     "bool": 8,
@@ -49,7 +49,7 @@ _MOST = 1 << 48
 def check_numbers(where: str, name: str, numbers: Any) -> None:
     """Check that the numbers of a shape, strides or offset are integers in [0, 2**48]."""
     if not isinstance(numbers, list | tuple) or not all(type(n) is int and 0 <= n <= _MOST for n in numbers):
-        msg = f"{where}: {shown(name)} has a shape or offset that is not a list of integers in [0, 2**48]"
+        msg = f"{where}: {show(name)} has a shape or offset that is not a list of integers in [0, 2**48]"
         raise FormatError(msg)
 
 
@@ -57,7 +57,7 @@ def count(where: str, name: str, shape: Any) -> int:
     """Check a shape from a file, and return its number of elements."""
     check_numbers(where, name, shape)
     if len(shape) > _MOST_AXES or math.prod(shape) > _MOST:
-        msg = f"{where}: {shown(name)} has a shape with more axes or elements than an array can have"
+        msg = f"{where}: {show(name)} has a shape with more axes or elements than an array can have"
         raise FormatError(msg)
     return math.prod(shape)
 
@@ -72,7 +72,7 @@ def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]
     if dtype == "bfloat16":
         return _bfloat16(np.frombuffer(raw, dtype="<u2")).reshape(shape)
     if dtype not in _PLAIN:
-        msg = f"{where}: {shown(name)} has dtype {dtype}, which is not supported"
+        msg = f"{where}: {show(name)} has dtype {dtype}, which is not supported"
         raise FormatError(msg)
     # From its text, a native dtype is the one that prints as float32, not as <f4.
     little = np.dtype(np.dtype(dtype).newbyteorder("<").str)

@@ -20,7 +20,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import Tensor, quoted, shown
+from xplstm.io._contents import Tensor, quote, show
 from xplstm.io.files import buffers
 from xplstm.io.files.archive import GROWTH, SMALL
 from xplstm.io.files.h5_texts import check_texts
@@ -50,7 +50,7 @@ class Source(NamedTuple):
         except FormatError:
             raise
         except Exception as error:  # h5py has no error class of its own
-            msg = f"{self.where} is a damaged HDF5 file: {quoted(str(error))}"
+            msg = f"{self.where} is a damaged HDF5 file: {quote(str(error))}"
             raise FormatError(msg) from error
 
 
@@ -79,7 +79,7 @@ class _Budget:
         self.left -= needed
         if self.left < 0:
             msg = (
-                f"{self.where} has {self.length} bytes, but its datasets up to {shown(path)} have more than "
+                f"{self.where} has {self.length} bytes, but its datasets up to {show(path)} have more than "
                 f"{GROWTH} times as many"
             )
             raise FormatError(msg)
@@ -151,7 +151,7 @@ def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> N
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token
     if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
-        msg = f"{source.where}: {shown(path)} occurs twice, is nested too deeply or is one too many"
+        msg = f"{source.where}: {show(path)} occurs twice, is nested too deeply or is one too many"
         raise FormatError(msg)
     seen.add(key)
 
@@ -160,7 +160,7 @@ def _check_link(source: Source, path: str, group: Any, key: str) -> None:
     """Check that a link is a hard link."""
     link = group.get(key, getlink=True)
     if type(link) is not import_h5py().HardLink:
-        msg = f"{source.where}: {shown(path)} is a {type(link).__name__}; such links are not followed"
+        msg = f"{source.where}: {show(path)} is a {type(link).__name__}; such links are not followed"
         raise FormatError(msg)
 
 
@@ -170,7 +170,7 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
         return None
     attribute = item.attrs.get_id(name)
     if attribute.shape != () or attribute.get_storage_size() > longest:
-        msg = f"{source.where}: {shown(path)} has an attribute {name!r} that is not a short text"
+        msg = f"{source.where}: {show(path)} has an attribute {name!r} that is not a short text"
         raise FormatError(msg)
     told = item.attrs[name]
     raw = told if isinstance(told, bytes) else str(told).encode(errors="replace")
@@ -179,7 +179,7 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
 
 def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
     """Check a dataset, and return it as an unread tensor."""
-    h5py, where = import_h5py(), f"{source.where}: {shown(path)}"
+    h5py, where = import_h5py(), f"{source.where}: {show(path)}"
     plan = dataset.id.get_create_plist()
     if dataset.external or dataset.is_virtual:
         msg = f"{where} is in another file, which is not opened"

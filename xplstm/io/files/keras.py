@@ -15,7 +15,7 @@ from typing import Any
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm.io import layers
-from xplstm.io._contents import Contents, Opening, by_name, json_object, quoted
+from xplstm.io._contents import Contents, Opening, by_name, json_object, quote
 from xplstm.io._written import WORDS, plain, words_for
 from xplstm.io.files import h5
 from xplstm.io.files.archive import Archive
@@ -94,7 +94,7 @@ def _version(archive: Archive) -> int | None:
 def _major(where: str, version: Any) -> int:
     major = re.match("[23](?=[.])", version) if isinstance(version, str) else None
     if major is None:
-        msg = f"{where} was written by Keras {quoted(version)}, expected version 2 or 3"
+        msg = f"{where} was written by Keras {quote(version)}, expected version 2 or 3"
         raise FormatError(msg)
     return int(major[0])
 

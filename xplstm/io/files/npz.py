@@ -10,8 +10,8 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
-from xplstm.io._written import METADATA, WORDS, written
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, show
+from xplstm.io._written import METADATA, WORDS, serialise
 from xplstm.io.files import buffers
 from xplstm.io.files.archive import Archive
 from xplstm.nn._module import Recurrent
@@ -46,7 +46,7 @@ def read(path: str) -> Contents:
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a file with the parameters of `network`."""
-    arrays, metadata = written(network, layout, prefix)
+    arrays, metadata = serialise(network, layout, prefix)
     hosts: dict[str, Any] = {name: _array.to_numpy(a) for name, a in arrays.items()}
     hosts |= {name: np.asarray(text) for name, text in metadata.items()}
     buffer = io.BytesIO()
@@ -79,7 +79,7 @@ def header(where: str, start: io.BytesIO) -> Header:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[version](start, max_header_size=LONGEST_HEADER)
     except Exception as error:  # a header is a Python literal, whose parser raises many types of errors
-        msg = f"{where} is not a valid NumPy array: {shown(str(error)[:200])}"
+        msg = f"{where} is not a valid NumPy array: {show(str(error)[:200])}"
         raise FormatError(msg) from error
     if dtype.hasobject or dtype.names or dtype.subdtype:
         msg = f"{where} has dtype {dtype}; arrays of objects or records are not supported"
@@ -90,7 +90,7 @@ def header(where: str, start: io.BytesIO) -> Header:
 
 def _header(archive: Archive, member: str) -> Header:
     """Return the header of a member of an archive, and check that the array fills the member."""
-    where = f"{archive.path}: {shown(member)}"
+    where = f"{archive.path}: {show(member)}"
     head = header(where, io.BytesIO(archive.read(member, 16 + LONGEST_HEADER)))
     given, wanted = archive.members[member].file_size, head.offset + head.length
     if wanted != given:
@@ -109,10 +109,10 @@ def _text(archive: Archive, member: str, head: Header) -> Any:
     """Return the text that `encode` stored with the arrays."""
     length = head.dtype.itemsize // 4
     if length > LONGEST_TEXT:
-        msg = f"{archive.path}: {shown(member)} has {length} characters; at most {LONGEST_TEXT} are allowed"
+        msg = f"{archive.path}: {show(member)} has {length} characters; at most {LONGEST_TEXT} are allowed"
         raise FormatError(msg)
     try:
         return str(_read(archive, member, head))
     except ValueError as error:
-        msg = f"{archive.path}: {shown(member)} is not valid Unicode text: {error}"
+        msg = f"{archive.path}: {show(member)} is not valid Unicode text: {error}"
         raise FormatError(msg) from error

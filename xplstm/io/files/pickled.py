@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import quoted, shown
+from xplstm.io._contents import quote, show
 
 # Longest allowed name of a module or class.
 _LONGEST_GLOBAL = 400
@@ -26,7 +26,7 @@ class Global(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return shown(f"{self.module}.{self.name}")
+        return show(f"{self.module}.{self.name}")
 
 
 class Inert:
@@ -87,7 +87,7 @@ def load(where: str, program: BinaryIO | bytes, calls: Calls, persistent: Callab
     except FormatError:
         raise
     except Exception as error:  # instructions of a damaged program raise many types of errors
-        msg = f"{where} is a damaged pickle: {type(error).__name__} {quoted(str(error))}"
+        msg = f"{where} is a damaged pickle: {type(error).__name__} {quote(str(error))}"
         raise FormatError(msg) from error
     return machine.result
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import Contents, Opening, Tensor, by_name, shown
-from xplstm.io._written import METADATA, WORDS, refuse_lost, written
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, show
+from xplstm.io._written import METADATA, WORDS, refuse_lost, serialise
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
 from xplstm.io.files.pickled import Inert
@@ -97,7 +97,7 @@ def _problems_of(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]
     """Return why TorchScript modules may compute something other than PyTorch's modules, by prefix."""
     wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays returns only the weights"
     return {
-        name.strip("."): {"problem": f"it is a {shown(str(leaf))}, {wrong}"}
+        name.strip("."): {"problem": f"it is a {show(str(leaf))}, {wrong}"}
         for name, leaf in named
         if isinstance(leaf, Inert) and re.match(r"__torch__(?!\.torch\.)", leaf.name.module)
     }
@@ -109,7 +109,7 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
     for name, leaf in named:
         if isinstance(leaf, Inert):
             if _PARAMETER.search(name) and not leaf.items and not isinstance(leaf.state, dict):
-                msg = f"{path}: {shown(name.strip('.'))} is an object of {leaf}, expected a tensor"
+                msg = f"{path}: {show(name.strip('.'))} is an object of {leaf}, expected a tensor"
                 raise FormatError(msg)
             if leaf.name.module.partition(".")[0] != "__torch__":
                 objects[name.strip(".") or "the whole"] = str(leaf)
@@ -118,7 +118,7 @@ def _objects(path: str, named: Sequence[tuple[str, Leaf]]) -> dict[str, str]:
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a file that ``torch.load`` reads: a state dict, and options for `load`."""
-    arrays, metadata = written(network, layout, prefix)
+    arrays, metadata = serialise(network, layout, prefix)
     if layout == "torch":
         refuse_lost(network, "a state dict of PyTorch")
     hosts = {name: _array.native(_array.to_numpy(a)) for name, a in arrays.items()}
@@ -232,7 +232,7 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
             raise FormatError(msg)
         one = storage_of(path, given[1], given[2], lambda _: True)
         if kinds.setdefault(one.key, one) != one:
-            msg = f"{path} has two dtypes for the storage {shown(one.key[:40])}"
+            msg = f"{path} has two dtypes for the storage {show(one.key[:40])}"
             raise FormatError(msg)
         part = given[5]
         if part is None:
@@ -266,7 +266,7 @@ def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) 
         size = count * buffers.BITS[kinds[key].dtype or "uint8"] // 8
         if key in places or first + 8 + size > length:
             msg = (
-                f"{path} ends before the {count} elements of the storage {shown(key[:40])}, or lists it twice"
+                f"{path} ends before the {count} elements of the storage {show(key[:40])}, or lists it twice"
             )
             raise FormatError(msg)
         places[key] = (first + 8, size)
@@ -321,7 +321,7 @@ class _Storages:
         reach = sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
         end = view.offset + reach + 1 if math.prod(view.shape) else 0
         if end * width > len(raw):
-            msg = f"{path}: {shown(name)} ends at byte {end * width} of a storage with {len(raw)} bytes"
+            msg = f"{path}: {show(name)} ends at byte {end * width} of a storage with {len(raw)} bytes"
             raise FormatError(msg)
         numbers = np.frombuffer(raw, dtype=f"V{width}", count=len(raw) // width)
         strides = tuple(stride * width for stride in view.strides)
@@ -341,7 +341,7 @@ class _Storages:
 
     def refuse(self, name: str, leaf: Opaque) -> np.ndarray:
         """Raise an error for a tensor that cannot be read."""
-        msg = f"{self.store.path}: {shown(name)} is {leaf.kind}, which cannot be read"
+        msg = f"{self.store.path}: {show(name)} is {leaf.kind}, which cannot be read"
         raise FormatError(msg)
 
     def _spend(self, name: str, size: int) -> None:
@@ -350,7 +350,7 @@ class _Storages:
             self.given.add(name)
             self.left -= size
         if self.left < 0:
-            what = f"with {shown(name)}, the tensors have more than {TIMES} times the bytes of their storages"
+            what = f"with {show(name)}, the tensors have more than {TIMES} times the bytes of their storages"
             msg = f"{self.store.path}: {what}"
             raise FormatError(msg)
 

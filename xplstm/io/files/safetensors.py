@@ -16,8 +16,8 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
-from xplstm.io._contents import Contents, Opening, Tensor, by_name, json_object, shown
-from xplstm.io._written import written
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, json_object, show
+from xplstm.io._written import serialise
 from xplstm.io.files import buffers
 from xplstm.nn._module import Recurrent
 
@@ -82,7 +82,7 @@ def read(path: str) -> Contents:
 
 def encode(network: Recurrent, layout: str, prefix: str) -> bytes:
     """Return the bytes of a file with the parameters of `network`."""
-    return pack(*written(network, layout, prefix))
+    return pack(*serialise(network, layout, prefix))
 
 
 def pack(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
@@ -118,16 +118,16 @@ def _metadata(path: str, given: Any) -> dict[str, Any]:
 def _entry(path: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """Return dtype, shape and byte range of one tensor."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        msg = f"{path}: {shown(name)} must have exactly the keys dtype, shape and data_offsets"
+        msg = f"{path}: {show(name)} must have exactly the keys dtype, shape and data_offsets"
         raise FormatError(msg)
     code, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
-        msg = f"{path}: {shown(name)} has an unknown dtype, {ascii(code)[:40]}"
+        msg = f"{path}: {show(name)} has an unknown dtype, {ascii(code)[:40]}"
         raise FormatError(msg)
     needed = buffers.size(path, name, DTYPES[code], shape)
     buffers.check_numbers(path, name, place)
     if len(place) != 2 or place[1] - place[0] != needed:
-        msg = f"{path}: {shown(name)}, {code} of shape {shape}, needs {needed} bytes; its offsets are {place}"
+        msg = f"{path}: {show(name)}, {code} of shape {shape}, needs {needed} bytes; its offsets are {place}"
         raise FormatError(msg)
     return DTYPES[code], tuple(shape), place[0], place[1]
 
@@ -138,7 +138,7 @@ def _check_places(path: str, places: Iterable[tuple[str, int, int]], length: int
     for name, low, high in sorted(places, key=lambda place: place[1:]):
         if low != end:
             what = "overlaps another tensor" if low < end else "leaves a gap before it"
-            msg = f"{path}: {shown(name)} begins at byte {low} and {what}, expected byte {end}"
+            msg = f"{path}: {show(name)} begins at byte {low} and {what}, expected byte {end}"
             raise FormatError(msg)
         end = high
     if end != length:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import Contents, Opening, Tensor, dotted, json_object, quoted, shown
+from xplstm.io._contents import Contents, Opening, Tensor, dot_name, json_object, quote, show
 from xplstm.io._written import METADATA, WORDS
 
 # An index has about a hundred bytes for each tensor.
@@ -64,9 +64,9 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
         metadata = {**part.metadata, **metadata}
         for name, tensor in part.tensors.items():
             if name in tensors or not _is_listed(name, file, places):
-                unlisted = f"is in {shown(file)}, but the index does not list it there"
+                unlisted = f"is in {show(file)}, but the index does not list it there"
                 what = "is in two files" if name in tensors else unlisted
-                msg = f"{path}: {shown(name)} {what}"
+                msg = f"{path}: {show(name)} {what}"
                 raise FormatError(msg)
             tensors[name] = tensor
     if len(kinds) != 1:
@@ -74,7 +74,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
         raise FormatError(msg)
     missing = [name for name in places if name not in tensors] if layouts == {None} else []
     if missing:
-        msg = f"{path} lists {shown(missing[0])}, which is not in any of its files"
+        msg = f"{path} lists {show(missing[0])}, which is not in any of its files"
         raise FormatError(msg)
     return Contents(path, kinds.pop(), tensors, metadata, layouts.pop())
 
@@ -101,7 +101,7 @@ def _places(path: str) -> dict[str, tuple[str, ...]]:
         msg = f"{path} has no weight_map from names to files"
         raise FormatError(msg)
     for name, files in given.items():
-        found[dotted(name)] = tuple(files) if isinstance(files, list) else (files,)
+        found[dot_name(name)] = tuple(files) if isinstance(files, list) else (files,)
     return found
 
 
@@ -109,13 +109,13 @@ def _inside(path: str, file: Any) -> str:
     """Return the path of a shard, and check that its name has no folder."""
     plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
     if not plain or any(letter in file for letter in "\\:\0"):
-        msg = f"{path} refers to the file {quoted(file)}, expected a file name without a folder"
+        msg = f"{path} refers to the file {quote(file)}, expected a file name without a folder"
         raise FormatError(msg)
     found = os.path.join(os.path.dirname(path), file)
     if not os.path.isfile(found):
-        msg = f"{path} lists the file {quoted(file)}, which is not in its folder"
+        msg = f"{path} lists the file {quote(file)}, which is not in its folder"
         raise FormatError(msg)
     if found.lower().endswith(_INDEX):
-        msg = f"{path} lists the file {quoted(file)}, which is an index itself"
+        msg = f"{path} lists the file {quote(file)}, which is an index itself"
         raise FormatError(msg)
     return found

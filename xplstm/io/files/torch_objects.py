@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from xplstm._errors import FormatError
-from xplstm.io._contents import LONGEST_NAME, shown
+from xplstm.io._contents import LONGEST_NAME, show
 from xplstm.io.files import buffers
 from xplstm.io.files.pickled import Global, Inert
 
@@ -247,7 +247,7 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
         name, depth, value = pending.pop()
         looked_at += _A_CONTAINER
         if looked_at > MOST or depth > DEEPEST or len(name) > LONGEST_NAME:
-            msg = f"{path} is nested too deeply, or has too many objects, at {shown(name[:80])}"
+            msg = f"{path} is nested too deeply, or has too many objects, at {show(name[:80])}"
             raise FormatError(msg)
         if isinstance(value, _LEAVES):
             yield name, _check_layout(path, name, value)
@@ -316,11 +316,11 @@ def _check_layout(path: str, name: str, leaf: Any) -> Any:
     end = 1
     for stride, n in axes if numbers else ():
         if stride < end:
-            msg = f"{path}: {shown(name)} overlaps itself: shape {leaf.shape}, strides {leaf.strides}"
+            msg = f"{path}: {show(name)} overlaps itself: shape {leaf.shape}, strides {leaf.strides}"
             raise FormatError(msg)
         end = (n - 1) * stride + end
     if len(leaf.strides) != len(leaf.shape):
-        msg = f"{path}: {shown(name)} has {len(leaf.shape)} axes and {len(leaf.strides)} strides"
+        msg = f"{path}: {show(name)} has {len(leaf.shape)} axes and {len(leaf.strides)} strides"
         raise FormatError(msg)
     offset = leaf.offset + leaf.storage.start
     return leaf._replace(offset=offset, shape=tuple(leaf.shape), strides=tuple(leaf.strides))

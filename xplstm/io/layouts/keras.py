@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 from xplstm.io._combined import combine
-from xplstm.io._contents import Contents, Found, quoted, shown
+from xplstm.io._contents import Contents, Found, quote, show
 from xplstm.io.layouts import keras_config
 from xplstm.io.layouts.keras_config import Recurrent
 from xplstm.io.layouts.keras_layers import SIDES, from_cudnn, mark_cudnn, place_cells
@@ -72,7 +72,7 @@ def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
         name = contents.metadata["names"].get(f"{one.path}/vars", one.name)
         if name != one.name:
             whose = (
-                f"the weights at {one.path} are those of {quoted(name)}, expected those of {quoted(one.name)}"
+                f"the weights at {one.path} are those of {quote(name)}, expected those of {quote(one.name)}"
             )
             msg = f"{contents.where}: {whose}"
             raise FormatError(msg)
@@ -103,7 +103,7 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     sides = tuple(f".{side}" for side in SIDES) if stack[0].bidirectional else ("",)
     paths = [[one.path.replace("/", ".") + side for side in sides] for one in stack]
     missing = [path for layer in paths for path in layer if path not in cells]
-    problem = next((f"{shown(one.name)}: {one.problem}" for one in stack if one.problem), None)
+    problem = next((f"{show(one.name)}: {one.problem}" for one in stack if one.problem), None)
     if missing:
         return Found(
             prefix, "keras", "LSTM", {}, NUMBERED.gates, (), dict, problem or f"{missing[0]} has no weights"
@@ -117,7 +117,7 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     for one in stack:
         if not problem and (found.options["hidden_size"], found.options["bias"]) != (one.units, one.use_bias):
             given = f"units={one.units!r} and use_bias={one.use_bias!r}"
-            problem = f"the weights of {shown(one.name)} do not fit {given}"
+            problem = f"the weights of {show(one.name)} do not fit {given}"
     options = {k: v for k, v in stack[0].options.items() if (k, v) != ("merge", "concat")}
     untold = ("reverse",) if options.get("reverse") else ()
     return found._replace(options={**found.options, **options}, problem=problem, untold=untold)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xplstm import _values
 from xplstm._errors import FormatError
 from xplstm.cells.params import Variant
-from xplstm.io._contents import quoted, shown
+from xplstm.io._contents import quote, show
 
 DEEPEST = 16
 MODELS = ("Sequential", "Functional", "Model")
@@ -131,7 +131,7 @@ def recurrent(
         start = None if by_layer else "layers"
         found = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
     except Exception as error:  # any part of an invalid configuration can have any type
-        what = f"{type(error).__name__} {quoted(str(error))}"
+        what = f"{type(error).__name__} {quote(str(error))}"
         msg = f"{where}: config.json is not a valid Keras configuration: {what}"
         raise FormatError(msg) from error
     return found
@@ -140,12 +140,12 @@ def recurrent(
 def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
     """Yield entries for custom classes: the model itself, or its layers."""
     if model["class_name"] not in MODELS:
-        why = f"of class {quoted(model['class_name'])}, which is not supported, since it lists no layers"
+        why = f"of class {quote(model['class_name'])}, which is not supported, since it lists no layers"
         yield _unreadable_entry("", "model", f"{why}; save its weights as .weights.h5")
         return
     for layer in model["config"]["layers"]:
         if not str(layer.get("module") or "").startswith("keras") and layer["class_name"] not in MODELS:
-            why = f"contains no known LSTM; class {quoted(layer['class_name'])} is not supported"
+            why = f"contains no known LSTM; class {quote(layer['class_name'])} is not supported"
             yield _unreadable_entry("", str(layer["config"].get("name")), why)
             return
 
@@ -179,7 +179,7 @@ def _of_model(
         counts[key] += 1
         name = config.get("name", layer.get("name"))
         if not isinstance(name, str):
-            msg = f"the name of a layer is {quoted(name)}, expected text"
+            msg = f"the name of a layer is {quote(name)}, expected text"
             raise TypeError(msg)
         place = name if path is None else place
         in_order = model["class_name"] == "Sequential"
@@ -310,9 +310,9 @@ def _both(
         alike = alike and all(backward[k] == forward[k] for k in ("units", "use_bias"))
         problem = problem or (None if alike else "backward_layer differs from the forward layer")
     if merge not in MERGES:
-        return {}, f"merge_mode={quoted(merge)} is unknown"
+        return {}, f"merge_mode={quote(merge)} is unknown"
     if kind == "GRU" and merge != "concat":
-        problem = problem or f"merge_mode={quoted(merge)}, expected concat for a GRU"
+        problem = problem or f"merge_mode={quote(merge)}, expected concat for a GRU"
     return options | {"merge": MERGES[merge]}, problem
 
 
@@ -320,14 +320,14 @@ def _options(kind: str, config: Mapping[str, Any], version: int | None) -> tuple
     """Return the arguments of the class for a layer's configuration, and its problem or None."""
     unknown = [k for k in config if k not in _READ and not _ASIDE.fullmatch(k) and config[k]]
     if unknown:
-        return {}, f"{shown(unknown[0])}={quoted(config[unknown[0]])} is unknown"
+        return {}, f"{show(unknown[0])}={quote(config[unknown[0]])} is unknown"
     activations = ACTIVATIONS[version]
     names = [config["recurrent_activation"], config["activation"]]
     for name in names:
         if not isinstance(name, str) or name not in activations:
             known = ", ".join(activations)
             unknown_version = "" if version else "; the file does not state its version of Keras"
-            return {}, f"activation {quoted(name)} must be one of {known}{unknown_version}"
+            return {}, f"activation {quote(name)} must be one of {known}{unknown_version}"
     gates, candidate = (activations[name] for name in names)
     variant = Variant(
         activations=(gates, candidate, candidate),

@@ -14,7 +14,7 @@ from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 from xplstm.cells.params import Variant
-from xplstm.io._contents import Contents, Found, Tensor, dotted, quoted
+from xplstm.io._contents import Contents, Found, Tensor, dot_name, quote
 from xplstm.io.layouts.keras_config import Recurrent
 
 SIDES = ("forward_layer", "backward_layer")
@@ -39,7 +39,7 @@ def place_cells(
     paths = [one.path for one in told]
     twice = next((path for path in paths if path and paths.count(path) > 1), None)
     if twice is not None:
-        msg = f"{contents.where} has two layers named {quoted(twice)}, whose weights cannot be distinguished"
+        msg = f"{contents.where} has two layers named {quote(twice)}, whose weights cannot be distinguished"
         raise FormatError(msg)
     return {path: one for layer in told for path, one in _of_layer(cells, layer)}
 
@@ -47,10 +47,10 @@ def place_cells(
 def _of_layer(cells: Sequence[Found], layer: Recurrent) -> Iterator[tuple[str, Found]]:
     """Yield the cells of a layer of the configuration, if their number is that of the directions."""
     path = layer.path.replace("/", ".")
-    here = _under(cells, dotted(layer.path.partition("/cell/cells/")[0]))
+    here = _under(cells, dot_name(layer.path.partition("/cell/cells/")[0]))
     is_stacked = "/cell/cells/" in layer.path
     if len(here) != 1 + layer.bidirectional or is_stacked:
-        named = [one for one in here or cells if dotted(layer.name) in one.prefix.split(".")]
+        named = [one for one in here or cells if dot_name(layer.name) in one.prefix.split(".")]
         here = named if named or is_stacked else here
     if layer.bidirectional:
         yield from _sides(path, here).items()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
-from xplstm.io._contents import Contents, Tensor, shown
+from xplstm.io._contents import Contents, Tensor, show
 
 _WEIGHT = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l\d{1,6})?(?:_reverse)?"
 _OLD = re.compile(rf"((?:.*\.)?)({_WEIGHT})_(orig|mask|g|v|u|raw)")
@@ -55,7 +55,7 @@ def resolve(contents: Contents) -> Contents:
         given = [tensors.pop(parts[part]) for part in rule.parts]
         place = _inner(target, places) if rule.parts == ("raw",) else target
         if place in tensors and rule.parts != ("raw",):
-            msg = f"{contents.where}: {shown(place)} is present together with {', '.join(parts)}"
+            msg = f"{contents.where}: {show(place)} is present together with {', '.join(parts)}"
             raise FormatError(msg)
         array = partial(_compute, rule, contents.where, place, given)
         shape = given[1].shape if rule.parts in _NORMED else given[0].shape
@@ -75,7 +75,7 @@ def _compute(rule: _Rule, where: str, name: str, given: list[Tensor]) -> Array:
     try:
         return rule.compute(_array.namespace(arrays[0], name), *arrays)
     except ValueError as error:
-        msg = f"{where}: {shown(name)}: {error}"
+        msg = f"{where}: {show(name)}: {error}"
         raise FormatError(msg) from error
 
 

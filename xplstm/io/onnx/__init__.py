@@ -22,12 +22,12 @@ from xplstm.io.files._durable import write_durably
 from xplstm.io.onnx import _graph, _operator
 from xplstm.io.onnx._export import model_of, why_not_export
 from xplstm.io.onnx._find import in_arrays, in_graph
-from xplstm.io.onnx._fold import decided, dequantized, folded
+from xplstm.io.onnx._fold import decide_branches, dequantise, fold_constants
 from xplstm.io.onnx._graph import Graph, Input
 from xplstm.io.onnx._model import Prepared, weight_names, why_not
 from xplstm.io.onnx._nodes import Place
 from xplstm.io.onnx._operator import OPERATORS, Attributes, Weights, from_params
-from xplstm.io.onnx._projected import projected
+from xplstm.io.onnx._projected import find_projections
 from xplstm.io.onnx._whole import Exportable, whole
 from xplstm.nn._module import Frozen, Recurrent
 
@@ -62,8 +62,8 @@ def recognises(opening: Opening) -> bool:
 
 def read(path: str) -> Contents:
     """Return the tensors of a model, and its graph."""
-    graph = projected(decided(dequantized(_graph.as_graph(path, path))))
-    graph = folded(graph, _weights_of(graph))
+    graph = find_projections(decide_branches(dequantise(_graph.as_graph(path, path))))
+    graph = fold_constants(graph, _weights_of(graph))
     return Contents(path, "onnx", by_name(path, graph.constants.items()), {"graph": graph}, "onnx")
 
 
@@ -76,7 +76,7 @@ def _folded_weights(graph: Graph) -> Graph:
     """Return the graph with weights that nodes compute from initialisers that are not also inputs."""
     given = {i.name for i in graph.inputs}
     fixed = {name: tensor for name, tensor in graph.constants.items() if name not in given}
-    made = folded(graph._replace(constants=fixed), _weights_of(graph)).constants
+    made = fold_constants(graph._replace(constants=fixed), _weights_of(graph)).constants
     return graph._replace(constants={**graph.constants, **made})
 
 
@@ -444,7 +444,7 @@ def run_node(
     one = _graph.as_node("the node", node)
     given = tuple(Input(name, None, None) for name in dict.fromkeys(filter(None, one.inputs)))
     opset = _graph.import_onnx().defs.onnx_opset_version()
-    nodes, constants = _graph.lifted([one])
+    nodes, constants = _graph.lift_constants([one])
     graph = Graph("the node", opset, given, tuple(filter(None, one.outputs)), nodes, constants)
     if xp is None and device == "CUDA":
         xp = "cupy"

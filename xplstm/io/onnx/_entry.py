@@ -16,7 +16,7 @@ from xplstm import _array
 from xplstm._errors import FormatError, XplstmError
 from xplstm.io.onnx._fold import BudgetError
 from xplstm.io.onnx._graph import Node, brief
-from xplstm.io.onnx._model import padded
+from xplstm.io.onnx._model import pad_inputs
 from xplstm.io.onnx._operator import OPERATORS
 from xplstm.io.onnx._trace import (
     FREE,
@@ -106,7 +106,7 @@ def entry_of(
 
     `known` maps outputs to whether time is certainly the first axis.
     """
-    names = padded(node)
+    names = pad_inputs(node)
     first = _batch_first(trace, node, I, known)
     lengths = _lengths(trace, node, names[4], I)
     starts = [_start(trace, node, name, D, n) for name, n in zip(names[5:7], sizes, strict=True)]
@@ -116,11 +116,11 @@ def entry_of(
 def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bool | None:
     """Return whether the batch is the first axis of the input; None if the graph does not show it."""
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
-    before, nodes = trace.moved_from(X)
+    before, nodes = trace.follow_moves(X)
     # Whether the last node that moves an axis swaps time and the batch.
     last = next((one for one in nodes if one.op not in _BETWEEN), None)
     swapped = last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
-    source = trace.scaled_from(X) or trace.rearranged_from(X)
+    source = trace.find_scaled_input(X) or trace.find_rearranged_input(X)
     if source is not None:
         return _from_input(trace, node, source, I, swapped)
     made = trace.maker(before)
@@ -161,7 +161,7 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
         return layout
     if orders == {"swapped"}:
         return not layout
-    if orders == {"unknown"} and not changed and trace.chooses(trace.moved_from(X)[1]) is None:
+    if orders == {"unknown"} and not changed and trace.chooses(trace.follow_moves(X)[1]) is None:
         return not layout if swapped else None
     msg = (
         f"the {node.label} does not read {brief(source)!r} unchanged: nodes between them reverse, "
@@ -193,7 +193,7 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ..
     """Return the model input with the lengths, or constant lengths; "" if all lengths are T."""
     path = trace.path(node.inputs[0])
     under = trace.maker(path.start) if path else None
-    if under is not None and under.op in OPERATORS and padded(under)[4] == name and name in trace.lengths:
+    if under is not None and under.op in OPERATORS and pad_inputs(under)[4] == name and name in trace.lengths:
         return trace.lengths[name]  # both nodes have the same input and the same number of steps
     leaves = set()
     wanted, seen = [name] if name else [], 0

@@ -39,11 +39,11 @@ NO_END = np.asarray([np.iinfo(np.int32).max], dtype=np.int32)
 
 def model_of(network: Recurrent | Frozen, prefix: str) -> Any:
     """Return the ModelProto of a network; names of nodes and weights start with `prefix`."""
-    model, layers = opened(network, prefix)
+    model, layers = open_network(network, prefix)
     return model.of(layers)
 
 
-def opened(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Layers]:
+def open_network(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder, Layers]:
     """Return a graph builder for the network, and the parameters of its layers."""
     if not isinstance(network, Recurrent | Frozen):
         wanted = "a network, a frozen one, a CharLM, a Forecaster or a SequenceClassifier"

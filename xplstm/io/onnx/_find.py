@@ -14,7 +14,7 @@ from xplstm.cells.params import Variant
 from xplstm.io._contents import Contents, Found
 from xplstm.io.onnx._entry import Entry, entry_of, fit_together, state_of
 from xplstm.io.onnx._fold import BudgetError
-from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, dotted, shortened
+from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, dot_name, shorten
 from xplstm.io.onnx._model import weight_names, why_not_node
 from xplstm.io.onnx._operator import (
     KINDS,
@@ -115,7 +115,7 @@ def _parts(contents: Contents, trace: Trace) -> list[Part]:
 
 def _names(node: Node) -> list[str]:
     """Return possible names of a node: its own name, then its outputs, if they are printable."""
-    names = [dotted(name) for name in (node.name, *node.outputs)]
+    names = [dot_name(name) for name in (node.name, *node.outputs)]
     return [name for name in names if 0 < len(name) <= SHOWN_NAME]
 
 
@@ -203,9 +203,9 @@ def _of_node(graph: Graph, node: Node) -> Layer | str:
         return f"there is {wrong}"
     return Layer(
         node.op,
-        Weights(*(dotted(name) if name else None for name in weight_names(node))),
+        Weights(*(dot_name(name) if name else None for name in weight_names(node))),
         Attributes(**node.attributes),
-        dotted(graph.projections[node.outputs]) if node.outputs in graph.projections else None,
+        dot_name(graph.projections[node.outputs]) if node.outputs in graph.projections else None,
     )
 
 
@@ -213,7 +213,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
     """Return the network of several nodes, with its problem if it cannot be loaded."""
     first = stack[0]
     prefix, layers = first.prefix, [part.layer for part in stack if part.layer is not None]
-    problem = next((shortened(part.problem) for part in stack if part.problem), None)
+    problem = next((shorten(part.problem) for part in stack if part.problem), None)
     if not layers:
         return Found(prefix, "onnx", first.node.op, {}, "", (), dict, problem)
     options: dict[str, Any] = {} if merge == "concat" else {"merge": merge}

@@ -11,7 +11,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError, XplstmError
-from xplstm.io._contents import Tensor, shown
+from xplstm.io._contents import Tensor, show
 from xplstm.io.onnx._cost import most_numbers
 from xplstm.io.onnx._graph import Graph, Node, refusal
 from xplstm.io.onnx._model import RUNNABLE, why_not_node
@@ -98,13 +98,13 @@ class Evaluator:
         if self.left < 0:
             allowed = FLOOR + TIMES_FILE * self.graph.size
             msg = (
-                f"{self.graph.where}: the evaluation of the graph up to {shown(what)} needs more than "
+                f"{self.graph.where}: the evaluation of the graph up to {show(what)} needs more than "
                 f"{allowed} bytes, the limit for a file of {self.graph.size} bytes"
             )
             raise BudgetError(msg)
 
 
-def dequantized(graph: Graph) -> Graph:
+def dequantise(graph: Graph) -> Graph:
     """Return the graph with an LSTM node in place of each DynamicQuantizeLSTM node, which has 8-bit weights.
 
     W and R of that operator are (D, I, 4H) and (D, H, 4H), with a scale and a zero point for each direction
@@ -145,7 +145,7 @@ def _float_nodes(start: str, name: str, scale: str, zero: str, shape: str) -> li
     return [Node(op, "", given, (f"{start}.{end}",), told) for op, given, end, told in steps]
 
 
-def decided(graph: Graph) -> Graph:
+def decide_branches(graph: Graph) -> Graph:
     """Return the graph with each If node of constant condition replaced by the taken branch."""
     evaluator = Evaluator(graph)
     live, dropped = {*graph.outputs}, set[str]()
@@ -183,7 +183,7 @@ def _branch(evaluator: Evaluator, node: Node) -> tuple[str, ...] | None:
     return node.inputs[1 : 1 + half] if condition.all() else node.inputs[1 + half :]
 
 
-def folded(graph: Graph, names: Iterable[str]) -> Graph:
+def fold_constants(graph: Graph, names: Iterable[str]) -> Graph:
     """Return the graph with the values of `names` that depend only on initialisers added as constants."""
     made: dict[str, Tensor] = {}
     evaluator = Evaluator(graph)

@@ -18,7 +18,7 @@ import numpy as np
 
 from xplstm import _values
 from xplstm._errors import DTypeError, FormatError
-from xplstm.io._contents import Tensor, shown
+from xplstm.io._contents import Tensor, show
 from xplstm.io.files import buffers
 
 # Maps TensorProto.DataType to the dtype name, and to the field for data that is not raw bytes.
@@ -53,10 +53,10 @@ SHOWN_MESSAGE = 1000
 def brief(name: str) -> str:
     """Format a name for a message: printable and short."""
     text = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}..."
-    return shown(text)
+    return show(text)
 
 
-def shortened(message: str) -> str:
+def shorten(message: str) -> str:
     """Shorten a message to a readable length."""
     return message if len(message) <= SHOWN_MESSAGE else f"{message[:SHOWN_MESSAGE]}..."
 
@@ -150,7 +150,7 @@ def _graph(model: Any, where: str, beside: Beside) -> Graph:
     """Return the graph of a ModelProto."""
     flat = _Flat(where, model, beside)
     outputs = tuple(flat.add_graph(model.graph, "", ChainMap(), {}))
-    nodes, made = lifted(flat.nodes)
+    nodes, made = lift_constants(flat.nodes)
     inputs = tuple(_input(where, value) for value in model.graph.input)
     free = [*(i.name for i in inputs), *flat.free]
     _check_names(where, free, flat.constants, made, nodes, outputs)
@@ -307,12 +307,12 @@ def text(where: str, value: Any) -> str:
     return str(value)
 
 
-def dotted(name: str) -> str:
+def dot_name(name: str) -> str:
     """Return a name in the form of `Contents.tensors`."""
     return name.replace("/", ".").strip(".")
 
 
-def lifted(nodes: Iterable[Node]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
+def lift_constants(nodes: Iterable[Node]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
     """Return the nodes without Constant nodes, and the constants of those."""
     others, constants = [], {}
     for node in nodes:

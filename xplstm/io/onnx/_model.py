@@ -12,7 +12,7 @@ from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.io._contents import Tensor
-from xplstm.io.onnx._graph import Graph, Input, Node, shortened
+from xplstm.io.onnx._graph import Graph, Input, Node, shorten
 from xplstm.io.onnx._math import MATH
 from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, to_library
 from xplstm.io.onnx._operator import KINDS, OPERATORS, Attributes, Operator, Weights
@@ -29,7 +29,7 @@ class Prepared:
     def __init__(self, graph: Graph, place: Place) -> None:
         reason = why_not(graph)
         if reason is not None:
-            raise ArgumentError(shortened(reason))
+            raise ArgumentError(shorten(reason))
         self._graph = graph
         self._place = place
         self._makers = {name: node for node in graph.nodes for name in node.outputs if name}
@@ -101,7 +101,7 @@ class Prepared:
             ready = self._operators.get(node.outputs)
             if ready is None:
                 ready = operator(node, Weights(*(values[name] for name in weight_names(node))))
-            others = (values[name] for k, name in enumerate(padded(node)) if k not in _WEIGHTS)
+            others = (values[name] for k, name in enumerate(pad_inputs(node)) if k not in _WEIGHTS)
             return ready(*others)[: len(node.outputs)]
 
     def _check_inputs(self, inputs: Sequence[Array] | Mapping[str, Array]) -> dict[str, Array]:
@@ -219,14 +219,14 @@ def _is_kind(name: str, value: Any) -> bool:
     return isinstance(value, kind)
 
 
-def padded(node: Node) -> list[str]:
+def pad_inputs(node: Node) -> list[str]:
     """Return all eight inputs of a recurrent node."""
     return [*node.inputs, *[""] * (8 - len(node.inputs))]
 
 
 def weight_names(node: Node) -> list[str]:
     """Return W, R, B and P of a recurrent node."""
-    return [padded(node)[k] for k in _WEIGHTS]
+    return [pad_inputs(node)[k] for k in _WEIGHTS]
 
 
 def operator(node: Node, weights: Weights) -> Operator:

@@ -14,7 +14,7 @@ import numpy as np
 
 from xplstm.io.onnx._fold import Evaluator
 from xplstm.io.onnx._graph import Graph, Node
-from xplstm.io.onnx._model import padded, why_not_node
+from xplstm.io.onnx._model import pad_inputs, why_not_node
 
 
 class _Shape(NamedTuple):
@@ -26,7 +26,7 @@ class _Shape(NamedTuple):
     outputs: tuple[str, str]
 
 
-def projected(graph: Graph) -> Graph:
+def find_projections(graph: Graph) -> Graph:
     """Return the graph with one node for each LSTM with a projection, listed in `Graph.projections`."""
     sizes = {"MatMul": 2, "Transpose": 1}
     whole = [n for n in graph.nodes if len(n.inputs) == sizes.get(n.op) and not why_not_node(n)]
@@ -78,7 +78,7 @@ def _shape_of(
         if name in graph.outputs or others or len(multiplied) > 1:
             return None
         outputs += multiplied[0].outputs[:1] if multiplied else [""]
-    start = padded(node)[5]
+    start = pad_inputs(node)[5]
     if start:
         back = makers.get(start)
         if back is None or back.op != "MatMul" or back.inputs[1] not in graph.constants:

@@ -327,7 +327,7 @@ class Trace:
         (T, B), (D, _, H) = sizes, recurrent.shape
         return (B, T, D, H) if layout else (T, D, B, H)
 
-    def moved_from(self, name: str) -> tuple[str, list[Node]]:
+    def follow_moves(self, name: str) -> tuple[str, list[Node]]:
         """Follow first inputs back through nodes that only move elements; return the value and the nodes."""
         nodes: list[Node] = []
         while len(nodes) <= LONGEST_PATH:
@@ -338,7 +338,7 @@ class Trace:
             name = node.inputs[0]
         return name, nodes
 
-    def scaled_from(self, name: str) -> str | None:
+    def find_scaled_input(self, name: str) -> str | None:
         """Return the model input from which moves and arithmetic with constants compute `name`, or None."""
         for _ in range(LONGEST_PATH):
             node = self.maker(name)
@@ -354,7 +354,7 @@ class Trace:
             name = data[0]
         return None
 
-    def rearranged_from(self, name: str) -> str | None:
+    def find_rearranged_input(self, name: str) -> str | None:
         """Return the model input whose parts `name` rearranges, or None."""
         path = self.path(name)
         known = MOVERS | _SCALING | MEASURING | {"Concat"}

@@ -10,7 +10,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError
 from xplstm._stack import Stack
-from xplstm.io.onnx._export import GraphBuilder, opened
+from xplstm.io.onnx._export import GraphBuilder, open_network
 from xplstm.io.onnx._graph import import_onnx
 from xplstm.nn import LSTM, Embedding, Linear
 
@@ -33,7 +33,7 @@ class ModelGraph:
         if model.lstm.batch_first:
             msg = f"lstm={model.lstm!r} of the model must be time-major (batch_first=False) for an export"
             raise ArgumentError(msg)
-        self._network, self._layers = opened(model.lstm, "lstm")
+        self._network, self._layers = open_network(model.lstm, "lstm")
         self._inputs: dict[str, list[Any]] = {}
         self._outputs: dict[str, list[Any]] = {}
         self._integers = False
@@ -69,11 +69,11 @@ class ModelGraph:
         places = self.builder.constant(f"{name}.columns", np.asarray(chosen, dtype=np.int64))
         return self.builder.add("Gather", [x, places], name, axis=-1)
 
-    def shaped(self, x: str, last: Sequence[int], name: str) -> str:
+    def split_last(self, x: str, last: Sequence[int], name: str) -> str:
         """Split the last axis of `x` (T, B, N)."""
         return self.builder.add("Reshape", [x, self.builder.integers(0, 0, *last)], name)
 
-    def joined_ahead(self, x: str, known: str, future: str, steps: int) -> str:
+    def join_ahead(self, x: str, known: str, future: str, steps: int) -> str:
         """Join the known columns of the next `steps` steps to `x` (T, B, N) at each step.
 
         `future` (steps, B, K) continues `known` (T, B, K) after the length of each entry, given by the input
@@ -206,7 +206,7 @@ class ModelGraph:
             return y
         return self.builder.add("Add", [y, self.builder.constant("linear.bias", host["bias"])], "linear")
 
-    def scaled(self, op: str, a: str, b: str, name: str) -> str:
+    def apply(self, op: str, a: str, b: str, name: str) -> str:
         """Add a node with two operands."""
         return self.builder.add(op, [a, b], name)
 

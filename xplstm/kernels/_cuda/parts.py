@@ -18,10 +18,10 @@ KERNELS = ("cupy_persistent", "cupy_fused")
 def room() -> ModuleType | None:
     """Return the module that launches the CUDA kernels, or None if the generic code must run."""
     pinned = _choice.kernel.get()
-    runs = proven() if pinned is None else pinned in KERNELS
+    runs = is_proven() if pinned is None else pinned in KERNELS
     return training if runs else None
 
 
-def proven() -> bool:
+def is_proven() -> bool:
     """Return whether the CUDA kernels have passed their trials on CuPy's current device."""
     return proof.decide("training", "all", sys.modules["cupy"].cuda.Device()).passed

@@ -73,7 +73,7 @@ class Run:
                 )
             else:
                 read = [k for k, _ in step.inputs]
-                self.steps.append((compiled(step), read, step.outputs, B * step.columns))
+                self.steps.append((compile_kernel(step), read, step.outputs, B * step.columns))
 
     def __call__(self, arrays: Sequence[CuPyArray], into: Mapping[int, CuPyArray]) -> list[CuPyArray]:
         """Run one step on the given arrays; `into` maps numbers of outputs to arrays that receive them."""
@@ -95,7 +95,7 @@ class Run:
 
 
 @cache
-def compiled(kernel: Kernel) -> Any:
+def compile_kernel(kernel: Kernel) -> Any:
     """Return CuPy's kernel, which the first launch on each device compiles."""
     import cupy as cp
 

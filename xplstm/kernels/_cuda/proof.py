@@ -81,7 +81,7 @@ def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | Non
     return found
 
 
-def decided(kernel: str, kind: str, device: Device) -> bool:
+def is_decided(kernel: str, kind: str, device: Device) -> bool:
     """Return whether this process has decided on a proof."""
     return (kernel, kind, device.id) in _decided
 
@@ -290,7 +290,7 @@ def record(key: dict[str, str], name: str, found: Verdict) -> None:
         write_durably(str(path), content.encode(), 0o600)
 
 
-def fitted(number: int) -> dict[str, float]:
+def find_costs(number: int) -> dict[str, float]:
     """Return the costs fitted on device `number`, or an empty dict, from a cache filled once per process."""
     found = _fitted.get(number)
     if found is None:

@@ -45,7 +45,7 @@ DRAW = np.dtype(
 Averages = dict[str, dict[str, CuPyArray]]
 
 
-def updated(
+def update(
     rules: Mapping[str, Any],
     params: Mapping[str, CuPyArray],
     grads: Mapping[str, CuPyArray],
@@ -77,7 +77,7 @@ def updated(
     return made, after
 
 
-def clipped(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, CuPyArray], CuPyArray] | None:
+def clip(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, CuPyArray], CuPyArray] | None:
     """Clip gradients, with three launches for up to 32 gradients: largest magnitude, norm, clipping."""
     dtype = dtype_name(next(iter(grads.values())).dtype)
     if not _alike(grads, grads, {}) or any(dtype_name(g.dtype) != dtype for g in grads.values()):
