@@ -266,9 +266,9 @@ def draw(rows: Iterable[Row], file: Path, baselines: Baselines) -> None:
         name: f"{marker}C{k % 10}"
         for k, (name, marker) in enumerate(zip(names, itertools.cycle(MARKERS), strict=False))
     }
-    for line, (what, shapes) in zip(grid, shapes_of.items(), strict=True):
+    for line, (what, listed) in zip(grid, shapes_of.items(), strict=True):
         for axes, setting in zip(line, settings, strict=True):
-            _draw_panel(axes, tables.get((what, setting), ({}, {}))[1], list(shapes), looks)
+            _draw_panel(axes, tables.get((what, setting), ({}, {}))[1], list(listed), looks)
             axes.set_title(f"{what}, {setting}", fontsize=11)
     dots = {line.get_label(): line for axes in grid.flat for line in axes.lines if line.get_label() in looks}
     columns = min(len(dots), 2 * len(settings))
