@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels.cupy_persistent import COSTS, Chip
+from xplstm.kernels._cuda import partitions
+from xplstm.kernels._cuda.partitions import COSTS, Chip
 
 PAGE = Path(__file__).resolve().parent / "kernels_gpu.md"
 CHIPS = {
@@ -21,7 +21,8 @@ CHIPS = {
     "RTX 4090 (128, 101376)": Chip(128, 101376),
 }
 KINDS = {"float64": "float64", "float32": "float32", "TF32": "tf32", "float16, bfloat16": "float16"}
-ROWS, STEP, MOST = 16, 128, 4096
+ROWS, STEP, STEP_ALONE, MOST = 16, 128, 8, 4096
+WALKS = (False,), (False, True)
 
 
 def row(*cells: object) -> str:
@@ -32,25 +33,31 @@ def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     return "\n".join([row(*head), "|---" * len(head) + "|", *(row(*cells) for cells in rows)])
 
 
-def reach(chip: Chip, kind: str, walks: tuple[bool, ...]) -> int:
-    """The largest hidden size, in steps of 128, up to which all of these walks fit."""
-    for H in range(STEP, MOST, STEP):
-        if None in [cupy_persistent.best_plan(chip, 1, ROWS, H, kind, back, COSTS) for back in walks]:
-            return H - STEP
+def reach(chip: Chip, kind: str, walks: tuple[bool, ...], alone: bool) -> int:
+    """The largest hidden size, in steps, up to which all of these walks fit."""
+    step = STEP_ALONE if alone else STEP
+    for H in range(step, MOST, step):
+        if None in [partitions.best_plan(chip, 1, ROWS, H, kind, back, COSTS, alone) for back in walks]:
+            return H - step
     raise AssertionError(MOST)
 
 
-def reached() -> str:
+def reached(alone: bool = False) -> str:
     rows: list[tuple[object, ...]] = []
     for name, chip in CHIPS.items():
-        found = ((reach(chip, kind, (False,)), reach(chip, kind, (False, True))) for kind in KINDS.values())
+        found = ([reach(chip, kind, walks, alone) for walks in WALKS] for kind in KINDS.values())
         rows.append((name, *(f"{forward} / {training}" for forward, training in found)))
-    return table(("with 16 rows", *KINDS), rows)
+    head = "in one block, with 16 rows" if alone else "with 16 rows"
+    return table((head, *KINDS), rows)
+
+
+def reached_alone() -> str:
+    return reached(alone=True)
 
 
 def costs() -> str:
     """Each constant with the words that stand below it in the source."""
-    source = inspect.getsource(cupy_persistent.Costs)
+    source = inspect.getsource(partitions.Costs)
     said = re.findall(r"^    (\w+): float = .*\n    (\"\"\".*\"\"\")$", source, re.MULTILINE)
     words = {name: ast.literal_eval(text).removesuffix(".") for name, text in said}
     rows = [(f"`{name}`", f"{value:g}", words[name]) for name, value in COSTS._asdict().items()]
@@ -62,7 +69,7 @@ def cuts() -> str:
     rows: list[tuple[object, ...]] = []
     for kind in ("float32", "tf32", "float16"):
         for B, H in ((16, 512), (16, 1024), (64, 1024)):
-            plan = cupy_persistent.best_plan(next(iter(CHIPS.values())), 1, B, H, kind, False, COSTS)
+            plan = partitions.best_plan(next(iter(CHIPS.values())), 1, B, H, kind, False, COSTS)
             assert plan is not None
             blocks = f"{plan.groups} · {plan.unit_blocks} = {plan.groups * plan.unit_blocks}"
             shared = f"{plan.shared / 1024:.1f}"
@@ -79,7 +86,7 @@ def cuts() -> str:
 
 
 def tables() -> Iterator[str]:
-    for make in (reached, costs, cuts):
+    for make in (reached_alone, reached, costs, cuts):
         yield make()
 
 

@@ -70,6 +70,7 @@ LONG = 100
 HOMES = {
     "native": ("numpy", "numpy_readonly", "torch", "jax"),
     "numpy_inplace": ("numpy", "numpy_readonly", "torch", "jax"),
+    "cupy_block": ("cupy",),
     "cupy_persistent": ("cupy",),
     "cupy_fused": ("cupy",),
     "cupy_elementwise": ("cupy",),

@@ -22,7 +22,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 from xplstm import _array, _dispatch
-from xplstm.kernels._cuda import parts
+from xplstm.kernels._cuda import parts, proof
 
 BACKENDS = ("numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy")
 
@@ -110,7 +110,7 @@ def pytest_configure() -> None:
     for name in required().intersection(_dispatch.TABLE):
         # A required kernel is tested wherever it would be chosen, proven or not.
         vars(importlib.import_module(_dispatch.TABLE[name])).pop("proof", None)
-    if required().intersection(parts.KERNELS):
+    if required().intersection(proof.KERNELS):
         parts.is_proven = lambda: True
 
 

@@ -54,7 +54,7 @@ SOURCES = (
 # Of the kernels that CuPy makes of recorded steps.
 ELEMENTWISE_REGISTERS = 72
 
-FORWARD = re.compile(r"walk_\d+|project_input|forward_\w+")
+FORWARD = re.compile(r"walk_(alone_)?\d+|project_input|forward_\w+")
 FLUSHED = re.compile(rb"\b(?:neg|add|sub|mul|fma|div|sqrt)(?:\.\w+)*\.ftz\.f32")
 
 REPORT = re.compile(

@@ -35,21 +35,23 @@ ASK = "from xplstm import _array; print(_array.why_unusable('cupy') or '')"
 REQUIRED = {
     "elementwise": "cupy,cupy_elementwise",
     "fused": "cupy,cupy_fused",
+    "block and fused": "cupy,cupy_block,cupy_fused",
     "persistent and fused": "cupy,cupy_persistent,cupy_fused",
 }
-SUBJECTS = ("reference", "cupy_elementwise", "cupy_fused", "cupy_persistent")
+SUBJECTS = ("reference", "cupy_elementwise", "cupy_fused", "cupy_block", "cupy_persistent")
 # Tests that pin their kernels, one kernel a process: after a broken one nothing else runs in its process.
 PINNED = {
     "training's parts": ("tests/kernels/test_cuda_training.py", "cupy"),
     "elementwise alone": ("tests/kernels/test_cupy.py", "cupy_elementwise"),
     "fused alone": ("tests/kernels/test_cupy.py", "cupy_fused"),
+    "block alone": ("tests/kernels/test_cupy.py", "cupy_block"),
     "persistent, float32 and float64": (
         "tests/kernels/test_cupy.py",
         "cupy_persistent and (float32 or float64)",
     ),
     "persistent, the rest": (
         "tests/kernels/test_cupy.py",
-        "not cupy_fused and not cupy_elementwise and not float32 and not float64",
+        "not cupy_fused and not cupy_block and not cupy_elementwise and not float32 and not float64",
     ),
 }
 SANITIZER = "compute-sanitizer"

@@ -31,7 +31,7 @@ pytestmark = [
 GPU = 1
 STREAM = 0x51
 T, B, I, H = 3, 2, 2, 3
-GPU_KERNELS = ["cupy_elementwise", "cupy_fused", "cupy_persistent"]
+GPU_KERNELS = ["cupy_elementwise", "cupy_fused", "cupy_persistent", "cupy_block"]
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +114,8 @@ def test_results_are_those_of_cupy_on_the_stream_of_pytorch(
     name: str, case: str, dtype: str, kernel: str, on_gpu: Any
 ) -> None:
     made = CASES[case]
-    if kernel == "cupy_persistent" and made.options.get("proj_size"):
-        pytest.skip("cupy_persistent has no projection")
+    if kernel in ("cupy_block", "cupy_persistent") and made.options.get("proj_size"):
+        pytest.skip(f"{kernel} has no projection")
     host = {k: a.astype(_array.dtype_named(np, dtype)) for k, a in made.arrays().items()}
     arrays = {k: _array.asarray(a, _array.named_namespace("torch")) for k, a in host.items()}
     lstm = made.lstm(dtype=dtype, xp="torch")
@@ -332,7 +332,7 @@ def test_jax_outside_jit(name: str, jax_on_gpu: Any) -> None:
         return (lstm(x, lengths=[3, 1])[0] ** 2).sum()
 
     params = dict(lstm.params)
-    assert lstm.explain(x).kernels == ("cupy_fused",)
+    assert lstm.explain(x).kernels == ("cupy_block",)
     standin.launched.clear()
     before = stream.waited_for
     y, _ = lstm(x)

@@ -40,8 +40,8 @@ ROWS = (
     ("kernels._cuda.proof",),
     ("kernels._support", "kernels._stored"),
     ("kernels._cuda.layer",),
-    ("kernels._cuda.training", "kernels._cuda.trials"),
-    ("kernels._cuda.parts",),
+    ("kernels._cuda.partitions", "kernels._cuda.training", "kernels._cuda.trials"),
+    ("kernels._cuda.parts", "kernels._cuda.walks"),
     ("_stack._merge", "losses._shares", "optim._schedules"),
     ("losses._classes", "losses._ctc", "losses._numbers"),
     ("losses",),
@@ -127,7 +127,9 @@ ROWS = (
     ("__main__",),
 )
 GROUND = {room for row in ROWS[: ROWS.index(("init",)) + 1] for room in row}
-BASE = {room for row in ROWS[: ROWS.index(("kernels._cuda.parts",)) + 1] for room in row}
+BASE = {
+    room for row in ROWS[: ROWS.index(("kernels._cuda.parts", "kernels._cuda.walks")) + 1] for room in row
+}
 LOSSES = {"losses._shares", "losses._classes", "losses._ctc", "losses._numbers"}
 OPTIM = {"optim._schedules", "optim._clip", "optim._optimizer", "optim._rules"}
 # Rooms that may see less than the rows before them, or that few may see.

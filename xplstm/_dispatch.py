@@ -68,6 +68,7 @@ class Kernel(NamedTuple):
 TABLE = {
     "native": "xplstm.kernels.native",
     "numpy_inplace": "xplstm.kernels.numpy_inplace",
+    "cupy_block": "xplstm.kernels.cupy_block",
     "cupy_persistent": "xplstm.kernels.cupy_persistent",
     "cupy_fused": "xplstm.kernels.cupy_fused",
     "cupy_elementwise": "xplstm.kernels.cupy_elementwise",
@@ -90,14 +91,14 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     A call of a layer raises an error if the pinned kernel cannot run it. A kernel
     that needs a proof on the device runs without the proof only if it is pinned.
 
-    With "cupy_persistent" or "cupy_fused" pinned, losses, optimisers, dropout and embeddings of CuPy arrays
-    also use CUDA kernels, if one supports the call. With any other kernel pinned, they use none.
+    With "cupy_block", "cupy_persistent" or "cupy_fused" pinned, losses, optimisers, dropout and embeddings of
+    CuPy arrays also use CUDA kernels, if one supports the call. With any other kernel pinned, they use none.
 
     Parameters
     ----------
     name : str or None
-        "native", "numpy_inplace", "cupy_persistent", "cupy_fused", "cupy_elementwise", "jax_scan" or
-        "reference".
+        "native", "numpy_inplace", "cupy_block", "cupy_persistent", "cupy_fused", "cupy_elementwise",
+        "jax_scan" or "reference".
 
     Returns
     -------

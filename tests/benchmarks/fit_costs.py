@@ -2,7 +2,7 @@
 
 FILE is what ``python -m tests.benchmarks.gpu --json FILE`` wrote. The logarithms of all costs are
 moved, by the method of Levenberg and Marquardt, until those of the predicted and of the measured times of a
-walk through time are closest. Prints the table for ``xplstm/kernels/cupy_persistent.py`` with how it was
+walk through time are closest. Prints the table for ``xplstm/kernels/_cuda/partitions.py`` with how it was
 measured, how far predictions are off, and how often the table chooses what was faster.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from xplstm.cli import fit, results
 from xplstm.cli.results import Row
-from xplstm.kernels.cupy_persistent import Chip, Costs, best_plan, fused_cost, plan_cost
+from xplstm.kernels._cuda.partitions import Chip, Costs, best_plan, fused_cost, plan_cost
 
 
 class Measured(NamedTuple):

@@ -13,8 +13,8 @@ from tests.benchmarks import fit_costs
 from xplstm.cli import fit
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import Report, Row
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels.cupy_persistent import COSTS, Chip, Costs, best_plan, fused_cost
+from xplstm.kernels._cuda import partitions
+from xplstm.kernels._cuda.partitions import COSTS, Chip, Costs, best_plan, fused_cost
 
 CHIP = Chip(132, 232448)
 TRUE = Costs(
@@ -33,7 +33,7 @@ def rows(noise: float = 0.0) -> list[Row]:
                 if plan is None:
                     continue
                 costs = {
-                    "cupy_persistent": cupy_persistent.plan_cost(plan, shape.H, kind, what == "train", TRUE),
+                    "cupy_persistent": partitions.plan_cost(plan, shape.H, kind, what == "train", TRUE),
                     "cupy_fused": fused_cost(1, shape.B, shape.H, kind, TRUE),
                 }
                 for engine, cost in costs.items():

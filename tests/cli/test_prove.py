@@ -20,8 +20,7 @@ from xplstm import __main__, _array, _dispatch
 from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.cli import fit, prove, published, trials
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import launch, proof
+from xplstm.kernels._cuda import launch, partitions, proof
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "spec" / "vectors-exact"
@@ -75,7 +74,7 @@ def test_a_kernel_that_passes_is_recorded_and_chosen(
     with standin.installed():
         monkeypatch.setenv(proof.FOLDER, str(tmp_path / "proofs"))
         problem = Problem(
-            *(standin.LIBRARY, "cupy", standin.Device(0), "float32", 5, 4, 3, 6, 0, True, (False,)),
+            *(standin.LIBRARY, "cupy", standin.Device(0), "float32", 5, 4, 3, 130, 0, True, (False,)),
             *("all", False, STANDARD),
         )
         assert _dispatch.select(problem).name == "cupy_persistent"
@@ -97,17 +96,17 @@ FAULTS = {
     "wrong gradient": ("every kind of partition: d", ("dc = dc_new * f;", "dc = dc_new;")),
     "crash": (
         "published bits: ended by SIG",
-        ("publish(f.waits, 1);", "__builtin_trap();"),
+        ("own.publish(f.waits, 1);", "__builtin_trap();"),
     ),
     "hang": (
         "published bits: no end within 6 s",
-        ("publish(f.waits, 1);", "for (;;) rest();"),
+        ("own.publish(f.waits, 1);", "for (;;) rest();"),
     ),
     "a block never arrives": (
         "published bits: ",
         (
-            "if (threadIdx.x == 0)\n        store_release",
-            "if (threadIdx.x == 0 && !blockIdx.y)\n store_release",
+            "if (!ALONE && threadIdx.x == 0)\n            store_release",
+            "if (!ALONE && threadIdx.x == 0 && !blockIdx.y)\n store_release",
         ),
     ),
 }
@@ -178,14 +177,14 @@ def test_costs_are_fitted_and_used(run: Prove, tmp_path: Path, monkeypatch: pyte
     assert any(line.startswith(said) for line in lines), lines
     with standin.installed():
         monkeypatch.setenv(proof.FOLDER, str(tmp_path / "proofs"))
-        found = cupy_persistent.costs_of(standin.Device(0))
-        assert found.fused_step == pytest.approx(1.5 * cupy_persistent.COSTS.fused_step, rel=1e-3)
-        assert cupy_persistent.costs_of(standin.Device(1)) == cupy_persistent.COSTS
+        found = partitions.costs_of(standin.Device(0))
+        assert found.fused_step == pytest.approx(1.5 * partitions.COSTS.fused_step, rel=1e-3)
+        assert partitions.costs_of(standin.Device(1)) == partitions.COSTS
         path = proof.costs_file(proof.identity(0))
         assert path.stat().st_mode & 0o777 == 0o600
         path.write_text(path.read_text().replace("costs", "coasts"))
         proof.forget()
-        assert cupy_persistent.costs_of(standin.Device(0)) == cupy_persistent.COSTS
+        assert partitions.costs_of(standin.Device(0)) == partitions.COSTS
 
 
 @emulated
@@ -207,7 +206,7 @@ def test_a_step_is_timed_without_its_launch(monkeypatch: pytest.MonkeyPatch) -> 
     """The stand-in's events count launches: two a step of the fused kernel, none a step of a walk."""
     monkeypatch.setattr(fit, "STEPS", (2, 5))
     monkeypatch.setattr(fit, "SIZES", ((3, 9),))
-    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    monkeypatch.setattr(partitions, "THREADS", 64)
     like = Problem(
         *(standin.LIBRARY, "cupy", standin.Device(0), "float32", 1, 1, 1, 1, 0, True, (False,)),
         *("all", True, STANDARD),
@@ -280,7 +279,7 @@ def test_published_records_are_those_of_the_specification(name: str, dtype: str)
 @pytest.mark.parametrize("kind", launch.KINDS)
 @pytest.mark.parametrize("processors", [132, 14])
 def test_the_plans_of_the_trials_take_every_entry_and_kind_of_cut(kind: str, processors: int) -> None:
-    chip, mma = cupy_persistent.Chip(processors, 232448), kind in cupy_persistent.STEP_OF_K
+    chip, mma = partitions.Chip(processors, 232448), kind in partitions.STEP_OF_K
     for backward in (False, True):
         found = [(s, p) for s in trials.cut_shapes(kind) for p in trials.cuts(chip, s, kind, backward)]
         entries = {p.units if mma else p.tile_rows for _, p in found}
@@ -291,7 +290,7 @@ def test_the_plans_of_the_trials_take_every_entry_and_kind_of_cut(kind: str, pro
         assert any(p.unit_blocks > 1 and p.unit_blocks * p.units > s.H for s, p in found)
         assert any(0 < p.chunk < 4 * s.H for s, p in found) is (backward and not mma)
         if mma and processors > 100:
-            rests = {p.units for s, p in found if cupy_persistent.slice_steps(p, s.H, kind, backward).rest}
+            rests = {p.units for s, p in found if partitions.slice_steps(p, s.H, kind, backward).rest}
             assert len(rests) > 1
         assert all(p.unit_blocks * p.groups * len(s.reverse) <= processors for s, p in found)
 

@@ -12,6 +12,7 @@ from tests.support.cases import Case, run
 from tests.support.cupy_runs import uneven_plan
 from xplstm import _array, _dispatch
 from xplstm.kernels import cupy_persistent
+from xplstm.kernels._cuda import partitions
 
 RUNS = {
     "cupy_fused": [
@@ -25,6 +26,14 @@ RUNS = {
         ),
         ("bfloat16", Case(T=2, B=17, H=9, lengths=[2, 0, 1] * 5 + [2, 2])),
     ],
+    "cupy_block": [
+        (
+            "float32",
+            Case(T=3, B=9, H=17, lengths=[3, 0, 2, 3, 1, 3, 2, 3, 3], options={"bidirectional": True}),
+        ),
+        ("bfloat16", Case(T=2, B=17, H=9, lengths=[2, 0, 1] * 5 + [2, 2])),
+        ("bfloat16", Case(T=2, B=17, H=29)),
+    ],
 }
 
 
@@ -34,7 +43,7 @@ def main(name: str) -> None:
     _dispatch.select = lambda _: emulated(name)
     with standin.installed():
         for dtype, case in RUNS[name]:
-            cupy_persistent.THREADS = 64 if dtype == "float32" else 96
+            partitions.THREADS = 64 if dtype == "float32" else 96
             arrays = {key: _array.asarray(a, np, dtype=dtype) for key, a in case.arrays().items()}
             run(case.lstm(dtype=dtype), arrays, **case.valid())
     print("no race")

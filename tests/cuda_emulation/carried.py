@@ -11,9 +11,9 @@ from xplstm import _dispatch
 from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm.cells.params import each
-from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
+from xplstm.kernels import cupy_block, cupy_elementwise, cupy_fused, cupy_persistent
 
-ROOMS = {"cupy_fused": cupy_fused, "cupy_persistent": cupy_persistent}
+ROOMS = {"cupy_fused": cupy_fused, "cupy_persistent": cupy_persistent, "cupy_block": cupy_block}
 """Those with CUDA sources of their own."""
 DEVICE = standin.Device(1)
 

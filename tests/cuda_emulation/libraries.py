@@ -37,7 +37,7 @@ PRODUCTS = {
 def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
     """A matrix of columns, as BLAS sees it, wholly inside one array."""
     dtype = np.dtype(dtype_named(np, CODES[code]))
-    assert step >= rows
+    assert step >= rows, "cuBLAS refuses columns that overlap"
     assert rows > 0
     assert columns > 0
     size = ((columns - 1) * step + rows) * dtype.itemsize

@@ -458,6 +458,8 @@ DEVICE Words read_fresh(const void *from)
     return words;
 }
 
+DEVICE Words words_at(const void *from) { return read_fresh(from); }
+
 struct Pair {
     unsigned at[2];
 };

@@ -25,7 +25,8 @@ import numpy as np
 
 from tests.cuda_emulation import compiled
 from tests.cuda_emulation.memory import Memory, check_margins
-from xplstm.kernels._cuda import launch, layer, loop, program, proof, waits
+from xplstm.kernels._cuda import launch, layer, loop, partitions, program, proof, waits
+from xplstm.kernels._cuda.launch import CONSTANTS
 
 ATTRIBUTES = {
     "MultiProcessorCount": 6,
@@ -44,7 +45,7 @@ PATIENCE = 600.0
 VERSION = "14.2.0"
 CACHES = (
     *(launch.kernel, launch._module, loop.functions, loop.why_python),
-    *(program.compile_kernel, waits.status, layer.device_memory),
+    *(program.compile_kernel, waits.status, layer.device_memory, partitions.best_plan),
 )
 """Of what is made with the library that is here."""
 
@@ -333,6 +334,9 @@ class Kernel:
         """What the driver does with a launch; `held` has one object for each argument."""
         assert shared <= self.max_dynamic_shared_size_bytes, f"{self.name}: more shared memory than allowed"
         assert max(grid[1:]) <= LARGEST_GRID, f"{self.name}: more blocks along y or z than CUDA takes"
+        if self.cooperative:
+            most = ATTRIBUTES["MultiProcessorCount"] * resident(int(np.prod(block)), shared)
+            assert np.prod(grid) <= most, f"{self.name}: the driver has room for {most} blocks at once"
         addresses = (ctypes.c_void_p * max(1, len(held)))(*(ctypes.addressof(a) for a in held))
         sizes = (ctypes.c_uint * 6)(*grid, *block)
         launched.append(self.name)
@@ -344,6 +348,17 @@ class Kernel:
         refused = launch(sizes, ctypes.c_size_t(shared), int(self.cooperative), addresses)
         assert not refused, f"{self.name}: more blocks than are there at once"
         check_margins()
+
+
+def resident(threads: int, shared: int) -> int:
+    """The blocks that one multiprocessor has room for, if threads take all registers."""
+    threads = -(-threads // CONSTANTS.WARP) * CONSTANTS.WARP
+    shared += ATTRIBUTES["ReservedSharedMemoryPerBlock"]
+    return min(
+        ATTRIBUTES["MaxRegistersPerMultiprocessor"] // (256 * threads),
+        ATTRIBUTES["MaxThreadsPerMultiProcessor"] // threads,
+        ATTRIBUTES["MaxSharedMemoryPerMultiprocessor"] // shared,
+    )
 
 
 def _argument(a: Any) -> Any:

@@ -18,7 +18,7 @@ from tests.cuda_emulation import compiled, kinds, standin, thorough
 from tests.cuda_emulation.training import ROOM
 from xplstm import _array, losses, optim
 from xplstm.cells import masks
-from xplstm.kernels._cuda import parts
+from xplstm.kernels._cuda import parts, proof
 from xplstm.kernels._cuda import training as training_parts
 from xplstm.models import CharLM
 from xplstm.nn import _layers
@@ -395,7 +395,7 @@ def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: p
     cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()
     assert _array.faster(cupy) is None
-    for name in parts.KERNELS:
+    for name in proof.KERNELS:
         with xplstm.use_kernel(name):
             assert _array.faster(cupy) is training_parts
             assert _array.faster(numpy) is None

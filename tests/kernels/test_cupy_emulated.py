@@ -28,7 +28,7 @@ from xplstm._problem import Problem
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import _compiled, cupy_persistent
-from xplstm.kernels._cuda import launch, layer
+from xplstm.kernels._cuda import launch, layer, partitions, walks
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors-exact"
 BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8, "tf32": 11}
@@ -61,7 +61,7 @@ def only(name: str) -> Callable[[Problem], _dispatch.Kernel]:
 @pytest.fixture(params=ROOMS)
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of the emulated kernel, which is in the place of every other."""
-    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    monkeypatch.setattr(partitions, "THREADS", 64)
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only(request.param))
         yield request.param
@@ -270,7 +270,8 @@ def test_copies_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
             standin.copied.clear()
             layer_of(case.arrays()["x"])
             found[name] = [shape for shape in standin.copied if len(shape) == 2 and shape[0] == case.B]
-    assert {name: len(shapes) for name, shapes in found.items()} == {"cupy_fused": 4, "cupy_persistent": 0}
+    counts = {name: len(shapes) for name, shapes in found.items()}
+    assert counts == {"cupy_fused": 4, "cupy_persistent": 0, "cupy_block": 0}
 
 
 def test_a_recording_that_failed_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +289,7 @@ CUT = {
         T=3, B=11, I=5, H=29, options={"bidirectional": True}, lengths=[3, 0, 2, 3, 1, 3, 2, 3, 1, 1, 2]
     ),
     "float32": Case(T=2, B=11, I=5, H=133, lengths=[2, 0, 1, 2, 2, 1, 2, 0, 1, 1, 2]),
-    **dict.fromkeys(cupy_persistent.STEP_OF_K, MMA_CUT),
+    **dict.fromkeys(partitions.STEP_OF_K, MMA_CUT),
 }
 CUT_THREADS = 160
 """No pass has cells for five warps alike: where it has, it hides which thread touches whose."""
@@ -304,7 +305,7 @@ class Property(NamedTuple):
     chunks: bool
 
 
-def properties(p: cupy_persistent.Plan, case: Case) -> Property:
+def properties(p: partitions.Plan, case: Case) -> Property:
     return Property(
         p.passes > 1 and p.tiles * p.tile_rows * p.units % CUT_THREADS > 0,
         p.passes > 1 and p.tiles > 1,
@@ -314,14 +315,14 @@ def properties(p: cupy_persistent.Plan, case: Case) -> Property:
     )
 
 
-def cuts(case: Case, kind: str, backward: bool) -> list[cupy_persistent.Plan]:
+def cuts(case: Case, kind: str, backward: bool) -> list[partitions.Plan]:
     """Of cuts over 5 processors one for each combination of properties, of uneven ones for each kernel."""
-    sizes = (case.directions, case.B, case.H, kind, backward, cupy_persistent.COSTS)
-    found: dict[Any, cupy_persistent.Plan] = {}
+    sizes = (case.directions, case.B, case.H, kind, backward, partitions.COSTS)
+    found: dict[Any, partitions.Plan] = {}
     # dz comes in chunks where shared memory is short.
-    chips = (cupy_persistent.Chip(5, shared) for shared in (232448, 140000))
-    for p in (plan for chip in chips for plan in cupy_persistent.plans(chip, *sizes)):
-        which, has = p.units if kind in cupy_persistent.STEP_OF_K else p.tile_rows, properties(p, case)
+    chips = (partitions.Chip(5, shared) for shared in (232448, 140000))
+    for p in (plan for chip in chips for plan in partitions.plans(chip, *sizes)):
+        which, has = p.units if kind in partitions.STEP_OF_K else p.tile_rows, properties(p, case)
         found.setdefault((has.uneven_passes and which, has), p)
     return list(found.values())
 
@@ -335,7 +336,7 @@ def test_every_kind_of_cut_gives_the_same(kind: str, ragged: bool, monkeypatch: 
     lstm, dtype = made(case, kind)
     a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.poisoned().items()}
     answers = []
-    monkeypatch.setattr(cupy_persistent, "THREADS", CUT_THREADS)
+    monkeypatch.setattr(partitions, "THREADS", CUT_THREADS)
     plans = [cuts(case, kind, backward) for backward in (False, True)]
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
@@ -358,7 +359,7 @@ def test_every_kind_of_cut_gives_the_same(kind: str, ragged: bool, monkeypatch: 
 @pytest.mark.parametrize("kind", CUT)
 def test_the_cuts_that_run_have_every_property(kind: str, backward: bool) -> None:
     """Uneven passes most of all: in every kernel, and with each other property."""
-    mma = kind in cupy_persistent.STEP_OF_K
+    mma = kind in partitions.STEP_OF_K
     found = [(p, properties(p, CUT[kind])) for p in cuts(CUT[kind], kind, backward)]
     uneven = [(p, has) for p, has in found if has.uneven_passes]
     for name in ("passes_of_tiles", "short_group", "short_block"):
@@ -374,8 +375,8 @@ def test_no_more_blocks_than_run_at_the_same_time(kind: str) -> None:
     for processors, shared in ((132, 232448), (66, 232448), (14, 101376)):
         for D, B, H in ((1, 1, 16), (2, 16, 96), (1, 64, 256), (2, 65, 130), (1, 256, 512), (2, 33, 1024)):
             for backward in (False, True):
-                chip = cupy_persistent.Chip(processors, shared)
-                for p in cupy_persistent.plans(chip, D, B, H, kind, backward, cupy_persistent.COSTS):
+                chip = partitions.Chip(processors, shared)
+                for p in partitions.plans(chip, D, B, H, kind, backward, partitions.COSTS):
                     assert D * p.groups * p.unit_blocks <= processors
                     assert 0 < p.shared <= shared
                     assert p.units * p.unit_blocks >= H
@@ -391,15 +392,15 @@ def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pyt
     case, kind = Case(T=2, B=3, I=2, H=150), "tf32"
     lstm, dtype = made(case, kind)
     a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.arrays().items()}
-    monkeypatch.setattr(cupy_persistent, "THREADS", 32)
-    chip, best = cupy_persistent.Chip(32, 10**6), cupy_persistent._plan
+    monkeypatch.setattr(partitions, "THREADS", 32)
+    chip, best = partitions.Chip(32, 10**6), cupy_persistent._plan
 
     def plan(problem: Problem, back: bool) -> Any:
         if back != backward:
             return best(problem, back)
-        sizes = (chip, 1, problem.B, problem.H, kind, back, cupy_persistent.COSTS)
-        found = next(p for p in cupy_persistent.plans(*sizes) if p.units == units and p.tiles == 1)
-        assert cupy_persistent.slice_steps(found, problem.H, kind, back).rest > 0
+        sizes = (chip, 1, problem.B, problem.H, kind, back, partitions.COSTS)
+        found = next(p for p in partitions.plans(*sizes) if p.units == units and p.tiles == 1)
+        assert partitions.slice_steps(found, problem.H, kind, back).rest > 0
         return found
 
     with standin.installed():
@@ -445,7 +446,7 @@ def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.Mo
         x = np.broadcast_to(x, (rows, 1, 1), subok=True)
         packed = layer.Packed(one, one, None, None)
         call, segment = layer.Call(problem, None), layer.Segment(0, rows, [0])
-        cupy_persistent._project_in_order(call, packed, x, z, segment)
+        walks._project_in_order(call, packed, x, z, segment)
     assert grids == [(65537, 1, 1)]
 
 
@@ -454,7 +455,7 @@ def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) 
     problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     with standin.installed():
         assert cupy_persistent.slower(problem) is None
-        monkeypatch.setattr(cupy_persistent, "COSTS", cupy_persistent.COSTS._replace(fused_step=0.0))
+        monkeypatch.setattr(partitions, "COSTS", partitions.COSTS._replace(fused_step=0.0))
         assert "with cuBLAS products" in str(cupy_persistent.slower(problem))
         assert cupy_persistent.supports(problem) is None
         assert cupy_persistent.slower(problem._replace(reproducible=True)) is None

@@ -41,7 +41,7 @@ def cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def problem(**changes: Any) -> Problem:
     xp, device = standin.LIBRARY, standin.Device(0)
     return Problem(
-        xp, "cupy", device, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD
+        xp, "cupy", device, "float32", 5, 4, 3, 130, 0, True, (False,), "all", False, STANDARD
     )._replace(**changes)
 
 

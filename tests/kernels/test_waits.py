@@ -17,13 +17,13 @@ from xplstm import _array, _dispatch
 from xplstm._problem import Problem
 from xplstm.cells.lstm import STANDARD
 from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import launch, waits
+from xplstm.kernels._cuda import launch, partitions, waits
 
 pytestmark = [
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here"),
     pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
 ]
-PUBLISHED = "if (threadIdx.x == 0)\n        store_release(waits.counters + blockIdx.y, step);"
+PUBLISHED = "if (!ALONE && threadIdx.x == 0)\n            store_release(waits.counters + blockIdx.y, step);"
 PATIENCE = 0.5
 KINDS = ("float64", "float32", "tf32", "bfloat16")
 
@@ -35,7 +35,7 @@ def never_from(step: int) -> tuple[str, str]:
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    monkeypatch.setattr(partitions, "THREADS", 64)
     monkeypatch.setattr(waits, "_demoted", {})
     monkeypatch.setattr(_dispatch, "select", lambda _: emulated("cupy_persistent"))
     with standin.installed() as cupy:
@@ -125,7 +125,7 @@ def test_a_block_that_is_only_late_changes_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(f"{__name__}.PATIENCE", standin.PATIENCE)
     lstm, a = layer("float32")
     want = run(lstm, a).flat()
-    late = f"for (unsigned n = 0; blockIdx.y == 0 && n < 4 * {cupy_persistent.CONSTANTS.POLLS}; n++) rest();"
+    late = f"for (unsigned n = 0; blockIdx.y == 0 && n < 4 * {partitions.CONSTANTS.POLLS}; n++) rest();"
     with fresh((PUBLISHED, f"{late}\n    {PUBLISHED}")):
         got = run(lstm, a).flat()
     for key, value in want.items():

@@ -17,10 +17,10 @@ from tests.support.cases import CASES, Answer, Case, run
 from xplstm import _array, optim
 from xplstm._problem import Problem
 from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import layer
+from xplstm.kernels._cuda import layer, partitions
 from xplstm.models import CharLM
 
-KERNELS = ("cupy_persistent", "cupy_fused", "cupy_elementwise")
+KERNELS = ("cupy_block", "cupy_persistent", "cupy_fused", "cupy_elementwise")
 KINDS = ("float64", "float32", "tf32", "float16", "bfloat16")
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}
 ULPS = 8
@@ -29,12 +29,12 @@ ULPS = 8
 UNEVEN = Case(T=3, B=35, I=5, H=23, lengths=[3, 0, 2, 3, 1] * 7)
 
 
-def uneven_plan(problem: Problem, backward: bool) -> cupy_persistent.Plan:
+def uneven_plan(problem: Problem, backward: bool) -> partitions.Plan:
     """A cut whose blocks wait for each other, in passes that do not begin at the same thread."""
     sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
-    chip = cupy_persistent.chip_of(problem.device)
-    plans = cupy_persistent.plans(chip, *sizes, backward, cupy_persistent.COSTS)
-    uneven = (p for p in plans if p.tiles * p.tile_rows * p.units % cupy_persistent.THREADS)
+    chip = partitions.chip_of(problem.device)
+    plans = partitions.plans(chip, *sizes, backward, partitions.COSTS)
+    uneven = (p for p in plans if p.tiles * p.tile_rows * p.units % partitions.THREADS)
     return next(p for p in uneven if p.unit_blocks > 1 and p.passes > 1)
 
 
@@ -61,7 +61,7 @@ def agree(kernel: str, case: Case, kind: str, ulps: float = ULPS) -> None:
     part = ulps * 2.0 ** -BITS[kind]
     compare(got, want, part)
     # A step's product by cuBLAS may be another one at another address.
-    part = 0 if kernel == "cupy_persistent" else part
+    part = 0 if kernel in ("cupy_block", "cupy_persistent") else part
     for name, a in (("y", y), ("h_n", h_n), ("c_n", c_n)):
         alone, beside = (cp.asnumpy(v).astype("float64") for v in (a, getattr(got, name)))
         scale = max(1.0, float(np.abs(beside).max(initial=0)))

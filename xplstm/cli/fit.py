@@ -10,9 +10,9 @@ import numpy as np
 
 from xplstm._problem import Problem
 from xplstm.kernels import cupy_fused, cupy_persistent
-from xplstm.kernels._cuda import layer, trials
+from xplstm.kernels._cuda import layer, partitions, trials, walks
+from xplstm.kernels._cuda.partitions import Costs, best_plan, fused_cost, plan_cost
 from xplstm.kernels._cuda.trials import Shape
-from xplstm.kernels.cupy_persistent import Costs, best_plan, fused_cost, plan_cost
 
 ITERATIONS = 200
 """Largest number of Levenberg-Marquardt iterations."""
@@ -84,7 +84,7 @@ def median_error(found: Sequence[Timed], costs: Costs) -> float:
 
 def find_costs(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, str]:
     """Return the fitted costs of the device of `like`, or None, and a description of the fit."""
-    start = cupy_persistent.COSTS
+    start = partitions.COSTS
     found = [point for kind in kinds for point in points(cp, like, kind)]
     if len(found) < len(start):
         return None, f"{len(found)} times were measured, but {len(start)} costs need at least as many"
@@ -96,7 +96,7 @@ def find_costs(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | No
 
 def points(cp: Any, like: Problem, kind: str) -> list[Point]:
     """Return the times of both kernels for one data type; skip differences that are not positive."""
-    found, start, chip = [], cupy_persistent.COSTS, cupy_persistent.chip_of(like.device)
+    found, start, chip = [], partitions.COSTS, partitions.chip_of(like.device)
     for B, H in SIZES:
         plans = [best_plan(chip, 1, B, H, kind, backward, start) for backward in (False, True)]
         for n, plan in enumerate(plans):
@@ -148,18 +148,18 @@ def _persistent(
     inputs: trials.Inputs,
     timed: Callable[[Walk], Walk],
     *,
-    plans: Sequence[cupy_persistent.Plan | None],
+    plans: Sequence[partitions.Plan | None],
     backward: bool,
 ) -> None:
     packed = cupy_persistent.prepare(problem, inputs.params)
-    forward_walk = partial(cupy_persistent.walk, plan=plans[0])
+    forward_walk = partial(walks.walk, plan=plans[0])
     problem = problem._replace(keep=backward)
     _, end, residuals = layer.forward(
         *(problem, packed, inputs.x, inputs.state, None),
         forward_walk if backward else timed(forward_walk),
     )
     if residuals is not None:
-        layer.backward(residuals, inputs.dy, end, timed(partial(cupy_persistent.walk_back, plan=plans[1])))
+        layer.backward(residuals, inputs.dy, end, timed(partial(walks.walk_back, plan=plans[1])))
 
 
 def _fused(problem: Problem, inputs: trials.Inputs, timed: Callable[[Walk], Walk]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from xplstm._problem import Problem
 from xplstm.cells import masks
 from xplstm.cells.lstm import STANDARD
 from xplstm.cli import fit, published
-from xplstm.kernels import cupy_fused, cupy_persistent
-from xplstm.kernels._cuda import launch, proof, trials
+from xplstm.kernels import cupy_block, cupy_fused, cupy_persistent
+from xplstm.kernels._cuda import launch, partitions, proof, trials
+from xplstm.kernels._cuda.partitions import STEP_OF_K, Plan
 from xplstm.kernels._cuda.trials import BOTH, Engine, Shape
-from xplstm.kernels.cupy_persistent import STEP_OF_K, Plan
 
 KINDS = tuple(launch.KINDS)
-SUBJECTS = {"cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
+SUBJECTS = {"cupy_block": KINDS, "cupy_persistent": KINDS, "cupy_fused": KINDS, "training": ("all",)}
 """Subjects of the trials: each kernel for each data type, and the parts of training."""
 
 FIT = "fit"
@@ -106,15 +107,28 @@ def reference() -> Engine:
 
 def fused(_: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
     """Return the trials of the fused kernel, which has no synchronisation between blocks."""
-    engine = Engine(cupy_fused.prepare, cupy_fused.forward, cupy_fused.backward)
+    engine = engine_of(cupy_fused)
     shapes = (*trials.CHECKED, *trials.PROJECTED, *RANDOM)
     return {"random problems": lambda: trials.check(engine, reference(), like, shapes)}
 
 
+def block(cp: Any, like: Problem, kind: str) -> Trials:
+    """Return the trials of the walks in one block, which has no synchronisation between blocks."""
+    engine, chip = engine_of(cupy_block), partitions.chip_of(like.device)
+    return {
+        "every kind of partition": lambda: every_cut(cp, like, kind, chip, alone=True),
+        "random problems": lambda: trials.check(engine, reference(), like, cupy_block.checked(like)),
+    }
+
+
+def engine_of(kernel: ModuleType) -> Engine:
+    """Return a kernel's module as an engine."""
+    return Engine(kernel.prepare, kernel.forward, kernel.backward)
+
+
 def persistent(cp: Any, like: Problem, kind: str) -> Trials:
     """Return the trials of the persistent kernel, whose blocks wait for each other."""
-    chip = cupy_persistent.chip_of(like.device)
-    engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
+    engine, chip = engine_of(cupy_persistent), partitions.chip_of(like.device)
     found: Trials = {}
     if kind not in STEP_OF_K:
         found["published bits"] = lambda: every_record(cp, like)
@@ -137,7 +151,7 @@ def cut_shapes(kind: str) -> tuple[Shape, ...]:
             Shape(T=2, B=35, I=3, H=133, valid="lengths"),
             Shape(T=3, B=21, I=3, H=7),
         )
-    in_registers = cupy_persistent.THREADS // cupy_persistent.WARP * STEP_OF_K[kind]
+    in_registers = partitions.THREADS // partitions.WARP * STEP_OF_K[kind]
     return (
         Shape(T=3, B=35, I=5, H=23, valid="lengths"),
         Shape(T=2, B=19, I=3, H=4 * in_registers + 8, valid="mask"),
@@ -145,17 +159,26 @@ def cut_shapes(kind: str) -> tuple[Shape, ...]:
     )
 
 
-def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) -> list[Plan]:
+def shapes_alone() -> tuple[Shape, ...]:
+    """Return shapes for every entry of the walks in one block, with several tiles and groups."""
+    per_entry = partitions.THREADS // partitions.WARP * partitions.WARP_UNITS[0]
+    return (
+        Shape(T=3, B=35, I=5, H=min(23, per_entry - 1), reverse=BOTH, valid="lengths"),
+        Shape(T=2, B=19, I=3, H=per_entry + 6, valid="mask"),
+    )
+
+
+def cuts(chip: partitions.Chip, shape: Shape, kind: str, backward: bool, alone: bool = False) -> list[Plan]:
     """Return a plan for each combination of kernel entry and plan parameters."""
     found: dict[Any, Plan] = {}
     sizes = chip, len(shape.reverse), shape.B, shape.H, kind
-    for p in cupy_persistent.plans(*sizes, backward, cupy_persistent.COSTS):
-        rest = kind in STEP_OF_K and cupy_persistent.slice_steps(p, shape.H, kind, backward).rest > 0
+    for p in partitions.plans(*sizes, backward, partitions.COSTS, alone):
+        rest = kind in STEP_OF_K and partitions.slice_steps(p, shape.H, kind, backward).rest > 0
         properties = (
             p.units if kind in STEP_OF_K else p.tile_rows,
             p.unit_blocks > 1,
             p.passes > 1,
-            p.passes > 1 and p.tiles * p.tile_rows * p.units % cupy_persistent.THREADS > 0,
+            p.passes > 1 and p.tiles * p.tile_rows * p.units % partitions.THREADS > 0,
             p.tiles > 1,
             p.groups > 1 and p.groups * p.rows > shape.B,
             p.unit_blocks > 1 and p.unit_blocks * p.units > shape.H,
@@ -167,19 +190,19 @@ def cuts(chip: cupy_persistent.Chip, shape: Shape, kind: str, backward: bool) ->
 
 
 def with_plans(forward: Plan, backward: Plan) -> Engine:
-    """Return the persistent kernel with the given plans."""
-    run_forward = partial(cupy_persistent.forward, plan=forward)
-    run_backward = partial(cupy_persistent.backward, plan=backward)
-    return Engine(cupy_persistent.prepare, run_forward, run_backward)
+    """Return the kernel of the given plans."""
+    kernel: ModuleType = cupy_block if forward.alone else cupy_persistent
+    run_forward, run_backward = partial(kernel.forward, plan=forward), partial(kernel.backward, plan=backward)
+    return Engine(kernel.prepare, run_forward, run_backward)
 
 
-def every_cut(cp: Any, like: Problem, kind: str, chip: cupy_persistent.Chip) -> str | None:
+def every_cut(cp: Any, like: Problem, kind: str, chip: partitions.Chip, alone: bool = False) -> str | None:
     """Compare each kind of plan with the reference, and the outputs of all plans bit by bit."""
-    for shape in cut_shapes(kind):
+    for shape in shapes_alone() if alone else cut_shapes(kind):
         problem = trials.problem_of(shape, like, kind)
         inputs = trials.draw_inputs(shape, problem.dtype)
         want, there = trials.answers(reference(), problem, inputs), trials.each_array(inputs, cp.asarray)
-        plans = [cuts(chip, shape, kind, backward) for backward in (False, True)]
+        plans = [cuts(chip, shape, kind, backward, alone) for backward in (False, True)]
         first: dict[str, bytes] = {}
         for n in range(max(map(len, plans)) if all(plans) else 0):
             pair = [each[n % len(each)] for each in plans]
@@ -205,7 +228,7 @@ def same_bits(
     """Run one problem repeatedly, and check that every result has the bits of the first."""
     problem = trials.problem_of(REPEATED, like, kind)
     there = trials.each_array(trials.draw_inputs(REPEATED, problem.dtype), cp.asarray)
-    engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
+    engine = engine_of(cupy_persistent)
     first = host_bytes(cp, trials.results(engine, problem, there))
     for n in range(count):
         with beside():
@@ -224,7 +247,7 @@ def host_bytes(cp: Any, found: dict[str, Any]) -> dict[str, bytes]:
 @contextlib.contextmanager
 def occupy_device(cp: Any, device: Any) -> Iterator[None]:
     """Keep half of the multiprocessors busy, from another stream."""
-    chip = cupy_persistent.chip_of(device)
+    chip = partitions.chip_of(device)
     kernel = launch.kernel("trial.cu", "occupy", "float32")
     kernel.max_dynamic_shared_size_bytes = chip.shared
     other = cp.cuda.Stream(non_blocking=True)
@@ -238,7 +261,7 @@ def two_streams(cp: Any, like: Problem, kind: str) -> str | None:
     """Run one problem on two streams at the same time."""
     problem = trials.problem_of(REPEATED, like, kind)
     there = trials.each_array(trials.draw_inputs(REPEATED, problem.dtype), cp.asarray)
-    engine = Engine(cupy_persistent.prepare, cupy_persistent.forward, cupy_persistent.backward)
+    engine = engine_of(cupy_persistent)
     first = host_bytes(cp, trials.results(engine, problem, there))
     streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
     for _ in range(10):
@@ -345,6 +368,7 @@ def fitting(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one 
 
 
 MAKERS: dict[str, Callable[[Any, Problem, str], Trials]] = {
+    "cupy_block": block,
     "cupy_persistent": persistent,
     "cupy_fused": fused,
     "training": training,

@@ -16,7 +16,6 @@ from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray, Proof
 from xplstm.cells.params import LSTMParams
 from xplstm.kernels._cuda import launch, layer, loop, trials
-from xplstm.kernels._cuda import proof as proofs
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 from xplstm.kernels._cuda.loop import Matrix
 
@@ -41,13 +40,8 @@ def supports(problem: Problem) -> str | None:
 
 def proof(problem: Problem, reference: trials.Engine) -> Proof:
     """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
-    engine, kind = trials.Engine(prepare, forward, backward), layer.kind(problem)
-    if layer.capturing(problem) and not proofs.is_decided(NAME, kind, problem.device):
-        return Proof(False, "its numbers are checked in a first call outside a stream capture")
-    found = proofs.decide(
-        *(NAME, kind, problem.device),
-        lambda: trials.check(engine, reference, problem, trials.CHECKED + trials.PROJECTED),
-    )
+    engine = trials.Engine(prepare, forward, backward)
+    found = trials.proof(NAME, engine, reference, problem, lambda: trials.CHECKED + trials.PROJECTED)
     slow = f"{found.text}, its loop runs in Python ({loop.why_python()})"
     return found._replace(text=slow) if found.passed and loop.why_python() else found
 

@@ -24,8 +24,7 @@ from xplstm._errors import KernelError
 from xplstm.cli.engines import describe
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import Report, Row, load, ratio
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import launch
+from xplstm.kernels._cuda import launch, partitions
 from xplstm.kernels._cuda import loop as steps_loop
 
 SHAPE = Shape(4, 2, 3, 5)
@@ -478,7 +477,7 @@ def test_facts_of_the_emulated_kernels(name: str, monkeypatch: pytest.MonkeyPatc
     if importlib.util.find_spec("cupy"):
         pytest.skip("CuPy itself is here")
     monkeypatch.setattr(engines, "LIBRARY", "numpy")
-    monkeypatch.setattr(cupy_persistent, "THREADS", 64)
+    monkeypatch.setattr(partitions, "THREADS", 64)
     monkeypatch.setattr(_dispatch, "select", lambda _: emulated(name))
     monkeypatch.setattr(standin.Device, "synchronize", lambda _: None, raising=False)
     monkeypatch.setitem(standin.ATTRIBUTES, "L2CacheSize", 1000)

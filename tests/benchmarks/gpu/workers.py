@@ -23,8 +23,8 @@ from xplstm._errors import XplstmError
 from xplstm.cli import engines as served
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import versions
-from xplstm.kernels import cupy_elementwise, cupy_fused, cupy_persistent
-from xplstm.kernels._cuda import launch, loop
+from xplstm.kernels import cupy_block, cupy_elementwise, cupy_fused, cupy_persistent
+from xplstm.kernels._cuda import launch, loop, partitions
 
 PACKAGES = ("xplstm", "numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "array-api-compat")
 TINY = 64
@@ -61,7 +61,7 @@ class Server:
             "CUDA driver": runtime.driverGetVersion(),
             "CUDA runtime": runtime.runtimeGetVersion(),
             "versions": _versions(),
-            "costs": cupy_persistent.COSTS._asdict(),
+            "costs": partitions.COSTS._asdict(),
             "kernels": _digest(),
         }
 
@@ -254,7 +254,7 @@ def _driver() -> str:
 
 def _digest() -> str:
     """What tells these kernels from changed ones, whose times belong into another file."""
-    rooms = (cupy_persistent, cupy_fused, cupy_elementwise)
+    rooms = (cupy_block, cupy_persistent, cupy_fused, cupy_elementwise)
     sources = (file for file in sorted(launch.SOURCES.iterdir()) if file.is_file())
     files = [*sources, *(Path(inspect.getfile(room)) for room in rooms)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -15,12 +15,11 @@ import numpy as np
 
 from tests.cuda_emulation import compiled, libraries, standin
 from xplstm.cli import fit, trials
-from xplstm.kernels import cupy_persistent
-from xplstm.kernels._cuda import waits
+from xplstm.kernels._cuda import partitions, waits
 
 compiled.faults = tuple(map(tuple, json.loads(os.environ.get("XPLSTM_FAULTS", "[]"))))
 waits.PATIENCE = float(os.environ.get("XPLSTM_PATIENCE", standin.PATIENCE))
-cupy_persistent.THREADS = 64
+partitions.THREADS = 64
 trials.LAUNCHES, trials.LONG, trials.BUSY = 3, 40, 0.01
 with open(os.environ.get("XPLSTM_LOG", os.devnull), "a", encoding="utf-8") as log:
     if trials.IDENTITY not in sys.argv:
@@ -36,7 +35,7 @@ fit.SIZES, fit.KINDS = ((1, 8), (5, 20), (16, 64), (40, 33)), ("float32",)
 fit.step_time = lambda _cp, _like, kind, sizes, run: (
     1.5
     * (
-        cupy_persistent.fused_cost(1, *sizes, kind, cupy_persistent.COSTS)
+        partitions.fused_cost(1, *sizes, kind, partitions.COSTS)
         if run is fit._fused
         else run.keywords["plans"][run.keywords["backward"]].cost
     )

@@ -76,7 +76,7 @@ def kernel(file: str, name: str, kind: str, cooperative: bool = False) -> Any:
 
 def _entry(name: str) -> int:
     """Return the number of a kernel of a persistent source, as walk.cuh numbers its entries."""
-    return int(name.rpartition("_")[2]) + (100 if "back" in name else 0)
+    return int(name.rpartition("_")[2]) + (100 if "back" in name else 0) + (200 if "alone" in name else 0)
 
 
 @cache

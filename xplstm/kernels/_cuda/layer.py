@@ -1,10 +1,10 @@
-"""Allocate buffers, project the input and compute weight gradients for two CuPy kernels.
+"""Allocate buffers, project the input and compute weight gradients for the CuPy kernels with CUDA sources.
 
-`cupy_fused` and `cupy_persistent` implement only the recurrence. All buffers are indexed by time. h and c
-have T + 1 slots. The state before time t is in slot t for a forward direction, and in
-slot t + 1 for a reverse direction, so the states before all steps are contiguous for
-both. Without residuals, all steps share one slot, and the input is projected for
-several steps at a time.
+`cupy_fused`, `cupy_persistent` and `cupy_block` implement only the recurrence. All
+buffers are indexed by time. h and c have T + 1 slots. The state before time t is in
+slot t for a forward direction, and in slot t + 1 for a reverse direction, so the states
+before all steps are contiguous for both. Without residuals, all steps share one slot,
+and the input is projected for several steps at a time.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Residuals(NamedTuple):
 
 
 def why_not(problem: Problem) -> str | None:
-    """Return why neither of the two kernels can run `problem`, or None."""
+    """Return why none of these kernels can run `problem`, or None."""
     reason = _support.why_not(problem, "cupy", launch.SIZES) or problem.cell.reason or why_not_this_cupy()
     if reason:
         return reason

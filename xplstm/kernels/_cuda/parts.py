@@ -1,7 +1,7 @@
 """Decide whether CUDA kernels run losses, optimisers, dropout and embeddings of CuPy arrays.
 
-`xplstm._array.faster` calls this module. The CUDA kernels run if "cupy_persistent" or "cupy_fused" is pinned.
-Without a pin, they run if the device has a proof. With another pin, the generic code runs.
+`xplstm._array.faster` calls this module. The CUDA kernels run if one of `proof.KERNELS` is pinned. Without
+a pin, they run if the device has a proof. With another pin, the generic code runs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from types import ModuleType
 from xplstm import _choice
 from xplstm.kernels._cuda import proof, training
 
-KERNELS = ("cupy_persistent", "cupy_fused")
-
 
 def room() -> ModuleType | None:
     """Return the module that launches the CUDA kernels, or None if the generic code must run."""
     pinned = _choice.kernel.get()
-    runs = is_proven() if pinned is None else pinned in KERNELS
+    runs = is_proven() if pinned is None else pinned in proof.KERNELS
     return training if runs else None
 
 

@@ -10,11 +10,12 @@
 #define TILE_COLUMNS 32
 
 /* Base of Forward and Backward. A tile has ROWS rows; h and dz are exchanged as (tiles, height, ROWS). */
-template <int ROWS> struct Staged : Block {
+template <int ROWS, bool ALONE> struct Staged : Group<ALONE> {
+    using Group<ALONE>::part, Group<ALONE>::cells, Group<ALONE>::numbers;
     int height, pass_rows;  /* exchanged numbers per row; rows per pass */
-    Wide *weights, *staged; /* (height, columns); exchanged numbers of a pass or chunk */
+    Wide *weights, *staged; /* (height, columns); exchanged numbers of a pass or chunk, or of two steps */
 
-    __device__ __forceinline__ Staged(const Layer &l, const Plan &p, int h) : Block(l, p), height(h)
+    __device__ __forceinline__ Staged(const Layer &l, const Plan &p, int h) : Group<ALONE>(l, p), height(h)
     {
         pass_rows = part.tiles * ROWS;
         cells = pass_rows * part.units;
@@ -22,7 +23,20 @@ template <int ROWS> struct Staged : Block {
         weights = (Wide *)shared_memory();
     }
 
-    __device__ __forceinline__ Cell cell_at(int n) const { return cell(n / part.units, n % part.units); }
+    /* Place the staged numbers at `to`: `count` of them, or the exchange buffers of a block that is alone.
+       Return their end. */
+    __device__ __forceinline__ Wide *place_staged(Wide *to, int count)
+    {
+        staged = to;
+        if (ALONE)
+            this->on_chip = (Sent *)to;
+        return to + (ALONE ? 2 * numbers : count);
+    }
+
+    __device__ __forceinline__ Cell cell_at(int n) const
+    {
+        return this->cell(n / part.units, n % part.units);
+    }
 
     __device__ __forceinline__ int spot(int r, int k) const
     {
@@ -32,9 +46,10 @@ template <int ROWS> struct Staged : Block {
     __device__ __forceinline__ bool await(const Waits &waits, unsigned step) const
     {
         bool late = false;
-        for (int n = threadIdx.x; n < part.unit_blocks && !late; n += (int)blockDim.x)
-            late = await_one(waits, n, step);
-        __syncthreads();
+        for (int n = threadIdx.x; !ALONE && n < part.unit_blocks && !late; n += (int)blockDim.x)
+            late = this->await_one(waits, n, step);
+        if (!ALONE)
+            __syncthreads();
         return late;
     }
 
@@ -49,8 +64,8 @@ template <int ROWS> struct Staged : Block {
 
 /* Forward: parts[block of k][tile row][column] of all tiles. A warp has one block of k of one tile and 32
    columns, a lane 4 rows and C columns of these; a tile has 4 * C rows. */
-template <int C> struct Forward : Staged<LANE_ROWS * C> {
-    using Base = Staged<LANE_ROWS * C>;
+template <int C, bool ALONE> struct Forward : Staged<LANE_ROWS * C, ALONE> {
+    using Base = Staged<LANE_ROWS * C, ALONE>;
     using Base::part, Base::H, Base::pass_rows, Base::weights, Base::staged, Base::parts;
     static constexpr int tile_rows = LANE_ROWS * C;
 
@@ -58,8 +73,7 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
     {
         int columns = 4 * part.units;
         this->slices = (H + BLOCK_OF_K - 1) / BLOCK_OF_K;
-        staged = weights + H * columns;
-        parts = staged + (part.passes > 1 ? 2 : 1) * pass_rows * H;
+        parts = this->place_staged(weights + H * columns, (part.passes > 1 ? 2 : 1) * pass_rows * H);
         this->bias = parts + this->slices * pass_rows * columns;
         this->held = this->bias + columns;
         const int tiles_of_k = (H + WARP - 1) / WARP;
@@ -107,17 +121,28 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
                 sums[r][n] = fused(left.at[n], right.at[r], sums[r][n]);
     }
 
-    /* Double buffering: prefetch h of the next pass during the product of this pass. */
-    __device__ __forceinline__ void multiply(const Wide *in, int pass) const
+    /* Return h of a pass on-chip. Double buffering: prefetch h of the next pass during this pass's product.
+     */
+    __device__ __forceinline__ const Wide *staged_h(const Wide *in, int pass) const
     {
         const int size = pass_rows * H;
+        if (ALONE) {
+            if (pass)
+                __syncthreads();
+            return in + pass * size;
+        }
         if (pass == 0)
             this->stage(staged, in, size);
         copies_done();
         __syncthreads();
         if (pass + 1 < part.passes)
             this->stage(staged + (pass + 1) % 2 * size, in + (pass + 1) * size, size);
-        const Wide *h = staged + pass % 2 * size;
+        return staged + pass % 2 * size;
+    }
+
+    __device__ __forceinline__ void multiply(const Wide *in, int pass) const
+    {
+        const Wide *h = staged_h(in, pass);
         const int columns = 4 * part.units, column_tiles = columns / TILE_COLUMNS;
         /* Lanes 2 n and 2 n + 1 have the same columns and different rows. Shared memory merges the halves of
            a wide load only if such neighbours read the same numbers. */
@@ -149,6 +174,8 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
                 for (int n = 0; n < C; n++)
                     to[r * columns + n] = sums[r][n];
         }
+        if (ALONE)
+            copies_done();
     }
 };
 
@@ -156,8 +183,8 @@ template <int C> struct Forward : Staged<LANE_ROWS * C> {
    chunk for one tile and 8 units, and a lane 4 rows and 4 units. R is the number of a warp's lanes along the
    rows, and a tile has 4 * R of these. Two lanes are along the units; the others split the slice once more,
    and shuffles add their sums. */
-template <int R> struct Backward : Staged<LANE_ROWS * R> {
-    using Base = Staged<LANE_ROWS * R>;
+template <int R, bool ALONE> struct Backward : Staged<LANE_ROWS * R, ALONE> {
+    using Base = Staged<LANE_ROWS * R, ALONE>;
     using Base::part, Base::H, Base::pass_rows, Base::weights, Base::staged, Base::parts, Base::slices,
         Base::height;
     static constexpr int tile_rows = LANE_ROWS * R;
@@ -169,8 +196,8 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
         int share = part.tiles * (part.units / 8), warps = (int)blockDim.x / WARP;
         slices = warps / share > 0 ? warps / share : 1;
         chunks = (height + part.chunk - 1) / part.chunk;
-        staged = weights + height * part.units;
-        parts = staged + (part.passes * chunks > 1 ? 2 : 1) * pass_rows * part.chunk;
+        parts = this->place_staged(weights + height * part.units,
+                                   (part.passes * chunks > 1 ? 2 : 1) * pass_rows * part.chunk);
         this->held = parts + slices * this->cells;
         /* Loads without a branch, so that the loads of eight iterations overlap. */
 #pragma unroll 8
@@ -194,9 +221,14 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
 
     __device__ __forceinline__ void multiply(const Wide *in, int pass) const
     {
-        if (pass == 0)
+        if (ALONE) { /* the plan has one chunk */
+            if (pass)
+                __syncthreads();
+            multiply_chunk(in + pass * pass_rows * height, 0);
+            copies_done();
+        } else if (pass == 0)
             stage_chunk(in, 0);
-        for (int chunk = 0; chunk < chunks; chunk++) {
+        for (int chunk = 0; !ALONE && chunk < chunks; chunk++) {
             int n = pass * chunks + chunk;
             copies_done();
             __syncthreads();
@@ -243,20 +275,26 @@ template <int R> struct Backward : Staged<LANE_ROWS * R> {
 /* One entry per number of tile rows. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
 #if WANTED(4)
-extern "C" __global__ void BOUNDS walk_4(const Walk f) { walk<Forward<1>>(f); }
+extern "C" __global__ void BOUNDS walk_4(const Walk f) { walk<Forward<1, false>>(f); }
 #endif
 #if WANTED(8)
-extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Forward<2>>(f); }
+extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Forward<2, false>>(f); }
 #endif
 #if WANTED(16)
-extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Forward<4>>(f); }
+extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Forward<4, false>>(f); }
+#endif
+#if WANTED(ALONE_ENTRY + 4)
+extern "C" __global__ void BOUNDS walk_alone_4(const Walk f) { walk<Forward<1, true>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 4)
-extern "C" __global__ void BOUNDS walk_back_4(const WalkBack f) { walk_back<Backward<1>>(f); }
+extern "C" __global__ void BOUNDS walk_back_4(const WalkBack f) { walk_back<Backward<1, false>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 8)
-extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Backward<2>>(f); }
+extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Backward<2, false>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 16)
-extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Backward<4>>(f); }
+extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Backward<4, false>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + ALONE_ENTRY + 4)
+extern "C" __global__ void BOUNDS walk_back_alone_4(const WalkBack f) { walk_back<Backward<1, true>>(f); }
 #endif

@@ -7,6 +7,9 @@
    the L2 cache directly into registers. Shared memory holds only the partial sums of the slices. A warp waits
    only for the blocks of its own slice.
 
+   In a block that is alone, a warp computes all of k for its own columns. A lane's sums belong to its own
+   cells, so a step forward needs a single barrier.
+
    Implements xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ. */
 
 #define WORDS (STEP_BYTES / 4) /* 32-bit words of a row or column per instruction */
@@ -24,15 +27,18 @@
 DEVICE constexpr int batch(int N) { return N == 1 ? 8 : N <= 12 ? 4 : 2; }
 DEVICE constexpr int kept(int N) { return (N <= 2 ? 48 : 64) / N / batch(N) * batch(N); }
 
-/* The division of the steps over `height` numbers of k among warps, and the share of this warp. */
+/* The division of the steps over `height` numbers of k among warps, and the share of this warp: all steps in
+   a block that is alone. */
 struct Slice {
     int steps, share, slices, begin, count;
 };
 
-DEVICE Slice slice_of(int height)
+template <bool ALONE> DEVICE Slice slice_of(int height)
 {
     int warps = blockDim.x / WARP, steps = (height + STEP_OF_K - 1) / STEP_OF_K,
         share = (steps + warps - 1) / warps;
+    if (ALONE)
+        return {steps, steps, 1, 0, steps};
     int begin = (int)threadIdx.x / WARP * share, left = steps - begin;
     return {steps, share, (steps + share - 1) / share, begin, left < 0 ? 0 : left < share ? left : share};
 }
@@ -100,25 +106,28 @@ DEVICE void hold(Weights<N> &held, const Stored *weight, int H, int unit, const 
 }
 
 /* Read a lane's words of the steps from `first` on, with zeros after the warp's last step. */
-template <int N> DEVICE void read(Words *words, const Sent *from, int first, int count)
+template <int N, bool ALONE> DEVICE void read(Words *words, const Sent *from, int first, int count)
 {
 #pragma unroll
-    for (int at = 0; at < batch(N); at++)
-        words[at] = first + at < count ? read_fresh(from + (first + at) * WARP * 4 * A_WORD) : Words{};
+    for (int at = 0; at < batch(N); at++) {
+        const Sent *here = from + (first + at) * WARP * 4 * A_WORD;
+        words[at] = first + at >= count ? Words{} : ALONE ? words_at(here) : read_fresh(here);
+    }
 }
 
 /* Compute sums (16, 8 * N) of one tile's rows and the warp's slice of k. `from` points to this lane's words.
    Software pipelining: the words of the next steps are loaded during the products. */
-template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *from, int count, Wide (*sums)[4])
+template <int N, bool ALONE>
+DEVICE void multiply(const Weights<N> &weights, const Sent *from, int count, Wide (*sums)[4])
 {
     Words words[2][batch(N)];
-    read<N>(words[0], from, 0, count);
+    read<N, ALONE>(words[0], from, 0, count);
 #pragma unroll
     for (int first = 0; first < kept(N); first += batch(N)) {
         int buffer = first / batch(N) % 2;
         if (first >= count)
             continue;
-        read<N>(words[1 - buffer], from, first + batch(N), count);
+        read<N, ALONE>(words[1 - buffer], from, first + batch(N), count);
 #pragma unroll
         for (int at = 0; at < batch(N); at++)
 #pragma unroll
@@ -128,7 +137,7 @@ template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *fro
     const int buffer = kept(N) / batch(N) % 2;
     const unsigned *rest = weights.rest + threadIdx.x % WARP * 2;
     for (int first = kept(N); first < count; first += batch(N)) {
-        read<N>(words[1 - buffer], from, first + batch(N), count);
+        read<N, ALONE>(words[1 - buffer], from, first + batch(N), count);
 #pragma unroll
         for (int at = 0; at < batch(N); at++)
 #pragma unroll
@@ -142,34 +151,62 @@ template <int N> DEVICE void multiply(const Weights<N> &weights, const Sent *fro
     }
 }
 
-/* N tiles of 8 columns. Forward, two tiles are the four gates of 4 units. Backward, a tile is 8 units. */
-template <int N, bool BACK> struct Mma : Block {
-    int height;  /* exchanged numbers per row */
-    Slice slice; /* of this warp */
+/* N tiles of 8 columns of a warp. Forward, two tiles are the four gates of 4 units. Backward, a tile is 8
+   units. */
+template <int N, bool BACK, bool ALONE> struct Mma : Group<ALONE> {
+    using Base = Group<ALONE>;
+    using Base::part, Base::H, Base::cell, Base::cells, Base::slices, Base::numbers, Base::parts;
+    static constexpr int units = N * (BACK ? 8 : 2); /* of a warp */
+    int height;                                      /* exchanged numbers per row */
+    Slice slice;                                     /* of this warp */
     Weights<N> weights;
 
-    template <class F> __device__ __forceinline__ explicit Mma(const F &f) : Block(f.layer, f.plan)
+    template <class F> __device__ __forceinline__ explicit Mma(const F &f) : Base(f.layer, f.plan)
     {
+        const int warp = (int)threadIdx.x / WARP, warps = (int)blockDim.x / WARP;
         height = BACK ? 4 * H : H;
-        slice = slice_of(height);
-        cells = part.tiles * TILE_ROWS * N * (BACK ? 8 : 2);
+        slice = slice_of<ALONE>(height);
+        cells = part.tiles * TILE_ROWS * units * (ALONE ? warps : 1);
         slices = slice.slices;
         numbers = part.passes * part.tiles * slice.steps * WARP * 4 * A_WORD;
-        parts = (Wide *)(shared_memory() + (int)blockDim.x / WARP * rest_of(slice.share, N));
-        bias = parts + slices * part.tiles * TILE_ROWS * 8 * N;
-        held = BACK ? bias : bias + 8 * N;
-        hold<N, BACK>(weights, f.weight + (Size)d * 4 * H * H, H, unit, slice);
+        Wide *next = (Wide *)(shared_memory() + warps * rest_of(slice.share, N));
+        if (ALONE) {
+            clear_exchange((unsigned *)next, 2 * numbers / A_WORD);
+            next += 2 * numbers / A_WORD;
+        }
+        parts = next;
+        this->bias = parts + slices * cells * (BACK ? 1 : 4);
+        this->held = BACK ? this->bias : this->bias + 4 * part.units;
+        int unit = this->unit + (ALONE ? warp * units : 0);
+        hold<N, BACK>(weights, f.weight + (Size)this->d * 4 * H * H, H, unit, slice);
+    }
+
+    /* Set the exchange buffers to zero, because the instruction reads k up to a multiple of STEP_OF_K. */
+    __device__ __forceinline__ void clear_exchange(unsigned *words, int count)
+    {
+        this->on_chip = (Sent *)words;
+        for (int n = threadIdx.x; n < count; n += (int)blockDim.x)
+            words[n] = 0;
+        __syncthreads();
     }
 
     /* Cells are numbered such that a lane's sums belong to its own cells: forward 32 cells are 8 rows of 4
-       units, backward 16 rows of 8 units. */
+       units, backward 16 rows of 8 units. In a block that is alone, so do a thread's. */
     __device__ __forceinline__ Cell cell_at(int n) const
     {
+        constexpr int across = N / 2 > 0 ? N / 2 : 1;
+        if (ALONE) {
+            int item = n / (int)blockDim.x, lane = n % WARP, first = n % (int)blockDim.x / WARP * units;
+            if (!BACK)
+                return cell(item / across * 8 + lane / 4, first + item % across * 4 + lane % 4);
+            int at = item % 4, tile = item / 4;
+            return cell(tile / N * TILE_ROWS + lane / 4 + at / 2 * 8,
+                        first + tile % N * 8 + lane % 4 * 2 + at % 2);
+        }
         if (BACK) {
             int lane = n / 4 % WARP, at = n % 4, tile = n / 4 / WARP;
             return cell(tile / N * TILE_ROWS + lane / 4 + at / 2 * 8, tile % N * 8 + lane % 4 * 2 + at % 2);
         }
-        constexpr int across = N / 2 > 0 ? N / 2 : 1;
         return cell(n / WARP / across * 8 + n % WARP / 4, n / WARP % across * 4 + n % 4);
     }
 
@@ -185,6 +222,8 @@ template <int N, bool BACK> struct Mma : Block {
     /* Wait for the blocks whose units are in this warp's slice of k. */
     __device__ __forceinline__ bool await(const Waits &waits, unsigned step) const
     {
+        if (ALONE)
+            return false;
         int begin = slice.begin * STEP_OF_K, end = (slice.begin + slice.count) * STEP_OF_K;
         end = (end < height ? end : height) - 1;
         bool one_gate = begin / H == end / H;
@@ -193,67 +232,90 @@ template <int N, bool BACK> struct Mma : Block {
         bool late = false;
         if (slice.count)
             for (int n = first + (int)threadIdx.x % WARP; n <= last && !late; n += WARP)
-                late = await_one(waits, n, step);
+                late = this->await_one(waits, n, step);
         __syncwarp();
         return late;
     }
 
     __device__ __forceinline__ void multiply(const Sent *in, int pass) const
     {
-        if (pass)
+        if (!ALONE && pass)
             __syncthreads();
         if (slice.count)
             for (int tile = 0; tile < part.tiles; tile++) {
                 Wide sums[N][4] = {};
                 int first = (pass * part.tiles + tile) * slice.steps + slice.begin;
                 const Sent *from = in + (first * WARP + (int)threadIdx.x % WARP) * 4 * A_WORD;
-                ::multiply<N>(weights, from, slice.count, sums);
+                ::multiply<N, ALONE>(weights, from, slice.count, sums);
                 keep(tile, sums);
             }
         copies_done();
     }
 
+    /* A thread reads only its own sums if the block is alone. */
+    __device__ __forceinline__ bool meet(int pass, bool late) const
+    {
+        return !ALONE && Base::meet(pass, late);
+    }
+
     /* Store the sums of a warp in the order of the cells of a pass. */
     __device__ __forceinline__ void keep(int tile, Wide (*sums)[4]) const
     {
-        const int lane = threadIdx.x % WARP;
-        Run<4> *to = (Run<4> *)parts + ((int)threadIdx.x / WARP * part.tiles + tile) * N * WARP + lane;
+        const int lane = threadIdx.x % WARP, apart = ALONE ? (int)blockDim.x : WARP;
+        const int first = ALONE ? tile * N * apart + (int)threadIdx.x
+                                : ((int)threadIdx.x / WARP * part.tiles + tile) * N * WARP + lane;
+        Run<4> *to = (Run<4> *)parts + first;
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            if (BACK)
+            if (BACK && ALONE)
+                for (int at = 0; at < 4; at++)
+                    parts[((tile * N + n) * 4 + at) * apart + (int)threadIdx.x] = sums[n][at];
+            else if (BACK)
                 to[n * WARP] = {{sums[n][0], sums[n][1], sums[n][2], sums[n][3]}};
             else {
                 int one = n / 2 * 2, half = n % 2, at = 2 * half;
-                to[(half * (N / 2) + n / 2) * WARP] = {
+                to[(half * (N / 2) + n / 2) * apart] = {
                     {sums[one][at], sums[one][at + 1], sums[one + 1][at], sums[one + 1][at + 1]}};
             }
         }
     }
 };
 
-/* One entry per number of units of a block. */
+/* One entry per number of units of a block, or of a warp in a block that is alone. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
 #if WANTED(8)
-extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Mma<4, false>>(f); }
+extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Mma<4, false, false>>(f); }
 #endif
 #if WANTED(16)
-extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Mma<8, false>>(f); }
+extern "C" __global__ void BOUNDS walk_16(const Walk f) { walk<Mma<8, false, false>>(f); }
 #endif
 #if WANTED(24)
-extern "C" __global__ void BOUNDS walk_24(const Walk f) { walk<Mma<12, false>>(f); }
+extern "C" __global__ void BOUNDS walk_24(const Walk f) { walk<Mma<12, false, false>>(f); }
 #endif
 #if WANTED(32)
-extern "C" __global__ void BOUNDS walk_32(const Walk f) { walk<Mma<16, false>>(f); }
+extern "C" __global__ void BOUNDS walk_32(const Walk f) { walk<Mma<16, false, false>>(f); }
+#endif
+#if WANTED(ALONE_ENTRY + 8)
+extern "C" __global__ void BOUNDS walk_alone_8(const Walk f) { walk<Mma<4, false, true>>(f); }
+#endif
+#if WANTED(ALONE_ENTRY + 16)
+extern "C" __global__ void BOUNDS walk_alone_16(const Walk f) { walk<Mma<8, false, true>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 8)
-extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Mma<1, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_8(const WalkBack f) { walk_back<Mma<1, true, false>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 16)
-extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Mma<2, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_16(const WalkBack f) { walk_back<Mma<2, true, false>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 24)
-extern "C" __global__ void BOUNDS walk_back_24(const WalkBack f) { walk_back<Mma<3, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_24(const WalkBack f) { walk_back<Mma<3, true, false>>(f); }
 #endif
 #if WANTED(BACKWARD_ENTRY + 32)
-extern "C" __global__ void BOUNDS walk_back_32(const WalkBack f) { walk_back<Mma<4, true>>(f); }
+extern "C" __global__ void BOUNDS walk_back_32(const WalkBack f) { walk_back<Mma<4, true, false>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + ALONE_ENTRY + 8)
+extern "C" __global__ void BOUNDS walk_back_alone_8(const WalkBack f) { walk_back<Mma<1, true, true>>(f); }
+#endif
+#if WANTED(BACKWARD_ENTRY + ALONE_ENTRY + 16)
+extern "C" __global__ void BOUNDS walk_back_alone_16(const WalkBack f) { walk_back<Mma<2, true, true>>(f); }
 #endif

@@ -217,9 +217,12 @@ DEVICE float load_if(bool wanted, const float *at)
     return d;
 }
 
-struct Words {
+struct __align__(16) Words {
     unsigned at[4];
 };
+
+/* Read 16 bytes of this block's memory. */
+DEVICE Words words_at(const void *from) { return *(const Words *)from; }
 
 /* Read 16 bytes past the L1 cache, which is not coherent with the writes of other SMs. */
 DEVICE Words read_fresh(const void *from)

@@ -37,6 +37,8 @@ FOLDER = "XPLSTM_PROOFS"
 """The environment variable that sets the folder of proofs."""
 SHIPPED = launch.SOURCES / "proofs"
 """The package's folder with proofs of the project's own runs."""
+KERNELS = ("cupy_block", "cupy_persistent", "cupy_fused")
+"""Names of the kernels that need a proof."""
 FORMAT = 1
 LARGEST = 2**16
 """The largest size of a file of proofs, in bytes."""
@@ -176,7 +178,7 @@ def sources() -> str:
     """Return the digest of all files that define, launch or test the kernels."""
     package = launch.SOURCES.parents[1]
     files = [path for path in launch.SOURCES.iterdir() if path.suffix in (".cu", ".cuh", ".py")]
-    files += [package / "kernels" / f"{name}.py" for name in ("_support", "cupy_fused", "cupy_persistent")]
+    files += [package / "kernels" / f"{name}.py" for name in ("_support", *KERNELS)]
     files += [package / "cli" / "trials.py"]
     digest = hashlib.sha256()
     for path in sorted(files):

@@ -5,7 +5,7 @@
    publishes h of its own units; backward it publishes dz. Only the blocks of one group and direction wait for
    each other. Each has one counter, which holds the number of the last step that it has published.
 
-   An engine, a struct derived from Block, computes the product: persistent.cu by fused multiply-adds,
+   An engine, a struct derived from Group, computes the product: persistent.cu by fused multiply-adds,
    persistent_mma.cu by tensor cores. The constructor of an engine fills Block and copies the block's weights
    on-chip. An engine has the methods
 
@@ -15,6 +15,9 @@
                           return whether the thread has given up
      multiply(in, pass)   compute the partial sums of a pass in `parts`. Begin with a barrier if the previous
                           pass may still read `parts`, and end with this thread's copies complete.
+
+   A group with all units in one block (ALONE) needs no other block. Its exchange buffer is in shared memory,
+   and it neither waits nor publishes: the barriers of the block order all accesses.
 
    Why this is safe:
 
@@ -38,6 +41,7 @@
 
 /* ONLY selects a single entry to compile, because the compiler needs about a second per entry. */
 #define BACKWARD_ENTRY 100
+#define ALONE_ENTRY 200
 #ifdef ONLY
 #define WANTED(entry) (ONLY == (entry))
 #else
@@ -156,11 +160,36 @@ struct Block {
     {
         return {row + r, unit + u, r < rows && unit + u < H};
     }
+};
+
+/* The exchange of numbers within a group: between several blocks, or within one (ALONE). */
+template <bool ALONE> struct Group : Block {
+    Sent *on_chip; /* the exchange buffers of a block that is alone: (2, numbers) */
+
+    using Block::Block;
 
     /* Return the exchange buffer of step k (double buffering). */
     __device__ __forceinline__ Sent *buffer(void *exchange, int k) const
     {
+        if (ALONE)
+            return on_chip + (k & 1) * numbers;
         return (Sent *)exchange + ((k & 1) * layer.directions * part.groups + group) * numbers;
+    }
+
+    /* Publish this block's writes for a step, after a barrier of the block. */
+    __device__ __forceinline__ void publish(const Waits &waits, unsigned step) const
+    {
+        if (!ALONE && threadIdx.x == 0)
+            store_release(waits.counters + blockIdx.y, step);
+    }
+
+    /* The barrier between the product of a pass and its cells. Return whether a thread has given up. */
+    __device__ __forceinline__ bool meet(int pass, bool late) const
+    {
+        if (!ALONE && pass == 0)
+            return any_of_block(late);
+        __syncthreads();
+        return false;
     }
 
     /* Wait for one block of the group; return whether this thread has given up. */
@@ -176,13 +205,6 @@ struct Block {
         return false;
     }
 };
-
-/* Publish this block's writes for a step, after a barrier of the block. */
-DEVICE void publish(const Waits &waits, unsigned step)
-{
-    if (threadIdx.x == 0)
-        store_release(waits.counters + blockIdx.y, step);
-}
 
 /* Return the value that marks a number as not computed. */
 DEVICE Wide not_a_number() { return number_of((Bits)(4 * BIAS + 3) << (FRACTION - 1)); }
@@ -371,16 +393,14 @@ template <class Engine> DEVICE void walk(const Walk &f)
     if (threadIdx.x == 0)
         held.late() = false;
     __syncthreads();
-    publish(f.waits, 1);
+    own.publish(f.waits, 1);
     for (int k = (int)f.from; k < (int)f.to; k++) {
         unsigned step = (unsigned)(k - (int)f.from + 1);
         if (own.await(f.waits, step))
             held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(own.buffer(f.exchange, k), pass);
-            if (pass)
-                __syncthreads();
-            else if (any_of_block(held.late()))
+            if (own.meet(pass, held.late()))
                 return spoil(f, own, held, k);
             out = own.buffer(f.exchange, k + 1);
             const Size t = step_of(f.layer, own.d, k).t;
@@ -396,7 +416,7 @@ template <class Engine> DEVICE void walk(const Walk &f)
         }
         __syncthreads();
         if (k + 1 < f.to)
-            publish(f.waits, step + 1);
+            own.publish(f.waits, step + 1);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
             write_out(f, own, cell, held, n, k);
@@ -559,7 +579,7 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
         }
         unsigned step = (unsigned)(T - k);
         __syncthreads();
-        publish(f.waits, step);
+        own.publish(f.waits, step);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
             write_out_back(f, own, cell, held, n, k);
@@ -570,9 +590,7 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
             held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(out, pass);
-            if (pass)
-                __syncthreads();
-            else if (any_of_block(held.late()))
+            if (own.meet(pass, held.late()))
                 return spoil_back(f, own, held, k - 1);
             for (int n = own_from(pass * cells); n < (pass + 1) * cells; n += threads) {
                 /* A local sum: in memory the compiler would store it after each slice, as `parts` may alias.
