@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.cuda_emulation import compiled, libraries, standin
-from tests.cuda_emulation.carried import DEVICE, emulated
+from tests.cuda_emulation.carried import DEVICE, ROOMS, emulated
 from tests.support.cases import CASES, Case, run
 from xplstm import _dispatch
 from xplstm._problem import Problem
@@ -28,6 +29,14 @@ pytestmark = [
 
 NO_ENGINE = "it is not compiled here"
 SMALL = Case(T=3, B=2, I=3, H=4, lengths=[3, 1], options={"bidirectional": True, "proj_size": 2})
+
+
+LAUNCHED = {
+    "cupy_fused": {"forward_gates", "backward_gates"},
+    "cupy_persistent": {"walk_4", "walk_back_4"},
+    "cupy_block": {"walk_alone_4", "walk_back_alone_4"},
+}
+"""Kernels of a call and its pullback."""
 
 
 @pytest.fixture
@@ -105,13 +114,20 @@ def test_an_error_of_any_call_is_raised_where_it_happened(fused: None) -> None:
     assert "while the stream or workspace was issued, of 4 operations a step" in notes
 
 
-def test_a_recording_has_forward_and_backward(fused: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = recorded(SMALL, "float64")[0]
+@pytest.mark.parametrize("kernel", ROOMS)
+def test_a_recording_has_forward_and_backward(
+    kernel: str, fused: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all kernels with CUDA sources, those whose walk is one launch without a projection."""
+    monkeypatch.setattr(_dispatch, "select", lambda _: emulated(kernel))
+    case = SMALL if kernel == "cupy_fused" else replace(SMALL, options={"bidirectional": True})
+    want = recorded(case, "float32")[0]
     stream = standin.Stream(non_blocking=True)
     monkeypatch.setattr(stream, "captured", True)
     monkeypatch.setitem(standin.Stream.current, DEVICE.id, stream)
     libraries.heard.clear()
-    got = recorded(SMALL, "float64")[0]
+    got, calls = recorded(case, "float32")
+    assert {name for name, *_ in calls} >= LAUNCHED[kernel]
     for key, value in want.items():
         np.testing.assert_array_equal(got[key], value, err_msg=key)
     sets = [n for n, name in enumerate(libraries.heard) if name == "cublasSetWorkspace_v2"]
