@@ -49,6 +49,33 @@ def assert_close(found, expected):
         np.testing.assert_allclose(found[name], a, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+# Pipes between processes that are not forked.
+
+
+def of_method(group, end):
+    end.send(trained(group, 4, batches(7, True), carry=True, rng=3))
+    end.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_of_every_start_method(method):
+    """Their sockets are pickled, which leaves the timeout out."""
+    context, groups = multiprocessing.get_context(method), training.local_group(2, timeout=60.0)
+    pairs = [context.Pipe(duplex=False) for _ in groups]
+    ranks = [
+        context.Process(target=of_method, args=(group, end))
+        for group, (_, end) in zip(groups, pairs, strict=True)
+    ]
+    for rank in ranks:
+        rank.start()
+    for group in groups:
+        group.close()
+    for rank in ranks:
+        rank.join()
+    found = [end.recv() if end.poll() else None for end, _ in pairs]
+    assert found == [trained(None, 4, batches(7, True), carry=True, rng=3)] * 2
+
+
 # MPI.
 
 PROGRAM = """
@@ -181,6 +208,15 @@ def test_gloo_adds_in_its_own_order(torch, tmp_path):
     for params in found:
         assert_close(params, expected)
         assert digest(params) == digest(found[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("mpi4py", training.MPIGroup), ("torch", training.TorchGroup)], ids=["mpi", "torch"]
+)
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch, name, make):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=f"{make.__name__} needs the package {name}.*install"):
+        make()
 
 
 def test_sums_of_a_transport_without_any_are_refused():

@@ -123,6 +123,13 @@ class LocalGroup:
         """Pickle this group without the other groups of its process."""
         return self.__dict__ | {"_family": ()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle this group in a process that was not forked; a socket does not pickle its timeout."""
+        self.__dict__.update(state)
+        for link in self._links:
+            if link is not None:
+                link.settimeout(self.timeout)
+
     def _swap(self, data: Any, peer: int) -> bytearray:
         """Exchange bytes with another process; the lower rank sends first."""
         self._close_inherited()
@@ -166,8 +173,9 @@ def local_group(size: int, *, timeout: float = 600.0) -> list[LocalGroup]:
     Returns
     -------
     list of LocalGroup
-        One group object for each process, to pass to ``multiprocessing.Process``. The parent process must
-        call ``close()`` on all of them. Otherwise a lost process is noticed only after `timeout`.
+        One group object for each process, to pass to ``multiprocessing.Process`` of any start method. The
+        parent process must call ``close()`` on all of them after it has started the processes. Otherwise a
+        lost process is noticed only after `timeout`.
 
     Raises
     ------
@@ -284,7 +292,11 @@ class TorchGroup:
     """
 
     def __init__(self, group: Any = None) -> None:
-        import torch
+        try:
+            import torch
+        except ImportError as error:
+            msg = "TorchGroup needs the package torch: see https://pytorch.org for how to install it"
+            raise ImportError(msg) from error
         import torch.distributed as dist
 
         self._torch, self._dist, self._group = torch, dist, group
