@@ -48,26 +48,26 @@ def number(name: str, value: Any) -> float:
 def finite(name: str, value: Any) -> float:
     """Return a finite number."""
     number = _number(name, value, "finite")
-    return _within(name, value, number, "finite", -math.inf < number < math.inf)
+    return _check_bound(name, value, number, "finite", -math.inf < number < math.inf)
 
 
 def positive(name: str, value: Any) -> float:
     """Return a finite number above 0."""
     number = _number(name, value, "above 0 and finite")
-    return _within(name, value, number, "above 0 and finite", 0 < number < math.inf)
+    return _check_bound(name, value, number, "above 0 and finite", 0 < number < math.inf)
 
 
 def above_zero(name: str, value: Any) -> float:
     """Return a number above 0, which may be infinite."""
     number = _number(name, value, "above 0")
-    return _within(name, value, number, "above 0", number > 0)
+    return _check_bound(name, value, number, "above 0", number > 0)
 
 
 def in_range(name: str, value: Any, low: float, below: float) -> float:
     """Return a number in [low, below)."""
     bound = f"in [{low}, {below})"
     number = _number(name, value, bound)
-    return _within(name, value, number, bound, low <= number < below)
+    return _check_bound(name, value, number, bound, low <= number < below)
 
 
 def probability(name: str, value: Any) -> float:
@@ -163,7 +163,7 @@ def _number(name: str, value: Any, bound: str) -> float:
         return math.inf if number > 0 else -math.inf
 
 
-def _within(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
+def _check_bound(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
     """Return `number`, or raise an error if `holds` is False."""
     if not holds:
         msg = f"{name}={_format_value(value)} must be {bound}"

@@ -294,7 +294,7 @@ def check_grad(
     outputs, pullback = run(arguments)
     values = _numbers(outputs)
     weights = {name: rng.standard_normal(a.shape) for name, a in values.items()}
-    gradients = pullback(_trees.map_arrays("", outputs, lambda name, a: _like(weights[name], a)))
+    gradients = pullback(_trees.map_arrays("", outputs, lambda name, a: _move_like(weights[name], a)))
     total = float(sum(np.sum(np.abs(weights[name] * a)) for name, a in values.items()))
     rounding = ROUNDINGS * float(np.finfo(np.float64).eps) * total / step
     rows = []
@@ -304,7 +304,7 @@ def check_grad(
         measured = np.asarray(
             [_measure(run, arguments, name, a, place, step, weights) for place in places], dtype=np.float64
         )
-        rows.append(_worst(name, analytic, measured, places, tolerance, rounding))
+        rows.append(_find_worst(name, analytic, measured, places, tolerance, rounding))
     report = GradientReport(tuple(rows))
     if not report.passed:
         failed = sum(not row.passed for row in rows)
@@ -393,7 +393,7 @@ def _numbers(outputs: Tree) -> dict[str, np.ndarray]:
     return {name: np.asarray(_array.to_numpy(a), dtype=np.float64) for name, a in found}
 
 
-def _like(values: np.ndarray, a: Array) -> Array:
+def _move_like(values: np.ndarray, a: Array) -> Array:
     """Return host values as an array with the library, device and dtype of `a`."""
     return _array.asarray(values, _array.namespace(a, "a"), _array.device(a), _array.dtype_name(a.dtype))
 
@@ -432,7 +432,7 @@ def _measure(
     for signed in (step, -step):
         moved = np.array(_array.to_numpy(a), dtype=np.float64)
         moved[place] += signed
-        changed = _trees.with_array(arguments, name, _like(moved, a))
+        changed = _trees.with_array(arguments, name, _move_like(moved, a))
         ends.append(_numbers(run(changed)[0]))
         values.append(float(moved[place]))
     up, down = ends
@@ -440,7 +440,7 @@ def _measure(
     return total / (values[0] - values[1])
 
 
-def _worst(
+def _find_worst(
     name: str,
     analytic: np.ndarray,
     measured: np.ndarray,

@@ -321,7 +321,9 @@ def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
 def forward_arguments() -> list[Any]:
     """A right call of the extension module, to be made wrong."""
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
-    handle = native._engine.pack(native.ISA, "float32", 0, 4, 5, 0, native._room, 1, *p.values(), *[None] * 8)
+    handle = native._engine.pack(
+        native.ISA, "float32", 0, 4, 5, 0, native._allocate, 1, *p.values(), *[None] * 8
+    )
     zeros = [np.zeros(shape, "float32") for shape in ((3, 2, 4), (1, 2, 5), (1, 2, 5))]
     outs = [np.zeros(shape, "float32") for shape in ((3, 2, 5), (1, 2, 5), (1, 2, 5))]
     return [(handle,), (False,), *zeros, None, None, None, None, *outs, None, 1]
@@ -345,11 +347,11 @@ def test_results_go_to_arrays_that_can_be_written_to() -> None:
 
 def test_sizes_beyond_memory_are_refused() -> None:
     with pytest.raises(OverflowError, match="no memory holds"):
-        native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._room, 1, *[None] * 12)
+        native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._allocate, 1, *[None] * 12)
 
 
 def test_weights_need_a_storage_that_is_there() -> None:
-    rest = (2, 3, 0, native._room, 1, *[None] * 12)
+    rest = (2, 3, 0, native._allocate, 1, *[None] * 12)
     for dtype, storage in (("float32", len(native.PRODUCTS)), ("float32", -1), ("float64", 1)):
         with pytest.raises(ValueError, match=f"no storage {storage} of weights for {dtype}"):
             native._engine.pack(native.ISA, dtype, storage, *rest)
@@ -358,7 +360,7 @@ def test_weights_need_a_storage_that_is_there() -> None:
         native._engine.pack(native.ISA, "float32", 0, *rest)
     with pytest.raises(ValueError, match="or its scales"):
         native._engine.pack(
-            native.ISA, "float32", 3, 3, 3, 0, native._room, 1, (w, None), (w, None), *[None] * 10
+            native.ISA, "float32", 3, 3, 3, 0, native._allocate, 1, (w, None), (w, None), *[None] * 10
         )
 
 

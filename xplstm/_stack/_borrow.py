@@ -77,11 +77,11 @@ def select(problem: Problem) -> Kernel:
     """Return the kernel that runs `problem`, adapted to the arrays of the problem's library."""
     kernel = _dispatch.select(problem)
     borrows = isinstance(problem.loan, Loan) and problem.loan.backend == kernel.arrays
-    return _borrowing(kernel, problem.backend) if borrows else kernel
+    return _adapt_kernel(kernel, problem.backend) if borrows else kernel
 
 
 @cache
-def _borrowing(kernel: Kernel, backend: str) -> Kernel:
+def _adapt_kernel(kernel: Kernel, backend: str) -> Kernel:
     """Return `kernel`, adapted to the arrays of another library."""
     library = _LIBRARIES[backend, kernel.arrays]()
 

@@ -72,7 +72,7 @@ def serve(make: Callable[[], Any], connection: Connection) -> None:
             answer = {"value": getattr(server, op)(**request)}
         except Exception as error:
             # Catch any error; the other engines continue, and the report states the reason.
-            answer = {"error": describe(error), "broken": not _harmless(error)}
+            answer = {"error": describe(error), "broken": not _is_harmless(error)}
         connection.send_bytes(json.dumps(answer, default=_encode).encode())
 
 
@@ -87,7 +87,7 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
 
 
-def _harmless(error: Exception) -> bool:
+def _is_harmless(error: Exception) -> bool:
     """Return whether the process can continue after an error, because no kernel failed."""
     return isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
 

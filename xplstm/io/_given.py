@@ -198,11 +198,11 @@ def _tree(value: Any, depth: int) -> Any:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         # A variable of nnx holds its array.
         return value[...] if type(value).__module__.startswith("flax") else value
-    inside = _inside(value)
+    inside = _parts_of(value)
     return None if inside is None else {key: _tree(inner, depth + 1) for key, inner in inside.items()}
 
 
-def _inside(value: Any) -> Mapping[Any, Any] | None:
+def _parts_of(value: Any) -> Mapping[Any, Any] | None:
     """Return the parts of a module or container by name; None for other values."""
     if isinstance(value, Mapping):
         return value
@@ -213,7 +213,7 @@ def _inside(value: Any) -> Mapping[Any, Any] | None:
 
 def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
     """Collect the options of nnx cells, or why no network of this package computes the same."""
-    inside = _inside(value)
+    inside = _parts_of(value)
     if inside is None or depth > _DEEPEST:
         return
     own, start = {} if isinstance(value, Mapping) else inside, f"{prefix}." if prefix else ""

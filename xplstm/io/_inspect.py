@@ -96,7 +96,7 @@ def inspect(source: Path | Mapping[str, Any]) -> Inspection:
         candidates = _candidates(resolved)
         sure = {found.prefix for found in candidates if determines_layout(contents, found)}
         rows = [
-            (show(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _words(one))
+            (show(one.prefix, LONGEST_NAME) or '""', one.layout, dtypes_of(resolved, one), _describe(one))
             for one in candidates
             if one.prefix not in sure or determines_layout(contents, one)
         ]
@@ -116,7 +116,7 @@ def _candidates(contents: Contents) -> list[Found]:
     return first + [one for one in candidates if not first or one.prefix != first[0].prefix]
 
 
-def _words(one: Found) -> str:
+def _describe(one: Found) -> str:
     """Return the constructor call of a network, or why it cannot be loaded."""
     own = f", called with constant {' and '.join(one.arguments)}" if one.arguments else ""
     return printable(one.problem or constructor_call(one) + own)

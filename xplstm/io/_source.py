@@ -128,13 +128,13 @@ def select_network(
         contents = contents._replace(layout=layout)
     candidates = candidates_in(contents, layouts)
     if prefix is None or isinstance(prefix, str):
-        return _one(contents, candidates, layout, prefix, options)
+        return _pick_one(contents, candidates, layout, prefix, options)
     layers = [(one,) if isinstance(one, str) else one for one in _values.items("prefix", prefix)]
     layers = [tuple(_values.items(f"prefix[{k}]", one)) for k, one in enumerate(layers)]
     if not all(layers) or not layers or not all(isinstance(one, str) for layer in layers for one in layer):
         msg = f"prefix={prefix!r} must be a prefix, or one or two for each layer"
         raise ArgumentError(msg)
-    stack = [tuple(_one(contents, candidates, layout, one, {}) for one in layer) for layer in layers]
+    stack = [tuple(_pick_one(contents, candidates, layout, one, {}) for one in layer) for layer in layers]
     return combine(" + ".join(one for layer in layers for one in layer), stack)
 
 
@@ -170,7 +170,7 @@ def saved_network(contents: Contents, layout: str | None, prefix: Prefix | None)
     return found._replace(options={**found.options, **options}, untold=())
 
 
-def _one(
+def _pick_one(
     contents: Contents,
     candidates: Sequence[Found],
     layout: str | None,
@@ -179,7 +179,7 @@ def _one(
 ) -> Found:
     """Return the only candidate that fits all arguments."""
     if not candidates:
-        raise FormatError(_nothing(contents, layout))
+        raise FormatError(_describe_nothing(contents, layout))
     here = [one for one in candidates if prefix is None or one.prefix == dot_name(prefix)]
     if contents.file != "onnx" or prefix is not None:
         # Names may fit several layouts; a graph has no such ambiguity.
@@ -203,11 +203,11 @@ def _one(
         msg = f"{contents.where} contains tensors whose shapes fit no format with their names\n{choices}"
         raise FormatError(printable(msg))
     if len(told) != 1:
-        raise ArgumentError(printable(_unsure(contents, told or fitting)))
+        raise ArgumentError(printable(_ask_for(contents, told or fitting)))
     return told[0]
 
 
-def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
+def _ask_for(contents: Contents, fitting: Sequence[Found]) -> str:
     """Return a message about the argument that the caller must pass."""
     choices = _lines(f"format={one.layout!r}: {constructor_call(one)}, {one.gates}" for one in fitting)
     if len({one.layout for one in fitting}) < len(fitting):
@@ -215,7 +215,7 @@ def _unsure(contents: Contents, fitting: Sequence[Found]) -> str:
     return f"format= is needed: the names in {contents.where} fit several gate orders\n{choices}"
 
 
-def _nothing(contents: Contents, layout: str | None) -> str:
+def _describe_nothing(contents: Contents, layout: str | None) -> str:
     """Return the message for contents without a network, with a list of the tensors."""
     of = f" of format {layout!r}" if layout is not None else ""
     return f"{contents.where} contains no known LSTM{of}; it contains {list_tensors(contents)}"

@@ -33,7 +33,7 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
     """Return the candidates, with a problem if tensors under their prefixes do not belong to them."""
     if contents.file == "onnx":  # a graph shows which tensors a node uses
         return list(candidates)
-    places = {_around(place) for one in candidates for place in one.places}
+    places = {_wrapper_of(place) for one in candidates for place in one.places}
     by_place: dict[str, list[str]] = {place: [] for place in places}
     for name, tensor in contents.tensors.items():
         place = name
@@ -41,7 +41,7 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
             place = place.rpartition(".")[0]
         if place in places and not _is_harmless(name, tensor.dtype):
             by_place[place].append(name)
-    for place, name in (*_join_suffixes(contents, candidates), *_adapting(contents, candidates)):
+    for place, name in (*_join_suffixes(contents, candidates), *_find_adapters(contents, candidates)):
         by_place[place].append(name)
     return [_check_candidate(one, by_place) for one in candidates]
 
@@ -54,7 +54,7 @@ def _join_suffixes(contents: Contents, candidates: Sequence[Found]) -> Iterator[
     """
     used = {name for one in candidates for name in one.names}
     joined = {one.prefix for one in candidates if any(n.startswith(f"{one.prefix}_") for n in one.names)}
-    places = {_around(place) for one in candidates for place in one.places if place}
+    places = {_wrapper_of(place) for one in candidates for place in one.places if place}
     for name in (name for name in contents.tensors if name not in used):
         for match in re.finditer("_", name):
             place, rest = name[: match.start()], name[match.end() :]
@@ -62,17 +62,17 @@ def _join_suffixes(contents: Contents, candidates: Sequence[Found]) -> Iterator[
                 yield place, name
 
 
-def _adapting(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
+def _find_adapters(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
     """Yield each prefix with a tensor of an adapter of an enclosing module."""
     places = {place for one in candidates for place in one.places}
     for name in contents.tensors:
         match = _FACTOR.search(name)
         if match is not None:
             above = name[: match.start(2)]
-            yield from ((_around(place), name) for place in places if place.startswith(above))
+            yield from ((_wrapper_of(place), name) for place in places if place.startswith(above))
 
 
-def _around(place: str) -> str:
+def _wrapper_of(place: str) -> str:
     """Return the prefix of the wrapper around a network, or the network's prefix."""
     return f".{place}".removesuffix(".base_layer").removeprefix(".")  # adapters of PEFT
 
@@ -85,7 +85,7 @@ def _is_harmless(name: str, dtype: str) -> bool:
 
 def _check_candidate(one: Found, by_place: dict[str, list[str]]) -> Found:
     used = {*one.names}
-    places = dict.fromkeys(map(_around, one.places))
+    places = dict.fromkeys(map(_wrapper_of, one.places))
     extra = [name for place in places for name in by_place[place] if name not in used]
     if not extra:
         return one

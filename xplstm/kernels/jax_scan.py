@@ -104,7 +104,7 @@ def _forward(
     ys, ends, steps = [], [], []
     for d, p in enumerate(params):
         start = LSTMState(h_0[d, ...], c_0[d, ...])
-        end, (y, kept) = _scan_forward(problem, d, p, x, start, mask, _begins(fresh, d))
+        end, (y, kept) = _scan_forward(problem, d, p, x, start, mask, _start_flags(fresh, d))
         ys.append(y)
         ends.append(end)
         steps.append(kept)
@@ -127,7 +127,7 @@ def _equations(problem: Problem, d: int) -> Equations:
     return part.cell.at(part)(0)
 
 
-def _begins(fresh: Array | None, d: int) -> Array | None:
+def _start_flags(fresh: Array | None, d: int) -> Array | None:
     """Return booleans (T, B, 1), True where direction `d` starts from zeros."""
     return None if fresh is None else fresh[d, :, :, None]
 
@@ -205,5 +205,5 @@ def _scan_backward(residuals: Residuals, d: int, dy: Array, end: LSTMState) -> t
             dh_prev, dc_prev = xp.where(exists, dh_prev, dh), xp.where(exists, dc_prev, dc)
         return LSTMState(dh_prev, dc_prev), gradients
 
-    inputs = (dy, residuals.steps[d], residuals.mask, _begins(residuals.fresh, d))
+    inputs = (dy, residuals.steps[d], residuals.mask, _start_flags(residuals.fresh, d))
     return lax.scan(step, end, inputs, length=problem.T, reverse=not problem.reverse[d])

@@ -179,7 +179,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
         problem.I,
         _quarter(problem) if elman else problem.H,
         0 if hr is None else problem.output_size,
-        _room,
+        _allocate,
         threads,
     )
     arguments: list[Any] = [(*start, *a, _pointwise(problem, d)) for d, a in enumerate(arrays)]
@@ -193,8 +193,8 @@ def _convert_storage(a: Any) -> Any:
     """Convert an array for the C code: half precision to bits, and int8 to values and scales."""
     if not isinstance(a, Stored):
         if a.dtype.itemsize != 2:
-            return _whole(a)
-        return _whole(a).view(np.uint16) if a.ndim == 2 else _widen(a)
+            return _align(a)
+        return _align(a).view(np.uint16) if a.ndim == 2 else _widen(a)
     return a.values if a.scales is None else (a.values, a.scales)
 
 
@@ -216,7 +216,7 @@ def _pointwise(problem: Problem, d: int) -> tuple[Any, ...] | None:
     )
 
 
-def _room(size: int) -> np.ndarray:
+def _allocate(size: int) -> np.ndarray:
     """Allocate `size` bytes."""
     return _recycled.empty((size,), np.dtype(np.uint8))
 
@@ -236,11 +236,11 @@ def forward(
     _recycled.pieces.free_idle()
     shape = (problem.T, problem.B, problem.output_size * len(packed.handles))
     empty, zeros = (_recycled.empty, _recycled.zeros) if problem.keep else (np.empty, np.zeros)
-    x, h_0 = _readable(_widen(x)), _whole(_widen(state.h))
-    c_0 = _whole(_widen(state.c)) if state.c.shape[-1] else _in_place_of_c(problem, h_0)
+    x, h_0 = _readable(_widen(x)), _align(_widen(state.h))
+    c_0 = _align(_widen(state.c)) if state.c.shape[-1] else _in_place_of_c(problem, h_0)
     y = (empty if valid is None else zeros)(shape, x.dtype)
     h_n, c_n = np.empty(h_0.shape, x.dtype), np.empty(c_0.shape, x.dtype)
-    steps = (*_which(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
+    steps = (*_split_valid(problem, valid), None if fresh is None else np.ascontiguousarray(fresh))
     kept = _keep(problem, packed, x.dtype) if problem.keep else None
     threads = _threads.count(THREADS)
     noise = _draw(problem, packed)
@@ -398,21 +398,21 @@ def _readable(x: np.ndarray) -> np.ndarray:
     if flags.c_contiguous and flags.aligned:
         return x
     numbers = flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
-    return x if numbers and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else _whole(x)
+    return x if numbers and (x.shape[2] == 1 or x.strides[2] == x.itemsize) else _align(x)
 
 
-def _whole(a: Any) -> np.ndarray:
+def _align(a: Any) -> np.ndarray:
     """Return `a` as a contiguous and aligned array."""
     a = np.ascontiguousarray(a)
     return a if a.flags.aligned else a.copy()
 
 
-def _which(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _split_valid(problem: Problem, valid: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return lengths and mask, of which at least one is None."""
     if valid is None:
         return None, None
     if problem.valid == "lengths":
-        return _whole(valid.astype(np.int32, copy=False)), None
+        return _align(valid.astype(np.int32, copy=False)), None
     return None, np.ascontiguousarray(valid)
 
 
@@ -439,7 +439,7 @@ def backward(
     dx = _recycled.zeros((problem.T, problem.B, problem.I), x.dtype) if problem.dx else None
     dh_0, dc_0 = (np.array(_widen(a), order="C") for a in dstate_n)
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
-    weights = tuple(tuple(None if a is None else _whole(_widen(a)) for a in p) for p in packed.weights)
+    weights = tuple(tuple(None if a is None else _align(_widen(a)) for a in p) for p in packed.weights)
     shapes = problem.cell.shapes(_sizes(problem))
     # The C code computes the gradients of the four blocks.
     ih, hh = (a.shape for a in packed.weights[0][:2])
@@ -452,7 +452,7 @@ def backward(
     )
     _engine.backward(
         *(packed.handles, problem.reverse, weights, x, h_0, lengths, mask, fresh, noise),
-        *(_whole(_widen(dy)), kept, dx, dh_0, carried, gradients, _threads.count(THREADS)),
+        *(_align(_widen(dy)), kept, dx, dh_0, carried, gradients, _threads.count(THREADS)),
     )
     if _kind(problem) in GATED:
         dh_0 += carried

@@ -67,7 +67,7 @@ def forward(
     x, h_0, c_0 = (_array.widen(a) for a in (x, *state))
     mask = step_mask(problem, valid)
     x = zero_where_invalid(xp, mask, x)
-    begins = tuple(_begins(problem, fresh, d) for d in range(len(params)))
+    begins = tuple(_start_flags(problem, fresh, d) for d in range(len(params)))
     ys, h_n, c_n, steps = [], [], [], []
     for d, p in enumerate(params):
         start = LSTMState(h_0[d, ...], c_0[d, ...])
@@ -89,7 +89,7 @@ def _equations(problem: Problem, d: int) -> Callable[[int], Equations]:
     return part.cell.at(part)
 
 
-def _begins(problem: Problem, fresh: Array | None, d: int) -> list[Array | None]:
+def _start_flags(problem: Problem, fresh: Array | None, d: int) -> list[Array | None]:
     """Return the flags of each time, or None for a time without True; flags on a device are not read."""
     if fresh is None:
         return [None] * problem.T

@@ -29,7 +29,7 @@ class _WarmupCosine:
         if step >= self.total:
             return self.floor
         share = (step - self.warmup) / (self.total - self.warmup)
-        return _between(self.peak, self.floor, share)
+        return _anneal(self.peak, self.floor, share)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class _OneCycle:
     def __call__(self, step: int) -> float:
         step = _values.size("step", step, 0)
         if step < self.rise:
-            return _between(self.start, self.peak, step / self.rise)
+            return _anneal(self.start, self.peak, step / self.rise)
         if step >= self.total - 1:
             return self.floor
-        return _between(self.peak, self.floor, (step - self.rise) / (self.total - 1 - self.rise))
+        return _anneal(self.peak, self.floor, (step - self.rise) / (self.total - 1 - self.rise))
 
 
-def _between(first: float, last: float, share: float) -> float:
+def _anneal(first: float, last: float, share: float) -> float:
     """Return the rate at `share`, in [0, 1], of half a cosine from `first` to `last`."""
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 

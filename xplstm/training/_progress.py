@@ -23,7 +23,7 @@ def bar(
     if not progress:
         yield lambda _run: None
         return
-    text = progress if callable(progress) else _latest
+    text = progress if callable(progress) else _describe_latest
     try:
         from tqdm import tqdm
     except ImportError as error:
@@ -45,7 +45,7 @@ def bar(
         yield report
 
 
-def _latest(history: History) -> str:
+def _describe_latest(history: History) -> str:
     """Return the text next to the bar: the mean of the last losses, and the last validation."""
     recent = history.losses[-20:]
     text = f"loss {sum(recent) / len(recent):.4f}"

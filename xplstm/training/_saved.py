@@ -210,7 +210,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         groups.setdefault(group, {})[_unescape(key)] = np.array(tensor.array())
     _check_groups(where, groups)
     for group in ("params", "best", "average"):
-        _tie(where, group, groups.get(group, {}), rest["tied"])
+        _restore_ties(where, group, groups.get(group, {}), rest["tied"])
     return Checkpoint(
         rest["update"],
         rest["epoch"],
@@ -371,7 +371,7 @@ def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None
         raise FormatError(msg)
 
 
-def _tie(where: str, group: str, arrays: dict[str, Any], ties: list[Any]) -> None:
+def _restore_ties(where: str, group: str, arrays: dict[str, Any], ties: list[Any]) -> None:
     """Restore the sharing of arrays: set one array for all names in each group of `ties`."""
     for names in ties if arrays else ():
         known = isinstance(names, list) and names and all(isinstance(n, str) and n in arrays for n in names)

@@ -36,11 +36,11 @@ class Archive:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with self._naming(), zipfile.ZipFile(path) as file:
+        with self._name_file(), zipfile.ZipFile(path) as file:
             infos, start = file.infolist(), file.start_dir
         self.members = {info.filename: info for info in infos}
         self._check(infos)
-        with self._naming(), open(path, "rb") as content:
+        with self._name_file(), open(path, "rb") as content:
             self._check_places(content, infos, start)
 
     def read(self, name: str, most: int | None = None) -> bytes:
@@ -48,7 +48,7 @@ class Archive:
         info = self.members[name]
         size = info.file_size if most is None else min(most, info.file_size)
         # ZipFile.open would parse the directory again, or keep the file open after the first read.
-        with self._naming(), open(self.path, "rb") as file:
+        with self._name_file(), open(self.path, "rb") as file:
             _seek(file, info)
             with zipfile.ZipExtFile(file, "r", info) as member:
                 content = member.read(size)
@@ -119,7 +119,7 @@ class Archive:
             raise FormatError(msg)
 
     @contextmanager
-    def _naming(self) -> Iterator[None]:
+    def _name_file(self) -> Iterator[None]:
         """Convert errors of the standard library to a FormatError that names the file."""
         try:
             yield

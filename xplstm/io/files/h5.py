@@ -117,7 +117,7 @@ def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -
         pending: list[tuple[str, Any, int]] = [("", file["/"], 0)]
         while pending:
             path, group, depth = pending.pop()
-            _once(source, path, group, seen, depth)
+            _check_visit(source, path, group, seen, depth)
             name = _text(source, path, group, "name")
             if name is not None:
                 tree.names[path] = name
@@ -128,7 +128,7 @@ def read(source: Source, attributes: Mapping[str, int] = MappingProxyType({})) -
                 if hasattr(item, "keys"):
                     pending.append((inner, item, depth + 1))
                 elif hasattr(item, "shape"):
-                    _once(source, inner, item, seen, depth)
+                    _check_visit(source, inner, item, seen, depth)
                     tree.tensors.append((inner, _tensor(source, inner, item, budget)))
         return tree
 
@@ -146,7 +146,7 @@ def _check_texts(source: Source, attributes: Mapping[str, int]) -> None:
             check_texts(source.where, content, longest)
 
 
-def _once(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> None:
+def _check_visit(source: Source, path: str, item: Any, seen: set[Any], depth: int) -> None:
     """Check that an object is visited for the first time, at a bounded depth."""
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token

@@ -45,7 +45,7 @@ def refuse_shard(path: str) -> None:
 def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
     """Return all tensors of all shards; `read_one` reads one file."""
     places = _places(path)
-    given = {name for names in places.values() for name in names if _inside(path, name)}
+    given = {name for names in places.values() for name in names if _shard_path(path, name)}
     files = sorted(given)
     if not 0 < len(files) <= MOST_SHARDS:
         msg = f"{path} lists {len(files) or 'no'} files, expected 1 to {MOST_SHARDS}"
@@ -54,7 +54,7 @@ def read(path: str, read_one: Callable[[str], Contents]) -> Contents:
     metadata: dict[str, Any] = {}
     layouts, kinds = set(), set()
     for file in files:
-        part = read_one(_inside(path, file))
+        part = read_one(_shard_path(path, file))
         layouts.add(part.layout)
         kinds.add(part.file)
         twice = {name for name in part.metadata.keys() & metadata.keys() if name in (METADATA, WORDS)}
@@ -105,7 +105,7 @@ def _places(path: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _inside(path: str, file: Any) -> str:
+def _shard_path(path: str, file: Any) -> str:
     """Return the path of a shard, and check that its name has no folder."""
     plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
     if not plain or any(letter in file for letter in "\\:\0"):

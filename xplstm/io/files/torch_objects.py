@@ -154,12 +154,12 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return shape if whole and all(0 <= n < 1 << 48 for n in shape) else ()
 
 
-def _first(data: Any, *_rest: Any) -> Any:
+def _unwrap(data: Any, *_rest: Any) -> Any:
     """Replace a wrapper of one value, such as Parameter or device, by the value."""
     return data
 
 
-def _pairs(items: Any = ()) -> dict[Any, Any]:
+def _make_ordered(items: Any = ()) -> dict[Any, Any]:
     """Replace OrderedDict, which PyTorch writes empty and fills; Python 2 writes its items."""
     if not isinstance(items, list | tuple | dict):
         msg = f"an ordered dict is made from {type(items).__name__}, expected a sequence of pairs"
@@ -181,7 +181,7 @@ def _make_counter(counts: Any = None) -> dict[Any, Any]:
     return {} if counts is None else counts
 
 
-def _defaulting(factory: Any = None) -> dict[Any, Any]:
+def _make_default(factory: Any = None) -> dict[Any, Any]:
     """Replace defaultdict, which is filled afterwards; the default factory is never called."""
     if factory is not None and not isinstance(factory, Global | Inert):
         msg = f"a defaultdict has a factory of type {type(factory).__name__}, expected a class"
@@ -189,7 +189,7 @@ def _defaulting(factory: Any = None) -> dict[Any, Any]:
     return {}
 
 
-def _items(items: Any = (), *_rest: Any) -> list[Any]:
+def _make_list(items: Any = (), *_rest: Any) -> list[Any]:
     """Replace a container that is made from a list or tuple by a list."""
     if not isinstance(items, list | tuple):
         msg = f"a container is made from {type(items).__name__}, expected a list or tuple"
@@ -210,8 +210,8 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch._utils", "_rebuild_tensor"): _rebuild,
     Global("torch._utils", "_rebuild_tensor_v2"): _rebuild,
     Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_as,
-    Global("torch._utils", "_rebuild_parameter"): _first,
-    Global("torch._utils", "_rebuild_parameter_with_state"): _first,
+    Global("torch._utils", "_rebuild_parameter"): _unwrap,
+    Global("torch._utils", "_rebuild_parameter_with_state"): _unwrap,
     Global("torch._utils", "_rebuild_qtensor"): _rebuild_quantised,
     Global("torch._utils", "_rebuild_meta_tensor_no_storage"): _rebuild_meta,
     Global("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse,
@@ -219,16 +219,16 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch._utils", "_rebuild_wrapper_subclass"): _rebuild_other,
     **{Global("torch._utils", name): _rebuild_other for name in _OTHERS},
     Global("torch._tensor", "_rebuild_from_type_v2"): _rebuild_typed,
-    Global("torch.jit._pickle", "restore_type_tag"): _first,
-    **{Global("torch.jit._pickle", f"build_{of}list"): _first for of in ("int", "tensor", "double", "bool")},
-    Global("collections", "OrderedDict"): _pairs,
+    Global("torch.jit._pickle", "restore_type_tag"): _unwrap,
+    **{Global("torch.jit._pickle", f"build_{of}list"): _unwrap for of in ("int", "tensor", "double", "bool")},
+    Global("collections", "OrderedDict"): _make_ordered,
     Global("collections", "Counter"): _make_counter,
-    Global("collections", "defaultdict"): _defaulting,
-    Global("collections", "deque"): _items,
-    **{Global(module, name): _items for module in _BUILTINS for name in ("set", "frozenset")},
+    Global("collections", "defaultdict"): _make_default,
+    Global("collections", "deque"): _make_list,
+    **{Global(module, name): _make_list for module in _BUILTINS for name in ("set", "frozenset")},
     **{Global(module, name): _not_called for module in _BUILTINS for name in _DEFAULTS},
-    Global("torch", "Size"): _items,
-    Global("torch", "device"): _first,
+    Global("torch", "Size"): _make_list,
+    Global("torch", "device"): _unwrap,
     **{Global("torch", name): _not_called for name in (*STORAGES, *_DTYPES)},
     Global("torch.storage", "UntypedStorage"): _not_called,
 }
@@ -256,7 +256,7 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
             packed = _unpack_object(value)
             if packed is None:
                 yield name, value
-            value = _inside(value) if packed is None else packed
+            value = _items_of(value) if packed is None else packed
         if isinstance(value, Storage | Global):
             continue
         items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -294,7 +294,7 @@ def _unpack_object(one: Inert) -> dict[str, Any] | None:
     return {of: {"weight": weight, "bias": bias} for of, weight, bias in named}
 
 
-def _inside(one: Inert) -> dict[Any, Any]:
+def _items_of(one: Inert) -> dict[Any, Any]:
     """Return the items of a placeholder for a dict, or the attributes of a TorchScript module."""
     if one.name.module.partition(".")[0] == "__torch__" and isinstance(one.state, dict):
         # A second list of an LSTM's weights; the weights are also present by name.

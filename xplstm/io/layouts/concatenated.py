@@ -47,7 +47,7 @@ class Concatenated(NamedTuple):
         found = self.halves.find(contents._replace(tensors=halves))
         ends = {*self.halves.weights}
         return [
-            one._replace(names=tuple(dict.fromkeys(self._whole(name, ends) for name in one.names)))
+            one._replace(names=tuple(dict.fromkeys(self._joint_name(name, ends) for name in one.names)))
             for one in found
         ]
 
@@ -93,7 +93,7 @@ class Concatenated(NamedTuple):
             )
         return found
 
-    def _whole(self, name: str, ends: set[str]) -> str:
+    def _joint_name(self, name: str, ends: set[str]) -> str:
         """Return the name of the tensor that contains a half."""
         half = next((end for end in ends if name.endswith(end)), None)
         return name if half is None else name.removesuffix(half) + self.kernel

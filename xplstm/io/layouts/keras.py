@@ -83,14 +83,14 @@ def _stacks(told: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
     stacks: dict[str, list[Recurrent]] = {}
     for one in told:
         below = stacks.get(one.below or "", [])
-        if below and _alike(below[-1], one):
+        if below and _fit_together(below[-1], one):
             stacks[one.path] = [*stacks.pop(str(one.below)), one]
         else:
             stacks[one.path] = [one]
     yield from stacks.values()
 
 
-def _alike(a: Recurrent, b: Recurrent) -> bool:
+def _fit_together(a: Recurrent, b: Recurrent) -> bool:
     """Return whether two layers can be layers of one network."""
     alike = ("kind", "units", "use_bias", "options", "problem")
     same = all(getattr(a, name) == getattr(b, name) for name in alike)

@@ -190,7 +190,7 @@ def _of_model(
         elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
             if kind in ("LSTM", "GRU", "Bidirectional", "RNN"):
                 ones = _layers(kind, config, place, name, source, version)
-                hands_on = ones[-1].path if in_order or _given_one(layer) else None
+                hands_on = ones[-1].path if in_order or _takes_one(layer) else None
             else:
                 ones = [_unreadable_entry(place, name, f"a {inner}, which is not supported")]
             yield from ones
@@ -218,7 +218,7 @@ def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
             pending += one
 
 
-def _given_one(layer: Mapping[str, Any]) -> bool:
+def _takes_one(layer: Mapping[str, Any]) -> bool:
     """Return whether a layer of a functional model is called once, with one tensor and no state or mask."""
     calls = layer.get("inbound_nodes", [])
     return len(calls) == 1 and len(calls[0]["args"]) == 1 and len([*_histories(calls)]) == 1
@@ -226,7 +226,7 @@ def _given_one(layer: Mapping[str, Any]) -> bool:
 
 def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Counter[str]) -> str | None:
     """Return the recurrent layer that feeds only this layer, and is its only input; None if none does."""
-    if not _given_one(layer):
+    if not _takes_one(layer):
         return None
     name, call, output = next(_histories(layer["inbound_nodes"]))
     return above.get(name) if call == output == 0 and uses[name] == 1 else None
@@ -272,7 +272,7 @@ def _layer(
         if strange is not None:
             return _unreadable_entry(path, name, f"a Bidirectional around {strange}, which is not supported")
         (kind, config), merge = sides[0], config.get("merge_mode", "concat")
-        options, problem = _both(sides, merge, given[0] is given[1], version)
+        options, problem = _merge_directions(sides, merge, given[0] is given[1], version)
     else:
         kind, config = _with_cell(kind, config)
         if kind not in _CELLS.values():
@@ -295,7 +295,7 @@ def _units(config: Mapping[str, Any]) -> int:
     return _values.size("units", config["units"])
 
 
-def _both(
+def _merge_directions(
     sides: Sequence[tuple[str, Mapping[str, Any]]], merge: Any, is_copied: bool, version: int | None
 ) -> tuple[dict[str, Any], str | None]:
     """Return the options of two directions, and their problem or None."""

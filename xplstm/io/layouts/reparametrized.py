@@ -53,7 +53,7 @@ def resolve(contents: Contents) -> Contents:
         ):
             continue
         given = [tensors.pop(parts[part]) for part in rule.parts]
-        place = _inner(target, places) if rule.parts == ("raw",) else target
+        place = _inner_name(target, places) if rule.parts == ("raw",) else target
         if place in tensors and rule.parts != ("raw",):
             msg = f"{contents.where}: {show(place)} is present together with {', '.join(parts)}"
             raise FormatError(msg)
@@ -63,7 +63,7 @@ def resolve(contents: Contents) -> Contents:
     return contents._replace(tensors=tensors)
 
 
-def _inner(target: str, places: Collection[str]) -> str:
+def _inner_name(target: str, places: Collection[str]) -> str:
     """Return the name of the weight in a wrapped module; weight dropout may wrap the LSTM or be inside."""
     start, _, name = target.rpartition(".")
     inner = f"{start}.module" if start else "module"
