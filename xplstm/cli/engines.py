@@ -71,8 +71,10 @@ def serve(make: Callable[[], Any], connection: Connection) -> None:
             server = server or make()
             answer = {"value": getattr(server, op)(**request)}
         except Exception as error:
-            # Catch any error; the other engines continue, and the report states the reason.
-            answer = {"error": describe(error), "broken": not _is_harmless(error)}
+            # Catch any error; the other engines continue, and the report states the reason. The process can
+            # continue if no kernel failed.
+            harmless = isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
+            answer = {"error": describe(error), "broken": not harmless}
         connection.send_bytes(json.dumps(answer, default=_encode).encode())
 
 
@@ -85,11 +87,6 @@ def describe(error: Exception) -> str:
     """Format an error as one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'without a message'}"
-
-
-def _is_harmless(error: Exception) -> bool:
-    """Return whether the process can continue after an error, because no kernel failed."""
-    return isinstance(error, XplstmError | ImportError) or "out of memory" in str(error).lower()
 
 
 class Worker:

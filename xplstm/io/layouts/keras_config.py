@@ -279,7 +279,8 @@ def _layer(
             return _unreadable_entry(path, name, f"an {kind}, which is not supported")
         options, problem = _options(kind, config, version)
     use_bias = _values.flag("use_bias", config["use_bias"])
-    return Recurrent(kind, path, name, _units(config), options, use_bias, below, problem)
+    units = _values.size("units", config["units"])
+    return Recurrent(kind, path, name, units, options, use_bias, below, problem)
 
 
 def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -289,10 +290,6 @@ def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, 
     cell = config["cell"]
     own = _CELLS.get(cell["class_name"], f"RNN of {cell['class_name']}")
     return own, {**cell["config"], **config}
-
-
-def _units(config: Mapping[str, Any]) -> int:
-    return _values.size("units", config["units"])
 
 
 def _merge_directions(
