@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -27,6 +27,11 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         return ",".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the shape of a text such as "100,1,3,8"."""
+        return cls(*map(int, text.split(",")))
 
     def multiply_adds(self) -> int:
         """Return the number of multiply-adds in the matrix products of one step."""
@@ -469,14 +474,10 @@ def with_options(options: dict[str, Any]) -> list[str]:
     return [ours, *(f"{ours}+{option}" for option in options), *peers]
 
 
-def available_variants() -> list[str]:
-    """Return the engines for ``--variants``."""
-    return with_options({**VARIANTS, **CELLS})
-
-
-def available_precisions() -> list[str]:
-    """Return the engines for ``--precisions``."""
-    return with_options(STORED)
+available_variants = partial(with_options, {**VARIANTS, **CELLS})
+"""Return the engines for ``--variants``."""
+available_precisions = partial(with_options, STORED)
+"""Return the engines for ``--precisions``."""
 
 
 def available_arrays() -> list[str]:

@@ -88,9 +88,7 @@ def load(file: Path) -> Report:
     """Read the file of an earlier run."""
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        rows = [
-            Row(**{**row, "shape": Shape(*map(int, row["shape"].split(",")))}) for row in about.pop("rows")
-        ]
+        rows = [Row(**{**row, "shape": Shape.parse(row["shape"])}) for row in about.pop("rows")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{file}: it is no report of a benchmark: {error}"
         raise FormatError(msg) from error
@@ -164,28 +162,15 @@ def table(
 
 def fold_table(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return a table as text, in parts that fit a terminal of `WIDEST` columns; each has the first column."""
-    parts: list[list[int]] = []
-    used = WIDEST
-    first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for column, width in enumerate(widths, 1):
-        used += 2 + width
-        if used > WIDEST:
-            parts.append([0])
-            used = first + 2 + width
-        parts[-1].append(column)
-    return [
-        "\n".join(align([[line[k] for k in part] for line in lines if any(line[k] for k in part[1:])]))
-        for part in parts
-    ]
-
-
-def align(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Format the rows of a table, with the first column left-aligned and the others right-aligned."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        line[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    ]
+    first, *columns = zip(*lines, strict=True)
+    labels = [label.ljust(max(map(len, first))) for label in first]
+    parts: list[list[str]] = []
+    for column in columns:
+        width = 2 + max(map(len, column))
+        if not parts or len(parts[-1][0]) + width > WIDEST:
+            parts.append(labels)
+        parts[-1] = [row + cell.rjust(width) for row, cell in zip(parts[-1], column, strict=True)]
+    return ["\n".join(row for row in part if row.rstrip() not in first) for part in parts]
 
 
 def regret(rows: Rows) -> tuple[str, float]:
