@@ -93,8 +93,8 @@ class Pointwise(NamedTuple):
 class Masks(NamedTuple):
     """The random masks of one direction of a call, for kernels that compose the pointwise step."""
 
-    dropped: Array | None
-    """The factor of h in the gates at every step, shape (B, output_size)."""
+    dropped: Draw | None
+    """Recurrent dropout of h in the gates, one mask (B, output_size) for all steps, drawn for time 0."""
     held_h: Draw | None
     """Zoneout masks of h; `xplstm.cells.masks.hold_mask` draws the mask of one time."""
     held_c: Draw | None

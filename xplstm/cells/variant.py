@@ -104,10 +104,12 @@ class VariantCell(LSTMCell):
         if problem.noise is None or not self.random:
             return None
         variant, (key, stream, start) = self.variant, problem.noise
-        dropped = _recurrent_mask(problem, variant.recurrent_dropout)
-        zoneout = (variant.zoneout_h, Purpose.ZONEOUT_H), (variant.zoneout_c, Purpose.ZONEOUT_C)
-        held = (Draw(key, purpose, stream, start, p) if p else None for p, purpose in zoneout)
-        return Masks(dropped, *held)
+        options = (
+            (variant.recurrent_dropout, Purpose.RECURRENT, 0),
+            (variant.zoneout_h, Purpose.ZONEOUT_H, start),
+            (variant.zoneout_c, Purpose.ZONEOUT_C, start),
+        )
+        return Masks(*(Draw(key, purpose, stream, at, p) if p else None for p, purpose, at in options))
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Return the parameter shapes of the standard LSTM, and of peepholes and layer_norm."""

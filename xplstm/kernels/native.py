@@ -252,33 +252,42 @@ def forward(
 
 def _draw(problem: Problem, packed: Packed) -> Noise | None:
     """Draw the random masks of a call, equal to the reference kernel's, or return None without masks."""
-    on_numpy = problem._replace(xp=_array.numpy_namespace(), device="cpu")
+    T, B, P = problem.T, problem.B, problem.output_size
     found = []
     for d, handle in enumerate(packed.handles):
-        masks = problem.cell.masks(on_numpy.part(d, 0, problem.T))
+        masks = problem.cell.masks(problem.part(d, 0, T))
         if masks is None:
             return None
         units = _engine.units(handle)
-        held_h = _hold(problem, masks.held_h, problem.output_size, problem.proj_size or units)
-        found.append((masks.dropped, held_h, _hold(problem, masks.held_c, problem.H, units)))
+        held_h = _flags(masks.held_h, T, B, P, problem.proj_size or units)
+        held_c = _flags(masks.held_c, T, B, problem.H, units)
+        found.append((_dropped(problem, masks.dropped), held_h, held_c))
     return tuple(found)
 
 
-def _hold(problem: Problem, draw: Draw | None, size: int, stride: int) -> np.ndarray | None:
-    """Draw a zoneout mask of `size` units for every time, with `stride` flags per row."""
+def _flags(draw: Draw | None, T: int, B: int, size: int, stride: int) -> np.ndarray | None:
+    """Draw flags for `size` units at T times, with `stride` flags per batch entry."""
     if draw is None:
         return None
-    flags = _recycled.zeros((problem.T, problem.B, stride), np.dtype(np.uint8))
-    sizes = (problem.T, problem.B, size, stride)
+    flags = _recycled.zeros((T, B, stride), np.dtype(np.uint8))
     where = draw.purpose, draw.stream, draw.start
-    _engine.draw(*draw.key, *where, draw.p, sizes, flags, _threads.count(THREADS))
+    _engine.draw(*draw.key, *where, draw.p, (T, B, size, stride), flags, _threads.count(THREADS))
     return flags
+
+
+def _dropped(problem: Problem, draw: Draw | None) -> np.ndarray | None:
+    """Draw the factors of recurrent dropout, shape (B, output_size)."""
+    flags = _flags(draw, 1, problem.B, problem.output_size, problem.output_size)
+    if draw is None or flags is None:
+        return None
+    wide = np.dtype(np.float32 if problem.dtype in HALVES else problem.dtype).type
+    return np.where(flags[0], wide(0), wide(1 / (1 - draw.p)))
 
 
 def _drop_initial_h(h_0: np.ndarray, noise: Noise | None) -> np.ndarray:
     """Return the initial h after recurrent dropout, the input of the products."""
     dropped = [] if noise is None else [mask for mask, *_ in noise if mask is not None]
-    return h_0 * np.stack(dropped) if dropped else h_0
+    return h_0 * np.asarray(dropped) if dropped else h_0
 
 
 def _kind(problem: Problem) -> str:

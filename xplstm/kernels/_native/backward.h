@@ -302,12 +302,14 @@ static void NAME(cut)(const Back *w, Size t, Size n)
 /* Apply recurrent dropout to a batch entry's product, and add it to the gradient that zoneout left in dh. */
 INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size first, Size last)
 {
-    const REAL *mask = w->f->noise[w->direction].dropped;
-    REAL *dh = NAME(dh_of)(w, b);
-    Size P = w->p->P;
-    for (Size j = first; j < last && j < P; j++) {
-        REAL d = mask ? product[j - first] * mask[b * P + j] : product[j - first];
-        dh[j] = w->p->pointwise.hold_h != 0 ? dh[j] + d : d;
+    Size P = w->p->P, count = (last < P ? last : P) - first;
+    const REAL *dropped = w->f->noise[w->direction].dropped;
+    const REAL *restrict mask = dropped ? dropped + b * P + first : NULL, *restrict from = product;
+    REAL *restrict dh = NAME(dh_of)(w, b) + first;
+    int held = w->p->pointwise.hold_h != 0;
+    for (Size j = 0; j < count; j++) {
+        REAL d = mask ? from[j] * mask[j] : from[j];
+        dh[j] = held ? dh[j] + d : d;
     }
 }
 

@@ -202,17 +202,18 @@ static const REAL *const *NAME(enter)(const Walk *w, const REAL *const *rows, Si
     return w->entered_rows[n];
 }
 
+/* Return where normalisation n of a batch entry at (t, b) writes the reciprocal of its divisor, or NULL. */
+INLINE REAL *NAME(scale_at)(const Walk *w, Size at, Size n)
+{
+    return w->f->keep ? (REAL *)w->f->kept[w->direction].scales + 3 * at + n : NULL;
+}
+
 /* Normalise W_ih x of a batch entry at (t, b), scale it, and add the bias. */
 static void NAME(normalise_input)(const Walk *w, REAL *zx, Size at)
 {
     const Packed *p = w->p;
-    const Kept *kept = &w->f->kept[w->direction];
-    REAL scale = NAME(normalise)(zx, p->H, 4);
-    if (w->f->keep) {
-        __builtin_memcpy((REAL *)kept->inputs + at * 4 * p->units, zx, (size_t)(4 * p->units) * sizeof(REAL));
-        ((REAL *)kept->scales)[3 * at] = scale;
-    }
-    NAME(gain)(zx, p->gain_ih, p->biased ? p->bias : NULL, 4 * p->units);
+    REAL *kept = w->f->keep ? (REAL *)w->f->kept[w->direction].inputs + at * 4 * p->units : NULL;
+    NAME(normalise)(zx, p->H, 4, p->gain_ih, p->biased ? p->bias : NULL, kept, NAME(scale_at)(w, at, 0));
 }
 
 /* Compute W_ih x + b of several steps, for own rows and panels: (rows, own panels). */
@@ -446,16 +447,11 @@ static void NAME(multiply)(const Walk *w, const REAL *const *rows, Size count, S
 static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
 {
     const Packed *p = w->p;
-    const Kept *kept = &w->f->kept[w->direction];
+    REAL *kept = w->f->keep ? (REAL *)w->f->kept[w->direction].exposed + at * p->units : NULL;
     Hold hold = NAME(hold_from)(w, k);
     for (Size unit = 0; unit < p->units; unit += LANES)
         store(w->exposed + unit, load(z + 4 * unit + 2 * LANES));
-    REAL scale = NAME(normalise)(w->exposed, p->H, 1);
-    if (w->f->keep) {
-        __builtin_memcpy((REAL *)kept->exposed + at * p->units, w->exposed, (size_t)p->units * sizeof(REAL));
-        ((REAL *)kept->scales)[3 * at + 2] = scale;
-    }
-    NAME(gain)(w->exposed, p->gain_c, p->bias_c, p->units);
+    NAME(normalise)(w->exposed, p->H, 1, p->gain_c, p->bias_c, kept, NAME(scale_at)(w, at, 2));
     for (Size unit = 0; unit < p->units; unit += LANES) {
         Size width = NAME(step_width)(p, unit), some = width < LANES ? width : LANES;
         V cell = load(z + 4 * unit + 2 * LANES), o = load(z + 4 * unit + 3 * LANES);
@@ -469,7 +465,6 @@ static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
 static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
 {
     const Packed *p = w->p;
-    const Kept *keep = &w->f->kept[w->direction];
     Size wide = 4 * p->units, most = NAME(normal_rows)(w->f);
     for (Size from = 0; from < n; from += most) {
         Size rows = n - from < most ? n - from : most;
@@ -482,12 +477,9 @@ static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
         NAME(multiply)(w, NAME(enter)(w, w->h_rows + from, rows, p->P, 1), rows, p->P, p->hh, w->z);
         for (Size k = 0; k < rows; k++) {
             Size at = t * w->f->B + w->active[from + k];
-            REAL *z = w->z + k * wide, scale = NAME(normalise)(z, p->H, 4);
-            if (w->f->keep) {
-                __builtin_memcpy((REAL *)keep->products + at * wide, z, (size_t)wide * sizeof(REAL));
-                ((REAL *)keep->scales)[3 * at + 1] = scale;
-            }
-            NAME(gain)(z, p->gain_hh, u + k * wide, wide);
+            REAL *kept = w->f->keep ? (REAL *)w->f->kept[w->direction].products + at * wide : NULL;
+            NAME(normalise)(w->z + k * wide, p->H, 4, p->gain_hh, u + k * wide, kept,
+                            NAME(scale_at)(w, at, 1));
         }
         Hold hold = NAME(hold_from)(w, from);
         for (Size unit = 0; unit < p->units; unit += LANES)

@@ -15,73 +15,85 @@ typedef struct Lanes {
     V sum[NAME(WAYS)][4];
 } Lanes;
 
-INLINE REAL NAME(add_lanes)(const Lanes *of, int blocks)
+/* Return accumulators of zero. An initialiser of the whole array would keep it in memory. */
+INLINE Lanes NAME(no_sums)(int blocks)
 {
-    REAL lanes[16];
-    for (int j = 0; j < NAME(WAYS); j++) {
-        V sum = of->sum[j][0];
+    Lanes of;
+    EACH (j, NAME(WAYS))
+        EACH (block, blocks)
+            of.sum[j][block] = all(0);
+    return of;
+}
+
+/* Return the sum over the lanes of all accumulators, in every lane. */
+INLINE V NAME(add_lanes)(const Lanes *of, int blocks)
+{
+    V sums[NAME(WAYS)];
+    EACH (j, NAME(WAYS)) {
+        sums[j] = of->sum[j][0];
         for (int block = 1; block < blocks; block++)
-            sum = sum + of->sum[j][block];
-        store(lanes + j * LANES, sum);
+            sums[j] = sums[j] + of->sum[j][block];
     }
-    for (int half = 8; half; half /= 2)
+    for (int half = NAME(WAYS) / 2; half; half /= 2)
         for (int j = 0; j < half; j++)
-            lanes[j] = lanes[j] + lanes[j + half];
-    return lanes[0];
+            sums[j] = sums[j] + sums[j + half];
+    return NAME(add_pairs)(sums[0]);
 }
 
 /* Return the first `width` numbers of a vector, padded with zeros. */
 INLINE V NAME(first)(V v, Size width)
 {
-    REAL numbers[LANES];
-    if (width >= LANES)
-        return v;
-    store(numbers, v);
-    return load_part(numbers, width);
+    V lane;
+    for (int k = 0; k < LANES; k++)
+        lane[k] = (REAL)k;
+    return width >= LANES ? v : less(lane, all((REAL)width), v, all(0));
 }
 
-/* The sum of a row, or of its squares: `blocks` vectors of each panel of units, of which H exist. */
-INLINE REAL NAME(row_sum)(const REAL *a, Size H, int blocks, int squares)
+/* Subtract `mean` from `blocks` vectors of each panel of units, of which H exist. Return the sum of the
+   results, or of their squares, in every lane. */
+INLINE V NAME(row_sum)(REAL *a, Size H, int blocks, V mean, int squares)
 {
-    Lanes of = {0};
+    Lanes of = NAME(no_sums)(blocks);
     for (Size unit = 0, at = 0; unit < H;)
         for (int j = 0; j < NAME(WAYS) && unit < H; j++, unit += LANES)
             EACH (block, blocks) {
-                V v = NAME(first)(load(a + at), H - unit);
+                V v = load(a + at);
+                if (squares)
+                    store(a + at, v = v - mean);
+                v = NAME(first)(v, H - unit);
                 at += LANES;
                 of.sum[j][block] = squares ? fma(v, v, of.sum[j][block]) : of.sum[j][block] + v;
             }
     return NAME(add_lanes)(&of, blocks);
 }
 
-/* Scale a row to mean 0 and variance 1. Return the reciprocal of its divisor. */
-INLINE REAL NAME(normalise)(REAL *a, Size H, int blocks)
+/* Scale a row to mean 0 and variance 1, then multiply it by `gain` and add `more`, if that is not NULL. The
+   backward pass needs the row before the gain and the reciprocal of its divisor, which go to `kept` and
+   `scale`, if those are not NULL. */
+INLINE void NAME(normalise)(REAL *a, Size H, int blocks, const REAL *gain, const REAL *more, REAL *kept,
+                            REAL *scale)
 {
     Size size = (H + LANES - 1) / LANES * LANES * blocks;
-    REAL count = (REAL)(H * blocks);
-    V mean = all(NAME(row_sum)(a, H, blocks, 0) / count);
-    for (Size n = 0; n < size; n += LANES)
-        store(a + n, load(a + n) - mean);
-    REAL variance = NAME(row_sum)(a, H, blocks, 1) / count;
-    REAL scale = 1 / (REAL)__builtin_sqrt((double)(variance + NORMAL_EPSILON));
-    for (Size n = 0; n < size; n += LANES)
-        store(a + n, load(a + n) * all(scale));
-    return scale;
+    V count = all((REAL)(H * blocks)), mean = NAME(row_sum)(a, H, blocks, all(0), 0) / count;
+    V variance = NAME(row_sum)(a, H, blocks, mean, 1) / count;
+    REAL divisor = (REAL)__builtin_sqrt((double)(variance[0] + NORMAL_EPSILON));
+    V factor = all(1 / divisor);
+    if (scale)
+        *scale = factor[0];
+    for (Size n = 0; n < size; n += LANES) {
+        V v = load(a + n) * factor;
+        if (kept)
+            store(kept + n, v);
+        store(a + n, more ? fma(v, load(gain + n), load(more + n)) : v * load(gain + n));
+    }
 }
 
-/* Compute a * gain + more in place, or a * gain if more is NULL. */
-static void NAME(gain)(REAL *a, const REAL *gain, const REAL *more, Size size)
-{
-    for (Size n = 0; n < size; n += LANES)
-        store(a + n, more ? fma(load(a + n), load(gain + n), load(more + n)) : load(a + n) * load(gain + n));
-}
-
-/* `normalise` and `gain` backward, in place, from the scaled row and the scale. */
+/* `normalise` backward, in place, from the scaled row before the gain and the scale. */
 INLINE void NAME(gain_back)(REAL *d, const REAL *gain, const REAL *unit_row, REAL scale, Size H, int blocks)
 {
     Size size = (H + LANES - 1) / LANES * LANES * blocks;
-    REAL count = (REAL)(H * blocks);
-    Lanes plain = {0}, along = {0};
+    V count = all((REAL)(H * blocks));
+    Lanes plain = NAME(no_sums)(blocks), along = plain;
     for (Size unit = 0, at = 0; unit < H;)
         for (int j = 0; j < NAME(WAYS) && unit < H; j++, unit += LANES)
             EACH (block, blocks) {
@@ -91,8 +103,7 @@ INLINE void NAME(gain_back)(REAL *d, const REAL *gain, const REAL *unit_row, REA
                 along.sum[j][block] = fma(some, load(unit_row + at), along.sum[j][block]);
                 at += LANES;
             }
-    V mean = all(NAME(add_lanes)(&plain, blocks) / count),
-      part = all(NAME(add_lanes)(&along, blocks) / count);
+    V mean = NAME(add_lanes)(&plain, blocks) / count, part = NAME(add_lanes)(&along, blocks) / count;
     for (Size n = 0; n < size; n += LANES)
         store(d + n, fnma(load(unit_row + n), part, load(d + n) - mean) * all(scale));
 }

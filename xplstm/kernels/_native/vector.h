@@ -221,6 +221,46 @@ INLINE V NAME(negative)(V a, V yes, V no)
 }
 #endif
 
+/* Exchange the lanes n and n ^ half. */
+#ifdef __clang__
+#define PERMUTED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define PERMUTED(v, ...) __builtin_shuffle(v, (VI){__VA_ARGS__})
+#endif
+#define TWO(n, half) (n) ^ (half), ((n) + 1) ^ (half)
+#define FOUR(n, half) TWO(n, half), TWO((n) + 2, half)
+#define EIGHT(n, half) FOUR(n, half), FOUR((n) + 4, half)
+#if VECTOR_BYTES == 64 && !DOUBLE
+#define EXCHANGED(v, half) PERMUTED(v, EIGHT(0, half), EIGHT(8, half))
+#elif VECTOR_BYTES == 64 || (VECTOR_BYTES == 32 && !DOUBLE)
+#define EXCHANGED(v, half) PERMUTED(v, EIGHT(0, half))
+#elif VECTOR_BYTES == 32 || !DOUBLE
+#define EXCHANGED(v, half) PERMUTED(v, FOUR(0, half))
+#else
+#define EXCHANGED(v, half) PERMUTED(v, TWO(0, half))
+#endif
+
+/* Return the sum of all lanes in every lane: pairs of distance 8, 4, 2 and 1 are added, in this order. */
+INLINE V NAME(add_pairs)(V v)
+{
+#if VECTOR_BYTES == 64 && !DOUBLE
+    v = v + EXCHANGED(v, 8);
+#endif
+#if VECTOR_BYTES == 64 || (VECTOR_BYTES == 32 && !DOUBLE)
+    v = v + EXCHANGED(v, 4);
+#endif
+#if VECTOR_BYTES >= 32 || !DOUBLE
+    v = v + EXCHANGED(v, 2);
+#endif
+    return v + EXCHANGED(v, 1);
+}
+
+#undef PERMUTED
+#undef TWO
+#undef FOUR
+#undef EIGHT
+#undef EXCHANGED
+
 #define load NAME(load)
 #define store NAME(store)
 #define load_part NAME(load_part)
