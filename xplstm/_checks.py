@@ -301,6 +301,14 @@ class Valid(NamedTuple):
     array: Array | None
 
 
+def sizes(T: int, B: int) -> None:
+    """Refuse sizes beyond the 32-bit positions of kernels and lengths. JAX may pass symbolic sizes."""
+    for name, n, what in (("T", T, "steps"), ("B", B, "batch entries")):
+        if isinstance(n, int) and n > _values.LARGEST:
+            msg = f"x has {name}={n} {what}, expected at most {_values.LARGEST}; split x along that axis"
+            raise ArgumentError(msg)
+
+
 def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
     """Return a time-major `mask`, or checked `lengths`; at most one may be given."""
     if given is None and mask is None:
@@ -329,9 +337,7 @@ def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array
 
 def lengths(given: Any, where: Home, T: int, B: int) -> Array:
     """Return checked (B,) integers on the device of `where`; any backend accepts a list or a NumPy array."""
-    if T > _values.LARGEST:
-        msg = f"x has T={T} steps; with lengths T must be at most {_values.LARGEST}"
-        raise ArgumentError(msg)
+    sizes(T, B)
     if isinstance(given, list | tuple):
         given = _integers("lengths", given)
         _length_bounds(given, T)

@@ -47,6 +47,7 @@ def enter(
     x = _checks.array("x", x, home, shape, "the last is input_size")
     x = _time_major(stack, home.xp, x, batched)
     T, B = x.shape[0], x.shape[1]
+    _checks.sizes(T, B)
     mask = _enter_flags(stack, home, "mask", mask, T, B, batched)
     reset = _enter_flags(stack, home, "reset", reset, T, B, batched)
     entries: Any = lengths
