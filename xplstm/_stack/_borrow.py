@@ -194,13 +194,16 @@ def _has_memory(a: Any) -> bool:
 
 def _torch_view(a: Any, memory: Callable[[Any], Any] = operator.methodcaller("numpy")) -> Any:
     """Return a tensor's memory as a NumPy array, after any deferred negation."""
-    import torch
+    if a.requires_grad:
+        a = a.detach()
+    if a.is_neg():
+        a = a.resolve_neg()
+    if a.dtype.itemsize == 2:
+        import torch
 
-    if a.requires_grad or a.is_neg():
-        a = a.detach().resolve_neg()
-    if a.dtype == torch.bfloat16:
-        # int16 passes the bits, because NumPy cannot read PyTorch's bfloat16.
-        return memory(a.view(torch.int16)).view(_array.dtype_named(np, "bfloat16"))
+        if a.dtype == torch.bfloat16:
+            # int16 passes the bits, because NumPy cannot read PyTorch's bfloat16.
+            return memory(a.view(torch.int16)).view(_array.dtype_named(np, "bfloat16"))
     return memory(a)
 
 

@@ -85,10 +85,8 @@ def _own_step(results: list[np.ndarray], like: Any) -> list[Any]:
     import jax
 
     device, bound = _place(like)
-    if bound:
-        return _own(results, like)
     with jax.ensure_compile_time_eval(), jax.default_device(device):
-        return list(_identity()(*results))
+        return list(_identity(device if bound else None)(*results))
 
 
 def _gpu_view(a: Any) -> Any:
@@ -112,11 +110,12 @@ def _gpu_own(results: list[Any], like: Any) -> list[Any]:
 
 
 @cache
-def _identity() -> Callable[..., tuple[Any, ...]]:
-    """Return a compiled function that returns its arguments."""
+def _identity(device: Any) -> Callable[..., tuple[Any, ...]]:
+    """Return a compiled function that returns its arguments, committed to `device` if that is not None."""
     import jax
 
-    compiled: Callable[..., tuple[Any, ...]] = jax.jit(lambda *arrays: arrays)
+    where = None if device is None else jax.sharding.SingleDeviceSharding(device)
+    compiled: Callable[..., tuple[Any, ...]] = jax.jit(lambda *arrays: arrays, out_shardings=where)
     return compiled
 
 
