@@ -49,7 +49,7 @@ def test_the_whole_job(text, out, capsys):
     assert f"{len(TEXT):,} characters" in shown.out
     assert "1 layer(s) of 8 units" in shown.out
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "sample.txt").read_text(encoding="utf-8").startswith(TEXT[:20])
+    assert (out / "sample.txt").read_text(encoding="utf-8").startswith("number 0 is even, ")
     last = training.load_checkpoint(out / "checkpoint.safetensors")
     assert last.update == 40
     first, *_, final = (value for _, value in last.history.validations)
@@ -460,6 +460,11 @@ def test_the_last_lines_use_the_model(text, out, capsys):
     assert capsys.readouterr().out == want + "\n"
     exec(compile(python.replace("\n  ", "\n").strip(), "last lines", "exec"), {})
     assert len(capsys.readouterr().out) == 301
+
+
+def test_the_default_prompt_ends_with_a_whole_word():
+    assert demo._opening('The "assert" statement') == 'The "assert" '
+    assert demo._opening("x" * 30) == "x" * 20
 
 
 def test_generate_refuses_a_file_of_another_kind(text, capsys):

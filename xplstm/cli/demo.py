@@ -224,7 +224,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     if begun is not None:
         _check_same_text(corpus, begun)
     model = _model(corpus, settings, args.backend)
-    prompt = corpus.text[:20] if args.prompt is None else args.prompt
+    prompt = _opening(corpus.text) if args.prompt is None else args.prompt
 
     def write(length: int) -> str:
         return prompt + model.generate(prompt, length, temperature=args.temperature, rng=settings.seed)
@@ -245,6 +245,12 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     drawn = _draw(history, baseline, args.out / CURVE)
     print(f"Wrote {f'{CURVE}, ' if drawn else ''}{SAMPLE} and {CHECKPOINT} to {args.out}.")
     _show_how_to_use(args.out / CHECKPOINT, prompt, args.temperature)
+
+
+def _opening(text: str) -> str:
+    """Return the whole words in the first 20 characters, or these characters if a word is longer."""
+    start = text[:20]
+    return start[: start.rfind(" ") + 1] or start
 
 
 def _settings(args: argparse.Namespace) -> Settings:
