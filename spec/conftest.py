@@ -17,7 +17,7 @@ from spec.questions import MOST, say
 from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
 from spec.subject import Adapter
-from spec.subjects import is_slow, missing, named, required, subjects
+from spec.subjects import ABORT, is_slow, missing, named, required, subjects
 
 FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
@@ -27,12 +27,13 @@ WRONG = "what is wrong"
 # What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
 # Of relations, for a subject whose code another subject runs on plain NumPy.
-FEW = ("layer-lengths-reverse", "module-two-by-two-lengths")
+FEW = ("layer-lengths-reverse", "module-two-by-two-lengths", "gru-two-directions")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
 # Of calls from seeds and wrong shapes, such a subject answers one of PART, and none of more steps than LONG.
 PART, LONG = 8, 500
 IN_PART = (
-    *("test_sizes", "test_sizes_in_half_precision", "test_gru_sizes", "test_gru_record"),
+    *("test_sizes", "test_sizes_in_half_precision"),
+    *("test_gru_sizes", "test_gru_sizes_in_half_precision", "test_gru_record"),
     *(
         "test_wrong_shape_is_refused",
         "test_refusal_names_the_parameter",
@@ -79,11 +80,12 @@ def chosen(config: pytest.Config) -> list[Chosen]:
         found = named(names) if names else subjects()
     except LookupError as error:
         raise pytest.UsageError(error.args[0]) from None
-    if config.getoption("--isolated"):
-        if not names:
-            msg = "--isolated needs --subject: each subject gets a process of its own"
-            raise pytest.UsageError(msg)
-        found = {name: Served(name, one, config.getoption("--patience")) for name, one in found.items()}
+    isolated = config.getoption("--isolated")
+    if isolated and not names:
+        msg = "--isolated needs --subject: each subject gets a process of its own"
+        raise pytest.UsageError(msg)
+    alone = [name for name in found if names and (isolated or name in ABORT)]
+    found |= {name: Served(name, found[name], config.getoption("--patience")) for name in alone}
     return [Chosen(name, adapter, BY_NAME.format(name)) for name, adapter in found.items()]
 
 
@@ -178,7 +180,7 @@ def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> boo
     """Whether a case of a slow, second or missing subject waits for somebody to name the subject."""
     subject, name = params["subject"].name, params.get("name", SAMPLE[0])
     absent, second = subject in kinds.absent, subject in kinds.second
-    if test == "test_relation":
+    if test in ("test_relation", "test_gru_relation"):
         # A relation is several calls, and each takes a slow subject seconds.
         return absent or (second and name not in FEW)
     if second and test in IN_PART:

@@ -105,12 +105,11 @@ def both_places() -> dict[str, Sized]:
 CASES: dict[str, Sized] = {**sizes(), **both_places(), "gru-steps-1100": gru(2, 3, 1100, 2)}
 
 
-def given(name: str, dtype: str) -> Arrays:
-    """The arrays of a call, the same in every run; read-only."""
-    case = CASES[name]
+def drawn(case: Sized, rng: np.random.Generator) -> Arrays:
+    """Draw the arrays of a call and its cotangents, in float64."""
     config, T, B = case.config, case.T, case.B
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    H, D, a = config["hidden_size"], 1 + config["bidirectional"], {}
+    H, D = config["hidden_size"], 1 + config["bidirectional"]
+    a: Arrays = {}
     for k in range(config["num_layers"]):
         for suffix in ("", "_reverse")[:D]:
             wide = config["input_size"] if not k else D * H
@@ -120,7 +119,13 @@ def given(name: str, dtype: str) -> Arrays:
             a |= {f"{kind}_l{k}{suffix}": rng.uniform(-1, 1, 3 * H) for kind in names}
     states = (config["num_layers"] * D, B, H)
     shapes = {"x": (T, B, config["input_size"]), "h_0": states, "dy": (T, B, D * H), "dh_n": states}
-    a |= {n: rng.uniform(-1, 1, shape) for n, shape in shapes.items()}
+    return a | {n: rng.uniform(-1, 1, shape) for n, shape in shapes.items()}
+
+
+def given(name: str, dtype: str) -> Arrays:
+    """The arrays of a call, the same in every run; read-only."""
+    case = CASES[name]
+    a = drawn(case, np.random.default_rng(zlib.crc32(name.encode())))
     if case.change is not None:
         case.change(a | {"c_0": a["h_0"], "dc_n": a["dh_n"]})
     return rounded(a, dtype)

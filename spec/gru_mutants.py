@@ -24,6 +24,7 @@ from spec.sized_mutants import (
     after,
     always,
     before,
+    beyond,
     both,
     equal,
     lengths_as,
@@ -104,6 +105,7 @@ MUTANTS: dict[str, Call] = {
        for what, test in LARGE.items() for place, at in PLACES.items()
        if what not in ("units beyond 65", "entries beyond 65", "inputs beyond 65", "steps beyond 512")},
     **{f"{what}": after(test, off("dx")) for what, test in LARGE.items()},
+    **{f"h_n of units beyond {n} wrong": after(always, beyond("h_n", -1, n)) for n in (8, 64)},
     **{f"{what}, reset gate {place}": after(both(test, at), off("dweight_hh"))
        for what, test in WAYS.items() for place, at in PLACES.items()},
     **{f"{a} and {b}": after(of_both(a, b), off("y")) for a, b in TOGETHER},

@@ -3,7 +3,7 @@
 Vectors say it by spec/kills.json. The sized calls and the relations are run here:
 every wrong LSTM that is no mutant of the vectors through the sized calls of each
 clause until one finds it, and every one through each relation once. Wrong GRUs are
-asked the calls of GRUs alone. Two processes share the wrong ones, and ``--kept FILE``
+asked the calls and relations of GRUs alone. Two processes share the wrong ones, and ``--kept FILE``
 keeps what is found, so that a run that was ended begins again where it was.
 """
 
@@ -22,10 +22,10 @@ from types import ModuleType
 
 import numpy as np
 
-from spec import calls, gru_calls, mutants, plan, sized_mutants
+from spec import calls, gru_calls, gru_relations, mutants, relations, sized_mutants
 from spec.diagnosis import WRONG_GRUS, WRONGS
 from spec.records import RECORDS
-from spec.relations import CALLS, LAWS, Ask, broken
+from spec.relations import Ask
 from spec.subject import Arrays, Config
 
 LONG = 100
@@ -51,7 +51,7 @@ class Judged:
         return None
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
-        return WRONGS[self.name].call(op, {"bidirectional": False, **config}, arrays)
+        return EVERY[self.name].call(op, {"bidirectional": False, **config}, arrays)
 
 
 def by_vectors() -> dict[str, set[str]]:
@@ -93,13 +93,13 @@ def finds(suite: ModuleType, call: str, name: str, a: Arrays) -> bool:
     return False
 
 
-def by_relations(names: Sequence[str]) -> dict[str, set[str]]:
+def by_relations(suite: ModuleType, names: Sequence[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {name: set() for name in names}
-    for law, (clause, _, applies) in LAWS.items():
-        call = next(name for name in CALLS if applies(plan.CASES[name]))
+    for law, (clause, _, applies) in suite.LAWS.items():
+        call = next(name for name in suite.CALLS if applies(suite.CASES[name]))
         for name in names:
             try:
-                said, _ = broken(Ask(Judged(name), "float64"), law, call)
+                said, _ = suite.broken(Ask(Judged(name), "float64"), law, call)
             except FAILS:
                 said = ["the call fails"]
             if said:
@@ -112,8 +112,8 @@ def judged(names: tuple[str, ...]) -> dict[str, list[str]]:
     lstms, grus = ([n for n in names if n in of] for of in (WRONGS, GRUS))
     with np.errstate(all="ignore"):
         sizes = by_calls(calls, lstms) | by_calls(gru_calls, grus)
-        relations = by_relations(lstms) | {name: set() for name in grus}
-    return {name: sorted(sizes.get(name, set()) | relations[name]) for name in names}
+        laws = by_relations(relations, lstms) | by_relations(gru_relations, grus)
+    return {name: sorted(sizes.get(name, set()) | laws[name]) for name in names}
 
 
 def digest() -> str:

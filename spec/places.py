@@ -22,18 +22,18 @@ KINDS: dict[str, tuple[str, ...]] = {
     "h_n": ("B", "P"),
     "c_0": ("B", "H"),
     "c_n": ("B", "H"),
-    "weight_ih": ("4H", "I"),
-    "weight_hh": ("4H", "P"),
-    "bias_ih": ("4H",),
-    "bias_hh": ("4H",),
+    "weight_ih": ("H*", "I"),
+    "weight_hh": ("H*", "P"),
+    "bias_ih": ("H*",),
+    "bias_hh": ("H*",),
     "weight_hr": ("P", "H"),
-    "weight_ch": ("3H",),
-    "gain_ih": ("4H",),
-    "gain_hh": ("4H",),
+    "weight_ch": ("H*",),
+    "gain_ih": ("H*",),
+    "gain_hh": ("H*",),
     "gain_c": ("H",),
     "bias_c": ("H",),
 }
-"""What the last axes of each array are; a gradient has the axes of its array."""
+"""What the last axes of each array are, * for some blocks of it; a gradient has the axes of its array."""
 SUFFIX = re.compile(r"_l(\d+)(_reverse)?$")
 
 
@@ -94,7 +94,7 @@ class Places(NamedTuple):
         """Choose a place for everything; without a projection the outputs are the units."""
         sizes = (a["x"].shape[1], config["input_size"], config["hidden_size"])
         B, I, H = (choose(n) for n in sizes)
-        return cls(B, I, H, choose(config["proj_size"]) if config["proj_size"] else H)
+        return cls(B, I, H, choose(config["proj_size"]) if config.get("proj_size") else H)
 
     @classmethod
     def row(cls, config: Record, a: Arrays, b: int) -> Places:
@@ -105,28 +105,26 @@ class Places(NamedTuple):
     def without_units(self, config: Record) -> Places:
         """Keep the units where they were."""
         H = unchanged(config["hidden_size"])
-        return self._replace(H=H, P=unchanged(config["proj_size"]) if config["proj_size"] else H)
+        return self._replace(H=H, P=unchanged(config["proj_size"]) if config.get("proj_size") else H)
 
-    def axes(self, name: str, width: int, taken: bool) -> list[Axis]:
-        """The last axes of an array; `width` is that of its last one, new if it is `taken` from."""
+    def axes(self, name: str, shape: tuple[int, ...], taken: bool) -> list[Axis]:
+        """The last axes of an array of a shape, which is the new one if it is `taken` from."""
         base, layer, _ = split_name(name)
         base = base if base in KINDS else base[1:]
-        kinds = ("4H", "P*") if base == "weight_ih" and layer else KINDS[base]
-        return [self.axis(kind, width, taken) for kind in kinds]
+        kinds = ("H*", "P*") if base == "weight_ih" and layer else KINDS[base]
+        sizes = shape[len(shape) - len(kinds) :]
+        return [self.axis(kind, size, taken) for kind, size in zip(kinds, sizes, strict=True)]
 
-    def axis(self, kind: str, width: int, taken: bool) -> Axis:
-        if kind == "P*":
-            blocks = width // (self.P.size if taken else len(self.P.places))
-        else:
-            blocks = int(kind[0]) if kind[0].isdigit() else 1
-        one: Axis = getattr(self, kind.strip("*34"))
+    def axis(self, kind: str, size: int, taken: bool) -> Axis:
+        one: Axis = getattr(self, kind[0])
+        blocks = size // (one.size if taken else len(one.places)) if kind.endswith("*") else 1
         return Axis(features(one.places, one.size, blocks), blocks * one.size)
 
     def put(self, a: Arrays, rng: np.random.Generator) -> Arrays:
         """Return the arrays of the new call; what is new in it changes nothing in the old places."""
         found = {}
         for name, v in a.items():
-            axes = self.axes(name, v.shape[-1], taken=False)
+            axes = self.axes(name, v.shape, taken=False)
             lead = v.shape[: v.ndim - len(axes)]
             new = rng.uniform(-1, 1, (*lead, *(axis.size for axis in axes)))
             new[at(axes)] = v
@@ -148,14 +146,14 @@ class Places(NamedTuple):
         """Return what is at the old places."""
         found = {}
         for name, v in a.items():
-            axes = self.axes(name, v.shape[-1], taken=True)
+            axes = self.axes(name, v.shape, taken=True)
             found[name] = v[at(axes)]
         return found
 
     def config(self, config: Record, T: int, rng: np.random.Generator) -> Record:
         """Return the config of the new call; new batch entries have any steps."""
         found = config | {"input_size": self.I.size, "hidden_size": self.H.size}
-        found["proj_size"] = self.P.size if config["proj_size"] else 0
+        found |= {"proj_size": self.P.size} if config.get("proj_size") else {}
         if config.get("lengths") is not None:
             lengths = rng.integers(0, T + 1, self.B.size)
             lengths[self.B.places] = config["lengths"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from spec import calls
+from spec import calls, gru_calls
 from spec.cases import Case
-from spec.records import RECORDS, Record, arrays
+from spec.records import OF_GRUS, RECORDS, Record, arrays
 from spec.subject import Arrays, Unsupported
 
 MOST = 10
 """Failures of a process that are explained; each takes a second."""
 LONG = 100
+SIZED = {"test_sizes": calls, "test_gru_sizes": gru_calls}
 
 
 class Question(NamedTuple):
@@ -34,8 +35,17 @@ def questions(case: Case) -> list[Question]:
             cotangents = arrays(record["cotangents"], dtype)
             found = [Question(f"{record['op']}_vjp", record["config"], inputs | cotangents, dtype)]
         return found
-    if case.test == "test_sizes":
-        one, a = calls.CASES[name], calls.given(name, dtype)
+    if case.test == "test_gru_record":
+        record = OF_GRUS[name]
+        inputs, cotangents = (arrays(record[part], dtype) for part in ("inputs", "cotangents"))
+        op = record["op"]
+        return [
+            Question(f"{op}_vjp", record["config"], inputs | cotangents, dtype),
+            Question(op, record["config"], inputs, dtype),
+        ]
+    if case.test in SIZED:
+        suite = SIZED[case.test]
+        one, a = suite.CASES[name], suite.given(name, dtype)
         forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
         return [
             Question(f"{one.op}_vjp", one.config, dict(a), dtype),

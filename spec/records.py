@@ -15,8 +15,13 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the machine epsilon; NumPy cannot be asked for that of bfloat16."""
 
-PATHS = sorted((Path(__file__).parent / "vectors").glob("*.json"))
-RECORDS: dict[str, Record] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PATHS}
+
+def stored(folder: str) -> dict[str, Record]:
+    paths = sorted((Path(__file__).parent / folder).glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+RECORDS, OF_GRUS = stored("vectors"), stored("vectors-gru")
 VALID = [name for name, record in RECORDS.items() if record["result"] == "valid"]
 STRESS = [name for name, record in RECORDS.items() if record["result"] == "stress"]
 

@@ -112,7 +112,7 @@ def larger(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
         return Axis(np.sort(rng.permutation(more)[:n]), more)
 
     places = Places.of(case.config, a, grown)
-    if case.config["proj_size"]:
+    if case.config.get("proj_size"):
         # Fewer than the new units, because a projection has fewer outputs than units.
         places = places._replace(P=grown(case.config["proj_size"], 1))
     if normalised(case):
@@ -380,13 +380,14 @@ def directional(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> P
     step, close = (2.0**-17, 2.0**-20) if ask.dtype == "float64" else (2.0**-7, 2.0**-7)
     forward = Ask(ask.subject, ask.dtype, gradients=False)
     inputs = [n for n in a if n not in COTANGENTS and f"d{n}" in got]
-    for what, names in {"all inputs": inputs, "the states": ["h_0", "c_0"], "x": ["x"]}.items():
+    states = [n for n in ("h_0", "c_0") if n in a]
+    for what, names in {"all inputs": inputs, "the states": states, "x": ["x"]}.items():
         moves = {n: rng.choice([-1.0, 1.0], a[n].shape) / np.sqrt(max(a[n].size, 1)) for n in names}
         ends = [
             forward(case.op, case.config, a | {n: a[n] + sign * v for n, v in moves.items()})
             for sign in (step, -step)
         ]
-        changed = {n: ends[0][n].astype("float64") - ends[1][n] for n in ("y", "h_n", "c_n")}
+        changed = {n: ends[0][n].astype("float64") - ends[1][n] for n in ("y", "h_n", "c_n") if f"d{n}" in a}
         measured = sum(float(np.sum(a[f"d{n}"] * v)) for n, v in changed.items()) / (2 * step)
         slopes = {n: got[f"d{n}"].astype("float64") for n in moves}
         stated = sum(float(np.sum(slopes[n] * v)) for n, v in moves.items())
@@ -451,10 +452,15 @@ def vanishing(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pa
     if not {"coupled", "peepholes", "layer_norm", "activations"} & {*variant}:
         yield from coupled(ask, case, a)
     if not case.config["bias"] and not normalised(case):
-        config = case.config | {"bias": True}
-        rows = [n for n in a if n.startswith("weight_hh")]
-        zeros = {n.replace("weight_hh", b): np.zeros(4 * H) for b in ("bias_ih", "bias_hh") for n in rows}
-        yield from offered("biases of zero", ask, case.op, config, a | zeros, none)
+        yield from without_bias(ask, case, a, none)
+
+
+def without_bias(ask: Ask, case: Sized, a: Arrays, none: Arrays) -> Pairs:
+    """Biases of zero, against the call without biases."""
+    rows = {n: len(v) for n, v in a.items() if n.startswith("weight_hh")}
+    names = ("bias_ih", "bias_hh")
+    zeros = {n.replace("weight_hh", b): np.zeros(size) for b in names for n, size in rows.items()}
+    yield from offered("biases of zero", ask, case.op, case.config | {"bias": True}, a | zeros, none)
 
 
 def coupled(ask: Ask, case: Sized, a: Arrays) -> Pairs:
@@ -496,7 +502,8 @@ def shifted_norm(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) ->
 def again(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
     """The same call after another one gives the same; neither writes to an input or next to it."""
     before = ask(case.op, case.config, a)
-    ask(case.op, case.config, a | {"x": rng.uniform(-1, 1, a["x"].shape), "h_0": -a["h_0"], "c_0": -a["c_0"]})
+    other = {n: -a[n] for n in ("h_0", "c_0") if n in a}
+    ask(case.op, case.config, a | other | {"x": rng.uniform(-1, 1, a["x"].shape)})
     guarded, buffers = guard({n: v.astype(ask.dtype) for n, v in a.items()})
     kept = {n: v.copy() for n, v in buffers.items()}
     forward = Ask(ask.subject, ask.dtype, gradients=False)
@@ -578,8 +585,13 @@ LAWS: dict[str, Law] = {
 
 def broken(ask: Ask, law: str, name: str) -> tuple[list[str], int]:
     """Ask a relation of a call of the plan; return what does not hold, and how many pairs were compared."""
-    case = CASES[name]
     rng = np.random.default_rng(zlib.crc32(f"{law} {name}".encode()))
-    a = drawn(case, rng)
-    pairs = list(LAWS[law].relation(ask, case, a, rng))
+    return compared(ask, LAWS[law].relation, CASES[name], drawn(CASES[name], rng), rng)
+
+
+def compared(
+    ask: Ask, relation: Relation, case: Sized, a: Arrays, rng: np.random.Generator
+) -> tuple[list[str], int]:
+    """Return what of a relation does not hold in a call, and how many pairs were compared."""
+    pairs = list(relation(ask, case, a, rng))
     return [said for pair in pairs for said in faults(pair, ask.dtype)], len(pairs)

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from spec.calls import CASES, expected, faults, given
+from spec.cases import Case, Chosen
 from spec.diagnosis import PLACES, WRONGS, explain
+from spec.questions import say
+from spec.test_relations import Wrong
 from spec.test_stdio import PYTEST
 from spec.wrong import LSTM
+from spec.wrong_gru import GRU
 
 DEEP = "two-directions-3-p0"
 PLACED = [name for name in WRONGS if name.endswith(PLACES)]
@@ -52,6 +56,17 @@ def test_a_wrong_lstm_is_recognised(name: str) -> None:
     said = explain(case.op, case.config, dict(a), {n: v.astype("float32") for n, v in got.items()}, "float32")
     assert said.startswith("as if: "), said
     assert name in said, said
+
+
+@pytest.mark.parametrize(
+    ("test", "name"), [("test_gru_sizes", "gru-resets-before"), ("test_gru_record", "gru-reset-after-ragged")]
+)
+@pytest.mark.parametrize("fault", ["gates zrn", "reset gate at the other place", "path through z cut"])
+def test_a_wrong_gru_is_recognised(test: str, name: str, fault: str) -> None:
+    """By the call of a case that failed."""
+    subject = Chosen("wrong", Wrong(GRU(fault).call), "")
+    said = say(Case(test, "spec.test_gru", subject, {"name": name, "dtype": "float32"}, ()))
+    assert said.startswith(f"as if: {fault} (explains all but "), said
 
 
 def test_right_numbers_are_not_explained() -> None:

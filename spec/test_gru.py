@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spec import gru, gru_calls
+from spec import gru, gru_calls, gru_relations
 from spec.calls import misses
+from spec.diagnosis import WRONG_GRUS
 from spec.generate import digest, dumps
 from spec.gru_calls import CASES, expected, given
 from spec.gru_mutants import MUTANTS
 from spec.kills import finds
+from spec.records import OF_GRUS as RECORDS
 from spec.records import Record, arrays, errors
+from spec.relations import Ask
 from spec.subject import Adapter, Arrays, Unsupported
+from spec.test_relations import Wrong, hold
 from spec.test_vectors import existing
 from spec.wrong_gru import FAULTS, GRU
 
-FILES = sorted(gru.VECTORS.glob("*.json"))
-RECORDS: dict[str, Record] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 BOTH = pytest.mark.parametrize("dtype", ["float64", "float32"])
 NAMES = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.clauses(*r["clauses"])) for name, r in RECORDS.items()]
@@ -82,6 +84,66 @@ def test_gru_sizes(subject: Adapter, name: str, dtype: str) -> None:
     if "dx" in got:
         said = misses(case, expected(name, dtype), forward(subject, case.config, a), dtype, gradients=False)
         assert not said, f"{name}, without gradients: {'; '.join(said)}"
+
+
+# Of few steps; a tanh by exp(2v) overflows in `loud`, whose sums are too large for float16.
+IN_HALVES = [
+    pytest.param(name, ("float16", "bfloat16")[zlib.crc32(name.encode()) % 2], id=name)
+    for name, case in CASES.items()
+    if case.T < 6 and "loud" not in name
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_HALVES)
+def test_gru_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-GRU-005 and XPL-NUM-005: by the bounds of XPL-NUM-001 in units of half precision."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
+    case, a = CASES[name], given(name, dtype)
+    got = answer(subject, case.config, a) if case.gradients else forward(subject, case.config, a)
+    said = misses(case, expected(name, dtype), got, dtype, "dx" in got)
+    assert not said, f"{name}: {'; '.join(said)}"
+
+
+@pytest.mark.parametrize(("law", "name"), gru_relations.cases())
+def test_gru_relation(subject: Adapter, law: str, name: str) -> None:
+    """XPL-GRU-005: in float64 and float32 by turns; in the other one where it does not offer it."""
+    hold(subject, gru_relations, law, name)
+
+
+BREAKS: dict[str, tuple[str, str]] = {
+    "permuted": ("h_n of units beyond 64 wrong", "gru-sizes-h129"),
+    "alone": ("one entry: h_n off", "gru"),
+    "larger": ("sigmoid for n", "gru"),
+    "cut": ("h_0 ignored", "gru"),
+    "segments": ("resets ignored", "gru"),
+    "reversed": ("both directions forward", "gru-two-by-two"),
+    "layers": ("every layer starts from the first state", "gru-two-by-two"),
+    "steps": ("lengths ignored", "gru"),
+    "linear": ("gradients stored in float16", "gru"),
+    "slope": ("path through z cut", "gru"),
+    "again": ("without gradients: all", "gru"),
+    "no bias": ("no bias, reset gate after", "gru-no-bias"),
+    "places": ("gates rnz", "gru"),
+}
+
+
+@pytest.mark.parametrize("law", gru_relations.LAWS)
+def test_a_wrong_gru_breaks_the_law(law: str) -> None:
+    wrong, name = BREAKS[law]
+    said, held = gru_relations.broken(Ask(Wrong(WRONG_GRUS[wrong].call), "float64"), law, name)
+    assert held
+    assert said
+
+
+@pytest.mark.parametrize("law", gru_relations.LAWS)
+def test_the_right_gru_keeps_the_law(law: str) -> None:
+    """In the calls by which `kills` judges wrong GRUs."""
+    applies = gru_relations.LAWS[law].applies
+    names = [name for name in gru_relations.CALLS if applies(gru_relations.CASES[name])]
+    assert names
+    for name in names:
+        assert gru_relations.broken(Ask(Wrong(GRU().call), "float64"), law, name)[0] == []
 
 
 def effect(record: Record, judge: GRU) -> float:
@@ -149,7 +211,7 @@ def test_record_is_the_oracles(name: str) -> None:
 def test_files_have_the_pinned_hashes() -> None:
     lines = gru.PINS.read_text(encoding="ascii").splitlines()
     pinned = {name: pin for pin, name in (line.split() for line in lines)}
-    assert pinned == {Path(path).name: digest(path) for path in FILES}
+    assert pinned == {Path(path).name: digest(path) for path in gru.VECTORS.glob("*.json")}
 
 
 def test_every_clause_of_the_gru_has_a_record() -> None:

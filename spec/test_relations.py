@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from spec import plan
+from spec import plan, relations
 from spec.relations import CALLS, LAWS, Ask, broken
 from spec.sized_mutants import MUTANTS, RIGHT, Call
 from spec.subject import Adapter, Arrays, Config, Unsupported
@@ -32,16 +33,21 @@ def cases() -> list[tuple[str, str]]:
 )
 def test_relation(subject: Adapter, law: str, name: str) -> None:
     """In float64 and float32 by turns; in the other one where the subject does not offer it."""
+    hold(subject, relations, law, name)
+
+
+def hold(subject: Adapter, suite: ModuleType, law: str, name: str) -> None:
+    """Fail where a subject breaks a law of `relations` or `gru_relations` in a call."""
     turn = zlib.crc32(name.encode()) % 2
     for dtype in ("float64", "float32")[:: -1 if turn else 1]:
         try:
-            said, held = broken(Ask(subject, dtype), law, name)
+            said, held = suite.broken(Ask(subject, dtype), law, name)
         except Unsupported as reason:
             refused = str(reason)
             continue
         if not held:
             pytest.skip("it offers none of the calls that the relation compares")
-        assert not said, f"{law} of {name}, {dtype}, {plan.CASES[name]}: {'; '.join(said)}"
+        assert not said, f"{law} of {name}, {dtype}, {suite.CASES[name]}: {'; '.join(said)}"
         return
     pytest.skip(refused)
 
