@@ -212,7 +212,8 @@ def by_implementation(report: Report, statuses: Sequence[str]) -> str:
             if result["status"] in statuses:
                 groups.setdefault("; ".join(sorted(result["reasons"])), []).append(clause)
         lines = [f"- {', '.join(of)}: {reasons}" for reasons, of in groups.items()]
-        parts.append("\n".join([f"### {title(name)}", "", *(lines or ["Nothing."])]))
+        none = "Nothing." if report["results"].keys() & {*subjects} else "It was not run."
+        parts.append("\n".join([f"### {title(name)}", "", *(lines or [none])]))
     return "\n\n".join(parts)
 
 

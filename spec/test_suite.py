@@ -235,6 +235,16 @@ def test_picture_counts_what_passes_of_what_is_asked() -> None:
     assert grounds[1:] == [c.ground for c in (picture.PARTLY, picture.ABSENT, picture.KEPT)]
 
 
+def test_an_implementation_without_results_deviates_from_nothing_known() -> None:
+    found = {
+        "clauses": {"XPL-SEQ-001": {}},
+        "subjects": {name: {"name": name, "not_run": None} for name in "ab"},
+        "results": {"a": {"XPL-SEQ-001": {"status": "passed", "reasons": {}}}},
+    }
+    said = page.by_implementation(found, ("failed", "deviates"))
+    assert said == "### a\n\nNothing.\n\n### b\n\nIt was not run."
+
+
 def test_results_are_kept_until_what_they_depend_on_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
