@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spec.corner_mutants import clipped, ended_without_steps, layers, no_state, of_size, off
-from spec.margin_mutants import EDGES
+from spec.margin_mutants import EDGES, last_repeated
 from spec.path_mutants import alone, backward, steps_of, zero_cotangents
 from spec.plausible_mutants import (
     ends_finite,
@@ -130,6 +130,7 @@ MUTANTS: dict[str, Call] = {
            "where dy is zero": zero_cotangents("dy"),
        }.items()},
     "dy ignored where dh_n is zero": backward(zero_cotangents("dh_n"), zeroed("dy")),
+    "y repeats its last step past the end": after(ragged, last_repeated),
     "resets ignored": before(option("reset"), without("reset")),
     "resets of the first entry for all": before(option("reset"), only("reset")),
     "mask of the first entry for all": before(masked, only("mask")),

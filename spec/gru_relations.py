@@ -29,7 +29,8 @@ def options() -> dict[str, Sized]:
     rng = np.random.default_rng(SEED)
     choices: list[Choice] = [dict(zip(FACTORS, one, strict=True)) for one in product(*FACTORS.values())]
     pairs = [{*combinations(choice.items(), 2)} for choice in choices]
-    missing, found = set().union(*pairs), {}
+    missing = set().union(*pairs)
+    found: dict[str, Sized] = {}
     while missing:
         best = max(range(len(choices)), key=lambda n: len(pairs[n] & missing))
         missing -= pairs[best]
@@ -42,7 +43,8 @@ def options() -> dict[str, Sized]:
 
 def sizes() -> dict[str, Sized]:
     """Every size of 1 to 72 as I, H and B, and those around 128, 256 and 512, one large size at a time."""
-    rng, found = np.random.default_rng(SEED), {}
+    rng = np.random.default_rng(SEED)
+    found: dict[str, Sized] = {}
     for n, drawn_sizes in enumerate(zip(*(rng.permutation(SMALL) for _ in range(3)), strict=True)):
         I, H, B = map(int, drawn_sizes)
         found[f"gru-sizes-i{I}-h{H}-b{B}"] = gru(I, H, 2, B, reset_after=n % 2 == 0)

@@ -122,7 +122,19 @@ def numbers(least: int) -> Test:
     return lambda _op, c, a: a["x"][..., 0].size * int(c["hidden_size"]) > least
 
 
+def last_repeated(config: Config, _a: Arrays, got: Arrays) -> Arrays:
+    """Past its last step y of each entry repeats what it ends with, as a padding by the edge does."""
+    y, h_n, n = got["y"], got["h_n"], np.asarray(config["lengths"])
+    D = 1 + bool(config.get("bidirectional"))
+    last = h_n if h_n.ndim == 2 else np.concatenate([*h_n[-D:]], -1)
+    if y.shape[1:] != last.shape:
+        return got
+    past = (np.arange(len(y))[:, None] >= n) & (n > 0)
+    return got | {"y": np.where(past[..., None], last, y)}
+
+
 MUTANTS: dict[str, Call] = {
+    "y repeats its last step past the end": after(ragged, last_repeated),
     **{f"{name} with {edge}": after(both(test, at), off("h_n", "dw"))
        for edge, at in EDGES.items() for name, test in OPTIONS.items()},
     **{f"{name} with {edge} in {kind}": after(both(test, at, where), off("c_n", "dw"))
