@@ -380,9 +380,8 @@ def directional(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> P
     step, close = (2.0**-17, 2.0**-20) if ask.dtype == "float64" else (2.0**-7, 2.0**-7)
     forward = Ask(ask.subject, ask.dtype, gradients=False)
     inputs = [n for n in a if n not in COTANGENTS and f"d{n}" in got]
-    states = [n for n in ("h_0", "c_0") if n in a]
-    chosen: dict[str, list[str]] = {"all inputs": inputs, "the states": states, "x": ["x"]}
-    for what, names in chosen.items():
+    states: list[str] = [n for n in ("h_0", "c_0") if n in a]
+    for what, names in {"all inputs": inputs, "the states": states, "x": ["x"]}.items():
         moves = {n: rng.choice([-1.0, 1.0], a[n].shape) / np.sqrt(max(a[n].size, 1)) for n in names}
         ends = [
             forward(case.op, case.config, a | {n: a[n] + sign * v for n, v in moves.items()})
