@@ -6,7 +6,7 @@ import numpy as np
 
 from spec.corner_mutants import layers, of_size, off
 from spec.path_mutants import backward, work, zero_cotangents
-from spec.plausible_mutants import drawn, masked, unbiased, zeroed
+from spec.plausible_mutants import drawn, masked, started_forward, unbiased, zeroed
 from spec.sized_mutants import (
     Call,
     Spoil,
@@ -135,6 +135,8 @@ def last_repeated(config: Config, _a: Arrays, got: Arrays) -> Arrays:
 
 MUTANTS: dict[str, Call] = {
     "y repeats its last step past the end": after(ragged, last_repeated),
+    **{f"{name} of reverse is that of forward": before(option("bidirectional"), started_forward(name))
+       for name in ("h_0", "c_0")},
     **{f"{name} with {edge}": after(both(test, at), off("h_n", "dw"))
        for edge, at in EDGES.items() for name, test in OPTIONS.items()},
     **{f"{name} with {edge} in {kind}": after(both(test, at, where), off("c_n", "dw"))

@@ -286,12 +286,13 @@ def lost(layer: int, *kinds: str, reverse: bool = False) -> Finish:
     return lambda _c, _a, got: {n: v * 0 if of(n) else v for n, v in got.items()}
 
 
-def same_states(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """The reverse direction starts from the forward one's state."""
-    found = {n: a[n].copy() for n in ("h_0", "c_0")}
-    for v in found.values():
-        v[1::2] = v[::2]
-    return config, a | found
+def started_forward(*names: str) -> Spoil:
+    """The reverse direction starts from states of the forward one."""
+
+    def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+        return config, a | {n: np.repeat(a[n][::2], 2, axis=0) for n in names}
+
+    return spoil
 
 
 def uncarried(config: Config, a: Arrays) -> tuple[Config, Arrays]:
@@ -449,7 +450,7 @@ MUTANTS: dict[str, Call] = {
         "states by direction first",
     ),
     "states batch first where the sizes agree": after(square_entries, exchanged_axes),
-    "reverse starts from forward's states": before(option("bidirectional"), same_states),
+    "reverse starts from forward's states": before(option("bidirectional"), started_forward("h_0", "c_0")),
     "layers above the first start from zeros": before(deep, uncarried),
     "h_n is the last y with lengths": faulty(ragged, "h_n is the last y"),
     "both directions forward in the second layer": before(
