@@ -69,7 +69,7 @@ TARGETS = {
             *(f"xplstm/_stack/{name}.py" for name in ("__init__", "_layers", "_arguments", "_merge")),
             "xplstm/cells/masks.py",
         ),
-        (*REFERENCE, *LAYERS, "tests/kernels/test_composed.py", "tests/kernels/test_steps.py"),
+        (*REFERENCE, *LAYERS, *(f"tests/kernels/test_{name}.py" for name in ("composed", "steps", "stored"))),
     ),
     "numpy_inplace": Target(
         ("xplstm/kernels/numpy_inplace.py",),
