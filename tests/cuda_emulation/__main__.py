@@ -25,6 +25,7 @@ RUNS = {
             Case(T=3, B=9, H=17, lengths=[3, 0, 2, 3, 1, 3, 2, 3, 3], options={"bidirectional": True}),
         ),
         ("bfloat16", Case(T=2, B=17, H=9, lengths=[2, 0, 1] * 5 + [2, 2])),
+        ("tf32", Case(T=3, B=17, H=9, lengths=[3, 0, 1] * 5 + [2, 2])),
     ],
     "cupy_block": [
         (
@@ -42,10 +43,11 @@ def main(name: str) -> None:
     cupy_persistent._plan = uneven_plan
     _dispatch.select = lambda _: emulated(name)
     with standin.installed():
-        for dtype, case in RUNS[name]:
-            partitions.THREADS = 64 if dtype == "float32" else 96
+        for kind, case in RUNS[name]:
+            partitions.THREADS = 64 if kind == "float32" else 96
+            dtype, precision = ("float32", "tf32") if kind == "tf32" else (kind, None)
             arrays = {key: _array.asarray(a, np, dtype=dtype) for key, a in case.arrays().items()}
-            run(case.lstm(dtype=dtype), arrays, **case.valid())
+            run(case.lstm(dtype=dtype, precision=precision), arrays, **case.valid())
     print("no race")
 
 

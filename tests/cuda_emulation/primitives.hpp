@@ -454,11 +454,19 @@ DEVICE Words read_fresh(const void *from)
     Words words;
     if (reinterpret_cast<uintptr_t>(from) % 16)
         std::abort();
-    std::memcpy(&words, from, 16);
+    for (int n = 0; n < 4; n++)
+        words.at[n] = load_relaxed(static_cast<const unsigned *>(from) + n);
     return words;
 }
 
-DEVICE Words words_at(const void *from) { return read_fresh(from); }
+DEVICE Words words_at(const void *from)
+{
+    Words words;
+    if (reinterpret_cast<uintptr_t>(from) % 16)
+        std::abort();
+    std::memcpy(&words, from, 16);
+    return words;
+}
 
 struct Pair {
     unsigned at[2];

@@ -12,7 +12,12 @@ import pytest
 from tests.cuda_emulation import thorough
 
 MODEL = Path(__file__).parent / "walk.pml"
-DIRECTIONS = {"forward": (), "back": ("BACK",)}
+DIRECTIONS = {
+    "forward": (),
+    "back": ("BACK",),
+    "forward, flags inside": ("FLAGGED",),
+    "back, flags inside": ("FLAGGED", "BACK"),
+}
 # Blocks, warps of a block, and steps; all are checked exhaustively.
 SIZES = ((2, 2, 3), (3, 1, 4), (4, 1, 3))
 SIZES_THAT_GIVE_UP = ((2, 1, 4), (3, 1, 2), (2, 2, 2))
@@ -23,6 +28,9 @@ WRONG = {
     "no barrier before publishing": 4,
     "a warp does not wait": 5,
 }
+
+COUNTERS_ALONE = (2, 4)
+"""Faults in the order of a number and its counter."""
 
 pytestmark = [
     thorough,
@@ -69,9 +77,12 @@ def test_a_launch_that_is_abandoned_ends_with_no_wrong_number(
 @pytest.mark.parametrize("mutant", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
 def test_a_protocol_with_a_fault_is_refuted(direction: tuple[str, ...], mutant: int, tmp_path: Path) -> None:
+    """A number that is overwritten too early is read wrongly or, with its flag inside, awaited endlessly."""
+    if "FLAGGED" in direction and mutant in COUNTERS_ALONE:
+        pytest.skip("a number is its own flag, so that no order of the two can be wrong")
     count, text = errors(tmp_path, (2, 2, 3), *direction, mutant=mutant)
     assert count == 1
-    assert "assertion violated" in text
+    assert "assertion violated" in text or ("FLAGGED" in direction and "invalid end state" in text)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
@@ -81,8 +92,11 @@ def test_without_giving_up_a_block_that_never_arrives_is_waited_for_endlessly(
     assert "invalid end state" in errors(tmp_path, (2, 1, 3), *direction, dead=2)[1]
 
 
+@pytest.mark.parametrize("flags", [(), ("FLAGGED",)], ids=["counters", "flags inside"])
 @pytest.mark.parametrize(("mutant", "what"), [(6, "nobody leaves"), (7, "writes before it leaves")])
-def test_a_block_that_gives_up_wrongly_is_refuted(mutant: int, what: str, tmp_path: Path) -> None:
-    count, text = errors(tmp_path, (2, 1, 3), "GIVE_UP", mutant=mutant, dead=2)
+def test_a_block_that_gives_up_wrongly_is_refuted(
+    mutant: int, what: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    count, text = errors(tmp_path, (2, 1, 3), "GIVE_UP", *flags, mutant=mutant, dead=2)
     assert count == 1, what
     assert "assertion violated" in text

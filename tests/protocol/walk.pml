@@ -5,8 +5,9 @@
    are written. Defined or not:
 
      BACK     the walk back, in which a block publishes a step before it waits for the same step
+     FLAGGED  a number and its flag are one word, which the reader itself polls; there are no counters
      GIVE_UP  a warp that waits may give up at any time, and the launch is abandoned
-     DEAD     block N - 1 publishes no step from this one on
+     DEAD     block N - 1 publishes no step from this one on, or with FLAGGED writes none
      MUTANT   the number of a fault, which the checker has to find, or 0
 
    What is checked: every number that a step uses has the tag of the step, unless the block leaves with NaN; and
@@ -55,19 +56,52 @@ inline vote(mine, last)
     turn[me] != before
 }
 
-inline put(step)
+#define STUCK(value) (DEAD && me == N - 1 && (value) >= DEAD)
+
+/* Write the numbers that the block publishes as `value`. */
+inline put(step, value)
 {
+#ifdef FLAGGED
+    if
+    :: !STUCK(value) -> SPOT(step, me, warp) = step
+    :: else
+    fi
+#else
     SPOT(step, me, warp) = BUSY;
     SPOT(step, me, warp) = step
+#endif
 }
 
 inline announce(value)
 {
+#ifdef FLAGGED
+    skip
+#else
     if
-    :: warp == 0 && !(DEAD && me == N - 1 && value >= DEAD) -> counter[me] = value
+    :: warp == 0 && !STUCK(value) -> counter[me] = value
     :: else
     fi
+#endif
 }
+
+/* What is waited for: a block's counter, or each number of a block. */
+#ifdef FLAGGED
+#define ARRIVED(tag) (SPOT(tag, other, part) == TAG(tag))
+#define NEXT                                                                                                  \
+    part++;                                                                                                   \
+    if                                                                                                        \
+    :: part == W -> part = 0; other = other + W                                                               \
+    :: else                                                                                                   \
+    fi
+#if MUTANT == 3
+#define TAG(tag) (SPOT(tag, other, part))
+#else
+#define TAG(tag) tag
+#endif
+#else
+#define ARRIVED(tag) (counter[other] >= AWAITED)
+#define NEXT other = other + W
+#endif
 
 /* Wait until this warp's share of the blocks has published `step`, and read what they wrote, tagged `tag`. */
 inline await_and_read(step, tag)
@@ -77,16 +111,17 @@ inline await_and_read(step, tag)
 #else
     other = warp;
 #endif
+    part = 0;
     do
     :: other < N ->
         do
-        :: counter[other] >= AWAITED -> break
+        :: ARRIVED(tag) -> break
 #ifdef GIVE_UP
-        :: counter[other] < AWAITED -> abandoned = true; late[me] = true; break
-        :: counter[other] < AWAITED && abandoned -> late[me] = true; break
+        :: !ARRIVED(tag) -> abandoned = true; late[me] = true; break
+        :: !ARRIVED(tag) && abandoned -> late[me] = true; break
 #endif
         od;
-        other = other + W
+        NEXT
     :: else -> break
     od;
     other = 0;
@@ -125,10 +160,10 @@ inline settle()
 
 proctype Warp(byte me; byte warp)
 {
-    byte k, other;
+    byte k, other, part;
     bool before, leave;
 #ifndef BACK
-    put(0);
+    put(0, 1);
     barrier();
     announce(1);
     do
@@ -136,7 +171,7 @@ proctype Warp(byte me; byte warp)
         await_and_read(k + 1, k);
 #if MUTANT == 7 /* writes before it leaves, where a block that is late may still read */
         vote(false, false);
-        put(k + 1);
+        put(k + 1, k + 2);
 #endif
         settle();
         if
@@ -146,7 +181,7 @@ proctype Warp(byte me; byte warp)
 #if MUTANT == 2 /* publishes before it writes */
         announce(k + 2);
 #endif
-        put(k + 1);
+        put(k + 1, k + 2);
         barrier();
         if
         :: k + 1 < K -> announce(k + 2)
@@ -162,7 +197,7 @@ proctype Warp(byte me; byte warp)
 #if MUTANT == 2
         announce(K + 1 - k);
 #endif
-        put(k - 1);
+        put(k - 1, K + 1 - k);
         barrier();
         announce(K + 1 - k);
         await_and_read(K + 1 - k, k - 1);

@@ -1,9 +1,10 @@
 """Run the standard LSTM on CuPy arrays by one cooperative launch per layer, with weights on-chip.
 
-Each block keeps the rows of W_hh of some hidden units on-chip for all steps
-(Diamos et al., 2016). Blocks synchronise by counters. A cost model of the device
-selects the partition. The number of blocks never exceeds the number that can be
-resident at once, because the launch would otherwise deadlock.
+Each block keeps the rows of W_hh of some hidden units on-chip for all steps (Diamos et
+al., 2016). Blocks synchronise by counters, or in TF32 by flags inside the exchanged
+words. A cost model of the device selects the partition. The number of blocks never
+exceeds the number that can be resident at once, because the launch would otherwise
+deadlock.
 
 Half precision, and float32 with ``precision="tf32"``, use mma instructions with weights in
 registers. float32 and float64 use fused multiply-adds in reproducible summation order, with weights in

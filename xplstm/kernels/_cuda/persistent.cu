@@ -43,7 +43,7 @@ template <int ROWS, bool ALONE> struct Staged : Group<ALONE> {
         return (r / ROWS * height + k) * ROWS + r % ROWS;
     }
 
-    __device__ __forceinline__ bool await(const Waits &waits, unsigned step) const
+    __device__ __forceinline__ bool await(const Waits &waits, const Wide *, unsigned step) const
     {
         bool late = false;
         for (int n = threadIdx.x; !ALONE && n < part.unit_blocks && !late; n += (int)blockDim.x)

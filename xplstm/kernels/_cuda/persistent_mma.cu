@@ -21,6 +21,7 @@
 #endif
 #define STEP_OF_K (WORDS * A_WORD)
 #define HELD_AT_ONCE 16 /* words of weights that a lane loads together */
+#define POLLED 4        /* steps of k whose flags a lane checks together */
 
 /* For 8 * N columns, the steps of k that a warp reads together, and the steps whose weights fit into
    registers. */
@@ -112,6 +113,11 @@ template <int N, bool ALONE> DEVICE void read(Words *words, const Sent *from, in
     for (int at = 0; at < batch(N); at++) {
         const Sent *here = from + (first + at) * WARP * 4 * A_WORD;
         words[at] = first + at >= count ? Words{} : ALONE ? words_at(here) : read_fresh(here);
+#ifdef TF32
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            words[at].at[n] &= ~FLAG_BITS;
+#endif
     }
 }
 
@@ -219,8 +225,58 @@ template <int N, bool BACK, bool ALONE> struct Mma : Group<ALONE> {
         return ((step * WARP + lane) * 4 + place) * A_WORD + k % A_WORD;
     }
 
+#ifdef TF32
+    /* Return whether a number of a lane's words for a step of k is not there yet. */
+    __device__ __forceinline__ bool missing(const Words &words, int tile, int at, unsigned step) const
+    {
+        const int lane = threadIdx.x % WARP, row = tile * TILE_ROWS + lane / 4,
+                  k = (slice.begin + at) * STEP_OF_K + lane % 4;
+        unsigned wrong = 0;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            if (row + n % 2 * 8 < this->rows && k + n / 2 * 4 < height)
+                wrong |= (words.at[n] ^ step) & FLAG_BITS;
+        return wrong != 0;
+    }
+
+    /* Poll the words of one step of k until all are there; return whether this thread has given up. */
+    __device__ __forceinline__ bool await_words(const Waits &waits, Words words, const Sent *from, int tile,
+                                                int at, unsigned step) const
+    {
+        unsigned long long begun = 0;
+        for (int polls = 1; missing(words, tile, at, step); polls++) {
+            rest();
+            if (polls % POLLS == 0 && gives_up(waits, begun))
+                return true;
+            words = read_fresh(from);
+        }
+        return false;
+    }
+
+    /* Wait for the words of this lane, which `multiply` reads again. The first loads of several steps of k
+       overlap. */
+    __device__ __forceinline__ bool await(const Waits &waits, const Sent *in, unsigned step) const
+    {
+        bool late = false;
+        for (int tile = 0; !ALONE && tile < part.passes * part.tiles; tile++)
+            for (int first = 0; first < slice.count; first += POLLED) {
+                int n = (tile * slice.steps + slice.begin + first) * WARP + (int)threadIdx.x % WARP;
+                Words words[POLLED];
+#pragma unroll
+                for (int at = 0; at < POLLED; at++)
+                    words[at] = first + at < slice.count ? read_fresh(in + (n + at * WARP) * 4) : Words{};
+#pragma unroll
+                for (int at = 0; at < POLLED; at++)
+                    if (first + at < slice.count && !late)
+                        late =
+                            await_words(waits, words[at], in + (n + at * WARP) * 4, tile, first + at, step);
+            }
+        __syncwarp();
+        return late;
+    }
+#else
     /* Wait for the blocks whose units are in this warp's slice of k. */
-    __device__ __forceinline__ bool await(const Waits &waits, unsigned step) const
+    __device__ __forceinline__ bool await(const Waits &waits, const Sent *, unsigned step) const
     {
         if (ALONE)
             return false;
@@ -236,6 +292,7 @@ template <int N, bool BACK, bool ALONE> struct Mma : Group<ALONE> {
         __syncwarp();
         return late;
     }
+#endif
 
     __device__ __forceinline__ void multiply(const Sent *in, int pass) const
     {

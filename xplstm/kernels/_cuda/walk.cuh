@@ -11,7 +11,7 @@
 
      cell_at(n)           return the batch entry and unit of cell n of this block
      spot(row, k)         return the index of number k of a row of the group in the exchange buffer
-     await(waits, s)      wait until the blocks whose numbers this thread's warp reads have published step s;
+     await(waits, in, s)  wait until the numbers of step s that this thread's warp reads are in buffer `in`;
                           return whether the thread has given up
      multiply(in, pass)   compute the partial sums of a pass in `parts`. Begin with a barrier if the previous
                           pass may still read `parts`, and end with this thread's copies complete.
@@ -24,8 +24,13 @@
    - Read after write, between blocks: release and acquire. A block's stores precede its __syncthreads, and
      that precedes the release store of its counter. A reader's acquire load of the counter precedes the
      barrier that the other threads of its block pass.
+   - Read after write, with flags inside the data (TF32): the low 13 bits of a word, which TF32 does not use,
+     hold the low bits of its step. A word is stored and loaded as one access, so a number and its flag belong
+     together. A lane reads the same words in every step. Loads of one address by one thread never go back
+     to an older value, so a flag of 8192 steps ago cannot be seen. No counter and no fence is needed.
    - Write after read, between blocks: double buffering. Before a block writes step k + 2 it has observed, in
-     one thread or another, all counters of step k + 1, each raised after its block finished reading step k.
+     one thread or another, all counters or words of step k + 1, each written after its block finished reading
+   step k.
    - Between the threads of a block: cell n belongs to thread n % threads in every loop, also where the cells
      of a pass begin at another thread (own_from). Threads exchange only `parts`, between two barriers.
    - No deadlock: a block raises its counter for a step before it waits for the same step of others, so the
@@ -50,6 +55,7 @@
 
 /* The type of numbers that blocks exchange. */
 #ifdef TF32
+#define FLAG_BITS 0x1fffu /* of a word: the low bits of its step */
 typedef unsigned Sent;
 DEVICE Sent sent(Wide a) { return tf32_from_float(a); }
 #else
@@ -176,11 +182,27 @@ template <bool ALONE> struct Group : Block {
         return (Sent *)exchange + ((k & 1) * layer.directions * part.groups + group) * numbers;
     }
 
-    /* Publish this block's writes for a step, after a barrier of the block. */
+    /* Write a number of a step to an exchange buffer. */
+    __device__ __forceinline__ void send(Sent *to, Wide a, unsigned step) const
+    {
+#ifdef TF32
+        if (!ALONE)
+            return store_relaxed(to, (sent(a) & ~FLAG_BITS) | (step & FLAG_BITS));
+#else
+        (void)step;
+#endif
+        *to = sent(a);
+    }
+
+    /* Publish this block's writes for a step, after a barrier of the block, unless flags are inside. */
     __device__ __forceinline__ void publish(const Waits &waits, unsigned step) const
     {
+#ifndef TF32
         if (!ALONE && threadIdx.x == 0)
             store_release(waits.counters + blockIdx.y, step);
+#else
+        (void)waits, (void)step;
+#endif
     }
 
     /* The barrier between the product of a pass and its cells. Return whether a thread has given up. */
@@ -387,7 +409,7 @@ template <class Engine> DEVICE void walk(const Walk &f)
         Cell cell = own.cell_at(n);
         begin(f, own, cell, held, n);
         if (cell.inside)
-            out[own.spot(cell.row - own.row, cell.unit)] = sent(held.h(n));
+            own.send(out + own.spot(cell.row - own.row, cell.unit), held.h(n), 1);
         fetch(f, own, cell, held, n, f.from);
     }
     if (threadIdx.x == 0)
@@ -396,10 +418,11 @@ template <class Engine> DEVICE void walk(const Walk &f)
     own.publish(f.waits, 1);
     for (int k = (int)f.from; k < (int)f.to; k++) {
         unsigned step = (unsigned)(k - (int)f.from + 1);
-        if (own.await(f.waits, step))
+        const Sent *in = own.buffer(f.exchange, k);
+        if (own.await(f.waits, in, step))
             held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
-            own.multiply(own.buffer(f.exchange, k), pass);
+            own.multiply(in, pass);
             if (own.meet(pass, held.late()))
                 return spoil(f, own, held, k);
             out = own.buffer(f.exchange, k + 1);
@@ -409,9 +432,10 @@ template <class Engine> DEVICE void walk(const Walk &f)
                 const Wide *bias = own.bias + 4 * (cell.unit - own.unit),
                            *sums = own.parts + 4 * (n - pass * cells);
                 if (cell.inside)
-                    out[own.spot(cell.row - own.row, cell.unit)] =
-                        sent(forward_step(held, n, exists_by(f.layer, held.steps(n), t, cell.row), bias, sums,
-                                          own.slices, 4 * cells));
+                    own.send(out + own.spot(cell.row - own.row, cell.unit),
+                             forward_step(held, n, exists_by(f.layer, held.steps(n), t, cell.row), bias, sums,
+                                          own.slices, 4 * cells),
+                             step + 1);
             }
         }
         __syncthreads();
@@ -568,6 +592,7 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
     for (int k = T - 1; k >= 0; k--) {
         Sent *out = own.buffer(f.exchange, k);
         const Size t = step_of(f.layer, own.d, k).t;
+        unsigned step = (unsigned)(T - k);
         copies_done();
         for (int n = threadIdx.x; n < all_cells; n += threads) {
             Cell cell = own.cell_at(n);
@@ -575,9 +600,9 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
                 continue;
             backward_step(held, n, exists_by(f.layer, held.steps(n), t, cell.row), dy_of(f, own, cell, t));
             for (int gate = 0; gate < 4; gate++)
-                out[own.spot(cell.row - own.row, gate * own.H + cell.unit)] = sent(held.z[4 * n + gate]);
+                own.send(out + own.spot(cell.row - own.row, gate * own.H + cell.unit), held.z[4 * n + gate],
+                         step);
         }
-        unsigned step = (unsigned)(T - k);
         __syncthreads();
         own.publish(f.waits, step);
         for (int n = threadIdx.x; n < all_cells; n += threads) {
@@ -586,7 +611,7 @@ template <class Engine> DEVICE void walk_back(const WalkBack &f)
             if (k)
                 fetch_back(f, own, cell, held, n, k - 1);
         }
-        if (own.await(f.waits, step))
+        if (own.await(f.waits, out, step))
             held.late() = true;
         for (int pass = 0; pass < own.part.passes; pass++) {
             own.multiply(out, pass);

@@ -1,6 +1,7 @@
 """Launch the walks of persistent.cu and persistent_mma.cu: all steps of a layer in one launch.
 
-The blocks of a plan that is alone never wait, and their launch cannot hang. All others wait by counters.
+The blocks of a plan that is alone never wait, and their launch cannot hang. The others wait for counters, or
+in TF32 for flags inside the exchanged words.
 """
 
 from __future__ import annotations
@@ -83,13 +84,13 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
 
 
 def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
-    """Allocate zeroed counters and exchange buffers, unless each block is alone."""
+    """Allocate zeroed counters (not in TF32) and exchange buffers, unless each block is alone."""
     if plan.alone:
         return dict.fromkeys(("exchange", *WAITS.split()), None)
     kind, groups = layer.kind(call.problem), call.D * plan.groups
     row = up(height, STEP_OF_K[kind]) * STEP_BYTES if kind in STEP_OF_K else height * launch.KINDS[kind]
     sent = 2 * groups * plan.passes * plan.tiles * plan.tile_rows * row
-    counters = groups * plan.unit_blocks * 4
+    counters = 0 if kind == "tf32" else groups * plan.unit_blocks * 4
     exchange = up(counters + 4, 256) * 256
     both = call.cp.zeros((exchange + sent,), np.uint8)
     begin = launch.address(both)
