@@ -469,16 +469,37 @@ def test_every_transformation_of_jax_gives_what_the_reference_gives(mode: str, p
     assert_like_the_reference(lambda: jax_modes()[mode](jax, *pure))
 
 
-def test_results_stay_where_the_arrays_are_committed(pure: Any) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_results_stay_where_the_arrays_are_committed(
+    compiled: bool, pure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import jax
 
+    monkeypatch.setattr("xplstm._stack._jax.WORTH_COMPILING", 0 if compiled else 10**9)
     x = pure[2]
     lstm = lstm_of("jax")
     assert not lstm(x)[0].committed
     device = jax.devices("cpu")[-1]
-    y = lstm(jax.device_put(x, device))[0]
-    assert y.committed
-    assert y.devices() == {device}
+    there = jax.device_put(x, device)
+    for y in (lstm(there)[0], lstm.freeze()(there)[0]):
+        assert y.committed
+        assert y.devices() == {device}
+    assert (np.asarray(lstm(there)[0]) == np.asarray(lstm(x)[0])).all()
+
+
+def test_shapes_that_recur_are_converted_by_a_compiled_function(pure: Any) -> None:
+    from xplstm._stack import _jax
+
+    lstm, x = lstm_of("jax").freeze(), pure[2]
+    want = np.asarray(lstm(x)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        calls: list[int] = []
+        identity = _jax._identity
+        patch.setattr(_jax, "_identity", lambda device: calls.append(1) or identity(device))
+        _jax._conversions.cache_clear()
+        for _ in range(_jax.WORTH_COMPILING + 2):
+            np.testing.assert_array_equal(np.asarray(lstm(x)[0]), want)
+    assert len(calls) == 2
 
 
 # ---- which kernel

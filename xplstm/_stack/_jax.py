@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from xplstm import _array
 from xplstm._problem import Loan
 from xplstm._stack import _cuda
 from xplstm._stack._run import Library, Run, host
+
+WORTH_COMPILING = 64
+"""Number of conversions of the same shapes after which a compiled conversion has paid for its compilation."""
+
+SMALL = 2**20
+"""Bytes up to which a compiled conversion, which copies, takes less time than `device_put`."""
 
 
 def loan(arrays: list[Any], keep: bool) -> Loan | str:
@@ -62,10 +69,20 @@ def _own(results: list[np.ndarray], like: Any) -> list[Any]:
     import jax
 
     device, bound = _place(like)
+    shapes = tuple((a.shape, a.dtype) for a in results)
+    often = next(_conversions(shapes)) >= WORTH_COMPILING and sum(a.nbytes for a in results) <= SMALL
     with jax.ensure_compile_time_eval(), jax.default_device(device):
+        if often:
+            return list(_identity(device if bound else None)(*results))
         if bound:
             return list(jax.device_put(results, device))
         return list(map(jax.numpy.asarray, results))
+
+
+@lru_cache(maxsize=256)
+def _conversions(shapes: tuple[Any, ...]) -> count[int]:  # noqa: ARG001 - the key of the cache
+    """Return the counter of conversions of results with these shapes and dtypes."""
+    return count()
 
 
 def _place(a: Any) -> tuple[Any, bool]:
