@@ -390,7 +390,7 @@ def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, 
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
-    """Return `x` in another shape; replace an empty array, because Dask cannot reshape one."""
+    """Return `x` in another shape; create an empty array, because Dask cannot reshape one."""
     if x.shape == shape:
         return x
     xp = namespace(x, "x")

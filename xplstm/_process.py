@@ -45,7 +45,7 @@ def use_threads(count: int | None) -> Chosen[int | None]:
     the number that was set when the layer was frozen.
 
     threadpoolctl, if imported before xplstm, lists this number for the process.
-    Its limits apply inside of blocks too: the smaller number counts.
+    Its limits apply inside blocks too: the smaller number applies.
 
     The automatic number is ``XPLSTM_NUM_THREADS``, else ``OMP_NUM_THREADS``,
     else the number of processors that the process may use. The CPU affinity and

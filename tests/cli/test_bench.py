@@ -238,7 +238,7 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
     for file, reason in (
         (folder / "a.svg", f"the folder {str(folder)!r} does not exist"),
         (tmp_path, "it is a folder"),
-        (shut, "it is not allowed"),
+        (shut, "permission denied"),
     ):
         # Root may write everywhere.
         monkeypatch.setattr(os, "access", lambda path, _: path != shut)
@@ -283,7 +283,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "times.json"
     for text in ("[]", "{}", "nothing", '{"rows": [{"shape": "1"}]}', '{"rows": [{"shape": "1,1,1,1"}]}'):
         file.write_text(text)
-        with pytest.raises(FormatError, match=r"times\.json: it is no report of a benchmark"):
+        with pytest.raises(FormatError, match=r"times\.json: it is not a benchmark report"):
             results.load(file)
 
 

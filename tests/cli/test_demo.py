@@ -238,7 +238,7 @@ def test_another_text_is_not_resumed(text, out, capsys):
     assert run_demo("--text", text, "--updates", 2, *SMALL, out=out) == 0
     Path(text).write_text(TEXT + "more", encoding="utf-8")
     assert run_demo("--resume", out=out) == 1
-    assert "the text has changed since the run was begun" in capsys.readouterr().err
+    assert "the text has changed since the run began" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_module_of_torch_with_another_size_or_weight_than_its_parameters_is_re
     for module, words in (
         (short, "has num_layers=1, but its weights are those of num_layers=2"),
         (unbiased, "has bias=False, but its weights are those of bias=True"),
-        (moved, "its _flat_weights have another weight_hh_l0"),
+        (moved, "its _flat_weights differ from its parameters in weight_hh_l0"),
         (cell, "has bias=True, but its weights are those of bias=False"),
     ):
         with pytest.raises(FormatError, match=words):

@@ -189,7 +189,7 @@ class GRUCell(Cell):
         return r, z, n, (1 - z) * n + z * h
 
     def at(self, problem: Direction) -> Callable[[int], GRUCell]:  # noqa: ARG002 - the signature of every cell
-        """Return the same equations at every time."""
+        """Return a function that gives this cell at every time."""
         return lambda _: self
 
     def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:  # noqa: ARG002

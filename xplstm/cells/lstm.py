@@ -143,7 +143,7 @@ class LSTMCell(Cell):
         return (*step.gates, step.c, project_output(gate_output(xp, step.gates.o, step.c), p))
 
     def at(self, problem: Direction) -> Callable[[int], Equations]:  # noqa: ARG002
-        """Return the same equations at every time."""
+        """Return a function that gives this cell at every time."""
         return lambda _: self
 
     def cell_size(self, hidden_size: int) -> int:

@@ -150,7 +150,7 @@ class ElmanCell(Cell):
         return (step.a,)
 
     def at(self, problem: Direction) -> Callable[[int], ElmanCell]:  # noqa: ARG002 - the signature of every cell
-        """Return the same equations at every time."""
+        """Return a function that gives this cell at every time."""
         return lambda _: self
 
     def trace_sizes(self, hidden_size: int, output_size: int) -> tuple[int, ...]:  # noqa: ARG002

@@ -345,7 +345,7 @@ def normalise(xp: Namespace, a: Array) -> tuple[Array, Array]:
 
 
 def _normalise_and_scale(xp: Namespace, a: Array, gain: Array | None) -> Array:
-    """Normalise `a` and multiply it by the gain; return `a` without a gain."""
+    """Normalise `a` and multiply it by the gain; if there is no gain, return `a` unchanged."""
     return a if gain is None else normalise(xp, a)[0] * gain
 
 

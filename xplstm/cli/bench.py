@@ -123,7 +123,7 @@ def _file(text: str) -> Path:
         msg = f"{text!r} cannot be written: the folder {str(file.parent)!r} does not exist; create it first"
         raise argparse.ArgumentTypeError(msg)
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        msg = f"{text!r} cannot be written: it is {'a folder' if file.is_dir() else 'not allowed'}"
+        msg = f"{text!r} cannot be written: {'it is a folder' if file.is_dir() else 'permission denied'}"
         raise argparse.ArgumentTypeError(msg)
     return file
 
@@ -237,7 +237,7 @@ def _describe(rounds: int, peaks: dict[int, float]) -> dict[str, Any]:
         "versions": results.versions(["xplstm", "numpy", *needed]),
         "rounds": rounds,
         "unit": "microseconds a step, float32, one layer of one direction, results checked equal first",
-        "tables": "medians; x/peer: its time over ours of the same option, above 1 we are faster",
+        "tables": "medians; x/peer: time of the peer divided by ours, same option; above 1, ours is faster",
         # Of the fastest large matrix product.
         results.PEAKS: {_setting(n): float(f"{peak:.4g}") for n, peak in peaks.items()},
     }

@@ -366,7 +366,7 @@ def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
     """Check that the run continues with the same text."""
     if begun.extra["digest"] != corpus.digest:
         msg = (
-            "the text has changed since the run was begun"
+            "the text has changed since the run began"
             f" (with Python {begun.extra['python']}, whose help topics may differ from this one's)"
         )
         raise FormatError(msg)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--again", action="store_true", help="repeat trials whose results are recorded")
     fit_help = "then measure the device, and choose kernels and partitions by the measured times"
     parser.add_argument("--fit", action="store_true", help=fit_help)
-    limit = f"time limit for each kernel and kind of numbers (default {LIMIT:g})"
+    limit = f"time limit for each kernel and data type (default {LIMIT:g})"
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help=limit)
     parser.add_argument("--trial", nargs=2, metavar=("KERNEL", "KIND"), help=argparse.SUPPRESS)
 
@@ -93,7 +93,7 @@ def identify(device: int, limit: float) -> dict[str, str]:
     """Return the properties of the device that results depend on, from a separate process."""
     outcome = attempt(trials.IDENTITY, trials.IDENTITY, device, limit)
     if not outcome.key:
-        msg = f"device {device} cannot be tried: {outcome.why}"
+        msg = f"device {device} cannot be tested: {outcome.why}"
         raise BackendError(msg)
     return outcome.key
 
@@ -158,7 +158,7 @@ def attempt(kernel: str, kind: str, device: int, limit: float) -> Outcome:
             end(process)
             raise
     last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-    how = f"no end within {limit:g} s" if late else f"{describe_exit(process.returncode)} {last}".strip()
+    how = f"did not end within {limit:g} s" if late else f"{describe_exit(process.returncode)} {last}".strip()
     return parse_output(printed.decode(errors="replace"), how, clean=not late and process.returncode == 0)
 
 

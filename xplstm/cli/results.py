@@ -90,7 +90,7 @@ def load(file: Path) -> Report:
         about = json.loads(file.read_text(encoding="utf-8"))
         rows = [Row(**{**row, "shape": Shape.parse(row["shape"])}) for row in about.pop("rows")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{file}: it is no report of a benchmark: {error}"
+        msg = f"{file}: it is not a benchmark report: {error}"
         raise FormatError(msg) from error
     return Report(about, rows)
 
@@ -259,7 +259,7 @@ def draw(rows: Iterable[Row], file: Path, baselines: Baselines) -> None:
     columns = min(len(dots), 2 * len(settings))
     figure.legend(dots.values(), dots.keys(), loc="outside upper center", ncols=columns, frameon=False)
     figure.supxlabel(
-        "the other's time over ours, by T, B, I, H: right of the line we are faster", fontsize=10
+        "time of the other divided by ours, by T, B, I, H; right of the line ours is faster", fontsize=10
     )
     # The same numbers give the same bytes.
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -167,7 +167,7 @@ def _find_replaced(module: Any) -> str | None:
     names, used = getattr(module, "_flat_weights_names", ()), getattr(module, "_flat_weights", ())
     own = {} if hasattr(module, "original_name") else vars(module).get("_parameters", {})
     wrong = [name for name, a in zip(names, used, strict=False) if own.get(name, a) is not a]
-    return f"its _flat_weights have another {show(wrong[0])} than its parameters" if wrong else None
+    return f"its _flat_weights differ from its parameters in {show(wrong[0])}" if wrong else None
 
 
 def _is_foreign(method: Any) -> bool:

@@ -16,9 +16,9 @@ def existing(xp: Namespace, kind: str, valid: Array | None, T: int, device: Devi
 def fresh(xp: Namespace, reset: Array, exists: Array | None, reverse: tuple[bool, ...]) -> Array:
     """Return (D, T, B) booleans, True where an existing step of a direction starts from zeros.
 
-    A reset is a border before its time. The first existing step at or after the border starts a new segment.
-    A forward direction starts from zeros at this step, and a reverse direction at the last existing step
-    before the border.
+    A reset at time t is a boundary between the times t - 1 and t. The first existing step after the boundary
+    starts a new segment. A forward direction starts from zeros at this step, and a reverse direction at the
+    last existing step before the boundary.
     """
     first = reset if exists is None else _move_to_existing(xp, reset, exists, 1)
     directions = {False: first}

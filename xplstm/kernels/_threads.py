@@ -64,7 +64,7 @@ def register(path: str, environment: int) -> None:
         return _choice.threads.everywhere() or environment or _processors.get()
 
     class Controller(threadpoolctl.LibController):  # type: ignore[misc]
-        """The number of threads outside of blocks of `use_threads`."""
+        """The number of threads outside blocks of `use_threads`."""
 
         user_api = internal_api = "xplstm"
         filename_prefixes = (os.path.basename(path).lower(),)

@@ -370,7 +370,7 @@ def _steps_of(handles: tuple[object, ...], dtype: str, order: int) -> Step:
 
 
 def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
-    """Return a function that widens each layer's inputs and rounds its results, like a call."""
+    """Return a function that widens each layer's inputs and rounds its results, as a call does."""
     # Comparing dtypes is much faster than comparing their names.
     half: np.dtype = np.dtype(_array.dtype_named(np, problem.dtype))
 

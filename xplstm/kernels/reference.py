@@ -192,7 +192,7 @@ def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
 
 
 def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array:
-    """Stack one array per step into (T, B, size), also for T = 0."""
+    """Stack one array per step into (T, B, size); T may be 0."""
     xp = problem.xp
     if by_time:
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)

@@ -69,7 +69,7 @@ class _Calls:
             True where a batch entry has a step. A step that is False keeps the state.
         reset : boolean array, with the first two axes of x, optional
             True where h and c of a batch entry are zeroed before a step, in every layer. The entry starts a
-            new segment there; no state or gradient crosses the border of a segment. A backward direction
+            new segment there; no state or gradient crosses a segment boundary. A backward direction
             starts at the end of each segment. See :doc:`/guides/resets`.
 
         Returns
@@ -322,7 +322,7 @@ class LSTM(_Calls, Recurrent):
             The pullback needs the memory of O(T / checkpoint + checkpoint) steps.
         dx : bool, default True
             Whether the pullback computes the gradient with respect to x. With False, the pullback returns
-            None as dx. The kernel ``native`` and every `checkpoint` then skip a product.
+            None as dx. The kernel ``native`` then skips a product, and so does any kernel with `checkpoint`.
 
         Returns
         -------

@@ -208,9 +208,7 @@ class _Flat:
 
     def _node(self, node: Any, prefix: str, names: ChainMap[str, str], given: Mapping[str, Any]) -> None:
         if len(self.nodes) >= self._most or self._depth > DEEPEST:
-            msg = (
-                f"{self.where} has more than {self._most} nodes inside of nodes, or {DEEPEST} levels of them"
-            )
+            msg = f"{self.where} has more than {self._most} nodes inside nodes, or {DEEPEST} levels of them"
             raise FormatError(msg)
         attributes = [_resolve_attribute(a, given) for a in node.attribute]
         one = as_node(self.where, node, [a for a in attributes if a is not None])

@@ -100,8 +100,8 @@ static void NAME(open_back)(Back *w, const Backward *f, int direction, int membe
 
 static REAL *NAME(dh_of)(const Back *w, Size b) { return (REAL *)w->f->dh[w->direction] + b * w->width; }
 
-/* `hold_projected` backward: write the gradient with respect to the previous h to `old`, and keep the rest in
-   dh. */
+/* Backward pass of `hold_projected`: write the gradient with respect to the previous h to `old`, and keep the
+   rest in dh. */
 static void NAME(hold_projected_back)(const Back *w, Size at, REAL *dh, REAL *old)
 {
     REAL p = (REAL)w->p->pointwise.hold_h, rest = (REAL)(1 - w->p->pointwise.hold_h);

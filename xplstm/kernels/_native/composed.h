@@ -118,7 +118,7 @@ INLINE V NAME(hold)(V after, V old, const uint8_t *mask, double p)
     return fma(all((REAL)p), old, all((REAL)(1 - p)) * after);
 }
 
-/* `hold` backward: return the gradient with respect to the old value, and keep the rest in d. */
+/* Backward pass of `hold`: return the gradient with respect to the old value, and keep the rest in d. */
 INLINE V NAME(hold_back)(V *d, const uint8_t *mask, double p)
 {
     V total = *d, zero = all(0);
@@ -156,7 +156,7 @@ INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width,
     }
 }
 
-/* `gated_gates` backward, from the kept gates. */
+/* Backward pass of `gated_gates`, from the kept gates. */
 INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V dz[4])
 {
     V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), last = load(kept + 3 * LANES);
@@ -194,8 +194,8 @@ INLINE void NAME(reset_blend)(REAL *product, REAL *kept, const REAL *h_before, R
     store(product, blended);
 }
 
-/* `reset_blend` backward: return the gradient with respect to the product, given the gradient with respect to
-   h'. `dc` holds one part of the latter before, and the whole afterwards. */
+/* Backward pass of `reset_blend`: return the gradient with respect to the product. `dh` is a part of the
+   gradient with respect to h', and `dc` holds the rest; afterwards `dc` holds the sum. */
 INLINE V NAME(reset_blend_back)(const REAL *kept, V dh, REAL *dc)
 {
     V u = load(kept + LANES), n = load(kept + 2 * LANES), total = dh + load(dc), one = all(1);
@@ -203,7 +203,7 @@ INLINE V NAME(reset_blend_back)(const REAL *kept, V dh, REAL *dc)
     return total * (one - u) * fnma(n, n, one);
 }
 
-/* `reset_gates` backward, from the gradient dm with respect to r * h. Return r * h. */
+/* Backward pass of `reset_gates`, from the gradient dm with respect to r * h. Return r * h. */
 INLINE V NAME(reset_backward)(const REAL *kept, V h_before, V dm, REAL *dc, V dz[4])
 {
     V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), total = load(dc), one = all(1);
@@ -222,7 +222,7 @@ INLINE Size NAME(elman_width)(const Packed *p, Size at, Size width)
     return left < some ? left : some;
 }
 
-/* The step of an RNN: compute m of the same unit in each quarter. Implements xplstm.cells.rnn. */
+/* The step of an RNN: compute one vector of units in each quarter. Implements xplstm.cells.rnn. */
 INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size rows, Size width,
                               REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
                               Size unit)
@@ -242,8 +242,8 @@ INLINE void NAME(elman_units)(const Packed *p, const REAL *z, Size z_step, Size 
     }
 }
 
-/* `elman_units` backward, from the kept z; dm is the sum of two gradients, the second of which may be NULL.
-   The units of a step go to `m`, where it is not NULL. */
+/* Backward pass of `elman_units`, from the kept z; dm is the sum of two gradients, the second of which may be
+   NULL. Write the hidden units of the step to `m` unless it is NULL. */
 INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const REAL *z, const REAL *dh,
                                  const REAL *dy, REAL *m, V dz[4])
 {

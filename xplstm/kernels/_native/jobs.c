@@ -29,8 +29,9 @@ long worth_threads(void) { return WORTH_THREADS; }
 /* Least number of rows per thread that keeps a register tile busy. */
 enum { WORTH_ROWS = 4 };
 
-/* Number of units per row of a thread from which a thread reads less memory with a share of the weights for
-   all rows than with all weights for its rows. Shares may differ by one panel in EVEN. */
+/* From UNITS_A_ROW units per row of a thread on, a thread reads less memory if it uses its share of the
+   weights for all rows than if it uses all weights for its share of the rows. Shares may differ by one panel
+   in EVEN. */
 enum { UNITS_A_ROW = 32, EVEN = 16 };
 
 /* Assumed bytes of the L2 cache of a core if the system does not report the size. */

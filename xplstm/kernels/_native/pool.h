@@ -25,9 +25,9 @@ typedef void (*Part)(void *walk, ptrdiff_t step);
 void walk_together(Barrier *b, int member, char *walks, size_t apart, const Part *parts, int count,
                    ptrdiff_t steps, Part close);
 
-/* Return whether threads recently waited too long for each other, at barriers or at the end of a job, because
-   other processes use the processors; and how many walks member 0 ended alone. Only the owner of the pool may
-   call these functions. */
+/* The first two functions return whether threads recently waited too long for each other, at barriers or at
+   the end of a job, because other processes use the processors. pool_walks_alone returns how many loops over
+   time member 0 finished alone. Only the owner of the pool may call these functions. */
 int pool_late_at_barriers(void);
 int pool_late_at_the_end(void);
 long pool_walks_alone(void);

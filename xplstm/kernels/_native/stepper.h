@@ -83,7 +83,7 @@ static PyObject *make(const Stepper *s, Views *v, int result, Sizes of, char **t
     return array;
 }
 
-/* The memory of a contiguous array of exactly the expected type and dtype; else NULL, without an error. */
+/* Return the memory of a contiguous array of exactly the expected type and dtype; else NULL. Set no error. */
 static Py_buffer *plain(const Stepper *s, Views *v, PyObject *array, int ndim)
 {
     if ((PyObject *)Py_TYPE(array) != s->array)
@@ -97,7 +97,7 @@ static Py_buffer *plain(const Stepper *s, Views *v, PyObject *array, int ndim)
     return same && (view->ndim == ndim || !ndim) ? view : NULL;
 }
 
-/* The memory of h or c. */
+/* Return the memory of h or c. */
 static const char *part(const Stepper *s, Views *v, PyObject *state, int k, int batched, Size B)
 {
     if (state == Py_None)

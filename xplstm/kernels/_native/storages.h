@@ -54,7 +54,7 @@ INLINE V NAME(dot_bfloat16)(V pair, V w, V sum)
 /* Convert a row to bfloat16, rounded to nearest even; a zero pads an odd number of columns. */
 static void NAME(enter_bfloat16)(const REAL *a, Size K, void *to)
 {
-    typedef uint16_t __attribute__((may_alias)) Half; /* tiles read two at once */
+    typedef uint16_t __attribute__((may_alias)) Half; /* tiles read two numbers at once */
     Half *restrict out = to;
     for (Size k = 0; k < K; k++) {
         uint32_t bits;
