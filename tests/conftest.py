@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Generator
@@ -24,6 +25,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 from xplstm import _array, _dispatch
 from xplstm.kernels._cuda import parts, proof
 
+FINISHED = itertools.count(1)
 BACKENDS = ("numpy", "numpy_readonly", "array_api_strict", "torch", "jax", "dask", "cupy")
 
 
@@ -128,6 +130,14 @@ def pytest_collection() -> Generator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Free the cycles that tests left, such as the graphs of Dask: Python waits until they fill gigabytes."""
+    if next(FINISHED) % 20 == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
