@@ -279,7 +279,7 @@ def _check_axes(name: str, axes: Any) -> None:
 
 
 def _figure_of(axes: Axes) -> Figure:
-    """Return the top-level figure of `axes`, also for axes in a subfigure."""
+    """Return the top-level figure of `axes`, even for axes in a subfigure."""
     figure: Any = axes.get_figure()
     while (outer := getattr(figure, "figure", figure)) is not figure:
         figure = outer

@@ -167,7 +167,7 @@ def constants(activation: Activation) -> tuple[float, float]:
 
 
 def clip(xp: Namespace, a: Array, bound: float | None) -> Array:
-    """Clip `a` to [-bound, bound], or return `a` without a bound."""
+    """Clip `a` to [-bound, bound]; if there is no bound, return `a` unchanged."""
     return a if bound is None else clip_values(xp, a, -bound, bound)
 
 

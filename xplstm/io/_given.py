@@ -181,7 +181,7 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for prefix, one in module.named_modules(remove_duplicate=False):
-        # Dynamic quantisation replaces the first attribute by the second.
+        # Dynamic quantisation replaces the first attribute with the second.
         compiled = hasattr(one, "_orig_mod")  # has the attributes of the module inside it too
         if not compiled and (hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values")):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}

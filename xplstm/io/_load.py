@@ -266,7 +266,7 @@ def save(
     """Write the parameters of a network to a file atomically.
 
     The function writes a new file in the same folder, syncs it to the disk and renames it. The old or the new
-    file is therefore complete at every moment, also after a power failure.
+    file is therefore complete at every moment, even after a power failure.
 
     Parameters
     ----------

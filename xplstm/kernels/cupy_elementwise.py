@@ -185,7 +185,7 @@ class Residuals(NamedTuple):
 
 
 def supports(problem: Problem) -> str | None:
-    """Return None for a step that is elementwise between products, outside a capture; else the reason."""
+    """Return None if the step is elementwise between products and is not captured, else the reason."""
     reason = _support.why_not(problem, "cupy", DTYPES, resets=True)
     if reason is not None:
         return reason

@@ -121,7 +121,7 @@ class Composite(Summary, ABC):
         return self.params
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replace all parameters by copies on the device of the present parameters.
+        """Replace all parameters with copies on the device of the present parameters.
 
         Parameters
         ----------

@@ -99,7 +99,7 @@ class Module(Summary):
         return dict(self.params)
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replace all parameters by copies on the layer's backend and device.
+        """Replace all parameters with copies on the layer's backend and device.
 
         Parameters
         ----------

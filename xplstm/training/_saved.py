@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file, with arrays as tensors and all other values as JSON in the metadata.
 `save_checkpoint` writes a temporary file, flushes it to the disk and renames it. The old or the new file is
-therefore complete at every moment, also after a power failure.
+therefore complete at every moment, even after a power failure.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        With NumPy arrays, also if the saved arrays were of another library.
+        With NumPy arrays, even if the saved arrays were of another library.
 
     Raises
     ------

@@ -28,7 +28,7 @@ class Shards:
     Each shard is a range of batch entries; the ranges have nearly equal length. The gradient of each shard
     is weighted by the number of elements in its loss. The gradients are added in one binary tree, which
     depends on `count` but not on the number of processes. A run therefore has the same bits on 1, 2, 4, ...
-    processes, also if it is resumed on another number of processes. On one process, this is gradient
+    processes, even if it is resumed on another number of processes. On one process, this is gradient
     accumulation within a batch.
 
     Parameters

@@ -183,7 +183,7 @@ class Team:
         return other
 
     def _sum_of_transport(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum over all ranks, in the order of the transport."""
+        """Return the sum over all ranks, in an order that the transport chooses."""
         group: Any = self._group
         try:
             return np.asarray(group.all_reduce(array))

@@ -155,7 +155,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _unwrap(data: Any, *_rest: Any) -> Any:
-    """Replace a wrapper of one value, such as Parameter or device, by the value."""
+    """Replace a wrapper of one value, such as Parameter or device, with the value."""
     return data
 
 
@@ -190,7 +190,7 @@ def _make_default(factory: Any = None) -> dict[Any, Any]:
 
 
 def _make_list(items: Any = (), *_rest: Any) -> list[Any]:
-    """Replace a container that is made from a list or tuple by a list."""
+    """Replace a container that is made from a list or tuple with a list."""
     if not isinstance(items, list | tuple):
         msg = f"a container is made from {type(items).__name__}, expected a list or tuple"
         raise TypeError(msg)

@@ -159,7 +159,7 @@ def _graph(model: Any, where: str, beside: Beside) -> Graph:
 
 
 class _Flat:
-    """Inlines all nested graphs into one list of nodes with unique value names."""
+    """Builder of one list of nodes, with unique value names, from a graph and its nested graphs."""
 
     def __init__(self, where: str, model: Any, beside: Beside) -> None:
         self.where, self.beside, self._opset = where, beside, _opset(where, model)

@@ -339,7 +339,7 @@ class Trace:
         return name, nodes
 
     def find_scaled_input(self, name: str) -> str | None:
-        """Return the model input from which moves and arithmetic with constants compute `name`, or None."""
+        """Return the model input from which moves and constant arithmetic make `name`, or None."""
         for _ in range(LONGEST_PATH):
             node = self.maker(name)
             if node is None:

@@ -243,7 +243,7 @@ def _from_cache(p: Plan, size: int, costs: Costs) -> float:
 
 
 def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> float:
-    """Return the cycles of a pass with mma, in which reads of h overlap with products, and the sums follow.
+    """Return the cycles of a pass with mma: reads of h overlapped with products, followed by the sums.
 
     Each of the four tensor cores needs 8 cycles per instruction. Weights in shared memory need 2 cycles each.
     """

@@ -213,7 +213,7 @@ static void NAME(back_inputs)(const Back *w, Size at, Size row)
     }
 }
 
-/* Compute dz of own panels, and convert it from the layout of panels to the order i, f, g, o. */
+/* Compute dz of this thread's panels, and convert it from the layout of panels to the order i, f, g, o. */
 INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int composed)
 {
     const Backward *f = w->f;
@@ -313,7 +313,7 @@ INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size
     }
 }
 
-/* Compute the gradient with respect to the previous h, dz W_hh, for own outputs. */
+/* Compute the gradient with respect to the previous h, dz W_hh, for this thread's outputs. */
 static void NAME(recur)(const Back *w, Size n)
 {
     Size K = 4 * w->p->H;
@@ -350,7 +350,7 @@ static Size NAME(time_back)(const Back *w, Size s)
     return w->f->reverse[w->direction] ? w->rows->first + s : w->rows->last - 1 - s;
 }
 
-/* First part of a step: dz of own panels, for all own batch entries. */
+/* First part of a step: dz of this thread's panels and batch entries. */
 static void NAME(back_gates)(void *back, Size s)
 {
     Back *w = back;
@@ -371,7 +371,7 @@ static void NAME(back_gates)(void *back, Size s)
         NAME(backward_gates)(w, t, 0, n);
 }
 
-/* Second part of a step: the gradient with respect to the previous h, for own outputs. */
+/* Second part of a step: the gradient with respect to the previous h, for this thread's outputs. */
 static void NAME(back_on)(void *back, Size s)
 {
     const Back *w = back;
@@ -455,8 +455,8 @@ static void NAME(input_gradient)(const Backward *f, int direction, Size from, Si
     }
 }
 
-/* Compute the products over a block's rows: own rows of the weight gradients, and dx of own rows unless dx is
-   NULL. */
+/* Compute the products over a block's rows: this thread's rows of the weight gradients, and of dx unless dx
+   is NULL. */
 static void NAME(accumulate)(const Backward *f, int direction, int member, int members, char *memory)
 {
     const Packed *p = f->packed[direction];

@@ -183,8 +183,8 @@ INLINE void NAME(reset_gates)(const REAL *z, Size z_step, Size rows, const REAL 
     }
 }
 
-/* Second part of the step for one vector of the product: write n to `kept`, and h' to `h` and over the
-   product. */
+/* Second part of the step for one vector of the product: write n to `kept` and h' to `h`, and overwrite the
+   product with h'. */
 INLINE void NAME(reset_blend)(REAL *product, REAL *kept, const REAL *h_before, REAL *h)
 {
     V u = load(kept + LANES), n = NAME(tanh)(load(kept + 2 * LANES) + load(product));

@@ -38,9 +38,9 @@ typedef struct Walk {
     const Forward *f;
     const Packed *p;
     int direction, reverse, member;
-    Size panel, panels;   /* range of own panels of units */
-    Size output, outputs; /* range of own outputs of the projection */
-    Size *own, owned;     /* own batch entries */
+    Size panel, panels;   /* this thread's panels of units */
+    Size output, outputs; /* this thread's outputs of the projection */
+    Size *own, owned;     /* this thread's batch entries */
     const REAL **h, **c;  /* current state of each batch entry */
     Size *active;
     const REAL **x_rows, **h_rows, **c_rows, **m_rows;
@@ -216,7 +216,7 @@ static void NAME(normalise_input)(const Walk *w, REAL *zx, Size at)
     NAME(normalise)(zx, p->H, 4, p->gain_ih, p->biased ? p->bias : NULL, kept, NAME(scale_at)(w, at, 0));
 }
 
-/* Compute W_ih x + b of several steps, for own rows and panels: (rows, own panels). */
+/* Compute W_ih x + b of several steps, for this thread's rows and panels: (rows, panels). */
 static void NAME(hoist)(Walk *w, Size from, Size to)
 {
     const NAME(Storage) *products = NAME(storage_of)(w->p);
@@ -343,8 +343,8 @@ static Size NAME(step_width)(const Packed *p, Size unit)
     return p->projected && p->pointwise.kind != ELMAN_STEP ? LANES : p->H - unit;
 }
 
-/* Compute the gates of all own panels of one batch entry. Two specialisations: the standard step has no
-   branch on an option. */
+/* Compute the gates of this thread's panels for one batch entry. Two specialisations: the standard step has
+   no branch on an option. */
 INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
 {
     const Packed *p = w->p;
@@ -361,7 +361,7 @@ INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
     }
 }
 
-/* Run one step of one batch entry: the products of all own panels, then their gates. */
+/* Run one step of one batch entry: the products of this thread's panels, then their gates. */
 static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
@@ -490,7 +490,7 @@ static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
     }
 }
 
-/* First part of a step: gates and states of own panels, for all own batch entries. */
+/* First part of a step: gates and states of this thread's panels and batch entries. */
 static void NAME(walk_gates)(void *walk, Size s)
 {
     Walk *w = walk;
@@ -518,7 +518,7 @@ static void NAME(walk_gates)(void *walk, Size s)
         NAME(drop_kept)(w, w->panel * LANES, w->panels * LANES);
 }
 
-/* Second part of a step: own outputs of the projection, and the state pointers of the next step. */
+/* Second part of a step: this thread's outputs of the projection, and the state pointers of the next step. */
 static void NAME(walk_on)(void *walk, Size s)
 {
     Walk *w = walk;

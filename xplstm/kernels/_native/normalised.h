@@ -143,7 +143,8 @@ static void NAME(exposed_backward)(const Packed *p, const REAL *z, const REAL *u
     NAME(gain_back)(e->dcell, gain, unit_c, scale, p->H, 1);
 }
 
-/* Sum over a block's rows for own panels: dz for the bias, dz times the scaled numbers for the gains. */
+/* Sum over a block's rows for this thread's panels: dz for the bias, dz times the scaled numbers for the
+ * gains. */
 static void NAME(sum_gains)(const Backward *f, int direction, Size first, Size last, REAL *sums)
 {
     const Rows *rows = &f->rows[direction];

@@ -68,7 +68,7 @@ static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t
 }
 
 /* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
-   weight_hr, weight_ch, gain_ih, gain_hh, gain_c, bias_c, bias_hr, pointwise). Of an RNN H is a quarter of
+   weight_hr, weight_ch, gain_ih, gain_hh, gain_c, bias_c, bias_hr, pointwise). For an RNN, H is a quarter of
    its units, rounded up. */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
