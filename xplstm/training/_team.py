@@ -192,7 +192,7 @@ class Team:
             raise GroupError(msg) from error
 
     def _all_reduce(self, flat: np.ndarray) -> None:
-        """Replace an array by the sum over all ranks, by recursive halving and doubling.
+        """Replace an array with its sum over all ranks, by recursive halving and doubling.
 
         Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH"
         (2005), section 4.4, with the nearest ranks first. Every element is added in one binary tree, whose

@@ -114,7 +114,7 @@ static void NAME(hold_projected_back)(const Back *w, Size at, REAL *dh, REAL *ol
     }
 }
 
-/* Replace the gradient with respect to h' by the gradient with respect to the product of r * h. */
+/* Replace the gradient with respect to h' with the gradient with respect to the product of r * h. */
 static void NAME(reset_project_back)(const Back *w, Size at, Size b, REAL *dh)
 {
     const Packed *p = w->p;
