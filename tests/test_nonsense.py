@@ -161,6 +161,7 @@ UNUSED = {("optim.Plateau.__call__", "step"): "every schedule is given it"}
 PASSED = {
     ("io.onnx.run_model", "model", "'x'"): "a file that is not there",
     ("io.onnx.prepare", "model", "'x'"): "a file that is not there",
+    ("io.onnx.is_compatible", "model", "'x'"): "a file that is not there",
     ("training.gradients_over", "loss", "class"): "the caller's function raises",
     ("training.fit", "callbacks", "class"): "the caller's function raises",
     ("training.fit", "progress", "class"): "the caller's function raises",
