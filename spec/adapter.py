@@ -90,10 +90,10 @@ class FixedKey(np.random.Generator):
 
     def __init__(self, key: list[str]) -> None:
         super().__init__(np.random.PCG64(0))
-        self.key = np.asarray([int(word) for word in key], dtype=np.uint64)
+        self.key = iter([int(word) for word in key])
 
     def integers(self, *_: Any, **__: Any) -> Any:
-        return self.key
+        return next(self.key)
 
 
 class Xplstm:

@@ -233,7 +233,7 @@ def test_without_a_device_it_says_why(run: Prove, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     code, lines = run()
     assert code == 2
-    assert "device 0 cannot be tested:  exit code 2: " in lines[-1]
+    assert "device 0 cannot be tested: exit code 2: " in lines[-1]
     assert "no such thing here" in lines[-1]
 
 
