@@ -294,18 +294,55 @@ def test_a_bound_beyond_a_trial_proves_nothing(place: str, way: str, tmp_path: P
         xplstm.io.load(tmp_path / "m.onnx")
 
 
-def write_lstm(path: Path, nodes: list[Any], **given: Any) -> None:
-    """Write a model of some nodes before an LSTM; the initial h is called h."""
+def write_lstm(
+    path: Path, nodes: list[Any], x: str = "x", h: str = "h", lengths: str = "", **given: Any
+) -> None:
+    """Write a model of some nodes before an LSTM that reads the values `x`, `h` and `lengths`."""
     rng, helper = np.random.default_rng(0), onnx.helper
     given["W"], given["R"] = rng.normal(size=(1, 4 * H, I)), rng.normal(size=(1, 4 * H, H))
     tensors = [
         onnx.numpy_helper.from_array(a if a.dtype == np.int64 else a.astype("float32"), name)
         for name, a in given.items()
     ]
-    nodes = [*nodes, helper.make_node("LSTM", ["x", "W", "R", "", "", "h", "h"], ["y"], "lstm")]
-    x, y = (helper.make_tensor_value_info(name, 1, ["T", "B", n]) for name, n in (("x", I), ("y", H)))
-    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    nodes = [*nodes, helper.make_node("LSTM", [x, "W", "R", "", lengths, h, h], ["y"], "lstm")]
+    x_info, y_info = (
+        helper.make_tensor_value_info(name, 1, ["T", "B", n]) for name, n in (("x", I), ("y", H))
+    )
+    inputs = [x_info, *([helper.make_tensor_value_info("lengths", 6, ["B"])] if lengths else [])]
+    graph = helper.make_graph(nodes, "g", inputs, [y_info], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+CHANGES = ("Abs", "Ceil", "Clip", "CumSum", "Exp", "Floor", "Log", "Neg", "Round", "Sign", "Sqrt", "Trilu")
+
+
+@pytest.mark.parametrize("op", CHANGES)
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_function_of_the_input_is_not_lost(op: str, moved: bool, tmp_path: Path) -> None:
+    """Without the node, the network would read other numbers than the model."""
+    node = onnx.helper.make_node
+    more = {"Clip": ["low", "high"], "CumSum": ["axis"]}.get(op, [])
+    nodes = [node(op, ["x", *more], ["z"], "front")]
+    nodes += [node("Transpose", ["z"], ["m"], perm=[1, 0, 2])] if moved else []
+    given = {"low": np.asarray(-1.0), "high": np.asarray(1.0), "axis": np.asarray(0)}
+    write_lstm(tmp_path / "m.onnx", nodes, x="m" if moved else "z", h="", **given)
+    for batch_first in (None, False, True):
+        with pytest.raises(xplstm.FormatError, match="the LSTM node 'lstm' does not read 'x' unchanged"):
+            xplstm.io.load(tmp_path / "m.onnx", batch_first=batch_first)
+
+
+@pytest.mark.parametrize("to", ["BOOL", "INT8", "UINT8", "INT16", "UINT16", "FLOAT16", "BFLOAT16", "FLOAT"])
+def test_lengths_that_a_type_cannot_hold_are_refused(to: str, tmp_path: Path) -> None:
+    """A length as a bool is 1, and 300 as a uint8 is 44."""
+    node = onnx.helper.make_node
+    narrow = node("Cast", ["lengths"], ["narrow"], to=getattr(onnx.TensorProto, to))
+    wide = node("Cast", ["narrow"], ["wide"], to=onnx.TensorProto.INT32)
+    write_lstm(tmp_path / "m.onnx", [narrow, wide], h="", lengths="wide")
+    with pytest.raises(xplstm.FormatError, match="has sequence_lens 'wide', which the model computes"):
+        xplstm.io.load(tmp_path / "m.onnx")
+    narrow.attribute[0].i = onnx.TensorProto.INT64
+    write_lstm(tmp_path / "m.onnx", [narrow, wide], h="", lengths="wide")
+    assert isinstance(xplstm.io.load(tmp_path / "m.onnx"), xplstm.LSTM)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

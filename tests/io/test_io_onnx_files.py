@@ -1,4 +1,4 @@
-"""ONNX files as exporters write them: tensors in other files, nodes inside of nodes."""
+"""ONNX files as exporters write them: tensors in other files, nodes inside nodes."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_functions_that_grow_without_end(calls_itself: bool, tmp_path: Path) -> 
     opsets = [make.make_opsetid("", 17), domain]
     model = model_of(call, inputs, ["Y"], {}, functions=functions, opset_imports=opsets)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(xplstm.FormatError, match="nodes inside of nodes"):
+    with pytest.raises(xplstm.FormatError, match="nodes inside nodes"):
         xplstm.io.load(tmp_path / "m.onnx")
 
 

@@ -48,6 +48,8 @@ _KEEP_ZERO = {
 }
 _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
 _BETWEEN = {"Identity", "Cast", "Dropout"}
+# Numbers of the types that hold every length: int32, int64, float64, uint32 and uint64.
+_EVERY_LENGTH = (6, 7, 11, 12, 13)
 # Other operators that rearrange their first input, and that cannot run here.
 _PLACING = {
     "Compress",
@@ -120,7 +122,7 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     # Whether the last node that moves an axis swaps time and the batch.
     last = next((one for one in nodes if one.op not in _BETWEEN), None)
     swapped = last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
-    source = trace.find_scaled_input(X) or trace.find_rearranged_input(X)
+    source = trace.find_prepared_input(X) or trace.find_rearranged_input(X)
     if source is not None:
         return _from_input(trace, node, source, I, swapped)
     made = trace.maker(before)
@@ -204,7 +206,7 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ..
             leaves.add(one)
         elif made is not None and made.op == "Min":
             wanted += made.inputs
-        elif made is not None and made.op in _PASS_ON:
+        elif made is not None and made.op in _PASS_ON and made.attributes.get("to", 7) in _EVERY_LENGTH:
             wanted.append(made.inputs[0])
         elif not _is_full(trace, node, one, I):
             constants = _constant_lengths(trace, node, name)

@@ -85,6 +85,11 @@ _BY_ELEMENT = {
     *("Abs", "Neg", "Exp", "Log", "Sqrt", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "Pow"),
     *("Not", "And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
 }
+# Operators that prepare the numbers of their one data operand. An activation function is a layer instead.
+_PREPARING = _SCALING | {
+    *("Abs", "Ceil", "Clip", "CumSum", "Exp", "Floor", "Log", "Mod"),
+    *("Neg", "Pow", "Reciprocal", "Round", "Sign", "Sqrt", "Trilu"),
+}
 # Placeholder for the operator of a malformed node.
 OPAQUE = "opaque"
 MEASURING = {"Shape", "Size"}
@@ -338,13 +343,13 @@ class Trace:
             name = node.inputs[0]
         return name, nodes
 
-    def find_scaled_input(self, name: str) -> str | None:
-        """Return the model input from which moves and constant arithmetic make `name`, or None."""
+    def find_prepared_input(self, name: str) -> str | None:
+        """Return the model input from which moves and preparing operators make `name`, or None."""
         for _ in range(LONGEST_PATH):
             node = self.maker(name)
             if node is None:
                 return name if name in self.inputs else None
-            if node.op not in MOVERS | _SCALING or self._is_table(node):
+            if node.op not in MOVERS | _PREPARING or self._is_table(node):
                 return None
             data = [one for one in node.inputs if not self.is_constant(one)]
             if node.op in MOVERS:
