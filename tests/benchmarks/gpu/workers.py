@@ -24,7 +24,7 @@ from xplstm.cli import engines as served
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import versions
 from xplstm.kernels import cupy_block, cupy_elementwise, cupy_fused, cupy_persistent
-from xplstm.kernels._cuda import launch, loop, partitions
+from xplstm.kernels._cuda import launch, loop, partitions, walks
 
 PACKAGES = ("xplstm", "numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "array-api-compat")
 TINY = 64
@@ -119,7 +119,9 @@ class Server:
         """
         if self._name not in engines.OURS:
             return {}
-        room = importlib.import_module(_dispatch.TABLE[self._name])
+        kernel = importlib.import_module(_dispatch.TABLE[self._name])
+        # The kernels that hold the weights on-chip share their walks.
+        room = kernel if hasattr(kernel, "walk") else walks
         with timed_walks(room, "walk" if what == "forward" else "walk_back", self._cp.cuda) as spans:
             for _ in range(calls):
                 self._call(what)
