@@ -70,6 +70,22 @@ def test_the_conformance_page_is_of_the_versions_that_nox_installs():
     assert {name: found[name] for name in compared} == {name: pinned[name] for name in compared}
 
 
+def test_the_first_pages_count_the_clauses_of_the_conformance_page():
+    report = json.loads((ROOT / "docs" / "conformance.json").read_text(encoding="utf-8"))
+    results = [clauses for name, clauses in report["results"].items() if name.startswith("xplstm:")]
+    passed = {
+        clause
+        for clause in report["clauses"]
+        if any(one.get(clause, {}).get("status") == "passed" for one in results)
+    }
+    clauses = len(report["clauses"])
+    first, readme = (ROOT / "docs" / "index.md", ROOT / "README.md")
+    assert f"passes {len(passed)} of the {clauses} clauses" in first.read_text(encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    assert f"checks {clauses} clauses" in text
+    assert f"xplstm passes {len(passed)}," in text
+
+
 def check_pip(words, _):
     assert words[0] == "install"
     options = ["--force-reinstall", "--no-deps", "--no-cache-dir", "--no-binary"]

@@ -2,8 +2,7 @@
 
 A thread block has all weights of a direction on-chip, and runs all steps of some batch entries. Its threads
 exchange h and dz in shared memory. So no launch can hang, and a check of the numbers at the first use
-suffices. The walk and its
-engines are those of `cupy_persistent`.
+suffices. The walk and its engines are those of `cupy_persistent`.
 
 The code implements the equations of `xplstm.cells.lstm`, and the clauses XPL-CELL and XPL-SEQ of the
 specification.
