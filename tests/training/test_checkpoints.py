@@ -181,6 +181,7 @@ def test_the_file_says_what_the_model_is_and_which_parameters_it_was_left_with(p
     assert loaded.final == "best"
     assert loaded.best["w"] == model.params["w"] == -1
     assert loaded.params["w"] == -3
+    path.unlink()
     fit(Named(), path)
     assert training.load_checkpoint(path).final == "params"
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -388,6 +389,7 @@ def test_a_checkpoint_keeps_the_id_of_its_run(tmp_path):
     assert training.load_checkpoint(other).settings["run"] != name
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint=.* exists")
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_file_of_another_process_is_not_replaced(tmp_path, resume):
     """A job that was believed to be dead meets the one that was started in its place."""
@@ -402,6 +404,57 @@ def test_the_file_of_another_process_is_not_replaced(tmp_path, resume):
     with pytest.raises(xplstm.ArgumentError, match=r"at update 7 of run .*, expected update 2 of run"):
         trained(None, 4, batches(4), callbacks=start_again, **options)
     assert path.read_bytes() == left[0]
+
+
+@pytest.mark.parametrize("content", [None, b"not a checkpoint"])
+def test_a_new_run_keeps_every_file_that_it_finds(tmp_path, content):
+    """Each start without resume keeps the file before under a name of its own, behind a link as well."""
+    (tmp_path / "disk").mkdir()
+    path, found = tmp_path / "run.safetensors", tmp_path / "disk" / "run.safetensors"
+    path.symlink_to(found)
+    if content is None:
+        trained(None, 4, batches(4), updates=3, checkpoint=path)
+    else:
+        found.write_bytes(content)
+    before = [found.read_bytes()]
+
+    def again(group):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            trained(group, 4, batches(4), updates=1, checkpoint=path)
+        return [str(warning.message) for warning in seen]
+
+    for start in ("previous", "previous-2"):
+        (message,), others = together(2, again)
+        assert "run.safetensors' exists, and resume=False starts a new run" in message
+        assert f"the new run renames that file to '{start}-run.safetensors'; resume='auto'" in message
+        assert others == []
+        before.append(found.read_bytes())
+    kept = [found.with_name(f"{start}-run.safetensors").read_bytes() for start in ("previous", "previous-2")]
+    assert [*kept, found.read_bytes()] == before
+    assert len(list(found.parent.iterdir())) == 3
+    assert path.is_symlink()
+
+
+def test_a_file_that_appears_before_the_first_write_is_kept(tmp_path):
+    path = tmp_path / "run.safetensors"
+
+    def appear(event):
+        if event.update == 1:
+            path.write_text("of another process")
+
+    trained(None, 4, batches(4), updates=2, checkpoint=path, callbacks=appear)
+    assert (tmp_path / "previous-run.safetensors").read_text() == "of another process"
+    assert training.load_checkpoint(path).update == 2
+
+
+def test_a_run_without_a_finite_update_changes_no_file(tmp_path):
+    path = tmp_path / "run.safetensors"
+    path.write_text("the work of a night")
+    data = [(np.full_like(x, np.nan), y) for x, y in batches(4)]
+    with pytest.warns(UserWarning, match="exists"), pytest.raises(xplstm.NonFiniteError):
+        trained(None, 4, data, checkpoint=path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["the work of a night"]
 
 
 def test_files_from_before_there_were_ids_are_resumed(tmp_path):

@@ -329,6 +329,8 @@ def test_every_backend_trains_alike(xp, path):
         model = CharLM(sorted(set(TEXT)), 3, 2, embedding_dim=2, dropout=0.3, dtype="float64", rng=1, **where)
         batches = Streams(model.encode(TEXT[:30]), 2, 3)
         settings = {"carry": True, "max_norm": 0.5, "rng": 4, "progress": False, "checkpoint": path}
+        if not resume:
+            path.unlink(missing_ok=True)
         history = training.fit(model, batches, optim.Adam(0.05), updates=updates, resume=resume, **settings)
         return history.losses, training.load_checkpoint(path)
 

@@ -27,6 +27,7 @@ from xplstm import ArgumentError, FormatError, XplstmError, _array, _values, opt
 from xplstm.cli import ngram
 from xplstm.models import CharLM
 from xplstm.training import Checkpoint, History, Streams
+from xplstm.training._resumed import keep_earlier
 
 CHECKPOINT, CURVE, SAMPLE = "checkpoint.safetensors", "loss.png", "sample.txt"
 EMBEDDING_DIM = 64
@@ -199,15 +200,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _make_room(checkpoint: Path) -> None:
-    """Rename the checkpoint of an earlier run to an unused name."""
-    if not checkpoint.exists():
-        return
-    kept, number = checkpoint.with_name(f"previous-{CHECKPOINT}"), 1
-    while kept.exists():
-        number += 1
-        kept = checkpoint.with_name(f"previous-{number}-{CHECKPOINT}")
-    os.rename(checkpoint, kept)
-    print(f"The run that was in {checkpoint.parent} is kept as {kept.name}.")
+    """Keep the checkpoint of an earlier run under an unused name."""
+    kept = keep_earlier(checkpoint)
+    if kept is not None:
+        print(f"The run that was in {checkpoint.parent} is kept as {os.path.basename(kept)}.")
 
 
 def _resume_command(args: argparse.Namespace) -> str:

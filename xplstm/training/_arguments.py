@@ -15,6 +15,7 @@ from xplstm.io.files._durable import check_writable
 from xplstm.nn import Dropout
 from xplstm.optim import Optimizer, Plateau
 from xplstm.optim._optimizer import matches, patterns
+from xplstm.training._resumed import earlier_name
 from xplstm.training._run import Event, Model, Options, Run
 from xplstm.training._saved import as_json, ties_of
 from xplstm.training._shards import Shards
@@ -210,8 +211,8 @@ def check_arguments(
         warnings.warn(msg, UserWarning, stacklevel=3)
 
 
-def check_path(checkpoint: Path) -> None:
-    """Check, before any training, that the checkpoint can be written."""
+def check_path(checkpoint: Path, resume: bool | str) -> None:
+    """Check, before any training, that the checkpoint can be written; warn of a new run over a file."""
     path = _values.path("checkpoint", checkpoint)
     if os.path.isdir(path):
         msg = f"checkpoint={path!r} is a folder, expected the path of a file"
@@ -225,6 +226,11 @@ def check_path(checkpoint: Path) -> None:
     except (OSError, ValueError) as error:
         msg = f"checkpoint={path!r} cannot be written: {error}"
         raise ArgumentError(msg) from error
+    if not resume and os.path.exists(path):
+        kept = os.path.basename(earlier_name(path))
+        msg = f"checkpoint={path!r} exists, and resume=False starts a new run. The first checkpoint of "
+        msg += f"the new run renames that file to {kept!r}; resume='auto' continues the run of the file"
+        warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def _has_dropout(model: Model) -> bool:

@@ -29,7 +29,7 @@ from xplstm.training._arguments import (
 )
 from xplstm.training._data import Batches, Place, Source
 from xplstm.training._progress import bar
-from xplstm.training._resumed import check_own, saved_run
+from xplstm.training._resumed import check_own, keep_earlier, saved_run
 from xplstm.training._run import Event, Model, Run
 from xplstm.training._saved import History, save_checkpoint
 from xplstm.training._shards import Shards, own_entries
@@ -110,7 +110,9 @@ def fit(
         the parameters of the best validation.
     checkpoint : path, optional
         File that `fit` writes every `checkpoint_every` updates, at the end, on Ctrl-C, on SIGTERM and after
-        any other error. Its folder must exist. `fit` raises an error if another process writes the file.
+        any other error. Its folder must exist. A new run never overwrites a file: its first write renames
+        the file of an earlier run to ``previous-NAME``, or to ``previous-2-NAME`` and so on. `fit` raises an
+        error if another process writes the file.
     checkpoint_every : int, optional
         Updates between writes, at least 1.
     checkpoint_seconds : float, optional
@@ -163,7 +165,7 @@ def fit(
     Warns
     -----
     UserWarning
-        If the model has dropout and `rng` is left out.
+        If the model has dropout and `rng` is left out, or a new run finds a file at `checkpoint`.
 
     Notes
     -----
@@ -196,7 +198,7 @@ def fit(
         options, settings = options_of(model, optimizer, locals())
         check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
         if checkpoint is not None and team.is_first:
-            check_path(checkpoint)
+            check_path(checkpoint, resume)
     at, name = saved_run(team, checkpoint, resume)
 
     def begun() -> Run:
@@ -311,10 +313,12 @@ def _save(run: Run, plan: Plan) -> None:
 def _write(run: Run, plan: Plan) -> dict[str, Any]:
     """Write the checkpoint at rank 0, and return the facts that all ranks must share."""
     if plan.checkpoint is not None and run.team.is_first:
-        if run.written is not None:
-            check_own(os.fspath(plan.checkpoint), run.at, run.written)
+        if run.written is None:
+            keep_earlier(plan.checkpoint)
+        else:
+            check_own(os.fspath(plan.checkpoint), run.written)
         save_checkpoint(plan.checkpoint, run.at)
-        run.written = run.at.update
+        run.written = run.at.settings["run"], run.at.update
     if run.team.size == 1:
         return {}
     return {"update": run.at.update, "the digest of the parameters": digest(run.at.params)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -48,9 +49,26 @@ def saved_run(
         return load_checkpoint(copy), name.decode()
 
 
-def check_own(checkpoint: str, run: Checkpoint, written: int) -> None:
-    """Check that the file is at the update that this run wrote or read last."""
-    found, own = identity(checkpoint), (run.settings["run"], written)
+def earlier_name(path: str | os.PathLike[str]) -> str:
+    """Return the unused path under which the file of an earlier run is kept, in the same folder."""
+    folder, name = os.path.split(os.path.realpath(path))
+    starts = itertools.chain(["previous"], (f"previous-{k}" for k in itertools.count(2)))
+    paths = (os.path.join(folder, f"{start}-{name}") for start in starts)
+    return next(kept for kept in paths if not os.path.lexists(kept))
+
+
+def keep_earlier(path: str | os.PathLike[str]) -> str | None:
+    """Rename the file of an earlier run, and return its new path; None if there is no file."""
+    if not os.path.exists(path):
+        return None
+    kept = earlier_name(path)
+    os.rename(os.path.realpath(path), kept)
+    return kept
+
+
+def check_own(checkpoint: str, own: tuple[str | None, int]) -> None:
+    """Check that the file is at the run id and the update that this run wrote or read last."""
+    found = identity(checkpoint)
     if found is not None and found != own:
         msg = f"checkpoint={checkpoint!r} is at update {found[1]} of run {found[0]}, "
         msg += f"expected update {own[1]} of run {own[0]}. Another process writes this file. "

@@ -157,8 +157,8 @@ class Run:
         self._places: list[Place] = []
         self._scale, self._since_doubling = FIRST_SCALE if options.scale else 1.0, 0
         self.at = Checkpoint(0, 0, 0, {}, {}, None, None, History(), None, {}, settings=dict(settings))
-        self.written: int | None = None
-        """Update in the checkpoint file that this run wrote or read last; None before that."""
+        self.written: tuple[str | None, int] | None = None
+        """Run id and update in the checkpoint file that this run wrote or read last; None before that."""
         self._settled = 0
         data = source.describe(0)
         self.at = self._refresh(optimizer=optimizer.state_dict(), settings={**settings, "data": data})
@@ -459,7 +459,7 @@ class Run:
         check_run(at, self.at)
         check_length(at, updates, epochs)
         self.source.check(at.settings.get("data"), Place(at.epoch, at.position))
-        self.written = at.update if "run" in at.settings else None  # older files have no id
+        self.written = at.settings.get("run"), at.update  # older files have no id
         self.restore(at._replace(settings={"run": self.at.settings["run"], **at.settings}))
         trained = [name for name in at.params if name not in self.options.frozen]
         missing = self.optimizer.without_state(trained)
