@@ -91,12 +91,20 @@ def test_a_module_of_torch_with_another_size_or_weight_than_its_parameters_is_re
     short.num_layers = 1
     unbiased.bias = False
     moved._flat_weights[1] = torch.zeros(20, 5)
+    swapped, twice = nn.LSTM(3, 5), nn.LSTM(3, 5)
+    swapped._flat_weights_names[2:] = swapped._flat_weights_names[:1:-1]
+    twice._flat_weights_names[3] = "bias_ih_l0"
+    observed = nn.LSTM(3, 5)
+    observed.register_forward_hook(torch.nn.init.zeros_)
     for name in ("bias_ih", "bias_hh"):  # not in the state dict
         cell.register_buffer(name, cell._parameters.pop(name).detach(), persistent=False)
     for module, words in (
         (short, "has num_layers=1, but its weights are those of num_layers=2"),
         (unbiased, "has bias=False, but its weights are those of bias=True"),
         (moved, "its _flat_weights differ from its parameters in weight_hh_l0"),
+        (swapped, "_flat_weights_names are weight_ih_l0, weight_hh_l0, bias_hh_l0, bias_ih_l0, expected"),
+        (twice, "bias_ih_l0, bias_ih_l0, expected .* bias_ih_l0, bias_hh_l0"),
+        (observed, "it has forward hooks"),
         (cell, "has bias=True, but its weights are those of bias=False"),
     ):
         with pytest.raises(FormatError, match=words):

@@ -133,6 +133,167 @@ def test_an_orthogonal_weight_is_refused_by_name(torch):
         io.load(lstm.state_dict())
 
 
+def singular(weight, by_columns=False):
+    """Return the vectors that the wrapper saves for the rows or for the columns of a matrix."""
+    u, _, v = np.linalg.svd(weight.T if by_columns else weight)
+    return u[:, 0], v[0]
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("columns", [5, 20])
+def test_spectral_norm_divides_by_the_largest_singular_value(columns, by_columns, xp):
+    weight = np.random.default_rng(3).standard_normal((20, columns))
+    weight_hh = np.ones((20, 5))
+    u, v = singular(weight, by_columns)
+    theirs = {"weight_hh_l0": weight_hh, "weight_ih_l0_orig": weight + 0.01}  # after a step of training
+    found = io.load(xp.arrays(theirs | {"weight_ih_l0_u": u, "weight_ih_l0_v": v}), xp=xp.xp)
+    size = u @ (weight.T + 0.01 if by_columns else weight + 0.01) @ v
+    np.testing.assert_allclose(
+        _array.to_numpy(found.params["weight_ih_l0"]), (weight + 0.01) / size, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("case", ["other vectors", "zero", "both", "symmetric"])
+def test_vectors_that_spectral_norm_does_not_save_are_refused(case):
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((20, 20))
+    u, v = singular(weight) if case != "other vectors" else rng.standard_normal((2, 20))
+    if case == "both":  # the two norms are 3.04 and 2.88
+        weight = np.zeros((20, 20))
+        weight[:2, :2] = [[3, 0.5], [-0.5, 2]]
+        u, v = np.eye(20)[0], weight[0] / np.linalg.norm(weight[0])
+    elif case == "symmetric":
+        weight, (u, v) = weight @ weight.T, singular(weight @ weight.T)
+    elif case == "zero":
+        weight *= 0
+    theirs = {"weight_hh_l0": np.ones((20, 5)), "weight_ih_l0_orig": weight}
+    theirs |= {"weight_ih_l0_u": u, "weight_ih_l0_v": v}
+    if case == "symmetric":
+        size = np.linalg.norm(weight, 2)
+        np.testing.assert_allclose(io.load(theirs).params["weight_ih_l0"], weight / size, rtol=1e-12)
+        return
+    words = {"other vectors": "neither the", "zero": "neither the", "both": "both the"}[case]
+    with pytest.raises(FormatError, match=f"weight_ih_l0: u and v are the first singular vectors of {words}"):
+        io.load(theirs)
+
+
+def parametrizations(torch):
+    """Return functions that parametrise a weight, in the ways that a state dict does not show."""
+    nn = torch.nn
+
+    class Double(nn.Module):
+        def forward(self, w):
+            return 2 * w
+
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return a * b
+
+        def right_inverse(self, w):
+            return 2 * torch.ones(len(w), 1), w / 2
+
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("_u", torch.randn(4 * H))
+            self.register_buffer("_v", torch.randn(H))
+
+        def forward(self, w):
+            return w + self._u[:, None]
+
+    class Drop(nn.Module):
+        def forward(self, w):
+            return nn.functional.dropout(w, training=self.training)
+
+    def by(*wrappers):
+        def wrap(lstm, name):
+            for one in wrappers:
+                if isinstance(one, str):
+                    getattr(nn.utils.parametrizations, one)(lstm, name)
+                else:
+                    nn.utils.parametrize.register_parametrization(lstm, name, one())
+
+        return wrap
+
+    return {
+        "weight norm, then a class": by("weight_norm", Double),
+        "weight norm, then Tanh": by("weight_norm", nn.Tanh),
+        "spectral norm, then a class": by("spectral_norm", Double),
+        "spectral norm twice": by("spectral_norm", "spectral_norm"),
+        "two tensors": by(Product),
+        "buffers of spectral norm": by(Shift),
+        "orthogonal": by("orthogonal"),
+        "dropout": by(Drop),
+        "normalised columns": lambda lstm, name: nn.utils.parametrizations.spectral_norm(lstm, name, dim=1),
+    }
+
+
+CASES = [
+    *("weight norm, then a class", "weight norm, then Tanh", "spectral norm, then a class"),
+    *("spectral norm twice", "two tensors", "buffers of spectral norm", "orthogonal", "dropout"),
+    "normalised columns",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_module_computes_its_own_parametrised_weights(case, inside, torch, x):
+    lstm = torch.nn.LSTM(I, H, num_layers=2)
+    for name in ("weight_ih_l0", "weight_hh_l1"):
+        if case not in ("two tensors", "buffers of spectral norm") or name == "weight_hh_l1":
+            parametrizations(torch)[case](lstm, name)
+    before = {name: a.clone() for name, a in lstm.state_dict().items()}
+    model = torch.nn.ModuleDict({"net": lstm}) if inside else lstm
+    found = io.load(model)
+    assert all(part.training for part in model.modules())
+    assert all(a.equal(before[name]) for name, a in lstm.state_dict().items())
+    expected = lstm.eval()(x)[0].detach().numpy()
+    np.testing.assert_allclose(found(x.numpy())[0], expected, rtol=0, atol=1e-6)
+    start = "net." if inside else ""
+    assert f"{start}weight_hh_l1" in io.arrays(model)
+    assert not any("parametrizations" in name for name in io.arrays(model))
+
+
+@pytest.mark.parametrize("names", [("weight_ih_l0",), ("bias_ih_l0",), ("bias_hh_l0", "weight_ih_l0")])
+def test_a_module_with_weight_norm_on_any_parameter_loads(names, torch, x):
+    lstm = torch.nn.LSTM(I, H)
+    for name in names:
+        weight_normed(torch, lstm, name)
+    found = io.load(torch.nn.Sequential(lstm))
+    np.testing.assert_allclose(found(x.numpy())[0], lstm(x)[0].detach().numpy(), rtol=0, atol=1e-6)
+
+
+def test_a_parametrization_that_is_not_a_function_is_refused(torch):
+    class Noise(torch.nn.Module):
+        def forward(self, w):
+            return w + torch.randn_like(w)
+
+    lstm = torch.nn.LSTM(I, H)
+    torch.nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", Noise())
+    with pytest.raises(
+        FormatError, match=r"parametrization of net\.weight_hh_l0 gives other numbers at each"
+    ):
+        io.load(torch.nn.ModuleDict({"net": lstm}))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer
+@pytest.mark.parametrize("case", ["weight norm, then Tanh", "two tensors", "buffers of spectral norm", None])
+def test_a_program_with_a_parametrization_that_is_not_known_is_refused(case, torch, x, tmp_path):
+    lstm = torch.nn.LSTM(I, H)
+    parametrizations(torch)[case](lstm, "weight_hh_l0") if case else weight_normed(
+        torch, lstm, "weight_hh_l0"
+    )
+    program = torch.jit.trace(torch.nn.Sequential(lstm), x)
+    torch.jit.save(program, tmp_path / "program.pt")
+    for source in (program, tmp_path / "program.pt"):
+        if case is None:
+            expected = lstm(x)[0].detach().numpy()
+            np.testing.assert_allclose(io.load(source)(x.numpy())[0], expected, rtol=0, atol=1e-6)
+            continue
+        with pytest.raises(FormatError, match=r"it is a \S+, which is not PyTorch's"):
+            io.load(source)
+
+
 CELL = {"weight_ih": (20, 3), "weight_hh": (20, 5)}
 COLUMNS = {"kernel": (3, 20), "recurrent_kernel": (5, 20), "bias": (20,)}
 FLAX = {f"{k}.kernel": (3 if k[0] == "i" else 5, 5) for k in ("ii", "if", "ig", "io", "hi", "hf", "hg", "ho")}

@@ -20,6 +20,7 @@ from xplstm.io import _registry
 from xplstm.io._contents import Contents, show
 from xplstm.io._mapping import contents
 from xplstm.io._written import METADATA
+from xplstm.io.layouts.reparametrized import is_known, owner_of
 
 # Libraries whose cells have layouts in this package.
 _LIBRARIES = {"torch", "flax", "equinox", "allennlp"}
@@ -69,7 +70,7 @@ def of_module(source: Any) -> Contents | None:
         options = _options_of(source)
         metadata = {METADATA: json.dumps(options)} if options else {}
         changes = dict(_changes_of(source))
-        return of_mapping(source.state_dict())._replace(where=where, metadata=metadata, said=changes)
+        return of_mapping(_state_of(source))._replace(where=where, metadata=metadata, said=changes)
     if isinstance(getattr(source, "params", None), Mapping):
         return contents(source.params)._replace(where=where)
     if _libraries(source) & _BY_ATTRIBUTES:
@@ -79,6 +80,38 @@ def of_module(source: Any) -> Contents | None:
         _collect_options(source, "", 0, said)
         return contents(tree)._replace(where=where, said=said) if isinstance(tree, Mapping) else None
     return None
+
+
+def _state_of(module: Any) -> dict[str, Any]:
+    """Return the state dict of a PyTorch module, with computed tensors in place of parametrizations."""
+    state = dict(module.state_dict())
+    for place, values in _compute_parametrized(module):
+        state = {name: a for name, a in state.items() if not name.startswith(f"{place}.")}
+        start, _, name = place.rpartition("parametrizations.")
+        if not values[0].equal(values[1]):
+            msg = f"the parametrization of {show(start + name)} gives other numbers at each evaluation"
+            raise FormatError(f"{msg}; remove it, or pass a mapping of arrays")
+        state[start + name] = values[0]
+    return state
+
+
+def _compute_parametrized(module: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Compute each parametrised tensor of PyTorch modules twice, in evaluation mode."""
+    done: tuple[str, ...] = ()
+    named = getattr(module, "named_modules", None)
+    for place, one in named(remove_duplicate=False) if callable(named) else ():
+        # The parametrizations of a parametrization are part of its value.
+        if type(one).__name__ != "ParametrizationList" or _package(one) != "torch" or place.startswith(done):
+            continue
+        done = (*done, f"{place}.")
+        modes = {part: part.training for part in one.modules()}
+        try:
+            with sys.modules["torch"].no_grad():
+                one.eval()
+                yield place, (one(), one())
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
 
 
 def of_mapping(given: Mapping[Any, Any]) -> Contents:
@@ -118,23 +151,23 @@ def _changes_of(module: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Find the sizes of PyTorch modules by prefix, or why their weights do not show what they compute."""
     if callable(getattr(module, "named_modules", None)):
         for prefix, one in module.named_modules(remove_duplicate=False):
-            change = _find_hooks(one) or _change(one) or _find_replaced(one)
+            change = _find_hooks(one) or _change(one, prefix) or _find_replaced(one)
             if change is not None:
-                yield prefix, {"problem": f"{change}; the module's state_dict() returns only the weights"}
+                problem = {"problem": f"{change}; the module's state_dict() returns only the weights"}
+                yield (owner_of(prefix) if hasattr(one, "original_name") else prefix), problem
             else:
                 sizes = {name: getattr(one, name, None) for name in _SIZES}
                 yield prefix, {"sizes": {n: size for n, size in sizes.items() if isinstance(size, int)}}
 
 
-def _change(module: Any) -> str | None:
+def _change(module: Any, place: str = "") -> str | None:
     """Return why a module may compute something other than its library's module, or None."""
     kinds = type(module).__mro__
     own = [kind for kind in kinds if _package(kind) in _LIBRARIES and kind.__name__ != "Module"]
     called = show(type(module).__name__)
     if hasattr(module, "original_name"):  # TorchScript keeps the class as a name
         name = str(module._c._type().qualified_name())
-        is_own = name.startswith("__torch__.torch.")
-        return None if is_own else f"it is a {show(name)}, which is not PyTorch's"
+        return None if is_known(place, name) else f"it is a {show(name)}, which is not PyTorch's"
     if not own and _package(kinds[0]) not in _LIBRARIES:
         return f"{called} is not a recurrent module of {', '.join(sorted(_LIBRARIES))}"
     values = [item for kind in own for item in vars(kind).items() if not item[0].startswith("__")]
@@ -154,20 +187,35 @@ def _find_hooks(module: Any) -> str | None:
     everywhere = sys.modules.get("torch.nn.modules.module")
     for hooks in _HOOKS:
         words = hooks.strip("_").replace("_", " ")
-        # Hooks of PyTorch itself compute weights from other tensors, which the state dict names.
-        if any(_package(hook) != "torch" for hook in getattr(module, hooks, {}).values()):
+        if any(map(_is_unknown_hook, getattr(module, hooks, {}).values())):
             return f"it has {words}, which may change its results"
-        if any(_package(hook) != "torch" for hook in getattr(everywhere, f"_global{hooks}", {}).values()):
+        if any(map(_is_unknown_hook, getattr(everywhere, f"_global{hooks}", {}).values())):
             return f"PyTorch has global {words}, which may change its results"
     return None
+
+
+def _is_unknown_hook(hook: Any) -> bool:
+    """Return whether a hook is not one that computes weights from other tensors of the state dict."""
+    return not str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
 
 
 def _find_replaced(module: Any) -> str | None:
     """Return which parameter a recurrent module does not use; None if it uses all."""
     names, used = getattr(module, "_flat_weights_names", ()), getattr(module, "_flat_weights", ())
+    wanted = _flat_names(module) if names else []
+    if len(names) == len(wanted) and list(names) != wanted:  # other counts contradict the sizes
+        return f"its _flat_weights_names are {show(', '.join(names))}, expected {show(', '.join(wanted))}"
     own = {} if hasattr(module, "original_name") else vars(module).get("_parameters", {})
     wrong = [name for name, a in zip(names, used, strict=False) if own.get(name, a) is not a]
     return f"its _flat_weights differ from its parameters in {show(wrong[0])}" if wrong else None
+
+
+def _flat_names(module: Any) -> list[str]:
+    """Return the names of the parameters of a recurrent PyTorch module, in the order of its calls."""
+    fields = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
+    fields += ("weight_hr",) if getattr(module, "proj_size", 0) else ()
+    ends = ("", "_reverse") if module.bidirectional else ("",)
+    return [f"{field}_l{k}{end}" for k in range(module.num_layers) for end in ends for field in fields]
 
 
 def _is_foreign(method: Any) -> bool:
@@ -183,7 +231,7 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
     for prefix, one in module.named_modules(remove_duplicate=False):
         # Dynamic quantisation replaces the first attribute with the second.
         compiled = hasattr(one, "_orig_mod")  # has the attributes of the module inside it too
-        if not compiled and (hasattr(one, "weight_ih_l0") or hasattr(one, "_all_weight_values")):
+        if not compiled and (hasattr(one, "_flat_weights_names") or hasattr(one, "_all_weight_values")):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
             given |= {"nonlinearity": _MODES[one.mode]} if getattr(one, "mode", None) in _MODES else {}
             found[prefix] = {name: value for name, value in given.items() if value}

@@ -37,6 +37,7 @@ from xplstm.io.files.torch_objects import (
     leaves,
     storage_of,
 )
+from xplstm.io.layouts.reparametrized import is_known, owner_of
 from xplstm.nn._module import Recurrent
 
 SUFFIXES = (".pt", ".pth")
@@ -97,9 +98,9 @@ def _problems_of(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]
     """Return why TorchScript modules may compute something other than PyTorch's modules, by prefix."""
     wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays returns only the weights"
     return {
-        name.strip("."): {"problem": f"it is a {show(str(leaf))}, {wrong}"}
-        for name, leaf in named
-        if isinstance(leaf, Inert) and re.match(r"__torch__(?!\.torch\.)", leaf.name.module)
+        owner_of(place): {"problem": f"it is a {show(kind)}, {wrong}"}
+        for place, kind in ((name.strip("."), str(leaf)) for name, leaf in named if isinstance(leaf, Inert))
+        if kind.startswith("__torch__") and not is_known(place, kind)
     }
 
 

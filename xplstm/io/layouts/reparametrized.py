@@ -5,7 +5,8 @@ A wrapper renames the parameter that it replaces. The parameter is computed as i
 * ``prune``: ``name_orig * name_mask``,
 * ``weight_norm``: ``g * v / |v|``, from ``name_g`` and ``name_v``, or, for a matrix, from
   ``parametrizations.name.original0`` and ``original1``; those of a vector could have another meaning,
-* ``spectral_norm``: ``W / (u . W v)``, from ``name_orig`` or ``parametrizations.name.original``,
+* ``spectral_norm``: ``W / (u . W v)``, from ``name_orig`` or ``parametrizations.name.original``, for
+  the first singular vectors u and v,
 * weight dropout, as in AWD-LSTM: ``name_raw`` is the trained weight; ``name`` is a copy with dropout.
 """
 
@@ -23,7 +24,26 @@ from xplstm.io._contents import Contents, Tensor, show
 
 _WEIGHT = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l\d{1,6})?(?:_reverse)?"
 _OLD = re.compile(rf"((?:.*\.)?)({_WEIGHT})_(orig|mask|g|v|u|raw)")
+# A module that computes a weight.
+_PART = re.compile(r"(?:(.*)\.)?parametrizations\.[^.]+\.\d+")
 _NEW = re.compile(rf"((?:.*\.)?)parametrizations\.({_WEIGHT})\.(.+)")
+
+
+def owner_of(place: str) -> str:
+    """Return the place of the module that a parametrization belongs to; any other place itself."""
+    match = _PART.fullmatch(place)
+    return (match[1] or "") if match else place
+
+
+def is_known(place: str, kind: str) -> bool:
+    """Return whether a class of a TorchScript program is one of PyTorch, and computes a weight as here."""
+    parts = "nn.utils.parametrizations." if _PART.fullmatch(place) else ""
+    return kind.startswith(f"__torch__.torch.{parts}")
+
+
+# Smallest cosine of the angle between a saved vector and the one that the matrix gives, and largest relative
+# difference of two norms that are equal up to rounding.
+_ALIGNED, _SAME = 0.9, 1e-3
 
 
 class _Rule(NamedTuple):
@@ -98,13 +118,27 @@ def _weight_norm(xp: Any, g: Array, v: Array) -> Array:
 
 
 def _spectral_norm(xp: Any, weight: Array, u: Any, v: Any) -> Array:
-    """Return ``W / (u . W v)`` with the saved vectors; u has the length of the rows or of the columns."""
+    """Return ``W / (u . W v)`` for the first singular vectors of W or its transpose, up to an error."""
     shape, given = tuple(weight.shape), (*u.shape, *v.shape)
     if len(shape) != 2 or given not in (shape, shape[::-1]):
         msg = f"u and v have shapes {u.shape} and {v.shape}, expected vectors for a matrix of shape {shape}"
         raise ValueError(msg)
-    matrix = weight if given == shape else weight.T
-    return weight / xp.sum(u * (matrix @ v))
+    sizes = []
+    for matrix in (weight, weight.T):
+        if given == tuple(matrix.shape):
+            # The wrapper computes one vector from the other; later training changes W a little.
+            pairs = (u, matrix @ v), (v, matrix.T @ u)
+            if any(float(xp.sum(a * b)) > _ALIGNED * _norm(xp, a) * _norm(xp, b) for a, b in pairs):
+                sizes.append(xp.sum(u * (matrix @ v)))
+    if not sizes or abs(float(sizes[0] / sizes[-1]) - 1) > _SAME:
+        msg = "u and v are the first singular vectors of "
+        msg += "both the matrix and its transpose" if sizes else "neither the matrix nor its transpose"
+        raise ValueError(f"{msg}; pass the module, or a mapping with the computed weight")
+    return weight / sizes[0]
+
+
+def _norm(xp: Any, a: Any) -> float:
+    return float(xp.sum(a * a)) ** 0.5
 
 
 def _raw(_xp: Any, weight: Array) -> Array:

@@ -113,7 +113,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, Any], 
         "input_size": shapes["weight_ih_l0"][1],
         "hidden_size": hidden_size,
         "num_layers": len(layers),
-        "bias": "bias_ih_l0" in shapes,
+        "bias": bool(shapes.keys() & {"bias_ih_l0", "bias_hh_l0"}),
         "bidirectional": "weight_ih_l0_reverse" in shapes,
     }
     if kind == "RNN" and projection is not None:
