@@ -66,7 +66,10 @@ ROWS = (
     ("nn._lstm", "nn._rnn", "nn._layers"),
     ("nn",),
     ("io.layers", "io.gates", "io._contents", "io._registry"),
-    ("io._combined", "io._foreign", "io._mapping", "io._unused", "io._written"),
+    (
+        *("io._combined", "io._foreign", "io._mapping", "io._unused", "io._written"),
+        "io.layouts.reparametrized",
+    ),
     ("io._given",),
     ("io.files.archive", "io.files.buffers", "io.files.h5_texts", "io.files.pickled", "io.files.shards"),
     (
@@ -74,7 +77,6 @@ ROWS = (
         "io.files.h5",
         "io.files.torch_objects",
         "io.layouts.keras_config",
-        "io.layouts.reparametrized",
         "io.onnx._graph",
         "io.onnx._operator",
     ),

@@ -206,6 +206,47 @@ def test_modules_of_nnx_that_may_compute_something_else_are_refused():
     assert repr(io.load(Same())) == "LSTM(3, 5, num_layers=1)"
 
 
+@pytest.mark.filterwarnings("ignore:carry_init is provided")
+def test_parts_of_a_cell_of_nnx_that_may_compute_something_else_are_refused(jax):
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+
+    class Double(nnx.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    class Same(nnx.Linear):
+        """Nothing new."""
+
+    def replaced(kind):
+        cell = nnx.LSTMCell(3, 5, rngs=nnx.Rngs(0))
+        cell.hf = kind(5, 5, rngs=nnx.Rngs(1))
+        return cell
+
+    def changed(**functions):
+        cell = nnx.GRUCell(3, 5, rngs=nnx.Rngs(0))
+        for name, function in functions.items():
+            setattr(cell.dense_h, name, function)
+        return cell
+
+    for words, cell in {
+        "__call__ of Double is not the method of Linear": replaced(Double),
+        "conv_general_dilated=.*, expected None": replaced(
+            lambda *sizes, rngs: nnx.Conv(*sizes, (), rngs=rngs)
+        ),
+        "dot_general=<lambda>, expected dot_general of jax": changed(dot_general=lambda *given: given[0]),
+        "promote_dtype=.*, expected promote_dtype of flax": changed(promote_dtype=lambda *given: given),
+        "carry_init=ones, expected None": nnx.OptimizedLSTMCell(
+            3, 5, carry_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0)
+        ),
+    }.items():
+        for module in (cell, nnx.RNN(cell)):
+            with pytest.raises(FormatError, match=words):
+                io.load(module)
+        assert io.load(nnx.to_pure_dict(nnx.state(cell, nnx.Param)))._stack.hidden_size == 5
+    assert io.load(replaced(Same))._stack.hidden_size == 5
+    assert io.load(changed(kernel_init=lambda *given: given[0]))._stack.hidden_size == 5
+
+
 def test_modules_of_equinox_that_may_compute_something_else_are_refused(jax):
     eqx = pytest.importorskip("equinox", reason="equinox is not installed")
 

@@ -101,7 +101,7 @@ def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
             io.load(odd)
         assert f"{name}={function.__name__}" in str(io.inspect(odd))
         assert io.load(nnx.to_pure_dict(nnx.state(odd, nnx.Param)))._stack.hidden_size == 5
-    with pytest.raises(FormatError, match="gate_fn=sigmoid, expected sigmoid of JAX"):
+    with pytest.raises(FormatError, match="gate_fn=sigmoid, expected sigmoid of jax"):
         io.load(cell(gate_fn=sigmoid))
     x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("float32")
     back = nnx.RNN(cell(), reverse=True)

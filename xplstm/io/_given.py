@@ -31,9 +31,14 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks")
 # Libraries whose modules store their arrays as attributes.
 _BY_ATTRIBUTES = {"equinox", "flax"}
 _DEEPEST = 32
-# Arguments of nnx cells that are functions.
-_FUNCTIONS = {"gate_fn": "sigmoid", "activation_fn": "tanh"}
-_STATE_ALONE = "load only the weights, nnx.state(cell),"
+# Functions that modules of Flax and Equinox hold, with their packages.
+_FUNCTIONS = {
+    "gate_fn": ("sigmoid", "jax"),
+    "activation_fn": ("tanh", "jax"),
+    "dot_general": ("dot_general", "jax"),
+    "promote_dtype": ("promote_dtype", "flax"),
+}
+_STATE_ALONE = "load only the weights, nnx.state(cell), with variant= for other gates"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 _MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
@@ -270,11 +275,11 @@ def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[s
         said.setdefault(prefix, {})["problem"] = f"{change}; pass a mapping of its arrays"
     if isinstance(own.get("use_bias"), bool):  # of a cell of Equinox, which ignores a bias without it
         said.setdefault(prefix, {})["sizes"] = {"bias": own["use_bias"]}
-    for name, usual in _FUNCTIONS.items():
-        function = own.get(name)
+    for name, function in own.items():
         called = getattr(function, "__name__", type(function).__name__)
-        if function is not None and (called, _package(function)) != (usual, "jax"):
-            problem = f"{name}={show(called)}, expected {usual} of JAX; {_STATE_ALONE} with variant="
+        if _is_function(name, function) and (called, _package(function)) != _FUNCTIONS.get(name):
+            usual = "{} of {}".format(*_FUNCTIONS[name]) if name in _FUNCTIONS else "None"
+            problem = f"{name}={show(called)}, expected {usual}; {_STATE_ALONE}"
             said.setdefault(prefix, {})["problem"] = problem
     if "cell" in own and isinstance(own.get("time_major"), bool):
         of_cell = said.setdefault(f"{start}cell", {})
@@ -286,6 +291,15 @@ def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[s
             of_cell["untold"] = ("reverse",)
     for key, part in inside.items():
         _collect_options(part, f"{start}{key}", depth + 1, said)
+
+
+def _is_function(name: str, value: Any) -> bool:
+    """Return whether an attribute of a module is a function that its calls may use."""
+    is_class = isinstance(value, type) or issubclass(type(value), type)
+    used = name == "carry_init" or not name.endswith("_init")
+    return (
+        callable(value) and used and not is_class and not hasattr(value, "shape") and _parts_of(value) is None
+    )
 
 
 def _package(function: Any) -> str:

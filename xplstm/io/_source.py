@@ -103,12 +103,25 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
 def _with_module_options(contents: Contents, one: Found) -> Found:
     """Return a network with the options and the problem of the module in memory."""
     said = dict(contents.said.get(one.prefix, {}))
-    problem, untold = said.pop("problem", one.problem), said.pop("untold", one.untold)
+    problem, untold = one.problem, said.pop("untold", one.untold)
+    for place in _places_inside(one):
+        problem = contents.said.get(place, {}).get("problem", problem)
+    said.pop("problem", None)
     for name, size in said.pop("sizes", {}).items():
         held = one.options.get(name, size if name in ("input_size", "hidden_size", "num_layers") else 0)
         if held != size and not problem:
             problem = f"the module has {name}={size!r}, but its weights are those of {name}={held!r}"
     return one._replace(options={**one.options, **said}, problem=problem, untold=untold)
+
+
+def _places_inside(one: Found) -> set[str]:
+    """Return the places of a network and of the modules inside that have its tensors."""
+    places = {one.prefix}
+    for name in one.names:
+        while len(name) > len(one.prefix):
+            places.add(name)
+            name = name.rpartition(".")[0]
+    return places
 
 
 def determines_layout(contents: Contents, found: Found) -> bool:
