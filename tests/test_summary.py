@@ -66,3 +66,40 @@ def test_a_run_is_shown_in_one_line():
     assert repr(training.History()) == "History(0 losses)"
     long = training.History([0.5] * 9999 + [0.25], [(0, 3.0), (7, 1.5), (9, 2.0)])
     assert repr(long) == ("History(10000 losses, the last 0.25; 3 validations, the best 1.5 at update 7)")
+
+
+def results():
+    """One of each public result that holds arrays, with its text."""
+    x, lstm = np.ones((9, 4, 2), "float32"), xplstm.LSTM(2, 3, rng=0)
+    series = models.Forecaster(2, 3, horizon=2, rng=0)
+    gates = "float32[1, 9, 4, 3]"
+    state = "LSTMState(h=float32[1, 4, 3], c=float32[1, 4, 3])"
+    yield lstm(x)[1], state
+    yield lstm.trace(x), f"LSTMTrace({', '.join(f'{gate}={gates}' for gate in 'ifgoch')})"
+    yield xplstm.GRU(2, 3).trace(x), f"GRUTrace({', '.join(f'{gate}={gates}' for gate in 'rznh')})"
+    yield models.Ragged(x, [1, 2]), "Ragged(x=float32[9, 4, 2], lengths=[1, 2])"
+    yield models.Ragged(np.ones(2), [1, 2, 3, 4]), "Ragged(x=array([1., 1.]), lengths=[1, 2, 3, ...])"
+    yield models.WithFuture(x, x[0]), "WithFuture(x=float32[9, 4, 2], future=float32[4, 2])"
+    numbers = "origins=int64[8], forecasts=float64[8, 2, 2], happened=float64[8, 2, 2]"
+    yield series.backtest(np.ones((29, 2)), 5, start=20), f"Backtest({numbers}, quantiles=None)"
+    found = training.gradients_over(lstm, [(x, x[..., :1] * np.ones(3, "float32"))], xplstm.losses.mse)
+    weights = "'bias_hh_l0': float32[12], 'bias_ih_l0': float32[12], 'weight_hh_l0': float32[12, 3]"
+    text = f"loss=0.5, state={state}, dstate_0={state}, dparams={{{weights}, ...}}, dothers={{}}"
+    yield found._replace(loss=0.5), f"Gradients({text})"
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_result_shows_shapes_in_place_of_arrays(number):
+    thing, text = list(results())[number]
+    assert repr(thing) == text
+
+
+def test_a_checkpoint_shows_its_place_and_few_of_its_numbers(tmp_path):
+    model, path = models.CharLM("abcdefgh", 30, rng=0), tmp_path / "run.safetensors"
+    batches = training.Streams(model.encode("abcdefgh" * 40), 4, 20)
+    training.fit(model, batches, optim.Adam(0.1), updates=9, progress=False, checkpoint=path, rng=0)
+    shown = repr(training.load_checkpoint(path))
+    params = "params={'embedding.weight': float32[8, 30], "
+    assert shown.startswith(f"Checkpoint(update=9, epoch=2, position=1, {params}")
+    assert len(shown) < 1200
+    assert "\n" not in shown

@@ -13,6 +13,7 @@ import numpy as np
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
+from xplstm._summary import brief
 from xplstm._typing import Array
 
 _HOST = (np.ndarray, list, tuple, range)
@@ -45,6 +46,9 @@ class LSTMState(NamedTuple):
 
     h: Array
     c: Array
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def take(self, rows: Any, *, axis: int | None = None) -> LSTMState:
         """Return the given rows in the given order; a row may be repeated.

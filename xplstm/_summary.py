@@ -1,11 +1,12 @@
-"""Show the parameters of a layer, a model or an optimiser as a table, in text or HTML."""
+"""Show parameters as a table in text or HTML, and results with arrays in one line."""
 
 from __future__ import annotations
 
 import html
 import math
+import reprlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 Row = tuple[str, str, int]
 
@@ -66,3 +67,27 @@ class Summary:
 def shape_rows(shapes: dict[str, tuple[int, ...]]) -> list[Row]:
     """Return a line for each parameter of these shapes."""
     return [(name, str(shape), math.prod(shape)) for name, shape in shapes.items()]
+
+
+class _Brief(reprlib.Repr):
+    """Show larger arrays as dtype and shape, and the first items of a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxdict = self.maxlist = self.maxtuple = 3
+        self.maxstring = self.maxother = 1000
+
+    def repr1(self, x: Any, level: int) -> str:
+        shape = getattr(x, "shape", None)
+        if isinstance(shape, tuple) and hasattr(x, "dtype") and (len(shape) > 1 or math.prod(shape) > 6):
+            return f"{str(x.dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}]"
+        return super().repr1(x, level)
+
+
+def brief(self: Any) -> str:
+    """Return the ``repr`` of a named tuple with arrays in one short line."""
+    fields = (f"{name}={_BRIEF.repr(a)}" for name, a in zip(self._fields, self, strict=True))
+    return f"{type(self).__name__}({', '.join(fields)})"
+
+
+_BRIEF = _Brief()

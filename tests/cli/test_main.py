@@ -27,6 +27,21 @@ def test_show_config_names_every_backend_and_kernel(capsys: pytest.CaptureFixtur
         assert name in text
 
 
+def test_info_says_of_each_kernel_whether_its_package_is_missing() -> None:
+    """JAX is hidden as a package that cannot be found."""
+    code = (
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name == 'jax' else find(name, *a)\n"
+        "import xplstm\n"
+        "xplstm.show_config()\n"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in text.splitlines() if line.startswith("  jax_scan")]
+    assert line.split(maxsplit=1)[1] == "not usable: the package 'jax' is not installed (pip install jax)"
+    assert "  reference" in text.splitlines()
+
+
 def test_the_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         command.main(["--version"])

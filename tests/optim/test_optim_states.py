@@ -198,6 +198,7 @@ REFUSED = [
     ({"step": 3, "m.w": [1.0, 1.0], "v.w": np.ones(2)}, xplstm.DTypeError, "m.w"),
     ({"step": 3, "m.w": np.ma.ones(2), "v.w": np.ones(2)}, xplstm.DTypeError, "masked"),
     (None, xplstm.DTypeError, "state=None"),
+    ({"step": 3, "step.w": 0, **AVERAGES}, xplstm.ArgumentError, r"step.w=0 must be in \[1, step=3\]"),
     ({"step": 3}, xplstm.ArgumentError, "step=3 and no averages; Adam needs 'm.<name>', 'v.<name>'"),
 ]
 
@@ -211,6 +212,22 @@ def test_a_state_that_does_not_fit_is_refused_by_name(state, error, message):
 
     with pytest.raises(error, match=message):
         load_and_update()
+
+
+@pytest.mark.parametrize("present", ["", "w", "b", "bw"])
+def test_a_state_without_some_averages_is_loaded_again(present):
+    """After updates without gradients, the step counts and no average is there."""
+    params = {"w": np.ones(2), "b": np.ones(3, "float16")}
+    adam = optim.Adam(optim.warmup_cosine(0.1, 2, 9))
+    for names in ("", present, ""):
+        params = adam.update(params, {name: params[name] for name in names})
+    again = optim.Adam(optim.warmup_cosine(0.1, 2, 9))
+    again.load_state_dict(adam.state_dict())
+    assert again.step == 3
+    for _ in range(2):
+        ours, theirs = adam.update(params, params), again.update(params, params)
+        for name in params:
+            np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 def test_a_refused_state_changes_nothing():

@@ -525,6 +525,30 @@ def test_a_generator_of_another_kind_is_named(path):
         fit(Line(), batches([None]), updates=2, checkpoint=path, rng=other, resume=True)
 
 
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937])
+def test_another_seed_of_a_resumed_run_is_warned_of(path, kind):
+    def drop(rng, updates, resume=True):
+        options = {"updates": updates, "checkpoint": path, "rng": rng, "resume": resume}
+        model, losses = Line(), []
+        model.loss_vjp = lambda *args, work=model.loss_vjp: (losses.append(args[3].random()), work(*args))[1]
+        fit(model, batches([None]), **options)
+        return losses
+
+    def generator(seed):
+        return np.random.Generator(kind(seed))
+
+    whole = drop(generator(3), 6, resume=False)
+    path.unlink()
+    assert drop(generator(3), 2, resume=False) == whole[:2]
+    begun = generator(3)
+    assert drop(begun, 3) == whole[2:3]
+    assert drop(begun, 4) == whole[3:4]  # as after an interruption, in the same process
+    with pytest.warns(UserWarning, match="rng= is another seed or generator.*continues with the recorded"):
+        assert drop(generator(4), 5) == whole[4:5]
+    with pytest.warns(UserWarning, match="rng= is another seed"):
+        assert drop(begun.spawn(1)[0], 6) == whole[5:]
+
+
 def test_a_run_that_lost_patience_may_be_given_more(path):
     options = {"validate": lambda: 1.0, "validate_every": 1, "checkpoint": path, "updates": 20}
     assert len(fit(Line(), batches([None]), patience=2, **options).losses) == 2

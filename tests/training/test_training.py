@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 
 import numpy as np
@@ -341,6 +342,23 @@ def test_every_backend_trains_alike(xp, path):
     assert theirs.state is not None
     for name, a in theirs.params.items():
         np.testing.assert_allclose(a, last.params[name], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "text"),
+    [
+        (lambda: BATCHES, {"epochs": 2}, "6/6 "),
+        (lambda: BATCHES, {"epochs": 2, "accumulate": 4}, "2/2 "),
+        (lambda: BATCHES, {"updates": 3}, "3/3 "),
+        (lambda: iter(BATCHES), {"epochs": 1}, "3 updates ["),
+        (lambda: lambda epoch: iter(BATCHES[epoch:]), {"epochs": 2}, "epoch 2 of 2: 5 updates ["),
+    ],
+)
+def test_the_bar_shows_what_is_known_of_the_end(capsys, data, options, text):
+    training.fit(Spy(), data(), optim.SGD(0.0), **options)
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert text in shown
+    assert re.search(r"updates/s, loss \d\.\d{4}", shown)
 
 
 def test_the_bar_shows_loss_and_validation(capsys):

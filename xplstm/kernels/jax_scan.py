@@ -19,6 +19,7 @@ from xplstm.cells.activations import Compiled
 from xplstm.cells.params import each
 from xplstm.kernels._support import flatten_time, step_mask, why_not, zero_where, zero_where_invalid
 
+WHY_NOT = _array.why_unusable("jax") or ""
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from xplstm import _array, _values, optim, training
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._summary import brief
 from xplstm._typing import Array
 from xplstm.models._composite import Composite, Params, State
 from xplstm.models._forecast_roles import LARGEST, Roles
@@ -48,6 +49,9 @@ class Backtest(NamedTuple):
     forecasts: np.ndarray
     happened: np.ndarray
     quantiles: tuple[float, ...] | None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def point(self) -> np.ndarray:

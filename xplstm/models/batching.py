@@ -11,6 +11,7 @@ import numpy as np
 from xplstm import _array, _checks, _values
 from xplstm._checks import Home
 from xplstm._errors import ArgumentError, DTypeError, ShapeError, XplstmError
+from xplstm._summary import brief
 from xplstm._typing import Array
 from xplstm.kernels import _steps
 from xplstm.models._forecast_roles import Roles
@@ -80,6 +81,9 @@ class Ragged(NamedTuple):
 
     x: Array
     lengths: Any
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def pad(sequences: Sequence[Array]) -> Ragged:
@@ -164,6 +168,9 @@ class WithFuture(NamedTuple):
 
     x: Array | Ragged
     future: Array
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def windows(

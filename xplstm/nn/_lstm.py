@@ -10,6 +10,7 @@ from xplstm._checks import Home
 from xplstm._problem import Explanation
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
+from xplstm._summary import brief
 from xplstm._typing import Array, Device, FloatDType, Lengths, Merge, Namespace, Precision
 from xplstm.cells.params import Variant
 from xplstm.cells.variant import lstm_cell
@@ -35,6 +36,9 @@ class LSTMTrace(NamedTuple):
     o: Array
     c: Array
     h: Array
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class _Calls:

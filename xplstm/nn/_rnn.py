@@ -11,6 +11,7 @@ from xplstm._errors import DTypeError
 from xplstm._problem import Explanation
 from xplstm._stack import Layers, Prepare, Stack
 from xplstm._state import LSTMState
+from xplstm._summary import brief
 from xplstm._typing import Array, Device, FloatDType, Lengths, Namespace, Nonlinearity
 from xplstm.cells.gru import GRUCell
 from xplstm.cells.params import Activation
@@ -491,6 +492,9 @@ class GRUTrace(NamedTuple):
     z: Array
     n: Array
     h: Array
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class GRU(_HiddenNetwork):

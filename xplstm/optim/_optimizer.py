@@ -217,8 +217,9 @@ class Optimizer(Summary, ABC):
         moved, names = _group_tied(params, grads)
         rules = {first: self._rule_for(tied) for first, tied in names.items()}
         before = {first: self._state_of(moved[first].p, tied) for first, tied in names.items()}
-        moving = [name for tied in names.values() for name in tied] if self._counts else []
-        new, steps = dict(params), {name: self._steps.get(name, 0) + 1 for name in moving}
+        moving = {name for tied in names.values() for name in tied}
+        steps = {name: self._steps.get(name, 0) + (name in moving) for name in params} if self._counts else {}
+        new = dict(params)
         averages: Averages = {kind: dict(values) for kind, values in self._averages.items()}
         if moved:
             xp = _array.namespace(next(iter(moved.values())).p, "params")
@@ -295,7 +296,7 @@ class Optimizer(Summary, ABC):
         dict of str to array or int
             ``step``, and the array of each average, such as ``m.weight_ih_l0``. Half precision adds
             ``master.weight_ih_l0`` and so on. A parameter that missed an update adds
-            ``step.weight_ih_l0``.
+            ``step.weight_ih_l0``, its own number of updates.
 
         Examples
         --------
@@ -487,6 +488,8 @@ def _check_complete(kinds: tuple[str, ...], averages: Averages, steps: Mapping[s
     needed = [kind for kind in kinds if kind != MASTER]
     for name, own in steps.items():
         missing = [f"{kind}.{name}" for kind in needed if name not in averages[kind]]
+        if own == 0 and len(missing) == len(needed):
+            continue
         if missing:
             msg = f"state has some entries of {name!r}, but lacks {missing}"
             raise ArgumentError(msg)

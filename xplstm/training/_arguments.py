@@ -44,6 +44,13 @@ class Plan(NamedTuple):
             return run.at.update >= self.updates
         return self.epochs is not None and run.at.epoch >= self.epochs
 
+    def total(self, run: Run) -> int | None:
+        """Return the number of updates of the whole run, or None if the data does not state it."""
+        if self.epochs is None:
+            return self.updates
+        batches = run.source.count(self.epochs)
+        return None if batches is None else -(-batches // run.options.accumulate)
+
 
 def check_parallel(model: Model, parallel: Any) -> None:
     """Check that `parallel` is a `Shards` or None, and that its batch axis fits the layers."""

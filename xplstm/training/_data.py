@@ -157,6 +157,11 @@ class Source:
         batches = self._of(epoch)
         return {"epoch": epoch, "batches": batches.size, "shapes": batches.shapes, "order": batches.order}
 
+    def count(self, epochs: int) -> int | None:
+        """Return the number of batches of so many epochs, or None if the data does not state it."""
+        size = None if callable(self._data) else self._of(self._epoch or 0).size
+        return None if size is None else epochs * size
+
     def check(self, recorded: Mapping[str, Any] | None, place: Place) -> None:
         """Check that the data has the recorded sizes, and has a batch at `place`."""
         if recorded is not None:

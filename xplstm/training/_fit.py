@@ -29,7 +29,7 @@ from xplstm.training._arguments import (
 )
 from xplstm.training._data import Batches, Place, Source
 from xplstm.training._progress import bar
-from xplstm.training._resumed import check_own, keep_earlier, saved_run
+from xplstm.training._resumed import check_own, check_seed, fingerprint, keep_earlier, saved_run
 from xplstm.training._run import Event, Model, Run
 from xplstm.training._saved import History, save_checkpoint
 from xplstm.training._shards import Shards, own_entries
@@ -99,7 +99,8 @@ def fit(
         skips each update whose gradients overflow. The factor starts at 65536. It is halved after an
         overflow and doubled after 2000 updates without overflow. Each update then waits for the device.
     rng : int or numpy.random.Generator, optional
-        Seed or generator for dropout; no dropout if left out.
+        Seed or generator for dropout; no dropout if left out. A resumed run continues with the generator of
+        the checkpoint.
     validate : callable, optional
         ``validate()`` returns a number to minimise. `fit` calls it every `validate_every` updates, at the
         beginning and at the end.
@@ -126,7 +127,8 @@ def fit(
         Functions of an `Event`, called after every update and after every validation.
     progress : bool or callable, optional
         Whether to show a progress bar, which needs the package tqdm; or a function from the history to the
-        text next to the bar.
+        text next to the bar. Where the data states no number of batches, the bar shows the epoch instead of
+        the total.
     parallel : Shards, optional
         Split each batch into shards, and train with all processes of a group. Every process calls `fit` with
         the same arguments. Only rank 0 reads and writes the checkpoint and shows progress. Its validations
@@ -165,7 +167,8 @@ def fit(
     Warns
     -----
     UserWarning
-        If the model has dropout and `rng` is left out, or a new run finds a file at `checkpoint`.
+        If the model has dropout and `rng` is left out, a new run finds a file at `checkpoint`, or a resumed
+        run has another `rng`, which has no effect: the generator of the checkpoint continues.
 
     Notes
     -----
@@ -200,11 +203,15 @@ def fit(
         if checkpoint is not None and team.is_first:
             check_path(checkpoint, resume)
     at, name = saved_run(team, checkpoint, resume)
+    generator = None if rng is None else np.random.default_rng(rng)
+    own = {"run": name, "rng": fingerprint(None if generator is None else generator.bit_generator.state)}
+    if at is not None and team.is_first:
+        with team.record_errors():
+            check_seed(at, generator)
 
     def begun() -> Run:
-        generator = None if rng is None else np.random.default_rng(rng)
         source = Source(data, functools.partial(own_entries, parallel))
-        run = Run(model, optimizer, source, generator, options, settings | {"run": name}, team)
+        run = Run(model, optimizer, source, generator, options, settings | own, team)
         config = config_of(model)
         run.at = run.at._replace(model=config)
         if at is not None:
@@ -215,7 +222,7 @@ def fit(
 
     run, owner = _compare_runs(team, begun, plan), os.getpid()
     reading = ahead(run.source, plan.read_ahead, plan.epochs)
-    reports = bar(progress if team.is_first else False, run.at.update, updates)
+    reports = bar(progress if team.is_first else False, run, plan)
     with reports as report, team.signals(), reading as run.read:
         try:
             _loop(run, plan, report)

@@ -12,6 +12,7 @@ import numpy as np
 from xplstm import _array, _checks, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._state import LSTMState
+from xplstm._summary import brief
 from xplstm._typing import Array
 from xplstm.nn import Recurrent
 
@@ -40,6 +41,9 @@ class Gradients(NamedTuple):
     dstate_0: Any
     dparams: dict[str, Array]
     dothers: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class _Chunk(NamedTuple):

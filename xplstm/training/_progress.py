@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from xplstm.training._arguments import Plan
 from xplstm.training._run import Run
 from xplstm.training._saved import History
 
@@ -16,9 +17,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 
 @contextlib.contextmanager
-def bar(
-    progress: bool | Callable[[History], str], done: int, updates: int | None
-) -> Iterator[Callable[[Run], None]]:
+def bar(progress: bool | Callable[[History], str], run: Run, plan: Plan) -> Iterator[Callable[[Run], None]]:
     """Yield the function that moves the bar; its text changes rarely, since reading a loss may block."""
     if not progress:
         yield lambda _run: None
@@ -31,14 +30,18 @@ def bar(
         raise ImportError(msg) from error
     # In a log file, each redraw of the bar is a new line.
     pause = SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * SECONDS_BETWEEN_REPORTS
-    reported = -math.inf
-    with tqdm(initial=done, total=updates, unit="update", mininterval=pause, dynamic_ncols=True) as shown:
+    reported, total = -math.inf, plan.total(run)
+    options = {"unit": " updates", "mininterval": pause, "dynamic_ncols": True}
+    with tqdm(initial=run.at.update, total=total, **options) as shown:
 
         def report(run: Run) -> None:
             nonlocal reported
             shown.update()
-            if time.monotonic() - reported >= pause or run.at.update == updates:
+            if time.monotonic() - reported >= pause or plan.is_over(run):
                 run.settle()
+                if total is None and plan.epochs != 1:
+                    epoch = min(run.at.epoch + 1, plan.epochs or 0)
+                    shown.set_description_str(f"epoch {epoch} of {plan.epochs}", refresh=False)
                 shown.set_postfix_str(text(run.at.history), refresh=False)
                 reported = time.monotonic()
 

@@ -8,7 +8,9 @@ import math
 import os
 import secrets
 import tempfile
+import warnings
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._errors import ArgumentError, FormatError
 from xplstm._typing import Array
-from xplstm.training._saved import Checkpoint, identity, load_checkpoint, ties_of
+from xplstm.training._saved import Checkpoint, as_json, identity, load_checkpoint, plain, ties_of
 from xplstm.training._team import Team
 
 REMEDY = "use the options of that run, or start a new run with resume=False"
@@ -101,7 +103,7 @@ def check_run(at: Checkpoint, given: Checkpoint) -> None:
             msg = f"loss_scale= and the dtypes of the parameters give {words[ours is not False]}, expected "
             msg += f"{words[recorded is not False]} as in the run to resume; {REMEDY}"
             raise ArgumentError(msg)
-        elif name not in ("data", "run", "scale") and recorded != ours:
+        elif name not in ("data", "rng", "run", "scale") and recorded != ours:
             msg = f"{name}={ours!r} must be {recorded!r} as in the run to resume; {REMEDY}"
             raise ArgumentError(msg)
     if (at.average is None) != (given.average is None):
@@ -123,6 +125,23 @@ def check_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
     if ties_of(own) != ties_of(at.params):
         msg = f"the model shares arrays among {ties_of(own)}, but the checkpoint among {ties_of(at.params)}"
         raise FormatError(msg)
+
+
+def fingerprint(state: Mapping[str, Any] | None) -> str | None:
+    """Return a hash of the state of a generator; None without one."""
+    return None if state is None else sha256(as_json("rng", state, plain).encode()).hexdigest()[:16]
+
+
+def check_seed(at: Checkpoint, rng: np.random.Generator | None) -> None:
+    """Warn if `rng` is neither the recorded generator nor the one at the start of the run to resume."""
+    if rng is None or at.rng is None or "rng" not in at.settings:  # older files have no fingerprint
+        return
+    state = rng.bit_generator.state
+    same_kind = state["bit_generator"] == at.rng.get("bit_generator")
+    if same_kind and fingerprint(state) not in (at.settings["rng"], fingerprint(at.rng)):
+        msg = "rng= is another seed or generator than that of the run to resume, and has no effect: "
+        msg += "the resumed run continues with the recorded generator"
+        warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def restore_generator(rng: np.random.Generator | None, state: Mapping[str, Any] | None) -> None:

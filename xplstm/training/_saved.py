@@ -18,6 +18,7 @@ import numpy as np
 
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, FormatError
+from xplstm._summary import brief
 from xplstm._typing import Array
 from xplstm.io._contents import json_object
 from xplstm.io._models import MODEL
@@ -114,6 +115,9 @@ class Checkpoint(NamedTuple):
     settings: Mapping[str, Any] = {}
     final: str = "params"
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically.
@@ -170,9 +174,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "tied": ties_of(checkpoint.params),
         "final": checkpoint.final,
     }
-    metadata = {METADATA: as_json("the checkpoint", rest, _plain)}
+    metadata = {METADATA: as_json("the checkpoint", rest, plain)}
     if checkpoint.model is not None:
-        metadata[MODEL] = as_json("the checkpoint", checkpoint.model, _plain)
+        metadata[MODEL] = as_json("the checkpoint", checkpoint.model, plain)
     write_durably(path, safetensors.pack(tensors, metadata))
 
 
@@ -314,7 +318,7 @@ def as_json(what: str, value: Any, default: Callable[[Any], Any] | None = None) 
         raise ArgumentError(msg) from error
 
 
-def _plain(part: Any) -> Any:
+def plain(part: Any) -> Any:
     """Convert NumPy arrays and numbers in the state of a generator to Python objects."""
     if isinstance(part, np.ndarray | np.generic):
         return part.tolist()
