@@ -12,6 +12,7 @@ import pytest
 import xplstm
 import xplstm.io
 from xplstm.io import onnx as ours
+from xplstm.io.onnx import _graph
 
 onnx = pytest.importorskip("onnx")
 torch: Any = pytest.importorskip("torch")
@@ -76,7 +77,7 @@ FRONTS = {
     "embedding": lambda: torch.nn.Embedding(11, I),
     "norm": lambda: torch.nn.LayerNorm(I),
     "linear": lambda: torch.nn.Linear(I, I),
-    "relu": torch.nn.ReLU,
+    "linear and relu": lambda: torch.nn.Sequential(torch.nn.Linear(I, I), torch.nn.ReLU()),
     "convolution": Convolved,
 }
 
@@ -141,7 +142,9 @@ def test_numbers_in_other_places_are_refused(op: str, tmp_path: Path) -> None:
     tensors = [onnx.numpy_helper.from_array(a, name) for name, a in given.items()]
     graph = helper.make_graph(nodes, "g", [x], [y], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
-    with pytest.raises(xplstm.FormatError, match=f"reversed or reordered by the {op} node 'front'"):
+    with pytest.raises(
+        xplstm.FormatError, match=f"does not read 'x' unchanged: .*such as the {op} node 'front'"
+    ):
         xplstm.io.load(tmp_path / "m.onnx")
 
 
@@ -331,6 +334,78 @@ def test_a_function_of_the_input_is_not_lost(op: str, moved: bool, tmp_path: Pat
             xplstm.io.load(tmp_path / "m.onnx", batch_first=batch_first)
 
 
+def changed_twice() -> dict[str, list[Any]]:
+    """Nodes that compute z from x, and that read x more than once or change a part of it."""
+    node = onnx.helper.make_node
+    clip = node("Clip", ["x", "low", "high"], ["c"], "front")
+    parts = [node("Split", ["x", "sizes"], ["p", "q"], "parts", axis=2)]
+    neg = node("Neg", ["p"], ["n"], "front")
+    conv = [
+        node("Transpose", ["x"], ["t"], perm=[1, 2, 0]),
+        node("Conv", ["t", "kernel"], ["f"], "conv"),
+        node("Transpose", ["f"], ["c"], perm=[2, 0, 1]),
+    ]
+    graphs = [
+        onnx.helper.make_graph(
+            [node(op, ["x"], [op])], op, [], [onnx.helper.make_tensor_value_info(op, 1, None)]
+        )
+        for op in ("Identity", "Neg")
+    ]
+    return {
+        "minus a part": [clip, node("Sub", ["x", "c"], ["z"], "front")],
+        "Clip with attributes": [node("Clip", ["x"], ["z"], "front", min=-1.0, max=1.0)],
+        "one part": [*parts, neg, node("Concat", ["n", "q"], ["z"], "front", axis=2)],
+        "parts in another order": [*parts, node("Concat", ["q", "p"], ["z"], "front", axis=2)],
+        "gate": [node("Sigmoid", ["x"], ["c"]), node("Mul", ["c", "x"], ["z"], "front")],
+        "activation": [node("Relu", ["x"], ["z"], "front")],
+        "residual": [*conv, node("Add", ["x", "c"], ["z"], "front")],
+        "mean": [node("ReduceMean", ["x"], ["c"], axes=[2]), node("Sub", ["x", "c"], ["z"], "front")],
+        "unknown": [node("QuickGelu", ["x"], ["z"], "front", domain="com.microsoft")],
+        "branch": [
+            node("If", ["branch"], ["z"], "front", then_branch=graphs[0], else_branch=graphs[1]),
+        ],
+    }
+
+
+@pytest.mark.parametrize("case", changed_twice())
+def test_every_path_from_the_input_is_followed(case: str, tmp_path: Path) -> None:
+    path, integers = tmp_path / "m.onnx", {"sizes": np.asarray([1, 2])}
+    floats = {"low": np.asarray(-1.0), "high": np.asarray(1.0), "kernel": np.ones((I, I, 1))}
+    write_lstm(path, changed_twice()[case], x="z", h="", **floats, **integers)
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("branch", onnx.TensorProto.BOOL, []))
+    onnx.save(model, path)
+    words = "the LSTM node 'lstm' does not read 'x' unchanged: .*, such as the .* node '(front|parts)';"
+    for batch_first in (None, False, True):
+        with pytest.raises(xplstm.FormatError, match=words):
+            xplstm.io.load(path, batch_first=batch_first)
+
+
+@pytest.mark.parametrize("case", ["mask", "joined", "halves"])
+def test_paths_that_do_not_change_the_input_load(case: str, tmp_path: Path) -> None:
+    """The other inputs do not fit the network, or the paths together change nothing."""
+    node, path = onnx.helper.make_node, tmp_path / "m.onnx"
+    nodes = {
+        "mask": [node("Gather", ["table", "ids"], ["e"]), node("Mul", ["e", "x"], ["z"])],
+        "joined": [node("Gather", ["table", "ids"], ["e"]), node("Concat", ["e", "x"], ["z"], axis=2)],
+        "halves": [
+            node("Split", ["x", "sizes"], ["p", "q"], axis=2),
+            node("Concat", ["p", "q"], ["z"], axis=2),
+        ],
+    }[case]
+    write_lstm(path, nodes, x="z", h="", table=np.ones((7, I - 1)), sizes=np.asarray([1, 2]))
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("ids", 7, ["T", "B"]))
+    if case in ("mask", "joined"):
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1
+    if case == "mask":
+        table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+        table.CopyFrom(onnx.numpy_helper.from_array(np.ones((7, I), "float32"), "table"))
+    onnx.save(model, path)
+    assert xplstm.io.load(path, batch_first=False)._stack.input_size == I
+
+
 @pytest.mark.parametrize("to", ["BOOL", "INT8", "UINT8", "INT16", "UINT16", "FLOAT16", "BFLOAT16", "FLOAT"])
 def test_lengths_that_a_type_cannot_hold_are_refused(to: str, tmp_path: Path) -> None:
     """A length as a bool is 1, and 300 as a uint8 is 44."""
@@ -343,6 +418,42 @@ def test_lengths_that_a_type_cannot_hold_are_refused(to: str, tmp_path: Path) ->
     narrow.attribute[0].i = onnx.TensorProto.INT64
     write_lstm(tmp_path / "m.onnx", [narrow, wide], h="", lengths="wide")
     assert isinstance(xplstm.io.load(tmp_path / "m.onnx"), xplstm.LSTM)
+
+
+@pytest.mark.parametrize("way", ["direct", "Cast", "Min"])
+def test_a_default_of_lengths_comes_with_the_network(way: str, tmp_path: Path) -> None:
+    """Lengths may be passed in place of the default; a type that cannot hold them is still refused."""
+    node, path = onnx.helper.make_node, tmp_path / "m.onnx"
+    nodes = [node(way, ["lengths"], ["l"], **({"to": 6} if way == "Cast" else {}))] if way != "direct" else []
+    name = "l" if nodes else "lengths"
+    write_lstm(path, nodes, h="", lengths=name)
+    model = onnx.load(path)
+    if way == "direct":
+        model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 2
+
+    def give(*lengths: int) -> None:
+        del model.graph.initializer[2:]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(lengths, "int32"), "lengths"))
+        onnx.save(model, path)
+
+    give(3, 6)
+    with pytest.raises(xplstm.FormatError, match=r"is called with constant lengths"):
+        xplstm.io.load(path)
+    assert xplstm.io.load_with_call(path)[1]["lengths"].tolist() == [3, 6]
+    give(*[(1 << 31) - 1] * 2)
+    assert xplstm.io.load_with_call(path)[1] == {}
+    model.ir_version = 3  # without defaults
+    for value in (*model.graph.initializer[:2],):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(value.name, 1, list(value.dims)))
+    give(3, 6)
+    assert xplstm.io.load_with_call(path)[1]["lengths"].tolist() == [3, 6]
+    assert [i.name for i in _graph.as_graph(model, "m").inputs] == ["x"]
+    model.ir_version = 8
+    if way == "Cast":
+        model.graph.node[0].attribute[0].i = onnx.TensorProto.INT8
+        give(3, 6)
+        with pytest.raises(xplstm.FormatError, match="has sequence_lens 'l', which the model computes"):
+            xplstm.io.load_with_call(path)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

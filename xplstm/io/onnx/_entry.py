@@ -50,6 +50,8 @@ _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "E
 _BETWEEN = {"Identity", "Cast", "Dropout"}
 # Numbers of the types that hold every length: int32, int64, float64, uint32 and uint64.
 _EVERY_LENGTH = (6, 7, 11, 12, 13)
+# Least default value of lengths that means all steps, of any number.
+_NO_END = (1 << 31) - 1
 # Other operators that rearrange their first input, and that cannot run here.
 _PLACING = {
     "Compress",
@@ -122,9 +124,12 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     # Whether the last node that moves an axis swaps time and the batch.
     last = next((one for one in nodes if one.op not in _BETWEEN), None)
     swapped = last is not None and last.op == "Transpose" and last.attributes.get("perm") == [1, 0, 2]
-    source = trace.find_prepared_input(X) or trace.find_rearranged_input(X)
-    if source is not None:
-        return _from_input(trace, node, source, I, swapped)
+    inputs, layers, between = trace.find_sources(X)
+    if len(inputs) == 1 and not layers:
+        return _from_input(trace, node, inputs[0], between, I, swapped)
+    if not any(one.op in OPERATORS for one in layers):
+        for source in (one for one in inputs if _may_be_read(trace, one, I)):
+            raise _refuse_change(node, source, between)
     made = trace.maker(before)
     chooser = next((one for one in nodes if _reorders(trace, one)), None)
     if chooser is None and made is not None and made.op in _PLACING and not trace.is_constant(made.inputs[0]):
@@ -147,11 +152,25 @@ def _reorders(trace: Trace, node: Node) -> bool:
     return not trace.is_constant(steps) or bool(np.min(trace.evaluator.value(steps), initial=1) < 1)
 
 
-def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) -> bool | None:
+def _may_be_read(trace: Trace, source: str, I: int) -> bool:
+    """Return whether a model input could be passed to a network of input size `I`."""
+    _, dtype, shape = trace.inputs[source]
+    if dtype is not None and dtype not in _array.FLOATS:
+        return False
+    return (
+        shape is None
+        or shape[1:] == (I,)
+        or (len(shape) == 3 and (shape[2] == I or isinstance(shape[2], str)))
+    )
+
+
+def _from_input(
+    trace: Trace, node: Node, source: str, between: list[Node], I: int, swapped: bool
+) -> bool | None:
     """Return the result of `_batch_first` for a node whose X depends on one model input."""
     layout, X = bool(node.attributes.get("layout", 0)), node.inputs[0]
     path, shape = trace.path(X), trace.inputs[source].shape
-    changed = path is None or path.start != source or any(n.op not in MOVERS for n in _data(trace, X))
+    changed = path is None or path.start != source or any(n.op not in MOVERS for n in between)
     orders = {"unknown"}
     if path is not None and path.start == source and (shape is None or len(shape) == 3):
         own = tuple(n for n in (shape or ())[:2] if isinstance(n, int) and n > 0)
@@ -165,11 +184,17 @@ def _from_input(trace: Trace, node: Node, source: str, I: int, swapped: bool) ->
         return not layout
     if orders == {"unknown"} and not changed and trace.chooses(trace.follow_moves(X)[1]) is None:
         return not layout if swapped else None
+    raise _refuse_change(node, source, between)
+
+
+def _refuse_change(node: Node, source: str, between: list[Node]) -> Refused:
+    """Return the error for an input that is not read as it is passed to the model."""
+    unlike = [one for one in between if one.op not in _BETWEEN and one.op != "Transpose"] or between
     msg = (
         f"the {node.label} does not read {brief(source)!r} unchanged: nodes between them reverse, "
-        f"reorder or change its numbers; {RUN_IT}"
+        f"reorder or change its numbers, such as the {unlike[0].label}; {RUN_IT}"
     )
-    raise Refused(msg)
+    return Refused(msg)
 
 
 def _order(trace: Trace, path: Path, X: str, x: np.ndarray) -> str:
@@ -180,15 +205,6 @@ def _order(trace: Trace, path: Path, X: str, x: np.ndarray) -> str:
     if np.array_equal(made, x):
         return "kept"
     return "swapped" if np.array_equal(made, x.swapaxes(0, 1)) else "changed"
-
-
-def _data(trace: Trace, name: str) -> list[Node]:
-    """Return the nodes from a value back to a model input, along values that are not constant."""
-    nodes: list[Node] = []
-    while (node := trace.maker(name)) is not None and len(nodes) <= LONGEST_PATH:
-        nodes.append(node)
-        name = next((one for one in node.inputs if not trace.is_constant(one)), "")
-    return nodes
 
 
 def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ...]:
@@ -209,12 +225,10 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ..
         elif made is not None and made.op in _PASS_ON and made.attributes.get("to", 7) in _EVERY_LENGTH:
             wanted.append(made.inputs[0])
         elif not _is_full(trace, node, one, I):
-            constants = _constant_lengths(trace, node, name)
-            if constants:
-                trace.lengths[name] = constants
-                return constants
-            msg = f"the {node.label} has sequence_lens {brief(name)!r}, which the model computes"
-            raise Refused(f"{msg}, expected an input of the model, constants, or none; {RUN_IT}")
+            if not trace.depends_on_input(name):
+                trace.lengths[name] = _constant_lengths(trace, node, name)
+                return trace.lengths[name]
+            raise _refuse_lengths(node, name)
         if seen > LONGEST_PATH:
             msg = f"the {node.label} has sequence_lens {brief(name)!r}, which depends on too many nodes"
             raise Refused(msg)
@@ -222,8 +236,21 @@ def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ..
         inputs = ", ".join(map(brief, sorted(leaves)))
         msg = f"the {node.label} has sequence_lens that depend on several inputs: {inputs}"
         raise Refused(msg)
-    trace.lengths[name] = next(iter(leaves), "")
+    trace.lengths[name] = leaf = next(iter(leaves), "")
+    if leaf and trace.is_constant(leaf) and not _is_no_bound(trace, node, leaf, I):
+        trace.lengths[name] = _constant_lengths(trace, node, name)
     return trace.lengths[name]
+
+
+def _is_no_bound(trace: Trace, node: Node, name: str, I: int) -> bool:
+    """Return whether the default value of an input of lengths means all steps."""
+    value = _constant(trace, name)
+    return value is not None and bool(np.all(value >= _NO_END) or _is_full(trace, node, name, I))
+
+
+def _refuse_lengths(node: Node, name: str) -> Refused:
+    msg = f"the {node.label} has sequence_lens {brief(name)!r}, which the model computes"
+    return Refused(f"{msg}, expected an input of the model, constants, or none; {RUN_IT}")
 
 
 def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
@@ -302,14 +329,16 @@ def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
 
 
 def _constant_lengths(trace: Trace, node: Node, name: str) -> tuple[int, ...]:
-    """Return constant lengths, one number if all are equal; () if they may depend on an input."""
+    """Return constant lengths, one number if all are equal."""
     found = set()
     for a in _constant_values(trace, node, name):
         if a.ndim != 1 or not a.size or not _array.dtype_name(a.dtype).startswith("int") or a.min() < 0:
-            return ()
+            raise _refuse_lengths(node, name)
         lengths = tuple(a.tolist())
         found.add(lengths[:1] if len({*lengths}) == 1 and not trace.is_constant(name) else lengths)
-    return found.pop() if len(found) == 1 else ()
+    if len(found) != 1:
+        raise _refuse_lengths(node, name)
+    return found.pop()
 
 
 def _constant_state(trace: Trace, node: Node, name: str, D: int, n: int) -> np.ndarray | None:

@@ -40,6 +40,9 @@ DTYPES = {
 # Bounds of inlined graphs: number of nodes, and nesting depth.
 LEAST_NODES, NODES_PER_BYTE, DEEPEST = 1000, 1, 64
 LONGEST_PREFIX = 300
+# First version of the format in which an input may have a default value; older ones list every initialiser as
+# an input.
+_WITH_DEFAULTS = 4
 # First opset with the present inputs and outputs of LSTM.
 OLDEST_OPSET = 7
 
@@ -152,6 +155,8 @@ def _graph(model: Any, where: str, beside: Beside) -> Graph:
     outputs = tuple(flat.add_graph(model.graph, "", ChainMap(), {}))
     nodes, made = lift_constants(flat.nodes)
     inputs = tuple(_input(where, value) for value in model.graph.input)
+    if model.ir_version < _WITH_DEFAULTS:
+        inputs = tuple(i for i in inputs if i.name not in flat.constants)
     free = [*(i.name for i in inputs), *flat.free]
     _check_names(where, free, flat.constants, made, nodes, outputs)
     size = model.ByteSize() + beside.size

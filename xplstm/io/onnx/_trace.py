@@ -85,10 +85,17 @@ _BY_ELEMENT = {
     *("Abs", "Neg", "Exp", "Log", "Sqrt", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "Pow"),
     *("Not", "And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
 }
-# Operators that prepare the numbers of their one data operand. An activation function is a layer instead.
-_PREPARING = _SCALING | {
-    *("Abs", "Ceil", "Clip", "CumSum", "Exp", "Floor", "Log", "Mod"),
-    *("Neg", "Pow", "Reciprocal", "Round", "Sign", "Sqrt", "Trilu"),
+# Operators of layers: they have weights, or combine the numbers of several positions.
+_LAYERS = {
+    *OPERATORS,
+    *("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "Einsum", "Attention", "OneHot"),
+    *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "Col2Im"),
+    *("LayerNormalization", "BatchNormalization", "InstanceNormalization"),
+    *("GroupNormalization", "RMSNormalization"),
+    *("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"),
+    *("MaxRoiPool", "RoiAlign", "GridSample", "Resize", "Upsample", "DFT", "STFT"),
+    *("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2"),
+    *("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin"),
 }
 # Placeholder for the operator of a malformed node.
 OPAQUE = "opaque"
@@ -123,6 +130,7 @@ class Trace:
 
     def __init__(self, graph: Graph) -> None:
         # A malformed node does not determine its inputs.
+        self._ops = [node.op for node in graph.nodes]
         nodes = (n._replace(op=OPAQUE) if n.op in RUNNABLE and why_not_node(n) else n for n in graph.nodes)
         self.graph = graph = graph._replace(nodes=tuple(nodes))
         self.evaluator = Evaluator(graph)
@@ -343,31 +351,48 @@ class Trace:
             name = node.inputs[0]
         return name, nodes
 
-    def find_prepared_input(self, name: str) -> str | None:
-        """Return the model input from which moves and preparing operators make `name`, or None."""
-        for _ in range(LONGEST_PATH):
-            node = self.maker(name)
-            if node is None:
-                return name if name in self.inputs else None
-            if node.op not in MOVERS | _PREPARING or self._is_table(node):
-                return None
-            data = [one for one in node.inputs if not self.is_constant(one)]
-            if node.op in MOVERS:
-                data = data[:1]
-            if len(data) != 1:
-                return None
-            name = data[0]
-        return None
+    def find_sources(self, name: str) -> tuple[list[str], list[Node], list[Node]]:
+        """Return on which model inputs `name` depends without a layer between, and on which layers.
 
-    def find_rearranged_input(self, name: str) -> str | None:
-        """Return the model input whose parts `name` rearranges, or None."""
-        path = self.path(name)
-        known = MOVERS | _SCALING | MEASURING | {"Concat"}
-        return (
-            path.start
-            if path and path.start in self.inputs and known.issuperset(n.op for n in path.nodes)
-            else None
-        )
+        The third result are the nodes between them.
+        """
+        inputs, layers, nodes = dict[str, None](), list[Node](), list[Node]()
+        wanted, seen = [name], set[str]()
+        while wanted:
+            one = wanted.pop(0)
+            if one in seen or self.is_constant(one) or one in self._of_sizes:
+                continue
+            seen.add(one)
+            node = self.maker(one)
+            if node is None:
+                inputs |= {one: None} if one in self.inputs else {}
+            elif self._is_layer(node):
+                layers.append(node)
+            else:
+                nodes.append(node)
+                wanted += node.inputs[:1] if node.op in MOVERS else node.inputs
+        return [*inputs], layers, nodes
+
+    def _is_layer(self, node: Node) -> bool:
+        """Return whether a node is a layer; another one changes, joins or moves numbers of its inputs."""
+        op = self._ops[self._makers[next(filter(None, node.outputs))]]
+        weights = (self.graph.constants[name] for name in node.inputs if name in self.graph.constants)
+        # Operators of other domains are known by a matrix of weights.
+        own = "." in op and any(len(constant.shape) > 1 for constant in weights)
+        return op in _LAYERS or own or self._is_table(node)
+
+    def depends_on_input(self, name: str) -> bool:
+        """Return whether a value changes with a model input, also with one that has a default value."""
+        wanted, seen = [name], set[str]()
+        while wanted:
+            one = wanted.pop()
+            if one in self.inputs:
+                return True
+            node = self.maker(one)
+            if node is not None and one not in seen and node.op not in MEASURING:
+                seen.add(one)
+                wanted += node.inputs
+        return False
 
     def chooses(self, nodes: Iterable[Node]) -> Node | None:
         """Return the first node that may drop, repeat or reorder elements, or None."""
