@@ -45,7 +45,7 @@ class SequenceClassifier(Composite):
     input_size : int or None
         I, features of a step, at least 1. None for token ids, with `vocab_size`.
     hidden_size : int
-        Units of each layer, at least 1.
+        Units of each layer, at least 1. Must be given, like `num_classes`.
     num_classes : int
         C, number of classes, labels or numbers to predict; at least 1.
     num_layers : int, optional
@@ -111,9 +111,9 @@ class SequenceClassifier(Composite):
 
     def __init__(
         self,
-        input_size: int | None,
-        hidden_size: int,
-        num_classes: int,
+        input_size: int | None = None,
+        hidden_size: int | None = None,
+        num_classes: int | None = None,
         num_layers: int = 1,
         *,
         vocab_size: int | None = None,
@@ -133,6 +133,7 @@ class SequenceClassifier(Composite):
     ) -> None:
         _values.probability("dropout", dropout)
         hidden_size = _values.size("hidden_size", hidden_size)
+        num_classes = _values.size("num_classes", num_classes)
         rng = _values.generator("rng", rng)
         where: dict[str, Any] = {"xp": xp, "device": device, "dtype": dtype, "rng": rng}
         self.embedding = None
@@ -156,7 +157,7 @@ class SequenceClassifier(Composite):
             dropout=between_layers(num_layers, dropout),
             **where,
         )
-        self.linear = Linear(self.lstm._stack.width, _values.size("num_classes", num_classes), **where)
+        self.linear = Linear(self.lstm._stack.width, num_classes, **where)
         self._set_options(each_step, dropout, pooling, task, class_weights, label_smoothing)
 
     def _set_options(
@@ -292,7 +293,7 @@ class SequenceClassifier(Composite):
         -------
         array of integers, shape (B,) or (); with `each_step` (T, B) or (T,)
             Classes in [0, C). For ``"multilabel"`` booleans and for ``"regression"`` floats, both with the
-            shape of the logits.
+            shape of the logits. An entry without steps has the prediction of the initial state.
 
         Raises
         ------
@@ -363,7 +364,7 @@ class SequenceClassifier(Composite):
         Returns
         -------
         array, shape ()
-            Mean loss.
+            Mean loss. An entry without steps counts with the logits of the initial state.
 
         Raises
         ------

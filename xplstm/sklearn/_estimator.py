@@ -67,6 +67,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             rng=rng,
             **options,
         )
+        self._check_steps(sequences)
         learnt, held_out = self._split(len(sequences), stratify, rng)
         for part, what in ((learnt, "to learn from"), (held_out, "that early_stopping holds out")):
             if len(part) and not weights[part].any():
@@ -179,6 +180,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise DTypeError(msg)
         return given.astype(np.int64)
 
+    def _check_steps(self, sequences: Sequences) -> None:
+        """Check that every sequence has a step to learn from."""
+        padding = self.padding_idx
+        for k, ids in enumerate(sequences.items):
+            if not len(ids) or (padding is not None and (ids == padding).all()):
+                only = "" if padding is None else f" other than padding_idx={padding}"
+                msg = f"X[{k}] has no step{only} to learn from; leave the sequence and its target out"
+                raise ArgumentError(msg)
+
     def _same_kind(self, found: Sequences, reset: bool) -> Sequences:
         """Store the number of features, or check that it is the number in ``fit``."""
         features = found.features if found.of_table or self.vocab_size is None else 1
@@ -196,9 +206,6 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         self.mean_ = self.scale_ = None
         if self.vocab_size is None and _values.flag("standardize", self.standardize):
             steps = sequences.steps().astype(np.float64)
-            if not len(steps):
-                msg = "X has no steps; standardize=True needs at least 1"
-                raise ShapeError(msg)
             self.mean_, self.scale_ = scale_of(steps, sequences.each_step(weights))
 
     def _scale(self, sequences: Sequences) -> Sequences:
@@ -366,9 +373,6 @@ def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
 
 def scale_of(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation of each column, with 1 in place of 0."""
-    if not weights.any():
-        msg = "sample_weight is 0 for all sequences that have steps; one must be above 0"
-        raise ArgumentError(msg)
     mean = np.average(values, axis=0, weights=weights)
     spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
     # Rounding errors give a constant column a deviation up to this size.

@@ -117,7 +117,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            One of the forms that `xplstm.sklearn` lists.
+            One of the forms that `xplstm.sklearn` lists, each sequence with at least 1 step.
         y : array of labels, shape (n,); or of 0 and 1, shape (n, L), for L labels
             Target of each sequence.
         sample_weight : array of numbers, shape (n,), optional
@@ -159,7 +159,8 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            Sequences in the form and with the features of the X in ``fit``.
+            Sequences in the form and with the features of the X in ``fit``. A sequence without steps has the
+            prediction of the initial state of the network.
 
         Returns
         -------
@@ -290,7 +291,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            One of the forms that `xplstm.sklearn` lists.
+            One of the forms that `xplstm.sklearn` lists, each sequence with at least 1 step.
         y : array of numbers, shape (n,) or (n, outputs)
             Target of each sequence.
         sample_weight : array of numbers, shape (n,), optional
@@ -323,7 +324,8 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequences
-            Sequences in the form and with the features of the X in ``fit``.
+            Sequences in the form and with the features of the X in ``fit``. A sequence without steps has the
+            prediction of the initial state of the network.
 
         Returns
         -------
