@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io as bytesio
+import os
 import tarfile
 from typing import NamedTuple
 
@@ -123,6 +125,42 @@ def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
 def sigmoid(x):
     """A function of another library than JAX may have the name of one of its own."""
     return x > 0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_that_cannot_be_read_is_named(torch, tmp_path):
+    weights = torch.nn.LSTM(3, 5).state_dict()
+    nested = torch.nested.nested_tensor([torch.randn(20, 5)])
+    with pytest.raises(FormatError, match=r"weight_hh_l0 has shape \(\)"):
+        io.load(weights | {"weight_hh_l0": nested})
+    assert io.load({"lstm": weights, "other": nested})._stack.hidden_size == 5
+    with pytest.raises(FormatError, match="other is nested, which cannot be read"):
+        io.arrays({"other": nested})
+    torch.save(weights | {"weight_hh_l0": torch._neg_view(weights["weight_hh_l0"])}, tmp_path / "one.pt")
+    with pytest.raises(FormatError, match=r"one\.pt: weight_hh_l0 is a conjugated or negated view, which"):
+        io.load(tmp_path / "one.pt")
+
+
+def test_an_option_that_does_not_exist_is_named():
+    for kind, theirs in ((xplstm.LSTM, "LSTM"), (xplstm.GRU, "GRU")):
+        network = kind(3, 5, rng=0)
+        for name in ("foo", "rng"):
+            words = f"{name}= is not an option of {theirs}, expected one of input_size, "
+            with pytest.raises(ArgumentError, match=words):
+                io.load(network.params, **{name: 3})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    """To open a pipe that nothing writes to would never return."""
+    path = tmp_path / "pipe.safetensors"
+    os.mkfifo(path)
+    calls = [io.load, io.inspect, io.arrays, io.load_model, xplstm.training.load_checkpoint]
+    if importlib.util.find_spec("onnx"):
+        calls.append(importlib.import_module("xplstm.io.onnx").prepare)
+    for call in calls:
+        with pytest.raises(FormatError, match=r"pipe.safetensors is a pipe, socket or device, expected"):
+            call(path)
 
 
 def test_one_lstm_under_two_names_has_its_options_under_both(torch):

@@ -107,6 +107,77 @@ def test_softmax_before_opset_13_is_over_all_later_axes() -> None:
     assert y[0].sum() == pytest.approx(1)
 
 
+INTEGERS = {
+    "Div int8": ("Div", [np.asarray([-128, -7, 7, -6], "int8"), np.asarray([3, 2, -2, 3], "int8")], {}),
+    "Div int64": ("Div", [np.asarray([-(2**63), -7, 7]), np.asarray([2, 2, -2])], {}),
+    "Div uint8": ("Div", [np.asarray([250, 7], "uint8"), np.asarray([10, 2], "uint8")], {}),
+    "Div uint64": ("Div", [np.asarray([2**64 - 1, 7], "uint64"), np.asarray([2, 2], "uint64")], {}),
+    "mean": ("ReduceMean", [np.asarray([[3, -4, -5, 1], [9, 9, 9, 8]], "int32")], {"axes": [1]}),
+    "sum": ("ReduceSum", [np.asarray([[2**31 - 1, 0], [1, 2]], "int32"), np.asarray([1])], {"keepdims": 0}),
+}
+
+
+@pytest.mark.parametrize("case", INTEGERS)
+def test_integers_are_divided_as_in_onnx_runtime(case: str) -> None:
+    op, given, attributes = INTEGERS[case]
+    inputs = {f"a{k}": a for k, a in enumerate(given)}
+    model = model_of([make.make_node(op, [*inputs], ["y"], **attributes)], inputs, ["y"])
+    model.graph.output[0].type.Clear()
+    (theirs,) = session_of(model).run(None, inputs)
+    (y,) = ours.run_model(model, inputs)
+    np.testing.assert_array_equal(y, theirs)
+    assert y.dtype == theirs.dtype
+
+
+EMPTY, TWO = np.zeros((0, 1, 4), "f4"), np.ones((2, 3, 4), "f4")
+FAILING = {
+    "by zero": ("Div", [np.asarray([1, 2]), np.asarray([0, 1])], {}, "divides an integer by 0"),
+    "sum": ("ReduceSum", [np.asarray([2**31 - 1, 5], "int32")], {}, "has a sum that int32 cannot hold"),
+    **{
+        op: (op, [EMPTY], {"axes": [0]}, r"reduces axes \[0\] of shape \(0, 1, 4\), which have no")
+        for op in ("ReduceMax", "ReduceMin", "ReduceMean")
+    },
+    "joined": ("Concat", [EMPTY, TWO], {"axis": 0}, "dimensions"),
+    "added": ("Add", [TWO, TWO[:, :2]], {}, "broadcast"),
+    "once": ("Squeeze", [TWO, np.asarray([0])], {}, r"removes axis 0 of size 2, expected size 1$"),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_an_error_of_a_node_names_file_and_node(case: str, tmp_path: Path) -> None:
+    op, given, attributes, words = FAILING[case]
+    inputs = {f"a{k}": a for k, a in enumerate(given)}
+    path = tmp_path / "model.onnx"
+    onnx.save(model_of([make.make_node(op, [*inputs], ["y"], "one", **attributes)], inputs, ["y"]), path)
+    with pytest.raises(xplstm.XplstmError, match=rf"model.onnx: the {op} node 'one': (?!the).*{words}"):
+        ours.prepare(path).run(inputs)
+
+
+def test_a_function_with_the_name_of_an_operator_is_refused() -> None:
+    """ONNX leaves it to the runtime which of the two runs."""
+    x, opset = np.ones(3, "f4"), make.make_opsetid("", 17)
+    for name, refused in (("Identity", True), ("Opposite", False)):
+        model = model_of([make.make_node(name, ["x"], ["y"])], {"x": x}, ["y"])
+        inner = [make.make_node("Neg", ["a"], ["b"])]
+        model.functions.append(make.make_function("", name, ["a"], ["b"], inner, [opset]))
+        if refused:
+            with pytest.raises(xplstm.FormatError, match="with the name of the operator Identity"):
+                ours.prepare(model)
+        else:
+            np.testing.assert_array_equal(ours.run_model(model, [x])[0], -x)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_layout_that_does_not_exist_is_refused(kind: str) -> None:
+    model = ours.export(getattr(xplstm, kind)(3, 5, rng=0))
+    node = next(node for node in model.graph.node if node.op_type == kind)
+    node.attribute.append(make.make_attribute("layout", 2))
+    with pytest.raises(
+        xplstm.FormatError, match=f"there is the {kind} node .* with layout=2, expected 0 or 1"
+    ):
+        xplstm.io.load(model.SerializeToString())
+
+
 def test_dropout_in_training_is_refused() -> None:
     x = np.ones((3, 2), "f4")
     node = make.make_node("Dropout", ["x", "rate", "training"], ["y"], "drop")

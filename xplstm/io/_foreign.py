@@ -68,11 +68,14 @@ _SIGNS = (
 )
 
 
-def refuse_folder(path: str) -> None:
-    """Raise an error that describes a folder by its contents."""
+def refuse_irregular(path: str) -> None:
+    """Raise an error for a pipe or device, and one that describes a folder by its contents."""
     if os.path.isdir(path):
         names = sorted(os.listdir(path))[:10_000]
         msg = f"{path} is {_by_members(names) or 'a folder; name a file in it'}"
+        raise FormatError(msg)
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe could take forever
+        msg = f"{path} is a pipe, socket or device, expected a regular file"
         raise FormatError(msg)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -466,6 +467,14 @@ def _build(
     options: Mapping[str, Any],
 ) -> Network:
     """Make the network from its description."""
+    kind: Any = nn.NETWORKS[found.kind].cls
+    known = [name for name in signature(kind).parameters if name not in ("xp", "device", "dtype", "rng")]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        msg = f"{unknown[0]}= is not an option of {found.kind}, expected one of {', '.join(known)}"
+        raise ArgumentError(msg)
+    for name in (name for name in found.names if contents.tensors[name].dtype == "unreadable"):
+        contents.tensors[name].array()  # raises an error with the reason
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{label_of(found)} has dtypes {dtypes_of(contents, found)}"
@@ -487,7 +496,6 @@ def _build(
         raise ArgumentError(msg)
     try:
         params = found.params()
-        kind: Any = nn.NETWORKS[found.kind].cls
         network: Network = kind(**arguments, xp=xp, device=device, dtype=dtypes.pop(), rng=0)
     except FormatError:
         raise

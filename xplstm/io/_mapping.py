@@ -28,6 +28,8 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
         key = ".".join(map(str, parts)) if isinstance(parts, tuple) else parts
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{start}{key}.", depth + 1)
+        elif getattr(value, "is_nested", False):  # has no shape
+            yield f"{start}{key}", Tensor((), "unreadable", partial(_load, f"{start}{key}", value))
         elif (
             hasattr(value, "shape") and hasattr(value, "dtype") and not getattr(value, "is_quantized", False)
         ):
@@ -39,8 +41,8 @@ def _load(name: str, a: Any) -> Any:
     """Return an array, or the detached values of a PyTorch tensor."""
     if not hasattr(a, "is_meta"):
         return a
-    if a.is_meta or str(a.layout) != "torch.strided":
-        what = "on the meta device" if a.is_meta else f"of layout {a.layout}"
+    if a.is_meta or a.is_nested or str(a.layout) != "torch.strided":
+        what = "on the meta device" if a.is_meta else "nested" if a.is_nested else f"of layout {a.layout}"
         msg = f"{WHERE}: {show(name)} is {what}, which cannot be read"
         raise FormatError(msg)
     return a.resolve_conj().resolve_neg()

@@ -43,7 +43,7 @@ def open_source(source: Any) -> Contents:
             raise ArgumentError(msg)
         return found
     path = _values.path("source", source)
-    _foreign.refuse_folder(path)
+    _foreign.refuse_irregular(path)
     shards.refuse_shard(path)
     with open(path, "rb") as file:
         head = file.read(64)

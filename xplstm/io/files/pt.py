@@ -342,7 +342,7 @@ class _Storages:
 
     def refuse(self, name: str, leaf: Opaque) -> np.ndarray:
         """Raise an error for a tensor that cannot be read."""
-        msg = f"{self.store.path}: {show(name)} is {leaf.kind}, which cannot be read"
+        msg = f"{self.store.path}: {show(name.strip('.'))} is {leaf.kind}, which cannot be read"
         raise FormatError(msg)
 
     def _spend(self, name: str, size: int) -> None:

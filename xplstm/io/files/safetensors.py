@@ -17,6 +17,7 @@ from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 from xplstm.io._contents import Contents, Opening, Tensor, by_name, json_object, show
+from xplstm.io._foreign import refuse_irregular
 from xplstm.io._written import serialise
 from xplstm.io.files import buffers
 from xplstm.nn._module import Recurrent
@@ -59,6 +60,7 @@ def recognises(opening: Opening) -> bool:
 
 def read(path: str) -> Contents:
     """Return tensors as views of the memory-mapped file."""
+    refuse_irregular(path)
     length = os.path.getsize(path)
     with open(path, "rb") as file:
         header_length = int.from_bytes(file.read(8), "little")

@@ -14,7 +14,7 @@ from xplstm._errors import FormatError, XplstmError
 from xplstm.io._contents import Tensor, show
 from xplstm.io.onnx._cost import most_numbers
 from xplstm.io.onnx._graph import Graph, Node, refusal
-from xplstm.io.onnx._model import RUNNABLE, why_not_node
+from xplstm.io.onnx._model import FAILURES, RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import Place
 from xplstm.io.onnx._operator import QUANTIZED, RUNTIME
 
@@ -23,8 +23,6 @@ FLOOR = 1 << 26
 TIMES_FILE = 8
 # Smallest cost of a node.
 NODE = 1 << 10
-# Errors from the evaluation of an invalid graph, in which an omitted input is None.
-FAILURES = (XplstmError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 
 class BudgetError(FormatError):

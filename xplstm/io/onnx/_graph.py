@@ -19,6 +19,7 @@ import numpy as np
 from xplstm import _values
 from xplstm._errors import DTypeError, FormatError
 from xplstm.io._contents import Tensor, show
+from xplstm.io._foreign import refuse_irregular
 from xplstm.io.files import buffers
 
 # Maps TensorProto.DataType to the dtype name, and to the field for data that is not raw bytes.
@@ -109,6 +110,7 @@ class Graph(NamedTuple):
 def read_model(path: str) -> Any:
     """Return the ModelProto in a file."""
     onnx = import_onnx()
+    refuse_irregular(path)
     with open(path, "rb") as file:
         return parse_model(path, file.read(), onnx)
 
@@ -220,6 +222,11 @@ class _Flat:
         inputs = [names.get(name, name) for name in one.inputs]
         function = self._functions.get((node.domain, node.op_type, _overload(node)))
         if function is not None:
+            if node.domain in ("", "ai.onnx") and import_onnx().defs.has(node.op_type):
+                msg = (
+                    f"{self.where} has a function of its own with the name of the operator {brief(one.op)}, "
+                )
+                raise FormatError(f"{msg}which runtimes read in different ways; rename the function")
             self._call(function, one, inputs, prefix, names, [a for a in attributes if a is not None])
             return
         graphs = {a.name: a.g for a in attributes if a is not None and a.type == a.GRAPH}

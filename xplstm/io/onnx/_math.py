@@ -17,7 +17,17 @@ from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.cells.activations import sigmoid
 from xplstm.io.onnx._graph import Node
-from xplstm.io.onnx._nodes import Operation, Place, _axis, _numbers, _of_two, _takes, _together, to_library
+from xplstm.io.onnx._nodes import (
+    Operation,
+    Place,
+    _axis,
+    _numbers,
+    _of_two,
+    _takes,
+    _together,
+    to_library,
+    truncate_quotient,
+)
 
 
 def _of_one(compute: Callable[[Namespace, Array], Array]) -> Operation:
@@ -125,11 +135,28 @@ def _make_reduction(name: str) -> Operation:
             return [x]
         chosen = tuple(_axis(node, k, x.ndim) for k in axes) if axes else tuple(range(x.ndim))
         xp = _array.namespace(x, "data")
-        options = {"dtype": x.dtype} if name in ("sum", "prod") else {}
         keep = bool(node.attributes.get("keepdims", 1))
+        count = math.prod(x.shape[k] for k in chosen)
+        if count == 0 and name != "sum":
+            msg = f"reduces axes {list(chosen)} of shape {tuple(x.shape)}, which have no element"
+            raise ShapeError(msg)
+        if name in ("sum", "mean") and not _is_float(x):
+            return [_reduce_integers(xp, x, chosen, keep, count if name == "mean" else 1)]
+        options = {"dtype": x.dtype} if name == "sum" else {}
         return [getattr(xp, name)(x, axis=chosen, keepdims=keep, **options)]
 
     return _takes(run, 1, 2, "axes", "keepdims", "noop_with_empty_axes")
+
+
+def _reduce_integers(xp: Namespace, x: Array, axes: tuple[int, ...], keep: bool, divisor: int) -> Array:
+    """Return the sum of integers, or their mean without its fraction, in the dtype of `x`."""
+    total = xp.sum(x, axis=axes, keepdims=keep, dtype=xp.uint64 if x.dtype == xp.uint64 else xp.int64)
+    whole = total if divisor == 1 else truncate_quotient(xp, total, xp.full_like(total, divisor))
+    made = xp.astype(whole, x.dtype)
+    if divisor == 1 and bool(xp.any(xp.astype(made, total.dtype) != total)):
+        msg = f"has a sum that {_array.dtype_name(x.dtype)} cannot hold"
+        raise ArgumentError(msg)
+    return made
 
 
 def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:

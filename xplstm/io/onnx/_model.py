@@ -19,6 +19,8 @@ from xplstm.io.onnx._operator import KINDS, OPERATORS, Attributes, Operator, Wei
 
 # Supported operators, except recurrent operators and If.
 RUNNABLE = OPERATIONS | MATH
+# Errors of operators on unsuitable inputs; an omitted input is None.
+FAILURES = (XplstmError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 # Inputs X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c and P.
 _WEIGHTS = (1, 2, 3, 7)
 
@@ -38,7 +40,7 @@ class Prepared:
         fixed = {*graph.constants} - {i.name for i in graph.inputs}
         for node in (n for n in graph.nodes if n.op in OPERATORS):
             if fixed.issuperset(name for name in weight_names(node) if name):
-                with naming(node):
+                with naming(graph.where, node):
                     weights = Weights(*(self._constant(name) for name in weight_names(node)))
                     self._operators[node.outputs] = operator(node, weights)
         used = {name for node in graph.nodes for name in self._inputs(node)} | {*graph.outputs}
@@ -95,7 +97,7 @@ class Prepared:
 
     def _run(self, node: Node, values: Mapping[str, Any]) -> Sequence[Array]:
         """Return the outputs of one node."""
-        with naming(node):
+        with naming(self._graph.where, node):
             if node.op in RUNNABLE:
                 return RUNNABLE[node.op].run(self._place, node, [values[name] for name in node.inputs])
             ready = self._operators.get(node.outputs)
@@ -191,6 +193,8 @@ def why_not_node(node: Node) -> str | None:
         return f"the {node.label} with {wrong}={node.attributes[wrong]!a}, which has the wrong type"
     if len(node.inputs) not in counts:
         return f"the {node.label} with {len(node.inputs)} inputs, expected {counts[0]} to {counts[-1]}"
+    if node.op in OPERATORS and node.attributes.get("layout", 0) not in (0, 1):
+        return f"the {node.label} with layout={node.attributes['layout']}, expected 0 or 1"
     if node.op == "Dropout" and any(node.outputs[1:]):
         return f"the {node.label} with a mask as output, which is not supported"
     return None
@@ -235,10 +239,12 @@ def operator(node: Node, weights: Weights) -> Operator:
 
 
 @contextmanager
-def naming(node: Node) -> Iterator[None]:
-    """Add the name of the node to errors."""
+def naming(where: str, node: Node) -> Iterator[None]:
+    """Add the model and the node to errors; errors of array libraries become `ArgumentError`."""
     try:
         yield
-    except XplstmError as error:
-        msg = f"the {node.label}: {error}"
-        raise type(error)(msg) from error
+    except FAILURES as error:
+        kind = type(error) if isinstance(error, XplstmError) else ArgumentError
+        label = f"the {node.label}"
+        msg = str(error).removeprefix(label).lstrip(": ")
+        raise kind(f"{where}: {label}: {shorten(msg)}") from error

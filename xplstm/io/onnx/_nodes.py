@@ -269,10 +269,18 @@ def _of_two(compute: Callable[[Namespace, Array, Array], Array]) -> Operation:
 def _div(place: Place, _node: Node, values: list[Any]) -> list[Array]:
     """Divide two arrays; integers are truncated towards zero."""
     xp, (a, b) = _together(place, *values)
-    if not _array.dtype_name(a.dtype).startswith(("int", "uint")):
-        return [a / b]
-    quotient = xp.abs(a) // xp.abs(b)
-    return [xp.where((a < 0) != (b < 0), -1 * quotient, quotient)]
+    return [truncate_quotient(xp, a, b) if _array.dtype_name(a.dtype).startswith(("int", "uint")) else a / b]
+
+
+def truncate_quotient(xp: Namespace, a: Any, b: Any) -> Array:
+    """Return the quotient of two integer arrays without its fraction."""
+    if np.any(_array.to_numpy(b) == 0):
+        msg = "divides an integer by 0"
+        raise ArgumentError(msg)
+    floor = a // b
+    if _array.dtype_name(a.dtype).startswith("uint"):
+        return floor
+    return xp.where((floor * b != a) & ((a < 0) != (b < 0)), floor + 1, floor)
 
 
 def _tile(_place: Place, node: Node, values: list[Any]) -> list[Array]:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from xplstm._stack import _merge
-from xplstm.io.onnx._fold import FAILURES, BudgetError, Evaluator
+from xplstm.io.onnx._fold import BudgetError, Evaluator
 from xplstm.io.onnx._graph import Graph, Node
-from xplstm.io.onnx._model import RUNNABLE, why_not_node
+from xplstm.io.onnx._model import FAILURES, RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import OPERATIONS, cuts
 from xplstm.io.onnx._operator import OPERATORS
 
