@@ -16,9 +16,9 @@ from xplstm.kernels._cuda.partitions import COSTS, Chip
 
 PAGE = Path(__file__).resolve().parent / "kernels_gpu.md"
 CHIPS = {
-    "H200 (132 processors, 232448 bytes)": Chip(132, 232448),
-    "A100 (108, 166912)": Chip(108, 166912),
-    "RTX 4090 (128, 101376)": Chip(128, 101376),
+    "H200 (132 SMs, 232448 bytes)": Chip(132, 232448),
+    "A100 (108 SMs, 166912 bytes)": Chip(108, 166912),
+    "RTX 4090 (128 SMs, 101376 bytes)": Chip(128, 101376),
 }
 KINDS = {"float64": "float64", "float32": "float32", "TF32": "tf32", "float16, bfloat16": "float16"}
 ROWS, STEP, STEP_ALONE, MOST = 16, 128, 8, 4096
