@@ -302,13 +302,13 @@ def test_two_libraries_in_one_call_are_refused(xp: Any) -> None:
     if xp.name.startswith("numpy"):
         pytest.skip("NumPy with NumPy is one library")
     x, state = np.zeros((5, 4, 3), dtype=np.float32), np.zeros((1, 4, 2), dtype=np.float32)
-    refusal = f"x is an array of {xp.name}, but the parameters are of numpy"
+    refusal = f"x is an array from {xp.name}, but the parameters are from numpy"
     # A call takes Dask arrays, whose chunks are NumPy's; gradients do not.
     refusal = "x is a Dask array, and only a call of a layer accepts" if xp.name == "dask" else refusal
     with pytest.raises(xplstm.BackendError, match=refusal):
         xplstm.LSTM(3, 2).vjp(xp.asarray(x))
     with pytest.raises(
-        xplstm.BackendError, match=rf"h_0 is an array of numpy, but the parameters are of {xp.name}"
+        xplstm.BackendError, match=rf"h_0 is an array from numpy, but the parameters are from {xp.name}"
     ):
         xplstm.LSTM(3, 2, xp=xp.xp)(xp.asarray(x), (state, state))
 
@@ -356,7 +356,7 @@ def test_mixed_integers_as_lengths_are_read() -> None:
     x = np.ones((3, 2, 1), "float32")
     want = lstm(x, lengths=[1, 2])[0]
     np.testing.assert_array_equal(lstm(x, lengths=[np.int8(1), np.uint64(2)])[0], want)
-    with pytest.raises(xplstm.DTypeError, match="must hold integers"):
+    with pytest.raises(xplstm.DTypeError, match="must contain integers"):
         lstm(x, lengths=[True, 1])
 
 

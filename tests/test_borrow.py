@@ -520,7 +520,7 @@ def test_explain_names_what_prevents_borrowing(pure: Any, trained: Any) -> None:
     jax.jit(lambda x: look("jit", lstm_of("jax"), x))(pure[2])
     torch.func.vmap(lambda x: look("vmap", lstm_of("torch"), x))(torch.ones(2, T, B, I, dtype=torch.float64))
     look("meta", xplstm.LSTM(I, H, xp="torch", device="meta"), torch.ones(T, B, I, device="meta"))
-    assert "of jax, not of numpy, and JAX traces them" in seen["jit"]
+    assert "needs numpy arrays, got jax arrays; JAX traces them" in seen["jit"]
     assert "a transform of PyTorch" in seen["vmap"]
     assert "they are on meta" in seen["meta"]
 

@@ -91,7 +91,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "device of another library": (
         lambda: lstm(device="cuda:7"),
         BackendError,
-        "device='cuda:7' cannot hold arrays of numpy here",
+        "device='cuda:7' cannot store numpy arrays here",
     ),
     "rng text": (lambda: xplstm.LSTM(3, 2, rng="seed"), DTypeError, "rng='seed' must be an integer"),
     "rng negative": (lambda: xplstm.Linear(3, 2, rng=-1), ArgumentError, "rng=-1 must be at least 0"),
@@ -110,7 +110,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x masked array": (lambda: lstm()(np.ma.ones((T, B, I), F)), DTypeError, "x is a masked array"),
     "x complex": (lambda: lstm()(x(dtype=complex)), DTypeError, r"x has dtype complex128, .* xp.float32\)$"),
     "x None": (lambda: lstm()(None), DTypeError, "x must be an array of an array API library, got NoneType"),
-    "lengths ragged": (lambda: lstm()(x(), lengths=[[1], [2, 3], 1, 1]), DTypeError, "must hold integers"),
+    "lengths ragged": (lambda: lstm()(x(), lengths=[[1], [2, 3], 1, 1]), DTypeError, "must contain integers"),
     "lengths unbatched float": (
         lambda: lstm()(x(T, I), lengths=3.0),
         DTypeError,
@@ -205,12 +205,12 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lengths float": (
         lambda: lstm()(x(), lengths=[1.0] * B),
         DTypeError,
-        "must hold integers, one per batch entry",
+        "must contain integers, one per batch entry",
     ),
     "lengths bool": (
         lambda: lstm()(x(), lengths=[True] * B),
         DTypeError,
-        "must hold integers, one per batch entry",
+        "must contain integers, one per batch entry",
     ),
     "lengths text": (lambda: lstm()(x(), lengths="5555"), DTypeError, "lengths must be an array .* got str"),
     "lengths unbatched": (
@@ -233,7 +233,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "both": (
         lambda: lstm()(x(), lengths=[1] * B, mask=np.ones((T, B), bool)),
         ArgumentError,
-        "lengths and mask were both given",
+        "lengths and mask were both passed",
     ),
     "checkpoint 0": (lambda: lstm().vjp(x(), checkpoint=0), ArgumentError, "checkpoint=0 must be at least 1"),
     "rng text": (lambda: lstm().vjp(x(), rng="seed"), DTypeError, "rng='seed' must be an integer"),
@@ -278,12 +278,12 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "Embedding high": (
         lambda: xplstm.Embedding(5, 2)(np.asarray([1, 5])),
         ArgumentError,
-        r"ids holds 5, which is not in \[0, 5\)",
+        r"ids contains 5, which is not in \[0, 5\)",
     ),
     "Embedding low": (
         lambda: xplstm.Embedding(5, 2)(np.asarray([1, -1])),
         ArgumentError,
-        r"ids holds -1, which is not in \[0, 5\)",
+        r"ids contains -1, which is not in \[0, 5\)",
     ),
     "Embedding dtype": (
         lambda: xplstm.Embedding(5, 2)(x(4)),
@@ -435,7 +435,7 @@ def test_a_copy_that_the_device_refuses_is_named(
     layer = lstm()
 
     def refuse(*_: Any) -> None:
-        msg = "device=... cannot hold arrays of cupy here: the current stream is capturing"
+        msg = "device=... cannot store cupy arrays here: the current stream is capturing"
         raise BackendError(msg)
 
     monkeypatch.setattr(_array, "asarray", refuse)

@@ -302,7 +302,7 @@ BAD = [
     (lambda: small().fit(WHOLE[..., 0], CLASSES).predict(WHOLE), "fitted on a table of 4 steps"),
     (lambda: small(vocab_size=5).fit(WHOLE, CLASSES), "with vocab_size, X must be a table"),
     (lambda: small(vocab_size=5).fit(WHOLE[..., 0], CLASSES), "expected integer ids"),
-    (lambda: small(vocab_size=5).fit([[1, 2], [9]], [0, 1]), r"holds 9, which is not in \[0, 5\)"),
+    (lambda: small(vocab_size=5).fit([[1, 2], [9]], [0, 1]), r"contains 9, which is not in \[0, 5\)"),
     (lambda: small(class_weight="balanced").fit(WHOLE, np.eye(3, dtype=int)[CLASSES]), "needs a y of shape"),
     (lambda: small().fit(long_frame(), [0, 1, 0]), r"X.groupby\(level=0, sort=False\)"),
 ]

@@ -25,7 +25,7 @@ from xplstm._typing import Array, Device, DType, Namespace
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The floating dtypes of layers, losses and optimisers."""
 
-# Backend name -> (module that holds its array API namespace, top-level package).
+# Backend name -> (module with its array API namespace, top-level package).
 BACKENDS = {
     "numpy": ("numpy", "numpy"),
     "cupy": ("array_api_compat.cupy", "cupy"),
@@ -147,7 +147,7 @@ def why_unusable(name: str) -> str | None:
 
 
 def _why_cupy_unusable() -> str | None:
-    """Return why CuPy cannot run a kernel, or None; a CuPy that imports may still lack a device or driver."""
+    """Return why CuPy cannot run a kernel, or None; an installed CuPy may have no device or driver."""
     try:
         import cupy as cp
     except ImportError as error:
@@ -381,11 +381,11 @@ def _from_host(host: np.ndarray, xp: Namespace, on: Device | None) -> Array:
 
 
 def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, on: Device) -> Array:
-    """Move `x` to the device `on`; turn any library's error into a `BackendError`."""
+    """Move `x` to the device `on`; convert any library's error to a `BackendError`."""
     try:
         return move(x, on)
     except Exception as error:
-        msg = f"device={on!r} cannot hold arrays of {backend_name(xp)} here: {error}"
+        msg = f"device={on!r} cannot store {backend_name(xp)} arrays here: {error}"
         raise BackendError(msg) from error
 
 

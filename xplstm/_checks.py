@@ -61,7 +61,7 @@ def convert(what: str, a: Array, xp: Namespace, device: Device | None, dtype: st
         return made
     finite = _array.namespace(a, what).isfinite(a)
     if int(_array.to_numpy(finite).sum()) != int(_array.to_numpy(xp.isfinite(made)).sum()):
-        msg = f"dtype={dtype!r} cannot represent {what}, which holds numbers outside the range of that dtype"
+        msg = f"dtype={dtype!r} cannot represent {what}, which has numbers outside that dtype's range"
         raise ArgumentError(msg)
     return made
 
@@ -83,7 +83,7 @@ def home(params: Mapping[str, Array | None]) -> Home:
             xp = _array.namespace(a, name)
             found[name] = Home(xp, _array.device(a), _array.dtype_name(a.dtype))
     if not found:
-        msg = f"params={dict(params)!r} must hold at least 1 array"
+        msg = f"params={dict(params)!r} must contain at least 1 array"
         raise DTypeError(msg)
     first, expected = next(iter(found.items()))
     if expected.dtype not in _array.FLOATS:
@@ -115,7 +115,7 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
 
 
 def finite(name: str, a: Array, remedy: str, exists: Array | None = None) -> None:
-    """Raise an error if `a` holds a value that is not finite; skip arrays on a device and traced arrays.
+    """Raise an error if `a` has a value that is not finite; skip arrays on a device and traced arrays.
 
     `exists` (T, B) is True where a step of `a` exists. Values of other steps are not checked.
     """
@@ -155,7 +155,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         raise BackendError(msg)
     if given.xp is not expected.xp:
         msg = (
-            f"{name} is an array of {ours}, but {first} {verb} of {theirs}; "
+            f"{name} is an array from {ours}, but {first} {verb} from {theirs}; "
             f"convert {name} or move the parameters with lstm.to(xp={ours!r})"
         )
         raise BackendError(msg)
@@ -202,7 +202,7 @@ def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
             raise ArgumentError(msg)
     if (params.bias_ih is None) != (params.bias_hh is None):
         missing = "bias_ih" if params.bias_ih is None else "bias_hh"
-        msg = f"params.{missing} is None, but the other bias is an array; give both or neither"
+        msg = f"params.{missing} is None, but the other bias is an array; pass both or neither"
         raise ArgumentError(msg)
     home(named)
     for name in ("weight_ih", "weight_hh", "weight_hr"):
@@ -254,7 +254,7 @@ def parameters(
 
 
 def state_dict(given: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype_: str) -> None:
-    """Check a state dict; list all its faults in one error."""
+    """Check a state dict; list all problems in one error."""
     mapping("state_dict", given)
     wrong: list[tuple[type[XplstmError], str]] = []
     wrong += [
@@ -302,7 +302,7 @@ class Valid(NamedTuple):
 
 
 def sizes(T: int, B: int) -> None:
-    """Refuse sizes beyond the 32-bit positions of kernels and lengths. JAX may pass symbolic sizes."""
+    """Raise an error for sizes that 32-bit integers cannot represent. JAX may pass symbolic sizes."""
     for name, n, what in (("T", T, "steps"), ("B", B, "batch entries")):
         if isinstance(n, int) and n > _values.LARGEST:
             msg = f"x has {name}={n} {what}, expected at most {_values.LARGEST}; split x along that axis"
@@ -310,11 +310,11 @@ def sizes(T: int, B: int) -> None:
 
 
 def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
-    """Return a time-major `mask`, or checked `lengths`; at most one may be given."""
+    """Return a time-major `mask`, or checked `lengths`; at most one may be passed."""
     if given is None and mask is None:
         return Valid("all", None)
     if given is not None and mask is not None:
-        msg = "lengths and mask were both given; give only one of them"
+        msg = "lengths and mask were both passed; pass only one of them"
         raise ArgumentError(msg)
     return Valid("mask", mask) if given is None else Valid("lengths", lengths(given, where, T, B))
 
@@ -377,7 +377,7 @@ def _integers(name: str, given: Sequence[Any]) -> list[int]:
             raise TypeError
         return [operator.index(value) for value in given]
     except TypeError:
-        msg = f"{name}={given!r} must hold integers, one per batch entry"
+        msg = f"{name}={given!r} must contain integers, one per batch entry"
         raise DTypeError(msg) from None
 
 
@@ -400,7 +400,7 @@ def ids(name: str, a: Array, where: Home, count: int) -> Array:
         host = _array.to_numpy(a)
         if host.size and not 0 <= host.min() <= host.max() < count:
             bad = int(host.min() if host.min() < 0 else host.max())
-            msg = f"{name} holds {bad}, which is not in [0, {count})"
+            msg = f"{name} contains {bad}, which is not in [0, {count})"
             raise ArgumentError(msg)
     # Some libraries reject smaller integers as an index.
     return a if kind in ("int32", "int64") else where.xp.astype(a, where.xp.int32)

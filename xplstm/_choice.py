@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
 
-# A plain call can later be entered as a block. Only this many recent calls are kept for that.
+# A plain call can later be entered as a block. Only this many recent calls are stored for that purpose.
 REMEMBERED = 64
 
 
@@ -72,7 +72,7 @@ class Chosen(Generic[V]):
 
     Python cannot distinguish a call from the start of a block. A call outside
     every block therefore sets the value for the process. Entering the block
-    removes this setting and applies it to the current thread or task alone.
+    removes this setting and applies it only to the current thread or task.
     Other threads see the setting for an instant between the two steps. A call
     inside a block has effect until the end of that block.
     """

@@ -29,7 +29,7 @@ class Noise(NamedTuple):
 class Problem(NamedTuple):
     """A run of one layer with all its directions over a whole sequence.
 
-    The fields decide which kernel runs the problem. They hold no array values.
+    The fields decide which kernel runs the problem. They contain no array values.
     """
 
     xp: Namespace
@@ -76,7 +76,7 @@ class Problem(NamedTuple):
         return self._replace(**self.loan._asdict(), loan="")
 
     def part(self, d: int, lo: int, hi: int) -> Problem:
-        """Return the problem of direction `d` alone, over the steps ``lo:hi``."""
+        """Return the problem of only direction `d`, over the steps ``lo:hi``."""
         noise = self.noise
         if noise is not None:
             noise = Noise(noise.key, noise.stream + d, noise.start + lo)

@@ -1,4 +1,4 @@
-"""Show and change the settings of this process: backends, kernels, threads and kept memory."""
+"""Show and change the settings of this process: backends, kernels, threads and cached memory."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ _HOST = (np.ndarray, list, tuple, range)
 class LSTMState(NamedTuple):
     """State of an LSTM: h first, then c.
 
-    The methods select, reset and join batch entries, for streams that start and end. They call
-    a batch entry a row. The rows are on axis 1 of an array with three axes. An array with two axes
-    may have the shape (B, H), as in `lstm`; pass ``axis=0`` for it. It may also have the shape
-    (L*D, H), without a batch; call `stack` first. The argument `rows` is an integer, a list of integers,
-    or an array of NumPy or of the state's library. Values on a device are never read.
+    The methods select, reset and join batch entries, for streams that start and end. In these methods, a
+    batch entry is called a row. The rows are on axis 1 of an array with three axes. An array with two axes
+    may have the shape (B, H), as in `lstm`; pass ``axis=0`` for it. It may also have the shape (L*D, H),
+    without a batch; call `stack` first. The argument `rows` is an integer, a list of integers, or an array of
+    NumPy or of the state's library. Values on a device are never read.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class LSTMState(NamedTuple):
         return brief(self)
 
     def take(self, rows: Any, *, axis: int | None = None) -> LSTMState:
-        """Return the given rows in the given order; a row may be repeated.
+        """Return the selected rows in the order of `rows`; a row may be repeated.
 
         Parameters
         ----------
@@ -213,11 +213,11 @@ class LSTMState(NamedTuple):
 
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
-    """Return the names and arrays h of all states, then the names and arrays c."""
+    """Return the names and arrays: h of all states, then c of all states."""
     states = _values.items("states", states)
     pairs = [LSTMState(*pair(f"states[{k}]", state)) for k, state in enumerate(states)]
     if not pairs:
-        msg = "states=[] must hold at least 1 state"
+        msg = "states=[] must contain at least 1 state"
         raise ArgumentError(msg)
     columns = []
     for letter in LSTMState._fields:
@@ -351,7 +351,7 @@ def _convert_rows(rows: Any, like: Array) -> Array:
         rows = _array.asarray(_array.native(rows), xp, _array.device(like))
     if _array.namespace(rows, "rows") is not xp:
         ours = _array.backend_name(_array.namespace(rows, "rows"))
-        msg = f"rows is an array of {ours}, but the state is of {_array.backend_name(xp)}"
+        msg = f"rows is an array from {ours}, but the state is from {_array.backend_name(xp)}"
         raise BackendError(msg)
     if rows.ndim != 1:
         msg = f"rows has shape {tuple(rows.shape)}, expected one axis"
@@ -407,7 +407,7 @@ def _check_alike(name: str, a: Array, first_name: str, first: Array) -> None:
         for n, b in ((name, a), (first_name, first))
     )
     if given[:2] != wanted[:2]:
-        msg = f"{name} is of {given[0]} on {given[1]}, but {first_name} is of {wanted[0]} on {wanted[1]}"
+        msg = f"{name} is from {given[0]} on {given[1]}, but {first_name} is from {wanted[0]} on {wanted[1]}"
         raise BackendError(msg)
     if given[2] != wanted[2]:
         msg = f"{name} has dtype {given[2]}, but {first_name} is {wanted[2]}"

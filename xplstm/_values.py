@@ -163,9 +163,9 @@ def _number(name: str, value: Any, bound: str) -> float:
         return math.inf if number > 0 else -math.inf
 
 
-def _check_bound(name: str, value: Any, number: float, bound: str, holds: bool) -> float:
-    """Return `number`, or raise an error if `holds` is False."""
-    if not holds:
+def _check_bound(name: str, value: Any, number: float, bound: str, valid: bool) -> float:
+    """Return `number`, or raise an error if `valid` is False."""
+    if not valid:
         msg = f"{name}={_format_value(value)} must be {bound}"
         raise ArgumentError(msg)
     return number

@@ -66,13 +66,13 @@ def plot_trace(
         Labels of the time axis: the token of each step of this batch entry, 1 to T tokens. Only the
         steps with a token are drawn.
     units : sequence of int, optional
-        Hidden units to draw, in this order, each in [0, H); all if left out.
+        Hidden units to draw, in this order, each in [0, H); all if omitted.
     lines : bool, default False
         Draw one line for each unit, at most 8 units, instead of a colour map.
     batch_first : bool, default False
         Whether the trace is from an LSTM with ``batch_first=True``.
     ax : sequence of 6 matplotlib.axes.Axes, optional
-        Axes of one figure for i, f, o, g, c and h, in this order; a new figure if left out.
+        Axes of one figure for i, f, o, g, c and h, in this order; a new figure if omitted.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def plot_history(history: History, *, ax: Axes | None = None) -> Figure:
     history : History
         Result of `xplstm.training.fit`, with at least 1 loss or validation.
     ax : matplotlib.axes.Axes, optional
-        Axes to draw on; a new figure if left out.
+        Axes to draw on; a new figure if omitted.
 
     Returns
     -------

@@ -249,7 +249,7 @@ def check_grad(
     step : float, default 1e-5
         Change of an element, above 0.
     entries : int, optional
-        Number of elements of each array to check, chosen at random; at least 1. All if left out.
+        Number of elements of each array to check, chosen at random; at least 1. All if omitted.
     seed : int, default 0
         Seed of the output weights and of the choice of elements; at least 0.
     **options

@@ -362,7 +362,7 @@ def test_half_precision_keeps_its_dtype() -> None:
         ({"variant": Variant(cell_clip=-1)}, r"variant\.cell_clip=-1 must be above 0"),
         ({"variant": Variant(zoneout_h=1.0)}, r"variant\.zoneout_h=1\.0 must be in \[0, 1\)"),
         ({"variant": Variant(coupled=1)}, r"variant\.coupled=1 must be True or False"),  # type: ignore[arg-type]
-        ({"variant": Variant(activations=("tanh", "tanh"))}, "must hold 3 activations"),
+        ({"variant": Variant(activations=("tanh", "tanh"))}, "must have 3 activations"),
         (
             {"variant": Variant(activations=("tanh", "tank", "tanh"))},
             "'tank' must be one of",

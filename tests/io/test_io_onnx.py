@@ -218,7 +218,7 @@ WRONG = [
         r"X has shape \(6, 4, 7\), expected \(T, B, 5\)",
     ),
     (changed(initial_c=np.zeros((1, 4, 3))), xplstm.DTypeError, "initial_c has dtype float64"),
-    (changed(activations=["Tanh"]), xplstm.ArgumentError, r"must hold 3 names for direction='forward'"),
+    (changed(activations=["Tanh"]), xplstm.ArgumentError, r"must have 3 names for direction='forward'"),
     (changed(activations=["Tanh", "Tanh", "Gelu"]), xplstm.ArgumentError, "has 'Gelu', expected one of"),
     (changed(activation_alpha=[0.5]), xplstm.ArgumentError, r"activation_alpha has unused values \[0.5\]"),
     (

@@ -96,7 +96,7 @@ def test_another_library_is_refused() -> None:
         pytest.skip("array_api_strict is not installed")
     model = ours.prepare(ours.export(xplstm.LSTM(I, H)), xp=strict)
     with pytest.raises(
-        xplstm.BackendError, match="x is an array of numpy, but the model was prepared for array_api"
+        xplstm.BackendError, match="x is an array from numpy, but the model was prepared for array_api"
     ):
         model.run([np.ones((T, B, I), "float32")])
 

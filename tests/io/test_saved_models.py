@@ -194,11 +194,11 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "network cut": (lambda _, t: t.pop("lstm.bias_hh_l0"), "bias_hh_l0 is missing"),
     "network of another kind": (
         lambda _, t: [t.update({n: a[: 3 * 4]}) for n, a in list(t.items()) if n.startswith("lstm.")],
-        "description of LSTM is invalid: its parameters are of GRU",
+        "description of LSTM is invalid: its parameters are those of GRU",
     ),
     "options of another kind": (
         lambda c, _: c["networks"]["lstm"].update(reset_after=True),
-        "its parameters are of LSTM, its options of GRU|reset_after",
+        "its parameters are those of LSTM, but its options those of GRU|reset_after",
     ),
     "network's options": (lambda c, _: c["networks"]["lstm"].update(merge=["sum"]), "lstm|LSTM"),
     "option of an embedding": (
@@ -228,7 +228,7 @@ def test_other_classes_endings_and_files_are_refused(tmp_path: Path) -> None:
     models.Forecaster(1, 4, rng=0).save(path)
     with pytest.raises(xplstm.FormatError, match="contains a Forecaster, expected a CharLM"):
         models.CharLM.load(path)
-    with pytest.raises(xplstm.FormatError, match="holds a Forecaster, not a LSTM"):
+    with pytest.raises(xplstm.FormatError, match="contains a Forecaster, not a LSTM"):
         xplstm.LSTM.load(path)
     for thing in (models.Forecaster(1, 4), xplstm.LSTM(1, 4)):
         with pytest.raises(xplstm.ArgumentError, match=r"must end in \.safetensors"):

@@ -426,7 +426,7 @@ def test_what_cannot_be_stored_is_refused() -> None:
         xplstm.ArgumentError, match="activations='bfloat16' cannot be combined with reproducible=True"
     ):
         xplstm.LSTM(3, 2, reproducible=True).freeze(**BFLOAT16)
-    for bad, text in ((np.nan, "nan in row 1"), (np.inf, "inf in row 1"), (3.4e38, "bfloat16 holds at most")):
+    for bad, text in ((np.nan, "nan in row 1"), (np.inf, "inf in row 1"), (3.4e38, "largest bfloat16")):
         lstm.params["weight_hh_l0"][1, 0] = bad
         with pytest.raises(xplstm.ArgumentError, match=f"weight_hh_l0 .*{text}"):
             lstm.freeze(weights="bfloat16")
@@ -478,5 +478,5 @@ print(lstm.explain(x))
 xplstm.show_config()
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.count("its compiled module has interface 0, expected") == 2
+    assert run.stdout.count("it has interface 0, expected") == 2
     assert "pip install" in run.stdout

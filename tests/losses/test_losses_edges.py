@@ -65,7 +65,7 @@ def test_smoothing_alone_keeps_the_plain_mean():
 def test_a_class_that_counts_is_checked_under_a_mask():
     logits, targets = np.zeros((2, 3)), np.asarray([3, 0])
     losses.softmax_cross_entropy(logits, targets, mask=np.asarray([False, True]))
-    with pytest.raises(xplstm.ArgumentError, match="targets holds the class 3"):
+    with pytest.raises(xplstm.ArgumentError, match="targets contains the class 3"):
         losses.softmax_cross_entropy(logits, targets, mask=np.asarray([True, False]))
 
 
@@ -84,7 +84,7 @@ def test_every_argument_is_of_one_library():
     strict = pytest.importorskip("array_api_strict")
     logits, targets = np.zeros((2, 3)), np.asarray([0, 1])
     for name, dtype in (("mask", strict.bool), ("weights", strict.float64)):
-        with pytest.raises(xplstm.BackendError, match=f"{name} is of array_api_strict"):
+        with pytest.raises(xplstm.BackendError, match=f"{name} is from array_api_strict"):
             losses.softmax_cross_entropy(logits, targets, **{name: strict.ones(2, dtype=dtype)})
 
 

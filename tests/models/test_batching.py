@@ -33,7 +33,7 @@ def test_one_hot_takes_small_integers_and_a_single_one():
 
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_one_hot_refuses_what_is_no_place(bad):
-    with pytest.raises(xplstm.ArgumentError, match=rf"ids holds {bad}, which is not in \[0, 5\)"):
+    with pytest.raises(xplstm.ArgumentError, match=rf"ids contains {bad}, which is not in \[0, 5\)"):
         one_hot(np.asarray([0, bad]), 5)
 
 

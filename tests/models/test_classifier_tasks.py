@@ -184,7 +184,7 @@ BAD = [
     (lambda: make(label_smoothing=1), r"label_smoothing=1 must be in \[0, 1\)"),
     (lambda: make(task="multilabel", label_smoothing=0.1), "label_smoothing=0.1 needs task='multiclass'"),
     (lambda: make()(IDS * 1.0), "dtype float64, expected integers"),
-    (lambda: make()(IDS + V), r"ids holds \d+, which is not in \[0, 9\)"),
+    (lambda: make()(IDS + V), r"ids contains \d+, which is not in \[0, 9\)"),
     (lambda: make()(IDS[None]), r"expected ids of tokens \(T, B\)"),
     (lambda: xplstm.LSTM(B, H)(IDS), "x has dtype int64.*pass token ids to xplstm.Embedding"),
     (lambda: features()(IDS), "x has dtype int64, expected features.* vocab_size="),

@@ -162,7 +162,7 @@ def test_language_models_and_pairs() -> None:
     with pytest.raises(xplstm.BackendError, match=r"decode returns lists; use source\.compute\(\)"):
         pairs.decode(chunked(ids, (4, 3)), max_length=2)
     wrong = chunked(np.where(ids == 3, 7, ids), (4, 3))
-    with pytest.raises(xplstm.ArgumentError, match=r"ids holds 7, which is not in \[0, 7\)"):
+    with pytest.raises(xplstm.ArgumentError, match=r"ids contains 7, which is not in \[0, 7\)"):
         model(wrong)[0].compute()
 
 

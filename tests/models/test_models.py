@@ -291,7 +291,7 @@ def test_the_pullback_of_a_model_keeps_the_parameters_it_was_made_with() -> None
 def test_lengths_of_a_target_are_checked() -> None:
     model = xplstm.models.Seq2Seq("abc", "xy", 6, rng=0)
     source, target = model.batch(["a"], ["x"])[0], np.asarray([[0], [2]])
-    wrong = {5: r"lengths\[0\]=5 must be in \[0, T=2\]", -1: r"lengths\[0\]=-1", 1.7: "must hold integers"}
+    wrong = {5: r"lengths\[0\]=5 must be in \[0, T=2\]", -1: r"lengths\[0\]=-1", 1.7: "must contain integers"}
     for length, message in wrong.items():
         with pytest.raises(xplstm.XplstmError, match=message):
             model.loss(source, xplstm.models.Ragged(target, [length]))

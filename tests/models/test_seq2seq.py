@@ -269,7 +269,7 @@ BAD = [
     (lambda: make().batch([], []), xplstm.ArgumentError, r"sources=\[\] must have at least 1"),
     (lambda: make().translate(["a"], max_length=0), xplstm.ArgumentError, "max_length=0"),
     (lambda: make().translate(["a"], max_length=3, width=0), xplstm.ArgumentError, "width=0"),
-    (lambda: make().loss(np.full((2, 1), 9), np.zeros((2, 1), int)), xplstm.ArgumentError, "ids holds 9"),
+    (lambda: make().loss(np.full((2, 1), 9), np.zeros((2, 1), int)), xplstm.ArgumentError, "ids contains 9"),
     (
         lambda: make().loss(Ragged(np.zeros((2, 1)), [1]), np.zeros((2, 1), int)),
         xplstm.DTypeError,

@@ -238,7 +238,7 @@ def test_a_length_out_of_range_is_an_error_of_its_task(wrong: int) -> None:
     for network in (xplstm.LSTM(I, 5), xplstm.GRU(I, 5, bidirectional=True)):
         y, _ = network(da.from_array(X, chunks=(4, 3, 3)), lengths=lengths)
         with pytest.raises(
-            xplstm.ArgumentError, match=rf"lengths holds {wrong}, which is not in \[0, T=11\]"
+            xplstm.ArgumentError, match=rf"lengths contains {wrong}, which is not in \[0, T=11\]"
         ):
             y.compute()
 

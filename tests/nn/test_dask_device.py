@@ -163,7 +163,7 @@ def test_models() -> None:
 
 
 def test_chunks_of_another_library_are_refused_by_name() -> None:
-    with pytest.raises(xplstm.BackendError, match="x has chunks of standin, but the parameters are of numpy"):
+    with pytest.raises(xplstm.BackendError, match="x has standin chunks, but the parameters are numpy"):
         xplstm.LSTM(I, 4)(chunked(X, (3, 4, 3)))
-    with pytest.raises(xplstm.BackendError, match="x has chunks of numpy, but the parameters are of standin"):
+    with pytest.raises(xplstm.BackendError, match="x has numpy chunks, but the parameters are standin"):
         on_device(xplstm.LSTM(I, 4))(da.from_array(X, chunks=3))

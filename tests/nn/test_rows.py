@@ -90,7 +90,7 @@ WRONG = [
     (lambda s: s.reset(0, to=(s.h, s.h)), xplstm.ShapeError, r"to\.c has shape \(3, 5, 2\), expected"),
     (lambda s: s.zeros(-1), xplstm.ArgumentError, "count=-1 must be at least 0"),
     (lambda s: s.zeros("2"), xplstm.DTypeError, "count='2' must be an integer$"),
-    (lambda _: LSTMState.concat([]), xplstm.ArgumentError, r"states=\[\] must hold at least 1 state"),
+    (lambda _: LSTMState.concat([]), xplstm.ArgumentError, r"states=\[\] must contain at least 1 state"),
     (lambda s: LSTMState.concat([s, (s.h, s.h)]), xplstm.ShapeError, r"states\[1\]\.c has shape \(3, 5, 2\)"),
     (lambda s: LSTMState.concat([s, s.h]), xplstm.DTypeError, r"states\[1\] must be a pair"),
     (lambda s: LSTMState.stack([s]), xplstm.ShapeError, r"states\[0\]\.h has shape \(3, 5, 2\)"),
@@ -109,9 +109,9 @@ def test_states_of_two_dtypes_or_libraries_are_refused(xp):
     with pytest.raises(xplstm.DTypeError, match=r"states\[1\]\.h has dtype float32, but states\[0\]\.h is"):
         LSTMState.concat([LSTMState(h, c), LSTMState(h.astype("float32"), c)])
     if _array.backend_name(xp.xp) != "numpy":
-        with pytest.raises(xplstm.BackendError, match=r"states\[1\]\.h is of .* but states\[0\]\.h is of"):
+        with pytest.raises(xplstm.BackendError, match=r"states\[1\]\.h is from .* states\[0\]\.h is from"):
             LSTMState.concat([LSTMState(h, c), state(xp)])
-        with pytest.raises(xplstm.BackendError, match="rows is an array of"):
+        with pytest.raises(xplstm.BackendError, match="rows is an array from"):
             LSTMState(h, c).take(_array.asarray(np.asarray([1]), xp.xp))
 
 

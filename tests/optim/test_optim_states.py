@@ -243,7 +243,7 @@ def test_a_refused_state_changes_nothing():
 def test_a_state_of_another_library_is_refused_by_name(torch):
     adam = optim.Adam(0.1)
     adam.update(W, W)
-    with pytest.raises(xplstm.BackendError, match=r"state 'm.w' is of numpy, but params\['w'\] is of torch"):
+    with pytest.raises(xplstm.BackendError, match=r"'m.w' is from numpy, but params\['w'\] is from torch"):
         adam.update({"w": torch.ones(2, dtype=torch.float64)}, {"w": torch.ones(2, dtype=torch.float64)})
 
 

@@ -502,7 +502,7 @@ def test_a_file_without_averages_is_refused(path):
             r"options.vocab=\['d', 'c', 'b', 'a'\], expected \['a', 'b', 'c', 'd'\]",
         ),
         (lambda: CharLM("abcd", 4, rng=0, dropout=0.5), "dropout=0.5, expected None"),
-        (lambda: CharLM("abcd", 5, rng=0), "the checkpoint is of another model"),
+        (lambda: CharLM("abcd", 5, rng=0), "the checkpoint is from another model"),
     ],
 )
 def test_a_model_with_other_options_is_refused(path, model, message):

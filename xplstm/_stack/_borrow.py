@@ -169,7 +169,7 @@ def _torch_loan(arrays: list[Any], keep: bool) -> Loan | str:
 
 
 def _torch_gpu(arrays: list[Any]) -> Loan | str:
-    """Return the `Loan` of the GPU that holds these tensors, or why CuPy's kernels cannot run on it."""
+    """Return the `Loan` of the GPU of these tensors, or why CuPy's kernels cannot run on it."""
     import torch
 
     devices = {a.device for a in arrays}
@@ -278,7 +278,7 @@ def _torch() -> Library:
         @staticmethod
         def forward(ctx: Any, run: Run, *arrays: Any) -> Any:
             results, residuals = run.forward(arrays, keep=True)
-            # The residuals hold the packed weights, so that a backward pass frees both.
+            # The residuals contain the packed weights, so that a backward pass frees both.
             run.packed = None
             # A saved tensor carries the residuals; PyTorch frees them together. Checkpointing replaces saved
             # tensors by hooks, which drops the residuals.

@@ -39,7 +39,7 @@ def loan(arrays: list[Any], keep: bool) -> Loan | str:
 
 
 def _gpu_loan(arrays: list[Any]) -> Loan | str:
-    """Return the `Loan` of the GPU that holds these arrays, or why CuPy's kernels cannot run on it."""
+    """Return the `Loan` of the GPU of these arrays, or why CuPy's kernels cannot run on it."""
     if any(a is None for a in arrays):
         return "JAX traces them"
     devices = {device for a in arrays for device in a.devices()}

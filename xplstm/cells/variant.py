@@ -32,7 +32,7 @@ from xplstm.cells.params import Activation, LSTMParams, Variant
 EPSILON = 1e-5
 
 
-# For each parameter that the standard LSTM lacks, the option that uses it.
+# For each parameter that the standard LSTM does not have, the option that uses it.
 OPTION = {
     "weight_ch": "variant.peepholes",
     **dict.fromkeys(("gain_ih", "gain_hh", "gain_c"), "variant.layer_norm"),
@@ -127,7 +127,7 @@ class VariantCell(LSTMCell):
         return {"variant": self.variant}
 
     def direction(self, d: int) -> Cell:
-        """Return the cell with the activations of direction `d` alone."""
+        """Return the cell with only the activations of direction `d`."""
         a = self.variant.activations
         if len(a) == 3:
             return self
@@ -311,7 +311,7 @@ def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
     """Check the activations: three for all directions, or three for each direction."""
     counts = (3, 6) if directions == 2 else (3,)
     if not isinstance(given, tuple | list) or len(given) not in counts:
-        msg = f"variant.activations={given!r} must hold {' or '.join(map(str, counts))} activations: F, G, H"
+        msg = f"variant.activations={given!r} must have {' or '.join(map(str, counts))} activations: F, G, H"
         raise ArgumentError(msg)
     found = tuple(_activation(f"variant.activations[{k}]", one) for k, one in enumerate(given))
     return found[:3] if found[3:] == found[:3] else found
@@ -370,7 +370,7 @@ def _add_peephole(z: Array, w: Array | None, c: Array) -> Array:
 
 
 def _apply_zoneout(xp: Namespace, hold: Array | float, old: Array, new: Array) -> Array:
-    """Return the old values where a mask holds them, or a weighted mean of old and new values."""
+    """Return the old values where a mask is True, or a weighted mean of old and new values."""
     if isinstance(hold, float):
         return new if hold == 0 else hold * old + (1 - hold) * new
     return xp.where(hold, old, new)

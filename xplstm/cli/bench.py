@@ -227,7 +227,7 @@ def _setting(threads: int) -> str:
 
 
 def _describe(rounds: int, peaks: dict[int, float]) -> dict[str, Any]:
-    """Return what is needed to repeat and to read the measurements."""
+    """Return the data that is needed to repeat and interpret the measurements."""
     needed = (package for peer in PEERS.values() for package in peer.needs)
     return {
         **results.describe_run("python", "-m", "xplstm"),

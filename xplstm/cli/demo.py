@@ -65,7 +65,7 @@ class Settings(NamedTuple):
 
 
 class Progress:
-    """Progress of a run in updates or time; it sets the learning rate and ends the data.
+    """Progress of a run in updates or time, which determines the learning rate and the end of the data.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Progress:
         self._settings, self._begun = settings, begun
         self._rates = optim.warmup_cosine(settings.lr, RISE, PARTS)
         self.spent: list[float] = [0.0] if begun is None else [begun.extra["spent"][0]]
-        """Seconds so far; a list, so that each checkpoint stores the present value."""
+        """Seconds so far; a list, so that each checkpoint stores the current value."""
 
     def batches(self, streams: Streams) -> Callable[[int], Iterator[tuple[Any, Any]]]:
         """Return the data of the run: the text in every epoch, until the time limit."""
@@ -281,7 +281,7 @@ def _resume_settings(args: argparse.Namespace, begun: Checkpoint) -> Settings:
         given = os.path.abspath(given) if name == "text" else given
         if name == "seconds" or given != getattr(settings, name):
             before = "--updates prolongs a run" if name == "seconds" else f"{getattr(settings, name)!r} there"
-            msg = f"{name}={given!r} cannot change a run that is resumed ({before}); leave out --resume"
+            msg = f"{name}={given!r} cannot change a run that is resumed ({before}); omit --resume"
             raise ArgumentError(msg)
     if args.updates is None:
         return settings
@@ -369,7 +369,7 @@ def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
 
 
 def _model(corpus: Corpus, settings: Settings, backend: str | None) -> CharLM:
-    """Make the untrained model, whose initial logits give the character frequencies.
+    """Create the untrained model, whose initial logits give the character frequencies.
 
     Training then does not need updates to learn the frequencies.
     """

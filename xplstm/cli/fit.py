@@ -1,4 +1,4 @@
-"""Fit the cost model for partitions and kernels to times measured on the present device."""
+"""Fit the cost model for partitions and kernels to times measured on the current device."""
 
 from __future__ import annotations
 

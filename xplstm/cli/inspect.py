@@ -1,4 +1,4 @@
-"""``python -m xplstm inspect FILE``: print the networks and arrays of a file of weights."""
+"""``python -m xplstm inspect FILE``: print the networks and arrays of a weight file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xplstm import io
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the argument for the path."""
-    parser.add_argument("file", help="a file of weights, or the index of a model in several files")
+    parser.add_argument("file", help="a weight file, or the index of a model in several files")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -456,7 +456,7 @@ OURS = ("native", "numpy_inplace")
 
 
 def engine_names() -> list[str]:
-    """Return the names of all kernels and peers, alone and with their options."""
+    """Return the names of all kernels and peers, without and with their options."""
     options = {OURS[0]: (*VARIANTS, *CELLS, *STORED), **{n: peer.options for n, peer in PEERS.items()}}
     return [*OURS, *PEERS, *(f"{name}+{option}" for name, own in options.items() for option in own)]
 
@@ -468,7 +468,7 @@ def available() -> list[str]:
 
 
 def with_options(options: dict[str, Any]) -> list[str]:
-    """Return the fastest kernel, alone and with each of `options`, and the peers with their options."""
+    """Return the fastest kernel, without and with each of `options`, and the peers with their options."""
     ours, *rest = available()
     peers = (f"{n}+{option}" for n in rest if n in PEERS for option in PEERS[n].options if option in options)
     return [ours, *(f"{ours}+{option}" for option in options), *peers]

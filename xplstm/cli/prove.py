@@ -177,7 +177,7 @@ def describe_exit(code: int) -> str:
 
 
 def parse_output(printed: str, how: str, *, clean: bool) -> Outcome:
-    """Parse the output of a trial process; without a verdict, the reason is `how` the process ended."""
+    """Parse the output of a trial process; without a verdict, `how` the process ended is the reason."""
     said: dict[str, Any] = {}
     for line in printed.splitlines():
         with contextlib.suppress(ValueError):  # a crash may truncate a line, and other code may print

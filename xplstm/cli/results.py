@@ -56,7 +56,7 @@ Baselines = Callable[[Rows], Mapping[str, str]]
 
 
 class Report(NamedTuple):
-    """All measurements, and what is needed to repeat them."""
+    """All measurements, and the data that is needed to repeat them."""
 
     about: dict[str, Any]
     rows: list[Row]
@@ -72,7 +72,7 @@ class Report(NamedTuple):
         write_durably(str(file), (text + "\n").encode())
 
     def text(self, baselines: Baselines) -> str:
-        """Return what is known of the run, and a table for each operation and setting."""
+        """Return a description of the run, and a table for each operation and setting."""
         about = (
             f"{name}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
             for name, value in self.about.items()
@@ -102,7 +102,7 @@ def describe_run(*command: str) -> dict[str, Any]:
 
 
 def group_timed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[Shape, Rows]]:
-    """Return the rows that have times by operation and setting, and by shape."""
+    """Return the measured rows, grouped by operation and setting, and then by shape."""
     found: dict[tuple[str, str], dict[Shape, Rows]] = {}
     for row in rows:
         if row.times:
@@ -116,7 +116,7 @@ def ratio(ours: Row, other: Row) -> float:
 
 
 def pairs(names: Iterable[str]) -> dict[str, str]:
-    """Return the baseline of each engine but the first: our engine with the same option, else the first."""
+    """Return the baseline of each engine except the first: our engine with the same option, or the first."""
     first: dict[str, str] = {}
     found: dict[str, str] = {}
     for name in names:

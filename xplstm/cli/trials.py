@@ -190,7 +190,7 @@ def cuts(chip: partitions.Chip, shape: Shape, kind: str, backward: bool, alone: 
 
 
 def with_plans(forward: Plan, backward: Plan) -> Engine:
-    """Return the kernel of the given plans."""
+    """Return the kernel that runs these plans."""
     kernel: ModuleType = cupy_block if forward.alone else cupy_persistent
     run_forward, run_backward = partial(kernel.forward, plan=forward), partial(kernel.backward, plan=backward)
     return Engine(kernel.prepare, run_forward, run_backward)

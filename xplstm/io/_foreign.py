@@ -42,7 +42,7 @@ _HINTS = (
         "load its folder there and save_weights('x.weights.h5')",
     ),
     (rb"\x80[\x02-\x05]", "a pickle that PyTorch did not write", "save the arrays with numpy.savez"),
-    (rb"\s*[{\[]", "JSON", "load the file of weights that belongs to it"),
+    (rb"\s*[{\[]", "JSON", "load the weight file that belongs to it"),
 )
 _TAR_AT = 257
 # Members that identify an archive or folder: name, description, advice.
@@ -84,7 +84,7 @@ def refuse_foreign(path: str, head: bytes) -> None:
     with open(path, "rb") as file:
         file.seek(_TAR_AT)
         is_tar = file.read(5) == b"ustar"
-    what = "a tar archive; unpack it with tar -xf, and load the file of weights in it" if is_tar else None
+    what = "a tar archive; unpack it with tar -xf, and load the weight file in it" if is_tar else None
     what = what or ("empty; copy or download it again" if not head else _by_beginning(_BEGINNINGS, head))
     if what:
         msg = f"{path} is {what}"

@@ -153,7 +153,7 @@ def _libraries(value: Any) -> set[str]:
 
 
 def _changes_of(module: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Find the sizes of PyTorch modules by prefix, or why their weights do not show what they compute."""
+    """Find the sizes of PyTorch modules by prefix, or why their weights do not determine their results."""
     if callable(getattr(module, "named_modules", None)):
         for prefix, one in module.named_modules(remove_duplicate=False):
             change = _find_hooks(one) or _change(one, prefix) or _find_replaced(one)
@@ -188,7 +188,7 @@ def _change(module: Any, place: str = "") -> str | None:
 
 
 def _find_hooks(module: Any) -> str | None:
-    """Return which hooks may change numbers; None if there are none but those of PyTorch."""
+    """Return which hooks may change results, as text; None if there are only PyTorch's own hooks."""
     everywhere = sys.modules.get("torch.nn.modules.module")
     for hooks in _HOOKS:
         words = hooks.strip("_").replace("_", " ")
@@ -249,7 +249,7 @@ def _tree(value: Any, depth: int) -> Any:
         msg = f"source is nested deeper than {_DEEPEST} levels"
         raise ArgumentError(msg)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        # A variable of nnx holds its array.
+        # An nnx variable contains its array.
         return value[...] if type(value).__module__.startswith("flax") else value
     inside = _parts_of(value)
     return None if inside is None else {key: _tree(inner, depth + 1) for key, inner in inside.items()}
@@ -265,7 +265,7 @@ def _parts_of(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[str, Any]]) -> None:
-    """Collect the options of nnx cells, or why no network of this package computes the same."""
+    """Collect the options of nnx cells, or why no network of this package gives the same results."""
     inside = _parts_of(value)
     if inside is None or depth > _DEEPEST:
         return

@@ -66,12 +66,12 @@ def load(
         "haste", "chainer", "allennlp", "mxnet", "tensorflow", "tensorflow_cudnn", "elmo", "haiku", "keras",
         "onnx", "joined" or "parted". Needed if several formats fit.
     prefix : str, or sequence of layers, optional
-        Common start of the tensor names of the network. Needed if there are several networks. For cells that
-        were stacked by hand, the prefix of each layer, or a pair of prefixes for two directions.
+        Common start of the tensor names of the network. Needed if there are several networks. For separate
+        cells that form a stack, the prefix of each layer, or a pair of prefixes for two directions.
     xp, device : optional
         Backend and device of the parameters, as for `LSTM`.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        Dtype of the parameters; the dtype of the arrays if left out.
+        Dtype of the parameters; the dtype of the arrays if omitted.
     **options
         Arguments of `LSTM` or `RNN` that arrays do not show, such as ``batch_first``, ``dropout``,
         ``reproducible`` or, for an RNN, ``nonlinearity``. ``batch_first``, ``reproducible`` and the dropout
@@ -216,7 +216,7 @@ def arrays(
     xp, device : optional
         Backend and device of the arrays, as for `LSTM`.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        Dtype of the floating-point arrays; their present dtype if left out.
+        Dtype of the floating-point arrays; unchanged if omitted.
 
     Returns
     -------
@@ -277,14 +277,14 @@ def save(
     network : LSTM, GRU, RNN or JordanRNN
         Network of any array library; arrays on a device are copied to the host.
     format : str, optional
-        Names, axes and order of the weights, as for `load`; those of PyTorch if left out, and those of Keras,
-        ONNX and Equinox in their own files. All but ``.eqx`` also keep the options that no shape shows, so
-        that `load` needs no argument; ``.onnx`` keeps no rates of dropout. Variants have a place under
-        PyTorch's names in ``.safetensors`` and ``.npz``, and in part in ``.onnx``.
+        Names, axes and order of the weights, as for `load`; those of PyTorch if omitted, and those of Keras,
+        ONNX and Equinox in their own files. All files except ``.eqx`` also store the options that the shapes
+        do not determine, so that `load` needs no argument; ``.onnx`` does not store dropout rates.
+        ``.safetensors`` and ``.npz`` store every variant with PyTorch's names; ``.onnx`` stores some.
     prefix : str, optional
         Start of the names of the arrays.
     dtype : {"float32", "float64", "float16", "bfloat16"}, or a library's dtype, optional
-        Dtype of the parameters in the file; the network's dtype if left out. The network does not change.
+        Dtype of the parameters in the file; the network's dtype if omitted. The network does not change.
 
     Raises
     ------
@@ -316,7 +316,7 @@ def save(
     usual = modules[file].LAYOUT
     layout = usual if format is None else _values.one_of("format", format, _registry.LAYOUTS)
     if layout != usual and file in _registry.ONE_LAYOUT:
-        msg = f"format={layout!r} is not possible in {place}; leave it out, or use another file name ending"
+        msg = f"format={layout!r} is not possible in {place}; omit it, or use another file name ending"
         raise ArgumentError(msg)
     _checks.all_finite({name: _array.to_numpy(a) for name, a in network.params.items()}, NOT_SAVED)
     if dtype is not None:
@@ -466,7 +466,7 @@ def _build(
     device: Device | None,
     options: Mapping[str, Any],
 ) -> Network:
-    """Make the network from its description."""
+    """Create the network from its description."""
     kind: Any = nn.NETWORKS[found.kind].cls
     known = [name for name in signature(kind).parameters if name not in ("xp", "device", "dtype", "rng")]
     unknown = [name for name in options if name not in known]

@@ -75,7 +75,7 @@ def load_model(
     Raises
     ------
     FormatError
-        If the file is damaged, does not describe a model, or its parts do not fit each other.
+        If the file is damaged, does not describe a model, or its parts are inconsistent.
     OSError
         If the file cannot be read.
 
@@ -106,7 +106,7 @@ def load_model(
 
 
 def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any:
-    """Make the model of a checkpoint, with its parameters at the end of `fit`."""
+    """Create the model of a checkpoint, with its parameters at the end of `fit`."""
     params = getattr(point, point.final)
     if point.model is None or params is None:
         msg = f"{where} does not have the config() of its model, or the parameters {point.final!r}"
@@ -115,7 +115,7 @@ def _from_checkpoint(where: str, point: Checkpoint, xp: Any, device: Any) -> Any
 
 
 def _build(where: str, config: Mapping[str, Any], params: Mapping[str, Array], xp: Any, device: Any) -> Any:
-    """Make a model from its config and its parameters."""
+    """Create a model from its config and its parameters."""
     import xplstm
 
     known = {name: getattr(xplstm.models, name) for name in xplstm.models.__all__}
@@ -130,15 +130,15 @@ def _build(where: str, config: Mapping[str, Any], params: Mapping[str, Array], x
 def make_layer(
     where: str, kind: type, params: Mapping[str, Array], options: Any, xp: Any, device: Any
 ) -> Any:
-    """Make one layer of a model from its parameters; `options` are those of a network or an embedding."""
+    """Create one layer of a model from its parameters and its `options`."""
     try:
         if issubclass(kind, Recurrent):
-            # Each class but the LSTM always stores an option of its own.
+            # Each class except the LSTM always stores an option that only that class has.
             name = "GRU" if "reset_after" in options else "RNN" if "nonlinearity" in options else "LSTM"
             given = parse_options(where, name, options)
             network = _load.load(params, format="torch", xp=xp, device=device, **given)
             if type(network).__name__ not in (name, f"Jordan{name}"):
-                msg = f"its parameters are of {type(network).__name__}, its options of {name}"
+                msg = f"its parameters are those of {type(network).__name__}, but its options those of {name}"
                 raise FormatError(msg)
             return network
         _checks.all_finite(params, _load.REMEDY)

@@ -23,7 +23,7 @@ A *layout* defines names, axes and gate order. It is a module, or an object in a
 ``STATE: tuple[str, str]``
     Order of a state, ``("h", "c")`` or ``("c", "h")``.
 ``SURE: bool``
-    Whether the names alone identify the layout. If not, the same names could mean another gate order, and
+    Whether the names identify the layout. If not, the same names could mean another gate order, and
     the caller or `Contents.layout` must name the layout.
 
 One module may be both. A new format needs a module and a row in these tables.

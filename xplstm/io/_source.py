@@ -101,7 +101,7 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
 
 
 def _with_module_options(contents: Contents, one: Found) -> Found:
-    """Return a network with the options and the problem of the module in memory."""
+    """Return a network with the options of its module in memory, and the module's problem, if any."""
     said = dict(contents.said.get(one.prefix, {}))
     problem, untold = one.problem, said.pop("untold", one.untold)
     for place in _places_inside(one):

@@ -62,7 +62,7 @@ class Words(NamedTuple):
 
     @property
     def beyond(self) -> tuple[str, ...]:
-        """Return the prefixes that one more layer would have."""
+        """Return the prefixes that an additional layer would have."""
         return tuple(f"{self._start(self.layers)}{side}." for side in ("", "_reverse"))
 
     def _start(self, layer: int) -> str:
@@ -83,7 +83,7 @@ def serialise(network: Recurrent, layout: str, prefix: str) -> tuple[dict[str, A
 
 
 def words_for(network: Recurrent, layout: str, prefix: str, apart: bool) -> dict[str, str]:
-    """Return the arguments of `load` for a network as JSON by name; `apart` if each layer has a prefix."""
+    """Return the arguments of `load` for a network, as JSON; `apart` is True if each layer has a prefix."""
     stack = network._stack
     options: dict[str, Any] = {"batch_first": stack.batch_first}
     # Several layouts require these options, because their arrays do not show them.
@@ -125,7 +125,7 @@ def changed_options(network: Recurrent) -> dict[str, Any]:
 
 
 def refuse_lost(network: Recurrent, where: str) -> None:
-    """Check that PyTorch's names alone describe all options that change the results."""
+    """Check that PyTorch's names describe all options that change the results."""
     same = {"variant": None, "merge": "concat", "reset_after": True, "reverse": False}
     found = changed_options(network)
     lost = {name: found[name] for name in same.keys() & found.keys() if found[name] != same[name]}

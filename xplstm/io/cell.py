@@ -33,7 +33,7 @@ def lstm_cell(
     weight_hh : array, shape (4H, H)
         Recurrent weights.
     bias_ih, bias_hh : array, shape (4H,), optional
-        Biases; each may be left out.
+        Biases; each may be omitted.
 
     Returns
     -------

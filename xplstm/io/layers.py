@@ -99,7 +99,7 @@ def join(layers: Layers) -> dict[str, Array]:
 
 
 def to_lstm(layers: Layers, **options: Any) -> LSTM:
-    """Make an LSTM from the parameters of its layers.
+    """Create an LSTM from the parameters of its layers.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ def _why_not() -> str:
     if found == INTERFACE:
         return ""
     return (
-        f"its compiled module has interface {found}, expected {INTERFACE}, and is of another version; "
+        f"its compiled module is from another version: it has interface {found}, expected {INTERFACE}; "
         f"repeat pip install with {_OPTIONS}"
     )
 

@@ -2,8 +2,8 @@
 
 An operating system clears every page of new memory, which can take much of the time of a training step. This
 allocator therefore keeps a piece of memory whose last array was deleted, for the next array that fits. Idle
-and used pieces together never exceed the peak of use. The next call of a kernel frees pieces that were idle
-for LONG seconds.
+and used pieces together never exceed the peak use. The next call of a kernel frees pieces that were idle for
+LONG seconds.
 """
 
 from __future__ import annotations

@@ -95,6 +95,6 @@ def _store(name: str, w: Any, storage: Storage) -> Stored:
     values = rounded.astype(np.uint16)
     bad = np.flatnonzero(np.any((values & 0x7F80) == 0x7F80, axis=1))
     if bad.size:
-        msg = f"{name} has {largest[bad[0]]} in row {bad[0]}; bfloat16 holds at most 3.3895314e+38"
+        msg = f"{name} has {largest[bad[0]]} in row {bad[0]}; the largest bfloat16 number is 3.3895314e+38"
         raise ArgumentError(msg)
     return Stored(values, None)

@@ -21,7 +21,7 @@ def why_not(problem: Problem, backend: str, dtypes: Collection[str], resets: boo
     """
     if problem.backend != backend:
         more = problem.loan if isinstance(problem.loan, str) else ""
-        return f"the arrays are of {problem.backend}, not of {backend}{f', and {more}' if more else ''}"
+        return f"needs {backend} arrays, got {problem.backend} arrays{f'; {more}' if more else ''}"
     if problem.dtype not in dtypes:
         return f"dtype {problem.dtype} is not one of {', '.join(dtypes)}"
     if problem.resets and not resets:

@@ -52,7 +52,7 @@ _ceiling = _Ceiling()
 
 
 def can_register() -> bool:
-    """Return whether a threadpoolctl is imported that other libraries can register with, but not yet ours."""
+    """Return whether threadpoolctl is imported, accepts other libraries, and does not list ours yet."""
     return not _ceiling.is_registered and hasattr(sys.modules.get("threadpoolctl"), "register")
 
 
@@ -119,7 +119,7 @@ def quota() -> int:
             continue
         folder = ROOT / "sys/fs/cgroup" / ("cpu" if controllers else "")
         group = folder / inner.lstrip("/")
-        # Parents limit a group too. A container may see its own group as the root.
+        # Parents limit a group too. In a container, its own group may be the root.
         limits += [_limit(one) for one in (group, *group.parents) if one.is_relative_to(folder)]
     return min(limits)
 

@@ -51,7 +51,7 @@ def softmax_cross_entropy(
     targets : array of integers, shape (...)
         Classes in ``[0, V)``. Values where `mask` is False are ignored, here and in `logits`.
     mask : array of bool, shape (...), optional
-        True where an element counts. If no element counts, the loss and its gradient are 0.
+        True where an element is included. If none is included, the loss and its gradient are 0.
     weights : array of floats, optional
         Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `targets`:
         ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
@@ -62,9 +62,9 @@ def softmax_cross_entropy(
         Share of each target's probability, in ``[0, 1)``, that is spread over all classes (Szegedy et
         al., "Rethinking the Inception architecture for computer vision", 2016, section 7).
     ignore_index : int, optional
-        Elements with this target do not count.
+        Elements with this target are excluded.
     reduction : {"mean", "sum", "none"}, optional
-        Return the weighted mean over all elements that count, the weighted sum, or the weighted elements.
+        Return the weighted mean over all included elements, the weighted sum, or the weighted elements.
 
     Returns
     -------
@@ -81,10 +81,10 @@ def softmax_cross_entropy(
     ShapeError
         If the shapes do not match, or V is 0.
     BackendError
-        If the arrays are of different libraries or devices.
+        If the arrays are from different libraries or on different devices.
     ArgumentError
         If `label_smoothing` or `reduction` is outside its bounds, a weight is negative or not finite, or a
-        target that counts is outside ``[0, V)``. Values on a device and traced values are not checked.
+        target that is included is outside ``[0, V)``. Values on a device and traced values are not checked.
 
     Notes
     -----
@@ -140,14 +140,15 @@ def binary_cross_entropy(
         In ``[0, 1]``, with the dtype of `logits`. Values where `mask` is False are ignored, here and in
         `logits`.
     mask : array of bool, shape (...), optional
-        True where the O numbers of the last axis count. If no number counts, the loss and its gradient are 0.
+        True where the O numbers of the last axis are included. If none is included, the loss and its gradient
+        are 0.
     weights : array of floats, optional
         Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `mask`:
         ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
     positive_weights : array of floats, shape (O,), optional
         Factor of the positive term ``t softplus(-z)``, at least 0 and finite, for rare positive targets.
     reduction : {"mean", "sum", "none"}, optional
-        Return the weighted mean over all numbers that count, the weighted sum, or the weighted elements.
+        Return the weighted mean over all included numbers, the weighted sum, or the weighted elements.
 
     Returns
     -------
@@ -164,9 +165,9 @@ def binary_cross_entropy(
     ShapeError
         If the shapes do not match, or have no last axis, or O is 0.
     BackendError
-        If the arrays are of different libraries or devices.
+        If the arrays are from different libraries or on different devices.
     ArgumentError
-        If `reduction` is unknown, a weight is negative or not finite, or a target that counts is
+        If `reduction` is unknown, a weight is negative or not finite, or a target that is included is
         outside ``[0, 1]``. Values on a device and traced values are not checked.
 
     Examples
@@ -222,7 +223,7 @@ def _exponentials(xp: Namespace, logits: Array, mask: Array | None) -> tuple[Arr
 def _cross_entropy(
     xp: Namespace, logits: Array, targets: Array, mask: Array | None
 ) -> tuple[Array, Pullback]:
-    """Return the mean over all elements that count, and its pullback."""
+    """Return the mean over all included elements, and its pullback."""
     z, exp_z, total = _exponentials(xp, logits, mask)
     hit = one_hot(xp, targets, z.shape[-1])
     z_target = xp.sum(xp.where(hit, z, xp.zeros_like(z)), axis=-1)

@@ -217,7 +217,7 @@ def _check_labels(xp: Namespace, targets: Array, rows: int) -> None:
 def _counts(
     xp: Namespace, name: str, given: Array | None, rows: int, least: int, most: int, device: object
 ) -> Array:
-    """Return one integer per batch entry, checked to be in [least, most]; `most` if not given."""
+    """Return one integer per batch entry, checked to be in [least, most]; `most` if None."""
     if given is None:
         return xp.full((rows,), most, dtype=xp.int64, device=device)
     if not xp.isdtype(given.dtype, "integral"):
@@ -230,7 +230,7 @@ def _counts(
         values = _array.to_numpy(given)
         outside = values[(values < least) | (values > most)]
         if outside.size:
-            msg = f"{name} holds {outside[0]}, expected integers in [{least}, {most}]"
+            msg = f"{name} contains {outside[0]}, expected integers in [{least}, {most}]"
             raise ArgumentError(msg)
     return given
 
@@ -243,5 +243,5 @@ def _check_values(targets: Array, target_lengths: Array, classes: int, blank: in
     inside = np.arange(values.shape[1])[None, :] < counts[:, None]
     wrong = values[inside & ((values < 0) | (values >= classes) | (values == blank))]
     if wrong.size:
-        msg = f"targets holds {wrong[0]}, expected labels in [0, {classes}) other than blank={blank}"
+        msg = f"targets contains {wrong[0]}, expected labels in [0, {classes}) other than blank={blank}"
         raise ArgumentError(msg)

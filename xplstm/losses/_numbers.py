@@ -37,7 +37,7 @@ def mse(
 ) -> tuple[Array, Pullback]:
     """Compute the mean squared error.
 
-    The loss is ``mean((pred - target)**2)`` over all n numbers that count. Its gradient
+    The loss is ``mean((pred - target)**2)`` over all n included numbers. Its gradient
     is ``2 (pred - target) / n``.
 
     Parameters
@@ -47,12 +47,13 @@ def mse(
     target : array, shape (..., O)
         Same dtype as `pred`. Values where `mask` is False are ignored, here and in `pred`.
     mask : array of bool, shape (...), optional
-        True where the O numbers of the last axis count. If no number counts, the loss and its gradient are 0.
+        True where the O numbers of the last axis are included. If none is included, the loss and its gradient
+        are 0.
     weights : array of floats, optional
         Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `mask`:
         ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
     reduction : {"mean", "sum", "none"}, optional
-        Return the weighted mean over all numbers that count, the weighted sum, or the weighted elements.
+        Return the weighted mean over all included numbers, the weighted sum, or the weighted elements.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def mse(
     ShapeError
         If the shapes do not match, or have no last axis, or O is 0.
     BackendError
-        If the arrays are of different libraries or devices.
+        If the arrays are from different libraries or on different devices.
     ArgumentError
         If `reduction` is unknown, or a weight is negative or not finite. Weights on a device and
         traced weights are not checked.
@@ -264,7 +265,7 @@ def _of_errors(
     slope: OfError,
     axes: int = 1,
 ) -> tuple[Array, Pullback]:
-    """Return a loss that is a function of each error, and its pullback; a mask lacks the last `axes` axes."""
+    """Return a loss of each error, and its pullback; a mask does not have the last `axes` axes."""
     xp = common_namespace(pred=pred, target=target, mask=mask, weights=weights)
     pred, target = _array.native(pred), _array.native(target)
     check_float("pred", pred)

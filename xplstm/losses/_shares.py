@@ -23,7 +23,7 @@ def counting(xp: Namespace, x: Array, mask: Array | None) -> Array:
 
 
 def share(xp: Namespace, like: Array, mask: Array | None) -> Array:
-    """Return each element's weight in the mean: 1 / count for elements that count, else 0."""
+    """Return each element's weight in the mean: 1 / count for included elements, else 0."""
     if mask is None:
         return xp.full_like(like, 1.0 / max(math.prod(like.shape), 1))
     counts = xp.astype(mask, like.dtype)
@@ -126,8 +126,8 @@ def common_namespace(**arrays: Array | None) -> Namespace:
     for name, (its_xp, its_device) in others:
         if its_xp is not xp or (None not in (device, its_device) and its_device != device):
             msg = (
-                f"{name} is of {_array.backend_name(its_xp)} on {its_device}, "
-                f"but {first} is of {_array.backend_name(xp)} on {device}; move one of them"
+                f"{name} is from {_array.backend_name(its_xp)} on {its_device}, "
+                f"but {first} is from {_array.backend_name(xp)} on {device}; move one of them"
             )
             raise BackendError(msg)
     return xp
@@ -161,7 +161,7 @@ def check_classes(
     counted = counted if mask is None else counted[_array.to_numpy(mask)]
     outside = counted[(counted < 0) | (counted >= logits.shape[-1])]
     if outside.size:
-        msg = f"targets holds the class {outside[0]}, expected classes in [0, {logits.shape[-1]})"
+        msg = f"targets contains the class {outside[0]}, expected classes in [0, {logits.shape[-1]})"
         raise ArgumentError(msg)
     return targets, mask
 

@@ -1,4 +1,4 @@
-"""Complete models, and functions that make their batches and decode their logits."""
+"""Complete models, and functions that create their batches and decode their logits."""
 
 from xplstm.models._forecast_series import Backtest
 from xplstm.models.batching import Ragged, WithFuture, one_hot, pad, windows

@@ -121,12 +121,12 @@ class Composite(Summary, ABC):
         return self.params
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replace all parameters with copies on the device of the present parameters.
+        """Replace all parameters with copies on the device of the current parameters.
 
         Parameters
         ----------
         state_dict : mapping of str to array
-            All parameters by name, each with the shape and dtype of the present parameter. The arrays may be
+            All parameters by name, each with the shape and dtype of the current parameter. The arrays may be
             of any library, such as the ``params`` of `xplstm.training.load_checkpoint`.
 
         Raises
@@ -152,11 +152,11 @@ class Composite(Summary, ABC):
         Parameters
         ----------
         xp : str or namespace, optional
-            Backend to move to; the present backend if left out.
+            Backend to move to; the current backend if omitted.
         device : device, optional
-            Device of that backend. If left out, the present device, or the default device of a new backend.
+            Device of that backend. If omitted, the current device, or the default device of a new backend.
         dtype : {"float64", "float32", "float16", "bfloat16"}, or a library's dtype, optional
-            Dtype to convert to; the present dtype if left out.
+            Dtype to convert to; the current dtype if omitted.
 
         Returns
         -------
@@ -257,7 +257,7 @@ class Composite(Summary, ABC):
         Raises
         ------
         FormatError
-            If the file is damaged, contains a model of another class, or its parts do not fit each other.
+            If the file is damaged, contains a model of another class, or its parts are inconsistent.
         OSError
             If the file cannot be read.
 
@@ -281,7 +281,7 @@ class Composite(Summary, ABC):
         xp: str | Namespace | None = None,
         device: Device | None = None,
     ) -> Self:
-        """Make a model from the result of `config` and its parameters.
+        """Create a model from the result of `config` and its parameters.
 
         Parameters
         ----------
@@ -371,7 +371,7 @@ def join_prefixed(groups: Mapping[str, Mapping[str, Array]]) -> Params:
 
 
 def hidden(state: Any) -> Array:
-    """Return h of the state of an LSTM, or the state of a network that has h alone."""
+    """Return h of the state of an LSTM, or the state of a network that has only h."""
     return state.h if isinstance(state, LSTMState) else state
 
 

@@ -1,4 +1,4 @@
-"""Columns of a forecast: targets, covariates known ahead, horizon and quantiles."""
+"""Columns of a forecast: targets, covariates known in advance, horizon and quantiles."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Roles(NamedTuple):
     def forecasts(self, raw: Array, z: Array) -> tuple[Array, Callable[[Array], Array]]:
         """Return the forecasts (..., *shape) from the linear layer's output `raw`, and the pullback to `raw`.
 
-        A forecast is the present value plus `raw`.
+        A forecast is the current value plus `raw`.
         """
         if self.horizon is None:
             return z + raw, lambda d: d
@@ -219,7 +219,7 @@ def in_order(raw: Array) -> tuple[Array, Callable[[Array], Array]]:
 
 
 def check_future(future: Array | None, roles: Roles) -> None:
-    """Check that a future is given exactly if columns are known ahead."""
+    """Check that there is a future exactly if columns are known in advance."""
     if roles.known and future is None:
         msg = (
             f"x has no future of the columns known={list(roles.known)}; pass WithFuture(x, future) "
@@ -227,5 +227,5 @@ def check_future(future: Array | None, roles: Roles) -> None:
         )
         raise ShapeError(msg)
     if future is not None and not roles.known:
-        msg = "x has a future, but the model has no known columns; make the model with horizon= and known="
+        msg = "x has a future, but the model has no known columns; create the model with horizon= and known="
         raise ArgumentError(msg)

@@ -141,7 +141,7 @@ class SeriesModel(Composite):
         updates : int, optional
             Largest number of updates, at least 0.
         optimizer : Optimizer, optional
-            ``Adam(warmup_cosine(1e-2, updates // 10, updates))`` if left out.
+            ``Adam(warmup_cosine(1e-2, updates // 10, updates))`` if omitted.
         batch_size : int, optional
             Windows of a batch, at least 1. The windows are shuffled in each epoch.
         validation : float, optional
@@ -245,7 +245,7 @@ class SeriesModel(Composite):
         start : int
             First origin, the index of the first step to forecast; at least `window`.
         steps : int, optional
-            n, steps of each forecast, at least 1; the horizon of the model if left out.
+            n, steps of each forecast, at least 1; the horizon of the model if omitted.
         stride : int, optional
             Steps between two origins, at least 1.
         refit : callable, optional
@@ -326,7 +326,7 @@ class SeriesModel(Composite):
             msg = (
                 f"series[:, {column}] has standard deviation {deviations[column]:.3g} and values up to "
                 f"{sizes[column]:.3g}, too large for the precision of {dtype}; subtract a constant first, or "
-                "make the model with dtype='float64'"
+                "create the model with dtype='float64'"
             )
             raise ArgumentError(msg)
 

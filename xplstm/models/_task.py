@@ -112,7 +112,7 @@ def check_features(name: str, x: Array) -> None:
     kind = _array.dtype_name(x.dtype) if hasattr(x, "dtype") else ""
     if kind.startswith(("int", "uint")):
         msg = (
-            f"{name} has dtype {kind}, expected features of a float dtype. For token ids, make the model "
+            f"{name} has dtype {kind}, expected features of a float dtype. For token ids, create the model "
             "with input_size=None and vocab_size="
         )
         raise DTypeError(msg)

@@ -1,4 +1,4 @@
-"""Make batches for a model: one-hot vectors, padded sequences, windows of a series."""
+"""Create batches for a model: one-hot vectors, padded sequences, windows of a series."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def pad(sequences: Sequence[Array]) -> Ragged:
 
 
 class WithFuture(NamedTuple):
-    """A batch with covariates that are known ahead, for a `Forecaster` with ``known=``.
+    """A batch with covariates that are known in advance, for a `Forecaster` with ``known=``.
 
     Attributes
     ----------

@@ -34,7 +34,7 @@ class CharLM(Composite):
     num_layers : int, optional
         Number of LSTM layers, at least 1.
     embedding_dim : int, optional
-        Features of the embedding, at least 1; `hidden_size` if left out.
+        Features of the embedding, at least 1; `hidden_size` if omitted.
     dropout : float, optional
         Dropout probability, in [0, 1), of the outputs of each LSTM layer in training.
     xp, device, dtype : optional
@@ -153,7 +153,7 @@ class CharLM(Composite):
         ids : array of integers, shape (T, B) or (T,)
             Ids of characters, in [0, V).
         state : (h, c), optional
-            Final state of the text before; zeros if left out.
+            Final state of the text before; zeros if omitted.
 
         Returns
         -------
@@ -178,7 +178,7 @@ class CharLM(Composite):
         ids, targets : array of integers, shape (T, B) or (T,)
             Ids of characters, and ids of the next characters.
         state : (h, c), optional
-            Final state of the text before; zeros if left out.
+            Final state of the text before; zeros if omitted.
 
         Returns
         -------
@@ -212,9 +212,9 @@ class CharLM(Composite):
         ids, targets : array of integers, shape (T, B) or (T,)
             Ids of characters, and ids of the next characters.
         state : (h, c), optional
-            Final state of the text before; zeros if left out. Backpropagation is truncated here.
+            Final state of the text before; zeros if omitted. Backpropagation is truncated here.
         rng : int or numpy.random.Generator, optional
-            Seed or generator for dropout; no dropout if left out.
+            Seed or generator for dropout; no dropout if omitted.
 
         Returns
         -------

@@ -53,7 +53,7 @@ class SequenceClassifier(Composite):
     vocab_size : int, optional
         V, at least 1. Inputs are then ids in [0, V), and the first layer is an `Embedding`.
     embedding_dim : int, optional
-        Features of the embedding, at least 1; `hidden_size` if left out.
+        Features of the embedding, at least 1; `hidden_size` if omitted.
     padding_idx : int, optional
         Id of the padding token, in [0, V). Steps with this id are skipped at any position in a sequence. They
         do not change the state, and pooling and loss ignore them.
@@ -247,7 +247,7 @@ class SequenceClassifier(Composite):
         x : array, shape (T, B, I) or (T, I), or Ragged
             Features. With `vocab_size`, ids of shape (T, B) or (T,).
         state : (h, c), optional
-            Initial state; zeros if left out.
+            Initial state; zeros if omitted.
 
         Returns
         -------
@@ -287,7 +287,7 @@ class SequenceClassifier(Composite):
         x : array or Ragged
             As for a call.
         state : (h, c), optional
-            Initial state; zeros if left out.
+            Initial state; zeros if omitted.
 
         Returns
         -------
@@ -320,7 +320,7 @@ class SequenceClassifier(Composite):
         x : array or Ragged
             As for a call.
         state : (h, c), optional
-            Initial state; zeros if left out.
+            Initial state; zeros if omitted.
 
         Returns
         -------
@@ -359,7 +359,7 @@ class SequenceClassifier(Composite):
             ``"multilabel"``, integers, booleans or floats in [0, 1] with the shape of the logits. For
             ``"regression"``, floats with the shape of the logits.
         state : (h, c), optional
-            Initial state; zeros if left out.
+            Initial state; zeros if omitted.
 
         Returns
         -------
@@ -399,9 +399,9 @@ class SequenceClassifier(Composite):
         targets : array
             As for `loss`.
         state : (h, c), optional
-            Initial state; zeros if left out. No gradient with respect to the state is computed.
+            Initial state; zeros if omitted. No gradient with respect to the state is computed.
         rng : int or numpy.random.Generator, optional
-            Seed or generator for dropout; no dropout if left out.
+            Seed or generator for dropout; no dropout if omitted.
 
         Returns
         -------

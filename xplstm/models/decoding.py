@@ -22,8 +22,9 @@ def probabilities(
     """Return the probabilities from which `sample` draws tokens.
 
     The probabilities are ``softmax(logits / temperature)``. `top_k` keeps the k largest. Then `top_p` keeps
-    the fewest tokens whose total probability reaches p (nucleus sampling: Holtzman et al., 2020). The kept
-    probabilities are scaled so that they sum to 1. Of equal probabilities, lower tokens are kept first.
+    the fewest tokens whose total probability reaches p (nucleus sampling: Holtzman et al., 2020). The
+    remaining probabilities are scaled so that they sum to 1. Of equal probabilities, lower tokens are kept
+    first.
 
     Parameters
     ----------
@@ -33,9 +34,9 @@ def probabilities(
         Divisor of the logits, at least 0. Below 1, probable tokens become more probable; 0 selects the most
         probable token. Temperatures close to 0 do not overflow.
     top_k : int, optional
-        Number of tokens to keep, at least 1; all if left out.
+        Number of tokens to keep, at least 1; all if omitted.
     top_p : float, optional
-        Total probability to keep, in (0, 1]; all tokens if left out.
+        Total probability to keep, in (0, 1]; all tokens if omitted.
 
     Returns
     -------
@@ -147,7 +148,7 @@ class Hypothesis(NamedTuple):
     log_probability : float
         Natural logarithm of the probability of all tokens, including the end token.
     ended : bool
-        Whether the sequence has an end token; otherwise it was cut at `max_length`.
+        Whether the sequence has an end token; otherwise it was truncated at `max_length`.
 
     Examples
     --------
@@ -193,7 +194,7 @@ def beam_search(
     width : int
         Number of sequences to keep for each batch entry, at least 1.
     max_length : int
-        Largest number of tokens, including the end token; at least 1. Longer sequences are cut.
+        Largest number of tokens, including the end token; at least 1. Longer sequences are truncated.
     length_penalty : float, optional
         Sequences are ranked by log-probability / length**length_penalty (Wu et al., 2016, section 7). The
         length includes the end token. 0 ranks by probability, which favours short sequences; 1 ranks by the

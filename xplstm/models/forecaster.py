@@ -42,7 +42,7 @@ class _Read(NamedTuple):
 class Forecaster(SeriesModel):
     """Forecast the next values of a series at each step, with a stacked LSTM and a linear layer.
 
-    The network reads ``(x - mean) / std``, and its output is added to the present value. A network with
+    The network reads ``(x - mean) / std``, and its output is added to the current value. A network with
     output 0 therefore predicts that the series does not change. `fit` trains the model on one series;
     `xplstm.training.fit` trains it on any batches.
 
@@ -59,17 +59,17 @@ class Forecaster(SeriesModel):
     num_layers : int, optional
         Number of LSTM layers, at least 1.
     mean, std : float or sequence of F floats, optional
-        Mean and standard deviation of the training part of the series; std above 0. If left out, they are 0
+        Mean and standard deviation of the training part of the series; std above 0. If omitted, they are 0
         and 1 until `fit` measures them.
     dropout : float, optional
         Dropout probability, in [0, 1), of the outputs of each LSTM layer in training.
     horizon : int, optional
         n, steps of a direct forecast, at least 1.
     targets : sequence of int, optional
-        The M columns to forecast; all columns that are not `known` if left out. Needs `horizon`.
+        The M columns to forecast; all columns that are not `known` if omitted. Needs `horizon`.
     known : sequence of int, optional
-        K columns that are known ahead, such as the month or a planned price. The model reads them for the
-        next `horizon` steps; pass them with `WithFuture`. Needs `horizon`.
+        K columns that are known in advance, such as the month or a planned price. The model reads them for
+        the next `horizon` steps; pass them with `WithFuture`. Needs `horizon`.
     quantiles : sequence of Q floats, optional
         Quantiles to forecast, ascending, in (0, 1). The model is then trained with the quantile loss.
         Quantiles cannot cross: neighbours differ by ``log(1 + exp(a))``. Needs `horizon`.
@@ -189,7 +189,7 @@ class Forecaster(SeriesModel):
 
     @property
     def known(self) -> tuple[int, ...]:
-        """Columns that are known ahead."""
+        """Columns that are known in advance."""
         return self._roles.known
 
     @property
@@ -246,7 +246,7 @@ class Forecaster(SeriesModel):
         x : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
             The observed series.
         state : (h, c), optional
-            State after the steps before `x`; zeros if left out.
+            State after the steps before `x`; zeros if omitted.
 
         Returns
         -------
@@ -326,7 +326,7 @@ class Forecaster(SeriesModel):
         steps : int, optional
             Number of steps to forecast, at least 0. With `horizon`, at most `horizon`, which is the default.
         state : (h, c), optional
-            State after the steps before `x`; zeros if left out.
+            State after the steps before `x`; zeros if omitted.
 
         Returns
         -------
@@ -414,7 +414,7 @@ class Forecaster(SeriesModel):
             Values after each step, such as those from `windows`. Values after the length of an entry are
             ignored.
         state : (h, c), optional
-            State after the steps before `x`; zeros if left out.
+            State after the steps before `x`; zeros if omitted.
 
         Returns
         -------
@@ -457,9 +457,9 @@ class Forecaster(SeriesModel):
         targets : array
             As for `loss`.
         state : (h, c), optional
-            State after the steps before `inputs`; zeros if left out. Backpropagation is truncated here.
+            State after the steps before `inputs`; zeros if omitted. Backpropagation is truncated here.
         rng : int or numpy.random.Generator, optional
-            Seed or generator for dropout; no dropout if left out.
+            Seed or generator for dropout; no dropout if omitted.
 
         Returns
         -------
@@ -525,7 +525,7 @@ class Forecaster(SeriesModel):
             return _Read(z, z, batch.lengths, exists)
         xp, known = _array.namespace(z, "x"), self._roles.known
         shape = (self.horizon, *z.shape[1:-1], len(known))
-        future = _checks.array("future", future, self._home(), shape, "(horizon, B, columns known ahead)")
+        future = _checks.array("future", future, self._home(), shape, "(horizon, B, columns of known=)")
         mean, std = (self._roles.select(a, known) for a in self._scale())
         lengths = None if exists is None else xp.sum(xp.astype(exists, xp.int32), axis=0, dtype=xp.int32)
         entered = self._roles.join_input(z, (future - mean) / std, lengths)

@@ -35,7 +35,7 @@ class Seq2Seq(Composite):
     num_layers : int, optional
         Number of layers of the encoder and of the decoder, at least 1.
     embedding_dim : int, optional
-        Features of the embeddings, at least 1; `hidden_size` if left out.
+        Features of the embeddings, at least 1; `hidden_size` if omitted.
     dropout : float, optional
         Dropout probability, in [0, 1), in training. It applies between the layers of the encoder, and to the
         outputs of each layer of the decoder.
@@ -206,7 +206,7 @@ class Seq2Seq(Composite):
     def batch(
         self, sources: Sequence[str | Sequence[str]], targets: Sequence[str | Sequence[str]]
     ) -> tuple[Ragged, Ragged]:
-        """Make a batch of texts for `loss_vjp` and `xplstm.training.fit`.
+        """Create a batch of texts for `loss_vjp` and `xplstm.training.fit`.
 
         Parameters
         ----------
@@ -243,7 +243,7 @@ class Seq2Seq(Composite):
     def __call__(
         self, source: Array | Ragged, target: Array | Ragged, state: State = None
     ) -> tuple[Array, LSTMState]:
-        """Return the logits of each target token, given the source and the earlier target tokens.
+        """Return the logits of each target token from the source and the earlier target tokens.
 
         Parameters
         ----------
@@ -252,7 +252,7 @@ class Seq2Seq(Composite):
         target : array of integers, shape (U, B) or (U,), or Ragged
             Ids of the targets, with end tokens.
         state : (h, c), optional
-            Initial state of the encoder; zeros if left out.
+            Initial state of the encoder; zeros if omitted.
 
         Returns
         -------
@@ -283,7 +283,7 @@ class Seq2Seq(Composite):
         source, target : array of integers, or Ragged
             As for a call.
         state : (h, c), optional
-            Initial state of the encoder; zeros if left out.
+            Initial state of the encoder; zeros if omitted.
 
         Returns
         -------
@@ -327,10 +327,10 @@ class Seq2Seq(Composite):
         inputs, targets : array of integers, or Ragged
             Source and target, as for a call.
         state : (h, c), optional
-            Initial state of the encoder; zeros if left out. No gradient with respect to the state is
+            Initial state of the encoder; zeros if omitted. No gradient with respect to the state is
             computed.
         rng : int or numpy.random.Generator, optional
-            Seed or generator for dropout and teacher forcing; no dropout if left out. A `teacher_forcing`
+            Seed or generator for dropout and teacher forcing; no dropout if omitted. A `teacher_forcing`
             between 0 and 1 needs `rng`.
 
         Returns
@@ -403,7 +403,7 @@ class Seq2Seq(Composite):
         length_penalty : float, optional
             As for `beam_search`.
         state : (h, c), optional
-            Initial state of the encoder; zeros if left out.
+            Initial state of the encoder; zeros if omitted.
 
         Returns
         -------

@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Network(NamedTuple):
-    """A class of recurrent layers, and the function that makes its cell."""
+    """A class of recurrent layers, and the function that creates its cell."""
 
     cls: Callable[..., Recurrent]
     cell: Callable[[Mapping[str, Any], int], Cell]

@@ -137,7 +137,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
     x = x.rechunk({2: -1})
     check_time(x)
     if lengths is not None and mask is not None:
-        msg = "lengths and mask were both given; give only one of them"
+        msg = "lengths and mask were both passed; pass only one of them"
         raise ArgumentError(msg)
     T, B = x.shape[0], x.shape[1]
     if mask is not None:
@@ -156,7 +156,7 @@ def check_kind(name: str, a: Any, home: Home, dtype: str) -> None:
     if xp is not home.xp:
         ours, theirs = _array.backend_name(xp), _array.backend_name(home.xp)
         msg = (
-            f"{name} has chunks of {ours}, but the parameters are of {theirs}; "
+            f"{name} has {ours} chunks, but the parameters are {theirs} arrays; "
             f"move the parameters with to(xp={ours!r})"
         )
         raise BackendError(msg)
@@ -207,7 +207,7 @@ def _within(lengths: Any, T: int) -> Any:
     """Return the lengths of a block, which must be in [0, T]."""
     host = _array.to_numpy(lengths)
     for wrong in host[(host < 0) | (host > T)][:1]:
-        msg = f"lengths holds {wrong}, which is not in [0, T={T}]"
+        msg = f"lengths contains {wrong}, which is not in [0, T={T}]"
         raise ArgumentError(msg)
     return lengths
 

@@ -395,7 +395,7 @@ class LSTM(_Calls, Recurrent):
             If `weights` or `activations` is unknown, `activations` differs from `weights`, or
             `weights` cannot represent a weight; and for "int8" or `activations` with ``reproducible=True``.
         BackendError, DTypeError
-            If `weights` is given and the parameters are not float32 arrays of NumPy.
+            If `weights` is not None and the parameters are not float32 NumPy arrays.
 
         Examples
         --------

@@ -109,7 +109,7 @@ class Module(Summary):
         Raises
         ------
         ShapeError, DTypeError, ArgumentError
-            If a name, shape or dtype is wrong. One error lists all faults.
+            If a name, shape or dtype is wrong. One error lists all problems.
 
         Examples
         --------
@@ -145,11 +145,11 @@ class Module(Summary):
         Raises
         ------
         BackendError
-            If the backend cannot run here, or the device cannot hold its arrays.
+            If the backend cannot run here, or the device cannot store its arrays.
         DTypeError
             If `dtype` is none of the four dtypes.
         ArgumentError
-            If a parameter holds numbers outside the range of `dtype`. Values on a device are not checked.
+            If a parameter has numbers outside the range of `dtype`. Values on a device are not checked.
 
         Examples
         --------
@@ -180,7 +180,7 @@ def describe(
     reverse: bool,
     **others: Any,
 ) -> Stack:
-    """Check the arguments that all recurrent layers share; `others` must be checked already."""
+    """Check the arguments that all recurrent layers share; `others` must already be checked."""
     if _values.probability("dropout", dropout) and num_layers == 1:
         msg = f"dropout={dropout} has no effect with num_layers=1, because it applies between layers"
         warnings.warn(msg, UserWarning, stacklevel=3)
@@ -324,7 +324,7 @@ class Recurrent(Module):
         Raises
         ------
         FormatError
-            If the file is damaged or holds another class.
+            If the file is damaged or contains another class.
         OSError
             If the file cannot be read.
 
@@ -336,7 +336,7 @@ class Recurrent(Module):
 
         found = xplstm.io.load_model(path, xp=xp, device=device)
         if not isinstance(found, cls):
-            msg = f"{os.fspath(path)} holds a {type(found).__name__}, not a {cls.__name__}"
+            msg = f"{os.fspath(path)} contains a {type(found).__name__}, not a {cls.__name__}"
             raise FormatError(msg)
         return found
 

@@ -1,6 +1,6 @@
 """Register layers and models as pytrees of JAX: the parameters are leaves, all other attributes are static.
 
-This module never imports JAX first. A class is registered when it is defined, or, if JAX is imported later,
+This module does not import JAX. A class is registered when it is defined, or, if JAX is imported later,
 when the next layer allocates parameters.
 """
 

@@ -118,7 +118,7 @@ class Optimizer(Summary, ABC):
     """
 
     _options: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that hold the options of a subclass."""
+    """Names of the attributes that contain the options of a subclass."""
 
     _columns = ("state", "of", "numbers")
 
@@ -190,7 +190,7 @@ class Optimizer(Summary, ABC):
         ShapeError
             If the shapes differ, or a loaded state belongs to parameters of other shapes.
         BackendError
-            If a loaded state and the parameters are of different libraries.
+            If a loaded state and the parameters are from different libraries.
 
         Notes
         -----
@@ -311,7 +311,7 @@ class Optimizer(Summary, ABC):
         return {"step": self.step, **own, **arrays}
 
     def without_state(self, names: Iterable[str]) -> list[str]:
-        """Return the names of parameters that lack an average which this class of optimiser keeps.
+        """Return the names of parameters without an average that this class of optimiser keeps.
 
         Parameters
         ----------
@@ -474,7 +474,7 @@ def _check_fits(key: str, value: Array, name: str, p: Array) -> None:
         theirs, ours = _array.namespace(value, key), _array.namespace(p, name)
         if theirs is not ours:
             home = _array.backend_name(theirs), _array.backend_name(ours)
-            msg = f"state {key!r} is of {home[0]}, but params[{name!r}] is of {home[1]}; move one of them"
+            msg = f"state {key!r} is from {home[0]}, but params[{name!r}] is from {home[1]}; move one of them"
             raise BackendError(msg)
     found, param = _array.dtype_name(value.dtype), _array.dtype_name(p.dtype)
     wide = "float32" if param in ("float16", "bfloat16") else param

@@ -3,7 +3,7 @@
 They wrap `xplstm.models.SequenceClassifier` in ``fit``, ``predict`` and ``score``, and work in ``Pipeline``,
 ``cross_val_score`` and ``GridSearchCV``.
 
-``X`` has one of these forms. Its values have no influence on the choice:
+``X`` has one of these forms, which its type and shape determine:
 
 - an array (n, T, F): n sequences of T steps with F features
 - a list of n arrays, lists or data frames, (T_k, F) or (T_k,): sequences of different lengths

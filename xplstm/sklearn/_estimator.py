@@ -363,7 +363,7 @@ class _Weighted:
 
 
 def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
-    """Check the weights of the sequences: all at least 0, and one above 0."""
+    """Check the weights of the sequences: all at least 0, and at least one above 0."""
     weights = _check_sample_weight(sample_weight, targets, dtype=np.float64, ensure_non_negative=True)
     if not weights.any():
         msg = "sample_weight is 0 for all sequences; one must be above 0"

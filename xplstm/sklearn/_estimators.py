@@ -130,7 +130,7 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If X and y do not fit each other, a value is NaN or infinite, or a parameter is outside its range.
+            If X and y do not match, a value is NaN or infinite, or a parameter is outside its range.
 
         Examples
         --------
@@ -304,7 +304,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If X and y do not fit each other, a value is NaN or infinite, or a parameter is outside its range.
+            If X and y do not match, a value is NaN or infinite, or a parameter is outside its range.
 
         Examples
         --------
@@ -354,7 +354,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
 
 
 def _target(estimator: Any, y: Any) -> Any:
-    """Check that y is given."""
+    """Check that y is not None."""
     if y is None:
         msg = f"{type(estimator).__name__} requires y to be passed, but the target y is None"
         raise ArgumentError(msg)

@@ -87,6 +87,6 @@ def sequences_of(X: Any) -> Sequence[Any] | None:
 
 
 def is_table(sequences: Sequence[Any]) -> bool:
-    """Return whether the sequences are lists of numbers with one length, a table for scikit-learn."""
+    """Return whether the sequences are lists of numbers of equal length, a table for scikit-learn."""
     lists = all(isinstance(row, list | tuple) for row in sequences)
     return lists and len({len(row) for row in sequences}) == 1 and np.ndim(sequences[0][0]) == 0

@@ -51,7 +51,7 @@ class _Reader:
         return found
 
     def close(self) -> None:
-        """End the thread after its present batch."""
+        """End the thread after its current batch."""
         self._closed = True
         self._free.release()
         if self._thread is not None:

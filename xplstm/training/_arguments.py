@@ -140,7 +140,7 @@ def _check_model(model: Any) -> None:
         )
         raise DTypeError(msg)
     if not model.params:
-        msg = "model.params is empty; it must hold at least one array"
+        msg = "model.params is empty; it must contain at least one array"
         raise ArgumentError(msg)
     for name, a in model.params.items():
         _array.namespace(a, f"params[{name!r}]")
@@ -193,7 +193,7 @@ def check_arguments(
     rng: object,
     progress: object,
 ) -> None:
-    """Check that the arguments fit each other, and warn of dropout without `rng`."""
+    """Check that the arguments are consistent, and warn about dropout without `rng`."""
     if isinstance(optimizer.schedule, Plateau) and validate is None:
         msg = "the learning rate is a Plateau, which needs validate="
         raise ArgumentError(msg)

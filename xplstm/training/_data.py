@@ -22,7 +22,7 @@ Batches: TypeAlias = "Sequence[Batch] | Iterable[Batch]"
 class Streams(Sequence[Batch]):
     """Split one long sequence into consecutive batches.
 
-    The sequence is split into `batch_size` parallel streams. Each batch holds the next `steps` steps of
+    The sequence is split into `batch_size` parallel streams. Each batch contains the next `steps` steps of
     every stream. Targets are the inputs one step later. The state after a batch is therefore the initial
     state of the next batch, as truncated backpropagation requires.
 
@@ -30,7 +30,7 @@ class Streams(Sequence[Batch]):
     ----------
     ids : array, shape (N,)
         Any dtype and library; N greater than `batch_size`. Up to ``batch_size - 1`` elements at the end
-        that do not fill all streams are left out.
+        that do not fill all streams are dropped.
     batch_size : int
         B, at least 1.
     steps : int
@@ -110,7 +110,7 @@ class Place(NamedTuple):
         return f"batch {self.position} of epoch {self.epoch}"
 
     def next(self, is_last: bool) -> Place:
-        """Return the place of the next batch; `is_last` is whether this batch ends its epoch."""
+        """Return the place of the next batch; `is_last` is True if this batch ends its epoch."""
         return Place(self.epoch + 1, 0) if is_last else Place(self.epoch, self.position + 1)
 
 
@@ -134,9 +134,9 @@ Own: TypeAlias = Callable[[int], tuple[int, int]]
 class Source:
     """The batches of all epochs, read by place.
 
-    A sequence is read by index. If a sequence has the methods ``entries(index)`` and
-    ``part(index, low, high)``, each process reads its own part. Any other iterable is read in order, one
-    batch ahead, which shows the last batch of an epoch.
+    A sequence is read by index. If a sequence has the methods ``entries(index)`` and ``part(index, low,
+    high)``, each process reads its own part. Any other iterable is read in order, one batch in advance, to
+    recognise the last batch of an epoch.
     """
 
     def __init__(self, data: Batches | Callable[[int], Batches], own: Own) -> None:

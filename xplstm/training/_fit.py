@@ -76,8 +76,8 @@ def fit(
         The model; `fit` sets its ``params``.
     data : sequence of (inputs, targets), iterable of them, or callable
         The batches of one epoch, or a function from the epoch number (from 0) to its batches. A sequence is
-        read by index. An iterable is read in order, one batch ahead; a resumed run reads it up to its place.
-        An iterator can be read once and provides one epoch.
+        read by index. An iterable is read in order, one batch in advance; a resumed run reads it up to its
+        place. An iterator can be read once and provides one epoch.
     optimizer : Optimizer
         An optimiser of `xplstm.optim`.
     updates, epochs : int
@@ -99,7 +99,7 @@ def fit(
         skips each update whose gradients overflow. The factor starts at 65536. It is halved after an
         overflow and doubled after 2000 updates without overflow. Each update then waits for the device.
     rng : int or numpy.random.Generator, optional
-        Seed or generator for dropout; no dropout if left out. A resumed run continues with the generator of
+        Seed or generator for dropout; no dropout if omitted. A resumed run continues with the generator of
         the checkpoint.
     validate : callable, optional
         ``validate()`` returns a number to minimise. `fit` calls it every `validate_every` updates, at the
@@ -135,8 +135,8 @@ def fit(
         and its clock apply to all processes.
     read_ahead : int, optional
         Number of batches to prefetch in a thread while the model computes; at least 0. The order of the
-        batches does not change. An error of the data is raised when its batch is due. The thread ends with
-        `fit`. Reading the data must be safe in a thread.
+        batches does not change. An error in reading a batch is raised when that batch is needed. The thread
+        ends with `fit`. Reading the data must be safe in a thread.
 
     Returns
     -------
@@ -167,7 +167,7 @@ def fit(
     Warns
     -----
     UserWarning
-        If the model has dropout and `rng` is left out, a new run finds a file at `checkpoint`, or a resumed
+        If the model has dropout and `rng` is omitted, a new run finds a file at `checkpoint`, or a resumed
         run has another `rng`, which has no effect: the generator of the checkpoint continues.
 
     Notes
@@ -244,7 +244,7 @@ SECONDS_UNSETTLED = 5.0
 
 
 def _loop(run: Run, plan: Plan, report: Callable[[Run], None]) -> None:
-    """Update, validate and save until the plan is over."""
+    """Update, validate and save until the plan is complete."""
     saved = settled = time.monotonic()
     while True:
         _validate_if_due(run, plan)

@@ -79,7 +79,7 @@ class Group(Protocol):
 
 
 class LocalGroup:
-    """One process of a group on one machine; use `local_group` to make a group.
+    """One process of a group on one machine; use `local_group` to create a group.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class LocalGroup:
 
 
 def local_group(size: int, *, timeout: float = 600.0) -> list[LocalGroup]:
-    """Make a group of processes on this machine, connected by socket pairs.
+    """Create a group of processes on this machine, connected by socket pairs.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ class MPIGroup:
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm, optional
-        Communicator; ``MPI.COMM_WORLD`` if left out.
+        Communicator; ``MPI.COMM_WORLD`` if omitted.
 
     Raises
     ------
@@ -274,7 +274,7 @@ class TorchGroup:
     Parameters
     ----------
     group : torch.distributed.ProcessGroup, optional
-        Process group; the default group if left out.
+        Process group; the default group if omitted.
 
     Raises
     ------

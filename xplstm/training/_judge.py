@@ -26,7 +26,7 @@ def are_finite(arrays: Iterable[Array]) -> bool:
 
 
 def first_not_finite(arrays: Mapping[str, Array]) -> str | None:
-    """Return the name of the first array that holds infinity or NaN."""
+    """Return the name of the first array that contains infinity or NaN."""
     return next((name for name, a in arrays.items() if not are_finite([a])), None)
 
 

@@ -61,8 +61,8 @@ def gradients_over(
 
     The sequence is split into chunks along time. A forward pass over all chunks keeps the state before each
     chunk. Then each chunk runs again through ``vjp``, from the last to the first, with the gradient with
-    respect to its final state. Nothing is truncated. Memory holds one chunk, the residuals of its backward
-    pass, and one state for each chunk.
+    respect to its final state. Nothing is truncated. The function keeps in memory one chunk, the residuals of
+    its backward pass, and one state for each chunk.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def gradients_over(
         the gradient with respect to y. It may return a tuple of that gradient and a dict of gradients with
         respect to other parameters, such as those of a `Linear`. The first call is for the last chunk.
     state, dstate_n : LSTMState, tuple or array, optional
-        Initial state, and gradient with respect to the final state, as for ``vjp``; zeros if left out.
+        Initial state, and gradient with respect to the final state, as for ``vjp``; zeros if omitted.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def gradients_over(
     deep nets with sublinear memory cost", 2016. On the kernel ``native``, outputs and final state have the
     same bits as one ``vjp`` over the whole sequence. Parameter gradients are sums over chunks; they equal
     those of one ``vjp`` within rounding. Half precision is widened to float32 until the end. A call rounds
-    the output of each layer, so several layers in half precision equal one ``vjp`` within rounding only.
+    the output of each layer, so several layers in half precision equal one ``vjp`` only within rounding.
 
     Examples
     --------

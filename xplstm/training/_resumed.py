@@ -1,4 +1,4 @@
-"""Read the run to resume, send it to all ranks, and check that it fits the arguments."""
+"""Read the run to resume, send it to all ranks, and check that it matches the arguments."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def check_length(at: Checkpoint, updates: int | None, epochs: int | None) -> Non
 
 
 def check_run(at: Checkpoint, given: Checkpoint) -> None:
-    """Check that the file is consistent, and fits the arguments and the model of the run `given`."""
+    """Check that the file is consistent, and matches the arguments and the model of the run `given`."""
     if len(at.history.losses) != at.update or any(not 0 <= u <= at.update for u, _ in at.history.validations):
         msg = (
             f"the checkpoint is damaged: it is at update {at.update} and has {len(at.history.losses)} losses"
@@ -114,7 +114,7 @@ def check_run(at: Checkpoint, given: Checkpoint) -> None:
 
 
 def check_parameters(own: Mapping[str, Array], at: Checkpoint) -> None:
-    """Check that the checkpoint is of this model."""
+    """Check that the checkpoint is from this model."""
     ours = {name: (_array.dtype_name(a.dtype), tuple(a.shape)) for name, a in own.items()}
     _check_same("", ours, at.params)
     _check_same("best.", ours, at.best or at.params)
@@ -221,7 +221,7 @@ def _check_same(kind: str, ours: Mapping[str, tuple[str, Any]], given: Mapping[s
             f"the checkpoint {_describe_array(theirs.get(name))}"
             for name in differing
         ]
-        msg = "the checkpoint is of another model:\n  " + "\n  ".join(lines)
+        msg = "the checkpoint is from another model:\n  " + "\n  ".join(lines)
         raise FormatError(msg)
 
 

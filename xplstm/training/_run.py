@@ -59,7 +59,7 @@ class Model(Protocol):
         inputs, targets : object
             One batch, exactly as it is in the data.
         state : tuple of arrays or None
-            State after the batch before; None at the beginning.
+            State after the previous batch; None at the beginning.
         rng : numpy.random.Generator or None
             Generator for dropout; None for no dropout.
 
@@ -134,7 +134,7 @@ class Run:
     `at` always describes the last complete update and is replaced in one assignment. After any
     interruption, ``restore(at)`` therefore restores model, optimiser and generator.
 
-    On the host, each update is checked before it is kept. On a device that check would block. Instead, a
+    On the host, each update is checked before it is kept. On a device, that check would block. Instead, a
     flag of shape () records whether all values were finite. Once the flag is False, later updates change no
     parameter or average. `settle` reads the flag together with the losses.
     """
@@ -235,7 +235,7 @@ class Run:
         except ShapeError as error:
             if state is None:
                 raise
-            msg = f"{place} does not fit the state after the batch before, with carry=True: {error}"
+            msg = f"{place} does not fit the state after the previous batch, with carry=True: {error}"
             raise ShapeError(msg) from error
         if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
             msg = f"model.loss_vjp must return (loss, state, pullback), got {type(made).__name__}"
@@ -365,7 +365,7 @@ class Run:
         self.at = self._refresh(**where, average=average, optimizer=state)
 
     def _refresh(self, **where: Any) -> Checkpoint:
-        """Return `at` with the fields `where` and the present model, optimiser and generator."""
+        """Return `at` with the fields `where` and the current model, optimiser and generator."""
         settings = where.pop("settings", self.at.settings)
         if self.options.scale:
             settings = {**settings, "scale": [self._scale, self._since_doubling]}
@@ -378,7 +378,7 @@ class Run:
         )
 
     def validate(self, validate: Callable[[], Any], keep_best: bool) -> float:
-        """Validate the present parameters, or their average, and record the result."""
+        """Validate the current parameters, or their average, and record the result."""
         self.settle()
         params, average = self.model.params, self.average()
         if average is not None:
@@ -506,7 +506,7 @@ def _takes_factor(pullback: Callable[..., Any]) -> bool:
 
 
 def _lower_step(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
-    """Return an optimiser's state with its step lowered by `updates`; without any step, drop the arrays."""
+    """Return an optimiser's state with each step lower by `updates`, and without arrays at step 0."""
     step = state["step"] - updates
     own = {
         key.removeprefix("step."): value if key.removeprefix("step.") in frozen else value - updates

@@ -28,7 +28,7 @@ class Samples:
     inputs, targets : array-like, or a tuple, list or mapping of them
         Objects with ``shape``, ``dtype`` and ``__getitem__``: NumPy arrays, memory maps, zarr arrays or h5py
         datasets, also in `xplstm.models.Ragged`. The first axis of each is the sample axis, of length N.
-        `targets` may be None if `prepare` makes the targets.
+        `targets` may be None if `prepare` returns the targets.
     batch_size : int
         B, at least 1. The last batch of an epoch may be smaller.
     seed : int or None, optional
@@ -36,7 +36,7 @@ class Samples:
     block : int, optional
         Number of neighbouring samples that are read as one slice, at least 1. The order of the blocks and the
         order within each block are permuted. Use a multiple of the chunk length of a zarr array, since
-        reading one sample reads its whole chunk. Memory holds the blocks of a batch.
+        reading one sample reads its whole chunk. The blocks of a batch are kept in memory.
     batch_axis : {1, 0}, optional
         Batch axis of arrays with two or more axes, as in `Shards`; 1 gives (T, B, ...).
     prepare : callable, optional

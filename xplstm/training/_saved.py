@@ -81,7 +81,7 @@ class Checkpoint(NamedTuple):
     params, optimizer : dict
         Parameters of the model, and `xplstm.optim.Optimizer.state_dict`.
     state : tuple of arrays or None
-        State after the batch before, with ``carry=True``.
+        State after the previous batch, with ``carry=True``.
     rng : mapping or None
         ``bit_generator.state`` of the generator for dropout.
     history : History
@@ -293,7 +293,7 @@ def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return np.asarray(numbers, dtype=np.float64).reshape(shape)
     except (TypeError, ValueError) as error:
-        msg = f"{name} must hold numbers: {error}"
+        msg = f"{name} must contain numbers: {error}"
         raise DTypeError(msg) from error
 
 
@@ -347,15 +347,15 @@ def _read_rest(where: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise FormatError(msg)
     for name, types in _TYPES.items():
         if name not in rest:
-            msg = f"{where} does not hold {name!r} of the run; the file is damaged"
+            msg = f"{where} does not contain {name!r} of the run; the file is damaged"
             raise FormatError(msg)
         value = rest[name]
         if type(value) not in types or (type(value) is int and value < 0):
-            msg = f"{where} holds {_short(value)} as {name!r} of the run; the file is damaged"
+            msg = f"{where} contains {_short(value)} as {name!r} of the run; the file is damaged"
             raise FormatError(msg)
     numbers = rest["optimizer"].values()
     if not all(type(number) is int for number in numbers) or rest["final"] not in FINALS:
-        msg = f"{where} holds {_short(rest['optimizer'])} and {_short(rest['final'])}; the file is damaged"
+        msg = f"{where} contains {_short(rest['optimizer'])} and {_short(rest['final'])}; the file is damaged"
         raise FormatError(msg)
     return rest
 
@@ -371,7 +371,7 @@ def _check_groups(where: str, groups: Mapping[str, Mapping[str, Array]]) -> None
     missing = {"params", "history"} - groups.keys()
     if unknown or missing:
         what = f"unknown: {_short(sorted(unknown))}, missing: {sorted(missing)}"
-        msg = f"{where} does not hold the groups of tensors of a checkpoint; {what}"
+        msg = f"{where} does not contain the tensor groups of a checkpoint; {what}"
         raise FormatError(msg)
 
 

@@ -28,8 +28,8 @@ class Recurrent(Protocol):
 class StatefulTrainer:
     """Train a recurrent layer with four methods: `forward`, `backward`, `update` and `reset_state`.
 
-    Each `forward` starts from the final state of the one before. `backward` propagates gradients through all
-    `forward` calls since the last `backward`, of one or more steps each. Earlier calls get no gradient
+    Each `forward` starts from the final state of the previous one. `backward` propagates gradients through
+    all `forward` calls since the last `backward`, of one or more steps each. Earlier calls get no gradient
     (truncated backpropagation through time). For data in batches use `fit`, which also has a progress bar and
     checkpoints.
 
@@ -127,7 +127,7 @@ class StatefulTrainer:
         dy : array, or list of array or None
             Gradient with respect to y of the last `forward`, or a list with one gradient for each `forward`.
         dstate_n : LSTMState, optional
-            Gradient with respect to `state`; zeros if left out.
+            Gradient with respect to `state`; zeros if omitted.
 
         Returns
         -------
@@ -164,7 +164,7 @@ class StatefulTrainer:
         ------
         ArgumentError
             If there was no `backward`, or a `forward` has no `backward` yet, since its gradients are those
-            of the present parameters.
+            of the current parameters.
         NonFiniteError
             If a parameter would be infinite or NaN. Nothing changes then. On a device this is not checked.
         """
@@ -196,7 +196,7 @@ class StatefulTrainer:
         Parameters
         ----------
         rows : int, integers or booleans, optional
-            Batch entries whose state is reset, as for `LSTMState.reset`; all if left out.
+            Batch entries whose state is reset, as for `LSTMState.reset`; all if omitted.
         """
         self._pullbacks = []
         if rows is None:

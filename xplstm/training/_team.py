@@ -96,7 +96,7 @@ class Team:
                     raise error(msg)
 
     def is_due(self, here: bool) -> bool:
-        """Return whether all ranks save now; only the clock of rank 0 counts."""
+        """Return whether all ranks save now; only the clock of rank 0 is used."""
         if self.size == 1:
             return here
         self._wants_save = here and self.is_first

@@ -75,8 +75,8 @@ class Archive:
     def _check_places(self, file: BinaryIO, infos: list[zipfile.ZipInfo], start: int) -> None:
         """Check that members, directory and end record fill the file without gaps or overlaps.
 
-        Other readers may find another directory or count offsets from another place. For a file without gaps,
-        all readers find the same members.
+        Other readers may find a different directory, or count offsets from a different place. For a file
+        without gaps, all readers find the same members.
         """
         end = 0
         for info in sorted(infos, key=lambda info: info.header_offset):

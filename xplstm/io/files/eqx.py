@@ -87,7 +87,7 @@ def _cell(shapes: list[tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def _read(path: str, place: int, head: npz.Header) -> np.ndarray:
-    """Read one array whose header is checked."""
+    """Read one array after its header was checked."""
     with open(path, "rb") as file:
         file.seek(place + head.offset)
         return head.array(file.read(head.length))

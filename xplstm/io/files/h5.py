@@ -1,7 +1,7 @@
 """Read untrusted HDF5 files without access to other files and without plugins.
 
 HDF5 can refer to other files (external links, external and virtual datasets), to plugins (filters) and to
-itself in cycles (hard links). Files of weights do not need these. An error is raised before data is read.
+itself in cycles (hard links). Weight files do not need any of these. An error is raised before data is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xplstm.io.files.archive import GROWTH, SMALL
 from xplstm.io.files.h5_texts import check_texts
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Bounds far above those of any file of weights.
+# Bounds far above those of any weight file.
 MOST_OBJECTS, DEEPEST, LONGEST_ATTRIBUTE = 100_000, 32, 4096
 # Deflate, shuffle, checksum and LZF are part of h5py; other filters would be plugins.
 _FILTERS = {1, 2, 3, 32000}

@@ -1,8 +1,8 @@
 """Read and write Keras files without Keras.
 
 Keras 3 writes models (``.keras``) and weights (``.weights.h5``). Keras 2 writes both as HDF5 (``.h5``,
-``.hdf5``), which Keras 3 also can. The configuration of a model is read as data. Classes and functions in it
-are never imported.
+``.hdf5``), which Keras 3 can also write. The configuration of a model is read as data. Classes and functions
+in it are never imported.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Concatenated(NamedTuple):
 
     @property
     def SURE(self) -> bool:
-        """Whether the names alone identify the layout."""
+        """Whether the names identify the layout."""
         return self.halves.SURE
 
     def find(self, contents: Contents) -> list[Found]:

@@ -124,9 +124,9 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
 
 
 def _open(cell: Found, *more: str) -> tuple[str, ...]:
-    """Return the arguments that the variables of a cell do not show.
+    """Return the arguments that the variables of a cell do not determine.
 
-    A GRU here has fixed functions and a fixed merge. With "format", the caller confirms them.
+    A GRU is read only with its default functions and merge. By passing "format", the caller confirms them.
     """
     if cell.kind == "LSTM":
         return ("variant", *more)

@@ -1,4 +1,4 @@
-"""Layouts of one layer and one direction: cells, and layers that are stacked by hand.
+"""Layouts of one layer and one direction: cells, and separate layers that form a stack.
 
 Each layout is a row of one table: array names, gates as rows or columns, gate order, and state order.
 """

@@ -147,26 +147,26 @@ def lstm(
     R : array, shape (D, 4H, H)
         Recurrent weights.
     B : array, shape (D, 8H), optional
-        Biases of W, followed by those of R; zeros if left out.
+        Biases of W, followed by those of R; zeros if omitted.
     sequence_lens : integers, shape (B,), optional
-        Number of steps of each batch entry, in [0, T]; T if left out.
+        Number of steps of each batch entry, in [0, T]; T if omitted.
     initial_h, initial_c : array, shape (D, B, H), or (B, D, H) with layout=1, optional
-        Initial state; zeros if left out.
+        Initial state; zeros if omitted.
     P : array, shape (D, 3H), optional
-        Peephole weights in the order i, o, f; no peepholes if left out.
+        Peephole weights in the order i, o, f; no peepholes if omitted.
     direction : {"forward", "reverse", "bidirectional"}, default "forward"
         Direction of time.
     layout : {0, 1}, default 0
         Whether time (0) or the batch (1) is the first axis.
     hidden_size : int, optional
-        H; the size of R if left out.
+        H; the size of R if omitted.
     clip : float, optional
-        Bound of the inputs of the gate functions, above 0; no bound if left out.
+        Bound of the inputs of the gate functions, above 0; no bound if omitted.
     input_forget : {0, 1}, default 0
         With 1, f is 1 - i.
     activations : sequence of str, optional
         Functions of the gates i, o and f, of c, and of the hidden state, for each direction. Sigmoid, Tanh
-        and Tanh if left out. Relu, Affine, LeakyRelu, ThresholdedRelu, ScaledTanh, HardSigmoid, Elu, Softsign
+        and Tanh if omitted. Relu, Affine, LeakyRelu, ThresholdedRelu, ScaledTanh, HardSigmoid, Elu, Softsign
         and Softplus are also supported.
     activation_alpha, activation_beta : sequence of float, optional
         Constants of the functions that have such a constant, in order. The defaults of the operators apply
@@ -280,11 +280,11 @@ def rnn(
     R : array, shape (D, H, H)
         Recurrent weights.
     B : array, shape (D, 2H), optional
-        Biases of W, followed by those of R; zeros if left out.
+        Biases of W, followed by those of R; zeros if omitted.
     sequence_lens, initial_h, direction, layout, hidden_size, clip
         As for `lstm`.
     activations : sequence of str, optional
-        Function of each direction; Tanh if left out.
+        Function of each direction; Tanh if omitted.
     activation_alpha, activation_beta
         As for `lstm`.
 
@@ -326,7 +326,7 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     device : str, default "CPU"
         "CPU", "CUDA", or a device of the library `xp`.
     xp : str or namespace, optional
-        Array library, as for `use_backend`. If left out, CuPy for "CUDA".
+        Array library, as for `use_backend`. If omitted, CuPy for "CUDA".
 
     Returns
     -------

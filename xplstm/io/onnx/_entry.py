@@ -48,7 +48,7 @@ _KEEP_ZERO = {
 }
 _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
 _BETWEEN = {"Identity", "Cast", "Dropout"}
-# Numbers of the types that hold every length: int32, int64, float64, uint32 and uint64.
+# Numbers of the types that represent every length: int32, int64, float64, uint32 and uint64.
 _EVERY_LENGTH = (6, 7, 11, 12, 13)
 # Least default value of lengths that means all steps, of any number.
 _NO_END = (1 << 31) - 1

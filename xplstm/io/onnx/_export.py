@@ -105,7 +105,7 @@ class GraphBuilder:
     def run(self, layers: Layers, x: str, lengths: str | None = None) -> str:
         """Add the nodes of all layers on `x` and the outputs of the final states; return time-major y.
 
-        `lengths` are the lengths of all entries; those of the input lengths if left out.
+        `lengths` are the lengths of all entries; those of the input lengths if omitted.
         """
         x = self.add("Transpose", [x], "x_by_time", perm=[1, 0, 2]) if self.stack.batch_first else x
         lengths = self.lengths(x) if lengths is None else lengths

@@ -120,7 +120,7 @@ def _names(node: Node) -> list[str]:
 
 
 def in_arrays(contents: Contents) -> list[Found]:
-    """Return networks from arrays W, R, B and P; prefixes ``l0``, ``l1`` and so on are layers of one."""
+    """Return networks from arrays W, R, B and P; prefixes ``l0``, ``l1``, ... are its layers."""
     stacks: dict[str, list[str]] = {}
     for name in contents.tensors:
         match = _ARRAY.fullmatch(name)
@@ -152,7 +152,7 @@ def _of_arrays(contents: Contents, prefix: str) -> Layer:
 
 
 def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] | None:
-    """Return the index of the part that feeds this part, and its merge; None without such a part."""
+    """Return the index and the merge of the part whose output this part reads; None without such a part."""
     node = part.node
     path = trace.path(node.inputs[0]) if node.inputs and part.layer else None
     k = next(

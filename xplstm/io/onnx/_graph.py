@@ -44,7 +44,7 @@ LONGEST_PREFIX = 300
 # First version of the format in which an input may have a default value; older ones list every initialiser as
 # an input.
 _WITH_DEFAULTS = 4
-# First opset with the present inputs and outputs of LSTM.
+# First opset with the current inputs and outputs of LSTM.
 OLDEST_OPSET = 7
 
 

@@ -135,7 +135,7 @@ class Prepared:
             raise DTypeError(msg)
         if xp is not self._place.xp and not is_host(a):
             ours, theirs = _array.backend_name(xp), _array.backend_name(self._place.xp)
-            msg = f"{expected.name} is an array of {ours}, but the model was prepared for {theirs}"
+            msg = f"{expected.name} is an array from {ours}, but the model was prepared for {theirs}"
             raise BackendError(msg)
         if expected.shape is not None and not _fits(a.shape, expected.shape):
             msg = f"{expected.name} has shape {tuple(a.shape)}, expected {expected.shape}"

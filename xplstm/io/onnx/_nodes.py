@@ -85,7 +85,7 @@ def _identity(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
 
 
 def _dropout(_place: Place, _node: Node, values: list[Any]) -> list[Array]:
-    """Return the input unchanged, as outside training."""
+    """Return the input unchanged, as in inference."""
     if len(values) > 2 and values[2] is not None and np.any(_array.to_numpy(values[2])):
         msg = "training_mode is true, so the node draws random numbers; export the model for inference"
         raise ArgumentError(msg)

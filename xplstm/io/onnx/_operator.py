@@ -37,7 +37,7 @@ ACTIVATIONS = {
 }
 
 
-# ONNX Runtime uses 0 for their constants. ONNX defines 1 for ThresholdedRelu and nothing for the others.
+# ONNX Runtime uses 0 for their constants. ONNX defines 1 for ThresholdedRelu, and no value for the others.
 _UNSURE = ("affine", "scaledtanh", "thresholdedrelu")
 # Domain of ONNX Runtime's operators, and its operator with 8-bit weights.
 RUNTIME, QUANTIZED = "com.microsoft", "DynamicQuantizeLSTM"
@@ -303,7 +303,7 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
     if operator == "RNN" and names == ["Tanh", "Tanh"]:
         names = names[:count]  # the default of the schema has names for both directions
     if len(names) != count:
-        msg = f"activations={names!r} must hold {count} names for direction={attributes.direction!r}"
+        msg = f"activations={names!r} must have {count} names for direction={attributes.direction!r}"
         raise ArgumentError(msg)
     known = {name.lower(): ours for name, ours in ACTIVATIONS.items()}
     left = {
@@ -334,7 +334,7 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
 
 
 def _constants(name: str, given: Any) -> list[float]:
-    """Return the constants of the functions; empty if left out."""
+    """Return the constants of the functions; empty if omitted."""
     items = [] if given is None else _values.items(name, given)
     return [_values.finite(f"{name}[{k}]", value) for k, value in enumerate(items)]
 

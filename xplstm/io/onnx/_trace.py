@@ -109,13 +109,13 @@ class Path(NamedTuple):
     nodes: tuple[Node, ...]
     """Nodes in the order of execution."""
     measured: frozenset[str]
-    """Values whose shape alone is used."""
+    """Values of which only the shape is used."""
 
 
 def distinct(shape: Sequence[int], dtype: str = "float32", first: int = 0) -> np.ndarray:
     """Return numbers that are exact in `dtype`, so that rounding, clipping and shifting change some of them.
 
-    Four numbers are a large and a small one of each sign. `first` selects the number that comes first.
+    They repeat four numbers: a large and a small one of each sign. `first` selects the first number.
     """
     bits, most = _EXACT.get(dtype, _EXACT["float32"])
     k = np.random.default_rng(0).permutation(math.prod(shape)) + first
@@ -165,7 +165,7 @@ class Trace:
     def path(self, name: str, by_element: bool = False) -> Path | None:
         """Return the path to the single value on which `name` depends; None if there are several.
 
-        Constants do not count. The path follows nodes that move elements, and with `by_element` also nodes
+        Constants are ignored. The path follows nodes that move elements, and with `by_element` also nodes
         that act on each element separately.
         """
         if (name, by_element) not in self._paths:
@@ -213,9 +213,9 @@ class Trace:
         return constant is not None and math.prod(constant.shape) > LARGEST_CONSTANT
 
     def run_path(self, path: Path, a: np.ndarray, end: str, large: bool = False) -> np.ndarray | None:
-        """Run a path on `a`; None if it fails, if larger arrays could show more, or for large constants.
+        """Run a path on `a`; return None if it fails, or if a run on larger arrays could differ.
 
-        With `large`, constants may be large.
+        A path with large constants is run only if `large` is True.
         """
         if not large and any(self._is_large(name) for node in path.nodes for name in node.inputs):
             return None
@@ -236,7 +236,7 @@ class Trace:
         return None
 
     def _is_bound(self, node: Node, values: Mapping[str, np.ndarray]) -> bool:
-        """Return whether a Slice of data has a bound beyond its axis, so that it would cut a longer one."""
+        """Return whether a Slice of data has a bound beyond its axis, which would shorten a longer axis."""
         if node.op != "Slice" or node.inputs[0] in self._of_sizes or self.is_constant(node.inputs[0]):
             return False
         given = [values[one] if one in values else self.evaluator.value(one) for one in node.inputs]
@@ -252,7 +252,7 @@ class Trace:
         return "float32" if weight is None else weight.dtype
 
     def _measure_shapes(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Return arrays for the values whose shape alone is used, with the time and batch sizes of `a`."""
+        """Return arrays with the time and batch sizes of `a`, for values of which only the shape is used."""
         made = {name for node in path.nodes for name in node.outputs} | {path.start}
         free = path.measured - made
         if not free:
@@ -307,7 +307,7 @@ class Trace:
         return None
 
     def _sizes(self, nodes: Iterable[Node], X: str, layout: int, width: int) -> Sequence[tuple[int, int]]:
-        """Return the sizes of time and batch for trials; the model's if a Reshape may contain them."""
+        """Return the sizes of time and batch for trials: the model's if a Reshape may depend on them."""
         own = self.own_sizes(X, layout) if any(node.op == "Reshape" for node in nodes) else None
         return (own,) if own and math.prod(own) * width <= LARGEST_TRIED else TWICE
 
@@ -401,7 +401,7 @@ class Trace:
     def keeps_order(self, name: str, ends: Mapping[str, bool]) -> bool:
         """Return whether `name` has the axes of the model's inputs, and no node between them moves an axis.
 
-        `ends` maps outputs of recurrent nodes to whether this holds for them.
+        `ends` maps outputs of recurrent nodes to whether this is true for them.
         """
         wanted, seen = [name], set()
         while wanted:

@@ -55,7 +55,7 @@ class ModelGraph:
         return name
 
     def features(self, name: str, count: int | None = None) -> str:
-        """Add an input (T, B, count); the input size of the network if `count` is left out."""
+        """Add an input (T, B, count); the input size of the network if `count` is None."""
         self._inputs[name] = ["T", "B", self.stack.input_size if count is None else count]
         return name
 
@@ -140,7 +140,7 @@ class ModelGraph:
     def _in_front(self, ids: str, exists: str) -> str:
         """Move the ids that exist to the front in order, and set the lengths to their number.
 
-        Padding may be at any position. Its removal does not change final state, mean and maximum.
+        Padding may be at any position. Its removal does not change the final state, the mean or the maximum.
         """
         b, TensorProto = self.builder, import_onnx().TensorProto
         counts = b.add("Cast", [exists], "counts", to=TensorProto.INT64)

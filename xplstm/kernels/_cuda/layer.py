@@ -142,7 +142,7 @@ def capturing(problem: Problem) -> bool:
 
 
 def refuses_products(problem: Problem) -> bool:
-    """Return whether a capture excludes products, which CuPy does not allow without the compiled module."""
+    """Return whether a capture forbids products, which CuPy does not allow without the compiled module."""
     return capturing(problem) and bool(loop.why_python())
 
 

@@ -1,7 +1,8 @@
 """Partition a layer's recurrence among thread blocks, by a cost model of the device.
 
-A plan says how many hidden units and batch entries a block has. The number of blocks never exceeds the number
-that can be resident at once, because a launch whose blocks wait for each other would otherwise deadlock.
+A plan states how many hidden units and batch entries a block has. The number of blocks never exceeds the
+number that can be resident at once, because a launch whose blocks wait for each other would otherwise
+deadlock.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ UNITS = 8
 STEP_OF_K = {kind: STEP_BYTES // launch.KINDS[kind] for kind in ("float16", "bfloat16", "tf32")}
 MOST_UNITS = 32
 WARP_UNITS = (8, 16)
-"""Units of a warp in a block that is alone, for mma."""
+"""Units of a warp in a single-block group, for mma."""
 
 CELL_CYCLES = {"float64": 1000, "float32": 280}
 """Cycles of the gates of a cell for each thread of a block; 160 with the special function unit."""
@@ -179,7 +180,7 @@ class Slices(NamedTuple):
     rest: int
     """Number of a warp's steps whose weights are in shared memory."""
     warps: int
-    """Number of warps with a slice or, in a block that is alone, with columns of their own."""
+    """Number of warps with a slice or, in a single-block group, with its own columns."""
 
 
 def slice_steps(p: Plan, H: int, kind: str, backward: bool) -> Slices:
@@ -249,7 +250,7 @@ def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
     """
     s = slice_steps(p, H, kind, backward)
     size = p.tiles * TILE_ROWS * s.steps * STEP_BYTES
-    # Alone, every warp reads all rows from shared memory, which gives 128 bytes per cycle.
+    # In a single-block group, every warp reads all rows from shared memory, at 128 bytes per cycle.
     reading = s.warps * size / 128 if p.alone else _from_cache(p, size, costs)
     products = p.tiles * s.steps * s.columns * 2 * (s.warps if p.alone else 1)
     weights = p.tiles * s.warps * s.rest * s.columns * 2
@@ -270,7 +271,7 @@ def chip_of(device: Device) -> Chip:
 
 
 def products_cost(problem: Problem) -> float:
-    """Return the modelled microseconds of a step of all of the problem's walks by cuBLAS."""
+    """Return the modelled microseconds per step with cuBLAS, over all walks of the problem."""
     sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
     return (1 + problem.keep) * fused_cost(*sizes, costs_of(problem.device))
 
@@ -290,7 +291,7 @@ def plan_of(problem: Problem, backward: bool, alone: bool) -> Plan | None:
 
 
 def step_cost(problem: Problem, plan: Callable[[Problem, bool], Plan | None]) -> float | None:
-    """Return the modelled microseconds of a step of all of a problem's walks, or None without a plan."""
+    """Return the modelled microseconds per step, over all walks of a problem; None without a plan."""
     walks = [plan(problem, backward) for backward in ((False, True) if problem.keep else (False,))]
     costs = [p.cost for p in walks if p is not None]
     return sum(costs) if len(costs) == len(walks) else None

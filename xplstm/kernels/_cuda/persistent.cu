@@ -23,7 +23,7 @@ template <int ROWS, bool ALONE> struct Staged : Group<ALONE> {
         weights = (Wide *)shared_memory();
     }
 
-    /* Place the staged numbers at `to`: `count` of them, or the exchange buffers of a block that is alone.
+    /* Place the staged numbers at `to`: `count` of them, or the exchange buffers of a single-block group.
        Return their end. */
     __device__ __forceinline__ Wide *place_staged(Wide *to, int count)
     {

@@ -7,7 +7,7 @@
    the L2 cache directly into registers. Shared memory holds only the partial sums of the slices. A warp waits
    only for the blocks of its own slice.
 
-   In a block that is alone, a warp computes all of k for its own columns. A lane's sums belong to its own
+   In a single-block group, a warp computes all of k for its own columns. A lane's sums belong to its own
    cells, so a step forward needs a single barrier.
 
    Implements xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ. */
@@ -29,7 +29,7 @@ DEVICE constexpr int batch(int N) { return N == 1 ? 8 : N <= 12 ? 4 : 2; }
 DEVICE constexpr int kept(int N) { return (N <= 2 ? 48 : 64) / N / batch(N) * batch(N); }
 
 /* The division of the steps over `height` numbers of k among warps, and the share of this warp: all steps in
-   a block that is alone. */
+   a single-block group. */
 struct Slice {
     int steps, share, slices, begin, count;
 };
@@ -197,7 +197,7 @@ template <int N, bool BACK, bool ALONE> struct Mma : Group<ALONE> {
     }
 
     /* Cells are numbered such that a lane's sums belong to its own cells: forward 32 cells are 8 rows of 4
-       units, backward 16 rows of 8 units. In a block that is alone, so do a thread's. */
+       units, backward 16 rows of 8 units. In a single-block group, so do a thread's. */
     __device__ __forceinline__ Cell cell_at(int n) const
     {
         constexpr int across = N / 2 > 0 ? N / 2 : 1;
@@ -309,7 +309,7 @@ template <int N, bool BACK, bool ALONE> struct Mma : Group<ALONE> {
         copies_done();
     }
 
-    /* A thread reads only its own sums if the block is alone. */
+    /* In a single-block group, a thread reads only its own sums. */
     __device__ __forceinline__ bool meet(int pass, bool late) const
     {
         return !ALONE && Base::meet(pass, late);
@@ -338,7 +338,7 @@ template <int N, bool BACK, bool ALONE> struct Mma : Group<ALONE> {
     }
 };
 
-/* One entry per number of units of a block, or of a warp in a block that is alone. */
+/* One entry per number of units of a block, or of a warp in a single-block group. */
 #define BOUNDS __launch_bounds__(WALK_THREADS, 1)
 #if WANTED(8)
 extern "C" __global__ void BOUNDS walk_8(const Walk f) { walk<Mma<4, false, false>>(f); }

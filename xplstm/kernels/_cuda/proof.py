@@ -71,8 +71,8 @@ def verdict(reason: str | None) -> Verdict:
 def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | None] | None = None) -> Proof:
     """Return whether `kernel` is proven for a kind, from a cache that is filled once per process.
 
-    Without a record, `check` is called if given, and its result is recorded. `check` returns why the kernel
-    failed, or None.
+    Without a record, `check` is called unless it is None, and its result is recorded. `check` returns why the
+    kernel failed, or None.
     """
     found = _decided.get((kernel, kind, device.id))
     if found is None:
@@ -245,14 +245,14 @@ def _content(path: Path, private: bool = True) -> Any:
         msg = "the file is nested too deeply"
         raise ValueError(msg) from error
     if content is None:
-        msg = "the file holds null"
+        msg = "the file contains null"
         raise ValueError(msg)
     return content
 
 
 def _verdicts(content: Any, key: dict[str, str]) -> dict[str, Verdict]:
     if not isinstance(content, dict) or set(content) != {"format", "key", "proofs"}:
-        msg = "the file does not hold proofs"
+        msg = "the file does not contain proofs"
         raise ValueError(msg)
     if content["format"] != FORMAT or content["key"] != key:
         msg = "the proofs belong to another device or to other versions"
@@ -323,7 +323,7 @@ def read_costs(key: dict[str, str]) -> dict[str, float]:
         raise ValueError(msg)
     costs = content.get("costs")
     if not isinstance(costs, dict) or not costs or not all(_is_cost(value) for value in costs.values()):
-        msg = "the file must hold at least 1 cost, all positive numbers"
+        msg = "the file must contain at least 1 cost, all positive numbers"
         raise ValueError(msg)
     return dict(costs)
 

@@ -192,7 +192,7 @@ class Value:
         return (BATCH, self.width)
 
     def parts(self) -> list[Value]:
-        """Return the parts of a concatenation, or the value alone."""
+        """Return the parts of a concatenation, or a list of only the value."""
         joined = self.node.operation == CONCAT
         return [Value(self.recorder, k) for k in self.node.arguments] if joined else [self]
 

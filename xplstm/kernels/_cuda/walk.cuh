@@ -27,7 +27,7 @@
    - Read after write, with flags inside the data (TF32): the low 13 bits of a word, which TF32 does not use,
      hold the low bits of its step. A word is stored and loaded as one access, so a number and its flag belong
      together. A lane reads the same words in every step. Loads of one address by one thread never go back
-     to an older value, so a flag of 8192 steps ago cannot be seen. No counter and no fence is needed.
+     to an older value, so a flag from 8192 steps ago cannot be read. No counter and no fence is needed.
    - Write after read, between blocks: double buffering. Before a block writes step k + 2 it has observed, in
      one thread or another, all counters or words of step k + 1, each written after its block finished reading
    step k.
@@ -170,7 +170,7 @@ struct Block {
 
 /* The exchange of numbers within a group: between several blocks, or within one (ALONE). */
 template <bool ALONE> struct Group : Block {
-    Sent *on_chip; /* the exchange buffers of a block that is alone: (2, numbers) */
+    Sent *on_chip; /* the exchange buffers of a single-block group: (2, numbers) */
 
     using Block::Block;
 

@@ -1,7 +1,7 @@
 """Launch the walks of persistent.cu and persistent_mma.cu: all steps of a layer in one launch.
 
-The blocks of a plan that is alone never wait, and their launch cannot hang. The others wait for counters, or
-in TF32 for flags inside the exchanged words.
+In a plan with one block per group, blocks never wait, so the launch cannot hang. In other plans, blocks wait
+for counters, or in TF32 for flags inside the exchanged words.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _launch(call: Call, name: str, plan: Plan, arguments: np.ndarray) -> None:
 
 
 def _exchange(call: Call, plan: Plan, height: int) -> dict[str, Any]:
-    """Allocate zeroed counters (not in TF32) and exchange buffers, unless each block is alone."""
+    """Allocate zeroed counters (not in TF32) and exchange buffers, unless each group has only one block."""
     if plan.alone:
         return dict.fromkeys(("exchange", *WAITS.split()), None)
     kind, groups = layer.kind(call.problem), call.D * plan.groups

@@ -101,8 +101,8 @@ static int check_size(Size a, Size b, Size c, Size d)
     Size n;
     if (a < 0 || b < 0 || c < 0 || d < 0 || __builtin_mul_overflow(a, b, &n)
         || __builtin_mul_overflow(n, c, &n) || __builtin_mul_overflow(n, d, &n) || n > PTRDIFF_MAX / 64) {
-        PyErr_Format(PyExc_OverflowError, "sizes %zd, %zd, %zd, %zd make an array that no memory holds", a, b,
-                     c, d);
+        PyErr_Format(PyExc_OverflowError, "sizes %zd, %zd, %zd, %zd make an array that exceeds any memory", a,
+                     b, c, d);
         return -1;
     }
     return 0;

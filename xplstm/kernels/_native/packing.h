@@ -111,7 +111,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
         p->M = units;
         p->P = proj ? proj : units;
         if (units < 1 || units > 4 * H) {
-            PyErr_Format(PyExc_ValueError, "four quarters of %zd units do not hold %zd", H, units);
+            PyErr_Format(PyExc_ValueError, "four quarters of %zd units are too few for %zd", H, units);
             goto failed;
         }
     }
@@ -141,7 +141,7 @@ static PyObject *pack(PyObject *self, PyObject *args)
     if (refused)
         goto failed;
     if ((size_t)held->room.len < bytes) {
-        PyErr_SetString(PyExc_ValueError, "less room than was asked for");
+        PyErr_SetString(PyExc_ValueError, "less memory than requested");
         goto failed;
     }
     engine->place(p, held->room.buf);
