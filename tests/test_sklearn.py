@@ -304,6 +304,14 @@ BAD = [
     (lambda: small(vocab_size=5).fit(WHOLE[..., 0], CLASSES), "expected integer ids"),
     (lambda: small(vocab_size=5).fit([[1, 2], [9]], [0, 1]), r"contains 9, which is not in \[0, 5\)"),
     (lambda: small(class_weight="balanced").fit(WHOLE, np.eye(3, dtype=int)[CLASSES]), "needs a y of shape"),
+    (
+        lambda: small(dtype="float64").fit(WHOLE * 1e300, CLASSES),
+        "X has values up to .*, whose variance",
+    ),
+    (
+        lambda: LSTMRegressor(2, epochs=1).fit(WHOLE, 1e300 * np.arange(6)),
+        r"y has values up to 5e\+300, whose variance overflows; divide y by a constant",
+    ),
     (lambda: small().fit(long_frame(), [0, 1, 0]), r"X.groupby\(level=0, sort=False\)"),
 ]
 

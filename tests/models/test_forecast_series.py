@@ -74,6 +74,14 @@ def test_a_column_that_does_not_change_has_std_one(series):
     assert np.isfinite(model.forecast(series[:20])).all()
 
 
+@pytest.mark.parametrize("value", [0.1, 1e30, -7.3e-30])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_rounding_of_a_constant_is_no_deviation(value, dtype):
+    model = Forecaster(1, 3, dtype=dtype, rng=0)
+    fit(model, np.full(80, value), updates=1)
+    np.testing.assert_array_equal(model.std, 1)
+
+
 def test_what_is_held_out_does_not_reach_the_training(series):
     """Neither the scale nor the parameters depend on the last fifth, without a choice by validation."""
     changed = series.copy()
@@ -125,6 +133,28 @@ def test_a_frame_and_a_single_column_are_series(series):
     one = Forecaster(1, 4, horizon=2, **HOW)
     fit(one, list(series[:, 0]))
     assert one.mean[0] == pytest.approx(series[:96, 0].mean())
+
+
+def test_dates_that_do_not_increase_are_refused(series):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(series, index=pandas.date_range("2020-01-01", periods=N))
+    history = fit(make(), frame)
+    assert fit(make(), series) == history
+    for dates in (frame.index, frame.index.to_period(), frame.index - frame.index[0]):
+        with pytest.raises(xplstm.ArgumentError, match=r"dates do not increase; pass series.sort_index\(\)"):
+            fit(make(), frame.set_axis(dates).iloc[::-1])
+    assert fit(make(), frame.iloc[::-1].sort_index()) == history
+
+
+def test_a_tensor_with_a_gradient_is_a_series(series, torch):
+    tensor = torch.tensor(series, requires_grad=True)
+    assert fit(make(), tensor) == fit(make(), series)
+
+
+def test_a_dataset_is_refused_by_name(series):
+    xarray = pytest.importorskip("xarray")
+    with pytest.raises(xplstm.DTypeError, match=r"series, a Dataset, is no array of numbers: .*DataArray"):
+        fit(make(), xarray.Dataset({"a": ("time", series[:, 0])}))
 
 
 def test_every_backend_is_trained_on_host_series(xp, series):

@@ -112,6 +112,16 @@ def test_the_last_finite_parameters_are_restored(place, path, at, fault, max_nor
     assert not path.exists()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["inputs.x", "targets"])
+def test_a_batch_that_is_not_finite_is_named_as_the_cause(name, value):
+    x, y = np.ones((4, 2, 1), "float32"), np.ones((4, 2, 1), "float32")
+    (x if name == "inputs.x" else y)[1, 1, 0] = value
+    message = f"the loss of update 0 is .*; {name} of the batch have values that are not finite: fill or drop"
+    with pytest.raises(xplstm.NonFiniteError, match=message):
+        fit(Forecaster(1, 3, rng=0), [(Ragged(x, [4, 3]), y)], updates=1)
+
+
 def test_averages_that_overflow_are_not_kept(place):
     model = Line(place[0])
     with pytest.raises(xplstm.NonFiniteError, match="update 1"):

@@ -194,7 +194,8 @@ class SeriesModel(Composite):
             raise ArgumentError(msg)
         later = values[cut - window :] if held else None
         if not self._scale_given:
-            deviations = values[:cut].std(axis=0)
+            # Rounding errors give a constant column a small standard deviation.
+            deviations = values[:cut].std(axis=0) * (np.ptp(values[:cut], axis=0) > 0)
             self._check_offset(values[:cut], deviations)
             self._set_scale(values[:cut].mean(axis=0), np.where(deviations > 0, deviations, 1.0))
             self._scale_given = True
@@ -334,9 +335,13 @@ class SeriesModel(Composite):
         """Return a series as float64 (N, F) on the host."""
         if isinstance(series, np.ma.MaskedArray):
             _array.namespace(series, "series")  # names the argument in its error
-        if hasattr(series, "__array_namespace__") or _array.is_lazy(series):
-            series = _array.to_numpy(series)
-        values = np.asarray(series)
+        _check_order(series)
+        is_array = hasattr(series, "__array__") or hasattr(series, "__dlpack__")
+        try:
+            values = _array.to_numpy(series) if is_array else np.asarray(series)
+        except (TypeError, ValueError) as error:
+            msg = f"series, a {type(series).__name__}, is no array of numbers: {error}"
+            raise DTypeError(msg) from error
         if values.dtype.kind not in "fiu":
             msg = f"series has dtype {values.dtype}, expected numbers"
             raise DTypeError(msg)
@@ -382,6 +387,14 @@ class SeriesModel(Composite):
             return sum(terms) / len(order)
 
         return validate
+
+
+def _check_order(series: Any) -> None:
+    """Check that the dates of a pandas object increase."""
+    index: Any = getattr(series, "index", None)
+    if hasattr(index, "freq") and not index.is_monotonic_increasing:
+        msg = "series has an index whose dates do not increase; pass series.sort_index()"
+        raise ArgumentError(msg)
 
 
 class _Parts(Sequence[tuple[Any, Array]]):

@@ -206,7 +206,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         self.mean_ = self.scale_ = None
         if self.vocab_size is None and _values.flag("standardize", self.standardize):
             steps = sequences.steps().astype(np.float64)
-            self.mean_, self.scale_ = scale_of(steps, sequences.each_step(weights))
+            self.mean_, self.scale_ = scale_of("X", steps, sequences.each_step(weights))
 
     def _scale(self, sequences: Sequences) -> Sequences:
         """Return the scaled sequences."""
@@ -371,10 +371,15 @@ def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
     return np.asarray(weights)
 
 
-def scale_of(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of each column, with 1 in place of 0."""
-    mean = np.average(values, axis=0, weights=weights)
-    spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+def scale_of(name: str, values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each column of `name`, with 1 in place of 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.average(values, axis=0, weights=weights)
+        spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+    if not np.isfinite(spread).all():
+        largest = np.abs(values).max()
+        msg = f"{name} has values up to {largest:.3g}, whose variance overflows; divide {name} by a constant"
+        raise ArgumentError(msg)
     # Rounding errors give a constant column a deviation up to this size.
     rounding = 10 * np.finfo(np.float64).eps * abs(mean)
     return mean, np.where(spread > rounding, spread, 1.0)

@@ -313,7 +313,7 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         y = check_array(_target(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self)
         several = y.ndim == 2 and y.shape[1] > 1
         targets = y if several else column_or_1d(y, warn=True)[:, None]
-        self.y_mean_, self.y_scale_ = scale_of(targets, weights_of(sample_weight, targets))
+        self.y_mean_, self.y_scale_ = scale_of("y", targets, weights_of(sample_weight, targets))
         self.several_ = several
         scaled = ((targets - self.y_mean_) / self.y_scale_).astype(self.dtype)
         return self._fit(X, scaled, targets.shape[1], None, sample_weight, task="regression")

@@ -10,6 +10,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._typing import Array
+from xplstm.training import _trees
 
 
 def are_finite(arrays: Iterable[Array]) -> bool:
@@ -28,6 +29,15 @@ def are_finite(arrays: Iterable[Array]) -> bool:
 def first_not_finite(arrays: Mapping[str, Array]) -> str | None:
     """Return the name of the first array that contains infinity or NaN."""
     return next((name for name, a in arrays.items() if not are_finite([a])), None)
+
+
+def gaps(batch: Mapping[str, Any]) -> str:
+    """Name the first array of a batch with values that are not finite; "" if all values are finite."""
+    for name, a in _trees.leaves(batch):
+        kind = _array.dtype_name(a.dtype) if hasattr(a, "dtype") else ""
+        if kind.startswith(("float", "bfloat")) and not are_finite([a]):
+            return f"{name} of the batch have values that are not finite: fill or drop gaps"
+    return ""
 
 
 def still_finite(alive: Array, arrays: Iterable[Array]) -> Array:

@@ -153,6 +153,7 @@ class Run:
         self.options, self.team = options, team
         self.read: Callable[[Place], Found] = source.batch
         self.lr = self.norm = math.nan
+        self._advice = "try a lower lr, or max_norm="
         self._good: Array | None = None
         self._places: list[Place] = []
         self._scale, self._since_doubling = FIRST_SCALE if options.scale else 1.0, 0
@@ -247,6 +248,8 @@ class Run:
         _check_number("model.loss_vjp returned the loss", loss)
         if isinstance(loss, int):
             loss = _values.number("model.loss_vjp's loss", loss)
+        if not _array.is_lazy(loss) and not math.isfinite(float(loss)):
+            self._advice = _judge.gaps({"inputs": inputs, "targets": targets}) or self._advice
         if self.options.carry:
             _check_state(after)
         return loss, after, pullback
@@ -348,7 +351,7 @@ class Run:
         where = str(first) if first == last else f"{first} to {last}"
         kept = "the best validation" if self.at.best is not None else f"{self.at.update} updates"
         kept = f"the model has the parameters of {kept}"
-        return NonFiniteError(f"{what}, at {where}; {kept}; try a lower lr, or max_norm=")
+        return NonFiniteError(f"{what}, at {where}; {kept}; {self._advice}")
 
     # Steps between complete updates.
 

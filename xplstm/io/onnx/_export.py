@@ -48,6 +48,8 @@ def open_network(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder
     if not isinstance(network, Recurrent | Frozen):
         wanted = "a network, a frozen one, a CharLM, a Forecaster or a SequenceClassifier"
         msg = f"model must be {wanted}, got {type(network).__name__}"
+        if hasattr(network, "encoder") and hasattr(network, "decoder"):
+            msg += "; export its encoder and its decoder, each a network"
         raise ArgumentError(msg)
     if isinstance(network, Frozen):
         home, layers = network._where, network._layers
