@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ _FUNCTIONS = {
 _STATE_ALONE = "load only the weights, nnx.state(cell), with variant= for other gates"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 _MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+# Place of the outermost parametrization with a tensor of a state dict.
+_PARAMETRIZATION = re.compile(r"(?:.*?\.)?parametrizations\.[^.]+")
 _SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
 
 
@@ -89,9 +92,13 @@ def of_module(source: Any) -> Contents | None:
 
 def _state_of(module: Any) -> dict[str, Any]:
     """Return the state dict of a PyTorch module, with computed tensors in place of parametrizations."""
-    state = dict(module.state_dict())
-    for place, values in _compute_parametrized(module):
-        state = {name: a for name, a in state.items() if not name.startswith(f"{place}.")}
+    computed = dict(_compute_parametrized(module))
+    state = {}
+    for name, a in module.state_dict().items():
+        place = _PARAMETRIZATION.match(name)
+        if place is None or place[0] not in computed:
+            state[name] = a
+    for place, values in computed.items():
         start, _, name = place.rpartition("parametrizations.")
         if not values[0].equal(values[1]):
             msg = f"the parametrization of {show(start + name)} gives other numbers at each evaluation"
@@ -102,13 +109,14 @@ def _state_of(module: Any) -> dict[str, Any]:
 
 def _compute_parametrized(module: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Compute each parametrised tensor of PyTorch modules twice, in evaluation mode."""
-    done: tuple[str, ...] = ()
+    last = None
     named = getattr(module, "named_modules", None)
     for place, one in named(remove_duplicate=False) if callable(named) else ():
-        # The parametrizations of a parametrization are part of its value.
-        if type(one).__name__ != "ParametrizationList" or _package(one) != "torch" or place.startswith(done):
+        # A parametrization inside another one comes right after it, and is a part of its value.
+        is_inside = last is not None and place.startswith(f"{last}.")
+        if type(one).__name__ != "ParametrizationList" or _package(one) != "torch" or is_inside:
             continue
-        done = (*done, f"{place}.")
+        last = place
         modes = {part: part.training for part in one.modules()}
         try:
             with sys.modules["torch"].no_grad():
