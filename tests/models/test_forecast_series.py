@@ -124,6 +124,32 @@ def test_file_and_checkpoint_hold_scale_and_roles(kind, series, tmp_path):
         assert again.config() == model.config()
 
 
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(series, tmp_path):
+    rate, path = optim.warmup_cosine(1e-2, 3, 30), tmp_path / "run.safetensors"
+    models = [make(dropout=0.3) for _ in range(3)]
+    whole = fit(models[0], series, optimizer=optim.Adam(rate))
+    options = {"checkpoint": path, "resume": "auto"}
+    fit(models[1], series, optimizer=optim.Adam(rate), updates=11, validate_every=11, **options)
+    with pytest.raises(xplstm.ArgumentError, match="validate_every=25 must be 11"):
+        fit(models[2], series, optimizer=optim.Adam(rate), **options)
+    path.unlink()
+    model, calls = make(dropout=0.3), []
+
+    def interrupt(*args, work=model.loss_vjp):
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return work(*args)
+
+    model.loss_vjp = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, series, optimizer=optim.Adam(rate), **options)
+    assert fit(models[2], series, optimizer=optim.Adam(rate), **options) == whole
+    for name, a in models[0].params.items():
+        np.testing.assert_array_equal(models[2].params[name], a)
+    np.testing.assert_array_equal(models[2].mean, models[0].mean)
+
+
 def test_a_frame_and_a_single_column_are_series(series):
     pandas = pytest.importorskip("pandas")
     models = make(), make()

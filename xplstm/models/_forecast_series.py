@@ -6,7 +6,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -124,6 +124,7 @@ class SeriesModel(Composite):
         max_norm: float | None = 1.0,
         rng: int | np.random.Generator | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool | Literal["auto"] = False,
         progress: bool = True,
     ) -> training.History:
         """Train on the windows of one series, with the end of the series held out for validation.
@@ -152,8 +153,8 @@ class SeriesModel(Composite):
             As for `xplstm.training.fit`. With ``validation=0`` there is no validation.
         rng : int or numpy.random.Generator, optional
             Seed or generator for the order of the windows and for dropout.
-        checkpoint, progress : optional
-            As for `xplstm.training.fit`.
+        checkpoint, resume, progress : optional
+            As for `xplstm.training.fit`. A resumed run needs the series and the `rng` of its start.
 
         Returns
         -------
@@ -221,6 +222,7 @@ class SeriesModel(Composite):
             validate_every=validate_every,
             patience=None if later is None else patience,
             checkpoint=checkpoint,
+            resume=resume,
             progress=progress,
         )
 
