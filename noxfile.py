@@ -104,9 +104,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(tags=["spec"])
 def spec_tools(session: nox.Session) -> None:
-    """Test the specification itself: records, wrong LSTMs, diagnosis, and programs in other languages."""
+    """Test the specification itself, and ask the generic kernels all calls and relations."""
     install(session, ".[test]")
     run_tests(session, "numpy", *SPEC_TOOLS)
+    # The default session asks `native` all, and these a part.
+    kernels = [f"--subject=xplstm:numpy:{kernel}" for kernel in ("reference", "numpy_inplace")]
+    files = (f"spec/test_{name}.py" for name in ("gru", "relations", "sized"))
+    run_tests(session, "numpy", *files, *kernels)
 
 
 @nox.session

@@ -12,7 +12,7 @@ import pytest
 
 from spec import deviations
 from spec.calls import CASES
-from spec.cases import Chosen, case_of
+from spec.cases import Case, Chosen, case_of
 from spec.questions import MOST, say
 from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
@@ -26,7 +26,7 @@ EXPLAINED = pytest.StashKey[int]()
 WRONG = "what is wrong"
 # What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
-# Of relations, for a subject whose code another subject runs on plain NumPy.
+# Of relations, for a subject that is second to another one.
 FEW = ("layer-lengths-reverse", "module-two-by-two-lengths", "gru-two-directions")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
 # Of calls from seeds and wrong shapes, such a subject answers one of PART, and none of more steps than LONG.
@@ -50,7 +50,7 @@ class Kinds(NamedTuple):
     absent: set[str]
     """Names of those that are slow or missing."""
     second: set[str]
-    """Names of those whose code another subject runs on plain NumPy."""
+    """Names of those whose code another subject runs on plain NumPy, or of slower kernels than `native`."""
     deviations: dict[str, Path]
     """Lists of what each does otherwise, by name."""
 
@@ -90,15 +90,19 @@ def chosen(config: pytest.Config) -> list[Chosen]:
 
 
 def kinds_of(config: pytest.Config) -> Kinds:
-    absent, second, lists = set(), set(), {}
+    absent, second, kernels, lists = set(), set(), {}, {}
     for name, adapter, _ in config.stash[CHOSEN]:
         about = adapter.describe()
         if is_slow(adapter) or adapter.why_unavailable() is not None:
             absent.add(name)
         if about["name"] == "xplstm" and about["library"] in SECOND:
             second.add(name)
+        elif about["name"] == "xplstm" and about["library"] == "numpy" and name not in absent:
+            kernels[about["kernel"]] = name
         given: Path | None = config.getoption("--deviations")
         lists[name] = given or deviations.path_of(about["name"])
+    if "native" in kernels:
+        second |= {*kernels.values()} - {kernels["native"]}
     return Kinds(absent, second, lists)
 
 
@@ -163,17 +167,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         }
     config.hook.pytest_deselected(items=list(others))
     items[:] = [item for item in items if item not in others]
-    sized = {
-        item: case.values["name"] for item in items if (case := cases[item]) and case.test == "test_sizes"
-    }
-    # All subjects answer a sized call one after another: a process computes once what it expects of a call.
-    by_call = iter(sorted(sized, key=lambda item: sized[item]))
-    items[:] = [next(by_call) if item in sized else item for item in items]
+    # All that looks at a call comes one after another: a process computes once what it expects of a call, and
+    # asks a subject once.
+    files = {path: n for n, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: (files[item.path], name_of(cases[item])))
     for item in items:
         case = cases[item]
         entry = case and deviations.find(kinds.deviations[case.subject.name], case.key)
         if entry:
             item.add_marker(pytest.mark.xfail(reason=entry.reason, strict=True))
+
+
+def name_of(case: Case | None) -> str:
+    """Return the name of the call that a case looks at."""
+    return str(case.values.get("name", "")) if case else ""
 
 
 def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> bool:

@@ -19,6 +19,8 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # On a GPU it would multiply float32 in TF32, and take most of the memory.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# The tests compile many programs and run each of them once, on small arrays.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Keras too; what it takes by itself is none of the libraries here.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 

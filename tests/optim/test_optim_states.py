@@ -142,14 +142,15 @@ def test_half_precision_moves_as_float32(dtype, kind, xp):
     narrow, wide = {"w": half}, {"w": np.full(3, 1.5, "float32")}
     ours, reference = MAKE[kind](1e-4), MAKE[kind](1e-4)
     gradient = _array.asarray(np.ones(3, "float32"), xp.xp, dtype=dtype)
-    for _ in range(100):
+    updates = 10 if xp.name == "dask" else 100  # the graph of Dask grows with each update
+    for _ in range(updates):
         narrow = ours.update(narrow, {"w": gradient})
         wide = reference.update(wide, {"w": np.ones(3, "float32")})
     master = _array.to_numpy(ours.state_dict()["master.w"])
     assert master.dtype == np.float32
     np.testing.assert_allclose(master, wide["w"], rtol=1e-6)
     np.testing.assert_array_equal(_array.narrow(master, dtype), _array.to_numpy(narrow["w"]))
-    assert abs(float(narrow["w"][0]) - 1.5) > 0.005
+    assert abs(float(narrow["w"][0]) - 1.5) > 5e-5 * updates
 
 
 def test_a_half_parameter_that_was_replaced_replaces_its_copy():
