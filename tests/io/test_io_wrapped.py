@@ -219,6 +219,10 @@ def parametrizations(torch):
         "weight norm, then a class": by("weight_norm", Double),
         "weight norm, then Tanh": by("weight_norm", nn.Tanh),
         "spectral norm, then a class": by("spectral_norm", Double),
+        "norm of a part": lambda lstm, name: (
+            by(Double)(lstm, name),
+            nn.utils.parametrizations.weight_norm(lstm.parametrizations[name], "original"),
+        ),
         "spectral norm twice": by("spectral_norm", "spectral_norm"),
         "two tensors": by(Product),
         "buffers of spectral norm": by(Shift),
@@ -231,7 +235,7 @@ def parametrizations(torch):
 CASES = [
     *("weight norm, then a class", "weight norm, then Tanh", "spectral norm, then a class"),
     *("spectral norm twice", "two tensors", "buffers of spectral norm", "orthogonal", "dropout"),
-    "normalised columns",
+    *("norm of a part", "normalised columns"),
 ]
 
 

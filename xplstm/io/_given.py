@@ -43,7 +43,7 @@ _STATE_ALONE = "load only the weights, nnx.state(cell), with variant= for other 
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
 _MODES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 # Place of the outermost parametrization with a tensor of a state dict.
-_PARAMETRIZATION = re.compile(r"(?:.*?\.)?parametrizations\.[^.]+")
+_PARAMETRIZATION = re.compile(r"(?:.*?\.)??parametrizations\.[^.]+")
 _SIZES = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
 
 
@@ -100,7 +100,7 @@ def _state_of(module: Any) -> dict[str, Any]:
             state[name] = a
     for place, values in computed.items():
         start, _, name = place.rpartition("parametrizations.")
-        if not values[0].equal(values[1]):
+        if not values[0].isclose(values[1], rtol=0, atol=0, equal_nan=True).all():
             msg = f"the parametrization of {show(start + name)} gives other numbers at each evaluation"
             raise FormatError(f"{msg}; remove it, or pass a mapping of arrays")
         state[start + name] = values[0]
@@ -114,7 +114,9 @@ def _compute_parametrized(module: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for place, one in named(remove_duplicate=False) if callable(named) else ():
         # A parametrization inside another one comes right after it, and is a part of its value.
         is_inside = last is not None and place.startswith(f"{last}.")
-        if type(one).__name__ != "ParametrizationList" or _package(one) != "torch" or is_inside:
+        if is_inside or not any(
+            kind.__name__ == "ParametrizationList" and _package(kind) == "torch" for kind in type(one).__mro__
+        ):
             continue
         last = place
         modes = {part: part.training for part in one.modules()}
