@@ -223,6 +223,42 @@ def test_what_does_not_fit_is_refused_with_the_path(case: str, tmp_path: Path) -
     assert "\x1b" not in str(caught.value)
 
 
+def networks_of(model: Any) -> dict[str, Any]:
+    """The recurrent layers of a model by name."""
+    return {name: part for name, part in vars(model).items() if isinstance(part, xplstm.nn.Recurrent)}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if hasattr(MODELS[name][0](), "config")])
+def test_a_network_of_a_model_is_loaded_alone_with_its_options(name: str, tmp_path: Path) -> None:
+    """An embedding with a padding id is no network; a checkpoint puts a group before the name."""
+    model, path = MODELS[name][0](), tmp_path / "model.safetensors"
+    point = training.Checkpoint(
+        *(0, 0, 0, model.params, {"step": 0}, None, None, training.History(), model.params, {}),
+        model=model.config(),
+        settings={"run": "a"},
+    )
+    networks = networks_of(model)
+    assert networks
+    for part, network in networks.items():
+        for start in ("", "params.", "best."):
+            if start:
+                training.save_checkpoint(path, point)
+            else:
+                model.save(path)
+            loaded = io.load(path, prefix=f"{start}{part}")
+            assert repr(loaded) == repr(network)
+            assert all(np.array_equal(loaded.params[key], a) for key, a in network.params.items())
+
+
+def test_averages_of_an_optimiser_are_no_network(tmp_path: Path) -> None:
+    model, path = models.CharLM("ab", 3, dropout=0.5, rng=0), tmp_path / "run.safetensors"
+    ids = np.asarray([[0, 1], [1, 0]])
+    options = {"updates": 1, "progress": False, "checkpoint": path, "rng": 0}
+    training.fit(model, [(ids, ids)], optim.Adam(0.1), **options)
+    assert "optimizer.m.lstm.weight_ih_l0" in safetensors.read(str(path)).tensors
+    assert repr(io.load(path)) == repr(model.lstm) == "LSTM(3, 3, num_layers=2, dropout=0.5)"
+
+
 def test_other_classes_endings_and_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     models.Forecaster(1, 4, rng=0).save(path)

@@ -12,17 +12,12 @@ from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._typing import Array, Device, Namespace
 from xplstm.io import _load
 from xplstm.io._contents import json_object, show
-from xplstm.io._written import METADATA, parse_options
+from xplstm.io._written import METADATA, MODEL, is_checkpoint, parse_options
 from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
 from xplstm.nn import Embedding, Linear, Recurrent
 
 Path: TypeAlias = "str | os.PathLike[str]"
-
-MODEL = "xplstm.model"
-"""Metadata key of the JSON object from `Composite.config`."""
-CHECKPOINT = "xplstm-checkpoint-"
-"""Start of the format name in a file of `xplstm.training`."""
 
 
 class Checkpoint(Protocol):
@@ -97,7 +92,7 @@ def load_model(
     where = _values.path("path", path)
     contents = safetensors.read(where)
     about = json_object(f"{where}: its metadata", contents.metadata.get(METADATA, "{}"))
-    if str(about.get("format", "")).startswith(CHECKPOINT):
+    if is_checkpoint(about):
         return _from_checkpoint(where, xplstm.training.load_checkpoint(where), xp, device)
     if MODEL not in contents.metadata:
         return _load.load(where, xp=xp, device=device)

@@ -19,6 +19,13 @@ from xplstm.nn._rnn import NONLINEARITIES
 
 # Keys of the options of networks under PyTorch's names, and of the arguments of `load` in other layouts.
 METADATA, WORDS = "xplstm", "xplstm.load"
+MODEL = "xplstm.model"
+"""Metadata key of the JSON object from `Composite.config`."""
+CHECKPOINT = "xplstm-checkpoint-"
+"""Start of the format name in a file of `xplstm.training`."""
+
+_NO_NETWORKS = ("optimizer", "history", "state")
+"""Groups of the tensors of a checkpoint without networks; the averages of an optimiser look like one."""
 
 _OPTIONS = {
     "batch_first": False,
@@ -141,17 +148,35 @@ def options_of(contents: Contents, prefix: str, kind: str) -> dict[str, Any]:
 
 
 def stored_options(contents: Contents) -> dict[str, Any]:
-    """Return the stored options of all networks by prefix."""
-    text = contents.metadata.get(METADATA, "{}")
-    return json_object(f"{contents.where}: its metadata {METADATA!r}", text, once=True)
+    """Return the stored options of all networks by prefix; those of a checkpoint have a group as prefix."""
+    about = _metadata(contents, METADATA)
+    if not is_checkpoint(about):
+        return about
+    networks = _metadata(contents, MODEL).get("networks", {})
+    groups = {name.partition(".")[0] for name in contents.tensors} - {*_NO_NETWORKS}
+    return {f"{group}.{name}": options for group in groups for name, options in networks.items()}
+
+
+def is_checkpoint(about: Mapping[str, Any]) -> bool:
+    """Return whether this is the metadata of a checkpoint of `xplstm.training`."""
+    return str(about.get("format", "")).startswith(CHECKPOINT)
+
+
+def _metadata(contents: Contents, key: str) -> dict[str, Any]:
+    """Return a JSON object of the metadata."""
+    text = contents.metadata.get(key, "{}")
+    return json_object(f"{contents.where}: its metadata {key!r}", text, once=True)
 
 
 def check_places(contents: Contents, found: Sequence[Found]) -> list[Found]:
-    """Return networks, with a problem if the contents have options for a prefix without a network."""
+    """Return networks, with a problem if the contents have options for a prefix without a layer."""
     try:
+        if is_checkpoint(_metadata(contents, METADATA)):
+            found = [one for one in found if one.prefix.partition(".")[0] not in _NO_NETWORKS]
         lost = stored_options(contents).keys() - {one.prefix for one in found}
     except FormatError:  # each network has this error as its problem
         lost = set()
+    lost = {prefix for prefix in lost if f"{prefix}.weight" not in contents.tensors}  # no embedding
     if not lost:
         return list(found)
     where = quote(min(lost))

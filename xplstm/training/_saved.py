@@ -21,14 +21,13 @@ from xplstm._errors import ArgumentError, DTypeError, FormatError
 from xplstm._summary import brief
 from xplstm._typing import Array
 from xplstm.io._contents import json_object
-from xplstm.io._models import MODEL
+from xplstm.io._written import METADATA, MODEL
 from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
 
 State: TypeAlias = "tuple[Array, ...] | None"
 
 FORMAT = "xplstm-checkpoint-2"
-METADATA = "xplstm"
 FINALS = ("params", "average", "best")
 
 
