@@ -82,7 +82,11 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "batch_first 1": (lambda: lstm(batch_first=1), DTypeError, "batch_first=1 must be True or False"),
     "bidirectional 2": (lambda: lstm(bidirectional=2), DTypeError, "bidirectional=2 must be True or False"),
     "dtype int": (lambda: lstm(dtype="int32"), DTypeError, "dtype='int32' must be one of float64, float32"),
-    "xp unknown": (lambda: lstm(xp="numppy"), ArgumentError, "backend 'numppy' is unknown; known are numpy"),
+    "xp unknown": (
+        lambda: lstm(xp="numppy"),
+        ArgumentError,
+        "backend 'numppy' is unknown, expected one of",
+    ),
     "xp object": (
         lambda: lstm(xp=3),
         ArgumentError,

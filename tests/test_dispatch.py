@@ -90,7 +90,7 @@ def test_a_pinned_kernel_that_cannot_raises_with_its_reason() -> None:
 def test_an_unknown_kernel_is_refused_with_the_choices() -> None:
     with pytest.raises(
         xplstm.ArgumentError,
-        match="kernel 'cuda' is unknown; known are native, numpy_inplace, cupy_block, cupy_persist",
+        match="kernel 'cuda' is unknown, expected one of native, numpy_inplace, cupy_block, cu",
     ):
         xplstm.use_kernel("cuda")
 

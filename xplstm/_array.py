@@ -120,7 +120,7 @@ def resolve(xp: str | Namespace | None) -> Namespace:
 def named_namespace(name: str) -> Namespace:
     """Return the namespace of the backend `name`, which must be able to run here."""
     if name not in BACKENDS:
-        msg = f"backend {name!r} is unknown; known are {', '.join(BACKENDS)} and auto"
+        msg = f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}, auto"
         raise ArgumentError(msg)
     reason = why_unusable(name)
     if reason is not None:

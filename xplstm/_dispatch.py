@@ -120,7 +120,7 @@ def use_kernel(name: str | None) -> Chosen[str | None]:
     ...     y, state = lstm(x)
     """
     if name is not None and not (isinstance(name, str) and name in TABLE):
-        msg = f"kernel {name!r} is unknown; known are {', '.join(TABLE)}"
+        msg = f"kernel {name!r} is unknown, expected one of {', '.join(TABLE)}"
         raise ArgumentError(msg)
     return Chosen(_pinned, name)
 

@@ -76,7 +76,7 @@ class Problem(NamedTuple):
         return self._replace(**self.loan._asdict(), loan="")
 
     def part(self, d: int, lo: int, hi: int) -> Problem:
-        """Return the problem of only direction `d`, over the steps ``lo:hi``."""
+        """Return the problem of one direction, `d`, over the steps ``lo:hi``."""
         noise = self.noise
         if noise is not None:
             noise = Noise(noise.key, noise.stream + d, noise.start + lo)

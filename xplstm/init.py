@@ -317,7 +317,7 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
         H, values = _hidden_size(shapes), rule(shapes, rng)
         biases = [name for name in values if name.startswith(("bias_ih", "bias_hh"))]
         if not biases:
-            msg = f"shapes={dict(shapes)} have no bias_ih and bias_hh; forget_bias needs bias=True"
+            msg = f"shapes={dict(shapes)} has no bias_ih or bias_hh; forget_bias needs bias=True"
             raise ArgumentError(msg)
         for name in biases:
             values[name][H : 2 * H] = value if name.startswith("bias_ih") else 0.0
@@ -551,7 +551,7 @@ def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
     if shape[0] != 4 * hidden_size:
         msg = (
             f"{name} has shape {tuple(shape)}, expected {4 * hidden_size} rows for four gates of "
-            f"hidden_size={hidden_size}. This rule is for an LSTM; for RNN and JordanRNN use a rule rnn_..."
+            f"hidden_size={hidden_size}. This rule is for an LSTM; for RNN and JordanRNN use a rule rnn_*"
         )
         raise ShapeError(msg)
 

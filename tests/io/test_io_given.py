@@ -40,7 +40,7 @@ def test_a_model_of_onnx_in_bytes_loads():
 
 
 def test_an_error_about_bytes_names_no_temporary_file(tmp_path):
-    with pytest.raises(FormatError, match=r"^the bytes is not a file of"):
+    with pytest.raises(FormatError, match=r"^the bytes has none of the formats"):
         io.load(b"hello there")
     with pytest.raises(ArgumentError, match="mode 'rb'"):
         io.load(bytesio.StringIO("hello"))

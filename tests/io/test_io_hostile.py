@@ -234,7 +234,7 @@ BROKEN = {
     "old file that ends": (
         ".pt",
         OLD + old_tensor() + b"]U\x010a." + bytes(8) + b"\x01",
-        "storages are there and end",
+        "storages end at byte",
     ),
     "old file that is cut": (
         ".pt",
@@ -317,7 +317,7 @@ BROKEN = {
         "byte order",
     ),
     "written before 1.6": (".pt", bytes.fromhex("80028a0a6cfc9c46f9206aa850192e"), "damaged pickle"),
-    "a picture": (".png", b"\x89PNG\r\n\x1a\n" + bytes(99), "is not a file of"),
+    "a picture": (".png", b"\x89PNG\r\n\x1a\n" + bytes(99), "has none of the formats"),
 }
 
 

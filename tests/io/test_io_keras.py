@@ -171,7 +171,7 @@ def test_weights_alone_tell_no_options(keras: Any, tmp_path: Any) -> None:
     path = tmp_path / "model.weights.h5"
     model = sequential(keras, keras.layers.LSTM(H, return_sequences=True))
     model.save_weights(path)
-    with pytest.raises(xplstm.ArgumentError, match=r"variant is not in .*; pass variant="):
+    with pytest.raises(xplstm.ArgumentError, match=r"variant is not stored in .*; pass variant="):
         xplstm.io.load(path)
     agrees(model, xplstm.io.load(path, variant=None))
     both = sequential(

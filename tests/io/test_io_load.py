@@ -359,7 +359,7 @@ def test_options_that_the_file_tells_must_agree():
 
 def test_a_simple_network_must_be_told_its_function():
     theirs = xplstm.RNN(I, H, rng=1).params
-    with pytest.raises(ArgumentError, match=r"is not in .* pass nonlinearity="):
+    with pytest.raises(ArgumentError, match=r"is not stored in .* pass nonlinearity="):
         io.load(theirs)
     assert repr(io.load(theirs, nonlinearity="relu")) == "RNN(3, 5, num_layers=1, nonlinearity='relu')"
 
@@ -611,7 +611,7 @@ def test_the_arrays_around_an_lstm(tmp_path, xp):
 def test_what_flax_wrote_as_msgpack_is_told_the_way(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"\x81\xa6params\x81\xa6kernel\xc7")
-    with pytest.raises(FormatError, match=r"is not a file of .*flatten the params and save them as \.npz"):
+    with pytest.raises(FormatError, match=r"none of the formats .*flatten the params and save them as \.npz"):
         io.load(path)
 
 

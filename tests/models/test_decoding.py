@@ -168,7 +168,7 @@ def test_bad_ways_to_sample_are_named(how, error, message):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_refused(bad):
-    with pytest.raises(xplstm.ArgumentError, match=f"largest of a row of logits is {bad}"):
+    with pytest.raises(xplstm.ArgumentError, match=f"largest logit of a row is {bad}"):
         probabilities(np.asarray([[0.0, 1.0], [bad, 0.0]]))
     with pytest.raises(xplstm.ArgumentError, match="is -inf"):
         probabilities(np.full(3, -math.inf))

@@ -161,7 +161,7 @@ def test_another_order_is_not_resumed(tmp_path, change, name):
     change = dict(change)
     with pytest.raises(xplstm.ArgumentError, match=name):
         trained(data_of(change.pop("x", series()), **change), checkpoint=path, resume=True)
-    with pytest.raises(xplstm.ArgumentError, match="does not describe its order"):
+    with pytest.raises(xplstm.ArgumentError, match=r"data has no describe\(\)"):
         trained(list(data_of(series())(0)), checkpoint=path, resume=True)
 
 

@@ -110,9 +110,9 @@ def test_options_go_to_the_layer():
 
 def test_calls_in_the_wrong_order_are_refused():
     trainer = StatefulTrainer(lstm(), optim.SGD(0.1))
-    with pytest.raises(xplstm.ArgumentError, match="backward needs a call of forward"):
+    with pytest.raises(xplstm.ArgumentError, match="backward was called without a forward"):
         trainer.backward(DY)
-    with pytest.raises(xplstm.ArgumentError, match="update needs a call of backward"):
+    with pytest.raises(xplstm.ArgumentError, match="update was called without a backward"):
         trainer.update()
     trainer.forward(X)
     with pytest.raises(xplstm.ArgumentError, match="dy has 2 gradients, expected 1"):
@@ -122,7 +122,7 @@ def test_calls_in_the_wrong_order_are_refused():
     with pytest.raises(xplstm.ArgumentError, match="1 forward calls without a backward"):
         trainer.update()
     trainer.reset_state()
-    with pytest.raises(xplstm.ArgumentError, match="backward needs a call of forward"):
+    with pytest.raises(xplstm.ArgumentError, match="backward was called without a forward"):
         trainer.backward(DY)
     with pytest.raises(xplstm.ArgumentError, match="max_norm=0 must be above 0"):
         StatefulTrainer(lstm(), optim.SGD(0.1), max_norm=0)

@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     _check_size(args.shape)
     missing = [name for name in args.engines or () if name.partition("+")[0] not in available()]
     if missing:
-        msg = f"engine {missing[0]!r} is not installed here; available are {', '.join(available())}"
+        msg = f"engine {missing[0]!r} is not installed here, expected one of {', '.join(available())}"
         raise ArgumentError(msg)
     names = args.engines or (args.compared or available)()
     report = measure(

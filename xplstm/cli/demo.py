@@ -195,7 +195,7 @@ def _check(args: argparse.Namespace) -> None:
     _values.positive("lr", args.lr)
     _values.in_range("temperature", args.temperature, 0, math.inf)
     if importlib.util.find_spec("tqdm") is None:
-        msg = "the demo needs the package tqdm for its bar: pip install 'xplstm[demo]'"
+        msg = "the demo needs the package tqdm for its progress bar: pip install 'xplstm[demo]'"
         raise ImportError(msg)
 
 
@@ -281,7 +281,7 @@ def _resume_settings(args: argparse.Namespace, begun: Checkpoint) -> Settings:
         given = os.path.abspath(given) if name == "text" else given
         if name == "seconds" or given != getattr(settings, name):
             before = "--updates prolongs a run" if name == "seconds" else f"{getattr(settings, name)!r} there"
-            msg = f"{name}={given!r} cannot change a run that is resumed ({before}); omit --resume"
+            msg = f"{name}={given!r} cannot be changed when a run is resumed ({before}); omit --resume"
             raise ArgumentError(msg)
     if args.updates is None:
         return settings
@@ -363,7 +363,7 @@ def _check_same_text(corpus: Corpus, begun: Checkpoint) -> None:
     if begun.extra["digest"] != corpus.digest:
         msg = (
             "the text has changed since the run began"
-            f" (with Python {begun.extra['python']}, whose help topics may differ from this one's)"
+            f" (with Python {begun.extra['python']}, whose help topics may differ from those of this version)"
         )
         raise FormatError(msg)
 

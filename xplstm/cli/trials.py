@@ -357,7 +357,7 @@ def fitting(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one 
         name = cupy_persistent.NAME
         kinds = [kind for kind in fit.KINDS if proof.decide(name, kind, like.device).passed]
         if not kinds:
-            return f"{name} has passed the trials for none of {', '.join(fit.KINDS)}"
+            return f"{name} has not passed the trials for any of {', '.join(fit.KINDS)}"
         costs, said = fit.find_costs(cp, like, kinds)
         if costs is None:
             return said

@@ -182,7 +182,7 @@ def _change(module: Any, place: str = "") -> str | None:
     called = show(type(module).__name__)
     if hasattr(module, "original_name"):  # TorchScript keeps the class as a name
         name = str(module._c._type().qualified_name())
-        return None if is_known(place, name) else f"it is a {show(name)}, which is not PyTorch's"
+        return None if is_known(place, name) else f"it is a {show(name)}, which is not a PyTorch class"
     if not own and _package(kinds[0]) not in _LIBRARIES:
         return f"{called} is not a recurrent module of {', '.join(sorted(_LIBRARIES))}"
     values = [item for kind in own for item in vars(kind).items() if not item[0].startswith("__")]

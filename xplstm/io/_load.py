@@ -322,7 +322,7 @@ def save(
     if dtype is not None:
         network = _copy_network(network, _checks.dtype(dtype))
     if network._home().dtype == "bfloat16" and file in _registry.NO_BFLOAT16:
-        msg = f"the network has dtype bfloat16, which {place} cannot have; use .safetensors"
+        msg = f"the network has dtype bfloat16, which {place} cannot store; use .safetensors"
         raise ArgumentError(msg)
     write_durably(place, modules[file].encode(network, layout, dot_name(prefix)))
 
@@ -491,7 +491,7 @@ def _build(
     arguments = {**found.options, **options}
     untold = [name for name in found.untold if name not in arguments and name != "format"]
     if untold:
-        what = f"is not in {contents.where}, and changes the results"
+        what = f"is not stored in {contents.where}, but changes the results"
         msg = f"{untold[0]} {what}; pass {'=, '.join(untold)}="
         raise ArgumentError(msg)
     try:

@@ -63,7 +63,7 @@ def _read_one(path: str) -> Contents:
         if module.recognises(Opening(path, head, members.keys())):
             contents: Contents = module.read(path)
             return contents
-    msg = f"{path} is not a file of {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
+    msg = f"{path} has none of the formats {', '.join(_registry.FILES)}; it begins with {ascii(head[:8])[1:]}"
     msg += _foreign.hint(head, members.keys())
     raise FormatError(msg)
 
@@ -213,7 +213,7 @@ def _pick_one(
     told = [one for one in fitting if layout is not None or determines_layout(contents, one)]
     if len(told) != 1 and all(one.problem for one in fitting):
         choices = _lines(f"{label_of(one)}: {one.problem}" for one in fitting)
-        msg = f"{contents.where} contains tensors whose shapes fit no format with their names\n{choices}"
+        msg = f"{contents.where} contains tensors whose names and shapes fit no format\n{choices}"
         raise FormatError(printable(msg))
     if len(told) != 1:
         raise ArgumentError(printable(_ask_for(contents, told or fitting)))

@@ -215,7 +215,7 @@ def _matrix_shape(weights: Mapping[str, Array], wanted: str, name: str) -> tuple
     """Return the shape of the matrix that determines the sizes."""
     shape = tuple(weights[name].shape)
     if len(shape) != 2 or 0 in shape:
-        msg = f"{name} has shape {shape}, expected {wanted}, at least 1 of each"
+        msg = f"{name} has shape {shape}, expected {wanted}, with each size at least 1"
         raise ShapeError(msg)
     return shape[0], shape[1]
 

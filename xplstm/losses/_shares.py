@@ -63,7 +63,7 @@ def reduce(xp: Namespace, values: Array, reduction: str) -> Array:
 
 
 def guard(loss: Array, pullback: Pullback) -> tuple[Array, Pullback]:
-    """Return a loss, and its pullback with a check of `dloss`."""
+    """Return a loss, and its pullback, which checks `dloss`."""
 
     def of(dloss: Array | float = 1.0) -> Array:
         return pullback(_gradient_of(dloss, loss))

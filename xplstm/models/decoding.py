@@ -345,7 +345,7 @@ def _on_host(logits: Array) -> np.ndarray:
     largest = z.max(axis=-1, keepdims=True)
     if not np.isfinite(largest).all():
         bad = largest[~np.isfinite(largest)][0]
-        msg = f"the largest of a row of logits is {bad}; it must be finite"
+        msg = f"the largest logit of a row is {bad}; it must be finite"
         raise ArgumentError(msg)
     with np.errstate(over="ignore"):
         return np.asarray(z - largest)

@@ -558,9 +558,8 @@ class Forecaster(SeriesModel):
         smallest, largest = SMALLEST[home.dtype], LARGEST[home.dtype]
         if self.std.min() < smallest or max(self.std.max(), np.abs(self.mean).max()) > largest:
             what = f"mean={self.mean.tolist()} and std={self.std.tolist()} do not fit {home.dtype}"
-            msg = (
-                f"{what}: std must be in [{smallest}, {largest}] and mean at most as large; scale the series"
-            )
+            bounds = f"std must be in [{smallest}, {largest}], and mean at most {largest}"
+            msg = f"{what}: {bounds}; scale the series"
             raise ArgumentError(msg)
         return (
             _array.asarray(self.mean, home.xp, home.device, home.dtype),

@@ -226,7 +226,7 @@ def _flags(name: str, stack: Stack, flags: Any, x: Any, batched: bool) -> Any:
 
 
 def _fresh(stack: Stack, reset: Any, lengths: Any, mask: Any) -> Any:
-    """Return where each direction starts from zeros, computed over the whole time for each batch chunk."""
+    """Return where each direction starts from zeros, computed over all steps of each batch chunk."""
     import dask.array as da
 
     xp, T = _array.numpy_namespace(), reset.shape[0]

@@ -461,7 +461,7 @@ def _check_names(params: Params, grads: Params) -> None:
     strange = sorted(map(str, grads.keys() - params.keys()))
     if strange:
         missing = sorted(map(str, params.keys() - grads.keys()))
-        msg = f"grads must have names of params; missing: {missing}, unknown: {strange}"
+        msg = f"grads must have the names of params; missing: {missing}, unknown: {strange}"
         raise ArgumentError(msg)
 
 

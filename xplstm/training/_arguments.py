@@ -136,7 +136,7 @@ def _check_model(model: Any) -> None:
     ):
         msg = (
             f"model={type(model).__name__} must have params, a dict of arrays, and loss_vjp; the models of "
-            "xplstm.models have both, and xplstm.training.Model describes what a model of your own needs"
+            "xplstm.models have both, and xplstm.training.Model describes what your own model needs"
         )
         raise DTypeError(msg)
     if not model.params:

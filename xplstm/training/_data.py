@@ -194,7 +194,7 @@ class Source:
             before, self.is_parted = self.is_parted, self._batches.is_parted
             if before not in (None, self.is_parted):
                 has = "have" if self.is_parted else "do not have"
-                msg = f"the batches of epoch {epoch} {has} part(index, low, high), unlike the epoch before"
+                msg = f"the batches of epoch {epoch} {has} part(index, low, high), unlike the previous epoch"
                 raise ArgumentError(msg)
         return self._batches
 
@@ -265,10 +265,8 @@ def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | Non
     """Check that the samples have the order of the run to resume."""
     if before is None or ours is None:
         if before is not ours:
-            ours_is, before_is = ("not " if order is None else "" for order in (ours, before))
-            msg = (
-                f"data does {ours_is}describe its order, and the data of the run to resume did {before_is}so"
-            )
+            ours_is, before_is = ("no " if order is None else "" for order in (ours, before))
+            msg = f"data has {ours_is}describe(), but the data of the run to resume had {before_is}describe()"
             raise ArgumentError(msg)
         return
     for name in {**before, **ours}:

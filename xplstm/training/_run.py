@@ -341,7 +341,7 @@ class Run:
             return True
         if self._scale <= 1:
             bad = _judge.first_not_finite(made.grads)
-            what = f"the gradient of {bad!r} in update {self.at.update} is not finite without a loss scale"
+            what = f"the gradient of {bad!r} in update {self.at.update} is not finite, even with loss scale 1"
             raise self._error_at(what, made.first, made.last)
         self._scale, self._since_doubling = self._scale / 2, 0
         return False

@@ -141,7 +141,7 @@ class StatefulTrainer:
         """
         count = len(self._pullbacks)
         if not count:
-            msg = "backward needs a call of forward since the last backward or reset_state"
+            msg = "backward was called without a forward since the last backward or reset_state"
             raise ArgumentError(msg)
         dys = list(dy) if isinstance(dy, list | tuple) else [*[None] * (count - 1), dy]
         if len(dys) != count:
@@ -169,7 +169,7 @@ class StatefulTrainer:
             If a parameter would be infinite or NaN. Nothing changes then. On a device this is not checked.
         """
         if self.grads is None:
-            msg = "update needs a call of backward since the last update"
+            msg = "update was called without a backward since the last update"
             raise ArgumentError(msg)
         if self._pullbacks:
             count = len(self._pullbacks)

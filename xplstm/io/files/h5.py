@@ -151,7 +151,7 @@ def _check_visit(source: Source, path: str, item: Any, seen: set[Any], depth: in
     info = import_h5py().h5o.get_info(item.id)
     key = info.addr if hasattr(info, "addr") else info.token
     if key in seen or depth > DEEPEST or len(seen) >= MOST_OBJECTS:
-        msg = f"{source.where}: {show(path)} occurs twice, is nested too deeply or is one too many"
+        msg = f"{source.where}: {show(path)} occurs twice, is nested too deeply or exceeds the limit"
         raise FormatError(msg)
     seen.add(key)
 

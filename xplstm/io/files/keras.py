@@ -53,9 +53,8 @@ def read(path: str) -> Contents:
         msg = f"{path} is not a Keras 3 model: it does not contain {', '.join(missing)}"
         raise FormatError(msg)
     if archive.members[_CONFIG].file_size > LONGEST_CONFIG:
-        msg = (
-            f"{path}: {_CONFIG} has {archive.members[_CONFIG].file_size} bytes; {LONGEST_CONFIG} are allowed"
-        )
+        size = archive.members[_CONFIG].file_size
+        msg = f"{path}: {_CONFIG} has {size} bytes; at most {LONGEST_CONFIG} are allowed"
         raise FormatError(msg)
     config = json_object(f"{path}: {_CONFIG}", archive.read(_CONFIG))
     tree = h5.read(h5.Source(path, archive.read(_WEIGHTS), os.path.getsize(path)))

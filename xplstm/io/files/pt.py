@@ -96,7 +96,7 @@ def read(path: str) -> Contents:
 
 def _problems_of(named: Sequence[tuple[str, Leaf]]) -> dict[str, dict[str, str]]:
     """Return why TorchScript modules may compute something other than PyTorch's modules, by prefix."""
-    wrong = "which is not PyTorch's and may compute something else; xplstm.io.arrays returns only the weights"
+    wrong = "which is not a PyTorch class and may compute something else; xplstm.io.arrays reads the weights"
     return {
         owner_of(place): {"problem": f"it is a {show(kind)}, {wrong}"}
         for place, kind in ((name.strip("."), str(leaf)) for name, leaf in named if isinstance(leaf, Inert))
@@ -273,9 +273,7 @@ def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) 
         places[key] = (first + 8, size)
         first += 8 + size
     if first != length or places.keys() != kinds.keys():
-        msg = (
-            f"{path} has {length} bytes; {len(places)} of {len(kinds)} storages are there and end at {first}"
-        )
+        msg = f"{path} has {length} bytes, but its {len(places)} of {len(kinds)} storages end at byte {first}"
         raise FormatError(msg)
     return places
 

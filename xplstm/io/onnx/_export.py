@@ -141,7 +141,7 @@ class GraphBuilder:
             _checks.finite(name, host, "such numbers are not written, because no call could use them")
         self.size += host.nbytes
         if self.size > LARGEST:
-            what = f"the tensors up to {name} have {self.size} bytes; an ONNX file can have {LARGEST}"
+            what = f"the tensors up to {name} have {self.size} bytes; an ONNX file can have at most {LARGEST}"
             msg = f"{what}; save the parameters as .safetensors with xplstm.io.save"
             raise ArgumentError(msg)
         self.constants.append(import_onnx().numpy_helper.from_array(host, name))

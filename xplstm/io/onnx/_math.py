@@ -287,7 +287,7 @@ def _range(place: Place, node: Node, values: list[Any]) -> list[Array]:
     given: list[Any] = [_array.to_numpy(a).reshape(())[()] for a in values]
     start, limit, step = given
     if step == 0:
-        msg = f"the {node.label} has a step of 0, expected another number"
+        msg = f"the {node.label} has a step of 0, expected a nonzero step"
         raise ArgumentError(msg)
     return [to_library(place, np.arange(start, limit, step, dtype=start.dtype))]
 

@@ -187,7 +187,7 @@ def why_not_node(node: Node) -> str | None:
         return f"the {node.label}; supported operators are {', '.join([*OPERATORS, *RUNNABLE, 'If'])}"
     strange, missing = sorted(node.attributes.keys() - known), sorted(needs - node.attributes.keys())
     if strange or missing:
-        return f"the {node.label} with attributes unknown: {strange}, missing: {missing}"
+        return f"the {node.label} with unknown attributes {strange} and missing attributes {missing}"
     wrong = next((name for name, value in node.attributes.items() if not _is_kind(name, value)), None)
     if wrong is not None:
         return f"the {node.label} with {wrong}={node.attributes[wrong]!a}, which has the wrong type"

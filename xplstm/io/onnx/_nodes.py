@@ -152,7 +152,7 @@ def cuts(node: Node, values: list[Any]) -> list[tuple[int, int, int, int]]:
 def _slice_axis(node: Node, a: Array, axis: int, start: int, end: int, step: int) -> Array:
     """Slice along one axis; a negative step slices a flipped array, since some libraries lack such steps."""
     if step == 0:
-        msg = f"the {node.label} has a step of 0, expected another number"
+        msg = f"the {node.label} has a step of 0, expected a nonzero step"
         raise ArgumentError(msg)
     n = a.shape[axis]
     chosen = range(n)[slice(start, end, step)]

@@ -352,10 +352,7 @@ class Trace:
         return name, nodes
 
     def find_sources(self, name: str) -> tuple[list[str], list[Node], list[Node]]:
-        """Return on which model inputs `name` depends without a layer between, and on which layers.
-
-        The third result are the nodes between them.
-        """
+        """Return the model inputs and the layers on which `name` directly depends, and the nodes between."""
         inputs, layers, nodes = dict[str, None](), list[Node](), list[Node]()
         wanted, seen = [name], set[str]()
         while wanted:

@@ -259,7 +259,7 @@ def _mma_cycles(p: Plan, H: int, kind: str, backward: bool, costs: Costs) -> flo
 
 
 def fused_cost(directions: int, B: int, H: int, kind: str, costs: Costs) -> float:
-    """Return the modelled microseconds of a step as a cuBLAS product and a kernel."""
+    """Return the modelled microseconds of a step that runs as a cuBLAS product and a kernel."""
     faster = {"float64": 0.5, "float32": 1.0, "tf32": 4.0}.get(kind, 8.0)
     return costs.fused_step + directions * 4 * B * H * H / (costs.fused_operations * faster)
 

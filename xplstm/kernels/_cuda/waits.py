@@ -51,7 +51,7 @@ def check(kernel: str, device: int) -> None:
         _demoted[device] = reason
         msg = (
             f"kernel {kernel!r}: {reason} in an earlier call, whose missing results are NaN. "
-            f"The kernel does not run on this device again in this process; call again for another kernel"
+            f"The kernel does not run on this device again in this process; call again to use another kernel"
         )
         raise KernelError(msg)
 
