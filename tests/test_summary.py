@@ -79,6 +79,7 @@ def results():
     yield xplstm.GRU(2, 3).trace(x), f"GRUTrace({', '.join(f'{gate}={gates}' for gate in 'rznh')})"
     yield models.Ragged(x, [1, 2]), "Ragged(x=float32[9, 4, 2], lengths=[1, 2])"
     yield models.Ragged(np.ones(2), [1, 2, 3, 4]), "Ragged(x=array([1., 1.]), lengths=[1, 2, 3, ...])"
+    yield training.Streams(np.arange(30), 4, 2), "Streams(4 batches, batch_size=4, steps=2)"
     yield models.WithFuture(x, x[0]), "WithFuture(x=float32[9, 4, 2], future=float32[4, 2])"
     numbers = "origins=int64[8], forecasts=float64[8, 2, 2], happened=float64[8, 2, 2]"
     yield series.backtest(np.ones((29, 2)), 5, start=20), f"Backtest({numbers}, quantiles=None)"
@@ -88,7 +89,7 @@ def results():
     yield found._replace(loss=0.5), f"Gradients({text})"
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_a_result_shows_shapes_in_place_of_arrays(number):
     thing, text = list(results())[number]
     assert repr(thing) == text

@@ -345,6 +345,11 @@ def to_numpy(x: Any) -> np.ndarray:
     return np.asarray(np.from_dlpack(x))
 
 
+def detach(x: Any) -> Any:
+    """Return `x`, without its graph if it is a tensor of PyTorch's autograd."""
+    return x.detach() if _is_tensor(x) and x.requires_grad else x
+
+
 def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
     """Return `x`, from any library, as an array of `xp` on the device `on`, with the dtype named `dtype`."""
     plain = type(x) is np.ndarray or _is_tensor(x)

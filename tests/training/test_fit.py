@@ -651,6 +651,27 @@ def test_an_iterable_is_read_in_order_and_resumed(path):
     assert seen(lambda epoch: (pair for pair in batches("abcd"[: epoch + 1])), 6, resume=True) == "bc"
 
 
+@pytest.mark.parametrize("average", [None, 0.5])
+@pytest.mark.parametrize("who", ["inputs", "params"])
+def test_no_update_keeps_a_graph_of_autograd(torch, who, average):
+    def trained(graphed):
+        model, seen = Forecaster(1, 3, 2, xp="torch", rng=0), []
+        model.params = {name: a.requires_grad_(graphed == "params") for name, a in model.params.items()}
+        x = torch.linspace(0, 1, 12).reshape(6, 2, 1)
+        data = [(x.clone().requires_grad_(graphed == "inputs"), x)] * 2
+        options = {"carry": True, "average": average, "max_norm": 1.0, "callbacks": seen.append}
+        fit(model, data, optim.AdamW(0.1), updates=6, **options)
+        return model.params, seen
+
+    expected, _ = trained(None)
+    params, events = trained(who)
+    for name, a in params.items():
+        assert a.grad_fn is None
+        assert a.requires_grad == (who == "params" and average is None)
+        torch.testing.assert_close(a.detach(), expected[name], rtol=1e-3, atol=1e-5)
+    assert not any(torch.is_tensor(part) and part.requires_grad for event in events for part in event)
+
+
 def test_a_loader_of_torch_feeds_a_model(torch):
     from torch.utils.data import DataLoader, TensorDataset
 

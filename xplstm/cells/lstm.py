@@ -134,7 +134,7 @@ class LSTMCell(Cell):
         """Return the gradients with respect to x and the parameters, summed over all steps."""
         dz, h_prev, m, dh = steps
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
-        twin = None if db is None else xp.asarray(db, copy=True)
+        twin = None if db is None else xp.astype(db, db.dtype, copy=True)
         dweight_hr = None if m is None or dh is None else dh.T @ m
         return dz @ p.weight_ih, LSTMParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr)
 

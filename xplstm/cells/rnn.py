@@ -140,7 +140,7 @@ class ElmanCell(Cell):
         """Return the gradients with respect to x and the parameters, summed over all steps."""
         dz, h_prev, a, dh = steps
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
-        twin = None if db is None else xp.asarray(db, copy=True)
+        twin = None if db is None else xp.astype(db, db.dtype, copy=True)
         dweight_hr = None if a is None or dh is None else dh.T @ a
         db_hr = None if p.bias_hr is None or dh is None else xp.sum(dh, axis=0)
         return dz @ p.weight_ih, RNNParams(dz.T @ x, dz.T @ h_prev, db, twin, dweight_hr, db_hr)

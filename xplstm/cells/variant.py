@@ -274,7 +274,7 @@ class StepEquations(NamedTuple):
         dgain_ih = None if p.gain_ih is None else xp.sum(dz * normalise(xp, product)[0], axis=0)
         dzx = _normalise_backward(xp, dz, product, p.gain_ih)
         db = None if p.bias_ih is None else xp.sum(dz, axis=0)
-        twin = None if db is None else xp.asarray(db, copy=True)
+        twin = None if db is None else xp.astype(db, db.dtype, copy=True)
         dweight_hr = None if m is None or dh is None else dh.T @ m
         dweight_ch, *dgains = (None if a is None else xp.sum(a, axis=0) for a in summed)
         return dzx @ p.weight_ih, LSTMParams(

@@ -82,6 +82,9 @@ class Streams(Sequence[Batch]):
     def __len__(self) -> int:
         return math.ceil(self._length / self._steps)
 
+    def __repr__(self) -> str:
+        return f"Streams({len(self)} batches, batch_size={self._inputs.shape[1]}, steps={self._steps})"
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]

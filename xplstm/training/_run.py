@@ -17,7 +17,7 @@ from xplstm._errors import ArgumentError, DTypeError, FormatError, NonFiniteErro
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
 from xplstm.optim._optimizer import MASTER
-from xplstm.training import _judge
+from xplstm.training import _judge, _trees
 from xplstm.training._data import Found, Place, Source
 from xplstm.training._resumed import check_length, check_parameters, check_run, restore_generator
 from xplstm.training._saved import Checkpoint, History, State
@@ -180,14 +180,15 @@ class Run:
                 self._keep(made, self.model.params, self.at.optimizer)
                 return
             self.lr, self.norm = self.optimizer.lr, norm
-            old = self.model.params
+            # PyTorch's autograd would keep a graph of all updates.
+            old = _each_once(_array.detach, self.model.params)
             new = self.optimizer.update(old, grads)
             state = self.optimizer.state_dict()
             if deferred:
                 new, state = self._keep_where_finite(made, norm, (new, old), state)
             else:
                 self._judge_update(made, norm, new, state)
-            self._keep(made, new, state)
+            self._keep(made, _like(self.model.params, new), state)
 
     def _gradients(self) -> _Gradients:
         """Run the batches of one update, and average the losses and gradients."""
@@ -241,7 +242,7 @@ class Run:
         if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
             msg = f"model.loss_vjp must return (loss, state, pullback), got {type(made).__name__}"
             raise DTypeError(msg)
-        loss, after, pullback = made
+        loss, after, pullback = _array.detach(made[0]), made[1], made[2]
         if tuple(getattr(loss, "shape", ())) != ():
             msg = f"model.loss_vjp returned a loss of shape {tuple(loss.shape)}, expected shape ()"
             raise ShapeError(msg)
@@ -252,6 +253,7 @@ class Run:
             self._advice = _judge.gaps({"inputs": inputs, "targets": targets}) or self._advice
         if self.options.carry:
             _check_state(after)
+            after = _trees.map_arrays("state", after, lambda _, a: _array.detach(a))
         return loss, after, pullback
 
     def _compute_gradients(self, pullback: Callable[..., Grads]) -> Grads:
@@ -273,7 +275,7 @@ class Run:
         if missing:
             msg = f"pullback() returned no gradients with respect to {missing}; frozen= excludes parameters"
             raise ArgumentError(msg)
-        return {name: g for name, g in grads.items() if name not in self.options.frozen}
+        return {name: _array.detach(g) for name, g in grads.items() if name not in self.options.frozen}
 
     def _clip(self, grads: Grads) -> tuple[Grads, Any]:
         """Return the clipped gradients, and their norm before clipping if an option needs it."""
@@ -475,6 +477,14 @@ class Run:
                 self.optimizer.schedule.report(value)
 
 
+def _like(old: Mapping[str, Any], new: dict[str, Any]) -> Grads:
+    """Return new parameters that require gradients of PyTorch's autograd where the old ones do."""
+    for name, a in old.items():
+        if getattr(a, "requires_grad", False):
+            new[name].requires_grad_()
+    return new
+
+
 def _mean(gs: list[Array], scale: float) -> Array:
     """Return the mean of the gradients of several batches, divided by the loss scale."""
     if len(gs) == 1 and scale == 1:
@@ -484,7 +494,7 @@ def _mean(gs: list[Array], scale: float) -> Array:
 
 def _wide(a: Array) -> Array:
     """Convert a parameter to the dtype of its average."""
-    return _array.widen(_array.native(a))
+    return _array.widen(_array.native(_array.detach(a)))
 
 
 def _update_average(average: Grads, params: Grads, decay: float) -> Grads:
