@@ -513,23 +513,26 @@ def test_weights_by_name_tell_no_options(tmp_path: Any) -> None:
 
 
 UNREAD: dict[str, tuple[Any, str]] = {
-    "SimpleRNN": (lambda make: make.SimpleRNN(H), ": a SimpleRNN, which is not read"),
+    "SimpleRNN": (lambda make: make.SimpleRNN(H), ": a SimpleRNN, which is not supported"),
     "GRU": (
         lambda make: make.GRU(H, activation="relu"),
         "activations 'sigmoid' and 'relu', expected sigmoid and tanh",
     ),
-    "cells": (lambda make: make.RNN([make.SimpleRNNCell(H)]), ": an RNN of SimpleRNNCell, which is not read"),
+    "cells": (
+        lambda make: make.RNN([make.SimpleRNNCell(H)]),
+        ": an RNN of SimpleRNNCell, which is not supported",
+    ),
     "a GRU's sum": (
         lambda make: make.Bidirectional(make.GRU(H), merge_mode="sum"),
         "merge_mode='sum', expected concat",
     ),
     "two stacks": (
         lambda make: make.Bidirectional(make.RNN([make.LSTMCell(H), make.LSTMCell(H)])),
-        ": a Bidirectional around RNN of StackedRNNCells, which is not read",
+        ": a Bidirectional around RNN of StackedRNNCells, which is not supported",
     ),
     "a wrapper": (
         lambda make: make.TimeDistributed(make.LSTM(H)),
-        ": a TimeDistributed around LSTM, which is not read",
+        ": a TimeDistributed around LSTM, which is not supported",
     ),
 }
 
@@ -541,6 +544,30 @@ def test_what_is_no_lstm_here_is_named(keras: Any, kind: str, tmp_path: Any) -> 
     model = keras.Sequential([keras.Input(shape), layer(make)])
     with pytest.raises(xplstm.FormatError, match=message):
         loaded(model, tmp_path)
+
+
+OWN = {
+    "cell": lambda make, own: make.RNN(own(H), return_sequences=True),
+    "one of the cells": lambda make, own: make.RNN([make.LSTMCell(H), own(H)], return_sequences=True),
+    "Bidirectional": lambda make, own: make.Bidirectional(make.RNN(own(H), return_sequences=True)),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.filterwarnings("ignore")  # of Keras, that HDF5 is an old format
+def test_a_cell_class_of_the_same_name_is_refused(keras: Any, kind: str, suffix: str, tmp_path: Any) -> None:
+    @keras.saving.register_keras_serializable(package=f"{kind}{suffix}")
+    class LSTMCell(keras.layers.LSTMCell):  # type: ignore[misc,name-defined]
+        def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
+            y, states = super().call(inputs, states, training=training)
+            return 2 * y, states
+
+    model = keras.Sequential([keras.Input((None, I)), OWN[kind](keras.layers, LSTMCell)])
+    path = tmp_path / f"model{suffix}"
+    model.save(path)
+    with pytest.raises(xplstm.XplstmError, match="RNN of LSTMCell, a class of another package"):
+        xplstm.io.load(path)
 
 
 def test_other_recurrent_layers_do_not_hide_an_lstm(keras: Any, tmp_path: Any) -> None:

@@ -247,7 +247,7 @@ def _layers(
     kind: str, config: Mapping[str, Any], path: str, name: str, below: str | None, version: int | None
 ) -> list[Recurrent]:
     """Return one layer, or one for each of an RNN's stacked cells."""
-    if kind != "RNN" or config["cell"]["class_name"] != "StackedRNNCells":
+    if kind != "RNN" or _class_of(config["cell"]) != "StackedRNNCells":
         return [_layer(kind, config, path, name, below, version)]
     found: list[Recurrent] = []
     counts: Counter[str] = Counter()
@@ -258,7 +258,16 @@ def _layers(
         own = cell["config"]["name"]
         found.append(_layer(kind, {**config, "cell": cell}, place, own, below, version))
         below = place
+    problem = next((one.problem for one in found if one.problem), None)
+    # A part of the cells is not the layer.
+    found = [one._replace(problem=problem) for one in found] if problem else found
     return found or [_unreadable_entry(path, name, "an RNN without cells")]
+
+
+def _class_of(layer: Mapping[str, Any]) -> str:
+    """Return the class of a layer or cell of Keras; a class of another package may have the same name."""
+    kind: str = layer["class_name"]
+    return kind if layer.get("module") == "keras.layers" else f"{kind}, a class of another package"
 
 
 def _layer(
@@ -267,7 +276,7 @@ def _layer(
     """Return one layer, with a problem if it is not supported."""
     if kind == "Bidirectional":
         given = [config["layer"], config.get("backward_layer") or config["layer"]]
-        sides = [_with_cell(side["class_name"], side["config"]) for side in given]
+        sides = [_with_cell(_class_of(side), side["config"]) for side in given]
         strange = next((side for side, _ in sides if side not in _CELLS.values()), None)
         if strange is not None:
             return _unreadable_entry(path, name, f"a Bidirectional around {strange}, which is not supported")
@@ -288,7 +297,7 @@ def _with_cell(kind: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, 
     if kind != "RNN":
         return kind, config
     cell = config["cell"]
-    own = _CELLS.get(cell["class_name"], f"RNN of {cell['class_name']}")
+    own = _CELLS.get(_class_of(cell), f"RNN of {_class_of(cell)}")
     return own, {**cell["config"], **config}
 
 
