@@ -95,8 +95,8 @@ def _state_of(module: Any) -> dict[str, Any]:
     computed = dict(_compute_parametrized(module))
     state = {}
     for name, a in module.state_dict().items():
-        place = _PARAMETRIZATION.match(name)
-        if place is None or place[0] not in computed:
+        inside = _PARAMETRIZATION.match(name)
+        if inside is None or inside[0] not in computed:
             state[name] = a
     for place, values in computed.items():
         start, _, name = place.rpartition("parametrizations.")
