@@ -275,7 +275,7 @@ def test_a_parametrization_that_is_not_a_function_is_refused(torch):
     lstm = torch.nn.LSTM(I, H)
     torch.nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", Noise())
     with pytest.raises(
-        FormatError, match=r"parametrization of net\.weight_hh_l0 gives other numbers at each"
+        FormatError, match=r"parametrization of net\.weight_hh_l0 gives other numbers at each call"
     ):
         io.load(torch.nn.ModuleDict({"net": lstm}))
 

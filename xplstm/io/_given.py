@@ -98,17 +98,13 @@ def _state_of(module: Any) -> dict[str, Any]:
         inside = _PARAMETRIZATION.match(name)
         if inside is None or inside[0] not in computed:
             state[name] = a
-    for place, values in computed.items():
-        start, _, name = place.rpartition("parametrizations.")
-        if not values[0].isclose(values[1], rtol=0, atol=0, equal_nan=True).all():
-            msg = f"the parametrization of {show(start + name)} gives other numbers at each evaluation"
-            raise FormatError(f"{msg}; remove it, or pass a mapping of arrays")
-        state[start + name] = values[0]
+    for place, value in computed.items():
+        state[_parametrized_name(place)] = value
     return state
 
 
-def _compute_parametrized(module: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Compute each parametrised tensor of PyTorch modules twice, in evaluation mode."""
+def _compute_parametrized(module: Any) -> Iterator[tuple[str, Any]]:
+    """Compute the parametrised tensors of PyTorch modules in evaluation mode, by place."""
     last = None
     named = getattr(module, "named_modules", None)
     for place, one in named(remove_duplicate=False) if callable(named) else ():
@@ -123,10 +119,25 @@ def _compute_parametrized(module: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
         try:
             with sys.modules["torch"].no_grad():
                 one.eval()
-                yield place, (one(), one())
+                value = one()
+                same = value.is_meta or bool(value.isclose(one(), rtol=0, atol=0, equal_nan=True).all())
+        except Exception as error:  # any class may compute a parameter
+            what = f"the parametrization of {show(_parametrized_name(place))}"
+            msg = f"{what} raised {type(error).__name__}: {show(str(error))}"
+            raise FormatError(msg) from error
         finally:
             for part, mode in modes.items():
                 part.training = mode
+        if not same:
+            msg = f"the parametrization of {show(_parametrized_name(place))} gives other numbers at each call"
+            raise FormatError(f"{msg}; remove it, or pass a mapping of arrays")
+        yield place, value
+
+
+def _parametrized_name(place: str) -> str:
+    """Return the name of the tensor that the parametrization at a place computes."""
+    start, _, name = place.rpartition("parametrizations.")
+    return start + name
 
 
 def of_mapping(given: Mapping[Any, Any]) -> Contents:
