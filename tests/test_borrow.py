@@ -61,7 +61,7 @@ def test_results_have_the_bits_of_numpy(name: str, case: str, dtype: str, kernel
     xp, made = library(name), CASES[case]
     if dtype.endswith("16") and kernel != "native":
         pytest.skip(f"{kernel} has no half precision")
-    arrays = {k: a.astype(_array.dtype_named(np, dtype)) for k, a in made.arrays().items()}
+    arrays = {k: a.astype(_array.dtype_from_name(np, dtype)) for k, a in made.arrays().items()}
     ours = {k: _array.asarray(a, xp) for k, a in arrays.items()}
     with xplstm.use_kernel(kernel):
         want = run(made.lstm(dtype=dtype), arrays, **made.valid()).flat()
@@ -82,7 +82,7 @@ def test_results_have_the_bits_of_numpy(name: str, case: str, dtype: str, kernel
 def test_single_steps_have_the_bits_of_numpy(
     name: str, rows: tuple[int, ...], dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    xp, kind = library(name), _array.dtype_named(np, dtype)
+    xp, kind = library(name), _array.dtype_from_name(np, dtype)
     host = xplstm.LSTM(I, H, 2, rng=0, dtype=dtype).freeze()  # type: ignore[arg-type]
     ours = xplstm.LSTM(I, H, 2, rng=0, dtype=dtype, xp=name).freeze()  # type: ignore[arg-type]
     state, theirs = None, None

@@ -116,7 +116,7 @@ def test_results_are_those_of_cupy_on_the_stream_of_pytorch(
     made = CASES[case]
     if kernel in ("cupy_block", "cupy_persistent") and made.options.get("proj_size"):
         pytest.skip(f"{kernel} has no projection")
-    host = {k: a.astype(_array.dtype_named(np, dtype)) for k, a in made.arrays().items()}
+    host = {k: a.astype(_array.dtype_from_name(np, dtype)) for k, a in made.arrays().items()}
     arrays = {k: _array.asarray(a, _array.named_namespace("torch")) for k, a in host.items()}
     lstm = made.lstm(dtype=dtype, xp="torch")
     valid = {k: v if v is None or k == "lengths" else on_gpu.asarray(v) for k, v in made.valid().items()}

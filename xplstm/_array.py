@@ -266,18 +266,18 @@ def dtype_name(dtype: DType) -> str:
     return name
 
 
-def dtype_named(xp: Namespace, name: str) -> DType:
+def dtype_from_name(xp: Namespace, name: str) -> DType:
     """Return the dtype object of `xp` with this name."""
     dtype = getattr(xp, name, None)
     if dtype is None and backend_name(xp) in ("numpy", "cupy", "dask"):
-        dtype = _numpy_dtype_named(name)
+        dtype = _numpy_dtype(name)
     if dtype is None:
         msg = f"dtype={name!r} does not exist in {backend_name(xp)}"
         raise DTypeError(msg)
     return dtype
 
 
-def _numpy_dtype_named(name: str) -> DType:
+def _numpy_dtype(name: str) -> DType:
     """Return NumPy's dtype of this name; ml_dtypes provides bfloat16."""
     if name != "bfloat16":
         return np.dtype(name)
@@ -309,7 +309,7 @@ def widen(x: Array) -> Array:
 def narrow(x: Array, dtype: str) -> Array:
     """Return `x` in the dtype named `dtype`."""
     xp = namespace(x, "x")
-    return xp.astype(x, dtype_named(xp, dtype), copy=False)
+    return xp.astype(x, dtype_from_name(xp, dtype), copy=False)
 
 
 def is_traced(x: Any) -> bool:
@@ -336,7 +336,7 @@ def to_numpy(x: Any) -> np.ndarray:
     if _is_tensor(x):
         x = x.detach().cpu()
         if dtype_name(x.dtype) == "bfloat16":
-            return np.asarray(x.float().numpy().astype(dtype_named(np, "bfloat16")))
+            return np.asarray(x.float().numpy().astype(dtype_from_name(np, "bfloat16")))
         return np.asarray(x.numpy())
     if array_api_compat.is_cupy_array(x):
         return np.asarray(x.get())
@@ -359,10 +359,10 @@ def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None =
             msg = f"device is an array of shape {tuple(on.shape)}, expected a device or its name"
             raise BackendError(msg)
         moved = x if on is None or device(x) == on else _on_device(_to_device, x, xp, on)
-        moved = moved if dtype is None else xp.astype(moved, dtype_named(xp, dtype), copy=False)
+        moved = moved if dtype is None else xp.astype(moved, dtype_from_name(xp, dtype), copy=False)
     else:
         host = native(np.asarray(x) if isinstance(x, list | tuple) else to_numpy(x))
-        moved = _from_host(host if dtype is None else host.astype(dtype_named(np, dtype)), xp, on)
+        moved = _from_host(host if dtype is None else host.astype(dtype_from_name(np, dtype)), xp, on)
     if dtype is not None and dtype_name(moved.dtype) != dtype:
         hint = "; call jax.config.update('jax_enable_x64', True) first" if backend_name(xp) == "jax" else ""
         msg = f"dtype={dtype!r} was requested, but {backend_name(xp)} gave {dtype_name(moved.dtype)}{hint}"

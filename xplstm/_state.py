@@ -78,7 +78,7 @@ class LSTMState(NamedTuple):
         >>> xplstm.LSTMState(h, h).take([3, 0]).h[0, :, 0]
         array([3., 0.])
         """
-        return LSTMState(*(take_entries(n, a, rows, axis_of(n, a, axis)) for n, a in self._named()))
+        return LSTMState(*(take_entries(n, a, rows, axis_of(n, a, axis)) for n, a in self._name_arrays()))
 
     def reset(self, rows: Any, to: Any = None, *, axis: int | None = None) -> LSTMState:
         """Reset the given rows, and keep the bits of all other rows.
@@ -115,7 +115,7 @@ class LSTMState(NamedTuple):
         return LSTMState(
             *(
                 reset_entries(n, a, rows, b, axis_of(n, a, axis))
-                for (n, a), b in zip(self._named(), tos, strict=True)
+                for (n, a), b in zip(self._name_arrays(), tos, strict=True)
             )
         )
 
@@ -146,7 +146,7 @@ class LSTMState(NamedTuple):
         >>> xplstm.LSTMState(np.ones((1, 4, 2)), np.ones((1, 4, 2))).zeros(3).h.shape
         (1, 3, 2)
         """
-        return LSTMState(*(zero_entries(n, a, count, axis_of(n, a, axis)) for n, a in self._named()))
+        return LSTMState(*(zero_entries(n, a, count, axis_of(n, a, axis)) for n, a in self._name_arrays()))
 
     @staticmethod
     def concat(states: Sequence[LSTMState | tuple[Array, Array]], *, axis: int | None = None) -> LSTMState:
@@ -208,7 +208,7 @@ class LSTMState(NamedTuple):
         """
         return LSTMState(*(stack_entries(names, arrays) for names, arrays in _columns(states)))
 
-    def _named(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
+    def _name_arrays(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
         return ("h", _check_state_array("h", self.h)), ("c", _check_state_array("c", self.c))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from tests.cuda_emulation import compiled
 from tests.cuda_emulation.standin import Device, Kernel, Memory, Stream, calls, launched, place
-from xplstm._array import dtype_named
+from xplstm._array import dtype_from_name
 from xplstm.kernels._cuda import loop
 
 CODES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
@@ -36,7 +36,7 @@ PRODUCTS = {
 
 def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
     """A matrix of columns, as BLAS sees it, wholly inside one array."""
-    dtype = np.dtype(dtype_named(np, CODES[code]))
+    dtype = np.dtype(dtype_from_name(np, CODES[code]))
     assert step >= rows, "cuBLAS refuses columns that overlap"
     assert rows > 0
     assert columns > 0
@@ -111,7 +111,7 @@ def _products(
 ) -> None:  # fmt: skip
     assert min(a_apart, b_apart) >= 0
     assert c_apart > 0
-    sizes = [np.dtype(dtype_named(np, CODES[code])).itemsize for code in (a_type, b_type, c_type)]
+    sizes = [np.dtype(dtype_from_name(np, CODES[code])).itemsize for code in (a_type, b_type, c_type)]
     for d in range(count):
         one, other, out = (
             p + d * apart * size

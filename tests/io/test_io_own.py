@@ -194,7 +194,7 @@ WRONG = {
     "an option of another type": (WHOLE | {"options": {"batch_first": 1}}, "batch_first"),
     "two directions of one": (
         WHOLE | {"bidirectional": True},
-        "has bidirectional=True, and the tensors have False",
+        "has bidirectional=True, but the tensors have False",
     ),
     "a merge of one direction": (
         WHOLE | {"options": {"merge": "sum"}},
@@ -223,7 +223,7 @@ def test_a_layer_that_the_words_do_not_count_is_not_left_out(prefix, tmp_path):
     words = json.loads(stored.metadata[WORDS]) | {"layers": 2}
     arrays = {name: tensor.array() for name, tensor in stored.tensors.items()}
     path.write_bytes(safetensors.pack(arrays, {WORDS: json.dumps(words)}))
-    with pytest.raises(FormatError, match=r"has layers=2, and the file has tensors of '.*l2\.' too"):
+    with pytest.raises(FormatError, match=r"has layers=2, but the file also has tensors of '.*l2\.'"):
         io.load(path)
 
 
@@ -232,7 +232,7 @@ def test_words_that_contradict_the_tensors_are_refused(tmp_path):
     theirs = io.to_mapping(xplstm.GRU(3, 5, reset_after=False), "keras")
     text = json.dumps(WHOLE | {"format": "keras", "options": {"reset_after": True}})
     path.write_bytes(safetensors.pack(theirs, {WORDS: text}))
-    with pytest.raises(FormatError, match="has reset_after=True, and the tensors have False"):
+    with pytest.raises(FormatError, match="has reset_after=True, but the tensors have False"):
         io.load(path)
     with pytest.raises(ArgumentError, match="has reset_after=True, which reset_after=False contradicts"):
         io.load(io.to_mapping(xplstm.GRU(3, 5), "keras"), format="keras", reset_after=False)

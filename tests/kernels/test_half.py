@@ -45,7 +45,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 
 def narrow(a: Any, dtype: str) -> np.ndarray:
-    return np.asarray(a).astype(_array.dtype_named(np, dtype))
+    return np.asarray(a).astype(_array.dtype_from_name(np, dtype))
 
 
 @pytest.mark.parametrize("name", CASES)

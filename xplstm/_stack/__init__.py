@@ -220,7 +220,7 @@ def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper |
 
 def caller(stack: Stack, home: Home, prepare: Prepare) -> Stepper | None:
     """Return the selected kernel's function for small calls of all layers, or None."""
-    dtype = _array.dtype_named(home.xp, home.dtype)
+    dtype = _array.dtype_from_name(home.xp, home.dtype)
     x = home.xp.zeros((1, 1, stack.input_size), dtype=dtype, device=home.device)
     found = _select(stack, enter(stack, home, x, None, None, None), prepare)
     return found[0].caller(*found[1:], stack.batch_first) if found and found[0].caller else None

@@ -94,7 +94,7 @@ def enter_state(
     rows = stack.num_layers * len(stack.reverse)
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     if state is None:
-        dtype = _array.dtype_named(home.xp, home.dtype)
+        dtype = _array.dtype_from_name(home.xp, home.dtype)
         zeros, device = home.xp.zeros, home.device
         return LSTMState(
             zeros((rows, B, sizes[0]), dtype=dtype, device=device),
@@ -105,7 +105,7 @@ def enter_state(
     lasts = ("output size", "hidden_size")
     for letter, a, n, last in zip("hc", _checks.state(name, state), sizes, lasts, strict=True):
         if a is None and name == "dstate_n":
-            dtype = _array.dtype_named(home.xp, home.dtype)
+            dtype = _array.dtype_from_name(home.xp, home.dtype)
             entered.append(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device))
             continue
         shape = (*stack.lead, *([B] if batched else []), n)
@@ -162,7 +162,7 @@ def enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
 def enter_dy(stack: Stack, call: Call, dy: Array | None, T: int, B: int) -> Array:
     """Return the gradient with respect to y as (T, B, ·), with the directions concatenated."""
     if dy is None:
-        dtype = _array.dtype_named(call.xp, call.home.dtype)
+        dtype = _array.dtype_from_name(call.xp, call.home.dtype)
         return call.xp.zeros((T, B, stack.width), dtype=dtype, device=call.home.device)
     axes = _axes(stack, T, B, call.batched)
     if stack.merge != "none":

@@ -114,7 +114,7 @@ def _adapt_kernel(kernel: Kernel, backend: str) -> Kernel:
         with library.bound(loan_of(problem)):
             step = make(numpy_problem(kernel, problem), tuple(layer.packed for layer in layers), *options)
 
-        def borrowed(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
+        def step_or_call(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
             """Run one step or small call, or return None for arguments that need a call's checks."""
             several = isinstance(state, tuple)
             arrays = [x_t] if state is None else [x_t, *state] if several else [x_t, state]
@@ -129,7 +129,7 @@ def _adapt_kernel(kernel: Kernel, backend: str) -> Kernel:
             y, h, c = own([found[0], *found[1]], x_t)
             return y, LSTMState(h, c)
 
-        return borrowed
+        return step_or_call
 
     stepper = kernel.stepper and partial(directly, kernel.stepper, library.own_step)
     caller = kernel.caller and partial(directly, kernel.caller, library.own)
@@ -203,11 +203,11 @@ def _torch_view(a: Any, memory: Callable[[Any], Any] = operator.methodcaller("nu
 
         if a.dtype == torch.bfloat16:
             # int16 passes the bits, because NumPy cannot read PyTorch's bfloat16.
-            return memory(a.view(torch.int16)).view(_array.dtype_named(np, "bfloat16"))
+            return memory(a.view(torch.int16)).view(_array.dtype_from_name(np, "bfloat16"))
     return memory(a)
 
 
-def _torch_own(results: list[Any], like: Any, on_gpu: bool = False) -> list[Any]:
+def _to_torch(results: list[Any], like: Any, on_gpu: bool = False) -> list[Any]:
     """Return tensors that share the memory of the results."""
     import torch
 
@@ -304,7 +304,7 @@ def _torch() -> Library:
 
     return Library(
         lambda a: isinstance(a, torch.Tensor),
-        *(_torch_loan, _torch_view, _torch_own, _torch_own, _limit_to_torch_threads, _torch_differentiates),
+        *(_torch_loan, _torch_view, _to_torch, _to_torch, _limit_to_torch_threads, _torch_differentiates),
         operation,
     )
 
@@ -312,7 +312,7 @@ def _torch() -> Library:
 @cache
 def _torch_on_gpu() -> Library:
     """Return PyTorch's functions for tensors on a GPU."""
-    own = partial(_torch_own, on_gpu=True)
+    own = partial(_to_torch, on_gpu=True)
     view = partial(_torch_view, memory=_cuda.view)
     return _torch()._replace(view=view, own=own, own_step=own, bound=_torch_stream)
 

@@ -64,7 +64,7 @@ def _view(a: Any) -> np.ndarray:
     return np.asarray(_known_values(a))
 
 
-def _own(results: list[np.ndarray], like: Any) -> list[Any]:
+def _to_jax(results: list[np.ndarray], like: Any) -> list[Any]:
     """Return JAX arrays on the device of `like`, committed to the device if `like` is."""
     import jax
 
@@ -97,8 +97,8 @@ def _place(a: Any) -> tuple[Any, bool]:
     return device, known.committed
 
 
-def _own_step(results: list[np.ndarray], like: Any) -> list[Any]:
-    """Return JAX arrays as `_own` does, by a compiled function, which is faster than `device_put`."""
+def _step_to_jax(results: list[np.ndarray], like: Any) -> list[Any]:
+    """Return JAX arrays as `_to_jax` does, by a compiled function, which is faster than `device_put`."""
     import jax
 
     device, bound = _place(like)
@@ -111,7 +111,7 @@ def _gpu_view(a: Any) -> Any:
     return _cuda.view(_known_values(a))
 
 
-def _gpu_own(results: list[Any], like: Any) -> list[Any]:
+def _gpu_to_jax(results: list[Any], like: Any) -> list[Any]:
     """Return JAX arrays that share the memory of the results, committed to the device if `like` is."""
     import jax
 
@@ -150,7 +150,7 @@ def on_cpu() -> Library:
         y = (*x.shape[:2], len(run.problem.reverse) * run.problem.output_size)
         return [jax.core.ShapedArray(shape, x.dtype) for shape in (y, h_0.shape, c_0.shape)]
 
-    def pushed(*tangents: Any, run: Run, arrays: Any, **_: Any) -> Any:
+    def push_forward(*tangents: Any, run: Run, arrays: Any, **_: Any) -> Any:
         return jax.jvp(run.generic, tuple(arrays), tangents)[1]
 
     def differentiate(arrays: Any, tangents: Any, *, run: Run) -> Any:
@@ -170,7 +170,7 @@ def on_cpu() -> Library:
         return [g if ad.is_undefined_primal(t) else None for g, t in zip(found, tangents, strict=True)]
 
     def batch(tangents: Any, axes: Any, **given: Any) -> Any:
-        found = jax.vmap(lambda *ts: pushed(*ts, **given), in_axes=tuple(axes))(*tangents)
+        found = jax.vmap(lambda *ts: push_forward(*ts, **given), in_axes=tuple(axes))(*tangents)
         return found, [0] * len(found)
 
     def again(primals: Any, tangents: Any, **given: Any) -> Any:
@@ -180,12 +180,12 @@ def on_cpu() -> Library:
     layer.def_impl(lambda *arrays, run: run.forward(arrays, keep=False)[0])
     layer.def_abstract_eval(results)
     ad.primitive_jvps[layer] = differentiate
-    tangent.def_impl(pushed)
+    tangent.def_impl(push_forward)
     tangent.def_abstract_eval(results)
     ad.primitive_jvps[tangent] = again
     ad.primitive_transposes[tangent] = transpose
     batching.primitive_batchers[tangent] = batch
-    mlir.register_lowering(tangent, mlir.lower_fun(pushed, multiple_results=True))
+    mlir.register_lowering(tangent, mlir.lower_fun(push_forward, multiple_results=True))
 
     def differentiates(arrays: Sequence[Any]) -> bool:
         return any(map(_array.is_traced, arrays))
@@ -195,7 +195,7 @@ def on_cpu() -> Library:
 
     return Library(
         lambda a: isinstance(a, jax.Array),
-        *(loan, _view, _own, _own_step, nullcontext, differentiates),
+        *(loan, _view, _to_jax, _step_to_jax, nullcontext, differentiates),
         operation,
     )
 
@@ -211,5 +211,5 @@ class _Hashed(tuple[Any, ...]):
 
 def on_gpu() -> Library:
     """Return JAX's functions for arrays on a GPU."""
-    own = _gpu_own
+    own = _gpu_to_jax
     return on_cpu()._replace(view=_gpu_view, own=own, own_step=own, bound=_cuda.synchronise_after)

@@ -164,7 +164,7 @@ def _recurrent_mask(problem: Direction, p: float) -> Array | None:
     if p == 0 or problem.noise is None:
         return None
     xp, shape, (key, stream, _) = problem.xp, (problem.B, problem.output_size), problem.noise
-    wide = _array.dtype_name(_array.wide_dtype(xp, _array.dtype_named(xp, problem.dtype)))
+    wide = _array.dtype_name(_array.wide_dtype(xp, _array.dtype_from_name(xp, problem.dtype)))
     return scaled_mask(xp, shape, p, key, stream, wide, problem.device, Purpose.RECURRENT)
 
 

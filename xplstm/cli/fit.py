@@ -90,8 +90,8 @@ def find_costs(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | No
         return None, f"{len(found)} times were measured, but {len(start)} costs need at least as many"
     made = fit(found, start)
     before, after = median_error(found, start), median_error(found, made)
-    said = f"{len(found)} step times; median error of predictions {after:.0%}, before the fit {before:.0%}"
-    return (made if after <= WORST else None), said
+    summary = f"{len(found)} step times; median error of predictions {after:.0%}, before the fit {before:.0%}"
+    return (made if after <= WORST else None), summary
 
 
 def points(cp: Any, like: Problem, kind: str) -> list[Point]:
@@ -104,7 +104,7 @@ def points(cp: Any, like: Problem, kind: str) -> list[Point]:
                 name = f"cupy_persistent {'backward' if n else 'forward'} {kind} B={B} H={H}"
                 time = step_time(cp, like, kind, (B, H), partial(_persistent, plans=plans, backward=bool(n)))
                 found.append(Point(name, time, partial(plan_cost, plan, H, kind, bool(n))))
-        time = step_time(cp, like, kind, (B, H), _fused)
+        time = step_time(cp, like, kind, (B, H), _run_fused)
         cost = partial(fused_cost, 1, B, H, kind)
         found.append(Point(f"cupy_fused forward {kind} B={B} H={H}", time, cost))
     return [point for point in found if point.time > 0]
@@ -134,19 +134,19 @@ def step_time(cp: Any, like: Problem, kind: str, sizes: tuple[int, int], run: Ru
 def between(first: Any, last: Any, walk: Walk) -> Walk:
     """Return `walk` with device events before and after it."""
 
-    def timed(*arguments: Any) -> Any:
+    def time_walk(*arguments: Any) -> Any:
         first.record()
         made = walk(*arguments)
         last.record()
         return made
 
-    return timed
+    return time_walk
 
 
 def _persistent(
     problem: Problem,
     inputs: trials.Inputs,
-    timed: Callable[[Walk], Walk],
+    time_walk: Callable[[Walk], Walk],
     *,
     plans: Sequence[partitions.Plan | None],
     backward: bool,
@@ -156,13 +156,13 @@ def _persistent(
     problem = problem._replace(keep=backward)
     _, end, residuals = layer.forward(
         *(problem, packed, inputs.x, inputs.state, None),
-        forward_walk if backward else timed(forward_walk),
+        forward_walk if backward else time_walk(forward_walk),
     )
     if residuals is not None:
-        layer.backward(residuals, inputs.dy, end, timed(partial(walks.walk_back, plan=plans[1])))
+        layer.backward(residuals, inputs.dy, end, time_walk(partial(walks.walk_back, plan=plans[1])))
 
 
-def _fused(problem: Problem, inputs: trials.Inputs, timed: Callable[[Walk], Walk]) -> None:
+def _run_fused(problem: Problem, inputs: trials.Inputs, time_walk: Callable[[Walk], Walk]) -> None:
     problem = problem._replace(keep=False)
     packed = cupy_fused.prepare(problem, inputs.params)
-    layer.forward(problem, packed, inputs.x, inputs.state, None, timed(cupy_fused.walk))
+    layer.forward(problem, packed, inputs.x, inputs.state, None, time_walk(cupy_fused.walk))

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     found: Verdict | None
     why: str
     key: dict[str, str]
-    said: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    results: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return trials.run(kernel, kind, device)
     key = identify(device, limit)
     path = proof.file_of(key)
-    with proof.locked(path.with_suffix(".lock")):
+    with proof.lock_file(path.with_suffix(".lock")):
         before = read_results(path, key)
     print(f"{key['device']}, {key['multiprocessors']} SMs, CuPy {key['cupy']}, NVRTC {key['nvrtc']}")
     print(f"results in {path}\n\n{COLUMNS}")
@@ -79,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
 def fit_costs(key: dict[str, str], device: int, limit: float) -> bool:
     """Measure the costs of the device in a separate process and record them; return whether it succeeded."""
     outcome = attempt(trials.FIT, trials.FIT, device, limit)
-    costs = outcome.said.get("costs")
+    costs = outcome.results.get("costs")
     if outcome.found is None or not outcome.found.passed or costs is None:
         print(f"\nthe costs were not fitted: {outcome.why}")
         return False
     proof.record_costs(key, costs)
     values = "\n".join(f"    {name} = {value:.3g}" for name, value in costs.items())
-    print(f"\ncosts fitted to {outcome.said['fit']}\n{values}\nin {proof.costs_file(key)}")
+    print(f"\ncosts fitted to {outcome.results['fit']}\n{values}\nin {proof.costs_file(key)}")
     return True
 
 
@@ -134,10 +134,10 @@ def waiting(path: Path) -> Iterator[None]:
     """Hold a lock; print a message if another process holds it."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(proof.locked(path, wait=False))
+            stack.enter_context(proof.lock_file(path, wait=False))
         except BlockingIOError:
             print("another process runs these trials; waiting for it", file=sys.stderr)
-            stack.enter_context(proof.locked(path))
+            stack.enter_context(proof.lock_file(path))
         yield
 
 
@@ -178,16 +178,16 @@ def describe_exit(code: int) -> str:
 
 def parse_output(printed: str, how: str, *, clean: bool) -> Outcome:
     """Parse the output of a trial process; without a verdict, `how` the process ended is the reason."""
-    said: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for line in printed.splitlines():
         with contextlib.suppress(ValueError):  # a crash may truncate a line, and other code may print
-            said |= json.loads(line)
-    key = said.get("begun", {})
-    if clean and said.get("passed"):
-        return Outcome(proof.verdict(None), "", key, said)
-    if clean and "failed" in said:
-        return Outcome(proof.verdict(said["failed"]), said["failed"], key)
-    if "trial" not in said or "not_run" in said:
-        return Outcome(None, said.get("not_run", how), key)
-    reason = f"{said['trial']}: {how}"
+            results |= json.loads(line)
+    key = results.get("begun", {})
+    if clean and results.get("passed"):
+        return Outcome(proof.verdict(None), "", key, results)
+    if clean and "failed" in results:
+        return Outcome(proof.verdict(results["failed"]), results["failed"], key)
+    if "trial" not in results or "not_run" in results:
+        return Outcome(None, results.get("not_run", how), key)
+    reason = f"{results['trial']}: {how}"
     return Outcome(proof.verdict(reason), reason, key)

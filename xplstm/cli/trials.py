@@ -117,7 +117,7 @@ def block(cp: Any, like: Problem, kind: str) -> Trials:
     engine, chip = engine_of(cupy_block), partitions.chip_of(like.device)
     return {
         "every kind of partition": lambda: every_cut(cp, like, kind, chip, alone=True),
-        "random problems": lambda: trials.check(engine, reference(), like, cupy_block.checked(like)),
+        "random problems": lambda: trials.check(engine, reference(), like, cupy_block.check_shapes(like)),
     }
 
 

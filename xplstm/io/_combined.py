@@ -55,7 +55,7 @@ def _misfit(stack: Stack, merge: str) -> str | None:
     width = _merge.width(merge, outputs, len(stack[0]))
     for number, layer in enumerate(stack):
         for place, one in enumerate(layer):
-            if "reverse" in one.untold:
+            if "reverse" in one.undetermined:
                 return f"{one.prefix!r} returns its outputs in reverse order of time; load it separately"
             single = one.options.get("num_layers", 1) == 1 and not one.options.get("bidirectional")
             if one.kind != first.kind or not single:

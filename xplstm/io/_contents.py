@@ -72,7 +72,7 @@ class Found(NamedTuple):
     """Return the parameters by the names of `LSTM.params`, with the shapes from `options`; called once."""
     problem: str | None = None
     """Why the network cannot be loaded, with tensor, shape and expected shape; None if it can."""
-    untold: tuple[str, ...] = ()
+    undetermined: tuple[str, ...] = ()
     """Arguments that change the results but are not in the contents. The caller must pass them.
 
     With "format" the caller confirms the functions of the class, if the class has no options for them. With

@@ -309,7 +309,7 @@ def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[s
         of_cell["batch_first"] = not own["time_major"]
         of_cell["reverse"] = bool(own.get("reverse"))
         if of_cell["reverse"] and not own.get("keep_order"):
-            of_cell["untold"] = ("reverse",)
+            of_cell["undetermined"] = ("reverse",)
     for key, part in inside.items():
         _collect_options(part, f"{start}{key}", depth + 1, said)
 

@@ -183,12 +183,12 @@ def _find(
     if found.problem is not None:
         msg = f"{contents.where}: {label_of(found)}: {found.problem}"
         raise FormatError(msg)
-    if layout is None and "format" in found.untold:
+    if layout is None and "format" in found.undetermined:
         what = f"{contents.where} has the weights of a {found.kind}, but not its functions or merge"
         usual = "sigmoid, tanh and concat"
         msg = f"format=None: {what}; pass format={found.layout!r} if they are {usual}"
         raise ArgumentError(msg)
-    if "reverse" in found.untold and "reverse" not in options:
+    if "reverse" in found.undetermined and "reverse" not in options:
         msg = f"{contents.where}: {label_of(found)} returns its outputs in reverse order of time"
         raise ArgumentError(f"{msg}; pass reverse=True for a layer with the same outputs in order of time")
     return contents, found
@@ -489,10 +489,10 @@ def _build(
             msg = f"{contents.where}: {label_of(found)} has {which}"
             raise ArgumentError(msg)
     arguments = {**found.options, **options}
-    untold = [name for name in found.untold if name not in arguments and name != "format"]
-    if untold:
+    undetermined = [name for name in found.undetermined if name not in arguments and name != "format"]
+    if undetermined:
         what = f"is not stored in {contents.where}, but changes the results"
-        msg = f"{untold[0]} {what}; pass {'=, '.join(untold)}="
+        msg = f"{undetermined[0]} {what}; pass {'=, '.join(undetermined)}="
         raise ArgumentError(msg)
     try:
         params = found.params()

@@ -103,7 +103,7 @@ def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
 def _with_module_options(contents: Contents, one: Found) -> Found:
     """Return a network with the options of its module in memory, and the module's problem, if any."""
     said = dict(contents.said.get(one.prefix, {}))
-    problem, untold = one.problem, said.pop("untold", one.untold)
+    problem, undetermined = one.problem, said.pop("undetermined", one.undetermined)
     for place in _places_inside(one):
         problem = contents.said.get(place, {}).get("problem", problem)
     said.pop("problem", None)
@@ -111,7 +111,7 @@ def _with_module_options(contents: Contents, one: Found) -> Found:
         held = one.options.get(name, size if name in ("input_size", "hidden_size", "num_layers") else 0)
         if held != size and not problem:
             problem = f"the module has {name}={size!r}, but its weights are those of {name}={held!r}"
-    return one._replace(options={**one.options, **said}, problem=problem, untold=untold)
+    return one._replace(options={**one.options, **said}, problem=problem, undetermined=undetermined)
 
 
 def _places_inside(one: Found) -> set[str]:
@@ -153,23 +153,23 @@ def select_network(
 
 def saved_network(contents: Contents, layout: str | None, prefix: Prefix | None) -> Found | None:
     """Return the network that `save` wrote under another library's names, unless the arguments exclude it."""
-    words = words_of(contents)
-    if words is None or prefix is not None or layout not in (None, words.format):
+    call = words_of(contents)
+    if call is None or prefix is not None or layout not in (None, call.format):
         return None
     what = f"{contents.where}: its metadata {WORDS!r}"
-    if words.layers and any(name.startswith(words.beyond) for name in contents.tensors):
-        msg = f"{what} has layers={words.layers}, and the file has tensors of {words.beyond[0]!r} too"
+    if call.layers and any(name.startswith(call.next_prefixes) for name in contents.tensors):
+        msg = f"{what} has layers={call.layers}, but the file also has tensors of {call.next_prefixes[0]!r}"
         raise FormatError(msg)
     try:
-        found = select_network(contents, words.format, words.places, {"bidirectional": words.bidirectional})
+        found = select_network(contents, call.format, call.places, {"bidirectional": call.bidirectional})
     except ArgumentError as error:
         msg = f"{what} does not fit its tensors: {error}"
         raise FormatError(msg) from error
     if found.problem is not None:
         return found
-    options = parse_options(what, found.kind, words.options) | {"bidirectional": words.bidirectional}
+    options = parse_options(what, found.kind, call.options) | {"bidirectional": call.bidirectional}
     try:
-        _checks.merge(options.get("merge", "concat"), words.bidirectional)
+        _checks.merge(options.get("merge", "concat"), call.bidirectional)
     except ArgumentError as error:
         msg = f"{what}: {error}"
         raise FormatError(msg) from error
@@ -178,9 +178,9 @@ def saved_network(contents: Contents, layout: str | None, prefix: Prefix | None)
         # The repr of a Variant shows only changed options, and activations for one direction or for both.
         said, shapes = repr(options[name]), repr(given[name])
         if said != shapes:
-            msg = f"{what} has {name}={said}, and the tensors have {shapes}"
+            msg = f"{what} has {name}={said}, but the tensors have {shapes}"
             raise FormatError(msg)
-    return found._replace(options={**found.options, **options}, untold=())
+    return found._replace(options={**found.options, **options}, undetermined=())
 
 
 def _pick_one(
@@ -210,14 +210,14 @@ def _pick_one(
     if not fitting:
         msg = f"{dict(options)} contradicts {contents.where}, which contains {constructor_call(here[0])}"
         raise ArgumentError(printable(msg))
-    told = [one for one in fitting if layout is not None or determines_layout(contents, one)]
-    if len(told) != 1 and all(one.problem for one in fitting):
+    certain = [one for one in fitting if layout is not None or determines_layout(contents, one)]
+    if len(certain) != 1 and all(one.problem for one in fitting):
         choices = _lines(f"{label_of(one)}: {one.problem}" for one in fitting)
         msg = f"{contents.where} contains tensors whose names and shapes fit no format\n{choices}"
         raise FormatError(printable(msg))
-    if len(told) != 1:
-        raise ArgumentError(printable(_ask_for(contents, told or fitting)))
-    return told[0]
+    if len(certain) != 1:
+        raise ArgumentError(printable(_ask_for(contents, certain or fitting)))
+    return certain[0]
 
 
 def _ask_for(contents: Contents, fitting: Sequence[Found]) -> str:

@@ -68,7 +68,7 @@ class Words(NamedTuple):
         return [[self._start(layer) + side for side in sides] for layer in range(self.layers)]
 
     @property
-    def beyond(self) -> tuple[str, ...]:
+    def next_prefixes(self) -> tuple[str, ...]:
         """Return the prefixes that an additional layer would have."""
         return tuple(f"{self._start(self.layers)}{side}." for side in ("", "_reverse"))
 

@@ -174,7 +174,7 @@ def _layer(params: LSTMParams) -> tuple[LSTMParams, _checks.Home]:
 def _stack_vectors(X: Sequence[Array], home: _checks.Home, I: int) -> Array:
     """Stack vectors or column vectors into an array (T, I)."""
     if not X:
-        return home.xp.zeros((0, I), dtype=_array.dtype_named(home.xp, home.dtype), device=home.device)
+        return home.xp.zeros((0, I), dtype=_array.dtype_from_name(home.xp, home.dtype), device=home.device)
     for t, x_t in enumerate(X):
         shape = (I, 1) if getattr(x_t, "ndim", 1) == 2 else (I,)
         _checks.array(f"X[{t}]", x_t, home, shape, "input_size numbers")

@@ -193,9 +193,9 @@ def _check_params(params: LSTMParams) -> tuple[LSTMParams, Namespace]:
         msg = f"params must be an LSTMParams, got {type(params).__name__}"
         raise DTypeError(msg)
     plain = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    strange = [name for name, a in params._asdict().items() if a is not None and name not in plain]
-    if strange:
-        msg = f"params has {', '.join(strange)}, which this form does not support"
+    unsupported = [name for name, a in params._asdict().items() if a is not None and name not in plain]
+    if unsupported:
+        msg = f"params has {', '.join(unsupported)}, which this form does not support"
         raise ArgumentError(msg)
     params, _ = _checks.layer(params, STANDARD)
     return params, _array.namespace(params.weight_hh, "weight_hh")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def widen_problem(problem: Problem) -> Problem:
     """Return the problem in the dtype of its segments."""
-    dtype = _array.wide_dtype(problem.xp, _array.dtype_named(problem.xp, problem.dtype))
+    dtype = _array.wide_dtype(problem.xp, _array.dtype_from_name(problem.xp, problem.dtype))
     return problem._replace(dtype=_array.dtype_name(dtype))
 
 
@@ -53,7 +53,7 @@ class _Joined:
         self._whole: Any = None
         if problem.backend in ("numpy", "cupy"):
             shape = (problem.T, problem.B, features * directions)
-            kind = _array.dtype_named(problem.xp, dtype)
+            kind = _array.dtype_from_name(problem.xp, dtype)
             self._whole = problem.xp.empty(shape, dtype=kind, device=problem.device)
 
     def put(self, d: int, lo: int, segment: Array) -> None:

@@ -47,10 +47,10 @@ def supports(problem: Problem) -> str | None:
 def proof(problem: Problem, reference: trials.Engine) -> Proof:
     """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
     engine = trials.Engine(prepare, forward, backward)
-    return trials.proof(NAME, engine, reference, problem, lambda: checked(problem))
+    return trials.proof(NAME, engine, reference, problem, lambda: check_shapes(problem))
 
 
-def checked(like: Problem) -> list[trials.Shape]:
+def check_shapes(like: Problem) -> list[trials.Shape]:
     """Return the shapes of `CHECKED` that fit into one block of the device of `like`."""
     problems = {shape: trials.problem_of(shape, like, layer.kind(like)) for shape in CHECKED}
     return [shape for shape, problem in problems.items() if supports(problem) is None]

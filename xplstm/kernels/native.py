@@ -261,7 +261,7 @@ def _draw(problem: Problem, packed: Packed) -> Noise | None:
         units = _engine.units(handle)
         held_h = _flags(masks.held_h, T, B, P, problem.proj_size or units)
         held_c = _flags(masks.held_c, T, B, problem.H, units)
-        found.append((_dropped(problem, masks.dropped), held_h, held_c))
+        found.append((_drop_units(problem, masks.dropped), held_h, held_c))
     return tuple(found)
 
 
@@ -275,7 +275,7 @@ def _flags(draw: Draw | None, T: int, B: int, size: int, stride: int) -> np.ndar
     return flags
 
 
-def _dropped(problem: Problem, draw: Draw | None) -> np.ndarray | None:
+def _drop_units(problem: Problem, draw: Draw | None) -> np.ndarray | None:
     """Draw the factors of recurrent dropout, shape (B, output_size)."""
     flags = _flags(draw, 1, problem.B, problem.output_size, problem.output_size)
     if draw is None or flags is None:
@@ -372,7 +372,7 @@ def _steps_of(handles: tuple[object, ...], dtype: str, order: int) -> Step:
 def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
     """Return a function that widens each layer's inputs and rounds its results, as a call does."""
     # Comparing dtypes is much faster than comparing their names.
-    half: np.dtype = np.dtype(_array.dtype_named(np, problem.dtype))
+    half: np.dtype = np.dtype(_array.dtype_from_name(np, problem.dtype))
 
     def step(x_t: Any, state: Any) -> tuple[np.ndarray, LSTMState] | None:
         if state is not None and not (isinstance(state, tuple) and len(state) == 2):

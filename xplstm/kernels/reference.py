@@ -196,5 +196,5 @@ def _stack_time(problem: Problem, by_time: dict[int, Array], size: int) -> Array
     xp = problem.xp
     if by_time:
         return xp.stack([by_time[t] for t in range(problem.T)], axis=0)
-    dtype = _array.wide_dtype(xp, _array.dtype_named(xp, problem.dtype))
+    dtype = _array.wide_dtype(xp, _array.dtype_from_name(xp, problem.dtype))
     return xp.zeros((0, problem.B, size), dtype=dtype, device=problem.device)

@@ -68,11 +68,11 @@ class Composite(Summary, ABC):
         """Shapes of all parameters by name."""
         return {f"{part}.{name}": s for part, a in self._layers.items() for name, s in a.shapes.items()}
 
-    def _own(self) -> Self:
+    def _duplicate(self) -> Self:
         """Return a copy with copied parameters."""
         owned = copy.copy(self)
         for part, layer in self._layers.items():
-            setattr(owned, part, layer._own())
+            setattr(owned, part, layer._duplicate())
         return owned
 
     def count(self, inputs: Any, targets: Any) -> int:
@@ -359,7 +359,7 @@ class Composite(Summary, ABC):
         """Library, device and dtype of the parameters."""
         return _checks.home(next(iter(self._layers.values())).params)
 
-    def _here(self, numbers: Any) -> Array:
+    def _to_device(self, numbers: Any) -> Array:
         """Move a host array to the device of the parameters."""
         home = self._home()
         return _array.asarray(numbers, home.xp, home.device)

@@ -42,8 +42,8 @@ def numbers(text: Iterable[str], ids: Mapping[str, int], name: str) -> np.ndarra
         if not isinstance(token, str):
             msg = f"text contains {token!r}, which is not a str"
             raise DTypeError(msg)
-    strange = sorted(set(tokens) - ids.keys())
-    if strange:
-        msg = f"text has characters that are not in {name}: {''.join(strange)!r}"
+    unknown = sorted(set(tokens) - ids.keys())
+    if unknown:
+        msg = f"text has characters that are not in {name}: {''.join(unknown)!r}"
         raise ArgumentError(msg)
     return np.asarray([ids[token] for token in tokens], dtype=np.int64)

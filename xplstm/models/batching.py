@@ -56,7 +56,7 @@ def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
     xp, device = _array.namespace(ids, "ids"), _array.device(ids)
     ids = _checks.ids("ids", ids, Home(xp, device, dtype), count)
     places = xp.arange(count, dtype=ids.dtype, device=device)
-    return xp.astype(ids[..., None] == places, _array.dtype_named(xp, dtype))
+    return xp.astype(ids[..., None] == places, _array.dtype_from_name(xp, dtype))
 
 
 class Ragged(NamedTuple):

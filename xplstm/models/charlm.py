@@ -143,7 +143,7 @@ class CharLM(Composite):
         >>> CharLM("abc", 8).encode("cab")
         array([2, 0, 1])
         """
-        return self._here(_vocabulary.numbers(text, self._ids, "vocab"))
+        return self._to_device(_vocabulary.numbers(text, self._ids, "vocab"))
 
     def __call__(self, ids: Array, state: State = None) -> tuple[Array, LSTMState]:
         """Return the logits of the next character after each character.

@@ -174,7 +174,7 @@ class Seq2Seq(Composite):
         >>> Seq2Seq("abc", "xy", 8).encode("cab")
         array([2, 0, 1])
         """
-        return self._here(_vocabulary.numbers(text, self._source_ids, "source_vocab"))
+        return self._to_device(_vocabulary.numbers(text, self._source_ids, "source_vocab"))
 
     def encode_target(self, text: str | Sequence[str]) -> Array:
         """Return the ids of the tokens of a target, followed by the end token.
@@ -201,7 +201,7 @@ class Seq2Seq(Composite):
         array([1, 0, 2])
         """
         ids = _vocabulary.numbers(text, self._target_ids, "target_vocab")
-        return self._here(np.append(ids, self.end))
+        return self._to_device(np.append(ids, self.end))
 
     def batch(
         self, sources: Sequence[str | Sequence[str]], targets: Sequence[str | Sequence[str]]
@@ -439,7 +439,7 @@ class Seq2Seq(Composite):
         pair = isinstance(between, LSTMState)
 
         def step(tokens: np.ndarray, before: Any) -> tuple[Array, Any]:
-            x = self.decoder_embedding(self._here(tokens))
+            x = self.decoder_embedding(self._to_device(tokens))
             y, after = decoder.step(x, before if pair else before[0])
             return self.linear(y), after if pair else (after,)
 
@@ -519,13 +519,13 @@ class Seq2Seq(Composite):
             raise ArgumentError(msg)
         forced, decoder = self._force(target), self.decoder.freeze()
         coins = np.zeros(forced.shape) if rng is None else rng.random(forced.shape)
-        told = self._here(coins < self.teacher_forcing)
+        is_forced = self._to_device(coins < self.teacher_forcing)
         xp = _array.namespace(forced, "target")
         read = [forced[0, ...]]
         for t in range(1, forced.shape[0]):
             y, state = decoder.step(self.decoder_embedding(read[-1]), state)
             own = xp.astype(xp.argmax(self.linear(y), axis=-1), forced.dtype)
-            read.append(xp.where(told[t, ...], forced[t, ...], own))
+            read.append(xp.where(is_forced[t, ...], forced[t, ...], own))
         return xp.stack(read)
 
 

@@ -111,7 +111,7 @@ def explain(
     sizes = max(blocks.times, default=0), batch, stack.input_size
     if blocks.are_widened:
         home, layers = home._replace(dtype="float32"), _wide(layers)
-    dtype = _array.dtype_named(home.xp, home.dtype)
+    dtype = _array.dtype_from_name(home.xp, home.dtype)
     block = home.xp.zeros(sizes, dtype=dtype, device=home.device)
     T, B, _ = sizes
     steps = None if lengths is None else np.zeros(B, dtype=np.int32)
@@ -131,7 +131,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
         msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}): the last is input_size"
         raise ShapeError(msg)
     check_kind("x", x, home, home.dtype)
-    x = x.astype(_array.dtype_named(home.xp, home.dtype))  # bytes of x may be in another order
+    x = x.astype(_array.dtype_from_name(home.xp, home.dtype))  # bytes of x may be in another order
     x = x if batched else x[:, None, :]
     x = da.swapaxes(x, 0, 1) if batched and stack.batch_first else x
     x = x.rechunk({2: -1})
@@ -436,7 +436,7 @@ def lookup(module: Any, home: Home, ids: Any, width: int) -> Any:
         msg = f"ids has dtype {ids.dtype}, expected integers"
         raise DTypeError(msg)
     check_kind("ids", ids, home, _array.dtype_name(ids.dtype))
-    axes, dtype = LETTERS[: ids.ndim], _array.dtype_named(home.xp, home.dtype)
+    axes, dtype = LETTERS[: ids.ndim], _array.dtype_from_name(home.xp, home.dtype)
     work = type(module).__call__
     return apply(work, axes + "z", {"z": width}, dtype, (ids, axes), model=module)
 
@@ -466,7 +466,7 @@ def apply(
 
     given = {}
     if model is not None:
-        owned = model._own()
+        owned = model._duplicate()
         given = {"model": delayed(owned, name=f"xplstm-model-{tokenize(owned)}", traverse=False)}
     parts = [part for a, axes in arrays for part in (without_empty(a), axes)]
     return da.blockwise(

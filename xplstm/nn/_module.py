@@ -76,7 +76,7 @@ class Module(Summary):
         """Return the size in bytes; Dask uses it to place and spill objects."""
         return object.__sizeof__(self) + self.nbytes
 
-    def _own(self) -> Self:
+    def _duplicate(self) -> Self:
         """Return a copy of the layer with copies of its parameters."""
         owned = copy.copy(self)
         owned.params = {name: _array.copy(a) for name, a in self.params.items()}

@@ -368,8 +368,8 @@ class Optimizer(Summary, ABC):
             msg = f"state={state!r} must be a mapping, such as the result of state_dict"
             raise DTypeError(msg)
         known = (*kinds, "step")
-        strange = [name for name in state if not isinstance(name, str) or name.partition(".")[0] not in known]
-        if strange or "step" not in state:
+        unknown = [name for name in state if not isinstance(name, str) or name.partition(".")[0] not in known]
+        if unknown or "step" not in state:
             expected = ", ".join(["'step'", *(f"'{kind}.<name>'" for kind in kinds)])
             msg = f"state has the names {list(state)}, expected {expected} for {type(self).__name__}"
             raise ArgumentError(msg)
@@ -458,10 +458,10 @@ def _check_names(params: Params, grads: Params) -> None:
         if not isinstance(given, Mapping):
             msg = f"{argument} must be a mapping from names to arrays, got {type(given).__name__}"
             raise DTypeError(msg)
-    strange = sorted(map(str, grads.keys() - params.keys()))
-    if strange:
+    unknown = sorted(map(str, grads.keys() - params.keys()))
+    if unknown:
         missing = sorted(map(str, params.keys() - grads.keys()))
-        msg = f"grads must have the names of params; missing: {missing}, unknown: {strange}"
+        msg = f"grads must have the names of params; missing: {missing}, unknown: {unknown}"
         raise ArgumentError(msg)
 
 

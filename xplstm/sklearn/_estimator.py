@@ -348,7 +348,7 @@ class _Weighted:
         """Return a batch on the device of the parameters."""
         dtype = "float64" if self.model.linear.params["weight"].dtype == "float64" else "float32"
         x, targets = _on(self.model, x, targets)
-        return x, (targets, self.model._here(weights.astype(dtype)), float(weights.mean()))
+        return x, (targets, self.model._to_device(weights.astype(dtype)), float(weights.mean()))
 
     def loss(self, x: Any, targets: Any) -> float:
         """Return the weighted mean of the losses."""
@@ -392,5 +392,9 @@ def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:
 
 def _on(model: SequenceClassifier, batch: Any, targets: Any = None) -> Any:
     """Move a batch, and its targets if given, to the device of the model's parameters."""
-    moved = Ragged(model._here(batch.x), batch.lengths) if isinstance(batch, Ragged) else model._here(batch)
-    return moved if targets is None else (moved, model._here(targets))
+    moved = (
+        Ragged(model._to_device(batch.x), batch.lengths)
+        if isinstance(batch, Ragged)
+        else model._to_device(batch)
+    )
+    return moved if targets is None else (moved, model._to_device(targets))

@@ -194,16 +194,16 @@ class _Cut:
         self._work, self._inputs, self._targets = work, found.inputs, found.targets
         self.is_last, axis = found.is_last, work.shards.batch_axis
         if found.part is None:
-            self._first, self._here = 0, _entries(found.inputs, axis)
-            self._entries = self._here
+            self._first, self._size = 0, _entries(found.inputs, axis)
+            self._entries = self._size
         else:
             self._first, high, self._entries = found.part
-            self._here = high - self._first
-            given = _entries(found.inputs, axis) if self._here else 0
-            if given != self._here:
+            self._size = high - self._first
+            given = _entries(found.inputs, axis) if self._size else 0
+            if given != self._size:
                 msg = f"part({self._first}, {high}) of the data returned {given} entries on axis {axis}"
-                raise ShapeError(f"{msg}, expected {self._here}")
-        self.counted = self._count(found.inputs, found.targets, self._here) if self._here else 0
+                raise ShapeError(f"{msg}, expected {self._size}")
+        self.counted = self._count(found.inputs, found.targets, self._size) if self._size else 0
 
     def shard(self, number: int, state: State, total: int) -> _Part:
         """Return one shard of a batch whose loss has `total` elements."""
@@ -245,8 +245,8 @@ class _Cut:
             parts = [self._slice(f"{name}[{k}]", part, low, high) for k, part in enumerate(tree)]
             return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
         axis = 0 if len(_shape(name, tree)) == 1 else self._work.shards.batch_axis
-        if tree.shape[axis] != self._here:
-            msg = f"{name} has shape {tuple(tree.shape)}, expected {self._here} batch entries on axis {axis} "
+        if tree.shape[axis] != self._size:
+            msg = f"{name} has shape {tuple(tree.shape)}, expected {self._size} batch entries on axis {axis} "
             msg += "as in inputs; batch_axis= of Shards sets the axis"
             raise ShapeError(msg)
         return tree[low:high, ...] if axis == 0 else tree[:, low:high, ...]
@@ -335,7 +335,7 @@ def _deserialise(content: bytes) -> list[tuple[np.ndarray, ...]]:
     for described in json.loads(line):
         state = []
         for name, shape in described:
-            dtype = np.dtype(_array.dtype_named(np, name))
+            dtype = np.dtype(_array.dtype_from_name(np, name))
             size = math.prod(shape)
             state.append(np.frombuffer(elements, dtype, size, at).reshape(shape))
             at += size * dtype.itemsize

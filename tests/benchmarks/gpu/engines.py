@@ -11,7 +11,7 @@ import numpy as np
 
 import xplstm
 from tests.benchmarks.gpu import cudnn, loop
-from xplstm._array import dtype_named
+from xplstm._array import dtype_from_name
 from xplstm.cli.peers import Shape, scan_lstm
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
@@ -83,7 +83,7 @@ def _uploaded(given: Inputs, precision: str) -> Any:
     """The numbers in CuPy."""
     import cupy as cp
 
-    return cp.asarray(given.numbers).astype(dtype_named(cp, dtype_of(precision)), copy=False)
+    return cp.asarray(given.numbers).astype(dtype_from_name(cp, dtype_of(precision)), copy=False)
 
 
 def kernel(name: str) -> Callable[[Inputs, str], Work]:
@@ -95,7 +95,7 @@ def kernel(name: str) -> Callable[[Inputs, str], Work]:
         xplstm.use_kernel(name)
         I, H, dtype = given.shape.I, given.shape.H, dtype_of(precision)
         lstm = xplstm.LSTM(I, H, xp=LIBRARY, dtype=dtype, precision="tf32" if precision == "tf32" else None)
-        stored = dtype_named(cp, dtype)
+        stored = dtype_from_name(cp, dtype)
         lstm.load_state_dict({n: cp.asarray(a).astype(stored, copy=False) for n, a in given.params.items()})
         frozen = lstm.freeze()
         x, dy = given.parts(_uploaded(given, precision))
@@ -115,7 +115,7 @@ def direct(algorithm: str) -> Callable[[Inputs, str], Work]:
     def build(given: Inputs, precision: str) -> Work:
         import cupy as cp
 
-        dtype = dtype_named(cp, dtype_of(precision))
+        dtype = dtype_from_name(cp, dtype_of(precision))
         layer = cudnn.Layer(cp, given.shape, algorithm, precision, given.params, dtype)
         x, dy = given.parts(_uploaded(given, precision))
 

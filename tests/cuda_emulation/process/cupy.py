@@ -36,7 +36,7 @@ fit.step_time = lambda _cp, _like, kind, sizes, run: (
     1.5
     * (
         partitions.fused_cost(1, *sizes, kind, partitions.COSTS)
-        if run is fit._fused
+        if run is fit._run_fused
         else run.keywords["plans"][run.keywords["backward"]].cost
     )
 )

@@ -82,5 +82,5 @@ def as_array(where: str, name: str, raw: Any, dtype: str, shape: tuple[int, ...]
 def _bfloat16(bits: np.ndarray) -> np.ndarray:
     """Convert bits to bfloat16 numbers, or to equal float32 numbers if ml_dtypes is missing."""
     if importlib.util.find_spec("ml_dtypes") is not None:
-        return bits.astype(np.uint16, copy=False).view(_array.dtype_named(np, "bfloat16"))
+        return bits.astype(np.uint16, copy=False).view(_array.dtype_from_name(np, "bfloat16"))
     return (bits.astype(np.uint32) << 16).view(np.float32)

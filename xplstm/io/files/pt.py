@@ -309,7 +309,7 @@ class _Storages:
         if isinstance(leaf, View):
             return Tensor(leaf.shape, leaf.dtype, partial(self.tensor, name, leaf))
         if isinstance(leaf, Quantised):
-            return Tensor(leaf.view.shape, f"q{leaf.view.dtype}", partial(self.dequantised, name, leaf))
+            return Tensor(leaf.view.shape, f"q{leaf.view.dtype}", partial(self.dequantise, name, leaf))
         return Tensor(leaf.shape, "unreadable", partial(self.refuse, name, leaf))
 
     def tensor(self, name: str, view: View) -> np.ndarray:
@@ -332,7 +332,7 @@ class _Storages:
             whole = whole.view(np.uint8).reshape(-1, width)[:, ::-1].copy().view(f"V{width}")[:, 0]
         return buffers.as_array(path, name, whole, view.dtype, view.shape)
 
-    def dequantised(self, name: str, leaf: Quantised) -> np.ndarray:
+    def dequantise(self, name: str, leaf: Quantised) -> np.ndarray:
         """Return the real numbers of a quantised tensor, as float32."""
         # The difference of two int32 fits int64.
         integers = self.tensor(name, leaf.view).astype(np.int64) - leaf.zero_point

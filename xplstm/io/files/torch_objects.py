@@ -197,7 +197,7 @@ def _make_list(items: Any = (), *_rest: Any) -> list[Any]:
     return list(items)
 
 
-def _not_called(*_: Any) -> Any:
+def _reject_call(*_: Any) -> Any:
     msg = "calls a type that the reader never creates"
     raise ValueError(msg)
 
@@ -226,11 +226,11 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("collections", "defaultdict"): _make_default,
     Global("collections", "deque"): _make_list,
     **{Global(module, name): _make_list for module in _BUILTINS for name in ("set", "frozenset")},
-    **{Global(module, name): _not_called for module in _BUILTINS for name in _DEFAULTS},
+    **{Global(module, name): _reject_call for module in _BUILTINS for name in _DEFAULTS},
     Global("torch", "Size"): _make_list,
     Global("torch", "device"): _unwrap,
-    **{Global("torch", name): _not_called for name in (*STORAGES, *_DTYPES)},
-    Global("torch.storage", "UntypedStorage"): _not_called,
+    **{Global("torch", name): _reject_call for name in (*STORAGES, *_DTYPES)},
+    Global("torch.storage", "UntypedStorage"): _reject_call,
 }
 
 

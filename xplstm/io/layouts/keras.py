@@ -42,23 +42,23 @@ def to_mapping(network: _module.Recurrent) -> dict[str, Array]:
 def find(contents: Contents) -> list[Found]:
     """Return the LSTMs of a model, or all groups with the variables of an LSTM."""
     by_layer = contents.metadata.get("by_layer", False)
-    told = None
+    configured = None
     if "config" in contents.metadata:
         version = contents.metadata["version"]
-        told = keras_config.recurrent(contents.where, contents.metadata["config"], version, by_layer)
-        _check_names(contents, told)
+        configured = keras_config.recurrent(contents.where, contents.metadata["config"], version, by_layer)
+        _check_names(contents, configured)
     resolved, cudnn = from_cudnn(contents, NAMES)
     named = [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
     if by_layer:
-        cells = place_cells(contents, [_batch_first(one) for one in named], told)
+        cells = place_cells(contents, [_batch_first(one) for one in named], configured)
     else:
         stacked = [one for one in STACKED.find(contents) if one.prefix.split(".")[-2:-1] == ["cells"]]
         cells = {one.prefix: _batch_first(one) for one in (*NUMBERED.find(contents), *stacked)}
-    if told is not None:
-        return [_stack(cells, stack) for stack in _stacks(told)]
+    if configured is not None:
+        return [_stack(cells, stack) for stack in _stacks(configured)]
     # The caller knows the weights of a mapping; the weights of a file need a confirmation.
     if contents.file == "keras":
-        named = [one._replace(untold=_open(one)) for one in named]
+        named = [one._replace(undetermined=_open(one)) for one in named]
     return [*_find_unconfigured(cells), *(() if by_layer else named)]
 
 
@@ -66,9 +66,9 @@ def _batch_first(cell: Found) -> Found:
     return cell._replace(options={**cell.options, "batch_first": True})
 
 
-def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
+def _check_names(contents: Contents, configured: Sequence[Recurrent]) -> None:
     """Check that the weights at each path have the layer name of the configuration."""
-    for one in told:
+    for one in configured:
         name = contents.metadata["names"].get(f"{one.path}/vars", one.name)
         if name != one.name:
             whose = (
@@ -78,10 +78,10 @@ def _check_names(contents: Contents, told: Sequence[Recurrent]) -> None:
             raise FormatError(msg)
 
 
-def _stacks(told: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
+def _stacks(configured: Sequence[Recurrent]) -> Iterator[list[Recurrent]]:
     """Yield groups of consecutive compatible layers, each of which forms one network."""
     stacks: dict[str, list[Recurrent]] = {}
-    for one in told:
+    for one in configured:
         below = stacks.get(one.below or "", [])
         if below and _fit_together(below[-1], one):
             stacks[one.path] = [*stacks.pop(str(one.below)), one]
@@ -119,8 +119,8 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
             given = f"units={one.units!r} and use_bias={one.use_bias!r}"
             problem = f"the weights of {show(one.name)} do not fit {given}"
     options = {k: v for k, v in stack[0].options.items() if (k, v) != ("merge", "concat")}
-    untold = ("reverse",) if options.get("reverse") else ()
-    return found._replace(options={**found.options, **options}, problem=problem, untold=untold)
+    undetermined = ("reverse",) if options.get("reverse") else ()
+    return found._replace(options={**found.options, **options}, problem=problem, undetermined=undetermined)
 
 
 def _open(cell: Found, *more: str) -> tuple[str, ...]:
@@ -141,9 +141,9 @@ def _find_unconfigured(cells: Mapping[str, Found]) -> list[Found]:
         other = cells.get(f"{place}.{SIDES[1]}")
         if side == SIDES[0] and other is not None:
             both = combine(place, [(cell, other)])
-            found[place] = both._replace(untold=_open(cell, "merge"))
+            found[place] = both._replace(undetermined=_open(cell, "merge"))
         elif side != SIDES[1] or f"{place}.{SIDES[0]}" not in cells:
-            found[path] = cell._replace(untold=_open(cell))
+            found[path] = cell._replace(undetermined=_open(cell))
     return [*found.values(), *_find_numbered(cells, found)]
 
 
@@ -164,4 +164,4 @@ def _find_numbered(cells: Mapping[str, Found], found: Mapping[str, Found]) -> It
         ]
         all_of_them = combine(f"{parent}.{kind}*", stack)
         if all_of_them.problem is None:
-            yield all_of_them._replace(untold=found[wanted[0]].untold)
+            yield all_of_them._replace(undetermined=found[wanted[0]].undetermined)

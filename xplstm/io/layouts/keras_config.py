@@ -103,8 +103,8 @@ def modern(config: Any, depth: int = 0) -> Any:
     if kind == "Sequential" and isinstance(options, list):
         found["config"] = {"layers": options}
     if isinstance(kind, str) and kind in _CUDNN and isinstance(options, dict):
-        found["class_name"], told = _CUDNN[kind]
-        found["config"] = {**options, **told}
+        found["class_name"], entries = _CUDNN[kind]
+        found["config"] = {**options, **entries}
     if isinstance(kind, str) and ">" not in kind:
         found.setdefault("module", "keras.layers")
     if isinstance(found.get("inbound_nodes"), list):
@@ -205,9 +205,9 @@ def _uses(model: Mapping[str, Any]) -> Counter[str]:
     return Counter(name for name, _, output in histories if output == 0)
 
 
-def _histories(told: Any) -> Iterator[tuple[str, int, int]]:
+def _histories(entries: Any) -> Iterator[tuple[str, int, int]]:
     """Yield layer, call and output of all listed tensors, at any depth."""
-    pending = [told]
+    pending = [entries]
     while pending:
         one = pending.pop()
         if isinstance(one, dict):
@@ -277,9 +277,9 @@ def _layer(
     if kind == "Bidirectional":
         given = [config["layer"], config.get("backward_layer") or config["layer"]]
         sides = [_with_cell(_class_of(side), side["config"]) for side in given]
-        strange = next((side for side, _ in sides if side not in _CELLS.values()), None)
-        if strange is not None:
-            return _unreadable_entry(path, name, f"a Bidirectional around {strange}, which is not supported")
+        other = next((side for side, _ in sides if side not in _CELLS.values()), None)
+        if other is not None:
+            return _unreadable_entry(path, name, f"a Bidirectional around {other}, which is not supported")
         (kind, config), merge = sides[0], config.get("merge_mode", "concat")
         options, problem = _merge_directions(sides, merge, given[0] is given[1], version)
     else:

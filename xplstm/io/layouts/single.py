@@ -244,10 +244,12 @@ class Single(NamedTuple):
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
         # Files of cells with a projection do not contain the clip values.
-        untold: tuple[str, ...] = ("variant",) if self.hr in shapes else ()
+        undetermined: tuple[str, ...] = ("variant",) if self.hr in shapes else ()
         # Without biases, no shape shows where the reset gate applies.
-        untold += ("reset_after",) if self.paired and not groups else ()
-        return Found(prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, untold)
+        undetermined += ("reset_after",) if self.paired and not groups else ()
+        return Found(
+            prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, undetermined
+        )
 
     def _params(self, contents: Contents, prefix: str, names: tuple[str, ...]) -> dict[str, Array]:
         arrays = {name: _array.native(contents.tensors[prefix + name].array()) for name in names}

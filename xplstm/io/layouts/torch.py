@@ -84,9 +84,9 @@ def _find_network(contents: Contents, prefix: str, names: Names) -> Found:
             problem = _misfit(shapes, _stack.shapes(_stack_of(kind, options)))
         except XplstmError as error:
             problem = str(error)
-    untold = ("nonlinearity",) if kind in ("RNN", "JordanRNN") else ()
+    undetermined = ("nonlinearity",) if kind in ("RNN", "JordanRNN") else ()
     params = partial(_params, contents, names)
-    return Found(prefix, "torch", kind, options, ROWS, tuple(names.values()), params, problem, untold)
+    return Found(prefix, "torch", kind, options, ROWS, tuple(names.values()), params, problem, undetermined)
 
 
 def _params(contents: Contents, names: Names) -> dict[str, Array]:

@@ -78,7 +78,7 @@ def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
                 stacks[k] = ([*lower, part], [*merges, under[1]])
                 continue
         stacks[k] = ([part], [])
-    found = [one for stack, merges in stacks.values() for one in _apart(contents, trace, stack, merges)]
+    found = [one for stack, merges in stacks.values() for one in _split_stack(contents, trace, stack, merges)]
     return found
 
 
@@ -139,7 +139,7 @@ def in_arrays(contents: Contents) -> list[Found]:
             else "a layer is missing"
         )
         one = _find_network(contents, start.removesuffix("."), layers, options, gap)
-        found.append(one._replace(untold=("nonlinearity",) if one.kind == "RNN" else ()))
+        found.append(one._replace(undetermined=("nonlinearity",) if one.kind == "RNN" else ()))
     return found
 
 
@@ -173,7 +173,7 @@ def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] |
     return None if merge in (None, "none") else (k, str(merge))
 
 
-def _apart(contents: Contents, trace: Trace, stack: list[Part], merges: list[str]) -> list[Found]:
+def _split_stack(contents: Contents, trace: Trace, stack: list[Part], merges: list[str]) -> list[Found]:
     """Return one network, or several if one network cannot represent the graph between its layers."""
     last = _last_merge(contents, trace, stack[-1].node, stack[-1].layer)
     ways = {*merges, last or (merges or ["concat"])[-1]}
@@ -233,7 +233,7 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
             return found._replace(problem=str(error))
         lengths = entries[0].lengths if entries and isinstance(entries[0].lengths, tuple) else None
         found = found._replace(state=state, lengths=lengths)
-    return found._replace(untold=("batch_first",)) if batch_first is None else found
+    return found._replace(undetermined=("batch_first",)) if batch_first is None else found
 
 
 def _find_network(
@@ -307,10 +307,10 @@ def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | No
         for field, name in zip((*Weights._fields, "projection"), names, strict=True):
             if name is not None and contents.tensors[name].shape != wanted[field]:
                 return f"{name} has shape {contents.tensors[name].shape}, expected {wanted[field]}"
-    return _strange(layers[0], D, H)
+    return _find_unsupported(layers[0], D, H)
 
 
-def _strange(layer: Layer, D: int, H: int) -> str | None:
+def _find_unsupported(layer: Layer, D: int, H: int) -> str | None:
     """Return the attributes of a node that no network supports as text; None if all are supported."""
     own = layer.attributes
     if own.direction not in REVERSE or len(REVERSE[own.direction]) != D or own.hidden_size not in (None, H):

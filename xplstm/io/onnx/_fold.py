@@ -61,9 +61,9 @@ class Evaluator:
         nodes = [node for node in self.graph.nodes if id(node) in needed] if needed else []
         values = self.run(nodes, {})
         self._kept |= {one: values[one] for node in nodes for one in node.outputs if one}
-        return self._own(name)
+        return self._known_value(name)
 
-    def _own(self, name: str) -> np.ndarray:
+    def _known_value(self, name: str) -> np.ndarray:
         """Return an initialiser, or a value that was evaluated before."""
         if not name:
             msg = f"{self.graph.where}: a required input of a node is missing"
@@ -77,7 +77,7 @@ class Evaluator:
         """Run nodes in order; inputs that are not in `values` are initialisers."""
         values = {"": None, **values}
         for node in nodes:
-            given = [values[name] if name in values else self._own(name) for name in node.inputs]
+            given = [values[name] if name in values else self._known_value(name) for name in node.inputs]
             try:
                 self.spend(most_numbers(node, given), node.label)
                 with np.errstate(all="ignore"):  # users of a value check that it is finite

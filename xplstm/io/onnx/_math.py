@@ -154,7 +154,7 @@ def _reduce_integers(xp: Namespace, x: Array, axes: tuple[int, ...], keep: bool,
     whole = total if divisor == 1 else truncate_quotient(xp, total, xp.full_like(total, divisor))
     made = xp.astype(whole, x.dtype)
     if divisor == 1 and bool(xp.any(xp.astype(made, total.dtype) != total)):
-        msg = f"has a sum that {_array.dtype_name(x.dtype)} cannot hold"
+        msg = f"has a sum that {_array.dtype_name(x.dtype)} cannot represent"
         raise ArgumentError(msg)
     return made
 

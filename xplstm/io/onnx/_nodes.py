@@ -233,7 +233,7 @@ def _cast(place: Place, node: Node, values: list[Any]) -> list[Array]:
         raise ArgumentError(msg)
     a, name = values[0], DTYPES[number][0]
     xp = _array.namespace(a, "data")
-    return [to_library(place, xp.astype(a, _array.dtype_named(xp, name)))]
+    return [to_library(place, xp.astype(a, _array.dtype_from_name(xp, name)))]
 
 
 def _expand(_place: Place, node: Node, values: list[Any]) -> list[Array]:

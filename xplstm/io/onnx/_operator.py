@@ -136,7 +136,7 @@ class Operator(NamedTuple):
         D, I, H = self.sizes
         X = _checks.array("X", X, self.where, ("B", "T", I) if self.layout else ("T", "B", I), "as W has it")
         B = X.shape[0 if self.layout else 1]
-        dtype = _array.dtype_named(self.where.xp, self.where.dtype)
+        dtype = _array.dtype_from_name(self.where.xp, self.where.dtype)
         entered = []
         for name, a, n in ((h_name, h, H), (c_name, c, self.parts[0]._stack.cell.cell_size(H))):
             if a is None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xplstm._array import dtype_named, why_unusable
+from xplstm._array import dtype_from_name, why_unusable
 from xplstm._problem import Problem
 from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
@@ -153,7 +153,7 @@ def prepare(problem: Problem, params: tuple[LSTMParams, ...]) -> Packed:
     def stacked(arrays: list[CuPyArray]) -> CuPyArray:
         return cp.ascontiguousarray(arrays[0][None]) if len(arrays) == 1 else cp.stack(arrays)
 
-    wide = dtype_named(cp, launch.wide(problem.dtype))
+    wide = dtype_from_name(cp, launch.wide(problem.dtype))
     with problem.device:
         pairs: list[Any] = [
             (p.bias_ih, p.bias_hh) for p in params if p.bias_ih is not None and p.bias_hh is not None
@@ -173,8 +173,8 @@ class Call:
 
         self.cp, self.problem = cp, problem
         self.D, self.P = len(problem.reverse), problem.output_size
-        self.stored = dtype_named(cp, problem.dtype)
-        self.wide = dtype_named(cp, launch.wide(problem.dtype))
+        self.stored = dtype_from_name(cp, problem.dtype)
+        self.wide = dtype_from_name(cp, launch.wide(problem.dtype))
         if valid is not None:
             kind = np.int64 if problem.valid == "lengths" else np.bool_
             valid = cp.ascontiguousarray(valid.astype(kind, copy=False))

@@ -282,7 +282,7 @@ def record(key: dict[str, str], name: str, found: Verdict) -> None:
     from xplstm.io.files._durable import write_durably
 
     path = file_of(key)
-    with locked(path.with_suffix(".lock")):
+    with lock_file(path.with_suffix(".lock")):
         try:
             known = read(path, key)
         except (OSError, ValueError):  # an invalid file is replaced
@@ -343,12 +343,12 @@ def record_costs(key: dict[str, str], costs: dict[str, float]) -> None:
 
     path = costs_file(key)
     content = json.dumps({"format": FORMAT, "key": key, "costs": costs}, indent=1, sort_keys=True)
-    with locked(path.with_suffix(".lock")):
+    with lock_file(path.with_suffix(".lock")):
         write_durably(str(path), content.encode(), 0o600)
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def lock_file(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold a file lock; create the file, and its folder with access only for the user, if necessary.
 
     Raises BlockingIOError if another process holds the lock and `wait` is False.

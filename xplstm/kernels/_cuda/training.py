@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xplstm._array import dtype_name, dtype_named
+from xplstm._array import dtype_from_name, dtype_name
 from xplstm._typing import CuPyArray, Device
 from xplstm.kernels._cuda import launch
 from xplstm.kernels._cuda.launch import CONSTANTS
@@ -52,7 +52,7 @@ def update(
     averages: Averages,
 ) -> tuple[dict[str, CuPyArray], Averages] | None:
     """Update parameters, with one launch for up to 32 parameters that share a dtype and a rule."""
-    if not _alike(params, grads, averages):
+    if not _supports_all(params, grads, averages):
         return None
     import cupy as cp
 
@@ -80,7 +80,7 @@ def update(
 def clip(grads: Mapping[str, CuPyArray], max_norm: float) -> tuple[dict[str, CuPyArray], CuPyArray] | None:
     """Clip gradients, with three launches for up to 32 gradients: largest magnitude, norm, clipping."""
     dtype = dtype_name(next(iter(grads.values())).dtype)
-    if not _alike(grads, grads, {}) or any(dtype_name(g.dtype) != dtype for g in grads.values()):
+    if not _supports_all(grads, grads, {}) or any(dtype_name(g.dtype) != dtype for g in grads.values()):
         return None
     import cupy as cp
 
@@ -152,7 +152,7 @@ def scaled_mask(
     import cupy as cp
 
     with device:
-        out = cp.empty(shape, dtype_named(cp, dtype))
+        out = cp.empty(shape, dtype_from_name(cp, dtype))
         _draw("scaled_mask", dtype, out, p, key, (0, stream, purpose), _numbers(out.dtype, [1 / (1 - p)]))
         return out
 
@@ -201,7 +201,9 @@ def sum_rows(ids: CuPyArray, rows: CuPyArray, count: int) -> CuPyArray:
         return out
 
 
-def _alike(params: Mapping[str, CuPyArray], grads: Mapping[str, CuPyArray], averages: Averages) -> bool:
+def _supports_all(
+    params: Mapping[str, CuPyArray], grads: Mapping[str, CuPyArray], averages: Averages
+) -> bool:
     """Return whether all arrays are CuPy's, on one device, with dtypes that the kernels support together."""
     import cupy as cp
 
