@@ -45,6 +45,10 @@ BANNED = {
     r"simple (recurrent )?networks?": "Elman RNN, Jordan RNN",
     r"plain (LSTMs?|one|cells?)": "standard LSTM",
     r"canonical (sums?|order)|published order": "reproducible summation order",
+    r"files? of weights": "weight file",
+    r"known ahead": "known in advance",
+    r"must hold": "must contain",
+    r"known are": "expected one of",
 }
 SEARCH = re.compile(
     "|".join(rf"(?P<w{n}>\b(?:{p})\b)".replace(" ", r"\s+") for n, p in enumerate(BANNED)), re.IGNORECASE

@@ -29,6 +29,10 @@ PHRASES = (
     "the simple networks",
     "the plain LSTM",
     "the published order",
+    "a file of weights",
+    "columns that are known ahead",
+    "params must hold an array",
+    "the name is unknown; known are two",
 )
 
 
