@@ -35,7 +35,7 @@ def loaded(path: Path, batch_first: bool) -> Any:
     try:
         return xplstm.io.load(path)
     except xplstm.ArgumentError as error:
-        if not str(error).startswith("batch_first is not in "):
+        if not str(error).startswith("batch_first is not stored in "):
             raise
     return xplstm.io.load(path, batch_first=batch_first)
 
@@ -454,6 +454,24 @@ def test_a_default_of_lengths_comes_with_the_network(way: str, tmp_path: Path) -
         give(3, 6)
         with pytest.raises(xplstm.FormatError, match="has sequence_lens 'l', which the model computes"):
             xplstm.io.load_with_call(path)
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add", "Tanh", "Identity"])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_default_of_the_state_that_nodes_change_is_refused(op: str, value: float, tmp_path: Path) -> None:
+    """The nodes would be lost for a state that is passed in place of the default."""
+    path, given = tmp_path / "m.onnx", {"start": np.full((1, 2, H), value), "two": np.asarray(2.0)}
+    inputs = ["start", "two"] if op in ("Mul", "Add") else ["start"]
+    write_lstm(path, [onnx.helper.make_node(op, inputs, ["h"])], **given)
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("start", 1, [1, 2, H]))
+    onnx.save(model, path)
+    if op == "Identity":
+        state = xplstm.io.load_with_call(path)[1].get("state")
+        assert (state is None) if value == 0 else np.all(state.h == value)
+        return
+    with pytest.raises(xplstm.FormatError, match="has the initial state 'h', which is neither constant"):
+        xplstm.io.load_with_call(path)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -26,7 +26,7 @@ def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
         try:
             return xplstm.io.load_with_call(path, prefix=prefix, **options)
         except xplstm.ArgumentError as error:
-            if not str(error).startswith("batch_first is not in ") or options:
+            if not str(error).startswith("batch_first is not stored in ") or options:
                 raise
             seen["asked"] += 1
             options = {"batch_first": case.batch_first if prefix in (None, "first") else False}

@@ -296,6 +296,8 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
     layout = bool(node.attributes.get("layout", 0))
     if name in trace.inputs and name not in trace.graph.constants:
         return Start(name)
+    if _is_changed_input(trace, name):
+        raise _refuse_state(node, name)
     if _is_zero(trace, name):
         shape = _zero_shape(trace, name)
         wanted = [shape[1] if layout else shape[0], shape[2]] if len(shape) == 3 else list(shape)
@@ -309,8 +311,30 @@ def _start(trace: Trace, node: Node, name: str, D: int, H: int) -> Start:
     value = _constant_state(trace, node, name, D, H)
     if value is not None:
         return Start(value=value)
+    raise _refuse_state(node, name)
+
+
+def _refuse_state(node: Node, name: str) -> Refused:
     what = f"the {node.label} has the initial state {brief(name)!r}"
-    raise Refused(f"{what}, which is neither constant nor an input of the model; {RUN_IT}")
+    return Refused(f"{what}, which is neither constant nor an input of the model; {RUN_IT}")
+
+
+def _is_changed_input(trace: Trace, name: str) -> bool:
+    """Return whether nodes change a model input, which may have a default value, before it is a state."""
+    wanted, seen = [name], set[str]()
+    while wanted:
+        one = wanted.pop()
+        node = trace.maker(one)
+        if node is None or one in seen:
+            continue
+        seen.add(one)
+        if node.op in MOVERS:
+            wanted.append(node.inputs[0])
+        elif node.op == "Concat":
+            wanted += node.inputs
+        elif trace.depends_on_input(one):
+            return True
+    return False
 
 
 def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
