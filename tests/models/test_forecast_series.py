@@ -179,7 +179,7 @@ def test_a_tensor_with_a_gradient_is_a_series(series, torch):
 
 def test_a_dataset_is_refused_by_name(series):
     xarray = pytest.importorskip("xarray")
-    with pytest.raises(xplstm.DTypeError, match=r"series, a Dataset, is no array of numbers: .*DataArray"):
+    with pytest.raises(xplstm.DTypeError, match=r"a Dataset, is not an array of numbers: .*DataArray"):
         fit(make(), xarray.Dataset({"a": ("time", series[:, 0])}))
 
 

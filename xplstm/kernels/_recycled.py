@@ -49,7 +49,7 @@ class Pieces:
         return np.empty(size, np.uint8) if piece is None else piece
 
     def _make_room(self, size: int) -> None:
-        """Free idle pieces, oldest first, until idle and used together are at most the peak of use."""
+        """Free idle pieces, oldest first, until idle and used together are at most the peak use."""
         used = size + sum(list(self.used.values()))
         self.most = max(self.most, used)
         waiting = list(self.waiting.items())
@@ -61,7 +61,7 @@ class Pieces:
             excess -= piece.size
 
     def release(self) -> None:
-        """Free all idle pieces, and reset the peak of use."""
+        """Free all idle pieces, and reset the peak use."""
         self.waiting.clear()
         self.most = sum(list(self.used.values()))
 

@@ -342,7 +342,7 @@ class SeriesModel(Composite):
         try:
             values = _array.to_numpy(series) if is_array else np.asarray(series)
         except (TypeError, ValueError) as error:
-            msg = f"series, a {type(series).__name__}, is no array of numbers: {error}"
+            msg = f"series, a {type(series).__name__}, is not an array of numbers: {error}"
             raise DTypeError(msg) from error
         if values.dtype.kind not in "fiu":
             msg = f"series has dtype {values.dtype}, expected numbers"
