@@ -37,8 +37,8 @@ def test_gradients_through_all_calls_are_those_of_the_whole_sequence(windows, xp
     ys = [trainer.forward(xp.asarray(X[part])) for part in parts]
     dxs = trainer.backward([xp.asarray(DY[part]) for part in parts], dstate)
     assert trainer.grads.keys() == dparams.keys()
-    pairs = [(found, y[part]) for part, found in zip(parts, ys, strict=True)]
-    pairs += [(found, dx[part]) for part, found in zip(parts, dxs, strict=True)]
+    pairs = [(found, y[part, ...]) for part, found in zip(parts, ys, strict=True)]
+    pairs += [(found, dx[part, ...]) for part, found in zip(parts, dxs, strict=True)]
     pairs += [*zip(trainer.state, state, strict=True)]
     pairs += [(trainer.grads[name], expected) for name, expected in dparams.items()]
     results = iter(settled([a for pair in pairs for a in pair]))
