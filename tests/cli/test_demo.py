@@ -125,6 +125,17 @@ def test_ctrl_c_before_the_training_has_nothing_to_save(monkeypatch, text, out, 
     assert not (out / demo.CHECKPOINT).exists()
 
 
+def wait_for_training(process):
+    """Read the bar, whose first words come after the first validation, when the training has begun."""
+    shown, end = "", time.monotonic() + 120
+    while "updates/s" not in shown:
+        character = process.stderr.read(1)
+        assert character, "the demo ended by itself"
+        assert time.monotonic() < end, f"the bar shows {shown[-300:]!r}, but no updates/s"
+        shown += character
+    time.sleep(0.5)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to another process")
 def test_a_real_ctrl_c(text, out):
     arguments = ["--text", text, "--updates", "1000000", *SMALL, "--out", str(out)]
@@ -138,13 +149,7 @@ def test_a_real_ctrl_c(text, out):
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
-            # The bar's first words come after the first validation, when the training has begun.
-            shown = ""
-            while "update/s" not in shown:
-                character = process.stderr.read(1)
-                assert character, "the demo ended by itself"
-                shown += character
-            time.sleep(0.5)
+            wait_for_training(process)
             process.send_signal(signal.SIGINT)
             printed, _ = process.communicate(timeout=60)
         finally:
@@ -422,12 +427,7 @@ def test_sigterm_saves_the_run(text, out):
         command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            shown = ""
-            while "update/s" not in shown:
-                character = process.stderr.read(1)
-                assert character, "the demo ended by itself"
-                shown += character
-            time.sleep(0.5)
+            wait_for_training(process)
             process.terminate()
             process.communicate(timeout=60)
         finally:

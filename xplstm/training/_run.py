@@ -273,7 +273,7 @@ class Run:
             raise DTypeError(msg)
         missing = sorted(self.model.params.keys() - grads.keys() - set(self.options.frozen))
         if missing:
-            msg = f"pullback() returned no gradients with respect to {missing}; frozen= excludes parameters"
+            msg = f"pullback() returned no gradients with respect to {missing}; exclude parameters by frozen="
             raise ArgumentError(msg)
         return {name: _array.detach(g) for name, g in grads.items() if name not in self.options.frozen}
 

@@ -120,7 +120,7 @@ def _names(node: Node) -> list[str]:
 
 
 def in_arrays(contents: Contents) -> list[Found]:
-    """Return networks from arrays W, R, B and P; prefixes ``l0``, ``l1``, ... are its layers."""
+    """Return networks from arrays W, R, B and P; prefixes ``l0``, ``l1``, ... belong to one."""
     stacks: dict[str, list[str]] = {}
     for name in contents.tensors:
         match = _ARRAY.fullmatch(name)

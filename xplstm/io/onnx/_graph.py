@@ -223,10 +223,8 @@ class _Flat:
         function = self._functions.get((node.domain, node.op_type, _overload(node)))
         if function is not None:
             if node.domain in ("", "ai.onnx") and import_onnx().defs.has(node.op_type):
-                msg = (
-                    f"{self.where} has a function of its own with the name of the operator {brief(one.op)}, "
-                )
-                raise FormatError(f"{msg}which runtimes read in different ways; rename the function")
+                msg = f"{self.where} defines a function with the name of the operator {brief(one.op)}"
+                raise FormatError(f"{msg}; not all runtimes use the function: rename it")
             self._call(function, one, inputs, prefix, names, [a for a in attributes if a is not None])
             return
         graphs = {a.name: a.g for a in attributes if a is not None and a.type == a.GRAPH}

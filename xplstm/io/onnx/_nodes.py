@@ -304,7 +304,7 @@ def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
     if zero is not None:
         zero = _array.to_numpy(zero)
         if zero.size != scale.size:
-            msg = f"the {node.label} has {zero.size} zero points, expected {scale.size} like the scales"
+            msg = f"the {node.label} has {zero.size} zero points, expected {scale.size}, one for each scale"
             raise ShapeError(msg)
         whole = whole - zero.astype(np.int64).reshape(along)
     return [to_library(place, whole.astype(scale.dtype) * scale.reshape(along))]

@@ -99,7 +99,7 @@ def _valid(shape: Shape, rng: np.random.Generator) -> tuple[Any, Any]:
 
 
 def problem_of(shape: Shape, like: Problem, kind: str, keep: bool = True) -> Problem:
-    """Return the problem of a shape, with the cell, library and device of `like`."""
+    """Return a problem with this shape, and the cell, library and device of `like`."""
     return like._replace(
         **{name: getattr(shape, name) for name in Shape._fields},
         dtype="float32" if kind == "tf32" else kind,
