@@ -218,7 +218,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda m, x: m(x, lengths=da.ones(8)), xplstm.DTypeError, "lengths has dtype float64"),
     (lambda m, x: m(x, mask=da.ones((11, 8))), xplstm.DTypeError, "mask has dtype float64, expected bool"),
     (lambda m, x: m(x, mask=HOLES.T), xplstm.ShapeError, r"mask has shape \(8, 11\), expected \(11, 8\)"),
-    (lambda m, x: m(x, lengths=[1] * 8, mask=HOLES), xplstm.ArgumentError, "both given"),
+    (lambda m, x: m(x, lengths=[1] * 8, mask=HOLES), xplstm.ArgumentError, "both passed"),
     (lambda m, x: m(x, (np.ones((1, 8, 4), "f4"),) * 2), xplstm.ShapeError, "h_0 has shape"),
     (lambda m, x: m.vjp(x), xplstm.BackendError, "only a call of a layer accepts"),
     (lambda m, x: m.step(x[0]), xplstm.BackendError, "only a call of a layer accepts"),
