@@ -183,7 +183,7 @@ int run_forward(Forward *f, int threads)
     f->team = plan(threads, f->directions, f->T, f->B, work, p, panels_of(p), &f->by_rows);
     int together = f->directions == 1 || threads >= 2;
     for (int d = 0; d < 2; d++)
-        barrier_init(&f->barrier[d], together ? f->team : -1);
+        barrier_init(&f->barrier[d], together ? f->team : -1, work);
     threads = together ? f->team * f->directions : 1;
     f->scratch_size = lines(p->engine->forward_scratch(f));
     int failed = allocate(&crew, f->scratch_size * (size_t)threads);
@@ -351,7 +351,8 @@ static void run_blocks(Backward *f, Size steps, int together)
         for (int d = 0; d < f->directions; d++) {
             Size first = f->reverse[d] ? from : f->T - from - some;
             list_rows(f, d, first, first + some);
-            barrier_init(&f->barrier[d], together ? f->team : -1);
+            barrier_init(&f->barrier[d], together ? f->team : -1,
+                         f->B * 4 * f->packed[0]->H * f->packed[0]->P);
         }
         pool_run(walk_back_work, f, together ? f->team * f->directions : 1);
         if (!f->by_rows)

@@ -21,9 +21,10 @@
 /* Iterations of a spin loop, about 20 to 50 microseconds, before a thread yields or sleeps. */
 enum { SPINS = 1000, TURNS_AWAKE = 2000 };
 
-/* A wait of LATE nanoseconds is late. The shares of a team differ by less, and a scheduler's time slice is
-   longer. With MOST_LATE late waits in a window of crossings, waiting takes longer than the work. */
-enum { LATE = 500000, MOST_LATE = 2, WINDOW = 256 };
+/* A wait is late if it takes LATE nanoseconds and about as long as the share of a step, with A_NANOSECOND
+   multiply-adds in a nanosecond: the shares of a long step differ by more than LATE. A scheduler's time slice
+   is longer. With MOST_LATE late waits in a window of crossings, waiting takes longer than the work. */
+enum { LATE = 500000, A_NANOSECOND = 16, MOST_LATE = 2, WINDOW = 256 };
 
 /* Nanoseconds for which one thread works alone after late waits; doubled each time. */
 #define FIRST_REST 20000000ll
@@ -40,8 +41,9 @@ static long long now(void)
     return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
-void barrier_init(Barrier *b, int members)
+void barrier_init(Barrier *b, int members, ptrdiff_t work)
 {
+    b->patience = LATE + work / A_NANOSECOND / (members > 1 ? members : 1);
     atomic_init(&b->waiting, 0);
     atomic_init(&b->phase, 0);
     atomic_init(&b->late, 0);
@@ -85,7 +87,7 @@ static int barrier_wait(Barrier *b)
         turn(n);
     }
     int alone = b->alone;
-    if (since && now() - since > LATE)
+    if (since && now() - since > b->patience)
         atomic_fetch_add_explicit(&b->late, 1, memory_order_relaxed);
     return alone;
 }
@@ -250,6 +252,7 @@ void pool_release(void) { pthread_mutex_unlock(&pool.owner); }
 void pool_run(Work work, void *context, int threads)
 {
     long long begun = 0;
+    int asleep = threads > 1 && atomic_load(&pool.asleep);
     if (threads > 1) {
         begun = now();
         pool.work = work;
@@ -269,7 +272,8 @@ void pool_run(Work work, void *context, int threads)
         for (int n = 0; atomic_load_explicit(&pool.running, memory_order_acquire); n++)
             turn(n);
         waited = now() - done;
-        note(&pool.ends, waited > LATE && 2 * waited > done - begun);
+        /* Waking takes time too, which after a rest would be taken for another late wait. */
+        note(&pool.ends, waited > LATE && (asleep ? waited : 2 * waited) > done - begun);
     }
 }
 

@@ -11,9 +11,11 @@ typedef struct Barrier {
     atomic_int waiting, phase;
     atomic_int late; /* number of waits for a thread that was probably not scheduled */
     int members, crossings, alone;
+    long long patience; /* nanoseconds of a wait that is not late */
 } Barrier;
 
-void barrier_init(Barrier *b, int members);
+/* `work` is the number of multiply-adds of a step, which the members share. */
+void barrier_init(Barrier *b, int members, ptrdiff_t work);
 
 /* A part of one step of a thread's loop over time. */
 typedef void (*Part)(void *walk, ptrdiff_t step);
