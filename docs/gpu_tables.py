@@ -82,7 +82,7 @@ def cuts() -> str:
         "rows of a group",
         "groups · blocks of units = blocks",
     )
-    return table((*head, "KiB of shared memory a block", "microseconds a step, predicted"), rows)
+    return table((*head, "KiB of shared memory per block", "microseconds per step, predicted"), rows)
 
 
 def tables() -> Iterator[str]:

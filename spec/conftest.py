@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 CHOSEN = pytest.StashKey[list[Chosen]]()
 KINDS = pytest.StashKey["Kinds"]()
 EXPLAINED = pytest.StashKey[int]()
-WRONG = "what is wrong"
+WRONG = "diagnosis"
 # What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
 # Of relations, for a subject that is second to another one.
@@ -204,7 +204,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return
     if not any(reporter.stats.get(outcome) for outcome in ("passed", "xfailed")):
-        reporter.write_line("nothing was tested: the subject offers none of what was asked")
+        reporter.write_line("nothing was tested: the subject supports none of the requested cases")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -221,8 +221,10 @@ def pytest_runtest_makereport(
         if said:
             item.config.stash[EXPLAINED] = done + 1
             report.sections.append((WRONG, said))
-        report.sections.append(("to see it alone", case.snippet))
-        report.sections.append(("as a deviation", f"{case.key}: REASON ({', '.join(case.clauses)})"))
+        report.sections.append(("program that reproduces it", case.snippet))
+        report.sections.append(
+            ("entry for a deviation list", f"{case.key}: REASON ({', '.join(case.clauses)})")
+        )
     return report
 
 
@@ -238,6 +240,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     said = [text for report in failed for title, text in report.sections if title == WRONG]
     if not said:
         return
-    terminalreporter.section(f"{WRONG}, by {len(said)} of {len(failed)} failures")
+    terminalreporter.section(f"{WRONG} of {len(said)} of {len(failed)} failures")
     for text, times in Counter(text.partition(" (explains")[0] for text in said).most_common(5):
         terminalreporter.write_line(f"{times} x {text}")

@@ -96,5 +96,5 @@ def test_a_failing_run_says_what_is_wrong(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)
     assert found.returncode == 1, found.stdout + found.stderr
-    assert "what is wrong, by 2 of 2 failures" in found.stdout
+    assert "diagnosis of 2 of 2 failures" in found.stdout
     assert "gates figo, in the reverse direction" in found.stdout

@@ -192,7 +192,9 @@ def test_wrong_program_fails_and_the_snippet_shows_it_alone(fault: str, tmp_path
     found = suite("--stdio", f"{sys.executable} {path}", "-k", f"test_outputs and {record}-float64")
     assert found.returncode == 1, found.stdout
     assert f"FAILED spec/test_vectors.py::test_outputs[stdio-{record}-float64]" in found.stdout
-    snippet = re.search(r"-+ to see it alone -+\n(.*?)\n-+ as a deviation", found.stdout, re.DOTALL)
+    snippet = re.search(
+        r"-+ program that reproduces it -+\n(.*?)\n-+ entry for a deviation list", found.stdout, re.DOTALL
+    )
     assert snippet is not None
     alone = subprocess.run(
         [sys.executable, "-c", snippet[1]], capture_output=True, text=True, cwd=FOLDER.parent

@@ -261,7 +261,7 @@ def reason(torch: Any) -> str:
 def test_what_cannot_be_lent_is_refused_by_name(on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(on_gpu.cuda, "is_current_stream_capturing", lambda: True)
-        assert "PyTorch records a CUDA graph" in reason(on_gpu)
+        assert "PyTorch captures a CUDA graph" in reason(on_gpu)
     with monkeypatch.context() as patch:
         patch.setattr(on_gpu.version, "hip", "6.0")
         assert "has no CUDA streams" in reason(on_gpu)

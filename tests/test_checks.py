@@ -435,7 +435,7 @@ def test_nothing_is_done_before_the_checks() -> None:
 def test_a_copy_that_the_device_refuses_is_named(
     name: str, given: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CuPy refuses copies from the host while its stream is recorded for a graph."""
+    """CuPy refuses copies from the host while its stream is captured in a graph."""
     layer = lstm()
 
     def refuse(*_: Any) -> None:

@@ -360,7 +360,7 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
 
 
 def _copy_to_device(name: str, given: Array, where: Home, dtype: str | None = None) -> Array:
-    """Return `given` on the device of `where`; no copy is possible while CuPy records a graph."""
+    """Return `given` on the device of `where`; no copy is possible while CuPy captures a graph."""
     try:
         return _array.asarray(given, where.xp, where.device, dtype)
     except BackendError as error:

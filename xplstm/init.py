@@ -551,7 +551,7 @@ def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
     if shape[0] != 4 * hidden_size:
         msg = (
             f"{name} has shape {tuple(shape)}, expected {4 * hidden_size} rows for four gates of "
-            f"hidden_size={hidden_size}. This rule is for an LSTM; for RNN and JordanRNN use a rule rnn_*"
+            f"hidden_size={hidden_size}. This rule is for an LSTM; RNN and JordanRNN have the rules rnn_*"
         )
         raise ShapeError(msg)
 

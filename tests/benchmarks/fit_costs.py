@@ -24,7 +24,7 @@ from xplstm.kernels._cuda.partitions import Chip, Costs, best_plan, fused_cost, 
 
 
 class Measured(NamedTuple):
-    """A walk's microseconds a step, and what the model says of it."""
+    """A walk's microseconds per step, and what the model says of it."""
 
     row: Row
     time: float

@@ -121,7 +121,7 @@ def test_a_new_run_keeps_the_old_one(monkeypatch, text, out):
 def test_ctrl_c_before_the_training_has_nothing_to_save(monkeypatch, text, out, capsys):
     interrupt_at(monkeypatch, 1)
     assert run_demo("--text", text, "--seconds", 5, *SMALL, out=out) == 130
-    assert "before there was anything to save" in capsys.readouterr().out
+    assert "before the first checkpoint" in capsys.readouterr().out
     assert not (out / demo.CHECKPOINT).exists()
 
 

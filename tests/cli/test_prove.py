@@ -90,20 +90,20 @@ def test_a_kernel_that_passes_is_recorded_and_chosen(
 
 FAULTS = {
     "wrong bits": (
-        "published bits: ",
+        "recorded bits: ",
         ("product(gate[0], gate[2])", "product(gate[2], sum(gate[0], 1e-6f))"),
     ),
     "wrong gradient": ("every kind of partition: d", ("dc = dc_new * f;", "dc = dc_new;")),
     "crash": (
-        "published bits: ended by SIG",
+        "recorded bits: ended by SIG",
         ("own.publish(f.waits, 1);", "__builtin_trap();"),
     ),
     "hang": (
-        "published bits: did not end within 6 s",
+        "recorded bits: did not end within 6 s",
         ("own.publish(f.waits, 1);", "for (;;) rest();"),
     ),
     "a block never arrives": (
-        "published bits: ",
+        "recorded bits: ",
         (
             "if (!ALONE && threadIdx.x == 0)\n            store_release",
             "if (!ALONE && threadIdx.x == 0 && !blockIdx.y)\n store_release",

@@ -296,7 +296,7 @@ def test_a_file_of_several_networks_lists_them(tmp_path):
         raised.value
     )
     with pytest.raises(
-        ArgumentError, match=r"prefix='encode': .* has no such networks(.|\n)*prefix='decoder'"
+        ArgumentError, match=r"prefix='encode': .* has no such network(.|\n)*prefix='decoder'"
     ):
         io.load(path, prefix="encode")
     assert repr(io.load(path, prefix="decoder")) == "LSTM(2, 7, num_layers=1)"

@@ -205,7 +205,7 @@ def rows() -> Iterator[Row]:
     if place:
         call = "io.load(path, prefix='rnn_2')"
         file = place / "textgenrnn_weights.hdf5"
-        yield Row("textgenrnn", file, call, "English text, nats a letter", nats_a_letter)
+        yield Row("textgenrnn", file, call, "English text, nats per character", nats_a_letter)
     place = folder("ethnicolr")
     if place:
         for file in sorted(place.glob("models/**/*.h5")):

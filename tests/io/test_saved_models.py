@@ -198,7 +198,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     ),
     "options of another kind": (
         lambda c, _: c["networks"]["lstm"].update(reset_after=True),
-        "its parameters are those of LSTM, but its options those of GRU|reset_after",
+        "it has the parameters of LSTM, but the options of GRU|reset_after",
     ),
     "network's options": (lambda c, _: c["networks"]["lstm"].update(merge=["sum"]), "lstm|LSTM"),
     "option of an embedding": (

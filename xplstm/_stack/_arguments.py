@@ -44,7 +44,7 @@ def enter(
     """Check every argument and convert it to (T, B, ·) or (L*D, B, ·)."""
     batched = getattr(x, "ndim", 3) != 2
     shape: tuple[int | str, ...] = (*_axes(stack, "T", "B", batched), stack.input_size)
-    x = _checks.array("x", x, home, shape, "the last is input_size")
+    x = _checks.array("x", x, home, shape, "the last axis is input_size")
     x = _time_major(stack, home.xp, x, batched)
     T, B = x.shape[0], x.shape[1]
     _checks.sizes(T, B)
@@ -155,7 +155,7 @@ def enter_step(stack: Stack, home: Home, x_t: Array, state: Any) -> Call:
         msg = f"step needs {option}=False: a backward direction starts at the end of the sequence"
         raise ArgumentError(msg)
     shape = (stack.input_size,) if getattr(x_t, "ndim", 2) == 1 else ("B", stack.input_size)
-    x_t = _checks.array("x_t", x_t, home, shape, "the last is input_size")
+    x_t = _checks.array("x_t", x_t, home, shape, "the last axis is input_size")
     return enter(stack._replace(batch_first=False), home, x_t[None, ...], state, None, None)
 
 

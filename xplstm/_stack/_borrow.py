@@ -179,7 +179,7 @@ def _torch_gpu(arrays: list[Any]) -> Loan | str:
     if torch.version.hip or not hasattr(torch.cuda.Stream, "__cuda_stream__"):
         return f"PyTorch {torch.__version__} has no CUDA streams that CuPy accepts"
     if torch.cuda.is_current_stream_capturing():
-        return "PyTorch records a CUDA graph of the operations on them"
+        return "PyTorch captures a CUDA graph of the operations on them"
     return _cuda.loan(str(device), device.index)
 
 
@@ -269,11 +269,11 @@ def _torch_generic(run: Run, arrays: Sequence[Any], gradients: Sequence[Any]) ->
 
 @cache
 def _torch() -> Library:
-    """Return PyTorch's functions, with the function that autograd records."""
+    """Return PyTorch's functions, including the autograd function that runs a layer."""
     import torch
 
     class Layer(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
-        """One layer over a sequence."""
+        """Call of one layer on a sequence."""
 
         @staticmethod
         def forward(ctx: Any, run: Run, *arrays: Any) -> Any:

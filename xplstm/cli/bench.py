@@ -236,7 +236,7 @@ def _describe(rounds: int, peaks: dict[int, float]) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": results.versions(["xplstm", "numpy", *needed]),
         "rounds": rounds,
-        "unit": "microseconds a step, float32, one layer of one direction, results checked equal first",
+        "unit": "microseconds per step, float32, one layer of one direction, results checked equal first",
         "tables": "medians; x/peer: time of the peer divided by ours, same option; above 1, ours is faster",
         # Of the fastest large matrix product.
         results.PEAKS: {_setting(n): float(f"{peak:.4g}") for n, peak in peaks.items()},

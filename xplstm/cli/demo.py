@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         _demo(args, training.load_checkpoint(checkpoint) if args.resume else None)
     except KeyboardInterrupt:
         how = f"; the run is saved. To continue:\n  {_resume_command(args)}"
-        print("\nInterrupted" + (how if checkpoint.exists() else " before there was anything to save."))
+        print("\nInterrupted" + (how if checkpoint.exists() else " before the first checkpoint."))
         return 130
     except BrokenPipeError:
         raise

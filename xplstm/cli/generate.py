@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "default: %(default)s"
     parser.add_argument("file", metavar="FILE", help="a checkpoint of the demo, or a file of CharLM.save")
     parser.add_argument("--prompt", default="The ", help=f"text to continue; {default}")
-    parser.add_argument("--length", type=int, default=600, help=f"characters to write; {default}")
+    parser.add_argument("--length", type=int, default=600, help=f"characters to generate; {default}")
     parser.add_argument(
         "--temperature", type=float, default=0.6, help=f"0 selects the most probable character; {default}"
     )

@@ -131,7 +131,7 @@ def persistent(cp: Any, like: Problem, kind: str) -> Trials:
     engine, chip = engine_of(cupy_persistent), partitions.chip_of(like.device)
     found: Trials = {}
     if kind not in STEP_OF_K:
-        found["published bits"] = lambda: every_record(cp, like)
+        found["recorded bits"] = lambda: every_record(cp, like)
     found |= {
         "every kind of partition": lambda: every_cut(cp, like, kind, chip),
         "random problems": lambda: trials.check(engine, reference(), like, RANDOM),

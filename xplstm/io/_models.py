@@ -133,7 +133,7 @@ def make_layer(
             given = parse_options(where, name, options)
             network = _load.load(params, format="torch", xp=xp, device=device, **given)
             if type(network).__name__ not in (name, f"Jordan{name}"):
-                msg = f"its parameters are those of {type(network).__name__}, but its options those of {name}"
+                msg = f"it has the parameters of {type(network).__name__}, but the options of {name}"
                 raise FormatError(msg)
             return network
         _checks.all_finite(params, _load.REMEDY)

@@ -199,11 +199,12 @@ def _pick_one(
         here = [one for one in here if one.problem is None] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
-        what = f"{contents.where} has {len(names) if here else 'no such'} networks"
+        count = f"{len(names)} networks" if here else "no such network"
+        what = f"{contents.where} has {count}"
         choices = _lines(
             f"{label_of(one)}: {one.problem or constructor_call(one)}" for one in here or candidates
         )
-        msg = f"prefix={prefix!r}: {what}; there are\n{choices}"
+        msg = f"prefix={prefix!r}: {what}; pass one of\n{choices}"
         raise ArgumentError(printable(msg))
     sizes = {name: value for name, value in options.items() if name in _SIZES}
     fitting = [one for one in here if all(one.options.get(n, v) == v for n, v in sizes.items())]

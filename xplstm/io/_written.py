@@ -25,7 +25,7 @@ CHECKPOINT = "xplstm-checkpoint-"
 """Start of the format name in a file of `xplstm.training`."""
 
 _NO_NETWORKS = ("optimizer", "history", "state")
-"""Groups of the tensors of a checkpoint without networks; the averages of an optimiser look like one."""
+"""Groups of tensors of a checkpoint without networks; an optimiser's averages have a network's shapes."""
 
 _OPTIONS = {
     "batch_first": False,

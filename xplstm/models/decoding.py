@@ -243,7 +243,7 @@ def beam_search(
             msg = f"step returned logits of shape {log_p.shape}, expected ({len(beam.tokens)}, V)"
             raise ShapeError(msg)
         _values.size("end", end, 0, log_p.shape[1] - 1)
-        beam = beam.grown(log_p, state, width)
+        beam = beam.extend(log_p, state, width)
         over = (beam.tokens[:, -1] == end) | (length == max_length)
         for owner, tokens, total in beam.rows(over):
             ended = tokens[-1] == end
@@ -278,7 +278,7 @@ def _penalty(length_penalty: float, max_length: int) -> float:
 
 
 class _Beam(NamedTuple):
-    """Incomplete sequences: owner, log-probability, tokens with the start token, and state."""
+    """Incomplete sequences: batch entry, log-probability, tokens with the start token, and state."""
 
     owner: np.ndarray
     total: np.ndarray
@@ -290,8 +290,8 @@ class _Beam(NamedTuple):
         """Return a beam with one sequence for each start token."""
         return cls(np.arange(len(first)), np.zeros(len(first)), first[:, None], state)
 
-    def grown(self, log_p: np.ndarray, state: States, width: int) -> _Beam:
-        """Return the `width` most probable continuations for each owner, from log-probabilities (N, V)."""
+    def extend(self, log_p: np.ndarray, state: States, width: int) -> _Beam:
+        """Return the `width` most probable continuations of each batch entry, from log-probabilities."""
         total = self.total[:, None] + log_p
         chosen: list[tuple[int, int]] = []
         for owner in np.unique(self.owner):

@@ -534,7 +534,7 @@ class Forecaster(SeriesModel):
     def _standardise(self, x: Array, name: str = "x") -> Array:
         """Convert `x`, the argument `name`, to the units of the network."""
         axes = ("T", "B")[: max(1, getattr(x, "ndim", 1) - 1)]
-        x = _checks.array(name, x, self._home(), (*axes, len(self.mean)), "the last is features")
+        x = _checks.array(name, x, self._home(), (*axes, len(self.mean)), "the last axis is features")
         mean, std = self._scale()
         return (x - mean) / std
 

@@ -128,7 +128,7 @@ def _enter(stack: Stack, home: Home, x: Any, state: Any, lengths: Any, mask: Any
 
     x, batched = without_empty(x), x.ndim != 2
     if x.ndim not in (2, 3) or x.shape[-1] != stack.input_size:
-        msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}): the last is input_size"
+        msg = f"x has shape {x.shape}, expected (T, B, {stack.input_size}): the last axis is input_size"
         raise ShapeError(msg)
     check_kind("x", x, home, home.dtype)
     x = x.astype(_array.dtype_from_name(home.xp, home.dtype))  # bytes of x may be in another order

@@ -278,7 +278,7 @@ class Linear(Module):
         """Check the parameters and x; return their library, device and dtype, and x."""
         home = self._home()
         axes = tuple(f"n{k}" for k in range(max(0, getattr(x, "ndim", 1) - 1)))
-        return home, _checks.array("x", x, home, (*axes, self.in_features), "the last is in_features")
+        return home, _checks.array("x", x, home, (*axes, self.in_features), "the last axis is in_features")
 
 
 class Dropout(Summary):

@@ -519,7 +519,7 @@ def _takes_factor(pullback: Callable[..., Any]) -> bool:
 
 
 def _lower_step(state: Mapping[str, Any], updates: int, frozen: tuple[str, ...]) -> dict[str, Any]:
-    """Return an optimiser's state with each step lower by `updates`, and without arrays at step 0."""
+    """Return an optimiser's state with each step count reduced by `updates`, and without arrays at step 0."""
     step = state["step"] - updates
     own = {
         key.removeprefix("step."): value if key.removeprefix("step.") in frozen else value - updates

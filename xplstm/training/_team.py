@@ -165,7 +165,7 @@ class Team:
         try:
             return self._group.gather(data)
         except Exception as error:
-            msg = f"rank {self.rank} lost its group: {error}; start the run again with resume='auto'"
+            msg = f"rank {self.rank} lost its connection: {error}; start the run again with resume='auto'"
             raise GroupError(msg) from error
 
     def _exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
@@ -188,7 +188,7 @@ class Team:
         try:
             return np.asarray(group.all_reduce(array))
         except Exception as error:
-            msg = f"rank {self.rank} lost its group: {error}; start the run again with resume='auto'"
+            msg = f"rank {self.rank} lost its connection: {error}; start the run again with resume='auto'"
             raise GroupError(msg) from error
 
     def _all_reduce(self, flat: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from xplstm.cli import results
 from xplstm.cli.peers import Shape
 from xplstm.cli.results import Row, Rows
 
-UNIT = "microseconds a step, one layer of one direction"
+UNIT = "microseconds per step, one layer of one direction"
 COMPARED = "medians; x/peer: its time over that of the faster of our kernels, above 1 we are faster"
 
 

@@ -19,7 +19,7 @@ _PLACE = re.compile(r"(?:(.*)\.)?(0|[1-9]\d{0,5})")
 
 
 def find(contents: Contents) -> list[Found]:
-    """Return all groups with consecutive numbers from 0, with one or two directions if both fit."""
+    """Return the stacks of cells numbered from 0, with each number of directions that fits."""
     groups: dict[str, dict[int, Found]] = {}
     for one in CHAINER.find(contents):
         match = _PLACE.fullmatch(one.prefix)

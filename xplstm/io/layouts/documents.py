@@ -65,7 +65,7 @@ class Matrices(NamedTuple):
 
 JOINED = Matrices(
     "joined",
-    "a matrix a gate, on h above x",
+    "one matrix per gate, for [h, x]",
     "Wf",
     tuple(f"{kind}{gate}" for kind in "Wb" for gate in "fiCco"),
     True,
@@ -74,7 +74,7 @@ JOINED = Matrices(
 )
 PARTED = Matrices(
     "parted",
-    "two matrices a gate",
+    "two matrices per gate",
     "Wfx",
     (*(f"W{gate}{of}" for gate in "fico" for of in "hx"), *(f"b{gate}" for gate in "fico")),
     False,

@@ -297,7 +297,7 @@ def _dequantize(place: Place, node: Node, values: list[Any]) -> list[Array]:
     scale = _array.to_numpy(scale)
     axis = _axis(node, node.attributes.get("axis", 1), a.ndim) if scale.size > 1 else 0
     if scale.ndim > 1 or (scale.size > 1 and scale.shape[0] != a.shape[axis]):
-        msg = f"the {node.label} has a scale of shape {scale.shape}, but its input has {tuple(a.shape)}"
+        msg = f"the {node.label} has a scale of shape {scale.shape}, but its input has shape {tuple(a.shape)}"
         raise ShapeError(msg)
     along = tuple(scale.size if k == axis else 1 for k in range(a.ndim))
     whole = _array.to_numpy(a).astype(np.int64)
@@ -315,7 +315,8 @@ def _reverse_sequence(place: Place, node: Node, values: list[Any]) -> list[Array
     xp, (a, lengths) = _together(place, *values)
     time, batch = node.attributes.get("time_axis", 0), node.attributes.get("batch_axis", 1)
     if {time, batch} != {0, 1} or a.ndim < 2 or lengths.shape != (a.shape[batch],):
-        msg = f"the {node.label} has lengths of shape {tuple(lengths.shape)}, but its input {tuple(a.shape)}"
+        shape = tuple(a.shape)
+        msg = f"the {node.label} has lengths of shape {tuple(lengths.shape)}, but its input has shape {shape}"
         raise ShapeError(msg)
     host = _array.to_numpy(lengths).astype(np.int64)
     steps = np.arange(a.shape[time], dtype=np.int64)
