@@ -1,4 +1,4 @@
-"""One `xp` fixture over every backend, and the table that says what each of them ran."""
+"""Provide the fixture `xp` for every backend, and print a table of the tests of each backend."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-# JAX reads this once, when it is imported; without it there is no float64 to compare in.
+# JAX reads this variable once, at import. Without it JAX has no float64.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
-# On a GPU it would multiply float32 in TF32, and take most of the memory.
+# By default, JAX on a GPU multiplies float32 in TF32 and reserves most of the memory.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # The tests compile many programs and run each of them once, on small arrays.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Keras too; what it takes by itself is none of the libraries here.
+# Keras reads this variable at import. Its default backend, TensorFlow, is not installed.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 from xplstm import _array, _dispatch
@@ -39,7 +39,7 @@ class Backend:
     xp: Any
 
     def asarray(self, a: np.ndarray) -> Any:
-        """The host array `a` in this library; read-only where the backend is."""
+        """Return the host array `a` in this library; read-only for the backend numpy_readonly."""
         a = np.asarray(a)
         if self.name == "numpy_readonly":
             a = a.copy()
@@ -48,7 +48,7 @@ class Backend:
         return a.copy() if self.name == "numpy" else _array.asarray(a, self.xp)
 
     def arrays(self, mapping: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Every value of `mapping` in this library."""
+        """Return every value of `mapping` in this library."""
         return {name: self.asarray(a) for name, a in mapping.items()}
 
 
@@ -57,7 +57,7 @@ def required() -> set[str]:
 
 
 def open_backend(name: str) -> Backend:
-    """The backend, or a skip with its reason, or a failure where it is required."""
+    """Return the backend. If it cannot run, skip the test with the reason, or fail if it is required."""
     library = "numpy" if name == "numpy_readonly" else name
     reason = _array.why_unusable(library)
     if reason is not None:
@@ -112,7 +112,7 @@ def pytest_configure() -> None:
     if unknown:
         raise pytest.UsageError(f"XPLSTM_REQUIRE names {sorted(unknown)}; known are {', '.join(known)}")
     for name in required().intersection(_dispatch.TABLE):
-        # A required kernel is tested wherever it would be chosen, proven or not.
+        # A required kernel is tested even if it has no proof.
         vars(importlib.import_module(_dispatch.TABLE[name])).pop("proof", None)
     if required().intersection(proof.KERNELS):
         parts.is_proven = lambda: True
@@ -125,7 +125,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None]:
-    """Keep the garbage collector from going through all items: they stay until the end."""
+    """Disable the garbage collector during collection, because all items live until the end."""
     gc.disable()
     try:
         return (yield)
@@ -136,7 +136,7 @@ def pytest_collection() -> Generator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """Free the cycles that tests left, such as the graphs of Dask: Python waits until they fill gigabytes."""
+    """Free reference cycles of finished tests, such as Dask graphs, before they take gigabytes."""
     if next(FINISHED) % 20 == 0:
         gc.collect()
         gc.freeze()
@@ -144,7 +144,7 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the backends that `--backend` names; note the backends of each in its report."""
+    """Select the tests of the backends in `--backend`; record the backends of each test in its report."""
     chosen = set(config.getoption("--backend") or BACKENDS)
     others = []
     for item in items:
@@ -159,21 +159,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that is marked with a backend which cannot run here, or fail it where that is required."""
+    """Skip a test of a backend that cannot run here, or fail it if the backend is required."""
     marked = {name for mark in item.iter_markers("backend") for name in mark.args}
     for name in sorted(marked.intersection(BACKENDS)):
         open_backend(name)
 
 
 def backends_of(item: pytest.Item) -> set[str]:
-    """Return the names of an item's `backend` marks, and of the libraries among its fixtures."""
+    """Return the names in an item's `backend` marks, and the libraries among its fixtures."""
     marked = {name for mark in item.iter_markers("backend") for name in mark.args}
     return marked | {"torch", "jax"}.intersection(getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
-    """Print last, per backend: how many tests passed, failed and were skipped, and why."""
+    """Print at the end how many tests of each backend passed, failed and were skipped, with a reason."""
     yield
     counts: dict[str, Counter[str]] = {name: Counter() for name in (*BACKENDS, "no backend")}
     reasons: dict[str, str] = {}

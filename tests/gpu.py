@@ -1,16 +1,16 @@
-"""``python -m tests.gpu [PART ...]`` checks on an NVIDIA GPU all that needs one, and closes with one table.
+"""Run all checks that need an NVIDIA GPU, and print one table: ``python -m tests.gpu [PART ...]``.
 
-Parts, in this order where none is named:
+Parts, which run in this order by default:
 
-- ``prove``: the trials of each kernel, as ``python -m xplstm prove`` runs them;
-- ``tests``: every test that has CuPy in it, on each kernel of CuPy in turn;
-- ``spec``: the specification on CuPy, each kernel pinned;
-- ``sanitizer``: small problems under NVIDIA's compute-sanitizer, its memcheck and its racecheck;
-- ``bench``: the quick benchmark, into ``--out``.
+- ``prove``: the trials of each kernel, as in ``python -m xplstm prove``;
+- ``tests``: every test of CuPy, with each kernel of CuPy in turn;
+- ``spec``: the specification on CuPy, with each kernel pinned;
+- ``sanitizer``: small problems under memcheck and racecheck of NVIDIA's compute-sanitizer;
+- ``bench``: the quick benchmark, which writes to ``--out``.
 
-It needs CuPy, NumPy, ml_dtypes, pytest and array-api-compat in this Python; wheels on PYTHONPATH will do.
-PyTorch, JAX, cuDNN and matplotlib are used where they are. Nothing is installed or fetched. Ends with 1 if
-anything failed.
+The command needs CuPy, NumPy, ml_dtypes, pytest and array-api-compat, each installed or as a wheel on
+PYTHONPATH. PyTorch, JAX, cuDNN and matplotlib are optional. Nothing is installed or downloaded.
+The exit status is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 NEEDS = ("numpy", "array_api_compat", "ml_dtypes", "pytest", "cupy")
-# Asked in a process of its own, since a context would stay: some GPUs let one process alone have one.
+# This runs in a separate process, because a CUDA context would persist. Some GPUs allow only one process with
+# a context.
 ASK = "from xplstm import _array; print(_array.why_unusable('cupy') or '')"
-# Each run requires these kernels and so has them chosen; the second leaves to one what both can run.
+# Each run requires these kernels, so they are selected. In the second run, one kernel runs what both support.
 REQUIRED = {
     "elementwise": "cupy,cupy_elementwise",
     "fused": "cupy,cupy_fused",
@@ -39,7 +40,8 @@ REQUIRED = {
     "persistent and fused": "cupy,cupy_persistent,cupy_fused",
 }
 SUBJECTS = ("reference", "cupy_elementwise", "cupy_fused", "cupy_block", "cupy_persistent")
-# Tests that pin their kernels, one kernel a process: after a broken one nothing else runs in its process.
+# These tests pin their kernels. One process runs one kernel, because nothing else can run after a kernel
+# fails.
 PINNED = {
     "training's parts": ("tests/kernels/test_cuda_training.py", "cupy"),
     "elementwise alone": ("tests/kernels/test_cupy.py", "cupy_elementwise"),
@@ -57,18 +59,18 @@ PINNED = {
 SANITIZER = "compute-sanitizer"
 CHECKERS = ("memcheck", "racecheck")
 WARNINGS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
-# Seconds after which pytest names the test that waits for ever and ends, and after which a step is ended.
+# Time limits in seconds: pytest names and ends a hanging test, and the second limit ends the step.
 STUCK, LONGEST = 60, 1800
-# One run of pytest after another in one process each; the reasons for skips would fill pages.
+# Each pytest run has one process. The reasons of skipped tests would fill pages.
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--no-header")
 PYTEST += ("--tb=short", "-o", f"faulthandler_timeout={STUCK}", "-o", "faulthandler_exit_on_timeout=true")
-# What other packages warn of while their tests are collected is not asked here.
+# Warnings of other packages during collection are ignored.
 PYTEST += ("--continue-on-collection-errors", *(f"-Wdefault::{kind}" for kind in WARNINGS))
 BENCH_MINUTES = 6
 
 
 class Step(NamedTuple):
-    """A command, or why there is none."""
+    """Command, or the reason why it is missing."""
 
     part: str
     name: str
@@ -78,7 +80,7 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a step."""
+    """Result of a step."""
 
     step: Step
     state: str
@@ -91,7 +93,7 @@ def prove(_: Path) -> Iterator[Step]:
 
 
 def tests(_: Path) -> Iterator[Step]:
-    """The emulated kernels stand in for CuPy, which is here; the kernel that may wait for ever is last."""
+    """Run the tests with CuPy instead of its emulation. The kernel that could hang runs last."""
     for name, (file, chosen) in PINNED.items():
         yield Step("tests", name, (*PYTEST, file, "-k", chosen), {"XPLSTM_REQUIRE": "cupy"})
     ignored = ("tests/kernels/test_cupy_emulated.py", *dict.fromkeys(file for file, _ in PINNED.values()))
@@ -112,10 +114,10 @@ def sanitizer(_: Path) -> Iterator[Step]:
         if found is None:
             yield Step("sanitizer", checker, reason=f"no {SANITIZER} in {', '.join(places)}")
             continue
-        # CuPy asks the driver for what an older one does not know, and lives with the answer.
+        # CuPy queries attributes that an older driver does not have, and handles the error.
         options = ("--tool", checker, "--error-exitcode", "9", "--target-processes", "all")
         options += ("--report-api-errors", "no") if checker == "memcheck" else ()
-        # It follows every access to shared memory, and blocks that wait for each other make many.
+        # The checker follows every access to shared memory, and waiting blocks make many accesses.
         few = ("bidirectional_ragged",) if checker == "racecheck" else ()
         yield Step(
             "sanitizer", checker, (found, *options, sys.executable, "-m", "tests.support.cupy_runs", *few)
@@ -123,7 +125,7 @@ def sanitizer(_: Path) -> Iterator[Step]:
 
 
 def bench(out: Path) -> Iterator[Step]:
-    """Anew each time: a file of kernels that have changed since would be refused."""
+    """Run the benchmark into a new file, because it rejects a file of other kernel sources."""
     (out / "gpu.json").unlink(missing_ok=True)
     command = (sys.executable, "-m", "tests.benchmarks.gpu", "--quick")
     command += ("--minutes", str(BENCH_MINUTES), "--json", str(out / "gpu.json"))
@@ -142,7 +144,7 @@ PARTS: dict[str, Callable[[Path], Iterator[Step]]] = {
 
 
 def find_sanitizer() -> tuple[str | None, list[str]]:
-    """NVIDIA's checker of memory, and where it was looked for."""
+    """Return the path of NVIDIA's memory checker, and the places that were searched."""
     roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     folders = [Path(root) for root in (*roots, "/usr/local/cuda") if root]
     places = [place for folder in folders for place in (folder / "bin", folder / SANITIZER)]
@@ -153,7 +155,7 @@ def find_sanitizer() -> tuple[str | None, list[str]]:
 
 
 def why_not_here() -> str:
-    """What is missing to check anything, or nothing."""
+    """Return the missing requirement, or an empty string."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)}; a wheel on PYTHONPATH will do"
@@ -162,7 +164,7 @@ def why_not_here() -> str:
 
 
 def do(step: Step, end: float) -> Outcome:
-    """One step; what it prints goes where this does."""
+    """Run one step, whose output goes to the output of this process."""
     begun = time.monotonic()
     if step.reason or begun >= end:
         return Outcome(step, "skipped", 0.0, step.reason or "the time is up")
@@ -172,7 +174,7 @@ def do(step: Step, end: float) -> Outcome:
         try:
             code = process.wait(min(LONGEST, end - begun))
         except subprocess.TimeoutExpired:
-            # Whoever it has started too: a kernel that waits for ever would keep the GPU.
+            # This also ends the child processes, because a hanging kernel would occupy the GPU.
             os.killpg(process.pid, signal.SIGKILL)
             return Outcome(step, "failed", time.monotonic() - begun, "it had not ended when the time was up")
     state, reason = ("failed", f"exit code {code}") if code else ("passed", "")

@@ -62,7 +62,7 @@ def lstm(
     Returns
     -------
     y : array, shape (T, B, H), or (T, B, P) with a projection
-        h after every step, in the order of x. Exactly 0 at steps that do not exist.
+        h after every step, in the order of x. Exactly 0 at padded and masked steps.
     state : LSTMState
         State after the last step of each batch entry, or the initial state of an entry without steps.
 

@@ -6,9 +6,10 @@ gives the same values on every backend.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,25 @@ Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
 Seed: TypeAlias = "int | np.random.Generator | None"
 Rule: TypeAlias = "Callable[..., dict[str, np.ndarray]]"
+F = TypeVar("F", bound="Callable[..., dict[str, np.ndarray]]")
+
+_SECTIONS = """Parameters
+----------
+shapes : mapping of str to tuple of int
+    Name and shape of each parameter, as in the `params` of a layer.
+rng : int, numpy.random.Generator or None
+    A seed, a generator to draw from, or None for fresh entropy.
+
+Returns
+-------
+dict of str to numpy.ndarray, float64
+    Arrays by name, drawn in the order of `shapes`."""
+
+
+def _rule(rule: F) -> F:
+    """Replace ``{sections}`` in the docstring of a rule by the sections that all rules share."""
+    rule.__doc__ = inspect.cleandoc(rule.__doc__ or "").replace("{sections}", _SECTIONS)
+    return rule
 
 
 def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
@@ -128,20 +148,11 @@ def orthogonal(shape: Shape, rng: Seed = None) -> np.ndarray:
     return np.ascontiguousarray(q if rows >= columns else q.T)
 
 
+@_rule
 def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw every parameter within ``1 / sqrt(hidden_size)`` of zero, as PyTorch does.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -164,20 +175,11 @@ def lstm_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     }
 
 
+@_rule
 def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw every parameter of an RNN within ``1 / sqrt(hidden_size)`` of zero, as PyTorch does.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -200,20 +202,11 @@ def rnn_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     return {name: uniform(shape, rows[0] ** -0.5, rng) for name, shape in shapes.items()}
 
 
+@_rule
 def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw every parameter of a GRU within ``1 / sqrt(hidden_size)`` of zero, as PyTorch does.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_hh_l0: (3H, H)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -236,20 +229,11 @@ def gru_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     return {name: uniform(shape, weights[0][1] ** -0.5, rng) for name, shape in shapes.items()}
 
 
+@_rule
 def rnn_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw Glorot (Xavier) input weights and orthogonal recurrent weights of an RNN; set biases to 0.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -326,6 +310,7 @@ def forget_bias(rule: Rule, value: float = 1.0) -> Rule:
     return with_bias
 
 
+@_rule
 def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw Glorot input weights and orthogonal recurrent weights; set the forget-gate bias to 1.
 
@@ -335,17 +320,7 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     (recommended by Jozefowicz, Zaremba and Sutskever, "An empirical exploration
     of recurrent network architectures", 2015).
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -381,6 +356,7 @@ def lstm_glorot_orthogonal(shapes: Shapes, rng: Seed = None) -> dict[str, np.nda
     return {name: first(name, shape) for name, shape in shapes.items()}
 
 
+@_rule
 def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw each gate's weights for h and x together as one Glorot (Xavier) matrix; set biases to 0.
 
@@ -390,17 +366,7 @@ def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     "Understanding the difficulty of training deep feedforward neural networks",
     2010, called the normalized initialization there).
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -432,23 +398,14 @@ def lstm_glorot(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     return {name: first(name, shape) for name, shape in shapes.items()}
 
 
+@_rule
 def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw standard normal weights; set biases to 0.
 
     This rule reproduces two of the source documents, which themselves advise
     against it. With weights of this size, the gates of a wide layer start saturated.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------
@@ -466,23 +423,14 @@ def lstm_normal(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     return _weights_only(shapes, rng.standard_normal)
 
 
+@_rule
 def lstm_small_uniform(shapes: Shapes, rng: Seed = None) -> dict[str, np.ndarray]:
     """Draw weights within 1e-4 of zero; set biases to 0.
 
     This rule reproduces one of the source documents. Every gate starts at about
     0.5 and every candidate at about 0, so early training is slow.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Names and shapes of the parameters, such as ``weight_ih_l0: (4H, I)``.
-    rng : int, numpy.random.Generator or None
-        A seed, a generator to draw from, or None for fresh entropy.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, float64
-        Arrays by name, drawn in the order of `shapes`.
+    {sections}
 
     Raises
     ------

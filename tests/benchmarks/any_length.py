@@ -1,10 +1,10 @@
-"""Measure the cost of a step for short and long sequences.
+"""Measure the time of a step in short and long sequences.
 
-``python -m tests.benchmarks.any_length`` prints microseconds of a step for T from 100 to 1,000,000 and
-three layers, on one thread: the least time of several rounds in the process. Every round runs a million steps
-in as many calls as it takes, because other work on the machine slows long rounds more. Next to it is the time
-that the system takes for a step, the least and the most of the rounds. It provides the memory of y, and how
-long that takes depends on what it has at hand.
+``python -m tests.benchmarks.any_length`` prints microseconds per step for T from 100 to 1,000,000 and three
+layers, on one thread. The number is the minimum over several rounds of the CPU time in the process. Every
+round runs a million steps, in as many calls as needed, because other processes slow long rounds more. The
+second number is the CPU time of the system per step, minimum and maximum over the rounds. The system provides
+the memory of y, and this time depends on the memory that is available.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS = 1_000_000
 
 
 class Times(NamedTuple):
-    """Microseconds of a step: in the process, and the least and the most in the system."""
+    """Microseconds per step: in the process, and the minimum and maximum in the system."""
 
     process: float
     least: float
@@ -33,13 +33,13 @@ class Times(NamedTuple):
 
 
 def _spent() -> np.ndarray:
-    """Return the seconds of processor time so far: of the process, and of the system for it."""
+    """Return the CPU seconds so far: of the process, and of the system for the process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return np.asarray([usage.ru_utime, usage.ru_stime])
 
 
 def _rounds(call: Callable[[], object], T: int, rounds: int, steps: int) -> np.ndarray:
-    """Return microseconds of a step in each round, (rounds, 2)."""
+    """Return microseconds per step in each round, (rounds, 2)."""
     calls, found = max(1, steps // T), []
     for _ in range(rounds):
         start = _spent()

@@ -1,9 +1,9 @@
-"""The figures of docs/at_scale.md: 1e9 sequences on 100 machines with 8 GPUs each.
+"""Compute the numbers of docs/at_scale.md: 1e9 sequences on 100 machines with 8 GPUs each.
 
 ``python -m tests.benchmarks.at_scale`` prints the tables of the page. ``--draw FILE`` draws its figure, and
-``--write`` puts the tables into the page. Messages and bytes are those of the code that adds gradients, run
-once for each rank with arrays that go nowhere. Times follow from assumptions: latency and bandwidth of links,
-speed of a GPU and of disks.
+``--write`` writes the tables to the page. Messages and bytes come from the code that adds gradients, which
+runs once for each rank with arrays that are not sent. Times follow from assumptions: latency and bandwidth of
+links, and the speed of a GPU and of disks.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ BEGIN, END = "<!-- begin: python -m tests.benchmarks.at_scale -->\n", "<!-- end 
 
 SEQUENCES, T, I, H = 10**9, 100, 64, 256
 MACHINES, GPUS = 100, 8
-RANKS = 512  # the largest power of two that the machines hold
+RANKS = 512  # the largest power of two that fits on the machines
 SHARDS, SHARD_SIZE = 1024, 200
 CHUNK = 10_000  # sequences in a chunk of inference
 
 # Assumptions, not measurements.
-FLOPS = 5e12  # a second and GPU, for a recurrence that waits for latency
-READ = 1e9  # bytes a second and machine
+FLOPS = 5e12  # per second and GPU, for a recurrence that waits for latency
+READ = 1e9  # bytes per second and machine
 LATENCY_INSIDE, BANDWIDTH_INSIDE = 10e-6, 50e9  # between two GPUs of a machine
 LATENCY_BETWEEN, BANDWIDTH_BETWEEN = 50e-6, 12e9  # of a machine's network card, which its ranks share
-WRITE = 0.5e9  # bytes a second to the disk of rank 0
+WRITE = 0.5e9  # bytes per second to the disk of rank 0
 FAILURES = {
     "one failure a machine and year": 365 * 86400 * GPUS / RANKS,
     "spot machines, one loss an hour": 3600.0,
@@ -42,32 +42,32 @@ FAILURES = {
 
 
 class Message(NamedTuple):
-    """What one rank sends to another, and receives from it."""
+    """Messages that one rank sends to another rank, and receives from it."""
 
     peer: int
     size: int
 
 
 class Recorder:
-    """A group that keeps what one rank would send."""
+    """Group that records the messages of one rank."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self.sent: list[Message] = []
 
     def exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
-        """Note an array, and return one of its size."""
+        """Record an array, and return one of the same size."""
         self.sent.append(Message(peer, array.nbytes))
         return np.zeros_like(array)
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Refuse: a sum without problems gathers nothing."""
+        """Raise an error, because a sum without errors gathers nothing."""
         raise AssertionError(data)
 
 
 @functools.cache
 def _parts(ranks: int) -> list[list[Message]]:
-    """Return what each rank sends to add arrays of one number for each rank."""
+    """Return the messages of each rank that add arrays with one number for each rank."""
     recorders = [Recorder(rank, ranks) for rank in range(ranks)]
     for recorder in recorders:
         Team(recorder).add(lambda: (np.zeros(ranks, "uint8"), None), ranks, "uint8")
@@ -75,20 +75,20 @@ def _parts(ranks: int) -> list[list[Message]]:
 
 
 def messages(ranks: int, length: int) -> list[list[Message]]:
-    """Return what each rank sends to add arrays of `length` float32 numbers, padded to whole parts."""
+    """Return the messages of each rank that add `length` float32 numbers, padded to equal parts."""
     part = 4 * -(-length // ranks)
     return [[Message(peer, size * part) for peer, size in own] for own in _parts(ranks)]
 
 
 def link(rank: int, message: Message) -> float:
-    """Return the seconds of one message; all ranks of a machine send at the same time."""
+    """Return the seconds of one message if all ranks of a machine send at the same time."""
     if rank // GPUS == message.peer // GPUS:
         return LATENCY_INSIDE + message.size / BANDWIDTH_INSIDE
     return LATENCY_BETWEEN + message.size * GPUS / BANDWIDTH_BETWEEN
 
 
 def tree_time(sent: list[list[Message]]) -> float:
-    """Return the seconds until the last rank has the sum: an exchange begins when both ranks are there."""
+    """Return the seconds until the last rank has the sum. An exchange starts when both ranks are ready."""
     clocks = [0.0] * len(sent)
     for step in range(len(sent[0])):
         before = list(clocks)
@@ -100,12 +100,12 @@ def tree_time(sent: list[list[Message]]) -> float:
 
 
 def doubling_time(ranks: int, size: int) -> float:
-    """Return the seconds of plain recursive doubling, which sends the whole array in each step."""
+    """Return the seconds of standard recursive doubling, which sends the complete array in each step."""
     return sum(link(0, Message(1 << k, size)) for k in range(ranks.bit_length() - 1))
 
 
 def ring_time(ranks: int, size: int) -> float:
-    """Return the seconds of a ring, whose slowest link is one between two machines."""
+    """Return the seconds of a ring, whose slowest link connects two machines."""
     part = size / ranks
     if ranks <= GPUS:
         return 2 * (ranks - 1) * (LATENCY_INSIDE + part / BANDWIDTH_INSIDE)
@@ -113,7 +113,7 @@ def ring_time(ranks: int, size: int) -> float:
 
 
 def parameters(input_size: int, hidden_size: int, layers: int) -> int:
-    """Return how many parameters an LSTM has."""
+    """Return the number of parameters of an LSTM."""
     gates = 4 * hidden_size
     first = gates * (input_size + hidden_size + 2)
     return first + (layers - 1) * gates * (2 * hidden_size + 2)
@@ -135,7 +135,7 @@ def bytes_of(count: float) -> str:
 
 
 def seconds_of(seconds: float) -> str:
-    """Return a time with a unit that suits it."""
+    """Return a time with a suitable unit."""
     if seconds < 1:
         return f"{float(f'{seconds * 1e3:.2g}'):g} ms"
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
@@ -165,7 +165,7 @@ def data() -> str:
 
 
 def tasks() -> int:
-    """Return the Dask tasks of one call for all sequences, from graphs of one chunk and of two."""
+    """Return the number of Dask tasks of one call for all sequences, from graphs of one and two chunks."""
     import dask.array as da
 
     lstm = xplstm.LSTM(2, 3, rng=0)
@@ -240,7 +240,7 @@ def checkpoints() -> str:
         "I 64, H 256, one layer": (I, H, 1),
         "I 1024, H 1024, two layers": (1024, 1024, 2),
     }.items():
-        size = 3 * 4 * parameters(*sizes)  # parameters, and two averages of Adam
+        size = 3 * 4 * parameters(*sizes)  # parameters, and the two averages of Adam
         cost = size / WRITE
         for what, mean in FAILURES.items():
             interval = math.sqrt(2 * cost * mean)
@@ -260,12 +260,12 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def tables() -> str:
-    """Return all that the page takes from here."""
+    """Return all tables of the page."""
     return "\n".join(f"### {title}\n\n{make()}" for title, make in TABLES.items())
 
 
 def draw(path: Path) -> None:
-    """Draw the time of a sum for gradients of many sizes."""
+    """Draw the time of a sum for gradients of several sizes."""
     import matplotlib
     from matplotlib.figure import Figure
 

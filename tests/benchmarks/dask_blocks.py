@@ -1,11 +1,11 @@
-"""Graph, time and memory of a layer on a Dask array, against one NumPy call.
+"""Measure graph, time and memory of a layer on a Dask array, compared with one NumPy call.
 
-``python -m tests.benchmarks.dask_blocks`` measures 1000 steps of 10,000 entries in chunks of 100 x 1000:
-the tasks that the call adds, the time to build them, and the CPU time over that of one NumPy call. The peak
-of a process on one and two threads, less what it held before, is printed in chunks of x and y for each
-thread. The first processes have the environment that Dask gives its workers. Without it glibc keeps freed
-chunks. Then a model of 50 MB runs on a cluster of 2 processes, which count how often they unpickle and pack
-it.
+``python -m tests.benchmarks.dask_blocks`` measures 1000 steps of 10,000 batch entries in chunks of 100 x
+1000: the number of tasks of the call, the time to build them, and the CPU time divided by that of one NumPy
+call. The peak memory of a process on one and two threads, minus the memory before, is printed in chunks of x
+and y per thread. The first processes have the environment that Dask sets for its workers. Without it, glibc
+keeps freed chunks. Then a model of 50 MB runs on a cluster of 2 processes, which count how often they
+unpickle and pack it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GOALS = {"tasks": 300, "build": 0.05, "ratio": 1.1, "chunks": 4}
 
 
 def _random(*shape: int) -> Any:
-    """A Dask array of numbers that each task makes from its place, as tasks that read a file do."""
+    """Return a Dask array whose tasks generate random numbers, like tasks that read a file."""
     import dask.array as da
 
     def block(block_info: Any = None) -> np.ndarray:
@@ -42,7 +42,7 @@ def _random(*shape: int) -> Any:
 
 
 def graph() -> None:
-    """Print the tasks of the call and of all, the seconds to build it, and the CPU times of both ways."""
+    """Print the tasks of call and graph, the seconds to build it, and the CPU times of both calls."""
     import dask
     import dask.array as da
 
@@ -50,7 +50,7 @@ def graph() -> None:
 
     lstm = xplstm.LSTM(I, H, rng=0)
     x = _random(T, B, I)
-    lstm(x)  # brings everything into memory
+    lstm(x)  # loads all modules and data
     builds = []
     for _ in range(9):
         start = time.perf_counter()
@@ -64,7 +64,7 @@ def graph() -> None:
         _, want = lstm(host)
         ours = time.process_time() - start
         start = time.process_time()
-        # Each block of y is made and let go, as where it is written to a file.
+        # Each block of y is freed after it is computed, as if it were written to a file.
         y, state = lstm(dask_x)
         _, h = dask.compute(
             y.map_blocks(_drop, dtype="float32", chunks=(1, 1, 1)), state.h, scheduler="threads"
@@ -79,7 +79,7 @@ def _drop(block: np.ndarray) -> np.ndarray:
 
 
 def peak(workers: int) -> None:
-    """Print the peak beyond what the process held before, in bytes."""
+    """Print the peak memory minus the memory before, in bytes."""
     import dask
 
     import xplstm
@@ -98,7 +98,7 @@ def peak(workers: int) -> None:
 
 
 def _count() -> None:
-    """Count in this process what is unpickled and packed."""
+    """Count how often this process unpickles and packs a model."""
     from xplstm._stack import Packed
 
     cls: Any = Packed
@@ -117,7 +117,7 @@ def _count() -> None:
 
 
 def _counts() -> Any:
-    """Return what this process has counted."""
+    """Return the counts of this process."""
     from xplstm import _stack
 
     found: Any = _stack.Packed
@@ -125,7 +125,7 @@ def _counts() -> Any:
 
 
 def cluster() -> None:
-    """Print what each of two worker processes has unpickled and packed of a model of 50 MB."""
+    """Print how often each of two worker processes unpickles and packs a model of 50 MB."""
     import dask.array as da
     import distributed
 
@@ -153,7 +153,7 @@ def _of_workers() -> dict[str, str]:
 
 
 def _run(*arguments: str, **environment: str) -> Any:
-    """Run a part in a process of its own."""
+    """Run a part in a separate process."""
     command = [sys.executable, "-m", "tests.benchmarks.dask_blocks", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
@@ -161,7 +161,7 @@ def _run(*arguments: str, **environment: str) -> Any:
 
 
 def main() -> None:
-    """Print the goals beside what was measured."""
+    """Print the results and the goals."""
     if len(sys.argv) > 1:
         {"graph": graph, "peak": lambda: peak(int(sys.argv[2])), "cluster": cluster}[sys.argv[1]]()
         return

@@ -1,9 +1,9 @@
-"""``python -m tests.benchmarks.fit_costs FILE.json`` fits the costs that choose kernels to measurements.
+"""Fit the costs that select kernels to measurements: ``python -m tests.benchmarks.fit_costs FILE.json``.
 
-FILE is what ``python -m tests.benchmarks.gpu --json FILE`` wrote. The logarithms of all costs are
-moved, by the method of Levenberg and Marquardt, until those of the predicted and of the measured times of a
-walk through time are closest. Prints the table for ``xplstm/kernels/_cuda/partitions.py`` with how it was
-measured, how far predictions are off, and how often the table chooses what was faster.
+``python -m tests.benchmarks.gpu --json FILE`` writes FILE. The method of Levenberg and Marquardt changes the
+logarithms of all costs, until the logarithms of predicted and measured step times are closest. The command
+prints the table for ``xplstm/kernels/_cuda/partitions.py`` with the conditions of the measurement, the errors
+of the predictions, and how often the table selects the faster kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xplstm.kernels._cuda.partitions import Chip, Costs, best_plan, fused_cost, 
 
 
 class Measured(NamedTuple):
-    """A walk's microseconds per step, and what the model says of it."""
+    """Measured microseconds per step, and the prediction of the model."""
 
     row: Row
     time: float
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
 
 def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
-    """Walks of both kernels that the model knows, cut as `costs` had them cut when they were timed."""
+    """Return the runs of both kernels that the model covers, with the partitions that `costs` selected."""
     found = []
     for row in rows:
         if "walk" not in row.facts:
@@ -49,7 +49,7 @@ def measured(rows: list[Row], chip: Chip, costs: Costs) -> list[Measured]:
 
 
 def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, bool]]:
-    """Where both kernels were timed forward: the faster, the slower, and whether the faster is chosen."""
+    """Return the faster and the slower kernel of each forward shape, and whether the faster is selected."""
     found = []
     for (what, precision), shapes in results.group_timed(rows).items():
         for shape, engines in shapes.items() if what == "forward" else ():
@@ -66,7 +66,7 @@ def choices(rows: list[Row], chip: Chip, costs: Costs) -> list[tuple[Row, Row, b
 
 
 def table(costs: Costs, about: dict[str, Any]) -> str:
-    """The costs as Python, with how they were measured."""
+    """Return the costs as Python code, with the conditions of the measurement."""
     values = "\n".join(f"    {name}={value:.3g}," for name, value in costs._asdict().items())
     machine = f"{about['gpu']}, driver {about['driver']}, {about['date']}"
     return f"# Fitted to {machine}: {about['command']}\nCOSTS = Costs(\n{values}\n)"

@@ -20,7 +20,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Task(NamedTuple):
-    """A series of columns, of which the first is forecast."""
+    """Series of columns; the first column is the target."""
 
     name: str
     series: np.ndarray
@@ -35,12 +35,12 @@ class Task(NamedTuple):
 
     @property
     def roles(self) -> dict[str, Any]:
-        """Arguments of `windows` and of `Forecaster`."""
+        """Return arguments of `windows` and of `Forecaster`."""
         return {"horizon": self.horizon, "targets": [0], "known": self.known}
 
 
 def tasks() -> Iterator[Task]:
-    """Sea surface temperatures with the month, and unemployment with five covariates of the past."""
+    """Return sea surface temperatures with the month, and unemployment with five past covariates."""
     from statsmodels.datasets import elnino, macrodata
 
     sea = elnino.load_pandas().data.drop(columns="YEAR").to_numpy().ravel()
@@ -55,7 +55,7 @@ def tasks() -> Iterator[Task]:
 
 
 def features(task: Task, series: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is known at each origin, one row each: the window and the future; and what happened."""
+    """Return what is known at each origin, one row per origin: the window and the future; and the targets."""
     inputs, targets = windows(series, task.window, **task.roles)
     x, future = inputs if isinstance(inputs, WithFuture) else (inputs, None)
     parts = [x[:, :, columns]] if future is None else [x[:, :, columns], future]
@@ -64,7 +64,7 @@ def features(task: Task, series: np.ndarray, columns: Sequence[int]) -> tuple[np
 
 
 def others(task: Task) -> Iterator[tuple[str, np.ndarray]]:
-    """Forecasts (origins, horizon) of the other methods."""
+    """Yield the forecasts (origins, horizon) of the other methods."""
     past, later = task.series[: task.start], task.series[task.start - task.window :]
     known, _ = features(task, later, [0])
     now = known[:, task.window - 1, None]

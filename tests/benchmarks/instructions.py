@@ -1,7 +1,7 @@
-"""Instructions that `native` takes for a few shapes, counted by valgrind's callgrind.
+"""Count the instructions of `native` for a few shapes with valgrind's callgrind.
 
-Times on a busy machine say little; these numbers are the same in every run. ``python -m
-tests.benchmarks.instructions`` rewrites `instructions.json`, for a change that is meant to change them. The
+Unlike times on a busy machine, these numbers are the same in every run. ``python -m
+tests.benchmarks.instructions`` updates `instructions.json` after a change that intends to change them. The
 argument ``work`` is for the process under valgrind.
 """
 
@@ -24,7 +24,7 @@ import xplstm
 ROOT = Path(__file__).parent.parent.parent
 STATED = Path(__file__).with_suffix(".json")
 
-# What T, B, I, H are counted.
+# The cases: T, B, I, H.
 FORWARD = ((100, 1, 16, 32), (20, 1, 256, 256), (20, 8, 64, 128), (5, 32, 256, 256))
 TRAINING = ((20, 1, 64, 128), (10, 8, 64, 128), (4, 32, 128, 256))
 STEP = ((1, 1, 3, 8), (1, 1, 16, 32), (1, 1, 64, 64))
@@ -36,7 +36,7 @@ ENVIRONMENT = {"XPLSTM_NATIVE_ISA": "avx2", "XPLSTM_NUM_THREADS": "1", "PYTHONHA
 
 
 def cases() -> list[tuple[str, tuple[int, ...]]]:
-    """Kind and shape."""
+    """Return kind and shape of each case."""
     kinds = {"forward": FORWARD, "training": TRAINING, "step": STEP}
     return [(kind, shape) for kind, shapes in kinds.items() for shape in shapes]
 
@@ -46,7 +46,7 @@ def name_of(kind: str, shape: tuple[int, ...]) -> str:
 
 
 def call_of(kind: str, shape: tuple[int, ...]) -> Callable[[], Any]:
-    """What is counted."""
+    """Return the call whose instructions are counted."""
     T, B, I, H = shape
     lstm, x = xplstm.LSTM(I, H, rng=0), np.ones((T, B, I), "float32")
     frozen = lstm.freeze()

@@ -72,7 +72,7 @@ def compare(steps: int, gradient: bool, rounds: int) -> dict[str, dict[str, floa
     running: dict[str, list[float]] = {name: [] for name in both}
     for turn in range(rounds):
         for name in sorted(both, reverse=turn % 2 == 1):
-            # A new function each time: JAX keeps what it has traced.
+            # A new function each time, because JAX caches traced functions.
             fresh = jax.jit(lambda params, x, run=both[name]: run(params, x))
             start = time.perf_counter()
             compiled = fresh.lower(params, x).compile()

@@ -1,17 +1,18 @@
-"""Cost and memory of exact gradients of a sequence that is longer than memory.
+"""Measure time and memory of exact gradients of a sequence that is longer than memory.
 
-``python -m tests.benchmarks.long`` measures them for a million steps of a memory map on one thread. It prints
-the CPU time of `training.gradients_over` over that of forward passes, which each repetition runs too, and the
-peak of the process during a first `gradients_over` less what it held before. The pages of the map that the
-process has read count as its memory, until the system needs them.
+``python -m tests.benchmarks.long`` measures a million steps of a memory map on one thread. It prints the CPU
+time of `training.gradients_over` divided by that of a forward pass, which each repetition also runs. It also
+prints the peak memory of the process during the first `gradients_over`, minus the memory before. Pages of the
+map that the process has read count as its memory until the system reclaims them.
 
-A forward pass multiplies by W_ih and W_hh. The chunks do that twice, the gradients of the weights once more,
-and the step back multiplies by W_hh alone: 3 + H / (I + H) forward passes, 3.8 here. With y of all steps in a
-file the second run could multiply many steps at once, which waits less for the weights. The forward pass, the
-step back and the gradients of the weights would still cost more than the goal.
+A forward pass multiplies by W_ih and W_hh. `gradients_over` runs the chunks twice, and the weight gradients
+cost a third pass. The backward steps multiply only by W_hh. The sum is 3 + H / (I + H) forward passes, here
+3.8. If a file stored y of all steps, the second run could multiply many steps at once, which waits less for
+the weights. The forward pass, the backward steps and the weight gradients would still take longer than the
+goal.
 
-One call over all of x needs memory for all of y too, which the system may take as long to provide as the call
-computes. So the second ratio shows the cost of the gradients.
+One call on the complete x also needs memory for the complete y. The system may take as long to provide it as
+the computation takes. The second ratio therefore shows only the cost of the gradients.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PEAK_GOAL, COST_GOAL = 110, 2.5
 
 
 class Chunks:
-    """The chunks of a memory map; the loss needs no targets."""
+    """Chunks of a memory map; the loss needs no targets."""
 
     def __init__(self, x: Any) -> None:
         self.x = x
@@ -52,7 +53,7 @@ class Chunks:
 
 
 def half_square(y: Any, _: None) -> tuple[float, Callable[[], Any]]:
-    """Half the sum of squares, whose gradient is y."""
+    """Return half the sum of squares, whose gradient is y."""
     return float(0.5 * np.vdot(y, y)), lambda: y
 
 
@@ -65,7 +66,7 @@ def write(path: Path) -> None:
 
 
 def work(path: str) -> None:
-    """Print the peak, and the CPU times of all passes."""
+    """Print the peak memory, and the CPU times of all passes."""
     import xplstm
     from xplstm.training import gradients_over
 
@@ -73,7 +74,7 @@ def work(path: str) -> None:
     fast = lstm.freeze()
     chunks = Chunks(np.load(path, mmap_mode="r"))
     small = [(np.ones((10, B, I), np.float32), None)] * 2
-    gradients_over(lstm, small, half_square)  # brings everything into memory
+    gradients_over(lstm, small, half_square)  # loads all modules and data
     before = _resident("VmRSS")
     gradients_over(lstm, chunks, half_square)
     print(_resident("VmHWM") - before)
@@ -96,7 +97,7 @@ def work(path: str) -> None:
 
 
 def measure() -> tuple[int, list[list[float]]]:
-    """Return the peak in bytes, and the seconds of each pass by repetition, from a process of their own."""
+    """Return the peak in bytes, and the seconds of each pass and repetition, from a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
         write(path)
@@ -108,7 +109,7 @@ def measure() -> tuple[int, list[list[float]]]:
 
 
 def main() -> None:
-    """Print both goals beside what was measured."""
+    """Print the results and both goals."""
     if len(sys.argv) > 1:
         work(sys.argv[1])
         return

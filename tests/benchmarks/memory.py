@@ -1,7 +1,7 @@
-"""Memory that one training step of a long sequence takes, ours beside PyTorch's, each in its own process.
+"""Compare the memory of one training step of a long sequence with PyTorch, each in a separate process.
 
-``python -m tests.benchmarks.memory`` prints it: the peak of the process during a forward and a backward pass,
-less what it held before them. An engine's name as the argument is for the process that is measured.
+``python -m tests.benchmarks.memory`` prints the peak memory of the process during a forward and a backward
+pass, minus the memory before. The name of an engine as the argument runs the measured process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEGABYTE = 2**20
 
 
 def _resident(name: str) -> int:
-    """Bytes of the process in memory: now (VmRSS), or at most so far (VmHWM)."""
+    """Return the resident memory in bytes: now (VmRSS), or the peak so far (VmHWM)."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
@@ -52,9 +52,9 @@ ENGINES = {"xplstm": _ours, "torch": _torch}
 
 
 def work(engine: str) -> int:
-    """Bytes of one training step beyond what the process held with x and dy at hand."""
+    """Return the bytes of one training step, without x, dy and the memory before."""
     train = ENGINES[engine]()
-    train(np.ones((1, 1, I), np.float32), np.ones((1, 1, H), np.float32))  # brings the libraries into memory
+    train(np.ones((1, 1, I), np.float32), np.ones((1, 1, H), np.float32))  # loads the libraries
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((T, B, n), dtype=np.float32) for n in (I, H))
     before = _resident("VmRSS")
@@ -65,7 +65,7 @@ def work(engine: str) -> int:
 
 
 def measure(engine: str) -> int:
-    """`work` in a process of its own."""
+    """Run `work` in a separate process."""
     command = [sys.executable, "-m", "tests.benchmarks.memory", engine]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XPLSTM_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
@@ -73,7 +73,7 @@ def measure(engine: str) -> int:
 
 
 def main() -> None:
-    """Print what every engine takes, and what x, y, dx and what `native` keeps make by themselves."""
+    """Print the memory of every engine, and the sizes of x, y, dx and the residuals of `native`."""
     if len(sys.argv) > 1:
         print(work(sys.argv[1]))
         return

@@ -1,7 +1,7 @@
-"""Time small calls and steps of frozen LSTMs with the interpreter's part of them.
+"""Measure small calls and steps of frozen LSTMs, and the part of the interpreter.
 
 ``python -m tests.benchmarks.small_calls`` prints microseconds of `FrozenLSTM.__call__` with one batch entry,
-of the same call by way of all checks, and of `step`: the least of many rounds of each, in turn.
+of the same call with all checks, and of `step`. Each number is the minimum of many interleaved rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PINNED = "native"
 
 
 def least(calls: list[Callable[[], object]], rounds: int = ROUNDS) -> list[float]:
-    """Return the least microseconds of each call, in interleaved rounds."""
+    """Return the minimum microseconds of each call, in interleaved rounds."""
     found = [float("inf")] * len(calls)
     for _ in range(rounds):
         for k, call in enumerate(calls):
@@ -34,14 +34,14 @@ def least(calls: list[Callable[[], object]], rounds: int = ROUNDS) -> list[float
 
 
 def checked(lstm: xplstm.LSTM) -> Any:
-    """Return a frozen copy whose calls go by way of all checks."""
+    """Return a frozen copy whose calls run all checks."""
     frozen = lstm.freeze()
     frozen._callers[PINNED] = None
     return frozen
 
 
 def measure(H: int, rounds: int = ROUNDS) -> list[float]:
-    """Return microseconds of a step, and of a call directly and by way of all checks for each of STEPS."""
+    """Return microseconds of a step, and of a call with and without all checks for each of STEPS."""
     lstm = xplstm.LSTM(H, H, rng=0)
     short, long = lstm.freeze(), checked(lstm)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A step of a long sequence costs what one of a short sequence costs."""
+"""Check that a step of a long sequence takes as long as a step of a short one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about large runs has the figures of its simulation, and the simulation those of real processes."""
+"""Compare the page about large runs with the simulation, and the simulation with real processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_times_of_a_tree_by_hand() -> None:
 
 
 def test_an_epoch_of_a_billion_samples(tmp_path: Path) -> None:
-    """The array repeats one sample, so that it takes no memory; the order has 1e9 numbers all the same."""
+    """The array repeats one sample, so it takes no memory. The order still has 1e9 numbers."""
     sample = np.sin(np.arange(6.0, dtype="float32")).reshape(1, 6, 1)
     stored, path = np.broadcast_to(sample, (at_scale.SEQUENCES, 6, 1)), tmp_path / "run.safetensors"
     seen: list[np.ndarray] = []
@@ -80,7 +80,7 @@ def test_an_epoch_of_a_billion_samples(tmp_path: Path) -> None:
 
 
 class Numbers:
-    """An array that notes which samples are read, one slice each."""
+    """Array that records the samples that are read, one slice per read."""
 
     def __init__(self, stored: np.ndarray, seen: list[np.ndarray]) -> None:
         self.stored, self.seen, self.shape, self.dtype = stored, seen, stored.shape, stored.dtype

@@ -1,4 +1,4 @@
-"""The fit of costs: from times that known costs make it finds those costs again, and what they choose."""
+"""Check that the fit recovers known costs from the times that they predict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = [Shape(64, B, H, H) for H in (64, 128, 256, 512, 1024) for B in (1, 16,
 
 
 def rows(noise: float = 0.0) -> list[Row]:
-    """What a device of TRUE's costs would have measured, on plans that COSTS chose."""
+    """Return the measurements on a device with the costs TRUE, with plans that COSTS selected."""
     found, rng = [], np.random.default_rng(5)
     for shape in SHAPES:
         for kind in ("float32", "tf32", "bfloat16"):
@@ -44,7 +44,8 @@ def rows(noise: float = 0.0) -> list[Row]:
 
 def test_it_finds_the_costs_that_made_the_times() -> None:
     found = fit.fit(fit_costs.measured(rows(), CHIP, COSTS), COSTS)
-    # Some costs come together alone, as cycles and how many a microsecond has: what they predict is found.
+    # Some costs are only determined together, such as cycles and their number per microsecond. Predictions
+    # agree.
     for m in fit_costs.measured(rows(), CHIP, COSTS):
         assert m.predicted(found) == pytest.approx(m.time, rel=1e-3)
     assert found.fused_step == pytest.approx(TRUE.fused_step, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The comparison of forecasts: every method sees the same past, and nothing of what it forecasts."""
+"""Check that every method reads the same past, and none of the values that it forecasts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from tests.benchmarks import forecasts
 
-# A synthetic series of a line, so that each element says its step.
+# A synthetic linear series, so that each element gives its step.
 LINE = np.stack([np.arange(40.0), 100 + np.arange(40.0), np.arange(40.0) % 4], axis=1)
 TASK = forecasts.Task("a line", LINE, (2,), 6, 2, 30, 4)
 

@@ -1,4 +1,4 @@
-"""Instruction counts stay near what `instructions.json` states; `instructions.py` says how to renew them."""
+"""Check that instruction counts stay near those in `instructions.json`; `instructions.py` updates them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.benchmarks import instructions
 from xplstm.kernels import native
 
-# Another compiler, or NumPy in single steps, differs by a few hundredths.
+# Another compiler, or another NumPy in single steps, changes the counts by a few per cent.
 WITHIN = 0.1
 
 

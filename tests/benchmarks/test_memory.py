@@ -1,4 +1,4 @@
-"""Training a long sequence takes no more memory than PyTorch takes."""
+"""Check that training on a long sequence takes no more memory than PyTorch."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Small calls are spared the checks: the interpreter's part of them must not grow back."""
+"""Check that small calls still skip the checks."""
 
 from __future__ import annotations
 

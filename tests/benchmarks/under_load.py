@@ -1,8 +1,8 @@
-"""Time of a call on two threads while other processes keep the processors busy, against ONNX Runtime's.
+"""Measure a call on two threads while other processes use the processors, compared with ONNX Runtime.
 
 ``python -m tests.benchmarks.under_load`` prints, for each shape, milliseconds of a call on a quiet machine
-and with four busy processes, and how many times longer the call takes under load. Turns with and without the
-load alternate in one run, after a check that the results are equal.
+and with four busy processes, and their ratio. Rounds with and without the load alternate in one run, after a
+check that the results are equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BUSY, THREADS, ROUNDS, TURN = 4, 2, 5, 0.4
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Keep `count` processes busy."""
+    """Run `count` busy processes."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -35,7 +35,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def measure(engines: list[Engine], shape: Shape, rounds: int) -> dict[tuple[str, bool], list[float]]:
-    """Return seconds of a call by engine and whether other processes were busy, one number a round."""
+    """Return the seconds of a call by engine and by load, one number per round."""
     for engine in engines:
         engine.build(shape)
     first, second = (engine.result("forward") for engine in engines)

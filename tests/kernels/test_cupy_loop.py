@@ -161,7 +161,7 @@ def test_explain_says_that_the_loop_runs_in_python(monkeypatch: pytest.MonkeyPat
         assert cupy_fused.proof(problem_there(), None).text == "passed"  # type: ignore[arg-type]
         without_engine(monkeypatch)
         text = cupy_fused.proof(problem_there(), None).text  # type: ignore[arg-type]
-    assert text == f"passed, its loop runs in Python ({NO_ENGINE})"
+    assert text == f"passed; its loop runs in Python ({NO_ENGINE})"
 
 
 def test_numbers_are_not_checked_during_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's products of bytes can be trusted with on this processor."""
+"""Detect whether ONNX Runtime's products of bytes are exact on this processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @cache
 def saturate() -> bool:
-    """Return whether a sum of products of bytes saturates: x86 has exact ones only with VNNI."""
+    """Return whether a sum of products of bytes saturates, as on x86 processors without VNNI."""
     import onnxruntime
     from onnx import helper, numpy_helper
 
@@ -27,6 +27,6 @@ def saturate() -> bool:
 
 
 def skip_where_they_saturate() -> None:
-    """Skip the rest of a test that compares with ONNX Runtime's products of bytes."""
+    """Skip the rest of a test that compares with ONNX Runtime's products of bytes, if they saturate."""
     if saturate():
         pytest.skip("the products of bytes of ONNX Runtime saturate on this processor, which lacks VNNI")

@@ -1,4 +1,4 @@
-"""Random problems and the float64 answers that every backend and kernel is held against."""
+"""Define random problems, and the float64 results with which every backend and kernel is compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLOPES = 12
 
 
 def kernels() -> list[Any]:
-    """Every kernel for host arrays as a parameter; one that was not compiled is skipped, unless required."""
+    """Return every kernel for host arrays as a parameter; skip missing kernels that are not required."""
     found = []
     for name in _dispatch.TABLE:
         missing = _dispatch.why_missing(name)
@@ -34,7 +34,7 @@ def kernels() -> list[Any]:
 
 @dataclass
 class Case:
-    """A configuration with its arrays: distinct weights everywhere, nonzero distinct states."""
+    """Configuration and arrays, with distinct weights and with distinct states other than zero."""
 
     T: int = 5
     B: int = 4
@@ -62,7 +62,7 @@ class Case:
         return self.options.get("num_layers", 1) * self.directions
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """x, h_0, c_0 and the gradients dy, dh_n, dc_n."""
+        """Return x, h_0, c_0 and the gradients dy, dh_n, dc_n."""
         rng = np.random.default_rng(self.seed)
         shape = (self.B, self.T) if self.options.get("batch_first") else (self.T, self.B)
         return {
@@ -75,14 +75,14 @@ class Case:
         }
 
     def valid(self) -> dict[str, Any]:
-        """The keyword that makes the batch ragged, if any."""
+        """Return the keyword that makes the batch ragged, if any."""
         if self.holes:
             shape = (self.B, self.T) if self.options.get("batch_first") else (self.T, self.B)
             return {"mask": np.random.default_rng(self.seed).random(shape) < 0.6}
         return {} if self.lengths is None else {"lengths": self.lengths}
 
     def exists(self) -> np.ndarray:
-        """Which steps there are, with x's first two axes."""
+        """Return which steps are valid, with the first two axes of x."""
         valid = self.valid()
         if "mask" in valid:
             return np.asarray(valid["mask"])
@@ -91,7 +91,7 @@ class Case:
         return exists.T if self.options.get("batch_first") else exists
 
     def poisoned(self) -> dict[str, np.ndarray]:
-        """The arrays with NaN in x and dy wherever no step is."""
+        """Return the arrays with NaN in x and dy at padded and masked steps."""
         arrays = self.arrays()
         exists = self.exists()[:, :, None]
         return arrays | {k: np.where(exists, arrays[k], np.nan) for k in ("x", "dy")}
@@ -131,14 +131,14 @@ class Answer:
 
 
 def settled(arrays: list[Any]) -> list[Any]:
-    """The arrays; Dask's computed, all in one go instead of each from the start."""
+    """Return the arrays; compute Dask arrays together, so that shared parts are computed once."""
     if array_api_compat.is_dask_array(arrays[0]):
         return list(sys.modules["dask"].persist(*arrays))
     return arrays
 
 
 def run(lstm: xplstm.LSTM, arrays: dict[str, Any], **options: Any) -> Answer:
-    """Forward and backward in one go."""
+    """Run the forward and the backward pass."""
     y, (h_n, c_n), pullback = lstm.vjp(arrays["x"], (arrays["h_0"], arrays["c_0"]), **options)
     dx, dstate_0, dparams = pullback(arrays["dy"], (arrays["dh_n"], arrays["dc_n"]))
     results = settled([y, h_n, c_n, dx, *dstate_0, *dparams.values()])
@@ -146,7 +146,7 @@ def run(lstm: xplstm.LSTM, arrays: dict[str, Any], **options: Any) -> Answer:
 
 
 def differences(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Central differences of `f` by every element of `at`."""
+    """Return the central differences of `f` with respect to every element of `at`."""
     gradient = np.zeros_like(at)
     for place in np.ndindex(at.shape):
         up, down = at.copy(), at.copy()
@@ -159,10 +159,10 @@ def differences(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 
 def slopes(
     f: Callable[[np.ndarray], float], at: np.ndarray, gradient: np.ndarray, step: float = 1e-6
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slopes that a gradient says, and those of central differences of `f`.
+    """Return directional derivatives from a gradient, and from central differences of `f`.
 
-    They are along each element of a small array, and along random directions of length 1 of a large one: a
-    wrong element changes nearly all of those.
+    The directions are each element of a small array, and random unit vectors for a large array. A wrong
+    element changes nearly all derivatives along random vectors.
     """
     along = np.eye(at.size) if at.size <= SLOPES else np.random.default_rng(0).normal(size=(SLOPES, at.size))
     along /= np.linalg.norm(along, axis=1, keepdims=True)
@@ -171,7 +171,7 @@ def slopes(
 
 
 def random_chunks(rng: np.random.Generator, size: int) -> tuple[int, ...]:
-    """Return up to four chunks of an axis of Dask, some of them empty."""
+    """Return up to four chunk sizes of a Dask axis, some of them zero."""
     inner = np.sort(rng.integers(0, size + 1, size=int(rng.integers(0, 4)))).tolist()
     bounds = [0, *inner, size]
     return tuple(b - a for a, b in itertools.pairwise(bounds))

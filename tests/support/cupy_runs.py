@@ -1,6 +1,6 @@
-"""``python -m tests.cupy_runs`` runs CuPy's kernels on small problems, for a checker of memory to watch.
+"""Run CuPy's kernels on small problems under a memory checker: ``python -m tests.cupy_runs``.
 
-Every array is an allocation of its own there, without CuPy's pool, so that a step beyond its end is seen.
+Each array has its own allocation, without CuPy's pool, so that the checker detects out-of-bounds accesses.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ KINDS = ("float64", "float32", "tf32", "float16", "bfloat16")
 BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}
 ULPS = 8
 
-# Small, and of more rows than a tile of any kind of numbers has.
+# Small sizes with more batch entries than a tile of any dtype has rows.
 UNEVEN = Case(T=3, B=35, I=5, H=23, lengths=[3, 0, 2, 3, 1] * 7)
 
 
 def uneven_plan(problem: Problem, backward: bool) -> partitions.Plan:
-    """A cut whose blocks wait for each other, in passes that do not begin at the same thread."""
+    """Return a partition whose blocks wait for each other, in passes that begin at different threads."""
     sizes = len(problem.reverse), problem.B, problem.H, layer.kind(problem)
     chip = partitions.chip_of(problem.device)
     plans = partitions.plans(chip, *sizes, backward, partitions.COSTS)
@@ -39,9 +39,9 @@ def uneven_plan(problem: Problem, backward: bool) -> partitions.Plan:
 
 
 def agree(kernel: str, case: Case, kind: str, ulps: float = ULPS) -> None:
-    """Outputs and gradients of a pinned kernel beside the reference's in float64 on NumPy.
+    """Compare results and gradients of a pinned kernel with the float64 reference on NumPy.
 
-    Raises KernelError where the kernel does not run the problem, AssertionError where it runs it wrongly.
+    Raise KernelError if the kernel cannot run the problem, and AssertionError if its results are wrong.
     """
     import cupy as cp
 
@@ -60,7 +60,7 @@ def agree(kernel: str, case: Case, kind: str, ulps: float = ULPS) -> None:
         want = run(lstm.to(dtype="float64"), exact, **case.valid())
     part = ulps * 2.0 ** -BITS[kind]
     compare(got, want, part)
-    # A step's product by cuBLAS may be another one at another address.
+    # cuBLAS may select another algorithm for another address.
     part = 0 if kernel in ("cupy_block", "cupy_persistent") else part
     for name, a in (("y", y), ("h_n", h_n), ("c_n", c_n)):
         alone, beside = (cp.asnumpy(v).astype("float64") for v in (a, getattr(got, name)))
@@ -70,7 +70,7 @@ def agree(kernel: str, case: Case, kind: str, ulps: float = ULPS) -> None:
 
 
 def compare(got: Answer, want: Answer, part: float) -> None:
-    """Within a part of each array's largest number, or of 1."""
+    """Check that arrays differ at most by a fraction of their largest number, or of 1."""
     import cupy as cp
 
     for key, value in want.flat().items():
@@ -80,7 +80,7 @@ def compare(got: Answer, want: Answer, part: float) -> None:
 
 
 def learned(xp: Any) -> list[float]:
-    """Losses of a model over three updates: layers, dropout, cross-entropy, a clip and Adam."""
+    """Return the losses of a model over three updates: layers, dropout, cross-entropy, a clip and Adam."""
     model = CharLM("abcd", 5, num_layers=2, dropout=0.4, rng=3, xp=xp)
     ids, adam, found = xp.asarray([[0, 1], [2, 2], [1, 3]]), optim.Adam(0.05), []
     for step in range(3):
@@ -92,7 +92,7 @@ def learned(xp: Any) -> list[float]:
 
 
 def main(names: list[str]) -> int:
-    """The named cases, or all; 1 if a kernel ran none or training's parts failed."""
+    """Run the named cases, or all; return 1 if a kernel did not run or a training operation failed."""
     import cupy as cp
 
     cp.cuda.set_allocator(None)

@@ -1,4 +1,4 @@
-"""Calls of what public calls return and read: pullbacks, states, parameters, callbacks, models, files."""
+"""Define calls of objects that public calls return and read: pullbacks, states, callbacks, models, files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LAYERS = {
 }
 
 
-# ---- What can be set.
+# ---- Attributes that can be set.
 
 
 def with_params(params: Any) -> Any:
@@ -135,11 +135,11 @@ def forwarded(lengths: Any, mask: Any, reset: Any, rng: Any, checkpoint: Any) ->
     return trainer().forward(X, lengths=lengths, mask=mask, reset=reset, rng=rng, checkpoint=checkpoint)
 
 
-# ---- What is passed to `fit` inside of something else.
+# ---- Values inside an argument of `fit`.
 
 
 class Model:
-    """A model of one parameter, of which one answer is nonsense."""
+    """Model of one parameter with one invalid return value."""
 
     def __init__(self, **answers: Any) -> None:
         self.params = {"w": np.ones(3)}
@@ -260,7 +260,7 @@ def of_tensor(weight: Any) -> Any:
 
 
 def pulled(vjp: Callable[[], Any], good: dict[str, Any]) -> Callable[[], Call]:
-    """The call of the pullback that a call returns last."""
+    """Return a call of the pullback, which is the last result of another call."""
     return lambda: (vjp()[-1], good)
 
 

@@ -1,4 +1,4 @@
-"""Code that needs a process of its own."""
+"""Run code in a separate process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def started(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a new interpreter, which must end well and soon."""
+    """Run code in a new interpreter, which must succeed within a time limit."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What the tests of all models ask for in the same way."""
+"""Define checks that the tests of all models share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from xplstm import _array
 
 
 def check_gradients(make: Callable[[], Any], loss_of: Callable[[Any], Any], **options: Any) -> None:
-    """Hold every gradient that a model gives against differences of its loss.
+    """Compare every gradient of a model with differences of its loss.
 
-    `loss_of(model)` gives what ``model.loss_vjp`` gives, the same noise each time.
+    `loss_of(model)` returns the results of ``model.loss_vjp``, with the same random masks in each call.
     """
     gradients = loss_of(make())[2]()
     params = make().params
@@ -34,7 +34,7 @@ def check_gradients(make: Callable[[], Any], loss_of: Callable[[Any], Any], **op
 
 
 def host(results: tuple[Any, Any, Callable[[], dict[str, Any]]]) -> dict[str, np.ndarray]:
-    """Loss, state and gradients that ``loss_vjp`` gave, on the host."""
+    """Return the loss, state and gradients of ``loss_vjp`` as host arrays."""
     loss, state, pullback = results
     gradients = pullback()
     arrays = settled([loss, *state, *gradients.values()])
@@ -43,14 +43,14 @@ def host(results: tuple[Any, Any, Callable[[], dict[str, Any]]]) -> dict[str, np
 
 
 def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Hold results of `host` against each other."""
+    """Compare two results of `host`."""
     assert found.keys() == expected.keys()
     for name, a in expected.items():
         np.testing.assert_allclose(found[name], a, rtol=0, atol=1e-12, err_msg=name)
 
 
 def torch_copy(model: Any, layers: dict[str, Any]) -> Any:
-    """A torch module of `layers` with the model's parameters, in float64."""
+    """Return a PyTorch module of `layers` with the model's parameters, in float64."""
     import torch
 
     whole = torch.nn.ModuleDict(layers).double()
@@ -59,7 +59,7 @@ def torch_copy(model: Any, layers: dict[str, Any]) -> Any:
 
 
 def check_torch(pullback: Callable[[], dict[str, Any]], theirs: Any) -> None:
-    """Hold gradients against those that autograd left."""
+    """Compare gradients with those of autograd."""
     gradients = pullback()
     named = dict(theirs.named_parameters())
     assert gradients.keys() == named.keys()
@@ -68,7 +68,7 @@ def check_torch(pullback: Callable[[], dict[str, Any]], theirs: Any) -> None:
 
 
 def replace_networks(model: Any, kind: Callable[..., Any]) -> Any:
-    """Replace each LSTM of a model by `kind` of the same sizes, and return the model."""
+    """Replace each LSTM of a model by a `kind` of the same sizes, and return the model."""
     for name, layer in model._layers.items():
         if isinstance(layer, xplstm.LSTM):
             sizes = (layer.input_size, layer.hidden_size, layer.num_layers)

@@ -1,7 +1,7 @@
-"""Nonsense for the whole public face: values for the calls of `publiccalls`, and what a call did with one.
+"""Call every public function with an invalid value, and classify the outcome.
 
-Run as a module it makes the calls of one share and writes one line of JSON for each, in a process whose
-memory and time are bounded.
+The calls come from `publiccalls`. As a module, this file runs one share of the calls and writes one line of
+JSON for each, in a process with limited memory and time.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ VALUES: dict[str, Any] = {
 
 
 def trials(seed: int, share: float) -> Iterator[tuple[str, str, str]]:
-    """Call, argument and value, of a share of all, drawn by the seed."""
+    """Return the call, argument and value of each trial in one share of all, drawn by the seed."""
     drawn = random.Random(seed)
     for name, make in CALLS.items():
         function, _ = make()
@@ -79,7 +79,7 @@ def trials(seed: int, share: float) -> Iterator[tuple[str, str, str]]:
 
 
 def outcome(name: str, argument: str, value: str) -> str:
-    """What the call did: "refused", "returned" or the raw error."""
+    """Return the outcome of a call: "refused", "returned" or the unexpected error."""
     function, good = CALLS[name]()
     signal.alarm(SECONDS)
     try:
@@ -113,7 +113,7 @@ def main(part: int, parts: int, seed: int, share: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, resource.RLIM_INFINITY))
     for k, trial in enumerate(trials(seed, share)):
         if k % parts == part:
-            print(json.dumps(trial), flush=True)  # first: a call that ends the process is the last one named
+            print(json.dumps(trial), flush=True)  # first, to name a call that ends the process
             print(json.dumps(outcome(*trial)), flush=True)
 
 

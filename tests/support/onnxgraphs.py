@@ -1,4 +1,4 @@
-"""Random ONNX graphs around one or two recurrent nodes, and what ONNX Runtime computes for their values."""
+"""Generate random ONNX graphs with one or two recurrent nodes, and run them with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECOND = ("none", "none", "other", "shared", "handed", "other_lengths", "ragged_
 
 
 class Case(NamedTuple):
-    """A model, and the values that a network found in it is compared with."""
+    """Model, and the values to compare with a network that was read from it."""
 
     model: Any
     feed: dict[str, np.ndarray]
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 
 class Builder:
-    """A graph in the making."""
+    """Incomplete graph with its nodes and constants."""
 
     def __init__(self, onnx: Any, seed: int) -> None:
         self.onnx, self.rng = onnx, np.random.default_rng(seed)
@@ -80,7 +80,7 @@ class Builder:
         return name
 
     def branch(self, condition: str, a: np.ndarray) -> str:
-        """An If that makes `a` where the condition is true, and 10 more of each number where it is not."""
+        """Return an If that gives `a` if the condition is true, and otherwise adds 10 to each number."""
         helper, numpy_helper = self.onnx.helper, self.onnx.numpy_helper
         graphs = {}
         for k, (name, value) in enumerate((("then_branch", a), ("else_branch", a + a.dtype.type(10)))):
@@ -113,7 +113,7 @@ class Builder:
         return self.add("Gather", self.add("Shape", name), self.keep([axis]), axis=0)
 
     def front(self, kind: str) -> tuple[str, str, bool]:
-        """X of the first node, what its layer is given, and whether the batch is first there."""
+        """Return X of the first node, the input of its layer, and whether the batch axis is first."""
         if kind.startswith("embedding"):
             return self.embedding(kind)
         if kind == "two_inputs":
@@ -140,7 +140,7 @@ class Builder:
         bf = kind != "embedding"
         ids = self.rng.integers(0, 20, size=(B, T) if bf else (T, B))
         x = self.give("x", ids, ["B", "T"] if bf else ["T", "B"])
-        if kind == "embedding_late_swap":  # before the table: no node after it shows the order
+        if kind == "embedding_late_swap":  # no node after the table shows the axes
             x = self.add("Transpose", x, perm=[1, 0])
         made = self.add("Gather", self.keep(self.floats(20, I)), x)
         return (self.swap(made), made, True) if kind == "embedding_swap" else (made, made, False)
@@ -186,13 +186,13 @@ class Builder:
         return x
 
     def rounded(self, kind: str, x: str) -> str:
-        """Nodes that change some numbers alone: those below 0, with fractions, or with many digits."""
+        """Add nodes that change only some numbers: negative, fractional, or with many digits."""
         if kind == "clipped":
             return self.add("Max", x, self.keep(np.float32(0)))
         return self.add("Cast", self.add("Cast", x, to=7 if kind == "whole_numbers" else 10), to=1)
 
     def weight(self, a: np.ndarray) -> str:
-        """A constant, or nodes that make it of constants."""
+        """Return a constant, or the output of nodes that compute it from constants."""
         add, keep = self.add, self.keep
         match self.pick(WEIGHTS):
             case "identity":
@@ -211,7 +211,7 @@ class Builder:
             case "sum":
                 return add("Add", keep(a), keep(self.floats(*a.shape[1:])))
             case "dynamic":
-                if self.rng.integers(4) == 0:  # made of the model's input
+                if self.rng.integers(4) == 0:  # computed from the input of the model
                     total = add("ReduceMax", "x", keepdims=0)
                     total = add("Cast", total, to=1)
                     return add("Add", keep(a), add("Mul", total, keep(np.float32(0.1))))
@@ -354,7 +354,7 @@ class Builder:
 
 
 def build(onnx: Any, seed: int) -> Case:
-    """A random case."""
+    """Return a random case."""
     b = Builder(onnx, seed)
     kinds = {
         name: b.pick(choices)
@@ -367,7 +367,7 @@ def build(onnx: Any, seed: int) -> Case:
         }.items()
     }
     for name, plain in (("front", "swap"), ("h", "none"), ("lens", "none"), ("between", "squeeze")):
-        if b.rng.integers(2):  # most graphs have one oddity, not five
+        if b.rng.integers(2):  # most graphs have one unusual part, not five
             kinds[name] = plain
     kinds["c"] = kinds["h"] if b.rng.integers(4) else b.pick(STATES)
     D = int(b.rng.integers(1, 3))
@@ -407,7 +407,7 @@ def build(onnx: Any, seed: int) -> Case:
 
 
 def values_of(onnx: Any, runtime: Any, case: Case) -> dict[str, np.ndarray]:
-    """Every value of the graph, as ONNX Runtime computes it."""
+    """Return every value of the graph, computed by ONNX Runtime."""
     model = onnx.ModelProto.FromString(case.model.SerializeToString())
     names = [name for node in model.graph.node for name in node.output if name]
     del model.graph.output[:]

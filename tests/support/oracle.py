@@ -1,7 +1,7 @@
-"""An LSTM in scalar loops and nothing else: what the reference kernel is held against.
+"""Define an LSTM in scalar loops, the oracle for the reference kernel.
 
-Written from the equations alone; shares no line, no order of loops and no idea
-(such as hoisting a product or masking a step) with the library.
+It is written from the equations alone. It shares no code, loop order or optimisation with the library, such
+as moving a product out of a loop or masking a step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def dot(row: Sequence[float], column: Sequence[float]) -> float:
 def direction(
     x: np.ndarray, steps: list[int], p: dict[str, np.ndarray], h: list[float], c: list[float]
 ) -> tuple[dict[int, list[float]], list[float], list[float]]:
-    """One row's walk over `steps`: h after each, and the last h and c."""
+    """Run one batch entry over `steps`; return h after each step, and the last h and c."""
     H = len(c)
     out: dict[int, list[float]] = {}
     for t in steps:
@@ -54,7 +54,7 @@ def stack(
     directions: int,
     exists: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All layers of a time-major batch; `exists` (T, B) says which steps there are."""
+    """Run all layers over a time-major batch; `exists` (T, B) is True for valid steps."""
     T, B, _ = x.shape
     h_n, c_n = h_0.copy(), c_0.copy()
     for layer in range(num_layers):

@@ -1,4 +1,4 @@
-"""The snippets of the README and of every page in docs/."""
+"""Extract the code snippets of the README and of every page in docs/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PATHS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-# Name -> text of every page.
+# text of every page, by name
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in PATHS
@@ -19,7 +19,7 @@ PAGES = {
 
 
 class Snippet(NamedTuple):
-    """A fenced block; `line` is the fence's own, counted from 1."""
+    """Fenced block; `line` is the line of the opening fence, counted from 1."""
 
     page: str
     line: int
@@ -28,19 +28,19 @@ class Snippet(NamedTuple):
 
     @property
     def is_session(self) -> bool:
-        """Whether it has prompts, and shows what is printed."""
+        """Return whether the snippet has prompts and output."""
         return self.text.startswith(">>>")
 
     @property
     def code(self) -> str:
-        """Python without prompts and output."""
+        """Return the Python code without prompts and output."""
         if not self.is_session:
             return self.text
         return "".join(example.source for example in doctest.DocTestParser().get_examples(self.text))
 
 
 def snippets_of(page: str) -> Iterator[Snippet]:
-    """Every fenced block of a page."""
+    """Return every fenced block of a page."""
     lines = PAGES[page].splitlines()
     start, fence = 0, ""
     for number, line in enumerate(lines, start=1):

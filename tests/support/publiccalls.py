@@ -1,4 +1,4 @@
-"""Calls of the whole public face that work, each argument by its name, for `nonsense`."""
+"""Define valid calls of every public function, with all arguments by name, for `nonsense`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lstm(**options: Any) -> xplstm.LSTM:
 
 
 def varied(**options: Any) -> xplstm.LSTM:
-    """Use a variant, which checks it."""
+    """Use a variant, which checks its options."""
     return lstm(variant=xplstm.Variant(**options))
 
 
@@ -87,7 +87,7 @@ def checkpoint() -> training.Checkpoint:
 
 
 def network(kind: type, **options: Any) -> dict[str, Callable[[], Call]]:
-    """The calls of a recurrent network, and of its frozen form."""
+    """Return calls of a recurrent network and of its frozen copy."""
     sizes = {"input_size": 3, "hidden_size": 2} | ({"output_size": 2} if kind is xplstm.JordanRNN else {})
 
     def new() -> Any:

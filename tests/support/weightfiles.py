@@ -1,4 +1,4 @@
-"""Files of weights to load, to break and to fuzz: small, whole, of every kind that needs no other library."""
+"""Generate small valid weight files of every kind, for tests that load, damage or fuzz them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ALL_SUFFIXES = (*SUFFIXES, ".weights.h5", ".keras", ".onnx", ".eqx", ".index.jso
 
 
 def lstm(**options):
-    """An LSTM in which no two gates, layers or directions are alike."""
+    """Return an LSTM with distinct weights for each gate, layer and direction."""
     arguments = {"hidden_size": 5, "num_layers": 2, "bidirectional": True, "rng": 7} | options
     return xplstm.LSTM(3, **arguments)
 
 
 @cache
 def whole() -> dict[str, bytes]:
-    """Name -> bytes of a whole file of every kind."""
+    """Return the bytes of a valid file of every kind, by name."""
     with tempfile.TemporaryDirectory() as folder:
         return write_all(Path(folder))
 
 
 def write_all(folder: Path) -> dict[str, bytes]:
-    """Write the files, and give their bytes."""
+    """Write the files, and return their bytes."""
     found = {}
     for suffix in SUFFIXES:
         path = folder / f"whole{suffix}"
@@ -46,7 +46,7 @@ def write_all(folder: Path) -> dict[str, bytes]:
 
 @cache
 def more() -> dict[str, bytes]:
-    """Name -> bytes of more kinds: those that need h5py or onnx, a checkpoint of training, and an index."""
+    """Return the bytes of further kinds by name: h5py, ONNX, a training checkpoint, and an index."""
     found = {"whole.keras": keras(), "whole.index.json": INDEX.encode()}
     found["legacy.pt"] = OLD + old_tensor() + OLD_KEYS + b"\x18" + bytes(7 + 96)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def more() -> dict[str, bytes]:
 
 
 def tensor(offset=b"K\x00", shape=b"K\x08K\x03", strides=b"K\x03K\x01", key=b"X\x01\x00\x00\x000"):
-    """The instructions that build one tensor of a storage of 24 float32."""
+    """Return the instructions that build one tensor of a storage of 24 float32 numbers."""
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpuK\x18tQ"
     made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + b"(" + shape + b"t(" + strides
     return made + b"t\x89ccollections\nOrderedDict\n)RtR"
@@ -85,19 +85,19 @@ def in_dict(value):
     return b"\x80\x02}X\x0c\x00\x00\x00weight_ih_l0" + value + b"s."
 
 
-# What comes first in a file from before 1.6: its magic number, a version, the system.
+# A file from before PyTorch 1.6 starts with a magic number, a version and the system.
 OLD = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + b"\x80\x02M\xe9\x03.\x80\x02}U\rlittle_endian\x88s."
 
 OLD_KEYS = b"]U\x010a."
 
 
 def old_tensor():
-    """The pickle of one tensor of a storage of 24 float32, as it was before 1.6."""
+    """Return the pickle of one tensor of a storage of 24 float32 numbers, as before PyTorch 1.6."""
     return in_dict(tensor()).replace(b"K\x18tQ", b"K\x18NtQ")
 
 
 def keras_2(folder: Path) -> bytes:
-    """A whole model as Keras 2 wrote it: the configuration is an attribute, names end with ":0"."""
+    """Return a complete Keras 2 model: the configuration is an attribute, and names end with ":0"."""
     import h5py
 
     layer = {"class_name": "LSTM", "config": CONFIG}
@@ -126,7 +126,7 @@ CONFIG = {
 
 @cache
 def keras_parts() -> dict[str, bytes]:
-    """Member -> bytes of a model of one LSTM."""
+    """Return the archive members of a model of one LSTM, by name."""
     layer = {"module": "keras.layers", "class_name": "LSTM", "config": CONFIG}
     model = {"class_name": "Sequential", "config": {"layers": [layer]}}
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +141,7 @@ def keras_parts() -> dict[str, bytes]:
 
 
 def keras() -> bytes:
-    """A whole model of Keras."""
+    """Return a complete Keras model."""
     content = bytesio.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         for name, data in keras_parts().items():

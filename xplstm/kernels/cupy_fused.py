@@ -42,7 +42,7 @@ def proof(problem: Problem, reference: trials.Engine) -> Proof:
     """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
     engine = trials.Engine(prepare, forward, backward)
     found = trials.proof(NAME, engine, reference, problem, lambda: trials.CHECKED + trials.PROJECTED)
-    slow = f"{found.text}, its loop runs in Python ({loop.why_python()})"
+    slow = f"{found.text}; its loop runs in Python ({loop.why_python()})"
     return found._replace(text=slow) if found.passed and loop.why_python() else found
 
 

@@ -177,7 +177,7 @@ def _backward_direction(
 
 
 def trace(residuals: Residuals, d: int) -> tuple[Array, ...]:
-    """Return the cell's trace of direction `d`, each array (T, B, ·), with 0 at steps that do not exist."""
+    """Return the cell's trace of direction `d`, each array (T, B, ·), with 0 at padded and masked steps."""
     problem, p, mask = residuals.problem, residuals.params[d], residuals.mask
     xp, at = problem.xp, _equations(problem, d)
     sizes = problem.cell.trace_sizes(problem.H, problem.output_size)

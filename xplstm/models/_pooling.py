@@ -14,7 +14,7 @@ Pullback = Callable[[Array], Array]
 
 
 def mean(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
-    """Return the mean of `y` (T, ..., H) over the steps that exist, and its pullback.
+    """Return the mean of `y` (T, ..., H) over the valid steps, and its pullback.
 
     `exists` has shape (T, ...); None means all steps. The mean over no steps is 0.
     """
@@ -34,7 +34,7 @@ def mean(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
 
 
 def largest(y: Array, exists: Array | None) -> tuple[Array, Pullback]:
-    """Return the maximum of each unit over the steps that exist, and its pullback.
+    """Return the maximum of each unit over the valid steps, and its pullback.
 
     The arguments are those of `mean`. The maximum over no steps is 0. The earliest of equal values gets the
     gradient.

@@ -297,7 +297,7 @@ def existing(batch: Ragged, name: str = "x") -> Array | None:
 
 
 def count_existing(exists: Array | None, shape: tuple[int, ...]) -> int:
-    """Return the number of steps that exist; all steps of `shape` if `exists` is None."""
+    """Return the number of valid steps; all steps of `shape` if `exists` is None."""
     if exists is None:
         return math.prod(shape)
     xp = _array.namespace(exists, "exists")

@@ -25,7 +25,7 @@ Pooling = Literal["last", "mean", "max"]
 
 
 class _Reading(NamedTuple):
-    """Input of the network: features or ids, and the steps that exist."""
+    """Input of the network: features or ids, and the valid steps."""
 
     x: Array
     lengths: Any
@@ -61,7 +61,7 @@ class SequenceClassifier(Composite):
         Whether a second direction reads each sequence from its end.
     pooling : {"last", "mean", "max"}, optional
         ``"last"`` reads the final state of the last layer in each direction. ``"mean"`` and ``"max"`` read
-        the mean or maximum of its outputs over the steps that exist, or 0 if there are none.
+        the mean or maximum of its outputs over the valid steps, or 0 if there are none.
     task : {"multiclass", "multilabel", "regression"}, optional
         One class (softmax and cross-entropy), any number of labels (sigmoid and binary cross-entropy), or
         numbers (mean squared error).
@@ -298,7 +298,7 @@ class SequenceClassifier(Composite):
         Raises
         ------
         ArgumentError
-            If a feature of a step that exists, or a logit, is not finite. Values on a device or under a trace
+            If a feature of a valid step, or a logit, is not finite. Values on a device or under a trace
             are not checked. For Dask arrays, the logits are checked when they are computed.
         ShapeError, DTypeError, BackendError
             As for a call.
@@ -355,7 +355,7 @@ class SequenceClassifier(Composite):
         x : array or Ragged
             As for a call.
         targets : array of integers, with the shape of the logits without the last axis
-            Classes in [0, C). With `each_step`, the loss ignores steps that do not exist. For
+            Classes in [0, C). With `each_step`, the loss ignores padded and masked steps. For
             ``"multilabel"``, integers, booleans or floats in [0, 1] with the shape of the logits. For
             ``"regression"``, floats with the shape of the logits.
         state : (h, c), optional

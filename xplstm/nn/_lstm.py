@@ -26,7 +26,7 @@ class LSTMTrace(NamedTuple):
     ----------
     i, f, g, o, c : array, shape (L*D, T, B, H)
         Index ``layer * D + direction`` on the first axis; the time and batch axes are in the
-        order of x. Exactly 0 at steps that do not exist.
+        order of x. Exactly 0 at padded and masked steps.
     h : array, shape (L*D, T, B, H), or (L*D, T, B, P) with a projection
     """
 
@@ -80,7 +80,7 @@ class _Calls:
         -------
         y : array, shape (T, B, D*H or D*P), axes as in x
             h of the last layer, with the directions concatenated or merged according to `merge`. Exactly 0 at
-            steps that do not exist.
+            padded and masked steps.
         state : LSTMState
             State after the last step of each batch entry, or the initial state of an entry without steps.
 

@@ -54,7 +54,7 @@ class _Calls:
         Returns
         -------
         y : array, shape (T, B, D*H or D*O), axes as in x
-            Output of the last layer, with the directions concatenated. Exactly 0 at steps that do not exist.
+            Output of the last layer, with the directions concatenated. Exactly 0 at padded and masked steps.
         h_n : array, shape of h_0
             State after the last step of each batch entry.
 
@@ -344,7 +344,7 @@ class _HiddenUnits(_HiddenNetwork):
         Returns
         -------
         array, shape (L*D, T, B, H)
-            T and B are in the order of x. Exactly 0 at steps that do not exist.
+            T and B are in the order of x. Exactly 0 at padded and masked steps.
 
         Raises
         ------
@@ -485,7 +485,7 @@ class GRUTrace(NamedTuple):
     ----------
     r, z, n, h : array, shape (L*D, T, B, H)
         Index ``layer * D + direction`` on the first axis; the time and batch axes are in the
-        order of x. Exactly 0 at steps that do not exist.
+        order of x. Exactly 0 at padded and masked steps.
     """
 
     r: Array

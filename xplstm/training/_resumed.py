@@ -69,7 +69,7 @@ def keep_earlier(path: str | os.PathLike[str]) -> str | None:
 
 
 def check_own(checkpoint: str, own: tuple[str | None, int]) -> None:
-    """Check that the file is at the run id and the update that this run wrote or read last."""
+    """Check that the file has the run id and the update that this run last wrote or read."""
     found = identity(checkpoint)
     if found is not None and found != own:
         msg = f"checkpoint={checkpoint!r} is at update {found[1]} of run {found[0]}, "

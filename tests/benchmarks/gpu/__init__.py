@@ -1,1 +1,1 @@
-"""The benchmark of the CuPy kernels on a GPU: ``python -m tests.benchmarks.gpu``."""
+"""Measure the CuPy kernels on a GPU: ``python -m tests.benchmarks.gpu``."""

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.gpu``: time the CuPy kernels and their peers on one GPU."""
+"""Run the benchmark: ``python -m tests.benchmarks.gpu``."""
 
 from __future__ import annotations
 

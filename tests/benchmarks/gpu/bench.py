@@ -1,8 +1,9 @@
-"""Time the CuPy kernels and their peers on one GPU.
+"""Measure the CuPy kernels and other implementations on one GPU.
 
-A shape and precision at a time: every engine is made ready, held against a judge, and timed by events in
-rounds, each engine once a round, on inputs that change from call to call. An engine that cannot run a shape,
-or runs it wrongly, is reported with the reason and left out.
+The benchmark measures one shape and precision at a time. It prepares every engine, compares its results with
+those of a judge, and measures it with CUDA events in interleaved rounds. Each engine runs once per round, on
+inputs that change from call to call. An engine that cannot run a shape, or gives wrong results, is reported
+with the reason and excluded.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from xplstm.cli.peers import Shape
 from xplstm.cli.results import Report, Row, check_plot, describe_run, load
 
 ROUNDS = 7
-# Seconds that an engine works when it is its turn, and the most calls.
+# Seconds that an engine runs in its turn, and the largest number of calls.
 TURN, MOST_CALLS = 0.02, 1000
 WALKS = 7
 
 BATCHES = (1, 16, 32, 64, 128, 256)
-# The goals' sizes first, so that a run that is cut short has them.
+# The sizes of the goals come first, so that an interrupted run contains them.
 SIZES = (256, 512, 768, 1024, 1536, 2048, 128, 64)
 GRID = tuple(Shape(T, B, H, H) for T in (512, 64) for H in SIZES for B in BATCHES)
 DEEPBENCH_TRAIN = (
@@ -52,7 +53,8 @@ QUICK = (
     Shape(64, 128, 128, 128),
 )
 
-# Largest differences that precisions allow, in parts of the judge's largest number; its own is float32.
+# Largest allowed differences by precision, as a fraction of the judge's largest number. The judge uses
+# float32.
 ALLOWED = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
 
 
@@ -72,7 +74,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return 1 if a result was wrong and 2 if the run was refused."""
+    """Run the command; return 1 if a result was wrong, and 2 if an argument or the machine is unsuitable."""
     parser = arguments()
     args = parser.parse_args(argv)
     try:
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _minutes(text: str) -> float:
-    """A time from now."""
+    """Return the time at which this many minutes will have passed."""
     try:
         minutes = float(text)
     except ValueError:
@@ -95,19 +97,19 @@ def _minutes(text: str) -> float:
 
 
 def shapes_of(args: argparse.Namespace) -> list[Shape]:
-    """What to time, each shape once."""
+    """Return the shapes to measure, each once."""
     if args.shape:
         return list(dict.fromkeys(args.shape))
     return list(dict.fromkeys(QUICK if args.quick else (*GRID, *DEEPBENCH_TRAIN, *DEEPBENCH_INFERENCE)))
 
 
 def kinds_of(shape: Shape, asked: bool) -> tuple[str, ...]:
-    """What to time of a shape: DeepBench has some for inference alone."""
+    """Return the kinds to measure for a shape: some shapes of DeepBench have only inference."""
     return ("forward",) if shape in DEEPBENCH_INFERENCE and not asked else ("forward", "train")
 
 
 def left_of(args: argparse.Namespace, rows: list[Row]) -> dict[Shape, tuple[str, ...]]:
-    """Return the operations of each shape that are not timed yet."""
+    """Return the operations of each shape that have not been measured yet."""
     done, left = {(row.shape, row.what) for row in rows}, {}
     for shape in shapes_of(args):
         kinds = tuple(what for what in kinds_of(shape, bool(args.shape)) if (shape, what) not in done)
@@ -117,7 +119,7 @@ def left_of(args: argparse.Namespace, rows: list[Row]) -> dict[Shape, tuple[str,
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what is not in the file yet, and print tables, goals and reasons; 1 if a result was wrong."""
+    """Measure what the file does not contain, and print the results; return 1 if a result was wrong."""
     if args.plot:
         check_plot(args.plot)
     report = load(args.json) if args.json and args.json.exists() else Report({}, [])
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace, report: Report, end: float) -> Report:
-    """The report with what it lacks, written to its file after each shape."""
+    """Return the report with the missing measurements, written to its file after each shape."""
     names, rounds = args.engines or engines.available(), args.repeats
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name)) for name in names}
@@ -152,7 +154,7 @@ def _measured(args: argparse.Namespace, report: Report, end: float) -> Report:
 
 
 def _about(worker: Worker) -> dict[str, Any]:
-    """The machine, which has to be one with a GPU."""
+    """Return the properties of the machine, which must have a GPU."""
     try:
         found: dict[str, Any] = worker.ask("about")
     except KernelError as error:
@@ -162,7 +164,7 @@ def _about(worker: Worker) -> dict[str, Any]:
 
 
 def _overheads(worker: Worker) -> Any:
-    """What launches and products cost Python, or why nobody knows."""
+    """Return the time of a launch and of a product in Python, or why it was not measured."""
     try:
         return worker.ask("overheads")
     except KernelError as error:
@@ -170,7 +172,7 @@ def _overheads(worker: Worker) -> Any:
 
 
 def _same(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What is said of the machine, one command more where a run goes on; never of another, or of others."""
+    """Return the properties of the machine with the new command; reject a report of another machine."""
     for name, value in now.items():
         if name in before and before[name] != value:
             msg = f"--json has measurements with {name} {before[name]}, and here is {value}"
@@ -181,7 +183,7 @@ def _same(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(workers: dict[str, Worker], shape: Shape, kinds: tuple[str, ...], rounds: int) -> list[Row]:
-    """Every engine at a shape, one precision at a time, so that few hold memory at once."""
+    """Measure every engine at a shape, one precision at a time to limit the memory."""
     rows = []
     for what in kinds:
         judge: Results = {}
@@ -199,7 +201,7 @@ Results = dict[str, np.ndarray]
 
 
 class Cell:
-    """The engines at one shape in one precision; whoever fails leaves with its reason."""
+    """Engines at one shape in one precision; an engine that fails is excluded with its reason."""
 
     def __init__(self, shape: Shape, precision: str, what: str, workers: dict[str, Worker]) -> None:
         self._shape, self._precision, self._what = shape, precision, what
@@ -213,7 +215,7 @@ class Cell:
         return [name for name in self._workers if name not in self._reasons]
 
     def _ask(self, name: str, op: str, **request: Any) -> Any:
-        """An answer; or None, and the engine is out."""
+        """Return an answer, or None if the engine failed and is excluded."""
         try:
             return self._workers[name].ask(op, **request)
         except KernelError as error:
@@ -221,7 +223,7 @@ class Cell:
             return None
 
     def compare(self, judge: Results) -> Results:
-        """Put out whoever differs from the judge: the first of JUDGES that ran, where none is given yet."""
+        """Exclude each engine that differs from the judge, by default the first of JUDGES that ran."""
         found: dict[str, Results] = {}
         for name in self._able():
             answer = self._ask(name, "results", what=self._what)
@@ -236,7 +238,7 @@ class Cell:
         return judge
 
     def _why_not(self, results: Results, judge: Results) -> str:
-        """What is wrong with an engine's results, or nothing."""
+        """Return why an engine's results are wrong, or an empty string."""
         differences = {key: difference(a, judge[key]) for key, a in results.items() if key in judge}
         if not differences:
             return f"gives {_listed(results)}, and the judge {_listed(judge)}: nothing to compare"
@@ -247,7 +249,7 @@ class Cell:
         return f"differs in {key} by {differences[key]:.1e} of the largest number, {allowed}"
 
     def interleave(self, rounds: int) -> None:
-        """Seconds a call, a number a round, of each engine."""
+        """Return the seconds per call of each engine, one number per round."""
         calls = {}
         for name in self._able():
             trial = self._ask(name, "time", what=self._what, calls=1)
@@ -263,7 +265,7 @@ class Cell:
             self._host[name].append(took["host"])
 
     def rows(self) -> list[Row]:
-        """One for each engine."""
+        """Return one row for each engine."""
         found = []
         for name in self._workers:
             facts = self._ask(name, "facts", what=self._what, calls=WALKS) if name in self._able() else None
@@ -280,18 +282,18 @@ class Cell:
         return found
 
     def release(self) -> None:
-        """Let every process give its memory back."""
+        """Free the memory of all processes."""
         for name in self._workers:
             self._ask(name, "release")
 
 
 def _listed(results: Results) -> str:
-    """Which results there are."""
+    """Return the measurements that the report contains."""
     return ", ".join(results) or "nothing"
 
 
 def _print(report: Report) -> None:
-    """Print what was measured, what was not, and the goals."""
+    """Print the measurements, the missing measurements and the goals."""
     print(report.text(results.pairs))
     print("\nleast microseconds until Python has a call under way")
     print(", ".join(f"{name} {least:.0f}" for name, least in results.hosts(report.rows).items()))

@@ -1,7 +1,7 @@
-"""cuDNN's LSTM by its own functions, one algorithm at a time: a peer of ``bench --device cuda``.
+"""Call the LSTM of cuDNN directly, one algorithm at a time.
 
-PyTorch and JAX choose an algorithm of cuDNN by themselves; here each one is timed wherever it is allowed.
-The library is found through ctypes beside PyTorch or on the system, and nothing but the benchmark uses it.
+PyTorch and JAX select an algorithm of cuDNN automatically. This module measures each algorithm that cuDNN
+allows. ctypes loads the library from PyTorch's packages or from the system. Only the benchmark uses it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CODES = {
     "f": ctypes.c_float,
     "q": ctypes.c_ulonglong,
 }
-# The arguments of each function, a letter each; all of them return a status.
+# Argument types of each function, one letter per argument; all functions return a status.
 SIGNATURES = {
     "cudnnCreate": "p",
     "cudnnDestroy": "p",
@@ -65,13 +65,13 @@ DEFAULT_MATH, TENSOR_MATH, FMA_MATH = 0, 1, 3
 
 
 class Numbers(NamedTuple):
-    """What cuDNN calls a precision."""
+    """Constants of cuDNN for a precision."""
 
     data: int
     math: int
 
 
-# What PyTorch takes: tensor cores wherever float32 without TF32 is not asked for.
+# The choice of PyTorch: tensor cores, except for float32 without TF32.
 NUMBERS = {
     "float32": Numbers(FLOAT, FMA_MATH),
     "tf32": Numbers(FLOAT, DEFAULT_MATH),
@@ -84,7 +84,7 @@ NUMBERS = {
 def library() -> ctypes.CDLL:
     """Load cuDNN and declare the types of its functions."""
     if importlib.util.find_spec("torch"):
-        # Its import loads cuDNN, and what that needs, from wherever they are installed.
+        # The import of PyTorch loads cuDNN and the libraries that it needs.
         importlib.import_module("torch")
     for path in (NAME, *_in_wheels()):
         try:
@@ -101,7 +101,7 @@ def library() -> ctypes.CDLL:
 
 
 def _in_wheels() -> list[str]:
-    """Where NVIDIA's packages keep the library."""
+    """Return the folders in which NVIDIA's packages install the library."""
     found = []
     for wheel in WHEELS:
         try:
@@ -113,13 +113,13 @@ def _in_wheels() -> list[str]:
 
 
 def version() -> str:
-    """Version of cuDNN."""
+    """Return the version of cuDNN."""
     number = int(library().cudnnGetVersion())
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def call(name: str, *arguments: Any) -> None:
-    """One function; a status that is not success raises."""
+    """Call one function, and raise an error if its status is not success."""
     status = getattr(library(), name)(*arguments)
     if status:
         msg = f"{name}: {library().cudnnGetErrorString(status).decode()}"
@@ -127,7 +127,7 @@ def call(name: str, *arguments: Any) -> None:
 
 
 class Handle:
-    """An object of cuDNN's, destroyed with this one."""
+    """Object of cuDNN, which is destroyed together with this one."""
 
     def __init__(self, kind: str, *settings: Any) -> None:
         self.value = ctypes.c_void_p()
@@ -142,7 +142,7 @@ class Handle:
 
 
 class Layer:
-    """One layer of one direction on arrays of CuPy, from a state of zeros, on CuPy's current stream."""
+    """One layer of one direction on CuPy arrays, from a zero state, on CuPy's current stream."""
 
     def __init__(
         self, cp: Any, shape: Shape, algorithm: str, precision: str, params: dict[str, np.ndarray], dtype: Any
@@ -174,7 +174,7 @@ class Layer:
         self._ends = [cp.empty((1, B, H), dtype) for _ in range(2)]
 
     def _space(self, size: int) -> Any:
-        """Memory for weights or gradients; what no weight fills is zero."""
+        """Return memory for weights or gradients; elements without a weight are zero."""
         return self._cp.zeros(size // np.dtype(self._dtype).itemsize, self._dtype)
 
     def _size(self, name: str) -> int:
@@ -183,7 +183,7 @@ class Layer:
         return size.value
 
     def _spaces(self, mode: int) -> tuple[int, ...]:
-        """Memory that cuDNN works in and, for training, keeps things in."""
+        """Return the workspace, and for training the reserve space."""
         if mode not in self._work:
             work, reserve = ctypes.c_size_t(), ctypes.c_size_t()
             sizes = ctypes.byref(work), ctypes.byref(reserve)
@@ -197,7 +197,7 @@ class Layer:
         return work_space.nbytes, work_space.data.ptr, reserved.nbytes, reserved.data.ptr
 
     def _place(self, space: Any, gate: int, bias: bool) -> int:
-        """Index of a gate's first weight, or bias; gates 4 to 7 are those of h."""
+        """Return the index of a gate's first weight or bias; gates 4 to 7 are those of h."""
         matrix, vector = Handle("TensorDescriptor"), Handle("TensorDescriptor")
         at = ctypes.c_void_p(), ctypes.c_void_p()
         call(
@@ -207,7 +207,7 @@ class Layer:
         return ((at[bias].value or 0) - int(space.data.ptr)) // int(space.itemsize)
 
     def _load(self, params: dict[str, np.ndarray]) -> None:
-        """Gates stand in cuDNN's order, which is ours."""
+        """Load the weights; cuDNN and xplstm have the same gate order."""
         H = self._shape.H
         for offset, side in ((0, "ih"), (4, "hh")):
             for bias, kind in ((False, "weight"), (True, "bias")):
@@ -218,13 +218,13 @@ class Layer:
                     self._weights[first : first + rows.size] = rows.astype(self._dtype)
 
     def gradient(self) -> Any:
-        """The last training step's gradient by weight_hh, (4H, H)."""
+        """Return the gradient with respect to weight_hh (4H, H) of the last training step."""
         H = self._shape.H
         firsts = [self._place(self._gradients, 4 + gate, False) for gate in range(4)]
         return self._cp.concatenate([self._gradients[f : f + H * H].reshape(H, H) for f in firsts])
 
     def forward(self, x: Any, mode: int = INFERENCE) -> Any:
-        """Give y (T, B, H); in training kept in one buffer, which the backward pass reads."""
+        """Return y (T, B, H); training keeps it in one buffer, which the backward pass reads."""
         y = self._kept if mode == TRAINING else self._cp.empty(self._kept.shape, self._dtype)
         call(
             *("cudnnRNNForward", self._handle.value, self._lstm.value, mode, None),
@@ -235,12 +235,12 @@ class Layer:
         return y
 
     def _of_state(self, zeros: int) -> list[Any]:
-        """For h and for c: the descriptor, so many arrays of zeros that are read, and one to write."""
+        """Return for h and for c: the descriptor, arrays of zeros to read, and one array to write."""
         read = [self._zeros.data.ptr] * zeros
         return [a for end in self._ends for a in (self._state.value, *read, end.data.ptr)]
 
     def train(self, x: Any, dy: Any) -> Any:
-        """Forward and backward: dx, and the gradients by the weights in a buffer of their own."""
+        """Run forward and backward; return dx, and the weight gradients in a separate buffer."""
         y, dx = self.forward(x, TRAINING), self._cp.empty(x.shape, self._dtype)
         engine, spaces = (self._handle.value, self._lstm.value), self._spaces(TRAINING)
         call(
@@ -248,7 +248,7 @@ class Layer:
             *(self._x.value, dx.data.ptr, *self._of_state(2)),
             *(self._weights.nbytes, self._weights.data.ptr, *spaces),
         )
-        # It knows no other way than to add.
+        # cuDNN can only add to this buffer.
         self._gradients.fill(0)
         call(
             *("cudnnRNNBackwardWeights_v8", *engine, ADD, None, self._x.value, x.data.ptr),

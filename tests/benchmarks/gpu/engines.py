@@ -1,4 +1,4 @@
-"""What the GPU benchmark times: our kernels and their peers, each as functions of one shape."""
+"""Define the engines of the GPU benchmark as functions of a shape: CuPy kernels, and other libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xplstm.cli.peers import Shape, scan_lstm
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 LIBRARY, DEVICE = "cupy", "cuda"
-# Input sets: until they outgrow what the cache holds, but no more than this.
+# The number of input sets: enough to exceed the cache, up to this limit.
 MOST_SETS = 256
 SAMPLES = 16384
 
@@ -25,7 +25,7 @@ Results = dict[str, Any]
 
 
 class Work(NamedTuple):
-    """What an engine can be asked for; the argument is which of the input sets to use."""
+    """Operations of an engine; the argument selects the input set."""
 
     forward: Callable[[int], Results]
     train: Callable[[int], Results]
@@ -37,7 +37,7 @@ class Work(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Parameters, and numbers of which every input set is a part; the same in every process."""
+    """Parameters, and an array that contains every input set; the same in every process."""
 
     shape: Shape
     params: dict[str, np.ndarray]
@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
     stride: int
 
     def parts(self, flat: Any) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
-        """Views of `flat`, these numbers in some library and dtype: x and dy of a set."""
+        """Return views of `flat`, the numbers in some library and dtype: x and dy of a set."""
         T, B, I, H = self.shape
 
         def part(first: int, width: int) -> Any:
@@ -56,38 +56,38 @@ class Inputs(NamedTuple):
 
 
 def inputs(shape: Shape, cache: int) -> Inputs:
-    """As many input sets as outgrow twice a cache of so many bytes."""
+    """Return enough input sets to exceed twice the size of the cache."""
     rng = np.random.default_rng(0)
     params: dict[str, Any] = xplstm.LSTM(shape.I, shape.H, rng=rng).params
-    # 64 numbers, so that every set begins as well aligned as an array of its own.
+    # Offsets are multiples of 64 numbers, so every set has the alignment of a new array.
     stride = -(-shape.T * shape.B * max(shape.I, shape.H) // 64) * 64
     sets = min(MOST_SETS, max(1, -(-2 * cache // (4 * stride))))
-    # A prime number of them repeated: equal numbers never stand in the same column of neighbouring rows.
+    # The period is a prime number, so equal numbers are never in the same column of neighbouring rows.
     numbers = rng.standard_normal(1048583, dtype=np.float32)
     return Inputs(shape, params, np.resize(numbers, (sets + 1) * stride), sets, stride)
 
 
 def dtype_of(precision: str) -> str:
-    """Name of the dtype that a precision is stored in."""
+    """Return the name of the dtype in which a precision is stored."""
     return "float32" if precision == "tf32" else precision
 
 
 def _from_cupy(a: Any, at: np.ndarray) -> np.ndarray:
-    """Some elements, as float32 on the host."""
+    """Return some elements as float32 on the host."""
     import cupy as cp
 
     return np.asarray(cp.asnumpy(a.reshape(-1)[cp.asarray(at)].astype(np.float32)))
 
 
 def _uploaded(given: Inputs, precision: str) -> Any:
-    """The numbers in CuPy."""
+    """Return the numbers as a CuPy array."""
     import cupy as cp
 
     return cp.asarray(given.numbers).astype(dtype_from_name(cp, dtype_of(precision)), copy=False)
 
 
 def kernel(name: str) -> Callable[[Inputs, str], Work]:
-    """One of our own kernels."""
+    """Build a kernel of xplstm."""
 
     def build(given: Inputs, precision: str) -> Work:
         import cupy as cp
@@ -110,7 +110,7 @@ def kernel(name: str) -> Callable[[Inputs, str], Work]:
 
 
 def direct(algorithm: str) -> Callable[[Inputs, str], Work]:
-    """One algorithm of cuDNN."""
+    """Build one algorithm of cuDNN."""
 
     def build(given: Inputs, precision: str) -> Work:
         import cupy as cp
@@ -128,12 +128,12 @@ def direct(algorithm: str) -> Callable[[Inputs, str], Work]:
 
 
 def _from_cudnn(a: Any, at: np.ndarray) -> np.ndarray:
-    """Its gradients stand in one buffer, of which this takes what is asked for."""
+    """Return the requested gradient from the single gradient buffer of cuDNN."""
     return _from_cupy(a.gradient() if isinstance(a, cudnn.Layer) else a, at)
 
 
 def build_torch(given: Inputs, precision: str) -> Work:
-    """PyTorch's LSTM, which is cuDNN's; TF32 off for float32 alone, its default for the others."""
+    """Build PyTorch's LSTM, which uses cuDNN; TF32 is off only for float32."""
     import torch
 
     _allow_tf32(torch, precision != "float32")
@@ -160,7 +160,7 @@ def build_torch(given: Inputs, precision: str) -> Work:
 
 
 def _allow_tf32(torch: Any, allowed: bool) -> None:
-    """Say it the way this version of PyTorch wants; it refuses a mixture."""
+    """Set TF32 with the interface of this version of PyTorch, which rejects a mixture of interfaces."""
     cudnn = torch.backends.cudnn
     if hasattr(cudnn, "rnn"):
         cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
@@ -169,14 +169,14 @@ def _allow_tf32(torch: Any, allowed: bool) -> None:
 
 
 def build_jax(given: Inputs, precision: str) -> Work:
-    """JAX's loop, compiled."""
+    """Build a compiled loop in JAX."""
     import jax
     from jax import numpy as jnp
 
     dtype = dtype_of(precision)
     device = jax.devices(DEVICE)[0]
     params = {n: jax.device_put(a, device).astype(dtype) for n, a in given.params.items()}
-    # By default it would make products of float32 in TF32.
+    # By default JAX computes float32 products in TF32.
     accuracy = "highest" if precision == "float32" else "default"
 
     forward = jax.jit(scan_lstm)
@@ -200,7 +200,7 @@ def build_jax(given: Inputs, precision: str) -> Work:
 
 
 def documents(given: Inputs, precision: str) -> Work:
-    """The documents' loop in CuPy, in float32."""
+    """Build the loop of the documents in CuPy, in float32."""
     import cupy as cp
 
     x, dy = given.parts(cp.asarray(given.numbers))
@@ -214,7 +214,7 @@ def documents(given: Inputs, precision: str) -> Work:
 
 
 class Engine(NamedTuple):
-    """What makes an engine ready, the packages that it needs, and the precisions that it is timed in."""
+    """Function that prepares an engine, the packages that it needs, and its precisions."""
 
     build: Callable[[Inputs, str], Work]
     needs: tuple[str, ...]
@@ -226,23 +226,23 @@ ENGINES = {
     **{name: Engine(kernel(name), ()) for name in OURS},
     "torch": Engine(build_torch, ("torch",)),
     **{f"cudnn_{name}": Engine(direct(name), ()) for name in cudnn.ALGORITHMS},
-    # It compiles every shape anew, and these say how far away it is.
+    # JAX compiles every shape again, so it runs only in these precisions.
     "jax": Engine(build_jax, ("jax",), ("float32", "bfloat16")),
     "cupy_elementwise": Engine(kernel("cupy_elementwise"), ()),
     "reference": Engine(kernel("reference"), (), ("float32",)),
     "documents": Engine(documents, (), ("float32",)),
 }
-# Held against the first of these that ran: others' results before our own.
+# The judge is the first of these that ran: other implementations before xplstm's own.
 JUDGES = ("torch", "cudnn_standard", "jax", "reference")
 
 
 def available() -> list[str]:
-    """The engines whose packages are installed; CuPy has to be there for all."""
+    """Return the engines whose packages are installed; all of them need CuPy."""
     return [name for name, engine in ENGINES.items() if all(map(importlib.util.find_spec, engine.needs))]
 
 
 def sample(work: Work, shape: Shape, found: Results) -> dict[str, np.ndarray]:
-    """Some elements of every result, the same in every process."""
+    """Return some elements of every result, the same in every process."""
     T, B, I, H = shape
     sizes = {"y": T * B * H, "dx": T * B * I, "dweight_hh": 4 * H * H}
     rng = np.random.default_rng(0)
@@ -251,5 +251,5 @@ def sample(work: Work, shape: Shape, found: Results) -> dict[str, np.ndarray]:
 
 
 def before_import() -> None:
-    """What libraries read once: JAX would take most of the device's memory for itself."""
+    """Set variables that libraries read once; by default JAX reserves most of the device's memory."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

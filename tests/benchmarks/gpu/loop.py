@@ -1,7 +1,7 @@
-"""The documents' LSTM, step by step, on NumPy or CuPy: what the GPU benchmark holds the kernels against.
+"""Define the LSTM of the documents on NumPy or CuPy, a baseline of the GPU benchmark.
 
-The same products, concatenations and element-wise operations in the same order as there, with rows of a batch
-as the columns of x and h, which they take as they stand.
+It has the same products, concatenations and element-wise operations as the documents, in the same order.
+Batch entries are the columns of x and h.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ GATES = "ifgo"
 
 
 class Forward:
-    """The first document's class: one product a gate with the concatenation of h and x."""
+    """LSTM of the first document: one product per gate with the concatenation of h and x."""
 
     def __init__(self, xp: Any, params: dict[str, np.ndarray]) -> None:
         self._xp = xp
@@ -26,11 +26,11 @@ class Forward:
         self.bias = {gate: xp.asarray(bias[r]) for gate, r in rows.items()}
 
     def sigmoid(self, z: Any) -> Any:
-        """As the document has it, which overflows to the right limit."""
+        """Compute the sigmoid as in the document, which overflows to the correct limit."""
         return 1 / (1 + self._xp.exp(-z))
 
     def step(self, x: Any, h: Any, c: Any) -> tuple[Any, Any]:
-        """Columns x (I, B), h and c (H, B)."""
+        """Run one step on columns x (I, B), h and c (H, B)."""
         xp, weight, bias = self._xp, self.weight, self.bias
         joined = xp.vstack((h, x))
         f = self.sigmoid(xp.dot(weight["f"], joined) + bias["f"])
@@ -41,7 +41,7 @@ class Forward:
         return o * xp.tanh(c), c
 
     def __call__(self, x: Any) -> Any:
-        """Give y (T, B, H) of x (T, B, I)."""
+        """Return y (T, B, H) for x (T, B, I)."""
         xp, H = self._xp, len(self.bias["i"])
         h = c = xp.zeros((H, x.shape[1]), x.dtype)
         outputs = []
@@ -52,11 +52,11 @@ class Forward:
 
 
 class Training:
-    """The second document's class: two products a gate, and the errors of each step backwards.
+    """Training of the second document: two products per gate, and a backward pass over all errors.
 
-    As in the document there is no gradient by x. So that its gradient is the right one, it takes that by y of
-    every step, not of the last alone, and carries the error of c from step to step; the biases' sums are left
-    out.
+    Like the document, it computes no gradient with respect to x. To make its gradient correct, it reads the
+    gradient with respect to y of every step, not only of the last, and carries the error of c from step to
+    step. It omits the gradients of the biases.
     """
 
     def __init__(self, xp: Any, params: dict[str, np.ndarray]) -> None:
@@ -80,7 +80,7 @@ class Training:
         return 2 / (1 + self._xp.exp(-2 * c)) - 1
 
     def __call__(self, x: Any, dy: Any) -> Any:
-        """Give the gradient by weight_hh (4H, H) after a pass forward and one backward."""
+        """Return the gradient with respect to weight_hh (4H, H) after a forward and a backward pass."""
         xp, zeros = self._xp, self._xp.zeros((len(self.bias["i"]), x.shape[1]), x.dtype)
         hs, cs, steps = [zeros], [zeros], []
         for columns in x:
@@ -101,7 +101,7 @@ class Training:
     def _deltas(
         self, gates: dict[str, Any], c: Any, c_before: Any, dh: Any, dc: Any
     ) -> tuple[dict[str, Any], Any]:
-        """Errors of a step's four sums, and that of the c before it."""
+        """Return the errors of the four gate inputs of a step, and the error of the previous c."""
         i, f, g, o = (gates[gate] for gate in GATES)
         tanh_c = self._tanh(c)
         dc = dc + dh * o * (1 - tanh_c * tanh_c)

@@ -1,4 +1,4 @@
-"""What the GPU benchmark found: the goals, what was not timed, and the figure."""
+"""Evaluate a run of the GPU benchmark: the goals, the missing measurements, and the figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pairs(rows: Rows) -> dict[str, str]:
 
 
 class Goal(NamedTuple):
-    """One thing to reach, and whether it was."""
+    """Goal, and whether it was reached."""
 
     text: str
     reached: bool | None
@@ -36,19 +36,19 @@ class Goal(NamedTuple):
         return f"{ {True: 'pass', False: 'missed', None: 'not measured'}[self.reached]:<13}{self.text}"
 
 
-# Least geometric mean for hidden sizes from 256 to 1024, and the least anywhere.
+# Smallest geometric mean for hidden sizes from 256 to 1024, and the smallest single ratio.
 MEANS = {"forward": 2.0, "train": 1.5}
 LEAST = 0.95
 DOCUMENTS = 50.0
 
 
 def persists(shape: Shape) -> bool:
-    """Whether PyTorch takes cuDNN's persistent kernel in float16."""
+    """Return whether PyTorch uses cuDNN's persistent kernel in float16."""
     return shape.H % 128 == shape.I % 128 == shape.B % 8 == 0 and shape.H <= 1024 and shape.B <= 128
 
 
 def goals(rows: Iterable[Row]) -> list[Goal]:
-    """What the kernels should reach."""
+    """Return the goals of the kernels."""
     rows = list(rows)
     compared = {key: results.ratios(shapes, pairs) for key, shapes in results.group_timed(rows).items()}
     found = []
@@ -85,7 +85,7 @@ def _goal(text: str, ratios: Iterable[float], middle: Callable[[list[float]], fl
 
 
 def _launch_goal(rows: list[Row]) -> Goal:
-    """A layer forward is one walk of the persistent kernel."""
+    """Return the goal that a forward layer is one launch of the persistent kernel."""
     walks = [
         sum(count for name, count in row.facts["launches"].items() if name.startswith("walk"))
         for row in rows
@@ -96,7 +96,7 @@ def _launch_goal(rows: list[Row]) -> Goal:
 
 
 def hosts(rows: Iterable[Row]) -> dict[str, float]:
-    """The least microseconds of Python a call, by engine: those of the calls that wait for nothing."""
+    """Return the smallest microseconds of Python per call, by engine, over calls that do not wait."""
     found: dict[str, float] = {}
     for row in rows:
         if row.times:
@@ -106,7 +106,7 @@ def hosts(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def reasons(rows: Iterable[Row]) -> list[str]:
-    """Who was not timed and why, a line for each reason."""
+    """Return why engines were not measured, one line per reason."""
     found: dict[tuple[str, str, str], list[Shape]] = {}
     for row in rows:
         if "reason" in row.facts:
@@ -118,12 +118,12 @@ def reasons(rows: Iterable[Row]) -> list[str]:
 
 
 def wrong(rows: Iterable[Row]) -> list[Row]:
-    """Our kernels' results that are not the judge's."""
+    """Return the results of xplstm's kernels that differ from those of the judge."""
     return [row for row in rows if row.engine in OURS and row.facts.get("reason", "").startswith("differs")]
 
 
 def draw(rows: Iterable[Row], file: Path) -> None:
-    """Draw the longest sequences of each size, whose ratios the goals are about."""
+    """Draw the longest sequences of each size, on whose ratios the goals depend."""
     rows = list(rows)
     longest: dict[tuple[int, ...], int] = {}
     for row in rows:

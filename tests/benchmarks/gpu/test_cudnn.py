@@ -1,4 +1,4 @@
-"""cuDNN's functions as they are called: arguments, against a library that only looks at them."""
+"""Check the arguments of the calls of cuDNN with a library that only inspects them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from xplstm._errors import BackendError, KernelError
 from xplstm.cli.peers import Shape
 
 SHAPE = Shape(4, 2, 3, 5)
-# Bytes that the library asks for.
+# Bytes that the library requests.
 WEIGHTS, WORK, RESERVE = 4096, 512, 384
 STREAM = 4711
 
 
 class Library:
-    """Functions of cuDNN's types that note their arguments; weights lie one gate after another."""
+    """Functions with the types of cuDNN that record their arguments; weights are stored gate by gate."""
 
     def __init__(self) -> None:
         self.called: list[tuple[str, tuple[Any, ...]]] = []
@@ -120,7 +120,7 @@ def test_arguments_of_a_training_step(library: Library) -> None:
         assert call[3 if call is not back else 2] is None, "lengths are in the descriptors"
         assert (call[-6], call[-4], call[-2]) == (WEIGHTS, WORK, RESERVE)
     assert not np.asarray(made._gradients).any(), "cuDNN adds to what is there"
-    # What is written may not be what is read, nor the same for h and c.
+    # The output must not be the input, and h and c must be different arrays.
     written = [forward[10], forward[13], back[11], back[15]]
     assert len({*written[:2], y, zeros}) == 4
     assert len({*written[2:], y, zeros}) == 4
@@ -153,7 +153,7 @@ def test_every_precision_has_numbers() -> None:
 
 
 def test_the_library_has_every_function() -> None:
-    """Where cuDNN is installed, no GPU is needed to see that."""
+    """If cuDNN is installed, this check needs no GPU."""
     try:
         found = cudnn.library()
     except BackendError as error:

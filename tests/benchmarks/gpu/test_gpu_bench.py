@@ -1,4 +1,4 @@
-"""The benchmark on a GPU as far as it goes without one: engines on the processor, goals, files."""
+"""Test the GPU benchmark without a GPU: engines on the CPU, goals and files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPE = Shape(4, 2, 3, 5)
 
 
 class Event:
-    """A moment of the processor's clock in the place of a device's."""
+    """Time on the CPU instead of an event on a device."""
 
     clock: ClassVar[float] = 0.0
 
@@ -58,7 +58,7 @@ class Device:
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """NumPy under CuPy's name with what the benchmark asks of a device; no GPU, and no kernel of CuPy's."""
+    """NumPy with the functions of CuPy that the benchmark calls; it has no GPU and no CuPy kernels."""
     made = types.ModuleType("cupy")
     names = ("asarray", "zeros", "zeros_like", "vstack", "stack", "concatenate", "dot", "exp", "tanh")
     for name in (*names, "float32"):
@@ -82,14 +82,14 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 
 
 class Inline:
-    """A worker without a process."""
+    """Worker without a process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._server = Server(name)
 
     def ask(self, op: str, **request: Any) -> Any:
-        # In a process of its own an engine has the pin for itself.
+        # In a separate process, an engine does not share the pinned kernel.
         xplstm.use_kernel(self.name if self.name in _dispatch.TABLE else None)
         try:
             return json.loads(json.dumps(getattr(self._server, op)(**request)))
@@ -169,7 +169,7 @@ def test_input_sets_outgrow_the_cache_and_do_not_overlap() -> None:
 def test_a_run_and_one_that_goes_on(
     cupy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run itself, with engines on the processor: rows, reasons, a second run, a picture."""
+    """A complete run with engines on the CPU: rows, reasons, a second run, a figure."""
     monkeypatch.setattr(bench, "Worker", Inline)
     monkeypatch.setattr(bench, "TURN", 0.002)
     file, picture = tmp_path / "gpu.json", tmp_path / "gpu.svg"
@@ -230,7 +230,7 @@ def test_another_machine_or_kernel_does_not_go_on(
 
 
 def test_what_was_not_timed_of_a_shape_is_timed_when_it_is_asked_for() -> None:
-    """A file has DeepBench's inference alone; who names the shape wants its training too."""
+    """The file contains only the inference of DeepBench. A named shape is also measured in training."""
     shape = Shape(25, 4, 512, 512)
     rows = [Row(shape, "float32", "forward", "torch", [1.0])]
     args = types.SimpleNamespace(shape=[shape, SHAPE, SHAPE], quick=None)
@@ -241,7 +241,7 @@ def test_what_was_not_timed_of_a_shape_is_timed_when_it_is_asked_for() -> None:
 
 
 class Wrong:
-    """An engine inside a worker that answers what it is told to."""
+    """Engine in a worker that gives specified wrong answers."""
 
     def __init__(self, name: str, y: float, seconds: float = 1e-3, fails: str = "", gives: str = "y") -> None:
         self.name, self.y, self.seconds, self.fails, self.gives = name, y, seconds, fails, gives
@@ -305,12 +305,12 @@ def test_no_time_at_all_is_not_divided_by() -> None:
 
 
 def launched(walks: int) -> dict[str, dict[str, int]]:
-    """Return the facts of a row with a number of walks."""
+    """Return the properties of a row with a number of launches."""
     return {"launches": {"walk_16": walks}}
 
 
 def grid(ours: float, torch: float = 3.0, loop_time: float = 60.0) -> list[Row]:
-    """Rows of one machine where everything takes the same time."""
+    """Return rows of one machine on which every engine takes the same time."""
     found = []
     for shape in (Shape(512, 16, 256, 256), Shape(512, 16, 768, 768), Shape(512, 16, 64, 64)):
         for precision in engines.PRECISIONS:
@@ -364,7 +364,7 @@ def test_tables_compare_peers_with_the_faster_kernel() -> None:
 
 
 def serve_badly(name: str, connection: Any) -> None:
-    """A process that hangs, ends, or reports an error, as it is asked to."""
+    """Run a process that hangs, exits or reports an error, as requested."""
     while True:
         request = json.loads(connection.recv_bytes())
         if request["op"] == "stop" or request["op"] == "end":
@@ -473,7 +473,7 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14")
 @pytest.mark.parametrize("name", engines.OURS)
 def test_facts_of_the_emulated_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted and timed is what the kernels' rooms do; the numbers are no GPU's."""
+    """The counts are those of the kernel modules; the times are not those of a GPU."""
     if importlib.util.find_spec("cupy"):
         pytest.skip("CuPy itself is here")
     monkeypatch.setattr(engines, "LIBRARY", "numpy")
@@ -510,7 +510,7 @@ def test_a_server_changes_inputs_and_reads_events(cupy: Any) -> None:
     server._work = work
     took = server.time("forward", 4)
     assert seen == [1, 2, 0, 1, 2], "a call to warm up, and four"
-    # The stand-in's clock moves by a millisecond an event.
+    # The clock of the substitute advances by one millisecond per event.
     assert took["device"] == pytest.approx(0.001 / 4)
     assert 0 < took["host"] < 0.1
     server._work = work._replace(wait=waited.append)

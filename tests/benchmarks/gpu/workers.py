@@ -1,4 +1,4 @@
-"""What serves one engine of the GPU benchmark inside its process, which uses the GPU only on request."""
+"""Serve one engine of the GPU benchmark in a process that uses the GPU only on request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MANY = 500
 
 
 class Server:
-    """One engine inside its process: an attribute for every request that it answers."""
+    """One engine in its process, with a method for every request."""
 
     def __init__(self, name: str) -> None:
         import cupy as cp
@@ -47,7 +47,7 @@ class Server:
         return self._work
 
     def about(self) -> dict[str, Any]:
-        """The device, and versions."""
+        """Return the device and the versions."""
         cp = self._cp
         device, runtime = cp.cuda.Device(), cp.cuda.runtime
         attributes = device.attributes
@@ -66,7 +66,7 @@ class Server:
         }
 
     def build(self, shape: list[int], precision: str) -> int:
-        """Make ready; how many input sets there are."""
+        """Prepare the engine; return the number of input sets."""
         cache = self._cp.cuda.Device().attributes["L2CacheSize"]
         self._work = None
         self._shape, self._turn = Shape(*shape), 0
@@ -74,7 +74,7 @@ class Server:
         return self._ready.sets
 
     def release(self) -> None:
-        """Give the memory of the last shape back to the other processes."""
+        """Free the memory of the previous shape for the other processes."""
         self._work = None
         self._cp.get_default_memory_pool().free_all_blocks()
         self._cp.get_default_pinned_memory_pool().free_all_blocks()
@@ -82,18 +82,18 @@ class Server:
             importlib.import_module("torch").cuda.empty_cache()
 
     def results(self, what: str) -> dict[str, list[float]]:
-        """Elements of the first input set's results."""
+        """Return elements of the results for the first input set."""
         found = engines.sample(self._ready, self._shape, getattr(self._ready, what)(0))
         return {name: [float(v) for v in a] for name, a in found.items()}
 
     def _call(self, what: str) -> Results:
-        """One call on the next input set."""
+        """Run one call on the next input set."""
         self._turn = (self._turn + 1) % self._ready.sets
         found: Results = getattr(self._ready, what)(self._turn)
         return found
 
     def time(self, what: str, calls: int) -> dict[str, float]:
-        """Seconds a call on the device, and until Python had it under way, after a call to warm up."""
+        """Return the seconds per call on the device, and in Python until the launch, after a warm-up call."""
         work, cp = self._ready, self._cp
         (work.wait or (lambda _: None))(self._call(what))
         cp.cuda.Device().synchronize()
@@ -107,20 +107,20 @@ class Server:
         end.synchronize()
         device = cp.cuda.get_elapsed_time(start, end) * 1e-3
         if work.wait is not None:
-            # Events see CuPy's stream alone.
+            # Events measure only CuPy's stream.
             work.wait(last)
             device = time.perf_counter() - begun
         return {"device": device / calls, "host": host / calls}
 
     def facts(self, what: str, calls: int) -> dict[str, Any]:
-        """Of our kernels: microseconds of a call's walk through time alone, and what one call launches.
+        """Return microseconds of the loop over time of an xplstm kernel, and the launches of one call.
 
-        The walk is the forward one, or in training that back.
+        In inference this is the forward loop, in training the backward loop.
         """
         if self._name not in engines.OURS:
             return {}
         kernel = importlib.import_module(_dispatch.TABLE[self._name])
-        # The kernels that hold the weights on-chip share their walks.
+        # The kernels with on-chip weights use the same launch function.
         room = kernel if hasattr(kernel, "walk") else walks
         with timed_walks(room, "walk" if what == "forward" else "walk_back", self._cp.cuda) as spans:
             for _ in range(calls):
@@ -129,11 +129,11 @@ class Server:
             took = [1e3 * self._cp.cuda.get_elapsed_time(*span) for span in spans]
         with counted() as counts:
             self._call(what)
-        # A long call without residuals walks in parts.
+        # A long call without residuals has several launches.
         return {"walk": np.asarray(took).reshape(calls, -1).sum(axis=1).tolist(), "launches": counts}
 
     def overheads(self) -> dict[str, float]:
-        """Microseconds that Python takes for a launch and for a product."""
+        """Return the microseconds in Python of a launch and of a product."""
         cp = self._cp
         empty = cp.RawKernel('extern "C" __global__ void nothing(long long) {}', "nothing")
         a, b = cp.zeros((TINY, TINY), cp.float32), cp.zeros((TINY, TINY), cp.float32)
@@ -149,7 +149,7 @@ class Server:
 
 
 def _host_time(cp: Any, call: Callable[[], object]) -> float:
-    """Seconds that Python takes for a call that the device has done with sooner; the least of some trials."""
+    """Return the minimum seconds in Python of a call that the device completes earlier, over some trials."""
     found = []
     for _ in range(7):
         cp.cuda.Device().synchronize()
@@ -162,7 +162,7 @@ def _host_time(cp: Any, call: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def timed_walks(room: Any, name: str, cuda: Any) -> Iterator[list[tuple[Any, Any]]]:
-    """Events before and after every walk of a kernel's room inside the block."""
+    """Record events before and after every launch of a kernel inside the block."""
     spans: list[tuple[Any, Any]] = []
     real = getattr(room, name)
 
@@ -182,7 +182,7 @@ def timed_walks(room: Any, name: str, cuda: Any) -> Iterator[list[tuple[Any, Any
 
 
 class Counted:
-    """A kernel whose launches are counted; everything else is the kernel's own."""
+    """Kernel whose launches are counted; all other attributes are those of the kernel."""
 
     _count: tuple[str, Any, dict[str, int]]
 
@@ -196,14 +196,14 @@ class Counted:
         setattr(self._count[1], name, value)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Launch it."""
+        """Launch the kernel."""
         name, real, counts = self._count
         counts[name] = counts.get(name, 0) + 1
         return real(*arguments, **options)
 
 
 class CountedLoop:
-    """A loop over steps whose products and launches are counted."""
+    """Loop over steps that counts products and launches."""
 
     def __init__(self, real: loop.Loop, counts: dict[str, int]) -> None:
         self._real, self._counts = real, counts
@@ -229,7 +229,7 @@ class CountedLoop:
 
 @contextlib.contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """How often our kernels, by name, and products are launched inside the block."""
+    """Count launches by kernel name, and products, inside the block."""
     counts: dict[str, int] = {}
     find, new = launch.kernel, loop.new
 
@@ -245,7 +245,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 def _driver() -> str:
-    """NVIDIA's driver version, as its own tool says it."""
+    """Return NVIDIA's driver version from nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return "unknown: no nvidia-smi is here"
@@ -255,7 +255,7 @@ def _driver() -> str:
 
 
 def _digest() -> str:
-    """What tells these kernels from changed ones, whose times belong into another file."""
+    """Return a digest of the kernel sources; results of other sources need another file."""
     rooms = (cupy_block, cupy_persistent, cupy_fused, cupy_elementwise)
     sources = (file for file in sorted(launch.SOURCES.iterdir()) if file.is_file())
     files = [*sources, *(Path(inspect.getfile(room)) for room in rooms)]
@@ -279,7 +279,7 @@ def serve(name: str, connection: Connection) -> None:
 
 
 class Worker(served.Worker):
-    """The process of one engine, which is not suspended: a context without work slows no other."""
+    """Process of one engine; it is not suspended, because an idle context does not slow others."""
 
     def __init__(self, name: str, target: Callable[[str, Connection], None] = serve) -> None:
         super().__init__(name, target, (name,))

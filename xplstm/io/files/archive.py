@@ -114,8 +114,8 @@ class Archive:
             msg = f"{self.path}: {show(name)} is {how}; it must be stored or deflated"
             raise FormatError(msg)
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-            what = f"{info.compress_size} bytes for {info.file_size}"
-            msg = f"{self.path}: {show(name)} is stored without compression, but has {what}"
+            sizes = f"{info.compress_size} stored bytes for {info.file_size} bytes"
+            msg = f"{self.path}: {show(name)} is not compressed, but has {sizes}"
             raise FormatError(msg)
 
     @contextmanager

@@ -155,7 +155,7 @@ class ModelGraph:
         return b.add("GatherElements", [ids, places], "ids_in_front", axis=0)
 
     def pool(self, kind: str, y: str) -> str:
-        """Return the mean or maximum of y over the steps that exist, (B, features)."""
+        """Return the mean or maximum of y over the valid steps, (B, features)."""
         b = self.builder
         exists = b.add("Unsqueeze", [self._existing("y_exists"), b.integers(-1)], "y_exists_by_unit")
         zero = self.number(f"{b.start}zero", np.zeros(()))
@@ -173,7 +173,7 @@ class ModelGraph:
         return b.add("Where", [b.add("Unsqueeze", [empty, b.integers(1)], "nothing"), zero, largest], "max")
 
     def _existing(self, name: str) -> str:
-        """Return booleans (T, B), True for steps that exist."""
+        """Return booleans (T, B), True for valid steps."""
         b = self.builder
         ends = b.add("Cast", [self._lengths], f"{name}_before", to=import_onnx().TensorProto.INT64)
         return b.add("Less", [self._steps(), ends], name)

@@ -1,7 +1,7 @@
 /* The kernels between two matrix products of a step: the gates of all batch entries, units and directions.
 
    A thread computes one unit of one batch entry; blockIdx.y is the direction. Both directions run at the same
-   time, from opposite ends. A step that does not exist keeps the state and has the output 0.
+   time, from opposite ends. A padded or masked step keeps the state and has the output 0.
 
    Implements xplstm.cells.lstm, clauses XPL-CELL and XPL-SEQ of the specification. */
 
@@ -139,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_gates(const Backw
         dz[n * H] = narrowed(gate[n]);
 }
 
-/* Copy `in` (T, B, N) to `out`, with zeros at steps that do not exist. Both may be the same array. */
+/* Copy `in` (T, B, N) to `out`, with zeros at padded and masked steps. Both may be the same array. */
 extern "C" __global__ void __launch_bounds__(THREADS)
     zero_missing(const Layer layer, const Stored *in, Stored *out, Size N)
 {

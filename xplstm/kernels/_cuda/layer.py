@@ -237,7 +237,7 @@ class Call:
         return launch.kernel("fused.cu", name, self.problem.dtype)
 
     def without_missing(self, a: CuPyArray, out: CuPyArray) -> CuPyArray:
-        """Copy `a` (T, B, N) to `out`, with zeros at steps that do not exist, even in place of NaN."""
+        """Copy `a` (T, B, N) to `out`, with zeros at padded and masked steps, even in place of NaN."""
         self.launch_once("zero_missing", a.size, launch.struct(LAYER_ALONE, **self.layer), a, out, a.shape[2])
         return out
 
