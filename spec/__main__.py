@@ -1,4 +1,4 @@
-"""``python -m spec report``: what implementations keep; ``python -m spec kills``: what clauses find."""
+"""Test implementations (``python -m spec report``) or clauses (``python -m spec kills``)."""
 
 from __future__ import annotations
 

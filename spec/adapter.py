@@ -1,4 +1,4 @@
-"""The one file that reaches xplstm, by public names only: an adapter for each array library and kernel."""
+"""Adapt xplstm for each array library and kernel; this is the only file that imports xplstm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xplstm
 from spec.subject import Arrays, Config, Refused, Unsupported
 
 PARAMETERS = xplstm.LSTMParams._fields
-# Everything that a call can hold; what is not listed here is not offered.
+# All supported entries of a call; any other entry is unsupported.
 SIZES = ("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "reverse")
 NUMBERS = ("variant", "merge", "input_dropout", "weight_dropout", "noise", "dropout", "profile")
 STORED = ("weights", "activations")
@@ -24,7 +24,7 @@ ARRAYS = (*PARAMETERS, "x", "h_0", "c_0", "dy", "dh_n", "dc_n")
 
 
 class Library(NamedTuple):
-    """How to bring a NumPy array into an array library and back."""
+    """Conversions of a NumPy array to an array library and back."""
 
     module: str
     enter: Callable[[Any, np.ndarray], Any]
@@ -42,7 +42,7 @@ def read_only(_: Any, a: np.ndarray) -> np.ndarray:
 
 
 def as_tensor(torch: Any, a: np.ndarray) -> Any:
-    """By way of float32 from NumPy's bfloat16, which torch does not know; copies what it cannot hold."""
+    """Convert through float32 from NumPy's bfloat16, which PyTorch does not support; copy if necessary."""
     if a.dtype.name == "bfloat16":
         return torch.asarray(a.astype("float32")).to(torch.bfloat16)
     return torch.asarray(a if a.flags.writeable and min(a.strides, default=0) >= 0 else a.copy())
@@ -66,7 +66,7 @@ LIBRARIES = {
 
 LONG = 100
 
-# Kernels that know the arrays of some libraries alone; the others are tested on every one.
+# Kernels for the arrays of some libraries; all other kernels are tested with every library.
 HOMES = {
     "native": ("numpy", "numpy_readonly", "torch", "jax"),
     "numpy_inplace": ("numpy", "numpy_readonly", "torch", "jax"),
@@ -79,14 +79,14 @@ HOMES = {
 
 
 def kernels() -> tuple[str, ...]:
-    """Every kernel by name: pinned to the last resort, `explain` lists all that stand before it."""
+    """Return every kernel by name; with the last kernel pinned, `explain` lists all kernels before it."""
     with xplstm.use_kernel("reference"):
         explanation = xplstm.LSTM(1, 1).explain(np.zeros((1, 1, 1), "float32"))
     return (*explanation.reasons[0], *explanation.kernels)
 
 
 class FixedKey(np.random.Generator):
-    """A generator whose next two words are the given ones."""
+    """Generator whose next two words are given."""
 
     def __init__(self, key: list[str]) -> None:
         super().__init__(np.random.PCG64(0))
@@ -117,7 +117,7 @@ class Xplstm:
         }
 
     def adds_in_one_order(self) -> bool:
-        """Whether this kernel says that it keeps the order of the profile exact."""
+        """Return whether this kernel states that it uses the summation order of the profile exact."""
         library = LIBRARIES[self.library]
         if self.why_unavailable() is not None:
             return False
@@ -130,7 +130,7 @@ class Xplstm:
             return False
 
     def why_unavailable(self) -> str | None:
-        """Say what is missing to run here at all, or None."""
+        """Return what is missing to run here at all, or None."""
         try:
             with xplstm.use_backend(self.backend):
                 return None
@@ -179,14 +179,15 @@ class Xplstm:
                     "shape" if isinstance(error, xplstm.ShapeError) else "other", str(error)
                 ) from error
             if self.library == "dask" and arrays["x"].size:
-                # All at once: each by itself is computed from the start. Of empty arrays Dask loses tasks so.
+                # The arrays are computed together, since each alone would be computed from the start. Dask
+                # loses tasks of empty arrays here.
                 dask = importlib.import_module("dask")
                 results = dict(zip(results, dask.compute(*results.values()), strict=True))
             return {name: library.leave(a) for name, a in results.items()}
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """What a library needs to be told: double precision for JAX, the least common ground for strict."""
+        """Apply the settings of a library: float64 for JAX, the oldest standard version for strict."""
         if self.library == "jax":
             with importlib.import_module("jax").enable_x64(True):
                 yield
@@ -246,7 +247,7 @@ class Xplstm:
         return {"y": y, "h_n": h_n, "dx": dx, "dh_0": dh_0, **{f"d{n}": a for n, a in dparams.items()}}
 
     def unit_cell_of(self, config: Config, params: dict[str, Any], x: Any) -> Any:
-        """A GRU or an Elman RNN with its parameters."""
+        """Return a GRU or an Elman RNN with its parameters."""
         names = ("input_size", "hidden_size", "num_layers", "bidirectional", "bias")
         options = ("reset_after", "nonlinearity")
         sizes = {name: config[name] for name in (*names, *options) if name in config}
@@ -260,7 +261,7 @@ class Xplstm:
         return found
 
     def built(self, config: Config, arrays: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """The module with its parameters, x and the initial state."""
+        """Return the module with its parameters, x and the initial state."""
         x, state = arrays.pop("x"), (arrays.pop("h_0"), arrays.pop("c_0"))
         names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
         sizes = {name: config[name] for name in names if name in config}
@@ -290,7 +291,7 @@ class Xplstm:
         return given | self.valid(config)
 
     def valid(self, config: Config) -> dict[str, Any]:
-        """Which steps exist, and where segments begin, as keywords of a call."""
+        """Return which steps are valid, and where segments begin, as keywords of a call."""
         given = {
             name: np.asarray(config[name], bool) for name in ("mask", "reset") if config.get(name) is not None
         }
@@ -298,7 +299,7 @@ class Xplstm:
 
 
 def variant(config: Config) -> xplstm.Variant | None:
-    """A record's variant in xplstm's terms, its decimals as numbers."""
+    """Return the variant of a record for xplstm, with decimals as numbers."""
     if "variant" not in config:
         return None
     given = config["variant"].items()

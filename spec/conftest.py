@@ -1,4 +1,4 @@
-"""The subjects: ``pytest spec --subject NAME``; a name's first parts, such as xplstm:numpy, will do."""
+"""Select the subjects: ``pytest spec --subject NAME``, or the first parts of a name, such as xplstm:numpy."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CHOSEN = pytest.StashKey[list[Chosen]]()
 KINDS = pytest.StashKey["Kinds"]()
 EXPLAINED = pytest.StashKey[int]()
 WRONG = "diagnosis"
-# What stands for a subject that is slow or missing, and that nobody named: a record of each kind, in float64.
+# The sample runs for a slow or missing subject that was not named: a record of each kind, in float64.
 SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-everything")
-# Of relations, for a subject that is second to another one.
+# These relations run for a subject that is secondary to another one.
 FEW = ("layer-lengths-reverse", "module-two-by-two-lengths", "gru-two-directions")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
-# Of calls from seeds and wrong shapes, such a subject answers one of PART, and none of more steps than LONG.
+# Of seeded calls and wrong shapes, such a subject runs one of PART, and no call of more steps than LONG.
 PART, LONG = 8, 500
 IN_PART = (
     *("test_sizes", "test_sizes_in_half_precision"),
@@ -45,7 +45,7 @@ BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
 
 
 class Kinds(NamedTuple):
-    """What collection asks of the chosen subjects, each of which it asks once: some try a call to know."""
+    """Properties of the selected subjects that collection needs, computed once: some need a trial call."""
 
     absent: set[str]
     """Names of those that are slow or missing."""
@@ -57,16 +57,16 @@ class Kinds(NamedTuple):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("spec").addoption
-    add("--subject", action="append", help="test this alone: xplstm:numpy, torch, or module:class")
-    add("--stdio", metavar="COMMAND", help="test a program that answers JSON lines, and nothing else")
-    add("--isolated", action="store_true", help="run each named subject in a process of its own")
-    add("--patience", metavar="SECONDS", type=float, default=PATIENCE, help="how long a program may think")
-    add("--deviations", metavar="FILE", type=Path, help="what the subject is known to do otherwise")
+    add("--subject", action="append", help="test only this subject: xplstm:numpy, torch, or module:class")
+    add("--stdio", metavar="COMMAND", help="test only a program that answers JSON lines")
+    add("--isolated", action="store_true", help="run each named subject in a separate process")
+    add("--patience", metavar="SECONDS", type=float, default=PATIENCE, help="time limit of an answer")
+    add("--deviations", metavar="FILE", type=Path, help="list of known deviations of the subject")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clauses(*ids): clauses of SPEC.md beyond those in the docstring")
-    # Chosen once: what the tests remember of a subject's answers they remember together.
+    # The subjects are selected once, so that all tests share the cached answers of a subject.
     config.stash[CHOSEN] = chosen(config)
     config.stash[KINDS] = kinds_of(config)
 
@@ -107,13 +107,13 @@ def kinds_of(config: pytest.Config) -> Kinds:
 
 
 def is_named(config: pytest.Config) -> bool:
-    """Return whether somebody chose the subjects."""
+    """Return whether the command selects the subjects."""
     return bool(config.getoption("--subject") or config.getoption("--stdio"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
-    """Pass the subjects to each test, but make no items of cases beyond the sample: they are the most."""
+    """Pass the subjects to each test, but create no items beyond the sample, because they are many."""
     if "subject" not in metafunc.fixturenames:
         return (yield)
     found, kinds = metafunc.config.stash[CHOSEN], metafunc.config.stash[KINDS]
@@ -123,18 +123,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
     if not is_named(metafunc.config):
         test = metafunc.function.__name__
         kept = [call for call in metafunc._calls if not beyond_the_sample(test, call.params, kinds)]
-        # Of no call pytest makes an item without a subject.
+        # pytest creates no item without a subject.
         metafunc._calls = kept or metafunc._calls[:1]
 
 
 def library_of(chosen: Chosen) -> str:
-    """Return the library of a subject; a program is not asked before its test."""
+    """Return the library of a subject; a program gets no request before its test."""
     return "stdio" if chosen.name == "stdio" else str(chosen.adapter.describe()["library"])
 
 
 @pytest.fixture
 def subject(request: pytest.FixtureRequest) -> Adapter:
-    """An implementation under test; one that cannot run shows as skipped, or fails where it is required."""
+    """Return an implementation under test. If it cannot run, skip the test, or fail if it is required."""
     adapter: Adapter = request.param.adapter
     reason = adapter.why_unavailable()
     if reason is not None and adapter.describe()["library"] in required():
@@ -146,15 +146,15 @@ def subject(request: pytest.FixtureRequest) -> Adapter:
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
-    """Keep a measured value for the report; record_property warns under --junitxml, which is an error."""
+    """Record a measured value; record_property causes a warning with --junitxml, which is an error."""
     properties = request.node.user_properties
     return lambda name, value: properties.append((name, value))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what a subject is known to do otherwise; one that does not any more fails.
+    """Mark the known deviations of a subject, which fail if they pass.
 
-    Who names a subject wants to hear of it alone, and not of the suite itself.
+    If the command names a subject, run only its tests, and not those of the suite.
     """
     cases, kinds = {item: case_of(item) for item in items}, config.stash[KINDS]
     if is_named(config):
@@ -167,8 +167,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         }
     config.hook.pytest_deselected(items=list(others))
     items[:] = [item for item in items if item not in others]
-    # All that looks at a call comes one after another: a process computes once what it expects of a call, and
-    # asks a subject once.
+    # All tests of a call run one after another: a process computes the expected result once, and calls a
+    # subject once.
     files = {path: n for n, path in enumerate(dict.fromkeys(item.path for item in items))}
     items.sort(key=lambda item: (files[item.path], name_of(cases[item])))
     for item in items:
@@ -179,16 +179,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def name_of(case: Case | None) -> str:
-    """Return the name of the call that a case looks at."""
+    """Return the name of the call that a case tests."""
     return str(case.values.get("name", "")) if case else ""
 
 
 def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> bool:
-    """Whether a case of a slow, second or missing subject waits for somebody to name the subject."""
+    """Return whether a case runs only if the command names its slow, secondary or missing subject."""
     subject, name = params["subject"].name, params.get("name", SAMPLE[0])
     absent, second = subject in kinds.absent, subject in kinds.second
     if test in ("test_relation", "test_gru_relation"):
-        # A relation is several calls, and each takes a slow subject seconds.
+        # A relation has several calls, each of which takes seconds with a slow subject.
         return absent or (second and name not in FEW)
     if second and test in IN_PART:
         return absent or zlib.crc32(name.encode()) % PART > 0 or (name in CASES and CASES[name].T > LONG)
@@ -196,7 +196,7 @@ def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> boo
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A subject that was named and cannot run, or answered nothing, has passed nothing: that is a failure."""
+    """Fail the session if a named subject cannot run, or supports none of the cases."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not is_named(session.config) or reporter is None or exitstatus or session.config.option.collectonly:
         return
@@ -212,7 +212,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Below a failure, a program that shows it alone, and the name that an entry in a list would give it."""
+    """Add to a failure the program that reproduces it, and its entry for a list of deviations."""
     report = yield
     case = case_of(item)
     if report.failed and case is not None:
@@ -229,7 +229,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name each chosen subject that cannot run, and count what the explained failures have in common."""
+    """Name each selected subject that cannot run, and count the diagnoses of the failures."""
     if is_named(terminalreporter.config):
         for name, adapter, _ in terminalreporter.config.stash[CHOSEN]:
             reason = adapter.why_unavailable()

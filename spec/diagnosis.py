@@ -1,7 +1,7 @@
-"""Wrong LSTMs by family, and which of them gives the numbers of a subject.
+"""Define wrong LSTMs by family, and find the one that gives the numbers of a subject.
 
-After a failure the suite asks the subject once more and compares its answer with
-that of every wrong LSTM here: the nearest one says what is wrong.
+After a failure, the suite calls the subject again and compares its results with those of every wrong LSTM.
+The nearest wrong LSTM is the diagnosis.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CLOSE = 1e-3
 
 
 def here(place: str, config: Config, layer: int, direction: int) -> bool:
-    """Whether a layer and direction is at the place; a single layer without two directions is at none."""
+    """Return whether a layer and direction is at the place; a single layer with one direction is at none."""
     layers = config.get("num_layers", 1)
     return {
         "the reverse direction": direction == 1,
@@ -73,7 +73,7 @@ def here(place: str, config: Config, layer: int, direction: int) -> bool:
 
 
 class Placed(LSTM):
-    """An LSTM whose cell has a fault at one place."""
+    """LSTM whose cell has a fault at one place."""
 
     def __init__(self, fault: str, place: str, config: Config) -> None:
         super().__init__(fault)
@@ -84,7 +84,7 @@ class Placed(LSTM):
 
 
 def cell_at(fault: str, place: str) -> Call:
-    """An LSTM whose cell has a fault at one place; where a call has no such place it is the right one."""
+    """Return an LSTM whose cell has a fault at one place; calls without this place give correct results."""
 
     def there(op: str, config: Config, _a: Arrays) -> bool:
         layers, directions = config.get("num_layers", 1), 1 + bool(config.get("bidirectional"))
@@ -99,7 +99,7 @@ def cell_at(fault: str, place: str) -> Call:
 
 
 def parameters_at(what: str, place: str) -> Call:
-    """An LSTM that takes some parameters otherwise, at one place."""
+    """Return an LSTM that interprets some parameters differently, at one place."""
     prefixes, change = CHANGES[what]
 
     def spoilt(op: str, config: Config, name: str) -> bool:
@@ -111,21 +111,21 @@ def parameters_at(what: str, place: str) -> Call:
         return here(place, config, layer, int(name.endswith("_reverse")))
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
-        # What comes of a changed parameter has the places of the changed one; only outputs are compared then.
+        # Gradients of a changed parameter have the places of the changed one, so only outputs are compared.
         return LSTM().call(op, config, {n: change(v) if spoilt(op, config, n) else v for n, v in a.items()})
 
     return Sometimes(lambda op, config, a: any(spoilt(op, config, n) for n in a), call)
 
 
 class Wrong(NamedTuple):
-    """A wrong LSTM and the kind that it is of."""
+    """Wrong LSTM and its kind."""
 
     family: str
     call: Call
 
 
 def wrongs() -> dict[str, Wrong]:
-    """Every wrong LSTM by name."""
+    """Return every wrong LSTM by name."""
     found = {name: Wrong(family(name), call) for name, call in mutants.MUTANTS.items()}
     for where, of in (
         ("at some sizes", sized_mutants),
@@ -164,12 +164,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def family(name: str) -> str:
-    """The kind of a wrong LSTM, by how its name begins."""
+    """Return the kind of a wrong LSTM, from the start of its name."""
     return next((kind for kind, heads in FAMILIES.items() if name.startswith(heads)), "cell and sequence")
 
 
 def suspects(config: Config) -> Iterator[tuple[str, Call]]:
-    """The wrong implementations of a call's cell."""
+    """Return the wrong implementations of a call's cell."""
     known = WRONG_GRUS if config.get("cell") == "gru" else WRONGS
     yield from ((name, wrong.call) for name, wrong in known.items())
 
@@ -180,7 +180,7 @@ WRONG_GRUS |= {n: Wrong(f"GRU in some calls: {family(n)}", c) for n, c in gru_mu
 
 
 def apart(got: Arrays, other: Arrays, gradients: bool) -> float:
-    """The largest difference of two answers, in units of the larger of 1 and the answer's magnitude."""
+    """Return the largest difference of two answers, relative to the magnitude of the answer, or to 1."""
     worst = 0.0
     for name in (n for n in got.keys() & other.keys() if n.startswith("d") == gradients):
         a, b = got[name].astype("float64"), other[name]
@@ -193,12 +193,12 @@ def apart(got: Arrays, other: Arrays, gradients: bool) -> float:
 
 
 def explain(op: str, config: Config, a: Arrays, got: Arrays, dtype: str) -> str:
-    """Say which wrong LSTM gives these numbers, or that none does; nothing where the numbers are right."""
+    """Return which wrong LSTM gives these numbers, or that none does; an empty string if they are correct."""
     config = {"bidirectional": False, **config}
     right = GRU() if config.get("cell") == "gru" else LSTM()
     with np.errstate(all="ignore"):
         expected = right.call(op, config, dict(a))
-        # Gradients tell only where the outputs do not: a changed parameter changes what they belong to.
+        # Gradients are compared only if the outputs agree, because a changed parameter changes their meaning.
         gradients = apart(got, expected, False) < RIGHT * UNITS[dtype]
         missed = apart(got, expected, gradients)
         if missed < RIGHT * UNITS[dtype]:
@@ -215,12 +215,12 @@ def explain(op: str, config: Config, a: Arrays, got: Arrays, dtype: str) -> str:
 
 
 def share(off: float, missed: float) -> float:
-    """The share of the right LSTM's error that a wrong one leaves."""
+    """Return the share of the error of the correct LSTM that remains with a wrong one."""
     return off / missed if np.isfinite(missed) else float(not np.isfinite(off))
 
 
 def left(call: Call, op: str, config: Config, a: Arrays, got: Arrays, gradients: bool) -> float:
-    """How far a wrong LSTM is from an answer; infinite where it cannot run, or answers as the right one."""
+    """Return the distance of a wrong LSTM from an answer; infinite if it cannot run, or is correct."""
     if not may_differ(call, op, config, a):
         return float("inf")
     try:

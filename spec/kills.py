@@ -1,10 +1,9 @@
-"""``python -m spec kills``: how many wrong LSTMs and GRUs of each family die by each clause.
+"""Count the wrong LSTMs and GRUs of each family that each clause detects: ``python -m spec kills``.
 
-Vectors say it by spec/kills.json. The sized calls and the relations are run here:
-every wrong LSTM that is no mutant of the vectors through the sized calls of each
-clause until one finds it, and every one through each relation once. Wrong GRUs are
-asked the calls and relations of GRUs alone. Two processes share the wrong ones, and ``--kept FILE``
-keeps what is found, so that a run that was ended begins again where it was.
+For vectors, spec/kills.json contains the result. The sized calls and the relations run here. Every
+wrong LSTM that is not a mutant of the vectors runs the sized calls of each clause until one detects it,
+and every wrong LSTM runs each relation once. Wrong GRUs run only the calls and relations of GRUs. Two
+processes share the work. ``--kept FILE`` stores the results, so that an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ EVERY = WRONGS | GRUS
 
 
 class Judged:
-    """A wrong LSTM as a subject in float64."""
+    """Wrong LSTM as a subject in float64."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -55,7 +54,7 @@ class Judged:
 
 
 def by_vectors() -> dict[str, set[str]]:
-    """The clauses by which each wrong LSTM dies, of the vectors that find it."""
+    """Return the clauses that detect each wrong LSTM, from the vectors that detect it."""
     found: dict[str, set[str]] = {name: set() for name in EVERY}
     published = json.loads(mutants.KILLS.read_text(encoding="utf-8"))
     for record, said in published.items():
@@ -65,7 +64,7 @@ def by_vectors() -> dict[str, set[str]]:
 
 
 def by_calls(suite: ModuleType, names: Sequence[str]) -> dict[str, set[str]]:
-    """The cheapest calls first; a wrong cell is asked what it may answer otherwise, and what says more."""
+    """Return the calls, cheapest first, whose results a wrong cell may change."""
     found: dict[str, set[str]] = {name: set() for name in names if name not in mutants.MUTANTS}
     for call in sorted(suite.CASES, key=lambda name: suite.CASES[name].work):
         case, a = suite.CASES[call], suite.given(call, "float64")
@@ -79,7 +78,7 @@ def by_calls(suite: ModuleType, names: Sequence[str]) -> dict[str, set[str]]:
 
 
 def finds(suite: ModuleType, call: str, name: str, a: Arrays) -> bool:
-    """Whether a call finds a wrong cell, with gradients or without."""
+    """Return whether a call detects a wrong cell, with gradients or without."""
     case, wrong, right = suite.CASES[call], EVERY[name].call, suite.expected(call, "float64")
     for op in (f"{case.op}_vjp",) if case.draws else (f"{case.op}_vjp", case.op):
         if not sized_mutants.may_differ(wrong, op, case.config, a):
@@ -108,7 +107,7 @@ def by_relations(suite: ModuleType, names: Sequence[str]) -> dict[str, set[str]]
 
 
 def judged(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """The clauses by which some wrong LSTMs die, in what is run here."""
+    """Return the clauses that detect some wrong LSTMs, from the calls and relations that run here."""
     lstms, grus = ([n for n in names if n in of] for of in (WRONGS, GRUS))
     with np.errstate(all="ignore"):
         sizes = by_calls(calls, lstms) | by_calls(gru_calls, grus)
@@ -124,7 +123,7 @@ def digest() -> str:
 
 
 def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
-    """What sized calls and relations find; what a run of the same suite has found is read."""
+    """Return what sized calls and relations detect, from an earlier run of the same suite if there is one."""
     state = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
     of = digest()
     found: dict[str, list[str]] = state.get("found", {}) if state.get("of") == of else {}
@@ -139,7 +138,7 @@ def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
 
 
 def table(found: dict[str, set[str]]) -> Iterator[str]:
-    """One line for each clause and family: how many die, of how many."""
+    """Return one line for each clause and family: the number of detected wrong LSTMs, and of all."""
     sizes = Counter(wrong.family for wrong in EVERY.values())
     for clause in sorted(set().union(*found.values())):
         killed = Counter(EVERY[name].family for name, clauses in found.items() if clause in clauses)
@@ -150,7 +149,7 @@ def table(found: dict[str, set[str]]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="python -m spec kills", description=__doc__)
-    parser.add_argument("--kept", type=Path, metavar="FILE", help="keep what is found")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="store results, and continue from them")
     runs, found = found_by_runs(parser.parse_args(arguments).kept), by_vectors()
     print(*table({name: found[name] | {*runs[name]} for name in EVERY}), sep="\n")
     return 0

@@ -1,4 +1,4 @@
-"""The call that a case asks, and what its answer says about the subject."""
+"""Define the calls of a case, and explain their results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Question(NamedTuple):
 
 
 def questions(case: Case) -> list[Question]:
-    """The calls of a case, the one with gradients first; none of a case that is no single call."""
+    """Return the calls of a case, the one with gradients first; none if the case is not a single call."""
     name, dtype = str(case.values.get("name")), str(case.values.get("dtype", "float64"))
     if case.test in ("test_outputs", "test_gradients") and "outputs" in RECORDS[name]:
         record = RECORDS[name]
@@ -55,7 +55,7 @@ def questions(case: Case) -> list[Question]:
 
 
 def say(case: Case) -> str:
-    """Explain a case's failure by the wrong LSTM that gives the same numbers; nothing where none is asked."""
+    """Return the wrong LSTM that gives the numbers of a failed case; an empty string if none is compared."""
     # The wrong LSTMs are made only when something has failed.
     from spec.diagnosis import explain
 

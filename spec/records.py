@@ -1,4 +1,4 @@
-"""The published records as NumPy arrays, and how far a result is from them."""
+"""Read the published records as NumPy arrays, and measure the errors of results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def named(op: str, result: str) -> list[str]:
 
 
 def arrays(group: Record, dtype: str) -> Arrays:
-    """A group of a record's arrays, each number rounded once; NaN where a record states none."""
+    """Return a group of a record's arrays, each number rounded once; NaN if a record has no number."""
     return {
         name: np.array([float(v or "nan") for v in a["data"]], dtype).reshape(a["shape"])
         for name, a in group.items()
@@ -39,14 +39,14 @@ def arrays(group: Record, dtype: str) -> Arrays:
 
 
 def stated(reference: Record) -> np.ndarray:
-    """Where an array has a number; of a long record some gradients are published, not all."""
+    """Return where an array has a number; long records contain only some gradients."""
     return np.array([v != "" for v in reference["data"]], bool)
 
 
 def error(got: np.ndarray, reference: Record, dtype: str) -> float:
-    """XPL-NUM-001: the largest absolute error in u * s; infinite for another shape or dtype.
+    """Return the largest absolute error in u * s (XPL-NUM-001); infinite for another shape or dtype.
 
-    NaN and infinities must stand exactly where the record has them.
+    NaN and infinities must be at the same positions as in the record.
     """
     if got.dtype != np.dtype(dtype) or list(got.shape) != reference["shape"]:
         return float("inf")
@@ -70,12 +70,12 @@ def error(got: np.ndarray, reference: Record, dtype: str) -> float:
 
 
 def errors(got: Arrays, references: Record, dtype: str) -> dict[str, float]:
-    """The error of every tensor that both hold."""
+    """Return the error of every tensor in both mappings."""
     return {name: error(got[name], reference, dtype) for name, reference in references.items() if name in got}
 
 
 def forms(got: Arrays, references: Record, dtype: str) -> str:
-    """What is wrong with shapes and dtypes, or with where NaN is, of those that have an infinite error."""
+    """Return the wrong shapes, dtypes or positions of NaN of tensors with an infinite error."""
     said = []
     for name, reference in references.items():
         a, shape = got.get(name), reference["shape"]
@@ -91,7 +91,7 @@ def forms(got: Arrays, references: Record, dtype: str) -> str:
 
 
 def broken(inputs: Arrays, got: Arrays) -> list[str]:
-    """XPL-NUM-006: what holds of any LSTM of one layer, and does not of this result."""
+    """Return the properties of any LSTM of one layer that this result does not have (XPL-NUM-006)."""
     y, h_n, c_n = got["y"], got["h_n"], got["c_n"]
     if not all(np.isfinite(a).all() for a in (y, h_n, c_n)):
         return ["a result is not finite"]

@@ -1,6 +1,7 @@
-"""Run the suite and write what each implementation keeps of each clause: ``python -m spec report``.
+"""Run the suite and write the results of each clause and implementation: ``python -m spec report``.
 
-conformance.json holds everything. `spec.page` makes conformance.md of it, `spec.picture` conformance.svg.
+conformance.json contains all results. `spec.page` generates conformance.md from it, and `spec.picture`
+conformance.svg.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """What shows the progress where tqdm is missing."""
+    """Progress display without tqdm."""
 
     def update(self) -> None: ...
 
@@ -72,7 +73,7 @@ def progress(total: int) -> Progress:
 
 
 class Outcome(NamedTuple):
-    """What became of a case: passed, failed, deviates, not offered or not run."""
+    """Result of a case: passed, failed, deviates, not offered or not run."""
 
     case: Case
     status: str
@@ -84,12 +85,12 @@ class Outcome(NamedTuple):
 
 
 def path_of(case: Case) -> Path:
-    """The list of deviations of a case's subject, where none is named."""
+    """Return the list of deviations of a case's subject, by default the list in the repository."""
     return deviations.path_of(case.subject.adapter.describe()["name"])
 
 
 class Recorder:
-    """A pytest plugin that keeps the outcome of every case."""
+    """Pytest plugin that records the result of every case."""
 
     def __init__(self, listed: Path | None = None) -> None:
         self.listed = listed
@@ -128,7 +129,7 @@ class Recorder:
 
 
 def run(chosen: Sequence[str], listed: Path | None = None) -> Recorder:
-    """The suite on the subjects that these options choose, quietly."""
+    """Run the suite on the selected subjects without output."""
     recorder = Recorder(listed)
     files = [str(FOLDER / f"test_{name}.py") for name in FILES]
     listing = [f"--deviations={listed}"] if listed else []
@@ -140,7 +141,7 @@ def run(chosen: Sequence[str], listed: Path | None = None) -> Recorder:
 
 
 def judged(clause: str, outcomes: list[Outcome]) -> dict[str, Any]:
-    """What a subject's cases say of one clause."""
+    """Return the result of one clause from the cases of a subject."""
     of_clause = [o for o in outcomes if clause in (*o.case.clauses, *o.broken)]
     hidden = [o for o in of_clause if o.status == "deviates" and clause not in o.broken]
     shown = [o for o in of_clause if o not in hidden]
@@ -166,7 +167,7 @@ def judged(clause: str, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def described(adapter: Adapter, asked: bool) -> dict[str, Any]:
-    """A subject, and why it was not run if it was not."""
+    """Return the description of a subject, with the reason if it was not run."""
     missing = adapter.why_unavailable()
     return {**adapter.describe(), "not_run": missing if missing or asked else "it was not asked for"}
 
@@ -178,7 +179,7 @@ def digest(name: str, adapter: Adapter) -> str:
     files |= {p for p in FOLDER.glob("*.py") if not p.stem.startswith("test_") and p.stem not in SHOWN}
     files |= {Path(inspect.getfile(c)) for c in type(adapter).__mro__ if c is not object}
     if about["name"] == "xplstm":
-        # Of a clone it is the code and not the version that changes.
+        # In a clone, the code may change without the version.
         found_at = importlib.util.find_spec(about["name"])
         for folder in (found_at and found_at.submodule_search_locations) or ():
             files |= {*Path(folder).rglob("*.py"), *Path(folder).rglob("*.so")}
@@ -191,14 +192,14 @@ def digest(name: str, adapter: Adapter) -> str:
 
 
 class Part(NamedTuple):
-    """A subject's results of every clause, and the failures that no list knows."""
+    """Results of a subject for every clause, and the failures that are not in a list."""
 
     results: dict[str, Any]
     failures: list[str]
 
 
 def part(name: str, adapter: Adapter, kept: Path, chosen: Sequence[str], listed: Path | None) -> Part:
-    """Run one subject, or read its results if a run before has kept them and nothing has changed since."""
+    """Run one subject, or read its results from an earlier run if nothing has changed since."""
     path, wanted = kept / f"{name.replace(':', '-')}.json", digest(name, adapter)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -215,7 +216,7 @@ def part(name: str, adapter: Adapter, kept: Path, chosen: Sequence[str], listed:
 
 
 def made(adapters: dict[str, Adapter], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The whole report: of all these adapters, those asked have results."""
+    """Return the complete report of all adapters, with results of the selected ones."""
     prose = clauses.SPEC.read_text(encoding="utf-8")
     found = clauses.clauses(prose)
     about = {name: described(a, name in results) for name, a in adapters.items()}
@@ -244,23 +245,26 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, write, and return 1 where a case fails that no list knows, or a named subject cannot run."""
+    """Run and write; return 1 if a case outside the lists fails, or a named subject cannot run."""
     parser = argparse.ArgumentParser(prog="python -m spec report", description=__doc__)
     parser.add_argument(
         "--subject",
         action="append",
-        help="these alone; by default all but those of JAX and Dask by xplstm, which take minutes",
+        help="only these; by default all except xplstm on JAX and Dask, which take minutes",
     )
-    parser.add_argument("--stdio", metavar="COMMAND", help="a program that answers JSON lines, alone")
-    parser.add_argument("--isolated", action="store_true", help="run each subject in a process of its own")
-    parser.add_argument("--deviations", type=Path, help="what the subject is known to do otherwise")
+    parser.add_argument("--stdio", metavar="COMMAND", help="test only a program that answers JSON lines")
+    parser.add_argument("--isolated", action="store_true", help="run each subject in a separate process")
+    parser.add_argument("--deviations", type=Path, help="list of known deviations of the subject")
     parser.add_argument(
-        "--kept", type=Path, metavar="FOLDER", help="keep each subject's results; run again what has changed"
+        "--kept",
+        type=Path,
+        metavar="FOLDER",
+        help="store results; run only changed subjects",
     )
     out = DOCS if DOCS.is_dir() else Path()
     parser.add_argument("--out", type=Path, default=out, help=f"folder of the files (default: {out})")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)  # what is wrong with it shows before minutes of tests
+    options.out.mkdir(parents=True, exist_ok=True)  # an unusable folder is an error before minutes of tests
     if options.stdio:
         adapters: dict[str, Adapter] = {"stdio": Stdio(options.stdio)}
         chosen = {"stdio": [f"--stdio={options.stdio}"]}

@@ -1,11 +1,9 @@
-"""An implementation in any language: a program that reads JSON lines and answers each with one.
+"""Run an implementation in any language: a program that reads JSON lines and answers each with one line.
 
-A question is ``{"id", "op", "config", "dtype", "arrays": {name: {"shape", "data"}}}``,
-an answer ``{"arrays": ...}``, ``{"unsupported": why}`` or
-``{"refused": "shape" or "other", "message": why}``, or ``{"error": what}`` where the
-call went wrong. An answer may repeat the
-question's id, which is then compared. Data are in C order; NaN and infinities are
-the strings nan, inf and -inf.
+A request is ``{"id", "op", "config", "dtype", "arrays": {name: {"shape", "data"}}}``. An answer is
+``{"arrays": ...}``, ``{"unsupported": why}``, ``{"refused": "shape" or "other", "message": why}``, or
+``{"error": what}`` if the call failed. An answer may repeat the id of the request, which is then compared.
+Data are in C order; NaN and infinities are the strings nan, inf and -inf.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ from spec.subject import Arrays, Config, Refused, Unsupported
 
 PATIENCE = 60.0
 HANGS = 3
-"""After so many questions without an answer in time the program is asked no more."""
+"""Number of requests without an answer in time after which the program gets no more requests."""
 STRAY = 5.0
-"""Seconds to wait for the answer that comes after a line that is none."""
+"""Seconds to wait for the answer after an unexpected line."""
 
 
 class Failed(Exception):
-    """The call ended in an error, and the program waits for the next question."""
+    """The call failed, and the program waits for the next request."""
 
 
 class Stdio:
-    """A program, started with the first question."""
+    """Program that is started by the first request."""
 
     one_by_one = True
-    """No question is asked before the last one is answered."""
+    """No request is sent before the previous one is answered."""
 
     def __init__(self, command: str, patience: float = PATIENCE) -> None:
         self.command = shlex.split(command)
@@ -53,7 +51,7 @@ class Stdio:
 
     def why_unavailable(self) -> str | None:
         found = shutil.which(self.command[0])
-        return None if found else f"there is no program {self.command[0]!r}"
+        return None if found else f"the program {self.command[0]!r} does not exist"
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         dtype = str(next(iter(arrays.values())).dtype)
@@ -65,7 +63,7 @@ class Stdio:
             answer = json.loads(line)
             if answer.get("id", self.asked) != self.asked:
                 self.abandon()
-                msg = f"it answers question {answer['id']}, asked was {self.asked}"
+                msg = f"its id is {answer['id']}, expected {self.asked}"
                 raise ValueError(msg)
             if "unsupported" in answer:
                 raise Unsupported(answer["unsupported"])
@@ -77,11 +75,11 @@ class Stdio:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, json.JSONDecodeError):
                 self.skip_answer()
-            msg = f"{self.command[0]} answered what is no answer, {line[:200]!r}: {error!r}"
+            msg = f"{self.command[0]} gave an invalid answer, {line[:200]!r}: {error!r}"
             raise RuntimeError(msg) from error
 
     def skip_answer(self) -> None:
-        """After a stray line the answer itself is still to come: without this it would be the next one's."""
+        """Skip the answer that follows an unexpected line; otherwise the next request would get it."""
         assert self.process is not None
         assert self.process.stdout is not None
         heard = self.listener.submit(self.process.stdout.readline)
@@ -93,7 +91,7 @@ class Stdio:
 
     def ask(self, line: str) -> str:
         if self.hangs == HANGS:
-            msg = f"not asked any more: {HANGS} questions had no answer within {self.patience:g} s each"
+            msg = f"no further request: {HANGS} requests had no answer within {self.patience:g} s each"
             raise RuntimeError(msg)
         process = self.started()
         assert process.stdin is not None
@@ -113,7 +111,7 @@ class Stdio:
         return answer or self.fail("ended without an answer")
 
     def started(self) -> subprocess.Popen[str]:
-        """The program, running."""
+        """Return the running program."""
         if self.process is None:
             atexit.register(self.close)
             self.process = subprocess.Popen(
@@ -122,7 +120,7 @@ class Stdio:
         return self.process
 
     def fail(self, what: str) -> NoReturn:
-        """Give the program up; the next question starts it again."""
+        """End the program and raise an error; the next request starts it again."""
         process, self.process = self.process, None
         assert process is not None
         process.communicate()
@@ -130,14 +128,14 @@ class Stdio:
         raise RuntimeError(msg)
 
     def abandon(self) -> None:
-        """End the program now; the next question starts it again."""
+        """End the program; the next request starts it again."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
             self.process = None
 
     def close(self) -> None:
-        """End the program by the end of its input."""
+        """Close the input of the program, so that it ends."""
         atexit.unregister(self.close)
         if self.process is not None:
             self.process.communicate()

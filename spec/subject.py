@@ -1,23 +1,24 @@
-"""What the suite asks of an implementation, however it is reached.
+"""Define the interface of an implementation under test.
 
 An adapter has ``describe()``, ``why_unavailable()`` and
-``call(op, config, arrays)``: NumPy arrays in and out, time-major, gates
-i, f, g, o, two biases, (h, c). The operations:
+``call(op, config, arrays)``. Arguments and results are time-major NumPy arrays
+with gates i, f, g, o, two biases, and the state (h, c). The operations are:
 
 layer
-    One layer and direction: arrays x, h_0, c_0 and parameters without suffix;
-    gives y, h_n, c_n.
+    Run one layer and direction with the arrays x, h_0, c_0 and parameters
+    without a suffix; return y, h_n, c_n.
 module
-    An LSTM of the sizes in config, parameters named as in ``weight_ih_l0``,
-    states (L*D, B, H); gives y, h_n, c_n and, where it can, i, f, g, o.
+    Run an LSTM of the sizes in config, with parameter names such as
+    ``weight_ih_l0`` and states (L*D, B, H); return y, h_n, c_n and, if
+    possible, i, f, g, o.
 layer_vjp, module_vjp
-    The same with dy, dh_n, dc_n among the arrays; gives also d<name> of every
-    input.
+    Run the same with dy, dh_n, dc_n among the arrays; also return d<name> of
+    every input.
 
-Beside the sizes, config holds what differs from the plain LSTM, real numbers as
-decimals: ``variant``, ``merge``, ``input_dropout`` and ``weight_dropout``. Where it
-has ``noise``, the masks of the call are those of its key; ``dropout`` has a key of
-its own. Only the operations that end in _vjp are called with noise.
+Besides the sizes, config contains the options that differ from the standard LSTM,
+with real numbers as decimals: ``variant``, ``merge``, ``input_dropout`` and
+``weight_dropout``. If it has ``noise``, its key determines the masks of the call;
+``dropout`` has a separate key. Only the operations that end in _vjp get noise.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ class Refused(Exception):
 
 
 class Unsupported(Exception):
-    """The implementation declares that it does not offer this."""
+    """The implementation states that it does not support the call."""
 
 
 class Adapter(Protocol):
-    """An implementation under test."""
+    """Implementation under test."""
 
     def __hash__(self) -> int: ...
 
     def describe(self) -> dict[str, str]: ...
 
     def why_unavailable(self) -> str | None:
-        """Say what is missing to run here at all, or None."""
+        """Return what is missing to run here at all, or None."""
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         """Run one operation, or raise `Refused` or `Unsupported`."""

@@ -1,4 +1,4 @@
-"""Every subject by name, present or not, and those that a choice of names means."""
+"""List every subject by name, installed or not, and find the subjects of a selection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEERS = (
 
 
 def xplstm() -> dict[str, Adapter]:
-    """One adapter for each array library and kernel for it."""
+    """Return one adapter for each array library and each of its kernels."""
     from spec.adapter import HOMES, LIBRARIES, Xplstm, kernels
 
     return {
@@ -33,13 +33,13 @@ def xplstm() -> dict[str, Adapter]:
 
 @cache
 def subjects() -> dict[str, Adapter]:
-    """Adapters of xplstm, if it is installed, and of other libraries."""
+    """Return the adapters of xplstm, if it is installed, and of other libraries."""
     ours = xplstm() if importlib.util.find_spec("xplstm") else {}
     return ours | {name: importlib.import_module(f"spec.peers.{name}").Subject() for name in PEERS}
 
 
 def named(choices: Sequence[str]) -> dict[str, Adapter]:
-    """The subjects that `choices` mean, each a name, its first parts, or module:class of an adapter."""
+    """Return the subjects of `choices`: names, first parts of names, or module:class of an adapter."""
     return {name: adapter for choice in choices for name, adapter in meant(choice).items()}
 
 
@@ -47,7 +47,7 @@ def meant(choice: str) -> dict[str, Adapter]:
     found = {
         name: adapter
         for name, adapter in subjects().items()
-        # By whole parts: xplstm:numpy does not mean xplstm:numpy_readonly.
+        # Only complete parts match: xplstm:numpy does not match xplstm:numpy_readonly.
         if f"{name}:".startswith(f"{choice}:")
     }
     if found:
@@ -62,7 +62,7 @@ def meant(choice: str) -> dict[str, Adapter]:
 
 
 def missing(choices: Sequence[str]) -> dict[str, str]:
-    """Return the choices of which no subject can run here, each with the reasons."""
+    """Return the choices of which no subject can run here, with the reasons."""
     found = {choice: [a.why_unavailable() for a in meant(choice).values()] for choice in choices}
     return {
         choice: "; ".join(sorted({*filter(None, reasons)}))
@@ -72,16 +72,16 @@ def missing(choices: Sequence[str]) -> dict[str, str]:
 
 
 def required() -> set[str]:
-    """The libraries that have to be here, by the variable XPLSTM_REQUIRE."""
+    """Return the libraries that the variable XPLSTM_REQUIRE names."""
     return {name.strip() for name in os.environ.get("XPLSTM_REQUIRE", "").split(",")}
 
 
 def is_slow(adapter: Adapter) -> bool:
-    """Whether all records would take minutes: its library compiles, or plans, every call anew."""
+    """Return whether all records take minutes, because the library compiles or plans every call."""
     about = adapter.describe()
     return not {about["library"], about["name"]}.isdisjoint(SLOW)
 
 
 def takes_minutes(adapter: Adapter) -> bool:
-    """Return whether a report needs the name of a subject: xplstm where a library plans each call."""
+    """Return whether a report needs the name of the subject: xplstm with a library that plans each call."""
     return adapter.describe()["name"] == "xplstm" and is_slow(adapter)

@@ -122,7 +122,7 @@ def test_a_stray_line_fails_one_question_alone(echo: Callable[..., Stdio]) -> No
 
 
 def test_an_answer_to_another_question_is_an_error(echo: Callable[..., Stdio]) -> None:
-    with pytest.raises(RuntimeError, match="it answers question 7, asked was 1"):
+    with pytest.raises(RuntimeError, match="its id is 7, expected 1"):
         echo(number="7").call("layer", {}, {"x": np.ones(2)})
 
 
@@ -131,7 +131,7 @@ def test_a_program_that_hangs_is_given_up() -> None:
     for _ in range(HANGS):
         with pytest.raises(RuntimeError, match=r"no answer within 0\.05 s"):
             program.call("layer", {}, {"x": np.ones(2)})
-    with pytest.raises(RuntimeError, match="not asked any more: 3 questions"):
+    with pytest.raises(RuntimeError, match="no further request: 3 requests"):
         program.call("layer", {}, {"x": np.ones(2)})
     program.close()
 
@@ -145,7 +145,7 @@ def test_a_program_that_offers_nothing_fails(tmp_path: Path) -> None:
 
 
 def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
-    assert Stdio("no-such-program --fast").why_unavailable() == "there is no program 'no-such-program'"
+    assert Stdio("no-such-program --fast").why_unavailable() == "the program 'no-such-program' does not exist"
 
 
 def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.CompletedProcess[str]:
