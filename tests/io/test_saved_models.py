@@ -194,7 +194,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "network cut": (lambda _, t: t.pop("lstm.bias_hh_l0"), "bias_hh_l0 is missing"),
     "network of another kind": (
         lambda _, t: [t.update({n: a[: 3 * 4]}) for n, a in list(t.items()) if n.startswith("lstm.")],
-        "description of LSTM is invalid: its parameters are those of GRU",
+        "description of LSTM is invalid: it has the parameters of GRU",
     ),
     "options of another kind": (
         lambda c, _: c["networks"]["lstm"].update(reset_after=True),
