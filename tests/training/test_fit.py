@@ -835,12 +835,43 @@ def test_callbacks_see_every_update_and_validation():
     assert float(seen[1].norm) == 2.0
 
 
-def test_a_plateau_follows_the_validations_and_is_replayed(path):
+def test_a_prolonged_run_with_an_average_does_not_go_back_to_its_earlier_end(path):
+    data, options = batches([*[None] * 4, "nan"]), {"average": 0.5, "checkpoint": path}
+    fit(Line(), data, updates=2, **options)
+    expected, model = Line(), Line()
+    fit(expected, data, updates=4)
+    with pytest.raises(xplstm.NonFiniteError, match="has the parameters of 4 updates"):
+        fit(model, data, updates=9, resume=True, **options)
+    np.testing.assert_array_equal(model.params["w"], expected.params["w"])
+
+
+EMPTY = np.zeros((5, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "inputs", [EMPTY, np.zeros((0, 3, 1)), Ragged(EMPTY, np.zeros(0, int)), {"x": EMPTY, "n": EMPTY[0]}]
+)
+@pytest.mark.parametrize("kind", [list, iter])
+@pytest.mark.parametrize("parallel", [None, training.Shards(None, 1)])
+def test_an_empty_batch_is_refused_by_name(inputs, kind, parallel):
+    """Its loss would be 0, and its update would follow the averages of the optimiser."""
+    full, model = (np.ones((5, 2, 1), "float32"),) * 2, Forecaster(1, 2, rng=0)
+    data = kind([full, (inputs, EMPTY), full])
+    with pytest.raises(xplstm.ArgumentError, match=r"inputs of batch 1 of epoch 0 have the shapes .* leave"):
+        fit(model, data, epochs=1, parallel=parallel)
+
+
+@pytest.mark.parametrize("where", ["all", "group", "both"])
+def test_a_plateau_follows_the_validations_and_is_replayed(path, where):
     def run(updates, resume=False):
-        sgd, values = optim.SGD(optim.Plateau(1.0, factor=0.5, patience=0)), iter([1.0] * 9)
+        plateau, values = optim.Plateau(1.0, factor=0.5, patience=0), iter([1.0] * 9)
+        groups = [] if where == "all" else [optim.Group("b", lr=plateau)]
+        sgd = optim.SGD(1.0 if where == "group" else plateau, groups=groups)
+        with pytest.raises(xplstm.ArgumentError, match="Plateau, which needs validate="):
+            fit(Line(), batches([None]), sgd, updates=updates)
         options = {"validate": lambda: next(values), "validate_every": 1, "checkpoint": path}
         fit(Line(), batches([None]), sgd, updates=updates, resume=resume, **options)
-        return sgd.lr
+        return plateau(0)
 
     assert run(2) == 0.25
     assert run(3, resume=True) == 0.125

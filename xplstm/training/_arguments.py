@@ -13,10 +13,10 @@ from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm.io.files._durable import check_writable
 from xplstm.nn import Dropout
-from xplstm.optim import Optimizer, Plateau
+from xplstm.optim import Optimizer
 from xplstm.optim._optimizer import matches, patterns
 from xplstm.training._resumed import earlier_name
-from xplstm.training._run import Event, Model, Options, Run
+from xplstm.training._run import Event, Model, Options, Run, plateaus_of
 from xplstm.training._saved import as_json, ties_of
 from xplstm.training._shards import Shards
 
@@ -194,8 +194,8 @@ def check_arguments(
     progress: object,
 ) -> None:
     """Check that the arguments are consistent, and warn about dropout without `rng`."""
-    if isinstance(optimizer.schedule, Plateau) and validate is None:
-        msg = "the learning rate is a Plateau, which needs validate="
+    if plateaus_of(optimizer) and validate is None:
+        msg = "a learning rate is a Plateau, which needs validate="
         raise ArgumentError(msg)
     if not isinstance(progress, bool) and not callable(progress):
         msg = f"progress={progress!r} must be True, False or a function of the history"

@@ -227,7 +227,7 @@ class _Indexed:
             if position == 0:
                 self.shapes = _shapes((inputs, targets))
             return Found(inputs, targets, None, is_last, None)
-        entries = _values.size(f"entries({position})", self._batches.entries(position), 0)
+        entries = _values.size(f"entries({position})", self._batches.entries(position))
         low, high = self._own(entries)
         part = self._batches.part(position, low, high) if low < high else (None, None)
         return Found(*_pair(part, place), (low, high, entries), is_last, None)
@@ -316,8 +316,12 @@ def _is_pair(batch: Any) -> bool:
 
 
 def _pair(batch: Any, place: Place) -> Batch:
-    """Return the inputs and the targets of a batch."""
+    """Return the inputs and the targets of a batch that is not empty."""
     if _is_pair(batch):
+        shapes = _shapes((batch[0], None))
+        if shapes and all(0 in shape for shape in shapes):
+            msg = f"the inputs of {place} have the shapes {shapes}, without any element; leave the batch out"
+            raise ArgumentError(msg)
         return batch[0], batch[1]
     count = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     msg = (

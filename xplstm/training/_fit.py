@@ -77,7 +77,8 @@ def fit(
     data : sequence of (inputs, targets), iterable of them, or callable
         The batches of one epoch, or a function from the epoch number (from 0) to its batches. A sequence is
         read by index. An iterable is read in order, one batch in advance; a resumed run reads it up to its
-        place. An iterator can be read once and provides one epoch.
+        place. An iterator can be read once and provides one epoch. A batch whose inputs have no elements is
+        an error.
     optimizer : Optimizer
         An optimiser of `xplstm.optim`.
     updates, epochs : int
