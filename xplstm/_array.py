@@ -350,6 +350,11 @@ def detach(x: Any) -> Any:
     return x.detach() if _is_tensor(x) and x.requires_grad else x
 
 
+def requiring(x: Any, old: Any) -> Any:
+    """Return `x`, made to require gradients of PyTorch's autograd if `old` does."""
+    return x.requires_grad_() if _is_tensor(old) and old.requires_grad else x
+
+
 def asarray(x: Any, xp: Namespace, on: Device | None = None, dtype: str | None = None) -> Array:
     """Return `x`, from any library, as an array of `xp` on the device `on`, with the dtype named `dtype`."""
     plain = type(x) is np.ndarray or _is_tensor(x)

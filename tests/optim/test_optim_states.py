@@ -231,6 +231,30 @@ def test_a_state_without_some_averages_is_loaded_again(present):
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+def test_updates_without_any_parameter_count_and_are_loaded_again():
+    adam, again = (optim.Adam(optim.warmup_cosine(0.1, 2, 9)) for _ in range(2))
+    assert adam.update({}, {}) == {}
+    again.load_state_dict(adam.state_dict())
+    assert (again.step, again.lr) == (1, adam.lr)
+    np.testing.assert_array_equal(again.update(W, W)["w"], adam.update(W, W)["w"])
+    assert sorted(again.state_dict()) == sorted(adam.state_dict()) == ["m.w", "step", "step.w", "v.w"]
+
+
+def test_autograd_of_torch_records_no_update(torch):
+    """A loop by hand may differentiate with respect to the parameters and pass gradients with a graph."""
+    w, fixed = torch.ones(3, requires_grad=True), torch.ones(2)
+    params, adam = {"w": w, "tied": w, "fixed": fixed}, optim.AdamW(0.1)
+    for _ in range(3):
+        (grad,) = torch.autograd.grad((params["w"] ** 3).sum(), params["w"], create_graph=True)
+        params = adam.update(params, {"w": grad, "fixed": fixed})
+        assert params["w"] is params["tied"]
+        assert params["w"].is_leaf
+        assert params["w"].requires_grad
+        assert not params["fixed"].requires_grad
+    assert not any(a.requires_grad for name, a in adam.state_dict().items() if name[:2] in ("m.", "v."))
+    assert w.tolist() == [1.0] * 3
+
+
 def test_a_refused_state_changes_nothing():
     adam = optim.Adam(0.1)
     adam.update(W, W)

@@ -204,6 +204,8 @@ class Optimizer(Summary, ABC):
         the rounded copy. If other code replaces the parameter, the copy is replaced too. Averages are
         float32.
 
+        PyTorch's autograd records no update. New parameters require gradients where the old ones do.
+
         For CuPy arrays, a CUDA kernel may update up to 32 parameters with equal options in one launch; see
         `xplstm.use_kernel`. The result has the same bits as with NumPy.
 
@@ -231,7 +233,7 @@ class Optimizer(Summary, ABC):
                 {kind: {n: s[kind] for n, s in before.items() if kind in s} for kind in averages},
             )
             for first, tied in names.items():
-                new.update(dict.fromkeys(tied, made[first]))
+                new.update(dict.fromkeys(tied, _array.requiring(made[first], params[first])))
                 for kind, values in after.items():
                     if first in values:
                         averages[kind].update(dict.fromkeys(tied, values[first]))
@@ -296,7 +298,8 @@ class Optimizer(Summary, ABC):
         dict of str to array or int
             ``step``, and the array of each average, such as ``m.weight_ih_l0``. Half precision adds
             ``master.weight_ih_l0`` and so on. A parameter that missed an update adds
-            ``step.weight_ih_l0``, its own number of updates.
+            ``step.weight_ih_l0``, its own number of updates. If all updates had empty `params`, ``step.``
+            is 0.
 
         Examples
         --------
@@ -308,7 +311,8 @@ class Optimizer(Summary, ABC):
             f"{kind}.{name}": v for kind, values in self._averages.items() for name, v in values.items()
         }
         own = {f"step.{name}": step for name, step in self._steps.items() if step != self.step}
-        return {"step": self.step, **own, **arrays}
+        nothing = {"step.": 0} if self._counts and self.step and not self._steps else {}
+        return {"step": self.step, **nothing, **own, **arrays}
 
     def without_state(self, names: Iterable[str]) -> list[str]:
         """Return the names of parameters without an average that this class of optimiser keeps.
@@ -387,6 +391,7 @@ class Optimizer(Summary, ABC):
             msg = f"state has step={step} and no averages; {type(self).__name__} needs {needed}"
             raise ArgumentError(msg)
         _check_complete(kinds, averages, steps, step)
+        steps.pop("", None)
         self.step, self._averages, self._steps = step, averages, steps if self._counts else {}
 
 
@@ -409,8 +414,8 @@ def _group_tied(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[s
         given = [name for name in tied if name in grads]
         if not given:
             continue
-        p = float_array(f"params[{given[0]!r}]", params[given[0]])
-        gs = [float_array(f"grads[{name!r}]", grads[name]) for name in given]
+        p = _array.detach(float_array(f"params[{given[0]!r}]", params[given[0]]))
+        gs = [_array.detach(float_array(f"grads[{name!r}]", grads[name])) for name in given]
         for name, g in zip(given, gs, strict=True):
             if g.shape != p.shape:
                 msg = f"grads[{name!r}] has shape {tuple(g.shape)}, expected {tuple(p.shape)} as in params"

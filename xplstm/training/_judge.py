@@ -59,7 +59,9 @@ def select_finite(alive: Array, new: Mapping[str, Any], old: Mapping[str, Any]) 
         key = id(value), id(before)
         if key not in chosen:
             xp = _array.namespace(value, name)
-            chosen[key] = xp.where(alive, value, xp.zeros_like(value) if before is None else before)
+            other = xp.zeros_like(value) if before is None else _array.detach(before)
+            selected = xp.where(alive, _array.detach(value), other)
+            chosen[key] = _array.requiring(selected, value)
         result[name] = chosen[key]
     return result
 

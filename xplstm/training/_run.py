@@ -180,15 +180,14 @@ class Run:
                 self._keep(made, self.model.params, self.at.optimizer)
                 return
             self.lr, self.norm = self.optimizer.lr, norm
-            # PyTorch's autograd would keep a graph of all updates.
-            old = _each_once(_array.detach, self.model.params)
+            old = self.model.params
             new = self.optimizer.update(old, grads)
             state = self.optimizer.state_dict()
             if deferred:
                 new, state = self._keep_where_finite(made, norm, (new, old), state)
             else:
                 self._judge_update(made, norm, new, state)
-            self._keep(made, _like(self.model.params, new), state)
+            self._keep(made, new, state)
 
     def _gradients(self) -> _Gradients:
         """Run the batches of one update, and average the losses and gradients."""
@@ -396,8 +395,8 @@ class Run:
         history = History(self.at.history.losses, validations)
         is_best = keep_best and history.best == validations[-1]
         best = dict(params if average is None else average) if is_best else self.at.best
-        if isinstance(self.optimizer.schedule, Plateau):
-            self.optimizer.schedule.report(value)
+        for plateau in plateaus_of(self.optimizer):
+            plateau.report(value)
         self.at = self.at._replace(history=history, best=best)
         return value
 
@@ -465,24 +464,24 @@ class Run:
         check_length(at, updates, epochs)
         self.source.check(at.settings.get("data"), Place(at.epoch, at.position))
         self.written = at.settings.get("run"), at.update  # older files have no id
+        if self.at.settings["patience"] is None:
+            at = at._replace(best=None)  # the average at the end of that run, which continues here
         self.restore(at._replace(settings={"run": self.at.settings["run"], **at.settings}))
         trained = [name for name in at.params if name not in self.options.frozen]
         missing = self.optimizer.without_state(trained)
         if at.update > 0 and missing and not self.options.scale:
             msg = f"the checkpoint at update {at.update} is damaged: it has no averages of {missing}"
             raise FormatError(msg)
-        if isinstance(self.optimizer.schedule, Plateau):
-            self.optimizer.schedule.reset()
+        for plateau in plateaus_of(self.optimizer):
+            plateau.reset()
             for _, value in at.history.validations:
-                self.optimizer.schedule.report(value)
+                plateau.report(value)
 
 
-def _like(old: Mapping[str, Any], new: dict[str, Any]) -> Grads:
-    """Return new parameters that require gradients of PyTorch's autograd where the old ones do."""
-    for name, a in old.items():
-        if getattr(a, "requires_grad", False):
-            new[name].requires_grad_()
-    return new
+def plateaus_of(optimizer: Optimizer) -> list[Plateau]:
+    """Return each `Plateau` among the learning rates of an optimiser and its groups once."""
+    rates = (optimizer.schedule, *(group.lr for group in optimizer.groups))
+    return list({id(rate): rate for rate in rates if isinstance(rate, Plateau)}.values())
 
 
 def _mean(gs: list[Array], scale: float) -> Array:
