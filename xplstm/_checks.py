@@ -156,7 +156,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
     if given.xp is not expected.xp:
         msg = (
             f"{name} is an array from {ours}, but {first} {verb} from {theirs}; "
-            f"convert {name} or move the parameters with lstm.to(xp={ours!r})"
+            f"convert {name}, or move the layer or model with .to(xp={ours!r})"
         )
         raise BackendError(msg)
     if given.device is not None and expected.device is not None and given.device != expected.device:
@@ -164,7 +164,7 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         raise BackendError(msg)
     if given.dtype != expected.dtype:
         other = (
-            f" or the parameters with lstm.to(dtype={given.dtype!r})" if given.dtype in _array.FLOATS else ""
+            f", or the layer or model with .to(dtype={given.dtype!r})" if given.dtype in _array.FLOATS else ""
         )
         if given.dtype.startswith(("int", "uint")):
             other = "; pass token ids to xplstm.Embedding instead"

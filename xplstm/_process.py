@@ -83,12 +83,19 @@ def register_threads() -> None:
     """Let threadpoolctl, if it is already imported, list and limit the threads of the kernel ``native``."""
     if not _threads.can_register():
         return
-    from xplstm.kernels import native
+    from xplstm.kernels._compiled import WHY_NOT
 
-    if native.ISAS:
-        from xplstm.kernels import _engine
+    if WHY_NOT:
+        return
+    from xplstm.kernels import _engine
 
-        _threads.register(_engine.__file__, native.THREADS)
+    def environment() -> int:
+        # An invalid variable is an error at the first use of the kernel, not at `import xplstm`.
+        from xplstm.kernels import native
+
+        return native.THREADS
+
+    _threads.register(_engine.__file__, environment)
 
 
 def release_memory() -> None:

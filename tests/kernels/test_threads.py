@@ -21,6 +21,15 @@ def test_a_wrong_number_of_threads_is_refused_by_name(value: str) -> None:
     assert "XPLSTM_NUM_THREADS=" in started(code, XPLSTM_NUM_THREADS=value).stdout
 
 
+def test_a_wrong_number_of_threads_is_refused_at_the_first_use_with_threadpoolctl() -> None:
+    """threadpoolctl lists the threads of the kernel, but the import of xplstm does not load the kernel."""
+    pytest.importorskip("threadpoolctl")
+    code = "import threadpoolctl, xplstm\nx = xplstm.LSTM(1, 1).params['weight_ih_l0'][:, None]\n"
+    for use in ("xplstm.LSTM(1, 1)(x)", "threadpoolctl.threadpool_info()"):
+        code += f"try: {use}\nexcept xplstm.ArgumentError as e: print(e)\n"
+    assert started(code, XPLSTM_NUM_THREADS="0").stdout.count("XPLSTM_NUM_THREADS=0 must be") == 2
+
+
 @pytest.mark.parametrize(("value", "count"), [(" 4 ", 4), ("007", 7)])
 def test_spaces_around_a_number_of_threads(value: str, count: int) -> None:
     code = "from xplstm.kernels import native; print(native.THREADS)"

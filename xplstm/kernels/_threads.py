@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def can_register() -> bool:
     return not _ceiling.is_registered and hasattr(sys.modules.get("threadpoolctl"), "register")
 
 
-def register(path: str, environment: int) -> None:
-    """Let threadpoolctl list and limit the threads of the compiled library at `path`."""
+def register(path: str, environment: Callable[[], int]) -> None:
+    """Let threadpoolctl list and limit the threads of the compiled library at `path`.
+
+    `environment` returns the number of threads that the environment requests, or 0.
+    """
     threadpoolctl: Any = sys.modules["threadpoolctl"]
 
     def unlimited() -> int:
-        return _choice.threads.everywhere() or environment or _processors.get()
+        return _choice.threads.everywhere() or environment() or _processors.get()
 
     class Controller(threadpoolctl.LibController):  # type: ignore[misc]
         """The number of threads outside blocks of `use_threads`."""
