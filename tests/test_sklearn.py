@@ -94,6 +94,8 @@ def test_every_form_of_the_same_sequences_gives_the_same(whole, labels):
         list(whole),
         [sequence.tolist() for sequence in whole],
         [pandas.DataFrame(sequence) for sequence in whole],
+        pandas.Series(list(whole), index=range(60, 0, -1)),
+        [xarray.DataArray(sequence.T, dims=["feature", "time"]) for sequence in whole],
         xarray.DataArray(whole, dims=("station", "time", "variable")),
         xarray.DataArray(whole.transpose(1, 0, 2), dims=("time", "station", "variable")),
         xarray.DataArray(whole.transpose(0, 2, 1), dims=("station", "variable", "time")),
@@ -117,6 +119,26 @@ def test_a_table_is_sequences_of_one_feature(whole, labels):
     expected = small().fit(whole[..., :1], labels).predict_proba(whole[..., :1])
     np.testing.assert_allclose(fitted.predict_proba(frame), expected, atol=1e-6)
     np.testing.assert_allclose(small().fit(table.tolist(), labels).predict_proba(table.tolist()), expected)
+
+
+def test_columns_of_frames_in_a_list_keep_their_order(whole, labels, tmp_path):
+    """A frame with other columns gave predictions for features in the wrong places."""
+    pandas = pytest.importorskip("pandas")
+    frames = [pandas.DataFrame(sequence, columns=["speed", "angle"]) for sequence in whole]
+    turned = [frame[["angle", "speed"]] for frame in frames]
+    fitted = small().fit(frames, labels)
+    fitted.save(tmp_path / "fitted.safetensors")
+    for estimator in (fitted, LSTMClassifier.load(tmp_path / "fitted.safetensors")):
+        assert list(estimator.feature_names_in_) == ["speed", "angle"]
+        np.testing.assert_array_equal(estimator.predict_proba(frames), fitted.predict_proba(frames))
+        with pytest.raises(ValueError, match=r"X\[0\]: .* feature names should match"):
+            estimator.predict(turned)
+        with pytest.raises(ValueError, match=r"X\[2\]: .* feature names should match"):
+            estimator.predict([*frames[:2], *turned])
+    with pytest.raises(ValueError, match=r"X\[1\]: .* feature names should match"):
+        small().fit([frames[0], *turned[1:]], labels)
+    for X in (whole, list(whole)):
+        assert not hasattr(fitted.fit(X, labels), "feature_names_in_")
 
 
 def test_the_features_are_scaled_as_they_were_in_fit(ragged, labels):
@@ -312,6 +334,11 @@ BAD = [
         lambda: LSTMRegressor(2, epochs=1).fit(WHOLE, 1e300 * np.arange(6)),
         r"y has values up to 5e\+300, whose variance overflows; divide y by a constant",
     ),
+    (
+        lambda: small(validation_fraction=2.0).fit(WHOLE, CLASSES),
+        "validation_fraction=2.0 must",
+    ),
+    (lambda: small(patience=0).fit(WHOLE, CLASSES), "patience=0 must be at least 1"),
     (lambda: small().fit(long_frame(), [0, 1, 0]), r"X.groupby\(level=0, sort=False\)"),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import (
+    _check_feature_names,
     _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
@@ -24,7 +25,7 @@ from xplstm.io._models import load_model, save_model
 from xplstm.io.files import safetensors
 from xplstm.models import Ragged, SequenceClassifier
 from xplstm.sklearn._saved import plain, unplain
-from xplstm.sklearn._sequences import Sequences, is_table, sequences_of, without_names
+from xplstm.sklearn._sequences import Sequences, is_table, sequences_of, time_first, without_names
 
 METADATA = "xplstm.sklearn"
 PREDICTED_AT_ONCE = 256
@@ -49,6 +50,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         check_consistent_length(sequences.items, targets)
         weights = weights_of(sample_weight, targets)
         batch_size, epochs = _values.size("batch_size", self.batch_size), _values.size("epochs", self.epochs)
+        patience = _values.size("patience", self.patience)
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31 - 1, size=4))
         of_ids = self.vocab_size is not None
         model = SequenceClassifier(
@@ -103,7 +105,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             rng=int(rng.integers(2**31)),
             validate=validate if len(held_out) else None,
             validate_every=an_epoch,
-            patience=_values.size("patience", self.patience) if len(held_out) else None,
+            patience=patience if len(held_out) else None,
             progress=False,
         )
         self.model_ = model
@@ -112,10 +114,10 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
     def _split(self, count: int, stratify: Any, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the training sequences and of the validation sequences."""
         everything = np.arange(count)
-        if not _values.flag("early_stopping", self.early_stopping):
-            return everything, everything[:0]
         share = _values.positive("validation_fraction", self.validation_fraction)
         _values.in_range("validation_fraction", share, 0, 1)
+        if not _values.flag("early_stopping", self.early_stopping):
+            return everything, everything[:0]
         seed = int(rng.integers(2**31))
         learnt, held_out = train_test_split(everything, test_size=share, stratify=stratify, random_state=seed)
         return learnt, held_out
@@ -144,6 +146,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         if several is None and getattr(X, "ndim", 2) != 3:
             table = validate_data(self, X, reset=reset, dtype="numeric" if self.vocab_size else dtype)
             return self._same_kind(Sequences(self._ids("X", table), of_table=True), reset)
+        self._check_columns([X] if several is None else several, reset)
         if several is None:
             whole = check_array(X, dtype=dtype, allow_nd=True, estimator=self, input_name="X")
             found = Sequences(whole, of_table=False)
@@ -158,9 +161,19 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise ShapeError(msg)
         return self._same_kind(found, reset)
 
+    def _check_columns(self, sequences: Sequence[Any], reset: bool) -> None:
+        """Check that data frames have the columns of the first one in ``fit``, in the same order."""
+        for k, sequence in enumerate(sequences):
+            if k == 0 or hasattr(sequence, "columns"):
+                try:
+                    _check_feature_names(self, sequence, reset=reset and k == 0)
+                except ValueError as error:
+                    msg = f"X[{k}]: {error}"
+                    raise ArgumentError(msg) from error
+
     def _one(self, k: int, sequence: Any, dtype: Any) -> np.ndarray:
         """Return one sequence of a list, (T_k, F), or (T_k,) of ids."""
-        name, given = f"X[{k}]", np.asarray(sequence)
+        name, given = f"X[{k}]", np.asarray(time_first(sequence))
         if self.vocab_size is not None and given.ndim == 1:
             return self._ids(name, given)
         if given.ndim not in (1, 2):

@@ -78,12 +78,21 @@ def without_names(X: Any) -> Any:
     return X
 
 
+def time_first(sequence: Any) -> Any:
+    """Return an xarray.DataArray with the dimension ``time`` first, and other sequences unchanged."""
+    xarray = sys.modules.get("xarray")
+    if xarray is not None and isinstance(sequence, xarray.DataArray) and "time" in sequence.dims:
+        return sequence.transpose("time", ...)
+    return sequence
+
+
 def sequences_of(X: Any) -> Sequence[Any] | None:
-    """Return the items of a list, tuple or array of objects, if they are sequences; else None."""
-    objects = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
+    """Return the items of a list, tuple, or array or series of objects, if they are sequences; else None."""
+    objects = getattr(X, "ndim", 0) == 1 and getattr(X, "dtype", None) == np.dtype(object)
     if not (isinstance(X, list | tuple) or objects) or not len(X):
         return None
-    return X if all(np.ndim(a) >= 1 for a in X if not isinstance(a, str | bytes | dict)) else None
+    items = list(X) if objects else X
+    return items if all(np.ndim(a) >= 1 for a in items if not isinstance(a, str | bytes | dict)) else None
 
 
 def is_table(sequences: Sequence[Any]) -> bool:
