@@ -256,7 +256,10 @@ FOLDERS = {
     ".metadata": "dcp_to_torch",
     "_CHECKPOINT_METADATA": "a checkpoint of Orbax",
     "model.weights.h5": "load model.weights.h5",
-    "other": "name a file in it",
+    "other": "name a file in it$",
+    "a.bin": "name a file in it, such as 'a.bin'",
+    "b.index.json": "name a file in it, such as 'b.index.json'",
+    "\x1b.pt": r"such as '\\x1b.pt'",
 }
 
 

@@ -478,8 +478,9 @@ def test_dtypes_that_cannot_be_an_lstm_are_refused():
     with pytest.raises(FormatError, match=r"float32, float64.*pass dtype="):
         io.load(mixed)
     assert io.load(mixed, dtype="float32").params["bias_hh_l0"].dtype == "float32"
-    with pytest.raises(FormatError, match="int32"):
-        io.load({name: a.astype("int32") for name, a in theirs.items()}, dtype="float32")
+    for dtype, given in (("int32", "float32"), ("int8", None), ("complex64", "float32")):
+        with pytest.raises(FormatError, match=rf"{dtype}, expected one of .*; convert the arrays"):
+            io.load({name: a.astype(dtype) for name, a in theirs.items()}, dtype=given)
 
 
 @pytest.mark.parametrize("layout", [*SINGLE, "chainer", "joined", "parted"])

@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import enum
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -188,6 +189,17 @@ def test_a_program_of_torchscript_gives_its_parameters(torch, tmp_path):
     found = io.load(tmp_path / "program.pt", prefix="encoder")
     for name, a in model.encoder.state_dict().items():
         np.testing.assert_array_equal(found.params[name], a.numpy())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_program_of_torch_without_readable_parameters_is_called_what_it_is(torch, tmp_path):
+    model = torch.jit.script(torch.nn.Sequential(torch_model(torch, {})).eval())
+    torch.jit.save(torch.jit.freeze(model), tmp_path / "frozen.pt")
+    with zipfile.ZipFile(tmp_path / "exported.pt2", "w") as archive:
+        archive.writestr("exported/archive_format", "pt2")
+    for name, words in (("frozen.pt", "before it is frozen"), ("exported.pt2", "torch.export.load")):
+        with pytest.raises(xplstm.FormatError, match=f"{name} .*{words}"):
+            io.load(tmp_path / name)
 
 
 class Level(enum.Enum):

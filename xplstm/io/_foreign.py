@@ -45,6 +45,8 @@ _HINTS = (
     (rb"\s*[{\[]", "JSON", "load the weight file that belongs to it"),
 )
 _TAR_AT = 257
+# Endings of files with weights in a folder, the one to suggest first.
+_WEIGHTS = (".index.json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".keras", ".h5", ".onnx", ".npz")
 # Members that identify an archive or folder: name, description, advice.
 _SIGNS = (
     (
@@ -65,6 +67,11 @@ _SIGNS = (
     ("model.weights.h5", "an unpacked model of Keras", "load model.weights.h5 in it"),
     ("checkpoint", "a folder of checkpoints of TensorFlow", "save the variables by name with numpy.savez"),
     ("policy.pth", "a model of Stable Baselines 3", "unpack it, and load policy.pth"),
+    (
+        "archive_format",
+        "a program of torch.export",
+        "save torch.export.load(FILE).state_dict with torch.save, and load that file",
+    ),
 )
 
 
@@ -72,7 +79,9 @@ def refuse_irregular(path: str) -> None:
     """Raise an error for a pipe or device, and one that describes a folder by its contents."""
     if os.path.isdir(path):
         names = sorted(os.listdir(path))[:10_000]
-        msg = f"{path} is {_by_members(names) or 'a folder; name a file in it'}"
+        weights = [ascii(name)[:100] for ending in _WEIGHTS for name in names if name.endswith(ending)]
+        such = f", such as {weights[0]}" if weights else ""
+        msg = f"{path} is {_by_members(names) or f'a folder; name a file in it{such}'}"
         raise FormatError(msg)
     if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe could take forever
         msg = f"{path} is a pipe, socket or device, expected a regular file"

@@ -478,9 +478,14 @@ def _build(
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{label_of(found)} has dtypes {dtypes_of(contents, found)}"
-        msg = f"{contents.where}: {what}, expected one of {', '.join(_array.FLOATS)}; pass dtype= to convert"
-        if any(name.startswith("q") for name in dtypes):
-            msg += ", which also dequantises"
+        msg = f"{contents.where}: {what}, expected one of {', '.join(_array.FLOATS)}"
+        quantised = {name for name in dtypes if name.startswith("q")}
+        if dtypes - quantised <= {*_array.FLOATS}:
+            msg += "; pass dtype= to convert" + (", which also dequantises" if quantised else "")
+        else:
+            msg += (
+                "; convert the arrays of xplstm.io.arrays to real numbers, with their scales if there are any"
+            )
         raise FormatError(msg)
     for name in options.keys() & found.options.keys() - {*FREE}:
         held, given = found.options[name], options[name]

@@ -89,6 +89,9 @@ def read(path: str) -> Contents:
         some = ", ".join(list(dict.fromkeys(objects.values()))[:_SHOWN])
         msg = f"{path} contains no tensor, only objects of {some}, which are not created; save a state_dict()"
         raise FormatError(msg)
+    if not tensors and any(str(leaf).startswith("__torch__") for _, leaf in named):
+        msg = f"{path} is a TorchScript program without parameters, as torch.jit.freeze makes it; "
+        raise FormatError(msg + "save the program before it is frozen")
     storages = _Storages(store, [leaf for _, leaf in tensors])
     found = by_name(path, ((name, storages.entry(name, leaf)) for name, leaf in tensors))
     return Contents(path, "pt", found, {**objects, **extra}, said=_problems_of(named))
