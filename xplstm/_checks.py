@@ -295,7 +295,7 @@ def state(name: str, value: object) -> LSTMState:
 
 
 class Valid(NamedTuple):
-    """Form and array of the argument that determines which steps exist."""
+    """Form and array of the argument that determines which steps are valid."""
 
     kind: Literal["all", "lengths", "mask"]
     array: Array | None
@@ -319,7 +319,7 @@ def valid(given: Any, mask: Array | None, where: Home, T: int, B: int) -> Valid:
     return Valid("mask", mask) if given is None else Valid("lengths", lengths(given, where, T, B))
 
 
-FLAGS = {"mask": "true where a step exists", "reset": "true where the state is zeroed before a step"}
+FLAGS = {"mask": "true for a valid step", "reset": "true where the state is zeroed before a step"}
 
 
 def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array:

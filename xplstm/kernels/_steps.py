@@ -6,7 +6,7 @@ from xplstm._typing import Array, Device, Namespace
 
 
 def existing(xp: Namespace, kind: str, valid: Array | None, T: int, device: Device) -> Array | None:
-    """Return (T, B) booleans from lengths or a mask, or None if all steps exist."""
+    """Return (T, B) booleans from lengths or a mask, or None if all steps are valid."""
     if valid is None or kind == "mask":
         return valid
     times = xp.arange(T, dtype=valid.dtype, device=device)

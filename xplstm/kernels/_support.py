@@ -48,7 +48,7 @@ def projected_inputs(
 
 
 def step_mask(problem: Problem, valid: Array | None) -> Array | None:
-    """Return (T, B, 1) booleans, True where a batch entry has a step, or None if all steps exist."""
+    """Return (T, B, 1) booleans, True for a valid step, or None if all steps are valid."""
     exists = _steps.existing(problem.xp, problem.valid, valid, problem.T, problem.device)
     return None if exists is None else exists[:, :, None]
 

@@ -60,7 +60,7 @@ class Packing(NamedTuple):
     Step k has the packed rows ``starts[k]:starts[k + 1]``. For a ragged batch,
     `order` sorts the batch entries by decreasing number of steps, and `times` and
     `rows` are the positions in (T, B) of each packed row. All three are None if
-    every step exists.
+    every step is valid.
     """
 
     starts: list[int]

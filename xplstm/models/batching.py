@@ -278,7 +278,7 @@ def split_batch(inputs: Array | tuple[Array, Any]) -> Ragged:
 
 
 def existing(batch: Ragged, name: str = "x") -> Array | None:
-    """Return booleans (T, B), True where an entry of `batch` has a step; None if all steps exist."""
+    """Return booleans (T, B), True for a valid step; None if all steps are valid."""
     if batch.lengths is None:
         return None
     xp, device = _array.namespace(batch.x, name), _array.device(batch.x)

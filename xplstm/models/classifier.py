@@ -31,7 +31,7 @@ class _Reading(NamedTuple):
     lengths: Any
     mask: Array | None
     exists: Array | None
-    """Booleans (T, B) if pooling or the loss needs them; None if all steps exist."""
+    """Booleans (T, B) if pooling or the loss needs them; None if all steps are valid."""
 
 
 class SequenceClassifier(Composite):

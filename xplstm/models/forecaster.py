@@ -36,7 +36,7 @@ class _Read(NamedTuple):
     """`z` and the known columns."""
     lengths: Any
     exists: Array | None
-    """Steps that exist; None if all steps exist."""
+    """Valid steps; None if all steps are valid."""
 
 
 class Forecaster(SeriesModel):

@@ -49,7 +49,7 @@ class _Calls:
         h_0 : array, shape (L*D, B, H or O), optional
             Initial state, without B for (T, I). Zeros if omitted.
         lengths, mask, reset
-            Which steps exist, and which start from zeros, as for `LSTM`.
+            Which steps are valid, and which start from zeros, as for `LSTM`.
 
         Returns
         -------
