@@ -227,8 +227,8 @@ def part(generic: Callable[Concatenate[Namespace, P], R]) -> Callable[Concatenat
 
     def chosen(xp: Namespace, /, *args: P.args, **kwargs: P.kwargs) -> R:
         room = faster(xp)
-        made: R | None = None if room is None else getattr(room, name)(*args, **kwargs)
-        return generic(xp, *args, **kwargs) if made is None else made
+        result: R | None = None if room is None else getattr(room, name)(*args, **kwargs)
+        return generic(xp, *args, **kwargs) if result is None else result
 
     update_wrapper(chosen, generic)
     return chosen

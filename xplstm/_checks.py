@@ -56,14 +56,14 @@ def precision(value: str | None, reproducible: bool) -> str | None:
 def convert(what: str, a: Array, xp: Namespace, device: Device | None, dtype: str) -> Array:
     """Return `a` converted to another library, device and dtype; raise an error if a value overflows."""
     with np.errstate(over="ignore"):  # checked below
-        made = _array.asarray(a, xp, device, dtype)
-    if _array.is_lazy(made) or _array.dtype_name(a.dtype) == dtype:
-        return made
+        result = _array.asarray(a, xp, device, dtype)
+    if _array.is_lazy(result) or _array.dtype_name(a.dtype) == dtype:
+        return result
     finite = _array.namespace(a, what).isfinite(a)
-    if int(_array.to_numpy(finite).sum()) != int(_array.to_numpy(xp.isfinite(made)).sum()):
+    if int(_array.to_numpy(finite).sum()) != int(_array.to_numpy(xp.isfinite(result)).sum()):
         msg = f"dtype={dtype!r} cannot represent {what}, which has numbers outside that dtype's range"
         raise ArgumentError(msg)
-    return made
+    return result
 
 
 def dtype(value: Any) -> str:
@@ -77,19 +77,19 @@ def dtype(value: Any) -> str:
 
 def home(params: Mapping[str, Array | None]) -> Home:
     """Return the library, device and floating dtype that all of `params` share; skip None."""
-    found: dict[str, Home] = {}
+    homes: dict[str, Home] = {}
     for name, a in params.items():
         if a is not None:
             xp = _array.namespace(a, name)
-            found[name] = Home(xp, _array.device(a), _array.dtype_name(a.dtype))
-    if not found:
+            homes[name] = Home(xp, _array.device(a), _array.dtype_name(a.dtype))
+    if not homes:
         msg = f"params={dict(params)!r} must contain at least 1 array"
         raise DTypeError(msg)
-    first, expected = next(iter(found.items()))
+    first, expected = next(iter(homes.items()))
     if expected.dtype not in _array.FLOATS:
         msg = f"{first} has dtype {expected.dtype}, expected one of {', '.join(_array.FLOATS)}"
         raise DTypeError(msg)
-    for name, given in found.items():
+    for name, given in homes.items():
         _same_home(name, given, first, expected)
     return expected
 

@@ -152,9 +152,9 @@ def why_not(name: str, problem: Problem) -> str | None:
     if pinned is not None:
         return None if pinned == name else f"kernel {pinned!r} is pinned"
     # reproducible=True ignores `slower`, because the next kernel may lack the summation order.
-    found = None if kernel.proof is None else kernel.proof(problem, load("reference"))
-    if found is not None and not found.passed:
-        reason = found.text
+    verdict = None if kernel.proof is None else kernel.proof(problem, load("reference"))
+    if verdict is not None and not verdict.passed:
+        reason = verdict.text
     elif not problem.reproducible:
         reason = kernel.slower(problem)
     return f"{reason}; use_kernel({name!r}) runs it" if reason else None

@@ -229,7 +229,7 @@ def _choose_entry(
         msg = f"trace must be an LSTMTrace from LSTM.trace, got {type(trace).__name__}"
         raise DTypeError(msg)
     _below("index", index, trace.i.shape[0])
-    found = {}
+    arrays = {}
     for name, a in trace._asdict().items():
         one = _array.to_numpy(a[index, ...])
         if one.ndim not in (2, 3):
@@ -240,8 +240,8 @@ def _choose_entry(
         elif batch_first:
             one = one.swapaxes(0, 1)
         _below("row", row, one.shape[1])
-        found[name] = np.asarray(one[:, row], dtype=np.float64)
-    T, H = found["i"].shape
+        arrays[name] = np.asarray(one[:, row], dtype=np.float64)
+    T, H = arrays["i"].shape
     if T == 0:
         msg = "trace has no steps; at least 1 is needed"
         raise ArgumentError(msg)
@@ -249,10 +249,10 @@ def _choose_entry(
         msg = f"tokens has {len(tokens)} elements, expected 1 to {T}: one for each step to draw"
         raise ArgumentError(msg)
     for place, unit in enumerate([] if units is None else units):
-        _below(f"units[{place}]", unit, H if found["h"].shape[1] == H else min(H, found["h"].shape[1]))
+        _below(f"units[{place}]", unit, H if arrays["h"].shape[1] == H else min(H, arrays["h"].shape[1]))
     steps = slice(None if tokens is None else len(tokens))
     which = slice(None) if units is None else list(units)
-    return {name: a[steps, which] for name, a in found.items()}
+    return {name: a[steps, which] for name, a in arrays.items()}
 
 
 def _below(name: str, value: int, bound: int) -> None:

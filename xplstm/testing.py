@@ -389,8 +389,8 @@ def _check_leaves(leaves: Mapping[str, Array]) -> None:
 
 def _numbers(outputs: Tree) -> dict[str, np.ndarray]:
     """Return the values of all outputs by name."""
-    found = _trees.leaves({"": outputs})
-    return {name: np.asarray(_array.to_numpy(a), dtype=np.float64) for name, a in found}
+    leaves = _trees.leaves({"": outputs})
+    return {name: np.asarray(_array.to_numpy(a), dtype=np.float64) for name, a in leaves}
 
 
 def _move_like(values: np.ndarray, a: Array) -> Array:
@@ -403,11 +403,11 @@ def _gradient(name: str, a: Array, given: Array | None) -> np.ndarray:
     if given is None:
         msg = f"the pullback returned no gradient with respect to {name}"
         raise GradientError(msg)
-    found = np.asarray(_array.to_numpy(given), dtype=np.float64)
-    if found.shape != tuple(a.shape):
-        msg = f"the gradient with respect to {name} has shape {found.shape}, expected {tuple(a.shape)}"
+    gradient = np.asarray(_array.to_numpy(given), dtype=np.float64)
+    if gradient.shape != tuple(a.shape):
+        msg = f"the gradient with respect to {name} has shape {gradient.shape}, expected {tuple(a.shape)}"
         raise GradientError(msg)
-    return found
+    return gradient
 
 
 def _places(shape: tuple[int, ...], entries: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:

@@ -214,16 +214,18 @@ def step(stack: Stack, home: Home, x_t: Array, state: Any, prepare: Prepare) -> 
 
 def stepper(stack: Stack, home: Home, x_t: Array, prepare: Prepare) -> Stepper | None:
     """Return the selected kernel's function for single steps of all layers, or None."""
-    found = _select(stack, enter_step(stack, home, x_t, None), prepare)
-    return found[0].stepper(*found[1:]) if found and found[0].stepper else None
+    selection = _select(stack, enter_step(stack, home, x_t, None), prepare)
+    return selection[0].stepper(*selection[1:]) if selection and selection[0].stepper else None
 
 
 def caller(stack: Stack, home: Home, prepare: Prepare) -> Stepper | None:
     """Return the selected kernel's function for small calls of all layers, or None."""
     dtype = _array.dtype_from_name(home.xp, home.dtype)
     x = home.xp.zeros((1, 1, stack.input_size), dtype=dtype, device=home.device)
-    found = _select(stack, enter(stack, home, x, None, None, None), prepare)
-    return found[0].caller(*found[1:], stack.batch_first) if found and found[0].caller else None
+    selection = _select(stack, enter(stack, home, x, None, None, None), prepare)
+    if not selection or not selection[0].caller:
+        return None
+    return selection[0].caller(*selection[1:], stack.batch_first)
 
 
 def _select(stack: Stack, call: Call, prepare: Prepare) -> tuple[Kernel, Problem, tuple[Any, ...]] | None:
@@ -287,8 +289,8 @@ def vjp(
     def pullback(
         dy: Array | None = None, dstate_n: LSTMState | None = None
     ) -> tuple[Array | None, LSTMState, Layers]:
-        found = _pull_back(stack, call, kept, dy, dstate_n)
-        return found if dx else (None, *found[1:])
+        gradients = _pull_back(stack, call, kept, dy, dstate_n)
+        return gradients if dx else (None, *gradients[1:])
 
     return leave_y(stack, call, x), leave_state(stack, call, _concat(call.xp, ends)), pullback
 
@@ -310,12 +312,12 @@ def _keep(
 def _input_masks(stack: Stack, call: Call, key: Key | None, layer: int) -> list[Array]:
     """Return the dropout masks of a layer's input: one for all steps, and one per step between layers."""
     (T, B, _), features = call.x.shape, stack.layer_input(layer)
-    found = []
+    arrays = []
     if key is not None and stack.input_dropout:
-        found.append(_mask(call, (B, features), stack.input_dropout, key, layer, Purpose.INPUT))
+        arrays.append(_mask(call, (B, features), stack.input_dropout, key, layer, Purpose.INPUT))
     if key is not None and stack.dropout and layer:
-        found.append(_mask(call, (T, B, features), stack.dropout, key, layer, Purpose.BETWEEN_LAYERS))
-    return found
+        arrays.append(_mask(call, (T, B, features), stack.dropout, key, layer, Purpose.BETWEEN_LAYERS))
+    return arrays
 
 
 def _weight_mask(stack: Stack, call: Call, key: Key | None, layer: int, d: int, p: Params) -> Array | None:

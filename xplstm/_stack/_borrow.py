@@ -261,10 +261,10 @@ def _torch_generic(run: Run, arrays: Sequence[Any], gradients: Sequence[Any]) ->
     needed = [a for a in inputs if a.requires_grad]
     pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
     ys, dys = [y for y, _ in pairs], [dy for _, dy in pairs]
-    found: Iterator[Any] = iter(())
+    grads: Iterator[Any] = iter(())
     if ys:
-        found = iter(torch.autograd.grad(ys, needed, dys, create_graph=again, allow_unused=True))
-    return [next(found, None) if a.requires_grad else None for a in inputs]
+        grads = iter(torch.autograd.grad(ys, needed, dys, create_graph=again, allow_unused=True))
+    return [next(grads, None) if a.requires_grad else None for a in inputs]
 
 
 @cache

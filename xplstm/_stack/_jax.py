@@ -117,13 +117,13 @@ def _gpu_to_jax(results: list[Any], like: Any) -> list[Any]:
 
     device, bound = _place(like)
     with jax.ensure_compile_time_eval():
-        made = [
+        arrays = [
             jax.dlpack.from_dlpack(a)
             if a.size
             else jax.numpy.zeros(a.shape, _array.dtype_name(a.dtype), device=device)
             for a in results
         ]
-        return list(jax.device_put(made, device)) if bound else made
+        return list(jax.device_put(arrays, device)) if bound else arrays
 
 
 @cache
@@ -164,14 +164,14 @@ def on_cpu() -> Library:
     def transpose(gradients: Any, *tangents: Any, run: Run, arrays: Any, residuals: Any) -> Any:
         gradients = [ad.instantiate_zeros(g) for g in gradients]
         if any(map(_array.is_traced, gradients)):
-            found = jax.vjp(run.generic, *arrays)[1](gradients)
+            grads = jax.vjp(run.generic, *arrays)[1](gradients)
         else:
-            found = run.backward(residuals[0], gradients)
-        return [g if ad.is_undefined_primal(t) else None for g, t in zip(found, tangents, strict=True)]
+            grads = run.backward(residuals[0], gradients)
+        return [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
 
     def batch(tangents: Any, axes: Any, **given: Any) -> Any:
-        found = jax.vmap(lambda *ts: push_forward(*ts, **given), in_axes=tuple(axes))(*tangents)
-        return found, [0] * len(found)
+        results = jax.vmap(lambda *ts: push_forward(*ts, **given), in_axes=tuple(axes))(*tangents)
+        return results, [0] * len(results)
 
     def again(primals: Any, tangents: Any, **given: Any) -> Any:
         tangents = [ad.instantiate_zeros(t) for t in tangents]

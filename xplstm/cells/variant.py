@@ -313,8 +313,8 @@ def _activations(given: Any, directions: int) -> tuple[Activation, ...]:
     if not isinstance(given, tuple | list) or len(given) not in counts:
         msg = f"variant.activations={given!r} must have {' or '.join(map(str, counts))} activations: F, G, H"
         raise ArgumentError(msg)
-    found = tuple(_activation(f"variant.activations[{k}]", one) for k, one in enumerate(given))
-    return found[:3] if found[3:] == found[:3] else found
+    functions = tuple(_activation(f"variant.activations[{k}]", one) for k, one in enumerate(given))
+    return functions[:3] if functions[3:] == functions[:3] else functions
 
 
 def _activation(name: str, given: Any) -> Activation:

@@ -98,10 +98,10 @@ class Progress:
 
     def rate(self, step: int) -> float:
         """Return the learning rate, which rises linearly and then falls to 0 along a half cosine."""
-        done, whole = self.spent[0], self._settings.seconds
+        elapsed, whole = self.spent[0], self._settings.seconds
         if self._settings.updates is not None:
-            done, whole = step, self._settings.updates
-        return self._rates(int(done / whole * PARTS))
+            elapsed, whole = step, self._settings.updates
+        return self._rates(int(elapsed / whole * PARTS))
 
 
 class Corpus(NamedTuple):
@@ -494,11 +494,11 @@ def _draw(history: History, baseline: float, file: Path) -> bool:
     axes = figure.subplots()
     bits = [loss * BITS for loss in history.losses]
     window = max(1, len(bits) // 50)
-    smooth, made = _smooth(bits, window), range(1, len(bits) + 1)
+    smooth, updates = _smooth(bits, window), range(1, len(bits) + 1)
     at, held_out = zip(*history.validations, strict=True)
-    axes.plot(made, bits, color="#b8cfe6", linewidth=0.8, label="training, each update")
+    axes.plot(updates, bits, color="#b8cfe6", linewidth=0.8, label="training, each update")
     mean = f"mean of {2 * window + 1} updates"
-    axes.plot(made[: len(smooth)], smooth, color="#1f5a96", linewidth=1.6, label=mean)
+    axes.plot(updates[: len(smooth)], smooth, color="#1f5a96", linewidth=1.6, label=mean)
     axes.plot(at, held_out, "o-", color="#c4501b", markersize=5, label=f"held out: {held_out[-1]:.3f}")
     axes.axhline(baseline, color="#444444", linestyle="--", label=f"5-gram model, held out: {baseline:.3f}")
     axes.set(title="Character model", xlabel="updates", ylabel="bits per character", xlim=(0, len(bits)))

@@ -85,29 +85,29 @@ def median_error(found: Sequence[Timed], costs: Costs) -> float:
 def find_costs(cp: Any, like: Problem, kinds: Sequence[str]) -> tuple[Costs | None, str]:
     """Return the fitted costs of the device of `like`, or None, and a description of the fit."""
     start = partitions.COSTS
-    found = [point for kind in kinds for point in points(cp, like, kind)]
-    if len(found) < len(start):
-        return None, f"{len(found)} times were measured, but {len(start)} costs need at least as many"
-    made = fit(found, start)
-    before, after = median_error(found, start), median_error(found, made)
-    summary = f"{len(found)} step times; median error of predictions {after:.0%}, before the fit {before:.0%}"
-    return (made if after <= WORST else None), summary
+    samples = [point for kind in kinds for point in points(cp, like, kind)]
+    if len(samples) < len(start):
+        return None, f"{len(samples)} times were measured, but {len(start)} costs need at least as many"
+    costs = fit(samples, start)
+    before, after = median_error(samples, start), median_error(samples, costs)
+    summary = f"{len(samples)} step times; median error of predictions {after:.0%}, before {before:.0%}"
+    return (costs if after <= WORST else None), summary
 
 
 def points(cp: Any, like: Problem, kind: str) -> list[Point]:
     """Return the times of both kernels for one data type; skip differences that are not positive."""
-    found, start, chip = [], partitions.COSTS, partitions.chip_of(like.device)
+    samples, start, chip = [], partitions.COSTS, partitions.chip_of(like.device)
     for B, H in SIZES:
         plans = [best_plan(chip, 1, B, H, kind, backward, start) for backward in (False, True)]
         for n, plan in enumerate(plans):
             if plan is not None:
                 name = f"cupy_persistent {'backward' if n else 'forward'} {kind} B={B} H={H}"
                 time = step_time(cp, like, kind, (B, H), partial(_persistent, plans=plans, backward=bool(n)))
-                found.append(Point(name, time, partial(plan_cost, plan, H, kind, bool(n))))
+                samples.append(Point(name, time, partial(plan_cost, plan, H, kind, bool(n))))
         time = step_time(cp, like, kind, (B, H), _run_fused)
         cost = partial(fused_cost, 1, B, H, kind)
-        found.append(Point(f"cupy_fused forward {kind} B={B} H={H}", time, cost))
-    return [point for point in found if point.time > 0]
+        samples.append(Point(f"cupy_fused forward {kind} B={B} H={H}", time, cost))
+    return [point for point in samples if point.time > 0]
 
 
 Walk = Callable[..., Any]
@@ -136,9 +136,9 @@ def between(first: Any, last: Any, walk: Walk) -> Walk:
 
     def time_walk(*arguments: Any) -> Any:
         first.record()
-        made = walk(*arguments)
+        results = walk(*arguments)
         last.record()
-        return made
+        return results
 
     return time_walk
 

@@ -120,9 +120,9 @@ def settle(
     """Return the recorded result of a kernel, or run its trials and record the result."""
     name, path = proof.name_of(kernel, kind), proof.file_of(key)
     with waiting(path.with_name(f"{path.stem}-{kernel}-{kind}.lock")):
-        found = read_results(path, key).get(name)
-        if found is not None and (found != old or not again):
-            return Outcome(found, f"recorded on {found.date[:10]} {found.reason}".rstrip(), key)
+        verdict = read_results(path, key).get(name)
+        if verdict is not None and (verdict != old or not again):
+            return Outcome(verdict, f"recorded on {verdict.date[:10]} {verdict.reason}".rstrip(), key)
         outcome = attempt(kernel, kind, device, limit)
         if outcome.found is not None:
             proof.record(key, name, outcome.found)

@@ -103,11 +103,11 @@ def describe_run(*command: str) -> dict[str, Any]:
 
 def group_timed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[Shape, Rows]]:
     """Return the measured rows, grouped by operation and setting, and then by shape."""
-    found: dict[tuple[str, str], dict[Shape, Rows]] = {}
+    groups: dict[tuple[str, str], dict[Shape, Rows]] = {}
     for row in rows:
         if row.times:
-            found.setdefault((row.what, row.setting), {}).setdefault(row.shape, {})[row.engine] = row
-    return found
+            groups.setdefault((row.what, row.setting), {}).setdefault(row.shape, {})[row.engine] = row
+    return groups
 
 
 def ratio(ours: Row, other: Row) -> float:
@@ -118,11 +118,11 @@ def ratio(ours: Row, other: Row) -> float:
 def pairs(names: Iterable[str]) -> dict[str, str]:
     """Return the baseline of each engine except the first: our engine with the same option, or the first."""
     first: dict[str, str] = {}
-    found: dict[str, str] = {}
+    baselines: dict[str, str] = {}
     for name in names:
         ours = first.setdefault(option_of(name), name)
-        found[name] = next(iter(first.values())) if ours == name else ours
-    return {name: ours for name, ours in found.items() if name != ours}
+        baselines[name] = next(iter(first.values())) if ours == name else ours
+    return {name: ours for name, ours in baselines.items() if name != ours}
 
 
 def ratios(shapes: dict[Shape, Rows], baselines: Baselines) -> dict[str, dict[Shape, float]]:
@@ -150,12 +150,12 @@ def table(
     lines = [header + (["GFLOP/s", "of peak"] if peak else [])]
     for shape, rows in shapes.items():
         medians = [f"{statistics.median(rows[name].times):.2f}" if name in rows else "-" for name in names]
-        of_peers = [f"{found[shape]:.2f}" if shape in found else "-" for found in compared.values()]
+        of_peers = [f"{by_shape[shape]:.2f}" if shape in by_shape else "-" for by_shape in compared.values()]
         lines.append([str(shape), *medians, *of_peers])
         if peak:
             reached = speed(what, shape, rows[names[0]].times)
             lines[-1] += [f"{reached:.1f}", f"{reached / peak:.0%}"]
-    means = [f"{statistics.geometric_mean(found.values()):.2f}" for found in compared.values()]
+    means = [f"{statistics.geometric_mean(by_shape.values()):.2f}" for by_shape in compared.values()]
     lines.append(["geometric mean", *[""] * len(names), *means, *[""] * (2 * bool(peak))])
     return f"{TITLES[what]}, {setting}\n" + "\n\n".join(fold_table(lines))
 
@@ -269,9 +269,9 @@ def _draw_panel(
     axes: Any, compared: dict[str, dict[Shape, float]], shapes: list[Shape], looks: dict[str, str]
 ) -> None:
     """Draw one dot for each shape and peer."""
-    for name, found in compared.items():
-        places = [shapes.index(shape) for shape in found]
-        axes.plot(list(found.values()), places, looks[name], markersize=5, label=name)
+    for name, by_shape in compared.items():
+        places = [shapes.index(shape) for shape in by_shape]
+        axes.plot(list(by_shape.values()), places, looks[name], markersize=5, label=name)
     axes.axvline(1, color="#444444", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

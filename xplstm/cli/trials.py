@@ -170,7 +170,7 @@ def shapes_alone() -> tuple[Shape, ...]:
 
 def cuts(chip: partitions.Chip, shape: Shape, kind: str, backward: bool, alone: bool = False) -> list[Plan]:
     """Return a plan for each combination of kernel entry and plan parameters."""
-    found: dict[Any, Plan] = {}
+    cases: dict[Any, Plan] = {}
     sizes = chip, len(shape.reverse), shape.B, shape.H, kind
     for p in partitions.plans(*sizes, backward, partitions.COSTS, alone):
         rest = kind in STEP_OF_K and partitions.slice_steps(p, shape.H, kind, backward).rest > 0
@@ -185,8 +185,8 @@ def cuts(chip: partitions.Chip, shape: Shape, kind: str, backward: bool, alone: 
             0 < p.chunk < 4 * shape.H,
             rest,
         )
-        found.setdefault(properties, p)
-    return list(found.values())
+        cases.setdefault(properties, p)
+    return list(cases.values())
 
 
 def with_plans(forward: Plan, backward: Plan) -> Engine:
@@ -265,11 +265,11 @@ def two_streams(cp: Any, like: Problem, kind: str) -> str | None:
     first = host_bytes(cp, trials.results(engine, problem, there))
     streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
     for _ in range(10):
-        found = []
+        outputs = []
         for stream in streams:
             with stream:
-                found.append(trials.results(engine, problem, there))
-        for stream, got in zip(streams, found, strict=True):
+                outputs.append(trials.results(engine, problem, there))
+        for stream, got in zip(streams, outputs, strict=True):
             stream.synchronize()
             other = next((at for at, b in host_bytes(cp, got).items() if b != first[at]), None)
             if other is not None:
@@ -324,7 +324,7 @@ def training_differs(xp: Any, device: Any, dtype: str) -> str | None:
 def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
     """Return the results of each part of training for the same numbers."""
     rng = np.random.default_rng(3)
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     def numbers(*sizes: int) -> Any:
         return _array.asarray(rng.normal(size=sizes), xp, device, dtype)
@@ -334,20 +334,20 @@ def steps_of_training(xp: Any, device: Any, dtype: Any) -> dict[str, Any]:
         params = {"matrix": numbers(19, 31), "bias": numbers(700)}
         for _ in range(3):
             params = rule.update(params, {"matrix": numbers(19, 31), "bias": numbers(700)})
-        found |= {f"update by {name} of {key}": a for key, a in params.items()}
-    clipped, found["norm"] = optim.clip_by_global_norm({"a": numbers(5000), "b": numbers(3, 5)}, 0.5)
-    found |= {f"clipped {key}": a for key, a in clipped.items()}
+        outputs |= {f"update by {name} of {key}": a for key, a in params.items()}
+    clipped, outputs["norm"] = optim.clip_by_global_norm({"a": numbers(5000), "b": numbers(3, 5)}, 0.5)
+    outputs |= {f"clipped {key}": a for key, a in clipped.items()}
     targets = _array.asarray(rng.integers(0, 300, 4), xp, device)
-    found["cross-entropy"], pullback = losses.softmax_cross_entropy(numbers(4, 300), targets)
-    found["gradient of cross-entropy"] = pullback()
+    outputs["cross-entropy"], pullback = losses.softmax_cross_entropy(numbers(4, 300), targets)
+    outputs["gradient of cross-entropy"] = pullback()
     draw: Any = (0.4, (1, 2))
-    found["mask of dropout"] = masks.scaled_mask(
+    outputs["mask of dropout"] = masks.scaled_mask(
         *(xp, (5, 70), *draw, 0, dtype, device, masks.Purpose.BETWEEN_LAYERS)
     )
     ids = _array.asarray(rng.integers(0, 9, 50), xp, device)
     embedding = Embedding(9, 40, xp=xp, device=device, dtype=dtype, rng=1)
-    found["gradient of Embedding"] = embedding.vjp(ids)[1](numbers(50, 40))["weight"]
-    return found
+    outputs["gradient of Embedding"] = embedding.vjp(ids)[1](numbers(50, 40))["weight"]
+    return outputs
 
 
 def fitting(cp: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature

@@ -100,7 +100,7 @@ class Found(NamedTuple):
 
 def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Return tensors by names with dots between the parts, and check that no name occurs twice."""
-    found: dict[str, Tensor] = {}
+    tensors_by_name: dict[str, Tensor] = {}
     for given, tensor in tensors:
         name = dot_name(given)
         if len(name) > LONGEST_NAME:
@@ -108,36 +108,36 @@ def by_name(where: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
             msg = f"{where} has a name of {len(name)} characters, {start}...; at most {LONGEST_NAME} "
             msg += "are allowed"
             raise FormatError(msg)
-        if name in found:
+        if name in tensors_by_name:
             msg = f"{where} contains {show(name)} twice"
             raise FormatError(msg)
-        found[name] = tensor
-    return found
+        tensors_by_name[name] = tensor
+    return tensors_by_name
 
 
 def json_object(what: str, text: str | bytes, once: bool = False) -> dict[str, Any]:
     """Parse a JSON object of a file; with `once`, raise an error for duplicate names."""
     try:
         plain = text.decode() if isinstance(text, bytes) else text
-        found = json.loads(plain, object_pairs_hook=_each_once if once else None)
+        value = json.loads(plain, object_pairs_hook=_each_once if once else None)
     except (ValueError, TypeError, RecursionError) as error:
         msg = f"{what} is not valid JSON: {quote(str(error))}"
         raise FormatError(msg) from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         msg = f"{what} is not a JSON object"
         raise FormatError(msg)
-    return found
+    return value
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict, and raise ValueError if a name occurs twice."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             msg = f"{show(name[:80])} occurs twice"
             raise ValueError(msg)
-        found[name] = value
-    return found
+        members[name] = value
+    return members
 
 
 def dot_name(name: str) -> str:

@@ -152,9 +152,9 @@ def of_mapping(given: Mapping[Any, Any]) -> Contents:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = os.path.join(folder, "given.pt")
         sys.modules["torch"].save(quantised, path)
-        found = _registry.file_format("pt").read(path).tensors
-        arrays = {name: tensor.array() for name, tensor in found.items() if tensor.dtype != "unreadable"}
-    read = {name: found[name]._replace(array=partial(arrays.__getitem__, name)) for name in arrays}
+        tensors = _registry.file_format("pt").read(path).tensors
+        arrays = {name: tensor.array() for name, tensor in tensors.items() if tensor.dtype != "unreadable"}
+    read = {name: tensors[name]._replace(array=partial(arrays.__getitem__, name)) for name in arrays}
     return whole._replace(tensors={**whole.tensors, **read})
 
 
@@ -253,15 +253,15 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
     """Return the options of every recurrent PyTorch module by prefix, since arrays do not show them."""
     if not callable(getattr(module, "named_modules", None)):
         return {}
-    found = {}
+    options = {}
     for prefix, one in module.named_modules(remove_duplicate=False):
         # Dynamic quantisation replaces the first attribute with the second.
         compiled = hasattr(one, "_orig_mod")  # has the attributes of the module inside it too
         if not compiled and (hasattr(one, "_flat_weights_names") or hasattr(one, "_all_weight_values")):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
             given |= {"nonlinearity": _MODES[one.mode]} if getattr(one, "mode", None) in _MODES else {}
-            found[prefix] = {name: value for name, value in given.items() if value}
-    return found
+            options[prefix] = {name: value for name, value in given.items() if value}
+    return options
 
 
 def _tree(value: Any, depth: int) -> Any:

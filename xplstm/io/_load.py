@@ -330,10 +330,10 @@ def save(
 def _copy_network(network: Network, dtype: str) -> Network:
     """Return a copy of the network on the host, with another dtype."""
     hosts = {name: _array.to_numpy(a) for name, a in network.params.items()}
-    made = copy.copy(network)
+    duplicate = copy.copy(network)
     xp = _array.numpy_namespace()
-    made.params = {name: _checks.convert(name, a, xp, None, dtype) for name, a in hosts.items()}
-    return made
+    duplicate.params = {name: _checks.convert(name, a, xp, None, dtype) for name, a in hosts.items()}
+    return duplicate
 
 
 def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
@@ -369,8 +369,8 @@ def to_mapping(network: Network, format: str) -> dict[str, Array]:  # noqa: A002
     layout = _registry.layout(_values.one_of("format", format, _registry.LAYOUTS))
     if format == "torch":
         refuse_lost(network, "a mapping under PyTorch's names")
-    found: dict[str, Array] = layout.to_mapping(network)
-    return found
+    arrays_by_name: dict[str, Array] = layout.to_mapping(network)
+    return arrays_by_name
 
 
 def from_state(state: Sequence[Array], format: str) -> LSTMState:  # noqa: A002

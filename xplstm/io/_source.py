@@ -91,27 +91,27 @@ def layouts_of(contents: Contents) -> list[str]:
 
 def candidates_in(contents: Contents, layouts: Sequence[str]) -> list[Found]:
     """Return the networks that the layouts find; of two that read the same parameters, only the first."""
-    found: dict[tuple[str, str, bool], Found] = {}
+    candidates: dict[tuple[str, str, bool], Found] = {}
     for layout in layouts:
         for one in _registry.layout(layout).find(contents):
             key = (one.prefix, one.gates, bool(one.options.get("bidirectional")))
-            if key not in found or (found[key].problem and not one.problem):
-                found[key] = one
-    return check_unused(contents, [_with_module_options(contents, one) for one in found.values()])
+            if key not in candidates or (candidates[key].problem and not one.problem):
+                candidates[key] = one
+    return check_unused(contents, [_with_module_options(contents, one) for one in candidates.values()])
 
 
 def _with_module_options(contents: Contents, one: Found) -> Found:
     """Return a network with the options of its module in memory, and the module's problem, if any."""
-    said = dict(contents.said.get(one.prefix, {}))
-    problem, undetermined = one.problem, said.pop("undetermined", one.undetermined)
+    options = dict(contents.said.get(one.prefix, {}))
+    problem, undetermined = one.problem, options.pop("undetermined", one.undetermined)
     for place in _places_inside(one):
         problem = contents.said.get(place, {}).get("problem", problem)
-    said.pop("problem", None)
-    for name, size in said.pop("sizes", {}).items():
+    options.pop("problem", None)
+    for name, size in options.pop("sizes", {}).items():
         held = one.options.get(name, size if name in ("input_size", "hidden_size", "num_layers") else 0)
         if held != size and not problem:
             problem = f"the module has {name}={size!r}, but its weights are those of {name}={held!r}"
-    return one._replace(options={**one.options, **said}, problem=problem, undetermined=undetermined)
+    return one._replace(options={**one.options, **options}, problem=problem, undetermined=undetermined)
 
 
 def _places_inside(one: Found) -> set[str]:

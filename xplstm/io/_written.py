@@ -134,8 +134,8 @@ def changed_options(network: Recurrent) -> dict[str, Any]:
 def refuse_lost(network: Recurrent, where: str) -> None:
     """Check that PyTorch's names describe all options that change the results."""
     same = {"variant": None, "merge": "concat", "reset_after": True, "reverse": False}
-    found = changed_options(network)
-    lost = {name: found[name] for name in same.keys() & found.keys() if found[name] != same[name]}
+    changes = changed_options(network)
+    lost = {name: changes[name] for name in same.keys() & changes.keys() if changes[name] != same[name]}
     if lost:
         shown = ", ".join(f"{name}={value}" for name, value in lost.items())
         msg = f"{where} cannot store {shown}; use .safetensors or .npz, which store every option"

@@ -16,11 +16,11 @@ def _why_not() -> str:
     except (ImportError, SystemError) as error:
         hint = f"install a C compiler, then repeat pip install with {_OPTIONS}"
         return f"it is not compiled here ({error}); {hint}"
-    found = _engine.interface() if hasattr(_engine, "interface") else 0
-    if found == INTERFACE:
+    version = _engine.interface() if hasattr(_engine, "interface") else 0
+    if version == INTERFACE:
         return ""
     return (
-        f"its compiled module is from another version: it has interface {found}, expected {INTERFACE}; "
+        f"its compiled module is from another version: it has interface {version}, expected {INTERFACE}; "
         f"repeat pip install with {_OPTIONS}"
     )
 

@@ -41,9 +41,9 @@ def supports(problem: Problem) -> str | None:
 def proof(problem: Problem, reference: trials.Engine) -> Proof:
     """Return the kernel's proof on the device; a quick check suffices, because its blocks never wait."""
     engine = trials.Engine(prepare, forward, backward)
-    found = trials.proof(NAME, engine, reference, problem, lambda: trials.CHECKED + trials.PROJECTED)
-    slow = f"{found.text}; its loop runs in Python ({loop.why_python()})"
-    return found._replace(text=slow) if found.passed and loop.why_python() else found
+    verdict = trials.proof(NAME, engine, reference, problem, lambda: trials.CHECKED + trials.PROJECTED)
+    slow = f"{verdict.text}; its loop runs in Python ({loop.why_python()})"
+    return verdict._replace(text=slow) if verdict.passed and loop.why_python() else verdict
 
 
 def forward(

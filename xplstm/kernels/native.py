@@ -390,10 +390,10 @@ def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
         ends: list[tuple[Any, Any]] = []
         with np.errstate(under="ignore"):
             for k, layer in enumerate(layers):
-                found = layer(y.astype(np.float32), before and (before[0][k : k + 1], before[1][k : k + 1]))
-                if found is None:
+                results = layer(y.astype(np.float32), before and (before[0][k : k + 1], before[1][k : k + 1]))
+                if results is None:
                     return None
-                y, (h_n, c_n) = found[0].astype(half), cast("tuple[Any, Any]", found[1])
+                y, (h_n, c_n) = results[0].astype(half), cast("tuple[Any, Any]", results[1])
                 ends.append((h_n.astype(half), c_n.astype(half)))
         h, c = ends[0] if len(ends) == 1 else map(np.concatenate, zip(*ends, strict=True))
         return y, LSTMState(h, c)

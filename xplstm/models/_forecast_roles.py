@@ -159,11 +159,11 @@ class Roles(NamedTuple):
 def columns(name: str, value: Any, features: int) -> tuple[int, ...]:
     """Return column indices, each at most once."""
     given = _values.items(name, () if value is None else value)
-    found = tuple(_values.size(f"{name}[{k}]", c, 0, features - 1) for k, c in enumerate(given))
-    if len({*found}) < len(found):
-        msg = f"{name}={list(found)} must not contain a column twice"
+    indices = tuple(_values.size(f"{name}[{k}]", c, 0, features - 1) for k, c in enumerate(given))
+    if len({*indices}) < len(indices):
+        msg = f"{name}={list(indices)} must not contain a column twice"
         raise ArgumentError(msg)
-    return found
+    return indices
 
 
 def _quantiles(value: Any) -> tuple[float, ...] | None:
@@ -171,11 +171,11 @@ def _quantiles(value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
     given = _values.items("quantiles", value)
-    found = tuple(_values.in_range(f"quantiles[{k}]", q, 0, 1) for k, q in enumerate(given))
-    if not found or found[0] <= 0 or any(a >= b for a, b in pairwise(found)):
-        msg = f"quantiles={list(found)} must be one or more ascending numbers in (0, 1)"
+    levels = tuple(_values.in_range(f"quantiles[{k}]", q, 0, 1) for k, q in enumerate(given))
+    if not levels or levels[0] <= 0 or any(a >= b for a, b in pairwise(levels)):
+        msg = f"quantiles={list(levels)} must be one or more ascending numbers in (0, 1)"
         raise ArgumentError(msg)
-    return found
+    return levels
 
 
 def _write_future(xp: Namespace, joined: Array, future: Array, lengths: Array) -> Array:
@@ -197,11 +197,11 @@ def in_order(raw: Array) -> tuple[Array, Callable[[Array], Array]]:
     count = wide.shape[-1]
     middle = count // 2
     gaps = xp.log1p(xp.exp(-xp.abs(wide))) + xp.where(wide > 0, wide, xp.zeros_like(wide))
-    found = {middle: wide[..., middle]}
+    outputs = {middle: wide[..., middle]}
     for k in range(middle + 1, count):
-        found[k] = found[k - 1] + gaps[..., k]
+        outputs[k] = outputs[k - 1] + gaps[..., k]
     for k in range(middle - 1, -1, -1):
-        found[k] = found[k + 1] - gaps[..., k]
+        outputs[k] = outputs[k + 1] - gaps[..., k]
 
     def pullback(d: Array) -> Array:
         d, slope = _array.widen(d), sigmoid(xp, wide)
@@ -215,7 +215,7 @@ def in_order(raw: Array) -> tuple[Array, Callable[[Array], Array]]:
             below = below + d[..., k + 1]
         return _array.narrow(xp.stack([parts[k] for k in range(count)], axis=-1), dtype)
 
-    return _array.narrow(xp.stack([found[k] for k in range(count)], axis=-1), dtype), pullback
+    return _array.narrow(xp.stack([outputs[k] for k in range(count)], axis=-1), dtype), pullback
 
 
 def check_future(future: Array | None, roles: Roles) -> None:

@@ -296,16 +296,16 @@ class SeriesModel(Composite):
             group = every
             home = self._home()
             model = type(self).from_config("this model", self.config(), self.params, home.xp, home.device)
-        found = []
+        forecasts = []
         for first in range(0, len(origins), group):
             if refit is not None:
                 refit(model, values[: origins[first]].copy())
             chosen = origins[first : first + group]
             parts = np.array_split(chosen, math.ceil(len(chosen) / _AT_ONCE))
-            found += [model._from_origins(values, window, part, n) for part in parts]
+            forecasts += [model._from_origins(values, window, part, n) for part in parts]
         happened = values[:, self._roles.targets]
         truth = np.stack([happened[o : o + n] for o in origins])
-        return Backtest(origins, np.concatenate(found), truth, self._roles.quantiles)
+        return Backtest(origins, np.concatenate(forecasts), truth, self._roles.quantiles)
 
     def _from_origins(self, values: np.ndarray, window: int, origins: np.ndarray, steps: int) -> np.ndarray:
         """Return forecasts (R, steps, ...) from several origins."""
@@ -315,8 +315,8 @@ class SeriesModel(Composite):
             following = [values[o : o + (roles.horizon or 0), roles.known] for o in origins]
             ahead = np.stack(following, axis=1)
             x = WithFuture(x, self._move_to_params(ahead))
-        found = _array.to_numpy(self.forecast(x, steps))
-        return np.moveaxis(found.astype(np.float64), 1, 0)
+        forecasts = _array.to_numpy(self.forecast(x, steps))
+        return np.moveaxis(forecasts.astype(np.float64), 1, 0)
 
     def _check_offset(self, values: np.ndarray, deviations: np.ndarray) -> None:
         """Check that a series keeps its variation when it is rounded to the dtype of the model."""

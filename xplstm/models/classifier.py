@@ -189,10 +189,10 @@ class SequenceClassifier(Composite):
         }
 
     def _fitting(self) -> dict[str, tuple[int, int]]:
-        found = {"linear": (self.linear.out_features, self.lstm._stack.width)}
+        sizes = {"linear": (self.linear.out_features, self.lstm._stack.width)}
         if self.embedding is not None:
-            found["embedding"] = (self.embedding.num_embeddings, self.lstm.input_size)
-        return found
+            sizes["embedding"] = (self.embedding.num_embeddings, self.lstm.input_size)
+        return sizes
 
     @property
     def padding_idx(self) -> int | None:
@@ -482,8 +482,8 @@ class SequenceClassifier(Composite):
         _array.namespace(batch.x, "x")
         if self.embedding is None:
             check_features("x", batch.x)
-            asked = self.each_step or self.pooling != "last"
-            return _Reading(batch.x, batch.lengths, None, existing(batch) if asked else None)
+            needs_steps = self.each_step or self.pooling != "last"
+            return _Reading(batch.x, batch.lengths, None, existing(batch) if needs_steps else None)
         if batch.x.ndim not in (1, 2):
             msg = f"x has shape {tuple(batch.x.shape)}, expected ids of tokens (T, B) or (T,)"
             raise ShapeError(msg)

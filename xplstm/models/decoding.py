@@ -132,8 +132,8 @@ def sample(
     if temperature == 0:
         return np.asarray(p.argmax(axis=-1), dtype=np.int64)
     reached = np.cumsum(p, axis=-1)
-    drawn = generator.random(p.shape[:-1])[..., None] * reached[..., -1:]
-    return np.asarray((reached <= drawn).sum(axis=-1), dtype=np.int64)
+    threshold = generator.random(p.shape[:-1])[..., None] * reached[..., -1:]
+    return np.asarray((reached <= threshold).sum(axis=-1), dtype=np.int64)
 
 
 class Hypothesis(NamedTuple):
@@ -233,7 +233,7 @@ def beam_search(
         msg = f"state must be a tuple of arrays, got {type(state).__name__}"
         raise DTypeError(msg)
     beam = _Beam.of(_first(first), state)
-    found: list[list[Hypothesis]] = [[] for _ in beam.tokens]
+    hypotheses: list[list[Hypothesis]] = [[] for _ in beam.tokens]
     for length in range(1, max_length + 1):
         if not beam.owner.size:
             break
@@ -248,11 +248,11 @@ def beam_search(
         for owner, tokens, total in beam.rows(over):
             ended = tokens[-1] == end
             score = total / length**length_penalty
-            found[owner].append(Hypothesis(tokens[:-1] if ended else tokens, score, total, ended))
+            hypotheses[owner].append(Hypothesis(tokens[:-1] if ended else tokens, score, total, ended))
         # Upper bound of all later scores, because probabilities only fall, and this is the largest divisor.
         reachable = beam.total / max_length**length_penalty
-        beam = beam.select(~over & (reachable > _least_of_the_best(found, width)[beam.owner]))
-    return [sorted(row, key=lambda h: -h.score)[:width] for row in found]
+        beam = beam.select(~over & (reachable > _least_of_the_best(hypotheses, width)[beam.owner]))
+    return [sorted(row, key=lambda h: -h.score)[:width] for row in hypotheses]
 
 
 def _first(first: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -311,8 +311,8 @@ class Forecaster(SeriesModel):
         states = _blocks.states(self.lstm._stack, self._home(), state, x, batched)
         given += [] if states is None else [(states[0], "lbp"), (states[1], "lbq")]
         work, sizes = partial(_forecast_block, steps, future is not None), {"n": steps} | axes
-        found = _blocks.apply(work, "nb" + "".join(axes), sizes, x.dtype, *given, model=self)
-        return found if batched else found[:, 0]
+        forecasts = _blocks.apply(work, "nb" + "".join(axes), sizes, x.dtype, *given, model=self)
+        return forecasts if batched else forecasts[:, 0]
 
     def forecast(self, x: Array | WithFuture, steps: int | None = None, state: State = None) -> Array:
         """Forecast the steps after the last step of a series.
@@ -369,9 +369,9 @@ class Forecaster(SeriesModel):
             read = self._read(WithFuture(self._convert("x", given), self._convert("future", x.future)))
         else:
             read = self._read(self._convert("x", given))
-        found = self._iterate(read, steps, state) if self.horizon is None else self._direct(read, state)
-        _checks.finite("the forecast", found, OVERFLOW)
-        return found[:steps, ...]
+        forecasts = self._iterate(read, steps, state) if self.horizon is None else self._direct(read, state)
+        _checks.finite("the forecast", forecasts, OVERFLOW)
+        return forecasts[:steps, ...]
 
     def _convert(self, name: str, a: Array) -> Array:
         """Return numbers of the model's library in its dtype, as `fit` converts a series."""

@@ -492,8 +492,8 @@ class Seq2Seq(Composite):
         """
         _check_texts("texts", texts, 1)
         source = pad([self.encode(text) for text in texts])
-        found = self.decode(source, max_length=max_length, width=width, length_penalty=length_penalty)
-        return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in found]
+        hypotheses = self.decode(source, max_length=max_length, width=width, length_penalty=length_penalty)
+        return ["".join(self.target_vocab[token] for token in best.tokens) for best, *_ in hypotheses]
 
     def _read(self, source: Array | Ragged, state: State) -> LSTMState:
         """Return the final state of the encoder."""

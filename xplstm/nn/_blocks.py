@@ -253,11 +253,11 @@ def states(stack: Stack, home: Home, state: Any, x: Any, batched: bool) -> tuple
         return None
     rows = stack.num_layers * len(stack.reverse)
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
-    found = []
+    arrays = []
     for name, a, n in zip(("h_0", "c_0"), _checks.state("state", state), sizes, strict=True):
         whole = a if batched or not hasattr(a, "ndim") else a[:, None, ...]
-        found.append(in_batches(name, whole, home, (rows, x.shape[1], n), x))
-    return found[0], found[1]
+        arrays.append(in_batches(name, whole, home, (rows, x.shape[1], n), x))
+    return arrays[0], arrays[1]
 
 
 def in_batches(name: str, a: Any, home: Home, shape: tuple[int, Any, int], x: Any) -> Any:

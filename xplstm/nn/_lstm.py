@@ -486,9 +486,9 @@ class FrozenLSTM(_Calls, Frozen):
         if lengths is not None or mask is not None or reset is not None:
             return super().__call__(x, state, lengths=lengths, mask=mask, reset=reset)
         caller = self._callers.get(_dispatch.pinned())
-        found = None if caller is None else caller(x, state)
-        if found is not None:
-            return found
+        results = None if caller is None else caller(x, state)
+        if results is not None:
+            return results
         result = super().__call__(x, state)
         self._keep_caller()
         return result
@@ -516,9 +516,9 @@ class FrozenLSTM(_Calls, Frozen):
             As for `LSTM.step`.
         """
         stepper = self._steppers.get(_dispatch.pinned())
-        found = None if stepper is None else stepper(x_t, state)
-        if found is not None:
-            return found
+        results = None if stepper is None else stepper(x_t, state)
+        if results is not None:
+            return results
         result = super().step(x_t, state)
         self._keep_stepper(x_t)
         return result

@@ -334,11 +334,11 @@ class Recurrent(Module):
         """
         import xplstm
 
-        found = xplstm.io.load_model(path, xp=xp, device=device)
-        if not isinstance(found, cls):
-            msg = f"{os.fspath(path)} contains a {type(found).__name__}, not a {cls.__name__}"
+        network = xplstm.io.load_model(path, xp=xp, device=device)
+        if not isinstance(network, cls):
+            msg = f"{os.fspath(path)} contains a {type(network).__name__}, not a {cls.__name__}"
             raise FormatError(msg)
-        return found
+        return network
 
     def initialize(self, rule: Rule, rng: Seed = None) -> None:
         """Initialise all parameters by a rule of `xplstm.init`.
@@ -410,11 +410,11 @@ class Recurrent(Module):
 
     def _by_name(self, layers: Layers) -> DParams:
         """Return a dict with the keys of `params`, in their order."""
-        found: DParams = {}
+        grads: DParams = {}
         for layer_names, layer in zip(_stack.names(self._stack), layers, strict=True):
             for names, arrays in zip(layer_names, layer, strict=True):
-                found.update(zip(names, arrays, strict=True))
-        return {name: found[name] for name in self.shapes}
+                grads.update(zip(names, arrays, strict=True))
+        return {name: grads[name] for name in self.shapes}
 
 
 def _check_storage(stack: Stack, home: Home, weights: str, activations: str | None) -> None:

@@ -268,9 +268,9 @@ class FrozenRNN(_Calls, Frozen):
         if lengths is not None or mask is not None or reset is not None:
             return super().__call__(x, h_0, lengths=lengths, mask=mask, reset=reset)
         caller = self._callers.get(_dispatch.pinned())
-        found = None if caller is None else caller(x, h_0)
-        if found is not None:
-            return found[0], found[1].h
+        results = None if caller is None else caller(x, h_0)
+        if results is not None:
+            return results[0], results[1].h
         result = super().__call__(x, h_0)
         self._keep_caller()
         return result
@@ -295,9 +295,9 @@ class FrozenRNN(_Calls, Frozen):
             As for ``step`` of the network.
         """
         stepper = self._steppers.get(_dispatch.pinned())
-        found = None if stepper is None else stepper(x_t, h)
-        if found is not None:
-            return found[0], found[1].h
+        results = None if stepper is None else stepper(x_t, h)
+        if results is not None:
+            return results[0], results[1].h
         result = super().step(x_t, h)
         self._keep_stepper(x_t)
         return result

@@ -140,11 +140,11 @@ class Optimizer(Summary, ABC):
         return f"{type(self).__name__}({', '.join([f'lr={self._lr!r}', *options, *groups])})"
 
     def _rows(self) -> list[Row]:
-        found = []
+        rows = []
         for kind, arrays in self._averages.items():
             count = sum(math.prod(a.shape) for a in arrays.values())
-            found += [(kind, f"{len(arrays)} parameters", count)] if arrays else []
-        return found
+            rows += [(kind, f"{len(arrays)} parameters", count)] if arrays else []
+        return rows
 
     @property
     def num_parameters(self) -> int:
@@ -225,7 +225,7 @@ class Optimizer(Summary, ABC):
         averages: Averages = {kind: dict(values) for kind, values in self._averages.items()}
         if moved:
             xp = _array.namespace(next(iter(moved.values())).p, "params")
-            made, after = _update(
+            updated, after = _update(
                 xp,
                 rules,
                 {first: pair.p for first, pair in moved.items()},
@@ -233,7 +233,7 @@ class Optimizer(Summary, ABC):
                 {kind: {n: s[kind] for n, s in before.items() if kind in s} for kind in averages},
             )
             for first, tied in names.items():
-                new.update(dict.fromkeys(tied, _array.requiring(made[first], params[first])))
+                new.update(dict.fromkeys(tied, _array.requiring(updated[first], params[first])))
                 for kind, values in after.items():
                     if first in values:
                         averages[kind].update(dict.fromkeys(tied, values[first]))
@@ -260,14 +260,14 @@ class Optimizer(Summary, ABC):
 
     def _state_of(self, p: Array, tied: list[str]) -> dict[str, Array]:
         """Return the averages of one parameter by kind, checked to match the parameter."""
-        found: dict[str, Array] = {}
+        state: dict[str, Array] = {}
         for kind, values in self._averages.items():
             for name in tied:
                 if name in values:
-                    found[kind] = values[name]
+                    state[kind] = values[name]
                     _check_fits(f"{kind}.{name}", values[name], name, p)
                     break
-        return found
+        return state
 
     def settings(self) -> dict[str, Any]:
         """Return the class and its options, without learning rates, as values for JSON.
@@ -481,10 +481,10 @@ def _check_fits(key: str, value: Array, name: str, p: Array) -> None:
             home = _array.backend_name(theirs), _array.backend_name(ours)
             msg = f"state {key!r} is from {home[0]}, but params[{name!r}] is from {home[1]}; move one of them"
             raise BackendError(msg)
-    found, param = _array.dtype_name(value.dtype), _array.dtype_name(p.dtype)
+    dtype, param = _array.dtype_name(value.dtype), _array.dtype_name(p.dtype)
     wide = "float32" if param in ("float16", "bfloat16") else param
-    if found != wide:
-        msg = f"state {key!r} has dtype {found}, expected {wide} for params[{name!r}] of {param}"
+    if dtype != wide:
+        msg = f"state {key!r} has dtype {dtype}, expected {wide} for params[{name!r}] of {param}"
         raise DTypeError(msg)
 
 

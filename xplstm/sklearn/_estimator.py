@@ -127,15 +127,15 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         sequences = self._scale(self._sequences(X, reset=False))
         parts = _parts(np.arange(len(sequences)), PREDICTED_AT_ONCE)
-        found = [_array.to_numpy(self.model_(_on(self.model_, sequences.take(part)))) for part in parts]
-        return np.concatenate(found).astype(np.float64)
+        outputs = [_array.to_numpy(self.model_(_on(self.model_, sequences.take(part)))) for part in parts]
+        return np.concatenate(outputs).astype(np.float64)
 
     def _sequences(self, X: Any, reset: bool) -> Sequences:
         """Return X as `Sequences`; with `reset`, store the number of features."""
-        found = self._check_sequences(without_names(X), reset)
-        if found.of_table and self.vocab_size is None:
-            found = found.map(lambda a: a[..., None])
-        return found
+        sequences = self._check_sequences(without_names(X), reset)
+        if sequences.of_table and self.vocab_size is None:
+            sequences = sequences.map(lambda a: a[..., None])
+        return sequences
 
     def _check_sequences(self, X: Any, reset: bool) -> Sequences:
         """Return checked sequences; those of a table have no feature axis."""
@@ -149,17 +149,17 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         self._check_columns([X] if several is None else several, reset)
         if several is None:
             whole = check_array(X, dtype=dtype, allow_nd=True, estimator=self, input_name="X")
-            found = Sequences(whole, of_table=False)
+            sequences = Sequences(whole, of_table=False)
         else:
-            found = Sequences([self._one(k, a, dtype) for k, a in enumerate(several)], of_table=False)
-            shapes = {a.shape[1:] for a in found.items}
+            sequences = Sequences([self._one(k, a, dtype) for k, a in enumerate(several)], of_table=False)
+            shapes = {a.shape[1:] for a in sequences.items}
             if len(shapes) > 1:
                 msg = f"X has sequences with different numbers of features: {sorted(s[0] for s in shapes)}"
                 raise ShapeError(msg)
-        if self.vocab_size is not None and found.items[0].ndim > 1:
+        if self.vocab_size is not None and sequences.items[0].ndim > 1:
             msg = "with vocab_size, X must be a table (n, T) of ids, or a list of sequences (T_k,) of ids"
             raise ShapeError(msg)
-        return self._same_kind(found, reset)
+        return self._same_kind(sequences, reset)
 
     def _check_columns(self, sequences: Sequence[Any], reset: bool) -> None:
         """Check that data frames have the columns of the first one in ``fit``, in the same order."""

@@ -64,10 +64,10 @@ class _Reader:
             if self._closed:
                 return
             try:
-                found = self._source.batch(place)
-                found = found._replace(inputs=copy_arrays(found.inputs), targets=copy_arrays(found.targets))
+                batch = self._source.batch(place)
+                batch = batch._replace(inputs=copy_arrays(batch.inputs), targets=copy_arrays(batch.targets))
             except BaseException as error:
                 self._found.put((place, error))
                 return
-            self._found.put((place, found))
-            place = place.next(found.is_last)
+            self._found.put((place, batch))
+            place = place.next(batch.is_last)

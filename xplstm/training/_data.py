@@ -152,8 +152,8 @@ class Source:
     def batch(self, place: Place) -> Found:
         """Return one batch."""
         batches = self._of(place.epoch)
-        found = batches.get(place)
-        return found._replace(data=self.describe(place.epoch)) if place.position == 0 else found
+        batch = batches.get(place)
+        return batch._replace(data=self.describe(place.epoch)) if place.position == 0 else batch
 
     def describe(self, epoch: int) -> dict[str, Any]:
         """Return the number of batches, their order, and the shapes of the first batch of an epoch."""

@@ -286,9 +286,9 @@ def _validate_if_due(run: Run, plan: Plan) -> None:
     """Validate if it is due, and not already done at this update before an interruption."""
     if plan.validate is None:
         return
-    done = run.at.history.validations
+    validations = run.at.history.validations
     due = run.at.update % plan.validate_every == 0 or plan.is_over(run)
-    if due and not (done and done[-1][0] == run.at.update):
+    if due and not (validations and validations[-1][0] == run.at.update):
         value = run.validate(plan.validate, keep_best=plan.patience is not None)
         _call_back(run, plan, value)
 

@@ -108,10 +108,10 @@ class LocalGroup:
     def gather(self, data: bytes) -> list[bytes]:
         """Return the bytes of all processes: see `Group`."""
         rounds = range(1 << (self.size - 1).bit_length())
-        found = {self.rank ^ step: b"" for step in rounds if self.rank ^ step < self.size}
-        for peer in found:  # in round `step` the ranks r and r ^ step exchange their data
-            found[peer] = data if peer == self.rank else bytes(self._swap(data, peer))
-        return [found[rank] for rank in sorted(found)]
+        parts = {self.rank ^ step: b"" for step in rounds if self.rank ^ step < self.size}
+        for peer in parts:  # in round `step` the ranks r and r ^ step exchange their data
+            parts[peer] = data if peer == self.rank else bytes(self._swap(data, peer))
+        return [parts[rank] for rank in sorted(parts)]
 
     def close(self) -> None:
         """Close the connections, so that the other processes notice the loss of this one."""

@@ -267,8 +267,8 @@ def _judge(loss: Loss, y: Array, targets: Any) -> tuple[float, Any, Mapping[str,
         msg = f"loss must return (value, pullback), as in xplstm.losses, got {type(judged).__name__}"
         raise DTypeError(msg)
     value, pullback = judged
-    made = pullback()
-    dy, dothers = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
+    results = pullback()
+    dy, dothers = results if isinstance(results, tuple) and len(results) == 2 else (results, {})
     if getattr(value, "shape", None) != () and not isinstance(value, float):
         msg = f"loss must return a number of shape (), got shape {getattr(value, 'shape', None)}"
         raise ShapeError(msg)

@@ -205,10 +205,10 @@ def _check_config(recorded: Mapping[str, Any] | None, given: Mapping[str, Any] |
 
 def _flat(start: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of nested dicts by dotted path."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _flat(f"{start}{name}.", value) if isinstance(value, dict) else {f"{start}{name}": value}
-    return found
+        entries |= _flat(f"{start}{name}.", value) if isinstance(value, dict) else {f"{start}{name}": value}
+    return entries
 
 
 def _check_same(kind: str, ours: Mapping[str, tuple[str, Any]], given: Mapping[str, Array]) -> None:

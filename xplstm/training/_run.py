@@ -209,10 +209,10 @@ class Run:
         """Return loss, state and gradients of one batch, and whether the batch ends its epoch."""
 
         def read() -> Found:
-            found = self.read(place)
-            if found.data is not None:  # a resumed run compares these
-                self.at = self.at._replace(settings={**self.at.settings, "data": found.data})
-            return found
+            batch = self.read(place)
+            if batch.data is not None:  # a resumed run compares these
+                self.at = self.at._replace(settings={**self.at.settings, "data": batch.data})
+            return batch
 
         def of_part(
             inputs: Any, targets: Any, state: State, rng: np.random.Generator | None
@@ -232,16 +232,16 @@ class Run:
     ) -> tuple[Any, State, Callable[..., Grads]]:
         """Run the model on a batch or a part of a batch, and check the results."""
         try:
-            made = self.model.loss_vjp(inputs, targets, state, rng)
+            results = self.model.loss_vjp(inputs, targets, state, rng)
         except ShapeError as error:
             if state is None:
                 raise
             msg = f"{place} does not fit the state after the previous batch, with carry=True: {error}"
             raise ShapeError(msg) from error
-        if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
-            msg = f"model.loss_vjp must return (loss, state, pullback), got {type(made).__name__}"
+        if not isinstance(results, tuple) or len(results) != 3 or not callable(results[2]):
+            msg = f"model.loss_vjp must return (loss, state, pullback), got {type(results).__name__}"
             raise DTypeError(msg)
-        loss, after, pullback = _array.detach(made[0]), made[1], made[2]
+        loss, after, pullback = _array.detach(results[0]), results[1], results[2]
         if tuple(getattr(loss, "shape", ())) != ():
             msg = f"model.loss_vjp returned a loss of shape {tuple(loss.shape)}, expected shape ()"
             raise ShapeError(msg)
@@ -498,13 +498,13 @@ def _wide(a: Array) -> Array:
 
 def _update_average(average: Grads, params: Grads, decay: float) -> Grads:
     """Return ``decay * average + (1 - decay) * params``; shared arrays stay shared."""
-    made: dict[tuple[int, int], Array] = {}
+    averages: dict[tuple[int, int], Array] = {}
     new: Grads = {}
     for name, before in average.items():
         key = id(before), id(params[name])
-        if key not in made:
-            made[key] = decay * before + (1 - decay) * _wide(params[name])
-        new[name] = made[key]
+        if key not in averages:
+            averages[key] = decay * before + (1 - decay) * _wide(params[name])
+        new[name] = averages[key]
     return new
 
 

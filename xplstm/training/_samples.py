@@ -179,11 +179,11 @@ class _Epoch(Sequence[Batch]):
             low, key = number * length, (name, number)
             kept = self._blocks.get(key)
             used[key] = _array.to_numpy(stored[low : min(low + length, total)]) if kept is None else kept
-        made = np.empty((len(wanted), *stored.shape[1:]), used[name, int(numbers[0])].dtype)
+        values = np.empty((len(wanted), *stored.shape[1:]), used[name, int(numbers[0])].dtype)
         for k, number in enumerate(numbers.tolist()):
             here = where == k
-            made[here] = used[name, number][wanted[here] - number * length]
-        return made
+            values[here] = used[name, number][wanted[here] - number * length]
+        return values
 
 
 class _Order:

@@ -225,11 +225,11 @@ class Team:
 
 def digest(arrays: Mapping[str, Any]) -> str:
     """Return a short hash of arrays."""
-    made = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(arrays):
         host = _array.to_numpy(arrays[name])
-        made.update(f"{name} {_array.dtype_name(host.dtype)} {host.shape} ".encode() + host.tobytes())
-    return made.hexdigest()[:16]
+        hasher.update(f"{name} {_array.dtype_name(host.dtype)} {host.shape} ".encode() + host.tobytes())
+    return hasher.hexdigest()[:16]
 
 
 def refuse_size(size: int, shards: int, sums: str) -> None:

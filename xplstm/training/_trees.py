@@ -45,10 +45,10 @@ def map_arrays(name: str, tree: Tree, new: Callable[[str, Array], Array]) -> Tre
         return new(name, tree)
     if tree is None:
         return None
-    made = [map_arrays(inner, branch, new) for inner, branch in branches.items()]
+    items = [map_arrays(inner, branch, new) for inner, branch in branches.items()]
     if isinstance(tree, Mapping):
-        return dict(zip(tree, made, strict=True))
-    return type(tree)(*made) if hasattr(tree, "_fields") else type(tree)(made)
+        return dict(zip(tree, items, strict=True))
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
 
 
 def with_array(trees: Mapping[str, Tree], name: str, a: Array) -> dict[str, Tree]:

@@ -79,13 +79,13 @@ def _create(new: str, path: str, permissions: int) -> int:
 def _mode(path: str) -> int | None:
     """Return the permissions of an existing regular file, or None if there is no file."""
     try:
-        found = os.stat(path).st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(found):
+    if not stat.S_ISREG(mode):
         msg = f"{path!r} is not a regular file and cannot be replaced; pass the path of a file"
         raise OSError(msg)
-    return stat.S_IMODE(found)
+    return stat.S_IMODE(mode)
 
 
 def _remove_unfinished(folder: str, name: str) -> None:

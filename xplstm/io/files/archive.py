@@ -135,7 +135,7 @@ class Archive:
 def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
     """Return the length of the data descriptor after a member; 0 if there is none."""
     file.seek(place)
-    found = file.read(max(_DESCRIPTORS))
+    data = file.read(max(_DESCRIPTORS))
     crc = struct.pack("<I", info.CRC)
     for size in ("<II", "<QQ"):
         try:
@@ -143,7 +143,7 @@ def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
         except struct.error:  # the size does not fit into four bytes
             continue
         for form in (b"PK\x07\x08" + wanted, wanted):
-            if found.startswith(form):
+            if data.startswith(form):
                 return len(form)
     return 0
 
@@ -151,15 +151,15 @@ def _descriptor(file: BinaryIO, info: zipfile.ZipInfo, place: int) -> int:
 def _is_end(file: BinaryIO, tail: int, start: int) -> bool:
     """Return whether the end record is at `tail` and has `start` as the offset of the directory."""
     file.seek(tail)
-    found = file.read()
-    end = found[-_END:]
+    data = file.read()
+    end = data[-_END:]
     (place,) = struct.unpack("<I", end[16:20])
     if not end.startswith(b"PK\x05\x06") or place not in (start, 0xFFFFFFFF):
         return False
-    if len(found) == _END:
+    if len(data) == _END:
         return place == start
-    (place,) = struct.unpack("<Q", found[48:56])
-    return found.startswith(b"PK\x06\x06") and place == start
+    (place,) = struct.unpack("<Q", data[48:56])
+    return data.startswith(b"PK\x06\x06") and place == start
 
 
 def _seek(file: BinaryIO, info: zipfile.ZipInfo) -> None:

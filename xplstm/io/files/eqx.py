@@ -46,21 +46,21 @@ def read(path: str) -> Contents:
 
 def _arrays(path: str, file: BinaryIO) -> list[tuple[int, npz.Header]]:
     """Return where each array begins and its header, and check that the arrays fill the file."""
-    found: list[tuple[int, npz.Header]] = []
+    headers: list[tuple[int, npz.Header]] = []
     place, size = 0, os.path.getsize(path)
     while place < size:
-        if len(found) == MOST:
+        if len(headers) == MOST:
             msg = f"{path} has more than {MOST} arrays, too many for a module"
             raise FormatError(msg)
         file.seek(place)
-        where = f"{path}: array {len(found)}"
+        where = f"{path}: array {len(headers)}"
         head = npz.header(where, io.BytesIO(file.read(16 + npz.LONGEST_HEADER)))
-        found.append((place, head))
+        headers.append((place, head))
         place += head.offset + head.length
         if place > size:
             msg = f"{where} with shape {head.shape} and dtype {head.dtype} ends at byte {place} of {size}"
             raise FormatError(msg)
-    return found
+    return headers
 
 
 def _names(shapes: list[tuple[int, ...]]) -> list[str]:

@@ -172,8 +172,8 @@ def _text(source: Source, path: str, item: Any, name: str, longest: int = LONGES
     if attribute.shape != () or attribute.get_storage_size() > longest:
         msg = f"{source.where}: {show(path)} has an attribute {name!r} that is not a short text"
         raise FormatError(msg)
-    told = item.attrs[name]
-    raw = told if isinstance(told, bytes) else str(told).encode(errors="replace")
+    value = item.attrs[name]
+    raw = value if isinstance(value, bytes) else str(value).encode(errors="replace")
     return raw.decode(errors="replace")[:longest]
 
 
@@ -207,11 +207,11 @@ def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
 def _read(source: Source, path: str, brain: bool) -> np.ndarray:
     """Read one dataset in native byte order; bfloat16 is stored as bytes."""
     with source.open() as file:
-        found = np.asarray(file[path][()])
+        values = np.asarray(file[path][()])
     if not brain:
-        return np.asarray(_array.native(found))
+        return np.asarray(_array.native(values))
     return buffers.as_array(
-        source.where, path, np.frombuffer(found.tobytes(), np.uint8), "bfloat16", found.shape
+        source.where, path, np.frombuffer(values.tobytes(), np.uint8), "bfloat16", values.shape
     )
 
 

@@ -86,8 +86,8 @@ def _version(archive: Archive) -> int | None:
     """Return the major version of Keras that wrote a model, 2 or 3; None if the archive has no version."""
     if _METADATA not in archive.members:
         return None
-    told = json_object(f"{archive.path}: {_METADATA}", archive.read(_METADATA, LONGEST_METADATA))
-    return _major(archive.path, told.get("keras_version"))
+    metadata = json_object(f"{archive.path}: {_METADATA}", archive.read(_METADATA, LONGEST_METADATA))
+    return _major(archive.path, metadata.get("keras_version"))
 
 
 def _major(where: str, version: Any) -> int:

@@ -96,13 +96,13 @@ def _places(path: str) -> dict[str, tuple[str, ...]]:
     with open(path, "rb") as file:
         index = json_object(path, file.read())
     given = index.get("weight_map")
-    found: dict[str, tuple[str, ...]] = {}
+    places: dict[str, tuple[str, ...]] = {}
     if not isinstance(given, dict):
         msg = f"{path} has no weight_map from names to files"
         raise FormatError(msg)
     for name, files in given.items():
-        found[dot_name(name)] = tuple(files) if isinstance(files, list) else (files,)
-    return found
+        places[dot_name(name)] = tuple(files) if isinstance(files, list) else (files,)
+    return places
 
 
 def _shard_path(path: str, file: Any) -> str:
@@ -111,11 +111,11 @@ def _shard_path(path: str, file: Any) -> str:
     if not plain or any(letter in file for letter in "\\:\0"):
         msg = f"{path} refers to the file {quote(file)}, expected a file name without a folder"
         raise FormatError(msg)
-    found = os.path.join(os.path.dirname(path), file)
-    if not os.path.isfile(found):
+    shard = os.path.join(os.path.dirname(path), file)
+    if not os.path.isfile(shard):
         msg = f"{path} lists the file {quote(file)}, which is not in its folder"
         raise FormatError(msg)
-    if found.lower().endswith(_INDEX):
+    if shard.lower().endswith(_INDEX):
         msg = f"{path} lists the file {quote(file)}, which is an index itself"
         raise FormatError(msg)
-    return found
+    return shard

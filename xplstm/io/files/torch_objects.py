@@ -164,13 +164,13 @@ def _make_ordered(items: Any = ()) -> dict[Any, Any]:
     if not isinstance(items, list | tuple | dict):
         msg = f"an ordered dict is made from {type(items).__name__}, expected a sequence of pairs"
         raise TypeError(msg)
-    found = {}
+    entries = {}
     for key, value in items.items() if isinstance(items, dict) else items:
         if not isinstance(key, str | int):
             msg = f"an ordered dict has a {type(key).__name__} as a key"
             raise TypeError(msg)
-        found[key] = value
-    return found
+        entries[key] = value
+    return entries
 
 
 def _make_counter(counts: Any = None) -> dict[Any, Any]:

@@ -46,5 +46,5 @@ def _find_stacks(prefix: str, ones: dict[int, Found]) -> list[Found]:
     stacks: list[Stack] = [[(ones[k],) for k in range(count)]]
     if count % 2 == 0:
         stacks.append([(ones[k], ones[k + 1]) for k in range(0, count, 2)])
-    found = [combine(prefix, stack) for stack in stacks]
-    return [one for one in found if one.problem is None] or found[:1]
+    networks = [combine(prefix, stack) for stack in stacks]
+    return [one for one in networks if one.problem is None] or networks[:1]

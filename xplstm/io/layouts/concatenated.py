@@ -81,17 +81,17 @@ class Concatenated(NamedTuple):
         if inputs < 1 or not outputs:
             return {}
         others = (name for group in self.halves.biases for name in (*group, self.halves.hr))
-        found = {
+        tensors = {
             prefix + name: contents.tensors[prefix + name]
             for name in others
             if prefix + name in contents.tensors
         }
         (ih,), (hh,) = self.halves.ih, self.halves.hh
         for name, rows, start, end in ((ih, inputs, 0, inputs), (hh, outputs, inputs, kernel.shape[0])):
-            found[prefix + name] = Tensor(
+            tensors[prefix + name] = Tensor(
                 (rows, kernel.shape[1]), kernel.dtype, partial(_rows, kernel, start, end)
             )
-        return found
+        return tensors
 
     def _joint_name(self, name: str, ends: set[str]) -> str:
         """Return the name of the tensor that contains a half."""

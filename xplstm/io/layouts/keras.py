@@ -135,16 +135,16 @@ def _open(cell: Found, *more: str) -> tuple[str, ...]:
 
 def _find_unconfigured(cells: Mapping[str, Found]) -> list[Found]:
     """Return the LSTMs of a weights file, and the possible stacks of them."""
-    found: dict[str, Found] = {}
+    networks: dict[str, Found] = {}
     for path, cell in cells.items():
         place, _, side = path.rpartition(".")
         other = cells.get(f"{place}.{SIDES[1]}")
         if side == SIDES[0] and other is not None:
             both = combine(place, [(cell, other)])
-            found[place] = both._replace(undetermined=_open(cell, "merge"))
+            networks[place] = both._replace(undetermined=_open(cell, "merge"))
         elif side != SIDES[1] or f"{place}.{SIDES[0]}" not in cells:
-            found[path] = cell._replace(undetermined=_open(cell))
-    return [*found.values(), *_find_numbered(cells, found)]
+            networks[path] = cell._replace(undetermined=_open(cell))
+    return [*networks.values(), *_find_numbered(cells, networks)]
 
 
 def _find_numbered(cells: Mapping[str, Found], found: Mapping[str, Found]) -> Iterator[Found]:

@@ -96,20 +96,20 @@ def modern(config: Any, depth: int = 0) -> Any:
         return config
     if isinstance(config, list):
         return [modern(one, depth + 1) for one in config]
-    found = {
+    entry = {
         key: value if key == "inbound_nodes" else modern(value, depth + 1) for key, value in config.items()
     }
-    kind, options = found.get("class_name"), found.get("config")
+    kind, options = entry.get("class_name"), entry.get("config")
     if kind == "Sequential" and isinstance(options, list):
-        found["config"] = {"layers": options}
+        entry["config"] = {"layers": options}
     if isinstance(kind, str) and kind in _CUDNN and isinstance(options, dict):
-        found["class_name"], entries = _CUDNN[kind]
-        found["config"] = {**options, **entries}
+        entry["class_name"], entries = _CUDNN[kind]
+        entry["config"] = {**options, **entries}
     if isinstance(kind, str) and ">" not in kind:
-        found.setdefault("module", "keras.layers")
-    if isinstance(found.get("inbound_nodes"), list):
-        found["inbound_nodes"] = [_call(node) for node in found["inbound_nodes"]]
-    return found
+        entry.setdefault("module", "keras.layers")
+    if isinstance(entry.get("inbound_nodes"), list):
+        entry["inbound_nodes"] = [_call(node) for node in entry["inbound_nodes"]]
+    return entry
 
 
 def _call(node: Any) -> Any:
@@ -129,12 +129,12 @@ def recurrent(
     """
     try:
         start = None if by_layer else "layers"
-        found = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
+        layers = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
     except Exception as error:  # any part of an invalid configuration can have any type
         what = f"{type(error).__name__} {quote(str(error))}"
         msg = f"{where}: config.json is not a valid Keras configuration: {what}"
         raise FormatError(msg) from error
-    return found
+    return layers
 
 
 def _of_own_classes(model: Mapping[str, Any]) -> Iterator[Recurrent]:
@@ -249,19 +249,19 @@ def _layers(
     """Return one layer, or one for each of an RNN's stacked cells."""
     if kind != "RNN" or _class_of(config["cell"]) != "StackedRNNCells":
         return [_layer(kind, config, path, name, below, version)]
-    found: list[Recurrent] = []
+    layers: list[Recurrent] = []
     counts: Counter[str] = Counter()
     for cell in config["cell"]["config"]["cells"]:
         key = snake_case(cell["class_name"])
         place = f"{path}/cell/cells/{key}_{counts[key]}" if counts[key] else f"{path}/cell/cells/{key}"
         counts[key] += 1
         own = cell["config"]["name"]
-        found.append(_layer(kind, {**config, "cell": cell}, place, own, below, version))
+        layers.append(_layer(kind, {**config, "cell": cell}, place, own, below, version))
         below = place
-    problem = next((one.problem for one in found if one.problem), None)
+    problem = next((one.problem for one in layers if one.problem), None)
     # A part of the cells is not the layer.
-    found = [one._replace(problem=problem) for one in found] if problem else found
-    return found or [_unreadable_entry(path, name, "an RNN without cells")]
+    layers = [one._replace(problem=problem) for one in layers] if problem else layers
+    return layers or [_unreadable_entry(path, name, "an RNN without cells")]
 
 
 def _class_of(layer: Mapping[str, Any]) -> str:

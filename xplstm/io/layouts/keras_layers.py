@@ -30,12 +30,12 @@ def place_cells(
     """Return the cells by the path of their layer in the configuration; without one, by layer name."""
     if told is None:
         layers = dict.fromkeys(one.prefix.partition(".")[0] for one in cells)
-        found: dict[str, Found] = {}
+        networks: dict[str, Found] = {}
         for layer in layers:
             here = _under(cells, layer)
             alone = {layer: _move(here[0], layer)} if len(here) == 1 else {}
-            found |= alone or _sides(layer, here) or {one.prefix: one for one in here}
-        return found
+            networks |= alone or _sides(layer, here) or {one.prefix: one for one in here}
+        return networks
     paths = [one.path for one in told]
     twice = next((path for path in paths if path and paths.count(path) > 1), None)
     if twice is not None:
@@ -64,13 +64,13 @@ def _under(cells: Sequence[Found], layer: str) -> list[Found]:
 
 def _sides(path: str, cells: Sequence[Found]) -> dict[str, Found]:
     """Return the two directions of a layer by path; empty if the cells are not two directions."""
-    found = {
+    sides = {
         f"{path}.{side}": _move(one, f"{path}.{side}")
         for side, start in zip(SIDES, _SIDE_NAMES, strict=True)
         for one in cells
         if any(part.startswith(start) for part in one.prefix.split("."))
     }
-    return found if len(found) == len(cells) == 2 else {}
+    return sides if len(sides) == len(cells) == 2 else {}
 
 
 def _move(cell: Found, path: str) -> Found:

@@ -73,15 +73,15 @@ class Single(NamedTuple):
 
     def find(self, contents: Contents) -> list[Found]:
         """Find all prefixes with the first input weights and the first recurrent weights."""
-        found: dict[str, Found] = {}
+        networks: dict[str, Found] = {}
         for row in (*self.also, self):
             for one in row._find(contents):
                 shape = contents.tensors[next(n for n in one.names if n.endswith(row.hh[0]))].shape
                 fits = row.kind == self.kind or len(row.hh) > 1 or row._has_gates(shape)
-                old = found.get(one.prefix)
+                old = networks.get(one.prefix)
                 if fits and (old is None or (old.problem and not one.problem)):
-                    found[one.prefix] = one
-        return list(found.values())
+                    networks[one.prefix] = one
+        return list(networks.values())
 
     def _has_gates(self, shape: tuple[int, ...]) -> bool:
         """Return whether a recurrent matrix for all gates has the number of gates of this row."""
@@ -93,15 +93,15 @@ class Single(NamedTuple):
         return next((row for row in self.also if row.kind == network._stack.cell.name), self)
 
     def _find(self, contents: Contents) -> list[Found]:
-        found = []
+        networks = []
         for name in contents.tensors:
             prefix, _, _ = name.rpartition(self.ih[0])
             if name != prefix + self.ih[0] or prefix[-1:] not in self.ends:
                 continue
             beside = {prefix + other for other in self.foreign}
             if prefix + self.hh[0] in contents.tensors and not beside & contents.tensors.keys():
-                found.append(self._find_layer(contents, prefix))
-        return found
+                networks.append(self._find_layer(contents, prefix))
+        return networks
 
     def to_mapping(self, network: Recurrent) -> dict[str, Array]:
         """Return the arrays by name; several layers get the prefixes ``l0``, ``l0_reverse``, ``l1``, ..."""
@@ -202,14 +202,14 @@ class Single(NamedTuple):
             raise ArgumentError(msg)
         if not (reset_after or self.paired):
             raise no_place(self.name, "has reset_after=False")
-        found = self._spread(self.ih, params.weight_ih) | self._spread(self.hh, params.weight_hh)
+        arrays = self._spread(self.ih, params.weight_ih) | self._spread(self.hh, params.weight_hh)
         if params.weight_hr is not None:
-            found[self.hr] = params.weight_hr.T if self.columns else params.weight_hr
+            arrays[self.hr] = params.weight_hr.T if self.columns else params.weight_hr
         if params.bias_ih is None or params.bias_hh is None:
             if self.forget:
                 raise no_place(self.name, "has no biases")
-            return found
-        return found | self._write_biases(params.bias_ih, params.bias_hh, reset_after)
+            return arrays
+        return arrays | self._write_biases(params.bias_ih, params.bias_hh, reset_after)
 
     def _write_biases(self, bias_ih: Array, bias_hh: Array, reset_after: bool) -> dict[str, Array]:
         xp = _array.namespace(bias_ih, "bias_ih")

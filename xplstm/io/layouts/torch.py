@@ -51,7 +51,7 @@ def _find_quantised(contents: Contents) -> list[Found]:
         if match is not None:
             prefix, number, of, field = match.groups()
             groups.setdefault(prefix or "", {}).setdefault(int(number), {})[f"{field}_{of}"] = name
-    found = []
+    networks = []
     for prefix, cells in groups.items():
         ways = []
         for D in (1, 2):
@@ -63,8 +63,8 @@ def _find_quantised(contents: Contents) -> list[Found]:
             }
             ways.append(_find_network(contents, prefix, names))
         # Two layers with equal numbers of inputs and outputs could be two directions; the caller must choose.
-        found += [way for way in ways if way.problem is None] or ways[:1]
-    return found
+        networks += [way for way in ways if way.problem is None] or ways[:1]
+    return networks
 
 
 def to_mapping(network: Recurrent) -> dict[str, Array]:

@@ -76,8 +76,8 @@ def _folded_weights(graph: Graph) -> Graph:
     """Return the graph with weights that nodes compute from initialisers that are not also inputs."""
     given = {i.name for i in graph.inputs}
     fixed = {name: tensor for name, tensor in graph.constants.items() if name not in given}
-    made = fold_constants(graph._replace(constants=fixed), _weights_of(graph)).constants
-    return graph._replace(constants={**graph.constants, **made})
+    constants = fold_constants(graph._replace(constants=fixed), _weights_of(graph)).constants
+    return graph._replace(constants={**graph.constants, **constants})
 
 
 def encode(network: Recurrent, _layout: str, prefix: str) -> bytes:
@@ -508,15 +508,15 @@ def export(
     """
     softmax = _values.flag("softmax", softmax)
     if isinstance(model, Exportable):
-        made = whole(model, softmax)
+        proto = whole(model, softmax)
     elif softmax:
         msg = f"softmax=True needs a model with logits, got {type(model).__name__}"
         raise ArgumentError(msg)
     else:
-        made = model_of(model, "")
+        proto = model_of(model, "")
     if path is not None:
-        write_durably(_values.path("path", path), made.SerializeToString())
-    return made
+        write_durably(_values.path("path", path), proto.SerializeToString())
+    return proto
 
 
 def supports_device(device: str) -> bool:

@@ -199,12 +199,12 @@ def _refuse_change(node: Node, source: str, between: list[Node]) -> Refused:
 
 def _order(trace: Trace, path: Path, X: str, x: np.ndarray) -> str:
     """Return what a path does to the first two axes: "kept", "swapped", "changed" or "unknown"."""
-    made = trace.run_path(path, x, X)
-    if made is None:
+    result = trace.run_path(path, x, X)
+    if result is None:
         return "unknown"
-    if np.array_equal(made, x):
+    if np.array_equal(result, x):
         return "kept"
-    return "swapped" if np.array_equal(made, x.swapaxes(0, 1)) else "changed"
+    return "swapped" if np.array_equal(result, x.swapaxes(0, 1)) else "changed"
 
 
 def _lengths(trace: Trace, node: Node, name: str, I: int) -> str | tuple[int, ...]:
@@ -271,10 +271,10 @@ def _is_full(trace: Trace, node: Node, name: str, I: int) -> bool:
     for first, second in (FREE, FREE[::-1]):
         whole = Path(way.start, tuple(ordered), frozenset())
         x = np.zeros((first, second, I), np.float32)
-        found, given = trace.run_path(whole, x, name), trace.run_path(whole, x, X)
-        if found is None or given is None or given.ndim != 3:
+        lengths, given = trace.run_path(whole, x, name), trace.run_path(whole, x, X)
+        if lengths is None or given is None or given.ndim != 3:
             return False
-        if not np.all(found == given.shape[1 if layout else 0]):
+        if not np.all(lengths == given.shape[1 if layout else 0]):
             return False
     return True
 
@@ -340,7 +340,7 @@ def _is_changed_input(trace: Trace, name: str) -> bool:
 def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
     """Return a value for several batch sizes, if the value depends only on the batch size; else []."""
     if trace.is_constant(name):
-        made = [_constant(trace, name)]
+        values = [_constant(trace, name)]
     else:
         path = trace.path(name, by_element=True)
         own = trace.own_sizes(node.inputs[0], node.attributes.get("layout", 0))
@@ -348,8 +348,8 @@ def _constant_values(trace: Trace, node: Node, name: str) -> list[np.ndarray]:
             return []
         # A value with a fixed batch does not fit the other sizes.
         sizes = [*_TRIED, *([own] if own else [])]
-        made = [trace.run_path(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
-    return [a for a in made if a is not None]
+        values = [trace.run_path(path, np.zeros((*two, 1), np.float32), name, large=True) for two in sizes]
+    return [a for a in values if a is not None]
 
 
 def _constant_lengths(trace: Trace, node: Node, name: str) -> tuple[int, ...]:
@@ -438,32 +438,32 @@ def _zero_shape(trace: Trace, name: str) -> tuple[int, ...]:
     path = trace.path(name)
     if path is None or path.start:
         return ()
-    made = trace.run_path(path, np.zeros((*FREE, 1), np.float32), name)
-    return () if made is None else made.shape
+    state = trace.run_path(path, np.zeros((*FREE, 1), np.float32), name)
+    return () if state is None else state.shape
 
 
 def _part_of_input(trace: Trace, node: Node, name: str, D: int, H: int) -> Start | None:
     """Return the slice of a model input that a state is; None if it is not a slice."""
     path = trace.path(name)
-    told = trace.inputs.get(path.start) if path else None
-    if path is None or told is None or told.shape is None:
+    tensor = trace.inputs.get(path.start) if path else None
+    if path is None or tensor is None or tensor.shape is None:
         return None
-    shape = tuple(n if isinstance(n, int) and n > 0 else 3 for n in told.shape)
+    shape = tuple(n if isinstance(n, int) and n > 0 else 3 for n in tensor.shape)
     if math.prod(shape) > LARGEST_TRIED:
         return None
-    found = set()
+    parts = set()
     for first in range(4):  # an input of one number has one sign and magnitude in each trial
         given = distinct(shape, trace.dtype_of(node), first)
-        made = trace.run_path(path, given, name)
-        if made is None or made.ndim != 3 or not made.size:
+        result = trace.run_path(path, given, name)
+        if result is None or result.ndim != 3 or not result.size:
             return None
-        state = made.swapaxes(0, 1) if node.attributes.get("layout", 0) else made
+        state = result.swapaxes(0, 1) if node.attributes.get("layout", 0) else result
         places = np.flatnonzero(given == state.flat[0])
         fits = [k for k in places if np.array_equal(given.flat[k : k + state.size], state.flat)]
         if (state.shape[0], state.shape[2]) != (D, H) or len(fits) != 1:
             return None
-        found.add(Start(path.start, int(fits[0]), state.size))
-    return found.pop() if len(found) == 1 else None
+        parts.add(Start(path.start, int(fits[0]), state.size))
+    return parts.pop() if len(parts) == 1 else None
 
 
 def state_of(
@@ -477,9 +477,9 @@ def state_of(
     given = [a for column in columns for a in column if a is not None]
     if not given:
         return None
-    asked = {start.name for entry in entries for start in entry.starts[:letters] if start.name}
-    if asked:
-        inputs = ", ".join(map(brief, sorted(asked)))
+    names = {start.name for entry in entries for start in entry.starts[:letters] if start.name}
+    if names:
+        inputs = ", ".join(map(brief, sorted(names)))
         msg = f"initial h and c must both be constants or both inputs, but only one is an input: {inputs}"
         raise Refused(f"{msg}; {RUN_IT}")
     B = max(a.shape[1] for a in given)

@@ -204,11 +204,11 @@ class GraphBuilder:
         x, lengths, *begins = inputs
         W, R, B, P = weights
         given = [x, W, R, B, lengths, *begins] + ([P] if P or scales else [])
-        made = [f"{self.start}{name}_l{layer}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(begins)]]
+        outputs = [f"{self.start}{name}_l{layer}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(begins)]]
         attributes = _attributes(self.stack) | ({"domain": RUNTIME} if scales else {})
         operator = QUANTIZED if scales else self.operator
         name = f"{self.operator.lower()}_l{layer}"
-        return self.add_many(operator, [*given, *scales], name, made, **attributes)
+        return self.add_many(operator, [*given, *scales], name, outputs, **attributes)
 
     def _add_quantised(self, layer: int, params: Sequence[Any], inputs: list[str]) -> list[str]:
         """Add the node of a layer with integer matrices and a scale for each row."""
@@ -321,30 +321,30 @@ def _attributes(stack: Stack) -> dict[str, Any]:
     """Return the attributes of a recurrent node."""
     D, options = len(stack.reverse), stack.cell.options()
     variant = options.get("variant")
-    told: dict[str, Any] = {"hidden_size": stack.hidden_size}
+    attributes: dict[str, Any] = {"hidden_size": stack.hidden_size}
     if any(stack.reverse):
-        told["direction"] = "bidirectional" if D == 2 else "reverse"
+        attributes["direction"] = "bidirectional" if D == 2 else "reverse"
     if "reset_after" in options:
-        return told | {"linear_before_reset": int(options["reset_after"])}
+        return attributes | {"linear_before_reset": int(options["reset_after"])}
     if "nonlinearity" in options:
-        return told | _functions((Activation(options["nonlinearity"]),) * D)
+        return attributes | _functions((Activation(options["nonlinearity"]),) * D)
     if variant is None:
-        return told
-    told |= {"input_forget": 1} if variant.coupled else {}
-    told |= {} if variant.gate_clip is None else {"clip": variant.gate_clip}
-    return told | _functions(variant.activations * (D if len(variant.activations) == 3 else 1))
+        return attributes
+    attributes |= {"input_forget": 1} if variant.coupled else {}
+    attributes |= {} if variant.gate_clip is None else {"clip": variant.gate_clip}
+    return attributes | _functions(variant.activations * (D if len(variant.activations) == 3 else 1))
 
 
 def _functions(activations: Sequence[Activation]) -> dict[str, Any]:
     """Return the names of functions, and their constants in order."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
+    attributes: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
     for activation in activations:
         name = "affine" if activation.name == "identity" else activation.name
         function = FUNCTIONS[name]
-        found["activations"].append(names[name])
+        attributes["activations"].append(names[name])
         for letter in ("alpha", "beta"):
             default, given = getattr(function, letter), getattr(activation, letter)
             if default is not None:
-                found[f"activation_{letter}"].append(default if given is None else given)
-    return {name: values for name, values in found.items() if values}
+                attributes[f"activation_{letter}"].append(default if given is None else given)
+    return {name: values for name, values in attributes.items() if values}

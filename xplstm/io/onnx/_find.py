@@ -78,8 +78,7 @@ def _in_scope(contents: Contents, graph: Graph) -> list[Found]:
                 stacks[k] = ([*lower, part], [*merges, under[1]])
                 continue
         stacks[k] = ([part], [])
-    found = [one for stack, merges in stacks.values() for one in _split_stack(contents, trace, stack, merges)]
-    return found
+    return [one for stack, merges in stacks.values() for one in _split_stack(contents, trace, stack, merges)]
 
 
 def _parts(contents: Contents, trace: Trace) -> list[Part]:
@@ -128,7 +127,7 @@ def in_arrays(contents: Contents) -> list[Found]:
             continue
         layer = _LAYER.fullmatch(match[1])
         stacks.setdefault(layer[1] if layer else match[1], []).append(match[1])
-    found = []
+    networks = []
     for start, prefixes in stacks.items():
         ordered = sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
         layers = [_of_arrays(contents, prefix) for prefix in ordered]
@@ -139,8 +138,8 @@ def in_arrays(contents: Contents) -> list[Found]:
             else "a layer is missing"
         )
         one = _find_network(contents, start.removesuffix("."), layers, options, gap)
-        found.append(one._replace(undetermined=("nonlinearity",) if one.kind == "RNN" else ()))
-    return found
+        networks.append(one._replace(undetermined=("nonlinearity",) if one.kind == "RNN" else ()))
+    return networks
 
 
 def _of_arrays(contents: Contents, prefix: str) -> Layer:
@@ -222,18 +221,19 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
         options |= _variant(layers[0]) | ({"batch_first": True} if batch_first else {})
     except XplstmError as error:
         problem = str(error)
-    found = _find_network(contents, prefix, layers, options, problem)
-    if found.problem is None:
-        D = 2 if found.options["bidirectional"] else 1
-        sizes = (found.options.get("proj_size") or found.options["hidden_size"], found.options["hidden_size"])
+    network = _find_network(contents, prefix, layers, options, problem)
+    if network.problem is None:
+        D = 2 if network.options["bidirectional"] else 1
+        hidden_size = network.options["hidden_size"]
+        sizes = (network.options.get("proj_size") or hidden_size, hidden_size)
         entries = [part.entry for part in stack if part.entry]
         try:
-            state = state_of(entries, D, sizes, 2 if found.kind == "LSTM" else 1)
+            state = state_of(entries, D, sizes, 2 if network.kind == "LSTM" else 1)
         except FormatError as error:
-            return found._replace(problem=str(error))
+            return network._replace(problem=str(error))
         lengths = entries[0].lengths if entries and isinstance(entries[0].lengths, tuple) else None
-        found = found._replace(state=state, lengths=lengths)
-    return found._replace(undetermined=("batch_first",)) if batch_first is None else found
+        network = network._replace(state=state, lengths=lengths)
+    return network._replace(undetermined=("batch_first",)) if batch_first is None else network
 
 
 def _find_network(

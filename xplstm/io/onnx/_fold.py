@@ -81,13 +81,13 @@ class Evaluator:
             try:
                 self.spend(most_numbers(node, given), node.label)
                 with np.errstate(all="ignore"):  # users of a value check that it is finite
-                    made = RUNNABLE[node.op].run(self._place, node, given)
+                    outputs = RUNNABLE[node.op].run(self._place, node, given)
             except XplstmError:
                 raise
             except FAILURES as error:
                 msg = f"{self.graph.where}: {node.label} cannot be evaluated: {error}"
                 raise FormatError(msg) from error
-            values |= dict(zip(node.outputs, made, strict=False))
+            values |= dict(zip(node.outputs, outputs, strict=False))
         return values
 
     def spend(self, numbers: int, what: str) -> None:
@@ -121,11 +121,11 @@ def dequantise(graph: Graph) -> Graph:
             start += "_"
         shape = np.asarray([0, 1, -1], dtype=np.int64)
         constants[f"{start}.shape"] = Tensor((3,), "int64", partial(np.asarray, shape))
-        made = []
+        names = []
         for letter, name, scale, zero in (("W", W, *node.inputs[8:10]), ("R", R, *node.inputs[10:])):
             nodes += _float_nodes(f"{start}.{letter}", name, scale, zero, f"{start}.shape")
-            made.append(f"{start}.{letter}.whole")
-        nodes.append(node._replace(op="LSTM", inputs=(X, *made, *others)))
+            names.append(f"{start}.{letter}.whole")
+        nodes.append(node._replace(op="LSTM", inputs=(X, *names, *others)))
     return graph._replace(nodes=tuple(nodes), constants=constants)
 
 
@@ -140,7 +140,7 @@ def _float_nodes(start: str, name: str, scale: str, zero: str, shape: str) -> li
         ("Mul", (f"{start}.centred", f"{start}.scale"), "scaled", {}),
         ("Transpose", (f"{start}.scaled",), "whole", {"perm": [0, 2, 1]}),
     ]
-    return [Node(op, "", given, (f"{start}.{end}",), told) for op, given, end, told in steps]
+    return [Node(op, "", given, (f"{start}.{end}",), attributes) for op, given, end, attributes in steps]
 
 
 def decide_branches(graph: Graph) -> Graph:
@@ -149,8 +149,8 @@ def decide_branches(graph: Graph) -> Graph:
     live, dropped = {*graph.outputs}, set[str]()
     nodes: list[Node] = []
     for node in reversed(graph.nodes):
-        made = {*node.outputs} - {""}
-        if made & dropped and not made & live:
+        outputs = {*node.outputs} - {""}
+        if outputs & dropped and not outputs & live:
             dropped.update(node.inputs)
             continue
         taken = _branch(evaluator, node)
@@ -183,7 +183,7 @@ def _branch(evaluator: Evaluator, node: Node) -> tuple[str, ...] | None:
 
 def fold_constants(graph: Graph, names: Iterable[str]) -> Graph:
     """Return the graph with the values of `names` that depend only on initialisers added as constants."""
-    made: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     evaluator = Evaluator(graph)
     for name in dict.fromkeys(names):
         if not name or name in graph.constants or name not in evaluator.constant:
@@ -191,7 +191,7 @@ def fold_constants(graph: Graph, names: Iterable[str]) -> Graph:
         try:
             a = evaluator.value(name)
         except FAILURES as error:
-            made[name] = refusal(graph.where, name, f"cannot be evaluated: {error}")
+            tensors[name] = refusal(graph.where, name, f"cannot be evaluated: {error}")
         else:
-            made[name] = Tensor(a.shape, _array.dtype_name(a.dtype), partial(np.asarray, a))
-    return graph._replace(constants={**graph.constants, **made})
+            tensors[name] = Tensor(a.shape, _array.dtype_name(a.dtype), partial(np.asarray, a))
+    return graph._replace(constants={**graph.constants, **tensors})

@@ -78,8 +78,8 @@ class Node(NamedTuple):
     @property
     def label(self) -> str:
         """Name for error messages."""
-        made = next((name for name in self.outputs if name), "nothing")
-        name = f"{brief(self.name)!r}" if self.name else f"that makes {brief(made)!r}"
+        output = next((name for name in self.outputs if name), "nothing")
+        name = f"{brief(self.name)!r}" if self.name else f"that makes {brief(output)!r}"
         return f"{brief(self.op)} node {name}"
 
 
@@ -155,14 +155,14 @@ def _graph(model: Any, where: str, beside: Beside) -> Graph:
     """Return the graph of a ModelProto."""
     flat = _Flat(where, model, beside)
     outputs = tuple(flat.add_graph(model.graph, "", ChainMap(), {}))
-    nodes, made = lift_constants(flat.nodes)
+    nodes, constants = lift_constants(flat.nodes)
     inputs = tuple(_input(where, value) for value in model.graph.input)
     if model.ir_version < _WITH_DEFAULTS:
         inputs = tuple(i for i in inputs if i.name not in flat.constants)
     free = [*(i.name for i in inputs), *flat.free]
-    _check_names(where, free, flat.constants, made, nodes, outputs)
+    _check_names(where, free, flat.constants, constants, nodes, outputs)
     size = model.ByteSize() + beside.size
-    return Graph(where, _opset(where, model), inputs, outputs, nodes, flat.constants | made, size)
+    return Graph(where, _opset(where, model), inputs, outputs, nodes, flat.constants | constants, size)
 
 
 class _Flat:
@@ -247,8 +247,8 @@ class _Flat:
 
     def _inside(self, node: Node, prefix: str) -> str:
         """Return the name prefix of the graphs inside a node."""
-        made = next(filter(None, node.outputs), "")
-        starts = (f"{prefix}{name}." for name in (node.name, made) if name)
+        output = next(filter(None, node.outputs), "")
+        starts = (f"{prefix}{name}." for name in (node.name, output) if name)
         free = (start for start in starts if start not in self._prefixes and len(start) <= LONGEST_PREFIX)
         start = next(free, f"inside{len(self._prefixes)}.")
         self._prefixes.add(start)
@@ -274,11 +274,11 @@ class _Flat:
         for one in function.node:
             self._node(one, inside, local, given)
         self._depth -= 1
-        for name, made in zip(function.output, node.outputs, strict=False):
-            if made:
-                names[made] = prefix + made
+        for name, output in zip(function.output, node.outputs, strict=False):
+            if output:
+                names[output] = prefix + output
                 source = local.get(text(self.where, name), inside + name)
-                self.nodes.append(Node("Identity", "", (source,), (prefix + made,), {}))
+                self.nodes.append(Node("Identity", "", (source,), (prefix + output,), {}))
 
     def _check_opset(self, function: Any) -> None:
         """Check that a function has the opset of the model."""

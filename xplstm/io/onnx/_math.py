@@ -152,11 +152,11 @@ def _reduce_integers(xp: Namespace, x: Array, axes: tuple[int, ...], keep: bool,
     """Return the sum of integers, or their mean without its fraction, in the dtype of `x`."""
     total = xp.sum(x, axis=axes, keepdims=keep, dtype=xp.uint64 if x.dtype == xp.uint64 else xp.int64)
     whole = total if divisor == 1 else truncate_quotient(xp, total, xp.full_like(total, divisor))
-    made = xp.astype(whole, x.dtype)
-    if divisor == 1 and bool(xp.any(xp.astype(made, total.dtype) != total)):
+    result = xp.astype(whole, x.dtype)
+    if divisor == 1 and bool(xp.any(xp.astype(result, total.dtype) != total)):
         msg = f"has a sum that {_array.dtype_name(x.dtype)} cannot represent"
         raise ArgumentError(msg)
-    return made
+    return result
 
 
 def _pad(place: Place, node: Node, values: list[Any]) -> list[Array]:
@@ -226,14 +226,14 @@ def _conv(_place: Place, node: Node, values: list[Any]) -> list[Array]:
     B, _, _, L = columns.shape
     M, C, kernel = w.shape
     size = M // groups
-    made = [
+    parts = [
         xp.matmul(
             _array.reshape(w[g * size : (g + 1) * size, ...], (size, C * kernel)),
             _array.reshape(columns[:, g * C : (g + 1) * C, ...], (B, C * kernel, L)),
         )
         for g in range(groups)
     ]
-    y = made[0] if groups == 1 else xp.concat(made, axis=1)
+    y = parts[0] if groups == 1 else xp.concat(parts, axis=1)
     return [y if bias is None else y + _array.reshape(bias, (1, M, 1))]
 
 

@@ -76,8 +76,8 @@ class Prepared:
             missing = [name for name in needed if name not in values]
             wanted += missing
             if not missing:
-                made = [values[n] for n in needed] if node.op == "If" else self._run(node, values)
-                values |= {name: value for name, value in zip(node.outputs, made, strict=False) if name}
+                outputs = [values[n] for n in needed] if node.op == "If" else self._run(node, values)
+                values |= {name: value for name, value in zip(node.outputs, outputs, strict=False) if name}
         return tuple(self._convert_output(values[name]) for name in self._graph.outputs)
 
     def _needed_values(self, node: Node, values: Mapping[str, Any]) -> list[str]:

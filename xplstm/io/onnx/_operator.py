@@ -310,7 +310,7 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
         "alpha": _constants("activation_alpha", attributes.activation_alpha),
         "beta": _constants("activation_beta", attributes.activation_beta),
     }
-    found = []
+    activations = []
     for name in names:
         if name.lower() not in known:
             msg = f"activations={list(names)!r} has {name!r}, expected one of {', '.join(ACTIVATIONS)}"
@@ -325,12 +325,12 @@ def functions(operator: str, attributes: Attributes, directions: int) -> tuple[A
             raise ArgumentError(msg)
         taken = [left[k].pop(0) if left[k] and own is not None else own for k, own in constants]
         told = [None if value == own else value for value, (_, own) in zip(taken, constants, strict=True)]
-        found.append(Activation(known[name.lower()], *told))
+        activations.append(Activation(known[name.lower()], *told))
     for letter, values in left.items():
         if values:
             msg = f"activation_{letter} has unused values {values} for activations={list(names)}"
             raise ArgumentError(msg)
-    return tuple(found)
+    return tuple(activations)
 
 
 def _constants(name: str, given: Any) -> list[float]:
@@ -341,13 +341,13 @@ def _constants(name: str, given: Any) -> list[float]:
 
 def params_of(operator: str, weights: Weights) -> list[Any]:
     """Return copies of the parameters of each direction, in the gate order of this package."""
-    kind, found = KINDS[operator], []
+    kind, params = KINDS[operator], []
     for d in range(weights.W.shape[0]):
         W, R, B, P = (None if a is None else _array.native(a[d, ...]) for a in weights)
         halves = () if B is None else tuple(blocks(half, kind.from_gates) for half in _halves(B))
         own = {"weight_ch": blocks(P, PEEPHOLES)} if P is not None else {}
-        found.append(kind.params(blocks(W, kind.from_gates), blocks(R, kind.from_gates), *halves, **own))
-    return found
+        params.append(kind.params(blocks(W, kind.from_gates), blocks(R, kind.from_gates), *halves, **own))
+    return params
 
 
 def from_params(layer: Sequence[Any]) -> Weights:

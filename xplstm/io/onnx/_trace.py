@@ -224,7 +224,7 @@ class Trace:
         for measured in self._measure_shapes(path, a):
             try:
                 values = self.evaluator.run(path.nodes, {path.start: a, **measured})
-                made: np.ndarray = values[end]
+                result: np.ndarray = values[end]
                 if any(self._is_bound(node, values) for node in path.nodes):
                     return None
             except BudgetError:
@@ -232,7 +232,7 @@ class Trace:
             # Such nodes do not occur between layers.
             except FAILURES:
                 continue
-            return made
+            return result
         return None
 
     def _is_bound(self, node: Node, values: Mapping[str, np.ndarray]) -> bool:
@@ -253,8 +253,8 @@ class Trace:
 
     def _measure_shapes(self, path: Path, a: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Return arrays with the time and batch sizes of `a`, for values of which only the shape is used."""
-        made = {name for node in path.nodes for name in node.outputs} | {path.start}
-        free = path.measured - made
+        names = {name for node in path.nodes for name in node.outputs} | {path.start}
+        free = path.measured - names
         if not free:
             return [{}]
         if a.ndim < 3:
@@ -295,14 +295,14 @@ class Trace:
         """Return the merge that a path computes from directions (T, B, D, H); None if unknown."""
         y = apart.reshape(*apart.shape[:2], -1)
         given = apart.swapaxes(0, 1) if layout else apart.transpose(0, 2, 1, 3)
-        made = self.run_path(path, given, end)
-        if made is None:
+        result = self.run_path(path, given, end)
+        if result is None:
             return None
         for merge, wanted in _ways(y, apart).items():
             both = [wanted, np.moveaxis(wanted, -3, -2)]
             if between:
                 both = both[1:] if layout else both[:1]
-            if any(made.shape == one.shape and np.array_equal(made, one) for one in both):
+            if any(result.shape == one.shape and np.array_equal(result, one) for one in both):
                 return merge
         return None
 
@@ -317,10 +317,10 @@ class Trace:
         shape = self._own_shape(path.start, depth) if path else None
         if path is None or shape is None or math.prod(shape) > LARGEST_TRIED:
             return None
-        made = self.run_path(path, np.zeros(shape, np.float32), X)
-        if made is None or made.ndim != 3:
+        result = self.run_path(path, np.zeros(shape, np.float32), X)
+        if result is None or result.ndim != 3:
             return None
-        first, second, _ = made.shape
+        first, second, _ = result.shape
         return (second, first) if layout else (first, second)
 
     def _own_shape(self, name: str, depth: int) -> tuple[int, ...] | None:

@@ -106,12 +106,12 @@ class ModelGraph:
         def one(x: str, k: int, name: str) -> str:
             return b.add("Slice", [x, b.integers(k), b.integers(k + 1), b.integers(-1)], f"{name}_{k}")
 
-        found = {middle: one(raw, middle, "raw")}
+        names = {middle: one(raw, middle, "raw")}
         for k in range(middle + 1, count):
-            found[k] = b.add("Add", [found[k - 1], one(gaps, k, "gap")], f"quantile_{k}")
+            names[k] = b.add("Add", [names[k - 1], one(gaps, k, "gap")], f"quantile_{k}")
         for k in range(middle - 1, -1, -1):
-            found[k] = b.add("Sub", [found[k + 1], one(gaps, k, "gap")], f"quantile_{k}")
-        return b.add("Concat", [found[k] for k in range(count)], "in_order", axis=-1)
+            names[k] = b.add("Sub", [names[k + 1], one(gaps, k, "gap")], f"quantile_{k}")
+        return b.add("Concat", [names[k] for k in range(count)], "in_order", axis=-1)
 
     def embed(self, layer: Embedding, ids: str) -> str:
         """Add the look-up of an embedding."""
@@ -180,12 +180,12 @@ class ModelGraph:
 
     def _steps(self) -> str:
         """Return the step indices, (T, 1)."""
-        b, made = self.builder, f"{self.builder.start}steps"
-        if not any(made in node.output for node in b.nodes):
+        b, name = self.builder, f"{self.builder.start}steps"
+        if not any(name in node.output for node in b.nodes):
             first, by = (b.constant(f"{b.start}step_{k}", np.asarray(k, dtype=np.int64)) for k in (0, 1))
             T = b.add("Squeeze", [f"{b.start}T"], "T_of_steps")
             b.add("Unsqueeze", [b.add("Range", [first, T, by], "range"), b.integers(1)], "steps")
-        return made
+        return name
 
     def last(self) -> str:
         """Return the joined final h of all directions of the last layer, (B, features)."""

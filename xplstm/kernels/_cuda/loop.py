@@ -173,13 +173,13 @@ class PythonLoop:
             gemm(*head, left, a_type, a_step, right, b_type, b_step, beta, out, c_type, c_step, *how)
 
         def run(k: int, _kept: Product = product) -> None:
-            found = list(zip(b.at(k), a.at(k), c.at(k), strict=True))
-            apart = [other - first for first, other in zip(found[0], found[-1], strict=True)]
-            if len(found) == 1 or min(apart) < 0:  # cuBLAS does not document negative strides
-                for places in found:
+            addresses = list(zip(b.at(k), a.at(k), c.at(k), strict=True))
+            apart = [other - first for first, other in zip(addresses[0], addresses[-1], strict=True)]
+            if len(addresses) == 1 or min(apart) < 0:  # cuBLAS does not document negative strides
+                for places in addresses:
                     one(*places)
                 return
-            left, right, out = found[0]
+            left, right, out = addresses[0]
             left_apart, right_apart, out_apart = apart[0] // size, apart[1] // size, apart[2] // out_size
             factors = left, a_type, a_step, left_apart, right, b_type, b_step, right_apart
             batched(*head, *factors, beta, out, c_type, c_step, out_apart, 2, *how)

@@ -98,8 +98,8 @@ def best_plan(
     chip: Chip, directions: int, B: int, H: int, kind: str, backward: bool, costs: Costs, alone: bool = False
 ) -> Plan | None:
     """Return the cheapest partition that fits the chip, or None."""
-    found = plans(chip, directions, B, H, kind, backward, costs, alone)
-    return min(found, key=lambda p: p.cost, default=None)
+    candidates = plans(chip, directions, B, H, kind, backward, costs, alone)
+    return min(candidates, key=lambda p: p.cost, default=None)
 
 
 def plans(

@@ -78,20 +78,20 @@ class Run:
     def __call__(self, arrays: Sequence[CuPyArray], into: Mapping[int, CuPyArray]) -> list[CuPyArray]:
         """Run one step on the given arrays; `into` maps numbers of outputs to arrays that receive them."""
         program = self.program
-        found: list[Any] = [*self.constants, *arrays]
-        found += [None] * (program.registers - len(found))
+        values: list[Any] = [*self.constants, *arrays]
+        values += [None] * (program.registers - len(values))
         for k, array in into.items():
-            found[program.outputs[k]] = array
+            values[program.outputs[k]] = array
         for kernel, source, what, last in self.steps:
             if kernel is None:
-                found[last] = found[source] @ what
+                values[last] = values[source] @ what
                 continue
             for register, width in what:
-                if found[register] is None:
-                    found[register] = self.cp.empty((self.B, width), dtype=self.dtype)
+                if values[register] is None:
+                    values[register] = self.cp.empty((self.B, width), dtype=self.dtype)
             if last:
-                kernel(*[found[k] for k in source], *[found[k] for k, _ in what], size=last)
-        return [found[k] for k in program.outputs]
+                kernel(*[values[k] for k in source], *[values[k] for k, _ in what], size=last)
+        return [values[k] for k in program.outputs]
 
 
 @cache
@@ -191,7 +191,7 @@ class Builder:
 
     def steps(self) -> list[Kernel | Product]:
         """Return the steps in order: the kernels of each level, then its products."""
-        found: list[Kernel | Product] = []
+        launches: list[Kernel | Product] = []
         recorder = self.recorder
         pending = {key: self.level(Value(recorder, key[0])) for key in self.products}
         writes = [(w, self.launch_level(w)) for w in self.writes]
@@ -200,12 +200,12 @@ class Builder:
         for level in range(last + 1):
             here = [w for w, its in writes if its == level]
             for width in sorted({w.value.width for w in here} - {0}):
-                found.append(Body(self, level, width).kernel([w for w in here if w.value.width == width]))
+                launches.append(Body(self, level, width).kernel([w for w in here if w.value.width == width]))
             for (operand, matrix), its in pending.items():
                 if its == level:
                     source = self.register(Value(recorder, operand))
-                    found.append(Product(source, matrix, self.products[operand, matrix]))
-        return found
+                    launches.append(Product(source, matrix, self.products[operand, matrix]))
+        return launches
 
 
 class Body:

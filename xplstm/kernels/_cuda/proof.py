@@ -74,13 +74,13 @@ def decide(kernel: str, kind: str, device: Device, check: Callable[[], str | Non
     Without a record, `check` is called unless it is None, and its result is recorded. `check` returns why the
     kernel failed, or None.
     """
-    found = _decided.get((kernel, kind, device.id))
-    if found is None:
+    decision = _decided.get((kernel, kind, device.id))
+    if decision is None:
         with _lock:
-            found = _decided.get((kernel, kind, device.id))
-            if found is None:
-                found = _decided[kernel, kind, device.id] = _decide(kernel, kind, device, check)
-    return found
+            decision = _decided.get((kernel, kind, device.id))
+            if decision is None:
+                decision = _decided[kernel, kind, device.id] = _decide(kernel, kind, device, check)
+    return decision
 
 
 def is_decided(kernel: str, kind: str, device: Device) -> bool:
@@ -228,11 +228,11 @@ def _content(path: Path, private: bool = True) -> Any:
     except FileNotFoundError:
         return None
     with os.fdopen(file, "rb") as stream:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
             msg = "the path is not a regular file"
             raise OSError(msg)
-        if private and os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        if private and os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
             msg = "other users may write to the file"
             raise OSError(msg)
         text = stream.read(LARGEST + 1)
@@ -294,15 +294,15 @@ def record(key: dict[str, str], name: str, found: Verdict) -> None:
 
 def find_costs(number: int) -> dict[str, float]:
     """Return the costs fitted on device `number`, or an empty dict, from a cache filled once per process."""
-    found = _fitted.get(number)
-    if found is None:
+    costs = _fitted.get(number)
+    if costs is None:
         try:
             key = identity(number)
-            found = read_costs(key)
+            costs = read_costs(key)
         except Exception:  # a driver or a library may raise any exception; the estimates are used then
-            found = {}
-        _fitted[number] = found
-    return found
+            costs = {}
+        _fitted[number] = costs
+    return costs
 
 
 def read_costs(key: dict[str, str]) -> dict[str, float]:

@@ -112,8 +112,8 @@ def problem_of(shape: Shape, like: Problem, kind: str, keep: bool = True) -> Pro
 def each_array(given: Any, move: Callable[[Any], Any]) -> Any:
     """Apply `move` to every array of nested tuples, and keep None."""
     if isinstance(given, tuple):
-        made = [each_array(a, move) for a in given]
-        return type(given)(*made) if hasattr(given, "_fields") else tuple(made)
+        arrays = [each_array(a, move) for a in given]
+        return type(given)(*arrays) if hasattr(given, "_fields") else tuple(arrays)
     return None if given is None else move(given)
 
 
@@ -122,10 +122,10 @@ def results(engine: Engine, problem: Problem, inputs: Inputs) -> dict[str, Any]:
     packed = engine.prepare(problem, inputs.params)
     y, end, residuals = engine.forward(problem, packed, inputs.x, inputs.state, inputs.valid)
     dx, start, dparams = engine.backward(residuals, inputs.dy, inputs.dstate)
-    found = {"y": y, "h_n": end[0], "c_n": end[1], "dx": dx, "dh_0": start[0], "dc_0": start[1]}
+    arrays = {"y": y, "h_n": end[0], "c_n": end[1], "dx": dx, "dh_0": start[0], "dc_0": start[1]}
     for d, p in enumerate(dparams):
-        found |= {f"d{name} of direction {d}": a for name, a in p._asdict().items() if a is not None}
-    return found
+        arrays |= {f"d{name} of direction {d}": a for name, a in p._asdict().items() if a is not None}
+    return arrays
 
 
 def answers(reference: Engine, problem: Problem, inputs: Inputs) -> dict[str, np.ndarray]:
