@@ -1,7 +1,7 @@
-"""All calls from seeds with what they give: those of `sized`, and each pair of options of `plan`.
+"""Define all seeded calls with their results: those of `sized`, and each pair of options of `plan`.
 
-The expected numbers are those of the LSTM of wrong.py without a fault, in float64.
-Every record compares that LSTM with the oracle.
+The expected numbers are those of the LSTM of wrong.py without a fault, in float64. Every record compares that
+LSTM with the oracle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BOTH: Record = {"num_layers": 2, "bidirectional": True}
 
 
 def stacks() -> dict[str, Sized]:
-    """Every size in a module of two layers, in one and two directions by turns."""
+    """Return every size in a module of two layers, with one and two directions alternately."""
     found, sizes = {}, sized.SIZES
     for n, H in enumerate(sizes):
         I, B, P = (sizes[(k * n + m) % len(sizes)] for k, m in ((7, 5), (5, 2), (11, 3)))
@@ -32,7 +32,7 @@ def stacks() -> dict[str, Sized]:
 
 
 def long() -> dict[str, Sized]:
-    """Long sequences in reverse, in modules, and of unequal lengths."""
+    """Return long sequences in reverse, in modules, and of unequal lengths."""
     said = ("XPL-SEQ-001", "XPL-SEQ-005", "XPL-GRAD-001")
     mask = [[(t * t + b) % 5 != 0 for b in range(3)] for t in range(140)]
     return {
@@ -47,12 +47,12 @@ def long() -> dict[str, Sized]:
 
 
 def random_masks() -> dict[str, Sized]:
-    """Counters of more than 16 bits, times above 8 bits, and every layer and direction."""
+    """Return counters of more than 16 bits, times above 8 bits, and every layer and direction."""
     said = ("XPL-DRP-001", "XPL-DRP-002", "XPL-DRP-003")
     zoneout = {"variant": {"zoneout_h": "0.25", "zoneout_c": "0.5"}, "noise": KEY}
     drop = {"dropout": {"p": "0.25", **KEY}}
     return {
-        # 266,240 elements before layer 1: four for each value of a counter of 16 bits, and more.
+        # 266,240 elements before layer 1: more than four for each value of a 16-bit counter.
         "dropout-counter": module(2, 65, 64, 64, *said, num_layers=2, **drop),
         "dropout-lengths": module(3, 5, 6, 3, *said, lengths=[4, 0, 5], num_layers=4, **drop),
         "dropout-two-directions": module(
@@ -83,7 +83,7 @@ def nan_past_two(a: Arrays) -> None:
 
 
 def not_finite() -> dict[str, Sized]:
-    """NaN and infinities in stacks, under options, in reverse, and where resets replace a state."""
+    """Return NaN and infinities in stacks, with options, in reverse, and where resets replace a state."""
     said, begin = "XPL-NUM-004", {"reset": [[True] * 3, *[[False] * 3] * 3]}
     ragged = {"lengths": [4, 2, 3], "change": nan_past_two}
     norm = {"variant": {"layer_norm": True}}
@@ -107,7 +107,7 @@ def not_finite() -> dict[str, Sized]:
 
 
 def empties() -> dict[str, Sized]:
-    """No steps and no batch entries with options."""
+    """Return calls without steps or batch entries, with options."""
     said = ("XPL-SEQ-003", "XPL-SEQ-008", "XPL-GRAD-003")
     return {
         "no-steps-lengths": layer(3, 4, 0, 2, *said, lengths=[0, 0]),
@@ -121,7 +121,7 @@ def empties() -> dict[str, Sized]:
 
 
 def ones() -> dict[str, Sized]:
-    """One step, batch entry, input, unit or output."""
+    """Return calls with one step, batch entry, input, unit or output."""
     return {
         "one-of-all": layer(1, 1, 1, 1),
         "one-of-all-module": module(1, 1, 1, 1, **BOTH),
@@ -140,9 +140,9 @@ def ones() -> dict[str, Sized]:
 
 
 def sensitive(case: Sized) -> bool:
-    """Whether rounding errors grow: in a normalised product of directions, and through three norms.
+    """Return whether rounding errors grow: in a normalised product of directions, or through three norms.
 
-    And under one output: normalised, only its sign is left, and its gradient is a sum that cancels.
+    They also grow with one normalised output: only its sign remains, and its gradient is a sum that cancels.
     """
     config = case.config
     merged, deep = config.get("merge") == "product", config.get("num_layers", 1) > 2
@@ -150,7 +150,7 @@ def sensitive(case: Sized) -> bool:
 
 
 def with_resets() -> dict[str, Sized]:
-    """The calls of `plan` with resets: pairs of options together with them; and resets in holes of a mask."""
+    """Return the calls of `plan` with resets: with pairs of options, and in holes of a mask."""
     rng = np.random.default_rng(plan.SEED)
     holes: Choice = {"mask": (rng.random((12, 4)) < 0.5).tolist()}
     holes["reset"] = (rng.random((12, 4)) < 0.3).tolist()
@@ -168,7 +168,7 @@ def with_resets() -> dict[str, Sized]:
 
 
 def functions() -> dict[str, Sized]:
-    """Other activations, of each direction and layer."""
+    """Return other activations, for each direction and layer."""
     names = {"activations": [["relu"], ["softsign"], ["identity"]]}
     said = ("XPL-VAR-003", "XPL-VAR-004")
     return {
@@ -199,7 +199,7 @@ CASES: dict[str, Sized] = {
 
 
 def given(name: str, dtype: str) -> Arrays:
-    """The arrays of a call, the same in every run; read-only."""
+    """Return the arrays of a call, the same in every run; read-only."""
     case = CASES[name]
     a = drawn(case, np.random.default_rng(zlib.crc32(name.encode())))
     if case.change is not None:
@@ -217,14 +217,14 @@ def rounded(a: Arrays, dtype: str) -> Arrays:
 
 @cache
 def expected(name: str, dtype: str) -> Arrays:
-    """What the call gives, of inputs rounded to the dtype."""
+    """Return the expected results for inputs that are rounded to the dtype."""
     case = CASES[name]
     with np.errstate(all="ignore"):
         return LSTM().call(f"{case.op}_vjp", case.config, given(name, dtype))
 
 
 def idle(case: Sized) -> np.ndarray:
-    """Return (B,) booleans, true where a batch entry has no step, so that its state stays as it is."""
+    """Return (B,) booleans, True if a batch entry has no step, so that its state does not change."""
     if case.config.get("mask") is not None:
         return ~np.any(np.reshape(case.config["mask"], (case.T, case.B)), axis=0)
     lengths = case.config.get("lengths")
@@ -232,12 +232,12 @@ def idle(case: Sized) -> np.ndarray:
 
 
 def faults(name: str, got: Arrays, dtype: str, gradients: bool) -> list[str]:
-    """What is wrong with an answer to one of these calls."""
+    """Return the errors of an answer to one of these calls."""
     return misses(CASES[name], expected(name, dtype), got, dtype, gradients)
 
 
 def misses(case: Sized, right: Arrays, got: Arrays, dtype: str, gradients: bool) -> list[str]:
-    """What is wrong with an answer, each array by name with its error and what is allowed."""
+    """Return the wrong arrays of an answer with their error and the bound."""
     said, growth = [], 4 if sensitive(case) else 1
     for tensor, wanted in right.items():
         late = tensor.startswith("d")
@@ -261,6 +261,6 @@ def misses(case: Sized, right: Arrays, got: Arrays, dtype: str, gradients: bool)
 
 
 def kept_otherwise(case: Sized, got: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether a state of a batch entry without a step differs in any bit but those of zero and NaN."""
+    """Return whether a state of an entry without a step differs in bits other than those of zero and NaN."""
     here = idle(case)
     return not np.array_equal(got[..., here, :], wanted[..., here, :], equal_nan=True)

@@ -1,4 +1,4 @@
-"""One case of the suite: a test with its subject and values, its clauses, and how to run it alone."""
+"""Define a case of the suite: a test with its subject and values, its clauses, and how to run it alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spec.subject import Adapter
 
 CLAUSE = re.compile(r"XPL-[A-Z]+-\d{3}")
 
-# What tests of records do is short enough to stand in a snippet; any other is called.
+# Tests of records are short enough for a snippet; the snippet of any other test calls it.
 RECORD_TESTS = {"test_outputs": ("outputs",), "test_gradients": ("outputs", "gradients")}
 BY_RECORD = """\
 from spec.records import RECORDS, arrays, errors
@@ -35,7 +35,7 @@ from {module} import {test}
 
 
 class Chosen(NamedTuple):
-    """A subject under the name it was chosen by."""
+    """Subject with the name by which it was selected."""
 
     name: str
     adapter: Adapter
@@ -44,7 +44,7 @@ class Chosen(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A collected test of a subject."""
+    """Collected test of a subject."""
 
     test: str
     module: str
@@ -54,12 +54,12 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The case as an entry in spec/deviations names it."""
+        """Return the case as an entry in spec/deviations."""
         return " ".join([self.test, *(str(self.values[name]) for name in sorted(self.values))])
 
     @property
     def snippet(self) -> str:
-        """A program that fails where the case does."""
+        """Return a program that fails if the case fails."""
         groups = RECORD_TESTS.get(self.test)
         if groups is None:
             values = "".join(f", {name}={value!r}" for name, value in self.values.items())
@@ -78,7 +78,7 @@ class Case(NamedTuple):
 
 
 def case_of(item: pytest.Item) -> Case | None:
-    """The case that an item is; None for one without a subject."""
+    """Return the case of an item; None without a subject."""
     callspec = getattr(item, "callspec", None)
     if not isinstance(item, pytest.Function) or callspec is None or "subject" not in callspec.params:
         return None

@@ -19,7 +19,7 @@ HEAD = re.compile(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* \((MUST|SHOULD|MAY)(, draft)?\) 
 
 
 class Clause(NamedTuple):
-    """One clause as it stands in the prose."""
+    """Clause with its current text."""
 
     id: str
     level: str
@@ -32,7 +32,7 @@ class Clause(NamedTuple):
 
 
 def clauses(prose: str) -> dict[str, Clause]:
-    """Every clause by id; its text ends at an empty line, and line breaks do not count."""
+    """Return every clause by id; a text ends at an empty line, and line breaks do not count."""
     found = {}
     for match in HEAD.finditer(prose):
         text = " ".join(prose[match.end() :].partition("\n\n")[0].split())
@@ -41,7 +41,7 @@ def clauses(prose: str) -> dict[str, Clause]:
 
 
 def version(prose: str) -> str:
-    """The version that the prose states."""
+    """Return the version that SPEC.md states."""
     match = re.search(r"^Version (\d+\.\d+)\.", prose, re.MULTILINE)
     assert match is not None
     return match[1]
@@ -52,7 +52,7 @@ def register() -> dict[str, Any]:
 
 
 def entered(known: dict[str, Any], prose: str) -> dict[str, Any]:
-    """The register with new clauses and new versions of changed ones; nothing leaves it."""
+    """Return the register with new clauses and new versions of changed ones; no entry is removed."""
     found = dict(known)
     for clause in clauses(prose).values():
         entry = found.get(clause.id, {"since": version(prose), "history": []})

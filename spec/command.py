@@ -1,4 +1,4 @@
-"""``lstm-spec --stdio COMMAND``: the suite as an installed program."""
+"""Run the suite as an installed program: ``lstm-spec --stdio COMMAND``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.where:
         print(FOLDER)
         return 0
-    # An adapter is looked for where the program is called, as `python -m` does.
+    # Adapters are imported from the current folder, as with `python -m`.
     sys.path.insert(0, "")
     chosen = [f"--stdio={options.stdio}"] if options.stdio else [f"--subject={s}" for s in options.subject]
     files = [str(FOLDER / f"test_{name}.py") for name in report.FILES]
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def configured() -> list[str]:
-    """The options that pyproject.toml gives in a clone."""
+    """Return the options that pyproject.toml sets in a clone."""
     return ["-c", str(FOLDER / "installed.ini"), f"--rootdir={FOLDER}"]
 
 

@@ -1,10 +1,9 @@
-"""What implementations are known to do otherwise: spec/deviations/<name>.txt.
+"""Read the known deviations of implementations: spec/deviations/<name>.txt.
 
-A line is ``test value value: reason (XPL-..., XPL-...)``, with the values in the
-order of their names, as a failure prints them; * stands for any value. The
-clauses are those that are not kept; others of the case are then not judged by
-it. Empty lines and lines that begin with # say nothing. Every case that an
-entry names has to fail, and every entry has to name a case.
+A line is ``test value value: reason (XPL-..., XPL-...)``, with the values in the order of their names, as a
+failure prints them. * matches any value. The clauses are those that the implementation violates; the case
+does not count for its other clauses. Empty lines and lines that begin with # are ignored. Every case of an
+entry must fail, and every entry must match a case.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ class Deviation(NamedTuple):
     clauses: tuple[str, ...]
 
     def means(self, key: str) -> bool:
-        """Whether the entry means a case, word by word."""
+        """Return whether the entry matches a case, word by word."""
         words, given = self.case.split(), key.split()
         return len(words) == len(given) and all(map(fnmatchcase, given, words))
 
 
 @cache
 def read(path: Path) -> tuple[Deviation, ...]:
-    """The entries of a file; one that is not there has none."""
+    """Return the entries of a file; a missing file has none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return tuple(parsed(path, line) for line in lines if line.strip() and not line.startswith("#"))
 
@@ -54,7 +53,7 @@ def path_of(subject: str) -> Path:
 
 
 def find(path: Path, key: str) -> Deviation | None:
-    """The entry that means a case, or None; two are an error."""
+    """Return the entry that matches a case, or None; two are an error."""
     found = [entry for entry in read(path) if entry.means(key)]
     if len(found) > 1:
         msg = f"{path.name} has several entries for {key!r}: {[entry.case for entry in found]}"
@@ -63,5 +62,5 @@ def find(path: Path, key: str) -> Deviation | None:
 
 
 def stale(path: Path, keys: set[str]) -> list[str]:
-    """The entries that mean none of these cases."""
+    """Return the entries that match none of these cases."""
     return [entry.case for entry in read(path) if not any(entry.means(key) for key in keys)]

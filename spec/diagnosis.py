@@ -169,7 +169,7 @@ def family(name: str) -> str:
 
 
 def suspects(config: Config) -> Iterator[tuple[str, Call]]:
-    """Return the wrong implementations of a call's cell."""
+    """Yield the wrong implementations of a call's cell."""
     known = WRONG_GRUS if config.get("cell") == "gru" else WRONGS
     yield from ((name, wrong.call) for name, wrong in known.items())
 

@@ -138,7 +138,7 @@ def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
 
 
 def table(found: dict[str, set[str]]) -> Iterator[str]:
-    """Return one line for each clause and family: the number of detected wrong LSTMs, and of all."""
+    """Yield one line for each clause and family: the number of detected wrong LSTMs, and of all."""
     sizes = Counter(wrong.family for wrong in EVERY.values())
     for clause in sorted(set().union(*found.values())):
         killed = Counter(EVERY[name].family for name, clauses in found.items() if clause in clauses)

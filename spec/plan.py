@@ -1,6 +1,6 @@
-"""The calls that `relations` are asked of: every size, each pair of options, long sequences, deep stacks.
+"""Define the calls that `relations` compares: every size, each pair of options, long sequences, deep stacks.
 
-All are drawn from one seed, so that a failure is the same on every machine.
+One seed determines all of them, so a failure is the same on every machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VALUES: dict[str, Choice] = {
 
 
 def possible(choice: Choice) -> bool:
-    """Whether the factors go together: a layer has no layers, and a merge needs two directions."""
+    """Return whether the factors can be combined: a layer has no layers, and a merge needs two directions."""
     stack = choice["op"] == "module"
     return (stack or choice["num_layers"] == 1) and (choice["merge"] == "concat" or (stack and choice["two"]))
 
@@ -61,7 +61,7 @@ def numbers(choices: Sequence[Choice], at_once: int) -> np.ndarray:
 
 
 def covering(rng: np.random.Generator) -> list[Choice]:
-    """Return choices among which every possible pair of values occurs; each is the best of many drawn."""
+    """Return choices that contain every possible pair of values; each is the best of many random choices."""
     drawn = [choice for choice in draw(4000, rng) if possible(choice)]
     pairs = numbers(drawn, at_once=2)
     missing = np.zeros(pairs.max() + 1, bool)
@@ -87,7 +87,7 @@ def steps_of(kind: str, T: int, B: int, rng: np.random.Generator) -> Choice:
 
 
 def made(choice: Choice, rng: np.random.Generator) -> Sized:
-    """Make the call of a choice, its sizes drawn."""
+    """Return the call of a choice with random sizes."""
     I, H, T, B = (int(n) for n in rng.integers((1, 2, 2, 1), (9, 12, 7, 7)))
     P = int(rng.integers(1, H)) if choice["projection"] else 0
     variant = {k: v for name, given in VALUES.items() if choice[name] for k, v in given.items()}
@@ -100,13 +100,13 @@ def made(choice: Choice, rng: np.random.Generator) -> Sized:
 
 
 def options() -> dict[str, Sized]:
-    """Each pair of options together."""
+    """Return each pair of options together."""
     rng = np.random.default_rng(SEED)
     return {f"options-{n}": made(choice, rng) for n, choice in enumerate(covering(rng))}
 
 
 def sizes() -> dict[str, Sized]:
-    """Every size of 1 to 72 as I, H, B and P, and those around 128, 256 and 512, one large size at a time."""
+    """Return every size from 1 to 72 as I, H, B and P, and one size around 128, 256 or 512 per call."""
     rng = np.random.default_rng(SEED)
     found = {}
     columns = (rng.permutation(SMALL) for _ in range(3))
@@ -130,7 +130,7 @@ def sizes() -> dict[str, Sized]:
 
 
 def plain() -> dict[str, Sized]:
-    """What every LSTM offers, without options; long sequences and deep stacks."""
+    """Return calls without options, which every LSTM supports; long sequences and deep stacks."""
     both: Choice = {"num_layers": 2, "bidirectional": True}
     return {
         "layer": layer(3, 5, 6, 4),

@@ -1,8 +1,7 @@
-"""Relations between calls of one implementation, which need no stored number and hold at every size.
+"""Define relations between calls of one implementation, which need no stored number.
 
-A relation asks the implementation twice or more and compares its answers with each
-other. Each function yields pairs of answers that have to agree; `Ask` makes the calls.
-The sizes and options come from `spec/plan.py`.
+A relation calls the implementation twice or more and compares the results. Each function yields pairs of
+results that must agree; `Ask` makes the calls. The sizes and options come from `spec/plan.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SCALES = (-80, 60)
 
 
 class Pair(NamedTuple):
-    """Two answers that have to agree, and what they are."""
+    """Two results that must agree, and their description."""
 
     what: str
     got: Arrays
@@ -43,7 +42,7 @@ Pairs: TypeAlias = Iterator[Pair]
 
 
 class Ask:
-    """Calls of a subject, with gradients where it offers them."""
+    """Calls of a subject, with gradients if it supports them."""
 
     def __init__(self, subject: Adapter, dtype: str, gradients: bool = True) -> None:
         self.subject, self.dtype, self.gradients = subject, dtype, gradients
@@ -52,7 +51,7 @@ class Ask:
         return self.exactly(op, config, {n: np.array(v, self.dtype, order="C") for n, v in a.items()})
 
     def exactly(self, op: str, config: Record, given: Arrays) -> Arrays:
-        """Ask with the arrays themselves, which the subject could write to."""
+        """Call with the arrays themselves, to which the subject could write."""
         if self.gradients and "dy" in given:
             try:
                 return self.subject.call(f"{op}_vjp", config, dict(given))
@@ -65,7 +64,7 @@ Relation: TypeAlias = Callable[[Ask, Sized, Arrays, np.random.Generator], Pairs]
 
 
 def faults(pair: Pair, dtype: str) -> list[str]:
-    """Where two answers differ by more than rounding errors."""
+    """Return where two results differ by more than rounding errors."""
     said = []
     for name in sorted(pair.got.keys() & pair.expected.keys()):
         got, expected = pair.got[name], pair.expected[name]
@@ -81,7 +80,7 @@ def faults(pair: Pair, dtype: str) -> list[str]:
 
 
 def embedded(ask: Ask, case: Sized, a: Arrays, places: Places, rng: np.random.Generator, what: str) -> Pairs:
-    """The call inside a larger or permuted one gives what it gives alone."""
+    """Check that a call inside a larger or permuted call gives the same results as alone."""
     whole = places.put(a, rng)
     config = places.config(case.config, len(a["x"]), rng)
     yield Pair(what, places.take(ask(case.op, config, whole)), ask(case.op, case.config, a))
@@ -93,7 +92,7 @@ def permuted(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pair
 
 
 def one_in_a_batch(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """Each batch entry alone, at its place in the batch."""
+    """Call each batch entry alone, and compare it with its entry in the batch."""
     whole = ask(case.op, case.config, a)
     B = a["x"].shape[1]
     for b in {0, int(rng.integers(B)), B - 1} if B else ():
@@ -105,7 +104,7 @@ def one_in_a_batch(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -
 
 
 def larger(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """More batch entries, dead features, and dead units where nothing normalises over them."""
+    """Add batch entries, dead features, and dead units unless they are normalised."""
 
     def grown(n: int, least: int = 4) -> Axis:
         more = n + least + int(rng.integers(3))
@@ -121,7 +120,7 @@ def larger(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
 
 
 def part_of(config: Record, start: int, stop: int) -> Record:
-    """The config of the steps from `start` to `stop`."""
+    """Return the config of the steps from `start` to `stop`."""
     found = dict(config)
     if config.get("lengths") is not None:
         found["lengths"] = [min(max(n - start, 0), stop - start) for n in config["lengths"]]
@@ -131,7 +130,7 @@ def part_of(config: Record, start: int, stop: int) -> Record:
 
 
 def cut(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """Two halves, the state carried from one to the other, and its cotangents back."""
+    """Compare a call with two halves, with the state passed forward and its cotangents backward."""
     whole = ask(case.op, case.config, a)
     for at in {int(rng.integers(1, case.T)), *(n for n in (64, 512, 1100) if n < case.T)}:
         parts = [(0, at), (at, case.T)]
@@ -161,21 +160,21 @@ def halves(ask: Ask, case: Sized, a: Arrays, first: tuple[int, int], second: tup
 
 
 def segments(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """A reset of the whole batch begins a second call, from a state of zeros."""
+    """Check that a reset of the whole batch starts a second call from a zero state."""
     at, B = int(rng.integers(1, case.T)), a["x"].shape[1]
     reset = [[t == at] * B for t in range(case.T)]
     whole = ask(case.op, case.config | {"reset": reset}, a)
     parts = [(0, at), (at, case.T)]
     first, second = parts[::-1] if case.config.get("reverse") else parts
     last = existing_in(case.config, second, B)[:, None]
-    # In reverse a reset after the last step of an entry begins nothing, so that its state is carried on.
+    # In reverse, a reset after the last step of an entry starts no segment, so its state is passed on.
     begun = existing_in(case.config, first, B)[:, None] | (first < second)
 
     def call(part: tuple[int, int], change: Arrays) -> Arrays:
         here = {n: v[slice(*part)] if n in ("x", "dy") else v for n, v in a.items()} | change
         return ask(case.op, part_of(case.config, *part), here)
 
-    # An entry without a step after the reset ends with its state before it.
+    # An entry without a step after the reset ends with its state before the reset.
     ends = {n: a[n] for n in ("dh_n", "dc_n") if n in a}
     before = call(first, {n: np.where(last, 0, v) for n, v in ends.items()})
     starts = {n: np.where(begun, 0, a[n]) for n in ("h_0", "c_0") if n in a}
@@ -190,7 +189,7 @@ def segments(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pair
 
 
 def existing_in(config: Record, part: tuple[int, int], B: int) -> np.ndarray:
-    """Return (B,) booleans, true where a batch entry has a step in a part of the sequence."""
+    """Return (B,) booleans, True if a batch entry has a step in a part of the sequence."""
     start, stop = part
     if config.get("mask") is not None:
         return np.any(config["mask"][start:stop], axis=0)
@@ -198,7 +197,7 @@ def existing_in(config: Record, part: tuple[int, int], B: int) -> np.ndarray:
 
 
 def reversed_input(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
-    """A layer in reverse over reversed input; of two directions each does the other's work."""
+    """Compare a reverse layer with reversed input; two directions exchange their roles."""
     flip = flipping(case, a["x"].shape[1])
     mirrored = dict(case.config)
     if case.config.get("mask") is not None:
@@ -220,7 +219,7 @@ def reversed_input(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) 
 
 
 def flipping(case: Sized, B: int) -> Callable[[np.ndarray, str | None], np.ndarray]:
-    """Reverse the steps that exist of each batch entry; with a mask, or without, all of them."""
+    """Reverse the valid steps of each batch entry; with a mask, or without lengths, reverse all steps."""
     lengths = case.config.get("lengths")
     T = case.T
     order = np.tile(np.arange(T)[::-1, None], (1, B))
@@ -237,7 +236,7 @@ def flipping(case: Sized, B: int) -> Callable[[np.ndarray, str | None], np.ndarr
 
 
 def exchanged_directions(a: Arrays) -> Arrays:
-    """Forward and reverse change places: parameters, states, and halves of what is joined."""
+    """Exchange the directions: parameters, states, and halves of the concatenated output."""
     found: Arrays = {}
     P = next(a[n].shape[-1] for n in ("h_0", "h_n") if n in a)
     for name, v in a.items():
@@ -258,7 +257,7 @@ def exchanged_directions(a: Arrays) -> Arrays:
 
 
 def one_by_one(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
-    """A stack is its layers, each a module of one layer, outputs handed on and gradients handed back."""
+    """Compare a stack with its layers, which pass outputs forward and gradients backward."""
     L = case.config["num_layers"]
     D = 1 + bool(case.config["bidirectional"])
     merge = case.config.get("merge")
@@ -276,7 +275,7 @@ def one_by_one(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> P
 
     inputs, found = [a["x"]], []
     for k in range(L):
-        # Only with all cotangents is a call one with gradients; the last layer's dy comes first.
+        # A call has gradients only with all cotangents; dy of the last layer comes first.
         found.append(one(k, inputs[-1], a.get("dy") if k == L - 1 else None))
         inputs.append(found[-1]["y"])
     whole = ask(case.op, case.config, a)
@@ -289,7 +288,7 @@ def one_by_one(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> P
 
 
 def handed_back(one: Callable[..., Arrays], inputs: list[np.ndarray], last: Arrays, L: int) -> Arrays:
-    """Gradients of a stack from those of its layers, the last first."""
+    """Return the gradients of a stack from those of its layers, the last first."""
     found: Arrays = {}
     states: list[Arrays] = []
     for k in reversed(range(L)):
@@ -304,7 +303,7 @@ def handed_back(one: Callable[..., Arrays], inputs: list[np.ndarray], last: Arra
 
 
 def directions_apart(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
-    """A module of one layer is a call for each of its directions."""
+    """Compare a module of one layer with one call for each direction."""
     merge, D = case.config.get("merge", "concat"), 1 + bool(case.config["bidirectional"])
     P = a["h_0"].shape[-1]
     kept = {n: v for n, v in case.config.items() if n not in ("num_layers", "bidirectional", "merge")}
@@ -329,14 +328,14 @@ def directions_apart(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator
 
 
 def of_direction(dy: np.ndarray, merge: str, d: int, P: int) -> np.ndarray:
-    """The cotangent of one direction's output."""
+    """Return the cotangent of one direction's output."""
     if merge == "none" and dy.ndim == 4:
         return np.asarray(dy[d])
     return dy[..., d * P : (d + 1) * P] if merge == "concat" else dy
 
 
 def same_steps(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """Lengths and the mask that says the same; full lengths, a full mask and neither."""
+    """Compare lengths with the equal mask, and full lengths and a full mask with neither."""
     T, B = case.T, a["x"].shape[1]
     plain = {n: v for n, v in case.config.items() if n not in ("lengths", "mask")}
     lengths = case.config.get("lengths") or rng.integers(0, T + 1, B).tolist()
@@ -353,7 +352,7 @@ def same_steps(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pa
 
 
 def linear(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """The pullback of a sum of cotangents is the sum of the pullbacks, and scales with them."""
+    """Check that the pullback is linear in the cotangents: sums and multiples."""
     other = {n: rng.uniform(-1, 1, a[n].shape) for n in COTANGENTS if n in a}
     first = ask(case.op, case.config, a)
     if "dx" not in first:
@@ -372,11 +371,11 @@ def linear(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
 
 
 def directional(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """Gradients against central differences of the forward pass, in the subject's own precision."""
+    """Compare gradients with central differences of the forward pass, in the subject's own precision."""
     got = ask(case.op, case.config, a)
     if "dx" not in got:
         return
-    # The error of a difference is about step**2 by its length, and u / step by its rounding.
+    # The error of a difference is about step**2 from its length, and u / step from rounding.
     step, close = (2.0**-17, 2.0**-20) if ask.dtype == "float64" else (2.0**-7, 2.0**-7)
     forward = Ask(ask.subject, ask.dtype, gradients=False)
     inputs = [n for n in a if n not in COTANGENTS and f"d{n}" in got]
@@ -401,7 +400,7 @@ def directional(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> P
 
 
 def projected(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """A projection by rows of the identity takes some units; weight_hh sees them alone."""
+    """Check that a projection by rows of the identity selects units, and that weight_hh reads only these."""
     H = case.config["hidden_size"]
     P = int(rng.integers(1, H))
     units = np.sort(rng.permutation(H)[:P])
@@ -424,7 +423,7 @@ def projected(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pai
         some["dy"], some["dh_n"] = a["dy"][..., blocks], a["dh_n"][..., units]
     got = ask(case.op, case.config | {"proj_size": P}, some)
     expected = ask(case.op, case.config, plain)
-    # The other units' h is projected away, so that nothing is known of it.
+    # The projection removes h of the other units, so it is unknown.
     cuts = {"y": blocks, "h_n": units, "dh_0": units}
     expected = {n: v[..., cuts[n]] if n in cuts else v for n, v in expected.items() if "weight_hh" not in n}
     yield Pair(f"a projection to units {units.tolist()}", got, expected)
@@ -434,7 +433,7 @@ VANISHING = {"zoneout_h": "0", "zoneout_c": "0", "gate_clip": "1000000", "cell_c
 
 
 def vanishing(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
-    """Each option at the value where it changes nothing, against the call without it."""
+    """Compare each option at the value without an effect with the call without the option."""
     variant = case.config.get("variant", {})
     none = ask(case.op, case.config, a)
     for name, value in VANISHING.items():
@@ -456,7 +455,7 @@ def vanishing(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pa
 
 
 def without_bias(ask: Ask, case: Sized, a: Arrays, none: Arrays) -> Pairs:
-    """Biases of zero, against the call without biases."""
+    """Compare zero biases with the call without biases."""
     rows = {n: len(v) for n, v in a.items() if n.startswith("weight_hh")}
     names = ("bias_ih", "bias_hh")
     zeros = {n.replace("weight_hh", b): np.zeros(size) for b in names for n, size in rows.items()}
@@ -464,7 +463,7 @@ def without_bias(ask: Ask, case: Sized, a: Arrays, none: Arrays) -> Pairs:
 
 
 def coupled(ask: Ask, case: Sized, a: Arrays) -> Pairs:
-    """Coupled gates are those whose rows of f are the negatives of the rows of i: 1 - s(z) = s(-z)."""
+    """Compare coupled gates with rows of f that are the negatives of those of i: 1 - s(z) = s(-z)."""
     H = case.config["hidden_size"]
     mirrored = dict(a)
     for n in a:
@@ -478,7 +477,7 @@ def coupled(ask: Ask, case: Sized, a: Arrays) -> Pairs:
 
 
 def offered(what: str, ask: Ask, op: str, config: Record, a: Arrays, expected: Arrays) -> Pairs:
-    """A pair, if the subject offers the first call."""
+    """Yield a pair if the subject supports the first call."""
     try:
         got = ask(op, config, a)
     except Unsupported:
@@ -487,7 +486,7 @@ def offered(what: str, ask: Ask, op: str, config: Record, a: Arrays, expected: A
 
 
 def shifted_norm(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
-    """Layer normalisation does not see what all 4H sums have in common, however large."""
+    """Check that layer normalisation ignores a constant that is added to all 4H sums, however large."""
     far = dict(a)
     for n in a:
         if n.startswith(("weight_ih", "weight_hh")):
@@ -500,7 +499,7 @@ def shifted_norm(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) ->
 
 
 def again(ask: Ask, case: Sized, a: Arrays, rng: np.random.Generator) -> Pairs:
-    """The same call after another one gives the same; neither writes to an input or next to it."""
+    """Check that a call gives the same results after another one, and writes neither to inputs nor beyond."""
     before = ask(case.op, case.config, a)
     other = {n: -a[n] for n in ("h_0", "c_0") if n in a}
     ask(case.op, case.config, a | other | {"x": rng.uniform(-1, 1, a["x"].shape)})
@@ -522,7 +521,7 @@ def guard(a: Arrays) -> tuple[Arrays, Arrays]:
 
 
 def stateful(case: Sized) -> bool:
-    """Whether a call can be cut and carried on: in one direction."""
+    """Return whether a call can be split and continued: it has one direction."""
     return case.T > 1 and not case.config.get("bidirectional")
 
 
@@ -555,7 +554,7 @@ def always(_case: Sized) -> bool:
 
 
 class Law(NamedTuple):
-    """A relation, the clause that states it, and the calls that it says something of."""
+    """Relation, the clause that states it, and the calls to which it applies."""
 
     clause: str
     relation: Relation
@@ -584,7 +583,7 @@ LAWS: dict[str, Law] = {
 
 
 def broken(ask: Ask, law: str, name: str) -> tuple[list[str], int]:
-    """Ask a relation of a call of the plan; return what does not hold, and how many pairs were compared."""
+    """Compare a relation on a call of the plan; return the errors, and the number of compared pairs."""
     rng = np.random.default_rng(zlib.crc32(f"{law} {name}".encode()))
     return compared(ask, LAWS[law].relation, CASES[name], drawn(CASES[name], rng), rng)
 
@@ -592,6 +591,6 @@ def broken(ask: Ask, law: str, name: str) -> tuple[list[str], int]:
 def compared(
     ask: Ask, relation: Relation, case: Sized, a: Arrays, rng: np.random.Generator
 ) -> tuple[list[str], int]:
-    """Return what of a relation does not hold in a call, and how many pairs were compared."""
+    """Return the errors of a relation in a call, and the number of compared pairs."""
     pairs = list(relation(ask, case, a, rng))
     return [said for pair in pairs for said in faults(pair, ask.dtype)], len(pairs)

@@ -1,6 +1,6 @@
-"""An adapter in a process of its own: ``python -m spec.served NAME`` answers the questions of `spec.stdio`.
+"""Run an adapter in a separate process: ``python -m spec.served NAME`` answers requests of `spec.stdio`.
 
-A library that aborts or hangs then fails the question alone, and the suite goes to the next one.
+An abort or hang of a library then fails only one request, and the suite continues with the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spec.subjects import named
 
 
 class Served(Stdio):
-    """The subject called `name`, described here and called there."""
+    """Subject called `name`, described in this process and called in another."""
 
     def __init__(self, name: str, adapter: Adapter, patience: float = PATIENCE) -> None:
         super().__init__(shlex.join([sys.executable, "-m", __name__, name]), patience)
@@ -32,9 +32,9 @@ class Served(Stdio):
 
 
 def answer(adapter: Adapter, question: Any) -> Any:
-    """Call the adapter; an exception other than `Refused` and `Unsupported` fails the question."""
+    """Call the adapter; an exception other than `Refused` and `Unsupported` fails the request."""
     if question["dtype"] == "bfloat16":
-        # NumPy knows this dtype once the package is imported, and a library need not import it.
+        # NumPy knows this dtype once the package is imported, which the library may not do.
         importlib.import_module("ml_dtypes")
     given = {name: read(a, question["dtype"]) for name, a in question["arrays"].items()}
     try:
@@ -49,7 +49,7 @@ def answer(adapter: Adapter, question: Any) -> Any:
 
 
 def main(name: str) -> None:
-    """Answer until the input ends; what the library prints goes to the standard error."""
+    """Answer until the input ends; the output of the library goes to the standard error."""
     (adapter,) = named([name]).values()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)

@@ -1,1 +1,1 @@
-"""Other LSTMs, through the same adapter: one file for each library, under the name of its subject."""
+"""Adapt other libraries: one file for each library, with the name of its subject."""

@@ -1,4 +1,4 @@
-"""flax.nnx: OptimizedLSTMCell in RNN, both directions in Bidirectional, compiled, gradients by JAX."""
+"""Adapt flax.nnx: OptimizedLSTMCell in RNN, two directions in Bidirectional, compiled, gradients by JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spec.subject import Arrays, Config
 
 
 class Subject(Traced):
-    """One layer; its one bias is the sum of the two."""
+    """One layer; its single bias is the sum of the two biases."""
 
     name = "flax"
     kernel = "nnx.OptimizedLSTMCell"
@@ -37,7 +37,7 @@ class Subject(Traced):
         lengths = config.get("lengths")
         how: dict[str, Any] = {"time_major": True, "return_carry": True}
         how["seq_lengths"] = xp.asarray(lengths, xp.int32) if lengths is not None else None
-        # Flax has c first.
+        # A Flax state begins with c.
         carries = [(c, h) for c, h in zip(a["c_0"], a["h_0"], strict=True)]
         if config.get("bidirectional"):
             rnn = nnx.Bidirectional(self.rnn(config, a, "_l0"), self.rnn(config, a, "_l0_reverse"))
@@ -50,7 +50,7 @@ class Subject(Traced):
         return {"y": y, "h_n": xp.stack([h for _, h in ends]), "c_n": xp.stack([c for c, _ in ends])}
 
     def rnn(self, config: Config, a: dict[str, Any], suffix: str) -> Any:
-        """Return an RNN around a cell that holds the parameters of one direction."""
+        """Return an RNN around a cell with the parameters of one direction."""
         nnx, xp = importlib.import_module("flax.nnx"), importlib.import_module("jax.numpy")
         zeros = nnx.initializers.zeros_init()
         cell = getattr(nnx, self.cell)(
@@ -68,6 +68,6 @@ class Subject(Traced):
         return nnx.RNN(cell)
 
     def assign(self, param: Any, cell: Any, weight_ih: Any, weight_hh: Any, bias: Any) -> None:
-        """Give a cell its parameters: (I, 4H), (H, 4H) and (4H,)."""
+        """Set the parameters of a cell: (I, 4H), (H, 4H) and (4H,)."""
         cell.dense_i.kernel, cell.dense_h.kernel = param(weight_ih), param(weight_hh)
         cell.dense_h.bias = param(bias)

@@ -1,4 +1,4 @@
-"""An LSTM of jax.lax.scan in a few lines, as programs on JAX write it; and what its relatives share."""
+"""Adapt a short LSTM with jax.lax.scan, as JAX programs contain it; define what related adapters share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Traced(Peer, ABC):
-    """A function of JAX, compiled for every call, with the gradients that JAX takes of it."""
+    """Function of JAX that is compiled in every call, with its gradients by JAX."""
 
     packages: ClassVar[tuple[str, ...]] = ("jax",)
 
@@ -52,7 +52,7 @@ class Traced(Peer, ABC):
 
 
 class Subject(Traced):
-    """One layer and direction over full rows."""
+    """One layer and direction without lengths."""
 
     name = "jax"
     kernel = "jax.lax.scan"

@@ -1,4 +1,4 @@
-"""keras.layers.LSTM on its PyTorch backend, both directions in Bidirectional; gradients by PyTorch."""
+"""Adapt keras.layers.LSTM with PyTorch: two directions in Bidirectional, gradients by PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Subject(Peer):
-    """One layer; its one bias is the sum of the two, its mask is made of the lengths."""
+    """One layer; its single bias is the sum of the two biases, and lengths become a mask."""
 
     name = "keras"
     kernel = "keras.layers.LSTM on torch"
@@ -60,7 +60,7 @@ class Subject(Peer):
                 torch.autograd.backward(list(results.values()), cotangents)
             except RuntimeError as error:
                 raise Refused("shape", str(error)) from error
-            # Copied, because the gradients of the two biases that are added are one tensor.
+            # A copy, because the gradients of the two added biases are one tensor.
             results |= {f"d{name}": a.grad.clone() for name, a in given.items()}
         return {name: array(torch, a) for name, a in results.items()}
 
@@ -80,14 +80,14 @@ class Subject(Peer):
             initial_state=states,
             mask=None if exists is None else torch.from_numpy(exists.T.copy()),
         )
-        # Going backwards alone, Keras leaves y in the order of its steps.
+        # With a single backward direction, Keras returns y in the order of its steps.
         y = y.flip(1) if config.get("reverse") else y
         if gru:
             return {"y": y.swapaxes(0, 1), "h_n": torch.stack(ends)}
         return {"y": y.swapaxes(0, 1), "h_n": torch.stack(ends[::2]), "c_n": torch.stack(ends[1::2])}
 
     def layer(self, config: Config, dtype: str) -> Any:
-        # Keras reads this once, when it is imported.
+        # Keras reads this variable once, at import.
         os.environ.setdefault("KERAS_BACKEND", "torch")
         layers = importlib.import_module("keras").layers
         gru = config.get("cell") == "gru"
@@ -99,7 +99,7 @@ class Subject(Peer):
             return_sequences=True,
             return_state=True,
             zero_output_for_mask=True,
-            # The other initializer is not there in half precision.
+            # The default initialiser does not support half precision.
             recurrent_initializer="zeros",
             dtype=dtype,
             **more,
@@ -107,7 +107,7 @@ class Subject(Peer):
         return layers.Bidirectional(layer, dtype=dtype) if config.get("bidirectional") else layer
 
     def gru_parameters(self, a: dict[str, Any], suffix: str, config: Config) -> list[Any]:
-        """Kernels with columns z, r, n; two biases, or their sum where the reset gate scales h."""
+        """Return kernels with columns z, r, n; two biases, or their sum if the reset gate scales h."""
         torch = importlib.import_module("torch")
 
         def ordered(v: Any) -> Any:
@@ -120,14 +120,14 @@ class Subject(Peer):
         return [ordered(a[f"{n}{suffix}"]).mT for n in ("weight_ih", "weight_hh")] + bias
 
     def parameters(self, a: dict[str, Any], suffix: str, _config: Config) -> list[Any]:
-        """Kernels with rows of x and h, and one bias."""
+        """Return kernels with rows of x and h, and one bias."""
         biases = [a[name + suffix] for name in ("bias_ih", "bias_hh") if name + suffix in a]
-        # Added as they are, the biases would be broadcast to each other.
+        # Without this check, the sum of biases of different shapes would be broadcast.
         bias = [importlib.import_module("torch").stack(biases).sum(0)] if biases else []
         return [a[f"weight_ih{suffix}"].mT, a[f"weight_hh{suffix}"].mT, *bias]
 
     def exists(self, config: Config, T: int) -> np.ndarray | None:
-        """(T, B), true where a step exists."""
+        """Return (T, B) booleans, True for valid steps."""
         if config.get("mask"):
             return np.asarray(config["mask"], bool)
         lengths = config.get("lengths")
@@ -135,6 +135,6 @@ class Subject(Peer):
 
 
 def incomplete(config: Config, arrays: Arrays) -> bool:
-    """Whether a weight of a direction is missing."""
+    """Return whether a weight of a direction is missing."""
     directions = 1 + bool(config.get("bidirectional"))
     return any(sum(n.startswith(kind) for n in arrays) < directions for kind in ("weight_ih", "weight_hh"))

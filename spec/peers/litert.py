@@ -1,4 +1,4 @@
-"""LiteRT's operator UNIDIRECTIONAL_SEQUENCE_LSTM on the CPU, in float32, forward only."""
+"""Adapt LiteRT's operator UNIDIRECTIONAL_SEQUENCE_LSTM on the CPU, in float32, forward only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TANH = 4
 
 
 class Subject(Peer):
-    """A model of one operator for every call; its one bias is the sum of the two."""
+    """Model of one operator for every call; its single bias is the sum of the two biases."""
 
     name = "litert"
     kernel = "UNIDIRECTIONAL_SEQUENCE_LSTM"
@@ -51,7 +51,7 @@ class Subject(Peer):
                 model_content=content, num_threads=1
             )
             interpreter.allocate_tensors()
-            # The states are variables of the model, which can be written before the call and read after it.
+            # The states are variables of the model. They are written before the call and read after it.
             for name, value in (("x", a["x"]), ("h", a["h_0"][0]), ("c", a["c_0"][0])):
                 interpreter.set_tensor(places[name], value)
             interpreter.invoke()
@@ -62,9 +62,9 @@ class Subject(Peer):
 
 
 def inputs(config: Config, a: Arrays) -> dict[str, Any]:
-    """Return the operator's 24 inputs in their order: parameters, shapes of x and of the states, or None."""
+    """Return the operator's 24 inputs in order: parameters, shapes of x and of the states, or None."""
     biases = [a[name] for name in ("bias_ih_l0", "bias_hh_l0") if name in a]
-    # Added as they are, the biases would be broadcast to each other.
+    # Without this check, the sum of biases of different shapes would be broadcast.
     bias = np.stack(biases).sum(0) if biases else np.zeros(4 * config["hidden_size"], np.float32)
     found: dict[str, Any] = {"x": a["x"].shape}
     found |= {f"W{k}": v for k, v in enumerate(np.split(a["weight_ih_l0"], 4))}
@@ -110,7 +110,7 @@ def model(config: Config, a: Arrays) -> tuple[bytes, dict[str, int]]:
 
 
 def operator(schema: Any, config: Config, given: list[int], y: int) -> Any:
-    """Return the node; its cell clip of 0 means none."""
+    """Return the node; its cell clip of 0 means no clip."""
     found, options = schema.OperatorT(), schema.UnidirectionalSequenceLSTMOptionsT()
     options.fusedActivationFunction, options.timeMajor = TANH, True
     options.cellClip = float(config.get("variant", {}).get("cell_clip", 0))

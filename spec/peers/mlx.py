@@ -1,4 +1,4 @@
-"""mlx.nn.LSTM on the CPU, gradients by mlx.core.vjp."""
+"""Adapt mlx.nn.LSTM on the CPU, with gradients by mlx.core.vjp."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Subject(Peer):
-    """One layer and direction over full rows; its one bias is the sum of the two."""
+    """One layer and direction without lengths; its single bias is the sum of the two biases."""
 
     name = "mlx"
     kernel = "mlx.nn.LSTM"
@@ -34,7 +34,7 @@ class Subject(Peer):
             },
         )
         if not arrays["x"].shape[1]:
-            # Asked, it would end this process, and with it every other result.
+            # MLX would end this process in such a call, and lose all other results.
             msg = "a batch without entries ends the whole process by a division by zero"
             raise RuntimeError(msg)
         if op.startswith("layer"):
@@ -71,7 +71,7 @@ class Subject(Peer):
 
 
 def as_mlx(mx: Any, a: np.ndarray) -> Any:
-    """Copy to MLX, which takes float64 for float32 where no dtype is given."""
+    """Copy to MLX, which converts float64 to float32 if no dtype is passed."""
     return mx.array(a, dtype=getattr(mx, a.dtype.name))
 
 

@@ -1,4 +1,4 @@
-"""The ONNX operator LSTM as the reference evaluator of the package onnx computes it, in NumPy."""
+"""Adapt the reference evaluator of the package onnx for the ONNX operator LSTM, in NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spec.subject import Arrays, Refused
 
 
 class Subject(Operator):
-    """A ReferenceEvaluator for every call."""
+    """Create a ReferenceEvaluator for every call."""
 
     name = "onnx"
     title = "ONNX's reference evaluator"

@@ -1,4 +1,4 @@
-"""The ONNX operator LSTM as ONNX Runtime computes it on the CPU."""
+"""Adapt ONNX Runtime on the CPU for the ONNX operator LSTM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spec.subject import Arrays, Refused
 
 
 class Subject(Operator):
-    """An InferenceSession for every call."""
+    """Create an InferenceSession for every call."""
 
     name = "onnxruntime"
     title = "ONNX Runtime"
@@ -19,7 +19,7 @@ class Subject(Operator):
 
     def compute(self, model: Any, inputs: Arrays) -> Results:
         if not inputs["X"].shape[1]:
-            # Asked, it would end this process, and with it every other result.
+            # ONNX Runtime would end this process in such a call, and lose all other results.
             msg = "the operator LSTM ends the whole process at a batch without rows"
             raise RuntimeError(msg)
         runtime = importlib.import_module("onnxruntime")

@@ -1,4 +1,4 @@
-"""The ONNX operator LSTM as OpenVINO imports and computes it on the CPU, in float32."""
+"""Adapt OpenVINO on the CPU for the ONNX operator LSTM, in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spec.subject import Arrays, Refused, Unsupported
 
 
 class Subject(Operator):
-    """A compiled model for every call."""
+    """Compile a model for every call."""
 
     name = "openvino"
     title = "OpenVINO"
@@ -36,6 +36,6 @@ class Subject(Operator):
 @cache
 def core() -> Any:
     found = importlib.import_module("openvino").Core()
-    # Without the hint it computes float32 in bfloat16 on processors that have it.
+    # Without this hint, it computes float32 in bfloat16 on processors that support bfloat16.
     found.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
     return found

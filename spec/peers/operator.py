@@ -1,4 +1,4 @@
-"""The ONNX operator LSTM of one layer, forward only: the model that every engine of ONNX is given."""
+"""Build the model of one ONNX operator LSTM, forward only, that every engine of ONNX runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from spec.peers.peer import Peer, as_layer, as_module, one_bias
 from spec.subject import Arrays, Config, Unsupported
 
-# ONNX's names, and the defaults of alpha and beta for the functions that have them.
+# Names of ONNX, and the defaults of alpha and beta.
 ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
     "sigmoid": ("Sigmoid", ()),
     "tanh": ("Tanh", ()),
@@ -31,7 +31,7 @@ PARAMETERS = ("W", "R", "B", "P")
 
 
 class Results(NamedTuple):
-    """What the operator gives: Y (T, D, B, H), and the final states (D, B, H)."""
+    """Outputs of the operator: Y (T, D, B, H), and the final states (D, B, H)."""
 
     y: np.ndarray
     h_n: np.ndarray
@@ -39,7 +39,7 @@ class Results(NamedTuple):
 
 
 class Operator(Peer, ABC):
-    """One node in a model of its own for every call."""
+    """One node in a separate model for every call."""
 
     offered = ("peepholes", "weight_ch", "coupled", "activations", "gate_clip")
     title: ClassVar[str]
@@ -90,13 +90,13 @@ class Operator(Peer, ABC):
         given = {name: a for name, a in inputs.items() if name not in PARAMETERS}
         y, h_n, c_n = self.compute(self.model(onnx, node, inputs), given)
         if y.ndim != len(("T", "D", "B", "H")):
-            # From an x of two axes some runtimes make results of other axes.
+            # For an x with two axes, some runtimes return results with other axes.
             return {"y": y, "h_n": h_n, "c_n": c_n}
         T, D, B, H = y.shape
         return {"y": np.moveaxis(y, 1, 2).reshape(T, B, D * H), "h_n": h_n, "c_n": c_n}
 
     def model(self, onnx: Any, node: Any, inputs: Arrays) -> Any:
-        """Return the node with its parameters as constants, as files of trained networks have them."""
+        """Return the node with its parameters as constants, as in files of trained networks."""
         make = onnx.helper
         given = [
             make.make_tensor_value_info(name, make.np_dtype_to_tensor_dtype(a.dtype), a.shape)
@@ -112,7 +112,7 @@ class Operator(Peer, ABC):
         return make.make_model(graph, opset_imports=[make.make_opsetid("", 14)], ir_version=8)
 
     def inputs(self, config: Config, a: Arrays, directions: tuple[str, ...]) -> Arrays:
-        """Return the inputs in their order: gates i, o, f, c, both biases in one row, peepholes i, o, f."""
+        """Return the inputs in order: gates i, o, f, c, both biases in one row, peepholes i, o, f."""
 
         def stacked(name: str) -> np.ndarray:
             return np.stack(
@@ -133,7 +133,7 @@ class Operator(Peer, ABC):
 
 
 def attributes(variant: Config, directions: int) -> dict[str, Any]:
-    """The node's attributes; alpha and beta are lists of those functions alone that have them."""
+    """Return the node's attributes; alpha and beta are lists for the functions that have them."""
     found: dict[str, Any] = {}
     if "gate_clip" in variant:
         found["clip"] = float(variant["gate_clip"])

@@ -1,4 +1,4 @@
-"""What adapters of libraries share: whether one is there, what it is asked, a layer as a module."""
+"""Define what adapters of libraries share: availability, support of options, a layer as a module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN_OPTIONS = (
 
 
 class Peer:
-    """A library that is here or not; of several packages the first is the one under test."""
+    """Library that may be installed; of several packages, the first is the one under test."""
 
     name: ClassVar[str]
     kernel: ClassVar[str]
@@ -38,14 +38,14 @@ class Peer:
         return f"not installed: {', '.join(missing)}" if missing else None
 
     def declare(self, config: Config, arrays: Arrays, lacking: dict[str, bool]) -> None:
-        """Raise `Unsupported` with every reason that holds, and whatever nobody here has heard of."""
+        """Raise `Unsupported` with every reason that applies, and with every unknown option."""
         reasons = [reason for reason, holds in lacking.items() if holds]
         reasons += [f"{self.name} does not offer {name}" for name in self.unknown(config, arrays)]
         if reasons:
             raise Unsupported("; ".join(reasons))
 
     def unknown(self, config: Config, arrays: Arrays) -> list[str]:
-        """Options, or else parameters, that this library does not have; nothing is left out in silence."""
+        """Return the options or parameters that this library does not have, so that none is ignored."""
         offered = {"variant", *PLAIN_OPTIONS, *PLAIN_PARAMETERS, *STATES, *SEQUENCES, *self.offered}
         options = {name for name, value in (config | config.get("variant", {})).items() if value} - offered
         words = {"profile": f"the profile {config.get('profile')}", "noise": "masks from a given key"}
@@ -54,7 +54,7 @@ class Peer:
 
 @cache
 def version(package: str) -> str:
-    """Return the version of an importable package by its distribution, whose name may be another; or ""."""
+    """Return the version of a package from its distribution, which may have another name; or ""."""
     if importlib.util.find_spec(package) is None:
         return ""
     try:
@@ -64,17 +64,17 @@ def version(package: str) -> str:
 
 
 def parameter(name: str) -> str:
-    """A parameter's name without layer and direction."""
+    """Return a parameter's name without layer and direction."""
     return name.partition("_l")[0]
 
 
 def one_bias(arrays: Arrays) -> bool:
-    """Whether a call has one bias without the other."""
+    """Return whether a call has only one of the two biases."""
     return len({parameter(name) for name in arrays} & {"bias_ih", "bias_hh"}) == 1
 
 
 def as_module(config: Config, arrays: Arrays) -> tuple[Config, Arrays]:
-    """One layer as a module: parameters by torch's names, states with a leading axis."""
+    """Return one layer as a module: parameters with torch's names, states with a leading axis."""
 
     def renamed(name: str, a: np.ndarray) -> tuple[str, np.ndarray]:
         if name in STATES:
@@ -86,6 +86,6 @@ def as_module(config: Config, arrays: Arrays) -> tuple[Config, Arrays]:
 
 
 def as_layer(arrays: Arrays) -> Arrays:
-    """Back from `as_module`."""
+    """Convert the results of `as_module` back."""
     found = {name.replace("_l0", ""): a for name, a in arrays.items()}
     return found | {n: found[n][0] for n in ("h_n", "c_n", "dh_0", "dc_0") if n in found}

@@ -16,7 +16,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Subject(Peer):
-    """One layer and direction over full rows; its one bias is the sum of the two, its matrix both weights."""
+    """One layer and direction without lengths, with the sum of the biases and one matrix for both weights."""
 
     name = "tensorflow"
     kernel = "tf.raw_ops.BlockLSTM"
@@ -40,7 +40,7 @@ class Subject(Peer):
             },
         )
         if not arrays["x"].shape[1] and "dy" in arrays:
-            # They are what the memory held before, and so differ from call to call.
+            # They contain uninitialised memory, and so differ from call to call.
             msg = "of a batch without rows the gradients of the parameters are never filled"
             raise RuntimeError(msg)
         if op.startswith("layer"):
@@ -71,7 +71,7 @@ class Subject(Peer):
         bias = tf.add_n(biases) if biases else tf.zeros(4 * H, dtype)
 
         def ordered(v: Any) -> Any:
-            """Put g before f."""
+            """Move g before f."""
             i, f, g, o = tf.split(v, 4)
             return tf.concat([i, g, f, o], 0)
 

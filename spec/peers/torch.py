@@ -1,4 +1,4 @@
-"""torch.nn.LSTM on the CPU, ragged batches packed."""
+"""Adapt torch.nn.LSTM on the CPU, with packed ragged batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Subject(Peer):
-    """The module with its parameters by their own names; gradients by its autograd."""
+    """Module with its parameters by their own names; gradients by autograd."""
 
     name = "torch"
     kernel = "torch.nn.LSTM"
@@ -46,7 +46,7 @@ class Subject(Peer):
         x = given["x"]
         x = packing.pack_padded_sequence(x, lengths, enforce_sorted=False) if lengths else x
         with warnings.catch_warnings():
-            # With a projection torch says which engine it cannot use.
+            # With a projection, torch warns about an engine that it cannot use.
             warnings.simplefilter("ignore", UserWarning)
             if config.get("cell") == "gru":
                 y, h_n = module(x, given["h_0"])
@@ -63,7 +63,7 @@ class Subject(Peer):
         return {name: array(torch, a) for name, a in results.items()}
 
     def built(self, torch: Any, config: Config, arrays: Arrays) -> tuple[Any, dict[str, Any]]:
-        """The module, and every input as a tensor that takes a gradient."""
+        """Return the module, and every input as a tensor that requires a gradient."""
         names = ("num_layers", "bidirectional", "proj_size", "bias")
         sizes = {name: config[name] for name in names if name in config}
         kind = torch.nn.GRU if config.get("cell") == "gru" else torch.nn.LSTM
@@ -78,14 +78,14 @@ class Subject(Peer):
 
 
 def tensor(torch: Any, a: np.ndarray) -> Any:
-    """A copy as a tensor; NumPy's bfloat16, which torch does not know, by its bits."""
+    """Return a copy as a tensor; NumPy's bfloat16, which torch does not support, by its bits."""
     if a.dtype.name == "bfloat16":
         return torch.from_numpy(a.view("int16").copy()).view(torch.bfloat16)
     return torch.from_numpy(a.copy())
 
 
 def array(torch: Any, t: Any) -> np.ndarray:
-    """Back from `tensor`."""
+    """Convert a tensor back to an array."""
     if t.dtype == torch.bfloat16:
         return np.asarray(t.detach().contiguous().view(torch.int16).numpy().view("bfloat16"))
     return np.asarray(t.detach().numpy())

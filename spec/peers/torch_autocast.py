@@ -1,4 +1,4 @@
-"""torch.nn.LSTM in float32 under torch.autocast to bfloat16: numbers of bfloat16 in and out."""
+"""Adapt torch.nn.LSTM in float32 under torch.autocast to bfloat16, with bfloat16 inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spec.subject import Arrays, Config
 
 @cache
 def lacks_processor() -> bool:
-    """Return whether PyTorch has no LSTM of bfloat16 for this processor, such as one without AVX-512."""
+    """Return whether PyTorch has no LSTM in bfloat16 for this processor, such as one without AVX-512."""
     torch = importlib.import_module("torch")
     try:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -26,7 +26,7 @@ def lacks_processor() -> bool:
 
 
 class Subject(Torch):
-    """The parameters stay in float32; autocast casts them where it computes."""
+    """The parameters stay in float32, and autocast converts them."""
 
     name = "torch_autocast"
     kernel = "torch.nn.LSTM, autocast bfloat16"

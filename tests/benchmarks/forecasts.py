@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 def tasks() -> Iterator[Task]:
-    """Return sea surface temperatures with the month, and unemployment with five past covariates."""
+    """Yield sea surface temperatures with the month, and unemployment with five past covariates."""
     from statsmodels.datasets import elnino, macrodata
 
     sea = elnino.load_pandas().data.drop(columns="YEAR").to_numpy().ravel()

@@ -69,7 +69,7 @@ VALUES: dict[str, Any] = {
 
 
 def trials(seed: int, share: float) -> Iterator[tuple[str, str, str]]:
-    """Return the call, argument and value of each trial in one share of all, drawn by the seed."""
+    """Yield the call, argument and value of each trial in one share of all, drawn by the seed."""
     drawn = random.Random(seed)
     for name, make in CALLS.items():
         function, _ = make()

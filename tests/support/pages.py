@@ -40,7 +40,7 @@ class Snippet(NamedTuple):
 
 
 def snippets_of(page: str) -> Iterator[Snippet]:
-    """Return every fenced block of a page."""
+    """Yield every fenced block of a page."""
     lines = PAGES[page].splitlines()
     start, fence = 0, ""
     for number, line in enumerate(lines, start=1):

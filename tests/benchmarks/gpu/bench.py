@@ -249,7 +249,7 @@ class Cell:
         return f"differs in {key} by {differences[key]:.1e} of the largest number, {allowed}"
 
     def interleave(self, rounds: int) -> None:
-        """Return the seconds per call of each engine, one number per round."""
+        """Measure the seconds per call of each engine, one number per round."""
         calls = {}
         for name in self._able():
             trial = self._ask(name, "time", what=self._what, calls=1)

@@ -123,7 +123,7 @@ def plans(
 
 
 def _units(H: int, most: int, mma: bool) -> Iterator[int]:
-    """Yield the units per block for at most `most` blocks; for mma, larger numbers are candidates too."""
+    """Return the units per block for at most `most` blocks; for mma, larger numbers are candidates too."""
     fewest = up(up(H, min(up(H, UNITS), most)), UNITS) * UNITS
     return iter(range(fewest, MOST_UNITS + 1, UNITS) if mma else (fewest,))
 
