@@ -9,17 +9,22 @@
 
 static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * sizeof(WEIGHT); }
 
+#define NO_PREFETCH(at) (void)0
+#define PREFETCH(at) __builtin_prefetch(at, 0, 2)
+
 /* A tile: multiply R rows by one panel over k terms of one block, and add u and the bias if they are not
-   NULL. Terms of a row are `step` apart. Each term prefetches one cache line of the `next` weights, because
-   loads of weights that exceed the L2 cache would stall the loop. The eight chains of two rows only just hide
-   the latency of a multiply-add: without unrolling, the loop itself costs a quarter of the speed. */
-#define TILE(R, UNROLL)                                                                                 \
+   NULL. Terms of a row are `step` apart. Each vector of weights is loaded once, for all rows. Where tiles are
+   few, each term prefetches one cache line of the `next` weights, because loads of weights that exceed the L2
+   cache would stall the loop. The eight chains of two rows only just hide the latency of a multiply-add:
+   without unrolling, the loop itself costs a quarter of the speed. */
+#define TILE(name, R, UNROLL, AHEAD)                                                                    \
     TARGET static __attribute__((noinline)) void STORE(                                                 \
-        tile##R)(const REAL *const *rows, Size step, const WEIGHT *w, Size k, REAL *out, Size out_step, \
+        name##R)(const REAL *const *rows, Size step, const WEIGHT *w, Size k, REAL *out, Size out_step, \
                  const REAL *u, Size u_step, const REAL *bias, const char *next)                        \
     {                                                                                                   \
         const REAL *a[R];                                                                               \
         V sum[R][4];                                                                                    \
+        (void)next;                                                                                     \
         EACH (r, R) {                                                                                   \
             a[r] = rows[r];                                                                             \
             EACH (j, 4)                                                                                 \
@@ -31,14 +36,14 @@ static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * s
                     __builtin_prefetch(u + r * u_step + j * LANES);                                     \
         _Pragma(UNROLL) for (Size n = 0; n < k; n++, w += PANEL)                                        \
         {                                                                                               \
-            V w0 = GET(w, 0), w1 = GET(w, 1), w2 = GET(w, 2), w3 = GET(w, 3);                           \
-            __builtin_prefetch(next + n * LINE, 0, 2);                                                  \
-            EACH (r, R) {                                                                               \
-                V v = all(a[r][n * step]);                                                              \
-                sum[r][0] = DOT(v, w0, sum[r][0]);                                                      \
-                sum[r][1] = DOT(v, w1, sum[r][1]);                                                      \
-                sum[r][2] = DOT(v, w2, sum[r][2]);                                                      \
-                sum[r][3] = DOT(v, w3, sum[r][3]);                                                      \
+            V v[R];                                                                                     \
+            AHEAD(next + n * LINE);                                                                     \
+            EACH (r, R)                                                                                 \
+                v[r] = all(a[r][n * step]);                                                             \
+            EACH (j, 4) {                                                                               \
+                V column = GET(w, j);                                                                   \
+                EACH (r, R)                                                                             \
+                    sum[r][j] = DOT(v[r], column, sum[r][j]);                                           \
             }                                                                                           \
         }                                                                                               \
         if (u)                                                                                          \
@@ -54,13 +59,18 @@ static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * s
                 store(out + r * out_step + j * LANES, sum[r][j]);                                       \
     }
 
-TILE(1, "GCC unroll 1")
-TILE(2, "GCC unroll 4")
-TILE(3, "GCC unroll 1")
+TILE(tile, 1, "GCC unroll 1", PREFETCH)
+TILE(tile, 2, "GCC unroll 4", PREFETCH)
+TILE(tile, 3, "GCC unroll 1", PREFETCH)
 #if ROWS > 3
-TILE(4, "GCC unroll 1")
-TILE(5, "GCC unroll 1")
-TILE(6, "GCC unroll 1")
+TILE(tile, 4, "GCC unroll 1", PREFETCH)
+TILE(tile, 5, "GCC unroll 1", PREFETCH)
+TILE(tile, 6, "GCC unroll 1", PREFETCH)
+TILE(plain, 5, "GCC unroll 1", NO_PREFETCH)
+TILE(plain, 6, "GCC unroll 1", NO_PREFETCH)
+#else
+TILE(plain, 2, "GCC unroll 4", NO_PREFETCH)
+TILE(plain, 3, "GCC unroll 1", NO_PREFETCH)
 #endif
 
 typedef void (*STORE(Tile))(const REAL *const *, Size, const WEIGHT *, Size, REAL *, Size, const REAL *, Size,
@@ -73,14 +83,35 @@ static const STORE(Tile) STORE(tiles)[] = {
 #endif
 };
 
-#define NO_PREFETCH(at) (void)0
+/* From this number of tiles on, each prefetches its part of the next weights before its loop: the loop is
+   faster without prefetches, and one per term would request every line several times. */
+enum { STORE(MANY) = 16 };
+
+/* The tiles of such a product: as many rows as there are accumulators for, or one row fewer. */
+static const STORE(Tile) STORE(many)[] = {
+#if ROWS > 3
+    STORE(plain5),
+    STORE(plain6),
+#else
+    STORE(plain2),
+    STORE(plain3),
+#endif
+};
+
+/* Prefetch part t of the `size` bytes from `next` on, which are divided into `parts`. */
+static void STORE(prefetch_part)(const char *next, Size size, Size t, Size parts)
+{
+    for (Size at = size * t / parts / LINE * LINE; at < size * (t + 1) / parts; at += LINE)
+        PREFETCH(next + at);
+}
+
 #define PREFETCH_AHEAD(at)                                    \
     EACH (j, (PANEL * (int)sizeof(WEIGHT) + LINE - 1) / LINE) \
     __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PANEL) + j * LINE)
 
 /* Multiply one row by C panels of w at distance `panel`: C independent chains hide the latency of the
    multiply-adds. */
-#define ROW(name, C, PREFETCH)                                                                           \
+#define ROW(name, C, AHEAD)                                                                              \
     TARGET static __attribute__((noinline)) void STORE(name)(const REAL *a, const WEIGHT *w, Size panel, \
                                                              Size k, REAL *out, const REAL *u,           \
                                                              const REAL *bias)                           \
@@ -95,7 +126,7 @@ static const STORE(Tile) STORE(tiles)[] = {
         for (Size n = 0; n < k; n++) {                                                                   \
             V v = all(a[n]);                                                                             \
             EACH (c, C) {                                                                                \
-                PREFETCH(at[c] + n * PANEL);                                                             \
+                AHEAD(at[c] + n * PANEL);                                                                \
                 EACH (j, 4)                                                                              \
                     sum[c][j] = DOT(v, GET(at[c] + n * PANEL, j), sum[c][j]);                            \
             }                                                                                            \
@@ -183,7 +214,11 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
             const REAL *a[ROWS];
             for (Size j = 0; j < r; j++)
                 a[j] = rows[first + j] + k;
-            const STORE(Tile) tile = STORE(tiles)[r];
+            STORE(Tile) tile = STORE(tiles)[r];
+            if (tiles >= STORE(MANY)) {
+                tile = STORE(many)[r - (ROWS - 1)];
+                STORE(prefetch_part)(next, n * PANEL * (Size)sizeof(WEIGHT), t, tiles);
+            }
             tile(a, 1, w + k * PANEL, n, out + first * out_step, out_step,
                  from ? from + first * from_step : NULL, from_step, last, next + t * n * LINE);
         }
@@ -207,6 +242,7 @@ static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, vo
 }
 
 #undef NO_PREFETCH
+#undef PREFETCH
 #undef PREFETCH_AHEAD
 #undef TILE
 #undef ROW
