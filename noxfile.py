@@ -96,10 +96,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run tests, specification and model guides on NumPy, read-only NumPy and array-api-strict."""
-    session.log("three to eight minutes on two cores, after half a minute of installation")
+    """Run the tests but slow ones, and the specification, on NumPy, read-only NumPy and array-api-strict."""
+    session.log("two to five minutes on two cores, after half a minute of installation")
     install(session, ".[test,guides]")
-    run_tests(session, HOST_BACKENDS, *(f"--ignore={path}" for path in SPEC_TOOLS))
+    run_tests(session, HOST_BACKENDS, "-m", "not slow", *(f"--ignore={path}" for path in SPEC_TOOLS))
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that `tests` leaves out because they take long, and the guides that train models."""
+    install(session, ".[test,guides]")
+    run_tests(session, "numpy", "-m", "slow", "tests")
 
 
 @nox.session(tags=["spec"])
@@ -322,7 +329,8 @@ def protocol(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """Test the oldest NumPy and array-api-compat that pyproject.toml allows."""
     install(session, ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
-    run_tests(session, "numpy,numpy_readonly", *(f"--ignore={path}" for path in SPEC_TOOLS))
+    ignored = (f"--ignore={path}" for path in SPEC_TOOLS)
+    run_tests(session, "numpy,numpy_readonly", "-m", "not slow", *ignored)
 
 
 @nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])

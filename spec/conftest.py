@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clauses(*ids): clauses of SPEC.md beyond those in the docstring")
+    config.addinivalue_line("markers", "slow: tests the specification itself, with wrong LSTMs")
     # The subjects are selected once, so that all tests share the cached answers of a subject.
     config.stash[CHOSEN] = chosen(config)
     config.stash[KINDS] = kinds_of(config)

@@ -128,6 +128,7 @@ BREAKS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", gru_relations.LAWS)
 def test_a_wrong_gru_breaks_the_law(law: str) -> None:
     wrong, name = BREAKS[law]
@@ -165,6 +166,7 @@ def test_the_right_gru_passes(name: str) -> None:
     assert effect(RECORDS[name], GRU()) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_gru_is_found(fault: str) -> None:
     assert any(effect(record, GRU(fault)) > MARGIN for record in RECORDS.values())
@@ -175,6 +177,7 @@ def given_once(name: str) -> Arrays:
     return given(name, "float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_gru_that_is_wrong_somewhere_is_found(mutant: str) -> None:
     with np.errstate(all="ignore"):

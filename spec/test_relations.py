@@ -112,6 +112,7 @@ FOUND: dict[str, tuple[Call, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_a_wrong_lstm_breaks_the_law(law: str) -> None:
     call, name = FOUND[law]

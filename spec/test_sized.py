@@ -100,6 +100,7 @@ def test_a_call_remembers_nothing_of_the_one_before(subject: Adapter, name: str)
     assert np.abs(expected(name, "float32")["y"]).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", witnesses.WRONG)
 def test_a_wrong_lstm_is_found(mutant: str) -> None:
     """Each by a call that `test_sizes` asks of every subject; the right ones pass it there."""

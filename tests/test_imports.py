@@ -329,6 +329,7 @@ def backends_imported_inside(function: ast.FunctionDef) -> set[str]:
     return set() if marked else named & {"torch", "jax", "dask", "cupy"}
 
 
+@pytest.mark.slow
 def test_no_test_hides_its_backend_from_the_choice_of_backends():
     """`pytest --backend torch` sees fixtures and marks, but not a skip inside a function."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):

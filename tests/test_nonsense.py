@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import nonsense
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +216,7 @@ def results(share: float) -> dict[tuple[str, str, str], str]:
     return found
 
 
+@pytest.mark.slow
 def test_nonsense_is_refused_by_name_or_has_a_meaning():
     share = float(os.environ.get("XPLSTM_NONSENSE_SHARE", "0.2"))
     strange = []

@@ -138,6 +138,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
         plot_trace(TRACE)
 
 
+@pytest.mark.slow
 def test_the_character_models_pictures_are_drawn(tmp_path):
     program = ROOT / "docs" / "figures" / "char_lm.py"
     runpy.run_path(str(program))["draw"](tmp_path / "char_lm.py", updates=2)

@@ -33,6 +33,7 @@ from xplstm.sklearn import LSTMClassifier, LSTMRegressor  # noqa: E402
 EXPECTED_FAILURES: dict[str, dict[str, str]] = {"LSTMClassifier": {}, "LSTMRegressor": {}}
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [
         LSTMClassifier(8, epochs=8, learning_rate=0.04, random_state=0, dtype="float64"),
@@ -153,6 +154,7 @@ def test_the_features_are_scaled_as_they_were_in_fit(ragged, labels):
     np.testing.assert_allclose(raw.predict_proba(ragged)[0], np.exp(logits) / np.exp(logits).sum())
 
 
+@pytest.mark.slow
 def test_ids_of_tokens(rng):
     texts = [rng.integers(1, 9, length).tolist() for length in rng.integers(1, 8, 200)]
     there = [5 in text for text in texts]
@@ -349,6 +351,7 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_nonsense_is_refused_by_name():
     """Each parameter with each strange value: `fit` refuses it by name, or it has a meaning."""
     meaning = {

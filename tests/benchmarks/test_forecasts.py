@@ -20,6 +20,7 @@ def test_features_are_the_window_and_what_is_known_ahead():
     np.testing.assert_array_equal(happened[0], LINE[30:32, 0])
 
 
+@pytest.mark.slow
 def test_every_method_forecasts_the_same_origins():
     pytest.importorskip("sklearn")
     test = forecasts.ours(TASK)[0]

@@ -128,6 +128,7 @@ def test_agrees_with_a_loop(name: str, valid: str) -> None:
     np.testing.assert_allclose(h_n, want[1], rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("valid", VALID)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_differences(name: str, valid: str) -> None:

@@ -118,6 +118,7 @@ def test_gradients_of_all_options_together(shape: str) -> None:
     assert_gradients(made, made.arrays(), rng=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", ["sum", "mean", "product", "none"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_gradients_of_merged_directions(merge: str, batch_first: bool) -> None:

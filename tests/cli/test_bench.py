@@ -36,6 +36,7 @@ def test_an_engine_that_is_unknown_or_not_installed_is_refused(
     assert "engine 'numpy' is unknown, expected one of native, numpy_inplace" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_small_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +365,7 @@ def engines_of(file: Path) -> dict[tuple[str, Shape], list[str]]:
     }
 
 
+@pytest.mark.slow
 def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
     """Results that differ by more than rounding end the run."""
     numbers = tmp_path / "times.json"
@@ -389,6 +391,7 @@ def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_small_run_of_precisions(tmp_path: Path) -> None:
     """Training, which has none of them, is not timed."""
     numbers = tmp_path / "times.json"
@@ -401,6 +404,7 @@ def test_a_small_run_of_precisions(tmp_path: Path) -> None:
     assert engines_of(numbers) == {("forward", Shape(4, 2, 16, 16)): peers.available_precisions()}
 
 
+@pytest.mark.slow
 def test_a_small_run_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = tmp_path / "times.json"
     argv = ["bench", "--choices", "--shape", "4,2,3,5", "--repeats", "1", "--threads", "2"]
@@ -425,6 +429,7 @@ def test_the_regret_is_of_least_times() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_small_run_of_variants(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

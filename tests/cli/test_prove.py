@@ -118,6 +118,7 @@ FAULTY = [
 ]
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize(("reason", "faults"), FAULTY)
 def test_a_kernel_with_a_fault_is_refused_and_recorded(
@@ -168,6 +169,7 @@ def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None) -
         proof.record(proof.identity(0), name, proof.verdict(reason))
 
 
+@pytest.mark.slow
 @emulated
 def test_costs_are_fitted_and_used(run: Prove, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decided(tmp_path / "proofs", monkeypatch, None)
@@ -187,6 +189,7 @@ def test_costs_are_fitted_and_used(run: Prove, tmp_path: Path, monkeypatch: pyte
         assert partitions.costs_of(standin.Device(0)) == partitions.COSTS
 
 
+@pytest.mark.slow
 @emulated
 def test_a_kernel_that_failed_fits_no_costs(
     run: Prove, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import ast
 import doctest
 import re
 import runpy
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -65,6 +66,14 @@ OTHERS = dict.fromkeys(("sklearn", "statsmodels"), "'xplstm[guides]'") | {
 }
 NEEDS = backends_needed()
 RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
+# The guides whose programs train models for seconds.
+TRAINING = ["classification", "forecasting", "horizons", "language_models", "precision", "rnn", "seq2seq"]
+
+
+def marks_of(page: str, backends: tuple[str, ...]) -> list[pytest.MarkDecorator]:
+    """Return the marks of a page's run."""
+    slow = [pytest.mark.slow] if Path(page).stem in TRAINING else []
+    return slow + [pytest.mark.backend(name) for name in backends or ("numpy",)]
 
 
 # JAX warns of any fork once another test has imported it; the page that forks does not use it.
@@ -75,7 +84,7 @@ RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.
         pytest.param(
             *run,
             id=f"{run[0]}-{'+'.join(run[1]) or 'numpy'}",
-            marks=[pytest.mark.backend(name) for name in run[1] or ("numpy",)],
+            marks=marks_of(*run),
         )
         for run in RUNS
     ],

@@ -36,6 +36,7 @@ PHRASES = (
 )
 
 
+@pytest.mark.slow
 def test_nothing_banned_is_written():
     assert list(words.problems()) == []
 

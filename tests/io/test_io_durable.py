@@ -88,6 +88,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX's")
 @pytest.mark.parametrize("suffix", weightfiles.SUFFIXES)
 def test_killed_at_any_moment_the_file_is_whole(suffix, tmp_path):

@@ -350,6 +350,7 @@ def test_a_member_that_stands_twice_is_refused(suffix, tmp_path):
         io.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN)
 def test_memory_stays_within_a_multiple_of_the_file(case, tmp_path):
     suffix, content, _ = BROKEN[case]
@@ -457,6 +458,7 @@ def changed(content, changes):
 UNREADABLE = () if importlib.util.find_spec("h5py") else (ImportError,)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(NAMES), changes=st.lists(CHANGE, min_size=1, max_size=4))
 def test_a_changed_file_loads_or_is_refused(name, changes, tmp_path):
@@ -493,6 +495,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=st.dictionaries(st.text(max_size=5), ENTRY | HEADER, max_size=4), data=st.binary(max_size=99))
 def test_any_header_is_read_or_refused(header, data, tmp_path):
@@ -517,6 +520,7 @@ INSTRUCTIONS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(program=st.lists(INSTRUCTIONS, max_size=30))
 def test_any_pickle_is_read_or_refused(program, tmp_path):
@@ -577,6 +581,7 @@ def many(count, *, size=b"J\x00\x00\x04\x00"):
     return zipped([("archive/data.pkl", b"\x80\x02}" + named + b"."), ("archive/data/0", bytes(1 << 20))])
 
 
+@pytest.mark.slow
 def test_tensors_of_one_storage_are_bounded_together(tmp_path):
     path = tmp_path / "shared.pt"
     content = many(3000)

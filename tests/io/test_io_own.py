@@ -133,6 +133,7 @@ def test_what_is_saved_comes_back_without_a_word(suffix, layout, tmp_path):
     assert came
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", _registry.LAYOUTS)
 def test_a_mapping_comes_back_or_an_option_is_asked_for(layout):
     """No option that changes the outputs is assumed, apart from the order of the axes."""

@@ -396,6 +396,7 @@ def test_counters_and_other_networks_do_no_harm():
     assert repr(found) == "LSTM(3, 5, num_layers=1, bias=False)"
 
 
+@pytest.mark.slow
 def test_many_wrapped_weights_take_no_time_by_their_square():
     theirs = {f"m{k}.weight_hh_l0_raw": np.ones((4, 1), "float32") for k in range(20_000)}
     start = time.process_time()

@@ -39,6 +39,7 @@ def problem(kind: str = "float32", **changes: Any) -> Problem:
     return made._replace(precision="tf32" if kind == "tf32" else None, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds(launch.KINDS))
 def test_every_entry_and_partition_gives_the_same_numbers(kind: str, cupy: Any) -> None:
     taken = [

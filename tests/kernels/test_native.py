@@ -268,6 +268,7 @@ xplstm.show_config()
 """
 
 
+@pytest.mark.slow
 def test_without_the_compiled_part_the_rest_works_and_says_so() -> None:
     text = started(WITHOUT).stdout
     assert "layer 0: numpy_inplace" in text

@@ -339,6 +339,7 @@ for n in range(5):
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_record_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(proof.FOLDER, str(tmp_path / "proofs"))
     command = [sys.executable, "-c", RECORD]

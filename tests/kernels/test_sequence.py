@@ -133,6 +133,7 @@ def test_checkpointing_holds_less(kernel: str, monkeypatch: pytest.MonkeyPatch) 
     assert work(20) < 0.4 * work(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["native", "numpy_inplace"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_checkpointing_holds_y_once(

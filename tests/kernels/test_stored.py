@@ -466,6 +466,7 @@ def test_the_error_is_reported() -> None:
         quantisation_error(lstm.freeze(), x)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_old_build_is_reported() -> None:
     """A compiled module of another version is not called."""
     code = """

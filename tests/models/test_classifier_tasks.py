@@ -70,6 +70,7 @@ def test_pooling_is_over_the_steps_that_exist(x, pooling):
     np.testing.assert_allclose(model(x[:, 1]), model(x[:, 1:2])[0], atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TARGETS)
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_gradients_are_differences(task, pooling):

@@ -37,6 +37,7 @@ def batch_of(model, rng, lengths=None, to=np.asarray):
     return (WithFuture(inputs, to(future)) if model.known else inputs), to(targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "ragged"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_differences(kind, lengths, rng):

@@ -89,6 +89,7 @@ def test_logits_loss_and_gradients_are_those_of_torch(source, target, state, tor
     check_torch(pullback, theirs)
 
 
+@pytest.mark.slow
 def test_gradients_of_ragged_batches_with_dropout_and_own_tokens_are_differences(ragged, state):
     check_gradients(
         lambda: make(dropout=0.3, teacher_forcing=0.5), lambda model: model.loss_vjp(*ragged, state, 5)
@@ -230,6 +231,7 @@ def test_tokens_may_be_words():
     assert model.translate([["guten", "Tag"]], max_length=5) == ["good day"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_it_learns_to_reverse(ratio):
     """All words of up to 3 of 4 letters; its checks of many others stand in the guide."""

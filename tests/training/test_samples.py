@@ -40,6 +40,7 @@ def test_a_permutation_gives_each_number_once(size):
         np.testing.assert_array_equal(Permutation(size, 5).inverse(images, tweak), numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["entropy", "tweak"])
 def test_all_permutations_are_equally_frequent(by):
     numbers, found = np.arange(4), {}
@@ -50,6 +51,7 @@ def test_all_permutations_are_equally_frequent(by):
     assert sum((n - 50) ** 2 / 50 for n in found.values()) < 49.7  # chi squared, 23 degrees, 0.1 %
 
 
+@pytest.mark.slow
 def test_each_number_comes_to_each_place():
     size, orders = 50, 2000
     seen, steps = np.zeros((size, size)), np.zeros(size)
@@ -165,6 +167,7 @@ def test_another_order_is_not_resumed(tmp_path, change, name):
         trained(list(data_of(series())(0)), checkpoint=path, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True])
 def test_processes_read_their_own_parts(ragged):
     x = series()

@@ -86,6 +86,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shards", "entries", "ragged", "options"), CASES)
 def test_the_bits_do_not_depend_on_the_number_of_processes(shards, entries, ragged, options):
     data = batches(entries, ragged)

@@ -375,6 +375,7 @@ def serve_badly(name: str, connection: Any) -> None:
             connection.send_bytes(json.dumps({"value": name}).encode())
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_what_its_process_does() -> None:
     with Worker("a", serve_badly) as worker:
         with pytest.raises(KernelError, match=r"no answer to hang within 0 s; the process of a was ended"):
