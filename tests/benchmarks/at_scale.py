@@ -204,7 +204,7 @@ def sums() -> str:
                 )
             )
     return table(
-        "LSTM | gradient | ranks | messages a rank | bytes a rank | this tree | whole arrays | ring", rows
+        "LSTM | gradient | ranks | messages per rank | bytes per rank | this tree | whole arrays | ring", rows
     )
 
 
