@@ -264,7 +264,7 @@ class Single(NamedTuple):
         return sizes
 
     def _misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Return the first shape that does not fit the first weights as text; None if all fit."""
+        """Return a message about the first shape that contradicts the first weights; None if all fit."""
         for name in (self.ih[0], self.hh[0]):
             if len(shapes[name]) != 2 or 0 in shapes[name]:
                 return f"{name} has shape {shapes[name]}, expected a matrix"
