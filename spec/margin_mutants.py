@@ -94,6 +94,18 @@ LARGE: dict[str, Test] = {
     "inputs beyond 2100": sized("I", 2100),
     "twelve layers of two directions": both(layers(11), option("bidirectional")),
     "inputs four times the units, with lengths": both(four_inputs_a_unit, ragged),
+    "two layers beyond 600 steps": both(layers(2), sized("T", 600)),
+    "activations of layers and units beyond 34": both(single, option("activations"), sized("H", 34)),
+    "activations of modules and units beyond 16": both(stacked, option("activations"), sized("H", 16)),
+    "activations beyond 100 steps": both(option("activations"), sized("T", 100)),
+    "activations and all else in reverse": both(
+        *map(option, ("activations", "peepholes", "coupled", "gate_clip", "cell_clip", "zoneout_h")),
+        *(option("proj_size"), masked, option("reset"), option("reverse")),
+    ),
+    "activations and all else in modules": both(
+        *map(option, ("activations", "peepholes", "coupled", "gate_clip", "cell_clip", "zoneout_h")),
+        *(option("proj_size"), ragged, option("reset"), option("merge")),
+    ),
     "two directions beyond 600 steps": both(option("bidirectional"), sized("T", 600)),
     "modules with lengths beyond 300 steps": both(stacked, ragged, sized("T", 300)),
     **{f"{name} beyond 300 steps": both(test, sized("T", 300)) for name, test in (

@@ -102,7 +102,18 @@ def meetings() -> dict[str, Sized]:
     for merge in ("sum", "mean", "product", "none"):
         found[f"functions-and-{merge}"] = module(3, 4, 4, 3, *OWN, variant=FUNCTIONS, merge=merge, **BOTH)
     three: Choice = {"num_layers": 3, "bidirectional": True}
+    every = FUNCTIONS | {
+        option: value
+        for name, given in VALUES.items()
+        if name != "layer_norm"
+        for option, value in given.items()
+    }
+    holes: Choice = {"reset": RESETS, "mask": mask_of(4, 3), "reverse": True, "proj_size": 3}
+    ragged: Choice = {"reset": RESETS, "lengths": [4, 0, 3], "merge": "sum", "proj_size": 3}
     return found | {
+        "peepholes-and-norm": layer(3, 4, 4, 3, *OWN, variant={"peepholes": True, "layer_norm": True}),
+        "functions-of-all": layer(3, 5, 4, 3, *OWN, variant=every, **holes),
+        "functions-of-all-module": module(3, 5, 4, 3, *OWN, variant=every, **ragged, **BOTH),
         "functions-of-three-layers": module(3, 4, 4, 3, *OWN, variant=FUNCTIONS, **three),
         "weight-dropout-of-three-layers": module(
             3, 4, 4, 3, "XPL-VAR-015", weight_dropout="0.3", noise=SHORT_KEY, **three
@@ -117,11 +128,15 @@ def large() -> dict[str, Sized]:
         "reset": [[(t + b) % 3 == 1 for b in range(70)] for t in range(2)],
     }
     peepholes, norm = {"variant": {"peepholes": True}}, {"variant": {"layer_norm": True}}
+    functions: Choice = {"variant": FUNCTIONS}
     return {
+        "large-functions": layer(34, 66, 3, 66, *OWN, reverse=True, **functions),
+        "large-functions-module": module(34, 33, 3, 66, *OWN, **BOTH, **functions),
+        "long-functions": layer(2, 3, 140, 3, *OWN, lengths=[140, 0, 77], **functions),
         "large-in-all": layer(70, 70, 2, 70, *OWN, **holes, variant={"peepholes": True, "layer_norm": True}),
         "large-in-all-module": module(36, 36, 2, 36, *OWN, lengths=lengths_of(2, 36), **BOTH, **norm),
         "long-in-all": layer(2, 3, 310, 2, *OWN, mask=mask_of(310, 2), proj_size=2, **peepholes),
-        "long-in-all-module": module(2, 3, 610, 2, *OWN, lengths=[610, 333], bidirectional=True, **peepholes),
+        "long-in-all-module": module(2, 3, 610, 2, *OWN, lengths=[610, 333], **BOTH, **peepholes),
         "long-norm": layer(2, 8, 310, 2, "XPL-VAR-007", reverse=True, **norm),
         "resets-in-all": layer(
             3, 5, 4, 3, *OWN, reset=RESETS, lengths=[4, 0, 3], proj_size=3, reverse=True, **peepholes

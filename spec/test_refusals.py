@@ -20,6 +20,7 @@ CALLS = {
     "module": "four-layers",
     "projection": "projection-module",
     "reverse": "two-directions-2-p2",
+    "upper": "two-directions-2-p2",
     "gru": "gru-lengths-equal-after",
     "gru_before": "gru-no-ends-before",
     "no_steps": "no-steps-two-directions",
@@ -65,6 +66,8 @@ def asked(call: str, name: str) -> bool:
     """Leave out x, whose shape gives T and B, and of layers and directions what another call asks."""
     if call == "reverse":
         return name.endswith("_reverse")
+    if call == "upper":
+        return "_l1" in name
     return name != "x" and "_l1" not in name and name.startswith(ONLY.get(call, ""))
 
 
@@ -298,12 +301,27 @@ def late(op: str, _config: Config, _a: Arrays) -> bool:
     return op.endswith("_vjp")
 
 
+def second_layer(name: str) -> Test:
+    """Where an array of the second layer has a wrong number of rows."""
+    return lambda _op, c, a: np.shape(a[name])[:1] != (4 * c["hidden_size"],)
+
+
 LAX: dict[str, tuple[Test, bool, str]] = {
     "with gradients": (both(single, late), True, "layer-weight_hh"),
     "of states with gradients": (both(single, late), True, "layer-c_0"),
     "of modules with gradients": (both(stacked, late), True, "module-weight_ih_l0"),
     "of projections with gradients": (both(option("proj_size"), late), True, "projection-weight_hr_l0"),
     "of reverse with gradients": (both(option("bidirectional"), late), True, "reverse-bias_ih_l0_reverse"),
+    "of second layers": (
+        both(stacked, second_layer("weight_ih_l1_reverse")),
+        False,
+        "upper-weight_ih_l1_reverse",
+    ),
+    "of biases of second layers": (
+        both(stacked, second_layer("bias_hh_l1")),
+        False,
+        "upper-bias_hh_l1",
+    ),
     "without steps": (empty, False, "no_steps-h_0"),
     "without steps, of parameters": (empty, False, "no_steps-weight_hh_l0_reverse"),
     "without batch entries": (no_rows, False, "no_entries-weight_ih_l0"),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import decimal
-import gc
 import locale
 import logging
 import os
-import random
 import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from itertools import combinations
 
@@ -22,14 +19,16 @@ import numpy as np
 import pytest
 
 from spec.calls import CASES, given
+from spec.process import other_settings, settings
 from spec.records import Record
 from spec.sized_mutants import RIGHT, Call
 from spec.subject import Adapter, Arrays, Refused, Unsupported
 
-NAMES = ("square", "lengths-231", "two-directions-2-p0")
+NAMES = ("square", "lengths-231", "two-directions-2-p2", "peepholes-and-norm")
 KEPT = (*NAMES, "no-steps-reverse", "lengths-000", "no-steps-lengths-module", "no-steps-module")
+STAY = (*NAMES, "ragged-b64")
 OPTIONS = ("lengths-231", "mask-module", "resets-lengths", "peepholes-module", "dropout-sum")
-SETTING = ("square", "two-directions-2-p0", "dropout-sum", "noise-zoneout", "nan-in-reverse")
+SETTING = ("square", "two-directions-2-p2", "dropout-sum", "noise-zoneout", "nan-in-reverse", "four-layers")
 LATER = 5
 """Calls after one whose results are kept: more than a ring of two or four buffers has."""
 CLOSE = 1e-4
@@ -65,7 +64,7 @@ def differing(pairs: list[tuple[Arrays, Arrays]]) -> list[str]:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STAY)
 def test_results_stay_as_they_are(subject: Adapter, name: str, gradients: bool) -> None:
     """XPL-REL-013: no later call changes a result, of these sizes or others, with gradients or without."""
     first = answer(subject, name, writable(name), gradients)
@@ -113,6 +112,25 @@ def test_numbers_are_read_in_each_call(subject: Adapter, name: str) -> None:
     assert not differing(
         [(answer(subject, name, a, g), e) for g, e in zip((False, True), expected, strict=True)]
     )
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", [*NAMES, "gradients-of-19-units"])
+def test_the_place_of_each_number_is_read(subject: Adapter, name: str, gradients: bool) -> None:
+    """XPL-REL-014: an array whose sum, ends and address stay, but not its order, is another argument."""
+    case, a = CASES[name], writable(name)
+    answer(subject, name, a, gradients)
+    wrong = []
+    for array, v in a.items():
+        flat = v.reshape(-1)
+        flat[[1, 2]] = flat[[2, 1]]
+        got, expected = answer(subject, name, a, gradients), RIGHT.call(f"{case.op}_vjp", case.config, a)
+        wrong += [
+            f"{n} of another {array}"
+            for n in differing([(got, {n: expected[n] for n in got if n in expected})])
+        ]
+        flat[[1, 2]] = flat[[2, 1]]
+    assert not wrong
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -199,56 +217,20 @@ def test_repeated_numbers(subject: Adapter, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_array_for_two_arguments(subject: Adapter, name: str) -> None:
-    """XPL-REL-014: h_0 and c_0, and dh_n and dc_n, are one object."""
+    """XPL-REL-014: all arrays of a shape are one object: biases, tied layers, states, x and its cotangent."""
     a = writable(name)
-    both = a | {"c_0": a["h_0"], "dc_n": a["dh_n"]}
-    got = answer(subject, name, both)
-    expected = answer(subject, name, {n: v.copy() for n, v in both.items()})
+    first = {v.shape: v for v in reversed(a.values())}
+    tied = {n: first[v.shape] for n, v in a.items()}
+    got = answer(subject, name, tied)
+    expected = answer(subject, name, {n: v.copy() for n, v in tied.items()})
     assert not differing([(got, expected)])
-
-
-def settings() -> Record:
-    """What other code of the process sees."""
-    tiny = np.array([2.0**-140], "float32")
-    return {
-        "subnormal numbers": float((tiny * np.float32(0.5))[0]),
-        "rounding": 1.0 + 2.0**-53 * 1.5,
-        "errors of NumPy": np.geterr(),
-        "how NumPy prints": str(np.get_printoptions()),
-        "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
-        "random numbers of Python": random.getstate(),
-        "folder": os.getcwd(),
-        "environment": dict(os.environ),
-        "recursion": sys.getrecursionlimit(),
-        "garbage collection": gc.isenabled(),
-        "modules' path": [*sys.path],
-        "filters of warnings": [*warnings.filters],
-        "log": (logging.getLogger().level, [*logging.getLogger().handlers]),
-        "decimals": str(decimal.getcontext()),
-        "locale": locale.setlocale(locale.LC_ALL),
-        "interrupts": signal.getsignal(signal.SIGINT),
-        "streams": (sys.stdout, sys.stderr),
-        "open files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
-        "mode of new files": mode_of_new_files(),
-    }
-
-
-def mode_of_new_files() -> int:
-    mode = os.umask(0o22)
-    os.umask(mode)
-    return mode
 
 
 @pytest.mark.parametrize("name", SETTING)
 def test_settings_of_the_process_stay(subject: Adapter, name: str) -> None:
     """XPL-REL-015: floating-point modes, generators, folder, environment; after NaN and noise too."""
     answer(subject, name, writable(name))
-    np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
-    random.random()
-    gc.enable()
-    # What the call before may have left behind is set to something else.
-    with np.printoptions(precision=5), np.errstate(divide="print"), warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with other_settings():
         before = settings()
         answer(subject, name, writable(name))
         after = settings()
@@ -298,6 +280,17 @@ def test_a_refused_call_leaves_nothing(subject: Adapter, name: str) -> None:
     assert not differing([(after, before)])
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_leaves_nothing(subject: Adapter, name: str, gradients: bool) -> None:
+    """XPL-REL-012: after a call with NaN alone the next one is as it would have been."""
+    a = writable(name)
+    before = answer(subject, name, a, gradients)
+    spoilt = {n: np.full_like(v, np.nan) for n, v in a.items() if n in (*COTANGENTS, "x", "h_0", "c_0")}
+    answer(subject, name, a | spoilt, gradients)
+    assert not differing([(answer(subject, name, a, gradients), before)])
+
+
 class Plain:
     """An LSTM in float64 whose faults lie in what it remembers, returns or changes."""
 
@@ -337,6 +330,65 @@ def packed_once() -> Call:
         return RIGHT.call(op, config, a | weights)
 
     return call
+
+
+def packed_by_sum() -> Call:
+    """Weights are remembered by their shape and sum."""
+    kept: dict[tuple[str, tuple[int, ...], float], np.ndarray] = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        packed = {n: kept.setdefault((n, v.shape, round(float(v.sum()), 3)), v.copy()) for n, v in a.items()}
+        return RIGHT.call(op, config, packed)
+
+    return call
+
+
+def lanes_of_nan() -> Call:
+    """A lane that pads the units has NaN left from the call before, which a weight of zero does not hide."""
+    left = 0.0
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        nonlocal left
+        got = dict(RIGHT.call(op, config, a))
+        got["y"], left = got["y"] + 0 * left, float(np.sum(a["h_0"]))
+        return got
+
+    return call
+
+
+def with_large_buffers() -> Call:
+    """Results of more than a thousand numbers are in a buffer."""
+    kept: Arrays = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        got = dict(RIGHT.call(op, config, a))
+        for n in (n for n, v in got.items() if v.size > 1000):
+            buffer = kept.setdefault(f"{n} {got[n].shape}", np.empty_like(got[n]))
+            buffer[...] = got[n]
+            got[n] = buffer
+        return got
+
+    return call
+
+
+def setting(change: Callable[[], object]) -> Call:
+    """A call that sets something of the process to the same value each time."""
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        change()
+        return RIGHT.call(op, config, a)
+
+    return call
+
+
+SETTERS: dict[str, Callable[[], object]] = {
+    "environment": lambda: os.environ.update(OMP_NUM_THREADS="1"),
+    "decimals": lambda: setattr(decimal.getcontext(), "prec", 9),
+    "recursion": lambda: sys.setrecursionlimit(5000),
+    "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
+    "log": lambda: logging.getLogger().setLevel(logging.DEBUG),
+    "signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+}
 
 
 def scratch() -> Call:
@@ -456,6 +508,16 @@ def sorting(op: str, config: Record, a: Arrays) -> Arrays:
     return RIGHT.call(op, config, a)
 
 
+def gradients_by_object(op: str, config: Record, a: Arrays) -> Arrays:
+    """Parameters that are one array have one gradient, their sum."""
+    got = RIGHT.call(op, config, a)
+    return got | {
+        f"d{n}": np.sum([got[f"d{m}"] for m, w in a.items() if w is v and f"d{m}" in got], axis=0)
+        for n, v in a.items()
+        if f"d{n}" in got
+    }
+
+
 def one_object(op: str, config: Record, a: Arrays) -> Arrays:
     """A state that is the other one's array is taken for one that was left out."""
     same = a["c_0"] is a["h_0"]
@@ -466,8 +528,16 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "results in a buffer": (buffered(), test_results_stay_as_they_are, ("square", True)),
     "a result is an input": (own_state, test_results_are_no_inputs, ("no-steps-module",)),
     "weights by address": (packed_once(), test_numbers_are_read_in_each_call, ("square",)),
+    "weights by sum": (packed_by_sum(), test_the_place_of_each_number_is_read, ("square", True)),
+    "lanes of NaN": (lanes_of_nan(), test_nan_leaves_nothing, ("square", False)),
+    "large results in buffers": (with_large_buffers(), test_results_stay_as_they_are, ("ragged-b64", True)),
     "memory in C order": (in_c_order, test_strides, ("square", "backwards")),
     "repeated numbers": (in_c_order, test_repeated_numbers, ("square",)),
+    "gradients by object": (gradients_by_object, test_one_array_for_two_arguments, ("square",)),
+    **{
+        f"{name} set": (setting(change), test_settings_of_the_process_stay, ("square",))
+        for name, change in SETTERS.items()
+    },
     "one object": (one_object, test_one_array_for_two_arguments, ("square",)),
     "lengths sorted": (sorting, test_options_are_not_changed, ("lengths-231",)),
     "generator seeded": (seeding, test_settings_of_the_process_stay, ("square",)),

@@ -8,12 +8,14 @@ import zlib
 import numpy as np
 import pytest
 
-from spec import margins, paths, witnesses
+from spec import margins, paths, sized, witnesses
 from spec.calls import CASES, expected, faults, given
+from spec.process import AT_FIRST, modes
 from spec.subject import Adapter, Arrays, Unsupported
 
 FOUND_BY: dict[str, str] = json.loads(witnesses.FILE.read_text(encoding="utf-8"))
 IN_HALVES = [n for n, c in CASES.items() if n.startswith(("between-i", "between-b", "ragged-b")) and c.T < 5]
+IN_HALVES += sized.grid()
 IN_HALVES += ["layer-norm-reverse", "mask-module", "merge-mean-one-layer", "peepholes-reverse", "steps-of-19"]
 IN_HALVES += ["projection-lengths-reverse", "resets-reverse", "dropout-two-directions", "four-layers"]
 IN_HALVES += ["large-resets", "large-projection", "large-mask-module"]
@@ -60,7 +62,7 @@ def forward(subject: Adapter, name: str, a: Arrays) -> Arrays:
 
 @pytest.mark.parametrize(("name", "dtype"), NAMES)
 def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-NUM-001, XPL-NUM-002, XPL-SEQ-006: with gradients and without; inputs stay."""
+    """XPL-NUM-001, XPL-NUM-002, XPL-SEQ-006, XPL-REL-015: with and without gradients; inputs, modes stay."""
     case, frozen = CASES[name], given(name, dtype)
     free = {n: v.copy() for n, v in frozen.items()}
     # By turns one of the two calls could write to its inputs, and the other one could not.
@@ -71,6 +73,7 @@ def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
     if "dx" in got and not case.draws:
         said = faults(name, forward(subject, name, second), dtype, gradients=False)
         assert not said, f"{name}, without gradients: {'; '.join(said)}"
+    assert modes() == AT_FIRST
     before = given(name, dtype)
     for array in before:
         np.testing.assert_array_equal(free[array], before[array], err_msg=array)

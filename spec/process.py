@@ -1,0 +1,91 @@
+"""Settings of the process that a call could change: XPL-REL-015."""
+
+from __future__ import annotations
+
+import contextlib
+import decimal
+import gc
+import locale
+import logging
+import os
+import random
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+
+def modes() -> dict[str, Any]:
+    """Return those that are read in microseconds, of arithmetic and of files."""
+    return {
+        "subnormal numbers": float((np.array([2.0**-140], "float32") * np.float32(0.5))[0]),
+        "rounding": [one + np.float64(2.0**-53) * 1.5 for one in np.array([1.0, -1.0])],
+        "errors of NumPy": np.geterr(),
+        "folder": os.getcwd(),
+        "mode of new files": mode_of_new_files(),
+    }
+
+
+def mode_of_new_files() -> int:
+    """Return the mask of permissions, which is read by setting it."""
+    mode = os.umask(0o22)
+    os.umask(mode)
+    return mode
+
+
+AT_FIRST, ENVIRONMENT = modes(), dict(os.environ)
+"""As they were before any call."""
+
+
+def settings() -> dict[str, Any]:
+    """What other code of the process sees."""
+    return modes() | {
+        "how NumPy prints": str(np.get_printoptions()),
+        "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
+        "random numbers of Python": random.getstate(),
+        "environment": dict(os.environ),
+        "recursion": sys.getrecursionlimit(),
+        "garbage collection": gc.isenabled(),
+        "modules' path": [*sys.path],
+        "filters of warnings": [*warnings.filters],
+        "log": (logging.getLogger().level, [*logging.getLogger().handlers]),
+        "decimals": str(decimal.getcontext()),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "streams": (sys.stdout, sys.stderr),
+        "open files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
+    }
+
+
+@contextlib.contextmanager
+def other_settings() -> Iterator[None]:
+    """Set to something else what a call before may have set already."""
+    np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
+    random.random()
+    gc.enable()
+    level, limit, variables = logging.getLogger().level, sys.getrecursionlimit(), dict(os.environ)
+    names, handler = locale.setlocale(locale.LC_ALL), signal.getsignal(signal.SIGTERM)
+    with (
+        np.printoptions(precision=5),
+        np.errstate(divide="print"),
+        warnings.catch_warnings(),
+        decimal.localcontext(prec=31),
+    ):
+        warnings.simplefilter("error")
+        logging.getLogger().setLevel(level + 1)
+        sys.setrecursionlimit(limit + 1)
+        locale.setlocale(locale.LC_ALL, "C")
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        for variable in variables.keys() - ENVIRONMENT.keys():
+            del os.environ[variable]
+        try:
+            yield
+        finally:
+            logging.getLogger().setLevel(level)
+            sys.setrecursionlimit(limit)
+            locale.setlocale(locale.LC_ALL, names)
+            signal.signal(signal.SIGTERM, handler)
+            os.environ.update(variables)
