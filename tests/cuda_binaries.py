@@ -1,7 +1,7 @@
-"""What the compiler makes of the CUDA sources: parameters of each kernel, and the instructions of the walks.
+"""Inspect the compiled CUDA sources: parameters of each kernel, and instructions of the walks.
 
-nvdisasm, of the package nvidia-cuda-nvdisasm, lists the instructions. The emulation has the sizes of
-parameters that every launch is held against, and they have to be those of the compiled kernels.
+nvdisasm, from the package nvidia-cuda-nvdisasm, lists the instructions. The emulation checks every launch
+against its parameter sizes, which must be those of the compiled kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPERATION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", re.
 
 
 class Bound(NamedTuple):
-    """How often a walk may have an instruction at most."""
+    """Largest number of an instruction in a walk."""
 
     operation: str
     most: int
@@ -45,7 +45,7 @@ SHOWN = ("FCHK", "CALL", "BSSY", "MUFU", "LDS", "STS", "LDG", "LDGSTS", "BAR")
 
 
 def disassembler() -> Path:
-    """nvdisasm, which needs no GPU."""
+    """Return the path of nvdisasm, which needs no GPU."""
     for file in importlib.metadata.files("nvidia-cuda-nvdisasm") or []:
         if file.name in ("nvdisasm", "nvdisasm.exe"):
             return Path(str(file.locate()))
@@ -53,7 +53,7 @@ def disassembler() -> Path:
 
 
 def parameters(ptx: bytes) -> dict[str, list[int]]:
-    """The sizes of the parameters of each kernel, in bytes."""
+    """Return the sizes of the parameters of each kernel, in bytes."""
     found = {}
     for name, text in ENTRY.findall(ptx):
         sizes = PARAMETER.findall(text)
@@ -62,7 +62,7 @@ def parameters(ptx: bytes) -> dict[str, list[int]]:
 
 
 def emulated_parameters(file: str, kind: str) -> dict[str, list[int]]:
-    """The same of the emulation."""
+    """Return the sizes of the parameters in the emulation."""
     library, found = compiled.library(file, kind), {}
     for name in compiled.names(file, kind):
         sizes = (ctypes.c_uint * 64)()
@@ -71,7 +71,7 @@ def emulated_parameters(file: str, kind: str) -> dict[str, list[int]]:
 
 
 def counts(cubin: bytes) -> dict[str, collections.Counter[str]]:
-    """How often each kernel has each operation."""
+    """Return the number of each operation in each kernel."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "module.cubin"
         file.write_bytes(cubin)
@@ -85,7 +85,7 @@ def counts(cubin: bytes) -> dict[str, collections.Counter[str]]:
 
 
 def beyond(file: str, kind: str, found: dict[str, collections.Counter[str]]) -> list[str]:
-    """Walks with more of an instruction than is allowed."""
+    """Return the walks with more of an instruction than allowed."""
     bounds = BOUNDS[file][kind]
     return [
         f"{file} {kind} {name}: {count[bound.operation]} {bound.operation}, at most {bound.most}: {bound.why}"

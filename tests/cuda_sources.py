@@ -1,11 +1,9 @@
-"""``python -m tests.cuda_sources`` compiles every CUDA source for every GPU it has to run on; needs no GPU.
+"""Compile every CUDA source for every supported GPU without a GPU: ``python -m tests.cuda_sources``.
 
-The sources of elementwise kernels are those that CuPy itself writes, and the calls of CuPy are held against
-its own signatures.
-NVRTC compiles as it does in CuPy's hands. A warning is an error, and so is a
-kernel with more registers or more spilled bytes than its bound, with arithmetic in
-float64 where the numbers are of half precision, with parameters of other sizes than the emulation's, or with
-an instruction that its loop may not have.
+CuPy generates the sources of elementwise kernels, and the calls of CuPy are compared with its own signatures.
+NVRTC compiles with the options of CuPy. A warning is an error. A kernel also fails if it has more registers
+or spilled bytes than its bound, float64 arithmetic in half precision, other parameter sizes than the
+emulation, or a forbidden instruction in its loop.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import NamedTuple
 from tests import cuda_binaries, cupy_signatures, elementwise_sources
 from xplstm.kernels._cuda import launch
 
-# What CuPy 14 hands to NVRTC, and what makes it strict.
+# Options that CuPy 14 passes to NVRTC, and options that make warnings errors.
 OPTIONS = (
     "-std=c++17",
     "-ftz=true",
@@ -31,7 +29,7 @@ OPTIONS = (
 
 
 class Source(NamedTuple):
-    """A file, the GPUs and kinds of numbers that it is for, and what a thread may take at most."""
+    """File with its GPUs and dtypes, and the limits of a thread."""
 
     name: str
     architectures: tuple[int, ...]
@@ -45,13 +43,13 @@ SOURCES = (
     Source("fused.cu", (75, 80, 90, 100, 120), 72),
     Source("training.cu", (75, 80, 90, 100, 120), 72),
     Source("persistent.cu", (80, 90, 100, 120), 184, kinds=("float64", "float32")),
-    # All registers there are, 128 of them for weights; those spilled are read once a step, or at its begin.
+    # All 255 registers, 128 of them for weights. Spilled registers are read once per step, or at the start.
     Source("persistent_mma.cu", (80, 90, 100, 120), 255, 192, kinds=("float16", "bfloat16", "tf32")),
     Source("project.cu", (80, 90, 100, 120), 184),
     Source("trial.cu", (75, 80, 90, 100, 120), 72, kinds=("float32",)),
 )
 
-# Of the kernels that CuPy makes of recorded steps.
+# Limits of the kernels that CuPy generates from recorded steps.
 ELEMENTWISE_REGISTERS = 72
 
 FORWARD = re.compile(r"walk_(alone_)?\d+|project_input|forward_\w+")
@@ -66,7 +64,7 @@ REPORT = re.compile(
 
 
 class Use(NamedTuple):
-    """What one kernel takes on one GPU."""
+    """Resources of one kernel on one GPU."""
 
     name: str
     stack: int
@@ -76,13 +74,13 @@ class Use(NamedTuple):
 
 
 def library() -> ctypes.CDLL:
-    """NVRTC of the package nvidia-cuda-nvrtc."""
+    """Load NVRTC from the package nvidia-cuda-nvrtc."""
     for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
             files = importlib.metadata.files(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        # The part that it loads itself has to be there first.
+        # NVRTC loads this library, which must be loaded first.
         found = sorted(
             (f for f in files if re.search(r"libnvrtc(-builtins)?\.so\.\d+", f.name)),
             key=lambda f: -len(f.name),
@@ -94,7 +92,7 @@ def library() -> ctypes.CDLL:
 
 
 def compiled(nvrtc: ctypes.CDLL, file: str, options: tuple[str, ...]) -> tuple[str, bytes]:
-    """NVRTC's log and the PTX."""
+    """Return NVRTC's log and the PTX."""
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(
         ctypes.byref(program), launch.source(file).encode(), file.encode(), 0, None, None
@@ -110,7 +108,7 @@ def compiled(nvrtc: ctypes.CDLL, file: str, options: tuple[str, ...]) -> tuple[s
 
 
 def binary(nvrtc: ctypes.CDLL, file: str, kind: str) -> bytes:
-    """The module that a GPU runs."""
+    """Return the module for a GPU."""
     program = ctypes.c_void_p()
     options = (*OPTIONS, f"-arch=sm_{cuda_binaries.ARCHITECTURE}", f"-D{kind.upper()}", *launch.DEFINES)
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
@@ -138,7 +136,7 @@ def uses(log: str) -> list[Use]:
 
 
 def flushes(ptx: bytes) -> list[str]:
-    """What forward kernels compute with subnormals flushed to zero; they promise the processor's bits."""
+    """Return the operations of forward kernels that flush subnormals; they must match the CPU's bits."""
     found = []
     for entry in ptx.split(b".entry ")[1:]:
         name = entry.partition(b"(")[0].decode()
@@ -183,9 +181,9 @@ def main() -> int:
 
 
 def elementwise(nvrtc: ctypes.CDLL) -> list[str]:
-    """What is wrong with the kernels that CuPy makes of recorded steps."""
+    """Return the errors of the kernels that CuPy generates from recorded steps."""
     wrong = []
-    # CuPy's headers have warnings of their own.
+    # CuPy's headers cause warnings of their own.
     options = (*(o for o in OPTIONS if "Werror" not in o), *elementwise_sources.include())
     cases = ("float32", True, 75), ("float64", False, 90), ("float32", False, 120)
     for (name, kernel), (dtype, contiguous, architecture) in product(elementwise_sources.kernels(), cases):

@@ -1,7 +1,7 @@
-"""Holds the names of CuPy that the library uses, and its calls of them, against CuPy itself; needs no GPU.
+"""Compare the calls of CuPy in the sources with CuPy's own signatures, without a GPU.
 
-The calls are read from the sources. CuPy's compiled functions say their parameters in the first line of their
-docstrings.
+The calls are read from the sources. CuPy's compiled functions state their parameters in the first line of
+their docstrings.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ FILES = (
     *CLI,
     PACKAGE / "_stack" / "_cuda.py",
 )
-# What a name of the sources stands for.
+# Modules for the names in the sources.
 ROOTS = {"cp": "cupy", "runtime": "cupy.cuda.runtime", "cublas": "cupy_backends.cuda.libs.cublas"}
-# Needs cuBLAS itself where it is read.
+# Modules that cannot be imported without cuBLAS.
 LAZY = {"cublas"}
 
 
 def used(path: Path) -> Iterator[tuple[str, ast.Call | None]]:
-    """Every dotted name that begins with one of ROOTS, and the call of it, if it is called."""
+    """Yield every dotted name that begins with one of ROOTS, and its call if it is called."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and id(node) not in inner:
-            # An attribute of a result, as ``cp.cuda.Device(0).id``, is no name of CuPy's.
+            # An attribute of a result, such as ``cp.cuda.Device(0).id``, is not a name of CuPy.
             name = re.sub(r"^(self|call)\.(?=cp\.)", "", ast.unparse(node))
             if re.fullmatch(r"[\w.]+", name) and name.partition(".")[0] in ROOTS:
                 yield name, called.get(id(node))
 
 
 def parameters(function: Any) -> inspect.Signature | None:
-    """Return the signature of a function or class of CuPy, or None where it says none."""
+    """Return the signature of a function or class of CuPy, or None if it states none."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
@@ -69,7 +69,7 @@ def parameters(function: Any) -> inspect.Signature | None:
 
 
 def wrong() -> list[str]:
-    """Names that CuPy has not, and calls that it would not take."""
+    """Return names that CuPy does not have, and calls that do not fit a signature."""
     found, modules = [], {}
     for path in FILES:
         for name, call in used(path):
@@ -88,7 +88,7 @@ def wrong() -> list[str]:
 
 
 def refused(thing: Callable[..., Any], call: ast.Call) -> Iterator[str]:
-    """Why CuPy would not take a call, unless the call hides what it passes."""
+    """Yield why a call does not fit CuPy's signature, unless the call unpacks its arguments."""
     signature = parameters(thing)
     hidden = any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords)
     if signature is None or hidden:
@@ -100,7 +100,7 @@ def refused(thing: Callable[..., Any], call: ast.Call) -> Iterator[str]:
 
 
 def stand_in() -> list[str]:
-    """Functions of the stand-in that take what CuPy's do not."""
+    """Return functions of the substitute that accept arguments which CuPy does not accept."""
     offered = standin.modules()["cupy"]
     cupy = importlib.import_module("cupy")
     found = []
@@ -115,7 +115,7 @@ def stand_in() -> list[str]:
 
 
 def methods(cupy: Any) -> list[str]:
-    """Methods of the stand-in's classes with parameters that those of CuPy's have not."""
+    """Return methods of the substitute's classes with parameters that CuPy's methods do not have."""
     pairs = (
         (standin.Kernel.__call__, cupy.RawKernel.__call__),
         (standin.RawModule.get_function, cupy.RawModule.get_function),
@@ -141,9 +141,9 @@ def _names(signature: inspect.Signature | None) -> list[str] | None:
 
 
 def products(text: bytes | None = None) -> list[str]:
-    """Functions of cuBLAS of which the stand-in's take other parameters; CuPy's say theirs in its library.
+    """Return functions of cuBLAS for which the substitute has other parameters than CuPy's library.
 
-    Importing them would load cuBLAS itself.
+    The library is read as a file, because its import would load cuBLAS.
     """
     if text is None:
         spec = importlib.util.find_spec("cupy_backends.cuda.libs.cublas")

@@ -1,4 +1,4 @@
-"""Compile the recorded elementwise kernels as CuPy does: its source, its headers, NVRTC; needs no GPU."""
+"""Compile the recorded elementwise kernels with the sources and headers of CuPy and NVRTC, without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CELLS: dict[str, Cell] = {
     "gru_reset_before": GRUCell(reset_after=False),
 }
 H, P = 24, 8
-# What CuPy puts before an elementwise kernel, and an argument's kind as its enumeration numbers it.
+# Text that CuPy writes before an elementwise kernel, and the kinds of arguments in its enumeration.
 HEADERS = "".join(f"#include <cupy/{name}>\n" for name in ("complex.cuh", "carray.cuh", "atomics.cuh"))
 NDARRAY, INDEXER = 1, 2
 
@@ -44,7 +44,7 @@ def kernels() -> Iterator[tuple[str, Kernel]]:
 
 
 def source(kernel: Kernel, dtype: str, contiguous: bool) -> str:
-    """What CuPy writes for arrays of this dtype, contiguous and counted in 32 bits, or not."""
+    """Return CuPy's source for arrays of this dtype, contiguous and with 32-bit indices, or not."""
     import cupy
     from cupy._core import _carray, _kernel
 
@@ -65,7 +65,7 @@ def source(kernel: Kernel, dtype: str, contiguous: bool) -> str:
 
 
 def include() -> tuple[str, ...]:
-    """The options that name the folders of CuPy's headers."""
+    """Return the options for the folders of CuPy's headers."""
     from cupy._core import core
 
     folder = Path(core.__file__).parent / "include"
@@ -73,7 +73,7 @@ def include() -> tuple[str, ...]:
 
 
 def log_of(nvrtc: ctypes.CDLL, code: str, options: tuple[str, ...]) -> tuple[bool, str]:
-    """Return whether NVRTC compiled the code, and what it says."""
+    """Return whether NVRTC compiled the code, and its log."""
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"elementwise.cu", 0, None, None)
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))

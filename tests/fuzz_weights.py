@@ -1,9 +1,9 @@
-"""Fuzzing what reads files of weights: any bytes are loaded, or refused with an error raised on purpose.
+"""Fuzz the readers of weight files: any bytes must be loaded, or cause an error of xplstm.
 
-``nox -s fuzz`` runs it; what follows ``--`` goes to libFuzzer. Every kind of file goes through `load`,
-`inspect` and `arrays`, and safetensors also through `load_checkpoint` and `load_model`. Inputs that take 10
-seconds or 1 GiB are findings. The seeds and the count of inputs are printed. ``XPLSTM_FUZZ`` lists the
-suffixes of the kinds to fuzz, with commas; all if it is not set.
+``nox -s fuzz`` runs it; arguments after ``--`` are passed to libFuzzer. Every kind of file goes through
+`load`, `inspect` and `arrays`, and safetensors also through `load_checkpoint` and `load_model`. Inputs that
+take 10 seconds or 1 GiB are failures. The command prints the seeds and the number of inputs. ``XPLSTM_FUZZ``
+lists the suffixes of the kinds to fuzz, separated by commas; the default is all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["xplstm.io", "xplstm.training"]):
     from xplstm.io import _registry
     from xplstm.training import load_checkpoint
 
-    # Here, since what is loaded later is not watched.
+    # The modules are loaded here, because libFuzzer does not instrument modules that are loaded later.
     for name in _registry.FILES:
         _registry.file_format(name)
     for name in _registry.LAYOUTS:
@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["xplstm.io", "xplstm.training"]):
 
 from tests.support import weightfiles
 
-# Behind a whole zip file's checksums, where changed bytes would not come otherwise.
+# Members of a valid zip file; changed bytes of the complete file would fail its checksums.
 INSIDE = {
     ".pt": "archive/data.pkl",
     ".npz": "weight_ih_l0.npy",
@@ -46,7 +46,7 @@ KINDS += [kind for kind in INSIDE.items() if kind[0] in CHOSEN]
 
 
 def packed(member: str, content: bytes) -> bytes:
-    """A zip file with `content` as one of its members."""
+    """Return a zip file with `content` as one of its members."""
     archive = bytesio.BytesIO()
     others = (
         {"archive/data/0": bytes(4096)} if member.endswith((".pkl", ".npy")) else weightfiles.keras_parts()
@@ -58,7 +58,7 @@ def packed(member: str, content: bytes) -> bytes:
 
 
 def check(data: bytes, folder: Path) -> None:
-    """Read `data` as the kind of file that its first byte chooses."""
+    """Read `data` as the kind of file that its first byte selects."""
     suffix, member = KINDS[data[0] % len(KINDS)] if data else KINDS[0]
     content = data[1:]
     path = folder / f"fuzzed{suffix.removesuffix('.h5') if member else suffix}"
@@ -73,7 +73,7 @@ def check(data: bytes, folder: Path) -> None:
 
 
 def check_message(error: Exception, path: Path) -> None:
-    """Hold a message to what is promised: bounded, printable, and with the path if the file is to blame."""
+    """Check that a message is bounded and printable, and names the path if the file is the cause."""
     text = str(error)
     assert len(text) <= LONGEST_MESSAGE, len(text)
     assert all(line.isprintable() for line in text.split("\n")), text
@@ -81,7 +81,7 @@ def check_message(error: Exception, path: Path) -> None:
 
 
 def seeds(folder: Path) -> list[str]:
-    """Write whole files to begin with, of the kinds that are chosen; return their names."""
+    """Write valid initial files of the selected kinds; return their names."""
     names = []
     for name, content in (weightfiles.whole() | weightfiles.more()).items():
         for number, (suffix, member) in enumerate(KINDS):
@@ -100,7 +100,7 @@ def seeds(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Fuzz until a limit of libFuzzer's stops it."""
+    """Fuzz until libFuzzer reaches a limit."""
     np.seterr(all="ignore")
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as corpus:

@@ -1,4 +1,4 @@
-"""Refuse a release that is not ready: ``python -m tests.release v0.1.0`` prints what is missing."""
+"""Check that a release is ready: ``python -m tests.release v0.1.0`` prints what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("Changelog", "Documentation", "Issues", "Repository")
-# PyPI refuses every upload with a classifier that begins with "Private ::".
+# PyPI rejects every upload with a classifier that begins with "Private ::".
 CLOSED = "Private :: Do Not Upload"
 
 
@@ -20,7 +20,7 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def without_address(root: Path = ROOT) -> list[str]:
-    """Return the places that wait for the public address of the repository."""
+    """Return the places that need the public address of the repository."""
     urls = project(root).get("urls", {})
     missing = [
         f"pyproject.toml: [project.urls] needs {name} with https://, got {urls.get(name)}"
@@ -37,7 +37,7 @@ def without_address(root: Path = ROOT) -> list[str]:
 
 
 def unready(tag: str, root: Path = ROOT) -> list[str]:
-    """Return all that keeps the commit from being released under this tag."""
+    """Return what is missing for a release of the commit under this tag."""
     missing = without_address(root)
     if CLOSED in project(root)["classifiers"]:
         missing.append(f"pyproject.toml: PyPI refuses files with the classifier {CLOSED!r}")
@@ -52,7 +52,7 @@ def unready(tag: str, root: Path = ROOT) -> list[str]:
 
 
 def main() -> None:
-    """Print what is missing, one line each, and fail if anything is."""
+    """Print what is missing, one item per line, and fail if anything is missing."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tests.release TAG")
     missing = unready(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Check an installed xplstm: ``python -P tests/smoke.py [native]``, where `native` must be there."""
+"""Check an installed xplstm: ``python -P tests/smoke.py [native]``; the argument makes `native` required."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def answers(kernel: str) -> list[np.ndarray]:
 
 
 def main() -> None:
-    """Compare the kernels that a user gets with the reference."""
+    """Compare the kernels of the installation with the reference."""
     assert importlib.metadata.version("xplstm") == xplstm.__version__
     want = answers("reference")
     kernels = ["numpy_inplace", *(["native"] if "native" in sys.argv[1:] else [])]

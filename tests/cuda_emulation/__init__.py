@@ -1,8 +1,7 @@
-"""The CUDA sources as programs of the processor, and a stand-in for the few calls of CuPy that launch them.
+"""Run the CUDA sources as CPU programs, with a substitute for the CuPy functions that launch them.
 
-Nothing here is a run on a GPU: it shows that the kernels' logic and the Python
-side's buffers, launch sizes and arguments are right, and nothing of speed,
-of memory order on a GPU, or of NVIDIA's compiler.
+Nothing here runs on a GPU. The emulation checks the logic of the kernels, and the buffers, launch sizes and
+arguments of the Python code. It does not check speed, memory order on a GPU, or NVIDIA's compiler.
 """
 
 from __future__ import annotations
@@ -22,5 +21,5 @@ FIRST = ("float32", "bfloat16")
 
 
 def kinds(names: Iterable[str]) -> list[Any]:
-    """Return the kinds of numbers as parameters; all but the first take long."""
+    """Return the dtypes as parameters; all except the first are slow."""
     return [pytest.param(name, marks=[] if name in FIRST else [thorough]) for name in names]

@@ -1,4 +1,4 @@
-"""``python -m tests.cuda_emulation KERNEL``: a kernel's emulation under a preloaded ThreadSanitizer."""
+"""Run a kernel's emulation under a preloaded ThreadSanitizer: ``python -m tests.cuda_emulation KERNEL``."""
 
 from __future__ import annotations
 

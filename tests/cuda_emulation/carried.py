@@ -1,4 +1,4 @@
-"""CuPy's kernels behind the seam for NumPy's arrays, which are carried to the stand-in and back."""
+"""Run CuPy's kernels on NumPy arrays, which are copied to the substitute for CuPy and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def moved(a: Any) -> Any:
 
 
 def emulated(name: str) -> _dispatch.Kernel:
-    """The kernel on the stand-in's second device; what it was given may not change."""
+    """Return the kernel on the substitute's second device; it must not change its arguments."""
     room = {**ROOMS, "cupy_elementwise": cupy_elementwise}[name]
 
     def prepare(problem: Problem, params: Any) -> Any:

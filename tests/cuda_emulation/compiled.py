@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources as C++20 against primitives.hpp: a library for each file and kind of numbers."""
+"""Compile the CUDA sources as C++20 with primitives.hpp: one library for each file and dtype."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NAMES = re.compile(r"__global__\s+void\s+(?:(?:__launch_bounds__\([^)]*\)|BOUNDS
 
 @cache
 def compiler() -> str | None:
-    """A compiler that knows what C++20 brought to threads, if one is here."""
+    """Return a compiler that supports the threads of C++20, if one is installed."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
         source.write_text(
@@ -58,7 +58,7 @@ def compiler() -> str | None:
 
 @cache
 def sanitizer() -> str | None:
-    """Path of ThreadSanitizer's library, if there is one that can be loaded into another program."""
+    """Return the path of ThreadSanitizer's library, if one can be preloaded."""
     name = compiler()
     if name is None:
         return None
@@ -73,14 +73,14 @@ def sanitizer() -> str | None:
 
 
 def text(file: str, kind: str) -> str:
-    """The sources, with primitives.hpp in the place of primitives.cuh, and what calls the kernels."""
+    """Return the sources with primitives.hpp instead of primitives.cuh, and code that calls the kernels."""
     sources = sources_of(file)
     calls = (f"EXPORT({name})" for name in names(file, kind))
     return "\n".join(((HERE / "primitives.hpp").read_text(encoding="utf-8"), sources, *calls))
 
 
 def sources_of(file: str) -> str:
-    """All but primitives.cuh, with the faults of the day."""
+    """Return all sources except primitives.cuh, with the faults of the current test."""
     gpu, *others = launch.parts(file)
     assert gpu == "primitives.cuh"
     sources = "\n".join((launch.SOURCES / part).read_text(encoding="utf-8") for part in others)
@@ -90,20 +90,20 @@ def sources_of(file: str) -> str:
 
 
 def names(file: str, kind: str, *options: str) -> list[str]:
-    """The kernels that a file has for one kind of numbers and these options."""
+    """Return the kernels of a file for one dtype and these options."""
     command = [str(compiler()), "-E", f"-D{kind.upper()}", *launch.DEFINES, *options, "-x", "c++", "-"]
     done = subprocess.run(command, input=sources_of(file), capture_output=True, text=True, check=True)
     return NAMES.findall(done.stdout)
 
 
 def build(file: str, kind: str) -> Path:
-    """Path of the shared library, made once for each content."""
+    """Return the path of the shared library, built once for each content."""
     options = (*FLAGS, f"-D{kind.upper()}", *launch.DEFINES, *extra)
     return shared(f"{Path(file).stem}-{kind}", text(file, kind), options)
 
 
 def shared(stem: str, content: str, options: tuple[str, ...] = FLAGS) -> Path:
-    """Path of the shared library of a source, made once for each content."""
+    """Return the path of the shared library of a source, built once for each content."""
     options = (*options, "-fPIC")
     path = made(stem, ".so", content, options)
     if not path.exists():
@@ -112,7 +112,7 @@ def shared(stem: str, content: str, options: tuple[str, ...] = FLAGS) -> Path:
 
 
 def headers(content: str, options: tuple[str, ...]) -> Path:
-    """Path of the standard headers of a source, precompiled once for all sources that include the same."""
+    """Return the path of the standard headers of a source, precompiled once for equal includes."""
     lines = "\n".join(INCLUDES.findall(content))
     options = tuple(option for option in options if not option.startswith("-D"))
     path = made("headers", ".hpp", lines, options)
@@ -124,7 +124,7 @@ def headers(content: str, options: tuple[str, ...]) -> Path:
 
 
 def made(stem: str, ending: str, content: str, options: tuple[str, ...]) -> Path:
-    """Path of what is made of a source, another for each content, compiler and options."""
+    """Return the path of an output, which depends on content, compiler and options."""
     mark = hashlib.sha256(repr((compiler(), content, options)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"xplstm-emulation-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -132,7 +132,7 @@ def made(stem: str, ending: str, content: str, options: tuple[str, ...]) -> Path
 
 
 def compile_to(path: Path, content: str, *options: str) -> None:
-    """Compile a source to a file, which appears whole."""
+    """Compile a source to a file, which is renamed when it is complete."""
     name = compiler()
     assert name is not None
     with tempfile.TemporaryDirectory(dir=path.parent) as fresh:
@@ -164,7 +164,7 @@ def with_options(*options: str) -> Iterator[None]:
 
 @contextmanager
 def faulty(*pairs: tuple[str, str]) -> Iterator[None]:
-    """Compile sources in which the first text of each pair is replaced by the second."""
+    """Compile sources in which the second text of each pair replaces the first."""
     global faults
     for right, _ in pairs:
         assert any(right in path.read_text(encoding="utf-8") for path in launch.SOURCES.glob("*.cu*")), right

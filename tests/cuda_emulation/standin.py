@@ -1,10 +1,9 @@
-"""The few calls of CuPy that xplstm's kernels make, on the processor.
+"""Implement the few CuPy functions that xplstm's kernels call, on the CPU.
 
-A stand-in, and no GPU: arrays are NumPy's, products are NumPy's, kernels are the
-emulated ones. It is stricter than CuPy where a mistake could hide: fresh memory
-is NaN, memory around an array may not be written, a product's operands have to
-lie inside one array each, arguments have their kernel's sizes, and whatever
-would wait for a device raises.
+Arrays and products are those of NumPy, and kernels are the emulated ones. The substitute is stricter than
+CuPy to reveal errors. New memory is NaN, memory around an array must not be written, the operands of a
+product must be inside one array each, arguments must have the sizes of the kernel's parameters, and waiting
+for a device raises an error.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ queues: set[tuple[int, int]] = set()
 
 
 def place(address: int) -> tuple[int, int] | int:
-    """The number of the array at an address and the bytes before it, or the address if none is there."""
+    """Return the number of the array at an address and the bytes before it, or only the address."""
     for memory in Memory.everything:
         if memory.start <= address < memory.start + memory.size:
             return memory.number, address - memory.start
@@ -73,7 +72,7 @@ class Pointer:
 
 
 class ndarray(np.ndarray):
-    """NumPy's array with an address, a device, and nothing that looks at its values."""
+    """NumPy array with an address and a device, and without functions that read its values."""
 
     device: Any = None
     memory: Memory | None = None
@@ -93,7 +92,7 @@ class ndarray(np.ndarray):
     def __dlpack__(
         self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
     ) -> Any:
-        """Export for a stream that has nothing to wait for: where CuPy would queue a wait, this raises."""
+        """Export for a stream without pending work; raise an error if CuPy would queue a wait."""
         assert (dl_device, copy) == (None, None)
         assert self.size, "CuPy would ask the driver about the memory of an empty array"
         assert stream == Stream.consumer(), f"stream {stream} of the consumer is not CuPy's current one"
@@ -101,7 +100,7 @@ class ndarray(np.ndarray):
         return np.asarray(self).__dlpack__(**version)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> ndarray:
-        """Memory of its own for every result, as CuPy has it."""
+        """Allocate memory for every result, as CuPy does."""
         given = [np.asarray(a) if isinstance(a, ndarray) else a for a in inputs]
         targets = options.get("out")
         if targets is not None:
@@ -127,7 +126,7 @@ class ndarray(np.ndarray):
         np.asarray(self)[key] = value
 
     def argsort(self) -> ndarray:  # type: ignore[override]
-        """CuPy's is stable."""
+        """Sort stably, as CuPy does."""
         return guarded(np.argsort(np.asarray(self), kind="stable"))
 
     def _waits(self, *_: Any) -> Any:
@@ -138,19 +137,19 @@ class ndarray(np.ndarray):
 
 
 def guarded(a: np.ndarray) -> ndarray:
-    """A copy of `a` with margins, on the current device."""
+    """Return a copy of `a` with margins, on the current device."""
     fresh = empty(a.shape, a.dtype)
     np.asarray(fresh)[...] = a
     return fresh
 
 
 def asarray(a: Any) -> ndarray:
-    """What a user would have on the GPU."""
+    """Return an array on the GPU."""
     return guarded(np.asarray(a))
 
 
 def from_dlpack(array: Any) -> ndarray:
-    """An array on memory of a device, without margins, after its library was told the current stream."""
+    """Return an array on memory of a device, without margins; its library gets the current stream."""
     kind, number = array.__dlpack_device__()
     assert kind == 2, f"DLPack's device {kind} is not a GPU of CUDA"
     with Device(number):
@@ -220,7 +219,7 @@ LIBRARY = Library("cupy")
 
 
 class Device:
-    """A device by number; entered, the current one."""
+    """Device by number; inside a block it is the current one."""
 
     current: Device
 
@@ -247,7 +246,7 @@ Device.current = Device(0)
 
 
 class Stream:
-    """The current stream of a device, which a test may say is captured."""
+    """Current stream of a device, which a test may mark as captured."""
 
     current: ClassVar[dict[int, Stream]]
     everything: ClassVar[weakref.WeakSet[Stream]] = weakref.WeakSet()
@@ -265,7 +264,7 @@ class Stream:
 
     @classmethod
     def from_external(cls, obj: Any) -> Stream:
-        """A stream of another library."""
+        """Return a stream of another library."""
         version, ptr = obj.__cuda_stream__()
         assert (version, type(ptr)) == (0, int)
         stream = cls(null=True)
@@ -274,7 +273,7 @@ class Stream:
 
     @staticmethod
     def consumer() -> int:
-        """The current stream as DLPack numbers it, where 1 is the legacy default stream."""
+        """Return the current stream as DLPack numbers it, where 1 is the legacy default stream."""
         return Stream.current[Device.current.id].ptr or 1
 
     def is_capturing(self) -> bool:
@@ -287,7 +286,7 @@ class Stream:
         return self.captured
 
     def synchronize(self) -> None:
-        """Every launch has ended when it returns."""
+        """Return at once, because every launch is complete when it returns."""
         self.waited_for += 1
 
     def __enter__(self) -> Stream:
@@ -319,7 +318,7 @@ class Kernel:
 
     @property
     def kernel(self) -> Kernel:
-        """The function on the current device."""
+        """Return the function on the current device."""
         return self
 
     def __call__(
@@ -331,7 +330,7 @@ class Kernel:
         self.launch((*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_mem, held)
 
     def launch(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int, held: list[Any]) -> None:
-        """What the driver does with a launch; `held` has one object for each argument."""
+        """Run a launch like the driver; `held` has one object for each argument."""
         assert shared <= self.max_dynamic_shared_size_bytes, f"{self.name}: more shared memory than allowed"
         assert max(grid[1:]) <= LARGEST_GRID, f"{self.name}: more blocks along y or z than CUDA takes"
         if self.cooperative:
@@ -351,7 +350,7 @@ class Kernel:
 
 
 def resident(threads: int, shared: int) -> int:
-    """The blocks that one multiprocessor has room for, if threads take all registers."""
+    """Return the number of blocks that fit on one multiprocessor if threads use all registers."""
     threads = -(-threads // CONSTANTS.WARP) * CONSTANTS.WARP
     shared += ATTRIBUTES["ReservedSharedMemoryPerBlock"]
     return min(
@@ -362,7 +361,7 @@ def resident(threads: int, shared: int) -> int:
 
 
 def _argument(a: Any) -> Any:
-    """What CuPy hands a kernel: an array's address, a struct's bytes, a Python number as 64 bits."""
+    """Return the argument as CuPy passes it: an array's address, a struct's bytes, a number as 64 bits."""
     if isinstance(a, ndarray):
         assert a.device == Device.current, "an array of another device than the current one"
         return ctypes.c_uint64(a.data.ptr)
@@ -375,9 +374,9 @@ def _argument(a: Any) -> Any:
 
 
 class ElementwiseKernel:
-    """CuPy's class for kernels of one line of C++ an element, as far as all parameters are raw.
+    """CuPy's class for kernels of one line of C++ per element, for raw parameters only.
 
-    Here the line runs in a loop on the processor, with every index checked.
+    Here the line runs in a loop on the CPU, with every index checked.
     """
 
     TYPES: ClassVar[dict[str, str]] = {"float32": "float", "float64": "double", "bool": "bool"}
@@ -436,7 +435,7 @@ class ElementwiseKernel:
 
 
 class Event:
-    """A point of a stream, whose time is the number of launches before it: each takes a millisecond."""
+    """Event whose time is the number of launches before it, one millisecond each."""
 
     def __init__(self) -> None:
         self.launches: int | None = None
@@ -455,7 +454,7 @@ def get_elapsed_time(start: Event, end: Event) -> float:
 
 
 class PinnedMemoryPointer(bytearray):
-    """Memory of the host that a device reaches, at the same address."""
+    """Host memory that a device reaches at the same address."""
 
     @property
     def ptr(self) -> int:
@@ -463,7 +462,7 @@ class PinnedMemoryPointer(bytearray):
 
 
 class MemoryPointer:
-    """Memory of an allocator; arrays here have their own."""
+    """Memory of an allocator; arrays here allocate their own."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -477,7 +476,7 @@ class MemoryPointer:
 
 @contextmanager
 def using_allocator(allocate: Any) -> Iterator[None]:
-    """Fresh memory is NaN here without it."""
+    """Check the allocator, which new memory here does not need."""
     for size in (0, 512):
         assert isinstance(allocate(size), MemoryPointer)
     yield
@@ -493,7 +492,7 @@ def properties(number: int) -> dict[str, Any]:
 
 @functools.cache
 def entries(file: str, kind: str, only: str) -> list[str]:
-    """The kernels that a module of one entry has."""
+    """Return the kernels of a module with one entry."""
     return compiled.names(file, kind.removeprefix("-D").lower(), f"-DONLY={only}")
 
 
@@ -515,7 +514,7 @@ class RawModule:
 
 
 def modules() -> dict[str, types.ModuleType]:
-    """What ``sys.modules`` has to hold for the kernels to find this in CuPy's place."""
+    """Return the entries of ``sys.modules`` with which the kernels import this module instead of CuPy."""
     from tests.cuda_emulation import libraries
 
     arrays = (ndarray, empty, zeros, empty_like, zeros_like, array, asarray, ascontiguousarray, stack)
@@ -547,7 +546,7 @@ def modules() -> dict[str, types.ModuleType]:
 
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
-    """The stand-in in CuPy's place."""
+    """Install this module instead of CuPy."""
     from tests.cuda_emulation import libraries
 
     stand_ins = modules()

@@ -1,4 +1,4 @@
-"""What is changed, which tests judge it, and which changes alter no result."""
+"""Define the targets, the tests that judge them, and the changes that alter no result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NATIVE = tuple(
 
 
 class Target(NamedTuple):
-    """Modules, as patterns, and the arguments of the run of pytest that judges them."""
+    """Modules, as patterns, and the arguments of the pytest run that tests them."""
 
     patterns: tuple[str, ...]
     tests: tuple[str, ...]

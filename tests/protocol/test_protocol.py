@@ -1,4 +1,4 @@
-"""The flag protocol of the persistent CUDA kernel, by the model checker Spin: faults are refuted."""
+"""Check the flag protocol of the persistent CUDA kernel with the model checker Spin, and find all faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTIONS = {
     "forward, flags inside": ("FLAGGED",),
     "back, flags inside": ("FLAGGED", "BACK"),
 }
-# Blocks, warps of a block, and steps; all are checked exhaustively.
+# Numbers of blocks, of warps per block, and of steps; the check is exhaustive.
 SIZES = ((2, 2, 3), (3, 1, 4), (4, 1, 3))
 SIZES_THAT_GIVE_UP = ((2, 1, 4), (3, 1, 2), (2, 2, 2))
 WRONG = {
@@ -41,7 +41,7 @@ pytestmark = [
 def errors(
     folder: Path, size: tuple[int, int, int], *flags: str, mutant: int = 0, dead: int = 0
 ) -> tuple[int, str]:
-    """How many errors the checker finds, and what it prints."""
+    """Return the number of errors that the checker finds, and its output."""
     values = dict(zip("NWK", size, strict=True)) | {"MUTANT": mutant, "DEAD": dead}
     defines = [f"-D{name}={value}" for name, value in values.items()] + [f"-D{flag}" for flag in flags]
     shutil.copy(MODEL, folder)
@@ -70,14 +70,14 @@ def test_every_order_of_events_reads_the_right_numbers_and_ends(
 def test_a_launch_that_is_abandoned_ends_with_no_wrong_number(
     direction: tuple[str, ...], size: tuple[int, int, int], dead: int, tmp_path: Path
 ) -> None:
-    """Whoever gives up whenever, and though a block publishes nothing from some step on."""
+    """Any thread may abandon the launch at any time, and a block may stop publishing at any step."""
     assert errors(tmp_path, size, "GIVE_UP", *direction, dead=dead)[0] == 0
 
 
 @pytest.mark.parametrize("mutant", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
 def test_a_protocol_with_a_fault_is_refuted(direction: tuple[str, ...], mutant: int, tmp_path: Path) -> None:
-    """A number that is overwritten too early is read wrongly or, with its flag inside, awaited endlessly."""
+    """A number that is overwritten early causes a wrong result, or with a flag inside an endless wait."""
     if "FLAGGED" in direction and mutant in COUNTERS_ALONE:
         pytest.skip("a number is its own flag, so that no order of the two can be wrong")
     count, text = errors(tmp_path, (2, 2, 3), *direction, mutant=mutant)
