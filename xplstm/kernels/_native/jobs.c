@@ -325,12 +325,19 @@ static size_t place_backward(Backward *f, Size steps, char *memory)
     return arena.used;
 }
 
+/* Return the multiply-adds of one step of the recurrence in one direction. */
+static Size step_back_work(const Backward *f)
+{
+    const Packed *p = f->packed[0];
+    return f->B * 4 * p->H * p->P;
+}
+
 /* Choose the numbers of threads for the recurrence and for the products over its rows. Return whether both
    directions run at the same time. */
 static int share_out(Backward *f, int threads)
 {
     const Packed *p = f->packed[0];
-    f->team = plan(threads, f->directions, f->T, f->B, f->B * 4 * p->H * p->P, p, outputs_of(p), &f->by_rows);
+    f->team = plan(threads, f->directions, f->T, f->B, step_back_work(f), p, outputs_of(p), &f->by_rows);
     if (p->projected && !f->by_rows) {
         f->team = 1;
         f->by_rows = 1;
@@ -351,8 +358,7 @@ static void run_blocks(Backward *f, Size steps, int together)
         for (int d = 0; d < f->directions; d++) {
             Size first = f->reverse[d] ? from : f->T - from - some;
             list_rows(f, d, first, first + some);
-            barrier_init(&f->barrier[d], together ? f->team : -1,
-                         f->B * 4 * f->packed[0]->H * f->packed[0]->P);
+            barrier_init(&f->barrier[d], together ? f->team : -1, step_back_work(f));
         }
         pool_run(walk_back_work, f, together ? f->team * f->directions : 1);
         if (!f->by_rows)
