@@ -402,3 +402,46 @@ def test_many_wrapped_weights_take_no_time_by_their_square():
     start = time.process_time()
     assert len(io.inspect(theirs).networks) == 20_000
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("wrapper", ["WeightNorm", "SpectralNorm"])
+@pytest.mark.parametrize("in_rnn", [False, True])
+def test_cells_in_a_norm_of_linen_are_refused(wrapper, in_rnn):
+    """The wrapper stores the factors of each weight next to the cell, and another cell has none."""
+    jax, linen = pytest.importorskip("jax"), pytest.importorskip("flax.linen")
+    x = np.ones((B, T, I), "float32")
+    given = (x,) if in_rnn else ((np.zeros((B, H), "float32"),) * 2, x[:, 0])
+    stats = {"update_stats": True} if wrapper == "SpectralNorm" else {}
+
+    class Normed(linen.Module):
+        @linen.compact
+        def __call__(self, *given):
+            cell = linen.LSTMCell(H)
+            return getattr(linen, wrapper)(linen.RNN(cell) if in_rnn else cell)(*given, **stats)
+
+    class Both(linen.Module):
+        def setup(self):
+            self.normed, self.free = Normed(), linen.RNN(linen.LSTMCell(H))
+
+        def __call__(self, *given):
+            return self.normed(*given), self.free(x)
+
+    variables = Both().init(jax.random.key(0), *given)
+    (inner,) = [name for name in variables["params"]["normed"] if not name.startswith(wrapper)]
+    cell = "params.normed." + (
+        inner if "cell" not in variables["params"]["normed"][inner] else f"{inner}.cell"
+    )
+    with pytest.raises(FormatError, match="a weight computed from other tensors"):
+        io.load(variables, prefix=cell)
+    assert repr(io.load(variables, prefix="params.free.cell")) == "LSTM(3, 5, num_layers=1)"
+
+
+@pytest.mark.parametrize("wrapper", ["WeightNorm", "SpectralNorm"])
+def test_cells_in_a_norm_of_nnx_are_refused(wrapper):
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    normed = getattr(nnx, wrapper)(nnx.LSTMCell(I, H, rngs=rngs), rngs=rngs)
+    for source in (normed, nnx.state(normed)):
+        with pytest.raises(FormatError, match="a weight computed from other tensors"):
+            io.load(source, prefix="layer_instance")
+    assert repr(io.load(normed.layer_instance)) == "LSTM(3, 5, num_layers=1)"

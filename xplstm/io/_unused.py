@@ -13,8 +13,11 @@ from xplstm.io._contents import Contents, Found, show
 
 # Meanings of the extra tensors of known cells and wrappers.
 _MEANINGS = (
-    (r"parametrizations|_orig$|_mask$|_[gvu]$|_raw$|original\d?$", "a weight computed from other tensors"),
-    (r"norm|^ln|_ln|gamma|beta|gain", "layer normalisation"),
+    (
+        r"parametrizations|_orig$|_mask$|_[gvu]$|_raw$|original\d?$|kernel\.(scale|sigma|u)$|^scales\.",
+        "a weight computed from other tensors",
+    ),
+    (r"(?<!weight)(?<!spectral)norm|^ln|_ln|gamma|beta|gain", "layer normalisation"),
     (r"peephole|(^|_)w?_?c[ifo]$|_diag$|weight_ch|^p[ifo]$", "peephole connections"),
     (r"_hr|proj", "a projection"),
     (r"lora_", "an adapter"),
@@ -26,6 +29,10 @@ _ADAPTER = re.compile(r"(lora|dora|adapter)(_|\.|$)", re.IGNORECASE)
 _FACTOR = re.compile(
     r"(^|\.)((?:lora|dora)_(?:a|b|up|down|embedding_[ab]|magnitude\w*)(?:\.|$))", re.IGNORECASE
 )
+_COLLECTION = re.compile(r"^(params|batch_stats)\.")
+_INSTANCE = re.compile(r"(^|\.)layer_instance$")
+# The largest number of names between a wrapper of linen and the end of the path of a weight.
+_DEPTH = 8
 _SHOWN = 6
 
 
@@ -41,8 +48,9 @@ def check_unused(contents: Contents, candidates: Sequence[Found]) -> list[Found]
             place = place.rpartition(".")[0]
         if place in places and not _is_harmless(name, tensor.dtype):
             by_place[place].append(name)
-    for place, name in (*_join_suffixes(contents, candidates), *_find_adapters(contents, candidates)):
-        by_place[place].append(name)
+    for find in (_join_suffixes, _find_adapters, _find_norms):
+        for place, name in find(contents, candidates):
+            by_place[place].append(name)
     return [_check_candidate(one, by_place) for one in candidates]
 
 
@@ -70,6 +78,35 @@ def _find_adapters(contents: Contents, candidates: Sequence[Found]) -> Iterator[
         if match is not None:
             above = name[: match.start(2)]
             yield from ((_wrapper_of(place), name) for place in places if place.startswith(above))
+
+
+def _find_norms(contents: Contents, candidates: Sequence[Found]) -> Iterator[tuple[str, str]]:
+    """Yield each prefix with a tensor of Flax's WeightNorm or SpectralNorm, which compute its weights.
+
+    Linen stores the tensors of a weight in the wrapper, under the path of the weight, as in
+    ``WeightNorm_0.LSTMCell_0.hf.kernel.scale``. nnx stores them next to the wrapped cell.
+    """
+    places = {place for one in candidates for place in one.places}
+    parents = {place.removesuffix("layer_instance"): place for place in places if _INSTANCE.search(place)}
+    owners: dict[str, str] = {}
+    beside: dict[tuple[str, str], list[str]] = {}
+    for one in (one for one in candidates if one.places and one.layout in ("flax", "nnx")):
+        for name in one.names:
+            path = _COLLECTION.sub("", name).split(".")
+            owners[".".join(path)] = one.places[0]
+            beside.setdefault((".".join(path[:-3]), ".".join(path[-2:])), []).append(one.places[0])
+    for name in contents.tensors:
+        *path, end = _COLLECTION.sub("", name).split(".")
+        if end in ("scale", "sigma", "u"):
+            outer = range(max(0, len(path) - _DEPTH), len(path))
+            paths = (".".join(path[:k] + path[k + 1 :]) for k in outer)
+            wrapped = [owners[path] for path in paths if path in owners]
+            # A wrapped RNN may give its own name to the weights of its cell.
+            wrapped = wrapped or beside.get((".".join(path[:-4]), ".".join(path[-2:])), [])
+            yield from ((_wrapper_of(place), name) for place in dict.fromkeys(wrapped))
+        for start, place in parents.items():
+            if name.startswith((f"{start}scales.", f"{start}batch_stats.")):
+                yield _wrapper_of(place), name
 
 
 def _wrapper_of(place: str) -> str:
