@@ -11,7 +11,8 @@ import pytest
 from spec import margins, paths, sized, witnesses
 from spec.calls import CASES, expected, faults, given
 from spec.process import AT_FIRST, modes
-from spec.subject import Adapter, Arrays, Unsupported
+from spec.subject import Adapter, Arrays, Config, Unsupported
+from spec.wrong import LSTM
 
 FOUND_BY: dict[str, str] = json.loads(witnesses.FILE.read_text(encoding="utf-8"))
 IN_HALVES = [n for n, c in CASES.items() if n.startswith(("between-i", "between-b", "ragged-b")) and c.T < 5]
@@ -83,13 +84,16 @@ def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", [*IN_HALVES])
 def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-NUM-005: by the bounds of XPL-NUM-001 in units of half precision, of few steps."""
+    """XPL-NUM-005: by the bounds of XPL-NUM-001, of few steps, with gradients and without."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
     a = {n: v.copy() for n, v in given(name, dtype).items()}
     got = answer(subject, name, a)
     said = faults(name, got, dtype, "dx" in got)
     assert not said, f"{name}: {'; '.join(said)}"
+    if "dx" in got and not CASES[name].draws:
+        said = faults(name, forward(subject, name, a), dtype, gradients=False)
+        assert not said, f"{name}, without gradients: {'; '.join(said)}"
     assert [n for n, v in given(name, dtype).items() if v.tobytes() != a[n].tobytes()] == []
 
 
@@ -110,6 +114,30 @@ def test_a_wrong_lstm_is_found(mutant: str) -> None:
     name = FOUND_BY.get(mutant)
     assert name, "a new wrong LSTM: python -m spec.witnesses"
     assert witnesses.tells(name, mutant), f"{name} finds it no more: python -m spec.witnesses"
+
+
+class InHalf:
+    """The right LSTM, rounded at the end; without gradients y is off by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def describe(self) -> dict[str, str]:
+        return dict.fromkeys(("name", "version", "library", "kernel"), "half")
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        got = LSTM().call(op, config, arrays)
+        got["y"] = got["y"] * (1 if op.endswith("_vjp") else self.factor)
+        return {n: v.astype(arrays["x"].dtype) for n, v in got.items()}
+
+
+def test_a_wrong_path_of_half_precision_is_found() -> None:
+    test_sizes_in_half_precision(InHalf(1), "mask-module", "float16")
+    with pytest.raises(AssertionError, match="without gradients: y misses"):
+        test_sizes_in_half_precision(InHalf(1.25), "mask-module", "float16")
 
 
 def test_no_call_is_named_for_what_is_gone() -> None:
