@@ -12,6 +12,7 @@ from spec.sized_mutants import (
     Spoil,
     Test,
     after,
+    always,
     before,
     both,
     exactly,
@@ -22,6 +23,8 @@ from spec.sized_mutants import (
     stacked,
 )
 from spec.subject import Arrays, Config
+from spec.wrong import LSTM
+from spec.wrong_cell import Exact
 
 EDGES: dict[str, Test] = {
     "no steps": of_size(0, 0),
@@ -145,7 +148,27 @@ def last_repeated(config: Config, _a: Arrays, got: Arrays) -> Arrays:
     return got | {"y": np.where(past[..., None], last, y)}
 
 
+def clipped(bound: float, name: str) -> Spoil:
+    """Return what takes the numbers of an array beyond a bound for the bound."""
+    return lambda c, a: (c, {n: np.clip(v, -bound, bound) if n.startswith(name) else v for n, v in a.items()})
+
+
+class Saturated(Exact):
+    """Functions whose results are 1 or 0 too early."""
+
+    def __init__(self, one: float, zero: float) -> None:
+        self.one, self.zero = one, zero
+
+    def curved(self, v: np.ndarray) -> np.ndarray:
+        v = np.where(np.abs(v) > 1 - self.one, np.sign(v), v)
+        return np.where(np.abs(v) < self.zero, 0, v)
+
+
 MUTANTS: dict[str, Call] = {
+    "functions saturated at 16": LSTM(arithmetic=Saturated(2.0**-45, 0)).call,
+    "functions saturated at -29": LSTM(arithmetic=Saturated(0, 2.0**-42)).call,
+    "x clipped at 10000": before(always, clipped(1e4, "x")),
+    "weight_ih clipped at 10000": before(always, clipped(1e4, "weight_ih")),
     "y repeats its last step past the end": after(ragged, last_repeated),
     **{f"{name} of reverse is that of forward": before(option("bidirectional"), started_forward(name))
        for name in ("h_0", "c_0")},

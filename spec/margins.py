@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from spec.corners import BOTH, lengths_of, mask_of
 from spec.paths import SHORT_KEY
 from spec.plan import VALUES, Choice
 from spec.sized import RESETS, Sized, layer, module
+from spec.subject import Arrays
 
 FUNCTIONS: Choice = {
     "activations": [["hard_sigmoid", "0.3", "0.4"], ["softsign"], ["scaled_tanh", "1.3", "0.7"]]
@@ -147,6 +150,42 @@ def large() -> dict[str, Sized]:
     }
 
 
+def swept_gates(a: Arrays) -> None:
+    """Sums of each gate at every quarter from -40 to 40, where a function may be cut off too early."""
+    sums = np.linspace(-40, 40, 321)
+    for gate, step in enumerate((1, 7, 11, 13)):
+        a["bias_ih"][gate * 321 : (gate + 1) * 321] = sums[np.arange(321) * step % 321]
+    for name in ("weight_ih", "weight_hh", "bias_hh"):
+        a[name] /= 64
+
+
+def swept_states(a: Arrays) -> None:
+    """Cell states from -20 to 20 that are kept."""
+    a["c_0"][...] = np.linspace(-20, 20, a["c_0"].size).reshape(a["c_0"].shape)
+    a["bias_ih"][161:322] = 40
+
+
+def large_inputs(a: Arrays) -> None:
+    a["x"] *= 2.0**20
+    a["weight_ih"] /= 2.0**20
+
+
+def large_weights(a: Arrays) -> None:
+    a["x"] /= 2.0**20
+    a["weight_ih"] *= 2.0**20
+
+
+def numbers() -> dict[str, Sized]:
+    """Sums and states at which a function may saturate too early, and inputs and weights without a bound."""
+    said = ("XPL-NUM-001", "XPL-CELL-002")
+    return {
+        "swept-gates": layer(2, 321, 1, 2, *said, change=swept_gates),
+        "swept-states": layer(2, 161, 1, 2, *said, "XPL-CELL-003", change=swept_states),
+        "large-inputs": layer(3, 4, 4, 3, *said, change=large_inputs),
+        "large-weights": layer(3, 4, 4, 3, *said, change=large_weights),
+    }
+
+
 def shapes() -> dict[str, Sized]:
     """Matrices that are square, as many steps as entries, work and stacks that are larger than others'."""
     square = [[True, True, False], [False, False, True], [True, False, True]]
@@ -186,4 +225,4 @@ def shapes() -> dict[str, Sized]:
     }
 
 
-CASES: dict[str, Sized] = {**edges(), **rates(), **meetings(), **large(), **shapes()}
+CASES: dict[str, Sized] = {**edges(), **rates(), **meetings(), **large(), **numbers(), **shapes()}

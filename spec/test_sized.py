@@ -22,7 +22,7 @@ IN_HALVES += ["projection-lengths-reverse", "resets-reverse", "dropout-two-direc
 IN_HALVES += ["large-resets", "large-projection", "large-mask-module"]
 
 
-BY_TURNS = paths.CASES.keys() | margins.CASES.keys()
+BY_TURNS = (paths.CASES.keys() | margins.CASES.keys()) - margins.numbers().keys()
 
 
 def in_turn(name: str) -> tuple[str, ...]:
