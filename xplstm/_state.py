@@ -264,7 +264,7 @@ def axis_of(name: str, a: Array, axis: int | None) -> int:
 
 
 def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
-    """Return the batch entries at the indices `rows`, in their order; a single integer drops the axis."""
+    """Return the batch entries at the indices `rows`, in that order; a single integer drops the axis."""
     count = a.shape[axis]
     if _is_scalar(rows):
         row = _integer(rows)

@@ -139,7 +139,7 @@ def _why_not_integers(problem: Problem) -> str | None:
 
 
 def slower(problem: Problem) -> str | None:
-    """Return why `numpy_inplace` is faster, or None; it vectorises along the batch, not the units."""
+    """Return why `numpy_inplace`, which vectorises along the batch, is faster; None otherwise."""
     alone = problem.cell.reason or problem.activations or problem.dtype in HALVES
     B, I, H = problem.B, problem.I, problem.H
     if alone or H > NARROW or B < MANY:

@@ -54,7 +54,7 @@ DTYPES = {
 
 
 def recognises(opening: Opening) -> bool:
-    """Return whether a file starts with a header length and JSON, or has the file name ending."""
+    """Return whether a file starts with a header length and JSON, or its name ends in .safetensors."""
     return opening.head[8:9] == b"{" or opening.path.lower().endswith(SUFFIXES)
 
 

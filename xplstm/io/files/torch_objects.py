@@ -174,7 +174,7 @@ def _make_ordered(items: Any = ()) -> dict[Any, Any]:
 
 
 def _make_counter(counts: Any = None) -> dict[Any, Any]:
-    """Replace Counter, which is made from a dict."""
+    """Return the dict of a Counter instead of the Counter."""
     if counts is not None and not isinstance(counts, dict):
         msg = f"a counter is made from {type(counts).__name__}, expected a dict"
         raise TypeError(msg)
