@@ -144,7 +144,10 @@ class Stdio:
 
 
 def written(a: np.ndarray) -> Any:
-    return {"shape": list(a.shape), "data": [v if math.isfinite(v) else str(v) for v in a.ravel().tolist()]}
+    data = a.ravel().tolist()
+    if not np.isfinite(a).all():
+        data = [v if math.isfinite(v) else str(v) for v in data]
+    return {"shape": list(a.shape), "data": data}
 
 
 def read(a: Any, dtype: str) -> np.ndarray:
