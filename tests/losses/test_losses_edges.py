@@ -112,3 +112,17 @@ def test_ctc_needs_a_step_but_no_entry():
 def test_weights_that_do_not_broadcast_are_refused(shape):
     with pytest.raises(xplstm.ShapeError, match=r"weights has shape .* broadcast to \(2, 3\)"):
         losses.softmax_cross_entropy(np.zeros((2, 3, 5)), np.zeros((2, 3), dtype=int), weights=np.ones(shape))
+
+
+def test_an_ignored_class_outside_the_dtype_is_no_class(xp, rng):
+    """PyTorch and JAX compare uint8 numbers with -100 as with 156."""
+    logits, targets = rng.normal(size=(2, 200)), np.asarray([156, 3], "uint8")
+    given = xp.asarray(logits.astype("float32")), xp.asarray(targets)
+    expected, _ = losses.softmax_cross_entropy(logits, targets)
+    for ignored in (-100, 412):
+        loss, _ = losses.softmax_cross_entropy(*given, ignore_index=ignored)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    loss, _ = losses.softmax_cross_entropy(*given, ignore_index=156)
+    assert float(loss) == pytest.approx(
+        float(losses.softmax_cross_entropy(logits[1:], targets[1:])[0]), rel=1e-5
+    )

@@ -108,14 +108,23 @@ def softmax_cross_entropy(
     check_reduction(reduction)
     smoothing = _values.probability("label_smoothing", label_smoothing)
     if ignore_index is not None:
-        kept: Any = targets != _values.size("ignore_index", ignore_index, -_values.LARGEST)
-        mask = kept if mask is None else mask & kept
+        ignored = _values.size("ignore_index", ignore_index, -_values.LARGEST)
+        # PyTorch and JAX would wrap an index outside the range of the dtype, such as -100 with uint8.
+        if xp.isdtype(targets.dtype, "integral") and ignored in _range_of(xp, targets):
+            kept: Any = targets != ignored
+            mask = kept if mask is None else mask & kept
     targets, mask = check_classes(xp, logits, targets, mask)
     weights = check_weights("weights", weights, targets.shape)
     class_weights = check_weights("class_weights", class_weights, logits.shape[-1:])
     if weights is None and class_weights is None and smoothing == 0 and reduction == "mean":
         return guard(*_cross_entropy(xp, logits, targets, mask))
     return guard(*_weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction))
+
+
+def _range_of(xp: Namespace, ids: Array) -> range:
+    """Return the integers that the dtype of `ids` represents."""
+    limits = xp.iinfo(ids.dtype)
+    return range(int(limits.min), int(limits.max) + 1)
 
 
 def binary_cross_entropy(
