@@ -76,7 +76,7 @@ def probability(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return True or False."""
+    """Return `value` as a bool, checked to be True or False."""
     if not isinstance(value, bool | np.bool_):
         msg = f"{name}={_format_value(value)} must be True or False"
         raise DTypeError(msg)

@@ -157,7 +157,7 @@ def slower(problem: Problem) -> str | None:
 
 
 def canonical_sums(problem: Problem) -> bool:
-    """Return whether multiply-adds are fused; the order excludes int8, rounded activations and layer_norm."""
+    """Return whether the call uses the reproducible summation order, which needs fused multiply-adds."""
     published = problem.weights != "int8" and not problem.activations and not _is_normal(problem)
     return ISAS.get(ISA, False) and published
 

@@ -47,7 +47,7 @@ class Composite(Summary, ABC):
 
     @property
     def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
-        """Layers with parameters, by prefix."""
+        """Return the layers with parameters, by prefix."""
         layers = {part: getattr(self, part) for part in self._parts}
         return {part: layer for part, layer in layers.items() if layer is not None}
 
@@ -356,7 +356,7 @@ class Composite(Summary, ABC):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _home(self) -> Home:
-        """Library, device and dtype of the parameters."""
+        """Return the library, device and dtype of the parameters."""
         return _checks.home(next(iter(self._layers.values())).params)
 
     def _to_device(self, numbers: Any) -> Array:

@@ -252,7 +252,7 @@ def windows(
 
 
 def _stretches(a: Array, size: int) -> Array:
-    """Return all windows of `a` (N, ...), (size, N - size + 1, ...): element [t, k] is ``a[k + t]``.
+    """Return all windows of `a` (N, ...): element [t, k] of (size, N - size + 1, ...) is ``a[k + t]``.
 
     The result is a view for a NumPy array.
     """

@@ -325,7 +325,7 @@ def _take(state: States, rows: np.ndarray) -> States:
 
 
 def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.ndarray:
-    """Return the score of the sequence number `width` of each batch entry, which a new one must exceed."""
+    """Return the `width`-th best score of each batch entry, which a new sequence must exceed."""
     scores = [sorted((h.score for h in row), reverse=True) for row in found]
     return np.asarray([row[width - 1] if len(row) >= width else -math.inf for row in scores])
 

@@ -164,7 +164,7 @@ def snake_case(name: str) -> str:
 def _of_model(
     model: Mapping[str, Any], path: str | None, depth: int, version: int | None
 ) -> Iterator[Recurrent]:
-    """Find the recurrent layers of a model with weights under `path`; None means under layer names."""
+    """Find the recurrent layers of a model with weights under `path`, or under layer names if it is None."""
     if model["class_name"] not in MODELS or depth > DEEPEST:
         return
     counts: Counter[str] = Counter()
@@ -225,7 +225,7 @@ def _takes_one(layer: Mapping[str, Any]) -> bool:
 
 
 def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Counter[str]) -> str | None:
-    """Return the recurrent layer that feeds only this layer, and is its only input; None if none does."""
+    """Return the recurrent layer that feeds only this layer, and is its only input; None if there is none."""
     if not _takes_one(layer):
         return None
     name, call, output = next(_histories(layer["inbound_nodes"]))

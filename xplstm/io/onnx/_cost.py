@@ -53,7 +53,7 @@ def most_numbers(node: Node, values: list[Any]) -> int:
 
 
 def _of_product(node: Node, shapes: list[tuple[int, ...]]) -> int:
-    """Bound a matrix product with the time of its sums, and the sum with a third input."""
+    """Bound the cost of a matrix product, with that of its sums and of adding a third input."""
     a, b = (shape if len(shape) > 1 else (*shape, 1, 1)[:2] for shape in shapes[:2])
     rows, terms = a[-2:] if not node.attributes.get("transA", 0) else a[:-3:-1]
     columns = b[-2 if node.attributes.get("transB", 0) else -1]
@@ -62,13 +62,13 @@ def _of_product(node: Node, shapes: list[tuple[int, ...]]) -> int:
 
 
 def _of_pad(shape: tuple[int, ...], values: list[Any]) -> int:
-    """Bound a Pad, in which each axis grows by at most the sum of the counts."""
+    """Bound the cost of a Pad, in which each axis grows by at most the sum of the counts."""
     more = sum(abs(n) for n in _numbers(values[1]))
     return math.prod(n + more for n in shape)
 
 
 def _of_conv(node: Node, shapes: list[tuple[int, ...]]) -> int:
-    """Bound a Conv, which computes the columns of the kernel and their products."""
+    """Bound the cost of a Conv, which computes the columns of the kernel and their products."""
     if len(shapes[0]) != 3 or len(shapes[1]) != 3:
         return sum(math.prod(shape) for shape in shapes)
     (B, C, L), (M, _, kernel) = shapes[:2]
@@ -77,7 +77,7 @@ def _of_conv(node: Node, shapes: list[tuple[int, ...]]) -> int:
 
 
 def _of_range(values: list[Any]) -> int:
-    """Bound a Range; 0 if the node raises an error for its inputs."""
+    """Bound the cost of a Range; 0 if the node raises an error for its inputs."""
     start, limit, step = (float(np.reshape(_array.to_numpy(a), (-1,))[0]) for a in values)
     count = abs(limit - start) / abs(step) if step else 0.0
     return math.ceil(count) if math.isfinite(count) else 0

@@ -188,7 +188,7 @@ def _from_input(
 
 
 def _refuse_change(node: Node, source: str, between: list[Node]) -> Refused:
-    """Return the error for an input that is not read as it is passed to the model."""
+    """Return the error for a node that does not read a model input unchanged."""
     unlike = [one for one in between if one.op not in _BETWEEN and one.op != "Transpose"] or between
     msg = (
         f"the {node.label} does not read {brief(source)!r} unchanged: nodes between them reverse, "
@@ -320,7 +320,7 @@ def _refuse_state(node: Node, name: str) -> Refused:
 
 
 def _is_changed_input(trace: Trace, name: str) -> bool:
-    """Return whether nodes change a model input, which may have a default value, before it is a state."""
+    """Return whether nodes change a model input, with or without a default, before it becomes a state."""
     wanted, seen = [name], set[str]()
     while wanted:
         one = wanted.pop()
