@@ -53,7 +53,7 @@ _ceiling = _Ceiling()
 
 
 def can_register() -> bool:
-    """Return whether threadpoolctl is imported, accepts other libraries, and does not list ours yet."""
+    """Return whether threadpoolctl is imported, accepts other libraries, and does not list xplstm yet."""
     return not _ceiling.is_registered and hasattr(sys.modules.get("threadpoolctl"), "register")
 
 

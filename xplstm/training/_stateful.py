@@ -185,7 +185,7 @@ class StatefulTrainer:
         if not any(map(_array.is_lazy, new.values())) and not _judge.are_finite(new.values()):
             self.optimizer.load_state_dict(before)
             bad = _judge.first_not_finite(self.grads) or _judge.first_not_finite(new)
-            msg = f"update would make parameters infinite or NaN, first by {bad!r}; nothing was changed"
+            msg = f"update would make parameters infinite or NaN, first {bad!r}; nothing was changed"
             raise NonFiniteError(msg)
         self.lstm.params = new
         self.grads = None

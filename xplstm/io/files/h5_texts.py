@@ -45,7 +45,7 @@ def _check_heaps(where: str, content: Any) -> None:
 
 
 def _check_packed(where: str, content: Any) -> None:
-    """Check that no attributes are compressed by a filter, since their bytes cannot be checked."""
+    """Check that no filter compresses attributes, since compressed bytes cannot be checked."""
     start = content.find(_FRACTAL)
     while start >= 0:
         if _number(content, start + 7, 2):

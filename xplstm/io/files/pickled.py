@@ -45,7 +45,7 @@ class Inert:
 
 
 class _Mark:
-    """Marks the start of the items of a container on the stack."""
+    """Marker on the stack for the start of the items of a container."""
 
 
 Calls = Mapping[Global, Callable[..., Any]]

@@ -236,7 +236,7 @@ class Trace:
         return None
 
     def _is_bound(self, node: Node, values: Mapping[str, np.ndarray]) -> bool:
-        """Return whether a Slice of data has a bound beyond its axis, which would shorten a longer axis."""
+        """Return whether a Slice of data has a bound beyond its axis and would shorten a longer axis."""
         if node.op != "Slice" or node.inputs[0] in self._of_sizes or self.is_constant(node.inputs[0]):
             return False
         given = [values[one] if one in values else self.evaluator.value(one) for one in node.inputs]
