@@ -37,7 +37,7 @@ dict of str to numpy.ndarray, float64
 
 def _rule(rule: F) -> F:
     """Replace ``{sections}`` in the docstring of a rule by the sections that all rules share."""
-    rule.__doc__ = inspect.cleandoc(rule.__doc__ or "").replace("{sections}", _SECTIONS)
+    rule.__doc__ = inspect.cleandoc(rule.__doc__ or "").replace("{sections}", _SECTIONS) + "\n"
     return rule
 
 
