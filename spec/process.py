@@ -61,26 +61,11 @@ def settings() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def other_settings() -> Iterator[None]:
-    """Set to something else what a call before may have set already."""
-    np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
-    random.random()
-    gc.enable()
+def restored() -> Iterator[None]:
+    """Undo at the end what a call has set."""
     level, limit, variables = logging.getLogger().level, sys.getrecursionlimit(), dict(os.environ)
     names, handler = locale.setlocale(locale.LC_ALL), signal.getsignal(signal.SIGTERM)
-    with (
-        np.printoptions(precision=5),
-        np.errstate(divide="print"),
-        warnings.catch_warnings(),
-        decimal.localcontext(prec=31),
-    ):
-        warnings.simplefilter("error")
-        logging.getLogger().setLevel(level + 1)
-        sys.setrecursionlimit(limit + 1)
-        locale.setlocale(locale.LC_ALL, "C")
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        for variable in variables.keys() - ENVIRONMENT.keys():
-            del os.environ[variable]
+    with np.printoptions(), np.errstate(), warnings.catch_warnings(), decimal.localcontext():
         try:
             yield
         finally:
@@ -88,4 +73,30 @@ def other_settings() -> Iterator[None]:
             sys.setrecursionlimit(limit)
             locale.setlocale(locale.LC_ALL, names)
             signal.signal(signal.SIGTERM, handler)
-            os.environ.update(variables)
+            set_environment(variables)
+
+
+@contextlib.contextmanager
+def other_settings() -> Iterator[None]:
+    """Set to something else what a call before may have set already."""
+    np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
+    random.random()
+    gc.enable()
+    with restored():
+        np.set_printoptions(precision=5)
+        np.seterr(divide="print")
+        warnings.simplefilter("error")
+        decimal.getcontext().prec = 31
+        logging.getLogger().setLevel(logging.getLogger().level + 1)
+        sys.setrecursionlimit(sys.getrecursionlimit() + 1)
+        locale.setlocale(locale.LC_ALL, "C")
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        set_environment(ENVIRONMENT)
+        yield
+
+
+def set_environment(variables: dict[str, str]) -> None:
+    """Make `variables` the whole environment."""
+    for variable in os.environ.keys() - variables.keys():
+        del os.environ[variable]
+    os.environ.update(variables)
